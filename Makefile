@@ -1,0 +1,46 @@
+# One verb per chore; CI runs the same ones. `make help` lists them.
+PYTHON ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+DATA ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format stubs stubs-check clean
+
+help:  ## List the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The stamps depend on what was asked for, so that a second run installs nothing.
+$(VENV)/.installed: pyproject.toml clients/python/pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e clients/python -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -e "clients/python[cli]" -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/.installed  ## Fine-tune and serve on real pictures (DATA=folder for your own)
+	$(PY) clients/demo.py $(if $(DATA),--data $(DATA))
+
+test: $(VENV)/.installed-dev  ## Lint, type-check and run every test
+	$(MAKE) --no-print-directory lint stubs-check
+	$(PY) -m pytest
+
+lint: $(VENV)/.installed-dev  ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.installed-dev  ## Let ruff mend what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+stubs: $(VENV)/.installed-dev  ## Generate the Python stubs from proto/
+	$(PY) -m proto.generate
+
+stubs-check: $(VENV)/.installed-dev  ## Fail when the committed stubs do not fit proto/
+	$(PY) -m proto.generate --check
+
+clean:  ## Remove the virtual environment and caches
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Generated from proto/graft/v1; never edited."""

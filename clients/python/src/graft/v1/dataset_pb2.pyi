@@ -1,0 +1,147 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Split(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SPLIT_UNSPECIFIED: _ClassVar[Split]
+    SPLIT_TRAIN: _ClassVar[Split]
+    SPLIT_VALIDATION: _ClassVar[Split]
+
+class ArchiveFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ARCHIVE_FORMAT_UNSPECIFIED: _ClassVar[ArchiveFormat]
+    ARCHIVE_FORMAT_TAR: _ClassVar[ArchiveFormat]
+    ARCHIVE_FORMAT_TAR_GZ: _ClassVar[ArchiveFormat]
+    ARCHIVE_FORMAT_ZIP: _ClassVar[ArchiveFormat]
+SPLIT_UNSPECIFIED: Split
+SPLIT_TRAIN: Split
+SPLIT_VALIDATION: Split
+ARCHIVE_FORMAT_UNSPECIFIED: ArchiveFormat
+ARCHIVE_FORMAT_TAR: ArchiveFormat
+ARCHIVE_FORMAT_TAR_GZ: ArchiveFormat
+ARCHIVE_FORMAT_ZIP: ArchiveFormat
+
+class LabelledPicture(_message.Message):
+    __slots__ = ("label", "content", "filename", "split")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    FILENAME_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    content: bytes
+    filename: str
+    split: Split
+    def __init__(self, label: _Optional[str] = ..., content: _Optional[bytes] = ..., filename: _Optional[str] = ..., split: _Optional[_Union[Split, str]] = ...) -> None: ...
+
+class UploadDatasetHeader(_message.Message):
+    __slots__ = ("display_name", "format")
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    display_name: str
+    format: ArchiveFormat
+    def __init__(self, display_name: _Optional[str] = ..., format: _Optional[_Union[ArchiveFormat, str]] = ...) -> None: ...
+
+class UploadDatasetRequest(_message.Message):
+    __slots__ = ("header", "archive_chunk", "picture")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    ARCHIVE_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_FIELD_NUMBER: _ClassVar[int]
+    header: UploadDatasetHeader
+    archive_chunk: bytes
+    picture: LabelledPicture
+    def __init__(self, header: _Optional[_Union[UploadDatasetHeader, _Mapping]] = ..., archive_chunk: _Optional[bytes] = ..., picture: _Optional[_Union[LabelledPicture, _Mapping]] = ...) -> None: ...
+
+class UploadDatasetResponse(_message.Message):
+    __slots__ = ("dataset",)
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    dataset: Dataset
+    def __init__(self, dataset: _Optional[_Union[Dataset, _Mapping]] = ...) -> None: ...
+
+class ClassCount(_message.Message):
+    __slots__ = ("label", "train_count", "validation_count")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    VALIDATION_COUNT_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    train_count: int
+    validation_count: int
+    def __init__(self, label: _Optional[str] = ..., train_count: _Optional[int] = ..., validation_count: _Optional[int] = ...) -> None: ...
+
+class RejectedFile(_message.Message):
+    __slots__ = ("path", "detail")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    detail: str
+    def __init__(self, path: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class Dataset(_message.Message):
+    __slots__ = ("dataset_id", "display_name", "digest", "create_time", "size_bytes", "classes", "picture_count", "rejected", "rejected_count", "has_validation_split")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    HAS_VALIDATION_SPLIT_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    display_name: str
+    digest: str
+    create_time: _timestamp_pb2.Timestamp
+    size_bytes: int
+    classes: _containers.RepeatedCompositeFieldContainer[ClassCount]
+    picture_count: int
+    rejected: _containers.RepeatedCompositeFieldContainer[RejectedFile]
+    rejected_count: int
+    has_validation_split: bool
+    def __init__(self, dataset_id: _Optional[str] = ..., display_name: _Optional[str] = ..., digest: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassCount, _Mapping]]] = ..., picture_count: _Optional[int] = ..., rejected: _Optional[_Iterable[_Union[RejectedFile, _Mapping]]] = ..., rejected_count: _Optional[int] = ..., has_validation_split: _Optional[bool] = ...) -> None: ...
+
+class GetDatasetRequest(_message.Message):
+    __slots__ = ("dataset_id",)
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    def __init__(self, dataset_id: _Optional[str] = ...) -> None: ...
+
+class GetDatasetResponse(_message.Message):
+    __slots__ = ("dataset",)
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    dataset: Dataset
+    def __init__(self, dataset: _Optional[_Union[Dataset, _Mapping]] = ...) -> None: ...
+
+class ListDatasetsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListDatasetsResponse(_message.Message):
+    __slots__ = ("datasets", "next_page_token")
+    DATASETS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    datasets: _containers.RepeatedCompositeFieldContainer[Dataset]
+    next_page_token: str
+    def __init__(self, datasets: _Optional[_Iterable[_Union[Dataset, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class DeleteDatasetRequest(_message.Message):
+    __slots__ = ("dataset_id",)
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    def __init__(self, dataset_id: _Optional[str] = ...) -> None: ...
+
+class DeleteDatasetResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,0 +1,1 @@
+"""The serving process: answers RPCs, keeps models and jobs, starts trainers. Without torch."""

@@ -1,0 +1,147 @@
+"""How labelled pictures lie on disk, and how they are read, checked and named.
+
+`CLASS/FILE` (at any depth below the class), or `train/CLASS/FILE` and `val/CLASS/FILE` (`valid`, `validation`
+and `test` are taken for `val`). One folder around it all is stepped into.
+Hidden files are passed over. Both the dataset store and the trainer read
+through here, so they agree on what a dataset is and on its digest.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+from service.domain import RejectedFile
+from service.errors import GraftError, InvalidInput, Reason
+
+T = TypeVar("T")
+SplitName = Literal["", "train", "val"]
+
+MAX_FILE_BYTES = 64 * 2**20
+
+_SPLITS: dict[str, SplitName] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "val",
+}
+
+
+@dataclass(frozen=True, order=True)
+class PictureFile:
+    """One file that should be a picture; `split` is empty where the folders name none."""
+
+    split: SplitName
+    label: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Examined(Generic[T]):
+    """A picture that was read: its file, the sha256 of its bytes, what decoding gave."""
+
+    file: PictureFile
+    digest: str
+    decoded: T
+
+
+def find(root: Path) -> list[PictureFile]:
+    """Lists the files of a dataset, sorted; reads none of them.
+
+    Raises InvalidInput (DATASET_UNUSABLE) when the folders have another shape.
+    """
+    base = root
+    while True:
+        folders = _visible_folders(base)
+        splits = {folder: _SPLITS[folder.name] for folder in folders if folder.name in _SPLITS}
+        if "train" in splits.values() or len(folders) != 1 or _visible_files(base):
+            break
+        base = folders[0]
+    if "train" in splits.values():
+        stray = [folder.name for folder in folders if folder not in splits]
+        if stray:
+            raise InvalidInput(
+                Reason.DATASET_UNUSABLE,
+                f"beside train/ there are the folders {', '.join(sorted(stray)[:5])}: keep only "
+                "train/ and val/, each with a folder per class",
+            )
+        found = [
+            PictureFile(split, label.name, path)
+            for folder, split in splits.items()
+            for label in _visible_folders(folder)
+            for path in _files_below(label)
+        ]
+    else:
+        found = [
+            PictureFile("", label.name, path) for label in folders for path in _files_below(label)
+        ]
+    if not found:
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            "no files were found: the pictures must lie in a folder per class, or in train/ and "
+            "val/ with a folder per class in each",
+        )
+    return sorted(found)
+
+
+def examine(
+    files: Iterable[PictureFile],
+    decode: Callable[[bytes], T],
+    root: Path,
+    workers: int,
+) -> tuple[list[Examined[T]], list[RejectedFile]]:
+    """Reads and decodes every file, in parallel; order is kept.
+
+    A file that cannot be read, is larger than 64 MiB, or that `decode` refuses
+    with a GraftError, is rejected with the reason.
+    """
+
+    def read(file: PictureFile) -> Examined[T] | RejectedFile:
+        try:
+            if file.path.stat().st_size > MAX_FILE_BYTES:
+                raise InvalidInput(
+                    Reason.PICTURE_TOO_LARGE, f"the file is larger than {MAX_FILE_BYTES} bytes"
+                )
+            data = file.path.read_bytes()
+            return Examined(file, hashlib.sha256(data).hexdigest(), decode(data))
+        except (GraftError, OSError) as error:
+            detail = error.message if isinstance(error, GraftError) else error.strerror
+            return RejectedFile(str(file.path.relative_to(root)), detail or type(error).__name__)
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        outcomes = list(pool.map(read, files))
+    return (
+        [outcome for outcome in outcomes if isinstance(outcome, Examined)],
+        [outcome for outcome in outcomes if isinstance(outcome, RejectedFile)],
+    )
+
+
+def digest(pictures: Iterable[Examined[T]]) -> str:
+    """sha256 over the sorted list of split, class and sha256 of every picture."""
+    lines = sorted(f"{p.file.split}\0{p.file.label}\0{p.digest}\n" for p in pictures)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _files_below(folder: Path) -> list[Path]:
+    nested = [path for inner in _visible_folders(folder) for path in _files_below(inner)]
+    return sorted([*_visible_files(folder), *nested])
+
+
+# Links are not followed: what they point to may lie outside the allowed folders.
+def _visible_folders(folder: Path) -> list[Path]:
+    return sorted(
+        p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not _is_noise(p)
+    )
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    return sorted(
+        p for p in folder.iterdir() if p.is_file() and not p.is_symlink() and not _is_noise(p)
+    )
+
+
+def _is_noise(path: Path) -> bool:
+    return path.name.startswith(".") or path.name == "__MACOSX"

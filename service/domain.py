@@ -1,0 +1,118 @@
+"""The words of the house as types: jobs and their legal lives, models, versions.
+
+Knows nothing of storage, sockets or threads.
+"""
+
+import re
+from enum import StrEnum
+
+import msgspec
+
+from service.errors import InvalidInput, Reason
+
+LATEST = "latest"
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+class JobState(StrEnum):
+    """Where a job is in its life."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing follows."""
+        return self not in TRANSITIONS
+
+
+# RUNNING -> QUEUED happens when the service stops or died while a trainer worked.
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset(
+        {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.QUEUED}
+    ),
+}
+
+
+class ClassCount(msgspec.Struct, frozen=True):
+    """How many pictures a class has; all count as `train` where no split is named."""
+
+    label: str
+    train: int
+    validation: int
+
+
+class RejectedFile(msgspec.Struct, frozen=True):
+    """A file that was left out: its name relative to the dataset, and why, for people."""
+
+    path: str
+    detail: str
+
+
+class Parity(msgspec.Struct, frozen=True):
+    """Torch against ONNX Runtime on real validation pictures."""
+
+    max_difference: float
+    """Largest absolute difference of a probability."""
+    top1_agreement: float
+    """Part of the pictures with the same best class, 0 to 1."""
+    pictures: int
+    """How many were compared."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a version's making; `manifest.json` beside its files."""
+
+    format: int = 1
+    model: str
+    job_id: str
+    method: str
+    """`feature_based` or `model_based`."""
+    recipe: str = ""
+    backbone: str
+    weights: str
+    """The weights it started from: a torchvision name, a package's, or `random:SEED`."""
+    backbone_digest: str
+    """sha256 of the backbone's ONNX file, lower-case hex."""
+    feature_dim: int
+    classes: list[str]
+    temperature: float
+    train_count: int
+    validation_count: int
+    validation_accuracy: float
+    validation_loss: float
+    dataset_digest: str
+    rejected_count: int
+    seed: int
+    hyperparameters: dict[str, float | int | str | bool | None]
+    preprocess: dict[str, float | int | str]
+    parity: Parity
+    opset: int
+    device: str
+    precision: str
+    provider: str
+    """The ONNX Runtime provider that computed the validation figures."""
+    versions: dict[str, str]
+    """Of Python and of every package that matters."""
+    started_at: str
+    """ISO 8601, UTC."""
+    duration_s: float
+    labels: dict[str, str] = {}
+
+
+def check_name(value: str, field: str) -> str:
+    """Returns `value` when it can name a model or an alias; raises InvalidInput otherwise."""
+    if not _NAME.fullmatch(value):
+        shown = value if len(value) <= 80 else value[:77] + "..."
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            f"{field} {shown!r} is not a name: use 1 to 63 lower-case letters, digits, "
+            "'-', '_' and '.', beginning with a letter or digit",
+            field=field,
+        )
+    return value

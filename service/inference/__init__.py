@@ -1,0 +1,1 @@
+"""Inference: pictures in, probabilities out. Knows no RPC, no jobs, no database."""

@@ -1,0 +1,51 @@
+"""One self-contained ONNX classifier from a backbone and a head.
+
+uint8 pictures [n, 224, 224, 3] in, probabilities float32 [n, classes] out;
+the normalisation comes with the backbone, the softmax and the temperature with
+the head. The labels are in the metadata under "labels", as a JSON list.
+"""
+
+import json
+
+import onnx
+from onnx import helper, numpy_helper
+
+from service.inference import preprocess
+from service.inference.head import Head
+
+
+def compose(backbone: bytes, head: Head, metadata: dict[str, str]) -> bytes:
+    """Appends the head to the backbone's graph and returns the new file's bytes."""
+    model = onnx.load_from_string(backbone)
+    graph = model.graph
+    (features,) = (value.name for value in graph.output)
+    # The temperature divides the logits, so it goes into the weights.
+    scale = 1 / head.temperature
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array((head.weight.T * scale).astype("float32"), "head.weight"),
+            numpy_helper.from_array((head.bias * scale).astype("float32"), "head.bias"),
+        ]
+    )
+    graph.node.extend(
+        [
+            helper.make_node("Gemm", [features, "head.weight", "head.bias"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        ]
+    )
+    del graph.output[:]
+    graph.output.append(
+        helper.make_tensor_value_info(
+            "probabilities", onnx.TensorProto.FLOAT, ["n", len(head.classes)]
+        )
+    )
+    properties = {
+        "labels": json.dumps(head.classes, ensure_ascii=False),
+        "preprocess": json.dumps(preprocess.describe()),
+        **metadata,
+    }
+    del model.metadata_props[:]
+    helper.set_model_props(model, properties)
+    onnx.checker.check_model(model)
+    serialized: bytes = model.SerializeToString()
+    return serialized

@@ -1,0 +1,99 @@
+"""A head: what turns a backbone's features into class probabilities.
+
+Kept as a safetensors file of kilobytes: tensors `weight` float32 [classes, d]
+and `bias` float32 [classes]; metadata `classes` (a JSON list of names) and
+`temperature`. Loading one runs no code and opens no session.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from service.errors import Damaged, Reason
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A linear classifier with its class names and its temperature."""
+
+    weight: Floats
+    bias: Floats
+    classes: tuple[str, ...]
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        count, dim = self.weight.shape
+        if self.bias.shape != (count,) or len(self.classes) != count or dim < 1:
+            raise ValueError(
+                f"weight {self.weight.shape}, bias {self.bias.shape} and "
+                f"{len(self.classes)} classes do not fit together"
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"temperature {self.temperature} is not above 0")
+
+    @property
+    def feature_dim(self) -> int:
+        """How many features it takes."""
+        return int(self.weight.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, about."""
+        names = sum(len(name) + 64 for name in self.classes)
+        return self.weight.nbytes + self.bias.nbytes + names + 512
+
+    def logits(self, features: Floats) -> Floats:
+        """From features float32 [n, d] to logits float32 [n, classes], before the temperature."""
+        logits: Floats = features @ self.weight.T + self.bias
+        return logits
+
+    def probabilities(self, features: Floats) -> Floats:
+        """From features float32 [n, d] to probabilities float32 [n, classes]."""
+        scaled = self.logits(features) / np.float32(self.temperature)
+        scaled -= scaled.max(axis=1, keepdims=True)
+        np.exp(scaled, out=scaled)
+        scaled /= scaled.sum(axis=1, keepdims=True)
+        return scaled
+
+
+def save(head: Head, path: Path) -> None:
+    """Writes the head; the caller renames the file into place."""
+    save_file(
+        {"weight": np.ascontiguousarray(head.weight), "bias": np.ascontiguousarray(head.bias)},
+        str(path),
+        metadata={
+            "classes": json.dumps(head.classes, ensure_ascii=False),
+            "temperature": repr(float(head.temperature)),
+        },
+    )
+
+
+def load(path: Path) -> Head:
+    """Reads a head; raises Damaged (MODEL_UNLOADABLE) for anything but a whole one."""
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            return Head(
+                weight=file.get_tensor("weight"),
+                bias=file.get_tensor("bias"),
+                classes=_names(json.loads(metadata["classes"])),
+                temperature=float(metadata["temperature"]),
+            )
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise Damaged(
+            Reason.MODEL_UNLOADABLE,
+            "the version's head cannot be read: publish the version again",
+        ) from error
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError("classes is not a list of names")
+    return tuple(value)

@@ -1,0 +1,146 @@
+"""From a picture, encoded or decoded, to the `uint8 [224, 224, 3]` that a backbone takes.
+
+Training and serving both come through here, so there is no skew between them.
+Every function may be called from any thread; Pillow releases the GIL while it
+decodes and resizes.
+"""
+
+import io
+import struct
+import warnings
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from service.errors import InvalidInput, Reason
+
+Pixels = npt.NDArray[np.uint8]
+
+SIZE: Final = 224
+"""Side of what a backbone sees, in pixels."""
+RESIZE: Final = 256
+"""What the shorter side is scaled to before the middle is cut out, in pixels."""
+MAX_PIXELS: Final = 50_000_000
+"""More are not decoded: 50 megapixels are 150 MB as RGB."""
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP")
+
+# Pillow's own bound warns first and differs from ours, which is checked before
+# any pixel is decoded.
+Image.MAX_IMAGE_PIXELS = None
+
+_EXIF_ORIENTATION: Final = 0x0112
+_TRANSPOSE: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def describe() -> dict[str, float | int | str]:
+    """Says what this module does to a picture, for manifests."""
+    return {"resize": RESIZE, "crop": SIZE, "interpolation": "bilinear", "colours": "RGB"}
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Decodes a JPEG, PNG, WebP or BMP file to an upright RGB picture.
+
+    JPEGs whose shorter side is more than twice `RESIZE` are decoded at a half,
+    a quarter or an eighth of their size (libjpeg's DCT scaling), never below
+    `RESIZE`. Raises InvalidInput with PICTURE_UNREADABLE or PICTURE_TOO_LARGE.
+    """
+    try:
+        # A damaged EXIF block warns; it must not fail a picture that decodes.
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            warnings.simplefilter("ignore")
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise InvalidInput(
+                    Reason.PICTURE_TOO_LARGE,
+                    f"the picture has {width} x {height} pixels, more than the {MAX_PIXELS} "
+                    "that are decoded: scale it down before sending it",
+                )
+            if image.format == "JPEG":
+                scale = RESIZE / min(width, height)
+                if scale < 1:
+                    image.draft("RGB", (int(width * scale) + 1, int(height * scale) + 1))
+            image.load()
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+            upright = _to_rgb(image)
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError) as error:
+        raise InvalidInput(Reason.PICTURE_UNREADABLE, _why_unreadable(data, error)) from error
+    if orientation in _TRANSPOSE:
+        upright = upright.transpose(_TRANSPOSE[orientation])
+    return upright
+
+
+def fit(image: Image.Image) -> Pixels:
+    """Scales the shorter side to 256 and cuts out the middle 224 x 224, in one step."""
+    width, height = image.size
+    side = min(width, height) * SIZE / RESIZE
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    small = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(small, dtype=np.uint8)
+
+
+def decode(data: bytes) -> Pixels:
+    """From the bytes of a picture file to `uint8 [224, 224, 3]`; errors as `open_picture`."""
+    return fit(open_picture(data))
+
+
+def from_tensor(data: bytes, shape: Sequence[int], *, is_float: bool) -> Pixels:
+    """From `[height, width, 3]` numbers to `uint8 [224, 224, 3]`.
+
+    `data` holds unsigned bytes 0 to 255 or little-endian float32 0 to 1, rows
+    first. Raises InvalidInput with TENSOR_INVALID or PICTURE_TOO_LARGE.
+    """
+    if len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
+        raise _bad_tensor(f"its shape is {list(shape)[:8]}; it must be [height, width, 3]")
+    if shape[0] * shape[1] > MAX_PIXELS:
+        raise InvalidInput(
+            Reason.PICTURE_TOO_LARGE,
+            f"the tensor has {shape[1]} x {shape[0]} pixels, more than the {MAX_PIXELS} that are "
+            "taken: scale it down before sending it",
+        )
+    expected = shape[0] * shape[1] * 3 * (4 if is_float else 1)
+    if len(data) != expected:
+        raise _bad_tensor(f"it has {len(data)} bytes where its shape and type need {expected}")
+    if is_float:
+        floats = np.frombuffer(data, dtype="<f4")
+        # Written so that NaN fails too.
+        if not (floats.min() >= 0 and floats.max() <= 1):
+            raise _bad_tensor("its values are not all between 0 and 1")
+        array = np.rint(floats * 255).astype(np.uint8).reshape(shape)
+    else:
+        array = np.frombuffer(data, dtype=np.uint8).reshape(shape)
+    return fit(Image.fromarray(array, mode=None))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # 16-bit grey: Pillow's own conversion clips instead of scaling.
+        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def _why_unreadable(data: bytes, error: Exception) -> str:
+    if not data:
+        return "the picture is empty (0 bytes)"
+    if isinstance(error, UnidentifiedImageError):
+        kind = " (it is a GIF)" if data[:4] == b"GIF8" else ""
+        return f"the bytes are not a JPEG, PNG, WebP or BMP picture{kind}"
+    return f"the picture cannot be decoded, it is damaged or cut short: {error}"
+
+
+def _bad_tensor(why: str) -> InvalidInput:
+    return InvalidInput(Reason.TENSOR_INVALID, f"the tensor is not a picture: {why}")
