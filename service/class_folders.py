@@ -1,8 +1,9 @@
 """How labelled pictures lie on disk, and how they are read, checked and named.
 
-`CLASS/FILE` (at any depth below the class), or `train/CLASS/FILE` and `val/CLASS/FILE` (`valid`, `validation`
-and `test` are taken for `val`). One folder around it all is stepped into.
-Hidden files are passed over. Both the dataset store and the trainer read
+`CLASS/FILE` (at any depth below the class), or `train/CLASS/FILE` and
+`val/CLASS/FILE` (`valid`, `validation` and `test` are taken for `val`). One
+folder around it all is stepped into. Hidden files and links are passed over.
+Both the dataset store and the trainer read
 through here, so they agree on what a dataset is and on its digest.
 """
 

@@ -1,0 +1,184 @@
+"""The configuration: flags and the environment, read once, checked, and named when bad.
+
+The only reader of the environment. Every setting is a flag `--some-name` and a
+variable `GRAFT_SOME_NAME`; the flag wins.
+"""
+
+import argparse
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from service.jobs.contract import BACKBONES, DEFAULT_BACKBONE
+
+_OF_THE_CLIENT = {"GRAFT_SERVER", "GRAFT_TOKEN"}
+
+
+class BadConfig(ValueError):  # noqa: N818
+    """A key or a value is wrong; the message names it and says what is right."""
+
+
+def _setting(
+    default: Any, text: str, *, low: float | None = None, high: float | None = None
+) -> Any:
+    return field(default=default, metadata={"text": text, "low": low, "high": high})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings; the texts are the help's and the README's."""
+
+    host: str = _setting("127.0.0.1", "Address that the gRPC port listens on")
+    port: int = _setting(50051, "gRPC port; 0 picks a free one", low=0, high=65535)
+    metrics_host: str = _setting("127.0.0.1", "Address that the metrics port listens on")
+    metrics_port: int = _setting(
+        9464, "Prometheus metrics over HTTP at /metrics; 0 picks a free port", low=0, high=65535
+    )
+    data_dir: Path = _setting(Path("data"), "Folder for jobs, datasets and models")
+    allowed_dirs: tuple[Path, ...] = _setting(
+        (), "Folders that FineTune may read pictures from, separated by ':'; none means none"
+    )
+    weights_dir: Path | None = _setting(
+        None,
+        "Folder for downloaded pretrained weights, may be a pre-filled mirror; DATA_DIR/weights "
+        "when not set",
+    )
+    default_backbone: str = _setting(
+        DEFAULT_BACKBONE, "Backbone of a FineTune that names none: " + ", ".join(BACKBONES)
+    )
+    log_format: Literal["json", "console"] = _setting("json", "Shape of the log lines")
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least log level")
+
+    provider: Literal["auto", "cuda", "cpu"] = _setting(
+        "auto", "What ONNX Runtime computes on; auto takes CUDA where it works"
+    )
+    threads: int = _setting(
+        0, "Threads for inference and for decoding; 0 means one a core", low=0, high=1024
+    )
+    max_batch: int = _setting(32, "Most pictures in one run of a backbone", low=1, high=4096)
+    max_queue: int = _setting(
+        1024, "Most pictures waiting for inference; more are refused", low=1, high=1_000_000
+    )
+    max_pictures: int = _setting(256, "Most pictures in one Predict call", low=1, high=100_000)
+    model_memory_mb: int = _setting(
+        2048, "Bound on loaded backbones and heads, MiB; least recently used leave", low=1
+    )
+    predict_timeout_s: float = _setting(
+        30.0, "Longest time for a Predict call that brings no shorter deadline", low=0.001
+    )
+    load_timeout_s: float = _setting(30.0, "Longest wait for a model to be loaded", low=0.001)
+    max_message_mb: int = _setting(64, "Largest gRPC message taken, MiB", low=1, high=2047)
+
+    max_upload_mb: int = _setting(2048, "Largest dataset upload, MiB", low=1)
+    max_unpacked_mb: int = _setting(8192, "Most that one archive may unpack to, MiB", low=1)
+    max_dataset_files: int = _setting(200_000, "Most files in one dataset", low=1)
+
+    cpu_jobs: int = _setting(1, "Jobs that train on the CPU at once", low=0, high=64)
+    gpu_jobs: int = _setting(1, "Jobs that train on a GPU at once", low=0, high=64)
+    trainer_threads: int = _setting(0, "Threads of a trainer; 0 means one a core", low=0, high=1024)
+    max_queued_jobs: int = _setting(1000, "Most jobs waiting; more are refused", low=1)
+    max_job_s: float = _setting(14_400.0, "Longest time for a job", low=1)
+    drain_s: float = _setting(
+        20.0, "How long calls and trainers may take to end after SIGTERM", low=0
+    )
+
+    @property
+    def weights_folder(self) -> Path:
+        """Where pretrained weights are kept."""
+        return self.weights_dir or self.data_dir / "weights"
+
+
+def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
+    """Reads flags and environment; raises BadConfig, or exits for --help and bad flags."""
+    settings = {_variable(f.name): f for f in fields(Config)}
+    values: dict[str, Any] = {}
+    for key, text in environment.items():
+        if not key.startswith("GRAFT_") or key in _OF_THE_CLIENT:
+            continue
+        if key not in settings:
+            near = difflib.get_close_matches(key, settings, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "; see --help for all settings"
+            raise BadConfig(f"the environment holds {key}, which is no setting{hint}")
+        values[settings[key].name] = _parse(key, text, settings[key])
+    parser = argparse.ArgumentParser(
+        prog="graft-server",
+        description="Serves image classifiers and fine-tunes new ones on request.",
+        epilog="Each flag is also an environment variable, GRAFT_ and its name in capitals; the "
+        "flag wins.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
+    )
+    for setting in fields(Config):
+        parser.add_argument(
+            _flag(setting.name),
+            metavar=_metavar(setting.type),
+            help=f"{setting.metadata['text']} (default: {_show(setting.default)})",
+        )
+    for name, text in vars(parser.parse_args(arguments)).items():
+        if text is not None:
+            setting = settings[_variable(name)]
+            values[name] = _parse(_flag(name), text, setting)
+    return Config(**values)
+
+
+def table() -> str:
+    """The settings as a Markdown table, for the README."""
+    rows = ["| Variable | Flag | Default | Meaning |", "| --- | --- | --- | --- |"]
+    for f in fields(Config):
+        default = _show(f.default)
+        rows.append(
+            f"| `{_variable(f.name)}` | `{_flag(f.name)}` | `{default}` | {f.metadata['text']} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _variable(name: str) -> str:
+    return "GRAFT_" + name.upper()
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _show(value: Any) -> str:
+    if value is None or value == ():
+        return "not set"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    return {int: "N", float: "X", str: "TEXT"}.get(kind, "PATH")
+
+
+def _parse(key: str, text: str, setting: Any) -> Any:
+    kind = setting.type
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise BadConfig(f"{key} is {text!r}; it must be one of {', '.join(get_args(kind))}")
+        return text
+    if kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            noun = "a whole number" if kind is int else "a number"
+            raise BadConfig(f"{key} is {text!r}; it must be {noun}") from None
+        low, high = setting.metadata["low"], setting.metadata["high"]
+        # Written so that NaN fails too.
+        if not (low is None or number >= low) or not (high is None or number <= high):
+            bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise BadConfig(f"{key} is {text}; it must be {bounds}")
+        return number
+    if setting.name == "allowed_dirs":
+        folders = tuple(Path(part) for part in text.split(":") if part)
+        for folder in folders:
+            if not folder.is_dir():
+                raise BadConfig(f"{key} names {str(folder)!r}, which is no folder")
+        return tuple(folder.resolve() for folder in folders)
+    if setting.name == "default_backbone" and text not in BACKBONES:
+        raise BadConfig(f"{key} is {text!r}; it must be one of {', '.join(BACKBONES)}")
+    if not text:
+        raise BadConfig(f"{key} is empty")
+    return Path(text) if kind in (Path, Path | None) else text

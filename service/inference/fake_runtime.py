@@ -1,0 +1,69 @@
+"""A scriptable stand-in for ONNX Runtime, for tests: no model files, no kernels."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from service.errors import Damaged, Reason
+from service.inference.head import Floats
+from service.inference.preprocess import Pixels
+
+
+class FakeSession:
+    """Features are the mean red, green and blue of a picture, 0 to 1.
+
+    `hold` keeps runs waiting until `release` (10 s at most); `fail_next` makes
+    the next run raise.
+    """
+
+    feature_dim = 3
+
+    def __init__(self, nbytes: int = 1000) -> None:
+        self.nbytes = nbytes
+        self.batches: list[int] = []
+        self.running = threading.Semaphore(0)
+        self.fail_next: Exception | None = None
+        self._open = threading.Event()
+        self._open.set()
+
+    def hold(self) -> None:
+        """Lets runs wait from now on."""
+        self._open.clear()
+
+    def release(self) -> None:
+        """Lets waiting runs go on."""
+        self._open.set()
+
+    def run(self, pictures: Pixels) -> Floats:
+        """From uint8 [n, 224, 224, 3] to float32 [n, 3]."""
+        self.running.release()
+        if not self._open.wait(10):
+            raise TimeoutError("nobody released the fake session")
+        if (error := self.fail_next) is not None:
+            self.fail_next = None
+            raise error
+        self.batches.append(len(pictures))
+        return (pictures.mean(axis=(1, 2)) / 255).astype(np.float32)
+
+
+class FakeRuntime:
+    """Gives each path its own `FakeSession`; paths that do not exist are Damaged."""
+
+    provider = "cpu"
+
+    def __init__(self, nbytes: int = 1000) -> None:
+        self.sessions: dict[Path, FakeSession] = {}
+        self.loads: list[Path] = []
+        self._nbytes = nbytes
+
+    def session(self, path: Path) -> FakeSession:
+        """The session of a path, to script it before or after it is loaded."""
+        return self.sessions.setdefault(path, FakeSession(self._nbytes))
+
+    def load(self, path: Path) -> FakeSession:
+        """Loads without reading the file."""
+        self.loads.append(path)
+        if not path.exists():
+            raise Damaged(Reason.MODEL_UNLOADABLE, "the version's backbone cannot be loaded")
+        return self.session(path)

@@ -1,0 +1,152 @@
+"""PredictionService: from messages to the engine and back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from graft.v1 import prediction_pb2 as pb
+from graft.v1 import prediction_pb2_grpc
+from grpc import aio
+
+from service.errors import GraftError, InvalidInput, Reason
+from service.inference import preprocess
+from service.inference.engine import Classified, Decode, Engine, ModelFiles
+from service.rpc import status
+
+Resolve = Callable[[str, int | None, str | None], tuple[int, ModelFiles]]
+"""From a model's name and a version, an alias or neither (`latest`) to its number and files."""
+
+_STREAM_WINDOW = 32
+"""Requests of one stream that are worked on at once; further ones are not read."""
+
+
+class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
+    """Classifies pictures."""
+
+    def __init__(
+        self, engine: Engine, resolve: Resolve, *, max_pictures: int, timeout_s: float
+    ) -> None:
+        self._engine = engine
+        self._resolve = resolve
+        self._max_pictures = max_pictures
+        self._timeout_s = timeout_s
+
+    async def Predict(  # noqa: N802
+        self, request: pb.PredictRequest, context: aio.ServicerContext[Any, Any]
+    ) -> pb.PredictResponse:
+        """See prediction.proto."""
+        remaining = context.time_remaining()
+        timeout_s = self._timeout_s if remaining is None else min(self._timeout_s, remaining)
+        return await self._predict(request, timeout_s)
+
+    async def PredictStream(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[pb.PredictStreamRequest],
+        context: aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[pb.PredictStreamResponse]:
+        """See prediction.proto. A slow reader slows the reading of its requests."""
+        answers: asyncio.Queue[pb.PredictStreamResponse | Exception | None] = asyncio.Queue(1)
+        room = asyncio.Semaphore(_STREAM_WINDOW)
+        working: set[asyncio.Task[None]] = set()
+
+        async def answer(item: pb.PredictStreamRequest) -> None:
+            try:
+                await answers.put(await self._answer(item))
+            finally:
+                room.release()
+
+        async def read() -> None:
+            try:
+                async for item in request_iterator:
+                    await room.acquire()
+                    task = asyncio.create_task(answer(item))
+                    working.add(task)
+                    task.add_done_callback(working.discard)
+                await asyncio.gather(*working)
+                await answers.put(None)
+            except Exception as error:
+                await answers.put(error)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (item := await answers.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            reader.cancel()
+            for task in working:
+                task.cancel()
+
+    async def _answer(self, item: pb.PredictStreamRequest) -> pb.PredictStreamResponse:
+        try:
+            if len(item.id) > 128:
+                raise _bad("id", "the id has more than 128 characters")
+            response = await self._predict(item.request, self._timeout_s)
+            return pb.PredictStreamResponse(id=item.id, response=response)
+        except Exception as error:
+            return pb.PredictStreamResponse(id=item.id[:128], error=status.from_error(error))
+
+    async def _predict(self, request: pb.PredictRequest, timeout_s: float) -> pb.PredictResponse:
+        if not request.pictures:
+            raise _bad("pictures", "the request holds no pictures: send at least one")
+        if len(request.pictures) > self._max_pictures:
+            raise _bad(
+                "pictures",
+                f"the request holds {len(request.pictures)} pictures, more than the "
+                f"{self._max_pictures} that one call may bring: send them in several calls",
+            )
+        if request.top_k < 0:
+            raise _bad("top_k", f"top_k is {request.top_k}: it must be 0 (for 1) or more")
+        which = request.WhichOneof("which")
+        version, files = self._resolve(
+            request.model,
+            request.version if which == "version" else None,
+            request.alias if which == "alias" else None,
+        )
+        decodes = [_decode(picture, index) for index, picture in enumerate(request.pictures)]
+        outcomes = await self._engine.classify(files, decodes, timeout_s)
+        return pb.PredictResponse(
+            model=request.model,
+            version=version,
+            results=[_result(o, request.top_k or 1, request.include_features) for o in outcomes],
+        )
+
+
+def _decode(picture: pb.Picture, index: int) -> Decode:
+    kind = picture.WhichOneof("content")
+    if kind == "encoded":
+        return partial(preprocess.decode, picture.encoded)
+    if kind == "tensor":
+        tensor = picture.tensor
+        if tensor.data_type not in (pb.DATA_TYPE_UINT8, pb.DATA_TYPE_FLOAT32):
+            raise _bad(
+                f"pictures[{index}].tensor.data_type",
+                f"pictures[{index}].tensor.data_type must be DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32",
+            )
+        is_float = tensor.data_type == pb.DATA_TYPE_FLOAT32
+        return partial(preprocess.from_tensor, tensor.data, list(tensor.shape), is_float=is_float)
+    raise _bad(f"pictures[{index}]", f"pictures[{index}] holds neither `encoded` nor `tensor`")
+
+
+def _result(outcome: Classified | GraftError, top_k: int, with_features: bool) -> pb.PictureResult:
+    if isinstance(outcome, GraftError):
+        return pb.PictureResult(error=status.from_error(outcome))
+    probabilities = outcome.probabilities
+    # Stable, so that ties keep the order of the classes.
+    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    return pb.PictureResult(
+        classification=pb.Classification(
+            scores=[
+                pb.ClassScore(label=outcome.classes[i], probability=probabilities[i], class_index=i)
+                for i in best.tolist()
+            ],
+            features=outcome.features.tolist() if with_features else None,
+        )
+    )
+
+
+def _bad(field: str, message: str) -> InvalidInput:
+    return InvalidInput(Reason.INVALID_FIELD, message, field=field)

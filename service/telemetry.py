@@ -1,0 +1,196 @@
+"""What ops see: metric names, their labels and bounds, and the shape of log lines.
+
+Owns the Prometheus registry. Knows nothing of what it measures; rooms are handed
+a `Telemetry` and tell it. Stops with `MetricsServer.close`.
+"""
+
+import contextvars
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Literal
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    ProcessCollector,
+    start_http_server,
+)
+from prometheus_client.core import GaugeMetricFamily
+from pythonjsonlogger.json import JsonFormatter
+
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
+"""The id of the call being served; every log line carries it."""
+
+_SECONDS: Final = (
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30,
+)  # fmt: skip
+_BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+
+OTHER_MODELS: Final = "(other)"
+
+
+class Telemetry:
+    """All metrics of the service.
+
+    Model names become labels up to `max_model_labels` of them, first come first
+    served; the rest share the label "(other)", so that the number of series is
+    bounded however many customers there are. `versions` says what runs, and
+    becomes the labels of `graft_build_info`.
+    """
+
+    def __init__(self, versions: Mapping[str, str], max_model_labels: int = 100) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._lock = threading.Lock()
+        self._model_labels: set[str] = set()
+        self._max_model_labels = max_model_labels
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"graft_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"graft_{name}", text, labels, registry=registry)
+
+        def seconds(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(f"graft_{name}", text, labels, registry=registry, buckets=_SECONDS)
+
+        self.rpc_calls = counter("rpc_calls", "Calls ended, by method and code.", "method", "code")
+        self.rpc_seconds = seconds("rpc_duration_seconds", "Time of a whole call.", "method")
+        self.rpc_active = gauge("rpc_active", "Calls being served.", "method")
+        self.stage_seconds = seconds(
+            "predict_stage_seconds",
+            "Time of a picture in each stage of Predict: decode, queue, infer, total.",
+            "stage",
+            "model",
+        )
+        self.pictures = counter(
+            "pictures", "Pictures answered, by model and outcome (ok or the reason).", "model",
+            "outcome",
+        )  # fmt: skip
+        self.batch_size = Histogram(
+            "graft_batch_size", "Pictures run at once.", registry=registry, buckets=_BATCH
+        )
+        self.queue_depth = gauge("queue_depth", "Pictures waiting for inference.")
+        self.loads = counter("loads", "Loads into memory.", "kind", "outcome")
+        self.evictions = counter("evictions", "Leaves memory to keep its bound.", "kind")
+        self.loaded = gauge("loaded", "Backbones and heads in memory.", "kind")
+        self.loaded_bytes = gauge("loaded_bytes", "Their bytes, about.", "kind")
+        self.loaded_bytes_limit = gauge("loaded_bytes_limit", "The bound on loaded bytes.")
+        self.jobs_ended = counter("jobs_ended", "Jobs that ended, by final state.", "state")
+        self.job_seconds = Histogram(
+            "graft_job_duration_seconds",
+            "From a job's start to its end.",
+            ["method"],
+            registry=registry,
+            buckets=(1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400),
+        )
+        epoch = ("job_id", "model")
+        self.epoch: dict[str, Gauge] = {
+            "epoch": gauge("training_epoch", "Epochs done by a running job.", *epoch),
+            "epochs": gauge("training_epochs_planned", "Epochs planned.", *epoch),
+            "train_loss": gauge("training_train_loss", "Of the last epoch.", *epoch),
+            "train_accuracy": gauge("training_train_accuracy", "Of the last epoch.", *epoch),
+            "validation_loss": gauge("training_validation_loss", "Of the last epoch.", *epoch),
+            "validation_accuracy": gauge(
+                "training_validation_accuracy", "Of the last epoch.", *epoch
+            ),
+            "images_per_second": gauge("training_images_per_second", "Of the last epoch.", *epoch),
+            "eta_s": gauge("training_eta_seconds", "Until training ends, as planned.", *epoch),
+        }
+        self.provider_info = gauge(
+            "provider_info", "1 for the provider that computes, and why it.", "provider", "why"
+        )
+        build_info = gauge("build_info", "1; what runs.", *versions)
+        build_info.labels(*versions.values()).set(1)
+
+    def model_label(self, model: str) -> str:
+        """The label value for a model: its name, or "(other)" past the bound."""
+        with self._lock:
+            if model in self._model_labels:
+                return model
+            if len(self._model_labels) < self._max_model_labels:
+                self._model_labels.add(model)
+                return model
+        return OTHER_MODELS
+
+    def watch_counts(
+        self, name: str, text: str, label: str, counts: Callable[[], Mapping[str, int]]
+    ) -> None:
+        """Adds a gauge that is computed when scraped: one series for each key of `counts`."""
+        self.registry.register(_Counted(f"graft_{name}", text, label, counts))
+
+    def forget_job(self, job_id: str, model: str) -> None:
+        """Drops the series of a job that does not run any more."""
+        for gauge in self.epoch.values():
+            try:
+                gauge.remove(job_id, self.model_label(model))
+            except KeyError:
+                continue
+
+
+class _Counted:
+    def __init__(
+        self, name: str, text: str, label: str, counts: Callable[[], Mapping[str, int]]
+    ) -> None:
+        self._name, self._text, self._label, self._counts = name, text, label, counts
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        return [GaugeMetricFamily(self._name, self._text, labels=[self._label])]
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        family = GaugeMetricFamily(self._name, self._text, labels=[self._label])
+        for key, count in self._counts().items():
+            family.add_metric([key], count)
+        return [family]
+
+
+class MetricsServer:
+    """Serves the registry as Prometheus text over HTTP, on a thread of its own."""
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+        self._server: WSGIServer
+        self._server, self._thread = start_http_server(port, addr=host, registry=registry)
+        self.port = int(self._server.server_port)
+
+    def close(self) -> None:
+        """Stops listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=5)
+
+
+class _RequestId(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = request_id.get()
+        return True
+
+
+class _ConsoleFormatter(logging.Formatter):
+    """A line for people: the message, then what was given in `extra`, as key=value."""
+
+    _known = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        extra = {k: v for k, v in vars(record).items() if k not in self._known and v != ""}
+        return line + "".join(f" {key}={value}" for key, value in extra.items())
+
+
+def set_up_logging(style: Literal["json", "console"], level: str) -> None:
+    """Sends all log lines to standard error, as JSON objects or for people to read."""
+    handler = logging.StreamHandler()
+    handler.addFilter(_RequestId())
+    if style == "json":
+        renames: dict[str, Any] = {"asctime": "time", "levelname": "level", "name": "logger"}
+        handler.setFormatter(
+            JsonFormatter("{asctime}{levelname}{name}{message}", style="{", rename_fields=renames)
+        )
+    else:
+        handler.setFormatter(_ConsoleFormatter("{asctime} {levelname:7} {message}", style="{"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,0 +1,78 @@
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.inference import head as heads
+from service.inference.engine import Bounds, Engine, ModelFiles
+from service.inference.fake_runtime import FakeRuntime
+from service.inference.head import Head
+from service.telemetry import Telemetry
+
+COLOURS = ("red", "green", "blue")
+
+
+def picture(colour: str, size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
+    """An encoded picture of one colour."""
+    out = io.BytesIO()
+    Image.new("RGB", size, colour).save(out, kind)
+    return out.getvalue()
+
+
+@pytest.fixture
+def telemetry() -> Telemetry:
+    return Telemetry({"version": "test"})
+
+
+@pytest.fixture
+def runtime() -> FakeRuntime:
+    return FakeRuntime()
+
+
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def make_engine(runtime: FakeRuntime, telemetry: Telemetry) -> Iterator[MakeEngine]:
+    made: list[Engine] = []
+
+    def make(**changes: float) -> Engine:
+        bounds = {
+            "threads": 2,
+            "max_batch": 8,
+            "max_queue": 64,
+            "max_bytes": 1_000_000,
+            "load_timeout_s": 5.0,
+        }
+        engine = Engine(runtime, Bounds(**{**bounds, **changes}), telemetry)  # type: ignore[arg-type]
+        made.append(engine)
+        return engine
+
+    yield make
+    for session in runtime.sessions.values():
+        session.release()
+    for engine in made:
+        engine.close()
+
+
+MakeModel = Callable[..., ModelFiles]
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> MakeModel:
+    """Writes a model whose head names the strongest colour, on a shared backbone."""
+
+    def make(
+        name: str = "colours", backbone: str = "b0", classes: tuple[str, ...] = COLOURS
+    ) -> ModelFiles:
+        backbone_path = tmp_path / f"{backbone}.onnx"
+        backbone_path.touch()
+        head_path = tmp_path / f"{name}.safetensors"
+        weight = np.eye(len(classes), 3, dtype=np.float32) * 20
+        heads.save(Head(weight, np.zeros(len(classes), np.float32), classes), head_path)
+        return ModelFiles(name, backbone, backbone_path, name, head_path)
+
+    return make
