@@ -44,7 +44,8 @@ class FakeSession:
             self.fail_next = None
             raise error
         self.batches.append(len(pictures))
-        return (pictures.mean(axis=(1, 2)) / 255).astype(np.float32)
+        means: Floats = pictures.mean(axis=(1, 2), dtype=np.float32) / np.float32(255)
+        return means
 
 
 class FakeRuntime:

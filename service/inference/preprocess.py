@@ -30,6 +30,9 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP")
 # Pillow's own bound warns first and differs from ours, which is checked before
 # any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
+# A damaged EXIF block warns; it must not fail a picture that decodes. For the whole
+# process, since a filter for the time of one call is not safe with threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _EXIF_ORIENTATION: Final = 0x0112
 _TRANSPOSE: Final = {
@@ -56,9 +59,7 @@ def open_picture(data: bytes) -> Image.Image:
     `RESIZE`. Raises InvalidInput with PICTURE_UNREADABLE or PICTURE_TOO_LARGE.
     """
     try:
-        # A damaged EXIF block warns; it must not fail a picture that decodes.
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise InvalidInput(
