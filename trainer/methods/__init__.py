@@ -1,0 +1,1 @@
+"""The ways to transfer: each takes data and gives a backbone file and a head."""
