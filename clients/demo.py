@@ -1,0 +1,194 @@
+"""The main job on real pictures: start the service, fine-tune over gRPC, predict, look at metrics.
+
+Without --data it takes scikit-learn's scanned handwritten digits, written out as
+PNG files. With --data it takes any folder with a folder per class, or with
+train/ and val/. Ends the service when done and leaves nothing behind.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from graft import Client, EpochMetrics, GraftError, Note, Progress
+from PIL import Image
+
+MODEL = "demo"
+START_TIMEOUT_S = 30.0
+JOB_TIMEOUT_S = 1800.0
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+SPLITS = ("val", "valid", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What to learn from, and pictures that training does not see."""
+
+    folder: Path
+    held_out: list[tuple[Path, str]]
+
+
+def write_digits(folder: Path, per_class: int = 60, held_out_per_class: int = 20) -> Data:
+    """Writes 8 x 8 scans as 96 x 96 PNG files: `learn/CLASS/` and `held_out/CLASS/`."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    held_out: list[tuple[Path, str]] = []
+    seen = dict.fromkeys(range(10), 0)
+    for scan, digit in zip(digits.images, digits.target, strict=True):
+        number = seen[int(digit)]
+        seen[int(digit)] += 1
+        if number >= per_class + held_out_per_class:
+            continue
+        part = "learn" if number < per_class else "held_out"
+        path = folder / part / str(digit) / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ink = Image.fromarray((255 - scan * (255 / 16)).astype("uint8"))
+        ink.resize((96, 96), Image.Resampling.BICUBIC).save(path)
+        if part == "held_out":
+            held_out.append((path, str(digit)))
+    return Data(folder / "learn", held_out)
+
+
+def own_data(root: Path) -> Data:
+    """Takes a user's folder as it is; what is asked afterwards comes from its held-out part."""
+    split = next((root / name for name in SPLITS if (root / name).is_dir()), None)
+    held_out = [
+        (path, path.relative_to(split or root).parts[0])
+        for path in sorted((split or root).glob("*/**/*"))
+        if path.suffix.lower() in PICTURES
+    ]
+    if split is None:
+        print("(no val/ folder: the service holds out a part; pictures asked below may be known)")
+    random.Random(0).shuffle(held_out)
+    return Data(root, held_out[:200])
+
+
+@contextlib.contextmanager
+def service(folder: Path) -> Iterator[tuple[str, str]]:
+    """Runs `graft-server` on free ports; gives the gRPC address and the metrics URL."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
+    flags = ["--port=0", "--metrics-port=0", f"--data-dir={folder}", "--log-format=json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        yield _addresses(process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _addresses(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    """Reads the service's log until it says where it serves; keeps draining it after that."""
+    assert process.stderr is not None
+    timer = threading.Timer(START_TIMEOUT_S, process.kill)
+    timer.start()
+    seen: list[str] = []
+    try:
+        for line in process.stderr:
+            seen.append(line)
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if entry.get("message") == "serving":
+                    rest = process.stderr
+                    threading.Thread(target=_drain, args=(rest,), daemon=True).start()
+                    return (
+                        f"localhost:{entry['port']}",
+                        f"http://localhost:{entry['metrics_port']}/metrics",
+                    )
+    finally:
+        timer.cancel()
+    sys.exit("the service did not start:\n" + "".join(seen))
+
+
+def _drain(lines: Iterator[str]) -> None:
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if entry.get("level") in ("WARNING", "ERROR"):
+                print(f"  [service] {entry['message']}")
+
+
+def fine_tune(client: Client, data: Data) -> tuple[float, float, int]:
+    """Fine-tunes and asks until served; gives seconds to the answer, accuracy, its pictures."""
+    started = time.monotonic()
+    job = client.fine_tune(data.folder, name=MODEL)
+    print(f"FineTune accepted as {job.job_id}")
+    shown = ""
+    for event in job.events(timeout_s=JOB_TIMEOUT_S):
+        what = event.payload
+        at = f"  {time.monotonic() - started:5.1f} s "
+        if isinstance(what, EpochMetrics):
+            print(
+                f"{at} epoch {what.epoch}/{what.epochs}: loss {what.train_loss:.3f}, validation "
+                f"loss {what.validation_loss:.3f}, accuracy {what.validation_accuracy:.3f}"
+            )
+        elif isinstance(what, Progress) and what.stage != shown:
+            shown = what.stage
+            print(f"{at} {what.stage}")
+        elif isinstance(what, Note):
+            print(f"{at} {what.text}")
+    version = job.wait(timeout_s=60)
+    path, _ = data.held_out[0]
+    client.predict(path, model=MODEL)
+    return time.monotonic() - started, version.validation_accuracy, version.validation_count
+
+
+def main() -> None:
+    """Runs the demo; exits with 1 and a reason when something fails."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="a folder with a folder of pictures per class")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="graft-demo-") as temporary:
+        work = Path(temporary)
+        data = own_data(arguments.data) if arguments.data else write_digits(work / "digits")
+        if not data.held_out:
+            sys.exit(f"no pictures were found in {arguments.data}")
+        began = time.monotonic()
+        with service(work / "data") as (address, metrics_url), Client(address) as client:
+            client.wait_ready(timeout_s=START_TIMEOUT_S)
+            print(f"graft-server is SERVING at {address} after {time.monotonic() - began:.1f} s")
+            to_answer_s, accuracy, count = fine_tune(client, data)
+            answers = client.predict([path for path, _ in data.held_out], model=MODEL, top_k=2)
+            rows = list(zip(data.held_out, answers, strict=True))
+            right = sum(answer.label == truth for (_, truth), answer in rows)
+            print(f"\nvalidation accuracy  {accuracy:.3f} ({count} pictures)")
+            print(f"held-out accuracy    {right / len(rows):.3f} ({len(rows)} pictures asked)")
+            print(f"FineTune to answer   {to_answer_s:.1f} s")
+            print("predictions")
+            for (path, truth), answer in rows[:: max(1, len(rows) // 6)][:6]:
+                best = ", ".join(f"{s.label} {s.probability:.3f}" for s in answer.scores)
+                print(f"  {path.name:24} true {truth:12} answered {best}")
+            print("metrics")
+            with urllib.request.urlopen(metrics_url, timeout=10) as answer:
+                text = answer.read().decode()
+            wanted = ("graft_pictures_total", "graft_jobs{", "graft_loaded_bytes{",
+                      "graft_provider_info", "graft_batch_size_count")  # fmt: skip
+            for line in text.splitlines():
+                if line.startswith(wanted):
+                    print(f"  {line}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except GraftError as error:
+        sys.exit(f"the demo failed: {error}")

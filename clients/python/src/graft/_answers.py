@@ -1,0 +1,249 @@
+"""From the service's messages to the client's values. Pure; the inverse of `_requests`."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import status_pb2
+
+from graft import errors, types
+from graft.v1 import dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
+
+_DEVICES: dict[int, types.Device] = {
+    fine_tuning_pb2.DEVICE_CPU: "cpu",
+    fine_tuning_pb2.DEVICE_CUDA: "cuda",
+}
+_METHODS: dict[int, Literal["feature_based", "model_based"]] = {
+    model_pb2.TRANSFER_METHOD_FEATURE_BASED: "feature_based",
+    model_pb2.TRANSFER_METHOD_MODEL_BASED: "model_based",
+}
+_PRECISIONS: dict[int, Literal["auto", "fp32", "bf16", "fp16"]] = {
+    fine_tuning_pb2.PRECISION_FP32: "fp32",
+    fine_tuning_pb2.PRECISION_BF16: "bf16",
+    fine_tuning_pb2.PRECISION_FP16: "fp16",
+}
+_STATES = {
+    fine_tuning_pb2.JobState.Value(f"JOB_STATE_{state}"): state
+    for state in types.JobState
+    if state is not types.JobState.UNKNOWN
+}
+
+
+def time(stamp: Timestamp) -> datetime | None:
+    """An unset time is None, not 1970."""
+    if not stamp.seconds and not stamp.nanos:
+        return None
+    return stamp.ToDatetime(tzinfo=UTC)
+
+
+def job(message: fine_tuning_pb2.Job) -> types.Job:
+    return types.Job(
+        job_id=message.job_id,
+        model=message.model,
+        state=job_state(message.state),
+        create_time=time(message.create_time),
+        start_time=time(message.start_time),
+        end_time=time(message.end_time),
+        request=job_request(message.request),
+        version=message.version or None,
+        error=_error(message, message.error),
+        last_sequence=message.last_sequence,
+        progress=progress(message.progress) if message.HasField("progress") else None,
+        attempts=message.attempts,
+        cancel_requested=message.cancel_requested,
+    )
+
+
+def job_state(value: int) -> types.JobState:
+    return _STATES.get(value, types.JobState.UNKNOWN)
+
+
+def job_request(message: fine_tuning_pb2.FineTuneRequest) -> types.JobRequest:
+    by_path = message.WhichOneof("data") == "server_path"
+    return types.JobRequest(
+        data=types.ServerPath(message.server_path.path) if by_path else message.dataset_id,
+        backbone=message.backbone,
+        weights=message.weights,
+        method=_method(message),
+        validation_fraction=_optional(message, "validation_fraction"),
+        seed=_optional(message, "seed"),
+        time_budget_s=message.time_budget.ToTimedelta().total_seconds()
+        if message.HasField("time_budget")
+        else None,
+        device=_DEVICES.get(message.device, "auto"),
+        labels=dict(message.labels),
+        request_id=message.request_id,
+    )
+
+
+def _method(message: fine_tuning_pb2.FineTuneRequest) -> types.FeatureBased | types.ModelBased:
+    if message.WhichOneof("method") != "model_based":
+        return types.FeatureBased(l2=_optional(message.feature_based, "l2"))
+    method = message.model_based
+    return types.ModelBased(
+        recipe="classic" if method.recipe == fine_tuning_pb2.RECIPE_CLASSIC else "auto",
+        train_from_stage=method.train_from_stage,
+        precision=_PRECISIONS.get(method.precision, "auto"),
+        epochs=_optional(method, "epochs"),
+        batch_size=_optional(method, "batch_size"),
+        learning_rate=_optional(method, "learning_rate"),
+        momentum=_optional(method, "momentum"),
+        weight_decay=_optional(method, "weight_decay"),
+        label_smoothing=_optional(method, "label_smoothing"),
+        freeze_batch_norm=_optional(method, "freeze_batch_norm"),
+        early_stopping_patience=_optional(method, "early_stopping_patience"),
+    )
+
+
+def progress(message: fine_tuning_pb2.Progress) -> types.Progress:
+    return types.Progress(message.stage, message.fraction, message.detail)
+
+
+def event(message: fine_tuning_pb2.JobEvent) -> types.JobEvent:
+    return types.JobEvent(message.sequence, time(message.time), _payload(message))
+
+
+def _payload(message: fine_tuning_pb2.JobEvent) -> types.EventPayload:
+    kind = message.WhichOneof("payload")
+    read = _PAYLOADS.get(kind or "")
+    return types.Unknown() if read is None else read(getattr(message, str(kind)))
+
+
+def _state_change(change: fine_tuning_pb2.StateChange) -> types.StateChanged:
+    return types.StateChanged(job_state(change.state), _error(change, change.error))
+
+
+def _epoch(epoch: fine_tuning_pb2.EpochMetrics) -> types.EpochMetrics:
+    return types.EpochMetrics(
+        epoch=epoch.epoch,
+        epochs=epoch.epochs,
+        train_loss=epoch.train_loss,
+        train_accuracy=epoch.train_accuracy,
+        validation_loss=epoch.validation_loss,
+        validation_accuracy=epoch.validation_accuracy,
+        images_per_second=epoch.images_per_second,
+        eta_s=epoch.eta.ToTimedelta().total_seconds(),
+        learning_rate=epoch.learning_rate,
+    )
+
+
+def _data(data: fine_tuning_pb2.DataSummary) -> types.DataSummary:
+    return types.DataSummary(
+        _class_counts(data.classes), _rejected(data.rejected), data.rejected_count, data.digest
+    )
+
+
+def _note(message: fine_tuning_pb2.Message) -> types.Note:
+    is_warning = message.level == fine_tuning_pb2.Message.LEVEL_WARNING
+    return types.Note("warning" if is_warning else "info", message.text)
+
+
+def _published(out: fine_tuning_pb2.VersionPublished) -> types.VersionPublished:
+    return types.VersionPublished(
+        out.model, out.version, out.validation_accuracy, out.validation_count
+    )
+
+
+_PAYLOADS: dict[str, Callable[[Any], types.EventPayload]] = {
+    "state_change": _state_change,
+    "progress": progress,
+    "epoch": _epoch,
+    "data": _data,
+    "message": _note,
+    "published": _published,
+}
+
+
+def dataset(message: dataset_pb2.Dataset) -> types.Dataset:
+    return types.Dataset(
+        dataset_id=message.dataset_id,
+        display_name=message.display_name,
+        digest=message.digest,
+        create_time=time(message.create_time),
+        size_bytes=message.size_bytes,
+        classes=_class_counts(message.classes),
+        picture_count=message.picture_count,
+        rejected=_rejected(message.rejected),
+        rejected_count=message.rejected_count,
+        has_validation_split=message.has_validation_split,
+    )
+
+
+def model(message: model_pb2.Model) -> types.Model:
+    return types.Model(
+        name=message.name,
+        create_time=time(message.create_time),
+        update_time=time(message.update_time),
+        aliases=dict(message.aliases),
+        version_count=message.version_count,
+    )
+
+
+def version(message: model_pb2.Version) -> types.Version:
+    parity = message.parity
+    return types.Version(
+        model=message.model,
+        version=message.version,
+        job_id=message.job_id,
+        create_time=time(message.create_time),
+        method=_METHODS.get(message.method, "unknown"),
+        backbone=message.backbone,
+        weights=message.weights,
+        backbone_digest=message.backbone_digest,
+        classes=tuple(message.classes),
+        validation_accuracy=message.validation_accuracy,
+        validation_count=message.validation_count,
+        dataset_digest=message.dataset_digest,
+        parity=types.Parity(parity.max_difference, parity.top1_agreement, parity.picture_count)
+        if message.HasField("parity")
+        else None,
+        training_time_s=message.training_time.ToTimedelta().total_seconds()
+        if message.HasField("training_time")
+        else None,
+        labels=dict(message.labels),
+        manifest=json.loads(message.manifest_json) if message.manifest_json else {},
+        aliases=tuple(message.aliases),
+    )
+
+
+def report(message: model_pb2.GetReportResponse) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(message.content)
+    return value
+
+
+def predictions(message: prediction_pb2.PredictResponse) -> list[types.Prediction]:
+    return [_prediction(result, message.model, message.version) for result in message.results]
+
+
+def _prediction(
+    result: prediction_pb2.PictureResult, model_name: str, number: int
+) -> types.Prediction:
+    if result.WhichOneof("outcome") != "classification":
+        return types.Prediction(model_name, number, error=errors.from_status(result.error))
+    return types.Prediction(
+        model_name,
+        number,
+        tuple(
+            types.ClassScore(score.label, score.probability, score.class_index)
+            for score in result.classification.scores
+        ),
+        tuple(result.classification.features),
+    )
+
+
+def _class_counts(counts: Any) -> tuple[types.ClassCount, ...]:
+    return tuple(types.ClassCount(c.label, c.train_count, c.validation_count) for c in counts)
+
+
+def _rejected(files: Any) -> tuple[types.RejectedFile, ...]:
+    return tuple(types.RejectedFile(file.path, file.detail) for file in files)
+
+
+def _error(message: Any, status: status_pb2.Status) -> errors.GraftError | None:
+    return errors.from_status(status) if message.HasField("error") else None
+
+
+def _optional(message: Any, name: str) -> Any:
+    return getattr(message, name) if message.HasField(name) else None

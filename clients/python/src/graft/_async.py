@@ -1,0 +1,206 @@
+"""Carries calls out over an asyncio channel; otherwise as `_sync`.
+
+What reads disks or a caller's iterables runs on a worker thread, one step at a
+time, so that the event loop never waits for it.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from typing import Any, Final, TypeVar
+
+import grpc
+from grpc import aio
+
+from graft import _calls, _rpcs
+from graft._channel import Settings
+from graft._rpcs import Rpc
+from graft._watch import Watch
+from graft.errors import from_rpc
+from graft.retry import Attempts, RetryPolicy
+from graft.types import JobEvent
+
+T = TypeVar("T")
+Req = TypeVar("Req")
+Res = TypeVar("Res")
+
+_END: Final = object()
+
+
+class AsyncTransport:
+    """One connection; belongs to the event loop that it was made in."""
+
+    def __init__(
+        self, settings: Settings, policy: RetryPolicy, timeout_s: float, channel: aio.Channel | None
+    ) -> None:
+        self.target = settings.target
+        self.policy = policy
+        self.timeout_s = timeout_s
+        self._metadata = settings.metadata
+        self._is_own = channel is None
+        self._channel = channel or _open(settings)
+
+    def with_timeout(self, timeout_s: float) -> "AsyncTransport":
+        """As Transport."""
+        other = object.__new__(AsyncTransport)
+        vars(other).update(vars(self), timeout_s=timeout_s, _is_own=False)
+        return other
+
+    async def close(self) -> None:
+        """As Transport."""
+        if self._is_own:
+            await self._channel.close()
+
+    async def unary(self, call: _calls.Call[T], timeout_s: float | None = None) -> T:
+        """As Transport."""
+        invoke = self._channel.unary_unary(
+            call.rpc.path,
+            request_serializer=call.rpc.serialize,
+            response_deserializer=call.rpc.parse,
+        )
+
+        async def attempt(left_s: float) -> T:
+            return call.read(await invoke(call.request, timeout=left_s, metadata=self._metadata))
+
+        return await self.attempts(attempt, timeout_s or self.timeout_s, is_safe=call.rpc.is_safe)
+
+    async def attempts(
+        self, run: Callable[[float], Awaitable[T]], timeout_s: float, *, is_safe: bool
+    ) -> T:
+        """As Transport."""
+        attempts = Attempts(self.policy, is_safe=is_safe, timeout_s=timeout_s)
+        while True:
+            try:
+                return await run(attempts.remaining_s)
+            except grpc.RpcError as error:
+                pause_s = attempts.pause_s(from_rpc(error, self.target, timeout_s))
+            await asyncio.sleep(pause_s)
+
+    async def pages(self, page: Callable[[str], _calls.Call[_calls.Page[T]]]) -> AsyncIterator[T]:
+        """As Transport."""
+        token = ""
+        while True:
+            answer = await self.unary(page(token))
+            for item in answer.items:
+                yield item
+            token = answer.next_token
+            if not token:
+                return
+
+    async def answers(
+        self, rpc: Rpc[Req, Res], request: Req, timeout_s: float
+    ) -> AsyncGenerator[Res, None]:
+        """As Transport."""
+        invoke = self._channel.unary_stream(
+            rpc.path, request_serializer=rpc.serialize, response_deserializer=rpc.parse
+        )
+        call = invoke(request, timeout=timeout_s, metadata=self._metadata)
+        try:
+            async for answer in call:
+                yield answer
+        finally:
+            call.cancel()
+
+    async def collect(self, rpc: Rpc[Req, Res], messages: Iterator[Req], timeout_s: float) -> Res:
+        """As Transport."""
+        invoke = self._channel.stream_unary(
+            rpc.path, request_serializer=rpc.serialize, response_deserializer=rpc.parse
+        )
+        feed = AsyncFeed(stepwise(messages))
+        call = invoke(feed.messages(), timeout=timeout_s, metadata=self._metadata)
+        try:
+            answer: Res = await call
+        except asyncio.CancelledError:
+            if feed.error is not None:
+                raise feed.error from None
+            raise
+        finally:
+            call.cancel()
+        return answer
+
+    async def exchange(
+        self, rpc: Rpc[Req, Res], messages: AsyncIterator[Req], timeout_s: float
+    ) -> AsyncGenerator[Res, None]:
+        """As Transport."""
+        invoke = self._channel.stream_stream(
+            rpc.path, request_serializer=rpc.serialize, response_deserializer=rpc.parse
+        )
+        feed = AsyncFeed(messages)
+        call = invoke(feed.messages(), timeout=timeout_s, metadata=self._metadata)
+        try:
+            async for answer in call:
+                yield answer
+        except asyncio.CancelledError:
+            if feed.error is not None:
+                raise feed.error from None
+            raise
+        except grpc.RpcError as error:
+            raise from_rpc(error, self.target, timeout_s) from error
+        finally:
+            call.cancel()
+
+    async def watch(self, watch: Watch) -> AsyncIterator[JobEvent]:
+        """As Transport."""
+        while True:
+            timeout_s = watch.remaining_s
+            try:
+                answers = self.answers(_rpcs.WATCH_JOB, watch.request(), timeout_s)
+                async with aclosing(answers):
+                    async for answer in answers:
+                        event = watch.take(answer)
+                        if event is not None:
+                            yield event
+            except grpc.RpcError as error:
+                pause_s = watch.pause_s(from_rpc(error, self.target, timeout_s))
+            else:
+                if watch.is_over(await self.unary(_calls.get_job(watch.job_id))):
+                    return
+                pause_s = watch.idle_pause_s()
+            await asyncio.sleep(pause_s)
+
+    async def probe(self, timeout_s: float, *, wait: bool) -> bool:
+        """As Transport."""
+        invoke = self._channel.unary_unary(
+            _rpcs.HEALTH.path,
+            request_serializer=_rpcs.HEALTH.serialize,
+            response_deserializer=_rpcs.HEALTH.parse,
+        )
+        try:
+            answer: Any = await invoke(
+                _rpcs.WHOLE_SERVER, timeout=timeout_s, metadata=self._metadata, wait_for_ready=wait
+            )
+        except grpc.RpcError as error:
+            raise from_rpc(error, self.target, timeout_s) from error
+        return bool(answer == _rpcs.SERVING)
+
+
+class AsyncFeed:
+    """Hands messages to gRPC; it ends the call when they raise, and loses the error."""
+
+    def __init__(self, messages: AsyncIterator[Any]) -> None:
+        self._messages = messages
+        self.error: Exception | None = None
+
+    async def messages(self) -> AsyncIterator[Any]:
+        """The messages, with their error kept."""
+        try:
+            async for message in self._messages:
+                yield message
+        except Exception as error:
+            self.error = error
+            raise
+
+
+async def stepwise(items: Iterator[T]) -> AsyncIterator[T]:
+    """The items, each made on a worker thread."""
+    while True:
+        item: Any = await asyncio.to_thread(next, items, _END)
+        if item is _END:
+            return
+        yield item
+
+
+def _open(settings: Settings) -> aio.Channel:
+    if settings.credentials is None:
+        return aio.insecure_channel(settings.target, options=settings.options)
+    return aio.secure_channel(settings.target, settings.credentials, options=settings.options)

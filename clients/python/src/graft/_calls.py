@@ -1,0 +1,149 @@
+"""Each unary call as a value: what to send, and how to read the answer.
+
+Sync and async clients are thin over these: they only differ in how a call is
+carried out.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from graft import _answers, _requests, _rpcs, types
+from graft._rpcs import Rpc
+from graft.v1 import dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
+
+T = TypeVar("T")
+
+PAGE_SIZE = 100
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One unary call."""
+
+    rpc: Rpc[Any, Any]
+    request: Any
+    read: Callable[[Any], T]
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """Part of a list; `next_token` is empty on the last page."""
+
+    items: list[T]
+    next_token: str
+
+
+def fine_tune(
+    data: str | types.ServerPath, name: str, options: types.FineTuneOptions
+) -> Call[types.Job]:
+    request = _requests.fine_tune(data, name, options)
+    return Call(_rpcs.FINE_TUNE, request, lambda answer: _answers.job(answer.job))
+
+
+def get_job(job_id: str) -> Call[types.Job]:
+    request = fine_tuning_pb2.GetJobRequest(job_id=job_id)
+    return Call(_rpcs.GET_JOB, request, lambda answer: _answers.job(answer.job))
+
+
+def list_jobs(states: Iterable[str] | str, model: str, page_token: str) -> Call[Page[types.Job]]:
+    request = fine_tuning_pb2.ListJobsRequest(
+        page_size=PAGE_SIZE, page_token=page_token, states=_requests.states(states), model=model
+    )
+    return Call(_rpcs.LIST_JOBS, request, lambda a: _page(a, a.jobs, _answers.job))
+
+
+def cancel_job(job_id: str) -> Call[types.Job]:
+    request = fine_tuning_pb2.CancelJobRequest(job_id=job_id)
+    return Call(_rpcs.CANCEL_JOB, request, lambda answer: _answers.job(answer.job))
+
+
+def get_dataset(dataset_id: str) -> Call[types.Dataset]:
+    request = dataset_pb2.GetDatasetRequest(dataset_id=dataset_id)
+    return Call(_rpcs.GET_DATASET, request, lambda answer: _answers.dataset(answer.dataset))
+
+
+def list_datasets(page_token: str) -> Call[Page[types.Dataset]]:
+    request = dataset_pb2.ListDatasetsRequest(page_size=PAGE_SIZE, page_token=page_token)
+    return Call(_rpcs.LIST_DATASETS, request, lambda a: _page(a, a.datasets, _answers.dataset))
+
+
+def delete_dataset(dataset_id: str) -> Call[None]:
+    request = dataset_pb2.DeleteDatasetRequest(dataset_id=dataset_id)
+    return Call(_rpcs.DELETE_DATASET, request, _nothing)
+
+
+def predict(request: prediction_pb2.PredictRequest) -> Call[list[types.Prediction]]:
+    return Call(_rpcs.PREDICT, request, _answers.predictions)
+
+
+def get_model(name: str) -> Call[types.Model]:
+    request = model_pb2.GetModelRequest(model=name)
+    return Call(_rpcs.GET_MODEL, request, lambda answer: _answers.model(answer.model))
+
+
+def list_models(page_token: str) -> Call[Page[types.Model]]:
+    request = model_pb2.ListModelsRequest(page_size=PAGE_SIZE, page_token=page_token)
+    return Call(_rpcs.LIST_MODELS, request, lambda a: _page(a, a.models, _answers.model))
+
+
+def delete_model(name: str) -> Call[None]:
+    return Call(_rpcs.DELETE_MODEL, model_pb2.DeleteModelRequest(model=name), _nothing)
+
+
+def get_version(model: str, version: int | None, alias: str | None) -> Call[types.Version]:
+    request = model_pb2.GetVersionRequest(model=model, **_requests.which(version, alias))
+    return Call(_rpcs.GET_VERSION, request, lambda answer: _answers.version(answer.version))
+
+
+def list_versions(model: str, page_token: str) -> Call[Page[types.Version]]:
+    request = model_pb2.ListVersionsRequest(model=model, page_size=PAGE_SIZE, page_token=page_token)
+    return Call(_rpcs.LIST_VERSIONS, request, lambda a: _page(a, a.versions, _answers.version))
+
+
+def delete_version(model: str, version: int) -> Call[None]:
+    request = model_pb2.DeleteVersionRequest(model=model, version=version)
+    return Call(_rpcs.DELETE_VERSION, request, _nothing)
+
+
+def set_alias(model: str, alias: str, version: int) -> Call[types.Model]:
+    request = model_pb2.SetAliasRequest(model=model, alias=alias, version=version)
+    return Call(_rpcs.SET_ALIAS, request, lambda answer: _answers.model(answer.model))
+
+
+def delete_alias(model: str, alias: str) -> Call[types.Model]:
+    request = model_pb2.DeleteAliasRequest(model=model, alias=alias)
+    return Call(_rpcs.DELETE_ALIAS, request, lambda answer: _answers.model(answer.model))
+
+
+def get_report(model: str, version: int | None, alias: str | None) -> Call[dict[str, Any]]:
+    request = _report(model, version, alias, model_pb2.REPORT_FORMAT_JSON)
+    return Call(_rpcs.GET_REPORT, request, _answers.report)
+
+
+def get_report_html(model: str, version: int | None, alias: str | None) -> Call[str]:
+    request = _report(model, version, alias, model_pb2.REPORT_FORMAT_HTML)
+    return Call(_rpcs.GET_REPORT, request, lambda answer: str(answer.content, "utf-8"))
+
+
+def export_request(
+    model: str, version: int | None, alias: str | None
+) -> model_pb2.ExportModelRequest:
+    """The answer is a stream of bytes; the transports write it down."""
+    return model_pb2.ExportModelRequest(model=model, **_requests.which(version, alias))
+
+
+def _report(
+    model: str, version: int | None, alias: str | None, format_: model_pb2.ReportFormat
+) -> model_pb2.GetReportRequest:
+    return model_pb2.GetReportRequest(
+        model=model, format=format_, **_requests.which(version, alias)
+    )
+
+
+def _page(answer: Any, items: Iterable[Any], read: Callable[[Any], T]) -> Page[T]:
+    return Page([read(item) for item in items], answer.next_page_token)
+
+
+def _nothing(_answer: Any) -> None:
+    return None

@@ -1,0 +1,93 @@
+"""How a connection is made: address, credentials, limits, keepalive. Of both clients."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+
+from graft import _version
+from graft.errors import DeadlineExceeded, GraftError, invalid
+
+DEFAULT_TARGET: Final = "localhost:50051"
+DEFAULT_TIMEOUT_S: Final = 60.0
+TRANSFER_TIMEOUT_S: Final = 3600.0
+"""For uploads and exports, whose length is the data's."""
+MAX_MESSAGE_BYTES: Final = 64 * 2**20
+PROBE_TIMEOUT_S: Final = 5.0
+"""For one question after the server's health."""
+_PROBE_PAUSE_S: Final = 0.1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where to connect to and how."""
+
+    target: str
+    credentials: grpc.ChannelCredentials | None
+    metadata: tuple[tuple[str, str], ...]
+    options: tuple[tuple[str, Any], ...]
+
+
+def settings(
+    target: str,
+    credentials: grpc.ChannelCredentials | None,
+    token: str | None,
+    metadata: Sequence[tuple[str, str]],
+    max_message_bytes: int,
+) -> Settings:
+    """Checks the address, and puts together what a channel takes."""
+    scheme = target.partition("://")[0] if "://" in target else ""
+    if scheme in ("http", "https", "grpc", "grpcs"):
+        bare = target.partition("://")[2].rstrip("/")
+        raise invalid(f"{target!r} is no gRPC address: leave out the scheme, {bare!r}", "target")
+    if not target:
+        raise invalid("the server's address is empty: give HOST:PORT", "target")
+    bearer = (("authorization", f"Bearer {token}"),) if token else ()
+    return Settings(
+        target,
+        credentials,
+        (*metadata, *bearer),
+        (
+            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.primary_user_agent", f"graft-client/{_version.version()}"),
+            # A connection whose other end is gone is found out while a call waits on it.
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 0),
+            ("grpc.http2.max_pings_without_data", 0),
+            # gRPC's own waiting between connection attempts must not outlast the retries'.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 5_000),
+        ),
+    )
+
+
+class Patience:
+    """Waits for a server that starts: how long one question may take, and when to give up."""
+
+    def __init__(
+        self, target: str, timeout_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._target, self._timeout_s, self._clock = target, timeout_s, clock
+        self._deadline = clock() + timeout_s
+        self.error: GraftError | None = None
+        """What the last question ended with."""
+
+    @property
+    def probe_s(self) -> float:
+        """How long the next question may take."""
+        return max(0.001, min(PROBE_TIMEOUT_S, self._deadline - self._clock()))
+
+    def pause_s(self) -> float:
+        """Until the next question; raises DeadlineExceeded when there is no time for one."""
+        left_s = self._deadline - self._clock()
+        if left_s <= 0:
+            why = f" ({self.error.message})" if self.error else ": it answers, but does not serve"
+            raise DeadlineExceeded(
+                f"{self._target} was not ready within {self._timeout_s:g} s{why}",
+                code=grpc.StatusCode.DEADLINE_EXCEEDED,
+            )
+        return min(_PROBE_PAUSE_S, left_s)

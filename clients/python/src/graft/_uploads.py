@@ -1,0 +1,177 @@
+"""From labelled pictures on this machine to the messages of UploadDataset.
+
+A folder travels as a tar archive that is made while it is sent: no copy on
+disk, and never more than a chunk of it in memory. Which files of a folder are
+pictures is the service's to say; hidden files and links are passed over, as it
+would.
+"""
+
+import os
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from graft import _answers, types
+from graft._pictures import PictureLike, to_file
+from graft.errors import invalid
+from graft.v1 import dataset_pb2 as pb
+
+CHUNK_BYTES: Final = 256 * 2**10
+
+Labelled: TypeAlias = tuple[str, PictureLike]
+Uploadable: TypeAlias = str | os.PathLike[str] | Iterable[Labelled]
+"""A folder with a folder per class, a .tar, .tar.gz or .zip archive of one, or pairs of a label
+and a picture."""
+Data: TypeAlias = Uploadable | types.Dataset | types.ServerPath
+"""What `fine_tune` learns from. A `str` that begins with "ds-" is the id of a dataset; write a
+folder of such a name as a `Path`."""
+
+OnProgress: TypeAlias = Callable[[int, int | None], None]
+"""Told the bytes that were handed to the connection, and all there are (None: not known)."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Something to upload."""
+
+    messages: Callable[[], Iterator[pb.UploadDatasetRequest]]
+    """Starts from the beginning; errors of the disk come out of the iteration."""
+    is_repeatable: bool
+
+
+def stored(data: Data) -> str | types.ServerPath | None:
+    """What the service has already: a dataset's id or a path of its own; else None."""
+    if isinstance(data, types.Dataset):
+        return data.dataset_id
+    if isinstance(data, types.ServerPath):
+        return data
+    if isinstance(data, str) and data.startswith("ds-") and os.sep not in data:
+        return data
+    return None
+
+
+def stored_as(answer: pb.UploadDatasetResponse) -> types.Dataset:
+    """What an upload became."""
+    return _answers.dataset(answer.dataset)
+
+
+def prepare(data: Uploadable, display_name: str, on_progress: OnProgress | None) -> Upload:
+    """Finds out what `data` is; reads no picture yet."""
+    if isinstance(data, str | os.PathLike):
+        path = Path(data)
+        if path.is_dir():
+            files = _files(path)
+            if not files:
+                raise invalid(f"{path} holds no files: put the pictures into a folder per class")
+            total = sum(entry.stat().st_size for entry in files)
+            header = _header(display_name or path.resolve().name, pb.ARCHIVE_FORMAT_TAR)
+            return Upload(
+                lambda: _archive(header, _tar(path, files), total, on_progress), is_repeatable=True
+            )
+        size = path.stat().st_size
+        header = _header(display_name or path.name, pb.ARCHIVE_FORMAT_UNSPECIFIED)
+        return Upload(lambda: _archive(header, _read(path), size, on_progress), is_repeatable=True)
+    if not isinstance(data, Iterable):
+        raise invalid(
+            f"a {type(data).__name__} is no data: give a folder, an archive, a dataset, a "
+            "ServerPath, or pairs of a label and a picture"
+        )
+    header = _header(display_name, pb.ARCHIVE_FORMAT_UNSPECIFIED)
+    return Upload(lambda: _pairs(header, data, on_progress), is_repeatable=iter(data) is not data)
+
+
+def _header(display_name: str, format_: pb.ArchiveFormat) -> pb.UploadDatasetRequest:
+    return pb.UploadDatasetRequest(
+        header=pb.UploadDatasetHeader(display_name=display_name, format=format_)
+    )
+
+
+def _archive(
+    header: pb.UploadDatasetRequest,
+    pieces: Iterator[bytes],
+    total: int,
+    on_progress: OnProgress | None,
+) -> Iterator[pb.UploadDatasetRequest]:
+    yield header
+    sent = 0
+    for chunk in _chunks(pieces):
+        yield pb.UploadDatasetRequest(archive_chunk=chunk)
+        sent += len(chunk)
+        if on_progress:
+            # A tar archive is a little larger than its files.
+            on_progress(min(sent, total), total)
+
+
+def _pairs(
+    header: pb.UploadDatasetRequest, pairs: Iterable[Labelled], on_progress: OnProgress | None
+) -> Iterator[pb.UploadDatasetRequest]:
+    yield header
+    sent = 0
+    for index, pair in enumerate(pairs):
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise invalid(f"data[{index}] is no pair of a label and a picture")
+        label, picture = pair
+        content = to_file(picture, f"data[{index}]")
+        name = Path(picture).name if isinstance(picture, str | os.PathLike) else ""
+        yield pb.UploadDatasetRequest(
+            picture=pb.LabelledPicture(label=label, content=content, filename=name)
+        )
+        sent += len(content)
+        if on_progress:
+            on_progress(sent, None)
+
+
+def _files(root: Path) -> list[Path]:
+    """All files below, sorted, without hidden ones and links."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not _is_noise(name) and not (Path(folder) / name).is_symlink()
+        )
+        paths = (Path(folder) / name for name in sorted(names) if not _is_noise(name))
+        found += [path for path in paths if path.is_file() and not path.is_symlink()]
+    return found
+
+
+def _is_noise(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _tar(root: Path, files: list[Path]) -> Iterator[bytes]:
+    """The archive piece by piece; `TarInfo` makes the headers, the rest is their contents."""
+    for path in files:
+        info = tarfile.TarInfo(path.relative_to(root).as_posix())
+        with path.open("rb") as file:
+            info.size = os.fstat(file.fileno()).st_size
+            yield info.tobuf(tarfile.PAX_FORMAT)
+            left = info.size
+            while left:
+                piece = file.read(min(CHUNK_BYTES, left))
+                if not piece:
+                    raise invalid(f"{path} became shorter while it was read: send it again")
+                yield piece
+                left -= len(piece)
+        yield bytes(-info.size % tarfile.BLOCKSIZE)
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _read(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK_BYTES):
+            yield piece
+
+
+def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces of CHUNK_BYTES; the last may be shorter."""
+    waiting = bytearray()
+    for piece in pieces:
+        waiting += piece
+        while len(waiting) >= CHUNK_BYTES:
+            yield bytes(waiting[:CHUNK_BYTES])
+            del waiting[:CHUNK_BYTES]
+    if waiting:
+        yield bytes(waiting)

@@ -1,0 +1,302 @@
+"""The asyncio client: `Client` with `await`, the same methods and arguments.
+
+Make it inside a coroutine: it belongs to the event loop that it was made in.
+Ends with `close` or its `async with`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+from grpc import aio
+
+from graft import _calls, _channel, _rpcs, _uploads
+from graft._async import AsyncTransport, stepwise
+from graft._channel import PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S
+from graft._export import whole_file
+from graft._jobs import AsyncJobHandle
+from graft._order import PICTURES_A_REQUEST, REQUESTS_UNDER_WAY, Order
+from graft._pictures import PictureLike, predict_requests
+from graft._uploads import Data, OnProgress, Uploadable
+from graft._watch import Watch
+from graft.errors import DeadlineExceeded, Unavailable
+from graft.retry import RetryPolicy
+from graft.types import (
+    Dataset,
+    FineTuneOptions,
+    Job,
+    JobEvent,
+    Model,
+    Prediction,
+    Version,
+)
+from graft.v1 import prediction_pb2
+
+
+class AsyncClient:
+    """A connection to a Graft server; see `Client`."""
+
+    def __init__(
+        self,
+        target: str = _channel.DEFAULT_TARGET,
+        *,
+        timeout_s: float = _channel.DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+        max_message_bytes: int = _channel.MAX_MESSAGE_BYTES,
+        channel: aio.Channel | None = None,
+    ) -> None:
+        settings = _channel.settings(target, credentials, token, metadata, max_message_bytes)
+        self._transport = AsyncTransport(settings, retry or RetryPolicy(), timeout_s, channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection, and every call on it."""
+        await self._transport.close()
+
+    def with_timeout(self, timeout_s: float) -> "AsyncClient":
+        """As `Client.with_timeout`."""
+        other = object.__new__(type(self))
+        other._transport = self._transport.with_timeout(timeout_s)
+        return other
+
+    # Fine-tuning
+
+    async def fine_tune(
+        self,
+        data: Data,
+        name: str,
+        *,
+        on_upload: OnProgress | None = None,
+        **options: Unpack[FineTuneOptions],
+    ) -> AsyncJobHandle:
+        """As `Client.fine_tune`."""
+        # Bad options are found out before anything is uploaded.
+        _calls.fine_tune("", name, options)
+        source = _uploads.stored(data)
+        if source is None:
+            dataset = await self.upload_dataset(data, on_progress=on_upload)  # type: ignore[arg-type]
+            source = dataset.dataset_id
+        job = await self._transport.unary(_calls.fine_tune(source, name, options))
+        return AsyncJobHandle(self, job)
+
+    async def job(self, job_id: str) -> AsyncJobHandle:
+        """As `Client.job`."""
+        return AsyncJobHandle(self, await self.get_job(job_id))
+
+    async def get_job(self, job_id: str) -> Job:
+        """As `Client.get_job`."""
+        return await self._transport.unary(_calls.get_job(job_id))
+
+    def list_jobs(self, *, states: Iterable[str] | str = (), model: str = "") -> AsyncIterator[Job]:
+        """As `Client.list_jobs`."""
+        return self._transport.pages(lambda token: _calls.list_jobs(states, model, token))
+
+    def watch_job(
+        self, job_id: str, *, after: int = 0, timeout_s: float | None = None
+    ) -> AsyncIterator[JobEvent]:
+        """As `Client.watch_job`."""
+        return self._transport.watch(Watch(job_id, after, timeout_s, self._transport.policy))
+
+    async def cancel_job(self, job_id: str) -> Job:
+        """As `Client.cancel_job`."""
+        return await self._transport.unary(_calls.cancel_job(job_id))
+
+    # Datasets
+
+    async def upload_dataset(
+        self,
+        data: Uploadable,
+        *,
+        display_name: str = "",
+        on_progress: OnProgress | None = None,
+        timeout_s: float = TRANSFER_TIMEOUT_S,
+    ) -> Dataset:
+        """As `Client.upload_dataset`; an iterable is read on a worker thread."""
+        upload = await asyncio.to_thread(_uploads.prepare, data, display_name, on_progress)
+
+        async def send(left_s: float) -> Dataset:
+            answer = await self._transport.collect(_rpcs.UPLOAD_DATASET, upload.messages(), left_s)
+            return _uploads.stored_as(answer)
+
+        return await self._transport.attempts(send, timeout_s, is_safe=upload.is_repeatable)
+
+    async def get_dataset(self, dataset_id: str) -> Dataset:
+        """As `Client.get_dataset`."""
+        return await self._transport.unary(_calls.get_dataset(dataset_id))
+
+    def list_datasets(self) -> AsyncIterator[Dataset]:
+        """As `Client.list_datasets`."""
+        return self._transport.pages(_calls.list_datasets)
+
+    async def delete_dataset(self, dataset_id: str) -> None:
+        """As `Client.delete_dataset`."""
+        await self._transport.unary(_calls.delete_dataset(dataset_id))
+
+    # Prediction
+
+    async def predict(
+        self,
+        pictures: PictureLike | Iterable[PictureLike],
+        model: str,
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        top_k: int = 1,
+        include_features: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[Prediction]:
+        """As `Client.predict`; an iterable is read on a worker thread."""
+        requests = predict_requests(
+            pictures, model, version, alias, top_k=top_k, include_features=include_features
+        )
+        return [
+            prediction
+            async for request in stepwise(requests)
+            for prediction in await self._transport.unary(_calls.predict(request), timeout_s)
+        ]
+
+    async def predict_stream(
+        self,
+        pictures: Iterable[PictureLike],
+        model: str,
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        top_k: int = 1,
+        include_features: bool = False,
+        timeout_s: float = TRANSFER_TIMEOUT_S,
+    ) -> AsyncIterator[Prediction]:
+        """As `Client.predict_stream`; an iterable is read on a worker thread."""
+        requests = predict_requests(
+            pictures,
+            model,
+            version,
+            alias,
+            top_k=top_k,
+            include_features=include_features,
+            max_pictures=PICTURES_A_REQUEST,
+        )
+        order, room = Order(), asyncio.Semaphore(REQUESTS_UNDER_WAY)
+
+        async def messages() -> AsyncIterator[prediction_pb2.PredictStreamRequest]:
+            async for request in stepwise(requests):
+                await room.acquire()
+                yield order.to_send(request)
+
+        answers = self._transport.exchange(_rpcs.PREDICT_STREAM, messages(), timeout_s)
+        async with aclosing(answers):
+            async for answer in answers:
+                for predictions in order.take(answer):
+                    room.release()
+                    for prediction in predictions:
+                        yield prediction
+        if not order.is_complete:
+            raise Unavailable(f"{self._transport.target} ended the stream before its last answer")
+
+    # Models
+
+    async def get_model(self, model: str) -> Model:
+        """As `Client.get_model`."""
+        return await self._transport.unary(_calls.get_model(model))
+
+    def list_models(self) -> AsyncIterator[Model]:
+        """As `Client.list_models`."""
+        return self._transport.pages(_calls.list_models)
+
+    async def delete_model(self, model: str) -> None:
+        """As `Client.delete_model`."""
+        await self._transport.unary(_calls.delete_model(model))
+
+    async def get_version(
+        self, model: str, *, version: int | None = None, alias: str | None = None
+    ) -> Version:
+        """As `Client.get_version`."""
+        return await self._transport.unary(_calls.get_version(model, version, alias))
+
+    def list_versions(self, model: str) -> AsyncIterator[Version]:
+        """As `Client.list_versions`."""
+        return self._transport.pages(lambda token: _calls.list_versions(model, token))
+
+    async def delete_version(self, model: str, version: int) -> None:
+        """As `Client.delete_version`."""
+        await self._transport.unary(_calls.delete_version(model, version))
+
+    async def set_alias(self, model: str, alias: str, version: int) -> Model:
+        """As `Client.set_alias`."""
+        return await self._transport.unary(_calls.set_alias(model, alias, version))
+
+    async def delete_alias(self, model: str, alias: str) -> Model:
+        """As `Client.delete_alias`."""
+        return await self._transport.unary(_calls.delete_alias(model, alias))
+
+    async def get_report(
+        self, model: str, *, version: int | None = None, alias: str | None = None
+    ) -> dict[str, Any]:
+        """As `Client.get_report`."""
+        return await self._transport.unary(_calls.get_report(model, version, alias))
+
+    async def get_report_html(
+        self, model: str, *, version: int | None = None, alias: str | None = None
+    ) -> str:
+        """As `Client.get_report_html`."""
+        return await self._transport.unary(_calls.get_report_html(model, version, alias))
+
+    async def export_model(
+        self,
+        model: str,
+        path: str | PathLike[str],
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        timeout_s: float = TRANSFER_TIMEOUT_S,
+    ) -> Path:
+        """As `Client.export_model`."""
+        request, to = _calls.export_request(model, version, alias), Path(path)
+
+        async def write(left_s: float) -> Path:
+            answers = self._transport.answers(_rpcs.EXPORT_MODEL, request, left_s)
+            async with aclosing(answers):
+                with whole_file(to) as file:
+                    async for answer in answers:
+                        await asyncio.to_thread(file.write, answer.chunk)
+            return to
+
+        return await self._transport.attempts(write, timeout_s, is_safe=_rpcs.EXPORT_MODEL.is_safe)
+
+    # Health
+
+    async def is_serving(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
+        """As `Client.is_serving`."""
+        try:
+            return await self._transport.probe(timeout_s, wait=False)
+        except (Unavailable, DeadlineExceeded):
+            return False
+
+    async def wait_ready(self, timeout_s: float = 30.0) -> None:
+        """As `Client.wait_ready`."""
+        patience = _channel.Patience(self._transport.target, timeout_s)
+        while True:
+            try:
+                if await self._transport.probe(patience.probe_s, wait=True):
+                    return
+            except (Unavailable, DeadlineExceeded) as error:
+                patience.error = error
+            await asyncio.sleep(patience.pause_s())

@@ -1,0 +1,73 @@
+"""The `graft` command: everything that the service does, from a shell.
+
+Exit codes: 0 well, 1 the service refused or could not be reached (or a picture
+could not be read), 2 wrong usage, 3 a job failed or was cancelled, 130
+interrupted. Errors are one line on standard error. The only reader of the
+client's environment: GRAFT_SERVER and GRAFT_TOKEN.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+
+from graft.cli._arguments import Arguments, Usage, parse
+from graft.cli._output import Output, RichMissing, complain
+from graft.client import Client
+from graft.errors import GraftError, JobCancelled, JobFailed
+
+OK, REFUSED, USAGE, JOB_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except SystemExit as ended:  # argparse: --help, --version, wrong usage
+        return ended.code if isinstance(ended.code, int) else USAGE
+    except KeyboardInterrupt:
+        return complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; the interpreter must not flush into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return REFUSED
+    except (Usage, RichMissing, GraftError, OSError) as error:
+        return complain(_line(error), _code(error))
+
+
+def _run(argv: Sequence[str]) -> int:
+    arguments = parse(argv, os.environ)
+    output = Output(is_json=arguments.json)
+    with _connect(arguments) as client:
+        code: int = arguments.run(client, arguments, output)
+        return code
+
+
+def _code(error: Exception) -> int:
+    if isinstance(error, JobFailed | JobCancelled):
+        return JOB_FAILED
+    # What is left is this machine's: bad arguments, and files that are not there.
+    return REFUSED if isinstance(error, GraftError) else USAGE
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, GraftError):
+        return f"{error.message} [{error.reason}]" if error.reason else error.message
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _connect(arguments: Arguments) -> Client:
+    credentials = None
+    if arguments.tls or arguments.tls_ca:
+        roots = Path(arguments.tls_ca).read_bytes() if arguments.tls_ca else None
+        credentials = grpc.ssl_channel_credentials(roots)
+    return Client(
+        arguments.server,
+        timeout_s=arguments.timeout,
+        credentials=credentials,
+        token=arguments.token,
+    )

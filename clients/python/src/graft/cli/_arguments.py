@@ -1,0 +1,98 @@
+"""What the command line understands; knows the commands, talks to no server."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from graft import _version
+from graft._channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from graft.cli import _datasets, _finetune, _jobs, _models, _predict
+from graft.cli._output import Usage
+
+__all__ = ["Arguments", "Usage", "parse"]
+
+Arguments = argparse.Namespace
+
+_EPILOG = """\
+exit codes: 0 well, 1 the service refused or cannot be reached, 2 wrong usage,
+3 a job failed or was cancelled, 130 interrupted
+environment: GRAFT_SERVER is --server's default, GRAFT_TOKEN the bearer token"""
+
+
+def parse(argv: Sequence[str], environment: Mapping[str, str]) -> Arguments:
+    """Reads the arguments; `run` is the command's function. Exits for --help and wrong usage."""
+    arguments = _parser().parse_args(argv)
+    defaults = {
+        "json": False,
+        "server": environment.get("GRAFT_SERVER") or DEFAULT_TARGET,
+        "timeout": DEFAULT_TIMEOUT_S,
+        "tls": False,
+        "tls_ca": None,
+        "token": environment.get("GRAFT_TOKEN") or None,
+    }
+    for name, value in defaults.items():
+        if not hasattr(arguments, name):
+            setattr(arguments, name, value)
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    # Without defaults, so that they may stand before and after the command.
+    everywhere = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    group = everywhere.add_argument_group("everywhere")
+    group.add_argument("--json", action="store_true", help="JSON lines on standard output")
+    group.add_argument("--server", metavar="HOST:PORT", help=f"default: {DEFAULT_TARGET}")
+    group.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="S",
+        help=f"deadline of each call, seconds (default: {DEFAULT_TIMEOUT_S:g})",
+    )
+    group.add_argument("--tls", action="store_true", help="a secure connection")
+    group.add_argument("--tls-ca", metavar="FILE", help="the authority to trust, PEM; means --tls")
+
+    parser = argparse.ArgumentParser(
+        prog="graft",
+        description="Fine-tune image classifiers and predict with them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[everywhere],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"graft {_version.version()}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_finetune.add, _predict.add, _jobs.add, _models.add, _datasets.add):
+        add(_Commands(commands, everywhere))
+    return parser
+
+
+class _Commands:
+    """Adds commands that take what is understood everywhere."""
+
+    def __init__(self, commands: Any, everywhere: argparse.ArgumentParser) -> None:
+        self._commands, self._everywhere = commands, everywhere
+
+    def add(self, name: str, text: str, run: Any, **more: Any) -> argparse.ArgumentParser:
+        """A command; `run(client, arguments, output)` returns the exit code."""
+        parser: argparse.ArgumentParser = self._commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            parents=[self._everywhere],
+            allow_abbrev=False,
+            **more,
+        )
+        parser.set_defaults(run=run)
+        return parser
+
+    def group(self, name: str, text: str, run: Any) -> "_Commands":
+        """A command with commands of its own; alone it does what `run` does."""
+        parser = self.add(name, text, run)
+        return _Commands(parser.add_subparsers(metavar="ACTION"), self._everywhere)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    return value

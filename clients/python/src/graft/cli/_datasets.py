@@ -1,0 +1,63 @@
+"""`graft datasets`."""
+
+import argparse
+from typing import Any
+
+from graft.cli._output import Output
+from graft.cli._watching import Watching
+from graft.client import Client
+from graft.types import Dataset
+
+
+def add(commands: Any) -> None:
+    """The commands and their options."""
+    datasets = commands.group("datasets", "Keep labelled pictures on the server", run_list)
+    datasets.add("list", "Datasets, newest first", run_list)
+    datasets.add("get", "Describe one dataset", run_get).add_argument("dataset_id", metavar="ID")
+    upload = datasets.add("upload", "Store a folder or an archive", run_upload)
+    upload.add_argument("data", metavar="DATA", help="a folder per class, or a .tar, .tar.gz, .zip")
+    upload.add_argument("--name", default="", help="a name for people")
+    delete = datasets.add("delete", "Delete a dataset and its pictures", run_delete)
+    delete.add_argument("dataset_id", metavar="ID")
+
+
+def run_list(client: Client, _arguments: argparse.Namespace, output: Output) -> int:
+    """Lists datasets."""
+    columns = ["dataset", "name", "pictures", "classes", "MiB", "created"]
+    output.items(client.list_datasets(), columns, _row)
+    return 0
+
+
+def _row(dataset: Dataset) -> list[object]:
+    return [
+        dataset.dataset_id,
+        dataset.display_name or None,
+        dataset.picture_count,
+        len(dataset.classes),
+        dataset.size_bytes / 2**20,
+        dataset.create_time,
+    ]
+
+
+def run_get(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Describes one dataset."""
+    output.thing(client.get_dataset(arguments.dataset_id))
+    return 0
+
+
+def run_upload(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Stores a dataset."""
+    with Watching(output) as watching:
+        dataset = client.upload_dataset(
+            arguments.data, display_name=arguments.name, on_progress=watching.uploaded
+        )
+    output.thing(dataset)
+    return 0
+
+
+def run_delete(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Deletes a dataset."""
+    client.delete_dataset(arguments.dataset_id)
+    if output.is_json:
+        output.emit({"deleted": arguments.dataset_id})
+    return 0

@@ -1,0 +1,88 @@
+"""`graft predict` and `graft health`."""
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from graft.cli import _names
+from graft.cli._output import Output, complain
+from graft.client import Client
+from graft.types import Prediction
+
+_AT_ONCE = 64
+"""Pictures answered before the first of them is shown."""
+
+
+def add(commands: Any) -> None:
+    """The commands and their options."""
+    predict = commands.add("predict", "Classify pictures", run)
+    predict.add_argument("model", metavar="MODEL", help=_names.HELP)
+    predict.add_argument("pictures", nargs="+", metavar="PICTURE", help="JPEG, PNG, WebP or BMP")
+    predict.add_argument("--top-k", type=int, default=1, metavar="K", help="classes to show")
+    predict.add_argument("--features", action="store_true", help="with --json: the features too")
+    health = commands.add("health", "Say whether the server serves", run_health)
+    health.add_argument("--wait", type=float, metavar="S", help="wait so long for it")
+
+
+def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Classifies the pictures; 1 when one of them could not be."""
+    answers = list(_answers(client, arguments, output))
+    if not output.is_json:
+        rows = [
+            (path if rank == 0 else "", score.label, f"{score.probability:.1%}")
+            for path, prediction in answers
+            for rank, score in enumerate(prediction.scores)
+        ]
+        if rows:
+            output.table(["picture", "class", "probability"], rows)
+    failed = [(path, p.error) for path, p in answers if p.error is not None]
+    for path, error in failed:
+        complain(f"{path}: {error.message} [{error.reason}]", 1)
+    return 1 if failed else 0
+
+
+def _answers(
+    client: Client, arguments: argparse.Namespace, output: Output
+) -> Iterator[tuple[str, Prediction]]:
+    model, which = _names.parse(arguments.model)
+    for start in range(0, len(arguments.pictures), _AT_ONCE):
+        paths = arguments.pictures[start : start + _AT_ONCE]
+        predictions = client.predict(
+            paths,
+            model,
+            top_k=arguments.top_k,
+            include_features=arguments.features,
+            **which,
+        )
+        for path, prediction in zip(paths, predictions, strict=True):
+            if output.is_json:
+                output.emit(_as_json(path, prediction, with_features=arguments.features))
+            yield path, prediction
+
+
+def _as_json(path: str, prediction: Prediction, *, with_features: bool) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "picture": path,
+        "model": prediction.model,
+        "version": prediction.version,
+    }
+    if prediction.error is not None:
+        return {**value, "error": prediction.error}
+    value |= {
+        "label": prediction.label,
+        "probability": prediction.probability,
+        "scores": prediction.scores,
+    }
+    return {**value, "features": prediction.features} if with_features else value
+
+
+def run_health(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """0 when the server serves."""
+    if arguments.wait is not None:
+        client.wait_ready(arguments.wait)
+    is_serving = client.is_serving()
+    if output.is_json:
+        output.emit({"server": arguments.server, "serving": is_serving})
+    elif is_serving:
+        output.line(f"{arguments.server} serves")
+    return 0 if is_serving else complain(f"{arguments.server} does not serve", 1)

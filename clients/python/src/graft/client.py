@@ -1,0 +1,329 @@
+"""The blocking client.
+
+Thin: what is sent and how answers are read is `_calls`', how calls are carried
+out is `_sync`'s. May be shared by threads. Ends with `close` or its `with`.
+"""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+
+from graft import _calls, _channel, _rpcs, _uploads
+from graft._channel import PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S
+from graft._export import whole_file
+from graft._jobs import JobHandle
+from graft._order import PICTURES_A_REQUEST, REQUESTS_UNDER_WAY, Order
+from graft._pictures import PictureLike, predict_requests
+from graft._sync import Transport
+from graft._uploads import Data, OnProgress, Uploadable
+from graft._watch import Watch
+from graft.errors import DeadlineExceeded, Unavailable
+from graft.retry import RetryPolicy
+from graft.types import (
+    Dataset,
+    FineTuneOptions,
+    Job,
+    JobEvent,
+    Model,
+    Prediction,
+    Version,
+)
+from graft.v1 import prediction_pb2
+
+
+class Client:
+    """A connection to a Graft server.
+
+    `timeout_s` is the deadline of each call, its repeats included; uploads and
+    exports have an hour instead. `token` travels as a bearer token;
+    `credentials` switch TLS on. A `channel` of your own is used as it is and
+    left open.
+    """
+
+    def __init__(
+        self,
+        target: str = _channel.DEFAULT_TARGET,
+        *,
+        timeout_s: float = _channel.DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+        max_message_bytes: int = _channel.MAX_MESSAGE_BYTES,
+        channel: grpc.Channel | None = None,
+    ) -> None:
+        settings = _channel.settings(target, credentials, token, metadata, max_message_bytes)
+        self._transport = Transport(settings, retry or RetryPolicy(), timeout_s, channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection, and every call on it."""
+        self._transport.close()
+
+    def with_timeout(self, timeout_s: float) -> "Client":
+        """The same connection with another deadline for its calls."""
+        other = object.__new__(type(self))
+        other._transport = self._transport.with_timeout(timeout_s)
+        return other
+
+    # Fine-tuning
+
+    def fine_tune(
+        self,
+        data: Data,
+        name: str,
+        *,
+        on_upload: OnProgress | None = None,
+        **options: Unpack[FineTuneOptions],
+    ) -> JobHandle:
+        """Starts a job that makes a version of the model `name`; uploads `data` where needed.
+
+        `data` is a folder with a folder per class, an archive of one, pairs of a
+        label and a picture, a `Dataset` or its id, or a `ServerPath`. The options
+        are `FineTuneOptions`.
+        """
+        # Bad options are found out before anything is uploaded.
+        _calls.fine_tune("", name, options)
+        source = _uploads.stored(data)
+        if source is None:
+            source = self.upload_dataset(data, on_progress=on_upload).dataset_id  # type: ignore[arg-type]
+        return JobHandle(self, self._transport.unary(_calls.fine_tune(source, name, options)))
+
+    def job(self, job_id: str) -> JobHandle:
+        """A handle on a job that was started before."""
+        return JobHandle(self, self.get_job(job_id))
+
+    def get_job(self, job_id: str) -> Job:
+        """Describes one job."""
+        return self._transport.unary(_calls.get_job(job_id))
+
+    def list_jobs(self, *, states: Iterable[str] | str = (), model: str = "") -> Iterator[Job]:
+        """Jobs, newest first; only those in one of `states` and of `model`, where given."""
+        return self._transport.pages(lambda token: _calls.list_jobs(states, model, token))
+
+    def watch_job(
+        self, job_id: str, *, after: int = 0, timeout_s: float | None = None
+    ) -> Iterator[JobEvent]:
+        """The job's events after the one numbered `after`, to its last; survives lost connections.
+
+        Without `timeout_s` it watches as long as the job lives.
+        """
+        return self._transport.watch(Watch(job_id, after, timeout_s, self._transport.policy))
+
+    def cancel_job(self, job_id: str) -> Job:
+        """Asks for a job's end; a running one ends soon after."""
+        return self._transport.unary(_calls.cancel_job(job_id))
+
+    # Datasets
+
+    def upload_dataset(
+        self,
+        data: Uploadable,
+        *,
+        display_name: str = "",
+        on_progress: OnProgress | None = None,
+        timeout_s: float = TRANSFER_TIMEOUT_S,
+    ) -> Dataset:
+        """Stores a folder, an archive or labelled pictures; the same ones get the same id."""
+        upload = _uploads.prepare(data, display_name, on_progress)
+
+        def send(left_s: float) -> Dataset:
+            answer = self._transport.collect(_rpcs.UPLOAD_DATASET, upload.messages(), left_s)
+            return _uploads.stored_as(answer)
+
+        return self._transport.attempts(send, timeout_s, is_safe=upload.is_repeatable)
+
+    def get_dataset(self, dataset_id: str) -> Dataset:
+        """Describes one dataset."""
+        return self._transport.unary(_calls.get_dataset(dataset_id))
+
+    def list_datasets(self) -> Iterator[Dataset]:
+        """Datasets, newest first."""
+        return self._transport.pages(_calls.list_datasets)
+
+    def delete_dataset(self, dataset_id: str) -> None:
+        """Deletes a dataset and its pictures."""
+        self._transport.unary(_calls.delete_dataset(dataset_id))
+
+    # Prediction
+
+    def predict(
+        self,
+        pictures: PictureLike | Iterable[PictureLike],
+        model: str,
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        top_k: int = 1,
+        include_features: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[Prediction]:
+        """Classifies one picture or many; one `Prediction` for each, in their order.
+
+        What is too much for one call is sent in several, and `timeout_s` is for
+        each. A picture that the service cannot read has its error in its
+        `Prediction`.
+        """
+        requests = predict_requests(
+            pictures, model, version, alias, top_k=top_k, include_features=include_features
+        )
+        return [
+            prediction
+            for request in requests
+            for prediction in self._transport.unary(_calls.predict(request), timeout_s)
+        ]
+
+    def predict_stream(
+        self,
+        pictures: Iterable[PictureLike],
+        model: str,
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        top_k: int = 1,
+        include_features: bool = False,
+        timeout_s: float = TRANSFER_TIMEOUT_S,
+    ) -> Iterator[Prediction]:
+        """Classifies any number of pictures over one stream, reading them as answers come.
+
+        At most a few hundred pictures are under way. Predictions come in the
+        pictures' order; where a whole request failed, each of its pictures has
+        its error.
+        """
+        requests = predict_requests(
+            pictures,
+            model,
+            version,
+            alias,
+            top_k=top_k,
+            include_features=include_features,
+            max_pictures=PICTURES_A_REQUEST,
+        )
+        order, room, left = Order(), threading.Semaphore(REQUESTS_UNDER_WAY), threading.Event()
+
+        def messages() -> Iterator[prediction_pb2.PredictStreamRequest]:
+            for request in requests:
+                # Ends with the stream: `left` is set, and `room` made, on every way out.
+                room.acquire()
+                if left.is_set():
+                    return
+                yield order.to_send(request)
+
+        answers = self._transport.exchange(_rpcs.PREDICT_STREAM, messages(), timeout_s)
+        try:
+            for answer in answers:
+                for predictions in order.take(answer):
+                    room.release()
+                    yield from predictions
+        finally:
+            left.set()
+            room.release()
+            answers.close()
+        if not order.is_complete:
+            raise Unavailable(f"{self._transport.target} ended the stream before its last answer")
+
+    # Models
+
+    def get_model(self, model: str) -> Model:
+        """Describes one model."""
+        return self._transport.unary(_calls.get_model(model))
+
+    def list_models(self) -> Iterator[Model]:
+        """Models by name."""
+        return self._transport.pages(_calls.list_models)
+
+    def delete_model(self, model: str) -> None:
+        """Deletes a model with all its versions."""
+        self._transport.unary(_calls.delete_model(model))
+
+    def get_version(
+        self, model: str, *, version: int | None = None, alias: str | None = None
+    ) -> Version:
+        """Describes one version; the newest where neither `version` nor `alias` is given."""
+        return self._transport.unary(_calls.get_version(model, version, alias))
+
+    def list_versions(self, model: str) -> Iterator[Version]:
+        """A model's versions, newest first."""
+        return self._transport.pages(lambda token: _calls.list_versions(model, token))
+
+    def delete_version(self, model: str, version: int) -> None:
+        """Deletes a version; the last one goes only with its model."""
+        self._transport.unary(_calls.delete_version(model, version))
+
+    def set_alias(self, model: str, alias: str, version: int) -> Model:
+        """Points an alias to a version; makes the alias if it is new."""
+        return self._transport.unary(_calls.set_alias(model, alias, version))
+
+    def delete_alias(self, model: str, alias: str) -> Model:
+        """Removes an alias."""
+        return self._transport.unary(_calls.delete_alias(model, alias))
+
+    def get_report(
+        self, model: str, *, version: int | None = None, alias: str | None = None
+    ) -> dict[str, Any]:
+        """The report that training wrote, for programs."""
+        return self._transport.unary(_calls.get_report(model, version, alias))
+
+    def get_report_html(
+        self, model: str, *, version: int | None = None, alias: str | None = None
+    ) -> str:
+        """The report as one page for people."""
+        return self._transport.unary(_calls.get_report_html(model, version, alias))
+
+    def export_model(
+        self,
+        model: str,
+        path: str | PathLike[str],
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        timeout_s: float = TRANSFER_TIMEOUT_S,
+    ) -> Path:
+        """Writes one self-contained .onnx file, whole or not at all; returns its path."""
+        request, to = _calls.export_request(model, version, alias), Path(path)
+
+        def write(left_s: float) -> Path:
+            answers = self._transport.answers(_rpcs.EXPORT_MODEL, request, left_s)
+            with closing(answers), whole_file(to) as file:
+                for answer in answers:
+                    file.write(answer.chunk)
+            return to
+
+        return self._transport.attempts(write, timeout_s, is_safe=_rpcs.EXPORT_MODEL.is_safe)
+
+    # Health
+
+    def is_serving(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
+        """Whether the server answers and says that it serves."""
+        try:
+            return self._transport.probe(timeout_s, wait=False)
+        except (Unavailable, DeadlineExceeded):
+            return False
+
+    def wait_ready(self, timeout_s: float = 30.0) -> None:
+        """Returns when the server serves; raises DeadlineExceeded when it does not in time."""
+        patience = _channel.Patience(self._transport.target, timeout_s)
+        while True:
+            try:
+                if self._transport.probe(patience.probe_s, wait=True):
+                    return
+            except (Unavailable, DeadlineExceeded) as error:
+                patience.error = error
+            time.sleep(patience.pause_s())

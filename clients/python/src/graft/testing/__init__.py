@@ -1,0 +1,44 @@
+"""A Graft server in your own process, for tests of what uses the client.
+
+It is real gRPC on a free port of localhost, with everything in memory: models
+are what you add, predictions are what your function says, jobs play the events
+you script. Nothing is trained. It ends with `stop` or its `with`.
+
+    with FakeGraft() as server, graft.Client(server.target) as client:
+        server.add_model("pets", classes=["cat", "dog"])
+        ...
+"""
+
+from graft.testing._prediction import Predict, SentPicture
+from graft.testing._script import (
+    DEFAULT_SCRIPT,
+    cancelled,
+    data,
+    epoch,
+    failed,
+    note,
+    progress,
+    published,
+    requeued,
+    running,
+    succeeded,
+)
+from graft.testing._server import FakeGraft, Recorded
+
+__all__ = [
+    "DEFAULT_SCRIPT",
+    "FakeGraft",
+    "Predict",
+    "Recorded",
+    "SentPicture",
+    "cancelled",
+    "data",
+    "epoch",
+    "failed",
+    "note",
+    "progress",
+    "published",
+    "requeued",
+    "running",
+    "succeeded",
+]

@@ -1,0 +1,142 @@
+"""DatasetService, in memory: archives are unpacked and counted, pictures are not decoded."""
+
+# ruff: noqa: ARG002, N802 - a servicer has gRPC's names and takes what gRPC gives
+
+import hashlib
+import io
+import tarfile
+import threading
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from graft.errors import InvalidArgument, NotFound, Reason
+from graft.testing._models import now
+from graft.testing._refusals import page, refuse
+from graft.v1 import dataset_pb2 as pb
+from graft.v1 import dataset_pb2_grpc
+
+Picture = tuple[str, str, bytes]
+"""Split ("", "train" or "val"), class, bytes."""
+
+_SPLITS = {pb.SPLIT_UNSPECIFIED: "", pb.SPLIT_TRAIN: "train", pb.SPLIT_VALIDATION: "val"}
+
+
+class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
+    """Datasets by id."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._datasets: dict[str, pb.Dataset] = {}
+        self.pictures: dict[str, list[Picture]] = {}
+        """What was uploaded, by dataset id."""
+
+    def get(self, dataset_id: str) -> pb.Dataset:
+        """The dataset, or the service's error."""
+        with self._lock:
+            if dataset_id not in self._datasets:
+                raise refuse(NotFound, Reason.DATASET_NOT_FOUND, f"there is no {dataset_id!r}")
+            return self._datasets[dataset_id]
+
+    def UploadDataset(
+        self, request_iterator: Iterator[pb.UploadDatasetRequest], context: Any
+    ) -> pb.UploadDatasetResponse:
+        name, archive, pictures = "", io.BytesIO(), list[Picture]()
+        for index, message in enumerate(request_iterator):
+            part = message.WhichOneof("part")
+            if (part == "header") != (index == 0):
+                raise _invalid("the stream must begin with the header, and hold it once")
+            if part == "header":
+                name = message.header.display_name
+            elif part == "archive_chunk":
+                archive.write(message.archive_chunk)
+            elif part == "picture":
+                picture = message.picture
+                pictures.append((_SPLITS[picture.split], picture.label, picture.content))
+        if archive.tell():
+            pictures = _unpack(archive.getvalue())
+        return pb.UploadDatasetResponse(dataset=self._store(name, pictures))
+
+    def _store(self, name: str, pictures: list[Picture]) -> pb.Dataset:
+        counts = Counter((label, split == "val") for split, label, _ in pictures)
+        labels = sorted({label for label, _ in counts})
+        if len(labels) < 2:
+            raise refuse(
+                InvalidArgument,
+                Reason.DATASET_UNUSABLE,
+                f"the pictures are of {len(labels)} classes: two or more are needed",
+            )
+        lines = sorted(f"{s}\0{label}\0{hashlib.sha256(d).hexdigest()}" for s, label, d in pictures)
+        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        dataset = pb.Dataset(
+            dataset_id=f"ds-{digest[:16]}",
+            display_name=name,
+            digest=digest,
+            create_time=now(),
+            size_bytes=sum(len(d) for _, _, d in pictures),
+            classes=[
+                pb.ClassCount(
+                    label=label,
+                    train_count=counts[label, False],
+                    validation_count=counts[label, True],
+                )
+                for label in labels
+            ],
+            picture_count=len(pictures),
+            has_validation_split=any(split for split, _, _ in pictures),
+        )
+        with self._lock:
+            self.pictures[dataset.dataset_id] = pictures
+            return self._datasets.setdefault(dataset.dataset_id, dataset)
+
+    def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.GetDatasetResponse:
+        return pb.GetDatasetResponse(dataset=self.get(request.dataset_id))
+
+    def ListDatasets(
+        self, request: pb.ListDatasetsRequest, context: Any
+    ) -> pb.ListDatasetsResponse:
+        with self._lock:
+            newest_first: list[Any] = list(reversed(self._datasets.values()))
+        items, token = page(newest_first, request.page_size, request.page_token)
+        return pb.ListDatasetsResponse(datasets=items, next_page_token=token)
+
+    def DeleteDataset(
+        self, request: pb.DeleteDatasetRequest, context: Any
+    ) -> pb.DeleteDatasetResponse:
+        self.get(request.dataset_id)
+        with self._lock:
+            del self._datasets[request.dataset_id], self.pictures[request.dataset_id]
+        return pb.DeleteDatasetResponse()
+
+
+def _unpack(archive: bytes) -> list[Picture]:
+    try:
+        if zipfile.is_zipfile(io.BytesIO(archive)):
+            with zipfile.ZipFile(io.BytesIO(archive)) as zipped:
+                entries = [(n, zipped.read(n)) for n in zipped.namelist() if not n.endswith("/")]
+        else:
+            with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+                files = [member for member in tar if member.isfile()]
+                entries = [(m.name, _content(tar, m)) for m in files]
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise refuse(
+            InvalidArgument, Reason.ARCHIVE_UNREADABLE, f"the archive cannot be read: {error}"
+        ) from error
+    parts = [(PurePosixPath(name).parts, data) for name, data in entries]
+    has_splits = any(names[0] == "train" for names, _ in parts)
+    return [
+        (names[0], names[1], data) if has_splits else ("", names[0], data)
+        for names, data in parts
+        if len(names) > (2 if has_splits else 1)
+    ]
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return file.read() if file else b""
+
+
+def _invalid(message: str) -> Exception:
+    return refuse(InvalidArgument, Reason.INVALID_FIELD, message, "part")

@@ -1,0 +1,173 @@
+"""FineTuningService, in memory: a job's events are played, by its script or by the test."""
+
+# ruff: noqa: ARG002, N802 - a servicer has gRPC's names and takes what gRPC gives
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from graft.errors import AlreadyExists, FailedPrecondition, NotFound, Reason
+from graft.testing import _script
+from graft.testing._datasets import Datasets
+from graft.testing._models import Models, now
+from graft.testing._refusals import page, refuse
+from graft.v1 import fine_tuning_pb2 as pb
+from graft.v1 import fine_tuning_pb2_grpc
+
+_FINAL = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
+_WATCH_POLL_S = 1.0
+
+
+class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
+    """Jobs by id, each with its events. All state is guarded by one condition."""
+
+    def __init__(self, models: Models, datasets: Datasets, script: Iterable[pb.JobEvent]) -> None:
+        self._models, self._datasets = models, datasets
+        self.script = tuple(script)
+        self._changed = threading.Condition()
+        self._jobs: dict[str, pb.Job] = {}
+        self._events: dict[str, list[pb.JobEvent]] = {}
+        self._is_stopped = False
+
+    def play(self, job_id: str, events: Iterable[pb.JobEvent]) -> None:
+        """Lets the events happen, one after the other."""
+        with self._changed:
+            job = self._job(job_id)
+            for given in events:
+                event = pb.JobEvent()
+                event.CopyFrom(given)
+                event.sequence = job.last_sequence + 1
+                event.time.CopyFrom(now())
+                self._happen(job, event)
+                job.last_sequence = event.sequence
+                self._events[job_id].append(event)
+            self._changed.notify_all()
+
+    def _happen(self, job: pb.Job, event: pb.JobEvent) -> None:
+        kind = event.WhichOneof("payload")
+        if kind == "state_change":
+            change = event.state_change
+            job.state = change.state
+            if change.state == pb.JOB_STATE_RUNNING:
+                job.start_time.CopyFrom(event.time)
+                job.attempts += 1
+            if change.state in _FINAL:
+                job.end_time.CopyFrom(event.time)
+                job.ClearField("progress")
+                job.cancel_requested = False
+            if change.HasField("error"):
+                job.error.CopyFrom(change.error)
+        elif kind == "progress":
+            job.progress.CopyFrom(event.progress)
+        elif kind == "data" and not event.data.classes and job.request.dataset_id:
+            dataset = self._datasets.get(job.request.dataset_id)
+            event.data.classes.extend(dataset.classes)
+            event.data.digest = dataset.digest
+        elif kind == "published":
+            event.published.model = job.model
+            event.published.version = job.version = self._publish(job, event.published)
+
+    def _publish(self, job: pb.Job, out: pb.VersionPublished) -> int:
+        request, labels, digest = job.request, ["negative", "positive"], ""
+        if request.dataset_id:
+            dataset = self._datasets.get(request.dataset_id)
+            labels, digest = [count.label for count in dataset.classes], dataset.digest
+        return self._models.publish(
+            job.model,
+            labels,
+            job_id=job.job_id,
+            is_model_based=request.WhichOneof("method") == "model_based",
+            accuracy=out.validation_accuracy,
+            count=out.validation_count,
+            labels=dict(request.labels),
+            digest=digest,
+        )
+
+    def stop(self) -> None:
+        """Ends every watch."""
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
+
+    def start(self) -> None:
+        """Allows watches, at first or again."""
+        with self._changed:
+            self._is_stopped = False
+
+    def _job(self, job_id: str) -> pb.Job:
+        if job_id not in self._jobs:
+            raise refuse(NotFound, Reason.JOB_NOT_FOUND, f"there is no job {job_id!r}")
+        return self._jobs[job_id]
+
+    def _copy(self, job: pb.Job) -> pb.Job:
+        copy = pb.Job()
+        copy.CopyFrom(job)
+        return copy
+
+    def FineTune(self, request: pb.FineTuneRequest, context: Any) -> pb.FineTuneResponse:
+        if request.WhichOneof("data") == "dataset_id":
+            self._datasets.get(request.dataset_id)
+        with self._changed:
+            for job in self._jobs.values():
+                if request.request_id and job.request.request_id == request.request_id:
+                    if job.request != request:
+                        raise refuse(
+                            AlreadyExists,
+                            Reason.REQUEST_ID_REUSED,
+                            f"request id {request.request_id!r} was used for another request",
+                        )
+                    return pb.FineTuneResponse(job=self._copy(job))
+            job_id = f"job-{len(self._jobs) + 1}"
+            job = pb.Job(job_id=job_id, model=request.model, request=request, create_time=now())
+            self._jobs[job_id], self._events[job_id] = job, []
+            self.play(job_id, [_script.requeued()])
+            answer = pb.FineTuneResponse(job=self._copy(job))
+            self.play(job_id, self.script)
+            return answer
+
+    def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:
+        with self._changed:
+            return pb.GetJobResponse(job=self._copy(self._job(request.job_id)))
+
+    def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
+        with self._changed:
+            chosen: list[Any] = [
+                self._copy(job)
+                for job in reversed(self._jobs.values())
+                if (not request.states or job.state in request.states)
+                and (not request.model or job.model == request.model)
+            ]
+        items, token = page(chosen, request.page_size, request.page_token)
+        return pb.ListJobsResponse(jobs=items, next_page_token=token)
+
+    def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> Iterator[pb.WatchJobResponse]:
+        context.add_callback(self._wake)
+        last = request.after_sequence
+        while context.is_active():
+            with self._changed:
+                job = self._job(request.job_id)
+                events = self._events[request.job_id][last:]
+                if not events:
+                    if self._is_stopped or job.state in _FINAL:
+                        return
+                    # Woken by new events, a caller that left, and `stop`.
+                    self._changed.wait(_WATCH_POLL_S)
+            for event in events:
+                yield pb.WatchJobResponse(event=event)
+                last = event.sequence
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:
+        with self._changed:
+            job = self._job(request.job_id)
+            if job.state in _FINAL:
+                raise refuse(
+                    FailedPrecondition, Reason.JOB_FINISHED, f"job {job.job_id} has ended already"
+                )
+            job.cancel_requested = job.state == pb.JOB_STATE_RUNNING
+            answer = self._copy(job)
+            self.play(job.job_id, [_script.cancelled()])
+            return pb.CancelJobResponse(job=answer if answer.cancel_requested else self._copy(job))

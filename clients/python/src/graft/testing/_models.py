@@ -1,0 +1,215 @@
+"""ModelService, in memory."""
+
+# ruff: noqa: ARG002, N802 - a servicer has gRPC's names and takes what gRPC gives
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from graft.errors import FailedPrecondition, NotFound, Reason
+from graft.testing._refusals import page, refuse
+from graft.v1 import model_pb2 as pb
+from graft.v1 import model_pb2_grpc
+
+LATEST = "latest"
+EXPORT_CHUNK_BYTES = 2**10
+
+
+def now() -> Timestamp:
+    """This moment."""
+    stamp = Timestamp()
+    stamp.GetCurrentTime()
+    return stamp
+
+
+class Models(model_pb2_grpc.ModelServiceServicer):
+    """Models by name, each with its versions by number."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._models: dict[str, pb.Model] = {}
+        self._versions: dict[str, dict[int, pb.Version]] = {}
+
+    def publish(
+        self,
+        name: str,
+        classes: Sequence[str],
+        *,
+        job_id: str = "",
+        is_model_based: bool = False,
+        accuracy: float = 1.0,
+        count: int = 10,
+        labels: dict[str, str] | None = None,
+        digest: str = "",
+    ) -> int:
+        """Adds a version, and the model where it is new; `latest` moves to it."""
+        with self._lock:
+            model = self._models.setdefault(name, pb.Model(name=name, create_time=now()))
+            versions = self._versions.setdefault(name, {})
+            number = max(versions, default=0) + 1
+            method = (
+                pb.TRANSFER_METHOD_MODEL_BASED
+                if is_model_based
+                else pb.TRANSFER_METHOD_FEATURE_BASED
+            )
+            versions[number] = pb.Version(
+                model=name,
+                version=number,
+                job_id=job_id,
+                create_time=now(),
+                method=method,
+                backbone="efficientnet_lite0",
+                weights="fake",
+                backbone_digest=hashlib.sha256(name.encode()).hexdigest(),
+                classes=classes,
+                validation_accuracy=accuracy,
+                validation_count=count,
+                dataset_digest=digest,
+                parity=pb.Parity(max_difference=1e-6, top1_agreement=1.0, picture_count=count),
+                training_time=Duration(seconds=1),
+                labels=labels or {},
+                manifest_json=json.dumps({"format": 1, "model": name, "classes": list(classes)}),
+            )
+            model.update_time.CopyFrom(now())
+            model.aliases[LATEST] = number
+            return number
+
+    def resolve(self, request: Any) -> pb.Version:
+        """The version that a request's model and `which` name."""
+        with self._lock:
+            model = self._model(request.model)
+            if request.WhichOneof("which") == "version":
+                number = request.version
+            else:
+                alias = request.alias or LATEST
+                if alias not in model.aliases:
+                    raise refuse(
+                        NotFound,
+                        Reason.ALIAS_NOT_FOUND,
+                        f"model {model.name!r} has no alias {alias!r}",
+                    )
+                number = model.aliases[alias]
+            return self._version(model, number)
+
+    def _model(self, name: str) -> pb.Model:
+        if name not in self._models:
+            raise refuse(NotFound, Reason.MODEL_NOT_FOUND, f"no model is named {name!r}")
+        model = pb.Model()
+        model.CopyFrom(self._models[name])
+        model.version_count = len(self._versions[name])
+        return model
+
+    def _version(self, model: pb.Model, number: int) -> pb.Version:
+        if number not in self._versions[model.name]:
+            raise refuse(
+                NotFound,
+                Reason.VERSION_NOT_FOUND,
+                f"model {model.name!r} has no version {number}",
+            )
+        version = pb.Version()
+        version.CopyFrom(self._versions[model.name][number])
+        version.aliases.extend(sorted(a for a, n in model.aliases.items() if n == number))
+        return version
+
+    def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
+        with self._lock:
+            return pb.GetModelResponse(model=self._model(request.model))
+
+    def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
+        with self._lock:
+            models: list[Any] = [self._model(name) for name in sorted(self._models)]
+        items, token = page(models, request.page_size, request.page_token)
+        return pb.ListModelsResponse(models=items, next_page_token=token)
+
+    def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:
+        with self._lock:
+            self._model(request.model)
+            del self._models[request.model], self._versions[request.model]
+        return pb.DeleteModelResponse()
+
+    def GetVersion(self, request: pb.GetVersionRequest, context: Any) -> pb.GetVersionResponse:
+        return pb.GetVersionResponse(version=self.resolve(request))
+
+    def ListVersions(
+        self, request: pb.ListVersionsRequest, context: Any
+    ) -> pb.ListVersionsResponse:
+        with self._lock:
+            model = self._model(request.model)
+            numbers = sorted(self._versions[model.name], reverse=True)
+            versions: list[Any] = [self._version(model, number) for number in numbers]
+        items, token = page(versions, request.page_size, request.page_token)
+        return pb.ListVersionsResponse(versions=items, next_page_token=token)
+
+    def DeleteVersion(
+        self, request: pb.DeleteVersionRequest, context: Any
+    ) -> pb.DeleteVersionResponse:
+        with self._lock:
+            model = self._model(request.model)
+            version = self._version(model, request.version)
+            others = [n for n in self._versions[model.name] if n != version.version]
+            if set(version.aliases) - {LATEST} or not others:
+                raise refuse(
+                    FailedPrecondition,
+                    Reason.ALIAS_IN_USE,
+                    f"version {version.version} of model {model.name!r} is its last, or an alias "
+                    "points to it",
+                )
+            del self._versions[model.name][version.version]
+            if model.aliases[LATEST] == version.version:
+                self._models[model.name].aliases[LATEST] = max(others)
+        return pb.DeleteVersionResponse()
+
+    def SetAlias(self, request: pb.SetAliasRequest, context: Any) -> pb.SetAliasResponse:
+        with self._lock:
+            self._check_movable(request.alias)
+            self._version(self._model(request.model), request.version)
+            self._models[request.model].aliases[request.alias] = request.version
+            return pb.SetAliasResponse(model=self._model(request.model))
+
+    def DeleteAlias(self, request: pb.DeleteAliasRequest, context: Any) -> pb.DeleteAliasResponse:
+        with self._lock:
+            self._check_movable(request.alias)
+            if request.alias not in self._model(request.model).aliases:
+                raise refuse(
+                    NotFound,
+                    Reason.ALIAS_NOT_FOUND,
+                    f"model {request.model!r} has no alias {request.alias!r}",
+                )
+            del self._models[request.model].aliases[request.alias]
+            return pb.DeleteAliasResponse(model=self._model(request.model))
+
+    def _check_movable(self, alias: str) -> None:
+        if alias == LATEST:
+            raise refuse(
+                FailedPrecondition,
+                Reason.ALIAS_RESERVED,
+                "the alias 'latest' is moved by publishing alone: choose another name",
+            )
+
+    def GetReport(self, request: pb.GetReportRequest, context: Any) -> pb.GetReportResponse:
+        version = self.resolve(request)
+        if request.format == pb.REPORT_FORMAT_HTML:
+            page_ = f"<!doctype html><title>{version.model} {version.version}</title>"
+            return pb.GetReportResponse(content=page_.encode(), media_type="text/html")
+        content = {
+            "model": version.model,
+            "version": version.version,
+            "validation_accuracy": version.validation_accuracy,
+        }
+        return pb.GetReportResponse(
+            content=json.dumps(content).encode(), media_type="application/json"
+        )
+
+    def ExportModel(
+        self, request: pb.ExportModelRequest, context: Any
+    ) -> Iterator[pb.ExportModelResponse]:
+        """No model, but bytes that name it and are long enough for several chunks."""
+        version = self.resolve(request)
+        file = f"fake onnx of {version.model} {version.version}\n".encode() * 200
+        for start in range(0, len(file), EXPORT_CHUNK_BYTES):
+            yield pb.ExportModelResponse(chunk=file[start : start + EXPORT_CHUNK_BYTES])

@@ -1,0 +1,118 @@
+"""PredictionService, answered by a function."""
+
+# ruff: noqa: ARG002, N802 - a servicer has gRPC's names and takes what gRPC gives
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graft.errors import GraftError, InvalidArgument, Reason
+from graft.testing._models import Models
+from graft.testing._refusals import refuse, to_status
+from graft.v1 import prediction_pb2 as pb
+from graft.v1 import prediction_pb2_grpc
+
+MAX_PICTURES = 256
+FEATURES = 4
+"""How many the fake backbone gives."""
+
+
+@dataclass(frozen=True)
+class SentPicture:
+    """A picture as it arrived: a file's bytes, or pixels with their shape and type."""
+
+    data: bytes
+    shape: tuple[int, ...] = ()
+    """`(height, width, 3)` for pixels; empty for a file."""
+    dtype: str = ""
+    """"uint8" or "float32" for pixels; empty for a file."""
+
+
+Predict = Callable[[str, SentPicture], Mapping[str, float]]
+"""From a model's name and a picture to probabilities by class; a GraftError that it raises
+becomes the picture's own error."""
+
+
+class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
+    """Answers with what `predict` says; without one, a class that follows from the bytes."""
+
+    def __init__(self, models: Models, predict: Predict | None) -> None:
+        self._models = models
+        self.predict = predict
+
+    def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
+        version = self._models.resolve(request)
+        if not 1 <= len(request.pictures) <= MAX_PICTURES:
+            raise refuse(
+                InvalidArgument,
+                Reason.INVALID_FIELD,
+                f"the request holds {len(request.pictures)} pictures; it may hold 1 to "
+                f"{MAX_PICTURES}",
+                "pictures",
+            )
+        classes = list(version.classes)
+        return pb.PredictResponse(
+            model=version.model,
+            version=version.version,
+            results=[self._result(request, classes, picture) for picture in request.pictures],
+        )
+
+    def PredictStream(
+        self, request_iterator: Iterator[pb.PredictStreamRequest], context: Any
+    ) -> Iterator[pb.PredictStreamResponse]:
+        """Answers in pairs, the second first: the order is not promised."""
+        held: pb.PredictStreamRequest | None = None
+        for item in request_iterator:
+            if held is None:
+                held = item
+                continue
+            yield self._answer(item, context)
+            yield self._answer(held, context)
+            held = None
+        if held is not None:
+            yield self._answer(held, context)
+
+    def _answer(self, item: pb.PredictStreamRequest, context: Any) -> pb.PredictStreamResponse:
+        try:
+            response = self.Predict(item.request, context)
+        except GraftError as error:
+            return pb.PredictStreamResponse(id=item.id, error=to_status(error))
+        return pb.PredictStreamResponse(id=item.id, response=response)
+
+    def _result(
+        self, request: pb.PredictRequest, classes: list[str], picture: pb.Picture
+    ) -> pb.PictureResult:
+        sent = _sent(picture)
+        try:
+            shares = self._shares(request.model, classes, sent)
+        except GraftError as error:
+            return pb.PictureResult(error=to_status(error))
+        best = sorted(shares.items(), key=lambda item: -item[1])[: request.top_k or 1]
+        features = [float(byte) for byte in sent.data[:FEATURES].ljust(FEATURES, b"\0")]
+        return pb.PictureResult(
+            classification=pb.Classification(
+                scores=[
+                    pb.ClassScore(label=label, probability=share, class_index=classes.index(label))
+                    for label, share in best
+                ],
+                features=features if request.include_features else None,
+            )
+        )
+
+    def _shares(self, model: str, classes: list[str], sent: SentPicture) -> Mapping[str, float]:
+        if self.predict is not None:
+            return self.predict(model, sent)
+        if not sent.data:
+            raise refuse(InvalidArgument, Reason.PICTURE_UNREADABLE, "the picture is empty")
+        best = zlib.crc32(sent.data) % len(classes)
+        rest = 0.1 / max(1, len(classes) - 1)
+        return {label: 0.9 if i == best else rest for i, label in enumerate(classes)}
+
+
+def _sent(picture: pb.Picture) -> SentPicture:
+    if picture.WhichOneof("content") == "encoded":
+        return SentPicture(picture.encoded)
+    tensor = picture.tensor
+    dtype = "uint8" if tensor.data_type == pb.DATA_TYPE_UINT8 else "float32"
+    return SentPicture(tensor.data, tuple(tensor.shape), dtype)

@@ -1,0 +1,73 @@
+"""`graft-server` and `python -m service`: configuration, logging, signals; the only exit.
+
+The first SIGTERM or SIGINT drains: no new calls, accepted ones end, trainers
+stop and their jobs are queued again. The second one ends at once.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from service import config as configuration
+from service.app import App
+from service.config import BadConfig, Config
+from service.errors import GraftError
+from service.telemetry import set_up_logging
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_BAD_CONFIG = 2
+
+log = logging.getLogger("service")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the service; returns the exit code."""
+    try:
+        given = sys.argv[1:] if arguments is None else arguments
+        config = configuration.load(given, os.environ)
+    except BadConfig as error:
+        print(f"graft-server: {error}", file=sys.stderr)
+        return EXIT_BAD_CONFIG
+    set_up_logging(config.log_format, config.log_level)
+    try:
+        return asyncio.run(_run(config))
+    except (GraftError, OSError, RuntimeError) as error:
+        log.critical("cannot serve: %s", error, exc_info=log.isEnabledFor(logging.DEBUG))
+        return EXIT_FAILED
+
+
+async def _run(config: Config) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_signal, number, stop)
+    async with App(config, os.environ) as app:
+        stopped = asyncio.create_task(stop.wait())
+        failed = asyncio.create_task(app.wait_failed())
+        await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if failed.done() and not stop.is_set():
+            log.critical("a part of the service died; stopping", exc_info=failed.exception())
+            return EXIT_FAILED
+        failed.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await failed
+    return EXIT_OK
+
+
+def _on_signal(number: signal.Signals, stop: asyncio.Event) -> None:
+    if stop.is_set():
+        log.warning("got %s again: ending at once", number.name)
+        # Trainers notice that their standard input closed, and end.
+        os._exit(EXIT_FAILED)
+    log.info("got %s: draining", number.name)
+    stop.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

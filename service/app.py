@@ -1,0 +1,227 @@
+"""The composition root: builds every room in order, wires them, closes in reverse.
+
+The only place that knows all rooms. `async with App(config)` is entered when
+health checks say SERVING, and left when everything is drained and closed.
+"""
+
+import asyncio
+import logging
+import os
+import platform
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from importlib import metadata
+from types import TracebackType
+from typing import Self
+
+from graft.v1 import (
+    dataset_pb2_grpc,
+    fine_tuning_pb2_grpc,
+    model_pb2_grpc,
+    prediction_pb2_grpc,
+)
+
+from service.config import Config
+from service.inference import head as heads
+from service.inference import preprocess
+from service.inference.engine import Bounds, Engine, ModelFiles
+from service.inference.runtime import OnnxRuntime, choose_provider
+from service.jobs.launcher import ProcessLauncher
+from service.jobs.store import JobStore
+from service.jobs.supervisor import Settings, Supervisor
+from service.jobs.watch import Watch
+from service.rpc.datasets import DatasetServicer
+from service.rpc.fine_tuning import FineTuningServicer
+from service.rpc.models import ModelServicer
+from service.rpc.prediction import PredictionServicer
+from service.rpc.server import RpcServer, to_register
+from service.storage.artifacts import Artifacts, StoredVersion
+from service.storage.database import Database
+from service.storage.datasets import DatasetStore, Limits
+from service.storage.models import ModelStore, Removed, VersionRecord
+from service.telemetry import MetricsServer, Telemetry
+
+MIB = 2**20
+
+log = logging.getLogger(__name__)
+
+
+class App:
+    """The service, from its configuration; trainers get the environment that is handed in."""
+
+    def __init__(self, config: Config, environment: Mapping[str, str]) -> None:
+        self._config = config
+        self._environment = environment
+        self._stack = AsyncExitStack()
+        self.port = 0
+        self.metrics_port = 0
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await self._build(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    async def wait_failed(self) -> None:
+        """Waits until a part that must live has died; raises what it died of."""
+        await self._supervisor.wait_failed()
+
+    async def _build(self, stack: AsyncExitStack) -> None:
+        config = self._config
+        threads = config.threads or len(os.sched_getaffinity(0))
+        telemetry = Telemetry(
+            {
+                "version": metadata.version("graft-server"),
+                "python": platform.python_version(),
+                "onnxruntime": metadata.version("onnxruntime-gpu"),
+            }
+        )
+
+        # What is on disk.
+        database = Database(config.data_dir)
+        stack.callback(database.close)
+        artifacts = Artifacts(config.data_dir / "artifacts")
+        models = ModelStore(database, artifacts)
+        limits = Limits(
+            max_upload_bytes=config.max_upload_mb * MIB,
+            max_unpacked_bytes=config.max_unpacked_mb * MIB,
+            max_files=config.max_dataset_files,
+        )
+        datasets = DatasetStore(
+            database, config.data_dir / "datasets", preprocess.decode, limits, threads
+        )
+        stack.callback(datasets.close)
+        jobs = JobStore(database, config.max_queued_jobs)
+        telemetry.watch_counts("jobs", "Jobs by state.", "state", jobs.counts_by_state)
+        telemetry.watch_counts("stored", "What is stored, by kind.", "kind", models.counts)
+
+        # What computes.
+        provider = choose_provider(config.provider)
+        telemetry.provider_info.labels(provider.name, provider.why).set(1)
+        log.info("provider chosen", extra={"provider": provider.name, "why": provider.why})
+        bounds = Bounds(
+            threads=threads,
+            max_batch=config.max_batch,
+            max_queue=config.max_queue,
+            max_bytes=config.model_memory_mb * MIB,
+            load_timeout_s=config.load_timeout_s,
+        )
+        engine = Engine(OnnxRuntime(provider, threads), bounds, telemetry)
+        stack.callback(engine.close)
+
+        # What trains.
+        async def warm(stored: StoredVersion) -> None:
+            await engine.warm(_files(stored.model, stored))
+
+        watch = Watch(jobs)
+        settings = Settings(
+            work_dir=config.data_dir / "work",
+            weights_dir=config.weights_folder,
+            allowed_dirs=config.allowed_dirs,
+            default_backbone=config.default_backbone,
+            cpu_jobs=config.cpu_jobs,
+            gpu_jobs=config.gpu_jobs,
+            has_gpu=provider.name == "cuda",
+            max_job_s=config.max_job_s,
+            trainer_threads=config.trainer_threads,
+            provider=config.provider,
+        )
+        self._supervisor = supervisor = Supervisor(
+            jobs=jobs,
+            models=models,
+            datasets=datasets,
+            artifacts=artifacts,
+            launcher=ProcessLauncher(self._environment),
+            telemetry=telemetry,
+            settings=settings,
+            on_published=warm,
+        )
+
+        # Who asks.
+        def resolve(model: str, version: int | None, alias: str | None) -> tuple[int, ModelFiles]:
+            record = models.resolve(model, version, alias)
+            return record.version, _files(record.model, record)
+
+        def forget(removed: Removed) -> None:
+            engine.forget(backbones=removed.backbones, heads=removed.heads)
+
+        fine_tuning = FineTuningServicer(
+            jobs,
+            datasets,
+            watch,
+            allowed_dirs=config.allowed_dirs,
+            default_backbone=config.default_backbone,
+        )
+        prediction = PredictionServicer(
+            engine,
+            resolve,
+            max_pictures=config.max_pictures,
+            timeout_s=config.predict_timeout_s,
+        )
+        rpc = RpcServer(
+            [
+                to_register(
+                    fine_tuning_pb2_grpc.add_FineTuningServiceServicer_to_server, fine_tuning
+                ),
+                to_register(
+                    dataset_pb2_grpc.add_DatasetServiceServicer_to_server, DatasetServicer(datasets)
+                ),
+                to_register(
+                    prediction_pb2_grpc.add_PredictionServiceServicer_to_server, prediction
+                ),
+                to_register(
+                    model_pb2_grpc.add_ModelServiceServicer_to_server,
+                    ModelServicer(models, _export, forget),
+                ),
+            ],
+            telemetry,
+            config.max_message_mb * MIB,
+        )
+
+        metrics = MetricsServer(telemetry.registry, config.metrics_host, config.metrics_port)
+        stack.callback(metrics.close)
+        self.metrics_port = metrics.port
+        self.port = await rpc.start(f"{config.host}:{config.port}")
+
+        async def drain() -> None:
+            # Watchers would stay as long as their jobs; they come back to the next server.
+            watch.close()
+            await asyncio.gather(rpc.drain(config.drain_s), supervisor.close(config.drain_s))
+
+        stack.push_async_callback(drain)
+        await supervisor.start()
+        await rpc.serve()
+        log.info(
+            "serving",
+            extra={"host": config.host, "port": self.port, "metrics_port": self.metrics_port},
+        )
+
+
+def _files(name: str, record: VersionRecord | StoredVersion) -> ModelFiles:
+    return ModelFiles(
+        name=name,
+        backbone_digest=record.backbone_digest,
+        backbone_path=record.backbone_path,
+        head_digest=record.head_digest,
+        head_path=record.head_path,
+    )
+
+
+def _export(record: VersionRecord) -> bytes:
+    # Imported late: a third of a second and 30 MB that serving does without.
+    from service.inference.export import compose  # noqa: PLC0415
+
+    about = {
+        "model": record.model,
+        "version": str(record.version),
+        "dataset_digest": record.manifest.dataset_digest,
+    }
+    return compose(record.backbone_path.read_bytes(), heads.load(record.head_path), about)

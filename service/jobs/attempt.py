@@ -1,0 +1,297 @@
+"""One attempt at a job: the data is prepared, a trainer started and followed to its end.
+
+Answers with what came of it and saves no outcome; that is the supervisor's. A
+cancelled attempt has stopped its trainer when it ends. Nothing in here blocks
+the event loop.
+"""
+
+import asyncio
+import logging
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from service.errors import GraftError, Reason
+from service.jobs.contract import (
+    EpochEnded,
+    ExitCode,
+    Failed,
+    Finished,
+    Heartbeat,
+    JobSpec,
+    Progressed,
+)
+from service.jobs.events import Payload
+from service.jobs.launcher import Launcher, Trainer
+from service.jobs.request import allowed_path
+from service.jobs.store import JobRecord, JobStore
+from service.jobs.uninterrupted import uninterrupted
+from service.storage.datasets import DatasetStore
+from service.storage.models import ModelStore
+from service.telemetry import Telemetry
+
+_PLANNED_PART = 0.9
+"""Of a job's longest time that training may plan with; the rest is for the export."""
+_SLACK, _SLACK_S = 1.5, 120.0
+"""How far beyond the caller's budget a job may go before it is stopped."""
+_PROGRESS_STEP = 0.01
+"""Smaller steps within a stage are not kept, so a stage is at most 100 events."""
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How jobs are run."""
+
+    work_dir: Path
+    """For jobs under way alone; emptied at the start."""
+    weights_dir: Path
+    allowed_dirs: tuple[Path, ...]
+    default_backbone: str
+    cpu_jobs: int
+    gpu_jobs: int
+    has_gpu: bool
+    max_job_s: float
+    trainer_threads: int = 0
+    provider: Literal["auto", "cuda", "cpu"] = "auto"
+    start_timeout_s: float = 180.0
+    """To the first record: a cold disk is slow to give what a trainer imports."""
+    heartbeat_timeout_s: float = 60.0
+    """Between records; trainers send one at least every 10 s."""
+    max_crashes: int = 2
+    stop_grace_s: float = 10.0
+    warm_timeout_s: float = 60.0
+    retry_s: float = 5.0
+    """Until an outcome that found the disk full is saved again."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """The trainer left a result in `out_dir`."""
+
+    finished: Finished
+    out_dir: Path
+
+
+@dataclass(frozen=True)
+class Ended:
+    """There is no result, and trying again will not help."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True)
+class Crashed:
+    """There is no result; trying again may help."""
+
+    reason: Reason
+    message: str
+
+
+Outcome = Done | Ended | Crashed
+
+
+class Attempts:
+    """Makes attempts; holds what they need and nothing of any one."""
+
+    def __init__(
+        self,
+        *,
+        jobs: JobStore,
+        models: ModelStore,
+        datasets: DatasetStore,
+        launcher: Launcher,
+        telemetry: Telemetry,
+        settings: Settings,
+    ) -> None:
+        self._jobs = jobs
+        self._models = models
+        self._datasets = datasets
+        self._launcher = launcher
+        self._telemetry = telemetry
+        self._settings = settings
+
+    async def run(self, job: JobRecord, kind: Kind) -> Outcome:
+        """Makes one attempt at a job that was claimed."""
+        limit_s = self._limit_s(job)
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._keep(job, Progressed("preparing", 0.0))
+                spec = await asyncio.to_thread(self._prepare, job, kind)
+                trainer = await self._start(spec)
+                try:
+                    return await self._follow(job, spec, trainer)
+                finally:
+                    await uninterrupted(trainer.stop(self._settings.stop_grace_s))
+        except TimeoutError:
+            return Ended(
+                Reason.TIME_BUDGET_EXCEEDED,
+                f"the job did not end within {limit_s:.4g} s: allow more time, or train for fewer "
+                "epochs or on fewer pictures",
+            )
+        except GraftError as error:
+            return Ended(error.reason, error.message)
+        except OSError as error:
+            log.exception("no trainer could be started", extra={"job_id": job.job_id})
+            return Crashed(
+                Reason.TRAINER_CRASHED, f"the trainer could not be started ({error.strerror})"
+            )
+
+    def folder(self, job_id: str) -> Path:
+        """The job's own folder while it is under way."""
+        return self._settings.work_dir / job_id
+
+    def _limit_s(self, job: JobRecord) -> float:
+        budget_s = job.request.time_budget_s
+        if budget_s is None:
+            return self._settings.max_job_s
+        return min(self._settings.max_job_s, budget_s * _SLACK + _SLACK_S)
+
+    def _prepare(self, job: JobRecord, kind: Kind) -> JobSpec:
+        request, settings = job.request, self._settings
+        folder = self.folder(job.job_id)
+        shutil.rmtree(folder, ignore_errors=True)
+        out_dir = folder / "out"
+        out_dir.mkdir(parents=True)
+        backbone = request.backbone_or(settings.default_backbone)
+        planned_s = settings.max_job_s * _PLANNED_PART
+        return JobSpec(
+            job_id=job.job_id,
+            model=request.model,
+            data_dir=str(self._data_dir(job)),
+            out_dir=str(out_dir),
+            method=request.method,
+            backbone=backbone,
+            weights=request.weights,
+            exported=self._models.exported_backbones(backbone),
+            weights_dir=str(settings.weights_dir),
+            validation_fraction=(
+                0.2 if request.validation_fraction is None else request.validation_fraction
+            ),
+            seed=request.seed or 0,
+            time_budget_s=min(request.time_budget_s or planned_s, planned_s),
+            # What has no slot on the GPU must not find its own way there.
+            device="cpu" if kind == "cpu" else request.device,
+            threads=settings.trainer_threads,
+            provider=settings.provider,
+            labels=request.labels,
+        )
+
+    def _data_dir(self, job: JobRecord) -> Path:
+        request = job.request
+        if request.dataset_id:
+            return self._datasets.path(self._datasets.get(request.dataset_id).dataset_id)
+        # Checked again: links may lead elsewhere by now.
+        path = allowed_path(request.server_path, self._settings.allowed_dirs)
+        if path.is_dir():
+            return path
+        dataset = self._datasets.import_archive(path)
+        self._jobs.use_dataset(job.job_id, dataset.dataset_id)
+        return self._datasets.path(dataset.dataset_id)
+
+    async def _start(self, spec: JobSpec) -> Trainer:
+        starting = asyncio.create_task(self._launcher.start(spec, self.folder(spec.job_id)))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # A process that nobody holds would go on for ever.
+            await uninterrupted(self._stop_started(starting))
+            raise
+
+    async def _stop_started(self, starting: "asyncio.Task[Trainer]") -> None:
+        await asyncio.wait({starting})
+        if not starting.cancelled() and starting.exception() is None:
+            await starting.result().stop(self._settings.stop_grace_s)
+
+    async def _follow(self, job: JobRecord, spec: JobSpec, trainer: Trainer) -> Outcome:
+        timeout_s = self._settings.start_timeout_s
+        kept: Progressed | None = None
+        while True:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    record = await trainer.next_record()
+            except TimeoutError:
+                self._log_crash(job, trainer, "silent")
+                return Crashed(
+                    Reason.TRAINER_CRASHED, f"the trainer said nothing for {timeout_s:.4g} s"
+                )
+            timeout_s = self._settings.heartbeat_timeout_s
+            match record:
+                case None:
+                    return await self._of_exit(job, trainer)
+                case Failed():
+                    return Ended(record.reason, record.message)
+                case Finished():
+                    return Done(record, Path(spec.out_dir))
+                case Heartbeat():
+                    continue
+                case Progressed():
+                    if _is_step(kept, record):
+                        kept = record
+                        await self._keep(job, record)
+                case EpochEnded():
+                    self._show_epoch(job, record)
+                    await self._keep(job, record)
+                case _:
+                    await self._keep(job, record)
+
+    async def _of_exit(self, job: JobRecord, trainer: Trainer) -> Outcome:
+        timeout_s = self._settings.heartbeat_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                code = await trainer.wait()
+        except TimeoutError:
+            return Crashed(
+                Reason.TRAINER_CRASHED,
+                f"the trainer said its last and did not end for {timeout_s:.4g} s",
+            )
+        self._log_crash(job, trainer, str(code))
+        if code == -signal.SIGKILL:
+            return Crashed(
+                Reason.OUT_OF_MEMORY,
+                "the trainer was killed by the system, as it is when memory runs out: use a "
+                "smaller backbone or batch_size, or give the server more memory",
+            )
+        how = f"with code {code}" if code >= 0 else f"by {_signal_name(-code)}"
+        if code == ExitCode.STOPPED:
+            how = "because it was told to by somebody else"
+        return Crashed(
+            Reason.TRAINER_CRASHED,
+            f"the trainer ended {how} and left no result; the service's log holds its last words "
+            f"under {job.job_id}",
+        )
+
+    async def _keep(self, job: JobRecord, payload: Payload) -> None:
+        # To its end, or a late event would fall into the job's next attempt.
+        await uninterrupted(asyncio.to_thread(self._jobs.append_event, job.job_id, payload))
+
+    def _show_epoch(self, job: JobRecord, epoch: EpochEnded) -> None:
+        model = self._telemetry.model_label(job.request.model)
+        for name, gauge in self._telemetry.epoch.items():
+            gauge.labels(job.job_id, model).set(getattr(epoch, name))
+
+    def _log_crash(self, job: JobRecord, trainer: Trainer, code: str) -> None:
+        words = "\n".join(trainer.last_words())
+        log.error("the trainer crashed (%s); its last words:\n%s", code, words,
+                  extra={"job_id": job.job_id, "model": job.request.model})  # fmt: skip
+
+
+def _is_step(kept: Progressed | None, now: Progressed) -> bool:
+    if kept is None or kept.stage != now.stage:
+        return True
+    return abs(now.fraction - kept.fraction) >= _PROGRESS_STEP or (
+        now.fraction >= 1 > kept.fraction
+    )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,53 @@
+"""What happens to a job, as it is kept and replayed."""
+
+import msgspec
+
+from service.domain import JobState
+from service.errors import Reason
+from service.jobs.contract import DataFound, EpochEnded, Note, Progressed
+
+
+class StateChanged(msgspec.Struct, frozen=True, tag="state"):
+    """The job moved to another state; `reason` and `message` say why, where there is a why."""
+
+    state: JobState
+    reason: Reason | None = None
+    message: str = ""
+
+
+class Published(msgspec.Struct, frozen=True, tag="published"):
+    """The job's version is served from now on."""
+
+    model: str
+    version: int
+    validation_accuracy: float
+    validation_count: int
+
+
+Payload = StateChanged | Progressed | EpochEnded | DataFound | Note | Published
+
+_decoder = msgspec.json.Decoder(Payload)
+
+
+class JobEvent(msgspec.Struct, frozen=True):
+    """One event; numbered from 1 within its job, without gaps."""
+
+    sequence: int
+    time_s: float
+    payload: Payload
+
+    @property
+    def is_last(self) -> bool:
+        """Whether none can follow."""
+        return isinstance(self.payload, StateChanged) and self.payload.state.is_final
+
+
+def encode(payload: Payload) -> str:
+    """As the store keeps it."""
+    return msgspec.json.encode(payload).decode()
+
+
+def decode(text: str) -> Payload:
+    """From what `encode` gave."""
+    payload: Payload = _decoder.decode(text)
+    return payload

@@ -1,0 +1,156 @@
+"""Starts trainers: one process each, records on its standard output.
+
+The process gets a session of its own, so that it can be killed with whatever it
+started, and a standard input whose closing tells it that its parent is gone. No
+GRAFT_ variable is passed on: the job's spec says everything. Knows no jobs but
+their specs. `Trainer.stop` ends one for certain.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Protocol
+
+import msgspec
+
+from service.jobs import contract
+from service.jobs.contract import JobSpec, Record
+
+SPEC_FILE = "spec.json"
+LOG_FILE = "trainer.log"
+_MAX_LINE_BYTES = 2**20
+"""A record with 100 rejected files and 10 000 classes fits."""
+_KILLED_S = 10.0
+"""How long a killed process may take to be gone; longer means the kernel is stuck."""
+
+log = logging.getLogger(__name__)
+
+
+class Trainer(Protocol):
+    """A trainer at work."""
+
+    async def next_record(self) -> Record | None:
+        """The next record; None when there will be no more."""
+
+    async def wait(self) -> int:
+        """The exit code; minus the signal's number when a signal ended it."""
+
+    async def stop(self, grace_s: float) -> None:
+        """Asks it to end, kills it and its children after `grace_s`. Harmless after its end."""
+
+    def last_words(self) -> list[str]:
+        """The last lines of what it printed that is no record."""
+
+
+class Launcher(Protocol):
+    """Starts trainers."""
+
+    async def start(self, spec: JobSpec, folder: Path) -> Trainer:
+        """Starts one on a job; `folder` is the job's own."""
+
+
+class ProcessLauncher:
+    """Starts `python -m trainer run SPEC`."""
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        command: Sequence[str] = (sys.executable, "-m", "trainer", "run"),
+    ) -> None:
+        self._environment = {k: v for k, v in environment.items() if not k.startswith("GRAFT_")}
+        self._command = tuple(command)
+
+    async def start(self, spec: JobSpec, folder: Path) -> "ProcessTrainer":
+        """Starts one; raises OSError when the process cannot be had."""
+        spec_file, log_file = folder / SPEC_FILE, folder / LOG_FILE
+        with await asyncio.to_thread(_write_spec, spec, spec_file, log_file) as printed:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                str(spec_file),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=printed,
+                env=self._environment,
+                start_new_session=True,
+                limit=_MAX_LINE_BYTES,
+            )
+        return ProcessTrainer(process, log_file, spec.job_id)
+
+
+class ProcessTrainer:
+    """One process."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log_file: Path, job_id: str) -> None:
+        self._process = process
+        self._log_file = log_file
+        self._job_id = job_id
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is its group's too."""
+        return self._process.pid
+
+    async def next_record(self) -> Record | None:
+        """See `Trainer`. A line that is no record is logged and passed over."""
+        assert self._process.stdout is not None
+        while True:
+            try:
+                line = await self._process.stdout.readline()
+            except ValueError:
+                self._complain(f"a line of more than {_MAX_LINE_BYTES} bytes")
+                continue
+            if not line:
+                return None
+            try:
+                return contract.decode_record(line)
+            except msgspec.DecodeError:
+                self._complain(repr(line[:200]))
+
+    async def wait(self) -> int:
+        """See `Trainer`. What it still prints is thrown away."""
+        assert self._process.stdout is not None
+        # A full pipe would keep it from ending, and its end from being seen.
+        while await self._process.stdout.read(_MAX_LINE_BYTES):
+            pass
+        return await self._process.wait()
+
+    async def stop(self, grace_s: float) -> None:
+        """See `Trainer`."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.terminate()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    await self.wait()
+        # Its children too, even when it ended by itself and left them.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        try:
+            async with asyncio.timeout(_KILLED_S):
+                await self.wait()
+        except TimeoutError:
+            log.exception("the trainer could not be killed", extra={"job_id": self._job_id})
+
+    def last_words(self) -> list[str]:
+        """See `Trainer`; reads the end of a file."""
+        with suppress(OSError), self._log_file.open("rb") as file:
+            file.seek(max(0, self._log_file.stat().st_size - 8192))
+            return list(deque(file.read().decode(errors="replace").splitlines(), maxlen=30))
+        return []
+
+    def _complain(self, what: str) -> None:
+        log.warning("the trainer wrote %s, which is no record", what,
+                    extra={"job_id": self._job_id})  # fmt: skip
+
+
+def _write_spec(spec: JobSpec, spec_file: Path, log_file: Path) -> IO[bytes]:
+    spec_file.write_bytes(contract.encode(spec))
+    return log_file.open("ab")

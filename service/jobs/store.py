@@ -1,0 +1,376 @@
+"""Jobs and their events: what was asked, how far it is, how it ended.
+
+Owns the tables jobs and job_events. Every change of a job and its event are one
+transaction, so neither is ever without the other; events are numbered without
+gaps. Which changes of state are legal stands in `service.domain` and, enforced,
+in the database. Listeners hear of every job that got an event.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+
+import msgspec
+
+from service.domain import JobState, check_name
+from service.errors import (
+    AlreadyExists,
+    Exhausted,
+    InvalidInput,
+    Reason,
+)
+from service.jobs import events, rows
+from service.jobs.contract import Progressed
+from service.jobs.events import JobEvent, Payload, Published, StateChanged
+from service.jobs.request import JobRequest, check_request_id
+from service.jobs.rows import JobRecord
+from service.storage import pages
+from service.storage.database import Connection, Database
+
+__all__ = ["JobRecord", "JobStore"]
+
+_RETRY_AFTER_S = 30.0
+MAX_EVENTS = 1000
+"""Most events that one read answers with."""
+
+Listener = Callable[[str, JobEvent | None], None]
+"""Hears of a job and its new event; of None when its cancel was asked for."""
+
+
+class JobStore:
+    """All jobs; every method may be called from any thread."""
+
+    def __init__(self, database: Database, max_queued: int) -> None:
+        self._database = database
+        self._max_queued = max_queued
+        self._listeners: list[Listener] = []
+
+    def listen(self, listener: Listener) -> None:
+        """Calls `listener` after every change of a job, from the writer's thread.
+
+        It must not block and must not write to the database.
+        """
+        self._listeners.append(listener)
+
+    def create(
+        self, request: JobRequest, request_id: str, fingerprint: str
+    ) -> tuple[JobRecord, bool]:
+        """Queues a job, or finds the one that this request id made before.
+
+        Answers with the job and whether it is new. Raises AlreadyExists
+        (REQUEST_ID_REUSED), NotFound (DATASET_NOT_FOUND) or Exhausted (QUEUE_FULL).
+        """
+        check_request_id(request_id)
+        with self._database.transaction() as connection:
+            if request_id and (known := self._asked_before(connection, request_id, fingerprint)):
+                return known, False
+            self._check_room(connection)
+            if request.dataset_id:
+                rows.check_dataset(connection, request.dataset_id)
+            job_id = _new_id(connection)
+            connection.execute(
+                "INSERT INTO jobs (job_id, request_id, fingerprint, model, dataset_id, device,"
+                " request_json, state, create_time_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    job_id,
+                    request_id or None,
+                    fingerprint,
+                    request.model,
+                    request.dataset_id or None,
+                    request.device,
+                    msgspec.json.encode(request).decode(),
+                    JobState.QUEUED,
+                    time.time(),
+                ),
+            )
+            self._append(connection, job_id, StateChanged(JobState.QUEUED))
+            return rows.get(connection, job_id), True
+
+    def get(self, job_id: str) -> JobRecord:
+        """One job; raises NotFound (JOB_NOT_FOUND)."""
+        with self._database.read() as connection:
+            return rows.get(connection, job_id)
+
+    def events(self, job_id: str, after_sequence: int, limit: int = MAX_EVENTS) -> list[JobEvent]:
+        """The job's events after a number, oldest first; raises NotFound (JOB_NOT_FOUND)."""
+        if after_sequence < 0:
+            raise InvalidInput(
+                Reason.INVALID_FIELD,
+                f"after_sequence is {after_sequence}: it must be 0 (for all events) or more",
+                field="after_sequence",
+            )
+        with self._database.read() as connection:
+            found = connection.execute(
+                "SELECT sequence, time_s, payload_json FROM job_events"
+                " WHERE job_id = ? AND sequence > ? ORDER BY sequence LIMIT ?",
+                (job_id, after_sequence, min(limit, MAX_EVENTS)),
+            ).fetchall()
+            if not found:
+                rows.get(connection, job_id)
+        return [
+            JobEvent(row["sequence"], row["time_s"], events.decode(row["payload_json"]))
+            for row in found
+        ]
+
+    def claim(self, devices: Collection[str]) -> JobRecord | None:
+        """Takes the oldest queued job that asked for one of these devices; it is RUNNING then.
+
+        No two callers ever get the same one.
+        """
+        wanted = (*devices, "", "", "")[:3]
+        with self._database.transaction() as connection:
+            row = connection.execute(
+                "UPDATE jobs SET state = ?, attempts = attempts + 1, start_time_s = ?"
+                " WHERE job_id = (SELECT job_id FROM jobs WHERE state = ?"
+                " AND device IN (?, ?, ?) ORDER BY job_id LIMIT 1) AND state = ?"
+                " RETURNING job_id",
+                (JobState.RUNNING, time.time(), JobState.QUEUED, *wanted, JobState.QUEUED),
+            ).fetchone()
+            if row is None:
+                return None
+            self._append(connection, row["job_id"], StateChanged(JobState.RUNNING))
+            return rows.get(connection, row["job_id"])
+
+    def append_event(self, job_id: str, payload: Payload) -> JobEvent:
+        """Keeps what happened to a running job; raises WrongState (JOB_FINISHED) after its end."""
+        with self._database.transaction() as connection:
+            rows.check_running(rows.get(connection, job_id))
+            if isinstance(payload, Progressed):
+                connection.execute(
+                    "UPDATE jobs SET progress_json = ? WHERE job_id = ?",
+                    (msgspec.json.encode(payload).decode(), job_id),
+                )
+            return self._append(connection, job_id, payload)
+
+    def use_dataset(self, job_id: str, dataset_id: str) -> None:
+        """Notes that a job works on a dataset that its request did not name.
+
+        It cannot be deleted before the job ends. Raises NotFound (DATASET_NOT_FOUND).
+        """
+        with self._database.transaction() as connection:
+            rows.check_dataset(connection, dataset_id)
+            connection.execute(
+                "UPDATE jobs SET dataset_id = ? WHERE job_id = ?", (dataset_id, job_id)
+            )
+
+    def succeed(
+        self,
+        job_id: str,
+        publish: Callable[[Connection], int],
+        validation_accuracy: float,
+        validation_count: int,
+    ) -> JobRecord:
+        """Ends a running job with a version: all of it happens, or nothing.
+
+        `publish` makes the version in the transaction and answers with its
+        number. A cancel that was asked for and not done is too late. For a job
+        that has succeeded already, nothing is done.
+        """
+        with self._database.transaction() as connection:
+            record = rows.get(connection, job_id)
+            if record.state is JobState.SUCCEEDED:
+                return record
+            rows.check_running(record)
+            version = publish(connection)
+            model = record.request.model
+            self._append(
+                connection,
+                job_id,
+                Published(model, version, validation_accuracy, validation_count),
+            )
+            self._end(connection, job_id, StateChanged(JobState.SUCCEEDED), version=version)
+            return rows.get(connection, job_id)
+
+    def fail(self, job_id: str, reason: Reason, message: str) -> JobRecord:
+        """Ends a job that has not ended, without a version; raises WrongState (JOB_FINISHED)."""
+        with self._database.transaction() as connection:
+            rows.check_not_final(rows.get(connection, job_id))
+            self._end(connection, job_id, StateChanged(JobState.FAILED, reason, message))
+            return rows.get(connection, job_id)
+
+    def request_cancel(self, job_id: str) -> JobRecord:
+        """Cancels a queued job; notes the wish for a running one, whose trainer must stop first.
+
+        Raises NotFound, or WrongState (JOB_FINISHED).
+        """
+        with self._database.transaction() as connection:
+            record = rows.get(connection, job_id)
+            rows.check_not_final(record)
+            if record.state is JobState.QUEUED:
+                self._end(connection, job_id, StateChanged(JobState.CANCELLED))
+            else:
+                connection.execute(
+                    "UPDATE jobs SET cancel_requested = 1 WHERE job_id = ?", (job_id,)
+                )
+                self._database.after_commit(partial(self._tell, job_id, None))
+            return rows.get(connection, job_id)
+
+    def cancelled(self, job_id: str) -> JobRecord:
+        """Ends a running job whose trainer was stopped because that was asked for."""
+        with self._database.transaction() as connection:
+            rows.check_running(rows.get(connection, job_id))
+            self._end(connection, job_id, StateChanged(JobState.CANCELLED))
+            return rows.get(connection, job_id)
+
+    def to_cancel(self) -> set[str]:
+        """The running jobs whose cancel was asked for."""
+        with self._database.read() as connection:
+            found = connection.execute(
+                "SELECT job_id FROM jobs WHERE state = ? AND cancel_requested = 1",
+                (JobState.RUNNING,),
+            )
+            return {row["job_id"] for row in found}
+
+    def requeue(
+        self, job_id: str, message: str, crash: Reason | None = None, max_crashes: int = 1
+    ) -> JobRecord:
+        """Lets a running job wait for another attempt.
+
+        With `crash` the attempt counts against the job, which fails with this
+        reason when `max_crashes` have been. One whose cancel was asked for is
+        cancelled instead.
+        """
+        with self._database.transaction() as connection:
+            record = rows.get(connection, job_id)
+            rows.check_running(record)
+            self._requeue(connection, record, message, crash, max_crashes)
+            return rows.get(connection, job_id)
+
+    def requeue_running(self, max_crashes: int) -> list[JobRecord]:
+        """For the start: nobody works on what is RUNNING then.
+
+        The service ended while it was, so it counts as a crash: the job may be why.
+        """
+        message = "the service ended while the trainer worked; the job starts again"
+        with self._database.transaction() as connection:
+            found = connection.execute(
+                "SELECT * FROM jobs WHERE state = ? ORDER BY job_id", (JobState.RUNNING,)
+            ).fetchall()
+            for row in found:
+                self._requeue(
+                    connection, rows.record_of(row), message, Reason.TRAINER_CRASHED, max_crashes
+                )
+            return [rows.get(connection, row["job_id"]) for row in found]
+
+    def counts_by_state(self) -> dict[str, int]:
+        """How many jobs are in each state, 0 included."""
+        with self._database.read() as connection:
+            found = connection.execute("SELECT state, COUNT(*) AS n FROM jobs GROUP BY state")
+            return {**{state.value: 0 for state in JobState}, **{r["state"]: r["n"] for r in found}}
+
+    # Last of the public ones, since its name hides the type in what follows.
+    def list(
+        self, page_size: int, page_token: str, states: Collection[JobState], model: str
+    ) -> tuple[list[JobRecord], str]:
+        """A page of jobs, newest first, and the token of the next ("" on the last).
+
+        No states means all states, no model all models.
+        """
+        limit = pages.size(page_size)
+        (before,) = pages.key("jobs", page_token, str) or ("~",)
+        query, values = "SELECT * FROM jobs WHERE job_id < ?", [before]
+        if states:
+            query += f" AND state IN ({_marks(states)})"
+            values += sorted(states)
+        if model:
+            check_name(model, "model")
+            query += " AND model = ?"
+            values.append(model)
+        with self._database.read() as connection:
+            found = connection.execute(
+                f"{query} ORDER BY job_id DESC LIMIT ?", (*values, limit + 1)
+            ).fetchall()
+        records = [rows.record_of(row) for row in found[:limit]]
+        return records, pages.token("jobs", records[-1].job_id) if len(found) > limit else ""
+
+    def _asked_before(
+        self, connection: Connection, request_id: str, fingerprint: str
+    ) -> JobRecord | None:
+        row = connection.execute(
+            "SELECT * FROM jobs WHERE request_id = ?", (request_id,)
+        ).fetchone()
+        if row is None:
+            return None
+        if row["fingerprint"] != fingerprint:
+            raise AlreadyExists(
+                Reason.REQUEST_ID_REUSED,
+                f"request_id {request_id!r} started {row['job_id']} with another request: use a "
+                "new id for a new request",
+                field="request_id",
+            )
+        return rows.record_of(row)
+
+    def _check_room(self, connection: Connection) -> None:
+        (queued,) = connection.execute(
+            "SELECT COUNT(*) FROM jobs WHERE state = ?", (JobState.QUEUED,)
+        ).fetchone()
+        if queued >= self._max_queued:
+            raise Exhausted(
+                Reason.QUEUE_FULL,
+                f"{queued} jobs wait already, the most allowed: try again later",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+
+    def _requeue(
+        self,
+        connection: Connection,
+        record: JobRecord,
+        message: str,
+        crash: Reason | None,
+        max_crashes: int,
+    ) -> None:
+        job_id = record.job_id
+        crashes = record.crashes + (crash is not None)
+        connection.execute("UPDATE jobs SET crashes = ? WHERE job_id = ?", (crashes, job_id))
+        if record.cancel_requested:
+            self._end(connection, job_id, StateChanged(JobState.CANCELLED))
+        elif crash is not None and crashes >= max_crashes:
+            last = f"{message}; that was attempt {crashes} of {max_crashes}, the last"
+            self._end(connection, job_id, StateChanged(JobState.FAILED, crash, last))
+        else:
+            connection.execute(
+                "UPDATE jobs SET state = ?, progress_json = NULL WHERE job_id = ?",
+                (JobState.QUEUED, job_id),
+            )
+            self._append(connection, job_id, StateChanged(JobState.QUEUED, crash, message))
+
+    def _end(
+        self, connection: Connection, job_id: str, change: StateChanged, version: int = 0
+    ) -> None:
+        connection.execute(
+            "UPDATE jobs SET state = ?, end_time_s = ?, version = ?, error_reason = ?,"
+            " error_message = ?, progress_json = NULL, cancel_requested = 0 WHERE job_id = ?",
+            (change.state, time.time(), version, change.reason, change.message, job_id),
+        )
+        self._append(connection, job_id, change)
+
+    def _append(self, connection: Connection, job_id: str, payload: Payload) -> JobEvent:
+        (sequence,) = connection.execute(
+            "UPDATE jobs SET last_sequence = last_sequence + 1 WHERE job_id = ?"
+            " RETURNING last_sequence",
+            (job_id,),
+        ).fetchone()
+        now = time.time()
+        connection.execute(
+            "INSERT INTO job_events (job_id, sequence, time_s, payload_json) VALUES (?, ?, ?, ?)",
+            (job_id, sequence, now, events.encode(payload)),
+        )
+        event = JobEvent(sequence, now, payload)
+        self._database.after_commit(partial(self._tell, job_id, event))
+        return event
+
+    def _tell(self, job_id: str, event: JobEvent | None) -> None:
+        for listener in self._listeners:
+            listener(job_id, event)
+
+
+def _new_id(connection: Connection) -> str:
+    # Later jobs sort later, even in one millisecond and when the clock went back.
+    (newest,) = connection.execute("SELECT MAX(job_id) FROM jobs").fetchone()
+    floor = int(newest.split("-")[1], 16) + 1 if newest else 0
+    return f"job-{max(time.time_ns() // 1_000_000, floor):012x}-{secrets.token_hex(8)}"
+
+
+def _marks(values: Iterable[object]) -> str:
+    return ", ".join("?" for _ in values)

@@ -1,0 +1,330 @@
+"""Runs queued jobs, so many at once, and saves what becomes of each.
+
+Lives on the event loop; the database is reached through threads. A job's version
+is warm in the engine before it is announced, and announced in the same step as
+the job's success. `wait_failed` raises when the supervisor itself can go no
+further: the process must end then, and its next start takes the jobs up again.
+Stops with `close`, which puts unfinished jobs back into the queue.
+"""
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NoReturn
+
+from service.domain import JobState
+from service.errors import Damaged, Exhausted, GraftError, Reason
+from service.jobs.attempt import Attempts, Crashed, Done, Ended, Kind, Outcome, Settings
+from service.jobs.contract import ModelBased, Progressed
+from service.jobs.events import JobEvent, StateChanged
+from service.jobs.launcher import Launcher
+from service.jobs.store import JobRecord, JobStore
+from service.jobs.uninterrupted import uninterrupted
+from service.storage.artifacts import Artifacts, StoredVersion
+from service.storage.datasets import DatasetStore
+from service.storage.models import ModelStore
+from service.telemetry import Telemetry
+
+__all__ = ["Settings", "Supervisor"]
+
+_LOOK_AGAIN_S = 30.0
+"""Also without a wake, so that a lost one costs time alone."""
+
+OnPublished = Callable[[StoredVersion], Awaitable[None]]
+"""Warms a version that is about to be published; its failure is logged and passed over."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Worker:
+    job: JobRecord
+    kind: Kind
+    why_stopped: Literal["", "cancel", "closing"] = ""
+    task: asyncio.Task[None] | None = None
+
+    def interrupt(self, why: Literal["cancel", "closing"]) -> None:
+        if not self.why_stopped:
+            self.why_stopped = why
+            if self.task is not None:
+                self.task.cancel()
+
+
+class Supervisor:
+    """The jobs of one process."""
+
+    def __init__(
+        self,
+        *,
+        jobs: JobStore,
+        models: ModelStore,
+        datasets: DatasetStore,
+        artifacts: Artifacts,
+        launcher: Launcher,
+        telemetry: Telemetry,
+        settings: Settings,
+        on_published: OnPublished,
+    ) -> None:
+        self._jobs = jobs
+        self._models = models
+        self._datasets = datasets
+        self._artifacts = artifacts
+        self._telemetry = telemetry
+        self._settings = settings
+        self._on_published = on_published
+        self._attempts = Attempts(
+            jobs=jobs,
+            models=models,
+            datasets=datasets,
+            launcher=launcher,
+            telemetry=telemetry,
+            settings=settings,
+        )
+        self._free: dict[Kind, int] = {
+            "cpu": settings.cpu_jobs,
+            "gpu": settings.gpu_jobs if settings.has_gpu else 0,
+        }
+        has_gpu_slots = self._free["gpu"] > 0
+        self._kind_of: dict[str, Kind] = {
+            "cpu": "cpu",
+            "cuda": "gpu",
+            "auto": "gpu" if has_gpu_slots else "cpu",
+        }
+        self._refused = [d for d, kind in self._kind_of.items() if not self._free[kind]]
+        self._workers: dict[str, _Worker] = {}
+        self._woken = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._failure: asyncio.Future[None] | None = None
+
+    async def start(self) -> None:
+        """Takes up what an earlier process left, and begins to run jobs."""
+        self._loop = asyncio.get_running_loop()
+        self._failure = self._loop.create_future()
+        self._jobs.listen(self._heard)
+        await asyncio.to_thread(self._empty_work_dir)
+        for job in await asyncio.to_thread(self._jobs.requeue_running, self._settings.max_crashes):
+            log.warning("a job was under way when the service ended; it is %s now", job.state,
+                        extra={"job_id": job.job_id})  # fmt: skip
+        self._running = asyncio.create_task(self._run(), name="supervisor")
+        self._running.add_done_callback(self._note_failure)
+
+    def wake(self) -> None:
+        """Says that there may be something to do; from the event loop."""
+        self._woken.set()
+
+    async def wait_failed(self) -> NoReturn:
+        """Waits for as long as all is well; raises what made the supervisor fail."""
+        assert self._failure is not None, "start comes first"
+        await asyncio.shield(self._failure)
+        raise AssertionError("it holds nothing but an error")
+
+    async def close(self, grace_s: float) -> None:
+        """Stops the trainers within `grace_s`, about, and puts their jobs back into the queue."""
+        self._closing.set()
+        self._woken.set()
+        if self._running is not None:
+            await asyncio.wait({self._running})
+        for worker in self._workers.values():
+            worker.interrupt("closing")
+        # What prepares data in a thread gives up then, too.
+        self._datasets.close()
+        tasks = [worker.task for worker in self._workers.values() if worker.task is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace_s)
+            if late:
+                log.error("%d jobs were not put back in time; the next start does it", len(late))
+
+    async def _run(self) -> None:
+        while not self._closing.is_set():
+            self._woken.clear()
+            try:
+                await self._look()
+                wait_s = _LOOK_AGAIN_S
+            except Exhausted:
+                # The disk is full: models are still served, and jobs can wait.
+                log.exception("no job can be started")
+                wait_s = self._settings.retry_s
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._woken.wait()
+
+    async def _look(self) -> None:
+        for job_id in await asyncio.to_thread(self._jobs.to_cancel):
+            if (worker := self._workers.get(job_id)) is not None:
+                worker.interrupt("cancel")
+        while self._refused and (job := await self._claim(self._refused)) is not None:
+            await self._save(
+                partial(
+                    self._jobs.fail,
+                    job.job_id,
+                    Reason.DEVICE_UNAVAILABLE,
+                    f"this server trains nothing on the device {job.request.device!r}: leave the "
+                    "device open, or ask its operator for one",
+                )
+            )
+        while (devices := [d for d, kind in self._kind_of.items() if self._free[kind]]) and (
+            job := await self._claim(devices)
+        ) is not None:
+            self._begin(job)
+
+    async def _claim(self, devices: list[str]) -> JobRecord | None:
+        if self._closing.is_set():
+            return None
+        return await asyncio.to_thread(self._jobs.claim, devices)
+
+    def _begin(self, job: JobRecord) -> None:
+        worker = _Worker(job, self._kind_of[job.request.device])
+        self._free[worker.kind] -= 1
+        self._workers[job.job_id] = worker
+        worker.task = asyncio.create_task(self._work(worker), name=job.job_id)
+        worker.task.add_done_callback(partial(self._worker_ended, worker))
+        log.info("job started", extra={"job_id": job.job_id, "model": job.request.model})
+
+    async def _work(self, worker: _Worker) -> None:
+        outcome: Outcome | None = None
+        try:
+            outcome = await self._attempts.run(worker.job, worker.kind)
+        except asyncio.CancelledError:
+            if not worker.why_stopped:
+                raise
+        except Exception:
+            log.exception("a job failed unexpectedly", extra={"job_id": worker.job.job_id})
+            outcome = _unexpected(worker.job)
+        # From here on a cancel comes too late: what happened is saved as it happened.
+        await uninterrupted(self._settle(worker, outcome))
+
+    async def _settle(self, worker: _Worker, outcome: Outcome | None) -> None:
+        job = worker.job
+        match outcome:
+            case Done():
+                record = await self._publish(job, outcome)
+            case Ended():
+                record = await self._fail(job, outcome)
+            case Crashed():
+                record = await self._save(
+                    partial(
+                        self._jobs.requeue,
+                        job.job_id,
+                        outcome.message,
+                        outcome.reason,
+                        self._settings.max_crashes,
+                    )
+                )
+            case None if worker.why_stopped == "cancel":
+                record = await self._save(partial(self._jobs.cancelled, job.job_id))
+            case None:
+                message = "the service stops; the job starts again with it"
+                record = await self._save(partial(self._jobs.requeue, job.job_id, message))
+        log.info("job is %s", record.state,
+                 extra={"job_id": job.job_id, "reason": record.error_reason or ""})  # fmt: skip
+        if record.state.is_final and record.start_time_s and record.end_time_s:
+            method = (
+                "model_based" if isinstance(job.request.method, ModelBased) else "feature_based"
+            )
+            took_s = max(0.0, record.end_time_s - record.start_time_s)
+            self._telemetry.job_seconds.labels(method).observe(took_s)
+        await asyncio.to_thread(
+            shutil.rmtree, self._attempts.folder(job.job_id), ignore_errors=True
+        )
+
+    async def _publish(self, job: JobRecord, done: Done) -> JobRecord:
+        try:
+            await asyncio.to_thread(
+                self._jobs.append_event, job.job_id, Progressed("publishing", 0.0)
+            )
+            stored = await asyncio.to_thread(self._artifacts.put, done.out_dir)
+            _check_is_of(stored, job)
+            await self._warm(stored)
+            publish = partial(
+                self._models.publish, model=job.request.model, job_id=job.job_id, stored=stored
+            )
+            return await asyncio.to_thread(
+                self._jobs.succeed,
+                job.job_id,
+                publish,
+                done.finished.validation_accuracy,
+                done.finished.validation_count,
+            )
+        except GraftError as error:
+            return await self._fail(job, Ended(error.reason, error.message))
+        except Exception:
+            log.exception("a job could not be published", extra={"job_id": job.job_id})
+            return await self._fail(job, _unexpected(job))
+
+    async def _warm(self, stored: StoredVersion) -> None:
+        try:
+            async with asyncio.timeout(self._settings.warm_timeout_s):
+                await self._on_published(stored)
+        except Exception:
+            log.exception("a new version could not be warmed; its first call loads it",
+                          extra={"model": stored.model})  # fmt: skip
+
+    async def _fail(self, job: JobRecord, ended: Ended) -> JobRecord:
+        return await self._save(partial(self._jobs.fail, job.job_id, ended.reason, ended.message))
+
+    async def _save(self, save: Callable[[], JobRecord]) -> JobRecord:
+        # On a full disk the outcome waits for room; on the way out the next start
+        # takes the job up again.
+        while True:
+            try:
+                return await asyncio.to_thread(save)
+            except Exhausted as error:
+                if error.reason is not Reason.STORAGE_FULL or self._closing.is_set():
+                    raise
+                log.exception("a job's outcome cannot be saved yet")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.retry_s):
+                    await self._closing.wait()
+
+    def _worker_ended(self, worker: _Worker, task: asyncio.Task[None]) -> None:
+        del self._workers[worker.job.job_id]
+        self._free[worker.kind] += 1
+        self._telemetry.forget_job(worker.job.job_id, worker.job.request.model)
+        self._woken.set()
+        self._note_failure(task)
+
+    def _note_failure(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        log.error("the supervisor failed", exc_info=error)
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_exception(error)
+            # Nobody may be waiting any more, when the service stops.
+            self._failure.exception()
+
+    def _heard(self, _job_id: str, event: JobEvent | None) -> None:
+        # From any thread. A queued job or the wish for a cancel is something to do.
+        change = event.payload if event is not None else None
+        if isinstance(change, StateChanged) and change.state.is_final:
+            self._telemetry.jobs_ended.labels(change.state.value).inc()
+        is_queued = isinstance(change, StateChanged) and change.state is JobState.QUEUED
+        if (event is None or is_queued) and self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: nothing runs any more
+                self._loop.call_soon_threadsafe(self._woken.set)
+
+    def _empty_work_dir(self) -> None:
+        shutil.rmtree(self._settings.work_dir, ignore_errors=True)
+        self._settings.work_dir.mkdir(parents=True, exist_ok=True)
+
+
+def _check_is_of(stored: StoredVersion, job: JobRecord) -> None:
+    manifest = stored.manifest
+    if (manifest.model, manifest.job_id) != (job.request.model, job.job_id):
+        raise Damaged(
+            Reason.TRAINING_FAILED,
+            f"the trainer's result is one of {manifest.job_id} for {manifest.model}, not of this "
+            "job",
+        )
+
+
+def _unexpected(job: JobRecord) -> Ended:
+    return Ended(
+        Reason.INTERNAL,
+        f"an unexpected error happened; the service's log holds it under {job.job_id}",
+    )

@@ -1,0 +1,129 @@
+"""Between what is stored and the contract's messages; decides nothing."""
+
+import msgspec
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from graft.v1 import dataset_pb2, model_pb2
+
+from service.class_folders import SplitName
+from service.domain import ClassCount, Manifest, RejectedFile
+from service.errors import InvalidInput, Reason
+from service.storage.archives import ArchiveFormat
+from service.storage.datasets import DatasetRecord
+from service.storage.models import ModelRecord, VersionRecord
+
+SPLITS: dict[int, SplitName] = {
+    dataset_pb2.SPLIT_UNSPECIFIED: "",
+    dataset_pb2.SPLIT_TRAIN: "train",
+    dataset_pb2.SPLIT_VALIDATION: "val",
+}
+
+_ARCHIVE_FORMATS: dict[int, ArchiveFormat] = {
+    dataset_pb2.ARCHIVE_FORMAT_UNSPECIFIED: "",
+    dataset_pb2.ARCHIVE_FORMAT_TAR: "tar",
+    dataset_pb2.ARCHIVE_FORMAT_TAR_GZ: "tar.gz",
+    dataset_pb2.ARCHIVE_FORMAT_ZIP: "zip",
+}
+
+_METHODS = {
+    "feature_based": model_pb2.TRANSFER_METHOD_FEATURE_BASED,
+    "model_based": model_pb2.TRANSFER_METHOD_MODEL_BASED,
+}
+
+
+def archive_format(value: int) -> ArchiveFormat:
+    """The storage's word for a format; raises InvalidInput for an unknown number."""
+    if value not in _ARCHIVE_FORMATS:
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            f"header.format {value} is none: use a value of ArchiveFormat",
+            field="header.format",
+        )
+    return _ARCHIVE_FORMATS[value]
+
+
+def timestamp(seconds: float | None) -> Timestamp | None:
+    """From seconds since 1970, UTC; nothing stays nothing."""
+    if seconds is None:
+        return None
+    stamp = Timestamp()
+    # Microseconds, since a float holds no more.
+    stamp.FromMicroseconds(round(seconds * 1e6))
+    return stamp
+
+
+def duration(seconds: float) -> Duration:
+    """From seconds."""
+    span = Duration()
+    span.FromMicroseconds(round(seconds * 1e6))
+    return span
+
+
+def class_counts(counts: list[ClassCount]) -> list[dataset_pb2.ClassCount]:
+    """Pictures per class."""
+    return [
+        dataset_pb2.ClassCount(
+            label=count.label, train_count=count.train, validation_count=count.validation
+        )
+        for count in counts
+    ]
+
+
+def rejected_files(files: list[RejectedFile]) -> list[dataset_pb2.RejectedFile]:
+    """What was left out, and why."""
+    return [dataset_pb2.RejectedFile(path=file.path, detail=file.detail) for file in files]
+
+
+def dataset(record: DatasetRecord) -> dataset_pb2.Dataset:
+    """A stored dataset."""
+    return dataset_pb2.Dataset(
+        dataset_id=record.dataset_id,
+        display_name=record.display_name,
+        digest=record.digest,
+        create_time=timestamp(record.create_time_s),
+        size_bytes=record.size_bytes,
+        classes=class_counts(record.classes),
+        picture_count=record.picture_count,
+        rejected=rejected_files(record.rejected),
+        rejected_count=record.rejected_count,
+        has_validation_split=record.has_validation_split,
+    )
+
+
+def model(record: ModelRecord) -> model_pb2.Model:
+    """A model."""
+    return model_pb2.Model(
+        name=record.name,
+        create_time=timestamp(record.create_time_s),
+        update_time=timestamp(record.update_time_s),
+        aliases=record.aliases,
+        version_count=record.version_count,
+    )
+
+
+def version(record: VersionRecord) -> model_pb2.Version:
+    """A published version."""
+    manifest: Manifest = record.manifest
+    return model_pb2.Version(
+        model=record.model,
+        version=record.version,
+        job_id=record.job_id,
+        create_time=timestamp(record.create_time_s),
+        method=_METHODS.get(manifest.method, model_pb2.TRANSFER_METHOD_UNSPECIFIED),
+        backbone=manifest.backbone,
+        weights=manifest.weights,
+        backbone_digest=record.backbone_digest,
+        classes=manifest.classes,
+        validation_accuracy=manifest.validation_accuracy,
+        validation_count=manifest.validation_count,
+        dataset_digest=manifest.dataset_digest,
+        parity=model_pb2.Parity(
+            max_difference=manifest.parity.max_difference,
+            top1_agreement=manifest.parity.top1_agreement,
+            picture_count=manifest.parity.pictures,
+        ),
+        training_time=duration(manifest.duration_s),
+        labels=manifest.labels,
+        manifest_json=msgspec.json.encode(manifest).decode(),
+        aliases=record.aliases,
+    )

@@ -1,0 +1,106 @@
+"""DatasetService: labelled pictures, kept for fine-tuning."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from graft.v1 import dataset_pb2 as pb
+from graft.v1 import dataset_pb2_grpc
+from grpc import aio
+
+from service.errors import Expired, InvalidInput, Reason
+from service.rpc import convert
+from service.storage.datasets import DatasetStore, Upload
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
+    """Keeps labelled pictures."""
+
+    def __init__(self, datasets: DatasetStore, idle_timeout_s: float = 60.0) -> None:
+        self._datasets = datasets
+        self._idle_timeout_s = idle_timeout_s
+
+    async def UploadDataset(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.UploadDatasetRequest], context: Context
+    ) -> pb.UploadDatasetResponse:
+        """See dataset.proto. The next message is read when the one before is on disk."""
+        first = await self._next(request_iterator)
+        if first is None or first.WhichOneof("part") != "header":
+            raise _bad("the stream must begin with the header", "header")
+        upload = await asyncio.to_thread(
+            self._datasets.begin_upload,
+            first.header.display_name,
+            convert.archive_format(first.header.format),
+        )
+        try:
+            while (message := await self._next(request_iterator)) is not None:
+                await asyncio.to_thread(_take, upload, message)
+            return pb.UploadDatasetResponse(
+                dataset=convert.dataset(await asyncio.to_thread(upload.finish))
+            )
+        finally:
+            await asyncio.shield(asyncio.to_thread(upload.abort))
+
+    async def _next(
+        self, messages: AsyncIterator[pb.UploadDatasetRequest]
+    ) -> pb.UploadDatasetRequest | None:
+        try:
+            async with asyncio.timeout(self._idle_timeout_s):
+                return await anext(messages, None)
+        except TimeoutError:
+            raise Expired(
+                Reason.DEADLINE_EXCEEDED,
+                f"the upload brought nothing for {self._idle_timeout_s:g} s: send it again",
+            ) from None
+
+    async def GetDataset(  # noqa: N802
+        self, request: pb.GetDatasetRequest, context: Context
+    ) -> pb.GetDatasetResponse:
+        """See dataset.proto."""
+        record = await asyncio.to_thread(self._datasets.get, request.dataset_id)
+        return pb.GetDatasetResponse(dataset=convert.dataset(record))
+
+    async def ListDatasets(  # noqa: N802
+        self, request: pb.ListDatasetsRequest, context: Context
+    ) -> pb.ListDatasetsResponse:
+        """See dataset.proto."""
+        records, token = await asyncio.to_thread(
+            self._datasets.list, request.page_size, request.page_token
+        )
+        return pb.ListDatasetsResponse(
+            datasets=[convert.dataset(record) for record in records], next_page_token=token
+        )
+
+    async def DeleteDataset(  # noqa: N802
+        self, request: pb.DeleteDatasetRequest, context: Context
+    ) -> pb.DeleteDatasetResponse:
+        """See dataset.proto."""
+        await asyncio.to_thread(self._datasets.delete, request.dataset_id)
+        return pb.DeleteDatasetResponse()
+
+
+def _take(upload: Upload, message: pb.UploadDatasetRequest) -> None:
+    part = message.WhichOneof("part")
+    if part == "archive_chunk":
+        upload.write(message.archive_chunk)
+    elif part == "picture":
+        add_picture(upload, message.picture, "picture")
+    elif part == "header":
+        raise _bad("the header came twice: send it once, first", "header")
+    else:
+        raise _bad("a message holds neither `archive_chunk` nor `picture`", "part")
+
+
+def add_picture(upload: Upload, picture: pb.LabelledPicture, field: str) -> None:
+    """Adds one picture of a request; `field` names its place in errors."""
+    if picture.split not in convert.SPLITS:
+        raise _bad(f"{field}.split {picture.split} is none: use a value of Split", f"{field}.split")
+    upload.add_picture(
+        picture.label, picture.content, picture.filename, convert.SPLITS[picture.split]
+    )
+
+
+def _bad(message: str, field: str) -> InvalidInput:
+    return InvalidInput(Reason.INVALID_FIELD, message, field=field)

@@ -1,0 +1,134 @@
+"""ModelService: published models, their aliases, reports and exports."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from graft.v1 import model_pb2 as pb
+from graft.v1 import model_pb2_grpc
+from grpc import aio
+
+from service.errors import InvalidInput, Reason
+from service.rpc import convert
+from service.storage.models import ModelStore, Removed, VersionRecord
+
+Export = Callable[[VersionRecord], bytes]
+"""Composes one self-contained ONNX file; blocks."""
+
+_CHUNK_BYTES = 2**20
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class ModelServicer(model_pb2_grpc.ModelServiceServicer):
+    """Looks after published models."""
+
+    def __init__(
+        self, models: ModelStore, export: Export, forget: Callable[[Removed], None]
+    ) -> None:
+        self._models = models
+        self._export = export
+        self._forget = forget
+
+    async def GetModel(  # noqa: N802
+        self, request: pb.GetModelRequest, context: Context
+    ) -> pb.GetModelResponse:
+        """See model.proto."""
+        record = await asyncio.to_thread(self._models.get_model, request.model)
+        return pb.GetModelResponse(model=convert.model(record))
+
+    async def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        """See model.proto."""
+        records, token = await asyncio.to_thread(
+            self._models.list_models, request.page_size, request.page_token
+        )
+        return pb.ListModelsResponse(
+            models=[convert.model(record) for record in records], next_page_token=token
+        )
+
+    async def DeleteModel(  # noqa: N802
+        self, request: pb.DeleteModelRequest, context: Context
+    ) -> pb.DeleteModelResponse:
+        """See model.proto."""
+        self._forget(await asyncio.to_thread(self._models.delete_model, request.model))
+        return pb.DeleteModelResponse()
+
+    async def GetVersion(  # noqa: N802
+        self, request: pb.GetVersionRequest, context: Context
+    ) -> pb.GetVersionResponse:
+        """See model.proto."""
+        return pb.GetVersionResponse(version=convert.version(await self._version(request)))
+
+    async def ListVersions(  # noqa: N802
+        self, request: pb.ListVersionsRequest, context: Context
+    ) -> pb.ListVersionsResponse:
+        """See model.proto."""
+        records, token = await asyncio.to_thread(
+            self._models.list_versions, request.model, request.page_size, request.page_token
+        )
+        return pb.ListVersionsResponse(
+            versions=[convert.version(record) for record in records], next_page_token=token
+        )
+
+    async def DeleteVersion(  # noqa: N802
+        self, request: pb.DeleteVersionRequest, context: Context
+    ) -> pb.DeleteVersionResponse:
+        """See model.proto."""
+        self._forget(
+            await asyncio.to_thread(self._models.delete_version, request.model, request.version)
+        )
+        return pb.DeleteVersionResponse()
+
+    async def SetAlias(  # noqa: N802
+        self, request: pb.SetAliasRequest, context: Context
+    ) -> pb.SetAliasResponse:
+        """See model.proto."""
+        record = await asyncio.to_thread(
+            self._models.set_alias, request.model, request.alias, request.version
+        )
+        return pb.SetAliasResponse(model=convert.model(record))
+
+    async def DeleteAlias(  # noqa: N802
+        self, request: pb.DeleteAliasRequest, context: Context
+    ) -> pb.DeleteAliasResponse:
+        """See model.proto."""
+        record = await asyncio.to_thread(self._models.delete_alias, request.model, request.alias)
+        return pb.DeleteAliasResponse(model=convert.model(record))
+
+    async def GetReport(  # noqa: N802
+        self, request: pb.GetReportRequest, context: Context
+    ) -> pb.GetReportResponse:
+        """See model.proto."""
+        if request.format not in pb.ReportFormat.values():
+            raise InvalidInput(
+                Reason.INVALID_FIELD,
+                f"format {request.format} is none: use REPORT_FORMAT_JSON or REPORT_FORMAT_HTML",
+                field="format",
+            )
+        html = request.format == pb.REPORT_FORMAT_HTML
+        record = await self._version(request)
+        return pb.GetReportResponse(
+            content=await asyncio.to_thread(self._models.report, record, html=html),
+            media_type="text/html" if html else "application/json",
+        )
+
+    async def ExportModel(  # noqa: N802
+        self, request: pb.ExportModelRequest, context: Context
+    ) -> AsyncIterator[pb.ExportModelResponse]:
+        """See model.proto."""
+        file = await asyncio.to_thread(self._export, await self._version(request))
+        for start in range(0, len(file), _CHUNK_BYTES):
+            yield pb.ExportModelResponse(chunk=file[start : start + _CHUNK_BYTES])
+
+    async def _version(
+        self, request: pb.GetVersionRequest | pb.GetReportRequest | pb.ExportModelRequest
+    ) -> VersionRecord:
+        which = request.WhichOneof("which")
+        return await asyncio.to_thread(
+            self._models.get_version,
+            request.model,
+            request.version if which == "version" else None,
+            request.alias if which == "alias" else None,
+        )

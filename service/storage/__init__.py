@@ -1,0 +1,1 @@
+"""Storage: what outlives the process. One SQLite file, and folders of files named by digest."""

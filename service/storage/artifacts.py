@@ -1,0 +1,202 @@
+"""The files of published models, named by what is in them.
+
+`backbones/SHA256.onnx` is shared by all versions on it; `versions/DIGEST/`
+holds a version's head, manifest and reports. A file or folder gets its name
+when it is whole and flushed, never before, and is never changed after. Knows no
+database: the model store says what is live.
+"""
+
+import hashlib
+import logging
+import secrets
+import shutil
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from service.domain import Manifest
+from service.errors import Damaged, Reason
+from service.jobs.contract import (
+    BACKBONE_FILE,
+    HEAD_FILE,
+    MANIFEST_FILE,
+    REPORT_HTML_FILE,
+    REPORT_JSON_FILE,
+)
+from service.storage import durable
+
+_VERSION_FILES = (HEAD_FILE, MANIFEST_FILE, REPORT_JSON_FILE, REPORT_HTML_FILE)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoredVersion:
+    """A version whose files are in place and that is not published yet."""
+
+    manifest: Manifest
+    artifact_digest: str
+    head_digest: str
+    head_path: Path
+    backbone_digest: str
+    backbone_path: Path
+    source: Path
+    """The trainer's folder that it was copied from."""
+
+    @property
+    def model(self) -> str:
+        """The model that it is to be a version of."""
+        return self.manifest.model
+
+
+class Artifacts:
+    """The folder of artifacts; every method may be called from any thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._backbones = folder / "backbones"
+        self._versions = folder / "versions"
+        # On the same file system as what it is renamed to.
+        self._temporary = folder / "tmp"
+        for inner in (self._backbones, self._versions, self._temporary):
+            inner.mkdir(parents=True, exist_ok=True)
+
+    def backbone_path(self, digest: str) -> Path:
+        """Where a backbone lies, or would."""
+        return self._backbones / f"{digest}.onnx"
+
+    def head_path(self, artifact_digest: str) -> Path:
+        """Where a version's head lies, or would."""
+        return self._versions / artifact_digest / HEAD_FILE
+
+    def put(self, out_dir: Path) -> StoredVersion:
+        """Copies a trainer's result in; doing it again changes nothing.
+
+        Raises Damaged (TRAINING_FAILED) when the result is not whole, Exhausted
+        (STORAGE_FULL) when the disk is.
+        """
+        with durable.full_disk_told():
+            manifest = _manifest(out_dir)
+            self._put_backbone(out_dir, manifest.backbone_digest)
+            artifact_digest, head_digest = self._put_version(out_dir)
+        return StoredVersion(
+            manifest=manifest,
+            artifact_digest=artifact_digest,
+            head_digest=head_digest,
+            head_path=self.head_path(artifact_digest),
+            backbone_digest=manifest.backbone_digest,
+            backbone_path=self.backbone_path(manifest.backbone_digest),
+            source=out_dir,
+        )
+
+    def restore(self, stored: StoredVersion) -> None:
+        """Puts a version again if its files were deleted with another's since."""
+        if not (stored.head_path.exists() and stored.backbone_path.exists()):
+            self.put(stored.source)
+
+    def report(self, artifact_digest: str, *, html: bool) -> bytes:
+        """A version's report, UTF-8; raises Damaged (MODEL_UNLOADABLE) when it cannot be read."""
+        name = REPORT_HTML_FILE if html else REPORT_JSON_FILE
+        try:
+            return (self._versions / artifact_digest / name).read_bytes()
+        except OSError as error:
+            raise Damaged(
+                Reason.MODEL_UNLOADABLE,
+                "the version's report cannot be read: publish the version again",
+            ) from error
+
+    def remove(self, *, versions: Iterable[str] = (), backbones: Iterable[str] = ()) -> None:
+        """Deletes files that nothing refers to any more; what is gone already is fine."""
+        for digest in versions:
+            _remove_folder(self._versions / digest, self._temporary)
+        for digest in backbones:
+            self.backbone_path(digest).unlink(missing_ok=True)
+
+    def sweep(self, *, versions: Collection[str], backbones: Collection[str]) -> None:
+        """Deletes all but the named: what a crash left between files and database.
+
+        For the start alone: it would take what is being put from under its owner.
+        """
+        _empty(self._temporary)
+        dead = [path for path in self._versions.iterdir() if path.name not in versions]
+        for folder in dead:
+            _remove_folder(folder, self._temporary)
+        unused = [path for path in self._backbones.iterdir() if path.stem not in backbones]
+        for path in unused:
+            path.unlink()
+        if dead or unused:
+            log.warning("swept %d unpublished versions, %d backbones", len(dead), len(unused))
+
+    def _put_backbone(self, out_dir: Path, digest: str) -> None:
+        source, target = out_dir / BACKBONE_FILE, self.backbone_path(digest)
+        if not source.exists():
+            if not target.exists():
+                raise _not_whole(f"it brings no {BACKBONE_FILE}, and backbone {digest} is unknown")
+            return
+        if (actual := durable.digest_of(source)) != digest:
+            raise _not_whole(f"{BACKBONE_FILE} has digest {actual}, the manifest says {digest}")
+        if target.exists():
+            return
+        temporary = self._temporary / secrets.token_hex(8)
+        try:
+            durable.copy(source, temporary)
+            temporary.rename(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        durable.sync_folder(self._backbones)
+
+    def _put_version(self, out_dir: Path) -> tuple[str, str]:
+        temporary = self._temporary / secrets.token_hex(8)
+        temporary.mkdir()
+        try:
+            digests = {}
+            for name in _VERSION_FILES:
+                try:
+                    digests[name] = durable.copy(out_dir / name, temporary / name)
+                except FileNotFoundError:
+                    raise _not_whole(f"{name} is missing") from None
+            lines = "".join(f"{name}\0{digest}\n" for name, digest in sorted(digests.items()))
+            artifact_digest = hashlib.sha256(lines.encode()).hexdigest()
+            durable.sync_folder(temporary)
+            try:
+                temporary.rename(self._versions / artifact_digest)
+            except OSError:
+                # The same content is there already; a folder is never renamed onto a full one.
+                if not self.head_path(artifact_digest).exists():
+                    raise
+            durable.sync_folder(self._versions)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return artifact_digest, digests[HEAD_FILE]
+
+
+def _manifest(out_dir: Path) -> Manifest:
+    try:
+        return msgspec.json.decode((out_dir / MANIFEST_FILE).read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        raise _not_whole(f"{MANIFEST_FILE} is missing") from None
+    except msgspec.DecodeError as error:
+        raise _not_whole(f"{MANIFEST_FILE} cannot be read: {error}") from error
+
+
+def _not_whole(what: str) -> Damaged:
+    return Damaged(Reason.TRAINING_FAILED, f"the trainer's result is not whole: {what}")
+
+
+def _remove_folder(folder: Path, temporary: Path) -> None:
+    # Renamed first, so that a crash leaves it under no name that counts.
+    doomed = temporary / secrets.token_hex(8)
+    try:
+        folder.rename(doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

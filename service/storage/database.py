@@ -1,0 +1,198 @@
+"""The database: one SQLite file in the data folder, its migrations, its transactions.
+
+Owns the connections and the lock that keeps a second server out of the data
+folder. Knows no table; the stores do. One writer at a time, any number of
+readers, from any thread. The SQL of the stores is plain enough for PostgreSQL,
+but for the trigger in the migration. Stops with `close`.
+"""
+
+import fcntl
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import resources
+from pathlib import Path
+
+from service.errors import Exhausted, Reason, Unavailable, WrongState
+
+Connection = sqlite3.Connection
+
+_BUSY_TIMEOUT_S = 10.0
+_WRITER_TIMEOUT_S = 30.0
+_IDLE_READERS = 8
+
+log = logging.getLogger(__name__)
+
+
+class Database:
+    """Transactions on `folder`/graft.sqlite3; the folder is made if need be.
+
+    Raises Unavailable when another server holds the folder, WrongState when a
+    newer Graft wrote the database.
+    """
+
+    def __init__(self, folder: Path, scripts: Sequence[str] | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "graft.sqlite3"
+        self._lock_file = _lock(folder)
+        self._writing = threading.Lock()
+        self._guard = threading.Lock()
+        self._readers: list[Connection] = []
+        self._after_commit: list[Callable[[], None]] = []
+        self._is_closed = False
+        try:
+            self._writer = self._connect()
+            try:
+                _migrate(self._writer, _shipped() if scripts is None else scripts)
+            except BaseException:
+                self._writer.close()
+                raise
+        except BaseException:
+            os.close(self._lock_file)
+            raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """The one write transaction: committed at the end, rolled back on any error.
+
+        Not to be nested. Raises Exhausted (STORAGE_FULL) when the disk is full.
+        """
+        if not self._writing.acquire(timeout=_WRITER_TIMEOUT_S):
+            raise Unavailable(
+                Reason.INTERNAL,
+                f"the database was busy for {_WRITER_TIMEOUT_S:g} s: try again",
+                retry_after_s=_WRITER_TIMEOUT_S,
+            )
+        try:
+            self._check_open()
+            self._after_commit.clear()
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                yield self._writer
+                self._writer.execute("COMMIT")
+            except BaseException as error:
+                # A full disk may have ended the transaction already.
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error) and _is_full(error):
+                    raise Exhausted(
+                        Reason.STORAGE_FULL,
+                        "the disk of the data folder is full: make room and try again",
+                    ) from error
+                raise
+            for action in self._after_commit:
+                # What is committed stays committed, whatever becomes of the follow-up.
+                try:
+                    action()
+                except Exception:
+                    log.exception("a step after a commit failed")
+        finally:
+            self._writing.release()
+
+    def after_commit(self, action: Callable[[], None]) -> None:
+        """Runs `action` once the running transaction is committed, before any other begins.
+
+        To be called inside `transaction()` by its thread. `action` must not open
+        a transaction of its own.
+        """
+        self._after_commit.append(action)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection that sees one state of the database and must not write."""
+        with self._guard:
+            self._check_open()
+            connection = self._readers.pop() if self._readers else None
+        if connection is None:
+            connection = self._connect()
+            connection.execute("PRAGMA query_only = ON")
+        try:
+            connection.execute("BEGIN")
+            yield connection
+        finally:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            with self._guard:
+                keep = not self._is_closed and len(self._readers) < _IDLE_READERS
+                if keep:
+                    self._readers.append(connection)
+            if not keep:
+                connection.close()
+
+    def close(self) -> None:
+        """Waits for the running transaction, closes, and frees the folder. Twice is harmless."""
+        with self._writing, self._guard:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            for connection in self._readers:
+                connection.close()
+            self._writer.close()
+            os.close(self._lock_file)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise Unavailable(
+                Reason.SHUTTING_DOWN, "the service is stopping: try again soon", retry_after_s=5.0
+            )
+
+    def _connect(self) -> Connection:
+        connection = sqlite3.connect(
+            self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        # FULL: what was answered as stored outlives a power cut.
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        return connection
+
+
+def _lock(folder: Path) -> int:
+    # Held until the process ends, so a killed server leaves no stale lock.
+    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        raise Unavailable(
+            Reason.INTERNAL,
+            f"another server uses the data folder {folder}: stop it, or give this one a folder of "
+            "its own",
+        ) from None
+    return file
+
+
+def _shipped() -> list[str]:
+    folder = resources.files("service.storage") / "migrations"
+    names = sorted(file.name for file in folder.iterdir() if file.name.endswith(".sql"))
+    numbers = [int(name.split("_")[0]) for name in names]
+    assert numbers == list(range(1, len(names) + 1)), f"migrations have gaps: {names}"
+    return [(folder / name).read_text("utf-8") for name in names]
+
+
+def _migrate(connection: Connection, scripts: Sequence[str]) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(scripts):
+        raise WrongState(
+            Reason.INTERNAL,
+            f"the database has format {version}, this Graft knows up to {len(scripts)}: run the "
+            "newer Graft that wrote it, or restore a backup",
+        )
+    for number, script in enumerate(scripts[version:], version + 1):
+        try:
+            connection.executescript(
+                f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;"
+            )
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        log.info("database migrated to format %d", number)
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL

@@ -1,0 +1,316 @@
+"""Datasets: labelled pictures that were sent, checked once and kept unchanged.
+
+A dataset is a folder named by its id, in the shape that `service.class_folders`
+reads, and a row. The folder gets its name when it is whole and flushed, the row
+follows in the same step; what a crash leaves under no row is swept when the
+store is made. Decoding is handed in. `close` makes what is under way give up.
+"""
+
+import logging
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from service import class_folders
+from service.class_folders import Examined, PictureFile, SplitName
+from service.domain import ClassCount, JobState, RejectedFile
+from service.errors import InvalidInput, NotFound, Reason, Unavailable, WrongState
+from service.storage import archives, durable, pages
+from service.storage.archives import ArchiveFormat, Limits
+from service.storage.database import Connection, Database
+from service.storage.entry_names import label_problem, shown
+from service.storage.uploads import Upload
+
+__all__ = ["DatasetRecord", "DatasetStore", "Limits", "Upload"]
+
+_MAX_REJECTED = 100
+_MAX_DISPLAY_NAME_CHARS = 256
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """A stored set of labelled pictures."""
+
+    dataset_id: str
+    display_name: str
+    digest: str
+    create_time_s: float
+    size_bytes: int
+    classes: list[ClassCount]
+    picture_count: int
+    rejected: list[RejectedFile]
+    rejected_count: int
+    has_validation_split: bool
+
+
+class DatasetStore:
+    """All datasets. `decode` raises a GraftError for bytes that are no picture."""
+
+    def __init__(
+        self,
+        database: Database,
+        folder: Path,
+        decode: Callable[[bytes], object],
+        limits: Limits,
+        workers: int,
+    ) -> None:
+        self._database = database
+        self._folder = folder
+        self._temporary = folder / "tmp"
+        self._decode = decode
+        self._limits = limits
+        self._workers = workers
+        self._closing = threading.Event()
+        self._temporary.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+
+    def begin_upload(self, display_name: str, archive_format: ArchiveFormat) -> Upload:
+        """Starts to take one dataset in; it counts when the upload is finished."""
+        if len(display_name) > _MAX_DISPLAY_NAME_CHARS:
+            raise InvalidInput(
+                Reason.INVALID_FIELD,
+                f"display_name has more than {_MAX_DISPLAY_NAME_CHARS} characters",
+                field="header.display_name",
+            )
+        folder = self._new_folder()
+        return Upload(
+            folder,
+            self._limits,
+            from_archive=partial(self._from_archive, folder, archive_format, display_name),
+            from_tree=partial(self._from_tree, display_name),
+        )
+
+    def import_archive(self, path: Path) -> DatasetRecord:
+        """Stores the pictures of an archive on the server's disk."""
+        folder = self._new_folder()
+        try:
+            return self._from_archive(folder, "", path.name, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def get(self, dataset_id: str) -> DatasetRecord:
+        """One dataset; raises NotFound (DATASET_NOT_FOUND)."""
+        with self._database.read() as connection:
+            return _record(_row(connection, dataset_id))
+
+    def list(self, page_size: int, page_token: str) -> tuple[list[DatasetRecord], str]:
+        """A page of datasets, newest first, and the token of the next ("" on the last)."""
+        limit = pages.size(page_size)
+        before = pages.key("datasets", page_token, float, str) or (float("inf"), "")
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT * FROM datasets WHERE (create_time_s, dataset_id) < (?, ?)"
+                " ORDER BY create_time_s DESC, dataset_id DESC LIMIT ?",
+                (*before, limit + 1),
+            ).fetchall()
+        records = [_record(row) for row in rows[:limit]]
+        if len(rows) <= limit:
+            return records, ""
+        last = records[-1]
+        return records, pages.token("datasets", last.create_time_s, last.dataset_id)
+
+    def delete(self, dataset_id: str) -> None:
+        """Deletes a dataset.
+
+        Raises NotFound, or WrongState (DATASET_IN_USE) while a job needs it.
+        """
+        doomed = self._temporary / secrets.token_hex(8)
+        with self._database.transaction() as connection:
+            _row(connection, dataset_id)
+            users = connection.execute(
+                "SELECT job_id FROM jobs WHERE dataset_id = ? AND state IN (?, ?)"
+                " ORDER BY job_id LIMIT 3",
+                (dataset_id, JobState.QUEUED, JobState.RUNNING),
+            ).fetchall()
+            if users:
+                raise WrongState(
+                    Reason.DATASET_IN_USE,
+                    f"dataset {dataset_id} is used by {', '.join(u['job_id'] for u in users)}: "
+                    "wait for its jobs to end, or cancel them",
+                )
+            connection.execute("DELETE FROM datasets WHERE dataset_id = ?", (dataset_id,))
+            # Out of the way before the same pictures can be stored again.
+            self._database.after_commit(partial(_move_if_there, self.path(dataset_id), doomed))
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def path(self, dataset_id: str) -> Path:
+        """Where a dataset's folders per class lie."""
+        return self._folder / dataset_id
+
+    def close(self) -> None:
+        """Makes what unpacks or decodes give up soon, with Unavailable."""
+        self._closing.set()
+
+    def _check_open(self) -> None:
+        if self._closing.is_set():
+            raise Unavailable(
+                Reason.SHUTTING_DOWN,
+                "the service is stopping: send the dataset again soon",
+                retry_after_s=5.0,
+            )
+
+    def _new_folder(self) -> Path:
+        self._check_open()
+        folder = self._temporary / secrets.token_hex(8)
+        with durable.full_disk_told():
+            folder.mkdir()
+        return folder
+
+    def _from_archive(
+        self, folder: Path, archive_format: ArchiveFormat, display_name: str, archive: Path
+    ) -> DatasetRecord:
+        tree = folder / "unpacked"
+        tree.mkdir()
+        archives.unpack(archive, tree, archive_format, self._limits, self._check_open)
+        return self._from_tree(display_name, tree)
+
+    def _from_tree(self, display_name: str, tree: Path) -> DatasetRecord:
+        files = class_folders.find(tree)
+        for label in sorted({file.label for file in files}):
+            if problem := label_problem(label):
+                raise InvalidInput(
+                    Reason.DATASET_UNUSABLE, f"{problem}: rename the folder {shown(label)}"
+                )
+        pictures, rejected = class_folders.examine(files, self._size, tree, self._workers)
+        # What was examined after the close was refused for that alone.
+        self._check_open()
+        _check_usable(pictures, files, rejected)
+        for refused in rejected:
+            (tree / refused.path).unlink(missing_ok=True)
+        digest = class_folders.digest(pictures)
+        record = DatasetRecord(
+            dataset_id=f"ds-{digest[:20]}",
+            display_name=display_name,
+            digest=digest,
+            create_time_s=time.time(),
+            size_bytes=sum(picture.decoded for picture in pictures),
+            classes=_counts(pictures),
+            picture_count=len(pictures),
+            rejected=rejected[:_MAX_REJECTED],
+            rejected_count=len(rejected),
+            has_validation_split=any(picture.file.split == "val" for picture in pictures),
+        )
+        with durable.full_disk_told():
+            durable.sync_tree(tree)
+            return self._keep(record, tree)
+
+    def _size(self, data: bytes) -> int:
+        # The pixels are not kept: a dataset of them would not fit into memory.
+        self._check_open()
+        self._decode(data)
+        return len(data)
+
+    def _keep(self, record: DatasetRecord, tree: Path) -> DatasetRecord:
+        with self._database.transaction() as connection:
+            known = connection.execute(
+                "SELECT * FROM datasets WHERE digest = ?", (record.digest,)
+            ).fetchone()
+            if known is not None:
+                return _record(known)
+            tree.rename(self.path(record.dataset_id))
+            durable.sync_folder(self._folder)
+            connection.execute(
+                "INSERT INTO datasets (dataset_id, display_name, digest, create_time_s,"
+                " size_bytes, classes_json, picture_count, rejected_json, rejected_count,"
+                " has_validation_split) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    record.dataset_id,
+                    record.display_name,
+                    record.digest,
+                    record.create_time_s,
+                    record.size_bytes,
+                    msgspec.json.encode(record.classes).decode(),
+                    record.picture_count,
+                    msgspec.json.encode(record.rejected).decode(),
+                    record.rejected_count,
+                    int(record.has_validation_split),
+                ),
+            )
+        return record
+
+    def _sweep(self) -> None:
+        with self._database.read() as connection:
+            live = {
+                row["dataset_id"] for row in connection.execute("SELECT dataset_id FROM datasets")
+            }
+        unknown = [p for p in self._folder.iterdir() if p.name not in live and p != self._temporary]
+        for path in [*unknown, *self._temporary.iterdir()]:
+            shutil.rmtree(path, ignore_errors=True)
+        if unknown:
+            log.warning("swept %d datasets that were never finished", len(unknown))
+
+
+def _check_usable(
+    pictures: Sequence[Examined[int]],
+    files: Collection[PictureFile],
+    rejected: Sequence[RejectedFile],
+) -> None:
+    trained = {picture.file.label for picture in pictures if picture.file.split != "val"}
+    if len(trained) >= 2:
+        unknown = {picture.file.label for picture in pictures} - trained
+        if not unknown:
+            return
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"{shown(min(unknown))} has validation pictures and none to learn from: add some, or "
+            "leave the class out",
+        )
+    why = f"of {len(files)} files {len(rejected)} are no readable pictures"
+    first = f", such as {shown(rejected[0].path)} ({rejected[0].detail})" if rejected else ""
+    raise InvalidInput(
+        Reason.DATASET_UNUSABLE,
+        f"pictures to learn from were found for {len(trained)} classes, and 2 are needed: {why}"
+        f"{first}",
+    )
+
+
+def _counts(pictures: Sequence[Examined[int]]) -> list[ClassCount]:
+    train: dict[str, int] = {}
+    validation: dict[str, int] = {}
+    for picture in pictures:
+        split: SplitName = picture.file.split
+        counts = validation if split == "val" else train
+        counts[picture.file.label] = counts.get(picture.file.label, 0) + 1
+    return [ClassCount(label, train[label], validation.get(label, 0)) for label in sorted(train)]
+
+
+def _row(connection: Connection, dataset_id: str) -> Any:
+    row = connection.execute(
+        "SELECT * FROM datasets WHERE dataset_id = ?", (dataset_id,)
+    ).fetchone()
+    if row is None:
+        raise NotFound(
+            Reason.DATASET_NOT_FOUND,
+            f"no dataset has the id {shown(dataset_id)}: upload it, or see ListDatasets",
+        )
+    return row
+
+
+def _record(row: Any) -> DatasetRecord:
+    return DatasetRecord(
+        dataset_id=row["dataset_id"],
+        display_name=row["display_name"],
+        digest=row["digest"],
+        create_time_s=row["create_time_s"],
+        size_bytes=row["size_bytes"],
+        classes=msgspec.json.decode(row["classes_json"], type=list[ClassCount]),
+        picture_count=row["picture_count"],
+        rejected=msgspec.json.decode(row["rejected_json"], type=list[RejectedFile]),
+        rejected_count=row["rejected_count"],
+        has_validation_split=bool(row["has_validation_split"]),
+    )
+
+
+def _move_if_there(source: Path, target: Path) -> None:
+    if source.exists():
+        source.rename(target)

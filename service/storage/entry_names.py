@@ -1,0 +1,92 @@
+"""Names that strangers give to files and classes: what is refused, what is left out."""
+
+import re
+import unicodedata
+from pathlib import PurePosixPath
+
+from service.errors import InvalidInput, Reason
+
+MAX_LABEL_CHARS = 128
+_MAX_DEPTH = 32
+_MAX_PART_BYTES = 255
+"""What Linux's file systems take."""
+
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """The folders and the file that an archive's entry names, in NFC; empty for the root.
+
+    Raises InvalidInput: ARCHIVE_UNSAFE for a name that could lead elsewhere,
+    ARCHIVE_UNREADABLE for one that cannot be kept.
+    """
+    problem = ""
+    if "\0" in name:
+        problem = "holds a NUL"
+    elif "\\" in name:
+        problem = "holds a backslash"
+    elif name.startswith("/") or _DRIVE.match(name):
+        problem = "is absolute"
+    elif ".." in name.split("/"):
+        problem = "leads upwards"
+    if problem:
+        raise InvalidInput(
+            Reason.ARCHIVE_UNSAFE,
+            f"the entry {shown(name)} {problem}: names must be relative, with '/' between folders",
+        )
+    # Else the same class would be two, by the system that packed it.
+    parts = tuple(
+        unicodedata.normalize("NFC", part) for part in name.split("/") if part not in ("", ".")
+    )
+    if len(parts) > _MAX_DEPTH:
+        raise _not_kept(name, f"lies deeper than {_MAX_DEPTH} folders")
+    for part in parts:
+        try:
+            size = len(part.encode())
+        except UnicodeEncodeError:
+            raise _not_kept(name, "is not UTF-8") from None
+        if size > _MAX_PART_BYTES:
+            raise _not_kept(name, f"has a part longer than {_MAX_PART_BYTES} bytes")
+    return parts
+
+
+def is_left_out(parts: tuple[str, ...]) -> bool:
+    """Whether an entry is noise: hidden, or what macOS adds."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def shown(name: str) -> str:
+    """The name as a message may show it: short, on one line."""
+    return ascii(name if len(name) <= 120 else name[:117] + "...")
+
+
+def label_problem(label: str) -> str:
+    """Why this cannot name a class; empty when it can."""
+    if not 1 <= len(label) <= MAX_LABEL_CHARS:
+        return f"a class name has 1 to {MAX_LABEL_CHARS} characters, this one {len(label)}"
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in label):
+        return "a class name holds no control characters"
+    if "/" in label or "\\" in label:
+        return "a class name holds no '/' and no backslash"
+    if label.startswith(".") or label == "__MACOSX":
+        return "a class name does not begin with '.', and is not __MACOSX"
+    if len(label.encode()) > _MAX_PART_BYTES:
+        return f"a class name has at most {_MAX_PART_BYTES} bytes"
+    return ""
+
+
+def file_name(said: str, place: int) -> str:
+    """A safe file name for a picture: what its sender called it, made unique by its place."""
+    base = PurePosixPath(said.replace("\\", "/")).name
+    kept = "".join(
+        char for char in unicodedata.normalize("NFC", base)
+        if unicodedata.category(char) not in ("Cc", "Cs")
+    )  # fmt: skip
+    kept = kept.lstrip(".").encode()[-200:].decode(errors="ignore")
+    return f"{place:06d}-{kept}" if kept else f"{place:06d}"
+
+
+def _not_kept(name: str, why: str) -> InvalidInput:
+    return InvalidInput(
+        Reason.ARCHIVE_UNREADABLE, f"the entry {shown(name)} {why}: give it another name"
+    )

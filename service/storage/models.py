@@ -1,0 +1,418 @@
+"""Published models: their versions, their aliases, and which one is meant.
+
+Owns the tables models, versions, aliases and exported_backbones, and says which
+artifacts are live. Version numbers are never given twice within a model; a
+deleted model is gone with its numbers, and its name begins again at 1. Writes
+through `publish` belong to the caller's transaction.
+"""
+
+import threading
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from service.domain import LATEST, Manifest, check_name
+from service.errors import InvalidInput, NotFound, Reason, WrongState
+from service.jobs.contract import ExportedBackbone
+from service.storage import pages, suggestions
+from service.storage.artifacts import Artifacts, StoredVersion
+from service.storage.database import Connection, Database
+
+_MAX_RESOLVED = 20_000
+"""Bound on remembered look-ups; some 5 KB each."""
+
+_MODEL = (
+    "SELECT name, create_time_s,"
+    " (SELECT MAX(create_time_s) FROM versions WHERE model = name) AS update_time_s,"
+    " (SELECT COUNT(*) FROM versions WHERE model = name) AS version_count"
+    " FROM models"
+)
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A named line of versions."""
+
+    name: str
+    create_time_s: float
+    update_time_s: float
+    aliases: dict[str, int]
+    version_count: int
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """A published version and where its files lie."""
+
+    model: str
+    version: int
+    create_time_s: float
+    job_id: str
+    manifest: Manifest
+    head_digest: str
+    head_path: Path
+    backbone_digest: str
+    backbone_path: Path
+    artifact_digest: str
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Digests that no version refers to any more."""
+
+    backbones: list[str]
+    heads: list[str]
+
+
+class ModelStore:
+    """All published models. Sweeps the artifacts that none of them needs when made."""
+
+    def __init__(self, database: Database, artifacts: Artifacts) -> None:
+        self._database = database
+        self._artifacts = artifacts
+        self._resolved: dict[tuple[str, int | None, str | None], VersionRecord] = {}
+        self._generation = 0
+        self._guard = threading.Lock()
+        with database.read() as connection:
+            rows = connection.execute("SELECT artifact_digest, backbone_digest FROM versions")
+            versions, backbones = set(), set()
+            for row in rows:
+                versions.add(row["artifact_digest"])
+                backbones.add(row["backbone_digest"])
+            kept = connection.execute("SELECT digest FROM exported_backbones")
+            backbones |= {row["digest"] for row in kept}
+        artifacts.sweep(versions=versions, backbones=backbones)
+
+    def publish(
+        self, connection: Connection, model: str, job_id: str, stored: StoredVersion
+    ) -> int:
+        """Makes the model's next version within the caller's transaction; moves `latest`.
+
+        Publishing for a job that has published answers with its version.
+        """
+        done = connection.execute(
+            "SELECT version FROM versions WHERE job_id = ?", (job_id,)
+        ).fetchone()
+        if done is not None:
+            return int(done["version"])
+        self._artifacts.restore(stored)
+        now = time.time()
+        (version,) = connection.execute(
+            "INSERT INTO models (name, create_time_s, last_version) VALUES (?, ?, 1)"
+            " ON CONFLICT (name) DO UPDATE SET last_version = last_version + 1"
+            " RETURNING last_version",
+            (model, now),
+        ).fetchone()
+        connection.execute(
+            "INSERT INTO versions (model, version, job_id, create_time_s, manifest_json,"
+            " head_digest, backbone_digest, artifact_digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                model,
+                version,
+                job_id,
+                now,
+                msgspec.json.encode(stored.manifest).decode(),
+                stored.head_digest,
+                stored.backbone_digest,
+                stored.artifact_digest,
+            ),
+        )
+        _point(connection, model, LATEST, version)
+        manifest = stored.manifest
+        # Random weights have no second user; only what was pretrained is worth keeping.
+        if manifest.method == "feature_based" and not manifest.weights.startswith("random"):
+            connection.execute(
+                "INSERT INTO exported_backbones (backbone, weights, digest, create_time_s)"
+                " VALUES (?, ?, ?, ?) ON CONFLICT (backbone, weights) DO NOTHING",
+                (manifest.backbone, manifest.weights, stored.backbone_digest, now),
+            )
+        self._database.after_commit(partial(self._forget_resolved, model))
+        return int(version)
+
+    def get_model(self, name: str) -> ModelRecord:
+        """One model; raises NotFound (MODEL_NOT_FOUND)."""
+        with self._database.read() as connection:
+            return _model(connection, name)
+
+    def list_models(self, page_size: int, page_token: str) -> tuple[list[ModelRecord], str]:
+        """A page of models by name, and the token of the next ("" on the last)."""
+        limit = pages.size(page_size)
+        (after,) = pages.key("models", page_token, str) or ("",)
+        with self._database.read() as connection:
+            rows = connection.execute(
+                f"{_MODEL} WHERE name > ? ORDER BY name LIMIT ?", (after, limit + 1)
+            ).fetchall()
+            models = [_model_record(connection, row) for row in rows[:limit]]
+        return models, pages.token("models", models[-1].name) if len(rows) > limit else ""
+
+    def delete_model(self, name: str) -> Removed:
+        """Deletes a model with its versions and aliases; raises NotFound (MODEL_NOT_FOUND)."""
+        with self._database.transaction() as connection:
+            _check_model(connection, name)
+            rows = connection.execute("SELECT * FROM versions WHERE model = ?", (name,)).fetchall()
+            connection.execute("DELETE FROM aliases WHERE model = ?", (name,))
+            connection.execute("DELETE FROM versions WHERE model = ?", (name,))
+            connection.execute("DELETE FROM models WHERE name = ?", (name,))
+            return self._remove(connection, name, rows)
+
+    def get_version(self, model: str, version: int | None, alias: str | None) -> VersionRecord:
+        """A version by number, by alias, or by neither (`latest`).
+
+        Raises NotFound with MODEL_NOT_FOUND, VERSION_NOT_FOUND or ALIAS_NOT_FOUND.
+        """
+        with self._database.read() as connection:
+            if version is None:
+                version = _version_of_alias(connection, model, alias or LATEST)
+            row = _version_row(connection, model, version)
+            return self._version(row, _aliases(connection, model))
+
+    def resolve(self, model: str, version: int | None, alias: str | None) -> VersionRecord:
+        """As `get_version`, from memory where it was asked before: microseconds.
+
+        Made for the event loop: what is not in memory costs one short read, and
+        a read never waits for a writer.
+        """
+        asked = (model, version, alias)
+        if (known := self._resolved.get(asked)) is not None:
+            return known
+        generation = self._generation
+        record = self.get_version(model, version, alias)
+        with self._guard:
+            # What changed during the read may be missing from it.
+            if generation == self._generation:
+                if len(self._resolved) >= _MAX_RESOLVED:
+                    del self._resolved[next(iter(self._resolved))]
+                self._resolved[asked] = record
+        return record
+
+    def list_versions(
+        self, model: str, page_size: int, page_token: str
+    ) -> tuple[list[VersionRecord], str]:
+        """A page of a model's versions, newest first; raises NotFound (MODEL_NOT_FOUND)."""
+        limit = pages.size(page_size)
+        (before,) = pages.key("versions", page_token, int) or (2**62,)
+        with self._database.read() as connection:
+            _check_model(connection, model)
+            rows = connection.execute(
+                "SELECT * FROM versions WHERE model = ? AND version < ?"
+                " ORDER BY version DESC LIMIT ?",
+                (model, before, limit + 1),
+            ).fetchall()
+            aliases = _aliases(connection, model)
+        versions = [self._version(row, aliases) for row in rows[:limit]]
+        more = len(rows) > limit
+        return versions, pages.token("versions", versions[-1].version) if more else ""
+
+    def delete_version(self, model: str, version: int) -> Removed:
+        """Deletes a version; `latest` falls back to the newest that is left.
+
+        Raises NotFound, or WrongState (ALIAS_IN_USE) when another alias points
+        to it or when it is the model's last one.
+        """
+        with self._database.transaction() as connection:
+            row = _version_row(connection, model, version)
+            named = [a for a, v in _aliases(connection, model).items() if v == version]
+            if others := [alias for alias in named if alias != LATEST]:
+                raise WrongState(
+                    Reason.ALIAS_IN_USE,
+                    f"version {version} of {model} is called {', '.join(others)}: point these "
+                    "aliases to another version, or delete them, first",
+                )
+            (newest_left,) = connection.execute(
+                "SELECT MAX(version) FROM versions WHERE model = ? AND version <> ?",
+                (model, version),
+            ).fetchone()
+            if newest_left is None:
+                raise WrongState(
+                    Reason.ALIAS_IN_USE,
+                    f"version {version} is the last one of {model}, and {LATEST} points to it: "
+                    "delete the model instead",
+                )
+            if named:
+                _point(connection, model, LATEST, newest_left)
+            connection.execute(
+                "DELETE FROM versions WHERE model = ? AND version = ?", (model, version)
+            )
+            return self._remove(connection, model, [row])
+
+    def set_alias(self, model: str, alias: str, version: int) -> ModelRecord:
+        """Points an alias to a version, new or not.
+
+        Raises InvalidInput, NotFound, or WrongState (ALIAS_RESERVED) for `latest`.
+        """
+        check_name(alias, "alias")
+        if alias.isdigit():
+            raise InvalidInput(
+                Reason.INVALID_FIELD,
+                f"alias {alias!r} is a number, which could be taken for a version: use a name",
+                field="alias",
+            )
+        _check_not_reserved(alias)
+        with self._database.transaction() as connection:
+            _version_row(connection, model, version)
+            _point(connection, model, alias, version)
+            self._database.after_commit(partial(self._forget_resolved, model))
+            return _model(connection, model)
+
+    def delete_alias(self, model: str, alias: str) -> ModelRecord:
+        """Removes an alias; raises NotFound, or WrongState (ALIAS_RESERVED) for `latest`."""
+        _check_not_reserved(alias)
+        with self._database.transaction() as connection:
+            _version_of_alias(connection, model, alias)
+            connection.execute("DELETE FROM aliases WHERE model = ? AND alias = ?", (model, alias))
+            self._database.after_commit(partial(self._forget_resolved, model))
+            return _model(connection, model)
+
+    def report(self, record: VersionRecord, html: bool) -> bytes:
+        """The report that training wrote, UTF-8."""
+        return self._artifacts.report(record.artifact_digest, html=html)
+
+    def exported_backbones(self, backbone: str) -> list[ExportedBackbone]:
+        """Pretrained forms of a backbone that need no export again.
+
+        They stay when the versions on them are deleted: a trainer that was told
+        of one may work for hours before it publishes on it.
+        """
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT weights, digest FROM exported_backbones WHERE backbone = ?"
+                " ORDER BY weights",
+                (backbone,),
+            ).fetchall()
+        return [
+            ExportedBackbone(
+                row["weights"], str(self._artifacts.backbone_path(row["digest"])), row["digest"]
+            )
+            for row in rows
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """How many models, versions, aliases and backbones in use there are."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                "SELECT (SELECT COUNT(*) FROM models) AS models,"
+                " (SELECT COUNT(*) FROM versions) AS versions,"
+                " (SELECT COUNT(*) FROM aliases) AS aliases,"
+                " (SELECT COUNT(DISTINCT backbone_digest) FROM versions) AS backbones"
+            ).fetchone()
+        return dict(row)
+
+    def _remove(self, connection: Connection, model: str, rows: list[Any]) -> Removed:
+        def unused(column: str) -> list[str]:
+            query = f"SELECT 1 FROM versions WHERE {column} = ? LIMIT 1"  # noqa: S608 - our words
+            return [
+                digest
+                for digest in dict.fromkeys(row[column] for row in rows)
+                if connection.execute(query, (digest,)).fetchone() is None
+            ]
+
+        removed = Removed(backbones=unused("backbone_digest"), heads=unused("head_digest"))
+        kept = {
+            row["digest"] for row in connection.execute("SELECT digest FROM exported_backbones")
+        }
+        # After the commit, since a version without files is worse than files without a
+        # version; before the next one, so that nobody can publish on them in between.
+        self._database.after_commit(partial(self._forget_resolved, model))
+        self._database.after_commit(
+            partial(
+                self._artifacts.remove,
+                versions=unused("artifact_digest"),
+                backbones=[digest for digest in removed.backbones if digest not in kept],
+            )
+        )
+        return removed
+
+    def _version(self, row: Any, aliases: dict[str, int]) -> VersionRecord:
+        return VersionRecord(
+            model=row["model"],
+            version=row["version"],
+            create_time_s=row["create_time_s"],
+            job_id=row["job_id"],
+            manifest=msgspec.json.decode(row["manifest_json"], type=Manifest),
+            head_digest=row["head_digest"],
+            head_path=self._artifacts.head_path(row["artifact_digest"]),
+            backbone_digest=row["backbone_digest"],
+            backbone_path=self._artifacts.backbone_path(row["backbone_digest"]),
+            artifact_digest=row["artifact_digest"],
+            aliases=tuple(a for a, number in aliases.items() if number == row["version"]),
+        )
+
+    def _forget_resolved(self, model: str) -> None:
+        with self._guard:
+            self._generation += 1
+            for asked in [asked for asked in self._resolved if asked[0] == model]:
+                del self._resolved[asked]
+
+
+def _model(connection: Connection, name: str) -> ModelRecord:
+    row = connection.execute(f"{_MODEL} WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        raise suggestions.model_not_found(connection, name)
+    return _model_record(connection, row)
+
+
+def _model_record(connection: Connection, row: Any) -> ModelRecord:
+    return ModelRecord(
+        row["name"],
+        row["create_time_s"],
+        row["update_time_s"],
+        _aliases(connection, row["name"]),
+        row["version_count"],
+    )
+
+
+def _check_model(connection: Connection, name: str) -> None:
+    if connection.execute("SELECT 1 FROM models WHERE name = ?", (name,)).fetchone() is None:
+        raise suggestions.model_not_found(connection, name)
+
+
+def _version_row(connection: Connection, model: str, version: int) -> Any:
+    row = connection.execute(
+        "SELECT * FROM versions WHERE model = ? AND version = ?", (model, version)
+    ).fetchone()
+    if row is None:
+        _check_model(connection, model)
+        raise suggestions.version_not_found(connection, model, version)
+    return row
+
+
+def _version_of_alias(connection: Connection, model: str, alias: str) -> int:
+    row = connection.execute(
+        "SELECT version FROM aliases WHERE model = ? AND alias = ?", (model, alias)
+    ).fetchone()
+    if row is None:
+        _check_model(connection, model)
+        names = ", ".join(_aliases(connection, model))
+        raise NotFound(
+            Reason.ALIAS_NOT_FOUND, f"model {model} has no alias {alias[:80]!r}; it has {names}"
+        )
+    return int(row["version"])
+
+
+def _aliases(connection: Connection, model: str) -> dict[str, int]:
+    rows = connection.execute(
+        "SELECT alias, version FROM aliases WHERE model = ? ORDER BY alias", (model,)
+    )
+    return {row["alias"]: row["version"] for row in rows}
+
+
+def _point(connection: Connection, model: str, alias: str, version: int) -> None:
+    connection.execute(
+        "INSERT INTO aliases (model, alias, version) VALUES (?, ?, ?)"
+        " ON CONFLICT (model, alias) DO UPDATE SET version = excluded.version",
+        (model, alias, version),
+    )
+
+
+def _check_not_reserved(alias: str) -> None:
+    if alias == LATEST:
+        raise WrongState(
+            Reason.ALIAS_RESERVED,
+            f"the alias {LATEST} always points to the newest version and moves by publishing "
+            "alone: use another name",
+        )

@@ -1,0 +1,61 @@
+"""Lists in pages: how large one is, and the token that leads to the next.
+
+A token holds the key of the last thing shown, so pages stay right while things
+come and go. Callers must take it for opaque.
+"""
+
+import base64
+import binascii
+
+import msgspec
+
+from service.errors import InvalidInput, Reason
+
+DEFAULT_SIZE = 50
+MAX_SIZE = 1000
+
+Key = tuple[str | float, ...]
+
+
+def size(page_size: int) -> int:
+    """The page size that is meant; raises InvalidInput (page_size) outside 0 to 1000."""
+    if not 0 <= page_size <= MAX_SIZE:
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            f"page_size is {page_size}: it must be 1 to {MAX_SIZE}, or 0 for {DEFAULT_SIZE}",
+            field="page_size",
+        )
+    return page_size or DEFAULT_SIZE
+
+
+def token(kind: str, *key: str | float) -> str:
+    """The token for what follows `key` in the list called `kind`."""
+    return base64.urlsafe_b64encode(msgspec.json.encode([kind, *key])).decode().rstrip("=")
+
+
+def key(kind: str, page_token: str, *shape: type) -> Key | None:
+    """The key in a token of this kind, None for the first page.
+
+    Raises InvalidInput (page_token) for a token of another list, or of none.
+    """
+    if not page_token:
+        return None
+    try:
+        padded = page_token + "=" * (-len(page_token) % 4)
+        parts = msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError, msgspec.DecodeError):
+        parts = None
+    fits = (
+        isinstance(parts, list)
+        and len(parts) == len(shape) + 1
+        and parts[0] == kind
+        and all(type(part) is want for part, want in zip(parts[1:], shape, strict=True))
+    )
+    if not fits:
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            "page_token is none that this list gave: send next_page_token of the page before, "
+            "unchanged, or nothing for the first page",
+            field="page_token",
+        )
+    return tuple(parts[1:])

@@ -1,0 +1,134 @@
+"""One dataset on its way in: the bytes of an archive, or pictures one by one.
+
+Everything lies in a temporary folder of its own until `finish`; `abort` or the
+next start of the service deletes what was not finished.
+"""
+
+import shutil
+import threading
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal
+
+from service.class_folders import SplitName
+from service.errors import InvalidInput, Reason, WrongState
+from service.storage import durable
+from service.storage.archives import Limits
+from service.storage.entry_names import file_name, label_problem
+
+if TYPE_CHECKING:
+    from service.storage.datasets import DatasetRecord
+
+Store = Callable[[Path], "DatasetRecord"]
+
+
+class Upload:
+    """Takes chunks or pictures, never both; its methods may be called from any thread."""
+
+    def __init__(
+        self, folder: Path, limits: Limits, *, from_archive: Store, from_tree: Store
+    ) -> None:
+        self._folder = folder
+        self._archive = folder / "archive"
+        self._tree = folder / "pictures"
+        self._limits = limits
+        self._from_archive = from_archive
+        self._from_tree = from_tree
+        self._lock = threading.Lock()
+        self._kind: Literal["", "archive", "pictures", "ended"] = ""
+        self._file: IO[bytes] | None = None
+        self._bytes = 0
+        self._pictures = 0
+        self._has_split: bool | None = None
+
+    def write(self, chunk: bytes) -> None:
+        """Adds the next bytes of the archive."""
+        with self._lock, durable.full_disk_told():
+            self._take("archive", len(chunk))
+            if self._file is None:
+                self._file = self._archive.open("wb")
+            self._file.write(chunk)
+
+    def add_picture(self, label: str, content: bytes, filename: str, split: SplitName) -> None:
+        """Adds one labelled picture; whether it can be read shows at the end."""
+        with self._lock, durable.full_disk_told():
+            label = unicodedata.normalize("NFC", label)
+            if problem := label_problem(label):
+                raise _bad(problem, "picture.label")
+            if label == "train" and not split:
+                raise _bad(
+                    "a class called train cannot be told from the folder of training pictures: "
+                    "name it otherwise, or set the split of every picture",
+                    "picture.label",
+                )
+            if self._has_split is not None and self._has_split != bool(split):
+                raise _bad(
+                    "some pictures name their split and some do not: set it for all or for none",
+                    "picture.split",
+                )
+            self._take("pictures", len(content))
+            self._has_split = bool(split)
+            self._pictures += 1
+            if self._pictures > self._limits.max_files:
+                raise InvalidInput(
+                    Reason.ARCHIVE_TOO_LARGE,
+                    f"the dataset holds more than {self._limits.max_files} pictures, the most "
+                    "allowed: send fewer",
+                )
+            folder = self._tree / split / label
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / file_name(filename, self._pictures)).write_bytes(content)
+
+    def finish(self) -> "DatasetRecord":
+        """Checks and stores everything; the same pictures give the dataset that is there."""
+        with self._lock:
+            kind = self._kind
+            self._end()
+            try:
+                if kind == "archive":
+                    return self._from_archive(self._archive)
+                if kind == "pictures":
+                    return self._from_tree(self._tree)
+                if kind == "":
+                    raise InvalidInput(
+                        Reason.DATASET_UNUSABLE, "the upload brought nothing: send pictures"
+                    )
+                raise _ended()
+            finally:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def abort(self) -> None:
+        """Throws away what is not finished. Twice, or after the finish, is harmless."""
+        with self._lock:
+            self._end()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end(self) -> None:
+        self._kind = "ended"
+        if self._file is not None:
+            file, self._file = self._file, None
+            with durable.full_disk_told():
+                file.close()
+
+    def _take(self, kind: Literal["archive", "pictures"], more: int) -> None:
+        if self._kind == "ended":
+            raise _ended()
+        if self._kind not in ("", kind):
+            raise _bad("bytes of an archive and labelled pictures came both: send either", "part")
+        self._kind = kind
+        self._bytes += more
+        if self._bytes > self._limits.max_upload_bytes:
+            raise InvalidInput(
+                Reason.ARCHIVE_TOO_LARGE,
+                f"the upload is larger than {self._limits.max_upload_bytes} bytes, the most "
+                "allowed: send fewer or smaller pictures",
+            )
+
+
+def _bad(what: str, field: str) -> InvalidInput:
+    return InvalidInput(Reason.INVALID_FIELD, what, field=field)
+
+
+def _ended() -> WrongState:
+    return WrongState(Reason.INTERNAL, "the upload has ended: begin another")
