@@ -25,8 +25,8 @@ from service.config import Config
 from service.inference import head as heads
 from service.inference import preprocess
 from service.inference.engine import Bounds, Engine, ModelFiles
-from service.inference.runtime import OnnxRuntime, choose_provider
-from service.jobs.launcher import ProcessLauncher
+from service.inference.runtime import OnnxRuntime, Runtime, choose_provider
+from service.jobs.launcher import Launcher, ProcessLauncher
 from service.jobs.store import JobStore
 from service.jobs.supervisor import Settings, Supervisor
 from service.jobs.watch import Watch
@@ -47,11 +47,22 @@ log = logging.getLogger(__name__)
 
 
 class App:
-    """The service, from its configuration; trainers get the environment that is handed in."""
+    """The service, from its configuration; trainers get the environment that is handed in.
 
-    def __init__(self, config: Config, environment: Mapping[str, str]) -> None:
+    Tests hand in their own `runtime` and `launcher`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        environment: Mapping[str, str],
+        *,
+        runtime: Runtime | None = None,
+        launcher: Launcher | None = None,
+    ) -> None:
         self._config = config
-        self._environment = environment
+        self._runtime = runtime
+        self._launcher = launcher or ProcessLauncher(environment)
         self._stack = AsyncExitStack()
         self.port = 0
         self.metrics_port = 0
@@ -104,9 +115,7 @@ class App:
         telemetry.watch_counts("stored", "What is stored, by kind.", "kind", models.counts)
 
         # What computes.
-        provider = choose_provider(config.provider)
-        telemetry.provider_info.labels(provider.name, provider.why).set(1)
-        log.info("provider chosen", extra={"provider": provider.name, "why": provider.why})
+        runtime = self._runtime or _choose_runtime(config, threads, telemetry)
         bounds = Bounds(
             threads=threads,
             max_batch=config.max_batch,
@@ -114,7 +123,7 @@ class App:
             max_bytes=config.model_memory_mb * MIB,
             load_timeout_s=config.load_timeout_s,
         )
-        engine = Engine(OnnxRuntime(provider, threads), bounds, telemetry)
+        engine = Engine(runtime, bounds, telemetry)
         stack.callback(engine.close)
 
         # What trains.
@@ -129,7 +138,7 @@ class App:
             default_backbone=config.default_backbone,
             cpu_jobs=config.cpu_jobs,
             gpu_jobs=config.gpu_jobs,
-            has_gpu=provider.name == "cuda",
+            has_gpu=runtime.provider == "cuda",
             max_job_s=config.max_job_s,
             trainer_threads=config.trainer_threads,
             provider=config.provider,
@@ -139,7 +148,7 @@ class App:
             models=models,
             datasets=datasets,
             artifacts=artifacts,
-            launcher=ProcessLauncher(self._environment),
+            launcher=self._launcher,
             telemetry=telemetry,
             settings=settings,
             on_published=warm,
@@ -203,6 +212,13 @@ class App:
             "serving",
             extra={"host": config.host, "port": self.port, "metrics_port": self.metrics_port},
         )
+
+
+def _choose_runtime(config: Config, threads: int, telemetry: Telemetry) -> Runtime:
+    provider = choose_provider(config.provider)
+    telemetry.provider_info.labels(provider.name, provider.why).set(1)
+    log.info("provider chosen", extra={"provider": provider.name, "why": provider.why})
+    return OnnxRuntime(provider, threads)
 
 
 def _files(name: str, record: VersionRecord | StoredVersion) -> ModelFiles:

@@ -1,0 +1,237 @@
+"""A whole service in this process: real stores, sockets and stubs; fakes at its two doors."""
+
+import hashlib
+import io
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgspec
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from graft.v1 import (
+    dataset_pb2,
+    dataset_pb2_grpc,
+    fine_tuning_pb2,
+    fine_tuning_pb2_grpc,
+    model_pb2_grpc,
+    prediction_pb2_grpc,
+)
+from grpc import aio
+from PIL import Image
+
+from service.app import App
+from service.config import Config
+from service.domain import ClassCount, Manifest, Parity
+from service.inference import head as heads
+from service.inference.fake_runtime import FakeRuntime
+from service.inference.head import Head
+from service.jobs.contract import DataFound, EpochEnded, Finished, JobSpec, Progressed
+from service.jobs.fake_launcher import FakeLauncher, Script
+
+CLASSES = ("blue", "green", "red")
+
+
+def picture(colour: str, size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
+    """An encoded picture of one colour."""
+    out = io.BytesIO()
+    Image.new("RGB", size, colour).save(out, kind)
+    return out.getvalue()
+
+
+def write_result(spec: JobSpec) -> None:
+    """Does a trainer's work: a head that names the strongest of three colours."""
+    out = Path(spec.out_dir)
+    (out / "backbone.onnx").write_bytes(b"a backbone")
+    weight = np.eye(3, dtype=np.float32)[::-1].copy() * 20
+    heads.save(Head(weight, np.zeros(3, np.float32), CLASSES), out / "head.safetensors")
+    manifest = Manifest(
+        model=spec.model,
+        job_id=spec.job_id,
+        method="feature_based",
+        backbone=spec.backbone,
+        weights="pretrained",
+        backbone_digest=hashlib.sha256(b"a backbone").hexdigest(),
+        feature_dim=3,
+        classes=list(CLASSES),
+        temperature=1.0,
+        train_count=6,
+        validation_count=3,
+        validation_accuracy=1.0,
+        validation_loss=0.01,
+        dataset_digest="d" * 64,
+        rejected_count=0,
+        seed=spec.seed,
+        hyperparameters={},
+        preprocess={},
+        parity=Parity(0.0, 1.0, 3),
+        opset=17,
+        device="cpu",
+        precision="fp32",
+        provider="cpu",
+        versions={},
+        started_at="2026-01-01T00:00:00+00:00",
+        duration_s=0.1,
+        labels=spec.labels,
+    )
+    (out / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    (out / "report.json").write_text('{"format": 1}')
+    (out / "report.html").write_text("<!doctype html>")
+
+
+SUCCESS = Script(
+    records=[
+        Progressed("features", 0.5),
+        DataFound([ClassCount(label, 2, 1) for label in CLASSES], [], 0, "d" * 64),
+        EpochEnded(
+            epoch=1,
+            epochs=1,
+            train_loss=0.2,
+            train_accuracy=1.0,
+            validation_loss=0.1,
+            validation_accuracy=1.0,
+            images_per_second=50.0,
+            eta_s=0.0,
+            learning_rate=0.0,
+        ),
+        Finished(1.0, 3),
+    ],
+    before_last=write_result,
+)
+HANG = Script(records=[Progressed("training", 0.1)], hangs=True)
+
+
+@dataclass
+class Service:
+    """The running service and everything to talk to it."""
+
+    app: App
+    channel: aio.Channel
+    runtime: FakeRuntime
+    launcher: FakeLauncher
+    data_dir: Path
+    allowed: Path
+
+    def __post_init__(self) -> None:
+        self.fine_tuning: Any = fine_tuning_pb2_grpc.FineTuningServiceStub(self.channel)
+        self.datasets: Any = dataset_pb2_grpc.DatasetServiceStub(self.channel)
+        self.prediction: Any = prediction_pb2_grpc.PredictionServiceStub(self.channel)
+        self.models: Any = model_pb2_grpc.ModelServiceStub(self.channel)
+
+    async def make_model(self, name: str = "colours") -> fine_tuning_pb2.Job:
+        """Fine-tunes on three colours; answers with the job as it ended."""
+        request = fine_tuning_pb2.FineTuneRequest(model=name, inline_pictures=colours())
+        started = await self.fine_tuning.FineTune(request)
+        return await self.ended(started.job.job_id)
+
+    async def ended(self, job_id: str) -> fine_tuning_pb2.Job:
+        """The job once its events have ended."""
+        async for _ in self.fine_tuning.WatchJob(fine_tuning_pb2.WatchJobRequest(job_id=job_id)):
+            pass
+        answer = await self.fine_tuning.GetJob(fine_tuning_pb2.GetJobRequest(job_id=job_id))
+        return answer.job
+
+
+def colours(shades: int = 3) -> fine_tuning_pb2.InlinePictures:
+    """Labelled pictures of three colours, none twice."""
+    return fine_tuning_pb2.InlinePictures(
+        pictures=[
+            dataset_pb2.LabelledPicture(label=label, content=picture(label, (40 + n, 40)))
+            for label in CLASSES
+            for n in range(shades)
+        ]
+    )
+
+
+MakeService = Callable[..., Any]
+
+
+@pytest.fixture
+async def make_service(tmp_path: Path) -> AsyncIterator[MakeService]:
+    """Starts services; a second one on the same folder after the first was closed."""
+    opened: list[Service] = []
+
+    async def make(*scripts: Script, **settings: Any) -> Service:
+        allowed = tmp_path / "allowed"
+        allowed.mkdir(exist_ok=True)
+        config = Config(
+            port=0,
+            metrics_port=0,
+            data_dir=tmp_path / "data",
+            allowed_dirs=(allowed,),
+            drain_s=2.0,
+            **settings,
+        )
+        runtime, launcher = FakeRuntime(), FakeLauncher(*(scripts or (SUCCESS,)))
+        app = App(config, {}, runtime=runtime, launcher=launcher)
+        await app.__aenter__()
+        channel = aio.insecure_channel(
+            f"127.0.0.1:{app.port}", options=[("grpc.max_receive_message_length", -1)]
+        )
+        service = Service(app, channel, runtime, launcher, config.data_dir, allowed)
+        opened.append(service)
+        return service
+
+    yield make
+    for service in opened:
+        await close(service)
+
+
+async def close(service: Service) -> None:
+    """Ends a service; twice is harmless."""
+    await service.channel.close()
+    await service.app.__aexit__(None, None, None)
+
+
+@pytest.fixture
+async def service(make_service: MakeService) -> Service:
+    made: Service = await make_service()
+    return made
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a refused call was answered with."""
+
+    code: grpc.StatusCode
+    reason: str
+    message: str
+    field: str
+    retry_s: float
+
+
+async def refusal(call: Any) -> Refusal:
+    """Awaits a call, or reads a stream, that must be refused."""
+    with pytest.raises(aio.AioRpcError) as caught:  # noqa: PT012 - a stream is read in a loop
+        if hasattr(call, "__aiter__"):
+            async for _ in call:
+                pass
+        else:
+            await call
+    error = caught.value
+    metadata = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(metadata["grpc-status-details-bin"])  # type: ignore[arg-type]
+    assert status.code == error.code().value[0]
+    found = of_status(status)
+    assert found.message == error.details()
+    return found
+
+
+def of_status(status: status_pb2.Status) -> Refusal:
+    """Reads the details that the contract promises."""
+    info = error_details_pb2.ErrorInfo()
+    bad = error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
+    for detail in status.details:
+        for message in (info, bad, retry):
+            if detail.Is(message.DESCRIPTOR):
+                detail.Unpack(message)
+    assert info.domain == "graft"
+    code = next(c for c in grpc.StatusCode if c.value[0] == status.code)
+    field = bad.field_violations[0].field if bad.field_violations else ""
+    return Refusal(
+        code, info.reason, status.message, field, retry.retry_delay.ToMilliseconds() / 1000
+    )

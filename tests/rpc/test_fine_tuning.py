@@ -1,0 +1,352 @@
+"""FineTune to the first answer, jobs watched and cancelled, and what is refused at the door."""
+
+import asyncio
+import tarfile
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from graft.v1 import dataset_pb2, prediction_pb2
+from graft.v1 import fine_tuning_pb2 as pb
+
+from service.errors import Reason
+from service.jobs.contract import ExitCode, Failed, Note, Progressed
+from service.jobs.fake_launcher import Script
+from tests.rpc.conftest import (
+    HANG,
+    SUCCESS,
+    MakeService,
+    Service,
+    close,
+    colours,
+    of_status,
+    picture,
+    refusal,
+)
+
+
+def request(**fields: object) -> pb.FineTuneRequest:
+    return pb.FineTuneRequest(
+        **{"model": "colours", "inline_pictures": colours(), **fields}  # type: ignore[arg-type]
+    )
+
+
+async def watch(service: Service, job_id: str, after: int = 0) -> list[pb.JobEvent]:
+    call = service.fine_tuning.WatchJob(
+        pb.WatchJobRequest(job_id=job_id, after_sequence=after), timeout=20
+    )
+    return [answer.event async for answer in call]
+
+
+async def test_fine_tune_answers_at_once_and_its_model_is_served_when_it_succeeds(
+    service: Service,
+) -> None:
+    started = await service.fine_tuning.FineTune(request(labels={"team": "birds"}))
+    assert started.job.state in (pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING)
+    job = await service.ended(started.job.job_id)
+    assert (job.state, job.version, job.attempts) == (pb.JOB_STATE_SUCCEEDED, 1, 1)
+    assert job.request.labels == {"team": "birds"}
+    assert job.request.dataset_id.startswith("ds-")
+    assert job.create_time.ToSeconds() <= job.end_time.ToSeconds()
+    answer = await service.prediction.Predict(
+        prediction_pb2.PredictRequest(
+            model="colours", pictures=[prediction_pb2.Picture(encoded=picture("green"))]
+        )
+    )
+    assert answer.results[0].classification.scores[0].label == "green"
+    # Warm before it was announced: the call above loaded nothing.
+    assert len(service.runtime.loads) == 1
+
+
+async def test_events_are_numbered_without_gaps_and_tell_the_whole_story(
+    service: Service,
+) -> None:
+    started = await service.fine_tuning.FineTune(request())
+    events = await watch(service, started.job.job_id)
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    kinds = [event.WhichOneof("payload") for event in events]
+    assert kinds[0] == "state_change"
+    assert events[0].state_change.state == pb.JOB_STATE_QUEUED
+    assert events[1].state_change.state == pb.JOB_STATE_RUNNING
+    assert {"data", "epoch", "published", "progress"} <= set(kinds)
+    assert events[-1].state_change.state == pb.JOB_STATE_SUCCEEDED
+    epoch = next(event.epoch for event in events if event.WhichOneof("payload") == "epoch")
+    assert (epoch.epoch, epoch.epochs, epoch.validation_accuracy) == (1, 1, 1.0)
+
+
+async def test_a_watcher_that_comes_back_misses_nothing_and_sees_nothing_twice(
+    service: Service,
+) -> None:
+    job_id = (await service.fine_tuning.FineTune(request())).job.job_id
+    every = await watch(service, job_id)
+    for seen in range(len(every) + 1):
+        assert await watch(service, job_id, after=seen) == every[seen:]
+
+
+async def test_a_second_request_with_the_same_id_answers_with_the_first_job(
+    service: Service,
+) -> None:
+    first = await service.fine_tuning.FineTune(request(request_id="once"))
+    again = await service.fine_tuning.FineTune(request(request_id="once"))
+    assert again.job.job_id == first.job.job_id
+    found = await refusal(
+        service.fine_tuning.FineTune(request(request_id="once", backbone="resnet18"))
+    )
+    assert (found.code, found.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
+    listed = await service.fine_tuning.ListJobs(pb.ListJobsRequest())
+    assert len(listed.jobs) == 1
+
+
+async def test_a_running_job_is_cancelled_and_a_finished_one_cannot_be(
+    make_service: MakeService,
+) -> None:
+    service: Service = await make_service(HANG)
+    job_id = (await service.fine_tuning.FineTune(request())).job.job_id
+    async with asyncio.timeout(10):
+        await service.launcher.started.get()
+    answer = await service.fine_tuning.CancelJob(pb.CancelJobRequest(job_id=job_id))
+    assert answer.job.cancel_requested or answer.job.state == pb.JOB_STATE_CANCELLED
+    assert (await service.ended(job_id)).state == pb.JOB_STATE_CANCELLED
+    found = await refusal(service.fine_tuning.CancelJob(pb.CancelJobRequest(job_id=job_id)))
+    assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "JOB_FINISHED")
+
+
+async def test_a_queued_job_is_cancelled_at_once(make_service: MakeService) -> None:
+    service: Service = await make_service(HANG)
+    await service.fine_tuning.FineTune(request())
+    second = (await service.fine_tuning.FineTune(request(model="other"))).job.job_id
+    answer = await service.fine_tuning.CancelJob(pb.CancelJobRequest(job_id=second))
+    assert answer.job.state == pb.JOB_STATE_CANCELLED
+
+
+async def test_a_job_that_cannot_succeed_says_why(make_service: MakeService) -> None:
+    why = "classes with fewer than 2 pictures: cat (1)"
+    failing = Script(
+        records=[Note("warning", "few pictures"), Failed(Reason.DATASET_UNUSABLE, why)],
+        exit_code=ExitCode.FAILED,
+    )
+    service: Service = await make_service(failing)
+    job = await service.ended((await service.fine_tuning.FineTune(request())).job.job_id)
+    assert job.state == pb.JOB_STATE_FAILED
+    found = of_status(job.error)
+    assert (found.reason, found.message) == ("DATASET_UNUSABLE", why)
+    assert found.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_trainer_that_crashes_is_started_again_and_then_given_up(
+    make_service: MakeService,
+) -> None:
+    crash = Script(records=[Progressed("training", 0.2)], exit_code=ExitCode.CRASHED)
+    service: Service = await make_service(crash, crash, SUCCESS)
+    job = await service.ended((await service.fine_tuning.FineTune(request())).job.job_id)
+    assert job.state == pb.JOB_STATE_FAILED
+    assert of_status(job.error).reason == "TRAINER_CRASHED"
+    # The service stands, and the next job succeeds.
+    assert (await service.make_model("next")).state == pb.JOB_STATE_SUCCEEDED
+
+
+async def test_a_restart_serves_what_was_finished_and_runs_what_was_not(
+    make_service: MakeService,
+) -> None:
+    first: Service = await make_service(SUCCESS, HANG)
+    await first.make_model()
+    running = (await first.fine_tuning.FineTune(request(model="second"))).job.job_id
+    async with asyncio.timeout(10):
+        while (await first.launcher.started.get()).spec.job_id != running:
+            pass
+    queued = (await first.fine_tuning.FineTune(request(model="third"))).job.job_id
+    await close(first)
+
+    second: Service = await make_service(SUCCESS)
+    answer = await second.prediction.Predict(
+        prediction_pb2.PredictRequest(
+            model="colours", pictures=[prediction_pb2.Picture(encoded=picture("red"))]
+        )
+    )
+    assert answer.results[0].classification.scores[0].label == "red"
+    for job_id in (running, queued):
+        assert (await second.ended(job_id)).state == pb.JOB_STATE_SUCCEEDED
+
+
+async def test_jobs_are_listed_newest_first_by_pages_state_and_model(
+    make_service: MakeService,
+) -> None:
+    service: Service = await make_service()
+    made = [(await service.make_model(name)).job_id for name in ("a", "b", "c")]
+    page = await service.fine_tuning.ListJobs(pb.ListJobsRequest(page_size=2))
+    assert [job.job_id for job in page.jobs] == made[:0:-1]
+    rest = await service.fine_tuning.ListJobs(
+        pb.ListJobsRequest(page_size=2, page_token=page.next_page_token)
+    )
+    assert [job.job_id for job in rest.jobs] == made[:1]
+    assert not rest.next_page_token
+    of_b = await service.fine_tuning.ListJobs(pb.ListJobsRequest(model="b"))
+    assert [job.job_id for job in of_b.jobs] == [made[1]]
+    failed = await service.fine_tuning.ListJobs(pb.ListJobsRequest(states=[pb.JOB_STATE_FAILED]))
+    assert not failed.jobs
+    found = await refusal(service.fine_tuning.ListJobs(pb.ListJobsRequest(states=[77])))
+    assert found.field == "states"
+
+
+async def test_pictures_are_read_from_an_allowed_folder_or_archive(service: Service) -> None:
+    folder = service.allowed / "pictures"
+    for label in ("red", "green", "blue"):
+        (folder / label).mkdir(parents=True)
+        for n in range(3):
+            (folder / label / f"{n}.png").write_bytes(picture(label, (50 + n, 50)))
+    archive = service.allowed / "pictures.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, "pictures")
+    for path in (folder, archive):
+        started = await service.fine_tuning.FineTune(
+            pb.FineTuneRequest(model="colours", server_path=pb.ServerPath(path=str(path)))
+        )
+        job = await service.ended(started.job.job_id)
+        assert job.state == pb.JOB_STATE_SUCCEEDED, job.error
+        assert job.request.server_path.path == str(path)
+
+
+async def test_paths_outside_the_allowed_folders_are_refused(
+    service: Service, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (service.allowed / "link").symlink_to(outside)
+    for path in ("/etc", str(outside), f"{service.allowed}/../outside", f"{service.allowed}/link"):
+        call = service.fine_tuning.FineTune(
+            pb.FineTuneRequest(model="m", server_path=pb.ServerPath(path=path))
+        )
+        found = await refusal(call)
+        assert (found.code, found.reason) == (
+            grpc.StatusCode.PERMISSION_DENIED,
+            "PATH_NOT_ALLOWED",
+        )
+    missing = pb.ServerPath(path=str(service.allowed / "missing"))
+    found = await refusal(
+        service.fine_tuning.FineTune(pb.FineTuneRequest(model="m", server_path=missing))
+    )
+    assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "PATH_NOT_FOUND")
+
+
+BAD_FIELDS: dict[str, dict[str, object]] = {
+    "model": {"model": "No Name"},
+    "backbone": {"backbone": "vgg16"},
+    "validation_fraction": {"validation_fraction": 0.9},
+    "time_budget": {"time_budget": Duration(seconds=0)},
+    "feature_based.l2": {"feature_based": pb.FeatureBased(l2=-1)},
+    "model_based.epochs": {"model_based": pb.ModelBased(epochs=0)},
+    "model_based.learning_rate": {"model_based": pb.ModelBased(learning_rate=float("nan"))},
+    "model_based.train_from_stage": {"model_based": pb.ModelBased(train_from_stage="roof")},
+    "model_based.recipe": {"model_based": pb.ModelBased(recipe=99)},  # type: ignore[arg-type]
+    "device": {"device": 99},
+    "request_id": {"request_id": "x" * 129},
+    "labels": {"labels": {str(n): "" for n in range(33)}},
+}
+
+
+@pytest.mark.parametrize("field", BAD_FIELDS)
+async def test_a_field_with_a_bad_value_is_named(service: Service, field: str) -> None:
+    found = await refusal(service.fine_tuning.FineTune(request(**BAD_FIELDS[field])))
+    assert (found.code, found.reason, found.field) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        field,
+    )
+    # Nothing was kept of it.
+    kept = await service.datasets.ListDatasets(dataset_pb2.ListDatasetsRequest())
+    assert not kept.datasets
+
+
+async def test_a_request_without_pictures_is_refused(service: Service) -> None:
+    found = await refusal(service.fine_tuning.FineTune(pb.FineTuneRequest(model="m")))
+    assert (found.code, found.field) == (grpc.StatusCode.INVALID_ARGUMENT, "data")
+
+
+async def test_pictures_of_one_class_only_are_refused(service: Service) -> None:
+    one = [
+        dataset_pb2.LabelledPicture(label="red", content=picture("red", (30 + n, 30)))
+        for n in range(4)
+    ]
+    found = await refusal(
+        service.fine_tuning.FineTune(request(inline_pictures=pb.InlinePictures(pictures=one)))
+    )
+    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "DATASET_UNUSABLE")
+    assert "2 are needed" in found.message
+
+
+async def test_unknown_jobs_and_datasets_are_not_found(service: Service) -> None:
+    calls = {
+        "JOB_NOT_FOUND": [
+            service.fine_tuning.GetJob(pb.GetJobRequest(job_id="job-0")),
+            service.fine_tuning.CancelJob(pb.CancelJobRequest(job_id="job-0")),
+            service.fine_tuning.WatchJob(pb.WatchJobRequest(job_id="job-0")),
+        ],
+        "DATASET_NOT_FOUND": [
+            service.fine_tuning.FineTune(pb.FineTuneRequest(model="m", dataset_id="ds-0")),
+        ],
+    }
+    for reason, all_calls in calls.items():
+        for call in all_calls:
+            found = await refusal(call)
+            assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, reason)
+
+
+async def test_more_jobs_than_the_queue_takes_are_refused(make_service: MakeService) -> None:
+    service: Service = await make_service(HANG, max_queued_jobs=1)
+    await service.fine_tuning.FineTune(request())
+    async with asyncio.timeout(10):
+        await service.launcher.started.get()
+    await service.fine_tuning.FineTune(request())
+    found = await refusal(service.fine_tuning.FineTune(request()))
+    assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    assert found.retry_s > 0
+
+
+async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service) -> None:
+    asked = pb.ModelBased(
+        recipe=pb.RECIPE_CLASSIC,
+        epochs=3,
+        batch_size=8,
+        learning_rate=0.01,
+        momentum=0.8,
+        weight_decay=0.0,
+        label_smoothing=0.05,
+        train_from_stage="layer3",
+        freeze_batch_norm=False,
+        early_stopping_patience=0,
+        precision=pb.PRECISION_FP32,
+    )
+    started = await service.fine_tuning.FineTune(
+        request(
+            backbone="resnet18",
+            weights="random",
+            model_based=asked,
+            validation_fraction=0.25,
+            seed=7,
+            time_budget=Duration(seconds=90),
+            device=pb.DEVICE_CPU,
+        )
+    )
+    back = started.job.request
+    assert back.model_based == asked
+    assert (back.backbone, back.weights, back.seed) == ("resnet18", "random", 7)
+    assert (back.validation_fraction, back.time_budget.seconds) == (0.25, 90)
+    assert back.device == pb.DEVICE_CPU
+    await service.ended(started.job.job_id)
+    spec = service.launcher.trainers[0].spec
+    assert (spec.backbone, spec.seed, spec.device) == ("resnet18", 7, "cpu")
+
+
+async def test_a_watcher_is_told_when_the_service_stops(make_service: MakeService) -> None:
+    service: Service = await make_service(HANG)
+    job_id = (await service.fine_tuning.FineTune(request())).job.job_id
+    async with asyncio.timeout(10):
+        await service.launcher.started.get()
+    call = service.fine_tuning.WatchJob(pb.WatchJobRequest(job_id=job_id))
+    await anext(aiter(call))
+    closing = asyncio.create_task(service.app.__aexit__(None, None, None))
+    found = await refusal(call)
+    await closing
+    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+    assert found.retry_s > 0

@@ -1,0 +1,113 @@
+"""Models, versions, aliases and reports over the wire."""
+
+import grpc
+from graft.v1 import model_pb2 as pb
+from graft.v1 import prediction_pb2
+
+from tests.rpc.conftest import Service, picture, refusal
+
+
+async def predicted_version(service: Service, **which: object) -> int:
+    answer = await service.prediction.Predict(
+        prediction_pb2.PredictRequest(
+            model="colours",
+            pictures=[prediction_pb2.Picture(encoded=picture("red"))],
+            **which,  # type: ignore[arg-type]
+        )
+    )
+    return int(answer.version)
+
+
+async def test_versions_aliases_and_latest_decide_who_answers(service: Service) -> None:
+    for _ in range(3):
+        await service.make_model()
+    answer = await service.models.SetAlias(
+        pb.SetAliasRequest(model="colours", alias="stable", version=2)
+    )
+    assert answer.model.aliases == {"latest": 3, "stable": 2}
+    assert await predicted_version(service) == 3
+    assert await predicted_version(service, version=1) == 1
+    assert await predicted_version(service, alias="stable") == 2
+    await service.models.SetAlias(pb.SetAliasRequest(model="colours", alias="stable", version=1))
+    assert await predicted_version(service, alias="stable") == 1
+    listed = await service.models.ListVersions(pb.ListVersionsRequest(model="colours"))
+    assert [v.version for v in listed.versions] == [3, 2, 1]
+    assert list(listed.versions[2].aliases) == ["stable"]
+
+
+async def test_deleting_follows_the_rules(service: Service) -> None:
+    for _ in range(2):
+        await service.make_model()
+    await service.models.SetAlias(pb.SetAliasRequest(model="colours", alias="stable", version=1))
+    in_use = await refusal(
+        service.models.DeleteVersion(pb.DeleteVersionRequest(model="colours", version=1))
+    )
+    assert (in_use.code, in_use.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ALIAS_IN_USE")
+    reserved = await refusal(
+        service.models.SetAlias(pb.SetAliasRequest(model="colours", alias="latest", version=1))
+    )
+    assert reserved.reason == "ALIAS_RESERVED"
+    await service.models.DeleteVersion(pb.DeleteVersionRequest(model="colours", version=2))
+    assert await predicted_version(service) == 1
+    await service.models.DeleteAlias(pb.DeleteAliasRequest(model="colours", alias="stable"))
+    last = await refusal(
+        service.models.DeleteVersion(pb.DeleteVersionRequest(model="colours", version=1))
+    )
+    assert last.code is grpc.StatusCode.FAILED_PRECONDITION
+    await service.models.DeleteModel(pb.DeleteModelRequest(model="colours"))
+    gone = await refusal(service.models.GetModel(pb.GetModelRequest(model="colours")))
+    assert (gone.code, gone.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+
+
+async def test_a_version_tells_how_it_was_made(service: Service) -> None:
+    await service.make_model()
+    version = (await service.models.GetVersion(pb.GetVersionRequest(model="colours"))).version
+    assert version.method == pb.TRANSFER_METHOD_FEATURE_BASED
+    assert list(version.classes) == ["blue", "green", "red"]
+    assert (version.validation_accuracy, version.validation_count) == (1.0, 3)
+    assert version.parity.picture_count == 3
+    assert '"job_id"' in version.manifest_json
+
+
+async def test_reports_come_in_both_forms(service: Service) -> None:
+    await service.make_model()
+    json = await service.models.GetReport(pb.GetReportRequest(model="colours"))
+    assert (json.media_type, json.content) == ("application/json", b'{"format": 1}')
+    html = await service.models.GetReport(
+        pb.GetReportRequest(model="colours", format=pb.REPORT_FORMAT_HTML)
+    )
+    assert (html.media_type, html.content) == ("text/html", b"<!doctype html>")
+    found = await refusal(
+        service.models.GetReport(pb.GetReportRequest(model="colours", format=9))  # type: ignore[arg-type]
+    )
+    assert found.field == "format"
+
+
+async def test_models_are_listed_by_name_in_pages(service: Service) -> None:
+    for name in ("c", "a", "b"):
+        await service.make_model(name)
+    page = await service.models.ListModels(pb.ListModelsRequest(page_size=2))
+    assert [m.name for m in page.models] == ["a", "b"]
+    rest = await service.models.ListModels(
+        pb.ListModelsRequest(page_size=2, page_token=page.next_page_token)
+    )
+    assert [m.name for m in rest.models] == ["c"]
+    assert not rest.next_page_token
+    found = await refusal(service.models.ListModels(pb.ListModelsRequest(page_size=5000)))
+    assert found.field == "page_size"
+    found = await refusal(service.models.ListModels(pb.ListModelsRequest(page_token="?")))
+    assert found.field == "page_token"
+
+
+async def test_a_deleted_backbone_leaves_memory(service: Service) -> None:
+    await service.make_model()
+    await predicted_version(service)
+    await service.models.DeleteModel(pb.DeleteModelRequest(model="colours"))
+    found = await refusal(
+        service.prediction.Predict(
+            prediction_pb2.PredictRequest(
+                model="colours", pictures=[prediction_pb2.Picture(encoded=picture("red"))]
+            )
+        )
+    )
+    assert found.reason == "MODEL_NOT_FOUND"

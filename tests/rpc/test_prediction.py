@@ -1,0 +1,265 @@
+"""Predict and PredictStream: answers, and what bad input is answered with."""
+
+import asyncio
+import struct
+import zlib
+from collections.abc import AsyncIterator
+
+import grpc
+import numpy as np
+import pytest
+from graft.v1 import prediction_pb2 as pb
+
+from tests.rpc.conftest import MakeService, Service, of_status, picture, refusal
+
+
+def encoded(*pictures: bytes, model: str = "colours", **fields: object) -> pb.PredictRequest:
+    return pb.PredictRequest(
+        model=model,
+        pictures=[pb.Picture(encoded=data) for data in pictures],
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def png_bomb(side: int) -> bytes:
+    """A PNG header that promises side x side pixels in a few bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(side), 9)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
+
+
+async def test_pictures_are_answered_in_order_best_class_first(service: Service) -> None:
+    await service.make_model()
+    answer = await service.prediction.Predict(
+        encoded(picture("red"), picture("blue", kind="JPEG"), picture("green", kind="WEBP"),
+                picture("red", kind="BMP"), top_k=2)
+    )  # fmt: skip
+    assert (answer.model, answer.version) == ("colours", 1)
+    best = [result.classification.scores[0] for result in answer.results]
+    assert [score.label for score in best] == ["red", "blue", "green", "red"]
+    assert [score.class_index for score in best] == [2, 0, 1, 2]
+    for result in answer.results:
+        assert len(result.classification.scores) == 2
+        assert result.classification.scores[0].probability > 0.9
+        assert not result.classification.features
+
+
+async def test_without_top_k_one_class_is_answered_and_all_when_it_is_large(
+    service: Service,
+) -> None:
+    await service.make_model()
+    one = await service.prediction.Predict(encoded(picture("red")))
+    assert len(one.results[0].classification.scores) == 1
+    every = await service.prediction.Predict(encoded(picture("red"), top_k=99))
+    scores = every.results[0].classification.scores
+    assert sum(score.probability for score in scores) == pytest.approx(1, abs=1e-5)
+
+
+async def test_features_come_when_asked_for(service: Service) -> None:
+    await service.make_model()
+    answer = await service.prediction.Predict(encoded(picture("red"), include_features=True))
+    assert list(answer.results[0].classification.features) == pytest.approx([1, 0, 0])
+
+
+async def test_tensors_of_both_types_get_the_encoded_pictures_answer(service: Service) -> None:
+    await service.make_model()
+    red = np.zeros((48, 64, 3), np.uint8)
+    red[..., 0] = 255
+    tensors = [
+        pb.Tensor(data_type=pb.DATA_TYPE_UINT8, shape=red.shape, data=red.tobytes()),
+        pb.Tensor(
+            data_type=pb.DATA_TYPE_FLOAT32,
+            shape=red.shape,
+            data=(red / 255).astype("<f4").tobytes(),
+        ),
+    ]
+    request = pb.PredictRequest(model="colours", pictures=[pb.Picture(tensor=t) for t in tensors])
+    answer = await service.prediction.Predict(request)
+    assert [r.classification.scores[0].label for r in answer.results] == ["red", "red"]
+
+
+async def test_a_bad_picture_fails_alone(service: Service) -> None:
+    await service.make_model()
+    whole = picture("red", (300, 300), "JPEG")
+    bad = {
+        "text": b"this is not a picture",
+        "empty": b"",
+        "truncated": whole[: len(whole) // 2],
+        "bomb": png_bomb(30_000),
+        "gif": picture("red", kind="GIF"),
+    }
+    answer = await service.prediction.Predict(encoded(*bad.values(), picture("blue")))
+    *errors, good = answer.results
+    assert good.classification.scores[0].label == "blue"
+    found = {name: of_status(result.error) for name, result in zip(bad, errors, strict=True)}
+    assert {f.code for f in found.values()} == {grpc.StatusCode.INVALID_ARGUMENT}
+    assert found["text"].reason == "PICTURE_UNREADABLE"
+    assert "not a JPEG, PNG, WebP or BMP" in found["text"].message
+    assert "0 bytes" in found["empty"].message
+    assert "damaged or cut short" in found["truncated"].message
+    assert found["bomb"].reason == "PICTURE_TOO_LARGE"
+    assert "30000 x 30000" in found["bomb"].message
+    assert "GIF" in found["gif"].message
+
+
+@pytest.mark.parametrize(
+    ("tensor", "why"),
+    [
+        (pb.Tensor(data_type=pb.DATA_TYPE_UINT8, shape=[2, 2], data=bytes(4)), "shape"),
+        (pb.Tensor(data_type=pb.DATA_TYPE_UINT8, shape=[2, 2, 4], data=bytes(16)), "shape"),
+        (pb.Tensor(data_type=pb.DATA_TYPE_UINT8, shape=[2, 2, 3], data=bytes(11)), "bytes"),
+        (pb.Tensor(data_type=pb.DATA_TYPE_UINT8, shape=[-1, 2, 3], data=bytes(6)), "shape"),
+        (pb.Tensor(data_type=pb.DATA_TYPE_UINT8, shape=[2**40, 2**40, 3], data=b""), ""),
+        (
+            pb.Tensor(
+                data_type=pb.DATA_TYPE_FLOAT32,
+                shape=[1, 1, 3],
+                data=np.array([0, np.nan, 1], "<f4").tobytes(),
+            ),
+            "between 0 and 1",
+        ),
+    ],
+)
+async def test_a_tensor_that_is_no_picture_fails_alone(
+    service: Service, tensor: pb.Tensor, why: str
+) -> None:
+    await service.make_model()
+    request = pb.PredictRequest(model="colours", pictures=[pb.Picture(tensor=tensor)])
+    answer = await service.prediction.Predict(request)
+    found = of_status(answer.results[0].error)
+    assert (found.code, found.reason) in (
+        (grpc.StatusCode.INVALID_ARGUMENT, "TENSOR_INVALID"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "PICTURE_TOO_LARGE"),
+    )
+    assert why in found.message
+
+
+async def test_a_tensor_without_a_type_is_refused_by_name(service: Service) -> None:
+    await service.make_model()
+    request = pb.PredictRequest(model="colours", pictures=[pb.Picture(tensor=pb.Tensor())])
+    found = await refusal(service.prediction.Predict(request))
+    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert found.field == "pictures[0].tensor.data_type"
+
+
+async def test_requests_that_ask_nothing_sensible_are_refused_by_field(service: Service) -> None:
+    await service.make_model()
+    cases = {
+        "pictures": encoded(),
+        "pictures[0]": pb.PredictRequest(model="colours", pictures=[pb.Picture()]),
+        "top_k": encoded(picture("red"), top_k=-1),
+    }
+    for field, request in cases.items():
+        found = await refusal(service.prediction.Predict(request))
+        assert (found.code, found.reason, found.field) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "INVALID_FIELD",
+            field,
+        )
+
+
+async def test_more_pictures_than_a_call_may_bring_are_refused(make_service: MakeService) -> None:
+    service: Service = await make_service(max_pictures=2)
+    await service.make_model()
+    found = await refusal(service.prediction.Predict(encoded(*[picture("red")] * 3)))
+    assert found.field == "pictures"
+    assert "several calls" in found.message
+
+
+async def test_unknown_models_versions_and_aliases_are_named(service: Service) -> None:
+    await service.make_model()
+    cases = {
+        "MODEL_NOT_FOUND": encoded(picture("red"), model="colour"),
+        "VERSION_NOT_FOUND": encoded(picture("red"), version=7),
+        "ALIAS_NOT_FOUND": encoded(picture("red"), alias="stable"),
+    }
+    for reason, request in cases.items():
+        found = await refusal(service.prediction.Predict(request))
+        assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, reason)
+    found = await refusal(service.prediction.Predict(cases["MODEL_NOT_FOUND"]))
+    assert "colours" in found.message
+
+
+async def test_a_message_beyond_the_limit_is_refused(make_service: MakeService) -> None:
+    service: Service = await make_service(max_message_mb=1)
+    await service.make_model()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await service.prediction.Predict(encoded(bytes(2 * 2**20)))
+    # gRPC itself refuses, before anything of ours sees the message.
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "larger than max" in caught.value.details()
+
+
+async def test_a_call_whose_deadline_passes_ends_and_leaves_the_service_well(
+    service: Service,
+) -> None:
+    await service.make_model()
+    await service.prediction.Predict(encoded(picture("red")))
+    (session,) = service.runtime.sessions.values()
+    session.hold()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await service.prediction.Predict(encoded(picture("red")), timeout=0.2)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    session.release()
+    answer = await service.prediction.Predict(encoded(picture("blue")))
+    assert answer.results[0].classification.scores[0].label == "blue"
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_back(make_service: MakeService) -> None:
+    service: Service = await make_service(max_queue=2)
+    await service.make_model()
+    found = await refusal(service.prediction.Predict(encoded(*[picture("red")] * 3)))
+    assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    assert found.retry_s > 0
+
+
+async def test_a_stream_answers_every_request_by_its_id(service: Service) -> None:
+    await service.make_model()
+    asked = {
+        "a": encoded(picture("red")),
+        "b": encoded(picture("red"), model="nobody"),
+        "c": encoded(picture("blue")),
+    }
+
+    async def requests() -> AsyncIterator[pb.PredictStreamRequest]:
+        for key, request in asked.items():
+            yield pb.PredictStreamRequest(id=key, request=request)
+
+    answers = {answer.id: answer async for answer in service.prediction.PredictStream(requests())}
+    assert set(answers) == set(asked)
+    assert answers["a"].response.results[0].classification.scores[0].label == "red"
+    assert answers["c"].response.results[0].classification.scores[0].label == "blue"
+    assert of_status(answers["b"].error).reason == "MODEL_NOT_FOUND"
+
+
+async def test_an_error_that_nobody_expected_leaves_with_an_id_and_nothing_of_ours(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    await service.make_model()
+    await service.prediction.Predict(encoded(picture("red")))
+    (session,) = service.runtime.sessions.values()
+    session.fail_next = ZeroDivisionError("/secret/path")
+    found = await refusal(service.prediction.Predict(encoded(picture("red"))))
+    assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert "secret" not in found.message
+    incident = found.message.split()[-1]
+    assert any(incident in record.getMessage() for record in caplog.records)
+
+
+async def test_many_callers_are_batched_and_each_gets_its_own(service: Service) -> None:
+    await service.make_model()
+    names = ["red", "green", "blue"] * 8
+    answers = await asyncio.gather(
+        *(service.prediction.Predict(encoded(picture(name))) for name in names)
+    )
+    got = [answer.results[0].classification.scores[0].label for answer in answers]
+    assert got == names
+    (session,) = service.runtime.sessions.values()
+    assert max(session.batches) > 1
