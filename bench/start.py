@@ -32,6 +32,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def is_serving(port: int) -> bool:
+    """Asks once, on a connection of its own: a kept one would back off."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            stub = health_pb2_grpc.HealthStub(channel)
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
 def measure(data_dir: Path) -> dict[str, float]:
     """Starts the service once and ends it."""
     port = free_port()
@@ -39,22 +50,11 @@ def measure(data_dir: Path) -> dict[str, float]:
     started = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "service", *flags], stderr=subprocess.DEVNULL)
     try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            while True:
-                try:
-                    answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
-                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                        break
-                except grpc.RpcError:
-                    if time.monotonic() - started > TIMEOUT_S or process.poll() is not None:
-                        sys.exit("the service did not start")
-                    # A fresh attempt now instead of after gRPC's own backoff.
-                    channel.close()
-                    channel = grpc.insecure_channel(f"127.0.0.1:{port}")
-                    stub = health_pb2_grpc.HealthStub(channel)
-                time.sleep(0.01)
-            serving_s = time.monotonic() - started
+        while not is_serving(port):
+            if time.monotonic() - started > TIMEOUT_S or process.poll() is not None:
+                sys.exit("the service did not start")
+            time.sleep(0.01)
+        serving_s = time.monotonic() - started
         watched = psutil.Process(process.pid)
         before = watched.cpu_times()
         time.sleep(IDLE_S)

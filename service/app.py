@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from importlib import metadata
 from types import TracebackType
@@ -42,6 +43,7 @@ from service.storage.models import ModelStore, Removed, VersionRecord
 from service.telemetry import MetricsServer, Telemetry
 
 MIB = 2**20
+_STORE_THREADS = 32
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +89,10 @@ class App:
 
     async def _build(self, stack: AsyncExitStack) -> None:
         config = self._config
+        # Stores are asked in threads; an import of an archive must not hold up the others.
+        asyncio.get_running_loop().set_default_executor(
+            ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
+        )
         threads = config.threads or len(os.sched_getaffinity(0))
         telemetry = Telemetry(
             {

@@ -58,7 +58,10 @@ def find(root: Path) -> list[PictureFile]:
     while True:
         folders = _visible_folders(base)
         splits = {folder: _SPLITS[folder.name] for folder in folders if folder.name in _SPLITS}
-        if "train" in splits.values() or len(folders) != 1 or _visible_files(base):
+        is_wrapping = (
+            len(folders) == 1 and not _visible_files(base) and _visible_folders(folders[0])
+        )
+        if "train" in splits.values() or not is_wrapping:
             break
         base = folders[0]
     if "train" in splits.values():
@@ -79,6 +82,11 @@ def find(root: Path) -> list[PictureFile]:
         found = [
             PictureFile("", label.name, path) for label in folders for path in _files_below(label)
         ]
+    if unnamed := next((f.label for f in found if not _is_text(f.label)), None):
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"the name of the folder {_as_text(unnamed)!r} is no UTF-8: rename it",
+        )
     if not found:
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
@@ -101,6 +109,9 @@ def examine(
     """
 
     def read(file: PictureFile) -> Examined[T] | RejectedFile:
+        name = str(file.path.relative_to(root))
+        if not _is_text(name):
+            return RejectedFile(_as_text(name), "its name is no UTF-8")
         try:
             if file.path.stat().st_size > MAX_FILE_BYTES:
                 raise InvalidInput(
@@ -110,7 +121,7 @@ def examine(
             return Examined(file, hashlib.sha256(data).hexdigest(), decode(data))
         except (GraftError, OSError) as error:
             detail = error.message if isinstance(error, GraftError) else error.strerror
-            return RejectedFile(str(file.path.relative_to(root)), detail or type(error).__name__)
+            return RejectedFile(name, detail or type(error).__name__)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         outcomes = list(pool.map(read, files))
@@ -146,3 +157,12 @@ def _visible_files(folder: Path) -> list[Path]:
 
 def _is_noise(path: Path) -> bool:
     return path.name.startswith(".") or path.name == "__MACOSX"
+
+
+# What the file system gives as bytes that are no UTF-8 can be kept in no JSON.
+def _is_text(name: str) -> bool:
+    return name.isprintable() or not any("\ud800" <= char <= "\udfff" for char in name)
+
+
+def _as_text(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

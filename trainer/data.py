@@ -167,7 +167,7 @@ def _divide(
     pictures: Sequence[Examined[Pixels]], fraction: float, seed: int
 ) -> tuple[list[Examined[Pixels]], list[Examined[Pixels]]]:
     """Stratified: each class gives its share, at least one, and keeps what it needs."""
-    rng = np.random.default_rng([seed, 0x5911])
+    rng = np.random.default_rng([seed % 2**64, 0x5911])
     by_label: dict[str, list[Examined[Pixels]]] = defaultdict(list)
     for picture in pictures:
         by_label[picture.file.label].append(picture)

@@ -41,7 +41,7 @@ class Pictures:
 
         A last batch of one picture is left out: BatchNorm learns nothing from it.
         """
-        rng = np.random.default_rng([self._seed, epoch])
+        rng = np.random.default_rng([self._seed % 2**64, epoch])
         order = rng.permutation(len(self._part))
         waiting: deque[tuple[list[Future[Pixels]], torch.Tensor]] = deque()
         starts = [s for s in range(0, len(order), size) if len(order) - s > 1 or len(order) == 1]
@@ -60,7 +60,7 @@ class Pictures:
 
     def _augmented(self, place: int, epoch: int) -> Pixels:
         picture = Image.fromarray(self._decoded(place))
-        rng = np.random.default_rng([self._seed, epoch, place])
+        rng = np.random.default_rng([self._seed % 2**64, epoch, place])
         left, top, width, height = random_crop(picture.width, picture.height, rng)
         box = (left, top, left + width, top + height)
         small = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)

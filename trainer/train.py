@@ -59,6 +59,10 @@ def run(spec: JobSpec, tell: Send) -> Manifest:
             epochs.append(record)
         tell(record)
 
+    def without_epochs(record: Record) -> None:
+        if not isinstance(record, EpochEnded):
+            tell(record)
+
     started, started_at = time.monotonic(), datetime.now(UTC)
     if spec.device != "cuda":
         # Who asks for answers goes before who waits for training.
@@ -80,7 +84,7 @@ def run(spec: JobSpec, tell: Send) -> Manifest:
     # Imported here: five seconds that bad data need not wait for.
     import torch
 
-    from trainer import backbones, export
+    from trainer import backbones, compute, export
     from trainer.methods import model_based
 
     torch.set_num_threads(spec.threads or len(os.sched_getaffinity(0)))
@@ -91,13 +95,14 @@ def run(spec: JobSpec, tell: Send) -> Manifest:
     runtime = _runtime(spec)
 
     def frozen_head() -> tuple[Head, Floats, dict[str, float | int | str | bool | None]]:
-        method = spec.method if isinstance(spec.method, FeatureBased) else FeatureBased()
         session = runtime.load(_pretrained_file(spec, weights, backbone, out))
-        return feature_based.fit_head(method, data, session, spec.seed, send)
+        if isinstance(spec.method, FeatureBased):
+            return feature_based.fit_head(spec.method, data, session, spec.seed, send)
+        return feature_based.fit_head(FeatureBased(), data, session, spec.seed, without_epochs)
 
     if isinstance(spec.method, FeatureBased):
         if spec.device == "cuda":
-            model_based.choose_device("cuda")
+            compute.choose_device("cuda")
         head, features, used = frozen_head()
         method, recipe = "feature_based", ""
         device, precision = runtime.provider, "fp32"

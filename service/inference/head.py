@@ -1,8 +1,8 @@
 """A head: what turns a backbone's features into class probabilities.
 
 Kept as a safetensors file of kilobytes: tensors `weight` float32 [classes, d]
-and `bias` float32 [classes]; metadata `classes` (a JSON list of names) and
-`temperature`. Loading one runs no code and opens no session.
+and `bias` float32 [classes]; metadata `head`, a JSON object with `classes` (their
+names) and `temperature`. Loading one runs no code and opens no session.
 """
 
 import json
@@ -68,9 +68,13 @@ def save(head: Head, path: Path) -> None:
     save_file(
         {"weight": np.ascontiguousarray(head.weight), "bias": np.ascontiguousarray(head.bias)},
         str(path),
+        # One key: safetensors writes several in any order, and the same head is to
+        # be the same bytes.
         metadata={
-            "classes": json.dumps(head.classes, ensure_ascii=False),
-            "temperature": repr(float(head.temperature)),
+            "head": json.dumps(
+                {"classes": head.classes, "temperature": float(head.temperature)},
+                ensure_ascii=False,
+            )
         },
     )
 
@@ -79,14 +83,14 @@ def load(path: Path) -> Head:
     """Reads a head; raises Damaged (MODEL_UNLOADABLE) for anything but a whole one."""
     try:
         with safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
+            about = json.loads((file.metadata() or {})["head"])
             return Head(
                 weight=file.get_tensor("weight"),
                 bias=file.get_tensor("bias"),
-                classes=_names(json.loads(metadata["classes"])),
-                temperature=float(metadata["temperature"]),
+                classes=_names(about["classes"]),
+                temperature=float(about["temperature"]),
             )
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise Damaged(
             Reason.MODEL_UNLOADABLE,
             "the version's head cannot be read: publish the version again",

@@ -120,15 +120,13 @@ class Attempts:
     async def run(self, job: JobRecord, kind: Kind) -> Outcome:
         """Makes one attempt at a job that was claimed."""
         limit_s = self._limit_s(job)
+        trainer: Trainer | None = None
         try:
             async with asyncio.timeout(limit_s):
                 await self._keep(job, Progressed("preparing", 0.0))
                 spec = await asyncio.to_thread(self._prepare, job, kind)
                 trainer = await self._start(spec)
-                try:
-                    return await self._follow(job, spec, trainer)
-                finally:
-                    await uninterrupted(trainer.stop(self._settings.stop_grace_s))
+                return await self._follow(job, spec, trainer)
         except TimeoutError:
             return Ended(
                 Reason.TIME_BUDGET_EXCEEDED,
@@ -142,6 +140,10 @@ class Attempts:
             return Crashed(
                 Reason.TRAINER_CRASHED, f"the trainer could not be started ({error.strerror})"
             )
+        finally:
+            # Beyond the time limit, so that a result that came in time stays one.
+            if trainer is not None:
+                await uninterrupted(trainer.stop(self._settings.stop_grace_s))
 
     def folder(self, job_id: str) -> Path:
         """The job's own folder while it is under way."""

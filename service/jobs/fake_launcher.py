@@ -14,7 +14,7 @@ class Script:
 
     `before_last` runs right before the last record, as a place to write the
     artifacts. With `hangs` it gives its records and then neither speaks nor
-    ends until it is stopped.
+    ends until it is stopped; `starts_after` holds its start back.
     """
 
     records: Sequence[Record] = ()
@@ -22,6 +22,7 @@ class Script:
     before_last: Callable[[JobSpec], None] | None = None
     hangs: bool = False
     fails_to_start: bool = False
+    starts_after: asyncio.Event | None = None
     words: list[str] = field(default_factory=list)
 
 
@@ -72,6 +73,7 @@ class FakeLauncher:
     def __init__(self, *scripts: Script) -> None:
         self.scripts = list(scripts) or [Script()]
         self.started: asyncio.Queue[FakeTrainer] = asyncio.Queue()
+        self.starting = asyncio.Event()
         self.trainers: list[FakeTrainer] = []
 
     async def start(self, spec: JobSpec, folder: Path) -> FakeTrainer:  # noqa: ARG002 - as its door
@@ -79,6 +81,9 @@ class FakeLauncher:
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
         if script.fails_to_start:
             raise OSError("no process can be had")
+        if script.starts_after is not None:
+            self.starting.set()
+            await script.starts_after.wait()
         trainer = FakeTrainer(spec, script)
         self.trainers.append(trainer)
         self.started.put_nowait(trainer)

@@ -124,18 +124,20 @@ class ProcessTrainer:
         """See `Trainer`."""
         if self._process.stdin is not None:
             self._process.stdin.close()
+        gone = asyncio.create_task(self.wait())
         if self._process.returncode is None:
+            # Not `terminate`: it may reap the process before asyncio does, and its code is lost.
             with suppress(ProcessLookupError):
-                self._process.terminate()
+                os.kill(self._process.pid, signal.SIGTERM)
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
-                    await self.wait()
+                    await self._exit()
         # Its children too, even when it ended by itself and left them.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         try:
             async with asyncio.timeout(_KILLED_S):
-                await self.wait()
+                await gone
         except TimeoutError:
             log.exception("the trainer could not be killed", extra={"job_id": self._job_id})
 
@@ -145,6 +147,20 @@ class ProcessTrainer:
             file.seek(max(0, self._log_file.stat().st_size - 8192))
             return list(deque(file.read().decode(errors="replace").splitlines(), maxlen=30))
         return []
+
+    async def _exit(self) -> None:
+        # asyncio's own wait goes on while a child of the trainer holds its output open.
+        try:
+            handle = os.pidfd_open(self._process.pid)
+        except ProcessLookupError:
+            return
+        loop, is_over = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(handle, is_over.set)
+        try:
+            await is_over.wait()
+        finally:
+            loop.remove_reader(handle)
+            os.close(handle)
 
     def _complain(self, what: str) -> None:
         log.warning("the trainer wrote %s, which is no record", what,

@@ -41,6 +41,7 @@ class Upload:
         self._bytes = 0
         self._pictures = 0
         self._has_split: bool | None = None
+        self._learned: set[str] = set()
 
     def write(self, chunk: bytes) -> None:
         """Adds the next bytes of the archive."""
@@ -69,6 +70,8 @@ class Upload:
                 )
             self._take("pictures", len(content))
             self._has_split = bool(split)
+            if split != "val":
+                self._learned.add(label)
             self._pictures += 1
             if self._pictures > self._limits.max_files:
                 raise InvalidInput(
@@ -89,6 +92,7 @@ class Upload:
                 if kind == "archive":
                     return self._from_archive(self._archive)
                 if kind == "pictures":
+                    self._check_classes()
                     return self._from_tree(self._tree)
                 if kind == "":
                     raise InvalidInput(
@@ -103,6 +107,14 @@ class Upload:
         with self._lock:
             self._end()
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _check_classes(self) -> None:
+        # Here, since folders of one class, or of `val` alone, look like something else.
+        if len(self._learned) < 2:
+            raise InvalidInput(
+                Reason.DATASET_UNUSABLE,
+                f"the pictures to learn from are of {len(self._learned)} classes, and 2 are needed",
+            )
 
     def _end(self) -> None:
         self._kind = "ended"

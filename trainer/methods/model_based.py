@@ -7,18 +7,17 @@ accuracy, and among equals the lowest validation loss.
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from service.errors import GraftError, InvalidInput, Reason, WrongState
+from service.errors import GraftError, Reason
 from service.inference.head import Head
 from service.jobs.contract import EpochEnded, JobSpec, ModelBased, Note, Progressed
+from trainer import compute
 from trainer.backbones import Backbone
 from trainer.data import Data, Part
 from trainer.pictures import Pictures
@@ -32,34 +31,6 @@ _BUDGET_PART = 0.85
 _PROGRESS_S = 0.5
 
 Hyperparameters = dict[str, float | int | str | bool | None]
-
-
-def choose_device(wanted: str) -> torch.device:
-    """CUDA where there is one and it is not ruled out; raises WrongState when it must be."""
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise WrongState(
-            Reason.DEVICE_UNAVAILABLE,
-            "the job asks for CUDA, and this machine has no usable NVIDIA GPU: ask for the device "
-            "auto or cpu",
-        )
-    return torch.device("cuda")
-
-
-def choose_precision(wanted: str, device: torch.device) -> str:
-    """The fastest number format that the device computes natively, or what was asked for."""
-    if wanted == "fp16" and device.type == "cpu":
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            "precision fp16 needs a GPU: use bf16, fp32 or leave it unset",
-            field="model_based.precision",
-        )
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
 def train(
@@ -78,10 +49,7 @@ def train(
     Raises GraftError with TRAINING_FAILED when the loss is no number any more.
     """
     recipe = settings(method)
-    device = choose_device(spec.device)
-    precision = choose_precision(method.precision, device)
-    autocast = _autocast(precision, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    device = compute.choose_device(spec.device)
     torch.manual_seed(spec.seed)
 
     classifier = nn.Linear(backbone.feature_dim, len(data.classes))
@@ -92,6 +60,10 @@ def train(
             classifier.bias.copy_(torch.from_numpy(fitted.bias / fitted.temperature))
     network = nn.Sequential(backbone, classifier)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    precision, why = compute.choose_precision(method, device, network, recipe.batch_size)
+    send(Note("info", f"training on {device.type} in {precision}: {why}"))
+    autocast = compute.autocast(precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     frozen = _freeze(backbone, recipe)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
@@ -146,7 +118,7 @@ def train(
                     f"the training loss became {loss_sum} in epoch {epoch}: ask for a lower "
                     f"learning rate than {recipe.learning_rate:g}, or for precision fp32",
                 )
-            validation_loss, accuracy = _evaluate(network, data.validation, device, autocast)
+            validation_loss, accuracy = _evaluate(network, data.validation, device)
             if (accuracy, -validation_loss) > best:
                 best, best_epoch = (accuracy, -validation_loss), epoch
                 best_state = {k: v.detach().clone() for k, v in network.state_dict().items()}
@@ -220,24 +192,18 @@ def _is_tired(recipe: Settings, epoch: int, best_epoch: int) -> bool:
     return patience > 0 and epoch - best_epoch >= patience
 
 
-def _autocast(precision: str, device: torch.device) -> Callable[[], Any]:
-    if precision == "fp32":
-        return nullcontext
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return lambda: torch.autocast(device.type, dtype=dtype)
+def _evaluate(network: nn.Module, part: Part, device: torch.device) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy on pictures as served, in 32 bits as served.
 
-
-def _evaluate(
-    network: nn.Module, part: Part, device: torch.device, autocast: Callable[[], Any]
-) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy on pictures as served."""
+    In bf16 the chosen epoch's accuracy was two pictures of 153 off what served.
+    """
     network.eval()
     loss_sum, right = 0.0, 0
-    with torch.inference_mode(), autocast():
+    with torch.inference_mode():
         for start in range(0, len(part), _EVALUATION_BATCH):
             end = start + _EVALUATION_BATCH
             targets = torch.from_numpy(part.targets[start:end]).to(device)
-            logits = network(torch.from_numpy(part.pixels[start:end]).to(device)).float()
+            logits = network(torch.from_numpy(part.pixels[start:end]).to(device))
             loss_sum += float(functional.cross_entropy(logits, targets, reduction="sum"))
             right += int((logits.argmax(dim=1) == targets).sum())
     return loss_sum / len(part), right / len(part)

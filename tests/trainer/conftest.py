@@ -1,0 +1,70 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.jobs.contract import FeatureBased, JobSpec, Record
+
+COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
+
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    """Writes noisy pictures of one colour a class: easy to tell apart, none alike."""
+
+    def make(
+        name: str = "pictures",
+        per_class: int = 6,
+        classes: tuple[str, ...] = ("blue", "red"),
+        seed: int = 0,
+        side: int = 48,
+    ) -> Path:
+        rng = np.random.default_rng(seed)
+        for label in classes:
+            folder = tmp_path / name / label
+            folder.mkdir(parents=True)
+            for n in range(per_class):
+                noise = rng.normal(0, 30, (side, side, 3))
+                pixels = (np.array(COLOURS[label]) + noise).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{n}.png")
+        return tmp_path / name
+
+    return make
+
+
+MakeSpec = Callable[..., JobSpec]
+
+
+@pytest.fixture
+def make_spec(tmp_path: Path) -> MakeSpec:
+    def make(folder: Path, **changes: object) -> JobSpec:
+        fields: dict[str, object] = {
+            "job_id": "job-1",
+            "model": "colours",
+            "data_dir": str(folder),
+            "out_dir": str(tmp_path / "out"),
+            "method": FeatureBased(),
+            "weights_dir": str(tmp_path / "weights"),
+            "device": "cpu",
+            "provider": "cpu",
+            "threads": 2,
+        }
+        return JobSpec(**{**fields, **changes})  # type: ignore[arg-type]
+
+    return make
+
+
+class Told(list[Record]):
+    """Collects records."""
+
+    def of(self, kind: type) -> list[Record]:
+        return [record for record in self if isinstance(record, kind)]
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()

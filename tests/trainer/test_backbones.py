@@ -1,0 +1,122 @@
+"""Networks by name, where their weights come from, and what they become in ONNX."""
+
+import hashlib
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from service.errors import InvalidInput, Reason, Unavailable
+from service.inference.runtime import OnnxRuntime, Provider
+from trainer import backbones, export
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def pictures(n: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, 224, 224, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "stages"),
+    [
+        ("resnet18", 512, ("stem", "layer1", "layer2", "layer3", "layer4")),
+        ("resnet50", 2048, ("stem", "layer1", "layer2", "layer3", "layer4")),
+        ("efficientnet_lite0", 1280, ("stem", *(f"stage{i}" for i in range(1, 8)), "top")),
+    ],
+)
+def test_a_backbone_and_its_onnx_file_give_the_same_features(
+    name: str, dim: int, stages: tuple[str, ...], tmp_path: Path
+) -> None:
+    backbone = backbones.load(name, "random", 3, tmp_path)
+    assert (backbone.feature_dim, backbone.stage_names) == (dim, stages)
+    export.to_onnx(backbone, tmp_path / "a.onnx")
+    session = OnnxRuntime(Provider("cpu", ""), 2).load(tmp_path / "a.onnx")
+    for n in (1, 3):
+        served = session.run(pictures(n))
+        trained = export.torch_features(backbone, pictures(n))
+        assert served.shape == trained.shape == (n, dim)
+        assert np.abs(served - trained).max() < 1e-4 * np.abs(trained).max()
+
+
+def test_random_weights_follow_the_seed_and_export_to_the_same_bytes(tmp_path: Path) -> None:
+    digests = []
+    for seed in (1, 1, 2):
+        path = tmp_path / "a.onnx"
+        export.to_onnx(backbones.load("resnet18", "random", seed, tmp_path), path)
+        digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_names_of_weights_need_no_network() -> None:
+    assert backbones.weights_name("resnet50", "", 0) == "IMAGENET1K_V1"
+    assert backbones.weights_name("resnet50", "random", 5) == "random:5"
+    assert backbones.weights_name("efficientnet_lite0", "", 0).startswith("efficientnet-lite0")
+    with pytest.raises(InvalidInput, match="has no weights 'IMAGENET1K_V1'"):
+        backbones.weights_name("efficientnet_lite0", "IMAGENET1K_V1", 0)
+
+
+def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="resnet18"):
+        backbones.load("vgg16", "", 0, tmp_path)
+    with pytest.raises(InvalidInput, match="IMAGENET1K_V1"):
+        backbones.load("resnet18", "IMAGENET99", 0, tmp_path)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_weights_that_cannot_be_had_name_the_file_and_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable) as caught:
+        backbones.load("resnet18", "", 0, tmp_path / "mirror")
+    assert caught.value.reason is Reason.WEIGHTS_UNAVAILABLE
+    assert "resnet18-f37072fd.pth" in caught.value.message
+    assert str(tmp_path / "mirror") in caught.value.message
+    assert not list((tmp_path / "mirror").iterdir())
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_mirror_is_used_without_network_when_its_hash_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision import models
+
+    torch.manual_seed(9)
+    network = models.resnet18(weights=None)
+    unnamed = tmp_path / "weights"
+    torch.save(network.state_dict(), unnamed)
+    digest = hashlib.sha256(unnamed.read_bytes()).hexdigest()
+    name = f"resnet18-{digest[:8]}.pth"
+    unnamed.rename(tmp_path / name)
+    # The published file cannot be had here; one that is named by its own hash stands in.
+    weights = models.ResNet18_Weights.IMAGENET1K_V1
+    monkeypatch.setattr(weights.value, "url", f"https://example.invalid/{name}", raising=False)
+    object.__setattr__(weights.value, "url", f"https://example.invalid/{name}")
+    loaded = backbones.load("resnet18", "", 0, tmp_path)
+    own = dict(loaded.trunk.state_dict())
+    assert torch.equal(own["layer4.1.conv2.weight"], network.state_dict()["layer4.1.conv2.weight"])
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_mirrored_file_with_another_hash_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "resnet18-f37072fd.pth").write_bytes(b"something else")
+    with pytest.raises(Unavailable, match="not what its name says"):
+        backbones.load("resnet18", "", 0, tmp_path)
+
+
+def test_freezing_reaches_the_stages_before_the_named_one(tmp_path: Path) -> None:
+    backbone = backbones.load("resnet18", "random", 0, tmp_path)
+    frozen = {id(p) for m in backbone.frozen_modules("layer3") for p in m.parameters()}
+    trunk = backbone.trunk
+    assert id(trunk.conv1.weight) in frozen
+    assert id(trunk.layer2[0].conv1.weight) in frozen
+    assert id(trunk.layer3[0].conv1.weight) not in frozen
+    with pytest.raises(InvalidInput, match="layer1"):
+        backbone.frozen_modules("stage1")

@@ -1,0 +1,118 @@
+"""The trainer as the process that the service starts, and as people start it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from service.jobs.contract import (
+    DataFound,
+    ExitCode,
+    Failed,
+    Finished,
+    JobSpec,
+    ModelBased,
+    Record,
+    decode_record,
+)
+from tests.trainer.conftest import MakeFolder, MakeSpec
+
+TIMEOUT_S = 90
+pytestmark = pytest.mark.e2e
+
+
+def start(spec: JobSpec, tmp_path: Path) -> "subprocess.Popen[bytes]":
+    file = tmp_path / "spec.json"
+    file.write_bytes(msgspec.json.encode(spec))
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer", "run", str(file)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def records(process: "subprocess.Popen[bytes]") -> list[Record]:
+    assert process.stdout is not None
+    return [decode_record(line) for line in process.stdout]
+
+
+def test_a_job_speaks_records_alone_and_ends_with_ok(
+    make_folder: MakeFolder, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    spec = make_spec(make_folder(per_class=5), backbone="resnet18", weights="random")
+    with start(spec, tmp_path) as process:
+        told = records(process)
+        assert process.wait(TIMEOUT_S) == ExitCode.OK
+    assert isinstance(told[-1], Finished)
+    assert (Path(spec.out_dir) / "head.safetensors").exists()
+
+
+def test_bad_data_ends_with_its_reason_before_torch_is_loaded(
+    make_folder: MakeFolder, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    spec = make_spec(make_folder(classes=("red",)))
+    with start(spec, tmp_path) as process:
+        told = records(process)
+        assert process.wait(TIMEOUT_S) == ExitCode.FAILED
+    assert isinstance(told[-1], Failed)
+    assert "one class only" in told[-1].message
+
+
+@pytest.mark.parametrize("how", ["sigterm", "parent gone"])
+def test_it_ends_when_told_or_when_its_parent_is_gone(
+    how: str, make_folder: MakeFolder, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    endless = ModelBased(recipe="classic", epochs=10_000)
+    spec = make_spec(
+        make_folder(per_class=5), method=endless, backbone="resnet18", weights="random"
+    )
+    with start(spec, tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        while not isinstance(decode_record(process.stdout.readline()), DataFound):
+            pass
+        if how == "sigterm":
+            os.kill(process.pid, signal.SIGTERM)
+        else:
+            process.stdin.close()
+        assert process.wait(20) == ExitCode.STOPPED
+
+
+def test_people_train_on_a_folder_and_get_one_onnx_file(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    out = tmp_path / "result"
+    command = [sys.executable, "-m", "trainer", "train", str(make_folder(per_class=5))]
+    flags = ["--out", str(out), "--backbone", "resnet18", "--weights", "random", "--json"]
+    done = subprocess.run(
+        command + flags, check=False, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert done.returncode == 0, done.stderr
+    kinds = [json.loads(line)["type"] for line in done.stdout.splitlines()]
+    assert {"data", "epoch", "finished"} <= set(kinds)
+    assert (out / "model.onnx").stat().st_size > 1_000_000
+    assert (out / "report.html").exists()
+    again = subprocess.run(
+        command + flags, check=False, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert again.returncode == 2
+    assert "not empty" in again.stderr
+
+
+def test_help_comes_without_torch() -> None:
+    program = (
+        "import sys\nfrom trainer.__main__ import main\n"
+        "try: main(['train', '--help'])\nexcept SystemExit: pass\n"
+        "print('torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=30
+    )
+    assert "--recipe" in done.stdout
+    assert done.stderr.strip().endswith("False")

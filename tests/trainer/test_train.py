@@ -1,0 +1,287 @@
+"""Whole jobs in this process, on small pictures."""
+
+import json
+import re
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from service.domain import Manifest
+from service.errors import GraftError, InvalidInput, Reason, WrongState
+from service.inference import export as exporting
+from service.inference import head as heads
+from service.inference import preprocess
+from service.jobs.contract import (
+    BACKBONE_FILE,
+    HEAD_FILE,
+    DataFound,
+    EpochEnded,
+    ExportedBackbone,
+    FeatureBased,
+    Finished,
+    ModelBased,
+    Note,
+)
+from tests.trainer.conftest import MakeFolder, MakeSpec, Told
+from trainer import compute, export, train
+from trainer.methods import model_based
+from trainer.recipes import settings
+
+
+def run(spec: object, told: Told) -> Manifest:
+    return train.run(spec, told.append)  # type: ignore[arg-type]
+
+
+def test_feature_based_transfer_end_to_end(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    folder = make_folder(classes=("blue", "green", "red"), per_class=8)
+    spec = make_spec(folder, labels={"team": "birds"})
+    manifest = run(spec, told)
+    out = Path(spec.out_dir)
+
+    assert manifest.validation_accuracy == 1.0
+    assert manifest.parity.max_difference < 1e-3
+    assert (manifest.parity.top1_agreement, manifest.parity.pictures) == (1.0, 6)
+    assert (manifest.train_count, manifest.validation_count) == (18, 6)
+    assert (manifest.method, manifest.backbone) == ("feature_based", "efficientnet_lite0")
+    assert manifest.hyperparameters["l2_chosen_by"] == "cross-validation"
+    assert manifest.labels == {"team": "birds"}
+    assert {"python", "torch", "onnxruntime-gpu"} <= set(manifest.versions)
+    assert msgspec.json.decode((out / "manifest.json").read_bytes(), type=Manifest) == manifest
+
+    assert isinstance(told[-1], Finished)
+    assert len(told.of(EpochEnded)) == 1
+    assert len(told.of(DataFound)) == 1
+
+    # The composed file gives the head's own answer, with nothing but ONNX Runtime and PIL.
+    head = heads.load(out / HEAD_FILE)
+    composed = exporting.compose((out / BACKBONE_FILE).read_bytes(), head, {"model": "colours"})
+    session = onnxruntime.InferenceSession(composed, providers=["CPUExecutionProvider"])
+    pixels = np.stack(
+        [np.asarray(Image.open(p).convert("RGB").resize((224, 224))) for p in folder.rglob("*.png")]
+    )
+    (probabilities,) = session.run(None, {session.get_inputs()[0].name: pixels})
+    labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
+    answered = [labels[i] for i in probabilities.argmax(axis=1)]
+    assert answered == [p.parent.name for p in folder.rglob("*.png")]
+    assert probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+    # A second job shares the first one's backbone and gives the same head.
+    known = ExportedBackbone(manifest.weights, str(out / BACKBONE_FILE), manifest.backbone_digest)
+    again_out = tmp_path / "again"
+    again = run(make_spec(folder, out_dir=str(again_out), exported=[known]), Told())
+    assert again.backbone_digest == manifest.backbone_digest
+    assert not (again_out / BACKBONE_FILE).exists()
+    assert (again_out / HEAD_FILE).read_bytes() == (out / HEAD_FILE).read_bytes()
+
+
+def test_model_based_transfer_trains_every_layer_and_tells_every_epoch(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told
+) -> None:
+    folder = make_folder(per_class=8)
+    (folder / "red" / "notes.txt").write_text("no picture")
+    spec = make_spec(
+        folder,
+        method=ModelBased(epochs=3, batch_size=4, learning_rate=0.01, precision="fp32"),
+        backbone="resnet18",
+        weights="random",
+    )
+    manifest = run(spec, told)
+    epochs = [e for e in told.of(EpochEnded) if isinstance(e, EpochEnded)]
+    assert [e.epoch for e in epochs] == [1, 2, 3]
+    assert all(e.images_per_second > 0 and np.isfinite(e.train_loss) for e in epochs)
+    assert epochs[-1].eta_s == 0
+    assert manifest.weights == "random:0"
+    assert manifest.method == "model_based"
+    assert manifest.parity.max_difference < 1e-3
+    assert manifest.hyperparameters["best_epoch"] in (1, 2, 3)
+    best = max(epochs, key=lambda e: (e.validation_accuracy, -e.validation_loss))
+    assert manifest.validation_accuracy == pytest.approx(best.validation_accuracy)
+    assert manifest.validation_loss == pytest.approx(best.validation_loss, abs=1e-3)
+    notes = [n.text for n in told.of(Note) if isinstance(n, Note)]
+    assert any("never pretrained" in text for text in notes)
+
+    report = json.loads((Path(spec.out_dir) / "report.json").read_bytes())
+    assert len(report["epochs"]) == 3
+    assert report["rejected"][0]["path"] == "red/notes.txt"
+    page = (Path(spec.out_dir) / "report.html").read_text()
+    assert "<polyline" in page
+    assert "data:image/jpeg;base64," in page
+    assert "red/notes.txt" in page
+    # Self-contained: nothing is fetched, nothing runs.
+    assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", page)
+    assert "<script" not in page
+    assert "http" not in page
+
+
+def test_a_class_named_like_markup_is_text_in_the_report(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told
+) -> None:
+    folder = make_folder(per_class=4)
+    (folder / "red").rename(folder / "<b>red&")
+    spec = make_spec(folder, backbone="resnet18", weights="random", method=FeatureBased(l2=0.1))
+    run(spec, told)
+    page = (Path(spec.out_dir) / "report.html").read_text()
+    assert "<b>red" not in page
+    assert "&lt;b&gt;red&amp;" in page
+
+
+def test_an_export_that_differs_from_pytorch_is_not_published(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = export.to_onnx
+
+    def sabotaged(backbone: torch.nn.Module, path: Path) -> None:
+        with torch.no_grad():
+            backbone.mean += 20
+            real(backbone, path)
+            backbone.mean -= 20
+
+    monkeypatch.setattr(export, "to_onnx", sabotaged)
+    spec = make_spec(make_folder(per_class=5), method=FeatureBased(l2=1e-4))
+    with pytest.raises(GraftError) as caught:
+        run(spec, told)
+    assert caught.value.reason is Reason.PARITY_FAILED
+    assert not (Path(spec.out_dir) / "manifest.json").exists()
+    assert not told.of(Finished)
+
+
+def test_the_same_seed_gives_the_same_model(
+    make_folder: MakeFolder, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    folder = make_folder(per_class=4)
+    heads_of = []
+    for n, seed in enumerate((-5, -5, 6)):
+        out = tmp_path / f"out{n}"
+        spec = make_spec(
+            folder,
+            out_dir=str(out),
+            seed=seed,
+            method=ModelBased(epochs=1, batch_size=4, precision="fp32"),
+            backbone="resnet18",
+            weights="random",
+            threads=1,
+        )
+        run(spec, Told())
+        heads_of.append((out / HEAD_FILE).read_bytes())
+    assert heads_of[0] == heads_of[1] != heads_of[2]
+
+
+def test_frozen_stages_and_batch_norm_stay_as_they_were(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    from trainer import backbones, data
+
+    folder = make_folder(per_class=4)
+    method = ModelBased(
+        recipe="classic",
+        epochs=1,
+        batch_size=4,
+        learning_rate=0.1,
+        train_from_stage="layer4",
+        freeze_batch_norm=True,
+    )
+    spec = make_spec(folder, method=method, backbone="resnet18", weights="random")
+    backbone = backbones.load("resnet18", "random", 0, tmp_path)
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    loaded = data.load(folder, 0.25, 0)
+    model_based.train(spec, method, loaded, backbone, pytest.fail, None, told.append)
+    changed = {k for k, v in backbone.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed
+    assert all(name.startswith("trunk.layer4") and ".bn" not in name for name in changed)
+
+
+def test_a_loss_that_is_no_number_ends_the_job_with_advice(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told
+) -> None:
+    method = ModelBased(recipe="classic", epochs=3, learning_rate=1e30)
+    spec = make_spec(make_folder(per_class=4), method=method, backbone="resnet18", weights="random")
+    with pytest.raises(GraftError, match="lower learning rate") as caught:
+        run(spec, told)
+    assert caught.value.reason is Reason.TRAINING_FAILED
+
+
+def test_epochs_are_planned_to_fit_the_time_budget(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told
+) -> None:
+    spec = make_spec(
+        make_folder(per_class=4),
+        method=ModelBased(recipe="classic", epochs=10_000),
+        backbone="resnet18",
+        weights="random",
+        time_budget_s=8.0,
+    )
+    manifest = run(spec, told)
+    assert manifest.duration_s < 30
+    assert 1 <= int(manifest.hyperparameters["epochs"] or 0) < 10_000
+    assert any("time budget" in n.text for n in told.of(Note) if isinstance(n, Note))
+
+
+def test_cuda_that_is_not_there_is_said(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(WrongState) as caught:
+        run(make_spec(make_folder(), device="cuda"), told)
+    assert caught.value.reason is Reason.DEVICE_UNAVAILABLE
+
+
+def test_the_classic_recipe_is_the_one_that_users_know() -> None:
+    classic = settings(ModelBased(recipe="classic"))
+    assert (classic.epochs, classic.batch_size) == (25, 4)
+    assert (classic.learning_rate, classic.momentum) == (0.001, 0.9)
+    assert (classic.weight_decay, classic.label_smoothing) == (0, 0)
+    assert not classic.freeze_batch_norm
+    own = settings(ModelBased(recipe="classic", epochs=3, freeze_batch_norm=True))
+    assert (own.epochs, own.freeze_batch_norm, own.batch_size) == (3, True, 4)
+    device = torch.device("cpu")
+    network = torch.nn.Flatten()
+    chosen, _ = compute.choose_precision(ModelBased(recipe="classic"), device, network, 4)
+    assert chosen == "fp32"
+    with pytest.raises(InvalidInput, match="fp16 needs a GPU"):
+        compute.choose_precision(ModelBased(precision="fp16"), device, network, 4)
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(2.0, "bf16"), (1.1, "fp32")])
+def test_a_cpu_with_bf16_uses_it_where_a_probe_finds_it_faster(
+    ratio: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {"fp32": ratio, "bf16": 1.0}
+    monkeypatch.setattr(compute, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(compute, "_step_s", lambda precision, *_: times[precision])
+    device, network = torch.device("cpu"), torch.nn.Flatten()
+    assert compute.choose_precision(ModelBased(), device, network, 4)[0] == expected
+    monkeypatch.setattr(compute, "_cpu_has_bf16", lambda: False)
+    assert compute.choose_precision(ModelBased(), device, network, 4)[0] == "fp32"
+
+
+def test_a_probe_leaves_the_network_as_it_was() -> None:
+    class Pictures(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.BatchNorm2d(3)
+
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            return self.norm(pictures.permute(0, 3, 1, 2).float()).flatten(1)
+
+    network = Pictures()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    assert compute._step_s("fp32", torch.device("cpu"), network, 2) > 0
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_training_sees_the_very_pixels_that_serving_makes(
+    make_folder: MakeFolder,
+) -> None:
+    from trainer import data
+
+    loaded = data.load(make_folder(side=300), 0.2, seed=0)
+    path = loaded.validation.paths[0]
+    assert (loaded.validation.pixels[0] == preprocess.decode(path.read_bytes())).all()

@@ -1,0 +1,160 @@
+"""A supervisor with all that it works with, and what its fake trainers say."""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from service.domain import JobState
+from service.jobs.attempt import Settings
+from service.jobs.contract import (
+    DEFAULT_BACKBONE,
+    ClassCount,
+    DataFound,
+    EpochEnded,
+    Finished,
+    JobSpec,
+    Progressed,
+)
+from service.jobs.events import StateChanged
+from service.jobs.fake_launcher import FakeLauncher, FakeTrainer, Script
+from service.jobs.store import JobRecord, JobStore
+from service.jobs.supervisor import Supervisor
+from service.jobs.watch import Watch
+from service.storage.artifacts import Artifacts, StoredVersion
+from service.storage.datasets import DatasetStore
+from service.storage.models import ModelStore
+from service.telemetry import Telemetry
+from tests.unit.storage.conftest import write_result
+
+EPOCH = EpochEnded(
+    epoch=1, epochs=3, train_loss=0.9, train_accuracy=0.5, validation_loss=0.8,
+    validation_accuracy=0.6, images_per_second=100.0, eta_s=2.0, learning_rate=0.1,
+)  # fmt: skip
+FOUND = DataFound([ClassCount("cat", 1, 1), ClassCount("dog", 1, 1)], [], 0, "d" * 64)
+FINISHED = Finished(0.5, 2)
+
+
+def writes(spec: JobSpec) -> None:
+    write_result(Path(spec.out_dir), spec.job_id, spec.model)
+
+
+def good(*records: object) -> Script:
+    return Script(records=[*records, FINISHED], before_last=writes)  # type: ignore[list-item]
+
+
+HANGS = Script(records=[Progressed("training", 0.1)], hangs=True)
+
+
+@dataclass
+class House:
+    """A supervisor with all that it works with."""
+
+    jobs: JobStore
+    models: ModelStore
+    datasets: DatasetStore
+    artifacts: Artifacts
+    watch: Watch
+    telemetry: Telemetry
+    settings: Settings
+    launcher: FakeLauncher
+    supervisor: Supervisor
+    warmed: list[StoredVersion] = field(default_factory=list)
+
+    async def ended(self, job_id: str) -> JobRecord:
+        async with asyncio.timeout(20):
+            async for _ in self.watch.follow(job_id, 0):
+                pass
+        return self.jobs.get(job_id)
+
+    async def happened(self, job_id: str, *states: JobState) -> None:
+        """Waits until the job has been in these states, in this order."""
+        left = list(states)
+        async with asyncio.timeout(20):
+            async for event in self.watch.follow(job_id, 0):
+                if isinstance(event.payload, StateChanged) and event.payload.state is left[0]:
+                    del left[0]
+                    if not left:
+                        return
+
+    async def trainer(self) -> FakeTrainer:
+        """The next trainer that is started, when it has said what it has to say."""
+        trainer = await asyncio.wait_for(self.launcher.started.get(), 20)
+        await asyncio.wait_for(trainer.said_all.wait(), 20)
+        return trainer
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.telemetry.registry.get_sample_value(name, labels)
+
+
+MakeHouse = Callable[..., House]
+
+
+@pytest.fixture
+async def make_house(
+    jobs: JobStore,
+    models: ModelStore,
+    datasets: DatasetStore,
+    artifacts: Artifacts,
+    tmp_path: Path,
+) -> AsyncIterator[MakeHouse]:
+    houses: list[House] = []
+
+    def make(*scripts: Script, on_published: object = None, **changes: object) -> House:
+        settings = Settings(
+            work_dir=tmp_path / "data" / "work",
+            weights_dir=tmp_path / "weights",
+            allowed_dirs=(tmp_path,),
+            default_backbone=DEFAULT_BACKBONE,
+            cpu_jobs=1,
+            gpu_jobs=1,
+            has_gpu=False,
+            max_job_s=1000,
+            stop_grace_s=1,
+            retry_s=0.01,
+        )
+        settings = dataclasses.replace(settings, **changes)  # type: ignore[arg-type]
+        launcher, telemetry = FakeLauncher(*scripts), Telemetry({"version": "test"})
+        warmed: list[StoredVersion] = []
+
+        async def warm(stored: StoredVersion) -> None:
+            assert stored.head_path.exists()
+            assert models.list_models(0, "")[0] == [], "announced before it was warm"
+            warmed.append(stored)
+
+        supervisor = Supervisor(
+            jobs=jobs,
+            models=models,
+            datasets=datasets,
+            artifacts=artifacts,
+            launcher=launcher,
+            telemetry=telemetry,
+            settings=settings,
+            on_published=on_published or warm,  # type: ignore[arg-type]
+        )
+        house = House(
+            jobs, models, datasets, artifacts, Watch(jobs), telemetry, settings, launcher,
+            supervisor, warmed,
+        )  # fmt: skip
+        houses.append(house)
+        return house
+
+    yield make
+    for house in houses:
+        await house.supervisor.close(5)
+
+
+def class_folders(root: Path) -> Path:
+    """Files in a folder per class."""
+    for label in ("cat", "dog"):
+        (root / label).mkdir(parents=True)
+        (root / label / "1.png").write_bytes(f"PIC{label}".encode())
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    return str(class_folders(tmp_path / "pets"))

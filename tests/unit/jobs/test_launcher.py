@@ -1,0 +1,191 @@
+import asyncio
+import os
+import signal
+import sys
+import textwrap
+from pathlib import Path
+
+import psutil
+import pytest
+
+from service.jobs.contract import FeatureBased, Finished, JobSpec, Note, Progressed, encode
+from service.jobs.launcher import ProcessLauncher, ProcessTrainer
+
+SAY = "import sys, json, os, signal, time, subprocess\nsay = lambda line: print(line, flush=True)\n"
+NOTE = encode(Note("info", "ready")).decode()
+
+
+def spec(folder: Path) -> JobSpec:
+    return JobSpec(
+        job_id="job-1",
+        model="birds",
+        data_dir="/data",
+        out_dir=str(folder / "out"),
+        method=FeatureBased(),
+        weights_dir="/weights",
+    )
+
+
+async def start(folder: Path, program: str, **environment: str) -> ProcessTrainer:
+    launcher = ProcessLauncher(
+        {"PATH": os.environ["PATH"], **environment},
+        (sys.executable, "-c", SAY + textwrap.dedent(program)),
+    )
+    return await launcher.start(spec(folder), folder)
+
+
+def is_alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+async def wait_gone(pid: int) -> None:
+    async with asyncio.timeout(10):
+        while is_alive(pid):  # noqa: ASYNC110 - the kernel gives no notice
+            await asyncio.sleep(0.01)
+
+
+async def test_records_come_in_order_and_the_exit_code_after(tmp_path: Path) -> None:
+    records = [Progressed("training", 0.5, "äöü"), Note("warning", "x"), Finished(0.5, 2)]
+    lines = [encode(record).decode() for record in records]
+    trainer = await start(tmp_path, f"for line in {lines!r}: say(line)\nsys.exit(3)")
+    assert [await trainer.next_record() for _ in range(4)] == [*records, None]
+    assert await trainer.wait() == 3
+    await trainer.stop(1)
+
+
+async def test_the_spec_reaches_the_trainer(tmp_path: Path) -> None:
+    trainer = await start(
+        tmp_path,
+        """
+        asked = json.load(open(sys.argv[1]))
+        say(json.dumps({"type": "note", "level": "info", "text": asked["job_id"]}))
+        """,
+    )
+    assert await trainer.next_record() == Note("info", "job-1")
+    await trainer.stop(1)
+
+
+async def test_lines_that_are_no_records_are_passed_over(tmp_path: Path) -> None:
+    trainer = await start(
+        tmp_path,
+        f"""
+        say("no json")
+        say('{{"type": "unheard of"}}')
+        sys.stdout.buffer.write(b"\\xff\\xfe\\n" + b"x" * (3 * 2**20) + b"\\n")
+        say({NOTE!r})
+        """,
+    )
+    assert await trainer.next_record() == Note("info", "ready")
+    assert await trainer.next_record() is None
+    await trainer.stop(1)
+
+
+async def test_no_setting_of_the_service_is_passed_on(tmp_path: Path) -> None:
+    trainer = await start(
+        tmp_path,
+        """
+        text = ",".join(sorted(k for k in os.environ if k in ("KEPT", "GRAFT_PORT")))
+        say(json.dumps({"type": "note", "level": "info", "text": text}))
+        """,
+        KEPT="1",
+        GRAFT_PORT="1",
+    )
+    assert await trainer.next_record() == Note("info", "KEPT")
+    await trainer.stop(1)
+
+
+async def test_a_trainer_that_is_told_to_stop_may_end_by_itself(tmp_path: Path) -> None:
+    trainer = await start(
+        tmp_path,
+        f"""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(4))
+        say({NOTE!r})
+        while True: signal.pause()
+        """,
+    )
+    await trainer.next_record()
+    await trainer.stop(10)
+    assert await trainer.wait() == 4
+    await trainer.stop(10)
+
+
+async def test_a_trainer_and_its_children_that_do_not_stop_are_killed(tmp_path: Path) -> None:
+    trainer = await start(
+        tmp_path,
+        f"""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        say(json.dumps({{"type": "note", "level": "info", "text": str(child.pid)}}))
+        say({NOTE!r})
+        time.sleep(600)
+        """,
+    )
+    record = await trainer.next_record()
+    assert isinstance(record, Note)
+    await trainer.stop(0.05)
+    assert await trainer.wait() == -signal.SIGKILL
+    await wait_gone(int(record.text))
+
+
+async def test_a_child_that_a_dead_trainer_left_is_killed(tmp_path: Path) -> None:
+    trainer = await start(
+        tmp_path,
+        """
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        say(json.dumps({"type": "note", "level": "info", "text": str(child.pid)}))
+        os._exit(1)
+        """,
+    )
+    record = await trainer.next_record()
+    assert isinstance(record, Note)
+    await wait_gone(trainer.pid)
+    await trainer.stop(10)
+    assert await trainer.wait() == 1
+    await wait_gone(int(record.text))
+
+
+async def test_a_trainer_learns_that_its_parent_is_gone(tmp_path: Path) -> None:
+    program = (
+        f"import asyncio; from pathlib import Path\n"
+        f"from tests.unit.jobs.test_launcher import NOTE, start\n"
+        f"async def main():\n"
+        f"    trainer = await start(Path({str(tmp_path)!r}), 'say(NOTE); sys.stdin.read()'"
+        f".replace('NOTE', repr(NOTE)))\n"
+        f"    await trainer.next_record()\n"
+        f"    print(trainer.pid, flush=True)\n"
+        f"    import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"asyncio.run(main())"
+    )
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[3]
+    )
+    out, _ = await asyncio.wait_for(parent.communicate(), 30)
+    await wait_gone(int(out))
+
+
+async def test_what_a_trainer_prints_beside_records_is_kept(tmp_path: Path) -> None:
+    trainer = await start(
+        tmp_path, "for n in range(1000): print('word', n, file=sys.stderr)\nsys.exit(1)"
+    )
+    assert await trainer.next_record() is None
+    await trainer.wait()
+    assert trainer.last_words() == [f"word {n}" for n in range(970, 1000)]
+    assert (tmp_path / "trainer.log").stat().st_size > 8192
+    await trainer.stop(1)
+
+
+async def test_a_trainer_that_goes_on_writing_after_its_last_record_can_end(
+    tmp_path: Path,
+) -> None:
+    trainer = await start(
+        tmp_path, f"say({NOTE!r})\nsys.stdout.write('x' * (8 * 2**20))\nsys.exit(0)"
+    )
+    assert await trainer.next_record() == Note("info", "ready")
+    assert await asyncio.wait_for(trainer.wait(), 30) == 0
+    await trainer.stop(1)
+
+
+async def test_a_command_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
+    launcher = ProcessLauncher({}, ("/nowhere/python",))
+    with pytest.raises(OSError):
+        await launcher.start(spec(tmp_path), tmp_path)

@@ -1,0 +1,200 @@
+import math
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import GraftError, InvalidInput, NotAllowed, NotFound, Reason
+from service.jobs.contract import BACKBONES, FeatureBased, ModelBased
+from service.jobs.request import JobRequest, allowed_path, check_request_id
+from tests.unit.jobs.conftest import request
+
+NAN, INF = math.nan, math.inf
+
+
+def field_of(asked: JobRequest) -> str:
+    with pytest.raises(InvalidInput) as caught:
+        asked.check()
+    assert caught.value.reason is Reason.INVALID_FIELD
+    return caught.value.field
+
+
+def test_the_smallest_request_is_fine() -> None:
+    request().check()
+    JobRequest(model="birds", dataset_id="ds-1").check()
+
+
+@pytest.mark.parametrize("backbone", ["", "auto", *BACKBONES])
+def test_every_backbone_and_none_is_fine(backbone: str) -> None:
+    asked = request(backbone=backbone)
+    asked.check()
+    assert asked.backbone_or("resnet18") == (backbone if backbone in BACKBONES else "resnet18")
+
+
+def test_all_fields_at_their_bounds_are_fine() -> None:
+    for method in (
+        FeatureBased(l2=1e-12),
+        ModelBased(
+            epochs=1, batch_size=4096, learning_rate=1e-9, momentum=0.0, weight_decay=0.0,
+            label_smoothing=0.999, train_from_stage="layer4", early_stopping_patience=0,
+            precision="fp16",
+        ),
+        ModelBased(epochs=10_000, batch_size=1, momentum=0.999, train_from_stage="stem"),
+    ):  # fmt: skip
+        request(
+            backbone="resnet50",
+            weights="IMAGENET1K_V1",
+            method=method,
+            validation_fraction=0.05,
+            seed=-(2**63),
+            time_budget_s=1.0,
+            labels={"k" * 63: "v" * 255, **{str(n): "" for n in range(31)}},
+        ).check()
+    request(validation_fraction=0.5, seed=2**63 - 1).check()
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("model", {"model": "Birds"}),
+        ("backbone", {"backbone": "vgg16"}),
+        ("weights", {"weights": "../etc/passwd"}),
+        ("weights", {"weights": "x" * 65}),
+        *[("validation_fraction", {"validation_fraction": x}) for x in (0.049, 0.51, NAN, INF)],
+        ("seed", {"seed": 2**63}),
+        *[("time_budget", {"time_budget_s": x}) for x in (0.5, -1.0, NAN, INF)],
+        ("labels", {"labels": {str(n): "" for n in range(33)}}),
+        ("labels", {"labels": {"": "x"}}),
+        ("labels", {"labels": {"k" * 64: "x"}}),
+        ("labels[k]", {"labels": {"k": "x" * 256}}),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_refused_by_its_name(
+    field: str, changes: dict[str, object]
+) -> None:
+    values = {"model": "birds", "server_path": "/data", **changes}
+    assert field_of(JobRequest(**values)) == field  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("l2", [0.0, -1.0, NAN, INF])
+def test_a_penalty_that_is_not_above_zero_is_refused(l2: float) -> None:
+    assert field_of(request(method=FeatureBased(l2=l2))) == "feature_based.l2"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0), ("epochs", 10_001), ("batch_size", 0), ("batch_size", 4097),
+        ("learning_rate", 0.0), ("learning_rate", NAN), ("learning_rate", INF),
+        ("momentum", -0.1), ("momentum", 1.0), ("weight_decay", -1.0), ("weight_decay", INF),
+        ("label_smoothing", 1.0), ("early_stopping_patience", -1),
+        ("train_from_stage", "stage9"), ("train_from_stage", "layer1"),
+    ],
+)  # fmt: skip
+def test_a_bad_hyperparameter_is_refused_by_its_name(name: str, value: float | str) -> None:
+    asked = request(method=ModelBased(**{name: value}))  # type: ignore[arg-type]
+    assert field_of(asked) == f"model_based.{name}"
+
+
+def test_a_stage_is_one_of_the_backbone_that_is_meant() -> None:
+    asked = request(method=ModelBased(train_from_stage="layer2"))
+    asked.check(default_backbone="resnet18")
+    with pytest.raises(InvalidInput, match="stage1"):
+        asked.check(default_backbone="efficientnet_lite0")
+
+
+def test_half_precision_on_the_cpu_is_refused() -> None:
+    asked = request(device="cpu", method=ModelBased(precision="fp16"))
+    assert field_of(asked) == "model_based.precision"
+
+
+@pytest.mark.parametrize("changes", [{"server_path": ""}, {"dataset_id": "ds-1"}])
+def test_the_pictures_come_from_one_place(changes: dict[str, str]) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        request(**changes).check()
+    assert caught.value.field == "data"
+
+
+def test_a_request_is_the_same_after_it_was_kept() -> None:
+    for method in (FeatureBased(l2=0.1), ModelBased(epochs=3, recipe="classic")):
+        asked = request(method=method, labels={"a": "b"}, seed=0, time_budget_s=9.5)
+        assert msgspec.json.decode(msgspec.json.encode(asked), type=JobRequest) == asked
+
+
+def test_a_request_id_has_a_bound() -> None:
+    check_request_id("x" * 128)
+    with pytest.raises(InvalidInput):
+        check_request_id("x" * 129)
+
+
+@pytest.fixture
+def allowed(tmp_path: Path) -> Path:
+    folder = tmp_path / "allowed"
+    (folder / "birds").mkdir(parents=True)
+    (folder / "birds.zip").write_bytes(b"")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "allowed-not").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["birds", "birds.zip", "birds/", "./birds/../birds"])
+def test_a_path_in_an_allowed_folder_is_taken(allowed: Path, name: str) -> None:
+    found = allowed_path(f"{allowed}/{name}", (allowed,))
+    assert found in (allowed / "birds", allowed / "birds.zip")
+
+
+def test_a_link_within_the_allowed_folder_is_followed(allowed: Path) -> None:
+    (allowed / "link").symlink_to("birds")
+    assert allowed_path(str(allowed / "link"), (allowed,)) == allowed / "birds"
+
+
+def test_an_allowed_folder_may_be_a_link_itself(allowed: Path, tmp_path: Path) -> None:
+    (tmp_path / "mount").symlink_to(allowed)
+    assert allowed_path(f"{tmp_path}/mount/birds", (tmp_path / "mount",)) == allowed / "birds"
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "../allowed-not", "out", "out/x", "loop", "birds/../../secret", "../none"]
+)
+def test_a_path_that_leads_outside_is_refused_whether_it_exists_or_not(
+    allowed: Path, name: str
+) -> None:
+    (allowed / "out").symlink_to("../secret")
+    (allowed / "loop").symlink_to("loop")
+    asked = f"{allowed}/{name}"
+    with pytest.raises(NotAllowed) as caught:
+        allowed_path(asked, (allowed,))
+    assert caught.value.reason is Reason.PATH_NOT_ALLOWED
+    assert "secret" not in caught.value.message.replace(asked, "")
+
+
+def test_no_allowed_folder_means_none(allowed: Path) -> None:
+    with pytest.raises(NotAllowed):
+        allowed_path(str(allowed), ())
+
+
+def test_a_path_with_nothing_behind_it_is_told(allowed: Path) -> None:
+    (allowed / "dangling").symlink_to("nothing")
+    for name in ("nothing", "dangling", "birds.zip/x"):
+        with pytest.raises(NotFound) as caught:
+            allowed_path(str(allowed / name), (allowed,))
+        assert caught.value.reason is Reason.PATH_NOT_FOUND
+
+
+@pytest.mark.parametrize("path", ["", "birds", "./birds", "~/birds", "/a\0b", "/" + "x" * 5000])
+def test_a_path_that_is_not_absolute_is_refused(allowed: Path, path: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        allowed_path(path, (allowed,))
+    assert caught.value.field == "server_path.path"
+
+
+@given(st.lists(st.sampled_from(["..", ".", "birds", "secret", "x" * 300, "~"]), max_size=8))
+def test_whatever_the_path_the_answer_lies_inside_or_is_an_error(parts: list[str]) -> None:
+    root = Path(__file__).parent
+    try:
+        found = allowed_path("/".join([str(root), *parts]), (root,))
+    except GraftError:
+        return
+    assert found.is_relative_to(root)

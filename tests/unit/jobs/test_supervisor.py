@@ -1,0 +1,316 @@
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.domain import JobState
+from service.errors import Reason
+from service.jobs.contract import (
+    DEFAULT_BACKBONE,
+    Failed,
+    FeatureBased,
+    Heartbeat,
+    JobSpec,
+    ModelBased,
+    Note,
+    Progressed,
+)
+from service.jobs.events import Published, StateChanged
+from service.jobs.fake_launcher import Script
+from service.storage.artifacts import StoredVersion
+from tests.unit.jobs.conftest import Queue
+from tests.unit.jobs.house import EPOCH, FINISHED, FOUND, HANGS, MakeHouse, good
+from tests.unit.storage.conftest import digest, write_result
+from tests.unit.storage.test_archives import FILES, tar_gz_of
+from tests.unit.storage.test_datasets import PICTURES, upload
+
+
+async def test_a_job_goes_from_the_queue_to_a_served_version(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(good(FOUND, Heartbeat(), EPOCH, Note("info", "x")))
+    job_id = queue(server_path=folder, labels={"a": "b"}).job_id
+    await house.supervisor.start()
+    record = await house.ended(job_id)
+    assert (record.state, record.version, record.attempts) == (JobState.SUCCEEDED, 1, 1)
+    assert [e.payload for e in house.jobs.events(job_id, 0)] == [
+        StateChanged(JobState.QUEUED),
+        StateChanged(JobState.RUNNING),
+        Progressed("preparing", 0.0),
+        FOUND,
+        EPOCH,
+        Note("info", "x"),
+        Progressed("publishing", 0.0),
+        Published("birds", 1, 0.5, 2),
+        StateChanged(JobState.SUCCEEDED),
+    ]
+    assert house.models.resolve("birds", None, None).head_path.exists()
+    assert [stored.model for stored in house.warmed] == ["birds"]
+    assert house.metric("graft_jobs_ended_total", state="SUCCEEDED") == 1
+
+
+async def test_the_spec_says_what_was_asked_and_what_the_server_chose(
+    make_house: MakeHouse, queue: Queue, folder: str, tmp_path: Path
+) -> None:
+    house = make_house(good(), trainer_threads=3, provider="cpu", max_job_s=1000)
+    method = ModelBased(epochs=2)
+    plain = queue(server_path=folder)
+    full = queue(
+        server_path=folder, backbone="resnet18", weights="random", method=method, seed=7,
+        validation_fraction=0.3, time_budget_s=60.0, labels={"a": "b"}, device="cpu",
+    )  # fmt: skip
+    await house.supervisor.start()
+    for job in (plain, full):
+        assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
+    first, second = (trainer.spec for trainer in house.launcher.trainers)
+    assert first == JobSpec(
+        job_id=plain.job_id, model="birds", data_dir=folder,
+        out_dir=str(tmp_path / "data" / "work" / plain.job_id / "out"), method=FeatureBased(),
+        backbone=DEFAULT_BACKBONE, weights_dir=str(tmp_path / "weights"), time_budget_s=900,
+        device="cpu", threads=3, provider="cpu",
+    )  # fmt: skip
+    assert (second.backbone, second.weights, second.method) == ("resnet18", "random", method)
+    assert (second.seed, second.validation_fraction, second.time_budget_s) == (7, 0.3, 60)
+    assert second.labels == {"a": "b"}
+
+
+async def test_a_later_job_is_told_of_the_backbone_that_an_earlier_one_exported(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(good())
+    jobs = [queue(server_path=folder), queue(server_path=folder)]
+    await house.supervisor.start()
+    for job in jobs:
+        await house.ended(job.job_id)
+    first, second = (trainer.spec.exported for trainer in house.launcher.trainers)
+    assert first == []
+    assert [known.digest for known in second] == [digest(b"backbone")]
+
+
+async def test_a_job_queued_later_is_found_without_a_call(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(good())
+    await house.supervisor.start()
+    job = await asyncio.to_thread(queue, server_path=folder)
+    assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
+
+
+async def test_the_jobs_folder_is_gone_after_it(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(good())
+    house.settings.work_dir.mkdir(parents=True)
+    (house.settings.work_dir / "left").mkdir()
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    await house.ended(job.job_id)
+    await house.supervisor.close(5)
+    assert list(house.settings.work_dir.iterdir()) == []
+
+
+async def test_data_comes_from_a_dataset(make_house: MakeHouse, queue: Queue) -> None:
+    house = make_house(good())
+    dataset = upload(house.datasets, PICTURES)
+    job = queue(server_path="", dataset_id=dataset.dataset_id)
+    await house.supervisor.start()
+    await house.ended(job.job_id)
+    assert house.launcher.trainers[0].spec.data_dir == str(house.datasets.path(dataset.dataset_id))
+
+
+async def test_data_comes_from_an_archive_that_becomes_a_dataset(
+    make_house: MakeHouse, queue: Queue, tmp_path: Path
+) -> None:
+    house = make_house(good())
+    (tmp_path / "pets.tgz").write_bytes(tar_gz_of(FILES))
+    job = queue(server_path=str(tmp_path / "pets.tgz"))
+    await house.supervisor.start()
+    assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
+    (dataset,), _ = house.datasets.list(0, "")
+    assert house.launcher.trainers[0].spec.data_dir == str(house.datasets.path(dataset.dataset_id))
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/etc", Reason.PATH_NOT_ALLOWED),
+        ("{}/nothing", Reason.PATH_NOT_FOUND),
+        ("{}/bad.zip", Reason.ARCHIVE_UNREADABLE),
+    ],
+)
+async def test_data_that_cannot_be_had_fails_the_job_without_a_trainer(
+    make_house: MakeHouse, queue: Queue, tmp_path: Path, path: str, reason: Reason
+) -> None:
+    house = make_house(good())
+    (tmp_path / "bad.zip").write_bytes(b"no archive")
+    job = queue(server_path=path.format(tmp_path))
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.state, record.error_reason) == (JobState.FAILED, reason)
+    assert house.launcher.trainers == []
+
+
+async def test_a_failure_that_the_trainer_tells_is_the_jobs_and_is_not_tried_again(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(Script([Failed(Reason.DATASET_UNUSABLE, "one class only")], exit_code=3))
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.error_reason, record.error_message) == (
+        Reason.DATASET_UNUSABLE, "one class only",
+    )  # fmt: skip
+    assert record.attempts == 1
+    assert house.metric("graft_jobs_ended_total", state="FAILED") == 1
+
+
+async def test_a_crash_is_tried_again(make_house: MakeHouse, queue: Queue, folder: str) -> None:
+    house = make_house(Script([Progressed("training", 0.2)], exit_code=1), good())
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.state, record.attempts, record.crashes) == (JobState.SUCCEEDED, 2, 1)
+    again = [
+        e.payload
+        for e in house.jobs.events(job.job_id, 0)
+        if isinstance(e.payload, StateChanged) and e.payload.reason
+    ]
+    assert [(a.state, a.reason) for a in again] == [(JobState.QUEUED, Reason.TRAINER_CRASHED)]
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "said"),
+    [
+        (Script(exit_code=1), Reason.TRAINER_CRASHED, "ended with code 1"),
+        (Script(exit_code=3), Reason.TRAINER_CRASHED, "ended with code 3"),
+        (Script(exit_code=0), Reason.TRAINER_CRASHED, "ended with code 0"),
+        (Script(exit_code=4), Reason.TRAINER_CRASHED, "told to by somebody else"),
+        (Script(exit_code=-11), Reason.TRAINER_CRASHED, "SIGSEGV"),
+        (Script(exit_code=-9), Reason.OUT_OF_MEMORY, "memory"),
+        (Script(fails_to_start=True), Reason.TRAINER_CRASHED, "could not be started"),
+    ],
+    ids=["code 1", "code 3", "code 0", "code 4", "segfault", "killed", "no start"],
+)
+async def test_a_job_that_crashes_twice_fails_with_what_happened(
+    make_house: MakeHouse, queue: Queue, folder: str, script: Script, reason: Reason, said: str
+) -> None:
+    house = make_house(script)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.state, record.error_reason) == (JobState.FAILED, reason)
+    assert said in record.error_message
+    assert (record.attempts, record.crashes) == (2, 2)
+
+
+async def test_the_last_words_of_a_crash_are_logged_and_not_told_to_callers(
+    make_house: MakeHouse, queue: Queue, folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = make_house(Script(exit_code=1, words=["Traceback: secret"]))
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert "secret" in caplog.text
+    assert "secret" not in record.error_message
+    assert job.job_id in record.error_message
+
+
+async def test_a_trainer_that_says_nothing_is_stopped(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(HANGS, good(), heartbeat_timeout_s=0.05)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.state, record.crashes) == (JobState.SUCCEEDED, 1)
+    assert house.launcher.trainers[0].stopped.is_set()
+
+
+async def test_a_job_that_takes_too_long_is_stopped_and_not_tried_again(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(HANGS, max_job_s=0.2)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.error_reason, record.attempts) == (Reason.TIME_BUDGET_EXCEEDED, 1)
+    assert house.launcher.trainers[0].stopped.is_set()
+
+
+async def test_a_running_job_that_is_cancelled_stops_its_trainer(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(HANGS, good())
+    job, other = queue(server_path=folder), queue(server_path=folder)
+    await house.supervisor.start()
+    trainer = await house.trainer()
+    await asyncio.to_thread(house.jobs.request_cancel, job.job_id)
+    assert (await house.ended(job.job_id)).state is JobState.CANCELLED
+    assert trainer.stopped.is_set()
+    assert (await house.ended(other.job_id)).state is JobState.SUCCEEDED
+    assert house.metric("graft_jobs_ended_total", state="CANCELLED") == 1
+
+
+async def test_a_cancel_that_comes_while_publishing_comes_too_late(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    warming, go_on = asyncio.Event(), asyncio.Event()
+
+    async def warm(_: StoredVersion) -> None:
+        warming.set()
+        await go_on.wait()
+
+    house = make_house(good(), on_published=warm)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    await asyncio.wait_for(warming.wait(), 20)
+    await asyncio.to_thread(house.jobs.request_cancel, job.job_id)
+    house.supervisor.wake()
+    await asyncio.to_thread(house.jobs.to_cancel)
+    go_on.set()
+    record = await house.ended(job.job_id)
+    assert (record.state, record.version, record.cancel_requested) == (
+        JobState.SUCCEEDED, 1, False,
+    )  # fmt: skip
+
+
+async def test_a_version_that_cannot_be_warmed_is_published_all_the_same(
+    make_house: MakeHouse, queue: Queue, folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def warm(_: StoredVersion) -> None:
+        raise RuntimeError("no memory")
+
+    house = make_house(good(), on_published=warm)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
+    assert "could not be warmed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda spec: None, "manifest.json is missing"),
+        (lambda spec: write_result(Path(spec.out_dir), spec.job_id, "bears"), "for bears"),
+        (lambda spec: write_result(Path(spec.out_dir), "job-2", spec.model), "of job-2"),
+        (
+            lambda spec: write_result(
+                Path(spec.out_dir), spec.job_id, spec.model, backbone_digest="0" * 64
+            ),
+            "the manifest says",
+        ),
+    ],
+    ids=["nothing", "other model", "other job", "other backbone"],
+)
+async def test_a_result_that_is_not_whole_or_not_the_jobs_is_not_published(
+    make_house: MakeHouse, queue: Queue, folder: str, spoil: Callable[[JobSpec], None], said: str
+) -> None:
+    house = make_house(Script([FINISHED], before_last=spoil))
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.state, record.error_reason) == (JobState.FAILED, Reason.TRAINING_FAILED)
+    assert said in record.error_message
+    assert house.models.list_models(0, "") == ([], "")
+    assert house.warmed == []

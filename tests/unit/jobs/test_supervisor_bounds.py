@@ -1,0 +1,224 @@
+"""How the supervisor stops, what it does at once, and what it does when things fail."""
+
+import asyncio
+
+import pytest
+
+from service.domain import JobState
+from service.errors import Exhausted, Reason
+from service.jobs.contract import (
+    Failed,
+    JobSpec,
+    Progressed,
+)
+from service.jobs.fake_launcher import Script
+from service.jobs.store import JobRecord
+from tests.unit.jobs.conftest import Queue
+from tests.unit.jobs.house import EPOCH, FINISHED, HANGS, MakeHouse, good
+
+
+async def test_closing_stops_trainers_and_puts_their_jobs_back(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(HANGS)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    trainer = await house.trainer()
+    await house.supervisor.close(5)
+    record = house.jobs.get(job.job_id)
+    assert (record.state, record.attempts, record.crashes) == (JobState.QUEUED, 1, 0)
+    assert trainer.stopped.is_set()
+    assert len(house.launcher.trainers) == 1
+
+
+async def test_a_trainer_that_was_just_being_started_is_stopped_too(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    go_on = asyncio.Event()
+    house = make_house(Script(hangs=True, starts_after=go_on))
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    await asyncio.wait_for(house.launcher.starting.wait(), 20)
+    closing = asyncio.create_task(house.supervisor.close(20))
+    await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    assert house.launcher.trainers[0].stopped.is_set()
+    assert house.jobs.get(job.job_id).state is JobState.QUEUED
+
+
+async def test_what_was_running_when_the_service_died_is_taken_up_again(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(good())
+    job = queue(server_path=folder)
+    house.jobs.claim(["auto"])
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.state, record.attempts, record.crashes) == (JobState.SUCCEEDED, 2, 1)
+
+
+async def test_no_more_jobs_run_at_once_than_there_are_slots(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(HANGS, has_gpu=True, cpu_jobs=2, gpu_jobs=1)
+    devices = ["cpu", "auto", "cpu", "cuda", "cpu"]
+    jobs = {queue(server_path=folder, device=d).job_id: d for d in devices}
+    await house.supervisor.start()
+    trainers = [await house.trainer() for _ in range(3)]
+    assert [jobs[t.spec.job_id] for t in trainers] == ["cpu", "auto", "cpu"]
+    assert [t.spec.device for t in trainers] == ["cpu", "auto", "cpu"]
+    assert house.jobs.counts_by_state()["QUEUED"] == 2
+    await asyncio.to_thread(house.jobs.request_cancel, trainers[1].spec.job_id)
+    assert (await house.trainer()).spec.device == "cuda"
+    assert house.jobs.counts_by_state() == {
+        "QUEUED": 1, "RUNNING": 3, "SUCCEEDED": 0, "FAILED": 0, "CANCELLED": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("device", "changes"),
+    [
+        ("cuda", {"has_gpu": False}),
+        ("cuda", {"has_gpu": True, "gpu_jobs": 0}),
+        ("cpu", {"cpu_jobs": 0, "has_gpu": True}),
+        ("auto", {"cpu_jobs": 0, "has_gpu": False}),
+    ],
+)
+async def test_a_job_for_a_device_that_nothing_trains_on_fails_at_once(
+    make_house: MakeHouse, queue: Queue, folder: str, device: str, changes: dict[str, object]
+) -> None:
+    house = make_house(good(), **changes)
+    job = queue(server_path=folder, device=device)
+    await house.supervisor.start()
+    assert (await house.ended(job.job_id)).error_reason is Reason.DEVICE_UNAVAILABLE
+    assert house.launcher.trainers == []
+
+
+async def test_figures_of_an_epoch_are_shown_while_the_job_runs(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(Script([EPOCH, Progressed("training", 0.4)], hangs=True))
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    await house.trainer()
+    labels = {"job_id": job.job_id, "model": "birds"}
+    assert house.metric("graft_training_validation_accuracy", **labels) == 0.6
+    assert house.metric("graft_training_epochs_planned", **labels) == 3
+    await asyncio.to_thread(house.jobs.request_cancel, job.job_id)
+    await house.ended(job.job_id)
+    await house.supervisor.close(5)
+    assert house.metric("graft_training_epoch", **labels) is None
+    count = house.metric("graft_job_duration_seconds_count", method="feature_based")
+    assert count == 1
+
+
+async def test_progress_is_kept_in_steps(make_house: MakeHouse, queue: Queue, folder: str) -> None:
+    fine = [Progressed("training", n / 5000) for n in range(5001)]
+    house = make_house(good(*fine, Progressed("exporting", 0.0)))
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    await house.ended(job.job_id)
+    kept = [
+        e.payload for e in house.jobs.events(job.job_id, 0) if isinstance(e.payload, Progressed)
+    ]
+    of_training = [p.fraction for p in kept if p.stage == "training"]
+    assert (of_training[0], of_training[-1]) == (0.0, 1.0)
+    assert len(of_training) <= 102
+    assert [p.stage for p in kept][-2:] == ["exporting", "publishing"]
+
+
+async def test_an_outcome_that_found_the_disk_full_is_saved_when_there_is_room(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(Script([Failed(Reason.TRAINING_FAILED, "no")], exit_code=3))
+    fail, tries = house.jobs.fail, []
+
+    def full_twice(*asked: object) -> JobRecord:
+        tries.append(asked)
+        if len(tries) <= 2:
+            raise Exhausted(Reason.STORAGE_FULL, "full")
+        return fail(*asked)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(house.jobs, "fail", full_twice)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    assert (await house.ended(job.job_id)).error_reason is Reason.TRAINING_FAILED
+    assert len(tries) == 3
+
+
+async def test_a_full_disk_keeps_jobs_waiting_and_the_service_alive(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(good())
+    claim, tries = house.jobs.claim, []
+
+    def full_once(devices: list[str]) -> JobRecord | None:
+        tries.append(devices)
+        if len(tries) == 1:
+            raise Exhausted(Reason.STORAGE_FULL, "full")
+        return claim(devices)
+
+    monkeypatch.setattr(house.jobs, "claim", full_once)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
+
+
+async def test_an_unexpected_error_fails_its_job_alone(
+    make_house: MakeHouse, queue: Queue, folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def bug(_: JobSpec) -> None:
+        raise KeyError("a bug")
+
+    house = make_house(Script([FINISHED], before_last=bug), good())
+    job, other = queue(server_path=folder), queue(server_path=folder)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert record.error_reason is Reason.INTERNAL
+    assert "a bug" not in record.error_message
+    assert "a bug" in caplog.text
+    assert (await house.ended(other.job_id)).state is JobState.SUCCEEDED
+
+
+async def test_a_supervisor_that_can_go_no_further_says_so(
+    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house()
+
+    def broken() -> set[str]:
+        raise RuntimeError("the database is broken")
+
+    monkeypatch.setattr(house.jobs, "to_cancel", broken)
+    await house.supervisor.start()
+    with pytest.raises(RuntimeError, match="the database is broken"):
+        await asyncio.wait_for(house.supervisor.wait_failed(), 20)
+
+
+async def test_an_outcome_that_cannot_be_saved_stops_the_supervisor(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(Script([Failed(Reason.TRAINING_FAILED, "no")]))
+
+    def broken(*_: object) -> JobRecord:
+        raise RuntimeError("the database is broken")
+
+    monkeypatch.setattr(house.jobs, "fail", broken)
+    queue(server_path=folder)
+    await house.supervisor.start()
+    with pytest.raises(RuntimeError, match="the database is broken"):
+        await asyncio.wait_for(house.supervisor.wait_failed(), 20)
+
+
+async def test_the_event_loop_is_never_held_up_by_the_database(
+    make_house: MakeHouse, queue: Queue, folder: str, database: object
+) -> None:
+    house = make_house(good())
+    await house.supervisor.start()
+    job = queue(server_path=folder)
+    with database.transaction():  # type: ignore[attr-defined]
+        house.supervisor.wake()
+        # Whatever the supervisor wants to write, this thread holds the only pen.
+        for _ in range(200):
+            await asyncio.wait_for(asyncio.sleep(0), 1)
+    assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED

@@ -1,0 +1,132 @@
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from service.domain import Manifest, Parity
+from service.errors import InvalidInput, Reason
+from service.jobs.contract import DEFAULT_BACKBONE
+from service.storage.artifacts import Artifacts
+from service.storage.database import Database
+from service.storage.datasets import DatasetStore, Limits
+from service.storage.models import ModelStore
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def manifest(job_id: str, model: str = "birds", **changes: object) -> Manifest:
+    whole = Manifest(
+        model=model,
+        job_id=job_id,
+        method="feature_based",
+        backbone=DEFAULT_BACKBONE,
+        weights="IMAGENET1K_V1",
+        backbone_digest=digest(b"backbone"),
+        feature_dim=3,
+        classes=["cat", "dog"],
+        temperature=1.0,
+        train_count=8,
+        validation_count=2,
+        validation_accuracy=0.5,
+        validation_loss=0.7,
+        dataset_digest="d" * 64,
+        rejected_count=0,
+        seed=0,
+        hyperparameters={},
+        preprocess={},
+        parity=Parity(0.0, 1.0, 2),
+        opset=17,
+        device="cpu",
+        precision="fp32",
+        provider="cpu",
+        versions={},
+        started_at="2024-01-01T00:00:00Z",
+        duration_s=1.0,
+    )
+    return msgspec.structs.replace(whole, **changes)
+
+
+def write_result(
+    out_dir: Path,
+    job_id: str,
+    model: str = "birds",
+    *,
+    head: bytes | None = None,
+    backbone: bytes | None = b"backbone",
+    **changes: object,
+) -> Path:
+    """A trainer's result; with `backbone` None it relies on one that is stored."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    if backbone is not None:
+        (out_dir / "backbone.onnx").write_bytes(backbone)
+        changes = {"backbone_digest": digest(backbone), **changes}
+    (out_dir / "head.safetensors").write_bytes(head or f"head of {job_id}".encode())
+    made = manifest(job_id, model, **changes)
+    (out_dir / "manifest.json").write_bytes(msgspec.json.encode(made))
+    (out_dir / "report.json").write_text(json.dumps({"job": job_id}))
+    (out_dir / "report.html").write_text(f"<p>{job_id}</p>")
+    return out_dir
+
+
+def decode(data: bytes) -> bytes:
+    """Takes for a picture what begins with PIC."""
+    if not data.startswith(b"PIC"):
+        raise InvalidInput(Reason.PICTURE_UNREADABLE, "no picture")
+    return data
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(tmp_path / "data")
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Artifacts:
+    return Artifacts(tmp_path / "data" / "artifacts")
+
+
+@pytest.fixture
+def models(database: Database, artifacts: Artifacts) -> ModelStore:
+    return ModelStore(database, artifacts)
+
+
+LIMITS = Limits(max_upload_bytes=1_000_000, max_unpacked_bytes=1_000_000, max_files=100)
+
+MakeDatasets = Callable[..., DatasetStore]
+
+
+@pytest.fixture
+def make_datasets(database: Database, tmp_path: Path) -> MakeDatasets:
+    def make(limits: Limits = LIMITS) -> DatasetStore:
+        return DatasetStore(database, tmp_path / "data" / "datasets", decode, limits, workers=2)
+
+    return make
+
+
+@pytest.fixture
+def datasets(make_datasets: MakeDatasets) -> DatasetStore:
+    return make_datasets()
+
+
+Publish = Callable[..., int]
+
+
+@pytest.fixture
+def publish(
+    database: Database, artifacts: Artifacts, models: ModelStore, tmp_path: Path
+) -> Publish:
+    """Publishes a version of a model as a job would, and answers with its number."""
+
+    def publish(model: str, job_id: str, **changes: object) -> int:
+        stored = artifacts.put(write_result(tmp_path / "out" / job_id, job_id, model, **changes))  # type: ignore[arg-type]
+        with database.transaction() as connection:
+            return models.publish(connection, model, job_id, stored)
+
+    return publish

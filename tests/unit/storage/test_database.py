@@ -1,0 +1,219 @@
+import sqlite3
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from service.domain import TRANSITIONS, JobState
+from service.errors import Exhausted, Reason, Unavailable, WrongState
+from service.storage.database import Database
+
+TABLE = "CREATE TABLE t (x INTEGER NOT NULL UNIQUE);"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Database:
+    return Database(tmp_path / "small", [TABLE])
+
+
+def numbers(database: Database) -> list[int]:
+    with database.read() as connection:
+        return [row["x"] for row in connection.execute("SELECT x FROM t ORDER BY x")]
+
+
+def add(database: Database, number: int) -> None:
+    with database.transaction() as connection:
+        connection.execute("INSERT INTO t VALUES (?)", (number,))
+
+
+def test_what_was_committed_is_there_after_a_restart(tmp_path: Path) -> None:
+    first = Database(tmp_path, [TABLE])
+    add(first, 1)
+    first.close()
+    second = Database(tmp_path, [TABLE])
+    assert numbers(second) == [1]
+    second.close()
+
+
+def test_an_error_rolls_the_whole_transaction_back(small: Database) -> None:
+    def fail() -> None:
+        with small.transaction() as connection:
+            connection.execute("INSERT INTO t VALUES (1)")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert numbers(small) == []
+    add(small, 2)
+    assert numbers(small) == [2]
+    small.close()
+
+
+def test_a_reader_sees_one_state_while_a_writer_goes_on(small: Database) -> None:
+    add(small, 1)
+    with small.read() as connection:
+        connection.execute("SELECT x FROM t").fetchall()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(add, small, 2).result(10)
+        assert [row["x"] for row in connection.execute("SELECT x FROM t")] == [1]
+    assert numbers(small) == [1, 2]
+    small.close()
+
+
+def test_a_reader_cannot_write(small: Database) -> None:
+    with pytest.raises(sqlite3.OperationalError, match="readonly"), small.read() as connection:
+        connection.execute("INSERT INTO t VALUES (1)")
+    small.close()
+
+
+def test_writers_from_many_threads_take_turns(small: Database) -> None:
+    def count(_: int) -> None:
+        with small.transaction() as connection:
+            (highest,) = connection.execute("SELECT COALESCE(MAX(x), 0) FROM t").fetchone()
+            connection.execute("INSERT INTO t VALUES (?)", (highest + 1,))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(count, range(40)))
+    assert numbers(small) == list(range(1, 41))
+    small.close()
+
+
+def test_a_follow_up_runs_after_the_commit_and_not_after_a_rollback(small: Database) -> None:
+    seen: list[list[int]] = []
+    with small.transaction() as connection:
+        connection.execute("INSERT INTO t VALUES (1)")
+        small.after_commit(lambda: seen.append(numbers(small)))
+        assert seen == []
+
+    def fail() -> None:
+        with small.transaction():
+            small.after_commit(lambda: seen.append([]))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    add(small, 2)
+    assert seen == [[1]]
+    small.close()
+
+
+def test_a_follow_up_that_fails_leaves_the_commit_and_the_others_alone(small: Database) -> None:
+    ran = threading.Event()
+    with small.transaction() as connection:
+        connection.execute("INSERT INTO t VALUES (1)")
+        small.after_commit(lambda: 1 / 0)  # type: ignore[arg-type]
+        small.after_commit(ran.set)
+    assert ran.is_set()
+    assert numbers(small) == [1]
+    small.close()
+
+
+def test_a_full_disk_is_told_and_the_database_goes_on_when_there_is_room(small: Database) -> None:
+    with small.transaction() as connection:
+        connection.execute("CREATE TABLE big (x BLOB)")
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages + 2}")
+    with pytest.raises(Exhausted) as caught, small.transaction() as connection:
+        connection.execute("INSERT INTO big VALUES (zeroblob(1000000))")
+    assert caught.value.reason is Reason.STORAGE_FULL
+    with small.transaction() as connection:
+        connection.execute("PRAGMA max_page_count = 100000")
+        connection.execute("INSERT INTO big VALUES (zeroblob(1000000))")
+    small.close()
+
+
+def test_a_data_folder_takes_one_server_at_a_time(tmp_path: Path) -> None:
+    first = Database(tmp_path)
+    with pytest.raises(Unavailable, match="another server uses the data folder"):
+        Database(tmp_path)
+    first.close()
+    Database(tmp_path).close()
+
+
+def test_a_killed_server_leaves_no_lock_and_no_half_transaction(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from pathlib import Path; from service.storage.database import Database\n"
+        f"database = Database(Path({str(tmp_path)!r}), [{TABLE!r}])\n"
+        "with database.transaction() as c: c.execute('INSERT INTO t VALUES (1)')\n"
+        "with database.transaction() as c:\n"
+        "    c.execute('INSERT INTO t VALUES (2)')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+    assert done.returncode == -9
+    database = Database(tmp_path, [TABLE])
+    assert numbers(database) == [1]
+    database.close()
+
+
+def test_an_older_database_is_migrated_step_by_step(tmp_path: Path) -> None:
+    old = Database(tmp_path, [TABLE])
+    add(old, 7)
+    old.close()
+    new = Database(tmp_path, [TABLE, "ALTER TABLE t ADD COLUMN y INTEGER;", "UPDATE t SET y = x;"])
+    with new.read() as connection:
+        assert tuple(connection.execute("SELECT x, y FROM t").fetchone()) == (7, 7)
+    new.close()
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+    Database(tmp_path, [TABLE]).close()
+    bad = "ALTER TABLE t ADD COLUMN y INTEGER; INSERT INTO nowhere VALUES (1);"
+    with pytest.raises(sqlite3.OperationalError, match="nowhere"):
+        Database(tmp_path, [TABLE, bad])
+    again = Database(tmp_path, [TABLE])
+    with again.read() as connection:
+        assert [row["name"] for row in connection.execute("PRAGMA table_info(t)")] == ["x"]
+    again.close()
+
+
+def test_a_newer_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    Database(tmp_path, [TABLE, "CREATE TABLE u (x INTEGER);"]).close()
+    with pytest.raises(WrongState, match="run the newer Graft"):
+        Database(tmp_path, [TABLE])
+    Database(tmp_path, [TABLE, "CREATE TABLE u (x INTEGER);"]).close()
+
+
+def test_a_closed_database_says_that_the_service_stops(small: Database) -> None:
+    small.close()
+    small.close()
+    with pytest.raises(Unavailable) as caught, small.read():
+        pass
+    assert caught.value.reason is Reason.SHUTTING_DOWN
+    with pytest.raises(Unavailable), small.transaction():
+        pass
+
+
+@pytest.mark.parametrize(("old", "new"), list(product(JobState, JobState)))
+def test_the_database_allows_the_transitions_of_the_domain_alone(
+    database: Database, old: JobState, new: JobState
+) -> None:
+    def values(state: JobState) -> tuple[str, int, str | None, float | None]:
+        failed = "INTERNAL" if state is JobState.FAILED else None
+        ended = 1.0 if state.is_final else None
+        return state.value, int(state is JobState.SUCCEEDED), failed, ended
+
+    with database.transaction() as connection:
+        connection.execute(
+            "INSERT INTO jobs (job_id, fingerprint, model, device, request_json, create_time_s,"
+            " state, version, error_reason, end_time_s) VALUES ('j', '', 'm', 'cpu', '', 0, ?, ?,"
+            " ?, ?)",
+            values(old),
+        )
+
+    def move() -> None:
+        with database.transaction() as connection:
+            connection.execute(
+                "UPDATE jobs SET state = ?, version = ?, error_reason = ?, end_time_s = ?",
+                values(new),
+            )
+
+    if new in TRANSITIONS.get(old, ()):
+        move()
+    else:
+        with pytest.raises(sqlite3.IntegrityError, match="illegal transition"):
+            move()

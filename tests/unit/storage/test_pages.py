@@ -1,0 +1,37 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import InvalidInput
+from service.storage import pages
+
+
+@pytest.mark.parametrize(("asked", "meant"), [(0, 50), (1, 1), (1000, 1000)])
+def test_zero_means_fifty_and_one_to_a_thousand_are_taken(asked: int, meant: int) -> None:
+    assert pages.size(asked) == meant
+
+
+@pytest.mark.parametrize("asked", [-1, 1001])
+def test_other_sizes_are_refused(asked: int) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        pages.size(asked)
+    assert caught.value.field == "page_size"
+
+
+@given(st.text(), st.floats(allow_nan=False, allow_infinity=False))
+def test_a_token_leads_back_to_its_key(name: str, number: float) -> None:
+    assert pages.key("list", pages.token("list", name, number), str, float) == (name, number)
+
+
+def test_no_token_means_the_first_page() -> None:
+    assert pages.key("list", "", str) is None
+
+
+OTHERS = [pages.token("other", "x"), pages.token("list", 1), pages.token("list", "x", "y")]
+
+
+@given(st.text(min_size=1) | st.sampled_from(OTHERS))
+def test_a_token_of_another_list_or_of_none_is_refused(token: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        pages.key("list", token, str)
+    assert caught.value.field == "page_token"
