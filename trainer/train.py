@@ -162,7 +162,6 @@ def run(spec: JobSpec, tell: Send) -> Manifest:
     findings = report.collect(manifest, metrics, data, probabilities, epochs)
     (out / REPORT_JSON_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(findings)))
     (out / REPORT_HTML_FILE).write_text(report.to_html(findings, data), encoding="utf-8")
-    send(Progressed("publishing", 0.0))
     send(Finished(metrics.accuracy, metrics.count))
     return manifest
 

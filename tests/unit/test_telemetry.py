@@ -1,0 +1,78 @@
+"""Bounds on labels, gauges that are counted when asked, log lines."""
+
+import json
+import logging
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from service import telemetry
+from service.telemetry import OTHER_MODELS, MetricsServer, Telemetry, set_up_logging
+
+
+def test_models_past_the_bound_share_a_label() -> None:
+    metrics = Telemetry({"version": "1"}, max_model_labels=2)
+    labels = [metrics.model_label(f"m{n}") for n in range(5)]
+    assert labels == ["m0", "m1", OTHER_MODELS, OTHER_MODELS, OTHER_MODELS]
+    assert metrics.model_label("m1") == "m1"
+
+
+def test_a_finished_jobs_series_are_dropped() -> None:
+    metrics = Telemetry({"version": "1"})
+    metrics.epoch["train_loss"].labels("job-1", "m").set(0.5)
+    label = {"job_id": "job-1", "model": "m"}
+    assert metrics.registry.get_sample_value("graft_training_train_loss", label) == 0.5
+    metrics.model_label("m")
+    metrics.forget_job("job-1", "m")
+    assert metrics.registry.get_sample_value("graft_training_train_loss", label) is None
+
+
+def test_counts_are_taken_when_scraped_over_http() -> None:
+    metrics = Telemetry({"version": "7"})
+    counts = {"QUEUED": 1}
+    metrics.watch_counts("jobs", "Jobs.", "state", lambda: counts)
+    server = MetricsServer(metrics.registry, "127.0.0.1", 0)
+    try:
+        counts["QUEUED"] = 5
+        url = f"http://127.0.0.1:{server.port}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            text = answer.read().decode()
+    finally:
+        server.close()
+    assert 'graft_jobs{state="QUEUED"} 5.0' in text
+    assert 'graft_build_info{version="7"} 1.0' in text
+    assert "process_resident_memory_bytes" in text
+
+
+@pytest.fixture
+def root_logger() -> Iterator[logging.Logger]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield root
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_json_lines_carry_the_request_id_and_what_was_given(
+    root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_logging("json", "info")
+    telemetry.request_id.set("abc")
+    logging.getLogger("x").info("hello", extra={"job_id": "j1"})
+    line = json.loads(capsys.readouterr().err)
+    assert (line["message"], line["level"], line["job_id"]) == ("hello", "INFO", "j1")
+    assert line["request_id"] == "abc"
+
+
+def test_console_lines_are_for_people(
+    root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_logging("console", "info")
+    logging.getLogger("x").debug("unseen")
+    logging.getLogger("x").info("hello", extra={"job_id": "j1"})
+    line = capsys.readouterr().err
+    assert "unseen" not in line
+    assert "INFO" in line
+    assert "hello" in line
+    assert "job_id=j1" in line
