@@ -1,6 +1,6 @@
 """From a FineTune call to the first served answer, over gRPC, on a folder of pictures.
 
-    python bench/fine_tune.py FOLDER [--runs 3] [--backbone NAME] [--weights NAME]
+    python -m bench.fine_tune FOLDER [--runs 3] [--backbone NAME] [--weights NAME]
         [--method feature_based|model_based] [--recipe classic] [--cold]
 
 The service runs on this machine with an empty data folder; the client uploads
@@ -10,39 +10,16 @@ run gets a data folder of its own. Prints every epoch of model-based runs.
 
 import argparse
 import contextlib
-import json
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 from graft import Client, EpochMetrics, FeatureBased, ModelBased, Note, Version
 
-
-@contextlib.contextmanager
-def service(data_dir: Path) -> Iterator[str]:
-    """Runs a service; gives its address."""
-    command = [sys.executable, "-m", "service", "--port=0", "--metrics-port=0"]
-    log = (data_dir / "service.log").open("w+")
-    process = subprocess.Popen([*command, f"--data-dir={data_dir}"], stderr=log)
-    try:
-        for _ in range(3000):
-            lines = (data_dir / "service.log").read_text().splitlines()
-            entries = [json.loads(line) for line in lines if line.startswith("{")]
-            ports = [entry["port"] for entry in entries if entry["message"] == "serving"]
-            if ports:
-                break
-            time.sleep(0.01)
-        yield f"127.0.0.1:{ports[0]}"
-    finally:
-        process.terminate()
-        process.wait(60)
-        log.close()
+from bench.running import service
 
 
 def run(client: Client, arguments: argparse.Namespace) -> tuple[float, Version]:
@@ -95,7 +72,7 @@ def main() -> None:
         for number in range(arguments.runs):
             if client is None or arguments.cold:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                address = stack.enter_context(service(folder))
+                address = stack.enter_context(service(folder)).address
                 client = stack.enter_context(Client(address))
                 client.wait_ready(30)
             seconds, version = run(client, arguments)

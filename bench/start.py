@@ -1,6 +1,6 @@
 """How long the service takes to be SERVING, and what it holds and burns while idle.
 
-    python bench/start.py [--runs 5] [--data-dir FOLDER]
+    python -m bench.start [--runs 5] [--data-dir FOLDER]
 
 Time runs from the start of the process to the first SERVING answer of
 grpc.health.v1, asked every 10 ms. Memory (RSS and PSS, MiB) and CPU are those of
