@@ -101,21 +101,25 @@ class AsyncTransport:
         finally:
             call.cancel()
 
-    async def collect(self, rpc: Rpc[Req, Res], messages: Iterator[Req], timeout_s: float) -> Res:
+    async def collect(
+        self, rpc: Rpc[Req, Res], messages: Iterator[Req], spoil: Req, timeout_s: float
+    ) -> Res:
         """As Transport."""
         invoke = self._channel.stream_unary(
             rpc.path, request_serializer=rpc.serialize, response_deserializer=rpc.parse
         )
-        feed = AsyncFeed(stepwise(messages))
+        feed = AsyncFeed(stepwise(messages), spoil)
         call = invoke(feed.messages(), timeout=timeout_s, metadata=self._metadata)
         try:
             answer: Res = await call
-        except asyncio.CancelledError:
+        except grpc.RpcError:
             if feed.error is not None:
                 raise feed.error from None
             raise
         finally:
             call.cancel()
+        if feed.error is not None:
+            raise feed.error
         return answer
 
     async def exchange(
@@ -175,10 +179,11 @@ class AsyncTransport:
 
 
 class AsyncFeed:
-    """Hands messages to gRPC; it ends the call when they raise, and loses the error."""
+    """As `Feed`; where there is nothing to spoil the call with, gRPC cancels it."""
 
-    def __init__(self, messages: AsyncIterator[Any]) -> None:
+    def __init__(self, messages: AsyncIterator[Any], spoil: Any = None) -> None:
         self._messages = messages
+        self._spoil = spoil
         self.error: Exception | None = None
 
     async def messages(self) -> AsyncIterator[Any]:
@@ -188,7 +193,9 @@ class AsyncFeed:
                 yield message
         except Exception as error:
             self.error = error
-            raise
+            if self._spoil is None:
+                raise
+            yield self._spoil
 
 
 async def stepwise(items: Iterator[T]) -> AsyncIterator[T]:

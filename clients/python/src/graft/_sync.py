@@ -16,7 +16,7 @@ from graft import _calls, _rpcs
 from graft._channel import Settings
 from graft._rpcs import Rpc
 from graft._watch import Watch
-from graft.errors import Cancelled, from_rpc
+from graft.errors import from_rpc
 from graft.retry import Attempts, RetryPolicy
 from graft.types import JobEvent
 
@@ -101,23 +101,27 @@ class Transport:
         finally:
             call.cancel()
 
-    def collect(self, rpc: Rpc[Req, Res], messages: Iterator[Req], timeout_s: float) -> Res:
-        """Sends a stream, returns its one answer; raises gRPC's own errors."""
+    def collect(
+        self, rpc: Rpc[Req, Res], messages: Iterator[Req], spoil: Req, timeout_s: float
+    ) -> Res:
+        """Sends a stream, returns its one answer; raises gRPC's own errors.
+
+        When the messages raise, `spoil` is sent, which the service must refuse.
+        """
         invoke = self._channel.stream_unary(
             rpc.path, request_serializer=rpc.serialize, response_deserializer=rpc.parse
         )
-        feed = Feed(messages)
+        feed = Feed(messages, spoil)
         call = invoke.future(feed, timeout=timeout_s, metadata=self._metadata)
-        feed.bind(call.cancel)
         try:
             answer: Res = call.result()
-        except grpc.FutureCancelledError as error:
-            if feed.error is not None:
-                raise feed.error from None
-            raise Cancelled("the upload was cancelled", code=grpc.StatusCode.CANCELLED) from error
         except BaseException:
             call.cancel()
+            if feed.error is not None:
+                raise feed.error from None
             raise
+        if feed.error is not None:
+            raise feed.error
         return answer
 
     def exchange(
@@ -174,14 +178,17 @@ class Transport:
 
 
 class Feed(Generic[T]):
-    """Hands messages to gRPC's sending thread; an error of theirs ends the call.
+    """Hands messages to gRPC's sending thread, and keeps the error that they raise.
 
-    gRPC would log such an error and lose it. Ending the iteration instead would
-    be worse: the service would take half an upload for a whole one.
+    gRPC would log such an error and lose it. The call must not end as if all
+    had been sent: with `spoil`, that is sent last; without, the call is
+    cancelled. An upload needs the first, since a service cannot always tell a
+    cancelled stream from one that ended, and would take half of it for all.
     """
 
-    def __init__(self, messages: Iterator[T]) -> None:
+    def __init__(self, messages: Iterator[T], spoil: T | None = None) -> None:
         self._messages = messages
+        self._spoil = spoil
         self._bound = threading.Event()
         self._cancel: Callable[[], Any] = lambda: None
         self.error: Exception | None = None
@@ -195,12 +202,16 @@ class Feed(Generic[T]):
         return self
 
     def __next__(self) -> T:
+        if self.error is not None:
+            raise StopIteration
         try:
             return next(self._messages)
         except StopIteration:
             raise
         except Exception as error:
             self.error = error
+            if self._spoil is not None:
+                return self._spoil
             self._bound.wait(_BIND_TIMEOUT_S)
             self._cancel()
             raise StopIteration from error

@@ -20,6 +20,9 @@ from graft.v1 import dataset_pb2 as pb
 
 CHUNK_BYTES: Final = 256 * 2**10
 
+SPOIL: Final = pb.UploadDatasetRequest(header=pb.UploadDatasetHeader())
+"""Sent after other messages it is refused, and the upload with it: a header comes first, once."""
+
 Labelled: TypeAlias = tuple[str, PictureLike]
 Uploadable: TypeAlias = str | os.PathLike[str] | Iterable[Labelled]
 """A folder with a folder per class, a .tar, .tar.gz or .zip archive of one, or pairs of a label

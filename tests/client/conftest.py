@@ -1,0 +1,109 @@
+"""Every test here speaks real gRPC with FakeGraft over localhost.
+
+`client` is the blocking client and the asyncio one in turn, so that what is
+promised of one holds for the other.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import graft
+import pytest
+from graft.testing import FakeGraft
+
+FAST = graft.RetryPolicy(initial_delay_s=0.001, max_delay_s=0.01, reconnect_for_s=5.0)
+"""Retries without a wait worth mentioning."""
+
+
+class Driven:
+    """An asyncio client or job handle that can be used as the blocking one."""
+
+    def __init__(self, driven: Any, runner: asyncio.Runner) -> None:
+        self._driven, self._runner = driven, runner
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._driven, name)
+        if not callable(found):
+            return found
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = found(*args, **kwargs)
+            if asyncio.iscoroutine(result):
+                result = self._runner.run(result)
+            if isinstance(result, AsyncIterator):
+                return self._iterate(result)
+            is_own = isinstance(result, graft.AsyncJobHandle | graft.AsyncClient)
+            return Driven(result, self._runner) if is_own else result
+
+        return call
+
+    def _iterate(self, items: Any) -> Iterator[Any]:
+        async def following() -> tuple[bool, Any]:
+            try:
+                return True, await anext(items)
+            except StopAsyncIteration:
+                return False, None
+
+        try:
+            while True:
+                is_there, item = self._runner.run(following())
+                if not is_there:
+                    return
+                yield item
+        finally:
+            self._runner.run(items.aclose())
+
+
+@pytest.fixture
+def server() -> Iterator[FakeGraft]:
+    with FakeGraft() as server:
+        yield server
+
+
+Connect = Callable[..., Any]
+
+
+@pytest.fixture(params=["sync", "async"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+    """Makes clients of either kind; closes them."""
+    made: list[Any] = []
+    with asyncio.Runner() as runner:
+
+        def connect(target: str, **options: Any) -> Any:
+            options = {"retry": FAST, "timeout_s": 10.0, **options}
+            if request.param == "sync":
+                made.append(graft.Client(target, **options))
+            else:
+
+                async def make() -> graft.AsyncClient:
+                    return graft.AsyncClient(target, **options)
+
+                made.append(Driven(runner.run(make()), runner))
+            return made[-1]
+
+        yield connect
+        for client in made:
+            client.close()
+
+
+@pytest.fixture
+def client(connect: Connect, server: FakeGraft) -> Any:
+    """Typed as Any: one of two kinds with the same methods."""
+    return connect(server.target)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of three files each, and what an upload must leave out."""
+    root = tmp_path / "pets"
+    for label in ("cat", "dog"):
+        (root / label).mkdir(parents=True)
+        for number in range(3):
+            (root / label / f"{number}.jpg").write_bytes(f"{label} {number}".encode() * 100)
+    (root / "cat" / ".hidden").write_text("x")
+    (root / ".cache").mkdir()
+    (root / ".cache" / "thumb.jpg").write_text("x")
+    (root / "dog" / "link.jpg").symlink_to(root / "cat" / "0.jpg")
+    return root

@@ -1,0 +1,310 @@
+"""The `graft` command: what it prints, where, and how it ends."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import graft
+import pytest
+from graft.cli import main
+from graft.testing import FakeGraft, failed, running
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(server: FakeGraft, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command against the server; returns its exit code and what it printed."""
+    server.add_model("pets")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([*map(str, arguments), "--server", server.target])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_fine_tune_is_followed_to_its_version(run: Run, folder: Path) -> None:
+    code, out, err = run("finetune", folder, "--name", "cats")
+    assert (code, err) == (0, "")
+    assert "epoch 2/2: loss 0.300, accuracy 95.0%, 0:00 left" in out
+    assert "cats version 1: 95.0% of 20 validation pictures right" in out
+    assert out.endswith("Try it: graft predict cats PICTURE\n")
+
+
+def test_a_fine_tune_tells_programs_the_job_its_events_and_its_version(
+    run: Run, folder: Path
+) -> None:
+    code, out, _ = run("finetune", folder, "--name", "cats", "--json")
+    told = lines(out)
+    assert code == 0
+    assert [line.get("type") for line in told] == [
+        "job",
+        "state_change",
+        "state_change",
+        "data",
+        "progress",
+        "epoch",
+        "epoch",
+        "progress",
+        "published",
+        "state_change",
+        "version",
+    ]
+    assert told[0]["job_id"] == "job-1"
+    assert told[-1]["version"] == 1
+
+
+def test_every_option_of_a_fine_tune_reaches_the_service(
+    run: Run, server: FakeGraft, folder: Path
+) -> None:
+    options = (
+        "--method model-based --backbone resnet18 --weights IMAGENET1K_V1 --recipe classic "
+        "--epochs 3 --batch-size 8 --lr 0.01 --momentum 0.8 --weight-decay 0.1 "
+        "--label-smoothing 0.2 --train-from-stage layer4 --freeze-batch-norm --early-stopping 0 "
+        "--precision fp32 --validation-fraction 0.3 --seed 5 --time-budget 60 --device cpu "
+        "--label team=blue --label note=a=b --request-id mine --detach"
+    )
+    code, out, _ = run("finetune", folder, "--name", "cats", *options.split())
+    assert (code, out) == (0, "job-1\n")
+    with graft.Client(server.target) as client:
+        request = client.get_job("job-1").request
+    assert request.method == graft.ModelBased(
+        recipe="classic",
+        epochs=3,
+        batch_size=8,
+        learning_rate=0.01,
+        momentum=0.8,
+        weight_decay=0.1,
+        label_smoothing=0.2,
+        train_from_stage="layer4",
+        freeze_batch_norm=True,
+        early_stopping_patience=0,
+        precision="fp32",
+    )
+    assert (request.backbone, request.weights) == ("resnet18", "IMAGENET1K_V1")
+    assert (request.validation_fraction, request.seed, request.time_budget_s) == (0.3, 5, 60.0)
+    assert (request.device, request.request_id) == ("cpu", "mine")
+    assert request.labels == {"team": "blue", "note": "a=b"}
+
+
+def test_pictures_on_the_server_are_named_by_their_path(run: Run, server: FakeGraft) -> None:
+    assert run("finetune", "server:/pictures", "--name", "cats", "--l2", "0.1", "--detach")[0] == 0
+    [request] = server.requests("FineTune")
+    assert request.server_path.path == "/pictures"
+    assert request.feature_based.l2 == 0.1
+
+
+def test_a_job_that_fails_ends_the_command_with_3(
+    server: FakeGraft, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = [running(), failed("one class only", "DATASET_UNUSABLE")]
+    with FakeGraft(script=script) as failing:
+        code = main(["finetune", "server:/x", "--name", "cats", "--server", failing.target])
+    assert code == 3
+    expected = "graft: job job-1 of model cats failed: one class only [DATASET_UNUSABLE]\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_ctrl_c_stops_watching_and_the_job_goes_on(
+    run: Run, server: FakeGraft, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(graft.JobHandle, "wait", interrupted)
+    code, _, err = run("finetune", folder, "--name", "cats")
+    assert code == 130
+    assert "detached; job job-1 goes on" in err
+    assert "graft jobs watch job-1" in err
+    assert "graft jobs cancel job-1" in err
+    assert "CancelJob" not in {call.method for call in server.calls}
+
+
+def test_predictions_are_a_table_or_a_line_each(run: Run, folder: Path) -> None:
+    pictures = [folder / "cat" / "0.jpg", folder / "dog" / "1.jpg"]
+    code, out, _ = run("predict", "pets", *pictures, "--top-k", 2)
+    assert code == 0
+    assert "90.0%" in out
+    assert "10.0%" in out
+    code, out, _ = run("predict", "pets@latest", *pictures, "--json", "--features")
+    told = lines(out)
+    assert code == 0
+    assert [line["picture"] for line in told] == [str(picture) for picture in pictures]
+    assert set(told[0]) == {
+        "picture", "model", "version", "label", "probability", "scores", "features",
+    }  # fmt: skip
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_answered(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "good.jpg").write_bytes(b"x")
+    code, out, err = run("predict", "pets", tmp_path / "empty.jpg", tmp_path / "good.jpg", "--json")
+    assert code == 1
+    assert [line.get("error", {}).get("reason") for line in lines(out)] == [
+        "PICTURE_UNREADABLE",
+        None,
+    ]
+    assert err == f"graft: {tmp_path}/empty.jpg: the picture is empty [PICTURE_UNREADABLE]\n"
+
+
+def test_more_pictures_than_are_asked_for_at_once_are_all_answered(
+    run: Run, server: FakeGraft, folder: Path
+) -> None:
+    code, out, _ = run("predict", "pets", *[folder / "cat" / "0.jpg"] * 150, "--json")
+    assert (code, len(lines(out))) == (0, 150)
+    assert [len(request.pictures) for request in server.requests("Predict")] == [64, 64, 22]
+
+
+def test_jobs_are_listed_described_watched_and_cancelled(run: Run, server: FakeGraft) -> None:
+    run("finetune", "server:/x", "--name", "cats", "--detach")
+    assert "job-1" in run("jobs")[1]
+    assert [job["job_id"] for job in lines(run("jobs", "list", "--json")[1])] == ["job-1"]
+    assert lines(run("jobs", "list", "--json", "--state", "failed")[1]) == []
+    assert lines(run("jobs", "get", "job-1", "--json")[1])[0]["state"] == "SUCCEEDED"
+    assert "succeeded" in run("jobs", "get", "job-1")[1].lower()
+    code, out, _ = run("jobs", "watch", "job-1", "--json")
+    assert (code, lines(out)[-1]["type"]) == (0, "version")
+    code, _, err = run("jobs", "cancel", "job-1")
+    assert (code, err) == (1, "graft: job job-1 has ended already [JOB_FINISHED]\n")
+
+
+def test_a_job_is_cancelled(capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeGraft(script=[running()]) as server:
+        where = ["--server", server.target]
+        assert main(["finetune", "server:/x", "--name", "cats", "--detach", *where]) == 0
+        assert main(["jobs", "cancel", "job-1", *where]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == "job job-1: will be cancelled"
+        assert main(["jobs", "watch", "job-1", *where]) == 3
+        assert capsys.readouterr().err == "graft: job job-1 of model cats was cancelled\n"
+
+
+def test_models_versions_and_aliases_are_looked_after(run: Run, server: FakeGraft) -> None:
+    server.add_model("pets")
+    assert "latest = 2" in run("models")[1]
+    assert lines(run("models", "list", "--json")[1])[0]["version_count"] == 2
+    assert lines(run("models", "alias", "pets", "prod", 1, "--json")[1])[0]["aliases"] == {
+        "latest": 2,
+        "prod": 1,
+    }
+    assert lines(run("models", "get", "pets@prod", "--json")[1])[0]["version"] == 1
+    assert lines(run("models", "get", "pets:2", "--json")[1])[0]["aliases"] == ["latest"]
+    assert "feature-based" in run("models", "versions", "pets")[1]
+    assert run("models", "delete", "pets:1")[0] == 1
+    assert run("models", "alias", "pets", "prod", "--delete")[0] == 0
+    assert lines(run("models", "delete", "pets:1", "--json")[1]) == [{"deleted": "pets:1"}]
+    assert run("models", "delete", "pets")[:2] == (0, "")
+    assert lines(run("models", "list", "--json")[1]) == []
+
+
+def test_reports_and_exports_are_written(run: Run, tmp_path: Path) -> None:
+    assert json.loads(run("report", "pets")[1])["model"] == "pets"
+    page = tmp_path / "report.html"
+    code, out, _ = run("report", "pets", "--html", "-o", page, "--json")
+    assert (code, lines(out)[0]["path"]) == (0, str(page))
+    assert page.read_text().startswith("<!doctype html>")
+    file = tmp_path / "pets.onnx"
+    assert run("export", "pets", "-o", file)[0] == 0
+    assert file.read_bytes() == b"fake onnx of pets 1\n" * 200
+
+
+def test_datasets_are_uploaded_listed_and_deleted(run: Run, folder: Path) -> None:
+    code, out, _ = run("datasets", "upload", folder, "--name", "mine", "--json")
+    [dataset] = lines(out)
+    assert (code, dataset["display_name"], dataset["picture_count"]) == (0, "mine", 6)
+    assert "mine" in run("datasets")[1]
+    assert lines(run("datasets", "get", dataset["dataset_id"], "--json")[1]) == [dataset]
+    assert run("datasets", "delete", dataset["dataset_id"])[0] == 0
+    assert lines(run("datasets", "list", "--json")[1]) == []
+
+
+def test_health_says_whether_the_server_serves(run: Run, server: FakeGraft) -> None:
+    assert run("health", "--wait", "5")[:2] == (0, f"{server.target} serves\n")
+    server.is_serving = False
+    code, out, err = run("health", "--json")
+    assert (code, lines(out)) == (1, [{"server": server.target, "serving": False}])
+    assert err == f"graft: {server.target} does not serve\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["predict", "nope", __file__], 1, "[MODEL_NOT_FOUND]"),
+        (["predict", "pets", "/no/such.jpg"], 2, "/no/such.jpg: No such file or directory"),
+        (["predict", "pets:x", __file__], 2, "'x' is no version"),
+        (["predict", "pets@", __file__], 2, "names no alias"),
+        (["models", "delete", "pets@prod"], 2, "not by an alias"),
+        (["models", "alias", "pets", "prod"], 2, "either the VERSION"),
+        (["finetune", "server:/x", "--name", "cats", "--epochs", "3"], 2, "epochs is no hyper"),
+        (["export", "pets", "-o", "/no/such/folder/pets.onnx"], 2, "No such file or directory"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    run: Run, arguments: list[str], code: int, message: str
+) -> None:
+    ended, out, err = run(*arguments)
+    assert (ended, out) == (code, "")
+    assert err.startswith("graft: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["fly"], ["finetune"], ["predict", "pets"], ["jobs", "get"], ["--timeout", "0"]],
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert "usage: graft" in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeGraft() as gone:
+        target = gone.target
+    assert main(["models", "--server", target]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"graft: nothing answers at {target}: is the server running?")
+    assert err.count("\n") == 1
+
+
+def test_the_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"graft {graft.__version__}\n"
+
+
+def test_the_environment_names_the_server_and_the_token(
+    server: FakeGraft, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GRAFT_SERVER", server.target)
+    monkeypatch.setenv("GRAFT_TOKEN", "secret")
+    assert main(["--json", "models"]) == 0
+    assert server.calls[0].metadata["authorization"] == "Bearer secret"
+
+
+def test_without_rich_programs_are_served_and_people_are_told(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    code, _, err = run("models")
+    assert code == 2
+    assert "pip install 'graft-client[cli]'" in err
+    assert lines(run("models", "--json")[1])[0]["name"] == "pets"
+
+
+def test_an_interrupt_outside_of_watching_ends_with_130(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_self: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(graft.Client, "list_models", interrupted)
+    assert run("models")[::2] == (130, "graft: interrupted\n")

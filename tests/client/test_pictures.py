@@ -1,0 +1,139 @@
+"""Pictures travel unchanged, whatever they came as; what is none is refused with what to do."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import graft
+import numpy as np
+import pytest
+from graft import _pictures
+from graft.testing import FakeGraft, SentPicture
+from PIL import Image
+
+PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+
+
+@pytest.fixture
+def arrived(connect: Any) -> Any:
+    """Sends pictures; returns what arrived."""
+    sent: list[SentPicture] = []
+
+    def note(_model: str, picture: SentPicture) -> dict[str, float]:
+        sent.append(picture)
+        return {"cat": 1.0}
+
+    with FakeGraft(predict=note) as server:
+        server.add_model("pets")
+
+        def send(pictures: Any) -> list[SentPicture]:
+            sent.clear()
+            connect(server.target).predict(pictures, "pets")
+            return list(sent)
+
+        yield send
+
+
+def test_paths_and_bytes_travel_as_files(arrived: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"of a file")
+    kinds = [path, str(path), b"of a file", bytearray(b"of a file"), memoryview(b"of a file")]
+    assert arrived(kinds) == [SentPicture(b"of a file")] * 5
+    for kind in kinds:
+        assert arrived(kind) == [SentPicture(b"of a file")]
+
+
+def test_arrays_travel_as_pixels(arrived: Any) -> None:
+    floats = (PIXELS / 255).astype(np.float32)
+    assert arrived([PIXELS, floats]) == [
+        SentPicture(PIXELS.tobytes(), (4, 6, 3), "uint8"),
+        SentPicture(floats.tobytes(), (4, 6, 3), "float32"),
+    ]
+
+
+def test_a_view_of_an_array_travels_as_it_looks(arrived: Any) -> None:
+    view = PIXELS[::-1, ::2]
+    assert arrived(view) == [SentPicture(np.ascontiguousarray(view).tobytes(), (4, 3, 3), "uint8")]
+
+
+def test_an_array_of_four_dimensions_is_many_pictures(arrived: Any) -> None:
+    assert len(arrived(np.stack([PIXELS] * 3))) == 3
+
+
+def test_a_colour_picture_travels_as_pixels(arrived: Any) -> None:
+    assert arrived(Image.fromarray(PIXELS)) == [SentPicture(PIXELS.tobytes(), (4, 6, 3), "uint8")]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
+def test_a_picture_of_another_mode_is_left_to_the_services_conversion(
+    arrived: Any, mode: str
+) -> None:
+    image = Image.new(mode, (6, 4))
+    [sent] = arrived(image)
+    with Image.open(io.BytesIO(sent.data)) as read:
+        assert (read.format, read.size) == ("PNG", (6, 4))
+        assert np.array_equal(np.asarray(read), np.asarray(image))
+
+
+def test_a_mode_that_png_has_not_is_converted(arrived: Any) -> None:
+    [sent] = arrived(Image.new("CMYK", (6, 4)))
+    with Image.open(io.BytesIO(sent.data)) as read:
+        assert read.mode == "RGB"
+
+
+def test_a_picture_that_its_exif_data_turns_travels_upright(arrived: Any) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "PNG", exif=exif)
+    with Image.open(io.BytesIO(file.getvalue())) as image:
+        [sent] = arrived(image)
+    assert sent.shape == (6, 4, 3)
+    assert sent.data == np.rot90(PIXELS, -1).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (PIXELS[:, :, 0], "it is grey: repeat it with numpy.stack"),
+        (PIXELS[:, :, :1], "it is grey: repeat it with numpy.repeat"),
+        (np.zeros((4, 6, 4), np.uint8), r"alpha channel: leave it out with picture\[..., :3\]"),
+        (PIXELS.transpose(2, 0, 1), r"picture.transpose\(1, 2, 0\)"),
+        (np.zeros((0, 6, 3), np.uint8), r"its shape is \[0, 6, 3\]"),
+        (np.zeros(3, np.uint8), r"its shape is \[3\]"),
+        (PIXELS.astype(np.float64), "its elements are float64: give uint8"),
+        (PIXELS.astype(">f4"), "its elements are >f4"),
+    ],
+)
+def test_an_array_that_is_no_picture_is_refused_with_what_to_do(
+    connect: Any, picture: Any, message: str
+) -> None:
+    with pytest.raises(graft.InvalidArgument, match=message) as caught:
+        connect("localhost:1").predict([PIXELS, picture], "pets")
+    assert caught.value.reason == graft.Reason.TENSOR_INVALID
+    assert caught.value.violations[0].field == "pictures[1]"
+
+
+@pytest.mark.parametrize("picture", [3, object(), None])
+def test_what_is_no_picture_is_refused_with_what_is(connect: Any, picture: Any) -> None:
+    for pictures in (picture, [picture]):
+        with pytest.raises(graft.InvalidArgument, match="is no picture: give a path"):
+            connect("localhost:1").predict(pictures, "pets")
+
+
+def test_a_picture_that_fits_no_message_is_refused_before_it_is_sent(connect: Any) -> None:
+    huge = np.zeros((1, 23_000_000, 3), np.uint8)
+    with pytest.raises(graft.InvalidArgument, match="66 MiB, more than the 63 MiB") as caught:
+        connect("localhost:1").predict(huge, "pets")
+    assert caught.value.reason == graft.Reason.PICTURE_TOO_LARGE
+
+
+def test_a_float_array_out_of_range_is_not_wrapped_around_for_an_upload(client: Any) -> None:
+    bright = np.full((2, 2, 3), 1.5, np.float32)
+    with pytest.raises(graft.InvalidArgument, match="not all from 0 to 1"):
+        client.upload_dataset([("cat", bright)])
+
+
+def test_the_bound_of_a_call_is_well_below_that_of_a_message() -> None:
+    assert 2 * _pictures.MAX_CALL_BYTES <= 64 * 2**20
+    assert _pictures.MAX_PICTURE_BYTES < 64 * 2**20

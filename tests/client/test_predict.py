@@ -1,0 +1,178 @@
+"""Any number of pictures are answered in their order, each on its own."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import graft
+import pytest
+from graft import _order, _pictures
+from graft.testing import FakeGraft, SentPicture
+
+CLASSES = [f"class-{number}" for number in range(1000)]
+
+
+def by_number(_model: str, picture: SentPicture) -> dict[str, float]:
+    """A class that says which picture it was."""
+    if picture.data == b"bad":
+        raise graft.InvalidArgument("not a picture", reason=graft.Reason.PICTURE_UNREADABLE)
+    return {f"class-{int(picture.data[:4])}": 0.75, "class-0": 0.25}
+
+
+@pytest.fixture
+def server() -> Iterator[FakeGraft]:
+    with FakeGraft(predict=by_number) as server:
+        server.add_model("numbers", CLASSES)
+        yield server
+
+
+def numbered(count: int) -> list[bytes]:
+    return [f"{number:04}".encode() for number in range(1, count + 1)]
+
+
+def test_many_pictures_are_split_into_calls_and_keep_their_order(
+    client: Any, server: FakeGraft
+) -> None:
+    answers = client.predict(iter(numbered(600)), "numbers")
+    assert [answer.label for answer in answers] == CLASSES[1:601]
+    assert [len(request.pictures) for request in server.requests("Predict")] == [256, 256, 88]
+
+
+def test_large_pictures_are_split_by_their_bytes(
+    client: Any, server: FakeGraft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_pictures, "MAX_CALL_BYTES", 10_000)
+    pictures = [
+        picture + bytes(size)
+        for picture, size in zip(numbered(5), (4_000, 4_000, 4_000, 20_000, 100), strict=True)
+    ]
+    assert [answer.label for answer in client.predict(pictures, "numbers")] == CLASSES[1:6]
+    assert [len(request.pictures) for request in server.requests("Predict")] == [2, 1, 1, 1]
+
+
+def test_no_pictures_are_no_call(client: Any, server: FakeGraft) -> None:
+    assert client.predict([], "numbers") == []
+    assert server.calls == []
+
+
+def test_a_bad_picture_fails_alone(client: Any) -> None:
+    good, bad, fine = client.predict([b"0001", b"bad", b"0003"], "numbers")
+    assert (good.label, good.error) == ("class-1", None)
+    assert (fine.label, fine.probability) == ("class-3", 0.75)
+    assert bad.error.reason == graft.Reason.PICTURE_UNREADABLE
+    assert bad.scores == ()
+
+
+def test_the_best_classes_come_first_and_features_where_asked_for(client: Any) -> None:
+    [best] = client.predict(b"0001", "numbers")
+    assert [score.label for score in best.scores] == ["class-1"]
+    assert best.features == ()
+    [two] = client.predict(b"0001", "numbers", top_k=2, include_features=True)
+    assert [(s.label, s.probability, s.class_index) for s in two.scores] == [
+        ("class-1", 0.75, 1),
+        ("class-0", 0.25, 0),
+    ]
+    assert two.features == tuple(float(byte) for byte in b"0001")
+    with pytest.raises(graft.InvalidArgument, match="top_k is 0"):
+        client.predict(b"0001", "numbers", top_k=0)
+
+
+def test_a_version_is_chosen_by_number_by_alias_or_is_the_newest(
+    client: Any, server: FakeGraft
+) -> None:
+    server.add_model("numbers", CLASSES, versions=2)
+    client.set_alias("numbers", "prod", 2)
+    answers = [
+        client.predict(b"0001", "numbers", **which)[0].version
+        for which in ({"version": 1}, {"alias": "prod"}, {})
+    ]
+    assert answers == [1, 2, 3]
+    with pytest.raises(graft.NotFound) as caught:
+        client.predict(b"0001", "numbers", version=9)
+    assert caught.value.reason == graft.Reason.VERSION_NOT_FOUND
+
+
+def test_a_file_that_is_not_there_is_an_error_of_the_disk(client: Any, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        client.predict(tmp_path / "nope.jpg", "numbers")
+
+
+def test_a_stream_answers_in_order_though_the_service_does_not(
+    client: Any, server: FakeGraft
+) -> None:
+    answers = list(client.predict_stream(numbered(900), "numbers"))
+    assert [answer.label for answer in answers] == CLASSES[1:901]
+
+
+def test_a_stream_reads_no_further_ahead_than_its_window(client: Any, server: FakeGraft) -> None:
+    taken = [0]
+
+    def pictures() -> Iterator[bytes]:
+        for picture in numbered(999):
+            taken[0] += 1
+            yield picture
+
+    answers = client.predict_stream(pictures(), "numbers")
+    next(answers)
+    # What is under way, what was handed on already, and the request being made.
+    window = (_order.REQUESTS_UNDER_WAY + 2) * _order.PICTURES_A_REQUEST + 1
+    assert taken[0] <= window
+    answers.close()
+    assert taken[0] <= window + _order.PICTURES_A_REQUEST
+
+
+def test_a_stream_that_is_left_leaves_no_thread(server: FakeGraft) -> None:
+    senders: set[threading.Thread] = set()
+
+    def pictures() -> Iterator[bytes]:
+        for picture in numbered(999):
+            senders.add(threading.current_thread())
+            yield picture
+
+    with graft.Client(server.target) as client:
+        answers = client.predict_stream(pictures(), "numbers")
+        next(answers)
+        [sender] = senders
+        assert sender is not threading.current_thread()
+        answers.close()  # type: ignore[attr-defined]
+        sender.join(10.0)
+        assert not sender.is_alive()
+
+
+def test_a_request_that_fails_on_a_stream_gives_its_error_to_each_of_its_pictures(
+    client: Any,
+) -> None:
+    answers = list(client.predict_stream(numbered(40), "nope"))
+    assert len(answers) == 40
+    assert {answer.error.reason for answer in answers} == {graft.Reason.MODEL_NOT_FOUND}
+
+
+def test_a_stream_whose_pictures_fail_raises_their_error(client: Any) -> None:
+    def pictures() -> Iterator[bytes]:
+        yield from numbered(100)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(client.predict_stream(pictures(), "numbers"))
+
+
+def test_a_stream_that_breaks_raises_that(client: Any, server: FakeGraft) -> None:
+    server.fail("PredictStream", graft.Unavailable("stopping", reason="SHUTTING_DOWN"), after=1)
+    with pytest.raises(graft.Unavailable, match="stopping"):
+        list(client.predict_stream(numbered(900), "numbers"))
+
+
+def test_the_client_may_be_shared_by_threads(server: FakeGraft) -> None:
+    with graft.Client(server.target) as client:
+        answers: dict[int, str] = {}
+
+        def ask(number: int) -> None:
+            answers[number] = client.predict(f"{number:04}".encode(), "numbers")[0].label
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(1, 21)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10.0)
+    assert answers == {number: CLASSES[number] for number in range(1, 21)}

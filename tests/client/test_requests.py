@@ -1,0 +1,90 @@
+"""What was asked for is what a job says it was asked for."""
+
+from typing import Any
+
+import graft
+import pytest
+from graft import _answers, _requests
+from graft.types import FineTuneOptions
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"backbone": "resnet50", "weights": "IMAGENET1K_V1", "seed": 7, "device": "cuda"},
+        {"validation_fraction": 0.25, "time_budget_s": 90.5, "labels": {"team": "blue"}},
+        {"method": "feature_based", "l2": 0.01},
+        {"method": graft.FeatureBased(l2=0.01)},
+        {"method": "model_based", "recipe": "classic", "epochs": 3, "freeze_batch_norm": False},
+        {
+            "method": graft.ModelBased(
+                epochs=2,
+                batch_size=4,
+                learning_rate=0.001,
+                momentum=0.9,
+                weight_decay=0.0,
+                label_smoothing=0.1,
+                train_from_stage="layer4",
+                freeze_batch_norm=True,
+                early_stopping_patience=0,
+                precision="bf16",
+            )
+        },
+    ],
+)
+def test_what_is_read_from_a_request_is_what_was_put_into_it(options: FineTuneOptions) -> None:
+    read = _answers.job_request(_requests.fine_tune("ds-1", "pets", options))
+    expected = {"method": _requests.method(options)} | {
+        key: value
+        for key, value in options.items()
+        if key in graft.JobRequest.__dataclass_fields__ and key != "method"
+    }
+    assert {key: getattr(read, key) for key in expected} == expected
+    assert read.data == "ds-1"
+
+
+def test_what_is_not_given_is_left_to_the_service() -> None:
+    request = _requests.fine_tune(graft.ServerPath("/pictures"), "pets", {})
+    assert request.server_path.path == "/pictures"
+    for field in ("validation_fraction", "seed", "time_budget"):
+        assert not request.HasField(field)
+    assert not request.feature_based.HasField("l2")
+
+
+def test_every_request_has_an_id_of_its_own() -> None:
+    first, second = (_requests.fine_tune("ds-1", "pets", {}) for _ in range(2))
+    assert first.request_id
+    assert first.request_id != second.request_id
+    assert _requests.fine_tune("ds-1", "pets", {"request_id": "mine"}).request_id == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 3}, "epochs is no hyperparameter of feature_based: it has l2"),
+        ({"method": "model_based", "l2": 1.0}, "l2 is no hyperparameter of model_based"),
+        ({"method": graft.FeatureBased(), "l2": 1.0}, "l2 stand beside a FeatureBased"),
+        ({"method": "magic"}, "method is 'magic': it must be one of feature_based, model_based"),
+        ({"device": "tpu"}, "device is 'tpu': it must be one of auto, cpu, cuda"),
+        ({"epoch": 3}, "fine_tune takes no epoch"),
+        ({"method": graft.ModelBased(recipe="best")}, "recipe is 'best'"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_wrong_option_is_named_before_anything_is_sent(
+    options: Any, message: str, connect: Any
+) -> None:
+    with pytest.raises(graft.InvalidArgument) as caught:
+        connect("localhost:1").fine_tune("ds-1", "pets", **options)
+    assert message in str(caught.value)
+
+
+def test_a_version_and_an_alias_at_once_are_refused(connect: Any) -> None:
+    with pytest.raises(graft.InvalidArgument, match="give one"):
+        connect("localhost:1").get_version("pets", version=1, alias="prod")
+
+
+@pytest.mark.parametrize("target", ["http://localhost:50051", "grpc://localhost:50051/"])
+def test_an_address_with_a_scheme_is_refused_with_the_right_one(connect: Any, target: str) -> None:
+    with pytest.raises(graft.InvalidArgument, match="leave out the scheme, 'localhost:50051'"):
+        connect(target)
