@@ -98,7 +98,11 @@ class App:
             {
                 "version": metadata.version("graft-server"),
                 "python": platform.python_version(),
-                "onnxruntime": metadata.version("onnxruntime-gpu"),
+                "onnxruntime": next(
+                    found.version
+                    for package in ("onnxruntime-gpu", "onnxruntime")
+                    for found in metadata.distributions(name=package)
+                ),
             }
         )
 

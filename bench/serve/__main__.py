@@ -98,7 +98,7 @@ def main() -> None:
                     time.sleep(1)
         memory = psutil.Process(graft.pid).memory_full_info()
     print(f"{platform.machine()}, {psutil.cpu_count()} cores, {arguments.backbone}, "
-          f"{arguments.rounds} rounds of {seconds:g} s, graft flags {arguments.flags}\n")  # fmt: skip
+          f"{arguments.rounds} rounds of {seconds:g} s, flags {arguments.flags}\n")  # fmt: skip
     print("| What | pictures/s | p50 ms | p99 ms | server CPU ms a picture | errors |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, runs in results.items():

@@ -84,7 +84,7 @@ def dataset(record: DatasetRecord) -> dataset_pb2.Dataset:
         size_bytes=record.size_bytes,
         classes=class_counts(record.classes),
         picture_count=record.picture_count,
-        rejected=rejected_files(record.rejected),
+        rejected_files=rejected_files(record.rejected),
         rejected_count=record.rejected_count,
         has_validation_split=record.has_validation_split,
     )

@@ -135,7 +135,7 @@ def event(happened: JobEvent) -> pb.JobEvent:
             message.data.CopyFrom(
                 pb.DataSummary(
                     classes=class_counts(data.classes),
-                    rejected=rejected_files(data.rejected),
+                    rejected_files=rejected_files(data.rejected),
                     rejected_count=data.rejected_count,
                     digest=data.digest,
                 )

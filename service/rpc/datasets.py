@@ -35,8 +35,18 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
             convert.archive_format(first.header.format),
         )
         try:
+            count = 0
             while (message := await self._next(request_iterator)) is not None:
+                if message.WhichOneof("part") == "end":
+                    break
                 await asyncio.to_thread(_take, upload, message)
+                count += 1
+            if message is None or message.end.message_count != count:
+                raise _bad(
+                    f"the upload was cut off after {count} messages, without the `end` that tells "
+                    "how many there are: send it again",
+                    "end",
+                )
             return pb.UploadDatasetResponse(
                 dataset=convert.dataset(await asyncio.to_thread(upload.finish))
             )

@@ -98,8 +98,9 @@ def test_a_large_file_is_sent_in_chunks_and_never_held_whole(tmp_path: Path) -> 
         (tmp_path / label).mkdir()
         (tmp_path / label / "big.jpg").write_bytes(label[:1].encode() * size)
     upload = _uploads.prepare(tmp_path, "", None)
-    header, *chunks = upload.messages()
+    header, *chunks, end = upload.messages()
     assert header.WhichOneof("part") == "header"
+    assert end.end.message_count == len(chunks)
     assert {len(chunk.archive_chunk) for chunk in chunks[:-1]} == {_uploads.CHUNK_BYTES}
     archive = io.BytesIO(b"".join(chunk.archive_chunk for chunk in chunks))
     with tarfile.open(fileobj=archive) as tar:

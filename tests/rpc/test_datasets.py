@@ -44,8 +44,14 @@ def upload(
 ) -> Iterator[pb.UploadDatasetRequest]:
     header = pb.UploadDatasetHeader(display_name="colours", format=archive_format)  # type: ignore[arg-type]
     yield pb.UploadDatasetRequest(header=header)
-    for start in range(0, len(archive), chunk):
+    starts = range(0, len(archive), chunk)
+    for start in starts:
         yield pb.UploadDatasetRequest(archive_chunk=archive[start : start + chunk])
+    yield end(len(starts))
+
+
+def end(count: int) -> pb.UploadDatasetRequest:
+    return pb.UploadDatasetRequest(end=pb.UploadDatasetEnd(message_count=count))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +73,7 @@ async def test_an_archive_of_every_kind_becomes_the_same_dataset(
     assert dataset.dataset_id == f"ds-{dataset.digest[:20]}"
     assert [(c.label, c.train_count) for c in dataset.classes] == [(c, 3) for c in CLASSES]
     assert (dataset.picture_count, dataset.rejected_count) == (9, 1)
-    assert dataset.rejected[0].path == "red/notes.txt"
+    assert dataset.rejected_files[0].path == "red/notes.txt"
     assert not dataset.has_validation_split
     again = await service.datasets.GetDataset(pb.GetDatasetRequest(dataset_id=dataset.dataset_id))
     assert again.dataset == dataset
@@ -83,6 +89,7 @@ async def test_pictures_sent_one_by_one_name_their_split(service: Service) -> No
                         label=label, content=picture(label, (20 + n, 20)), split=split
                     )
                 )
+        yield end(3 * len(CLASSES))
 
     dataset = (await service.datasets.UploadDataset(messages())).dataset
     assert dataset.has_validation_split
@@ -182,9 +189,37 @@ async def test_streams_out_of_order_are_refused(service: Service) -> None:
     chunk = pb.UploadDatasetRequest(archive_chunk=b"x")
     one = pb.UploadDatasetRequest(picture=pb.LabelledPicture(label="red", content=picture("red")))
     empty = pb.UploadDatasetRequest()
-    for messages in ([], [chunk], [header, header], [header, chunk, one], [header, empty]):
+    for messages in (
+        [],
+        [chunk],
+        [header, header],
+        [header, chunk, one, end(2)],
+        [header, empty],
+    ):
         found = await refusal(service.datasets.UploadDataset(iter(messages)))
         assert found.code is grpc.StatusCode.INVALID_ARGUMENT, messages
     kept = await service.datasets.ListDatasets(pb.ListDatasetsRequest())
     assert not kept.datasets
     assert not list((service.data_dir / "datasets" / "tmp").iterdir())
+
+
+async def test_an_upload_that_was_cut_off_stores_nothing(service: Service) -> None:
+    whole = [
+        pb.UploadDatasetRequest(header=pb.UploadDatasetHeader()),
+        *(
+            pb.UploadDatasetRequest(
+                picture=pb.LabelledPicture(label=label, content=picture(label, (20 + n, 20)))
+            )
+            for label in CLASSES
+            for n in range(3)
+        ),
+        end(9),
+    ]
+    # Without its end, and with pictures missing before it.
+    for messages in (whole[:-1], [*whole[:4], whole[-1]]):
+        found = await refusal(service.datasets.UploadDataset(iter(messages)))
+        assert (found.code, found.field) == (grpc.StatusCode.INVALID_ARGUMENT, "end")
+        assert "cut off" in found.message
+    kept = await service.datasets.ListDatasets(pb.ListDatasetsRequest())
+    assert not kept.datasets
+    assert (await service.datasets.UploadDataset(iter(whole))).dataset.picture_count == 9

@@ -131,7 +131,7 @@ def _epoch(epoch: fine_tuning_pb2.EpochMetrics) -> types.EpochMetrics:
 
 def _data(data: fine_tuning_pb2.DataSummary) -> types.DataSummary:
     return types.DataSummary(
-        _class_counts(data.classes), _rejected(data.rejected), data.rejected_count, data.digest
+        _class_counts(data.classes), _rejected(data.rejected_files), data.rejected_count, data.digest
     )
 
 
@@ -165,7 +165,7 @@ def dataset(message: dataset_pb2.Dataset) -> types.Dataset:
         size_bytes=message.size_bytes,
         classes=_class_counts(message.classes),
         picture_count=message.picture_count,
-        rejected=_rejected(message.rejected),
+        rejected=_rejected(message.rejected_files),
         rejected_count=message.rejected_count,
         has_validation_split=message.has_validation_split,
     )

@@ -101,18 +101,16 @@ class AsyncTransport:
         finally:
             call.cancel()
 
-    async def collect(
-        self, rpc: Rpc[Req, Res], messages: Iterator[Req], spoil: Req, timeout_s: float
-    ) -> Res:
+    async def collect(self, rpc: Rpc[Req, Res], messages: Iterator[Req], timeout_s: float) -> Res:
         """As Transport."""
         invoke = self._channel.stream_unary(
             rpc.path, request_serializer=rpc.serialize, response_deserializer=rpc.parse
         )
-        feed = AsyncFeed(stepwise(messages), spoil)
+        feed = AsyncFeed(stepwise(messages))
         call = invoke(feed.messages(), timeout=timeout_s, metadata=self._metadata)
         try:
             answer: Res = await call
-        except grpc.RpcError:
+        except (grpc.RpcError, asyncio.CancelledError):
             if feed.error is not None:
                 raise feed.error from None
             raise
@@ -179,11 +177,10 @@ class AsyncTransport:
 
 
 class AsyncFeed:
-    """As `Feed`; where there is nothing to spoil the call with, gRPC cancels it."""
+    """As `Feed`; gRPC itself cancels the call."""
 
-    def __init__(self, messages: AsyncIterator[Any], spoil: Any = None) -> None:
+    def __init__(self, messages: AsyncIterator[Any]) -> None:
         self._messages = messages
-        self._spoil = spoil
         self.error: Exception | None = None
 
     async def messages(self) -> AsyncIterator[Any]:
@@ -193,9 +190,7 @@ class AsyncFeed:
                 yield message
         except Exception as error:
             self.error = error
-            if self._spoil is None:
-                raise
-            yield self._spoil
+            raise
 
 
 async def stepwise(items: Iterator[T]) -> AsyncIterator[T]:

@@ -101,18 +101,14 @@ class Transport:
         finally:
             call.cancel()
 
-    def collect(
-        self, rpc: Rpc[Req, Res], messages: Iterator[Req], spoil: Req, timeout_s: float
-    ) -> Res:
-        """Sends a stream, returns its one answer; raises gRPC's own errors.
-
-        When the messages raise, `spoil` is sent, which the service must refuse.
-        """
+    def collect(self, rpc: Rpc[Req, Res], messages: Iterator[Req], timeout_s: float) -> Res:
+        """Sends a stream, returns its one answer; raises gRPC's own errors."""
         invoke = self._channel.stream_unary(
             rpc.path, request_serializer=rpc.serialize, response_deserializer=rpc.parse
         )
-        feed = Feed(messages, spoil)
+        feed = Feed(messages)
         call = invoke.future(feed, timeout=timeout_s, metadata=self._metadata)
+        feed.bind(call.cancel)
         try:
             answer: Res = call.result()
         except BaseException:
@@ -181,14 +177,11 @@ class Feed(Generic[T]):
     """Hands messages to gRPC's sending thread, and keeps the error that they raise.
 
     gRPC would log such an error and lose it. The call must not end as if all
-    had been sent: with `spoil`, that is sent last; without, the call is
-    cancelled. An upload needs the first, since a service cannot always tell a
-    cancelled stream from one that ended, and would take half of it for all.
+    had been sent, so it is cancelled.
     """
 
-    def __init__(self, messages: Iterator[T], spoil: T | None = None) -> None:
+    def __init__(self, messages: Iterator[T]) -> None:
         self._messages = messages
-        self._spoil = spoil
         self._bound = threading.Event()
         self._cancel: Callable[[], Any] = lambda: None
         self.error: Exception | None = None
@@ -210,8 +203,6 @@ class Feed(Generic[T]):
             raise
         except Exception as error:
             self.error = error
-            if self._spoil is not None:
-                return self._spoil
             self._bound.wait(_BIND_TIMEOUT_S)
             self._cancel()
             raise StopIteration from error

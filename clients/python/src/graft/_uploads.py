@@ -20,9 +20,6 @@ from graft.v1 import dataset_pb2 as pb
 
 CHUNK_BYTES: Final = 256 * 2**10
 
-SPOIL: Final = pb.UploadDatasetRequest(header=pb.UploadDatasetHeader())
-"""Sent after other messages it is refused, and the upload with it: a header comes first, once."""
-
 Labelled: TypeAlias = tuple[str, PictureLike]
 Uploadable: TypeAlias = str | os.PathLike[str] | Iterable[Labelled]
 """A folder with a folder per class, a .tar, .tar.gz or .zip archive of one, or pairs of a label
@@ -91,6 +88,10 @@ def _header(display_name: str, format_: pb.ArchiveFormat) -> pb.UploadDatasetReq
     )
 
 
+def _end(count: int) -> pb.UploadDatasetRequest:
+    return pb.UploadDatasetRequest(end=pb.UploadDatasetEnd(message_count=count))
+
+
 def _archive(
     header: pb.UploadDatasetRequest,
     pieces: Iterator[bytes],
@@ -98,20 +99,22 @@ def _archive(
     on_progress: OnProgress | None,
 ) -> Iterator[pb.UploadDatasetRequest]:
     yield header
-    sent = 0
+    sent = count = 0
     for chunk in _chunks(pieces):
         yield pb.UploadDatasetRequest(archive_chunk=chunk)
         sent += len(chunk)
+        count += 1
         if on_progress:
             # A tar archive is a little larger than its files.
             on_progress(min(sent, total), total)
+    yield _end(count)
 
 
 def _pairs(
     header: pb.UploadDatasetRequest, pairs: Iterable[Labelled], on_progress: OnProgress | None
 ) -> Iterator[pb.UploadDatasetRequest]:
     yield header
-    sent = 0
+    sent = count = 0
     for index, pair in enumerate(pairs):
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
             raise invalid(f"data[{index}] is no pair of a label and a picture")
@@ -122,8 +125,10 @@ def _pairs(
             picture=pb.LabelledPicture(label=label, content=content, filename=name)
         )
         sent += len(content)
+        count += 1
         if on_progress:
             on_progress(sent, None)
+    yield _end(count)
 
 
 def _files(root: Path) -> list[Path]:

@@ -133,9 +133,7 @@ class AsyncClient:
         upload = await asyncio.to_thread(_uploads.prepare, data, display_name, on_progress)
 
         async def send(left_s: float) -> Dataset:
-            answer = await self._transport.collect(
-                _rpcs.UPLOAD_DATASET, upload.messages(), _uploads.SPOIL, left_s
-            )
+            answer = await self._transport.collect(_rpcs.UPLOAD_DATASET, upload.messages(), left_s)
             return _uploads.stored_as(answer)
 
         return await self._transport.attempts(send, timeout_s, is_safe=upload.is_repeatable)

@@ -145,9 +145,7 @@ class Client:
         upload = _uploads.prepare(data, display_name, on_progress)
 
         def send(left_s: float) -> Dataset:
-            answer = self._transport.collect(
-                _rpcs.UPLOAD_DATASET, upload.messages(), _uploads.SPOIL, left_s
-            )
+            answer = self._transport.collect(_rpcs.UPLOAD_DATASET, upload.messages(), left_s)
             return _uploads.stored_as(answer)
 
         return self._transport.attempts(send, timeout_s, is_safe=upload.is_repeatable)

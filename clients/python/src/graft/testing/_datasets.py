@@ -43,7 +43,7 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
     def UploadDataset(
         self, request_iterator: Iterator[pb.UploadDatasetRequest], context: Any
     ) -> pb.UploadDatasetResponse:
-        name, archive, pictures = "", io.BytesIO(), list[Picture]()
+        name, archive, pictures, is_whole = "", io.BytesIO(), list[Picture](), False
         for index, message in enumerate(request_iterator):
             part = message.WhichOneof("part")
             if (part == "header") != (index == 0):
@@ -55,6 +55,10 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
             elif part == "picture":
                 picture = message.picture
                 pictures.append((_SPLITS[picture.split], picture.label, picture.content))
+            elif part == "end":
+                is_whole = message.end.message_count == index - 1
+        if not is_whole:
+            raise _invalid("the upload was cut off: it ended without the `end` that fits")
         if archive.tell():
             pictures = _unpack(archive.getvalue())
         return pb.UploadDatasetResponse(dataset=self._store(name, pictures))

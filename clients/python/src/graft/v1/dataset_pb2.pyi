@@ -50,15 +50,23 @@ class UploadDatasetHeader(_message.Message):
     format: ArchiveFormat
     def __init__(self, display_name: _Optional[str] = ..., format: _Optional[_Union[ArchiveFormat, str]] = ...) -> None: ...
 
+class UploadDatasetEnd(_message.Message):
+    __slots__ = ("message_count",)
+    MESSAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    message_count: int
+    def __init__(self, message_count: _Optional[int] = ...) -> None: ...
+
 class UploadDatasetRequest(_message.Message):
-    __slots__ = ("header", "archive_chunk", "picture")
+    __slots__ = ("header", "archive_chunk", "picture", "end")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     ARCHIVE_CHUNK_FIELD_NUMBER: _ClassVar[int]
     PICTURE_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
     header: UploadDatasetHeader
     archive_chunk: bytes
     picture: LabelledPicture
-    def __init__(self, header: _Optional[_Union[UploadDatasetHeader, _Mapping]] = ..., archive_chunk: _Optional[bytes] = ..., picture: _Optional[_Union[LabelledPicture, _Mapping]] = ...) -> None: ...
+    end: UploadDatasetEnd
+    def __init__(self, header: _Optional[_Union[UploadDatasetHeader, _Mapping]] = ..., archive_chunk: _Optional[bytes] = ..., picture: _Optional[_Union[LabelledPicture, _Mapping]] = ..., end: _Optional[_Union[UploadDatasetEnd, _Mapping]] = ...) -> None: ...
 
 class UploadDatasetResponse(_message.Message):
     __slots__ = ("dataset",)
@@ -85,7 +93,7 @@ class RejectedFile(_message.Message):
     def __init__(self, path: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class Dataset(_message.Message):
-    __slots__ = ("dataset_id", "display_name", "digest", "create_time", "size_bytes", "classes", "picture_count", "rejected", "rejected_count", "has_validation_split")
+    __slots__ = ("dataset_id", "display_name", "digest", "create_time", "size_bytes", "classes", "picture_count", "rejected_files", "rejected_count", "has_validation_split")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -93,7 +101,7 @@ class Dataset(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     PICTURE_COUNT_FIELD_NUMBER: _ClassVar[int]
-    REJECTED_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FILES_FIELD_NUMBER: _ClassVar[int]
     REJECTED_COUNT_FIELD_NUMBER: _ClassVar[int]
     HAS_VALIDATION_SPLIT_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
@@ -103,10 +111,10 @@ class Dataset(_message.Message):
     size_bytes: int
     classes: _containers.RepeatedCompositeFieldContainer[ClassCount]
     picture_count: int
-    rejected: _containers.RepeatedCompositeFieldContainer[RejectedFile]
+    rejected_files: _containers.RepeatedCompositeFieldContainer[RejectedFile]
     rejected_count: int
     has_validation_split: bool
-    def __init__(self, dataset_id: _Optional[str] = ..., display_name: _Optional[str] = ..., digest: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassCount, _Mapping]]] = ..., picture_count: _Optional[int] = ..., rejected: _Optional[_Iterable[_Union[RejectedFile, _Mapping]]] = ..., rejected_count: _Optional[int] = ..., has_validation_split: _Optional[bool] = ...) -> None: ...
+    def __init__(self, dataset_id: _Optional[str] = ..., display_name: _Optional[str] = ..., digest: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassCount, _Mapping]]] = ..., picture_count: _Optional[int] = ..., rejected_files: _Optional[_Iterable[_Union[RejectedFile, _Mapping]]] = ..., rejected_count: _Optional[int] = ..., has_validation_split: _Optional[bool] = ...) -> None: ...
 
 class GetDatasetRequest(_message.Message):
     __slots__ = ("dataset_id",)

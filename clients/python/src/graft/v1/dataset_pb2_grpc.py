@@ -63,13 +63,14 @@ class DatasetServiceServicer:
 
     def UploadDataset(self, request_iterator, context):
         """Stores a dataset. The client streams one header, then either the bytes of
-        one archive in chunks, or labelled pictures; never both. The archive holds
+        one archive in chunks, or labelled pictures, never both, then one end: an
+        upload without it was cut off, and stores nothing. The archive holds
         a folder per class, or `train/` and `val/` with a folder per class in each;
         one folder around it all is allowed. The same pictures always get the same
         dataset id, so a retry is harmless.
 
         Files that are no readable pictures are left out and listed in
-        `Dataset.rejected`. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
+        `Dataset.rejected_files`. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
         ARCHIVE_UNREADABLE, DATASET_UNUSABLE, INVALID_FIELD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

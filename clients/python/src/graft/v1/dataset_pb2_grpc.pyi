@@ -35,13 +35,14 @@ class DatasetServiceStub:
     def __new__(cls, channel: _aio.Channel) -> DatasetServiceAsyncStub: ...
     UploadDataset: _grpc.StreamUnaryMultiCallable[_dataset_pb2.UploadDatasetRequest, _dataset_pb2.UploadDatasetResponse]
     """Stores a dataset. The client streams one header, then either the bytes of
-    one archive in chunks, or labelled pictures; never both. The archive holds
+    one archive in chunks, or labelled pictures, never both, then one end: an
+    upload without it was cut off, and stores nothing. The archive holds
     a folder per class, or `train/` and `val/` with a folder per class in each;
     one folder around it all is allowed. The same pictures always get the same
     dataset id, so a retry is harmless.
 
     Files that are no readable pictures are left out and listed in
-    `Dataset.rejected`. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
+    `Dataset.rejected_files`. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
     ARCHIVE_UNREADABLE, DATASET_UNUSABLE, INVALID_FIELD.
     """
     GetDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetRequest, _dataset_pb2.GetDatasetResponse]
@@ -60,13 +61,14 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadDataset: _aio.StreamUnaryMultiCallable[_dataset_pb2.UploadDatasetRequest, _dataset_pb2.UploadDatasetResponse]  # type: ignore[assignment]
     """Stores a dataset. The client streams one header, then either the bytes of
-    one archive in chunks, or labelled pictures; never both. The archive holds
+    one archive in chunks, or labelled pictures, never both, then one end: an
+    upload without it was cut off, and stores nothing. The archive holds
     a folder per class, or `train/` and `val/` with a folder per class in each;
     one folder around it all is allowed. The same pictures always get the same
     dataset id, so a retry is harmless.
 
     Files that are no readable pictures are left out and listed in
-    `Dataset.rejected`. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
+    `Dataset.rejected_files`. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
     ARCHIVE_UNREADABLE, DATASET_UNUSABLE, INVALID_FIELD.
     """
     GetDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetRequest, _dataset_pb2.GetDatasetResponse]  # type: ignore[assignment]
@@ -88,13 +90,14 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.UploadDatasetResponse, _abc.Awaitable[_dataset_pb2.UploadDatasetResponse]]:
         """Stores a dataset. The client streams one header, then either the bytes of
-        one archive in chunks, or labelled pictures; never both. The archive holds
+        one archive in chunks, or labelled pictures, never both, then one end: an
+        upload without it was cut off, and stores nothing. The archive holds
         a folder per class, or `train/` and `val/` with a folder per class in each;
         one folder around it all is allowed. The same pictures always get the same
         dataset id, so a retry is harmless.
 
         Files that are no readable pictures are left out and listed in
-        `Dataset.rejected`. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
+        `Dataset.rejected_files`. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
         ARCHIVE_UNREADABLE, DATASET_UNUSABLE, INVALID_FIELD.
         """
 

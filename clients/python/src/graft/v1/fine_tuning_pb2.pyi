@@ -217,16 +217,16 @@ class EpochMetrics(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., epochs: _Optional[int] = ..., train_loss: _Optional[float] = ..., train_accuracy: _Optional[float] = ..., validation_loss: _Optional[float] = ..., validation_accuracy: _Optional[float] = ..., images_per_second: _Optional[float] = ..., eta: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., learning_rate: _Optional[float] = ...) -> None: ...
 
 class DataSummary(_message.Message):
-    __slots__ = ("classes", "rejected", "rejected_count", "digest")
+    __slots__ = ("classes", "rejected_files", "rejected_count", "digest")
     CLASSES_FIELD_NUMBER: _ClassVar[int]
-    REJECTED_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FILES_FIELD_NUMBER: _ClassVar[int]
     REJECTED_COUNT_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     classes: _containers.RepeatedCompositeFieldContainer[_dataset_pb2.ClassCount]
-    rejected: _containers.RepeatedCompositeFieldContainer[_dataset_pb2.RejectedFile]
+    rejected_files: _containers.RepeatedCompositeFieldContainer[_dataset_pb2.RejectedFile]
     rejected_count: int
     digest: str
-    def __init__(self, classes: _Optional[_Iterable[_Union[_dataset_pb2.ClassCount, _Mapping]]] = ..., rejected: _Optional[_Iterable[_Union[_dataset_pb2.RejectedFile, _Mapping]]] = ..., rejected_count: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+    def __init__(self, classes: _Optional[_Iterable[_Union[_dataset_pb2.ClassCount, _Mapping]]] = ..., rejected_files: _Optional[_Iterable[_Union[_dataset_pb2.RejectedFile, _Mapping]]] = ..., rejected_count: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class Message(_message.Message):
     __slots__ = ("level", "text")
