@@ -131,7 +131,10 @@ def _epoch(epoch: fine_tuning_pb2.EpochMetrics) -> types.EpochMetrics:
 
 def _data(data: fine_tuning_pb2.DataSummary) -> types.DataSummary:
     return types.DataSummary(
-        _class_counts(data.classes), _rejected(data.rejected_files), data.rejected_count, data.digest
+        _class_counts(data.classes),
+        _rejected(data.rejected_files),
+        data.rejected_count,
+        data.digest,
     )
 
 

@@ -1,0 +1,305 @@
+"""The Dockerfile, the compose file and the manifests keep what the service needs of them.
+
+No image is built and no cluster is asked here: what they say is held against
+the configuration, the health protocol and each other.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service import config as configuration
+from service.config import Config
+from tests.deploy.queries import DEPLOY, ROOT
+from tests.e2e.conftest import ServiceProcess
+
+KUBERNETES = DEPLOY / "kubernetes"
+OURS_IN_COMPOSE = ("graft", "graft-gpu")
+
+needs_kustomize = pytest.mark.skipif(
+    shutil.which("kubectl") is None, reason="kubectl, which has kustomize, is not on the PATH"
+)
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions with their arguments, lines joined, comments dropped."""
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+    joined = re.sub(r"\\\n\s*", " ", text)
+    return [
+        (name, rest)
+        for name, _, rest in (line.partition(" ") for line in joined.splitlines() if line.strip())
+    ]
+
+
+def stages() -> dict[str, tuple[str, list[tuple[str, str]]]]:
+    """Each stage: what it is made from, and its instructions."""
+    found: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+    for name, rest in instructions():
+        if name == "FROM":
+            base, _, stage = rest.partition(" AS ")
+            found[stage] = (base, [])
+        elif found:
+            found[list(found)[-1]][1].append((name, rest))
+    return found
+
+
+def of_runtime(name: str) -> list[str]:
+    return [rest for instruction, rest in stages()["runtime"][1] if instruction == name]
+
+
+def environment_of_image() -> dict[str, str]:
+    pairs = (re.findall(r"(\w+)=(\S+)", rest) for rest in of_runtime("ENV"))
+    return {key: value for found in pairs for key, value in found}
+
+
+def compose() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    return found
+
+
+def built(overlay: str) -> dict[str, dict[str, Any]]:
+    """The overlay's objects by their kind."""
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(KUBERNETES / overlay)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return {found["kind"]: found for found in yaml.safe_load_all(done.stdout)}
+
+
+def seconds(text: str) -> float:
+    number, unit = re.fullmatch(r"(\d+)(s|m)", text).groups()  # type: ignore[union-attr]
+    return float(number) * {"s": 1, "m": 60}[unit]
+
+
+# The image
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_each_target_is_the_one_runtime_with_an_environment_of_its_own(target: str) -> None:
+    base, steps = stages()[target]
+    assert base == "runtime"
+    (copied,) = (rest for name, rest in steps if name == "COPY")
+    assert copied == f"--from={target}-environment /opt/graft /opt/graft"
+    assert not [rest for name, rest in steps if name in ("USER", "RUN")]
+
+
+def test_the_image_runs_as_nobody_in_particular() -> None:
+    assert of_runtime("USER") == ["10001:10001"]
+    names = [name for name, _ in stages()["runtime"][1]]
+    assert "RUN" not in names[names.index("USER") :]
+
+
+def test_the_image_opens_the_ports_and_the_folder_that_the_service_takes() -> None:
+    config = configuration.load(
+        [], {k: v for k, v in environment_of_image().items() if k.startswith("GRAFT_")}
+    )
+    assert of_runtime("EXPOSE") == [f"{config.port} {config.metrics_port}"]
+    assert of_runtime("VOLUME") == [str(config.data_dir)]
+    assert (config.host, config.metrics_host) == ("0.0.0.0", "0.0.0.0")
+    assert of_runtime("STOPSIGNAL") == ["SIGTERM"]
+
+
+def test_all_that_is_copied_reaches_the_builder() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    kept = [line[1:] for line in ignored if line.startswith("!")]
+    for _, steps in stages().values():
+        for name, rest in steps:
+            if name == "COPY" and not rest.startswith("--from"):
+                for source in rest.split()[:-1]:
+                    assert (ROOT / source).exists()
+                    assert any(k == source or k.startswith(f"{source}/") for k in kept), source
+
+
+@pytest.mark.e2e
+def test_the_image_health_check_asks_a_real_service(tmp_path: Path) -> None:
+    (check,) = of_runtime("HEALTHCHECK")
+    command = json.loads(check.partition(" CMD ")[2])
+    service = ServiceProcess(tmp_path / "data")
+    try:
+        port = service.address.rpartition(":")[2]
+        assert health(command, port) == 0
+    finally:
+        service.end()
+    assert health(command, port) != 0
+
+
+def health(command: list[str], port: str) -> int:
+    assert command[0] == "python"
+    return subprocess.run(
+        [sys.executable, *command[1:]],
+        env={"GRAFT_PORT": port, "http_proxy": "http://127.0.0.1:9"},
+        stderr=subprocess.DEVNULL,
+        timeout=30,
+        check=False,
+    ).returncode
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_requirements_are_the_projects_own_but_for_the_runtime(device: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(DEPLOY / "requirements.py"), device],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    listed = done.stdout.split()
+    names = {re.split(r"[^A-Za-z0-9._-]", line)[0] for line in listed}
+    assert ("onnxruntime" in names) == (device == "cpu")
+    assert ("onnxruntime-gpu" in names) == (device == "gpu")
+    assert {"torch", "grpcio", "googleapis-common-protos"} <= names
+    assert not names & {"graft-client", "graft-server"}
+    # The build picks PyTorch by this pattern, to take it from an index of its own.
+    assert [n for n in sorted(names) if n.startswith("torch")] == ["torch", "torchvision"]
+    assert len([line for line in listed if re.search(r"^torch(vision)?[^a-z]", line)]) == 2
+
+
+# Compose
+
+
+@pytest.mark.parametrize("name", OURS_IN_COMPOSE)
+def test_compose_gives_the_service_settings_that_it_knows(name: str) -> None:
+    service = compose()["services"][name]
+    config = configuration.load([], service["environment"])
+    assert seconds(service["stop_grace_period"]) >= config.drain_s + 10
+    assert f"127.0.0.1:{config.port}:{config.port}" in service["ports"]
+
+
+@pytest.mark.parametrize("name", OURS_IN_COMPOSE)
+def test_compose_gives_the_service_a_root_that_it_cannot_write(name: str) -> None:
+    service = compose()["services"][name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert any(mount.startswith("/tmp") for mount in service["tmpfs"])
+    assert service["volumes"] == [f"graft-data:{environment_of_image()['GRAFT_DATA_DIR']}"]
+    assert service["build"]["target"] in stages()
+    assert (DEPLOY / service["build"]["context"] / "Dockerfile").is_file()
+
+
+def test_no_profile_starts_two_services_on_one_data_folder() -> None:
+    services = compose()["services"]
+    profiles = [set(services[name]["profiles"]) for name in OURS_IN_COMPOSE]
+    assert all(profiles)
+    assert not profiles[0] & profiles[1]
+
+
+def test_prometheus_finds_either_service_by_one_name() -> None:
+    scraped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    (target,) = next(s for s in scraped["scrape_configs"] if s["job_name"] == "graft")[
+        "static_configs"
+    ][0]["targets"]
+    assert target == f"graft:{Config().metrics_port}"
+    for name in OURS_IN_COMPOSE:
+        assert compose()["services"][name]["networks"]["default"]["aliases"] == ["graft"]
+
+
+def test_every_file_that_compose_mounts_is_there() -> None:
+    mounts = [
+        mount for s in compose()["services"].values() for mount in s["volumes"] if mount[0] == "."
+    ]
+    assert len(mounts) >= 4
+    for mount in mounts:
+        source, _, mode = mount.split(":")
+        assert (DEPLOY / source).exists(), source
+        assert mode == "ro"
+
+
+# Kubernetes
+
+
+@needs_kustomize
+@pytest.mark.parametrize("overlay", ["base", "gpu"])
+class TestKubernetes:
+    """The built manifests, with and without a GPU."""
+
+    def test_the_service_gets_settings_that_it_knows_and_time_to_drain(self, overlay: str) -> None:
+        pod = pod_of(overlay)
+        limit = container_of(overlay)["resources"]["limits"]["cpu"]
+        environment = dict(environment_of_image())
+        for entry in container_of(overlay)["env"]:
+            if "value" in entry:
+                environment[entry["name"]] = entry["value"]
+            else:
+                assert entry["valueFrom"]["resourceFieldRef"]["resource"] == "limits.cpu"
+                environment[entry["name"]] = limit
+        config = configuration.load([], environment)
+        assert pod["terminationGracePeriodSeconds"] >= config.drain_s + 10
+        assert config.threads == config.trainer_threads == int(limit)
+        # Injected variables of a Service of that name would be refused as settings.
+        assert pod["enableServiceLinks"] is False
+
+    def test_one_process_alone_holds_the_data(self, overlay: str) -> None:
+        objects = built(overlay)
+        deployment = objects["Deployment"]["spec"]
+        assert deployment["replicas"] == 1
+        assert deployment["strategy"] == {"type": "Recreate"}
+        (data,) = (v for v in pod_of(overlay)["volumes"] if v["name"] == "data")
+        claim = objects["PersistentVolumeClaim"]
+        assert data["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+        assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+
+    def test_probes_ask_the_port_over_grpc(self, overlay: str) -> None:
+        container = container_of(overlay)
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert container[probe]["grpc"] == {"port": Config().port}
+        assert {p["name"]: p["containerPort"] for p in container["ports"]} == {
+            "grpc": Config().port,
+            "metrics": Config().metrics_port,
+        }
+
+    def test_the_container_can_write_its_data_and_temporary_files_alone(self, overlay: str) -> None:
+        pod, container = pod_of(overlay), container_of(overlay)
+        uid, gid = (int(part) for part in of_runtime("USER")[0].split(":"))
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == uid
+        assert pod["securityContext"]["fsGroup"] == gid
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        assert set(mounted) == {environment_of_image()["GRAFT_DATA_DIR"], "/tmp", "/dev/shm"}
+        assert set(mounted.values()) == {volume["name"] for volume in pod["volumes"]}
+
+    def test_the_service_and_prometheus_find_the_pod(self, overlay: str) -> None:
+        objects = built(overlay)
+        template = objects["Deployment"]["spec"]["template"]["metadata"]
+        selector = objects["Service"]["spec"]["selector"]
+        assert selector.items() <= template["labels"].items()
+        assert selector == objects["Deployment"]["spec"]["selector"]["matchLabels"]
+        assert template["annotations"]["prometheus.io/scrape"] == "true"
+        assert template["annotations"]["prometheus.io/port"] == str(Config().metrics_port)
+        names = {port["name"] for port in container_of(overlay)["ports"]}
+        assert {port["targetPort"] for port in objects["Service"]["spec"]["ports"]} == names
+
+    def test_the_image_and_its_resources_fit(self, overlay: str) -> None:
+        container = container_of(overlay)
+        target = {"base": "cpu", "gpu": "gpu"}[overlay]
+        assert container["image"] == f"graft:{target}"
+        assert target in stages()
+        (provider,) = (e["value"] for e in container["env"] if e["name"] == "GRAFT_PROVIDER")
+        assert provider == {"cpu": "cpu", "gpu": "cuda"}[target]
+        assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (target == "gpu")
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+
+
+def pod_of(overlay: str) -> dict[str, Any]:
+    pod: dict[str, Any] = built(overlay)["Deployment"]["spec"]["template"]["spec"]
+    return pod
+
+
+def container_of(overlay: str) -> dict[str, Any]:
+    (container,) = pod_of(overlay)["containers"]
+    found: dict[str, Any] = container
+    return found
