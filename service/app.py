@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import platform
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -121,6 +122,9 @@ class App:
         )
         stack.callback(datasets.close)
         jobs = JobStore(database, config.max_queued_jobs)
+        telemetry.data_free_bytes.set_function(
+            lambda: float(shutil.disk_usage(config.data_dir).free)
+        )
         telemetry.watch_counts("jobs", "Jobs by state.", "state", jobs.counts_by_state)
         telemetry.watch_counts("stored", "What is stored, by kind.", "kind", models.counts)
 

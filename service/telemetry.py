@@ -77,6 +77,8 @@ class Telemetry:
             "graft_batch_size", "Pictures run at once.", registry=registry, buckets=_BATCH
         )
         self.queue_depth = gauge("queue_depth", "Pictures waiting for inference.")
+        self.queue_limit = gauge("queue_limit", "The bound on them; more are refused.")
+        self.data_free_bytes = gauge("data_free_bytes", "Room on the data folder's disk.")
         self.loads = counter("loads", "Loads into memory.", "kind", "outcome")
         self.evictions = counter("evictions", "Leaves memory to keep its bound.", "kind")
         self.loaded = gauge("loaded", "Backbones and heads in memory.", "kind")

@@ -72,6 +72,7 @@ class Engine:
         # One at a time: a session spreads over all threads by itself.
         self._computer = ThreadPoolExecutor(1, thread_name_prefix="infer")
         self._memory = Memory(bounds.max_bytes, telemetry)
+        telemetry.queue_limit.set(bounds.max_queue)
         self._inside = 0
 
         def load_backbone(path: Path) -> Batcher:
