@@ -13,17 +13,23 @@ help:  ## List the verbs
 # The stamps depend on what was asked for, so that a second run installs nothing.
 $(VENV)/.installed: pyproject.toml clients/python/pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -e clients/python -e .
+	$(PY) -m pip install --quiet --disable-pip-version-check -e clients/python -e ".[openvino]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PY) -m pip install --quiet --disable-pip-version-check -e "clients/python[cli]" -e ".[dev]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -e "clients/python[cli]" -e ".[dev,openvino]"
+	touch $@
+
+# Its own, since it pins an older protobuf than ours.
+$(VENV)/triton/.installed: $(VENV)/.installed
+	$(PY) -m venv $(VENV)/triton
+	$(VENV)/triton/bin/python -m pip install --quiet --disable-pip-version-check "tritonclient[grpc]"
 	touch $@
 
 demo: $(VENV)/.installed  ## Fine-tune and serve on real pictures (DATA=folder for your own)
 	$(PY) clients/demo.py $(if $(DATA),--data $(DATA))
 
-test: $(VENV)/.installed-dev  ## Lint, type-check and run every test
+test: $(VENV)/.installed-dev $(VENV)/triton/.installed  ## Lint, type-check and run every test
 	$(MAKE) --no-print-directory lint stubs-check
 	$(PY) -m pytest
 

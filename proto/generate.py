@@ -9,6 +9,7 @@ import filecmp
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,44 +17,74 @@ from google.rpc import status_pb2
 from grpc_tools import protoc
 
 PROTO = Path(__file__).parent
-CLIENT_STUBS = PROTO.parent / "clients/python/src/graft/v1"
+ROOT = PROTO.parent
 
 
-def generate(out: Path) -> None:
-    """Writes the stubs of package graft.v1 below `out`, as graft/v1/*."""
-    sources = sorted(str(path) for path in PROTO.glob("graft/v1/*.proto"))
+@dataclass(frozen=True)
+class Package:
+    """One package's .proto files and its stubs."""
+
+    sources: str
+    """Their folder below proto/."""
+    module: str
+    """The stubs' Python package, as a path."""
+    import_root: Path
+    """The folder from which that package is imported."""
+
+    @property
+    def stubs(self) -> Path:
+        """Where the stubs are committed."""
+        return self.import_root / self.module
+
+
+PACKAGES = (
+    Package("graft/v1", "graft/v1", ROOT / "clients/python/src"),
+    # The server's own: a client has its protocol's stubs, and two copies of a package
+    # cannot share a process.
+    Package("open_inference", "service/rpc/open_inference", ROOT),
+)
+
+
+def generate(package: Package, out: Path) -> Path:
+    """Writes the package's stubs below `out`; returns their folder."""
+    sources = sorted((PROTO / package.sources).glob("*.proto"))
+    # Read as if they lay where the stubs do, so that the stubs import each other there.
+    mapped = f"-I{package.module}={PROTO / package.sources}"
     google = str(Path(status_pb2.__file__).parents[2])
     wellknown = str(files("grpc_tools") / "_proto")
-    with_services = [s for s in sources if "\nservice " in Path(s).read_text()]
-    base = ["protoc", f"-I{PROTO}", f"-I{google}", f"-I{wellknown}"]
+    base = ["protoc", mapped, f"-I{google}", f"-I{wellknown}"]
     plugin = f"--plugin=protoc-gen-mypy_grpc={Path(sys.executable).parent / 'protoc-gen-mypy_grpc'}"
+    names = [f"{package.module}/{s.name}" for s in sources]
+    services = [f"{package.module}/{s.name}" for s in sources if "\nservice " in s.read_text()]
     for arguments in (
-        [*base, f"--python_out={out}", f"--pyi_out={out}", *sources],
-        [*base, plugin, f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}", *with_services],
+        [*base, f"--python_out={out}", f"--pyi_out={out}", *names],
+        [*base, plugin, f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}", *services],
     ):
         if protoc.main(arguments) != 0:
             raise SystemExit("protoc failed: " + " ".join(arguments))
+    return out / package.module
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail when stale")
     check = parser.parse_args().check
+    stale = []
     with tempfile.TemporaryDirectory() as folder:
-        generate(Path(folder))
-        fresh = Path(folder) / "graft/v1"
-        names = {path.name for path in fresh.iterdir()}
-        committed = {path.name for path in CLIENT_STUBS.iterdir() if "_pb2" in path.name}
-        if check:
-            _, differing, missing = filecmp.cmpfiles(fresh, CLIENT_STUBS, names, shallow=False)
-            stale = sorted({*differing, *missing, *(committed - names)})
-            if stale:
-                raise SystemExit(f"stale stubs, run `make stubs`: {', '.join(stale)}")
-            return
-        for name in committed - names:
-            (CLIENT_STUBS / name).unlink()
-        for name in names:
-            shutil.copyfile(fresh / name, CLIENT_STUBS / name)
+        for package in PACKAGES:
+            fresh = generate(package, Path(folder))
+            names = {path.name for path in fresh.iterdir()}
+            committed = {path.name for path in package.stubs.iterdir() if "_pb2" in path.name}
+            if check:
+                _, differing, missing = filecmp.cmpfiles(fresh, package.stubs, names, shallow=False)
+                stale += sorted({*differing, *missing, *(committed - names)})
+                continue
+            for name in committed - names:
+                (package.stubs / name).unlink()
+            for name in names:
+                shutil.copyfile(fresh / name, package.stubs / name)
+    if stale:
+        raise SystemExit(f"stale stubs, run `make stubs`: {', '.join(stale)}")
 
 
 if __name__ == "__main__":

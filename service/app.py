@@ -27,7 +27,8 @@ from service.config import Config
 from service.inference import head as heads
 from service.inference import preprocess
 from service.inference.engine import Bounds, Engine, ModelFiles
-from service.inference.runtime import OnnxRuntime, Runtime, choose_provider
+from service.inference.providers import choose_provider
+from service.inference.runtime import OnnxRuntime, Runtime
 from service.jobs.launcher import Launcher, ProcessLauncher
 from service.jobs.store import JobStore
 from service.jobs.supervisor import Settings, Supervisor
@@ -35,6 +36,8 @@ from service.jobs.watch import Watch
 from service.rpc.datasets import DatasetServicer
 from service.rpc.fine_tuning import FineTuningServicer
 from service.rpc.models import ModelServicer
+from service.rpc.open_inference import grpc_predict_v2_pb2_grpc
+from service.rpc.open_inference.servicer import OpenInferenceServicer
 from service.rpc.prediction import PredictionServicer
 from service.rpc.server import RpcServer, to_register
 from service.storage.artifacts import Artifacts, StoredVersion
@@ -142,7 +145,7 @@ class App:
 
         # What trains.
         async def warm(stored: StoredVersion) -> None:
-            await engine.warm(_files(stored.model, stored))
+            await engine.warm(_files(stored.model, 0, stored))
 
         watch = Watch(jobs)
         settings = Settings(
@@ -152,10 +155,11 @@ class App:
             default_backbone=config.default_backbone,
             cpu_jobs=config.cpu_jobs,
             gpu_jobs=config.gpu_jobs,
-            has_gpu=runtime.provider == "cuda",
+            has_gpu=runtime.provider in ("cuda", "tensorrt"),
             max_job_s=config.max_job_s,
             trainer_threads=config.trainer_threads,
             provider=config.provider,
+            precision=config.precision,
         )
         self._supervisor = supervisor = Supervisor(
             jobs=jobs,
@@ -171,7 +175,7 @@ class App:
         # Who asks.
         def resolve(model: str, version: int | None, alias: str | None) -> tuple[int, ModelFiles]:
             record = models.resolve(model, version, alias)
-            return record.version, _files(record.model, record)
+            return record.version, _files(record.model, record.version, record)
 
         def forget(removed: Removed) -> None:
             engine.forget(backbones=removed.backbones, heads=removed.heads)
@@ -189,6 +193,15 @@ class App:
             max_pictures=config.max_pictures,
             timeout_s=config.predict_timeout_s,
         )
+        open_inference = OpenInferenceServicer(
+            engine,
+            resolve,
+            models,
+            version=metadata.version("graft-server"),
+            is_ready=lambda: rpc.is_serving,
+            max_pictures=config.max_pictures,
+            timeout_s=config.predict_timeout_s,
+        )
         rpc = RpcServer(
             [
                 to_register(
@@ -203,6 +216,10 @@ class App:
                 to_register(
                     model_pb2_grpc.add_ModelServiceServicer_to_server,
                     ModelServicer(models, _export, forget),
+                ),
+                to_register(
+                    grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
+                    open_inference,
                 ),
             ],
             telemetry,
@@ -230,14 +247,18 @@ class App:
 
 def _choose_runtime(config: Config, threads: int, telemetry: Telemetry) -> Runtime:
     provider = choose_provider(config.provider)
-    telemetry.provider_info.labels(provider.name, provider.why).set(1)
-    log.info("provider chosen", extra={"provider": provider.name, "why": provider.why})
-    return OnnxRuntime(provider, threads)
+    telemetry.provider_info.labels(provider.name, config.precision, provider.why).set(1)
+    log.info(
+        "provider chosen",
+        extra={"provider": provider.name, "precision": config.precision, "why": provider.why},
+    )
+    return OnnxRuntime(provider, threads, config.precision, max_batch=config.max_batch)
 
 
-def _files(name: str, record: VersionRecord | StoredVersion) -> ModelFiles:
+def _files(name: str, version: int, record: VersionRecord | StoredVersion) -> ModelFiles:
     return ModelFiles(
         name=name,
+        version=version,
         backbone_digest=record.backbone_digest,
         backbone_path=record.backbone_path,
         head_digest=record.head_digest,

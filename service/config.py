@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from service.jobs.contract import BACKBONES, DEFAULT_BACKBONE
+from service.jobs.contract import BACKBONES, DEFAULT_BACKBONE, Precision, ProviderSetting
 
 _OF_THE_CLIENT = {"GRAFT_SERVER", "GRAFT_TOKEN"}
 
@@ -51,8 +51,13 @@ class Config:
     log_format: Literal["json", "console"] = _setting("json", "Shape of the log lines")
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least log level")
 
-    provider: Literal["auto", "cuda", "cpu"] = _setting(
-        "auto", "What ONNX Runtime computes on; auto takes CUDA where it works"
+    provider: ProviderSetting = _setting(
+        "auto", "What computes; auto takes CUDA where it works, then OpenVINO where installed"
+    )
+    precision: Precision = _setting(
+        "fast",
+        "exact is fp32; fast is bf16 or fp16 where the hardware has them; int8 quantises new "
+        "versions whose accuracy it does not harm",
     )
     threads: int = _setting(
         0, "Threads for inference and for decoding; 0 means one a core", low=0, high=1024

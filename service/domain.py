@@ -5,12 +5,19 @@ Knows nothing of storage, sockets or threads.
 
 import re
 from enum import StrEnum
+from typing import Literal
 
 import msgspec
 
 from service.errors import InvalidInput, Reason
 
 LATEST = "latest"
+
+ProviderSetting = Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]
+"""What is to compute features."""
+Precision = Literal["exact", "fast", "int8"]
+"""`exact` is fp32; `fast` bf16 or fp16 where the machine has them in its kernels, else fp32;
+`int8` what a quantised file says, and `fast` for a file that is not quantised."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
@@ -96,7 +103,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     precision: str
     provider: str
-    """The ONNX Runtime provider that computed the validation figures."""
+    """What computed the validation figures, and served first: `cpu`, `openvino`, `cuda`."""
+    serving_precision: str = "fp32"
+    """What the same computed in: `fp32`, `bf16`, `fp16` or `int8`."""
+    float_validation_accuracy: float | None = None
+    """Of the float backbone, where int8 was asked for."""
+    precision_note: str = ""
+    """Why int8 was asked for and is not served."""
     versions: dict[str, str]
     """Of Python and of every package that matters."""
     started_at: str

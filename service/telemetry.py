@@ -50,6 +50,7 @@ class Telemetry:
         self._lock = threading.Lock()
         self._model_labels: set[str] = set()
         self._max_model_labels = max_model_labels
+        self._stages: dict[str, Stages] = {}
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"graft_{name}", text, labels, registry=registry)
@@ -80,6 +81,14 @@ class Telemetry:
         self.queue_limit = gauge("queue_limit", "The bound on them; more are refused.")
         self.data_free_bytes = gauge("data_free_bytes", "Room on the data folder's disk.")
         self.loads = counter("loads", "Loads into memory.", "kind", "outcome")
+        self.hits = counter("loaded_hits", "Found in memory when needed.", "kind")
+        self.eviction_age_seconds = Histogram(
+            "graft_eviction_age_seconds",
+            "From its last use to leaving memory; low ages mean too little memory.",
+            ["kind"],
+            registry=registry,
+            buckets=(1, 10, 60, 300, 1800, 7200, 43_200, 172_800),
+        )
         self.evictions = counter("evictions", "Leaves memory to keep its bound.", "kind")
         self.loaded = gauge("loaded", "Backbones and heads in memory.", "kind")
         self.loaded_bytes = gauge("loaded_bytes", "Their bytes, about.", "kind")
@@ -106,10 +115,18 @@ class Telemetry:
             "eta_s": gauge("training_eta_seconds", "Until training ends, as planned.", *epoch),
         }
         self.provider_info = gauge(
-            "provider_info", "1 for the provider that computes, and why it.", "provider", "why"
+            "provider_info", "1 for what computes, and why it.", "provider", "precision", "why"
         )
         build_info = gauge("build_info", "1; what runs.", *versions)
         build_info.labels(*versions.values()).set(1)
+
+    def stages(self, model: str) -> "Stages":
+        """Where a model's predictions are told; made once, since looking labels up is slow."""
+        label = self.model_label(model)
+        found = self._stages.get(label)
+        if found is None:
+            found = self._stages[label] = Stages(self.stage_seconds, self.pictures, label)
+        return found
 
     def model_label(self, model: str) -> str:
         """The label value for a model: its name, or "(other)" past the bound."""
@@ -134,6 +151,26 @@ class Telemetry:
                 gauge.remove(job_id, self.model_label(model))
             except KeyError:
                 continue
+
+
+class Stages:
+    """One model's series of the Predict stages and of the pictures."""
+
+    def __init__(self, seconds: Histogram, pictures: Counter, label: str) -> None:
+        self.decode = seconds.labels("decode", label)
+        self.queue = seconds.labels("queue", label)
+        self.infer = seconds.labels("infer", label)
+        self.total = seconds.labels("total", label)
+        self._pictures = pictures
+        self._label = label
+        self._ok = pictures.labels(label, "ok")
+
+    def count(self, outcome: str) -> None:
+        """Counts one picture that was answered with `ok` or a reason."""
+        if outcome == "ok":
+            self._ok.inc()
+        else:
+            self._pictures.labels(self._label, outcome).inc()
 
 
 class _Counted:

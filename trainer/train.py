@@ -14,8 +14,9 @@ import msgspec
 from service.errors import GraftError, Reason
 from service.inference import head as heads
 from service.inference import preprocess
-from service.inference.head import Floats, Head
-from service.inference.runtime import OnnxRuntime, ProviderUnavailable, choose_provider
+from service.inference.head import Head
+from service.inference.providers import Provider, ProviderUnavailable, choose_provider
+from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import (
     BACKBONE_FILE,
     HEAD_FILE,
@@ -35,6 +36,7 @@ from service.jobs.contract import (
 from trainer import data as datasets
 from trainer import evaluate, report
 from trainer.methods import feature_based
+from trainer.quantise import Served, quantised
 from trainer.records import Send
 
 if TYPE_CHECKING:
@@ -94,35 +96,44 @@ def run(spec: JobSpec, tell: Send) -> Manifest:
         send(Note("warning", "the backbone starts from random weights: it was never pretrained"))
     runtime = _runtime(spec)
 
-    def frozen_head() -> tuple[Head, Floats, dict[str, float | int | str | bool | None]]:
-        session = runtime.load(_pretrained_file(spec, weights, backbone, out))
-        if isinstance(spec.method, FeatureBased):
-            return feature_based.fit_head(spec.method, data, session, spec.seed, send)
-        return feature_based.fit_head(FeatureBased(), data, session, spec.seed, without_epochs)
+    def first_head() -> Head:
+        frozen = runtime.load(_pretrained_file(spec, weights, backbone, out))
+        fitted = feature_based.fit_head(FeatureBased(), data, frozen, spec.seed, without_epochs)
+        return fitted[0]
 
     if isinstance(spec.method, FeatureBased):
         if spec.device == "cuda":
             compute.choose_device("cuda")
-        head, features, used = frozen_head()
         method, recipe = "feature_based", ""
         device, precision = runtime.provider, "fp32"
-        backbone_file = _pretrained_file(spec, weights, backbone, out)
+        float_file = _pretrained_file(spec, weights, backbone, out)
+        session = runtime.load(float_file)
+        head, features, used = feature_based.fit_head(spec.method, data, session, spec.seed, send)
     else:
         method, recipe = "model_based", spec.method.recipe
         deadline = model_based.training_deadline(started, spec.time_budget_s)
         head, used, device, precision = model_based.train(
-            spec, spec.method, data, backbone, lambda: frozen_head()[0], deadline, send
+            spec, spec.method, data, backbone, first_head, deadline, send
         )
-        backbone_file = out / BACKBONE_FILE
+        float_file = out / BACKBONE_FILE
         send(Progressed("exporting", 0.0))
-        export.to_onnx(backbone, backbone_file)
-        session = runtime.load(backbone_file)
+        export.to_onnx(backbone, float_file)
+        session = runtime.load(float_file)
         features = feature_based.features_of(
             session, data.validation.pixels, send, "validation pictures"
         )
 
     send(Progressed("checking", 0.0, "PyTorch against ONNX Runtime"))
-    parity = export.check_parity(head, features, backbone, data.validation.pixels)
+    # In full precision, where any difference is the export's fault.
+    exact = OnnxRuntime(Provider("cpu", "for the check"), spec.threads).load(float_file)
+    checked = data.validation.pixels[: export.PARITY_PICTURES]
+    parity = export.check_parity(head, exact.run(checked), backbone, checked)
+
+    served = Served(float_file, session, head, features)
+    if spec.precision == "int8":
+        known = next((k for k in spec.exported if k.weights == f"{weights}:int8"), None)
+        served = quantised(spec, served, known, data, runtime, send)
+    head, features = served.head, served.features
     probabilities = head.probabilities(features)
     metrics = evaluate.measure(probabilities, data.validation.targets, data.classes)
 
@@ -135,7 +146,7 @@ def run(spec: JobSpec, tell: Send) -> Manifest:
         recipe=recipe,
         backbone=spec.backbone,
         weights=weights,
-        backbone_digest=_sha256(backbone_file),
+        backbone_digest=_sha256(served.file),
         feature_dim=head.feature_dim,
         classes=list(data.classes),
         temperature=head.temperature,
@@ -153,6 +164,9 @@ def run(spec: JobSpec, tell: Send) -> Manifest:
         device=device,
         precision=precision,
         provider=runtime.provider,
+        serving_precision=served.session.precision,
+        float_validation_accuracy=served.float_accuracy,
+        precision_note=served.note,
         versions=_versions(),
         started_at=started_at.isoformat(timespec="seconds"),
         duration_s=time.monotonic() - started,
@@ -168,7 +182,7 @@ def run(spec: JobSpec, tell: Send) -> Manifest:
 
 def _runtime(spec: JobSpec) -> OnnxRuntime:
     try:
-        return OnnxRuntime(choose_provider(spec.provider), spec.threads)
+        return OnnxRuntime(choose_provider(spec.provider), spec.threads, spec.precision)
     except ProviderUnavailable as error:
         raise GraftError(Reason.DEVICE_UNAVAILABLE, str(error)) from error
 

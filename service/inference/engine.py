@@ -1,54 +1,45 @@
 """The engine: pictures for any published models in, class probabilities out.
 
-Decodes in threads, batches by backbone, parts at the heads. Knows models as
-files named by their digests; what they are called and which one is meant is
-the caller's business. Stops with `close`.
+Knows what is in memory, queues by backbone, and answers when the workers are
+done. Knows models as files named by their digests; what they are called and
+which one is meant is the caller's business. Lives on the event loop, but for
+the workers' threads. Stops with `close`.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.errors import Damaged, Exhausted, Expired, GraftError, Reason
+from service.errors import Damaged, Expired, GraftError, Reason
 from service.inference import head as heads
-from service.inference.batcher import Batcher
-from service.inference.head import Floats, Head
+from service.inference.fair_queue import Backbone, Call, Classified, Decode, Outcome
+from service.inference.head import Head
 from service.inference.loaded import Loaded, Memory
-from service.inference.preprocess import Pixels
 from service.inference.runtime import Runtime
+from service.inference.statistics import Statistics
+from service.inference.workers import Workers
 from service.telemetry import Telemetry
 
-log = logging.getLogger(__name__)
+__all__ = ["Bounds", "Classified", "Decode", "Engine", "ModelFiles", "Outcome"]
 
-Decode = Callable[[], Pixels]
-"""Makes one picture's pixels; runs in a thread; raises InvalidInput for a bad picture."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model lies on disk; digests name what is in memory."""
+    """Where a version of a model lies on disk; digests name what is in memory."""
 
     name: str
-    """For metrics alone."""
+    """For metrics and for fairness."""
+    version: int
+    """For statistics."""
     backbone_digest: str
     backbone_path: Path
     head_digest: str
     head_path: Path
-
-
-@dataclass(frozen=True, eq=False)
-class Classified:
-    """One picture's answer."""
-
-    probabilities: Floats
-    """float32 [classes], adding up to 1."""
-    features: Floats
-    """float32 [d], as the backbone gave them."""
-    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,59 +59,94 @@ class Engine:
     def __init__(self, runtime: Runtime, bounds: Bounds, telemetry: Telemetry) -> None:
         self._bounds = bounds
         self._telemetry = telemetry
-        self._decoders = ThreadPoolExecutor(bounds.threads, thread_name_prefix="decode")
-        # One at a time: a session spreads over all threads by itself.
-        self._computer = ThreadPoolExecutor(1, thread_name_prefix="infer")
-        self._memory = Memory(bounds.max_bytes, telemetry)
         telemetry.queue_limit.set(bounds.max_queue)
-        self._inside = 0
+        self.statistics = Statistics()
+        self._memory = Memory(bounds.max_bytes, telemetry)
+        self._workers = Workers(bounds.threads, bounds.max_batch, bounds.max_queue, telemetry)
+        self._pinned: set[ModelFiles] = set()
 
-        def load_backbone(path: Path) -> Batcher:
+        def load_backbone(path: Path) -> Backbone:
             session = runtime.load(path)
-            return Batcher(session, self._computer, telemetry, bounds.max_batch)
+            log.info(
+                "backbone loaded",
+                extra={
+                    "backbone": path.stem,
+                    "provider": runtime.provider,
+                    "precision": session.precision,
+                    "largest_batch": session.max_batch,
+                    "picture_ms": round(session.picture_s * 1000, 1),
+                },
+            )
+            return Backbone(session, session.picture_s)
 
-        self._backbones: Loaded[Batcher] = Loaded("backbone", load_backbone, self._memory)
+        self._backbones: Loaded[Backbone] = Loaded("backbone", load_backbone, self._memory)
         self._heads: Loaded[Head] = Loaded("head", heads.load, self._memory)
 
     async def warm(self, files: ModelFiles) -> None:
         """Loads a model, so that its first call finds it in memory."""
         await self._load(files, self._bounds.load_timeout_s)
 
+    async def pin(self, files: ModelFiles) -> None:
+        """Loads a model and keeps it in memory until `unpin`; twice is as once.
+
+        Raises Exhausted (OUT_OF_MEMORY) when the pinned models would fill the
+        memory's bound, and what loading raises.
+        """
+        await self._load(files, self._bounds.load_timeout_s)
+        self._memory.pin(_keys(files))
+        self._pinned.add(files)
+
+    def unpin(self, files: ModelFiles) -> None:
+        """Lets a model leave memory when room is needed; one that is not pinned stays as it is."""
+        self._pinned.discard(files)
+        still = {key for pinned in self._pinned for key in _keys(pinned)}
+        self._memory.unpin([key for key in _keys(files) if key not in still])
+
+    def is_loaded(self, files: ModelFiles) -> bool:
+        """Whether a model is in memory; no use of it."""
+        return all(self._memory.has(*key) for key in _keys(files))
+
     async def classify(
         self, files: ModelFiles, pictures: Sequence[Decode], timeout_s: float
-    ) -> list[Classified | GraftError]:
+    ) -> list[Outcome]:
         """Classifies each picture; a bad one gets its error, the others their answers.
 
         Raises Exhausted (QUEUE_FULL) or Expired (DEADLINE_EXCEEDED) for all of
         them, Damaged (MODEL_UNLOADABLE) when the model's files cannot be used.
         """
-        if self._inside + len(pictures) > self._bounds.max_queue:
-            raise Exhausted(
-                Reason.QUEUE_FULL,
-                f"{self._inside} pictures are being classified or wait, and {len(pictures)} more "
-                f"would pass the bound of {self._bounds.max_queue}: try again later",
-                retry_after_s=1.0,
-            )
-        self._inside += len(pictures)
+        arrived = time.monotonic()
         try:
-            return await self._classify(files, pictures, timeout_s)
-        finally:
-            self._inside -= len(pictures)
+            call = await self._classify(files, pictures, arrived, timeout_s)
+        except BaseException:
+            self._record(files, 0, time.monotonic() - arrived, [], [], [], ok=False)
+            raise
+        outcomes = call.answer.result()
+        total_s = time.monotonic() - arrived
+        stages = self._telemetry.stages(files.name)
+        stages.total.observe(total_s)
+        for values, histogram in (
+            (call.decode_s, stages.decode),
+            (call.queue_s, stages.queue),
+            (call.infer_s, stages.infer),
+        ):
+            for seconds in values:
+                histogram.observe(seconds)
+        for outcome in outcomes:
+            stages.count(outcome.reason if isinstance(outcome, GraftError) else "ok")
+        spent = (call.queue_s, call.decode_s, call.infer_s)
+        self._record(files, len(pictures), total_s, *spent, ok=True)
+        return outcomes
 
     async def _classify(
-        self, files: ModelFiles, pictures: Sequence[Decode], timeout_s: float
-    ) -> list[Classified | GraftError]:
-        arrived = time.monotonic()
-        deadline = arrived + timeout_s
-        batcher, head = await self._load(files, timeout_s)
-        label = self._telemetry.model_label(files.name)
-        tasks = [
-            asyncio.create_task(self._one(batcher, head, picture, deadline, label))
-            for picture in pictures
-        ]
+        self, files: ModelFiles, pictures: Sequence[Decode], arrived: float, timeout_s: float
+    ) -> Call:
+        backbone, head = await self._load(files, timeout_s)
+        answer: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        call = Call(files.name, backbone, head, pictures, arrived, arrived + timeout_s, answer)
+        self._workers.put(call)
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                outcomes = await asyncio.gather(*tasks)
+            async with asyncio.timeout(call.deadline - time.monotonic()):
+                await answer
         except TimeoutError:
             raise Expired(
                 Reason.DEADLINE_EXCEEDED,
@@ -128,11 +154,10 @@ class Engine:
                 "send fewer at once",
             ) from None
         finally:
-            # Whoever waits no longer leaves the queue; done tasks do not mind.
-            for task in tasks:
-                task.cancel()
-        self._stage("total", label, time.monotonic() - arrived)
-        return outcomes
+            # Whoever waits no longer leaves the queue.
+            if call.waiting:
+                self._workers.leave(call)
+        return call
 
     def forget(self, *, backbones: Sequence[str] = (), heads: Sequence[str] = ()) -> None:
         """Drops what was deleted; calls under way end as they would have."""
@@ -140,52 +165,59 @@ class Engine:
             self._memory.drop("backbone", digest)
         for digest in heads:
             self._memory.drop("head", digest)
+        gone = {*backbones, *heads}
+        self._pinned -= {
+            files
+            for files in self._pinned
+            if files.backbone_digest in gone or files.head_digest in gone
+        }
 
     def close(self) -> None:
         """Ends the threads; waits for what they do."""
-        self._decoders.shutdown(cancel_futures=True)
-        self._computer.shutdown(cancel_futures=True)
+        self._workers.close()
 
-    async def _load(self, files: ModelFiles, timeout_s: float) -> tuple[Batcher, Head]:
+    async def _load(self, files: ModelFiles, timeout_s: float) -> tuple[Backbone, Head]:
         timeout_s = min(timeout_s, self._bounds.load_timeout_s)
-        batcher = self._backbones.peek(files.backbone_digest)
-        if batcher is None:
-            batcher = await self._backbones.get(
+        backbone = self._backbones.peek(files.backbone_digest)
+        if backbone is None:
+            backbone = await self._backbones.get(
                 files.backbone_digest, files.backbone_path, timeout_s
             )
         head = self._heads.peek(files.head_digest)
         if head is None:
             head = await self._heads.get(files.head_digest, files.head_path, timeout_s)
-        if head.feature_dim != batcher.feature_dim:
+        if head.feature_dim != backbone.session.feature_dim:
             log.error("head takes %d features, its backbone gives %d", head.feature_dim,
-                      batcher.feature_dim, extra={"model": files.name})  # fmt: skip
+                      backbone.session.feature_dim, extra={"model": files.name})  # fmt: skip
             raise Damaged(
                 Reason.MODEL_UNLOADABLE,
                 "the version's head does not fit its backbone: publish the version again",
             )
-        return batcher, head
+        return backbone, head
 
-    async def _one(
-        self, batcher: Batcher, head: Head, decode: Decode, deadline: float, label: str
-    ) -> Classified | GraftError:
-        loop = asyncio.get_running_loop()
-        try:
-            pixels, decode_s = await loop.run_in_executor(self._decoders, _timed, decode)
-        except GraftError as error:
-            self._telemetry.pictures.labels(label, error.reason).inc()
-            return error
-        features = await batcher.features(pixels, deadline)
-        self._stage("decode", label, decode_s)
-        self._stage("queue", label, features.queue_s)
-        self._stage("infer", label, features.infer_s)
-        (probabilities,) = head.probabilities(features.row[None])
-        self._telemetry.pictures.labels(label, "ok").inc()
-        return Classified(probabilities, features.row, head.classes)
+    def _record(
+        self,
+        files: ModelFiles,
+        pictures: int,
+        total_s: float,
+        queue_s: Sequence[float],
+        decode_s: Sequence[float],
+        infer_s: Sequence[float],
+        *,
+        ok: bool,
+    ) -> None:
+        # A call's stage is its slowest picture's.
+        self.statistics.record(
+            files.name,
+            files.version,
+            pictures=pictures,
+            ok=ok,
+            queue_s=max(queue_s, default=0.0),
+            decode_s=max(decode_s, default=0.0),
+            infer_s=max(infer_s, default=0.0),
+            total_s=total_s,
+        )
 
-    def _stage(self, stage: str, model: str, seconds: float) -> None:
-        self._telemetry.stage_seconds.labels(stage, model).observe(seconds)
 
-
-def _timed(decode: Decode) -> tuple[Pixels, float]:
-    started = time.monotonic()
-    return decode(), time.monotonic() - started
+def _keys(files: ModelFiles) -> list[tuple[str, str]]:
+    return [("backbone", files.backbone_digest), ("head", files.head_digest)]

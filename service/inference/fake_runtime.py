@@ -18,10 +18,14 @@ class FakeSession:
     """
 
     feature_dim = 3
+    precision = "fp32"
+    max_batch = 1_000
+    picture_s = 0.0
 
     def __init__(self, nbytes: int = 1000) -> None:
         self.nbytes = nbytes
         self.batches: list[int] = []
+        self.cores: list[int] = []
         self.running = threading.Semaphore(0)
         self.fail_next: Exception | None = None
         self._open = threading.Event()
@@ -35,8 +39,9 @@ class FakeSession:
         """Lets waiting runs go on."""
         self._open.set()
 
-    def run(self, pictures: Pixels) -> Floats:
+    def run(self, pictures: Pixels, cores: int = 0) -> Floats:
         """From uint8 [n, 224, 224, 3] to float32 [n, 3]."""
+        self.cores.append(cores)
         self.running.release()
         if not self._open.wait(10):
             raise TimeoutError("nobody released the fake session")

@@ -1,19 +1,21 @@
 """What is in memory: backbones and heads, bounded in bytes.
 
 Least recently used ones leave when the bound is passed, and come back on
-demand. Leaving only drops our reference: whoever computes with a session keeps
-it alive until done, so there is no race between use and unload. A load in
-progress is shared by all who wait for it. Lives on the event loop; loads run in
-threads.
+demand; what is pinned stays. Leaving only drops our reference: whoever computes
+with a session keeps it alive until done, so there is no race between use and
+unload. A load in progress is shared by all who wait for it. Lives on the event
+loop; loads run in threads.
 """
 
 import asyncio
+import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, cast
 
-from service.errors import Expired, Reason
+from service.errors import Exhausted, Expired, Reason
 from service.telemetry import Telemetry
 
 
@@ -36,10 +38,14 @@ class Loaded(Generic[T]):
         self._load = load
         self._memory = memory
         self._loading: dict[str, asyncio.Task[T]] = {}
+        self._hits = memory.telemetry.hits.labels(kind)
 
     def peek(self, digest: str) -> T | None:
         """The thing if it is in memory; counts as a use."""
-        return cast("T | None", self._memory.get(self._kind, digest))
+        thing = self._memory.get(self._kind, digest)
+        if thing is not None:
+            self._hits.inc()
+        return cast("T | None", thing)
 
     async def get(self, digest: str, path: Path, timeout_s: float) -> T:
         """The thing, loaded if need be.
@@ -74,12 +80,22 @@ class Loaded(Generic[T]):
         self._memory.telemetry.loads.labels(self._kind, "failed" if failed else "ok").inc()
 
 
+@dataclass
+class _Held:
+    thing: Sized
+    nbytes: int
+    used: float
+    """When it was last used, of time.monotonic."""
+
+
 class Memory:
     """The bound that all kinds share, in bytes."""
 
     def __init__(self, max_bytes: int, telemetry: Telemetry) -> None:
         self._max_bytes = max_bytes
-        self._things: OrderedDict[tuple[str, str], Sized] = OrderedDict()
+        self._held: OrderedDict[tuple[str, str], _Held] = OrderedDict()
+        # Apart from the others, so that nothing looks past it when room is made.
+        self._pinned: dict[tuple[str, str], _Held] = {}
         self._bytes = 0
         self.telemetry = telemetry
         telemetry.loaded_bytes_limit.set(max_bytes)
@@ -89,28 +105,75 @@ class Memory:
         """Bytes of all that is loaded, about."""
         return self._bytes
 
+    def has(self, kind: str, digest: str) -> bool:
+        """Whether the thing is in memory; no use of it."""
+        return (kind, digest) in self._held or (kind, digest) in self._pinned
+
     def get(self, kind: str, digest: str) -> Sized | None:
         """The thing, which becomes the most recently used."""
-        thing = self._things.get((kind, digest))
-        if thing is not None:
-            self._things.move_to_end((kind, digest))
-        return thing
+        key = kind, digest
+        held = self._held.get(key)
+        if held is None:
+            pinned = self._pinned.get(key)
+            return pinned.thing if pinned else None
+        self._held.move_to_end(key)
+        held.used = time.monotonic()
+        return held.thing
 
     def add(self, kind: str, digest: str, thing: Sized) -> None:
         """Puts the thing in; older ones leave until the bound holds. The new one stays."""
-        self.drop(kind, digest)
-        self._things[kind, digest] = thing
-        self._account(kind, thing.nbytes, 1)
-        while self._bytes > self._max_bytes and len(self._things) > 1:
-            (old_kind, _), old = self._things.popitem(last=False)
-            self._account(old_kind, -old.nbytes, -1)
-            self.telemetry.evictions.labels(old_kind).inc()
+        key = kind, digest
+        held = _Held(thing, thing.nbytes, time.monotonic())
+        if key in self._pinned:
+            self._account(kind, -self._pinned[key].nbytes, -1)
+            self._pinned[key] = held
+        else:
+            self.drop(kind, digest)
+            self._held[key] = held
+        self._account(kind, held.nbytes, 1)
+        self._make_room(key)
+
+    def pin(self, keys: Collection[tuple[str, str]]) -> None:
+        """Keeps these in memory, where they are, until they are unpinned.
+
+        Raises Exhausted (OUT_OF_MEMORY) when all that is pinned would fill the bound.
+        """
+        more = [key for key in keys if key in self._held]
+        nbytes = sum(held.nbytes for held in self._pinned.values())
+        nbytes += sum(self._held[key].nbytes for key in more)
+        # What left again while the rest was loaded found no room beside the pinned ones.
+        if nbytes > self._max_bytes or not all(self.has(*key) for key in keys):
+            raise Exhausted(
+                Reason.OUT_OF_MEMORY,
+                f"with this model the pinned ones would take more than the bound of "
+                f"{self._max_bytes / 2**20:.0f} MiB: unpin others or raise the bound",
+            )
+        for key in more:
+            self._pinned[key] = self._held.pop(key)
+
+    def unpin(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Lets these leave when room is needed; they count as used just now."""
+        for key in keys:
+            held = self._pinned.pop(key, None)
+            if held is not None:
+                held.used = time.monotonic()
+                self._held[key] = held
 
     def drop(self, kind: str, digest: str) -> None:
-        """Lets the thing go, if it is there."""
-        thing = self._things.pop((kind, digest), None)
-        if thing is not None:
-            self._account(kind, -thing.nbytes, -1)
+        """Lets the thing go, if it is there, pinned or not."""
+        held = self._held.pop((kind, digest), None) or self._pinned.pop((kind, digest), None)
+        if held is not None:
+            self._account(kind, -held.nbytes, -1)
+
+    def _make_room(self, newest: tuple[str, str]) -> None:
+        while self._bytes > self._max_bytes and self._held:
+            key, old = self._held.popitem(last=False)
+            if key == newest:
+                self._held[key] = old
+                return
+            self._account(key[0], -old.nbytes, -1)
+            self.telemetry.evictions.labels(key[0]).inc()
+            self.telemetry.eviction_age_seconds.labels(key[0]).observe(time.monotonic() - old.used)
 
     def _account(self, kind: str, nbytes: int, count: int) -> None:
         self._bytes += nbytes

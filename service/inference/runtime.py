@@ -1,32 +1,37 @@
-"""The door to ONNX Runtime: the only importer of it.
+"""The door to what computes: backbones in memory, on the chosen provider.
 
-Chooses the provider once, at start, and says why; a session that does not run
-on the chosen provider is an error, never a silent step down. Tests put a fake
-`Runtime` in its place.
+A session that does not run on the chosen provider is an error, never a silent
+step down. Tests put a fake `Runtime` in its place.
 """
 
-import ctypes
+import json
 import logging
 import os
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from service.domain import Precision
 from service.errors import Damaged, Reason
+from service.inference import providers
 from service.inference.head import Floats
 from service.inference.preprocess import SIZE, Pixels
-
-ProviderSetting = Literal["auto", "cuda", "cpu"]
+from service.inference.providers import Provider, ProviderUnavailable
 
 log = logging.getLogger(__name__)
 
-
-class ProviderUnavailable(RuntimeError):  # noqa: N818
-    """The provider that was asked for cannot compute here; the message says why."""
+_PAYS = 0.97
+"""A batch twice as large pays when a picture then takes at most this part of the time."""
+_MEASURE_S = 0.5
+"""Longest time to look for the largest batch that pays."""
+_DECODE_S = 0.003
+"""Of a photo of 130 kB; corrected as soon as pictures come."""
 
 
 class Session(Protocol):
@@ -40,8 +45,23 @@ class Session(Protocol):
     def nbytes(self) -> int:
         """Bytes that it takes, about."""
 
-    def run(self, pictures: Pixels) -> Floats:
-        """From uint8 [n, 224, 224, 3] to features float32 [n, d]. Thread-safe; blocks."""
+    @property
+    def precision(self) -> str:
+        """What it computes in: `fp32`, `bf16`, `fp16` or `int8`."""
+
+    @property
+    def max_batch(self) -> int:
+        """The largest batch that still pays."""
+
+    @property
+    def picture_s(self) -> float:
+        """Seconds that one core needs for a picture, decoding included, about."""
+
+    def run(self, pictures: Pixels, cores: int = 0) -> Floats:
+        """From uint8 [n, 224, 224, 3] to features float32 [n, d]. Thread-safe; blocks.
+
+        May use `cores` of the machine's cores (0: all that it was made for).
+        """
 
 
 class Runtime(Protocol):
@@ -49,101 +69,199 @@ class Runtime(Protocol):
 
     @property
     def provider(self) -> str:
-        """What computes: `cuda` or `cpu`."""
+        """What computes: `tensorrt`, `cuda`, `openvino` or `cpu`."""
 
     def load(self, path: Path) -> Session:
         """Loads a backbone; blocks. Raises Damaged (MODEL_UNLOADABLE)."""
 
 
-@dataclass(frozen=True)
-class Provider:
-    """A chosen provider, and why it was chosen."""
+class Graph(Protocol):
+    """A file that was made ready to run on a number of cores."""
 
-    name: Literal["cuda", "cpu"]
-    why: str
+    feature_dim: int
+    precision: str
+
+    def run(self, pictures: Pixels) -> Floats:
+        """From uint8 [n, 224, 224, 3] to features float32 [n, d]; thread-safe."""
 
 
-def choose_provider(setting: ProviderSetting) -> Provider:
-    """Chooses the provider that the setting allows and the machine has.
-
-    `auto` takes CUDA where an NVIDIA GPU is there and ONNX Runtime can use it,
-    else the CPU, with a warning in the log when a GPU is there but unusable.
-    Raises ProviderUnavailable when `cuda` is set and cannot be had.
-    """
-    if setting == "cpu":
-        return Provider("cpu", "set by configuration")
-    gpus = _cuda_device_count()
-    problem = "no NVIDIA GPU was found" if gpus == 0 else _cuda_problem()
-    if not problem:
-        return Provider("cuda", f"found {gpus} NVIDIA GPU(s)")
-    if setting == "cuda":
-        raise ProviderUnavailable(
-            f"the provider is set to cuda, but {problem}: set it to auto or cpu, or mend CUDA"
-        )
-    if gpus:
-        log.warning("an NVIDIA GPU is there but unused, the CPU computes: %s", problem)
-    return Provider("cpu", problem)
+Compile = Callable[[bytes, int], Graph]
+"""From a file's bytes and the cores that a run may use to what runs."""
 
 
 class OnnxRuntime:
-    """Backbones on ONNX Runtime with one chosen provider."""
+    """Backbones on one chosen provider.
 
-    def __init__(self, provider: Provider, threads: int = 0) -> None:
+    `max_batch` above 1 lets every load look for the largest batch that pays, up to
+    that; a load takes up to half a second longer, and its kernels are warm after.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        threads: int = 0,
+        precision: Precision = "exact",
+        *,
+        max_batch: int = 1,
+    ) -> None:
         self._provider = provider
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._precision = precision
+        self._cores = threads or len(os.sched_getaffinity(0))
+        self._max_batch = max_batch
 
     @property
     def provider(self) -> str:
-        """What computes: `cuda` or `cpu`."""
+        """What computes: `tensorrt`, `cuda`, `openvino` or `cpu`."""
         return self._provider.name
+
+    @property
+    def precision(self) -> Precision:
+        """The precision that was asked for; a session's own says what it computes in."""
+        return self._precision
 
     @property
     def why(self) -> str:
         """Why this provider was chosen."""
         return self._provider.why
 
-    def load(self, path: Path) -> "OnnxSession":
+    def load(self, path: Path) -> "BackboneSession":
         """Loads a backbone; blocks for its bytes to be read and its graph optimised."""
         try:
-            model = path.read_bytes()
-            session = _open_session(model, self._provider.name, self._threads)
-            return OnnxSession(session, len(model))
+            session = BackboneSession(path, self._compile, self._cores, self._provider.is_gpu)
+            session.measure(self._max_batch)
         except ProviderUnavailable:
             raise
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            log.exception("cannot load %s", path.name)
             raise Damaged(
                 Reason.MODEL_UNLOADABLE,
                 "the version's backbone cannot be loaded: publish the version again",
             ) from error
+        return session
+
+    def _compile(self, model: bytes, cores: int) -> Graph:
+        if self._provider.name == "openvino":
+            streams = max(1, self._cores // cores)
+            return _openvino_graph(model, self._precision, self._cores, streams)
+        if self._provider.is_gpu:
+            if self._precision != "exact":
+                model = _half(model)
+            options = _options(1)
+            wanted = providers.gpu_providers(self._provider.name)
+            session = ort.InferenceSession(
+                model, options, providers=[*wanted, "CPUExecutionProvider"]
+            )
+            return OnnxGraph(
+                session, wanted[0][0], "fp32" if self._precision == "exact" else "fp16", True
+            )
+        return _cpu_graph(model, cores)
 
 
-class OnnxSession:
-    """One backbone's ONNX Runtime session."""
+class BackboneSession:
+    """One backbone: a graph that uses all cores and, made when needed, narrower ones.
 
-    def __init__(self, session: ort.InferenceSession, file_bytes: int) -> None:
+    Runs at the same time are faster each on its own core than each on all; a run
+    that is alone is fastest on all. So a machine of n cores gets graphs for n, for
+    about the square root of n, and for one; a GPU has one graph.
+    """
+
+    def __init__(self, path: Path, compile_graph: Compile, cores: int, is_gpu: bool) -> None:
+        model = path.read_bytes()
+        self._path = path
+        self._compile = compile_graph
+        self._widths = [cores] if is_gpu else sorted({cores, round(cores**0.5), 1}, reverse=True)
+        self._graphs = {cores: compile_graph(model, cores)}
+        self._compiling = threading.Lock()
+        self._widest = self._graphs[cores]
+        self.feature_dim = self._widest.feature_dim
+        is_int8 = b"DequantizeLinear" in model or b"QLinearConv" in model
+        self.precision = "int8" if is_int8 else self._widest.precision
+        # For each graph the weights, once as read and packed for the kernels;
+        # activations and the arena come on top. Measured on the backbones that we ship.
+        self.nbytes = 2 * len(model) * len(self._widths) + 16 * 2**20
+        self.max_batch = 1
+        self.picture_s = 0.0
+
+    def run(self, pictures: Pixels, cores: int = 0) -> Floats:
+        """From uint8 [n, 224, 224, 3] to features float32 [n, d]."""
+        return self._graph(cores or self._widths[0]).run(pictures)
+
+    def measure(self, most: int) -> None:
+        """Finds the largest batch, up to `most`, that still pays, and warms the kernels."""
+        if most <= 1:
+            return
+        begun = time.monotonic()
+        best = float("inf")
+        batch = 1
+        while batch <= most and time.monotonic() - begun < _MEASURE_S:
+            pictures = np.zeros((batch, SIZE, SIZE, 3), np.uint8)
+            self._widest.run(pictures)
+            started = time.monotonic()
+            self._widest.run(pictures)
+            each = (time.monotonic() - started) / batch
+            if each > best * _PAYS:
+                break
+            best, self.max_batch = each, batch
+            batch *= 2
+        self.picture_s = best * self._widths[0] + _DECODE_S
+
+    def _graph(self, cores: int) -> Graph:
+        width = next((width for width in self._widths if width <= cores), self._widths[-1])
+        graph = self._graphs.get(width)
+        if graph is not None:
+            return graph
+        if not self._compiling.acquire(blocking=False):
+            return self._widest  # another thread is at it
+        try:
+            self._graphs[width] = self._compile(self._path.read_bytes(), width)
+        except Exception:
+            # Its model was deleted, say; the widest does as well, only slower.
+            log.warning("no narrow graph of %s", self._path.name, exc_info=True)
+            self._graphs[width] = self._widest
+        finally:
+            self._compiling.release()
+        return self._graphs[width]
+
+
+class OnnxGraph:
+    """An ONNX Runtime session; on a GPU with batches of few sizes."""
+
+    def __init__(
+        self, session: ort.InferenceSession, provider: str, precision: str, is_gpu: bool
+    ) -> None:
+        if session.get_providers()[0] != provider:
+            raise ProviderUnavailable(
+                f"ONNX Runtime fell back to {session.get_providers()[0]} from {provider}"
+            )
         (self._input,) = (value.name for value in session.get_inputs())
         (output,) = session.get_outputs()
         self._output = output.name
         self._session = session
-        self._feature_dim = int(output.shape[1])
-        # The weights, once as read and packed for the kernels; activations and
-        # the arena come on top. Measured on the backbones that we ship.
-        self._nbytes = 2 * file_bytes + 16 * 2**20
-
-    @property
-    def feature_dim(self) -> int:
-        """How many features a picture gets."""
-        return self._feature_dim
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes, about."""
-        return self._nbytes
+        self._is_gpu = is_gpu
+        self.feature_dim = int(output.shape[1])
+        self.precision = precision
 
     def run(self, pictures: Pixels) -> Floats:
         """From uint8 [n, 224, 224, 3] to features float32 [n, d]."""
+        if self._is_gpu:
+            return self._run_bound(pictures)
         (features,) = self._session.run([self._output], {self._input: pictures})
         result: npt.NDArray[np.float32] = features
+        return result
+
+    def _run_bound(self, pictures: Pixels) -> Floats:
+        count = len(pictures)
+        # Kernels are chosen for each new shape: few shapes, each met early.
+        bucket = 1 << (count - 1).bit_length()
+        if bucket > count:
+            padding = np.zeros((bucket - count, *pictures.shape[1:]), np.uint8)
+            pictures = np.concatenate([pictures, padding])
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(self._input, pictures)
+        binding.bind_output(self._output)
+        self._session.run_with_iobinding(binding)
+        (features,) = binding.copy_outputs_to_cpu()
+        result: npt.NDArray[np.float32] = features[:count]
         return result
 
 
@@ -152,60 +270,47 @@ def run_classifier(model: bytes, pictures: Pixels, threads: int = 0) -> Floats:
 
     From uint8 [n, 224, 224, 3] to probabilities float32 [n, classes].
     """
-    return OnnxSession(_open_session(model, "cpu", threads), len(model)).run(pictures)
+    return _cpu_graph(model, threads).run(pictures)
 
 
-def _open_session(model: bytes, provider: str, threads: int) -> ort.InferenceSession:
+def _cpu_graph(model: bytes, cores: int) -> OnnxGraph:
+    options = _options(cores)
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return OnnxGraph(session, "CPUExecutionProvider", "fp32", False)
+
+
+def _openvino_graph(model: bytes, precision: Precision, cores: int, streams: int) -> Graph:
+    device = providers.openvino_device()
+    if device is None:
+        from service.inference.openvino import OpenVinoGraph  # noqa: PLC0415 - an optional extra
+
+        return OpenVinoGraph(model, precision, cores, streams)
+    options = _options(1)
+    config = {"CPU": providers.openvino_config(precision, cores, streams)}
+    options.add_provider_for_devices([device], {"load_config": json.dumps(config)})
+    session = ort.InferenceSession(model, options)
+    computes = "bf16" if precision != "exact" and providers.has_bf16() else "fp32"
+    return OnnxGraph(session, device.ep_name, computes, False)
+
+
+def _options(cores: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = cores
     options.inter_op_num_threads = 1
-    # A thread that spins while idle takes a core from decoding and from everyone else.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads of one run spin for each other, and stop when it ends: one that spins while
+    # idle would take a core from decoding and from everyone else.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
-    providers = {"cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}.get(
-        provider, ["CPUExecutionProvider"]
-    )
-    session = ort.InferenceSession(model, options, providers=providers)
-    if session.get_providers()[0] != providers[0]:
-        raise ProviderUnavailable(
-            f"ONNX Runtime fell back to {session.get_providers()[0]} from {providers[0]}"
-        )
-    return session
+    return options
 
 
-def _cuda_device_count() -> int:
-    """Asks the NVIDIA driver itself, without loading CUDA."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
+def _half(model: bytes) -> bytes:
+    """The same file computing in fp16, with inputs and outputs as they were."""
+    # Imported late: only a GPU needs them.
+    import onnx  # noqa: PLC0415
+    from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: PLC0415
 
-
-def _cuda_problem() -> str:
-    """Runs a one-node model on CUDA; returns why that failed, or nothing."""
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return "this build of ONNX Runtime has no CUDA provider; install onnxruntime-gpu"
-    try:
-        ort.preload_dlls()  # finds the CUDA libraries that pip installed
-        _open_session(_identity_model(), "cuda", 1).run(
-            None, {"x": np.zeros((1, SIZE), dtype=np.float32)}
-        )
-    except Exception as error:
-        return f"ONNX Runtime cannot use CUDA: {str(error).splitlines()[0]}"
-    return ""
-
-
-def _identity_model() -> bytes:
-    # Imported late: it costs a third of a second, and no CPU machine needs it to start.
-    from onnx import TensorProto, helper  # noqa: PLC0415
-
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", SIZE])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", SIZE])
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", [x], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    serialized: bytes = model.SerializeToString()
+    halved = convert_float_to_float16(onnx.load_from_string(model), keep_io_types=True)
+    serialized: bytes = halved.SerializeToString()
     return serialized

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from service.domain import Precision, ProviderSetting
 from service.errors import GraftError, Reason
 from service.jobs.contract import (
     EpochEnded,
@@ -58,7 +59,8 @@ class Settings:
     has_gpu: bool
     max_job_s: float
     trainer_threads: int = 0
-    provider: Literal["auto", "cuda", "cpu"] = "auto"
+    provider: ProviderSetting = "auto"
+    precision: Precision = "fast"
     start_timeout_s: float = 180.0
     """To the first record: a cold disk is slow to give what a trainer imports."""
     heartbeat_timeout_s: float = 60.0
@@ -182,6 +184,7 @@ class Attempts:
             device="cpu" if kind == "cpu" else request.device,
             threads=settings.trainer_threads,
             provider=settings.provider,
+            precision=settings.precision,
             labels=request.labels,
         )
 

@@ -19,7 +19,14 @@ from typing import Literal
 
 import msgspec
 
-from service.domain import ClassCount, Manifest, Parity, RejectedFile
+from service.domain import (
+    ClassCount,
+    Manifest,
+    Parity,
+    Precision,
+    ProviderSetting,
+    RejectedFile,
+)
 from service.errors import Reason
 
 __all__ = [
@@ -45,7 +52,9 @@ __all__ = [
     "ModelBased",
     "Note",
     "Parity",
+    "Precision",
     "Progressed",
+    "ProviderSetting",
     "Reason",
     "Record",
     "RejectedFile",
@@ -107,7 +116,7 @@ class ExportedBackbone(msgspec.Struct, frozen=True):
     """A pretrained backbone that an earlier job exported to ONNX; never changes."""
 
     weights: str
-    """As in `Manifest.weights`."""
+    """As in `Manifest.weights`, with ":int8" after it for the quantised form."""
     path: str
     digest: str
 
@@ -135,8 +144,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
     """Of torch and ONNX Runtime; 0 means as many as there are cores."""
-    provider: Literal["auto", "cuda", "cpu"] = "auto"
-    """The ONNX Runtime provider for features and checks: the one that serves."""
+    provider: ProviderSetting = "auto"
+    """What computes features and checks: the one that serves."""
+    precision: Precision = "exact"
+    """Of the same: the one that serves."""
     labels: dict[str, str] = {}
 
 

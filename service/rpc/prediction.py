@@ -1,7 +1,7 @@
 """PredictionService: from messages to the engine and back."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -13,13 +13,10 @@ from grpc import aio
 from service.errors import GraftError, InvalidInput, Reason
 from service.inference import preprocess
 from service.inference.engine import Classified, Decode, Engine, ModelFiles
-from service.rpc import status
+from service.rpc import status, streams
 
 Resolve = Callable[[str, int | None, str | None], tuple[int, ModelFiles]]
 """From a model's name and a version, an alias or neither (`latest`) to its number and files."""
-
-_STREAM_WINDOW = 32
-"""Requests of one stream that are worked on at once; further ones are not read."""
 
 
 class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
@@ -47,38 +44,9 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         context: aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[pb.PredictStreamResponse]:
         """See prediction.proto. A slow reader slows the reading of its requests."""
-        answers: asyncio.Queue[pb.PredictStreamResponse | Exception | None] = asyncio.Queue(1)
-        room = asyncio.Semaphore(_STREAM_WINDOW)
-        working: set[asyncio.Task[None]] = set()
-
-        async def answer(item: pb.PredictStreamRequest) -> None:
-            try:
-                await answers.put(await self._answer(item))
-            finally:
-                room.release()
-
-        async def read() -> None:
-            try:
-                async for item in request_iterator:
-                    await room.acquire()
-                    task = asyncio.create_task(answer(item))
-                    working.add(task)
-                    task.add_done_callback(working.discard)
-                await asyncio.gather(*working)
-                await answers.put(None)
-            except Exception as error:
-                await answers.put(error)
-
-        reader = asyncio.create_task(read())
-        try:
-            while (item := await answers.get()) is not None:
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-        finally:
-            reader.cancel()
-            for task in working:
-                task.cancel()
+        async with aclosing(streams.answers(request_iterator, self._answer)) as responses:
+            async for response in responses:
+                yield response
 
     async def _answer(self, item: pb.PredictStreamRequest) -> pb.PredictStreamResponse:
         try:

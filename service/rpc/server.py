@@ -13,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service.rpc.calls import Calls
+from service.rpc.open_inference import grpc_predict_v2_pb2
 from service.telemetry import Telemetry
 
 SERVICES: Mapping[str, str] = {
@@ -22,6 +23,7 @@ SERVICES: Mapping[str, str] = {
         (dataset_pb2.DESCRIPTOR, "DatasetService"),
         (prediction_pb2.DESCRIPTOR, "PredictionService"),
         (model_pb2.DESCRIPTOR, "ModelService"),
+        (grpc_predict_v2_pb2.DESCRIPTOR, "GRPCInferenceService"),
     )
 }
 """Full names of what the server answers."""
@@ -50,6 +52,7 @@ class RpcServer:
         )
         for register in services:
             register(self._server)
+        self.is_serving = False
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -68,9 +71,11 @@ class RpcServer:
         """Tells health checks that all services answer."""
         for name in ("", *SERVICES):
             await self._health.set(name, _SERVING)
+        self.is_serving = True
 
     async def drain(self, grace_s: float) -> None:
         """Ends: no new calls, accepted ones may end within `grace_s`."""
+        self.is_serving = False
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
 

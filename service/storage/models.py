@@ -126,10 +126,12 @@ class ModelStore:
         manifest = stored.manifest
         # Random weights have no second user; only what was pretrained is worth keeping.
         if manifest.method == "feature_based" and not manifest.weights.startswith("random"):
+            # Float and quantised forms are different files, each shared by later jobs.
+            form = ":int8" if manifest.serving_precision == "int8" else ""
             connection.execute(
                 "INSERT INTO exported_backbones (backbone, weights, digest, create_time_s)"
                 " VALUES (?, ?, ?, ?) ON CONFLICT (backbone, weights) DO NOTHING",
-                (manifest.backbone, manifest.weights, stored.backbone_digest, now),
+                (manifest.backbone, manifest.weights + form, stored.backbone_digest, now),
             )
         self._database.after_commit(partial(self._forget_resolved, model))
         return int(version)

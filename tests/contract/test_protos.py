@@ -26,7 +26,7 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> descriptor_pb2.FileDe
         f"-I{files('grpc_tools') / '_proto'}",
         "--include_source_info",
         f"--descriptor_set_out={out}",
-        *(str(path) for path in sorted(PROTO.glob("graft/v1/*.proto"))),
+        *(str(path) for path in sorted(PROTO.rglob("*.proto"))),
     ]
     assert protoc.main(arguments) == 0
     return descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())

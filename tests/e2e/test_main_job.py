@@ -64,7 +64,7 @@ def test_fine_tune_predict_report_export_and_metrics(
     with urllib.request.urlopen(service.metrics_url, timeout=5) as response:
         metrics = response.read().decode()
     assert f'graft_pictures_total{{model="digits",outcome="ok"}} {len(paths)}.0' in metrics
-    assert 'graft_provider_info{provider="' in metrics
+    assert 'graft_provider_info{precision="fast",provider="' in metrics
 
     # The serving process has no torch in it, even after all this.
     maps = Path(f"/proc/{service.process.pid}/maps").read_text()
@@ -153,7 +153,7 @@ def test_sigterm_stops_the_trainer_and_queues_its_job_again(
         (["--max-batch", "0"], {}, "--max-batch is 0; it must be"),
         ([], {"GRAFT_MAX_BATCHES": "3"}, "did you mean GRAFT_MAX_BATCH?"),
         (["--allowed-dirs", "/no/such/folder"], {}, "/no/such/folder"),
-        (["--provider", "tpu"], {}, "auto, cuda, cpu"),
+        (["--provider", "tpu"], {}, "auto, tensorrt, cuda, openvino, cpu"),
     ],
 )
 def test_a_bad_setting_is_named_and_ends_the_start(

@@ -41,7 +41,7 @@ def make_engine(runtime: FakeRuntime, telemetry: Telemetry) -> Iterator[MakeEngi
 
     def make(**changes: float) -> Engine:
         bounds = {
-            "threads": 2,
+            "threads": 1,
             "max_batch": 8,
             "max_queue": 64,
             "max_bytes": 1_000_000,
@@ -73,6 +73,6 @@ def make_model(tmp_path: Path) -> MakeModel:
         head_path = tmp_path / f"{name}.safetensors"
         weight = np.eye(len(classes), 3, dtype=np.float32) * 20
         heads.save(Head(weight, np.zeros(len(classes), np.float32), classes), head_path)
-        return ModelFiles(name, backbone, backbone_path, name, head_path)
+        return ModelFiles(name, 1, backbone, backbone_path, name, head_path)
 
     return make

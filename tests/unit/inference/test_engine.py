@@ -6,7 +6,7 @@ import pytest
 
 from service.errors import Damaged, Exhausted, Expired, GraftError, Reason
 from service.inference import preprocess
-from service.inference.engine import Classified, Decode
+from service.inference.engine import Classified, Decode, Engine
 from service.inference.fake_runtime import FakeRuntime
 from service.telemetry import Telemetry
 from tests.unit.inference.conftest import MakeEngine, MakeModel, picture
@@ -29,6 +29,11 @@ def value(telemetry: Telemetry, name: str, **labels: str) -> float:
 async def wait_until_running(runtime: FakeRuntime, model_path: object) -> None:
     session = runtime.session(model_path)  # type: ignore[arg-type]
     assert await asyncio.to_thread(session.running.acquire, timeout=10)
+
+
+async def until_waiting(engine: Engine, pictures: int) -> None:
+    while value(engine._telemetry, "graft_queue_depth") < pictures:  # noqa: ASYNC110 - a few turns
+        await asyncio.sleep(0)
 
 
 async def test_each_picture_gets_the_class_of_its_own_colour(
@@ -61,8 +66,7 @@ async def test_arrivals_for_different_models_while_busy_form_one_batch(
     first = asyncio.create_task(engine.classify(models[0], [encoded("red")], 5))
     await wait_until_running(runtime, models[0].backbone_path)
     others = [asyncio.create_task(engine.classify(m, [encoded("blue")], 5)) for m in models[1:]]
-    while value(engine._telemetry, "graft_queue_depth") < 4:  # noqa: ASYNC110 - decodes in threads
-        await asyncio.sleep(0)
+    await until_waiting(engine, 4)
     session.release()
     assert best((await first)[0]) == "red"
     assert [best((await o)[0]) for o in others] == ["blue"] * 4
@@ -85,15 +89,152 @@ async def test_more_pictures_than_the_queue_holds_are_refused_with_a_retry_time(
     engine, model = make_engine(max_queue=2), make_model()
     session = runtime.session(model.backbone_path)
     session.hold()
-    accepted = asyncio.create_task(engine.classify(model, [encoded("red")] * 2, 5))
+    running = asyncio.create_task(engine.classify(model, [encoded("red")], 5))
     await wait_until_running(runtime, model.backbone_path)
+    accepted = asyncio.create_task(engine.classify(model, [encoded("red")] * 2, 5))
+    await until_waiting(engine, 2)
     with pytest.raises(Exhausted) as refused:
         await engine.classify(model, [encoded("red")], 5)
     assert refused.value.reason is Reason.QUEUE_FULL
     assert refused.value.retry_after_s
     session.release()
-    assert [best(o) for o in await accepted] == ["red", "red"]
+    assert [best(o) for o in [*await running, *await accepted]] == ["red"] * 3
     assert [best(o) for o in await engine.classify(model, [encoded("blue")], 5)] == ["blue"]
+
+
+async def test_a_flood_for_one_model_delays_another_by_a_picture(
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
+) -> None:
+    engine = make_engine(max_batch=2)
+    flooding, other = make_model("flooding"), make_model("other")
+    session = runtime.session(flooding.backbone_path)
+    session.hold()
+    floods = [asyncio.create_task(engine.classify(flooding, [encoded("red")], 5))]
+    await wait_until_running(runtime, flooding.backbone_path)
+    floods += [
+        asyncio.create_task(engine.classify(flooding, [encoded("red")], 5)) for _ in range(19)
+    ]
+    await until_waiting(engine, 19)
+    late = asyncio.create_task(engine.classify(other, [encoded("blue")], 5))
+    await until_waiting(engine, 20)
+    ended: list[str] = []
+    for task in floods:
+        task.add_done_callback(lambda _: ended.append("flooding"))
+    late.add_done_callback(lambda _: ended.append("other"))
+    session.release()
+    await asyncio.gather(late, *floods)
+    # After the one that ran and the one that shares its batch.
+    assert ended.index("other") <= 2
+
+
+async def test_a_full_queue_makes_room_for_a_model_with_less_than_its_share(
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
+) -> None:
+    engine = make_engine(max_queue=4)
+    flooding, other = make_model("flooding"), make_model("other")
+    session = runtime.session(flooding.backbone_path)
+    session.hold()
+    floods = [asyncio.create_task(engine.classify(flooding, [encoded("red")], 5))]
+    await wait_until_running(runtime, flooding.backbone_path)
+    for waiting in range(1, 5):
+        floods.append(asyncio.create_task(engine.classify(flooding, [encoded("red")], 5)))
+        await until_waiting(engine, waiting)
+    late = asyncio.create_task(engine.classify(other, [encoded("blue")], 5))
+    with pytest.raises(Exhausted):
+        await floods[-1]
+    session.release()
+    assert best((await late)[0]) == "blue"
+    assert [best(o) for task in floods[:-1] for o in await task] == ["red"] * 4
+
+
+async def test_what_could_not_be_done_in_time_is_refused_at_once(
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
+) -> None:
+    engine, model = make_engine(), make_model()
+    session = runtime.session(model.backbone_path)
+    session.picture_s = 1.0
+    session.hold()
+    running = asyncio.create_task(engine.classify(model, [encoded("red")], 5))
+    await wait_until_running(runtime, model.backbone_path)
+    waiting = asyncio.create_task(engine.classify(model, [encoded("red")] * 4, 60))
+    await until_waiting(engine, 4)
+    with pytest.raises(Exhausted, match="later than their deadline"):
+        await engine.classify(model, [encoded("red")], 5)
+    session.release()
+    await asyncio.gather(running, waiting)
+
+
+async def test_a_lone_picture_gets_all_cores_and_many_share_them(
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
+) -> None:
+    engine, model = make_engine(threads=4), make_model()
+    session = runtime.session(model.backbone_path)
+    await engine.classify(model, [encoded("red")], 5)
+    assert session.cores == [4]
+    session.cores.clear()
+    session.hold()
+    many = asyncio.create_task(engine.classify(model, [encoded("red")] * 64, 5))
+    for _ in range(4):
+        await wait_until_running(runtime, model.backbone_path)
+    session.release()
+    await many
+    assert min(session.cores) == 1
+    assert max(session.batches) <= 16, "one worker took more than its share"
+
+
+async def test_a_pinned_model_stays_when_others_must_leave(
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
+) -> None:
+    runtime._nbytes = 10_000
+    engine = make_engine(max_bytes=25_000)
+    pinned, *others = [make_model(f"m{i}", f"b{i}") for i in range(4)]
+    await engine.pin(pinned)
+    for model in others:
+        await engine.warm(model)
+    assert engine.is_loaded(pinned)
+    assert not engine.is_loaded(others[0])
+    engine.unpin(pinned)
+    for model in others:
+        await engine.warm(model)
+    assert not engine.is_loaded(pinned)
+
+
+async def test_a_backbone_that_two_pinned_models_share_stays_until_both_are_unpinned(
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
+) -> None:
+    runtime._nbytes = 10_000
+    engine = make_engine(max_bytes=25_000)
+    one, two = make_model("one", "shared"), make_model("two", "shared")
+    await engine.pin(one)
+    await engine.pin(two)
+    engine.unpin(one)
+    for i in range(3):
+        await engine.warm(make_model(f"m{i}", f"b{i}"))
+    assert engine.is_loaded(two)
+
+
+async def test_pinning_more_than_the_bound_is_refused(
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
+) -> None:
+    runtime._nbytes = 10_000
+    engine = make_engine(max_bytes=15_000)
+    await engine.pin(make_model("m0", "b0"))
+    with pytest.raises(Exhausted) as refused:
+        await engine.pin(make_model("m1", "b1"))
+    assert refused.value.reason is Reason.OUT_OF_MEMORY
+
+
+async def test_statistics_count_what_each_version_was_asked(
+    make_engine: MakeEngine, make_model: MakeModel
+) -> None:
+    engine, model = make_engine(), make_model()
+    await engine.classify(model, [encoded("red"), partial(preprocess.decode, b"")], 5)
+    model.head_path.unlink()
+    engine.forget(heads=[model.head_digest])
+    with pytest.raises(Damaged):
+        await engine.classify(model, [encoded("red")], 5)
+    counts = engine.statistics.of(model.name, model.version)
+    assert (counts.pictures, counts.success.count, counts.fail.count) == (2, 1, 1)
 
 
 async def test_a_call_ends_at_its_deadline_and_its_pictures_leave_the_queue(

@@ -68,7 +68,7 @@ async def test_the_spec_says_what_was_asked_and_what_the_server_chose(
         job_id=plain.job_id, model="birds", data_dir=folder,
         out_dir=str(tmp_path / "data" / "work" / plain.job_id / "out"), method=FeatureBased(),
         backbone=DEFAULT_BACKBONE, weights_dir=str(tmp_path / "weights"), time_budget_s=900,
-        device="cpu", threads=3, provider="cpu",
+        device="cpu", threads=3, provider="cpu", precision="fast",
     )  # fmt: skip
     assert (second.backbone, second.weights, second.method) == ("resnet18", "random", method)
     assert (second.seed, second.validation_fraction, second.time_budget_s) == (7, 0.3, 60)

@@ -1,0 +1,176 @@
+"""Which provider computes: what the setting allows and the machine has, and why.
+
+Probes without side effects on a machine that has nothing special; the heavy
+libraries are imported only where they are used. Chosen once, at start.
+"""
+
+import ctypes
+import importlib.util
+import logging
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from service.domain import Precision, ProviderSetting
+from service.inference.preprocess import SIZE
+
+ProviderName = Literal["tensorrt", "cuda", "openvino", "cpu"]
+
+log = logging.getLogger(__name__)
+
+_OPENVINO_PLUGIN = "openvino"
+
+
+class ProviderUnavailable(RuntimeError):  # noqa: N818
+    """The provider that was asked for cannot compute here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A chosen provider, and why it was chosen."""
+
+    name: ProviderName
+    why: str
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether a GPU computes."""
+        return self.name in ("tensorrt", "cuda")
+
+
+def choose_provider(setting: ProviderSetting) -> Provider:
+    """Chooses the provider that the setting allows and the machine has.
+
+    `auto` takes CUDA where an NVIDIA GPU is there and ONNX Runtime can use it,
+    then OpenVINO where it is installed, else ONNX Runtime's CPU provider; with a
+    warning in the log when a GPU is there but unusable. TensorRT is taken only
+    when it is set, since it builds its engines for minutes. Raises
+    ProviderUnavailable when what is set cannot be had.
+    """
+    if setting == "cpu":
+        return Provider("cpu", "set by configuration")
+    if setting == "openvino":
+        if problem := openvino_problem():
+            raise ProviderUnavailable(_cannot_be_had(setting, problem))
+        return Provider("openvino", "set by configuration")
+    gpus = _cuda_device_count()
+    probed: ProviderName = "tensorrt" if setting == "tensorrt" else "cuda"
+    problem = "no NVIDIA GPU was found" if gpus == 0 else _gpu_problem(probed)
+    if not problem:
+        return Provider(probed, f"found {gpus} NVIDIA GPU(s)")
+    if setting != "auto":
+        raise ProviderUnavailable(_cannot_be_had(setting, problem))
+    if gpus:
+        log.warning("an NVIDIA GPU is there but unused, the CPU computes: %s", problem)
+    if no_openvino := openvino_problem():
+        return Provider("cpu", f"{problem}; {no_openvino}")
+    return Provider("openvino", problem)
+
+
+def gpu_providers(name: ProviderName) -> list[Any]:
+    """ONNX Runtime's providers for a GPU, in order, with their options."""
+    # A search for the fastest kernels at each new shape would stall calls for seconds.
+    cuda = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"})
+    tensorrt = ("TensorrtExecutionProvider", {"trt_fp16_enable": "0"})
+    return [tensorrt, cuda] if name == "tensorrt" else [cuda]
+
+
+@cache
+def openvino_problem() -> str:
+    """Why OpenVINO cannot compute here, or nothing."""
+    if openvino_device() is not None or has_openvino():
+        return ""
+    return "OpenVINO is not installed (pip install 'graft-server[openvino]')"
+
+
+@cache
+def openvino_device() -> Any | None:
+    """ONNX Runtime's device for OpenVINO on the CPU, if its plugin is installed and offers one.
+
+    The plugin offers Intel's CPUs alone; on others `has_openvino` may still be true.
+    """
+    if importlib.util.find_spec("onnxruntime_ep_openvino") is None:
+        return None
+    import onnxruntime_ep_openvino  # noqa: PLC0415 - an optional extra
+
+    try:
+        library = onnxruntime_ep_openvino.get_library_path()
+        ort.register_execution_provider_library(_OPENVINO_PLUGIN, library)
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class
+        log.warning("the OpenVINO plugin for ONNX Runtime does not load: %s", error)
+        return None
+    names = onnxruntime_ep_openvino.get_ep_names()
+    for device in ort.get_ep_devices():
+        if device.ep_name in names and device.device.type == ort.OrtHardwareDeviceType.CPU:
+            return device
+    return None
+
+
+def openvino_config(precision: Precision, cores: int, streams: int) -> dict[str, str]:
+    """OpenVINO's settings for `streams` runs at once that share `cores` threads."""
+    config = {"INFERENCE_NUM_THREADS": str(cores), "NUM_STREAMS": str(streams)}
+    if precision == "exact":
+        config["INFERENCE_PRECISION_HINT"] = "f32"
+    return config
+
+
+def has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware."""
+    try:
+        return "_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def has_openvino() -> bool:
+    """Whether the OpenVINO runtime itself is installed."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def _cannot_be_had(setting: str, problem: str) -> str:
+    return f"the provider is set to {setting}, but {problem}: mend that, or set it to auto or cpu"
+
+
+def _cuda_device_count() -> int:
+    """Asks the NVIDIA driver itself, without loading CUDA."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def _gpu_problem(name: ProviderName) -> str:
+    """Runs a one-node model on the provider; returns why that failed, or nothing."""
+    wanted = gpu_providers(name)
+    first = str(wanted[0][0])
+    if first not in ort.get_available_providers():
+        return f"this build of ONNX Runtime has no {first}; install onnxruntime-gpu"
+    try:
+        ort.preload_dlls()  # finds the CUDA libraries that pip installed
+        session = ort.InferenceSession(_identity_model(), providers=wanted)
+        if session.get_providers()[0] != first:
+            return f"ONNX Runtime fell back from {first}; its log says why"
+        session.run(None, {"x": np.zeros((1, SIZE), dtype=np.float32)})
+    except Exception as error:
+        return f"ONNX Runtime cannot use {first}: {str(error).splitlines()[0]}"
+    return ""
+
+
+def _identity_model() -> bytes:
+    # Imported late: it costs a third of a second, and no CPU machine needs it to start.
+    from onnx import TensorProto, helper  # noqa: PLC0415
+
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", SIZE])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", SIZE])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    serialized: bytes = model.SerializeToString()
+    return serialized

@@ -1,0 +1,108 @@
+"""From the engine's answers to the outputs that a request asked for."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from service.errors import GraftError
+from service.inference.engine import Classified
+from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
+from service.rpc.open_inference import tensors
+from service.rpc.open_inference.tensors import bad
+
+Written = tuple[str, list[int], bytes]
+"""An output's datatype, shape and elements."""
+Write = Callable[[Sequence[Classified]], Written]
+"""Makes one output of all pictures' answers."""
+
+
+def outputs(request: pb.ModelInferRequest) -> dict[str, Write]:
+    """What was asked for, in order; raises InvalidInput for what there is not."""
+    if not request.outputs:
+        return {"probabilities": _probabilities, "labels": _labels}
+    asked: dict[str, Write] = {}
+    for index, output in enumerate(request.outputs):
+        field = f"outputs[{index}]"
+        if output.name not in _OUTPUTS:
+            raise bad(
+                f"{field}.name",
+                f"there is no output {output.name[:80]!r}: ask for {', '.join(_OUTPUTS)}",
+            )
+        if output.name in asked:
+            raise bad(f"{field}.name", f"the output {output.name} is asked for twice")
+        tensors.refuse_shared_memory(output.parameters, field)
+        asked[output.name] = _OUTPUTS[output.name]
+        if "classification" in output.parameters:
+            k = output.parameters["classification"].int64_param
+            if output.name != "probabilities" or k < 1:
+                raise bad(
+                    f"{field}.parameters",
+                    "classification is for the output probabilities, with a number of classes "
+                    "from 1",
+                )
+            asked[output.name] = _best(k)
+    return asked
+
+
+def answer(
+    request: pb.ModelInferRequest,
+    version: int,
+    asked: dict[str, Write],
+    outcomes: Sequence[Classified | GraftError],
+) -> pb.ModelInferResponse:
+    """The answer; raises the error of the first bad picture, since it can carry none."""
+    classified = []
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, GraftError):
+            raise type(outcome)(
+                outcome.reason,
+                f"picture {index} (from 0), and so the whole call: {outcome.message}",
+                field=f"inputs[0][{index}]",
+                retry_after_s=outcome.retry_after_s,
+            )
+        classified.append(outcome)
+    response = pb.ModelInferResponse(
+        model_name=request.model_name, model_version=str(version), id=request.id
+    )
+    for name, write in asked.items():
+        datatype, shape, elements = write(classified)
+        response.outputs.add(name=name, datatype=datatype, shape=shape)
+        response.raw_output_contents.append(elements)
+    return response
+
+
+def _probabilities(pictures: Sequence[Classified]) -> Written:
+    array = np.stack([picture.probabilities for picture in pictures])
+    return "FP32", list(array.shape), tensors.floats(array)
+
+
+def _features(pictures: Sequence[Classified]) -> Written:
+    array = np.stack([picture.features for picture in pictures])
+    return "FP32", list(array.shape), tensors.floats(array)
+
+
+def _labels(pictures: Sequence[Classified]) -> Written:
+    best = [picture.classes[int(picture.probabilities.argmax())] for picture in pictures]
+    return "BYTES", [len(best)], tensors.texts(best)
+
+
+def _best(k: int) -> Write:
+    def write(pictures: Sequence[Classified]) -> Written:
+        rows = [_ranked(picture)[:k] for picture in pictures]
+        elements = tensors.texts(text for row in rows for text in row)
+        return "BYTES", [len(rows), len(rows[0])], elements
+
+    return write
+
+
+def _ranked(picture: Classified) -> list[str]:
+    # Stable, so that ties keep the order of the classes. Six digits, as Triton prints them.
+    order = np.argsort(-picture.probabilities, kind="stable").tolist()
+    return [f"{picture.probabilities[i]:f}:{i}:{picture.classes[i]}" for i in order]
+
+
+_OUTPUTS: dict[str, Write] = {
+    "probabilities": _probabilities,
+    "labels": _labels,
+    "features": _features,
+}

@@ -1,0 +1,73 @@
+"""Models and what they were asked, in the protocol's messages; decides nothing."""
+
+from service.inference.statistics import Counts, Spent
+from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
+from service.storage.models import VersionRecord
+
+PLATFORM = "onnxruntime_onnx"
+EXTENSIONS = ("classification", "model_configuration", "model_repository", "statistics")
+INPUT = "pictures"
+
+
+def metadata(record: VersionRecord, versions: list[int]) -> pb.ModelMetadataResponse:
+    """A version from outside; `versions` are those that it speaks for."""
+    tensor = pb.ModelMetadataResponse.TensorMetadata
+    manifest = record.manifest
+    return pb.ModelMetadataResponse(
+        name=record.model,
+        versions=[str(version) for version in versions],
+        platform=PLATFORM,
+        inputs=[tensor(name=INPUT, datatype="BYTES", shape=[-1, 1])],
+        outputs=[
+            tensor(name="probabilities", datatype="FP32", shape=[-1, len(manifest.classes)]),
+            tensor(name="labels", datatype="BYTES", shape=[-1]),
+            tensor(name="features", datatype="FP32", shape=[-1, manifest.feature_dim]),
+        ],
+    )
+
+
+def config(record: VersionRecord, max_pictures: int) -> pb.ModelConfig:
+    """A version in the form of Triton's configuration."""
+    manifest = record.manifest
+    return pb.ModelConfig(
+        name=record.model,
+        platform=PLATFORM,
+        backend="onnxruntime",
+        max_batch_size=max_pictures,
+        input=[pb.ModelInput(name=INPUT, data_type=pb.TYPE_STRING, dims=[1])],
+        output=[
+            pb.ModelOutput(
+                name="probabilities", data_type=pb.TYPE_FP32, dims=[len(manifest.classes)]
+            ),
+            pb.ModelOutput(name="labels", data_type=pb.TYPE_STRING),
+            pb.ModelOutput(name="features", data_type=pb.TYPE_FP32, dims=[manifest.feature_dim]),
+        ],
+    )
+
+
+def statistics(counts: dict[tuple[str, int], Counts]) -> pb.ModelStatisticsResponse:
+    """What was asked, by model and version."""
+    return pb.ModelStatisticsResponse(
+        model_stats=[
+            pb.ModelStatistics(
+                name=model,
+                version=str(version),
+                last_inference=int(of.last_s * 1e3),
+                inference_count=of.pictures,
+                execution_count=of.success.count,
+                inference_stats=pb.InferStatistics(
+                    success=_duration(of.success),
+                    fail=_duration(of.fail),
+                    queue=_duration(of.queue),
+                    compute_input=_duration(of.decode),
+                    compute_infer=_duration(of.infer),
+                    compute_output=_duration(of.rest),
+                ),
+            )
+            for (model, version), of in sorted(counts.items())
+        ]
+    )
+
+
+def _duration(spent: Spent) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=spent.count, ns=int(spent.seconds * 1e9))

@@ -1,0 +1,205 @@
+"""GRPCInferenceService: the Open Inference Protocol on Graft's engine and models."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from grpc import aio
+
+from service.errors import GraftError, NotFound, Reason
+from service.inference.engine import Classified, Decode, ModelFiles
+from service.inference.statistics import Statistics
+from service.rpc import status, streams
+from service.rpc.open_inference import answers, described, tensors
+from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
+from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceServicer
+from service.rpc.open_inference.repository import Pinning, Repository
+from service.rpc.open_inference.tensors import bad
+from service.rpc.prediction import Resolve
+from service.storage import pages
+from service.storage.models import ModelStore
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class Engine(Pinning, Protocol):
+    """What of the engine is needed here."""
+
+    @property
+    def statistics(self) -> Statistics:
+        """What versions were asked."""
+
+    async def classify(
+        self, files: ModelFiles, pictures: Sequence[Decode], timeout_s: float
+    ) -> list[Classified | GraftError]:
+        """Classifies each picture."""
+
+
+class OpenInferenceServicer(GRPCInferenceServiceServicer):
+    """Answers Triton's and KServe's clients."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        resolve: Resolve,
+        models: ModelStore,
+        *,
+        version: str,
+        is_ready: Callable[[], bool],
+        max_pictures: int,
+        timeout_s: float,
+    ) -> None:
+        self._engine = engine
+        self._resolve = resolve
+        self._models = models
+        self._repository = Repository(engine, resolve, models)
+        self._version = version
+        self._is_ready = is_ready
+        self._max_pictures = max_pictures
+        self._timeout_s = timeout_s
+
+    async def ServerLive(  # noqa: N802
+        self, request: pb.ServerLiveRequest, context: Context
+    ) -> pb.ServerLiveResponse:
+        """See grpc_predict_v2.proto."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(  # noqa: N802
+        self, request: pb.ServerReadyRequest, context: Context
+    ) -> pb.ServerReadyResponse:
+        """See grpc_predict_v2.proto."""
+        return pb.ServerReadyResponse(ready=self._is_ready())
+
+    async def ModelReady(  # noqa: N802
+        self, request: pb.ModelReadyRequest, context: Context
+    ) -> pb.ModelReadyResponse:
+        """See grpc_predict_v2.proto."""
+        try:
+            self._resolve(request.name, *_which(request.version))
+        except NotFound:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
+
+    async def ServerMetadata(  # noqa: N802
+        self, request: pb.ServerMetadataRequest, context: Context
+    ) -> pb.ServerMetadataResponse:
+        """See grpc_predict_v2.proto."""
+        return pb.ServerMetadataResponse(
+            name="graft", version=self._version, extensions=described.EXTENSIONS
+        )
+
+    async def ModelMetadata(  # noqa: N802
+        self, request: pb.ModelMetadataRequest, context: Context
+    ) -> pb.ModelMetadataResponse:
+        """See grpc_predict_v2.proto."""
+        record = await asyncio.to_thread(
+            self._models.get_version, request.name, *_which(request.version)
+        )
+        return described.metadata(record, await self._meant(request.name, request.version))
+
+    async def ModelConfig(  # noqa: N802
+        self, request: pb.ModelConfigRequest, context: Context
+    ) -> pb.ModelConfigResponse:
+        """See grpc_predict_v2.proto."""
+        record = await asyncio.to_thread(
+            self._models.get_version, request.name, *_which(request.version)
+        )
+        return pb.ModelConfigResponse(config=described.config(record, self._max_pictures))
+
+    async def ModelInfer(  # noqa: N802
+        self, request: pb.ModelInferRequest, context: Context
+    ) -> pb.ModelInferResponse:
+        """See grpc_predict_v2.proto."""
+        remaining = context.time_remaining()
+        timeout_s = self._timeout_s if remaining is None else min(self._timeout_s, remaining)
+        return await self._infer(request, timeout_s)
+
+    async def ModelStreamInfer(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
+    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        """See grpc_predict_v2.proto."""
+        async with aclosing(streams.answers(request_iterator, self._answer)) as responses:
+            async for response in responses:
+                yield response
+
+    async def ModelStatistics(  # noqa: N802
+        self, request: pb.ModelStatisticsRequest, context: Context
+    ) -> pb.ModelStatisticsResponse:
+        """See grpc_predict_v2.proto."""
+        counted = self._engine.statistics
+        if request.name:
+            versions = await self._meant(request.name, request.version)
+            counts = {(request.name, version): counted.of(request.name, version)
+                      for version in versions}  # fmt: skip
+        else:
+            counts = counted.all()
+        # There may be thousands of them.
+        return await asyncio.to_thread(described.statistics, counts)
+
+    async def RepositoryIndex(  # noqa: N802
+        self, request: pb.RepositoryIndexRequest, context: Context
+    ) -> pb.RepositoryIndexResponse:
+        """See grpc_predict_v2.proto."""
+        return await self._repository.index(request)
+
+    async def RepositoryModelLoad(  # noqa: N802
+        self, request: pb.RepositoryModelLoadRequest, context: Context
+    ) -> pb.RepositoryModelLoadResponse:
+        """See grpc_predict_v2.proto."""
+        return await self._repository.load(request)
+
+    async def RepositoryModelUnload(  # noqa: N802
+        self, request: pb.RepositoryModelUnloadRequest, context: Context
+    ) -> pb.RepositoryModelUnloadResponse:
+        """See grpc_predict_v2.proto."""
+        return self._repository.unload(request)
+
+    async def _meant(self, model: str, version: str) -> list[int]:
+        """The version that is named, or all of them, newest first."""
+        if version:
+            return [self._resolve(model, *_which(version))[0]]
+        records, _ = await asyncio.to_thread(self._models.list_versions, model, pages.MAX_SIZE, "")
+        return [record.version for record in records]
+
+    async def _infer(
+        self, request: pb.ModelInferRequest, timeout_s: float
+    ) -> pb.ModelInferResponse:
+        asked = answers.outputs(request)
+        timeout_s = _shortened(request, timeout_s)
+        version, files = self._resolve(request.model_name, *_which(request.model_version))
+        pictures = tensors.decodes(request, self._max_pictures)
+        outcomes = await self._engine.classify(files, pictures, timeout_s)
+        return answers.answer(request, version, asked, outcomes)
+
+    async def _answer(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+        try:
+            response = await self._infer(request, self._timeout_s)
+        except Exception as error:
+            # The id says whose error it is; streams are answered in any order.
+            named = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+            message = status.from_error(error).message
+            return pb.ModelStreamInferResponse(error_message=message, infer_response=named)
+        response.parameters["triton_final_response"].bool_param = True
+        return pb.ModelStreamInferResponse(infer_response=response)
+
+
+def _which(version: str) -> tuple[int | None, str | None]:
+    """The version's number, or its alias, or neither for the latest."""
+    if version.isascii() and version.isdigit():
+        if len(version) > 18:  # more than the store's 64 bits hold
+            raise NotFound(Reason.VERSION_NOT_FOUND, f"there is no version {version[:40]}")
+        return int(version), None
+    return None, version or None
+
+
+def _shortened(request: pb.ModelInferRequest, timeout_s: float) -> float:
+    if "timeout" not in request.parameters:
+        return timeout_s
+    timeout_us = request.parameters["timeout"].int64_param
+    if timeout_us < 0:
+        raise bad(
+            "parameters",
+            f"timeout is {timeout_us} microseconds: it must be 1 or more, or 0 for none",
+        )
+    return min(timeout_s, timeout_us / 1e6) if timeout_us else timeout_s

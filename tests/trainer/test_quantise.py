@@ -1,0 +1,120 @@
+"""int8: made once, shared, measured, and refused where it harms."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.domain import Manifest
+from service.inference import export as exporting
+from service.inference import head as heads
+from service.inference.providers import Provider
+from service.inference.runtime import OnnxRuntime, run_classifier
+from service.jobs.contract import (
+    BACKBONE_FILE,
+    HEAD_FILE,
+    ExportedBackbone,
+    ModelBased,
+    Note,
+)
+from tests.trainer.conftest import MakeFolder, MakeSpec, Told
+from trainer import quantise, train
+
+
+def run(spec: object, told: Told) -> Manifest:
+    return train.run(spec, told.append)  # type: ignore[arg-type]
+
+
+def test_a_frozen_backbone_is_quantised_once_and_shared_by_later_jobs(
+    make_folder: MakeFolder, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    folder = make_folder(per_class=8)
+    spec = make_spec(folder, precision="int8")
+    first = run(spec, Told())
+    file = Path(spec.out_dir) / BACKBONE_FILE
+    assert first.serving_precision == "int8"
+    assert first.float_validation_accuracy == 1.0
+    assert first.precision_note == ""
+
+    known = ExportedBackbone(f"{first.weights}:int8", str(file), first.backbone_digest)
+    again = run(
+        make_spec(
+            make_folder("others", classes=("blue", "green"), seed=1),
+            precision="int8",
+            out_dir=str(tmp_path / "again"),
+            exported=[known],
+        ),
+        Told(),
+    )
+    assert again.backbone_digest == first.backbone_digest
+    assert not (tmp_path / "again" / BACKBONE_FILE).exists()
+
+    # What is exported for use elsewhere gives the served answers.
+    head = heads.load(Path(spec.out_dir) / HEAD_FILE)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
+    session = OnnxRuntime(Provider("cpu", ""), 2).load(file)
+    assert session.precision == "int8"
+    composed = exporting.compose(file.read_bytes(), head, {})
+    np.testing.assert_allclose(
+        run_classifier(composed, pixels), head.probabilities(session.run(pixels)), atol=1e-3
+    )
+
+
+def test_int8_that_costs_accuracy_is_not_published(
+    make_folder: MakeFolder,
+    make_spec: MakeSpec,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sound = quantise.to_int8
+
+    def ruinous(backbone: Path, pictures: np.ndarray, out: Path) -> None:
+        # Ranges from black pictures clip all that real ones hold.
+        sound(backbone, np.zeros_like(pictures), out)
+
+    monkeypatch.setattr(quantise, "to_int8", ruinous)
+    spec = make_spec(
+        make_folder(per_class=8),
+        precision="int8",
+        backbone="resnet18",
+        weights="random",
+        method=ModelBased(epochs=3, batch_size=4, learning_rate=0.01, precision="fp32"),
+    )
+    manifest = run(spec, told)
+    assert manifest.serving_precision == "fp32"
+    assert manifest.float_validation_accuracy == manifest.validation_accuracy
+    assert "int8 would lower" in manifest.precision_note
+    assert any("int8 would lower" in note.text for note in told.of(Note))  # type: ignore[attr-defined]
+    assert [p.name for p in Path(spec.out_dir).glob("*.onnx")] == [BACKBONE_FILE]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "exact", "pictures", "good"),
+    [
+        (0.95, 0.95, 153, True),
+        (0.94, 0.95, 153, True),
+        (0.935, 0.95, 153, False),
+        (0.75, 0.875, 8, True),
+        (0.70, 0.95, 8, False),
+    ],
+)
+def test_int8_may_cost_one_picture_or_a_hundredth(
+    accuracy: float, exact: float, pictures: int, good: bool
+) -> None:
+    assert quantise.is_good_enough(accuracy, exact, pictures) is good
+
+
+def test_calibration_takes_pictures_of_every_class(make_folder: MakeFolder) -> None:
+    from trainer import data
+
+    loaded = data.load(make_folder(per_class=50), 0.2, 0, 2)
+    order = np.argsort(loaded.train.targets, kind="stable")
+    by_class = data.Part(
+        tuple(loaded.train.paths[i] for i in order),
+        loaded.train.pixels[order],
+        loaded.train.targets[order],
+    )
+    chosen = quantise.calibration_pictures(by_class)
+    blue = chosen[..., 2].mean(axis=(1, 2)) > chosen[..., 0].mean(axis=(1, 2))
+    assert len(chosen) == 64
+    assert blue.sum() == 32

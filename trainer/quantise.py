@@ -1,0 +1,177 @@
+"""From a backbone's ONNX file to one that computes in int8 (static quantisation).
+
+Weights are rounded per channel, activations by the ranges that they take on
+calibration pictures (Jacob et al. 2018, "Quantization and Training of Neural
+Networks for Efficient Integer-Arithmetic-Only Inference"). Whether the result is
+good enough is measured afterwards, never assumed.
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from service.inference.head import Floats, Head
+from service.inference.preprocess import Pixels
+from service.inference.runtime import Runtime, Session
+from service.jobs.contract import (
+    BACKBONE_FILE,
+    ExportedBackbone,
+    FeatureBased,
+    JobSpec,
+    Note,
+    Progressed,
+    Record,
+)
+from trainer.data import Data, Part
+from trainer.methods import feature_based
+from trainer.records import Send
+
+MAX_LOSS = 0.01
+"""Validation accuracy that int8 may cost, or one picture where that is more."""
+CALIBRATION_PICTURES = 64
+_BATCH = 8
+
+
+def to_int8(backbone: Path, pictures: Pixels, out: Path) -> None:
+    """Writes `out`, the same function as `backbone` in int8.
+
+    `pictures` uint8 [n, 224, 224, 3] are what it is to be exact on. Minimum and
+    maximum give the ranges: percentiles and entropy took five times as long and
+    were no better on the backbones that we ship.
+    """
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        # Its warnings are about operators that stay in float, as they should.
+        logger = logging.getLogger()
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            quant_pre_process(str(backbone), str(prepared), skip_symbolic_shape=True)
+            quantize_static(
+                str(prepared),
+                str(out),
+                _Pictures(pictures),
+                quant_format=QuantFormat.QDQ,  # the form that all providers understand
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                calibrate_method=CalibrationMethod.MinMax,
+            )
+        finally:
+            logger.setLevel(level)
+
+
+def calibration_pictures(part: Part) -> Pixels:
+    """At most 64 pictures, in turn from each class."""
+    turn: dict[int, int] = {}
+    keyed = []
+    for place, target in enumerate(part.targets.tolist()):
+        turn[target] = turn.get(target, 0) + 1
+        keyed.append((turn[target], target, place))
+    places = [place for *_, place in sorted(keyed)[:CALIBRATION_PICTURES]]
+    chosen: Pixels = part.pixels[np.array(places)]
+    return chosen
+
+
+def is_good_enough(accuracy: float, exact_accuracy: float, pictures: int) -> bool:
+    """Whether int8's validation accuracy on so many pictures may be published."""
+    return accuracy >= exact_accuracy - max(MAX_LOSS, 1 / pictures) - 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """What is to serve, and how it does on the validation pictures."""
+
+    file: Path
+    session: Session
+    head: Head
+    features: Floats
+    """float32 [n, d] of the validation pictures, as the session gives them."""
+    float_accuracy: float | None = None
+    """Before quantisation, where that was tried."""
+    note: str = ""
+    """Why it is not quantised, though that was asked for."""
+
+
+def quantised(
+    spec: JobSpec,
+    floating: Served,
+    known: ExportedBackbone | None,
+    data: Data,
+    runtime: Runtime,
+    send: Send,
+) -> Served:
+    """The same version in int8, or as it was where int8 costs too much accuracy.
+
+    A frozen backbone is quantised once, by its first job, and shared by all later
+    ones (`known`), so that their pictures run together; the head is then fitted to
+    the features that it will get. A trained backbone is its version's own.
+    """
+    out = Path(spec.out_dir)
+    is_frozen = isinstance(spec.method, FeatureBased)
+    file = out / "int8.onnx"
+    if is_frozen and known is not None and Path(known.path).exists():
+        file = Path(known.path)
+    else:
+        send(Progressed("exporting", 0.5, "quantising to int8"))
+        to_int8(floating.file, calibration_pictures(data.train), file)
+    session = runtime.load(file)
+    if isinstance(spec.method, FeatureBased):
+        head, features, _ = feature_based.fit_head(
+            spec.method, data, session, spec.seed, lambda record: _progress(record, send)
+        )
+    else:
+        head = floating.head
+        features = feature_based.features_of(
+            session, data.validation.pixels, send, "validation pictures in int8"
+        )
+    before = _accuracy(floating.head, floating.features, data.validation)
+    after = _accuracy(head, features, data.validation)
+    if not is_good_enough(after, before, len(data.validation)):
+        if file.parent == out:
+            file.unlink()
+        note = (
+            f"int8 would lower the validation accuracy from {before:.4f} to {after:.4f}: the "
+            f"version is served in {floating.session.precision}"
+        )
+        send(Note("warning", note))
+        return replace(floating, float_accuracy=before, note=note)
+    # The float file, if this job made it, is nobody's any more.
+    (out / BACKBONE_FILE).unlink(missing_ok=True)
+    if file.parent == out:
+        file = file.rename(out / BACKBONE_FILE)
+    return Served(file, session, head, features, before)
+
+
+def _accuracy(head: Head, features: Floats, part: Part) -> float:
+    return float((head.probabilities(features).argmax(axis=1) == part.targets).mean())
+
+
+def _progress(record: Record, send: Send) -> None:
+    # The epoch was told of already.
+    if isinstance(record, Progressed):
+        send(record)
+
+
+class _Pictures(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, pictures: Pixels) -> None:
+        self._batches: Iterator[Pixels] = (
+            pictures[start : start + _BATCH] for start in range(0, len(pictures), _BATCH)
+        )
+
+    def get_next(self) -> dict[str, Pixels] | None:
+        """The next batch, by the graph's input."""
+        batch = next(self._batches, None)
+        return None if batch is None else {"pictures": batch}
