@@ -1,15 +1,21 @@
-"""A service of its own for a measurement."""
+"""Processes for a measurement: a service of its own, and programs that print figures."""
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 60.0
+MEASURE_TIMEOUT_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -23,12 +29,19 @@ class Running:
 
 @contextlib.contextmanager
 def service(data_dir: Path, *flags: str) -> Iterator[Running]:
-    """Runs `python -m service` on free ports; its log goes to `data_dir`/service.log."""
+    """Runs `python -m service` on free ports; its log goes to `data_dir`/service.log.
+
+    Settings in this process's environment do not reach it: what is measured is
+    what the flags say, else the defaults.
+    """
     command = [sys.executable, "-m", "service", "--port=0", "--metrics-port=0"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
     data_dir.mkdir(parents=True, exist_ok=True)
     log_file = data_dir / "service.log"
     with log_file.open("w") as log:
-        process = subprocess.Popen([*command, f"--data-dir={data_dir}", *flags], stderr=log)
+        process = subprocess.Popen(
+            [*command, f"--data-dir={data_dir}", *flags], stderr=log, env=environment
+        )
         try:
             entry = _serving(log_file, process)
             yield Running(
@@ -38,7 +51,11 @@ def service(data_dir: Path, *flags: str) -> Iterator[Running]:
             )
         finally:
             process.terminate()
-            process.wait(60)
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _serving(log_file: Path, process: "subprocess.Popen[bytes]") -> dict[str, int]:
@@ -51,3 +68,20 @@ def _serving(log_file: Path, process: "subprocess.Popen[bytes]") -> dict[str, in
                     return entry
         time.sleep(0.02)
     sys.exit("the service did not start:\n" + log_file.read_text())
+
+
+def measured(module: str, *arguments: object) -> dict[str, Any]:
+    """Runs a measuring program, `bench.serve.load` or `bench.serve.bare`; reads its line."""
+    command = [sys.executable, "-m", f"bench.serve.{module}", *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=MEASURE_TIMEOUT_S, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
+    line: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return line
+
+
+def pss_mib(pid: int) -> float:
+    """Memory of a process alone: its own pages and its share of those that it shares."""
+    return float(psutil.Process(pid).memory_full_info().pss) / 2**20

@@ -1,7 +1,8 @@
 """Prints what the image needs from other people, one requirement a line, for `cpu` or `gpu`.
 
 Reads it from the two pyproject.toml, so that there is no second list to keep. On
-the CPU onnxruntime stands in for onnxruntime-gpu: the same package without CUDA.
+the CPU onnxruntime stands in for onnxruntime-gpu, the same package without CUDA,
+and the extra `openvino` comes along.
 Our own packages are left out, since the image builds them itself.
 """
 
@@ -19,7 +20,8 @@ def requirements(root: Path, device: str) -> Iterator[str]:
     projects = [tomllib.loads((root / path).read_text("utf-8"))["project"] for path in PROJECTS]
     ours = {project["name"] for project in projects}
     for project in projects:
-        for requirement in project["dependencies"]:
+        extras = project.get("optional-dependencies", {}).get("openvino", [])
+        for requirement in project["dependencies"] + (extras if device == "cpu" else []):
             name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
             if name in ours:
                 continue

@@ -156,10 +156,11 @@ def test_the_requirements_are_the_projects_own_but_for_the_runtime(device: str) 
         timeout=30,
         check=True,
     )
-    listed = done.stdout.split()
+    listed = done.stdout.splitlines()
     names = {re.split(r"[^A-Za-z0-9._-]", line)[0] for line in listed}
     assert ("onnxruntime" in names) == (device == "cpu")
     assert ("onnxruntime-gpu" in names) == (device == "gpu")
+    assert ("openvino" in names) == (device == "cpu")
     assert {"torch", "grpcio", "googleapis-common-protos"} <= names
     assert not names & {"graft-client", "graft-server"}
     # The build picks PyTorch by this pattern, to take it from an index of its own.
