@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format stubs stubs-check clean
+.PHONY: help demo test bench lint format stubs stubs-check clean
 
 help:  ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: $(VENV)/.installed  ## Fine-tune and serve on real pictures (DATA=folder f
 test: $(VENV)/.installed-dev $(VENV)/triton/.installed  ## Lint, type-check and run every test
 	$(MAKE) --no-print-directory lint stubs-check
 	$(PY) -m pytest
+
+bench: $(VENV)/.installed-dev  ## Measure serving, some 15 minutes (DATA=folder for your own photos)
+	$(PY) -m bench $(DATA)
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -1,63 +1,77 @@
 """The ceiling: the same work in one process, with no server.
 
-    python -m bench.serve.bare MODEL FOLDER LOOPS THREADS SECONDS DECODER
+    python -m bench.serve.bare MODEL FOLDER [--loops N] [--threads N] [--seconds S]
+        [--decoder plain|graft] [--provider NAME [--precision NAME]]
 
-LOOPS threads each run a session of their own with THREADS threads. Prints one
-JSON line: pictures a second, latencies (ms), CPU a picture (ms).
+Each loop is a thread with a session of its own, on ONNX Runtime's CPU provider
+as it comes or, with --provider, opened as the service opens its sessions. Prints
+one JSON line: pictures a second, latencies (ms), CPU a picture (ms).
 """
 
+import argparse
 import json
-import resource
-import sys
 import threading
 import time
 from pathlib import Path
 
-from bench.serve.load import figures
-from bench.serve.work import DECODERS, photos, session
+import psutil
+
+from bench.serve.load import cpu_s, figures
+from bench.serve.work import DECODERS, cpu_run, photos, served_run
+
+WARM_UP = 5
 
 
 def main() -> None:
     """Runs it."""
-    model, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    loops, threads, seconds = int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
-    decode = DECODERS[sys.argv[6]]
-    pictures = photos(folder)
-    sessions = [session(model, threads) for _ in range(loops)]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--loops", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--decoder", choices=DECODERS, default="graft")
+    parser.add_argument("--provider", help="as graft-server's flag")
+    parser.add_argument("--precision", help="as graft-server's flag")
+    arguments = parser.parse_args()
+    decode = DECODERS[arguments.decoder]
+    pictures = photos(arguments.folder)
+    loops = arguments.loops
+    if arguments.provider:
+        runs = [
+            served_run(arguments.model, arguments.provider, arguments.precision, arguments.threads)
+            for _ in range(loops)
+        ]
+    else:
+        runs = [cpu_run(arguments.model, arguments.threads) for _ in range(loops)]
     latencies: list[list[float]] = [[] for _ in range(loops)]
     begin = threading.Barrier(loops + 1)
     stop = threading.Event()
 
     def loop(number: int) -> None:
-        own, place = sessions[number], number
-        name = own.get_inputs()[0].name
-        for data in pictures[:3]:
-            own.run(None, {name: decode(data)[None]})
+        run, place = runs[number], number
+        for data in pictures[:WARM_UP]:
+            run(decode(data)[None])
         begin.wait()
         while not stop.is_set():
             started = time.perf_counter()
-            (answer,) = own.run(None, {name: decode(pictures[place % len(pictures)])[None]})
-            int(answer[0].argmax())
+            int(run(decode(pictures[place % len(pictures)])[None])[0].argmax())
             latencies[number].append(time.perf_counter() - started)
             place += loops
 
-    workers = [threading.Thread(target=loop, args=(n,)) for n in range(loops)]
+    workers = [threading.Thread(target=loop, args=(n,), daemon=True) for n in range(loops)]
     for worker in workers:
         worker.start()
     begin.wait()
-    started, cpu = time.perf_counter(), _cpu_s()
-    time.sleep(seconds)
+    own = psutil.Process()
+    started, before_s = time.perf_counter(), cpu_s(own)
+    time.sleep(arguments.seconds)
     stop.set()
     for worker in workers:
         worker.join()
     elapsed = time.perf_counter() - started
-    every = [value for own in latencies for value in own]
-    print(json.dumps(figures(every, elapsed, _cpu_s() - cpu, 0)))
-
-
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+    every = [value for each in latencies for value in each]
+    print(json.dumps(figures(every, elapsed, cpu_s(own) - before_s)))
 
 
 if __name__ == "__main__":

@@ -1,112 +1,301 @@
-"""The load: callers in a process of their own.
+"""The load: callers, or arrivals, in a process of their own.
 
-    python -m bench.serve.load ADDRESS KIND FOLDER CALLERS SECONDS SERVER_PID [MODELS]
+    python -m bench.serve.load ADDRESS FOLDER --kind graft|plain --pid PID
+        (--callers N | --rate R [--arrivals poisson|even] [--seed N]) [--seconds S]
+        [--timeout S] [--models A,B] [--channels N]
 
-KIND is `graft` or `plain`. Closed loop: each caller sends its next picture when
-the last one is answered. MODELS is a comma-separated list that the calls are
-spread over. Prints one JSON line: pictures a second, latencies (ms), the
-server's CPU a picture (ms), errors.
+Closed loop (--callers): each caller sends its next picture when the last one is
+answered. Open loop (--rate): pictures arrive at a fixed rate whatever the server
+does; a latency, and a call's deadline, count from the moment that the picture
+was to be sent, so a generator or a server that falls behind is not flattered.
+
+Requests are serialised before the clock starts and travel as they are, since the
+generator shares the cores with what it measures; its own CPU and its lag behind
+the schedule are reported too. Prints one JSON line (see `Tally.figures`).
 """
 
+import argparse
 import asyncio
 import itertools
 import json
-import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import psutil
-from graft.v1 import prediction_pb2, prediction_pb2_grpc
+from graft.v1 import prediction_pb2
 
 from bench.serve.work import photos
 
 WARM_UP_S = 2.0
+PAUSE_S = 0.01
+"""What a caller of the closed loop waits after a failed call: it is not to spin."""
+OUTCOMES = {
+    grpc.StatusCode.OK: "ok",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "refused",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "expired",
+}
+
+Call = Callable[[bytes, float], Awaitable[bytes]]
 
 
-def figures(
-    latencies_s: list[float], elapsed_s: float, cpu_s: float, errors: int
-) -> dict[str, Any]:
-    """What is reported of a run."""
-    ms = np.array(latencies_s) * 1000
+class WrongAnswer(Exception):  # noqa: N818
+    """The server answered OK, but with no classification."""
+
+
+def percentiles(seconds: list[float], prefix: str = "") -> dict[str, float]:
+    """Median, 99th percentile and maximum in milliseconds; NaN of nothing."""
+    ms = np.array(seconds or [np.nan]) * 1000
+    middle, high = np.percentile(ms, (50, 99))
     return {
-        "per_second": len(ms) / elapsed_s,
-        "p50_ms": float(np.percentile(ms, 50)),
-        "p99_ms": float(np.percentile(ms, 99)),
-        "cpu_ms": cpu_s * 1000 / len(ms),
-        "count": len(ms),
-        "errors": errors,
+        f"{prefix}p50_ms": float(middle),
+        f"{prefix}p99_ms": float(high),
+        f"{prefix}max_ms": float(ms.max()),
     }
 
 
-async def main(pictures: list[bytes]) -> None:
-    """Runs it."""
-    address, kind = sys.argv[1], sys.argv[2]
-    callers, seconds, pid = int(sys.argv[4]), float(sys.argv[5]), int(sys.argv[6])
-    models = sys.argv[7].split(",") if len(sys.argv) > 7 else ["bench"]
-    server = psutil.Process(pid)
-    async with grpc.aio.insecure_channel(address) as channel:
-        call = _graft(channel, models) if kind == "graft" else _plain(channel)
-        latencies: list[float] = []
-        errors = 0
-        turn = itertools.count()
-        measuring, stop = False, False
+def figures(latencies_s: list[float], elapsed_s: float, cpu_s: float) -> dict[str, Any]:
+    """What is reported of every run, with a server and without."""
+    return {
+        "per_second": len(latencies_s) / elapsed_s,
+        "cpu_ms": cpu_s * 1000 / max(1, len(latencies_s)),
+        "count": len(latencies_s),
+        "errors": 0,
+        **percentiles(latencies_s),
+    }
+
+
+class Tally:
+    """What became of the calls, each with its latency."""
+
+    def __init__(self) -> None:
+        self.latencies_s: dict[str, list[float]] = {
+            name: [] for name in (*OUTCOMES.values(), "other")
+        }
+        self.codes: Counter[str] = Counter()
+        self.lags_s: list[float] = []
+
+    def add(self, code: str, outcome: str, latency_s: float) -> None:
+        """Counts one call."""
+        self.latencies_s[outcome].append(latency_s)
+        self.codes[code] += 1
+
+    def figures(self, elapsed_s: float, ended_ok: int, server_s: float, own_s: float) -> Any:
+        """Rates count the good answers that came within the measured time.
+
+        In the open loop outcomes and latencies are of the calls that were to be
+        sent within it, wherever they ended.
+        """
+        ok = self.latencies_s["ok"]
+        total = sum(map(len, self.latencies_s.values()))
+        return {
+            **figures(ok, elapsed_s, 0),
+            **percentiles(self.latencies_s["refused"], "refused_"),
+            "per_second": ended_ok / elapsed_s,
+            "cpu_ms": server_s * 1000 / max(1, ended_ok),
+            "offered_per_second": total / elapsed_s,
+            "errors": total - len(ok),
+            "outcomes": {name: len(values) for name, values in self.latencies_s.items()},
+            "codes": dict(self.codes),
+            "generator_cpu_percent": 100 * own_s / elapsed_s,
+            "lag_p99_ms": percentiles(self.lags_s)["p99_ms"],
+        }
+
+
+class Load:
+    """One measured run against one server."""
+
+    def __init__(self, call: Call, requests: Iterator[bytes], timeout_s: float) -> None:
+        self._call = call
+        self._requests = requests
+        self._timeout_s = timeout_s
+        self._from = self._until = float("inf")
+        self._tally = Tally()
+        self._ended_ok = 0
+
+    async def closed(self, callers: int, seconds: float, server: psutil.Process) -> Any:
+        """Callers that wait for each answer; what ends within the time counts."""
+        stop = False
 
         async def caller() -> None:
-            nonlocal errors
             while not stop:
-                data = pictures[next(turn) % len(pictures)]
-                started = time.perf_counter()
-                try:
-                    await call(data)
-                except grpc.aio.AioRpcError:
-                    errors += measuring
-                    continue
-                if measuring:
-                    latencies.append(time.perf_counter() - started)
+                begun = time.perf_counter()
+                code, outcome = await self._outcome(next(self._requests), self._timeout_s)
+                ended = time.perf_counter()
+                if self._counts_in(ended):
+                    self._tally.add(code, outcome, ended - begun)
+                    self._ended_ok += outcome == "ok"
+                if outcome != "ok":
+                    await asyncio.sleep(PAUSE_S)
 
         tasks = [asyncio.create_task(caller()) for _ in range(callers)]
-        await asyncio.sleep(WARM_UP_S)
-        measuring, started, cpu = True, time.perf_counter(), _cpu_s(server)
-        await asyncio.sleep(seconds)
-        elapsed, cpu_s = time.perf_counter() - started, _cpu_s(server) - cpu
-        measuring, stop = False, True
+        measured = await self._measure(time.perf_counter() + WARM_UP_S, seconds, server)
+        stop = True
         await asyncio.gather(*tasks)
-    print(json.dumps(figures(latencies, elapsed, cpu_s, errors)))
+        return self._tally.figures(measured[0], self._ended_ok, *measured[1:])
+
+    async def open(self, due_s: Iterator[float], seconds: float, server: psutil.Process) -> Any:
+        """Arrivals at `due_s` from the start, which run until the time is over."""
+        origin = time.perf_counter()
+        running: set[asyncio.Task[None]] = set()
+
+        async def arrival(due: float) -> None:
+            lag_s = time.perf_counter() - due
+            left_s = self._timeout_s - lag_s
+            # What is late already has expired, whoever was slow.
+            code, outcome = "LATE", "expired"
+            if left_s > 0:
+                code, outcome = await self._outcome(next(self._requests), left_s)
+            ended = time.perf_counter()
+            self._ended_ok += outcome == "ok" and self._counts_in(ended)
+            if self._counts_in(due):
+                self._tally.add(code, outcome, ended - due)
+                self._tally.lags_s.append(lag_s)
+
+        async def arrivals() -> None:
+            for offset_s in due_s:
+                due = origin + offset_s
+                if due > self._until:
+                    return
+                if (wait_s := due - time.perf_counter()) > 0:
+                    await asyncio.sleep(wait_s)
+                task = asyncio.create_task(arrival(due))
+                running.add(task)
+                task.add_done_callback(running.discard)
+
+        sender = asyncio.create_task(arrivals())
+        measured = await self._measure(origin + WARM_UP_S, seconds, server)
+        await sender
+        await asyncio.gather(*running)
+        return self._tally.figures(measured[0], self._ended_ok, *measured[1:])
+
+    async def _measure(
+        self, start: float, seconds: float, server: psutil.Process
+    ) -> tuple[float, float, float]:
+        """Sets the measured time; gives its length, the server's CPU and our own, in seconds."""
+        own = psutil.Process()
+        self._from, self._until = start, start + seconds
+        await asyncio.sleep(start - time.perf_counter())
+        before = cpu_s(server), cpu_s(own)
+        await asyncio.sleep(self._until - time.perf_counter())
+        return seconds, cpu_s(server) - before[0], cpu_s(own) - before[1]
+
+    def _counts_in(self, moment: float) -> bool:
+        return self._from <= moment < self._until
+
+    async def _outcome(self, request: bytes, timeout_s: float) -> tuple[str, str]:
+        try:
+            await self._call(request, timeout_s)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name, OUTCOMES.get(error.code(), "other")
+        except WrongAnswer:
+            return "WRONG_ANSWER", "other"
+        return "OK", "ok"
 
 
-def _graft(channel: grpc.aio.Channel, models: list[str]) -> Callable[[bytes], Any]:
-    stub = prediction_pb2_grpc.PredictionServiceStub(channel)
-    turn = itertools.cycle(models)
+def arrivals_s(rate: float, kind: str, seed: int) -> Iterator[float]:
+    """Seconds from the start at which pictures arrive, without end."""
+    random = np.random.default_rng(seed)
+    moment = 0.0
+    while True:
+        moment += random.exponential(1 / rate) if kind == "poisson" else 1 / rate
+        yield moment
 
-    async def call(data: bytes) -> None:
-        answer = await stub.Predict(
-            prediction_pb2.PredictRequest(
-                model=next(turn), pictures=[prediction_pb2.Picture(encoded=data)]
-            ),
-            timeout=60,
-        )
-        assert answer.results[0].classification.scores[0].label
+
+def requests(kind: str, pictures: list[bytes], models: list[str]) -> Iterator[bytes]:
+    """The calls' bytes, for ever: every picture in turn, every model in turn."""
+    if kind == "plain":
+        yield from itertools.cycle(pictures)
+    # A message's fields may be written apart and joined: one copy of a picture does for all.
+    names = [prediction_pb2.PredictRequest(model=name).SerializeToString() for name in models]
+    bodies = [
+        prediction_pb2.PredictRequest(
+            pictures=[prediction_pb2.Picture(encoded=data)]
+        ).SerializeToString()
+        for data in pictures
+    ]
+    if len(names) == 1:
+        yield from itertools.cycle([names[0] + body for body in bodies])
+    for name, body in zip(itertools.cycle(names), itertools.cycle(bodies), strict=False):
+        yield name + body
+
+
+def connect(kind: str, channels: list[grpc.aio.Channel]) -> Call:
+    """The call, over the channels in turn; raises WrongAnswer."""
+    path = "/plain/Predict" if kind == "plain" else "/graft.v1.PredictionService/Predict"
+    turn = itertools.cycle([channel.unary_unary(path) for channel in channels])
+
+    async def call(request: bytes, timeout_s: float) -> bytes:
+        answer: bytes = await next(turn)(request, timeout=timeout_s)
+        if not (answer if kind == "plain" else _classifies(answer)):
+            raise WrongAnswer
+        return answer
 
     return call
 
 
-def _plain(channel: grpc.aio.Channel) -> Callable[[bytes], Any]:
-    predict = channel.unary_unary("/plain/Predict")
-
-    async def call(data: bytes) -> None:
-        assert await predict(data, timeout=60)
-
-    return call
+def _classifies(answer: bytes) -> bool:
+    results = prediction_pb2.PredictResponse.FromString(answer).results
+    return len(results) == 1 and len(results[0].classification.scores) == 1
 
 
-def _cpu_s(process: psutil.Process) -> float:
+def cpu_s(process: psutil.Process) -> float:
+    """Processor time that a process has used."""
     times = process.cpu_times()
     return float(times.user + times.system)
 
 
+async def run(arguments: argparse.Namespace, pictures: list[bytes]) -> dict[str, Any]:
+    """Runs one load and gives its figures."""
+    server = psutil.Process(arguments.pid)
+    # Channels of one process share a connection unless told otherwise.
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channels = [
+        grpc.aio.insecure_channel(arguments.address, options=options)
+        for _ in range(arguments.channels)
+    ]
+    try:
+        await asyncio.gather(*(channel.channel_ready() for channel in channels))
+        load = Load(
+            connect(arguments.kind, channels),
+            requests(arguments.kind, pictures, arguments.models.split(",")),
+            arguments.timeout,
+        )
+        if arguments.callers:
+            result = await load.closed(arguments.callers, arguments.seconds, server)
+        else:
+            due_s = arrivals_s(arguments.rate, arguments.arrivals, arguments.seed)
+            result = await load.open(due_s, arguments.seconds, server)
+    finally:
+        for channel in channels:
+            await channel.close()
+    answer: dict[str, Any] = result
+    return answer
+
+
+def main() -> None:
+    """Prints one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("address")
+    parser.add_argument("folder", type=Path, help="of JPEG photos")
+    parser.add_argument("--kind", choices=("graft", "plain"), default="graft")
+    parser.add_argument("--pid", type=int, required=True, help="the server, for its CPU time")
+    loop = parser.add_mutually_exclusive_group(required=True)
+    loop.add_argument("--callers", type=int, help="closed loop")
+    loop.add_argument("--rate", type=float, help="open loop, pictures a second")
+    parser.add_argument("--arrivals", choices=("poisson", "even"), default="poisson")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--timeout", type=float, default=60, help="of each call, seconds")
+    parser.add_argument("--models", default="bench", help="that the calls are spread over")
+    parser.add_argument("--channels", type=int, default=1, help="connections")
+    arguments = parser.parse_args()
+    print(json.dumps(asyncio.run(run(arguments, photos(arguments.folder)))))
+
+
 if __name__ == "__main__":
-    asyncio.run(main(photos(Path(sys.argv[3]))))
+    main()

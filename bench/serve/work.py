@@ -14,8 +14,12 @@ import onnxruntime as ort
 from PIL import Image
 
 from service.inference import preprocess
+from service.inference.providers import choose_provider
+from service.inference.runtime import OnnxRuntime
 
 Pixels = npt.NDArray[np.uint8]
+Run = Callable[[Pixels], npt.NDArray[np.float32]]
+"""From uint8 [n, 224, 224, 3] to float32 [n, classes]."""
 
 
 def plain_decode(data: bytes) -> Pixels:
@@ -39,6 +43,25 @@ def session(model: Path, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+def cpu_run(model: Path, threads: int) -> Run:
+    """One whole exported classifier on ONNX Runtime's CPU provider, as it comes."""
+    own = session(model, threads)
+    name = own.get_inputs()[0].name
+
+    def run(pixels: Pixels) -> npt.NDArray[np.float32]:
+        (answer,) = own.run(None, {name: pixels})
+        return np.asarray(answer)
+
+    return run
+
+
+def served_run(model: Path, provider: str, precision: str | None, threads: int) -> Run:
+    """The same file, opened as the service opens its backbones."""
+    chosen = choose_provider(provider)  # type: ignore[arg-type]
+    runtime = OnnxRuntime(chosen, threads, precision or "fast")  # type: ignore[arg-type]
+    return runtime.load(model).run
 
 
 def photos(folder: Path, most: int = 64) -> list[bytes]:

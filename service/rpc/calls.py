@@ -115,6 +115,9 @@ class _Call:
         self._metrics.rpc_calls.labels(self._method, code.name).inc()
         self._metrics.rpc_seconds.labels(self._method).observe(seconds)
         level = logging.DEBUG if code is grpc.StatusCode.OK else logging.INFO
+        # Asked first: the peer's name and the rest cost more than most of a call.
+        if not log.isEnabledFor(level):
+            return
         log.log(
             level,
             "call ended",

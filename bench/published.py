@@ -1,0 +1,140 @@
+"""Models put straight into a data folder, without a job: copies of a head, and a near-empty model.
+
+For measurements alone, while no service runs on the folder. Knows the service's
+storage, and no socket.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from service.domain import Manifest, Parity
+from service.inference import head as heads
+from service.inference import preprocess
+from service.inference.head import Head
+from service.jobs.contract import (
+    BACKBONE_FILE,
+    HEAD_FILE,
+    MANIFEST_FILE,
+    REPORT_HTML_FILE,
+    REPORT_JSON_FILE,
+)
+from service.storage.artifacts import Artifacts
+from service.storage.database import Database
+from service.storage.models import ModelStore
+
+NEAR_EMPTY = "near_empty"
+_FEATURES = 8
+
+
+def publish(
+    data_dir: Path,
+    named: Iterable[tuple[str, Head]],
+    manifest: Manifest,
+    backbone: bytes | None = None,
+) -> None:
+    """Publishes each head as version 1 of its name; `backbone` where the folder has it not yet."""
+    database = Database(data_dir)
+    try:
+        artifacts = Artifacts(data_dir / "artifacts")
+        models = ModelStore(database, artifacts)
+        with tempfile.TemporaryDirectory() as temporary:
+            out = Path(temporary)
+            (out / REPORT_JSON_FILE).write_text("{}")
+            (out / REPORT_HTML_FILE).write_text("<!doctype html><title>none</title>")
+            if backbone is not None:
+                (out / BACKBONE_FILE).write_bytes(backbone)
+            for name, head in named:
+                heads.save(head, out / HEAD_FILE)
+                own = msgspec.structs.replace(manifest, model=name, job_id=f"published-{name}")
+                (out / MANIFEST_FILE).write_bytes(msgspec.json.encode(own))
+                stored = artifacts.put(out)
+                (out / BACKBONE_FILE).unlink(missing_ok=True)
+                with database.transaction() as connection:
+                    models.publish(connection, name, own.job_id, stored)
+    finally:
+        database.close()
+
+
+def publish_copies(data_dir: Path, model: str, names: list[str]) -> None:
+    """Copies a model's head, each with a bias of its own: no two heads are the same file."""
+    database = Database(data_dir)
+    try:
+        models = ModelStore(database, Artifacts(data_dir / "artifacts"))
+        record = models.get_version(model, None, None)
+    finally:
+        database.close()
+    head = heads.load(record.head_path)
+    copies = (
+        (name, Head(head.weight, head.bias + number * 1e-6, head.classes))
+        for number, name in enumerate(names)
+    )
+    publish(data_dir, copies, record.manifest)
+
+
+def publish_near_empty(data_dir: Path, name: str) -> None:
+    """A model that costs next to nothing: what is left to measure is the server."""
+    backbone = near_empty_backbone()
+    random = np.random.default_rng(0)
+    head = Head(
+        random.normal(size=(2, _FEATURES)).astype(np.float32),
+        np.zeros(2, dtype=np.float32),
+        ("one", "other"),
+    )
+    manifest = Manifest(
+        model=name,
+        job_id="",
+        method="feature_based",
+        backbone=NEAR_EMPTY,
+        weights="random:0",
+        backbone_digest=hashlib.sha256(backbone).hexdigest(),
+        feature_dim=_FEATURES,
+        classes=list(head.classes),
+        temperature=1.0,
+        train_count=0,
+        validation_count=0,
+        validation_accuracy=0.0,
+        validation_loss=0.0,
+        dataset_digest="",
+        rejected_count=0,
+        seed=0,
+        hyperparameters={},
+        preprocess=preprocess.describe(),
+        parity=Parity(max_difference=0.0, top1_agreement=1.0, pictures=0),
+        opset=17,
+        device="cpu",
+        precision="fp32",
+        provider="cpu",
+        versions={},
+        started_at="1970-01-01T00:00:00Z",
+        duration_s=0.0,
+    )
+    publish(data_dir, [(name, head)], manifest, backbone)
+
+
+def near_empty_backbone() -> bytes:
+    """uint8 [n, 224, 224, 3] to features float32 [n, 8]: means of 8 columns of one row."""
+    row = [[0, 0], [1, _FEATURES], [1, 2]]  # the first row's first 8 pixels
+    slices = [
+        numpy_helper.from_array(np.array(values, dtype=np.int64), name)
+        for name, values in zip(("starts", "ends", "axes"), row, strict=True)
+    ]
+    nodes = [
+        helper.make_node("Slice", ["pictures", "starts", "ends", "axes"], ["corner"]),
+        helper.make_node("Cast", ["corner"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats"], ["features"], axes=[1, 3], keepdims=0),
+    ]
+    size = preprocess.SIZE
+    pictures = helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["n", size, size, 3])
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", _FEATURES])
+    graph = helper.make_graph(nodes, NEAR_EMPTY, [pictures], [features], slices)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.checker.check_model(model)
+    serialized: bytes = model.SerializeToString()
+    return serialized
