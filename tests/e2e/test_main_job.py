@@ -103,6 +103,22 @@ def test_killed_in_the_middle_it_serves_again_and_runs_the_job_again(
     assert second.end() == 0
 
 
+def test_int8_is_a_setting_whose_accuracy_is_measured_as_it_serves(
+    start_service: StartService, connect: Connect, digits: Path
+) -> None:
+    client = connect(start_service("--precision=int8"))
+    versions = [client.fine_tune(digits, name=name).wait(timeout_s=100) for name in ("one", "two")]
+    for version in versions:
+        assert version.manifest["serving_precision"] == "int8"
+        assert version.manifest["float_validation_accuracy"] >= 0.85
+        assert version.validation_accuracy >= 0.85
+    assert versions[0].backbone_digest == versions[1].backbone_digest
+    paths = sorted(digits.rglob("*.png"))[::5]
+    answers = client.predict(paths, model="two")
+    right = [a.label == p.parent.name for a, p in zip(answers, paths, strict=True)]
+    assert np.mean(right) >= 0.9
+
+
 def test_a_killed_trainer_leaves_the_service_standing_and_the_job_is_tried_again(
     start_service: StartService, connect: Connect, digits: Path
 ) -> None:
