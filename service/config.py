@@ -60,9 +60,14 @@ class Config:
         "versions whose accuracy it does not harm",
     )
     threads: int = _setting(
-        0, "Threads for inference and for decoding; 0 means one a core", low=0, high=1024
+        0, "Threads that decode and infer; 0 means one a core", low=0, high=1024
     )
-    max_batch: int = _setting(32, "Most pictures in one run of a backbone", low=1, high=4096)
+    max_batch: int = _setting(
+        32,
+        "Most pictures in one run of a backbone; how many pay is measured when it is loaded",
+        low=1,
+        high=4096,
+    )
     max_queue: int = _setting(
         1024, "Most pictures waiting for inference; more are refused", low=1, high=1_000_000
     )
@@ -124,7 +129,13 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
         if text is not None:
             setting = settings[_variable(name)]
             values[name] = _parse(_flag(name), text, setting)
-    return Config(**values)
+    config = Config(**values)
+    if config.max_pictures > config.max_queue:
+        raise BadConfig(
+            f"--max-pictures is {config.max_pictures}, more than --max-queue, {config.max_queue}: a "
+            "call of so many pictures would be refused for ever"
+        )
+    return config
 
 
 def table() -> str:

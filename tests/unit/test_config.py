@@ -49,6 +49,11 @@ def test_a_bad_key_or_value_is_named(environment: dict[str, str], says: str) -> 
         config.load([], environment)
 
 
+def test_a_call_that_no_queue_could_hold_is_a_bad_setting() -> None:
+    with pytest.raises(BadConfig, match="--max-pictures is 256, more than --max-queue, 100"):
+        config.load(["--max-queue", "100"], {})
+
+
 def test_help_tells_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         config.load(["--help"], {})
