@@ -132,8 +132,8 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
     config = Config(**values)
     if config.max_pictures > config.max_queue:
         raise BadConfig(
-            f"--max-pictures is {config.max_pictures}, more than --max-queue, {config.max_queue}: a "
-            "call of so many pictures would be refused for ever"
+            f"--max-pictures is {config.max_pictures}, more than --max-queue, {config.max_queue}: "
+            "a call of so many pictures would be refused for ever"
         )
     return config
 
