@@ -6,6 +6,7 @@ The only importer of `openvino`. Same files, same inputs, same outputs.
 import threading
 from typing import Any
 
+import numpy as np
 import openvino as ov
 
 from service.domain import Precision
@@ -33,6 +34,8 @@ class OpenVinoGraph:
         if request is None:
             request = self._requests.own = self._compiled.create_infer_request()
         # Set by hand: the dispatch of Python's arguments costs more than a small run.
+        # It shares only what it might write to; a picture from Pillow is read-only.
+        pictures = np.require(pictures, requirements=["C", "W"])
         request.set_input_tensor(ov.Tensor(pictures, shared_memory=True))
         request.infer()
         # A copy: the request's next run writes over its output.

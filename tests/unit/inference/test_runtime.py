@@ -11,10 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.domain import Precision, ProviderSetting
 from service.errors import Damaged
-from service.inference import providers
+from service.inference import preprocess, providers
 from service.inference.preprocess import Pixels
 from service.inference.providers import Provider, ProviderUnavailable, choose_provider
 from service.inference.runtime import OnnxGraph, OnnxRuntime, _half
+from tests.unit.inference.conftest import picture
 
 CPU = Provider("cpu", "")
 FEATURES = 4
@@ -107,6 +108,14 @@ def test_openvino_gives_the_features_of_the_cpu_provider(
     expected = OnnxRuntime(CPU, 1).load(backbone).run(pixels)
     for cores in (2, 1):
         np.testing.assert_allclose(session.run(pixels, cores), expected, rtol=tolerance)
+
+
+@needs_openvino
+def test_openvino_takes_a_picture_as_the_decoder_gives_it(backbone: Path) -> None:
+    decoded = preprocess.decode(picture("red"))
+    assert not decoded.flags.writeable
+    session = OnnxRuntime(Provider("openvino", ""), 1).load(backbone)
+    assert session.run(decoded[None]).shape == (1, FEATURES)
 
 
 @needs_openvino
