@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import psutil
-from graft import Client, GraftError
+from graft import NO_RETRY, Client, GraftError
 
 from bench.photographs import given_or_written
 from bench.running import pss_mib, service
@@ -44,17 +44,19 @@ class Tally:
             self.ok[what] += 1
 
     def fail(self, what: str, error: Exception) -> None:
-        """Counts a failure, and says it at once."""
+        """Counts a failure; the first one is told at once."""
         with self._lock:
-            self.failed[f"{what}: {type(error).__name__}: {error}"[:160]] += 1
-        print(f"FAILED {what}: {error!r}", flush=True)
+            self.failed[f"{what}: {type(error).__name__}"] += 1
+            first = self.failed.total() == 1
+        if first:
+            print(f"the first failure, {what}: {error!r}", flush=True)
 
 
 def call_all_the_time(
     address: str, pictures: list[Path], tally: Tally, stop: threading.Event
 ) -> None:
     """A caller of the stable model."""
-    with Client(address) as client:
+    with Client(address, retry=NO_RETRY) as client:
         while not stop.is_set():
             for picture in pictures:
                 if stop.is_set():
@@ -69,7 +71,7 @@ def call_all_the_time(
 def churn(address: str, pictures: list[Path], tally: Tally, stop: threading.Event) -> None:
     """Fine-tunes, predicts, moves an alias, deletes."""
     pairs = [(picture.parent.name, picture) for picture in pictures]
-    with Client(address) as client:
+    with Client(address, retry=NO_RETRY) as client:
         living: collections.deque[str] = collections.deque()
         number = 0
         while not stop.is_set():

@@ -84,12 +84,14 @@ def main() -> None:
         f"{arguments.seconds:g} s at {arguments.factor:g} x capacity, deadlines of "
         f"{arguments.timeout:g} s, flags {arguments.flags}"
     )
+    assert not before["errors"], "the service does not answer well before the overload"
     goodput, capacity = during["per_second"], before["per_second"]
     print(
         f"capacity {capacity:.1f} pictures/s; offered {during['offered_per_second']:.1f}; goodput "
         f"{goodput:.1f} = {goodput / capacity:.3f} of capacity; the generator took "
         f"{during['generator_cpu_percent']:.0f} % of a core"
     )
+    print(f"errors before and after {before['errors']}, {after['errors']}")
     print(f"outcomes {during['outcomes']}; codes {during['codes']}")
     print(
         f"accepted: p50 {during['p50_ms']:.0f}, p99 {during['p99_ms']:.0f}, max "
