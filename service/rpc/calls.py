@@ -4,11 +4,13 @@ One interceptor, so that no servicer does any of it.
 """
 
 import asyncio
+import inspect
 import logging
 import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -46,16 +48,28 @@ class Calls(aio.ServerInterceptor):
             answer_many = handler.unary_stream or handler.stream_stream
 
             async def streaming(request: Any, context: Context) -> AsyncIterator[Any]:
-                async with _Call(method, context, self._metrics):
-                    async for response in answer_many(request, context):
+                # Now, because gRPC leaves a cancelled stream to the garbage collector, and a
+                # context that is collected with it ends the process when asked for its peer.
+                peer = context.peer()
+                async with (
+                    _Call(method, context, self._metrics, peer),
+                    aclosing(answer_many(request, context)) as responses,
+                ):
+                    async for response in responses:
                         yield response
+
+            async def writing(request: Any, context: Context) -> None:
+                async with _Call(method, context, self._metrics, context.peer()):
+                    await answer_many(request, context)
 
             make = (
                 grpc.stream_stream_rpc_method_handler
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
-            return make(streaming, handler.request_deserializer, handler.response_serializer)
+            # The health service's Watch writes its answers where others yield them.
+            wrapped = streaming if inspect.isasyncgenfunction(answer_many) else writing
+            return make(wrapped, handler.request_deserializer, handler.response_serializer)
 
         answer_one = handler.unary_unary or handler.stream_unary
 
@@ -74,9 +88,12 @@ class Calls(aio.ServerInterceptor):
 class _Call:
     """One call from its arrival to its end."""
 
-    def __init__(self, method: str, context: Context, metrics: Telemetry) -> None:
+    def __init__(
+        self, method: str, context: Context, metrics: Telemetry, peer: str | None = None
+    ) -> None:
         self._method = method
         self._context = context
+        self._peer = peer
         self._metrics = metrics
         given = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY, "")
         fits = isinstance(given, str) and _REQUEST_ID.fullmatch(given)
@@ -125,7 +142,7 @@ class _Call:
                 "method": self._method,
                 "code": code.name,
                 "duration_ms": round(seconds * 1000, 1),
-                "peer": self._context.peer(),
+                "peer": self._context.peer() if self._peer is None else self._peer,
                 "error": message,
             },
         )

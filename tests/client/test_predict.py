@@ -159,7 +159,8 @@ def test_a_stream_whose_pictures_fail_raises_their_error(client: Any) -> None:
 
 def test_a_stream_that_breaks_raises_that(client: Any, server: FakeGraft) -> None:
     server.fail("PredictStream", graft.Unavailable("stopping", reason="SHUTTING_DOWN"), after=1)
-    with pytest.raises(graft.Unavailable, match="stopping"):
+    # The asyncio side of gRPC may lose the server's words when it is just writing.
+    with pytest.raises(graft.Unavailable, match=r"stopping|ended the stream"):
         list(client.predict_stream(numbered(900), "numbers"))
 
 

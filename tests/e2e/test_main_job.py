@@ -10,10 +10,12 @@ import urllib.request
 from pathlib import Path
 
 import graft
+import grpc
 import numpy as np
 import onnxruntime
 import psutil
 import pytest
+from graft.v1 import fine_tuning_pb2, fine_tuning_pb2_grpc
 from PIL import Image
 
 from tests.e2e.conftest import Connect, ServiceProcess, StartService
@@ -133,6 +135,24 @@ def test_a_killed_trainer_leaves_the_service_standing_and_the_job_is_tried_again
     assert client.is_serving()
     job.wait(timeout_s=100)
     assert job.refresh().attempts == 2
+
+
+def test_streams_abandoned_at_any_moment_leave_the_service_standing(
+    start_service: StartService, connect: Connect, digits: Path
+) -> None:
+    service = start_service()
+    client = connect(service)
+    job = client.fine_tune(digits, name="digits")
+    job.wait(timeout_s=100)
+    with grpc.insecure_channel(service.address) as channel:
+        stub = fine_tuning_pb2_grpc.FineTuningServiceStub(channel)
+        request = fine_tuning_pb2.WatchJobRequest(job_id=job.job_id)
+        for _ in range(500):
+            calls = [stub.WatchJob(request, timeout=30) for _ in range(4)]
+            for call in calls:
+                next(call)
+                call.cancel()
+    assert client.is_serving()
 
 
 def test_sigterm_stops_the_trainer_and_queues_its_job_again(

@@ -36,6 +36,13 @@ async def test_health_is_serving_overall_and_for_each_service(service: Service) 
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_health_can_be_watched(service: Service) -> None:
+    call = health_pb2_grpc.HealthStub(service.channel).Watch(health_pb2.HealthCheckRequest())
+    answer = await call.read()
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    call.cancel()
+
+
 async def test_reflection_lists_every_service(service: Service) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(service.channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")

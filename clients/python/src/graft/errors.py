@@ -186,6 +186,9 @@ _KINDS: Mapping[grpc.StatusCode, type[GraftError]] = {
     grpc.StatusCode.INTERNAL: Internal,
 }
 
+_BROKEN_WRITE = "Internal error from Core"
+"""What grpc.aio puts in the place of the server's status when a write of its own came too late."""
+
 _BY_NUMBER: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -234,6 +237,9 @@ def from_rpc(error: grpc.RpcError, target: str, timeout_s: float | None = None) 
     kind, message = _KINDS.get(code, GraftError), details or code.name
     if code is grpc.StatusCode.UNAVAILABLE:
         kind, message = _of_connection(details, target)
+    elif code is grpc.StatusCode.INTERNAL and details == _BROKEN_WRITE:
+        kind, code = Unavailable, grpc.StatusCode.UNAVAILABLE
+        message = f"{target} ended the stream while it was being sent to; why was lost"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         within = "" if timeout_s is None else f" within {timeout_s:.3g} s"
         message = f"no answer from {target}{within}: allow more time or look at the server's load"
