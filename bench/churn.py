@@ -1,33 +1,48 @@
 """Publish, serve, delete, over and over, while callers of another model go on.
 
     python -m bench.churn [FOLDER] [--minutes 30] [--callers 2]
+    python -m bench.churn [FOLDER] --cycles 5000 [--own-backbones] [--callers 2]
 
 A stable model is called all the time by a few callers of the closed loop; beside
 them a churner fine-tunes small models, has each one's first answer, moves an
 alias to it, and deletes the model three rounds later. No call may fail that
-should succeed, and neither memory nor file descriptors may grow. One line a
-minute, a verdict at the end.
+should succeed, and neither memory, threads nor file descriptors may grow. One
+line a minute, a verdict at the end.
+
+With --cycles there are several churners and nothing is trained (see
+`bench.instant`): thousands of models in minutes, each on a backbone that all
+share, or with --own-backbones each on one of its own.
 """
 
 import argparse
 import collections
+import itertools
+import os
 import statistics
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 from graft import NO_RETRY, Client, GraftError
 
+from bench.instant import OWN_BACKBONES
 from bench.photographs import given_or_written
-from bench.running import pss_mib, service
+from bench.running import anonymous_mib, service
 
 KEPT = 3
-"""Models of the churner that live at once."""
-SETTLED_MIN = 3
+"""Models of a churner that live at once."""
+SETTLED_MIN = 3.0
+SETTLED_CYCLES = 1000.0
 """Growth counts from here on: caches and arenas are filled."""
+CHURNERS = 4
+"""Where nothing is trained."""
+LINES = 20
+"""That `--cycles` prints."""
 
 
 class Tally:
@@ -68,15 +83,19 @@ def call_all_the_time(
                     tally.fail("call", error)
 
 
-def churn(address: str, pictures: list[Path], tally: Tally, stop: threading.Event) -> None:
+def churn(
+    address: str,
+    pictures: list[Path],
+    numbers: Iterator[int],
+    tally: Tally,
+    stop: threading.Event,
+) -> None:
     """Fine-tunes, predicts, moves an alias, deletes."""
     pairs = [(picture.parent.name, picture) for picture in pictures]
     with Client(address, retry=NO_RETRY) as client:
         living: collections.deque[str] = collections.deque()
-        number = 0
         while not stop.is_set():
-            name = f"churn-{number}"
-            number += 1
+            name = f"churn-{next(numbers)}"
             try:
                 version = client.fine_tune(pairs, name=name).wait(timeout_s=300).version
                 tally.did("published")
@@ -92,20 +111,56 @@ def churn(address: str, pictures: list[Path], tally: Tally, stop: threading.Even
                 tally.fail("churn", error)
 
 
-def watch(pid: int, minutes: float, tally: Tally) -> list[tuple[float, float, int]]:
-    """A line a minute; returns minute, MiB and file descriptors."""
+@dataclass(frozen=True)
+class Seen:
+    """What the service took, at one moment."""
+
+    at: float
+    """Minutes or cycles."""
+    mib: float
+    descriptors: int
+    threads: int
+
+
+def watch(
+    pid: int, tally: Tally, now: Callable[[], float], every: float, last: float, unit: str
+) -> list[Seen]:
+    """Looks whenever `now` has got on by `every`, until it has come to `last`; a line each."""
     process = psutil.Process(pid)
-    seen = []
-    for minute in range(1, int(minutes) + 1):
-        time.sleep(60)
-        mib, fds = pss_mib(pid), process.num_fds()
-        seen.append((float(minute), mib, fds))
+    seen: list[Seen] = []
+    while (due := (len(seen) + 1) * every) <= last:
+        while now() < due:
+            time.sleep(0.1)
+        seen.append(Seen(now(), anonymous_mib(pid), process.num_fds(), process.num_threads()))
         print(
-            f"{minute:3} min: {dict(tally.ok)}, failed {sum(tally.failed.values())}, "
-            f"{mib:.0f} MiB, {fds} fds, {process.num_threads()} threads",
+            f"{seen[-1].at:5.0f} {unit}: {dict(tally.ok)}, failed {tally.failed.total()}, "
+            f"{seen[-1].mib:.1f} MiB, {seen[-1].descriptors} fds, {seen[-1].threads} threads",
             flush=True,
         )
     return seen
+
+
+def print_verdict(seen: list[Seen], settled: float, unit: str) -> None:
+    """How memory, file descriptors and threads went since they had settled."""
+    seen = [each for each in seen if each.at >= settled] or seen
+    if len(seen) < 2:
+        return
+    places = [each.at for each in seen]
+    slope = statistics.linear_regression(places, [each.mib for each in seen]).slope
+    scale = 1 if unit == "min" else 1000
+    memory, descriptors, threads = (
+        f"{values[0]:.0f} to {values[-1]:.0f} ({min(values):.0f} to {max(values):.0f})"
+        for values in (
+            [each.mib for each in seen],
+            [each.descriptors for each in seen],
+            [each.threads for each in seen],
+        )
+    )
+    print(
+        f"from {places[0]:.0f} to {places[-1]:.0f} {unit}: memory {memory} MiB, "
+        f"{slope * scale:+.2f} MiB per {scale} {unit}; file descriptors {descriptors}; "
+        f"threads {threads}"
+    )
 
 
 def main() -> None:
@@ -113,44 +168,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--cycles", type=int, default=0, help="in the place of minutes")
+    parser.add_argument("--own-backbones", action="store_true", help="with --cycles")
     parser.add_argument("--callers", type=int, default=2)
     parser.add_argument("--flags", nargs="*", default=[], help="of graft-server, without the --")
     arguments = parser.parse_args()
-    tally, stop = Tally(), threading.Event()
+    is_fast = arguments.cycles > 0
+    if arguments.own_backbones:
+        os.environ[OWN_BACKBONES] = "1"
+    tally, stop, numbers = Tally(), threading.Event(), itertools.count()
     with given_or_written(arguments.folder) as folder, tempfile.TemporaryDirectory() as data:
         pictures = [
             photo
             for label in sorted(path for path in folder.iterdir() if path.is_dir())
-            for photo in sorted(label.glob("*.jpg"))[:8]
+            for photo in sorted(label.glob("*.jpg"))[: 1 if is_fast else 8]
         ]
         flags = [f"--{flag}" for flag in arguments.flags]
-        with service(Path(data), *flags) as running:
+        module = "bench.instant" if is_fast else "service"
+        with service(Path(data), *flags, module=module) as running:
             with Client(running.address) as client:
                 client.wait_ready(30)
                 client.fine_tune(folder, name="stable").wait(timeout_s=600)
+            work = [(call_all_the_time, (pictures, tally, stop))] * arguments.callers
+            work += [(churn, (pictures, numbers, tally, stop))] * (CHURNERS if is_fast else 1)
             threads = [
-                threading.Thread(
-                    target=call_all_the_time, args=(running.address, pictures, tally, stop)
-                )
-                for _ in range(arguments.callers)
+                threading.Thread(target=target, args=(running.address, *given))
+                for target, given in work
             ]
-            threads.append(
-                threading.Thread(target=churn, args=(running.address, pictures, tally, stop))
-            )
             for thread in threads:
                 thread.start()
-            seen = watch(running.pid, arguments.minutes, tally)
+            if is_fast:
+                unit, settled = "cycles", SETTLED_CYCLES
+                every, last = arguments.cycles / LINES, float(arguments.cycles)
+                seen = watch(running.pid, tally, lambda: tally.ok["served"], every, last, unit)
+            else:
+                unit, settled, begun = "min", SETTLED_MIN, time.monotonic()
+                seen = watch(
+                    running.pid, tally, lambda: (time.monotonic() - begun) / 60, 1.0,
+                    arguments.minutes, unit,
+                )  # fmt: skip
             stop.set()
             for thread in threads:
                 thread.join(300)
-    settled = [entry for entry in seen if entry[0] >= SETTLED_MIN] or seen
-    minutes = [entry[0] for entry in settled]
-    if len(settled) > 1:
-        slope = statistics.linear_regression(minutes, [entry[1] for entry in settled]).slope
-        print(
-            f"from minute {minutes[0]:g}: memory {settled[0][1]:.0f} to {settled[-1][1]:.0f} MiB, "
-            f"{slope:+.2f} MiB a minute; file descriptors {settled[0][2]} to {settled[-1][2]}"
-        )
+    print_verdict(seen, settled, unit)
     print(f"done {dict(tally.ok)}; failed {dict(tally.failed) or 'none'}")
     sys.exit(bool(tally.failed))
 

@@ -81,15 +81,25 @@ def publish_copies(data_dir: Path, model: str, names: list[str]) -> None:
 def publish_near_empty(data_dir: Path, name: str) -> None:
     """A model that costs next to nothing: what is left to measure is the server."""
     backbone = near_empty_backbone()
-    random = np.random.default_rng(0)
-    head = Head(
+    head = near_empty_head(0)
+    publish(data_dir, [(name, head)], near_empty_manifest(backbone, head), backbone)
+
+
+def near_empty_head(seed: int) -> Head:
+    """Random weights for the features of the near-empty backbone."""
+    random = np.random.default_rng(seed)
+    return Head(
         random.normal(size=(2, _FEATURES)).astype(np.float32),
         np.zeros(2, dtype=np.float32),
         ("one", "other"),
     )
-    manifest = Manifest(
-        model=name,
-        job_id="",
+
+
+def near_empty_manifest(backbone: bytes, head: Head, model: str = "", job_id: str = "") -> Manifest:
+    """Says of a near-empty model what training says of others."""
+    return Manifest(
+        model=model,
+        job_id=job_id,
         method="feature_based",
         backbone=NEAR_EMPTY,
         weights="random:0",
@@ -115,11 +125,13 @@ def publish_near_empty(data_dir: Path, name: str) -> None:
         started_at="1970-01-01T00:00:00Z",
         duration_s=0.0,
     )
-    publish(data_dir, [(name, head)], manifest, backbone)
 
 
-def near_empty_backbone() -> bytes:
-    """uint8 [n, 224, 224, 3] to features float32 [n, 8]: means of 8 columns of one row."""
+def near_empty_backbone(name: str = NEAR_EMPTY) -> bytes:
+    """uint8 [n, 224, 224, 3] to features float32 [n, 8]: means of 8 columns of one row.
+
+    Each name makes another file.
+    """
     row = [[0, 0], [1, _FEATURES], [1, 2]]  # the first row's first 8 pixels
     slices = [
         numpy_helper.from_array(np.array(values, dtype=np.int64), name)
@@ -133,7 +145,7 @@ def near_empty_backbone() -> bytes:
     size = preprocess.SIZE
     pictures = helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["n", size, size, 3])
     features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", _FEATURES])
-    graph = helper.make_graph(nodes, NEAR_EMPTY, [pictures], [features], slices)
+    graph = helper.make_graph(nodes, name, [pictures], [features], slices)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     onnx.checker.check_model(model)
     serialized: bytes = model.SerializeToString()

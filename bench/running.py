@@ -28,13 +28,13 @@ class Running:
 
 
 @contextlib.contextmanager
-def service(data_dir: Path, *flags: str) -> Iterator[Running]:
+def service(data_dir: Path, *flags: str, module: str = "service") -> Iterator[Running]:
     """Runs `python -m service` on free ports; its log goes to `data_dir`/service.log.
 
     Settings in this process's environment do not reach it: what is measured is
     what the flags say, else the defaults.
     """
-    command = [sys.executable, "-m", "service", "--port=0", "--metrics-port=0"]
+    command = [sys.executable, "-m", module, "--port=0", "--metrics-port=0"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
     data_dir.mkdir(parents=True, exist_ok=True)
     log_file = data_dir / "service.log"
@@ -85,3 +85,16 @@ def measured(module: str, *arguments: object) -> dict[str, Any]:
 def pss_mib(pid: int) -> float:
     """Memory of a process alone: its own pages and its share of those that it shares."""
     return float(psutil.Process(pid).memory_full_info().pss) / 2**20
+
+
+def anonymous_mib(pid: int) -> float:
+    """Memory that a process alone has filled, without pages of files.
+
+    Those of libraries count for less while a trainer has them mapped, too: the PSS
+    of a service goes up and down by some 50 MiB with the trainers beside it.
+    """
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == "Anonymous":
+            return float(rest.split()[0]) / 1024
+    raise ValueError(f"the kernel does not tell the anonymous memory of process {pid}")

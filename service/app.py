@@ -29,9 +29,12 @@ from service.inference import preprocess
 from service.inference.engine import Bounds, Engine, ModelFiles
 from service.inference.providers import choose_provider
 from service.inference.runtime import OnnxRuntime, Runtime
-from service.jobs.launcher import Launcher, ProcessLauncher
+from service.jobs.launcher import Launcher
+from service.jobs.lineage import Lineage
+from service.jobs.ranking import Rankings
 from service.jobs.store import JobStore
 from service.jobs.supervisor import Settings, Supervisor
+from service.jobs.warm import WarmLauncher
 from service.jobs.watch import Watch
 from service.rpc.datasets import DatasetServicer
 from service.rpc.fine_tuning import FineTuningServicer
@@ -68,7 +71,7 @@ class App:
     ) -> None:
         self._config = config
         self._runtime = runtime
-        self._launcher = launcher or ProcessLauncher(environment)
+        self._launcher = launcher or WarmLauncher(environment, config.warm_trainers)
         self._stack = AsyncExitStack()
         self.port = 0
         self.metrics_port = 0
@@ -157,6 +160,8 @@ class App:
             gpu_jobs=config.gpu_jobs,
             has_gpu=runtime.provider in ("cuda", "tensorrt"),
             max_job_s=config.max_job_s,
+            feature_cache=config.feature_cache,
+            feature_cache_bytes=config.feature_cache_mb * MIB,
             trainer_threads=config.trainer_threads,
             provider=config.provider,
             precision=config.precision,
@@ -172,18 +177,27 @@ class App:
             on_published=warm,
         )
 
+        rankings = Rankings(models, datasets, self._launcher, settings)
+
         # Who asks.
         def resolve(model: str, version: int | None, alias: str | None) -> tuple[int, ModelFiles]:
             record = models.resolve(model, version, alias)
             return record.version, _files(record.model, record.version, record)
 
         def forget(removed: Removed) -> None:
-            engine.forget(backbones=removed.backbones, heads=removed.heads)
+            engine.forget(
+                models=[removed.model] if removed.is_model_gone else [],
+                versions=[(removed.model, version) for version in removed.versions],
+                backbones=removed.backbones,
+                heads=removed.heads,
+            )
 
         fine_tuning = FineTuningServicer(
             jobs,
             datasets,
             watch,
+            Lineage(jobs, models, datasets, config.allowed_dirs),
+            rankings,
             allowed_dirs=config.allowed_dirs,
             default_backbone=config.default_backbone,
         )
@@ -234,11 +248,16 @@ class App:
         async def drain() -> None:
             # Watchers would stay as long as their jobs; they come back to the next server.
             watch.close()
-            await asyncio.gather(rpc.drain(config.drain_s), supervisor.close(config.drain_s))
+            await asyncio.gather(
+                rpc.drain(config.drain_s), supervisor.close(config.drain_s), rankings.close()
+            )
 
         stack.push_async_callback(drain)
         await supervisor.start()
         await rpc.serve()
+        if isinstance(self._launcher, WarmLauncher):
+            stack.push_async_callback(self._launcher.close)
+            await self._launcher.open()
         log.info(
             "serving",
             extra={"host": config.host, "port": self.port, "metrics_port": self.metrics_port},

@@ -96,6 +96,19 @@ def find(root: Path) -> list[PictureFile]:
     return sorted(found)
 
 
+def find_any(root: Path) -> list[PictureFile]:
+    """Lists the files at any depth below `root`, sorted, without split and label.
+
+    Raises InvalidInput (DATASET_UNUSABLE) when there is none.
+    """
+    found = [PictureFile("", "", path) for path in _files_below(root)]
+    if not found:
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE, "no files were found: put pictures there, at any depth"
+        )
+    return sorted(found)
+
+
 def examine(
     files: Iterable[PictureFile],
     decode: Callable[[bytes], T],
@@ -109,19 +122,11 @@ def examine(
     """
 
     def read(file: PictureFile) -> Examined[T] | RejectedFile:
-        name = str(file.path.relative_to(root))
-        if not _is_text(name):
-            return RejectedFile(_as_text(name), "its name is no UTF-8")
         try:
-            if file.path.stat().st_size > MAX_FILE_BYTES:
-                raise InvalidInput(
-                    Reason.PICTURE_TOO_LARGE, f"the file is larger than {MAX_FILE_BYTES} bytes"
-                )
-            data = file.path.read_bytes()
+            data = read_bytes(file, root)
             return Examined(file, hashlib.sha256(data).hexdigest(), decode(data))
         except (GraftError, OSError) as error:
-            detail = error.message if isinstance(error, GraftError) else error.strerror
-            return RejectedFile(name, detail or type(error).__name__)
+            return rejected(file, root, error)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         outcomes = list(pool.map(read, files))
@@ -129,6 +134,24 @@ def examine(
         [outcome for outcome in outcomes if isinstance(outcome, Examined)],
         [outcome for outcome in outcomes if isinstance(outcome, RejectedFile)],
     )
+
+
+def read_bytes(file: PictureFile, root: Path) -> bytes:
+    """The file's bytes; raises InvalidInput or OSError for one that is to be rejected."""
+    if not _is_text(str(file.path.relative_to(root))):
+        raise InvalidInput(Reason.PICTURE_UNREADABLE, "its name is no UTF-8")
+    if file.path.stat().st_size > MAX_FILE_BYTES:
+        raise InvalidInput(
+            Reason.PICTURE_TOO_LARGE, f"the file is larger than {MAX_FILE_BYTES} bytes"
+        )
+    return file.path.read_bytes()
+
+
+def rejected(file: PictureFile, root: Path, error: GraftError | OSError) -> RejectedFile:
+    """What is told of a file that could not be read or decoded."""
+    detail = error.message if isinstance(error, GraftError) else error.strerror
+    name = _as_text(str(file.path.relative_to(root)))
+    return RejectedFile(name, detail or type(error).__name__)
 
 
 def digest(pictures: Iterable[Examined[T]]) -> str:

@@ -88,6 +88,19 @@ class Config:
     cpu_jobs: int = _setting(1, "Jobs that train on the CPU at once", low=0, high=64)
     gpu_jobs: int = _setting(1, "Jobs that train on a GPU at once", low=0, high=64)
     trainer_threads: int = _setting(0, "Threads of a trainer; 0 means one a core", low=0, high=1024)
+    warm_trainers: int = _setting(
+        1,
+        "Trainers that wait with everything imported, some 300 MB each, so that jobs start at "
+        "once; 0 means none",
+        low=0,
+        high=64,
+    )
+    feature_cache_mb: int = _setting(
+        1024,
+        "Bound on features kept between jobs, MiB; pictures seen before need not be computed "
+        "again; 0 keeps none",
+        low=0,
+    )
     max_queued_jobs: int = _setting(1000, "Most jobs waiting; more are refused", low=1)
     max_job_s: float = _setting(14_400.0, "Longest time for a job", low=1)
     drain_s: float = _setting(
@@ -98,6 +111,11 @@ class Config:
     def weights_folder(self) -> Path:
         """Where pretrained weights are kept."""
         return self.weights_dir or self.data_dir / "weights"
+
+    @property
+    def feature_cache(self) -> Path | None:
+        """Where features are kept between jobs; None where none are."""
+        return self.data_dir / "features.sqlite" if self.feature_cache_mb else None
 
 
 def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:

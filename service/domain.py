@@ -72,6 +72,26 @@ class Parity(msgspec.Struct, frozen=True):
     """How many were compared."""
 
 
+class GateCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """One condition of a gate, and how it ended."""
+
+    name: Literal["accuracy", "not_worse", "parity", "latency"]
+    passed: bool
+    value: float
+    """An accuracy, the paired test's p-value, a difference of a probability, or milliseconds."""
+    bound: float
+    """In the same unit."""
+    detail: str
+    """For people."""
+
+
+class Base(msgspec.Struct, frozen=True):
+    """The version that a version grew from."""
+
+    model: str
+    version: int
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a version's making; `manifest.json` beside its files."""
 
@@ -79,7 +99,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     job_id: str
     method: str
-    """`feature_based` or `model_based`."""
+    """`feature_based`, `model_based` or `domain_adaptation`."""
     recipe: str = ""
     backbone: str
     weights: str
@@ -116,6 +136,22 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """ISO 8601, UTC."""
     duration_s: float
     labels: dict[str, str] = {}
+    gate_checks: list[GateCheck] = []
+    """Empty when nothing was asked of it."""
+    base: Base | None = None
+    technique: str = ""
+    """Of domain adaptation: what serves, `source_only` where adapting did not look better."""
+    target_digest: str = ""
+    """Of the target's pictures."""
+    validated_on: Literal["", "source", "target"] = ""
+    """Which domain the validation figures are of, in domain adaptation."""
+    stages_s: dict[str, float] = {}
+    """Where the time went."""
+
+    @property
+    def gate_failures(self) -> list[str]:
+        """What of its gate it did not reach, for people."""
+        return [check.detail for check in self.gate_checks if not check.passed]
 
 
 def check_name(value: str, field: str) -> str:
@@ -126,6 +162,18 @@ def check_name(value: str, field: str) -> str:
             Reason.INVALID_FIELD,
             f"{field} {shown!r} is not a name: use 1 to 63 lower-case letters, digits, "
             "'-', '_' and '.', beginning with a letter or digit",
+            field=field,
+        )
+    return value
+
+
+def check_alias(value: str, field: str) -> str:
+    """As `check_name`, for an alias: it is no number either."""
+    check_name(value, field)
+    if value.isdigit():
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            f"{field} {value!r} is a number, which could be taken for a version: use a name",
             field=field,
         )
     return value

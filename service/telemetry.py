@@ -8,6 +8,7 @@ import contextvars
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final, Literal
 from wsgiref.simple_server import WSGIServer
 
@@ -29,6 +30,7 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 _SECONDS: Final = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30,
 )  # fmt: skip
+_OUTLIER_SCORES: Final = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2, 3)
 _BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 
 OTHER_MODELS: Final = "(other)"
@@ -38,9 +40,9 @@ class Telemetry:
     """All metrics of the service.
 
     Model names become labels up to `max_model_labels` of them, first come first
-    served; the rest share the label "(other)", so that the number of series is
-    bounded however many customers there are. `versions` says what runs, and
-    becomes the labels of `graft_build_info`.
+    served, until their model is deleted; the rest share the label "(other)", so
+    that the number of series is bounded however many customers there are.
+    `versions` says what runs, and becomes the labels of `graft_build_info`.
     """
 
     def __init__(self, versions: Mapping[str, str], max_model_labels: int = 100) -> None:
@@ -74,6 +76,14 @@ class Telemetry:
             "pictures", "Pictures answered, by model and outcome (ok or the reason).", "model",
             "outcome",
         )  # fmt: skip
+        self.outlier_score = Histogram(
+            "graft_outlier_score",
+            "How unlike the training pictures a picture is; above 1 is out of distribution. "
+            "Origin validation: the pictures that the version loaded last was measured on.",
+            ["model", "origin"],
+            registry=registry,
+            buckets=_OUTLIER_SCORES,
+        )
         self.batch_size = Histogram(
             "graft_batch_size", "Pictures run at once.", registry=registry, buckets=_BATCH
         )
@@ -94,6 +104,9 @@ class Telemetry:
         self.loaded_bytes = gauge("loaded_bytes", "Their bytes, about.", "kind")
         self.loaded_bytes_limit = gauge("loaded_bytes_limit", "The bound on loaded bytes.")
         self.jobs_ended = counter("jobs_ended", "Jobs that ended, by final state.", "state")
+        self.versions_published = counter(
+            "versions_published", "Versions made, by outcome: published or candidate.", "outcome"
+        )
         self.job_seconds = Histogram(
             "graft_job_duration_seconds",
             "From a job's start to its end.",
@@ -125,7 +138,9 @@ class Telemetry:
         label = self.model_label(model)
         found = self._stages.get(label)
         if found is None:
-            found = self._stages[label] = Stages(self.stage_seconds, self.pictures, label)
+            found = self._stages[label] = Stages(
+                self.stage_seconds, self.pictures, self.outlier_score, label
+            )
         return found
 
     def model_label(self, model: str) -> str:
@@ -144,33 +159,84 @@ class Telemetry:
         """Adds a gauge that is computed when scraped: one series for each key of `counts`."""
         self.registry.register(_Counted(f"graft_{name}", text, label, counts))
 
+    def forget_model(self, model: str) -> None:
+        """Drops a deleted model's series and frees its label for another.
+
+        Calls under way end untold. What was counted under "(other)" stays there.
+        """
+        with self._lock:
+            self._model_labels.discard(model)
+        stages = self._stages.pop(model, None)
+        if stages is not None:
+            stages.forget()
+
     def forget_job(self, job_id: str, model: str) -> None:
-        """Drops the series of a job that does not run any more."""
+        """Drops the series of a job that does not run any more, and a label that only it used."""
         for gauge in self.epoch.values():
-            try:
-                gauge.remove(job_id, self.model_label(model))
-            except KeyError:
-                continue
+            # A label may have come free while the job ran.
+            for label in (model, OTHER_MODELS):
+                _remove(gauge, job_id, label)
+        if model not in self._stages:
+            with self._lock:
+                self._model_labels.discard(model)
+
+
+_STAGES: Final = ("decode", "queue", "infer", "total")
 
 
 class Stages:
     """One model's series of the Predict stages and of the pictures."""
 
-    def __init__(self, seconds: Histogram, pictures: Counter, label: str) -> None:
-        self.decode = seconds.labels("decode", label)
-        self.queue = seconds.labels("queue", label)
-        self.infer = seconds.labels("infer", label)
-        self.total = seconds.labels("total", label)
+    def __init__(
+        self, seconds: Histogram, pictures: Counter, outlier_score: Histogram, label: str
+    ) -> None:
+        self.decode, self.queue, self.infer, self.total = (
+            seconds.labels(stage, label) for stage in _STAGES
+        )
+        self._seconds = seconds
         self._pictures = pictures
         self._label = label
         self._ok = pictures.labels(label, "ok")
+        self._refused: set[str] = set()
+        self._is_forgotten = False
+        self._outlier_scores = outlier_score
+        self.outlier_score = outlier_score.labels(label, "live")
+        self._compared_with = ""
+
+    def compare_with(self, head_digest: str, scores: Iterable[float]) -> None:
+        """Shows a version's validation scores beside the live ones, in the place of the last's."""
+        if head_digest == self._compared_with or self._label == OTHER_MODELS or self._is_forgotten:
+            return
+        if self._compared_with:
+            self._outlier_scores.remove(self._label, "validation")
+        self._compared_with = head_digest
+        validation = self._outlier_scores.labels(self._label, "validation")
+        for score in scores:
+            validation.observe(score)
 
     def count(self, outcome: str) -> None:
         """Counts one picture that was answered with `ok` or a reason."""
         if outcome == "ok":
             self._ok.inc()
-        else:
+        elif not self._is_forgotten:
+            self._refused.add(outcome)
             self._pictures.labels(self._label, outcome).inc()
+
+    def forget(self) -> None:
+        """Drops the series; what is told after that makes none anew."""
+        self._is_forgotten = True
+        for stage in _STAGES:
+            _remove(self._seconds, stage, self._label)
+        for outcome in ("ok", *self._refused):
+            _remove(self._pictures, self._label, outcome)
+        for origin in ("live", "validation"):
+            _remove(self._outlier_scores, self._label, origin)
+
+
+def _remove(metric: Counter | Gauge | Histogram, *labels: str) -> None:
+    # Older clients raise for what is not there, newer ones do not.
+    with suppress(KeyError):
+        metric.remove(*labels)
 
 
 class _Counted:

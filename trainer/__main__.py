@@ -1,4 +1,4 @@
-"""`python -m trainer`: `run SPEC` for the service, `train FOLDER` for people.
+"""`python -m trainer`: `run` and `rank` for the service, `train` and `rank-folder` for people.
 
 The exit codes are `service.jobs.contract.ExitCode`.
 """
@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -18,6 +19,8 @@ from service.jobs.contract import (
     BACKBONES,
     DEFAULT_BACKBONE,
     HEAD_FILE,
+    BackbonesRanked,
+    Candidate,
     DataFound,
     EpochEnded,
     ExitCode,
@@ -29,10 +32,11 @@ from service.jobs.contract import (
     ModelBased,
     Note,
     Progressed,
+    RankSpec,
     Record,
     encode,
 )
-from trainer.records import Records, Send
+from trainer.records import Records, Send, read_order
 
 MODEL_FILE = "model.onnx"
 
@@ -45,9 +49,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.command == "run":
         records = Records()
         records.keep_alive()
-        spec = msgspec.json.decode(parsed.spec.read_bytes(), type=JobSpec)
-        return _train(spec, records.send)
+        return _run(parsed.spec, records)
+    if parsed.command == "wait":
+        return _wait()
+    if parsed.command == "rank":
+        records = Records()
+        records.keep_alive()
+        # Whoever asks for answers goes before this.
+        os.setpriority(os.PRIO_PROCESS, 0, 10)
+        return _run_ranking(parsed.spec, records)
+    if parsed.command == "rank-folder":
+        return _rank_folder(parsed)
     return _train_folder(parsed)
+
+
+def _run(spec_file: Path, records: Records) -> int:
+    spec = msgspec.json.decode(spec_file.read_bytes(), type=JobSpec)
+    return _train(spec, records.send)
+
+
+def _wait() -> int:
+    """Imports everything, then does what it is told on standard input."""
+    # Whoever asks for answers goes before this.
+    os.setpriority(os.PRIO_PROCESS, 0, 10)
+    records = Records()
+    from trainer import warm
+
+    warm.prepare()
+    order = read_order()
+    records.print_to(Path(order.log))
+    records.keep_alive()
+    go_on = _run_ranking if order.command == "rank" else _run
+    return go_on(Path(order.spec), records)
+
+
+def _run_ranking(spec_file: Path, records: Records) -> int:
+    return _rank(msgspec.json.decode(spec_file.read_bytes(), type=RankSpec), records.send)
 
 
 def _train(spec: JobSpec, send: Send) -> int:
@@ -70,6 +107,64 @@ def _train(spec: JobSpec, send: Send) -> int:
         )
         return ExitCode.FAILED
     return ExitCode.OK
+
+
+def _rank(spec: RankSpec, send: Send) -> int:
+    from trainer import ranking
+
+    try:
+        send(ranking.rank(spec, send))
+    except GraftError as error:
+        send(Failed(error.reason, error.message))
+        return ExitCode.FAILED
+    return ExitCode.OK
+
+
+def _rank_folder(parsed: argparse.Namespace) -> int:
+    if not parsed.folder.is_dir():
+        print(f"trainer: {parsed.folder} is no folder", file=sys.stderr)
+        return 2
+    named = [name.partition(":") for name in parsed.backbone]
+    spec = RankSpec(
+        data_dir=str(parsed.folder),
+        candidates=[
+            Candidate(backbone=backbone, weights=weights)
+            for backbone, _, weights in named or [(name, "", "") for name in BACKBONES]
+        ],
+        only_at_hand=not named,
+        weights_dir=str(parsed.weights_dir),
+        time_budget_s=parsed.time_budget,
+        seed=parsed.seed,
+        threads=parsed.threads,
+    )
+
+    def show(record: Record) -> None:
+        if isinstance(record, BackbonesRanked):
+            print(_table(record), flush=True)
+        elif text := _for_people(record):
+            print(text, file=sys.stderr, flush=True)
+
+    return _rank(spec, show)
+
+
+def _table(ranked: BackbonesRanked) -> str:
+    lines = [["backbone", "weights", "LogME", "H-score", "LEEP", "ms a picture", "features"]]
+    for row in ranked.ranking:
+        figures = (row.log_me, row.h_score, row.leep)
+        lines.append(
+            [
+                row.backbone,
+                row.weights,
+                *("-" if value is None else f"{value:.3f}" for value in figures),
+                "-" if row.picture_ms is None else f"{row.picture_ms:.3g}",
+                str(row.feature_dim or "-"),
+            ]
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+             for line in lines]  # fmt: skip
+    problems = [f"{row.backbone}: {row.problem}" for row in ranked.ranking if row.problem]
+    return "\n".join([*table, ranked.explanation, *problems])
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -175,6 +270,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run one job for the service")
     run.add_argument("spec", type=Path, help="JSON file with a JobSpec")
+    rank = commands.add_parser("rank", help="run one ranking for the service")
+    rank.add_argument("spec", type=Path, help="JSON file with a RankSpec")
+    _add_rank_folder(commands)
+    commands.add_parser("wait", help="run the job that a line on standard input names")
     train = commands.add_parser(
         "train",
         help="train on a folder, without the service",
@@ -189,8 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--backbone", choices=BACKBONES, default=DEFAULT_BACKBONE)
     train.add_argument("--weights", default="", help="torchvision weights name, or 'random'")
-    default_weights = Path(tempfile.gettempdir()) / "graft-weights"
-    train.add_argument("--weights-dir", type=Path, default=default_weights)
+    train.add_argument("--weights-dir", type=Path, default=_default_weights_dir())
     train.add_argument("--validation-fraction", type=float, default=0.2)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -209,6 +307,32 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--early-stopping-patience", type=int)
     model.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     return parser
+
+
+def _default_weights_dir() -> Path:
+    return Path(tempfile.gettempdir()) / "graft-weights"
+
+
+def _add_rank_folder(commands: Any) -> None:
+    rank = commands.add_parser(
+        "rank-folder",
+        help="say which backbone to start from, without the service",
+        description="Scores backbones on the training pictures of a folder as `train` takes it, "
+        "by LogME; trains none. Takes those whose weights are here where none is named.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    rank.add_argument("folder", type=Path)
+    rank.add_argument(
+        "--backbone",
+        action="append",
+        default=[],
+        metavar="NAME[:WEIGHTS]",
+        help=f"one of {', '.join(BACKBONES)}; more than once for several",
+    )
+    rank.add_argument("--weights-dir", type=Path, default=_default_weights_dir())
+    rank.add_argument("--time-budget", type=float, default=60.0, metavar="SECONDS")
+    rank.add_argument("--seed", type=int, default=0)
+    rank.add_argument("--threads", type=int, default=0, help="0 means one a core")
 
 
 if __name__ == "__main__":

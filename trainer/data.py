@@ -1,43 +1,97 @@
 """The pictures of a job: found, checked and divided before anything is trained.
 
-Every problem has a name: unreadable files, one class only, classes with too few
-pictures, the same picture in train and validation or under two classes.
+Keeps paths and digests, never pixels: those are decoded where they are needed.
+How a dataset is divided and what stops a job stands in `trainer.division`.
 """
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from service import class_folders
-from service.class_folders import Examined
+from service.class_folders import Examined, PictureFile
 from service.domain import ClassCount, RejectedFile
-from service.errors import InvalidInput, Reason
+from service.errors import GraftError, InvalidInput, Reason
 from service.inference import preprocess
-from service.inference.preprocess import Pixels
+from service.inference.preprocess import SIZE, Pixels
+from trainer import division
 
-MIN_TRAIN = 2
-"""Pictures to learn from that each class needs."""
-MAX_BAD_PART = 0.2
-MIN_BAD = 5
-"""Rejected files stop a job when they are at least so many and more than that part."""
-
-_LISTED = 10
+Ints = npt.NDArray[np.int64]
+UNLABELLED = "unlabelled"
+"""The folder of a target domain's pictures whose class is not known, beside those per class."""
+Examine = Callable[[Sequence[PictureFile], Path], tuple[list[Examined[None]], list[RejectedFile]]]
+"""Reads and checks files below a folder; what is no picture is among the rejected."""
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """Pictures with their classes: uint8 [n, 224, 224, 3] as served, int64 [n]."""
+class Files:
+    """Picture files that could be decoded when they were read, and the sha256 of each."""
 
     paths: tuple[Path, ...]
-    pixels: Pixels
-    targets: "np.ndarray[tuple[int], np.dtype[np.int64]]"
+    digests: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def at(self, places: Sequence[int]) -> "Files":
+        """Those at `places`, in that order."""
+        return Files(
+            tuple(self.paths[place] for place in places),
+            tuple(self.digests[place] for place in places),
+        )
+
+    def decode(self, places: Sequence[int] | None = None, threads: int = 0) -> Pixels:
+        """Reads pictures as served, uint8 [n, 224, 224, 3]: all, or those at `places`, in order.
+
+        Raises InvalidInput (DATASET_UNUSABLE) when a file is not what it was any more.
+        """
+        paths = self.paths if places is None else [self.paths[place] for place in places]
+        pixels = np.empty((len(paths), SIZE, SIZE, 3), np.uint8)
+
+        def decode(row: int) -> None:
+            pixels[row] = preprocess.fit(open_again(paths[row]))
+
+        workers = min(threads or len(os.sched_getaffinity(0)), len(paths))
+        if workers <= 1:
+            for row in range(len(paths)):
+                decode(row)
+            return pixels
+        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+            list(pool.map(decode, range(len(paths))))
+        return pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Files):
+    """Pictures with their classes, int64 [n]."""
+
+    targets: Ints
+
+    def spread(self, at_most: int) -> list[int]:
+        """Places of the first pictures, in turn from each class."""
+        turn: dict[int, int] = {}
+        keyed = []
+        for place, target in enumerate(self.targets.tolist()):
+            turn[target] = turn.get(target, 0) + 1
+            keyed.append((turn[target], target, place))
+        return [place for *_, place in sorted(keyed)[:at_most]]
+
+
+@dataclass(frozen=True, eq=False)
+class Unlabelled(Files):
+    """Pictures whose classes are not to be learned from."""
+
+    targets: Ints | None
+    """int64 [n], for evaluation alone, -1 where a class is not known; None where all are not."""
+    rejected: tuple[RejectedFile, ...]
+    digest: str
+    root: Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +105,7 @@ class Data:
     digest: str
     warnings: tuple[str, ...]
     root: Path
+    base_roots: tuple[Path, ...] = ()
 
     def counts(self) -> list[ClassCount]:
         """Pictures per class, as they are used."""
@@ -61,168 +116,144 @@ class Data:
             for i, label in enumerate(self.classes)
         ]
 
+    def name(self, path: Path) -> str:
+        """A picture's name for people: below the job's folder, or a base's with that named."""
+        if path.is_relative_to(self.root):
+            return str(path.relative_to(self.root))
+        return next(
+            (
+                str(path.relative_to(base.parent))
+                for base in self.base_roots
+                if path.is_relative_to(base)
+            ),
+            path.name,
+        )
 
-def load(root: Path, validation_fraction: float, seed: int, threads: int = 0) -> Data:
-    """Reads, checks and divides a dataset.
 
-    Raises InvalidInput (DATASET_UNUSABLE) when it cannot be trained on.
+def load(
+    root: Path,
+    validation_fraction: float,
+    seed: int,
+    threads: int = 0,
+    *,
+    examine: Examine | None = None,
+    bases: Sequence[Path] = (),
+) -> Data:
+    """Reads, checks and divides a dataset, after those of `bases`, oldest first.
+
+    Each dataset is divided by itself, as it was when it stood alone: what a base
+    version was measured on is not learned from now. `examine` reads the files; left
+    out, they are only checked. Raises InvalidInput (DATASET_UNUSABLE) when it cannot
+    be trained on.
     """
-    workers = threads or len(os.sched_getaffinity(0))
-    files = class_folders.find(root)
-    read, rejected = class_folders.examine(files, preprocess.decode, root, workers)
-    _check_rejected(rejected, len(files))
-    digest = class_folders.digest(read)
+    examine = examine or _checker(threads)
+    roots = [*bases, root]
+    listed = [class_folders.find(each) for each in roots]
+    division.check_listing([file for files in listed for file in files])
     warnings: list[str] = []
-    kept, twice = _without_contradictions(read, root)
-    rejected += twice
-    named = any(picture.file.split for picture in kept)
-    if named:
-        train, validation = _as_named(kept, warnings)
-    else:
-        kept = _without_copies(kept, warnings)
-        train, validation = _divide(kept, validation_fraction, seed)
-    classes = _check_classes(train, validation, warnings)
+    read: list[list[Examined[None]]] = []
+    rejected: list[RejectedFile] = []
+    for each, files in zip(roots, listed, strict=True):
+        pictures, refused = examine(files, each)
+        division.check_rejected(refused, len(files))
+        read.append(pictures)
+        rejected += _named_below(each, refused, is_base=each is not root)
+    train, validation, contradictions = division.divide(read, validation_fraction, seed, warnings)
+    classes = division.check_classes(train, validation, warnings)
     index = {label: i for i, label in enumerate(classes)}
-    return Data(
+    data = Data(
         classes=classes,
         train=_part(train, index),
         validation=_part(validation, index),
-        rejected=tuple(rejected),
-        digest=digest,
+        rejected=(),
+        digest=class_folders.digest(picture for pictures in read for picture in pictures),
         warnings=tuple(warnings),
+        root=root,
+        base_roots=tuple(bases),
+    )
+    rejected += [RejectedFile(data.name(path), detail) for path, detail in contradictions]
+    return replace(data, rejected=tuple(rejected))
+
+
+def load_unlabelled(
+    root: Path,
+    threads: int = 0,
+    *,
+    classes: Sequence[str] | None = None,
+    examine: Examine | None = None,
+) -> Unlabelled:
+    """Reads pictures at any depth below `root`; bad ones are left out as in `load`.
+
+    With `classes`, the source's, there must be a folder per class: they are noted for
+    evaluation; a folder `unlabelled` may stand beside them. Raises InvalidInput
+    (DATASET_UNUSABLE) for a class that the source lacks, and when there is no readable
+    picture.
+    """
+    examine = examine or _checker(threads)
+    files = class_folders.find_any(root) if classes is None else class_folders.find(root)
+    known = {*(classes or ()), UNLABELLED}
+    if classes is not None and (strange := sorted({f.label for f in files} - known)):
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            "the target has folders that are no class of the source: "
+            f"{division.listed(strange)}; the source's are {division.listed(classes)}: rename the "
+            "folders or leave them out",
+        )
+    read, rejected = examine(files, root)
+    division.check_rejected(rejected, len(files))
+    if not read:
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            "none of the target's files is a readable picture: "
+            + division.listed(f"{file.path} ({file.detail})" for file in rejected),
+        )
+    targets = None
+    if classes is not None:
+        index = {label: i for i, label in enumerate(classes)}
+        targets = np.array([index.get(p.file.label, -1) for p in read], dtype=np.int64)
+    return Unlabelled(
+        paths=tuple(p.file.path for p in read),
+        digests=tuple(p.digest for p in read),
+        targets=targets,
+        rejected=tuple(rejected),
+        digest=class_folders.digest(read),
         root=root,
     )
 
 
-def _part(pictures: Sequence[Examined[Pixels]], index: dict[str, int]) -> Part:
+def open_again(path: Path) -> Image.Image:
+    """Decodes a file that was a picture before; raises InvalidInput when it is none now."""
+    try:
+        return preprocess.open_picture(path.read_bytes())
+    except (GraftError, OSError) as error:
+        why = error.message if isinstance(error, GraftError) else error.strerror
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"{path.name} was a picture when the job began and is none any more ({why}): leave "
+            "the files alone while a job runs",
+        ) from error
+
+
+def _checker(threads: int) -> Examine:
+    workers = threads or len(os.sched_getaffinity(0))
+
+    def check(data: bytes) -> None:
+        preprocess.open_picture(data)
+
+    return lambda files, root: class_folders.examine(files, check, root, workers)
+
+
+def _named_below(
+    root: Path, rejected: Sequence[RejectedFile], *, is_base: bool
+) -> list[RejectedFile]:
+    if not is_base:
+        return list(rejected)
+    return [RejectedFile(f"{root.name}/{file.path}", file.detail) for file in rejected]
+
+
+def _part(pictures: Sequence[Examined[None]], index: dict[str, int]) -> Part:
     return Part(
         paths=tuple(p.file.path for p in pictures),
-        pixels=np.stack([p.decoded for p in pictures]),
+        digests=tuple(p.digest for p in pictures),
         targets=np.array([index[p.file.label] for p in pictures], dtype=np.int64),
     )
-
-
-def _check_rejected(rejected: Sequence[RejectedFile], total: int) -> None:
-    if len(rejected) < MIN_BAD or len(rejected) <= MAX_BAD_PART * total:
-        return
-    raise InvalidInput(
-        Reason.DATASET_UNUSABLE,
-        f"{len(rejected)} of {total} files are no readable pictures; mend or remove them: "
-        + _listed(f"{file.path} ({file.detail})" for file in rejected),
-    )
-
-
-def _without_contradictions(
-    pictures: Sequence[Examined[Pixels]], root: Path
-) -> tuple[list[Examined[Pixels]], list[RejectedFile]]:
-    labels: dict[str, set[str]] = defaultdict(set)
-    for picture in pictures:
-        labels[picture.digest].add(picture.file.label)
-    kept, rejected = [], []
-    for picture in pictures:
-        claimed = labels[picture.digest]
-        if len(claimed) == 1:
-            kept.append(picture)
-            continue
-        rejected.append(
-            RejectedFile(
-                str(picture.file.path.relative_to(root)),
-                f"the same picture is in the classes {', '.join(sorted(claimed))}",
-            )
-        )
-    return kept, rejected
-
-
-def _as_named(
-    pictures: Sequence[Examined[Pixels]], warnings: list[str]
-) -> tuple[list[Examined[Pixels]], list[Examined[Pixels]]]:
-    validation = [p for p in pictures if p.file.split == "val"]
-    held_out = {p.digest for p in validation}
-    train = [p for p in pictures if p.file.split == "train" and p.digest not in held_out]
-    leaked = [p for p in pictures if p.file.split == "train" and p.digest in held_out]
-    if leaked:
-        warnings.append(
-            f"{len(leaked)} training pictures are in the validation part too and were left out of "
-            "training, or accuracy would be overstated: "
-            + _listed(p.file.path.name for p in leaked)
-        )
-    return train, validation
-
-
-def _without_copies(
-    pictures: Sequence[Examined[Pixels]], warnings: list[str]
-) -> list[Examined[Pixels]]:
-    first: dict[str, Examined[Pixels]] = {}
-    for picture in pictures:
-        first.setdefault(picture.digest, picture)
-    if copies := len(pictures) - len(first):
-        warnings.append(
-            f"{copies} files are copies of others and were used once, so that no picture is both "
-            "learned from and measured on"
-        )
-    return list(first.values())
-
-
-def _divide(
-    pictures: Sequence[Examined[Pixels]], fraction: float, seed: int
-) -> tuple[list[Examined[Pixels]], list[Examined[Pixels]]]:
-    """Stratified: each class gives its share, at least one, and keeps what it needs."""
-    rng = np.random.default_rng([seed % 2**64, 0x5911])
-    by_label: dict[str, list[Examined[Pixels]]] = defaultdict(list)
-    for picture in pictures:
-        by_label[picture.file.label].append(picture)
-    train, validation = [], []
-    for label in sorted(by_label):
-        # By content, so that names and places of files do not matter.
-        own = sorted(by_label[label], key=lambda p: p.digest)
-        order = rng.permutation(len(own))
-        held = max(1, min(round(fraction * len(own)), len(own) - MIN_TRAIN))
-        validation += [own[i] for i in order[:held]]
-        train += [own[i] for i in order[held:]]
-    return train, validation
-
-
-def _check_classes(
-    train: Sequence[Examined[Pixels]],
-    validation: Sequence[Examined[Pixels]],
-    warnings: list[str],
-) -> tuple[str, ...]:
-    learned = Counter(p.file.label for p in train)
-    measured = Counter(p.file.label for p in validation)
-    if len(learned | measured) < 2:
-        only = next(iter(learned | measured), "none")
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            f"readable pictures were found for one class only ({only}): a classifier needs at "
-            "least 2",
-        )
-    few = [
-        f"{label} ({learned[label]})"
-        for label in sorted(learned | measured)
-        if learned[label] < MIN_TRAIN
-    ]
-    if few:
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            f"classes with fewer than {MIN_TRAIN} pictures to learn from, beside those held out: "
-            f"{_listed(few)}: add pictures or leave the classes out",
-        )
-    if not measured:
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            "val/ holds no readable picture: add some, or leave train/ and val/ away to have a "
-            "part held out",
-        )
-    if unmeasured := sorted(set(learned) - set(measured)):
-        warnings.append(
-            "no validation pictures for "
-            + _listed(unmeasured)
-            + ": nothing is known of how well they are told"
-        )
-    return tuple(sorted(learned))
-
-
-def _listed(names: Iterable[str]) -> str:
-    shown = list(names)
-    more = f" and {len(shown) - _LISTED} more" if len(shown) > _LISTED else ""
-    return ", ".join(shown[:_LISTED]) + more

@@ -7,10 +7,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from trainer import calibration
+
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 
-_CALIBRATION_BINS = 15
 _TINY = 1e-12
 
 
@@ -41,6 +42,8 @@ class Metrics(msgspec.Struct, frozen=True):
     classes: list[ClassMetrics]
     confusion: list[list[int]]
     """Rows are true classes, columns answered ones."""
+    balanced_accuracy: float = 0.0
+    """Mean recall over the classes that have validation pictures."""
 
 
 def measure(probabilities: Floats, targets: Ints, classes: tuple[str, ...]) -> Metrics:
@@ -50,19 +53,21 @@ def measure(probabilities: Floats, targets: Ints, classes: tuple[str, ...]) -> M
     confusion = np.zeros((k, k), dtype=np.int64)
     np.add.at(confusion, (targets, predicted), 1)
     accuracy = float((predicted == targets).mean())
-    low, high = _wilson(accuracy, n)
+    low, high = wilson(accuracy, n)
     per_class = [_class_metrics(label, i, confusion) for i, label in enumerate(classes)]
     f1s = [c.f1 for c in per_class if c.f1 is not None]
+    recalls = [c.recall for c in per_class if c.recall is not None]
     return Metrics(
         accuracy=accuracy,
         accuracy_low=low,
         accuracy_high=high,
         loss=cross_entropy(probabilities, targets),
         macro_f1=float(np.mean(f1s)) if f1s else 0.0,
-        calibration_error=_calibration_error(probabilities, predicted == targets),
+        calibration_error=calibration.expected_error(probabilities, targets),
         count=n,
         classes=per_class,
         confusion=confusion.tolist(),
+        balanced_accuracy=float(np.mean(recalls)) if recalls else 0.0,
     )
 
 
@@ -70,6 +75,13 @@ def cross_entropy(probabilities: Floats, targets: Ints) -> float:
     """Mean of -ln p(true class), nats."""
     true = probabilities[np.arange(len(targets)), targets]
     return float(-np.log(np.maximum(true, _TINY)).mean())
+
+
+def wilson(p: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Ends of the score interval of a proportion `p` of `n`, 95 % unless told (Wilson 1927)."""
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @dataclass(frozen=True)
@@ -99,19 +111,3 @@ def _class_metrics(label: str, i: int, confusion: npt.NDArray[np.int64]) -> Clas
     recall = float(hit / true) if true else None
     f1 = float(2 * hit / (true + answered)) if true + answered else None
     return ClassMetrics(label, precision, recall, f1, int(true))
-
-
-def _wilson(p: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _calibration_error(probabilities: Floats, right: npt.NDArray[np.bool_]) -> float:
-    confidence = probabilities.max(axis=1)
-    bins = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
-    error = 0.0
-    for b in np.unique(bins):
-        inside = bins == b
-        error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-    return float(error)

@@ -1,4 +1,4 @@
-"""From a torch backbone to the ONNX file that serves, and the proof that they agree."""
+"""From a torch backbone to the ONNX file that serves, and what torch itself computes."""
 
 import warnings
 from pathlib import Path
@@ -7,15 +7,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from service.domain import Parity
-from service.errors import GraftError, Reason
-from service.inference.head import Floats, Head
+from service.inference.head import Floats
 from service.inference.preprocess import SIZE, Pixels
+from trainer.backbone_file import OPSET
 
-OPSET = 17
-MAX_DIFFERENCE = 1e-3
-"""Of a probability, between torch and what serves."""
-PARITY_PICTURES = 32
 _BATCH = 8
 
 
@@ -50,27 +45,3 @@ def torch_features(backbone: nn.Module, pixels: Pixels) -> Floats:
             for i in range(0, len(pixels), _BATCH)
         ]
     return np.concatenate(parts)
-
-
-def check_parity(
-    head: Head, served_features: Floats, backbone: nn.Module, pixels: Pixels
-) -> Parity:
-    """Compares what serves with torch on real pictures.
-
-    `served_features` belong to `pixels`, of which the first 32 are compared.
-    Raises GraftError (PARITY_FAILED) when a probability differs by more than 1e-3.
-    """
-    pixels = pixels[:PARITY_PICTURES]
-    served = head.probabilities(served_features[: len(pixels)])
-    trained = head.probabilities(torch_features(backbone, pixels))
-    difference = float(np.abs(served - trained).max())
-    agreement = float((served.argmax(axis=1) == trained.argmax(axis=1)).mean())
-    # Written so that NaN fails too.
-    if not difference <= MAX_DIFFERENCE:
-        raise GraftError(
-            Reason.PARITY_FAILED,
-            f"the exported model differs from PyTorch by {difference:.2g} in a probability (at "
-            f"most {MAX_DIFFERENCE:g} is allowed; {agreement:.0%} of the best classes agree) on "
-            f"{len(pixels)} validation pictures: it was not published",
-        )
-    return Parity(difference, agreement, len(pixels))

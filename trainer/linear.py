@@ -1,34 +1,34 @@
 """A regularised linear classifier on features, its strength and its temperature.
 
-Multinomial logistic regression by L-BFGS (Liu and Nocedal 1989), with SciPy
-alone: scikit-learn's would take two seconds more to import, of a few that a
-feature-based job lasts. Features are centred, scaled by one number and, where
-there are more of them than pictures, rotated into the pictures' own space; all
-three leave the penalised problem what it is and make it fast.
+`trainer.logistic` fits; which strength, and how sure the classifier may be, is found
+here by cross-validation. NumPy alone: scikit-learn would take two seconds to import,
+of the few that a feature-based job lasts.
 """
 
+import math
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize, minimize_scalar
-from scipy.special import log_softmax, logsumexp
 from threadpoolctl import threadpool_limits
 
-Floats = npt.NDArray[np.floating]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from trainer.logistic import Doubles, Floats, Ints, Problem, Space, logits_of
 
-RELATIVE_L2 = tuple(float(x) for x in np.logspace(0, -5, 11))
+Mask = npt.NDArray[np.bool_]
+
+RELATIVE_L2 = tuple(float(x) for x in np.logspace(0, -6, 10))
 """Tried by cross-validation, strongest first, times the features' mean square norm."""
 FALLBACK_RELATIVE_L2 = 1e-2
 """Where a class has too few pictures to cross-validate."""
 FOLDS = 5
+RANKED_PICTURES = 1000
+"""Held-out pictures that are enough to rank strengths by: no more folds than hold so many."""
 _PATIENCE = 2
-_FINAL = {"maxiter": 2000, "gtol": 1e-7, "ftol": 1e-14}
-_RANKING = {"maxiter": 60, "gtol": 1e-4, "ftol": 1e-6}
-"""Enough to tell which strength is best, at a fraction of the cost."""
+_WORTH_IT = 0.99
+"""A weaker strength must lower the loss to this part; the loss is flat where it is least."""
 _TEMPERATURE = (0.1, 10.0)
 
 
@@ -42,6 +42,9 @@ class Fitted:
     temperature: float
     cross_validated_loss: float | None
     """Mean cross-entropy over the folds, nats, after the temperature."""
+    out_of_fold: Doubles | None
+    """Probabilities [n, classes] after the temperature, each from weights that did not
+    see the picture; None where a class was too small to cross-validate."""
 
 
 def fit(
@@ -51,60 +54,117 @@ def fit(
     l2: float | None,
     seed: int,
     on_progress: Callable[[float], None] = lambda _: None,
+    *,
+    views: Floats | None = None,
+    threads: int = 0,
 ) -> Fitted:
     """Fits `mean cross-entropy + l2 / 2 |weight|^2`; the bias goes free.
 
     Without `l2` the strength with the least loss in a stratified 5-fold
     cross-validation is taken. The temperature (Guo et al. 2017) is fitted to the
     logits of the held-out folds, so on pictures that their weights did not see.
+    `views`, float32 [v, n, d], are further features of the same pictures: learned
+    from beside them, never measured on.
     """
-    # The matrices are small: more threads would cost more than they bring, and
-    # torch's own wait for the same cores.
-    with threadpool_limits(1):
-        space = _Space(features)
+    n = len(features)
+    every = features if views is None else np.concatenate([features, *views])
+    owners = np.arange(len(every)) % n
+    cores = threads or len(os.sched_getaffinity(0))
+    # BLAS's own threads spin for each other, which costs all who share the cores.
+    with threadpool_limits(1), ThreadPoolExecutor(cores, thread_name_prefix="linear") as pool:
+        space = Space(every)
+        del every
         candidates = RELATIVE_L2 if l2 is None else (l2 / space.scale**2,)
         folds = _folds(targets, seed)
+        temperature, loss, out_of_fold, start = 1.0, None, None, None
         if folds is None:
             chosen = FALLBACK_RELATIVE_L2 if l2 is None else candidates[0]
-            temperature, loss = 1.0, None
         else:
-            chosen, logits = _cross_validate(
-                space.rotated, targets, classes, candidates, folds, on_progress
-            )
+            search = _Search(space, targets, owners, classes, folds, pool)
+            chosen, logits, start = search.best(candidates, on_progress)
             temperature = _temperature(logits, targets)
-            loss = _loss(logits / temperature, targets)
-        solution = _solve(space.rotated, targets, classes, chosen, None, _FINAL)
-        weight, bias = space.unrotated(solution)
-    return Fitted(weight, bias, chosen * space.scale**2, temperature, loss)
+            logits /= temperature
+            loss = _loss(logits, targets)
+            out_of_fold = _softmax(logits)
+        problem = Problem(space.x, space.variances, targets[owners], classes, pool)
+        weight, bias = space.unrotated(problem.solve_exactly(chosen, start))
+    return Fitted(weight, bias, chosen * space.scale**2, temperature, loss, out_of_fold)
 
 
-class _Space:
-    """Where the problem is solved; knows the way back."""
+class _Search:
+    """Cross-validation: which strength, and what is said of pictures that were held out."""
 
-    def __init__(self, features: Floats) -> None:
-        x = features.astype(np.float64)
-        self.mean = x.mean(axis=0)
-        x -= self.mean
-        # One number for all features: the penalty keeps its meaning up to it.
-        self.scale = float(np.sqrt((x * x).sum(axis=1).mean())) or 1.0
-        x /= self.scale
-        self._basis: Doubles | None = None
-        n, d = x.shape
-        if n < d:
-            # x = u s v; weights outside the rows' span only cost penalty.
-            u, s, self._basis = np.linalg.svd(x, full_matrices=False)
-            x = u * s
-        self.rotated: Doubles = x
+    def __init__(
+        self,
+        space: Space,
+        targets: Ints,
+        owners: Ints,
+        classes: int,
+        folds: list[Mask],
+        pool: Executor,
+    ) -> None:
+        self._pool = pool
+        self._space = space
+        self._targets = targets
+        self._owners = owners
+        self._classes = classes
+        self._folds = folds
 
-    def unrotated(self, solution: Doubles) -> tuple[Doubles, Doubles]:
-        weight, bias = solution[:, :-1], solution[:, -1]
-        if self._basis is not None:
-            weight = weight @ self._basis
-        weight = weight / self.scale
-        return weight, bias - weight @ self.mean
+    def best(
+        self, candidates: Sequence[float], on_progress: Callable[[float], None]
+    ) -> tuple[float, Doubles, Floats]:
+        """The best candidate, its out-of-fold logits [n, classes], and weights to start from.
+
+        Goes from strong to weak, each fold from its solution before, and ends when two
+        in a row were worse than the best. Where pictures are many, a part of the folds
+        ranks, and the others are fitted with the best strength alone.
+        """
+        n = len(self._targets)
+        ranking = min(len(self._folds), math.ceil(RANKED_PICTURES * len(self._folds) / n))
+        problems = [self._problem(held) for held in self._folds[:ranking]]
+        measured = np.logical_or.reduce(self._folds[:ranking])
+        starts: list[Floats | None] = [None] * ranking
+        best_loss, best, best_start, worse = math.inf, 0, None, 0
+        logits, best_logits = (np.empty((n, self._classes)) for _ in range(2))
+        for i, l2 in enumerate(candidates):
+            for f, problem in enumerate(problems):
+                starts[f] = w = problem.solve(l2, starts[f])
+                self._hold_out(self._folds[f], w, logits)
+            loss = self._loss(logits[measured], self._targets[measured])
+            on_progress((i + 1) / (len(candidates) + 1))
+            if loss < best_loss * _WORTH_IT:
+                best_loss, best, best_start, worse = loss, i, starts[0], 0
+                best_logits[measured] = logits[measured]
+            elif (worse := worse + 1) == _PATIENCE:
+                break
+        assert best_start is not None
+        del problems
+        for held in self._folds[ranking:]:
+            w = self._problem(held).solve(candidates[best], best_start)
+            self._hold_out(held, w, best_logits)
+        on_progress(1.0)
+        return candidates[best], best_logits, best_start
+
+    def _problem(self, held: Mask) -> Problem:
+        learned = ~held[self._owners]
+        return Problem(
+            self._space.x[learned],
+            self._space.variances,
+            self._targets[self._owners[learned]],
+            self._classes,
+            self._pool,
+        )
+
+    def _loss(self, logits: Doubles, targets: Ints) -> float:
+        """As the strength will be judged: after its own temperature."""
+        return _loss(logits / _temperature(logits, targets), targets)
+
+    def _hold_out(self, held: Mask, w: Floats, logits: Doubles) -> None:
+        # The pictures themselves come before their views.
+        logits[held] = logits_of(self._space.x[: len(held)][held], w)
 
 
-def _folds(targets: Ints, seed: int) -> list[npt.NDArray[np.bool_]] | None:
+def _folds(targets: Ints, seed: int) -> list[Mask] | None:
     """Masks of what is held out, each class spread evenly; None when a class is too small."""
     count = min(FOLDS, int(np.bincount(targets).min()))
     if count < 2:
@@ -117,85 +177,41 @@ def _folds(targets: Ints, seed: int) -> list[npt.NDArray[np.bool_]] | None:
     return [fold == i for i in range(count)]
 
 
-def _cross_validate(
-    x: Doubles,
-    targets: Ints,
-    classes: int,
-    candidates: Sequence[float],
-    folds: list[npt.NDArray[np.bool_]],
-    on_progress: Callable[[float], None],
-) -> tuple[float, Doubles]:
-    """The best candidate and its out-of-fold logits [n, classes].
-
-    Goes from strong to weak, each fold from its solution before, and ends when
-    two in a row were worse than the best.
-    """
-    starts: list[Doubles | None] = [None] * len(folds)
-    best_loss, best, worse = np.inf, 0, 0
-    best_logits = np.empty((len(x), classes))
-    for i, l2 in enumerate(candidates):
-        logits = np.empty((len(x), classes))
-        for f, held in enumerate(folds):
-            w = _solve(x[~held], targets[~held], classes, l2, starts[f], _RANKING)
-            starts[f] = w
-            logits[held] = x[held] @ w[:, :-1].T + w[:, -1]
-        loss = _loss(logits, targets)
-        on_progress((i + 1) / len(candidates))
-        if loss < best_loss:
-            best_loss, best, best_logits, worse = loss, i, logits, 0
-        elif (worse := worse + 1) == _PATIENCE:
-            break
-    return candidates[best], best_logits
-
-
-def _solve(
-    x: Doubles,
-    targets: Ints,
-    classes: int,
-    l2: float,
-    start: Doubles | None,
-    options: dict[str, float],
-) -> Doubles:
-    """The minimum, float64 [classes, d + 1], the bias last."""
-    n, d = x.shape
-    one_hot = np.zeros((n, classes))
-    one_hot[np.arange(n), targets] = 1
-
-    def objective(flat: Doubles) -> tuple[float, Doubles]:
-        w = flat.reshape(classes, d + 1)
-        logits = x @ w[:, :-1].T + w[:, -1]
-        normaliser = logsumexp(logits, axis=1, keepdims=True)
-        loss = float((normaliser[:, 0] - (logits * one_hot).sum(axis=1)).mean())
-        residual = (np.exp(logits - normaliser) - one_hot) / n
-        gradient = np.empty_like(w)
-        gradient[:, :-1] = residual.T @ x + l2 * w[:, :-1]
-        gradient[:, -1] = residual.sum(axis=0)
-        return loss + l2 / 2 * float((w[:, :-1] ** 2).sum()), gradient.ravel()
-
-    first = np.zeros(classes * (d + 1)) if start is None else start.ravel()
-    found = minimize(objective, first, jac=True, method="L-BFGS-B", options=options)
-    solution: Doubles = found.x.reshape(classes, d + 1)
-    return solution
-
-
 def _temperature(logits: Doubles, targets: Ints) -> float:
+    """The temperature of the least cross-entropy, which is convex in its inverse."""
     n, k = logits.shape
     # One more picture, of no known class (Platt 1999): without it, folds that
     # are all right would ask for endless confidence.
     wrong = 1 / (n + 1) * (k - 1) / k
-    soft = np.full((n, k), wrong / (k - 1))
-    soft[np.arange(n), targets] = 1 - wrong
+    true = logits[np.arange(n), targets]
+    others = (logits.sum(axis=1) - true) / (k - 1)
+    wanted = float(((1 - wrong) * true + wrong * others).mean())
+    low, high = 1 / _TEMPERATURE[1], 1 / _TEMPERATURE[0]
+    inverse = 1.0
+    for _ in range(60):
+        p = _softmax(logits * inverse)
+        mean = (p * logits).sum(axis=1)
+        slope = float(mean.mean()) - wanted
+        curvature = float(((p * logits**2).sum(axis=1) - mean**2).mean())
+        if slope > 0:
+            high = inverse
+        else:
+            low = inverse
+        before, inverse = inverse, inverse - slope / max(curvature, 1e-300)
+        if not low < inverse < high:
+            inverse = math.sqrt(low * high)
+        if abs(inverse - before) < 1e-6 * before:
+            break
+    return 1 / inverse
 
-    def loss(log_t: float) -> float:
-        return float(-(soft * log_softmax(logits / np.exp(log_t), axis=1)).sum(axis=1).mean())
 
-    found = minimize_scalar(
-        loss,
-        bounds=tuple(np.log(_TEMPERATURE)),
-        method="bounded",
-    )
-    return float(np.exp(found.x))
+def _softmax(logits: Doubles) -> Doubles:
+    p: Doubles = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    return p
 
 
 def _loss(logits: Doubles, targets: Ints) -> float:
-    return float(-log_softmax(logits, axis=1)[np.arange(len(targets)), targets].mean())
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    true = shifted[np.arange(len(targets)), targets]
+    return float((np.log(np.exp(shifted).sum(axis=1)) - true).mean())

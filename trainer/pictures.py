@@ -1,11 +1,14 @@
-"""Batches of augmented pictures for the training loop.
+"""Pictures for the training loop: augmented ones to learn from, served ones to judge by.
 
-Pictures are kept decoded as far as a bound on memory goes, the others are
-decoded each time. Which crop a picture gets depends on the seed, the epoch and
+Each picture is decoded once, scaled down to what a crop needs and kept: in
+memory as far as a bound goes, beyond that in a file without a name, which ends
+with the process. Which crop a picture gets depends on the seed, the epoch and
 its place alone, not on threads. The next batches are made while one is learned.
 """
 
 import os
+import tempfile
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,87 +20,146 @@ from PIL import Image
 
 from service.inference import preprocess
 from service.inference.preprocess import SIZE, Pixels
-from trainer.data import Part
+from trainer.crops import random_view
+from trainer.data import Files, Ints
 
-_CACHE_BYTES = 2 * 2**30
+CACHE_BYTES = 2 * 2**30
+KEPT_SIDE = 288
+"""Of the shorter side of a kept picture, pixels: most crops are scaled down still."""
 _AHEAD = 2
-_SCALE, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
+
+
+class Cache:
+    """Decoded pictures uint8 [height, width, 3] by their place. Safe from any thread."""
+
+    def __init__(self, files: Files, memory_bytes: int, folder: Path | None = None) -> None:
+        self._files = files
+        self._free = memory_bytes
+        self._kept: dict[int, Pixels] = {}
+        self._written: dict[int, tuple[int, tuple[int, ...]]] = {}
+        # Deleted already: not even a killed process leaves it behind.
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - `close` closes it
+        self._end = 0
+        self._lock = threading.Lock()
+
+    def picture(self, place: int) -> Pixels:
+        """One picture, its shorter side at most `KEPT_SIDE`."""
+        if (known := self._kept.get(place)) is not None:
+            return known
+        if (at := self._written.get(place)) is not None:
+            offset, shape = at
+            data = os.pread(self._file.fileno(), int(np.prod(shape)), offset)
+            return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+        pixels = _compact(preprocess.open_picture(self._files.paths[place].read_bytes()))
+        with self._lock:
+            has_room = self._free >= pixels.nbytes
+            offset = self._end
+            if has_room:
+                self._free -= pixels.nbytes
+            else:
+                self._end += pixels.nbytes
+        if has_room:
+            self._kept[place] = pixels
+        elif self._wrote(pixels, offset):
+            self._written[place] = offset, pixels.shape
+        return pixels
+
+    def close(self) -> None:
+        """Gives the space back."""
+        self._kept.clear()
+        self._file.close()
+
+    def _wrote(self, pixels: Pixels, offset: int) -> bool:
+        try:
+            return os.pwrite(self._file.fileno(), pixels.data, offset) == pixels.nbytes
+        except OSError:
+            # A full disk: the picture is decoded each time, which is slow and right.
+            return False
 
 
 class Pictures:
-    """The training part, as batches: RandomResizedCrop 224 and a horizontal flip."""
+    """Pictures to learn from, as batches: RandomResizedCrop 224 and a horizontal flip."""
 
-    def __init__(self, part: Part, seed: int, threads: int) -> None:
-        self._part = part
-        self._seed = seed
+    def __init__(self, files: Files, seed: int, threads: int, folder: Path | None = None) -> None:
+        self._count = len(files)
+        self._seed = seed % 2**64
+        self._cache = Cache(files, CACHE_BYTES, folder)
         self._pool = ThreadPoolExecutor(
             threads or len(os.sched_getaffinity(0)), thread_name_prefix="augment"
         )
-        self._cache: dict[int, Pixels] = {}
-        self._cached_bytes = 0
 
-    def batches(self, epoch: int, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """One pass in a new order: uint8 [n, 224, 224, 3] and int64 [n].
+    def batches(
+        self, epoch: int, size: int, steps: int | None = None
+    ) -> Iterator[tuple[torch.Tensor, Ints]]:
+        """Pictures uint8 [n, 224, 224, 3] in a new order, and their places int64 [n].
 
-        A last batch of one picture is left out: BatchNorm learns nothing from it.
+        One pass, or so many whole batches as `steps` says, going round as often as
+        that takes. A last batch of one picture is left out: BatchNorm learns
+        nothing from it.
         """
-        rng = np.random.default_rng([self._seed % 2**64, epoch])
-        order = rng.permutation(len(self._part))
-        waiting: deque[tuple[list[Future[Pixels]], torch.Tensor]] = deque()
-        starts = [s for s in range(0, len(order), size) if len(order) - s > 1 or len(order) == 1]
-        for start in starts:
+        order = self._order(epoch, self._count if steps is None else steps * size)
+        waiting: deque[tuple[list[Future[Pixels]], Ints]] = deque()
+        for start in _starts(len(order), size):
             places = order[start : start + size]
-            futures = [self._pool.submit(self._augmented, int(i), epoch) for i in places]
-            waiting.append((futures, torch.from_numpy(self._part.targets[places])))
+            futures = [
+                self._pool.submit(self._augmented, int(place), epoch, (start + i) // self._count)
+                for i, place in enumerate(places)
+            ]
+            waiting.append((futures, places))
             if len(waiting) > _AHEAD:
                 yield _collected(*waiting.popleft())
         while waiting:
             yield _collected(*waiting.popleft())
 
+    def steps(self, size: int) -> int:
+        """How many batches one pass has."""
+        return len(_starts(self._count, size))
+
     def close(self) -> None:
         """Ends the threads."""
         self._pool.shutdown(cancel_futures=True)
+        self._cache.close()
 
-    def _augmented(self, place: int, epoch: int) -> Pixels:
-        picture = Image.fromarray(self._decoded(place))
-        rng = np.random.default_rng([self._seed % 2**64, epoch, place])
-        left, top, width, height = random_crop(picture.width, picture.height, rng)
-        box = (left, top, left + width, top + height)
-        small = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)
-        pixels = np.asarray(small, dtype=np.uint8)
-        return pixels[:, ::-1] if rng.random() < 0.5 else pixels
+    def _order(self, epoch: int, count: int) -> Ints:
+        rng = np.random.default_rng([self._seed, epoch])
+        rounds = -(-count // self._count)
+        return np.concatenate([rng.permutation(self._count) for _ in range(rounds)])[:count]
 
-    def _decoded(self, place: int) -> Pixels:
-        if (known := self._cache.get(place)) is not None:
-            return known
-        path: Path = self._part.paths[place]
-        pixels = np.asarray(preprocess.open_picture(path.read_bytes()), dtype=np.uint8)
-        # A race adds a picture twice to the count at worst, which errs on the safe side.
-        if self._cached_bytes + pixels.nbytes <= _CACHE_BYTES:
-            self._cached_bytes += pixels.nbytes
-            self._cache[place] = pixels
-        return pixels
+    def _augmented(self, place: int, epoch: int, turn: int) -> Pixels:
+        picture = Image.fromarray(self._cache.picture(place))
+        rng = np.random.default_rng([self._seed, epoch, place, turn])
+        return random_view(picture, rng)
 
 
-def random_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Left, top, width and height of a random crop, pixels.
+class AsServed:
+    """Pictures to judge by, with the very pixels that serving makes."""
 
-    8 % to 100 % of the area, sides 3:4 to 4:3 (Szegedy et al. 2015). Drawn from
-    a generator of its own: torchvision's draws from the one that threads share.
-    """
-    area = width * height
-    for _ in range(_TRIES):
-        cut = area * rng.uniform(*_SCALE)
-        ratio = np.exp(rng.uniform(*np.log(_RATIO)))
-        w, h = round(np.sqrt(cut * ratio)), round(np.sqrt(cut / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
-    # A very long picture: the middle, as near to the ratios as it allows.
-    w, h = min(width, round(height * _RATIO[1])), min(height, round(width / _RATIO[0]))
-    return (width - w) // 2, (height - h) // 2, w, h
+    def __init__(self, files: Files, threads: int) -> None:
+        self._files, self._threads = files, threads
+        is_small = len(files) * SIZE * SIZE * 3 <= CACHE_BYTES
+        self._pixels = files.decode(threads=threads) if is_small else None
+
+    def batches(self, size: int) -> Iterator[Pixels]:
+        """uint8 [n, 224, 224, 3], in order."""
+        for start in range(0, len(self._files), size):
+            end = min(start + size, len(self._files))
+            if self._pixels is not None:
+                yield self._pixels[start:end]
+            else:
+                yield self._files.decode(range(start, end), self._threads)
 
 
-def _collected(
-    futures: list[Future[Pixels]], targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(np.stack([future.result() for future in futures])), targets
+def _compact(picture: Image.Image) -> Pixels:
+    scale = KEPT_SIDE / min(picture.size)
+    if scale < 1:
+        size = (round(picture.width * scale), round(picture.height * scale))
+        picture = picture.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(picture, dtype=np.uint8)
+
+
+def _starts(count: int, size: int) -> list[int]:
+    return [start for start in range(0, count, size) if count - start > 1 or count == 1]
+
+
+def _collected(futures: list[Future[Pixels]], places: Ints) -> tuple[torch.Tensor, Ints]:
+    return torch.from_numpy(np.stack([future.result() for future in futures])), places

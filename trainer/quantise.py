@@ -12,19 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
-from onnxruntime.quantization.shape_inference import quant_pre_process
-
 from service.inference.head import Floats, Head
 from service.inference.preprocess import Pixels
-from service.inference.runtime import Runtime, Session
+from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import (
     BACKBONE_FILE,
     ExportedBackbone,
@@ -34,8 +24,12 @@ from service.jobs.contract import (
     Progressed,
     Record,
 )
+from trainer.backbone_file import BackboneFile
 from trainer.data import Data, Part
+from trainer.feature_cache import FeatureCache
+from trainer.features import Features
 from trainer.methods import feature_based
+from trainer.methods.feature_based import FittedHead
 from trainer.records import Send
 
 MAX_LOSS = 0.01
@@ -51,6 +45,15 @@ def to_int8(backbone: Path, pictures: Pixels, out: Path) -> None:
     maximum give the ranges: percentiles and entropy took five times as long and
     were no better on the backbones that we ship.
     """
+    # Imported late: they bring onnx with them, which few jobs need.
+    from onnxruntime.quantization import (
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         prepared = Path(folder) / "prepared.onnx"
         # Its warnings are about operators that stay in float, as they should.
@@ -73,16 +76,9 @@ def to_int8(backbone: Path, pictures: Pixels, out: Path) -> None:
             logger.setLevel(level)
 
 
-def calibration_pictures(part: Part) -> Pixels:
+def calibration_pictures(part: Part, threads: int = 0) -> Pixels:
     """At most 64 pictures, in turn from each class."""
-    turn: dict[int, int] = {}
-    keyed = []
-    for place, target in enumerate(part.targets.tolist()):
-        turn[target] = turn.get(target, 0) + 1
-        keyed.append((turn[target], target, place))
-    places = [place for *_, place in sorted(keyed)[:CALIBRATION_PICTURES]]
-    chosen: Pixels = part.pixels[np.array(places)]
-    return chosen
+    return part.decode(part.spread(CALIBRATION_PICTURES), threads)
 
 
 def is_good_enough(accuracy: float, exact_accuracy: float, pictures: int) -> bool:
@@ -95,10 +91,13 @@ class Served:
     """What is to serve, and how it does on the validation pictures."""
 
     file: Path
-    session: Session
+    features: Features
+    """What the file makes of pictures."""
     head: Head
-    features: Floats
-    """float32 [n, d] of the validation pictures, as the session gives them."""
+    validation: Floats
+    """Features float32 [m, d] of the validation pictures."""
+    fitted: FittedHead | None = None
+    """Of a frozen backbone: what the head was fitted to."""
     float_accuracy: float | None = None
     """Before quantisation, where that was tried."""
     note: str = ""
@@ -110,7 +109,8 @@ def quantised(
     floating: Served,
     known: ExportedBackbone | None,
     data: Data,
-    runtime: Runtime,
+    runtime: OnnxRuntime,
+    cache: FeatureCache | None,
     send: Send,
 ) -> Served:
     """The same version in int8, or as it was where int8 costs too much accuracy.
@@ -120,31 +120,36 @@ def quantised(
     the features that it will get. A trained backbone is its version's own.
     """
     out = Path(spec.out_dir)
-    is_frozen = isinstance(spec.method, FeatureBased)
-    file = out / "int8.onnx"
-    if is_frozen and known is not None and Path(known.path).exists():
-        file = Path(known.path)
+    file, digest = out / "int8.onnx", ""
+    if floating.fitted is not None and known is not None and Path(known.path).exists():
+        file, digest = Path(known.path), known.digest
     else:
         send(Progressed("exporting", 0.5, "quantising to int8"))
-        to_int8(floating.file, calibration_pictures(data.train), file)
-    session = runtime.load(file)
-    if isinstance(spec.method, FeatureBased):
-        head, features, _ = feature_based.fit_head(
-            spec.method, data, session, spec.seed, lambda record: _progress(record, send)
+        to_int8(floating.file, calibration_pictures(data.train, spec.threads), file)
+    features = Features(BackboneFile(file, runtime, digest), cache, spec.threads, send)
+    fitted = None
+    if floating.fitted is not None:
+        assert isinstance(spec.method, FeatureBased)
+        fitted = feature_based.fit_head(
+            spec.method,
+            data,
+            features,
+            spec.seed,
+            lambda record: _progress(record, send),
+            spec.threads,
         )
+        head, validation = fitted.head, fitted.validation
     else:
         head = floating.head
-        features = feature_based.features_of(
-            session, data.validation.pixels, send, "validation pictures in int8"
-        )
-    before = _accuracy(floating.head, floating.features, data.validation)
-    after = _accuracy(head, features, data.validation)
+        validation = features.of(data.validation, "validation pictures in int8")
+    before = _accuracy(floating.head, floating.validation, data.validation)
+    after = _accuracy(head, validation, data.validation)
     if not is_good_enough(after, before, len(data.validation)):
         if file.parent == out:
             file.unlink()
         note = (
             f"int8 would lower the validation accuracy from {before:.4f} to {after:.4f}: the "
-            f"version is served in {floating.session.precision}"
+            f"version is served in {floating.features.precision}"
         )
         send(Note("warning", note))
         return replace(floating, float_accuracy=before, note=note)
@@ -152,7 +157,7 @@ def quantised(
     (out / BACKBONE_FILE).unlink(missing_ok=True)
     if file.parent == out:
         file = file.rename(out / BACKBONE_FILE)
-    return Served(file, session, head, features, before)
+    return Served(file, features, head, validation, fitted, before)
 
 
 def _accuracy(head: Head, features: Floats, part: Part) -> float:
@@ -165,7 +170,7 @@ def _progress(record: Record, send: Send) -> None:
         send(record)
 
 
-class _Pictures(CalibrationDataReader):  # type: ignore[misc]
+class _Pictures:
     def __init__(self, pictures: Pixels) -> None:
         self._batches: Iterator[Pixels] = (
             pictures[start : start + _BATCH] for start in range(0, len(pictures), _BATCH)

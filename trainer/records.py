@@ -11,8 +11,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
-from service.jobs.contract import ExitCode, Heartbeat, Record, encode
+import msgspec
+
+from service.jobs.contract import ExitCode, Heartbeat, Order, Record, encode
 
 HEARTBEAT_S = 5.0
 
@@ -27,6 +30,12 @@ class Records:
         self._pipe = os.dup(1)
         os.dup2(2, 1)
         self._lock = threading.Lock()
+
+    def print_to(self, log: Path) -> None:
+        """Sends what is printed beside records to a file from now on."""
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        os.dup2(2, 1)
 
     def send(self, record: Record) -> None:
         """Sends one record; ends the process when nobody reads them any more."""
@@ -48,6 +57,19 @@ class Records:
         never = threading.Event()
         while not never.wait(HEARTBEAT_S):
             self.send(Heartbeat())
+
+
+def read_order() -> Order:
+    """Waits for the one line that says what to do; ends the process when the parent is gone."""
+    line = b""
+    # A byte at a time and unbuffered: what follows the line is for `_wait_for_parent`.
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            stop()
+        line += byte
+    order: Order = msgspec.json.decode(line, type=Order)
+    return order
 
 
 def stop() -> None:

@@ -1,29 +1,30 @@
-"""The report of a job: JSON for programs, one self-contained page for people."""
+"""The report of a job as JSON, for programs; `trainer.page` makes a page of it for people."""
 
-import base64
-import io
 from collections.abc import Sequence
+from pathlib import Path
 
-import jinja2
 import msgspec
 import numpy as np
-from PIL import Image
 
 from service.domain import ClassCount, Manifest, RejectedFile
 from service.inference.head import Floats
-from service.inference.preprocess import Pixels
-from service.jobs.contract import EpochEnded
-from trainer import evaluate
-from trainer.data import Data
+from service.jobs.contract import BackbonesRanked, EpochEnded
+from trainer import calibration, evaluate
+from trainer.advice import Advice, advise
+from trainer.calibration import Calibration
+from trainer.comparisons import Comparison
+from trainer.data import Data, Ints
+from trainer.duplicates import NearDuplicates, Twins
 from trainer.evaluate import Metrics
+from trainer.findings import Adaptation, Findings, Growth, OutOfDistribution, PartName
+from trainer.label_errors import Suspect
+from trainer.power_law import LearningCurve
 
-_THUMBNAIL = 112
 _MISTAKES = 24
 _EXAMPLES = 12
+_SUSPECTS = 50
+_PAIRS = 50
 _MAX_REJECTED = 100
-_CHART = (520.0, 180.0)
-_CONFUSION_CLASSES = 40
-"""More do not fit a page; the JSON holds them."""
 
 
 class Shown(msgspec.Struct, frozen=True):
@@ -37,8 +38,45 @@ class Shown(msgspec.Struct, frozen=True):
     """Among the validation pictures, from 0."""
 
 
+class SuspectShown(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture that is probably under the wrong class."""
+
+    file: str
+    part: PartName
+    place: int
+    given: str
+    suggested: str
+    probability: float
+    """Of the suggested class."""
+    margin: float
+    """Probability of the given class minus the best other's; low is suspicious."""
+
+
+class PictureNamed(msgspec.Struct, frozen=True):
+    """A picture of a pair."""
+
+    file: str
+    part: PartName
+    place: int
+    label: str
+
+
+class PairShown(msgspec.Struct, frozen=True):
+    """Two pictures that are nearly the same."""
+
+    first: PictureNamed
+    second: PictureNamed
+    similarity: float
+    """Cosine of centred features."""
+
+    @property
+    def pictures(self) -> tuple[PictureNamed, PictureNamed]:
+        """Both."""
+        return self.first, self.second
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """`report.json`."""
+    """`report.json`; whatever was not found out is null or empty."""
 
     format: int = 1
     manifest: Manifest
@@ -51,6 +89,25 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The most confident wrong answers, at most 24."""
     examples: list[Shown]
     """Some right answers, spread over the classes."""
+    advice: list[Advice] = []
+    """Is it good enough, can it be trusted, what next: for people."""
+    calibration: Calibration | None = None
+    comparisons: list[Comparison] = []
+    learning_curve: LearningCurve | None = None
+    suspects: list[SuspectShown] = []
+    """Probable label errors, most suspicious first, at most 50."""
+    suspect_count: int = 0
+    leaked: list[PairShown] = []
+    """Validation pictures with nearly the same training picture, at most 50."""
+    leaked_count: int = 0
+    contradictions: list[PairShown] = []
+    """Training pictures that are nearly the same, under different classes, at most 50."""
+    contradiction_count: int = 0
+    accuracy_without_leaked: float | None = None
+    adaptation: Adaptation | None = None
+    backbones: BackbonesRanked | None = None
+    out_of_distribution: OutOfDistribution | None = None
+    growth: Growth | None = None
 
 
 def collect(
@@ -59,55 +116,87 @@ def collect(
     data: Data,
     probabilities: Floats,
     epochs: Sequence[EpochEnded],
+    findings: Findings | None = None,
 ) -> Report:
     """Puts the findings together; `probabilities` are those of the validation pictures."""
-    wrong = evaluate.worst_mistakes(probabilities, data.validation.targets, _MISTAKES)
+    findings = findings or Findings()
+    targets = data.validation.targets
+    wrong = evaluate.worst_mistakes(probabilities, targets, _MISTAKES)
+    calibrated = calibration.measure(probabilities, targets, manifest.temperature, manifest.seed)
+    near = findings.near_duplicates or NearDuplicates([], [])
+    without_leaked = _accuracy_without(probabilities, targets, near.across_parts)
+    suspects = [
+        *(_suspect(data, "train", s) for s in findings.suspects.train),
+        *(_suspect(data, "validation", s) for s in findings.suspects.validation),
+    ]
+    suspects.sort(key=lambda s: s.margin)
+    counts = data.counts()
     return Report(
         manifest=manifest,
         metrics=metrics,
         epochs=list(epochs),
-        data=data.counts(),
+        data=counts,
         rejected=list(data.rejected[:_MAX_REJECTED]),
         warnings=list(data.warnings),
         mistakes=[_shown(data, m.place, probabilities) for m in wrong],
         examples=[_shown(data, place, probabilities) for place in _right(data, probabilities)],
-    )
-
-
-def to_html(report: Report, data: Data) -> str:
-    """The page: no script, no link to elsewhere, pictures inside."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("trainer", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pictures = {
-        shown.place: _data_url(data.validation.pixels[shown.place])
-        for shown in (*report.mistakes, *report.examples)
-    }
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        manifest=report.manifest,
-        metrics=report.metrics,
-        pictures=pictures,
-        charts=_charts(report.epochs),
-        chart_size=_CHART,
-        confusion=report.metrics.confusion if len(data.classes) <= _CONFUSION_CLASSES else None,
-        hyperparameters=report.manifest.hyperparameters,
+        advice=advise(metrics, calibrated, findings, counts, manifest.gate_checks, without_leaked),
+        calibration=calibrated,
+        comparisons=findings.comparisons,
+        learning_curve=findings.curve,
+        suspects=suspects[:_SUSPECTS],
+        suspect_count=len(suspects),
+        leaked=[_pair(data, "validation", t) for t in near.across_parts[:_PAIRS]],
+        leaked_count=len(near.across_parts),
+        contradictions=[_pair(data, "train", t) for t in near.across_classes[:_PAIRS]],
+        contradiction_count=len(near.across_classes),
+        accuracy_without_leaked=without_leaked,
+        adaptation=findings.adaptation,
+        backbones=findings.backbones,
+        out_of_distribution=findings.out_of_distribution,
+        growth=findings.growth,
     )
 
 
 def _shown(data: Data, place: int, probabilities: Floats) -> Shown:
     answered = int(probabilities[place].argmax())
     return Shown(
-        file=str(data.validation.paths[place].relative_to(data.root)),
+        file=_file(data, "validation", place),
         true=data.classes[int(data.validation.targets[place])],
         answered=data.classes[answered],
         probability=float(probabilities[place, answered]),
         place=place,
     )
+
+
+def _suspect(data: Data, part: PartName, suspect: Suspect) -> SuspectShown:
+    return SuspectShown(
+        file=_file(data, part, suspect.place),
+        part=part,
+        place=suspect.place,
+        given=data.classes[suspect.given],
+        suggested=data.classes[suspect.suggested],
+        probability=suspect.probability,
+        margin=suspect.margin,
+    )
+
+
+def _pair(data: Data, part: PartName, twins: Twins) -> PairShown:
+    def named(of: PartName, place: int) -> PictureNamed:
+        targets = data.train.targets if of == "train" else data.validation.targets
+        return PictureNamed(_file(data, of, place), of, place, data.classes[int(targets[place])])
+
+    return PairShown(named(part, twins.place), named("train", twins.train_place), twins.similarity)
+
+
+def _file(data: Data, part: PartName, place: int) -> str:
+    path = (data.train if part == "train" else data.validation).paths[place]
+    # Pictures of a base version lie under another root.
+    return str(path.relative_to(data.root) if path.is_relative_to(data.root) else _tail(path))
+
+
+def _tail(path: Path) -> Path:
+    return Path(*path.parts[-2:])
 
 
 def _right(data: Data, probabilities: Floats) -> list[int]:
@@ -122,56 +211,11 @@ def _right(data: Data, probabilities: Floats) -> list[int]:
     return [place for _, _, place in sorted(keyed)[:_EXAMPLES]]
 
 
-def _data_url(pixels: Pixels) -> str:
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize((_THUMBNAIL, _THUMBNAIL)).save(file, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-class _Line(msgspec.Struct):
-    name: str
-    points: str
-    last: float
-
-
-class _Chart(msgspec.Struct):
-    title: str
-    low: float
-    high: float
-    lines: list[_Line]
-
-
-def _charts(epochs: Sequence[EpochEnded]) -> list[_Chart]:
-    if len(epochs) < 2:
-        return []
-    return [
-        _chart(
-            "Loss",
-            {
-                "train": [e.train_loss for e in epochs],
-                "validation": [e.validation_loss for e in epochs],
-            },
-        ),
-        _chart(
-            "Accuracy",
-            {
-                "train": [e.train_accuracy for e in epochs],
-                "validation": [e.validation_accuracy for e in epochs],
-            },
-        ),
-    ]
-
-
-def _chart(title: str, series: dict[str, list[float]]) -> _Chart:
-    values = [value for line in series.values() for value in line]
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
-    width, height = _CHART
-    lines = []
-    for name, line in series.items():
-        points = " ".join(
-            f"{width * i / (len(line) - 1):.1f},{height * (1 - (value - low) / span):.1f}"
-            for i, value in enumerate(line)
-        )
-        lines.append(_Line(name, points, line[-1]))
-    return _Chart(title, low, high, lines)
+def _accuracy_without(
+    probabilities: Floats, targets: Ints, leaked: Sequence[Twins]
+) -> float | None:
+    kept = np.ones(len(targets), dtype=bool)
+    kept[[twins.place for twins in leaked]] = False
+    if kept.all() or not kept.any():
+        return None
+    return float((probabilities[kept].argmax(axis=1) == targets[kept]).mean())

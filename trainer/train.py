@@ -4,49 +4,48 @@ import hashlib
 import os
 import platform
 import time
-from datetime import UTC, datetime
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
-from service.errors import GraftError, Reason
 from service.inference import head as heads
+from service.inference import outliers as strangeness
 from service.inference import preprocess
-from service.inference.head import Head
-from service.inference.providers import Provider, ProviderUnavailable, choose_provider
+from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import (
-    BACKBONE_FILE,
     HEAD_FILE,
     MANIFEST_FILE,
     REPORT_HTML_FILE,
     REPORT_JSON_FILE,
+    Candidate,
     DataFound,
-    EpochEnded,
     FeatureBased,
     Finished,
     JobSpec,
     Manifest,
     Note,
     Progressed,
-    Record,
 )
 from trainer import data as datasets
-from trainer import evaluate, report
-from trainer.methods import feature_based
-from trainer.quantise import Served, quantised
+from trainer import evaluate, findings, growth, judgement, outliers, page, parity, report
+from trainer.backbone_file import OPSET, BackboneFile
+from trainer.features import Features
+from trainer.job import Job
+from trainer.parity import TorchBackbone
+from trainer.quantise import quantised
 from trainer.records import Send
-
-if TYPE_CHECKING:
-    from trainer.backbones import Backbone
+from trainer.transfer import Transferred, learned_from, transfer
 
 _PACKAGES = (
     "graft-server", "torch", "torchvision", "timm", "onnx", "onnxruntime-gpu", "numpy", "scipy",
     "pillow",
 )  # fmt: skip
 _MAX_REJECTED = 100
+_PRIORITY = 10
+"""Who asks for answers goes before who waits for training."""
 
 
 def run(spec: JobSpec, tell: Send) -> Manifest:
@@ -54,98 +53,87 @@ def run(spec: JobSpec, tell: Send) -> Manifest:
 
     Raises GraftError when the job cannot succeed.
     """
-    epochs: list[EpochEnded] = []
-
-    def send(record: Record) -> None:
-        if isinstance(record, EpochEnded):
-            epochs.append(record)
-        tell(record)
-
-    def without_epochs(record: Record) -> None:
-        if not isinstance(record, EpochEnded):
-            tell(record)
-
-    started, started_at = time.monotonic(), datetime.now(UTC)
     if spec.device != "cuda":
-        # Who asks for answers goes before who waits for training.
-        os.nice(10)
-    out = Path(spec.out_dir)
-    out.mkdir(parents=True, exist_ok=True)
+        os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
+    job = Job(spec, tell)
+    job.out.mkdir(parents=True, exist_ok=True)
+    try:
+        return _run(job)
+    finally:
+        job.close()
+
+
+def _run(job: Job) -> Manifest:
+    spec, send, stages = job.spec, job.send, job.stages
+    is_chosen = spec.backbone == "auto"
+    if not is_chosen:
+        job.start_from(
+            Candidate(backbone=spec.backbone, weights=spec.weights, exported=spec.exported)
+        )
 
     send(Progressed("preparing", 0.0, "reading the pictures"))
-    data = datasets.load(Path(spec.data_dir), spec.validation_fraction, spec.seed, spec.threads)
-    send(
-        DataFound(
-            data.counts(), list(data.rejected[:_MAX_REJECTED]), len(data.rejected), data.digest
-        )
+    needs_features = isinstance(spec.method, FeatureBased) and not is_chosen
+    data = datasets.load(
+        Path(spec.data_dir),
+        spec.validation_fraction,
+        spec.seed,
+        spec.threads,
+        # Frozen features are computed while the files are read, which is once.
+        examine=job.frozen.examine if needs_features else None,
+        bases=[Path(folder) for folder in spec.base_data_dirs],
     )
+    rejected = list(data.rejected[:_MAX_REJECTED])
+    send(DataFound(data.counts(), rejected, len(data.rejected), data.digest))
     for warning in data.warnings:
         send(Note("warning", warning))
+    ranked = None
+    if is_chosen:
+        stages.begin("choosing the backbone")
+        ranked = job.choose_backbone(data.train)
 
-    send(Progressed("preparing", 0.5, f"loading {spec.backbone}"))
-    # Imported here: five seconds that bad data need not wait for.
-    import torch
+    stages.begin("training")
+    found = transfer(job, data)
+    spec, data = job.spec, found.data
 
-    from trainer import backbones, compute, export
-    from trainer.methods import model_based
-
-    torch.set_num_threads(spec.threads or len(os.sched_getaffinity(0)))
-    weights = backbones.weights_name(spec.backbone, spec.weights, spec.seed)
-    backbone = backbones.load(spec.backbone, spec.weights, spec.seed, Path(spec.weights_dir))
-    if weights.startswith("random:"):
-        send(Note("warning", "the backbone starts from random weights: it was never pretrained"))
-    runtime = _runtime(spec)
-
-    def first_head() -> Head:
-        frozen = runtime.load(_pretrained_file(spec, weights, backbone, out))
-        fitted = feature_based.fit_head(FeatureBased(), data, frozen, spec.seed, without_epochs)
-        return fitted[0]
-
-    if isinstance(spec.method, FeatureBased):
-        if spec.device == "cuda":
-            compute.choose_device("cuda")
-        method, recipe = "feature_based", ""
-        device, precision = runtime.provider, "fp32"
-        float_file = _pretrained_file(spec, weights, backbone, out)
-        session = runtime.load(float_file)
-        head, features, used = feature_based.fit_head(spec.method, data, session, spec.seed, send)
-    else:
-        method, recipe = "model_based", spec.method.recipe
-        deadline = model_based.training_deadline(started, spec.time_budget_s)
-        head, used, device, precision = model_based.train(
-            spec, spec.method, data, backbone, first_head, deadline, send
-        )
-        float_file = out / BACKBONE_FILE
-        send(Progressed("exporting", 0.0))
-        export.to_onnx(backbone, float_file)
-        session = runtime.load(float_file)
-        features = feature_based.features_of(
-            session, data.validation.pixels, send, "validation pictures"
-        )
-
-    send(Progressed("checking", 0.0, "PyTorch against ONNX Runtime"))
-    # In full precision, where any difference is the export's fault.
-    exact = OnnxRuntime(Provider("cpu", "for the check"), spec.threads).load(float_file)
-    checked = data.validation.pixels[: export.PARITY_PICTURES]
-    parity = export.check_parity(head, exact.run(checked), backbone, checked)
-
-    served = Served(float_file, session, head, features)
+    stages.begin("checking")
+    send(Progressed("checking", 0.0, "PyTorch against what serves"))
+    is_known = job.known is not None and not found.is_trained
+    agreed = parity.check(
+        found.served.head,
+        _exact(job, found),
+        TorchBackbone(
+            spec.backbone, "trained" if found.is_trained else job.weights, lambda: job.backbone
+        ),
+        data.validation.at(
+            data.validation.spread(parity.KNOWN_PICTURES if is_known else parity.NEW_PICTURES)
+        ),
+        None if found.is_trained else job.cache,
+        spec.threads,
+    )
     if spec.precision == "int8":
-        known = next((k for k in spec.exported if k.weights == f"{weights}:int8"), None)
-        served = quantised(spec, served, known, data, runtime, send)
-    head, features = served.head, served.features
-    probabilities = head.probabilities(features)
+        stages.begin("quantising")
+        found = _quantised(job, found)
+    served = found.served
+    probabilities = found.measured.probabilities(served.validation)
     metrics = evaluate.measure(probabilities, data.validation.targets, data.classes)
 
+    stages.begin("judging")
+    send(Progressed("checking", 0.4, "what the transfer was worth"))
+    seen, answers, held_out = learned_from(found, spec.seed)
+    head = replace(served.head, outliers=outliers.fit(seen, answers, held_out, spec.seed))
+    gate_checks = judgement.gate_checks(job, found, metrics, probabilities, agreed)
+    baselines = judgement.baselines(job, found)
+
+    stages.begin("reporting")
     send(Progressed("checking", 0.7, "writing the report"))
-    heads.save(head, out / HEAD_FILE)
+    heads.save(head, job.out / HEAD_FILE)
     manifest = Manifest(
         model=spec.model,
         job_id=spec.job_id,
-        method=method,
-        recipe=recipe,
+        method=found.method,
+        recipe=found.recipe,
         backbone=spec.backbone,
-        weights=weights,
+        weights=job.weights,
         backbone_digest=_sha256(served.file),
         feature_dim=head.feature_dim,
         classes=list(data.classes),
@@ -157,47 +145,80 @@ def run(spec: JobSpec, tell: Send) -> Manifest:
         dataset_digest=data.digest,
         rejected_count=len(data.rejected),
         seed=spec.seed,
-        hyperparameters=used,
+        hyperparameters=found.used,
         preprocess=preprocess.describe(),
-        parity=parity,
-        opset=export.OPSET,
-        device=device,
-        precision=precision,
-        provider=runtime.provider,
-        serving_precision=served.session.precision,
+        parity=agreed,
+        opset=OPSET,
+        device=found.device,
+        precision=found.precision,
+        provider=job.runtime.provider,
+        serving_precision=served.features.precision,
         float_validation_accuracy=served.float_accuracy,
         precision_note=served.note,
         versions=_versions(),
-        started_at=started_at.isoformat(timespec="seconds"),
-        duration_s=time.monotonic() - started,
+        started_at=job.started_at.isoformat(timespec="seconds"),
+        duration_s=time.monotonic() - job.started,
         labels=spec.labels,
+        gate_checks=gate_checks,
+        base=spec.base,
+        technique=found.adaptation.published if found.adaptation else "",
+        target_digest=found.target.pictures.digest if found.target else "",
+        validated_on=found.validated_on,
+        stages_s=stages.seconds(),
     )
-    (out / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
-    findings = report.collect(manifest, metrics, data, probabilities, epochs)
-    (out / REPORT_JSON_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(findings)))
-    (out / REPORT_HTML_FILE).write_text(report.to_html(findings, data), encoding="utf-8")
+    (job.out / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+    fitted = served.fitted
+    # What more source pictures would bring says nothing of the target.
+    train = None if found.target is not None else seen
+    examined = findings.examine(
+        probabilities=probabilities,
+        targets=data.validation.targets,
+        train_targets=data.train.targets,
+        classes=len(data.classes),
+        train_features=train,
+        features=None if train is None else served.validation,
+        out_of_fold=fitted.out_of_fold if fitted else None,
+        baselines=baselines,
+        seed=spec.seed,
+    )
+    assert head.outliers is not None
+    scores = head.outliers.scores(held_out)
+    examined = replace(
+        examined,
+        adaptation=found.adaptation,
+        backbones=ranked,
+        out_of_distribution=findings.out_of_distribution(scores, 1.0, strangeness.METHOD),
+        growth=growth.told(spec, data),
+    )
+    written = report.collect(manifest, metrics, data, probabilities, job.epochs, examined)
+    (job.out / REPORT_JSON_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(written)))
+    (job.out / REPORT_HTML_FILE).write_text(page.to_html(written, data), encoding="utf-8")
     send(Finished(metrics.accuracy, metrics.count))
     return manifest
 
 
-def _runtime(spec: JobSpec) -> OnnxRuntime:
-    try:
-        return OnnxRuntime(choose_provider(spec.provider), spec.threads, spec.precision)
-    except ProviderUnavailable as error:
-        raise GraftError(Reason.DEVICE_UNAVAILABLE, str(error)) from error
+def _quantised(job: Job, found: Transferred) -> Transferred:
+    if found.target is not None:
+        note = "a version that was adapted to a domain is not quantised: it is served in float"
+        job.send(Note("info", note))
+        return replace(found, served=replace(found.served, note=note))
+    shared = next((e for e in job.spec.exported if e.weights == f"{job.weights}:int8"), None)
+    cache = None if found.is_trained else job.cache
+    served = quantised(job.spec, found.served, shared, found.data, job.runtime, cache, job.send)
+    return replace(found, served=served, measured=served.head)
 
 
-def _pretrained_file(spec: JobSpec, weights: str, backbone: "Backbone", out: Path) -> Path:
-    """The frozen backbone's ONNX file: an earlier job's, or exported now."""
-    from trainer import export
-
-    for known in spec.exported:
-        if known.weights == weights and Path(known.path).exists():
-            return Path(known.path)
-    path = out / BACKBONE_FILE
-    if not path.exists():
-        export.to_onnx(backbone, path)
-    return path
+def _exact(job: Job, found: Transferred) -> Features:
+    """What serves, in full precision, where any difference is the export's fault."""
+    served = found.served
+    # A GPU rounds the factors of its products, even of what it calls fp32.
+    if job.runtime.provider in ("cpu", "openvino") and served.features.precision == "fp32":
+        return served.features
+    threads = job.spec.threads
+    runtime = OnnxRuntime(Provider("cpu", "for the check"), threads, is_narrow=True)
+    is_known = job.known is not None and not found.is_trained
+    source = BackboneFile(served.file, runtime, job.known.digest if is_known and job.known else "")
+    return Features(source, None if found.is_trained else job.cache, threads)
 
 
 def _sha256(path: Path) -> str:

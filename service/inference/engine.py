@@ -19,9 +19,9 @@ from service.inference.fair_queue import Backbone, Call, Classified, Decode, Out
 from service.inference.head import Head
 from service.inference.loaded import Loaded, Memory
 from service.inference.runtime import Runtime
-from service.inference.statistics import Statistics
+from service.inference.statistics import Statistics, Tally
 from service.inference.workers import Workers
-from service.telemetry import Telemetry
+from service.telemetry import Stages, Telemetry
 
 __all__ = ["Bounds", "Classified", "Decode", "Engine", "ModelFiles", "Outcome"]
 
@@ -71,7 +71,6 @@ class Engine:
                 "backbone loaded",
                 extra={
                     "backbone": path.stem,
-                    "provider": runtime.provider,
                     "precision": session.precision,
                     "largest_batch": session.max_batch,
                     "picture_ms": round(session.picture_s * 1000, 1),
@@ -92,7 +91,7 @@ class Engine:
         Raises Exhausted (OUT_OF_MEMORY) when the pinned models would fill the
         memory's bound, and what loading raises.
         """
-        await self._load(files, self._bounds.load_timeout_s)
+        await self.warm(files)
         self._memory.pin(_keys(files))
         self._pinned.add(files)
 
@@ -115,14 +114,17 @@ class Engine:
         them, Damaged (MODEL_UNLOADABLE) when the model's files cannot be used.
         """
         arrived = time.monotonic()
+        # Taken before anything is awaited: the model may be deleted meanwhile, and what is
+        # told of it then must not bring its series back.
+        stages = self._telemetry.stages(files.name)
+        tally = self.statistics.tally(files.name, files.version)
         try:
-            call = await self._classify(files, pictures, arrived, timeout_s)
+            call = await self._classify(files, pictures, arrived, timeout_s, stages)
         except BaseException:
-            self._record(files, 0, time.monotonic() - arrived, [], [], [], ok=False)
+            _record(tally, 0, time.monotonic() - arrived, [], [], [], ok=False)
             raise
         outcomes = call.answer.result()
         total_s = time.monotonic() - arrived
-        stages = self._telemetry.stages(files.name)
         stages.total.observe(total_s)
         for values, histogram in (
             (call.decode_s, stages.decode),
@@ -132,15 +134,25 @@ class Engine:
             for seconds in values:
                 histogram.observe(seconds)
         for outcome in outcomes:
-            stages.count(outcome.reason if isinstance(outcome, GraftError) else "ok")
+            if isinstance(outcome, GraftError):
+                stages.count(outcome.reason)
+                continue
+            stages.count("ok")
+            if outcome.outlier_score is not None:
+                stages.outlier_score.observe(outcome.outlier_score)
         spent = (call.queue_s, call.decode_s, call.infer_s)
-        self._record(files, len(pictures), total_s, *spent, ok=True)
+        _record(tally, len(pictures), total_s, *spent, ok=True)
         return outcomes
 
     async def _classify(
-        self, files: ModelFiles, pictures: Sequence[Decode], arrived: float, timeout_s: float
+        self,
+        files: ModelFiles,
+        pictures: Sequence[Decode],
+        arrived: float,
+        timeout_s: float,
+        stages: Stages,
     ) -> Call:
-        backbone, head = await self._load(files, timeout_s)
+        backbone, head = await self._load(files, timeout_s, stages)
         answer: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
         call = Call(files.name, backbone, head, pictures, arrived, arrived + timeout_s, answer)
         self._workers.put(call)
@@ -159,24 +171,42 @@ class Engine:
                 self._workers.leave(call)
         return call
 
-    def forget(self, *, backbones: Sequence[str] = (), heads: Sequence[str] = ()) -> None:
-        """Drops what was deleted; calls under way end as they would have."""
+    def forget(
+        self,
+        *,
+        models: Sequence[str] = (),
+        versions: Sequence[tuple[str, int]] = (),
+        backbones: Sequence[str] = (),
+        heads: Sequence[str] = (),
+    ) -> None:
+        """Drops what was deleted; calls under way end as they would have.
+
+        Versions are those of the models, too; what they share with others stays in memory.
+        """
+        for files in [
+            files
+            for files in self._pinned
+            if (files.name, files.version) in versions
+            or files.backbone_digest in backbones
+            or files.head_digest in heads
+        ]:
+            self.unpin(files)
         for digest in backbones:
             self._memory.drop("backbone", digest)
         for digest in heads:
             self._memory.drop("head", digest)
-        gone = {*backbones, *heads}
-        self._pinned -= {
-            files
-            for files in self._pinned
-            if files.backbone_digest in gone or files.head_digest in gone
-        }
+        for model, version in versions:
+            self.statistics.forget(model, version)
+        for model in models:
+            self._telemetry.forget_model(model)
 
     def close(self) -> None:
         """Ends the threads; waits for what they do."""
         self._workers.close()
 
-    async def _load(self, files: ModelFiles, timeout_s: float) -> tuple[Backbone, Head]:
+    async def _load(
+        self, files: ModelFiles, timeout_s: float, stages: Stages | None = None
+    ) -> tuple[Backbone, Head]:
         timeout_s = min(timeout_s, self._bounds.load_timeout_s)
         backbone = self._backbones.peek(files.backbone_digest)
         if backbone is None:
@@ -186,6 +216,9 @@ class Engine:
         head = self._heads.peek(files.head_digest)
         if head is None:
             head = await self._heads.get(files.head_digest, files.head_path, timeout_s)
+            if head.outliers is not None:
+                stages = stages or self._telemetry.stages(files.name)
+                stages.compare_with(files.head_digest, head.outliers.validation.tolist())
         if head.feature_dim != backbone.session.feature_dim:
             log.error("head takes %d features, its backbone gives %d", head.feature_dim,
                       backbone.session.feature_dim, extra={"model": files.name})  # fmt: skip
@@ -195,28 +228,26 @@ class Engine:
             )
         return backbone, head
 
-    def _record(
-        self,
-        files: ModelFiles,
-        pictures: int,
-        total_s: float,
-        queue_s: Sequence[float],
-        decode_s: Sequence[float],
-        infer_s: Sequence[float],
-        *,
-        ok: bool,
-    ) -> None:
-        # A call's stage is its slowest picture's.
-        self.statistics.record(
-            files.name,
-            files.version,
-            pictures=pictures,
-            ok=ok,
-            queue_s=max(queue_s, default=0.0),
-            decode_s=max(decode_s, default=0.0),
-            infer_s=max(infer_s, default=0.0),
-            total_s=total_s,
-        )
+
+def _record(
+    tally: Tally,
+    pictures: int,
+    total_s: float,
+    queue_s: Sequence[float],
+    decode_s: Sequence[float],
+    infer_s: Sequence[float],
+    *,
+    ok: bool,
+) -> None:
+    # A call's stage is its slowest picture's.
+    tally.record(
+        pictures=pictures,
+        ok=ok,
+        queue_s=max(queue_s, default=0.0),
+        decode_s=max(decode_s, default=0.0),
+        infer_s=max(infer_s, default=0.0),
+        total_s=total_s,
+    )
 
 
 def _keys(files: ModelFiles) -> list[tuple[str, str]]:

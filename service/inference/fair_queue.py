@@ -29,6 +29,8 @@ class Classified:
     features: Floats
     """float32 [d], as the backbone gave them."""
     classes: tuple[str, ...]
+    outlier_score: float | None = None
+    """Above 1 is out of distribution; None for heads that do not know."""
 
 
 Outcome = Classified | GraftError

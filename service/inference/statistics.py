@@ -1,7 +1,7 @@
 """What each version was asked and where the time went, since the process started.
 
-Bounded: versions that were not asked for longest leave. Lives on the event
-loop alone. What it hands out never changes.
+Bounded: versions that were not asked for longest leave, and deleted ones at once.
+Lives on the event loop alone. Counts that it hands out never change.
 """
 
 import time
@@ -44,20 +44,15 @@ class Counts(msgspec.Struct, frozen=True):
 NOTHING = Counts()
 
 
-class Statistics:
-    """Counts for each version of each model."""
+class Tally:
+    """Where one version's calls are counted; once it has left, in vain."""
 
-    def __init__(
-        self, max_versions: int = MAX_VERSIONS, clock: Callable[[], float] = time.time
-    ) -> None:
-        self._max_versions = max_versions
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.counts = NOTHING
         self._clock = clock
-        self._counts: OrderedDict[tuple[str, int], Counts] = OrderedDict()
 
     def record(
         self,
-        model: str,
-        version: int,
         *,
         pictures: int,
         ok: bool,
@@ -67,30 +62,53 @@ class Statistics:
         total_s: float,
     ) -> None:
         """Adds one call that has ended; of one that failed only `total_s` counts."""
-        old = self.of(model, version)
-        if ok:
-            rest_s = max(0.0, total_s - queue_s - decode_s - infer_s)
-            new = Counts(
-                pictures=old.pictures + pictures,
-                success=old.success.plus(total_s),
-                fail=old.fail,
-                queue=old.queue.plus(queue_s),
-                decode=old.decode.plus(decode_s),
-                infer=old.infer.plus(infer_s),
-                rest=old.rest.plus(rest_s),
-                last_s=self._clock(),
-            )
-        else:
-            new = msgspec.structs.replace(old, fail=old.fail.plus(total_s))
-        self._counts[model, version] = new
-        self._counts.move_to_end((model, version))
-        if len(self._counts) > self._max_versions:
-            self._counts.popitem(last=False)
+        old = self.counts
+        if not ok:
+            self.counts = msgspec.structs.replace(old, fail=old.fail.plus(total_s))
+            return
+        rest_s = max(0.0, total_s - queue_s - decode_s - infer_s)
+        self.counts = Counts(
+            pictures=old.pictures + pictures,
+            success=old.success.plus(total_s),
+            fail=old.fail,
+            queue=old.queue.plus(queue_s),
+            decode=old.decode.plus(decode_s),
+            infer=old.infer.plus(infer_s),
+            rest=old.rest.plus(rest_s),
+            last_s=self._clock(),
+        )
+
+
+class Statistics:
+    """Counts for each version of each model."""
+
+    def __init__(
+        self, max_versions: int = MAX_VERSIONS, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._max_versions = max_versions
+        self._clock = clock
+        self._tallies: OrderedDict[tuple[str, int], Tally] = OrderedDict()
+
+    def tally(self, model: str, version: int) -> Tally:
+        """Where a call counts; to be taken before the call, which may outlive its version."""
+        key = model, version
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._tallies[key] = Tally(self._clock)
+            if len(self._tallies) > self._max_versions:
+                self._tallies.popitem(last=False)
+        self._tallies.move_to_end(key)
+        return tally
+
+    def forget(self, model: str, version: int) -> None:
+        """Drops a deleted version's counts: another of that name and number begins at zero."""
+        self._tallies.pop((model, version), None)
 
     def of(self, model: str, version: int) -> Counts:
         """What a version was asked; zeros when nothing is known."""
-        return self._counts.get((model, version), NOTHING)
+        tally = self._tallies.get((model, version))
+        return NOTHING if tally is None else tally.counts
 
     def all(self) -> dict[tuple[str, int], Counts]:
         """Everything known, by model and version; the caller's to keep."""
-        return dict(self._counts)
+        return {key: tally.counts for key, tally in self._tallies.items()}

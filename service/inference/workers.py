@@ -227,9 +227,13 @@ def _part(heads: Sequence[Head], features: Floats) -> list[Classified]:
     parted: list[Classified | None] = [None] * len(heads)
     for own in rows.values():
         head = heads[own[0]]
+        mine = features[own]
+        scores: list[float] | list[None] = [None] * len(own)
+        if head.outliers is not None:
+            scores = head.outliers.scores(mine).tolist()
         # A copy of the features, so that an answer that is kept keeps no batch.
-        for row, probabilities in zip(own, head.probabilities(features[own]), strict=True):
-            parted[row] = Classified(probabilities, features[row].copy(), head.classes)
+        for row, probabilities, score in zip(own, head.probabilities(mine), scores, strict=True):
+            parted[row] = Classified(probabilities, features[row].copy(), head.classes, score)
     return [classified for classified in parted if classified is not None]
 
 

@@ -7,15 +7,13 @@ the event loop.
 
 import asyncio
 import logging
-import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from service.domain import Precision, ProviderSetting
 from service.errors import GraftError, Reason
 from service.jobs.contract import (
+    BackbonesRanked,
     EpochEnded,
     ExitCode,
     Failed,
@@ -25,51 +23,22 @@ from service.jobs.contract import (
     Progressed,
 )
 from service.jobs.events import Payload
-from service.jobs.launcher import Launcher, Trainer
-from service.jobs.request import allowed_path
+from service.jobs.launcher import Launcher, Trainer, start_held
+from service.jobs.preparation import Preparation
+from service.jobs.settings import Kind, Settings
 from service.jobs.store import JobRecord, JobStore
 from service.jobs.uninterrupted import uninterrupted
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 from service.telemetry import Telemetry
 
-_PLANNED_PART = 0.9
-"""Of a job's longest time that training may plan with; the rest is for the export."""
 _SLACK, _SLACK_S = 1.5, 120.0
 """How far beyond the caller's budget a job may go before it is stopped."""
 _PROGRESS_STEP = 0.01
 """Smaller steps within a stage are not kept, so a stage is at most 100 events."""
 
+
 log = logging.getLogger(__name__)
-
-Kind = Literal["cpu", "gpu"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How jobs are run."""
-
-    work_dir: Path
-    """For jobs under way alone; emptied at the start."""
-    weights_dir: Path
-    allowed_dirs: tuple[Path, ...]
-    default_backbone: str
-    cpu_jobs: int
-    gpu_jobs: int
-    has_gpu: bool
-    max_job_s: float
-    trainer_threads: int = 0
-    provider: ProviderSetting = "auto"
-    precision: Precision = "fast"
-    start_timeout_s: float = 180.0
-    """To the first record: a cold disk is slow to give what a trainer imports."""
-    heartbeat_timeout_s: float = 60.0
-    """Between records; trainers send one at least every 10 s."""
-    max_crashes: int = 2
-    stop_grace_s: float = 10.0
-    warm_timeout_s: float = 60.0
-    retry_s: float = 5.0
-    """Until an outcome that found the disk full is saved again."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +82,7 @@ class Attempts:
         settings: Settings,
     ) -> None:
         self._jobs = jobs
-        self._models = models
-        self._datasets = datasets
+        self._preparation = Preparation(jobs, models, datasets, settings)
         self._launcher = launcher
         self._telemetry = telemetry
         self._settings = settings
@@ -126,8 +94,13 @@ class Attempts:
         try:
             async with asyncio.timeout(limit_s):
                 await self._keep(job, Progressed("preparing", 0.0))
-                spec = await asyncio.to_thread(self._prepare, job, kind)
-                trainer = await self._start(spec)
+                spec = await asyncio.to_thread(self._preparation.spec, job, kind)
+                trainer = await start_held(
+                    self._launcher,
+                    spec,
+                    self._preparation.folder(spec.job_id),
+                    self._settings.stop_grace_s,
+                )
                 return await self._follow(job, spec, trainer)
         except TimeoutError:
             return Ended(
@@ -147,72 +120,15 @@ class Attempts:
             if trainer is not None:
                 await uninterrupted(trainer.stop(self._settings.stop_grace_s))
 
-    def folder(self, job_id: str) -> Path:
-        """The job's own folder while it is under way."""
-        return self._settings.work_dir / job_id
+    def clear(self, job_id: str, *, keep_checkpoint: bool) -> None:
+        """See `Preparation`."""
+        self._preparation.clear(job_id, keep_checkpoint=keep_checkpoint)
 
     def _limit_s(self, job: JobRecord) -> float:
         budget_s = job.request.time_budget_s
         if budget_s is None:
             return self._settings.max_job_s
         return min(self._settings.max_job_s, budget_s * _SLACK + _SLACK_S)
-
-    def _prepare(self, job: JobRecord, kind: Kind) -> JobSpec:
-        request, settings = job.request, self._settings
-        folder = self.folder(job.job_id)
-        shutil.rmtree(folder, ignore_errors=True)
-        out_dir = folder / "out"
-        out_dir.mkdir(parents=True)
-        backbone = request.backbone_or(settings.default_backbone)
-        planned_s = settings.max_job_s * _PLANNED_PART
-        return JobSpec(
-            job_id=job.job_id,
-            model=request.model,
-            data_dir=str(self._data_dir(job)),
-            out_dir=str(out_dir),
-            method=request.method,
-            backbone=backbone,
-            weights=request.weights,
-            exported=self._models.exported_backbones(backbone),
-            weights_dir=str(settings.weights_dir),
-            validation_fraction=(
-                0.2 if request.validation_fraction is None else request.validation_fraction
-            ),
-            seed=request.seed or 0,
-            time_budget_s=min(request.time_budget_s or planned_s, planned_s),
-            # What has no slot on the GPU must not find its own way there.
-            device="cpu" if kind == "cpu" else request.device,
-            threads=settings.trainer_threads,
-            provider=settings.provider,
-            precision=settings.precision,
-            labels=request.labels,
-        )
-
-    def _data_dir(self, job: JobRecord) -> Path:
-        request = job.request
-        if request.dataset_id:
-            return self._datasets.path(self._datasets.get(request.dataset_id).dataset_id)
-        # Checked again: links may lead elsewhere by now.
-        path = allowed_path(request.server_path, self._settings.allowed_dirs)
-        if path.is_dir():
-            return path
-        dataset = self._datasets.import_archive(path)
-        self._jobs.use_dataset(job.job_id, dataset.dataset_id)
-        return self._datasets.path(dataset.dataset_id)
-
-    async def _start(self, spec: JobSpec) -> Trainer:
-        starting = asyncio.create_task(self._launcher.start(spec, self.folder(spec.job_id)))
-        try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            # A process that nobody holds would go on for ever.
-            await uninterrupted(self._stop_started(starting))
-            raise
-
-    async def _stop_started(self, starting: "asyncio.Task[Trainer]") -> None:
-        await asyncio.wait({starting})
-        if not starting.cancelled() and starting.exception() is None:
-            await starting.result().stop(self._settings.stop_grace_s)
 
     async def _follow(self, job: JobRecord, spec: JobSpec, trainer: Trainer) -> Outcome:
         timeout_s = self._settings.start_timeout_s
@@ -234,7 +150,7 @@ class Attempts:
                     return Ended(record.reason, record.message)
                 case Finished():
                     return Done(record, Path(spec.out_dir))
-                case Heartbeat():
+                case Heartbeat() | BackbonesRanked():  # the latter is no job's
                     continue
                 case Progressed():
                     if _is_step(kept, record):

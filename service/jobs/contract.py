@@ -1,7 +1,8 @@
 """The contract between the service and the trainer process.
 
 The launcher starts `python -m trainer run SPEC`, where SPEC is the path of a
-JSON file that holds a `JobSpec`. The trainer writes one JSON `Record` a line to
+JSON file that holds a `JobSpec`, or `python -m trainer wait`, which is told it
+by an `Order` later. The trainer writes one JSON `Record` a line to
 its standard output (everything else it prints goes to standard error) and
 exits with one of the codes below. Its artifacts lie in `JobSpec.out_dir`:
 
@@ -20,7 +21,9 @@ from typing import Literal
 import msgspec
 
 from service.domain import (
+    Base,
     ClassCount,
+    GateCheck,
     Manifest,
     Parity,
     Precision,
@@ -32,32 +35,48 @@ from service.errors import Reason
 __all__ = [
     "BACKBONES",
     "BACKBONE_FILE",
+    "BASELINES",
     "DEFAULT_BACKBONE",
+    "FROZEN_TECHNIQUES",
     "HEAD_FILE",
     "MANIFEST_FILE",
+    "NETWORK_TECHNIQUES",
     "REPORT_HTML_FILE",
     "REPORT_JSON_FILE",
+    "BackbonesRanked",
+    "Base",
+    "Baseline",
+    "Candidate",
     "ClassCount",
     "DataFound",
+    "DomainAdaptation",
     "EpochEnded",
     "ExitCode",
     "ExportedBackbone",
     "Failed",
     "FeatureBased",
     "Finished",
+    "Gate",
+    "GateCheck",
     "Heartbeat",
+    "Incumbent",
     "JobSpec",
     "Manifest",
     "Method",
     "ModelBased",
     "Note",
+    "Order",
     "Parity",
     "Precision",
     "Progressed",
     "ProviderSetting",
+    "RankSpec",
+    "RankedBackbone",
     "Reason",
     "Record",
     "RejectedFile",
+    "Spec",
+    "Technique",
     "decode_record",
     "encode",
 ]
@@ -90,6 +109,8 @@ class FeatureBased(msgspec.Struct, frozen=True, tag="feature_based", kw_only=Tru
     """Frozen backbone, new head. `l2` as in the proto; None means cross-validated."""
 
     l2: float | None = None
+    augmented_views: int = 0
+    """Randomly cropped and flipped copies of each training picture, beside it."""
 
 
 class ModelBased(msgspec.Struct, frozen=True, tag="model_based", kw_only=True):
@@ -109,7 +130,56 @@ class ModelBased(msgspec.Struct, frozen=True, tag="model_based", kw_only=True):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 
-Method = FeatureBased | ModelBased
+FROZEN_TECHNIQUES = ("coral", "mcc", "pseudo_labels")
+NETWORK_TECHNIQUES = ("dann", "deep_coral", "dan", "cdan", "deep_mcc")
+Technique = Literal[
+    "auto", "coral", "mcc", "pseudo_labels", "dann", "deep_coral", "dan", "cdan", "deep_mcc"
+]
+
+
+class DomainAdaptation(msgspec.Struct, frozen=True, tag="domain_adaptation", kw_only=True):
+    """Labelled source pictures (the job's data) and unlabelled ones of the target."""
+
+    technique: Technique = "auto"
+    """The first group works on frozen features, the second trains the network on."""
+    always_adapt: bool = False
+    """Publish the adapted model also where it does not look better than source-only."""
+    evaluate_on_target: bool = False
+    """The target's folders name its classes: measured with, never trained with."""
+    epochs: int | None = None
+    """Of the techniques that train the network; None means the recipe's choice."""
+    batch_size: int | None = None
+    learning_rate: float | None = None
+
+
+Method = FeatureBased | ModelBased | DomainAdaptation
+
+Baseline = Literal["linear_probe", "full_fine_tune", "from_scratch", "nearest_class_mean"]
+BASELINES: tuple[Baseline, ...] = (
+    "linear_probe", "full_fine_tune", "from_scratch", "nearest_class_mean",
+)  # fmt: skip
+
+
+class Gate(msgspec.Struct, frozen=True, kw_only=True):
+    """What a version must reach to be published; None asks for nothing."""
+
+    min_accuracy: float | None = None
+    not_worse_than: str = ""
+    """An alias: on the same validation pictures, by a paired test; "" asks for nothing."""
+    max_parity_difference: float | None = None
+    """Of a probability, between PyTorch and what serves."""
+    max_latency_ms: float | None = None
+    """Of one picture on an idle engine, decoding included; the median."""
+    alias: str = ""
+    """An alias that moves to the version when it passes, beside `latest`."""
+
+
+class Incumbent(msgspec.Struct, frozen=True, kw_only=True):
+    """The version that a gate compares with, or that a job grows from."""
+
+    version: int
+    backbone_path: str
+    head_path: str
 
 
 class ExportedBackbone(msgspec.Struct, frozen=True):
@@ -119,6 +189,33 @@ class ExportedBackbone(msgspec.Struct, frozen=True):
     """As in `Manifest.weights`, with ":int8" after it for the quantised form."""
     path: str
     digest: str
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A backbone with the weights to start from."""
+
+    backbone: str
+    weights: str = ""
+    exported: list[ExportedBackbone] = []
+
+
+class RankedBackbone(msgspec.Struct, frozen=True, kw_only=True):
+    """How well a backbone's features fit the data, and what it costs."""
+
+    backbone: str
+    weights: str
+    """As in `Manifest.weights`."""
+    score: float | None = None
+    """What the list is sorted by, see `trainer.transferability`; None when not scored."""
+    log_me: float | None = None
+    h_score: float | None = None
+    leep: float | None = None
+    """Only where the pretrained head is at hand."""
+    picture_ms: float | None = None
+    """When served here, one picture at a time, decoding included."""
+    feature_dim: int = 0
+    problem: str = ""
+    """Why it was not scored: no weights, no time."""
 
 
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -132,10 +229,13 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Empty; the artifacts go here."""
     method: Method
     backbone: str = DEFAULT_BACKBONE
+    """A name, or "auto" for the best of `candidates`."""
     weights: str = ""
     """"" for the backbone's pretrained ones, a torchvision name, or "random"."""
     exported: list[ExportedBackbone] = []
     """What is known of `backbone`; spares an export when the weights fit."""
+    candidates: list[Candidate] = []
+    """What backbone "auto" is chosen from: all whose weights are at hand."""
     weights_dir: str
     """Where downloaded weights are kept; may be a pre-filled mirror."""
     validation_fraction: float = 0.2
@@ -149,6 +249,53 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     precision: Precision = "exact"
     """Of the same: the one that serves."""
     labels: dict[str, str] = {}
+    target_dir: str = ""
+    """Of domain adaptation: pictures at any depth, or a folder per class."""
+    baselines: list[Baseline] = []
+    """What the report compares with, beside the nearest class mean."""
+    gate: Gate | None = None
+    incumbent: Incumbent | None = None
+    """Behind `gate.not_worse_than`; None where there is none yet."""
+    base: Base | None = None
+    """The version that this one grows from."""
+    base_data_dirs: list[str] = []
+    """What it was trained on, oldest first; the job's own data comes on top."""
+    checkpoint_dir: str = ""
+    """Survives the attempt: training goes on from what lies here; "" keeps nothing."""
+    feature_cache: str = ""
+    """The file that keeps features between jobs; "" keeps none."""
+    feature_cache_bytes: int = 2**30
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What a trainer that waits is told: one line of JSON on its standard input."""
+
+    command: Literal["run", "rank"] = "run"
+    spec: str
+    """The path of the JSON file that it would have been started with."""
+    log: str
+    """The file that what it prints beside records goes to."""
+
+
+class RankSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which backbone to start from: candidates are scored on the data, none is trained."""
+
+    data_dir: str
+    candidates: list[Candidate]
+    only_at_hand: bool = False
+    """Leaves candidates out whose weights need a download."""
+    weights_dir: str
+    time_budget_s: float = 60.0
+    seed: int = 0
+    threads: int = 0
+    provider: ProviderSetting = "auto"
+    precision: Precision = "exact"
+    feature_cache: str = ""
+    feature_cache_bytes: int = 2**30
+
+
+Spec = JobSpec | RankSpec
+"""What a trainer is started on."""
 
 
 class Progressed(msgspec.Struct, frozen=True, tag="progress"):
@@ -207,7 +354,19 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     validation_count: int
 
 
-Record = Progressed | DataFound | EpochEnded | Note | Heartbeat | Failed | Finished
+class BackbonesRanked(msgspec.Struct, frozen=True, tag="ranked"):
+    """Best first; what could not be scored last. The last record of a ranking."""
+
+    ranking: list[RankedBackbone]
+    explanation: str
+    """For people."""
+    pictures: int
+    """How many were scored on."""
+
+
+Record = (
+    Progressed | DataFound | EpochEnded | Note | Heartbeat | Failed | Finished | BackbonesRanked
+)
 
 _decoder = msgspec.json.Decoder(Record)
 

@@ -16,12 +16,18 @@ class StateChanged(msgspec.Struct, frozen=True, tag="state"):
 
 
 class Published(msgspec.Struct, frozen=True, tag="published"):
-    """The job's version is served from now on."""
+    """The job's version is there; one with gate failures is a candidate."""
 
     model: str
     version: int
     validation_accuracy: float
     validation_count: int
+    gate_failures: list[str] = []
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether no alias points to it."""
+        return bool(self.gate_failures)
 
 
 Payload = StateChanged | Progressed | EpochEnded | DataFound | Note | Published

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from service.jobs.contract import ExitCode, JobSpec, Record
+from service.jobs.contract import ExitCode, Record, Spec
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Script:
 
     records: Sequence[Record] = ()
     exit_code: int = ExitCode.OK
-    before_last: Callable[[JobSpec], None] | None = None
+    before_last: Callable[[Any], None] | None = None
     hangs: bool = False
     fails_to_start: bool = False
     starts_after: asyncio.Event | None = None
@@ -29,7 +30,7 @@ class Script:
 class FakeTrainer:
     """Plays one script."""
 
-    def __init__(self, spec: JobSpec, script: Script) -> None:
+    def __init__(self, spec: Any, script: Script) -> None:
         self.spec = spec
         self.stopped = asyncio.Event()
         self.said_all = asyncio.Event()
@@ -76,7 +77,7 @@ class FakeLauncher:
         self.starting = asyncio.Event()
         self.trainers: list[FakeTrainer] = []
 
-    async def start(self, spec: JobSpec, folder: Path) -> FakeTrainer:  # noqa: ARG002 - as its door
+    async def start(self, spec: Spec, folder: Path) -> FakeTrainer:  # noqa: ARG002 - as its door
         """Starts no process; raises OSError where the script says so."""
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
         if script.fails_to_start:

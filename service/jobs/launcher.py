@@ -15,16 +15,17 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import msgspec
 
 from service.jobs import contract
-from service.jobs.contract import JobSpec, Record
+from service.jobs.contract import JobSpec, Record, Spec
+from service.jobs.uninterrupted import uninterrupted
 
 SPEC_FILE = "spec.json"
 LOG_FILE = "trainer.log"
-_MAX_LINE_BYTES = 2**20
+MAX_LINE_BYTES = 2**20
 """A record with 100 rejected files and 10 000 classes fits."""
 _KILLED_S = 10.0
 """How long a killed process may take to be gone; longer means the kernel is stuck."""
@@ -51,36 +52,55 @@ class Trainer(Protocol):
 class Launcher(Protocol):
     """Starts trainers."""
 
-    async def start(self, spec: JobSpec, folder: Path) -> Trainer:
-        """Starts one on a job; `folder` is the job's own."""
+    async def start(self, spec: Spec, folder: Path) -> Trainer:
+        """Starts one on a job or a ranking; `folder` is its own."""
+
+
+async def start_held(launcher: Launcher, spec: Spec, folder: Path, stop_grace_s: float) -> Trainer:
+    """Starts a trainer; one that was being started when the caller was cancelled is stopped."""
+    starting = asyncio.create_task(launcher.start(spec, folder))
+
+    async def stop() -> None:
+        await asyncio.wait({starting})
+        if not starting.cancelled() and starting.exception() is None:
+            await starting.result().stop(stop_grace_s)
+
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # A process that nobody holds would go on for ever.
+        await uninterrupted(stop())
+        raise
 
 
 class ProcessLauncher:
-    """Starts `python -m trainer run SPEC`."""
+    """Starts `python -m trainer run SPEC`, and `rank SPEC` for rankings."""
 
     def __init__(
         self,
         environment: Mapping[str, str],
         command: Sequence[str] = (sys.executable, "-m", "trainer", "run"),
+        rank_command: Sequence[str] = (sys.executable, "-m", "trainer", "rank"),
     ) -> None:
-        self._environment = {k: v for k, v in environment.items() if not k.startswith("GRAFT_")}
+        self.environment = {k: v for k, v in environment.items() if not k.startswith("GRAFT_")}
         self._command = tuple(command)
+        self._rank_command = tuple(rank_command)
 
-    async def start(self, spec: JobSpec, folder: Path) -> "ProcessTrainer":
+    async def start(self, spec: Spec, folder: Path) -> "ProcessTrainer":
         """Starts one; raises OSError when the process cannot be had."""
-        spec_file, log_file = folder / SPEC_FILE, folder / LOG_FILE
-        with await asyncio.to_thread(_write_spec, spec, spec_file, log_file) as printed:
+        spec_file, log_file = await asyncio.to_thread(write_spec, spec, folder)
+        with await asyncio.to_thread(log_file.open, "ab") as printed:
             process = await asyncio.create_subprocess_exec(
-                *self._command,
+                *(self._command if isinstance(spec, JobSpec) else self._rank_command),
                 str(spec_file),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=printed,
-                env=self._environment,
+                env=self.environment,
                 start_new_session=True,
-                limit=_MAX_LINE_BYTES,
+                limit=MAX_LINE_BYTES,
             )
-        return ProcessTrainer(process, log_file, spec.job_id)
+        return ProcessTrainer(process, log_file, name_of(spec, folder))
 
 
 class ProcessTrainer:
@@ -103,7 +123,7 @@ class ProcessTrainer:
             try:
                 line = await self._process.stdout.readline()
             except ValueError:
-                self._complain(f"a line of more than {_MAX_LINE_BYTES} bytes")
+                self._complain(f"a line of more than {MAX_LINE_BYTES} bytes")
                 continue
             if not line:
                 return None
@@ -116,7 +136,7 @@ class ProcessTrainer:
         """See `Trainer`. What it still prints is thrown away."""
         assert self._process.stdout is not None
         # A full pipe would keep it from ending, and its end from being seen.
-        while await self._process.stdout.read(_MAX_LINE_BYTES):
+        while await self._process.stdout.read(MAX_LINE_BYTES):
             pass
         return await self._process.wait()
 
@@ -167,6 +187,13 @@ class ProcessTrainer:
                     extra={"job_id": self._job_id})  # fmt: skip
 
 
-def _write_spec(spec: JobSpec, spec_file: Path, log_file: Path) -> IO[bytes]:
+def name_of(spec: Spec, folder: Path) -> str:
+    """What the log calls it: the job's id, or the ranking's folder."""
+    return spec.job_id if isinstance(spec, JobSpec) else folder.name
+
+
+def write_spec(spec: Spec, folder: Path) -> tuple[Path, Path]:
+    """Writes what a trainer is to do into its folder; returns that file and the log's."""
+    spec_file = folder / SPEC_FILE
     spec_file.write_bytes(contract.encode(spec))
-    return log_file.open("ab")
+    return spec_file, folder / LOG_FILE

@@ -1,6 +1,7 @@
-"""What a FineTune call asked for: checked at the door, kept with the job as JSON.
+"""What a FineTune or RankBackbones call asked for, checked at the door.
 
-Field names in errors are those of `FineTuneRequest`. Knows no gRPC.
+A `JobRequest` is kept with its job as JSON. Field names in errors are those of the
+request's message. Knows no gRPC.
 """
 
 import math
@@ -11,11 +12,27 @@ from typing import Literal
 
 import msgspec
 
-from service.domain import check_name
+from service.domain import LATEST, check_alias, check_name
 from service.errors import InvalidInput, NotAllowed, NotFound, Reason
-from service.jobs.contract import BACKBONES, DEFAULT_BACKBONE, FeatureBased, Method, ModelBased
+from service.jobs.contract import (
+    BACKBONES,
+    DEFAULT_BACKBONE,
+    NETWORK_TECHNIQUES,
+    Base,
+    Baseline,
+    Candidate,
+    DomainAdaptation,
+    FeatureBased,
+    Gate,
+    Method,
+    ModelBased,
+)
 
+AUTO = "auto"
+"""The backbone that the job's own data decides on."""
 MAX_REQUEST_ID_CHARS = 128
+_MAX_AUGMENTED_VIEWS = 16
+_MAX_CANDIDATES = 32
 _MAX_LABELS = 32
 _MAX_KEY_CHARS = 63
 _MAX_VALUE_CHARS = 255
@@ -34,8 +51,11 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: str
     server_path: str = ""
     dataset_id: str = ""
+    target_path: str = ""
+    """Of domain adaptation, this or `target_dataset_id`."""
+    target_dataset_id: str = ""
     backbone: str = ""
-    """"" or "auto" for the server's choice."""
+    """"" for the server's default, "auto" for the best for the job's data."""
     weights: str = ""
     method: Method = msgspec.field(default_factory=FeatureBased)
     validation_fraction: float | None = None
@@ -45,44 +65,50 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     time_budget_s: float | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     labels: dict[str, str] = {}
+    baselines: list[Baseline] = []
+    gate: Gate | None = None
+    base: Base | None = None
+    """The version whose pictures are learned from too."""
+    base_job_id: str = ""
+    """The job that made it: its data is found by it, whatever becomes of the version."""
 
     def backbone_or(self, default: str) -> str:
-        """The backbone that is meant where the server's choice is `default`."""
-        return default if self.backbone in ("", "auto") else self.backbone
+        """The backbone that is meant where the server's default is `default`; may be "auto"."""
+        return self.backbone or default
 
     def check(self, default_backbone: str = DEFAULT_BACKBONE) -> None:
         """Raises InvalidInput for the first field whose value is not allowed."""
         check_name(self.model, "model")
-        self._check_data()
+        _check_data(self.server_path, self.dataset_id)
         backbone = self.backbone_or(default_backbone)
-        if backbone not in BACKBONES:
+        if backbone not in (*BACKBONES, AUTO):
             raise _bad(
                 "backbone", f"backbone {_shown(backbone)} is none of {', '.join(BACKBONES)}, auto"
             )
-        if self.weights and not _WEIGHTS.fullmatch(self.weights):
+        _check_weights("weights", self.weights)
+        if self.weights and backbone == AUTO:
             raise _bad(
                 "weights",
-                f"weights {_shown(self.weights)} is no name: use a torchvision weights name such "
-                "as IMAGENET1K_V1, random, or nothing for the pretrained ones",
+                "weights are named and the backbone is auto, which takes each backbone's "
+                "pretrained ones: leave weights empty, or name a backbone",
             )
-        if isinstance(self.method, ModelBased):
-            self._check_model_based(self.method, backbone)
-        else:
-            _in("feature_based.l2", self.method.l2, 0, math.inf, above=True)
+        match self.method:
+            case FeatureBased() as method:
+                _in("feature_based.l2", method.l2, 0, math.inf, above=True)
+                _in("feature_based.augmented_views", method.augmented_views, 0,
+                    _MAX_AUGMENTED_VIEWS)  # fmt: skip
+            case ModelBased() as method:
+                self._check_model_based(method, backbone)
+            case DomainAdaptation() as method:
+                self._check_domain_adaptation(method)
         _in("validation_fraction", self.validation_fraction, 0.05, 0.5)
-        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
-            raise _bad("seed", "seed does not fit into 64 bits")
+        _check_seed(self.seed)
         _in("time_budget", self.time_budget_s, 1, math.inf, unit=" s")
         _check_labels(self.labels)
-
-    def _check_data(self) -> None:
-        if not self.server_path and not self.dataset_id:
-            raise _bad(
-                "data", "the request names no pictures: set server_path, dataset_id or "
-                "inline_pictures",
-            )  # fmt: skip
-        if self.server_path and self.dataset_id:
-            raise _bad("data", "server_path and dataset_id are both set: set one")
+        if len(set(self.baselines)) < len(self.baselines):
+            raise _bad("baselines", "baselines names one twice: name each once")
+        if self.gate is not None:
+            _check_gate(self.gate)
 
     def _check_model_based(self, method: ModelBased, backbone: str) -> None:
         at = "model_based."
@@ -93,8 +119,9 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         _in(at + "weight_decay", method.weight_decay, 0, math.inf)
         _in(at + "label_smoothing", method.label_smoothing, 0, 1, below=True)
         _in(at + "early_stopping_patience", method.early_stopping_patience, 0, 2**31 - 1)
-        stages = next(names for family, names in _STAGES.items() if backbone.startswith(family))
-        if method.train_from_stage and method.train_from_stage not in stages:
+        # Of "auto" the trainer knows which backbone it is.
+        stages = next((n for family, n in _STAGES.items() if backbone.startswith(family)), ())
+        if method.train_from_stage and stages and method.train_from_stage not in stages:
             raise _bad(
                 at + "train_from_stage",
                 f"{backbone} has no stage {_shown(method.train_from_stage)}; its stages are "
@@ -103,6 +130,63 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if method.precision == "fp16" and self.device == "cpu":
             raise _bad(at + "precision", "fp16 trains on CUDA alone: use fp32 or bf16 on the CPU")
 
+    def _check_domain_adaptation(self, method: DomainAdaptation) -> None:
+        at = "domain_adaptation."
+        if not self.target_path and not self.target_dataset_id:
+            raise _bad(
+                at + "target",
+                "the request names no pictures of the target: set target_path, target_dataset_id "
+                "or target_pictures",
+            )
+        for name in ("epochs", "batch_size", "learning_rate"):
+            is_set = getattr(method, name) is not None
+            if is_set and method.technique not in NETWORK_TECHNIQUES:
+                raise _bad(
+                    at + name,
+                    f"{name} is set and the technique {method.technique} trains a head alone: "
+                    f"leave it out, or choose one of {', '.join(NETWORK_TECHNIQUES)}",
+                )
+        _in(at + "epochs", method.epochs, 1, 10_000)
+        _in(at + "batch_size", method.batch_size, 2, 4096)
+        _in(at + "learning_rate", method.learning_rate, 0, math.inf, above=True)
+
+
+class RankRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a RankBackbones call asked for; fields in errors are those of its request."""
+
+    server_path: str = ""
+    dataset_id: str = ""
+    candidates: list[Candidate] = []
+    """None means all whose weights are at hand."""
+    time_budget_s: float | None = None
+    """None means 60."""
+    seed: int | None = None
+    """None means 0."""
+
+    def check(self) -> None:
+        """Raises InvalidInput for the first field whose value is not allowed."""
+        _check_data(self.server_path, self.dataset_id)
+        if len(self.candidates) > _MAX_CANDIDATES:
+            raise _bad(
+                "candidates",
+                f"there are {len(self.candidates)} candidates: at most {_MAX_CANDIDATES} are "
+                "ranked at once",
+            )
+        met: dict[tuple[str, str], int] = {}
+        for index, candidate in enumerate(self.candidates):
+            at = f"candidates[{index}]"
+            if candidate.backbone not in BACKBONES:
+                raise _bad(
+                    f"{at}.backbone",
+                    f"backbone {_shown(candidate.backbone)} is none of {', '.join(BACKBONES)}",
+                )
+            _check_weights(f"{at}.weights", candidate.weights)
+            first = met.setdefault((candidate.backbone, candidate.weights), index)
+            if first != index:
+                raise _bad(at, f"{at} is candidates[{first}] again: name each once")
+        _in("time_budget", self.time_budget_s, 1, 600, unit=" s")
+        _check_seed(self.seed)
+
 
 def check_request_id(value: str) -> None:
     """Raises InvalidInput for a request id that is too long."""
@@ -110,13 +194,12 @@ def check_request_id(value: str) -> None:
         raise _bad("request_id", f"request_id has more than {MAX_REQUEST_ID_CHARS} characters")
 
 
-def allowed_path(path: str, allowed: tuple[Path, ...]) -> Path:
+def allowed_path(path: str, allowed: tuple[Path, ...], field: str = "server_path.path") -> Path:
     """The real path behind `path`, links resolved, when it lies in an allowed folder.
 
     Raises InvalidInput, NotAllowed (PATH_NOT_ALLOWED) or NotFound
-    (PATH_NOT_FOUND); the messages tell nothing of what lies outside.
+    (PATH_NOT_FOUND) about `field`; the messages tell nothing of what lies outside.
     """
-    field = "server_path.path"
     if not path.startswith("/") or "\0" in path or len(path) > _MAX_PATH_CHARS:
         raise _bad(
             field, f"path {_shown(path)} is not absolute: name a folder or an archive from '/' on"
@@ -145,6 +228,45 @@ def allowed_path(path: str, allowed: tuple[Path, ...]) -> Path:
             field=field,
         )
     return real
+
+
+def _check_data(server_path: str, dataset_id: str) -> None:
+    if not server_path and not dataset_id:
+        raise _bad(
+            "data", "the request names no pictures: set server_path, dataset_id or inline_pictures"
+        )
+    if server_path and dataset_id:
+        raise _bad("data", "server_path and dataset_id are both set: set one")
+
+
+def _check_weights(field: str, weights: str) -> None:
+    if weights and not _WEIGHTS.fullmatch(weights):
+        raise _bad(
+            field,
+            f"weights {_shown(weights)} is no name: use a torchvision weights name such as "
+            "IMAGENET1K_V1, random, or nothing for the pretrained ones",
+        )
+
+
+def _check_seed(seed: int | None) -> None:
+    if seed is not None and not -(2**63) <= seed < 2**63:
+        raise _bad("seed", "seed does not fit into 64 bits")
+
+
+def _check_gate(gate: Gate) -> None:
+    _in("gate.min_accuracy", gate.min_accuracy, 0, 1)
+    _in("gate.max_parity_difference", gate.max_parity_difference, 0, math.inf, above=True)
+    _in("gate.max_latency", gate.max_latency_ms, 0, math.inf, above=True, unit=" ms")
+    if gate.not_worse_than:
+        check_alias(gate.not_worse_than, "gate.not_worse_than")
+    if gate.alias:
+        check_alias(gate.alias, "gate.alias")
+    if gate.alias == LATEST:
+        raise _bad(
+            "gate.alias",
+            f"{LATEST} moves to a version that passes anyway: leave gate.alias empty, or name "
+            "another alias",
+        )
 
 
 def _check_labels(labels: Mapping[str, str]) -> None:

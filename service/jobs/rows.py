@@ -1,15 +1,18 @@
 """One job as a row of the database, read and checked."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from service.domain import JobState
-from service.errors import NotFound, Reason, WrongState
+from service.errors import InvalidInput, NotFound, Reason, WrongState
 from service.jobs.contract import Progressed
 from service.jobs.request import JobRequest
 from service.storage.database import Connection
+
+_MAX_ANCESTORS = 100
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class JobRecord:
 
     job_id: str
     request: JobRequest
+    dataset_id: str
+    """What it works on, an archive's too; "" for a folder, or while no archive was unpacked."""
     state: JobState
     create_time_s: float
     start_time_s: float | None
@@ -35,17 +40,56 @@ class JobRecord:
     cancel_requested: bool
 
 
-def check_dataset(connection: Connection, dataset_id: str) -> None:
-    """Raises NotFound (DATASET_NOT_FOUND)."""
+def check_dataset(
+    connection: Connection, dataset_id: str, field: str = "dataset_id", *, is_target: bool = False
+) -> None:
+    """Raises NotFound (DATASET_NOT_FOUND), or InvalidInput for one that has no classes to learn."""
     row = connection.execute(
-        "SELECT 1 FROM datasets WHERE dataset_id = ?", (dataset_id,)
+        "SELECT is_unlabelled FROM datasets WHERE dataset_id = ?", (dataset_id,)
     ).fetchone()
     if row is None:
         raise NotFound(
             Reason.DATASET_NOT_FOUND,
             f"no dataset has the id {dataset_id[:80]!r}: upload it, or see ListDatasets",
-            field="dataset_id",
+            field=field,
         )
+    if row["is_unlabelled"] and not is_target:
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"dataset {dataset_id} was uploaded without classes, so that it can be the target of "
+            "domain adaptation alone: upload its pictures with their classes to learn from them",
+            field=field,
+        )
+
+
+def use(connection: Connection, job_id: str, dataset_ids: Iterable[str]) -> None:
+    """Notes what a job needs beside its own dataset; none of it is deleted before it ends."""
+    connection.executemany(
+        "INSERT INTO job_datasets (job_id, dataset_id) VALUES (?, ?) ON CONFLICT DO NOTHING",
+        [(job_id, dataset_id) for dataset_id in dataset_ids],
+    )
+
+
+def ancestors(connection: Connection, job_id: str) -> list[JobRecord]:
+    """A job and those that made the versions it grew from, oldest first.
+
+    Raises WrongState (BASE_DATA_GONE) for a job that is not known, and when
+    there are more than 100.
+    """
+    found: list[JobRecord] = []
+    while job_id:
+        row = connection.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        if row is None or len(found) == _MAX_ANCESTORS:
+            why = "is not known here" if row is None else f"is one of more than {_MAX_ANCESTORS}"
+            raise WrongState(
+                Reason.BASE_DATA_GONE,
+                f"{job_id}, a job whose pictures the base grew from, {why}: leave out the base "
+                "and send all pictures",
+                field="base",
+            )
+        found.append(record_of(row))
+        job_id = found[-1].request.base_job_id
+    return found[::-1]
 
 
 def check_running(record: JobRecord) -> None:
@@ -76,6 +120,7 @@ def record_of(row: Any) -> JobRecord:
     return JobRecord(
         job_id=row["job_id"],
         request=msgspec.json.decode(row["request_json"], type=JobRequest),
+        dataset_id=row["dataset_id"] or "",
         state=JobState(row["state"]),
         create_time_s=row["create_time_s"],
         start_time_s=row["start_time_s"],

@@ -8,7 +8,7 @@ in the database. Listeners hear of every job that got an event.
 
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
 import msgspec
@@ -59,7 +59,8 @@ class JobStore:
         """Queues a job, or finds the one that this request id made before.
 
         Answers with the job and whether it is new. Raises AlreadyExists
-        (REQUEST_ID_REUSED), NotFound (DATASET_NOT_FOUND) or Exhausted (QUEUE_FULL).
+        (REQUEST_ID_REUSED), NotFound (DATASET_NOT_FOUND), InvalidInput
+        (DATASET_UNUSABLE) or Exhausted (QUEUE_FULL).
         """
         check_request_id(request_id)
         with self._database.transaction() as connection:
@@ -68,6 +69,13 @@ class JobStore:
             self._check_room(connection)
             if request.dataset_id:
                 rows.check_dataset(connection, request.dataset_id)
+            if request.target_dataset_id:
+                rows.check_dataset(
+                    connection,
+                    request.target_dataset_id,
+                    "domain_adaptation.target_dataset_id",
+                    is_target=True,
+                )
             job_id = _new_id(connection)
             connection.execute(
                 "INSERT INTO jobs (job_id, request_id, fingerprint, model, dataset_id, device,"
@@ -84,8 +92,26 @@ class JobStore:
                     time.time(),
                 ),
             )
+            beside = {job.dataset_id for job in rows.ancestors(connection, request.base_job_id)}
+            rows.use(connection, job_id, {*beside, request.target_dataset_id} - {""})
             self._append(connection, job_id, StateChanged(JobState.QUEUED))
             return rows.get(connection, job_id), True
+
+    def is_known(self, request_id: str) -> bool:
+        """Whether a request with this id has made a job; never of the empty id."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                "SELECT 1 FROM jobs WHERE request_id = ?", (request_id,)
+            ).fetchone()
+            return row is not None
+
+    def ancestors(self, job_id: str) -> list[JobRecord]:
+        """A job and those that made the versions it grew from, oldest first.
+
+        Raises WrongState (BASE_DATA_GONE) for one that is not known.
+        """
+        with self._database.read() as connection:
+            return rows.ancestors(connection, job_id)
 
     def get(self, job_id: str) -> JobRecord:
         """One job; raises NotFound (JOB_NOT_FOUND)."""
@@ -154,18 +180,26 @@ class JobStore:
                 "UPDATE jobs SET dataset_id = ? WHERE job_id = ?", (dataset_id, job_id)
             )
 
+    def use_target(self, job_id: str, dataset_id: str) -> None:
+        """As `use_dataset`, for pictures of the target."""
+        with self._database.transaction() as connection:
+            rows.check_dataset(connection, dataset_id, is_target=True)
+            rows.use(connection, job_id, [dataset_id])
+
     def succeed(
         self,
         job_id: str,
         publish: Callable[[Connection], int],
         validation_accuracy: float,
         validation_count: int,
+        gate_failures: Sequence[str] = (),
     ) -> JobRecord:
         """Ends a running job with a version: all of it happens, or nothing.
 
         `publish` makes the version in the transaction and answers with its
-        number. A cancel that was asked for and not done is too late. For a job
-        that has succeeded already, nothing is done.
+        number; with `gate_failures` it is a candidate. A cancel that was asked for
+        and not done is too late. For a job that has succeeded already, nothing is
+        done.
         """
         with self._database.transaction() as connection:
             record = rows.get(connection, job_id)
@@ -173,12 +207,14 @@ class JobStore:
                 return record
             rows.check_running(record)
             version = publish(connection)
-            model = record.request.model
-            self._append(
-                connection,
-                job_id,
-                Published(model, version, validation_accuracy, validation_count),
+            published = Published(
+                record.request.model,
+                version,
+                validation_accuracy,
+                validation_count,
+                list(gate_failures),
             )
+            self._append(connection, job_id, published)
             self._end(connection, job_id, StateChanged(JobState.SUCCEEDED), version=version)
             return rows.get(connection, job_id)
 
@@ -252,6 +288,14 @@ class JobStore:
                     connection, rows.record_of(row), message, Reason.TRAINER_CRASHED, max_crashes
                 )
             return [rows.get(connection, row["job_id"]) for row in found]
+
+    def waiting(self) -> set[str]:
+        """The queued jobs."""
+        with self._database.read() as connection:
+            found = connection.execute(
+                "SELECT job_id FROM jobs WHERE state = ?", (JobState.QUEUED,)
+            )
+            return {row["job_id"] for row in found}
 
     def counts_by_state(self) -> dict[str, int]:
         """How many jobs are in each state, 0 included."""

@@ -9,7 +9,7 @@ Stops with `close`, which puts unfinished jobs back into the queue.
 
 import asyncio
 import logging
-import shutil
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,10 +18,11 @@ from typing import Literal, NoReturn
 
 from service.domain import JobState
 from service.errors import Damaged, Exhausted, GraftError, Reason
-from service.jobs.attempt import Attempts, Crashed, Done, Ended, Kind, Outcome, Settings
-from service.jobs.contract import ModelBased, Progressed
-from service.jobs.events import JobEvent, StateChanged
+from service.jobs.attempt import Attempts, Crashed, Done, Ended, Outcome
+from service.jobs.contract import Progressed
+from service.jobs.events import JobEvent, Published, StateChanged
 from service.jobs.launcher import Launcher
+from service.jobs.settings import Kind, Settings
 from service.jobs.store import JobRecord, JobStore
 from service.jobs.uninterrupted import uninterrupted
 from service.storage.artifacts import Artifacts, StoredVersion
@@ -96,6 +97,7 @@ class Supervisor:
         }
         self._refused = [d for d, kind in self._kind_of.items() if not self._free[kind]]
         self._workers: dict[str, _Worker] = {}
+        self._ended: deque[str] = deque()
         self._woken = asyncio.Event()
         self._closing = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -107,10 +109,10 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._failure = self._loop.create_future()
         self._jobs.listen(self._heard)
-        await asyncio.to_thread(self._empty_work_dir)
         for job in await asyncio.to_thread(self._jobs.requeue_running, self._settings.max_crashes):
             log.warning("a job was under way when the service ended; it is %s now", job.state,
                         extra={"job_id": job.job_id})  # fmt: skip
+        await asyncio.to_thread(self._sweep_work_dir)
         self._running = asyncio.create_task(self._run(), name="supervisor")
         self._running.add_done_callback(self._note_failure)
 
@@ -139,6 +141,7 @@ class Supervisor:
             _, late = await asyncio.wait(tasks, timeout=grace_s)
             if late:
                 log.error("%d jobs were not put back in time; the next start does it", len(late))
+        await self._clear_ended()
 
     async def _run(self) -> None:
         while not self._closing.is_set():
@@ -155,6 +158,7 @@ class Supervisor:
                     await self._woken.wait()
 
     async def _look(self) -> None:
+        await self._clear_ended()
         for job_id in await asyncio.to_thread(self._jobs.to_cancel):
             if (worker := self._workers.get(job_id)) is not None:
                 worker.interrupt("cancel")
@@ -172,6 +176,12 @@ class Supervisor:
             job := await self._claim(devices)
         ) is not None:
             self._begin(job)
+
+    async def _clear_ended(self) -> None:
+        # One that was cancelled in the queue may have kept the checkpoint of an attempt.
+        while self._ended:
+            if (job_id := self._ended.popleft()) not in self._workers:
+                await asyncio.to_thread(self._attempts.clear, job_id, keep_checkpoint=False)
 
     async def _claim(self, devices: list[str]) -> JobRecord | None:
         if self._closing.is_set():
@@ -196,6 +206,9 @@ class Supervisor:
         except Exception:
             log.exception("a job failed unexpectedly", extra={"job_id": worker.job.job_id})
             outcome = _unexpected(worker.job)
+        finally:
+            # Before its end is told, so that what hears of it finds no series of it.
+            self._telemetry.forget_job(worker.job.job_id, worker.job.request.model)
         # From here on a cancel comes too late: what happened is saved as it happened.
         await uninterrupted(self._settle(worker, outcome))
 
@@ -224,13 +237,11 @@ class Supervisor:
         log.info("job is %s", record.state,
                  extra={"job_id": job.job_id, "reason": record.error_reason or ""})  # fmt: skip
         if record.state.is_final and record.start_time_s and record.end_time_s:
-            method = (
-                "model_based" if isinstance(job.request.method, ModelBased) else "feature_based"
-            )
+            method = str(job.request.method.__struct_config__.tag)
             took_s = max(0.0, record.end_time_s - record.start_time_s)
             self._telemetry.job_seconds.labels(method).observe(took_s)
         await asyncio.to_thread(
-            shutil.rmtree, self._attempts.folder(job.job_id), ignore_errors=True
+            self._attempts.clear, job.job_id, keep_checkpoint=not record.state.is_final
         )
 
     async def _publish(self, job: JobRecord, done: Done) -> JobRecord:
@@ -241,8 +252,13 @@ class Supervisor:
             stored = await asyncio.to_thread(self._artifacts.put, done.out_dir)
             _check_is_of(stored, job)
             await self._warm(stored)
+            gate = job.request.gate
             publish = partial(
-                self._models.publish, model=job.request.model, job_id=job.job_id, stored=stored
+                self._models.publish,
+                model=job.request.model,
+                job_id=job.job_id,
+                stored=stored,
+                alias=gate.alias if gate is not None else "",
             )
             return await asyncio.to_thread(
                 self._jobs.succeed,
@@ -250,6 +266,7 @@ class Supervisor:
                 publish,
                 done.finished.validation_accuracy,
                 done.finished.validation_count,
+                stored.manifest.gate_failures,
             )
         except GraftError as error:
             return await self._fail(job, Ended(error.reason, error.message))
@@ -285,7 +302,6 @@ class Supervisor:
     def _worker_ended(self, worker: _Worker, task: asyncio.Task[None]) -> None:
         del self._workers[worker.job.job_id]
         self._free[worker.kind] += 1
-        self._telemetry.forget_job(worker.job.job_id, worker.job.request.model)
         self._woken.set()
         self._note_failure(task)
 
@@ -298,19 +314,27 @@ class Supervisor:
             # Nobody may be waiting any more, when the service stops.
             self._failure.exception()
 
-    def _heard(self, _job_id: str, event: JobEvent | None) -> None:
-        # From any thread. A queued job or the wish for a cancel is something to do.
+    def _heard(self, job_id: str, event: JobEvent | None) -> None:
+        # From any thread. A queued job, the wish for a cancel, and what an ended job left are
+        # something to do.
         change = event.payload if event is not None else None
-        if isinstance(change, StateChanged) and change.state.is_final:
-            self._telemetry.jobs_ended.labels(change.state.value).inc()
-        is_queued = isinstance(change, StateChanged) and change.state is JobState.QUEUED
-        if (event is None or is_queued) and self._loop is not None:
+        if isinstance(change, Published):
+            outcome = "candidate" if change.is_candidate else "published"
+            self._telemetry.versions_published.labels(outcome).inc()
+        state = change.state if isinstance(change, StateChanged) else None
+        is_over = state is not None and state.is_final
+        if state is not None and is_over:
+            self._telemetry.jobs_ended.labels(state.value).inc()
+            self._ended.append(job_id)
+        if (event is None or is_over or state is JobState.QUEUED) and self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed: nothing runs any more
                 self._loop.call_soon_threadsafe(self._woken.set)
 
-    def _empty_work_dir(self) -> None:
-        shutil.rmtree(self._settings.work_dir, ignore_errors=True)
+    def _sweep_work_dir(self) -> None:
         self._settings.work_dir.mkdir(parents=True, exist_ok=True)
+        waiting = self._jobs.waiting()
+        for path in self._settings.work_dir.iterdir():
+            self._attempts.clear(path.name, keep_checkpoint=path.name in waiting)
 
 
 def _check_is_of(stored: StoredVersion, job: JobRecord) -> None:

@@ -28,6 +28,7 @@ _ARCHIVE_FORMATS: dict[int, ArchiveFormat] = {
 _METHODS = {
     "feature_based": model_pb2.TRANSFER_METHOD_FEATURE_BASED,
     "model_based": model_pb2.TRANSFER_METHOD_MODEL_BASED,
+    "domain_adaptation": model_pb2.TRANSFER_METHOD_DOMAIN_ADAPTATION,
 }
 
 
@@ -87,6 +88,7 @@ def dataset(record: DatasetRecord) -> dataset_pb2.Dataset:
         rejected_files=rejected_files(record.rejected),
         rejected_count=record.rejected_count,
         has_validation_split=record.has_validation_split,
+        is_unlabelled=record.is_unlabelled,
     )
 
 
@@ -126,4 +128,15 @@ def version(record: VersionRecord) -> model_pb2.Version:
         labels=manifest.labels,
         manifest_json=msgspec.json.encode(manifest).decode(),
         aliases=record.aliases,
+        is_candidate=record.is_candidate,
+        gate_checks=[
+            model_pb2.GateCheck(
+                name=check.name,
+                passed=check.passed,
+                value=check.value,
+                bound=check.bound,
+                detail=check.detail,
+            )
+            for check in manifest.gate_checks
+        ],
     )

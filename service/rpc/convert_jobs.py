@@ -1,6 +1,6 @@
 """Between jobs and the contract's messages; checks no values, but numbers that have no name."""
 
-from typing import Any, Literal
+from typing import Any
 
 from google.rpc import status_pb2
 from graft.v1 import fine_tuning_pb2 as pb
@@ -11,78 +11,15 @@ from service.jobs import events
 from service.jobs.contract import (
     DataFound,
     EpochEnded,
-    FeatureBased,
-    Method,
-    ModelBased,
     Note,
     Progressed,
 )
 from service.jobs.events import JobEvent
-from service.jobs.request import JobRequest
 from service.jobs.store import JobRecord
-from service.rpc import status
+from service.rpc import convert_requests, status
 from service.rpc.convert import class_counts, duration, rejected_files, timestamp
 
-_DEVICES: dict[int, Literal["auto", "cpu", "cuda"]] = {
-    pb.DEVICE_UNSPECIFIED: "auto",
-    pb.DEVICE_CPU: "cpu",
-    pb.DEVICE_CUDA: "cuda",
-}
-_RECIPES: dict[int, Literal["auto", "classic"]] = {
-    pb.RECIPE_UNSPECIFIED: "auto",
-    pb.RECIPE_AUTO: "auto",
-    pb.RECIPE_CLASSIC: "classic",
-}
-_PRECISIONS: dict[int, Literal["auto", "fp32", "bf16", "fp16"]] = {
-    pb.PRECISION_UNSPECIFIED: "auto",
-    pb.PRECISION_FP32: "fp32",
-    pb.PRECISION_BF16: "bf16",
-    pb.PRECISION_FP16: "fp16",
-}
 _LEVELS = {"info": pb.Message.LEVEL_INFO, "warning": pb.Message.LEVEL_WARNING}
-
-# Fields that mean "the recipe's choice" when unset, the same on both sides.
-_CHOSEN = (
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "momentum",
-    "weight_decay",
-    "label_smoothing",
-    "freeze_batch_norm",
-    "early_stopping_patience",
-)
-
-
-def request(message: pb.FineTuneRequest, *, server_path: str, dataset_id: str) -> JobRequest:
-    """What was asked; the pictures are where the caller of this function put them."""
-    return JobRequest(
-        model=message.model,
-        server_path=server_path,
-        dataset_id=dataset_id,
-        backbone=message.backbone,
-        weights=message.weights,
-        method=_method(message),
-        validation_fraction=_optional(message, "validation_fraction"),
-        seed=_optional(message, "seed"),
-        time_budget_s=(
-            message.time_budget.ToMicroseconds() / 1e6 if message.HasField("time_budget") else None
-        ),
-        device=_named(_DEVICES, message.device, "device", "Device"),
-        labels=dict(message.labels),
-    )
-
-
-def _method(message: pb.FineTuneRequest) -> Method:
-    if message.WhichOneof("method") != "model_based":
-        return FeatureBased(l2=_optional(message.feature_based, "l2"))
-    given = message.model_based
-    return ModelBased(
-        recipe=_named(_RECIPES, given.recipe, "model_based.recipe", "Recipe"),
-        train_from_stage=given.train_from_stage,
-        precision=_named(_PRECISIONS, given.precision, "model_based.precision", "Precision"),
-        **{name: _optional(given, name) for name in _CHOSEN},
-    )
 
 
 def state(number: int) -> JobState:
@@ -105,7 +42,7 @@ def job(record: JobRecord) -> pb.Job:
         create_time=timestamp(record.create_time_s),
         start_time=timestamp(record.start_time_s),
         end_time=timestamp(record.end_time_s),
-        request=_asked(record.request),
+        request=convert_requests.asked(record.request),
         version=record.version,
         error=_error(record.error_reason, record.error_message),
         last_sequence=record.last_sequence,
@@ -149,38 +86,10 @@ def event(happened: JobEvent) -> pb.JobEvent:
                     version=published.version,
                     validation_accuracy=published.validation_accuracy,
                     validation_count=published.validation_count,
+                    is_candidate=published.is_candidate,
+                    gate_failures=published.gate_failures,
                 )
             )
-    return message
-
-
-def _asked(asked: JobRequest) -> pb.FineTuneRequest:
-    message = pb.FineTuneRequest(
-        model=asked.model,
-        backbone=asked.backbone,
-        weights=asked.weights,
-        validation_fraction=asked.validation_fraction,
-        seed=asked.seed,
-        time_budget=None if asked.time_budget_s is None else duration(asked.time_budget_s),
-        device=_number(_DEVICES, asked.device),
-        labels=asked.labels,
-    )
-    if asked.server_path:
-        message.server_path.path = asked.server_path
-    else:
-        message.dataset_id = asked.dataset_id
-    method = asked.method
-    if isinstance(method, FeatureBased):
-        message.feature_based.CopyFrom(pb.FeatureBased(l2=method.l2))
-    else:
-        message.model_based.CopyFrom(
-            pb.ModelBased(
-                recipe=_number(_RECIPES, method.recipe),
-                train_from_stage=method.train_from_stage,
-                precision=_number(_PRECISIONS, method.precision),
-                **{name: getattr(method, name) for name in _CHOSEN},
-            )
-        )
     return message
 
 
@@ -208,20 +117,3 @@ def _error(reason: Reason | None, message: str) -> status_pb2.Status | None:
 
 def _state_number(value: JobState) -> Any:
     return pb.JobState.Value(f"JOB_STATE_{value.value}")
-
-
-def _optional(message: Any, name: str) -> Any:
-    return getattr(message, name) if message.HasField(name) else None
-
-
-def _named(names: dict[int, Any], number: int, field: str, kind: str) -> Any:
-    if number not in names:
-        raise InvalidInput(
-            Reason.INVALID_FIELD, f"{field} {number} is none: use a value of {kind}", field=field
-        )
-    return names[number]
-
-
-def _number(names: dict[int, Any], name: str) -> Any:
-    # The last number of a name is its own; UNSPECIFIED comes first.
-    return next(number for number, known in reversed(names.items()) if known == name)

@@ -1,4 +1,4 @@
-"""DatasetService: labelled pictures, kept for fine-tuning."""
+"""DatasetService: pictures, kept for fine-tuning."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ Context = aio.ServicerContext[Any, Any]
 
 
 class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
-    """Keeps labelled pictures."""
+    """Keeps pictures."""
 
     def __init__(self, datasets: DatasetStore, idle_timeout_s: float = 60.0) -> None:
         self._datasets = datasets
@@ -33,6 +33,7 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
             self._datasets.begin_upload,
             first.header.display_name,
             convert.archive_format(first.header.format),
+            is_unlabelled=first.header.is_unlabelled,
         )
         try:
             count = 0

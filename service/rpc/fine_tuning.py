@@ -1,4 +1,4 @@
-"""FineTuningService: jobs started, watched and cancelled."""
+"""FineTuningService: jobs started, watched and cancelled; backbones ranked."""
 
 import asyncio
 import hashlib
@@ -13,12 +13,17 @@ from grpc import aio
 
 from service.domain import check_name
 from service.errors import InvalidInput, Reason
-from service.jobs.request import JobRequest, allowed_path, check_request_id
+from service.jobs.lineage import Lineage
+from service.jobs.ranking import Rankings
+from service.jobs.request import JobRequest, RankRequest, allowed_path, check_request_id
 from service.jobs.store import JobStore
 from service.jobs.watch import Watch
-from service.rpc import convert_jobs
+from service.rpc import convert_jobs, convert_rankings, convert_requests
 from service.rpc.datasets import add_picture
 from service.storage.datasets import DatasetStore
+
+_INLINE = "inline"
+"""Stands for a dataset until the pictures that came along are stored as one."""
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -31,6 +36,8 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         jobs: JobStore,
         datasets: DatasetStore,
         watch: Watch,
+        lineage: Lineage,
+        rankings: Rankings,
         *,
         allowed_dirs: tuple[Path, ...],
         default_backbone: str,
@@ -38,6 +45,8 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         self._jobs = jobs
         self._datasets = datasets
         self._watch = watch
+        self._lineage = lineage
+        self._rankings = rankings
         self._allowed_dirs = allowed_dirs
         self._default_backbone = default_backbone
 
@@ -50,35 +59,66 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
     def _start(self, message: pb.FineTuneRequest) -> pb.Job:
         check_name(message.model, "model")
         check_request_id(message.request_id)
-        data = message.WhichOneof("data")
-        server_path = dataset_id = ""
-        if data == "server_path":
-            server_path = str(allowed_path(message.server_path.path, self._allowed_dirs))
-        elif data == "dataset_id":
-            dataset_id = message.dataset_id
-        elif data == "inline_pictures":
-            # Everything else is checked first, so that a bad field stores nothing.
-            self._request(message, dataset_id="inline")
-            dataset_id = self._store(message.inline_pictures.pictures)
-        request = self._request(message, server_path=server_path, dataset_id=dataset_id)
-        # What counts is what was asked, not how it was written down.
-        asked = msgspec.json.encode(request, order="deterministic")
-        fingerprint = hashlib.sha256(asked).hexdigest()
-        record, _ = self._jobs.create(request, message.request_id, fingerprint)
+        target = message.domain_adaptation
+        data_kind, target_kind = message.WhichOneof("data"), target.WhichOneof("target")
+        asked = convert_requests.request(
+            message,
+            server_path=(
+                self._path(message.server_path.path, "server_path.path")
+                if data_kind == "server_path"
+                else ""
+            ),
+            dataset_id=_INLINE if data_kind == "inline_pictures" else message.dataset_id,
+            target_path=(
+                self._path(target.target_path.path, "domain_adaptation.target_path.path")
+                if target_kind == "target_path"
+                else ""
+            ),
+            target_dataset_id=(
+                _INLINE if target_kind == "target_pictures" else target.target_dataset_id
+            ),
+        )
+        request = asked
+        # What an id began is answered with its job, whatever became of the base since.
+        if not self._jobs.is_known(message.request_id):
+            request = self._grown(asked, message)
+            # All of it before a picture is stored, so that a bad field stores nothing.
+            request.check(self._default_backbone)
+        stored: dict[str, str] = {}
+        if data_kind == "inline_pictures":
+            stored["dataset_id"] = self._store(message.inline_pictures.pictures)
+        if target_kind == "target_pictures":
+            stored["target_dataset_id"] = self._store(
+                target.target_pictures.pictures, "domain_adaptation.target_pictures"
+            )
+        request = msgspec.structs.replace(request, **stored)
+        record, _ = self._jobs.create(
+            request,
+            message.request_id,
+            _fingerprint(msgspec.structs.replace(asked, **stored), message),
+        )
         return convert_jobs.job(record)
 
-    def _request(
-        self, message: pb.FineTuneRequest, *, server_path: str = "", dataset_id: str = ""
-    ) -> JobRequest:
-        request = convert_jobs.request(message, server_path=server_path, dataset_id=dataset_id)
-        request.check(self._default_backbone)
-        return request
+    def _path(self, path: str, field: str) -> str:
+        return str(allowed_path(path, self._allowed_dirs, field))
 
-    def _store(self, pictures: Any) -> str:
-        upload = self._datasets.begin_upload("", "")
+    def _grown(self, asked: JobRequest, message: pb.FineTuneRequest) -> JobRequest:
+        if not message.HasField("base"):
+            return asked
+        base = message.base
+        which = base.WhichOneof("which")
+        return self._lineage.grow(
+            asked,
+            base.model,
+            base.version if which == "version" else None,
+            base.alias if which == "alias" else None,
+        )
+
+    def _store(self, pictures: Any, target: str = "") -> str:
+        upload = self._datasets.begin_upload("", "", is_unlabelled=bool(target))
         try:
             for index, picture in enumerate(pictures):
-                add_picture(upload, picture, f"inline_pictures.pictures[{index}]")
+                add_picture(upload, picture, f"{target or 'inline_pictures'}.pictures[{index}]")
             return upload.finish().dataset_id
         finally:
             upload.abort()
@@ -122,3 +162,39 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         """See fine_tuning.proto."""
         record = await asyncio.to_thread(self._jobs.request_cancel, request.job_id)
         return pb.CancelJobResponse(job=convert_jobs.job(record))
+
+    async def RankBackbones(  # noqa: N802
+        self, request: pb.RankBackbonesRequest, context: Context
+    ) -> pb.RankBackbonesResponse:
+        """See fine_tuning.proto."""
+        asked = await asyncio.to_thread(self._to_rank, request)
+        return convert_rankings.response(await self._rankings.rank(asked))
+
+    def _to_rank(self, message: pb.RankBackbonesRequest) -> RankRequest:
+        data_kind = message.WhichOneof("data")
+        is_inline = data_kind == "inline_pictures"
+        request = convert_rankings.request(
+            message,
+            server_path=(
+                self._path(message.server_path.path, "server_path.path")
+                if data_kind == "server_path"
+                else ""
+            ),
+            dataset_id=_INLINE if is_inline else message.dataset_id,
+        )
+        request.check()
+        if is_inline:
+            # So that a call that is refused stores nothing.
+            self._rankings.check_room()
+            stored = self._store(message.inline_pictures.pictures)
+            request = msgspec.structs.replace(request, dataset_id=stored)
+        return request
+
+
+def _fingerprint(asked: JobRequest, message: pb.FineTuneRequest) -> str:
+    # What counts is what was asked, not how it was written down; and of the base what it was
+    # called, since the name may stand for another version by the time of a retry.
+    text = msgspec.json.encode(asked, order="deterministic")
+    if message.HasField("base"):
+        text += message.base.SerializeToString(deterministic=True)
+    return hashlib.sha256(text).hexdigest()

@@ -8,6 +8,7 @@ from graft.v1 import model_pb2 as pb
 from graft.v1 import model_pb2_grpc
 from grpc import aio
 
+from service.domain import LATEST
 from service.errors import InvalidInput, Reason
 from service.rpc import convert
 from service.storage.models import ModelStore, Removed, VersionRecord
@@ -96,6 +97,28 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         """See model.proto."""
         record = await asyncio.to_thread(self._models.delete_alias, request.model, request.alias)
         return pb.DeleteAliasResponse(model=convert.model(record))
+
+    async def RollbackAlias(  # noqa: N802
+        self, request: pb.RollbackAliasRequest, context: Context
+    ) -> pb.RollbackAliasResponse:
+        """See model.proto."""
+        done = await asyncio.to_thread(
+            self._models.roll_back_alias, request.model, request.alias or LATEST
+        )
+        return pb.RollbackAliasResponse(
+            model=convert.model(done.model),
+            from_version=done.from_version,
+            to_version=done.to_version,
+        )
+
+    async def PromoteVersion(  # noqa: N802
+        self, request: pb.PromoteVersionRequest, context: Context
+    ) -> pb.PromoteVersionResponse:
+        """See model.proto."""
+        record = await asyncio.to_thread(
+            self._models.promote_version, request.model, request.version
+        )
+        return pb.PromoteVersionResponse(model=convert.model(record))
 
     async def GetReport(  # noqa: N802
         self, request: pb.GetReportRequest, context: Context

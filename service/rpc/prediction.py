@@ -112,6 +112,8 @@ def _result(outcome: Classified | GraftError, top_k: int, with_features: bool) -
                 for i in best.tolist()
             ],
             features=outcome.features.tolist() if with_features else None,
+            out_of_distribution_score=outcome.outlier_score,
+            is_out_of_distribution=(outcome.outlier_score or 0.0) > 1,
         )
     )
 

@@ -1,11 +1,16 @@
-"""Datasets: labelled pictures that were sent, checked once and kept unchanged.
+"""Datasets: pictures that were sent, checked once and kept unchanged.
 
 A dataset is a folder named by its id, in the shape that `service.class_folders`
 reads, and a row. The folder gets its name when it is whole and flushed, the row
 follows in the same step; what a crash leaves under no row is swept when the
 store is made. Decoding is handed in. `close` makes what is under way give up.
+
+A dataset without labels keeps its files in the folders that they came in: these
+may name classes all the same, to measure by.
 """
 
+import dataclasses
+import hashlib
 import logging
 import secrets
 import shutil
@@ -39,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """A stored set of labelled pictures."""
+    """A stored set of pictures."""
 
     dataset_id: str
     display_name: str
@@ -51,6 +56,8 @@ class DatasetRecord:
     rejected: list[RejectedFile]
     rejected_count: int
     has_validation_split: bool
+    is_unlabelled: bool
+    """It can be the target of domain adaptation alone; `classes` is empty."""
 
 
 class DatasetStore:
@@ -74,7 +81,9 @@ class DatasetStore:
         self._temporary.mkdir(parents=True, exist_ok=True)
         self._sweep()
 
-    def begin_upload(self, display_name: str, archive_format: ArchiveFormat) -> Upload:
+    def begin_upload(
+        self, display_name: str, archive_format: ArchiveFormat, *, is_unlabelled: bool = False
+    ) -> Upload:
         """Starts to take one dataset in; it counts when the upload is finished."""
         if len(display_name) > _MAX_DISPLAY_NAME_CHARS:
             raise InvalidInput(
@@ -86,15 +95,18 @@ class DatasetStore:
         return Upload(
             folder,
             self._limits,
-            from_archive=partial(self._from_archive, folder, archive_format, display_name),
-            from_tree=partial(self._from_tree, display_name),
+            from_archive=partial(
+                self._from_archive, folder, archive_format, display_name, is_unlabelled
+            ),
+            from_tree=partial(self._from_tree, display_name, is_unlabelled),
+            is_unlabelled=is_unlabelled,
         )
 
-    def import_archive(self, path: Path) -> DatasetRecord:
+    def import_archive(self, path: Path, *, is_unlabelled: bool = False) -> DatasetRecord:
         """Stores the pictures of an archive on the server's disk."""
         folder = self._new_folder()
         try:
-            return self._from_archive(folder, "", path.name, path)
+            return self._from_archive(folder, "", path.name, is_unlabelled, path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -128,9 +140,10 @@ class DatasetStore:
         with self._database.transaction() as connection:
             _row(connection, dataset_id)
             users = connection.execute(
-                "SELECT job_id FROM jobs WHERE dataset_id = ? AND state IN (?, ?)"
+                "SELECT job_id FROM jobs WHERE state IN (?, ?) AND (dataset_id = ? OR job_id IN"
+                " (SELECT job_id FROM job_datasets WHERE dataset_id = ?))"
                 " ORDER BY job_id LIMIT 3",
-                (dataset_id, JobState.QUEUED, JobState.RUNNING),
+                (JobState.QUEUED, JobState.RUNNING, dataset_id, dataset_id),
             ).fetchall()
             if users:
                 raise WrongState(
@@ -144,7 +157,7 @@ class DatasetStore:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def path(self, dataset_id: str) -> Path:
-        """Where a dataset's folders per class lie."""
+        """Where a dataset's files lie: in a folder per class, but for one without labels."""
         return self._folder / dataset_id
 
     def close(self) -> None:
@@ -167,38 +180,41 @@ class DatasetStore:
         return folder
 
     def _from_archive(
-        self, folder: Path, archive_format: ArchiveFormat, display_name: str, archive: Path
+        self,
+        folder: Path,
+        archive_format: ArchiveFormat,
+        display_name: str,
+        is_unlabelled: bool,
+        archive: Path,
     ) -> DatasetRecord:
         tree = folder / "unpacked"
         tree.mkdir()
         archives.unpack(archive, tree, archive_format, self._limits, self._check_open)
-        return self._from_tree(display_name, tree)
+        return self._from_tree(display_name, is_unlabelled, tree)
 
-    def _from_tree(self, display_name: str, tree: Path) -> DatasetRecord:
-        files = class_folders.find(tree)
-        for label in sorted({file.label for file in files}):
-            if problem := label_problem(label):
-                raise InvalidInput(
-                    Reason.DATASET_UNUSABLE, f"{problem}: rename the folder {shown(label)}"
-                )
+    def _from_tree(self, display_name: str, is_unlabelled: bool, tree: Path) -> DatasetRecord:
+        files = class_folders.find_any(tree) if is_unlabelled else _labelled(tree)
         pictures, rejected = class_folders.examine(files, self._size, tree, self._workers)
         # What was examined after the close was refused for that alone.
         self._check_open()
-        _check_usable(pictures, files, rejected)
+        _check_usable(pictures, files, rejected, is_unlabelled)
         for refused in rejected:
             (tree / refused.path).unlink(missing_ok=True)
-        digest = class_folders.digest(pictures)
+        digest = (
+            _digest_by_folder(pictures, tree) if is_unlabelled else class_folders.digest(pictures)
+        )
         record = DatasetRecord(
             dataset_id=f"ds-{digest[:20]}",
             display_name=display_name,
             digest=digest,
             create_time_s=time.time(),
             size_bytes=sum(picture.decoded for picture in pictures),
-            classes=_counts(pictures),
+            classes=[] if is_unlabelled else _counts(pictures),
             picture_count=len(pictures),
             rejected=rejected[:_MAX_REJECTED],
             rejected_count=len(rejected),
             has_validation_split=any(picture.file.split == "val" for picture in pictures),
+            is_unlabelled=is_unlabelled,
         )
         with durable.full_disk_told():
             durable.sync_tree(tree)
@@ -222,7 +238,8 @@ class DatasetStore:
             connection.execute(
                 "INSERT INTO datasets (dataset_id, display_name, digest, create_time_s,"
                 " size_bytes, classes_json, picture_count, rejected_json, rejected_count,"
-                " has_validation_split) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " has_validation_split, is_unlabelled)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     record.dataset_id,
                     record.display_name,
@@ -234,6 +251,7 @@ class DatasetStore:
                     msgspec.json.encode(record.rejected).decode(),
                     record.rejected_count,
                     int(record.has_validation_split),
+                    int(record.is_unlabelled),
                 ),
             )
         return record
@@ -250,11 +268,42 @@ class DatasetStore:
             log.warning("swept %d datasets that were never finished", len(unknown))
 
 
+def _labelled(tree: Path) -> list[PictureFile]:
+    files = class_folders.find(tree)
+    for label in sorted({file.label for file in files}):
+        if problem := label_problem(label):
+            raise InvalidInput(
+                Reason.DATASET_UNUSABLE, f"{problem}: rename the folder {shown(label)}"
+            )
+    return files
+
+
+def _digest_by_folder(pictures: Sequence[Examined[int]], tree: Path) -> str:
+    # With the folders, which may name classes; and never that of a labelled dataset, whose
+    # folders and pictures may be the same.
+    placed = [
+        dataclasses.replace(p, file=dataclasses.replace(p.file, label=str(_folder(p, tree))))
+        for p in pictures
+    ]
+    return hashlib.sha256(f"unlabelled\0{class_folders.digest(placed)}".encode()).hexdigest()
+
+
+def _folder(picture: Examined[int], tree: Path) -> Path:
+    return picture.file.path.parent.relative_to(tree)
+
+
 def _check_usable(
     pictures: Sequence[Examined[int]],
     files: Collection[PictureFile],
     rejected: Sequence[RejectedFile],
+    is_unlabelled: bool,
 ) -> None:
+    why = f"of {len(files)} files {len(rejected)} are no readable pictures"
+    first = f", such as {shown(rejected[0].path)} ({rejected[0].detail})" if rejected else ""
+    if is_unlabelled:
+        if not pictures:
+            raise InvalidInput(Reason.DATASET_UNUSABLE, f"no picture was found: {why}{first}")
+        return
     trained = {picture.file.label for picture in pictures if picture.file.split != "val"}
     if len(trained) >= 2:
         unknown = {picture.file.label for picture in pictures} - trained
@@ -265,8 +314,6 @@ def _check_usable(
             f"{shown(min(unknown))} has validation pictures and none to learn from: add some, or "
             "leave the class out",
         )
-    why = f"of {len(files)} files {len(rejected)} are no readable pictures"
-    first = f", such as {shown(rejected[0].path)} ({rejected[0].detail})" if rejected else ""
     raise InvalidInput(
         Reason.DATASET_UNUSABLE,
         f"pictures to learn from were found for {len(trained)} classes, and 2 are needed: {why}"
@@ -308,6 +355,7 @@ def _record(row: Any) -> DatasetRecord:
         rejected=msgspec.json.decode(row["rejected_json"], type=list[RejectedFile]),
         rejected_count=row["rejected_count"],
         has_validation_split=bool(row["has_validation_split"]),
+        is_unlabelled=bool(row["is_unlabelled"]),
     )
 
 

@@ -1,9 +1,11 @@
 """Published models: their versions, their aliases, and which one is meant.
 
-Owns the tables models, versions, aliases and exported_backbones, and says which
-artifacts are live. Version numbers are never given twice within a model; a
-deleted model is gone with its numbers, and its name begins again at 1. Writes
-through `publish` belong to the caller's transaction.
+Owns the tables models, versions and exported_backbones, and says which artifacts
+are live. Version numbers are never given twice within a model; a deleted model
+is gone with its numbers, and its name begins again at 1. A version that did not
+pass its gate is a candidate: it has a number, and `latest` does not move to it
+before it is promoted. Writes through `publish` belong to the caller's
+transaction.
 """
 
 import threading
@@ -15,10 +17,10 @@ from typing import Any
 
 import msgspec
 
-from service.domain import LATEST, Manifest, check_name
-from service.errors import InvalidInput, NotFound, Reason, WrongState
-from service.jobs.contract import ExportedBackbone
-from service.storage import pages, suggestions
+from service.domain import LATEST, Manifest, check_alias
+from service.errors import Reason, WrongState
+from service.jobs.contract import FROZEN_TECHNIQUES, ExportedBackbone
+from service.storage import aliases, pages, suggestions
 from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.database import Connection, Database
 
@@ -59,12 +61,26 @@ class VersionRecord:
     backbone_path: Path
     artifact_digest: str
     aliases: tuple[str, ...]
+    is_candidate: bool
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """An alias that points to an earlier version again."""
+
+    model: ModelRecord
+    from_version: int
+    to_version: int
 
 
 @dataclass(frozen=True)
 class Removed:
-    """Digests that no version refers to any more."""
+    """What was deleted, and the digests that no version refers to any more."""
 
+    model: str
+    versions: list[int]
+    is_model_gone: bool
+    """Whether these were all of its versions."""
     backbones: list[str]
     heads: list[str]
 
@@ -89,11 +105,17 @@ class ModelStore:
         artifacts.sweep(versions=versions, backbones=backbones)
 
     def publish(
-        self, connection: Connection, model: str, job_id: str, stored: StoredVersion
+        self,
+        connection: Connection,
+        model: str,
+        job_id: str,
+        stored: StoredVersion,
+        alias: str = "",
     ) -> int:
-        """Makes the model's next version within the caller's transaction; moves `latest`.
+        """Makes the model's next version within the caller's transaction.
 
-        Publishing for a job that has published answers with its version.
+        `latest`, and `alias` where one is named, move to it, unless it did not pass
+        its gate. Publishing for a job that has published answers with its version.
         """
         done = connection.execute(
             "SELECT version FROM versions WHERE job_id = ?", (job_id,)
@@ -101,6 +123,7 @@ class ModelStore:
         if done is not None:
             return int(done["version"])
         self._artifacts.restore(stored)
+        manifest = stored.manifest
         now = time.time()
         (version,) = connection.execute(
             "INSERT INTO models (name, create_time_s, last_version) VALUES (?, ?, 1)"
@@ -110,22 +133,27 @@ class ModelStore:
         ).fetchone()
         connection.execute(
             "INSERT INTO versions (model, version, job_id, create_time_s, manifest_json,"
-            " head_digest, backbone_digest, artifact_digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            " head_digest, backbone_digest, artifact_digest, is_candidate)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 model,
                 version,
                 job_id,
                 now,
-                msgspec.json.encode(stored.manifest).decode(),
+                msgspec.json.encode(manifest).decode(),
                 stored.head_digest,
                 stored.backbone_digest,
                 stored.artifact_digest,
+                bool(manifest.gate_failures),
             ),
         )
-        _point(connection, model, LATEST, version)
-        manifest = stored.manifest
+        if not manifest.gate_failures:
+            aliases.point(connection, model, LATEST, version)
+            if alias:
+                aliases.point(connection, model, alias, version)
         # Random weights have no second user; only what was pretrained is worth keeping.
-        if manifest.method == "feature_based" and not manifest.weights.startswith("random"):
+        is_frozen = manifest.method == "feature_based" or manifest.technique in FROZEN_TECHNIQUES
+        if is_frozen and not manifest.weights.startswith("random"):
             # Float and quantised forms are different files, each shared by later jobs.
             form = ":int8" if manifest.serving_precision == "int8" else ""
             connection.execute(
@@ -155,9 +183,9 @@ class ModelStore:
     def delete_model(self, name: str) -> Removed:
         """Deletes a model with its versions and aliases; raises NotFound (MODEL_NOT_FOUND)."""
         with self._database.transaction() as connection:
-            _check_model(connection, name)
+            suggestions.check_model(connection, name)
             rows = connection.execute("SELECT * FROM versions WHERE model = ?", (name,)).fetchall()
-            connection.execute("DELETE FROM aliases WHERE model = ?", (name,))
+            aliases.forget_model(connection, name)
             connection.execute("DELETE FROM versions WHERE model = ?", (name,))
             connection.execute("DELETE FROM models WHERE name = ?", (name,))
             return self._remove(connection, name, rows)
@@ -169,9 +197,9 @@ class ModelStore:
         """
         with self._database.read() as connection:
             if version is None:
-                version = _version_of_alias(connection, model, alias or LATEST)
+                version = aliases.version_of(connection, model, alias or LATEST)
             row = _version_row(connection, model, version)
-            return self._version(row, _aliases(connection, model))
+            return self._version(row, aliases.all_of(connection, model))
 
     def resolve(self, model: str, version: int | None, alias: str | None) -> VersionRecord:
         """As `get_version`, from memory where it was asked before: microseconds.
@@ -199,74 +227,103 @@ class ModelStore:
         limit = pages.size(page_size)
         (before,) = pages.key("versions", page_token, int) or (2**62,)
         with self._database.read() as connection:
-            _check_model(connection, model)
+            suggestions.check_model(connection, model)
             rows = connection.execute(
                 "SELECT * FROM versions WHERE model = ? AND version < ?"
                 " ORDER BY version DESC LIMIT ?",
                 (model, before, limit + 1),
             ).fetchall()
-            aliases = _aliases(connection, model)
-        versions = [self._version(row, aliases) for row in rows[:limit]]
+            named = aliases.all_of(connection, model)
+        versions = [self._version(row, named) for row in rows[:limit]]
         more = len(rows) > limit
         return versions, pages.token("versions", versions[-1].version) if more else ""
 
     def delete_version(self, model: str, version: int) -> Removed:
-        """Deletes a version; `latest` falls back to the newest that is left.
+        """Deletes a version; `latest` falls back to the newest that is left and no candidate.
 
-        Raises NotFound, or WrongState (ALIAS_IN_USE) when another alias points
-        to it or when it is the model's last one.
+        Where candidates alone are left, `latest` goes. Raises NotFound, or WrongState
+        (ALIAS_IN_USE) when another alias points to it or when it is the model's last one.
         """
         with self._database.transaction() as connection:
             row = _version_row(connection, model, version)
-            named = [a for a, v in _aliases(connection, model).items() if v == version]
+            named = [a for a, v in aliases.all_of(connection, model).items() if v == version]
             if others := [alias for alias in named if alias != LATEST]:
                 raise WrongState(
                     Reason.ALIAS_IN_USE,
                     f"version {version} of {model} is called {', '.join(others)}: point these "
                     "aliases to another version, or delete them, first",
                 )
-            (newest_left,) = connection.execute(
-                "SELECT MAX(version) FROM versions WHERE model = ? AND version <> ?",
+            left, newest = connection.execute(
+                "SELECT COUNT(*), MAX(CASE WHEN is_candidate = 0 THEN version END)"
+                " FROM versions WHERE model = ? AND version <> ?",
                 (model, version),
             ).fetchone()
-            if newest_left is None:
+            if left == 0:
                 raise WrongState(
                     Reason.ALIAS_IN_USE,
-                    f"version {version} is the last one of {model}, and {LATEST} points to it: "
+                    f"version {version} is the last one of {model}, and a model has one at least: "
                     "delete the model instead",
                 )
-            if named:
-                _point(connection, model, LATEST, newest_left)
+            aliases.forget_version(connection, model, version)
+            if named and newest is None:
+                aliases.remove(connection, model, LATEST)
+            elif named:
+                aliases.point(connection, model, LATEST, newest)
             connection.execute(
                 "DELETE FROM versions WHERE model = ? AND version = ?", (model, version)
             )
             return self._remove(connection, model, [row])
 
+    def promote_version(self, model: str, version: int) -> ModelRecord:
+        """Publishes a candidate: `latest` moves to it, and it is none any more.
+
+        Raises NotFound, or WrongState (NOT_A_CANDIDATE).
+        """
+        with self._database.transaction() as connection:
+            if not _version_row(connection, model, version)["is_candidate"]:
+                raise WrongState(
+                    Reason.NOT_A_CANDIDATE,
+                    f"version {version} of {model} is published already: to have an alias point "
+                    "to it use SetAlias, or RollbackAlias",
+                )
+            connection.execute(
+                "UPDATE versions SET is_candidate = 0 WHERE model = ? AND version = ?",
+                (model, version),
+            )
+            aliases.point(connection, model, LATEST, version)
+            self._database.after_commit(partial(self._forget_resolved, model))
+            return _model(connection, model)
+
     def set_alias(self, model: str, alias: str, version: int) -> ModelRecord:
-        """Points an alias to a version, new or not.
+        """Points an alias to a version, a candidate too; the alias may be new.
 
         Raises InvalidInput, NotFound, or WrongState (ALIAS_RESERVED) for `latest`.
         """
-        check_name(alias, "alias")
-        if alias.isdigit():
-            raise InvalidInput(
-                Reason.INVALID_FIELD,
-                f"alias {alias!r} is a number, which could be taken for a version: use a name",
-                field="alias",
-            )
+        check_alias(alias, "alias")
         _check_not_reserved(alias)
         with self._database.transaction() as connection:
             _version_row(connection, model, version)
-            _point(connection, model, alias, version)
+            aliases.point(connection, model, alias, version)
             self._database.after_commit(partial(self._forget_resolved, model))
             return _model(connection, model)
+
+    def roll_back_alias(self, model: str, alias: str) -> RolledBack:
+        """Points an alias, `latest` too, back to where it pointed before.
+
+        Again, to the one before that; deleted versions are passed over. Raises
+        NotFound, or WrongState (NO_EARLIER_VERSION).
+        """
+        with self._database.transaction() as connection:
+            before, now = aliases.roll_back(connection, model, alias)
+            self._database.after_commit(partial(self._forget_resolved, model))
+            return RolledBack(_model(connection, model), before, now)
 
     def delete_alias(self, model: str, alias: str) -> ModelRecord:
         """Removes an alias; raises NotFound, or WrongState (ALIAS_RESERVED) for `latest`."""
         _check_not_reserved(alias)
         with self._database.transaction() as connection:
-            _version_of_alias(connection, model, alias)
-            connection.execute("DELETE FROM aliases WHERE model = ? AND alias = ?", (model, alias))
+            aliases.version_of(connection, model, alias)
+            aliases.remove(connection, model, alias)
             self._database.after_commit(partial(self._forget_resolved, model))
             return _model(connection, model)
 
@@ -313,7 +370,14 @@ class ModelStore:
                 if connection.execute(query, (digest,)).fetchone() is None
             ]
 
-        removed = Removed(backbones=unused("backbone_digest"), heads=unused("head_digest"))
+        left = connection.execute("SELECT 1 FROM models WHERE name = ?", (model,)).fetchone()
+        removed = Removed(
+            model=model,
+            versions=[row["version"] for row in rows],
+            is_model_gone=left is None,
+            backbones=unused("backbone_digest"),
+            heads=unused("head_digest"),
+        )
         kept = {
             row["digest"] for row in connection.execute("SELECT digest FROM exported_backbones")
         }
@@ -329,7 +393,7 @@ class ModelStore:
         )
         return removed
 
-    def _version(self, row: Any, aliases: dict[str, int]) -> VersionRecord:
+    def _version(self, row: Any, named: dict[str, int]) -> VersionRecord:
         return VersionRecord(
             model=row["model"],
             version=row["version"],
@@ -341,7 +405,8 @@ class ModelStore:
             backbone_digest=row["backbone_digest"],
             backbone_path=self._artifacts.backbone_path(row["backbone_digest"]),
             artifact_digest=row["artifact_digest"],
-            aliases=tuple(a for a, number in aliases.items() if number == row["version"]),
+            aliases=tuple(a for a, number in named.items() if number == row["version"]),
+            is_candidate=bool(row["is_candidate"]),
         )
 
     def _forget_resolved(self, model: str) -> None:
@@ -363,14 +428,9 @@ def _model_record(connection: Connection, row: Any) -> ModelRecord:
         row["name"],
         row["create_time_s"],
         row["update_time_s"],
-        _aliases(connection, row["name"]),
+        aliases.all_of(connection, row["name"]),
         row["version_count"],
     )
-
-
-def _check_model(connection: Connection, name: str) -> None:
-    if connection.execute("SELECT 1 FROM models WHERE name = ?", (name,)).fetchone() is None:
-        raise suggestions.model_not_found(connection, name)
 
 
 def _version_row(connection: Connection, model: str, version: int) -> Any:
@@ -378,43 +438,15 @@ def _version_row(connection: Connection, model: str, version: int) -> Any:
         "SELECT * FROM versions WHERE model = ? AND version = ?", (model, version)
     ).fetchone()
     if row is None:
-        _check_model(connection, model)
+        suggestions.check_model(connection, model)
         raise suggestions.version_not_found(connection, model, version)
     return row
-
-
-def _version_of_alias(connection: Connection, model: str, alias: str) -> int:
-    row = connection.execute(
-        "SELECT version FROM aliases WHERE model = ? AND alias = ?", (model, alias)
-    ).fetchone()
-    if row is None:
-        _check_model(connection, model)
-        names = ", ".join(_aliases(connection, model))
-        raise NotFound(
-            Reason.ALIAS_NOT_FOUND, f"model {model} has no alias {alias[:80]!r}; it has {names}"
-        )
-    return int(row["version"])
-
-
-def _aliases(connection: Connection, model: str) -> dict[str, int]:
-    rows = connection.execute(
-        "SELECT alias, version FROM aliases WHERE model = ? ORDER BY alias", (model,)
-    )
-    return {row["alias"]: row["version"] for row in rows}
-
-
-def _point(connection: Connection, model: str, alias: str, version: int) -> None:
-    connection.execute(
-        "INSERT INTO aliases (model, alias, version) VALUES (?, ?, ?)"
-        " ON CONFLICT (model, alias) DO UPDATE SET version = excluded.version",
-        (model, alias, version),
-    )
 
 
 def _check_not_reserved(alias: str) -> None:
     if alias == LATEST:
         raise WrongState(
             Reason.ALIAS_RESERVED,
-            f"the alias {LATEST} always points to the newest version and moves by publishing "
-            "alone: use another name",
+            f"the alias {LATEST} is moved by publishing, promoting and rolling back alone: use "
+            "another name",
         )

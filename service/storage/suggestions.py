@@ -9,6 +9,12 @@ _NEIGHBOURS = 40
 _SHOWN = 10
 
 
+def check_model(connection: Connection, name: str) -> None:
+    """Raises what `model_not_found` makes when there is no such model."""
+    if connection.execute("SELECT 1 FROM models WHERE name = ?", (name,)).fetchone() is None:
+        raise model_not_found(connection, name)
+
+
 def model_not_found(connection: Connection, name: str) -> GraftError:
     """The error for a model that does not exist; names close ones.
 

@@ -20,6 +20,9 @@ from service.storage.entry_names import file_name, label_problem
 if TYPE_CHECKING:
     from service.storage.datasets import DatasetRecord
 
+UNLABELLED_FOLDER = "unlabelled"
+"""Where the pictures without a label lie, beside the folders of those with one."""
+
 Store = Callable[[Path], "DatasetRecord"]
 
 
@@ -27,7 +30,13 @@ class Upload:
     """Takes chunks or pictures, never both; its methods may be called from any thread."""
 
     def __init__(
-        self, folder: Path, limits: Limits, *, from_archive: Store, from_tree: Store
+        self,
+        folder: Path,
+        limits: Limits,
+        *,
+        from_archive: Store,
+        from_tree: Store,
+        is_unlabelled: bool = False,
     ) -> None:
         self._folder = folder
         self._archive = folder / "archive"
@@ -35,6 +44,7 @@ class Upload:
         self._limits = limits
         self._from_archive = from_archive
         self._from_tree = from_tree
+        self._is_unlabelled = is_unlabelled
         self._lock = threading.Lock()
         self._kind: Literal["", "archive", "pictures", "ended"] = ""
         self._file: IO[bytes] | None = None
@@ -52,9 +62,19 @@ class Upload:
             self._file.write(chunk)
 
     def add_picture(self, label: str, content: bytes, filename: str, split: SplitName) -> None:
-        """Adds one labelled picture; whether it can be read shows at the end."""
+        """Adds one picture; whether it can be read shows at the end.
+
+        To an unlabelled dataset, without a split; its label may be empty.
+        """
         with self._lock, durable.full_disk_told():
             label = unicodedata.normalize("NFC", label)
+            if self._is_unlabelled:
+                label = label or UNLABELLED_FOLDER
+                if split:
+                    raise _bad(
+                        "a picture without classes to learn has no split: leave it unset",
+                        "picture.split",
+                    )
             if problem := label_problem(label):
                 raise _bad(problem, "picture.label")
             if label == "train" and not split:
@@ -109,6 +129,8 @@ class Upload:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _check_classes(self) -> None:
+        if self._is_unlabelled:
+            return
         # Here, since folders of one class, or of `val` alone, look like something else.
         if len(self._learned) < 2:
             raise InvalidInput(

@@ -9,7 +9,7 @@ from typing import Any
 import graft
 import pytest
 from graft.cli import main
-from graft.testing import FakeGraft, failed, running
+from graft.testing import Answer, FakeGraft, failed, published, running, succeeded
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -70,7 +70,9 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
         "--epochs 3 --batch-size 8 --lr 0.01 --momentum 0.8 --weight-decay 0.1 "
         "--label-smoothing 0.2 --train-from-stage layer4 --freeze-batch-norm --early-stopping 0 "
         "--precision fp32 --validation-fraction 0.3 --seed 5 --time-budget 60 --device cpu "
-        "--label team=blue --label note=a=b --request-id mine --detach"
+        "--label team=blue --label note=a=b --request-id mine --detach --base pets:1 "
+        "--baseline linear-probe --baseline from_scratch --min-accuracy 0.9 "
+        "--not-worse-than latest --max-latency-ms 12.5 --gate-alias prod"
     )
     code, out, _ = run("finetune", folder, "--name", "cats", *options.split())
     assert (code, out) == (0, "job-1\n")
@@ -93,6 +95,11 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
     assert (request.validation_fraction, request.seed, request.time_budget_s) == (0.3, 5, 60.0)
     assert (request.device, request.request_id) == ("cpu", "mine")
     assert request.labels == {"team": "blue", "note": "a=b"}
+    assert request.base == graft.BaseVersion(version=1, model="pets")
+    assert request.baselines == ("linear_probe", "from_scratch")
+    assert request.gate == graft.Gate(
+        min_accuracy=0.9, not_worse_than="latest", max_latency_ms=12.5, alias="prod"
+    )
 
 
 def test_pictures_on_the_server_are_named_by_their_path(run: Run, server: FakeGraft) -> None:
@@ -100,6 +107,108 @@ def test_pictures_on_the_server_are_named_by_their_path(run: Run, server: FakeGr
     [request] = server.requests("FineTune")
     assert request.server_path.path == "/pictures"
     assert request.feature_based.l2 == 0.1
+
+
+def test_a_model_is_adapted_to_a_folder_of_another_domain(
+    run: Run, server: FakeGraft, folder: Path
+) -> None:
+    options = ("--method", "domain-adaptation", "--target", folder)
+    code, _, err = run("finetune", folder, "--name", "cats", *options, "--technique", "deep-mcc")
+    assert (code, err) == (0, "")
+    assert "domain-adaptation" in run("models", "versions", "cats")[1]
+    run("finetune", folder, "--name", "cats", *options, "--always-adapt", "--evaluate-on-target")
+    with graft.Client(server.target) as client:
+        first, second = (client.get_job(f"job-{n}").request.method for n in (1, 2))
+    assert isinstance(first, graft.DomainAdaptation)
+    assert isinstance(second, graft.DomainAdaptation)
+    assert (first.technique, first.always_adapt, first.evaluate_on_target) == (
+        "deep_mcc", False, False,
+    )  # fmt: skip
+    assert (second.technique, second.always_adapt, second.evaluate_on_target) == (
+        "auto", True, True,
+    )  # fmt: skip
+    assert {label for _, label, _ in server.pictures(str(first.target))} == {""}
+    assert {label for _, label, _ in server.pictures(str(second.target))} == {"cat", "dog"}
+
+
+def test_a_target_on_the_server_is_named_by_its_path(run: Run, server: FakeGraft) -> None:
+    start = ("finetune", "server:/x", "--name", "cats", "--detach")
+    adapting = ("--method", "domain-adaptation", "--target", "server:/phone")
+    views = ("--augmented-views", "2")
+    code, _, err = run(*start, *adapting, *views)
+    assert (code, "augmented_views is no hyperparameter of domain_adaptation" in err) == (2, True)
+    assert run(*start, *adapting)[0] == 0
+    [request] = server.requests("FineTune")
+    assert request.domain_adaptation.target_path.path == "/phone"
+    assert run(*start, *views)[0] == 0
+    assert server.requests("FineTune")[1].feature_based.augmented_views == 2
+
+
+def test_a_version_that_fails_its_gate_is_plainly_called_a_candidate(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    why = "worse than version 1 on the same pictures, p = 0.003"
+    script = [running(), published(0.8, gate_failures=[why]), succeeded()]
+    with FakeGraft(script=script) as server:
+        where = ["--server", server.target]
+        command = ["finetune", "server:/x", "--name", "cats", "--min-accuracy", "0.9"]
+        assert main([*command, *where]) == 0
+        out = capsys.readouterr().out
+        assert "80.0% of 20 validation pictures right; kept as a candidate" in out
+        assert out.endswith(
+            "cats version 1 did not pass its gate and is kept as a candidate:\n"
+            "- accuracy: 0.8 was measured, 0.9 was asked for\n"
+            f"- {why}\n"
+            "Try it: graft predict cats:1 PICTURE - publish it all the same: graft promote cats 1\n"
+        )
+        assert main([*command, *where, "--json"]) == 0
+        told = lines(capsys.readouterr().out)
+        assert (told[-1]["is_candidate"], told[-3]["is_candidate"]) == (True, True)
+        assert told[-1]["gate_checks"][1]["detail"] == why
+        assert main(["models", "versions", "cats", *where]) == 0
+        assert "candidate" in capsys.readouterr().out
+        assert main(["promote", "cats", "1", *where]) == 0
+        assert main(["promote", "cats", "1", *where]) == 1
+        assert "[NOT_A_CANDIDATE]" in capsys.readouterr().err
+
+
+def test_an_alias_is_rolled_back(run: Run, server: FakeGraft) -> None:
+    server.add_model("pets", versions=2)
+    code, out, _ = run("rollback", "pets")
+    assert (code, out) == (0, "pets@latest is version 2 again; it was 3\n")
+    for number in (3, 1):
+        run("models", "alias", "pets", "prod", number)
+    [told] = lines(run("rollback", "pets", "prod", "--json")[1])
+    assert (told["from_version"], told["to_version"]) == (1, 3)
+    assert told["model"]["aliases"] == {"latest": 2, "prod": 3}
+    code, _, err = run("rollback", "pets", "prod")
+    assert (code, "[NO_EARLIER_VERSION]" in err) == (1, True)
+
+
+def test_pictures_unlike_the_training_are_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("like", "unlike"):
+        (tmp_path / f"{name}.jpg").write_text(name)
+
+    def scored(_model: str, picture: Any) -> Answer:
+        return Answer({"cat": 0.9, "dog": 0.1}, 2.31 if picture.data == b"unlike" else 0.2)
+
+    with FakeGraft(predict=scored) as server:
+        server.add_model("pets")
+        where = ["--server", server.target]
+        pictures = [str(tmp_path / "like.jpg"), str(tmp_path / "unlike.jpg")]
+        assert main(["predict", "pets", *pictures, "--top-k", "2", *where]) == 0
+        out = capsys.readouterr().out
+        [marked] = [line for line in out.splitlines() if "unlike the training pictures" in line]
+        assert "unlike.jpg" in marked
+        assert "(2.3)" in marked
+        assert main(["predict", "pets", pictures[0], *where]) == 0
+        assert "training pictures" not in capsys.readouterr().out
+        assert main(["predict", "pets", pictures[1], *where, "--json"]) == 0
+        [told] = lines(capsys.readouterr().out)
+        assert told["is_out_of_distribution"]
+        assert told["out_of_distribution_score"] == pytest.approx(2.31)
 
 
 def test_a_job_that_fails_ends_the_command_with_3(
@@ -140,6 +249,7 @@ def test_predictions_are_a_table_or_a_line_each(run: Run, folder: Path) -> None:
     assert [line["picture"] for line in told] == [str(picture) for picture in pictures]
     assert set(told[0]) == {
         "picture", "model", "version", "label", "probability", "scores", "features",
+        "out_of_distribution_score", "is_out_of_distribution",
     }  # fmt: skip
 
 
@@ -224,6 +334,10 @@ def test_datasets_are_uploaded_listed_and_deleted(run: Run, folder: Path) -> Non
     assert "mine" in run("datasets")[1]
     assert lines(run("datasets", "get", dataset["dataset_id"], "--json")[1]) == [dataset]
     assert run("datasets", "delete", dataset["dataset_id"])[0] == 0
+    [unlabelled] = lines(run("datasets", "upload", folder, "--unlabelled", "--json")[1])
+    assert (unlabelled["is_unlabelled"], unlabelled["classes"]) == (True, [])
+    assert "unlabelled" in run("datasets")[1]
+    assert run("datasets", "delete", unlabelled["dataset_id"])[0] == 0
     assert lines(run("datasets", "list", "--json")[1]) == []
 
 
@@ -245,6 +359,15 @@ def test_health_says_whether_the_server_serves(run: Run, server: FakeGraft) -> N
         (["models", "delete", "pets@prod"], 2, "not by an alias"),
         (["models", "alias", "pets", "prod"], 2, "either the VERSION"),
         (["finetune", "server:/x", "--name", "cats", "--epochs", "3"], 2, "epochs is no hyper"),
+        (
+            ["finetune", "server:/x", "--name", "cats", "--method", "domain-adaptation"],
+            2,
+            "domain_adaptation needs the target",
+        ),
+        (["finetune", "server:/x", "--name", "cats", "--base", "cats:"], 2, "names no version"),
+        (["finetune", "server:/x", "--name", "cats", "--base", "0"], 2, "'0' is no version"),
+        (["finetune", "server:/x", "--name", "pets", "--base", "no"], 1, "[ALIAS_NOT_FOUND]"),
+        (["promote", "pets", "latest"], 2, "'latest' is no version"),
         (["export", "pets", "-o", "/no/such/folder/pets.onnx"], 2, "No such file or directory"),
     ],
 )

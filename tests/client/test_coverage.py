@@ -37,6 +37,8 @@ def test_every_call_of_the_contract_is_made_by_a_method_of_the_client(
     assert client.get_dataset(dataset_id).picture_count == 6
     assert [d.dataset_id for d in client.list_datasets()] == [dataset_id]
 
+    assert client.rank_backbones(dataset_id).picture_count == 6
+
     server.add_model("pets", versions=2)
     assert client.get_model("pets").aliases == {"latest": 3}
     assert [m.name for m in client.list_models()] == ["pets"]
@@ -45,6 +47,10 @@ def test_every_call_of_the_contract_is_made_by_a_method_of_the_client(
     assert client.get_version("pets", alias="prod").job_id == job.job_id
     assert client.get_version("pets", version=1).aliases == ("prod",)
     assert client.delete_alias("pets", "prod").aliases == {"latest": 3}
+    assert client.rollback_alias("pets").to_version == 2
+    gated = client.fine_tune(folder, "pets", gate=graft.Gate(min_accuracy=0.99)).wait()
+    assert client.promote_version("pets", gated.version).aliases == {"latest": 4}
+    assert client.delete_version("pets", gated.version) is None
     assert client.get_report("pets", version=1)["validation_accuracy"] == 0.95
     assert client.get_report_html("pets").startswith("<!doctype html>")
     exported = client.export_model("pets", tmp_path / "pets.onnx", version=2)

@@ -8,7 +8,7 @@ from typing import Any
 import graft
 import pytest
 from graft import _order, _pictures
-from graft.testing import FakeGraft, SentPicture
+from graft.testing import Answer, FakeGraft, SentPicture
 
 CLASSES = [f"class-{number}" for number in range(1000)]
 
@@ -76,6 +76,24 @@ def test_the_best_classes_come_first_and_features_where_asked_for(client: Any) -
     assert two.features == tuple(float(byte) for byte in b"0001")
     with pytest.raises(graft.InvalidArgument, match="top_k is 0"):
         client.predict(b"0001", "numbers", top_k=0)
+
+
+def test_a_picture_unlike_the_training_is_told_apart(connect: Any) -> None:
+    scores = {b"like": 0.4, b"edge": 1.0, b"unlike": 2.5, b"unknown": None}
+
+    def scored(_model: str, picture: SentPicture) -> Answer:
+        return Answer({"cat": 1.0}, scores[picture.data])
+
+    with FakeGraft(predict=scored) as server:
+        server.add_model("pets")
+        client = connect(server.target)
+        for answers in (
+            client.predict(list(scores), "pets"),
+            list(client.predict_stream(list(scores), "pets")),
+        ):
+            found = [(a.out_of_distribution_score, a.is_out_of_distribution) for a in answers]
+            assert [is_out for _, is_out in found] == [False, False, True, False]
+            assert [score for score, _ in found] == [pytest.approx(0.4), 1.0, 2.5, None]
 
 
 def test_a_version_is_chosen_by_number_by_alias_or_is_the_newest(

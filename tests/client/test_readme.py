@@ -24,14 +24,15 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGraft]
     """A server beside what the README speaks of."""
     folder.rename(folder.parent / "pictures")
     monkeypatch.chdir(folder.parent)
-    for name in ("a.jpg", "b.jpg"):
+    for name in ("a.jpg", "b.jpg", "phone/a.jpg", "spring/tulip/a.jpg", "spring/rose/a.jpg"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(name)
     with FakeGraft() as server:
         yield server
 
 
 def test_there_are_programs_and_commands_to_try() -> None:
-    assert len(PROGRAMS) == 4
+    assert len(PROGRAMS) == 9
     assert len(COMMANDS) > 10
 
 

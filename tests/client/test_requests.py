@@ -1,11 +1,12 @@
 """What was asked for is what a job says it was asked for."""
 
-from typing import Any
+from typing import Any, get_args
 
 import graft
 import pytest
-from graft import _answers, _requests
+from graft import _answers, _requests, types
 from graft.types import FineTuneOptions
+from graft.v1 import fine_tuning_pb2 as pb
 
 
 @pytest.mark.parametrize(
@@ -15,7 +16,22 @@ from graft.types import FineTuneOptions
         {"backbone": "resnet50", "weights": "IMAGENET1K_V1", "seed": 7, "device": "cuda"},
         {"validation_fraction": 0.25, "time_budget_s": 90.5, "labels": {"team": "blue"}},
         {"method": "feature_based", "l2": 0.01},
-        {"method": graft.FeatureBased(l2=0.01)},
+        {"method": "feature_based", "augmented_views": 0},
+        {"method": graft.FeatureBased(l2=0.01, augmented_views=4)},
+        {"baselines": ("linear_probe", "from_scratch")},
+        {"gate": graft.Gate()},
+        {
+            "gate": graft.Gate(
+                min_accuracy=0.0,
+                not_worse_than="prod",
+                max_parity_difference=1e-6,
+                max_latency_ms=12.5,
+                alias="canary",
+            )
+        },
+        {"base": graft.BaseVersion()},
+        {"base": graft.BaseVersion(version=2, model="cats")},
+        {"base": graft.BaseVersion(alias="prod")},
         {"method": "model_based", "recipe": "classic", "epochs": 3, "freeze_batch_norm": False},
         {
             "method": graft.ModelBased(
@@ -44,12 +60,63 @@ def test_what_is_read_from_a_request_is_what_was_put_into_it(options: FineTuneOp
     assert read.data == "ds-1"
 
 
+@pytest.mark.parametrize("target", ["ds-2", graft.ServerPath("/target")])
+@pytest.mark.parametrize("technique", list(_requests.TECHNIQUES))
+def test_what_is_read_of_a_domain_adaptation_is_what_was_put_into_it(
+    target: Any, technique: Any
+) -> None:
+    asked = graft.DomainAdaptation(
+        target=target,
+        technique=technique,
+        always_adapt=True,
+        evaluate_on_target=True,
+        epochs=3,
+        batch_size=8,
+        learning_rate=0.01,
+    )
+    for method in (asked, graft.DomainAdaptation(target=target, technique=technique)):
+        request = _requests.fine_tune("ds-1", "pets", {"method": method}, target)
+        assert _answers.job_request(request).method == method
+
+
+def test_every_technique_and_baseline_of_the_contract_can_be_asked_for() -> None:
+    assert {0, *_requests.TECHNIQUES.values()} == set(pb.AdaptationTechnique.values())
+    assert {0, *_requests.BASELINES.values()} == set(pb.Baseline.values())
+    assert set(_requests.TECHNIQUES) == set(get_args(types.Technique))
+    assert set(_requests.BASELINES) == set(get_args(types.Baseline))
+
+
+def test_the_hyperparameters_of_a_domain_adaptation_may_stand_beside_its_name() -> None:
+    options: FineTuneOptions = {
+        "method": "domain_adaptation",
+        "target": "ds-2",
+        "technique": "coral",
+        "always_adapt": True,
+    }
+    request = _requests.fine_tune("ds-1", "pets", options, "ds-2")
+    assert _answers.job_request(request).method == graft.DomainAdaptation(
+        target="ds-2", technique="coral", always_adapt=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "read"),
+    [(2, graft.BaseVersion(version=2)), ("prod", graft.BaseVersion(alias="prod"))],
+)
+def test_a_base_may_be_a_version_or_an_alias_alone(base: Any, read: graft.BaseVersion) -> None:
+    assert _answers.job_request(_requests.fine_tune("ds-1", "pets", {"base": base})).base == read
+
+
 def test_what_is_not_given_is_left_to_the_service() -> None:
     request = _requests.fine_tune(graft.ServerPath("/pictures"), "pets", {})
     assert request.server_path.path == "/pictures"
-    for field in ("validation_fraction", "seed", "time_budget"):
+    for field in ("validation_fraction", "seed", "time_budget", "gate", "base"):
         assert not request.HasField(field)
+    assert (request.backbone, list(request.baselines)) == ("", [])
     assert not request.feature_based.HasField("l2")
+    assert not request.feature_based.HasField("augmented_views")
+    read = _answers.job_request(request)
+    assert (read.baselines, read.gate, read.base) == ((), None, None)
 
 
 def test_every_request_has_an_id_of_its_own() -> None:
@@ -62,7 +129,16 @@ def test_every_request_has_an_id_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 3}, "epochs is no hyperparameter of feature_based: it has l2"),
+        ({"epochs": 3}, "epochs is no hyperparameter of feature_based: it has l2, augmented_views"),
+        ({"method": "domain_adaptation"}, "domain_adaptation needs the target"),
+        ({"target": "ds-2"}, "target is no hyperparameter of feature_based"),
+        ({"method": "domain_adaptation", "target": "ds-2", "l2": 1.0}, "l2 is no hyperparameter"),
+        (
+            {"method": "domain_adaptation", "target": "ds-2", "technique": "magic"},
+            "technique is 'magic': it must be one of auto, coral, mcc",
+        ),
+        ({"baselines": ["magic"]}, "baselines is 'magic': it must be one of linear_probe"),
+        ({"base": graft.BaseVersion(version=1, alias="prod")}, "give one"),
         ({"method": "model_based", "l2": 1.0}, "l2 is no hyperparameter of model_based"),
         ({"method": graft.FeatureBased(), "l2": 1.0}, "l2 stand beside a FeatureBased"),
         ({"method": "magic"}, "method is 'magic': it must be one of feature_based, model_based"),

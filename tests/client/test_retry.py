@@ -111,6 +111,8 @@ UNSAFE = {
     "DeleteVersion": lambda c: c.delete_version("pets", 1),
     "SetAlias": lambda c: c.set_alias("pets", "prod", 1),
     "DeleteAlias": lambda c: c.delete_alias("pets", "prod"),
+    "RollbackAlias": lambda c: c.rollback_alias("pets"),
+    "PromoteVersion": lambda c: c.promote_version("pets", 1),
     "PredictStream": lambda c: list(c.predict_stream([b"x"], "pets")),
 }
 

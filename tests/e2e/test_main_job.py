@@ -78,7 +78,8 @@ def test_fine_tune_predict_report_export_and_metrics(
 def test_killed_in_the_middle_it_serves_again_and_runs_the_job_again(
     start_service: StartService, connect: Connect, digits: Path
 ) -> None:
-    first = start_service()
+    # No trainer but the job's, so that it is known which one dies.
+    first = start_service("--warm-trainers=0")
     client = connect(first)
     options = {"backbone": "resnet18", "weights": "random"}
     client.fine_tune(digits, name="done", **options).wait(timeout_s=100)
@@ -130,8 +131,9 @@ def test_a_killed_trainer_leaves_the_service_standing_and_the_job_is_tried_again
     for event in job.events(timeout_s=60):
         if isinstance(event.payload, graft.DataSummary):
             break
-    (trainer,) = trainers_of(service)
-    trainer.kill()
+    # The one that waits for a next job, too.
+    for trainer in trainers_of(service):
+        trainer.kill()
     assert client.is_serving()
     job.wait(timeout_s=100)
     assert job.refresh().attempts == 2
@@ -170,9 +172,10 @@ def test_sigterm_stops_the_trainer_and_queues_its_job_again(
     for event in job.events(timeout_s=60):
         if isinstance(event.payload, graft.DataSummary):
             break
-    (trainer,) = trainers_of(first)
+    trainers = trainers_of(first)
+    assert trainers
     assert first.end() == 0
-    assert not trainer.is_running()
+    assert not any(trainer.is_running() for trainer in trainers)
 
     second = start_service()
     again = connect(second).job(job.job_id)

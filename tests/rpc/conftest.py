@@ -42,8 +42,11 @@ def picture(colour: str, size: tuple[int, int] = (64, 48), kind: str = "PNG") ->
     return out.getvalue()
 
 
-def write_result(spec: JobSpec) -> None:
-    """Does a trainer's work: a head that names the strongest of three colours."""
+def write_result(spec: JobSpec, **changes: object) -> None:
+    """Does a trainer's work: a head that names the strongest of three colours.
+
+    `changes` are the manifest's.
+    """
     out = Path(spec.out_dir)
     (out / "backbone.onnx").write_bytes(b"a backbone")
     weight = np.eye(3, dtype=np.float32)[::-1].copy() * 20
@@ -77,6 +80,7 @@ def write_result(spec: JobSpec) -> None:
         duration_s=0.1,
         labels=spec.labels,
     )
+    manifest = msgspec.structs.replace(manifest, **changes)
     (out / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     (out / "report.json").write_text('{"format": 1}')
     (out / "report.html").write_text("<!doctype html>")

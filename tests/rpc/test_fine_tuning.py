@@ -234,6 +234,29 @@ BAD_FIELDS: dict[str, dict[str, object]] = {
     "backbone": {"backbone": "vgg16"},
     "validation_fraction": {"validation_fraction": 0.9},
     "time_budget": {"time_budget": Duration(seconds=0)},
+    "weights": {"backbone": "auto", "weights": "random"},
+    "feature_based.augmented_views": {"feature_based": pb.FeatureBased(augmented_views=17)},
+    "baselines": {"baselines": [pb.BASELINE_UNSPECIFIED]},
+    "gate.min_accuracy": {"gate": pb.Gate(min_accuracy=1.5)},
+    "gate.max_latency": {"gate": pb.Gate(max_latency=Duration(seconds=0))},
+    "gate.max_parity_difference": {"gate": pb.Gate(max_parity_difference=0)},
+    "gate.not_worse_than": {"gate": pb.Gate(not_worse_than="No Name")},
+    "gate.alias": {"gate": pb.Gate(alias="latest")},
+    "domain_adaptation.target": {"domain_adaptation": pb.DomainAdaptation()},
+    "domain_adaptation.technique": {
+        "domain_adaptation": pb.DomainAdaptation(target_pictures=colours(), technique=99)  # type: ignore[arg-type]
+    },
+    "domain_adaptation.epochs": {
+        "domain_adaptation": pb.DomainAdaptation(target_pictures=colours(), epochs=3)
+    },
+    "domain_adaptation.batch_size": {
+        "domain_adaptation": pb.DomainAdaptation(
+            target_pictures=colours(), technique=pb.ADAPTATION_TECHNIQUE_DANN, batch_size=1
+        )
+    },
+    "domain_adaptation.target_path.path": {
+        "domain_adaptation": pb.DomainAdaptation(target_path=pb.ServerPath(path="here"))
+    },
     "feature_based.l2": {"feature_based": pb.FeatureBased(l2=-1)},
     "model_based.epochs": {"model_based": pb.ModelBased(epochs=0)},
     "model_based.learning_rate": {"model_based": pb.ModelBased(learning_rate=float("nan"))},

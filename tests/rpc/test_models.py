@@ -1,9 +1,15 @@
 """Models, versions, aliases and reports over the wire."""
 
+import asyncio
+import urllib.request
+from typing import Any
+
 import grpc
 from graft.v1 import model_pb2 as pb
 from graft.v1 import prediction_pb2
 
+from service.rpc.open_inference import grpc_predict_v2_pb2
+from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from tests.rpc.conftest import Service, picture, refusal
 
 
@@ -57,6 +63,37 @@ async def test_deleting_follows_the_rules(service: Service) -> None:
     await service.models.DeleteModel(pb.DeleteModelRequest(model="colours"))
     gone = await refusal(service.models.GetModel(pb.GetModelRequest(model="colours")))
     assert (gone.code, gone.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+
+
+async def test_a_deleted_models_counts_and_series_go_with_it(service: Service) -> None:
+    await service.make_model()
+    await service.make_model()
+    await predicted_version(service, version=1)
+    await predicted_version(service)
+    assert 'model="colours"' in await metrics(service)
+    await service.models.DeleteVersion(pb.DeleteVersionRequest(model="colours", version=1))
+    assert 'model="colours"' in await metrics(service)
+    assert await counted(service) == [("colours", "2")]
+    await service.models.DeleteModel(pb.DeleteModelRequest(model="colours"))
+    assert 'model="colours"' not in await metrics(service)
+    assert await counted(service) == []
+
+
+async def metrics(service: Service) -> str:
+    url = f"http://127.0.0.1:{service.app.metrics_port}/metrics"
+
+    def read() -> str:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            text: str = answer.read().decode()
+        return text
+
+    return await asyncio.to_thread(read)
+
+
+async def counted(service: Service) -> list[tuple[str, str]]:
+    stub: Any = GRPCInferenceServiceStub(service.channel)
+    answer = await stub.ModelStatistics(grpc_predict_v2_pb2.ModelStatisticsRequest())
+    return [(found.name, found.version) for found in answer.model_stats]
 
 
 async def test_a_version_tells_how_it_was_made(service: Service) -> None:

@@ -3,9 +3,12 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from service.class_folders import Examined
+from service.domain import RejectedFile
 from service.errors import InvalidInput, Reason
 from tests.trainer.conftest import MakeFolder
 from trainer import data
@@ -22,7 +25,7 @@ def test_pictures_are_divided_by_class_in_the_asked_share(make_folder: MakeFolde
     loaded = data.load(make_folder(per_class=10), 0.3, seed=0)
     assert loaded.classes == ("blue", "red")
     assert [(c.train, c.validation) for c in loaded.counts()] == [(7, 3), (7, 3)]
-    assert loaded.train.pixels.shape == (14, 224, 224, 3)
+    assert loaded.train.decode().shape == (14, 224, 224, 3)
     assert not set(loaded.train.paths) & set(loaded.validation.paths)
 
 
@@ -42,7 +45,8 @@ def test_the_division_follows_the_seed_and_not_the_files_names(
         shutil.copy(path, target)
     same = data.load(renamed, 0.3, seed=1)
     assert same.digest == first.digest
-    assert (same.validation.pixels == first.validation.pixels).all()
+    assert same.validation.digests == first.validation.digests
+    assert (same.validation.decode() == first.validation.decode()).all()
 
 
 def test_a_few_bad_files_are_left_out_and_named(make_folder: MakeFolder) -> None:
@@ -133,3 +137,124 @@ def test_a_name_that_is_no_text_is_left_out_and_shown_as_far_as_it_goes(
         file.write(whole)
     loaded = data.load(folder, 0.2, seed=0)
     assert [file.path for file in loaded.rejected] == ["red/caf\ufffd.png"]
+
+
+def test_what_the_list_of_files_tells_is_told_before_any_is_read(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    def unread(*_: object) -> tuple[list[Examined[None]], list[RejectedFile]]:
+        pytest.fail("a file was read")
+
+    few = make_folder("few", classes=("blue", "green", "red"))
+    for path in sorted((few / "green").iterdir())[2:]:
+        path.unlink()
+    make_folder("split/train")
+    (tmp_path / "split/val/red").mkdir(parents=True)
+    for folder, says in (
+        (make_folder("one", classes=("red",)), "one class only"),
+        (few, "fewer than 2 pictures to learn from.*green"),
+        (tmp_path / "split", "val/ holds no readable picture"),
+    ):
+        with pytest.raises(InvalidInput, match=says):
+            data.load(folder, 0.2, 0, examine=unread)
+
+
+def test_pictures_are_decoded_on_demand_in_the_order_that_is_asked_for(
+    make_folder: MakeFolder,
+) -> None:
+    part = data.load(make_folder(), 0.2, seed=0).train
+    everything = part.decode(threads=3)
+    assert everything.dtype == np.uint8
+    assert (part.decode([3, 0, 3], threads=2) == everything[[3, 0, 3]]).all()
+    assert (part.at([3, 0]).decode() == everything[[3, 0]]).all()
+    assert part.decode([]).shape == (0, 224, 224, 3)
+    part.paths[2].write_bytes(b"changed")
+    with pytest.raises(InvalidInput, match=part.paths[2].name):
+        part.decode()
+
+
+def test_a_spread_takes_from_each_class_in_turn(make_folder: MakeFolder) -> None:
+    part = data.load(make_folder(per_class=10), 0.2, seed=0).train
+    places = part.spread(5)
+    assert part.targets[places].tolist() == [0, 1, 0, 1, 0]
+    assert len(part.spread(100)) == len(part)
+
+
+def test_the_targets_pictures_lie_at_any_depth(make_folder: MakeFolder) -> None:
+    folder = make_folder(per_class=4)
+    (folder / "blue" / "0.png").rename(folder / "above.png")
+    (folder / "red" / "deep").mkdir()
+    (folder / "red" / "0.png").rename(folder / "red" / "deep" / "0.png")
+    (folder / "red" / "bad.png").write_bytes(b"no")
+    target = data.load_unlabelled(folder)
+    assert len(target) == 8
+    assert target.targets is None
+    assert [file.path for file in target.rejected] == ["red/bad.png"]
+    assert target.decode([0]).shape == (1, 224, 224, 3)
+    assert target.digest != data.load_unlabelled(folder / "red").digest
+
+
+def test_the_targets_classes_are_the_sources_and_in_its_order(make_folder: MakeFolder) -> None:
+    folder = make_folder(classes=("blue", "red"), per_class=3)
+    target = data.load_unlabelled(folder, classes=("red", "green", "blue"))
+    assert target.targets is not None
+    named = [path.parent.name for path in target.paths]
+    assert target.targets.tolist() == [{"red": 0, "blue": 2}[name] for name in named]
+    with pytest.raises(InvalidInput, match=r"no class of the source: red; .* are blue, green"):
+        data.load_unlabelled(folder, classes=("blue", "green"))
+
+
+def test_a_target_without_a_readable_picture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing here")
+    with pytest.raises(InvalidInput, match=r"notes\.txt"):
+        data.load_unlabelled(tmp_path)
+    (tmp_path / "notes.txt").unlink()
+    with pytest.raises(InvalidInput, match="no files were found"):
+        data.load_unlabelled(tmp_path)
+
+
+def test_data_on_top_of_a_base_is_learned_from_and_the_base_stays_divided_as_it_was(
+    make_folder: MakeFolder,
+) -> None:
+    base = make_folder("base", per_class=20)
+    own = make_folder("own", per_class=10, classes=("green", "red"), seed=1)
+    alone = data.load(base, 0.2, seed=3)
+    grown = data.load(own, 0.2, seed=3, bases=[base])
+    assert grown.classes == ("blue", "green", "red")
+    assert set(alone.validation.digests) <= set(grown.validation.digests)
+    assert set(alone.train.digests) <= set(grown.train.digests)
+    assert len(grown.train) + len(grown.validation) == 60
+    assert grown.digest != alone.digest
+    names = {grown.name(path) for path in grown.validation.paths}
+    assert any(name.startswith("base/blue/") for name in names)
+    assert any(name.startswith("green/") for name in names)
+
+
+def test_a_few_more_pictures_of_a_measured_class_are_all_learned_from(
+    make_folder: MakeFolder,
+) -> None:
+    base = make_folder("base", per_class=20)
+    own = make_folder("own", per_class=2, seed=1)
+    grown = data.load(own, 0.2, seed=0, bases=[base])
+    assert [(c.train, c.validation) for c in grown.counts()] == [(18, 4), (18, 4)]
+
+
+def test_what_a_base_was_measured_on_is_not_learned_from_under_another_name(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    base = make_folder("base", per_class=20)
+    held = data.load(base, 0.2, seed=0).validation
+    make_folder("own/train", per_class=5, seed=1)
+    make_folder("own/val", per_class=2, seed=2)
+    shutil.copy(held.paths[0], tmp_path / "own/train" / held.paths[0].parent.name / "again.png")
+    grown = data.load(tmp_path / "own", 0.2, seed=0, bases=[base])
+    assert not set(held.digests) & set(grown.train.digests)
+    assert "again.png" in grown.warnings[0]
+
+
+def test_a_bases_bad_files_are_named_with_its_folder(make_folder: MakeFolder) -> None:
+    base, own = make_folder("base"), make_folder("own", seed=1)
+    (base / "red" / "bad.png").write_bytes(b"no")
+    (own / "red" / "bad.png").write_bytes(b"no")
+    grown = data.load(own, 0.2, seed=0, bases=[base])
+    assert [file.path for file in grown.rejected] == ["base/red/bad.png", "red/bad.png"]

@@ -44,3 +44,18 @@ def test_mistakes_come_most_confident_first() -> None:
     probabilities = np.array([[0.4, 0.6], [0.1, 0.9], [0.9, 0.1]])
     found = evaluate.worst_mistakes(probabilities, np.array([0, 0, 0]), 5)
     assert [(m.place, m.answered) for m in found] == [(1, 1), (0, 1)]
+
+
+def test_balanced_accuracy_weighs_every_class_alike() -> None:
+    probabilities = np.array([[0.9, 0.1]] * 9 + [[0.9, 0.1]])
+    metrics = evaluate.measure(probabilities, np.array([0] * 9 + [1]), ("many", "one"))
+    assert metrics.accuracy == pytest.approx(0.9)
+    assert metrics.balanced_accuracy == pytest.approx(0.5)
+    absent = evaluate.measure(probabilities[:9], np.zeros(9, dtype=np.int64), ("many", "none"))
+    assert absent.balanced_accuracy == pytest.approx(1.0)
+
+
+def test_wilsons_interval_has_his_values() -> None:
+    # 0.5 of 10: 0.2366 to 0.7634 (Newcombe 1998 gives the same formula).
+    assert evaluate.wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert evaluate.wilson(1.0, 10) == pytest.approx((10 / (10 + 1.959964**2), 1.0))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from trainer import linear
+from trainer import linear, logistic
 
 
 def problem(n: int, d: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -68,3 +68,83 @@ def test_a_class_of_one_picture_is_fitted_without_cross_validation() -> None:
     fitted = linear.fit(features, targets, 3, None, seed=0)
     assert fitted.cross_validated_loss is None
     assert fitted.temperature == 1.0
+
+
+def test_every_picture_is_answered_by_weights_that_did_not_see_it() -> None:
+    rng = np.random.default_rng(0)
+    targets = np.arange(60) % 2
+    # More noise than pictures: whoever saw a picture knows its class by heart.
+    features = rng.normal(0, 1, (60, 400)).astype(np.float32)
+    fitted = linear.fit(features, targets, 2, 1e-4, seed=0)
+    seen = (features @ fitted.weight.T + fitted.bias).argmax(axis=1)
+    assert (seen == targets).mean() == 1.0
+    assert fitted.out_of_fold is not None
+    assert (fitted.out_of_fold.argmax(axis=1) == targets).mean() < 0.75
+    assert fitted.out_of_fold.sum(axis=1) == pytest.approx(1)
+    loss = -np.log(fitted.out_of_fold[np.arange(60), targets]).mean()
+    assert loss == pytest.approx(fitted.cross_validated_loss)
+
+
+def test_many_pictures_are_ranked_by_a_part_and_all_are_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features, targets = problem(400, 20)
+    everything = linear.fit(features, targets, 3, None, seed=0)
+    monkeypatch.setattr(linear, "RANKED_PICTURES", 80)
+    part = linear.fit(features, targets, 3, None, seed=0)
+    assert part.out_of_fold is not None
+    assert everything.out_of_fold is not None
+    assert (part.out_of_fold > 0).all()
+    right = (part.out_of_fold.argmax(axis=1) == targets).mean()
+    assert right == pytest.approx(
+        (everything.out_of_fold.argmax(axis=1) == targets).mean(), abs=0.02
+    )
+
+
+def test_many_rows_on_many_cores_give_the_fit_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, targets = problem(1300, 40)
+    alone = linear.fit(features, targets, 3, 1e-3, seed=0, threads=1)
+    monkeypatch.setattr(logistic, "_THREADED", 0)
+    together = linear.fit(features, targets, 3, 1e-3, seed=0, threads=3)
+    np.testing.assert_array_equal(alone.weight, together.weight)
+
+
+def test_views_are_learned_from_but_never_measured_on() -> None:
+    features, targets = problem(60, 30)
+    plain = linear.fit(features, targets, 3, 0.05, seed=0)
+    # Views that are the pictures themselves change nothing: neither the fit, nor what
+    # held-out pictures say, as long as no picture's view is learned while it is held out.
+    doubled = linear.fit(features, targets, 3, 0.05, seed=0, views=features[None])
+    np.testing.assert_allclose(doubled.weight, plain.weight, atol=1e-4)
+    assert doubled.out_of_fold is not None
+    assert plain.out_of_fold is not None
+    np.testing.assert_allclose(doubled.out_of_fold, plain.out_of_fold, atol=0.02)
+    moved = features[None] + np.random.default_rng(1).normal(0, 1, (2, 60, 30)).astype(np.float32)
+    other = linear.fit(features, targets, 3, 0.05, seed=0, views=moved)
+    assert other.out_of_fold is not None
+    assert other.out_of_fold.shape == (60, 3)
+    assert np.abs(other.weight - plain.weight).max() > 1e-3
+
+
+def test_features_that_are_all_alike_leave_the_classes_shares() -> None:
+    targets = np.array([0] * 8 + [1] * 4)
+    fitted = linear.fit(np.full((12, 6), 3.0, np.float32), targets, 2, None, seed=0)
+    odds = np.exp(fitted.bias - fitted.bias.max()) + 0 * fitted.weight.sum()
+    assert odds[0] / odds.sum() == pytest.approx(2 / 3, abs=0.01)
+
+
+def test_the_temperature_is_the_one_of_least_loss() -> None:
+    rng = np.random.default_rng(0)
+    targets = np.arange(300) % 3
+    logits = 4 * (np.eye(3)[targets] + rng.normal(0, 1, (300, 3)))
+    found = linear._temperature(logits, targets)
+
+    def loss(temperature: float) -> float:
+        z = logits / temperature
+        log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+        soft = np.full((300, 3), 1 / 301 / 3)
+        soft[np.arange(300), targets] = 1 - 2 / 301 / 3
+        return float(-(soft * log_p).sum(axis=1).mean())
+
+    assert loss(found) <= min(loss(found * 1.01), loss(found / 1.01))
+    assert 0.1 < found < 10

@@ -111,7 +111,7 @@ def test_calibration_takes_pictures_of_every_class(make_folder: MakeFolder) -> N
     order = np.argsort(loaded.train.targets, kind="stable")
     by_class = data.Part(
         tuple(loaded.train.paths[i] for i in order),
-        loaded.train.pixels[order],
+        tuple(loaded.train.digests[i] for i in order),
         loaded.train.targets[order],
     )
     chosen = quantise.calibration_pictures(by_class)

@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -26,9 +29,10 @@ from service.jobs.contract import (
     Finished,
     ModelBased,
     Note,
+    encode,
 )
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
-from trainer import compute, export, train
+from trainer import backbones, compute, export, train
 from trainer.methods import model_based
 from trainer.recipes import settings
 
@@ -254,7 +258,7 @@ def test_a_cpu_with_bf16_uses_it_where_a_probe_finds_it_faster(
 ) -> None:
     times = {"fp32": ratio, "bf16": 1.0}
     monkeypatch.setattr(compute, "_cpu_has_bf16", lambda: True)
-    monkeypatch.setattr(compute, "_step_s", lambda precision, *_: times[precision])
+    monkeypatch.setattr(compute, "step_s", lambda precision, *_: times[precision])
     device, network = torch.device("cpu"), torch.nn.Flatten()
     assert compute.choose_precision(ModelBased(), device, network, 4)[0] == expected
     monkeypatch.setattr(compute, "_cpu_has_bf16", lambda: False)
@@ -272,7 +276,7 @@ def test_a_probe_leaves_the_network_as_it_was() -> None:
 
     network = Pictures()
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    assert compute._step_s("fp32", torch.device("cpu"), network, 2) > 0
+    assert compute.step_s("fp32", torch.device("cpu"), network, 2) > 0
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
 
@@ -284,4 +288,105 @@ def test_training_sees_the_very_pixels_that_serving_makes(
 
     loaded = data.load(make_folder(side=300), 0.2, seed=0)
     path = loaded.validation.paths[0]
-    assert (loaded.validation.pixels[0] == preprocess.decode(path.read_bytes())).all()
+    assert (loaded.validation.decode([0])[0] == preprocess.decode(path.read_bytes())).all()
+
+
+def test_a_repeated_job_computes_no_features_and_imports_no_torch(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    folder = make_folder(per_class=20)
+    cache = str(tmp_path / "features.sqlite")
+    fields: dict[str, object] = {"validation_fraction": 0.5, "feature_cache": cache}
+    first = run(make_spec(folder, **fields), told)
+    assert first.parity.pictures == 20
+    known = ExportedBackbone(
+        first.weights, str(tmp_path / "out" / BACKBONE_FILE), first.backbone_digest
+    )
+    spec = make_spec(folder, out_dir=str(tmp_path / "again"), exported=[known], **fields)
+    (tmp_path / "spec.json").write_bytes(encode(spec))
+    program = (
+        "import sys, msgspec; from pathlib import Path;"
+        "from service.jobs.contract import JobSpec; from trainer import train;"
+        "spec = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=JobSpec);"
+        "train.run(spec, lambda record: None);"
+        "sys.exit(str({'torch', 'onnx', 'sklearn', 'timm'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "spec.json")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stderr.strip() == "set()"
+    again = msgspec.json.decode((tmp_path / "again" / "manifest.json").read_bytes(), type=Manifest)
+    # What was exported before was proven before: a few pictures of its own are enough.
+    assert again.parity.pictures == 8
+    assert again.parity.max_difference < 1e-3
+    assert again.validation_accuracy == first.validation_accuracy
+    assert (tmp_path / "again" / HEAD_FILE).read_bytes() == (
+        tmp_path / "out" / HEAD_FILE
+    ).read_bytes()
+
+
+def test_a_known_backbone_that_differs_from_pytorch_is_not_published(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    folder = make_folder(per_class=5)
+    other = tmp_path / "other.onnx"
+    export.to_onnx(backbones.load("resnet18", "random", 7, tmp_path), other)
+    known = ExportedBackbone("random:0", str(other), "0" * 64)
+    spec = make_spec(
+        folder,
+        method=FeatureBased(l2=1e-3),
+        backbone="resnet18",
+        weights="random",
+        exported=[known],
+        feature_cache=str(tmp_path / "features.sqlite"),
+    )
+    with pytest.raises(GraftError) as caught:
+        run(spec, told)
+    assert caught.value.reason is Reason.PARITY_FAILED
+
+
+def test_a_damaged_cache_costs_a_word_and_nothing_else(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    cache = tmp_path / "features.sqlite"
+    cache.write_bytes(b"\0no database" * 1000)
+    method = FeatureBased(l2=0.1)
+    spec = make_spec(
+        make_folder(),
+        backbone="resnet18",
+        weights="random",
+        method=method,
+        feature_cache=str(cache),
+    )
+    assert run(spec, told).validation_count == 2
+    notes = [n.text for n in told.of(Note) if isinstance(n, Note)]
+    assert sum("was damaged" in text for text in notes) == 1
+
+
+def test_the_manifest_says_where_the_time_went(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told
+) -> None:
+    method = FeatureBased(l2=0.1)
+    spec = make_spec(make_folder(), backbone="resnet18", weights="random", method=method)
+    manifest = run(spec, told)
+    assert {"reading", "training", "checking"} <= set(manifest.stages_s)
+    assert sum(manifest.stages_s.values()) == pytest.approx(manifest.duration_s, abs=0.05)
+
+
+def test_augmented_views_and_a_base_are_learned_from(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told
+) -> None:
+    base = make_folder("base", per_class=6)
+    own = make_folder("own", per_class=6, classes=("green",), seed=1)
+    shutil.copytree(make_folder("more", per_class=4, seed=2) / "red", own / "red")
+    spec = make_spec(own, method=FeatureBased(augmented_views=2), base_data_dirs=[str(base)])
+    manifest = run(spec, told)
+    assert manifest.classes == ["blue", "green", "red"]
+    assert manifest.hyperparameters["augmented_views"] == 2
+    assert manifest.validation_accuracy == 1.0
+    page = (Path(spec.out_dir) / "report.html").read_text()
+    assert "http" not in page

@@ -3,43 +3,46 @@
 Features are computed once, by the very ONNX file and runtime that will serve.
 """
 
-import time
+from dataclasses import dataclass
 
 import numpy as np
 
 from service.inference.head import Floats, Head
-from service.inference.preprocess import Pixels
-from service.inference.runtime import Session
 from service.jobs.contract import EpochEnded, FeatureBased, Progressed
 from trainer import linear
 from trainer.data import Data
 from trainer.evaluate import cross_entropy
+from trainer.features import Features
+from trainer.logistic import Doubles
 from trainer.records import Send
 
-BATCH = 16
 
+@dataclass(frozen=True, eq=False)
+class FittedHead:
+    """A head, what it was fitted to and is measured on, and how."""
 
-def features_of(session: Session, pixels: Pixels, send: Send, detail: str) -> Floats:
-    """Features float32 [n, d] of pictures uint8 [n, 224, 224, 3], with progress."""
-    parts = []
-    for start in range(0, len(pixels), BATCH):
-        parts.append(session.run(pixels[start : start + BATCH]))
-        done = min(start + BATCH, len(pixels)) / len(pixels)
-        send(Progressed("features", done, detail))
-    return np.concatenate(parts)
+    head: Head
+    train: Floats
+    """Features float32 [n, d] of the training pictures, without augmented views."""
+    validation: Floats
+    """Features float32 [m, d] of the validation pictures."""
+    out_of_fold: Doubles | None
+    """Probabilities [n, classes] of the training pictures, see `linear.Fitted`."""
+    hyperparameters: dict[str, float | int | str | bool | None]
 
 
 def fit_head(
-    method: FeatureBased, data: Data, session: Session, seed: int, send: Send
-) -> tuple[Head, Floats, dict[str, float | int | str | bool | None]]:
-    """Fits a head; returns it, the validation features, and the hyperparameters used.
+    method: FeatureBased, data: Data, features: Features, seed: int, send: Send, threads: int = 0
+) -> FittedHead:
+    """Fits a head to the training pictures.
 
     Sends one epoch: the fit sees every picture once, through its features.
     """
-    started = time.monotonic()
-    train = features_of(session, data.train.pixels, send, "training pictures")
-    images_per_second = len(train) / (time.monotonic() - started)
-    validation = features_of(session, data.validation.pixels, send, "validation pictures")
+    train = features.of(data.train, "training pictures")
+    validation = features.of(data.validation, "validation pictures")
+    views = None
+    if method.augmented_views:
+        views = features.of_views(data.train, method.augmented_views, seed)
     targets = data.train.targets
     send(Progressed("training", 0.0, "cross-validating the head's penalty"))
     fitted = linear.fit(
@@ -49,6 +52,8 @@ def fit_head(
         method.l2,
         seed,
         lambda done: send(Progressed("training", done, "cross-validating the head's penalty")),
+        views=views,
+        threads=threads,
     )
     head = Head(
         weight=fitted.weight.astype(np.float32),
@@ -66,17 +71,16 @@ def fit_head(
             train_accuracy=float((learned.argmax(axis=1) == targets).mean()),
             validation_loss=cross_entropy(measured, data.validation.targets),
             validation_accuracy=float((measured.argmax(axis=1) == data.validation.targets).mean()),
-            images_per_second=images_per_second,
+            images_per_second=features.pictures_per_second,
             eta_s=0.0,
             learning_rate=0.0,
         )
     )
-    return (
-        head,
-        validation,
-        {
-            "l2": fitted.l2,
-            "l2_chosen_by": "request" if method.l2 is not None else "cross-validation",
-            "cross_validated_loss": fitted.cross_validated_loss,
-        },
-    )
+    used: dict[str, float | int | str | bool | None] = {
+        "l2": fitted.l2,
+        "l2_chosen_by": "request" if method.l2 is not None else "cross-validation",
+        "cross_validated_loss": fitted.cross_validated_loss,
+    }
+    if method.augmented_views:
+        used["augmented_views"] = method.augmented_views
+    return FittedHead(head, train, validation, fitted.out_of_fold, used)

@@ -3,6 +3,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from prometheus_client import generate_latest
 
 from service.errors import Damaged, Exhausted, Expired, GraftError, Reason
 from service.inference import preprocess
@@ -235,6 +236,44 @@ async def test_statistics_count_what_each_version_was_asked(
         await engine.classify(model, [encoded("red")], 5)
     counts = engine.statistics.of(model.name, model.version)
     assert (counts.pictures, counts.success.count, counts.fail.count) == (2, 1, 1)
+
+
+async def test_a_call_that_outlives_its_model_is_answered_and_leaves_no_trace(
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime, telemetry: Telemetry
+) -> None:
+    engine, model = make_engine(), make_model()
+    session = runtime.session(model.backbone_path)
+    session.hold()
+    call = asyncio.create_task(engine.classify(model, [encoded("red")], 5))
+    await wait_until_running(runtime, model.backbone_path)
+    engine.forget(
+        models=[model.name],
+        versions=[(model.name, model.version)],
+        backbones=[model.backbone_digest],
+        heads=[model.head_digest],
+    )
+    session.release()
+    (outcome,) = await call
+    assert best(outcome) == "red"
+    assert not engine.statistics.all()
+    assert model.name not in generate_latest(telemetry.registry).decode()
+    assert not engine.is_loaded(model)
+
+
+async def test_a_deleted_model_that_was_pinned_keeps_nothing_that_it_shared_in_memory(
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
+) -> None:
+    runtime._nbytes = 10_000
+    engine = make_engine(max_bytes=25_000)
+    pinned, other = make_model("one", "shared"), make_model("two", "shared")
+    await engine.pin(pinned)
+    await engine.warm(other)
+    # Its backbone is in use by the other.
+    engine.forget(models=["one"], versions=[("one", pinned.version)], heads=[pinned.head_digest])
+    for i in range(3):
+        await engine.warm(make_model(f"m{i}", f"b{i}"))
+    await engine.warm(other)
+    assert runtime.loads.count(other.backbone_path) == 2, "the backbone stayed pinned"
 
 
 async def test_a_call_ends_at_its_deadline_and_its_pictures_leave_the_queue(

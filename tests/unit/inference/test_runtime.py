@@ -11,10 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.domain import Precision, ProviderSetting
 from service.errors import Damaged
-from service.inference import preprocess, providers
+from service.inference import preprocess, providers, runtime
+from service.inference.head import Floats
 from service.inference.preprocess import Pixels
 from service.inference.providers import Provider, ProviderUnavailable, choose_provider
-from service.inference.runtime import OnnxGraph, OnnxRuntime, _half
+from service.inference.runtime import BackboneSession, OnnxGraph, OnnxRuntime, _half
 from tests.unit.inference.conftest import picture
 
 CPU = Provider("cpu", "")
@@ -95,6 +96,72 @@ def test_the_largest_batch_that_pays_is_within_the_bound(backbone: Path) -> None
     session = OnnxRuntime(CPU, 1, max_batch=8).load(backbone)
     assert session.max_batch in (1, 2, 4, 8)
     assert session.picture_s > 0
+
+
+class Timed:
+    """A graph that costs what it is told, on a clock of its own."""
+
+    feature_dim = FEATURES
+    precision = "fp32"
+
+    def __init__(self, picture_s: float, run_s: float, disturbed_run: int = 0) -> None:
+        self.now = 0.0
+        self.runs = 0
+        self._picture_s, self._run_s = picture_s, run_s
+        self._disturbed_run = disturbed_run
+
+    def run(self, pictures: Pixels) -> Floats:
+        self.runs += 1
+        self.now += self._run_s + self._picture_s * len(pictures)
+        if self.runs == self._disturbed_run:
+            self.now += 0.005
+        return np.zeros((len(pictures), FEATURES), np.float32)
+
+
+def measured(graph: Timed, backbone: Path, monkeypatch: pytest.MonkeyPatch) -> BackboneSession:
+    session = BackboneSession(backbone, lambda _model, _cores: graph, 1, False)
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.time, "monotonic", lambda: graph.now)
+        session.measure(32)
+    return session
+
+
+@pytest.mark.parametrize("disturbed_run", range(1, 30))
+def test_one_disturbed_run_does_not_end_the_search_for_the_largest_batch(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch, disturbed_run: int
+) -> None:
+    graph = Timed(0.000001, 0.00003, disturbed_run)
+    assert measured(graph, backbone, monkeypatch).max_batch == 32
+
+
+def test_larger_batches_of_a_graph_that_gains_nothing_by_them_are_not_taken(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = Timed(0.004, 0.0)
+    assert measured(graph, backbone, monkeypatch).max_batch == 1
+    assert graph.now < 0.1, "measured for too long"
+
+
+@pytest.mark.parametrize(
+    ("openvino_s", "cpu_s", "is_cpu_chosen"),
+    [(0.0003, 0.00001, True), (0.0003, 0.0004, False), (0.002, 0.00001, False)],
+)
+def test_a_small_backbone_runs_on_the_cpu_provider_where_openvino_is_slower(
+    backbone: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    openvino_s: float,
+    cpu_s: float,
+    is_cpu_chosen: bool,
+) -> None:
+    openvino, cpu = Timed(0.0, openvino_s), Timed(0.0, cpu_s)
+    monkeypatch.setattr(runtime, "_openvino_graph", lambda *_: openvino)
+    monkeypatch.setattr(runtime, "_cpu_graph", lambda *_: cpu)
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.time, "monotonic", lambda: openvino.now + cpu.now)
+        session = OnnxRuntime(Provider("openvino", ""), 2, max_batch=4).load(backbone)
+    before = cpu.runs
+    session.run(np.zeros((1, 224, 224, 3), np.uint8))
+    assert (cpu.runs > before) is is_cpu_chosen
 
 
 @needs_openvino

@@ -8,9 +8,7 @@ def make(max_versions: int = 10) -> Statistics:
 
 
 def record(statistics: Statistics, model: str, version: int = 1, *, ok: bool = True) -> None:
-    statistics.record(
-        model,
-        version,
+    statistics.tally(model, version).record(
         pictures=3,
         ok=ok,
         queue_s=0.25,
@@ -62,6 +60,18 @@ def test_the_version_that_was_not_asked_for_longest_leaves() -> None:
         record(statistics, model)
     assert set(statistics.all()) == {("a", 1), ("c", 1)}
     assert statistics.of("a", 1).success.count == 2
+
+
+def test_a_forgotten_version_is_unknown_and_what_ends_later_counts_in_vain() -> None:
+    statistics = make()
+    record(statistics, "pets", 1)
+    record(statistics, "pets", 2)
+    under_way = statistics.tally("pets", 1)
+    statistics.forget("pets", 1)
+    under_way.record(pictures=1, ok=True, queue_s=0, decode_s=0, infer_s=0, total_s=1)
+    assert set(statistics.all()) == {("pets", 2)}
+    record(statistics, "pets", 1)
+    assert statistics.of("pets", 1).success.count == 1
 
 
 def test_what_was_handed_out_does_not_change() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from service.domain import JobState
-from service.jobs.attempt import Settings
 from service.jobs.contract import (
     DEFAULT_BACKBONE,
     ClassCount,
@@ -21,6 +20,7 @@ from service.jobs.contract import (
 )
 from service.jobs.events import StateChanged
 from service.jobs.fake_launcher import FakeLauncher, FakeTrainer, Script
+from service.jobs.settings import Settings
 from service.jobs.store import JobRecord, JobStore
 from service.jobs.supervisor import Supervisor
 from service.jobs.watch import Watch

@@ -7,8 +7,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+from msgspec.json import decode
 
-from service.jobs.contract import FeatureBased, Finished, JobSpec, Note, Progressed, encode
+from service.jobs.contract import (
+    FeatureBased,
+    Finished,
+    JobSpec,
+    Note,
+    Progressed,
+    RankSpec,
+    encode,
+)
 from service.jobs.launcher import ProcessLauncher, ProcessTrainer
 
 SAY = "import sys, json, os, signal, time, subprocess\nsay = lambda line: print(line, flush=True)\n"
@@ -189,3 +198,19 @@ async def test_a_command_that_is_not_there_is_an_os_error(tmp_path: Path) -> Non
     launcher = ProcessLauncher({}, ("/nowhere/python",))
     with pytest.raises(OSError):
         await launcher.start(spec(tmp_path), tmp_path)
+
+
+async def test_a_ranking_gets_a_command_of_its_own(tmp_path: Path) -> None:
+    say = "import sys\nprint(sys.argv[1], {word!r}, file=sys.stderr)"
+    launcher = ProcessLauncher(
+        {},
+        (sys.executable, "-c", say.format(word="trains")),
+        (sys.executable, "-c", say.format(word="ranks")),
+    )
+    ranking = RankSpec(data_dir="/data", candidates=[], weights_dir="/weights")
+    for asked, word in ((spec(tmp_path), "trains"), (ranking, "ranks")):
+        trainer = await launcher.start(asked, tmp_path)
+        assert await trainer.wait() == 0
+        await trainer.stop(1)
+        assert trainer.last_words()[-1] == f"{tmp_path / 'spec.json'} {word}"
+    assert decode((tmp_path / "spec.json").read_bytes(), type=RankSpec) == ranking

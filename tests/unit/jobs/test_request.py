@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import GraftError, InvalidInput, NotAllowed, NotFound, Reason
-from service.jobs.contract import BACKBONES, FeatureBased, ModelBased
+from service.jobs.contract import (
+    BACKBONES,
+    BASELINES,
+    NETWORK_TECHNIQUES,
+    Base,
+    DomainAdaptation,
+    FeatureBased,
+    Gate,
+    ModelBased,
+)
 from service.jobs.request import JobRequest, allowed_path, check_request_id
 from tests.unit.jobs.conftest import request
 
@@ -30,12 +39,12 @@ def test_the_smallest_request_is_fine() -> None:
 def test_every_backbone_and_none_is_fine(backbone: str) -> None:
     asked = request(backbone=backbone)
     asked.check()
-    assert asked.backbone_or("resnet18") == (backbone if backbone in BACKBONES else "resnet18")
+    assert asked.backbone_or("resnet18") == (backbone or "resnet18")
 
 
 def test_all_fields_at_their_bounds_are_fine() -> None:
     for method in (
-        FeatureBased(l2=1e-12),
+        FeatureBased(l2=1e-12, augmented_views=16),
         ModelBased(
             epochs=1, batch_size=4096, learning_rate=1e-9, momentum=0.0, weight_decay=0.0,
             label_smoothing=0.999, train_from_stage="layer4", early_stopping_patience=0,
@@ -53,6 +62,18 @@ def test_all_fields_at_their_bounds_are_fine() -> None:
             labels={"k" * 63: "v" * 255, **{str(n): "" for n in range(31)}},
         ).check()
     request(validation_fraction=0.5, seed=2**63 - 1).check()
+    for technique in NETWORK_TECHNIQUES:
+        for size in (2, 4096):
+            method = DomainAdaptation(
+                technique=technique, epochs=1, batch_size=size, learning_rate=1e-9
+            )
+            request(method=method, target_path="/data/target").check()
+    for gate in (
+        Gate(),
+        Gate(min_accuracy=0.0, not_worse_than="latest", max_parity_difference=1e-9, alias="prod"),
+        Gate(min_accuracy=1.0, not_worse_than="prod", max_latency_ms=0.001),
+    ):
+        request(gate=gate, baselines=list(BASELINES)).check()
 
 
 @pytest.mark.parametrize(
@@ -76,6 +97,60 @@ def test_a_value_that_is_not_allowed_is_refused_by_its_name(
 ) -> None:
     values = {"model": "birds", "server_path": "/data", **changes}
     assert field_of(JobRequest(**values)) == field  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "gate"),
+    [
+        *[("min_accuracy", Gate(min_accuracy=x)) for x in (-0.1, 1.1, NAN)],
+        *[("max_parity_difference", Gate(max_parity_difference=x)) for x in (0.0, -1.0, INF)],
+        *[("max_latency", Gate(max_latency_ms=x)) for x in (0.0, -5.0, INF)],
+        *[("not_worse_than", Gate(not_worse_than=x)) for x in ("Prod", "7", "-x")],
+        *[("alias", Gate(alias=x)) for x in ("latest", "7", "Prod", "a" * 64)],
+    ],
+)
+def test_a_gate_that_makes_no_sense_is_refused_by_its_name(field: str, gate: Gate) -> None:
+    assert field_of(request(gate=gate)) == f"gate.{field}"
+
+
+def test_a_baseline_is_named_once() -> None:
+    assert field_of(request(baselines=["linear_probe", "linear_probe"])) == "baselines"
+
+
+@pytest.mark.parametrize("views", [-1, 17])
+def test_a_number_of_augmented_views_that_is_out_of_bounds_is_refused(views: int) -> None:
+    asked = request(method=FeatureBased(augmented_views=views))
+    assert field_of(asked) == "feature_based.augmented_views"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0), ("epochs", 10_001), ("batch_size", 1), ("batch_size", 4097),
+        ("learning_rate", 0.0), ("learning_rate", NAN),
+    ],
+)  # fmt: skip
+def test_a_bad_number_of_an_adaptation_is_refused_by_its_name(name: str, value: float) -> None:
+    method = DomainAdaptation(technique="dann", **{name: value})  # type: ignore[arg-type]
+    asked = request(method=method, target_path="/data/target")
+    assert field_of(asked) == f"domain_adaptation.{name}"
+
+
+@pytest.mark.parametrize("technique", ["auto", "coral", "mcc", "pseudo_labels"])
+@pytest.mark.parametrize(("name", "value"), [("epochs", 3), ("batch_size", 8),
+                                             ("learning_rate", 0.1)])  # fmt: skip
+def test_a_technique_that_trains_a_head_alone_takes_no_training_settings(
+    technique: str, name: str, value: float
+) -> None:
+    method = DomainAdaptation(technique=technique, **{name: value})  # type: ignore[arg-type]
+    asked = request(method=method, target_path="/data/target")
+    assert field_of(asked) == f"domain_adaptation.{name}"
+
+
+def test_an_adaptation_needs_a_target() -> None:
+    assert field_of(request(method=DomainAdaptation())) == "domain_adaptation.target"
+    for target in ({"target_path": "/data/target"}, {"target_dataset_id": "ds-2"}):
+        request(method=DomainAdaptation(), **target).check()
 
 
 @pytest.mark.parametrize("l2", [0.0, -1.0, NAN, INF])
@@ -105,6 +180,14 @@ def test_a_stage_is_one_of_the_backbone_that_is_meant() -> None:
         asked.check(default_backbone="efficientnet_lite0")
 
 
+def test_a_stage_of_the_backbone_that_is_chosen_later_is_left_to_the_trainer() -> None:
+    request(backbone="auto", method=ModelBased(train_from_stage="stage9")).check()
+
+
+def test_a_backbone_that_is_chosen_later_brings_its_own_weights() -> None:
+    assert field_of(request(backbone="auto", weights="random")) == "weights"
+
+
 def test_half_precision_on_the_cpu_is_refused() -> None:
     asked = request(device="cpu", method=ModelBased(precision="fp16"))
     assert field_of(asked) == "model_based.precision"
@@ -118,8 +201,16 @@ def test_the_pictures_come_from_one_place(changes: dict[str, str]) -> None:
 
 
 def test_a_request_is_the_same_after_it_was_kept() -> None:
-    for method in (FeatureBased(l2=0.1), ModelBased(epochs=3, recipe="classic")):
-        asked = request(method=method, labels={"a": "b"}, seed=0, time_budget_s=9.5)
+    for method in (
+        FeatureBased(l2=0.1, augmented_views=2),
+        ModelBased(epochs=3, recipe="classic"),
+        DomainAdaptation(technique="cdan", epochs=2, evaluate_on_target=True),
+    ):
+        asked = request(
+            method=method, labels={"a": "b"}, seed=0, time_budget_s=9.5, target_path="/t",
+            baselines=["from_scratch"], gate=Gate(min_accuracy=0.5, alias="prod"),
+            base=Base("birds", 2), base_job_id="job-1",
+        )  # fmt: skip
         assert msgspec.json.decode(msgspec.json.encode(asked), type=JobRequest) == asked
 
 

@@ -47,7 +47,9 @@ async def test_a_job_goes_from_the_queue_to_a_served_version(
     ]
     assert house.models.resolve("birds", None, None).head_path.exists()
     assert [stored.model for stored in house.warmed] == ["birds"]
+    await house.supervisor.close(5)
     assert house.metric("graft_jobs_ended_total", state="SUCCEEDED") == 1
+    assert house.metric("graft_versions_published_total", outcome="published") == 1
 
 
 async def test_the_spec_says_what_was_asked_and_what_the_server_chose(
@@ -69,6 +71,7 @@ async def test_the_spec_says_what_was_asked_and_what_the_server_chose(
         out_dir=str(tmp_path / "data" / "work" / plain.job_id / "out"), method=FeatureBased(),
         backbone=DEFAULT_BACKBONE, weights_dir=str(tmp_path / "weights"), time_budget_s=900,
         device="cpu", threads=3, provider="cpu", precision="fast",
+        checkpoint_dir=str(tmp_path / "data" / "work" / plain.job_id / "checkpoint"),
     )  # fmt: skip
     assert (second.backbone, second.weights, second.method) == ("resnet18", "random", method)
     assert (second.seed, second.validation_fraction, second.time_budget_s) == (7, 0.3, 60)
@@ -162,6 +165,7 @@ async def test_a_failure_that_the_trainer_tells_is_the_jobs_and_is_not_tried_aga
         Reason.DATASET_UNUSABLE, "one class only",
     )  # fmt: skip
     assert record.attempts == 1
+    await house.supervisor.close(5)
     assert house.metric("graft_jobs_ended_total", state="FAILED") == 1
 
 
@@ -249,6 +253,7 @@ async def test_a_running_job_that_is_cancelled_stops_its_trainer(
     assert (await house.ended(job.job_id)).state is JobState.CANCELLED
     assert trainer.stopped.is_set()
     assert (await house.ended(other.job_id)).state is JobState.SUCCEEDED
+    await house.supervisor.close(5)
     assert house.metric("graft_jobs_ended_total", state="CANCELLED") == 1
 
 

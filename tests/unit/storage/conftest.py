@@ -124,9 +124,9 @@ def publish(
 ) -> Publish:
     """Publishes a version of a model as a job would, and answers with its number."""
 
-    def publish(model: str, job_id: str, **changes: object) -> int:
+    def publish(model: str, job_id: str, alias: str = "", **changes: object) -> int:
         stored = artifacts.put(write_result(tmp_path / "out" / job_id, job_id, model, **changes))  # type: ignore[arg-type]
         with database.transaction() as connection:
-            return models.publish(connection, model, job_id, stored)
+            return models.publish(connection, model, job_id, stored, alias)
 
     return publish

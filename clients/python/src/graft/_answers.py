@@ -8,22 +8,25 @@ from typing import Any, Literal
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
-from graft import errors, types
+from graft import _requests, errors, types
 from graft.v1 import dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 
 _DEVICES: dict[int, types.Device] = {
     fine_tuning_pb2.DEVICE_CPU: "cpu",
     fine_tuning_pb2.DEVICE_CUDA: "cuda",
 }
-_METHODS: dict[int, Literal["feature_based", "model_based"]] = {
+_METHODS: dict[int, Literal["feature_based", "model_based", "domain_adaptation"]] = {
     model_pb2.TRANSFER_METHOD_FEATURE_BASED: "feature_based",
     model_pb2.TRANSFER_METHOD_MODEL_BASED: "model_based",
+    model_pb2.TRANSFER_METHOD_DOMAIN_ADAPTATION: "domain_adaptation",
 }
 _PRECISIONS: dict[int, Literal["auto", "fp32", "bf16", "fp16"]] = {
     fine_tuning_pb2.PRECISION_FP32: "fp32",
     fine_tuning_pb2.PRECISION_BF16: "bf16",
     fine_tuning_pb2.PRECISION_FP16: "fp16",
 }
+_TECHNIQUES: dict[int, types.Technique] = {n: name for name, n in _requests.TECHNIQUES.items()}
+_BASELINES: dict[int, types.Baseline] = {n: name for name, n in _requests.BASELINES.items()}
 _STATES = {
     fine_tuning_pb2.JobState.Value(f"JOB_STATE_{state}"): state
     for state in types.JobState
@@ -75,13 +78,55 @@ def job_request(message: fine_tuning_pb2.FineTuneRequest) -> types.JobRequest:
         device=_DEVICES.get(message.device, "auto"),
         labels=dict(message.labels),
         request_id=message.request_id,
+        baselines=tuple(_BASELINES[n] for n in message.baselines if n in _BASELINES),
+        gate=_gate(message.gate) if message.HasField("gate") else None,
+        base=_base(message.base) if message.HasField("base") else None,
     )
 
 
-def _method(message: fine_tuning_pb2.FineTuneRequest) -> types.FeatureBased | types.ModelBased:
-    if message.WhichOneof("method") != "model_based":
-        return types.FeatureBased(l2=_optional(message.feature_based, "l2"))
-    method = message.model_based
+def _method(message: fine_tuning_pb2.FineTuneRequest) -> types.Method:
+    match message.WhichOneof("method"):
+        case "model_based":
+            return _model_based(message.model_based)
+        case "domain_adaptation":
+            return _domain_adaptation(message.domain_adaptation)
+    method = message.feature_based
+    return types.FeatureBased(
+        l2=_optional(method, "l2"), augmented_views=_optional(method, "augmented_views")
+    )
+
+
+def _domain_adaptation(method: fine_tuning_pb2.DomainAdaptation) -> types.DomainAdaptation:
+    by_path = method.WhichOneof("target") == "target_path"
+    return types.DomainAdaptation(
+        target=types.ServerPath(method.target_path.path) if by_path else method.target_dataset_id,
+        technique=_TECHNIQUES.get(method.technique, "auto"),
+        always_adapt=method.always_adapt,
+        evaluate_on_target=method.evaluate_on_target,
+        epochs=_optional(method, "epochs"),
+        batch_size=_optional(method, "batch_size"),
+        learning_rate=_optional(method, "learning_rate"),
+    )
+
+
+def _gate(gate: fine_tuning_pb2.Gate) -> types.Gate:
+    has_latency = gate.HasField("max_latency")
+    return types.Gate(
+        min_accuracy=_optional(gate, "min_accuracy"),
+        not_worse_than=gate.not_worse_than,
+        max_parity_difference=_optional(gate, "max_parity_difference"),
+        max_latency_ms=gate.max_latency.ToMicroseconds() / 1000 if has_latency else None,
+        alias=gate.alias,
+    )
+
+
+def _base(base: fine_tuning_pb2.BaseVersion) -> types.BaseVersion:
+    return types.BaseVersion(
+        version=_optional(base, "version"), alias=_optional(base, "alias"), model=base.model
+    )
+
+
+def _model_based(method: fine_tuning_pb2.ModelBased) -> types.ModelBased:
     return types.ModelBased(
         recipe="classic" if method.recipe == fine_tuning_pb2.RECIPE_CLASSIC else "auto",
         train_from_stage=method.train_from_stage,
@@ -145,7 +190,12 @@ def _note(message: fine_tuning_pb2.Message) -> types.Note:
 
 def _published(out: fine_tuning_pb2.VersionPublished) -> types.VersionPublished:
     return types.VersionPublished(
-        out.model, out.version, out.validation_accuracy, out.validation_count
+        out.model,
+        out.version,
+        out.validation_accuracy,
+        out.validation_count,
+        out.is_candidate,
+        tuple(out.gate_failures),
     )
 
 
@@ -157,6 +207,27 @@ _PAYLOADS: dict[str, Callable[[Any], types.EventPayload]] = {
     "message": _note,
     "published": _published,
 }
+
+
+def ranking(message: fine_tuning_pb2.RankBackbonesResponse) -> types.BackboneRanking:
+    return types.BackboneRanking(
+        backbones=tuple(
+            types.RankedBackbone(
+                backbone=row.backbone,
+                weights=row.weights,
+                score=_optional(row, "score"),
+                log_me=_optional(row, "log_me"),
+                h_score=_optional(row, "h_score"),
+                leep=_optional(row, "leep"),
+                picture_ms=_optional(row, "picture_ms"),
+                feature_dim=row.feature_dim,
+                problem=row.problem,
+            )
+            for row in message.backbones
+        ),
+        explanation=message.explanation,
+        picture_count=message.picture_count,
+    )
 
 
 def dataset(message: dataset_pb2.Dataset) -> types.Dataset:
@@ -171,6 +242,7 @@ def dataset(message: dataset_pb2.Dataset) -> types.Dataset:
         rejected=_rejected(message.rejected_files),
         rejected_count=message.rejected_count,
         has_validation_split=message.has_validation_split,
+        is_unlabelled=message.is_unlabelled,
     )
 
 
@@ -208,7 +280,16 @@ def version(message: model_pb2.Version) -> types.Version:
         labels=dict(message.labels),
         manifest=json.loads(message.manifest_json) if message.manifest_json else {},
         aliases=tuple(message.aliases),
+        is_candidate=message.is_candidate,
+        gate_checks=tuple(
+            types.GateCheck(check.name, check.passed, check.value, check.bound, check.detail)
+            for check in message.gate_checks
+        ),
     )
+
+
+def rollback(message: model_pb2.RollbackAliasResponse) -> types.Rollback:
+    return types.Rollback(model(message.model), message.from_version, message.to_version)
 
 
 def report(message: model_pb2.GetReportResponse) -> dict[str, Any]:
@@ -225,14 +306,17 @@ def _prediction(
 ) -> types.Prediction:
     if result.WhichOneof("outcome") != "classification":
         return types.Prediction(model_name, number, error=errors.from_status(result.error))
+    answer = result.classification
     return types.Prediction(
         model_name,
         number,
         tuple(
             types.ClassScore(score.label, score.probability, score.class_index)
-            for score in result.classification.scores
+            for score in answer.scores
         ),
-        tuple(result.classification.features),
+        tuple(answer.features),
+        out_of_distribution_score=_optional(answer, "out_of_distribution_score"),
+        is_out_of_distribution=answer.is_out_of_distribution,
     )
 
 

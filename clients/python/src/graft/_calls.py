@@ -35,9 +35,12 @@ class Page(Generic[T]):
 
 
 def fine_tune(
-    data: str | types.ServerPath, name: str, options: types.FineTuneOptions
+    data: str | types.ServerPath,
+    name: str,
+    options: types.FineTuneOptions,
+    target: str | types.ServerPath = "",
 ) -> Call[types.Job]:
-    request = _requests.fine_tune(data, name, options)
+    request = _requests.fine_tune(data, name, options, target)
     return Call(_rpcs.FINE_TUNE, request, lambda answer: _answers.job(answer.job))
 
 
@@ -56,6 +59,16 @@ def list_jobs(states: Iterable[str] | str, model: str, page_token: str) -> Call[
 def cancel_job(job_id: str) -> Call[types.Job]:
     request = fine_tuning_pb2.CancelJobRequest(job_id=job_id)
     return Call(_rpcs.CANCEL_JOB, request, lambda answer: _answers.job(answer.job))
+
+
+def rank_backbones(
+    data: str | types.ServerPath,
+    candidates: Iterable[str | types.BackboneCandidate],
+    time_budget_s: float | None,
+    seed: int | None,
+) -> Call[types.BackboneRanking]:
+    request = _requests.rank_backbones(data, candidates, time_budget_s, seed)
+    return Call(_rpcs.RANK_BACKBONES, request, _answers.ranking)
 
 
 def get_dataset(dataset_id: str) -> Call[types.Dataset]:
@@ -114,6 +127,16 @@ def set_alias(model: str, alias: str, version: int) -> Call[types.Model]:
 def delete_alias(model: str, alias: str) -> Call[types.Model]:
     request = model_pb2.DeleteAliasRequest(model=model, alias=alias)
     return Call(_rpcs.DELETE_ALIAS, request, lambda answer: _answers.model(answer.model))
+
+
+def rollback_alias(model: str, alias: str) -> Call[types.Rollback]:
+    request = model_pb2.RollbackAliasRequest(model=model, alias=alias)
+    return Call(_rpcs.ROLLBACK_ALIAS, request, _answers.rollback)
+
+
+def promote_version(model: str, version: int) -> Call[types.Model]:
+    request = model_pb2.PromoteVersionRequest(model=model, version=version)
+    return Call(_rpcs.PROMOTE_VERSION, request, lambda answer: _answers.model(answer.model))
 
 
 def get_report(model: str, version: int | None, alias: str | None) -> Call[dict[str, Any]]:

@@ -14,10 +14,19 @@ DEFAULT_TARGET: Final = "localhost:50051"
 DEFAULT_TIMEOUT_S: Final = 60.0
 TRANSFER_TIMEOUT_S: Final = 3600.0
 """For uploads and exports, whose length is the data's."""
+_RANKING_BUDGET_S: Final = 60.0
+"""What the service takes where no time budget is given."""
+_RANKING_SLACK_S: Final = 120.0
+"""Beyond the time budget: others may be before it, and a trainer must start."""
 MAX_MESSAGE_BYTES: Final = 64 * 2**20
 PROBE_TIMEOUT_S: Final = 5.0
 """For one question after the server's health."""
 _PROBE_PAUSE_S: Final = 0.1
+
+
+def ranking_timeout_s(time_budget_s: float | None) -> float:
+    """The deadline of a ranking of backbones that was given none."""
+    return (time_budget_s or _RANKING_BUDGET_S) + _RANKING_SLACK_S
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class JobHandle:
         return self._client.watch_job(self.job_id, after=after, timeout_s=timeout_s)
 
     def wait(self, timeout_s: float | None = None, on_event: OnEvent | None = None) -> Version:
-        """Waits for its end and returns the version it published.
+        """Waits for its end and returns the version it made, a candidate too.
 
         Raises JobFailed, JobCancelled, or DeadlineExceeded when it takes longer
         than `timeout_s` (it goes on). `on_event` is told of every event.

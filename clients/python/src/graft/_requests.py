@@ -5,6 +5,7 @@ put into a message at all, or would be misread.
 """
 
 import uuid
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -24,9 +25,27 @@ _PRECISIONS = {
     "bf16": pb.PRECISION_BF16,
     "fp16": pb.PRECISION_FP16,
 }
-_METHODS: dict[str, type[types.FeatureBased] | type[types.ModelBased]] = {
+_METHODS: dict[str, type[types.Method]] = {
     "feature_based": types.FeatureBased,
     "model_based": types.ModelBased,
+    "domain_adaptation": types.DomainAdaptation,
+}
+TECHNIQUES: dict[types.Technique, pb.AdaptationTechnique] = {
+    "auto": pb.ADAPTATION_TECHNIQUE_AUTO,
+    "coral": pb.ADAPTATION_TECHNIQUE_CORAL,
+    "mcc": pb.ADAPTATION_TECHNIQUE_MCC,
+    "pseudo_labels": pb.ADAPTATION_TECHNIQUE_PSEUDO_LABELS,
+    "dann": pb.ADAPTATION_TECHNIQUE_DANN,
+    "deep_coral": pb.ADAPTATION_TECHNIQUE_DEEP_CORAL,
+    "dan": pb.ADAPTATION_TECHNIQUE_DAN,
+    "cdan": pb.ADAPTATION_TECHNIQUE_CDAN,
+    "deep_mcc": pb.ADAPTATION_TECHNIQUE_DEEP_MCC,
+}
+BASELINES: dict[types.Baseline, pb.Baseline] = {
+    "linear_probe": pb.BASELINE_LINEAR_PROBE,
+    "full_fine_tune": pb.BASELINE_FULL_FINE_TUNE,
+    "from_scratch": pb.BASELINE_FROM_SCRATCH,
+    "nearest_class_mean": pb.BASELINE_NEAREST_CLASS_MEAN,
 }
 _GENERAL = {
     "backbone",
@@ -38,13 +57,22 @@ _GENERAL = {
     "device",
     "labels",
     "request_id",
+    "baselines",
+    "gate",
+    "base",
 }
 
 
 def fine_tune(
-    data: str | types.ServerPath, name: str, options: types.FineTuneOptions
+    data: str | types.ServerPath,
+    name: str,
+    options: types.FineTuneOptions,
+    target: str | types.ServerPath = "",
 ) -> pb.FineTuneRequest:
-    """`data` is the id of a dataset or a path on the server."""
+    """`data` and `target` are each the id of a dataset or a path on the server.
+
+    `target` is where the pictures of a domain adaptation's target are by now.
+    """
     known = types.FineTuneOptions.__optional_keys__
     for key in options:
         if key not in known:
@@ -52,7 +80,7 @@ def fine_tune(
     budget_s = options.get("time_budget_s")
     request = pb.FineTuneRequest(
         model=name,
-        backbone=options.get("backbone", "auto"),
+        backbone=options.get("backbone", ""),
         weights=options.get("weights", ""),
         validation_fraction=options.get("validation_fraction"),
         seed=options.get("seed"),
@@ -60,6 +88,9 @@ def fine_tune(
         device=_choice("device", options.get("device", "auto"), _DEVICES),
         labels=options.get("labels", {}),
         request_id=options.get("request_id") or str(uuid.uuid4()),
+        baselines=_baselines(options.get("baselines", ())),
+        gate=_gate(options.get("gate")),
+        base=_base(options.get("base")),
     )
     if isinstance(data, types.ServerPath):
         request.server_path.path = str(data.path)
@@ -67,18 +98,48 @@ def fine_tune(
         request.dataset_id = data
     match method(options):
         case types.FeatureBased() as feature_based:
-            request.feature_based.CopyFrom(pb.FeatureBased(l2=feature_based.l2))
+            request.feature_based.CopyFrom(_feature_based(feature_based))
         case types.ModelBased() as model_based:
             request.model_based.CopyFrom(_model_based(model_based))
+        case types.DomainAdaptation() as adaptation:
+            request.domain_adaptation.CopyFrom(_domain_adaptation(adaptation, target))
     return request
 
 
-def method(options: types.FineTuneOptions) -> types.FeatureBased | types.ModelBased:
+def rank_backbones(
+    data: str | types.ServerPath,
+    candidates: Iterable[str | types.BackboneCandidate],
+    time_budget_s: float | None,
+    seed: int | None,
+) -> pb.RankBackbonesRequest:
+    """`data` is the id of a dataset or a path on the server."""
+    if isinstance(candidates, str):
+        candidates = [candidates]
+    request = pb.RankBackbonesRequest(
+        candidates=[_candidate(candidate) for candidate in candidates],
+        time_budget=None if time_budget_s is None else _duration(time_budget_s),
+        seed=seed,
+    )
+    if isinstance(data, types.ServerPath):
+        request.server_path.path = str(data.path)
+    else:
+        request.dataset_id = data
+    return request
+
+
+def _candidate(given: str | types.BackboneCandidate) -> pb.BackboneCandidate:
+    if isinstance(given, str):
+        backbone, _, weights = given.partition(":")
+        given = types.BackboneCandidate(backbone, weights)
+    return pb.BackboneCandidate(backbone=given.backbone, weights=given.weights)
+
+
+def method(options: types.FineTuneOptions) -> types.Method:
     """The method with the hyperparameters that stand beside its name."""
     beside: dict[str, Any] = {
         key: value
         for key, value in options.items()
-        if key not in _GENERAL and value not in (None, "")
+        if key not in _GENERAL and value is not None and not (isinstance(value, str) and not value)
     }
     given = options.get("method", "feature_based")
     if not isinstance(given, str):
@@ -96,7 +157,15 @@ def method(options: types.FineTuneOptions) -> types.FeatureBased | types.ModelBa
             f"{', '.join(kind.__dataclass_fields__)}",
             strange[0],
         )
+    if kind is types.DomainAdaptation and "target" not in beside:
+        raise invalid(
+            "domain_adaptation needs the target, pictures of the domain to adapt to", "target"
+        )
     return kind(**beside)
+
+
+def _feature_based(method: types.FeatureBased) -> pb.FeatureBased:
+    return pb.FeatureBased(l2=method.l2, augmented_views=method.augmented_views)
 
 
 def _model_based(method: types.ModelBased) -> pb.ModelBased:
@@ -113,6 +182,52 @@ def _model_based(method: types.ModelBased) -> pb.ModelBased:
         early_stopping_patience=method.early_stopping_patience,
         precision=_choice("precision", method.precision, _PRECISIONS),
     )
+
+
+def _domain_adaptation(
+    method: types.DomainAdaptation, target: str | types.ServerPath
+) -> pb.DomainAdaptation:
+    adaptation = pb.DomainAdaptation(
+        technique=_choice("technique", method.technique, TECHNIQUES),
+        always_adapt=method.always_adapt,
+        evaluate_on_target=method.evaluate_on_target,
+        epochs=method.epochs,
+        batch_size=method.batch_size,
+        learning_rate=method.learning_rate,
+    )
+    if isinstance(target, types.ServerPath):
+        adaptation.target_path.path = str(target.path)
+    else:
+        adaptation.target_dataset_id = target
+    return adaptation
+
+
+def _baselines(given: Any) -> list[pb.Baseline]:
+    names = [given] if isinstance(given, str) else given
+    return [_choice("baselines", name, BASELINES) for name in names]
+
+
+def _gate(gate: types.Gate | None) -> pb.Gate | None:
+    if gate is None:
+        return None
+    latency_ms = gate.max_latency_ms
+    return pb.Gate(
+        min_accuracy=gate.min_accuracy,
+        not_worse_than=gate.not_worse_than,
+        max_parity_difference=gate.max_parity_difference,
+        max_latency=None if latency_ms is None else _duration(latency_ms / 1000),
+        alias=gate.alias,
+    )
+
+
+def _base(base: types.BaseVersion | int | str | None) -> pb.BaseVersion | None:
+    if base is None:
+        return None
+    if isinstance(base, int):
+        base = types.BaseVersion(version=base)
+    elif isinstance(base, str):
+        base = types.BaseVersion(alias=base)
+    return pb.BaseVersion(model=base.model, **which(base.version, base.alias))
 
 
 def states(given: Any) -> list[pb.JobState]:
@@ -139,7 +254,7 @@ def which(version: int | None, alias: str | None) -> dict[str, Any]:
     return {} if alias is None else {"alias": alias}
 
 
-def _choice(field: str, given: str, choices: dict[str, W]) -> W:
+def _choice(field: str, given: Any, choices: dict[Any, W]) -> W:
     if given not in choices:
         raise invalid(f"{field} is {given!r}: it must be one of {', '.join(choices)}", field)
     return choices[given]

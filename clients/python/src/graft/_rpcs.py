@@ -58,6 +58,13 @@ WATCH_JOB = _rpc(
 CANCEL_JOB = _rpc(
     "FineTuningService/CancelJob", tuning.CancelJobRequest, tuning.CancelJobResponse, is_safe=False
 )
+# Trains nothing and keeps nothing.
+RANK_BACKBONES = _rpc(
+    "FineTuningService/RankBackbones",
+    tuning.RankBackbonesRequest,
+    tuning.RankBackbonesResponse,
+    is_safe=True,
+)
 
 # The same pictures always get the same id.
 UPLOAD_DATASET = _rpc(
@@ -130,6 +137,20 @@ SET_ALIAS = _rpc(
 )
 DELETE_ALIAS = _rpc(
     "ModelService/DeleteAlias", models.DeleteAliasRequest, models.DeleteAliasResponse, is_safe=False
+)
+# A repeat would go back one version more.
+ROLLBACK_ALIAS = _rpc(
+    "ModelService/RollbackAlias",
+    models.RollbackAliasRequest,
+    models.RollbackAliasResponse,
+    is_safe=False,
+)
+# A repeat would find no candidate any more.
+PROMOTE_VERSION = _rpc(
+    "ModelService/PromoteVersion",
+    models.PromoteVersionRequest,
+    models.PromoteVersionResponse,
+    is_safe=False,
 )
 GET_REPORT = _rpc(
     "ModelService/GetReport", models.GetReportRequest, models.GetReportResponse, is_safe=True

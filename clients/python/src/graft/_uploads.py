@@ -1,4 +1,4 @@
-"""From labelled pictures on this machine to the messages of UploadDataset.
+"""From pictures on this machine, labelled or not, to the messages of UploadDataset.
 
 A folder travels as a tar archive that is made while it is sent: no copy on
 disk, and never more than a chunk of it in memory. Which files of a folder are
@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from graft import _answers, types
 from graft._pictures import PictureLike, to_file
@@ -24,9 +24,14 @@ Labelled: TypeAlias = tuple[str, PictureLike]
 Uploadable: TypeAlias = str | os.PathLike[str] | Iterable[Labelled]
 """A folder with a folder per class, a .tar, .tar.gz or .zip archive of one, or pairs of a label
 and a picture."""
+Unlabelled: TypeAlias = str | os.PathLike[str] | Iterable[PictureLike | Labelled]
+"""A folder or an archive with pictures at any depth, or pictures; a label beside one is left
+out."""
 Data: TypeAlias = Uploadable | types.Dataset | types.ServerPath
 """What `fine_tune` learns from. A `str` that begins with "ds-" is the id of a dataset; write a
 folder of such a name as a `Path`."""
+Target: TypeAlias = Unlabelled | types.Dataset | types.ServerPath
+"""The target of a `DomainAdaptation`, as `Data`; with `evaluate_on_target` it has labels too."""
 
 OnProgress: TypeAlias = Callable[[int, int | None], None]
 """Told the bytes that were handed to the connection, and all there are (None: not known)."""
@@ -41,15 +46,26 @@ class Upload:
     is_repeatable: bool
 
 
-def stored(data: Data) -> str | types.ServerPath | None:
-    """What the service has already: a dataset's id or a path of its own; else None."""
+def stored(
+    data: Data | Target, on_progress: OnProgress | None, *, is_unlabelled: bool = False
+) -> str | types.ServerPath | Upload:
+    """What the service has already: a dataset's id or a path of its own; else the upload."""
     if isinstance(data, types.Dataset):
         return data.dataset_id
     if isinstance(data, types.ServerPath):
         return data
     if isinstance(data, str) and data.startswith("ds-") and os.sep not in data:
         return data
-    return None
+    return prepare(data, "", on_progress, is_unlabelled=is_unlabelled)
+
+
+def stored_target(
+    method: types.Method, on_progress: OnProgress | None
+) -> str | types.ServerPath | Upload:
+    """As `stored`, of the target's pictures; "" where the method has no target."""
+    if not isinstance(method, types.DomainAdaptation):
+        return ""
+    return stored(method.target, on_progress, is_unlabelled=not method.evaluate_on_target)
 
 
 def stored_as(answer: pb.UploadDatasetResponse) -> types.Dataset:
@@ -57,34 +73,50 @@ def stored_as(answer: pb.UploadDatasetResponse) -> types.Dataset:
     return _answers.dataset(answer.dataset)
 
 
-def prepare(data: Uploadable, display_name: str, on_progress: OnProgress | None) -> Upload:
+def prepare(
+    data: Uploadable | Unlabelled,
+    display_name: str,
+    on_progress: OnProgress | None,
+    *,
+    is_unlabelled: bool = False,
+) -> Upload:
     """Finds out what `data` is; reads no picture yet."""
     if isinstance(data, str | os.PathLike):
         path = Path(data)
         if path.is_dir():
             files = _files(path)
             if not files:
-                raise invalid(f"{path} holds no files: put the pictures into a folder per class")
+                where = "there, at any depth" if is_unlabelled else "into a folder per class"
+                raise invalid(f"{path} holds no files: put the pictures {where}")
             total = sum(entry.stat().st_size for entry in files)
-            header = _header(display_name or path.resolve().name, pb.ARCHIVE_FORMAT_TAR)
+            header = _header(
+                display_name or path.resolve().name, pb.ARCHIVE_FORMAT_TAR, is_unlabelled
+            )
             return Upload(
                 lambda: _archive(header, _tar(path, files), total, on_progress), is_repeatable=True
             )
         size = path.stat().st_size
-        header = _header(display_name or path.name, pb.ARCHIVE_FORMAT_UNSPECIFIED)
+        header = _header(display_name or path.name, pb.ARCHIVE_FORMAT_UNSPECIFIED, is_unlabelled)
         return Upload(lambda: _archive(header, _read(path), size, on_progress), is_repeatable=True)
     if not isinstance(data, Iterable):
         raise invalid(
             f"a {type(data).__name__} is no data: give a folder, an archive, a dataset, a "
             "ServerPath, or pairs of a label and a picture"
         )
-    header = _header(display_name, pb.ARCHIVE_FORMAT_UNSPECIFIED)
-    return Upload(lambda: _pairs(header, data, on_progress), is_repeatable=iter(data) is not data)
+    header = _header(display_name, pb.ARCHIVE_FORMAT_UNSPECIFIED, is_unlabelled)
+    return Upload(
+        lambda: _pictures(header, data, on_progress, is_unlabelled),
+        is_repeatable=iter(data) is not data,
+    )
 
 
-def _header(display_name: str, format_: pb.ArchiveFormat) -> pb.UploadDatasetRequest:
+def _header(
+    display_name: str, format_: pb.ArchiveFormat, is_unlabelled: bool
+) -> pb.UploadDatasetRequest:
     return pb.UploadDatasetRequest(
-        header=pb.UploadDatasetHeader(display_name=display_name, format=format_)
+        header=pb.UploadDatasetHeader(
+            display_name=display_name, format=format_, is_unlabelled=is_unlabelled
+        )
     )
 
 
@@ -110,15 +142,16 @@ def _archive(
     yield _end(count)
 
 
-def _pairs(
-    header: pb.UploadDatasetRequest, pairs: Iterable[Labelled], on_progress: OnProgress | None
+def _pictures(
+    header: pb.UploadDatasetRequest,
+    items: Iterable[PictureLike | Labelled],
+    on_progress: OnProgress | None,
+    is_unlabelled: bool,
 ) -> Iterator[pb.UploadDatasetRequest]:
     yield header
     sent = count = 0
-    for index, pair in enumerate(pairs):
-        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise invalid(f"data[{index}] is no pair of a label and a picture")
-        label, picture = pair
+    for index, item in enumerate(items):
+        label, picture = _without_label(item) if is_unlabelled else _labelled(item, index)
         content = to_file(picture, f"data[{index}]")
         name = Path(picture).name if isinstance(picture, str | os.PathLike) else ""
         yield pb.UploadDatasetRequest(
@@ -129,6 +162,21 @@ def _pairs(
         if on_progress:
             on_progress(sent, None)
     yield _end(count)
+
+
+def _labelled(item: Any, index: int) -> Labelled:
+    if not _is_pair(item):
+        raise invalid(f"data[{index}] is no pair of a label and a picture")
+    label, picture = item
+    return label, picture
+
+
+def _without_label(item: Any) -> Labelled:
+    return "", item[1] if _is_pair(item) else item
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str)
 
 
 def _files(root: Path) -> list[Path]:

@@ -15,24 +15,28 @@ from typing import Any, Self, Unpack
 import grpc
 from grpc import aio
 
-from graft import _calls, _channel, _rpcs, _uploads
+from graft import _calls, _channel, _requests, _rpcs, _uploads
 from graft._async import AsyncTransport, stepwise
-from graft._channel import PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S
+from graft._channel import PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
 from graft._export import whole_file
 from graft._jobs import AsyncJobHandle
 from graft._order import PICTURES_A_REQUEST, REQUESTS_UNDER_WAY, Order
 from graft._pictures import PictureLike, predict_requests
-from graft._uploads import Data, OnProgress, Uploadable
+from graft._uploads import Data, OnProgress, Unlabelled, Upload, Uploadable
 from graft._watch import Watch
 from graft.errors import DeadlineExceeded, Unavailable
 from graft.retry import RetryPolicy
 from graft.types import (
+    BackboneCandidate,
+    BackboneRanking,
     Dataset,
     FineTuneOptions,
     Job,
     JobEvent,
     Model,
     Prediction,
+    Rollback,
+    ServerPath,
     Version,
 )
 from graft.v1 import prediction_pb2
@@ -90,12 +94,11 @@ class AsyncClient:
         """As `Client.fine_tune`."""
         # Bad options are found out before anything is uploaded.
         _calls.fine_tune("", name, options)
-        source = _uploads.stored(data)
-        if source is None:
-            dataset = await self.upload_dataset(data, on_progress=on_upload)  # type: ignore[arg-type]
-            source = dataset.dataset_id
-        job = await self._transport.unary(_calls.fine_tune(source, name, options))
-        return AsyncJobHandle(self, job)
+        method = _requests.method(options)
+        source = await asyncio.to_thread(_uploads.stored, data, on_upload)
+        target = await asyncio.to_thread(_uploads.stored_target, method, on_upload)
+        call = _calls.fine_tune(await self._sent(source), name, options, await self._sent(target))
+        return AsyncJobHandle(self, await self._transport.unary(call))
 
     async def job(self, job_id: str) -> AsyncJobHandle:
         """As `Client.job`."""
@@ -119,19 +122,48 @@ class AsyncClient:
         """As `Client.cancel_job`."""
         return await self._transport.unary(_calls.cancel_job(job_id))
 
+    async def rank_backbones(
+        self,
+        data: Data,
+        *,
+        candidates: Iterable[str | BackboneCandidate] = (),
+        time_budget_s: float | None = None,
+        seed: int | None = None,
+        on_upload: OnProgress | None = None,
+        timeout_s: float | None = None,
+    ) -> BackboneRanking:
+        """As `Client.rank_backbones`."""
+        given = list(candidates) if not isinstance(candidates, str) else [candidates]
+        # Bad options are found out before anything is uploaded.
+        _calls.rank_backbones("", given, time_budget_s, seed)
+        source = await self._sent(await asyncio.to_thread(_uploads.stored, data, on_upload))
+        call = _calls.rank_backbones(source, given, time_budget_s, seed)
+        return await self._transport.unary(call, timeout_s or ranking_timeout_s(time_budget_s))
+
     # Datasets
 
     async def upload_dataset(
         self,
-        data: Uploadable,
+        data: Uploadable | Unlabelled,
         *,
         display_name: str = "",
+        is_unlabelled: bool = False,
         on_progress: OnProgress | None = None,
         timeout_s: float = TRANSFER_TIMEOUT_S,
     ) -> Dataset:
         """As `Client.upload_dataset`; an iterable is read on a worker thread."""
-        upload = await asyncio.to_thread(_uploads.prepare, data, display_name, on_progress)
+        upload = await asyncio.to_thread(
+            _uploads.prepare, data, display_name, on_progress, is_unlabelled=is_unlabelled
+        )
+        return await self._upload(upload, timeout_s)
 
+    async def _sent(self, source: str | ServerPath | Upload) -> str | ServerPath:
+        """As `Client._sent`."""
+        if isinstance(source, Upload):
+            return (await self._upload(source, TRANSFER_TIMEOUT_S)).dataset_id
+        return source
+
+    async def _upload(self, upload: Upload, timeout_s: float) -> Dataset:
         async def send(left_s: float) -> Dataset:
             answer = await self._transport.collect(_rpcs.UPLOAD_DATASET, upload.messages(), left_s)
             return _uploads.stored_as(answer)
@@ -246,6 +278,14 @@ class AsyncClient:
     async def delete_alias(self, model: str, alias: str) -> Model:
         """As `Client.delete_alias`."""
         return await self._transport.unary(_calls.delete_alias(model, alias))
+
+    async def rollback_alias(self, model: str, alias: str = "latest") -> Rollback:
+        """As `Client.rollback_alias`."""
+        return await self._transport.unary(_calls.rollback_alias(model, alias))
+
+    async def promote_version(self, model: str, version: int) -> Model:
+        """As `Client.promote_version`."""
+        return await self._transport.unary(_calls.promote_version(model, version))
 
     async def get_report(
         self, model: str, *, version: int | None = None, alias: str | None = None

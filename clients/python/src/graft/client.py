@@ -15,24 +15,28 @@ from typing import Any, Self, Unpack
 
 import grpc
 
-from graft import _calls, _channel, _rpcs, _uploads
-from graft._channel import PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S
+from graft import _calls, _channel, _requests, _rpcs, _uploads
+from graft._channel import PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
 from graft._export import whole_file
 from graft._jobs import JobHandle
 from graft._order import PICTURES_A_REQUEST, REQUESTS_UNDER_WAY, Order
 from graft._pictures import PictureLike, predict_requests
 from graft._sync import Transport
-from graft._uploads import Data, OnProgress, Uploadable
+from graft._uploads import Data, OnProgress, Unlabelled, Upload, Uploadable
 from graft._watch import Watch
 from graft.errors import DeadlineExceeded, Unavailable
 from graft.retry import RetryPolicy
 from graft.types import (
+    BackboneCandidate,
+    BackboneRanking,
     Dataset,
     FineTuneOptions,
     Job,
     JobEvent,
     Model,
     Prediction,
+    Rollback,
+    ServerPath,
     Version,
 )
 from graft.v1 import prediction_pb2
@@ -97,14 +101,15 @@ class Client:
 
         `data` is a folder with a folder per class, an archive of one, pairs of a
         label and a picture, a `Dataset` or its id, or a `ServerPath`. The options
-        are `FineTuneOptions`.
+        are `FineTuneOptions`. The target of a domain adaptation is uploaded too.
         """
         # Bad options are found out before anything is uploaded.
         _calls.fine_tune("", name, options)
-        source = _uploads.stored(data)
-        if source is None:
-            source = self.upload_dataset(data, on_progress=on_upload).dataset_id  # type: ignore[arg-type]
-        return JobHandle(self, self._transport.unary(_calls.fine_tune(source, name, options)))
+        method = _requests.method(options)
+        source = _uploads.stored(data, on_upload)
+        target = _uploads.stored_target(method, on_upload)
+        call = _calls.fine_tune(self._sent(source), name, options, self._sent(target))
+        return JobHandle(self, self._transport.unary(call))
 
     def job(self, job_id: str) -> JobHandle:
         """A handle on a job that was started before."""
@@ -131,19 +136,55 @@ class Client:
         """Asks for a job's end; a running one ends soon after."""
         return self._transport.unary(_calls.cancel_job(job_id))
 
+    def rank_backbones(
+        self,
+        data: Data,
+        *,
+        candidates: Iterable[str | BackboneCandidate] = (),
+        time_budget_s: float | None = None,
+        seed: int | None = None,
+        on_upload: OnProgress | None = None,
+        timeout_s: float | None = None,
+    ) -> BackboneRanking:
+        """Says which backbone to start from; `data` is as in `fine_tune`.
+
+        Candidates are names of backbones, "NAME:WEIGHTS", or `BackboneCandidate`s;
+        none means all whose weights the server has. Waits two minutes longer than
+        the time budget (the server's is 60 s) unless `timeout_s` says otherwise.
+        """
+        given = list(candidates) if not isinstance(candidates, str) else [candidates]
+        # Bad options are found out before anything is uploaded.
+        _calls.rank_backbones("", given, time_budget_s, seed)
+        source = self._sent(_uploads.stored(data, on_upload))
+        call = _calls.rank_backbones(source, given, time_budget_s, seed)
+        return self._transport.unary(call, timeout_s or ranking_timeout_s(time_budget_s))
+
     # Datasets
 
     def upload_dataset(
         self,
-        data: Uploadable,
+        data: Uploadable | Unlabelled,
         *,
         display_name: str = "",
+        is_unlabelled: bool = False,
         on_progress: OnProgress | None = None,
         timeout_s: float = TRANSFER_TIMEOUT_S,
     ) -> Dataset:
-        """Stores a folder, an archive or labelled pictures; the same ones get the same id."""
-        upload = _uploads.prepare(data, display_name, on_progress)
+        """Stores a folder, an archive or labelled pictures; the same ones get the same id.
 
+        With `is_unlabelled` they have no classes, and are the target of a domain
+        adaptation.
+        """
+        upload = _uploads.prepare(data, display_name, on_progress, is_unlabelled=is_unlabelled)
+        return self._upload(upload, timeout_s)
+
+    def _sent(self, source: str | ServerPath | Upload) -> str | ServerPath:
+        """Where the pictures are on the server, after their upload where there is one."""
+        if isinstance(source, Upload):
+            return self._upload(source, TRANSFER_TIMEOUT_S).dataset_id
+        return source
+
+    def _upload(self, upload: Upload, timeout_s: float) -> Dataset:
         def send(left_s: float) -> Dataset:
             answer = self._transport.collect(_rpcs.UPLOAD_DATASET, upload.messages(), left_s)
             return _uploads.stored_as(answer)
@@ -274,6 +315,14 @@ class Client:
     def delete_alias(self, model: str, alias: str) -> Model:
         """Removes an alias."""
         return self._transport.unary(_calls.delete_alias(model, alias))
+
+    def rollback_alias(self, model: str, alias: str = "latest") -> Rollback:
+        """Points an alias back to the version before; again, to the one before that."""
+        return self._transport.unary(_calls.rollback_alias(model, alias))
+
+    def promote_version(self, model: str, version: int) -> Model:
+        """Publishes a candidate although it did not pass its gate; `latest` moves to it."""
+        return self._transport.unary(_calls.promote_version(model, version))
 
     def get_report(
         self, model: str, *, version: int | None = None, alias: str | None = None

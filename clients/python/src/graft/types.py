@@ -1,16 +1,70 @@
 """What the client speaks in: frozen values, no protobuf, no gRPC.
 
-Times are aware `datetime`s in UTC, durations are seconds (`_s`), and what the
-service has not set is None. Enumerations are strings, so that
+Times are aware `datetime`s in UTC, durations are seconds (`_s`) or
+milliseconds (`_ms`), and what the service has not set is None. Enumerations are strings, so that
 `job.state == "RUNNING"` works.
 """
 
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
+from graft._options import (
+    BackboneCandidate,
+    Baseline,
+    BaseVersion,
+    Device,
+    DomainAdaptation,
+    FeatureBased,
+    FineTuneOptions,
+    Gate,
+    Method,
+    ModelBased,
+    ServerPath,
+    Technique,
+)
 from graft.errors import GraftError
+
+__all__ = [
+    "BackboneCandidate",
+    "BackboneRanking",
+    "BaseVersion",
+    "Baseline",
+    "ClassCount",
+    "ClassScore",
+    "DataSummary",
+    "Dataset",
+    "Device",
+    "DomainAdaptation",
+    "EpochMetrics",
+    "EventPayload",
+    "FeatureBased",
+    "FineTuneOptions",
+    "Gate",
+    "GateCheck",
+    "Job",
+    "JobEvent",
+    "JobRequest",
+    "JobState",
+    "Method",
+    "Model",
+    "ModelBased",
+    "Note",
+    "Parity",
+    "Prediction",
+    "Progress",
+    "RankedBackbone",
+    "RejectedFile",
+    "Rollback",
+    "ServerPath",
+    "Split",
+    "StateChanged",
+    "Technique",
+    "Unknown",
+    "Version",
+    "VersionPublished",
+]
 
 
 class JobState(StrEnum):
@@ -30,79 +84,7 @@ class JobState(StrEnum):
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
-Device = Literal["auto", "cpu", "cuda"]
 Split = Literal["", "train", "val"]
-
-
-@dataclass(frozen=True)
-class ServerPath:
-    """Pictures that lie on the server's disk: a folder or an archive there."""
-
-    path: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureBased:
-    """Frozen backbone, new head. `l2` above 0; None means cross-validated."""
-
-    l2: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelBased:
-    """Train the network on. None means the recipe's choice."""
-
-    recipe: Literal["auto", "classic"] = "auto"
-    epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    momentum: float | None = None
-    weight_decay: float | None = None
-    label_smoothing: float | None = None
-    train_from_stage: str = ""
-    """The first stage that is trained; empty means all are."""
-    freeze_batch_norm: bool | None = None
-    early_stopping_patience: int | None = None
-    """Epochs without a better validation loss; 0 means never."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-
-
-class FineTuneOptions(TypedDict, total=False):
-    """What `fine_tune` takes beside the data and the name; all of it may be left out.
-
-    The hyperparameters of the method (the fields of `FeatureBased` or
-    `ModelBased`) may be given here, where `method` is its name.
-    """
-
-    backbone: str
-    """"auto", resnet18, resnet34, resnet50, resnet101, resnet152, efficientnet_lite0."""
-    weights: str
-    """Empty for the backbone's pretrained ones, a torchvision name, or "random"."""
-    method: Literal["feature_based", "model_based"] | FeatureBased | ModelBased
-    """"feature_based" where left out."""
-    validation_fraction: float | None
-    """Held out where the data names no validation pictures, 0.05 to 0.5."""
-    seed: int | None
-    time_budget_s: float | None
-    """How long training may take, at least 1 s."""
-    device: Device
-    labels: dict[str, str]
-    """Your own marks, kept with the job and the version."""
-    request_id: str
-    """Makes a repeat harmless; a fresh UUID where left out."""
-
-    l2: float | None
-    recipe: Literal["auto", "classic"]
-    epochs: int | None
-    batch_size: int | None
-    learning_rate: float | None
-    momentum: float | None
-    weight_decay: float | None
-    label_smoothing: float | None
-    train_from_stage: str
-    freeze_batch_norm: bool | None
-    early_stopping_patience: int | None
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -178,12 +160,16 @@ class Note:
 
 @dataclass(frozen=True)
 class VersionPublished:
-    """The job's version is served from now on."""
+    """The job's version is there and can be asked."""
 
     model: str
     version: int
     validation_accuracy: float
     validation_count: int
+    is_candidate: bool = False
+    """It did not pass its gate: no alias points to it."""
+    gate_failures: tuple[str, ...] = ()
+    """What it did not reach, in words."""
 
 
 @dataclass(frozen=True)
@@ -213,13 +199,17 @@ class JobRequest:
     """The id of a dataset, or where the pictures lie on the server."""
     backbone: str
     weights: str
-    method: FeatureBased | ModelBased
+    method: Method
+    """The target of a `DomainAdaptation` is the id of a dataset or a `ServerPath`."""
     validation_fraction: float | None
     seed: int | None
     time_budget_s: float | None
     device: Device
     labels: dict[str, str]
     request_id: str
+    baselines: tuple[Baseline, ...] = ()
+    gate: Gate | None = None
+    base: BaseVersion | None = None
 
 
 @dataclass(frozen=True)
@@ -234,7 +224,7 @@ class Job:
     end_time: datetime | None
     request: JobRequest
     version: int | None
-    """What it published; None unless SUCCEEDED."""
+    """What it made, a candidate too; None unless SUCCEEDED."""
     error: GraftError | None
     """Why it FAILED."""
     last_sequence: int
@@ -244,8 +234,38 @@ class Job:
 
 
 @dataclass(frozen=True)
+class RankedBackbone:
+    """How well a backbone's features fit the pictures, and what it costs."""
+
+    backbone: str
+    weights: str
+    score: float | None
+    """What a ranking is sorted by, higher is better; None when it was not scored."""
+    log_me: float | None
+    h_score: float | None
+    leep: float | None
+    """None also where the pretrained classifier is not at hand."""
+    picture_ms: float | None
+    """A picture when served there, one at a time, decoding included."""
+    feature_dim: int
+    problem: str
+    """Why it was not scored; empty when it was."""
+
+
+@dataclass(frozen=True)
+class BackboneRanking:
+    """Backbones, best first; what could not be scored last."""
+
+    backbones: tuple[RankedBackbone, ...]
+    explanation: str
+    """Why the first is first, for people."""
+    picture_count: int
+    """How many pictures were scored on."""
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """A stored set of labelled pictures. Never changes."""
+    """A stored set of pictures. Never changes."""
 
     dataset_id: str
     display_name: str
@@ -257,6 +277,8 @@ class Dataset:
     rejected: tuple[RejectedFile, ...]
     rejected_count: int
     has_validation_split: bool
+    is_unlabelled: bool = False
+    """It has no classes: it can be the target of a domain adaptation alone."""
 
 
 @dataclass(frozen=True)
@@ -280,6 +302,21 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class GateCheck:
+    """One condition of a gate, and how it ended."""
+
+    name: str
+    """"accuracy", "not_worse", "parity" or "latency"."""
+    passed: bool
+    value: float
+    """An accuracy, the test's p-value, a difference of a probability, or milliseconds."""
+    bound: float
+    """In the same unit."""
+    detail: str
+    """In words."""
+
+
+@dataclass(frozen=True)
 class Version:
     """An immutable published model."""
 
@@ -287,7 +324,7 @@ class Version:
     version: int
     job_id: str
     create_time: datetime | None
-    method: Literal["feature_based", "model_based", "unknown"]
+    method: Literal["feature_based", "model_based", "domain_adaptation", "unknown"]
     backbone: str
     weights: str
     backbone_digest: str
@@ -301,6 +338,19 @@ class Version:
     manifest: dict[str, Any]
     """Everything else that is known of its making."""
     aliases: tuple[str, ...]
+    is_candidate: bool = False
+    """It did not pass its gate and was not promoted since."""
+    gate_checks: tuple[GateCheck, ...] = ()
+    """Empty when there was no gate."""
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """An alias that points back to an earlier version; `model` is as it is now."""
+
+    model: Model
+    from_version: int
+    to_version: int
 
 
 @dataclass(frozen=True)
@@ -327,6 +377,11 @@ class Prediction:
     features: tuple[float, ...] = field(default=(), repr=False)
     """The backbone's features, where asked for."""
     error: GraftError | None = None
+    out_of_distribution_score: float | None = None
+    """How unlike the training pictures it is: 19 of 20 of their kind lie below 1. None for
+    versions that were made without it."""
+    is_out_of_distribution: bool = False
+    """Whether that score is above 1: the probabilities mean little then."""
 
     @property
     def label(self) -> str:

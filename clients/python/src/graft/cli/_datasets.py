@@ -11,12 +11,17 @@ from graft.types import Dataset
 
 def add(commands: Any) -> None:
     """The commands and their options."""
-    datasets = commands.group("datasets", "Keep labelled pictures on the server", run_list)
+    datasets = commands.group("datasets", "Keep pictures on the server", run_list)
     datasets.add("list", "Datasets, newest first", run_list)
     datasets.add("get", "Describe one dataset", run_get).add_argument("dataset_id", metavar="ID")
     upload = datasets.add("upload", "Store a folder or an archive", run_upload)
     upload.add_argument("data", metavar="DATA", help="a folder per class, or a .tar, .tar.gz, .zip")
     upload.add_argument("--name", default="", help="a name for people")
+    upload.add_argument(
+        "--unlabelled",
+        action="store_true",
+        help="pictures at any depth, without classes: the target of a domain adaptation",
+    )
     delete = datasets.add("delete", "Delete a dataset and its pictures", run_delete)
     delete.add_argument("dataset_id", metavar="ID")
 
@@ -33,7 +38,7 @@ def _row(dataset: Dataset) -> list[object]:
         dataset.dataset_id,
         dataset.display_name or None,
         dataset.picture_count,
-        len(dataset.classes),
+        "unlabelled" if dataset.is_unlabelled else len(dataset.classes),
         dataset.size_bytes / 2**20,
         dataset.create_time,
     ]
@@ -49,7 +54,10 @@ def run_upload(client: Client, arguments: argparse.Namespace, output: Output) ->
     """Stores a dataset."""
     with Watching(output) as watching:
         dataset = client.upload_dataset(
-            arguments.data, display_name=arguments.name, on_progress=watching.uploaded
+            arguments.data,
+            display_name=arguments.name,
+            is_unlabelled=arguments.unlabelled,
+            on_progress=watching.uploaded,
         )
     output.thing(dataset)
     return 0

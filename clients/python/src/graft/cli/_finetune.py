@@ -4,18 +4,23 @@ import argparse
 from typing import Any
 
 from graft import _requests
+from graft.cli import _names
 from graft.cli._output import Output, Usage
 from graft.cli._watching import Watching, follow
 from graft.client import Client
 from graft.errors import InvalidArgument
-from graft.types import FineTuneOptions, ServerPath
+from graft.types import FineTuneOptions, Gate, Version
 
 _INTERRUPTED = 130
 _OPTIONS = (
     "backbone", "weights", "method", "validation_fraction", "seed", "time_budget_s", "device",
     "request_id", "recipe", "l2", "epochs", "batch_size", "learning_rate", "momentum",
     "weight_decay", "label_smoothing", "train_from_stage", "early_stopping_patience", "precision",
+    "freeze_batch_norm", "augmented_views", "technique", "always_adapt", "evaluate_on_target",
+    "baselines",
 )  # fmt: skip
+_GATE = ("min_accuracy", "not_worse_than", "max_latency_ms")
+_METHODS = ("feature_based", "model_based", "domain_adaptation")
 
 
 def add(commands: Any) -> None:
@@ -33,11 +38,24 @@ def add(commands: Any) -> None:
         "dataset (ds-...), or server:PATH for what lies on the server",
     )
     parser.add_argument("--name", required=True, help="the model")
-    parser.add_argument("--backbone", help="auto, resnet18 to resnet152, efficientnet_lite0")
+    parser.add_argument(
+        "--backbone",
+        help="resnet18 to resnet152, efficientnet_lite0, or auto for the best for the data; "
+        "default: the server's",
+    )
     parser.add_argument("--weights", help="a torchvision name, or random; default: pretrained")
-    parser.add_argument("--method", type=_method, help="feature-based (default) or model-based")
+    parser.add_argument(
+        "--method", type=_method, help="feature-based (default), model-based or domain-adaptation"
+    )
     parser.add_argument("--recipe", choices=["auto", "classic"], help="of model-based")
     parser.add_argument("--l2", type=float, help="of feature-based; default: cross-validated")
+    parser.add_argument(
+        "--augmented-views",
+        type=int,
+        metavar="N",
+        help="of feature-based: changed copies of each picture to learn from, 0 to 16",
+    )
+    _add_adaptation(parser.add_argument_group("domain adaptation"))
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--lr", dest="learning_rate", type=float, help="the highest learning rate")
@@ -55,6 +73,21 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"])
     parser.add_argument("--validation-fraction", type=float, help="0.05 to 0.5; default: 0.2")
+    parser.add_argument(
+        "--base",
+        metavar="[MODEL:]VERSION",
+        help="learn from this version's pictures too; a number or an alias",
+    )
+    parser.add_argument(
+        "--baseline",
+        dest="baselines",
+        action="append",
+        type=_underscored,
+        metavar="NAME",
+        help="compare with it in the report: linear-probe, full-fine-tune, from-scratch, "
+        "nearest-class-mean; repeatable",
+    )
+    _add_gate(parser.add_argument_group("gate", "a version that fails is kept as a candidate"))
     parser.add_argument("--seed", type=int)
     parser.add_argument("--time-budget", dest="time_budget_s", type=float, metavar="S")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"])
@@ -65,20 +98,60 @@ def add(commands: Any) -> None:
     parser.add_argument("--detach", action="store_true", help="do not wait for the end")
 
 
+def _add_adaptation(group: Any) -> None:
+    group.add_argument(
+        "--target",
+        metavar="DATA",
+        help="pictures of the domain to adapt to, at any depth; given as DATA is",
+    )
+    group.add_argument(
+        "--technique",
+        type=_underscored,
+        metavar="NAME",
+        help=", ".join(_requests.TECHNIQUES).replace("_", "-"),
+    )
+    group.add_argument(
+        "--always-adapt",
+        action="store_true",
+        default=None,
+        help="also where it looks no better than learning from the source alone",
+    )
+    group.add_argument(
+        "--evaluate-on-target",
+        action="store_true",
+        default=None,
+        help="the target has a folder per class: measure with it, never learn from it",
+    )
+
+
+def _add_gate(group: Any) -> None:
+    group.add_argument("--min-accuracy", type=float, metavar="A", help="0 to 1, on validation")
+    group.add_argument("--not-worse-than", metavar="ALIAS", help="on the same validation pictures")
+    group.add_argument("--max-latency-ms", type=float, metavar="MS", help="of one picture")
+    group.add_argument(
+        "--gate-alias", metavar="ALIAS", help="moves to the version when it passes, beside latest"
+    )
+
+
 def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Starts the job, and follows it."""
     given = {name: getattr(arguments, name) for name in _OPTIONS}
     chosen: Any = {name: value for name, value in given.items() if value is not None}
-    if arguments.freeze_batch_norm is not None:
-        chosen["freeze_batch_norm"] = arguments.freeze_batch_norm
     chosen["labels"] = dict(arguments.label)
+    if arguments.target is not None:
+        chosen["target"] = _names.data(arguments.target)
+    if arguments.base is not None:
+        chosen["base"] = _names.base(arguments.base)
+    bounds: Any = {name: getattr(arguments, name) for name in _GATE}
+    wanted = {name: bound for name, bound in bounds.items() if bound is not None}
+    if wanted or arguments.gate_alias is not None:
+        chosen["gate"] = Gate(**wanted, alias=arguments.gate_alias or "")
     options: FineTuneOptions = chosen
     try:
         _requests.method(options)
     except InvalidArgument as error:
         raise Usage(f"{error.message} (see --method)") from error
-    data = arguments.data
-    source = ServerPath(data.removeprefix("server:")) if data.startswith("server:") else data
+    source = _names.data(arguments.data)
     with Watching(output) as watching:
         job = client.fine_tune(source, arguments.name, on_upload=watching.uploaded, **options)
     if arguments.detach:
@@ -95,14 +168,36 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     if version is None:
         return _INTERRUPTED
     if not output.is_json:
-        output.line(f"Try it: graft predict {version.model} PICTURE")
+        _tell(version, output)
     return 0
 
 
+def _tell(version: Version, output: Output) -> None:
+    """What can be done with the version; of a candidate, why it is one."""
+    model, number = version.model, version.version
+    if not version.is_candidate:
+        output.line(f"Try it: graft predict {model} PICTURE")
+        return
+    output.line(f"{model} version {number} did not pass its gate and is kept as a candidate:")
+    for check in version.gate_checks:
+        if not check.passed:
+            output.line(f"- {check.detail}")
+    output.line(
+        f"Try it: graft predict {model}:{number} PICTURE - publish it all the same: graft promote "
+        f"{model} {number}"
+    )
+
+
+def _underscored(text: str) -> str:
+    return text.replace("-", "_")
+
+
 def _method(text: str) -> str:
-    method = text.replace("-", "_")
-    if method not in ("feature_based", "model_based"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither feature-based nor model-based")
+    method = _underscored(text)
+    if method not in _METHODS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is none of feature-based, model-based, domain-adaptation"
+        )
     return method
 
 

@@ -1,4 +1,4 @@
-"""`graft models`, `graft report` and `graft export`."""
+"""`graft models`, `graft rollback`, `graft promote`, `graft report` and `graft export`."""
 
 import argparse
 import json
@@ -28,6 +28,15 @@ def add(commands: Any) -> None:
     alias.add_argument("alias", metavar="ALIAS")
     alias.add_argument("version", metavar="VERSION", nargs="?")
     alias.add_argument("--delete", action="store_true", help="remove the alias")
+
+    rollback = commands.add("rollback", "Point an alias back to the version before", run_rollback)
+    rollback.add_argument("model", metavar="MODEL")
+    rollback.add_argument("alias", metavar="ALIAS", nargs="?", default="latest")
+    promote = commands.add(
+        "promote", "Publish a candidate although it did not pass its gate", run_promote
+    )
+    promote.add_argument("model", metavar="MODEL")
+    promote.add_argument("version", metavar="VERSION")
 
     report = commands.add("report", "The report that training wrote", run_report)
     report.add_argument("model", metavar="MODEL", help=_names.HELP)
@@ -69,7 +78,7 @@ def run_versions(client: Client, arguments: argparse.Namespace, output: Output) 
 def _version_row(version: Version) -> list[object]:
     return [
         version.version,
-        ", ".join(version.aliases) or None,
+        ", ".join([*version.aliases, *(["candidate"] if version.is_candidate else [])]) or None,
         version.method.replace("_", "-"),
         version.backbone,
         f"{version.validation_accuracy:.1%} of {version.validation_count}",
@@ -102,6 +111,25 @@ def run_alias(client: Client, arguments: argparse.Namespace, output: Output) -> 
         version = _names.version(arguments.version)
         model = client.set_alias(arguments.model, arguments.alias, version)
     output.thing(model)
+    return 0
+
+
+def run_rollback(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Rolls an alias back."""
+    back = client.rollback_alias(arguments.model, arguments.alias)
+    if output.is_json:
+        output.emit(back)
+    else:
+        output.line(
+            f"{arguments.model}@{arguments.alias} is version {back.to_version} again; it was "
+            f"{back.from_version}"
+        )
+    return 0
+
+
+def run_promote(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Publishes a candidate."""
+    output.thing(client.promote_version(arguments.model, _names.version(arguments.version)))
     return 0
 
 

@@ -1,8 +1,12 @@
-"""How the command line names a version: MODEL, MODEL@ALIAS or MODEL:VERSION."""
+"""How the command line names things.
+
+A version: MODEL, MODEL@ALIAS or MODEL:VERSION. Pictures: a path, a dataset's id, server:PATH.
+"""
 
 from typing import TypedDict
 
 from graft.cli._output import Usage
+from graft.types import BaseVersion, ServerPath
 
 HELP = "MODEL, MODEL@ALIAS or MODEL:VERSION; alone it means the newest version"
 
@@ -25,6 +29,21 @@ def parse(text: str) -> tuple[str, Which]:
     if not colon:
         return model, {"version": None, "alias": None}
     return model, {"version": version(number), "alias": None}
+
+
+def base(text: str) -> BaseVersion:
+    """The version to go on from: VERSION or ALIAS, of another model with MODEL: before it."""
+    model, _, which = text.rpartition(":")
+    if not which:
+        raise Usage(f"{text!r} names no version: write VERSION, ALIAS or MODEL:VERSION")
+    if which.isdigit():
+        return BaseVersion(version=version(which), model=model)
+    return BaseVersion(alias=which, model=model)
+
+
+def data(text: str) -> str | ServerPath:
+    """Pictures: a path here or a dataset's id, as it is; server:PATH for what lies there."""
+    return ServerPath(text.removeprefix("server:")) if text.startswith("server:") else text
 
 
 def version(text: str) -> int:

@@ -29,12 +29,19 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     answers = list(_answers(client, arguments, output))
     if not output.is_json:
         rows = [
-            (path if rank == 0 else "", score.label, f"{score.probability:.1%}")
+            (
+                path if rank == 0 else "",
+                score.label,
+                f"{score.probability:.1%}",
+                _mark(prediction) if rank == 0 else "",
+            )
             for path, prediction in answers
             for rank, score in enumerate(prediction.scores)
         ]
-        if rows:
-            output.table(["picture", "class", "probability"], rows)
+        if any(mark for *_, mark in rows):
+            output.table(["picture", "class", "probability", ""], rows)
+        elif rows:
+            output.table(["picture", "class", "probability"], [row[:3] for row in rows])
     failed = [(path, p.error) for path, p in answers if p.error is not None]
     for path, error in failed:
         complain(f"{path}: {error.message} [{error.reason}]", 1)
@@ -60,6 +67,13 @@ def _answers(
             yield path, prediction
 
 
+def _mark(prediction: Prediction) -> str:
+    """What to know of a picture that is unlike those that were learned from."""
+    if not prediction.is_out_of_distribution:
+        return ""
+    return f"unlike the training pictures ({prediction.out_of_distribution_score:.1f})"
+
+
 def _as_json(path: str, prediction: Prediction, *, with_features: bool) -> dict[str, Any]:
     value: dict[str, Any] = {
         "picture": path,
@@ -72,6 +86,8 @@ def _as_json(path: str, prediction: Prediction, *, with_features: bool) -> dict[
         "label": prediction.label,
         "probability": prediction.probability,
         "scores": prediction.scores,
+        "out_of_distribution_score": prediction.out_of_distribution_score,
+        "is_out_of_distribution": prediction.is_out_of_distribution,
     }
     return {**value, "features": prediction.features} if with_features else value
 

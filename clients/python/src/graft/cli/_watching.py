@@ -110,6 +110,8 @@ def describe(payload: types.EventPayload) -> str:
                 f"{payload.model} version {payload.version}: {payload.validation_accuracy:.1%} of "
                 f"{payload.validation_count} validation pictures right"
             )
+            if payload.is_candidate:
+                text += "; kept as a candidate"
         case _:
             text = ""
     return text

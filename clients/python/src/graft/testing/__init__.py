@@ -2,14 +2,14 @@
 
 It is real gRPC on a free port of localhost, with everything in memory: models
 are what you add, predictions are what your function says, jobs play the events
-you script. Nothing is trained. It ends with `stop` or its `with`.
+you script, gates fail where you say so. Nothing is trained. It ends with `stop` or its `with`.
 
     with FakeGraft() as server, graft.Client(server.target) as client:
         server.add_model("pets", classes=["cat", "dog"])
         ...
 """
 
-from graft.testing._prediction import Predict, SentPicture
+from graft.testing._prediction import Answer, Predict, SentPicture
 from graft.testing._script import (
     DEFAULT_SCRIPT,
     cancelled,
@@ -27,6 +27,7 @@ from graft.testing._server import FakeGraft, Recorded
 
 __all__ = [
     "DEFAULT_SCRIPT",
+    "Answer",
     "FakeGraft",
     "Predict",
     "Recorded",

@@ -43,30 +43,34 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
     def UploadDataset(
         self, request_iterator: Iterator[pb.UploadDatasetRequest], context: Any
     ) -> pb.UploadDatasetResponse:
-        name, archive, pictures, is_whole = "", io.BytesIO(), list[Picture](), False
+        header, archive, is_whole = pb.UploadDatasetHeader(), io.BytesIO(), False
+        pictures: list[Picture] = []
         for index, message in enumerate(request_iterator):
             part = message.WhichOneof("part")
             if (part == "header") != (index == 0):
                 raise _invalid("the stream must begin with the header, and hold it once")
             if part == "header":
-                name = message.header.display_name
+                header = message.header
             elif part == "archive_chunk":
                 archive.write(message.archive_chunk)
             elif part == "picture":
                 picture = message.picture
-                pictures.append((_SPLITS[picture.split], picture.label, picture.content))
+                label = "" if header.is_unlabelled else picture.label
+                pictures.append((_SPLITS[picture.split], label, picture.content))
             elif part == "end":
                 is_whole = message.end.message_count == index - 1
         if not is_whole:
             raise _invalid("the upload was cut off: it ended without the `end` that fits")
         if archive.tell():
-            pictures = _unpack(archive.getvalue())
-        return pb.UploadDatasetResponse(dataset=self._store(name, pictures))
+            pictures = _unpack(archive.getvalue(), header.is_unlabelled)
+        return pb.UploadDatasetResponse(dataset=self._store(header, pictures))
 
-    def _store(self, name: str, pictures: list[Picture]) -> pb.Dataset:
-        counts = Counter((label, split == "val") for split, label, _ in pictures)
+    def _store(self, header: pb.UploadDatasetHeader, pictures: list[Picture]) -> pb.Dataset:
+        counts = Counter((label, split == "val") for split, label, _ in pictures if label)
         labels = sorted({label for label, _ in counts})
-        if len(labels) < 2:
+        if not pictures:
+            raise refuse(InvalidArgument, Reason.DATASET_UNUSABLE, "there are no pictures")
+        if len(labels) < 2 and not header.is_unlabelled:
             raise refuse(
                 InvalidArgument,
                 Reason.DATASET_UNUSABLE,
@@ -76,7 +80,7 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         dataset = pb.Dataset(
             dataset_id=f"ds-{digest[:16]}",
-            display_name=name,
+            display_name=header.display_name,
             digest=digest,
             create_time=now(),
             size_bytes=sum(len(d) for _, _, d in pictures),
@@ -90,6 +94,7 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
             ],
             picture_count=len(pictures),
             has_validation_split=any(split for split, _, _ in pictures),
+            is_unlabelled=header.is_unlabelled,
         )
         with self._lock:
             self.pictures[dataset.dataset_id] = pictures
@@ -115,7 +120,7 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
         return pb.DeleteDatasetResponse()
 
 
-def _unpack(archive: bytes) -> list[Picture]:
+def _unpack(archive: bytes, is_unlabelled: bool) -> list[Picture]:
     try:
         if zipfile.is_zipfile(io.BytesIO(archive)):
             with zipfile.ZipFile(io.BytesIO(archive)) as zipped:
@@ -128,6 +133,8 @@ def _unpack(archive: bytes) -> list[Picture]:
         raise refuse(
             InvalidArgument, Reason.ARCHIVE_UNREADABLE, f"the archive cannot be read: {error}"
         ) from error
+    if is_unlabelled:
+        return [("", "", data) for _, data in entries]
     parts = [(PurePosixPath(name).parts, data) for name, data in entries]
     has_splits = any(names[0] == "train" for names, _ in parts)
     return [

@@ -6,15 +6,19 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from graft.errors import AlreadyExists, FailedPrecondition, NotFound, Reason
-from graft.testing import _script
+from graft.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Reason
+from graft.testing import _gate, _script
 from graft.testing._datasets import Datasets
 from graft.testing._models import Models, now
 from graft.testing._refusals import page, refuse
 from graft.v1 import fine_tuning_pb2 as pb
-from graft.v1 import fine_tuning_pb2_grpc
+from graft.v1 import fine_tuning_pb2_grpc, model_pb2
 
 _FINAL = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
+_METHODS = {
+    "model_based": model_pb2.TRANSFER_METHOD_MODEL_BASED,
+    "domain_adaptation": model_pb2.TRANSFER_METHOD_DOMAIN_ADAPTATION,
+}
 _WATCH_POLL_S = 1.0
 
 
@@ -64,24 +68,68 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             event.data.classes.extend(dataset.classes)
             event.data.digest = dataset.digest
         elif kind == "published":
-            event.published.model = job.model
-            event.published.version = job.version = self._publish(job, event.published)
+            version = self._publish(job, event.published)
+            job.version = version.version
+            event.published.model, event.published.version = job.model, version.version
+            event.published.is_candidate = version.is_candidate
+            failures = [check.detail for check in version.gate_checks if not check.passed]
+            event.published.gate_failures[:] = failures
 
-    def _publish(self, job: pb.Job, out: pb.VersionPublished) -> int:
+    def _publish(self, job: pb.Job, out: pb.VersionPublished) -> model_pb2.Version:
         request, labels, digest = job.request, ["negative", "positive"], ""
         if request.dataset_id:
             dataset = self._datasets.get(request.dataset_id)
             labels, digest = [count.label for count in dataset.classes], dataset.digest
+        base = self._base(request)
+        if base is not None:
+            labels = sorted({*base.classes, *labels})
         return self._models.publish(
             job.model,
             labels,
             job_id=job.job_id,
-            is_model_based=request.WhichOneof("method") == "model_based",
+            method=_METHODS.get(
+                request.WhichOneof("method") or "", model_pb2.TRANSFER_METHOD_FEATURE_BASED
+            ),
             accuracy=out.validation_accuracy,
             count=out.validation_count,
             labels=dict(request.labels),
             digest=digest,
+            gate_checks=_gate.checks(request.gate, out),
+            alias=request.gate.alias,
         )
+
+    def _base(self, request: pb.FineTuneRequest) -> model_pb2.Version | None:
+        """The version that the request goes on from, or the service's error."""
+        if not request.HasField("base"):
+            return None
+        base = pb.BaseVersion()
+        base.CopyFrom(request.base)
+        base.model = base.model or request.model
+        return self._models.resolve(base)
+
+    def _check(self, request: pb.FineTuneRequest) -> None:
+        """Refuses a request that names what is not there, or cannot be learned from."""
+        by_id = request.WhichOneof("data") == "dataset_id"
+        if by_id and self._datasets.get(request.dataset_id).is_unlabelled:
+            raise refuse(
+                InvalidArgument,
+                Reason.INVALID_FIELD,
+                f"{request.dataset_id!r} is unlabelled: it can be the target of a domain "
+                "adaptation alone",
+                "dataset_id",
+            )
+        if request.WhichOneof("method") == "domain_adaptation":
+            adaptation = request.domain_adaptation
+            if adaptation.WhichOneof("target") is None:
+                raise refuse(
+                    InvalidArgument,
+                    Reason.INVALID_FIELD,
+                    "domain_adaptation names no target: give its pictures",
+                    "domain_adaptation.target",
+                )
+            if adaptation.WhichOneof("target") == "target_dataset_id":
+                self._datasets.get(adaptation.target_dataset_id)
+        self._base(request)
 
     def stop(self) -> None:
         """Ends every watch."""
@@ -105,8 +153,7 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         return copy
 
     def FineTune(self, request: pb.FineTuneRequest, context: Any) -> pb.FineTuneResponse:
-        if request.WhichOneof("data") == "dataset_id":
-            self._datasets.get(request.dataset_id)
+        self._check(request)
         with self._changed:
             for job in self._jobs.values():
                 if request.request_id and job.request.request_id == request.request_id:
@@ -124,6 +171,31 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             answer = pb.FineTuneResponse(job=self._copy(job))
             self.play(job_id, self.script)
             return answer
+
+    def RankBackbones(
+        self, request: pb.RankBackbonesRequest, context: Any
+    ) -> pb.RankBackbonesResponse:
+        """The candidates in the order in which they were named; none means one."""
+        count = 10
+        if request.WhichOneof("data") == "dataset_id":
+            count = self._datasets.get(request.dataset_id).picture_count
+        named = list(request.candidates) or [pb.BackboneCandidate(backbone="efficientnet_lite0")]
+        return pb.RankBackbonesResponse(
+            backbones=[
+                pb.RankedBackbone(
+                    backbone=candidate.backbone,
+                    weights=candidate.weights or "fake",
+                    score=-0.1 * place,
+                    log_me=-0.1 * place,
+                    h_score=1 / place,
+                    picture_ms=5.0 * place,
+                    feature_dim=1280,
+                )
+                for place, candidate in enumerate(named, 1)
+            ],
+            explanation=f"{named[0].backbone} was named first.",
+            picture_count=count,
+        )
 
     def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:
         with self._changed:

@@ -5,6 +5,7 @@
 import hashlib
 import json
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ class Models(model_pb2_grpc.ModelServiceServicer):
         self._lock = threading.RLock()
         self._models: dict[str, pb.Model] = {}
         self._versions: dict[str, dict[int, pb.Version]] = {}
+        self._earlier: dict[tuple[str, str], list[int]] = defaultdict(list)
+        """Where each alias of a model pointed before, newest last."""
 
     def publish(
         self,
@@ -41,22 +44,22 @@ class Models(model_pb2_grpc.ModelServiceServicer):
         classes: Sequence[str],
         *,
         job_id: str = "",
-        is_model_based: bool = False,
+        method: pb.TransferMethod = pb.TRANSFER_METHOD_FEATURE_BASED,
         accuracy: float = 1.0,
         count: int = 10,
         labels: dict[str, str] | None = None,
         digest: str = "",
-    ) -> int:
-        """Adds a version, and the model where it is new; `latest` moves to it."""
+        gate_checks: Sequence[pb.GateCheck] = (),
+        alias: str = "",
+    ) -> pb.Version:
+        """Adds a version, and the model where it is new; `latest` and `alias` move to it.
+
+        No alias moves to one that failed a check: it is a candidate.
+        """
         with self._lock:
             model = self._models.setdefault(name, pb.Model(name=name, create_time=now()))
             versions = self._versions.setdefault(name, {})
             number = max(versions, default=0) + 1
-            method = (
-                pb.TRANSFER_METHOD_MODEL_BASED
-                if is_model_based
-                else pb.TRANSFER_METHOD_FEATURE_BASED
-            )
             versions[number] = pb.Version(
                 model=name,
                 version=number,
@@ -74,10 +77,20 @@ class Models(model_pb2_grpc.ModelServiceServicer):
                 training_time=Duration(seconds=1),
                 labels=labels or {},
                 manifest_json=json.dumps({"format": 1, "model": name, "classes": list(classes)}),
+                is_candidate=not all(check.passed for check in gate_checks),
+                gate_checks=gate_checks,
             )
             model.update_time.CopyFrom(now())
-            model.aliases[LATEST] = number
-            return number
+            if not versions[number].is_candidate:
+                for name_ in filter(None, (LATEST, alias)):
+                    self._point(model, name_, number)
+            return self._version(model, number)
+
+    def _point(self, model: pb.Model, alias: str, number: int) -> None:
+        """Moves an alias, and remembers where it was."""
+        if model.aliases.get(alias, number) != number:
+            self._earlier[model.name, alias].append(model.aliases[alias])
+        model.aliases[alias] = number
 
     def resolve(self, request: Any) -> pb.Version:
         """The version that a request's model and `which` name."""
@@ -86,15 +99,15 @@ class Models(model_pb2_grpc.ModelServiceServicer):
             if request.WhichOneof("which") == "version":
                 number = request.version
             else:
-                alias = request.alias or LATEST
-                if alias not in model.aliases:
-                    raise refuse(
-                        NotFound,
-                        Reason.ALIAS_NOT_FOUND,
-                        f"model {model.name!r} has no alias {alias!r}",
-                    )
-                number = model.aliases[alias]
+                number = self._behind(model, request.alias or LATEST)
             return self._version(model, number)
+
+    def _behind(self, model: pb.Model, alias: str) -> int:
+        if alias not in model.aliases:
+            raise refuse(
+                NotFound, Reason.ALIAS_NOT_FOUND, f"model {model.name!r} has no alias {alias!r}"
+            )
+        return model.aliases[alias]
 
     def _model(self, name: str) -> pb.Model:
         if name not in self._models:
@@ -130,6 +143,8 @@ class Models(model_pb2_grpc.ModelServiceServicer):
         with self._lock:
             self._model(request.model)
             del self._models[request.model], self._versions[request.model]
+            for key in [key for key in self._earlier if key[0] == request.model]:
+                del self._earlier[key]
         return pb.DeleteModelResponse()
 
     def GetVersion(self, request: pb.GetVersionRequest, context: Any) -> pb.GetVersionResponse:
@@ -160,28 +175,64 @@ class Models(model_pb2_grpc.ModelServiceServicer):
                     "points to it",
                 )
             del self._versions[model.name][version.version]
-            if model.aliases[LATEST] == version.version:
-                self._models[model.name].aliases[LATEST] = max(others)
+            if LATEST in version.aliases:
+                left = [n for n in others if not self._versions[model.name][n].is_candidate]
+                aliases = self._models[model.name].aliases
+                del aliases[LATEST]
+                if left:
+                    aliases[LATEST] = max(left)
         return pb.DeleteVersionResponse()
 
     def SetAlias(self, request: pb.SetAliasRequest, context: Any) -> pb.SetAliasResponse:
         with self._lock:
             self._check_movable(request.alias)
             self._version(self._model(request.model), request.version)
-            self._models[request.model].aliases[request.alias] = request.version
+            self._point(self._models[request.model], request.alias, request.version)
             return pb.SetAliasResponse(model=self._model(request.model))
 
     def DeleteAlias(self, request: pb.DeleteAliasRequest, context: Any) -> pb.DeleteAliasResponse:
         with self._lock:
             self._check_movable(request.alias)
-            if request.alias not in self._model(request.model).aliases:
-                raise refuse(
-                    NotFound,
-                    Reason.ALIAS_NOT_FOUND,
-                    f"model {request.model!r} has no alias {request.alias!r}",
-                )
+            self._behind(self._model(request.model), request.alias)
             del self._models[request.model].aliases[request.alias]
+            self._earlier.pop((request.model, request.alias), None)
             return pb.DeleteAliasResponse(model=self._model(request.model))
+
+    def RollbackAlias(
+        self, request: pb.RollbackAliasRequest, context: Any
+    ) -> pb.RollbackAliasResponse:
+        with self._lock:
+            model, alias = self._model(request.model), request.alias or LATEST
+            now_at = self._behind(model, alias)
+            earlier = self._earlier[model.name, alias]
+            while earlier:
+                number = earlier.pop()
+                if number != now_at and number in self._versions[model.name]:
+                    self._models[model.name].aliases[alias] = number
+                    return pb.RollbackAliasResponse(
+                        model=self._model(model.name), from_version=now_at, to_version=number
+                    )
+            raise refuse(
+                FailedPrecondition,
+                Reason.NO_EARLIER_VERSION,
+                f"the alias {alias!r} of model {model.name!r} pointed to no other version that is "
+                "still there",
+            )
+
+    def PromoteVersion(
+        self, request: pb.PromoteVersionRequest, context: Any
+    ) -> pb.PromoteVersionResponse:
+        with self._lock:
+            version = self._version(self._model(request.model), request.version)
+            if not version.is_candidate:
+                raise refuse(
+                    FailedPrecondition,
+                    Reason.NOT_A_CANDIDATE,
+                    f"version {version.version} of model {version.model!r} is published already",
+                )
+            self._versions[version.model][version.version].is_candidate = False
+            self._point(self._models[version.model], LATEST, version.version)
+            return pb.PromoteVersionResponse(model=self._model(request.model))
 
     def _check_movable(self, alias: str) -> None:
         if alias == LATEST:

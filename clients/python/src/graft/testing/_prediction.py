@@ -29,9 +29,18 @@ class SentPicture:
     """"uint8" or "float32" for pixels; empty for a file."""
 
 
-Predict = Callable[[str, SentPicture], Mapping[str, float]]
-"""From a model's name and a picture to probabilities by class; a GraftError that it raises
-becomes the picture's own error."""
+@dataclass(frozen=True)
+class Answer:
+    """What is said of a picture: probabilities by class, and how unlike the training it is."""
+
+    probabilities: Mapping[str, float]
+    out_of_distribution_score: float | None = None
+    """Above 1 means out of distribution."""
+
+
+Predict = Callable[[str, SentPicture], Mapping[str, float] | Answer]
+"""From a model's name and a picture to probabilities by class, or an `Answer`; a GraftError that
+it raises becomes the picture's own error."""
 
 
 class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
@@ -85,9 +94,10 @@ class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
     ) -> pb.PictureResult:
         sent = _sent(picture)
         try:
-            shares = self._shares(request.model, classes, sent)
+            answer = self._answered(request.model, classes, sent)
         except GraftError as error:
             return pb.PictureResult(error=to_status(error))
+        shares, score = answer.probabilities, answer.out_of_distribution_score
         best = sorted(shares.items(), key=lambda item: -item[1])[: request.top_k or 1]
         features = [float(byte) for byte in sent.data[:FEATURES].ljust(FEATURES, b"\0")]
         return pb.PictureResult(
@@ -97,17 +107,20 @@ class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
                     for label, share in best
                 ],
                 features=features if request.include_features else None,
+                out_of_distribution_score=score,
+                is_out_of_distribution=score is not None and score > 1,
             )
         )
 
-    def _shares(self, model: str, classes: list[str], sent: SentPicture) -> Mapping[str, float]:
+    def _answered(self, model: str, classes: list[str], sent: SentPicture) -> Answer:
         if self.predict is not None:
-            return self.predict(model, sent)
+            said = self.predict(model, sent)
+            return said if isinstance(said, Answer) else Answer(said)
         if not sent.data:
             raise refuse(InvalidArgument, Reason.PICTURE_UNREADABLE, "the picture is empty")
         best = zlib.crc32(sent.data) % len(classes)
         rest = 0.1 / max(1, len(classes) - 1)
-        return {label: 0.9 if i == best else rest for i, label in enumerate(classes)}
+        return Answer({label: 0.9 if i == best else rest for i, label in enumerate(classes)}, 0.5)
 
 
 def _sent(picture: pb.Picture) -> SentPicture:

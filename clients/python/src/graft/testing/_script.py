@@ -1,6 +1,6 @@
 """The events that a fake job plays, without number and time: those are given as they are played."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -57,10 +57,18 @@ def note(text: str, *, warning: bool = False) -> pb.JobEvent:
     return pb.JobEvent(message=pb.Message(level=level, text=text))
 
 
-def published(accuracy: float = 0.95, count: int = 20) -> pb.JobEvent:
-    """A version is out; its model and number are the job's."""
+def published(
+    accuracy: float = 0.95, count: int = 20, *, gate_failures: Iterable[str] = ()
+) -> pb.JobEvent:
+    """A version is out; its model and number are the job's.
+
+    With `gate_failures`, or an `accuracy` below what the job's gate asks for, it
+    is a candidate.
+    """
     return pb.JobEvent(
-        published=pb.VersionPublished(validation_accuracy=accuracy, validation_count=count)
+        published=pb.VersionPublished(
+            validation_accuracy=accuracy, validation_count=count, gate_failures=gate_failures
+        )
     )
 
 

@@ -43,12 +43,14 @@ class LabelledPicture(_message.Message):
     def __init__(self, label: _Optional[str] = ..., content: _Optional[bytes] = ..., filename: _Optional[str] = ..., split: _Optional[_Union[Split, str]] = ...) -> None: ...
 
 class UploadDatasetHeader(_message.Message):
-    __slots__ = ("display_name", "format")
+    __slots__ = ("display_name", "format", "is_unlabelled")
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
+    IS_UNLABELLED_FIELD_NUMBER: _ClassVar[int]
     display_name: str
     format: ArchiveFormat
-    def __init__(self, display_name: _Optional[str] = ..., format: _Optional[_Union[ArchiveFormat, str]] = ...) -> None: ...
+    is_unlabelled: bool
+    def __init__(self, display_name: _Optional[str] = ..., format: _Optional[_Union[ArchiveFormat, str]] = ..., is_unlabelled: _Optional[bool] = ...) -> None: ...
 
 class UploadDatasetEnd(_message.Message):
     __slots__ = ("message_count",)
@@ -93,7 +95,7 @@ class RejectedFile(_message.Message):
     def __init__(self, path: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class Dataset(_message.Message):
-    __slots__ = ("dataset_id", "display_name", "digest", "create_time", "size_bytes", "classes", "picture_count", "rejected_files", "rejected_count", "has_validation_split")
+    __slots__ = ("dataset_id", "display_name", "digest", "create_time", "size_bytes", "classes", "picture_count", "rejected_files", "rejected_count", "has_validation_split", "is_unlabelled")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +106,7 @@ class Dataset(_message.Message):
     REJECTED_FILES_FIELD_NUMBER: _ClassVar[int]
     REJECTED_COUNT_FIELD_NUMBER: _ClassVar[int]
     HAS_VALIDATION_SPLIT_FIELD_NUMBER: _ClassVar[int]
+    IS_UNLABELLED_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     display_name: str
     digest: str
@@ -114,7 +117,8 @@ class Dataset(_message.Message):
     rejected_files: _containers.RepeatedCompositeFieldContainer[RejectedFile]
     rejected_count: int
     has_validation_split: bool
-    def __init__(self, dataset_id: _Optional[str] = ..., display_name: _Optional[str] = ..., digest: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassCount, _Mapping]]] = ..., picture_count: _Optional[int] = ..., rejected_files: _Optional[_Iterable[_Union[RejectedFile, _Mapping]]] = ..., rejected_count: _Optional[int] = ..., has_validation_split: _Optional[bool] = ...) -> None: ...
+    is_unlabelled: bool
+    def __init__(self, dataset_id: _Optional[str] = ..., display_name: _Optional[str] = ..., digest: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassCount, _Mapping]]] = ..., picture_count: _Optional[int] = ..., rejected_files: _Optional[_Iterable[_Union[RejectedFile, _Mapping]]] = ..., rejected_count: _Optional[int] = ..., has_validation_split: _Optional[bool] = ..., is_unlabelled: _Optional[bool] = ...) -> None: ...
 
 class GetDatasetRequest(_message.Message):
     __slots__ = ("dataset_id",)

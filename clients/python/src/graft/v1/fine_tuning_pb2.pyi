@@ -40,6 +40,27 @@ class Precision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PRECISION_FP32: _ClassVar[Precision]
     PRECISION_BF16: _ClassVar[Precision]
     PRECISION_FP16: _ClassVar[Precision]
+
+class AdaptationTechnique(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADAPTATION_TECHNIQUE_UNSPECIFIED: _ClassVar[AdaptationTechnique]
+    ADAPTATION_TECHNIQUE_AUTO: _ClassVar[AdaptationTechnique]
+    ADAPTATION_TECHNIQUE_CORAL: _ClassVar[AdaptationTechnique]
+    ADAPTATION_TECHNIQUE_MCC: _ClassVar[AdaptationTechnique]
+    ADAPTATION_TECHNIQUE_PSEUDO_LABELS: _ClassVar[AdaptationTechnique]
+    ADAPTATION_TECHNIQUE_DANN: _ClassVar[AdaptationTechnique]
+    ADAPTATION_TECHNIQUE_DEEP_CORAL: _ClassVar[AdaptationTechnique]
+    ADAPTATION_TECHNIQUE_DAN: _ClassVar[AdaptationTechnique]
+    ADAPTATION_TECHNIQUE_CDAN: _ClassVar[AdaptationTechnique]
+    ADAPTATION_TECHNIQUE_DEEP_MCC: _ClassVar[AdaptationTechnique]
+
+class Baseline(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BASELINE_UNSPECIFIED: _ClassVar[Baseline]
+    BASELINE_LINEAR_PROBE: _ClassVar[Baseline]
+    BASELINE_FULL_FINE_TUNE: _ClassVar[Baseline]
+    BASELINE_FROM_SCRATCH: _ClassVar[Baseline]
+    BASELINE_NEAREST_CLASS_MEAN: _ClassVar[Baseline]
 JOB_STATE_UNSPECIFIED: JobState
 JOB_STATE_QUEUED: JobState
 JOB_STATE_RUNNING: JobState
@@ -56,6 +77,21 @@ PRECISION_UNSPECIFIED: Precision
 PRECISION_FP32: Precision
 PRECISION_BF16: Precision
 PRECISION_FP16: Precision
+ADAPTATION_TECHNIQUE_UNSPECIFIED: AdaptationTechnique
+ADAPTATION_TECHNIQUE_AUTO: AdaptationTechnique
+ADAPTATION_TECHNIQUE_CORAL: AdaptationTechnique
+ADAPTATION_TECHNIQUE_MCC: AdaptationTechnique
+ADAPTATION_TECHNIQUE_PSEUDO_LABELS: AdaptationTechnique
+ADAPTATION_TECHNIQUE_DANN: AdaptationTechnique
+ADAPTATION_TECHNIQUE_DEEP_CORAL: AdaptationTechnique
+ADAPTATION_TECHNIQUE_DAN: AdaptationTechnique
+ADAPTATION_TECHNIQUE_CDAN: AdaptationTechnique
+ADAPTATION_TECHNIQUE_DEEP_MCC: AdaptationTechnique
+BASELINE_UNSPECIFIED: Baseline
+BASELINE_LINEAR_PROBE: Baseline
+BASELINE_FULL_FINE_TUNE: Baseline
+BASELINE_FROM_SCRATCH: Baseline
+BASELINE_NEAREST_CLASS_MEAN: Baseline
 
 class ServerPath(_message.Message):
     __slots__ = ("path",)
@@ -70,10 +106,12 @@ class InlinePictures(_message.Message):
     def __init__(self, pictures: _Optional[_Iterable[_Union[_dataset_pb2.LabelledPicture, _Mapping]]] = ...) -> None: ...
 
 class FeatureBased(_message.Message):
-    __slots__ = ("l2",)
+    __slots__ = ("l2", "augmented_views")
     L2_FIELD_NUMBER: _ClassVar[int]
+    AUGMENTED_VIEWS_FIELD_NUMBER: _ClassVar[int]
     l2: float
-    def __init__(self, l2: _Optional[float] = ...) -> None: ...
+    augmented_views: int
+    def __init__(self, l2: _Optional[float] = ..., augmented_views: _Optional[int] = ...) -> None: ...
 
 class ModelBased(_message.Message):
     __slots__ = ("recipe", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay", "label_smoothing", "train_from_stage", "freeze_batch_norm", "early_stopping_patience", "precision")
@@ -101,8 +139,54 @@ class ModelBased(_message.Message):
     precision: Precision
     def __init__(self, recipe: _Optional[_Union[Recipe, str]] = ..., epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., weight_decay: _Optional[float] = ..., label_smoothing: _Optional[float] = ..., train_from_stage: _Optional[str] = ..., freeze_batch_norm: _Optional[bool] = ..., early_stopping_patience: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ...) -> None: ...
 
+class DomainAdaptation(_message.Message):
+    __slots__ = ("target_path", "target_dataset_id", "target_pictures", "technique", "always_adapt", "evaluate_on_target", "epochs", "batch_size", "learning_rate")
+    TARGET_PATH_FIELD_NUMBER: _ClassVar[int]
+    TARGET_DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    TARGET_PICTURES_FIELD_NUMBER: _ClassVar[int]
+    TECHNIQUE_FIELD_NUMBER: _ClassVar[int]
+    ALWAYS_ADAPT_FIELD_NUMBER: _ClassVar[int]
+    EVALUATE_ON_TARGET_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    target_path: ServerPath
+    target_dataset_id: str
+    target_pictures: InlinePictures
+    technique: AdaptationTechnique
+    always_adapt: bool
+    evaluate_on_target: bool
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    def __init__(self, target_path: _Optional[_Union[ServerPath, _Mapping]] = ..., target_dataset_id: _Optional[str] = ..., target_pictures: _Optional[_Union[InlinePictures, _Mapping]] = ..., technique: _Optional[_Union[AdaptationTechnique, str]] = ..., always_adapt: _Optional[bool] = ..., evaluate_on_target: _Optional[bool] = ..., epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ...) -> None: ...
+
+class Gate(_message.Message):
+    __slots__ = ("min_accuracy", "not_worse_than", "max_parity_difference", "max_latency", "alias")
+    MIN_ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    NOT_WORSE_THAN_FIELD_NUMBER: _ClassVar[int]
+    MAX_PARITY_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    MAX_LATENCY_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    min_accuracy: float
+    not_worse_than: str
+    max_parity_difference: float
+    max_latency: _duration_pb2.Duration
+    alias: str
+    def __init__(self, min_accuracy: _Optional[float] = ..., not_worse_than: _Optional[str] = ..., max_parity_difference: _Optional[float] = ..., max_latency: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., alias: _Optional[str] = ...) -> None: ...
+
+class BaseVersion(_message.Message):
+    __slots__ = ("version", "alias", "model")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    alias: str
+    model: str
+    def __init__(self, version: _Optional[int] = ..., alias: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+
 class FineTuneRequest(_message.Message):
-    __slots__ = ("model", "server_path", "dataset_id", "inline_pictures", "backbone", "weights", "feature_based", "model_based", "validation_fraction", "seed", "time_budget", "device", "labels", "request_id")
+    __slots__ = ("model", "server_path", "dataset_id", "inline_pictures", "backbone", "weights", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "labels", "request_id", "baselines", "gate", "base")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -118,12 +202,16 @@ class FineTuneRequest(_message.Message):
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     FEATURE_BASED_FIELD_NUMBER: _ClassVar[int]
     MODEL_BASED_FIELD_NUMBER: _ClassVar[int]
+    DOMAIN_ADAPTATION_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_FRACTION_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     TIME_BUDGET_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    BASELINES_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     model: str
     server_path: ServerPath
     dataset_id: str
@@ -132,13 +220,17 @@ class FineTuneRequest(_message.Message):
     weights: str
     feature_based: FeatureBased
     model_based: ModelBased
+    domain_adaptation: DomainAdaptation
     validation_fraction: float
     seed: int
     time_budget: _duration_pb2.Duration
     device: Device
     labels: _containers.ScalarMap[str, str]
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_pictures: _Optional[_Union[InlinePictures, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    baselines: _containers.RepeatedScalarFieldContainer[Baseline]
+    gate: Gate
+    base: BaseVersion
+    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_pictures: _Optional[_Union[InlinePictures, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ...) -> None: ...
 
 class FineTuneResponse(_message.Message):
     __slots__ = ("job",)
@@ -245,16 +337,20 @@ class Message(_message.Message):
     def __init__(self, level: _Optional[_Union[Message.Level, str]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class VersionPublished(_message.Message):
-    __slots__ = ("model", "version", "validation_accuracy", "validation_count")
+    __slots__ = ("model", "version", "validation_accuracy", "validation_count", "is_candidate", "gate_failures")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_ACCURACY_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_COUNT_FIELD_NUMBER: _ClassVar[int]
+    IS_CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    GATE_FAILURES_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     validation_accuracy: float
     validation_count: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., validation_accuracy: _Optional[float] = ..., validation_count: _Optional[int] = ...) -> None: ...
+    is_candidate: bool
+    gate_failures: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., validation_accuracy: _Optional[float] = ..., validation_count: _Optional[int] = ..., is_candidate: _Optional[bool] = ..., gate_failures: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class JobEvent(_message.Message):
     __slots__ = ("sequence", "time", "state_change", "progress", "epoch", "data", "message", "published")
@@ -333,3 +429,59 @@ class CancelJobResponse(_message.Message):
     JOB_FIELD_NUMBER: _ClassVar[int]
     job: Job
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
+
+class BackboneCandidate(_message.Message):
+    __slots__ = ("backbone", "weights")
+    BACKBONE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    backbone: str
+    weights: str
+    def __init__(self, backbone: _Optional[str] = ..., weights: _Optional[str] = ...) -> None: ...
+
+class RankBackbonesRequest(_message.Message):
+    __slots__ = ("server_path", "dataset_id", "inline_pictures", "candidates", "time_budget", "seed")
+    SERVER_PATH_FIELD_NUMBER: _ClassVar[int]
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    INLINE_PICTURES_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    TIME_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    server_path: ServerPath
+    dataset_id: str
+    inline_pictures: InlinePictures
+    candidates: _containers.RepeatedCompositeFieldContainer[BackboneCandidate]
+    time_budget: _duration_pb2.Duration
+    seed: int
+    def __init__(self, server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_pictures: _Optional[_Union[InlinePictures, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[BackboneCandidate, _Mapping]]] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class RankedBackbone(_message.Message):
+    __slots__ = ("backbone", "weights", "score", "log_me", "h_score", "leep", "picture_ms", "feature_dim", "problem")
+    BACKBONE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    LOG_ME_FIELD_NUMBER: _ClassVar[int]
+    H_SCORE_FIELD_NUMBER: _ClassVar[int]
+    LEEP_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_MS_FIELD_NUMBER: _ClassVar[int]
+    FEATURE_DIM_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    backbone: str
+    weights: str
+    score: float
+    log_me: float
+    h_score: float
+    leep: float
+    picture_ms: float
+    feature_dim: int
+    problem: str
+    def __init__(self, backbone: _Optional[str] = ..., weights: _Optional[str] = ..., score: _Optional[float] = ..., log_me: _Optional[float] = ..., h_score: _Optional[float] = ..., leep: _Optional[float] = ..., picture_ms: _Optional[float] = ..., feature_dim: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class RankBackbonesResponse(_message.Message):
+    __slots__ = ("backbones", "explanation", "picture_count")
+    BACKBONES_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    backbones: _containers.RepeatedCompositeFieldContainer[RankedBackbone]
+    explanation: str
+    picture_count: int
+    def __init__(self, backbones: _Optional[_Iterable[_Union[RankedBackbone, _Mapping]]] = ..., explanation: _Optional[str] = ..., picture_count: _Optional[int] = ...) -> None: ...

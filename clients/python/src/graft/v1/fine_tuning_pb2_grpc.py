@@ -60,6 +60,11 @@ class FineTuningServiceStub:
                 request_serializer=graft_dot_v1_dot_fine__tuning__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=graft_dot_v1_dot_fine__tuning__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.RankBackbones = channel.unary_unary(
+                '/graft.v1.FineTuningService/RankBackbones',
+                request_serializer=graft_dot_v1_dot_fine__tuning__pb2.RankBackbonesRequest.SerializeToString,
+                response_deserializer=graft_dot_v1_dot_fine__tuning__pb2.RankBackbonesResponse.FromString,
+                _registered_method=True)
 
 
 class FineTuningServiceServicer:
@@ -69,8 +74,10 @@ class FineTuningServiceServicer:
     def FineTune(self, request, context):
         """Starts a fine-tuning job and answers at once. When the job succeeds, a new
         version of the model is published, the alias `latest` moves to it, and
-        Predict answers with it. Errors: INVALID_FIELD, DATASET_NOT_FOUND,
-        PATH_NOT_ALLOWED, PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL.
+        Predict answers with it, unless its gate keeps it a candidate. Errors:
+        INVALID_FIELD, DATASET_NOT_FOUND, PATH_NOT_ALLOWED, PATH_NOT_FOUND,
+        REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND, VERSION_NOT_FOUND,
+        ALIAS_NOT_FOUND, BASE_DATA_GONE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,6 +115,17 @@ class FineTuningServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RankBackbones(self, request, context):
+        """Says which backbone to start from: scores candidates by how well their
+        frozen features fit the labels, without training any. Takes seconds to a
+        minute; give the call a deadline beyond its `time_budget`. Errors:
+        INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
+        PATH_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FineTuningServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -135,6 +153,11 @@ def add_FineTuningServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=graft_dot_v1_dot_fine__tuning__pb2.CancelJobRequest.FromString,
                     response_serializer=graft_dot_v1_dot_fine__tuning__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'RankBackbones': grpc.unary_unary_rpc_method_handler(
+                    servicer.RankBackbones,
+                    request_deserializer=graft_dot_v1_dot_fine__tuning__pb2.RankBackbonesRequest.FromString,
+                    response_serializer=graft_dot_v1_dot_fine__tuning__pb2.RankBackbonesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -273,6 +296,33 @@ class FineTuningService:
             '/graft.v1.FineTuningService/CancelJob',
             graft_dot_v1_dot_fine__tuning__pb2.CancelJobRequest.SerializeToString,
             graft_dot_v1_dot_fine__tuning__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RankBackbones(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.v1.FineTuningService/RankBackbones',
+            graft_dot_v1_dot_fine__tuning__pb2.RankBackbonesRequest.SerializeToString,
+            graft_dot_v1_dot_fine__tuning__pb2.RankBackbonesResponse.FromString,
             options,
             channel_credentials,
             insecure,

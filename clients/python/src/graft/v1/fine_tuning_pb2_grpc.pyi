@@ -36,8 +36,10 @@ class FineTuningServiceStub:
     FineTune: _grpc.UnaryUnaryMultiCallable[_fine_tuning_pb2.FineTuneRequest, _fine_tuning_pb2.FineTuneResponse]
     """Starts a fine-tuning job and answers at once. When the job succeeds, a new
     version of the model is published, the alias `latest` moves to it, and
-    Predict answers with it. Errors: INVALID_FIELD, DATASET_NOT_FOUND,
-    PATH_NOT_ALLOWED, PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL.
+    Predict answers with it, unless its gate keeps it a candidate. Errors:
+    INVALID_FIELD, DATASET_NOT_FOUND, PATH_NOT_ALLOWED, PATH_NOT_FOUND,
+    REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND, VERSION_NOT_FOUND,
+    ALIAS_NOT_FOUND, BASE_DATA_GONE.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_fine_tuning_pb2.GetJobRequest, _fine_tuning_pb2.GetJobResponse]
     """Describes one job. Errors: JOB_NOT_FOUND."""
@@ -53,6 +55,13 @@ class FineTuningServiceStub:
     """Cancels a job. A queued job is cancelled at once; a running one soon
     after, when its trainer has stopped. Errors: JOB_NOT_FOUND, JOB_FINISHED.
     """
+    RankBackbones: _grpc.UnaryUnaryMultiCallable[_fine_tuning_pb2.RankBackbonesRequest, _fine_tuning_pb2.RankBackbonesResponse]
+    """Says which backbone to start from: scores candidates by how well their
+    frozen features fit the labels, without training any. Takes seconds to a
+    minute; give the call a deadline beyond its `time_budget`. Errors:
+    INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
+    PATH_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED.
+    """
 
 @_typing.type_check_only
 class FineTuningServiceAsyncStub(FineTuningServiceStub):
@@ -62,8 +71,10 @@ class FineTuningServiceAsyncStub(FineTuningServiceStub):
     FineTune: _aio.UnaryUnaryMultiCallable[_fine_tuning_pb2.FineTuneRequest, _fine_tuning_pb2.FineTuneResponse]  # type: ignore[assignment]
     """Starts a fine-tuning job and answers at once. When the job succeeds, a new
     version of the model is published, the alias `latest` moves to it, and
-    Predict answers with it. Errors: INVALID_FIELD, DATASET_NOT_FOUND,
-    PATH_NOT_ALLOWED, PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL.
+    Predict answers with it, unless its gate keeps it a candidate. Errors:
+    INVALID_FIELD, DATASET_NOT_FOUND, PATH_NOT_ALLOWED, PATH_NOT_FOUND,
+    REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND, VERSION_NOT_FOUND,
+    ALIAS_NOT_FOUND, BASE_DATA_GONE.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_fine_tuning_pb2.GetJobRequest, _fine_tuning_pb2.GetJobResponse]  # type: ignore[assignment]
     """Describes one job. Errors: JOB_NOT_FOUND."""
@@ -79,6 +90,13 @@ class FineTuningServiceAsyncStub(FineTuningServiceStub):
     """Cancels a job. A queued job is cancelled at once; a running one soon
     after, when its trainer has stopped. Errors: JOB_NOT_FOUND, JOB_FINISHED.
     """
+    RankBackbones: _aio.UnaryUnaryMultiCallable[_fine_tuning_pb2.RankBackbonesRequest, _fine_tuning_pb2.RankBackbonesResponse]  # type: ignore[assignment]
+    """Says which backbone to start from: scores candidates by how well their
+    frozen features fit the labels, without training any. Takes seconds to a
+    minute; give the call a deadline beyond its `time_budget`. Errors:
+    INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
+    PATH_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED.
+    """
 
 class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
     """Makes classifiers from labelled pictures."""
@@ -91,8 +109,10 @@ class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fine_tuning_pb2.FineTuneResponse, _abc.Awaitable[_fine_tuning_pb2.FineTuneResponse]]:
         """Starts a fine-tuning job and answers at once. When the job succeeds, a new
         version of the model is published, the alias `latest` moves to it, and
-        Predict answers with it. Errors: INVALID_FIELD, DATASET_NOT_FOUND,
-        PATH_NOT_ALLOWED, PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL.
+        Predict answers with it, unless its gate keeps it a candidate. Errors:
+        INVALID_FIELD, DATASET_NOT_FOUND, PATH_NOT_ALLOWED, PATH_NOT_FOUND,
+        REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND, VERSION_NOT_FOUND,
+        ALIAS_NOT_FOUND, BASE_DATA_GONE.
         """
 
     @_abc_1.abstractmethod
@@ -131,6 +151,19 @@ class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fine_tuning_pb2.CancelJobResponse, _abc.Awaitable[_fine_tuning_pb2.CancelJobResponse]]:
         """Cancels a job. A queued job is cancelled at once; a running one soon
         after, when its trainer has stopped. Errors: JOB_NOT_FOUND, JOB_FINISHED.
+        """
+
+    @_abc_1.abstractmethod
+    def RankBackbones(
+        self,
+        request: _fine_tuning_pb2.RankBackbonesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tuning_pb2.RankBackbonesResponse, _abc.Awaitable[_fine_tuning_pb2.RankBackbonesResponse]]:
+        """Says which backbone to start from: scores candidates by how well their
+        frozen features fit the labels, without training any. Takes seconds to a
+        minute; give the call a deadline beyond its `time_budget`. Errors:
+        INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
+        PATH_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED.
         """
 
 def add_FineTuningServiceServicer_to_server(servicer: FineTuningServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -16,6 +16,7 @@ class TransferMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TRANSFER_METHOD_UNSPECIFIED: _ClassVar[TransferMethod]
     TRANSFER_METHOD_FEATURE_BASED: _ClassVar[TransferMethod]
     TRANSFER_METHOD_MODEL_BASED: _ClassVar[TransferMethod]
+    TRANSFER_METHOD_DOMAIN_ADAPTATION: _ClassVar[TransferMethod]
 
 class ReportFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -25,6 +26,7 @@ class ReportFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 TRANSFER_METHOD_UNSPECIFIED: TransferMethod
 TRANSFER_METHOD_FEATURE_BASED: TransferMethod
 TRANSFER_METHOD_MODEL_BASED: TransferMethod
+TRANSFER_METHOD_DOMAIN_ADAPTATION: TransferMethod
 REPORT_FORMAT_UNSPECIFIED: ReportFormat
 REPORT_FORMAT_JSON: ReportFormat
 REPORT_FORMAT_HTML: ReportFormat
@@ -60,8 +62,22 @@ class Parity(_message.Message):
     picture_count: int
     def __init__(self, max_difference: _Optional[float] = ..., top1_agreement: _Optional[float] = ..., picture_count: _Optional[int] = ...) -> None: ...
 
+class GateCheck(_message.Message):
+    __slots__ = ("name", "passed", "value", "bound", "detail")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PASSED_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    BOUND_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    passed: bool
+    value: float
+    bound: float
+    detail: str
+    def __init__(self, name: _Optional[str] = ..., passed: _Optional[bool] = ..., value: _Optional[float] = ..., bound: _Optional[float] = ..., detail: _Optional[str] = ...) -> None: ...
+
 class Version(_message.Message):
-    __slots__ = ("model", "version", "job_id", "create_time", "method", "backbone", "weights", "backbone_digest", "classes", "validation_accuracy", "validation_count", "dataset_digest", "parity", "training_time", "labels", "manifest_json", "aliases")
+    __slots__ = ("model", "version", "job_id", "create_time", "method", "backbone", "weights", "backbone_digest", "classes", "validation_accuracy", "validation_count", "dataset_digest", "parity", "training_time", "labels", "manifest_json", "aliases", "is_candidate", "gate_checks")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +102,8 @@ class Version(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
+    IS_CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    GATE_CHECKS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     job_id: str
@@ -103,7 +121,9 @@ class Version(_message.Message):
     labels: _containers.ScalarMap[str, str]
     manifest_json: str
     aliases: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., job_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., method: _Optional[_Union[TransferMethod, str]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., backbone_digest: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., validation_accuracy: _Optional[float] = ..., validation_count: _Optional[int] = ..., dataset_digest: _Optional[str] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., training_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., manifest_json: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
+    is_candidate: bool
+    gate_checks: _containers.RepeatedCompositeFieldContainer[GateCheck]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., job_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., method: _Optional[_Union[TransferMethod, str]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., backbone_digest: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., validation_accuracy: _Optional[float] = ..., validation_count: _Optional[int] = ..., dataset_digest: _Optional[str] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., training_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., manifest_json: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., is_candidate: _Optional[bool] = ..., gate_checks: _Optional[_Iterable[_Union[GateCheck, _Mapping]]] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("model",)
@@ -214,6 +234,38 @@ class DeleteAliasRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., alias: _Optional[str] = ...) -> None: ...
 
 class DeleteAliasResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
+class RollbackAliasRequest(_message.Message):
+    __slots__ = ("model", "alias")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    alias: str
+    def __init__(self, model: _Optional[str] = ..., alias: _Optional[str] = ...) -> None: ...
+
+class RollbackAliasResponse(_message.Message):
+    __slots__ = ("model", "from_version", "to_version")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FROM_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TO_VERSION_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    from_version: int
+    to_version: int
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., from_version: _Optional[int] = ..., to_version: _Optional[int] = ...) -> None: ...
+
+class PromoteVersionRequest(_message.Message):
+    __slots__ = ("model", "version")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class PromoteVersionResponse(_message.Message):
     __slots__ = ("model",)
     MODEL_FIELD_NUMBER: _ClassVar[int]
     model: Model

@@ -75,6 +75,16 @@ class ModelServiceStub:
                 request_serializer=graft_dot_v1_dot_model__pb2.DeleteAliasRequest.SerializeToString,
                 response_deserializer=graft_dot_v1_dot_model__pb2.DeleteAliasResponse.FromString,
                 _registered_method=True)
+        self.RollbackAlias = channel.unary_unary(
+                '/graft.v1.ModelService/RollbackAlias',
+                request_serializer=graft_dot_v1_dot_model__pb2.RollbackAliasRequest.SerializeToString,
+                response_deserializer=graft_dot_v1_dot_model__pb2.RollbackAliasResponse.FromString,
+                _registered_method=True)
+        self.PromoteVersion = channel.unary_unary(
+                '/graft.v1.ModelService/PromoteVersion',
+                request_serializer=graft_dot_v1_dot_model__pb2.PromoteVersionRequest.SerializeToString,
+                response_deserializer=graft_dot_v1_dot_model__pb2.PromoteVersionResponse.FromString,
+                _registered_method=True)
         self.GetReport = channel.unary_unary(
                 '/graft.v1.ModelService/GetReport',
                 request_serializer=graft_dot_v1_dot_model__pb2.GetReportRequest.SerializeToString,
@@ -137,7 +147,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias to a version; makes the alias if it is new. Errors:
+        """Points an alias to a version, a candidate too; makes the alias if it is
+        new. Errors:
         INVALID_FIELD, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_RESERVED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -147,6 +158,24 @@ class ModelServiceServicer:
     def DeleteAlias(self, request, context):
         """Removes an alias. Errors: MODEL_NOT_FOUND, ALIAS_NOT_FOUND,
         ALIAS_RESERVED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackAlias(self, request, context):
+        """Points an alias back to the version that it pointed to before; again, to
+        the one before that. `latest` can be rolled back too; the next version
+        that is published moves it on. Versions that were deleted are passed over.
+        Errors: MODEL_NOT_FOUND, ALIAS_NOT_FOUND, NO_EARLIER_VERSION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteVersion(self, request, context):
+        """Publishes a candidate although it did not pass its gate: `latest` moves to
+        it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,6 +240,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.DeleteAlias,
                     request_deserializer=graft_dot_v1_dot_model__pb2.DeleteAliasRequest.FromString,
                     response_serializer=graft_dot_v1_dot_model__pb2.DeleteAliasResponse.SerializeToString,
+            ),
+            'RollbackAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackAlias,
+                    request_deserializer=graft_dot_v1_dot_model__pb2.RollbackAliasRequest.FromString,
+                    response_serializer=graft_dot_v1_dot_model__pb2.RollbackAliasResponse.SerializeToString,
+            ),
+            'PromoteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteVersion,
+                    request_deserializer=graft_dot_v1_dot_model__pb2.PromoteVersionRequest.FromString,
+                    response_serializer=graft_dot_v1_dot_model__pb2.PromoteVersionResponse.SerializeToString,
             ),
             'GetReport': grpc.unary_unary_rpc_method_handler(
                     servicer.GetReport,
@@ -440,6 +479,60 @@ class ModelService:
             '/graft.v1.ModelService/DeleteAlias',
             graft_dot_v1_dot_model__pb2.DeleteAliasRequest.SerializeToString,
             graft_dot_v1_dot_model__pb2.DeleteAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.v1.ModelService/RollbackAlias',
+            graft_dot_v1_dot_model__pb2.RollbackAliasRequest.SerializeToString,
+            graft_dot_v1_dot_model__pb2.RollbackAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.v1.ModelService/PromoteVersion',
+            graft_dot_v1_dot_model__pb2.PromoteVersionRequest.SerializeToString,
+            graft_dot_v1_dot_model__pb2.PromoteVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,12 +51,23 @@ class ModelServiceStub:
     VERSION_NOT_FOUND, ALIAS_IN_USE.
     """
     SetAlias: _grpc.UnaryUnaryMultiCallable[_model_pb2.SetAliasRequest, _model_pb2.SetAliasResponse]
-    """Points an alias to a version; makes the alias if it is new. Errors:
+    """Points an alias to a version, a candidate too; makes the alias if it is
+    new. Errors:
     INVALID_FIELD, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_RESERVED.
     """
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteAliasRequest, _model_pb2.DeleteAliasResponse]
     """Removes an alias. Errors: MODEL_NOT_FOUND, ALIAS_NOT_FOUND,
     ALIAS_RESERVED.
+    """
+    RollbackAlias: _grpc.UnaryUnaryMultiCallable[_model_pb2.RollbackAliasRequest, _model_pb2.RollbackAliasResponse]
+    """Points an alias back to the version that it pointed to before; again, to
+    the one before that. `latest` can be rolled back too; the next version
+    that is published moves it on. Versions that were deleted are passed over.
+    Errors: MODEL_NOT_FOUND, ALIAS_NOT_FOUND, NO_EARLIER_VERSION.
+    """
+    PromoteVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.PromoteVersionRequest, _model_pb2.PromoteVersionResponse]
+    """Publishes a candidate although it did not pass its gate: `latest` moves to
+    it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
     """
     GetReport: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetReportRequest, _model_pb2.GetReportResponse]
     """The report that training wrote. Errors: as GetVersion."""
@@ -90,12 +101,23 @@ class ModelServiceAsyncStub(ModelServiceStub):
     VERSION_NOT_FOUND, ALIAS_IN_USE.
     """
     SetAlias: _aio.UnaryUnaryMultiCallable[_model_pb2.SetAliasRequest, _model_pb2.SetAliasResponse]  # type: ignore[assignment]
-    """Points an alias to a version; makes the alias if it is new. Errors:
+    """Points an alias to a version, a candidate too; makes the alias if it is
+    new. Errors:
     INVALID_FIELD, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_RESERVED.
     """
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteAliasRequest, _model_pb2.DeleteAliasResponse]  # type: ignore[assignment]
     """Removes an alias. Errors: MODEL_NOT_FOUND, ALIAS_NOT_FOUND,
     ALIAS_RESERVED.
+    """
+    RollbackAlias: _aio.UnaryUnaryMultiCallable[_model_pb2.RollbackAliasRequest, _model_pb2.RollbackAliasResponse]  # type: ignore[assignment]
+    """Points an alias back to the version that it pointed to before; again, to
+    the one before that. `latest` can be rolled back too; the next version
+    that is published moves it on. Versions that were deleted are passed over.
+    Errors: MODEL_NOT_FOUND, ALIAS_NOT_FOUND, NO_EARLIER_VERSION.
+    """
+    PromoteVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.PromoteVersionRequest, _model_pb2.PromoteVersionResponse]  # type: ignore[assignment]
+    """Publishes a candidate although it did not pass its gate: `latest` moves to
+    it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
     """
     GetReport: _aio.UnaryUnaryMultiCallable[_model_pb2.GetReportRequest, _model_pb2.GetReportResponse]  # type: ignore[assignment]
     """The report that training wrote. Errors: as GetVersion."""
@@ -168,7 +190,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.SetAliasResponse, _abc.Awaitable[_model_pb2.SetAliasResponse]]:
-        """Points an alias to a version; makes the alias if it is new. Errors:
+        """Points an alias to a version, a candidate too; makes the alias if it is
+        new. Errors:
         INVALID_FIELD, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_RESERVED.
         """
 
@@ -180,6 +203,28 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_model_pb2.DeleteAliasResponse, _abc.Awaitable[_model_pb2.DeleteAliasResponse]]:
         """Removes an alias. Errors: MODEL_NOT_FOUND, ALIAS_NOT_FOUND,
         ALIAS_RESERVED.
+        """
+
+    @_abc_1.abstractmethod
+    def RollbackAlias(
+        self,
+        request: _model_pb2.RollbackAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.RollbackAliasResponse, _abc.Awaitable[_model_pb2.RollbackAliasResponse]]:
+        """Points an alias back to the version that it pointed to before; again, to
+        the one before that. `latest` can be rolled back too; the next version
+        that is published moves it on. Versions that were deleted are passed over.
+        Errors: MODEL_NOT_FOUND, ALIAS_NOT_FOUND, NO_EARLIER_VERSION.
+        """
+
+    @_abc_1.abstractmethod
+    def PromoteVersion(
+        self,
+        request: _model_pb2.PromoteVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.PromoteVersionResponse, _abc.Awaitable[_model_pb2.PromoteVersionResponse]]:
+        """Publishes a candidate although it did not pass its gate: `latest` moves to
+        it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
         """
 
     @_abc_1.abstractmethod

@@ -62,12 +62,16 @@ class ClassScore(_message.Message):
     def __init__(self, label: _Optional[str] = ..., probability: _Optional[float] = ..., class_index: _Optional[int] = ...) -> None: ...
 
 class Classification(_message.Message):
-    __slots__ = ("scores", "features")
+    __slots__ = ("scores", "features", "out_of_distribution_score", "is_out_of_distribution")
     SCORES_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    OUT_OF_DISTRIBUTION_SCORE_FIELD_NUMBER: _ClassVar[int]
+    IS_OUT_OF_DISTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     scores: _containers.RepeatedCompositeFieldContainer[ClassScore]
     features: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., features: _Optional[_Iterable[float]] = ...) -> None: ...
+    out_of_distribution_score: float
+    is_out_of_distribution: bool
+    def __init__(self, scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., features: _Optional[_Iterable[float]] = ..., out_of_distribution_score: _Optional[float] = ..., is_out_of_distribution: _Optional[bool] = ...) -> None: ...
 
 class PictureResult(_message.Message):
     __slots__ = ("classification", "error")

@@ -1,0 +1,98 @@
+"""The service with trainers that train nothing: a job ends at once, with a near-empty model.
+
+    python -m bench.instant [flags of graft-server]
+
+Stores, engine and sockets are the service's own. Each job publishes a random head
+on one backbone that all share; with the variable OWN_BACKBONES on one of its own.
+"""
+
+import asyncio
+import itertools
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from bench.published import near_empty_backbone, near_empty_head, near_empty_manifest
+from service import config as configuration
+from service.app import App
+from service.inference import head as heads
+from service.jobs.contract import (
+    BACKBONE_FILE,
+    HEAD_FILE,
+    MANIFEST_FILE,
+    REPORT_HTML_FILE,
+    REPORT_JSON_FILE,
+    ExitCode,
+    Finished,
+    JobSpec,
+    Progressed,
+    Record,
+)
+from service.telemetry import set_up_logging
+
+OWN_BACKBONES = "BENCH_OWN_BACKBONES"
+
+
+class InstantTrainer:
+    """Has its result before it is asked."""
+
+    def __init__(self) -> None:
+        self._records: list[Record] = [Finished(1.0, 1), Progressed("training", 0.5)]
+
+    async def next_record(self) -> Record | None:
+        """Says that it trains, and that it has."""
+        return self._records.pop() if self._records else None
+
+    async def wait(self) -> int:
+        """Has ended well."""
+        return ExitCode.OK
+
+    async def stop(self, grace_s: float) -> None:
+        """Has ended."""
+
+    def last_words(self) -> list[str]:
+        """None."""
+        return []
+
+
+class InstantLauncher:
+    """Writes each job's result in the place of a trainer."""
+
+    def __init__(self, *, own_backbones: bool) -> None:
+        self._own_backbones = own_backbones
+        self._number = itertools.count()
+        self._shared = near_empty_backbone()
+
+    async def start(self, spec: JobSpec, folder: Path) -> InstantTrainer:  # noqa: ARG002 - as its door
+        """Starts no process."""
+        await asyncio.to_thread(self._write, spec, next(self._number))
+        return InstantTrainer()
+
+    def _write(self, spec: JobSpec, number: int) -> None:
+        out = Path(spec.out_dir)
+        backbone = near_empty_backbone(f"b{number}") if self._own_backbones else self._shared
+        head = near_empty_head(number)
+        manifest = near_empty_manifest(backbone, head, spec.model, spec.job_id)
+        (out / BACKBONE_FILE).write_bytes(backbone)
+        heads.save(head, out / HEAD_FILE)
+        (out / MANIFEST_FILE).write_bytes(msgspec.json.encode(manifest))
+        (out / REPORT_JSON_FILE).write_text("{}")
+        (out / REPORT_HTML_FILE).write_text("<!doctype html><title>none</title>")
+
+
+async def main() -> None:
+    """Serves until it is told to end."""
+    config = configuration.load(sys.argv[1:], {})
+    set_up_logging(config.log_format, config.log_level)
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    launcher = InstantLauncher(own_backbones=OWN_BACKBONES in os.environ)
+    async with App(config, {}, launcher=launcher):
+        await ended.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,146 @@
+"""How fast model-based training learns, beside the classic loop and beside bare compute.
+
+    python -m bench.model_based FOLDER [--backbone resnet18] [--weights random] [--rounds 3]
+        [--epochs 2] [--threads 0]
+
+FOLDER holds pictures in a folder per class, or `train/` and `val/`. Each round, in
+this order: epochs of the classic recipe (batch 4, fp32), of the modern one, and a
+bare loop of forward, backward and optimiser on one made-up batch of the same
+precision and size. Prints pictures a second, then the ratios of each round's own:
+what else runs on the machine slows all three alike. The network is trained with
+frozen BatchNorms, as a pretrained one would be.
+"""
+
+import argparse
+import copy
+import math
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from service.inference.head import Head
+from service.inference.preprocess import SIZE
+from service.jobs.contract import EpochEnded, JobSpec, ModelBased, Note, Record
+from trainer import backbones, compute, data
+from trainer.backbones import Backbone
+from trainer.data import Data
+from trainer.methods import model_based
+from trainer.methods.loop import Hyperparameters
+
+
+def trained(
+    spec: JobSpec, recipe: ModelBased, found: Data, backbone: Backbone
+) -> tuple[float, Hyperparameters, str]:
+    """Pictures a second of the fastest epoch, hyperparameters and precision."""
+    rates: list[float] = []
+
+    def hear(record: Record) -> None:
+        if isinstance(record, EpochEnded):
+            rates.append(record.images_per_second)
+        elif isinstance(record, Note) and "batch size" in record.text:
+            print(f"  {record.text}", flush=True)
+
+    def head() -> Head:
+        weight = torch.zeros(len(found.classes), backbone.feature_dim).numpy()
+        return Head(weight, weight[:, 0].copy(), found.classes)
+
+    _, used, _, precision = model_based.train(spec, recipe, found, backbone, head, None, hear)
+    return max(rates), used, precision
+
+
+def bare(backbone: Backbone, classes: int, precision: str, size: int, steps: int) -> float:
+    """Pictures a second of the fastest step on one batch that is already there."""
+    network = nn.Sequential(backbone, nn.Linear(backbone.feature_dim, classes))
+    device = compute.choose_device("auto")
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval().requires_grad_(False)
+    moving = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(moving, lr=1e-3, momentum=0.9)
+    pictures = torch.randint(0, 256, (size, SIZE, SIZE, 3), dtype=torch.uint8, device=device)
+    targets = torch.randint(0, classes, (size,), device=device)
+    context = compute.autocast(precision, device)
+    times = []
+    for _ in range(1 + steps):
+        began = time.perf_counter()
+        with context():
+            logits = network(pictures).float()
+        loss = functional.cross_entropy(logits, targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    # As an epoch is: all its steps, not the luckiest one.
+    return size * steps / math.fsum(times[1:])
+
+
+def main() -> None:
+    """Prints each round, then median and range of the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--weights", default="random")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2, help="the fastest counts")
+    parser.add_argument("--threads", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads or len(os.sched_getaffinity(0)))
+    found = data.load(arguments.folder, 0.2, 0, arguments.threads)
+    first = backbones.load(arguments.backbone, arguments.weights, 0, Path(tempfile.gettempdir()))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+    print(
+        f"{arguments.backbone}, {len(found.train)}+{len(found.validation)} pictures, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {device}"
+    )
+    over_classic, over_bare = [], []
+    with tempfile.TemporaryDirectory() as out:
+        for turn in range(arguments.rounds):
+            rates = {}
+            used: Hyperparameters = {}
+            precision = ""
+            for recipe in (
+                ModelBased(recipe="classic", epochs=arguments.epochs),
+                ModelBased(epochs=arguments.epochs, early_stopping_patience=0),
+            ):
+                spec = JobSpec(
+                    job_id="bench",
+                    model="bench",
+                    data_dir=str(arguments.folder),
+                    out_dir=out,
+                    method=recipe,
+                    weights_dir=out,
+                    threads=arguments.threads,
+                )
+                network = copy.deepcopy(first)
+                rates[recipe.recipe], used, precision = trained(spec, recipe, found, network)
+            size = int(used["batch_size"] or 0)
+            steps = max(1, len(found.train) // size)
+            rates["bare"] = bare(copy.deepcopy(first), len(found.classes), precision, size, steps)
+            over_classic.append(rates["auto"] / rates["classic"])
+            over_bare.append(rates["auto"] / rates["bare"])
+            print(
+                f"round {turn + 1}: classic {rates['classic']:.1f}, modern {rates['auto']:.1f} "
+                f"({precision}, batch {size}), bare {rates['bare']:.1f} pictures/s; "
+                f"{over_classic[-1]:.2f}x the classic, {over_bare[-1]:.2f} of the bare",
+                flush=True,
+            )
+    for name, ratios in (("over classic", over_classic), ("over bare", over_bare)):
+        print(
+            f"modern {name}: median {statistics.median(ratios):.2f}, "
+            f"{min(ratios):.2f} to {max(ratios):.2f}, n = {len(ratios)}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""What `fine_tune` can be told: how to transfer, what to reach, where to go on from.
+
+A part of `graft.types`, which callers take these from. Names nothing that the
+service answers with.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from graft._uploads import Target
+
+Device = Literal["auto", "cpu", "cuda"]
+Technique = Literal[
+    "auto", "coral", "mcc", "pseudo_labels", "dann", "deep_coral", "dan", "cdan", "deep_mcc"
+]
+Baseline = Literal["linear_probe", "full_fine_tune", "from_scratch", "nearest_class_mean"]
+
+
+@dataclass(frozen=True)
+class ServerPath:
+    """Pictures that lie on the server's disk: a folder or an archive there."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class BackboneCandidate:
+    """A backbone, with the weights to start from; "" for its pretrained ones."""
+
+    backbone: str
+    weights: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureBased:
+    """Frozen backbone, new head. `l2` above 0; None means cross-validated."""
+
+    l2: float | None = None
+    augmented_views: int | None = None
+    """Randomly cropped and flipped copies of each training picture beside it, 0 to 16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelBased:
+    """Train the network on. None means the recipe's choice."""
+
+    recipe: Literal["auto", "classic"] = "auto"
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    label_smoothing: float | None = None
+    train_from_stage: str = ""
+    """The first stage that is trained; empty means all are."""
+    freeze_batch_norm: bool | None = None
+    early_stopping_patience: int | None = None
+    """Epochs without a better validation loss; 0 means never."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainAdaptation:
+    """Learn from the data's labels for pictures of another domain, the target.
+
+    The target's own labels, where it has any, are never learned from.
+    """
+
+    target: "Target"
+    """A folder or an archive with pictures at any depth, pictures, a `Dataset` or its id, or a
+    `ServerPath`."""
+    technique: Technique = "auto"
+    """coral, mcc and pseudo_labels work on frozen features; dann, deep_coral, dan, cdan and
+    deep_mcc train the network on; "auto" is the best on frozen features."""
+    always_adapt: bool = False
+    """Also where adapting looks no better than learning from the source alone."""
+    evaluate_on_target: bool = False
+    """The target has labels, as the data has, and the report measures with them."""
+    epochs: int | None = None
+    """This and the next two are of the techniques that train the network on."""
+    batch_size: int | None = None
+    learning_rate: float | None = None
+
+
+Method = FeatureBased | ModelBased | DomainAdaptation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What a version must reach; one that does not is kept as a candidate."""
+
+    min_accuracy: float | None = None
+    """On the validation pictures, 0 to 1."""
+    not_worse_than: str = ""
+    """An alias, `latest` among them: no worse than its version on the same pictures."""
+    max_parity_difference: float | None = None
+    """Of a probability, between PyTorch and what serves; None means the service's bound."""
+    max_latency_ms: float | None = None
+    """Of one picture on an idle engine, decoding included."""
+    alias: str = ""
+    """Moves to the version when it passes, beside `latest`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseVersion:
+    """The version that a job goes on from: by number, by alias, or `latest`."""
+
+    version: int | None = None
+    alias: str | None = None
+    model: str = ""
+    """Empty means the model that is fine-tuned."""
+
+
+class FineTuneOptions(TypedDict, total=False):
+    """What `fine_tune` takes beside the data and the name; all of it may be left out.
+
+    The hyperparameters of the method (the fields of `FeatureBased`, `ModelBased`
+    or `DomainAdaptation`) may be given here, where `method` is its name.
+    """
+
+    backbone: str
+    """resnet18, resnet34, resnet50, resnet101, resnet152, efficientnet_lite0, or "auto" for the
+    best for the data; the server's default where left out."""
+    weights: str
+    """Empty for the backbone's pretrained ones, a torchvision name, or "random"."""
+    method: Literal["feature_based", "model_based", "domain_adaptation"] | Method
+    """"feature_based" where left out."""
+    validation_fraction: float | None
+    """Held out where the data names no validation pictures, 0.05 to 0.5."""
+    seed: int | None
+    time_budget_s: float | None
+    """How long training may take, at least 1 s."""
+    device: Device
+    labels: dict[str, str]
+    """Your own marks, kept with the job and the version."""
+    request_id: str
+    """Makes a repeat harmless; a fresh UUID where left out."""
+    baselines: Sequence[Baseline]
+    """What the report compares the version with; each that trains costs its own time."""
+    gate: Gate | None
+    """What the version must reach to be published; nothing where left out."""
+    base: BaseVersion | int | str | None
+    """Learn from this version's pictures too: a `BaseVersion`, or a version or an alias of the
+    same model."""
+
+    l2: float | None
+    augmented_views: int | None
+    recipe: Literal["auto", "classic"]
+    epochs: int | None
+    batch_size: int | None
+    learning_rate: float | None
+    momentum: float | None
+    weight_decay: float | None
+    label_smoothing: float | None
+    train_from_stage: str
+    freeze_batch_norm: bool | None
+    early_stopping_patience: int | None
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    target: "Target"
+    technique: Technique
+    always_adapt: bool
+    evaluate_on_target: bool

@@ -1,0 +1,61 @@
+"""`graft rank`: which backbone to start from."""
+
+import argparse
+from typing import Any
+
+from graft.cli import _names
+from graft.cli._output import Output
+from graft.cli._watching import Watching
+from graft.client import Client
+from graft.types import RankedBackbone
+
+_COLUMNS = ["backbone", "weights", "LogME", "H-score", "LEEP", "ms a picture", "features"]
+
+
+def add(commands: Any) -> None:
+    """The command and its options."""
+    parser = commands.add("rank", "Say which backbone to start from; trains nothing", run)
+    parser.add_argument("data", metavar="DATA", help="as of finetune")
+    parser.add_argument(
+        "--backbone",
+        action="append",
+        default=[],
+        metavar="NAME[:WEIGHTS]",
+        help="a candidate, repeatable; default: all whose weights the server has",
+    )
+    parser.add_argument(
+        "--time-budget", dest="time_budget_s", type=float, metavar="S", help="default: 60"
+    )
+    parser.add_argument("--seed", type=int)
+
+
+def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Ranks backbones."""
+    with Watching(output) as watching:
+        ranking = client.rank_backbones(
+            _names.data(arguments.data),
+            candidates=arguments.backbone,
+            time_budget_s=arguments.time_budget_s,
+            seed=arguments.seed,
+            on_upload=watching.uploaded,
+        )
+    if output.is_json:
+        output.emit(ranking)
+        return 0
+    output.table(_COLUMNS, [_row(backbone) for backbone in ranking.backbones])
+    output.line(ranking.explanation)
+    for backbone in ranking.backbones:
+        if backbone.problem:
+            output.line(f"- {backbone.backbone}: {backbone.problem}")
+    return 0
+
+
+def _row(ranked: RankedBackbone) -> list[object]:
+    return [
+        ranked.backbone,
+        ranked.weights or None,
+        *(None if score is None else f"{score:.3f}"
+          for score in (ranked.log_me, ranked.h_score, ranked.leep)),
+        None if ranked.picture_ms is None else f"{ranked.picture_ms:.3g}",
+        ranked.feature_dim or None,
+    ]  # fmt: skip

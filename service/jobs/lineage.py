@@ -1,0 +1,101 @@
+"""What a version was trained on: its job's pictures, those of the version it grew from, and so on.
+
+Found by jobs, which are never deleted, so that it does not matter what became of
+the versions between. Reads the stores and keeps nothing.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from service.errors import GraftError, InvalidInput, NotAllowed, NotFound, Reason, WrongState
+from service.jobs.contract import Base
+from service.jobs.request import JobRequest, allowed_path
+from service.jobs.store import JobRecord, JobStore
+from service.storage.datasets import DatasetStore
+from service.storage.models import ModelStore
+
+_FIELD = "base"
+
+
+class Lineage:
+    """Where the pictures of earlier jobs lie."""
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        models: ModelStore,
+        datasets: DatasetStore,
+        allowed_dirs: tuple[Path, ...],
+    ) -> None:
+        self._jobs = jobs
+        self._models = models
+        self._datasets = datasets
+        self._allowed_dirs = allowed_dirs
+
+    def grow(
+        self, request: JobRequest, model: str, version: int | None, alias: str | None
+    ) -> JobRequest:
+        """The request with its base pinned: by number, by alias, or by neither (`latest`).
+
+        Backbone, weights, seed and validation fraction are the base's where the
+        request names none. Raises NotFound (MODEL_NOT_FOUND, VERSION_NOT_FOUND,
+        ALIAS_NOT_FOUND) or WrongState (BASE_DATA_GONE).
+        """
+        try:
+            base = self._models.get_version(model or request.model, version, alias)
+        except GraftError as error:
+            raise type(error)(error.reason, error.message, field=_FIELD) from None
+        self.data_dirs(base.job_id)
+        before = self._jobs.get(base.job_id).request
+        chosen: dict[str, object] = {}
+        if not request.backbone:
+            # What the base's request left to the server or to its data is decided by now.
+            chosen["backbone"] = base.manifest.backbone
+            chosen["weights"] = request.weights or before.weights
+        if request.seed is None:
+            chosen["seed"] = before.seed
+        if request.validation_fraction is None:
+            chosen["validation_fraction"] = before.validation_fraction
+        return msgspec.structs.replace(
+            request, base=Base(base.model, base.version), base_job_id=base.job_id, **chosen
+        )
+
+    def data_dirs(self, job_id: str) -> list[Path]:
+        """What a job's version was trained on, oldest first.
+
+        Raises WrongState (BASE_DATA_GONE) when any of it is not there any more.
+        """
+        return [self._data_dir(job) for job in self._jobs.ancestors(job_id)]
+
+    def _data_dir(self, job: JobRecord) -> Path:
+        if job.dataset_id:
+            try:
+                self._datasets.get(job.dataset_id)
+            except NotFound:
+                raise _gone(
+                    job,
+                    f"the dataset {job.dataset_id} was deleted: upload the same pictures again, "
+                    "which makes the same dataset",
+                ) from None
+            return self._datasets.path(job.dataset_id)
+        try:
+            path = allowed_path(job.request.server_path, self._allowed_dirs)
+        except (InvalidInput, NotAllowed, NotFound):
+            path = None
+        if path is None or not path.is_dir():
+            raise _gone(
+                job,
+                f"there is no folder at {job.request.server_path!r} that the server may read: put "
+                "it back",
+            )
+        return path
+
+
+def _gone(job: JobRecord, what: str) -> WrongState:
+    return WrongState(
+        Reason.BASE_DATA_GONE,
+        f"version {job.version} of {job.request.model} was trained on pictures that are not there "
+        f"any more: {what}, or leave out the base and send all pictures",
+        field=_FIELD,
+    )

@@ -1,0 +1,143 @@
+"""What an attempt needs before a trainer is started: its folder, its pictures, its spec.
+
+Unpacks archives, and finds the files of the version that a gate compares with.
+Everything in here blocks.
+"""
+
+import shutil
+from pathlib import Path
+
+from service.errors import NotFound
+from service.jobs.contract import Incumbent, JobSpec
+from service.jobs.lineage import Lineage
+from service.jobs.request import AUTO, allowed_path
+from service.jobs.settings import Kind, Settings
+from service.jobs.store import JobRecord, JobStore
+from service.jobs.weights import at_hand
+from service.storage.datasets import DatasetStore
+from service.storage.models import ModelStore
+
+_PLANNED_PART = 0.9
+"""Of a job's longest time that training may plan with; the rest is for the export."""
+_CHECKPOINT = "checkpoint"
+
+
+class Preparation:
+    """Prepares attempts; holds nothing of any one."""
+
+    def __init__(
+        self, jobs: JobStore, models: ModelStore, datasets: DatasetStore, settings: Settings
+    ) -> None:
+        self._jobs = jobs
+        self._models = models
+        self._datasets = datasets
+        self._lineage = Lineage(jobs, models, datasets, settings.allowed_dirs)
+        self._settings = settings
+
+    def folder(self, job_id: str) -> Path:
+        """The job's own folder while it is under way."""
+        return self._settings.work_dir / job_id
+
+    def clear(self, job_id: str, *, keep_checkpoint: bool) -> None:
+        """Deletes what an attempt left behind; blocks.
+
+        A job that waits for another attempt keeps its checkpoint.
+        """
+        folder = self.folder(job_id)
+        if not keep_checkpoint:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name == _CHECKPOINT:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def spec(self, job: JobRecord, kind: Kind) -> JobSpec:
+        """Empties the job's folder but for its checkpoint, and says what its trainer is to do.
+
+        Raises GraftError when the job's data cannot be had.
+        """
+        request, settings = job.request, self._settings
+        self.clear(job.job_id, keep_checkpoint=True)
+        folder = self.folder(job.job_id)
+        out_dir, checkpoint_dir = folder / "out", folder / _CHECKPOINT
+        out_dir.mkdir(parents=True)
+        checkpoint_dir.mkdir(exist_ok=True)
+        backbone = request.backbone_or(settings.default_backbone)
+        exported = self._models.exported_backbones
+        planned_s = settings.max_job_s * _PLANNED_PART
+        return JobSpec(
+            job_id=job.job_id,
+            model=request.model,
+            data_dir=str(self._data_dir(job)),
+            out_dir=str(out_dir),
+            method=request.method,
+            backbone=backbone,
+            weights=request.weights,
+            exported=[] if backbone == AUTO else exported(backbone),
+            candidates=at_hand(settings.weights_dir, exported) if backbone == AUTO else [],
+            weights_dir=str(settings.weights_dir),
+            validation_fraction=(
+                0.2 if request.validation_fraction is None else request.validation_fraction
+            ),
+            seed=request.seed or 0,
+            time_budget_s=min(request.time_budget_s or planned_s, planned_s),
+            # What has no slot on the GPU must not find its own way there.
+            device="cpu" if kind == "cpu" else request.device,
+            threads=settings.trainer_threads,
+            provider=settings.provider,
+            precision=settings.precision,
+            labels=request.labels,
+            target_dir=self._target_dir(job),
+            baselines=request.baselines,
+            gate=request.gate,
+            incumbent=self._incumbent(job),
+            base=request.base,
+            base_data_dirs=[str(path) for path in self._lineage.data_dirs(request.base_job_id)],
+            checkpoint_dir=str(checkpoint_dir),
+            feature_cache=str(settings.feature_cache or ""),
+            feature_cache_bytes=settings.feature_cache_bytes,
+        )
+
+    def _incumbent(self, job: JobRecord) -> Incumbent | None:
+        gate = job.request.gate
+        if gate is None or not gate.not_worse_than:
+            return None
+        try:
+            found = self._models.get_version(job.request.model, None, gate.not_worse_than)
+        except NotFound:
+            return None  # the first of its name has nothing to be worse than
+        return Incumbent(
+            version=found.version,
+            backbone_path=str(found.backbone_path),
+            head_path=str(found.head_path),
+        )
+
+    def _target_dir(self, job: JobRecord) -> str:
+        request = job.request
+        if request.target_dataset_id:
+            dataset = self._datasets.get(request.target_dataset_id)
+            return str(self._datasets.path(dataset.dataset_id))
+        if not request.target_path:
+            return ""
+        path = allowed_path(request.target_path, self._settings.allowed_dirs)
+        if path.is_dir():
+            return str(path)
+        dataset = self._datasets.import_archive(path, is_unlabelled=True)
+        self._jobs.use_target(job.job_id, dataset.dataset_id)
+        return str(self._datasets.path(dataset.dataset_id))
+
+    def _data_dir(self, job: JobRecord) -> Path:
+        request = job.request
+        if request.dataset_id:
+            return self._datasets.path(self._datasets.get(request.dataset_id).dataset_id)
+        # Checked again: links may lead elsewhere by now.
+        path = allowed_path(request.server_path, self._settings.allowed_dirs)
+        if path.is_dir():
+            return path
+        dataset = self._datasets.import_archive(path)
+        self._jobs.use_dataset(job.job_id, dataset.dataset_id)
+        return self._datasets.path(dataset.dataset_id)

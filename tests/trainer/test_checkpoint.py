@@ -1,0 +1,198 @@
+"""Checkpoints, and training that is killed and goes on. Nothing here waits by the clock."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from service.jobs.contract import (
+    DomainAdaptation,
+    EpochEnded,
+    JobSpec,
+    ModelBased,
+    Note,
+    decode_record,
+)
+from tests.trainer.conftest import MakeFolder, MakeSpec, Told
+from tests.trainer.small_network import small_backbone
+from trainer import checkpoint, compute, data
+from trainer.checkpoint import Checkpoints
+from trainer.methods import model_based, network_adaptation
+
+EPOCHS = 12
+CHILD = """
+import sys
+import msgspec
+from service.jobs.contract import JobSpec, encode
+from tests.trainer.test_checkpoint import trained
+spec = msgspec.json.decode(open(sys.argv[1], "rb").read(), type=JobSpec)
+trained(spec, lambda record: print(encode(record).decode(), flush=True))
+sys.stdin.read()
+"""
+
+
+def trained(spec: JobSpec, send: Callable[..., None]) -> tuple[object, ...]:
+    """The head, all that was said of it, and the backbone, as bytes and numbers."""
+    torch.set_num_threads(1)
+    # A probe's outcome may differ from run to run.
+    compute._cpu_has_bf16 = lambda: False
+    loaded = data.load(Path(spec.data_dir), 0.25, spec.seed, 1)
+    backbone = small_backbone()
+    if isinstance(spec.method, ModelBased):
+        head, used, *_ = model_based.train(
+            spec, spec.method, loaded, backbone, pytest.fail, None, send
+        )
+    else:
+        assert isinstance(spec.method, DomainAdaptation)
+        head, used, *_ = network_adaptation.train(
+            spec, spec.method, loaded, loaded.validation, backbone, pytest.fail, None, send
+        )
+    weights = [value.numpy().tobytes() for value in backbone.state_dict().values()]
+    return head.weight.tobytes(), head.bias.tobytes(), used, weights
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What `trained` sets for its whole process is put back."""
+    monkeypatch.setattr(compute, "_cpu_has_bf16", compute._cpu_has_bf16)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def figures(records: list[object]) -> list[tuple[float, ...]]:
+    """What must be the same in every run: all but times."""
+    return [
+        (e.epoch, e.train_loss, e.train_accuracy, e.validation_loss, e.validation_accuracy)
+        for e in records
+        if isinstance(e, EpochEnded)
+    ]
+
+
+def killed(spec: JobSpec, folder: Path, after: int) -> list[object]:
+    """Trains in a child that is killed once it has told of epoch `after`."""
+    path = folder / "spec.json"
+    path.write_bytes(msgspec.json.encode(spec))
+    told: list[object] = []
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", CHILD, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            told.append(decode_record(line))
+            if isinstance(told[-1], EpochEnded) and told[-1].epoch == after:
+                child.send_signal(signal.SIGKILL)
+                break
+        # It may have told of more before it died.
+        told += [decode_record(line) for line in child.stdout if line.endswith(b"\n")]
+    assert child.returncode == -signal.SIGKILL
+    return told
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize(
+    "method",
+    [
+        ModelBased(epochs=EPOCHS, batch_size=4, learning_rate=0.01, early_stopping_patience=0),
+        DomainAdaptation(technique="dann", epochs=EPOCHS, batch_size=2),
+    ],
+    ids=["model-based", "dann"],
+)
+def test_training_that_is_killed_goes_on_to_the_very_same_model(
+    make_folder: MakeFolder,
+    make_spec: MakeSpec,
+    tmp_path: Path,
+    method: ModelBased | DomainAdaptation,
+) -> None:
+    folder = make_folder(per_class=6)
+    spec = make_spec(folder, method=method, weights="random", threads=1)
+    whole = Told()
+    expected = trained(spec, whole.append)
+
+    spec = msgspec.structs.replace(spec, checkpoint_dir=str(tmp_path / "kept"))
+    at = random.SystemRandom().randrange(1, EPOCHS - 1)
+    broken = killed(spec, tmp_path, after=at)
+    resumed = Told()
+    assert trained(spec, resumed.append) == expected
+    assert figures(resumed) == figures(whole)
+    assert figures(broken) == figures(whole)[: len(figures(broken))]
+    assert len(figures(broken)) >= at
+    again = [n.text for n in resumed.of(Note) if isinstance(n, Note) and "goes on" in n.text]
+    assert len(again) == 1
+    # It was killed after it told of an epoch, at any moment of those that follow.
+    assert int(again[0].split("after epoch ")[1].split(",")[0]) in range(at, EPOCHS + 1)
+
+
+def test_a_checkpoint_of_other_settings_or_data_is_refused_with_a_note(
+    make_spec: MakeSpec, tmp_path: Path, told: Told
+) -> None:
+    spec = make_spec(tmp_path, method=ModelBased(epochs=3))
+    own = checkpoint.key(spec, spec.method, "data")
+    others = [
+        checkpoint.key(spec, ModelBased(epochs=4), "data"),
+        checkpoint.key(spec, spec.method, "other data"),
+        checkpoint.key(msgspec.structs.replace(spec, seed=1), spec.method, "data"),
+        checkpoint.key(msgspec.structs.replace(spec, backbone="resnet18"), spec.method, "data"),
+    ]
+    assert len({own, *others}) == 5
+    # Another attempt has another folder for its artifacts, and is the same work.
+    attempt = msgspec.structs.replace(spec, out_dir="elsewhere", job_id="job-2", exported=[])
+    assert checkpoint.key(attempt, attempt.method, "data") == own
+
+    Checkpoints(str(tmp_path), own).save({"epoch": 2, "weights": torch.arange(3.0)})
+    for other in others:
+        assert Checkpoints(str(tmp_path), other).load(told.append) is None
+    assert [n.level for n in told.of(Note) if isinstance(n, Note)] == ["warning"] * 4
+    state = Checkpoints(str(tmp_path), own).load(told.append)
+    assert state is not None
+    assert (state["epoch"], state["weights"].tolist()) == (2, [0, 1, 2])
+    assert len(told) == 4
+    assert Checkpoints("", own).load(told.append) is None
+
+
+@pytest.mark.parametrize("length", [0, 10, 500])
+def test_a_damaged_checkpoint_is_refused_with_a_note(
+    tmp_path: Path, told: Told, length: int
+) -> None:
+    kept = Checkpoints(str(tmp_path), "key")
+    kept.save({"weights": torch.arange(300.0)})
+    path = tmp_path / checkpoint.FILE
+    path.write_bytes(path.read_bytes()[:length])
+    assert kept.load(told.append) is None
+    assert "training starts anew" in json.dumps(msgspec.to_builtins(told))
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, told: Told) -> None:
+    torch.save({"key": "key", "state": {"path": tmp_path}}, tmp_path / checkpoint.FILE)
+    assert Checkpoints(str(tmp_path), "key").load(told.append) is None
+    assert len(told.of(Note)) == 1
+
+
+def test_a_write_that_breaks_off_leaves_the_checkpoint_before(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Checkpoints(str(tmp_path), "key")
+    kept.save({"epoch": 1})
+
+    def broken(state: object, file: object) -> None:
+        file.write(b"half a check")  # type: ignore[attr-defined]
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", broken)
+        with pytest.raises(OSError, match="no space"):
+            kept.save({"epoch": 2})
+    assert kept.load(told.append) == {"epoch": 1}
+    kept.save({"epoch": 3})
+    assert kept.load(told.append) == {"epoch": 3}
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoint.FILE]

@@ -1,0 +1,92 @@
+"""Paired comparisons against published examples and by hand."""
+
+import numpy as np
+import pytest
+
+from trainer import comparisons
+from trainer.comparisons import Measured
+
+
+def _probabilities(answers: list[int], classes: int = 2) -> np.ndarray:
+    return np.eye(classes)[answers]
+
+
+def test_mcnemars_mid_p_has_the_value_of_its_paper() -> None:
+    # Fagerland et al. 2013, table 3: 1 and 7 discordant pairs, mid-p 0.039.
+    assert comparisons.mcnemar(1, 7) == pytest.approx(0.039, abs=5e-4)
+    assert comparisons.mcnemar(7, 1) == comparisons.mcnemar(1, 7)
+    # Six heads of six, by hand: 2 / 64 - 1 / 64.
+    assert comparisons.mcnemar(6, 0) == pytest.approx(1 / 64)
+
+
+def test_models_that_never_disagree_are_no_different() -> None:
+    assert comparisons.mcnemar(0, 0) == 1.0
+    same = _probabilities([0, 1, 1, 0])
+    found = comparisons.compare(Measured("linear_probe", same), same, np.array([0, 1, 0, 0]))
+    assert (found.difference, found.verdict) == (0.0, "no_difference")
+    assert found.words == "the same pictures are answered right"
+
+
+def test_thousands_of_disagreements_do_not_overflow() -> None:
+    assert comparisons.mcnemar(5000, 5000) == pytest.approx(1, abs=0.01)
+    assert comparisons.mcnemar(5200, 4800) == pytest.approx(6.3e-5, rel=0.05)
+
+
+def test_a_difference_beyond_chance_is_told_from_one_that_is_not() -> None:
+    targets = np.zeros(40, dtype=np.int64)
+    served = _probabilities([0] * 38 + [1] * 2)
+    little = comparisons.compare(
+        Measured("from_scratch", _probabilities([0] * 37 + [1] * 3)), served, targets
+    )
+    assert little.verdict == "no_difference"
+    assert "could be chance" in little.words
+    assert (little.only_served, little.only_other) == (1, 0)
+    much = comparisons.compare(
+        Measured("from_scratch", _probabilities([0] * 25 + [1] * 15), seconds=3.0), served, targets
+    )
+    assert much.verdict == "better"
+    assert much.difference == pytest.approx(13 / 40)
+    assert much.difference_low > 0
+    assert much.seconds == 3.0
+    other_way = comparisons.compare(
+        Measured("served", served), _probabilities([0] * 25 + [1] * 15), targets
+    )
+    assert other_way.verdict == "worse"
+    assert other_way.difference_high < 0
+
+
+def test_the_interval_of_matched_proportions_is_agresti_and_mins() -> None:
+    # Half a picture more in each cell, then Wald: 8.5 and 2.5 of 42.
+    targets = np.zeros(40, dtype=np.int64)
+    served = _probabilities([0] * 38 + [1] * 2)
+    other = _probabilities([0] * 30 + [1] * 8 + [0] * 2)
+    found = comparisons.compare(Measured("other", other), served, targets)
+    middle = (8.5 - 2.5) / 42
+    half = 1.959964 * np.sqrt(11 - 36 / 42) / 42
+    assert found.difference_low == pytest.approx(middle - half)
+    assert found.difference_high == pytest.approx(middle + half)
+
+
+def test_the_nearest_class_mean_answers_the_class_in_whose_direction_a_feature_lies() -> None:
+    rng = np.random.default_rng(0)
+    middles = np.eye(3, 8) * 5
+    targets = np.arange(60) % 3
+    train = middles[targets] + rng.normal(0, 0.5, (60, 8))
+    # Length does not matter.
+    asked = 7 * middles[[2, 0, 1]]
+    probabilities = comparisons.nearest_class_mean(train, targets, asked, 3)
+    assert probabilities.argmax(axis=1).tolist() == [2, 0, 1]
+    assert probabilities.sum(axis=1) == pytest.approx(1)
+
+
+def test_a_class_without_training_pictures_does_not_break_the_class_means() -> None:
+    train = np.array([[1.0, 0.0], [0.0, 1.0]])
+    probabilities = comparisons.nearest_class_mean(train, np.array([0, 2]), train, 3)
+    assert np.isfinite(probabilities).all()
+    assert probabilities.argmax(axis=1).tolist() == [0, 2]
+
+
+def test_the_majority_class_is_the_commonest_of_training() -> None:
+    shares = comparisons.majority_class(np.array([1, 1, 0]), 2, 3)
+    assert shares.argmax(axis=1).tolist() == [1, 1]
+    assert shares[0] == pytest.approx([1 / 3, 2 / 3, 0])

@@ -1,0 +1,241 @@
+"""Each file is read once, its features are computed once, and rejected files stay rejected."""
+
+import shutil
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service import class_folders
+from service.errors import Damaged, InvalidInput, Reason
+from service.inference import preprocess
+from service.inference.fake_runtime import FakeSession
+from service.inference.providers import Provider
+from service.inference.runtime import OnnxRuntime
+from service.jobs.contract import Progressed
+from tests.trainer.conftest import MakeFolder, Told
+from trainer import data, features
+from trainer.backbone_file import BackboneFile, space_of
+from trainer.feature_cache import FeatureCache
+from trainer.features import Features
+
+
+class FakeSource:
+    """Mean colours as features; scriptable through its session."""
+
+    precision = "fp32"
+
+    def __init__(self, space: str = "fake") -> None:
+        self.space = space
+        self.session = FakeSession()
+        self.loads = 0
+
+    def load(self) -> FakeSession:
+        self.loads += 1
+        return self.session
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts how often each file was read, by its name below its folder."""
+    counted: Counter[str] = Counter()
+    lock = threading.Lock()
+    real = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        with lock:
+            counted[f"{path.parent.name}/{path.name}"] += 1
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    return counted
+
+
+def expected(files: data.Files) -> np.ndarray:
+    return files.decode().mean(axis=(1, 2), dtype=np.float32) / np.float32(255)
+
+
+def test_loading_a_dataset_reads_each_file_once_and_computes_its_features(
+    make_folder: MakeFolder, reads: Counter[str]
+) -> None:
+    source = FakeSource()
+    made = Features(source, threads=3)
+    loaded = data.load(make_folder(per_class=40), 0.25, 0, examine=made.examine)
+    train, validation = made.of(loaded.train), made.of(loaded.validation)
+    assert len(reads) == 80
+    assert set(reads.values()) == {1}
+    assert (made.computed, source.loads) == (80, 1)
+    assert max(source.session.batches) <= features.BATCH
+    # Runs side by side are fastest with a core each.
+    assert set(source.session.cores) == {1}
+    np.testing.assert_array_equal(train, expected(loaded.train))
+    np.testing.assert_array_equal(validation, expected(loaded.validation))
+    assert train.dtype == np.float32
+
+
+def test_what_is_rejected_and_in_which_order_is_as_without_features(
+    make_folder: MakeFolder,
+) -> None:
+    folder = make_folder(per_class=30)
+    whole = (folder / "red" / "0.png").read_bytes()
+    (folder / "red" / "0.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "red" / "15.png").write_text("no picture")
+    (folder / "blue" / "3.png").write_bytes(b"")
+    shutil.copy(folder / "blue" / "4.png", folder / "blue" / "copy.png")
+    files = class_folders.find(folder)
+    with_features = Features(FakeSource(), threads=3).examine(files, folder)
+    without = class_folders.examine(
+        files, lambda content: preprocess.open_picture(content) and None, folder, 3
+    )
+    assert with_features == without
+    assert len(with_features[1]) == 3
+
+
+def test_a_second_job_computes_nothing_and_loads_no_backbone(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = make_folder(per_class=20)
+    results = []
+    for loads in (1, 0):
+        source = FakeSource()
+        cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
+        made = Features(source, cache, 2)
+        loaded = data.load(folder, 0.2, 0, examine=made.examine)
+        results.append(made.of(loaded.train))
+        assert (source.loads, made.computed) == (loads, 40 * loads)
+        cache.close()
+    np.testing.assert_array_equal(*results)
+
+
+def test_only_new_pictures_are_computed(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(per_class=20)
+    cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
+    data.load(folder, 0.2, 0, examine=Features(FakeSource(), cache).examine)
+    shutil.copytree(make_folder("more", per_class=3, seed=9) / "red", folder / "red" / "new")
+    # Another name for a known picture changes nothing.
+    (folder / "blue" / "0.png").rename(folder / "blue" / "renamed.png")
+    made = Features(FakeSource(), cache)
+    loaded = data.load(folder, 0.2, 0, examine=made.examine)
+    assert made.computed == 3
+    np.testing.assert_array_equal(made.of(loaded.train), expected(loaded.train))
+
+
+def test_another_backbone_finds_nothing_of_this_one(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = make_folder()
+    cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
+    for space in ("one", "other"):
+        made = Features(FakeSource(space), cache)
+        made.examine(class_folders.find(folder), folder)
+        assert made.computed == 12
+
+
+def test_features_of_known_files_are_computed_when_asked_for(
+    make_folder: MakeFolder, reads: Counter[str]
+) -> None:
+    loaded = data.load(make_folder(per_class=10), 0.2, 0)
+    reads.clear()
+    made = Features(FakeSource(), threads=2)
+    np.testing.assert_array_equal(made.of(loaded.validation), expected(loaded.validation))
+    assert made.computed == len(loaded.validation)
+    np.testing.assert_array_equal(
+        made.of(loaded.validation.at([2, 0])), expected(loaded.validation)[[2, 0]]
+    )
+    assert made.computed == len(loaded.validation)
+
+
+def test_a_picture_that_went_away_meanwhile_is_named(make_folder: MakeFolder) -> None:
+    loaded = data.load(make_folder(), 0.2, 0)
+    loaded.train.paths[0].unlink()
+    with pytest.raises(InvalidInput, match="when the job began") as caught:
+        Features(FakeSource()).of(loaded.train)
+    assert caught.value.reason is Reason.DATASET_UNUSABLE
+    assert loaded.train.paths[0].name in caught.value.message
+
+
+def test_views_follow_the_content_and_the_seed_and_are_kept(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    loaded = data.load(make_folder(per_class=5), 0.2, 0)
+    cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
+    made = Features(FakeSource(), cache, 2)
+    views = made.of_views(loaded.train, 3, seed=1)
+    assert views.shape == (3, len(loaded.train), 3)
+    assert made.computed == 3 * len(loaded.train)
+    # Of the same picture, and yet none like another.
+    plain = made.of(loaded.train)
+    assert np.abs(views - plain).max() < 0.2
+    assert len(np.unique(np.concatenate([plain[None], views])[:, 0], axis=0)) == 4
+
+    again = Features(FakeSource(), cache, 2)
+    backwards = loaded.train.at(range(len(loaded.train))[::-1])
+    np.testing.assert_array_equal(again.of_views(backwards, 3, seed=1), views[:, ::-1])
+    assert again.computed == 0
+    more = again.of_views(loaded.train, 4, seed=1)
+    np.testing.assert_array_equal(more[:3], views)
+    assert again.computed == len(loaded.train)
+    assert not np.array_equal(again.of_views(loaded.train, 3, seed=2), views)
+
+
+def test_a_backbone_that_does_not_load_ends_the_reading_with_its_error(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FakeSource()
+
+    def refuse() -> FakeSession:
+        raise Damaged(Reason.MODEL_UNLOADABLE, "publish it again")
+
+    monkeypatch.setattr(source, "load", refuse)
+    folder = make_folder(per_class=40)
+    with pytest.raises(Damaged, match="publish it again"):
+        Features(source, threads=3).examine(class_folders.find(folder), folder)
+
+
+def test_a_run_that_fails_ends_the_others_soon(make_folder: MakeFolder) -> None:
+    source = FakeSource()
+    source.session.fail_next = RuntimeError("no kernel")
+    folder = make_folder(per_class=100)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        Features(source, threads=1).examine(class_folders.find(folder), folder)
+    assert sum(source.session.batches) == 0
+
+
+def test_progress_ends_at_one(make_folder: MakeFolder, told: Told) -> None:
+    folder = make_folder()
+    Features(FakeSource(), send=told.append).examine(class_folders.find(folder), folder)
+    fractions = [record.fraction for record in told if isinstance(record, Progressed)]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+
+
+def test_a_backbones_file_is_made_when_it_is_first_needed(tmp_path: Path) -> None:
+    runtime = OnnxRuntime(Provider("cpu", ""), 1)
+    asked: list[Path] = []
+
+    def make(path: Path) -> None:
+        asked.append(path)
+        path.write_bytes(b"no graph")
+
+    source = BackboneFile(tmp_path / "backbone.onnx", runtime, make=make)
+    assert (source.space, source.precision, asked) == ("", "fp32", [])
+    with pytest.raises(Damaged):
+        source.load()
+    assert asked == [tmp_path / "backbone.onnx"]
+    assert source.space == space_of(source.digest, runtime) != ""
+    with pytest.raises(Damaged):
+        source.load()
+    assert len(asked) == 1
+
+
+def test_what_computes_otherwise_has_another_space() -> None:
+    cpu, openvino = Provider("cpu", ""), Provider("openvino", "")
+    spaces = {
+        space_of("a", OnnxRuntime(cpu, 1)),
+        space_of("b", OnnxRuntime(cpu, 1)),
+        space_of("a", OnnxRuntime(openvino, 1)),
+        space_of("a", OnnxRuntime(openvino, 1, "fast")),
+    }
+    assert len(spaces) == 4

@@ -1,0 +1,299 @@
+"""Adaptation on frozen features: the formulas, the way back to raw features, the choice."""
+
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy.linalg import fractional_matrix_power
+from sklearn.covariance import ledoit_wolf
+
+from trainer.adaptation import criterion, frozen
+from trainer.adaptation.alignment import Covariance, Head, correlation_alignment, standardise
+from trainer.adaptation.confusion import class_confusion, classify, unconfuse
+
+Domain = tuple[np.ndarray, np.ndarray]
+
+
+def domains(
+    per_class: int = 30,
+    target_counts: tuple[int, ...] = (30, 30, 30, 30),
+    d: int = 60,
+    gap: float = 1.0,
+    seed: int = 0,
+) -> tuple[Domain, Domain]:
+    """Four classes; the target's features are scaled, each on its own, and moved.
+
+    They move towards one class, so that a source-only head answers it too often.
+    """
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(0, 1, (4, d))
+    scale = np.exp(gap * rng.normal(0, 0.5, d))
+    shift = gap * (centres[0] - centres.mean(axis=0) + rng.normal(0, 1, d))
+
+    def draw(counts: tuple[int, ...]) -> Domain:
+        targets = np.repeat(np.arange(4), counts)
+        return centres[targets] + rng.normal(0, 1.6, (len(targets), d)), targets
+
+    (source, ours), (target, theirs) = draw((per_class,) * 4), draw(target_counts)
+    return (source.astype(np.float32), ours), ((target * scale + shift).astype(np.float32), theirs)
+
+
+def run(
+    source: Domain, target: Domain, technique: str, *, always_adapt: bool = False
+) -> frozen.Adapted:
+    return frozen.adapt(*source, target[0], 4, technique, 0, always_adapt=always_adapt)
+
+
+def accuracy(weight: np.ndarray, bias: np.ndarray, domain: Domain) -> float:
+    return float(((domain[0] @ weight.T + bias).argmax(axis=1) == domain[1]).mean())
+
+
+def test_class_confusion_is_the_papers_formula() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (12, 4))
+    p = np.exp(logits / 2.5)
+    p /= p.sum(axis=1, keepdims=True)
+    entropies = [-sum(x * np.log(x) for x in row) for row in p]
+    raw = [1 + np.exp(-h) for h in entropies]
+    weights = [12 * x / sum(raw) for x in raw]
+    matrix = [
+        [sum(weights[i] * p[i, a] * p[i, b] for i in range(12)) for b in range(4)] for a in range(4)
+    ]
+    loss = sum(matrix[a][b] / sum(matrix[a]) for a in range(4) for b in range(4) if a != b) / 4
+    assert class_confusion(logits)[0] == pytest.approx(loss, abs=1e-10)
+
+
+def test_the_gradient_of_class_confusion_is_that_of_finite_differences() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (8, 3))
+    p = np.exp(logits / 2.5)
+    p /= p.sum(axis=1, keepdims=True)
+    certainty = 1 + np.exp((p * np.log(p)).sum(axis=1))
+    weights = len(p) * certainty / certainty.sum()
+
+    def loss(z: np.ndarray) -> float:  # with the weights given, as the paper has it
+        q = np.exp(z / 2.5)
+        q /= q.sum(axis=1, keepdims=True)
+        matrix = q.T @ (weights[:, None] * q)
+        return float(1 - (np.diag(matrix) / matrix.sum(axis=1)).mean())
+
+    slow = np.empty_like(logits)
+    for place in np.ndindex(*logits.shape):
+        step = np.zeros_like(logits)
+        step[place] = 1e-5
+        slow[place] = (loss(logits + step) - loss(logits - step)) / 2e-5
+    np.testing.assert_allclose(class_confusion(logits)[1], slow, atol=1e-9)
+
+
+def test_unconfused_heads_keep_their_bias_and_confuse_less() -> None:
+    (source, targets), (target, _) = domains()
+    weights = np.full(len(targets), 1 / len(targets))
+    space = standardise(source.astype(np.float64), target.astype(np.float64), weights)
+    plain = classify(space.source, targets, weights, 4)
+    head = unconfuse(space.source, targets, weights, 4, space.target, plain)
+    np.testing.assert_array_equal(head.bias, plain.bias)
+    before = class_confusion(plain.logits(space.target))[0]
+    assert class_confusion(head.logits(space.target))[0] < before / 2
+
+
+# More pictures than features, and fewer.
+@pytest.mark.parametrize(("n", "d"), [(80, 10), (15, 40)])
+def test_covariances_are_shrunk_as_by_ledoit_and_wolf(n: int, d: int) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(0, 1, (n, d)) * np.linspace(0.5, 3, d) + 4
+    expected, shrinkage = ledoit_wolf(rows)
+    mine = Covariance(rows)
+    assert mine.shrinkage == pytest.approx(shrinkage, rel=1e-9)
+    np.testing.assert_allclose(mine.power(np.eye(d), 1.0), expected, atol=1e-9)
+    root = fractional_matrix_power(expected, -0.5)
+    np.testing.assert_allclose(mine.power(np.eye(d), -0.5), root, atol=1e-8)
+
+
+def test_features_that_do_not_vary_are_aligned_without_a_warning() -> None:
+    rows = np.ones((5, 8))
+    for space in (
+        correlation_alignment(rows, rows),
+        standardise(rows, rows, np.full(5, 0.2)),
+    ):
+        assert np.isfinite(space.source).all() and np.isfinite(space.target).all()
+
+
+def test_coral_gives_the_source_the_targets_covariance() -> None:
+    (source, _), (target, _) = domains(per_class=200, target_counts=(200,) * 4, d=12)
+    a, b = source.astype(np.float64), target.astype(np.float64)
+
+    def distance(x: np.ndarray, y: np.ndarray) -> float:
+        """CORAL's: of the covariances, by Frobenius, over 4 d^2."""
+        return float(((np.cov(x.T) - np.cov(y.T)) ** 2).sum() / (4 * x.shape[1] ** 2))
+
+    space = correlation_alignment(a, b)
+    scale = np.sqrt(np.trace(np.cov(b.T)))
+    assert distance(space.source * scale, space.target * scale) < distance(a, b) / 100
+    c, c2 = ledoit_wolf(a)[0], ledoit_wolf(b)[0]
+    whitened = (a - a.mean(0)) @ fractional_matrix_power(c, -0.5)
+    slow = whitened @ fractional_matrix_power(c2, 0.5)
+    np.testing.assert_allclose(
+        space.source / np.linalg.norm(space.source), slow / np.linalg.norm(slow), atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("align", ["standardise", "coral"])
+def test_heads_for_raw_features_answer_as_in_the_space(align: str) -> None:
+    (source, targets), (target, _) = domains(per_class=8, target_counts=(9, 5, 7, 3))
+    a, b = source.astype(np.float64), target.astype(np.float64)
+    rng = np.random.default_rng(0)
+    weights = rng.random(len(targets))
+    space = (
+        standardise(a, b, weights / weights.sum())
+        if align == "standardise"
+        else correlation_alignment(a, b)
+    )
+    head = Head(rng.normal(0, 1, (4, 60)), rng.normal(0, 1, 4))
+    np.testing.assert_allclose(space.for_source(head).logits(a), head.logits(space.source))
+    np.testing.assert_allclose(space.for_target(head).logits(b), head.logits(space.target))
+
+
+def test_standardising_with_weights_takes_the_weighted_moments() -> None:
+    rows = np.random.default_rng(0).normal(3, 2, (6, 2))
+    thrice = np.concatenate([rows, np.repeat(rows[:1], 2, axis=0)])
+    weights = np.array([3, 1, 1, 1, 1, 1]) / 8
+    weighted = standardise(rows, rows, weights).source
+    np.testing.assert_allclose(weighted, standardise(thrice, rows, np.full(8, 1 / 8)).source[:6])
+
+
+def test_the_most_certain_answers_are_taken_from_each_class_alike() -> None:
+    logits = np.array([[5.0, 0], [3, 0], [1, 0], [2, 0], [0, 0.2], [0, 0.1]])
+    labels, kept = frozen.most_certain(logits, 0.5)
+    assert labels.tolist() == [0, 0, 0, 0, 1, 1]
+    assert sorted(kept) == [0, 1, 4]
+
+
+def test_the_criterion_is_kappa_of_pictures_and_their_nearest_neighbours() -> None:
+    rng = np.random.default_rng(0)
+    rows, logits = rng.normal(0, 1, (40, 6)), rng.normal(0, 1, (40, 3))
+    labels = logits.argmax(axis=1)
+    u = (rows - rows.mean(0)) / rows.std(0)
+    mine, theirs = [], []
+    for i in range(40):
+        cosines = [
+            -2 if i == j else u[i] @ u[j] / np.linalg.norm(u[i]) / np.linalg.norm(u[j])
+            for j in range(40)
+        ]
+        for j in np.argsort(cosines)[-5:]:
+            mine.append(labels[i])
+            theirs.append(labels[j])
+    observed = np.mean(np.array(mine) == np.array(theirs))
+    chance = sum(np.mean(np.array(mine) == c) * np.mean(np.array(theirs) == c) for c in range(3))
+    kappa = (observed - chance) / (1 - chance)
+    assert criterion.Neighbourhood(rows, 0).agreement(logits) == pytest.approx(kappa)
+
+
+def test_one_class_for_all_pictures_is_no_better_than_chance() -> None:
+    rows = np.random.default_rng(0).normal(0, 1, (10, 3))
+    assert criterion.Neighbourhood(rows, 0).agreement(np.tile([0.0, 1.0], (10, 1))) == 0
+
+
+def test_of_many_pictures_the_criterion_looks_at_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, (target, theirs) = domains(target_counts=(50, 50, 50, 50))
+    whole = criterion.Neighbourhood(target, 0).agreement(np.eye(4)[theirs])
+    monkeypatch.setattr(criterion, "SAMPLE", 120)
+    sampled = criterion.Neighbourhood(target, 0).agreement(np.eye(4)[theirs])
+    assert sampled != whole
+    assert sampled == pytest.approx(whole, abs=0.15)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_auto_beats_source_only_where_features_are_shifted(seed: int) -> None:
+    source, target = domains(seed=seed)
+    adapted = run(source, target, "auto")
+    without = accuracy(adapted.source_only.weight, adapted.source_only.bias, target)
+    assert accuracy(adapted.weight, adapted.bias, target) > without + 0.1
+    assert accuracy(adapted.source_weight, adapted.source_bias, source) > 0.95
+    assert not adapted.is_negative and not adapted.has_kept_source_only
+    assert adapted.gap_after.mmd < adapted.gap_before.mmd / 2
+    assert max(c.criterion for c in adapted.candidates) > adapted.source_only_criterion
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("counts", [(30, 30, 30, 30), (60, 15, 4, 0)])
+def test_without_a_gap_auto_is_not_worse(seed: int, counts: tuple[int, ...]) -> None:
+    source, target = domains(gap=0, target_counts=counts, seed=seed)
+    adapted = run(source, target, "auto")
+    without = accuracy(adapted.source_only.weight, adapted.source_only.bias, target)
+    assert accuracy(adapted.weight, adapted.bias, target) > without - 0.02
+
+
+def test_negative_transfer_is_told_and_source_only_kept_unless_asked_otherwise() -> None:
+    # No gap, but shares of classes that make standardising worse.
+    source, target = domains(gap=0, target_counts=(80, 6, 0, 0))
+    kept = run(source, target, "coral")
+    assert kept.is_negative and kept.has_kept_source_only
+    assert kept.technique == "source_only"
+    np.testing.assert_array_equal(kept.weight, kept.source_only.weight)
+    assert kept.temperature == kept.source_only.temperature
+    assert kept.gap_after == kept.gap_before
+    forced = run(source, target, "coral", always_adapt=True)
+    assert forced.is_negative and not forced.has_kept_source_only
+    assert forced.technique == "coral"
+    assert accuracy(forced.weight, forced.bias, target) < accuracy(kept.weight, kept.bias, target)
+
+
+@pytest.mark.parametrize(
+    ("technique", "tried"),
+    [
+        ("coral", ["source_only", "coral"]),
+        ("mcc", ["source_only", "mcc", "mcc"]),
+        ("pseudo_labels", ["source_only", "coral", "mcc", "mcc", "pseudo_labels"]),
+        ("auto", ["source_only", "coral", "mcc", "mcc", "pseudo_labels"]),
+    ],
+)
+def test_a_named_technique_is_the_one_used(technique: str, tried: list[str]) -> None:
+    source, target = domains(per_class=10, target_counts=(10,) * 4)
+    adapted = run(source, target, technique, always_adapt=True)
+    assert [c.technique for c in adapted.candidates] == tried
+    assert adapted.technique == technique or technique == "auto"
+    assert not adapted.has_kept_source_only
+
+
+def test_answers_are_about_as_confident_as_they_are_right() -> None:
+    source, target = domains(per_class=60, target_counts=(60,) * 4)
+    adapted = run(source, target, "auto")
+    logits = (target[0] @ adapted.weight.T + adapted.bias) / adapted.temperature
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    confidence = float((p.max(axis=1) / p.sum(axis=1)).mean())
+    assert confidence == pytest.approx(accuracy(adapted.weight, adapted.bias, target), abs=0.15)
+
+
+def test_the_same_seed_gives_the_same_head_and_progress_only_grows() -> None:
+    source, target = domains(per_class=10, target_counts=(10,) * 4)
+    seen: list[float] = []
+    one = frozen.adapt(
+        *source, target[0], 4, "auto", 3, always_adapt=False, on_progress=seen.append
+    )
+    other = frozen.adapt(*source, target[0], 4, "auto", 3, always_adapt=False)
+    np.testing.assert_array_equal(one.weight, other.weight)
+    assert all(a <= b for a, b in pairwise(seen)) and seen[-1] == 1
+
+
+@pytest.mark.parametrize("technique", ["auto", "coral"])
+def test_a_handful_of_pictures_is_enough(technique: str) -> None:
+    source, target = domains(per_class=2, target_counts=(1, 1, 0, 0))
+    adapted = run(source, target, technique, always_adapt=True)
+    assert np.isfinite(adapted.weight).all() and np.isfinite(adapted.temperature)
+
+
+def test_what_cannot_be_done_is_said() -> None:
+    source, target = domains(per_class=2)
+    with pytest.raises(ValueError, match="'dann' does not work on frozen features: take one of"):
+        run(source, target, "dann")
+    with pytest.raises(ValueError, match="two pictures or more"):
+        run(source, (target[0][:1], target[1][:1]), "auto")
+
+
+def test_adapting_frozen_features_needs_neither_torch_nor_scikit_learn() -> None:
+    code = (
+        "import sys, trainer.adaptation.frozen; "
+        "print([m for m in ('torch', 'sklearn', 'matplotlib') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

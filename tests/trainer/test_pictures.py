@@ -1,0 +1,136 @@
+"""Pictures to learn from: the same whatever keeps them, decoded once."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from service.inference import preprocess
+from service.inference.preprocess import Pixels
+from tests.trainer.conftest import MakeFolder
+from trainer import data, pictures
+from trainer.data import Files
+from trainer.pictures import AsServed, Cache, Pictures
+
+
+def files_of(folder: Path) -> Files:
+    paths = tuple(sorted(folder.rglob("*.png")))
+    return Files(paths, tuple(path.name for path in paths))
+
+
+def all_batches(made: Pictures, epoch: int, size: int) -> list[tuple[torch.Tensor, list[int]]]:
+    return [(pixels, places.tolist()) for pixels, places in made.batches(epoch, size)]
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 10_000, 2**30], ids=["file", "both", "memory"])
+def test_a_kept_picture_is_the_one_that_was_decoded(
+    make_folder: MakeFolder, tmp_path: Path, memory_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = files_of(make_folder(per_class=3))
+    cache = Cache(files, memory_bytes, tmp_path)
+    decoded: Counter[bytes] = Counter()
+    real = preprocess.open_picture
+
+    def counted(content: bytes) -> Image.Image:
+        decoded[content] += 1
+        return real(content)
+
+    monkeypatch.setattr(preprocess, "open_picture", counted)
+    first = [cache.picture(place).copy() for place in range(6)]
+    again = [cache.picture(place) for place in range(6)]
+    for pixels, later, path in zip(first, again, files.paths, strict=True):
+        exact = np.asarray(Image.open(path))
+        assert (pixels == exact).all()
+        assert (later == exact).all()
+    assert set(decoded.values()) == {1}
+    # The file has no name: a kill leaves nothing behind.
+    assert [p for p in tmp_path.iterdir() if p.is_file()] == []
+    cache.close()
+
+
+def test_a_disk_that_is_full_costs_time_alone(
+    make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = files_of(make_folder(per_class=1))
+    cache = Cache(files, 0, tmp_path)
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.pictures.os.pwrite", full)
+    for _ in range(2):
+        assert (cache.picture(0) == np.asarray(Image.open(files.paths[0]))).all()
+    cache.close()
+
+
+def test_large_pictures_are_kept_no_larger_than_crops_need(tmp_path: Path) -> None:
+    Image.new("RGB", (1200, 900), (10, 200, 30)).save(tmp_path / "wide.png")
+    cache = Cache(files_of(tmp_path), 2**30)
+    kept = cache.picture(0)
+    assert kept.shape == (pictures.KEPT_SIDE, pictures.KEPT_SIDE * 4 // 3, 3)
+    assert (kept == (10, 200, 30)).all()
+    cache.close()
+
+
+def test_crops_depend_on_seed_and_epoch_and_not_on_threads_or_where_pictures_are_kept(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = files_of(make_folder(per_class=4))
+
+    def made(seed: int, epoch: int, threads: int) -> list[tuple[Pixels, list[int]]]:
+        source = Pictures(files, seed, threads)
+        try:
+            # An epoch before must not matter.
+            all_batches(source, epoch + 7, 3)
+            return [(pixels.numpy(), places) for pixels, places in all_batches(source, epoch, 3)]
+        finally:
+            source.close()
+
+    first = made(0, 1, 1)
+    monkeypatch.setattr(pictures, "CACHE_BYTES", 0)
+    second = made(0, 1, 3)
+    assert [places for _, places in first] == [places for _, places in second]
+    assert all((a == b).all() for (a, _), (b, _) in zip(first, second, strict=True))
+    for other in (made(1, 1, 1), made(0, 2, 1)):
+        assert not all((a == b).all() for (a, _), (b, _) in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize(("size", "steps"), [(3, 3), (7, 1), (4, 2), (8, 1), (100, 1)])
+def test_one_pass_shows_each_picture_once_and_no_batch_of_one(
+    make_folder: MakeFolder, size: int, steps: int
+) -> None:
+    source = Pictures(files_of(make_folder(per_class=4)), 0, 1)
+    batches = all_batches(source, 1, size)
+    source.close()
+    assert len(batches) == steps == source.steps(size)
+    places = [place for _, own in batches for place in own]
+    assert len(set(places)) == len(places)
+    assert len(places) == (7 if size == 7 else 8)
+    assert all(pixels.shape == (len(own), 224, 224, 3) for pixels, own in batches)
+
+
+def test_whole_batches_go_round_as_often_as_it_takes(make_folder: MakeFolder) -> None:
+    source = Pictures(files_of(make_folder(per_class=2)), 0, 2)
+    batches = [(p.numpy(), places.tolist()) for p, places in source.batches(1, 3, 4)]
+    source.close()
+    assert [len(places) for _, places in batches] == [3, 3, 3, 3]
+    shown = Counter(place for _, places in batches for place in places)
+    assert shown == Counter(dict.fromkeys(range(4), 3))
+    # Each time in another crop.
+    of_first = [p[places.index(0)] for p, places in batches if 0 in places]
+    assert len({crop.tobytes() for crop in of_first}) == 3
+
+
+def test_pictures_to_judge_by_are_those_that_serving_makes(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = data.load(make_folder(side=300), 0.4, seed=0).validation
+    exact = np.stack([preprocess.decode(path.read_bytes()) for path in part.paths])
+    kept = np.concatenate(list(AsServed(part, 1).batches(3)))
+    monkeypatch.setattr(pictures, "CACHE_BYTES", 0)
+    made_each_time = np.concatenate(list(AsServed(part, 1).batches(3)))
+    assert (kept == exact).all()
+    assert (made_each_time == exact).all()

@@ -1,0 +1,144 @@
+"""What jobs reach on real photographs with real ImageNet features."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from scipy.stats import rankdata
+
+from service.domain import Manifest
+from service.inference import head as heads
+from service.inference.head import Head
+from service.inference.providers import choose_provider
+from service.inference.runtime import OnnxRuntime
+from service.jobs.contract import (
+    BACKBONE_FILE,
+    HEAD_FILE,
+    REPORT_JSON_FILE,
+    DomainAdaptation,
+    ExportedBackbone,
+    FeatureBased,
+    JobSpec,
+)
+from tests import photographs
+from trainer import data as datasets
+from trainer.backbone_file import BackboneFile
+from trainer.features import Features
+from trainer.report import Report
+from trainer.train import run
+
+
+class Runs:
+    """Jobs that share a backbone and what is known of pictures."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.exported: list[ExportedBackbone] = []
+
+    def run(self, data: Path, **changes: object) -> tuple[Manifest, Report, Path]:
+        out = self.folder / f"out-{len(list(self.folder.iterdir()))}"
+        fields: dict[str, object] = {
+            "job_id": "job-1",
+            "model": "photos",
+            "data_dir": str(data),
+            "out_dir": str(out),
+            "method": FeatureBased(),
+            "exported": self.exported,
+            "weights_dir": str(self.folder / "weights"),
+            "device": "cpu",
+            "provider": "auto",
+            "precision": "fast",
+            "threads": 2,
+            "feature_cache": str(self.folder / "features.sqlite"),
+        }
+        manifest = run(JobSpec(**{**fields, **changes}), lambda _: None)  # type: ignore[arg-type]
+        if not self.exported:
+            path = str(out / BACKBONE_FILE)
+            known = ExportedBackbone(manifest.weights, path, manifest.backbone_digest)
+            self.exported.append(known)
+        report = msgspec.json.decode((out / REPORT_JSON_FILE).read_bytes(), type=Report)
+        return manifest, report, out
+
+    def features(self, folder: Path) -> np.ndarray:
+        """Of every picture below a folder, as served."""
+        runtime = OnnxRuntime(choose_provider("auto"), 2, "fast", is_narrow=True)
+        (known,) = self.exported
+        features = Features(BackboneFile(Path(known.path), runtime, known.digest), None, 2)
+        return features.of(datasets.load_unlabelled(folder, 2, examine=features.examine))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("quality"))
+
+
+@pytest.fixture(scope="module")
+def ants_and_bees(runs: Runs) -> tuple[Manifest, Report, Head]:
+    manifest, report, out = runs.run(photographs.folder("hymenoptera_data"))
+    return manifest, report, heads.load(out / HEAD_FILE)
+
+
+def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
+    """How often a picture from outside scores higher than one from inside."""
+    ranks = rankdata(np.concatenate([inside, outside]))[len(inside) :]
+    n, m = len(outside), len(inside)
+    return float((ranks.sum() - n * (n + 1) / 2) / (n * m))
+
+
+def test_frozen_features_tell_ants_from_bees(
+    ants_and_bees: tuple[Manifest, Report, Head],
+) -> None:
+    manifest, _, _ = ants_and_bees
+    assert manifest.validation_count == 153
+    assert manifest.validation_accuracy >= 0.94
+
+
+def test_confidence_is_calibrated(ants_and_bees: tuple[Manifest, Report, Head]) -> None:
+    _, report, _ = ants_and_bees
+    assert report.metrics.count >= 150
+    assert report.metrics.calibration_error < 0.05
+
+
+def test_pictures_of_other_things_are_told_from_ants_and_bees(
+    runs: Runs, ants_and_bees: tuple[Manifest, Report, Head]
+) -> None:
+    outliers = ants_and_bees[2].outliers
+    assert outliers is not None
+    inside = outliers.scores(runs.features(photographs.folder("hymenoptera_data") / "val"))
+    for domain in ("photo", "cartoon"):
+        outside = outliers.scores(runs.features(photographs.folder("pacs-small") / domain))
+        assert auroc(inside, outside) > 0.95
+        assert (outside > 1).mean() > 0.9
+    assert (inside > 1).mean() < 0.12
+
+
+def test_adaptation_pays_in_both_directions_between_photos_and_cartoons(runs: Runs) -> None:
+    pacs = photographs.folder("pacs-small")
+    reached = []
+    for source, target in (("photo", "cartoon"), ("cartoon", "photo")):
+        manifest, report, _ = runs.run(
+            pacs / source,
+            method=DomainAdaptation(evaluate_on_target=True),
+            target_dir=str(pacs / target),
+        )
+        adaptation = report.adaptation
+        assert adaptation is not None
+        assert adaptation.target_accuracy is not None
+        assert adaptation.source_only_target_accuracy is not None
+        assert manifest.validated_on == "target"
+        assert manifest.validation_accuracy == pytest.approx(adaptation.target_accuracy)
+        assert adaptation.target_accuracy > adaptation.source_only_target_accuracy
+        reached.append(adaptation.target_accuracy)
+    assert np.mean(reached) >= 0.76
+
+
+def test_where_there_is_no_gap_nothing_is_lost(runs: Runs) -> None:
+    photo = photographs.folder("pacs-small") / "photo"
+    manifest, report, _ = runs.run(
+        photo, method=DomainAdaptation(evaluate_on_target=True), target_dir=str(photo)
+    )
+    assert report.adaptation is not None
+    assert report.adaptation.is_negative
+    assert manifest.technique == "source_only"
+    assert manifest.validation_accuracy >= 0.97

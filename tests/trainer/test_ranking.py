@@ -1,0 +1,398 @@
+"""Which backbone comes first, what it says of the others, and what it does without time."""
+
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from service.errors import InvalidInput, Reason, Unavailable
+from service.inference.fake_runtime import FakeRuntime, FakeSession
+from service.inference.head import Floats
+from service.inference.preprocess import Pixels
+from service.jobs.contract import (
+    BackbonesRanked,
+    Candidate,
+    ExportedBackbone,
+    Progressed,
+    RankedBackbone,
+    RankSpec,
+)
+from tests import photographs
+from tests.trainer.conftest import MakeFolder, Told
+from trainer import backbones, candidates, data, ranking
+from trainer.__main__ import main
+
+LITE0 = backbones.weights_name("efficientnet_lite0", "", 0)
+
+
+class Blind(FakeSession):
+    """Features that say nothing of the picture's class."""
+
+    feature_dim = 64
+
+    def run(self, pictures: Pixels, cores: int = 0) -> Floats:
+        super().run(pictures, cores)
+        seeds = [zlib.crc32(picture.tobytes()) for picture in pictures]
+        return np.stack(
+            [np.random.default_rng(seed).gamma(2, 1, 64).astype(np.float32) for seed in seeds]
+        )
+
+
+class Machine(FakeRuntime):
+    """Files named blind are; every run takes as long as `each_s` says, on its own clock."""
+
+    precision = "exact"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.each_s: dict[str, float] = {}
+        self.slower_after: dict[str, int] = {}
+
+    def load(self, path: Path) -> FakeSession:
+        if path not in self.sessions:
+            kind = Blind if "blind" in path.name else FakeSession
+            session = kind()
+            plain = session.run
+
+            def run(pictures: Pixels, cores: int = 0) -> Floats:
+                each_s = self.each_s.get(path.stem, 0.001)
+                if sum(session.batches) >= self.slower_after.get(path.stem, 10**9):
+                    each_s *= 1000
+                self.now += each_s * len(pictures)
+                return plain(pictures, cores)
+
+            session.run = run  # type: ignore[method-assign]
+            self.sessions[path] = session
+        return super().load(path)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine()
+    clock = SimpleNamespace(monotonic=lambda: made.now)
+    monkeypatch.setattr(ranking, "time", clock)
+    monkeypatch.setattr(candidates, "time", clock)
+    monkeypatch.setattr(ranking, "_runtime", lambda _spec: made)
+    return made
+
+
+MakeCandidate = Callable[..., Candidate]
+
+
+@pytest.fixture
+def candidate(tmp_path: Path) -> MakeCandidate:
+    """One whose file was exported before: nothing but a name here."""
+
+    def make(file: str, backbone: str = "resnet18", weights: str = "random") -> Candidate:
+        path = tmp_path / f"{file}.onnx"
+        path.touch()
+        name = backbones.weights_name(backbone, weights, 0)
+        return Candidate(
+            backbone=backbone,
+            weights=weights,
+            exported=[ExportedBackbone(weights=name, path=str(path), digest="")],
+        )
+
+    return make
+
+
+def spec(folder: Path, *named: Candidate, **changes: object) -> RankSpec:
+    fields: dict[str, object] = {
+        "data_dir": str(folder),
+        "candidates": list(named),
+        "weights_dir": str(folder.parent / "weights"),
+        "provider": "cpu",
+        "threads": 1,
+    }
+    return RankSpec(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def names(ranked: BackbonesRanked) -> list[str]:
+    return [row.backbone for row in ranked.ranking]
+
+
+def test_the_backbone_whose_features_tell_the_classes_apart_is_first(
+    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+) -> None:
+    machine.each_s = {"colours": 0.004, "blind": 0.002}
+    ranked = ranking.rank(
+        spec(
+            make_folder(per_class=12),
+            candidate("blind", "resnet50"),
+            candidate("colours", "resnet18"),
+        ),
+        told.append,
+    )
+    assert names(ranked) == ["resnet18", "resnet50"]
+    best, other = ranked.ranking
+    assert best.score == best.log_me
+    assert best.score is not None and other.score is not None
+    assert best.score > other.score + 0.2
+    assert best.h_score is not None and 0 < best.h_score <= 1
+    assert best.leep is None
+    assert (best.feature_dim, other.feature_dim) == (3, 64)
+    assert best.picture_ms == pytest.approx(4.0)
+    assert best.weights == "random:0"
+    assert ranked.pictures == 24
+    assert ranked.explanation.startswith("resnet18 (random weights) is first: on 24 pictures")
+    assert "then resnet50 (random weights) with" in ranked.explanation
+    assert {record.stage for record in told if isinstance(record, Progressed)} == {
+        "preparing",
+        "features",
+    }
+
+
+def test_a_lead_within_chance_is_said_to_be_none(
+    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+) -> None:
+    machine.each_s = {"blind1": 0.004, "blind2": 0.001}
+    folder = make_folder(per_class=6)
+    ranked = ranking.rank(
+        spec(folder, candidate("blind1"), candidate("blind2", "resnet34")), told.append
+    )
+    assert "too close to call" in ranked.explanation
+    assert "resnet34 (random weights) takes 1 ms" in ranked.explanation
+
+
+def test_validation_pictures_are_not_looked_at(
+    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+) -> None:
+    make_folder("both/train", per_class=5)
+    folder = make_folder("both/val", per_class=7).parent
+    assert ranking.rank(spec(folder, candidate("colours")), told.append).pictures == 10
+
+
+def test_all_are_scored_on_more_pictures_only_where_all_find_time(
+    make_folder: MakeFolder,
+    candidate: MakeCandidate,
+    machine: Machine,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ranking, "FIRST_PICTURES", 10)
+    monkeypatch.setattr(candidates, "_SLICE", 4)
+    folder = make_folder(per_class=20)
+    pair = (candidate("colours"), candidate("blind", "resnet34"))
+    assert ranking.rank(spec(folder, *pair), told.append).pictures == 40
+
+    machine.each_s = {"colours": 1.0, "blind": 1.0}
+    # 8 runs each of one picture and 10 pictures: 24 s are left, of which 16.8 are planned with.
+    some = ranking.rank(spec(folder, *pair, time_budget_s=60), told.append)
+    assert some.pictures == 18
+    assert all(row.score is not None for row in some.ranking)
+
+    # The second turns slow when the first has seen the rest: both fall back to the first round.
+    machine.slower_after = {
+        "blind": sum(machine.sessions[Path(pair[1].exported[0].path)].batches) + 18
+    }
+    fewer = ranking.rank(spec(folder, *pair, time_budget_s=60), told.append)
+    assert fewer.pictures == 10
+    assert all(row.score is not None for row in fewer.ranking)
+
+
+def test_what_finds_no_time_is_listed_last_with_that_problem(
+    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+) -> None:
+    machine.each_s = {"slow": 10.0}
+    named = (candidate("slow", "resnet152"), candidate("colours", "resnet18"))
+    folder = make_folder(per_class=6)
+    ranked = ranking.rank(spec(folder, *named, time_budget_s=50), told.append)
+    assert names(ranked) == ["resnet18", "resnet152"]
+    assert ranked.ranking[0].score is not None
+    assert ranked.ranking[1] == RankedBackbone(
+        backbone="resnet152", weights="random:0", problem=candidates.NO_TIME
+    )
+    assert machine.now <= 50 + 10
+    machine.each_s = {"colours": 10.0}
+    none = ranking.rank(spec(folder, *named, time_budget_s=50), told.append)
+    assert [row.problem for row in none.ranking] == [candidates.NO_TIME] * 2
+    assert none.explanation.startswith("No candidate could be scored.")
+
+
+def test_the_cheapest_go_first_and_pretrained_ones_before_random_ones(
+    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+) -> None:
+    named = (
+        candidate("a", "resnet50"),
+        candidate("b", "resnet18"),
+        candidate("c", "resnet18", ""),
+        candidate("d", "efficientnet_lite0"),
+    )
+    ranking.rank(spec(make_folder(per_class=2), *named), told.append)
+    assert [path.stem for path in machine.loads] == ["d", "c", "b", "a"]
+
+
+def test_a_problem_of_one_candidate_is_its_own(
+    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+) -> None:
+    folder = make_folder(per_class=6)
+    broken = candidate("broken", "resnet34")
+    machine.load(Path(broken.exported[0].path)).fail_next = RuntimeError("kernel panic")
+    ranked = ranking.rank(
+        spec(
+            folder,
+            Candidate(backbone="vgg16"),
+            Candidate(backbone="efficientnet_lite0", weights="IMAGENET1K_V1"),
+            Candidate(backbone="resnet50", weights="IMAGENET99"),
+            broken,
+            candidate("colours"),
+        ),
+        told.append,
+    )
+    assert names(ranked) == ["resnet18", "vgg16", "efficientnet_lite0", "resnet50", "resnet34"]
+    problems = [row.problem for row in ranked.ranking]
+    assert problems[0] == ""
+    assert "there is no backbone 'vgg16'" in problems[1]
+    assert "has no weights 'IMAGENET1K_V1'" in problems[2]
+    assert "has no weights 'IMAGENET99'" in problems[3]
+    assert "kernel panic" in problems[4]
+    assert ranked.explanation.startswith("resnet18 (random weights) is the only one")
+
+
+def test_only_what_is_at_hand_leaves_the_others_out_and_says_so(
+    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+) -> None:
+    ranked = ranking.rank(
+        spec(
+            make_folder(per_class=6),
+            candidate("colours", "resnet18", ""),
+            Candidate(backbone="resnet50"),
+            only_at_hand=True,
+        ),
+        told.append,
+    )
+    assert names(ranked) == ["resnet18"]
+    assert ranked.ranking[0].weights == "IMAGENET1K_V1"
+    assert ranked.explanation.endswith("weights are not on this machine: resnet50.")
+
+
+def test_a_download_that_takes_too_long_is_let_go_and_its_error_is_passed_on() -> None:
+    release = threading.Event()
+    with pytest.raises(TimeoutError):
+        candidates._within(time.monotonic() + 0.05, lambda: release.wait(30))
+    release.set()
+    candidates._within(time.monotonic() + 30, lambda: None)
+
+    def fail() -> None:
+        raise Unavailable(Reason.WEIGHTS_UNAVAILABLE, "no network")
+
+    with pytest.raises(Unavailable, match="no network"):
+        candidates._within(time.monotonic() + 30, fail)
+
+
+def test_int8_servers_measure_the_quantised_file_where_there_is_one(
+    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+) -> None:
+    both = candidate("float")
+    (quantised,) = candidate("quantised").exported
+    both = Candidate(
+        backbone="resnet18",
+        weights="random",
+        exported=[*both.exported, ExportedBackbone("random:0:int8", quantised.path, "")],
+    )
+    folder = make_folder(per_class=4)
+    for precision, file in (("exact", "float"), ("int8", "quantised")):
+        ranking.rank(spec(folder, both, precision=precision), told.append)
+        assert machine.loads[-1].stem == file
+
+
+def test_features_are_kept_for_the_jobs_that_follow(
+    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told, tmp_path: Path
+) -> None:
+    named = candidate("colours")
+    session = machine.load(Path(named.exported[0].path))
+    asked = spec(make_folder(per_class=6), named, feature_cache=str(tmp_path / "features.sqlite"))
+    first = ranking.rank(asked, told.append)
+    assert sum(session.batches) == 8 + 12
+    again = ranking.rank(asked, told.append)
+    # One picture at a time to measure what it costs, and no more.
+    assert sum(session.batches) == 8 + 12 + 8
+    assert again.ranking[0].score == first.ranking[0].score
+
+
+def test_pictures_of_one_class_or_none_that_is_readable_are_refused(
+    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+) -> None:
+    with pytest.raises(InvalidInput, match="readable ones were found for 1 classes") as caught:
+        ranking.rank(spec(make_folder(classes=("red",)), candidate("colours")), told.append)
+    assert caught.value.reason is Reason.DATASET_UNUSABLE
+    empty = make_folder("empty", per_class=0)
+    (empty / "red" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(InvalidInput, match="for 0 classes and 1 could not be read"):
+        ranking.rank(spec(empty, candidate("colours")), told.append)
+
+
+def test_choose_takes_the_first_on_a_jobs_own_training_pictures(
+    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+) -> None:
+    folder = make_folder(per_class=10)
+    part = data.load(folder, 0.2, 0).train
+    named = [candidate("blind", "resnet50"), candidate("colours", "resnet18")]
+    chosen, ranked = ranking.choose(spec(folder, *named), part, machine, told.append)
+    assert chosen is named[1]
+    assert ranked.pictures == 16
+    with pytest.raises(Unavailable, match="no backbone could be chosen") as caught:
+        ranking.choose(spec(folder, Candidate(backbone="vgg16")), part, machine, told.append)
+    assert caught.value.reason is Reason.WEIGHTS_UNAVAILABLE
+
+
+def test_people_get_a_table_and_the_reason(
+    make_folder: MakeFolder, machine: Machine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    machine.each_s = {"0": 0.002}
+    folder = str(make_folder(per_class=4))
+    named = ["--backbone", "resnet18:random", "--backbone", "vgg16"]
+    assert main(["rank-folder", folder, *named]) == 0
+    header, first, last, why, problem = capfd.readouterr().out.splitlines()
+    assert header.split()[:5] == ["backbone", "weights", "LogME", "H-score", "LEEP"]
+    assert first.split()[:2] == ["resnet18", "random:0"]
+    assert first.split()[4:] == ["-", "2", "3"]
+    assert last.split()[2:] == ["-"] * 5
+    assert why.startswith("resnet18 (random weights) is the only one")
+    assert problem.startswith("vgg16: there is no backbone 'vgg16'")
+    assert main(["rank-folder", folder + "/nowhere"]) == 2
+    assert main(["rank-folder", folder + "/red"]) == 3
+    assert "no files were found" in capfd.readouterr().err
+
+
+def test_real_weights_come_before_random_ones_on_ten_photos_a_class(
+    tmp_path: Path, told: Told
+) -> None:
+    folder = photographs.folder("hymenoptera_data")
+    for label in ("ants", "bees"):
+        (tmp_path / "few" / label).mkdir(parents=True)
+        for photo in sorted((folder / "train" / label).iterdir())[:10]:
+            (tmp_path / "few" / label / photo.name).write_bytes(photo.read_bytes())
+    ranked = ranking.rank(
+        spec(
+            tmp_path / "few",
+            *(
+                Candidate(backbone=name, weights="random")
+                for name in ("efficientnet_lite0", "resnet18")
+            ),
+            Candidate(backbone="efficientnet_lite0"),
+        ),
+        told.append,
+    )
+    best, second, _ = ranked.ranking
+    assert (best.backbone, best.weights) == ("efficientnet_lite0", LITE0)
+    assert best.score is not None and second.score is not None
+    assert best.score > second.score + 0.1
+    assert best.leep is not None and -0.7 < best.leep < 0
+
+
+def test_the_pretrained_classifier_is_what_the_checkpoint_holds(tmp_path: Path) -> None:
+    top = backbones.classifier("efficientnet_lite0", "", tmp_path)
+    assert top is not None
+    assert (top.weight.shape, top.bias.shape) == ((1000, 1280), (1000,))
+    assert backbones.classifier("efficientnet_lite0", "random", tmp_path) is None
+    # Not here, and not downloaded for this.
+    assert backbones.classifier("resnet18", "", tmp_path) is None
+    assert not backbones.is_at_hand("resnet18", "", tmp_path)
+    assert backbones.is_at_hand("resnet18", "random", tmp_path)

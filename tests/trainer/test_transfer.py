@@ -1,0 +1,248 @@
+"""Jobs as a whole: what beside accuracy they find out, and what they ask of a version."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.errors import InvalidInput
+from service.inference import head as heads
+from service.jobs.contract import (
+    BACKBONE_FILE,
+    HEAD_FILE,
+    REPORT_HTML_FILE,
+    REPORT_JSON_FILE,
+    Base,
+    Candidate,
+    DomainAdaptation,
+    Gate,
+    Incumbent,
+    ModelBased,
+    Note,
+)
+from tests.trainer.conftest import MakeFolder, MakeSpec, Told
+from trainer.report import Report
+from trainer.train import run
+
+
+def report_of(out: Path) -> Report:
+    return msgspec.json.decode((out / REPORT_JSON_FILE).read_bytes(), type=Report)
+
+
+def darkened(folder: Path, to: Path) -> Path:
+    """The same pictures at dusk, as another domain."""
+    for path in folder.rglob("*.png"):
+        target = to / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.asarray(Image.open(path)).astype(np.float32) * 0.45
+        Image.fromarray(pixels.astype(np.uint8)).save(target)
+    return to
+
+
+def test_a_version_knows_what_its_training_pictures_look_like(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    run(make_spec(make_folder(per_class=8)), told.append)
+    outliers = heads.load(tmp_path / "out" / HEAD_FILE).outliers
+    assert outliers is not None
+    assert outliers.means.shape == (2, 1280)
+    found = report_of(tmp_path / "out").out_of_distribution
+    assert found is not None
+    assert found.threshold == 1.0
+    assert "Mahalanobis" in found.method
+
+
+def test_a_gate_is_checked_and_told_of_in_manifest_and_report(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    folder = make_folder(per_class=8)
+    first = run(make_spec(folder, out_dir=str(tmp_path / "first")), told.append)
+    assert first.gate_checks == []
+    incumbent = Incumbent(
+        version=1,
+        backbone_path=str(tmp_path / "first" / BACKBONE_FILE),
+        head_path=str(tmp_path / "first" / HEAD_FILE),
+    )
+    gate = Gate(
+        min_accuracy=0.5, not_worse_than="latest", max_parity_difference=1e-9, max_latency_ms=1e-3
+    )
+    manifest = run(make_spec(folder, gate=gate, incumbent=incumbent), told.append)
+    passed = {check.name: check.passed for check in manifest.gate_checks}
+    assert passed == {"accuracy": True, "not_worse": True, "parity": False, "latency": False}
+    assert len(manifest.gate_failures) == 2
+    assert [c.name for c in report_of(tmp_path / "out").manifest.gate_checks] == list(passed)
+    page = (tmp_path / "out" / REPORT_HTML_FILE).read_text()
+    assert all(detail in page for detail in manifest.gate_failures)
+
+
+def test_a_version_before_that_is_gone_by_now_is_told_of(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    gone = Incumbent(
+        version=1, backbone_path=str(tmp_path / "no.onnx"), head_path=str(tmp_path / "no")
+    )
+    spec = make_spec(make_folder(), gate=Gate(not_worse_than="prod"), incumbent=gone)
+    (check,) = run(spec, told.append).gate_checks
+    assert check.passed
+    assert any("may be gone" in n.text for n in told if isinstance(n, Note))
+
+
+def test_baselines_are_measured_on_the_same_pictures(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    spec = make_spec(
+        make_folder(per_class=6),
+        method=ModelBased(epochs=1, batch_size=4),
+        baselines=["linear_probe", "from_scratch", "nearest_class_mean"],
+        time_budget_s=20.0,
+    )
+    run(spec, told.append)
+    compared = {c.name: c for c in report_of(tmp_path / "out").comparisons}
+    assert set(compared) == {
+        "linear_probe", "from_scratch", "nearest_class_mean", "majority_class"
+    }  # fmt: skip
+    assert compared["linear_probe"].seconds is not None
+    assert compared["linear_probe"].accuracy == 1.0
+
+
+def test_the_backbone_is_chosen_on_the_job_s_own_pictures(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    spec = make_spec(
+        make_folder(per_class=8),
+        backbone="auto",
+        candidates=[
+            Candidate(backbone="efficientnet_lite0", weights="random"),
+            Candidate(backbone="efficientnet_lite0"),
+        ],
+    )
+    manifest = run(spec, told.append)
+    ranked = report_of(tmp_path / "out").backbones
+    assert ranked is not None
+    assert (manifest.backbone, manifest.weights) == (
+        ranked.ranking[0].backbone,
+        ranked.ranking[0].weights,
+    )
+    assert len(ranked.ranking) == 2
+    assert "choosing the backbone" in manifest.stages_s
+
+
+def test_a_version_grows_by_pictures_and_a_class(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    old = make_folder("old", per_class=6)
+    new = make_folder("new", per_class=6, classes=("green", "red"), seed=5)
+    cache = str(tmp_path / "features.sqlite")
+    run(make_spec(old, out_dir=str(tmp_path / "first"), feature_cache=cache), told.append)
+    spec = make_spec(new, base=Base("colours", 1), base_data_dirs=[str(old)], feature_cache=cache)
+    manifest = run(spec, told.append)
+    assert manifest.classes == ["blue", "green", "red"]
+    assert manifest.base == Base("colours", 1)
+    growth = report_of(tmp_path / "out").growth
+    assert growth is not None
+    assert (growth.base_pictures, growth.added_pictures) == (12, 12)
+    assert growth.added_classes == ["green"]
+
+
+@pytest.fixture
+def domains(make_folder: MakeFolder, tmp_path: Path) -> tuple[Path, Path]:
+    source = make_folder("source", per_class=10, classes=("blue", "green", "red"))
+    other = make_folder("other", per_class=8, classes=("blue", "green", "red"), seed=9)
+    return source, darkened(other, tmp_path / "target")
+
+
+def test_adaptation_needs_no_label_of_the_target(
+    domains: tuple[Path, Path], make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    source, target = domains
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for n, path in enumerate(sorted(target.rglob("*.png"))):
+        shutil.copy(path, flat / f"{n}.png")
+    spec = make_spec(source, method=DomainAdaptation(), target_dir=str(flat))
+    manifest = run(spec, told.append)
+    assert (manifest.method, manifest.validated_on) == ("domain_adaptation", "source")
+    found = report_of(tmp_path / "out").adaptation
+    assert found is not None
+    assert found.target_pictures == 24
+    assert found.target_accuracy is None
+    assert {gap.measure for gap in found.gaps} == {"proxy_a_distance", "mmd", "frechet_distance"}
+    assert found.candidates[0].technique == "source_only"
+    assert found.published == manifest.technique
+
+
+def test_labels_of_some_of_the_target_measure_and_teach_nothing(
+    domains: tuple[Path, Path], make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    source, target = domains
+    heads_seen = []
+    for name, is_labelled in (("labelled", True), ("not", False)):
+        method = DomainAdaptation(evaluate_on_target=is_labelled)
+        out = tmp_path / name
+        spec = make_spec(source, method=method, target_dir=str(target), out_dir=str(out))
+        manifest = run(spec, told.append)
+        heads_seen.append(heads.load(out / HEAD_FILE))
+        if is_labelled:
+            assert manifest.validated_on == "target"
+            assert manifest.validation_count == 24
+            found = report_of(out).adaptation
+            assert found is not None
+            assert found.comparison is not None
+            assert found.target_accuracy == pytest.approx(manifest.validation_accuracy)
+    np.testing.assert_array_equal(heads_seen[0].weight, heads_seen[1].weight)
+
+
+def test_pictures_without_a_class_may_lie_beside_labelled_ones_of_the_target(
+    domains: tuple[Path, Path], make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    source, target = domains
+    (target / "green").rename(target / "unlabelled")
+    method = DomainAdaptation(evaluate_on_target=True)
+    manifest = run(make_spec(source, method=method, target_dir=str(target)), told.append)
+    assert manifest.validation_count == 16
+    found = report_of(tmp_path / "out").adaptation
+    assert found is not None
+    assert found.target_pictures == 24
+
+
+def test_a_class_that_the_source_lacks_is_named(
+    domains: tuple[Path, Path], make_spec: MakeSpec, told: Told
+) -> None:
+    source, target = domains
+    (target / "green").rename(target / "violet")
+    method = DomainAdaptation(evaluate_on_target=True)
+    with pytest.raises(InvalidInput, match="violet"):
+        run(make_spec(source, method=method, target_dir=str(target)), told.append)
+
+
+@pytest.mark.parametrize("technique", ["dann", "deep_mcc"])
+def test_a_technique_of_the_whole_network_gives_a_version_too(
+    technique: str,
+    domains: tuple[Path, Path],
+    make_spec: MakeSpec,
+    told: Told,
+    tmp_path: Path,
+) -> None:
+    source, target = domains
+    spec = make_spec(
+        source,
+        method=DomainAdaptation(
+            technique=technique,  # type: ignore[arg-type]
+            evaluate_on_target=True,
+            always_adapt=True,
+            epochs=1,
+            batch_size=8,
+        ),
+        target_dir=str(target),
+        backbone="resnet18",
+        weights="random",
+    )
+    manifest = run(spec, told.append)
+    assert manifest.technique == technique
+    assert manifest.validation_count == 24
+    found = report_of(tmp_path / "out").adaptation
+    assert found is not None
+    assert found.source_only_target_accuracy is not None

@@ -1,0 +1,151 @@
+"""A base is pinned at the door: its version, its choices, its pictures."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from service.domain import Base
+from service.errors import GraftError, NotFound, Reason, WrongState
+from service.jobs.lineage import Lineage
+from service.jobs.store import JobRecord, JobStore
+from service.storage.artifacts import Artifacts
+from service.storage.database import Database
+from service.storage.datasets import DatasetStore
+from service.storage.models import ModelStore
+from tests.unit.jobs.conftest import Queue, request
+from tests.unit.jobs.house import class_folders
+from tests.unit.storage.conftest import write_result
+from tests.unit.storage.test_datasets import PICTURES, upload
+
+
+@pytest.fixture
+def lineage(jobs: JobStore, models: ModelStore, datasets: DatasetStore, tmp_path: Path) -> Lineage:
+    return Lineage(jobs, models, datasets, (tmp_path / "allowed",))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    return str(class_folders(tmp_path / "allowed" / "pets"))
+
+
+Train = Callable[..., JobRecord]
+
+
+@pytest.fixture
+def train(
+    jobs: JobStore, models: ModelStore, artifacts: Artifacts, queue: Queue, tmp_path: Path
+) -> Train:
+    """Runs one job to its end; answers with it."""
+
+    def train(model: str = "birds", chosen: str = "resnet34", **changes: object) -> JobRecord:
+        job_id = queue(model, **changes).job_id
+        assert jobs.claim(["auto"]) is not None
+        stored = artifacts.put(write_result(tmp_path / "out" / job_id, job_id, model))
+        manifest = msgspec.structs.replace(stored.manifest, backbone=chosen)
+        stored = dataclasses.replace(stored, manifest=manifest)
+        return jobs.succeed(
+            job_id, lambda connection: models.publish(connection, model, job_id, stored), 0.5, 2
+        )
+
+    return train
+
+
+def refused(error: pytest.ExceptionInfo[GraftError]) -> tuple[Reason, str]:
+    return error.value.reason, error.value.field
+
+
+def test_a_base_is_pinned_to_the_number_that_its_name_stands_for(
+    lineage: Lineage, models: ModelStore, train: Train, folder: str
+) -> None:
+    first, second = train(server_path=folder), train(server_path=folder)
+    models.set_alias("birds", "prod", 1)
+    asked = request("birds")
+    for which, number, job in (
+        ((None, None), 2, second), ((None, "prod"), 1, first), ((1, None), 1, first),
+    ):  # fmt: skip
+        grown = lineage.grow(asked, "", *which)
+        assert (grown.base, grown.base_job_id) == (Base("birds", number), job.job_id)
+    train("bears", server_path=folder)
+    assert lineage.grow(asked, "bears", None, None).base == Base("bears", 1)
+
+
+def test_what_the_request_leaves_open_is_the_bases(
+    lineage: Lineage, train: Train, folder: str
+) -> None:
+    train(server_path=folder, backbone="auto", chosen="resnet18", seed=7, validation_fraction=0.4)
+    train("bears", server_path=folder, backbone="resnet50", chosen="resnet50", weights="W")
+    grown = lineage.grow(request(), "birds", None, None)
+    assert (grown.backbone, grown.weights) == ("resnet18", "")
+    assert (grown.seed, grown.validation_fraction) == (7, 0.4)
+    grown = lineage.grow(request(), "bears", None, None)
+    assert (grown.backbone, grown.weights, grown.seed) == ("resnet50", "W", None)
+    own = request(backbone="auto", seed=0, validation_fraction=0.1)
+    grown = lineage.grow(own, "bears", None, None)
+    assert (grown.backbone, grown.weights) == ("auto", "")
+    assert (grown.seed, grown.validation_fraction) == (0, 0.1)
+
+
+def test_a_base_that_is_not_there_is_told(lineage: Lineage, train: Train, folder: str) -> None:
+    with pytest.raises(NotFound) as caught:
+        lineage.grow(request(), "", None, None)
+    assert refused(caught) == (Reason.MODEL_NOT_FOUND, "base")
+    train(server_path=folder)
+    with pytest.raises(NotFound) as caught:
+        lineage.grow(request(), "", 2, None)
+    assert refused(caught) == (Reason.VERSION_NOT_FOUND, "base")
+    with pytest.raises(NotFound) as caught:
+        lineage.grow(request(), "", None, "prod")
+    assert refused(caught) == (Reason.ALIAS_NOT_FOUND, "base")
+
+
+def test_a_version_that_no_job_here_made_cannot_be_grown(
+    lineage: Lineage, models: ModelStore, artifacts: Artifacts, database: Database, tmp_path: Path
+) -> None:
+    stored = artifacts.put(write_result(tmp_path / "out", "job-of-elsewhere"))
+    with database.transaction() as connection:
+        models.publish(connection, "birds", "job-of-elsewhere", stored)
+    with pytest.raises(WrongState, match="not known here") as caught:
+        lineage.grow(request(), "", None, None)
+    assert refused(caught) == (Reason.BASE_DATA_GONE, "base")
+
+
+def test_the_chain_is_followed_though_its_versions_are_deleted(
+    lineage: Lineage, models: ModelStore, train: Train, datasets: DatasetStore, folder: str
+) -> None:
+    dataset_id = upload(datasets, PICTURES).dataset_id
+    train(server_path="", dataset_id=dataset_id)
+    grown = lineage.grow(request(server_path=folder), "", None, None)
+    second = train(server_path=folder, base=grown.base, base_job_id=grown.base_job_id)
+    models.delete_version("birds", 1)
+    assert lineage.data_dirs(second.job_id) == [datasets.path(dataset_id), Path(folder)]
+
+
+def test_a_deleted_dataset_ends_growing_until_the_same_pictures_are_back(
+    lineage: Lineage, train: Train, datasets: DatasetStore
+) -> None:
+    dataset_id = upload(datasets, PICTURES).dataset_id
+    train(server_path="", dataset_id=dataset_id)
+    datasets.delete(dataset_id)
+    with pytest.raises(WrongState, match="upload the same pictures again") as caught:
+        lineage.grow(request(), "", None, None)
+    assert refused(caught) == (Reason.BASE_DATA_GONE, "base")
+    assert upload(datasets, PICTURES).dataset_id == dataset_id
+    assert lineage.grow(request(), "", None, None).base == Base("birds", 1)
+
+
+@pytest.mark.parametrize("what", ["gone", "a file", "a link out"])
+def test_a_folder_that_is_not_what_it_was_ends_growing(
+    lineage: Lineage, train: Train, folder: str, tmp_path: Path, what: str
+) -> None:
+    train(server_path=folder)
+    Path(folder).rename(tmp_path / "elsewhere")
+    if what == "a file":
+        Path(folder).write_bytes(b"")
+    elif what == "a link out":
+        Path(folder).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(WrongState, match="put it back") as caught:
+        lineage.grow(request(), "", None, None)
+    assert refused(caught) == (Reason.BASE_DATA_GONE, "base")

@@ -1,0 +1,243 @@
+"""What a trainer is told beyond the request, and what of a job's folder outlives an attempt."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from service.domain import Base, GateCheck, JobState
+from service.errors import Reason, WrongState
+from service.jobs.contract import (
+    BASELINES,
+    Candidate,
+    DomainAdaptation,
+    Gate,
+    Incumbent,
+    JobSpec,
+    Progressed,
+)
+from service.jobs.events import Published
+from service.jobs.fake_launcher import Script
+from tests.unit.jobs.conftest import Queue
+from tests.unit.jobs.house import FINISHED, HANGS, MakeHouse, class_folders, good
+from tests.unit.storage.conftest import write_result
+from tests.unit.storage.test_archives import FILES, tar_gz_of, zip_of
+from tests.unit.storage.test_datasets import PICTURES, upload
+
+MISSED = GateCheck(
+    name="accuracy", passed=False, value=0.5, bound=0.9, detail="accuracy 0.5 is below 0.9"
+)
+
+
+def misses(spec: JobSpec) -> None:
+    write_result(Path(spec.out_dir), spec.job_id, spec.model, gate_checks=[MISSED])
+
+
+def leaves_a_checkpoint(spec: JobSpec) -> None:
+    Path(spec.checkpoint_dir, "epoch-1").write_bytes(b"weights")
+    Path(spec.out_dir, "half").write_bytes(b"")
+
+
+CRASH = Script([Progressed("training", 0.2)], exit_code=1, before_last=leaves_a_checkpoint)
+
+
+async def test_a_version_that_missed_its_gate_is_a_candidate_and_its_job_succeeds(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    missed = Script(records=[FINISHED], before_last=misses)
+    house = make_house(good(), missed, good())
+    gate = Gate(min_accuracy=0.9, alias="prod")
+    jobs = [queue(server_path=folder, gate=gate) for _ in range(3)]
+    await house.supervisor.start()
+    assert (await house.ended(jobs[1].job_id)).version == 2
+    assert house.models.get_model("birds").aliases["prod"] != 2
+    assert house.models.resolve("birds", 2, None).is_candidate
+    published = [
+        e.payload for e in house.jobs.events(jobs[1].job_id, 0) if isinstance(e.payload, Published)
+    ]
+    assert published == [Published("birds", 2, 0.5, 2, ["accuracy 0.5 is below 0.9"])]
+    assert published[0].is_candidate
+    assert (await house.ended(jobs[2].job_id)).state is JobState.SUCCEEDED
+    assert house.models.get_model("birds").aliases == {"latest": 3, "prod": 3}
+    await house.supervisor.close(5)
+    assert house.metric("graft_versions_published_total", outcome="candidate") == 1
+    assert house.metric("graft_versions_published_total", outcome="published") == 2
+
+
+async def test_the_trainer_is_told_of_the_gate_and_of_the_version_to_compare_with(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(good())
+    gate = Gate(not_worse_than="latest", max_latency_ms=5.0)
+    jobs = [queue(server_path=folder, gate=gate, baselines=list(BASELINES)) for _ in range(2)]
+    other = queue(server_path=folder, gate=Gate(min_accuracy=0.1))
+    await house.supervisor.start()
+    for job in (*jobs, other):
+        await house.ended(job.job_id)
+    first, second, third = (trainer.spec for trainer in house.launcher.trainers)
+    assert (first.gate, first.incumbent) == (gate, None)
+    found = house.models.get_version("birds", 1, None)
+    assert second.incumbent == Incumbent(
+        version=1, backbone_path=str(found.backbone_path), head_path=str(found.head_path)
+    )
+    assert second.baselines == list(BASELINES)
+    assert third.incumbent is None
+
+
+async def test_backbone_auto_is_left_to_the_trainer_among_those_at_hand(
+    make_house: MakeHouse, queue: Queue, folder: str, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "resnet18-f37072fd.pth").write_bytes(b"")
+    (weights / "resnet101.part").write_bytes(b"")
+    house = make_house(good())
+    jobs = [queue(server_path=folder), queue(server_path=folder, backbone="auto")]
+    await house.supervisor.start()
+    for job in jobs:
+        await house.ended(job.job_id)
+    plain, auto = (trainer.spec for trainer in house.launcher.trainers)
+    assert plain.candidates == []
+    assert (auto.backbone, auto.exported) == ("auto", [])
+    known = house.models.exported_backbones("efficientnet_lite0")
+    assert len(known) == 1
+    assert sorted(auto.candidates, key=lambda c: c.backbone) == [
+        Candidate(backbone="efficientnet_lite0", exported=known),
+        Candidate(backbone="resnet18"),
+    ]
+
+
+async def test_features_are_kept_where_the_operator_lets_them(
+    make_house: MakeHouse, queue: Queue, folder: str, tmp_path: Path
+) -> None:
+    house = make_house(good(), feature_cache=tmp_path / "f.sqlite", feature_cache_bytes=7)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    await house.ended(job.job_id)
+    spec = house.launcher.trainers[0].spec
+    assert (spec.feature_cache, spec.feature_cache_bytes) == (str(tmp_path / "f.sqlite"), 7)
+
+
+async def test_a_second_attempt_finds_the_checkpoint_of_the_first_and_nothing_else(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    seen: list[list[str]] = []
+
+    def look(spec: JobSpec) -> None:
+        work = Path(spec.checkpoint_dir).parent
+        seen.append(sorted(str(p.relative_to(work)) for p in work.rglob("*")))
+        write_result(Path(spec.out_dir), spec.job_id, spec.model)
+
+    house = make_house(CRASH, Script([FINISHED], before_last=look))
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    assert (await house.ended(job.job_id)).attempts == 2
+    assert seen == [["checkpoint", "checkpoint/epoch-1", "out"]]
+    await house.supervisor.close(5)
+    assert list(house.settings.work_dir.iterdir()) == []
+
+
+async def test_a_checkpoint_outlives_the_service_and_what_belongs_to_no_job_is_swept(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    hangs = Script([Progressed("a", 0.1), Progressed("b", 0.1)], hangs=True,
+                   before_last=leaves_a_checkpoint)  # fmt: skip
+    first = make_house(hangs)
+    job = queue(server_path=folder)
+    await first.supervisor.start()
+    await first.trainer()
+    await first.supervisor.close(5)
+    work = first.settings.work_dir
+    assert sorted(str(p.relative_to(work)) for p in work.rglob("*")) == [
+        job.job_id, f"{job.job_id}/checkpoint", f"{job.job_id}/checkpoint/epoch-1",
+    ]  # fmt: skip
+    (work / "job-of-nobody" / "checkpoint").mkdir(parents=True)
+    second = make_house(HANGS)
+    await second.supervisor.start()
+    trainer = await second.trainer()
+    assert trainer.spec.checkpoint_dir == str(work / job.job_id / "checkpoint")
+    assert (work / job.job_id / "checkpoint" / "epoch-1").read_bytes() == b"weights"
+    assert [path.name for path in work.iterdir()] == [job.job_id]
+
+
+async def test_a_job_that_is_cancelled_in_the_queue_leaves_no_checkpoint(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(HANGS)
+    running = queue(server_path=folder)
+    waiting = queue(server_path=folder)
+    left = house.settings.work_dir / waiting.job_id / "checkpoint"
+    left.mkdir(parents=True)
+    await house.supervisor.start()
+    await house.trainer()
+    assert left.exists()
+    await asyncio.to_thread(house.jobs.request_cancel, waiting.job_id)
+    await house.supervisor.close(5)
+    assert [path.name for path in house.settings.work_dir.iterdir()] == [running.job_id]
+
+
+async def test_a_grown_job_is_told_of_all_that_its_base_was_trained_on(
+    make_house: MakeHouse, queue: Queue, tmp_path: Path
+) -> None:
+    house = make_house(good())
+    oldest = str(class_folders(tmp_path / "oldest"))
+    (tmp_path / "pets.tgz").write_bytes(tar_gz_of(FILES))
+    one = queue(server_path=oldest)
+    two = queue(
+        server_path=str(tmp_path / "pets.tgz"), base=Base("birds", 1), base_job_id=one.job_id
+    )
+    newest = str(class_folders(tmp_path / "newest"))
+    three = queue(server_path=newest, base=Base("birds", 2), base_job_id=two.job_id)
+    await house.supervisor.start()
+    assert (await house.ended(three.job_id)).state is JobState.SUCCEEDED
+    spec = house.launcher.trainers[2].spec
+    unpacked = house.jobs.get(two.job_id).dataset_id
+    assert (spec.base, spec.data_dir) == (Base("birds", 2), newest)
+    assert spec.base_data_dirs == [oldest, str(house.datasets.path(unpacked))]
+
+
+async def test_a_job_whose_bases_pictures_went_while_it_waited_fails_and_says_so(
+    make_house: MakeHouse, queue: Queue, folder: str, tmp_path: Path
+) -> None:
+    house = make_house(good())
+    one = queue(server_path=str(class_folders(tmp_path / "gone")))
+    await house.supervisor.start()
+    await house.ended(one.job_id)
+    (tmp_path / "gone").rename(tmp_path / "elsewhere")
+    two = await asyncio.to_thread(
+        queue, server_path=folder, base=Base("birds", 1), base_job_id=one.job_id
+    )
+    record = await house.ended(two.job_id)
+    assert record.error_reason is Reason.BASE_DATA_GONE
+    assert "version 1 of birds" in record.error_message
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive", "dataset", "labelled dataset"])
+async def test_the_target_lies_where_the_trainer_finds_it(
+    make_house: MakeHouse, queue: Queue, folder: str, tmp_path: Path, kind: str
+) -> None:
+    house = make_house(HANGS)
+    asked: dict[str, str] = {}
+    if kind == "folder":
+        asked["target_path"] = str(tmp_path / "target")
+        (tmp_path / "target").mkdir()
+    elif kind == "archive":
+        asked["target_path"] = str(tmp_path / "target.zip")
+        (tmp_path / "target.zip").write_bytes(zip_of({"deep/er/a.png": b"PIC1"}))
+    elif kind == "dataset":
+        sending = house.datasets.begin_upload("", "", is_unlabelled=True)
+        sending.add_picture("", b"PIC", "", "")
+        asked["target_dataset_id"] = sending.finish().dataset_id
+    else:
+        asked["target_dataset_id"] = upload(house.datasets, PICTURES).dataset_id
+    queue(server_path=folder, method=DomainAdaptation(evaluate_on_target=True), **asked)
+    await house.supervisor.start()
+    spec = (await house.trainer()).spec
+    if kind == "folder":
+        assert spec.target_dir == asked["target_path"]
+        return
+    (dataset,), _ = house.datasets.list(0, "")
+    assert spec.target_dir == str(house.datasets.path(dataset.dataset_id))
+    assert dataset.is_unlabelled is (kind != "labelled dataset")
+    with pytest.raises(WrongState, match="is used by"):
+        house.datasets.delete(dataset.dataset_id)

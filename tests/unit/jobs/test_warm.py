@@ -1,0 +1,142 @@
+import asyncio
+import os
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from service.jobs.contract import Note, RankSpec, encode
+from service.jobs.launcher import ProcessLauncher
+from service.jobs.warm import WarmLauncher
+from tests.unit.jobs.test_launcher import is_alive, spec, wait_gone
+
+WAITS = """
+import json, os, sys
+order = json.loads(sys.stdin.readline())
+asked = json.load(open(order["spec"]))
+text = f"warm {os.getpid()} {asked['job_id']}"
+print(json.dumps({"type": "note", "level": "info", "text": text}), flush=True)
+"""
+COLD = encode(Note("info", "cold")).decode()
+
+
+def launcher(program: str = WAITS, count: int = 1) -> WarmLauncher:
+    environment = {"PATH": os.environ["PATH"]}
+    return WarmLauncher(
+        environment,
+        count,
+        (sys.executable, "-c", textwrap.dedent(program)),
+        ProcessLauncher(environment, (sys.executable, "-c", f"print({COLD!r})")),
+    )
+
+
+async def words(warm: WarmLauncher, folder: Path) -> str:
+    trainer = await warm.start(spec(folder), folder)
+    record = await trainer.next_record()
+    await trainer.stop(1)
+    assert isinstance(record, Note)
+    return record.text
+
+
+async def until_waiting(warm: WarmLauncher, count: int) -> None:
+    async with asyncio.timeout(10):
+        while warm.waiting < count:  # noqa: ASYNC110 - a process start gives no notice
+            await asyncio.sleep(0.01)
+
+
+async def test_a_job_goes_to_the_trainer_that_waits(tmp_path: Path) -> None:
+    warm = launcher()
+    await warm.open()
+    text = await words(warm, tmp_path)
+    assert text.startswith("warm")
+    assert text.endswith("job-1")
+    await warm.close()
+
+
+async def test_each_job_gets_a_process_of_its_own_and_the_next_one_is_made_warm(
+    tmp_path: Path,
+) -> None:
+    warm = launcher()
+    await warm.open()
+    first = await words(warm, tmp_path)
+    await until_waiting(warm, 1)
+    assert await words(warm, tmp_path) != first
+    await warm.close()
+
+
+async def test_a_job_that_finds_none_warm_gets_a_cold_one(tmp_path: Path) -> None:
+    warm = launcher()
+    assert await words(warm, tmp_path) == "cold"
+    await until_waiting(warm, 1)
+    assert (await words(warm, tmp_path)).startswith("warm")
+    await warm.close()
+
+
+async def test_a_waiting_trainer_that_died_is_passed_over(tmp_path: Path) -> None:
+    warm = launcher("import sys; sys.exit('no torch here')")
+    await warm.open()
+    (waiting,) = warm._waiting
+    await waiting.process.wait()
+    assert await words(warm, tmp_path) == "cold"
+    await warm.close()
+
+
+async def test_no_warm_trainers_means_cold_ones_for_ever(tmp_path: Path) -> None:
+    warm = launcher(count=0)
+    await warm.open()
+    assert await words(warm, tmp_path) == "cold"
+    assert warm.waiting == 0
+    await warm.close()
+
+
+async def test_closing_ends_those_that_wait(tmp_path: Path) -> None:
+    warm = launcher(count=2)
+    await warm.open()
+    pids = [waiting.process.pid for waiting in warm._waiting]
+    await warm.close()
+    assert not any(is_alive(pid) for pid in pids)
+
+
+async def test_a_command_that_is_not_there_leaves_the_cold_ones(tmp_path: Path) -> None:
+    warm = WarmLauncher({}, 1, ("/nowhere/python",), ProcessLauncher({}, ("/nowhere/python",)))
+    await warm.open()
+    assert warm.waiting == 0
+    with pytest.raises(OSError):
+        await warm.start(spec(tmp_path), tmp_path)
+    await warm.close()
+
+
+async def test_a_trainer_that_waits_ends_with_its_parent(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, os, signal\n"
+        "from tests.unit.jobs.test_warm import launcher\n"
+        "async def main():\n"
+        "    warm = launcher()\n"
+        "    await warm.open()\n"
+        "    print(warm._waiting[0].process.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())"
+    )
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[3]
+    )
+    out, _ = await asyncio.wait_for(parent.communicate(), 30)
+    await wait_gone(int(out))
+
+
+async def test_a_ranking_goes_to_the_trainer_that_waits_too(tmp_path: Path) -> None:
+    warm = launcher(
+        """
+        import json, sys
+        order = json.loads(sys.stdin.readline())
+        text = f"{order['command']} {json.load(open(order['spec']))['data_dir']}"
+        print(json.dumps({"type": "note", "level": "info", "text": text}), flush=True)
+        """
+    )
+    await warm.open()
+    ranking = RankSpec(data_dir="/data", candidates=[], weights_dir="/weights")
+    trainer = await warm.start(ranking, tmp_path)
+    assert await trainer.next_record() == Note("info", "rank /data")
+    await trainer.stop(1)
+    await warm.close()

@@ -1,0 +1,203 @@
+import pytest
+
+from service.domain import GateCheck
+from service.errors import GraftError, NotFound, Reason, WrongState
+from service.storage.database import Database
+from service.storage.models import ModelStore
+from tests.unit.storage.conftest import Publish
+
+MISSED = GateCheck(
+    name="accuracy", passed=False, value=0.5, bound=0.9, detail="accuracy 0.5 is below 0.9"
+)
+MET = GateCheck(name="parity", passed=True, value=0.0, bound=0.001, detail="parity is fine")
+
+
+def reason_of(error: pytest.ExceptionInfo[GraftError]) -> Reason:
+    return error.value.reason
+
+
+def moves(database: Database, model: str) -> list[tuple[str, int]]:
+    with database.read() as connection:
+        rows = connection.execute(
+            "SELECT alias, version FROM alias_moves WHERE model = ? ORDER BY alias, move", (model,)
+        )
+        return [(row["alias"], row["version"]) for row in rows]
+
+
+def test_a_version_that_missed_its_gate_is_a_candidate_that_no_alias_moves_to(
+    models: ModelStore, publish: Publish
+) -> None:
+    publish("birds", "job-1", alias="prod", gate_checks=[MET])
+    assert publish("birds", "job-2", alias="prod", gate_checks=[MET, MISSED]) == 2
+    assert models.get_model("birds").aliases == {"latest": 1, "prod": 1}
+    candidate = models.resolve("birds", 2, None)
+    assert candidate.is_candidate
+    assert candidate.manifest.gate_failures == ["accuracy 0.5 is below 0.9"]
+    assert not models.resolve("birds", None, None).is_candidate
+    assert publish("birds", "job-3", alias="prod", gate_checks=[MET]) == 3
+    assert models.get_model("birds").aliases == {"latest": 3, "prod": 3}
+
+
+def test_a_model_with_candidates_alone_has_no_latest_and_says_what_to_do(
+    models: ModelStore, publish: Publish
+) -> None:
+    for n in (1, 2):
+        publish("birds", f"job-{n}", gate_checks=[MISSED])
+    assert models.get_model("birds").aliases == {}
+    with pytest.raises(NotFound, match=r"candidates \(1, 2\).*PromoteVersion") as caught:
+        models.resolve("birds", None, None)
+    assert reason_of(caught) is Reason.ALIAS_NOT_FOUND
+    with pytest.raises(NotFound, match="it has none"):
+        models.resolve("birds", None, "prod")
+    assert models.resolve("birds", 2, None).version == 2
+
+
+def test_promoting_a_candidate_moves_latest_to_it_once(
+    models: ModelStore, publish: Publish
+) -> None:
+    publish("birds", "job-1", gate_checks=[MISSED])
+    publish("birds", "job-2")
+    assert models.resolve("birds", None, None).version == 2
+    assert models.promote_version("birds", 1).aliases == {"latest": 1}
+    promoted = models.resolve("birds", None, None)
+    assert (promoted.version, promoted.is_candidate) == (1, False)
+    assert promoted.manifest.gate_checks == [MISSED]
+    for number in (1, 2):
+        with pytest.raises(WrongState, match="published already") as caught:
+            models.promote_version("birds", number)
+        assert reason_of(caught) is Reason.NOT_A_CANDIDATE
+    with pytest.raises(NotFound):
+        models.promote_version("birds", 3)
+    assert models.roll_back_alias("birds", "latest").to_version == 2
+
+
+def test_an_alias_may_point_to_a_candidate(models: ModelStore, publish: Publish) -> None:
+    publish("birds", "job-1")
+    publish("birds", "job-2", gate_checks=[MISSED])
+    models.set_alias("birds", "canary", 2)
+    assert models.resolve("birds", None, "canary").is_candidate
+    with pytest.raises(WrongState, match="canary"):
+        models.delete_version("birds", 2)
+
+
+def test_latest_falls_back_past_candidates_and_goes_when_they_alone_are_left(
+    models: ModelStore, publish: Publish
+) -> None:
+    publish("birds", "job-1")
+    publish("birds", "job-2", gate_checks=[MISSED])
+    publish("birds", "job-3")
+    models.delete_version("birds", 3)
+    assert models.get_model("birds").aliases == {"latest": 1}
+    models.delete_version("birds", 1)
+    assert models.get_model("birds").aliases == {}
+    with pytest.raises(WrongState, match="delete the model instead"):
+        models.delete_version("birds", 2)
+    assert models.promote_version("birds", 2).aliases == {"latest": 2}
+    with pytest.raises(WrongState) as caught:
+        models.roll_back_alias("birds", "latest")
+    assert reason_of(caught) is Reason.NO_EARLIER_VERSION
+
+
+def test_a_candidate_can_be_deleted_and_latest_stays(models: ModelStore, publish: Publish) -> None:
+    publish("birds", "job-1")
+    publish("birds", "job-2", gate_checks=[MISSED])
+    models.delete_version("birds", 2)
+    assert models.get_model("birds").aliases == {"latest": 1}
+
+
+def test_rolling_back_goes_one_further_each_time_and_publishing_moves_on(
+    models: ModelStore, publish: Publish
+) -> None:
+    for n in (1, 2, 3):
+        publish("birds", f"job-{n}")
+    assert models.resolve("birds", None, None).version == 3
+    done = models.roll_back_alias("birds", "latest")
+    assert (done.from_version, done.to_version, done.model.aliases) == (3, 2, {"latest": 2})
+    assert models.resolve("birds", None, None).version == 2
+    done = models.roll_back_alias("birds", "latest")
+    assert (done.from_version, done.to_version) == (2, 1)
+    with pytest.raises(WrongState, match="points to version 1") as caught:
+        models.roll_back_alias("birds", "latest")
+    assert reason_of(caught) is Reason.NO_EARLIER_VERSION
+    assert publish("birds", "job-4") == 4
+    assert models.roll_back_alias("birds", "latest").to_version == 1
+
+
+def test_an_alias_rolls_back_along_its_own_moves(models: ModelStore, publish: Publish) -> None:
+    for n in (1, 2, 3):
+        publish("birds", f"job-{n}")
+    for number in (2, 2, 3, 1, 3):
+        models.set_alias("birds", "prod", number)
+    seen = [models.roll_back_alias("birds", "prod").to_version for _ in range(3)]
+    assert seen == [1, 3, 2]
+    assert models.get_model("birds").aliases == {"latest": 3, "prod": 2}
+    with pytest.raises(WrongState):
+        models.roll_back_alias("birds", "prod")
+
+
+def test_a_rollback_passes_over_deleted_versions(models: ModelStore, publish: Publish) -> None:
+    for n in (1, 2, 3):
+        publish("birds", f"job-{n}")
+    for number in (1, 2, 1, 2, 3):
+        models.set_alias("birds", "prod", number)
+    models.delete_version("birds", 2)
+    assert models.roll_back_alias("birds", "latest").to_version == 1
+    assert models.roll_back_alias("birds", "prod").to_version == 1
+    # What was between is gone, and the other 1 is no earlier place.
+    with pytest.raises(WrongState):
+        models.roll_back_alias("birds", "prod")
+
+
+def test_where_a_deleted_version_left_latest_is_where_it_rolls_back_from(
+    models: ModelStore, publish: Publish
+) -> None:
+    for n in (1, 2, 3):
+        publish("birds", f"job-{n}")
+    models.delete_version("birds", 3)
+    done = models.roll_back_alias("birds", "latest")
+    assert (done.from_version, done.to_version) == (2, 1)
+
+
+def test_what_is_not_there_cannot_be_rolled_back(models: ModelStore, publish: Publish) -> None:
+    with pytest.raises(NotFound) as caught:
+        models.roll_back_alias("birds", "latest")
+    assert reason_of(caught) is Reason.MODEL_NOT_FOUND
+    publish("birds", "job-1")
+    with pytest.raises(NotFound) as caught:
+        models.roll_back_alias("birds", "prod")
+    assert reason_of(caught) is Reason.ALIAS_NOT_FOUND
+
+
+def test_the_last_hundred_moves_of_each_alias_are_kept(
+    models: ModelStore, publish: Publish, database: Database
+) -> None:
+    publish("birds", "job-1")
+    publish("birds", "job-2")
+    models.set_alias("birds", "other", 1)
+    for n in range(130):
+        models.set_alias("birds", "prod", 1 + n % 2)
+    kept = moves(database, "birds")
+    assert kept.count(("other", 1)) == 1
+    assert [move for move in kept if move[0] == "prod"] == [("prod", 1), ("prod", 2)] * 50
+    for _ in range(99):
+        models.roll_back_alias("birds", "prod")
+    with pytest.raises(WrongState):
+        models.roll_back_alias("birds", "prod")
+
+
+def test_moves_go_with_their_alias_and_their_model(
+    models: ModelStore, publish: Publish, database: Database
+) -> None:
+    for n in (1, 2):
+        publish("birds", f"job-{n}")
+        models.set_alias("birds", "prod", n)
+    models.delete_alias("birds", "prod")
+    assert moves(database, "birds") == [("latest", 1), ("latest", 2)]
+    models.set_alias("birds", "prod", 1)
+    with pytest.raises(WrongState):
+        models.roll_back_alias("birds", "prod")
+    models.delete_model("birds")
+    assert moves(database, "birds") == []
+    publish("birds", "job-3")
+    with pytest.raises(WrongState):
+        models.roll_back_alias("birds", "latest")

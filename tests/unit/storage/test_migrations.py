@@ -1,0 +1,62 @@
+"""Databases that earlier releases wrote."""
+
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from service.errors import WrongState
+from service.storage.artifacts import Artifacts
+from service.storage.database import Database
+from service.storage.datasets import DatasetStore
+from service.storage.models import ModelStore
+from tests.unit.storage.conftest import LIMITS, decode, write_result
+
+FIRST = (resources.files("service.storage") / "migrations" / "0001_first.sql").read_text("utf-8")
+
+
+def test_a_database_of_the_first_format_keeps_all_and_can_be_rolled_back(tmp_path: Path) -> None:
+    """Three versions, `prod` on the first, and a running job on a dataset."""
+    data = tmp_path / "data"
+    artifacts = Artifacts(data / "artifacts")
+    old = Database(data, [FIRST])
+    stored = [artifacts.put(write_result(tmp_path / f"out{n}", f"job-{n}")) for n in (1, 2, 3)]
+    with old.transaction() as connection:
+        connection.execute("INSERT INTO models VALUES ('birds', 1.0, 3)")
+        for number, one in enumerate(stored, 1):
+            connection.execute(
+                "INSERT INTO versions VALUES ('birds', ?, ?, 1.0, ?, ?, ?, ?)",
+                (
+                    number,
+                    one.manifest.job_id,
+                    msgspec.json.encode(one.manifest).decode(),
+                    one.head_digest,
+                    one.backbone_digest,
+                    one.artifact_digest,
+                ),
+            )
+        connection.execute(
+            "INSERT INTO aliases VALUES ('birds', 'latest', 3), ('birds', 'prod', 1)"
+        )
+        connection.execute(
+            "INSERT INTO datasets VALUES ('ds-1', 'pets', 'd', 1.0, 3, '[]', 1, '[]', 0, 0)"
+        )
+        connection.execute(
+            "INSERT INTO jobs (job_id, fingerprint, model, dataset_id, device, request_json,"
+            " state, create_time_s) VALUES ('job-9', '', 'birds', 'ds-1', 'cpu', '{}', 'QUEUED', 0)"
+        )
+    old.close()
+
+    database = Database(data)
+    models = ModelStore(database, artifacts)
+    versions, _ = models.list_versions("birds", 0, "")
+    assert [(v.version, v.is_candidate) for v in versions] == [(3, False), (2, False), (1, False)]
+    assert models.roll_back_alias("birds", "latest").to_version == 2
+    with pytest.raises(WrongState):
+        models.roll_back_alias("birds", "prod")
+    datasets = DatasetStore(database, data / "datasets", decode, LIMITS, workers=1)
+    assert not datasets.get("ds-1").is_unlabelled
+    with pytest.raises(WrongState, match="job-9"):
+        datasets.delete("ds-1")
+    database.close()

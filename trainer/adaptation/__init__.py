@@ -1,0 +1,1 @@
+"""Domain adaptation: labelled source pictures, unlabelled ones of the target."""

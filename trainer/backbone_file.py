@@ -1,0 +1,68 @@
+"""A backbone's ONNX file as a source of features: loaded, and made, when one is asked for."""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from service.inference import providers
+from service.inference.runtime import OnnxRuntime, Session
+
+OPSET = 17
+
+
+class BackboneFile:
+    """A backbone's ONNX file on a runtime; `make` writes it where it is not there yet.
+
+    `digest` is the sha256 of what it holds, found out at the load when it is empty.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        runtime: OnnxRuntime,
+        digest: str = "",
+        make: Callable[[Path], None] | None = None,
+    ) -> None:
+        self.path = path
+        self.digest = digest
+        self._runtime = runtime
+        self._make = make
+
+    @property
+    def space(self) -> str:
+        """Of the digest, the provider, the precision and the libraries that compute."""
+        return space_of(self.digest, self._runtime) if self.digest else ""
+
+    @property
+    def precision(self) -> str:
+        """Known without a load where nothing but single precision was asked for."""
+        return "fp32" if self._runtime.precision == "exact" else ""
+
+    def load(self) -> Session:
+        """Loads it, made if need be; errors as `Runtime.load` and those of making it."""
+        if self._make is not None and not self.path.exists():
+            self._make(self.path)
+        if not self.digest:
+            with self.path.open("rb") as file:
+                self.digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._runtime.load(self.path)
+
+
+def space_of(digest: str, runtime: OnnxRuntime) -> str:
+    """The name of what computes: the same backbone may differ in the last bits elsewhere."""
+    computing = "fp32"
+    if runtime.precision != "exact":
+        computing = f"{runtime.precision}:{'bf16' if providers.has_bf16() else 'fp32'}"
+    return " ".join((digest, runtime.provider, computing, *_versions()))
+
+
+@cache
+def _versions() -> tuple[str, ...]:
+    found = []
+    for package in ("onnxruntime-gpu", "onnxruntime", "openvino"):
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{package} {metadata.version(package)}")
+    return tuple(found)

@@ -1,0 +1,109 @@
+"""What a version is compared with: the same data learned from in other ways.
+
+Each trains for itself, within an equal share of what is left of the job's time,
+and answers on the validation pictures. Nothing of it is published.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from service.inference.head import Floats, Head
+from service.jobs.contract import (
+    Baseline,
+    EpochEnded,
+    FeatureBased,
+    JobSpec,
+    ModelBased,
+    Note,
+    Progressed,
+    Record,
+)
+from trainer.comparisons import Measured
+from trainer.data import Data, Part
+from trainer.features import Features
+from trainer.methods import feature_based
+from trainer.records import Send
+
+_TRAINED = ("full_fine_tune", "from_scratch")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bench:
+    """What baselines are measured with."""
+
+    spec: JobSpec
+    data: Data
+    """To learn from."""
+    measured: Part
+    """To be measured on."""
+    frozen: Features
+    """Of the pretrained backbone."""
+    first_head: Callable[[], Head]
+    budget_s: float | None
+    """For all of them."""
+    send: Send
+
+
+def measure(bench: Bench, served: str) -> list[Measured]:
+    """Those that the job asked for; `served` is the method of what they are compared with."""
+    asked = [name for name in bench.spec.baselines if name != "nearest_class_mean"]
+    found: list[Measured] = []
+    for name in asked:
+        if (name, served) == ("linear_probe", "feature_based"):
+            bench.send(Note("info", "the version is a linear probe itself: it is not compared"))
+            continue
+        trained = [other for other in asked if other in _TRAINED]
+        share_s = None if bench.budget_s is None else bench.budget_s / max(1, len(trained))
+        bench.send(Progressed("training", 0.0, f"for comparison: {name.replace('_', ' ')}"))
+        started = time.monotonic()
+        is_probe = name == "linear_probe"
+        answers = _linear_probe(bench) if is_probe else _trained(bench, name, share_s)
+        found.append(Measured(name, answers, time.monotonic() - started))
+    return found
+
+
+def _linear_probe(bench: Bench) -> Floats:
+    quiet = _quiet(bench.send, "linear probe")
+    fitted = feature_based.fit_head(
+        FeatureBased(), bench.data, bench.frozen, bench.spec.seed, quiet, bench.spec.threads
+    )
+    return fitted.head.probabilities(bench.frozen.of(bench.measured))
+
+
+def _trained(bench: Bench, name: Baseline, budget_s: float | None) -> Floats:
+    from trainer import backbones, export
+    from trainer.methods import model_based
+
+    weights = "random" if name == "from_scratch" else bench.spec.weights
+    spec = msgspec.structs.replace(bench.spec, weights=weights, checkpoint_dir="")
+    backbone = backbones.load(spec.backbone, spec.weights, spec.seed, Path(spec.weights_dir))
+    deadline = None if budget_s is None else time.monotonic() + budget_s
+    head, *_ = model_based.train(
+        spec,
+        ModelBased(),
+        bench.data,
+        backbone,
+        bench.first_head,
+        deadline,
+        _quiet(bench.send, name.replace("_", " ")),
+    )
+    pixels = bench.measured.decode(threads=spec.threads)
+    return head.probabilities(export.torch_features(backbone, pixels))
+
+
+def _quiet(send: Send, what: str) -> Send:
+    """Passes on how far it is; its epochs and notes are not the job's."""
+
+    def told(record: Record) -> None:
+        if isinstance(record, Progressed):
+            send(Progressed("training", record.fraction, f"for comparison: {what}"))
+        elif isinstance(record, Note | EpochEnded):
+            return
+        else:
+            send(record)
+
+    return told

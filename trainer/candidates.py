@@ -1,0 +1,237 @@
+"""One candidate of a ranking: its file, what it costs, its scores, or its problem.
+
+Knows no order and no other candidate. Torch is imported only where a backbone has to
+be exported, or its pretrained classifier read.
+"""
+
+import math
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from service.errors import GraftError
+from service.inference import preprocess
+from service.inference.head import Floats
+from service.inference.runtime import OnnxRuntime, Session
+from service.jobs.contract import (
+    BACKBONES,
+    Candidate,
+    ExportedBackbone,
+    RankedBackbone,
+    RankSpec,
+)
+from trainer import transferability
+from trainer.backbone_file import BackboneFile
+from trainer.data import Files
+from trainer.feature_cache import FeatureCache
+from trainer.features import Features
+from trainer.weight_names import weights_name
+
+Ints = npt.NDArray[np.int64]
+
+NO_TIME = "no time was left for it: give a longer time budget, or fewer candidates"
+_RUNS = 8
+"""Of one picture each, the first of which is not counted."""
+_SLICE = 32
+"""Pictures between two looks at the clock."""
+
+
+class Candidacy:
+    """One candidate on its way through a ranking; every step may become its problem."""
+
+    def __init__(
+        self, candidate: Candidate, spec: RankSpec, runtime: OnnxRuntime, cache: FeatureCache | None
+    ) -> None:
+        self.candidate = candidate
+        self.picture_s = 0.0
+        """Of one among many."""
+        self._spec = spec
+        self._runtime = runtime
+        self._cache = cache
+        self._weights_dir = Path(spec.weights_dir)
+        self._source: Features | None = None
+        self._features: Floats = np.empty((0, 0), np.float32)
+        self._row = RankedBackbone(backbone=candidate.backbone, weights=candidate.weights)
+        try:
+            self._note(weights=weights_name(candidate.backbone, candidate.weights, spec.seed))
+        except GraftError as error:
+            self.fail(error.message)
+
+    @property
+    def row(self) -> RankedBackbone:
+        """What is known of it."""
+        return self._row
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self._row.backbone} {self._row.weights}"
+
+    def is_at_hand(self) -> bool:
+        """Whether it can be had without a download; so far as is known, for bad weights."""
+        try:
+            return self._exported() is not None or self._has_weights()
+        except GraftError:
+            return True
+
+    def fail(self, problem: str) -> None:
+        """Says why it is not scored."""
+        self._note(problem=problem)
+
+    def prepare(self, files: Files, deadline: float, folder: Path) -> None:
+        """Gets its file, into `folder` where it was never exported; measures its cost.
+
+        The features of `files` are known afterwards.
+        """
+        self._try(deadline, lambda: self._prepare(files, deadline, folder))
+
+    def extend(self, files: Files, deadline: float) -> bool:
+        """Adds the features of more pictures; False when there was no time for them."""
+        try:
+            more = self._computed(files, deadline)
+        except TimeoutError:
+            return False
+        self._features = np.concatenate([self._features, more])
+        return True
+
+    def score(self, targets: Ints) -> None:
+        """Scores it on the pictures that it first saw, by their classes [n]."""
+        self._try(math.inf, lambda: self._score(self._features[: len(targets)], targets))
+
+    def add_leep(self, targets: Ints) -> None:
+        """Adds LEEP where its pretrained classifier is here."""
+        if self._row.score is not None:
+            self._add_leep(self._features[: len(targets)], targets)
+
+    def _prepare(self, files: Files, deadline: float, folder: Path) -> None:
+        known = self._exported()
+        path = Path(known.path) if known else self._export(deadline, folder)
+        file = BackboneFile(path, self._runtime, known.digest if known else "")
+        self._source = Features(file, self._cache, self._spec.threads)
+        session = self._source.session
+        served_s = _served_s(session, files.paths, deadline)
+        self._note(picture_ms=served_s * 1000, feature_dim=session.feature_dim)
+        begun = time.monotonic()
+        self._features = self._computed(files, deadline)
+        self.picture_s = (time.monotonic() - begun) / len(files)
+
+    def _computed(self, files: Files, deadline: float) -> Floats:
+        assert self._source is not None, "it was prepared"
+        parts = []
+        for start in range(0, len(files), _SLICE):
+            _check(deadline)
+            end = start + _SLICE
+            parts.append(self._source.of(Files(files.paths[start:end], files.digests[start:end])))
+        return np.concatenate(parts)
+
+    def _exported(self) -> ExportedBackbone | None:
+        """What serves: the quantised form where that is asked for and known."""
+        name = self._row.weights
+        for wanted in [f"{name}:int8", name] if self._spec.precision == "int8" else [name]:
+            for known in self.candidate.exported:
+                if known.weights == wanted and Path(known.path).exists():
+                    return known
+        return None
+
+    def _export(self, deadline: float, folder: Path) -> Path:
+        from trainer import backbones, export
+
+        backbone, weights = self.candidate.backbone, self.candidate.weights
+        if not self._has_weights():
+            _within(deadline, lambda: backbones.fetch(backbone, weights, self._weights_dir))
+        network = backbones.load(backbone, weights, self._spec.seed, self._weights_dir)
+        path = folder / f"{len(list(folder.iterdir()))}.onnx"
+        export.to_onnx(network, path)
+        return path
+
+    def _has_weights(self) -> bool:
+        from trainer import backbones
+
+        # An unknown name has none to download; loading says what is wrong with it.
+        return self.candidate.backbone not in BACKBONES or backbones.is_at_hand(
+            self.candidate.backbone, self.candidate.weights, self._weights_dir
+        )
+
+    def _score(self, features: Floats, targets: Ints) -> None:
+        evidence = transferability.log_me(features, targets)
+        self._note(
+            score=evidence,
+            log_me=evidence,
+            # With shrinkage for all: of the two kinds, only scores of one can be compared.
+            h_score=transferability.h_score(features, targets, shrinks=True),
+        )
+
+    def _add_leep(self, features: Floats, targets: Ints) -> None:
+        from scipy.special import softmax
+
+        from trainer import backbones
+
+        try:
+            top = backbones.classifier(
+                self.candidate.backbone, self.candidate.weights, self._weights_dir
+            )
+        except (GraftError, OSError):
+            return  # it is for information, and the score is there without it
+        if top is not None:
+            source = softmax(features @ top.weight.T + top.bias, axis=1)
+            self._note(leep=transferability.leep(source, targets))
+
+    def _try(self, deadline: float, step: Callable[[], None]) -> None:
+        if self._row.problem:
+            return
+        try:
+            _check(deadline)
+            step()
+        except TimeoutError:
+            self.fail(NO_TIME)
+        except GraftError as error:
+            self.fail(error.message)
+        except Exception as error:  # whatever it is, the others can still be scored
+            traceback.print_exc()
+            self.fail(f"it could not be scored: {type(error).__name__}: {error}")
+
+    def _note(self, **changes: object) -> None:
+        self._row = msgspec.structs.replace(self._row, **changes)
+
+
+def _within(deadline: float, work: Callable[[], None]) -> None:
+    """Waits for a download; raises TimeoutError when it takes too long, and lets it go."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="download", daemon=True)
+    thread.start()
+    thread.join(max(0.0, deadline - time.monotonic()))
+    if errors:
+        raise errors[0]
+    if thread.is_alive():
+        raise TimeoutError
+
+
+def _served_s(session: Session, paths: Sequence[Path], deadline: float) -> float:
+    """Seconds from a file's bytes to features, one at a time; the median."""
+    times = []
+    for turn in range(_RUNS):
+        _check(deadline)
+        encoded = paths[turn % len(paths)].read_bytes()
+        begun = time.monotonic()
+        session.run(preprocess.decode(encoded)[None])
+        times.append(time.monotonic() - begun)
+    return median(times[1:])
+
+
+def _check(deadline: float) -> None:
+    if time.monotonic() >= deadline:
+        raise TimeoutError

@@ -1,0 +1,79 @@
+"""Where training stands, on disk: written whole or not at all, read with suspicion.
+
+A checkpoint takes a temporary name, is flushed to the disk and then renamed, so
+that a process killed at any moment leaves the one before. It carries the key of
+the work that it belongs to. Knows nothing of what a state is made of.
+"""
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from service.jobs.contract import JobSpec, Method, Note
+from trainer.records import Send
+
+FILE = "training.pt"
+_FORMAT = 1
+
+State = dict[str, Any]
+"""Tensors, numbers, text, lists and dicts of them: what loads without running code."""
+
+
+def key(spec: JobSpec, method: Method, *digests: str) -> str:
+    """What training's outcome depends on: the parts of a spec that say it, and the data."""
+    said = (method, spec.backbone, spec.weights, spec.seed, spec.validation_fraction)
+    text = msgspec.json.encode((_FORMAT, said, spec.time_budget_s, digests))
+    return hashlib.sha256(text).hexdigest()
+
+
+class Checkpoints:
+    """One checkpoint in a folder; without a folder nothing is kept."""
+
+    def __init__(self, folder: str, own_key: str) -> None:
+        self._path = Path(folder) / FILE if folder else None
+        self._key = own_key
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a folder."""
+        return self._path is not None
+
+    def load(self, send: Send) -> State | None:
+        """The state that was saved last; None, with a note, where it is not this work's."""
+        if self._path is None or not self._path.exists():
+            return None
+        try:
+            found: State = torch.load(self._path, map_location="cpu", weights_only=True)
+            own, state = found["key"], found["state"]
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, LookupError, TypeError):
+            send(Note("warning", "the checkpoint cannot be read: training starts anew"))
+            return None
+        if own != self._key:
+            text = "the checkpoint is of other settings or other data: training starts anew"
+            send(Note("warning", text))
+            return None
+        loaded: State = state
+        return loaded
+
+    def save(self, state: State) -> None:
+        """Replaces the checkpoint; returns when it would survive a loss of power."""
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # One name: what a kill left half-written is written over.
+        half = self._path.with_suffix(".half")
+        with half.open("wb") as file:
+            torch.save({"key": self._key, "state": state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        half.replace(self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,180 @@
+"""How a dataset is divided into training and validation parts, and what forbids it.
+
+Every problem has a name: unreadable files, one class only, classes with too few
+pictures, the same picture in train and validation or under two classes. What the
+list of files alone tells is told before any of them is read.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from service.class_folders import Examined, PictureFile
+from service.domain import RejectedFile
+from service.errors import InvalidInput, Reason
+
+MIN_TRAIN = 2
+"""Pictures to learn from that each class needs."""
+MAX_BAD_PART = 0.2
+MIN_BAD = 5
+"""Rejected files stop a job when they are at least so many and more than that part."""
+
+_LISTED = 10
+
+Pictures = list[Examined[None]]
+
+
+def check_listing(files: Sequence[PictureFile]) -> None:
+    """Raises InvalidInput for what no reading of the files could mend."""
+    # Of files that no folder divides, each class gives one or more to be held out.
+    learned: Counter[str] = Counter()
+    for label, count in Counter(f.label for f in files if f.split == "train").items():
+        learned[label] += count
+    for label, count in Counter(f.label for f in files if not f.split).items():
+        learned[label] += count - 1
+    measured = Counter(f.label for f in files if f.split != "train")
+    _refuse(learned, measured)
+
+
+def check_rejected(rejected: Sequence[RejectedFile], total: int) -> None:
+    """Raises InvalidInput when so many files are bad that something else must be wrong."""
+    if len(rejected) < MIN_BAD or len(rejected) <= MAX_BAD_PART * total:
+        return
+    raise InvalidInput(
+        Reason.DATASET_UNUSABLE,
+        f"{len(rejected)} of {total} files are no readable pictures; mend or remove them: "
+        + listed(f"{file.path} ({file.detail})" for file in rejected),
+    )
+
+
+def divide(
+    datasets: Sequence[Pictures], fraction: float, seed: int, warnings: list[str]
+) -> tuple[Pictures, Pictures, list[tuple[Path, str]]]:
+    """Training and validation pictures, and those in two classes, with what to say of them.
+
+    Each dataset by itself: by its folders' names, else by `fraction`, stratified. A
+    validation picture of one is a training picture of none.
+    """
+    datasets, contradictions = _without_contradictions(datasets)
+    train: Pictures = []
+    validation: Pictures = []
+    seen: set[str] = set()
+    copies = 0
+    for pictures in datasets:
+        if any(picture.file.split for picture in pictures):
+            train += [p for p in pictures if p.file.split == "train"]
+            validation += [p for p in pictures if p.file.split == "val"]
+        else:
+            first = {p.digest: p for p in reversed(pictures) if p.digest not in seen}
+            copies += len(pictures) - len(first)
+            # In the files' order, each picture where it was met first.
+            kept = [p for p in pictures if first.get(p.digest) is p]
+            measured = {p.file.label for p in validation}
+            learned, held = _divide(kept, fraction, seed, measured)
+            train += learned
+            validation += held
+        seen |= {p.digest for p in pictures}
+    if copies:
+        warnings.append(
+            f"{copies} files are copies of others and were used once, so that no picture is both "
+            "learned from and measured on"
+        )
+    held_out = {p.digest for p in validation}
+    if leaked := [p for p in train if p.digest in held_out]:
+        train = [p for p in train if p.digest not in held_out]
+        warnings.append(
+            f"{len(leaked)} training pictures are in the validation part too and were left out of "
+            "training, or accuracy would be overstated: " + listed(p.file.path.name for p in leaked)
+        )
+    return train, validation, contradictions
+
+
+def check_classes(
+    train: Sequence[Examined[None]], validation: Sequence[Examined[None]], warnings: list[str]
+) -> tuple[str, ...]:
+    """The classes, sorted; raises InvalidInput when they cannot be learned or measured."""
+    learned = Counter(p.file.label for p in train)
+    measured = Counter(p.file.label for p in validation)
+    _refuse(learned, measured)
+    if unmeasured := sorted(set(learned) - set(measured)):
+        warnings.append(
+            "no validation pictures for "
+            + listed(unmeasured)
+            + ": nothing is known of how well they are told"
+        )
+    return tuple(sorted(learned))
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    shown = list(names)
+    more = f" and {len(shown) - _LISTED} more" if len(shown) > _LISTED else ""
+    return ", ".join(shown[:_LISTED]) + more
+
+
+def _refuse(learned: Counter[str], measured: Counter[str]) -> None:
+    if len(labels := sorted({*learned, *measured})) < 2:
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"readable pictures were found for one class only ({', '.join(labels) or 'none'}): a "
+            "classifier needs at least 2",
+        )
+    few = [f"{label} ({learned[label]})" for label in labels if learned[label] < MIN_TRAIN]
+    if few:
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"classes with fewer than {MIN_TRAIN} pictures to learn from, beside those held out: "
+            f"{listed(few)}: add pictures or leave the classes out",
+        )
+    if not measured:
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            "val/ holds no readable picture: add some, or leave train/ and val/ away to have a "
+            "part held out",
+        )
+
+
+def _without_contradictions(
+    datasets: Sequence[Pictures],
+) -> tuple[list[Pictures], list[tuple[Path, str]]]:
+    labels: dict[str, set[str]] = defaultdict(set)
+    for pictures in datasets:
+        for picture in pictures:
+            labels[picture.digest].add(picture.file.label)
+    contradictions = [
+        (
+            p.file.path,
+            f"the same picture is in the classes {', '.join(sorted(labels[p.digest]))}",
+        )
+        for pictures in datasets
+        for p in pictures
+        if len(labels[p.digest]) > 1
+    ]
+    kept = [[p for p in pictures if len(labels[p.digest]) == 1] for pictures in datasets]
+    return kept, contradictions
+
+
+def _divide(
+    pictures: Pictures, fraction: float, seed: int, measured: set[str]
+) -> tuple[Pictures, Pictures]:
+    """Stratified: each class gives its share, at least one, and keeps what it needs.
+
+    A class that others measure already need not give one.
+    """
+    rng = np.random.default_rng([seed % 2**64, 0x5911])
+    by_label: dict[str, Pictures] = defaultdict(list)
+    for picture in pictures:
+        by_label[picture.file.label].append(picture)
+    train: Pictures = []
+    validation: Pictures = []
+    for label in sorted(by_label):
+        # By content, so that names and places of files do not matter.
+        own = sorted(by_label[label], key=lambda p: p.digest)
+        order = rng.permutation(len(own))
+        share = round(fraction * len(own))
+        held = share if label in measured else max(1, min(share, len(own) - MIN_TRAIN))
+        validation += [own[i] for i in order[:held]]
+        train += [own[i] for i in order[held:]]
+    return train, validation

@@ -1,0 +1,235 @@
+"""Features of pictures, kept between jobs in one SQLite file.
+
+A row's key is a space (what computed it) and a picture (its digest, and its view).
+Any number of processes may share the file. Bounded in bytes: what was not asked for
+the longest leaves. Whatever is wrong with the file, jobs go on without it: a
+damaged one is thrown away, and no row is given whose checksum does not fit.
+"""
+
+import json
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from service.inference.head import Floats
+
+BUSY_S = 2.0
+"""Longest wait for another process's write, before the job goes on without the cache."""
+_FORMAT = 1
+_FRESH_S = 3600.0
+"""A row that was used so lately is not noted as used again: repeated jobs write nothing."""
+_ROOM = 0.9
+"""Of the bound: what is left after rows left, so that they do not leave at every write."""
+_ROW_BYTES = 200
+"""Of a row beside its features: keys and indexes."""
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+
+_SCHEMA = f"""
+    BEGIN IMMEDIATE;
+    CREATE TABLE IF NOT EXISTS spaces (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+    CREATE TABLE IF NOT EXISTS rows (
+        id INTEGER PRIMARY KEY,
+        space INTEGER NOT NULL,
+        picture TEXT NOT NULL,
+        used_s INTEGER NOT NULL,
+        UNIQUE (space, picture)
+    );
+    CREATE INDEX IF NOT EXISTS rows_by_use ON rows (used_s);
+    -- Apart from the rows, so that noting a use rewrites no features.
+    CREATE TABLE IF NOT EXISTS features (
+        id INTEGER PRIMARY KEY, checksum INTEGER NOT NULL, data BLOB NOT NULL
+    );
+    PRAGMA user_version = {_FORMAT};
+    COMMIT;
+"""
+
+_FIND = """
+    SELECT rows.id, picture, used_s, checksum, data
+    FROM rows JOIN features ON features.id = rows.id
+    WHERE space = (SELECT id FROM spaces WHERE name = ?)
+    AND picture IN (SELECT value FROM json_each(?))
+"""
+
+
+class FeatureCache:
+    """One file, opened at its first use; may be shared by threads.
+
+    `note` gets a sentence for people when the file cannot be used.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        max_bytes: int,
+        note: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._note = note
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._is_off = False
+
+    def get(self, space: str, pictures: Sequence[str]) -> dict[str, Floats]:
+        """The features that are kept, float32 [d], by picture; those of others are absent."""
+        found: dict[str, Floats] = {}
+        with self._usable() as connection:
+            if connection is None:
+                return {}
+            stale: list[tuple[int, int]] = []
+            now = int(self._clock())
+            rows = connection.execute(_FIND, (space, json.dumps(list(pictures))))
+            for row, picture, used_s, checksum, data in rows:
+                if _checksum(space, picture, data) != checksum:
+                    continue  # computed again, and written over
+                found[picture] = np.frombuffer(data, dtype="<f4")
+                if now - used_s > _FRESH_S:
+                    stale.append((now, row))
+            if stale:
+                with connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    connection.executemany("UPDATE rows SET used_s = ? WHERE id = ?", stale)
+        return found
+
+    def put(self, space: str, features: Mapping[str, Floats]) -> None:
+        """Keeps features, float32 [d], by picture, in one transaction."""
+        rows = [(p, np.ascontiguousarray(f, "<f4").tobytes()) for p, f in features.items()]
+        room = self._max_bytes * _ROOM
+        fitting = []
+        for picture, data in rows:
+            room -= len(data) + _ROW_BYTES
+            if room < 0:
+                break
+            fitting.append((picture, data))
+        if not fitting:
+            return
+        with self._usable() as connection:
+            if connection is None:
+                return
+            now = int(self._clock())
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("INSERT OR IGNORE INTO spaces (name) VALUES (?)", (space,))
+                (space_id,) = connection.execute(
+                    "SELECT id FROM spaces WHERE name = ?", (space,)
+                ).fetchone()
+                self._make_room(connection, sum(len(data) + _ROW_BYTES for _, data in fitting))
+                for picture, data in fitting:
+                    (row,) = connection.execute(
+                        "INSERT INTO rows (space, picture, used_s) VALUES (?, ?, ?)"
+                        " ON CONFLICT DO UPDATE SET used_s = excluded.used_s RETURNING id",
+                        (space_id, picture, now),
+                    ).fetchone()
+                    connection.execute(
+                        "INSERT OR REPLACE INTO features (id, checksum, data) VALUES (?, ?, ?)",
+                        (row, _checksum(space, picture, data), data),
+                    )
+
+    def close(self) -> None:
+        """Closes the file; later calls find and keep nothing."""
+        with self._lock:
+            self._is_off = True
+            self._disconnect()
+
+    def _make_room(self, connection: sqlite3.Connection, coming: int) -> None:
+        page, count, free = (
+            connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_size", "page_count", "freelist_count")
+        )
+        used = page * (count - free)
+        if used + coming <= self._max_bytes:
+            return
+        (rows,) = connection.execute("SELECT COUNT(*) FROM rows").fetchone()
+        excess = used + coming - self._max_bytes * _ROOM
+        leaving = min(rows, int(rows * excess / used) + 1)
+        ids = connection.execute(
+            "SELECT id FROM rows ORDER BY used_s, id LIMIT ?", (leaving,)
+        ).fetchall()
+        connection.executemany("DELETE FROM rows WHERE id = ?", ids)
+        connection.executemany("DELETE FROM features WHERE id = ?", ids)
+
+    @contextmanager
+    def _usable(self) -> Iterator[sqlite3.Connection | None]:
+        """The connection, or None where there is none; ends its use when it fails."""
+        with self._lock:
+            connection = None
+            try:
+                connection = self._connected()
+            except (sqlite3.Error, OSError) as error:
+                self._give_up(error)
+            try:
+                yield connection
+            except (sqlite3.Error, OSError) as error:
+                self._give_up(error)
+
+    def _connected(self) -> sqlite3.Connection | None:
+        if self._is_off or self._connection is not None:
+            return self._connection
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(
+            self._path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
+        )
+        self._connection = connection
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version != _FORMAT:
+            if version != 0:
+                raise _OtherFormat(f"its format is {version}, not {_FORMAT}")
+            self._write_ahead(connection)
+            connection.executescript(_SCHEMA)
+        # A cache: what the last moments before a power cut wrote may be lost.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA journal_size_limit = {min(self._max_bytes, 2**26)}")
+        return connection
+
+    def _write_ahead(self, connection: sqlite3.Connection) -> None:
+        """So that readers wait for no writer; two that open a new file at once take turns."""
+        deadline = time.monotonic() + BUSY_S
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError:
+                # SQLite itself does not wait here.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
+
+    def _give_up(self, error: Exception) -> None:
+        self._is_off = True
+        self._disconnect()
+        code = getattr(error, "sqlite_errorcode", None)
+        if isinstance(error, _OtherFormat) or (code is not None and code & 0xFF in _DAMAGED):
+            for suffix in ("", "-wal", "-shm"):
+                # Another process may have been faster; one that may not, leaves it.
+                with suppress(OSError):
+                    Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+            self._note(
+                f"the cache of features was damaged and was thrown away ({error}): features are "
+                "computed again"
+            )
+            return
+        self._note(f"the cache of features cannot be used ({error}): the job goes on without it")
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+
+class _OtherFormat(sqlite3.Error):
+    pass
+
+
+# Over the key too: a row under another's name is as wrong as one with wrong bits.
+def _checksum(space: str, picture: str, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(f"{space}\0{picture}".encode()))

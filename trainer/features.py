@@ -1,0 +1,269 @@
+"""Features of picture files: each file is read once, hashed, looked up, decoded and run.
+
+One worker a core does all of it, a few files at a time, so that no more than a few
+pictures lie in memory as pixels; a run has one core to itself, which is the fastest
+way to many pictures. The backbone is loaded when the first picture needs it.
+"""
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from service import class_folders
+from service.class_folders import Examined, PictureFile
+from service.domain import RejectedFile
+from service.errors import GraftError
+from service.inference import preprocess
+from service.inference.head import Floats
+from service.inference.preprocess import Pixels
+from service.inference.runtime import Session
+from service.jobs.contract import Progressed
+from trainer.crops import random_view
+from trainer.data import Files, open_again
+from trainer.feature_cache import FeatureCache
+from trainer.records import Send
+
+T = TypeVar("T")
+
+BATCH = 8
+"""Pictures of a run: what they are on the way through the network still fits a core's cache."""
+_AHEAD = 64
+"""Decoded pictures that a worker may hold while the backbone is being loaded."""
+_PROGRESS_S = 0.1
+
+
+class Source(Protocol):
+    """What makes features: a backbone that need not be in memory yet."""
+
+    @property
+    def space(self) -> str:
+        """Names what computes, down to the last bit; empty while that is not known."""
+
+    @property
+    def precision(self) -> str:
+        """What it computes in, as `Session.precision`; empty where only a session knows."""
+
+    def load(self) -> Session:
+        """Loads it; blocks."""
+
+
+class Features:
+    """What a backbone makes of pictures; remembers it, and keeps it in `cache` between jobs.
+
+    May be used by one thread at a time.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        cache: FeatureCache | None = None,
+        threads: int = 0,
+        send: Send = lambda _: None,
+    ) -> None:
+        self._source = source
+        self._cache = cache
+        self._workers = threads or len(os.sched_getaffinity(0))
+        self._send = send
+        self._rows: dict[str, Floats] = {}
+        self._session: Future[Session] | None = None
+        self._lock = threading.Lock()
+        self._progress = _Progress(0, "", send)
+        self._seconds = 0.0
+        self.computed = 0
+        """How many pictures and views went through the backbone; the others were kept."""
+
+    @property
+    def session(self) -> Session:
+        """The backbone's session, loaded now if it was not needed yet."""
+        return self._loading().result()
+
+    @property
+    def precision(self) -> str:
+        """What the backbone computes in; loads it where nothing less tells."""
+        return self._source.precision or self.session.precision
+
+    @property
+    def pictures_per_second(self) -> float:
+        """So far, whether computed or kept."""
+        return len(self._rows) / self._seconds if self._seconds else 0.0
+
+    def examine(
+        self, files: Sequence[PictureFile], root: Path
+    ) -> tuple[list[Examined[None]], list[RejectedFile]]:
+        """As `class_folders.examine`; the features of what is no rejected file are known then."""
+        outcomes: dict[PictureFile, Examined[None] | RejectedFile] = {}
+
+        def prepare(chunk: Sequence[PictureFile]) -> list[tuple[str, Pixels]]:
+            read: list[tuple[PictureFile, bytes, str]] = []
+            for file in chunk:
+                try:
+                    data = class_folders.read_bytes(file, root)
+                    read.append((file, data, hashlib.sha256(data).hexdigest()))
+                except (GraftError, OSError) as error:
+                    outcomes[file] = class_folders.rejected(file, root, error)
+            missing = self._missing([digest for *_, digest in read])
+            decoded: dict[str, Pixels] = {}
+            for file, data, digest in read:
+                try:
+                    if digest in missing and digest not in decoded:
+                        decoded[digest] = preprocess.decode(data)
+                    outcomes[file] = Examined(file, digest, None)
+                except GraftError as error:
+                    outcomes[file] = class_folders.rejected(file, root, error)
+            return list(decoded.items())
+
+        self._compute(files, prepare, "pictures")
+        found = [outcomes[file] for file in files]
+        return (
+            [outcome for outcome in found if isinstance(outcome, Examined)],
+            [outcome for outcome in found if isinstance(outcome, RejectedFile)],
+        )
+
+    def of(self, files: Files, detail: str = "pictures") -> Floats:
+        """Features float32 [n, d] of pictures that were examined, here or elsewhere.
+
+        Raises InvalidInput (DATASET_UNUSABLE) when a file is gone.
+        """
+        paths = dict(zip(files.digests, files.paths, strict=True))
+
+        def prepare(chunk: Sequence[str]) -> list[tuple[str, Pixels]]:
+            return [(digest, preprocess.fit(open_again(paths[digest]))) for digest in chunk]
+
+        missing = self._missing(list(paths))
+        self._compute([d for d in paths if d in missing], prepare, detail)
+        return self._stacked(files.digests)
+
+    def of_views(self, files: Files, count: int, seed: int) -> Floats:
+        """Features float32 [count, n, d] of random crops, every second one mirrored.
+
+        Which crop a picture gets follows from its content, the seed and the view's
+        number alone. Errors as `of`.
+        """
+        paths = dict(zip(files.digests, files.paths, strict=True))
+        keys = {digest: [f"{digest} {seed} {i}" for i in range(count)] for digest in paths}
+        missing = self._missing([key for views in keys.values() for key in views])
+
+        def prepare(chunk: Sequence[str]) -> list[tuple[str, Pixels]]:
+            made = []
+            for digest in chunk:
+                picture = open_again(paths[digest])
+                for i, key in enumerate(keys[digest]):
+                    if key in missing:
+                        rng = np.random.default_rng([seed % 2**64, i, int(digest[:16], 16)])
+                        made.append((key, random_view(picture, rng)))
+            return made
+
+        lacking = [digest for digest, views in keys.items() if not missing.isdisjoint(views)]
+        self._compute(lacking, prepare, "augmented views", max(1, BATCH // count))
+        return np.stack(
+            [self._stacked([keys[digest][i] for digest in files.digests]) for i in range(count)]
+        )
+
+    def _missing(self, keys: Sequence[str]) -> set[str]:
+        """Those that neither this object nor the cache knows; takes over what the cache has."""
+        unknown = [key for key in keys if key not in self._rows]
+        if unknown and self._cache is not None and self._source.space:
+            self._rows.update(self._cache.get(self._source.space, unknown))
+        return {key for key in unknown if key not in self._rows}
+
+    def _stacked(self, keys: Sequence[str]) -> Floats:
+        return np.stack([self._rows[key] for key in keys])
+
+    def _compute(
+        self,
+        items: Sequence[T],
+        prepare: Callable[[Sequence[T]], list[tuple[str, Pixels]]],
+        detail: str,
+        at_most: int = BATCH,
+    ) -> None:
+        """Runs what `prepare` makes of the items, some at a time, one worker a core."""
+        if not items:
+            return
+        started = time.monotonic()
+        self._progress = _Progress(len(items), detail, self._send)
+        size = min(at_most, -(-len(items) // self._workers))
+        chunks = (items[start : start + size] for start in range(0, len(items), size))
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="features") as pool:
+            for worker in [pool.submit(self._work, chunks, prepare) for _ in range(self._workers)]:
+                worker.result()
+        self._progress.end()
+        self._seconds += time.monotonic() - started
+
+    def _work(
+        self,
+        chunks: "Generator[Sequence[T], None, None]",
+        prepare: Callable[[Sequence[T]], list[tuple[str, Pixels]]],
+    ) -> None:
+        waiting: list[tuple[str, Pixels]] = []
+        try:
+            while (chunk := self._next(chunks)) is not None:
+                waiting += prepare(chunk)
+                if waiting and (self._loading().done() or len(waiting) >= _AHEAD):
+                    self._run(waiting)
+                    waiting = []
+                self._progress.add(len(chunk))
+            self._run(waiting)
+        except BaseException:
+            # One failure is the job's: the other workers need not go on.
+            with self._lock:
+                chunks.close()
+            raise
+
+    def _next(self, chunks: "Generator[Sequence[T], None, None]") -> Sequence[T] | None:
+        with self._lock:
+            return next(chunks, None)
+
+    def _run(self, pictures: Sequence[tuple[str, Pixels]]) -> None:
+        for start in range(0, len(pictures), BATCH):
+            batch = pictures[start : start + BATCH]
+            features = self.session.run(np.stack([pixels for _, pixels in batch]), cores=1)
+            rows = {key: row for (key, _), row in zip(batch, features, strict=True)}
+            with self._lock:
+                self._rows |= rows
+                self.computed += len(rows)
+            if self._cache is not None:
+                self._cache.put(self._source.space, rows)
+
+    def _loading(self) -> "Future[Session]":
+        with self._lock:
+            if self._session is None:
+                self._session = Future()
+                threading.Thread(target=self._load_now, args=(self._session,)).start()
+            return self._session
+
+    def _load_now(self, session: "Future[Session]") -> None:
+        try:
+            session.set_result(self._source.load())
+        except BaseException as error:
+            session.set_exception(error)
+
+
+class _Progress:
+    """Told at most every tenth of a second, and at the end. Safe from any thread."""
+
+    def __init__(self, total: int, detail: str, send: Send) -> None:
+        self._total = total
+        self._detail = detail
+        self._send = send
+        self._done = 0
+        self._told = time.monotonic()
+        self._lock = threading.Lock()
+
+    def add(self, done: int) -> None:
+        with self._lock:
+            self._done += done
+            now = time.monotonic()
+            if now - self._told < _PROGRESS_S or self._done >= self._total:
+                return
+            self._told = now
+            self._send(Progressed("features", self._done / self._total, self._detail))
+
+    def end(self) -> None:
+        self._send(Progressed("features", 1.0, self._detail))

@@ -1,0 +1,212 @@
+"""What a job found out beyond its metrics, all of it optional; the report shows what is there.
+
+`examine` works out what follows from features and probabilities; adaptation,
+growth and out-of-distribution scores come from those who made them. Knows no files and
+no pictures: a picture is a place in the training or the validation part.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+
+from service.jobs.contract import BackbonesRanked
+from trainer import comparisons, duplicates, label_errors, learning_curve
+from trainer.comparisons import Comparison, Measured
+from trainer.duplicates import NearDuplicates
+from trainer.label_errors import Suspect
+from trainer.power_law import LearningCurve
+
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.int64]
+
+_SCORE_BINS = 24
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """How far apart the domains' features lie, by one measure; 0 is together."""
+
+    measure: str
+    """`proxy_a_distance`, `mmd` or `frechet_distance`."""
+    before: float
+    after: float | None
+    """Of the adapted features; None where the technique leaves the features alone."""
+
+
+class Adapted(msgspec.Struct, frozen=True, kw_only=True):
+    """A technique that was tried."""
+
+    technique: str
+    criterion: float | None = None
+    """What it was judged by, without target labels."""
+    seconds: float | None = None
+    target_accuracy: float | None = None
+    """Only where the target's classes were given for evaluation."""
+
+
+class Adaptation(msgspec.Struct, frozen=True, kw_only=True):
+    """What adapting to the target domain did."""
+
+    technique: str
+    """Asked for."""
+    published: str
+    """What serves; `source_only` where adapting did not look better."""
+    candidates: list[Adapted]
+    """Source-only among them."""
+    criterion: str
+    """Names what the candidates were judged by, for people."""
+    gaps: list[Gap]
+    is_negative: bool
+    """Adapting looked worse than not adapting (negative transfer)."""
+    target_pictures: int
+    target_accuracy: float | None = None
+    """Of what is published."""
+    source_only_target_accuracy: float | None = None
+    comparison: Comparison | None = None
+    """Of what is published with source-only, on the target's labelled pictures."""
+    words: str = ""
+
+
+class ScoreBin(msgspec.Struct, frozen=True):
+    """Validation pictures with about the same score."""
+
+    low: float
+    high: float
+    count: int
+
+
+class OutOfDistribution(msgspec.Struct, frozen=True, kw_only=True):
+    """How unlike the training pictures the validation pictures look; higher is stranger."""
+
+    threshold: float
+    flagged: int
+    """Validation pictures above it."""
+    count: int
+    bins: list[ScoreBin]
+    method: str
+    source: str = ""
+
+
+class Growth(msgspec.Struct, frozen=True, kw_only=True):
+    """What came on top of the version that the job grew from."""
+
+    base_model: str
+    base_version: int
+    base_pictures: int
+    added_pictures: int
+    added_classes: list[str] = []
+    comparison: Comparison | None = None
+    """With the base version, on the validation pictures."""
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """Pictures that are probably under the wrong class, most suspicious first."""
+
+    train: list[Suspect] = field(default_factory=list)
+    validation: list[Suspect] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the report adds to the metrics."""
+
+    comparisons: list[Comparison] = field(default_factory=list)
+    curve: LearningCurve | None = None
+    suspects: Suspects = field(default_factory=Suspects)
+    near_duplicates: NearDuplicates | None = None
+    adaptation: Adaptation | None = None
+    backbones: BackbonesRanked | None = None
+    out_of_distribution: OutOfDistribution | None = None
+    growth: Growth | None = None
+
+
+def examine(
+    *,
+    probabilities: Floats,
+    targets: Ints,
+    train_targets: Ints,
+    classes: int,
+    train_features: Floats | None = None,
+    features: Floats | None = None,
+    out_of_fold: Floats | None = None,
+    baselines: Sequence[Measured] = (),
+    seed: int = 0,
+) -> Findings:
+    """From what was served [m, classes] on the validation pictures with classes [m].
+
+    With features of both parts, [n, d] and [m, d], there are the nearest class mean,
+    the learning curve and near-duplicates too; with out-of-fold probabilities
+    [n, classes] of the training pictures suspects among them. About 50 ms for 400 pictures
+    on one core, half a second for 5,000.
+    """
+    # The matrices are small: more threads would cost more than they bring.
+    with threadpool_limits(1):
+        return _examine(
+            probabilities,
+            targets,
+            train_targets,
+            classes,
+            None if train_features is None or features is None else (train_features, features),
+            out_of_fold,
+            baselines,
+            seed,
+        )
+
+
+def _examine(
+    probabilities: Floats,
+    targets: Ints,
+    train_targets: Ints,
+    classes: int,
+    both: tuple[Floats, Floats] | None,
+    out_of_fold: Floats | None,
+    baselines: Sequence[Measured],
+    seed: int,
+) -> Findings:
+    measured = list(baselines)
+    curve, near = None, None
+    if both is not None:
+        train, asked = both
+        # Another's answer to the same name is not replaced.
+        if all(m.name != "nearest_class_mean" for m in measured):
+            means = comparisons.nearest_class_mean(train, train_targets, asked, classes)
+            measured.append(Measured("nearest_class_mean", means))
+        curve = learning_curve.measure(train, train_targets, asked, targets, classes, seed)
+        near = duplicates.find(train, train_targets, asked)
+    shares = comparisons.majority_class(train_targets, len(targets), classes)
+    measured.append(Measured("majority_class", shares))
+    return Findings(
+        comparisons=[comparisons.compare(m, probabilities, targets) for m in measured],
+        curve=curve,
+        suspects=Suspects(
+            train=[] if out_of_fold is None else label_errors.find(out_of_fold, train_targets),
+            validation=label_errors.find(probabilities, targets),
+        ),
+        near_duplicates=near,
+    )
+
+
+def out_of_distribution(
+    scores: Floats, threshold: float, method: str, source: str = ""
+) -> OutOfDistribution:
+    """Of the validation pictures' scores [n]; above the threshold is out of distribution."""
+    finite = scores[np.isfinite(scores)].astype(np.float64)
+    end = max(float(finite.max(initial=0)), threshold * 1.1)
+    start = min(float(finite.min(initial=end)), threshold * 0.9)
+    counts, edges = np.histogram(finite, bins=_SCORE_BINS, range=(start, end))
+    return OutOfDistribution(
+        threshold=threshold,
+        flagged=int((scores > threshold).sum()),
+        count=len(scores),
+        bins=[ScoreBin(float(edges[i]), float(edges[i + 1]), int(c)) for i, c in enumerate(counts)],
+        method=method,
+        source=source,
+    )
+
+
+PartName = Literal["train", "validation"]

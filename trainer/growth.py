@@ -1,0 +1,24 @@
+"""What a job's data brought on top of the version that it grew from."""
+
+import numpy as np
+
+from service.jobs.contract import JobSpec
+from trainer.data import Data
+from trainer.findings import Growth
+
+
+def told(spec: JobSpec, data: Data) -> Growth | None:
+    """For the report; None for a job that grew from nothing."""
+    if spec.base is None:
+        return None
+    paths = [*data.train.paths, *data.validation.paths]
+    targets = np.concatenate([data.train.targets, data.validation.targets])
+    is_new = np.array([path.is_relative_to(data.root) for path in paths])
+    known = set(targets[~is_new].tolist())
+    return Growth(
+        base_model=spec.base.model,
+        base_version=spec.base.version,
+        base_pictures=int((~is_new).sum()),
+        added_pictures=int(is_new.sum()),
+        added_classes=[label for i, label in enumerate(data.classes) if i not in known],
+    )

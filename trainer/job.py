@@ -1,0 +1,180 @@
+"""What a job works with: its records, its clock, what computes, and the backbone it starts from."""
+
+import functools
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from service.errors import GraftError, Reason
+from service.inference.head import Head
+from service.inference.providers import ProviderUnavailable, choose_provider
+from service.inference.runtime import OnnxRuntime
+from service.jobs.contract import (
+    BACKBONE_FILE,
+    BackbonesRanked,
+    Candidate,
+    EpochEnded,
+    ExportedBackbone,
+    FeatureBased,
+    JobSpec,
+    Note,
+    Progressed,
+    RankSpec,
+    Record,
+)
+from trainer.backbone_file import BackboneFile
+from trainer.data import Part
+from trainer.feature_cache import FeatureCache
+from trainer.features import Features
+from trainer.records import Send
+from trainer.stages import Stages
+from trainer.weight_names import weights_name
+
+if TYPE_CHECKING:
+    from trainer.backbones import Backbone
+    from trainer.data import Data
+
+_RANKING_PART = 0.25
+_RANKING_S = 60.0
+"""Longest time to choose a backbone, and the part of the job's budget that it may take."""
+
+
+class Job:
+    """One job's means; made at its start. `start_from` must come before frozen features."""
+
+    def __init__(self, spec: JobSpec, tell: Send) -> None:
+        self.spec = spec
+        self.started, self.started_at = time.monotonic(), datetime.now(UTC)
+        self.stages = Stages("reading")
+        self.epochs: list[EpochEnded] = []
+        self.out = Path(spec.out_dir)
+        self._tell = tell
+        try:
+            provider = choose_provider(spec.provider)
+        except ProviderUnavailable as error:
+            raise GraftError(Reason.DEVICE_UNAVAILABLE, str(error)) from error
+        # Pictures are many, and run side by side.
+        self.runtime = OnnxRuntime(provider, spec.threads, spec.precision, is_narrow=True)
+        self.cache = _cache(spec, self.send)
+        self.weights = ""
+        self.known: ExportedBackbone | None = None
+        self.frozen_file = self.out / BACKBONE_FILE
+        self._frozen: Features | None = None
+
+    def send(self, record: Record) -> None:
+        """Tells a record; epochs are kept for the report."""
+        if isinstance(record, EpochEnded):
+            self.epochs.append(record)
+        self._tell(record)
+
+    def send_without_epochs(self, record: Record) -> None:
+        """The same for work whose epochs are not the job's."""
+        if not isinstance(record, EpochEnded):
+            self._tell(record)
+
+    def choose_backbone(self, part: Part) -> BackbonesRanked:
+        """Starts from the candidate whose frozen features fit the training pictures best."""
+        from trainer import ranking
+
+        spec = self.spec
+        budget_s = _RANKING_S
+        if spec.time_budget_s is not None:
+            budget_s = min(budget_s, spec.time_budget_s * _RANKING_PART)
+        asked = RankSpec(
+            data_dir=spec.data_dir,
+            candidates=spec.candidates,
+            weights_dir=spec.weights_dir,
+            time_budget_s=budget_s,
+            seed=spec.seed,
+            threads=spec.threads,
+            provider=spec.provider,
+            precision=spec.precision,
+            feature_cache=spec.feature_cache,
+            feature_cache_bytes=spec.feature_cache_bytes,
+            only_at_hand=True,
+        )
+        chosen, ranked = ranking.choose(asked, part, self.runtime, self.send_without_epochs)
+        self.send(Note("info", ranked.explanation))
+        self.start_from(chosen)
+        return ranked
+
+    def start_from(self, candidate: Candidate) -> None:
+        """Settles the backbone; nothing is loaded yet."""
+        self.spec = msgspec.structs.replace(
+            self.spec,
+            backbone=candidate.backbone,
+            weights=candidate.weights,
+            exported=candidate.exported,
+        )
+        self.weights = weights_name(candidate.backbone, candidate.weights, self.spec.seed)
+        if self.weights.startswith("random:"):
+            text = "the backbone starts from random weights: it was never pretrained"
+            self.send(Note("warning", text))
+        self.known = next(
+            (e for e in candidate.exported if e.weights == self.weights and Path(e.path).exists()),
+            None,
+        )
+        if self.known is not None:
+            self.frozen_file = Path(self.known.path)
+        digest = self.known.digest if self.known else ""
+        source = BackboneFile(self.frozen_file, self.runtime, digest, self._export)
+        self._frozen = Features(source, self.cache, self.spec.threads, self.send)
+
+    @property
+    def frozen(self) -> Features:
+        """Features of the pretrained backbone."""
+        assert self._frozen is not None, "start_from comes first"
+        return self._frozen
+
+    @functools.cached_property
+    def backbone(self) -> "Backbone":
+        """Imports torch: seconds that neither bad data nor a repeated job need wait for."""
+        import torch
+
+        from trainer import backbones
+
+        torch.set_num_threads(self.spec.threads or len(os.sched_getaffinity(0)))
+        weights_dir = Path(self.spec.weights_dir)
+        return backbones.load(self.spec.backbone, self.spec.weights, self.spec.seed, weights_dir)
+
+    def features_of_file(self, file: Path, digest: str = "") -> Features:
+        """Of another backbone's file; kept between jobs where its digest is known."""
+        cache = self.cache if digest else None
+        source = BackboneFile(file, self.runtime, digest)
+        return Features(source, cache, self.spec.threads, self.send)
+
+    def first_head(self, data: "Data") -> Head:
+        """A head on the frozen backbone, which training may begin with."""
+        from trainer.methods import feature_based
+
+        return feature_based.fit_head(
+            FeatureBased(),
+            data,
+            self.frozen,
+            self.spec.seed,
+            self.send_without_epochs,
+            self.spec.threads,
+        ).head
+
+    def close(self) -> None:
+        """Ends the use of the feature cache."""
+        if self.cache is not None:
+            self.cache.close()
+
+    def _export(self, path: Path) -> None:
+        from trainer import export
+
+        self.send(Progressed("preparing", 0.5, f"exporting {self.spec.backbone}"))
+        export.to_onnx(self.backbone, path)
+
+
+def _cache(spec: JobSpec, send: Send) -> FeatureCache | None:
+    if not spec.feature_cache:
+        return None
+    return FeatureCache(
+        Path(spec.feature_cache), spec.feature_cache_bytes, lambda text: send(Note("info", text))
+    )

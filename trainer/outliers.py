@@ -1,0 +1,76 @@
+"""Learns what a model's training pictures look like, see `service.inference.outliers`.
+
+The threshold is where 19 of 20 training pictures lie below when each is scored
+by what the others look like.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from service.inference.outliers import Outliers, normalised
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+FALSE_ALARMS = 0.05
+"""Part of the training's own kind of pictures that is taken for out of distribution."""
+_FLOOR = 0.1
+"""Added to each variance, times their mean: a feature that a few training pictures never show
+must not decide alone. 0.03 to 0.3 did as well."""
+_FOLDS = 5
+_KEPT = 256
+_MAX_TRAIN = 5000
+"""More tell no more of means and variances, and cost the scoring of each fold."""
+
+
+def fit(train: Floats, targets: Ints, validation: Floats, seed: int) -> Outliers:
+    """From features float32 [n, d] with classes int64 [n] that all occur.
+
+    `validation` float32 [m, d] belong to pictures that are not among the first;
+    their scores are kept, to compare live ones with.
+    """
+    rng = np.random.default_rng([seed % 2**64, 0x007D])
+    if len(train) > _MAX_TRAIN:
+        chosen = rng.permutation(len(train))[:_MAX_TRAIN]
+        rare = np.setdiff1d(targets, targets[chosen])
+        chosen = np.union1d(chosen, np.flatnonzero(np.isin(targets, rare)))
+        train, targets = train[chosen], targets[chosen]
+    held_out = _cross_validated(train, targets, rng)
+    threshold = max(float(np.quantile(held_out, 1 - FALSE_ALARMS)), 1e-6)
+    means, inverse_variance = _estimated(train, targets)
+    scaled = (inverse_variance / threshold**2).astype(np.float32)
+    unscored = Outliers(means.astype(np.float16), scaled, np.zeros(0, np.float16))
+    scores = np.sort(unscored.scores(validation))
+    if len(scores) > _KEPT:
+        scores = scores[np.linspace(0, len(scores) - 1, _KEPT).round().astype(int)]
+    return Outliers(unscored.means, scaled, scores.astype(np.float16))
+
+
+def _estimated(train: Floats, targets: Ints) -> tuple[Floats, Floats]:
+    unit = normalised(train)
+    labels, places = np.unique(targets, return_inverse=True)
+    means = np.stack([unit[places == place].mean(axis=0) for place in range(len(labels))])
+    deviations = unit - means[places]
+    freedom = max(1, len(unit) - len(labels))
+    variance = np.einsum("nd,nd->d", deviations, deviations) / freedom
+    floor = max(_FLOOR * float(variance.mean()), 1e-12)
+    return means, 1 / (variance + np.float32(floor))
+
+
+def _cross_validated(train: Floats, targets: Ints, rng: np.random.Generator) -> Floats:
+    """Scores [n] of the training pictures, each by means and variances without its fold."""
+    fold = np.empty(len(targets), dtype=np.int64)
+    for label in np.unique(targets):
+        own = rng.permutation(np.flatnonzero(targets == label))
+        # A class of one stays in every fold's estimate: no other could stand for it.
+        fold[own] = np.arange(len(own)) % _FOLDS if len(own) > 1 else -1
+    scores: Floats = np.zeros(len(targets), dtype=np.float32)
+    for held in range(_FOLDS):
+        inside = fold == held
+        if not inside.any():
+            continue
+        means, inverse_variance = _estimated(train[~inside], targets[~inside])
+        scores[inside] = Outliers(
+            means.astype(np.float16), inverse_variance.astype(np.float32), np.zeros(0, np.float16)
+        ).scores(train[inside])
+    return scores

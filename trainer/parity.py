@@ -1,0 +1,107 @@
+"""The proof that what serves answers as PyTorch does, on the job's own pictures.
+
+What PyTorch makes of a picture is kept beside the features, so that a job on
+pictures that were checked before needs no torch at all.
+"""
+
+from collections.abc import Callable
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from service.domain import Parity
+from service.errors import GraftError, Reason
+from service.inference.head import Floats, Head
+from service.inference.preprocess import Pixels
+from service.inference.runtime import Session
+from trainer.data import Files
+from trainer.feature_cache import FeatureCache
+from trainer.features import Features
+
+if TYPE_CHECKING:
+    from trainer.backbones import Backbone
+
+MAX_DIFFERENCE = 1e-3
+"""Of a probability, between torch and what serves."""
+NEW_PICTURES = 32
+"""Compared where the backbone's file is new."""
+KNOWN_PICTURES = 8
+"""Compared where an earlier job's check of the same file was passed."""
+
+_DETAIL = "PyTorch against what serves"
+
+
+def check(
+    head: Head,
+    served: Features,
+    reference: "TorchBackbone",
+    checked: Files,
+    cache: FeatureCache | None,
+    threads: int,
+) -> Parity:
+    """Compares the head's answers on features of what serves and of PyTorch.
+
+    Raises GraftError (PARITY_FAILED) when a probability differs by more than 1e-3.
+    """
+    answers = head.probabilities(served.of(checked, _DETAIL))
+    try:
+        wanted = head.probabilities(Features(reference, cache, threads).of(checked, _DETAIL))
+    finally:
+        reference.close()
+    difference = float(np.abs(answers - wanted).max())
+    agreement = float((answers.argmax(axis=1) == wanted.argmax(axis=1)).mean())
+    # Written so that NaN fails too.
+    if not difference <= MAX_DIFFERENCE:
+        raise GraftError(
+            Reason.PARITY_FAILED,
+            f"the exported model differs from PyTorch by {difference:.2g} in a probability (at "
+            f"most {MAX_DIFFERENCE:g} is allowed; {agreement:.0%} of the best classes agree) on "
+            f"{len(checked)} validation pictures: it was not published",
+        )
+    return Parity(difference, agreement, len(checked))
+
+
+class TorchBackbone:
+    """A `features.Source`: the backbone as PyTorch computes it, on the CPU in full precision."""
+
+    precision = "fp32"
+
+    def __init__(self, name: str, weights: str, load: Callable[[], "Backbone"]) -> None:
+        self.space = f"torch {metadata.version('torch')} {name} {weights}"
+        self._load = load
+        self._threads_before = 0
+
+    def load(self) -> Session:
+        """Loads its weights; errors as `backbones.load`."""
+        backbone = self._load()
+        import torch
+
+        # Torch's own threads spin for each other: on busy cores, two of them took five
+        # times as long as two runs side by side.
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        return _TorchSession(backbone)
+
+    def close(self) -> None:
+        """Gives torch its threads back."""
+        if self._threads_before:
+            import torch
+
+            torch.set_num_threads(self._threads_before)
+
+
+class _TorchSession:
+    nbytes = 0
+    precision = "fp32"
+    max_batch = 1
+    picture_s = 0.0
+
+    def __init__(self, backbone: "Backbone") -> None:
+        self._backbone = backbone
+        self.feature_dim = backbone.feature_dim
+
+    def run(self, pictures: Pixels, cores: int = 0) -> Floats:  # noqa: ARG002 - always one
+        from trainer import export
+
+        return export.torch_features(self._backbone, pictures)

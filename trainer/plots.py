@@ -1,0 +1,301 @@
+"""Plots of a report as inline SVG: no script, colours by the page's style sheet.
+
+Every function gives one `<svg>`, 360 units wide, so that its text keeps its size on
+a telephone. Names from outside are escaped.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from trainer.calibration import Bin
+from trainer.evaluate import wilson
+from trainer.findings import Gap, ScoreBin
+from trainer.power_law import LearningCurve
+
+WIDTH = 360.0
+_HEIGHT = 230.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 12.0, 14.0, 36.0
+_GAP_NAMES = {
+    "proxy_a_distance": "proxy A-distance",
+    "mmd": "maximum mean discrepancy",
+    "frechet_distance": "Fréchet distance",
+}
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """Where data lies on the picture; x may be logarithmic."""
+
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+    is_log: bool = False
+
+    def x(self, value: float) -> float:
+        low, high, at = self.x_low, self.x_high, value
+        if self.is_log:
+            low, high, at = math.log(low), math.log(high), math.log(at)
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * (at - low) / ((high - low) or 1)
+
+    def y(self, value: float) -> float:
+        part = (value - self.y_low) / ((self.y_high - self.y_low) or 1)
+        return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * part
+
+    def point(self, x: float, y: float) -> str:
+        return f"{self.x(x):.1f},{self.y(y):.1f}"
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A row of a dot plot: a value with its interval, 0 to 1."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    is_served: bool = False
+
+
+def reliability(bins: Sequence[Bin], before: Sequence[Bin]) -> Markup:
+    """Accuracy over confidence: dots with 95 % intervals and counts; rings before the temperature.
+
+    A dot on the diagonal keeps what it promises.
+    """
+    start = min(b.low for b in (*bins, *before) if b.count)
+    # The strip below 0 is for the counts.
+    axes = _Axes(min(start, 0.8), 1, -0.14, 1.04)
+    parts = _frame(axes, "confidence", "accuracy", _ticks(axes.x_low, 1), _ticks(0, 1))
+    diagonal = f"{axes.point(axes.x_low, axes.x_low)} {axes.point(1, 1)}"
+    parts.append(f'<polyline class="ref" points="{diagonal}"/>')
+    largest = max(b.count for b in bins)
+    for b in before:
+        if b.confidence is not None and b.accuracy is not None:
+            parts.append(
+                f'<circle class="ring" cx="{axes.x(b.confidence):.1f}" '
+                f'cy="{axes.y(b.accuracy):.1f}" r="3"/>'
+            )
+    for b in bins:
+        if b.confidence is None or b.accuracy is None:
+            continue
+        low, high = wilson(b.accuracy, b.count)
+        x = axes.x(b.confidence)
+        radius = 3 + 5 * math.sqrt(b.count / largest)
+        parts.append(_upright(x, axes.y(low), axes.y(high), "a"))
+        parts.append(
+            f'<circle class="dot" cx="{x:.1f}" cy="{axes.y(b.accuracy):.1f}" r="{radius:.1f}"/>'
+        )
+        parts.append(_text(x, axes.y(-0.11), str(b.count), "middle", "small"))
+    return _svg(parts, _HEIGHT, "Accuracy over confidence")
+
+
+def learning_curve(curve: LearningCurve) -> Markup:
+    """Accuracy over pictures learned from, with the power law to twice as many."""
+    drawn = [*curve.points, *curve.fitted]
+    low = min(p.low for p in drawn)
+    high = max(p.high for p in drawn)
+    margin = max((high - low) * 0.08, 0.005)
+    sizes = [p.pictures for p in curve.points]
+    last = sizes[-1]
+    axes = _Axes(
+        sizes[0] * 0.9,
+        (2 * last if curve.fitted else last) * 1.1,
+        max(0, low - margin),
+        min(1, high + margin),
+        is_log=True,
+    )
+    marks = [(float(s), str(s)) for s in (*sizes, *([2 * last] if curve.fitted else []))]
+    parts = _frame(axes, "pictures learned from", "accuracy", marks, None)
+    if curve.fitted:
+        around = [axes.point(p.pictures, p.high) for p in curve.fitted]
+        around += [axes.point(p.pictures, p.low) for p in reversed(curve.fitted)]
+        parts.append(f'<polygon class="band" points="{" ".join(around)}"/>')
+        known = [axes.point(p.pictures, p.accuracy) for p in curve.fitted if p.pictures <= last]
+        beyond = [axes.point(p.pictures, p.accuracy) for p in curve.fitted if p.pictures >= last]
+        parts.append(f'<polyline class="a" points="{" ".join(known)}"/>')
+        parts.append(f'<polyline class="a dashed" points="{" ".join([known[-1], *beyond])}"/>')
+    for p in curve.points:
+        x = axes.x(p.pictures)
+        parts.append(_upright(x, axes.y(p.low), axes.y(p.high), "soft"))
+        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{axes.y(p.accuracy):.1f}" r="4"/>')
+    return _svg(parts, _HEIGHT, "Accuracy over the amount of data")
+
+
+def epochs(title: str, series: dict[str, list[float]]) -> Markup:
+    """Lines over epochs, from 1; each series is named at its end's height in the page."""
+    values = [v for line in series.values() for v in line]
+    low, high = min(values), max(values)
+    margin = (high - low) * 0.06 or 0.01
+    count = max(len(line) for line in series.values())
+    axes = _Axes(1, count, low - margin, high + margin)
+    step = max(1, math.ceil(count / 6))
+    marks = [(float(e), str(e)) for e in range(1, count + 1, step)]
+    parts = _frame(axes, "epoch", title.lower(), marks, None)
+    for name, line in series.items():
+        points = " ".join(axes.point(i + 1, v) for i, v in enumerate(line))
+        parts.append(
+            f'<polyline class="{"a" if name == "validation" else "b"}" points="{points}"/>'
+        )
+    return _svg(parts, _HEIGHT, f"{title} by epoch")
+
+
+def dots(rows: Sequence[Dot]) -> Markup:
+    """Accuracies with their intervals, one a row."""
+    row, top = 40.0, 8.0
+    height = top + row * len(rows) + 24
+    low = min(r.low for r in rows)
+    start = max(0.0, math.floor((low - 0.02) * 20) / 20)
+
+    def x(value: float) -> float:
+        return 6 + (WIDTH - 12) * (value - start) / (1 - start)
+
+    parts = []
+    for value, name in _ticks(start, 1):
+        parts.append(
+            f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{top}" '
+            f'y2="{height - 20:.1f}"/>'
+        )
+        parts.append(_text(min(max(x(value), 14), WIDTH - 14), height - 6, name, "middle"))
+    for i, r in enumerate(rows):
+        y = top + row * i
+        kind = "served" if r.is_served else "other"
+        parts.append(_text(6, y + 13, r.name, "start", f"ink {kind}"))
+        parts.append(_text(WIDTH - 6, y + 13, f"{r.value * 100:.1f} %", "end", f"ink {kind}"))
+        line = f'x1="{x(r.low):.1f}" x2="{x(r.high):.1f}" y1="{y + 25:.1f}" y2="{y + 25:.1f}"'
+        parts.append(f'<line class="whisker {kind}" {line}/>')
+        parts.append(f'<circle class="dot {kind}" cx="{x(r.value):.1f}" cy="{y + 25:.1f}" r="5"/>')
+    return _svg(parts, height, "Accuracies with 95 % intervals")
+
+
+def histogram(bins: Sequence[ScoreBin], threshold: float) -> Markup:
+    """Counts over scores; the threshold is a line, what lies beyond is coloured."""
+    most = max((b.count for b in bins), default=1) or 1
+    axes = _Axes(bins[0].low, bins[-1].high, 0, most * 1.1)
+    parts = _frame(
+        axes, "score (higher is stranger)", "pictures", _ticks(bins[0].low, bins[-1].high), None
+    )
+    for b in bins:
+        left, right, y = axes.x(b.low), axes.x(b.high), axes.y(b.count)
+        kind = "beyond" if (b.low + b.high) / 2 > threshold else "within"
+        parts.append(
+            f'<rect class="{kind}" x="{left + 0.5:.1f}" y="{y:.1f}" '
+            f'width="{max(right - left - 1, 0.5):.1f}" height="{axes.y(0) - y:.1f}"/>'
+        )
+    x = axes.x(threshold)
+    parts.append(_upright(x, axes.y(0), axes.y(axes.y_high), "ref"))
+    is_right = x > WIDTH * 0.7
+    parts.append(
+        _text(x + (-4 if is_right else 4), _TOP + 9, "threshold", "end" if is_right else "start")
+    )
+    return _svg(parts, _HEIGHT, "Scores of the validation pictures")
+
+
+def gaps(found: Sequence[Gap]) -> Markup:
+    """Bars before and after adaptation, each measure by its own scale."""
+    row = 58.0
+    parts = []
+    for i, gap in enumerate(found):
+        y = row * i
+        longest = max(gap.before, gap.after or 0.0) or 1.0
+        parts.append(_text(6, y + 14, _GAP_NAMES.get(gap.measure, gap.measure), "start", "ink"))
+        for j, (name, value) in enumerate((("before", gap.before), ("after", gap.after))):
+            at = y + 20 + 16 * j
+            parts.append(_text(6, at + 10, name, "start"))
+            if value is None:
+                parts.append(_text(52, at + 10, "features unchanged", "start"))
+                continue
+            width = 236 * max(value, 0) / longest
+            parts.append(
+                f'<rect class="{"other" if j == 0 else "served"}" x="52" y="{at:.1f}" '
+                f'width="{max(width, 1):.1f}" height="12"/>'
+            )
+            parts.append(_text(58 + width, at + 10, f"{value:.3g}", "start", "ink"))
+    return _svg(parts, row * len(found), "Distance between the domains before and after")
+
+
+def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
+    """A heat map for many classes: a square is the part of its row, named when pointed at."""
+    k = len(matrix)
+    side = WIDTH / k
+    parts = [f'<rect class="plate" x="0" y="0" width="{WIDTH:.0f}" height="{WIDTH:.0f}"/>']
+    for i, counts in enumerate(matrix):
+        total = sum(counts)
+        for j, count in enumerate(counts):
+            if not count:
+                continue
+            told = f"{names[i]} answered {names[j]}: {count} of {total}"
+            parts.append(
+                f'<rect class="{"hit" if i == j else "miss"}" x="{j * side:.2f}" '
+                f'y="{i * side:.2f}" width="{side:.2f}" height="{side:.2f}" '
+                f'fill-opacity="{0.15 + 0.85 * count / total:.2f}"><title>{escape(told)}</title>'
+                "</rect>"
+            )
+    return _svg(parts, WIDTH, "Confusion matrix")
+
+
+def _frame(
+    axes: _Axes,
+    x_name: str,
+    y_name: str,
+    x_ticks: Sequence[tuple[float, str]],
+    y_ticks: Sequence[tuple[float, str]] | None,
+) -> list[str]:
+    parts = []
+    for value, name in y_ticks if y_ticks is not None else _ticks(axes.y_low, axes.y_high):
+        y = axes.y(value)
+        parts.append(
+            f'<line class="grid" x1="{_LEFT:.0f}" x2="{WIDTH - _RIGHT:.0f}" '
+            f'y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
+        parts.append(_text(_LEFT - 5, y + 4, name, "end"))
+    bottom = _HEIGHT - _BOTTOM
+    last = -math.inf
+    for value, name in x_ticks:
+        x = axes.x(value)
+        # Names that would lie on each other are left out.
+        if x - last < 7 * len(name) + 4:
+            continue
+        last = x
+        parts.append(_text(x, bottom + 14, name, "middle"))
+    parts.append(
+        f'<line class="axis" x1="{_LEFT:.0f}" x2="{WIDTH - _RIGHT:.0f}" '
+        f'y1="{bottom:.0f}" y2="{bottom:.0f}"/>'
+    )
+    parts.append(_text(WIDTH - _RIGHT, _HEIGHT - 6, x_name, "end"))
+    parts.append(_text(2, _TOP - 4, y_name, "start"))
+    return parts
+
+
+def _ticks(low: float, high: float, about: int = 4) -> list[tuple[float, str]]:
+    """Round numbers between, with their names."""
+    span = high - low
+    if span <= 0 or not math.isfinite(span):
+        return [(low, f"{low:g}")]
+    rough = span / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [(i * step, f"{i * step:.{digits}f}") for i in range(first, last + 1)]
+
+
+def _upright(x: float, y1: float, y2: float, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
+    named = f' class="{kind}"' if kind else ""
+    return f'<text{named} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(parts: Sequence[str], height: float, title: str) -> Markup:
+    # Every part was made here, of numbers and escaped text.
+    return Markup(  # noqa: S704
+        f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{escape(title)}">'
+        + "".join(parts)
+        + "</svg>"
+    )
