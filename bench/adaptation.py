@@ -28,7 +28,7 @@ from service.jobs.contract import (
     JobSpec,
     Technique,
 )
-from trainer.report import Report
+from trainer.reporting.report import Report
 from trainer.train import run
 
 

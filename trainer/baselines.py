@@ -22,11 +22,11 @@ from service.jobs.contract import (
     Progressed,
     Record,
 )
-from trainer.comparisons import Measured
 from trainer.data import Data, Part
 from trainer.features import Features
 from trainer.methods import feature_based
 from trainer.records import Send
+from trainer.reporting.comparisons import Measured
 
 _TRAINED = ("full_fine_tune", "from_scratch")
 

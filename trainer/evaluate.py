@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trainer import calibration
+from trainer.reporting import calibration
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]

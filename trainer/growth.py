@@ -4,7 +4,7 @@ import numpy as np
 
 from service.jobs.contract import JobSpec
 from trainer.data import Data
-from trainer.findings import Growth
+from trainer.reporting.findings import Growth
 
 
 def told(spec: JobSpec, data: Data) -> Growth | None:

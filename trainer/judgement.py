@@ -19,10 +19,10 @@ from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import Incumbent, Note
 from trainer import baselines as others
 from trainer import gate
-from trainer.comparisons import Measured
 from trainer.data import Part
 from trainer.evaluate import Metrics
 from trainer.job import Job
+from trainer.reporting.comparisons import Measured
 from trainer.transfer import Transferred
 
 Bools = npt.NDArray[np.bool_]

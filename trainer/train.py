@@ -30,13 +30,14 @@ from service.jobs.contract import (
     Progressed,
 )
 from trainer import data as datasets
-from trainer import evaluate, findings, growth, judgement, outliers, page, parity, report
+from trainer import evaluate, growth, judgement, outliers, parity
 from trainer.backbone_file import OPSET, BackboneFile
 from trainer.features import Features
 from trainer.job import Job
 from trainer.parity import TorchBackbone
 from trainer.quantise import quantised
 from trainer.records import Send
+from trainer.reporting import findings, page, report
 from trainer.transfer import Transferred, learned_from, transfer
 
 _PACKAGES = (

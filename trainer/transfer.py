@@ -15,12 +15,12 @@ from service.jobs.contract import (
     ModelBased,
     Progressed,
 )
-from trainer import findings
 from trainer.data import Data, Ints
 from trainer.job import Job
 from trainer.methods import domain_adaptation, feature_based
 from trainer.methods.domain_adaptation import Target
 from trainer.quantise import Served
+from trainer.reporting import findings
 
 Hyperparameters = dict[str, float | int | str | bool | None]
 

@@ -32,6 +32,6 @@ def prepare() -> None:
                 importlib.import_module(name)
             except ImportError:
                 continue
-    from trainer import page
+    from trainer.reporting import page
 
     page.template()

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from service.domain import ClassCount, GateCheck
-from trainer import calibration, comparisons, evaluate
-from trainer.advice import Advice, advise
-from trainer.comparisons import Measured
-from trainer.duplicates import NearDuplicates, Twins
-from trainer.findings import Adaptation, Findings, Gap, OutOfDistribution, Suspects
-from trainer.label_errors import Suspect
-from trainer.power_law import LearningCurve
+from trainer import evaluate
+from trainer.reporting import calibration, comparisons
+from trainer.reporting.advice import Advice, advise
+from trainer.reporting.comparisons import Measured
+from trainer.reporting.duplicates import NearDuplicates, Twins
+from trainer.reporting.findings import Adaptation, Findings, Gap, OutOfDistribution, Suspects
+from trainer.reporting.label_errors import Suspect
+from trainer.reporting.power_law import LearningCurve
 
 COUNTS = [ClassCount("ant", 50, 100), ClassCount("bee", 60, 100)]
 TARGETS = np.arange(200) % 2

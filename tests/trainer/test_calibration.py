@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer import calibration
+from trainer.reporting import calibration
 
 
 def _answers(

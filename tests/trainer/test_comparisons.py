@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from trainer import comparisons
-from trainer.comparisons import Measured
+from trainer.reporting import comparisons
+from trainer.reporting.comparisons import Measured
 
 
 def _probabilities(answers: list[int], classes: int = 2) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trainer import duplicates
+from trainer.reporting import duplicates
 
 
 def _apart(n: int, d: int = 64, seed: int = 0) -> np.ndarray:

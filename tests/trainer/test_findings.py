@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from trainer import findings
-from trainer.comparisons import Measured
+from trainer.reporting import findings
+from trainer.reporting.comparisons import Measured
 
 
 def _job(seed: int = 0) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trainer import label_errors
+from trainer.reporting import label_errors
 
 
 def test_a_confident_answer_against_the_label_is_found_and_ranked_by_margin() -> None:

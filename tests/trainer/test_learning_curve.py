@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer import learning_curve, power_law
+from trainer.reporting import learning_curve, power_law
 
 SIZES = (25, 50, 100, 175, 250)
 

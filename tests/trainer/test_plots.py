@@ -5,11 +5,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from trainer import plots
-from trainer.calibration import Bin
-from trainer.findings import Gap, ScoreBin
-from trainer.plots import Dot
-from trainer.power_law import LearningCurve, Point
+from trainer.reporting import plots
+from trainer.reporting.calibration import Bin
+from trainer.reporting.findings import Gap, ScoreBin
+from trainer.reporting.plots import Dot
+from trainer.reporting.power_law import LearningCurve, Point
 
 
 def _parsed(svg: str) -> ElementTree.Element:

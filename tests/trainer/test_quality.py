@@ -25,7 +25,7 @@ from tests import photographs
 from trainer import data as datasets
 from trainer.backbone_file import BackboneFile
 from trainer.features import Features
-from trainer.report import Report
+from trainer.reporting.report import Report
 from trainer.train import run
 
 

@@ -12,12 +12,13 @@ import pytest
 from service.domain import GateCheck, Manifest, Parity
 from service.jobs.contract import BackbonesRanked, EpochEnded, RankedBackbone
 from tests.trainer.conftest import MakeFolder
-from trainer import comparisons, data, evaluate, findings, page, report
-from trainer.comparisons import Measured
+from trainer import data, evaluate
 from trainer.data import Data
-from trainer.duplicates import NearDuplicates, Twins
-from trainer.findings import Adaptation, Adapted, Findings, Gap, Growth, Suspects
-from trainer.label_errors import Suspect
+from trainer.reporting import comparisons, findings, page, report
+from trainer.reporting.comparisons import Measured
+from trainer.reporting.duplicates import NearDuplicates, Twins
+from trainer.reporting.findings import Adaptation, Adapted, Findings, Gap, Growth, Suspects
+from trainer.reporting.label_errors import Suspect
 
 VOID = {"meta", "img", "br"}
 

@@ -24,7 +24,7 @@ from service.jobs.contract import (
     Note,
 )
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
-from trainer.report import Report
+from trainer.reporting.report import Report
 from trainer.train import run
 
 

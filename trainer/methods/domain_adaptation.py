@@ -14,15 +14,15 @@ import numpy as np
 
 from service.inference.head import Floats, Head
 from service.jobs.contract import DomainAdaptation, Note, Progressed
-from trainer import comparisons, findings
 from trainer import data as datasets
 from trainer.adaptation import frozen, gap
 from trainer.adaptation.alignment import Doubles
 from trainer.adaptation.frozen import SOURCE_ONLY
-from trainer.comparisons import Measured
 from trainer.data import Data, Ints, Part, Unlabelled
 from trainer.features import Features
 from trainer.records import Send
+from trainer.reporting import comparisons, findings
+from trainer.reporting.comparisons import Measured
 
 CRITERION = (
     "agreement of each target picture's predicted class with those of its nearest neighbours, "

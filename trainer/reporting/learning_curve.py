@@ -9,7 +9,7 @@ within the noise and costs a hundredth. NumPy alone. Knows no pictures, no files
 import numpy as np
 import numpy.typing as npt
 
-from trainer.power_law import LearningCurve, extrapolate
+from trainer.reporting.power_law import LearningCurve, extrapolate
 
 Floats = npt.NDArray[np.floating]
 Singles = npt.NDArray[np.float32]

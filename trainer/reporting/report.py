@@ -1,4 +1,4 @@
-"""The report of a job as JSON, for programs; `trainer.page` makes a page of it for people."""
+"""A job's report as JSON, for programs; `trainer.reporting.page` makes a page of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +9,17 @@ import numpy as np
 from service.domain import ClassCount, Manifest, RejectedFile
 from service.inference.head import Floats
 from service.jobs.contract import BackbonesRanked, EpochEnded
-from trainer import calibration, evaluate
-from trainer.advice import Advice, advise
-from trainer.calibration import Calibration
-from trainer.comparisons import Comparison
+from trainer import evaluate
 from trainer.data import Data, Ints
-from trainer.duplicates import NearDuplicates, Twins
 from trainer.evaluate import Metrics
-from trainer.findings import Adaptation, Findings, Growth, OutOfDistribution, PartName
-from trainer.label_errors import Suspect
-from trainer.power_law import LearningCurve
+from trainer.reporting import calibration
+from trainer.reporting.advice import Advice, advise
+from trainer.reporting.calibration import Calibration
+from trainer.reporting.comparisons import Comparison
+from trainer.reporting.duplicates import NearDuplicates, Twins
+from trainer.reporting.findings import Adaptation, Findings, Growth, OutOfDistribution, PartName
+from trainer.reporting.label_errors import Suspect
+from trainer.reporting.power_law import LearningCurve
 
 _MISTAKES = 24
 _EXAMPLES = 12

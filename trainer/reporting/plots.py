@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from trainer.calibration import Bin
 from trainer.evaluate import wilson
-from trainer.findings import Gap, ScoreBin
-from trainer.power_law import LearningCurve
+from trainer.reporting.calibration import Bin
+from trainer.reporting.findings import Gap, ScoreBin
+from trainer.reporting.power_law import LearningCurve
 
 WIDTH = 360.0
 _HEIGHT = 230.0

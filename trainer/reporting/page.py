@@ -1,6 +1,6 @@
 """The report as one self-contained page for people: no script, no link, pictures inside.
 
-The words and figures are `trainer.report`'s; this draws them.
+The words and figures are `trainer.reporting.report`'s; this draws them.
 """
 
 import base64
@@ -14,12 +14,12 @@ from PIL import Image
 
 from service.inference.preprocess import Pixels
 from service.jobs.contract import EpochEnded
-from trainer import plots
-from trainer.advice import Advice
 from trainer.data import Data
-from trainer.findings import PartName
-from trainer.plots import Dot
-from trainer.report import Report
+from trainer.reporting import plots
+from trainer.reporting.advice import Advice
+from trainer.reporting.findings import PartName
+from trainer.reporting.plots import Dot
+from trainer.reporting.report import Report
 
 _PICTURED = {"mistakes": 12, "examples": 6, "suspects": 12, "pairs": 6}
 """On the page, where each costs two milliseconds; the JSON lists more."""
@@ -59,7 +59,7 @@ def to_html(report: Report, data: Data) -> str:
 def template() -> jinja2.Template:
     """The page's template; compiling it is most of what a first report costs."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("trainer", "."),
+        loader=jinja2.PackageLoader("trainer.reporting", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -15,11 +15,11 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from service.jobs.contract import BackbonesRanked
-from trainer import comparisons, duplicates, label_errors, learning_curve
-from trainer.comparisons import Comparison, Measured
-from trainer.duplicates import NearDuplicates
-from trainer.label_errors import Suspect
-from trainer.power_law import LearningCurve
+from trainer.reporting import comparisons, duplicates, label_errors, learning_curve
+from trainer.reporting.comparisons import Comparison, Measured
+from trainer.reporting.duplicates import NearDuplicates
+from trainer.reporting.label_errors import Suspect
+from trainer.reporting.power_law import LearningCurve
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]

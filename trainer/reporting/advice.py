@@ -9,9 +9,9 @@ from typing import Literal
 import msgspec
 
 from service.domain import ClassCount, GateCheck
-from trainer.calibration import Calibration
 from trainer.evaluate import Metrics
-from trainer.findings import Findings
+from trainer.reporting.calibration import Calibration
+from trainer.reporting.findings import Findings
 
 Topic = Literal["quality", "trust", "next"]
 Level = Literal["good", "note", "warning"]

@@ -1,0 +1,1 @@
+"""What a job found out, from figures and comparisons to the report as JSON and as a page."""
