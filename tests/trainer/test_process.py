@@ -21,6 +21,7 @@ from service.jobs.contract import (
     decode_record,
 )
 from tests.trainer.conftest import MakeFolder, MakeSpec
+from trainer.__main__ import main
 
 TIMEOUT_S = 90
 pytestmark = pytest.mark.e2e
@@ -116,3 +117,13 @@ def test_help_comes_without_torch() -> None:
     )
     assert "--recipe" in done.stdout
     assert done.stderr.strip().endswith("False")
+
+
+def test_a_target_and_its_method_need_each_other(
+    make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(make_folder())
+    out = str(tmp_path / "out")
+    assert main(["train", folder, "--out", out, "--target", folder]) == 2
+    assert main(["train", folder, "--out", out, "--method", "domain-adaptation"]) == 2
+    assert capsys.readouterr().err.count("need each other") == 2

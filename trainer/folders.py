@@ -1,0 +1,293 @@
+"""The trainer's commands for people: on folders, without the service.
+
+What they do is `__main__`'s; here is what they understand and how they tell it.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from service.jobs.contract import (
+    BACKBONE_FILE,
+    BACKBONES,
+    BASELINES,
+    DEFAULT_BACKBONE,
+    FROZEN_TECHNIQUES,
+    HEAD_FILE,
+    NETWORK_TECHNIQUES,
+    BackbonesRanked,
+    Candidate,
+    DataFound,
+    DomainAdaptation,
+    EpochEnded,
+    ExitCode,
+    Failed,
+    FeatureBased,
+    Finished,
+    JobSpec,
+    Method,
+    ModelBased,
+    Note,
+    Progressed,
+    RankSpec,
+    Record,
+    encode,
+)
+from trainer.records import Send
+
+MODEL_FILE = "model.onnx"
+
+
+def add(commands: Any) -> None:
+    """Adds `train` and `rank-folder`."""
+    _add_train(commands)
+    _add_rank_folder(commands)
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train on a folder, without the service",
+        description="Trains on a folder with a folder of pictures per class, or with train/ and "
+        "val/ with a folder per class in each.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    train.add_argument("folder", type=Path)
+    train.add_argument("--out", type=Path, required=True, help="new or empty folder for the result")
+    train.add_argument(
+        "--method",
+        choices=("feature-based", "model-based", "domain-adaptation"),
+        default="feature-based",
+    )
+    train.add_argument(
+        "--backbone",
+        choices=("auto", *BACKBONES),
+        default=DEFAULT_BACKBONE,
+        help="auto takes what rank-folder puts first",
+    )
+    train.add_argument("--weights", default="", help="torchvision weights name, or 'random'")
+    train.add_argument("--weights-dir", type=Path, default=_default_weights_dir())
+    train.add_argument("--validation-fraction", type=float, default=0.2)
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    train.add_argument("--threads", type=int, default=0, help="0 means one a core")
+    train.add_argument("--time-budget", type=float, metavar="SECONDS")
+    train.add_argument("--json", action="store_true", help="records as JSON lines on stdout")
+    train.add_argument(
+        "--baseline",
+        action="append",
+        default=[],
+        choices=[name.replace("_", "-") for name in BASELINES],
+        help="to be compared with in the report; more than once for several",
+    )
+    train.add_argument("--l2", type=float, help="feature-based: penalty; else cross-validated")
+    train.add_argument(
+        "--augmented-views", type=int, default=0, help="feature-based: cropped copies of a picture"
+    )
+    adapt = train.add_argument_group("domain-adaptation")
+    adapt.add_argument("--target", type=Path, help="folder of unlabelled pictures")
+    adapt.add_argument(
+        "--technique",
+        choices=["auto", *(t.replace("_", "-") for t in FROZEN_TECHNIQUES + NETWORK_TECHNIQUES)],
+        default="auto",
+    )
+    adapt.add_argument("--always-adapt", action="store_true")
+    adapt.add_argument(
+        "--evaluate-on-target", action="store_true", help="the target has a folder per class"
+    )
+    model = train.add_argument_group("model-based", "what is not given is the recipe's choice")
+    model.add_argument("--recipe", choices=("auto", "classic"), default="auto")
+    model.add_argument("--epochs", type=int)
+    model.add_argument("--batch-size", type=int)
+    model.add_argument("--learning-rate", type=float)
+    model.add_argument("--weight-decay", type=float)
+    model.add_argument("--label-smoothing", type=float)
+    model.add_argument("--train-from-stage", default="", metavar="STAGE")
+    model.add_argument("--early-stopping-patience", type=int)
+    model.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+
+
+def _default_weights_dir() -> Path:
+    return Path(tempfile.gettempdir()) / "graft-weights"
+
+
+def _add_rank_folder(commands: Any) -> None:
+    rank = commands.add_parser(
+        "rank-folder",
+        help="say which backbone to start from, without the service",
+        description="Scores backbones on the training pictures of a folder as `train` takes it, "
+        "by LogME; trains none. Takes those whose weights are here where none is named.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    rank.add_argument("folder", type=Path)
+    rank.add_argument(
+        "--backbone",
+        action="append",
+        default=[],
+        metavar="NAME[:WEIGHTS]",
+        help=f"one of {', '.join(BACKBONES)}; more than once for several",
+    )
+    rank.add_argument("--weights-dir", type=Path, default=_default_weights_dir())
+    rank.add_argument("--time-budget", type=float, default=60.0, metavar="SECONDS")
+    rank.add_argument("--seed", type=int, default=0)
+    rank.add_argument("--threads", type=int, default=0, help="0 means one a core")
+
+
+def train(parsed: argparse.Namespace, run: Callable[[JobSpec, Send], int]) -> int:
+    """Trains on a folder; returns the exit code."""
+
+    def show(record: Record) -> None:
+        if parsed.json:
+            print(encode(record).decode(), flush=True)
+        elif text := _for_people(record):
+            print(text, file=sys.stderr, flush=True)
+
+    out: Path = parsed.out
+    if out.exists() and any(out.iterdir()):
+        print(f"trainer: {out} is not empty: name another folder", file=sys.stderr)
+        return 2
+    for folder in (parsed.folder, parsed.target):
+        if folder is not None and not folder.is_dir():
+            print(f"trainer: {folder} is no folder", file=sys.stderr)
+            return 2
+    if (parsed.method == "domain-adaptation") != (parsed.target is not None):
+        print(
+            "trainer: --method domain-adaptation and --target FOLDER need each other",
+            file=sys.stderr,
+        )
+        return 2
+    code = run(_spec(parsed), show)
+    if code == ExitCode.OK:
+        _compose(out)
+        print(f"wrote {out / MODEL_FILE} and {out / 'report.html'}", file=sys.stderr)
+    return code
+
+
+def _spec(parsed: argparse.Namespace) -> JobSpec:
+    method: Method
+    if parsed.method == "feature-based":
+        method = FeatureBased(l2=parsed.l2, augmented_views=parsed.augmented_views)
+    elif parsed.method == "domain-adaptation":
+        method = DomainAdaptation(
+            technique=parsed.technique.replace("-", "_"),
+            always_adapt=parsed.always_adapt,
+            evaluate_on_target=parsed.evaluate_on_target,
+            epochs=parsed.epochs,
+            batch_size=parsed.batch_size,
+            learning_rate=parsed.learning_rate,
+        )
+    else:
+        method = ModelBased(
+            recipe=parsed.recipe,
+            epochs=parsed.epochs,
+            batch_size=parsed.batch_size,
+            learning_rate=parsed.learning_rate,
+            weight_decay=parsed.weight_decay,
+            label_smoothing=parsed.label_smoothing,
+            train_from_stage=parsed.train_from_stage,
+            early_stopping_patience=parsed.early_stopping_patience,
+            precision=parsed.precision,
+        )
+    return JobSpec(
+        job_id="local",
+        model=parsed.folder.resolve().name,
+        data_dir=str(parsed.folder),
+        out_dir=str(parsed.out),
+        method=method,
+        backbone=parsed.backbone,
+        weights=parsed.weights,
+        weights_dir=str(parsed.weights_dir),
+        validation_fraction=parsed.validation_fraction,
+        seed=parsed.seed,
+        time_budget_s=parsed.time_budget,
+        device=parsed.device,
+        threads=parsed.threads,
+        target_dir="" if parsed.target is None else str(parsed.target),
+        baselines=[name.replace("-", "_") for name in parsed.baseline],
+        candidates=[Candidate(backbone=name) for name in BACKBONES],
+    )
+
+
+def _compose(out: Path) -> None:
+    from service.inference import export, head
+
+    backbone = (out / BACKBONE_FILE).read_bytes()
+    (out / MODEL_FILE).write_bytes(export.compose(backbone, head.load(out / HEAD_FILE), {}))
+
+
+def _for_people(record: Record) -> str:  # noqa: PLR0911 - one for each kind
+    match record:
+        case DataFound():
+            counts = ", ".join(f"{c.label} {c.train}+{c.validation}" for c in record.classes)
+            rejected = "".join(f"\n  left out {f.path}: {f.detail}" for f in record.rejected)
+            return f"pictures (train+validation): {counts}{rejected}"
+        case EpochEnded():
+            return (
+                f"epoch {record.epoch}/{record.epochs}  train loss {record.train_loss:.4f} "
+                f"accuracy {record.train_accuracy:.4f}  validation loss "
+                f"{record.validation_loss:.4f} accuracy {record.validation_accuracy:.4f}  "
+                f"{record.images_per_second:.1f} pictures/s  ETA {record.eta_s:.0f} s"
+            )
+        case Note():
+            return f"{record.level}: {record.text}"
+        case Failed():
+            return f"failed ({record.reason}): {record.message}"
+        case Finished():
+            return (
+                f"validation accuracy {record.validation_accuracy:.4f} on "
+                f"{record.validation_count} pictures"
+            )
+        case Progressed() if record.fraction == 0:
+            return f"{record.stage} {record.detail}".rstrip()
+    return ""
+
+
+def rank(parsed: argparse.Namespace, run: Callable[[RankSpec, Send], int]) -> int:
+    """Ranks backbones on a folder; returns the exit code."""
+    if not parsed.folder.is_dir():
+        print(f"trainer: {parsed.folder} is no folder", file=sys.stderr)
+        return 2
+    named = [name.partition(":") for name in parsed.backbone]
+    spec = RankSpec(
+        data_dir=str(parsed.folder),
+        candidates=[
+            Candidate(backbone=backbone, weights=weights)
+            for backbone, _, weights in named or [(name, "", "") for name in BACKBONES]
+        ],
+        only_at_hand=not named,
+        weights_dir=str(parsed.weights_dir),
+        time_budget_s=parsed.time_budget,
+        seed=parsed.seed,
+        threads=parsed.threads,
+    )
+
+    def show(record: Record) -> None:
+        if isinstance(record, BackbonesRanked):
+            print(_table(record), flush=True)
+        elif text := _for_people(record):
+            print(text, file=sys.stderr, flush=True)
+
+    return run(spec, show)
+
+
+def _table(ranked: BackbonesRanked) -> str:
+    lines = [["backbone", "weights", "LogME", "H-score", "LEEP", "ms a picture", "features"]]
+    for row in ranked.ranking:
+        figures = (row.log_me, row.h_score, row.leep)
+        lines.append(
+            [
+                row.backbone,
+                row.weights,
+                *("-" if value is None else f"{value:.3f}" for value in figures),
+                "-" if row.picture_ms is None else f"{row.picture_ms:.3g}",
+                str(row.feature_dim or "-"),
+            ]
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+             for line in lines]  # fmt: skip
+    problems = [f"{row.backbone}: {row.problem}" for row in ranked.ranking if row.problem]
+    return "\n".join([*table, ranked.explanation, *problems])
