@@ -252,11 +252,13 @@ class App:
                 rpc.drain(config.drain_s), supervisor.close(config.drain_s), rankings.close()
             )
 
+        if isinstance(self._launcher, WarmLauncher):
+            # After the drain: until then a job may be given one that waits.
+            stack.push_async_callback(self._launcher.close)
         stack.push_async_callback(drain)
         await supervisor.start()
         await rpc.serve()
         if isinstance(self._launcher, WarmLauncher):
-            stack.push_async_callback(self._launcher.close)
             await self._launcher.open()
         log.info(
             "serving",

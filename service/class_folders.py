@@ -10,7 +10,7 @@ through here, so they agree on what a dataset is and on its digest.
 import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
@@ -158,6 +158,19 @@ def digest(pictures: Iterable[Examined[T]]) -> str:
     """sha256 over the sorted list of split, class and sha256 of every picture."""
     lines = sorted(f"{p.file.split}\0{p.file.label}\0{p.digest}\n" for p in pictures)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def digest_by_folder(pictures: Iterable[Examined[T]], root: Path) -> str:
+    """As `digest`, of pictures without classes: with the folder below `root` for the class.
+
+    Never the digest of a labelled dataset, whose folders and pictures may be the same.
+    """
+    placed = [replace(p, file=PictureFile("", _folder(p, root), p.file.path)) for p in pictures]
+    return hashlib.sha256(f"unlabelled\0{digest(placed)}".encode()).hexdigest()
+
+
+def _folder(picture: Examined[T], root: Path) -> str:
+    return str(picture.file.path.parent.relative_to(root))
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -138,11 +138,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     gate_checks: list[GateCheck] = []
     """Empty when nothing was asked of it."""
+    incumbent_version: int | None = None
+    """What `not_worse` was checked against; None where there was none."""
     base: Base | None = None
     technique: str = ""
     """Of domain adaptation: what serves, `source_only` where adapting did not look better."""
     target_digest: str = ""
-    """Of the target's pictures."""
+    """Of the target's pictures, as of an unlabelled dataset that holds them."""
     validated_on: Literal["", "source", "target"] = ""
     """Which domain the validation figures are of, in domain adaptation."""
     stages_s: dict[str, float] = {}

@@ -79,7 +79,7 @@ class Telemetry:
         self.outlier_score = Histogram(
             "graft_outlier_score",
             "How unlike the training pictures a picture is; above 1 is out of distribution. "
-            "Origin validation: the pictures that the version loaded last was measured on.",
+            "Origin validation: the pictures that the version that answered last was measured on.",
             ["model", "origin"],
             registry=registry,
             buckets=_OUTLIER_SCORES,
@@ -212,7 +212,7 @@ class Stages:
         self._compared_with = head_digest
         validation = self._outlier_scores.labels(self._label, "validation")
         for score in scores:
-            validation.observe(score)
+            validation.observe(float(score))
 
     def count(self, outcome: str) -> None:
         """Counts one picture that was answered with `ok` or a reason."""

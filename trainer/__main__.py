@@ -19,6 +19,7 @@ from service.jobs.contract import (
     RankSpec,
 )
 from trainer import folders
+from trainer.memory import is_out_of_memory
 from trainer.records import Records, Send, read_order
 
 
@@ -78,7 +79,7 @@ def _train(spec: JobSpec, send: Send) -> int:
         send(Failed(error.reason, error.message))
         return ExitCode.FAILED
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         send(
             Failed(
@@ -99,13 +100,6 @@ def _rank(spec: RankSpec, send: Send) -> int:
         send(Failed(error.reason, error.message))
         return ExitCode.FAILED
     return ExitCode.OK
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")
-    return isinstance(error, MemoryError) or (
-        torch is not None and isinstance(error, torch.OutOfMemoryError)
-    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,14 +1,16 @@
 """A backbone's ONNX file as a source of features: loaded, and made, when one is asked for."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from service.inference import providers
+from service.inference import preprocess, providers
 from service.inference.runtime import OnnxRuntime, Session
+from trainer import crops
 
 OPSET = 17
 
@@ -33,7 +35,7 @@ class BackboneFile:
 
     @property
     def space(self) -> str:
-        """Of the digest, the provider, the precision and the libraries that compute."""
+        """Of the digest, the provider, the precision, the libraries that compute, the decoding."""
         return space_of(self.digest, self._runtime) if self.digest else ""
 
     @property
@@ -56,7 +58,14 @@ def space_of(digest: str, runtime: OnnxRuntime) -> str:
     computing = "fp32"
     if runtime.precision != "exact":
         computing = f"{runtime.precision}:{'bf16' if providers.has_bf16() else 'fp32'}"
-    return " ".join((digest, runtime.provider, computing, *_versions()))
+    return " ".join((digest, runtime.provider, computing, *_versions(), decoding()))
+
+
+def decoding() -> str:
+    """The name of what makes pixels of a picture file, and views of pixels."""
+    described = json.dumps([preprocess.describe(), crops.describe()], sort_keys=True)
+    fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
+    return f"pillow {metadata.version('pillow')} {fingerprint}"
 
 
 @cache

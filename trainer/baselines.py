@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from service.errors import GraftError
 from service.inference.head import Floats, Head
 from service.jobs.contract import (
     Baseline,
@@ -61,7 +62,13 @@ def measure(bench: Bench, served: str) -> list[Measured]:
         bench.send(Progressed("training", 0.0, f"for comparison: {name.replace('_', ' ')}"))
         started = time.monotonic()
         is_probe = name == "linear_probe"
-        answers = _linear_probe(bench) if is_probe else _trained(bench, name, share_s)
+        try:
+            answers = _linear_probe(bench) if is_probe else _trained(bench, name, share_s)
+        except (GraftError, MemoryError, RuntimeError) as error:
+            # The version is there and good; a comparison is not worth losing it.
+            text = f"{name.replace('_', ' ')} could not be measured for comparison: {error}"
+            bench.send(Note("warning", text))
+            continue
         found.append(Measured(name, answers, time.monotonic() - started))
     return found
 

@@ -81,6 +81,10 @@ class Candidacy:
         except GraftError:
             return True
 
+    def is_exported(self) -> bool:
+        """Whether the file that serves is there already."""
+        return self._exported() is not None
+
     def fail(self, problem: str) -> None:
         """Says why it is not scored."""
         self._note(problem=problem)

@@ -12,6 +12,7 @@ from torch import nn
 from service.errors import InvalidInput, Reason, WrongState
 from service.inference.preprocess import SIZE
 from service.jobs.contract import ModelBased
+from trainer.memory import is_out_of_memory
 
 _WORTH_IT = 1.2
 """How much faster a shorter format must be to be taken for it."""
@@ -78,12 +79,13 @@ def autocast(precision: str, device: torch.device) -> Callable[[], Any]:
 
 
 def choose_batch_size(
-    precision: str, device: torch.device, network: nn.Module, pictures: int
+    precision: str, device: torch.device, network: nn.Module, pictures: int, domains: int = 1
 ) -> tuple[int, str]:
     """The batch size that learns the most pictures a second, and why it.
 
     Sizes double as long as that pays, an epoch keeps some steps and the probe's
-    time lasts: of two about as fast the smaller one takes more steps.
+    time lasts: of two about as fast the smaller one takes more steps. A step learns
+    from a batch of each of the domains.
     """
     largest = max(BATCH_SIZES[0], pictures // _LEAST_STEPS)
     started = time.monotonic()
@@ -92,8 +94,10 @@ def choose_batch_size(
         if size > largest:
             break
         try:
-            rate = size / step_s(precision, device, network, size)
-        except torch.OutOfMemoryError:
+            rate = size / step_s(precision, device, network, domains * size)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             break
         tried.append(f"{size}: {rate:.1f}")
         if rate < best_rate * _LARGER_PAYS:

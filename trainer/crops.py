@@ -8,6 +8,12 @@ from service.inference.preprocess import SIZE, Pixels
 _SCALE, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 
 
+def describe() -> dict[str, float | int | str]:
+    """Says what `random_view` draws from, as `preprocess.describe`."""
+    scale, ratio = [f"{low:g} to {high:g}" for low, high in (_SCALE, _RATIO)]
+    return {"crop": SIZE, "scale": scale, "ratio": ratio, "tries": _TRIES, "mirrored": 0.5}
+
+
 def random_view(picture: Image.Image, rng: np.random.Generator) -> Pixels:
     """A random crop, scaled to uint8 [224, 224, 3]; every second one is mirrored."""
     left, top, width, height = random_crop(picture.width, picture.height, rng)

@@ -4,6 +4,7 @@ Keeps paths and digests, never pixels: those are decoded where they are needed.
 How a dataset is divided and what stops a job stands in `trainer.division`.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from PIL import Image
 from service import class_folders
 from service.class_folders import Examined, PictureFile
 from service.domain import ClassCount, RejectedFile
-from service.errors import GraftError, InvalidInput, Reason
+from service.errors import InvalidInput, Reason, WrongState
 from service.inference import preprocess
 from service.inference.preprocess import SIZE, Pixels
 from trainer import division
@@ -25,6 +26,7 @@ from trainer import division
 Ints = npt.NDArray[np.int64]
 UNLABELLED = "unlabelled"
 """The folder of a target domain's pictures whose class is not known, beside those per class."""
+MIN_TARGET = 2
 Examine = Callable[[Sequence[PictureFile], Path], tuple[list[Examined[None]], list[RejectedFile]]]
 """Reads and checks files below a folder; what is no picture is among the rejected."""
 
@@ -51,19 +53,19 @@ class Files:
 
         Raises InvalidInput (DATASET_UNUSABLE) when a file is not what it was any more.
         """
-        paths = self.paths if places is None else [self.paths[place] for place in places]
-        pixels = np.empty((len(paths), SIZE, SIZE, 3), np.uint8)
+        files = self if places is None else Files.at(self, places)
+        pixels = np.empty((len(files), SIZE, SIZE, 3), np.uint8)
 
         def decode(row: int) -> None:
-            pixels[row] = preprocess.fit(open_again(paths[row]))
+            pixels[row] = preprocess.fit(open_again(files.paths[row], files.digests[row]))
 
-        workers = min(threads or len(os.sched_getaffinity(0)), len(paths))
+        workers = min(threads or len(os.sched_getaffinity(0)), len(files))
         if workers <= 1:
-            for row in range(len(paths)):
+            for row in range(len(files)):
                 decode(row)
             return pixels
         with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-            list(pool.map(decode, range(len(paths))))
+            list(pool.map(decode, range(len(files))))
         return pixels
 
 
@@ -138,13 +140,15 @@ def load(
     *,
     examine: Examine | None = None,
     bases: Sequence[Path] = (),
+    base_digest: str = "",
 ) -> Data:
     """Reads, checks and divides a dataset, after those of `bases`, oldest first.
 
     Each dataset is divided by itself, as it was when it stood alone: what a base
     version was measured on is not learned from now. `examine` reads the files; left
     out, they are only checked. Raises InvalidInput (DATASET_UNUSABLE) when it cannot
-    be trained on.
+    be trained on, and WrongState (BASE_DATA_GONE) when the pictures of `bases` do not
+    give `base_digest`, where there is one.
     """
     examine = examine or _checker(threads)
     roots = [*bases, root]
@@ -158,6 +162,8 @@ def load(
         division.check_rejected(refused, len(files))
         read.append(pictures)
         rejected += _named_below(each, refused, is_base=each is not root)
+    if base_digest:
+        _check_unchanged(read[:-1], base_digest)
     train, validation, contradictions = division.divide(read, validation_fraction, seed, warnings)
     classes = division.check_classes(train, validation, warnings)
     index = {label: i for i, label in enumerate(classes)}
@@ -166,7 +172,7 @@ def load(
         train=_part(train, index),
         validation=_part(validation, index),
         rejected=(),
-        digest=class_folders.digest(picture for pictures in read for picture in pictures),
+        digest=_digest(read),
         warnings=tuple(warnings),
         root=root,
         base_roots=tuple(bases),
@@ -185,13 +191,16 @@ def load_unlabelled(
     """Reads pictures at any depth below `root`; bad ones are left out as in `load`.
 
     With `classes`, the source's, there must be a folder per class: they are noted for
-    evaluation; a folder `unlabelled` may stand beside them. Raises InvalidInput
-    (DATASET_UNUSABLE) for a class that the source lacks, and when there is no readable
-    picture.
+    evaluation; pictures of no known class lie beside them, or in a folder `unlabelled`.
+    Raises InvalidInput (DATASET_UNUSABLE) for a class that the source lacks, and when
+    there are fewer than 2 readable pictures.
     """
     examine = examine or _checker(threads)
-    files = class_folders.find_any(root) if classes is None else class_folders.find(root)
-    known = {*(classes or ()), UNLABELLED}
+    files = class_folders.find_any(root)
+    if classes is not None:
+        labelled = {file.path: file for file in class_folders.find(root)}
+        files = [labelled.get(file.path, file) for file in files]
+    known = {*(classes or ()), UNLABELLED, ""}
     if classes is not None and (strange := sorted({f.label for f in files} - known)):
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
@@ -201,11 +210,12 @@ def load_unlabelled(
         )
     read, rejected = examine(files, root)
     division.check_rejected(rejected, len(files))
-    if not read:
+    if len(read) < MIN_TARGET:
+        bad = division.listed(f"{file.path} ({file.detail})" for file in rejected)
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
-            "none of the target's files is a readable picture: "
-            + division.listed(f"{file.path} ({file.detail})" for file in rejected),
+            f"{len(read)} of the target's {len(files)} files are readable pictures, and "
+            f"{MIN_TARGET} or more are needed{f': {bad}' if bad else ''}",
         )
     targets = None
     if classes is not None:
@@ -216,22 +226,31 @@ def load_unlabelled(
         digests=tuple(p.digest for p in read),
         targets=targets,
         rejected=tuple(rejected),
-        digest=class_folders.digest(read),
+        digest=class_folders.digest_by_folder(read, root),
         root=root,
     )
 
 
-def open_again(path: Path) -> Image.Image:
-    """Decodes a file that was a picture before; raises InvalidInput when it is none now."""
+def open_again(path: Path, digest: str) -> Image.Image:
+    """Decodes a file that was read before, when its sha256 was `digest`.
+
+    Raises InvalidInput (DATASET_UNUSABLE) when it is gone, or holds anything else now.
+    """
     try:
-        return preprocess.open_picture(path.read_bytes())
-    except (GraftError, OSError) as error:
-        why = error.message if isinstance(error, GraftError) else error.strerror
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            f"{path.name} was a picture when the job began and is none any more ({why}): leave "
-            "the files alone while a job runs",
-        ) from error
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise _changed(path, "its content is another")
+        return preprocess.open_picture(data)
+    except OSError as error:
+        raise _changed(path, error.strerror or str(error)) from error
+
+
+def _changed(path: Path, why: str) -> InvalidInput:
+    return InvalidInput(
+        Reason.DATASET_UNUSABLE,
+        f"{path.name} is not the picture any more that it was when the job began ({why}): leave "
+        "the files alone while a job runs",
+    )
 
 
 def _checker(threads: int) -> Examine:
@@ -241,6 +260,21 @@ def _checker(threads: int) -> Examine:
         preprocess.open_picture(data)
 
     return lambda files, root: class_folders.examine(files, check, root, workers)
+
+
+def _digest(datasets: Sequence[Sequence[Examined[None]]]) -> str:
+    return class_folders.digest(picture for pictures in datasets for picture in pictures)
+
+
+def _check_unchanged(bases: Sequence[Sequence[Examined[None]]], digest: str) -> None:
+    if _digest(bases) == digest:
+        return
+    raise WrongState(
+        Reason.BASE_DATA_GONE,
+        "the pictures that the base was trained on are not as they were: some were added, changed, "
+        "moved or removed since; put them back, or leave out the base and send all pictures",
+        field="base",
+    )
 
 
 def _named_below(

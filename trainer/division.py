@@ -6,7 +6,7 @@ list of files alone tells is told before any of them is read.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,14 +55,19 @@ def divide(
     """Training and validation pictures, and those in two classes, with what to say of them.
 
     Each dataset by itself: by its folders' names, else by `fraction`, stratified. A
-    validation picture of one is a training picture of none.
+    validation picture of one is a training picture of none. What comes later moves
+    nothing of what came before to the other part.
     """
-    datasets, contradictions = _without_contradictions(datasets)
     train: Pictures = []
     validation: Pictures = []
+    labels: dict[str, set[str]] = defaultdict(set)
     seen: set[str] = set()
     copies = 0
-    for pictures in datasets:
+    for whole in datasets:
+        for picture in whole:
+            labels[picture.digest].add(picture.file.label)
+        # Against those so far: what a later one contradicts must not shift the division of this.
+        pictures = [p for p in whole if len(labels[p.digest]) == 1]
         if any(picture.file.split for picture in pictures):
             train += [p for p in pictures if p.file.split == "train"]
             validation += [p for p in pictures if p.file.split == "val"]
@@ -76,6 +81,8 @@ def divide(
             train += learned
             validation += held
         seen |= {p.digest for p in pictures}
+    train = [p for p in train if len(labels[p.digest]) == 1]
+    validation = [p for p in validation if len(labels[p.digest]) == 1]
     if copies:
         warnings.append(
             f"{copies} files are copies of others and were used once, so that no picture is both "
@@ -88,7 +95,7 @@ def divide(
             f"{len(leaked)} training pictures are in the validation part too and were left out of "
             "training, or accuracy would be overstated: " + listed(p.file.path.name for p in leaked)
         )
-    return train, validation, contradictions
+    return train, validation, _contradictions(datasets, labels)
 
 
 def check_classes(
@@ -136,14 +143,10 @@ def _refuse(learned: Counter[str], measured: Counter[str]) -> None:
         )
 
 
-def _without_contradictions(
-    datasets: Sequence[Pictures],
-) -> tuple[list[Pictures], list[tuple[Path, str]]]:
-    labels: dict[str, set[str]] = defaultdict(set)
-    for pictures in datasets:
-        for picture in pictures:
-            labels[picture.digest].add(picture.file.label)
-    contradictions = [
+def _contradictions(
+    datasets: Sequence[Pictures], labels: Mapping[str, set[str]]
+) -> list[tuple[Path, str]]:
+    return [
         (
             p.file.path,
             f"the same picture is in the classes {', '.join(sorted(labels[p.digest]))}",
@@ -152,8 +155,6 @@ def _without_contradictions(
         for p in pictures
         if len(labels[p.digest]) > 1
     ]
-    kept = [[p for p in pictures if len(labels[p.digest]) == 1] for pictures in datasets]
-    return kept, contradictions
 
 
 def _divide(

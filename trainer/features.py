@@ -129,12 +129,12 @@ class Features:
     def of(self, files: Files, detail: str = "pictures") -> Floats:
         """Features float32 [n, d] of pictures that were examined, here or elsewhere.
 
-        Raises InvalidInput (DATASET_UNUSABLE) when a file is gone.
+        Raises InvalidInput (DATASET_UNUSABLE) when a file is gone or was changed.
         """
         paths = dict(zip(files.digests, files.paths, strict=True))
 
         def prepare(chunk: Sequence[str]) -> list[tuple[str, Pixels]]:
-            return [(digest, preprocess.fit(open_again(paths[digest]))) for digest in chunk]
+            return [(digest, preprocess.fit(open_again(paths[digest], digest))) for digest in chunk]
 
         missing = self._missing(list(paths))
         self._compute([d for d in paths if d in missing], prepare, detail)
@@ -153,7 +153,7 @@ class Features:
         def prepare(chunk: Sequence[str]) -> list[tuple[str, Pixels]]:
             made = []
             for digest in chunk:
-                picture = open_again(paths[digest])
+                picture = open_again(paths[digest], digest)
                 for i, key in enumerate(keys[digest]):
                     if key in missing:
                         rng = np.random.default_rng([seed % 2**64, i, int(digest[:16], 16)])

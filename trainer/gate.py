@@ -30,12 +30,13 @@ def checks(
     right: Bools,
     incumbent_right: Bools | None,
     latency_ms: Callable[[], float],
+    incumbent_problem: str = "",
 ) -> list[GateCheck]:
     """The conditions that the gate names, in the proto's order.
 
     `right` and `incumbent_right` bool [n] say which validation pictures the new
     version and the one behind `gate.not_worse_than` answered right; None where
-    there is none yet.
+    there is none yet, or where `incumbent_problem` says why it cannot be asked.
     """
     found: list[GateCheck] = []
     if gate.min_accuracy is not None:
@@ -45,7 +46,13 @@ def checks(
                    f"least {bound:.4f} was asked for")
         )  # fmt: skip
     if gate.not_worse_than:
-        found.append(_not_worse(gate.not_worse_than, right, incumbent_right))
+        alias = gate.not_worse_than
+        if incumbent_problem:
+            # What cannot be compared has not passed.
+            told = f"the version behind {alias} could not be compared with: {incumbent_problem}"
+            found.append(_check("not_worse", False, 0.0, SIGNIFICANCE, told))
+        else:
+            found.append(_not_worse(alias, right, incumbent_right))
     if gate.max_parity_difference is not None:
         value, bound = parity.max_difference, gate.max_parity_difference
         found.append(

@@ -15,12 +15,15 @@ from service.inference.providers import ProviderUnavailable, choose_provider
 from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import (
     BACKBONE_FILE,
+    NETWORK_TECHNIQUES,
     BackbonesRanked,
     Candidate,
+    DomainAdaptation,
     EpochEnded,
     ExportedBackbone,
     FeatureBased,
     JobSpec,
+    ModelBased,
     Note,
     Progressed,
     RankSpec,
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from trainer.backbones import Backbone
     from trainer.data import Data
 
+FROZEN_FILE = "frozen.onnx"
+"""The pretrained backbone beside one that the job trains; nobody else's."""
 _RANKING_PART = 0.25
 _RANKING_S = 60.0
 """Longest time to choose a backbone, and the part of the job's budget that it may take."""
@@ -62,7 +67,9 @@ class Job:
         self.cache = _cache(spec, self.send)
         self.weights = ""
         self.known: ExportedBackbone | None = None
-        self.frozen_file = self.out / BACKBONE_FILE
+        # A method that trains writes the version's own backbone under the usual name.
+        self.frozen_file = self.out / (FROZEN_FILE if _trains(spec) else BACKBONE_FILE)
+        self.has_first_head = False
         self._frozen: Features | None = None
 
     def send(self, record: Record) -> None:
@@ -87,6 +94,7 @@ class Job:
         asked = RankSpec(
             data_dir=spec.data_dir,
             candidates=spec.candidates,
+            work_dir=spec.out_dir,
             weights_dir=spec.weights_dir,
             time_budget_s=budget_s,
             seed=spec.seed,
@@ -132,6 +140,10 @@ class Job:
 
     @functools.cached_property
     def backbone(self) -> "Backbone":
+        """The network, which a method that trains changes in place."""
+        return self._pretrained()
+
+    def _pretrained(self) -> "Backbone":
         """Imports torch: seconds that neither bad data nor a repeated job need wait for."""
         import torch
 
@@ -151,6 +163,7 @@ class Job:
         """A head on the frozen backbone, which training may begin with."""
         from trainer.methods import feature_based
 
+        self.has_first_head = True
         return feature_based.fit_head(
             FeatureBased(),
             data,
@@ -169,7 +182,15 @@ class Job:
         from trainer import export
 
         self.send(Progressed("preparing", 0.5, f"exporting {self.spec.backbone}"))
-        export.to_onnx(self.backbone, path)
+        # Frozen features may be asked for when the network was trained already.
+        export.to_onnx(self._pretrained() if _trains(self.spec) else self.backbone, path)
+
+
+def _trains(spec: JobSpec) -> bool:
+    method = spec.method
+    if isinstance(method, DomainAdaptation):
+        return method.technique in NETWORK_TECHNIQUES
+    return isinstance(method, ModelBased)
 
 
 def _cache(spec: JobSpec, send: Send) -> FeatureCache | None:

@@ -41,11 +41,15 @@ def gate_checks(
         return []
     validation = found.data.validation
     right = probabilities.argmax(axis=1) == validation.targets
-    incumbent = None
+    incumbent, problem = None, ""
     if job.spec.incumbent is not None and asked.not_worse_than:
-        incumbent = _right(job, job.spec.incumbent, validation, found.data.classes)
+        try:
+            incumbent = _right(job, job.spec.incumbent, validation, found.data.classes)
+        except (GraftError, OSError, ValueError) as error:
+            problem = f"version {job.spec.incumbent.version} may be gone or damaged ({error})"
+            job.send(Note("warning", problem))
     latency = partial(_latency_ms, job, found)
-    return gate.checks(asked, metrics, parity, right, incumbent, latency)
+    return gate.checks(asked, metrics, parity, right, incumbent, latency, problem)
 
 
 def baselines(job: Job, found: Transferred) -> list[Measured]:
@@ -67,17 +71,12 @@ def baselines(job: Job, found: Transferred) -> list[Measured]:
     return others.measure(bench, found.method)
 
 
-def _right(job: Job, incumbent: Incumbent, part: Part, classes: tuple[str, ...]) -> Bools | None:
-    """Which pictures the version before answers right; None when it is gone by now."""
+def _right(job: Job, incumbent: Incumbent, part: Part, classes: tuple[str, ...]) -> Bools:
+    """Which pictures the version before answers right; raises what loading it raises."""
     path = Path(incumbent.backbone_path)
-    try:
-        head = heads.load(Path(incumbent.head_path))
-        # The file's name is its digest, so what is known of the pictures counts.
-        features = job.features_of_file(path, path.stem).of(part, "the version before")
-    except (GraftError, OSError) as error:
-        text = f"version {incumbent.version} could not be compared with, it may be gone: {error}"
-        job.send(Note("warning", text))
-        return None
+    head = heads.load(Path(incumbent.head_path))
+    # The file's name is its digest, so what is known of the pictures counts.
+    features = job.features_of_file(path, path.stem).of(part, "the version before")
     answers = head.probabilities(features).argmax(axis=1)
     named = np.array(head.classes, dtype=object)[answers]
     true = np.array(classes, dtype=object)[part.targets]

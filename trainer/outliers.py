@@ -18,26 +18,35 @@ _FLOOR = 0.1
 """Added to each variance, times their mean: a feature that a few training pictures never show
 must not decide alone. 0.03 to 0.3 did as well."""
 _FOLDS = 5
+_LEAST = 1e-3
+"""Of a distance that can be a threshold: where all pictures are alike, none is to divide by 0."""
 _KEPT = 256
-_MAX_TRAIN = 5000
+MAX_TRAIN = 5000
 """More tell no more of means and variances, and cost the scoring of each fold."""
 
 
-def fit(train: Floats, targets: Ints, validation: Floats, seed: int) -> Outliers:
+def fit(
+    train: Floats, targets: Ints, validation: Floats, seed: int, *, is_trained: bool = False
+) -> Outliers:
     """From features float32 [n, d] with classes int64 [n] that all occur.
 
     `validation` float32 [m, d] belong to pictures that are not among the first;
-    their scores are kept, to compare live ones with.
+    their scores are kept, to compare live ones with. A backbone that was trained on
+    the pictures (`is_trained`) draws them together: there the threshold is the
+    validation pictures' own.
     """
     rng = np.random.default_rng([seed % 2**64, 0x007D])
-    if len(train) > _MAX_TRAIN:
-        chosen = rng.permutation(len(train))[:_MAX_TRAIN]
+    if len(train) > MAX_TRAIN:
+        chosen = rng.permutation(len(train))[:MAX_TRAIN]
         rare = np.setdiff1d(targets, targets[chosen])
         chosen = np.union1d(chosen, np.flatnonzero(np.isin(targets, rare)))
         train, targets = train[chosen], targets[chosen]
-    held_out = _cross_validated(train, targets, rng)
-    threshold = max(float(np.quantile(held_out, 1 - FALSE_ALARMS)), 1e-6)
     means, inverse_variance = _estimated(train, targets)
+    held_out = _cross_validated(train, targets, rng)
+    if is_trained or not len(held_out):
+        raw = Outliers(means.astype(np.float16), inverse_variance, np.zeros(0, np.float16))
+        held_out = raw.scores(validation)
+    threshold = max(float(np.quantile(held_out, 1 - FALSE_ALARMS)), _LEAST)
     scaled = (inverse_variance / threshold**2).astype(np.float32)
     unscored = Outliers(means.astype(np.float16), scaled, np.zeros(0, np.float16))
     scores = np.sort(unscored.scores(validation))
@@ -58,11 +67,14 @@ def _estimated(train: Floats, targets: Ints) -> tuple[Floats, Floats]:
 
 
 def _cross_validated(train: Floats, targets: Ints, rng: np.random.Generator) -> Floats:
-    """Scores [n] of the training pictures, each by means and variances without its fold."""
+    """Scores of training pictures, each by means and variances without its fold.
+
+    Those of classes with one picture are left out: no other could stand for it.
+    """
     fold = np.empty(len(targets), dtype=np.int64)
     for label in np.unique(targets):
         own = rng.permutation(np.flatnonzero(targets == label))
-        # A class of one stays in every fold's estimate: no other could stand for it.
+        # A class of one stays in every fold's estimate.
         fold[own] = np.arange(len(own)) % _FOLDS if len(own) > 1 else -1
     scores: Floats = np.zeros(len(targets), dtype=np.float32)
     for held in range(_FOLDS):
@@ -73,4 +85,4 @@ def _cross_validated(train: Floats, targets: Ints, rng: np.random.Generator) -> 
         scores[inside] = Outliers(
             means.astype(np.float16), inverse_variance.astype(np.float32), np.zeros(0, np.float16)
         ).scores(train[inside])
-    return scores
+    return scores[fold >= 0]

@@ -15,6 +15,7 @@ from service.errors import GraftError, Reason
 from service.inference.head import Floats, Head
 from service.inference.preprocess import Pixels
 from service.inference.runtime import Session
+from trainer.backbone_file import decoding
 from trainer.data import Files
 from trainer.feature_cache import FeatureCache
 from trainer.features import Features
@@ -68,7 +69,7 @@ class TorchBackbone:
     precision = "fp32"
 
     def __init__(self, name: str, weights: str, load: Callable[[], "Backbone"]) -> None:
-        self.space = f"torch {metadata.version('torch')} {name} {weights}"
+        self.space = f"torch {metadata.version('torch')} {name} {weights} {decoding()}"
         self._load = load
         self._threads_before = 0
 

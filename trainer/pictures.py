@@ -18,12 +18,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from service.inference import preprocess
 from service.inference.preprocess import SIZE, Pixels
+from trainer import memory
 from trainer.crops import random_view
-from trainer.data import Files, Ints
+from trainer.data import Files, Ints, open_again
 
 CACHE_BYTES = 2 * 2**30
+"""The most that one cache keeps in memory."""
+_PART = 0.25
+"""Of the memory that the process may use, for all caches together."""
 KEPT_SIDE = 288
 """Of the shorter side of a kept picture, pixels: most crops are scaled down still."""
 _AHEAD = 2
@@ -43,14 +46,14 @@ class Cache:
         self._lock = threading.Lock()
 
     def picture(self, place: int) -> Pixels:
-        """One picture, its shorter side at most `KEPT_SIDE`."""
+        """One picture, its shorter side at most `KEPT_SIDE`; errors as `open_again`."""
         if (known := self._kept.get(place)) is not None:
             return known
         if (at := self._written.get(place)) is not None:
             offset, shape = at
             data = os.pread(self._file.fileno(), int(np.prod(shape)), offset)
             return np.frombuffer(data, dtype=np.uint8).reshape(shape)
-        pixels = _compact(preprocess.open_picture(self._files.paths[place].read_bytes()))
+        pixels = _compact(open_again(self._files.paths[place], self._files.digests[place]))
         with self._lock:
             has_room = self._free >= pixels.nbytes
             offset = self._end
@@ -78,12 +81,17 @@ class Cache:
 
 
 class Pictures:
-    """Pictures to learn from, as batches: RandomResizedCrop 224 and a horizontal flip."""
+    """Pictures to learn from, as batches: RandomResizedCrop 224 and a horizontal flip.
 
-    def __init__(self, files: Files, seed: int, threads: int, folder: Path | None = None) -> None:
+    `caches` is how many share the memory, this one among them.
+    """
+
+    def __init__(
+        self, files: Files, seed: int, threads: int, folder: Path | None = None, caches: int = 1
+    ) -> None:
         self._count = len(files)
         self._seed = seed % 2**64
-        self._cache = Cache(files, CACHE_BYTES, folder)
+        self._cache = Cache(files, _share_bytes(caches), folder)
         self._pool = ThreadPoolExecutor(
             threads or len(os.sched_getaffinity(0)), thread_name_prefix="augment"
         )
@@ -132,11 +140,11 @@ class Pictures:
 
 
 class AsServed:
-    """Pictures to judge by, with the very pixels that serving makes."""
+    """Pictures to judge by, with the very pixels that serving makes; `caches` as `Pictures`."""
 
-    def __init__(self, files: Files, threads: int) -> None:
+    def __init__(self, files: Files, threads: int, caches: int = 1) -> None:
         self._files, self._threads = files, threads
-        is_small = len(files) * SIZE * SIZE * 3 <= CACHE_BYTES
+        is_small = len(files) * SIZE * SIZE * 3 <= _share_bytes(caches)
         self._pixels = files.decode(threads=threads) if is_small else None
 
     def batches(self, size: int) -> Iterator[Pixels]:
@@ -147,6 +155,10 @@ class AsServed:
                 yield self._pixels[start:end]
             else:
                 yield self._files.decode(range(start, end), self._threads)
+
+
+def _share_bytes(caches: int) -> int:
+    return min(CACHE_BYTES, int(memory.usable_bytes() * _PART) // caches)
 
 
 def _compact(picture: Image.Image) -> Pixels:

@@ -33,7 +33,7 @@ from service.jobs.contract import (
     RankSpec,
 )
 from trainer import transferability
-from trainer.candidates import Candidacy
+from trainer.candidates import NO_TIME, Candidacy
 from trainer.data import Part
 from trainer.feature_cache import FeatureCache
 from trainer.records import Send
@@ -75,8 +75,9 @@ def choose(
 ) -> tuple[Candidate, BackbonesRanked]:
     """The candidate that ranks first on a job's training pictures, and the ranking.
 
+    Where none could be scored in time, the cheapest that is here, and that is said.
     `runtime` is what serves; the spec's `data_dir` and `provider` are not looked at.
-    Raises Unavailable (WEIGHTS_UNAVAILABLE) when no candidate could be scored.
+    Raises Unavailable (WEIGHTS_UNAVAILABLE) when no candidate could be had.
     """
     started = time.monotonic()
     places = transferability.spread(part.targets, spec.seed)[:MOST_PICTURES]
@@ -84,6 +85,15 @@ def choose(
     for entrant in entrants:
         if entrant.row is ranked.ranking[0] and entrant.row.score is not None:
             return entrant.candidate, ranked
+    late = [c for c in entrants if c.row.problem == NO_TIME and c.is_at_hand()]
+    if late:
+        cheapest = min(late, key=lambda entrant: (not entrant.is_exported(), *_effort(entrant)))
+        text = (
+            f"in {spec.time_budget_s:.3g} s no backbone could be scored: {_name(cheapest.row)} was "
+            "taken as the cheapest at hand; give a longer time budget, or name a backbone"
+        )
+        send(Note("warning", text))
+        return cheapest.candidate, ranked
     raise Unavailable(
         Reason.WEIGHTS_UNAVAILABLE,
         f"no backbone could be chosen: {ranked.explanation} Name one in the request",
@@ -100,7 +110,8 @@ def _ranked(
     entrants = [c for c in everyone if not spec.only_at_hand or c.is_at_hand()]
     absent = [c.row.backbone for c in everyone if c not in entrants]
     pictures = min(FIRST_PICTURES, len(sample))
-    with tempfile.TemporaryDirectory(prefix="graft-rank-") as folder:
+    # A trainer that is ended at once removes nothing: whose folder it is does.
+    with tempfile.TemporaryDirectory(prefix="graft-rank-", dir=spec.work_dir or None) as folder:
         for index, entrant in enumerate(sorted(entrants, key=_effort)):
             send(Progressed("features", index / len(entrants), entrant.title))
             entrant.prepare(_of(sample, slice(pictures)), deadline, Path(folder))

@@ -13,6 +13,7 @@ import msgspec
 from service.inference import head as heads
 from service.inference import outliers as strangeness
 from service.inference import preprocess
+from service.inference.head import Floats
 from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import (
@@ -82,6 +83,7 @@ def _run(job: Job) -> Manifest:
         # Frozen features are computed while the files are read, which is once.
         examine=job.frozen.examine if needs_features else None,
         bases=[Path(folder) for folder in spec.base_data_dirs],
+        base_digest=spec.base_digest,
     )
     rejected = list(data.rejected[:_MAX_REJECTED])
     send(DataFound(data.counts(), rejected, len(data.rejected), data.digest))
@@ -121,7 +123,8 @@ def _run(job: Job) -> Manifest:
     stages.begin("judging")
     send(Progressed("checking", 0.4, "what the transfer was worth"))
     seen, answers, held_out = learned_from(found, spec.seed)
-    head = replace(served.head, outliers=outliers.fit(seen, answers, held_out, spec.seed))
+    known = outliers.fit(seen, answers, held_out, spec.seed, is_trained=found.is_trained)
+    head = replace(served.head, outliers=known)
     gate_checks = judgement.gate_checks(job, found, metrics, probabilities, agreed)
     baselines = judgement.baselines(job, found)
 
@@ -161,6 +164,7 @@ def _run(job: Job) -> Manifest:
         duration_s=time.monotonic() - job.started,
         labels=spec.labels,
         gate_checks=gate_checks,
+        incumbent_version=spec.incumbent.version if spec.incumbent else None,
         base=spec.base,
         technique=found.adaptation.published if found.adaptation else "",
         target_digest=found.target.pictures.digest if found.target else "",
@@ -169,21 +173,19 @@ def _run(job: Job) -> Manifest:
     )
     (job.out / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
     fitted = served.fitted
-    # What more source pictures would bring says nothing of the target.
-    train = None if found.target is not None else seen
+    train, validation = _compared_in(job, found)
     examined = findings.examine(
         probabilities=probabilities,
         targets=data.validation.targets,
         train_targets=data.train.targets,
         classes=len(data.classes),
         train_features=train,
-        features=None if train is None else served.validation,
+        features=validation,
         out_of_fold=fitted.out_of_fold if fitted else None,
         baselines=baselines,
         seed=spec.seed,
     )
-    assert head.outliers is not None
-    scores = head.outliers.scores(held_out)
+    scores = known.scores(held_out)
     examined = replace(
         examined,
         adaptation=found.adaptation,
@@ -196,6 +198,18 @@ def _run(job: Job) -> Manifest:
     (job.out / REPORT_HTML_FILE).write_text(page.to_html(written, data), encoding="utf-8")
     send(Finished(metrics.accuracy, metrics.count))
     return manifest
+
+
+def _compared_in(job: Job, found: Transferred) -> tuple[Floats | None, Floats | None]:
+    """Features of both parts that have learned no label yet, where they are known already."""
+    if found.target is not None:
+        # What more source pictures would bring says nothing of the target.
+        return None, None
+    if found.served.fitted is not None:
+        return found.served.fitted.train, found.served.validation
+    if job.has_first_head:
+        return job.frozen.of(found.data.train), job.frozen.of(found.data.validation)
+    return None, None
 
 
 def _quantised(job: Job, found: Transferred) -> Transferred:

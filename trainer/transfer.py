@@ -15,6 +15,7 @@ from service.jobs.contract import (
     ModelBased,
     Progressed,
 )
+from trainer import outliers
 from trainer.data import Data, Ints
 from trainer.job import Job
 from trainer.methods import domain_adaptation, feature_based
@@ -70,8 +71,12 @@ def learned_from(found: Transferred, seed: int) -> tuple[Floats, Ints, Floats]:
     """
     served = found.served
     if found.target_features is None:
-        train = served.fitted.train if served.fitted else served.features.of(found.data.train)
-        return train, found.data.train.targets, served.validation
+        part = found.data.train
+        if served.fitted is not None:
+            return served.fitted.train, part.targets, served.validation
+        # No more than what is learned from; of a trained backbone they are not known yet.
+        places = part.spread(outliers.MAX_TRAIN)
+        return served.features.of(part.at(places)), part.targets[places], served.validation
     features = found.target_features
     answers: Ints = served.head.probabilities(features).argmax(axis=1)
     order = np.random.default_rng([seed % 2**64, 0x7A6]).permutation(len(features))
@@ -201,7 +206,13 @@ def _adapted_network(job: Job, method: DomainAdaptation, data: Data) -> Transfer
 def _target(job: Job, method: DomainAdaptation, data: Data) -> Target:
     spec = job.spec
     return domain_adaptation.load_target(
-        method, Path(spec.target_dir), data.classes, job.frozen, spec.threads, job.send
+        method,
+        Path(spec.target_dir),
+        data.classes,
+        job.frozen,
+        data.train.digests,
+        spec.threads,
+        job.send,
     )
 
 

@@ -21,7 +21,7 @@ from service.inference.loaded import Loaded, Memory
 from service.inference.runtime import Runtime
 from service.inference.statistics import Statistics, Tally
 from service.inference.workers import Workers
-from service.telemetry import Stages, Telemetry
+from service.telemetry import Telemetry
 
 __all__ = ["Bounds", "Classified", "Decode", "Engine", "ModelFiles", "Outcome"]
 
@@ -119,11 +119,14 @@ class Engine:
         stages = self._telemetry.stages(files.name)
         tally = self.statistics.tally(files.name, files.version)
         try:
-            call = await self._classify(files, pictures, arrived, timeout_s, stages)
+            call = await self._classify(files, pictures, arrived, timeout_s)
         except BaseException:
             _record(tally, 0, time.monotonic() - arrived, [], [], [], ok=False)
             raise
         outcomes = call.answer.result()
+        if call.head.outliers is not None:
+            # Not when it is loaded: candidates and old versions are, beside the one that serves.
+            stages.compare_with(files.head_digest, call.head.outliers.validation)
         total_s = time.monotonic() - arrived
         stages.total.observe(total_s)
         for values, histogram in (
@@ -150,9 +153,8 @@ class Engine:
         pictures: Sequence[Decode],
         arrived: float,
         timeout_s: float,
-        stages: Stages,
     ) -> Call:
-        backbone, head = await self._load(files, timeout_s, stages)
+        backbone, head = await self._load(files, timeout_s)
         answer: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
         call = Call(files.name, backbone, head, pictures, arrived, arrived + timeout_s, answer)
         self._workers.put(call)
@@ -204,9 +206,7 @@ class Engine:
         """Ends the threads; waits for what they do."""
         self._workers.close()
 
-    async def _load(
-        self, files: ModelFiles, timeout_s: float, stages: Stages | None = None
-    ) -> tuple[Backbone, Head]:
+    async def _load(self, files: ModelFiles, timeout_s: float) -> tuple[Backbone, Head]:
         timeout_s = min(timeout_s, self._bounds.load_timeout_s)
         backbone = self._backbones.peek(files.backbone_digest)
         if backbone is None:
@@ -216,9 +216,6 @@ class Engine:
         head = self._heads.peek(files.head_digest)
         if head is None:
             head = await self._heads.get(files.head_digest, files.head_path, timeout_s)
-            if head.outliers is not None:
-                stages = stages or self._telemetry.stages(files.name)
-                stages.compare_with(files.head_digest, head.outliers.validation.tolist())
         if head.feature_dim != backbone.session.feature_dim:
             log.error("head takes %d features, its backbone gives %d", head.feature_dim,
                       backbone.session.feature_dim, extra={"model": files.name})  # fmt: skip

@@ -260,6 +260,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The version that this one grows from."""
     base_data_dirs: list[str] = []
     """What it was trained on, oldest first; the job's own data comes on top."""
+    base_digest: str = ""
+    """The base's `Manifest.dataset_digest`; "" where there is no base."""
     checkpoint_dir: str = ""
     """Survives the attempt: training goes on from what lies here; "" keeps nothing."""
     feature_cache: str = ""
@@ -282,6 +284,8 @@ class RankSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     data_dir: str
     candidates: list[Candidate]
+    work_dir: str = ""
+    """Exists; what is written meanwhile goes here. "" means a temporary folder."""
     only_at_hand: bool = False
     """Leaves candidates out whose weights need a download."""
     weights_dir: str

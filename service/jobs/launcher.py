@@ -27,7 +27,7 @@ SPEC_FILE = "spec.json"
 LOG_FILE = "trainer.log"
 MAX_LINE_BYTES = 2**20
 """A record with 100 rejected files and 10 000 classes fits."""
-_KILLED_S = 10.0
+KILLED_S = 10.0
 """How long a killed process may take to be gone; longer means the kernel is stuck."""
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ class ProcessTrainer:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         try:
-            async with asyncio.timeout(_KILLED_S):
+            async with asyncio.timeout(KILLED_S):
                 await gone
         except TimeoutError:
             log.exception("the trainer could not be killed", extra={"job_id": self._job_id})

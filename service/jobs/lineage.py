@@ -40,7 +40,8 @@ class Lineage:
 
         Backbone, weights, seed and validation fraction are the base's where the
         request names none. Raises NotFound (MODEL_NOT_FOUND, VERSION_NOT_FOUND,
-        ALIAS_NOT_FOUND) or WrongState (BASE_DATA_GONE).
+        ALIAS_NOT_FOUND), WrongState (BASE_DATA_GONE), or InvalidInput for another seed
+        or validation fraction than the base's.
         """
         try:
             base = self._models.get_version(model or request.model, version, alias)
@@ -57,9 +58,15 @@ class Lineage:
             chosen["seed"] = before.seed
         if request.validation_fraction is None:
             chosen["validation_fraction"] = before.validation_fraction
-        return msgspec.structs.replace(
-            request, base=Base(base.model, base.version), base_job_id=base.job_id, **chosen
+        grown = msgspec.structs.replace(
+            request,
+            base=Base(base.model, base.version),
+            base_job_id=base.job_id,
+            base_digest=base.manifest.dataset_digest,
+            **chosen,
         )
+        _check_divided_alike(grown, before)
+        return grown
 
     def data_dirs(self, job_id: str) -> list[Path]:
         """What a job's version was trained on, oldest first.
@@ -90,6 +97,19 @@ class Lineage:
                 "it back",
             )
         return path
+
+
+def _check_divided_alike(grown: JobRequest, before: JobRequest) -> None:
+    names = ("validation_fraction", "seed")
+    for field, asked, used in zip(names, grown.division, before.division, strict=True):
+        if asked != used:
+            raise InvalidInput(
+                Reason.INVALID_FIELD,
+                f"{field} is {asked} and the base's is {used}: the base's pictures would be "
+                "divided anew, and what it was measured on be learned from; leave the field out, "
+                "or leave out the base and send all pictures",
+                field=field,
+            )
 
 
 def _gone(job: JobRecord, what: str) -> WrongState:

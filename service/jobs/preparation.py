@@ -68,6 +68,7 @@ class Preparation:
         checkpoint_dir.mkdir(exist_ok=True)
         backbone = request.backbone_or(settings.default_backbone)
         exported = self._models.exported_backbones
+        validation_fraction, seed = request.division
         planned_s = settings.max_job_s * _PLANNED_PART
         return JobSpec(
             job_id=job.job_id,
@@ -80,10 +81,8 @@ class Preparation:
             exported=[] if backbone == AUTO else exported(backbone),
             candidates=at_hand(settings.weights_dir, exported) if backbone == AUTO else [],
             weights_dir=str(settings.weights_dir),
-            validation_fraction=(
-                0.2 if request.validation_fraction is None else request.validation_fraction
-            ),
-            seed=request.seed or 0,
+            validation_fraction=validation_fraction,
+            seed=seed,
             time_budget_s=min(request.time_budget_s or planned_s, planned_s),
             # What has no slot on the GPU must not find its own way there.
             device="cpu" if kind == "cpu" else request.device,
@@ -97,6 +96,7 @@ class Preparation:
             incumbent=self._incumbent(job),
             base=request.base,
             base_data_dirs=[str(path) for path in self._lineage.data_dirs(request.base_job_id)],
+            base_digest=request.base_digest,
             checkpoint_dir=str(checkpoint_dir),
             feature_cache=str(settings.feature_cache or ""),
             feature_cache_bytes=settings.feature_cache_bytes,

@@ -34,6 +34,8 @@ from service.storage.models import ModelStore
 
 MAX_WAITING = 8
 """Calls behind the one that is at work; more are refused."""
+MAX_WAIT_S = 600.0
+"""For its turn: the time budget of the longest ranking."""
 _RETRY_AFTER_S = 15.0
 _SLACK_S = 60.0
 """Beyond the time budget: a cold disk is slow to give what a trainer imports."""
@@ -77,8 +79,9 @@ class Rankings:
     async def rank(self, request: RankRequest) -> BackbonesRanked:
         """Ranks the candidates of a request that was checked.
 
-        Raises as `check_room`, GraftError when the data cannot be had or used, and
-        Expired when the trainer goes on for long after its time budget.
+        Raises as `check_room`, GraftError when the data cannot be had or used,
+        Exhausted when its turn does not come in time, and Expired when the trainer
+        goes on for long after its time budget.
         """
         self.check_room()
         call = asyncio.create_task(self._in_turn(request), name="ranking")
@@ -102,15 +105,28 @@ class Rankings:
             await asyncio.wait(self._calls)
 
     async def _in_turn(self, request: RankRequest) -> BackbonesRanked:
-        async with self._turn:
+        try:
+            async with asyncio.timeout(MAX_WAIT_S):
+                await self._turn.acquire()
+        except TimeoutError as error:
+            raise Exhausted(
+                Reason.QUEUE_FULL,
+                f"the rankings before this one did not end within {MAX_WAIT_S:.4g} s: try again "
+                "later",
+                retry_after_s=_RETRY_AFTER_S,
+            ) from error
+        try:
             folder = self._settings.work_dir / f"ranking-{secrets.token_hex(8)}"
             try:
                 return await self._ranked(request, folder)
             finally:
                 await uninterrupted(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+        finally:
+            self._turn.release()
 
     async def _ranked(self, request: RankRequest, folder: Path) -> BackbonesRanked:
-        spec = await asyncio.to_thread(self._spec, request)
+        # A cancel does not end the thread, which may unpack an archive: the turn lasts as long.
+        spec = await uninterrupted(asyncio.to_thread(self._spec, request, folder))
         await uninterrupted(asyncio.to_thread(folder.mkdir, parents=True))
         limit_s = spec.time_budget_s + _SLACK_S
         trainer: Trainer | None = None
@@ -129,7 +145,7 @@ class Rankings:
             if trainer is not None:
                 await uninterrupted(trainer.stop(self._settings.stop_grace_s))
 
-    def _spec(self, request: RankRequest) -> RankSpec:
+    def _spec(self, request: RankRequest, folder: Path) -> RankSpec:
         settings = self._settings
         exported = self._models.exported_backbones
         return RankSpec(
@@ -140,6 +156,7 @@ class Rankings:
                 for asked in request.candidates
             ]
             or at_hand(settings.weights_dir, exported),
+            work_dir=str(folder),
             only_at_hand=not request.candidates,
             weights_dir=str(settings.weights_dir),
             time_budget_s=request.time_budget_s or _DEFAULT_BUDGET_S,

@@ -30,6 +30,7 @@ from service.jobs.contract import (
 
 AUTO = "auto"
 """The backbone that the job's own data decides on."""
+DEFAULT_VALIDATION_FRACTION = 0.2
 MAX_REQUEST_ID_CHARS = 128
 _MAX_AUGMENTED_VIEWS = 16
 _MAX_CANDIDATES = 32
@@ -59,9 +60,9 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     weights: str = ""
     method: Method = msgspec.field(default_factory=FeatureBased)
     validation_fraction: float | None = None
-    """None means 0.2."""
+    """None means 0.2; with a base, the base's."""
     seed: int | None = None
-    """None means 0."""
+    """None means 0; with a base, the base's."""
     time_budget_s: float | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     labels: dict[str, str] = {}
@@ -71,6 +72,14 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The version whose pictures are learned from too."""
     base_job_id: str = ""
     """The job that made it: its data is found by it, whatever becomes of the version."""
+    base_digest: str = ""
+    """Of that data, as it was then."""
+
+    @property
+    def division(self) -> tuple[float, int]:
+        """The validation fraction and the seed that are meant."""
+        fraction = self.validation_fraction
+        return DEFAULT_VALIDATION_FRACTION if fraction is None else fraction, self.seed or 0
 
     def backbone_or(self, default: str) -> str:
         """The backbone that is meant where the server's default is `default`; may be "auto"."""

@@ -8,7 +8,7 @@ in the database. Listeners hear of every job that got an event.
 
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
 import msgspec
@@ -27,6 +27,7 @@ from service.jobs.request import JobRequest, check_request_id
 from service.jobs.rows import JobRecord
 from service.storage import pages
 from service.storage.database import Connection, Database
+from service.storage.models import Publication
 
 __all__ = ["JobRecord", "JobStore"]
 
@@ -169,6 +170,11 @@ class JobStore:
                 )
             return self._append(connection, job_id, payload)
 
+    def check_dataset(self, dataset_id: str) -> None:
+        """Raises NotFound (DATASET_NOT_FOUND), or InvalidInput where it has no classes."""
+        with self._database.read() as connection:
+            rows.check_dataset(connection, dataset_id)
+
     def use_dataset(self, job_id: str, dataset_id: str) -> None:
         """Notes that a job works on a dataset that its request did not name.
 
@@ -189,15 +195,13 @@ class JobStore:
     def succeed(
         self,
         job_id: str,
-        publish: Callable[[Connection], int],
+        publish: Callable[[Connection], Publication],
         validation_accuracy: float,
         validation_count: int,
-        gate_failures: Sequence[str] = (),
     ) -> JobRecord:
         """Ends a running job with a version: all of it happens, or nothing.
 
-        `publish` makes the version in the transaction and answers with its
-        number; with `gate_failures` it is a candidate. A cancel that was asked for
+        `publish` makes the version in the transaction. A cancel that was asked for
         and not done is too late. For a job that has succeeded already, nothing is
         done.
         """
@@ -206,16 +210,16 @@ class JobStore:
             if record.state is JobState.SUCCEEDED:
                 return record
             rows.check_running(record)
-            version = publish(connection)
+            made = publish(connection)
             published = Published(
                 record.request.model,
-                version,
+                made.version,
                 validation_accuracy,
                 validation_count,
-                list(gate_failures),
+                made.gate_failures,
             )
             self._append(connection, job_id, published)
-            self._end(connection, job_id, StateChanged(JobState.SUCCEEDED), version=version)
+            self._end(connection, job_id, StateChanged(JobState.SUCCEEDED), version=made.version)
             return rows.get(connection, job_id)
 
     def fail(self, job_id: str, reason: Reason, message: str) -> JobRecord:

@@ -1,10 +1,11 @@
 """Runs queued jobs, so many at once, and saves what becomes of each.
 
 Lives on the event loop; the database is reached through threads. A job's version
-is warm in the engine before it is announced, and announced in the same step as
-the job's success. `wait_failed` raises when the supervisor itself can go no
-further: the process must end then, and its next start takes the jobs up again.
-Stops with `close`, which puts unfinished jobs back into the queue.
+is warm in the engine before it is announced, unless it is a candidate, and
+announced in the same step as the job's success. `wait_failed` raises when the
+supervisor itself can go no further: the process must end then, and its next start
+takes the jobs up again. Stops with `close`, which puts unfinished jobs back into
+the queue.
 """
 
 import asyncio
@@ -251,14 +252,15 @@ class Supervisor:
             )
             stored = await asyncio.to_thread(self._artifacts.put, done.out_dir)
             _check_is_of(stored, job)
-            await self._warm(stored)
-            gate = job.request.gate
+            # A candidate may never be asked for, and would push out what is.
+            if not stored.manifest.gate_failures:
+                await self._warm(stored)
             publish = partial(
                 self._models.publish,
                 model=job.request.model,
                 job_id=job.job_id,
                 stored=stored,
-                alias=gate.alias if gate is not None else "",
+                gate=job.request.gate,
             )
             return await asyncio.to_thread(
                 self._jobs.succeed,
@@ -266,7 +268,6 @@ class Supervisor:
                 publish,
                 done.finished.validation_accuracy,
                 done.finished.validation_count,
-                stored.manifest.gate_failures,
             )
         except GraftError as error:
             return await self._fail(job, Ended(error.reason, error.message))

@@ -3,8 +3,9 @@
 A launcher around `ProcessLauncher`: each job still gets a process of its own, and
 where no warm one is ready, a cold one. A warm process is `python -m trainer wait`;
 it reads one line, an `Order`, from its standard input and goes on as `run` does.
-When its job is over, or has gone on for some seconds, the next one is started:
-its imports would slow the job that it was started behind. Stops with `close`.
+When its job is over, or has gone on for some seconds, those that are missing are
+started: their imports would slow the job that they were started behind. Stops with
+`close`.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from typing import IO, Literal
 from service.jobs import contract
 from service.jobs.contract import JobSpec, Order, Spec
 from service.jobs.launcher import (
+    KILLED_S,
     MAX_LINE_BYTES,
     ProcessLauncher,
     ProcessTrainer,
@@ -51,32 +53,35 @@ class WarmLauncher:
         self._command = tuple(command)
         self._refill_s = refill_s
         self._waiting: list[_Waiting] = []
+        self._starting = 0
         self._refills: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
 
     async def open(self) -> None:
         """Starts the first ones; returns before they are warm."""
-        for _ in range(self._count):
-            await self._refill()
+        await self._refill()
 
     async def close(self) -> None:
         """Ends those that wait; the ones at work are their jobs'."""
         self._closing.set()
         # Not cancelled: one that is starting a process would leave it to nobody.
         if self._refills:
-            await asyncio.wait(self._refills)
-        for waiting in self._waiting:
-            await waiting.kill()
-        self._waiting.clear()
+            _, late = await asyncio.wait(self._refills, timeout=KILLED_S)
+            if late:
+                log.error("%d trainers were still being started to wait", len(late))
+        while self._waiting:
+            await self._waiting.pop().kill()
 
     async def start(self, spec: Spec, folder: Path) -> ProcessTrainer:
         """Gives the job to a warm trainer, or to a cold one; raises OSError when neither is had."""
-        while self._waiting:
+        if self._waiting:
+            # Before one is taken, which a full disk would leave to nobody.
+            spec_file, log_file = await asyncio.to_thread(write_spec, spec, folder)
+        while self._waiting and not self._closing.is_set():
             waiting = self._waiting.pop(0)
-            trainer = await waiting.take(spec, folder)
-            if trainer is not None:
+            if await waiting.take(_order(spec, spec_file, log_file)):
                 self._refill_after(waiting.process)
-                return trainer
+                return ProcessTrainer(waiting.process, log_file, name_of(spec, folder))
             log.warning("a waiting trainer had died: %s", " | ".join(waiting.last_words()))
             await waiting.kill()
         trainer = await self._cold.start(spec, folder)
@@ -106,8 +111,23 @@ class WarmLauncher:
         await self._refill()
 
     async def _refill(self) -> None:
-        if self._closing.is_set():
-            return
+        while len(self._waiting) + self._starting < self._count and not self._closing.is_set():
+            self._starting += 1
+            try:
+                waiting = await self._started()
+            except OSError:
+                # Jobs go on with cold ones, which say the same of themselves.
+                log.exception("no trainer could be started to wait")
+                return
+            finally:
+                self._starting -= 1
+            if self._closing.is_set():
+                # `close` may have gone on without it.
+                await waiting.kill()
+            else:
+                self._waiting.append(waiting)
+
+    async def _started(self) -> "_Waiting":
         printed = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         try:
             process = await asyncio.create_subprocess_exec(
@@ -119,12 +139,10 @@ class WarmLauncher:
                 start_new_session=True,
                 limit=MAX_LINE_BYTES,
             )
-        except OSError:
-            # Jobs go on with cold ones, which say the same of themselves.
-            log.exception("no trainer could be started to wait")
+        except BaseException:
             printed.close()
-            return
-        self._waiting.append(_Waiting(process, printed))
+            raise
+        return _Waiting(process, printed)
 
 
 class _Waiting:
@@ -134,21 +152,18 @@ class _Waiting:
         self.process = process
         self._printed = printed
 
-    async def take(self, spec: Spec, folder: Path) -> ProcessTrainer | None:
-        """Hands the job over; None when the process is dead."""
+    async def take(self, order: Order) -> bool:
+        """Hands the job over; whether the process lived to take it."""
         assert self.process.stdin is not None
         if self.process.returncode is not None:
-            return None
-        spec_file, log_file = await asyncio.to_thread(write_spec, spec, folder)
-        command: Literal["run", "rank"] = "run" if isinstance(spec, JobSpec) else "rank"
-        order = Order(command=command, spec=str(spec_file), log=str(log_file))
+            return False
         try:
             self.process.stdin.write(contract.encode(order) + b"\n")
             await self.process.stdin.drain()
-        except (BrokenPipeError, ConnectionResetError):
-            return None
+        except OSError:
+            return False
         self._printed.close()
-        return ProcessTrainer(self.process, log_file, name_of(spec, folder))
+        return True
 
     def last_words(self) -> list[str]:
         """The last lines that it printed."""
@@ -161,5 +176,14 @@ class _Waiting:
             os.killpg(self.process.pid, signal.SIGKILL)
         if self.process.stdin is not None:
             self.process.stdin.close()
-        await self.process.wait()
+        try:
+            async with asyncio.timeout(KILLED_S):
+                await self.process.wait()
+        except TimeoutError:
+            log.exception("a waiting trainer could not be killed")
         self._printed.close()
+
+
+def _order(spec: Spec, spec_file: Path, log_file: Path) -> Order:
+    command: Literal["run", "rank"] = "run" if isinstance(spec, JobSpec) else "rank"
+    return Order(command=command, spec=str(spec_file), log=str(log_file))

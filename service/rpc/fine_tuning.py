@@ -188,13 +188,19 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             self._rankings.check_room()
             stored = self._store(message.inline_pictures.pictures)
             request = msgspec.structs.replace(request, dataset_id=stored)
+        elif request.dataset_id:
+            self._jobs.check_dataset(request.dataset_id)
         return request
 
 
 def _fingerprint(asked: JobRequest, message: pb.FineTuneRequest) -> str:
     # What counts is what was asked, not how it was written down; and of the base what it was
     # called, since the name may stand for another version by the time of a retry.
-    text = msgspec.json.encode(asked, order="deterministic")
+    fields = msgspec.to_builtins(asked, order="deterministic")
+    # Younger than the ids that are stored: at its default it is as if it were not there.
+    if fields["method"].get("augmented_views") == 0:
+        del fields["method"]["augmented_views"]
+    text = msgspec.json.encode(fields)
     if message.HasField("base"):
         text += message.base.SerializeToString(deterministic=True)
     return hashlib.sha256(text).hexdigest()

@@ -9,8 +9,6 @@ A dataset without labels keeps its files in the folders that they came in: these
 may name classes all the same, to measure by.
 """
 
-import dataclasses
-import hashlib
 import logging
 import secrets
 import shutil
@@ -201,7 +199,9 @@ class DatasetStore:
         for refused in rejected:
             (tree / refused.path).unlink(missing_ok=True)
         digest = (
-            _digest_by_folder(pictures, tree) if is_unlabelled else class_folders.digest(pictures)
+            class_folders.digest_by_folder(pictures, tree)
+            if is_unlabelled
+            else class_folders.digest(pictures)
         )
         record = DatasetRecord(
             dataset_id=f"ds-{digest[:20]}",
@@ -276,20 +276,6 @@ def _labelled(tree: Path) -> list[PictureFile]:
                 Reason.DATASET_UNUSABLE, f"{problem}: rename the folder {shown(label)}"
             )
     return files
-
-
-def _digest_by_folder(pictures: Sequence[Examined[int]], tree: Path) -> str:
-    # With the folders, which may name classes; and never that of a labelled dataset, whose
-    # folders and pictures may be the same.
-    placed = [
-        dataclasses.replace(p, file=dataclasses.replace(p.file, label=str(_folder(p, tree))))
-        for p in pictures
-    ]
-    return hashlib.sha256(f"unlabelled\0{class_folders.digest(placed)}".encode()).hexdigest()
-
-
-def _folder(picture: Examined[int], tree: Path) -> Path:
-    return picture.file.path.parent.relative_to(tree)
 
 
 def _check_usable(

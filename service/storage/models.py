@@ -19,8 +19,8 @@ import msgspec
 
 from service.domain import LATEST, Manifest, check_alias
 from service.errors import Reason, WrongState
-from service.jobs.contract import FROZEN_TECHNIQUES, ExportedBackbone
-from service.storage import aliases, pages, suggestions
+from service.jobs.contract import FROZEN_TECHNIQUES, ExportedBackbone, Gate
+from service.storage import aliases, comparisons, pages, suggestions
 from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.database import Connection, Database
 
@@ -62,6 +62,14 @@ class VersionRecord:
     artifact_digest: str
     aliases: tuple[str, ...]
     is_candidate: bool
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A version that was made; with gate failures it is a candidate."""
+
+    version: int
+    gate_failures: list[str]
 
 
 @dataclass(frozen=True)
@@ -110,20 +118,24 @@ class ModelStore:
         model: str,
         job_id: str,
         stored: StoredVersion,
-        alias: str = "",
-    ) -> int:
+        gate: Gate | None = None,
+    ) -> Publication:
         """Makes the model's next version within the caller's transaction.
 
-        `latest`, and `alias` where one is named, move to it, unless it did not pass
-        its gate. Publishing for a job that has published answers with its version.
+        `latest`, and the gate's alias where it names one, move to it, unless it did
+        not pass its gate, or what it was compared with is not what serves any more.
+        Publishing for a job that has published answers with its version.
         """
         done = connection.execute(
-            "SELECT version FROM versions WHERE job_id = ?", (job_id,)
+            "SELECT version, manifest_json FROM versions WHERE job_id = ?", (job_id,)
         ).fetchone()
         if done is not None:
-            return int(done["version"])
+            manifest = msgspec.json.decode(done["manifest_json"], type=Manifest)
+            return Publication(int(done["version"]), manifest.gate_failures)
         self._artifacts.restore(stored)
         manifest = stored.manifest
+        if gate is not None and gate.not_worse_than:
+            manifest = comparisons.checked(connection, gate.not_worse_than, manifest)
         now = time.time()
         (version,) = connection.execute(
             "INSERT INTO models (name, create_time_s, last_version) VALUES (?, ?, 1)"
@@ -149,8 +161,8 @@ class ModelStore:
         )
         if not manifest.gate_failures:
             aliases.point(connection, model, LATEST, version)
-            if alias:
-                aliases.point(connection, model, alias, version)
+            if gate is not None and gate.alias:
+                aliases.point(connection, model, gate.alias, version)
         # Random weights have no second user; only what was pretrained is worth keeping.
         is_frozen = manifest.method == "feature_based" or manifest.technique in FROZEN_TECHNIQUES
         if is_frozen and not manifest.weights.startswith("random"):
@@ -162,7 +174,7 @@ class ModelStore:
                 (manifest.backbone, manifest.weights + form, stored.backbone_digest, now),
             )
         self._database.after_commit(partial(self._forget_resolved, model))
-        return int(version)
+        return Publication(int(version), manifest.gate_failures)
 
     def get_model(self, name: str) -> ModelRecord:
         """One model; raises NotFound (MODEL_NOT_FOUND)."""

@@ -78,7 +78,19 @@ def test_a_target_that_measures_keeps_its_labels(
     pairs = [("cat", b"1"), ("dog", b"2")]
     method = adapted(client, server, folder, target=pairs, evaluate_on_target=True)
     assert server.pictures(method.target) == [("", "cat", b"1"), ("", "dog", b"2")]
-    assert not client.get_dataset(method.target).is_unlabelled
+
+
+def test_a_target_that_measures_may_have_one_known_class_and_pictures_without_one(
+    client: Any, server: FakeGraft, folder: Path, tmp_path: Path
+) -> None:
+    mixed = [("cat", b"1"), ("", b"2"), b"3"]
+    method = adapted(client, server, folder, target=mixed, evaluate_on_target=True)
+    assert server.pictures(method.target) == [("", "cat", b"1"), ("", "", b"2"), ("", "", b"3")]
+    assert client.get_dataset(method.target).is_unlabelled
+    (tmp_path / "one" / "cat").mkdir(parents=True)
+    (tmp_path / "one" / "cat" / "1.jpg").write_bytes(b"1")
+    method = adapted(client, server, folder, target=tmp_path / "one", evaluate_on_target=True)
+    assert client.get_dataset(method.target).is_unlabelled
 
 
 def test_a_target_that_the_service_has_already_is_not_uploaded(
@@ -128,8 +140,11 @@ def test_what_is_unlabelled_cannot_be_learned_from(
 ) -> None:
     dataset = client.upload_dataset(target, is_unlabelled=True, display_name="mine")
     assert dataset.display_name == "mine"
-    with pytest.raises(graft.InvalidArgument, match="target of a domain adaptation alone"):
+    with pytest.raises(
+        graft.InvalidArgument, match="target of a domain adaptation alone"
+    ) as caught:
         client.fine_tune(dataset, "pets")
+    assert caught.value.reason == graft.Reason.DATASET_UNUSABLE
 
 
 def test_a_target_that_is_gone_is_named(client: Any, server: FakeGraft, folder: Path) -> None:

@@ -89,3 +89,15 @@ def test_the_command_speaks_json(server: FakeGraft, capsys: pytest.CaptureFixtur
     told = json.loads(capsys.readouterr().out)
     assert told["picture_count"] == 10
     assert told["backbones"][0]["backbone"] == "efficientnet_lite0"
+
+
+def test_what_is_unlabelled_or_gone_cannot_be_ranked_on(client: Any, folder: Path) -> None:
+    dataset = client.upload_dataset(folder, is_unlabelled=True)
+    with pytest.raises(graft.InvalidArgument) as unlabelled:
+        client.rank_backbones(dataset)
+    assert unlabelled.value.reason == graft.Reason.DATASET_UNUSABLE
+    client.delete_dataset(dataset.dataset_id)
+    with pytest.raises(graft.NotFound) as gone:
+        client.rank_backbones(dataset)
+    for caught in (unlabelled, gone):
+        assert [violation.field for violation in caught.value.violations] == ["dataset_id"]

@@ -294,6 +294,20 @@ class TestKubernetes:
         assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (target == "gpu")
         assert {"cpu", "memory"} <= set(container["resources"]["requests"])
 
+    def test_the_memory_limit_holds_what_the_runbook_counts(self, overlay: str) -> None:
+        config = Config()
+        jobs = config.cpu_jobs + (config.gpu_jobs if overlay == "gpu" else 0)
+        (shm,) = (v["emptyDir"] for v in pod_of(overlay)["volumes"] if v["name"] == "shm")
+        # The process, each job's trainer, the one that ranks, and those that wait.
+        counted_mb = config.model_memory_mb + 1024 + 2048 * (jobs + 1) + 300 * config.warm_trainers
+        limit = container_of(overlay)["resources"]["limits"]["memory"]
+        assert mib_of(limit) >= counted_mb + mib_of(shm["sizeLimit"])
+
+
+def mib_of(quantity: str) -> int:
+    assert quantity.endswith("Gi")
+    return int(quantity.removesuffix("Gi")) * 1024
+
 
 def pod_of(overlay: str) -> dict[str, Any]:
     pod: dict[str, Any] = built(overlay)["Deployment"]["spec"]["template"]["spec"]

@@ -1,18 +1,36 @@
 """FineTune to the first answer, jobs watched and cancelled, and what is refused at the door."""
 
 import asyncio
+import hashlib
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import grpc
+import msgspec
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from graft.v1 import dataset_pb2, prediction_pb2
+from graft.v1 import dataset_pb2, fine_tuning_pb2_grpc, prediction_pb2
 from graft.v1 import fine_tuning_pb2 as pb
+from grpc import aio
 
+from service.app import App
+from service.config import Config
 from service.errors import Reason
-from service.jobs.contract import ExitCode, Failed, Note, Progressed
-from service.jobs.fake_launcher import Script
+from service.inference.fake_runtime import FakeRuntime
+from service.jobs.contract import (
+    ExitCode,
+    Failed,
+    FeatureBased,
+    ModelBased,
+    Note,
+    Progressed,
+    Spec,
+)
+from service.jobs.fake_launcher import FakeLauncher, Script
+from service.jobs.request import JobRequest
+from service.jobs.warm import WarmLauncher
+from service.rpc.fine_tuning import _fingerprint
 from tests.rpc.conftest import (
     HANG,
     SUCCESS,
@@ -96,6 +114,47 @@ async def test_a_second_request_with_the_same_id_answers_with_the_first_job(
     assert (found.code, found.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
     listed = await service.fine_tuning.ListJobs(pb.ListJobsRequest())
     assert len(listed.jobs) == 1
+
+
+def test_a_request_has_the_fingerprint_that_it_had_before_augmented_views() -> None:
+    def of(**fields: object) -> str:
+        asked = JobRequest(model="m", dataset_id="ds-1", labels={"b": "2", "a": "1"}, **fields)  # type: ignore[arg-type]
+        return _fingerprint(asked, pb.FineTuneRequest())
+
+    before = (
+        b'{"model":"m","dataset_id":"ds-1","method":{"type":"feature_based","l2":null},'
+        b'"labels":{"a":"1","b":"2"}}'
+    )
+    assert of() == hashlib.sha256(before).hexdigest()
+    assert of(method=FeatureBased(augmented_views=2)) != of()
+    model_based = JobRequest(model="m", dataset_id="ds-1", method=ModelBased(epochs=3))
+    assert _fingerprint(model_based, pb.FineTuneRequest()) == (
+        hashlib.sha256(msgspec.json.encode(model_based)).hexdigest()
+    )
+
+
+async def test_trainers_that_wait_are_there_until_the_jobs_are_back_in_the_queue(
+    tmp_path: Path,
+) -> None:
+    trainers = FakeLauncher(HANG)
+    still_at_work: list[bool] = []
+
+    class Warm(WarmLauncher):
+        async def start(self, spec: Spec, folder: Path) -> Any:
+            return await trainers.start(spec, folder)
+
+        async def close(self) -> None:
+            still_at_work.extend(not trainer.stopped.is_set() for trainer in trainers.trainers)
+            await super().close()
+
+    config = Config(port=0, metrics_port=0, data_dir=tmp_path / "data", drain_s=2.0)
+    app = App(config, {}, runtime=FakeRuntime(), launcher=Warm({}, 0))
+    async with app, aio.insecure_channel(f"127.0.0.1:{app.port}") as channel:
+        stub: Any = fine_tuning_pb2_grpc.FineTuningServiceStub(channel)
+        await stub.FineTune(request())
+        trainer = await asyncio.wait_for(trainers.started.get(), 10)
+        await asyncio.wait_for(trainer.said_all.wait(), 10)
+    assert still_at_work == [False]
 
 
 async def test_a_running_job_is_cancelled_and_a_finished_one_cannot_be(

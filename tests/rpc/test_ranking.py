@@ -90,6 +90,7 @@ async def test_a_ranking_is_told_in_full_and_leaves_no_folder(make_service: Make
         ("resnet50", "random"),
     ]
     assert (spec.time_budget_s, spec.seed, spec.only_at_hand) == (7.0, 3, False)
+    assert Path(spec.work_dir).parent == service.data_dir / "work"
     assert trainer.stopped.is_set()
     assert work_folders(service) == []
 
@@ -168,9 +169,31 @@ async def test_data_that_is_not_there_or_not_allowed_is_refused(service: Service
     gone = request(inline_pictures=None, dataset_id="ds-0123456789abcdef")
     refused = await refusal(service.fine_tuning.RankBackbones(gone))
     assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "DATASET_NOT_FOUND")
+    assert refused.field == "dataset_id"
     outside = request(inline_pictures=None, server_path=pb.ServerPath(path="/etc"))
     refused = await refusal(service.fine_tuning.RankBackbones(outside))
     assert refused.reason == "PATH_NOT_ALLOWED"
+
+
+async def test_a_dataset_without_classes_is_refused(service: Service) -> None:
+    parts = [
+        dataset_pb2.UploadDatasetRequest(
+            header=dataset_pb2.UploadDatasetHeader(is_unlabelled=True)
+        ),
+        dataset_pb2.UploadDatasetRequest(
+            picture=dataset_pb2.LabelledPicture(content=picture("red"))
+        ),
+        dataset_pb2.UploadDatasetRequest(end=dataset_pb2.UploadDatasetEnd(message_count=1)),
+    ]
+    stored = (await service.datasets.UploadDataset(iter(parts))).dataset.dataset_id
+    asked = request(inline_pictures=None, dataset_id=stored)
+    refused = await refusal(service.fine_tuning.RankBackbones(asked))
+    assert (refused.code, refused.reason) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "DATASET_UNUSABLE",
+    )
+    assert refused.field == "dataset_id"
+    assert service.launcher.trainers == []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,10 @@ from PIL import Image
 
 from service.class_folders import Examined
 from service.domain import RejectedFile
-from service.errors import InvalidInput, Reason
+from service.errors import InvalidInput, Reason, WrongState
+from service.inference import preprocess
+from service.storage.database import Database
+from service.storage.datasets import DatasetStore, Limits
 from tests.trainer.conftest import MakeFolder
 from trainer import data
 
@@ -258,3 +261,47 @@ def test_a_bases_bad_files_are_named_with_its_folder(make_folder: MakeFolder) ->
     (own / "red" / "bad.png").write_bytes(b"no")
     grown = data.load(own, 0.2, seed=0, bases=[base])
     assert [file.path for file in grown.rejected] == ["base/red/bad.png", "red/bad.png"]
+
+
+def test_a_picture_that_comes_again_under_another_class_does_not_shift_its_bases_division(
+    make_folder: MakeFolder,
+) -> None:
+    base = make_folder("base", per_class=20)
+    own, last = make_folder("own", per_class=5, seed=1), make_folder("last", per_class=5, seed=2)
+    before = data.load(own, 0.2, seed=0, bases=[base])
+    again = next(path for path in before.train.paths if path.parent == base / "red")
+    shutil.copy(again, last / "blue" / "again.png")
+    grown = data.load(last, 0.2, seed=0, bases=[base, own])
+    (dropped,) = set(before.train.digests) - set(grown.train.digests)
+    assert dropped == before.train.digests[before.train.paths.index(again)]
+    assert set(before.validation.digests) <= set(grown.validation.digests)
+    assert {file.path for file in grown.rejected} == {f"base/red/{again.name}", "blue/again.png"}
+    assert not any("copies" in warning for warning in grown.warnings)
+
+
+def test_a_base_whose_pictures_are_not_as_they_were_is_refused(make_folder: MakeFolder) -> None:
+    base, own = make_folder("base"), make_folder("own", seed=1)
+    last = make_folder("last", seed=2)
+    digest = data.load(own, 0.2, seed=0, bases=[base]).digest
+    assert data.load(last, 0.2, seed=0, bases=[base, own], base_digest=digest).base_roots
+    (base / "red" / "0.png").unlink()
+    with pytest.raises(WrongState, match="not as they were") as caught:
+        data.load(last, 0.2, seed=0, bases=[base, own], base_digest=digest)
+    assert caught.value.reason is Reason.BASE_DATA_GONE
+
+
+def test_a_targets_digest_is_that_of_the_unlabelled_dataset_that_holds_it(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = make_folder("target", per_class=3)
+    database = Database(tmp_path / "data")
+    limits = Limits(max_upload_bytes=10**6, max_unpacked_bytes=10**6, max_files=100)
+    datasets = DatasetStore(database, tmp_path / "datasets", preprocess.open_picture, limits, 1)
+    upload = datasets.begin_upload("", "", is_unlabelled=True)
+    for path in sorted(folder.rglob("*.png")):
+        upload.add_picture(path.parent.name, path.read_bytes(), path.name, "")
+    record = upload.finish()
+    root = datasets.path(record.dataset_id)
+    assert data.load_unlabelled(folder).digest == record.digest
+    assert data.load_unlabelled(root, classes=("blue", "red")).digest == record.digest
+    database.close()

@@ -3,9 +3,11 @@
 import shutil
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 
 from service import class_folders
@@ -16,10 +18,11 @@ from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import Progressed
 from tests.trainer.conftest import MakeFolder, Told
-from trainer import data, features
+from trainer import crops, data, features
 from trainer.backbone_file import BackboneFile, space_of
 from trainer.feature_cache import FeatureCache
 from trainer.features import Features
+from trainer.parity import TorchBackbone
 
 
 class FakeSource:
@@ -156,6 +159,28 @@ def test_a_picture_that_went_away_meanwhile_is_named(make_folder: MakeFolder) ->
     assert loaded.train.paths[0].name in caught.value.message
 
 
+def test_a_picture_that_was_overwritten_meanwhile_is_named_and_nothing_of_it_is_kept(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    part = data.load(make_folder(), 0.2, 0).train
+    first = part.at([0])
+    shutil.copy(part.paths[1], part.paths[0])
+    cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
+    made = Features(FakeSource(), cache, 1)
+    reads: list[Callable[[], object]] = [
+        lambda: made.of(first),
+        lambda: made.of_views(first, 2, seed=0),
+        first.decode,
+    ]
+    for read in reads:
+        with pytest.raises(InvalidInput, match="its content is another") as caught:
+            read()
+        assert caught.value.reason is Reason.DATASET_UNUSABLE
+        assert part.paths[0].name in caught.value.message
+    digest = first.digests[0]
+    assert cache.get("fake", [digest, f"{digest} 0 0", f"{digest} 0 1"]) == {}
+
+
 def test_views_follow_the_content_and_the_seed_and_are_kept(
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:
@@ -239,3 +264,21 @@ def test_what_computes_otherwise_has_another_space() -> None:
         space_of("a", OnnxRuntime(openvino, 1, "fast")),
     }
     assert len(spaces) == 4
+
+
+def test_what_decodes_pictures_otherwise_has_another_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spaces() -> tuple[str, str]:
+        plain = space_of("a", OnnxRuntime(Provider("cpu", ""), 1))
+        return plain, TorchBackbone("resnet18", "a", pytest.fail).space
+
+    before = spaces()
+    assert all(f"pillow {PIL.__version__}" in space for space in before)
+    assert spaces() == before
+    with monkeypatch.context() as changed:
+        changed.setattr(preprocess, "RESIZE", 288)
+        resized = spaces()
+    with monkeypatch.context() as changed:
+        changed.setattr(crops, "_SCALE", (0.5, 1.0))
+        cropped = spaces()
+    for one, other, another in zip(before, resized, cropped, strict=True):
+        assert len({one, other, another}) == 3

@@ -25,6 +25,7 @@ from trainer.data import Data, Files
 from trainer.folding import folded
 from trainer.methods import model_based, network_adaptation, tuning
 from trainer.methods.loop import Result
+from trainer.methods.objective import Objective
 from trainer.recipes import adaptation_settings, rate_for, settings
 
 CPU = torch.device("cpu")
@@ -151,6 +152,84 @@ def test_batches_grow_as_long_as_that_pays(
     size, why = compute.choose_batch_size("fp32", CPU, nn.Flatten(), pictures)
     assert size == expected
     assert "pictures a second" in why
+
+
+def test_the_probe_runs_the_pictures_of_both_domains_and_ends_where_a_cpu_has_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def step_s(precision: str, device: torch.device, network: nn.Module, size: int) -> float:
+        asked.append(size)
+        # Torch's own error on a CPU, of which no machine has so much.
+        return 8.0 if size < 64 else float(torch.empty(2**60, dtype=torch.uint8)[0])
+
+    monkeypatch.setattr(compute, "step_s", step_s)
+    size, _ = compute.choose_batch_size("fp32", CPU, nn.Flatten(), 10_000, 2)
+    assert (size, asked) == (16, [16, 32, 64])
+
+    def fail(*_: object) -> float:
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(compute, "step_s", fail)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        compute.choose_batch_size("fp32", CPU, nn.Flatten(), 10_000)
+
+
+def test_an_adaptations_batch_size_is_probed_with_both_domains(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def step_s(precision: str, device: torch.device, network: nn.Module, size: int) -> float:
+        asked.append(size)
+        return 0.01
+
+    monkeypatch.setattr(compute, "step_s", step_s)
+    monkeypatch.setattr(compute, "_cpu_has_bf16", lambda: True)
+    folder = make_folder(per_class=6)
+    found, backbone = data.load(folder, 0.25, 0), small_backbone()
+    method = DomainAdaptation(technique="deep_coral", epochs=1)
+    network_adaptation.train(
+        make_spec(folder, method=method),
+        method,
+        found,
+        found.validation,
+        backbone,
+        lambda: head_for(backbone, found),
+        time.monotonic() + 100,
+        told.append,
+    )
+    # The batch size of 8, and the plan of the epochs.
+    assert asked[-2:] == [16, 16]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "weights"), [("classic", ""), ("modern", "random")], ids=["classic", "random"]
+)
+def test_the_first_epoch_ends_with_the_time_where_there_is_no_fitted_head_to_keep(
+    recipe: str,
+    weights: str,
+    make_folder: MakeFolder,
+    make_spec: MakeSpec,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = []
+    real = Objective.forward
+
+    def counted(self: Objective, *given: object) -> torch.Tensor:
+        steps.append(given)
+        return real(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Objective, "forward", counted)
+    monkeypatch.setattr(compute, "step_s", lambda *_: 0.01)
+    method = ModelBased(recipe=recipe, epochs=3, batch_size=2, precision="fp32")  # type: ignore[arg-type]
+    job = Trained(make_folder(per_class=16), make_spec, method, told)
+    job.spec = make_spec(Path(job.spec.data_dir), method=method, weights=weights)
+    _, used, *_ = job.run(time.monotonic() - 1)
+    assert len(steps) == 1
+    assert (used["epochs"], used["best_epoch"], used["best_weights"]) == (1, 1, "trained")
 
 
 def test_epochs_are_planned_before_the_first_and_that_is_said(

@@ -1,5 +1,6 @@
 """Pictures to learn from: the same whatever keeps them, decoded once."""
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -8,17 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
+from service.errors import InvalidInput, Reason
 from service.inference import preprocess
 from service.inference.preprocess import Pixels
 from tests.trainer.conftest import MakeFolder
-from trainer import data, pictures
+from trainer import data, memory, pictures
 from trainer.data import Files
 from trainer.pictures import AsServed, Cache, Pictures
 
 
 def files_of(folder: Path) -> Files:
     paths = tuple(sorted(folder.rglob("*.png")))
-    return Files(paths, tuple(path.name for path in paths))
+    return Files(paths, tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths))
 
 
 def all_batches(made: Pictures, epoch: int, size: int) -> list[tuple[torch.Tensor, list[int]]]:
@@ -64,6 +66,31 @@ def test_a_disk_that_is_full_costs_time_alone(
     for _ in range(2):
         assert (cache.picture(0) == np.asarray(Image.open(files.paths[0]))).all()
     cache.close()
+
+
+@pytest.mark.parametrize("change", ["deleted", "overwritten"])
+def test_a_picture_that_is_not_what_it_was_is_named(make_folder: MakeFolder, change: str) -> None:
+    files = files_of(make_folder(per_class=1))
+    first, other = files.paths
+    if change == "deleted":
+        first.unlink()
+    else:
+        first.write_bytes(other.read_bytes())
+    cache = Cache(files, 2**30)
+    with pytest.raises(InvalidInput, match=f"{first.name} is not the picture any more") as caught:
+        cache.picture(0)
+    assert caught.value.reason is Reason.DATASET_UNUSABLE
+    cache.close()
+
+
+def test_all_caches_together_keep_a_quarter_of_the_memory_that_may_be_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "usable_bytes", lambda: 2**32)
+    kept = [pictures._share_bytes(caches) for caches in (1, 2, 4)]
+    assert kept == [2**30, 2**29, 2**28]
+    monkeypatch.setattr(memory, "usable_bytes", lambda: 2**40)
+    assert pictures._share_bytes(4) == pictures.CACHE_BYTES
 
 
 def test_large_pictures_are_kept_no_larger_than_crops_need(tmp_path: Path) -> None:

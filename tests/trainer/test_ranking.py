@@ -18,6 +18,9 @@ from service.jobs.contract import (
     BackbonesRanked,
     Candidate,
     ExportedBackbone,
+    FeatureBased,
+    JobSpec,
+    Note,
     Progressed,
     RankedBackbone,
     RankSpec,
@@ -26,6 +29,7 @@ from tests import photographs
 from tests.trainer.conftest import MakeFolder, Told
 from trainer import backbones, candidates, data, ranking
 from trainer.__main__ import main
+from trainer.job import Job
 
 LITE0 = backbones.weights_name("efficientnet_lite0", "", 0)
 
@@ -255,6 +259,57 @@ def test_a_problem_of_one_candidate_is_its_own(
     assert ranked.explanation.startswith("resnet18 (random weights) is the only one")
 
 
+def test_what_is_written_meanwhile_goes_into_the_folder_that_was_given(
+    make_folder: MakeFolder,
+    candidate: MakeCandidate,
+    machine: Machine,
+    told: Told,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folders: list[Path] = []
+    prepare = candidates.Candidacy.prepare
+
+    def noted(self: candidates.Candidacy, part: data.Part, deadline: float, folder: Path) -> None:
+        folders.append(folder)
+        prepare(self, part, deadline, folder)
+
+    monkeypatch.setattr(candidates.Candidacy, "prepare", noted)
+    work = tmp_path / "work"
+    work.mkdir()
+    asked = spec(make_folder(per_class=2), candidate("colours"), work_dir=str(work))
+    ranking.rank(asked, told.append)
+    assert [folder.parent for folder in folders] == [work]
+    assert list(work.iterdir()) == []
+
+
+def test_a_job_that_chooses_its_backbone_works_in_its_own_folder(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[RankSpec] = []
+
+    def choose(spec: RankSpec, *_: object) -> None:
+        asked.append(spec)
+        raise Unavailable(Reason.WEIGHTS_UNAVAILABLE, "none")
+
+    monkeypatch.setattr(ranking, "choose", choose)
+    job = Job(
+        JobSpec(
+            job_id="job-1",
+            model="birds",
+            data_dir="/data",
+            out_dir=str(tmp_path),
+            method=FeatureBased(),
+            weights_dir="/weights",
+            provider="cpu",
+        ),
+        told.append,
+    )
+    with pytest.raises(Unavailable):
+        job.choose_backbone(data.Part((), (), np.zeros(0, np.int64)))
+    assert [spec.work_dir for spec in asked] == [str(tmp_path)]
+
+
 def test_only_what_is_at_hand_leaves_the_others_out_and_says_so(
     make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
 ) -> None:
@@ -340,6 +395,25 @@ def test_choose_takes_the_first_on_a_jobs_own_training_pictures(
     with pytest.raises(Unavailable, match="no backbone could be chosen") as caught:
         ranking.choose(spec(folder, Candidate(backbone="vgg16")), part, machine, told.append)
     assert caught.value.reason is Reason.WEIGHTS_UNAVAILABLE
+
+
+def test_without_time_for_any_score_the_cheapest_at_hand_is_taken_and_that_is_said(
+    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+) -> None:
+    part = data.load(make_folder(per_class=6), 0.2, 0).train
+    named = [
+        Candidate(backbone="vgg16"),
+        Candidate(backbone="efficientnet_lite0", weights="random"),
+        candidate("dear", "resnet50"),
+        candidate("cheap", "resnet18"),
+    ]
+    short = spec(Path(part.paths[0]), *named, time_budget_s=0.0, only_at_hand=True)
+    chosen, ranked = ranking.choose(short, part, machine, told.append)
+    assert chosen is named[3]
+    assert all(row.score is None for row in ranked.ranking)
+    (warning,) = [note for note in told if isinstance(note, Note) and note.level == "warning"]
+    assert "no backbone could be scored: resnet18 (random weights) was taken" in warning.text
+    assert "longer time budget" in warning.text
 
 
 def test_people_get_a_table_and_the_reason(

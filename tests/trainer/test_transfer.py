@@ -78,7 +78,7 @@ def test_a_gate_is_checked_and_told_of_in_manifest_and_report(
     assert all(detail in page for detail in manifest.gate_failures)
 
 
-def test_a_version_before_that_is_gone_by_now_is_told_of(
+def test_a_version_before_that_cannot_be_asked_any_more_passes_no_gate(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
 ) -> None:
     gone = Incumbent(
@@ -86,7 +86,8 @@ def test_a_version_before_that_is_gone_by_now_is_told_of(
     )
     spec = make_spec(make_folder(), gate=Gate(not_worse_than="prod"), incumbent=gone)
     (check,) = run(spec, told.append).gate_checks
-    assert check.passed
+    assert not check.passed
+    assert "could not be compared" in check.detail
     assert any("may be gone" in n.text for n in told if isinstance(n, Note))
 
 
@@ -246,3 +247,66 @@ def test_a_technique_of_the_whole_network_gives_a_version_too(
     found = report_of(tmp_path / "out").adaptation
     assert found is not None
     assert found.source_only_target_accuracy is not None
+
+
+def test_pictures_beside_the_class_folders_of_a_target_are_adapted_to(
+    domains: tuple[Path, Path], make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    source, target = domains
+    for n, path in enumerate(sorted((target / "green").iterdir())):
+        path.rename(target / f"loose-{n}.png")
+    (target / "green").rmdir()
+    method = DomainAdaptation(evaluate_on_target=True)
+    manifest = run(make_spec(source, method=method, target_dir=str(target)), told.append)
+    found = report_of(tmp_path / "out").adaptation
+    assert found is not None
+    assert (found.target_pictures, manifest.validation_count) == (24, 16)
+
+
+def test_nothing_is_measured_on_target_pictures_that_were_learned_from(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told
+) -> None:
+    folder = make_folder(per_class=10)
+    method = DomainAdaptation(evaluate_on_target=True)
+    manifest = run(make_spec(folder, method=method, target_dir=str(folder)), told.append)
+    assert manifest.validation_count == 4
+    assert any("nothing is measured on them" in n.text for n in told if isinstance(n, Note))
+
+
+def test_a_target_of_one_picture_is_refused_with_words(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    source = make_folder(per_class=6)
+    target = tmp_path / "target"
+    target.mkdir()
+    shutil.copy(next(source.rglob("*.png")), target / "only.png")
+    spec = make_spec(source, method=DomainAdaptation(), target_dir=str(target))
+    with pytest.raises(InvalidInput, match="2 or more are needed"):
+        run(spec, told.append)
+
+
+def test_a_baseline_that_fails_costs_no_version(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("trainer.baselines._trained", fail)
+    run(make_spec(make_folder(), baselines=["from_scratch"]), told.append)
+    assert any("could not be measured" in n.text for n in told if isinstance(n, Note))
+
+
+def test_a_linear_probe_beside_a_trained_network_stays_on_the_pretrained_one(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    spec = make_spec(
+        make_folder(per_class=6),
+        method=ModelBased(recipe="classic", epochs=1),
+        backbone="resnet18",
+        weights="random",
+        baselines=["linear_probe"],
+    )
+    run(spec, told.append)
+    frozen, trained = tmp_path / "out" / "frozen.onnx", tmp_path / "out" / BACKBONE_FILE
+    assert frozen.exists()
+    assert frozen.read_bytes() != trained.read_bytes()

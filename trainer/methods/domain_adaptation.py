@@ -5,8 +5,8 @@ the whole network `network_adaptation`'s; here is what both have in common: the
 target's pictures, what source-only would have done, and the words of the report.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -66,19 +66,40 @@ def load_target(
     folder: Path,
     classes: Sequence[str],
     features: Features,
+    learned: Collection[str],
     threads: int,
     send: Send,
 ) -> Target:
-    """Reads the target's pictures; errors as `data.load_unlabelled`."""
+    """Reads the target's pictures; errors as `data.load_unlabelled`.
+
+    `learned` are the digests of the source's training pictures: nothing is measured
+    on those.
+    """
     pictures = datasets.load_unlabelled(
         folder,
         threads,
         classes=classes if method.evaluate_on_target else None,
         examine=features.examine,
     )
+    if pictures.targets is not None:
+        pictures = _without_learned(pictures, learned, send)
     for file in pictures.rejected[:10]:
         send(Note("warning", f"left out of the target: {file.path} ({file.detail})"))
     return Target(pictures, features.of(pictures, "target pictures"))
+
+
+def _without_learned(pictures: Unlabelled, learned: Collection[str], send: Send) -> Unlabelled:
+    assert pictures.targets is not None
+    known = {*learned}
+    twice = np.array([digest in known for digest in pictures.digests])
+    if not twice.any():
+        return pictures
+    text = (
+        f"{int(twice.sum())} pictures of the target are training pictures of the source too: "
+        "nothing is measured on them"
+    )
+    send(Note("warning", text))
+    return replace(pictures, targets=np.where(twice, -1, pictures.targets))
 
 
 def adapt_head(

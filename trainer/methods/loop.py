@@ -100,6 +100,7 @@ class _Loop:
     def __init__(self, work: Work, deadline: float | None, send: Send) -> None:
         spec, self.recipe = work.spec, work.recipe
         self.work, self.send, self.deadline = work, send, deadline
+        self.domains = 1 if work.other is None else 2
         self.began = time.monotonic()
         self.device = compute.choose_device(spec.device)
         torch.manual_seed(spec.seed)
@@ -129,13 +130,15 @@ class _Loop:
             self.deadline = deadline - self.spent_before_s
 
         folder = Path(spec.out_dir) if Path(spec.out_dir).is_dir() else None
-        self.pictures = Pictures(work.data.train, spec.seed, spec.threads, folder)
+        caches = 2 * self.domains
+        self.pictures = Pictures(work.data.train, spec.seed, spec.threads, folder, caches)
         self.others: Pictures | None = None
         self.others_served: AsServed | None = None
         if work.other is not None:
-            self.others = Pictures(work.other, spec.seed ^ _OTHER_SEED, spec.threads, folder)
-            self.others_served = AsServed(work.other, spec.threads)
-        self.validation = AsServed(work.data.validation, spec.threads)
+            seed = spec.seed ^ _OTHER_SEED
+            self.others = Pictures(work.other, seed, spec.threads, folder, caches)
+            self.others_served = AsServed(work.other, spec.threads, caches)
+        self.validation = AsServed(work.data.validation, spec.threads, caches)
         self.steps = self.pictures.steps(self.at.batch_size)
         self._prepare()
         if found is not None:
@@ -187,11 +190,12 @@ class _Loop:
     def _choose(self) -> None:
         """Precision and batch size."""
         size, probed = self.recipe.batch_size, nn.Sequential(self.fast, self.classifier)
-        chosen, why = compute.choose_precision(self.work.method, self.device, probed, size)
+        shown = None if size is None else self.domains * size
+        chosen, why = compute.choose_precision(self.work.method, self.device, probed, shown)
         self.send(Note("info", f"training on {self.device.type} in {chosen}: {why}"))
         if size is None:
             count = len(self.work.data.train)
-            size, why = compute.choose_batch_size(chosen, self.device, probed, count)
+            size, why = compute.choose_batch_size(chosen, self.device, probed, count, self.domains)
             self.send(Note("info", f"batch size {size}: {why}"))
         self.at.precision, self.at.batch_size = chosen, size
 
@@ -239,10 +243,10 @@ class _Loop:
             return
         at = self.at
         probed = nn.Sequential(self.fast, self.classifier)
-        step_s = compute.step_s(at.precision, self.device, probed, at.batch_size)
-        domains = 1 if self.others is None else 2
+        shown = self.domains * at.batch_size
+        step_s = compute.step_s(at.precision, self.device, probed, shown)
         judgements = 1 if self.averaged is None else 2
-        epoch_s = domains * self.steps * step_s + judgements * judging_s
+        epoch_s = self.steps * step_s + judgements * judging_s
         room = max(1, int((self.deadline - time.monotonic()) / epoch_s))
         text = f"an epoch takes about {epoch_s:.1f} s: the time budget has room for {room} epochs"
         if room < at.epochs:
@@ -333,7 +337,7 @@ class _Loop:
                 done = (at.epoch - 1 + seen / count) / at.epochs
                 text = f"epoch {at.epoch} of {at.epochs}"
                 self.send(Progressed("training", min(done, 1.0), text))
-            if self.deadline is not None and now > self.deadline and self.best_state:
+            if self.deadline is not None and now > self.deadline:
                 break
         loss_sum, right = sums.tolist()
         return loss_sum / seen, right / seen, seen, rate
@@ -348,7 +352,8 @@ class _Loop:
         at, best = self.at, _NEVER
         found: Judged | None = None
         candidates: list[tuple[str, nn.Module]] = [("trained", self.network)]
-        if self.averaged is not None:
+        # Cut short before its second update, the average is what training began with.
+        if self.averaged is not None and self.averaged.n_averaged > 1:
             candidates.append(("averaged", self.averaged.module))
         for name, network in candidates:
             judged = self._judge(network)

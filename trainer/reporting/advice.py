@@ -185,16 +185,16 @@ def _adaptation(findings: Findings) -> Iterator[Advice]:
             f"{_plain(adaptation.published)}.",
         )
     for gap in adaptation.gaps:
-        if gap.measure == "proxy_a_distance" and (gap.after or gap.before) > _APART:
+        if gap.measure == "proxy_a_distance" and gap.before > _APART:
             yield Advice(
                 "trust",
                 "warning",
                 "The source and the target lie far apart (proxy A-distance "
-                f"{gap.after or gap.before:.2f} of 2): label some target pictures to know what "
+                f"{gap.before:.2f} of 2): label some target pictures to know what "
                 "the accuracy there is."
                 if adaptation.target_accuracy is None
                 else "The source and the target lie far apart (proxy A-distance "
-                f"{gap.after or gap.before:.2f} of 2).",
+                f"{gap.before:.2f} of 2).",
             )
     if adaptation.target_accuracy is not None:
         yield Advice(
@@ -237,7 +237,7 @@ def _next(findings: Findings, counts: Sequence[ClassCount]) -> Iterator[Advice]:
         words = findings.curve.words
         yield Advice("next", level, f"{words[0].upper()}{words[1:]}.")
     for other in findings.comparisons:
-        if other.verdict == "worse":
+        if other.verdict == "worse" and other.name != "majority_class":
             yield Advice("next", "warning", f"Consider publishing the better one: {other.title}.")
         elif other.name == "linear_probe" and other.verdict == "no_difference":
             yield Advice(

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 from functools import partial
 
 import numpy as np
@@ -6,11 +7,14 @@ import pytest
 from prometheus_client import generate_latest
 
 from service.errors import Damaged, Exhausted, Expired, GraftError, Reason
+from service.inference import head as heads
 from service.inference import preprocess
-from service.inference.engine import Classified, Decode, Engine
+from service.inference.engine import Classified, Decode, Engine, ModelFiles
 from service.inference.fake_runtime import FakeRuntime
+from service.inference.head import Head
+from service.inference.outliers import Outliers
 from service.telemetry import Telemetry
-from tests.unit.inference.conftest import MakeEngine, MakeModel, picture
+from tests.unit.inference.conftest import COLOURS, MakeEngine, MakeModel, picture
 
 
 def encoded(colour: str) -> Decode:
@@ -377,3 +381,42 @@ async def test_every_stage_of_a_picture_is_measured(
     for stage in ("decode", "queue", "infer", "total"):
         count = "graft_predict_stage_seconds_count"
         assert value(telemetry, count, stage=stage, model="colours") == 1
+
+
+async def test_the_validation_scores_shown_are_those_of_the_version_that_answers(
+    make_engine: MakeEngine, make_model: MakeModel, telemetry: Telemetry
+) -> None:
+    engine = make_engine()
+
+    def model(file: str, version: int, scores: list[float]) -> ModelFiles:
+        made = make_model(file)
+        outliers = Outliers(
+            np.eye(3, dtype=np.float16), np.ones(3, np.float32), np.array(scores, np.float16)
+        )
+        weight = np.eye(3, dtype=np.float32)
+        heads.save(
+            Head(weight, np.zeros(3, np.float32), COLOURS, outliers=outliers), made.head_path
+        )
+        return dataclasses.replace(made, name="colours", version=version)
+
+    def shown() -> tuple[float, float]:
+        labels = {"model": "colours", "origin": "validation"}
+        name = "graft_outlier_score"
+        return (
+            value(telemetry, f"{name}_count", **labels),
+            round(value(telemetry, f"{name}_sum", **labels), 2),
+        )
+
+    serves, candidate = model("serves", 1, [0.5, 0.75]), model("candidate", 2, [2.0])
+    await engine.warm(serves)
+    assert shown() == (0, 0)
+    await engine.classify(serves, [encoded("red")], 5)
+    assert shown() == (2, 1.25)
+    await engine.warm(candidate)
+    await engine.classify(serves, [encoded("red")], 5)
+    assert shown() == (2, 1.25)
+    # What is in memory already counts too.
+    await engine.classify(candidate, [encoded("red")], 5)
+    assert shown() == (1, 2.0)
+    await engine.classify(serves, [encoded("red")], 5)
+    assert shown() == (2, 1.25)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from service.domain import Base
-from service.errors import GraftError, NotFound, Reason, WrongState
+from service.errors import GraftError, InvalidInput, NotFound, Reason, WrongState
 from service.jobs.lineage import Lineage
 from service.jobs.store import JobRecord, JobStore
 from service.storage.artifacts import Artifacts
@@ -82,10 +82,25 @@ def test_what_the_request_leaves_open_is_the_bases(
     assert (grown.seed, grown.validation_fraction) == (7, 0.4)
     grown = lineage.grow(request(), "bears", None, None)
     assert (grown.backbone, grown.weights, grown.seed) == ("resnet50", "W", None)
-    own = request(backbone="auto", seed=0, validation_fraction=0.1)
+    own = request(backbone="auto", seed=0, validation_fraction=0.2)
     grown = lineage.grow(own, "bears", None, None)
     assert (grown.backbone, grown.weights) == ("auto", "")
-    assert (grown.seed, grown.validation_fraction) == (0, 0.1)
+    assert (grown.seed, grown.validation_fraction) == (0, 0.2)
+    assert grown.base_digest == "d" * 64
+
+
+@pytest.mark.parametrize(
+    ("field", "used", "other"), [("seed", 7, 0), ("validation_fraction", 0.3, 0.2)]
+)
+def test_a_base_is_not_divided_anew(
+    lineage: Lineage, train: Train, folder: str, field: str, used: float, other: float
+) -> None:
+    train(server_path=folder, **{field: used})
+    grown = lineage.grow(request(**{field: used}), "birds", None, None)
+    assert getattr(grown, field) == used
+    with pytest.raises(InvalidInput, match="pictures would be divided anew") as caught:
+        lineage.grow(request(**{field: other}), "birds", None, None)
+    assert refused(caught) == (Reason.INVALID_FIELD, field)
 
 
 def test_a_base_that_is_not_there_is_told(lineage: Lineage, train: Train, folder: str) -> None:

@@ -18,6 +18,7 @@ from service.jobs.contract import (
 )
 from service.jobs.events import Published
 from service.jobs.fake_launcher import Script
+from service.storage.database import Database
 from tests.unit.jobs.conftest import Queue
 from tests.unit.jobs.house import FINISHED, HANGS, MakeHouse, class_folders, good
 from tests.unit.storage.conftest import write_result
@@ -62,6 +63,30 @@ async def test_a_version_that_missed_its_gate_is_a_candidate_and_its_job_succeed
     await house.supervisor.close(5)
     assert house.metric("graft_versions_published_total", outcome="candidate") == 1
     assert house.metric("graft_versions_published_total", outcome="published") == 2
+
+
+async def test_a_version_whose_alias_moved_while_it_was_made_says_so_and_is_a_candidate(
+    make_house: MakeHouse, queue: Queue, folder: str, database: Database, tmp_path: Path
+) -> None:
+    check = GateCheck(name="not_worse", passed=True, value=1.0, bound=0.05, detail="0 lost")
+
+    def late(spec: JobSpec) -> None:
+        assert spec.incumbent is None
+        write_result(Path(spec.out_dir), spec.job_id, spec.model, gate_checks=[check])
+        other = house.artifacts.put(write_result(tmp_path / "other", "job-other"))
+        with database.transaction() as connection:
+            house.models.publish(connection, "birds", "job-other", other)
+
+    house = make_house(Script(records=[FINISHED], before_last=late))
+    job = queue(server_path=folder, gate=Gate(not_worse_than="latest"))
+    await house.supervisor.start()
+    assert (await house.ended(job.job_id)).version == 2
+    (published,) = (
+        e.payload for e in house.jobs.events(job.job_id, 0) if isinstance(e.payload, Published)
+    )
+    assert published.is_candidate
+    assert "moved to version 1" in published.gate_failures[0]
+    assert house.models.get_model("birds").aliases == {"latest": 1}
 
 
 async def test_the_trainer_is_told_of_the_gate_and_of_the_version_to_compare_with(
@@ -187,12 +212,15 @@ async def test_a_grown_job_is_told_of_all_that_its_base_was_trained_on(
         server_path=str(tmp_path / "pets.tgz"), base=Base("birds", 1), base_job_id=one.job_id
     )
     newest = str(class_folders(tmp_path / "newest"))
-    three = queue(server_path=newest, base=Base("birds", 2), base_job_id=two.job_id)
+    three = queue(
+        server_path=newest, base=Base("birds", 2), base_job_id=two.job_id, base_digest="b" * 64
+    )
     await house.supervisor.start()
     assert (await house.ended(three.job_id)).state is JobState.SUCCEEDED
     spec = house.launcher.trainers[2].spec
     unpacked = house.jobs.get(two.job_id).dataset_id
     assert (spec.base, spec.data_dir) == (Base("birds", 2), newest)
+    assert spec.base_digest == "b" * 64
     assert spec.base_data_dirs == [oldest, str(house.datasets.path(unpacked))]
 
 

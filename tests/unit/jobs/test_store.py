@@ -18,7 +18,7 @@ from service.jobs.store import JobStore
 from service.storage.artifacts import Artifacts
 from service.storage.database import Connection, Database
 from service.storage.datasets import DatasetStore
-from service.storage.models import ModelStore
+from service.storage.models import ModelStore, Publication
 from tests.unit.jobs.conftest import Queue, request
 from tests.unit.storage.conftest import write_result
 from tests.unit.storage.test_datasets import PICTURES, upload
@@ -30,8 +30,8 @@ def states(jobs: JobStore, job_id: str) -> list[JobState]:
     return [e.payload.state for e in jobs.events(job_id, 0) if isinstance(e.payload, StateChanged)]
 
 
-def version_one(_: Connection) -> int:
-    return 1
+def version_one(_: Connection) -> Publication:
+    return Publication(1, [])
 
 
 def test_a_new_job_waits_with_its_first_event(jobs: JobStore) -> None:
@@ -167,10 +167,10 @@ def test_success_publishes_and_ends_in_one_step(
     jobs.claim(ALL)
     stored = artifacts.put(write_result(tmp_path / "out", job_id))
 
-    def publish(connection: Connection) -> int:
+    def publish(connection: Connection) -> Publication:
         return models.publish(connection, "birds", job_id, stored)
 
-    def publish_and_fail(connection: Connection) -> int:
+    def publish_and_fail(connection: Connection) -> Publication:
         publish(connection)
         raise RuntimeError
 
@@ -355,7 +355,8 @@ class AnyOrder(RuleBasedStateMachine):
         try:
             self.jobs.create(request(device=device), request_id, "f")
         except Exhausted:
-            assert self.jobs.counts_by_state()["QUEUED"] == 5
+            # More when jobs that ran were put back into a full queue: they were accepted.
+            assert self.jobs.counts_by_state()["QUEUED"] >= 5
 
     @rule(devices=st.lists(st.sampled_from(ALL), min_size=1, unique=True))
     def claim(self, devices: list[str]) -> None:

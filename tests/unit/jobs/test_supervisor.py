@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.domain import JobState
+from service.domain import GateCheck, JobState
 from service.errors import Reason
 from service.jobs.contract import (
     DEFAULT_BACKBONE,
@@ -278,6 +278,19 @@ async def test_a_cancel_that_comes_while_publishing_comes_too_late(
     assert (record.state, record.version, record.cancel_requested) == (
         JobState.SUCCEEDED, 1, False,
     )  # fmt: skip
+
+
+async def test_a_candidate_is_not_warmed(make_house: MakeHouse, queue: Queue, folder: str) -> None:
+    def fails_its_gate(spec: JobSpec) -> None:
+        checks = [GateCheck(name="accuracy", passed=False, value=0.5, bound=0.9, detail="low")]
+        write_result(Path(spec.out_dir), spec.job_id, spec.model, gate_checks=checks)
+
+    house = make_house(Script(records=[FINISHED], before_last=fails_its_gate))
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
+    assert house.metric("graft_versions_published_total", outcome="candidate") == 1
+    assert house.warmed == []
 
 
 async def test_a_version_that_cannot_be_warmed_is_published_all_the_same(

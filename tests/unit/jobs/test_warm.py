@@ -1,11 +1,13 @@
 import asyncio
 import os
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
 import pytest
 
+from service.jobs import warm as warm_module
 from service.jobs.contract import Note, RankSpec, encode
 from service.jobs.launcher import ProcessLauncher
 from service.jobs.warm import WarmLauncher
@@ -140,3 +142,77 @@ async def test_a_ranking_goes_to_the_trainer_that_waits_too(tmp_path: Path) -> N
     assert await trainer.next_record() == Note("info", "rank /data")
     await trainer.stop(1)
     await warm.close()
+
+
+async def test_a_spec_that_cannot_be_written_leaves_the_trainer_that_waits(tmp_path: Path) -> None:
+    warm = launcher()
+    await warm.open()
+    with pytest.raises(OSError):
+        await warm.start(spec(tmp_path), tmp_path / "gone")
+    assert warm.waiting == 1
+    assert (await words(warm, tmp_path)).startswith("warm")
+    await warm.close()
+
+
+async def test_the_service_starts_where_no_file_can_be_had_for_a_trainer_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise OSError("no room")
+
+    warm = launcher()
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryFile", full)
+        await warm.open()
+    assert await words(warm, tmp_path) == "cold"
+    await until_waiting(warm, 1)
+    await warm.close()
+
+
+async def test_one_that_died_while_it_waited_is_replaced_beside_the_one_that_was_taken(
+    tmp_path: Path,
+) -> None:
+    warm = launcher(count=2)
+    await warm.open()
+    first = warm._waiting[0].process
+    first.kill()
+    await first.wait()
+    assert (await words(warm, tmp_path)).startswith("warm")
+    await until_waiting(warm, 2)
+    await warm.close()
+
+
+async def test_a_start_while_it_closes_gets_a_cold_one_and_none_that_is_being_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm = launcher(count=2)
+    await warm.open()
+    killing, go_on = asyncio.Event(), asyncio.Event()
+    kill = warm_module._Waiting.kill
+
+    async def slow(waiting: warm_module._Waiting) -> None:
+        await kill(waiting)
+        killing.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(warm_module._Waiting, "kill", slow)
+    closing = asyncio.create_task(warm.close())
+    await asyncio.wait_for(killing.wait(), 10)
+    assert await asyncio.wait_for(words(warm, tmp_path), 10) == "cold"
+    go_on.set()
+    await closing
+    assert warm.waiting == 0
+
+
+async def test_a_trainer_that_the_kernel_keeps_does_not_hold_up_the_close(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    warm = launcher()
+    await warm.open()
+    (waiting,) = warm._waiting
+    wait = waiting.process.wait
+    monkeypatch.setattr(waiting.process, "wait", asyncio.Event().wait)
+    monkeypatch.setattr(warm_module, "KILLED_S", 0.05)
+    await asyncio.wait_for(warm.close(), 10)
+    assert "could not be killed" in caplog.text
+    await wait()

@@ -8,7 +8,7 @@ import pytest
 
 from service.domain import Manifest, Parity
 from service.errors import InvalidInput, Reason
-from service.jobs.contract import DEFAULT_BACKBONE
+from service.jobs.contract import DEFAULT_BACKBONE, Gate
 from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore, Limits
@@ -124,9 +124,12 @@ def publish(
 ) -> Publish:
     """Publishes a version of a model as a job would, and answers with its number."""
 
-    def publish(model: str, job_id: str, alias: str = "", **changes: object) -> int:
+    def publish(
+        model: str, job_id: str, alias: str = "", not_worse_than: str = "", **changes: object
+    ) -> int:
+        gate = Gate(alias=alias, not_worse_than=not_worse_than)
         stored = artifacts.put(write_result(tmp_path / "out" / job_id, job_id, model, **changes))  # type: ignore[arg-type]
         with database.transaction() as connection:
-            return models.publish(connection, model, job_id, stored, alias)
+            return models.publish(connection, model, job_id, stored, gate).version
 
     return publish

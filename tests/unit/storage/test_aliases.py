@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from service.domain import GateCheck
@@ -6,6 +7,7 @@ from service.storage.database import Database
 from service.storage.models import ModelStore
 from tests.unit.storage.conftest import Publish
 
+NOT_WORSE = GateCheck(name="not_worse", passed=True, value=1.0, bound=0.05, detail="0 lost")
 MISSED = GateCheck(
     name="accuracy", passed=False, value=0.5, bound=0.9, detail="accuracy 0.5 is below 0.9"
 )
@@ -36,6 +38,41 @@ def test_a_version_that_missed_its_gate_is_a_candidate_that_no_alias_moves_to(
     assert not models.resolve("birds", None, None).is_candidate
     assert publish("birds", "job-3", alias="prod", gate_checks=[MET]) == 3
     assert models.get_model("birds").aliases == {"latest": 3, "prod": 3}
+
+
+def test_a_version_that_was_compared_with_what_serves_no_more_is_a_candidate(
+    models: ModelStore, publish: Publish
+) -> None:
+    compared = {"not_worse_than": "latest", "gate_checks": [NOT_WORSE]}
+    publish("birds", "job-1", **compared)
+    assert publish("birds", "job-2", **compared, incumbent_version=1) == 2
+    assert models.get_model("birds").aliases == {"latest": 2}
+    for number, before, told in ((3, 1, "version 1"), (4, None, "none")):
+        assert publish("birds", f"job-{number}", **compared, incumbent_version=before) == number
+        late = models.resolve("birds", number, None)
+        assert late.is_candidate
+        assert late.manifest.gate_failures == [
+            "the alias latest moved to version 2 while this version was made: it was compared "
+            f"with {told}; promote it, or fine-tune again"
+        ]
+    assert models.get_model("birds").aliases == {"latest": 2}
+    assert publish("birds", "job-4", **compared) == 4
+
+
+def test_an_alias_that_went_while_a_version_was_made_leaves_nothing_to_be_worse_than(
+    models: ModelStore, publish: Publish
+) -> None:
+    publish("birds", "job-1", "prod")
+    models.delete_alias("birds", "prod")
+    publish("birds", "job-2", "", "prod", gate_checks=[NOT_WORSE], incumbent_version=1)
+    assert not models.resolve("birds", 2, None).is_candidate
+
+
+def test_what_was_worse_already_keeps_its_own_reason(models: ModelStore, publish: Publish) -> None:
+    publish("birds", "job-1")
+    worse = msgspec.structs.replace(NOT_WORSE, passed=False, detail="3 lost, 0 won")
+    publish("birds", "job-2", "", "latest", gate_checks=[worse])
+    assert models.resolve("birds", 2, None).manifest.gate_failures == ["3 lost, 0 won"]
 
 
 def test_a_model_with_candidates_alone_has_no_latest_and_says_what_to_do(

@@ -47,7 +47,11 @@ class Upload:
 
 
 def stored(
-    data: Data | Target, on_progress: OnProgress | None, *, is_unlabelled: bool = False
+    data: Data | Target,
+    on_progress: OnProgress | None,
+    *,
+    is_unlabelled: bool = False,
+    keeps_labels: bool = False,
 ) -> str | types.ServerPath | Upload:
     """What the service has already: a dataset's id or a path of its own; else the upload."""
     if isinstance(data, types.Dataset):
@@ -56,7 +60,7 @@ def stored(
         return data
     if isinstance(data, str) and data.startswith("ds-") and os.sep not in data:
         return data
-    return prepare(data, "", on_progress, is_unlabelled=is_unlabelled)
+    return prepare(data, "", on_progress, is_unlabelled=is_unlabelled, keeps_labels=keeps_labels)
 
 
 def stored_target(
@@ -65,7 +69,11 @@ def stored_target(
     """As `stored`, of the target's pictures; "" where the method has no target."""
     if not isinstance(method, types.DomainAdaptation):
         return ""
-    return stored(method.target, on_progress, is_unlabelled=not method.evaluate_on_target)
+    # Labels to measure with, too, are those of an unlabelled dataset: it may have one class
+    # alone, and pictures without one.
+    return stored(
+        method.target, on_progress, is_unlabelled=True, keeps_labels=method.evaluate_on_target
+    )
 
 
 def stored_as(answer: pb.UploadDatasetResponse) -> types.Dataset:
@@ -79,8 +87,13 @@ def prepare(
     on_progress: OnProgress | None,
     *,
     is_unlabelled: bool = False,
+    keeps_labels: bool = False,
 ) -> Upload:
-    """Finds out what `data` is; reads no picture yet."""
+    """Finds out what `data` is; reads no picture yet.
+
+    An unlabelled dataset gets no labels, unless it `keeps_labels`, some of which may
+    be missing.
+    """
     if isinstance(data, str | os.PathLike):
         path = Path(data)
         if path.is_dir():
@@ -105,7 +118,7 @@ def prepare(
         )
     header = _header(display_name, pb.ARCHIVE_FORMAT_UNSPECIFIED, is_unlabelled)
     return Upload(
-        lambda: _pictures(header, data, on_progress, is_unlabelled),
+        lambda: _pictures(header, data, on_progress, is_unlabelled, keeps_labels),
         is_repeatable=iter(data) is not data,
     )
 
@@ -147,11 +160,14 @@ def _pictures(
     items: Iterable[PictureLike | Labelled],
     on_progress: OnProgress | None,
     is_unlabelled: bool,
+    keeps_labels: bool,
 ) -> Iterator[pb.UploadDatasetRequest]:
     yield header
     sent = count = 0
     for index, item in enumerate(items):
-        label, picture = _without_label(item) if is_unlabelled else _labelled(item, index)
+        label, picture = _unlabelled(item) if is_unlabelled else _labelled(item, index)
+        if is_unlabelled and not keeps_labels:
+            label = ""
         content = to_file(picture, f"data[{index}]")
         name = Path(picture).name if isinstance(picture, str | os.PathLike) else ""
         yield pb.UploadDatasetRequest(
@@ -171,8 +187,8 @@ def _labelled(item: Any, index: int) -> Labelled:
     return label, picture
 
 
-def _without_label(item: Any) -> Labelled:
-    return "", item[1] if _is_pair(item) else item
+def _unlabelled(item: Any) -> Labelled:
+    return (item[0], item[1]) if _is_pair(item) else ("", item)
 
 
 def _is_pair(item: Any) -> bool:

@@ -75,8 +75,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--validation-fraction", type=float, help="0.05 to 0.5; default: 0.2")
     parser.add_argument(
         "--base",
-        metavar="[MODEL:]VERSION",
-        help="learn from this version's pictures too; a number or an alias",
+        metavar="VERSION",
+        help="learn from this version's pictures too: a number or an alias of the same model, or "
+        "MODEL:VERSION or MODEL@ALIAS",
     )
     parser.add_argument(
         "--baseline",

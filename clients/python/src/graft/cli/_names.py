@@ -32,10 +32,18 @@ def parse(text: str) -> tuple[str, Which]:
 
 
 def base(text: str) -> BaseVersion:
-    """The version to go on from: VERSION or ALIAS, of another model with MODEL: before it."""
+    """The version to go on from: VERSION or ALIAS, of another model with MODEL: before it.
+
+    Or MODEL@ALIAS, as everywhere else.
+    """
+    if "@" in text:
+        name, chosen = parse(text)
+        return BaseVersion(alias=chosen["alias"], model=name)
     model, _, which = text.rpartition(":")
     if not which:
-        raise Usage(f"{text!r} names no version: write VERSION, ALIAS or MODEL:VERSION")
+        raise Usage(
+            f"{text!r} names no version: write VERSION, ALIAS, MODEL:VERSION or MODEL@ALIAS"
+        )
     if which.isdigit():
         return BaseVersion(version=version(which), model=model)
     return BaseVersion(alias=which, model=model)

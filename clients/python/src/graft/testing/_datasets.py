@@ -33,12 +33,25 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
         self.pictures: dict[str, list[Picture]] = {}
         """What was uploaded, by dataset id."""
 
-    def get(self, dataset_id: str) -> pb.Dataset:
+    def get(self, dataset_id: str, field: str = "dataset_id") -> pb.Dataset:
         """The dataset, or the service's error."""
         with self._lock:
             if dataset_id not in self._datasets:
-                raise refuse(NotFound, Reason.DATASET_NOT_FOUND, f"there is no {dataset_id!r}")
+                message = f"there is no {dataset_id!r}"
+                raise refuse(NotFound, Reason.DATASET_NOT_FOUND, message, field)
             return self._datasets[dataset_id]
+
+    def labelled(self, dataset_id: str) -> pb.Dataset:
+        """The dataset, or the service's error where there is none to learn from."""
+        dataset = self.get(dataset_id)
+        if dataset.is_unlabelled:
+            raise refuse(
+                InvalidArgument,
+                Reason.DATASET_UNUSABLE,
+                f"{dataset_id!r} is unlabelled: it can be the target of a domain adaptation alone",
+                "dataset_id",
+            )
+        return dataset
 
     def UploadDataset(
         self, request_iterator: Iterator[pb.UploadDatasetRequest], context: Any
@@ -55,8 +68,7 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
                 archive.write(message.archive_chunk)
             elif part == "picture":
                 picture = message.picture
-                label = "" if header.is_unlabelled else picture.label
-                pictures.append((_SPLITS[picture.split], label, picture.content))
+                pictures.append((_SPLITS[picture.split], picture.label, picture.content))
             elif part == "end":
                 is_whole = message.end.message_count == index - 1
         if not is_whole:
@@ -66,7 +78,9 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
         return pb.UploadDatasetResponse(dataset=self._store(header, pictures))
 
     def _store(self, header: pb.UploadDatasetHeader, pictures: list[Picture]) -> pb.Dataset:
-        counts = Counter((label, split == "val") for split, label, _ in pictures if label)
+        # The labels of an unlabelled dataset are to measure with: they are no classes.
+        named = [] if header.is_unlabelled else pictures
+        counts = Counter((label, split == "val") for split, label, _ in named if label)
         labels = sorted({label for label, _ in counts})
         if not pictures:
             raise refuse(InvalidArgument, Reason.DATASET_UNUSABLE, "there are no pictures")

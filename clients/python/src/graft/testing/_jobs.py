@@ -109,15 +109,8 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
 
     def _check(self, request: pb.FineTuneRequest) -> None:
         """Refuses a request that names what is not there, or cannot be learned from."""
-        by_id = request.WhichOneof("data") == "dataset_id"
-        if by_id and self._datasets.get(request.dataset_id).is_unlabelled:
-            raise refuse(
-                InvalidArgument,
-                Reason.INVALID_FIELD,
-                f"{request.dataset_id!r} is unlabelled: it can be the target of a domain "
-                "adaptation alone",
-                "dataset_id",
-            )
+        if request.WhichOneof("data") == "dataset_id":
+            self._datasets.labelled(request.dataset_id)
         if request.WhichOneof("method") == "domain_adaptation":
             adaptation = request.domain_adaptation
             if adaptation.WhichOneof("target") is None:
@@ -128,7 +121,9 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                     "domain_adaptation.target",
                 )
             if adaptation.WhichOneof("target") == "target_dataset_id":
-                self._datasets.get(adaptation.target_dataset_id)
+                self._datasets.get(
+                    adaptation.target_dataset_id, "domain_adaptation.target_dataset_id"
+                )
         self._base(request)
 
     def stop(self) -> None:
@@ -153,7 +148,6 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         return copy
 
     def FineTune(self, request: pb.FineTuneRequest, context: Any) -> pb.FineTuneResponse:
-        self._check(request)
         with self._changed:
             for job in self._jobs.values():
                 if request.request_id and job.request.request_id == request.request_id:
@@ -164,6 +158,7 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                             f"request id {request.request_id!r} was used for another request",
                         )
                     return pb.FineTuneResponse(job=self._copy(job))
+            self._check(request)
             job_id = f"job-{len(self._jobs) + 1}"
             job = pb.Job(job_id=job_id, model=request.model, request=request, create_time=now())
             self._jobs[job_id], self._events[job_id] = job, []
@@ -178,7 +173,7 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         """The candidates in the order in which they were named; none means one."""
         count = 10
         if request.WhichOneof("data") == "dataset_id":
-            count = self._datasets.get(request.dataset_id).picture_count
+            count = self._datasets.labelled(request.dataset_id).picture_count
         named = list(request.candidates) or [pb.BackboneCandidate(backbone="efficientnet_lite0")]
         return pb.RankBackbonesResponse(
             backbones=[

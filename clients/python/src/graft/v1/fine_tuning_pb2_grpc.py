@@ -75,9 +75,9 @@ class FineTuningServiceServicer:
         """Starts a fine-tuning job and answers at once. When the job succeeds, a new
         version of the model is published, the alias `latest` moves to it, and
         Predict answers with it, unless its gate keeps it a candidate. Errors:
-        INVALID_FIELD, DATASET_NOT_FOUND, PATH_NOT_ALLOWED, PATH_NOT_FOUND,
-        REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND, VERSION_NOT_FOUND,
-        ALIAS_NOT_FOUND, BASE_DATA_GONE.
+        INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
+        PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
+        VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,7 +120,9 @@ class FineTuningServiceServicer:
         frozen features fit the labels, without training any. Takes seconds to a
         minute; give the call a deadline beyond its `time_budget`. Errors:
         INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
-        PATH_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED.
+        PATH_NOT_FOUND, ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE, ARCHIVE_UNREADABLE,
+        QUEUE_FULL, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, DEADLINE_EXCEEDED,
+        SHUTTING_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,9 +37,9 @@ class FineTuningServiceStub:
     """Starts a fine-tuning job and answers at once. When the job succeeds, a new
     version of the model is published, the alias `latest` moves to it, and
     Predict answers with it, unless its gate keeps it a candidate. Errors:
-    INVALID_FIELD, DATASET_NOT_FOUND, PATH_NOT_ALLOWED, PATH_NOT_FOUND,
-    REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND, VERSION_NOT_FOUND,
-    ALIAS_NOT_FOUND, BASE_DATA_GONE.
+    INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
+    PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
+    VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_fine_tuning_pb2.GetJobRequest, _fine_tuning_pb2.GetJobResponse]
     """Describes one job. Errors: JOB_NOT_FOUND."""
@@ -60,7 +60,9 @@ class FineTuningServiceStub:
     frozen features fit the labels, without training any. Takes seconds to a
     minute; give the call a deadline beyond its `time_budget`. Errors:
     INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
-    PATH_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED.
+    PATH_NOT_FOUND, ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE, ARCHIVE_UNREADABLE,
+    QUEUE_FULL, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, DEADLINE_EXCEEDED,
+    SHUTTING_DOWN.
     """
 
 @_typing.type_check_only
@@ -72,9 +74,9 @@ class FineTuningServiceAsyncStub(FineTuningServiceStub):
     """Starts a fine-tuning job and answers at once. When the job succeeds, a new
     version of the model is published, the alias `latest` moves to it, and
     Predict answers with it, unless its gate keeps it a candidate. Errors:
-    INVALID_FIELD, DATASET_NOT_FOUND, PATH_NOT_ALLOWED, PATH_NOT_FOUND,
-    REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND, VERSION_NOT_FOUND,
-    ALIAS_NOT_FOUND, BASE_DATA_GONE.
+    INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
+    PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
+    VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_fine_tuning_pb2.GetJobRequest, _fine_tuning_pb2.GetJobResponse]  # type: ignore[assignment]
     """Describes one job. Errors: JOB_NOT_FOUND."""
@@ -95,7 +97,9 @@ class FineTuningServiceAsyncStub(FineTuningServiceStub):
     frozen features fit the labels, without training any. Takes seconds to a
     minute; give the call a deadline beyond its `time_budget`. Errors:
     INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
-    PATH_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED.
+    PATH_NOT_FOUND, ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE, ARCHIVE_UNREADABLE,
+    QUEUE_FULL, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, DEADLINE_EXCEEDED,
+    SHUTTING_DOWN.
     """
 
 class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -110,9 +114,9 @@ class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
         """Starts a fine-tuning job and answers at once. When the job succeeds, a new
         version of the model is published, the alias `latest` moves to it, and
         Predict answers with it, unless its gate keeps it a candidate. Errors:
-        INVALID_FIELD, DATASET_NOT_FOUND, PATH_NOT_ALLOWED, PATH_NOT_FOUND,
-        REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND, VERSION_NOT_FOUND,
-        ALIAS_NOT_FOUND, BASE_DATA_GONE.
+        INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
+        PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
+        VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE.
         """
 
     @_abc_1.abstractmethod
@@ -163,7 +167,9 @@ class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
         frozen features fit the labels, without training any. Takes seconds to a
         minute; give the call a deadline beyond its `time_budget`. Errors:
         INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
-        PATH_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED.
+        PATH_NOT_FOUND, ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE, ARCHIVE_UNREADABLE,
+        QUEUE_FULL, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, DEADLINE_EXCEEDED,
+        SHUTTING_DOWN.
         """
 
 def add_FineTuningServiceServicer_to_server(servicer: FineTuningServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

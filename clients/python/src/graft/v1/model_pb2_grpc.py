@@ -138,9 +138,10 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVersion(self, request, context):
-        """Deletes a version. `latest` falls back to the newest that is left; the
-        last version goes only with its model. Errors: MODEL_NOT_FOUND,
-        VERSION_NOT_FOUND, ALIAS_IN_USE.
+        """Deletes a version. `latest` falls back to the newest that is left and no
+        candidate, and goes where candidates alone are left; the last version goes
+        only with its model. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND,
+        ALIAS_IN_USE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

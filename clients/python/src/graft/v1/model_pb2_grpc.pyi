@@ -46,9 +46,10 @@ class ModelServiceStub:
     ListVersions: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListVersionsRequest, _model_pb2.ListVersionsResponse]
     """Lists a model's versions, newest first. Errors: MODEL_NOT_FOUND."""
     DeleteVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteVersionRequest, _model_pb2.DeleteVersionResponse]
-    """Deletes a version. `latest` falls back to the newest that is left; the
-    last version goes only with its model. Errors: MODEL_NOT_FOUND,
-    VERSION_NOT_FOUND, ALIAS_IN_USE.
+    """Deletes a version. `latest` falls back to the newest that is left and no
+    candidate, and goes where candidates alone are left; the last version goes
+    only with its model. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND,
+    ALIAS_IN_USE.
     """
     SetAlias: _grpc.UnaryUnaryMultiCallable[_model_pb2.SetAliasRequest, _model_pb2.SetAliasResponse]
     """Points an alias to a version, a candidate too; makes the alias if it is
@@ -96,9 +97,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ListVersions: _aio.UnaryUnaryMultiCallable[_model_pb2.ListVersionsRequest, _model_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """Lists a model's versions, newest first. Errors: MODEL_NOT_FOUND."""
     DeleteVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteVersionRequest, _model_pb2.DeleteVersionResponse]  # type: ignore[assignment]
-    """Deletes a version. `latest` falls back to the newest that is left; the
-    last version goes only with its model. Errors: MODEL_NOT_FOUND,
-    VERSION_NOT_FOUND, ALIAS_IN_USE.
+    """Deletes a version. `latest` falls back to the newest that is left and no
+    candidate, and goes where candidates alone are left; the last version goes
+    only with its model. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND,
+    ALIAS_IN_USE.
     """
     SetAlias: _aio.UnaryUnaryMultiCallable[_model_pb2.SetAliasRequest, _model_pb2.SetAliasResponse]  # type: ignore[assignment]
     """Points an alias to a version, a candidate too; makes the alias if it is
@@ -179,9 +181,10 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.DeleteVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.DeleteVersionResponse, _abc.Awaitable[_model_pb2.DeleteVersionResponse]]:
-        """Deletes a version. `latest` falls back to the newest that is left; the
-        last version goes only with its model. Errors: MODEL_NOT_FOUND,
-        VERSION_NOT_FOUND, ALIAS_IN_USE.
+        """Deletes a version. `latest` falls back to the newest that is left and no
+        candidate, and goes where candidates alone are left; the last version goes
+        only with its model. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND,
+        ALIAS_IN_USE.
         """
 
     @_abc_1.abstractmethod

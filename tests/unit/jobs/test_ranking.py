@@ -1,0 +1,82 @@
+"""The turn of a ranking: who has it while a thread still works, and how long it is waited for."""
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.errors import Exhausted, Reason
+from service.jobs import ranking
+from service.jobs.contract import BackbonesRanked, RankSpec
+from service.jobs.fake_launcher import FakeLauncher, Script
+from service.jobs.ranking import Rankings
+from service.jobs.request import RankRequest
+from service.jobs.settings import Settings
+
+RANKED = BackbonesRanked([], "", 1)
+
+
+class Slow(Rankings):
+    """The first one unpacks until it is let go on."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        settings = Settings(
+            work_dir=tmp_path,
+            weights_dir=tmp_path,
+            allowed_dirs=(),
+            default_backbone="resnet18",
+            cpu_jobs=1,
+            gpu_jobs=0,
+            has_gpu=False,
+            max_job_s=10,
+        )
+        nothing: Any = None
+        super().__init__(nothing, nothing, FakeLauncher(Script(records=[RANKED])), settings)
+        self.unpacking = threading.Semaphore(0)
+        self.go_on = threading.Event()
+
+    def _spec(self, request: RankRequest, folder: Path) -> RankSpec:
+        self.unpacking.release()
+        assert self.go_on.wait(10)
+        return RankSpec(
+            data_dir="/data", candidates=[], weights_dir="/weights", work_dir=str(folder)
+        )
+
+
+async def unpacks(rankings: Slow) -> "asyncio.Task[BackbonesRanked]":
+    call = asyncio.create_task(rankings.rank(RankRequest(dataset_id="ds-1")))
+    assert await asyncio.to_thread(rankings.unpacking.acquire, timeout=10)
+    return call
+
+
+async def test_a_call_that_is_cancelled_keeps_its_turn_for_as_long_as_it_unpacks(
+    tmp_path: Path,
+) -> None:
+    rankings = Slow(tmp_path)
+    cancelled = await unpacks(rankings)
+    cancelled.cancel()
+    after = asyncio.create_task(rankings.rank(RankRequest(dataset_id="ds-1")))
+    assert not await asyncio.to_thread(rankings.unpacking.acquire, timeout=0.1), "two at once"
+    rankings.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    assert await after == RANKED
+
+
+async def test_a_turn_that_does_not_come_in_time_is_waited_for_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rankings = Slow(tmp_path)
+    first = await unpacks(rankings)
+    with monkeypatch.context() as patch:
+        patch.setattr(ranking, "MAX_WAIT_S", 0.02)
+        with pytest.raises(Exhausted) as caught:
+            await asyncio.wait_for(rankings.rank(RankRequest(dataset_id="ds-1")), 10)
+    assert caught.value.reason is Reason.QUEUE_FULL
+    assert caught.value.retry_after_s
+    rankings.go_on.set()
+    assert await first == RANKED
+    # The turn is free again.
+    assert await rankings.rank(RankRequest(dataset_id="ds-1")) == RANKED
