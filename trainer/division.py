@@ -69,8 +69,12 @@ def divide(
         # Against those so far: what a later one contradicts must not shift the division of this.
         pictures = [p for p in whole if len(labels[p.digest]) == 1]
         if any(picture.file.split for picture in pictures):
-            train += [p for p in pictures if p.file.split == "train"]
-            validation += [p for p in pictures if p.file.split == "val"]
+            for part, name in ((train, "train"), (validation, "val")):
+                once = {p.digest: p for p in pictures if p.file.split == name}
+                for known in part:
+                    once.pop(known.digest, None)
+                copies += sum(p.file.split == name for p in pictures) - len(once)
+                part.extend(once.values())
         else:
             first = {p.digest: p for p in reversed(pictures) if p.digest not in seen}
             copies += len(pictures) - len(first)
@@ -85,8 +89,8 @@ def divide(
     validation = [p for p in validation if len(labels[p.digest]) == 1]
     if copies:
         warnings.append(
-            f"{copies} files are copies of others and were used once, so that no picture is both "
-            "learned from and measured on"
+            f"{copies} files are copies of others and were used once, so that no picture counts "
+            "twice, or is both learned from and measured on"
         )
     held_out = {p.digest for p in validation}
     if leaked := [p for p in train if p.digest in held_out]:

@@ -105,6 +105,21 @@ def test_a_picture_in_train_and_val_is_not_learned_from(
     assert "leak.png" in loaded.warnings[0]
 
 
+def test_copies_within_a_named_part_are_used_once(make_folder: MakeFolder) -> None:
+    folder = make_folder("all", per_class=6)
+    for label in ("blue", "red"):
+        for n, part in enumerate(("train", "train", "train", "train", "val", "val")):
+            to = folder / part / label
+            to.mkdir(parents=True, exist_ok=True)
+            picture = (folder / label / f"{n}.png").read_bytes()
+            (to / f"{n}.png").write_bytes(picture)
+            (to / f"{n}-again.png").write_bytes(picture)
+        shutil.rmtree(folder / label)
+    loaded = data.load(folder, 0.2, 0)
+    assert (len(loaded.train), len(loaded.validation)) == (8, 4)
+    assert any("12 files are copies" in warning for warning in loaded.warnings)
+
+
 def test_copies_are_used_once_when_we_divide(make_folder: MakeFolder) -> None:
     folder = make_folder(per_class=6)
     for n in range(6):
