@@ -105,7 +105,10 @@ class Adaptation(Objective):
         elif self.technique == "cdan":
             added = losses.cdan(self.domains, self.multilinear, source, other, growing)
         elif self.technique == "deep_coral":
-            added = growing * losses.deep_coral(source.logits, other.logits)
+            # In units of the source's logits: those of a fitted head are large, and their
+            # covariances' squared distance would drown the classes.
+            size = source.logits.detach().float().square().mean().sqrt().clamp_min(1e-6)
+            added = growing * losses.deep_coral(source.logits / size, other.logits / size)
         elif self.technique == "dan":
             added = growing * losses.mk_mmd(source.features, other.features)
         else:
