@@ -90,8 +90,8 @@ class Config:
     trainer_threads: int = _setting(0, "Threads of a trainer; 0 means one a core", low=0, high=1024)
     warm_trainers: int = _setting(
         1,
-        "Trainers that wait with everything imported, some 300 MB each, so that jobs start at "
-        "once; 0 means none",
+        "Trainers that wait with everything imported, some 760 MiB each with their libraries, so "
+        "that jobs start at once; 0 means none",
         low=0,
         high=64,
     )
