@@ -36,6 +36,22 @@ class Config:
     metrics_port: int = _setting(
         9464, "Prometheus metrics over HTTP at /metrics; 0 picks a free port", low=0, high=65535
     )
+    tls_cert_file: Path | None = _setting(
+        None, "Certificate chain of the gRPC port, PEM; read again when it changes"
+    )
+    tls_key_file: Path | None = _setting(None, "Private key of that certificate, PEM")
+    tls_client_ca_file: Path | None = _setting(
+        None, "Certificates of who may sign clients', PEM; clients must show one then"
+    )
+    access_file: Path | None = _setting(
+        None,
+        "Tenants, tokens, roles and quotas, TOML (docs/access.md); read again when it changes",
+    )
+    allow_unauthenticated: Literal["no", "yes"] = _setting(
+        "no",
+        "yes lets everybody who reaches the address do everything; needed to listen beyond this "
+        "machine with neither access_file nor tls_client_ca_file",
+    )
     data_dir: Path = _setting(Path("data"), "Folder for jobs, datasets and models")
     allowed_dirs: tuple[Path, ...] = _setting(
         (), "Folders that FineTune may read pictures from, separated by ':'; none means none"
@@ -80,6 +96,14 @@ class Config:
     )
     load_timeout_s: float = _setting(30.0, "Longest wait for a model to be loaded", low=0.001)
     max_message_mb: int = _setting(64, "Largest gRPC message taken, MiB", low=1, high=2047)
+    max_calls: int = _setting(
+        1000, "Most calls of one method at once; more are refused", low=1, high=1_000_000
+    )
+    max_uploads: int = _setting(16, "Most uploads and FineTune calls at once", low=1, high=10_000)
+    max_watchers: int = _setting(1000, "Most watchers of jobs at once", low=1, high=1_000_000)
+    message_timeout_s: float = _setting(
+        60.0, "Longest time for one message to arrive, or to be taken by its reader", low=0.001
+    )
 
     max_upload_mb: int = _setting(2048, "Largest dataset upload, MiB", low=1)
     max_unpacked_mb: int = _setting(8192, "Most that one archive may unpack to, MiB", low=1)
@@ -106,6 +130,7 @@ class Config:
     drain_s: float = _setting(
         20.0, "How long calls and trainers may take to end after SIGTERM", low=0
     )
+    test_faults: str = _setting("", "Damage to do at named points, for tests alone")
 
     @property
     def weights_folder(self) -> Path:

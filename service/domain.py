@@ -179,3 +179,23 @@ def check_alias(value: str, field: str) -> str:
             field=field,
         )
     return value
+
+
+DEFAULT_TENANT = "default"
+"""Whose everything is where nobody has to say who they are."""
+
+
+def model_key(tenant: str, model: str) -> str:
+    """A model's name among those of all tenants: "TENANT/MODEL", or the name for the default's."""
+    return model if tenant == DEFAULT_TENANT else f"{tenant}/{model}"
+
+
+def tenant_of(key: str) -> str:
+    """The tenant that a model's key belongs to."""
+    tenant, slash, _ = key.rpartition("/")
+    return tenant if slash else DEFAULT_TENANT
+
+
+def plain_name(key: str) -> str:
+    """What its tenant calls the model of a key."""
+    return key.rpartition("/")[2]

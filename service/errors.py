@@ -41,6 +41,9 @@ class Reason(StrEnum):
     SHUTTING_DOWN = "SHUTTING_DOWN"
     MODEL_UNLOADABLE = "MODEL_UNLOADABLE"
     STORAGE_FULL = "STORAGE_FULL"
+    STORAGE_BUSY = "STORAGE_BUSY"
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
+    TOO_MANY_CALLS = "TOO_MANY_CALLS"
     WEIGHTS_UNAVAILABLE = "WEIGHTS_UNAVAILABLE"
     TRAINING_FAILED = "TRAINING_FAILED"
     TRAINER_CRASHED = "TRAINER_CRASHED"
@@ -48,6 +51,9 @@ class Reason(StrEnum):
     TIME_BUDGET_EXCEEDED = "TIME_BUDGET_EXCEEDED"
     PARITY_FAILED = "PARITY_FAILED"
     DEVICE_UNAVAILABLE = "DEVICE_UNAVAILABLE"
+    TOKEN_MISSING = "TOKEN_MISSING"
+    TOKEN_UNKNOWN = "TOKEN_UNKNOWN"
+    ROLE_MISSING = "ROLE_MISSING"
 
 
 class GraftError(Exception):
@@ -80,6 +86,10 @@ class NotFound(GraftError):  # noqa: N818
     """The named thing does not exist."""
 
 
+class Unauthenticated(GraftError):  # noqa: N818
+    """Nobody knows who calls."""
+
+
 class NotAllowed(GraftError):  # noqa: N818
     """The caller may not do this."""
 
@@ -94,6 +104,14 @@ class WrongState(GraftError):  # noqa: N818
 
 class Exhausted(GraftError):  # noqa: N818
     """A bound is reached: a queue, a quota, the disk."""
+
+
+class OverQuota(Exhausted):
+    """A bound of the caller's tenant is reached; `subject` names which, "calls_per_second"."""
+
+    def __init__(self, subject: str, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(Reason.QUOTA_EXCEEDED, message, retry_after_s=retry_after_s)
+        self.subject = subject
 
 
 class Expired(GraftError):  # noqa: N818

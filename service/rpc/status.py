@@ -25,10 +25,12 @@ log = logging.getLogger(__name__)
 _CODES: dict[type[GraftError], grpc.StatusCode] = {
     errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
     errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.WrongState: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Exhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.OverQuota: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Expired: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.Damaged: grpc.StatusCode.DATA_LOSS,
@@ -59,7 +61,8 @@ def from_error(error: BaseException) -> status_pb2.Status:
     """The status that an error leaves with."""
     if isinstance(error, GraftError):
         code: int = _CODES[type(error)].value[0]
-        return _status(code, error.reason, error.message, error.field, error.retry_after_s)
+        quota = error.subject if isinstance(error, errors.OverQuota) else ""
+        return _status(code, error.reason, error.message, error.field, error.retry_after_s, quota)
     incident = secrets.token_hex(6)
     log.error("unexpected error %s", incident, exc_info=error)
     message = f"an unexpected error happened; the service's log holds it under {incident}"
@@ -77,12 +80,20 @@ def code_of(status: status_pb2.Status) -> grpc.StatusCode:
 
 
 def _status(
-    code: int, reason: Reason, message: str, field: str = "", retry_after_s: float | None = None
+    code: int,
+    reason: Reason,
+    message: str,
+    field: str = "",
+    retry_after_s: float | None = None,
+    quota: str = "",
 ) -> status_pb2.Status:
     details = [error_details_pb2.ErrorInfo(reason=reason.value, domain=DOMAIN)]
     if field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if quota:
+        exceeded = error_details_pb2.QuotaFailure.Violation(subject=quota, description=message)
+        details.append(error_details_pb2.QuotaFailure(violations=[exceeded]))
     if retry_after_s is not None:
         delay = Duration()
         delay.FromMilliseconds(int(retry_after_s * 1000))
