@@ -8,8 +8,10 @@
 # on its host alone.
 ARG PYTHON_IMAGE=python:3.11-slim
 
-# What both build on: requirements in an environment of their own, before the sources, so
-# that a change of these rebuilds in seconds.
+# What both build on: what is other people's, in an environment of its own, before the sources,
+# so that a change of these rebuilds in seconds. Every package is held to the version and the
+# hashes that `make lock` wrote, comes as a wheel (so that nobody's set-up code runs here), and
+# brings nothing that the lock does not name.
 FROM ${PYTHON_IMAGE} AS builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
@@ -17,32 +19,29 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
 RUN python -m venv /opt/graft
 ENV PATH=/opt/graft/bin:$PATH
 WORKDIR /build
-COPY pyproject.toml ./
-COPY clients/python/pyproject.toml clients/python/
-COPY deploy/requirements.py deploy/
+COPY deploy/locks ./
 
 # Our own two packages, as wheels without their requirements.
 FROM builder AS wheels
-COPY README.md LICENSE ./
+RUN pip install --only-binary :all: --no-deps --require-hashes -r build.txt
+COPY pyproject.toml README.md LICENSE ./
 COPY clients/python clients/python
 COPY service service
 COPY trainer trainer
-RUN pip wheel --no-deps --wheel-dir /wheels ./clients/python .
+RUN pip wheel --no-build-isolation --no-deps --wheel-dir /wheels ./clients/python .
 
 FROM builder AS cpu-environment
 # PyTorch has wheels without CUDA on an index of its own; all else comes from the usual one.
-# A mirror of that index can be given. The versions are then held, so that nothing
-# changes them for the usual index's CUDA builds.
+# A mirror of that index can be given. Its two wheels are held to their hashes when the lock
+# has them (deploy/lock.py says how), else to their versions alone.
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
-RUN python deploy/requirements.py cpu > requirements.txt \
-    && grep -E '^torch(vision)?[^a-z]' requirements.txt > torch.txt \
-    && pip install --index-url "${TORCH_INDEX_URL}" -r torch.txt \
-    && pip freeze | grep -E '^torch(vision)?==' > held.txt \
-    && pip install -c held.txt -r requirements.txt
+RUN pip install --only-binary :all: --no-deps --require-hashes -r cpu.txt \
+    && pip install --only-binary :all: --no-deps --index-url "${TORCH_INDEX_URL}" -r cpu-torch.txt \
+    && pip check
 RUN --mount=from=wheels,source=/wheels,target=/wheels pip install --no-deps /wheels/*.whl
 
 FROM builder AS gpu-environment
-RUN python deploy/requirements.py gpu > requirements.txt && pip install -r requirements.txt
+RUN pip install --only-binary :all: --no-deps --require-hashes -r gpu.txt && pip check
 RUN --mount=from=wheels,source=/wheels,target=/wheels pip install --no-deps /wheels/*.whl
 
 FROM ${PYTHON_IMAGE} AS runtime
@@ -53,13 +52,16 @@ RUN apt-get update \
     && groupadd --gid 10001 graft \
     && useradd --uid 10001 --gid graft --no-create-home --home-dir /tmp --shell /usr/sbin/nologin graft \
     && install --directory --owner=graft --group=graft /data
-# Caches of libraries go to /tmp, for the root file system may be read-only. The safe path
-# keeps `python -m trainer` from taking folders of the data for packages.
+# What libraries would keep at home goes to /tmp, for the root file system may be read-only. The
+# safe path keeps `python -m trainer` from taking folders of the data for packages. Listening
+# beyond the container takes GRAFT_ACCESS_FILE or client certificates: without either the
+# service refuses to start, and nothing here says otherwise for it.
 ENV PATH=/opt/graft/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     PYTHONSAFEPATH=1 \
+    HF_HUB_DISABLE_TELEMETRY=1 \
     GRAFT_HOST=0.0.0.0 \
     GRAFT_METRICS_HOST=0.0.0.0 \
     GRAFT_DATA_DIR=/data
@@ -68,8 +70,9 @@ USER 10001:10001
 VOLUME /data
 EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
+# Over the metrics port, which asks for neither certificate nor token.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=30s --retries=6 \
-    CMD ["python", "-c", "import os, sys, grpc; from grpc_health.v1 import health_pb2 as pb, health_pb2_grpc as rpc; port = os.environ.get('GRAFT_PORT', '50051'); answer = rpc.HealthStub(grpc.insecure_channel('localhost:' + port, [('grpc.enable_http_proxy', 0)])).Check(pb.HealthCheckRequest(), timeout=5); sys.exit(answer.status != pb.HealthCheckResponse.SERVING)"]
+    CMD ["python", "-c", "import http.client, os, sys; at = http.client.HTTPConnection('localhost', int(os.environ.get('GRAFT_METRICS_PORT', '9464')), timeout=8); at.request('GET', '/healthz'); sys.exit(at.getresponse().status != 200)"]
 ENTRYPOINT ["tini", "--", "graft-server"]
 
 FROM runtime AS gpu

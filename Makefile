@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format stubs stubs-check clean
+.PHONY: help demo test bench lint format stubs stubs-check lock audit soak fuzz clean
 
 help:  ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,9 +29,11 @@ $(VENV)/triton/.installed: $(VENV)/.installed
 demo: $(VENV)/.installed  ## Fine-tune and serve on real pictures (DATA=folder for your own)
 	$(PY) clients/demo.py $(if $(DATA),--data $(DATA))
 
+# Two files of tests at a time: they wait for processes as much as they compute.
+WORKERS ?= 2
 test: $(VENV)/.installed-dev $(VENV)/triton/.installed  ## Lint, type-check and run every test
 	$(MAKE) --no-print-directory lint stubs-check
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 bench: $(VENV)/.installed-dev  ## Measure serving, some 15 minutes (DATA=folder for your own photos)
 	$(PY) -m bench $(DATA)
@@ -50,6 +52,32 @@ stubs: $(VENV)/.installed-dev  ## Generate the Python stubs from proto/
 
 stubs-check: $(VENV)/.installed-dev  ## Fail when the committed stubs do not fit proto/
 	$(PY) -m proto.generate --check
+
+$(VENV)/.installed-audit: $(VENV)/.installed-dev
+	$(PY) -m pip install --quiet --disable-pip-version-check -e "clients/python" -e ".[audit]"
+	touch $@
+
+lock: $(VENV)/.installed-audit  ## Lock the image to the versions that are installed here (network)
+	PATH="$(VENV)/bin:$$PATH" $(PY) deploy/lock.py
+
+# Not a part of `make test`: what is known of packages is known on the network, and ruff's S
+# rules are bandit's. Both run whatever the first one finds.
+audit: $(VENV)/.installed-audit  ## Look for unsafe code and for known vulnerabilities (network)
+	$(VENV)/bin/bandit -q -r -c pyproject.toml service trainer clients deploy \
+	  && $(VENV)/bin/bandit -q -r -ll -c pyproject.toml bench; \
+	  found=$$?; $(PY) deploy/audit.py && exit $$found
+
+MINUTES ?= 30
+soak: $(VENV)/.installed-dev  ## Everything at once for MINUTES=30, with kills (DATA=folder of photos)
+	$(PY) -m bench.soak $(DATA) --minutes $(MINUTES)
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed-dev
+	$(PY) -m pip install --quiet --disable-pip-version-check -e "clients/python" -e ".[fuzz]"
+	touch $@
+
+RUNS ?= 100000
+fuzz: $(VENV)/.installed-fuzz  ## Feed what strangers send RUNS=100000 inputs each (TARGETS="pictures ...")
+	$(PY) -m tests.fuzz --runs $(RUNS) $(TARGETS)
 
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

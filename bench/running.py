@@ -43,7 +43,7 @@ def service(data_dir: Path, *flags: str, module: str = "service") -> Iterator[Ru
             [*command, f"--data-dir={data_dir}", *flags], stderr=log, env=environment
         )
         try:
-            entry = _serving(log_file, process)
+            entry = serving(log_file, process)
             yield Running(
                 f"127.0.0.1:{entry['port']}",
                 f"http://127.0.0.1:{entry['metrics_port']}/metrics",
@@ -58,7 +58,8 @@ def service(data_dir: Path, *flags: str, module: str = "service") -> Iterator[Ru
                 process.wait()
 
 
-def _serving(log_file: Path, process: "subprocess.Popen[bytes]") -> dict[str, int]:
+def serving(log_file: Path, process: "subprocess.Popen[bytes]") -> dict[str, int]:
+    """What a service that was started says of itself in its log when it serves."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         for line in log_file.read_text().splitlines():

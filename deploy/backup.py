@@ -25,6 +25,8 @@ def back_up(data_dir: Path, target: Path) -> None:
         sys.exit(f"{data_dir} holds no {DATABASE}: it is no data folder of Graft")
     if target.exists():
         sys.exit(f"{target} exists: name a folder that does not")
+    # The copy is as private as what it is of.
+    os.umask(0o077)
     target.mkdir(parents=True)
     with (
         closing(sqlite3.connect(data_dir / DATABASE)) as source,

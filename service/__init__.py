@@ -1,1 +1,7 @@
 """The serving process: answers RPCs, keeps models and jobs, starts trainers. Without torch."""
+
+import os
+
+# gRPC's core writes a line of its own, past the log, for each TLS handshake that fails: whoever
+# scans the port would fill the disk. It reads this when it is imported, so nothing may be before.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

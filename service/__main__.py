@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from service import config as configuration
+from service import faults
 from service.app import App
 from service.config import BadConfig, Config
 from service.errors import GraftError
@@ -30,15 +31,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = sys.argv[1:] if arguments is None else arguments
         config = configuration.load(given, os.environ)
+        _arm(config.test_faults)
     except BadConfig as error:
         print(f"graft-server: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIG
+    # What is stored is customers': nobody else on the machine may read it.
+    os.umask(0o077)
     set_up_logging(config.log_format, config.log_level)
+    if config.test_faults:
+        log.warning("faults are armed, as tests need it: %s", config.test_faults)
     try:
         return asyncio.run(_run(config))
+    except BadConfig as error:
+        print(f"graft-server: {error}", file=sys.stderr)
+        return EXIT_BAD_CONFIG
     except (GraftError, OSError, RuntimeError) as error:
         log.critical("cannot serve: %s", error, exc_info=log.isEnabledFor(logging.DEBUG))
         return EXIT_FAILED
+
+
+def _arm(plan: str) -> None:
+    try:
+        faults.arm(plan)
+    except ValueError as error:
+        raise BadConfig(f"--test-faults: {error}") from None
 
 
 async def _run(config: Config) -> int:
@@ -46,7 +62,9 @@ async def _run(config: Config) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, number, stop)
-    async with App(config, os.environ) as app:
+    # A flag wins over the variable, for the trainers too.
+    environment = {**os.environ, faults.VARIABLE: config.test_faults}
+    async with App(config, environment) as app:
         stopped = asyncio.create_task(stop.wait())
         failed = asyncio.create_task(app.wait_failed())
         await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)

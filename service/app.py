@@ -9,7 +9,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from importlib import metadata
@@ -24,8 +24,10 @@ from graft.v1 import (
 )
 
 from service.config import Config
+from service.domain import plain_name
+from service.door import Door
+from service.inference import damage, preprocess
 from service.inference import head as heads
-from service.inference import preprocess
 from service.inference.engine import Bounds, Engine, ModelFiles
 from service.inference.providers import choose_provider
 from service.inference.runtime import OnnxRuntime, Runtime
@@ -36,21 +38,29 @@ from service.jobs.store import JobStore
 from service.jobs.supervisor import Settings, Supervisor
 from service.jobs.warm import WarmLauncher
 from service.jobs.watch import Watch
+from service.metrics_server import MetricsServer
 from service.rpc.datasets import DatasetServicer
 from service.rpc.fine_tuning import FineTuningServicer
+from service.rpc.limits import CallBounds
 from service.rpc.models import ModelServicer
 from service.rpc.open_inference import grpc_predict_v2_pb2_grpc
 from service.rpc.open_inference.servicer import OpenInferenceServicer
 from service.rpc.prediction import PredictionServicer
 from service.rpc.server import RpcServer, to_register
+from service.rpc.serving import Serving
+from service.storage import private
 from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore, Limits
 from service.storage.models import ModelStore, Removed, VersionRecord
-from service.telemetry import MetricsServer, Telemetry
+from service.telemetry import Telemetry
 
 MIB = 2**20
 _STORE_THREADS = 32
+_MOST_HELD = 16
+"""Requests as large as they may be that are answered at once; of smaller ones, more."""
+_HEALTH_TIMEOUT_S = 4.0
+"""Less than what asks waits for."""
 
 log = logging.getLogger(__name__)
 
@@ -113,18 +123,17 @@ class App:
             }
         )
 
+        # Who may come in.
+        door = Door(config, telemetry)
+
         # What is on disk.
-        database = Database(config.data_dir)
+        private.close_to_others(config.data_dir)
+        database = Database(config.data_dir, busy_timeout_s=config.database_timeout_s)
         stack.callback(database.close)
         artifacts = Artifacts(config.data_dir / "artifacts")
         models = ModelStore(database, artifacts)
-        limits = Limits(
-            max_upload_bytes=config.max_upload_mb * MIB,
-            max_unpacked_bytes=config.max_unpacked_mb * MIB,
-            max_files=config.max_dataset_files,
-        )
         datasets = DatasetStore(
-            database, config.data_dir / "datasets", preprocess.decode, limits, threads
+            database, config.data_dir / "datasets", preprocess.decode, _limits(config), threads
         )
         stack.callback(datasets.close)
         jobs = JobStore(database, config.max_queued_jobs)
@@ -147,19 +156,21 @@ class App:
         stack.callback(engine.close)
 
         # What trains.
-        async def warm(stored: StoredVersion) -> None:
-            await engine.warm(_files(stored.model, 0, stored))
+        async def warm(model: str, stored: StoredVersion) -> None:
+            await engine.warm(_files(model, 0, stored))
 
         watch = Watch(jobs)
         settings = Settings(
             work_dir=config.data_dir / "work",
             weights_dir=config.weights_folder,
-            allowed_dirs=config.allowed_dirs,
+            allowed_dirs_of=door.allowed_dirs_of,
+            max_stored_bytes_of=door.max_stored_bytes_of,
             default_backbone=config.default_backbone,
             cpu_jobs=config.cpu_jobs,
             gpu_jobs=config.gpu_jobs,
             has_gpu=runtime.provider in ("cuda", "tensorrt"),
             max_job_s=config.max_job_s,
+            heartbeat_timeout_s=config.heartbeat_timeout_s,
             feature_cache=config.feature_cache,
             feature_cache_bytes=config.feature_cache_mb * MIB,
             trainer_threads=config.trainer_threads,
@@ -196,19 +207,20 @@ class App:
             jobs,
             datasets,
             watch,
-            Lineage(jobs, models, datasets, config.allowed_dirs),
+            Lineage(jobs, models, datasets, door.allowed_dirs_of),
             rankings,
-            allowed_dirs=config.allowed_dirs,
+            allowed_dirs_of=door.allowed_dirs_of,
             default_backbone=config.default_backbone,
         )
+        serving = Serving(engine, resolve, models.fallbacks, telemetry)
         prediction = PredictionServicer(
-            engine,
-            resolve,
+            serving,
             max_pictures=config.max_pictures,
             timeout_s=config.predict_timeout_s,
         )
         open_inference = OpenInferenceServicer(
             engine,
+            serving,
             resolve,
             models,
             version=metadata.version("graft-server"),
@@ -222,14 +234,15 @@ class App:
                     fine_tuning_pb2_grpc.add_FineTuningServiceServicer_to_server, fine_tuning
                 ),
                 to_register(
-                    dataset_pb2_grpc.add_DatasetServiceServicer_to_server, DatasetServicer(datasets)
+                    dataset_pb2_grpc.add_DatasetServiceServicer_to_server,
+                    DatasetServicer(datasets, config.message_timeout_s),
                 ),
                 to_register(
                     prediction_pb2_grpc.add_PredictionServiceServicer_to_server, prediction
                 ),
                 to_register(
                     model_pb2_grpc.add_ModelServiceServicer_to_server,
-                    ModelServicer(models, _export, forget),
+                    ModelServicer(models, _export, forget, engine.damage_of),
                 ),
                 to_register(
                     grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
@@ -238,14 +251,23 @@ class App:
             ],
             telemetry,
             config.max_message_mb * MIB,
+            gate=door.gate,
+            audit=door.audit,
+            bounds=CallBounds(
+                calls=config.max_calls,
+                uploads=config.max_uploads,
+                watchers=config.max_watchers,
+                held_bytes=_MOST_HELD * config.max_message_mb * MIB,
+                message_timeout_s=config.message_timeout_s,
+            ),
         )
 
-        metrics = MetricsServer(telemetry.registry, config.metrics_host, config.metrics_port)
-        stack.callback(metrics.close)
-        self.metrics_port = metrics.port
-        self.port = await rpc.start(f"{config.host}:{config.port}")
+        self.metrics_port = _measure(config, stack, telemetry, lambda: rpc.is_serving)
+        self.port = await rpc.start(config.address, door.credentials)
+        door.watch(stack)
 
         async def drain() -> None:
+            await rpc.refuse()
             # Watchers would stay as long as their jobs; they come back to the next server.
             watch.close()
             await asyncio.gather(
@@ -264,6 +286,46 @@ class App:
             "serving",
             extra={"host": config.host, "port": self.port, "metrics_port": self.metrics_port},
         )
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(
+        max_upload_bytes=config.max_upload_mb * MIB,
+        max_unpacked_bytes=config.max_unpacked_mb * MIB,
+        max_files=config.max_dataset_files,
+    )
+
+
+def _measure(
+    config: Config, stack: AsyncExitStack, telemetry: Telemetry, is_serving: Callable[[], bool]
+) -> int:
+    metrics = MetricsServer(
+        telemetry.registry,
+        config.metrics_host,
+        config.metrics_port,
+        _asked_on(asyncio.get_running_loop(), is_serving),
+    )
+    stack.callback(metrics.close)
+    return metrics.port
+
+
+def _asked_on(
+    loop: asyncio.AbstractEventLoop, is_serving: Callable[[], bool]
+) -> Callable[[], bool]:
+    """Asks from another thread; a loop that is stuck serves nobody, so it says False."""
+
+    async def ask() -> bool:
+        return is_serving()
+
+    def answer() -> bool:
+        asked = asyncio.run_coroutine_threadsafe(ask(), loop)
+        try:
+            return asked.result(_HEALTH_TIMEOUT_S)
+        except TimeoutError:
+            asked.cancel()
+            return False
+
+    return answer
 
 
 def _choose_runtime(config: Config, threads: int, telemetry: Telemetry) -> Runtime:
@@ -292,8 +354,9 @@ def _export(record: VersionRecord) -> bytes:
     from service.inference.export import compose  # noqa: PLC0415
 
     about = {
-        "model": record.model,
+        "model": plain_name(record.model),
         "version": str(record.version),
         "dataset_digest": record.manifest.dataset_digest,
     }
-    return compose(record.backbone_path.read_bytes(), heads.load(record.head_path), about)
+    backbone = damage.read(record.backbone_path, record.backbone_digest, "backbone")
+    return compose(backbone, heads.load(record.head_path, record.head_digest), about)

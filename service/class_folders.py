@@ -2,12 +2,16 @@
 
 `CLASS/FILE` (at any depth below the class), or `train/CLASS/FILE` and
 `val/CLASS/FILE` (`valid`, `validation` and `test` are taken for `val`). One
-folder around it all is stepped into. Hidden files and links are passed over.
+folder around it all is stepped into. Hidden files and links are passed over, and so
+is what has become a link, or lies outside the folder by one, when it is read. A hard
+link is a file like any other: the operator's file system says who may make them.
 Both the dataset store and the trainer read
 through here, so they agree on what a dataset is and on its digest.
 """
 
 import hashlib
+import os
+import stat
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -140,11 +144,32 @@ def read_bytes(file: PictureFile, root: Path) -> bytes:
     """The file's bytes; raises InvalidInput or OSError for one that is to be rejected."""
     if not _is_text(str(file.path.relative_to(root))):
         raise InvalidInput(Reason.PICTURE_UNREADABLE, "its name is no UTF-8")
-    if file.path.stat().st_size > MAX_FILE_BYTES:
+    return read_plain(file.path, root)
+
+
+def read_plain(path: Path, root: Path | None = None) -> bytes:
+    """The bytes of a plain file, below `root` where one is named; follows no link to it.
+
+    What it is shows once it is open, since it may have changed since it was listed.
+    Raises InvalidInput or OSError.
+    """
+    # A pipe that nobody writes to would be waited for.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode) or not _is_below(file.fileno(), root):
+            raise InvalidInput(Reason.PICTURE_UNREADABLE, "it is no plain file of this folder")
+        data = file.read(MAX_FILE_BYTES + 1) if about.st_size <= MAX_FILE_BYTES else b""
+    if max(about.st_size, len(data)) > MAX_FILE_BYTES:
         raise InvalidInput(
             Reason.PICTURE_TOO_LARGE, f"the file is larger than {MAX_FILE_BYTES} bytes"
         )
-    return file.path.read_bytes()
+    return data
+
+
+def _is_below(handle: int, root: Path | None) -> bool:
+    real = Path(f"/proc/self/fd/{handle}").readlink()
+    return root is None or real.is_relative_to(os.path.realpath(root))
 
 
 def rejected(file: PictureFile, root: Path, error: GraftError | OSError) -> RejectedFile:
@@ -174,8 +199,14 @@ def _folder(picture: Examined[T], root: Path) -> str:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    nested = [path for inner in _visible_folders(folder) for path in _files_below(inner)]
-    return sorted([*_visible_files(folder), *nested])
+    # Not by recursion: folders may be nested deeper than Python's stack.
+    found: list[Path] = []
+    waiting = [folder]
+    while waiting:
+        inner = waiting.pop()
+        found += _visible_files(inner)
+        waiting += _visible_folders(inner)
+    return sorted(found)
 
 
 # Links are not followed: what they point to may lie outside the allowed folders.

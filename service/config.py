@@ -6,6 +6,7 @@ variable `GRAFT_SOME_NAME`; the flag wins.
 
 import argparse
 import difflib
+import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -127,10 +128,24 @@ class Config:
     )
     max_queued_jobs: int = _setting(1000, "Most jobs waiting; more are refused", low=1)
     max_job_s: float = _setting(14_400.0, "Longest time for a job", low=1)
+    heartbeat_timeout_s: float = _setting(
+        60.0,
+        "Longest silence of a trainer, which hangs then: it is killed, and its job tried again",
+        low=1,
+    )
+    database_timeout_s: float = _setting(
+        10.0, "Longest wait for the database while another process holds it", low=0.01
+    )
     drain_s: float = _setting(
         20.0, "How long calls and trainers may take to end after SIGTERM", low=0
     )
     test_faults: str = _setting("", "Damage to do at named points, for tests alone")
+
+    @property
+    def address(self) -> str:
+        """What the gRPC port listens on, HOST:PORT."""
+        is_bare_v6 = ":" in self.host and not self.host.startswith("[")
+        return f"[{self.host}]:{self.port}" if is_bare_v6 else f"{self.host}:{self.port}"
 
     @property
     def weights_folder(self) -> Path:
@@ -178,6 +193,7 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
             f"--max-pictures is {config.max_pictures}, more than --max-queue, {config.max_queue}: "
             "a call of so many pictures would be refused for ever"
         )
+    _check_door(config)
     return config
 
 
@@ -190,6 +206,36 @@ def table() -> str:
             f"| `{_variable(f.name)}` | `{_flag(f.name)}` | `{default}` | {f.metadata['text']} |"
         )
     return "\n".join(rows) + "\n"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address; no name but localhost is looked up."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _check_door(config: Config) -> None:
+    if (config.tls_cert_file is None) != (config.tls_key_file is None):
+        given, missing = "--tls-cert-file", "--tls-key-file"
+        if config.tls_cert_file is None:
+            given, missing = missing, given
+        raise BadConfig(f"{given} is set and {missing} is not: TLS needs both")
+    if config.tls_client_ca_file and config.tls_cert_file is None:
+        raise BadConfig(
+            "--tls-client-ca-file is set without --tls-cert-file and --tls-key-file: clients show "
+            "certificates over TLS alone"
+        )
+    is_guarded = config.access_file or config.tls_client_ca_file
+    if not is_guarded and config.allow_unauthenticated == "no" and not is_loopback(config.host):
+        raise BadConfig(
+            f"--host is {config.host}, which other machines may reach, and nothing says who may "
+            "call: anybody could train, read and delete. Set --access-file to a file of tokens "
+            "(graft-token makes one; docs/access.md), or --tls-client-ca-file to let in those who "
+            "show a certificate, or --allow-unauthenticated yes if all who reach the address may "
+            "do everything, or --host 127.0.0.1 (each is also a GRAFT_ variable)"
+        )
 
 
 def _variable(name: str) -> str:

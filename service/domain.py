@@ -5,7 +5,7 @@ Knows nothing of storage, sockets or threads.
 
 import re
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -18,6 +18,9 @@ ProviderSetting = Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]
 Precision = Literal["exact", "fast", "int8"]
 """`exact` is fp32; `fast` bf16 or fp16 where the machine has them in its kernels, else fp32;
 `int8` what a quantised file says, and `fast` for a file that is not quantised."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+"""A number of things, as the contract's int32 can tell it."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
@@ -50,8 +53,8 @@ class ClassCount(msgspec.Struct, frozen=True):
     """How many pictures a class has; all count as `train` where no split is named."""
 
     label: str
-    train: int
-    validation: int
+    train: Count
+    validation: Count
 
 
 class RejectedFile(msgspec.Struct, frozen=True):
@@ -68,7 +71,7 @@ class Parity(msgspec.Struct, frozen=True):
     """Largest absolute difference of a probability."""
     top1_agreement: float
     """Part of the pictures with the same best class, 0 to 1."""
-    pictures: int
+    pictures: Count
     """How many were compared."""
 
 
@@ -109,8 +112,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     feature_dim: int
     classes: list[str]
     temperature: float
-    train_count: int
-    validation_count: int
+    train_count: Count
+    validation_count: Count
     validation_accuracy: float
     validation_loss: float
     dataset_digest: str
@@ -186,16 +189,22 @@ DEFAULT_TENANT = "default"
 
 
 def model_key(tenant: str, model: str) -> str:
-    """A model's name among those of all tenants: "TENANT/MODEL", or the name for the default's."""
-    return model if tenant == DEFAULT_TENANT else f"{tenant}/{model}"
+    """A model's name among those of all tenants: "TENANT/MODEL", or the name for the default's.
+
+    Whatever a caller may take for a name, the key is of `tenant` and no other's.
+    """
+    # The default tenant's "acme/ants", no name at all, must not become the key of acme's ants.
+    is_plain = tenant == DEFAULT_TENANT and "/" not in model
+    return model if is_plain else f"{tenant}/{model}"
 
 
 def tenant_of(key: str) -> str:
     """The tenant that a model's key belongs to."""
-    tenant, slash, _ = key.rpartition("/")
+    tenant, slash, _ = key.partition("/")
     return tenant if slash else DEFAULT_TENANT
 
 
 def plain_name(key: str) -> str:
     """What its tenant calls the model of a key."""
-    return key.rpartition("/")[2]
+    tenant, slash, name = key.partition("/")
+    return name if slash else tenant

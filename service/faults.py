@@ -1,10 +1,10 @@
-"""Named points where a test may do damage: the process killed, hung, its clock moved, its disk full.
+"""Named points where a test may do damage: kill, hang, fill the disk, move the clock.
 
 Nothing happens at a point unless `arm` was told so, which the service does for
 its setting `test_faults` and hands on to its trainers. A plan is `ACTION@POINT`,
 several of them separated by `;`. `ACTION@POINT#3` acts the third time that the
 point is reached; `ACTION@POINT!FILE` acts once for all processes that are given
-the same file, which says afterwards that it has.
+the same file, which says afterwards that it has. The point `*` is every point.
 
 Actions: `kill` (SIGKILL to this process), `hang` (no further, for ever), `full`
 (ENOSPC), `memory` (MemoryError), `clock+60` and `clock-60` (time.time is that many
@@ -25,7 +25,7 @@ VARIABLE = "GRAFT_TEST_FAULTS"
 """The environment variable of the setting, a trainer's too."""
 
 _PLAN = re.compile(
-    r"(?P<action>kill|hang|full|memory|clock(?P<seconds>[+-]\d+))@(?P<point>[a-z_.]+)"
+    r"(?P<action>kill|hang|full|memory|clock(?P<seconds>[+-]\d+))@(?P<point>\*|[a-z_.]+)"
     r"(#(?P<count>\d+))?(!(?P<file>.+))?"
 )
 
@@ -61,11 +61,13 @@ def reach(point: str) -> None:
     """Says that this point is reached."""
     if not _armed:
         return
-    for fault in _armed.get(point, ()):
-        with _guard:
+    with _guard:
+        found = [*_armed.get(point, ()), *_armed.get("*", ())]
+        for fault in found:
             fault.left -= 1
-            is_due = fault.left == 0
-        if is_due and (fault.file is None or _is_first(fault.file)):
+        due = [fault for fault in found if fault.left == 0]
+    for fault in due:
+        if fault.file is None or _is_first(fault.file):
             fault.act()
 
 

@@ -1,7 +1,7 @@
 """What ops see: metric names, their labels and bounds, and the shape of log lines.
 
 Owns the Prometheus registry. Knows nothing of what it measures; rooms are handed
-a `Telemetry` and tell it. Stops with `MetricsServer.close`.
+a `Telemetry` and tell it.
 """
 
 import contextvars
@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final, Literal
-from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,7 +18,6 @@ from prometheus_client import (
     GCCollector,
     Histogram,
     ProcessCollector,
-    start_http_server,
 )
 from prometheus_client.core import GaugeMetricFamily
 from pythonjsonlogger.json import JsonFormatter
@@ -66,6 +64,13 @@ class Telemetry:
         self.rpc_calls = counter("rpc_calls", "Calls ended, by method and code.", "method", "code")
         self.rpc_seconds = seconds("rpc_duration_seconds", "Time of a whole call.", "method")
         self.rpc_active = gauge("rpc_active", "Calls being served.", "method")
+        self.refused_calls = counter(
+            "refused_calls", "Calls that were not let in, by reason.", "reason"
+        )
+        self.reloads = counter(
+            "reloads", "Files read again: access_file or certificate; ok or failed.", "what",
+            "outcome",
+        )  # fmt: skip
         self.stage_seconds = seconds(
             "predict_stage_seconds",
             "Time of a picture in each stage of Predict: decode, queue, infer, total.",
@@ -102,6 +107,12 @@ class Telemetry:
         self.evictions = counter("evictions", "Leaves memory to keep its bound.", "kind")
         self.loaded = gauge("loaded", "Backbones and heads in memory.", "kind")
         self.loaded_bytes = gauge("loaded_bytes", "Their bytes, about.", "kind")
+        self.fallen_back = counter(
+            "fallen_back_calls", "Calls answered by an earlier version: an alias's own is damaged."
+        )
+        self.damaged = gauge(
+            "damaged_files", "Backbones and heads whose files were not whole when read.", "kind"
+        )
         self.loaded_bytes_limit = gauge("loaded_bytes_limit", "The bound on loaded bytes.")
         self.jobs_ended = counter("jobs_ended", "Jobs that ended, by final state.", "state")
         self.versions_published = counter(
@@ -255,21 +266,6 @@ class _Counted:
         return [family]
 
 
-class MetricsServer:
-    """Serves the registry as Prometheus text over HTTP, on a thread of its own."""
-
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        self._server: WSGIServer
-        self._server, self._thread = start_http_server(port, addr=host, registry=registry)
-        self.port = int(self._server.server_port)
-
-    def close(self) -> None:
-        """Stops listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(timeout=5)
-
-
 class _RequestId(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = request_id.get()
@@ -299,3 +295,5 @@ def set_up_logging(style: Literal["json", "console"], level: str) -> None:
     else:
         handler.setFormatter(_ConsoleFormatter("{asctime} {levelname:7} {message}", style="{"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Who changed what is told however quiet the rest is to be.
+    logging.getLogger("audit").setLevel(logging.INFO)

@@ -6,11 +6,12 @@ The exit codes are `service.jobs.contract.ExitCode`.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
+from service import faults
 from service.errors import GraftError, Reason
 from service.jobs.contract import (
     ExitCode,
@@ -18,7 +19,7 @@ from service.jobs.contract import (
     JobSpec,
     RankSpec,
 )
-from trainer import folders
+from trainer import disk, folders
 from trainer.memory import is_out_of_memory
 from trainer.records import Records, Send, read_order
 
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     # Found by libraries that draw lots; set before any of them is imported.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    faults.arm(os.environ.get(faults.VARIABLE, ""))
     if parsed.command == "run":
         records = Records()
         records.keep_alive()
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(spec_file: Path, records: Records) -> int:
     spec = msgspec.json.decode(spec_file.read_bytes(), type=JobSpec)
+    records.beat_every(spec.heartbeat_s)
     return _train(spec, records.send)
 
 
@@ -71,35 +74,42 @@ def _run_ranking(spec_file: Path, records: Records) -> int:
 
 def _train(spec: JobSpec, send: Send) -> int:
     # Imported late: --help and a bad spec need none of it.
-    from trainer import train
+    def run() -> None:
+        faults.reach("trainer.started")
+        from trainer import train
 
-    try:
         train.run(spec, send)
-    except GraftError as error:
-        send(Failed(error.reason, error.message))
-        return ExitCode.FAILED
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        send(
-            Failed(
-                Reason.OUT_OF_MEMORY,
-                "training ran out of memory: ask for a smaller batch size or a smaller backbone",
-            )
-        )
-        return ExitCode.FAILED
-    return ExitCode.OK
+
+    return _told(run, send, "training")
 
 
 def _rank(spec: RankSpec, send: Send) -> int:
-    from trainer import ranking
+    def run() -> None:
+        from trainer import ranking
 
-    try:
         send(ranking.rank(spec, send))
+
+    return _told(run, send, "ranking")
+
+
+def _told(run: Callable[[], None], send: Send, what: str) -> int:
+    """Runs it, and tells of what went wrong where trying again will not help."""
+    try:
+        run()
     except GraftError as error:
         send(Failed(error.reason, error.message))
-        return ExitCode.FAILED
-    return ExitCode.OK
+    except Exception as error:
+        if is_out_of_memory(error):
+            advice = "ask for a smaller batch size or a smaller backbone"
+            send(Failed(Reason.OUT_OF_MEMORY, f"{what} ran out of memory: {advice}"))
+        elif disk.is_full(error):
+            advice = "make room on the server's disk and try again"
+            send(Failed(Reason.STORAGE_FULL, f"{what} found the disk full: {advice}"))
+        else:
+            raise
+    else:
+        return ExitCode.OK
+    return ExitCode.FAILED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -50,7 +50,7 @@ class BackboneFile:
         if not self.digest:
             with self.path.open("rb") as file:
                 self.digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return self._runtime.load(self.path)
+        return self._runtime.load(self.path, self.digest)
 
 
 def space_of(digest: str, runtime: OnnxRuntime) -> str:

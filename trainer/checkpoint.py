@@ -7,13 +7,14 @@ the work that it belongs to. Knows nothing of what a state is made of.
 
 import hashlib
 import os
-import pickle
+import pickle  # nosec B403 # for its error alone
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 
+from service import faults
 from service.jobs.contract import JobSpec, Method, Note
 from trainer.records import Send
 
@@ -71,9 +72,11 @@ class Checkpoints:
             torch.save({"key": self._key, "state": state}, file)
             file.flush()
             os.fsync(file.fileno())
+        faults.reach("trainer.checkpointing")
         half.replace(self._path)
         folder = os.open(self._path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+        faults.reach("trainer.checkpointed")

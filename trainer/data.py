@@ -237,12 +237,14 @@ def open_again(path: Path, digest: str) -> Image.Image:
     Raises InvalidInput (DATASET_UNUSABLE) when it is gone, or holds anything else now.
     """
     try:
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise _changed(path, "its content is another")
-        return preprocess.open_picture(data)
+        data = class_folders.read_plain(path)
     except OSError as error:
         raise _changed(path, error.strerror or str(error)) from error
+    except InvalidInput as error:
+        raise _changed(path, error.message) from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise _changed(path, "its content is another")
+    return preprocess.open_picture(data)
 
 
 def _changed(path: Path, why: str) -> InvalidInput:

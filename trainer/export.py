@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from service import faults
 from service.inference.head import Floats
 from service.inference.preprocess import SIZE, Pixels
 from trainer.backbone_file import OPSET
@@ -34,6 +35,7 @@ def to_onnx(backbone: nn.Module, path: Path) -> None:
             output_names=["features"],
             dynamic_axes={"pictures": {0: "n"}, "features": {0: "n"}},
         )
+    faults.reach("trainer.exported")
 
 
 def torch_features(backbone: nn.Module, pixels: Pixels) -> Floats:

@@ -1,6 +1,7 @@
 """Features of pictures, kept between jobs in one SQLite file.
 
-A row's key is a space (what computed it) and a picture (its digest, and its view).
+A row's key is a space (whose it is, and what computed it) and a picture (its digest,
+and its view). Nobody finds, by rows or by time, which pictures other owners have.
 Any number of processes may share the file. Bounded in bytes: what was not asked for
 the longest leaves. Whatever is wrong with the file, jobs go on without it: a
 damaged one is thrown away, and no row is given whose checksum does not fit.
@@ -60,7 +61,8 @@ _FIND = """
 class FeatureCache:
     """One file, opened at its first use; may be shared by threads.
 
-    `note` gets a sentence for people when the file cannot be used.
+    Finds and keeps the rows of `owner` alone. `note` gets a sentence for people when
+    the file cannot be used.
     """
 
     def __init__(
@@ -69,11 +71,13 @@ class FeatureCache:
         max_bytes: int,
         note: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
+        owner: str = "",
     ) -> None:
         self._path = path
         self._max_bytes = max_bytes
         self._note = note
         self._clock = clock
+        self._owner = f"{owner}/" if owner else ""
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._is_off = False
@@ -81,6 +85,7 @@ class FeatureCache:
     def get(self, space: str, pictures: Sequence[str]) -> dict[str, Floats]:
         """The features that are kept, float32 [d], by picture; those of others are absent."""
         found: dict[str, Floats] = {}
+        space = self._owner + space
         with self._usable() as connection:
             if connection is None:
                 return {}
@@ -101,6 +106,7 @@ class FeatureCache:
 
     def put(self, space: str, features: Mapping[str, Floats]) -> None:
         """Keeps features, float32 [d], by picture, in one transaction."""
+        space = self._owner + space
         rows = [(p, np.ascontiguousarray(f, "<f4").tobytes()) for p, f in features.items()]
         room = self._max_bytes * _ROOM
         fitting = []

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from service import class_folders
+from service import class_folders, faults
 from service.class_folders import Examined, PictureFile
 from service.domain import RejectedFile
 from service.errors import GraftError
@@ -194,6 +194,7 @@ class Features:
             for worker in [pool.submit(self._work, chunks, prepare) for _ in range(self._workers)]:
                 worker.result()
         self._progress.end()
+        faults.reach("trainer.features")
         self._seconds += time.monotonic() - started
 
     def _work(

@@ -103,6 +103,7 @@ class Job:
             precision=spec.precision,
             feature_cache=spec.feature_cache,
             feature_cache_bytes=spec.feature_cache_bytes,
+            feature_cache_owner=spec.feature_cache_owner,
             only_at_hand=True,
         )
         chosen, ranked = ranking.choose(asked, part, self.runtime, self.send_without_epochs)
@@ -197,5 +198,8 @@ def _cache(spec: JobSpec, send: Send) -> FeatureCache | None:
     if not spec.feature_cache:
         return None
     return FeatureCache(
-        Path(spec.feature_cache), spec.feature_cache_bytes, lambda text: send(Note("info", text))
+        Path(spec.feature_cache),
+        spec.feature_cache_bytes,
+        lambda text: send(Note("info", text)),
+        owner=spec.feature_cache_owner,
     )

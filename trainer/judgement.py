@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from service import class_folders
 from service.domain import GateCheck, Parity
 from service.errors import GraftError
 from service.inference import head as heads
@@ -74,7 +75,7 @@ def baselines(job: Job, found: Transferred) -> list[Measured]:
 def _right(job: Job, incumbent: Incumbent, part: Part, classes: tuple[str, ...]) -> Bools:
     """Which pictures the version before answers right; raises what loading it raises."""
     path = Path(incumbent.backbone_path)
-    head = heads.load(Path(incumbent.head_path))
+    head = heads.load(Path(incumbent.head_path), incumbent.head_digest)
     # The file's name is its digest, so what is known of the pictures counts.
     features = job.features_of_file(path, path.stem).of(part, "the version before")
     answers = head.probabilities(features).argmax(axis=1)
@@ -91,6 +92,7 @@ def _latency_ms(job: Job, found: Transferred) -> float:
     session = runtime.load(found.served.file)
     places = validation.spread(_LATENCY_PICTURES)
     decode: list[Callable[[], Pixels]] = [
-        partial(preprocess.decode, validation.paths[place].read_bytes()) for place in places
+        partial(preprocess.decode, class_folders.read_plain(validation.paths[place]))
+        for place in places
     ]
     return gate.measure_latency_ms(decode, session, found.served.head.probabilities)

@@ -151,6 +151,7 @@ def _cache(spec: RankSpec, send: Send) -> FeatureCache | None:
         Path(spec.feature_cache),
         spec.feature_cache_bytes,
         lambda text: send(Note("warning", text)),
+        owner=spec.feature_cache_owner,
     )
 
 

@@ -6,18 +6,24 @@ process itself (exit code STOPPED) when the parent is gone or on SIGTERM; what
 lies half-written in the output folder is the parent's to throw away.
 """
 
+import ctypes
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from service.jobs.contract import ExitCode, Heartbeat, Order, Record, encode
+from service.jobs.contract import HEARTBEAT_S, ExitCode, Heartbeat, Order, Record, encode
 
-HEARTBEAT_S = 5.0
+_ALIVE_S = 0.002
+"""Processor time between two heartbeats, below which nothing goes on."""
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
 
 Send = Callable[[Record], None]
 
@@ -30,6 +36,8 @@ class Records:
         self._pipe = os.dup(1)
         os.dup2(2, 1)
         self._lock = threading.Lock()
+        self._beat_s = HEARTBEAT_S
+        self._is_changed = threading.Event()
 
     def print_to(self, log: Path) -> None:
         """Sends what is printed beside records to a file from now on."""
@@ -48,15 +56,39 @@ class Records:
             stop()
 
     def keep_alive(self) -> None:
-        """Sends a heartbeat every 5 s, and listens for the parent's end."""
+        """Sends heartbeats while the process computes, and listens for the parent's end.
+
+        One that hangs, in a lock or waiting for what never comes, uses no processor time
+        and sends none; one that computes for ever is ended by the job's time limit.
+        """
         signal.signal(signal.SIGTERM, lambda *_: stop())
+        # The thread below waits while native code holds the interpreter, and the next server
+        # may give the job to another trainer by then.
+        if hasattr(_libc, "prctl"):
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         threading.Thread(target=_wait_for_parent, name="parent", daemon=True).start()
 
+    def beat_every(self, seconds: float) -> None:
+        """Changes the time between heartbeats, 5 s until then."""
+        self._beat_s = seconds
+        self._is_changed.set()
+
     def _beat(self) -> None:
-        never = threading.Event()
-        while not never.wait(HEARTBEAT_S):
-            self.send(Heartbeat())
+        before = _computed_s()
+        while True:
+            if self._is_changed.wait(self._beat_s):
+                self._is_changed.clear()
+                continue
+            now = _computed_s()
+            if now - before >= _ALIVE_S:
+                self.send(Heartbeat())
+            before = now
+
+
+def _computed_s() -> float:
+    """Processor time of all threads but the one that asks."""
+    return time.process_time() - time.thread_time()
 
 
 def read_order() -> Order:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from service import faults
 from service.inference import head as heads
 from service.inference import outliers as strangeness
 from service.inference import preprocess
@@ -85,6 +86,7 @@ def _run(job: Job) -> Manifest:
         bases=[Path(folder) for folder in spec.base_data_dirs],
         base_digest=spec.base_digest,
     )
+    faults.reach("trainer.validating")
     rejected = list(data.rejected[:_MAX_REJECTED])
     send(DataFound(data.counts(), rejected, len(data.rejected), data.digest))
     for warning in data.warnings:
@@ -131,6 +133,7 @@ def _run(job: Job) -> Manifest:
     stages.begin("reporting")
     send(Progressed("checking", 0.7, "writing the report"))
     heads.save(head, job.out / HEAD_FILE)
+    faults.reach("trainer.reporting")
     manifest = Manifest(
         model=spec.model,
         job_id=spec.job_id,
@@ -196,7 +199,9 @@ def _run(job: Job) -> Manifest:
     written = report.collect(manifest, metrics, data, probabilities, job.epochs, examined)
     (job.out / REPORT_JSON_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(written)))
     (job.out / REPORT_HTML_FILE).write_text(page.to_html(written, data), encoding="utf-8")
+    faults.reach("trainer.finished")
     send(Finished(metrics.accuracy, metrics.count))
+    faults.reach("trainer.sent")
     return manifest
 
 

@@ -12,9 +12,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from service.errors import Damaged, Expired, GraftError, Reason
+from service.errors import Expired, GraftError, Reason
+from service.inference import damage
 from service.inference import head as heads
+from service.inference.damage import Damages
 from service.inference.fair_queue import Backbone, Call, Classified, Decode, Outcome
 from service.inference.head import Head
 from service.inference.loaded import Loaded, Memory
@@ -42,6 +45,18 @@ class ModelFiles:
     head_path: Path
 
 
+class Placed(Protocol):
+    """What says where a version's files lie."""
+
+    @property
+    def backbone_path(self) -> Path:
+        """Its backbone's."""
+
+    @property
+    def head_path(self) -> Path:
+        """Its head's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
     """The engine's limits."""
@@ -64,9 +79,10 @@ class Engine:
         self._memory = Memory(bounds.max_bytes, telemetry)
         self._workers = Workers(bounds.threads, bounds.max_batch, bounds.max_queue, telemetry)
         self._pinned: set[ModelFiles] = set()
+        self._damages = Damages(telemetry)
 
-        def load_backbone(path: Path) -> Backbone:
-            session = runtime.load(path)
+        def load_backbone(path: Path, digest: str) -> Backbone:
+            session = runtime.load(path, digest)
             log.info(
                 "backbone loaded",
                 extra={
@@ -78,8 +94,10 @@ class Engine:
             )
             return Backbone(session, session.picture_s)
 
-        self._backbones: Loaded[Backbone] = Loaded("backbone", load_backbone, self._memory)
-        self._heads: Loaded[Head] = Loaded("head", heads.load, self._memory)
+        self._backbones: Loaded[Backbone] = Loaded(
+            "backbone", load_backbone, self._memory, self._damages
+        )
+        self._heads: Loaded[Head] = Loaded("head", heads.load, self._memory, self._damages)
 
     async def warm(self, files: ModelFiles) -> None:
         """Loads a model, so that its first call finds it in memory."""
@@ -104,6 +122,10 @@ class Engine:
     def is_loaded(self, files: ModelFiles) -> bool:
         """Whether a model is in memory; no use of it."""
         return all(self._memory.has(*key) for key in _keys(files))
+
+    def damage_of(self, files: "Placed") -> str:
+        """What was wrong with a version's files when they were last read; "" for nothing."""
+        return self._damages.of((files.backbone_path, files.head_path))
 
     async def classify(
         self, files: ModelFiles, pictures: Sequence[Decode], timeout_s: float
@@ -195,8 +217,10 @@ class Engine:
             self.unpin(files)
         for digest in backbones:
             self._memory.drop("backbone", digest)
+            self._damages.forget("backbone", digest)
         for digest in heads:
             self._memory.drop("head", digest)
+            self._damages.forget("head", digest)
         for model, version in versions:
             self.statistics.forget(model, version)
         for model in models:
@@ -217,12 +241,14 @@ class Engine:
         if head is None:
             head = await self._heads.get(files.head_digest, files.head_path, timeout_s)
         if head.feature_dim != backbone.session.feature_dim:
-            log.error("head takes %d features, its backbone gives %d", head.feature_dim,
-                      backbone.session.feature_dim, extra={"model": files.name})  # fmt: skip
-            raise Damaged(
-                Reason.MODEL_UNLOADABLE,
-                "the version's head does not fit its backbone: publish the version again",
+            error = damage.unloadable(
+                "head",
+                f"takes {head.feature_dim} features, and its backbone gives "
+                f"{backbone.session.feature_dim}",
             )
+            look = damage.look_at(files.head_path)
+            self._damages.note("head", files.head_digest, files.head_path, look, error)
+            raise error
         return backbone, head
 
 

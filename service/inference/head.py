@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load as tensors_of
 from safetensors.numpy import save_file
 
-from service.errors import Damaged, Reason
+from service.inference import damage
 from service.inference.outliers import Outliers
 
 Floats = npt.NDArray[np.float32]
@@ -94,30 +95,42 @@ def save(head: Head, path: Path) -> None:
     )
 
 
-def load(path: Path) -> Head:
-    """Reads a head; raises Damaged (MODEL_UNLOADABLE) for anything but a whole one."""
+def load(path: Path, digest: str = "") -> Head:
+    """Reads a head whose sha256 is `digest`, where one is given.
+
+    Raises Damaged (MODEL_UNLOADABLE) for anything but a whole one, and what
+    `damage.read` raises.
+    """
+    data = damage.read(path, digest, "head")
     try:
-        with safe_open(str(path), framework="numpy") as file:
-            about = json.loads((file.metadata() or {})["head"])
-            return Head(
-                weight=file.get_tensor("weight"),
-                bias=file.get_tensor("bias"),
-                classes=_names(about["classes"]),
-                temperature=float(about["temperature"]),
-                outliers=_outliers(file) if "outlier_means" in file.keys() else None,  # noqa: SIM118
-            )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise Damaged(
-            Reason.MODEL_UNLOADABLE,
-            "the version's head cannot be read: publish the version again",
-        ) from error
+        tensors = tensors_of(data)
+        about = json.loads(_metadata(data)["head"])
+        return Head(
+            weight=tensors["weight"],
+            bias=tensors["bias"],
+            classes=_names(about["classes"]),
+            temperature=float(about["temperature"]),
+            outliers=_outliers(tensors) if "outlier_means" in tensors else None,
+        )
+    except (
+        *(SafetensorError, KeyError, TypeError, ValueError),
+        *(AttributeError, OverflowError, RecursionError),  # of JSON that is no head's
+    ) as error:
+        raise damage.unloadable("head", "is no head") from error
 
 
-def _outliers(file: Any) -> Outliers:
+def _metadata(data: bytes) -> dict[str, str]:
+    # The length of the header, and the header, JSON; the tensors' parser has checked both.
+    length = int.from_bytes(data[:8], "little")
+    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+    return metadata
+
+
+def _outliers(tensors: dict[str, npt.NDArray[Any]]) -> Outliers:
     return Outliers(
-        file.get_tensor("outlier_means"),
-        file.get_tensor("outlier_inverse_variance"),
-        file.get_tensor("outlier_validation"),
+        tensors["outlier_means"],
+        tensors["outlier_inverse_variance"],
+        tensors["outlier_validation"],
     )
 
 

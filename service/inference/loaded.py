@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, cast
 
-from service.errors import Exhausted, Expired, Reason
+from service.errors import Damaged, Exhausted, Expired, Reason
+from service.inference.damage import Damages, look_at
 from service.telemetry import Telemetry
 
 
@@ -31,13 +32,20 @@ T = TypeVar("T", bound=Sized)
 
 
 class Loaded(Generic[T]):
-    """One kind of loaded things, by digest. `Memory` bounds several kinds together."""
+    """One kind of loaded things, by digest. `Memory` bounds several kinds together.
 
-    def __init__(self, kind: str, load: Callable[[Path], T], memory: "Memory") -> None:
+    `load` is told the digest, and raises Damaged where the file's is another.
+    """
+
+    def __init__(
+        self, kind: str, load: Callable[[Path, str], T], memory: "Memory", damages: Damages
+    ) -> None:
         self._kind = kind
         self._load = load
         self._memory = memory
-        self._loading: dict[str, asyncio.Task[T]] = {}
+        self._damages = damages
+        # By path: of equal files in two places one may be damaged.
+        self._loading: dict[Path, asyncio.Task[T]] = {}
         self._hits = memory.telemetry.hits.labels(kind)
 
     def peek(self, digest: str) -> T | None:
@@ -55,11 +63,12 @@ class Loaded(Generic[T]):
         """
         if (thing := self.peek(digest)) is not None:
             return thing
-        task = self._loading.get(digest)
+        self._damages.check(path)
+        task = self._loading.get(path)
         if task is None:
             task = asyncio.create_task(self._load_in_thread(digest, path))
-            self._loading[digest] = task
-            task.add_done_callback(lambda done: self._loading_ended(digest, done))
+            self._loading[path] = task
+            task.add_done_callback(lambda done: self._loading_ended(path, done))
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
         if not done:
             raise Expired(
@@ -70,12 +79,19 @@ class Loaded(Generic[T]):
         return task.result()
 
     async def _load_in_thread(self, digest: str, path: Path) -> T:
-        thing = await asyncio.to_thread(self._load, path)
+        # Before the load, so that what is put back meanwhile is seen as a change.
+        look = look_at(path)
+        try:
+            thing = await asyncio.to_thread(self._load, path, digest)
+        except Damaged as error:
+            self._damages.note(self._kind, digest, path, look, error)
+            raise
+        self._damages.clear(path)
         self._memory.add(self._kind, digest, thing)
         return thing
 
-    def _loading_ended(self, digest: str, task: asyncio.Task[T]) -> None:
-        del self._loading[digest]
+    def _loading_ended(self, path: Path, task: asyncio.Task[T]) -> None:
+        del self._loading[path]
         failed = task.cancelled() or task.exception() is not None
         self._memory.telemetry.loads.labels(self._kind, "failed" if failed else "ok").inc()
 

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from service.domain import Precision
-from service.errors import Damaged, Reason
-from service.inference import providers
+from service.errors import Exhausted, GraftError, Reason
+from service.inference import damage, providers
 from service.inference.head import Floats
 from service.inference.preprocess import SIZE, Pixels
 from service.inference.providers import Provider, ProviderUnavailable
@@ -36,6 +36,8 @@ _TRIES, _TRIED_S = 30, 0.01
 """Most runs that time a batch, and the time after which there are no more."""
 _SMALL_S = 0.001
 """A picture that takes less lets OpenVINO be compared with ONNX Runtime's CPU provider."""
+_BESIDE = b"location"
+"""Where a graph says that its weights lie in files beside it; no graph of ours holds the word."""
 _DECODE_S = 0.003
 """Of a photo of 130 kB; corrected as soon as pictures come."""
 
@@ -77,8 +79,11 @@ class Runtime(Protocol):
     def provider(self) -> str:
         """What computes: `tensorrt`, `cuda`, `openvino` or `cpu`."""
 
-    def load(self, path: Path) -> Session:
-        """Loads a backbone; blocks. Raises Damaged (MODEL_UNLOADABLE)."""
+    def load(self, path: Path, digest: str = "") -> Session:
+        """Loads a backbone whose sha256 is `digest`, where one is given; blocks.
+
+        Raises Damaged (MODEL_UNLOADABLE), and what `damage.read` raises.
+        """
 
 
 class Graph(Protocol):
@@ -134,33 +139,34 @@ class OnnxRuntime:
         """Why this provider was chosen."""
         return self._provider.why
 
-    def load(self, path: Path) -> "BackboneSession":
+    def load(self, path: Path, digest: str = "") -> "BackboneSession":
         """Loads a backbone; blocks for its bytes to be read and its graph optimised."""
         try:
-            session = self._measured(path, self._compile)
+            session = self._measured(path, digest, self._compile)
             if self._provider.name == "openvino" and 0 < session.lone_s < _SMALL_S:
-                session = self._quicker(path, session)
-        except ProviderUnavailable:
+                session = self._quicker(path, digest, session)
+        except (ProviderUnavailable, GraftError):
             raise
-        except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            log.exception("cannot load %s", path.name)
-            raise Damaged(
-                Reason.MODEL_UNLOADABLE,
-                "the version's backbone cannot be loaded: publish the version again",
+        except MemoryError as error:
+            raise Exhausted(
+                Reason.OUT_OF_MEMORY,
+                "there is no memory to load the version's backbone: try again",
             ) from error
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise damage.unloadable("backbone", "cannot be loaded") from error
         return session
 
-    def _measured(self, path: Path, compile_graph: Compile) -> "BackboneSession":
+    def _measured(self, path: Path, digest: str, compile_graph: Compile) -> "BackboneSession":
         session = BackboneSession(
-            path, compile_graph, self._cores, self._provider.is_gpu, self._is_narrow
+            path, compile_graph, self._cores, self._provider.is_gpu, self._is_narrow, digest
         )
         session.measure(self._max_batch)
         return session
 
-    def _quicker(self, path: Path, session: "BackboneSession") -> "BackboneSession":
+    def _quicker(self, path: Path, digest: str, session: "BackboneSession") -> "BackboneSession":
         # After a run on several cores OpenVINO's threads spin for about a millisecond: more
         # than a small graph costs.
-        plain = self._measured(path, _cpu_graph)
+        plain = self._measured(path, digest, _cpu_graph)
         if plain.lone_s >= session.lone_s:
             return session
         log.info(
@@ -206,9 +212,13 @@ class BackboneSession:
         cores: int,
         is_gpu: bool,
         is_narrow: bool = False,
+        digest: str = "",
     ) -> None:
-        model = path.read_bytes()
+        model = damage.read(path, digest, "backbone")
+        if _BESIDE in model:
+            raise damage.unloadable("backbone", "names other files, which it may not")
         self._path = path
+        self._digest = digest
         self._compile = compile_graph
         self._widths = [cores] if is_gpu else sorted({cores, round(cores**0.5), 1}, reverse=True)
         if is_narrow:
@@ -270,7 +280,8 @@ class BackboneSession:
         if not self._compiling.acquire(blocking=False):
             return self._widest  # another thread is at it
         try:
-            self._graphs[width] = self._compile(self._path.read_bytes(), width)
+            model = damage.read(self._path, self._digest, "backbone")
+            self._graphs[width] = self._compile(model, width)
         except Exception:
             # Its model was deleted, say; the widest does as well, only slower.
             log.warning("no narrow graph of %s", self._path.name, exc_info=True)

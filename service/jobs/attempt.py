@@ -6,12 +6,15 @@ the event loop.
 """
 
 import asyncio
+import itertools
 import logging
 import signal
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from service.errors import GraftError, Reason
+from service import faults
+from service.errors import Exhausted, GraftError, Reason, Unavailable
 from service.jobs.contract import (
     BackbonesRanked,
     EpochEnded,
@@ -28,6 +31,7 @@ from service.jobs.preparation import Preparation
 from service.jobs.settings import Kind, Settings
 from service.jobs.store import JobRecord, JobStore
 from service.jobs.uninterrupted import uninterrupted
+from service.storage import disk_errors
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 from service.telemetry import Telemetry
@@ -65,7 +69,14 @@ class Crashed:
     message: str
 
 
-Outcome = Done | Ended | Crashed
+@dataclass(frozen=True)
+class Postponed:
+    """Another process holds what the attempt needs; it counts for nothing."""
+
+    message: str
+
+
+Outcome = Done | Ended | Crashed | Postponed
 
 
 class Attempts:
@@ -101,6 +112,7 @@ class Attempts:
                     self._preparation.folder(spec.job_id),
                     self._settings.stop_grace_s,
                 )
+                faults.reach("job.trainer_started")
                 return await self._follow(job, spec, trainer)
         except TimeoutError:
             return Ended(
@@ -109,8 +121,10 @@ class Attempts:
                 "epochs or on fewer pictures",
             )
         except GraftError as error:
-            return Ended(error.reason, error.message)
+            return _of_error(error)
         except OSError as error:
+            if (told := disk_errors.of_system(error)) is not None:
+                return _of_error(told)
             log.exception("no trainer could be started", extra={"job_id": job.job_id})
             return Crashed(
                 Reason.TRAINER_CRASHED, f"the trainer could not be started ({error.strerror})"
@@ -140,7 +154,8 @@ class Attempts:
             except TimeoutError:
                 self._log_crash(job, trainer, "silent")
                 return Crashed(
-                    Reason.TRAINER_CRASHED, f"the trainer said nothing for {timeout_s:.4g} s"
+                    Reason.TRAINER_CRASHED,
+                    f"the trainer said nothing for {timeout_s:.4g} s, as one that hangs",
                 )
             timeout_s = self._settings.heartbeat_timeout_s
             match record:
@@ -176,8 +191,9 @@ class Attempts:
         if code == -signal.SIGKILL:
             return Crashed(
                 Reason.OUT_OF_MEMORY,
-                "the trainer was killed by the system, as it is when memory runs out: use a "
-                "smaller backbone or batch_size, or give the server more memory",
+                "the trainer was killed (SIGKILL), as the system does when memory runs out: use "
+                "a smaller backbone or batch_size, or give the server more memory, unless somebody "
+                "killed it",
             )
         how = f"with code {code}" if code >= 0 else f"by {_signal_name(-code)}"
         if code == ExitCode.STOPPED:
@@ -189,8 +205,20 @@ class Attempts:
         )
 
     async def _keep(self, job: JobRecord, payload: Payload) -> None:
-        # To its end, or a late event would fall into the job's next attempt.
-        await uninterrupted(asyncio.to_thread(self._jobs.append_event, job.job_id, payload))
+        append = partial(self._jobs.append_event, job.job_id, payload)
+        for tries in itertools.count():
+            try:
+                # To its end, or a late event would fall into the job's next attempt.
+                await uninterrupted(asyncio.to_thread(append))
+            except (Exhausted, Unavailable) as error:
+                # The trainer goes on meanwhile; the job's time limit bounds the wait.
+                if error.reason not in disk_errors.PASSING:
+                    raise
+                log.exception("what a job did cannot be kept yet", extra={"job_id": job.job_id})
+            else:
+                break
+            await asyncio.sleep(self._settings.pause_s(tries))
+        faults.reach("job.record_kept")
 
     def _show_epoch(self, job: JobRecord, epoch: EpochEnded) -> None:
         model = self._telemetry.model_label(job.request.model)
@@ -201,6 +229,12 @@ class Attempts:
         words = "\n".join(trainer.last_words())
         log.error("the trainer crashed (%s); its last words:\n%s", code, words,
                   extra={"job_id": job.job_id, "model": job.request.model})  # fmt: skip
+
+
+def _of_error(error: GraftError) -> Ended | Postponed:
+    if error.reason is Reason.STORAGE_BUSY:
+        return Postponed(f"{error.message}; the job starts again")
+    return Ended(error.reason, error.message)
 
 
 def _is_step(kept: Progressed | None, now: Progressed) -> bool:

@@ -16,13 +16,14 @@ or after SIGTERM. Knows no torch, no gRPC, no database.
 """
 
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from service.domain import (
     Base,
     ClassCount,
+    Count,
     GateCheck,
     Manifest,
     Parity,
@@ -39,6 +40,7 @@ __all__ = [
     "DEFAULT_BACKBONE",
     "FROZEN_TECHNIQUES",
     "HEAD_FILE",
+    "HEARTBEAT_S",
     "MANIFEST_FILE",
     "NETWORK_TECHNIQUES",
     "REPORT_HTML_FILE",
@@ -77,6 +79,7 @@ __all__ = [
     "RejectedFile",
     "Spec",
     "Technique",
+    "decode_manifest",
     "decode_record",
     "encode",
 ]
@@ -84,6 +87,9 @@ __all__ = [
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "efficientnet_lite0")
 DEFAULT_BACKBONE = "efficientnet_lite0"
 """Its weights come with a package, so that it works without any network."""
+
+HEARTBEAT_S = 5.0
+"""Between two heartbeats, where the parent does not ask for more of them."""
 
 BACKBONE_FILE = "backbone.onnx"
 HEAD_FILE = "head.safetensors"
@@ -179,7 +185,9 @@ class Incumbent(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int
     backbone_path: str
+    """Named by its digest."""
     head_path: str
+    head_digest: str = ""
 
 
 class ExportedBackbone(msgspec.Struct, frozen=True):
@@ -213,7 +221,7 @@ class RankedBackbone(msgspec.Struct, frozen=True, kw_only=True):
     """Only where the pretrained head is at hand."""
     picture_ms: float | None = None
     """When served here, one picture at a time, decoding included."""
-    feature_dim: int = 0
+    feature_dim: Count = 0
     problem: str = ""
     """Why it was not scored: no weights, no time."""
 
@@ -267,6 +275,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     feature_cache: str = ""
     """The file that keeps features between jobs; "" keeps none."""
     feature_cache_bytes: int = 2**30
+    feature_cache_owner: str = ""
+    """Whose features are found in it, and kept; no job can tell what those of others are."""
+    heartbeat_s: float = HEARTBEAT_S
+    """Between two heartbeats."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -296,6 +308,7 @@ class RankSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     precision: Precision = "exact"
     feature_cache: str = ""
     feature_cache_bytes: int = 2**30
+    feature_cache_owner: str = ""
 
 
 Spec = JobSpec | RankSpec
@@ -315,15 +328,15 @@ class DataFound(msgspec.Struct, frozen=True, tag="data"):
 
     classes: list[ClassCount]
     rejected: list[RejectedFile]
-    rejected_count: int
+    rejected_count: Count
     digest: str
 
 
 class EpochEnded(msgspec.Struct, frozen=True, tag="epoch", kw_only=True):
     """The figures of one epoch, as the proto's EpochMetrics."""
 
-    epoch: int
-    epochs: int
+    epoch: Count
+    epochs: Count
     train_loss: float
     train_accuracy: float
     validation_loss: float
@@ -341,7 +354,10 @@ class Note(msgspec.Struct, frozen=True, tag="note"):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
-    """The trainer lives; sent at least every 10 s. Not kept."""
+    """The trainer lives and computes; sent every `JobSpec.heartbeat_s`. Not kept.
+
+    One that hangs sends none: a process that uses no processor time does not compute.
+    """
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -355,7 +371,7 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     """The last record of a job that succeeded: the artifacts are complete in `out_dir`."""
 
     validation_accuracy: float
-    validation_count: int
+    validation_count: Count
 
 
 class BackbonesRanked(msgspec.Struct, frozen=True, tag="ranked"):
@@ -364,7 +380,7 @@ class BackbonesRanked(msgspec.Struct, frozen=True, tag="ranked"):
     ranking: list[RankedBackbone]
     explanation: str
     """For people."""
-    pictures: int
+    pictures: Count
     """How many were scored on."""
 
 
@@ -373,6 +389,7 @@ Record = (
 )
 
 _decoder = msgspec.json.Decoder(Record)
+_manifest_decoder = msgspec.json.Decoder(Manifest)
 
 
 def encode(value: msgspec.Struct) -> bytes:
@@ -382,5 +399,18 @@ def encode(value: msgspec.Struct) -> bytes:
 
 def decode_record(line: bytes) -> Record:
     """Reads one line; raises msgspec.DecodeError for anything that is no record."""
-    record: Record = _decoder.decode(line)
+    record: Record = _decoded(_decoder, line)
     return record
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Reads a manifest; raises msgspec.DecodeError for anything that is none."""
+    manifest: Manifest = _decoded(_manifest_decoder, data)
+    return manifest
+
+
+def _decoded(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:
+    try:
+        return decoder.decode(data)
+    except (RecursionError, UnicodeDecodeError) as error:
+        raise msgspec.DecodeError(f"it is no JSON: {error}") from error

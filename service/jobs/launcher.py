@@ -2,8 +2,8 @@
 
 The process gets a session of its own, so that it can be killed with whatever it
 started, and a standard input whose closing tells it that its parent is gone. No
-GRAFT_ variable is passed on: the job's spec says everything. Knows no jobs but
-their specs. `Trainer.stop` ends one for certain.
+GRAFT_ variable is passed on but the faults of a test: the job's spec says
+everything. Knows no jobs but their specs. `Trainer.stop` ends one for certain.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from typing import Protocol
 
 import msgspec
 
+from service import faults
 from service.jobs import contract
 from service.jobs.contract import JobSpec, Record, Spec
 from service.jobs.uninterrupted import uninterrupted
@@ -83,6 +84,8 @@ class ProcessLauncher:
         rank_command: Sequence[str] = (sys.executable, "-m", "trainer", "rank"),
     ) -> None:
         self.environment = {k: v for k, v in environment.items() if not k.startswith("GRAFT_")}
+        if plan := environment.get(faults.VARIABLE):
+            self.environment[faults.VARIABLE] = plan
         self._command = tuple(command)
         self._rank_command = tuple(rank_command)
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import msgspec
 
+from service.domain import plain_name
 from service.errors import GraftError, InvalidInput, NotAllowed, NotFound, Reason, WrongState
 from service.jobs.contract import Base
 from service.jobs.request import JobRequest, allowed_path
+from service.jobs.settings import AllowedDirs
 from service.jobs.store import JobRecord, JobStore
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
@@ -26,18 +28,19 @@ class Lineage:
         jobs: JobStore,
         models: ModelStore,
         datasets: DatasetStore,
-        allowed_dirs: tuple[Path, ...],
+        allowed_dirs_of: AllowedDirs,
     ) -> None:
         self._jobs = jobs
         self._models = models
         self._datasets = datasets
-        self._allowed_dirs = allowed_dirs
+        self._allowed_dirs_of = allowed_dirs_of
 
     def grow(
         self, request: JobRequest, model: str, version: int | None, alias: str | None
     ) -> JobRequest:
         """The request with its base pinned: by number, by alias, or by neither (`latest`).
 
+        `model` is the base's key, "" for the request's own.
         Backbone, weights, seed and validation fraction are the base's where the
         request names none. Raises NotFound (MODEL_NOT_FOUND, VERSION_NOT_FOUND,
         ALIAS_NOT_FOUND), WrongState (BASE_DATA_GONE), or InvalidInput for another seed
@@ -78,7 +81,7 @@ class Lineage:
     def _data_dir(self, job: JobRecord) -> Path:
         if job.dataset_id:
             try:
-                self._datasets.get(job.dataset_id)
+                self._datasets.get(job.dataset_id, job.tenant)
             except NotFound:
                 raise _gone(
                     job,
@@ -87,7 +90,7 @@ class Lineage:
                 ) from None
             return self._datasets.path(job.dataset_id)
         try:
-            path = allowed_path(job.request.server_path, self._allowed_dirs)
+            path = allowed_path(job.request.server_path, self._allowed_dirs_of(job.tenant))
         except (InvalidInput, NotAllowed, NotFound):
             path = None
         if path is None or not path.is_dir():
@@ -115,7 +118,7 @@ def _check_divided_alike(grown: JobRequest, before: JobRequest) -> None:
 def _gone(job: JobRecord, what: str) -> WrongState:
     return WrongState(
         Reason.BASE_DATA_GONE,
-        f"version {job.version} of {job.request.model} was trained on pictures that are not there "
-        f"any more: {what}, or leave out the base and send all pictures",
+        f"version {job.version} of {plain_name(job.request.model)} was trained on pictures that "
+        f"are not there any more: {what}, or leave out the base and send all pictures",
         field=_FIELD,
     )

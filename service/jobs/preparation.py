@@ -5,21 +5,28 @@ Everything in here blocks.
 """
 
 import shutil
+from functools import partial
 from pathlib import Path
 
+import msgspec
+
+from service import faults
+from service.domain import plain_name
 from service.errors import NotFound
-from service.jobs.contract import Incumbent, JobSpec
+from service.jobs.contract import HEARTBEAT_S, Incumbent, JobSpec
 from service.jobs.lineage import Lineage
 from service.jobs.request import AUTO, allowed_path
-from service.jobs.settings import Kind, Settings
+from service.jobs.settings import Kind, Settings, cache_owner
 from service.jobs.store import JobRecord, JobStore
 from service.jobs.weights import at_hand
-from service.storage.datasets import DatasetStore
+from service.storage.datasets import DatasetRecord, DatasetStore
 from service.storage.models import ModelStore
 
 _PLANNED_PART = 0.9
 """Of a job's longest time that training may plan with; the rest is for the export."""
 _CHECKPOINT = "checkpoint"
+_HEARTBEATS = 6
+"""That a trainer may miss, at least, before it counts as hung."""
 
 
 class Preparation:
@@ -31,7 +38,7 @@ class Preparation:
         self._jobs = jobs
         self._models = models
         self._datasets = datasets
-        self._lineage = Lineage(jobs, models, datasets, settings.allowed_dirs)
+        self._lineage = Lineage(jobs, models, datasets, settings.allowed_dirs_of)
         self._settings = settings
 
     def folder(self, job_id: str) -> Path:
@@ -66,13 +73,14 @@ class Preparation:
         out_dir, checkpoint_dir = folder / "out", folder / _CHECKPOINT
         out_dir.mkdir(parents=True)
         checkpoint_dir.mkdir(exist_ok=True)
+        faults.reach("job.preparing")
         backbone = request.backbone_or(settings.default_backbone)
-        exported = self._models.exported_backbones
+        exported = partial(self._models.exported_backbones, tenant=job.tenant)
         validation_fraction, seed = request.division
         planned_s = settings.max_job_s * _PLANNED_PART
         return JobSpec(
             job_id=job.job_id,
-            model=request.model,
+            model=plain_name(request.model),
             data_dir=str(self._data_dir(job)),
             out_dir=str(out_dir),
             method=request.method,
@@ -94,12 +102,15 @@ class Preparation:
             baselines=request.baselines,
             gate=request.gate,
             incumbent=self._incumbent(job),
-            base=request.base,
+            base=request.base
+            and msgspec.structs.replace(request.base, model=plain_name(request.base.model)),
             base_data_dirs=[str(path) for path in self._lineage.data_dirs(request.base_job_id)],
             base_digest=request.base_digest,
             checkpoint_dir=str(checkpoint_dir),
             feature_cache=str(settings.feature_cache or ""),
             feature_cache_bytes=settings.feature_cache_bytes,
+            heartbeat_s=min(HEARTBEAT_S, settings.heartbeat_timeout_s / _HEARTBEATS),
+            feature_cache_owner=cache_owner(job.tenant),
         )
 
     def _incumbent(self, job: JobRecord) -> Incumbent | None:
@@ -114,30 +125,43 @@ class Preparation:
             version=found.version,
             backbone_path=str(found.backbone_path),
             head_path=str(found.head_path),
+            head_digest=found.head_digest,
         )
 
     def _target_dir(self, job: JobRecord) -> str:
         request = job.request
         if request.target_dataset_id:
-            dataset = self._datasets.get(request.target_dataset_id)
+            dataset = self._datasets.get(request.target_dataset_id, job.tenant)
             return str(self._datasets.path(dataset.dataset_id))
         if not request.target_path:
             return ""
-        path = allowed_path(request.target_path, self._settings.allowed_dirs)
+        path = self._allowed(job, request.target_path)
         if path.is_dir():
             return str(path)
-        dataset = self._datasets.import_archive(path, is_unlabelled=True)
+        dataset = self._import(job, path, is_unlabelled=True)
         self._jobs.use_target(job.job_id, dataset.dataset_id)
         return str(self._datasets.path(dataset.dataset_id))
 
     def _data_dir(self, job: JobRecord) -> Path:
         request = job.request
         if request.dataset_id:
-            return self._datasets.path(self._datasets.get(request.dataset_id).dataset_id)
-        # Checked again: links may lead elsewhere by now.
-        path = allowed_path(request.server_path, self._settings.allowed_dirs)
+            dataset = self._datasets.get(request.dataset_id, job.tenant)
+            return self._datasets.path(dataset.dataset_id)
+        path = self._allowed(job, request.server_path)
         if path.is_dir():
             return path
-        dataset = self._datasets.import_archive(path)
+        dataset = self._import(job, path)
         self._jobs.use_dataset(job.job_id, dataset.dataset_id)
         return self._datasets.path(dataset.dataset_id)
+
+    def _allowed(self, job: JobRecord, path: str) -> Path:
+        # Checked again: links may lead elsewhere by now.
+        return allowed_path(path, self._settings.allowed_dirs_of(job.tenant))
+
+    def _import(self, job: JobRecord, path: Path, *, is_unlabelled: bool = False) -> DatasetRecord:
+        return self._datasets.import_archive(
+            path,
+            is_unlabelled=is_unlabelled,
+            tenant=job.tenant,
+            max_stored_bytes=self._settings.max_stored_bytes_of(job.tenant),
+        )

@@ -10,10 +10,12 @@ import logging
 import secrets
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from service import faults
 from service.errors import (
     Exhausted,
     Expired,
@@ -26,7 +28,7 @@ from service.errors import (
 from service.jobs.contract import BackbonesRanked, Failed, RankSpec
 from service.jobs.launcher import Launcher, Trainer, start_held
 from service.jobs.request import RankRequest, allowed_path
-from service.jobs.settings import Settings
+from service.jobs.settings import Settings, cache_owner
 from service.jobs.uninterrupted import uninterrupted
 from service.jobs.weights import at_hand
 from service.storage.datasets import DatasetStore
@@ -135,6 +137,7 @@ class Rankings:
                 trainer = await start_held(
                     self._launcher, spec, folder, self._settings.stop_grace_s
                 )
+                faults.reach("ranking.trainer_started")
                 return await self._follow(trainer, folder)
         except TimeoutError as error:
             raise Expired(
@@ -147,7 +150,7 @@ class Rankings:
 
     def _spec(self, request: RankRequest, folder: Path) -> RankSpec:
         settings = self._settings
-        exported = self._models.exported_backbones
+        exported = partial(self._models.exported_backbones, tenant=request.tenant)
         return RankSpec(
             data_dir=str(self._data_dir(request)),
             candidates=[
@@ -166,15 +169,21 @@ class Rankings:
             precision=settings.precision,
             feature_cache=str(settings.feature_cache or ""),
             feature_cache_bytes=settings.feature_cache_bytes,
+            feature_cache_owner=cache_owner(request.tenant),
         )
 
     def _data_dir(self, request: RankRequest) -> Path:
         if request.dataset_id:
-            return self._datasets.path(self._datasets.get(request.dataset_id).dataset_id)
-        path = allowed_path(request.server_path, self._settings.allowed_dirs)
+            dataset = self._datasets.get(request.dataset_id, request.tenant)
+            return self._datasets.path(dataset.dataset_id)
+        settings, tenant = self._settings, request.tenant
+        path = allowed_path(request.server_path, settings.allowed_dirs_of(tenant))
         if path.is_dir():
             return path
-        return self._datasets.path(self._datasets.import_archive(path).dataset_id)
+        dataset = self._datasets.import_archive(
+            path, tenant=tenant, max_stored_bytes=settings.max_stored_bytes_of(tenant)
+        )
+        return self._datasets.path(dataset.dataset_id)
 
     async def _follow(self, trainer: Trainer, folder: Path) -> BackbonesRanked:
         while (record := await trainer.next_record()) is not None:

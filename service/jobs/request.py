@@ -12,7 +12,14 @@ from typing import Literal
 
 import msgspec
 
-from service.domain import LATEST, check_alias, check_name
+from service.domain import (
+    DEFAULT_TENANT,
+    LATEST,
+    check_alias,
+    check_name,
+    plain_name,
+    tenant_of,
+)
 from service.errors import InvalidInput, NotAllowed, NotFound, Reason
 from service.jobs.contract import (
     BACKBONES,
@@ -50,6 +57,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request; its pictures lie at `server_path` or in `dataset_id`, one of the two."""
 
     model: str
+    """Its key."""
     server_path: str = ""
     dataset_id: str = ""
     target_path: str = ""
@@ -69,11 +77,16 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     baselines: list[Baseline] = []
     gate: Gate | None = None
     base: Base | None = None
-    """The version whose pictures are learned from too."""
+    """The version whose pictures are learned from too; its model's key."""
     base_job_id: str = ""
     """The job that made it: its data is found by it, whatever becomes of the version."""
     base_digest: str = ""
     """Of that data, as it was then."""
+
+    @property
+    def tenant(self) -> str:
+        """Whose job it is."""
+        return tenant_of(self.model)
 
     @property
     def division(self) -> tuple[float, int]:
@@ -87,7 +100,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def check(self, default_backbone: str = DEFAULT_BACKBONE) -> None:
         """Raises InvalidInput for the first field whose value is not allowed."""
-        check_name(self.model, "model")
+        check_name(plain_name(self.model), "model")
         _check_data(self.server_path, self.dataset_id)
         backbone = self.backbone_or(default_backbone)
         if backbone not in (*BACKBONES, AUTO):
@@ -163,6 +176,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class RankRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a RankBackbones call asked for; fields in errors are those of its request."""
 
+    tenant: str = DEFAULT_TENANT
+    """Who asks."""
     server_path: str = ""
     dataset_id: str = ""
     candidates: list[Candidate] = []

@@ -1,18 +1,21 @@
 """One job as a row of the database, read and checked."""
 
+import hashlib
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from service.domain import JobState
-from service.errors import InvalidInput, NotFound, Reason, WrongState
+from service.domain import DEFAULT_TENANT, JobState
+from service.errors import InvalidInput, NotFound, OverQuota, Reason, WrongState
 from service.jobs.contract import Progressed
 from service.jobs.request import JobRequest
 from service.storage.database import Connection
 
 _MAX_ANCESTORS = 100
+_RETRY_AFTER_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,27 @@ class JobRecord:
     """How many of them ended without a result, through nobody's wish."""
     cancel_requested: bool
 
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.request.tenant
+
 
 def check_dataset(
-    connection: Connection, dataset_id: str, field: str = "dataset_id", *, is_target: bool = False
+    connection: Connection,
+    tenant: str,
+    dataset_id: str,
+    field: str = "dataset_id",
+    *,
+    is_target: bool = False,
 ) -> None:
-    """Raises NotFound (DATASET_NOT_FOUND), or InvalidInput for one that has no classes to learn."""
+    """Raises NotFound (DATASET_NOT_FOUND), or InvalidInput for one that has no classes to learn.
+
+    Another tenant's is not found.
+    """
     row = connection.execute(
-        "SELECT is_unlabelled FROM datasets WHERE dataset_id = ?", (dataset_id,)
+        "SELECT is_unlabelled FROM datasets WHERE dataset_id = ? AND tenant = ?",
+        (dataset_id, tenant),
     ).fetchone()
     if row is None:
         raise NotFound(
@@ -60,6 +77,29 @@ def check_dataset(
             "domain adaptation alone: upload its pictures with their classes to learn from them",
             field=field,
         )
+
+
+def check_open_jobs(connection: Connection, tenant: str, max_open_jobs: int) -> None:
+    """Raises OverQuota (concurrent_jobs) when a tenant has so many that have not ended."""
+    (count,) = connection.execute(
+        "SELECT COUNT(*) FROM jobs WHERE tenant = ? AND state IN (?, ?)",
+        (tenant, JobState.QUEUED, JobState.RUNNING),
+    ).fetchone()
+    if count >= max_open_jobs:
+        raise OverQuota(
+            "concurrent_jobs",
+            f"{count} of your jobs wait or run, and {max_open_jobs} may at once: wait for one to "
+            "end, or cancel one",
+            retry_after_s=_RETRY_AFTER_S,
+        )
+
+
+def request_key(tenant: str, request_id: str) -> str:
+    """A tenant's request id among those of all, as the table keeps it."""
+    if tenant == DEFAULT_TENANT:
+        return request_id
+    # Longer than any id that the default tenant may send.
+    return f"{tenant}/{hashlib.sha512(request_id.encode()).hexdigest()}"
 
 
 def use(connection: Connection, job_id: str, dataset_ids: Iterable[str]) -> None:
@@ -106,10 +146,10 @@ def check_not_final(record: JobRecord) -> None:
         )
 
 
-def get(connection: Connection, job_id: str) -> JobRecord:
-    """The job; raises NotFound (JOB_NOT_FOUND)."""
+def get(connection: Connection, job_id: str, tenant: str | None = None) -> JobRecord:
+    """The job; raises NotFound (JOB_NOT_FOUND), of another than the tenant's too."""
     row = connection.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
-    if row is None:
+    if row is None or tenant not in (None, row["tenant"]):
         raise NotFound(Reason.JOB_NOT_FOUND, f"no job has the id {job_id[:80]!r}: see ListJobs")
     return record_of(row)
 
@@ -134,3 +174,14 @@ def record_of(row: Any) -> JobRecord:
         crashes=row["crashes"],
         cancel_requested=bool(row["cancel_requested"]),
     )
+
+
+def now(connection: Connection, job_id: str) -> float:
+    """Seconds since 1970; never before what happened to the job last: clocks are put back."""
+    (created,) = connection.execute(
+        "SELECT create_time_s FROM jobs WHERE job_id = ?", (job_id,)
+    ).fetchone()
+    last = connection.execute(
+        "SELECT time_s FROM job_events WHERE job_id = ? ORDER BY sequence DESC LIMIT 1", (job_id,)
+    ).fetchone()
+    return max(time.time(), float(created), float(last["time_s"]) if last else 0.0)

@@ -1,12 +1,27 @@
 """How jobs are run: what the operator decided, for the supervisor and its attempts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from service.domain import Precision, ProviderSetting
+from service.domain import DEFAULT_TENANT, Precision, ProviderSetting
 
 Kind = Literal["cpu", "gpu"]
+
+_FIRST_PAUSE_S = 0.1
+
+AllowedDirs = Callable[[str], tuple[Path, ...]]
+"""From a tenant to the folders that its jobs may read."""
+
+
+def cache_owner(tenant: str) -> str:
+    """Whose features a tenant's jobs find kept: "" for the default tenant's."""
+    return "" if tenant == DEFAULT_TENANT else tenant
+
+
+def _no_bound(_tenant: str) -> int | None:
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +31,9 @@ class Settings:
     work_dir: Path
     """A folder for each job under way or back in the queue."""
     weights_dir: Path
-    allowed_dirs: tuple[Path, ...]
+    allowed_dirs_of: AllowedDirs
+    max_stored_bytes_of: Callable[[str], int | None] = _no_bound
+    """What a tenant may store; archives that jobs unpack count."""
     default_backbone: str
     cpu_jobs: int
     gpu_jobs: int
@@ -31,9 +48,15 @@ class Settings:
     start_timeout_s: float = 180.0
     """To the first record: a cold disk is slow to give what a trainer imports."""
     heartbeat_timeout_s: float = 60.0
-    """Between records; trainers send one at least every 10 s."""
+    """Between records; one that computes sends some more often, see `JobSpec.heartbeat_s`."""
     max_crashes: int = 2
     stop_grace_s: float = 10.0
     warm_timeout_s: float = 60.0
     retry_s: float = 5.0
-    """Until an outcome that found the disk full is saved again."""
+    """Longest time until what found the disk full, or the database held, is tried again."""
+    room_timeout_s: float = 600.0
+    """How long a trained version waits for room on a full disk before its job fails."""
+
+    def pause_s(self, tries: int) -> float:
+        """How long to wait after so many tries: short at first, up to `retry_s`."""
+        return min(self.retry_s, _FIRST_PAUSE_S * 2.0 ** min(tries, 10))

@@ -2,8 +2,10 @@
 
 Owns the tables jobs and job_events. Every change of a job and its event are one
 transaction, so neither is ever without the other; events are numbered without
-gaps. Which changes of state are legal stands in `service.domain` and, enforced,
-in the database. Listeners hear of every job that got an event.
+gaps. A job is its model's tenant's; what is asked with a tenant finds that one's
+alone, as if there were no others. Which changes of state are legal stands in
+`service.domain` and, enforced, in the database. Listeners hear of every job that got
+an event.
 """
 
 import secrets
@@ -13,7 +15,8 @@ from functools import partial
 
 import msgspec
 
-from service.domain import JobState, check_name
+from service import faults
+from service.domain import DEFAULT_TENANT, JobState, check_name, model_key, plain_name, tenant_of
 from service.errors import (
     AlreadyExists,
     Exhausted,
@@ -55,35 +58,48 @@ class JobStore:
         self._listeners.append(listener)
 
     def create(
-        self, request: JobRequest, request_id: str, fingerprint: str
+        self,
+        request: JobRequest,
+        request_id: str,
+        fingerprint: str,
+        max_open_jobs: int | None = None,
     ) -> tuple[JobRecord, bool]:
         """Queues a job, or finds the one that this request id made before.
 
         Answers with the job and whether it is new. Raises AlreadyExists
         (REQUEST_ID_REUSED), NotFound (DATASET_NOT_FOUND), InvalidInput
-        (DATASET_UNUSABLE) or Exhausted (QUEUE_FULL).
+        (DATASET_UNUSABLE), OverQuota (concurrent_jobs) where the tenant has
+        `max_open_jobs` that have not ended, or Exhausted (QUEUE_FULL).
         """
         check_request_id(request_id)
+        tenant = request.tenant
         with self._database.transaction() as connection:
-            if request_id and (known := self._asked_before(connection, request_id, fingerprint)):
+            if request_id and (
+                known := self._asked_before(connection, tenant, request_id, fingerprint)
+            ):
                 return known, False
+            if max_open_jobs is not None:
+                rows.check_open_jobs(connection, tenant, max_open_jobs)
             self._check_room(connection)
             if request.dataset_id:
-                rows.check_dataset(connection, request.dataset_id)
+                rows.check_dataset(connection, tenant, request.dataset_id)
             if request.target_dataset_id:
                 rows.check_dataset(
                     connection,
+                    tenant,
                     request.target_dataset_id,
                     "domain_adaptation.target_dataset_id",
                     is_target=True,
                 )
             job_id = _new_id(connection)
             connection.execute(
-                "INSERT INTO jobs (job_id, request_id, fingerprint, model, dataset_id, device,"
-                " request_json, state, create_time_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO jobs (job_id, tenant, request_id, fingerprint, model, dataset_id,"
+                " device, request_json, state, create_time_s)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     job_id,
-                    request_id or None,
+                    tenant,
+                    rows.request_key(tenant, request_id) if request_id else None,
                     fingerprint,
                     request.model,
                     request.dataset_id or None,
@@ -96,13 +112,14 @@ class JobStore:
             beside = {job.dataset_id for job in rows.ancestors(connection, request.base_job_id)}
             rows.use(connection, job_id, {*beside, request.target_dataset_id} - {""})
             self._append(connection, job_id, StateChanged(JobState.QUEUED))
+            faults.reach("job.creating")
             return rows.get(connection, job_id), True
 
-    def is_known(self, request_id: str) -> bool:
-        """Whether a request with this id has made a job; never of the empty id."""
+    def is_known(self, request_id: str, tenant: str = DEFAULT_TENANT) -> bool:
+        """Whether a tenant's request with this id has made a job; never of the empty id."""
         with self._database.read() as connection:
             row = connection.execute(
-                "SELECT 1 FROM jobs WHERE request_id = ?", (request_id,)
+                "SELECT 1 FROM jobs WHERE request_id = ?", (rows.request_key(tenant, request_id),)
             ).fetchone()
             return row is not None
 
@@ -114,10 +131,10 @@ class JobStore:
         with self._database.read() as connection:
             return rows.ancestors(connection, job_id)
 
-    def get(self, job_id: str) -> JobRecord:
+    def get(self, job_id: str, tenant: str | None = None) -> JobRecord:
         """One job; raises NotFound (JOB_NOT_FOUND)."""
         with self._database.read() as connection:
-            return rows.get(connection, job_id)
+            return rows.get(connection, job_id, tenant)
 
     def events(self, job_id: str, after_sequence: int, limit: int = MAX_EVENTS) -> list[JobEvent]:
         """The job's events after a number, oldest first; raises NotFound (JOB_NOT_FOUND)."""
@@ -148,16 +165,20 @@ class JobStore:
         wanted = (*devices, "", "", "")[:3]
         with self._database.transaction() as connection:
             row = connection.execute(
-                "UPDATE jobs SET state = ?, attempts = attempts + 1, start_time_s = ?"
+                "UPDATE jobs SET state = ?, attempts = attempts + 1"
                 " WHERE job_id = (SELECT job_id FROM jobs WHERE state = ?"
                 " AND device IN (?, ?, ?) ORDER BY job_id LIMIT 1) AND state = ?"
                 " RETURNING job_id",
-                (JobState.RUNNING, time.time(), JobState.QUEUED, *wanted, JobState.QUEUED),
+                (JobState.RUNNING, JobState.QUEUED, *wanted, JobState.QUEUED),
             ).fetchone()
             if row is None:
                 return None
-            self._append(connection, row["job_id"], StateChanged(JobState.RUNNING))
-            return rows.get(connection, row["job_id"])
+            job_id = row["job_id"]
+            started = self._append(connection, job_id, StateChanged(JobState.RUNNING))
+            connection.execute(
+                "UPDATE jobs SET start_time_s = ? WHERE job_id = ?", (started.time_s, job_id)
+            )
+            return rows.get(connection, job_id)
 
     def append_event(self, job_id: str, payload: Payload) -> JobEvent:
         """Keeps what happened to a running job; raises WrongState (JOB_FINISHED) after its end."""
@@ -170,10 +191,10 @@ class JobStore:
                 )
             return self._append(connection, job_id, payload)
 
-    def check_dataset(self, dataset_id: str) -> None:
+    def check_dataset(self, dataset_id: str, tenant: str = DEFAULT_TENANT) -> None:
         """Raises NotFound (DATASET_NOT_FOUND), or InvalidInput where it has no classes."""
         with self._database.read() as connection:
-            rows.check_dataset(connection, dataset_id)
+            rows.check_dataset(connection, tenant, dataset_id)
 
     def use_dataset(self, job_id: str, dataset_id: str) -> None:
         """Notes that a job works on a dataset that its request did not name.
@@ -181,7 +202,7 @@ class JobStore:
         It cannot be deleted before the job ends. Raises NotFound (DATASET_NOT_FOUND).
         """
         with self._database.transaction() as connection:
-            rows.check_dataset(connection, dataset_id)
+            rows.check_dataset(connection, rows.get(connection, job_id).tenant, dataset_id)
             connection.execute(
                 "UPDATE jobs SET dataset_id = ? WHERE job_id = ?", (dataset_id, job_id)
             )
@@ -189,7 +210,8 @@ class JobStore:
     def use_target(self, job_id: str, dataset_id: str) -> None:
         """As `use_dataset`, for pictures of the target."""
         with self._database.transaction() as connection:
-            rows.check_dataset(connection, dataset_id, is_target=True)
+            tenant = rows.get(connection, job_id).tenant
+            rows.check_dataset(connection, tenant, dataset_id, is_target=True)
             rows.use(connection, job_id, [dataset_id])
 
     def succeed(
@@ -220,6 +242,7 @@ class JobStore:
             )
             self._append(connection, job_id, published)
             self._end(connection, job_id, StateChanged(JobState.SUCCEEDED), version=made.version)
+            faults.reach("job.succeeding")
             return rows.get(connection, job_id)
 
     def fail(self, job_id: str, reason: Reason, message: str) -> JobRecord:
@@ -229,13 +252,13 @@ class JobStore:
             self._end(connection, job_id, StateChanged(JobState.FAILED, reason, message))
             return rows.get(connection, job_id)
 
-    def request_cancel(self, job_id: str) -> JobRecord:
+    def request_cancel(self, job_id: str, tenant: str | None = None) -> JobRecord:
         """Cancels a queued job; notes the wish for a running one, whose trainer must stop first.
 
         Raises NotFound, or WrongState (JOB_FINISHED).
         """
         with self._database.transaction() as connection:
-            record = rows.get(connection, job_id)
+            record = rows.get(connection, job_id, tenant)
             rows.check_not_final(record)
             if record.state is JobState.QUEUED:
                 self._end(connection, job_id, StateChanged(JobState.CANCELLED))
@@ -309,34 +332,42 @@ class JobStore:
 
     # Last of the public ones, since its name hides the type in what follows.
     def list(
-        self, page_size: int, page_token: str, states: Collection[JobState], model: str
+        self,
+        page_size: int,
+        page_token: str,
+        states: Collection[JobState],
+        model: str,
+        tenant: str = DEFAULT_TENANT,
     ) -> tuple[list[JobRecord], str]:
-        """A page of jobs, newest first, and the token of the next ("" on the last).
+        """A page of a tenant's jobs, newest first, and the token of the next ("" on the last).
 
-        No states means all states, no model all models.
+        No states means all states, no model all models; else it is one's key.
         """
         limit = pages.size(page_size)
-        (before,) = pages.key("jobs", page_token, str) or ("~",)
+        kind = model_key(tenant, "jobs")
+        (before,) = pages.key(kind, page_token, str) or ("~",)
         query, values = "SELECT * FROM jobs WHERE job_id < ?", [before]
         if states:
             query += f" AND state IN ({_marks(states)})"
             values += sorted(states)
         if model:
-            check_name(model, "model")
-            query += " AND model = ?"
-            values.append(model)
+            check_name(plain_name(model), "model")
+            if tenant_of(model) != tenant:
+                return [], ""
+        query += " AND model = ?" if model else " AND tenant = ?"
+        values.append(model or tenant)
         with self._database.read() as connection:
             found = connection.execute(
                 f"{query} ORDER BY job_id DESC LIMIT ?", (*values, limit + 1)
             ).fetchall()
         records = [rows.record_of(row) for row in found[:limit]]
-        return records, pages.token("jobs", records[-1].job_id) if len(found) > limit else ""
+        return records, pages.token(kind, records[-1].job_id) if len(found) > limit else ""
 
     def _asked_before(
-        self, connection: Connection, request_id: str, fingerprint: str
+        self, connection: Connection, tenant: str, request_id: str, fingerprint: str
     ) -> JobRecord | None:
         row = connection.execute(
-            "SELECT * FROM jobs WHERE request_id = ?", (request_id,)
+            "SELECT * FROM jobs WHERE request_id = ?", (rows.request_key(tenant, request_id),)
         ).fetchone()
         if row is None:
             return None
@@ -389,7 +420,14 @@ class JobStore:
         connection.execute(
             "UPDATE jobs SET state = ?, end_time_s = ?, version = ?, error_reason = ?,"
             " error_message = ?, progress_json = NULL, cancel_requested = 0 WHERE job_id = ?",
-            (change.state, time.time(), version, change.reason, change.message, job_id),
+            (
+                change.state,
+                rows.now(connection, job_id),
+                version,
+                change.reason,
+                change.message,
+                job_id,
+            ),
         )
         self._append(connection, job_id, change)
 
@@ -399,7 +437,7 @@ class JobStore:
             " RETURNING last_sequence",
             (job_id,),
         ).fetchone()
-        now = time.time()
+        now = rows.now(connection, job_id)
         connection.execute(
             "INSERT INTO job_events (job_id, sequence, time_s, payload_json) VALUES (?, ?, ?, ?)",
             (job_id, sequence, now, events.encode(payload)),

@@ -9,7 +9,9 @@ the queue.
 """
 
 import asyncio
+import itertools
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -17,9 +19,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NoReturn
 
-from service.domain import JobState
-from service.errors import Damaged, Exhausted, GraftError, Reason
-from service.jobs.attempt import Attempts, Crashed, Done, Ended, Outcome
+from service import faults
+from service.domain import JobState, plain_name
+from service.errors import Damaged, Exhausted, GraftError, Reason, Unavailable
+from service.jobs.attempt import Attempts, Crashed, Done, Ended, Outcome, Postponed
 from service.jobs.contract import Progressed
 from service.jobs.events import JobEvent, Published, StateChanged
 from service.jobs.launcher import Launcher
@@ -28,6 +31,7 @@ from service.jobs.store import JobRecord, JobStore
 from service.jobs.uninterrupted import uninterrupted
 from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.datasets import DatasetStore
+from service.storage.disk_errors import PASSING
 from service.storage.models import ModelStore
 from service.telemetry import Telemetry
 
@@ -36,8 +40,9 @@ __all__ = ["Settings", "Supervisor"]
 _LOOK_AGAIN_S = 30.0
 """Also without a wake, so that a lost one costs time alone."""
 
-OnPublished = Callable[[StoredVersion], Awaitable[None]]
-"""Warms a version that is about to be published; its failure is logged and passed over."""
+OnPublished = Callable[[str, StoredVersion], Awaitable[None]]
+"""Warms a version that is about to be published, of the model with a key; its failure is logged and
+passed over."""
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +104,7 @@ class Supervisor:
         self._refused = [d for d, kind in self._kind_of.items() if not self._free[kind]]
         self._workers: dict[str, _Worker] = {}
         self._ended: deque[str] = deque()
+        self._has_taken_up = False
         self._woken = asyncio.Event()
         self._closing = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -110,12 +116,23 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._failure = self._loop.create_future()
         self._jobs.listen(self._heard)
+        try:
+            await self._take_up()
+        except (Exhausted, Unavailable) as error:
+            # Models are served on a full disk, too; `_look` goes on with this.
+            if error.reason not in PASSING:
+                raise
+            log.exception("what an earlier process left cannot be taken up yet")
+        self._running = asyncio.create_task(self._run(), name="supervisor")
+        self._running.add_done_callback(self._note_failure)
+
+    async def _take_up(self) -> None:
         for job in await asyncio.to_thread(self._jobs.requeue_running, self._settings.max_crashes):
             log.warning("a job was under way when the service ended; it is %s now", job.state,
                         extra={"job_id": job.job_id})  # fmt: skip
+        faults.reach("job.requeued")
         await asyncio.to_thread(self._sweep_work_dir)
-        self._running = asyncio.create_task(self._run(), name="supervisor")
-        self._running.add_done_callback(self._note_failure)
+        self._has_taken_up = True
 
     def wake(self) -> None:
         """Says that there may be something to do; from the event loop."""
@@ -136,7 +153,7 @@ class Supervisor:
         for worker in self._workers.values():
             worker.interrupt("closing")
         # What prepares data in a thread gives up then, too.
-        self._datasets.close()
+        self._datasets.leave_jobs()
         tasks = [worker.task for worker in self._workers.values() if worker.task is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace_s)
@@ -145,23 +162,30 @@ class Supervisor:
         await self._clear_ended()
 
     async def _run(self) -> None:
+        tries = 0
         while not self._closing.is_set():
             self._woken.clear()
             try:
                 await self._look()
-                wait_s = _LOOK_AGAIN_S
-            except Exhausted:
-                # The disk is full: models are still served, and jobs can wait.
+                wait_s, tries = _LOOK_AGAIN_S, 0
+            except (Exhausted, Unavailable) as error:
+                # The disk is full, or the database held: models are still served, and jobs
+                # can wait.
+                if error.reason not in PASSING:
+                    raise
                 log.exception("no job can be started")
-                wait_s = self._settings.retry_s
+                wait_s, tries = self._settings.pause_s(tries), tries + 1
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._woken.wait()
 
     async def _look(self) -> None:
+        if not self._has_taken_up:
+            await self._take_up()
         await self._clear_ended()
         for job_id in await asyncio.to_thread(self._jobs.to_cancel):
             if (worker := self._workers.get(job_id)) is not None:
+                faults.reach("job.cancelling")
                 worker.interrupt("cancel")
         while self._refused and (job := await self._claim(self._refused)) is not None:
             await self._save(
@@ -190,6 +214,7 @@ class Supervisor:
         return await asyncio.to_thread(self._jobs.claim, devices)
 
     def _begin(self, job: JobRecord) -> None:
+        faults.reach("job.claimed")
         worker = _Worker(job, self._kind_of[job.request.device])
         self._free[worker.kind] -= 1
         self._workers[job.job_id] = worker
@@ -230,11 +255,14 @@ class Supervisor:
                         self._settings.max_crashes,
                     )
                 )
+            case Postponed():
+                record = await self._save(partial(self._jobs.requeue, job.job_id, outcome.message))
             case None if worker.why_stopped == "cancel":
                 record = await self._save(partial(self._jobs.cancelled, job.job_id))
             case None:
                 message = "the service stops; the job starts again with it"
                 record = await self._save(partial(self._jobs.requeue, job.job_id, message))
+        faults.reach("job.settled")
         log.info("job is %s", record.state,
                  extra={"job_id": job.job_id, "reason": record.error_reason or ""})  # fmt: skip
         if record.state.is_final and record.start_time_s and record.end_time_s:
@@ -246,42 +274,57 @@ class Supervisor:
         )
 
     async def _publish(self, job: JobRecord, done: Done) -> JobRecord:
-        try:
-            await asyncio.to_thread(
-                self._jobs.append_event, job.job_id, Progressed("publishing", 0.0)
-            )
-            stored = await asyncio.to_thread(self._artifacts.put, done.out_dir)
-            _check_is_of(stored, job)
-            # A candidate may never be asked for, and would push out what is.
-            if not stored.manifest.gate_failures:
-                await self._warm(stored)
-            publish = partial(
-                self._models.publish,
-                model=job.request.model,
-                job_id=job.job_id,
-                stored=stored,
-                gate=job.request.gate,
-            )
-            return await asyncio.to_thread(
-                self._jobs.succeed,
-                job.job_id,
-                publish,
-                done.finished.validation_accuracy,
-                done.finished.validation_count,
-            )
-        except GraftError as error:
-            return await self._fail(job, Ended(error.reason, error.message))
-        except Exception:
-            log.exception("a job could not be published", extra={"job_id": job.job_id})
-            return await self._fail(job, _unexpected(job))
+        # What was trained is not thrown away for a disk that is full for a while.
+        give_up = time.monotonic() + self._settings.room_timeout_s
+        for tries in itertools.count():
+            try:
+                return await self._publish_once(job, done)
+            except (Exhausted, Unavailable) as error:
+                if self._closing.is_set():
+                    raise
+                is_late = error.reason is Reason.STORAGE_FULL and time.monotonic() > give_up
+                if error.reason not in PASSING or is_late:
+                    return await self._fail(job, Ended(error.reason, error.message))
+                log.exception("a version cannot be published yet", extra={"job_id": job.job_id})
+            except GraftError as error:
+                return await self._fail(job, Ended(error.reason, error.message))
+            except Exception:
+                log.exception("a job could not be published", extra={"job_id": job.job_id})
+                return await self._fail(job, _unexpected(job))
+            await self._pause(tries)
+        raise AssertionError("it counts for ever")
 
-    async def _warm(self, stored: StoredVersion) -> None:
+    async def _publish_once(self, job: JobRecord, done: Done) -> JobRecord:
+        await asyncio.to_thread(self._jobs.append_event, job.job_id, Progressed("publishing", 0.0))
+        faults.reach("job.publishing")
+        stored = await asyncio.to_thread(self._artifacts.put, done.out_dir)
+        _check_is_of(stored, job)
+        # A candidate may never be asked for, and would push out what is.
+        if not stored.manifest.gate_failures:
+            await self._warm(job, stored)
+            faults.reach("job.warmed")
+        publish = partial(
+            self._models.publish,
+            model=job.request.model,
+            job_id=job.job_id,
+            stored=stored,
+            gate=job.request.gate,
+        )
+        return await asyncio.to_thread(
+            self._jobs.succeed,
+            job.job_id,
+            publish,
+            done.finished.validation_accuracy,
+            done.finished.validation_count,
+        )
+
+    async def _warm(self, job: JobRecord, stored: StoredVersion) -> None:
         try:
             async with asyncio.timeout(self._settings.warm_timeout_s):
-                await self._on_published(stored)
+                await self._on_published(job.request.model, stored)
         except Exception:
             log.exception("a new version could not be warmed; its first call loads it",
-                          extra={"model": stored.model})  # fmt: skip
+                          extra={"model": job.request.model})  # fmt: skip
 
     async def _fail(self, job: JobRecord, ended: Ended) -> JobRecord:
         return await self._save(partial(self._jobs.fail, job.job_id, ended.reason, ended.message))
@@ -289,16 +332,20 @@ class Supervisor:
     async def _save(self, save: Callable[[], JobRecord]) -> JobRecord:
         # On a full disk the outcome waits for room; on the way out the next start
         # takes the job up again.
-        while True:
+        for tries in itertools.count():
             try:
                 return await asyncio.to_thread(save)
-            except Exhausted as error:
-                if error.reason is not Reason.STORAGE_FULL or self._closing.is_set():
+            except (Exhausted, Unavailable) as error:
+                if error.reason not in PASSING or self._closing.is_set():
                     raise
                 log.exception("a job's outcome cannot be saved yet")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.retry_s):
-                    await self._closing.wait()
+            await self._pause(tries)
+        raise AssertionError("it counts for ever")
+
+    async def _pause(self, tries: int) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.pause_s(tries)):
+                await self._closing.wait()
 
     def _worker_ended(self, worker: _Worker, task: asyncio.Task[None]) -> None:
         del self._workers[worker.job.job_id]
@@ -340,7 +387,7 @@ class Supervisor:
 
 def _check_is_of(stored: StoredVersion, job: JobRecord) -> None:
     manifest = stored.manifest
-    if (manifest.model, manifest.job_id) != (job.request.model, job.job_id):
+    if (manifest.model, manifest.job_id) != (plain_name(job.request.model), job.job_id):
         raise Damaged(
             Reason.TRAINING_FAILED,
             f"the trainer's result is one of {manifest.job_id} for {manifest.model}, not of this "

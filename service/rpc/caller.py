@@ -1,10 +1,10 @@
 """Who makes a call: set once when it is let in, read by whoever serves it."""
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from service.domain import DEFAULT_TENANT
+from service.domain import DEFAULT_TENANT, model_key
 
 Role = Literal["predict", "train", "admin"]
 """What a caller may do; `admin` may do what the others may, too, all of it within its tenant."""
@@ -30,10 +30,19 @@ class Caller:
     tenant: str
     roles: frozenset[Role]
     quota: Quota = Quota()
+    token_sha256: str = field(default="", repr=False, compare=False)
+    """Of the secret that it came with; empty where nobody has one."""
+
+    def key(self, model: str) -> str:
+        """The key of the model that this caller calls by a name, whatever was sent as one."""
+        return model_key(self.tenant, model)
 
 
 EVERYBODY = Caller("anonymous", DEFAULT_TENANT, frozenset({"predict", "train", "admin"}))
 """The caller where nobody has to say who they are."""
+
+NOBODY = Caller("nobody", "", frozenset())
+"""Who makes a call that was not let in."""
 
 # Without a default: a call that nobody let in must fail, not pass for everybody's.
 _current: ContextVar[Caller] = ContextVar("caller")

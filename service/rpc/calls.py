@@ -1,39 +1,78 @@
-"""What happens around every call: its request id, its log line, its metrics, its errors.
+"""What happens around every call, whatever its method.
 
-One interceptor, so that no servicer does any of it.
+One interceptor, so that no servicer does any of it. A call is let in by the gate
+and finds a place before its message is read; health checks need no leave and are
+never turned away.
 """
 
-import asyncio
 import inspect
-import logging
-import re
-import secrets
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
 from grpc import aio
 
-from service import telemetry
-from service.rpc import status
+from service.errors import Reason, Unavailable
+from service.rpc import messages
+from service.rpc.call import REQUEST_ID_KEY, Audit, Call, Context, Gate
+from service.rpc.caller import EVERYBODY, Caller
+from service.rpc.limits import HEALTH, CallBounds, Limits, Place
 from service.telemetry import Telemetry
 
-REQUEST_ID_KEY = "x-request-id"
+__all__ = ["REQUEST_ID_KEY", "Audit", "Calls", "Everybody", "Gate"]
 
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_BACK_AFTER_S = 5.0
 
-log = logging.getLogger(__name__)
 
-Context = aio.ServicerContext[Any, Any]
+class Everybody:
+    """The gate where nobody has to say who they are."""
+
+    def admit(self, method: str, metadata: Mapping[str, str | bytes]) -> Caller:
+        """Everybody is EVERYBODY."""
+        return EVERYBODY
+
+    def recheck(self, method: str, who: Caller) -> None:
+        """Everybody stays."""
 
 
 class Calls(aio.ServerInterceptor):
     """Wraps every handler of the server."""
 
-    def __init__(self, metrics: Telemetry) -> None:
+    def __init__(
+        self,
+        metrics: Telemetry,
+        gate: Gate | None = None,
+        audit: Audit | None = None,
+        *,
+        bounds: CallBounds | None = None,
+    ) -> None:
         self._metrics = metrics
+        self._gate = gate or Everybody()
+        self._audit = audit
+        bounds = bounds or CallBounds()
+        self._limits = Limits(bounds)
+        self._message_timeout_s = bounds.message_timeout_s
+        self._streams: set[messages.Requests] = set()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Refuses new calls but health's from now on, as UNAVAILABLE.
+
+        Streams that are answered request by request bring no more of them.
+        """
+        self._is_closed = True
+        for requests in self._streams:
+            requests.cut()
+
+    @property
+    def are_under_way(self) -> bool:
+        """Whether any call but health's is being answered."""
+        return not self._limits.is_empty
+
+    async def ended(self) -> None:
+        """Waits until all calls but health's have their answers."""
+        await self._limits.empty()
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: Any
@@ -43,106 +82,77 @@ class Calls(aio.ServerInterceptor):
         if handler is None:
             return None
         method = str(details.method)
+        is_open = method.startswith(HEALTH)
+        timeout_s = self._message_timeout_s
+        deserialise = handler.request_deserializer
 
-        if handler.response_streaming:
-            answer_many = handler.unary_stream or handler.stream_stream
+        def begin(context: Context) -> Call:
+            return Call(method, context, self._metrics, None if is_open else self._audit)
 
-            async def streaming(request: Any, context: Context) -> AsyncIterator[Any]:
-                # Now, because gRPC leaves a cancelled stream to the garbage collector, and a
-                # context that is collected with it ends the process when asked for its peer.
-                peer = context.peer()
-                async with (
-                    _Call(method, context, self._metrics, peer),
-                    aclosing(answer_many(request, context)) as responses,
-                ):
-                    async for response in responses:
-                        yield response
+        def admit(call: Call) -> Place:
+            if not is_open:
+                if self._is_closed:
+                    raise _stopping()
+                call.enter(self._gate)
+            return self._limits.place(method)
 
-            async def writing(request: Any, context: Context) -> None:
-                async with _Call(method, context, self._metrics, context.peer()):
-                    await answer_many(request, context)
+        # Requests are read here, so that a call is let in before its message is taken, and
+        # answers written, so that who takes none can be ended.
+        async def read(call: Call, context: Context, place: Place) -> Any:
+            if handler.request_streaming:
+                return messages.Requests(context, deserialise)
+            call.request = await messages.receive(context, deserialise, place.hold, timeout_s)
+            return call.request
 
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            # The health service's Watch writes its answers where others yield them.
-            wrapped = streaming if inspect.isasyncgenfunction(answer_many) else writing
-            return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        if not handler.response_streaming:
+            answer_one = handler.unary_unary or handler.stream_unary
 
-        answer_one = handler.unary_unary or handler.stream_unary
+            async def unary(_: object, context: Context) -> Any:
+                async with begin(context) as call:
+                    with admit(call) as place:
+                        request = await read(call, context, place)
+                        call.response = response = await answer_one(request, context)
+                        return response
 
-        async def unary(request: Any, context: Context) -> Any:
-            async with _Call(method, context, self._metrics):
-                return await answer_one(request, context)
+            return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
 
-        make_unary = (
-            grpc.stream_unary_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_unary_rpc_method_handler
-        )
-        return make_unary(unary, handler.request_deserializer, handler.response_serializer)
+        answer_many = handler.unary_stream or handler.stream_stream
+        yields = inspect.isasyncgenfunction(answer_many)
 
+        async def streaming(_: object, context: Context) -> None:
+            async with begin(context) as call:
+                with admit(call) as place:
+                    request = await read(call, context, place)
+                    if not yields:
+                        # The health service's Watch writes its answers itself.
+                        await answer_many(request, context)
+                        return
+                    with self._cut_at_close(request):
+                        async with aclosing(answer_many(request, context)) as responses:
+                            async for response in responses:
+                                call.stay(self._gate)
+                                await messages.send(context, response, timeout_s)
 
-class _Call:
-    """One call from its arrival to its end."""
+        return grpc.stream_stream_rpc_method_handler(streaming, None, handler.response_serializer)
 
-    def __init__(
-        self, method: str, context: Context, metrics: Telemetry, peer: str | None = None
-    ) -> None:
-        self._method = method
-        self._context = context
-        self._peer = peer
-        self._metrics = metrics
-        given = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY, "")
-        fits = isinstance(given, str) and _REQUEST_ID.fullmatch(given)
-        self._id = str(given) if fits else secrets.token_hex(8)
-
-    async def __aenter__(self) -> None:
-        telemetry.request_id.set(self._id)
-        self._started = time.monotonic()
-        self._metrics.rpc_active.labels(self._method).inc()
-        self._context.set_trailing_metadata(((REQUEST_ID_KEY, self._id),))
-
-    async def __aexit__(self, _type: object, error: BaseException | None, _tb: object) -> None:
-        if error is None:
-            code = self._context.code() or grpc.StatusCode.OK
-            self._ended(code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.OK)
-        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
-            self._ended(grpc.StatusCode.CANCELLED)
-        elif isinstance(error, aio.AbortError):
-            self._ended(self._context.code())
-        else:
-            answer = status.from_error(error)
-            code = status.code_of(answer)
-            self._ended(code, answer.message)
-            await self._context.abort(
-                code,
-                answer.message,
-                (
-                    (REQUEST_ID_KEY, self._id),
-                    (status.DETAILS_KEY, answer.SerializeToString()),
-                ),
-            )
-
-    def _ended(self, code: grpc.StatusCode, message: str = "") -> None:
-        seconds = time.monotonic() - self._started
-        self._metrics.rpc_active.labels(self._method).dec()
-        self._metrics.rpc_calls.labels(self._method, code.name).inc()
-        self._metrics.rpc_seconds.labels(self._method).observe(seconds)
-        level = logging.DEBUG if code is grpc.StatusCode.OK else logging.INFO
-        # Asked first: the peer's name and the rest cost more than most of a call.
-        if not log.isEnabledFor(level):
+    @contextmanager
+    def _cut_at_close(self, request: Any) -> Iterator[None]:
+        """Raises Unavailable at the end if the requests of a stream were cut."""
+        if not isinstance(request, messages.Requests):
+            yield
             return
-        log.log(
-            level,
-            "call ended",
-            extra={
-                "method": self._method,
-                "code": code.name,
-                "duration_ms": round(seconds * 1000, 1),
-                "peer": self._context.peer() if self._peer is None else self._peer,
-                "error": message,
-            },
-        )
+        self._streams.add(request)
+        try:
+            yield
+        finally:
+            self._streams.discard(request)
+        if request.is_cut:
+            raise _stopping()
+
+
+def _stopping() -> Unavailable:
+    return Unavailable(
+        Reason.SHUTTING_DOWN,
+        "the service is stopping: try again when it is back",
+        retry_after_s=_BACK_AFTER_S,
+    )

@@ -6,7 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from graft.v1 import dataset_pb2, model_pb2
 
 from service.class_folders import SplitName
-from service.domain import ClassCount, Manifest, RejectedFile
+from service.domain import ClassCount, Manifest, RejectedFile, plain_name
 from service.errors import InvalidInput, Reason
 from service.storage.archives import ArchiveFormat
 from service.storage.datasets import DatasetRecord
@@ -24,6 +24,9 @@ _ARCHIVE_FORMATS: dict[int, ArchiveFormat] = {
     dataset_pb2.ARCHIVE_FORMAT_TAR_GZ: "tar.gz",
     dataset_pb2.ARCHIVE_FORMAT_ZIP: "zip",
 }
+
+_LONGEST_S = 315_576_000_000
+"""As duration.proto has it."""
 
 _METHODS = {
     "feature_based": model_pb2.TRANSFER_METHOD_FEATURE_BASED,
@@ -54,9 +57,9 @@ def timestamp(seconds: float | None) -> Timestamp | None:
 
 
 def duration(seconds: float) -> Duration:
-    """From seconds."""
+    """From seconds; longer ones are told as the longest there is, 10 000 years."""
     span = Duration()
-    span.FromMicroseconds(round(seconds * 1e6))
+    span.FromMicroseconds(round(max(-_LONGEST_S, min(seconds, _LONGEST_S)) * 1e6))
     return span
 
 
@@ -95,19 +98,20 @@ def dataset(record: DatasetRecord) -> dataset_pb2.Dataset:
 def model(record: ModelRecord) -> model_pb2.Model:
     """A model."""
     return model_pb2.Model(
-        name=record.name,
+        name=plain_name(record.name),
         create_time=timestamp(record.create_time_s),
         update_time=timestamp(record.update_time_s),
         aliases=record.aliases,
         version_count=record.version_count,
+        falling_back_aliases=record.falling_back,
     )
 
 
-def version(record: VersionRecord) -> model_pb2.Version:
-    """A published version."""
+def version(record: VersionRecord, damage: str) -> model_pb2.Version:
+    """A published version, and what is known to be wrong with its files."""
     manifest: Manifest = record.manifest
     return model_pb2.Version(
-        model=record.model,
+        model=plain_name(record.model),
         version=record.version,
         job_id=record.job_id,
         create_time=timestamp(record.create_time_s),
@@ -129,6 +133,7 @@ def version(record: VersionRecord) -> model_pb2.Version:
         manifest_json=msgspec.json.encode(manifest).decode(),
         aliases=record.aliases,
         is_candidate=record.is_candidate,
+        damage=damage,
         gate_checks=[
             model_pb2.GateCheck(
                 name=check.name,

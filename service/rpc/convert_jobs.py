@@ -5,7 +5,7 @@ from typing import Any
 from google.rpc import status_pb2
 from graft.v1 import fine_tuning_pb2 as pb
 
-from service.domain import JobState
+from service.domain import JobState, plain_name
 from service.errors import InvalidInput, Reason
 from service.jobs import events
 from service.jobs.contract import (
@@ -37,7 +37,7 @@ def job(record: JobRecord) -> pb.Job:
     """A job as it is now."""
     return pb.Job(
         job_id=record.job_id,
-        model=record.request.model,
+        model=plain_name(record.request.model),
         state=_state_number(record.state),
         create_time=timestamp(record.create_time_s),
         start_time=timestamp(record.start_time_s),
@@ -82,7 +82,7 @@ def event(happened: JobEvent) -> pb.JobEvent:
         case events.Published() as published:
             message.published.CopyFrom(
                 pb.VersionPublished(
-                    model=published.model,
+                    model=plain_name(published.model),
                     version=published.version,
                     validation_accuracy=published.validation_accuracy,
                     validation_count=published.validation_count,

@@ -6,9 +6,12 @@ from service.jobs.contract import BackbonesRanked, Candidate
 from service.jobs.request import RankRequest
 
 
-def request(message: pb.RankBackbonesRequest, *, server_path: str, dataset_id: str) -> RankRequest:
+def request(
+    message: pb.RankBackbonesRequest, tenant: str, *, server_path: str, dataset_id: str
+) -> RankRequest:
     """What was asked; the pictures are where the caller put them."""
     return RankRequest(
+        tenant=tenant,
         server_path=server_path,
         dataset_id=dataset_id,
         candidates=[Candidate(backbone=c.backbone, weights=c.weights) for c in message.candidates],

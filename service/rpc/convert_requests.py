@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from graft.v1 import fine_tuning_pb2 as pb
 
+from service.domain import plain_name
 from service.errors import InvalidInput, Reason
 from service.jobs.contract import (
     Baseline,
@@ -67,15 +68,19 @@ _CHOSEN = (
 
 def request(
     message: pb.FineTuneRequest,
+    model: str,
     *,
     server_path: str = "",
     dataset_id: str = "",
     target_path: str = "",
     target_dataset_id: str = "",
 ) -> JobRequest:
-    """What was asked, but for the base; the pictures are where the caller put them."""
+    """What was asked, but for the base; `model` is its key.
+
+    The pictures are where the caller put them.
+    """
     return JobRequest(
-        model=message.model,
+        model=model,
         server_path=server_path,
         dataset_id=dataset_id,
         target_path=target_path,
@@ -100,7 +105,7 @@ def request(
 def asked(given: JobRequest) -> pb.FineTuneRequest:
     """A request as its job tells it; its base is the version that was meant then."""
     message = pb.FineTuneRequest(
-        model=given.model,
+        model=plain_name(given.model),
         backbone=given.backbone,
         weights=given.weights,
         validation_fraction=given.validation_fraction,
@@ -145,7 +150,8 @@ def asked(given: JobRequest) -> pb.FineTuneRequest:
     if given.gate is not None:
         message.gate.CopyFrom(_asked_gate(given.gate))
     if given.base is not None:
-        message.base.CopyFrom(pb.BaseVersion(model=given.base.model, version=given.base.version))
+        message.base.model = plain_name(given.base.model)
+        message.base.version = given.base.version
     return message
 
 

@@ -10,7 +10,11 @@ from grpc import aio
 
 from service.errors import Expired, InvalidInput, Reason
 from service.rpc import convert
+from service.rpc.caller import caller
 from service.storage.datasets import DatasetStore, Upload
+
+_LEAST_BYTES = 2**20
+"""What an upload must bring in each of its idle timeouts, on average, once the first is over."""
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -26,21 +30,22 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
         self, request_iterator: AsyncIterator[pb.UploadDatasetRequest], context: Context
     ) -> pb.UploadDatasetResponse:
         """See dataset.proto. The next message is read when the one before is on disk."""
-        first = await self._next(request_iterator)
+        started = asyncio.get_running_loop().time()
+        first = await self._next(request_iterator, self._idle_timeout_s)
         if first is None or first.WhichOneof("part") != "header":
             raise _bad("the stream must begin with the header", "header")
-        upload = await asyncio.to_thread(
-            self._datasets.begin_upload,
-            first.header.display_name,
-            convert.archive_format(first.header.format),
-            is_unlabelled=first.header.is_unlabelled,
-        )
+        upload = await self._begin(first.header)
         try:
-            count = 0
-            while (message := await self._next(request_iterator)) is not None:
-                if message.WhichOneof("part") == "end":
+            count = taken_bytes = 0
+            while True:
+                # Else who sends a byte a minute holds an upload's place for ever.
+                allowed_s = self._idle_timeout_s * (1 + taken_bytes / _LEAST_BYTES)
+                left_s = started + allowed_s - asyncio.get_running_loop().time()
+                message = await self._next(request_iterator, min(left_s, self._idle_timeout_s))
+                if message is None or message.WhichOneof("part") == "end":
                     break
                 await asyncio.to_thread(_take, upload, message)
+                taken_bytes += message.ByteSize()
                 count += 1
             if message is None or message.end.message_count != count:
                 raise _bad(
@@ -54,23 +59,43 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
         finally:
             await asyncio.shield(asyncio.to_thread(upload.abort))
 
+    async def _begin(self, header: pb.UploadDatasetHeader) -> Upload:
+        begin = asyncio.create_task(
+            asyncio.to_thread(
+                self._datasets.begin_upload,
+                header.display_name,
+                convert.archive_format(header.format),
+                is_unlabelled=header.is_unlabelled,
+                tenant=caller().tenant,
+                max_stored_bytes=caller().quota.stored_bytes,
+            )
+        )
+        try:
+            return await asyncio.shield(begin)
+        except asyncio.CancelledError:
+            # The thread goes on, and its folder would be left to nobody.
+            upload = await begin
+            await asyncio.shield(asyncio.to_thread(upload.abort))
+            raise
+
     async def _next(
-        self, messages: AsyncIterator[pb.UploadDatasetRequest]
+        self, messages: AsyncIterator[pb.UploadDatasetRequest], timeout_s: float
     ) -> pb.UploadDatasetRequest | None:
         try:
-            async with asyncio.timeout(self._idle_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 return await anext(messages, None)
         except TimeoutError:
             raise Expired(
                 Reason.DEADLINE_EXCEEDED,
-                f"the upload brought nothing for {self._idle_timeout_s:g} s: send it again",
+                f"the upload brought nothing for {self._idle_timeout_s:g} s, or less than "
+                f"{_LEAST_BYTES // 2**20} MiB in each such time on average: send it again",
             ) from None
 
     async def GetDataset(  # noqa: N802
         self, request: pb.GetDatasetRequest, context: Context
     ) -> pb.GetDatasetResponse:
         """See dataset.proto."""
-        record = await asyncio.to_thread(self._datasets.get, request.dataset_id)
+        record = await asyncio.to_thread(self._datasets.get, request.dataset_id, caller().tenant)
         return pb.GetDatasetResponse(dataset=convert.dataset(record))
 
     async def ListDatasets(  # noqa: N802
@@ -78,7 +103,7 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
     ) -> pb.ListDatasetsResponse:
         """See dataset.proto."""
         records, token = await asyncio.to_thread(
-            self._datasets.list, request.page_size, request.page_token
+            self._datasets.list, request.page_size, request.page_token, caller().tenant
         )
         return pb.ListDatasetsResponse(
             datasets=[convert.dataset(record) for record in records], next_page_token=token
@@ -88,7 +113,7 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
         self, request: pb.DeleteDatasetRequest, context: Context
     ) -> pb.DeleteDatasetResponse:
         """See dataset.proto."""
-        await asyncio.to_thread(self._datasets.delete, request.dataset_id)
+        await asyncio.to_thread(self._datasets.delete, request.dataset_id, caller().tenant)
         return pb.DeleteDatasetResponse()
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,14 +10,17 @@ from graft.v1 import fine_tuning_pb2 as pb
 from graft.v1 import fine_tuning_pb2_grpc
 from grpc import aio
 
+from service import faults
 from service.domain import check_name
 from service.errors import InvalidInput, Reason
 from service.jobs.lineage import Lineage
 from service.jobs.ranking import Rankings
 from service.jobs.request import JobRequest, RankRequest, allowed_path, check_request_id
+from service.jobs.settings import AllowedDirs
 from service.jobs.store import JobStore
 from service.jobs.watch import Watch
 from service.rpc import convert_jobs, convert_rankings, convert_requests
+from service.rpc.caller import caller
 from service.rpc.datasets import add_picture
 from service.storage.datasets import DatasetStore
 
@@ -39,7 +41,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         lineage: Lineage,
         rankings: Rankings,
         *,
-        allowed_dirs: tuple[Path, ...],
+        allowed_dirs_of: AllowedDirs,
         default_backbone: str,
     ) -> None:
         self._jobs = jobs
@@ -47,7 +49,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         self._watch = watch
         self._lineage = lineage
         self._rankings = rankings
-        self._allowed_dirs = allowed_dirs
+        self._allowed_dirs_of = allowed_dirs_of
         self._default_backbone = default_backbone
 
     async def FineTune(  # noqa: N802
@@ -63,6 +65,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         data_kind, target_kind = message.WhichOneof("data"), target.WhichOneof("target")
         asked = convert_requests.request(
             message,
+            caller().key(message.model),
             server_path=(
                 self._path(message.server_path.path, "server_path.path")
                 if data_kind == "server_path"
@@ -80,7 +83,8 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         )
         request = asked
         # What an id began is answered with its job, whatever became of the base since.
-        if not self._jobs.is_known(message.request_id):
+        if not self._jobs.is_known(message.request_id, caller().tenant):
+            self._datasets.check_room(caller().tenant, caller().quota.stored_bytes)
             request = self._grown(asked, message)
             # All of it before a picture is stored, so that a bad field stores nothing.
             request.check(self._default_backbone)
@@ -96,11 +100,13 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             request,
             message.request_id,
             _fingerprint(msgspec.structs.replace(asked, **stored), message),
+            caller().quota.concurrent_jobs,
         )
+        faults.reach("job.created")
         return convert_jobs.job(record)
 
     def _path(self, path: str, field: str) -> str:
-        return str(allowed_path(path, self._allowed_dirs, field))
+        return str(allowed_path(path, self._allowed_dirs_of(caller().tenant), field))
 
     def _grown(self, asked: JobRequest, message: pb.FineTuneRequest) -> JobRequest:
         if not message.HasField("base"):
@@ -109,13 +115,21 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         which = base.WhichOneof("which")
         return self._lineage.grow(
             asked,
-            base.model,
+            caller().key(base.model) if base.model else "",
             base.version if which == "version" else None,
             base.alias if which == "alias" else None,
         )
 
     def _store(self, pictures: Any, target: str = "") -> str:
-        upload = self._datasets.begin_upload("", "", is_unlabelled=bool(target))
+        upload = self._datasets.begin_upload(
+            "",
+            "",
+            is_unlabelled=bool(target),
+            tenant=caller().tenant,
+            max_stored_bytes=caller().quota.stored_bytes,
+            # A request that is sent again brings what it brought before.
+            may_be_stored=True,
+        )
         try:
             for index, picture in enumerate(pictures):
                 add_picture(upload, picture, f"{target or 'inline_pictures'}.pictures[{index}]")
@@ -127,16 +141,22 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         self, request: pb.GetJobRequest, context: Context
     ) -> pb.GetJobResponse:
         """See fine_tuning.proto."""
-        record = await asyncio.to_thread(self._jobs.get, request.job_id)
+        record = await asyncio.to_thread(self._jobs.get, request.job_id, caller().tenant)
         return pb.GetJobResponse(job=convert_jobs.job(record))
 
     async def ListJobs(  # noqa: N802
         self, request: pb.ListJobsRequest, context: Context
     ) -> pb.ListJobsResponse:
         """See fine_tuning.proto."""
-        states = [convert_jobs.state(number) for number in request.states]
+        # A set, since the store has room for each state once.
+        states = {convert_jobs.state(number) for number in request.states}
         records, token = await asyncio.to_thread(
-            self._jobs.list, request.page_size, request.page_token, states, request.model
+            self._jobs.list,
+            request.page_size,
+            request.page_token,
+            states,
+            caller().key(request.model) if request.model else "",
+            caller().tenant,
         )
         return pb.ListJobsResponse(
             jobs=[convert_jobs.job(record) for record in records], next_page_token=token
@@ -153,6 +173,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 "more",
                 field="after_sequence",
             )
+        await asyncio.to_thread(self._jobs.get, request.job_id, caller().tenant)
         async for event in self._watch.follow(request.job_id, request.after_sequence):
             yield pb.WatchJobResponse(event=convert_jobs.event(event))
 
@@ -160,7 +181,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         self, request: pb.CancelJobRequest, context: Context
     ) -> pb.CancelJobResponse:
         """See fine_tuning.proto."""
-        record = await asyncio.to_thread(self._jobs.request_cancel, request.job_id)
+        record = await asyncio.to_thread(self._jobs.request_cancel, request.job_id, caller().tenant)
         return pb.CancelJobResponse(job=convert_jobs.job(record))
 
     async def RankBackbones(  # noqa: N802
@@ -175,6 +196,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         is_inline = data_kind == "inline_pictures"
         request = convert_rankings.request(
             message,
+            caller().tenant,
             server_path=(
                 self._path(message.server_path.path, "server_path.path")
                 if data_kind == "server_path"
@@ -189,7 +211,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             stored = self._store(message.inline_pictures.pictures)
             request = msgspec.structs.replace(request, dataset_id=stored)
         elif request.dataset_id:
-            self._jobs.check_dataset(request.dataset_id)
+            self._jobs.check_dataset(request.dataset_id, caller().tenant)
         return request
 
 

@@ -11,6 +11,7 @@ from grpc import aio
 from service.domain import LATEST
 from service.errors import InvalidInput, Reason
 from service.rpc import convert
+from service.rpc.caller import caller
 from service.storage.models import ModelStore, Removed, VersionRecord
 
 Export = Callable[[VersionRecord], bytes]
@@ -25,9 +26,14 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     """Looks after published models."""
 
     def __init__(
-        self, models: ModelStore, export: Export, forget: Callable[[Removed], None]
+        self,
+        models: ModelStore,
+        export: Export,
+        forget: Callable[[Removed], None],
+        damage_of: Callable[[VersionRecord], str],
     ) -> None:
         self._models = models
+        self._damage_of = damage_of
         self._export = export
         self._forget = forget
 
@@ -35,7 +41,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self, request: pb.GetModelRequest, context: Context
     ) -> pb.GetModelResponse:
         """See model.proto."""
-        record = await asyncio.to_thread(self._models.get_model, request.model)
+        record = await asyncio.to_thread(self._models.get_model, caller().key(request.model))
         return pb.GetModelResponse(model=convert.model(record))
 
     async def ListModels(  # noqa: N802
@@ -43,7 +49,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> pb.ListModelsResponse:
         """See model.proto."""
         records, token = await asyncio.to_thread(
-            self._models.list_models, request.page_size, request.page_token
+            self._models.list_models, request.page_size, request.page_token, caller().tenant
         )
         return pb.ListModelsResponse(
             models=[convert.model(record) for record in records], next_page_token=token
@@ -53,24 +59,31 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self, request: pb.DeleteModelRequest, context: Context
     ) -> pb.DeleteModelResponse:
         """See model.proto."""
-        self._forget(await asyncio.to_thread(self._models.delete_model, request.model))
+        self._forget(
+            await asyncio.to_thread(self._models.delete_model, caller().key(request.model))
+        )
         return pb.DeleteModelResponse()
 
     async def GetVersion(  # noqa: N802
         self, request: pb.GetVersionRequest, context: Context
     ) -> pb.GetVersionResponse:
         """See model.proto."""
-        return pb.GetVersionResponse(version=convert.version(await self._version(request)))
+        record = await self._version(request)
+        return pb.GetVersionResponse(version=convert.version(record, self._damage_of(record)))
 
     async def ListVersions(  # noqa: N802
         self, request: pb.ListVersionsRequest, context: Context
     ) -> pb.ListVersionsResponse:
         """See model.proto."""
         records, token = await asyncio.to_thread(
-            self._models.list_versions, request.model, request.page_size, request.page_token
+            self._models.list_versions,
+            caller().key(request.model),
+            request.page_size,
+            request.page_token,
         )
         return pb.ListVersionsResponse(
-            versions=[convert.version(record) for record in records], next_page_token=token
+            versions=[convert.version(record, self._damage_of(record)) for record in records],
+            next_page_token=token,
         )
 
     async def DeleteVersion(  # noqa: N802
@@ -78,7 +91,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> pb.DeleteVersionResponse:
         """See model.proto."""
         self._forget(
-            await asyncio.to_thread(self._models.delete_version, request.model, request.version)
+            await asyncio.to_thread(
+                self._models.delete_version, caller().key(request.model), request.version
+            )
         )
         return pb.DeleteVersionResponse()
 
@@ -87,7 +102,11 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> pb.SetAliasResponse:
         """See model.proto."""
         record = await asyncio.to_thread(
-            self._models.set_alias, request.model, request.alias, request.version
+            self._models.set_alias,
+            caller().key(request.model),
+            request.alias,
+            request.version,
+            falls_back=request.falls_back,
         )
         return pb.SetAliasResponse(model=convert.model(record))
 
@@ -95,7 +114,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self, request: pb.DeleteAliasRequest, context: Context
     ) -> pb.DeleteAliasResponse:
         """See model.proto."""
-        record = await asyncio.to_thread(self._models.delete_alias, request.model, request.alias)
+        record = await asyncio.to_thread(
+            self._models.delete_alias, caller().key(request.model), request.alias
+        )
         return pb.DeleteAliasResponse(model=convert.model(record))
 
     async def RollbackAlias(  # noqa: N802
@@ -103,7 +124,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> pb.RollbackAliasResponse:
         """See model.proto."""
         done = await asyncio.to_thread(
-            self._models.roll_back_alias, request.model, request.alias or LATEST
+            self._models.roll_back_alias, caller().key(request.model), request.alias or LATEST
         )
         return pb.RollbackAliasResponse(
             model=convert.model(done.model),
@@ -116,7 +137,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> pb.PromoteVersionResponse:
         """See model.proto."""
         record = await asyncio.to_thread(
-            self._models.promote_version, request.model, request.version
+            self._models.promote_version, caller().key(request.model), request.version
         )
         return pb.PromoteVersionResponse(model=convert.model(record))
 
@@ -151,7 +172,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         which = request.WhichOneof("which")
         return await asyncio.to_thread(
             self._models.get_version,
-            request.model,
+            caller().key(request.model),
             request.version if which == "version" else None,
             request.alias if which == "alias" else None,
         )

@@ -1,6 +1,6 @@
 """PredictionService: from messages to the engine and back."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -12,21 +12,17 @@ from grpc import aio
 
 from service.errors import GraftError, InvalidInput, Reason
 from service.inference import preprocess
-from service.inference.engine import Classified, Decode, Engine, ModelFiles
+from service.inference.engine import Classified, Decode
 from service.rpc import status, streams
-
-Resolve = Callable[[str, int | None, str | None], tuple[int, ModelFiles]]
-"""From a model's name and a version, an alias or neither (`latest`) to its number and files."""
+from service.rpc.caller import caller
+from service.rpc.serving import Serving
 
 
 class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
     """Classifies pictures."""
 
-    def __init__(
-        self, engine: Engine, resolve: Resolve, *, max_pictures: int, timeout_s: float
-    ) -> None:
-        self._engine = engine
-        self._resolve = resolve
+    def __init__(self, serving: Serving, *, max_pictures: int, timeout_s: float) -> None:
+        self._serving = serving
         self._max_pictures = max_pictures
         self._timeout_s = timeout_s
 
@@ -69,13 +65,13 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         if request.top_k < 0:
             raise _bad("top_k", f"top_k is {request.top_k}: it must be 0 (for 1) or more")
         which = request.WhichOneof("which")
-        version, files = self._resolve(
-            request.model,
+        version, outcomes = await self._serving.classify(
+            caller().key(request.model),
             request.version if which == "version" else None,
             request.alias if which == "alias" else None,
+            [_decode(picture, index) for index, picture in enumerate(request.pictures)],
+            timeout_s,
         )
-        decodes = [_decode(picture, index) for index, picture in enumerate(request.pictures)]
-        outcomes = await self._engine.classify(files, decodes, timeout_s)
         return pb.PredictResponse(
             model=request.model,
             version=version,

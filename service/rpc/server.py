@@ -1,18 +1,24 @@
 """The gRPC server: services, health, reflection, limits; started and drained.
 
-`start` binds; health says SERVING from `serve` on. `drain` says NOT_SERVING,
-refuses new calls, lets accepted ones end within the grace period, then stops.
+`start` binds; health says SERVING from `serve` on. `refuse` says NOT_SERVING and
+refuses new calls; `drain` does, lets accepted ones end within the grace period,
+then stops.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
+import grpc
 from graft.v1 import dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service.rpc.calls import Calls
+from service.rpc import reset
+from service.rpc.calls import Audit, Calls, Gate
+from service.rpc.limits import CallBounds
 from service.rpc.open_inference import grpc_predict_v2_pb2
 from service.telemetry import Telemetry
 
@@ -30,6 +36,26 @@ SERVICES: Mapping[str, str] = {
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
+_LAST_ANSWERS_S = 0.5
+"""For the last answers to leave, and for those who watch health, whom nothing else ends."""
+
+_LAST_REFUSALS_S = 0.3
+
+_HANDSHAKE_S = 10.0
+
+_CONNECTION = (
+    # Who does not answer a ping is gone: a machine that vanished is noticed within 80 s.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Who pings more often than a careful client does is told so, then sent away.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.max_concurrent_streams", 1000),
+)
+
 Register = Callable[[aio.Server], None]
 
 
@@ -37,17 +63,29 @@ class RpcServer:
     """One listening server."""
 
     def __init__(
-        self, services: list[Register], metrics: Telemetry, max_message_bytes: int
+        self,
+        services: list[Register],
+        metrics: Telemetry,
+        max_message_bytes: int,
+        *,
+        gate: Gate | None = None,
+        audit: Audit | None = None,
+        bounds: CallBounds | None = None,
     ) -> None:
+        bounds = bounds or CallBounds()
+        self._calls = Calls(metrics, gate, audit, bounds=bounds)
+        handshake_s = min(_HANDSHAKE_S, bounds.message_timeout_s)
         self._server = aio.server(
-            interceptors=[Calls(metrics)],
+            interceptors=[self._calls],
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 # Answers are as large as what was asked for; exports travel in chunks.
                 ("grpc.max_send_message_length", -1),
                 # Two servers on one port would share its calls at random.
                 ("grpc.so_reuseport", 0),
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                # Who connects and does not begin to speak.
+                ("grpc.server_handshake_timeout_ms", round(handshake_s * 1000)),
+                *_CONNECTION,
             ],
         )
         for register in services:
@@ -58,12 +96,20 @@ class RpcServer:
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
-    async def start(self, address: str) -> int:
-        """Listens; returns the port. Raises OSError when the address cannot be had."""
+    async def start(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Listens, with TLS where there are credentials; returns the port.
+
+        Raises OSError when the address cannot be had.
+        """
         try:
-            port: int = self._server.add_insecure_port(address)
+            port: int = (
+                self._server.add_insecure_port(address)
+                if credentials is None
+                else self._server.add_secure_port(address, credentials)
+            )
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: {error}") from error
+        reset.follow(asyncio.get_running_loop())
         await self._server.start()
         return port
 
@@ -73,11 +119,23 @@ class RpcServer:
             await self._health.set(name, _SERVING)
         self.is_serving = True
 
-    async def drain(self, grace_s: float) -> None:
-        """Ends: no new calls, accepted ones may end within `grace_s`."""
+    async def refuse(self) -> None:
+        """Tells health checks that nothing is served any more, and refuses new calls."""
         self.is_serving = False
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace_s)
+        self._calls.close()
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuses new calls, lets accepted ones end within `grace_s`, and stops."""
+        await self.refuse()
+        # It goes on listening until then: who calls a server that has stopped is told nothing.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                if self._calls.are_under_way:
+                    await self._calls.ended()
+                    # Callers who were just answered call again, and are still told why not.
+                    await asyncio.sleep(_LAST_REFUSALS_S)
+        await self._server.stop(_LAST_ANSWERS_S)
 
 
 def to_register(add: Callable[[Any, Any], None], servicer: object) -> Register:

@@ -1,11 +1,13 @@
 """Aliases of a model's versions: where they point, and where they pointed before.
 
-Owns the tables aliases and alias_moves. Every function works in its caller's
+Owns the tables aliases and alias_moves. Models are named by their keys, in
+messages by what their tenants call them. Every function works in its caller's
 transaction, so that no move is ever without its trace. A rollback takes the
 last move back; of an alias the last moves alone are kept.
 """
 
-from service.domain import LATEST
+from service import faults
+from service.domain import LATEST, plain_name
 from service.errors import NotFound, Reason, WrongState
 from service.storage import suggestions
 from service.storage.database import Connection
@@ -35,7 +37,8 @@ def version_of(connection: Connection, model: str, alias: str) -> int:
         raise NotFound(Reason.ALIAS_NOT_FOUND, _no_latest(connection, model))
     names = ", ".join(all_of(connection, model)) or "none"
     raise NotFound(
-        Reason.ALIAS_NOT_FOUND, f"model {model} has no alias {alias[:80]!r}; it has {names}"
+        Reason.ALIAS_NOT_FOUND,
+        f"model {plain_name(model)} has no alias {alias[:80]!r}; it has {names}",
     )
 
 
@@ -83,8 +86,8 @@ def roll_back(connection: Connection, model: str, alias: str) -> tuple[int, int]
         instead = "promote or publish another one" if alias == LATEST else "point it with SetAlias"
         raise WrongState(
             Reason.NO_EARLIER_VERSION,
-            f"the alias {alias} of {model} points to version {now}, and to no other that is still "
-            f"there before: {instead}",
+            f"the alias {alias} of {plain_name(model)} points to version {now}, and to no other "
+            f"that is still there before: {instead}",
         )
     connection.execute(
         "DELETE FROM alias_moves WHERE model = ? AND alias = ? AND move > ?",
@@ -92,6 +95,41 @@ def roll_back(connection: Connection, model: str, alias: str) -> tuple[int, int]
     )
     _set(connection, model, alias, earlier["version"])
     return now, int(earlier["version"])
+
+
+def fall_back(connection: Connection, model: str, alias: str, falls_back: bool) -> None:
+    """Says whether an alias that is there falls back; `latest` does so anyway."""
+    connection.execute(
+        "UPDATE aliases SET falls_back = ? WHERE model = ? AND alias = ?",
+        (int(falls_back), model, alias),
+    )
+
+
+def falling_back(connection: Connection, model: str) -> list[str]:
+    """The aliases of a model that fall back, by name."""
+    rows = connection.execute(
+        "SELECT alias FROM aliases WHERE model = ? AND (falls_back = 1 OR alias = ?)"
+        " ORDER BY alias",
+        (model, LATEST),
+    )
+    return [row["alias"] for row in rows]
+
+
+def earlier(connection: Connection, model: str, alias: str) -> list[int]:
+    """The versions that an alias pointed to before where it points, the last one first.
+
+    Candidates are left out: what did not pass its gate is served where somebody
+    decides so, and never by itself.
+    """
+    rows = connection.execute(
+        "SELECT moved.version FROM alias_moves AS moved"
+        " JOIN versions ON versions.model = moved.model AND versions.version = moved.version"
+        " WHERE moved.model = ? AND moved.alias = ? AND versions.is_candidate = 0"
+        " AND moved.version <> (SELECT version FROM aliases WHERE model = ? AND alias = ?)"
+        " GROUP BY moved.version ORDER BY MAX(moved.move) DESC",
+        (model, alias, model, alias),
+    )
+    return [row["version"] for row in rows]
 
 
 def remove(connection: Connection, model: str, alias: str) -> None:
@@ -117,6 +155,7 @@ def _set(connection: Connection, model: str, alias: str, version: int) -> None:
         " ON CONFLICT (model, alias) DO UPDATE SET version = excluded.version",
         (model, alias, version),
     )
+    faults.reach("alias.moved")
 
 
 def _no_latest(connection: Connection, model: str) -> str:
@@ -127,6 +166,7 @@ def _no_latest(connection: Connection, model: str) -> str:
     ).fetchall()
     numbers = ", ".join(str(row["version"]) for row in reversed(rows))
     return (
-        f"no version of {model} is published: its only versions are candidates ({numbers}), which "
-        "did not pass their gate; publish one with PromoteVersion, or ask for one by its number"
+        f"no version of {plain_name(model)} is published: its only versions are candidates "
+        f"({numbers}), which did not pass their gate; publish one with PromoteVersion, or ask for "
+        "one by its number"
     )

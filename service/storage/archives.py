@@ -33,6 +33,8 @@ _MAX_RATIO = 200
 _RATIO_FREE_BYTES = 64 * 2**20
 _HEADER_BYTES = 4096
 """Of an entry, generously; what a tar may have besides the content of its files."""
+_MAX_GLOBAL_RECORDS = 64
+"""Of pax headers for all entries: tarfile copies them to each."""
 _DAMAGED = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -71,16 +73,18 @@ def unpack(
     archive_format: ArchiveFormat,
     limits: Limits,
     check: Callable[[], None],
+    check_room: Callable[[int], None] | None = None,
 ) -> None:
     """Unpacks into an empty folder; what is there after an error is to be thrown away.
 
-    `check` is called often and may raise to stop. Raises InvalidInput with
+    `check` is called often and may raise to stop, `check_room` with the bytes that are
+    unpacked so far. Raises InvalidInput with
     ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE or ARCHIVE_UNREADABLE, or Exhausted
     (STORAGE_FULL).
     """
     kind = _format_of(archive, archive_format)
     entries = _zip_entries if kind == "zip" else _tar_entries
-    writer = _Writer(into, limits, archive.stat().st_size, check)
+    writer = _Writer(into, limits, archive.stat().st_size, check, check_room)
     try:
         with durable.full_disk_told():
             for entry in entries(archive, kind, limits):
@@ -95,11 +99,17 @@ class _Writer:
     """Writes entries below a folder and counts what they cost."""
 
     def __init__(
-        self, into: Path, limits: Limits, packed_bytes: int, check: Callable[[], None]
+        self,
+        into: Path,
+        limits: Limits,
+        packed_bytes: int,
+        check: Callable[[], None],
+        check_room: Callable[[int], None] | None,
     ) -> None:
         self._into = into
         self._limits = limits
         self._check = check
+        self._check_room = check_room
         self._entries = 0
         self._bytes = 0
         self._by_ratio = max(packed_bytes * _MAX_RATIO, _RATIO_FREE_BYTES)
@@ -135,6 +145,8 @@ class _Writer:
     def _count(self, more: int) -> None:
         self._check()
         self._bytes += more
+        if self._check_room is not None:
+            self._check_room(self._bytes)
         if self._bytes > self._limits.max_unpacked_bytes:
             raise InvalidInput(
                 Reason.ARCHIVE_TOO_LARGE,
@@ -181,14 +193,18 @@ def _tar_entries(archive: Path, kind: str, limits: Limits) -> Iterator[_Entry]:
         # Bounds what is read for entries that are skipped, too.
         longest = limits.max_unpacked_bytes + limits.max_files * _HEADER_BYTES + 2**20
         stream = Guarded(plain, longest)
-        with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as tar:
-            while (info := tar.next()) is not None:
-                # Or it remembers them all.
-                tar.members.clear()  # type: ignore[attr-defined]
+        with stream.one_header():  # the first, which it reads at once
+            tar = tarfile.open(fileobj=stream, mode="r:", encoding="utf-8")  # noqa: SIM115
+        with tar:
+            while (info := _next(tar, stream)) is not None:
                 if info.size < 0:
                     raise tarfile.ReadError("an entry has a size below 0")
                 if not (info.isreg() or info.isdir()):
                     raise _unsafe(info.name, "is a link, a device or a pipe")
+                if info.issparse():
+                    raise _unreadable(
+                        f"{shown(info.name)} is a sparse file: pack it without --sparse"
+                    )
                 yield _Entry(info.name, info.isdir(), partial(_content, tar, info))
             # tarfile takes a damaged header in the middle for the end.
             stream.seek(tar.offset)
@@ -197,6 +213,16 @@ def _tar_entries(archive: Path, kind: str, limits: Limits) -> Iterator[_Entry]:
             # To the end, so that gzip compares its checksum.
             while stream.read(_CHUNK_BYTES):
                 pass
+
+
+def _next(tar: tarfile.TarFile, stream: Guarded) -> tarfile.TarInfo | None:
+    with stream.one_header():
+        info = tar.next()
+    # Or it remembers them all.
+    tar.members.clear()  # type: ignore[attr-defined]
+    if len(tar.pax_headers) > _MAX_GLOBAL_RECORDS:
+        raise tarfile.ReadError("its global headers are too many")
+    return info
 
 
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:

@@ -10,12 +10,13 @@ import hashlib
 import logging
 import secrets
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from service import faults
 from service.domain import Manifest
 from service.errors import Damaged, Reason
 from service.jobs.contract import (
@@ -24,10 +25,14 @@ from service.jobs.contract import (
     MANIFEST_FILE,
     REPORT_HTML_FILE,
     REPORT_JSON_FILE,
+    decode_manifest,
 )
 from service.storage import durable
 
-_VERSION_FILES = (HEAD_FILE, MANIFEST_FILE, REPORT_JSON_FILE, REPORT_HTML_FILE)
+_MAX_MANIFEST_BYTES = 16 * 2**20
+"""One of 100 000 classes fits."""
+VERSION_FILES = (HEAD_FILE, MANIFEST_FILE, REPORT_JSON_FILE, REPORT_HTML_FILE)
+"""What the folder of a version holds."""
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +50,11 @@ class StoredVersion:
     source: Path
     """The trainer's folder that it was copied from."""
 
-    @property
-    def model(self) -> str:
-        """The model that it is to be a version of."""
-        return self.manifest.model
+
+def digest_of_version(digests: Mapping[str, str]) -> str:
+    """What the folder of a version is called, from the digest of each of its files."""
+    lines = "".join(f"{name}\0{digest}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 class Artifacts:
@@ -60,7 +66,7 @@ class Artifacts:
         # On the same file system as what it is renamed to.
         self._temporary = folder / "tmp"
         for inner in (self._backbones, self._versions, self._temporary):
-            inner.mkdir(parents=True, exist_ok=True)
+            durable.make_folder(inner)
 
     def backbone_path(self, digest: str) -> Path:
         """Where a backbone lies, or would."""
@@ -69,6 +75,14 @@ class Artifacts:
     def head_path(self, artifact_digest: str) -> Path:
         """Where a version's head lies, or would."""
         return self._versions / artifact_digest / HEAD_FILE
+
+    def version_bytes(self, artifact_digest: str) -> int:
+        """What a version's own files take; 0 where there are none."""
+        return sum(_size(self._versions / artifact_digest / name) for name in VERSION_FILES)
+
+    def backbone_bytes(self, digest: str) -> int:
+        """What a backbone's file takes; 0 where there is none."""
+        return _size(self.backbone_path(digest))
 
     def put(self, out_dir: Path) -> StoredVersion:
         """Copies a trainer's result in; doing it again changes nothing.
@@ -89,6 +103,13 @@ class Artifacts:
             backbone_path=self.backbone_path(manifest.backbone_digest),
             source=out_dir,
         )
+
+    def has_backbone(self, digest: str) -> bool:
+        """Whether a backbone is there and whole; reads all of it."""
+        try:
+            return durable.digest_of(self.backbone_path(digest)) == digest
+        except OSError:
+            return False
 
     def restore(self, stored: StoredVersion) -> None:
         """Puts a version again if its files were deleted with another's since."""
@@ -119,6 +140,7 @@ class Artifacts:
         For the start alone: it would take what is being put from under its owner.
         """
         _empty(self._temporary)
+        faults.reach("artifacts.sweeping")
         dead = [path for path in self._versions.iterdir() if path.name not in versions]
         for folder in dead:
             _remove_folder(folder, self._temporary)
@@ -131,17 +153,22 @@ class Artifacts:
     def _put_backbone(self, out_dir: Path, digest: str) -> None:
         source, target = out_dir / BACKBONE_FILE, self.backbone_path(digest)
         if not source.exists():
-            if not target.exists():
-                raise _not_whole(f"it brings no {BACKBONE_FILE}, and backbone {digest} is unknown")
+            if not self.has_backbone(digest):
+                raise _not_whole(
+                    f"it brings no {BACKBONE_FILE}, and backbone {digest} is not known, or damaged"
+                )
             return
         if (actual := durable.digest_of(source)) != digest:
             raise _not_whole(f"{BACKBONE_FILE} has digest {actual}, the manifest says {digest}")
-        if target.exists():
+        # Also over one that was damaged since: all versions on it are served again then.
+        if self.has_backbone(digest):
             return
         temporary = self._temporary / secrets.token_hex(8)
         try:
             durable.copy(source, temporary)
+            faults.reach("artifacts.backbone_copied")
             temporary.rename(target)
+            faults.reach("artifacts.backbone_renamed")
         finally:
             temporary.unlink(missing_ok=True)
         durable.sync_folder(self._backbones)
@@ -151,14 +178,14 @@ class Artifacts:
         temporary.mkdir()
         try:
             digests = {}
-            for name in _VERSION_FILES:
+            for name in VERSION_FILES:
                 try:
                     digests[name] = durable.copy(out_dir / name, temporary / name)
                 except FileNotFoundError:
                     raise _not_whole(f"{name} is missing") from None
-            lines = "".join(f"{name}\0{digest}\n" for name, digest in sorted(digests.items()))
-            artifact_digest = hashlib.sha256(lines.encode()).hexdigest()
+            artifact_digest = digest_of_version(digests)
             durable.sync_folder(temporary)
+            faults.reach("artifacts.version_copied")
             try:
                 temporary.rename(self._versions / artifact_digest)
             except OSError:
@@ -166,6 +193,7 @@ class Artifacts:
                 if not self.head_path(artifact_digest).exists():
                     raise
             durable.sync_folder(self._versions)
+            faults.reach("artifacts.version_renamed")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return artifact_digest, digests[HEAD_FILE]
@@ -173,11 +201,20 @@ class Artifacts:
 
 def _manifest(out_dir: Path) -> Manifest:
     try:
-        return msgspec.json.decode((out_dir / MANIFEST_FILE).read_bytes(), type=Manifest)
+        if (size := (out_dir / MANIFEST_FILE).stat().st_size) > _MAX_MANIFEST_BYTES:
+            raise _not_whole(f"{MANIFEST_FILE} has {size} bytes")
+        return decode_manifest((out_dir / MANIFEST_FILE).read_bytes())
     except FileNotFoundError:
         raise _not_whole(f"{MANIFEST_FILE} is missing") from None
     except msgspec.DecodeError as error:
         raise _not_whole(f"{MANIFEST_FILE} cannot be read: {error}") from error
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _not_whole(what: str) -> Damaged:
@@ -191,6 +228,7 @@ def _remove_folder(folder: Path, temporary: Path) -> None:
         folder.rename(doomed)
     except FileNotFoundError:
         return
+    faults.reach("artifacts.moved_away")
     shutil.rmtree(doomed, ignore_errors=True)
 
 

@@ -11,12 +11,12 @@ from service.storage import aliases
 from service.storage.database import Connection
 
 
-def checked(connection: Connection, alias: str, manifest: Manifest) -> Manifest:
-    """The manifest; its `not_worse` fails where `alias` has moved since it was checked.
+def checked(connection: Connection, model: str, alias: str, manifest: Manifest) -> Manifest:
+    """The manifest; its `not_worse` fails where the model's `alias` has moved since.
 
     An alias that is gone leaves nothing to be worse than.
     """
-    now = aliases.all_of(connection, manifest.model).get(alias)
+    now = aliases.all_of(connection, model).get(alias)
     if now is None or now == manifest.incumbent_version:
         return manifest
     before = manifest.incumbent_version

@@ -6,6 +6,7 @@ readers, from any thread. The SQL of the stores is plain enough for PostgreSQL,
 but for the trigger in the migration. Stops with `close`.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -16,11 +17,14 @@ from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
-from service.errors import Exhausted, Reason, Unavailable, WrongState
+from service import faults
+from service.errors import Damaged, GraftError, Reason, Unavailable, WrongState
+from service.storage import disk_errors, durable
 
 Connection = sqlite3.Connection
 
-_BUSY_TIMEOUT_S = 10.0
+BUSY_TIMEOUT_S = 10.0
+"""Longest wait while another process holds the database."""
 _WRITER_TIMEOUT_S = 30.0
 _IDLE_READERS = 8
 
@@ -30,26 +34,37 @@ log = logging.getLogger(__name__)
 class Database:
     """Transactions on `folder`/graft.sqlite3; the folder is made if need be.
 
-    Raises Unavailable when another server holds the folder, WrongState when a
-    newer Graft wrote the database.
+    Raises Unavailable when another server holds the folder or it cannot be written,
+    WrongState when a newer Graft wrote the database, Damaged when its file is not whole.
     """
 
-    def __init__(self, folder: Path, scripts: Sequence[str] | None = None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(
+        self,
+        folder: Path,
+        scripts: Sequence[str] | None = None,
+        busy_timeout_s: float = BUSY_TIMEOUT_S,
+    ) -> None:
+        self._folder = folder
+        self._busy_timeout_s = busy_timeout_s
         self._path = folder / "graft.sqlite3"
-        self._lock_file = _lock(folder)
+        with _unwritable_told(folder):
+            durable.make_folder(folder)
+            self._lock_file = _lock(folder)
         self._writing = threading.Lock()
         self._guard = threading.Lock()
         self._readers: list[Connection] = []
         self._after_commit: list[Callable[[], None]] = []
+        self._after_rollback: list[Callable[[], None]] = []
         self._is_closed = False
         try:
-            self._writer = self._connect()
-            try:
-                _migrate(self._writer, _shipped() if scripts is None else scripts)
-            except BaseException:
-                self._writer.close()
-                raise
+            with self._damage_told():
+                self._writer = self._connect()
+                try:
+                    _check(self._writer)
+                    _migrate(self._writer, _shipped() if scripts is None else scripts)
+                except BaseException:
+                    self._writer.close()
+                    raise
         except BaseException:
             os.close(self._lock_file)
             raise
@@ -58,37 +73,30 @@ class Database:
     def transaction(self) -> Iterator[Connection]:
         """The one write transaction: committed at the end, rolled back on any error.
 
-        Not to be nested. Raises Exhausted (STORAGE_FULL) when the disk is full.
+        Not to be nested. Raises Exhausted (STORAGE_FULL) when the disk is full, and
+        Unavailable (STORAGE_BUSY) when another process holds the database.
         """
         if not self._writing.acquire(timeout=_WRITER_TIMEOUT_S):
-            raise Unavailable(
-                Reason.INTERNAL,
-                f"the database was busy for {_WRITER_TIMEOUT_S:g} s: try again",
-                retry_after_s=_WRITER_TIMEOUT_S,
-            )
+            raise disk_errors.busy(_WRITER_TIMEOUT_S)
         try:
             self._check_open()
             self._after_commit.clear()
+            self._after_rollback.clear()
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
                 yield self._writer
+                faults.reach("database.committing")
                 self._writer.execute("COMMIT")
             except BaseException as error:
                 # A full disk may have ended the transaction already.
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
-                if isinstance(error, sqlite3.Error) and _is_full(error):
-                    raise Exhausted(
-                        Reason.STORAGE_FULL,
-                        "the disk of the data folder is full: make room and try again",
-                    ) from error
+                _follow_up(self._after_rollback)
+                if (told := self._told(error)) is not None:
+                    raise told from error
                 raise
-            for action in self._after_commit:
-                # What is committed stays committed, whatever becomes of the follow-up.
-                try:
-                    action()
-                except Exception:
-                    log.exception("a step after a commit failed")
+            # What is committed stays committed, whatever becomes of the follow-up.
+            _follow_up(self._after_commit)
         finally:
             self._writing.release()
 
@@ -100,18 +108,29 @@ class Database:
         """
         self._after_commit.append(action)
 
+    def after_rollback(self, action: Callable[[], None]) -> None:
+        """As `after_commit`, when the transaction fails: what it did outside of the database."""
+        self._after_rollback.append(action)
+
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A connection that sees one state of the database and must not write."""
+        """A connection that sees one state of the database and must not write.
+
+        Goes on while another process writes.
+        """
         with self._guard:
             self._check_open()
             connection = self._readers.pop() if self._readers else None
         if connection is None:
-            connection = self._connect()
-            connection.execute("PRAGMA query_only = ON")
+            connection = self._reader()
         try:
             connection.execute("BEGIN")
             yield connection
+        except sqlite3.Error as error:
+            # A write through here is a fault of ours, whatever the disk allows.
+            if not disk_errors.is_read_only(error) and (told := self._told(error)) is not None:
+                raise told from error
+            raise
         finally:
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
@@ -139,16 +158,66 @@ class Database:
                 Reason.SHUTTING_DOWN, "the service is stopping: try again soon", retry_after_s=5.0
             )
 
+    def _reader(self) -> Connection:
+        try:
+            connection = self._connect()
+            connection.execute("PRAGMA query_only = ON")
+        except sqlite3.Error as error:
+            if (told := self._told(error)) is not None:
+                raise told from error
+            raise
+        return connection
+
     def _connect(self) -> Connection:
         connection = sqlite3.connect(
-            self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            self._path,
+            timeout=self._busy_timeout_s,
+            isolation_level=None,
+            check_same_thread=False,
         )
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA journal_mode = WAL")
-        # FULL: what was answered as stored outlives a power cut.
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
+        try:
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA journal_mode = WAL")
+            # FULL: what was answered as stored outlives a power cut.
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    def _told(self, error: BaseException) -> GraftError | None:
+        if isinstance(error, sqlite3.Error):
+            return disk_errors.of_database(error, self._folder, self._busy_timeout_s)
+        return disk_errors.of_system(error) if isinstance(error, OSError) else None
+
+    @contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            if disk_errors.is_damage(error):
+                raise Damaged(
+                    Reason.INTERNAL,
+                    f"the database {self._path} is damaged ({error}): put the data folder back "
+                    "from a backup, as the runbook says, and keep the damaged one aside",
+                ) from error
+            if (told := self._told(error)) is not None:
+                raise told from error
+            raise
+
+
+def known_format() -> int:
+    """The format that this Graft brings a database to."""
+    return len(_shipped())
+
+
+def _follow_up(actions: Sequence[Callable[[], None]]) -> None:
+    for action in actions:
+        try:
+            action()
+        except Exception:
+            log.exception("a step after a transaction failed")
 
 
 def _lock(folder: Path) -> int:
@@ -192,7 +261,28 @@ def _migrate(connection: Connection, scripts: Sequence[str]) -> None:
                 connection.execute("ROLLBACK")
             raise
         log.info("database migrated to format %d", number)
+        faults.reach("database.migrated")
 
 
-def _is_full(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+def _check(connection: Connection) -> None:
+    # A start is the time to learn of it: later it would fail one call and not the next.
+    # Half a second for a gigabyte that is in the page cache.
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        error = sqlite3.DatabaseError(found.replace("\n", " "))
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+
+
+@contextmanager
+def _unwritable_told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise Unavailable(
+            Reason.INTERNAL,
+            f"the data folder {folder} cannot be written ({error.strerror}): give it to the user "
+            "that the server runs as, or mount it writable",
+        ) from error

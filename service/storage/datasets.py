@@ -1,7 +1,8 @@
 """Datasets: pictures that were sent, checked once and kept unchanged.
 
 A dataset is a folder named by its id, in the shape that `service.class_folders`
-reads, and a row. The folder gets its name when it is whole and flushed, the row
+reads, and a row. Equal pictures of two tenants are two datasets, and neither can
+tell that the other has them. The folder gets its name when it is whole and flushed, the row
 follows in the same step; what a crash leaves under no row is swept when the
 store is made. Decoding is handed in. `close` makes what is under way give up.
 
@@ -9,6 +10,7 @@ A dataset without labels keeps its files in the folders that they came in: these
 may name classes all the same, to measure by.
 """
 
+import hashlib
 import logging
 import secrets
 import shutil
@@ -22,11 +24,11 @@ from typing import Any
 
 import msgspec
 
-from service import class_folders
+from service import class_folders, faults
 from service.class_folders import Examined, PictureFile, SplitName
-from service.domain import ClassCount, JobState, RejectedFile
+from service.domain import DEFAULT_TENANT, ClassCount, JobState, RejectedFile
 from service.errors import InvalidInput, NotFound, Reason, Unavailable, WrongState
-from service.storage import archives, durable, pages
+from service.storage import archives, durable, pages, quotas
 from service.storage.archives import ArchiveFormat, Limits
 from service.storage.database import Connection, Database
 from service.storage.entry_names import label_problem, shown
@@ -45,8 +47,10 @@ class DatasetRecord:
     """A stored set of pictures."""
 
     dataset_id: str
+    tenant: str
     display_name: str
     digest: str
+    """Of the pictures, whoever has them."""
     create_time_s: float
     size_bytes: int
     classes: list[ClassCount]
@@ -56,6 +60,18 @@ class DatasetRecord:
     has_validation_split: bool
     is_unlabelled: bool
     """It can be the target of domain adaptation alone; `classes` is empty."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is known of a dataset before its pictures are."""
+
+    display_name: str
+    is_unlabelled: bool
+    tenant: str
+    max_stored_bytes: int | None = None
+    may_be_stored: bool = False
+    is_for_job: bool = False
 
 
 class DatasetStore:
@@ -76,67 +92,102 @@ class DatasetStore:
         self._limits = limits
         self._workers = workers
         self._closing = threading.Event()
-        self._temporary.mkdir(parents=True, exist_ok=True)
+        self._leaving_jobs = threading.Event()
+        durable.make_folder(self._temporary)
         self._sweep()
 
     def begin_upload(
-        self, display_name: str, archive_format: ArchiveFormat, *, is_unlabelled: bool = False
+        self,
+        display_name: str,
+        archive_format: ArchiveFormat,
+        *,
+        is_unlabelled: bool = False,
+        tenant: str = DEFAULT_TENANT,
+        max_stored_bytes: int | None = None,
+        may_be_stored: bool = False,
     ) -> Upload:
-        """Starts to take one dataset in; it counts when the upload is finished."""
+        """Starts to take one dataset in; it counts when the upload is finished.
+
+        Raises OverQuota (stored_bytes) where the tenant stores `max_stored_bytes`
+        already, and the upload does as soon as it brings more than there is room for;
+        of pictures that may be stored already, only when they turn out not to be.
+        """
         if len(display_name) > _MAX_DISPLAY_NAME_CHARS:
             raise InvalidInput(
                 Reason.INVALID_FIELD,
                 f"display_name has more than {_MAX_DISPLAY_NAME_CHARS} characters",
                 field="header.display_name",
             )
-        folder = self._new_folder()
+        asked = _Asked(display_name, is_unlabelled, tenant, max_stored_bytes, may_be_stored)
+        check_room = self._room(asked)
+        folder = self._new_folder(asked)
         return Upload(
             folder,
             self._limits,
-            from_archive=partial(
-                self._from_archive, folder, archive_format, display_name, is_unlabelled
-            ),
-            from_tree=partial(self._from_tree, display_name, is_unlabelled),
+            from_archive=partial(self._from_archive, asked, folder, archive_format),
+            from_tree=partial(self._from_tree, asked),
             is_unlabelled=is_unlabelled,
+            check_room=check_room,
         )
 
-    def import_archive(self, path: Path, *, is_unlabelled: bool = False) -> DatasetRecord:
-        """Stores the pictures of an archive on the server's disk."""
-        folder = self._new_folder()
+    def import_archive(
+        self,
+        path: Path,
+        *,
+        is_unlabelled: bool = False,
+        tenant: str = DEFAULT_TENANT,
+        max_stored_bytes: int | None = None,
+    ) -> DatasetRecord:
+        """Stores the pictures of an archive on the server's disk; raises OverQuota too."""
+        asked = _Asked(path.name, is_unlabelled, tenant, max_stored_bytes, is_for_job=True)
+        folder = self._new_folder(asked)
         try:
-            return self._from_archive(folder, "", path.name, is_unlabelled, path)
+            return self._from_archive(asked, folder, "", path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def get(self, dataset_id: str) -> DatasetRecord:
-        """One dataset; raises NotFound (DATASET_NOT_FOUND)."""
+    def get(self, dataset_id: str, tenant: str = DEFAULT_TENANT) -> DatasetRecord:
+        """One dataset of a tenant; raises NotFound (DATASET_NOT_FOUND)."""
         with self._database.read() as connection:
-            return _record(_row(connection, dataset_id))
+            return _record(_row(connection, dataset_id, tenant))
 
-    def list(self, page_size: int, page_token: str) -> tuple[list[DatasetRecord], str]:
-        """A page of datasets, newest first, and the token of the next ("" on the last)."""
+    def list(
+        self, page_size: int, page_token: str, tenant: str = DEFAULT_TENANT
+    ) -> tuple[list[DatasetRecord], str]:
+        """A page of a tenant's, newest first, and the token of the next ("" on the last)."""
         limit = pages.size(page_size)
-        before = pages.key("datasets", page_token, float, str) or (float("inf"), "")
+        kind = _own(tenant, "datasets")
+        before = pages.key(kind, page_token, float, str) or (float("inf"), "")
         with self._database.read() as connection:
             rows = connection.execute(
-                "SELECT * FROM datasets WHERE (create_time_s, dataset_id) < (?, ?)"
+                "SELECT * FROM datasets WHERE tenant = ? AND (create_time_s, dataset_id) < (?, ?)"
                 " ORDER BY create_time_s DESC, dataset_id DESC LIMIT ?",
-                (*before, limit + 1),
+                (tenant, *before, limit + 1),
             ).fetchall()
         records = [_record(row) for row in rows[:limit]]
         if len(rows) <= limit:
             return records, ""
         last = records[-1]
-        return records, pages.token("datasets", last.create_time_s, last.dataset_id)
+        return records, pages.token(kind, last.create_time_s, last.dataset_id)
 
-    def delete(self, dataset_id: str) -> None:
-        """Deletes a dataset.
+    def stored_bytes(self, tenant: str) -> int:
+        """What a tenant's datasets and versions take, together."""
+        with self._database.read() as connection:
+            return quotas.stored_bytes(connection, tenant)
+
+    def check_room(self, tenant: str, max_stored_bytes: int | None) -> None:
+        """Raises OverQuota (stored_bytes) where a tenant is to store nothing more."""
+        if max_stored_bytes is not None:
+            quotas.check_room(self.stored_bytes(tenant), 0, max_stored_bytes)
+
+    def delete(self, dataset_id: str, tenant: str = DEFAULT_TENANT) -> None:
+        """Deletes a tenant's dataset.
 
         Raises NotFound, or WrongState (DATASET_IN_USE) while a job needs it.
         """
         doomed = self._temporary / secrets.token_hex(8)
         with self._database.transaction() as connection:
-            _row(connection, dataset_id)
+            _row(connection, dataset_id, tenant)
             users = connection.execute(
                 "SELECT job_id FROM jobs WHERE state IN (?, ?) AND (dataset_id = ? OR job_id IN"
                 " (SELECT job_id FROM job_datasets WHERE dataset_id = ?))"
@@ -152,49 +203,61 @@ class DatasetStore:
             connection.execute("DELETE FROM datasets WHERE dataset_id = ?", (dataset_id,))
             # Out of the way before the same pictures can be stored again.
             self._database.after_commit(partial(_move_if_there, self.path(dataset_id), doomed))
+        faults.reach("dataset.moved_away")
         shutil.rmtree(doomed, ignore_errors=True)
 
     def path(self, dataset_id: str) -> Path:
         """Where a dataset's files lie: in a folder per class, but for one without labels."""
         return self._folder / dataset_id
 
+    def leave_jobs(self) -> None:
+        """Makes what is imported for jobs give up soon, with Unavailable; uploads go on."""
+        self._leaving_jobs.set()
+
     def close(self) -> None:
         """Makes what unpacks or decodes give up soon, with Unavailable."""
         self._closing.set()
 
-    def _check_open(self) -> None:
-        if self._closing.is_set():
+    def _check_open(self, asked: _Asked) -> None:
+        if self._closing.is_set() or (asked.is_for_job and self._leaving_jobs.is_set()):
             raise Unavailable(
                 Reason.SHUTTING_DOWN,
                 "the service is stopping: send the dataset again soon",
                 retry_after_s=5.0,
             )
 
-    def _new_folder(self) -> Path:
-        self._check_open()
+    def _new_folder(self, asked: _Asked) -> Path:
+        self._check_open(asked)
         folder = self._temporary / secrets.token_hex(8)
         with durable.full_disk_told():
             folder.mkdir()
         return folder
 
     def _from_archive(
-        self,
-        folder: Path,
-        archive_format: ArchiveFormat,
-        display_name: str,
-        is_unlabelled: bool,
-        archive: Path,
+        self, asked: _Asked, folder: Path, archive_format: ArchiveFormat, archive: Path
     ) -> DatasetRecord:
         tree = folder / "unpacked"
         tree.mkdir()
-        archives.unpack(archive, tree, archive_format, self._limits, self._check_open)
-        return self._from_tree(display_name, is_unlabelled, tree)
+        check_open = partial(self._check_open, asked)
+        archives.unpack(archive, tree, archive_format, self._limits, check_open, self._room(asked))
+        faults.reach("dataset.unpacked")
+        return self._from_tree(asked, tree)
 
-    def _from_tree(self, display_name: str, is_unlabelled: bool, tree: Path) -> DatasetRecord:
+    def _room(self, asked: _Asked) -> Callable[[int], None] | None:
+        """Raises OverQuota for so many bytes beside what the tenant stores now."""
+        if asked.max_stored_bytes is None or asked.may_be_stored:
+            return None
+        used = self.stored_bytes(asked.tenant)
+        quotas.check_room(used, 0, asked.max_stored_bytes)
+        return partial(quotas.check_room, used, bound=asked.max_stored_bytes)
+
+    def _from_tree(self, asked: _Asked, tree: Path) -> DatasetRecord:
+        is_unlabelled = asked.is_unlabelled
         files = class_folders.find_any(tree) if is_unlabelled else _labelled(tree)
-        pictures, rejected = class_folders.examine(files, self._size, tree, self._workers)
+        size = partial(self._size, asked)
+        pictures, rejected = class_folders.examine(files, size, tree, self._workers)
         # What was examined after the close was refused for that alone.
-        self._check_open()
+        self._check_open(asked)
         _check_usable(pictures, files, rejected, is_unlabelled)
         for refused in rejected:
             (tree / refused.path).unlink(missing_ok=True)
@@ -204,8 +267,9 @@ class DatasetStore:
             else class_folders.digest(pictures)
         )
         record = DatasetRecord(
-            dataset_id=f"ds-{digest[:20]}",
-            display_name=display_name,
+            dataset_id=_id(asked.tenant, digest),
+            tenant=asked.tenant,
+            display_name=asked.display_name,
             digest=digest,
             create_time_s=time.time(),
             size_bytes=sum(picture.decoded for picture in pictures),
@@ -218,32 +282,43 @@ class DatasetStore:
         )
         with durable.full_disk_told():
             durable.sync_tree(tree)
-            return self._keep(record, tree)
+            return self._keep(record, tree, asked.max_stored_bytes)
 
-    def _size(self, data: bytes) -> int:
+    def _size(self, asked: _Asked, data: bytes) -> int:
         # The pixels are not kept: a dataset of them would not fit into memory.
-        self._check_open()
+        self._check_open(asked)
         self._decode(data)
         return len(data)
 
-    def _keep(self, record: DatasetRecord, tree: Path) -> DatasetRecord:
+    def _keep(
+        self, record: DatasetRecord, tree: Path, max_stored_bytes: int | None
+    ) -> DatasetRecord:
+        # Unique among those of all tenants.
+        digest = _own(record.tenant, record.digest)
         with self._database.transaction() as connection:
             known = connection.execute(
-                "SELECT * FROM datasets WHERE digest = ?", (record.digest,)
+                "SELECT * FROM datasets WHERE digest = ?", (digest,)
             ).fetchone()
             if known is not None:
                 return _record(known)
-            tree.rename(self.path(record.dataset_id))
+            if max_stored_bytes is not None:
+                used = quotas.stored_bytes(connection, record.tenant)
+                quotas.check_room(used, record.size_bytes, max_stored_bytes)
+            # Without a row its name must be free: the same pictures may come again.
+            kept = self.path(record.dataset_id)
+            self._database.after_rollback(partial(_move_back, kept, tree))
+            tree.rename(kept)
             durable.sync_folder(self._folder)
+            faults.reach("dataset.renamed")
             connection.execute(
                 "INSERT INTO datasets (dataset_id, display_name, digest, create_time_s,"
                 " size_bytes, classes_json, picture_count, rejected_json, rejected_count,"
-                " has_validation_split, is_unlabelled)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " has_validation_split, is_unlabelled, tenant)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     record.dataset_id,
                     record.display_name,
-                    record.digest,
+                    digest,
                     record.create_time_s,
                     record.size_bytes,
                     msgspec.json.encode(record.classes).decode(),
@@ -252,8 +327,10 @@ class DatasetStore:
                     record.rejected_count,
                     int(record.has_validation_split),
                     int(record.is_unlabelled),
+                    record.tenant,
                 ),
             )
+        faults.reach("dataset.kept")
         return record
 
     def _sweep(self) -> None:
@@ -317,9 +394,21 @@ def _counts(pictures: Sequence[Examined[int]]) -> list[ClassCount]:
     return [ClassCount(label, train[label], validation.get(label, 0)) for label in sorted(train)]
 
 
-def _row(connection: Connection, dataset_id: str) -> Any:
+def _own(tenant: str, name: str) -> str:
+    """What is one tenant's, among those of all; the name itself for the default tenant's."""
+    return name if tenant == DEFAULT_TENANT else f"{tenant}/{name}"
+
+
+def _id(tenant: str, digest: str) -> str:
+    # From which nobody can tell what another tenant's dataset of the same pictures is called.
+    if tenant != DEFAULT_TENANT:
+        digest = hashlib.sha256(f"{tenant}\0{digest}".encode()).hexdigest()
+    return f"ds-{digest[:20]}"
+
+
+def _row(connection: Connection, dataset_id: str, tenant: str) -> Any:
     row = connection.execute(
-        "SELECT * FROM datasets WHERE dataset_id = ?", (dataset_id,)
+        "SELECT * FROM datasets WHERE dataset_id = ? AND tenant = ?", (dataset_id, tenant)
     ).fetchone()
     if row is None:
         raise NotFound(
@@ -332,8 +421,9 @@ def _row(connection: Connection, dataset_id: str) -> Any:
 def _record(row: Any) -> DatasetRecord:
     return DatasetRecord(
         dataset_id=row["dataset_id"],
+        tenant=row["tenant"],
         display_name=row["display_name"],
-        digest=row["digest"],
+        digest=row["digest"].rpartition("/")[2],
         create_time_s=row["create_time_s"],
         size_bytes=row["size_bytes"],
         classes=msgspec.json.decode(row["classes_json"], type=list[ClassCount]),
@@ -345,6 +435,12 @@ def _record(row: Any) -> DatasetRecord:
     )
 
 
+def _move_back(kept: Path, tree: Path) -> None:
+    if not tree.exists():
+        kept.rename(tree)
+
+
 def _move_if_there(source: Path, target: Path) -> None:
+    faults.reach("dataset.deleted")
     if source.exists():
         source.rename(target)

@@ -1,17 +1,15 @@
 """Files that outlive a power cut: written under another name, flushed, then renamed."""
 
 import ctypes
-import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.errors import Exhausted, Reason
+from service.storage import disk_errors
 
 _CHUNK_BYTES = 2**20
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -31,6 +29,17 @@ def digest_of(path: Path) -> str:
     """The sha256 of a file, lower-case hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those around it, that outlive a power cut with what is flushed in them.
+
+    One that is there stays as it is.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -61,12 +70,13 @@ def sync_tree(folder: Path) -> None:
 
 @contextmanager
 def full_disk_told() -> Iterator[None]:
-    """Turns the OSError of a full disk into Exhausted (STORAGE_FULL)."""
+    """Turns the OSError of a full disk into Exhausted (STORAGE_FULL).
+
+    And that of a read-only one into Unavailable (STORAGE_BUSY).
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if (told := disk_errors.of_system(error)) is None:
             raise
-        raise Exhausted(
-            Reason.STORAGE_FULL, "the disk of the data folder is full: make room and try again"
-        ) from error
+        raise told from error

@@ -11,6 +11,8 @@ _MAX_DEPTH = 32
 _MAX_PART_BYTES = 255
 """What Linux's file systems take."""
 
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""What shows the letters after it in another order: one name could look like another."""
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -64,8 +66,8 @@ def label_problem(label: str) -> str:
     """Why this cannot name a class; empty when it can."""
     if not 1 <= len(label) <= MAX_LABEL_CHARS:
         return f"a class name has 1 to {MAX_LABEL_CHARS} characters, this one {len(label)}"
-    if any(unicodedata.category(char) in ("Cc", "Cs") for char in label):
-        return "a class name holds no control characters"
+    if any(_is_control(char) for char in label):
+        return "a class name holds no control characters, nor any that turn the text around"
     if "/" in label or "\\" in label:
         return "a class name holds no '/' and no backslash"
     if label.startswith(".") or label == "__MACOSX":
@@ -73,6 +75,10 @@ def label_problem(label: str) -> str:
     if len(label.encode()) > _MAX_PART_BYTES:
         return f"a class name has at most {_MAX_PART_BYTES} bytes"
     return ""
+
+
+def _is_control(char: str) -> bool:
+    return char in _TURNING or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def file_name(said: str, place: int) -> str:

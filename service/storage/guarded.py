@@ -1,10 +1,15 @@
 """A file that parsers of untrusted archives read through: no huge read, no way back.
 
 tarfile and zipfile believe what headers say: a forged one makes them read
-gigabytes at once, seek backwards for ever, or list millions of entries.
+gigabytes at once, seek backwards for ever, or list millions of entries. A pax header
+of some kilobytes keeps tarfile's regular expressions busy for hours, or makes a key as
+long as itself of its every byte; a list of a sparse file's holes fills the memory.
 """
 
 import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 _MAX_READ_BYTES = 2**20
@@ -12,6 +17,12 @@ _MAX_BACK_BYTES = 1024
 """tarfile steps back by one byte, and to a file's start behind its header."""
 _ZIP_ENTRY_MARK = b"PK\x01\x02"
 _MAX_ZIP_ENTRY_BYTES = 1024
+_BLOCK_BYTES = 512
+_PAX_TYPES = (b"x", b"g", b"X")
+_NAME_TYPES = (b"L", b"K")
+_MAX_LENGTH_DIGITS = 8
+_DIGITS = re.compile(rb"[0-9]{64}")
+"""No number is as long; what looks for one tries again from each of them."""
 
 
 class TooLarge(Exception):  # noqa: N818
@@ -32,6 +43,18 @@ class Guarded(io.RawIOBase):
         self._file = file
         self._longest = longest
         self._max_entries = max_entries
+        self._header_left: int | None = None
+        self._kind = b""
+        """Of the header that was read last, where what follows belongs to it."""
+
+    @contextmanager
+    def one_header(self) -> Iterator[None]:
+        """While a tar's next header is read, with all that belongs to it: at most 1 MiB."""
+        self._header_left, self._kind = _MAX_READ_BYTES, b""
+        try:
+            yield
+        finally:
+            self._header_left = None
 
     def readable(self) -> bool:
         """True."""
@@ -62,17 +85,29 @@ class Guarded(io.RawIOBase):
         if size is None or not 0 <= size <= _MAX_READ_BYTES:
             raise ValueError("a header is larger than headers are")
         self._check_end(self.tell() + size)
-        return bytes(self._file.read(size))
+        data = bytes(self._file.read(size))
+        if self._header_left is not None:
+            self._check_header(data, self._header_left)
+        return data
+
+    def _check_header(self, data: bytes, left: int) -> None:
+        if len(data) > left:
+            raise ValueError("a header is larger than headers are")
+        self._header_left = left - len(data)
+        kind, self._kind = self._kind, b""
+        if kind in _PAX_TYPES:
+            _check_pax(data)
+        elif kind not in _NAME_TYPES and len(data) == _BLOCK_BYTES:
+            self._kind = data[156:157]
 
     def _read_zip(self, size: int | None, max_entries: int) -> bytes:
         # zipfile reads the end of the file with -1, after a seek close to it.
-        data = bytes(
-            self._file.read(
-                max_entries * _MAX_ZIP_ENTRY_BYTES + _MAX_READ_BYTES
-                if size is None or size < 0
-                else size
-            )
-        )
+        most = max_entries * _MAX_ZIP_ENTRY_BYTES + _MAX_READ_BYTES
+        if size is None or size < 0:
+            size = most
+        if size > most:
+            raise ValueError("its directory is larger than its entries are")
+        data = bytes(self._file.read(size))
         if len(data) >= _MAX_READ_BYTES // 8 and data.count(_ZIP_ENTRY_MARK) > max_entries:
             raise TooLarge(
                 f"the archive holds more than {max_entries} entries, the most allowed: send fewer "
@@ -86,3 +121,19 @@ class Guarded(io.RawIOBase):
                 f"the archive unpacks to more than {self._longest} bytes, its headers counted, the "
                 "most allowed: send fewer or smaller pictures"
             )
+
+
+def _check_pax(data: bytes) -> None:
+    """Raises ValueError for what is no list of records "LENGTH KEY=VALUE\\n"."""
+    if _DIGITS.search(data):
+        raise ValueError("a header holds a number longer than numbers are")
+    at = 0
+    while at < len(data) and data[at] != 0:
+        space = data.find(b" ", at, at + _MAX_LENGTH_DIGITS + 1)
+        if space < 0 or not data[at:space].isdigit():
+            raise ValueError("a header's record has no length")
+        end = at + int(data[at:space])
+        equals = data.find(b"=", space + 2, end)
+        if equals < 0 or data[end - 1 : end] != b"\n":
+            raise ValueError("a header's record has another length than it says")
+        at = end

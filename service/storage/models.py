@@ -1,11 +1,11 @@
 """Published models: their versions, their aliases, and which one is meant.
 
-Owns the tables models, versions and exported_backbones, and says which artifacts
-are live. Version numbers are never given twice within a model; a deleted model
-is gone with its numbers, and its name begins again at 1. A version that did not
-pass its gate is a candidate: it has a number, and `latest` does not move to it
-before it is promoted. Writes through `publish` belong to the caller's
-transaction.
+Owns the tables models and versions, and says which artifacts are live. Models are
+named by their keys, in messages by what their tenants call them. Version numbers are
+never given twice within a model; a deleted model is gone with its numbers, and its
+name begins again at 1. A version that did not pass its gate is a candidate: it has a
+number, and `latest` does not move to it before it is promoted. Writes through
+`publish` belong to the caller's transaction.
 """
 
 import threading
@@ -17,10 +17,19 @@ from typing import Any
 
 import msgspec
 
-from service.domain import LATEST, Manifest, check_alias
+from service import faults
+from service.domain import (
+    DEFAULT_TENANT,
+    LATEST,
+    Manifest,
+    check_alias,
+    model_key,
+    plain_name,
+    tenant_of,
+)
 from service.errors import Reason, WrongState
-from service.jobs.contract import FROZEN_TECHNIQUES, ExportedBackbone, Gate
-from service.storage import aliases, comparisons, pages, suggestions
+from service.jobs.contract import ExportedBackbone, Gate
+from service.storage import aliases, comparisons, exports, pages, quotas, suggestions
 from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.database import Connection, Database
 
@@ -40,10 +49,13 @@ class ModelRecord:
     """A named line of versions."""
 
     name: str
+    """Its key."""
     create_time_s: float
     update_time_s: float
     aliases: dict[str, int]
     version_count: int
+    falling_back: tuple[str, ...] = ()
+    """The aliases that fall back, by name."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,7 @@ class VersionRecord:
     """A published version and where its files lie."""
 
     model: str
+    """Its model's key."""
     version: int
     create_time_s: float
     job_id: str
@@ -86,6 +99,7 @@ class Removed:
     """What was deleted, and the digests that no version refers to any more."""
 
     model: str
+    """Its key."""
     versions: list[int]
     is_model_gone: bool
     """Whether these were all of its versions."""
@@ -108,9 +122,9 @@ class ModelStore:
             for row in rows:
                 versions.add(row["artifact_digest"])
                 backbones.add(row["backbone_digest"])
-            kept = connection.execute("SELECT digest FROM exported_backbones")
-            backbones |= {row["digest"] for row in kept}
+            backbones |= exports.digests(connection)
         artifacts.sweep(versions=versions, backbones=backbones)
+        quotas.measure_old(database, artifacts)
 
     def publish(
         self,
@@ -135,18 +149,18 @@ class ModelStore:
         self._artifacts.restore(stored)
         manifest = stored.manifest
         if gate is not None and gate.not_worse_than:
-            manifest = comparisons.checked(connection, gate.not_worse_than, manifest)
+            manifest = comparisons.checked(connection, model, gate.not_worse_than, manifest)
         now = time.time()
         (version,) = connection.execute(
-            "INSERT INTO models (name, create_time_s, last_version) VALUES (?, ?, 1)"
+            "INSERT INTO models (name, create_time_s, last_version, tenant) VALUES (?, ?, 1, ?)"
             " ON CONFLICT (name) DO UPDATE SET last_version = last_version + 1"
             " RETURNING last_version",
-            (model, now),
+            (model, now, tenant_of(model)),
         ).fetchone()
         connection.execute(
             "INSERT INTO versions (model, version, job_id, create_time_s, manifest_json,"
-            " head_digest, backbone_digest, artifact_digest, is_candidate)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " head_digest, backbone_digest, artifact_digest, is_candidate, size_bytes)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 model,
                 version,
@@ -157,22 +171,17 @@ class ModelStore:
                 stored.backbone_digest,
                 stored.artifact_digest,
                 bool(manifest.gate_failures),
+                quotas.version_bytes(
+                    connection, self._artifacts, model, manifest, stored.artifact_digest
+                ),
             ),
         )
+        faults.reach("version.inserted")
         if not manifest.gate_failures:
             aliases.point(connection, model, LATEST, version)
             if gate is not None and gate.alias:
                 aliases.point(connection, model, gate.alias, version)
-        # Random weights have no second user; only what was pretrained is worth keeping.
-        is_frozen = manifest.method == "feature_based" or manifest.technique in FROZEN_TECHNIQUES
-        if is_frozen and not manifest.weights.startswith("random"):
-            # Float and quantised forms are different files, each shared by later jobs.
-            form = ":int8" if manifest.serving_precision == "int8" else ""
-            connection.execute(
-                "INSERT INTO exported_backbones (backbone, weights, digest, create_time_s)"
-                " VALUES (?, ?, ?, ?) ON CONFLICT (backbone, weights) DO NOTHING",
-                (manifest.backbone, manifest.weights + form, stored.backbone_digest, now),
-            )
+        exports.keep(connection, tenant_of(model), manifest)
         self._database.after_commit(partial(self._forget_resolved, model))
         return Publication(int(version), manifest.gate_failures)
 
@@ -181,16 +190,20 @@ class ModelStore:
         with self._database.read() as connection:
             return _model(connection, name)
 
-    def list_models(self, page_size: int, page_token: str) -> tuple[list[ModelRecord], str]:
-        """A page of models by name, and the token of the next ("" on the last)."""
+    def list_models(
+        self, page_size: int, page_token: str, tenant: str = DEFAULT_TENANT
+    ) -> tuple[list[ModelRecord], str]:
+        """A page of a tenant's models by name, and the token of the next ("" on the last)."""
         limit = pages.size(page_size)
-        (after,) = pages.key("models", page_token, str) or ("",)
+        kind = model_key(tenant, "models")
+        (after,) = pages.key(kind, page_token, str) or ("",)
         with self._database.read() as connection:
             rows = connection.execute(
-                f"{_MODEL} WHERE name > ? ORDER BY name LIMIT ?", (after, limit + 1)
+                f"{_MODEL} WHERE tenant = ? AND name > ? ORDER BY name LIMIT ?",
+                (tenant, after, limit + 1),
             ).fetchall()
             models = [_model_record(connection, row) for row in rows[:limit]]
-        return models, pages.token("models", models[-1].name) if len(rows) > limit else ""
+        return models, pages.token(kind, models[-1].name) if len(rows) > limit else ""
 
     def delete_model(self, name: str) -> Removed:
         """Deletes a model with its versions and aliases; raises NotFound (MODEL_NOT_FOUND)."""
@@ -232,6 +245,17 @@ class ModelStore:
                 self._resolved[asked] = record
         return record
 
+    def fallbacks(self, model: str, alias: str | None) -> list[int]:
+        """What may answer by an alias (`latest` for None) whose version is damaged, best first.
+
+        Empty for an alias that does not fall back, or is not there. One short read.
+        """
+        alias = alias or LATEST
+        with self._database.read() as connection:
+            if alias not in aliases.falling_back(connection, model):
+                return []
+            return aliases.earlier(connection, model, alias)
+
     def list_versions(
         self, model: str, page_size: int, page_token: str
     ) -> tuple[list[VersionRecord], str]:
@@ -262,8 +286,8 @@ class ModelStore:
             if others := [alias for alias in named if alias != LATEST]:
                 raise WrongState(
                     Reason.ALIAS_IN_USE,
-                    f"version {version} of {model} is called {', '.join(others)}: point these "
-                    "aliases to another version, or delete them, first",
+                    f"version {version} of {plain_name(model)} is called {', '.join(others)}: "
+                    "point these aliases to another version, or delete them, first",
                 )
             left, newest = connection.execute(
                 "SELECT COUNT(*), MAX(CASE WHEN is_candidate = 0 THEN version END)"
@@ -273,8 +297,8 @@ class ModelStore:
             if left == 0:
                 raise WrongState(
                     Reason.ALIAS_IN_USE,
-                    f"version {version} is the last one of {model}, and a model has one at least: "
-                    "delete the model instead",
+                    f"version {version} is the last one of {plain_name(model)}, and a model has "
+                    "one at least: delete the model instead",
                 )
             aliases.forget_version(connection, model, version)
             if named and newest is None:
@@ -295,8 +319,8 @@ class ModelStore:
             if not _version_row(connection, model, version)["is_candidate"]:
                 raise WrongState(
                     Reason.NOT_A_CANDIDATE,
-                    f"version {version} of {model} is published already: to have an alias point "
-                    "to it use SetAlias, or RollbackAlias",
+                    f"version {version} of {plain_name(model)} is published already: to have an "
+                    "alias point to it use SetAlias, or RollbackAlias",
                 )
             connection.execute(
                 "UPDATE versions SET is_candidate = 0 WHERE model = ? AND version = ?",
@@ -306,16 +330,20 @@ class ModelStore:
             self._database.after_commit(partial(self._forget_resolved, model))
             return _model(connection, model)
 
-    def set_alias(self, model: str, alias: str, version: int) -> ModelRecord:
+    def set_alias(
+        self, model: str, alias: str, version: int, *, falls_back: bool = False
+    ) -> ModelRecord:
         """Points an alias to a version, a candidate too; the alias may be new.
 
-        Raises InvalidInput, NotFound, or WrongState (ALIAS_RESERVED) for `latest`.
+        One that falls back is answered by where it pointed before while its version is
+        damaged. Raises InvalidInput, NotFound, or WrongState (ALIAS_RESERVED) for `latest`.
         """
         check_alias(alias, "alias")
         _check_not_reserved(alias)
         with self._database.transaction() as connection:
             _version_row(connection, model, version)
             aliases.point(connection, model, alias, version)
+            aliases.fall_back(connection, model, alias, falls_back)
             self._database.after_commit(partial(self._forget_resolved, model))
             return _model(connection, model)
 
@@ -343,23 +371,17 @@ class ModelStore:
         """The report that training wrote, UTF-8."""
         return self._artifacts.report(record.artifact_digest, html=html)
 
-    def exported_backbones(self, backbone: str) -> list[ExportedBackbone]:
-        """Pretrained forms of a backbone that need no export again.
-
-        They stay when the versions on them are deleted: a trainer that was told
-        of one may work for hours before it publishes on it.
-        """
+    def exported_backbones(
+        self, backbone: str, tenant: str = DEFAULT_TENANT
+    ) -> list[ExportedBackbone]:
+        """Pretrained forms of a backbone that a tenant's jobs need not export again."""
         with self._database.read() as connection:
-            rows = connection.execute(
-                "SELECT weights, digest FROM exported_backbones WHERE backbone = ?"
-                " ORDER BY weights",
-                (backbone,),
-            ).fetchall()
+            forms = exports.forms(connection, backbone, tenant)
         return [
-            ExportedBackbone(
-                row["weights"], str(self._artifacts.backbone_path(row["digest"])), row["digest"]
-            )
-            for row in rows
+            ExportedBackbone(weights, str(self._artifacts.backbone_path(digest)), digest)
+            for weights, digest in forms
+            # One that is damaged is exported again, and put in its place.
+            if self._artifacts.has_backbone(digest)
         ]
 
     def counts(self) -> dict[str, int]:
@@ -375,7 +397,7 @@ class ModelStore:
 
     def _remove(self, connection: Connection, model: str, rows: list[Any]) -> Removed:
         def unused(column: str) -> list[str]:
-            query = f"SELECT 1 FROM versions WHERE {column} = ? LIMIT 1"  # noqa: S608 - our words
+            query = f"SELECT 1 FROM versions WHERE {column} = ? LIMIT 1"  # nosec B608  # noqa: S608 - our words
             return [
                 digest
                 for digest in dict.fromkeys(row[column] for row in rows)
@@ -390,9 +412,7 @@ class ModelStore:
             backbones=unused("backbone_digest"),
             heads=unused("head_digest"),
         )
-        kept = {
-            row["digest"] for row in connection.execute("SELECT digest FROM exported_backbones")
-        }
+        kept = exports.digests(connection)
         # After the commit, since a version without files is worse than files without a
         # version; before the next one, so that nobody can publish on them in between.
         self._database.after_commit(partial(self._forget_resolved, model))
@@ -422,6 +442,7 @@ class ModelStore:
         )
 
     def _forget_resolved(self, model: str) -> None:
+        faults.reach("model.changed")
         with self._guard:
             self._generation += 1
             for asked in [asked for asked in self._resolved if asked[0] == model]:
@@ -442,6 +463,7 @@ def _model_record(connection: Connection, row: Any) -> ModelRecord:
         row["update_time_s"],
         aliases.all_of(connection, row["name"]),
         row["version_count"],
+        tuple(aliases.falling_back(connection, row["name"])),
     )
 
 

@@ -1,7 +1,11 @@
-"""What to say when a model or a version is not there: what there is instead."""
+"""What to say when a model or a version is not there: what there is of the same tenant instead.
+
+Models are named by their keys, in messages by what their tenants call them.
+"""
 
 import difflib
 
+from service.domain import plain_name, tenant_of
 from service.errors import GraftError, InvalidInput, NotFound, Reason
 from service.storage.database import Connection
 
@@ -21,19 +25,21 @@ def model_not_found(connection: Connection, name: str) -> GraftError:
     Looks only at names that sort next to it, so that it stays cheap enough for
     the event loop however many models there are.
     """
-    if not name:
+    tenant, plain = tenant_of(name), plain_name(name)
+    if not plain:
         return InvalidInput(Reason.INVALID_FIELD, "model is empty: name one", field="model")
-    shown = name if len(name) <= 80 else name[:77] + "..."
+    shown = plain if len(plain) <= 80 else plain[:77] + "..."
     rows = [
         *connection.execute(
-            "SELECT name FROM models WHERE name >= ? ORDER BY name LIMIT ?", (name, _NEIGHBOURS)
+            "SELECT name FROM models WHERE tenant = ? AND name >= ? ORDER BY name LIMIT ?",
+            (tenant, name, _NEIGHBOURS),
         ),
         *connection.execute(
-            "SELECT name FROM models WHERE name < ? ORDER BY name DESC LIMIT ?",
-            (name, _NEIGHBOURS),
+            "SELECT name FROM models WHERE tenant = ? AND name < ? ORDER BY name DESC LIMIT ?",
+            (tenant, name, _NEIGHBOURS),
         ),
     ]
-    near = difflib.get_close_matches(name[:80], [row["name"] for row in rows], n=3)
+    near = difflib.get_close_matches(plain[:80], [plain_name(row["name"]) for row in rows], n=3)
     if near:
         hint = f"did you mean {' or '.join(near)}?"
     elif rows:
@@ -54,4 +60,6 @@ def version_not_found(connection: Connection, model: str, version: int) -> NotFo
     there = (
         f"its newest versions are {which}" if len(rows) > _SHOWN else f"its versions are {which}"
     )
-    return NotFound(Reason.VERSION_NOT_FOUND, f"model {model} has no version {version}; {there}")
+    return NotFound(
+        Reason.VERSION_NOT_FOUND, f"model {plain_name(model)} has no version {version}; {there}"
+    )

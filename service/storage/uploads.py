@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
+from service import faults
 from service.class_folders import SplitName
 from service.errors import InvalidInput, Reason, WrongState
 from service.storage import durable
@@ -37,8 +38,10 @@ class Upload:
         from_archive: Store,
         from_tree: Store,
         is_unlabelled: bool = False,
+        check_room: Callable[[int], None] | None = None,
     ) -> None:
         self._folder = folder
+        self._check_room = check_room
         self._archive = folder / "archive"
         self._tree = folder / "pictures"
         self._limits = limits
@@ -60,6 +63,7 @@ class Upload:
             if self._file is None:
                 self._file = self._archive.open("wb")
             self._file.write(chunk)
+            faults.reach("dataset.chunk_written")
 
     def add_picture(self, label: str, content: bytes, filename: str, split: SplitName) -> None:
         """Adds one picture; whether it can be read shows at the end.
@@ -102,6 +106,7 @@ class Upload:
             folder = self._tree / split / label
             folder.mkdir(parents=True, exist_ok=True)
             (folder / file_name(filename, self._pictures)).write_bytes(content)
+            faults.reach("dataset.picture_written")
 
     def finish(self) -> "DatasetRecord":
         """Checks and stores everything; the same pictures give the dataset that is there."""
@@ -152,6 +157,8 @@ class Upload:
             raise _bad("bytes of an archive and labelled pictures came both: send either", "part")
         self._kind = kind
         self._bytes += more
+        if self._check_room is not None:
+            self._check_room(self._bytes)
         if self._bytes > self._limits.max_upload_bytes:
             raise InvalidInput(
                 Reason.ARCHIVE_TOO_LARGE,

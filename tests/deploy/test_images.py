@@ -4,6 +4,7 @@ No image is built and no cluster is asked here: what they say is held against
 the configuration, the health protocol and each other.
 """
 
+import functools
 import json
 import re
 import shutil
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
+from service import app, tokens
 from service import config as configuration
 from service.config import Config
+from tests.certificates import Authority
 from tests.deploy.queries import DEPLOY, ROOT
 from tests.e2e.conftest import ServiceProcess
 
@@ -65,6 +68,7 @@ def compose() -> dict[str, Any]:
     return found
 
 
+@functools.cache
 def built(overlay: str) -> dict[str, dict[str, Any]]:
     """The overlay's objects by their kind."""
     done = subprocess.run(
@@ -102,9 +106,8 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
 
 
 def test_the_image_opens_the_ports_and_the_folder_that_the_service_takes() -> None:
-    config = configuration.load(
-        [], {k: v for k, v in environment_of_image().items() if k.startswith("GRAFT_")}
-    )
+    settings = {k: v for k, v in environment_of_image().items() if k.startswith("GRAFT_")}
+    config = configuration.load([], settings | {"GRAFT_ACCESS_FILE": "/etc/graft/access.toml"})
     assert of_runtime("EXPOSE") == [f"{config.port} {config.metrics_port}"]
     assert of_runtime("VOLUME") == [str(config.data_dir)]
     assert (config.host, config.metrics_host) == ("0.0.0.0", "0.0.0.0")
@@ -123,12 +126,25 @@ def test_all_that_is_copied_reaches_the_builder() -> None:
 
 
 @pytest.mark.e2e
-def test_the_image_health_check_asks_a_real_service(tmp_path: Path) -> None:
+def test_the_image_health_check_asks_a_service_that_wants_certificates_and_tokens(
+    tmp_path: Path,
+) -> None:
     (check,) = of_runtime("HEALTHCHECK")
     command = json.loads(check.partition(" CMD ")[2])
-    service = ServiceProcess(tmp_path / "data")
+    authority = Authority()
+    cert, key = authority.sign().write(tmp_path, "server")
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    access = tmp_path / "access.toml"
+    assert tokens.main(["--tenant", "acme", "--role", "predict", "--file", str(access)]) == 0
+    service = ServiceProcess(
+        tmp_path / "data",
+        f"--tls-cert-file={cert}",
+        f"--tls-key-file={key}",
+        f"--tls-client-ca-file={tmp_path / 'ca.pem'}",
+        f"--access-file={access}",
+    )
     try:
-        port = service.address.rpartition(":")[2]
+        port = service.metrics_url.rpartition(":")[2].removesuffix("/metrics")
         assert health(command, port) == 0
     finally:
         service.end()
@@ -139,33 +155,40 @@ def health(command: list[str], port: str) -> int:
     assert command[0] == "python"
     return subprocess.run(
         [sys.executable, *command[1:]],
-        env={"GRAFT_PORT": port, "http_proxy": "http://127.0.0.1:9"},
+        env={"GRAFT_METRICS_PORT": port, "http_proxy": "http://127.0.0.1:9"},
         stderr=subprocess.DEVNULL,
         timeout=30,
         check=False,
     ).returncode
 
 
-@pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_the_requirements_are_the_projects_own_but_for_the_runtime(device: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(DEPLOY / "requirements.py"), device],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
-    listed = done.stdout.splitlines()
-    names = {re.split(r"[^A-Za-z0-9._-]", line)[0] for line in listed}
-    assert ("onnxruntime" in names) == (device == "cpu")
-    assert ("onnxruntime-gpu" in names) == (device == "gpu")
-    assert ("openvino" in names) == (device == "cpu")
-    assert {"torch", "grpcio", "googleapis-common-protos"} <= names
-    assert not names & {"graft-client", "graft-server"}
-    # The build picks PyTorch by this pattern, to take it from an index of its own.
-    assert [n for n in sorted(names) if n.startswith("torch")] == ["torch", "torchvision"]
-    assert len([line for line in listed if re.search(r"^torch(vision)?[^a-z]", line)]) == 2
+def test_the_image_lets_nobody_in_who_was_not_named() -> None:
+    settings = {k: v for k, v in environment_of_image().items() if k.startswith("GRAFT_")}
+    with pytest.raises(configuration.BadConfig, match="access-file"):
+        configuration.load([], settings)
+
+
+def test_the_build_takes_only_wheels_that_the_lock_names() -> None:
+    """The two of PyTorch without CUDA by their versions, everything else by its hashes."""
+    installs = [
+        command
+        for _, steps in stages().values()
+        for name, rest in steps
+        if name == "RUN"
+        for command in re.split(r" && ", rest)
+        if command.lstrip().startswith("pip ") and "/wheels/*.whl" not in command
+    ]
+    files = set()
+    for command in (c for c in installs if "pip install" in c):
+        words = command.split()
+        assert {"--no-deps", "--only-binary"} <= set(words), command
+        listed = words[words.index("-r") + 1]
+        files.add(listed)
+        assert ("--require-hashes" in words) == (listed != "cpu-torch.txt")
+    assert files == {path.name for path in (DEPLOY / "locks").iterdir()}
+    (built,) = (c for c in installs if "pip wheel" in c)
+    assert "--no-build-isolation" in built
+    assert sum("pip check" in c for c in installs) == 2
 
 
 # Compose
@@ -174,7 +197,9 @@ def test_the_requirements_are_the_projects_own_but_for_the_runtime(device: str) 
 @pytest.mark.parametrize("name", OURS_IN_COMPOSE)
 def test_compose_gives_the_service_settings_that_it_knows(name: str) -> None:
     service = compose()["services"][name]
-    config = configuration.load([], service["environment"])
+    # Inside, it listens on every address, as the image says.
+    config = configuration.load([], service["environment"] | {"GRAFT_HOST": "0.0.0.0"})
+    assert config.allow_unauthenticated == "no"
     assert seconds(service["stop_grace_period"]) >= config.drain_s + 10
     assert f"127.0.0.1:{config.port}:{config.port}" in service["ports"]
 
@@ -185,7 +210,17 @@ def test_compose_gives_the_service_a_root_that_it_cannot_write(name: str) -> Non
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert any(mount.startswith("/tmp") for mount in service["tmpfs"])
-    assert service["volumes"] == [f"graft-data:{environment_of_image()['GRAFT_DATA_DIR']}"]
+    assert service["volumes"] == [
+        f"graft-data:{environment_of_image()['GRAFT_DATA_DIR']}",
+        "./secrets:/etc/graft:ro",
+    ]
+    assert Path(service["environment"]["GRAFT_ACCESS_FILE"]).parent == Path("/etc/graft")
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["mem_limit"]
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    # What tokens and keys lie in goes neither into the image nor into git.
+    assert "*" in (ROOT / ".dockerignore").read_text().split()
+    assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text().split()
     assert service["build"]["target"] in stages()
     assert (DEPLOY / service["build"]["context"] / "Dockerfile").is_file()
 
@@ -214,7 +249,8 @@ def test_every_file_that_compose_mounts_is_there() -> None:
     assert len(mounts) >= 4
     for mount in mounts:
         source, _, mode = mount.split(":")
-        assert (DEPLOY / source).exists(), source
+        # The one folder that whoever runs it fills: compose.yaml says how.
+        assert (DEPLOY / source).exists() or source == "./secrets", source
         assert mode == "ro"
 
 
@@ -227,16 +263,8 @@ class TestKubernetes:
     """The built manifests, with and without a GPU."""
 
     def test_the_service_gets_settings_that_it_knows_and_time_to_drain(self, overlay: str) -> None:
-        pod = pod_of(overlay)
+        pod, config = pod_of(overlay), settings_of(overlay)
         limit = container_of(overlay)["resources"]["limits"]["cpu"]
-        environment = dict(environment_of_image())
-        for entry in container_of(overlay)["env"]:
-            if "value" in entry:
-                environment[entry["name"]] = entry["value"]
-            else:
-                assert entry["valueFrom"]["resourceFieldRef"]["resource"] == "limits.cpu"
-                environment[entry["name"]] = limit
-        config = configuration.load([], environment)
         assert pod["terminationGracePeriodSeconds"] >= config.drain_s + 10
         assert config.threads == config.trainer_threads == int(limit)
         # Injected variables of a Service of that name would be refused as settings.
@@ -252,10 +280,12 @@ class TestKubernetes:
         assert data["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
         assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
 
-    def test_probes_ask_the_port_over_grpc(self, overlay: str) -> None:
+    def test_probes_ask_what_needs_neither_certificate_nor_token(self, overlay: str) -> None:
         container = container_of(overlay)
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            assert container[probe]["grpc"] == {"port": Config().port}
+            assert container[probe]["httpGet"] == {"path": "/healthz", "port": "metrics"}
+            # The service itself gives up before the probe does.
+            assert container[probe]["timeoutSeconds"] > app._HEALTH_TIMEOUT_S
         assert {p["name"]: p["containerPort"] for p in container["ports"]} == {
             "grpc": Config().port,
             "metrics": Config().metrics_port,
@@ -267,11 +297,61 @@ class TestKubernetes:
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] == uid
         assert pod["securityContext"]["fsGroup"] == gid
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
-        mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-        assert set(mounted) == {environment_of_image()["GRAFT_DATA_DIR"], "/tmp", "/dev/shm"}
-        assert set(mounted.values()) == {volume["name"] for volume in pod["volumes"]}
+        mounts = container["volumeMounts"]
+        writable = {mount["mountPath"] for mount in mounts if not mount.get("readOnly")}
+        assert writable == {environment_of_image()["GRAFT_DATA_DIR"], "/tmp", "/dev/shm"}
+        assert {mount["name"] for mount in mounts} == {v["name"] for v in pod["volumes"]}
+
+    def test_who_may_call_is_a_secret_that_only_the_service_reads(self, overlay: str) -> None:
+        (secret,) = (v["secret"] for v in pod_of(overlay)["volumes"] if "secret" in v)
+        # Others than root could not read 0400; the service refuses what others may write.
+        assert secret == {"secretName": "graft-access", "defaultMode": 0o440}
+        config = settings_of(overlay)
+        assert config.access_file == Path("/etc/graft/access/access.toml")
+        assert (config.tls_cert_file, config.allow_unauthenticated) == (None, "no")
+
+    def test_certificates_come_in_where_the_component_is_added(
+        self, overlay: str, tmp_path: Path
+    ) -> None:
+        shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+        (tmp_path / "kubernetes" / "own").mkdir()
+        (tmp_path / "kubernetes" / "own" / "kustomization.yaml").write_text(
+            f"resources: [../{overlay}]\ncomponents: [../tls]\n"
+        )
+        own = str(tmp_path / "kubernetes" / "own")
+        config = settings_of(own)
+        assert config.tls_cert_file == Path("/etc/graft/tls/tls.crt")
+        assert config.tls_key_file == Path("/etc/graft/tls/tls.key")
+        assert config.access_file is not None
+        objects = built(own)
+        (mount,) = (m for m in container_of(own)["volumeMounts"] if m["name"] == "tls")
+        assert mount["readOnly"] is True
+        secrets = {v["secret"]["secretName"] for v in pod_of(own)["volumes"] if "secret" in v}
+        assert secrets == {"graft-access", objects["Certificate"]["spec"]["secretName"]}
+        ports = {port["name"]: port for port in objects["Service"]["spec"]["ports"]}
+        assert ports["grpc"]["appProtocol"] == "https"
+        assert ports["grpc"]["targetPort"] == "grpc"
+        assert "metrics" in ports
+
+    def test_only_clients_and_what_watches_reach_it_and_it_reaches_nobody(
+        self, overlay: str
+    ) -> None:
+        objects = built(overlay)
+        policy = objects["NetworkPolicy"]["spec"]
+        template = objects["Deployment"]["spec"]["template"]["metadata"]
+        assert policy["podSelector"]["matchLabels"].items() <= template["labels"].items()
+        assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+        assert policy["egress"] == []
+        assert all(rule["from"] for rule in policy["ingress"])
+        assert [rule["ports"] for rule in policy["ingress"]] == [
+            [{"port": "grpc"}],
+            [{"port": "metrics"}],
+        ]
 
     def test_the_service_and_prometheus_find_the_pod(self, overlay: str) -> None:
         objects = built(overlay)
@@ -292,7 +372,8 @@ class TestKubernetes:
         (provider,) = (e["value"] for e in container["env"] if e["name"] == "GRAFT_PROVIDER")
         assert provider == {"cpu": "cpu", "gpu": "cuda"}[target]
         assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (target == "gpu")
-        assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+        for kind in ("requests", "limits"):
+            assert {"cpu", "memory", "ephemeral-storage"} <= set(container["resources"][kind])
 
     def test_the_memory_limit_holds_what_the_runbook_counts(self, overlay: str) -> None:
         config = Config()
@@ -302,6 +383,19 @@ class TestKubernetes:
         counted_mb = config.model_memory_mb + 1024 + 2048 * (jobs + 1) + 760 * config.warm_trainers
         limit = container_of(overlay)["resources"]["limits"]["memory"]
         assert mib_of(limit) >= counted_mb + mib_of(shm["sizeLimit"])
+
+
+def settings_of(overlay: str) -> Config:
+    """What the container's environment says, read as the service reads it."""
+    limit = container_of(overlay)["resources"]["limits"]["cpu"]
+    environment = dict(environment_of_image())
+    for entry in container_of(overlay)["env"]:
+        if "value" in entry:
+            environment[entry["name"]] = entry["value"]
+        else:
+            assert entry["valueFrom"]["resourceFieldRef"]["resource"] == "limits.cpu"
+            environment[entry["name"]] = limit
+    return configuration.load([], environment)
 
 
 def mib_of(quantity: str) -> int:

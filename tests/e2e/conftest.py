@@ -7,7 +7,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,40 @@ from graft import Client
 START_TIMEOUT_S = 30.0
 
 
+class Ended(AssertionError):  # noqa: N818
+    """A process ended before it said what was waited for; all that it said."""
+
+
 class ServiceProcess:
     """One running service, its log lines, its addresses."""
 
-    def __init__(self, data_dir: Path, *flags: str) -> None:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
+    def __init__(
+        self,
+        data_dir: Path,
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
+        own = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
         command = [sys.executable, "-m", "service", "--port=0", "--metrics-port=0"]
         self.process = subprocess.Popen(
-            [*command, f"--data-dir={data_dir}", *flags],
+            [*prefix, *command, f"--data-dir={data_dir}", *flags],
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
+            env={**own, **(environment or {})},
+            cwd=cwd,
         )
-        self.lines: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.seen: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        serving = self.wait_for("serving")
+        try:
+            serving = self.wait_for("serving")
+        except AssertionError:
+            self.process.kill()
+            self.end()
+            raise
         self.address = f"127.0.0.1:{serving['port']}"
         self.metrics_url = f"http://127.0.0.1:{serving['metrics_port']}/metrics"
 
@@ -44,6 +61,8 @@ class ServiceProcess:
                 entry = self.lines.get(timeout=timeout_s)
             except queue.Empty:
                 raise AssertionError("".join(self.seen)) from None
+            if entry is None:
+                raise Ended("".join(self.seen))
             if entry.get("message") == message:
                 return entry
 
@@ -53,6 +72,7 @@ class ServiceProcess:
             self.seen.append(line)
             with contextlib.suppress(ValueError):
                 self.lines.put(json.loads(line))
+        self.lines.put(None)
 
     def end(self) -> int:
         """Drains it; returns its exit code."""

@@ -56,6 +56,19 @@ def test_spaces_do_not_mix(tmp_path: Path) -> None:
     assert cache.get("resnet18 cpu fp32", [picture]) == {}
 
 
+def test_nobody_finds_what_another_owner_keeps(tmp_path: Path) -> None:
+    one, other = rows(3, seed=1), rows(2, seed=1)
+    acme, _ = opened(tmp_path / "features.sqlite", owner="acme")
+    acme.put("lite0 cpu fp32", one)
+    for owner in ("", "beta", "acme/lite0"):
+        cache, _ = opened(tmp_path / "features.sqlite", owner=owner)
+        assert cache.get("lite0 cpu fp32", list(one)) == {}
+        cache.put("lite0 cpu fp32", {picture: row + 1 for picture, row in other.items()})
+        cache.close()
+    found = acme.get("lite0 cpu fp32", list(one))
+    assert all((found[picture] == row).all() for picture, row in one.items())
+
+
 def test_a_row_may_be_written_again(tmp_path: Path) -> None:
     cache, notes = opened(tmp_path / "features.sqlite")
     cache.put("space", {"a": np.zeros(4, np.float32)})

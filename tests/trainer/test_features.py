@@ -45,14 +45,14 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts how often each file was read, by its name below its folder."""
     counted: Counter[str] = Counter()
     lock = threading.Lock()
-    real = Path.read_bytes
+    real = class_folders.read_plain
 
-    def read(path: Path) -> bytes:
+    def read(path: Path, root: Path | None = None) -> bytes:
         with lock:
             counted[f"{path.parent.name}/{path.name}"] += 1
-        return real(path)
+        return real(path, root)
 
-    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr(class_folders, "read_plain", read)
     return counted
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from service.jobs.contract import (
@@ -127,3 +128,36 @@ def test_a_target_and_its_method_need_each_other(
     assert main(["train", folder, "--out", out, "--target", folder]) == 2
     assert main(["train", folder, "--out", out, "--method", "domain-adaptation"]) == 2
     assert capsys.readouterr().err.count("need each other") == 2
+
+
+HOLDS_THE_INTERPRETER = """
+import ctypes
+from trainer.records import Records
+from service.jobs.contract import Note
+records = Records()
+records.keep_alive()
+records.send(Note("info", "busy"))
+ctypes.PyDLL(None).sleep(60)
+"""
+STARTS_ONE = """
+import subprocess, sys
+child = subprocess.Popen(
+    [sys.executable, "-c", sys.argv[1]],
+    stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+)
+child.stdout.readline()
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_a_trainer_in_the_middle_of_native_code_dies_with_its_server() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTS_ONE, HOLDS_THE_INTERPRETER],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        trainer = psutil.Process(int(server.stdout.readline()))
+        server.kill()
+        trainer.wait(20)

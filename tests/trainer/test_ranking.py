@@ -58,7 +58,7 @@ class Machine(FakeRuntime):
         self.each_s: dict[str, float] = {}
         self.slower_after: dict[str, int] = {}
 
-    def load(self, path: Path) -> FakeSession:
+    def load(self, path: Path, digest: str = "") -> FakeSession:
         if path not in self.sessions:
             kind = Blind if "blind" in path.name else FakeSession
             session = kind()

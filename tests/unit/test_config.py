@@ -54,6 +54,44 @@ def test_a_call_that_no_queue_could_hold_is_a_bad_setting() -> None:
         config.load(["--max-queue", "100"], {})
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "graft.example", "127.1", "fe80::1"])
+def test_beyond_this_machine_somebody_must_say_who_may_call(host: str) -> None:
+    with pytest.raises(BadConfig, match=r"other machines may reach.*--access-file.*graft-token"):
+        config.load(["--host", host], {})
+    for flags in (
+        ["--access-file=access.toml"],
+        ["--allow-unauthenticated=yes"],
+        ["--tls-cert-file=a", "--tls-key-file=b", "--tls-client-ca-file=c"],
+    ):
+        assert config.load(["--host", host, *flags], {}).host == host
+    # TLS alone hides what is said, and lets everybody say it.
+    with pytest.raises(BadConfig, match="--access-file"):
+        config.load(["--host", host, "--tls-cert-file=a", "--tls-key-file=b"], {})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost"])
+def test_on_this_machine_alone_nobody_needs_to(host: str) -> None:
+    assert config.load(["--host", host], {}).host == host
+
+
+def test_an_ipv6_address_gets_its_brackets() -> None:
+    assert Config(host="::1", port=5).address == Config(host="[::1]", port=5).address == "[::1]:5"
+    assert Config(host="localhost", port=5).address == "localhost:5"
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--tls-cert-file=a"], "--tls-cert-file is set and --tls-key-file is not"),
+        (["--tls-key-file=a"], "--tls-key-file is set and --tls-cert-file is not"),
+        (["--tls-client-ca-file=a"], "--tls-client-ca-file is set without --tls-cert-file"),
+    ],
+)
+def test_half_of_what_tls_needs_is_a_bad_setting(flags: list[str], says: str) -> None:
+    with pytest.raises(BadConfig, match=says):
+        config.load(flags, {})
+
+
 def test_help_tells_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         config.load(["--help"], {})

@@ -9,7 +9,8 @@ import pytest
 from prometheus_client import generate_latest
 
 from service import telemetry
-from service.telemetry import OTHER_MODELS, MetricsServer, Telemetry, set_up_logging
+from service.metrics_server import MetricsServer
+from service.telemetry import OTHER_MODELS, Telemetry, set_up_logging
 
 
 def test_models_past_the_bound_share_a_label() -> None:
@@ -98,7 +99,7 @@ def test_counts_are_taken_when_scraped_over_http() -> None:
     metrics = Telemetry({"version": "7"})
     counts = {"QUEUED": 1}
     metrics.watch_counts("jobs", "Jobs.", "state", lambda: counts)
-    server = MetricsServer(metrics.registry, "127.0.0.1", 0)
+    server = MetricsServer(metrics.registry, "127.0.0.1", 0, lambda: True)
     try:
         counts["QUEUED"] = 5
         url = f"http://127.0.0.1:{server.port}/metrics"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from service import faults
 from service.inference.head import Floats, Head
 from service.jobs.contract import EpochEnded, FeatureBased, Progressed
 from trainer import linear
@@ -44,6 +45,7 @@ def fit_head(
     if method.augmented_views:
         views = features.of_views(data.train, method.augmented_views, seed)
     targets = data.train.targets
+    faults.reach("trainer.training")
     send(Progressed("training", 0.0, "cross-validating the head's penalty"))
     fitted = linear.fit(
         train,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from service import faults
 from service.errors import GraftError, Reason
 from service.inference.head import Head
 from service.jobs.contract import EpochEnded, JobSpec, ModelBased, Note, Progressed
@@ -258,6 +259,7 @@ class _Loop:
     def _epoch(self) -> None:
         at, recipe = self.at, self.recipe
         at.epoch += 1
+        faults.reach("trainer.training")
         epoch_began = time.monotonic()
         loss, accuracy, seen, rate = self._learn()
         train_s = time.monotonic() - epoch_began

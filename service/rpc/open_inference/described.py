@@ -1,5 +1,6 @@
 """Models and what they were asked, in the protocol's messages; decides nothing."""
 
+from service.domain import plain_name, tenant_of
 from service.inference.statistics import Counts, Spent
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.storage.models import VersionRecord
@@ -14,7 +15,7 @@ def metadata(record: VersionRecord, versions: list[int]) -> pb.ModelMetadataResp
     tensor = pb.ModelMetadataResponse.TensorMetadata
     manifest = record.manifest
     return pb.ModelMetadataResponse(
-        name=record.model,
+        name=plain_name(record.model),
         versions=[str(version) for version in versions],
         platform=PLATFORM,
         inputs=[tensor(name=INPUT, datatype="BYTES", shape=[-1, 1])],
@@ -30,7 +31,7 @@ def config(record: VersionRecord, max_pictures: int) -> pb.ModelConfig:
     """A version in the form of Triton's configuration."""
     manifest = record.manifest
     return pb.ModelConfig(
-        name=record.model,
+        name=plain_name(record.model),
         platform=PLATFORM,
         backend="onnxruntime",
         max_batch_size=max_pictures,
@@ -45,12 +46,12 @@ def config(record: VersionRecord, max_pictures: int) -> pb.ModelConfig:
     )
 
 
-def statistics(counts: dict[tuple[str, int], Counts]) -> pb.ModelStatisticsResponse:
-    """What was asked, by model and version."""
+def statistics(counts: dict[tuple[str, int], Counts], tenant: str) -> pb.ModelStatisticsResponse:
+    """What a tenant's models were asked, from those of all by key and version."""
     return pb.ModelStatisticsResponse(
         model_stats=[
             pb.ModelStatistics(
-                name=model,
+                name=plain_name(model),
                 version=str(version),
                 last_inference=int(of.last_s * 1e3),
                 inference_count=of.pictures,
@@ -65,6 +66,7 @@ def statistics(counts: dict[tuple[str, int], Counts]) -> pb.ModelStatisticsRespo
                 ),
             )
             for (model, version), of in sorted(counts.items())
+            if tenant_of(model) == tenant
         ]
     )
 

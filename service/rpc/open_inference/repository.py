@@ -1,17 +1,19 @@
 """The model repository extension: what there is, and what is to stay in memory.
 
-Owns which files were pinned for which model, on the event loop alone: what a
+Owns which files were pinned for which model, by its key, on the event loop alone: what a
 model's latest version is may change between its load and its unload.
 """
 
 import asyncio
 from typing import Protocol
 
+from service.domain import plain_name
 from service.errors import NotFound
 from service.inference.engine import ModelFiles
+from service.rpc.caller import caller
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.tensors import bad
-from service.rpc.prediction import Resolve
+from service.rpc.serving import Resolve
 from service.storage import pages
 from service.storage.models import ModelStore
 
@@ -28,9 +30,12 @@ class Pinning(Protocol):
     def is_loaded(self, files: ModelFiles) -> bool:
         """Whether it is in memory; no use of it."""
 
+    def damage_of(self, files: ModelFiles) -> str:
+        """What is known to be wrong with its files."""
+
 
 class Repository:
-    """All models, by their latest versions."""
+    """A caller's models, by their latest versions."""
 
     def __init__(self, engine: Pinning, resolve: Resolve, models: ModelStore) -> None:
         self._engine = engine
@@ -39,16 +44,17 @@ class Repository:
         self._pinned: dict[str, ModelFiles] = {}
 
     async def index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
-        """All models by name."""
+        """All of the caller's models by name."""
         _check(request.repository_name)
-        found = await asyncio.to_thread(self._latest)
+        found = await asyncio.to_thread(self._latest, caller().tenant)
         return pb.RepositoryIndexResponse(
             models=[
                 pb.RepositoryIndexResponse.ModelIndex(
-                    name=files.name,
+                    name=plain_name(files.name),
                     version=str(version),
-                    state="READY",
-                    reason=("in memory" if self._engine.is_loaded(files) else "loads on demand"),
+                    state="UNAVAILABLE" if (damage := self._engine.damage_of(files)) else "READY",
+                    reason=damage
+                    or ("in memory" if self._engine.is_loaded(files) else "loads on demand"),
                 )
                 for version, files in found
             ]
@@ -57,7 +63,7 @@ class Repository:
     async def load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
         """Loads a model's latest version, which then stays."""
         _check(request.repository_name)
-        model = request.model_name
+        model = caller().key(request.model_name)
         if any(name == "config" or name.startswith("file:") for name in request.parameters):
             raise bad(
                 "parameters",
@@ -75,18 +81,18 @@ class Repository:
     def unload(self, request: pb.RepositoryModelUnloadRequest) -> pb.RepositoryModelUnloadResponse:
         """Lets a model leave memory."""
         _check(request.repository_name)
-        model = request.model_name
+        model = caller().key(request.model_name)
         if (pinned := self._pinned.pop(model, None)) is not None:
             self._engine.unpin(pinned)
         _, files = self._resolve(model, None, None)
         self._engine.unpin(files)
         return pb.RepositoryModelUnloadResponse()
 
-    def _latest(self) -> list[tuple[int, ModelFiles]]:
+    def _latest(self, tenant: str) -> list[tuple[int, ModelFiles]]:
         found = []
-        token = ""
+        token = ""  # nosec B105 # no password
         while True:
-            records, token = self._models.list_models(pages.MAX_SIZE, token)
+            records, token = self._models.list_models(pages.MAX_SIZE, token, tenant)
             for record in records:
                 try:
                     found.append(self._resolve(record.name, None, None))

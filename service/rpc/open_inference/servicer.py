@@ -1,22 +1,22 @@
 """GRPCInferenceService: the Open Inference Protocol on Graft's engine and models."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
 
 from grpc import aio
 
-from service.errors import GraftError, NotFound, Reason
-from service.inference.engine import Classified, Decode, ModelFiles
+from service.errors import NotFound, Reason
 from service.inference.statistics import Statistics
 from service.rpc import status, streams
+from service.rpc.caller import caller
 from service.rpc.open_inference import answers, described, tensors
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceServicer
 from service.rpc.open_inference.repository import Pinning, Repository
 from service.rpc.open_inference.tensors import bad
-from service.rpc.prediction import Resolve
+from service.rpc.serving import Resolve, Serving
 from service.storage import pages
 from service.storage.models import ModelStore
 
@@ -30,11 +30,6 @@ class Engine(Pinning, Protocol):
     def statistics(self) -> Statistics:
         """What versions were asked."""
 
-    async def classify(
-        self, files: ModelFiles, pictures: Sequence[Decode], timeout_s: float
-    ) -> list[Classified | GraftError]:
-        """Classifies each picture."""
-
 
 class OpenInferenceServicer(GRPCInferenceServiceServicer):
     """Answers Triton's and KServe's clients."""
@@ -42,6 +37,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
     def __init__(
         self,
         engine: Engine,
+        serving: Serving,
         resolve: Resolve,
         models: ModelStore,
         *,
@@ -51,6 +47,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         timeout_s: float,
     ) -> None:
         self._engine = engine
+        self._serving = serving
         self._resolve = resolve
         self._models = models
         self._repository = Repository(engine, resolve, models)
@@ -75,11 +72,15 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.ModelReadyRequest, context: Context
     ) -> pb.ModelReadyResponse:
         """See grpc_predict_v2.proto."""
+        model = caller().key(request.name)
         try:
-            self._resolve(request.name, *_which(request.version))
+            number, alias = _which(request.version)
+            _, files = self._resolve(model, number, alias)
         except NotFound:
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=True)
+        is_whole = not self._engine.damage_of(files)
+        may_fall_back = number is None and not is_whole and self._models.fallbacks(model, alias)
+        return pb.ModelReadyResponse(ready=is_whole or bool(may_fall_back))
 
     async def ServerMetadata(  # noqa: N802
         self, request: pb.ServerMetadataRequest, context: Context
@@ -93,17 +94,16 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.ModelMetadataRequest, context: Context
     ) -> pb.ModelMetadataResponse:
         """See grpc_predict_v2.proto."""
-        record = await asyncio.to_thread(
-            self._models.get_version, request.name, *_which(request.version)
-        )
-        return described.metadata(record, await self._meant(request.name, request.version))
+        model = caller().key(request.name)
+        record = await asyncio.to_thread(self._models.get_version, model, *_which(request.version))
+        return described.metadata(record, await self._meant(model, request.version))
 
     async def ModelConfig(  # noqa: N802
         self, request: pb.ModelConfigRequest, context: Context
     ) -> pb.ModelConfigResponse:
         """See grpc_predict_v2.proto."""
         record = await asyncio.to_thread(
-            self._models.get_version, request.name, *_which(request.version)
+            self._models.get_version, caller().key(request.name), *_which(request.version)
         )
         return pb.ModelConfigResponse(config=described.config(record, self._max_pictures))
 
@@ -129,13 +129,13 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         """See grpc_predict_v2.proto."""
         counted = self._engine.statistics
         if request.name:
-            versions = await self._meant(request.name, request.version)
-            counts = {(request.name, version): counted.of(request.name, version)
-                      for version in versions}  # fmt: skip
+            model = caller().key(request.name)
+            versions = await self._meant(model, request.version)
+            counts = {(model, version): counted.of(model, version) for version in versions}
         else:
             counts = counted.all()
         # There may be thousands of them.
-        return await asyncio.to_thread(described.statistics, counts)
+        return await asyncio.to_thread(described.statistics, counts, caller().tenant)
 
     async def RepositoryIndex(  # noqa: N802
         self, request: pb.RepositoryIndexRequest, context: Context
@@ -167,9 +167,10 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.ModelInferResponse:
         asked = answers.outputs(request)
         timeout_s = _shortened(request, timeout_s)
-        version, files = self._resolve(request.model_name, *_which(request.model_version))
         pictures = tensors.decodes(request, self._max_pictures)
-        outcomes = await self._engine.classify(files, pictures, timeout_s)
+        version, outcomes = await self._serving.classify(
+            caller().key(request.model_name), *_which(request.model_version), pictures, timeout_s
+        )
         return answers.answer(request, version, asked, outcomes)
 
     async def _answer(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:

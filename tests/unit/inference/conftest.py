@@ -1,3 +1,4 @@
+import hashlib
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,10 +70,14 @@ def make_model(tmp_path: Path) -> MakeModel:
         name: str = "colours", backbone: str = "b0", classes: tuple[str, ...] = COLOURS
     ) -> ModelFiles:
         backbone_path = tmp_path / f"{backbone}.onnx"
-        backbone_path.touch()
+        backbone_path.write_text(backbone)
         head_path = tmp_path / f"{name}.safetensors"
         weight = np.eye(len(classes), 3, dtype=np.float32) * 20
-        heads.save(Head(weight, np.zeros(len(classes), np.float32), classes), head_path)
-        return ModelFiles(name, 1, backbone, backbone_path, name, head_path)
+        # A temperature of its own, so that heads of two names are two files.
+        temperature = 1 + sum(name.encode()) * 1e-9
+        bias = np.zeros(len(classes), np.float32)
+        heads.save(Head(weight, bias, classes, temperature), head_path)
+        digests = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (backbone_path, head_path)]
+        return ModelFiles(name, 1, digests[0], backbone_path, digests[1], head_path)
 
     return make

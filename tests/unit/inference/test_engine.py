@@ -1,5 +1,6 @@
 import asyncio
 import dataclasses
+import hashlib
 from functools import partial
 
 import numpy as np
@@ -326,10 +327,11 @@ async def test_a_missing_backbone_is_a_damaged_model_and_may_be_tried_again(
     make_engine: MakeEngine, make_model: MakeModel
 ) -> None:
     engine, model = make_engine(), make_model()
+    whole = model.backbone_path.read_bytes()
     model.backbone_path.unlink()
     with pytest.raises(Damaged):
         await engine.classify(model, [encoded("red")], 5)
-    model.backbone_path.touch()
+    model.backbone_path.write_bytes(whole)
     assert best((await engine.classify(model, [encoded("red")], 5))[0]) == "red"
 
 
@@ -397,7 +399,8 @@ async def test_the_validation_scores_shown_are_those_of_the_version_that_answers
         heads.save(
             Head(weight, np.zeros(3, np.float32), COLOURS, outliers=outliers), made.head_path
         )
-        return dataclasses.replace(made, name="colours", version=version)
+        digest = hashlib.sha256(made.head_path.read_bytes()).hexdigest()
+        return dataclasses.replace(made, name="colours", version=version, head_digest=digest)
 
     def shown() -> tuple[float, float]:
         labels = {"model": "colours", "origin": "validation"}

@@ -107,7 +107,7 @@ async def make_house(
         settings = Settings(
             work_dir=tmp_path / "data" / "work",
             weights_dir=tmp_path / "weights",
-            allowed_dirs=(tmp_path,),
+            allowed_dirs_of=lambda _: (tmp_path,),
             default_backbone=DEFAULT_BACKBONE,
             cpu_jobs=1,
             gpu_jobs=1,
@@ -120,7 +120,7 @@ async def make_house(
         launcher, telemetry = FakeLauncher(*scripts), Telemetry({"version": "test"})
         warmed: list[StoredVersion] = []
 
-        async def warm(stored: StoredVersion) -> None:
+        async def warm(_model: str, stored: StoredVersion) -> None:
             assert stored.head_path.exists()
             assert models.list_models(0, "")[0] == [], "announced before it was warm"
             warmed.append(stored)

@@ -23,7 +23,7 @@ from tests.unit.storage.test_datasets import PICTURES, upload
 
 @pytest.fixture
 def lineage(jobs: JobStore, models: ModelStore, datasets: DatasetStore, tmp_path: Path) -> Lineage:
-    return Lineage(jobs, models, datasets, (tmp_path / "allowed",))
+    return Lineage(jobs, models, datasets, lambda _: (tmp_path / "allowed",))
 
 
 @pytest.fixture

@@ -103,7 +103,10 @@ async def test_the_trainer_is_told_of_the_gate_and_of_the_version_to_compare_wit
     assert (first.gate, first.incumbent) == (gate, None)
     found = house.models.get_version("birds", 1, None)
     assert second.incumbent == Incumbent(
-        version=1, backbone_path=str(found.backbone_path), head_path=str(found.head_path)
+        version=1,
+        backbone_path=str(found.backbone_path),
+        head_path=str(found.head_path),
+        head_digest=found.head_digest,
     )
     assert second.baselines == list(BASELINES)
     assert third.incumbent is None

@@ -25,7 +25,7 @@ class Slow(Rankings):
         settings = Settings(
             work_dir=tmp_path,
             weights_dir=tmp_path,
-            allowed_dirs=(),
+            allowed_dirs_of=lambda _: (),
             default_backbone="resnet18",
             cpu_jobs=1,
             gpu_jobs=0,

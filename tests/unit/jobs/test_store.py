@@ -1,5 +1,6 @@
 import random
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -408,3 +409,23 @@ def test_whatever_is_done_in_whatever_order_jobs_stay_consistent(
     machine = AnyOrder.TestCase
     machine.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
     machine("runTest").runTest()
+
+
+def test_what_happens_to_a_job_is_in_order_though_the_clock_goes_back(
+    jobs: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1_000_000.0]
+
+    def earlier() -> float:
+        clock[0] -= 3600
+        return clock[0]
+
+    monkeypatch.setattr(time, "time", earlier)
+    record, _ = jobs.create(request(), "", "")
+    assert jobs.claim(["auto"]) is not None
+    jobs.append_event(record.job_id, Progressed("training", 0.5))
+    ended = jobs.fail(record.job_id, Reason.TRAINING_FAILED, "no")
+    assert ended.start_time_s is not None and ended.end_time_s is not None
+    assert ended.create_time_s <= ended.start_time_s <= ended.end_time_s
+    times = [event.time_s for event in jobs.events(record.job_id, 0)]
+    assert times == sorted(times)

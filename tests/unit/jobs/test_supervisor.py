@@ -46,7 +46,7 @@ async def test_a_job_goes_from_the_queue_to_a_served_version(
         StateChanged(JobState.SUCCEEDED),
     ]
     assert house.models.resolve("birds", None, None).head_path.exists()
-    assert [stored.model for stored in house.warmed] == ["birds"]
+    assert [stored.manifest.model for stored in house.warmed] == ["birds"]
     await house.supervisor.close(5)
     assert house.metric("graft_jobs_ended_total", state="SUCCEEDED") == 1
     assert house.metric("graft_versions_published_total", outcome="published") == 1
@@ -262,7 +262,7 @@ async def test_a_cancel_that_comes_while_publishing_comes_too_late(
 ) -> None:
     warming, go_on = asyncio.Event(), asyncio.Event()
 
-    async def warm(_: StoredVersion) -> None:
+    async def warm(_model: str, _: StoredVersion) -> None:
         warming.set()
         await go_on.wait()
 
@@ -296,7 +296,7 @@ async def test_a_candidate_is_not_warmed(make_house: MakeHouse, queue: Queue, fo
 async def test_a_version_that_cannot_be_warmed_is_published_all_the_same(
     make_house: MakeHouse, queue: Queue, folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def warm(_: StoredVersion) -> None:
+    async def warm(_model: str, _: StoredVersion) -> None:
         raise RuntimeError("no memory")
 
     house = make_house(good(), on_published=warm)

@@ -1,12 +1,16 @@
 """How the supervisor stops, what it does at once, and what it does when things fail."""
 
 import asyncio
+import errno
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from service.domain import JobState
-from service.errors import Exhausted, Reason
+from service.errors import Exhausted, Reason, Unavailable
 from service.jobs.contract import (
+    EpochEnded,
     Failed,
     JobSpec,
     Progressed,
@@ -222,4 +226,90 @@ async def test_the_event_loop_is_never_held_up_by_the_database(
         # Whatever the supervisor wants to write, this thread holds the only pen.
         for _ in range(200):
             await asyncio.wait_for(asyncio.sleep(0), 1)
+    assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
+
+
+def passing(times: int, reason: Reason, do: Callable[..., Any]) -> Callable[..., Any]:
+    """Does it after it was refused so often."""
+    left = [times]
+
+    def refuse(*asked: object, **named: object) -> object:
+        if left[0]:
+            left[0] -= 1
+            kind = Exhausted if reason is Reason.STORAGE_FULL else Unavailable
+            raise kind(reason, "not now")
+        return do(*asked, **named)
+
+    return refuse
+
+
+@pytest.mark.parametrize("reason", [Reason.STORAGE_FULL, Reason.STORAGE_BUSY])
+@pytest.mark.parametrize("step", ["put", "append_event", "succeed"])
+async def test_what_was_trained_waits_for_the_disk_or_the_database(
+    make_house: MakeHouse,
+    queue: Queue,
+    folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: Reason,
+    step: str,
+) -> None:
+    house = make_house(good(EPOCH))
+    owner = house.artifacts if step == "put" else house.jobs
+    monkeypatch.setattr(owner, step, passing(2, reason, getattr(owner, step)))
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.state, record.attempts) == (JobState.SUCCEEDED, 1)
+    kinds = [type(event.payload) for event in house.jobs.events(job.job_id, 0)]
+    assert kinds.count(EpochEnded) == 1
+
+
+async def test_a_version_that_finds_no_room_for_long_fails_its_job(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(good(), good(), room_timeout_s=0.05)
+    put = house.artifacts.put
+    monkeypatch.setattr(house.artifacts, "put", passing(10**9, Reason.STORAGE_FULL, put))
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.state, record.error_reason) == (JobState.FAILED, Reason.STORAGE_FULL)
+
+
+async def test_an_attempt_that_finds_the_database_held_counts_for_nothing(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(good(), max_crashes=1)
+    found = house.models.exported_backbones
+    monkeypatch.setattr(house.models, "exported_backbones", passing(2, Reason.STORAGE_BUSY, found))
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.state, record.attempts, record.crashes) == (JobState.SUCCEEDED, 3, 0)
+
+
+async def test_a_trainer_that_finds_no_room_for_its_folder_fails_its_job(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(good())
+
+    async def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(house.launcher, "start", full)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.error_reason, record.attempts) == (Reason.STORAGE_FULL, 1)
+
+
+async def test_what_an_earlier_process_left_is_taken_up_when_the_disk_has_room(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(good())
+    job = queue(server_path=folder)
+    assert house.jobs.claim(["auto"]) is not None
+    take_up = house.jobs.requeue_running
+    monkeypatch.setattr(house.jobs, "requeue_running", passing(2, Reason.STORAGE_FULL, take_up))
+    await house.supervisor.start()
     assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from service.errors import InvalidInput, NotFound, Reason
 from service.inference.engine import ModelFiles
+from service.rpc import caller
+from service.rpc.caller import EVERYBODY
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference import tensors
 from service.rpc.open_inference.repository import Repository
@@ -99,6 +101,11 @@ def files(model: str, version: int) -> ModelFiles:
     if "version" in ModelFiles.__dataclass_fields__:
         made["version"] = version
     return ModelFiles(**made)
+
+
+@pytest.fixture(autouse=True)
+def _called_by_everybody() -> None:
+    caller.enter(EVERYBODY)
 
 
 @pytest.fixture

@@ -238,3 +238,49 @@ def test_moves_go_with_their_alias_and_their_model(
     publish("birds", "job-3")
     with pytest.raises(WrongState):
         models.roll_back_alias("birds", "latest")
+
+
+def test_latest_falls_back_to_where_it_pointed_before_and_never_to_candidates_or_deleted_ones(
+    models: ModelStore, publish: Publish
+) -> None:
+    for number in range(1, 4):
+        publish("birds", f"job-{number}")
+    publish("birds", "job-4", gate_checks=[MISSED])
+    publish("birds", "job-5")
+    assert models.fallbacks("birds", None) == models.fallbacks("birds", "latest") == [3, 2, 1]
+    models.delete_version("birds", 2)
+    assert models.fallbacks("birds", None) == [3, 1]
+    models.roll_back_alias("birds", "latest")
+    assert models.fallbacks("birds", None) == [1]
+    assert models.fallbacks("nobody", None) == []
+
+
+def test_an_alias_falls_back_where_that_was_said_when_it_was_set_last(
+    models: ModelStore, publish: Publish
+) -> None:
+    for number in range(1, 4):
+        publish("birds", f"job-{number}")
+    models.set_alias("birds", "prod", 1, falls_back=True)
+    moved = models.set_alias("birds", "prod", 3, falls_back=True)
+    assert moved.falling_back == ("latest", "prod")
+    assert models.fallbacks("birds", "prod") == [1]
+    # Publishing moves it and leaves that as it was.
+    publish("birds", "job-4", alias="prod")
+    assert models.fallbacks("birds", "prod") == [3, 1]
+    assert models.set_alias("birds", "prod", 4).falling_back == ("latest",)
+    assert models.fallbacks("birds", "prod") == []
+    models.delete_alias("birds", "prod")
+    assert models.set_alias("birds", "prod", 2, falls_back=True).falling_back == ("latest", "prod")
+    assert models.fallbacks("birds", "prod") == []
+
+
+def test_an_alias_that_pointed_to_a_candidate_does_not_fall_back_to_it_unless_it_was_promoted(
+    models: ModelStore, publish: Publish
+) -> None:
+    publish("birds", "job-1")
+    publish("birds", "job-2", gate_checks=[MISSED])
+    for number in (2, 1):
+        models.set_alias("birds", "prod", number, falls_back=True)
+    assert models.fallbacks("birds", "prod") == []
+    models.promote_version("birds", 2)
+    assert models.fallbacks("birds", "prod") == [2]

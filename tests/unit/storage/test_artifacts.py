@@ -132,3 +132,23 @@ def test_a_full_disk_is_told_and_leaves_nothing_under_a_final_name(
     assert caught.value.reason is Reason.STORAGE_FULL
     assert everything(artifacts) == set()
     artifacts.put(out_dir)
+
+
+def test_a_damaged_backbone_is_replaced_by_the_same_one_whole(
+    artifacts: Artifacts, tmp_path: Path
+) -> None:
+    stored = artifacts.put(write_result(tmp_path / "one", "job-1"))
+    stored.backbone_path.write_bytes(b"damaged!")
+    assert not artifacts.has_backbone(stored.backbone_digest)
+    artifacts.put(write_result(tmp_path / "two", "job-2"))
+    assert stored.backbone_path.read_bytes() == b"backbone"
+    assert artifacts.has_backbone(stored.backbone_digest)
+
+
+def test_a_result_on_a_damaged_backbone_that_it_does_not_bring_is_not_whole(
+    artifacts: Artifacts, tmp_path: Path
+) -> None:
+    stored = artifacts.put(write_result(tmp_path / "one", "job-1"))
+    stored.backbone_path.write_bytes(b"damaged!")
+    with pytest.raises(Damaged, match="is not known, or damaged"):
+        artifacts.put(write_result(tmp_path / "two", "job-2", backbone=None))

@@ -1,7 +1,10 @@
+import errno
+import os
 import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -9,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from service.domain import TRANSITIONS, JobState
-from service.errors import Exhausted, Reason, Unavailable, WrongState
+from service.errors import Damaged, Exhausted, GraftError, Reason, Unavailable, WrongState
+from service.storage import disk_errors
 from service.storage.database import Database
 
 TABLE = "CREATE TABLE t (x INTEGER NOT NULL UNIQUE);"
@@ -217,3 +221,101 @@ def test_the_database_allows_the_transitions_of_the_domain_alone(
     else:
         with pytest.raises(sqlite3.IntegrityError, match="illegal transition"):
             move()
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[tuple[Database, sqlite3.Connection]]:
+    """A database that waits no time for another connection, and that connection."""
+    database = Database(tmp_path / "held", [TABLE], busy_timeout_s=0.01)
+    other = sqlite3.connect(tmp_path / "held" / "graft.sqlite3", isolation_level=None)
+    yield database, other
+    other.close()
+    database.close()
+
+
+def test_while_another_process_holds_the_database_writers_are_told_and_readers_go_on(
+    held: tuple[Database, sqlite3.Connection],
+) -> None:
+    database, other = held
+    add(database, 1)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(Unavailable) as caught:
+        add(database, 2)
+    assert caught.value.reason is Reason.STORAGE_BUSY
+    assert caught.value.retry_after_s == 0.01
+    # One connection more than there was.
+    with database.read() as first, database.read() as second:
+        rows = [c.execute("SELECT x FROM t").fetchone()["x"] for c in (first, second)]
+    assert rows == [1, 1]
+    other.execute("ROLLBACK")
+    add(database, 3)
+    assert numbers(database) == [1, 3]
+
+
+def test_a_transaction_that_fails_takes_back_what_it_did_elsewhere(small: Database) -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        with small.transaction():
+            small.after_rollback(lambda: done.append("taken back"))
+            small.after_commit(lambda: done.append("committed"))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert done == ["taken back"]
+    with small.transaction():
+        small.after_rollback(lambda: done.append("never"))
+    assert done == ["taken back"]
+    small.close()
+
+
+def test_an_error_of_a_full_or_read_only_disk_within_a_transaction_is_told(small: Database) -> None:
+    for code, reason in (
+        (errno.ENOSPC, Reason.STORAGE_FULL),
+        (errno.EDQUOT, Reason.STORAGE_FULL),
+        (errno.EROFS, Reason.STORAGE_BUSY),
+    ):
+        with pytest.raises(GraftError) as caught, small.transaction():
+            raise OSError(code, os.strerror(code))
+        assert caught.value.reason is reason
+    with pytest.raises(PermissionError), small.transaction():
+        raise PermissionError(errno.EACCES, "no")
+    small.close()
+
+
+def test_a_file_that_is_no_database_is_damage_and_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "graft.sqlite3"
+    file.write_bytes(b"no database at all" * 1000)
+    with pytest.raises(Damaged, match="put the data folder back from a backup"):
+        Database(tmp_path, [TABLE])
+    assert file.read_bytes().startswith(b"no database")
+
+
+def test_a_page_that_was_written_over_is_found_at_the_start(tmp_path: Path) -> None:
+    database = Database(tmp_path, [TABLE])
+    with database.transaction() as connection:
+        connection.executemany("INSERT INTO t VALUES (?)", [(x,) for x in range(10_000)])
+    database.close()
+    with (tmp_path / "graft.sqlite3").open("rb+") as file:
+        file.seek(5 * 4096)
+        file.write(bytes(4096))
+    with pytest.raises(Damaged, match="is damaged"):
+        Database(tmp_path, [TABLE])
+
+
+def test_an_input_error_is_one_of_a_full_disk_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+    assert disk_errors.of_database(error, tmp_path, 1.0) is None
+    assert list(tmp_path.iterdir()) == []
+
+    def full(_: int) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "fsync", full)
+    told = disk_errors.of_database(error, tmp_path, 1.0)
+    assert told is not None and told.reason is Reason.STORAGE_FULL
+    assert list(tmp_path.iterdir()) == []

@@ -340,6 +340,15 @@ def test_closing_makes_an_import_give_up(database: Database, tmp_path: Path) -> 
     assert list((tmp_path / "ds" / "tmp").iterdir()) == []
 
 
+def test_leaving_jobs_makes_their_imports_give_up_and_lets_uploads_end(
+    datasets: DatasetStore, tmp_path: Path
+) -> None:
+    datasets.leave_jobs()
+    with pytest.raises(Unavailable):
+        datasets.import_archive(tmp_path / "archive.tar")
+    assert upload(datasets, PICTURES).picture_count == 3
+
+
 @given(st.text(max_size=300), st.integers(1, 10**6))
 def test_any_name_becomes_a_safe_file_name_of_its_own(said: str, place: int) -> None:
     name = file_name(said, place)

@@ -6,7 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from service.domain import DEFAULT_TENANT
 from service.errors import WrongState
+from service.jobs.store import JobStore
 from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore
@@ -44,7 +46,8 @@ def test_a_database_of_the_first_format_keeps_all_and_can_be_rolled_back(tmp_pat
         )
         connection.execute(
             "INSERT INTO jobs (job_id, fingerprint, model, dataset_id, device, request_json,"
-            " state, create_time_s) VALUES ('job-9', '', 'birds', 'ds-1', 'cpu', '{}', 'QUEUED', 0)"
+            " state, create_time_s) VALUES ('job-9', '', 'birds', 'ds-1', 'cpu',"
+            " '{\"model\":\"birds\"}', 'QUEUED', 0)"
         )
     old.close()
 
@@ -57,6 +60,17 @@ def test_a_database_of_the_first_format_keeps_all_and_can_be_rolled_back(tmp_pat
         models.roll_back_alias("birds", "prod")
     datasets = DatasetStore(database, data / "datasets", decode, LIMITS, workers=1)
     assert not datasets.get("ds-1").is_unlabelled
+    # All of it belongs to the tenant that needs no name.
+    jobs = JobStore(database, max_queued=10)
+    assert [m.name for m in models.list_models(0, "")[0]] == ["birds"]
+    assert [d.dataset_id for d in datasets.list(0, "")[0]] == ["ds-1"]
+    assert [job.job_id for job in jobs.list(0, "", (), "")[0]] == ["job-9"]
+    assert jobs.get("job-9").tenant == DEFAULT_TENANT
+    for listed in (models.list_models(0, "", "acme"), datasets.list(0, "", "acme"),
+                   jobs.list(0, "", (), "", "acme")):  # fmt: skip
+        assert listed == ([], "")
+    assert datasets.stored_bytes("acme") == 0
+    assert datasets.stored_bytes(DEFAULT_TENANT) > 3
     with pytest.raises(WrongState, match="job-9"):
         datasets.delete("ds-1")
     database.close()

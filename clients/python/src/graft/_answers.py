@@ -253,6 +253,7 @@ def model(message: model_pb2.Model) -> types.Model:
         update_time=time(message.update_time),
         aliases=dict(message.aliases),
         version_count=message.version_count,
+        falling_back_aliases=tuple(message.falling_back_aliases),
     )
 
 
@@ -285,6 +286,7 @@ def version(message: model_pb2.Version) -> types.Version:
             types.GateCheck(check.name, check.passed, check.value, check.bound, check.detail)
             for check in message.gate_checks
         ),
+        damage=message.damage,
     )
 
 

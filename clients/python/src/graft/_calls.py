@@ -119,8 +119,10 @@ def delete_version(model: str, version: int) -> Call[None]:
     return Call(_rpcs.DELETE_VERSION, request, _nothing)
 
 
-def set_alias(model: str, alias: str, version: int) -> Call[types.Model]:
-    request = model_pb2.SetAliasRequest(model=model, alias=alias, version=version)
+def set_alias(model: str, alias: str, version: int, falls_back: bool) -> Call[types.Model]:
+    request = model_pb2.SetAliasRequest(
+        model=model, alias=alias, version=version, falls_back=falls_back
+    )
     return Call(_rpcs.SET_ALIAS, request, lambda answer: _answers.model(answer.model))
 
 

@@ -1,5 +1,6 @@
 """How a connection is made: address, credentials, limits, keepalive. Of both clients."""
 
+import ipaddress
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,19 @@ def settings(
             ("grpc.max_reconnect_backoff_ms", 5_000),
         ),
     )
+
+
+def is_loopback(target: str) -> bool:
+    """Whether an address is reached without leaving this machine, as far as its text tells."""
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    # What may stand before it says how the name is resolved: "dns:///".
+    address = target.rpartition("/")[2]
+    host = address.rpartition(":")[0] or address
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 class Patience:

@@ -271,9 +271,11 @@ class AsyncClient:
         """As `Client.delete_version`."""
         await self._transport.unary(_calls.delete_version(model, version))
 
-    async def set_alias(self, model: str, alias: str, version: int) -> Model:
+    async def set_alias(
+        self, model: str, alias: str, version: int, *, falls_back: bool = False
+    ) -> Model:
         """As `Client.set_alias`."""
-        return await self._transport.unary(_calls.set_alias(model, alias, version))
+        return await self._transport.unary(_calls.set_alias(model, alias, version, falls_back))
 
     async def delete_alias(self, model: str, alias: str) -> Model:
         """As `Client.delete_alias`."""

@@ -308,9 +308,13 @@ class Client:
         """Deletes a version; the last one goes only with its model."""
         self._transport.unary(_calls.delete_version(model, version))
 
-    def set_alias(self, model: str, alias: str, version: int) -> Model:
-        """Points an alias to a version; makes the alias if it is new."""
-        return self._transport.unary(_calls.set_alias(model, alias, version))
+    def set_alias(self, model: str, alias: str, version: int, *, falls_back: bool = False) -> Model:
+        """Points an alias to a version; makes the alias if it is new.
+
+        With `falls_back` the version that it pointed to before answers while the files of
+        its own are damaged; each call says it anew.
+        """
+        return self._transport.unary(_calls.set_alias(model, alias, version, falls_back))
 
     def delete_alias(self, model: str, alias: str) -> Model:
         """Removes an alias."""

@@ -290,6 +290,8 @@ class Model:
     update_time: datetime | None
     aliases: dict[str, int]
     version_count: int
+    falling_back_aliases: tuple[str, ...] = ()
+    """Those whose earlier version answers while the files of their own are damaged."""
 
 
 @dataclass(frozen=True)
@@ -342,6 +344,8 @@ class Version:
     """It did not pass its gate and was not promoted since."""
     gate_checks: tuple[GateCheck, ...] = ()
     """Empty when there was no gate."""
+    damage: str = ""
+    """Why its files cannot be served, as found when they were last read; mostly empty."""
 
 
 @dataclass(frozen=True)

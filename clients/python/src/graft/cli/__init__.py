@@ -13,8 +13,9 @@ from pathlib import Path
 
 import grpc
 
+from graft._channel import is_loopback
 from graft.cli._arguments import Arguments, Usage, parse
-from graft.cli._output import Output, RichMissing, complain
+from graft.cli._output import Output, RichMissing, complain, warn
 from graft.client import Client
 from graft.errors import GraftError, JobCancelled, JobFailed
 
@@ -62,9 +63,14 @@ def _line(error: Exception) -> str:
 
 def _connect(arguments: Arguments) -> Client:
     credentials = None
-    if arguments.tls or arguments.tls_ca:
-        roots = Path(arguments.tls_ca).read_bytes() if arguments.tls_ca else None
-        credentials = grpc.ssl_channel_credentials(roots)
+    if arguments.tls or arguments.tls_ca or arguments.tls_cert:
+        authority, key, certificate = (
+            Path(file).read_bytes() if file else None
+            for file in (arguments.tls_ca, arguments.tls_key, arguments.tls_cert)
+        )
+        credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+    elif arguments.token and not is_loopback(arguments.server):
+        warn(f"the token travels to {arguments.server} unencrypted: use --tls")
     return Client(
         arguments.server,
         timeout_s=arguments.timeout,

@@ -28,11 +28,15 @@ def parse(argv: Sequence[str], environment: Mapping[str, str]) -> Arguments:
         "timeout": DEFAULT_TIMEOUT_S,
         "tls": False,
         "tls_ca": None,
+        "tls_cert": None,
+        "tls_key": None,
         "token": environment.get("GRAFT_TOKEN") or None,
     }
     for name, value in defaults.items():
         if not hasattr(arguments, name):
             setattr(arguments, name, value)
+    if bool(arguments.tls_cert) != bool(arguments.tls_key):
+        raise Usage("--tls-cert and --tls-key go together: a certificate is shown with its key")
     return arguments
 
 
@@ -50,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--tls", action="store_true", help="a secure connection")
     group.add_argument("--tls-ca", metavar="FILE", help="the authority to trust, PEM; means --tls")
+    group.add_argument(
+        "--tls-cert",
+        metavar="FILE",
+        help="the certificate to show to a server that asks for one, PEM; means --tls",
+    )
+    group.add_argument("--tls-key", metavar="FILE", help="its private key, PEM")
 
     parser = argparse.ArgumentParser(
         prog="graft",

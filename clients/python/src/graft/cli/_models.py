@@ -28,6 +28,11 @@ def add(commands: Any) -> None:
     alias.add_argument("alias", metavar="ALIAS")
     alias.add_argument("version", metavar="VERSION", nargs="?")
     alias.add_argument("--delete", action="store_true", help="remove the alias")
+    alias.add_argument(
+        "--falls-back",
+        action="store_true",
+        help="let the version before answer while the files of this one are damaged",
+    )
 
     rollback = commands.add("rollback", "Point an alias back to the version before", run_rollback)
     rollback.add_argument("model", metavar="MODEL")
@@ -78,13 +83,18 @@ def run_versions(client: Client, arguments: argparse.Namespace, output: Output) 
 def _version_row(version: Version) -> list[object]:
     return [
         version.version,
-        ", ".join([*version.aliases, *(["candidate"] if version.is_candidate else [])]) or None,
+        ", ".join([*version.aliases, *_marks(version)]) or None,
         version.method.replace("_", "-"),
         version.backbone,
         f"{version.validation_accuracy:.1%} of {version.validation_count}",
         version.create_time,
         version.job_id,
     ]
+
+
+def _marks(version: Version) -> list[str]:
+    told = {"candidate": version.is_candidate, "damaged": bool(version.damage)}
+    return [mark for mark, is_so in told.items() if is_so]
 
 
 def run_delete(client: Client, arguments: argparse.Namespace, output: Output) -> int:
@@ -105,11 +115,15 @@ def run_alias(client: Client, arguments: argparse.Namespace, output: Output) -> 
     """Moves or removes an alias."""
     if arguments.delete == (arguments.version is not None):
         raise Usage("give either the VERSION that the alias shall point to, or --delete")
+    if arguments.delete and arguments.falls_back:
+        raise Usage("an alias that is removed does not fall back: leave --falls-back out")
     if arguments.delete:
         model = client.delete_alias(arguments.model, arguments.alias)
     else:
         version = _names.version(arguments.version)
-        model = client.set_alias(arguments.model, arguments.alias, version)
+        model = client.set_alias(
+            arguments.model, arguments.alias, version, falls_back=arguments.falls_back
+        )
     output.thing(model)
     return 0
 

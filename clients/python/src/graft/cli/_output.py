@@ -95,6 +95,11 @@ def complain(text: str, code: int) -> int:
     return code
 
 
+def warn(text: str) -> None:
+    """One line on standard error, of what does not keep the command from running."""
+    print(f"graft: warning: {text}", file=sys.stderr)
+
+
 def shown(value: object) -> str:
     """A value for people."""
     if value is None:

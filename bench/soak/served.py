@@ -1,0 +1,201 @@
+"""The server that is soaked: its process, its access file, its trainers, its log, its figures."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import psutil
+from graft import NO_RETRY, Client
+
+from bench.running import serving
+
+DRAIN_TIMEOUT_S = 90.0
+_JOB_LOG = re.compile(r"/work/(job-[^/]+)/")
+_STATE = re.compile(r'^graft_jobs\{.*state="([A-Z]+)".*\} ([0-9.e+]+)', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """Who calls; without an access file there is one, who needs no tokens."""
+
+    name: str
+    token: str = ""
+    """May do everything that is its tenant's."""
+    reader: str = ""
+    """May only predict."""
+
+    def client(self, address: str) -> Client:
+        """A connection that may do everything; repeats nothing."""
+        return Client(address, token=self.token or None, retry=NO_RETRY, timeout_s=60)
+
+
+def bearer(token: str) -> tuple[tuple[str, str], ...]:
+    """A token as metadata."""
+    return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+def write_access(path: Path, names: list[str]) -> list[Tenant]:
+    """Writes an access file for new tenants, each with a token for all and one for predicting."""
+    lines: list[str] = []
+    tenants = []
+    for name in names:
+        lines.append(f"[tenants.{name}]\nconcurrent_jobs = 100\nstored_mb = 4096\n")
+        made = {}
+        for role in ("admin", "predict"):
+            secret = secrets.token_urlsafe(32)
+            made[role] = f"graft_{name}-{role}_{secret}"
+            lines.append(
+                f'[[tokens]]\nid = "{name}-{role}"\ntenant = "{name}"\nroles = ["{role}"]\n'
+                f'sha256 = "{hashlib.sha256(secret.encode()).hexdigest()}"\n'
+            )
+        tenants.append(Tenant(name, made["admin"], made["predict"]))
+    path.touch(mode=0o600)
+    path.write_text("\n".join(lines))
+    return tenants
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the server and its trainers take, at one moment."""
+
+    pss_mib: float
+    anonymous_mib: float
+    descriptors: int
+    threads: int
+    trainers_mib: float
+    trainers: int
+    jobs: dict[str, int]
+
+
+class Served:
+    """One server, started when it is made."""
+
+    def __init__(self, data_dir: Path, module: str, flags: list[str]) -> None:
+        self.data_dir = data_dir
+        self.log_file = data_dir.parent / "service.log"
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
+        command = [sys.executable, "-m", module, "--port=0", "--metrics-port=0"]
+        with self.log_file.open("w") as log:
+            # A session of its own: Ctrl-C is the soak's alone.
+            self.process = subprocess.Popen(
+                [*command, f"--data-dir={data_dir}", *flags],
+                stdout=log, stderr=log, env=environment, start_new_session=True,
+            )  # fmt: skip
+        entry = serving(self.log_file, self.process)
+        self.address = f"127.0.0.1:{entry['port']}"
+        self._metrics_url = f"http://127.0.0.1:{entry['metrics_port']}/metrics"
+        self._known = psutil.Process(self.process.pid)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self.process.poll() is None
+
+    def trainers(self) -> list[psutil.Process]:
+        """Its trainers, those that wait too."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return self._known.children()
+        return []
+
+    def figures(self) -> Figures:
+        """Looks at it; raises OSError or psutil.Error when it is gone."""
+        memory = {}
+        for line in Path(f"/proc/{self.process.pid}/smaps_rollup").read_text().splitlines()[1:]:
+            name, _, rest = line.partition(":")
+            memory[name] = float(rest.split()[0]) / 1024
+        trainers_mib, trainers = 0.0, 0
+        for trainer in self.trainers():
+            with contextlib.suppress(psutil.Error):
+                trainers_mib += trainer.memory_info().rss / 2**20
+                trainers += 1
+        with self._known.oneshot():
+            descriptors, threads = self._known.num_fds(), self._known.num_threads()
+        return Figures(
+            memory["Pss"], memory["Anonymous"], descriptors, threads, trainers_mib, trainers,
+            self._jobs(),
+        )  # fmt: skip
+
+    def cpu_s(self) -> float:
+        """Processor time of it and its trainers, of those that ended too."""
+        total = sum(self._known.cpu_times()[:4])
+        for trainer in self.trainers():
+            with contextlib.suppress(psutil.Error):
+                total += sum(trainer.cpu_times()[:2])
+        return float(total)
+
+    def stored_mib(self) -> float:
+        """What the data folder takes."""
+        total = 0
+        for folder, _, names in os.walk(self.data_dir):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    total += (Path(folder) / name).stat().st_size
+        return total / 2**20
+
+    def drain(self) -> tuple[int, float]:
+        """Asks it to end; gives its exit code and the seconds it took, killing what does not."""
+        begun = time.monotonic()
+        if self.is_alive:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(DRAIN_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        return code, time.monotonic() - begun
+
+    def kill(self) -> None:
+        """Ends it at once, where it has not ended."""
+        if self.is_alive:
+            self.process.kill()
+            self.process.wait()
+
+    def complaints(self) -> dict[str, int]:
+        """Messages of its log from ERROR up, counted."""
+        found: dict[str, int] = {}
+        with self.log_file.open(errors="replace") as lines:
+            for line in lines:
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    entry = {"level": "ERROR", "message": line}
+                if not isinstance(entry, dict) or entry.get("level") in ("ERROR", "CRITICAL"):
+                    message = str(entry.get("message", entry)).partition("\n")[0][:200]
+                    found[message] = found.get(message, 0) + 1
+        return found
+
+    def _jobs(self) -> dict[str, int]:
+        with urllib.request.urlopen(self._metrics_url, timeout=10) as answer:  # nosec B310 # our own server
+            text = answer.read().decode()
+        return {state: int(float(count)) for state, count in _STATE.findall(text)}
+
+
+def job_of(trainer: psutil.Process) -> str:
+    """The job that a trainer works on, told by where it prints; "" for one that waits."""
+    with contextlib.suppress(OSError):
+        match = _JOB_LOG.search(str(Path(f"/proc/{trainer.pid}/fd/2").readlink()))
+        return match[1] if match else ""
+    return ""
+
+
+def channel(address: str, max_message_bytes: int = 128 * 2**20) -> grpc.Channel:
+    """A bare connection, for what the client would never send."""
+    return grpc.insecure_channel(
+        address,
+        options=[
+            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.use_local_subchannel_pool", 1),
+        ],
+    )

@@ -1,0 +1,165 @@
+"""One call from its arrival to its end: its caller, its id, its log line, metrics and error."""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol, Self
+
+import grpc
+from grpc import aio
+
+from service import telemetry
+from service.errors import GraftError
+from service.rpc import caller, messages, reset, status
+from service.rpc.caller import NOBODY, Caller
+from service.telemetry import Telemetry
+
+REQUEST_ID_KEY = "x-request-id"
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+log = logging.getLogger(__name__)
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class Gate(Protocol):
+    """Lets calls in."""
+
+    def admit(self, method: str, metadata: Mapping[str, str | bytes]) -> Caller:
+        """Says who calls; raises Unauthenticated, NotAllowed, OverQuota."""
+
+    def recheck(self, method: str, who: Caller) -> None:
+        """Raises Unauthenticated or NotAllowed when who was let in would not be any more."""
+
+
+class Audit(Protocol):
+    """Hears of calls that have ended."""
+
+    def ended(
+        self,
+        method: str,
+        who: Caller,
+        code: grpc.StatusCode,
+        request: Any | None,
+        response: Any | None,
+        *,
+        request_id: str,
+        peer: str,
+    ) -> None:
+        """One call; of streams neither messages are told; `who` is NOBODY if it was not let in."""
+
+    def refused(
+        self,
+        method: str,
+        error: GraftError,
+        metadata: Mapping[str, str | bytes],
+        *,
+        request_id: str,
+        peer: str,
+    ) -> None:
+        """One call that the gate did not let in; told before it ends."""
+
+
+class Call:
+    """A context: what it raises becomes the call's status."""
+
+    def __init__(
+        self, method: str, context: Context, metrics: Telemetry, audit: Audit | None
+    ) -> None:
+        self.request: Any | None = None
+        self.response: Any | None = None
+        self._method = method
+        self._context = context
+        # Now, because a context that is collected at the end of the process may not be asked.
+        self._peer = context.peer()
+        self._metrics = metrics
+        self._audit = audit
+        self._who = NOBODY
+        self._metadata = dict(context.invocation_metadata() or ())
+        given = self._metadata.get(REQUEST_ID_KEY, "")
+        fits = isinstance(given, str) and _REQUEST_ID.fullmatch(given)
+        self._id = str(given) if fits else secrets.token_hex(8)
+
+    def enter(self, gate: Gate) -> None:
+        """Lets it in; raises what the gate raises."""
+        try:
+            self._who = gate.admit(self._method, self._metadata)
+        except GraftError as error:
+            if self._audit is not None:
+                self._audit.refused(
+                    self._method, error, self._metadata, request_id=self._id, peer=self._peer
+                )
+            raise
+        caller.enter(self._who)
+
+    def stay(self, gate: Gate) -> None:
+        """Lets it go on; raises what the gate raises when it may not any more."""
+        if self._who is not NOBODY:
+            gate.recheck(self._method, self._who)
+
+    async def __aenter__(self) -> Self:
+        telemetry.request_id.set(self._id)
+        self._started = time.monotonic()
+        self._metrics.rpc_active.labels(self._method).inc()
+        self._context.set_trailing_metadata(((REQUEST_ID_KEY, self._id),))
+        return self
+
+    async def __aexit__(self, _type: object, error: BaseException | None, _tb: object) -> None:
+        if error is None:
+            code = self._context.code() or grpc.StatusCode.OK
+            self._ended(code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.OK)
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+            self._ended(grpc.StatusCode.CANCELLED)
+        elif isinstance(error, aio.AbortError):
+            self._ended(self._context.code())
+        elif isinstance(error, messages.NotTaken):
+            self._ended(grpc.StatusCode.DEADLINE_EXCEEDED, error.message)
+            reset.reset()
+            raise asyncio.CancelledError from None
+        else:
+            answer = status.from_error(error)
+            code = status.code_of(answer)
+            self._ended(code, answer.message)
+            await self._context.abort(
+                code,
+                answer.message,
+                (
+                    (REQUEST_ID_KEY, self._id),
+                    (status.DETAILS_KEY, answer.SerializeToString()),
+                ),
+            )
+
+    def _ended(self, code: grpc.StatusCode, message: str = "") -> None:
+        seconds = time.monotonic() - self._started
+        self._metrics.rpc_active.labels(self._method).dec()
+        self._metrics.rpc_calls.labels(self._method, code.name).inc()
+        self._metrics.rpc_seconds.labels(self._method).observe(seconds)
+        if self._audit is not None:
+            self._audit.ended(
+                self._method,
+                self._who,
+                code,
+                self.request,
+                self.response,
+                request_id=self._id,
+                peer=self._peer,
+            )
+        level = logging.DEBUG if code is grpc.StatusCode.OK else logging.INFO
+        # Asked first: the peer's name and the rest cost more than most of a call.
+        if not log.isEnabledFor(level):
+            return
+        log.log(
+            level,
+            "call ended",
+            extra={
+                "method": self._method,
+                "code": code.name,
+                "duration_ms": round(seconds * 1000, 1),
+                "peer": self._peer,
+                "error": message,
+            },
+        )

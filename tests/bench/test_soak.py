@@ -1,0 +1,248 @@
+"""The soak stays a program that works, and one that finds what is wrong."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from graft.errors import NotFound, ResourceExhausted
+from PIL import Image
+
+from bench.soak import drawing, verdict
+from bench.soak.book import OK, Book, Mark
+from tests.unit.test_check import whole
+
+__all__ = ["whole"]
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.e2e
+def test_a_short_soak_finds_nothing_ends_well_and_draws_its_picture(tmp_path: Path) -> None:
+    for number in range(16):
+        for label, colour in (("red", (200 + number, 9, 9)), ("blue", (9, 9, 200 + number))):
+            (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
+            photo = Image.new("RGB", (320, 240), colour)
+            photo.save(tmp_path / "photos" / label / f"{number}.jpg")
+    # Trains nothing, so that seconds are enough for many jobs.
+    options = "--module bench.instant --minutes 0.04 --capacity 0.3 --max-rate 60 --faster 25"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "bench.soak", str(tmp_path / "photos")),
+            *("--out", str(tmp_path / "out"), *options.split()),
+            *("--flags", "threads=1", "warm-trainers=0"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / "out" / "soak.md").read_text()
+    assert "findings: none" in text
+    for made in ("FineTune | ok", "UploadDataset, cancelled | CANCELLED", "ModelInfer | ok"):
+        assert made in text
+    picture = ET.fromstring((tmp_path / "out" / "soak.svg").read_text())
+    assert len(picture.findall(".//{*}polyline")) == sum(len(p.lines) for p in drawing.PANELS)
+    lines = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
+    samples = [json.loads(line) for line in lines]
+    assert sum(sample["good"] or 0 for sample in samples) > 0
+
+
+def test_a_call_that_fails_and_should_not_is_a_finding_and_marked() -> None:
+    book = Book()
+    error = NotFound("gone", reason="MODEL_NOT_FOUND", code=grpc.StatusCode.NOT_FOUND)
+
+    def fail() -> None:
+        raise error
+
+    assert book.call("Predict", OK, fail) is None
+    assert book.findings.counts == {"Predict answered MODEL_NOT_FOUND": 1}
+    assert "| Predict | MODEL_NOT_FOUND **!** | 1 |" in verdict.table(book)
+    assert "gone" in verdict.findings(book)
+
+
+@pytest.mark.parametrize(
+    ("may", "fails"), [(OK, False), ({OK, "QUEUE_FULL"}, True), ({"RESOURCE_EXHAUSTED"}, True)]
+)
+def test_a_call_that_ends_as_it_may_is_none(may: set[str] | str, fails: bool) -> None:
+    book = Book()
+    reason = "" if may == {"RESOURCE_EXHAUSTED"} else "QUEUE_FULL"
+
+    def call() -> int:
+        if fails:
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            raise ResourceExhausted("full", reason=reason, code=code)
+        return 1
+
+    assert book.call("Predict", may, call) == (None if fails else 1)
+    assert not book.findings.counts
+
+
+def test_a_call_that_succeeds_and_must_not_is_a_finding() -> None:
+    book = Book()
+    book.call("A wrong token", "TOKEN_UNKNOWN", lambda: 1)
+    assert book.findings.counts == {"A wrong token answered ok": 1}
+
+
+def test_what_a_thread_dies_of_is_a_finding() -> None:
+    book = Book()
+    with book.at_work("the tuner"):
+        raise RuntimeError("no")
+    assert book.findings.counts == {"the tuner died": 1}
+
+
+def test_samples_of_findings_are_bounded() -> None:
+    book = Book()
+    for number in range(1000):
+        book.find("a job was lost", str(number))
+    assert book.findings.counts.total() == 1000
+    assert len(book.findings.samples["a job was lost"]) < 10
+
+
+def test_a_job_is_killed_once_and_only_while_it_is_under_way() -> None:
+    book = Book()
+    for job in ("one", "two"):
+        book.job_started(job, "acme")
+    assert book.killed("one")
+    assert not book.killed("one")
+    book.job_ended("two", "SUCCEEDED", 1)
+    assert not book.killed("two")
+    assert not book.killed("unknown")
+    assert not book.killed("")
+
+
+@pytest.mark.parametrize(
+    ("state", "is_cancelled", "is_finding"),
+    [
+        ("SUCCEEDED", False, False),
+        ("FAILED", False, True),
+        ("CANCELLED", False, True),
+        ("CANCELLED", True, False),
+        ("FAILED", True, True),
+    ],
+)
+def test_a_job_ends_as_it_was_asked_to(state: str, is_cancelled: bool, is_finding: bool) -> None:
+    book = Book()
+    book.job_started("job", "acme", is_cancelled=is_cancelled)
+    book.job_ended("job", state, 1)
+    assert bool(book.findings.counts) is is_finding
+
+
+def test_broken_stores_are_findings(whole: Path) -> None:
+    book = Book()
+    verdict.stores_are_sound(book, whole)
+    assert not book.findings.counts
+    (whole / "datasets" / "tmp" / "left").touch()
+    verdict.stores_are_sound(book, whole)
+    assert book.findings.counts == {"the stores are broken": 1}
+    (whole / "datasets" / "tmp" / "left").unlink()
+
+
+class FakeServed:
+    """A server's end."""
+
+    def __init__(self, code: int, complaints: dict[str, int]) -> None:
+        self._code, self._complaints = code, complaints
+
+    def drain(self) -> tuple[int, float]:
+        return self._code, 1.5
+
+    def complaints(self) -> dict[str, int]:
+        return self._complaints
+
+
+@pytest.mark.parametrize(
+    ("code", "complaints", "findings"),
+    [
+        (0, {"the trainer crashed (-9); its last words:": 2}, 0),
+        (1, {}, 1),
+        (0, {"unexpected error 1234": 1}, 1),
+    ],
+)
+def test_a_server_that_ends_badly_or_complains_is_a_finding(
+    code: int, complaints: dict[str, int], findings: int
+) -> None:
+    book = Book()
+    served: Any = FakeServed(code, complaints)
+    assert verdict.server_ends_well(book, served) == 1.5
+    assert book.findings.counts.total() == findings
+
+
+class FakeClient:
+    """What a server knows."""
+
+    def __init__(self, jobs: list[Any], versions: list[Any]) -> None:
+        self._jobs, self._versions = jobs, versions
+
+    def list_jobs(self, states: object = ()) -> Any:
+        return iter([] if states else self._jobs)
+
+    def list_versions(self, model: str) -> Any:
+        return iter(self._versions)
+
+
+def test_a_lost_job_and_a_lost_version_are_findings() -> None:
+    book = Book()
+    book.job_started("job", "acme")
+    book.published("acme", "ants", 1)
+    client: Any = FakeClient([], [])
+    verdict.nothing_is_lost(client, book, verdict.Tenant("globex"))
+    assert not book.findings.counts
+    verdict.nothing_is_lost(client, book, verdict.Tenant("acme"))
+    assert book.findings.counts == {"a job was lost": 1, "a version was lost": 1}
+
+
+@pytest.mark.parametrize(("refused", "is_finding"), [(5, False), (50, True)])
+def test_rare_refusals_of_the_steady_load_are_none(refused: int, is_finding: bool) -> None:
+    book = Book()
+    verdict.load_is_carried(book, Counter({OK: 1000, "QUEUE_FULL": refused}))
+    assert bool(book.findings.counts) is is_finding
+
+
+def samples(**growth: float) -> list[dict[str, float]]:
+    start = {"pss_mib": 100.0, "descriptors": 30.0, "threads": 20.0}
+    return [
+        {
+            "at_s": at * 60.0,
+            **{key: value + at * growth.get(key, 0) for key, value in start.items()},
+        }
+        for at in range(61)
+    ]
+
+
+def test_what_piles_up_is_a_finding() -> None:
+    for growth, count in (({}, 0), ({"descriptors": 2.0}, 1), ({"threads": 1.0}, 1)):
+        book = Book()
+        verdict.nothing_piles_up(book, samples(**growth))
+        assert book.findings.counts.total() == count, growth
+
+
+def test_the_slope_is_per_hour_and_of_the_last_two_thirds() -> None:
+    grown = samples(pss_mib=0.5)
+    for sample in grown[:20]:
+        sample["pss_mib"] = 0
+    assert verdict.slope_per_hour(grown, "pss_mib") == pytest.approx(30)
+
+
+def test_the_picture_shows_kills_and_hides_no_peak() -> None:
+    many = [{"at_s": float(at), "p99_ms": 5.0} for at in range(5000)]
+    many[2500]["p99_ms"] = 900.0
+    picture = drawing.draw(many, [Mark(9.0, "kill"), Mark(99.0, "fine-tune")], "a < b")
+    root = ET.fromstring(picture)
+    assert len(root.findall(".//*[@stroke='#d01f1f']")) == 1
+    (line,) = [line for line in root.findall(".//{*}polyline") if len(line.get("points", "")) > 50]
+    heights = [float(point.split(",")[1]) for point in line.get("points", "").split()]
+    assert len(heights) < 600
+    assert min(heights) < sorted(heights)[1] - 50
+
+
+@pytest.mark.parametrize(("others", "is_told"), [(1.0, False), (40.0, True)])
+def test_a_machine_that_was_not_the_soaks_own_is_told(others: float, is_told: bool) -> None:
+    assert ("NOT ALONE" in verdict.machine({"everything": 90.0, "others": others})) is is_told

@@ -1,0 +1,59 @@
+"""TLS and tokens from the client's side: what is sent where, and what is said of it."""
+
+from pathlib import Path
+
+import pytest
+from graft import _channel, cli
+from graft.testing import FakeGraft
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["localhost:50051", "LOCALHOST:1", "127.0.0.1:50051", "127.9.9.9:1", "[::1]:50051", "localhost",
+     "dns:///localhost:50051", "unix:/run/graft.sock"],
+)  # fmt: skip
+def test_addresses_of_this_machine_are_known(target: str) -> None:
+    assert _channel.is_loopback(target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["graft:50051", "10.0.0.1:50051", "[fe80::1]:50051", "localhost.example:1", "0.0.0.0:50051",
+     "dns:///graft.example:50051", "graft"],
+)  # fmt: skip
+def test_all_other_addresses_are_taken_for_other_machines(target: str) -> None:
+    assert not _channel.is_loopback(target)
+
+
+def test_a_token_that_leaves_the_machine_without_tls_is_warned_of(
+    server: FakeGraft, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["models", "--json", "--server", server.target]
+    monkeypatch.setenv("GRAFT_TOKEN", "graft_ci_secret")
+    assert cli.main(command) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(cli, "is_loopback", lambda target: False)
+    assert cli.main(command) == 0
+    said = capsys.readouterr().err
+    assert f"warning: the token travels to {server.target} unencrypted: use --tls" in said
+    assert "secret" not in said
+    monkeypatch.delenv("GRAFT_TOKEN")
+    assert cli.main(command) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_certificate_without_its_key_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for flag in ("--tls-cert", "--tls-key"):
+        assert cli.main(["models", "--json", flag, str(tmp_path / "a.pem")]) == 2
+        assert "go together" in capsys.readouterr().err
+
+
+def test_a_certificate_that_is_not_there_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    missing = str(tmp_path / "missing.pem")
+    flags = ["--tls-cert", missing, "--tls-key", missing]
+    assert cli.main(["models", "--json", *flags]) == 2
+    assert f"{missing}: No such file" in capsys.readouterr().err

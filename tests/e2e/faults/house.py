@@ -1,0 +1,156 @@
+"""One data folder, and the servers that come and go on it; what must hold after any of them died.
+
+Trainers are the stand-in of this folder unless a test asks for real ones.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import graft
+import psutil
+import pytest
+from graft.retry import NO_RETRY
+
+from service import check
+from tests.e2e.conftest import Ended, ServiceProcess
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+SOON_S = 20.0
+FLAGS = (
+    "--warm-trainers=0", "--provider=cpu", "--precision=exact", "--max-batch=1", "--threads=1",
+)  # fmt: skip
+
+
+class House:
+    """A data folder with at most one server on it."""
+
+    def __init__(self, folder: Path, parts: Path | None = None) -> None:
+        self.data_dir = folder / "data"
+        self._folder = folder
+        # None: real trainers.
+        self._parts = parts
+        self._server: ServiceProcess | None = None
+        self._client: graft.Client | None = None
+        self.prefix: Sequence[str] = ()
+        """What the server's command is given to."""
+
+    @property
+    def server(self) -> ServiceProcess:
+        assert self._server is not None, "start comes first"
+        return self._server
+
+    def start(self, plan: str = "", *flags: str) -> graft.Client:
+        """A server with these faults, and a client that never asks twice."""
+        self.start_unready(plan, *flags)
+        self._client = graft.Client(self.server.address, timeout_s=SOON_S, retry=NO_RETRY)
+        return self._client
+
+    def start_unready(self, plan: str, *flags: str) -> None:
+        """A server that may die as soon as it serves."""
+        self._server = self._started(plan, flags)
+
+    def dies_at_start(self, plan: str) -> None:
+        """A server with these faults is killed before it serves."""
+        with pytest.raises(Ended) as ended:
+            self._server = self._started(plan, ())
+        assert "faults are armed" in str(ended.value)
+        assert "cannot serve" not in str(ended.value)
+        self._left()
+
+    def died(self) -> None:
+        """Waits for the server's death by its fault; what it left must be whole, nobody's alive."""
+        server, self._server = self.server, None
+        try:
+            code = server.process.wait(SOON_S)
+        finally:
+            server.process.kill()
+            server.end()
+        assert code == -signal.SIGKILL, "".join(server.seen)
+        self._left()
+        assert check.problems(self.data_dir, "killed") == []
+
+    def kill(self) -> None:
+        """Kills the server between two calls, wherever it is."""
+        self.server.process.kill()
+        self.died()
+
+    def is_sound(self) -> None:
+        """All is at rest and whole: then the server is killed, which must change nothing."""
+        wait_until(lambda: check.problems(self.data_dir, "stopped") == [], self._problems)
+        self.kill()
+        assert check.problems(self.data_dir, "stopped") == []
+
+    def close(self) -> None:
+        """Ends what is left, however the test ended."""
+        if self._client is not None:
+            self._client.close()
+        if self._server is not None:
+            self._server.process.kill()
+            self._server.end()
+        for process in self.trainers():
+            process.kill()
+
+    def trainers(self) -> list[psutil.Process]:
+        """Processes that work for this data folder, whoever started them."""
+        return [process for process in psutil.process_iter() if self._is_ours(process)]
+
+    def _problems(self) -> str:
+        return "\n".join(check.problems(self.data_dir, "stopped"))
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            own = self._server is not None and process.pid == self._server.process.pid
+            return not own and process.environ().get("STAND_IN_HOUSE") == str(self._folder)
+        return False
+
+    def _left(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        _, alive = psutil.wait_procs(self.trainers(), timeout=SOON_S)
+        assert not alive, "a trainer outlives its server"
+
+    def _started(self, plan: str, flags: Sequence[str]) -> ServiceProcess:
+        armed = [f"--test-faults={plan}"] if plan else []
+        return ServiceProcess(
+            self.data_dir,
+            *FLAGS,
+            *armed,
+            *flags,
+            prefix=self.prefix,
+            # Elsewhere, since `-m` looks first where it is started.
+            cwd=self._folder,
+            environment=self._environment(),
+        )
+
+    def _environment(self) -> dict[str, str]:
+        own = {"PYTHONPATH": str(ROOT), "STAND_IN_HOUSE": str(self._folder)}
+        if self._parts is None:
+            return own
+        return {
+            **own,
+            "PYTHONPATH": f"{HERE / 'stand_in'}:{ROOT}",
+            "STAND_IN_ROOT": str(ROOT),
+            "STAND_IN_PARTS": str(self._parts),
+        }
+
+
+@contextmanager
+def until_death() -> Iterator[None]:
+    """For calls in the middle of which the server dies."""
+    with suppress(graft.errors.Unavailable):
+        yield
+
+
+def wait_until(holds: Callable[[], bool], why_not: Callable[[], str] = str) -> None:
+    """Waits for what nobody gives notice of."""
+    deadline = time.monotonic() + SOON_S
+    while not holds():
+        assert time.monotonic() < deadline, why_not()
+        time.sleep(0.02)

@@ -1,0 +1,177 @@
+"""Real trainers are killed at each step of their work: the job is tried again, and answers go on.
+
+One server for all: a fault with a file acts when the file is not there, so each
+test takes away the files of its own.
+"""
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import graft
+import pytest
+
+from tests.e2e.faults.house import ROOT, House
+
+pytestmark = pytest.mark.e2e
+
+FEATURE_BASED = (
+    "trainer.started",
+    "trainer.features",
+    "trainer.validating",
+    "trainer.training",
+    "trainer.reporting",
+    "trainer.finished",
+)
+OTHERS = ("trainer.sent", "trainer.exported", "trainer.checkpointing#2")
+ALL = (*FEATURE_BASED, *OTHERS)
+TIMEOUT_S = 100.0
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file for each fault that shall not act."""
+    folder = tmp_path_factory.mktemp("done")
+    for name in (*ALL, "again"):
+        (folder / name).touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(
+    tmp_path_factory: pytest.TempPathFactory, done: Path, digits: Path
+) -> Iterator[graft.Client]:
+    """Of a server that has a model, `digits`, and knows its backbone."""
+    faults = [f"kill@{point}!{done / point}" for point in ALL]
+    faults.append(f"kill@trainer.training!{done / 'again'}")
+    house = House(tmp_path_factory.mktemp("house"))
+    client = house.start(";".join(faults))
+    # The first job alone has a backbone to export.
+    (done / "trainer.exported").unlink()
+    client.fine_tune(digits, "digits").wait(TIMEOUT_S)
+    yield client
+    house.is_sound()
+    house.close()
+
+
+@pytest.fixture
+def asked(client: graft.Client, digits: Path) -> Iterator[list[str]]:
+    """Asks the model all the while; every question must be answered."""
+    picture = next((digits / "0").iterdir())
+    answers: list[str] = []
+    is_over = threading.Event()
+
+    def ask() -> None:
+        # Now and then, since a busy server takes the cores from its trainers.
+        while not is_over.wait(0.1):
+            try:
+                [answer] = client.predict(picture, model="digits")
+                answers.append(answer.label)
+            except Exception as error:
+                answers.append(repr(error))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    yield answers
+    is_over.set()
+    asking.join()
+    assert len(answers) > 1
+    assert set(answers) == {"0"}
+
+
+def attempts_of(job: graft.JobHandle) -> int:
+    events = list(job.events())
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    starts = [e for e in events if getattr(e.payload, "state", None) == "RUNNING"]
+    assert job.refresh().attempts == len(starts)
+    return len(starts)
+
+
+@pytest.mark.parametrize("point", FEATURE_BASED)
+def test_a_job_whose_trainer_is_killed_once_is_tried_again_while_models_answer(
+    client: graft.Client, digits: Path, done: Path, asked: list[str], point: str
+) -> None:
+    (done / point).unlink()
+    job = client.fine_tune(digits, point)
+    assert job.wait(TIMEOUT_S).version == 1
+    assert attempts_of(job) == 2
+    assert (done / point).exists()
+
+
+def test_a_result_that_was_told_counts_though_its_trainer_is_killed(
+    client: graft.Client, digits: Path, done: Path
+) -> None:
+    (done / "trainer.sent").unlink()
+    job = client.fine_tune(digits, "told")
+    assert job.wait(TIMEOUT_S).version == 1
+    assert attempts_of(job) == 1
+
+
+def test_a_job_whose_trainer_is_killed_each_time_fails_and_says_why(
+    client: graft.Client, digits: Path, done: Path, asked: list[str]
+) -> None:
+    (done / "trainer.training").unlink()
+    (done / "again").unlink()
+    job = client.fine_tune(digits, "doomed")
+    with pytest.raises(graft.JobFailed, match="attempt 2 of 2") as failed:
+        job.wait(TIMEOUT_S)
+    assert failed.value.job.error is not None
+    assert failed.value.job.error.reason == "OUT_OF_MEMORY"
+    assert attempts_of(job) == 2
+    with pytest.raises(graft.errors.NotFound):
+        client.get_model("doomed")
+
+
+@pytest.fixture(scope="module")
+def few(digits: Path) -> list[tuple[str, Path]]:
+    """Four pictures of two classes each."""
+    return [(digit, file) for digit in "01" for file in islice((digits / digit).iterdir(), 4)]
+
+
+def test_a_backbone_whose_export_is_killed_is_exported_again(
+    client: graft.Client, done: Path
+) -> None:
+    assert (done / "trainer.exported").exists()
+    [first] = client.list_jobs(model="digits")
+    assert attempts_of(client.job(first.job_id)) == 2
+
+
+def test_training_goes_on_from_the_last_whole_checkpoint(
+    client: graft.Client, few: list[tuple[str, Path]], done: Path
+) -> None:
+    (done / "trainer.checkpointing#2").unlink()
+    method = graft.ModelBased(recipe="classic", epochs=2, batch_size=8, precision="fp32")
+    job = client.fine_tune(few, "trained", backbone="resnet18", weights="random", method=method)
+    assert job.wait(TIMEOUT_S).version == 1
+    assert attempts_of(job) == 2
+    notes = [e.payload.text for e in job.events() if isinstance(e.payload, graft.Note)]
+    assert "training goes on after epoch 1, from a checkpoint" in notes
+
+
+SAVES_TWICE = """
+import sys
+from service import faults
+from trainer.checkpoint import Checkpoints
+kept = Checkpoints(sys.argv[1], "key")
+faults.arm(sys.argv[2])
+kept.save({"epoch": 1})
+kept.save({"epoch": 2})
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "epoch"), [("trainer.checkpointing#2", 1), ("trainer.checkpointed#2", 2)]
+)
+def test_the_checkpoint_that_a_killed_process_leaves_is_whole(
+    tmp_path: Path, point: str, epoch: int
+) -> None:
+    from trainer.checkpoint import Checkpoints
+
+    command = [sys.executable, "-c", SAVES_TWICE, str(tmp_path), f"kill@{point}"]
+    killed = subprocess.run(command, check=False, timeout=TIMEOUT_S, cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    assert Checkpoints(str(tmp_path), "key").load(pytest.fail) == {"epoch": epoch}

@@ -1,0 +1,106 @@
+"""Clocks that jump, and trainers that hang or run out of memory or of disk."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+
+import graft
+import pytest
+
+from tests.e2e.faults.house import SOON_S, House
+
+pytestmark = pytest.mark.e2e
+
+HOUR = timedelta(hours=1)
+
+
+def in_order(times: Sequence[datetime | None]) -> bool:
+    known = [time for time in times if time is not None]
+    return len(known) == len(times) and known == sorted(known)
+
+
+@pytest.mark.parametrize("jump", ["clock+3600", "clock-3600"])
+@pytest.mark.parametrize("point", ["job.created", "job.trainer_started"])
+def test_a_clock_that_jumps_leaves_jobs_events_and_versions_in_order(
+    home: House, pictures: Path, jump: str, point: str
+) -> None:
+    client = home.start(f"{jump}@{point}")
+    dataset = client.upload_dataset(pictures)
+    jobs = [client.fine_tune(dataset, "bees") for _ in range(3)]
+    assert [job.wait(SOON_S).version for job in jobs] == [1, 2, 3]
+    assert [job.job_id for job in client.list_jobs(model="bees")] == [
+        job.job_id for job in reversed(jobs)
+    ]
+    for job in jobs:
+        events = list(job.events(timeout_s=SOON_S))
+        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+        assert in_order([event.time for event in events])
+        record = job.refresh()
+        assert in_order([record.create_time, record.start_time, record.end_time])
+    assert [version.version for version in client.list_versions("bees")] == [3, 2, 1]
+    assert client.get_model("bees").aliases == {"latest": 3}
+    assert {model.name for model in client.list_models()} == {"ants", "bees"}
+    assert [known.dataset_id for known in client.list_datasets()] == [dataset.dataset_id]
+    # The jump was one.
+    newest = client.get_job(jobs[-1].job_id).end_time
+    assert newest is not None
+    ahead = newest - datetime.now(UTC)
+    assert (ahead > HOUR / 2) == (jump == "clock+3600")
+    home.is_sound()
+
+
+def test_a_server_whose_clock_is_an_hour_behind_its_data_goes_on_in_order(
+    house: House, pictures: Path
+) -> None:
+    client = house.start("clock+3600@job.created")
+    dataset = client.upload_dataset(pictures)
+    before = [client.fine_tune(dataset, "ants") for _ in range(2)]
+    assert [job.wait(SOON_S).version for job in before] == [1, 2]
+    house.kill()
+    client = house.start()
+    after = client.fine_tune(dataset, "ants")
+    assert after.wait(SOON_S).version == 3
+    listed = [job.job_id for job in client.list_jobs()]
+    assert listed == [after.job_id, before[1].job_id, before[0].job_id]
+    record = after.refresh()
+    assert in_order([record.create_time, record.start_time, record.end_time])
+    house.is_sound()
+
+
+def test_a_trainer_that_hangs_is_killed_tried_again_and_then_fails_its_job(
+    home: House, pictures: Path
+) -> None:
+    client = home.start("", "--heartbeat-timeout-s=1")
+    dataset = client.upload_dataset(pictures)
+    # It says what it does and then waits for what never comes, while its threads live.
+    job = client.fine_tune(dataset, "bees", labels={"stand_in": "waits"})
+    with pytest.raises(graft.JobFailed, match="said nothing for 1 s") as failed:
+        job.wait(SOON_S)
+    assert failed.value.reason == "TRAINER_CRASHED"
+    assert job.refresh().attempts == 2
+    assert not home.trainers()
+    # One that computes is let be, however long it says nothing.
+    busy = client.fine_tune(dataset, "bees", labels={"stand_in": "computes"})
+    assert busy.wait(SOON_S).version == 1
+    assert busy.refresh().attempts == 1
+    home.is_sound()
+
+
+def test_a_real_trainer_without_memory_or_room_says_so_and_is_not_tried_again(
+    tmp_path: Path, digits: Path
+) -> None:
+    few = [(digit, file) for digit in "01" for file in islice((digits / digit).iterdir(), 4)]
+    house = House(tmp_path)
+    try:
+        plan = ";".join(f"{what}@trainer.started!{tmp_path / what}" for what in ("memory", "full"))
+        client = house.start(plan)
+        dataset = client.upload_dataset(few)
+        for reason in ("OUT_OF_MEMORY", "STORAGE_FULL"):
+            with pytest.raises(graft.JobFailed) as failed:
+                client.fine_tune(dataset, "ants").wait(60)
+            assert failed.value.reason == reason
+            assert failed.value.job.attempts == 1
+        house.is_sound()
+    finally:
+        house.close()

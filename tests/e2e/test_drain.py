@@ -1,0 +1,184 @@
+"""What callers, jobs and trainers see of a real process that is told to end."""
+
+import queue
+import shutil
+import signal
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import graft
+import grpc
+import psutil
+import pytest
+from google.rpc import status_pb2
+from graft.v1 import (
+    dataset_pb2,
+    dataset_pb2_grpc,
+    fine_tuning_pb2,
+    fine_tuning_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+)
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.e2e.conftest import Connect, StartService
+from tests.e2e.test_main_job import trainers_of
+from tests.rpc.conftest import Refusal, of_status
+
+pytestmark = pytest.mark.e2e
+
+DRAIN_S = 15
+LONG = graft.ModelBased(
+    recipe="classic", epochs=10_000, batch_size=8, train_from_stage="layer4", precision="fp32"
+)
+
+
+@pytest.fixture
+def few(digits: Path, tmp_path: Path) -> Path:
+    """Two digits, eight of each: an epoch takes a moment."""
+    for label in "01":
+        folder = tmp_path / "few" / label
+        folder.mkdir(parents=True)
+        for path in sorted((digits / label).iterdir())[:8]:
+            shutil.copy(path, folder)
+    return tmp_path / "few"
+
+
+def begin(client: graft.Client, few: Path) -> graft.Job:
+    """A job that trains for ever."""
+    return client.fine_tune(few, name="few", backbone="resnet18", weights="random", method=LONG)
+
+
+def refused(error: grpc.RpcError) -> Refusal:
+    call: Any = error
+    found = dict(call.trailing_metadata())["grpc-status-details-bin"]
+    return of_status(status_pb2.Status.FromString(found))
+
+
+def test_on_sigterm_everybody_is_told_and_its_job_goes_on_from_its_checkpoint_at_the_next_start(
+    start_service: StartService, connect: Connect, few: Path
+) -> None:
+    flags = (f"--drain-s={DRAIN_S}", "--warm-trainers=0")
+    first = start_service(*flags)
+    job = begin(connect(first), few)
+    for event in job.events(timeout_s=100):
+        if isinstance(event.payload, graft.EpochMetrics) and event.payload.epoch == 2:
+            break
+    trainers = trainers_of(first)
+    assert trainers
+
+    more = queue.Queue[bool]()
+    rest = picture_messages(few)
+
+    def upload() -> Iterator[dataset_pb2.UploadDatasetRequest]:
+        yield dataset_pb2.UploadDatasetRequest(header=dataset_pb2.UploadDatasetHeader())
+        yield rest.pop()
+        more.get(timeout=30)
+        count = len(rest) + 1
+        yield from rest
+        yield dataset_pb2.UploadDatasetRequest(
+            end=dataset_pb2.UploadDatasetEnd(message_count=count)
+        )
+
+    with grpc.insecure_channel(first.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(health).status == health_pb2.HealthCheckResponse.SERVING
+        watcher = fine_tuning_pb2_grpc.FineTuningServiceStub(channel).WatchJob(
+            fine_tuning_pb2.WatchJobRequest(job_id=job.job_id)
+        )
+        next(watcher)
+        accepted = dataset_pb2_grpc.DatasetServiceStub(channel).UploadDataset.future(upload())
+        wait_until_taken(first, "UploadDataset")
+
+        asked = time.monotonic()
+        first.process.send_signal(signal.SIGTERM)
+        assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with grpc.insecure_channel(first.address) as fresh:
+            for old_or_new in (channel, fresh):
+                with pytest.raises(grpc.RpcError) as caught:
+                    model_pb2_grpc.ModelServiceStub(old_or_new).ListModels(
+                        model_pb2.ListModelsRequest(), timeout=5
+                    )
+                told = refused(caught.value)
+                assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+                assert told.retry_s > 0
+        with pytest.raises(grpc.RpcError) as caught:
+            for _ in watcher:
+                pass
+        told = refused(caught.value)
+        assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+        assert told.retry_s > 0
+        more.put(True)
+        stored = accepted.result(timeout=10).dataset
+    assert first.process.wait(DRAIN_S) == 0
+    assert time.monotonic() - asked < DRAIN_S
+    assert not any(trainer.is_running() for trainer in trainers)
+
+    second = start_service(*flags)
+    assert connect(second).get_dataset(stored.dataset_id).picture_count == stored.picture_count
+    again = connect(second).job(job.job_id)
+    for event in again.events(timeout_s=100):
+        if isinstance(event.payload, graft.Note) and "training goes on" in event.payload.text:
+            break
+    assert "from a checkpoint" in event.payload.text
+    again.cancel()
+    with pytest.raises(graft.JobCancelled):
+        again.wait(timeout_s=30)
+
+
+def test_a_second_sigterm_ends_it_at_once_and_its_trainers_too(
+    start_service: StartService, connect: Connect, few: Path
+) -> None:
+    service = start_service("--drain-s=60")
+    job = begin(connect(service), few)
+    for event in job.events(timeout_s=100):
+        if isinstance(event.payload, graft.DataSummary):
+            break
+    trainers = trainers_of(service)
+    assert trainers
+    held = threading.Event()
+
+    def upload() -> Iterator[dataset_pb2.UploadDatasetRequest]:
+        yield dataset_pb2.UploadDatasetRequest(header=dataset_pb2.UploadDatasetHeader())
+        held.wait(30)
+
+    with grpc.insecure_channel(service.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        next(health)
+        accepted = dataset_pb2_grpc.DatasetServiceStub(channel).UploadDataset.future(upload())
+        wait_until_taken(service, "UploadDataset")
+        service.process.send_signal(signal.SIGTERM)
+        assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(2) == 1
+        with pytest.raises(grpc.RpcError):
+            accepted.result(timeout=10)
+        held.set()
+    _, alive = psutil.wait_procs(trainers, timeout=20)
+    assert not alive
+
+
+def picture_messages(folder: Path) -> list[dataset_pb2.UploadDatasetRequest]:
+    return [
+        dataset_pb2.UploadDatasetRequest(
+            picture=dataset_pb2.LabelledPicture(label=path.parent.name, content=path.read_bytes())
+        )
+        for path in sorted(folder.rglob("*.png"))
+    ]
+
+
+def wait_until_taken(service: Any, method: str) -> None:
+    """Until the service's metrics say that a call of the method is under way."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(service.metrics_url, timeout=5) as answer:
+            text = answer.read().decode()
+        active = [line for line in text.splitlines() if line.startswith("graft_rpc_active{")]
+        if any(method in line and line.endswith(" 1.0") for line in active):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no call of {method} arrived")

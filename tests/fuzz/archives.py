@@ -1,0 +1,128 @@
+"""Archives of every format, as they come and with their checksums mended."""
+
+import gzip
+import io
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from service.errors import GraftError
+from service.storage.archives import Limits, unpack
+from tests.fuzz.promise import Broken, Target
+
+LIMITS = Limits(max_upload_bytes=2**20, max_unpacked_bytes=2**20, max_files=50)
+_MEMORY = Path("/dev/shm")
+
+
+@cache
+def _ground() -> Path:
+    """A folder of this process, in memory where the system has one."""
+    where = _MEMORY if _MEMORY.is_dir() else None
+    return Path(tempfile.mkdtemp(prefix="fuzz-", dir=where))
+
+
+def run(data: bytes) -> None:
+    """Unpacks; nothing may be written elsewhere, or more than is allowed."""
+    mended = with_checksums(data)
+    if mended != data:
+        # Refused for its checksums most likely, which says nothing of the rest.
+        with suppress(GraftError):
+            _unpack(data)
+        with suppress(GraftError):
+            _unpack(gzip.compress(mended, 1))
+    _unpack(mended)
+
+
+def _unpack(data: bytes) -> None:
+    ground = _ground()
+    archive, into = ground / "archive", ground / "a" / "b" / "into"
+    into.mkdir(parents=True)
+    archive.write_bytes(data)
+    try:
+        unpack(archive, into, "", LIMITS, lambda: None)
+    finally:
+        inside = list(into.rglob("*"))
+        beside = {str(p.relative_to(ground)) for p in ground.rglob("*")} - {
+            str(p.relative_to(ground)) for p in inside
+        }
+        strange = [p for p in inside if p.is_symlink() or not (p.is_file() or p.is_dir())]
+        size = sum(p.stat().st_size for p in inside if p.is_file())
+        shutil.rmtree(ground)
+        ground.mkdir()
+        if beside != {"archive", "a", "a/b", "a/b/into"}:
+            raise Broken(f"written elsewhere: {sorted(beside)}")
+        if strange:
+            raise Broken(f"neither files nor folders: {strange}")
+        if size > LIMITS.max_unpacked_bytes:
+            raise Broken(f"{size} bytes were written")
+
+
+def with_checksums(data: bytes) -> bytes:
+    """A tar whose headers have right checksums, wherever a header may lie."""
+    if data[257:262] != b"ustar":
+        return data
+    mended = bytearray(data)
+    for at in range(0, len(data) - 511, 512):
+        if data[at + 257 : at + 262] == b"ustar":
+            mended[at + 148 : at + 156] = b" " * 8
+            mended[at + 148 : at + 156] = f"{sum(mended[at : at + 512]):06o}\0 ".encode()
+    return bytes(mended)
+
+
+def seeds() -> list[bytes]:
+    """Every format, and what makes tar and zip hard to read."""
+    names = ["cat/1.png", "dog/deep/2.png", "caf\u00e9/" + "x" * 90 + "/" + "y" * 60, "train/cat/3"]
+    made = [_tar(names, kind) for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT)]
+    made += [_tar(names, tarfile.PAX_FORMAT, {"GNU.sparse.map": "0,1", "GNU.sparse.size": "9"})]
+    made += [_tar(names[:1], tarfile.PAX_FORMAT, {"GNU.sparse.major": "1", "size": "3"})]
+    made += [_special(kind) for kind in (b"1", b"2", b"3", b"5", b"6", b"S", b"g", b"K")]
+    made += [gzip.compress(data) for data in made[:3]]
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        made += [_zip(names, compression), _zip(names[:1], compression, is_large=True)]
+    return made
+
+
+def _tar(names: list[str], form: int, headers: dict[str, str] | None = None) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form, bufsize=512) as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            info.pax_headers = headers or {}
+            tar.addfile(info, io.BytesIO(b"PIC"))
+    # Without the zeros that fill tar's last record, on which the search would be wasted.
+    return out.getvalue().rstrip(b"\0").ljust(512, b"\0") + bytes(1024)
+
+
+def _special(kind: bytes) -> bytes:
+    info = tarfile.TarInfo("cat/1")
+    info.type, info.linkname = kind, "../elsewhere"
+    return info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+
+
+def _zip(names: list[str], compression: int, *, is_large: bool = False) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", compression) as container:
+        for name in names:
+            with container.open(zipfile.ZipInfo(name), "w", force_zip64=is_large) as file:
+                file.write(b"PIC" * 9)
+    return out.getvalue()
+
+
+TARGET = Target(
+    "archives",
+    run,
+    seeds,
+    modules=(
+        "service.storage.archives",
+        "service.storage.entry_names",
+        "service.storage.guarded",
+        "tarfile",
+        "zipfile",
+    ),
+    max_bytes=8192,
+)

@@ -1,0 +1,216 @@
+"""Requests of the services: from wire bytes, or field by field, to what is kept or computed."""
+
+import base64
+import tempfile
+from collections.abc import Coroutine, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from google.protobuf.message import DecodeError
+from graft.v1 import dataset_pb2, fine_tuning_pb2, prediction_pb2
+
+from service.domain import check_alias, check_name, model_key
+from service.errors import GraftError, InvalidInput
+from service.inference.engine import Classified, Decode
+from service.jobs.request import JobRequest, allowed_path, check_request_id
+from service.rpc import convert, convert_jobs, convert_rankings, convert_requests, fine_tuning
+from service.rpc.caller import EVERYBODY, enter
+from service.rpc.prediction import PredictionServicer
+from service.storage import pages
+from service.storage.entry_names import file_name, label_problem
+from tests.fuzz.messages import made
+from tests.fuzz.promise import Broken, Target
+
+KINDS = (
+    fine_tuning_pb2.FineTuneRequest,
+    fine_tuning_pb2.RankBackbonesRequest,
+    prediction_pb2.PredictRequest,
+    fine_tuning_pb2.ListJobsRequest,
+    dataset_pb2.UploadDatasetRequest,
+)
+
+TENANT = "acme"
+
+
+@cache
+def _allowed() -> Path:
+    return Path(tempfile.mkdtemp(prefix="fuzz-"))
+
+
+def run(data: bytes) -> None:
+    """One request: refused, or understood and told again as it was meant."""
+    try:
+        request = made(KINDS, data)
+    except DecodeError:
+        return
+    enter(EVERYBODY)
+    _HANDLERS[type(request)](request)
+
+
+def _fine_tune(message: fine_tuning_pb2.FineTuneRequest) -> None:
+    check_name(message.model, "model")
+    check_request_id(message.request_id)
+    target = message.domain_adaptation
+    request = convert_requests.request(
+        message,
+        model_key(TENANT, message.model),
+        server_path=_path(message.server_path.path, message.WhichOneof("data") == "server_path"),
+        dataset_id=message.dataset_id or "ds-1",
+        target_path=_path(target.target_path.path, target.WhichOneof("target") == "target_path"),
+        target_dataset_id=target.target_dataset_id,
+    )
+    request.check()
+    fine_tuning._fingerprint(request, message)
+    kept = msgspec.json.decode(msgspec.json.encode(request), type=JobRequest)
+    if kept != request:
+        raise Broken(f"kept as {kept}, asked as {request}")
+    convert_requests.asked(kept).SerializeToString()
+
+
+def _path(path: str, is_set: bool) -> str:
+    return str(allowed_path(path, (_allowed(),))) if is_set else ""
+
+
+def _rank(message: fine_tuning_pb2.RankBackbonesRequest) -> None:
+    server_path = _path(message.server_path.path, message.WhichOneof("data") == "server_path")
+    convert_rankings.request(message, TENANT, server_path=server_path, dataset_id="ds-1").check()
+
+
+def _predict(message: prediction_pb2.PredictRequest) -> None:
+    serving: Any = Serving()
+    servicer: Any = PredictionServicer(serving, max_pictures=8, timeout_s=1.0)
+    finished(servicer._predict(message, 1.0)).SerializeToString()
+
+
+def _list(message: fine_tuning_pb2.ListJobsRequest) -> None:
+    for number in message.states:
+        convert_jobs.state(number)
+    pages.size(message.page_size)
+    for kind, shape in (("jobs", (str,)), ("versions", (int,)), ("datasets", (float, str))):
+        try:
+            key = pages.key(kind, message.page_token, *shape)
+        except InvalidInput:
+            continue
+        if key is not None:
+            # The store binds them: whole numbers of 64 bits, texts of UTF-8.
+            for part in key:
+                if isinstance(part, int) and not -(2**63) <= part < 2**63:
+                    raise Broken(f"the key {part} fits into no column")
+                str(part).encode()
+    if message.model:
+        check_name(message.model, "model")
+        check_alias(message.model, "alias")
+
+
+def _upload(message: dataset_pb2.UploadDatasetRequest) -> None:
+    convert.archive_format(message.header.format)
+    name = file_name(message.picture.filename, 1)
+    if "/" in name or "\0" in name or name in (".", "..") or len(name.encode()) > 255:
+        raise Broken(f"{name!r} is no safe file name")
+    label = message.picture.label
+    if not label_problem(label) and (Path("/a", label).parent != Path("/a") or label == ".."):
+        raise Broken(f"{label!r} is no safe folder")
+
+
+class Serving:
+    """Decodes, and gives every picture the same classes."""
+
+    async def classify(
+        self,
+        model: str,
+        version: int | None,
+        alias: str | None,
+        pictures: Sequence[Decode],
+        timeout_s: float,
+    ) -> tuple[int, list[Classified | GraftError]]:
+        """Each picture's answer, or its error."""
+        return version or 1, [self._answer(decode) for decode in pictures]
+
+    def _answer(self, decode: Decode) -> Classified | GraftError:
+        try:
+            decode()
+        except GraftError as error:
+            return error
+        probabilities = np.array([0.25, 0.5, 0.25], np.float32)
+        return Classified(
+            classes=("a", "b", "c"),
+            probabilities=probabilities,
+            features=np.zeros(2, np.float32),
+            outlier_score=0.5,
+        )
+
+
+def finished(work: Coroutine[Any, Any, Any]) -> Any:
+    """The outcome of a coroutine that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return end.value
+    work.close()
+    raise Broken("it waits for something")
+
+
+_HANDLERS: dict[type, Any] = {
+    fine_tuning_pb2.FineTuneRequest: _fine_tune,
+    fine_tuning_pb2.RankBackbonesRequest: _rank,
+    prediction_pb2.PredictRequest: _predict,
+    fine_tuning_pb2.ListJobsRequest: _list,
+    dataset_pb2.UploadDatasetRequest: _upload,
+}
+
+
+def _nested_token() -> str:
+    return base64.urlsafe_b64encode(b'["jobs",' + b"[" * 1500).decode().rstrip("=")
+
+
+def seeds() -> list[bytes]:
+    """A valid request of every kind and method, on the wire; and choices that reach far."""
+    pb = fine_tuning_pb2
+    asked = [
+        pb.FineTuneRequest(model="cats", dataset_id="ds-1", labels={"team": "pets"}),
+        pb.FineTuneRequest(
+            model="cats",
+            server_path=pb.ServerPath(path=str(_allowed())),
+            model_based=pb.ModelBased(epochs=3, learning_rate=0.01, train_from_stage="layer4"),
+            gate=pb.Gate(min_accuracy=0.9, not_worse_than="latest", alias="prod"),
+            baselines=[1, 2],
+            request_id="retry-1",
+            seed=7,
+        ),
+        pb.FineTuneRequest(
+            model="cats",
+            dataset_id="ds-1",
+            domain_adaptation=pb.DomainAdaptation(target_dataset_id="ds-2", technique=5, epochs=2),
+        ),
+        pb.RankBackbonesRequest(
+            dataset_id="ds-1", candidates=[pb.BackboneCandidate(backbone="resnet18")]
+        ),
+        prediction_pb2.PredictRequest(
+            model="cats",
+            pictures=[
+                prediction_pb2.Picture(
+                    tensor=prediction_pb2.Tensor(data_type=1, shape=[1, 1, 3], data=b"abc")
+                ),
+                prediction_pb2.Picture(encoded=b"\xff\xd8"),
+            ],
+            top_k=2,
+        ),
+        pb.ListJobsRequest(page_size=3, page_token=pages.token("jobs", "job-1"), states=[1, 2]),
+        pb.ListJobsRequest(page_token=pages.token("versions", 3)),
+        pb.ListJobsRequest(page_token=pages.token("datasets", 1.5, "ds-1")),
+        pb.ListJobsRequest(page_token=pages.token("versions", 2**63)),
+        pb.ListJobsRequest(page_token=_nested_token()),
+        dataset_pb2.UploadDatasetRequest(
+            picture=dataset_pb2.LabelledPicture(label="cat", filename="a.png", content=b"x")
+        ),
+    ]
+    return [
+        *(bytes([KINDS.index(type(m)), 1]) + m.SerializeToString() for m in asked),
+        *(bytes([kind, 0]) + bytes(range(1, 250)) for kind in range(len(KINDS))),
+    ]
+
+
+TARGET = Target("requests", run, seeds, modules=("service", "tests.fuzz.messages"))

@@ -1,0 +1,369 @@
+"""Tokens, roles, quotas and the audit log, over a socket with a real client."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import graft
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from graft.v1 import dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from service import tokens
+from service.config import BadConfig
+from service.errors import Reason
+from service.rpc import access
+from tests.rpc.conftest import MakeService, Service, colours, picture, refusal
+from tests.rpc.test_server import scrape
+
+Connect = Callable[..., graft.AsyncClient]
+
+
+class Keys:
+    """An access file, and the tokens that were made for it with the command."""
+
+    def __init__(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.path = path
+        self._capsys = capsys
+        self.made: dict[str, str] = {}
+
+    def make(self, name: str, tenant: str, *roles: str) -> str:
+        flags = [f"--role={role}" for role in roles]
+        made = tokens.main([f"--tenant={tenant}", f"--id={name}", f"--file={self.path}", *flags])
+        assert made == 0
+        self.made[name] = self._capsys.readouterr().out.strip()
+        return self.made[name]
+
+    def take_back(self, name: str) -> None:
+        head, *rest = self.path.read_text().split("[[tokens]]")
+        kept = [entry for entry in rest if f'id = "{name}"' not in entry]
+        self.replace("[[tokens]]".join([head, *kept]))
+
+    def bound(self, tenant: str, line: str) -> None:
+        at = f"[tenants.{tenant}]"
+        self.replace(self.path.read_text().replace(at, f"{at}\n{line}"))
+
+    def replace(self, content: str) -> None:
+        new = self.path.with_suffix(".new")
+        new.write_text(content)
+        new.chmod(0o600)
+        new.replace(self.path)
+
+
+@pytest.fixture
+def keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Keys:
+    monkeypatch.setattr(access, "LOOK_EVERY_S", 0.02)
+    keys = Keys(tmp_path / "access.toml", capsys)
+    keys.make("acme-all", "acme", "admin")
+    keys.make("acme-asks", "acme", "predict")
+    keys.make("acme-trains", "acme", "train")
+    return keys
+
+
+@pytest.fixture
+async def guarded(make_service: MakeService, keys: Keys) -> Service:
+    made: Service = await make_service(access_file=keys.path)
+    return made
+
+
+@pytest.fixture
+async def connect(keys: Keys) -> AsyncIterator[Connect]:
+    async with AsyncExitStack() as stack:
+
+        def to(service: Service, name: str, **options: Any) -> graft.AsyncClient:
+            return stack.push_async_exit(
+                graft.AsyncClient(
+                    f"127.0.0.1:{service.app.port}",
+                    token=keys.made.get(name, name),
+                    retry=options.pop("retry", graft.NO_RETRY),
+                    timeout_s=10,
+                    **options,
+                )
+            )
+
+        yield to
+
+
+async def until_refused(ask: Callable[[], Any]) -> graft.NotAllowed:
+    """Asks until it is refused, at most for the two seconds that are promised."""
+    async with asyncio.timeout(2):
+        while True:
+            try:
+                await ask()
+            except graft.NotAllowed as error:
+                return error
+
+
+async def until_told_of(service: Service) -> None:
+    """Waits until the server found out that its access file is no good."""
+    async with asyncio.timeout(2):
+        while 'graft_reloads_total{outcome="failed",what="access_file"} 1.0' not in (
+            await scrape(service)
+        ):
+            pass
+
+
+def audit(caplog: pytest.LogCaptureFixture, message: str) -> list[dict[str, Any]]:
+    return [vars(r) for r in caplog.records if r.name == "audit" and r.getMessage() == message]
+
+
+async def test_health_needs_no_token(guarded: Service) -> None:
+    stub = health_pb2_grpc.HealthStub(guarded.channel)
+    answer = await stub.Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_without_a_token_every_kind_of_call_is_refused(guarded: Service) -> None:
+    uploads = guarded.datasets.UploadDataset(iter([dataset_pb2.UploadDatasetRequest()]))
+    stream = guarded.prediction.PredictStream(iter([prediction_pb2.PredictStreamRequest()]))
+    for call in (
+        guarded.models.ListModels(model_pb2.ListModelsRequest()),
+        guarded.fine_tuning.WatchJob(fine_tuning_pb2.WatchJobRequest(job_id="x")),
+        uploads,
+        stream,
+    ):
+        refused = await refusal(call)
+        assert (refused.code, refused.reason) == (
+            grpc.StatusCode.UNAUTHENTICATED,
+            Reason.TOKEN_MISSING,
+        )
+    listed = reflection_pb2.ServerReflectionRequest(list_services="")
+    call = reflection_pb2_grpc.ServerReflectionStub(guarded.channel).ServerReflectionInfo(
+        iter([listed])
+    )
+    assert (await refusal(call)).reason == Reason.TOKEN_MISSING
+
+
+async def test_any_token_may_ask_what_there_is(guarded: Service, keys: Keys) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(guarded.channel)
+    listed = reflection_pb2.ServerReflectionRequest(list_services="")
+    bearer = [("authorization", f"Bearer {keys.made['acme-asks']}")]
+    answer = await stub.ServerReflectionInfo(iter([listed]), metadata=bearer).read()
+    assert answer.list_services_response.service
+
+
+async def test_a_wrong_secret_and_an_unknown_token_are_refused_alike(
+    guarded: Service, keys: Keys, connect: Connect
+) -> None:
+    good = keys.made["acme-all"]
+    texts = set()
+    for bad in (good[:-1] + ("A" if good[-1] != "A" else "B"), "graft_nobody_" + "x" * 43, "junk"):
+        with pytest.raises(graft.NotAllowed) as caught:
+            await connect(guarded, bad).get_model("m")
+        assert caught.value.code is grpc.StatusCode.UNAUTHENTICATED
+        assert caught.value.reason == graft.Reason.TOKEN_UNKNOWN
+        texts.add(caught.value.message)
+    assert len(texts) == 1
+
+
+async def test_a_role_lets_through_what_it_is_for_and_nothing_else(
+    guarded: Service, connect: Connect
+) -> None:
+    trains, asks = connect(guarded, "acme-trains"), connect(guarded, "acme-asks")
+    pairs = [(p.label, p.content) for p in colours().pictures]
+    await (await trains.fine_tune(pairs, "ants")).wait()
+    found = await asks.predict([picture("red")], "ants")
+    assert found[0].label == "red"
+    assert (await asks.get_model("ants")).name == "ants"
+    for refused in (
+        asks.fine_tune("ds-x", "ants"),
+        asks.set_alias("ants", "prod", 1),
+        asks.delete_model("ants"),
+        trains.predict([picture("red")], "ants"),
+        trains.delete_version("ants", 1),
+    ):
+        with pytest.raises(graft.NotAllowed) as caught:
+            await refused
+        assert caught.value.code is grpc.StatusCode.PERMISSION_DENIED
+        assert caught.value.reason == graft.Reason.ROLE_MISSING
+        assert "needs a token with the role" in caught.value.message
+    await connect(guarded, "acme-all").delete_model("ants")
+
+
+async def test_calls_past_the_quota_are_refused_with_the_time_to_come_back(
+    make_service: MakeService, keys: Keys, connect: Connect
+) -> None:
+    keys.bound("acme", "calls_per_second = 0.5")
+    service = await make_service(access_file=keys.path)
+    bearer = [("authorization", f"Bearer {keys.made['acme-all']}")]
+    request = model_pb2.ListModelsRequest()
+    await service.models.ListModels(request, metadata=bearer)
+    with pytest.raises(aio.AioRpcError) as caught:
+        await service.models.ListModels(request, metadata=bearer)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    packed = dict(caught.value.trailing_metadata() or ())["grpc-status-details-bin"]
+    quota, retry = error_details_pb2.QuotaFailure(), error_details_pb2.RetryInfo()
+    status = status_pb2.Status.FromString(packed)  # type: ignore[arg-type]
+    for detail in status.details:
+        for message in (quota, retry):
+            detail.Unpack(message)
+    assert [v.subject for v in quota.violations] == ["calls_per_second"]
+    assert 0 < retry.retry_delay.ToMilliseconds() <= 2000
+    with pytest.raises(graft.ResourceExhausted) as refused:
+        await connect(service, "acme-all").get_model("m")
+    assert refused.value.reason == graft.Reason.QUOTA_EXCEEDED
+    assert refused.value.retry_after_s == pytest.approx(2, abs=0.2)
+
+
+async def test_the_client_waits_for_its_quota_by_itself(
+    make_service: MakeService, keys: Keys, connect: Connect
+) -> None:
+    keys.bound("acme", "calls_per_second = 4")
+    service = await make_service(access_file=keys.path)
+    client = connect(service, "acme-all", retry=graft.RetryPolicy())
+    for _ in range(6):
+        assert [model async for model in client.list_models()] == []
+
+
+async def test_a_token_that_is_taken_back_stops_working_and_a_new_one_works(
+    guarded: Service, keys: Keys, connect: Connect
+) -> None:
+    client, other = connect(guarded, "acme-all"), connect(guarded, "acme-asks")
+    with pytest.raises(graft.NotFound):
+        await client.get_model("m")
+    keys.make("late", "acme", "admin")
+    keys.take_back("acme-all")
+
+    async def ask() -> None:
+        with pytest.raises(graft.NotFound):
+            await client.get_model("m")
+
+    refused = await until_refused(ask)
+    assert refused.reason == graft.Reason.TOKEN_UNKNOWN
+    for still_good in (other, connect(guarded, "late")):
+        with pytest.raises(graft.NotFound):
+            await still_good.get_model("m")
+    # What is no good changes nothing.
+    keys.replace("[tenants.")
+    await until_told_of(guarded)
+    with pytest.raises(graft.NotFound):
+        await other.get_model("m")
+
+
+async def test_a_stream_ends_when_its_token_is_taken_back(
+    guarded: Service, keys: Keys, connect: Connect
+) -> None:
+    trains = connect(guarded, "acme-trains")
+    pairs = [(p.label, p.content) for p in colours().pictures]
+    await (await trains.fine_tune(pairs, "ants")).wait()
+    asked = prediction_pb2.PredictRequest(
+        model="ants", pictures=[prediction_pb2.Picture(encoded=picture("red"))]
+    )
+    bearer = [("authorization", f"Bearer {keys.made['acme-asks']}")]
+    stream = guarded.prediction.PredictStream(metadata=bearer)
+
+    async def ask(times: int) -> None:
+        for _ in range(times):
+            await stream.write(prediction_pb2.PredictStreamRequest(request=asked))
+            assert await stream.read() is not aio.EOF
+
+    await ask(1)
+    keys.take_back("acme-asks")
+    async with asyncio.timeout(2):
+        with pytest.raises(aio.AioRpcError) as caught:
+            await ask(1_000_000)
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_file_that_is_no_good_keeps_the_server_from_starting(
+    make_service: MakeService, keys: Keys
+) -> None:
+    keys.path.chmod(0o666)
+    with pytest.raises(BadConfig, match="can be written by others"):
+        await make_service(access_file=keys.path)
+    keys.replace("[tenants.acme]\nstored_gb = 1\n")
+    with pytest.raises(BadConfig, match="stored_gb"):
+        await make_service(access_file=keys.path)
+
+
+async def test_changes_are_audited_with_who_and_what_and_reads_are_not(
+    guarded: Service, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "audit")
+    client = connect(guarded, "acme-all", metadata=[("x-request-id", "mine")])
+    pairs = [(p.label, p.content) for p in colours().pictures]
+    dataset = await client.upload_dataset(pairs)
+    job = await client.fine_tune(dataset, "ants")
+    await job.wait()
+    await client.set_alias("ants", "prod", 1)
+    await client.predict([picture("red")], "ants")
+    await client.get_report("ants")
+    with pytest.raises(graft.NotFound):
+        await client.delete_version("bees", 7)
+    told = audit(caplog, "change")
+    assert [(t["method"].rpartition("/")[2], t["code"]) for t in told] == [
+        ("UploadDataset", "OK"),
+        ("FineTune", "OK"),
+        ("SetAlias", "OK"),
+        ("DeleteVersion", "NOT_FOUND"),
+    ]
+    for line in told:
+        assert (line["tenant"], line["caller"], line["request_id"]) == ("acme", "acme-all", "mine")
+        assert line["peer"].startswith("ipv4:127.0.0.1:")
+    upload, start, alias, delete = told
+    assert upload["dataset_id"] == start["dataset_id"] == dataset.dataset_id
+    assert (start["model"], start["job_id"]) == ("ants", job.job_id)
+    assert (alias["model"], alias["alias"], alias["version"]) == ("ants", "prod", 1)
+    assert (delete["model"], delete["version"]) == ("bees", 7)
+
+
+async def test_without_an_access_file_changes_are_audited_too(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "audit")
+    await refusal(service.models.DeleteModel(model_pb2.DeleteModelRequest(model="a\nb c")))
+    (line,) = audit(caplog, "change")
+    assert (line["tenant"], line["caller"]) == ("default", "anonymous")
+    assert line["model"] == r"'a\nb c'"
+
+
+async def test_refused_calls_are_told_of_and_counted(
+    guarded: Service, keys: Keys, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "audit")
+    wrong = connect(guarded, keys.made["acme-all"][:-6] + "x" * 6)
+    with pytest.raises(graft.NotAllowed):
+        await wrong.delete_model("m")
+    (line,) = audit(caplog, "refused")
+    assert (line["reason"], line["token_id"]) == ("TOKEN_UNKNOWN", "acme-all")
+    assert line["method"].endswith("/DeleteModel")
+    for _ in range(20):
+        with pytest.raises(graft.NotAllowed):
+            await connect_call(wrong)
+    with pytest.raises(graft.NotAllowed):
+        await connect(guarded, "acme-asks").delete_model("m")
+    assert audit(caplog, "change") == []
+    text = await scrape(guarded)
+    assert 'graft_refused_calls_total{reason="TOKEN_UNKNOWN"} 21.0' in text
+    assert 'graft_refused_calls_total{reason="ROLE_MISSING"} 1.0' in text
+
+
+async def connect_call(client: graft.AsyncClient) -> None:
+    await client.get_model("m")
+
+
+async def test_no_token_stands_in_logs_or_metrics_whatever_the_level(
+    guarded: Service, keys: Keys, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    wrong = "graft_acme-all_" + "W" * 43
+    for name in ("acme-all", "acme-asks", wrong, "half-a-token"):
+        for ask in (connect_call, lambda c: c.delete_model("m"), lambda c: c.upload_dataset([])):
+            with pytest.raises(graft.GraftError):
+                await ask(connect(guarded, name))
+    keys.replace(keys.path.read_text() + "\n[[tokens]]\nid = 'x'\n")
+    await until_told_of(guarded)
+    said = caplog.text + "".join(repr(vars(record)) for record in caplog.records)
+    assert "acme-all" in said
+    secrets = [token.split("_", 2)[2] for token in (*keys.made.values(), wrong)]
+    for secret in (*secrets, "half-a-token"):
+        assert secret not in said + await scrape(guarded)

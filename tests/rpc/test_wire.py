@@ -1,0 +1,415 @@
+"""Calls that are slow, many, cut off or late: each ends, and leaves nothing behind."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from graft.v1 import (
+    dataset_pb2,
+    fine_tuning_pb2,
+    model_pb2,
+    model_pb2_grpc,
+    prediction_pb2,
+)
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service.errors import Reason, Unauthenticated
+from service.rpc.caller import Caller
+from service.rpc.calls import Gate
+from service.rpc.limits import CallBounds
+from service.rpc.server import SERVICES, RpcServer, to_register
+from service.telemetry import Telemetry
+from tests.rpc.conftest import HANG, MakeService, Service, colours, picture, refusal
+
+PREDICT = "/graft.v1.PredictionService/Predict"
+LIST = "/graft.v1.ModelService/ListModels"
+
+
+def handlers() -> list[str]:
+    """The tasks that serve calls in this process."""
+    return [
+        task.get_name()
+        for task in asyncio.all_tasks()
+        if task.get_name().startswith(("HandleExceptions", "rpc_task"))
+    ]
+
+
+async def settled(is_so: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Waits until something is so; fails when it does not become so."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while not is_so():
+        assert asyncio.get_running_loop().time() < deadline, handlers()
+        await asyncio.sleep(0.01)
+
+
+async def never() -> AsyncIterator[bytes]:
+    await asyncio.Event().wait()
+    yield b""
+
+
+async def read_to_the_end(call: Any) -> None:
+    while await call.read() is not aio.EOF:
+        pass
+
+
+def health(channel: aio.Channel) -> Any:
+    check = health_pb2_grpc.HealthStub(channel).Check
+    return check(health_pb2.HealthCheckRequest(), timeout=1)
+
+
+@asynccontextmanager
+async def serving(
+    servicer: model_pb2_grpc.ModelServiceServicer,
+    gate: Gate | None = None,
+    **bounds: Any,
+) -> AsyncIterator[aio.Channel]:
+    """A server of this servicer alone, and a channel to it."""
+    server = RpcServer(
+        [to_register(model_pb2_grpc.add_ModelServiceServicer_to_server, servicer)],
+        Telemetry({"version": "1"}),
+        2**26,
+        gate=gate,
+        bounds=CallBounds(**bounds),
+    )
+    port = await server.start("127.0.0.1:0")
+    await server.serve()
+    try:
+        async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield channel
+    finally:
+        await server.drain(0.1)
+
+
+async def test_a_request_that_does_not_arrive_is_not_waited_for(make_service: MakeService) -> None:
+    service: Service = await make_service(message_timeout_s=0.2)
+    refused = await refusal(service.channel.stream_unary(PREDICT)(never()))
+    assert refused.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "did not arrive within 0.2 s" in refused.message
+    await settled(lambda: not handlers())
+
+
+async def test_a_call_without_a_request_and_one_that_is_no_message_are_refused(
+    service: Service,
+) -> None:
+    async def nothing() -> AsyncIterator[bytes]:
+        for message in ():
+            yield message
+
+    for call in (
+        service.channel.stream_unary(PREDICT)(nothing()),
+        service.channel.unary_unary(PREDICT)(b"\xff\xff\xff"),
+        service.channel.stream_stream("/graft.v1.PredictionService/PredictStream")(
+            iter([b"\xff\xff\xff"])
+        ),
+        service.channel.stream_unary("/graft.v1.DatasetService/UploadDataset")(
+            iter([b"\xff\xff\xff"])
+        ),
+    ):
+        refused = await refusal(call)
+        assert (refused.code, refused.reason) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "INVALID_FIELD",
+        )
+
+
+async def test_who_is_not_let_in_is_told_before_the_request_is_read() -> None:
+    class Closed:
+        def admit(self, method: str, metadata: object) -> Caller:
+            raise Unauthenticated(Reason.TOKEN_MISSING, "no token")
+
+    async with serving(model_pb2_grpc.ModelServiceServicer(), Closed()) as channel:
+        # Its request never comes, and is not waited for.
+        refused = await refusal(channel.stream_unary(LIST)(never()))
+        assert refused.code is grpc.StatusCode.UNAUTHENTICATED
+        assert (await health(channel)).status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_reader_who_takes_nothing_is_reset_and_nothing_of_it_is_left() -> None:
+    composed: list[str] = []
+
+    class Exports(model_pb2_grpc.ModelServiceServicer):
+        async def ExportModel(  # noqa: N802
+            self, request: Any, context: Any
+        ) -> AsyncIterator[Any]:
+            composed.append(request.model)
+            try:
+                for _ in range(100):
+                    yield model_pb2.ExportModelResponse(chunk=bytes(2**20))
+            finally:
+                composed.remove(request.model)
+
+        async def ListModels(  # noqa: N802
+            self, request: Any, context: Any
+        ) -> Any:
+            return model_pb2.ListModelsResponse()
+
+    async with serving(Exports(), message_timeout_s=0.2) as channel:
+        stub: Any = model_pb2_grpc.ModelServiceStub(channel)
+        await stub.ListModels(model_pb2.ListModelsRequest())
+        calls = [stub.ExportModel(model_pb2.ExportModelRequest(model="m")) for _ in range(3)]
+        for call in calls:
+            await call.read()
+        assert len(composed) == 3
+        await settled(lambda: not composed)
+        # Others on the same connection are served on.
+        await stub.ListModels(model_pb2.ListModelsRequest())
+        await settled(lambda: not handlers())
+        for call in calls:
+            # What had been sent before is there to be read, then comes the end.
+            with pytest.raises(aio.AioRpcError, match="CANCELLED"):
+                async with asyncio.timeout(5):
+                    await read_to_the_end(call)
+
+
+async def test_a_reader_who_is_slow_but_reads_gets_all_of_it() -> None:
+    class Exports(model_pb2_grpc.ModelServiceServicer):
+        async def ExportModel(  # noqa: N802
+            self, request: Any, context: Any
+        ) -> AsyncIterator[Any]:
+            for _ in range(20):
+                yield model_pb2.ExportModelResponse(chunk=bytes(2**20))
+
+    async with serving(Exports(), message_timeout_s=0.5) as channel:
+        call = model_pb2_grpc.ModelServiceStub(channel).ExportModel(
+            model_pb2.ExportModelRequest(model="m")
+        )
+        count = 0
+        async for _ in call:
+            await asyncio.sleep(0.05)
+            count += 1
+        assert count == 20
+
+
+async def test_over_its_bound_a_method_refuses_and_says_when_to_come_back() -> None:
+    go_on = asyncio.Event()
+    arrived = asyncio.Semaphore(0)
+
+    class Slow(model_pb2_grpc.ModelServiceServicer):
+        async def ListModels(  # noqa: N802
+            self, request: Any, context: Any
+        ) -> Any:
+            arrived.release()
+            await go_on.wait()
+            return model_pb2.ListModelsResponse()
+
+        async def GetModel(  # noqa: N802
+            self, request: Any, context: Any
+        ) -> Any:
+            return model_pb2.GetModelResponse()
+
+    async with serving(Slow(), calls=2) as channel:
+        stub: Any = model_pb2_grpc.ModelServiceStub(channel)
+        request = model_pb2.ListModelsRequest()
+        under_way = [asyncio.ensure_future(stub.ListModels(request)) for _ in range(2)]
+        for _ in under_way:
+            await arrived.acquire()
+        refused = await refusal(stub.ListModels(request))
+        assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (refused.reason, refused.retry_s) == ("TOO_MANY_CALLS", 1)
+        # Each method has a bound of its own, and health none.
+        await stub.GetModel(model_pb2.GetModelRequest())
+        await health(channel)
+        go_on.set()
+        await asyncio.gather(*under_way)
+        await stub.ListModels(request)
+
+
+async def test_requests_are_refused_while_those_that_are_answered_hold_too_much() -> None:
+    go_on, arrived = asyncio.Event(), asyncio.Event()
+
+    class Slow(model_pb2_grpc.ModelServiceServicer):
+        async def GetModel(  # noqa: N802
+            self, request: Any, context: Any
+        ) -> Any:
+            arrived.set()
+            await go_on.wait()
+            return model_pb2.GetModelResponse()
+
+    async with serving(Slow(), held_bytes=2**20) as channel:
+        stub: Any = model_pb2_grpc.ModelServiceStub(channel)
+        large = model_pb2.GetModelRequest(model="m" * (2**19 + 1))
+        first = asyncio.ensure_future(stub.GetModel(large))
+        await arrived.wait()
+        refused = await refusal(stub.GetModel(large))
+        assert (refused.reason, refused.retry_s) == ("TOO_MANY_CALLS", 1)
+        go_on.set()
+        await first
+        await stub.GetModel(large)
+
+
+async def test_uploads_and_fine_tunes_share_one_bound_and_watchers_have_theirs(
+    make_service: MakeService,
+) -> None:
+    service: Service = await make_service(HANG, max_uploads=1, max_watchers=1)
+    upload = service.datasets.UploadDataset()
+    header = dataset_pb2.UploadDatasetHeader(display_name="d")
+    await upload.write(dataset_pb2.UploadDatasetRequest(header=header))
+    await settled(lambda: folders(service) != [])
+    request = fine_tuning_pb2.FineTuneRequest(model="m", inline_pictures=colours())
+    assert (await refusal(service.fine_tuning.FineTune(request))).reason == "TOO_MANY_CALLS"
+    # Who gives up frees both its place and its folder.
+    upload.cancel()
+    await settled(lambda: folders(service) == [] and not handlers())
+    job = (await service.fine_tuning.FineTune(request)).job
+    watch = fine_tuning_pb2.WatchJobRequest(job_id=job.job_id)
+    watcher = service.fine_tuning.WatchJob(watch)
+    await watcher.read()
+    assert (await refusal(service.fine_tuning.WatchJob(watch))).reason == "TOO_MANY_CALLS"
+    await service.fine_tuning.GetJob(fine_tuning_pb2.GetJobRequest(job_id=job.job_id))
+    watcher.cancel()
+
+
+def folders(service: Service) -> list[Path]:
+    """Of uploads that are under way."""
+    return list((service.data_dir / "datasets" / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("trickles", [False, True])
+async def test_an_upload_that_brings_nothing_or_too_little_ends_and_leaves_no_folder(
+    make_service: MakeService, trickles: bool
+) -> None:
+    service: Service = await make_service(message_timeout_s=0.3)
+
+    async def messages() -> AsyncIterator[dataset_pb2.UploadDatasetRequest]:
+        header = dataset_pb2.UploadDatasetHeader(display_name="d")
+        yield dataset_pb2.UploadDatasetRequest(header=header)
+        while trickles:
+            yield dataset_pb2.UploadDatasetRequest(archive_chunk=b"x")
+            await asyncio.sleep(0.05)
+        await asyncio.Event().wait()
+
+    refused = await refusal(service.datasets.UploadDataset(messages()))
+    assert refused.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert folders(service) == []
+    await settled(lambda: not handlers())
+
+
+async def test_every_method_leaves_at_its_deadline_and_at_a_cancel(
+    make_service: MakeService,
+) -> None:
+    service: Service = await make_service(HANG)
+    pool = [
+        (f"/{name}/{method.name}", method.client_streaming, method.server_streaming)
+        for name in SERVICES
+        for method in descriptor(name).methods
+    ]
+    assert len(pool) > 30
+    for path, streams_in, streams_out in pool:
+        kind = f"{'stream' if streams_in else 'unary'}_{'stream' if streams_out else 'unary'}"
+        call_to = getattr(service.channel, kind)(path)
+        request = never() if streams_in else b""
+        for ends_by_cancel in (False, True):
+            call = call_to(request, timeout=None if ends_by_cancel else 0.001)
+            if ends_by_cancel:
+                asyncio.get_running_loop().call_later(0.001, call.cancel)
+            try:
+                if streams_out:
+                    await call.read()
+                else:
+                    await call
+            except (aio.AioRpcError, asyncio.CancelledError):
+                pass
+            request = never() if streams_in else b""
+    await settled(lambda: not handlers())
+    await health(service.channel)
+
+
+def descriptor(service: str) -> Any:
+    from google.protobuf import descriptor_pool
+
+    return descriptor_pool.Default().FindServiceByName(service)
+
+
+async def test_a_ranking_whose_caller_is_late_stops_its_trainer(make_service: MakeService) -> None:
+    service: Service = await make_service(HANG)
+    request = fine_tuning_pb2.RankBackbonesRequest(inline_pictures=colours())
+    with pytest.raises(aio.AioRpcError) as caught:
+        await service.fine_tuning.RankBackbones(request, timeout=0.5)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    trainer = await service.launcher.started.get()
+    async with asyncio.timeout(5):
+        await trainer.stopped.wait()
+    await settled(lambda: not handlers())
+
+
+async def test_overloaded_it_answers_health_checks_and_refuses_the_rest_at_once(
+    make_service: MakeService,
+) -> None:
+    service: Service = await make_service(max_calls=100, max_queue=64, max_pictures=64)
+    await service.make_model()
+    (session,) = service.runtime.sessions.values()
+    session.hold()
+    request = prediction_pb2.PredictRequest(
+        model="colours", pictures=[prediction_pb2.Picture(encoded=picture("red"))]
+    )
+    calls = [asyncio.ensure_future(service.prediction.Predict(request)) for _ in range(1000)]
+    loop = asyncio.get_running_loop()
+    slowest_s = 0.0
+    for _ in range(10):
+        started = loop.time()
+        await health(service.channel)
+        slowest_s = max(slowest_s, loop.time() - started)
+    session.release()
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert slowest_s < 1
+    refused = [o for o in outcomes if isinstance(o, aio.AioRpcError)]
+    assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    answered = [o for o in outcomes if isinstance(o, prediction_pb2.PredictResponse)]
+    assert len(answered) >= 64
+    assert len(answered) + len(refused) == 1000
+
+
+async def test_a_stream_that_waits_for_requests_is_told_that_the_service_stops(
+    make_service: MakeService,
+) -> None:
+    service: Service = await make_service(max_queue=256)
+    await service.make_model()
+    stream = service.prediction.PredictStream()
+    one = prediction_pb2.PredictRequest(
+        model="colours", pictures=[prediction_pb2.Picture(encoded=picture("red"))]
+    )
+    await stream.write(prediction_pb2.PredictStreamRequest(id="1", request=one))
+    assert (await stream.read()).id == "1"
+    closing = asyncio.ensure_future(service.app.__aexit__(None, None, None))
+    with pytest.raises(aio.AioRpcError, match="the service is stopping") as caught:
+        await stream.read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    async with asyncio.timeout(1.5):
+        # Not at the end of the grace period of 2 s: nothing is waited for.
+        await closing
+
+
+async def test_while_it_drains_accepted_calls_are_answered_and_new_ones_told_why_not(
+    make_service: MakeService,
+) -> None:
+    service: Service = await make_service()
+    await service.make_model()
+    (session,) = service.runtime.sessions.values()
+    session.hold()
+    request = prediction_pb2.PredictRequest(
+        model="colours", pictures=[prediction_pb2.Picture(encoded=picture("red"))]
+    )
+    accepted = asyncio.ensure_future(service.prediction.Predict(request))
+    await asyncio.to_thread(session.running.acquire)
+    watcher = health_pb2_grpc.HealthStub(service.channel).Watch(health_pb2.HealthCheckRequest())
+    assert (await watcher.read()).status == health_pb2.HealthCheckResponse.SERVING
+    closing = asyncio.ensure_future(service.app.__aexit__(None, None, None))
+    assert (await watcher.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    async with aio.insecure_channel(f"127.0.0.1:{service.app.port}") as fresh:
+        for channel in (service.channel, fresh):
+            refused = await refusal(channel.unary_unary(LIST)(b""))
+            assert (refused.code, refused.reason) == (
+                grpc.StatusCode.UNAVAILABLE,
+                "SHUTTING_DOWN",
+            )
+            assert refused.retry_s > 0
+            answer = await health(channel)
+            assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        session.release()
+        assert (await accepted).results[0].classification.scores[0].label == "red"
+        await closing

@@ -1,0 +1,167 @@
+import errno
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.errors import Damaged, Reason, Unavailable
+from service.inference import damage
+from service.inference.damage import Damages, look_at
+from service.inference.fake_runtime import FakeRuntime
+from service.inference.providers import Provider
+from service.inference.runtime import OnnxRuntime
+from service.telemetry import Telemetry
+from tests.unit.inference.conftest import MakeEngine, MakeModel
+
+
+def damaged(telemetry: Telemetry, kind: str) -> float | None:
+    return telemetry.registry.get_sample_value("graft_damaged_files", {"kind": kind})
+
+
+def decode() -> np.ndarray:  # type: ignore[type-arg]
+    return np.full((224, 224, 3), (255, 0, 0), np.uint8)
+
+
+def test_a_file_is_read_when_its_digest_is_right(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"whole")
+    assert damage.read(file, hashlib.sha256(b"whole").hexdigest(), "head") == b"whole"
+    assert damage.read(file, "", "head") == b"whole"
+    with pytest.raises(Damaged, match=r"head is damaged.*from a backup"):
+        damage.read(file, hashlib.sha256(b"other").hexdigest(), "head")
+    with pytest.raises(Damaged, match="head is missing"):
+        damage.read(tmp_path / "none", "", "head")
+    with pytest.raises(Damaged, match=r"head cannot be read \(Is a directory\)"):
+        damage.read(tmp_path, "", "head")
+
+
+def test_a_process_that_may_open_no_more_files_does_not_take_them_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(Unavailable) as caught:
+        damage.read(tmp_path / "file", "", "head")
+    assert caught.value.reason is Reason.STORAGE_BUSY
+    assert caught.value.retry_after_s
+
+
+async def test_a_storm_of_calls_reads_a_damaged_file_once(
+    make_engine: MakeEngine,
+    make_model: MakeModel,
+    runtime: FakeRuntime,
+    telemetry: Telemetry,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine, model = make_engine(), make_model()
+    whole = model.backbone_path.read_bytes()
+    model.backbone_path.write_bytes(b"other")
+    for _ in range(20):
+        with pytest.raises(Damaged):
+            await engine.classify(model, [decode], 5)
+    assert len(runtime.loads) == 1
+    assert damaged(telemetry, "backbone") == 1
+    assert sum(record.levelname == "ERROR" for record in caplog.records) == 1
+    assert "backbone is damaged" in engine.damage_of(model)
+
+    model.backbone_path.write_bytes(whole)
+    await engine.classify(model, [decode], 5)
+    assert engine.damage_of(model) == ""
+    assert damaged(telemetry, "backbone") == 0
+
+
+async def test_a_version_that_is_deleted_is_no_longer_damaged(
+    make_engine: MakeEngine, make_model: MakeModel, telemetry: Telemetry
+) -> None:
+    engine, model = make_engine(), make_model()
+    model.head_path.unlink()
+    with pytest.raises(Damaged, match="head is missing"):
+        await engine.warm(model)
+    assert damaged(telemetry, "head") == 1
+    engine.forget(heads=[model.head_digest])
+    assert damaged(telemetry, "head") == 0
+    assert engine.damage_of(model) == ""
+
+
+async def test_of_two_equal_heads_the_whole_one_serves(
+    make_engine: MakeEngine, make_model: MakeModel, tmp_path: Path
+) -> None:
+    engine, model = make_engine(), make_model()
+    copy = tmp_path / "copy.safetensors"
+    shutil.copyfile(model.head_path, copy)
+    model.head_path.write_bytes(b"other")
+    with pytest.raises(Damaged):
+        await engine.warm(model)
+    await engine.classify(replace(model, head_path=copy), [decode], 5)
+
+
+def test_a_file_that_lies_there_as_before_is_looked_at_again_after_a_minute(
+    tmp_path: Path, telemetry: Telemetry
+) -> None:
+    now = 100.0
+    damages = Damages(telemetry, lambda: now)
+    file = tmp_path / "file"
+    damages.note("head", "d", file, look_at(file), damage.unloadable("head", "is missing"))
+    with pytest.raises(Damaged, match="is missing"):
+        damages.check(file)
+    now += 59
+    with pytest.raises(Damaged):
+        damages.check(file)
+    now += 2
+    damages.check(file)
+    assert damages.of([file]), "it stays told until the file is seen whole"
+    damages.clear(file)
+    assert damages.of([file]) == ""
+
+
+Change = Callable[[Path], object]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        Path.unlink,
+        lambda path: path.write_bytes(b"another"),
+        lambda path: path.chmod(0o600),
+        lambda path: path.rename(path.with_name("away")),
+    ],
+)
+def test_a_file_that_changed_is_looked_at_again_at_once(
+    tmp_path: Path, telemetry: Telemetry, change: Change
+) -> None:
+    damages = Damages(telemetry)
+    file = tmp_path / "file"
+    file.write_bytes(b"content")
+    file.chmod(0o644)
+    damages.note("head", "d", file, look_at(file), damage.unloadable("head", "is damaged"))
+    with pytest.raises(Damaged):
+        damages.check(file)
+    change(file)
+    damages.check(file)
+
+
+def test_a_graph_whose_weights_lie_beside_it_is_refused(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = numpy_helper.from_array(np.ones((3, 3), np.float32), "weights")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "weights"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [weights],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    file = tmp_path / "b.onnx"
+    onnx.save(model, file, save_as_external_data=True, location="beside", size_threshold=0)
+    assert (tmp_path / "beside").exists()
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(Damaged, match="names other files"):
+        OnnxRuntime(Provider("cpu", "")).load(file, digest)

@@ -1,0 +1,181 @@
+"""Two tenants in one queue: the same ids, their own jobs, folders and bounds."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from service.domain import Base, JobState
+from service.errors import AlreadyExists, NotFound, OverQuota, Reason, WrongState
+from service.jobs.events import Published
+from service.jobs.lineage import Lineage
+from service.jobs.store import JobStore
+from service.storage.datasets import DatasetStore
+from service.storage.models import ModelStore
+from tests.unit.jobs.conftest import Queue, request
+from tests.unit.jobs.house import MakeHouse, class_folders, good
+from tests.unit.storage.test_archives import tar_of
+from tests.unit.storage.test_datasets import PICTURES
+from tests.unit.storage.test_tenants import ACME, BETA, upload
+
+ACMES, BETAS = "acme/birds", "beta/birds"
+
+
+def test_a_job_is_its_models_tenants(jobs: JobStore, queue: Queue) -> None:
+    ours, theirs, other = queue(ACMES), queue(BETAS), queue("birds")
+    assert [job.tenant for job in (ours, theirs, other)] == [ACME, BETA, "default"]
+    assert jobs.get(ours.job_id, ACME) == jobs.get(ours.job_id) == ours
+    assert [job.job_id for job in jobs.list(0, "", (), "", ACME)[0]] == [ours.job_id]
+    assert [job.job_id for job in jobs.list(0, "", (), ACMES, ACME)[0]] == [ours.job_id]
+    assert [job.job_id for job in jobs.list(0, "", (), "")[0]] == [other.job_id]
+    assert jobs.list(0, "", (), ACMES, BETA) == ([], "")
+
+
+def test_another_tenants_job_is_as_one_that_is_not_there(jobs: JobStore, queue: Queue) -> None:
+    job = queue(ACMES)
+    for call in (jobs.get, jobs.request_cancel):
+        seen = []
+        for asked in (job.job_id, f"{job.job_id[:-1]}_"):
+            with pytest.raises(NotFound) as caught:
+                call(asked, BETA)
+            seen.append((caught.value.reason, caught.value.message.replace(asked, "ID")))
+        assert seen[0] == seen[1]
+    assert jobs.get(job.job_id).state is JobState.QUEUED
+    assert jobs.request_cancel(job.job_id, ACME).state is JobState.CANCELLED
+
+
+def test_request_ids_are_each_tenants_own(jobs: JobStore) -> None:
+    made = {key: jobs.create(request(key), "one", "f") for key in (ACMES, BETAS, "birds")}
+    assert all(is_new for _, is_new in made.values())
+    for key, (job, _) in made.items():
+        assert jobs.create(request(key), "one", "f") == (job, False)
+        with pytest.raises(AlreadyExists, match=job.job_id):
+            jobs.create(request(key), "one", "g")
+    assert jobs.is_known("one", ACME)
+    jobs.create(request(ACMES), "two", "f")
+    assert not jobs.is_known("two")
+    assert not jobs.is_known("", ACME)
+
+
+@pytest.mark.parametrize("guess", ["acme/one", f"acme/{hashlib.sha512(b'one').hexdigest()}"[:128]])
+def test_no_request_id_that_may_be_sent_is_another_tenants(jobs: JobStore, guess: str) -> None:
+    job, _ = jobs.create(request(ACMES), "one", "f")
+    other, is_new = jobs.create(request("birds"), guess, "f")
+    assert is_new
+    assert other.job_id != job.job_id
+
+
+def test_a_tenant_has_so_many_open_jobs_at_once(jobs: JobStore) -> None:
+    first, _ = jobs.create(request(ACMES), "one", "f", max_open_jobs=2)
+    jobs.create(request(ACMES), "", "", max_open_jobs=2)
+    assert jobs.claim(["auto"]) is not None
+    with pytest.raises(OverQuota) as caught:
+        jobs.create(request(ACMES), "", "", max_open_jobs=2)
+    assert (caught.value.subject, caught.value.reason) == (
+        "concurrent_jobs",
+        Reason.QUOTA_EXCEEDED,
+    )
+    assert caught.value.retry_after_s
+    # What was accepted is answered, others have bounds of their own.
+    assert jobs.create(request(ACMES), "one", "f", max_open_jobs=2)[0].job_id == first.job_id
+    jobs.create(request(BETAS), "", "", max_open_jobs=2)
+    jobs.fail(first.job_id, Reason.INTERNAL, "")
+    jobs.create(request(ACMES), "", "", max_open_jobs=2)
+
+
+def test_a_job_works_on_its_tenants_datasets_alone(
+    jobs: JobStore, queue: Queue, datasets: DatasetStore
+) -> None:
+    theirs, ours = upload(datasets, BETA), upload(datasets, ACME)
+    for fields in (
+        {"dataset_id": theirs},
+        {"dataset_id": ours, "target_dataset_id": theirs},
+    ):
+        with pytest.raises(NotFound) as caught:
+            queue(ACMES, server_path="", **fields)
+        assert caught.value.reason is Reason.DATASET_NOT_FOUND
+    with pytest.raises(NotFound):
+        jobs.check_dataset(theirs, ACME)
+    job = queue(ACMES, server_path="", dataset_id=ours, target_dataset_id=ours)
+    for use in (jobs.use_dataset, jobs.use_target):
+        with pytest.raises(NotFound):
+            use(job.job_id, theirs)
+        use(job.job_id, ours)
+    with pytest.raises(WrongState, match=job.job_id):
+        datasets.delete(ours, ACME)
+    datasets.delete(theirs, BETA)
+
+
+async def test_the_trainer_is_told_plain_names_and_whose_features_it_may_find(
+    make_house: MakeHouse, queue: Queue, folder: str, jobs: JobStore
+) -> None:
+    house = make_house(good())
+    await house.supervisor.start()
+    first = await house.ended(queue(ACMES, server_path=folder).job_id)
+    base = {"base": Base(ACMES, 1), "base_job_id": first.job_id}
+    second = await house.ended(queue(ACMES, server_path=folder, **base).job_id)
+    assert (second.state, second.version) == (JobState.SUCCEEDED, 2)
+    specs = [trainer.spec for trainer in house.launcher.trainers]
+    assert [(s.model, s.feature_cache_owner) for s in specs] == [("birds", ACME)] * 2
+    assert specs[1].base == Base("birds", 1)
+    assert [m.name for m in house.models.list_models(0, "", ACME)[0]] == [ACMES]
+    version = house.models.get_version(ACMES, 2, None)
+    assert version.manifest.model == "birds"
+    (published,) = [
+        e.payload for e in jobs.events(second.job_id, 0) if isinstance(e.payload, Published)
+    ]
+    assert (published.model, published.version) == (ACMES, 2)
+    await house.ended(queue("birds", server_path=folder).job_id)
+    assert house.launcher.trainers[-1].spec.feature_cache_owner == ""
+
+
+async def test_a_job_reads_its_tenants_folders_alone(
+    make_house: MakeHouse, queue: Queue, folder: str, tmp_path: Path
+) -> None:
+    dirs = {ACME: (tmp_path,)}
+    house = make_house(good(), allowed_dirs_of=lambda tenant: dirs.get(tenant, ()))
+    await house.supervisor.start()
+    theirs = await house.ended(queue(BETAS, server_path=folder).job_id)
+    assert (theirs.state, theirs.error_reason) == (JobState.FAILED, Reason.PATH_NOT_ALLOWED)
+    ours = await house.ended(queue(ACMES, server_path=folder).job_id)
+    assert ours.state is JobState.SUCCEEDED
+
+
+async def test_an_archive_that_a_job_unpacks_is_its_tenants_and_counts(
+    make_house: MakeHouse, queue: Queue, tmp_path: Path, datasets: DatasetStore
+) -> None:
+    archive = tmp_path / "pets.tar"
+    content = {f"{label}/{n}.png": data for n, (label, data, _) in enumerate(PICTURES)}
+    archive.write_bytes(tar_of(content))
+    bounds = {ACME: 12, BETA: 11}
+    house = make_house(good(), max_stored_bytes_of=bounds.get)
+    await house.supervisor.start()
+    ours = await house.ended(queue(ACMES, server_path=str(archive)).job_id)
+    assert ours.state is JobState.SUCCEEDED
+    assert datasets.get(ours.dataset_id, ACME).size_bytes == 12
+    theirs = await house.ended(queue(BETAS, server_path=str(archive)).job_id)
+    assert (theirs.state, theirs.error_reason) == (JobState.FAILED, Reason.QUOTA_EXCEEDED)
+    assert datasets.list(0, "", BETA) == ([], "")
+
+
+async def test_a_base_grows_from_what_its_tenant_may_read_still(
+    make_house: MakeHouse, queue: Queue, jobs: JobStore, models: ModelStore,
+    datasets: DatasetStore, tmp_path: Path,
+) -> None:  # fmt: skip
+    pictures = class_folders(tmp_path / "acme" / "pets")
+    dirs = {ACME: (tmp_path / "acme",)}
+    house = make_house(good(), allowed_dirs_of=lambda tenant: dirs.get(tenant, ()))
+    await house.supervisor.start()
+    first = await house.ended(queue(ACMES, server_path=str(pictures)).job_id)
+    lineage = Lineage(jobs, models, datasets, house.settings.allowed_dirs_of)
+    grown = lineage.grow(request(ACMES), "", None, None)
+    assert (grown.base, grown.base_job_id) == (Base(ACMES, 1), first.job_id)
+    assert lineage.data_dirs(first.job_id) == [pictures]
+    for key in (BETAS, "birds"):
+        with pytest.raises(NotFound) as caught:
+            lineage.grow(request(key), "", None, None)
+        assert caught.value.field == "base"
+    dirs[ACME] = ()
+    with pytest.raises(WrongState, match="version 1 of birds") as gone:
+        lineage.data_dirs(first.job_id)
+    assert gone.value.reason is Reason.BASE_DATA_GONE

@@ -1,0 +1,95 @@
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from service.errors import Damaged, Expired, NotFound, Reason
+from service.inference.engine import Decode, ModelFiles, Outcome
+from service.rpc.serving import Serving
+from service.telemetry import Telemetry
+
+FILES = Path("none")
+
+
+class Engine:
+    """Refuses the versions that are damaged; notes what it was asked."""
+
+    def __init__(self, *damaged: int) -> None:
+        self.damaged = damaged
+        self.asked: list[tuple[int, float]] = []
+        self.takes_s = 0.0
+
+    async def classify(
+        self, files: ModelFiles, pictures: Sequence[Decode], timeout_s: float
+    ) -> list[Outcome]:
+        self.asked.append((files.version, timeout_s))
+        await asyncio.sleep(self.takes_s)
+        if files.version in self.damaged:
+            raise Damaged(Reason.MODEL_UNLOADABLE, f"{files.version} is damaged")
+        return []
+
+
+def serving(engine: Engine, *fallbacks: int, gone: Sequence[int] = ()) -> Serving:
+    def resolve(model: str, version: int | None, alias: str | None) -> tuple[int, ModelFiles]:
+        number = version or 3
+        if number in gone:
+            raise NotFound(Reason.VERSION_NOT_FOUND, "gone")
+        return number, ModelFiles(model, number, "b", FILES, "h", FILES)
+
+    return Serving(
+        engine, resolve, lambda model, alias: list(fallbacks), Telemetry({"version": "test"})
+    )
+
+
+async def test_the_version_that_is_meant_answers() -> None:
+    engine = Engine()
+    assert await serving(engine, 2, 1).classify("m", None, "prod", [], 5) == (3, [])
+    assert [version for version, _ in engine.asked] == [3]
+
+
+async def test_the_first_whole_one_that_may_stand_in_answers() -> None:
+    engine = Engine(3, 2)
+    assert await serving(engine, 2, 1).classify("m", None, None, [], 5) == (1, [])
+    assert [version for version, _ in engine.asked] == [3, 2, 1]
+
+
+async def test_one_that_was_deleted_meanwhile_is_passed_over() -> None:
+    engine = Engine(3)
+    assert await serving(engine, 2, 1, gone=[2]).classify("m", None, None, [], 5) == (1, [])
+
+
+async def test_a_version_that_is_named_by_its_number_has_nothing_that_stands_in() -> None:
+    engine = Engine(3)
+    with pytest.raises(Damaged, match="3 is damaged"):
+        await serving(engine, 2, 1).classify("m", 3, None, [], 5)
+    assert [version for version, _ in engine.asked] == [3]
+
+
+async def test_when_none_is_whole_the_one_that_was_meant_is_told() -> None:
+    with pytest.raises(Damaged, match="3 is damaged"):
+        await serving(Engine(3, 2, 1), 2, 1).classify("m", None, "prod", [], 5)
+    with pytest.raises(Damaged, match="3 is damaged"):
+        await serving(Engine(3)).classify("m", None, "prod", [], 5)
+
+
+async def test_what_stands_in_has_the_time_that_is_left() -> None:
+    engine = Engine(3)
+    engine.takes_s = 0.02
+    await serving(engine, 2).classify("m", None, None, [], 5)
+    (_, first_s), (_, left_s) = engine.asked
+    assert first_s == 5
+    assert left_s <= 5 - 0.02
+
+
+async def test_another_error_is_the_calls_own() -> None:
+    engine = Engine(3)
+    full = serving(engine, 2)
+    engine.damaged = (3,)
+
+    async def expire(*_: object) -> list[Outcome]:
+        raise Expired(Reason.DEADLINE_EXCEEDED, "late")
+
+    engine.classify = expire  # type: ignore[method-assign]
+    with pytest.raises(Expired):
+        await full.classify("m", None, None, [], 5)

@@ -1,0 +1,55 @@
+"""What an older Graft left open to others is closed at the start, and the rest is left alone."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from service.storage import private
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mode & 0o7777 for p in folder.rglob("*")}
+
+
+def test_what_is_stored_is_closed_and_what_is_not_ours_stays_as_it_was(tmp_path: Path) -> None:
+    for name in ("artifacts", "datasets", "somebody's"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work").chmod(0o2750)
+    for name in ("graft.sqlite3", "graft.sqlite3-wal", "notes.txt"):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(0o644)
+    tmp_path.chmod(0o755)
+    private.close_to_others(tmp_path)
+    assert modes(tmp_path) == {
+        "artifacts": 0o700,
+        "datasets": 0o700,
+        "work": 0o2700,
+        "graft.sqlite3": 0o600,
+        "graft.sqlite3-wal": 0o600,
+        "somebody's": 0o755,
+        "notes.txt": 0o644,
+    }
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+def test_what_cannot_be_closed_is_told_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets").chmod(0o755)
+
+    def refuse(path: Path, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with caplog.at_level(logging.WARNING):
+        private.close_to_others(tmp_path)
+    assert "datasets, and its mode cannot be changed" in caplog.text
+
+
+def test_a_folder_that_is_not_there_yet_is_no_trouble(tmp_path: Path) -> None:
+    private.close_to_others(tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,261 @@
+"""Two tenants in one store: the same names, the same pictures, bounds of their own."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.domain import DEFAULT_TENANT, Manifest, model_key, plain_name, tenant_of
+from service.errors import GraftError, InvalidInput, NotFound, OverQuota, Reason
+from service.storage.database import Database
+from service.storage.datasets import DatasetStore
+from service.storage.models import ModelStore
+from tests.unit.storage.conftest import Publish, digest, manifest
+from tests.unit.storage.test_archives import tar_of
+from tests.unit.storage.test_datasets import PICTURES, Pictures, leftovers
+
+ACME, BETA = "acme", "beta"
+
+
+def upload(
+    datasets: DatasetStore, tenant: str, pictures: Pictures = PICTURES, **bounds: object
+) -> str:
+    """Uploads pictures; answers with the dataset's id."""
+    sending = datasets.begin_upload("pets", "", tenant=tenant, **bounds)  # type: ignore[arg-type]
+    try:
+        for label, content, split in pictures:
+            sending.add_picture(label, content, "", split)
+        return sending.finish().dataset_id
+    finally:
+        sending.abort()
+
+
+def pictures(count: int, size: int) -> Pictures:
+    return [(f"c{n % 2}", b"PIC%02d" % n + b"." * (size - 5), "") for n in range(count)]
+
+
+@given(st.sampled_from([ACME, BETA, DEFAULT_TENANT]), st.text(max_size=20) | st.just("acme/ants"))
+def test_whatever_is_taken_for_a_name_its_key_is_ones_own(tenant: str, name: str) -> None:
+    key = model_key(tenant, name)
+    assert (tenant_of(key), plain_name(key)) == (tenant, name)
+
+
+def test_a_name_of_the_default_tenant_is_its_key() -> None:
+    assert model_key(DEFAULT_TENANT, "ants") == "ants"
+    assert model_key(ACME, "ants") == "acme/ants"
+
+
+def test_two_tenants_have_a_model_of_one_name_each(models: ModelStore, publish: Publish) -> None:
+    for number, key in enumerate(("birds", "acme/birds", "acme/birds", "beta/birds")):
+        publish(key, f"job-{number}")
+    assert [m.name for m in models.list_models(0, "")[0]] == ["birds"]
+    assert [(m.name, m.version_count) for m in models.list_models(0, "", ACME)[0]] == [
+        ("acme/birds", 2)
+    ]
+    assert models.resolve("acme/birds", None, None).version == 2
+    assert models.resolve("birds", None, None).version == 1
+    models.set_alias("acme/birds", "prod", 1)
+    assert models.get_model("birds").aliases == {"latest": 1}
+    removed = models.delete_model("acme/birds")
+    assert (removed.model, removed.versions) == ("acme/birds", [1, 2])
+    assert models.list_models(0, "", ACME) == ([], "")
+    for key in ("birds", "beta/birds"):
+        assert models.resolve(key, None, None).head_path.exists()
+
+
+def test_what_is_close_is_looked_for_among_ones_own(models: ModelStore, publish: Publish) -> None:
+    publish("acme/birds", "job-1")
+    for key in ("beta/bird", "bird", "default/x"):
+        with pytest.raises(NotFound) as caught:
+            models.get_model(key)
+        assert caught.value.message.endswith("there are no models yet; FineTune makes one")
+    with pytest.raises(NotFound) as caught:
+        models.get_model("acme/bird")
+    assert caught.value.message == "no model is called 'bird': did you mean birds?"
+    with pytest.raises(InvalidInput, match="empty"):
+        models.get_model("acme/")
+
+
+def test_messages_show_what_the_tenant_calls_its_model(
+    models: ModelStore, publish: Publish
+) -> None:
+    publish("acme/birds", "job-1")
+    models.set_alias("acme/birds", "prod", 1)
+    calls = [
+        lambda: models.get_version("acme/birds", 7, None),
+        lambda: models.get_version("acme/birds", None, "other"),
+        lambda: models.delete_version("acme/birds", 1),
+        lambda: models.promote_version("acme/birds", 1),
+        lambda: models.roll_back_alias("acme/birds", "latest"),
+        lambda: models.set_alias("acme/birds", "other", 7),
+        lambda: models.delete_alias("acme/birds", "other"),
+    ]
+    for call in calls:
+        with pytest.raises(GraftError, match="birds") as caught:
+            call()  # type: ignore[no-untyped-call]
+        assert ACME not in caught.value.message
+
+
+def test_equal_pictures_of_two_tenants_are_two_datasets(datasets: DatasetStore) -> None:
+    ids = {tenant: upload(datasets, tenant) for tenant in (ACME, BETA, DEFAULT_TENANT)}
+    assert len(set(ids.values())) == 3
+    records = [datasets.get(dataset_id, tenant) for tenant, dataset_id in ids.items()]
+    assert len({record.digest for record in records}) == 1
+    assert upload(datasets, ACME) == ids[ACME]
+    for tenant, dataset_id in ids.items():
+        assert [record.dataset_id for record in datasets.list(0, "", tenant)[0]] == [dataset_id]
+    datasets.delete(ids[ACME], ACME)
+    assert datasets.list(0, "", ACME) == ([], "")
+    assert not datasets.path(ids[ACME]).exists()
+    for tenant in (BETA, DEFAULT_TENANT):
+        assert sorted(p.name for p in datasets.path(ids[tenant]).iterdir()) == ["cat", "dog"]
+
+
+def test_another_tenants_dataset_is_as_one_that_is_not_there(datasets: DatasetStore) -> None:
+    dataset_id = upload(datasets, ACME)
+    for tenant in (BETA, DEFAULT_TENANT):
+        for call in (datasets.get, datasets.delete):
+            seen = []
+            for asked in (dataset_id, "ds-" + "0" * 20):
+                with pytest.raises(NotFound) as caught:
+                    call(asked, tenant)
+                seen.append((caught.value.reason, caught.value.message.replace(asked, "ID")))
+            assert seen[0] == seen[1]
+    assert datasets.get(dataset_id, ACME).tenant == ACME
+
+
+def test_a_tenant_stores_its_datasets_and_its_versions(
+    models: ModelStore, datasets: DatasetStore, publish: Publish
+) -> None:
+    upload(datasets, ACME, pictures(4, 100))
+    assert datasets.stored_bytes(ACME) == 400
+    publish("acme/birds", "job-1", head=b"h" * 50)
+    version = models.get_version("acme/birds", None, None)
+    own = sum(path.stat().st_size for path in version.head_path.parent.iterdir())
+    # The backbone is a pretrained one, which stays for all.
+    assert datasets.stored_bytes(ACME) == 400 + own
+    assert datasets.stored_bytes(BETA) == datasets.stored_bytes(DEFAULT_TENANT) == 0
+    models.delete_model("acme/birds")
+    assert datasets.stored_bytes(ACME) == 400
+
+
+def test_a_backbone_of_its_own_counts_once_for_each_tenant(
+    models: ModelStore, datasets: DatasetStore, publish: Publish
+) -> None:
+    trained = {"method": "model_based", "backbone": b"b" * 10_000}
+    sizes = []
+    for number, key in enumerate(("acme/birds", "acme/birds", "beta/birds")):
+        publish(key, f"job-{number}", **trained)
+        sizes.append(datasets.stored_bytes(tenant_of(key)))
+    assert 10_000 < sizes[0] < 12_000
+    assert sizes[1] - sizes[0] < 2_000
+    # Whether another has the same file cannot be told from what is left.
+    assert abs(sizes[2] - sizes[0]) < 100
+
+
+def test_versions_of_earlier_releases_are_measured_at_the_start(
+    database: Database, models: ModelStore, datasets: DatasetStore, publish: Publish
+) -> None:
+    publish("birds", "job-1", method="model_based")
+    publish("birds", "job-2", method="model_based")
+    measured = datasets.stored_bytes(DEFAULT_TENANT)
+    with database.transaction() as connection:
+        connection.execute("UPDATE versions SET size_bytes = 0")
+    ModelStore(database, models._artifacts)
+    assert datasets.stored_bytes(DEFAULT_TENANT) == measured > 0
+
+
+def test_a_quantised_backbone_is_for_the_tenant_whose_pictures_it_saw(
+    models: ModelStore, publish: Publish
+) -> None:
+    whole: Manifest = manifest("job-0")
+    publish("acme/birds", "job-1", backbone=b"float")
+    publish("acme/birds", "job-2", backbone=b"int8 of acme", serving_precision="int8")
+    publish("birds", "job-3", backbone=b"int8", serving_precision="int8")
+
+    def known(tenant: str) -> list[tuple[str, str]]:
+        return [(e.weights, e.digest) for e in models.exported_backbones(whole.backbone, tenant)]
+
+    form = (whole.weights, digest(b"float"))
+    quantised = f"{whole.weights}:int8"
+    assert known(ACME) == [form, (quantised, digest(b"int8 of acme"))]
+    assert known(BETA) == [form]
+    assert known(DEFAULT_TENANT) == [form, (quantised, digest(b"int8"))]
+
+
+def test_an_upload_ends_as_soon_as_there_is_no_room(datasets: DatasetStore, tmp_path: Path) -> None:
+    upload(datasets, ACME, pictures(4, 100))
+    sending = datasets.begin_upload("", "", tenant=ACME, max_stored_bytes=650)
+    for label, content, split in pictures(2, 101):
+        sending.add_picture(label, content, "", split)
+    with pytest.raises(OverQuota) as caught:
+        sending.add_picture("c0", b"PIC99" + b"." * 95, "", "")
+    assert (caught.value.subject, caught.value.reason) == ("stored_bytes", Reason.QUOTA_EXCEEDED)
+    sending.abort()
+    sending = datasets.begin_upload("", "", tenant=ACME, max_stored_bytes=650)
+    with pytest.raises(OverQuota, match=r"take 0\.0\S* MB of the 0\.0\S* MB .* delete"):
+        sending.write(b"x" * 251)
+    sending.abort()
+    with pytest.raises(OverQuota):
+        datasets.begin_upload("", "", tenant=ACME, max_stored_bytes=400)
+    # Others have bounds of their own, and what fits is taken.
+    upload(datasets, BETA, pictures(4, 100), max_stored_bytes=400)
+    upload(datasets, ACME, pictures(2, 125), max_stored_bytes=650)
+    assert datasets.stored_bytes(ACME) == 650
+    assert leftovers(tmp_path) == []
+
+
+def test_two_uploads_at_once_do_not_share_the_room_that_one_leaves(
+    datasets: DatasetStore, tmp_path: Path
+) -> None:
+    both = [datasets.begin_upload("", "", tenant=ACME, max_stored_bytes=300) for _ in range(2)]
+    for number, sending in enumerate(both):
+        for label, content, split in pictures(2, 100 + number):
+            sending.add_picture(label, content, "", split)
+    start = threading.Barrier(2)
+    ended: list[object] = []
+
+    def finish(number: int) -> None:
+        start.wait(10)
+        try:
+            ended.append(both[number].finish())
+        except OverQuota as error:
+            ended.append(error.subject)
+
+    threads = [threading.Thread(target=finish, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(type(end).__name__ for end in ended) == ["DatasetRecord", "str"]
+    assert datasets.stored_bytes(ACME) in (200, 202)
+    assert leftovers(tmp_path) == []
+
+
+def test_pictures_that_are_stored_already_need_no_room(datasets: DatasetStore) -> None:
+    known = upload(datasets, ACME, pictures(4, 100))
+    bounds = {"max_stored_bytes": 400, "may_be_stored": True}
+    assert upload(datasets, ACME, pictures(4, 100), **bounds) == known
+    with pytest.raises(OverQuota):
+        upload(datasets, ACME, pictures(4, 101), **bounds)
+
+
+def test_an_archive_is_unpacked_as_far_as_there_is_room(
+    datasets: DatasetStore, tmp_path: Path
+) -> None:
+    archive = tmp_path / "pets.tar"
+    archive.write_bytes(
+        tar_of({f"{label}/{n}.png": content for n, (label, content, _) in
+                enumerate(pictures(4, 1000))})
+    )  # fmt: skip
+    with pytest.raises(OverQuota):
+        datasets.import_archive(archive, tenant=ACME, max_stored_bytes=3999)
+    assert leftovers(tmp_path) == []
+    stored = datasets.import_archive(archive, tenant=ACME, max_stored_bytes=4000)
+    assert (stored.tenant, stored.size_bytes) == (ACME, 4000)
+    with pytest.raises(OverQuota):
+        datasets.check_room(ACME, 4000)
+    datasets.delete(stored.dataset_id, ACME)
+    datasets.check_room(ACME, 4000)
