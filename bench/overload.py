@@ -9,30 +9,37 @@ loop again.
 
 import argparse
 import platform
+import statistics
 import tempfile
 import threading
+import time
+import urllib.request
 from pathlib import Path
 
+import grpc
 import psutil
 from graft import Client
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bench.photographs import given_or_written
-from bench.running import measured, pss_mib, service
+from bench.running import Running, measured, pss_mib, service
 from bench.serve.models import fine_tune
 
 CALLERS = 32
 
 
-class Memory:
-    """The most memory that a process took, looked at four times a second."""
+class Watched:
+    """What a look at the service finds, four times a second: memory, health, metrics."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, running: Running) -> None:
         self.most_mib = 0.0
-        self._pid = pid
+        self.health_ms: list[float] = []
+        self.metrics_ms: list[float] = []
+        self._running = running
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
-    def __enter__(self) -> "Memory":
+    def __enter__(self) -> "Watched":
         self._thread.start()
         return self
 
@@ -41,8 +48,19 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.25):
-            self.most_mib = max(self.most_mib, pss_mib(self._pid))
+        check = health_pb2.HealthCheckRequest()
+        with grpc.insecure_channel(self._running.address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            while not self._stop.wait(0.25):
+                self.most_mib = max(self.most_mib, pss_mib(self._running.pid))
+                begun = time.perf_counter()
+                answer = health.Check(check, timeout=5)
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+                asked = time.perf_counter()
+                with urllib.request.urlopen(self._running.metrics_url, timeout=5) as metrics:
+                    assert metrics.read()
+                self.health_ms.append((asked - begun) * 1000)
+                self.metrics_ms.append((time.perf_counter() - asked) * 1000)
 
 
 def main() -> None:
@@ -72,7 +90,7 @@ def main() -> None:
         before = closed(10)
         calm_mib = pss_mib(running.pid)
         rate = arguments.factor * before["per_second"]
-        with Memory(running.pid) as memory:
+        with Watched(running) as seen:
             during = measured(
                 "load", *to, "--rate", rate, "--seconds", arguments.seconds,
                 "--timeout", arguments.timeout,
@@ -99,9 +117,14 @@ def main() -> None:
         f"{during['refused_p99_ms']:.1f}, max {during['refused_max_ms']:.1f} ms"
     )
     print(
-        f"memory (PSS): {calm_mib:.0f} MiB before, at most {memory.most_mib:.0f} during, "
+        f"memory (PSS): {calm_mib:.0f} MiB before, at most {seen.most_mib:.0f} during, "
         f"{after_mib:.0f} after"
     )
+    for name, found in (("health", seen.health_ms), ("metrics", seen.metrics_ms)):
+        print(
+            f"{name} meanwhile: p50 {statistics.median(found):.1f}, max {max(found):.1f} ms, "
+            f"n = {len(found)}"
+        )
     print(
         f"afterwards {after['per_second']:.1f} pictures/s = "
         f"{after['per_second'] / before['per_second']:.3f} of before, p50 {after['p50_ms']:.0f} "

@@ -42,7 +42,7 @@ from service.metrics_server import MetricsServer
 from service.rpc.datasets import DatasetServicer
 from service.rpc.fine_tuning import FineTuningServicer
 from service.rpc.limits import CallBounds
-from service.rpc.models import ModelServicer
+from service.rpc.models import Export, ModelServicer
 from service.rpc.open_inference import grpc_predict_v2_pb2_grpc
 from service.rpc.open_inference.servicer import OpenInferenceServicer
 from service.rpc.prediction import PredictionServicer
@@ -242,7 +242,7 @@ class App:
                 ),
                 to_register(
                     model_pb2_grpc.add_ModelServiceServicer_to_server,
-                    ModelServicer(models, _export, forget, engine.damage_of),
+                    ModelServicer(models, _exporter(stack), forget, engine.damage_of),
                 ),
                 to_register(
                     grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
@@ -347,6 +347,17 @@ def _files(name: str, version: int, record: VersionRecord | StoredVersion) -> Mo
         head_digest=record.head_digest,
         head_path=record.head_path,
     )
+
+
+def _exporter(stack: AsyncExitStack) -> Export:
+    # One thread: each that composed a file would keep the memory that it took.
+    threads = ThreadPoolExecutor(1, thread_name_prefix="export")
+    stack.callback(threads.shutdown)
+
+    async def export(record: VersionRecord) -> bytes:
+        return await asyncio.get_running_loop().run_in_executor(threads, _export, record)
+
+    return export
 
 
 def _export(record: VersionRecord) -> bytes:

@@ -1,7 +1,7 @@
 """ModelService: published models, their aliases, reports and exports."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from graft.v1 import model_pb2 as pb
@@ -14,8 +14,8 @@ from service.rpc import convert
 from service.rpc.caller import caller
 from service.storage.models import ModelStore, Removed, VersionRecord
 
-Export = Callable[[VersionRecord], bytes]
-"""Composes one self-contained ONNX file; blocks."""
+Export = Callable[[VersionRecord], Awaitable[bytes]]
+"""Composes one self-contained ONNX file."""
 
 _CHUNK_BYTES = 2**20
 
@@ -162,7 +162,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self, request: pb.ExportModelRequest, context: Context
     ) -> AsyncIterator[pb.ExportModelResponse]:
         """See model.proto."""
-        file = await asyncio.to_thread(self._export, await self._version(request))
+        file = await self._export(await self._version(request))
         for start in range(0, len(file), _CHUNK_BYTES):
             yield pb.ExportModelResponse(chunk=file[start : start + _CHUNK_BYTES])
 
