@@ -74,13 +74,17 @@ class InstantLauncher:
     def _write(self, spec: JobSpec, number: int) -> None:
         out = Path(spec.out_dir)
         backbone = near_empty_backbone(f"b{number}") if self._own_backbones else self._shared
-        head = near_empty_head(number)
+        head = near_empty_head(number, _classes(Path(spec.data_dir)))
         manifest = near_empty_manifest(backbone, head, spec.model, spec.job_id)
         (out / BACKBONE_FILE).write_bytes(backbone)
         heads.save(head, out / HEAD_FILE)
         (out / MANIFEST_FILE).write_bytes(msgspec.json.encode(manifest))
         (out / REPORT_JSON_FILE).write_text("{}")
         (out / REPORT_HTML_FILE).write_text("<!doctype html><title>none</title>")
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
 
 
 async def main() -> None:

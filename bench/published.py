@@ -85,13 +85,13 @@ def publish_near_empty(data_dir: Path, name: str) -> None:
     publish(data_dir, [(name, head)], near_empty_manifest(backbone, head), backbone)
 
 
-def near_empty_head(seed: int) -> Head:
+def near_empty_head(seed: int, classes: tuple[str, ...] = ("one", "other")) -> Head:
     """Random weights for the features of the near-empty backbone."""
     random = np.random.default_rng(seed)
     return Head(
-        random.normal(size=(2, _FEATURES)).astype(np.float32),
-        np.zeros(2, dtype=np.float32),
-        ("one", "other"),
+        random.normal(size=(len(classes), _FEATURES)).astype(np.float32),
+        np.zeros(len(classes), dtype=np.float32),
+        classes,
     )
 
 

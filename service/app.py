@@ -127,9 +127,10 @@ class App:
         door = Door(config, telemetry)
 
         # What is on disk.
-        private.close_to_others(config.data_dir)
         database = Database(config.data_dir, busy_timeout_s=config.database_timeout_s)
         stack.callback(database.close)
+        # Now that the folder is this server's alone.
+        private.close_to_others(config.data_dir)
         artifacts = Artifacts(config.data_dir / "artifacts")
         models = ModelStore(database, artifacts)
         datasets = DatasetStore(
@@ -151,6 +152,7 @@ class App:
             max_queue=config.max_queue,
             max_bytes=config.model_memory_mb * MIB,
             load_timeout_s=config.load_timeout_s,
+            max_pinned_bytes=config.model_memory_mb * MIB // 2 if door.gate else None,
         )
         engine = Engine(runtime, bounds, telemetry)
         stack.callback(engine.close)
@@ -171,6 +173,7 @@ class App:
             has_gpu=runtime.provider in ("cuda", "tensorrt"),
             max_job_s=config.max_job_s,
             heartbeat_timeout_s=config.heartbeat_timeout_s,
+            min_free_bytes=config.min_free_mb * MIB,
             feature_cache=config.feature_cache,
             feature_cache_bytes=config.feature_cache_mb * MIB,
             trainer_threads=config.trainer_threads,
@@ -201,6 +204,7 @@ class App:
                 versions=[(removed.model, version) for version in removed.versions],
                 backbones=removed.backbones,
                 heads=removed.heads,
+                paths=removed.paths,
             )
 
         fine_tuning = FineTuningServicer(
@@ -258,13 +262,14 @@ class App:
                 uploads=config.max_uploads,
                 watchers=config.max_watchers,
                 held_bytes=_MOST_HELD * config.max_message_mb * MIB,
+                late=_MOST_HELD,
                 message_timeout_s=config.message_timeout_s,
             ),
         )
 
         self.metrics_port = _measure(config, stack, telemetry, lambda: rpc.is_serving)
         self.port = await rpc.start(config.address, door.credentials)
-        door.watch(stack)
+        door.watch(stack, rpc.recheck)
 
         async def drain() -> None:
             await rpc.refuse()

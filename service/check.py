@@ -70,6 +70,7 @@ def _lines(data_dir: Path, server: Server, reads_contents: bool) -> Iterator[str
                 workers=workers,
             )
             yield from jobs.job_problems(connection)
+            yield from jobs.size_problems(connection)
             yield from jobs.version_problems(connection)
             yield from jobs.dataset_use_problems(connection)
             if server == "stopped":

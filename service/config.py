@@ -136,6 +136,9 @@ class Config:
     database_timeout_s: float = _setting(
         10.0, "Longest wait for the database while another process holds it", low=0.01
     )
+    min_free_mb: int = _setting(
+        64, "No job begins while the disk of the data folder has less room", low=0
+    )
     drain_s: float = _setting(
         20.0, "How long calls and trainers may take to end after SIGTERM", low=0
     )
@@ -194,6 +197,7 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
             "a call of so many pictures would be refused for ever"
         )
     _check_door(config)
+    _check_folders(config)
     return config
 
 
@@ -236,6 +240,17 @@ def _check_door(config: Config) -> None:
             "show a certificate, or --allow-unauthenticated yes if all who reach the address may "
             "do everything, or --host 127.0.0.1 (each is also a GRAFT_ variable)"
         )
+
+
+def _check_folders(config: Config) -> None:
+    data_dir = config.data_dir.resolve()
+    for folder in config.allowed_dirs:
+        if folder.is_relative_to(data_dir) or data_dir.is_relative_to(folder):
+            raise BadConfig(
+                f"--allowed-dirs names {str(folder)!r}, which overlaps --data-dir, "
+                f"{str(data_dir)!r}: FineTune could read everybody's datasets there; keep the "
+                "pictures in a folder apart"
+            )
 
 
 def _variable(name: str) -> str:

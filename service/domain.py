@@ -188,18 +188,18 @@ DEFAULT_TENANT = "default"
 """Whose everything is where nobody has to say who they are."""
 
 
-def model_key(tenant: str, model: str) -> str:
-    """A model's name among those of all tenants: "TENANT/MODEL", or the name for the default's.
+def tenant_key(tenant: str, name: str) -> str:
+    """A tenant's own name among those of all: "TENANT/NAME", or the name for the default's.
 
     Whatever a caller may take for a name, the key is of `tenant` and no other's.
     """
     # The default tenant's "acme/ants", no name at all, must not become the key of acme's ants.
-    is_plain = tenant == DEFAULT_TENANT and "/" not in model
-    return model if is_plain else f"{tenant}/{model}"
+    is_plain = tenant == DEFAULT_TENANT and "/" not in name
+    return name if is_plain else f"{tenant}/{name}"
 
 
 def tenant_of(key: str) -> str:
-    """The tenant that a model's key belongs to."""
+    """The tenant that a key belongs to, a model's or another."""
     tenant, slash, _ = key.partition("/")
     return tenant if slash else DEFAULT_TENANT
 

@@ -6,6 +6,7 @@ each other, here their files are read. What watches the files ends with the stac
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class Door:
             self._certificate = _certificate(config, metrics)
         except (BadAccessFile, BadCertificate) as error:
             raise BadConfig(str(error)) from error
-        self.audit = AuditLog(metrics)
+        self.audit = AuditLog(metrics, knows=self.gate.knows) if self.gate else AuditLog(metrics)
         if self.gate and not self._certificate and not is_loopback(config.host):
             log.warning(
                 "tokens reach %s unencrypted: set --tls-cert-file and --tls-key-file, unless "
@@ -55,10 +56,10 @@ class Door:
         """What a tenant may store; None means no bound."""
         return self.gate.max_stored_bytes_of(tenant) if self.gate else None
 
-    def watch(self, stack: AsyncExitStack) -> None:
-        """Begins to look at the access file, until the stack is left."""
+    def watch(self, stack: AsyncExitStack, on_change: Callable[[], None]) -> None:
+        """Begins to look at the access file, until the stack is left; tells of new lists."""
         if self.gate:
-            stack.callback(asyncio.create_task(self.gate.watch()).cancel)
+            stack.callback(asyncio.create_task(self.gate.watch(on_change)).cancel)
 
 
 def _access(config: Config, metrics: Telemetry) -> Access | None:

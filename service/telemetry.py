@@ -71,6 +71,12 @@ class Telemetry:
             "reloads", "Files read again: access_file or certificate; ok or failed.", "what",
             "outcome",
         )  # fmt: skip
+        self.reload_failing = gauge(
+            "reload_failing",
+            "1 while the access_file or certificate that lies there is no good, and the one before "
+            "is in force.",
+            "what",
+        )
         self.stage_seconds = seconds(
             "predict_stage_seconds",
             "Time of a picture in each stage of Predict: decode, queue, infer, total.",

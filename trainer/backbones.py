@@ -8,7 +8,6 @@ seed.
 
 import hashlib
 import re
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,8 @@ from torch import nn
 
 from service.errors import GraftError, InvalidInput, Reason, Unavailable
 from service.jobs.contract import BACKBONES
+from trainer import liveness
+from trainer.download import download
 from trainer.weight_names import LITE_PACKAGE
 from trainer.weight_names import weights_name as weights_name  # noqa: PLC0414 - its old place
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
-DOWNLOAD_TIMEOUT_S = 30.0
-"""Of silence on the line, not of the whole download."""
+_READ_S = 600.0
+"""Longest time to read a file of weights from a network's folder."""
 
 _HASH = re.compile(r"-([0-9a-f]{8,})\.")
 
@@ -131,7 +132,10 @@ def is_at_hand(backbone: str, weights: str, weights_dir: Path) -> bool:
     name = weights_name(backbone, weights, 0)
     if name.startswith("random:") or backbone == "efficientnet_lite0":
         return True
-    return _weights_file(_weights_url(backbone, name), weights_dir).exists()
+    try:
+        return _weights_file(_weights_url(backbone, name), weights_dir).exists()
+    except PermissionError:
+        return True  # and `load` says what to do
 
 
 def fetch(backbone: str, weights: str, weights_dir: Path) -> None:
@@ -178,8 +182,21 @@ def _torchvision_weights(name: str, weights: str, folder: Path) -> "dict[str, Te
     url = _weights_url(name, weights)
     path = _weights_file(url, folder)
     prefix = _sha256_prefix(path.name)
-    if not path.exists():
-        _download(url, path, prefix)
+    try:
+        if not path.exists():
+            download(url, path, prefix)
+        with liveness.waiting(_READ_S):
+            return _read(url, path, prefix)
+    except PermissionError as error:
+        raise Unavailable(
+            Reason.WEIGHTS_UNAVAILABLE,
+            f"this user may not read the pretrained weights {path} ({error.strerror}): let it read "
+            f"the file and enter the folder (chmod a+rX {path.parent} {path}), or give this "
+            "server a folder of its own",
+        ) from error
+
+
+def _read(url: str, path: Path, prefix: str) -> "dict[str, Tensor]":
     # A mirror may hold anything under the right name.
     with path.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
@@ -191,24 +208,6 @@ def _torchvision_weights(name: str, weights: str, folder: Path) -> "dict[str, Te
         )
     state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return state
-
-
-def _download(url: str, path: Path, prefix: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
-    try:
-        # Takes a temporary name until the hash fits.
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=False)
-    except (OSError, RuntimeError) as error:
-        raise Unavailable(
-            Reason.WEIGHTS_UNAVAILABLE,
-            f"the pretrained weights {path.name} are not in {path.parent} and could not be "
-            f"downloaded from {url} ({error}): put the file there, allow the download, or use the "
-            "backbone efficientnet_lite0, whose weights are installed with Graft",
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _sha256_prefix(file_name: str) -> str:

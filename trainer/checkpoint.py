@@ -16,10 +16,13 @@ import torch
 
 from service import faults
 from service.jobs.contract import JobSpec, Method, Note
+from trainer import liveness
 from trainer.records import Send
 
 FILE = "training.pt"
 _FORMAT = 1
+_FLUSH_S = 600.0
+"""Longest time that a disk that others keep busy gets."""
 
 State = dict[str, Any]
 """Tensors, numbers, text, lists and dicts of them: what loads without running code."""
@@ -68,7 +71,7 @@ class Checkpoints:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # One name: what a kill left half-written is written over.
         half = self._path.with_suffix(".half")
-        with half.open("wb") as file:
+        with liveness.waiting(_FLUSH_S), half.open("wb") as file:
             torch.save({"key": self._key, "state": state}, file)
             file.flush()
             os.fsync(file.fileno())

@@ -97,6 +97,7 @@ class _TorchSession:
     precision = "fp32"
     max_batch = 1
     picture_s = 0.0
+    damage = None
 
     def __init__(self, backbone: "Backbone") -> None:
         self._backbone = backbone

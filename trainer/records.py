@@ -11,16 +11,13 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from service.jobs.contract import HEARTBEAT_S, ExitCode, Heartbeat, Order, Record, encode
-
-_ALIVE_S = 0.002
-"""Processor time between two heartbeats, below which nothing goes on."""
+from trainer.liveness import Life
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
@@ -56,10 +53,10 @@ class Records:
             stop()
 
     def keep_alive(self) -> None:
-        """Sends heartbeats while the process computes, and listens for the parent's end.
+        """Sends heartbeats while `liveness` sees life, and listens for the parent's end.
 
-        One that hangs, in a lock or waiting for what never comes, uses no processor time
-        and sends none; one that computes for ever is ended by the job's time limit.
+        One that hangs sends none; one that computes for ever is ended by the job's time
+        limit.
         """
         signal.signal(signal.SIGTERM, lambda *_: stop())
         # The thread below waits while native code holds the interpreter, and the next server
@@ -75,20 +72,13 @@ class Records:
         self._is_changed.set()
 
     def _beat(self) -> None:
-        before = _computed_s()
+        life = Life()
         while True:
             if self._is_changed.wait(self._beat_s):
                 self._is_changed.clear()
                 continue
-            now = _computed_s()
-            if now - before >= _ALIVE_S:
+            if life.shows():
                 self.send(Heartbeat())
-            before = now
-
-
-def _computed_s() -> float:
-    """Processor time of all threads but the one that asks."""
-    return time.process_time() - time.thread_time()
 
 
 def read_order() -> Order:

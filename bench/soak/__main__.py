@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,23 @@ from graft import Client
 from bench.photographs import given_or_written
 from bench.soak import drawing, verdict
 from bench.soak.book import Book
+from bench.soak.certificate import write_certificate
 from bench.soak.hostile import Abandoning, Hostile, seen
-from bench.soak.load import Order
+from bench.soak.killing import Killer
+from bench.soak.load import Order, Target
 from bench.soak.recording import Loading, Recorder, Shares
-from bench.soak.served import Served, Tenant, job_of, write_access
-from bench.soak.tuning import STABLE, Pace, Pairs, Tuner, cancel_a_job, make_stable, subsets
-from bench.soak.using import Datasets, Exports, OpenInference
+from bench.soak.served import Served, Tenant, write_access
+from bench.soak.tuning import (
+    STABLE,
+    Pace,
+    Pairs,
+    Tuner,
+    cancel_a_job,
+    make_stable,
+    subsets,
+    sure_labels,
+)
+from bench.soak.using import Datasets, Exports, OpenInference, Rankings
 
 PART = 0.7
 CALLERS = 16
@@ -52,8 +63,13 @@ Step = Callable[[], object]
 class Soak:
     """One soak of a server that runs, with the threads that do it."""
 
-    def __init__(self, served: Served, tenants: list[Tenant], folder: Path, seed: int) -> None:
+    def __init__(
+        self, served: Served, tenants: list[Tenant], folder: Path, seed: int, *, trains: bool
+    ) -> None:
         self.book = Book()
+        self.known: dict[str, int] = {}
+        """Pictures of the steady load that each tenant's stable model surely knows."""
+        self._trains = trains
         self.stop = threading.Event()
         self._served = served
         self._tenants = tenants
@@ -62,53 +78,74 @@ class Soak:
         self._stack = ExitStack()
         self._threads: list[threading.Thread] = []
         self.clients = {
-            tenant.name: self._stack.enter_context(tenant.client(served.address))
-            for tenant in tenants
+            tenant.name: self._stack.enter_context(tenant.client(served.door)) for tenant in tenants
         }
 
     def prepare(self) -> None:
         """A stable model of each tenant."""
         for tenant in self._tenants:
-            make_stable(self.clients[tenant.name], self.book, tenant, self._data[0])
+            make_stable(self.clients[tenant.name], self.book, tenant, self._of(tenant)[0])
 
     def load(self, part: float, capacity_s: float, max_rate: float) -> Loading:
         """Measures what the server carries, and begins to send a part of that."""
         photos = [str(photo) for pairs in self._data for _, photo in pairs]
-        targets = [(tenant.reader, STABLE) for tenant in self._tenants]
+        door = self._served.door
         return Loading(
             Order(
-                self._served.address, photos, targets, CALLERS, capacity_s, part, max_rate,
-                LOAD_TIMEOUT_S, self._seed,
+                door.address, door.certificate.decode(), photos,
+                [self._target(tenant) for tenant in self._tenants], CALLERS, capacity_s, part,
+                max_rate, LOAD_TIMEOUT_S, self._seed,
             ),
             self.book,
         )  # fmt: skip
 
+    def _target(self, tenant: Tenant) -> Target:
+        pairs = [pair for some in self._of(tenant) for pair in some]
+        labels = sure_labels(self.clients[tenant.name], pairs)
+        self.known[tenant.name] = len([label for label in labels if label])
+        if self._trains:
+            # Else nothing would tell a wrong label from a right one.
+            enough = 2 * self.known[tenant.name] >= len(labels)
+            self.book.expect("a stable model is sure of little", enough, f"{self.known}")
+        classes = sorted({label for label, _ in pairs})
+        return Target(tenant.reader, STABLE, classes, labels)
+
+    def _of(self, tenant: Tenant) -> list[Pairs]:
+        return [[(tenant.label(label), photo) for label, photo in pairs] for pairs in self._data]
+
     def begin(self, pace: Pace) -> None:
         """Starts the threads."""
-        book, address = self.book, self._served.address
+        book, door = self.book, self._served.door
         for number, tenant in enumerate(self._tenants):
             client, seed = self.clients[tenant.name], self._seed + 100 * number
             others = [each for each in self._tenants if each is not tenant]
-            data, photo = self._data, self._data[0][0][1]
-            hostile = Hostile(address, book, tenant, others[0] if others else None, photo, seed + 1)
-            abandoning = Abandoning(address, book, tenant, photo, seed + 2)
-            protocol = OpenInference(address, book, tenant, photo, seed + 3)
+            data, photo = self._of(tenant), self._data[0][0][1]
+            tuner = Tuner(client, book, tenant, data, seed, has_gates=self._trains)
+            hostile = Hostile(door, book, tenant, others[0] if others else None, photo, seed + 1)
+            abandoning = Abandoning(door, book, tenant, photo, seed + 2)
+            protocol = OpenInference(door, book, tenant, photo, seed + 3)
             for each in (hostile, abandoning, protocol):
                 self._stack.callback(each.close)
             # What one tenant does a period, two do in two.
             many = len(self._tenants)
             for name, every_s, step in (
-                ("tuner", pace.fine_tune_s, Tuner(client, book, tenant, data, seed).step),
+                ("tuner", pace.fine_tune_s, tuner.step),
                 ("canceller", pace.cancel_s, self._canceller(client, tenant, data[1], seed + 4)),
-                ("datasets", pace.dataset_s, Datasets(client, book, data[2], seed + 5).step),
-                ("exports", pace.export_s, Exports(client, book, data[0]).step),
+                # Equal ones of both tenants.
+                ("datasets", pace.dataset_s, Datasets(client, book, self._data[2], seed + 5).step),
+                ("exports", pace.export_s, Exports(client, book, tenant, data[0]).step),
                 ("hostile", pace.hostile_s, hostile.step),
                 ("abandoning", pace.abandon_s, abandoning.step),
                 ("protocol", pace.look_s, protocol.step),
                 ("looker", pace.look_s, lambda client=client: seen(client, book)),  # type: ignore[misc]
             ):
                 self._repeat(f"{name} of {tenant.name}", every_s * many, step, number / many)
-        self._repeat("killer", pace.kill_s, self._killer(), 0.5)
+            if self._trains:
+                ranked = Rankings(client, book, data[3])
+                phase = (number + 0.5) / many
+                self._repeat(f"rankings of {tenant.name}", pace.rank_s * many, ranked.step, phase)
+        killer = Killer(self._served, book, self.stop, self._seed + 7)
+        self._repeat("killer", pace.kill_s, killer.step, 0.5)
 
     def end(self) -> None:
         """Lets every thread end what it is at."""
@@ -140,29 +177,6 @@ class Soak:
             client, self.book, tenant, pairs, self.stop, draw.choice([0.0, draw.uniform(0, 2)])
         )
 
-    def _killer(self) -> Step:
-        draw = random.Random(self._seed + 7)
-
-        def step() -> None:
-            # One at work, if there comes one; else one that waits.
-            doomed: list[psutil.Process] = []
-            for _ in range(300):
-                jobs = [(each, job_of(each)) for each in self._served.trainers()]
-                doomed = [each for each, job in jobs if self.book.killed(job)]
-                if doomed:
-                    self.stop.wait(draw.uniform(0, 0.3))
-                    break
-                # Never one whose job was killed once: a second time would fail it.
-                doomed = [each for each, job in jobs if not job]
-                if self.stop.wait(0.05):
-                    return
-            if doomed:
-                with suppress(psutil.NoSuchProcess):
-                    draw.choice(doomed).kill()
-                    self.book.mark("kill")
-
-        return step
-
 
 def run(arguments: argparse.Namespace, folder: Path, data_dir: Path) -> int:
     """The whole soak; returns the exit code."""
@@ -174,10 +188,15 @@ def run(arguments: argparse.Namespace, folder: Path, data_dir: Path) -> int:
         access_file = data_dir.parent / "access.toml"
         tenants = write_access(access_file, ["acme", "globex"])
         flags.append(f"--access-file={access_file}")
+    certificate = b""
+    if arguments.tls == "yes":
+        certificate, files = write_certificate(data_dir.parent)
+        flags += files
     with ExitStack() as stack:
-        served = Served(data_dir, arguments.module, flags)
+        served = Served(data_dir, arguments.module, flags, certificate)
         stack.callback(served.kill)
-        soak = Soak(served, tenants, folder, arguments.seed)
+        trains = arguments.module == "service"
+        soak = Soak(served, tenants, folder, arguments.seed, trains=trains)
         stack.callback(soak.close)
         signal.signal(signal.SIGINT, partial(_interrupted, soak.stop))
         samples, shares = _drive(soak, served, tenants, arguments, stack)
@@ -218,9 +237,10 @@ def _drive(
         started = loading.started
         print(
             f"{platform.machine()}, {psutil.cpu_count()} cores, {len(tenants)} tenants, access "
-            f"file {arguments.access}, seed {arguments.seed}, {arguments.minutes:g} minutes, "
-            f"flags {arguments.flags}\ncapacity {started.capacity:.1f} calls/s, steady load "
-            f"{started.rate:.1f} calls/s",
+            f"file {arguments.access}, TLS {arguments.tls}, seed {arguments.seed}, "
+            f"{arguments.minutes:g} minutes, flags {arguments.flags}\n"
+            f"capacity {started.capacity:.1f} calls/s, steady load {started.rate:.1f} calls/s, "
+            f"pictures with a label that is checked: {soak.known}",
             flush=True,
         )
         book.begin()
@@ -264,6 +284,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("soak"), help="folder for what comes out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--access", choices=("yes", "no"), default="yes", help="two tenants")
+    parser.add_argument("--tls", choices=("yes", "no"), default="yes", help="as production has it")
     parser.add_argument("--part", type=float, default=PART, help="of the capacity, as steady load")
     parser.add_argument("--capacity", type=float, default=20, help="seconds it is measured for")
     parser.add_argument("--max-rate", type=float, default=2000, help="of the steady load, calls/s")

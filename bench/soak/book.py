@@ -25,6 +25,19 @@ _SAMPLES = 5
 """Kept of each kind of finding."""
 
 
+@dataclass(frozen=True)
+class Kill:
+    """A trainer that the soak killed."""
+
+    pid: int
+    job_id: str
+    """"" of one that waited."""
+    at: float
+    """The clock's time, as in the server's log."""
+    had_result: bool
+    """Whether its files were whole, so that it may have told its result already."""
+
+
 @dataclass
 class JobSeen:
     """A job that the soak started."""
@@ -32,7 +45,8 @@ class JobSeen:
     tenant: str
     is_cancelled: bool
     """Whether its cancel was asked for, so that it may end in either way."""
-    was_killed: bool = False
+    is_doomed: bool = False
+    """Whether it was chosen for a kill."""
     state: str = ""
     attempts: int = 0
 
@@ -65,6 +79,7 @@ class Book:
         self.versions: dict[tuple[str, str], set[int]] = {}
         """What was published and not deleted, by tenant and model."""
         self.marks: list[Mark] = []
+        self.kills: list[Kill] = []
         self._lock = threading.Lock()
 
     def begin(self) -> None:
@@ -133,14 +148,20 @@ class Book:
         with self._lock:
             self.jobs[job_id] = JobSeen(tenant, is_cancelled)
 
-    def killed(self, job_id: str) -> bool:
+    def doom(self, job_id: str) -> bool:
         """Whether the job's trainer may be killed: once, since a second time fails the job."""
         with self._lock:
             job = self.jobs.get(job_id)
-            if job is None or job.was_killed or job.state:
+            if job is None or job.is_doomed or job.state:
                 return False
-            job.was_killed = True
+            job.is_doomed = True
             return True
+
+    def killed(self, kill: Kill) -> None:
+        """What this leads to is no finding."""
+        with self._lock:
+            self.kills.append(kill)
+        self.mark("kill")
 
     def job_ended(self, job_id: str, state: str, attempts: int) -> None:
         """Its last event was seen."""

@@ -24,7 +24,7 @@ from graft.v1 import (
 )
 
 from bench.soak.book import OK, REFUSALS, Book
-from bench.soak.served import Tenant, bearer, channel
+from bench.soak.served import Door, Tenant, bearer
 from bench.soak.tuning import STABLE
 
 _OVERSIZE_BYTES = 65 * 2**20
@@ -37,14 +37,14 @@ class Hostile:
     """Bad input of one tenant; `other` is whose things it must not see."""
 
     def __init__(
-        self, address: str, book: Book, tenant: Tenant, other: Tenant | None, photo: Path, seed: int
+        self, door: Door, book: Book, tenant: Tenant, other: Tenant | None, photo: Path, seed: int
     ) -> None:
         self._book = book
         self._tenant = tenant
         self._other = other
         self._photo = photo.read_bytes()
         self._random = random.Random(seed)
-        self._channel = channel(address)
+        self._channel = door.channel()
         self._round = 0
         self._attacks: list[Callable[[], object]] = [
             self._broken_pictures, self._no_pictures, self._too_many, self._unknown_model,
@@ -93,7 +93,11 @@ class Hostile:
         if answer is not None:
             kinds = [result.WhichOneof("outcome") for result in answer.results]
             right = kinds[:2] == ["error", "error"] and kinds[4:] == ["classification"]
-            self._book.expect("broken pictures answered wrongly", right, f"{kinds}")
+            labels = [
+                score.label for each in answer.results for score in each.classification.scores
+            ]
+            right = right and self._tenant.owns(labels)
+            self._book.expect("broken pictures answered wrongly", right, f"{kinds}, {labels}")
 
     def _no_pictures(self) -> None:
         self._predict("Predict no pictures", "INVALID_FIELD", pictures=[])
@@ -195,12 +199,12 @@ class Hostile:
 class Abandoning:
     """Calls that are given up, before they are answered, meanwhile or after."""
 
-    def __init__(self, address: str, book: Book, tenant: Tenant, photo: Path, seed: int) -> None:
+    def __init__(self, door: Door, book: Book, tenant: Tenant, photo: Path, seed: int) -> None:
         self._book = book
         self._metadata = bearer(tenant.token)
         self._photo = photo.read_bytes()
         self._random = random.Random(seed)
-        self._channel = channel(address)
+        self._channel = door.channel()
         self._ways = [self._predict, self._late, self._watch, self._export, self._upload,
                       self._stream]  # fmt: skip
 

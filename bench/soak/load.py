@@ -22,7 +22,7 @@ from graft.v1 import prediction_pb2
 
 from bench.serve.load import arrivals_s
 from bench.soak.book import OK
-from bench.soak.served import bearer
+from bench.soak.served import Door, bearer
 
 _PATH = "/graft.v1.PredictionService/Predict"
 _MAX_UNDER_WAY = 5000
@@ -31,13 +31,27 @@ NOT_SENT = "NOT_SENT"
 """So many calls were under way that this process sent no more: the server is far behind."""
 
 
+class Target(msgspec.Struct):
+    """A model to ask."""
+
+    token: str
+    """"" for none."""
+    model: str
+    classes: list[str]
+    """Nothing else may be answered."""
+    labels: list[str]
+    """For each picture what must be answered, "" where the model is not sure."""
+
+
 class Order(msgspec.Struct):
     """What to do."""
 
     address: str
+    certificate: str
+    """PEM; "" without TLS."""
     pictures: list[str]
-    targets: list[tuple[str, str]]
-    """A token, "" for none, and a model; in turn."""
+    targets: list[Target]
+    """In turn."""
     callers: int
     capacity_s: float
     """How long the closed loop is measured."""
@@ -81,10 +95,17 @@ class Load:
             bodies.append(prediction_pb2.PredictRequest(pictures=[picture]).SerializeToString())
         # A message's fields may be written apart and joined.
         named = [
-            (prediction_pb2.PredictRequest(model=model).SerializeToString(), bearer(token))
-            for token, model in order.targets
+            prediction_pb2.PredictRequest(model=target.model).SerializeToString()
+            for target in order.targets
         ]
-        self._requests = zip(itertools.cycle(bodies), itertools.cycle(named), strict=False)
+        targets = len(order.targets)
+        # Every picture comes to every model.
+        self._requests = itertools.cycle(
+            _Request(named[which] + body, order.targets[which], place)
+            for first in range(targets)
+            for place, body in enumerate(bodies)
+            for which in ((first + place) % targets,)
+        )
         self._outcomes: Counter[str] = Counter()
         self._latencies_s: list[float] = []
         self._lags_s: list[float] = []
@@ -145,17 +166,20 @@ class Load:
         await asyncio.gather(*running)
 
     async def _one(self, timeout_s: float) -> str:
-        body, (name, metadata) = next(self._requests)
+        request = next(self._requests)
+        metadata = bearer(request.target.token)
         try:
-            data = await self._call(name + body, timeout=timeout_s, metadata=metadata)
+            data = await self._call(request.message, timeout=timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             told = from_rpc(error, "the server")
             outcome = told.reason or told.code.name
             self._sample = f"{outcome}: {told}"
         else:
-            results = prediction_pb2.PredictResponse.FromString(data).results
-            is_right = len(results) == 1 and len(results[0].classification.scores) == 1
+            answer = prediction_pb2.PredictResponse.FromString(data)
+            is_right = is_answer(answer, request.target, request.place)
             outcome = OK if is_right else WRONG_ANSWER
+            if not is_right:
+                self._sample = f"{request.target.model}, picture {request.place}: {answer}"[:500]
         self._outcomes[outcome] += 1
         return outcome
 
@@ -178,6 +202,22 @@ class Load:
         return window
 
 
+class _Request(msgspec.Struct):
+    message: bytes
+    target: Target
+    place: int
+
+
+def is_answer(answer: prediction_pb2.PredictResponse, target: Target, place: int) -> bool:
+    """Whether this answers the picture at that place: one score, of the model's own classes."""
+    if answer.model != target.model or len(answer.results) != 1:
+        return False
+    scores = answer.results[0].classification.scores
+    if len(scores) != 1 or scores[0].label not in target.classes:
+        return False
+    return target.labels[place] in ("", scores[0].label)
+
+
 def _say(line: msgspec.Struct) -> None:
     print(msgspec.json.encode(line).decode(), flush=True)
 
@@ -185,7 +225,12 @@ def _say(line: msgspec.Struct) -> None:
 async def main() -> None:
     """Does what it is told."""
     order = msgspec.json.decode(sys.stdin.readline(), type=Order)
-    async with grpc.aio.insecure_channel(order.address) as channel:
+    credentials = Door(order.address, order.certificate.encode()).credentials
+    async with (
+        grpc.aio.secure_channel(order.address, credentials)
+        if credentials
+        else grpc.aio.insecure_channel(order.address)
+    ) as channel:
         await channel.channel_ready()
         await Load(order, channel).run()
 

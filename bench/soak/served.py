@@ -11,18 +11,58 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
 from graft import NO_RETRY, Client
 
 from bench.running import serving
+from service.jobs.contract import MANIFEST_FILE
 
 DRAIN_TIMEOUT_S = 90.0
-_JOB_LOG = re.compile(r"/work/(job-[^/]+)/")
+_WORK_LOG = re.compile(r"/work/([^/]+)/")
+_CRASHED = "the trainer crashed"
+_DIED = "a waiting trainer had died"
 _STATE = re.compile(r'^graft_jobs\{.*state="([A-Z]+)".*\} ([0-9.e+]+)', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where the server is called, and the certificate that it shows; b"" without TLS."""
+
+    address: str
+    certificate: bytes = b""
+
+    @property
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """For a channel; None for an insecure one."""
+        return grpc.ssl_channel_credentials(self.certificate) if self.certificate else None
+
+    def channel(self, max_message_bytes: int = 128 * 2**20) -> grpc.Channel:
+        """A bare connection, for what the client would never send."""
+        options = [
+            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        if self.credentials is None:
+            return grpc.insecure_channel(self.address, options=options)
+        return grpc.secure_channel(self.address, self.credentials, options=options)
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A trainer that ended without a result, as the server's log tells it."""
+
+    job_id: str
+    at: float
+    """The clock's time."""
+    message: str
 
 
 @dataclass(frozen=True)
@@ -35,9 +75,21 @@ class Tenant:
     reader: str = ""
     """May only predict."""
 
-    def client(self, address: str) -> Client:
+    def client(self, door: Door) -> Client:
         """A connection that may do everything; repeats nothing."""
-        return Client(address, token=self.token or None, retry=NO_RETRY, timeout_s=60)
+        return Client(
+            door.address, token=self.token or None, retry=NO_RETRY, timeout_s=60,
+            credentials=door.credentials,
+        )  # fmt: skip
+
+    def label(self, name: str) -> str:
+        """A class of this tenant's alone: an answer says whose model gave it."""
+        return f"{self.name}-{name}"
+
+    def owns(self, labels: Iterable[str]) -> bool:
+        """Whether there are labels, and all are its own."""
+        found = list(labels)
+        return bool(found) and all(each.startswith(f"{self.name}-") for each in found)
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:
@@ -81,7 +133,9 @@ class Figures:
 class Served:
     """One server, started when it is made."""
 
-    def __init__(self, data_dir: Path, module: str, flags: list[str]) -> None:
+    def __init__(
+        self, data_dir: Path, module: str, flags: list[str], certificate: bytes = b""
+    ) -> None:
         self.data_dir = data_dir
         self.log_file = data_dir.parent / "service.log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
@@ -93,7 +147,7 @@ class Served:
                 stdout=log, stderr=log, env=environment, start_new_session=True,
             )  # fmt: skip
         entry = serving(self.log_file, self.process)
-        self.address = f"127.0.0.1:{entry['port']}"
+        self.door = Door(f"127.0.0.1:{entry['port']}", certificate)
         self._metrics_url = f"http://127.0.0.1:{entry['metrics_port']}/metrics"
         self._known = psutil.Process(self.process.pid)
 
@@ -107,6 +161,11 @@ class Served:
         with contextlib.suppress(psutil.NoSuchProcess):
             return self._known.children()
         return []
+
+    def has_result(self, job_id: str) -> bool:
+        """Whether the files of the job's version are there, or were and are published."""
+        folder = self.data_dir / "work" / job_id
+        return not folder.is_dir() or (folder / "out" / MANIFEST_FILE).exists()
 
     def figures(self) -> Figures:
         """Looks at it; raises OSError or psutil.Error when it is gone."""
@@ -162,18 +221,39 @@ class Served:
             self.process.wait()
 
     def complaints(self) -> dict[str, int]:
-        """Messages of its log from ERROR up, counted."""
+        """Messages of its log from ERROR up, counted, but for crashes of trainers."""
         found: dict[str, int] = {}
+        for entry in self._log():
+            message = str(entry.get("message", entry)).partition("\n")[0][:200]
+            if entry.get("level") in ("ERROR", "CRITICAL") and not message.startswith(_CRASHED):
+                found[message] = found.get(message, 0) + 1
+        return found
+
+    def crashes(self) -> list[Crash]:
+        """Trainers that crashed at work, in their order."""
+        return [
+            Crash(
+                str(entry.get("job_id", "")),
+                datetime.strptime(str(entry["time"]), "%Y-%m-%d %H:%M:%S,%f").timestamp(),
+                str(entry["message"])[:1000],
+            )
+            for entry in self._log()
+            if str(entry.get("message", "")).startswith(_CRASHED)
+        ]
+
+    def deaths(self) -> int:
+        """How many waiting trainers were found dead by a job."""
+        return sum(str(entry.get("message", "")).startswith(_DIED) for entry in self._log())
+
+    def _log(self) -> Iterator[dict[str, Any]]:
         with self.log_file.open(errors="replace") as lines:
             for line in lines:
-                try:
+                with contextlib.suppress(ValueError):
                     entry = json.loads(line)
-                except ValueError:
-                    entry = {"level": "ERROR", "message": line}
-                if not isinstance(entry, dict) or entry.get("level") in ("ERROR", "CRITICAL"):
-                    message = str(entry.get("message", entry)).partition("\n")[0][:200]
-                    found[message] = found.get(message, 0) + 1
-        return found
+                    if isinstance(entry, dict):
+                        yield entry
+                        continue
+                yield {"level": "ERROR", "message": line}
 
     def _jobs(self) -> dict[str, int]:
         with urllib.request.urlopen(self._metrics_url, timeout=10) as answer:  # nosec B310 # our own server
@@ -182,20 +262,8 @@ class Served:
 
 
 def job_of(trainer: psutil.Process) -> str:
-    """The job that a trainer works on, told by where it prints; "" for one that waits."""
+    """The job or ranking that a trainer works on, by where it prints; "" for one that waits."""
     with contextlib.suppress(OSError):
-        match = _JOB_LOG.search(str(Path(f"/proc/{trainer.pid}/fd/2").readlink()))
+        match = _WORK_LOG.search(str(Path(f"/proc/{trainer.pid}/fd/2").readlink()))
         return match[1] if match else ""
     return ""
-
-
-def channel(address: str, max_message_bytes: int = 128 * 2**20) -> grpc.Channel:
-    """A bare connection, for what the client would never send."""
-    return grpc.insecure_channel(
-        address,
-        options=[
-            ("grpc.max_send_message_length", max_message_bytes),
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.use_local_subchannel_pool", 1),
-        ],
-    )

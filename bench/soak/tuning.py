@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from graft import Client, GraftError
-from graft.types import StateChanged
+from graft import Client, Gate, GraftError, Version
+from graft.types import Prediction, StateChanged
 
 from bench.soak.book import OK, REFUSALS, Book
 from bench.soak.served import Tenant
@@ -23,6 +23,11 @@ KEPT = 3
 """Versions of a fresh model."""
 DELETE_EVERY = 8
 """Rounds."""
+GATE_EVERY = 4
+"""Rounds."""
+UNREACHABLE = Gate(max_latency_ms=0.001)
+SURE = 0.6
+"""A probability that no noise of the numbers brings below that of another class."""
 JOB_TIMEOUT_S = 300.0
 _SUBSETS = 4
 """Different datasets that are learned from; the same pictures are one dataset."""
@@ -42,6 +47,7 @@ class Pace:
     abandon_s: float = 0.7
     look_s: float = 3.0
     export_s: float = 15.0
+    rank_s: float = 180.0
     sample_s: float = 1.0
 
     def faster(self, factor: float) -> "Pace":
@@ -73,12 +79,23 @@ def make_stable(client: Client, book: Book, tenant: Tenant, pairs: Pairs) -> Non
     book.published(tenant.name, STABLE, version.version)
 
 
+def sure_labels(client: Client, pairs: Pairs) -> list[str]:
+    """For each picture its label where the stable model surely knows it, and "" elsewhere."""
+    answers = client.predict([photo for _, photo in pairs], STABLE)
+    return [
+        label if answer.label == label and answer.probability >= SURE else ""
+        for (label, _), answer in zip(pairs, answers, strict=True)
+    ]
+
+
 class Tuner:
     """Makes fresh models of one tenant, one after the other."""
 
     def __init__(
-        self, client: Client, book: Book, tenant: Tenant, data: Sequence[Pairs], seed: int
-    ) -> None:
+        self, client: Client, book: Book, tenant: Tenant, data: Sequence[Pairs], seed: int,
+        *, has_gates: bool = True,
+    ) -> None:  # fmt: skip
+        self._has_gates = has_gates
         self._client = client
         self._book = book
         self._tenant = tenant
@@ -91,7 +108,10 @@ class Tuner:
         book, client, name = self._book, self._client, f"fresh-{self._round % MODELS}"
         self._round += 1
         pairs = self._random.choice(self._data)
-        handle = book.call("FineTune", OK, client.fine_tune, pairs, name, seed=self._round)
+        gate = UNREACHABLE if self._has_gates and self._round % GATE_EVERY == 0 else None
+        handle = book.call(
+            "FineTune", OK, client.fine_tune, pairs, name, seed=self._round, gate=gate
+        )
         if handle is None:
             return
         book.job_started(handle.job_id, self._tenant.name)
@@ -102,6 +122,8 @@ class Tuner:
         if version is None:
             return
         book.published(self._tenant.name, name, version)
+        if gate is not None:
+            self._promote(name, version, pairs)
         self._serve(name, version, pairs)
         self._move(name, version)
         self._tidy(name, pairs[0][1])
@@ -116,8 +138,27 @@ class Tuner:
                 picture, name, alias=alias,
             )  # fmt: skip
             if answer is not None:
-                right = answer[0].error is None and answer[0].version == version
-                book.expect("a fresh model answered wrongly", right, f"{name}: {answer[0]}")
+                self._expect_own(answer[0], name, version)
+
+    def _promote(self, name: str, version: int, pairs: Pairs) -> None:
+        book, client = self._book, self._client
+        made = book.call("GetVersion", OK, client.get_version, name, version=version)
+        if made is not None:
+            book.expect("a gate let all through", _is_candidate(made), f"{made}")
+        answer = book.call("Predict by a candidate", {OK, *REFUSALS}, client.predict,
+                           pairs[0][1], name, version=version)  # fmt: skip
+        if answer is not None:
+            self._expect_own(answer[0], name, version)
+        promoted = book.call("PromoteVersion", OK, client.promote_version, name, version)
+        if promoted is not None:
+            right = promoted.aliases.get("latest") == version
+            book.expect("a promotion did not move latest", right, f"{name} {version}: {promoted}")
+
+    def _expect_own(self, answer: Prediction, name: str, version: int) -> None:
+        right = (
+            answer.error is None and answer.version == version and self._tenant.owns([answer.label])
+        )
+        self._book.expect("a fresh model answered wrongly", right, f"{name} {version}: {answer}")
 
     def _move(self, name: str, version: int) -> None:
         book, client = self._book, self._client
@@ -155,6 +196,10 @@ class Tuner:
         ):
             book.deleted(tenant, name)
             book.call("Predict a deleted model", "MODEL_NOT_FOUND", client.predict, picture, name)
+
+
+def _is_candidate(version: Version) -> bool:
+    return version.is_candidate and "latest" not in version.aliases
 
 
 def follow(client: Client, book: Book, job_id: str, leave_after: int) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import onnx
 from graft import Client
@@ -16,10 +15,13 @@ from graft.types import Dataset
 from PIL import Image
 
 from bench.soak.book import OK, REFUSALS, Book
-from bench.soak.served import Tenant, bearer, channel
+from bench.soak.served import Door, Tenant, bearer
 from bench.soak.tuning import STABLE, Pairs, done
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+
+RANKED = "efficientnet_lite0"
+_RANKING_S = 60.0
 
 
 class Datasets:
@@ -67,9 +69,10 @@ class Datasets:
 class Exports:
     """Takes the stable model away as one file, and its report."""
 
-    def __init__(self, client: Client, book: Book, pairs: Pairs) -> None:
+    def __init__(self, client: Client, book: Book, tenant: Tenant, pairs: Pairs) -> None:
         self._client = client
         self._book = book
+        self._tenant = tenant
         self._pairs = pairs
 
     def step(self) -> None:
@@ -78,8 +81,13 @@ class Exports:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "stable.onnx"
             if book.call("ExportModel", OK, client.export_model, STABLE, path) is not None:
-                inputs = [each.name for each in onnx.load(path).graph.input]
+                exported = onnx.load(path)
+                inputs = [each.name for each in exported.graph.input]
                 book.expect("an export is no model", bool(inputs), f"it has no input: {inputs}")
+        version = book.call("GetVersion", OK, client.get_version, STABLE)
+        if version is not None:
+            own = self._tenant.owns(version.classes)
+            book.expect("a version's classes are another's", own, f"{version.classes}")
         report = book.call("GetReport", OK, client.get_report, STABLE)
         book.expect("a report is empty", report is not None, "GetReport gave nothing")
         book.call("GetReport as HTML", OK, client.get_report_html, STABLE)
@@ -89,17 +97,39 @@ class Exports:
         )
         if streamed is not None:
             book.expect("a stream lost answers", len(streamed) == len(pictures), f"{streamed}")
+            own = self._tenant.owns(answer.label for answer in streamed)
+            book.expect("a stream answered wrongly", own, f"{streamed}")
+
+
+class Rankings:
+    """Asks which backbone to start from; takes a trainer and its time."""
+
+    def __init__(self, client: Client, book: Book, pairs: Pairs) -> None:
+        self._client = client
+        self._book = book
+        self._pairs = pairs
+
+    def step(self) -> None:
+        """One ranking of the default backbone alone."""
+        found = self._book.call(
+            "RankBackbones", OK, self._client.rank_backbones, self._pairs,
+            candidates=[RANKED], time_budget_s=_RANKING_S,
+        )  # fmt: skip
+        if found is not None:
+            right = [each.backbone for each in found.backbones] == [RANKED]
+            self._book.expect("a ranking is of others", right, f"{found}")
 
 
 class OpenInference:
     """Triton's and KServe's callers."""
 
-    def __init__(self, address: str, book: Book, tenant: Tenant, photo: Path, seed: int) -> None:
+    def __init__(self, door: Door, book: Book, tenant: Tenant, photo: Path, seed: int) -> None:
         self._book = book
+        self._tenant = tenant
         self._metadata = bearer(tenant.token)
         self._photo = photo.read_bytes()
         self._random = random.Random(seed)
-        self._channel: grpc.Channel = channel(address)
+        self._channel = door.channel()
         self._stub = GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
@@ -126,7 +156,17 @@ class OpenInference:
             ],
             raw_input_contents=[element * count],
         )
-        self._is("ModelInfer", request, lambda a: a.outputs[0].shape[0] == count, REFUSALS)
+        request.outputs.add(name="labels")
+        self._is("ModelInfer", request, lambda answer: self._owns(answer, count), REFUSALS)
+
+    def _owns(self, answer: Any, count: int) -> bool:
+        # Each is told after its length, 4 bytes.
+        raw, labels = answer.raw_output_contents[0], []
+        while raw:
+            (length,) = struct.unpack_from("<I", raw)
+            labels.append(raw[4 : 4 + length].decode())
+            raw = raw[4 + length :]
+        return len(labels) == count and self._tenant.owns(labels)
 
     def _is(
         self, method: str, request: Any, holds: Callable[[Any], bool],

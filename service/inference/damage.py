@@ -3,15 +3,15 @@
 Every file of a backbone or head is read through `read`, which compares its digest.
 What was found is kept until the file is seen whole: a call for it is refused
 without reading it again, unless it changed on disk or a minute passed. `Damages`
-lives on the event loop; looking at a file takes microseconds.
+lives on the event loop, but for what looks at files, which may wait for a disk.
 """
 
 import errno
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.errors import Damaged, Exhausted, Reason, Unavailable
@@ -64,11 +64,17 @@ def unloadable(kind: str, what: str) -> Damaged:
 @dataclass(frozen=True)
 class _Found:
     kind: str
-    digest: str
     error: Damaged
     look: Look
     until: float
     """When to look again, of the clock."""
+
+
+@dataclass(eq=False)
+class Watch:
+    """Held over a load: what is damaged and forgotten by then was deleted meanwhile."""
+
+    forgotten: set[Path] = field(default_factory=set)
 
 
 class Damages:
@@ -78,22 +84,38 @@ class Damages:
         self._gauge = telemetry.damaged
         self._clock = clock
         self._found: dict[Path, _Found] = {}
+        self._watches: list[Watch] = []
 
-    def check(self, path: Path) -> None:
-        """Raises Damaged where the file is known not to be whole, as it lies there now."""
+    def check(self, path: Path) -> Look:
+        """How the file looks now; raises Damaged where it is known not to be whole as it is.
+
+        For a thread: a network's folder may answer late, or never.
+        """
+        look = look_at(path)
         found = self._found.get(path)
-        if found is not None and found.look == look_at(path) and self._clock() < found.until:
+        if found is not None and found.look == look and self._clock() < found.until:
             # A new one, or every raise would lengthen its trace.
             raise Damaged(found.error.reason, found.error.message)
+        return look
+
+    def watch(self) -> "Watch":
+        """Begins to see which files are forgotten, until `unwatch`."""
+        watch = Watch()
+        self._watches.append(watch)
+        return watch
+
+    def unwatch(self, watch: "Watch") -> None:
+        """Ends it."""
+        self._watches.remove(watch)
 
     def of(self, paths: Iterable[Path]) -> str:
         """What was found of these files when they were last read; "" for nothing."""
         return "; ".join(self._found[path].error.message for path in paths if path in self._found)
 
-    def note(self, kind: str, digest: str, path: Path, look: Look, error: Damaged) -> None:
+    def note(self, kind: str, path: Path, look: Look, error: Damaged) -> None:
         """Remembers what was found in a file that looked like `look` before it was read."""
         known = self._found.get(path)
-        self._found[path] = _Found(kind, digest, error, look, self._clock() + _LOOK_AGAIN_S)
+        self._found[path] = _Found(kind, error, look, self._clock() + _LOOK_AGAIN_S)
         if known is None:
             self._gauge.labels(kind).inc()
         if known is None or known.error.message != error.message:
@@ -109,11 +131,12 @@ class Damages:
         if self._drop(path):
             log.info("a file that was damaged is whole again", extra={"file": str(path)})
 
-    def forget(self, kind: str, digest: str) -> None:
+    def forget(self, paths: Collection[Path]) -> None:
         """For files that are deleted."""
-        for path, found in list(self._found.items()):
-            if (found.kind, found.digest) == (kind, digest):
-                self._drop(path)
+        for watch in self._watches:
+            watch.forgotten.update(paths)
+        for path in paths:
+            self._drop(path)
 
     def _drop(self, path: Path) -> bool:
         found = self._found.pop(path, None)

@@ -9,15 +9,16 @@ the workers' threads. Stops with `close`.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from service.errors import Expired, GraftError, Reason
+from service.domain import tenant_of
+from service.errors import Exhausted, Expired, GraftError, Reason
 from service.inference import damage
 from service.inference import head as heads
-from service.inference.damage import Damages
+from service.inference.damage import Damages, Watch
 from service.inference.fair_queue import Backbone, Call, Classified, Decode, Outcome
 from service.inference.head import Head
 from service.inference.loaded import Loaded, Memory
@@ -66,6 +67,8 @@ class Bounds:
     max_queue: int
     max_bytes: int
     load_timeout_s: float
+    max_pinned_bytes: int | None = None
+    """What one tenant may pin; None means all of `max_bytes`."""
 
 
 class Engine:
@@ -107,11 +110,30 @@ class Engine:
         """Loads a model and keeps it in memory until `unpin`; twice is as once.
 
         Raises Exhausted (OUT_OF_MEMORY) when the pinned models would fill the
-        memory's bound, and what loading raises.
+        memory's bound, or its tenant's its share, and what loading raises.
         """
         await self.warm(files)
+        self._check_share(files)
         self._memory.pin(_keys(files))
         self._pinned.add(files)
+
+    def _check_share(self, files: ModelFiles) -> None:
+        bound = self._bounds.max_pinned_bytes
+        if bound is None:
+            return
+        tenant = tenant_of(files.name)
+        keys = {
+            key
+            for pinned in self._pinned
+            if tenant_of(pinned.name) == tenant
+            for key in _keys(pinned)
+        }
+        if self._memory.nbytes_of(keys | set(_keys(files))) > bound:
+            raise Exhausted(
+                Reason.OUT_OF_MEMORY,
+                f"with this model your pinned ones would take more than {bound / 2**20:.0f} MiB, "
+                "half of the memory for models, which is what one tenant may pin: unpin others",
+            )
 
     def unpin(self, files: ModelFiles) -> None:
         """Lets a model leave memory when room is needed; one that is not pinned stays as it is."""
@@ -193,6 +215,7 @@ class Engine:
             # Whoever waits no longer leaves the queue.
             if call.waiting:
                 self._workers.leave(call)
+            self._note_what_was_found(files, backbone)
         return call
 
     def forget(
@@ -202,10 +225,12 @@ class Engine:
         versions: Sequence[tuple[str, int]] = (),
         backbones: Sequence[str] = (),
         heads: Sequence[str] = (),
+        paths: Collection[Path] = (),
     ) -> None:
         """Drops what was deleted; calls under way end as they would have.
 
         Versions are those of the models, too; what they share with others stays in memory.
+        What was found in the files at `paths` is forgotten: equal ones may lie elsewhere.
         """
         for files in [
             files
@@ -217,10 +242,9 @@ class Engine:
             self.unpin(files)
         for digest in backbones:
             self._memory.drop("backbone", digest)
-            self._damages.forget("backbone", digest)
         for digest in heads:
             self._memory.drop("head", digest)
-            self._damages.forget("head", digest)
+        self._damages.forget(paths)
         for model, version in versions:
             self.statistics.forget(model, version)
         for model in models:
@@ -232,24 +256,47 @@ class Engine:
 
     async def _load(self, files: ModelFiles, timeout_s: float) -> tuple[Backbone, Head]:
         timeout_s = min(timeout_s, self._bounds.load_timeout_s)
-        backbone = self._backbones.peek(files.backbone_digest)
-        if backbone is None:
-            backbone = await self._backbones.get(
-                files.backbone_digest, files.backbone_path, timeout_s
-            )
-        head = self._heads.peek(files.head_digest)
-        if head is None:
-            head = await self._heads.get(files.head_digest, files.head_path, timeout_s)
-        if head.feature_dim != backbone.session.feature_dim:
-            error = damage.unloadable(
-                "head",
-                f"takes {head.feature_dim} features, and its backbone gives "
-                f"{backbone.session.feature_dim}",
-            )
-            look = damage.look_at(files.head_path)
-            self._damages.note("head", files.head_digest, files.head_path, look, error)
-            raise error
+        watch = self._damages.watch()
+        try:
+            backbone = self._backbones.peek(files.backbone_digest)
+            if backbone is None:
+                backbone = await self._backbones.get(
+                    files.backbone_digest, files.backbone_path, timeout_s
+                )
+            head = self._heads.peek(files.head_digest)
+            if head is None:
+                if files.head_path in watch.forgotten:
+                    raise damage.unloadable("head", "was deleted")
+                head = await self._heads.get(files.head_digest, files.head_path, timeout_s)
+            if head.feature_dim != backbone.session.feature_dim:
+                await self._refuse(files, head, backbone, watch)
+        finally:
+            self._damages.unwatch(watch)
         return backbone, head
+
+    async def _refuse(
+        self, files: ModelFiles, head: Head, backbone: Backbone, watch: Watch
+    ) -> None:
+        error = damage.unloadable(
+            "head",
+            f"takes {head.feature_dim} features, and its backbone gives "
+            f"{backbone.session.feature_dim}",
+        )
+        look = await asyncio.to_thread(damage.look_at, files.head_path)
+        if files.head_path not in watch.forgotten:
+            self._damages.note("head", files.head_path, look, error)
+        raise error
+
+    def _note_what_was_found(self, files: ModelFiles, backbone: Backbone) -> None:
+        # By a worker, as it read the file again; what was deleted is in memory no more.
+        if not self._memory.has("backbone", files.backbone_digest):
+            return
+        path, found = files.backbone_path, backbone.session.damage
+        if found is None:
+            self._damages.clear(path)
+        elif not self._damages.of([path]):
+            # Without a look: a load reads it again.
+            self._damages.note("backbone", path, None, found)
 
 
 def _record(

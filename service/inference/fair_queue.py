@@ -1,9 +1,9 @@
-"""The queue before the workers: fair between models, and between backbones.
+"""The queue before the workers: fair between tenants, their models, and backbones.
 
-Pictures leave in turn, one of each model, so that a flood for one model delays
-another by a picture a round and no more. A batch is of one backbone; backbones
-take turns too. Not thread-safe: `workers` holds the lock. Knows nothing of
-sessions and computes nothing.
+Pictures leave in turn, one of each tenant, and of a tenant's models in turn, so that
+a flood for one model delays another by a picture a round and no more, and nobody gets
+more by having more models. A batch is of one backbone; backbones take turns too. Not
+thread-safe: `workers` holds the lock. Knows nothing of sessions and computes nothing.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from service.domain import tenant_of
 from service.errors import GraftError
 from service.inference.head import Floats, Head
 from service.inference.preprocess import Pixels
@@ -57,6 +58,7 @@ class Call:
     """Pictures that were sent together for one model."""
 
     model: str
+    """Its key, which tells the tenant."""
     backbone: Backbone
     head: Head
     pictures: Sequence[Decode]
@@ -64,6 +66,7 @@ class Call:
     """Of time.monotonic, as is the deadline."""
     deadline: float
     answer: "asyncio.Future[list[Outcome]]"
+    tenant: str = field(init=False)
     picture_s: float = field(init=False)
     """What a picture was thought to cost when the call arrived."""
     taken: int = 0
@@ -74,6 +77,7 @@ class Call:
     infer_s: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.tenant = tenant_of(self.model)
         self.picture_s = self.backbone.picture_s
 
     @property
@@ -86,12 +90,16 @@ Item = tuple[Call, int]
 """A picture: its call, and which of the call's it is."""
 
 
+_Models = OrderedDict[str, deque[Call]]
+
+
 class FairQueue:
-    """Calls whose pictures wait, by backbone and model."""
+    """Calls whose pictures wait, by backbone, tenant and model."""
 
     def __init__(self) -> None:
-        self._backbones: OrderedDict[Backbone, OrderedDict[str, deque[Call]]] = OrderedDict()
-        self._waiting_of: dict[str, int] = {}
+        self._backbones: OrderedDict[Backbone, OrderedDict[str, _Models]] = OrderedDict()
+        self._waiting_of: dict[str, dict[str, int]] = {}
+        """Pictures by tenant and model; no zeros."""
         self.waiting = 0
         """Pictures that wait."""
         self.backlog_s = 0.0
@@ -99,7 +107,8 @@ class FairQueue:
 
     def put(self, call: Call) -> None:
         """Adds a call's pictures."""
-        models = self._backbones.setdefault(call.backbone, OrderedDict())
+        tenants = self._backbones.setdefault(call.backbone, OrderedDict())
+        models = tenants.setdefault(call.tenant, OrderedDict())
         models.setdefault(call.model, deque()).append(call)
         self._count(call, call.waiting)
 
@@ -112,24 +121,53 @@ class FairQueue:
         """What goes before the last of `count` more pictures of a model, for one worker."""
         if not self.waiting:
             return 0.0
-        rounds = self._waiting_of.get(model, 0) + count
-        ahead = sum(min(waiting, rounds) for waiting in self._waiting_of.values())
+        tenant = tenant_of(model)
+        own = self._waiting_of.get(tenant, {})
+        rounds = own.get(model, 0) + count
+        ahead = sum(min(waiting, rounds) for waiting in own.values())
+        rounds = ahead + count
+        ahead += sum(
+            min(sum(models.values()), rounds)
+            for other, models in self._waiting_of.items()
+            if other != tenant
+        )
         return self.backlog_s * ahead / self.waiting
 
     def newest_of_longest(self, model: str, count: int) -> Call | None:
         """The call to refuse so that `count` pictures of a model find room, if that is fairer.
 
-        It is the newest of the model with most pictures waiting, if that has
-        more of them than `model` would have.
+        It is of the tenant with most pictures waiting, if that has more of them than
+        the model's own tenant would have; else of its own tenant. There it is the newest
+        of the model with most, if that has more than `model` would have.
         """
-        longest = max(self._waiting_of, key=self._waiting_of.__getitem__, default=model)
-        mine = self._waiting_of.get(model, 0) + count
-        if longest == model or self._waiting_of[longest] <= mine:
+        tenant = tenant_of(model)
+        own = self._waiting_of.get(tenant, {})
+        if len(self._waiting_of) > 1:
+            found = self._of_another(tenant, sum(own.values()) + count)
+            if found is not None:
+                return found
+        longest = max(own, key=own.__getitem__, default=model)
+        if longest == model or own[longest] <= own.get(model, 0) + count:
             return None
+        return self._newest(tenant, longest)
+
+    def _of_another(self, tenant: str, mine: int) -> Call | None:
+        totals = {other: sum(models.values()) for other, models in self._waiting_of.items()}
+        other = max(totals, key=totals.__getitem__)
+        if other == tenant or totals[other] <= mine:
+            return None
+        models = self._waiting_of[other]
+        # The first of them may all have begun.
+        by_length = sorted(models, key=models.__getitem__, reverse=True)
+        newest = (self._newest(other, model) for model in by_length)
+        return next((call for call in newest if call is not None), None)
+
+    def _newest(self, tenant: str, model: str) -> Call | None:
         calls = (
             call
-            for models in self._backbones.values()
-            for call in models.get(longest, ())
+            for tenants in self._backbones.values()
+            if tenant in tenants
+            for call in tenants[tenant].get(model, ())
             # One that has begun would waste what was done for it.
             if call.taken == 0
         )
@@ -142,23 +180,34 @@ class FairQueue:
         """
         late: list[Call] = []
         while self.waiting:
-            backbone, models = self._backbones.popitem(last=False)
+            backbone, tenants = self._backbones.popitem(last=False)
             count = most(backbone)
-            batch = self._take(models, count, now + backbone.picture_s, late)
-            if models:
-                self._backbones[backbone] = models
+            batch = self._take_in_turn(tenants, count, now + backbone.picture_s, late)
+            if tenants:
+                self._backbones[backbone] = tenants
             if batch:
                 return batch, late
         self._backbones.clear()
         return [], late
 
-    def _take(
+    def _take_in_turn(
         self,
-        models: OrderedDict[str, deque[Call]],
+        tenants: OrderedDict[str, _Models],
         count: int,
         soonest: float,
         late: list[Call],
     ) -> list[Item]:
+        batch: list[Item] = []
+        while tenants and len(batch) < count:
+            # One that is alone need not wait for its turn.
+            share = 1 if len(tenants) > 1 else count - len(batch)
+            tenant, models = tenants.popitem(last=False)
+            batch += self._take(models, share, soonest, late)
+            if models:
+                tenants[tenant] = models
+        return batch
+
+    def _take(self, models: _Models, count: int, soonest: float, late: list[Call]) -> list[Item]:
         batch: list[Item] = []
         while models and len(batch) < count:
             model, calls = models.popitem(last=False)
@@ -182,8 +231,13 @@ class FairQueue:
         call.backbone.waiting += pictures
         # Begun anew at zero, so that no rounding stays.
         self.backlog_s = self.backlog_s + pictures * call.picture_s if self.waiting else 0.0
-        waiting = self._waiting_of.get(call.model, 0) + pictures
+        models = self._waiting_of.get(call.tenant)
+        if models is None:
+            models = self._waiting_of[call.tenant] = {}
+        waiting = models.get(call.model, 0) + pictures
         if waiting:
-            self._waiting_of[call.model] = waiting
+            models[call.model] = waiting
         else:
-            self._waiting_of.pop(call.model, None)
+            models.pop(call.model, None)
+            if not models:
+                del self._waiting_of[call.tenant]

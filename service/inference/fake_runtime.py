@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from service.errors import Damaged
 from service.inference import damage
 from service.inference.head import Floats
 from service.inference.preprocess import Pixels
@@ -28,6 +29,7 @@ class FakeSession:
         self.cores: list[int] = []
         self.running = threading.Semaphore(0)
         self.fail_next: Exception | None = None
+        self.damage: Damaged | None = None
         self._open = threading.Event()
         self._open.set()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar, cast
 
 from service.errors import Damaged, Exhausted, Expired, Reason
-from service.inference.damage import Damages, look_at
+from service.inference.damage import Damages, Watch
 from service.telemetry import Telemetry
 
 
@@ -63,12 +63,13 @@ class Loaded(Generic[T]):
         """
         if (thing := self.peek(digest)) is not None:
             return thing
-        self._damages.check(path)
         task = self._loading.get(path)
         if task is None:
-            task = asyncio.create_task(self._load_in_thread(digest, path))
+            # Begun here: the file may be deleted before the task's first step.
+            watch = self._damages.watch()
+            task = asyncio.create_task(self._load_in_thread(digest, path, watch))
             self._loading[path] = task
-            task.add_done_callback(lambda done: self._loading_ended(path, done))
+            task.add_done_callback(lambda _: self._loading_ended(path, watch))
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
         if not done:
             raise Expired(
@@ -78,22 +79,26 @@ class Loaded(Generic[T]):
             )
         return task.result()
 
-    async def _load_in_thread(self, digest: str, path: Path) -> T:
+    async def _load_in_thread(self, digest: str, path: Path, watch: Watch) -> T:
         # Before the load, so that what is put back meanwhile is seen as a change.
-        look = look_at(path)
+        look = await asyncio.to_thread(self._damages.check, path)
+        outcome = "failed"
         try:
             thing = await asyncio.to_thread(self._load, path, digest)
+            outcome = "ok"
         except Damaged as error:
-            self._damages.note(self._kind, digest, path, look, error)
+            if path not in watch.forgotten:
+                self._damages.note(self._kind, path, look, error)
             raise
+        finally:
+            self._memory.telemetry.loads.labels(self._kind, outcome).inc()
         self._damages.clear(path)
         self._memory.add(self._kind, digest, thing)
         return thing
 
-    def _loading_ended(self, path: Path, task: asyncio.Task[T]) -> None:
+    def _loading_ended(self, path: Path, watch: Watch) -> None:
         del self._loading[path]
-        failed = task.cancelled() or task.exception() is not None
-        self._memory.telemetry.loads.labels(self._kind, "failed" if failed else "ok").inc()
+        self._damages.unwatch(watch)
 
 
 @dataclass
@@ -166,6 +171,11 @@ class Memory:
             )
         for key in more:
             self._pinned[key] = self._held.pop(key)
+
+    def nbytes_of(self, keys: Collection[tuple[str, str]]) -> int:
+        """Bytes of those of these that are in memory, about."""
+        found = (self._held.get(key) or self._pinned.get(key) for key in keys)
+        return sum(held.nbytes for held in found if held is not None)
 
     def unpin(self, keys: Iterable[tuple[str, str]]) -> None:
         """Lets these leave when room is needed; they count as used just now."""

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from service.domain import Precision
-from service.errors import Exhausted, GraftError, Reason
+from service.errors import Damaged, Exhausted, GraftError, Reason
 from service.inference import damage, providers
 from service.inference.head import Floats
 from service.inference.preprocess import SIZE, Pixels
@@ -38,6 +38,8 @@ _SMALL_S = 0.001
 """A picture that takes less lets OpenVINO be compared with ONNX Runtime's CPU provider."""
 _BESIDE = b"location"
 """Where a graph says that its weights lie in files beside it; no graph of ours holds the word."""
+_AGAIN_S = 60.0
+"""After which a narrow graph that could not be made is tried again."""
 _DECODE_S = 0.003
 """Of a photo of 130 kB; corrected as soon as pictures come."""
 
@@ -64,6 +66,10 @@ class Session(Protocol):
     @property
     def picture_s(self) -> float:
         """Seconds that one core needs for a picture, decoding included, about."""
+
+    @property
+    def damage(self) -> Damaged | None:
+        """What was found when its file was last read again, after the load."""
 
     def run(self, pictures: Pixels, cores: int = 0) -> Floats:
         """From uint8 [n, 224, 224, 3] to features float32 [n, d]. Thread-safe; blocks.
@@ -225,6 +231,9 @@ class BackboneSession:
             self._widths = self._widths[-1:]
         self._graphs = {self._widths[0]: compile_graph(model, self._widths[0])}
         self._compiling = threading.Lock()
+        self._not_before: dict[int, float] = {}
+        """When a graph that could not be made is tried again, of time.monotonic, by width."""
+        self.damage: Damaged | None = None
         self._widest = self._graphs[self._widths[0]]
         self.feature_dim = self._widest.feature_dim
         is_int8 = b"DequantizeLinear" in model or b"QLinearConv" in model
@@ -280,12 +289,18 @@ class BackboneSession:
         if not self._compiling.acquire(blocking=False):
             return self._widest  # another thread is at it
         try:
+            if time.monotonic() < self._not_before.get(width, 0):
+                return self._widest
             model = damage.read(self._path, self._digest, "backbone")
             self._graphs[width] = self._compile(model, width)
-        except Exception:
-            # Its model was deleted, say; the widest does as well, only slower.
+            self.damage = None
+        except Exception as error:
+            # The widest does as well, only slower; for a while, since the reason may pass.
             log.warning("no narrow graph of %s", self._path.name, exc_info=True)
-            self._graphs[width] = self._widest
+            if isinstance(error, Damaged):
+                self.damage = error
+            self._not_before[width] = time.monotonic() + _AGAIN_S
+            return self._widest
         finally:
             self._compiling.release()
         return self._graphs[width]

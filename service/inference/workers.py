@@ -86,18 +86,21 @@ class Workers:
                     "deadline allows: try again later or allow more time",
                     expected_s,
                 )
-            while self._queue.waiting + count > self._max_queue:
-                other = self._queue.newest_of_longest(call.model, count)
-                if other is None:
-                    raise _refusal(self._full(count), expected_s)
-                self._queue.leave(other)
-                displaced.append(other)
-            self._queue.put(call)
-            if self._free:
-                self._changed.notify(min(self._free, count))
-        for other in displaced:
-            if not other.answer.done():
-                other.answer.set_exception(_refusal(self._full(count), expected_s))
+            try:
+                while self._queue.waiting + count > self._max_queue:
+                    other = self._queue.newest_of_longest(call.model, count)
+                    if other is None:
+                        raise _refusal(self._full(count), expected_s)
+                    self._queue.leave(other)
+                    displaced.append(other)
+                self._queue.put(call)
+                if self._free:
+                    self._changed.notify(min(self._free, count))
+            finally:
+                # Also when this one is refused after all: they left the queue, and would wait.
+                for other in displaced:
+                    if not other.answer.done():
+                        other.answer.set_exception(_refusal(self._full(count), expected_s))
 
     def leave(self, call: Call) -> None:
         """Takes a call's waiting pictures out: nobody waits for them."""

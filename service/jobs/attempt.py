@@ -71,8 +71,9 @@ class Crashed:
 
 @dataclass(frozen=True)
 class Postponed:
-    """Another process holds what the attempt needs; it counts for nothing."""
+    """The disk is full, or another process holds what the attempt needs; it counts for nothing."""
 
+    reason: Reason
     message: str
 
 
@@ -121,10 +122,10 @@ class Attempts:
                 "epochs or on fewer pictures",
             )
         except GraftError as error:
-            return _of_error(error)
+            return _of_failure(error.reason, error.message)
         except OSError as error:
             if (told := disk_errors.of_system(error)) is not None:
-                return _of_error(told)
+                return _of_failure(told.reason, told.message)
             log.exception("no trainer could be started", extra={"job_id": job.job_id})
             return Crashed(
                 Reason.TRAINER_CRASHED, f"the trainer could not be started ({error.strerror})"
@@ -162,7 +163,7 @@ class Attempts:
                 case None:
                     return await self._of_exit(job, trainer)
                 case Failed():
-                    return Ended(record.reason, record.message)
+                    return _of_failure(record.reason, record.message)
                 case Finished():
                     return Done(record, Path(spec.out_dir))
                 case Heartbeat() | BackbonesRanked():  # the latter is no job's
@@ -231,10 +232,16 @@ class Attempts:
                   extra={"job_id": job.job_id, "model": job.request.model})  # fmt: skip
 
 
-def _of_error(error: GraftError) -> Ended | Postponed:
-    if error.reason is Reason.STORAGE_BUSY:
-        return Postponed(f"{error.message}; the job starts again")
-    return Ended(error.reason, error.message)
+def unexpected(job: JobRecord) -> Ended:
+    """What callers are told of a fault of ours."""
+    return Ended(
+        Reason.INTERNAL,
+        f"an unexpected error happened; the service's log holds it under {job.job_id}",
+    )
+
+
+def _of_failure(reason: Reason, message: str) -> Ended | Postponed:
+    return (Postponed if reason in disk_errors.PASSING else Ended)(reason, message)
 
 
 def _is_step(kept: Progressed | None, now: Progressed) -> bool:

@@ -15,6 +15,7 @@ import msgspec
 from service.domain import TRANSITIONS, JobState
 from service.jobs import events
 from service.jobs.events import Payload, Published, StateChanged
+from service.jobs.rows import BESIDE_REQUEST_BYTES
 from service.storage.database import Connection
 
 
@@ -30,6 +31,21 @@ def job_problems(connection: Connection) -> Iterator[str]:
     for job_id, found in itertools.groupby(rows, key=lambda row: row["job_id"]):
         for what in _problems(list(found)):
             yield f"{job_id}: {what}"
+
+
+def size_problems(connection: Connection) -> Iterator[str]:
+    """What is noted of the size of each tenant's jobs."""
+    for row in connection.execute(
+        "SELECT tenant, SUM(noted) AS noted, SUM(actual) AS actual FROM"
+        " (SELECT tenant, size_bytes AS noted, 0 AS actual FROM job_bytes UNION ALL"
+        " SELECT tenant, 0, LENGTH(CAST(request_json AS BLOB)) + ? FROM jobs)"
+        " GROUP BY tenant HAVING SUM(noted) <> SUM(actual)",
+        (BESIDE_REQUEST_BYTES,),
+    ):
+        yield (
+            f"tenant {row['tenant']}: its jobs take {row['actual']} bytes, and {row['noted']} are "
+            "noted"
+        )
 
 
 def version_problems(connection: Connection) -> Iterator[str]:

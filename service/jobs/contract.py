@@ -354,9 +354,10 @@ class Note(msgspec.Struct, frozen=True, tag="note"):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
-    """The trainer lives and computes; sent every `JobSpec.heartbeat_s`. Not kept.
+    """The trainer lives; sent every `JobSpec.heartbeat_s`. Not kept.
 
-    One that hangs sends none: a process that uses no processor time does not compute.
+    One that hangs sends none: one that uses no processor time and waits neither for a disk
+    nor for what it said that it waits for.
     """
 
 

@@ -4,6 +4,7 @@ Unpacks archives, and finds the files of the version that a gate compares with.
 Everything in here blocks.
 """
 
+import logging
 import shutil
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ _CHECKPOINT = "checkpoint"
 _HEARTBEATS = 6
 """That a trainer may miss, at least, before it counts as hung."""
 
+log = logging.getLogger(__name__)
+
 
 class Preparation:
     """Prepares attempts; holds nothing of any one."""
@@ -46,7 +49,7 @@ class Preparation:
         return self._settings.work_dir / job_id
 
     def clear(self, job_id: str, *, keep_checkpoint: bool) -> None:
-        """Deletes what an attempt left behind; blocks.
+        """Deletes what an attempt left behind, as far as the disk lets it; blocks.
 
         A job that waits for another attempt keeps its checkpoint.
         """
@@ -54,13 +57,21 @@ class Preparation:
         if not keep_checkpoint:
             shutil.rmtree(folder, ignore_errors=True)
             return
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if path.name == _CHECKPOINT:
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        try:
+            left = [path for path in folder.iterdir() if path.name != _CHECKPOINT]
+        except FileNotFoundError:
+            return
+        except OSError:
+            log.exception("what an attempt left cannot be seen", extra={"job_id": job_id})
+            return
+        for path in left:
+            try:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            except OSError:
+                log.exception("what an attempt left cannot be deleted", extra={"job_id": job_id})
 
     def spec(self, job: JobRecord, kind: Kind) -> JobSpec:
         """Empties the job's folder but for its checkpoint, and says what its trainer is to do.

@@ -1,8 +1,9 @@
 """Which backbone to start from: trainers that rank candidates while a call waits.
 
-One at a time, beside the jobs; a bounded number waits for its turn, in order. A
-call that is cancelled, or whose deadline passes, takes its trainer with it. No
-trace is kept but archives, unpacked as datasets. Stops with `close`.
+One at a time, beside the jobs; a bounded number waits for its turn, in order, and of
+one tenant fewer where it has a bound. A call that is cancelled, or whose deadline
+passes, takes its trainer with it. No trace is kept but archives, unpacked as datasets.
+Stops with `close`.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import logging
 import secrets
 import shutil
 import signal
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from service.errors import (
     Expired,
     GraftError,
     InvalidInput,
+    OverQuota,
     Reason,
     Unavailable,
     WrongState,
@@ -65,12 +68,19 @@ class Rankings:
         self._settings = settings
         self._turn = asyncio.Lock()
         self._calls: set[asyncio.Task[BackbonesRanked]] = set()
+        self._open: Counter[str] = Counter()
         self._is_closing = False
 
-    def check_room(self) -> None:
-        """Raises Exhausted (QUEUE_FULL) or Unavailable (SHUTTING_DOWN) where none can be taken."""
+    def check_room(self, tenant: str, max_open: int | None = None) -> None:
+        """Raises an error where no ranking of a tenant can be taken; from any thread.
+
+        OverQuota (rankings) where it has `max_open` that have not ended, Exhausted
+        (QUEUE_FULL), or Unavailable (SHUTTING_DOWN).
+        """
         if self._is_closing:
             raise _shutting_down()
+        if max_open is not None and self._open[tenant] >= max_open:
+            raise _over_quota(self._open[tenant], max_open)
         if len(self._calls) > MAX_WAITING:
             raise Exhausted(
                 Reason.QUEUE_FULL,
@@ -78,17 +88,18 @@ class Rankings:
                 retry_after_s=_RETRY_AFTER_S,
             )
 
-    async def rank(self, request: RankRequest) -> BackbonesRanked:
+    async def rank(self, request: RankRequest, max_open: int | None = None) -> BackbonesRanked:
         """Ranks the candidates of a request that was checked.
 
         Raises as `check_room`, GraftError when the data cannot be had or used,
         Exhausted when its turn does not come in time, and Expired when the trainer
         goes on for long after its time budget.
         """
-        self.check_room()
+        self.check_room(request.tenant, max_open)
         call = asyncio.create_task(self._in_turn(request), name="ranking")
         self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
+        self._open[request.tenant] += 1
+        call.add_done_callback(partial(self._ended, request.tenant))
         try:
             return await call
         except asyncio.CancelledError:
@@ -105,6 +116,12 @@ class Rankings:
             call.cancel()
         if self._calls:
             await asyncio.wait(self._calls)
+
+    def _ended(self, tenant: str, call: "asyncio.Task[BackbonesRanked]") -> None:
+        self._calls.discard(call)
+        self._open[tenant] -= 1
+        if not self._open[tenant]:
+            del self._open[tenant]
 
     async def _in_turn(self, request: RankRequest) -> BackbonesRanked:
         try:
@@ -202,6 +219,18 @@ class Rankings:
             )
         words = "\n".join(trainer.last_words())
         raise RuntimeError(f"{folder.name} ended with code {code}; its last words:\n{words}")
+
+
+def _over_quota(count: int, max_open: int) -> OverQuota:
+    if max_open == 0:
+        return OverQuota(
+            "rankings", "you may have no jobs, and rank no backbones either: ask the operator"
+        )
+    return OverQuota(
+        "rankings",
+        f"{count} of your rankings wait or run, and {max_open} may at once: wait for one to end",
+        retry_after_s=_RETRY_AFTER_S,
+    )
 
 
 def _shutting_down() -> Unavailable:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from service.domain import DEFAULT_TENANT, JobState
+from service.domain import DEFAULT_TENANT, JobState, tenant_key
 from service.errors import InvalidInput, NotFound, OverQuota, Reason, WrongState
 from service.jobs.contract import Progressed
 from service.jobs.request import JobRequest
@@ -16,6 +16,8 @@ from service.storage.database import Connection
 
 _MAX_ANCESTORS = 100
 _RETRY_AFTER_S = 30.0
+BESIDE_REQUEST_BYTES = 1024
+"""What a job takes in the database beside its request, about: its row, its first events."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,22 @@ def check_open_jobs(connection: Connection, tenant: str, max_open_jobs: int) -> 
         )
 
 
+def count_bytes(connection: Connection, tenant: str, request_json: str) -> None:
+    """Adds a new job to what a tenant stores; jobs are never deleted."""
+    size = len(request_json.encode()) + BESIDE_REQUEST_BYTES
+    connection.execute(
+        "INSERT INTO job_bytes (tenant, size_bytes) VALUES (?, ?) ON CONFLICT (tenant)"
+        " DO UPDATE SET size_bytes = job_bytes.size_bytes + excluded.size_bytes",
+        (tenant, size),
+    )
+
+
 def request_key(tenant: str, request_id: str) -> str:
     """A tenant's request id among those of all, as the table keeps it."""
     if tenant == DEFAULT_TENANT:
         return request_id
     # Longer than any id that the default tenant may send.
-    return f"{tenant}/{hashlib.sha512(request_id.encode()).hexdigest()}"
+    return tenant_key(tenant, hashlib.sha512(request_id.encode()).hexdigest())
 
 
 def use(connection: Connection, job_id: str, dataset_ids: Iterable[str]) -> None:

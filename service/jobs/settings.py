@@ -10,6 +10,8 @@ from service.domain import DEFAULT_TENANT, Precision, ProviderSetting
 Kind = Literal["cpu", "gpu"]
 
 _FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSES = 12
+"""An attempt costs more than a write, and leaves events."""
 
 AllowedDirs = Callable[[str], tuple[Path, ...]]
 """From a tenant to the folders that its jobs may read."""
@@ -55,8 +57,15 @@ class Settings:
     retry_s: float = 5.0
     """Longest time until what found the disk full, or the database held, is tried again."""
     room_timeout_s: float = 600.0
-    """How long a trained version waits for room on a full disk before its job fails."""
+    """How long a job waits for a full disk or a held database before it fails: to begin, or, when
+    it is trained, to publish."""
+    min_free_bytes: int = 64 * 2**20
+    """No job begins while the disk of `work_dir` has less."""
 
     def pause_s(self, tries: int) -> float:
         """How long to wait after so many tries: short at first, up to `retry_s`."""
         return min(self.retry_s, _FIRST_PAUSE_S * 2.0 ** min(tries, 10))
+
+    def postponed_s(self, tries: int) -> float:
+        """How long a job is let be that was postponed so often before: up to some `retry_s`."""
+        return min(_LONGEST_PAUSES * self.retry_s, _FIRST_PAUSE_S * 2.0 ** min(tries, 10))

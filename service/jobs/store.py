@@ -16,7 +16,7 @@ from functools import partial
 import msgspec
 
 from service import faults
-from service.domain import DEFAULT_TENANT, JobState, check_name, model_key, plain_name, tenant_of
+from service.domain import DEFAULT_TENANT, JobState, check_name, plain_name, tenant_key, tenant_of
 from service.errors import (
     AlreadyExists,
     Exhausted,
@@ -92,6 +92,7 @@ class JobStore:
                     is_target=True,
                 )
             job_id = _new_id(connection)
+            request_json = msgspec.json.encode(request).decode()
             connection.execute(
                 "INSERT INTO jobs (job_id, tenant, request_id, fingerprint, model, dataset_id,"
                 " device, request_json, state, create_time_s)"
@@ -104,11 +105,12 @@ class JobStore:
                     request.model,
                     request.dataset_id or None,
                     request.device,
-                    msgspec.json.encode(request).decode(),
+                    request_json,
                     JobState.QUEUED,
                     time.time(),
                 ),
             )
+            rows.count_bytes(connection, tenant, request_json)
             beside = {job.dataset_id for job in rows.ancestors(connection, request.base_job_id)}
             rows.use(connection, job_id, {*beside, request.target_dataset_id} - {""})
             self._append(connection, job_id, StateChanged(JobState.QUEUED))
@@ -157,19 +159,23 @@ class JobStore:
             for row in found
         ]
 
-    def claim(self, devices: Collection[str]) -> JobRecord | None:
+    def claim(
+        self, devices: Collection[str], passed_over: Collection[str] = ()
+    ) -> JobRecord | None:
         """Takes the oldest queued job that asked for one of these devices; it is RUNNING then.
 
-        No two callers ever get the same one.
+        None of those `passed_over`, by their ids. No two callers ever get the same one.
         """
         wanted = (*devices, "", "", "")[:3]
+        query = (
+            "UPDATE jobs SET state = ?, attempts = attempts + 1"  # nosec B608  # noqa: S608 - marks
+            " WHERE job_id = (SELECT job_id FROM jobs WHERE state = ?"
+            f" AND device IN (?, ?, ?) AND job_id NOT IN ({_marks(passed_over)})"
+            " ORDER BY job_id LIMIT 1) AND state = ? RETURNING job_id"
+        )
         with self._database.transaction() as connection:
             row = connection.execute(
-                "UPDATE jobs SET state = ?, attempts = attempts + 1"
-                " WHERE job_id = (SELECT job_id FROM jobs WHERE state = ?"
-                " AND device IN (?, ?, ?) ORDER BY job_id LIMIT 1) AND state = ?"
-                " RETURNING job_id",
-                (JobState.RUNNING, JobState.QUEUED, *wanted, JobState.QUEUED),
+                query, (JobState.RUNNING, JobState.QUEUED, *wanted, *passed_over, JobState.QUEUED)
             ).fetchone()
             if row is None:
                 return None
@@ -300,20 +306,20 @@ class JobStore:
             self._requeue(connection, record, message, crash, max_crashes)
             return rows.get(connection, job_id)
 
-    def requeue_running(self, max_crashes: int) -> list[JobRecord]:
+    def requeue_running(self, max_crashes: int, *, was_told: bool = False) -> list[JobRecord]:
         """For the start: nobody works on what is RUNNING then.
 
-        The service ended while it was, so it counts as a crash: the job may be why.
+        The service ended while it was, so it counts as a crash: the job may be why. Not
+        where the service was told to stop and could not put the job back.
         """
         message = "the service ended while the trainer worked; the job starts again"
+        crash = None if was_told else Reason.TRAINER_CRASHED
         with self._database.transaction() as connection:
             found = connection.execute(
                 "SELECT * FROM jobs WHERE state = ? ORDER BY job_id", (JobState.RUNNING,)
             ).fetchall()
             for row in found:
-                self._requeue(
-                    connection, rows.record_of(row), message, Reason.TRAINER_CRASHED, max_crashes
-                )
+                self._requeue(connection, rows.record_of(row), message, crash, max_crashes)
             return [rows.get(connection, row["job_id"]) for row in found]
 
     def waiting(self) -> set[str]:
@@ -344,7 +350,7 @@ class JobStore:
         No states means all states, no model all models; else it is one's key.
         """
         limit = pages.size(page_size)
-        kind = model_key(tenant, "jobs")
+        kind = tenant_key(tenant, "jobs")
         (before,) = pages.key(kind, page_token, str) or ("~",)
         query, values = "SELECT * FROM jobs WHERE job_id < ?", [before]
         if states:

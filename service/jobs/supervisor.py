@@ -1,35 +1,37 @@
 """Runs queued jobs, so many at once, and saves what becomes of each.
 
-Lives on the event loop; the database is reached through threads. A job's version
-is warm in the engine before it is announced, unless it is a candidate, and
-announced in the same step as the job's success. `wait_failed` raises when the
-supervisor itself can go no further: the process must end then, and its next start
-takes the jobs up again. Stops with `close`, which puts unfinished jobs back into
-the queue.
+Lives on the event loop; the database is reached through threads. A job that finds
+the disk full, or held what it needs, waits: none begins without room. `wait_failed`
+raises when the supervisor itself can go no further: the process must end then, and
+its next start takes the jobs up again. Stops with `close`, which puts unfinished jobs
+back into the queue.
 """
 
 import asyncio
 import itertools
 import logging
-import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NoReturn
 
 from service import faults
-from service.domain import JobState, plain_name
-from service.errors import Damaged, Exhausted, GraftError, Reason, Unavailable
-from service.jobs.attempt import Attempts, Crashed, Done, Ended, Outcome, Postponed
-from service.jobs.contract import Progressed
+from service.domain import JobState
+from service.errors import Exhausted, Reason, Unavailable
+from service.jobs.attempt import Attempts, Crashed, Done, Ended, Outcome, Postponed, unexpected
+from service.jobs.clean_stop import CleanStop
 from service.jobs.events import JobEvent, Published, StateChanged
 from service.jobs.launcher import Launcher
+from service.jobs.patience import Patience
+from service.jobs.publishing import OnPublished, Publishing
+from service.jobs.room import Room
 from service.jobs.settings import Kind, Settings
 from service.jobs.store import JobRecord, JobStore
 from service.jobs.uninterrupted import uninterrupted
-from service.storage.artifacts import Artifacts, StoredVersion
+from service.storage import durable
+from service.storage.artifacts import Artifacts
 from service.storage.datasets import DatasetStore
 from service.storage.disk_errors import PASSING
 from service.storage.models import ModelStore
@@ -40,10 +42,6 @@ __all__ = ["Settings", "Supervisor"]
 _LOOK_AGAIN_S = 30.0
 """Also without a wake, so that a lost one costs time alone."""
 
-OnPublished = Callable[[str, StoredVersion], Awaitable[None]]
-"""Warms a version that is about to be published, of the model with a key; its failure is logged and
-passed over."""
-
 log = logging.getLogger(__name__)
 
 
@@ -52,12 +50,14 @@ class _Worker:
     job: JobRecord
     kind: Kind
     why_stopped: Literal["", "cancel", "closing"] = ""
+    has_begun: bool = False
     task: asyncio.Task[None] | None = None
 
     def interrupt(self, why: Literal["cancel", "closing"]) -> None:
         if not self.why_stopped:
             self.why_stopped = why
-            if self.task is not None:
+            # One that has not begun would never save what became of its job.
+            if self.task is not None and self.has_begun:
                 self.task.cancel()
 
 
@@ -77,12 +77,19 @@ class Supervisor:
         on_published: OnPublished,
     ) -> None:
         self._jobs = jobs
-        self._models = models
         self._datasets = datasets
-        self._artifacts = artifacts
         self._telemetry = telemetry
         self._settings = settings
-        self._on_published = on_published
+        self._patience = Patience(settings)
+        self._room = Room(settings.work_dir, settings.min_free_bytes)
+        self._clean_stop = CleanStop(settings.work_dir.parent)
+        self._publishing = Publishing(
+            jobs=jobs,
+            models=models,
+            artifacts=artifacts,
+            settings=settings,
+            on_published=on_published,
+        )
         self._attempts = Attempts(
             jobs=jobs,
             models=models,
@@ -127,11 +134,14 @@ class Supervisor:
         self._running.add_done_callback(self._note_failure)
 
     async def _take_up(self) -> None:
-        for job in await asyncio.to_thread(self._jobs.requeue_running, self._settings.max_crashes):
+        was_told = await asyncio.to_thread(self._clean_stop.is_after_one)
+        requeue = partial(self._jobs.requeue_running, self._settings.max_crashes, was_told=was_told)
+        for job in await asyncio.to_thread(requeue):
             log.warning("a job was under way when the service ended; it is %s now", job.state,
                         extra={"job_id": job.job_id})  # fmt: skip
         faults.reach("job.requeued")
         await asyncio.to_thread(self._sweep_work_dir)
+        await asyncio.to_thread(self._clean_stop.begin)
         self._has_taken_up = True
 
     def wake(self) -> None:
@@ -146,28 +156,37 @@ class Supervisor:
 
     async def close(self, grace_s: float) -> None:
         """Stops the trainers within `grace_s`, about, and puts their jobs back into the queue."""
+        until_s = asyncio.get_running_loop().time() + grace_s
         self._closing.set()
         self._woken.set()
-        if self._running is not None:
-            await asyncio.wait({self._running})
+        if self._has_taken_up and self._failure is not None and not self._failure.done():
+            # First, since whoever stops the process may kill it before all is saved.
+            self._clean_stop.end()
         for worker in self._workers.values():
             worker.interrupt("closing")
         # What prepares data in a thread gives up then, too.
         self._datasets.leave_jobs()
-        tasks = [worker.task for worker in self._workers.values() if worker.task is not None]
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=grace_s)
-            if late:
-                log.error("%d jobs were not put back in time; the next start does it", len(late))
+        while late := self._at_work():
+            left_s = until_s - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                break
+            await asyncio.wait(late, timeout=left_s)
+        if late:
+            log.error("%d steps did not end in time; the next start puts jobs back", len(late))
+            for task in late:
+                task.cancel()
         await self._clear_ended()
+
+    def _at_work(self) -> list[asyncio.Task[None]]:
+        tasks = [self._running, *(worker.task for worker in self._workers.values())]
+        return [task for task in tasks if task is not None and not task.done()]
 
     async def _run(self) -> None:
         tries = 0
         while not self._closing.is_set():
             self._woken.clear()
             try:
-                await self._look()
-                wait_s, tries = _LOOK_AGAIN_S, 0
+                wait_s, tries = await self._look(), 0
             except (Exhausted, Unavailable) as error:
                 # The disk is full, or the database held: models are still served, and jobs
                 # can wait.
@@ -179,7 +198,8 @@ class Supervisor:
                 async with asyncio.timeout(wait_s):
                     await self._woken.wait()
 
-    async def _look(self) -> None:
+    async def _look(self) -> float:
+        """Does what there is to do; answers how long until there may be more without a wake."""
         if not self._has_taken_up:
             await self._take_up()
         await self._clear_ended()
@@ -197,25 +217,32 @@ class Supervisor:
                     "device open, or ask its operator for one",
                 )
             )
-        while (devices := [d for d, kind in self._kind_of.items() if self._free[kind]]) and (
-            job := await self._claim(devices)
-        ) is not None:
+        while devices := [d for d, kind in self._kind_of.items() if self._free[kind]]:
+            if not await asyncio.to_thread(self._room.is_there):
+                return self._settings.retry_s
+            if (job := await self._claim(devices, self._patience.let_be())) is None:
+                break
             self._begin(job)
+        return min(_LOOK_AGAIN_S, self._patience.next_s())
 
     async def _clear_ended(self) -> None:
         # One that was cancelled in the queue may have kept the checkpoint of an attempt.
         while self._ended:
-            if (job_id := self._ended.popleft()) not in self._workers:
+            job_id = self._ended.popleft()
+            self._patience.forget(job_id)
+            if job_id not in self._workers:
                 await asyncio.to_thread(self._attempts.clear, job_id, keep_checkpoint=False)
 
-    async def _claim(self, devices: list[str]) -> JobRecord | None:
+    async def _claim(self, devices: list[str], passed_over: Sequence[str] = ()) -> JobRecord | None:
         if self._closing.is_set():
             return None
-        return await asyncio.to_thread(self._jobs.claim, devices)
+        return await asyncio.to_thread(self._jobs.claim, devices, passed_over)
 
     def _begin(self, job: JobRecord) -> None:
         faults.reach("job.claimed")
         worker = _Worker(job, self._kind_of[job.request.device])
+        if self._closing.is_set():
+            worker.interrupt("closing")
         self._free[worker.kind] -= 1
         self._workers[job.job_id] = worker
         worker.task = asyncio.create_task(self._work(worker), name=job.job_id)
@@ -224,14 +251,16 @@ class Supervisor:
 
     async def _work(self, worker: _Worker) -> None:
         outcome: Outcome | None = None
+        worker.has_begun = True
         try:
-            outcome = await self._attempts.run(worker.job, worker.kind)
+            if not worker.why_stopped:
+                outcome = await self._attempts.run(worker.job, worker.kind)
         except asyncio.CancelledError:
             if not worker.why_stopped:
                 raise
         except Exception:
             log.exception("a job failed unexpectedly", extra={"job_id": worker.job.job_id})
-            outcome = _unexpected(worker.job)
+            outcome = unexpected(worker.job)
         finally:
             # Before its end is told, so that what hears of it finds no series of it.
             self._telemetry.forget_job(worker.job.job_id, worker.job.request.model)
@@ -240,28 +269,14 @@ class Supervisor:
 
     async def _settle(self, worker: _Worker, outcome: Outcome | None) -> None:
         job = worker.job
-        match outcome:
-            case Done():
-                record = await self._publish(job, outcome)
-            case Ended():
-                record = await self._fail(job, outcome)
-            case Crashed():
-                record = await self._save(
-                    partial(
-                        self._jobs.requeue,
-                        job.job_id,
-                        outcome.message,
-                        outcome.reason,
-                        self._settings.max_crashes,
-                    )
-                )
-            case Postponed():
-                record = await self._save(partial(self._jobs.requeue, job.job_id, outcome.message))
-            case None if worker.why_stopped == "cancel":
-                record = await self._save(partial(self._jobs.cancelled, job.job_id))
-            case None:
-                message = "the service stops; the job starts again with it"
-                record = await self._save(partial(self._jobs.requeue, job.job_id, message))
+        result: JobRecord | Outcome | None = outcome
+        if isinstance(outcome, Done):
+            result = await self._publishing.publish(
+                job, outcome, self._pause, lambda: worker.why_stopped != ""
+            )
+        if isinstance(result, Postponed) and self._patience.is_over(job.job_id):
+            result = Ended(result.reason, result.message)
+        record = result if isinstance(result, JobRecord) else await self._save_end(worker, result)
         faults.reach("job.settled")
         log.info("job is %s", record.state,
                  extra={"job_id": job.job_id, "reason": record.error_reason or ""})  # fmt: skip
@@ -272,62 +287,25 @@ class Supervisor:
         await asyncio.to_thread(
             self._attempts.clear, job.job_id, keep_checkpoint=not record.state.is_final
         )
+        if isinstance(result, Postponed):
+            self._patience.postpone(job.job_id)
 
-    async def _publish(self, job: JobRecord, done: Done) -> JobRecord:
-        # What was trained is not thrown away for a disk that is full for a while.
-        give_up = time.monotonic() + self._settings.room_timeout_s
-        for tries in itertools.count():
-            try:
-                return await self._publish_once(job, done)
-            except (Exhausted, Unavailable) as error:
-                if self._closing.is_set():
-                    raise
-                is_late = error.reason is Reason.STORAGE_FULL and time.monotonic() > give_up
-                if error.reason not in PASSING or is_late:
-                    return await self._fail(job, Ended(error.reason, error.message))
-                log.exception("a version cannot be published yet", extra={"job_id": job.job_id})
-            except GraftError as error:
-                return await self._fail(job, Ended(error.reason, error.message))
-            except Exception:
-                log.exception("a job could not be published", extra={"job_id": job.job_id})
-                return await self._fail(job, _unexpected(job))
-            await self._pause(tries)
-        raise AssertionError("it counts for ever")
-
-    async def _publish_once(self, job: JobRecord, done: Done) -> JobRecord:
-        await asyncio.to_thread(self._jobs.append_event, job.job_id, Progressed("publishing", 0.0))
-        faults.reach("job.publishing")
-        stored = await asyncio.to_thread(self._artifacts.put, done.out_dir)
-        _check_is_of(stored, job)
-        # A candidate may never be asked for, and would push out what is.
-        if not stored.manifest.gate_failures:
-            await self._warm(job, stored)
-            faults.reach("job.warmed")
-        publish = partial(
-            self._models.publish,
-            model=job.request.model,
-            job_id=job.job_id,
-            stored=stored,
-            gate=job.request.gate,
-        )
-        return await asyncio.to_thread(
-            self._jobs.succeed,
-            job.job_id,
-            publish,
-            done.finished.validation_accuracy,
-            done.finished.validation_count,
-        )
-
-    async def _warm(self, job: JobRecord, stored: StoredVersion) -> None:
-        try:
-            async with asyncio.timeout(self._settings.warm_timeout_s):
-                await self._on_published(job.request.model, stored)
-        except Exception:
-            log.exception("a new version could not be warmed; its first call loads it",
-                          extra={"model": job.request.model})  # fmt: skip
-
-    async def _fail(self, job: JobRecord, ended: Ended) -> JobRecord:
-        return await self._save(partial(self._jobs.fail, job.job_id, ended.reason, ended.message))
+    async def _save_end(self, worker: _Worker, outcome: Outcome | None) -> JobRecord:
+        job_id, jobs = worker.job.job_id, self._jobs
+        match outcome:
+            case Ended(reason, message):
+                return await self._save(partial(jobs.fail, job_id, reason, message))
+            case Crashed(reason, message):
+                most = self._settings.max_crashes
+                return await self._save(partial(jobs.requeue, job_id, message, reason, most))
+            case Postponed():
+                message = f"{outcome.message}; the job starts again"
+                return await self._save(partial(jobs.requeue, job_id, message))
+            case _ if worker.why_stopped == "cancel":
+                return await self._save(partial(jobs.cancelled, job_id))
+            case _:
+                message = "the service stops; the job starts again with it"
+                return await self._save(partial(jobs.requeue, job_id, message))
 
     async def _save(self, save: Callable[[], JobRecord]) -> JobRecord:
         # On a full disk the outcome waits for room; on the way out the next start
@@ -356,6 +334,10 @@ class Supervisor:
     def _note_failure(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or (error := task.exception()) is None:
             return
+        if self._closing.is_set() and getattr(error, "reason", None) in PASSING:
+            log.error("what became of a job could not be saved; the next start takes it up",
+                      exc_info=error)  # fmt: skip
+            return
         log.error("the supervisor failed", exc_info=error)
         if self._failure is not None and not self._failure.done():
             self._failure.set_exception(error)
@@ -379,24 +361,14 @@ class Supervisor:
                 self._loop.call_soon_threadsafe(self._woken.set)
 
     def _sweep_work_dir(self) -> None:
-        self._settings.work_dir.mkdir(parents=True, exist_ok=True)
+        work_dir = self._settings.work_dir
+        with durable.full_disk_told():
+            work_dir.mkdir(parents=True, exist_ok=True)
         waiting = self._jobs.waiting()
-        for path in self._settings.work_dir.iterdir():
-            self._attempts.clear(path.name, keep_checkpoint=path.name in waiting)
-
-
-def _check_is_of(stored: StoredVersion, job: JobRecord) -> None:
-    manifest = stored.manifest
-    if (manifest.model, manifest.job_id) != (plain_name(job.request.model), job.job_id):
-        raise Damaged(
-            Reason.TRAINING_FAILED,
-            f"the trainer's result is one of {manifest.job_id} for {manifest.model}, not of this "
-            "job",
-        )
-
-
-def _unexpected(job: JobRecord) -> Ended:
-    return Ended(
-        Reason.INTERNAL,
-        f"an unexpected error happened; the service's log holds it under {job.job_id}",
-    )
+        try:
+            left = [path.name for path in work_dir.iterdir()]
+        except OSError:
+            log.exception("what jobs left behind cannot be seen")
+            return
+        for name in left:
+            self._attempts.clear(name, keep_checkpoint=name in waiting)

@@ -9,7 +9,7 @@ cancelled.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Final
 
 from service.errors import OverQuota, Reason, Unauthenticated
 from service.rpc import access_file, roles
-from service.rpc.access_file import BadAccessFile, Token
+from service.rpc.access_file import AccessList, BadAccessFile, Token
 from service.rpc.caller import Caller
 from service.telemetry import Telemetry
 
@@ -47,6 +47,9 @@ class Access:
         self._clock = clock
         self._list, self._seen = access_file.read(path, server_dirs)
         self._complaint = ""
+        self._failing = metrics.reload_failing.labels("access_file")
+        self._failing.set(0)
+        _warn(set(), self._list)
         self._buckets: dict[str, _Bucket] = {}
 
     def admit(self, method: str, metadata: Mapping[str, str | bytes]) -> Caller:
@@ -71,6 +74,16 @@ class Access:
             raise _unknown()
         roles.check_role(token.caller, method)
 
+    def wait_s(self, who: Caller) -> float:
+        """Takes a call for one more request of a stream, 0; or says when there is one to take."""
+        # The quota that is in force, which may be another than when the stream began.
+        quota = self._list.quotas.get(who.tenant)
+        if quota is None or quota.calls_per_second is None:
+            return 0.0
+        return self._bucket(who.tenant, quota.calls_per_second).take(
+            quota.calls_per_second, self._clock()
+        )
+
     def allowed_dirs_of(self, tenant: str) -> tuple[Path, ...]:
         """The folders that a tenant's jobs may read, resolved; none for a tenant that is gone."""
         return self._list.allowed_dirs.get(tenant, ())
@@ -80,38 +93,53 @@ class Access:
         quota = self._list.quotas.get(tenant)
         return quota.stored_bytes if quota else 0
 
+    def knows(self, token_id: str) -> bool:
+        """Whether a token has this id; nothing is said of its secret."""
+        return token_id in self._list.tokens
+
     def look(self) -> None:
         """Reads the file again if it changed; logs what happened, raises nothing."""
+        before = self._list
         try:
-            if access_file.signature(self._path.stat()) == self._seen and not self._complaint:
+            is_same = access_file.signature(self._path.stat()) == self._seen and not self._complaint
+            # A folder that was not there may have come.
+            if is_same and not before.missing:
                 return
             found, self._seen = access_file.read(self._path, self._server_dirs)
         except (BadAccessFile, OSError) as error:
             self._complain(str(error))
             return
-        gone = sorted(self._list.tokens.keys() - found.tokens.keys())
-        new = sorted(found.tokens.keys() - self._list.tokens.keys())
+        if is_same and found == before:
+            return
+        gone = sorted(before.tokens.keys() - found.tokens.keys())
+        new = sorted(found.tokens.keys() - before.tokens.keys())
         self._list, self._complaint = found, ""
+        self._failing.set(0)
+        _warn({*before.missing, *before.shared}, found)
         self._metrics.reloads.labels("access_file", "ok").inc()
         log.info("access file read again", extra={"new_tokens": new, "gone_tokens": gone})
 
     def _complain(self, what: str) -> None:
+        self._failing.set(1)
         # Once for each thing that is wrong, not once a second.
         if what != self._complaint:
             self._complaint = what
             self._metrics.reloads.labels("access_file", "failed").inc()
             log.error("the access file is no good; the one before stays in force: %s", what)
 
-    async def watch(self) -> None:
-        """Looks at the file until it is cancelled."""
+    async def watch(self, on_change: Callable[[], None] = lambda: None) -> None:
+        """Looks at the file until it is cancelled; calls `on_change` after each new list."""
         # A network's file system may take its time; and a thread of its own, since a token that
         # was taken back must not wait for the stores' threads, which its owner may keep busy.
         thread = ThreadPoolExecutor(1, thread_name_prefix="access")
         try:
             while True:
                 await asyncio.sleep(LOOK_EVERY_S)
+                before = self._list
                 try:
                     await asyncio.get_running_loop().run_in_executor(thread, self.look)
+                    if self._list is not before:
+                        on_change()
                 except Exception:
                     log.exception("the access file could not be looked at; trying again")
         finally:
@@ -133,17 +161,29 @@ class Access:
         return token.caller
 
     def _take(self, tenant: str, rate: float) -> None:
-        now = self._clock()
-        bucket = self._buckets.get(tenant)
-        if bucket is None:
-            bucket = self._buckets[tenant] = _Bucket(_room(rate), now)
-        wait_s = bucket.take(rate, now)
+        wait_s = self._bucket(tenant, rate).take(rate, self._clock())
         if wait_s > 0:
             raise OverQuota(
                 "calls_per_second",
                 f"tenant {tenant} may make {rate:g} calls a second; try again in {wait_s:.2g} s",
                 retry_after_s=wait_s,
             )
+
+    def _bucket(self, tenant: str, rate: float) -> "_Bucket":
+        bucket = self._buckets.get(tenant)
+        if bucket is None:
+            bucket = self._buckets[tenant] = _Bucket(_room(rate), self._clock())
+        return bucket
+
+
+def _warn(told: Set[str], found: AccessList) -> None:
+    """Of what is allowed and hardly meant, but for what was told before."""
+    for text in found.missing:
+        if text not in told:
+            log.warning("%s: its tenant cannot read there until it is", text)
+    for text in found.shared:
+        if text not in told:
+            log.warning("%s: give each a folder of its own if that is not meant", text)
 
 
 def _unknown() -> Unauthenticated:

@@ -23,6 +23,8 @@ from service.rpc.caller import Caller, Quota, Role
 
 MIB: Final = 2**20
 MAX_FILE_BYTES: Final = 16 * MIB
+MAX_RANKINGS: Final = 2
+"""Of a tenant at once: all tenants wait for one turn."""
 
 # No "_" in an id, so that a token falls into its parts in one way only.
 _ID = r"[a-z0-9][a-z0-9.-]{0,62}"
@@ -77,6 +79,10 @@ class AccessList:
     """By tenant; resolved."""
     quotas: Mapping[str, Quota]
     """By tenant."""
+    missing: tuple[str, ...] = ()
+    """Folders that tenants name and that are not there; in no tenant's list. For people."""
+    shared: tuple[str, ...] = ()
+    """Folders that more than one tenant reads. For people."""
 
 
 def split(token: str) -> tuple[str, str] | None:
@@ -135,6 +141,11 @@ def parse(content: bytes, server_dirs: Sequence[Path]) -> AccessList:
             entry.calls_per_second,
             entry.concurrent_jobs,
             None if entry.stored_mb is None else entry.stored_mb * MIB,
+            rankings=(
+                MAX_RANKINGS
+                if entry.concurrent_jobs is None
+                else min(MAX_RANKINGS, entry.concurrent_jobs)
+            ),
         )
         for name, entry in tenants.items()
     }
@@ -155,11 +166,19 @@ def parse(content: bytes, server_dirs: Sequence[Path]) -> AccessList:
             token_sha256=entry.sha256,
         )
         found[entry.id] = Token(entry.sha256, caller)
-    folders = {
-        name: tuple(_folder(name, folder, server_dirs) for folder in entry.allowed_dirs)
-        for name, entry in tenants.items()
-    }
-    return AccessList(found, folders, quotas)
+    folders: dict[str, tuple[Path, ...]] = {}
+    missing: list[str] = []
+    for name, tenant in tenants.items():
+        there = []
+        for text in tenant.allowed_dirs:
+            where = f"[tenants.{name}] allowed_dirs names {text!r}"
+            folder = _folder(where, text, server_dirs)
+            if folder is None:
+                missing.append(f"{where}, which is no folder that can be read")
+            else:
+                there.append(folder)
+        folders[name] = tuple(there)
+    return AccessList(found, folders, quotas, tuple(missing), _shared(folders))
 
 
 def tables(document: Mapping[str, Any]) -> tuple[dict[str, TenantEntry], list[TokenEntry]]:
@@ -201,15 +220,36 @@ def _convert(table: object, kind: type[Entry], where: str) -> Entry:
         raise BadAccessFile(f"{where}: {told}; it may hold {known}") from None
 
 
-def _folder(tenant: str, text: str, server_dirs: Sequence[Path]) -> Path:
-    where = f"[tenants.{tenant}] allowed_dirs names {text!r}"
+def _folder(where: str, text: str, server_dirs: Sequence[Path]) -> Path | None:
+    """The resolved folder; None for one that is not there, as while a share is not mounted."""
     folder = Path(text)
-    if not folder.is_absolute() or not folder.is_dir():
+    if not folder.is_absolute() or "\0" in text:
         raise BadAccessFile(f"{where}, which is no absolute path of a folder")
-    folder = folder.resolve()
+    try:
+        is_there = folder.is_dir()
+        folder = folder.resolve()
+    except (OSError, RuntimeError):
+        # A share that is gone, or a loop of links.
+        return None
     if not any(folder.is_relative_to(allowed) for allowed in server_dirs):
         raise BadAccessFile(
             f"{where}, which lies in none of the server's own folders: add it to "
             "GRAFT_ALLOWED_DIRS, or take it out here"
         )
-    return folder
+    return folder if is_there else None
+
+
+def _shared(folders: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:
+    """Where a tenant's folder is another's too, or lies in it."""
+    owner_of: dict[Path, str] = {}
+    for tenant, own in folders.items():
+        for folder in own:
+            owner_of.setdefault(folder, tenant)
+    told = []
+    for tenant, own in folders.items():
+        for folder in own:
+            owners = (owner_of.get(above, tenant) for above in (folder, *folder.parents))
+            other = next((owner for owner in owners if owner != tenant), None)
+            if other is not None:
+                told.append(f"[tenants.{tenant}] and [tenants.{other}] both read {str(folder)!r}")
+    return tuple(told)

@@ -2,22 +2,27 @@
 
 One line, "change", for each call that changes something and was let in, however it
 ended; one, "refused", for a call that was not let in, of which so many a second are
-told and the rest counted. Knows tokens' ids; never writes a secret.
+told for each reason and the rest counted; those of ids that tokens have are told apart,
+so that no flood of others hides them. Knows tokens' ids; never writes a secret.
 """
 
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
+from graft.v1 import model_pb2
 
+from service.domain import LATEST
 from service.errors import GraftError
 from service.rpc import access, roles
 from service.rpc.caller import NOBODY, Caller
 from service.telemetry import Telemetry
 
 REFUSALS_PER_SECOND: Final = 10
+"""Of each reason, and as many again of ids that tokens have."""
 _MAX_SHOWN: Final = 100
 
 log = logging.getLogger("audit")
@@ -26,12 +31,17 @@ log = logging.getLogger("audit")
 class AuditLog:
     """Hears of every call; belongs to the event loop."""
 
-    def __init__(self, metrics: Telemetry, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        metrics: Telemetry,
+        clock: Callable[[], float] = time.monotonic,
+        knows: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """`knows` says whether a token has an id."""
         self._metrics = metrics
         self._clock = clock
-        self._second = -1
-        self._told = 0
-        self._untold = 0
+        self._knows = knows
+        self._budgets: dict[tuple[str, bool], _Budget] = {}
 
     def ended(
         self,
@@ -71,21 +81,18 @@ class AuditLog:
     ) -> None:
         """Counts a call that the gate did not let in, and tells of it unless there are many."""
         self._metrics.refused_calls.labels(error.reason.value).inc()
-        second = int(self._clock())
-        if second != self._second:
-            self._second, self._told = second, 0
-        if self._told >= REFUSALS_PER_SECOND:
-            self._untold += 1
-            return
-        self._told += 1
-        untold, self._untold = self._untold, 0
         parts = access.split_header(metadata.get(access.METADATA_KEY, ""))
+        token_id = parts[0] if parts else ""
+        budget = self._budgets.setdefault((error.reason.value, self._knows(token_id)), _Budget())
+        untold = budget.take(int(self._clock()))
+        if untold is None:
+            return
         log.info(
             "refused",
             extra={
                 "method": method,
                 "reason": error.reason.value,
-                "token_id": parts[0] if parts else "",
+                "token_id": token_id,
                 "untold_before": untold,
                 "request_id": request_id,
                 "peer": peer,
@@ -93,9 +100,32 @@ class AuditLog:
         )
 
 
+@dataclass
+class _Budget:
+    """What may still be told within a second, and what was not."""
+
+    second: int = -1
+    told: int = 0
+    untold: int = 0
+
+    def take(self, second: int) -> int | None:
+        """Takes a line, and says how many were not told before it; None where none is left."""
+        if second != self.second:
+            self.second, self.told = second, 0
+        if self.told >= REFUSALS_PER_SECOND:
+            self.untold += 1
+            return None
+        self.told += 1
+        untold, self.untold = self.untold, 0
+        return untold
+
+
 def about(request: Any | None, response: Any | None) -> dict[str, str | int]:
     """What a call was about: what its messages name, without the pictures."""
     found: dict[str, str | int] = {}
+    if isinstance(request, model_pb2.RollbackAliasRequest):
+        # What an empty one means.
+        found["alias"] = LATEST
     for message in (
         request,
         getattr(response, "job", None),
@@ -104,7 +134,8 @@ def about(request: Any | None, response: Any | None) -> dict[str, str | int]:
     ):
         for name, key in _NAMES.items():
             value = getattr(message, name, None)
-            if value and isinstance(value, str | int):
+            # A flag that is not set was perhaps taken away.
+            if (value or value is False) and isinstance(value, str | int):
                 found[key] = value if isinstance(value, int) else _shown(value)
     return found
 
@@ -114,6 +145,7 @@ _NAMES: Final = {
     "model_name": "model",
     "version": "version",
     "alias": "alias",
+    "falls_back": "falls_back",
     "job_id": "job_id",
     "dataset_id": "dataset_id",
     "from_version": "from_version",

@@ -5,7 +5,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self
 
 import grpc
@@ -18,6 +18,9 @@ from service.rpc.caller import NOBODY, Caller
 from service.telemetry import Telemetry
 
 REQUEST_ID_KEY = "x-request-id"
+
+_STATUS_TIMEOUT_S = 5.0
+"""For the status of a call that was ended in the middle to be taken by its reader."""
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -34,6 +37,9 @@ class Gate(Protocol):
 
     def recheck(self, method: str, who: Caller) -> None:
         """Raises Unauthenticated or NotAllowed when who was let in would not be any more."""
+
+    def wait_s(self, who: Caller) -> float:
+        """Takes one of a stream's requests, 0; or says after how many seconds to ask again."""
 
 
 class Audit(Protocol):
@@ -79,13 +85,15 @@ class Call:
         self._metrics = metrics
         self._audit = audit
         self._who = NOBODY
+        self._task = asyncio.current_task()
+        self._ended_by: GraftError | None = None
         self._metadata = dict(context.invocation_metadata() or ())
         given = self._metadata.get(REQUEST_ID_KEY, "")
         fits = isinstance(given, str) and _REQUEST_ID.fullmatch(given)
         self._id = str(given) if fits else secrets.token_hex(8)
 
-    def enter(self, gate: Gate) -> None:
-        """Lets it in; raises what the gate raises."""
+    def enter(self, gate: Gate) -> Caller:
+        """Lets it in and says who calls; raises what the gate raises."""
         try:
             self._who = gate.admit(self._method, self._metadata)
         except GraftError as error:
@@ -95,11 +103,25 @@ class Call:
                 )
             raise
         caller.enter(self._who)
+        return self._who
 
     def stay(self, gate: Gate) -> None:
         """Lets it go on; raises what the gate raises when it may not any more."""
         if self._who is not NOBODY:
             gate.recheck(self._method, self._who)
+
+    def pace(self, gate: Gate) -> Callable[[], float]:
+        """How the further requests of a stream ask for their turn."""
+        return lambda: gate.wait_s(self._who)
+
+    def recheck(self, gate: Gate) -> None:
+        """Ends it, from another task, if it may not go on."""
+        try:
+            self.stay(gate)
+        except GraftError as error:
+            if self._ended_by is None and self._task is not None:
+                self._ended_by = error
+                self._task.cancel()
 
     async def __aenter__(self) -> Self:
         telemetry.request_id.set(self._id)
@@ -109,6 +131,11 @@ class Call:
         return self
 
     async def __aexit__(self, _type: object, error: BaseException | None, _tb: object) -> None:
+        # Its task may be about to be cancelled, or its caller may have been first.
+        if self._ended_by is not None and isinstance(error, asyncio.CancelledError):
+            error = self._ended_by
+            if self._task is not None:
+                self._task.uncancel()
         if error is None:
             code = self._context.code() or grpc.StatusCode.OK
             self._ended(code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.OK)
@@ -124,14 +151,20 @@ class Call:
             answer = status.from_error(error)
             code = status.code_of(answer)
             self._ended(code, answer.message)
-            await self._context.abort(
-                code,
-                answer.message,
-                (
-                    (REQUEST_ID_KEY, self._id),
-                    (status.DETAILS_KEY, answer.SerializeToString()),
-                ),
-            )
+            try:
+                # Behind an answer that nobody takes a status would wait for ever.
+                async with asyncio.timeout(_STATUS_TIMEOUT_S if self._ended_by else None):
+                    await self._context.abort(
+                        code,
+                        answer.message,
+                        (
+                            (REQUEST_ID_KEY, self._id),
+                            (status.DETAILS_KEY, answer.SerializeToString()),
+                        ),
+                    )
+            except TimeoutError:
+                reset.reset()
+                raise asyncio.CancelledError from None
 
     def _ended(self, code: grpc.StatusCode, message: str = "") -> None:
         seconds = time.monotonic() - self._started

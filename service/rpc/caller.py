@@ -4,7 +4,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal
 
-from service.domain import DEFAULT_TENANT, model_key
+from service.domain import DEFAULT_TENANT, tenant_key
 
 Role = Literal["predict", "train", "admin"]
 """What a caller may do; `admin` may do what the others may, too, all of it within its tenant."""
@@ -18,7 +18,9 @@ class Quota:
     concurrent_jobs: int | None = None
     """Jobs that have not ended."""
     stored_bytes: int | None = None
-    """Of datasets and versions."""
+    """Of datasets, versions and jobs."""
+    rankings: int | None = None
+    """Rankings of backbones that wait or run."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Caller:
 
     def key(self, model: str) -> str:
         """The key of the model that this caller calls by a name, whatever was sent as one."""
-        return model_key(self.tenant, model)
+        return tenant_key(self.tenant, model)
 
 
 EVERYBODY = Caller("anonymous", DEFAULT_TENANT, frozenset({"predict", "train", "admin"}))

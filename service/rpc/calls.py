@@ -7,7 +7,7 @@ never turned away.
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any
 
 import grpc
@@ -18,6 +18,7 @@ from service.rpc import messages
 from service.rpc.call import REQUEST_ID_KEY, Audit, Call, Context, Gate
 from service.rpc.caller import EVERYBODY, Caller
 from service.rpc.limits import HEALTH, CallBounds, Limits, Place
+from service.rpc.requests import IDLE_TIMEOUT_S, Requests
 from service.telemetry import Telemetry
 
 __all__ = ["REQUEST_ID_KEY", "Audit", "Calls", "Everybody", "Gate"]
@@ -34,6 +35,10 @@ class Everybody:
 
     def recheck(self, method: str, who: Caller) -> None:
         """Everybody stays."""
+
+    def wait_s(self, who: Caller) -> float:
+        """Nobody waits."""
+        return 0.0
 
 
 class Calls(aio.ServerInterceptor):
@@ -53,7 +58,9 @@ class Calls(aio.ServerInterceptor):
         bounds = bounds or CallBounds()
         self._limits = Limits(bounds)
         self._message_timeout_s = bounds.message_timeout_s
-        self._streams: set[messages.Requests] = set()
+        self._health_requests = messages.HealthRequests()
+        self._streaming: set[Call] = set()
+        self._streams: set[Requests] = set()
         self._is_closed = False
 
     def close(self) -> None:
@@ -64,6 +71,14 @@ class Calls(aio.ServerInterceptor):
         self._is_closed = True
         for requests in self._streams:
             requests.cut()
+
+    def recheck(self) -> None:
+        """Ends streams and uploads of callers whom the gate would not let go on.
+
+        Other calls are short, and end by themselves.
+        """
+        for call in self._streaming:
+            call.recheck(self._gate)
 
     @property
     def are_under_way(self) -> bool:
@@ -77,68 +92,109 @@ class Calls(aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: Any
     ) -> Any:
-        """Returns the method's handler with everything around it."""
+        """Returns the method's handler with everything around it.
+
+        Raises TypeError for one that writes its answers itself, where none could be bounded.
+        """
         handler = await continuation(details)
         if handler is None:
             return None
         method = str(details.method)
-        is_open = method.startswith(HEALTH)
+        return (self._of_health if method.startswith(HEALTH) else self._of)(method, handler)
+
+    def _of(self, method: str, handler: Any) -> Any:
         timeout_s = self._message_timeout_s
         deserialise = handler.request_deserializer
-
-        def begin(context: Context) -> Call:
-            return Call(method, context, self._metrics, None if is_open else self._audit)
-
-        def admit(call: Call) -> Place:
-            if not is_open:
-                if self._is_closed:
-                    raise _stopping()
-                call.enter(self._gate)
-            return self._limits.place(method)
+        takes_many, gives_many = handler.request_streaming, handler.response_streaming
+        answer = (
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
+        if gives_many and not inspect.isasyncgenfunction(answer):
+            raise TypeError(f"{method} must yield its answers: they are written here")
 
         # Requests are read here, so that a call is let in before its message is taken, and
-        # answers written, so that who takes none can be ended.
+        # many answers written, so that who takes none can be ended.
         async def read(call: Call, context: Context, place: Place) -> Any:
-            if handler.request_streaming:
-                return messages.Requests(context, deserialise)
-            call.request = await messages.receive(context, deserialise, place.hold, timeout_s)
+            if takes_many:
+                idle_timeout_s = IDLE_TIMEOUT_S if gives_many else None
+                pace = call.pace(self._gate)
+                return Requests(context, deserialise, place, pace, idle_timeout_s)
+            call.request = await messages.receive(context, deserialise, place, timeout_s)
+            # It may have been long on its way.
+            call.stay(self._gate)
             return call.request
 
-        if not handler.response_streaming:
-            answer_one = handler.unary_unary or handler.stream_unary
+        if not gives_many:
 
             async def unary(_: object, context: Context) -> Any:
-                async with begin(context) as call:
-                    with admit(call) as place:
-                        request = await read(call, context, place)
-                        call.response = response = await answer_one(request, context)
+                async with Call(method, context, self._metrics, self._audit) as call:
+                    with ExitStack() as stack:
+                        place = stack.enter_context(self._admit(method, call))
+                        with self._rechecked(call, takes_many):
+                            request = await read(call, context, place)
+                            call.response = response = await answer(request, context)
+                        size = response.ByteSize()
+                        if size > messages.LARGE_BYTES:
+                            # gRPC writes it after this: until then it is under way, and held.
+                            place.hold(size, is_over_allowed=True)
+                            messages.when_taken(context, timeout_s, stack.pop_all().close)
                         return response
 
             return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
 
-        answer_many = handler.unary_stream or handler.stream_stream
-        yields = inspect.isasyncgenfunction(answer_many)
-
         async def streaming(_: object, context: Context) -> None:
-            async with begin(context) as call:
-                with admit(call) as place:
+            async with Call(method, context, self._metrics, self._audit) as call:
+                with self._admit(method, call) as place, self._rechecked(call, True):
                     request = await read(call, context, place)
-                    if not yields:
-                        # The health service's Watch writes its answers itself.
-                        await answer_many(request, context)
-                        return
                     with self._cut_at_close(request):
-                        async with aclosing(answer_many(request, context)) as responses:
+                        async with aclosing(answer(request, context)) as responses:
                             async for response in responses:
                                 call.stay(self._gate)
                                 await messages.send(context, response, timeout_s)
 
         return grpc.stream_stream_rpc_method_handler(streaming, None, handler.response_serializer)
 
+    def _of_health(self, method: str, handler: Any) -> Any:
+        """Anybody may ask it, so that whoever's request is not there yet has no place."""
+        answer = handler.unary_unary or handler.unary_stream
+        wrap = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
+
+        # Watch writes its answers itself.
+        async def serve(_: object, context: Context) -> Any:
+            async with Call(method, context, self._metrics, None):
+                request = await self._health_requests.receive(context, handler.request_deserializer)
+                with self._limits.place(method):
+                    return await answer(request, context)
+
+        return wrap(serve, None, handler.response_serializer)
+
+    def _admit(self, method: str, call: Call) -> Place:
+        if self._is_closed:
+            raise _stopping()
+        who = call.enter(self._gate)
+        return self._limits.place(method, None if who is EVERYBODY else who.tenant)
+
+    @contextmanager
+    def _rechecked(self, call: Call, goes_on: bool) -> Iterator[None]:
+        """Has a call that goes on for long end when its caller may not any more."""
+        if goes_on:
+            self._streaming.add(call)
+        try:
+            yield
+        finally:
+            self._streaming.discard(call)
+
     @contextmanager
     def _cut_at_close(self, request: Any) -> Iterator[None]:
         """Raises Unavailable at the end if the requests of a stream were cut."""
-        if not isinstance(request, messages.Requests):
+        if not isinstance(request, Requests):
             yield
             return
         self._streams.add(request)

@@ -189,7 +189,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
     ) -> pb.RankBackbonesResponse:
         """See fine_tuning.proto."""
         asked = await asyncio.to_thread(self._to_rank, request)
-        return convert_rankings.response(await self._rankings.rank(asked))
+        return convert_rankings.response(await self._rankings.rank(asked, caller().quota.rankings))
 
     def _to_rank(self, message: pb.RankBackbonesRequest) -> RankRequest:
         data_kind = message.WhichOneof("data")
@@ -207,7 +207,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         request.check()
         if is_inline:
             # So that a call that is refused stores nothing.
-            self._rankings.check_room()
+            self._rankings.check_room(caller().tenant, caller().quota.rankings)
             stored = self._store(message.inline_pictures.pictures)
             request = msgspec.structs.replace(request, dataset_id=stored)
         elif request.dataset_id:

@@ -7,7 +7,7 @@ two tasks hold one: its handler's, and its parent, which watches for the caller'
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
 
@@ -30,6 +30,18 @@ def reset() -> None:
     watching = _watching.get()
     if watching is not None:
         watching.cancel()
+
+
+def ending() -> Callable[[], None]:
+    """What resets the call that is being served, and ends its handler, from any other task."""
+    watching, handling = _watching.get(), asyncio.current_task()
+
+    def end() -> None:
+        for task in (watching, handling):
+            if task is not None:
+                task.cancel()
+
+    return end
 
 
 def _task(

@@ -35,7 +35,7 @@ _SERVICES: Mapping[str, Mapping[str, Rule]] = {
         "ListJobs": _TRAIN,
         "WatchJob": _TRAIN,
         "CancelJob": _TRAIN_CHANGES,
-        "RankBackbones": _TRAIN,
+        "RankBackbones": _TRAIN_CHANGES,
     },
     "graft.v1.DatasetService": {
         "UploadDataset": _TRAIN_CHANGES,

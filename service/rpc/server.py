@@ -119,6 +119,10 @@ class RpcServer:
             await self._health.set(name, _SERVING)
         self.is_serving = True
 
+    def recheck(self) -> None:
+        """Ends streams and uploads of callers who may not go on, once the gate has changed."""
+        self._calls.recheck()
+
     async def refuse(self) -> None:
         """Tells health checks that nothing is served any more, and refuses new calls."""
         self.is_serving = False

@@ -56,6 +56,11 @@ class Serving:
         try:
             return number, await self._engine.classify(files, pictures, timeout_s)
         except Damaged:
+            # It may have been deleted meanwhile: NotFound then, or another one is meant.
+            now, files = self._resolve(model, version, alias)
+            if now != number:
+                left_s = deadline - time.monotonic()
+                return now, await self._engine.classify(files, pictures, left_s)
             if version is not None:
                 raise
             for earlier in self._fallbacks(model, alias):

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
+from service.rpc.requests import Requests
+
 WINDOW = 32
 """Requests of one stream that are worked on at once; further ones are not read."""
 
@@ -19,13 +21,14 @@ async def answers(
     A slow reader slows the reading of its requests. Raises what reading or
     `answer` raises. Ends all work when it is closed.
     """
-    ready: asyncio.Queue[Response | Exception | None] = asyncio.Queue(1)
+    answered = requests.apart() if isinstance(requests, Requests) else None
+    ready: asyncio.Queue[tuple[Request, Response] | Exception | None] = asyncio.Queue(1)
     room = asyncio.Semaphore(WINDOW)
     working: set[asyncio.Task[None]] = set()
 
     async def work(request: Request) -> None:
         try:
-            await ready.put(await answer(request))
+            await ready.put((request, await answer(request)))
         except Exception as error:
             await ready.put(error)
         finally:
@@ -48,7 +51,10 @@ async def answers(
         while (item := await ready.get()) is not None:
             if isinstance(item, Exception):
                 raise item
-            yield item
+            request, response = item
+            yield response
+            if answered is not None:
+                answered(request)
     finally:
         reader.cancel()
         for task in working:

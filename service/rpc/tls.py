@@ -57,6 +57,8 @@ class Certificate:
         self._lock = threading.Lock()
         self._seen = _signature(files)
         self._first = _read(files)
+        self._failing = metrics.reload_failing.labels("certificate")
+        self._failing.set(0)
 
     def credentials(self) -> Credentials:
         """For a listening port."""
@@ -81,6 +83,7 @@ class Certificate:
             except BadCertificate as error:
                 complaint = str(error)
             self._metrics.reloads.labels("certificate", "ok" if found else "failed").inc()
+            self._failing.set(0 if found else 1)
             if found:
                 log.info("certificate read again", extra={"file": str(self._files.cert)})
             else:

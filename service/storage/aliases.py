@@ -6,14 +6,18 @@ transaction, so that no move is ever without its trace. A rollback takes the
 last move back; of an alias the last moves alone are kept.
 """
 
+from collections.abc import Sequence
+
 from service import faults
 from service.domain import LATEST, plain_name
-from service.errors import NotFound, Reason, WrongState
+from service.errors import NotFound, OverQuota, Reason, WrongState
 from service.storage import suggestions
 from service.storage.database import Connection
 
 _MAX_MOVES = 100
 """Kept of each alias."""
+_MAX_ALIASES = 100
+"""Of a model, `latest` among them; all of them are read with it."""
 _SHOWN = 10
 
 
@@ -35,20 +39,33 @@ def version_of(connection: Connection, model: str, alias: str) -> int:
     suggestions.check_model(connection, model)
     if alias == LATEST:
         raise NotFound(Reason.ALIAS_NOT_FOUND, _no_latest(connection, model))
-    names = ", ".join(all_of(connection, model)) or "none"
+    rows = connection.execute(
+        "SELECT alias FROM aliases WHERE model = ? ORDER BY alias LIMIT ?", (model, _SHOWN + 1)
+    )
+    names = shown([row["alias"] for row in rows]) or "none"
     raise NotFound(
         Reason.ALIAS_NOT_FOUND,
         f"model {plain_name(model)} has no alias {alias[:80]!r}; it has {names}",
     )
 
 
+def shown(names: Sequence[str]) -> str:
+    """The first of many names, for a message."""
+    return ", ".join(names[:_SHOWN]) + (" and more" if len(names) > _SHOWN else "")
+
+
 def point(connection: Connection, model: str, alias: str, version: int) -> None:
-    """Moves an alias to a version, new or not. One that points there already does not move."""
+    """Moves an alias to a version, new or not. One that points there already does not move.
+
+    Raises OverQuota (aliases) for a new one beside as many as a model may have.
+    """
     before = connection.execute(
         "SELECT version FROM aliases WHERE model = ? AND alias = ?", (model, alias)
     ).fetchone()
     if before is not None and before["version"] == version:
         return
+    if before is None and alias != LATEST:
+        _check_room(connection, model, alias)
     _set(connection, model, alias, version)
     last = connection.execute(
         "SELECT move, version FROM alias_moves WHERE model = ? AND alias = ?"
@@ -147,6 +164,18 @@ def forget_model(connection: Connection, model: str) -> None:
     """Deletes all aliases of a model that goes."""
     connection.execute("DELETE FROM aliases WHERE model = ?", (model,))
     connection.execute("DELETE FROM alias_moves WHERE model = ?", (model,))
+
+
+def _check_room(connection: Connection, model: str, alias: str) -> None:
+    (count,) = connection.execute(
+        "SELECT COUNT(*) FROM aliases WHERE model = ?", (model,)
+    ).fetchone()
+    if count >= _MAX_ALIASES:
+        raise OverQuota(
+            "aliases",
+            f"model {plain_name(model)} has {count} aliases, and {alias} would be one more than "
+            "the most allowed: delete one with DeleteAlias, or point one that is there",
+        )
 
 
 def _set(connection: Connection, model: str, alias: str, version: int) -> None:

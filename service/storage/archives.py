@@ -7,6 +7,7 @@ written for them; links, devices and names that lead elsewhere refuse the whole
 archive. Hidden files and `__MACOSX` are left out. Knows nothing of pictures.
 """
 
+import errno
 import gzip
 import stat
 import struct
@@ -28,6 +29,8 @@ ArchiveFormat = Literal["", "tar", "tar.gz", "zip"]
 """Empty means told from the first bytes."""
 
 _CHUNK_BYTES = 2**18
+_FOLDER_BYTES = 4096
+"""What a folder takes on disk, at least."""
 _MAX_RATIO = 200
 """Pictures are compressed already; only a bomb shrinks like this."""
 _RATIO_FREE_BYTES = 64 * 2**20
@@ -110,28 +113,23 @@ class _Writer:
         self._limits = limits
         self._check = check
         self._check_room = check_room
-        self._entries = 0
+        self._made = 0
+        """Entries, and folders that none of them was."""
         self._bytes = 0
         self._by_ratio = max(packed_bytes * _MAX_RATIO, _RATIO_FREE_BYTES)
 
     def take(self, entry: _Entry) -> None:
         self._check()
-        self._entries += 1
-        if self._entries > self._limits.max_files:
-            raise InvalidInput(
-                Reason.ARCHIVE_TOO_LARGE,
-                f"the archive holds more than {self._limits.max_files} entries, the most allowed: "
-                "send fewer pictures",
-            )
+        self._count_one()
         parts = parts_of(entry.name)
         if not parts or is_left_out(parts):
             return
         target = self._into.joinpath(*parts)
         try:
             if entry.is_folder:
-                target.mkdir(parents=True, exist_ok=True)
+                self._make_folder(target, is_entry=True)
                 return
-            target.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder(target.parent)
             # Where a name comes twice the last one counts, as tar has it.
             with entry.open() as reader, target.open("wb") as writer:
                 while chunk := reader.read(_CHUNK_BYTES):
@@ -141,6 +139,32 @@ class _Writer:
             raise _unreadable(
                 f"{shown(entry.name)} is a file and a folder at once, or lies below a file"
             ) from None
+        except OSError as error:
+            # The store's own folder may lie deep, and some file systems take less than most.
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise _unreadable(
+                f"{shown(entry.name)} is a longer name than this server's disk takes: shorten it"
+            ) from None
+
+    def _make_folder(self, folder: Path, *, is_entry: bool = False) -> None:
+        if folder.is_dir():
+            return
+        # Each by itself: a name of many parts costs as many folders.
+        self._make_folder(folder.parent)
+        if not is_entry:
+            self._count_one()
+        self._count(_FOLDER_BYTES)
+        folder.mkdir()
+
+    def _count_one(self) -> None:
+        self._made += 1
+        if self._made > self._limits.max_files:
+            raise InvalidInput(
+                Reason.ARCHIVE_TOO_LARGE,
+                f"the archive holds more than {self._limits.max_files} files and folders, the most "
+                "allowed: send fewer pictures",
+            )
 
     def _count(self, more: int) -> None:
         self._check()

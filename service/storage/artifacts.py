@@ -8,6 +8,7 @@ database: the model store says what is live.
 
 import hashlib
 import logging
+import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterable, Mapping
@@ -33,6 +34,8 @@ _MAX_MANIFEST_BYTES = 16 * 2**20
 """One of 100 000 classes fits."""
 VERSION_FILES = (HEAD_FILE, MANIFEST_FILE, REPORT_JSON_FILE, REPORT_HTML_FILE)
 """What the folder of a version holds."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +106,20 @@ class Artifacts:
             backbone_path=self.backbone_path(manifest.backbone_digest),
             source=out_dir,
         )
+
+    def digests_of(self, out_dir: Path) -> tuple[str, str]:
+        """What `put` calls a result's version and backbone; "" for one that it would not store."""
+        try:
+            digests = {name: durable.digest_of(out_dir / name) for name in VERSION_FILES}
+            version = digest_of_version(digests)
+        except OSError:
+            version = ""
+        try:
+            backbone = _manifest(out_dir).backbone_digest
+        except (OSError, Damaged):
+            backbone = ""
+        # A trainer's word, which becomes a file's name.
+        return version, backbone if _DIGEST.fullmatch(backbone) else ""
 
     def has_backbone(self, digest: str) -> bool:
         """Whether a backbone is there and whole; reads all of it."""

@@ -3,7 +3,7 @@
 Owns the connections and the lock that keeps a second server out of the data
 folder. Knows no table; the stores do. One writer at a time, any number of
 readers, from any thread. The SQL of the stores is plain enough for PostgreSQL,
-but for the trigger in the migration. Stops with `close`.
+but for a trigger and a cast in the migrations. Stops with `close`.
 """
 
 import errno

@@ -26,7 +26,14 @@ import msgspec
 
 from service import class_folders, faults
 from service.class_folders import Examined, PictureFile, SplitName
-from service.domain import DEFAULT_TENANT, ClassCount, JobState, RejectedFile
+from service.domain import (
+    DEFAULT_TENANT,
+    ClassCount,
+    JobState,
+    RejectedFile,
+    plain_name,
+    tenant_key,
+)
 from service.errors import InvalidInput, NotFound, Reason, Unavailable, WrongState
 from service.storage import archives, durable, pages, quotas
 from service.storage.archives import ArchiveFormat, Limits
@@ -156,7 +163,7 @@ class DatasetStore:
     ) -> tuple[list[DatasetRecord], str]:
         """A page of a tenant's, newest first, and the token of the next ("" on the last)."""
         limit = pages.size(page_size)
-        kind = _own(tenant, "datasets")
+        kind = tenant_key(tenant, "datasets")
         before = pages.key(kind, page_token, float, str) or (float("inf"), "")
         with self._database.read() as connection:
             rows = connection.execute(
@@ -294,7 +301,7 @@ class DatasetStore:
         self, record: DatasetRecord, tree: Path, max_stored_bytes: int | None
     ) -> DatasetRecord:
         # Unique among those of all tenants.
-        digest = _own(record.tenant, record.digest)
+        digest = tenant_key(record.tenant, record.digest)
         with self._database.transaction() as connection:
             known = connection.execute(
                 "SELECT * FROM datasets WHERE digest = ?", (digest,)
@@ -306,6 +313,9 @@ class DatasetStore:
                 quotas.check_room(used, record.size_bytes, max_stored_bytes)
             # Without a row its name must be free: the same pictures may come again.
             kept = self.path(record.dataset_id)
+            if kept.exists():
+                # What a step after an earlier transaction could not move away.
+                kept.rename(tree.with_name(secrets.token_hex(8)))
             self._database.after_rollback(partial(_move_back, kept, tree))
             tree.rename(kept)
             durable.sync_folder(self._folder)
@@ -394,11 +404,6 @@ def _counts(pictures: Sequence[Examined[int]]) -> list[ClassCount]:
     return [ClassCount(label, train[label], validation.get(label, 0)) for label in sorted(train)]
 
 
-def _own(tenant: str, name: str) -> str:
-    """What is one tenant's, among those of all; the name itself for the default tenant's."""
-    return name if tenant == DEFAULT_TENANT else f"{tenant}/{name}"
-
-
 def _id(tenant: str, digest: str) -> str:
     # From which nobody can tell what another tenant's dataset of the same pictures is called.
     if tenant != DEFAULT_TENANT:
@@ -423,7 +428,7 @@ def _record(row: Any) -> DatasetRecord:
         dataset_id=row["dataset_id"],
         tenant=row["tenant"],
         display_name=row["display_name"],
-        digest=row["digest"].rpartition("/")[2],
+        digest=plain_name(row["digest"]),
         create_time_s=row["create_time_s"],
         size_bytes=row["size_bytes"],
         classes=msgspec.json.decode(row["classes_json"], type=list[ClassCount]),

@@ -10,6 +10,8 @@ MAX_LABEL_CHARS = 128
 _MAX_DEPTH = 32
 _MAX_PART_BYTES = 255
 """What Linux's file systems take."""
+_MAX_BYTES = 1000
+"""Of a whole name: a path may have 4,096, and the folder that it lies in needs some too."""
 
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """What shows the letters after it in another order: one name could look like another."""
@@ -42,6 +44,7 @@ def parts_of(name: str) -> tuple[str, ...]:
     )
     if len(parts) > _MAX_DEPTH:
         raise _not_kept(name, f"lies deeper than {_MAX_DEPTH} folders")
+    whole = 0
     for part in parts:
         try:
             size = len(part.encode())
@@ -49,6 +52,9 @@ def parts_of(name: str) -> tuple[str, ...]:
             raise _not_kept(name, "is not UTF-8") from None
         if size > _MAX_PART_BYTES:
             raise _not_kept(name, f"has a part longer than {_MAX_PART_BYTES} bytes")
+        whole += size + 1
+    if whole > _MAX_BYTES:
+        raise _not_kept(name, f"is longer than {_MAX_BYTES} bytes")
     return parts
 
 

@@ -7,7 +7,7 @@ quantised one holds the ranges of its tenant's pictures, and is for that tenant 
 
 import time
 
-from service.domain import Manifest, model_key, plain_name, tenant_of
+from service.domain import Manifest, plain_name, tenant_key, tenant_of
 from service.jobs.contract import FROZEN_TECHNIQUES
 from service.storage.database import Connection
 
@@ -28,7 +28,7 @@ def keep(connection: Connection, tenant: str, manifest: Manifest) -> None:
         return
     # Float and quantised forms are different files, each shared by later jobs.
     is_int8 = manifest.serving_precision == "int8"
-    form = model_key(tenant, manifest.weights + _INT8) if is_int8 else manifest.weights
+    form = tenant_key(tenant, manifest.weights + _INT8) if is_int8 else manifest.weights
     connection.execute(
         "INSERT INTO exported_backbones (backbone, weights, digest, create_time_s)"
         " VALUES (?, ?, ?, ?) ON CONFLICT (backbone, weights) DO NOTHING",

@@ -23,13 +23,13 @@ from service.domain import (
     LATEST,
     Manifest,
     check_alias,
-    model_key,
     plain_name,
+    tenant_key,
     tenant_of,
 )
 from service.errors import Reason, WrongState
 from service.jobs.contract import ExportedBackbone, Gate
-from service.storage import aliases, comparisons, exports, pages, quotas, suggestions
+from service.storage import aliases, comparisons, exports, pages, quotas, suggestions, unpublished
 from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.database import Connection, Database
 
@@ -105,6 +105,8 @@ class Removed:
     """Whether these were all of its versions."""
     backbones: list[str]
     heads: list[str]
+    paths: list[Path]
+    """Of the files that no version refers to any more."""
 
 
 class ModelStore:
@@ -133,12 +135,15 @@ class ModelStore:
         job_id: str,
         stored: StoredVersion,
         gate: Gate | None = None,
+        max_stored_bytes: int | None = None,
     ) -> Publication:
         """Makes the model's next version within the caller's transaction.
 
         `latest`, and the gate's alias where it names one, move to it, unless it did
         not pass its gate, or what it was compared with is not what serves any more.
-        Publishing for a job that has published answers with its version.
+        Publishing for a job that has published answers with its version. Raises OverQuota:
+        stored_bytes where its tenant would store more than `max_stored_bytes`, aliases
+        where the gate's would be one too many.
         """
         done = connection.execute(
             "SELECT version, manifest_json FROM versions WHERE job_id = ?", (job_id,)
@@ -159,8 +164,8 @@ class ModelStore:
         ).fetchone()
         connection.execute(
             "INSERT INTO versions (model, version, job_id, create_time_s, manifest_json,"
-            " head_digest, backbone_digest, artifact_digest, is_candidate, size_bytes)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " head_digest, backbone_digest, artifact_digest, is_candidate, size_bytes,"
+            " backbone_bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 model,
                 version,
@@ -171,11 +176,10 @@ class ModelStore:
                 stored.backbone_digest,
                 stored.artifact_digest,
                 bool(manifest.gate_failures),
-                quotas.version_bytes(
-                    connection, self._artifacts, model, manifest, stored.artifact_digest
-                ),
+                *quotas.version_bytes(self._artifacts, manifest, stored.artifact_digest),
             ),
         )
+        quotas.check_version(connection, tenant_of(model), max_stored_bytes)
         faults.reach("version.inserted")
         if not manifest.gate_failures:
             aliases.point(connection, model, LATEST, version)
@@ -184,6 +188,10 @@ class ModelStore:
         exports.keep(connection, tenant_of(model), manifest)
         self._database.after_commit(partial(self._forget_resolved, model))
         return Publication(int(version), manifest.gate_failures)
+
+    def discard(self, out_dir: Path) -> None:
+        """Deletes what was stored of a trainer's result that is not published after all."""
+        unpublished.discard(self._database, self._artifacts, out_dir)
 
     def get_model(self, name: str) -> ModelRecord:
         """One model; raises NotFound (MODEL_NOT_FOUND)."""
@@ -195,7 +203,7 @@ class ModelStore:
     ) -> tuple[list[ModelRecord], str]:
         """A page of a tenant's models by name, and the token of the next ("" on the last)."""
         limit = pages.size(page_size)
-        kind = model_key(tenant, "models")
+        kind = tenant_key(tenant, "models")
         (after,) = pages.key(kind, page_token, str) or ("",)
         with self._database.read() as connection:
             rows = connection.execute(
@@ -286,7 +294,7 @@ class ModelStore:
             if others := [alias for alias in named if alias != LATEST]:
                 raise WrongState(
                     Reason.ALIAS_IN_USE,
-                    f"version {version} of {plain_name(model)} is called {', '.join(others)}: "
+                    f"version {version} of {plain_name(model)} is called {aliases.shown(others)}: "
                     "point these aliases to another version, or delete them, first",
                 )
             left, newest = connection.execute(
@@ -405,12 +413,17 @@ class ModelStore:
             ]
 
         left = connection.execute("SELECT 1 FROM models WHERE name = ?", (model,)).fetchone()
+        backbones, artifacts = unused("backbone_digest"), unused("artifact_digest")
         removed = Removed(
             model=model,
             versions=[row["version"] for row in rows],
             is_model_gone=left is None,
-            backbones=unused("backbone_digest"),
+            backbones=backbones,
             heads=unused("head_digest"),
+            paths=[
+                *map(self._artifacts.backbone_path, backbones),
+                *map(self._artifacts.head_path, artifacts),
+            ],
         )
         kept = exports.digests(connection)
         # After the commit, since a version without files is worse than files without a
@@ -419,8 +432,8 @@ class ModelStore:
         self._database.after_commit(
             partial(
                 self._artifacts.remove,
-                versions=unused("artifact_digest"),
-                backbones=[digest for digest in removed.backbones if digest not in kept],
+                versions=artifacts,
+                backbones=[digest for digest in backbones if digest not in kept],
             )
         )
         return removed

@@ -24,11 +24,13 @@ def close_to_others(data_dir: Path) -> None:
     """
     for pattern in _STORED:
         for path in data_dir.glob(pattern):
-            mode = stat.S_IMODE(path.stat().st_mode)
-            if not mode & _OTHERS:
-                continue
             try:
-                path.chmod(mode & ~_OTHERS)
+                found = path.lstat().st_mode
+                # What a link leads to may be for others too, such as a mirror of weights.
+                if not stat.S_ISLNK(found) and found & _OTHERS:
+                    path.chmod(stat.S_IMODE(found) & ~_OTHERS)
+            except FileNotFoundError:
+                continue  # SQLite's files come and go
             except OSError as error:
                 log.warning(
                     "others on this machine may read %s, and its mode cannot be changed: %s",

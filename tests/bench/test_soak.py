@@ -1,20 +1,25 @@
 """The soak stays a program that works, and one that finds what is wrong."""
 
 import json
+import random
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from graft.errors import NotFound, ResourceExhausted
+from graft.v1 import prediction_pb2
 from PIL import Image
 
 from bench.soak import drawing, verdict
-from bench.soak.book import OK, Book, Mark
+from bench.soak.book import OK, Book, Kill, Mark
+from bench.soak.load import Target, is_answer
+from bench.soak.served import Crash, Served, Tenant
 from tests.unit.test_check import whole
 
 __all__ = ["whole"]
@@ -110,12 +115,12 @@ def test_a_job_is_killed_once_and_only_while_it_is_under_way() -> None:
     book = Book()
     for job in ("one", "two"):
         book.job_started(job, "acme")
-    assert book.killed("one")
-    assert not book.killed("one")
+    assert book.doom("one")
+    assert not book.doom("one")
     book.job_ended("two", "SUCCEEDED", 1)
-    assert not book.killed("two")
-    assert not book.killed("unknown")
-    assert not book.killed("")
+    assert not book.doom("two")
+    assert not book.doom("unknown")
+    assert not book.doom("")
 
 
 @pytest.mark.parametrize(
@@ -157,11 +162,17 @@ class FakeServed:
     def complaints(self) -> dict[str, int]:
         return self._complaints
 
+    def crashes(self) -> list[Crash]:
+        return []
+
+    def deaths(self) -> int:
+        return 0
+
 
 @pytest.mark.parametrize(
     ("code", "complaints", "findings"),
     [
-        (0, {"the trainer crashed (-9); its last words:": 2}, 0),
+        (0, {}, 0),
         (1, {}, 1),
         (0, {"unexpected error 1234": 1}, 1),
     ],
@@ -173,6 +184,104 @@ def test_a_server_that_ends_badly_or_complains_is_a_finding(
     served: Any = FakeServed(code, complaints)
     assert verdict.server_ends_well(book, served) == 1.5
     assert book.findings.counts.total() == findings
+
+
+CRASH = "the trainer crashed (-9); its last words:"
+
+
+def killed(*kills: Kill, attempts: int = 2, is_cancelled: bool = False) -> Book:
+    """A soak with one job, which succeeded."""
+    book = Book()
+    book.job_started("job", "acme", is_cancelled=is_cancelled)
+    book.job_ended("job", "SUCCEEDED", attempts)
+    for kill in kills:
+        book.killed(kill)
+    return book
+
+
+OF_JOB = Kill(7, "job", 100.0, had_result=False)
+OF_WAITING = Kill(8, "", 100.0, had_result=False)
+BY_ITSELF = "a trainer crashed by itself"
+AGAIN = "a job was tried again though its trainer was not killed"
+NOT_AGAIN = "a job whose trainer was killed was not tried again"
+
+
+@pytest.mark.parametrize(
+    ("book", "crashes", "deaths", "findings"),
+    [
+        (killed(attempts=1), [], 0, set()),
+        (killed(OF_JOB), [100.1], 0, set()),
+        # One that crashes by itself every other time.
+        (killed(), [100.1], 0, {BY_ITSELF, AGAIN}),
+        (killed(OF_JOB, attempts=3), [100.1, 101.0], 0, {BY_ITSELF, AGAIN}),
+        (killed(), [], 0, {AGAIN}),
+        (killed(OF_JOB, attempts=1), [], 0, {NOT_AGAIN}),
+        (killed(Kill(7, "job", 100.0, had_result=True), attempts=1), [], 0, set()),
+        (killed(OF_JOB, attempts=1, is_cancelled=True), [], 0, set()),
+        # It was given the job as it was killed; later crashes are its own.
+        (killed(OF_WAITING), [100.2], 0, set()),
+        (killed(OF_WAITING), [190.0], 0, {BY_ITSELF, AGAIN}),
+        (killed(OF_WAITING, attempts=1), [], 1, set()),
+        (killed(attempts=1), [], 1, {"waiting trainers died by themselves"}),
+    ],
+)
+def test_kills_alone_excuse_crashes_and_must_be_borne(
+    book: Book, crashes: list[float], deaths: int, findings: set[str]
+) -> None:
+    verdict.crashes_are_kills(book, [Crash("job", at, CRASH) for at in crashes], deaths)
+    assert set(book.findings.counts) == findings
+
+
+def test_crashes_are_read_from_the_log_with_their_jobs_and_are_no_complaints(
+    tmp_path: Path,
+) -> None:
+    lines: list[dict[str, str]] = [
+        {"level": "ERROR", "message": f"{CRASH}\nwords", "job_id": "job"},
+        {"level": "WARNING", "message": "a waiting trainer had died: words"},
+        {"level": "ERROR", "message": "unexpected error 1234"},
+    ]
+    served = object.__new__(Served)
+    served.log_file = tmp_path / "service.log"
+    text = "".join(json.dumps({"time": "2026-11-25 00:11:03,250", **line}) + "\n" for line in lines)
+    served.log_file.write_text(text + "Traceback\n")
+    (crash,) = served.crashes()
+    assert (crash.job_id, crash.at % 1) == ("job", 0.25)
+    assert served.deaths() == 1
+    assert served.complaints() == {"unexpected error 1234": 1, "Traceback": 1}
+
+
+def answered(label: str, model: str = "stable") -> prediction_pb2.PredictResponse:
+    score = prediction_pb2.ClassScore(label=label)
+    result = prediction_pb2.PictureResult(
+        classification=prediction_pb2.Classification(scores=[score])
+    )
+    return prediction_pb2.PredictResponse(model=model, results=[result])
+
+
+@pytest.mark.parametrize(
+    ("answer", "place", "is_right"),
+    [
+        (answered("acme-ants"), 0, True),
+        (answered("acme-bees"), 0, False),
+        # The model is not sure of this one.
+        (answered("acme-bees"), 1, True),
+        (answered("globex-ants"), 1, False),
+        (answered("acme-ants", "another"), 1, False),
+        (prediction_pb2.PredictResponse(model="stable"), 1, False),
+    ],
+)
+def test_an_answer_has_the_models_own_classes_and_the_label_that_it_is_sure_of(
+    answer: prediction_pb2.PredictResponse, place: int, is_right: bool
+) -> None:
+    target = Target("", "stable", ["acme-ants", "acme-bees"], ["acme-ants", ""])
+    assert is_answer(answer, target, place) is is_right
+
+
+@pytest.mark.parametrize(
+    ("labels", "owns"), [(["acme-a", "acme-b"], True), (["acme-a", "globex-a"], False), ([], False)]
+)
+def test_a_tenant_knows_its_own_labels(labels: list[str], owns: bool) -> None:
+    assert Tenant("acme").owns(labels) is owns
 
 
 class FakeClient:
@@ -207,7 +316,7 @@ def test_rare_refusals_of_the_steady_load_are_none(refused: int, is_finding: boo
 
 
 def samples(**growth: float) -> list[dict[str, float]]:
-    start = {"pss_mib": 100.0, "descriptors": 30.0, "threads": 20.0}
+    start = {"pss_mib": 100.0, "anonymous_mib": 200.0, "descriptors": 30.0, "threads": 20.0}
     return [
         {
             "at_s": at * 60.0,
@@ -222,6 +331,40 @@ def test_what_piles_up_is_a_finding() -> None:
         book = Book()
         verdict.nothing_piles_up(book, samples(**growth))
         assert book.findings.counts.total() == count, growth
+
+
+def remembered(growth: Callable[[float], float], minutes: float = 30) -> list[dict[str, float]]:
+    """The memory of a healthy server, which jobs and exports move by 40 MiB, and a growth."""
+    draw = random.Random(4)
+    return [
+        {"at_s": at, "anonymous_mib": 270 + draw.uniform(0, 40) + growth(at / 60)}
+        for at in range(int(60 * minutes))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("growth", "minutes", "is_finding"),
+    [
+        (lambda at: 0, 30, False),
+        # What is filled once, early or late, and a little more after it.
+        (lambda at: 60 * (at > 3), 30, False),
+        (lambda at: 100 * (at > 13), 30, False),
+        (lambda at: 100 * (at > 23), 30, False),
+        (lambda at: at, 30, False),
+        (lambda at: 10 * at, 30, True),
+        (lambda at: 5 * at, 60, True),
+        (lambda at: 15 * at, 10, True),
+        (lambda at: 300 * (at > 20), 30, True),
+        # Too short to tell.
+        (lambda at: 20 * at, 5, False),
+    ],
+)
+def test_memory_that_goes_on_growing_is_a_finding(
+    growth: Callable[[float], float], minutes: float, is_finding: bool
+) -> None:
+    book = Book()
+    verdict.memory_is_bounded(book, remembered(growth, minutes))
+    assert bool(book.findings.counts) is is_finding, verdict.findings(book)
 
 
 def test_the_slope_is_per_hour_and_of_the_last_two_thirds() -> None:

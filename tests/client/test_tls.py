@@ -42,6 +42,29 @@ def test_a_token_that_leaves_the_machine_without_tls_is_warned_of(
     assert capsys.readouterr().err == ""
 
 
+def settings(token: str | None) -> _channel.Settings:
+    return _channel.settings("localhost:1", None, token, (("x", "y"),), 1)
+
+
+def test_a_repr_of_the_settings_tells_no_token() -> None:
+    assert "secret" not in repr(settings("graft_ci_secret"))
+
+
+@pytest.mark.parametrize("token", ["graft_ci_s\n", " graft_ci_s\r\n", "\tgraft_ci_s "])
+def test_white_space_around_a_token_is_left_out(token: str) -> None:
+    assert settings(token).metadata == (("x", "y"), ("authorization", "Bearer graft_ci_s"))
+    assert settings(" \n").metadata == settings(None).metadata == (("x", "y"),)
+
+
+@pytest.mark.parametrize(
+    "token", ["graft_ci_sec\nret", "graft_ci_sec\0ret", "graft_ci_secr\u00e9t"]
+)
+def test_a_token_that_cannot_be_sent_is_refused_and_not_told(token: str) -> None:
+    with pytest.raises(ValueError, match="the token holds characters that cannot be sent") as told:
+        settings(token)
+    assert "sec" not in repr(told.value)
+
+
 def test_a_certificate_without_its_key_is_wrong_usage(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

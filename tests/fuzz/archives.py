@@ -15,6 +15,7 @@ from service.storage.archives import Limits, unpack
 from tests.fuzz.promise import Broken, Target
 
 LIMITS = Limits(max_upload_bytes=2**20, max_unpacked_bytes=2**20, max_files=50)
+_FOLDER_BYTES = 4096
 _MEMORY = Path("/dev/shm")
 
 
@@ -50,7 +51,7 @@ def _unpack(data: bytes) -> None:
             str(p.relative_to(ground)) for p in inside
         }
         strange = [p for p in inside if p.is_symlink() or not (p.is_file() or p.is_dir())]
-        size = sum(p.stat().st_size for p in inside if p.is_file())
+        size = sum(p.stat().st_size if p.is_file() else _FOLDER_BYTES for p in inside)
         shutil.rmtree(ground)
         ground.mkdir()
         if beside != {"archive", "a", "a/b", "a/b/into"}:
@@ -59,6 +60,8 @@ def _unpack(data: bytes) -> None:
             raise Broken(f"neither files nor folders: {strange}")
         if size > LIMITS.max_unpacked_bytes:
             raise Broken(f"{size} bytes were written")
+        if len(inside) > LIMITS.max_files:
+            raise Broken(f"{len(inside)} files and folders were made")
 
 
 def with_checksums(data: bytes) -> bytes:
@@ -81,6 +84,10 @@ def seeds() -> list[bytes]:
     made += [_tar(names[:1], tarfile.PAX_FORMAT, {"GNU.sparse.major": "1", "size": "3"})]
     made += [_special(kind) for kind in (b"1", b"2", b"3", b"5", b"6", b"S", b"g", b"K")]
     made += [gzip.compress(data) for data in made[:3]]
+    deep = [f"{n}/" + "f/" * 30 + "x" for n in range(3)]
+    long = ["/".join(["d" * 255] * 16), "/".join(["d" * 250] * 3)]
+    made += [_tar(these, tarfile.PAX_FORMAT) for these in (deep, deep[:1], long, long[1:])]
+    made += [_zip(these, zipfile.ZIP_DEFLATED) for these in (deep, long)]
     for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         made += [_zip(names, compression), _zip(names[:1], compression, is_large=True)]
     return made
@@ -124,5 +131,5 @@ TARGET = Target(
         "tarfile",
         "zipfile",
     ),
-    max_bytes=8192,
+    max_bytes=16384,
 )

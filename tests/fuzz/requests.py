@@ -12,7 +12,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from graft.v1 import dataset_pb2, fine_tuning_pb2, prediction_pb2
 
-from service.domain import check_alias, check_name, model_key
+from service.domain import check_alias, check_name, tenant_key
 from service.errors import GraftError, InvalidInput
 from service.inference.engine import Classified, Decode
 from service.jobs.request import JobRequest, allowed_path, check_request_id
@@ -56,7 +56,7 @@ def _fine_tune(message: fine_tuning_pb2.FineTuneRequest) -> None:
     target = message.domain_adaptation
     request = convert_requests.request(
         message,
-        model_key(TENANT, message.model),
+        tenant_key(TENANT, message.model),
         server_path=_path(message.server_path.path, message.WhichOneof("data") == "server_path"),
         dataset_id=message.dataset_id or "ds-1",
         target_path=_path(target.target_path.path, target.WhichOneof("target") == "target_path"),

@@ -1,5 +1,6 @@
 """Tenants over the wire: nobody finds, or can tell that there is, what is another's."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -475,3 +476,24 @@ async def test_a_tenant_at_its_bound_is_refused_and_others_are_not(
         )
         assert "delete" in refused.message
     assert not (await beta.one("ListDatasets", ds.ListDatasetsRequest())).datasets
+
+
+async def test_rankings_of_one_tenant_leave_room_for_others_and_follow_its_bound_on_jobs(
+    make_tenants: MakeTenants,
+) -> None:
+    acme, beta, _ = await make_tenants(HANG, beta="concurrent_jobs = 0")
+    request = ft.RankBackbonesRequest(inline_pictures=colours())
+    waiting = [asyncio.ensure_future(acme.outcome("RankBackbones", request)) for _ in range(3)]
+    done, taken = await asyncio.wait(waiting, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+    (refused,) = [call.result().refusal for call in done]
+    assert (refused.code, refused.reason) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "QUOTA_EXCEEDED",
+    )
+    assert len(taken) == 2
+    refused = await beta.refused("RankBackbones", request)
+    assert refused.reason == "QUOTA_EXCEEDED"
+    assert not (await beta.one("ListDatasets", ds.ListDatasetsRequest())).datasets
+    for call in taken:
+        call.cancel()
+    await asyncio.wait(taken)

@@ -97,6 +97,7 @@ async def test_a_new_certificate_is_shown_to_new_connections_and_old_ones_go_on(
     assert not await is_serving(dial(service, authority.pem))
     assert await is_serving(old)
     assert 'graft_reloads_total{outcome="ok",what="certificate"} 1.0' in await scrape(service)
+    assert 'graft_reload_failing{what="certificate"} 0.0' in await scrape(service)
 
 
 async def test_a_new_authority_for_clients_counts_for_new_connections(
@@ -135,6 +136,7 @@ async def test_a_new_certificate_that_is_no_good_is_told_of_and_the_old_one_stay
     assert len(told) == 1
     assert "the one before stays: --tls-" in told[0]
     assert 'graft_reloads_total{outcome="failed",what="certificate"} 1.0' in await scrape(service)
+    assert 'graft_reload_failing{what="certificate"} 1.0' in await scrape(service)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import hashlib
 import socket
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from service.errors import InvalidInput, Reason, Unavailable
 from service.inference.runtime import OnnxRuntime, Provider
-from trainer import backbones, export
+from trainer import backbones, download, export, liveness
 
 
 @pytest.fixture
@@ -102,6 +103,67 @@ def test_a_mirror_is_used_without_network_when_its_hash_fits(
     loaded = backbones.load("resnet18", "", 0, tmp_path)
     own = dict(loaded.trunk.state_dict())
     assert torch.equal(own["layer4.1.conv2.weight"], network.state_dict()["layer4.1.conv2.weight"])
+
+
+def test_a_download_that_never_ends_is_given_up_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = threading.Event()
+    monkeypatch.setattr(download, "LIMIT_S", 0.01)
+    # As the look-up of a name, which no timeout of a socket reaches.
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: ends.wait(10))
+    try:
+        with pytest.raises(Unavailable, match=r"did not end within 0.01 s.*put the file") as caught:
+            backbones.load("resnet18", "", 0, tmp_path)
+    finally:
+        ends.set()
+    assert caught.value.reason is Reason.WEIGHTS_UNAVAILABLE
+
+
+def test_a_trainer_is_not_taken_for_hanging_while_it_downloads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def wait_for_network(*_: object, **__: object) -> None:
+        seen.append(liveness._is_waiting())
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", wait_for_network)
+    with pytest.raises(Unavailable):
+        backbones.load("resnet18", "", 0, tmp_path)
+    assert seen == [True]
+    assert not liveness._is_waiting()
+
+
+def test_weights_that_were_downloaded_may_be_read_by_servers_of_other_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(url: str, path: str, **_: object) -> None:
+        Path(path).touch(mode=0o600)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", write)
+    download.download("https://example.invalid/w", tmp_path / "w", "00")
+    assert (tmp_path / "w").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("what", ["open", "exists"])
+def test_weights_that_another_user_keeps_to_itself_are_told_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    (tmp_path / "resnet18-f37072fd.pth").touch()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, what, refuse)
+    for use in (
+        lambda: backbones.load("resnet18", "", 0, tmp_path),
+        lambda: backbones.classifier("resnet18", "", tmp_path),
+    ):
+        with pytest.raises(Unavailable, match=r"may not read.*chmod a\+rX") as caught:
+            use()
+        assert caught.value.reason is Reason.WEIGHTS_UNAVAILABLE
 
 
 @pytest.mark.usefixtures("no_network")

@@ -65,6 +65,23 @@ def test_another_error_is_none_of_a_full_disk() -> None:
         assert not disk.is_full(error)
 
 
+def test_an_error_beside_a_full_disk_that_was_dealt_with_is_another_one() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def raised(error: Exception, *, cause: Exception | None = None) -> Exception:
+        # What `raise error` and `raise error from cause` do while `full` is handled.
+        error.__context__ = full
+        if cause is not None:
+            error.__cause__ = cause
+        return error
+
+    assert not disk.is_full(raised(ValueError("no such class")))
+    assert not disk.is_full(raised(OSError(errno.EIO, "broken"), cause=KeyError("x")))
+    assert disk.is_full(raised(ValueError("not written"), cause=full))
+    # As a library raises while it closes what it could not write.
+    assert disk.is_full(raised(OSError("not written")))
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [

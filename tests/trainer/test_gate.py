@@ -84,6 +84,7 @@ def test_what_was_not_reached_says_so_in_words() -> None:
 def test_latency_is_the_median_of_single_pictures_decoding_included() -> None:
     class Slow:
         feature_dim, nbytes, precision, max_batch, picture_s = 3, 0, "fp32", 1, 0.0
+        damage = None
 
         def __init__(self) -> None:
             self.shapes: list[tuple[int, ...]] = []

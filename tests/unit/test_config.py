@@ -31,6 +31,21 @@ def test_folders_are_split_resolved_and_must_be_there(tmp_path: Path) -> None:
         config.load([], {"GRAFT_ALLOWED_DIRS": f"{tmp_path}/missing"})
 
 
+@pytest.mark.parametrize("folder", ["data", "data/datasets", ".", "link"])
+def test_folders_for_pictures_that_overlap_the_data_folder_are_refused(
+    tmp_path: Path, folder: str
+) -> None:
+    (tmp_path / "data" / "datasets").mkdir(parents=True)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    data = f"--data-dir={tmp_path}/data"
+    with pytest.raises(BadConfig, match="which overlaps --data-dir"):
+        config.load([data, f"--allowed-dirs={tmp_path}/pictures:{tmp_path}/{folder}"], {})
+    weights = f"--weights-dir={tmp_path}/data/weights"
+    loaded = config.load([data, weights, f"--allowed-dirs={tmp_path}/pictures"], {})
+    assert loaded.allowed_dirs == (tmp_path / "pictures",)
+
+
 @pytest.mark.parametrize(
     ("environment", "says"),
     [

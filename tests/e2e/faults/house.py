@@ -35,6 +35,7 @@ class House:
         self._parts = parts
         self._server: ServiceProcess | None = None
         self._client: graft.Client | None = None
+        self._armed: list[Path] = []
         self.prefix: Sequence[str] = ()
         """What the server's command is given to."""
 
@@ -84,6 +85,18 @@ class House:
         self.kill()
         assert check.problems(self.data_dir, "stopped") == []
 
+    def stop(self) -> None:
+        """Tells the server to stop, and waits until it has."""
+        server, self._server = self.server, None
+        server.process.terminate()
+        try:
+            code = server.process.wait(SOON_S)
+        finally:
+            server.process.kill()
+            server.end()
+        assert code == 0, "".join(server.seen)
+        self._left()
+
     def close(self) -> None:
         """Ends what is left, however the test ended."""
         if self._client is not None:
@@ -115,9 +128,29 @@ class House:
             self._client = None
         _, alive = psutil.wait_procs(self.trainers(), timeout=SOON_S)
         assert not alive, "a trainer outlives its server"
+        idle = [file.name for file in self._armed if not file.exists()]
+        assert not idle, f"faults that never acted: {idle}"
+
+    def _telling(self, plan: str) -> str:
+        """The plan with a file for each fault, which says afterwards that it acted."""
+        folder = self._folder / "acted"
+        folder.mkdir(parents=True, exist_ok=True)
+        told, self._armed = [], []
+        for fault in filter(None, plan.split(";")):
+            # Tests with files of their own look at them; a number drawn by lot may be too high.
+            if "!" in fault or "@*" in fault:
+                told.append(fault)
+                continue
+            file = folder / fault
+            # An earlier server's.
+            file.unlink(missing_ok=True)
+            self._armed.append(file)
+            told.append(f"{fault}!{file}")
+        return ";".join(told)
 
     def _started(self, plan: str, flags: Sequence[str]) -> ServiceProcess:
-        armed = [f"--test-faults={plan}"] if plan else []
+        told = self._telling(plan)
+        armed = [f"--test-faults={told}"] if told else []
         return ServiceProcess(
             self.data_dir,
             *FLAGS,

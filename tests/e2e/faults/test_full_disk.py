@@ -90,7 +90,7 @@ def is_full(error: pytest.ExceptionInfo[graft.errors.ResourceExhausted]) -> bool
 def test_on_a_full_disk_calls_are_told_models_are_served_and_all_goes_on_with_room(
     small: House, pictures: Path, tmp_path: Path
 ) -> None:
-    client = small.start()
+    client = small.start("", "--min-free-mb=0")
     dataset = client.upload_dataset(pictures)
     assert client.fine_tune(dataset, "ants").wait(SOON_S).version == 1
 
@@ -181,6 +181,49 @@ def test_an_upload_that_finds_the_disk_full_leaves_nothing_and_goes_through_late
     assert list(client.list_datasets()) == []
     assert client.upload_dataset(pictures).picture_count == 4
     house.is_sound()
+
+
+def test_jobs_in_the_queue_wait_for_room_on_a_full_disk(
+    small: House, pictures: Path, tmp_path: Path
+) -> None:
+    client = small.start("", "--min-free-mb=1")
+    dataset = client.upload_dataset(pictures)
+    busy = client.fine_tune(dataset, "ants", labels={"stand_in": "waits"})
+    for event in busy.events(timeout_s=SOON_S):
+        if isinstance(event.payload, graft.Note):
+            break
+    jobs = [client.fine_tune(dataset, "bees") for _ in range(3)]
+    with filled(inside(small), leave=2**18):
+        busy.cancel()
+        wait_until(lambda: "no job is started" in "".join(small.server.seen))
+        assert [job.refresh().state for job in jobs] == ["QUEUED"] * 3
+    assert [job.wait(SOON_S).version for job in jobs] == [1, 2, 3]
+    assert [job.refresh().attempts for job in jobs] == [1, 1, 1]
+    wait_until(lambda: problems(small, tmp_path / "copy") == [])
+
+
+def test_services_that_are_stopped_while_the_database_is_held_count_no_crash(
+    home: House, pictures: Path
+) -> None:
+    for turn in range(3):
+        client = home.start("", "--database-timeout-s=0.1")
+        if turn == 0:
+            dataset = next(iter(client.list_datasets()))
+            job_id = client.fine_tune(dataset, "bees", labels={"stand_in": "waits"}).job_id
+        for event in client.job(job_id).events(timeout_s=SOON_S):
+            if isinstance(event.payload, graft.Note) and client.job(job_id).refresh().state == (
+                "RUNNING"
+            ):
+                break
+        held = sqlite3.connect(home.data_dir / "graft.sqlite3", isolation_level=None)
+        with closing(held):
+            held.execute("BEGIN EXCLUSIVE")
+            home.stop()
+    client = home.start()
+    wait_until(lambda: client.job(job_id).refresh().attempts == 4)
+    assert client.job(job_id).refresh().state == "RUNNING"
+    client.job(job_id).cancel()
+    home.is_sound()
 
 
 def test_while_another_process_holds_the_database_calls_are_told_and_jobs_wait(

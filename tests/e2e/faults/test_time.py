@@ -8,7 +8,7 @@ from pathlib import Path
 import graft
 import pytest
 
-from tests.e2e.faults.house import SOON_S, House
+from tests.e2e.faults.house import SOON_S, House, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -87,20 +87,23 @@ def test_a_trainer_that_hangs_is_killed_tried_again_and_then_fails_its_job(
     home.is_sound()
 
 
-def test_a_real_trainer_without_memory_or_room_says_so_and_is_not_tried_again(
+def test_a_real_trainer_without_memory_fails_its_job_and_one_without_room_is_tried_again(
     tmp_path: Path, digits: Path
 ) -> None:
     few = [(digit, file) for digit in "01" for file in islice((digits / digit).iterdir(), 4)]
     house = House(tmp_path)
     try:
-        plan = ";".join(f"{what}@trainer.started!{tmp_path / what}" for what in ("memory", "full"))
-        client = house.start(plan)
+        client = house.start(f"memory@trainer.started!{tmp_path / 'memory'};full@trainer.started")
         dataset = client.upload_dataset(few)
-        for reason in ("OUT_OF_MEMORY", "STORAGE_FULL"):
-            with pytest.raises(graft.JobFailed) as failed:
-                client.fine_tune(dataset, "ants").wait(60)
-            assert failed.value.reason == reason
-            assert failed.value.job.attempts == 1
+        with pytest.raises(graft.JobFailed) as failed:
+            client.fine_tune(dataset, "ants").wait(60)
+        assert failed.value.reason == "OUT_OF_MEMORY"
+        assert failed.value.job.attempts == 1
+        job = client.fine_tune(dataset, "ants")
+        wait_until(lambda: job.refresh().attempts == 2)
+        job.cancel()
+        with pytest.raises(graft.JobCancelled):
+            job.wait(60)
         house.is_sound()
     finally:
         house.close()

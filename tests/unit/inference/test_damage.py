@@ -1,6 +1,8 @@
+import asyncio
 import errno
 import hashlib
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from service.errors import Damaged, Reason, Unavailable
 from service.inference import damage
 from service.inference.damage import Damages, look_at
-from service.inference.fake_runtime import FakeRuntime
+from service.inference.fake_runtime import FakeRuntime, FakeSession
 from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime
 from service.telemetry import Telemetry
@@ -84,9 +86,103 @@ async def test_a_version_that_is_deleted_is_no_longer_damaged(
     with pytest.raises(Damaged, match="head is missing"):
         await engine.warm(model)
     assert damaged(telemetry, "head") == 1
-    engine.forget(heads=[model.head_digest])
+    engine.forget(paths=[model.head_path])
     assert damaged(telemetry, "head") == 0
     assert engine.damage_of(model) == ""
+
+
+async def test_a_version_that_is_deleted_while_it_is_loaded_is_not_damaged(
+    make_engine: MakeEngine,
+    make_model: MakeModel,
+    runtime: FakeRuntime,
+    telemetry: Telemetry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, model = make_engine(), make_model()
+    begun, goes_on = asyncio.Event(), threading.Event()
+    loop, load = asyncio.get_running_loop(), runtime.load
+
+    def slow(path: Path, digest: str = "") -> FakeSession:
+        loop.call_soon_threadsafe(begun.set)
+        goes_on.wait(10)
+        return load(path, digest)
+
+    monkeypatch.setattr(runtime, "load", slow)
+    # A backbone that stays, since others use it, and one that goes.
+    for gone in ([model.head_path], [model.head_path, model.backbone_path]):
+        begun.clear()
+        goes_on.clear()
+        call = asyncio.create_task(engine.warm(model))
+        await begun.wait()
+        for path in gone:
+            path.unlink(missing_ok=True)
+        engine.forget(backbones=[model.backbone_digest], paths=gone)
+        goes_on.set()
+        with pytest.raises(Damaged):
+            await call
+        assert engine.damage_of(model) == ""
+        engine.forget(backbones=[model.backbone_digest])
+    assert not damaged(telemetry, "head")
+    assert not damaged(telemetry, "backbone")
+
+
+async def test_of_two_equal_heads_the_one_that_is_deleted_is_forgotten(
+    make_engine: MakeEngine, make_model: MakeModel, telemetry: Telemetry, tmp_path: Path
+) -> None:
+    engine, model = make_engine(), make_model()
+    other = replace(model, version=2, head_path=tmp_path / "copy.safetensors")
+    for files in (model, other):
+        files.head_path.write_bytes(b"other")
+        with pytest.raises(Damaged):
+            await engine.warm(files)
+    assert damaged(telemetry, "head") == 2
+    # Its digest is still used.
+    engine.forget(versions=[(model.name, 1)], paths=[model.head_path])
+    assert damaged(telemetry, "head") == 1
+    assert engine.damage_of(model) == ""
+    assert engine.damage_of(other)
+
+
+async def test_a_disk_that_does_not_answer_stops_no_call_but_the_one_for_its_file(
+    make_engine: MakeEngine, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, whole, broken = make_engine(), make_model(), make_model("broken")
+    broken.head_path.write_bytes(b"other")
+    with pytest.raises(Damaged):
+        await engine.warm(broken)
+    await engine.warm(whole)
+    asked, answers = asyncio.Event(), threading.Event()
+    loop, stat = asyncio.get_running_loop(), damage.look_at
+
+    def look_at(path: Path) -> damage.Look:
+        loop.call_soon_threadsafe(asked.set)
+        assert answers.wait(10), "the event loop waited for the disk"
+        return stat(path)
+
+    monkeypatch.setattr(damage, "look_at", look_at)
+    call = asyncio.create_task(engine.warm(broken))
+    await asked.wait()
+    await engine.classify(whole, [decode], 5)
+    answers.set()
+    with pytest.raises(Damaged):
+        await call
+
+
+async def test_what_a_session_finds_when_it_reads_its_file_again_is_told_until_it_is_whole(
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime, telemetry: Telemetry
+) -> None:
+    engine, model = make_engine(), make_model()
+    await engine.warm(model)
+    session = runtime.session(model.backbone_path)
+    session.damage = damage.unloadable("backbone", "is damaged")
+    for _ in range(2):
+        await engine.classify(model, [decode], 5)
+    assert "backbone is damaged" in engine.damage_of(model)
+    assert damaged(telemetry, "backbone") == 1
+    session.damage = None
+    await engine.classify(model, [decode], 5)
+    assert engine.damage_of(model) == ""
+    assert damaged(telemetry, "backbone") == 0
 
 
 async def test_of_two_equal_heads_the_whole_one_serves(
@@ -107,7 +203,7 @@ def test_a_file_that_lies_there_as_before_is_looked_at_again_after_a_minute(
     now = 100.0
     damages = Damages(telemetry, lambda: now)
     file = tmp_path / "file"
-    damages.note("head", "d", file, look_at(file), damage.unloadable("head", "is missing"))
+    damages.note("head", file, look_at(file), damage.unloadable("head", "is missing"))
     with pytest.raises(Damaged, match="is missing"):
         damages.check(file)
     now += 59
@@ -139,7 +235,7 @@ def test_a_file_that_changed_is_looked_at_again_at_once(
     file = tmp_path / "file"
     file.write_bytes(b"content")
     file.chmod(0o644)
-    damages.note("head", "d", file, look_at(file), damage.unloadable("head", "is damaged"))
+    damages.note("head", file, look_at(file), damage.unloadable("head", "is damaged"))
     with pytest.raises(Damaged):
         damages.check(file)
     change(file)

@@ -153,6 +153,28 @@ async def test_a_full_queue_makes_room_for_a_model_with_less_than_its_share(
     assert [best(o) for task in floods[:-1] for o in await task] == ["red"] * 4
 
 
+async def test_a_call_that_made_room_in_vain_is_told_at_once(
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
+) -> None:
+    engine = make_engine(max_queue=10)
+    flooding, small, large = make_model("flooding"), make_model("small"), make_model("large")
+    session = runtime.session(flooding.backbone_path)
+    session.hold()
+    calls = [asyncio.create_task(engine.classify(flooding, [encoded("red")], 60))]
+    await wait_until_running(runtime, flooding.backbone_path)
+    for model, count, waiting in ((flooding, 4, 4), (flooding, 3, 7), (small, 3, 10)):
+        calls.append(asyncio.create_task(engine.classify(model, [encoded("red")] * count, 60)))
+        await until_waiting(engine, waiting)
+    # Seven are more than five, and make room for three of them; the other four are not more.
+    with pytest.raises(Exhausted):
+        await engine.classify(large, [encoded("red")] * 5, 60)
+    with pytest.raises(Exhausted):
+        async with asyncio.timeout(5):
+            await calls.pop(2)
+    session.release()
+    await asyncio.gather(*calls)
+
+
 async def test_what_could_not_be_done_in_time_is_refused_at_once(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
 ) -> None:
@@ -228,6 +250,25 @@ async def test_pinning_more_than_the_bound_is_refused(
     with pytest.raises(Exhausted) as refused:
         await engine.pin(make_model("m1", "b1"))
     assert refused.value.reason is Reason.OUT_OF_MEMORY
+
+
+async def test_a_tenant_pins_its_share_of_the_memory_and_no_more(
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
+) -> None:
+    def of(tenant: str, name: str) -> ModelFiles:
+        return dataclasses.replace(make_model(name, f"b-{name}"), name=f"{tenant}/{name}")
+
+    runtime._nbytes = 10_000
+    engine = make_engine(max_bytes=45_000, max_pinned_bytes=22_500)
+    first, second, third = (of("acme", name) for name in ("m0", "m1", "m2"))
+    for files in (first, second, first):
+        await engine.pin(files)
+    with pytest.raises(Exhausted, match="what one tenant may pin") as refused:
+        await engine.pin(third)
+    assert refused.value.reason is Reason.OUT_OF_MEMORY
+    await engine.pin(of("zoo", "m3"))
+    engine.unpin(first)
+    await engine.pin(third)
 
 
 async def test_statistics_count_what_each_version_was_asked(

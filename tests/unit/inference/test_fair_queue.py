@@ -106,6 +106,41 @@ def test_room_is_made_by_the_newest_call_of_the_model_with_most_waiting(call: Ca
     assert queue.newest_of_longest("new", 6) is None, "it would have as many itself"
 
 
+def test_tenants_take_turns_however_many_models_they_have(call: Calls) -> None:
+    queue, on = FairQueue(), backbone(picture_s=1.0)
+    for n in range(100):
+        queue.put(call(f"many/m{n}", on))
+    queue.put(call("one/m", on, 4))
+    queue.put(call("plain", on, 2))
+    # Three of its own, and of each other tenant as many at most.
+    assert queue.ahead_s("one/m", 1) == pytest.approx(4 + 5 + 2)
+    assert queue.ahead_s("new/m", 3) == pytest.approx(3 + 3 + 2)
+    first = taken(queue, 9)
+    assert first == [
+        "many/m0", "one/m", "plain", "many/m1", "one/m", "plain", "many/m2", "one/m", "many/m3",
+    ]  # fmt: skip
+    assert taken(queue, 200) == ["one/m", *(f"many/m{n}" for n in range(4, 100))]
+    assert queue.waiting == 0
+
+
+def test_room_is_made_by_the_tenant_with_most_waiting_whatever_its_models_have(
+    call: Calls,
+) -> None:
+    queue, on = FairQueue(), backbone()
+    many = [call(f"many/m{n}", on) for n in range(100)]
+    for each in (*many, call("one/m", on, 8)):
+        queue.put(each)
+    refused = queue.newest_of_longest("one/m", 8)
+    assert refused in many
+    assert queue.newest_of_longest("many/new", 1) is None, "it has most itself, one of each"
+    first, second = call("one/m", on, 40), call("one/m", on, 40)
+    queue.put(first)
+    queue.put(second)
+    # 88 of one, and 100 of the many: with 20 more it would have the most itself.
+    assert queue.newest_of_longest("one/other", 20) is second
+    assert queue.newest_of_longest("one/other", 8) in many
+
+
 def test_a_call_that_was_begun_is_not_refused_any_more(call: Calls) -> None:
     queue, on = FairQueue(), backbone()
     queue.put(call("flooding", on, 5))

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.domain import Precision, ProviderSetting
-from service.errors import Damaged
-from service.inference import preprocess, providers, runtime
+from service.errors import Damaged, Reason, Unavailable
+from service.inference import damage, preprocess, providers, runtime
 from service.inference.head import Floats
 from service.inference.preprocess import Pixels
 from service.inference.providers import Provider, ProviderUnavailable, choose_provider
@@ -90,6 +90,41 @@ def test_a_narrow_graph_that_cannot_be_made_is_served_by_the_widest(
     session = OnnxRuntime(CPU, 2).load(path)
     path.unlink()
     np.testing.assert_allclose(session.run(pixels, 1), session.run(pixels), rtol=1e-4)
+    assert session.damage is not None
+    assert "is missing" in session.damage.message
+
+
+@pytest.mark.parametrize("is_damage", [True, False])
+def test_a_narrow_graph_that_could_not_be_made_is_tried_again_after_a_while(
+    backbone: Path,
+    pixels: Pixels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_damage: bool,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(runtime.time, "monotonic", lambda: now)
+    path = tmp_path / "b.onnx"
+    path.write_bytes(backbone.read_bytes())
+    session = OnnxRuntime(CPU, 2).load(path)
+    read, reads = damage.read, []
+
+    def refuse(path: Path, digest: str, kind: str) -> bytes:
+        reads.append(path)
+        if is_damage:
+            raise damage.unloadable(kind, "is damaged")
+        raise Unavailable(Reason.STORAGE_BUSY, "Too many open files")
+
+    monkeypatch.setattr(damage, "read", refuse)
+    for _ in range(3):
+        session.run(pixels, 1)
+    assert len(reads) == 1
+    assert (session.damage is not None) == is_damage
+    monkeypatch.setattr(damage, "read", read)
+    now += 61
+    session.run(pixels, 1)
+    assert session.damage is None
+    assert session._graph(1) is not session._graph(2)
 
 
 def test_the_largest_batch_that_pays_is_within_the_bound(backbone: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.errors import Exhausted, Reason
+from service.errors import Exhausted, OverQuota, Reason
 from service.jobs import ranking
 from service.jobs.contract import BackbonesRanked, RankSpec
 from service.jobs.fake_launcher import FakeLauncher, Script
@@ -80,3 +80,27 @@ async def test_a_turn_that_does_not_come_in_time_is_waited_for_no_longer(
     assert await first == RANKED
     # The turn is free again.
     assert await rankings.rank(RankRequest(dataset_id="ds-1")) == RANKED
+
+
+async def test_of_one_tenant_so_many_wait_or_run_and_others_are_taken(tmp_path: Path) -> None:
+    rankings = Slow(tmp_path)
+
+    def asks(tenant: str, max_open: int | None = 2) -> "asyncio.Task[BackbonesRanked]":
+        request = RankRequest(dataset_id="ds-1", tenant=tenant)
+        return asyncio.create_task(rankings.rank(request, max_open))
+
+    taken = [asks("acme"), asks("acme")]
+    with pytest.raises(OverQuota, match="wait for one") as caught:
+        await asks("acme")
+    assert (caught.value.subject, caught.value.reason) == ("rankings", Reason.QUOTA_EXCEEDED)
+    assert caught.value.retry_after_s
+    with pytest.raises(OverQuota):
+        rankings.check_room("acme", 2)
+    with pytest.raises(OverQuota, match="no jobs") as caught:
+        await asks("zoo", 0)
+    assert caught.value.retry_after_s is None
+    taken += [asks("beta"), *(asks("default", None) for _ in range(3))]
+    rankings.go_on.set()
+    assert await asyncio.gather(*taken) == [RANKED] * 6
+    # Those that have ended count no more.
+    assert await asyncio.gather(asks("acme"), asks("acme")) == [RANKED] * 2

@@ -7,13 +7,16 @@ import pytest
 
 from service.domain import Base, JobState
 from service.errors import AlreadyExists, NotFound, OverQuota, Reason, WrongState
+from service.jobs.contract import JobSpec
 from service.jobs.events import Published
+from service.jobs.fake_launcher import Script
 from service.jobs.lineage import Lineage
 from service.jobs.store import JobStore
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 from tests.unit.jobs.conftest import Queue, request
-from tests.unit.jobs.house import MakeHouse, class_folders, good
+from tests.unit.jobs.house import FINISHED, MakeHouse, class_folders, good
+from tests.unit.storage.conftest import write_result
 from tests.unit.storage.test_archives import tar_of
 from tests.unit.storage.test_datasets import PICTURES
 from tests.unit.storage.test_tenants import ACME, BETA, upload
@@ -147,15 +150,67 @@ async def test_an_archive_that_a_job_unpacks_is_its_tenants_and_counts(
     archive = tmp_path / "pets.tar"
     content = {f"{label}/{n}.png": data for n, (label, data, _) in enumerate(PICTURES)}
     archive.write_bytes(tar_of(content))
-    bounds = {ACME: 12, BETA: 11}
+    queued = {key: queue(key, server_path=str(archive)) for key in (ACMES, BETAS)}
+    bounds = {ACME: 100_000, BETA: datasets.stored_bytes(BETA) + 11}
     house = make_house(good(), max_stored_bytes_of=bounds.get)
     await house.supervisor.start()
-    ours = await house.ended(queue(ACMES, server_path=str(archive)).job_id)
+    ours = await house.ended(queued[ACMES].job_id)
     assert ours.state is JobState.SUCCEEDED
     assert datasets.get(ours.dataset_id, ACME).size_bytes == 12
-    theirs = await house.ended(queue(BETAS, server_path=str(archive)).job_id)
+    theirs = await house.ended(queued[BETAS].job_id)
     assert (theirs.state, theirs.error_reason) == (JobState.FAILED, Reason.QUOTA_EXCEEDED)
     assert datasets.list(0, "", BETA) == ([], "")
+
+
+async def test_a_version_that_its_tenant_has_no_room_for_is_not_published(
+    make_house: MakeHouse, queue: Queue, folder: str, datasets: DatasetStore, models: ModelStore,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    artifacts = tmp_path / "data" / "artifacts"
+    jobs = [queue(ACMES, server_path=folder) for _ in range(2)]
+    bounds = {ACME: datasets.stored_bytes(ACME) + 70_000}
+
+    def trained(spec: JobSpec) -> None:
+        head, weights = b"h" * 50_000, {"backbone": b"b" * 1000, "weights": "random:1"}
+        write_result(Path(spec.out_dir), spec.job_id, spec.model, head=head, **weights)  # type: ignore[arg-type]
+
+    house = make_house(
+        Script(records=[FINISHED], before_last=trained), max_stored_bytes_of=bounds.get
+    )
+    await house.supervisor.start()
+    first, second = [await house.ended(job.job_id) for job in jobs]
+    assert (first.state, first.version) == (JobState.SUCCEEDED, 1)
+    assert (second.state, second.error_reason) == (JobState.FAILED, Reason.QUOTA_EXCEEDED)
+    assert "delete datasets or versions" in second.error_message
+    assert "fine-tune again" in second.error_message
+    assert models.get_model(ACMES).version_count == 1
+    assert datasets.stored_bytes(ACME) <= bounds[ACME]
+    # The files of what was not published are gone, and those of the other stay.
+    assert [path.parent for path in artifacts.glob("versions/*/head.safetensors")] == [
+        models.get_version(ACMES, 1, None).head_path.parent
+    ]
+    models.delete_model(ACMES)
+    again = await house.ended(queue(ACMES, server_path=folder).job_id)
+    assert again.state is JobState.SUCCEEDED
+
+
+def test_what_jobs_leave_in_the_database_counts(
+    jobs: JobStore, queue: Queue, datasets: DatasetStore
+) -> None:
+    sizes = []
+    for labels in ({}, {"note": "x" * 250}, {"note": "\u00fc" * 125}):
+        before = datasets.stored_bytes(ACME)
+        job = queue(ACMES, labels=labels)
+        sizes.append(datasets.stored_bytes(ACME) - before)
+        # Nobody can take them back.
+        jobs.request_cancel(job.job_id, ACME)
+    assert sizes[0] > 1000
+    assert sizes[1] == sizes[2] > sizes[0] + 250
+    assert datasets.stored_bytes(BETA) == 0
+    known, _ = jobs.create(request(BETAS), "one", "f")
+    counted = datasets.stored_bytes(BETA)
+    assert jobs.create(request(BETAS), "one", "f") == (known, False)
+    assert datasets.stored_bytes(BETA) == counted
 
 
 async def test_a_base_grows_from_what_its_tenant_may_read_still(

@@ -83,9 +83,11 @@ def bearer(token_id: str, secret: str = SECRET) -> dict[str, str | bytes]:
 
 def test_a_file_gives_callers_with_their_tenants_roles_and_quotas(file: Path) -> None:
     found, _ = access_file.read(file, ())
-    quota = Quota(2.0, 3, 5 * 2**20)
+    quota = Quota(2.0, 3, 5 * 2**20, rankings=2)
     assert found.tokens["ci"].caller == Caller("ci", "acme", frozenset({"predict", "train"}), quota)
-    assert found.tokens["boss"].caller == Caller("boss", "zoo", frozenset({"admin"}), Quota())
+    assert found.tokens["boss"].caller == Caller(
+        "boss", "zoo", frozenset({"admin"}), Quota(rankings=2)
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,25 +143,6 @@ def test_a_file_that_others_can_write_is_refused(file: Path, mode: int) -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, metrics: Telemetry) -> None:
     with pytest.raises(BadAccessFile, match=r"nowhere\.toml cannot be read: No such file"):
         Access(tmp_path / "nowhere.toml", (), metrics)
-
-
-def test_a_tenants_folders_lie_within_the_servers(
-    file: Path, tmp_path: Path, metrics: Telemetry
-) -> None:
-    inside, outside = tmp_path / "pictures" / "acme", tmp_path / "outside"
-    for folder in (inside, outside):
-        folder.mkdir(parents=True)
-    link = tmp_path / "pictures" / "link"
-    link.symlink_to(outside)
-    server_dirs = (tmp_path / "pictures",)
-    write(file, f'[tenants.acme]\nallowed_dirs = ["{inside}"]\n[tenants.zoo]\n')
-    gate = Access(file, server_dirs, metrics)
-    assert gate.allowed_dirs_of("acme") == (inside,)
-    assert gate.allowed_dirs_of("zoo") == gate.allowed_dirs_of("gone") == ()
-    for bad in (outside, link, inside / "missing", "pictures/acme", f"{inside}/../../outside"):
-        write(file, f'[tenants.acme]\nallowed_dirs = ["{bad}"]\n')
-        with pytest.raises(BadAccessFile, match=r"\[tenants.acme\] allowed_dirs names"):
-            access_file.read(file, server_dirs)
 
 
 # Who calls
@@ -293,8 +276,8 @@ def test_what_deletes_sets_or_starts_is_a_change_and_what_reads_is_none() -> Non
     changes = {method.rpartition("/")[2] for method in roles.RULES if roles.is_change(method)}
     assert changes == {
         "FineTune", "CancelJob", "UploadDataset", "DeleteDataset", "DeleteModel", "DeleteVersion",
-        "SetAlias", "DeleteAlias", "RollbackAlias", "PromoteVersion", "RepositoryModelLoad",
-        "RepositoryModelUnload",
+        "SetAlias", "DeleteAlias", "RollbackAlias", "PromoteVersion", "RankBackbones",
+        "RepositoryModelLoad", "RepositoryModelUnload",
     }  # fmt: skip
 
 
@@ -365,6 +348,10 @@ def reloads(metrics: Telemetry, outcome: str) -> float:
     return metrics.registry.get_sample_value("graft_reloads_total", labels) or 0
 
 
+def failing(metrics: Telemetry) -> float | None:
+    return metrics.registry.get_sample_value("graft_reload_failing", {"what": "access_file"})
+
+
 def test_a_changed_file_counts_at_once_and_buckets_go_on(
     gate: Access, file: Path, metrics: Telemetry
 ) -> None:
@@ -409,12 +396,12 @@ def test_a_broken_new_file_is_told_of_once_and_the_old_one_stays(
     errors = [r for r in caplog.records if r.levelno == logging.ERROR]
     assert len(errors) == 1
     assert "the one before stays in force" in errors[0].getMessage()
-    assert reloads(metrics, "failed") == 1
+    assert (reloads(metrics, "failed"), failing(metrics)) == (1, 1)
     assert gate.admit(PREDICT, bearer("ci")).name == "ci"
     # Mended, the very file from before counts again and further damage is told of anew.
     write(file, GOOD)
     gate.look()
-    assert reloads(metrics, "ok") == 1
+    assert (reloads(metrics, "ok"), failing(metrics)) == (1, 0)
     os.truncate(file, 10)
     gate.look()
     assert reloads(metrics, "failed") == 2

@@ -28,10 +28,12 @@ def told(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     return [vars(record) for record in caplog.records if record.name == "audit"]
 
 
-def refuse(audit: AuditLog, token: str = f"graft_ci_{SECRET}") -> None:
+def refuse(
+    audit: AuditLog, token: str = f"graft_ci_{SECRET}", reason: Reason = Reason.TOKEN_UNKNOWN
+) -> None:
     audit.refused(
         DELETE,
-        Unauthenticated(Reason.TOKEN_UNKNOWN, "no"),
+        Unauthenticated(reason, "no"),
         {"authorization": f"Bearer {token}"},
         request_id="r",
         peer="p",
@@ -58,6 +60,20 @@ def test_a_flood_of_refusals_is_told_of_in_part_and_then_summed_up(
         "graft_refused_calls_total", {"reason": "TOKEN_UNKNOWN"}
     )
     assert counted == 1001
+
+
+def test_a_flood_of_one_reason_or_of_made_up_ids_hides_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    audit = AuditLog(Telemetry({"version": "1"}), Clock(), lambda token_id: token_id == "real")
+    for n in range(100):
+        refuse(audit, "", Reason.TOKEN_MISSING)
+        refuse(audit, f"graft_guess{n}_{SECRET}")
+    refuse(audit, f"graft_real_{SECRET}", Reason.ROLE_MISSING)
+    refuse(audit, f"graft_real_{SECRET}")
+    assert len(told(caplog)) == 2 * REFUSALS_PER_SECOND + 2
+    last = [(line["reason"], line["token_id"]) for line in told(caplog)[-2:]]
+    assert last == [("ROLE_MISSING", "real"), ("TOKEN_UNKNOWN", "real")]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +119,20 @@ def test_what_a_call_was_about_comes_from_request_and_response() -> None:
     }  # fmt: skip
     load = grpc_predict_v2_pb2.RepositoryModelLoadRequest(model_name="ants")
     assert about(load, None) == {"model": "ants"}
+    rank = fine_tuning_pb2.RankBackbonesRequest(dataset_id="ds-1")
+    assert about(rank, fine_tuning_pb2.RankBackbonesResponse()) == {"dataset_id": "ds-1"}
     assert about(None, None) == {}
+
+
+def test_what_an_alias_falls_back_to_and_which_one_an_empty_name_meant_is_told() -> None:
+    for falls_back in (True, False):
+        given = model_pb2.SetAliasRequest(
+            model="ants", alias="prod", version=2, falls_back=falls_back
+        )
+        assert about(given, model_pb2.SetAliasResponse()) == {
+            "model": "ants", "alias": "prod", "version": 2, "falls_back": falls_back,
+        }  # fmt: skip
+    assert about(model_pb2.RollbackAliasRequest(model="ants"), None)["alias"] == "latest"
 
 
 def test_what_callers_choose_can_neither_break_a_line_nor_fill_the_log() -> None:

@@ -93,3 +93,21 @@ async def test_another_error_is_the_calls_own() -> None:
     engine.classify = expire  # type: ignore[method-assign]
     with pytest.raises(Expired):
         await full.classify("m", None, None, [], 5)
+
+
+async def test_a_version_that_was_deleted_during_its_call_is_not_found() -> None:
+    engine, gone = Engine(3), [3]
+
+    def resolve(model: str, version: int | None, alias: str | None) -> tuple[int, ModelFiles]:
+        if engine.asked and 3 in gone:
+            if version is not None:
+                raise NotFound(Reason.VERSION_NOT_FOUND, "gone")
+            return 2, ModelFiles(model, 2, "b", FILES, "h", FILES)
+        return 3, ModelFiles(model, 3, "b", FILES, "h", FILES)
+
+    serving = Serving(engine, resolve, lambda model, alias: [], Telemetry({"version": "test"}))
+    with pytest.raises(NotFound):
+        await serving.classify("m", 3, None, [], 5)
+    engine.asked.clear()
+    # An alias leads to another one by then.
+    assert await serving.classify("m", None, None, [], 5) == (2, [])

@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from service.domain import GateCheck
-from service.errors import GraftError, NotFound, Reason, WrongState
+from service.errors import GraftError, NotFound, OverQuota, Reason, WrongState
 from service.storage.database import Database
 from service.storage.models import ModelStore
 from tests.unit.storage.conftest import Publish
@@ -284,3 +284,36 @@ def test_an_alias_that_pointed_to_a_candidate_does_not_fall_back_to_it_unless_it
     assert models.fallbacks("birds", "prod") == []
     models.promote_version("birds", 2)
     assert models.fallbacks("birds", "prod") == [2]
+
+
+def test_a_model_has_so_many_aliases_and_messages_name_a_few(
+    models: ModelStore, publish: Publish
+) -> None:
+    publish("birds", "job-1")
+    publish("birds", "job-2")
+    for number in range(99):
+        models.set_alias("birds", f"a{number:02}", 1)
+    with pytest.raises(OverQuota, match="delete one") as caught:
+        models.set_alias("birds", "more", 1)
+    assert (caught.value.reason, caught.value.subject) == (Reason.QUOTA_EXCEEDED, "aliases")
+    with pytest.raises(OverQuota):
+        publish("birds", "job-3", alias="more")
+    assert len(models.get_model("birds").aliases) == 100
+    with pytest.raises(NotFound, match=r"it has a00, a01, .*, a09 and more$"):
+        models.resolve("birds", None, "more")
+    with pytest.raises(WrongState, match=r"is called a00, .*, a09 and more: point"):
+        models.delete_version("birds", 1)
+    # Those that are there move as before.
+    assert models.set_alias("birds", "a00", 2).aliases["a00"] == 2
+    models.delete_alias("birds", "a01")
+    assert publish("birds", "job-3", alias="more") == 3
+    assert models.get_model("birds").aliases["more"] == 3
+
+
+def test_latest_comes_to_a_model_that_has_all_other_aliases(
+    models: ModelStore, publish: Publish
+) -> None:
+    publish("birds", "job-1", gate_checks=[MISSED])
+    for number in range(100):
+        models.set_alias("birds", f"a{number:02}", 1)
+    assert models.promote_version("birds", 1).aliases["latest"] == 1

@@ -1,3 +1,4 @@
+import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -366,3 +367,24 @@ def test_a_label_that_passes_can_be_a_folder_below_its_parent(label: str) -> Non
         assert path.parent == Path("/root")
         assert path.name == label
         assert len(os.fsencode(label)) <= 255
+
+
+def test_pictures_can_be_stored_though_a_folder_without_a_row_has_their_name(
+    datasets: DatasetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = upload(datasets, PICTURES)
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if path == datasets.path(dataset.dataset_id):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "rename", refused)
+        datasets.delete(dataset.dataset_id)
+    assert datasets.path(dataset.dataset_id).exists()
+    assert upload(datasets, PICTURES).dataset_id == dataset.dataset_id
+    kept = [path for path in datasets.path(dataset.dataset_id).rglob("*") if path.is_file()]
+    assert len(kept) == len(PICTURES)
+    assert list(datasets._temporary.iterdir()) == []

@@ -1,5 +1,6 @@
 """Archives that are made to cost much, or to be read as something else than they are."""
 
+import errno
 import gzip
 import io
 import resource
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import InvalidInput, Reason
-from service.storage.archives import Limits
+from service.storage.archives import Limits, unpack
 from service.storage.entry_names import label_problem
 from tests.unit.storage.test_archives import (
     MAKERS,
@@ -223,3 +224,54 @@ def test_a_link_is_refused_also_where_nothing_is_there_yet_that_it_names(tmp_pat
 def test_an_archive_in_an_archive_is_not_opened(tmp_path: Path, inner: str) -> None:
     nested = MAKERS[inner]({"../evil": b"x"})
     assert unpacked(tmp_path, tar_of({"cat/1": nested})) == {"cat/1": nested}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_folders_that_names_bring_with_them_are_counted(tmp_path: Path, kind: str) -> None:
+    deep = {f"{n}/" + "f/" * 29 + "x": b"1" for n in range(20)}
+    error = refusal(tmp_path, MAKERS[kind](deep), Limits(2**20, 2**30, 400))
+    assert error.reason is Reason.ARCHIVE_TOO_LARGE
+    assert "400 files and folders" in error.message
+    made = list((tmp_path / "a" / "b" / "into").rglob("*"))
+    assert len(made) <= 400
+    # And what they take on disk.
+    again = tmp_path / "a" / "b" / "again"
+    error = refusal(again, MAKERS[kind](deep), Limits(2**20, 100 * 4096, 10_000))
+    assert error.reason is Reason.ARCHIVE_TOO_LARGE
+    assert "bytes" in error.message
+
+
+def test_folders_that_are_entries_are_counted_once(tmp_path: Path) -> None:
+    entries = {"cat": b"", "cat/deep": b"", "dog": b""}
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name in entries:
+            info = tarfile.TarInfo(name)
+            info.type = tarfile.DIRTYPE
+            tar.addfile(info)
+        info = tarfile.TarInfo("cat/deep/1")
+        tar.addfile(info)
+    assert unpacked(tmp_path, out.getvalue(), limits=Limits(2**20, 2**20, 4)) == {"cat/deep/1": b""}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("name", ["/".join(["d" * 250] * 20), "/".join(["d" * 255] * 4)])
+def test_a_name_that_is_too_long_as_a_whole_is_told(tmp_path: Path, kind: str, name: str) -> None:
+    error = refusal(tmp_path, MAKERS[kind]({name: b"PIC"}))
+    assert error.reason is Reason.ARCHIVE_UNREADABLE
+    assert "longer than 1000 bytes" in error.message
+
+
+def test_a_name_that_is_too_long_for_the_disk_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path, *_: object) -> None:
+        raise OSError(errno.ENAMETOOLONG, "File name too long")
+
+    data = tar_of({"cat/1": b"PIC"})
+    archive = tmp_path / "archive"
+    archive.write_bytes(data)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(InvalidInput, match="longer name than this server's disk takes") as caught:
+        unpack(archive, tmp_path, "", LARGE, lambda: None)
+    assert caught.value.reason is Reason.ARCHIVE_UNREADABLE

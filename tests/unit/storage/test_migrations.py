@@ -70,7 +70,8 @@ def test_a_database_of_the_first_format_keeps_all_and_can_be_rolled_back(tmp_pat
                    jobs.list(0, "", (), "", "acme")):  # fmt: skip
         assert listed == ([], "")
     assert datasets.stored_bytes("acme") == 0
-    assert datasets.stored_bytes(DEFAULT_TENANT) > 3
+    sizes = [artifacts.version_bytes(one.artifact_digest) for one in stored]
+    assert datasets.stored_bytes(DEFAULT_TENANT) == 3 + sum(sizes) + 1024 + len('{"model":"birds"}')
     with pytest.raises(WrongState, match="job-9"):
         datasets.delete("ds-1")
     database.close()

@@ -161,6 +161,16 @@ def test_what_is_not_there_is_told_with_what_is(models: ModelStore, publish: Pub
         models.get_model("")
 
 
+def test_the_files_of_one_of_two_equal_heads_are_told_as_deleted(
+    models: ModelStore, publish: Publish
+) -> None:
+    for job_id in ("job-1", "job-2"):
+        publish("birds", job_id, head=b"same", backbone=b"shared")
+    first = models.get_version("birds", 1, None)
+    removed = models.delete_version("birds", 1)
+    assert (removed.heads, removed.paths) == ([], [first.head_path])
+
+
 def test_deleting_frees_what_no_version_needs_and_nothing_else(
     models: ModelStore, publish: Publish
 ) -> None:
@@ -173,10 +183,12 @@ def test_deleting_frees_what_no_version_needs_and_nothing_else(
     paths = {v: models.get_version("birds", v, None) for v in (1, 2)}
     removed = models.delete_version("birds", 1)
     assert (removed.backbones, removed.heads) == ([digest(b"tuned")], [digest(b"h1")])
+    assert removed.paths == [paths[1].backbone_path, paths[1].head_path]
     assert not paths[1].head_path.exists()
     assert not paths[1].backbone_path.exists()
     removed = models.delete_model("birds")
     assert (removed.backbones, removed.heads) == ([], [digest(b"h2")])
+    assert removed.paths == [paths[2].head_path]
     assert paths[2].backbone_path.exists()
     assert models.resolve("bears", None, None).head_path.exists()
 

@@ -53,3 +53,35 @@ def test_what_cannot_be_closed_is_told_and_stops_nothing(
 def test_a_folder_that_is_not_there_yet_is_no_trouble(tmp_path: Path) -> None:
     private.close_to_others(tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_what_links_lead_to_is_left_alone_whether_it_is_there_or_not(tmp_path: Path) -> None:
+    mirror, data = tmp_path / "mirror", tmp_path / "data"
+    for folder in (mirror, data):
+        folder.mkdir()
+        folder.chmod(0o755)
+    (data / "weights").symlink_to(mirror)
+    (data / "old.sqlite").symlink_to(tmp_path / "nowhere")
+    private.close_to_others(data)
+    assert mirror.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_file_that_goes_while_it_is_looked_at_is_no_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("datasets", "graft.sqlite3-wal"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(0o755)
+    found = Path.glob
+
+    def glob(folder: Path, pattern: str) -> list[Path]:
+        paths = list(found(folder, pattern))
+        for path in paths:
+            if path.name.endswith("-wal"):
+                path.rmdir()
+        return paths
+
+    monkeypatch.setattr(Path, "glob", glob)
+    private.close_to_others(tmp_path)
+    assert modes(tmp_path) == {"datasets": 0o700}
+    assert not caplog.records

@@ -1,5 +1,7 @@
 """Two tenants in one store: the same names, the same pictures, bounds of their own."""
 
+import errno
+import shutil
 import threading
 from pathlib import Path
 
@@ -7,8 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain import DEFAULT_TENANT, Manifest, model_key, plain_name, tenant_of
-from service.errors import GraftError, InvalidInput, NotFound, OverQuota, Reason
+from service.domain import DEFAULT_TENANT, Manifest, plain_name, tenant_key, tenant_of
+from service.errors import (
+    Exhausted,
+    GraftError,
+    InvalidInput,
+    NotFound,
+    OverQuota,
+    Reason,
+    Unavailable,
+)
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
@@ -38,13 +48,13 @@ def pictures(count: int, size: int) -> Pictures:
 
 @given(st.sampled_from([ACME, BETA, DEFAULT_TENANT]), st.text(max_size=20) | st.just("acme/ants"))
 def test_whatever_is_taken_for_a_name_its_key_is_ones_own(tenant: str, name: str) -> None:
-    key = model_key(tenant, name)
+    key = tenant_key(tenant, name)
     assert (tenant_of(key), plain_name(key)) == (tenant, name)
 
 
 def test_a_name_of_the_default_tenant_is_its_key() -> None:
-    assert model_key(DEFAULT_TENANT, "ants") == "ants"
-    assert model_key(ACME, "ants") == "acme/ants"
+    assert tenant_key(DEFAULT_TENANT, "ants") == "ants"
+    assert tenant_key(ACME, "ants") == "acme/ants"
 
 
 def test_two_tenants_have_a_model_of_one_name_each(models: ModelStore, publish: Publish) -> None:
@@ -153,6 +163,11 @@ def test_a_backbone_of_its_own_counts_once_for_each_tenant(
     assert sizes[1] - sizes[0] < 2_000
     # Whether another has the same file cannot be told from what is left.
     assert abs(sizes[2] - sizes[0]) < 100
+    # It counts for as long as a version is on it, whichever came first.
+    models.delete_version("acme/birds", 1)
+    assert datasets.stored_bytes(ACME) == sizes[1] - sizes[0] + 10_000
+    models.delete_model("acme/birds")
+    assert datasets.stored_bytes(ACME) == 0
 
 
 def test_versions_of_earlier_releases_are_measured_at_the_start(
@@ -165,6 +180,48 @@ def test_versions_of_earlier_releases_are_measured_at_the_start(
         connection.execute("UPDATE versions SET size_bytes = 0")
     ModelStore(database, models._artifacts)
     assert datasets.stored_bytes(DEFAULT_TENANT) == measured > 0
+
+
+def test_versions_whose_files_are_gone_cost_no_write_at_the_start(
+    database: Database,
+    models: ModelStore,
+    publish: Publish,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    publish("birds", "job-1", method="model_based")
+    artifacts = models._artifacts
+    shutil.rmtree(artifacts.head_path(models.resolve("birds", None, None).artifact_digest).parent)
+    with database.transaction() as connection:
+        connection.execute("UPDATE versions SET size_bytes = 0")
+    monkeypatch.setattr(database, "transaction", None)
+    ModelStore(database, artifacts)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Exhausted(Reason.STORAGE_FULL, "full"),
+        Unavailable(Reason.STORAGE_BUSY, "held"),
+        OSError(errno.EIO, "no"),
+    ],
+    ids=["full", "held", "broken"],
+)
+def test_a_start_goes_on_though_old_versions_cannot_be_measured(
+    database: Database,
+    models: ModelStore,
+    publish: Publish,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    publish("birds", "job-1", method="model_based")
+    with database.transaction() as connection:
+        connection.execute("UPDATE versions SET size_bytes = 0")
+
+    def refused() -> None:
+        raise error
+
+    monkeypatch.setattr(database, "transaction", refused)
+    assert ModelStore(database, models._artifacts).resolve("birds", None, None).version == 1
 
 
 def test_a_quantised_backbone_is_for_the_tenant_whose_pictures_it_saw(
@@ -248,14 +305,15 @@ def test_an_archive_is_unpacked_as_far_as_there_is_room(
     archive = tmp_path / "pets.tar"
     archive.write_bytes(
         tar_of({f"{label}/{n}.png": content for n, (label, content, _) in
-                enumerate(pictures(4, 1000))})
+                enumerate(pictures(4, 10_000))})
     )  # fmt: skip
     with pytest.raises(OverQuota):
-        datasets.import_archive(archive, tenant=ACME, max_stored_bytes=3999)
+        datasets.import_archive(archive, tenant=ACME, max_stored_bytes=39_999)
     assert leftovers(tmp_path) == []
-    stored = datasets.import_archive(archive, tenant=ACME, max_stored_bytes=4000)
-    assert (stored.tenant, stored.size_bytes) == (ACME, 4000)
+    # While it is unpacked its folders count, too.
+    stored = datasets.import_archive(archive, tenant=ACME, max_stored_bytes=40_000 + 2 * 4096)
+    assert (stored.tenant, stored.size_bytes) == (ACME, 40_000)
     with pytest.raises(OverQuota):
-        datasets.check_room(ACME, 4000)
+        datasets.check_room(ACME, 40_000)
     datasets.delete(stored.dataset_id, ACME)
-    datasets.check_room(ACME, 4000)
+    datasets.check_room(ACME, 40_000)

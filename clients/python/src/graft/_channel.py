@@ -1,9 +1,10 @@
 """How a connection is made: address, credentials, limits, keepalive. Of both clients."""
 
 import ipaddress
+import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import grpc
@@ -23,6 +24,8 @@ MAX_MESSAGE_BYTES: Final = 64 * 2**20
 PROBE_TIMEOUT_S: Final = 5.0
 """For one question after the server's health."""
 _PROBE_PAUSE_S: Final = 0.1
+# What gRPC takes as a value of metadata.
+_PRINTABLE: Final = re.compile(r"[\x20-\x7e]*")
 
 
 def ranking_timeout_s(time_budget_s: float | None) -> float:
@@ -36,7 +39,8 @@ class Settings:
 
     target: str
     credentials: grpc.ChannelCredentials | None
-    metadata: tuple[tuple[str, str], ...]
+    metadata: tuple[tuple[str, str], ...] = field(repr=False)
+    """Holds the token, which belongs into no log."""
     options: tuple[tuple[str, Any], ...]
 
 
@@ -47,13 +51,21 @@ def settings(
     metadata: Sequence[tuple[str, str]],
     max_message_bytes: int,
 ) -> Settings:
-    """Checks the address, and puts together what a channel takes."""
+    """Checks the address and the token, and puts together what a channel takes."""
     scheme = target.partition("://")[0] if "://" in target else ""
     if scheme in ("http", "https", "grpc", "grpcs"):
         bare = target.partition("://")[2].rstrip("/")
         raise invalid(f"{target!r} is no gRPC address: leave out the scheme, {bare!r}", "target")
     if not target:
         raise invalid("the server's address is empty: give HOST:PORT", "target")
+    # Read from a file or a variable, it may end in a new line.
+    token = (token or "").strip()
+    if not _PRINTABLE.fullmatch(token):
+        raise invalid(
+            "the token holds characters that cannot be sent, such as line breaks or letters "
+            "beyond ASCII: give it as graft-token printed it",
+            "token",
+        )
     bearer = (("authorization", f"Bearer {token}"),) if token else ()
     return Settings(
         target,
@@ -107,10 +119,11 @@ class Patience:
     def pause_s(self) -> float:
         """Until the next question; raises DeadlineExceeded when there is no time for one."""
         left_s = self._deadline - self._clock()
-        if left_s <= 0:
+        # A question with next to no time goes unanswered, and would be told as the reason.
+        if left_s <= _PROBE_PAUSE_S:
             why = f" ({self.error.message})" if self.error else ": it answers, but does not serve"
             raise DeadlineExceeded(
                 f"{self._target} was not ready within {self._timeout_s:g} s{why}",
                 code=grpc.StatusCode.DEADLINE_EXCEEDED,
             )
-        return min(_PROBE_PAUSE_S, left_s)
+        return _PROBE_PAUSE_S

@@ -1,0 +1,365 @@
+"""What jobs do while the disk is full or the database held: they wait, and little is done."""
+
+import asyncio
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from service.domain import JobState
+from service.errors import Exhausted, Reason, Unavailable
+from service.jobs.clean_stop import CleanStop
+from service.jobs.contract import Failed, Progressed
+from service.jobs.fake_launcher import Script
+from service.jobs.patience import Patience
+from service.jobs.store import JobRecord
+from service.storage.artifacts import Artifacts
+from service.storage.database import Database
+from tests.unit.jobs.conftest import Queue
+from tests.unit.jobs.house import HANGS, House, MakeHouse, good
+from tests.unit.jobs.test_supervisor_bounds import passing
+from tests.unit.storage.conftest import write_result
+
+NO_ROOM = Script([Failed(Reason.STORAGE_FULL, "no room for features")], exit_code=3)
+
+
+def files(artifacts: Artifacts) -> list[Path]:
+    return [path for path in artifacts._versions.parent.rglob("*") if path.is_file()]
+
+
+def put(house: House, change: Callable[[], None], then: Callable[..., object]) -> None:
+    """Does it before a result is put."""
+    real = house.artifacts.put
+
+    def instead(out_dir: Path) -> object:
+        change()
+        return then(real, out_dir)
+
+    house.artifacts.put = instead  # type: ignore[method-assign, assignment]
+
+
+async def test_a_trainer_that_finds_no_room_is_started_again_when_there_is_some(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(NO_ROOM, NO_ROOM, good(), max_crashes=1)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.state, record.attempts, record.crashes) == (JobState.SUCCEEDED, 3, 0)
+
+
+async def test_jobs_behind_one_that_waits_for_room_run_meanwhile(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(NO_ROOM, good(), retry_s=5.0)
+    first, second = queue(server_path=folder), queue(server_path=folder)
+    await house.supervisor.start()
+    await house.ended(second.job_id)
+    assert (await house.ended(first.job_id)).state is JobState.SUCCEEDED
+    started = [trainer.spec.job_id for trainer in house.launcher.trainers]
+    assert started == [first.job_id, second.job_id, first.job_id]
+
+
+async def test_no_job_begins_on_a_disk_without_room(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(good(), min_free_bytes=100)
+    asked, disk = asyncio.Event(), SimpleNamespace(f_flag=0, f_bavail=99, f_frsize=1)
+    loop = asyncio.get_running_loop()
+
+    def statvfs(_: Path) -> object:
+        loop.call_soon_threadsafe(asked.set)
+        return disk
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    jobs = [queue(server_path=folder) for _ in range(3)]
+    await house.supervisor.start()
+    for _ in range(3):
+        await asyncio.wait_for(asked.wait(), 20)
+        asked.clear()
+    assert house.jobs.counts_by_state()["QUEUED"] == 3
+    disk.f_flag, disk.f_bavail = os.ST_RDONLY, 10**6
+    for _ in range(3):
+        await asyncio.wait_for(asked.wait(), 20)
+        asked.clear()
+    assert house.jobs.counts_by_state()["QUEUED"] == 3
+    disk.f_flag = 0
+    for job in jobs:
+        record = await house.ended(job.job_id)
+        assert (record.state, record.attempts) == (JobState.SUCCEEDED, 1)
+
+
+async def test_a_folder_that_is_read_only_costs_few_attempts(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(good(), retry_s=5.0, room_timeout_s=0.5)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(house.supervisor._attempts._preparation, "spec", read_only)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.state, record.error_reason) == (JobState.FAILED, Reason.STORAGE_BUSY)
+    assert 2 <= record.attempts <= 5
+    assert record.crashes == 0
+
+
+def test_pauses_grow_and_end_with_the_job(make_house: MakeHouse) -> None:
+    patience = Patience(make_house(retry_s=5.0).settings)
+    left = []
+    for _ in range(12):
+        patience.postpone("job-1")
+        left.append(patience.next_s())
+    assert left[:9] == sorted(left[:9])
+    assert left[0] <= 0.1
+    assert 59 < left[-1] <= 60
+    assert patience.let_be() == ["job-1"]
+    patience.forget("job-1")
+    assert patience.let_be() == []
+
+
+async def test_publishing_is_told_once_and_files_are_copied_once(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(good())
+    copied: list[None] = []
+    put(house, lambda: copied.append(None), lambda real, out_dir: real(out_dir))
+    monkeypatch.setattr(house.jobs, "succeed", passing(3, Reason.STORAGE_BUSY, house.jobs.succeed))
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
+    told = [event.payload for event in house.jobs.events(job.job_id, 0)]
+    assert told.count(Progressed("publishing", 0.0)) == 1
+    assert len(copied) == len(house.warmed) == 1
+
+
+async def test_a_job_that_waits_to_publish_can_be_cancelled_and_leaves_no_files(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(good())
+    tried, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def held(*_: object) -> None:
+        loop.call_soon_threadsafe(tried.set)
+        raise Unavailable(Reason.STORAGE_BUSY, "held")
+
+    monkeypatch.setattr(house.jobs, "succeed", held)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    await asyncio.wait_for(tried.wait(), 20)
+    await asyncio.to_thread(house.jobs.request_cancel, job.job_id)
+    assert (await house.ended(job.job_id)).state is JobState.CANCELLED
+    assert files(house.artifacts) == []
+
+
+@pytest.mark.parametrize("reason", [Reason.STORAGE_FULL, Reason.STORAGE_BUSY])
+async def test_a_version_that_cannot_be_published_for_long_fails_its_job_and_leaves_no_files(
+    make_house: MakeHouse,
+    queue: Queue,
+    folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: Reason,
+) -> None:
+    house = make_house(good(), room_timeout_s=0.05)
+    monkeypatch.setattr(house.jobs, "succeed", passing(10**9, reason, house.jobs.succeed))
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.state, record.error_reason) == (JobState.FAILED, reason)
+    assert files(house.artifacts) == []
+
+
+async def test_a_backbone_that_was_stored_without_its_version_is_deleted(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(good(), room_timeout_s=0)
+
+    def half(real: Callable[[Path], object], out_dir: Path) -> object:
+        real(out_dir)
+        house.artifacts.remove(versions=[house.artifacts.digests_of(out_dir)[0]])
+        assert files(house.artifacts)
+        raise Exhausted(Reason.STORAGE_FULL, "full")
+
+    put(house, lambda: None, half)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    assert (await house.ended(job.job_id)).error_reason is Reason.STORAGE_FULL
+    assert files(house.artifacts) == []
+
+
+def test_what_another_version_is_on_is_not_deleted_and_what_another_job_put_is_put_again(
+    make_house: MakeHouse, database: Database, tmp_path: Path
+) -> None:
+    house = make_house()
+    frozen = {"method": "model_based", "technique": "standard"}
+    failed, late, published = (
+        write_result(tmp_path / name, name, **frozen) for name in ("job-1", "job-2", "job-3")
+    )
+    house.artifacts.put(failed)
+    stored = house.artifacts.put(late)
+    house.models.discard(failed)
+    assert not stored.backbone_path.exists()
+    with database.transaction() as connection:
+        house.models.publish(connection, "birds", "job-2", stored)
+    assert stored.backbone_path.exists()
+    other = house.artifacts.put(published)
+    house.models.discard(published)
+    assert stored.backbone_path.exists()
+    assert stored.head_path.exists()
+    assert not other.head_path.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ENOSPC])
+async def test_a_leftover_that_cannot_be_deleted_ends_nothing(
+    make_house: MakeHouse,
+    queue: Queue,
+    folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    house = make_house(Script(exit_code=1), good())
+    job = queue(server_path=folder)
+    own = house.settings.work_dir / job.job_id
+    own.mkdir(parents=True)
+    (own / "spec.json").write_bytes(b"")
+    unlink = Path.unlink
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "spec.json":
+            raise OSError(number, os.strerror(number))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    await house.supervisor.start()
+    assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
+
+
+async def test_a_work_folder_that_cannot_be_made_yet_is_waited_for(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(good())
+    mkdir, left = Path.mkdir, [2]
+
+    def full(path: Path, *asked: object, **named: object) -> None:
+        if path == house.settings.work_dir and left[0]:
+            left[0] -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        mkdir(path, *asked, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("reason", [Reason.STORAGE_FULL, Reason.STORAGE_BUSY])
+async def test_stops_that_can_save_nothing_count_for_nothing(
+    make_house: MakeHouse,
+    queue: Queue,
+    folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: Reason,
+) -> None:
+    job = queue(server_path=folder)
+    for _ in range(3):
+        house = make_house(HANGS, max_crashes=1)
+        with monkeypatch.context() as held:
+            await house.supervisor.start()
+            await house.trainer()
+            held.setattr(house.jobs, "requeue", passing(10**9, reason, house.jobs.requeue))
+            await house.supervisor.close(5)
+        assert house.jobs.get(job.job_id).state is JobState.RUNNING
+    house = make_house(good(), max_crashes=1)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.state, record.crashes) == (JobState.SUCCEEDED, 0)
+
+
+async def test_a_death_after_a_clean_stop_counts(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    await (house := make_house(HANGS)).supervisor.start()
+    await house.supervisor.close(5)
+    marker = CleanStop(house.settings.work_dir.parent)
+    assert marker.is_after_one()
+    job = queue(server_path=folder)
+    await (house := make_house(HANGS)).supervisor.start()
+    await house.trainer()
+    assert not marker.is_after_one()
+    # As the next process finds it.
+    assert [one.crashes for one in house.jobs.requeue_running(2)] == [1]
+    assert house.jobs.get(job.job_id).state is JobState.QUEUED
+
+
+async def test_the_end_of_a_supervisor_that_failed_is_no_clean_stop(
+    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house()
+    await house.supervisor.start()
+
+    def broken() -> set[str]:
+        raise RuntimeError("the database is broken")
+
+    monkeypatch.setattr(house.jobs, "to_cancel", broken)
+    house.supervisor.wake()
+    with pytest.raises(RuntimeError):
+        await asyncio.wait_for(house.supervisor.wait_failed(), 20)
+    await house.supervisor.close(5)
+    assert not CleanStop(house.settings.work_dir.parent).is_after_one()
+
+
+async def test_closing_takes_no_longer_than_its_grace_though_the_database_is_held(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(good())
+    claim, claiming, go_on = house.jobs.claim, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(*asked: list[str]) -> JobRecord | None:
+        if "cuda" not in asked[0]:  # those are refused here
+            loop.call_soon_threadsafe(claiming.set)
+            go_on.wait(20)
+        return claim(*asked)
+
+    monkeypatch.setattr(house.jobs, "claim", slow)
+    queue(server_path=folder)
+    await house.supervisor.start()
+    await asyncio.wait_for(claiming.wait(), 20)
+    before_s = time.monotonic()
+    try:
+        await asyncio.wait_for(house.supervisor.close(0.2), 10)
+        assert time.monotonic() - before_s < 5
+    finally:
+        go_on.set()
+
+
+async def test_a_job_that_was_just_being_claimed_at_the_close_is_put_back(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(good())
+    claim, claiming, go_on = house.jobs.claim, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(*asked: list[str]) -> JobRecord | None:
+        if "cuda" not in asked[0]:  # those are refused here
+            loop.call_soon_threadsafe(claiming.set)
+            go_on.wait(20)
+        return claim(*asked)
+
+    monkeypatch.setattr(house.jobs, "claim", slow)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    await asyncio.wait_for(claiming.wait(), 20)
+    closing = asyncio.create_task(house.supervisor.close(20))
+    await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    assert house.jobs.get(job.job_id).state is JobState.QUEUED
+    assert house.launcher.trainers == []
