@@ -381,6 +381,27 @@ async def test_after_a_change_idle_streams_and_uploads_of_who_is_gone_end() -> N
         await server.drain(0.1)
 
 
+async def test_who_is_gone_gets_no_further_answer_of_a_stream() -> None:
+    gate, go_on = Tenants(), asyncio.Event()
+
+    class Exports(model_pb2_grpc.ModelServiceServicer):
+        async def ExportModel(  # noqa: N802
+            self, request: Any, context: Any
+        ) -> AsyncIterator[Any]:
+            yield model_pb2.ExportModelResponse(chunk=b"1")
+            await go_on.wait()
+            yield model_pb2.ExportModelResponse(chunk=b"2")
+
+    async with serving(Exports(), gate) as channel:
+        stub: Any = model_pb2_grpc.ModelServiceStub(channel)
+        call = stub.ExportModel(model_pb2.ExportModelRequest(), metadata=of("acme"))
+        assert (await call.read()).chunk == b"1"
+        # Before anybody has looked at the calls under way.
+        gate.gone.add("acme")
+        go_on.set()
+        assert (await refusal(call.read())).reason == "TOKEN_UNKNOWN"
+
+
 async def test_who_is_gone_when_its_request_arrives_is_not_answered() -> None:
     gate, slow = Tenants(), Slow()
 

@@ -340,6 +340,21 @@ def test_calls_that_are_not_let_in_cost_the_tenant_nothing(gate: Access) -> None
     gate.admit(PREDICT, bearer("ci"))
 
 
+def test_further_requests_of_a_stream_wait_for_the_tenants_bucket(
+    gate: Access, file: Path, clock: Clock
+) -> None:
+    who = gate.admit(PREDICT, bearer("ci"))
+    assert gate.wait_s(who) == 0
+    assert gate.wait_s(who) == pytest.approx(0.5)
+    clock.now += 0.5
+    assert gate.wait_s(who) == 0
+    assert gate.wait_s(gate.admit(PREDICT, bearer("boss"))) == 0
+    # The bound that is in force, not the one that the stream began with.
+    write(file, GOOD.replace("calls_per_second = 2", "calls_per_second = 0.1"))
+    gate.look()
+    assert gate.wait_s(who) == pytest.approx(10)
+
+
 # Reading the file again
 
 
