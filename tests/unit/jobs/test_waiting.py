@@ -315,10 +315,10 @@ async def test_the_end_of_a_supervisor_that_failed_is_no_clean_stop(
     assert not CleanStop(house.settings.work_dir.parent).is_after_one()
 
 
-async def test_closing_takes_no_longer_than_its_grace_though_the_database_is_held(
-    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    house = make_house(good())
+def hold_claim(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> tuple[asyncio.Event, threading.Event]:
+    """Has the supervisor's claim wait; says when it does, and lets it go on."""
     claim, claiming, go_on = house.jobs.claim, asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
@@ -329,6 +329,14 @@ async def test_closing_takes_no_longer_than_its_grace_though_the_database_is_hel
         return claim(*asked)
 
     monkeypatch.setattr(house.jobs, "claim", slow)
+    return claiming, go_on
+
+
+async def test_closing_takes_no_longer_than_its_grace_though_the_database_is_held(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(good())
+    claiming, go_on = hold_claim(house, monkeypatch)
     queue(server_path=folder)
     await house.supervisor.start()
     await asyncio.wait_for(claiming.wait(), 20)
@@ -344,16 +352,7 @@ async def test_a_job_that_was_just_being_claimed_at_the_close_is_put_back(
     make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = make_house(good())
-    claim, claiming, go_on = house.jobs.claim, asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-
-    def slow(*asked: list[str]) -> JobRecord | None:
-        if "cuda" not in asked[0]:  # those are refused here
-            loop.call_soon_threadsafe(claiming.set)
-            go_on.wait(20)
-        return claim(*asked)
-
-    monkeypatch.setattr(house.jobs, "claim", slow)
+    claiming, go_on = hold_claim(house, monkeypatch)
     job = queue(server_path=folder)
     await house.supervisor.start()
     await asyncio.wait_for(claiming.wait(), 20)
