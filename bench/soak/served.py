@@ -25,6 +25,8 @@ from bench.running import serving
 from service.jobs.contract import MANIFEST_FILE
 
 DRAIN_TIMEOUT_S = 90.0
+# A folder of the data folder, and in it one for each job.
+_WORK_LOG = re.compile(r"\bwork/([^/]+)/")
 _CRASHED = "the trainer crashed"
 _DIED = "a waiting trainer had died"
 _STATE = re.compile(r'^graft_jobs\{.*state="([A-Z]+)".*\} ([0-9.e+]+)', re.MULTILINE)
@@ -263,6 +265,6 @@ class Served:
 def job_of(trainer: psutil.Process) -> str:
     """The job or ranking that a trainer works on, by where it prints; "" for one that waits."""
     with contextlib.suppress(OSError):
-        folder = Path(f"/proc/{trainer.pid}/fd/2").readlink().parent
-        return folder.name if folder.parent.name == "work" else ""
+        match = _WORK_LOG.search(str(Path(f"/proc/{trainer.pid}/fd/2").readlink()))
+        return match[1] if match else ""
     return ""
