@@ -65,7 +65,7 @@ class Telemetry:
         self.rpc_seconds = seconds("rpc_duration_seconds", "Time of a whole call.", "method")
         self.rpc_active = gauge("rpc_active", "Calls being served.", "method")
         self.refused_calls = counter(
-            "refused_calls", "Calls that were not let in, by reason.", "reason"
+            "refused_calls", "Calls not let in or not let go on, by reason.", "reason"
         )
         self.reloads = counter(
             "reloads", "Files read again: access_file or certificate; ok or failed.", "what",

@@ -1,9 +1,9 @@
 """Who changed what, and who was not let in: the lines of the logger "audit".
 
 One line, "change", for each call that changes something and was let in, however it
-ended; one, "refused", for a call that was not let in, of which so many a second are
-told for each reason and the rest counted; those of ids that tokens have are told apart,
-so that no flood of others hides them. Knows tokens' ids; never writes a secret.
+ended; one, "refused", for a call that was not let in or not let go on, of which so many
+a second are told for each reason and the rest counted; those of ids that tokens have are
+told apart, so that no flood of others hides them. Knows tokens' ids; never writes a secret.
 """
 
 import logging
@@ -79,7 +79,7 @@ class AuditLog:
         request_id: str,
         peer: str,
     ) -> None:
-        """Counts a call that the gate did not let in, and tells of it unless there are many."""
+        """Counts a call that was not let in or not let go on; tells of it unless there are many."""
         self._metrics.refused_calls.labels(error.reason.value).inc()
         parts = access.split_header(metadata.get(access.METADATA_KEY, ""))
         token_id = parts[0] if parts else ""

@@ -67,7 +67,7 @@ class Audit(Protocol):
         request_id: str,
         peer: str,
     ) -> None:
-        """One call that the gate did not let in; told before it ends."""
+        """One call that the gate did not let in, or not go on; told once, before it ends."""
 
 
 class Call:
@@ -97,18 +97,20 @@ class Call:
         try:
             self._who = gate.admit(self._method, self._metadata)
         except GraftError as error:
-            if self._audit is not None:
-                self._audit.refused(
-                    self._method, error, self._metadata, request_id=self._id, peer=self._peer
-                )
+            self._refused(error)
             raise
         caller.enter(self._who)
         return self._who
 
     def stay(self, gate: Gate) -> None:
         """Lets it go on; raises what the gate raises when it may not any more."""
-        if self._who is not NOBODY:
+        if self._who is NOBODY:
+            return
+        try:
             gate.recheck(self._method, self._who)
+        except GraftError as error:
+            self._refused(error)
+            raise
 
     def pace(self, gate: Gate) -> Callable[[], float]:
         """How the further requests of a stream ask for their turn."""
@@ -116,12 +118,13 @@ class Call:
 
     def recheck(self, gate: Gate) -> None:
         """Ends it, from another task, if it may not go on."""
+        if self._ended_by is not None or self._task is None:
+            return
         try:
             self.stay(gate)
         except GraftError as error:
-            if self._ended_by is None and self._task is not None:
-                self._ended_by = error
-                self._task.cancel()
+            self._ended_by = error
+            self._task.cancel()
 
     async def __aenter__(self) -> Self:
         telemetry.request_id.set(self._id)
@@ -165,6 +168,12 @@ class Call:
             except TimeoutError:
                 reset.reset()
                 raise asyncio.CancelledError from None
+
+    def _refused(self, error: GraftError) -> None:
+        if self._audit is not None:
+            self._audit.refused(
+                self._method, error, self._metadata, request_id=self._id, peer=self._peer
+            )
 
     def _ended(self, code: grpc.StatusCode, message: str = "") -> None:
         seconds = time.monotonic() - self._started

@@ -26,6 +26,8 @@ from tests.rpc.test_wire import settled
 
 Connect = Callable[..., graft.AsyncClient]
 
+RELOAD_FAILED = 'graft_reloads_total{outcome="failed",what="access_file"} 1.0'
+
 
 class Keys:
     """An access file, and the tokens that were made for it with the command."""
@@ -104,12 +106,10 @@ async def until_refused(ask: Callable[[], Any]) -> graft.NotAllowed:
                 return error
 
 
-async def until_told_of(service: Service) -> None:
-    """Waits until the server found out that its access file is no good."""
-    async with asyncio.timeout(2):
-        while 'graft_reloads_total{outcome="failed",what="access_file"} 1.0' not in (
-            await scrape(service)
-        ):
+async def until_told_of(service: Service, line: str) -> None:
+    """Waits until the metrics have a line."""
+    async with asyncio.timeout(5):
+        while line not in await scrape(service):
             pass
 
 
@@ -245,7 +245,7 @@ async def test_a_token_that_is_taken_back_stops_working_and_a_new_one_works(
             await still_good.get_model("m")
     # What is no good changes nothing.
     keys.replace("[tenants.")
-    await until_told_of(guarded)
+    await until_told_of(guarded, RELOAD_FAILED)
     with pytest.raises(graft.NotFound):
         await other.get_model("m")
 
@@ -361,6 +361,34 @@ async def test_refused_calls_are_told_of_and_counted(
     assert 'graft_refused_calls_total{reason="ROLE_MISSING"} 1.0' in text
 
 
+async def test_a_call_that_was_let_in_and_may_not_go_on_counts_as_refused_once(
+    guarded: Service, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "audit")
+    method = "/graft.v1.ModelService/GetModel"
+    bearer = [("authorization", f"Bearer {keys.made['acme-asks']}")]
+    release = asyncio.Event()
+
+    async def late() -> AsyncIterator[bytes]:
+        await release.wait()
+        yield model_pb2.GetModelRequest(model="m").SerializeToString()
+
+    half_sent = guarded.channel.stream_unary(method)(late(), metadata=bearer)
+    stream = guarded.prediction.PredictStream(metadata=bearer)
+    for name in (method, "/graft.v1.PredictionService/PredictStream"):
+        await until_told_of(guarded, f'graft_rpc_active{{method="{name}"}} 1.0')
+    keys.take_back("acme-asks")
+    assert (await refusal(stream)).reason == Reason.TOKEN_UNKNOWN
+    release.set()
+    assert (await refusal(half_sent)).reason == Reason.TOKEN_UNKNOWN
+    assert 'graft_refused_calls_total{reason="TOKEN_UNKNOWN"} 2.0' in await scrape(guarded)
+    told = audit(caplog, "refused")
+    assert [(t["method"].rpartition("/")[2], t["token_id"]) for t in told] == [
+        ("PredictStream", "acme-asks"),
+        ("GetModel", "acme-asks"),
+    ]
+
+
 async def connect_call(client: graft.AsyncClient) -> None:
     await client.get_model("m")
 
@@ -375,7 +403,7 @@ async def test_no_token_stands_in_logs_or_metrics_whatever_the_level(
             with pytest.raises(graft.GraftError):
                 await ask(connect(guarded, name))
     keys.replace(keys.path.read_text() + "\n[[tokens]]\nid = 'x'\n")
-    await until_told_of(guarded)
+    await until_told_of(guarded, RELOAD_FAILED)
     said = caplog.text + "".join(repr(vars(record)) for record in caplog.records)
     assert "acme-all" in said
     secrets = [token.split("_", 2)[2] for token in (*keys.made.values(), wrong)]
