@@ -40,13 +40,13 @@ def job(
         spec = JobSpec(
             job_id="bench",
             model="bench",
-            data_dir=str(source),
+            data_dir=str(source.resolve()),
             out_dir=out,
             method=method,
             weights_dir=str(cache.parent / "weights"),
             seed=seed,
             precision="fast",
-            target_dir=str(target),
+            target_dir=str(target.resolve()),
             feature_cache=str(cache),
         )
         started = time.monotonic()

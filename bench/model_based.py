@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads or len(os.sched_getaffinity(0)))
-    found = data.load(arguments.folder, 0.2, 0, arguments.threads)
+    found = data.load(arguments.folder.resolve(), 0.2, 0, arguments.threads)
     first = backbones.load(arguments.backbone, arguments.weights, 0, Path(tempfile.gettempdir()))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
     print(
@@ -157,7 +157,7 @@ def main() -> None:
                 spec = JobSpec(
                     job_id="bench",
                     model="bench",
-                    data_dir=str(arguments.folder),
+                    data_dir=str(arguments.folder.resolve()),
                     out_dir=out,
                     method=recipe,
                     weights_dir=out,

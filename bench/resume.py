@@ -108,7 +108,7 @@ def main() -> None:
         spec = JobSpec(
             job_id="bench",
             model="bench",
-            data_dir=str(arguments.folder),
+            data_dir=str(arguments.folder.resolve()),
             out_dir=str(folder / "whole"),
             method=method,
             backbone=arguments.backbone,

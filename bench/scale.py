@@ -112,7 +112,7 @@ def _spec(folder: Path, out: Path, cache: str, exported: list[ExportedBackbone])
     return JobSpec(
         job_id="bench",
         model="bench",
-        data_dir=str(folder),
+        data_dir=str(folder.resolve()),
         out_dir=str(out),
         method=FeatureBased(),
         weights_dir=str(out / "weights"),

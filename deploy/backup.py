@@ -35,6 +35,9 @@ def back_up(data_dir: Path, target: Path) -> None:
         source.backup(copy)
         # A single file from here on, without a log beside it.
         copy.execute("PRAGMA journal_mode = DELETE")
+        (found,) = copy.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            sys.exit(f"the database is damaged ({found}): remove {target}, and keep older backups")
         for folder in FOLDERS:
             shutil.copytree(
                 data_dir / folder, target / folder, ignore=shutil.ignore_patterns("tmp")

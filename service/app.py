@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from importlib import metadata
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +27,8 @@ from graft.v1 import (
 from service.config import Config
 from service.domain import plain_name
 from service.door import Door
+from service.errors import GraftError
+from service.free_memory import FreeMemory
 from service.inference import damage, preprocess
 from service.inference import head as heads
 from service.inference.engine import Bounds, Engine, ModelFiles
@@ -123,6 +126,8 @@ class App:
             }
         )
 
+        stack.callback(FreeMemory().close)
+
         # Who may come in.
         door = Door(config, telemetry)
 
@@ -138,11 +143,7 @@ class App:
         )
         stack.callback(datasets.close)
         jobs = JobStore(database, config.max_queued_jobs)
-        telemetry.data_free_bytes.set_function(
-            lambda: float(shutil.disk_usage(config.data_dir).free)
-        )
-        telemetry.watch_counts("jobs", "Jobs by state.", "state", jobs.counts_by_state)
-        telemetry.watch_counts("stored", "What is stored, by kind.", "kind", models.counts)
+        _watch_stores(config.data_dir, telemetry, database, jobs, models)
 
         # What computes.
         runtime = self._runtime or _choose_runtime(config, threads, telemetry)
@@ -291,6 +292,26 @@ class App:
             "serving",
             extra={"host": config.host, "port": self.port, "metrics_port": self.metrics_port},
         )
+
+
+def _watch_stores(
+    data_dir: Path, telemetry: Telemetry, database: Database, jobs: JobStore, models: ModelStore
+) -> None:
+    telemetry.data_free_bytes.set_function(lambda: float(shutil.disk_usage(data_dir).free))
+    telemetry.database_damaged.set_function(lambda: float(database.is_damaged))
+    telemetry.watch_counts("jobs", "Jobs by state.", "state", _if_told(jobs.counts_by_state))
+    telemetry.watch_counts("stored", "What is stored, by kind.", "kind", _if_told(models.counts))
+
+
+def _if_told(counts: Callable[[], Mapping[str, int]]) -> Callable[[], Mapping[str, int]]:
+    def told() -> Mapping[str, int]:
+        # A database that does not answer must not take all other metrics along.
+        try:
+            return counts()
+        except GraftError:
+            return {}
+
+    return told
 
 
 def _limits(config: Config) -> Limits:

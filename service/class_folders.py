@@ -3,10 +3,10 @@
 `CLASS/FILE` (at any depth below the class), or `train/CLASS/FILE` and
 `val/CLASS/FILE` (`valid`, `validation` and `test` are taken for `val`). One
 folder around it all is stepped into. Hidden files and links are passed over, and so
-is what has become a link, or lies outside the folder by one, when it is read. A hard
-link is a file like any other: the operator's file system says who may make them.
-Both the dataset store and the trainer read
-through here, so they agree on what a dataset is and on its digest.
+is what has become a link, or lies outside the folder by one, when it is read; the
+folder itself, too, is where it was and no link. A hard link is a file like any other:
+the operator's file system says who may make them. Both the dataset store and the
+trainer read through here, so they agree on what a dataset is and on its digest.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import BinaryIO, Generic, Literal, TypeVar
 
 from service.domain import RejectedFile
 from service.errors import GraftError, InvalidInput, Reason
@@ -121,8 +121,9 @@ def examine(
 ) -> tuple[list[Examined[T]], list[RejectedFile]]:
     """Reads and decodes every file, in parallel; order is kept.
 
-    A file that cannot be read, is larger than 64 MiB, or that `decode` refuses
-    with a GraftError, is rejected with the reason.
+    `root` is a real path: what lies behind a link in it is rejected. So is, with the reason,
+    a file that cannot be read, is larger than 64 MiB, or that `decode` refuses with a
+    GraftError.
     """
 
     def read(file: PictureFile) -> Examined[T] | RejectedFile:
@@ -148,28 +149,40 @@ def read_bytes(file: PictureFile, root: Path) -> bytes:
 
 
 def read_plain(path: Path, root: Path | None = None) -> bytes:
-    """The bytes of a plain file, below `root` where one is named; follows no link to it.
-
-    What it is shows once it is open, since it may have changed since it was listed.
-    Raises InvalidInput or OSError.
-    """
-    # A pipe that nobody writes to would be waited for.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags), "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode) or not _is_below(file.fileno(), root):
-            raise InvalidInput(Reason.PICTURE_UNREADABLE, "it is no plain file of this folder")
-        data = file.read(MAX_FILE_BYTES + 1) if about.st_size <= MAX_FILE_BYTES else b""
-    if max(about.st_size, len(data)) > MAX_FILE_BYTES:
+    """The bytes of a plain file, as `open_plain`; raises InvalidInput or OSError."""
+    with open_plain(path, root) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(MAX_FILE_BYTES + 1) if size <= MAX_FILE_BYTES else b""
+    if max(size, len(data)) > MAX_FILE_BYTES:
         raise InvalidInput(
             Reason.PICTURE_TOO_LARGE, f"the file is larger than {MAX_FILE_BYTES} bytes"
         )
     return data
 
 
-def _is_below(handle: int, root: Path | None) -> bool:
-    real = Path(f"/proc/self/fd/{handle}").readlink()
-    return root is None or real.is_relative_to(os.path.realpath(root))
+def open_plain(path: Path, root: Path | None) -> BinaryIO:
+    """Opens a plain file, below the real path `root` where one is named; follows no link to it.
+
+    What it is shows once it is open, since it may have changed since it was listed.
+    Raises InvalidInput or OSError.
+    """
+    # A pipe that nobody writes to would be waited for.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    file = os.fdopen(os.open(path, flags), "rb")
+    try:
+        is_plain = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        # Not below the root's real path of now: it may have become a link to elsewhere.
+        if not is_plain or not (root is None or by_handle(file).readlink().is_relative_to(root)):
+            raise InvalidInput(Reason.PICTURE_UNREADABLE, "it is no plain file of this folder")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def by_handle(file: BinaryIO) -> Path:
+    """A path that is this file however often it is opened, until it is closed."""
+    return Path(f"/proc/self/fd/{file.fileno()}")
 
 
 def rejected(file: PictureFile, root: Path, error: GraftError | OSError) -> RejectedFile:

@@ -101,6 +101,9 @@ class Telemetry:
         self.queue_depth = gauge("queue_depth", "Pictures waiting for inference.")
         self.queue_limit = gauge("queue_limit", "The bound on them; more are refused.")
         self.data_free_bytes = gauge("data_free_bytes", "Room on the data folder's disk.")
+        self.database_damaged = gauge(
+            "database_damaged", "1 once the database was found damaged; until the next start."
+        )
         self.loads = counter("loads", "Loads into memory.", "kind", "outcome")
         self.hits = counter("loaded_hits", "Found in memory when needed.", "kind")
         self.eviction_age_seconds = Histogram(

@@ -20,7 +20,7 @@ from service.jobs.contract import (
     RankSpec,
 )
 from trainer import disk, folders
-from trainer.memory import is_out_of_memory
+from trainer.memory import be_killed_first, is_out_of_memory
 from trainer.records import Records, Send, read_order
 
 
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Found by libraries that draw lots; set before any of them is imported.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     faults.arm(os.environ.get(faults.VARIABLE, ""))
+    if parsed.command in ("run", "rank", "wait"):
+        be_killed_first()
     if parsed.command == "run":
         records = Records()
         records.keep_alive()

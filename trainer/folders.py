@@ -194,7 +194,7 @@ def _spec(parsed: argparse.Namespace) -> JobSpec:
     return JobSpec(
         job_id="local",
         model=parsed.folder.resolve().name,
-        data_dir=str(parsed.folder),
+        data_dir=str(parsed.folder.resolve()),
         out_dir=str(parsed.out),
         method=method,
         backbone=parsed.backbone,
@@ -205,7 +205,7 @@ def _spec(parsed: argparse.Namespace) -> JobSpec:
         time_budget_s=parsed.time_budget,
         device=parsed.device,
         threads=parsed.threads,
-        target_dir="" if parsed.target is None else str(parsed.target),
+        target_dir="" if parsed.target is None else str(parsed.target.resolve()),
         baselines=[name.replace("-", "_") for name in parsed.baseline],
         candidates=[Candidate(backbone=name) for name in BACKBONES],
     )
@@ -252,7 +252,7 @@ def rank(parsed: argparse.Namespace, run: Callable[[RankSpec, Send], int]) -> in
         return 2
     named = [name.partition(":") for name in parsed.backbone]
     spec = RankSpec(
-        data_dir=str(parsed.folder),
+        data_dir=str(parsed.folder.resolve()),
         candidates=[
             Candidate(backbone=backbone, weights=weights)
             for backbone, _, weights in named or [(name, "", "") for name in BACKBONES]

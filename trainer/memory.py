@@ -1,19 +1,34 @@
-"""How much memory the process may use, and how a lack of it shows. Never imports torch."""
+"""How much memory the process may use, and what becomes of it where there is too little.
 
-import os
+Never imports torch.
+"""
+
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-_GROUPS = Path("/sys/fs/cgroup")
-_OWN_GROUPS = Path("/proc/self/cgroup")
+from service import control_groups
+
+_OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
+_KILLED_FIRST = 1000
+"""The highest there is. The kernel kills who has most memory, and adds to it this many
+thousandths of all memory: with less, a server with many models would go before a trainer,
+whose job is tried again."""
 
 
 def usable_bytes() -> int:
     """The machine's memory, or the least limit of the control groups that the process is in."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([physical, *_limits()])
+    limit = control_groups.limit_bytes()
+    return control_groups.machine_bytes() if limit is None else limit
+
+
+def be_killed_first() -> None:
+    """Has the kernel kill this process, and what it starts, before the server for want of memory.
+
+    Raising this needs no privilege. Where it cannot be done the kernel chooses by size alone.
+    """
+    with suppress(OSError):
+        _OOM_SCORE_ADJ.write_text(str(_KILLED_FIRST))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -28,25 +43,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "DefaultCPUAllocator" in text or "can't allocate memory" in text
     )
-
-
-def _limits() -> Iterator[int]:
-    """Bytes, of the process's groups and those around them; `max` stands for none."""
-    try:
-        groups = _OWN_GROUPS.read_text().splitlines()
-    except OSError:
-        return
-    for line in groups:
-        _, controllers, name = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        # Without a named controller it is version 2.
-        file = "memory.limit_in_bytes" if controllers else "memory.max"
-        top = _GROUPS / controllers
-        # A container may see its group's name as outside and the group itself at the top.
-        own = top / name.lstrip("/")
-        for group in (own, *own.parents):
-            if not group.is_relative_to(top):
-                break
-            with suppress(OSError, ValueError):
-                yield int((group / file).read_text())

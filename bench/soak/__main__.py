@@ -92,7 +92,7 @@ class Soak:
         door = self._served.door
         return Loading(
             Order(
-                door.address, door.certificate.decode(), photos,
+                door.address, door.certificate.decode(), door.key.decode(), photos,
                 [self._target(tenant) for tenant in self._tenants], CALLERS, capacity_s, part,
                 max_rate, LOAD_TIMEOUT_S, self._seed,
             ),
@@ -188,12 +188,12 @@ def run(arguments: argparse.Namespace, folder: Path, data_dir: Path) -> int:
         access_file = data_dir.parent / "access.toml"
         tenants = write_access(access_file, ["acme", "globex"])
         flags.append(f"--access-file={access_file}")
-    certificate = b""
+    pair = (b"", b"")
     if arguments.tls == "yes":
-        certificate, files = write_certificate(data_dir.parent)
+        pair, files = write_certificate(data_dir.parent)
         flags += files
     with ExitStack() as stack:
-        served = Served(data_dir, arguments.module, flags, certificate)
+        served = Served(data_dir, arguments.module, flags, *pair)
         stack.callback(served.kill)
         trains = arguments.module == "service"
         soak = Soak(served, tenants, folder, arguments.seed, trains=trains)

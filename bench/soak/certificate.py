@@ -1,4 +1,4 @@
-"""A certificate for a server on this machine, signed by itself."""
+"""A certificate for a server on this machine, signed by itself, which its clients show, too."""
 
 import datetime
 import ipaddress
@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def write_certificate(folder: Path) -> tuple[bytes, list[str]]:
-    """Writes it and its key; gives it as PEM, and the server's flags for both."""
+def write_certificate(folder: Path) -> tuple[tuple[bytes, bytes], list[str]]:
+    """Writes it and its key; gives the two as PEM, and the server's flags for mutual TLS."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "soak")])
     now = datetime.datetime.now(datetime.UTC)
@@ -28,15 +28,17 @@ def write_certificate(folder: Path) -> tuple[bytes, list[str]]:
         .add_extension(x509.SubjectAlternativeName([loopback]), critical=False)
         .sign(key, hashes.SHA256())
     )
-    pem = signed.public_bytes(serialization.Encoding.PEM)
-    cert_file, key_file = folder / "soak.pem", folder / "soak.key"
-    cert_file.write_bytes(pem)
-    key_file.touch(mode=0o600)
-    key_file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
+    cert_pem = signed.public_bytes(serialization.Encoding.PEM)
+    key_pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    return pem, [f"--tls-cert-file={cert_file}", f"--tls-key-file={key_file}"]
+    cert_file, key_file = folder / "soak.pem", folder / "soak.key"
+    cert_file.write_bytes(cert_pem)
+    key_file.touch(mode=0o600)
+    key_file.write_bytes(key_pem)
+    flags = [
+        f"--tls-cert-file={cert_file}",
+        f"--tls-key-file={key_file}",
+        f"--tls-client-ca-file={cert_file}",
+    ]
+    return (cert_pem, key_pem), flags

@@ -49,6 +49,8 @@ class Order(msgspec.Struct):
     address: str
     certificate: str
     """PEM; "" without TLS."""
+    key: str
+    """PEM, of the certificate."""
     pictures: list[str]
     targets: list[Target]
     """In turn."""
@@ -225,7 +227,7 @@ def _say(line: msgspec.Struct) -> None:
 async def main() -> None:
     """Does what it is told."""
     order = msgspec.json.decode(sys.stdin.readline(), type=Order)
-    credentials = Door(order.address, order.certificate.encode()).credentials
+    credentials = Door(order.address, order.certificate.encode(), order.key.encode()).credentials
     async with (
         grpc.aio.secure_channel(order.address, credentials)
         if credentials

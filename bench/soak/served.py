@@ -34,15 +34,18 @@ _STATE = re.compile(r'^graft_jobs\{.*state="([A-Z]+)".*\} ([0-9.e+]+)', re.MULTI
 
 @dataclass(frozen=True)
 class Door:
-    """Where the server is called, and the certificate that it shows; b"" without TLS."""
+    """Where the server is called, and the certificate that both sides show; b"" without TLS."""
 
     address: str
     certificate: bytes = b""
+    key: bytes = b""
 
     @property
     def credentials(self) -> grpc.ChannelCredentials | None:
         """For a channel; None for an insecure one."""
-        return grpc.ssl_channel_credentials(self.certificate) if self.certificate else None
+        if not self.certificate:
+            return None
+        return grpc.ssl_channel_credentials(self.certificate, self.key, self.certificate)
 
     def channel(self, max_message_bytes: int = 128 * 2**20) -> grpc.Channel:
         """A bare connection, for what the client would never send."""
@@ -135,7 +138,12 @@ class Served:
     """One server, started when it is made."""
 
     def __init__(
-        self, data_dir: Path, module: str, flags: list[str], certificate: bytes = b""
+        self,
+        data_dir: Path,
+        module: str,
+        flags: list[str],
+        certificate: bytes = b"",
+        key: bytes = b"",
     ) -> None:
         self.data_dir = data_dir
         self.log_file = data_dir.parent / "service.log"
@@ -148,7 +156,7 @@ class Served:
                 stdout=log, stderr=log, env=environment, start_new_session=True,
             )  # fmt: skip
         entry = serving(self.log_file, self.process)
-        self.door = Door(f"127.0.0.1:{entry['port']}", certificate)
+        self.door = Door(f"127.0.0.1:{entry['port']}", certificate, key)
         self._metrics_url = f"http://127.0.0.1:{entry['metrics_port']}/metrics"
         self._known = psutil.Process(self.process.pid)
 

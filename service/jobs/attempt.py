@@ -26,6 +26,7 @@ from service.jobs.contract import (
     Progressed,
 )
 from service.jobs.events import Payload
+from service.jobs.killed import Deaths
 from service.jobs.launcher import Launcher, Trainer, start_held
 from service.jobs.preparation import Preparation
 from service.jobs.settings import Kind, Settings
@@ -107,6 +108,7 @@ class Attempts:
             async with asyncio.timeout(limit_s):
                 await self._keep(job, Progressed("preparing", 0.0))
                 spec = await asyncio.to_thread(self._preparation.spec, job, kind)
+                deaths = Deaths()
                 trainer = await start_held(
                     self._launcher,
                     spec,
@@ -114,7 +116,7 @@ class Attempts:
                     self._settings.stop_grace_s,
                 )
                 faults.reach("job.trainer_started")
-                return await self._follow(job, spec, trainer)
+                return await self._follow(job, spec, trainer, deaths)
         except TimeoutError:
             return Ended(
                 Reason.TIME_BUDGET_EXCEEDED,
@@ -145,7 +147,9 @@ class Attempts:
             return self._settings.max_job_s
         return min(self._settings.max_job_s, budget_s * _SLACK + _SLACK_S)
 
-    async def _follow(self, job: JobRecord, spec: JobSpec, trainer: Trainer) -> Outcome:
+    async def _follow(
+        self, job: JobRecord, spec: JobSpec, trainer: Trainer, deaths: Deaths
+    ) -> Outcome:
         timeout_s = self._settings.start_timeout_s
         kept: Progressed | None = None
         while True:
@@ -161,7 +165,7 @@ class Attempts:
             timeout_s = self._settings.heartbeat_timeout_s
             match record:
                 case None:
-                    return await self._of_exit(job, trainer)
+                    return await self._of_exit(job, trainer, deaths)
                 case Failed():
                     return _of_failure(record.reason, record.message)
                 case Finished():
@@ -178,7 +182,7 @@ class Attempts:
                 case _:
                     await self._keep(job, record)
 
-    async def _of_exit(self, job: JobRecord, trainer: Trainer) -> Outcome:
+    async def _of_exit(self, job: JobRecord, trainer: Trainer, deaths: Deaths) -> Outcome:
         timeout_s = self._settings.heartbeat_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -190,12 +194,8 @@ class Attempts:
             )
         self._log_crash(job, trainer, str(code))
         if code == -signal.SIGKILL:
-            return Crashed(
-                Reason.OUT_OF_MEMORY,
-                "the trainer was killed (SIGKILL), as the system does when memory runs out: use "
-                "a smaller backbone or batch_size, or give the server more memory, unless somebody "
-                "killed it",
-            )
+            message = deaths.why_killed("use a smaller backbone or batch_size")
+            return Crashed(Reason.OUT_OF_MEMORY, message)
         how = f"with code {code}" if code >= 0 else f"by {_signal_name(-code)}"
         if code == ExitCode.STOPPED:
             how = "because it was told to by somebody else"

@@ -232,7 +232,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     job_id: str
     model: str
     data_dir: str
-    """A folder per class, or `train/` and `val/` with a folder per class in each."""
+    """A folder per class, or `train/` and `val/` with a folder per class in each; a real path,
+    as those below: what lies behind a link is not read."""
     out_dir: str
     """Empty; the artifacts go here."""
     method: Method

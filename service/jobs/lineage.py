@@ -51,7 +51,7 @@ class Lineage:
         except GraftError as error:
             raise type(error)(error.reason, error.message, field=_FIELD) from None
         self.data_dirs(base.job_id)
-        before = self._jobs.get(base.job_id).request
+        before = self._jobs.get(base.job_id, request.tenant).request
         chosen: dict[str, object] = {}
         if not request.backbone:
             # What the base's request left to the server or to its data is decided by now.

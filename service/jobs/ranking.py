@@ -29,6 +29,7 @@ from service.errors import (
     WrongState,
 )
 from service.jobs.contract import BackbonesRanked, Failed, RankSpec
+from service.jobs.killed import Deaths
 from service.jobs.launcher import Launcher, Trainer, start_held
 from service.jobs.request import RankRequest, allowed_path
 from service.jobs.settings import Settings, cache_owner
@@ -151,11 +152,12 @@ class Rankings:
         trainer: Trainer | None = None
         try:
             async with asyncio.timeout(limit_s):
+                deaths = Deaths()
                 trainer = await start_held(
                     self._launcher, spec, folder, self._settings.stop_grace_s
                 )
                 faults.reach("ranking.trainer_started")
-                return await self._follow(trainer, folder)
+                return await self._follow(trainer, folder, deaths)
         except TimeoutError as error:
             raise Expired(
                 Reason.DEADLINE_EXCEEDED,
@@ -202,7 +204,7 @@ class Rankings:
         )
         return self._datasets.path(dataset.dataset_id)
 
-    async def _follow(self, trainer: Trainer, folder: Path) -> BackbonesRanked:
+    async def _follow(self, trainer: Trainer, folder: Path, deaths: Deaths) -> BackbonesRanked:
         while (record := await trainer.next_record()) is not None:
             match record:
                 case BackbonesRanked():
@@ -212,11 +214,7 @@ class Rankings:
                     raise kind(record.reason, record.message)
         code = await trainer.wait()
         if code == -signal.SIGKILL:
-            raise Exhausted(
-                Reason.OUT_OF_MEMORY,
-                "the trainer was killed by the system, as it is when memory runs out: name "
-                "smaller backbones, or give the server more memory",
-            )
+            raise Exhausted(Reason.OUT_OF_MEMORY, deaths.why_killed("name smaller backbones"))
         words = "\n".join(trainer.last_words())
         raise RuntimeError(f"{folder.name} ended with code {code}; its last words:\n{words}")
 

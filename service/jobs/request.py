@@ -13,7 +13,6 @@ from typing import Literal
 import msgspec
 
 from service.domain import (
-    DEFAULT_TENANT,
     LATEST,
     check_alias,
     check_name,
@@ -176,7 +175,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class RankRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a RankBackbones call asked for; fields in errors are those of its request."""
 
-    tenant: str = DEFAULT_TENANT
+    tenant: str
     """Who asks."""
     server_path: str = ""
     dataset_id: str = ""

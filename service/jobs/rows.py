@@ -158,12 +158,16 @@ def check_not_final(record: JobRecord) -> None:
         )
 
 
-def get(connection: Connection, job_id: str, tenant: str | None = None) -> JobRecord:
-    """The job; raises NotFound (JOB_NOT_FOUND), of another than the tenant's too."""
-    row = connection.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
-    if row is None or tenant not in (None, row["tenant"]):
-        raise NotFound(Reason.JOB_NOT_FOUND, f"no job has the id {job_id[:80]!r}: see ListJobs")
-    return record_of(row)
+def get(connection: Connection, job_id: str, tenant: str) -> JobRecord:
+    """A tenant's job; raises NotFound (JOB_NOT_FOUND), of another's too."""
+    query = "SELECT * FROM jobs WHERE job_id = ? AND tenant = ?"
+    return _found(connection.execute(query, (job_id, tenant)).fetchone(), job_id)
+
+
+def get_any(connection: Connection, job_id: str) -> JobRecord:
+    """A job, whosever it is, for the server's own work; raises NotFound (JOB_NOT_FOUND)."""
+    query = "SELECT * FROM jobs WHERE job_id = ?"
+    return _found(connection.execute(query, (job_id,)).fetchone(), job_id)
 
 
 def record_of(row: Any) -> JobRecord:
@@ -197,3 +201,9 @@ def now(connection: Connection, job_id: str) -> float:
         "SELECT time_s FROM job_events WHERE job_id = ? ORDER BY sequence DESC LIMIT 1", (job_id,)
     ).fetchone()
     return max(time.time(), float(created), float(last["time_s"]) if last else 0.0)
+
+
+def _found(row: Any, job_id: str) -> JobRecord:
+    if row is None:
+        raise NotFound(Reason.JOB_NOT_FOUND, f"no job has the id {job_id[:80]!r}: see ListJobs")
+    return record_of(row)

@@ -3,9 +3,9 @@
 Owns the tables jobs and job_events. Every change of a job and its event are one
 transaction, so neither is ever without the other; events are numbered without
 gaps. A job is its model's tenant's; what is asked with a tenant finds that one's
-alone, as if there were no others. Which changes of state are legal stands in
-`service.domain` and, enforced, in the database. Listeners hear of every job that got
-an event.
+alone, as if there were no others. What takes a job's id alone is the server's own
+work, on whosever job. Which changes of state are legal stands in `service.domain` and,
+enforced, in the database. Listeners hear of every job that got an event.
 """
 
 import secrets
@@ -16,7 +16,7 @@ from functools import partial
 import msgspec
 
 from service import faults
-from service.domain import DEFAULT_TENANT, JobState, check_name, plain_name, tenant_key, tenant_of
+from service.domain import JobState, check_name, plain_name, tenant_key, tenant_of
 from service.errors import (
     AlreadyExists,
     Exhausted,
@@ -115,9 +115,9 @@ class JobStore:
             rows.use(connection, job_id, {*beside, request.target_dataset_id} - {""})
             self._append(connection, job_id, StateChanged(JobState.QUEUED))
             faults.reach("job.creating")
-            return rows.get(connection, job_id), True
+            return rows.get(connection, job_id, tenant), True
 
-    def is_known(self, request_id: str, tenant: str = DEFAULT_TENANT) -> bool:
+    def is_known(self, request_id: str, tenant: str) -> bool:
         """Whether a tenant's request with this id has made a job; never of the empty id."""
         with self._database.read() as connection:
             row = connection.execute(
@@ -133,12 +133,14 @@ class JobStore:
         with self._database.read() as connection:
             return rows.ancestors(connection, job_id)
 
-    def get(self, job_id: str, tenant: str | None = None) -> JobRecord:
-        """One job; raises NotFound (JOB_NOT_FOUND)."""
+    def get(self, job_id: str, tenant: str) -> JobRecord:
+        """One job of a tenant; raises NotFound (JOB_NOT_FOUND)."""
         with self._database.read() as connection:
             return rows.get(connection, job_id, tenant)
 
-    def events(self, job_id: str, after_sequence: int, limit: int = MAX_EVENTS) -> list[JobEvent]:
+    def events(
+        self, job_id: str, tenant: str, after_sequence: int, limit: int = MAX_EVENTS
+    ) -> list[JobEvent]:
         """The job's events after a number, oldest first; raises NotFound (JOB_NOT_FOUND)."""
         if after_sequence < 0:
             raise InvalidInput(
@@ -148,12 +150,12 @@ class JobStore:
             )
         with self._database.read() as connection:
             found = connection.execute(
-                "SELECT sequence, time_s, payload_json FROM job_events"
-                " WHERE job_id = ? AND sequence > ? ORDER BY sequence LIMIT ?",
-                (job_id, after_sequence, min(limit, MAX_EVENTS)),
+                "SELECT sequence, time_s, payload_json FROM job_events JOIN jobs USING (job_id)"
+                " WHERE job_id = ? AND tenant = ? AND sequence > ? ORDER BY sequence LIMIT ?",
+                (job_id, tenant, after_sequence, min(limit, MAX_EVENTS)),
             ).fetchall()
             if not found:
-                rows.get(connection, job_id)
+                rows.get(connection, job_id, tenant)
         return [
             JobEvent(row["sequence"], row["time_s"], events.decode(row["payload_json"]))
             for row in found
@@ -184,12 +186,12 @@ class JobStore:
             connection.execute(
                 "UPDATE jobs SET start_time_s = ? WHERE job_id = ?", (started.time_s, job_id)
             )
-            return rows.get(connection, job_id)
+            return rows.get_any(connection, job_id)
 
     def append_event(self, job_id: str, payload: Payload) -> JobEvent:
         """Keeps what happened to a running job; raises WrongState (JOB_FINISHED) after its end."""
         with self._database.transaction() as connection:
-            rows.check_running(rows.get(connection, job_id))
+            rows.check_running(rows.get_any(connection, job_id))
             if isinstance(payload, Progressed):
                 connection.execute(
                     "UPDATE jobs SET progress_json = ? WHERE job_id = ?",
@@ -197,7 +199,7 @@ class JobStore:
                 )
             return self._append(connection, job_id, payload)
 
-    def check_dataset(self, dataset_id: str, tenant: str = DEFAULT_TENANT) -> None:
+    def check_dataset(self, dataset_id: str, tenant: str) -> None:
         """Raises NotFound (DATASET_NOT_FOUND), or InvalidInput where it has no classes."""
         with self._database.read() as connection:
             rows.check_dataset(connection, tenant, dataset_id)
@@ -208,7 +210,7 @@ class JobStore:
         It cannot be deleted before the job ends. Raises NotFound (DATASET_NOT_FOUND).
         """
         with self._database.transaction() as connection:
-            rows.check_dataset(connection, rows.get(connection, job_id).tenant, dataset_id)
+            rows.check_dataset(connection, rows.get_any(connection, job_id).tenant, dataset_id)
             connection.execute(
                 "UPDATE jobs SET dataset_id = ? WHERE job_id = ?", (dataset_id, job_id)
             )
@@ -216,7 +218,7 @@ class JobStore:
     def use_target(self, job_id: str, dataset_id: str) -> None:
         """As `use_dataset`, for pictures of the target."""
         with self._database.transaction() as connection:
-            tenant = rows.get(connection, job_id).tenant
+            tenant = rows.get_any(connection, job_id).tenant
             rows.check_dataset(connection, tenant, dataset_id, is_target=True)
             rows.use(connection, job_id, [dataset_id])
 
@@ -234,7 +236,7 @@ class JobStore:
         done.
         """
         with self._database.transaction() as connection:
-            record = rows.get(connection, job_id)
+            record = rows.get_any(connection, job_id)
             if record.state is JobState.SUCCEEDED:
                 return record
             rows.check_running(record)
@@ -249,16 +251,16 @@ class JobStore:
             self._append(connection, job_id, published)
             self._end(connection, job_id, StateChanged(JobState.SUCCEEDED), version=made.version)
             faults.reach("job.succeeding")
-            return rows.get(connection, job_id)
+            return rows.get_any(connection, job_id)
 
     def fail(self, job_id: str, reason: Reason, message: str) -> JobRecord:
         """Ends a job that has not ended, without a version; raises WrongState (JOB_FINISHED)."""
         with self._database.transaction() as connection:
-            rows.check_not_final(rows.get(connection, job_id))
+            rows.check_not_final(rows.get_any(connection, job_id))
             self._end(connection, job_id, StateChanged(JobState.FAILED, reason, message))
-            return rows.get(connection, job_id)
+            return rows.get_any(connection, job_id)
 
-    def request_cancel(self, job_id: str, tenant: str | None = None) -> JobRecord:
+    def request_cancel(self, job_id: str, tenant: str) -> JobRecord:
         """Cancels a queued job; notes the wish for a running one, whose trainer must stop first.
 
         Raises NotFound, or WrongState (JOB_FINISHED).
@@ -273,14 +275,14 @@ class JobStore:
                     "UPDATE jobs SET cancel_requested = 1 WHERE job_id = ?", (job_id,)
                 )
                 self._database.after_commit(partial(self._tell, job_id, None))
-            return rows.get(connection, job_id)
+            return rows.get(connection, job_id, tenant)
 
     def cancelled(self, job_id: str) -> JobRecord:
         """Ends a running job whose trainer was stopped because that was asked for."""
         with self._database.transaction() as connection:
-            rows.check_running(rows.get(connection, job_id))
+            rows.check_running(rows.get_any(connection, job_id))
             self._end(connection, job_id, StateChanged(JobState.CANCELLED))
-            return rows.get(connection, job_id)
+            return rows.get_any(connection, job_id)
 
     def to_cancel(self) -> set[str]:
         """The running jobs whose cancel was asked for."""
@@ -301,10 +303,10 @@ class JobStore:
         cancelled instead.
         """
         with self._database.transaction() as connection:
-            record = rows.get(connection, job_id)
+            record = rows.get_any(connection, job_id)
             rows.check_running(record)
             self._requeue(connection, record, message, crash, max_crashes)
-            return rows.get(connection, job_id)
+            return rows.get_any(connection, job_id)
 
     def requeue_running(self, max_crashes: int, *, was_told: bool = False) -> list[JobRecord]:
         """For the start: nobody works on what is RUNNING then.
@@ -320,7 +322,7 @@ class JobStore:
             ).fetchall()
             for row in found:
                 self._requeue(connection, rows.record_of(row), message, crash, max_crashes)
-            return [rows.get(connection, row["job_id"]) for row in found]
+            return [rows.get_any(connection, row["job_id"]) for row in found]
 
     def waiting(self) -> set[str]:
         """The queued jobs."""
@@ -343,7 +345,7 @@ class JobStore:
         page_token: str,
         states: Collection[JobState],
         model: str,
-        tenant: str = DEFAULT_TENANT,
+        tenant: str,
     ) -> tuple[list[JobRecord], str]:
         """A page of a tenant's jobs, newest first, and the token of the next ("" on the last).
 

@@ -1,7 +1,9 @@
 """Runs queued jobs, so many at once, and saves what becomes of each.
 
 Lives on the event loop; the database is reached through threads. A job that finds
-the disk full, or held what it needs, waits: none begins without room. `wait_failed`
+the disk full, or held what it needs, waits: none begins without room. With a damaged
+database, which no waiting mends, all of them stop, stay what they are in it, and the
+process lives on; the next start takes them up. `wait_failed`
 raises when the supervisor itself can go no further: the process must end then, and
 its next start takes the jobs up again. Stops with `close`, which puts unfinished jobs
 back into the queue.
@@ -19,7 +21,7 @@ from typing import Literal, NoReturn
 
 from service import faults
 from service.domain import JobState
-from service.errors import Exhausted, Reason, Unavailable
+from service.errors import Damaged, Exhausted, Reason, Unavailable
 from service.jobs.attempt import Attempts, Crashed, Done, Ended, Outcome, Postponed, unexpected
 from service.jobs.clean_stop import CleanStop
 from service.jobs.events import JobEvent, Published, StateChanged
@@ -194,9 +196,20 @@ class Supervisor:
                     raise
                 log.exception("no job can be started")
                 wait_s, tries = self._settings.pause_s(tries), tries + 1
+            except Damaged as error:
+                if error.reason is not Reason.STORAGE_DAMAGED:
+                    raise
+                self._give_up()
+                return
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._woken.wait()
+
+    def _give_up(self) -> None:
+        log.error("jobs are stopped, and none is started, before the database is restored")
+        # Nothing of what they go on to do could be kept.
+        for worker in self._workers.values():
+            worker.interrupt("closing")
 
     async def _look(self) -> float:
         """Does what there is to do; answers how long until there may be more without a wake."""
@@ -268,6 +281,16 @@ class Supervisor:
         await uninterrupted(self._settle(worker, outcome))
 
     async def _settle(self, worker: _Worker, outcome: Outcome | None) -> None:
+        try:
+            await self._save_what_became(worker, outcome)
+        except Damaged as error:
+            if error.reason is not Reason.STORAGE_DAMAGED:
+                raise
+            # Its files stay, too, for the attempt after the database was restored.
+            log.exception("what became of a job cannot be saved in a damaged database; the next "
+                          "start takes it up", extra={"job_id": worker.job.job_id})  # fmt: skip
+
+    async def _save_what_became(self, worker: _Worker, outcome: Outcome | None) -> None:
         job = worker.job
         result: JobRecord | Outcome | None = outcome
         if isinstance(outcome, Done):

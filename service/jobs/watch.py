@@ -52,8 +52,10 @@ class Watch:
             for followers in self._followers.values():
                 _wake(followers)
 
-    async def follow(self, job_id: str, after_sequence: int) -> AsyncIterator[JobEvent]:
-        """The job's events after a number, in order, to its last; ends then.
+    async def follow(
+        self, job_id: str, tenant: str, after_sequence: int
+    ) -> AsyncIterator[JobEvent]:
+        """The events of a tenant's job after a number, in order, to its last; ends then.
 
         Raises NotFound (JOB_NOT_FOUND), and Unavailable (SHUTTING_DOWN) when the
         service stops first.
@@ -62,7 +64,9 @@ class Watch:
         with self._registered(job_id) as woken:
             while True:
                 woken.clear()
-                events = await asyncio.to_thread(self._jobs.events, job_id, after_sequence, _PAGE)
+                events = await asyncio.to_thread(
+                    self._jobs.events, job_id, tenant, after_sequence, _PAGE
+                )
                 for event in events:
                     yield event
                     after_sequence = event.sequence
@@ -70,7 +74,7 @@ class Watch:
                         return
                 if len(events) == _PAGE:
                     continue
-                if not events and await self._is_over(job_id, after_sequence):
+                if not events and await self._is_over(job_id, tenant, after_sequence):
                     return
                 if self._is_closed:
                     raise Unavailable(
@@ -84,8 +88,8 @@ class Watch:
                 except TimeoutError:
                     continue
 
-    async def _is_over(self, job_id: str, after_sequence: int) -> bool:
-        record = await asyncio.to_thread(self._jobs.get, job_id)
+    async def _is_over(self, job_id: str, tenant: str, after_sequence: int) -> bool:
+        record = await asyncio.to_thread(self._jobs.get, job_id, tenant)
         # Its end may have come since the look at its events; then there is one more.
         return record.state.is_final and record.last_sequence <= after_sequence
 

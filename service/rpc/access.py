@@ -52,6 +52,11 @@ class Access:
         _warn(set(), self._list)
         self._buckets: dict[str, _Bucket] = {}
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether there are several tenants."""
+        return len(self._list.quotas) > 1
+
     def admit(self, method: str, metadata: Mapping[str, str | bytes]) -> Caller:
         """Says who calls; raises Unauthenticated, NotAllowed or OverQuota."""
         who = self._who(metadata)

@@ -32,6 +32,10 @@ Context = aio.ServicerContext[Any, Any]
 class Gate(Protocol):
     """Lets calls in."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether tenants share the server, so that none of them may take all of it."""
+
     def admit(self, method: str, metadata: Mapping[str, str | bytes]) -> Caller:
         """Says who calls; raises Unauthenticated, NotAllowed, OverQuota."""
 

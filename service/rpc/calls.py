@@ -29,6 +29,8 @@ _BACK_AFTER_S = 5.0
 class Everybody:
     """The gate where nobody has to say who they are."""
 
+    is_shared = False
+
     def admit(self, method: str, metadata: Mapping[str, str | bytes]) -> Caller:
         """Everybody is EVERYBODY."""
         return EVERYBODY
@@ -179,7 +181,7 @@ class Calls(aio.ServerInterceptor):
         if self._is_closed:
             raise _stopping()
         who = call.enter(self._gate)
-        return self._limits.place(method, None if who is EVERYBODY else who.tenant)
+        return self._limits.place(method, who.tenant if self._gate.is_shared else None)
 
     @contextmanager
     def _rechecked(self, call: Call, goes_on: bool) -> Iterator[None]:

@@ -173,8 +173,8 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 "more",
                 field="after_sequence",
             )
-        await asyncio.to_thread(self._jobs.get, request.job_id, caller().tenant)
-        async for event in self._watch.follow(request.job_id, request.after_sequence):
+        after = request.after_sequence
+        async for event in self._watch.follow(request.job_id, caller().tenant, after):
             yield pb.WatchJobResponse(event=convert_jobs.event(event))
 
     async def CancelJob(  # noqa: N802

@@ -2,7 +2,7 @@
 
 Whatever a call costs is bounded by its method: those that bring pictures to keep,
 those that wait for a job's events, and one that composes a file in memory have
-bounds of their own. Where there are tenants, one of them gets half of each bound.
+bounds of their own. Where there are several tenants, one of them gets half of each bound.
 Health checks always find room.
 """
 

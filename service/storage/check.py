@@ -225,6 +225,7 @@ def _version_problems(row: Any, versions: Path, reads_contents: bool) -> Iterato
 
 def _dataset_problems(row: Any, folder: Path, reads_contents: bool, workers: int) -> Iterator[str]:
     is_unlabelled = bool(row["is_unlabelled"])
+    folder = folder.resolve()
     try:
         files = (class_folders.find_any if is_unlabelled else class_folders.find)(folder)
         size_bytes = sum(file.path.stat().st_size for file in files)

@@ -2,8 +2,10 @@
 
 Owns the connections and the lock that keeps a second server out of the data
 folder. Knows no table; the stores do. One writer at a time, any number of
-readers, from any thread. The SQL of the stores is plain enough for PostgreSQL,
-but for a trigger and a cast in the migrations. Stops with `close`.
+readers, from any thread. Once the file is found damaged nothing more is written to
+it: what would be acknowledged then is lost when it is restored. The SQL of the stores
+is plain enough for PostgreSQL, but for a trigger and a cast in the migrations. Stops
+with `close`.
 """
 
 import errno
@@ -27,6 +29,9 @@ BUSY_TIMEOUT_S = 10.0
 """Longest wait while another process holds the database."""
 _WRITER_TIMEOUT_S = 30.0
 _IDLE_READERS = 8
+_WHAT_TO_DO = (
+    "put the data folder back from a backup, as the runbook says, and keep the damaged one aside"
+)
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +61,7 @@ class Database:
         self._after_commit: list[Callable[[], None]] = []
         self._after_rollback: list[Callable[[], None]] = []
         self._is_closed = False
+        self._is_damaged = False
         try:
             with self._damage_told():
                 self._writer = self._connect()
@@ -69,17 +75,25 @@ class Database:
             os.close(self._lock_file)
             raise
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether the file was found damaged since it was opened; once it was, it stays so."""
+        return self._is_damaged
+
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """The one write transaction: committed at the end, rolled back on any error.
 
-        Not to be nested. Raises Exhausted (STORAGE_FULL) when the disk is full, and
-        Unavailable (STORAGE_BUSY) when another process holds the database.
+        Not to be nested. Raises Exhausted (STORAGE_FULL) when the disk is full, Unavailable
+        (STORAGE_BUSY) when another process holds the database, and Damaged (STORAGE_DAMAGED)
+        when its file is, or was found so before.
         """
         if not self._writing.acquire(timeout=_WRITER_TIMEOUT_S):
             raise disk_errors.busy(_WRITER_TIMEOUT_S)
         try:
             self._check_open()
+            if self._is_damaged:
+                raise disk_errors.damaged()
             self._after_commit.clear()
             self._after_rollback.clear()
             try:
@@ -116,7 +130,8 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """A connection that sees one state of the database and must not write.
 
-        Goes on while another process writes.
+        Goes on while another process writes. Raises Damaged (STORAGE_DAMAGED) where the file
+        is; what can be read of a damaged one is still answered.
         """
         with self._guard:
             self._check_open()
@@ -181,6 +196,8 @@ class Database:
             # FULL: what was answered as stored outlives a power cut.
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
+            # Damage is noticed when a page is read, and not spread by a write to it.
+            connection.execute("PRAGMA cell_size_check = ON")
         except BaseException:
             connection.close()
             raise
@@ -188,8 +205,27 @@ class Database:
 
     def _told(self, error: BaseException) -> GraftError | None:
         if isinstance(error, sqlite3.Error):
+            if disk_errors.is_damage(error):
+                self._note_damage(error)
+            # What else goes wrong in a damaged file comes of that.
+            if self._is_damaged:
+                return disk_errors.damaged()
             return disk_errors.of_database(error, self._folder, self._busy_timeout_s)
         return disk_errors.of_system(error) if isinstance(error, OSError) else None
+
+    def _note_damage(self, error: sqlite3.Error) -> None:
+        with self._guard:
+            if self._is_damaged:
+                return
+            self._is_damaged = True
+        log.error(
+            "the database %s is damaged (%s): nothing is stored any more, models in memory are "
+            "served on; %s",
+            self._path,
+            error,
+            _WHAT_TO_DO,
+            exc_info=error,
+        )
 
     @contextmanager
     def _damage_told(self) -> Iterator[None]:
@@ -198,9 +234,8 @@ class Database:
         except sqlite3.Error as error:
             if disk_errors.is_damage(error):
                 raise Damaged(
-                    Reason.INTERNAL,
-                    f"the database {self._path} is damaged ({error}): put the data folder back "
-                    "from a backup, as the runbook says, and keep the damaged one aside",
+                    Reason.STORAGE_DAMAGED,
+                    f"the database {self._path} is damaged ({error}): {_WHAT_TO_DO}",
                 ) from error
             if (told := self._told(error)) is not None:
                 raise told from error

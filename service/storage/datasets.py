@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -93,8 +93,9 @@ class DatasetStore:
         workers: int,
     ) -> None:
         self._database = database
-        self._folder = folder
-        self._temporary = folder / "tmp"
+        # Pictures are read below real paths alone; the operator may keep the folder elsewhere.
+        self._folder = folder.resolve()
+        self._temporary = self._folder / "tmp"
         self._decode = decode
         self._limits = limits
         self._workers = workers
@@ -108,8 +109,8 @@ class DatasetStore:
         display_name: str,
         archive_format: ArchiveFormat,
         *,
+        tenant: str,
         is_unlabelled: bool = False,
-        tenant: str = DEFAULT_TENANT,
         max_stored_bytes: int | None = None,
         may_be_stored: bool = False,
     ) -> Upload:
@@ -141,26 +142,28 @@ class DatasetStore:
         self,
         path: Path,
         *,
+        tenant: str,
         is_unlabelled: bool = False,
-        tenant: str = DEFAULT_TENANT,
         max_stored_bytes: int | None = None,
     ) -> DatasetRecord:
-        """Stores the pictures of an archive on the server's disk; raises OverQuota too."""
+        """Stores the pictures of an archive on the server's disk; raises OverQuota too.
+
+        `path` is a real path, without links; raises InvalidInput when it has become one.
+        """
         asked = _Asked(path.name, is_unlabelled, tenant, max_stored_bytes, is_for_job=True)
         folder = self._new_folder(asked)
         try:
-            return self._from_archive(asked, folder, "", path)
+            with _opened(path) as archive:
+                return self._from_archive(asked, folder, "", class_folders.by_handle(archive))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def get(self, dataset_id: str, tenant: str = DEFAULT_TENANT) -> DatasetRecord:
+    def get(self, dataset_id: str, tenant: str) -> DatasetRecord:
         """One dataset of a tenant; raises NotFound (DATASET_NOT_FOUND)."""
         with self._database.read() as connection:
             return _record(_row(connection, dataset_id, tenant))
 
-    def list(
-        self, page_size: int, page_token: str, tenant: str = DEFAULT_TENANT
-    ) -> tuple[list[DatasetRecord], str]:
+    def list(self, page_size: int, page_token: str, tenant: str) -> tuple[list[DatasetRecord], str]:
         """A page of a tenant's, newest first, and the token of the next ("" on the last)."""
         limit = pages.size(page_size)
         kind = tenant_key(tenant, "datasets")
@@ -187,7 +190,7 @@ class DatasetStore:
         if max_stored_bytes is not None:
             quotas.check_room(self.stored_bytes(tenant), 0, max_stored_bytes)
 
-    def delete(self, dataset_id: str, tenant: str = DEFAULT_TENANT) -> None:
+    def delete(self, dataset_id: str, tenant: str) -> None:
         """Deletes a tenant's dataset.
 
         Raises NotFound, or WrongState (DATASET_IN_USE) while a job needs it.
@@ -353,6 +356,17 @@ class DatasetStore:
             shutil.rmtree(path, ignore_errors=True)
         if unknown:
             log.warning("swept %d datasets that were never finished", len(unknown))
+
+
+def _opened(archive: Path) -> BinaryIO:
+    try:
+        return class_folders.open_plain(archive, archive.parent)
+    except (InvalidInput, OSError) as error:
+        raise InvalidInput(
+            Reason.ARCHIVE_UNREADABLE,
+            "the archive has gone, cannot be read, or has become a link since it was looked at: "
+            "put it back",
+        ) from error
 
 
 def _labelled(tree: Path) -> list[PictureFile]:

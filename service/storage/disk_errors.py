@@ -1,4 +1,4 @@
-"""What errors of the disk and of SQLite mean to callers: full, held, or not to be written.
+"""What errors of the disk and of SQLite mean to callers: full, held, damaged, not to be written.
 
 Everything else stays as it was, and leaves as INTERNAL.
 """
@@ -9,7 +9,7 @@ import secrets
 import sqlite3
 from pathlib import Path
 
-from service.errors import Exhausted, GraftError, Reason, Unavailable
+from service.errors import Damaged, Exhausted, GraftError, Reason, Unavailable
 
 PASSING = {Reason.STORAGE_FULL, Reason.STORAGE_BUSY}
 """What is worth waiting for: the same may be done later."""
@@ -17,6 +17,8 @@ PASSING = {Reason.STORAGE_FULL, Reason.STORAGE_BUSY}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _PRIMARY = 0xFF
 """SQLite's codes are this byte; what is above says more of the same."""
+_NO_TEXT = "Could not decode to UTF-8"
+"""How the module sqlite3 begins what it says, without a code, of text that nobody wrote."""
 _PROBE_BYTES = 2**16
 _READ_ONLY_RETRY_S = 30.0
 
@@ -32,6 +34,8 @@ def of_system(error: OSError) -> GraftError | None:
 
 def of_database(error: sqlite3.Error, folder: Path, waited_s: float) -> GraftError | None:
     """The error that callers get, where it is one of theirs; may try whether there is room."""
+    if is_damage(error):
+        return damaged()
     code = _code(error)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return busy(waited_s)
@@ -47,8 +51,12 @@ def of_database(error: sqlite3.Error, folder: Path, waited_s: float) -> GraftErr
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether the database's file is not what was written."""
-    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    """Whether the database's file is not what was written, or the disk cannot read it back."""
+    return (
+        _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+        or _whole_code(error) == sqlite3.SQLITE_IOERR_CORRUPTFS
+        or str(error).startswith(_NO_TEXT)
+    )
 
 
 def is_read_only(error: sqlite3.Error) -> bool:
@@ -73,8 +81,22 @@ def busy(waited_s: float) -> Unavailable:
     )
 
 
+def damaged() -> Damaged:
+    """The database's file is not what was written; waiting does not mend it."""
+    return Damaged(
+        Reason.STORAGE_DAMAGED,
+        "the server's database is damaged: nothing can be stored, or looked up reliably, before "
+        "its operator has restored it as the runbook says; models in memory are served on",
+    )
+
+
 def _code(error: sqlite3.Error) -> int:
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY
+    return _whole_code(error) & _PRIMARY
+
+
+def _whole_code(error: sqlite3.Error) -> int:
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code
 
 
 def _read_only() -> Unavailable:

@@ -19,7 +19,6 @@ import msgspec
 
 from service import faults
 from service.domain import (
-    DEFAULT_TENANT,
     LATEST,
     Manifest,
     check_alias,
@@ -199,7 +198,7 @@ class ModelStore:
             return _model(connection, name)
 
     def list_models(
-        self, page_size: int, page_token: str, tenant: str = DEFAULT_TENANT
+        self, page_size: int, page_token: str, tenant: str
     ) -> tuple[list[ModelRecord], str]:
         """A page of a tenant's models by name, and the token of the next ("" on the last)."""
         limit = pages.size(page_size)
@@ -379,9 +378,7 @@ class ModelStore:
         """The report that training wrote, UTF-8."""
         return self._artifacts.report(record.artifact_digest, html=html)
 
-    def exported_backbones(
-        self, backbone: str, tenant: str = DEFAULT_TENANT
-    ) -> list[ExportedBackbone]:
+    def exported_backbones(self, backbone: str, tenant: str) -> list[ExportedBackbone]:
         """Pretrained forms of a backbone that a tenant's jobs need not export again."""
         with self._database.read() as connection:
             forms = exports.forms(connection, backbone, tenant)

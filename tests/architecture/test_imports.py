@@ -10,13 +10,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Each room of the service may import the rooms listed, and itself.
-LEAVES = {"domain", "errors", "class_folders", "telemetry", "faults"}
+LEAVES = {"domain", "errors", "class_folders", "control_groups", "telemetry", "faults"}
 LAW = {
+    "control_groups": set(),
     "faults": set(),
     "errors": set(),
     "domain": {"errors"},
     "class_folders": {"domain", "errors"},
     "telemetry": set(),
+    "free_memory": set(),
     "metrics_server": set(),
     "config": {"jobs.contract"},
     "storage": {*LEAVES, "jobs.contract"},
@@ -25,11 +27,23 @@ LAW = {
     "rpc": {"inference", "jobs", "storage", *LEAVES},
     "door": {"rpc", "config", *LEAVES},
     "tokens": {"rpc", "domain", "errors"},
-    "app": {"door", "rpc", "inference", "jobs", "storage", "config", "metrics_server", *LEAVES},
+    "app": {
+        "door",
+        "rpc",
+        "inference",
+        "jobs",
+        "storage",
+        "config",
+        "free_memory",
+        "metrics_server",
+        *LEAVES,
+    },
     "check": {"jobs", "storage"},
     "__main__": {"app", "config", "telemetry", "errors", "faults"},
 }
-TRAINER_MAY = {"jobs.contract", "inference", "class_folders", "domain", "errors", "faults"}
+TRAINER_MAY = {
+    "jobs.contract", "inference", "class_folders", "control_groups", "domain", "errors", "faults",
+}  # fmt: skip
 
 
 def imported(file: Path) -> set[str]:

@@ -69,3 +69,17 @@ def test_a_backup_takes_a_data_folder_alone_and_overwrites_nothing(tmp_path: Pat
     assert "exists" in back_up(tmp_path / "data", tmp_path / "copy").stderr
     shutil.rmtree(tmp_path / "copy")
     assert "not whole" in back_up(tmp_path / "data", tmp_path / "copy").stderr
+
+
+def test_a_damaged_database_is_not_taken_for_a_backup(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "graft.sqlite3"
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("CREATE TABLE anything (x)")
+        database.commit()
+    with file.open("rb+") as opened:
+        opened.seek(4096)
+        opened.write(b"\xff" * 4096)
+    done = back_up(tmp_path / "data", tmp_path / "copy")
+    assert done.returncode != 0
+    assert "the database is damaged" in done.stderr

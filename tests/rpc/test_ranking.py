@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from graft.v1 import dataset_pb2
 from graft.v1 import fine_tuning_pb2 as pb
 
+from service import control_groups
 from service.errors import Reason
 from service.jobs.contract import (
     BackbonesRanked,
@@ -233,6 +234,22 @@ async def test_a_crash_is_our_fault_and_its_words_go_to_the_log_alone(
     assert refused.code is grpc.StatusCode.INTERNAL
     # The next one has its turn.
     assert (await service.fine_tuning.RankBackbones(request())).picture_count == 42
+
+
+async def test_a_ranking_whose_trainer_the_kernel_killed_for_memory_says_so_for_certain(
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter([4, 5, 5, 5])
+    monkeypatch.setattr(control_groups, "kill_count", lambda: next(counts))
+    service = await make_service(Script(exit_code=-9))
+    for told in ("the system killed the trainer because memory ran out", "unless somebody"):
+        refused = await refusal(service.fine_tuning.RankBackbones(request()))
+        assert (refused.code, refused.reason) == (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "OUT_OF_MEMORY",
+        )
+        assert told in refused.message
+        assert "name smaller backbones" in refused.message
 
 
 async def hanging(service: Service) -> tuple["asyncio.Future[object]", FakeTrainer]:

@@ -32,6 +32,7 @@ class Tenants:
     """A gate that lets in whoever says which tenant it is."""
 
     def __init__(self) -> None:
+        self.is_shared = True
         self.gone: set[str] = set()
         self.waits: list[float] = []
         self.asked = 0
@@ -188,6 +189,32 @@ async def test_one_tenant_gets_half_the_places_and_half_of_what_requests_may_hol
         slow.go_on.set()
         await asyncio.gather(*calls)
         await stub.GetReport(report, metadata=of("acme"))
+
+
+async def test_a_tenant_that_is_alone_gets_all_places_until_another_comes() -> None:
+    slow, gate = Slow(), Tenants()
+    gate.is_shared = False
+    async with serving(slow, gate, calls=4) as channel:
+        stub: Any = model_pb2_grpc.ModelServiceStub(channel)
+        asked = model_pb2.GetModelRequest(model="m")
+        calls = [asyncio.ensure_future(stub.GetModel(asked, metadata=of("acme"))) for _ in "123"]
+        for _ in calls:
+            await slow.arrived.acquire()
+        gate.is_shared = True
+        calls.append(asyncio.ensure_future(stub.GetModel(asked, metadata=of("zoo"))))
+        await slow.arrived.acquire()
+        slow.go_on.set()
+        await asyncio.gather(*calls)
+        # All was given back, and now it is one of two.
+        slow.go_on.clear()
+        calls = [asyncio.ensure_future(stub.GetModel(asked, metadata=of("acme"))) for _ in "12"]
+        for _ in calls:
+            await slow.arrived.acquire()
+        assert (
+            "of tenant acme" in (await refusal(stub.GetModel(asked, metadata=of("acme")))).message
+        )
+        slow.go_on.set()
+        await asyncio.gather(*calls)
 
 
 def test_what_a_tenant_gave_back_it_may_have_again() -> None:

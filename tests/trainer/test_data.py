@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from service.class_folders import Examined
-from service.domain import RejectedFile
+from service.domain import DEFAULT_TENANT, RejectedFile
 from service.errors import InvalidInput, Reason, WrongState
 from service.inference import preprocess
 from service.storage.database import Database
@@ -312,7 +312,7 @@ def test_a_targets_digest_is_that_of_the_unlabelled_dataset_that_holds_it(
     database = Database(tmp_path / "data")
     limits = Limits(max_upload_bytes=10**6, max_unpacked_bytes=10**6, max_files=100)
     datasets = DatasetStore(database, tmp_path / "datasets", preprocess.open_picture, limits, 1)
-    upload = datasets.begin_upload("", "", is_unlabelled=True)
+    upload = datasets.begin_upload("", "", tenant=DEFAULT_TENANT, is_unlabelled=True)
     for path in sorted(folder.rglob("*.png")):
         upload.add_picture(path.parent.name, path.read_bytes(), path.name, "")
     record = upload.finish()

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from service import control_groups
 from service.errors import Reason
 from service.jobs.contract import ExitCode, Failed
 from tests.trainer.conftest import MakeSpec, Told
-from trainer import memory, train
+from trainer import train
 from trainer.__main__ import _train
 from trainer.memory import is_out_of_memory, usable_bytes
 
@@ -62,6 +63,6 @@ def test_the_least_limit_around_the_process_counts(
         file.write_text(f"{text}\n")
     if own is not None:
         (tmp_path / "own").write_text(f"{own}\n")
-    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(control_groups, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(control_groups, "_OWN_GROUPS", tmp_path / "own")
     assert usable_bytes() == expected

@@ -22,6 +22,7 @@ from service.jobs.contract import (
     decode_record,
 )
 from tests.trainer.conftest import MakeFolder, MakeSpec
+from trainer import memory
 from trainer.__main__ import main
 
 TIMEOUT_S = 90
@@ -161,3 +162,37 @@ def test_a_trainer_in_the_middle_of_native_code_dies_with_its_server() -> None:
         trainer = psutil.Process(int(server.stdout.readline()))
         server.kill()
         trainer.wait(20)
+
+
+@pytest.mark.parametrize("command", ["run", "rank", "wait"])
+def test_the_kernel_kills_a_trainer_before_its_server_for_want_of_memory(
+    command: str, tmp_path: Path
+) -> None:
+    own = Path("/proc/self/oom_score_adj").read_text()
+    halt = tmp_path / "halt"
+    os.mkfifo(halt)
+    # It halts where it reads its spec or, without one, before the imports that take memory.
+    (tmp_path / "torch.py").write_text(f"open({str(halt)!r}).read()")
+    spec = [] if command == "wait" else [str(halt)]
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "trainer", command, *spec],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        ) as process,
+        halt.open("wb"),
+    ):
+        told = Path(f"/proc/{process.pid}/oom_score_adj").read_text()
+        process.kill()
+    assert told == "1000\n"
+    assert Path("/proc/self/oom_score_adj").read_text() == own
+
+
+def test_a_system_that_does_not_let_it_say_so_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in (tmp_path, tmp_path / "none" / "oom_score_adj"):
+        monkeypatch.setattr(memory, "_OOM_SCORE_ADJ", file)
+        memory.be_killed_first()

@@ -21,7 +21,7 @@ from service.storage.database import Database
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 from tests.unit.jobs.conftest import request
-from tests.unit.storage.conftest import LIMITS, decode, write_result
+from tests.unit.storage.conftest import LIMITS, TENANT, decode, write_result
 
 Break = Callable[[Path], object]
 
@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs = JobStore(database, max_queued=100)
     stored = {}
     for is_unlabelled in (False, True):
-        upload = datasets.begin_upload("", "", is_unlabelled=is_unlabelled)
+        upload = datasets.begin_upload("", "", tenant=TENANT, is_unlabelled=is_unlabelled)
         for label in ("cat", "dog"):
             upload.add_picture(label, f"PIC {label}".encode(), f"{label}.png", "")
         stored[is_unlabelled] = upload.finish()
@@ -70,7 +70,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     succeeds("gone")
     models.delete_model("gone")
     jobs.fail(runs("birds"), Reason.TRAINING_FAILED, "no")
-    jobs.request_cancel(again := runs("birds"))
+    jobs.request_cancel(again := runs("birds"), TENANT)
     jobs.cancelled(again)
     jobs.requeue(waits := runs("birds"), "again", Reason.TRAINER_CRASHED, 3)
     (data / "work" / waits / "checkpoint").mkdir(parents=True)

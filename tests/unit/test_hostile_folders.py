@@ -57,12 +57,19 @@ def test_a_pipe_is_not_waited_for_and_neither_it_nor_a_device_is_read(root: Path
     assert rejected
 
 
-def test_a_root_that_is_reached_by_a_link_is_read(root: Path) -> None:
-    # The operator's own, such as a data folder on another disk.
-    link = root.parent / "link"
-    link.symlink_to(root)
-    found, rejected = read(link, class_folders.find(link))
-    assert (len(found), rejected) == (3, [])
+@pytest.mark.parametrize("above", [0, 1])
+def test_a_root_that_became_a_link_or_lies_behind_one_is_not_read(root: Path, above: int) -> None:
+    deep = root / "cat"
+    files = class_folders.find_any(deep)
+    swapped = [deep, root][above]
+    kept = root.parent / "kept"
+    swapped.rename(kept)
+    swapped.symlink_to(kept)
+    found, rejected = read(deep, files)
+    assert (found, len(rejected)) == ([], 2)
+    # Nor what is listed behind it only then.
+    found, rejected = read(deep, class_folders.find_any(deep))
+    assert (found, len(rejected)) == ([], 2)
 
 
 def test_folders_nested_deeper_than_the_stack_are_read(tmp_path: Path) -> None:

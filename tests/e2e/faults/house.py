@@ -4,6 +4,7 @@ Trainers are the stand-in of this folder unless a test asks for real ones.
 """
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -179,6 +180,32 @@ def until_death() -> Iterator[None]:
     """For calls in the middle of which the server dies."""
     with suppress(graft.errors.Unavailable):
         yield
+
+
+@contextmanager
+def asked(client: graft.Client, picture: Path, model: str, label: str) -> Iterator[list[str]]:
+    """Asks a model all the while; every question must be answered with this label."""
+    answers: list[str] = []
+    is_over = threading.Event()
+
+    def ask() -> None:
+        # Now and then, since a busy server takes the cores from its trainers.
+        while not is_over.wait(0.1):
+            try:
+                [answer] = client.predict(picture, model=model)
+                answers.append(answer.label)
+            except Exception as error:
+                answers.append(repr(error))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield answers
+    finally:
+        is_over.set()
+        asking.join()
+    assert len(answers) > 1
+    assert set(answers) == {label}
 
 
 def wait_until(holds: Callable[[], bool], why_not: Callable[[], str] = str) -> None:

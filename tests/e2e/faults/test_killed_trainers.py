@@ -7,7 +7,6 @@ test takes away the files of its own.
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import graft
 import pytest
 
-from tests.e2e.faults.house import ROOT, House
+from tests.e2e.faults.house import ROOT, House, asked
 
 pytestmark = pytest.mark.e2e
 
@@ -59,28 +58,10 @@ def client(
 
 
 @pytest.fixture
-def asked(client: graft.Client, digits: Path) -> Iterator[list[str]]:
-    """Asks the model all the while; every question must be answered."""
-    picture = next((digits / "0").iterdir())
-    answers: list[str] = []
-    is_over = threading.Event()
-
-    def ask() -> None:
-        # Now and then, since a busy server takes the cores from its trainers.
-        while not is_over.wait(0.1):
-            try:
-                [answer] = client.predict(picture, model="digits")
-                answers.append(answer.label)
-            except Exception as error:
-                answers.append(repr(error))
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    yield answers
-    is_over.set()
-    asking.join()
-    assert len(answers) > 1
-    assert set(answers) == {"0"}
+def always_answered(client: graft.Client, digits: Path) -> Iterator[None]:
+    """The model is asked all the while; every question must be answered."""
+    with asked(client, next((digits / "0").iterdir()), "digits", "0"):
+        yield
 
 
 def attempts_of(job: graft.JobHandle) -> int:
@@ -93,7 +74,7 @@ def attempts_of(job: graft.JobHandle) -> int:
 
 @pytest.mark.parametrize("point", FEATURE_BASED)
 def test_a_job_whose_trainer_is_killed_once_is_tried_again_while_models_answer(
-    client: graft.Client, digits: Path, done: Path, asked: list[str], point: str
+    client: graft.Client, digits: Path, done: Path, always_answered: None, point: str
 ) -> None:
     (done / point).unlink()
     job = client.fine_tune(digits, point)
@@ -112,7 +93,7 @@ def test_a_result_that_was_told_counts_though_its_trainer_is_killed(
 
 
 def test_a_job_whose_trainer_is_killed_each_time_fails_and_says_why(
-    client: graft.Client, digits: Path, done: Path, asked: list[str]
+    client: graft.Client, digits: Path, done: Path, always_answered: None
 ) -> None:
     (done / "trainer.training").unlink()
     (done / "again").unlink()
@@ -121,6 +102,7 @@ def test_a_job_whose_trainer_is_killed_each_time_fails_and_says_why(
         job.wait(TIMEOUT_S)
     assert failed.value.job.error is not None
     assert failed.value.job.error.reason == "OUT_OF_MEMORY"
+    assert "unless somebody killed it" in str(failed.value)
     assert attempts_of(job) == 2
     with pytest.raises(graft.errors.NotFound):
         client.get_model("doomed")

@@ -28,7 +28,7 @@ from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 from service.telemetry import Telemetry
-from tests.unit.storage.conftest import write_result
+from tests.unit.storage.conftest import TENANT, write_result
 
 EPOCH = EpochEnded(
     epoch=1, epochs=3, train_loss=0.9, train_accuracy=0.5, validation_loss=0.8,
@@ -64,17 +64,17 @@ class House:
     supervisor: Supervisor
     warmed: list[StoredVersion] = field(default_factory=list)
 
-    async def ended(self, job_id: str) -> JobRecord:
+    async def ended(self, job_id: str, tenant: str = TENANT) -> JobRecord:
         async with asyncio.timeout(20):
-            async for _ in self.watch.follow(job_id, 0):
+            async for _ in self.watch.follow(job_id, tenant, 0):
                 pass
-        return self.jobs.get(job_id)
+        return self.jobs.get(job_id, tenant)
 
     async def happened(self, job_id: str, *states: JobState) -> None:
         """Waits until the job has been in these states, in this order."""
         left = list(states)
         async with asyncio.timeout(20):
-            async for event in self.watch.follow(job_id, 0):
+            async for event in self.watch.follow(job_id, TENANT, 0):
                 if isinstance(event.payload, StateChanged) and event.payload.state is left[0]:
                     del left[0]
                     if not left:
@@ -122,7 +122,7 @@ async def make_house(
 
         async def warm(_model: str, stored: StoredVersion) -> None:
             assert stored.head_path.exists()
-            assert models.list_models(0, "")[0] == [], "announced before it was warm"
+            assert models.list_models(0, "", TENANT)[0] == [], "announced before it was warm"
             warmed.append(stored)
 
         supervisor = Supervisor(

@@ -17,7 +17,7 @@ from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 from tests.unit.jobs.conftest import Queue, request
 from tests.unit.jobs.house import class_folders
-from tests.unit.storage.conftest import write_result
+from tests.unit.storage.conftest import TENANT, write_result
 from tests.unit.storage.test_datasets import PICTURES, upload
 
 
@@ -143,7 +143,7 @@ def test_a_deleted_dataset_ends_growing_until_the_same_pictures_are_back(
 ) -> None:
     dataset_id = upload(datasets, PICTURES).dataset_id
     train(server_path="", dataset_id=dataset_id)
-    datasets.delete(dataset_id)
+    datasets.delete(dataset_id, TENANT)
     with pytest.raises(WrongState, match="upload the same pictures again") as caught:
         lineage.grow(request(), "", None, None)
     assert refused(caught) == (Reason.BASE_DATA_GONE, "base")

@@ -21,7 +21,7 @@ from service.jobs.fake_launcher import Script
 from service.storage.database import Database
 from tests.unit.jobs.conftest import Queue
 from tests.unit.jobs.house import FINISHED, HANGS, MakeHouse, class_folders, good
-from tests.unit.storage.conftest import write_result
+from tests.unit.storage.conftest import TENANT, write_result
 from tests.unit.storage.test_archives import FILES, tar_gz_of, zip_of
 from tests.unit.storage.test_datasets import PICTURES, upload
 
@@ -54,7 +54,9 @@ async def test_a_version_that_missed_its_gate_is_a_candidate_and_its_job_succeed
     assert house.models.get_model("birds").aliases["prod"] != 2
     assert house.models.resolve("birds", 2, None).is_candidate
     published = [
-        e.payload for e in house.jobs.events(jobs[1].job_id, 0) if isinstance(e.payload, Published)
+        e.payload
+        for e in house.jobs.events(jobs[1].job_id, TENANT, 0)
+        if isinstance(e.payload, Published)
     ]
     assert published == [Published("birds", 2, 0.5, 2, ["accuracy 0.5 is below 0.9"])]
     assert published[0].is_candidate
@@ -82,7 +84,9 @@ async def test_a_version_whose_alias_moved_while_it_was_made_says_so_and_is_a_ca
     await house.supervisor.start()
     assert (await house.ended(job.job_id)).version == 2
     (published,) = (
-        e.payload for e in house.jobs.events(job.job_id, 0) if isinstance(e.payload, Published)
+        e.payload
+        for e in house.jobs.events(job.job_id, TENANT, 0)
+        if isinstance(e.payload, Published)
     )
     assert published.is_candidate
     assert "moved to version 1" in published.gate_failures[0]
@@ -127,7 +131,7 @@ async def test_backbone_auto_is_left_to_the_trainer_among_those_at_hand(
     plain, auto = (trainer.spec for trainer in house.launcher.trainers)
     assert plain.candidates == []
     assert (auto.backbone, auto.exported) == ("auto", [])
-    known = house.models.exported_backbones("efficientnet_lite0")
+    known = house.models.exported_backbones("efficientnet_lite0", TENANT)
     assert len(known) == 1
     assert sorted(auto.candidates, key=lambda c: c.backbone) == [
         Candidate(backbone="efficientnet_lite0", exported=known),
@@ -199,7 +203,7 @@ async def test_a_job_that_is_cancelled_in_the_queue_leaves_no_checkpoint(
     await house.supervisor.start()
     await house.trainer()
     assert left.exists()
-    await asyncio.to_thread(house.jobs.request_cancel, waiting.job_id)
+    await asyncio.to_thread(house.jobs.request_cancel, waiting.job_id, TENANT)
     await house.supervisor.close(5)
     assert [path.name for path in house.settings.work_dir.iterdir()] == [running.job_id]
 
@@ -221,7 +225,7 @@ async def test_a_grown_job_is_told_of_all_that_its_base_was_trained_on(
     await house.supervisor.start()
     assert (await house.ended(three.job_id)).state is JobState.SUCCEEDED
     spec = house.launcher.trainers[2].spec
-    unpacked = house.jobs.get(two.job_id).dataset_id
+    unpacked = house.jobs.get(two.job_id, TENANT).dataset_id
     assert (spec.base, spec.data_dir) == (Base("birds", 2), newest)
     assert spec.base_digest == "b" * 64
     assert spec.base_data_dirs == [oldest, str(house.datasets.path(unpacked))]
@@ -256,7 +260,7 @@ async def test_the_target_lies_where_the_trainer_finds_it(
         asked["target_path"] = str(tmp_path / "target.zip")
         (tmp_path / "target.zip").write_bytes(zip_of({"deep/er/a.png": b"PIC1"}))
     elif kind == "dataset":
-        sending = house.datasets.begin_upload("", "", is_unlabelled=True)
+        sending = house.datasets.begin_upload("", "", tenant=TENANT, is_unlabelled=True)
         sending.add_picture("", b"PIC", "", "")
         asked["target_dataset_id"] = sending.finish().dataset_id
     else:
@@ -267,8 +271,8 @@ async def test_the_target_lies_where_the_trainer_finds_it(
     if kind == "folder":
         assert spec.target_dir == asked["target_path"]
         return
-    (dataset,), _ = house.datasets.list(0, "")
+    (dataset,), _ = house.datasets.list(0, "", TENANT)
     assert spec.target_dir == str(house.datasets.path(dataset.dataset_id))
     assert dataset.is_unlabelled is (kind != "labelled dataset")
     with pytest.raises(WrongState, match="is used by"):
-        house.datasets.delete(dataset.dataset_id)
+        house.datasets.delete(dataset.dataset_id, TENANT)

@@ -14,6 +14,7 @@ from service.jobs.fake_launcher import FakeLauncher, Script
 from service.jobs.ranking import Rankings
 from service.jobs.request import RankRequest
 from service.jobs.settings import Settings
+from tests.unit.storage.conftest import TENANT
 
 RANKED = BackbonesRanked([], "", 1)
 
@@ -46,7 +47,7 @@ class Slow(Rankings):
 
 
 async def unpacks(rankings: Slow) -> "asyncio.Task[BackbonesRanked]":
-    call = asyncio.create_task(rankings.rank(RankRequest(dataset_id="ds-1")))
+    call = asyncio.create_task(rankings.rank(RankRequest(tenant=TENANT, dataset_id="ds-1")))
     assert await asyncio.to_thread(rankings.unpacking.acquire, timeout=10)
     return call
 
@@ -57,7 +58,7 @@ async def test_a_call_that_is_cancelled_keeps_its_turn_for_as_long_as_it_unpacks
     rankings = Slow(tmp_path)
     cancelled = await unpacks(rankings)
     cancelled.cancel()
-    after = asyncio.create_task(rankings.rank(RankRequest(dataset_id="ds-1")))
+    after = asyncio.create_task(rankings.rank(RankRequest(tenant=TENANT, dataset_id="ds-1")))
     assert not await asyncio.to_thread(rankings.unpacking.acquire, timeout=0.1), "two at once"
     rankings.go_on.set()
     with pytest.raises(asyncio.CancelledError):
@@ -73,13 +74,13 @@ async def test_a_turn_that_does_not_come_in_time_is_waited_for_no_longer(
     with monkeypatch.context() as patch:
         patch.setattr(ranking, "MAX_WAIT_S", 0.02)
         with pytest.raises(Exhausted) as caught:
-            await asyncio.wait_for(rankings.rank(RankRequest(dataset_id="ds-1")), 10)
+            await asyncio.wait_for(rankings.rank(RankRequest(tenant=TENANT, dataset_id="ds-1")), 10)
     assert caught.value.reason is Reason.QUEUE_FULL
     assert caught.value.retry_after_s
     rankings.go_on.set()
     assert await first == RANKED
     # The turn is free again.
-    assert await rankings.rank(RankRequest(dataset_id="ds-1")) == RANKED
+    assert await rankings.rank(RankRequest(tenant=TENANT, dataset_id="ds-1")) == RANKED
 
 
 async def test_of_one_tenant_so_many_wait_or_run_and_others_are_taken(tmp_path: Path) -> None:

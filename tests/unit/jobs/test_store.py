@@ -21,14 +21,18 @@ from service.storage.database import Connection, Database
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore, Publication
 from tests.unit.jobs.conftest import Queue, request
-from tests.unit.storage.conftest import write_result
+from tests.unit.storage.conftest import TENANT, write_result
 from tests.unit.storage.test_datasets import PICTURES, upload
 
 ALL = ("auto", "cpu", "cuda")
 
 
 def states(jobs: JobStore, job_id: str) -> list[JobState]:
-    return [e.payload.state for e in jobs.events(job_id, 0) if isinstance(e.payload, StateChanged)]
+    return [
+        e.payload.state
+        for e in jobs.events(job_id, TENANT, 0)
+        if isinstance(e.payload, StateChanged)
+    ]
 
 
 def version_one(_: Connection) -> Publication:
@@ -38,10 +42,10 @@ def version_one(_: Connection) -> Publication:
 def test_a_new_job_waits_with_its_first_event(jobs: JobStore) -> None:
     record, created = jobs.create(request(labels={"a": "b"}), "", "")
     assert created
-    assert record == jobs.get(record.job_id)
+    assert record == jobs.get(record.job_id, TENANT)
     assert (record.state, record.attempts, record.last_sequence) == (JobState.QUEUED, 0, 1)
     assert record.request == request(labels={"a": "b"})
-    assert jobs.events(record.job_id, 0)[0].payload == StateChanged(JobState.QUEUED)
+    assert jobs.events(record.job_id, TENANT, 0)[0].payload == StateChanged(JobState.QUEUED)
 
 
 def test_the_same_request_id_gives_the_first_job(jobs: JobStore) -> None:
@@ -72,9 +76,9 @@ def test_a_job_on_a_dataset_that_is_gone_is_refused(jobs: JobStore, datasets: Da
     dataset_id = upload(datasets, PICTURES).dataset_id
     job, _ = jobs.create(request(server_path="", dataset_id=dataset_id), "", "")
     with pytest.raises(WrongState):
-        datasets.delete(dataset_id)
-    jobs.request_cancel(job.job_id)
-    datasets.delete(dataset_id)
+        datasets.delete(dataset_id, TENANT)
+    jobs.request_cancel(job.job_id, TENANT)
+    datasets.delete(dataset_id, TENANT)
     with pytest.raises(NotFound) as caught:
         jobs.create(request(server_path="", dataset_id=dataset_id), "", "")
     assert caught.value.reason is Reason.DATASET_NOT_FOUND
@@ -88,9 +92,9 @@ def test_a_dataset_that_a_running_job_took_up_stays(
     jobs.claim(ALL)
     jobs.use_dataset(job_id, dataset_id)
     with pytest.raises(WrongState, match=job_id):
-        datasets.delete(dataset_id)
+        datasets.delete(dataset_id, TENANT)
     jobs.fail(job_id, Reason.TRAINING_FAILED, "x")
-    datasets.delete(dataset_id)
+    datasets.delete(dataset_id, TENANT)
     with pytest.raises(NotFound):
         jobs.use_dataset(job_id, dataset_id)
 
@@ -138,23 +142,23 @@ def test_events_are_numbered_without_gaps_and_read_after_any_of_them(
     jobs.claim(ALL)
     for n in range(5):
         event = jobs.append_event(job_id, Note("info", str(n)))
-        assert event == jobs.events(job_id, event.sequence - 1)[0]
-    assert [e.sequence for e in jobs.events(job_id, 0)] == list(range(1, 8))
-    assert [e.sequence for e in jobs.events(job_id, 3, limit=2)] == [4, 5]
-    assert jobs.events(job_id, 99) == []
+        assert event == jobs.events(job_id, TENANT, event.sequence - 1)[0]
+    assert [e.sequence for e in jobs.events(job_id, TENANT, 0)] == list(range(1, 8))
+    assert [e.sequence for e in jobs.events(job_id, TENANT, 3, limit=2)] == [4, 5]
+    assert jobs.events(job_id, TENANT, 99) == []
     with pytest.raises(InvalidInput):
-        jobs.events(job_id, -1)
+        jobs.events(job_id, TENANT, -1)
     with pytest.raises(NotFound):
-        jobs.events("job-x", 0)
+        jobs.events("job-x", TENANT, 0)
 
 
 def test_progress_shows_while_the_job_runs(jobs: JobStore, queue: Queue) -> None:
     job_id = queue().job_id
     jobs.claim(ALL)
     jobs.append_event(job_id, Progressed("training", 0.5))
-    assert jobs.get(job_id).progress == Progressed("training", 0.5)
+    assert jobs.get(job_id, TENANT).progress == Progressed("training", 0.5)
     jobs.fail(job_id, Reason.TRAINING_FAILED, "no")
-    assert jobs.get(job_id).progress is None
+    assert jobs.get(job_id, TENANT).progress is None
 
 
 def test_success_publishes_and_ends_in_one_step(
@@ -177,13 +181,13 @@ def test_success_publishes_and_ends_in_one_step(
 
     with pytest.raises(RuntimeError):
         jobs.succeed(job_id, publish_and_fail, 0.9, 10)
-    assert jobs.get(job_id).state is JobState.RUNNING
-    assert models.list_models(0, "") == ([], "")
+    assert jobs.get(job_id, TENANT).state is JobState.RUNNING
+    assert models.list_models(0, "", TENANT) == ([], "")
 
     record = jobs.succeed(job_id, publish, 0.9, 10)
     assert (record.state, record.version) == (JobState.SUCCEEDED, 1)
     assert record.end_time_s is not None
-    last_two = [e.payload for e in jobs.events(job_id, 0)][-2:]
+    last_two = [e.payload for e in jobs.events(job_id, TENANT, 0)][-2:]
     assert last_two == [Published("birds", 1, 0.9, 10), StateChanged(JobState.SUCCEEDED)]
     assert jobs.succeed(job_id, publish, 0.9, 10) == record
     assert models.get_model("birds").version_count == 1
@@ -196,17 +200,17 @@ def test_a_failed_job_says_why(jobs: JobStore, queue: Queue) -> None:
     assert (record.state, record.error_reason, record.error_message) == (
         JobState.FAILED, Reason.OUT_OF_MEMORY, "too big",
     )  # fmt: skip
-    assert jobs.events(job_id, 0)[-1].payload == StateChanged(
+    assert jobs.events(job_id, TENANT, 0)[-1].payload == StateChanged(
         JobState.FAILED, Reason.OUT_OF_MEMORY, "too big"
     )
 
 
 def test_a_queued_job_is_cancelled_at_once(jobs: JobStore, queue: Queue) -> None:
     job_id = queue().job_id
-    assert jobs.request_cancel(job_id).state is JobState.CANCELLED
+    assert jobs.request_cancel(job_id, TENANT).state is JobState.CANCELLED
     assert jobs.claim(ALL) is None
     with pytest.raises(WrongState) as caught:
-        jobs.request_cancel(job_id)
+        jobs.request_cancel(job_id, TENANT)
     assert caught.value.reason is Reason.JOB_FINISHED
 
 
@@ -214,9 +218,9 @@ def test_a_running_job_is_cancelled_when_its_trainer_stopped(jobs: JobStore, que
     job_id = queue().job_id
     jobs.claim(ALL)
     assert jobs.to_cancel() == set()
-    record = jobs.request_cancel(job_id)
+    record = jobs.request_cancel(job_id, TENANT)
     assert (record.state, record.cancel_requested) == (JobState.RUNNING, True)
-    assert jobs.request_cancel(job_id) == record
+    assert jobs.request_cancel(job_id, TENANT) == record
     assert jobs.to_cancel() == {job_id}
     record = jobs.cancelled(job_id)
     assert (record.state, record.cancel_requested) == (JobState.CANCELLED, False)
@@ -226,7 +230,7 @@ def test_a_running_job_is_cancelled_when_its_trainer_stopped(jobs: JobStore, que
 def test_a_success_beats_a_cancel_that_was_not_done_yet(jobs: JobStore, queue: Queue) -> None:
     job_id = queue().job_id
     jobs.claim(ALL)
-    jobs.request_cancel(job_id)
+    jobs.request_cancel(job_id, TENANT)
     record = jobs.succeed(job_id, version_one, 1.0, 1)
     assert (record.state, record.cancel_requested) == (JobState.SUCCEEDED, False)
 
@@ -235,7 +239,7 @@ def test_nothing_happens_to_a_job_after_its_end(jobs: JobStore, queue: Queue) ->
     job_id = queue().job_id
     jobs.claim(ALL)
     jobs.fail(job_id, Reason.TRAINING_FAILED, "no")
-    before = jobs.events(job_id, 0)
+    before = jobs.events(job_id, TENANT, 0)
     for change in (
         lambda: jobs.append_event(job_id, Note("info", "late")),
         lambda: jobs.succeed(job_id, version_one, 1.0, 1),
@@ -246,7 +250,7 @@ def test_nothing_happens_to_a_job_after_its_end(jobs: JobStore, queue: Queue) ->
         with pytest.raises(WrongState) as caught:
             change()
         assert caught.value.reason is Reason.JOB_FINISHED
-    assert jobs.events(job_id, 0) == before
+    assert jobs.events(job_id, TENANT, 0) == before
 
 
 def test_after_a_restart_running_jobs_wait_again_before_younger_ones(
@@ -263,7 +267,7 @@ def test_after_a_restart_running_jobs_wait_again_before_younger_ones(
     assert states(again, old) == [
         JobState.QUEUED, JobState.RUNNING, JobState.QUEUED, JobState.RUNNING,
     ]  # fmt: skip
-    assert again.get(young).last_sequence == 1
+    assert again.get(young, TENANT).last_sequence == 1
 
 
 def test_a_job_that_was_running_at_too_many_crashes_fails(jobs: JobStore, queue: Queue) -> None:
@@ -271,7 +275,7 @@ def test_a_job_that_was_running_at_too_many_crashes_fails(jobs: JobStore, queue:
     for _ in range(2):
         jobs.claim(ALL)
         jobs.requeue_running(max_crashes=2)
-    record = jobs.get(job_id)
+    record = jobs.get(job_id, TENANT)
     assert (record.state, record.error_reason) == (JobState.FAILED, Reason.TRAINER_CRASHED)
     assert "attempt 2 of 2" in record.error_message
 
@@ -281,7 +285,7 @@ def test_a_requeue_that_is_no_crash_does_not_count_as_one(jobs: JobStore, queue:
     for _ in range(5):
         jobs.claim(ALL)
         jobs.requeue(job_id, "the service stops")
-    assert jobs.get(job_id).state is JobState.QUEUED
+    assert jobs.get(job_id, TENANT).state is JobState.QUEUED
     jobs.claim(ALL)
     record = jobs.requeue(job_id, "it crashed", Reason.TRAINER_CRASHED, max_crashes=2)
     assert (record.state, record.attempts, record.crashes) == (JobState.QUEUED, 6, 1)
@@ -290,7 +294,7 @@ def test_a_requeue_that_is_no_crash_does_not_count_as_one(jobs: JobStore, queue:
 def test_a_job_that_was_to_be_cancelled_does_not_start_again(jobs: JobStore, queue: Queue) -> None:
     job_id = queue().job_id
     jobs.claim(ALL)
-    jobs.request_cancel(job_id)
+    jobs.request_cancel(job_id, TENANT)
     (record,) = jobs.requeue_running(max_crashes=2)
     assert record.state is JobState.CANCELLED
 
@@ -302,7 +306,7 @@ def test_jobs_are_listed_newest_first_by_state_and_model(jobs: JobStore, queue: 
     def ids(*asked: object) -> list[str]:
         found, token = [], ""
         while True:
-            page, token = jobs.list(1, token, *asked)  # type: ignore[arg-type]
+            page, token = jobs.list(1, token, *asked, TENANT)  # type: ignore[arg-type]
             found += [record.job_id for record in page]
             if not token:
                 return found
@@ -322,13 +326,13 @@ def test_listeners_hear_of_every_event_after_it_is_kept(jobs: JobStore) -> None:
 
     def listen(job_id: str, event: JobEvent | None) -> None:
         if event is not None:
-            assert jobs.events(job_id, event.sequence - 1) == [event]
+            assert jobs.events(job_id, TENANT, event.sequence - 1) == [event]
         heard.append((job_id, event))
 
     jobs.listen(listen)
     job_id = jobs.create(request(), "", "")[0].job_id
     jobs.claim(ALL)
-    jobs.request_cancel(job_id)
+    jobs.request_cancel(job_id, TENANT)
     jobs.cancelled(job_id)
     assert [event and event.sequence for _, event in heard] == [1, 2, None, 3]
 
@@ -348,7 +352,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.database.close()
 
     def any_id(self) -> str:
-        records, _ = self.jobs.list(0, "", (), "")
+        records, _ = self.jobs.list(0, "", (), "", TENANT)
         return self.pick.choice([r.job_id for r in records]) if records else "job-none"
 
     @rule(device=st.sampled_from(ALL), request_id=st.sampled_from(["", "a", "b"]))
@@ -375,7 +379,7 @@ class AnyOrder(RuleBasedStateMachine):
             "append": lambda: self.jobs.append_event(job_id, Progressed("training", 0.1)),
             "succeed": lambda: self.jobs.succeed(job_id, version_one, 1.0, 1),
             "fail": lambda: self.jobs.fail(job_id, Reason.TRAINING_FAILED, "x"),
-            "request_cancel": lambda: self.jobs.request_cancel(job_id),
+            "request_cancel": lambda: self.jobs.request_cancel(job_id, TENANT),
             "cancelled": lambda: self.jobs.cancelled(job_id),
             "requeue": lambda: self.jobs.requeue(job_id, "x"),
             "crash": lambda: self.jobs.requeue(job_id, "x", Reason.TRAINER_CRASHED, 2),
@@ -390,8 +394,8 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def events_tell_the_state(self) -> None:
-        for record in self.jobs.list(0, "", (), "")[0]:
-            events = self.jobs.events(record.job_id, 0)
+        for record in self.jobs.list(0, "", (), "", TENANT)[0]:
+            events = self.jobs.events(record.job_id, TENANT, 0)
             assert [e.sequence for e in events] == list(range(1, record.last_sequence + 1))
             changes = [e for e in events if isinstance(e.payload, StateChanged)]
             assert changes[-1].payload.state is record.state  # type: ignore[union-attr]
@@ -427,5 +431,5 @@ def test_what_happens_to_a_job_is_in_order_though_the_clock_goes_back(
     ended = jobs.fail(record.job_id, Reason.TRAINING_FAILED, "no")
     assert ended.start_time_s is not None and ended.end_time_s is not None
     assert ended.create_time_s <= ended.start_time_s <= ended.end_time_s
-    times = [event.time_s for event in jobs.events(record.job_id, 0)]
+    times = [event.time_s for event in jobs.events(record.job_id, TENANT, 0)]
     assert times == sorted(times)

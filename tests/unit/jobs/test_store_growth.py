@@ -8,11 +8,12 @@ from service.storage.database import Database
 from service.storage.datasets import DatasetStore
 from tests.unit.jobs.conftest import Queue, request
 from tests.unit.jobs.test_store import ALL
+from tests.unit.storage.conftest import TENANT
 from tests.unit.storage.test_datasets import PICTURES, upload
 
 
 def unlabelled(datasets: DatasetStore) -> str:
-    sending = datasets.begin_upload("target", "", is_unlabelled=True)
+    sending = datasets.begin_upload("target", "", tenant=TENANT, is_unlabelled=True)
     sending.add_picture("", b"PIC", "", "")
     return sending.finish().dataset_id
 
@@ -35,13 +36,13 @@ def test_a_target_and_the_data_of_a_base_stay_while_a_job_needs_them(
         "",
     )
     for job in (first, second):
-        jobs.request_cancel(job.job_id)
+        jobs.request_cancel(job.job_id, TENANT)
     for dataset_id in (own, target, base, grandparent):
         with pytest.raises(WrongState, match=third.job_id):
-            datasets.delete(dataset_id)
-    jobs.request_cancel(third.job_id)
+            datasets.delete(dataset_id, TENANT)
+    jobs.request_cancel(third.job_id, TENANT)
     for dataset_id in (own, target, base, grandparent):
-        datasets.delete(dataset_id)
+        datasets.delete(dataset_id, TENANT)
 
 
 def test_a_target_that_a_running_job_took_up_stays(
@@ -53,9 +54,9 @@ def test_a_target_that_a_running_job_took_up_stays(
     for _ in range(2):  # an attempt may come again
         jobs.use_target(job_id, dataset_id)
     with pytest.raises(WrongState, match=job_id):
-        datasets.delete(dataset_id)
+        datasets.delete(dataset_id, TENANT)
     jobs.fail(job_id, Reason.TRAINING_FAILED, "x")
-    datasets.delete(dataset_id)
+    datasets.delete(dataset_id, TENANT)
 
 
 def test_pictures_without_classes_are_a_target_and_nothing_to_learn_from(
@@ -93,11 +94,11 @@ def test_ancestors_are_told_oldest_first_and_have_a_bound(database: Database) ->
 
 
 def test_a_request_id_is_known_once_it_made_a_job(jobs: JobStore) -> None:
-    assert not jobs.is_known("once")
+    assert not jobs.is_known("once", TENANT)
     jobs.create(request(), "once", "f")
     jobs.create(request(), "", "f")
-    assert jobs.is_known("once")
-    assert not jobs.is_known("")
+    assert jobs.is_known("once", TENANT)
+    assert not jobs.is_known("", TENANT)
 
 
 def test_what_waits_is_what_is_queued(jobs: JobStore, queue: Queue) -> None:

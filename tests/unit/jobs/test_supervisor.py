@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from service import control_groups
 from service.domain import GateCheck, JobState
 from service.errors import Reason
 from service.jobs.contract import (
@@ -21,7 +22,7 @@ from service.jobs.fake_launcher import Script
 from service.storage.artifacts import StoredVersion
 from tests.unit.jobs.conftest import Queue
 from tests.unit.jobs.house import EPOCH, FINISHED, FOUND, HANGS, MakeHouse, good
-from tests.unit.storage.conftest import digest, write_result
+from tests.unit.storage.conftest import TENANT, digest, write_result
 from tests.unit.storage.test_archives import FILES, tar_gz_of
 from tests.unit.storage.test_datasets import PICTURES, upload
 
@@ -34,7 +35,7 @@ async def test_a_job_goes_from_the_queue_to_a_served_version(
     await house.supervisor.start()
     record = await house.ended(job_id)
     assert (record.state, record.version, record.attempts) == (JobState.SUCCEEDED, 1, 1)
-    assert [e.payload for e in house.jobs.events(job_id, 0)] == [
+    assert [e.payload for e in house.jobs.events(job_id, TENANT, 0)] == [
         StateChanged(JobState.QUEUED),
         StateChanged(JobState.RUNNING),
         Progressed("preparing", 0.0),
@@ -130,7 +131,7 @@ async def test_data_comes_from_an_archive_that_becomes_a_dataset(
     job = queue(server_path=str(tmp_path / "pets.tgz"))
     await house.supervisor.start()
     assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
-    (dataset,), _ = house.datasets.list(0, "")
+    (dataset,), _ = house.datasets.list(0, "", TENANT)
     assert house.launcher.trainers[0].spec.data_dir == str(house.datasets.path(dataset.dataset_id))
 
 
@@ -177,7 +178,7 @@ async def test_a_crash_is_tried_again(make_house: MakeHouse, queue: Queue, folde
     assert (record.state, record.attempts, record.crashes) == (JobState.SUCCEEDED, 2, 1)
     again = [
         e.payload
-        for e in house.jobs.events(job.job_id, 0)
+        for e in house.jobs.events(job.job_id, TENANT, 0)
         if isinstance(e.payload, StateChanged) and e.payload.reason
     ]
     assert [(a.state, a.reason) for a in again] == [(JobState.QUEUED, Reason.TRAINER_CRASHED)]
@@ -206,6 +207,30 @@ async def test_a_job_that_crashes_twice_fails_with_what_happened(
     assert (record.state, record.error_reason) == (JobState.FAILED, reason)
     assert said in record.error_message
     assert (record.attempts, record.crashes) == (2, 2)
+
+
+async def test_a_job_whose_trainer_the_kernel_killed_for_memory_says_so_for_certain(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each attempt asks before its trainer starts and after its end; the second one somebody killed.
+    counts = iter([4, 5, 5, 5])
+    monkeypatch.setattr(control_groups, "kill_count", lambda: next(counts))
+    house = make_house(Script(exit_code=-9))
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    record = await house.ended(job.job_id)
+    [again] = [
+        e.payload
+        for e in house.jobs.events(job.job_id, TENANT, 0)
+        if isinstance(e.payload, StateChanged)
+        and e.payload.state == JobState.QUEUED
+        and e.payload.reason
+    ]
+    assert again.reason == record.error_reason == Reason.OUT_OF_MEMORY
+    assert again.message.startswith("the system killed the trainer because memory ran out: use a")
+    assert "smaller backbone or batch_size" in again.message
+    assert "unless somebody killed it" in record.error_message
+    assert record.attempts == 2
 
 
 async def test_the_last_words_of_a_crash_are_logged_and_not_told_to_callers(
@@ -249,7 +274,7 @@ async def test_a_running_job_that_is_cancelled_stops_its_trainer(
     job, other = queue(server_path=folder), queue(server_path=folder)
     await house.supervisor.start()
     trainer = await house.trainer()
-    await asyncio.to_thread(house.jobs.request_cancel, job.job_id)
+    await asyncio.to_thread(house.jobs.request_cancel, job.job_id, TENANT)
     assert (await house.ended(job.job_id)).state is JobState.CANCELLED
     assert trainer.stopped.is_set()
     assert (await house.ended(other.job_id)).state is JobState.SUCCEEDED
@@ -270,7 +295,7 @@ async def test_a_cancel_that_comes_while_publishing_comes_too_late(
     job = queue(server_path=folder)
     await house.supervisor.start()
     await asyncio.wait_for(warming.wait(), 20)
-    await asyncio.to_thread(house.jobs.request_cancel, job.job_id)
+    await asyncio.to_thread(house.jobs.request_cancel, job.job_id, TENANT)
     house.supervisor.wake()
     await asyncio.to_thread(house.jobs.to_cancel)
     go_on.set()
@@ -330,5 +355,5 @@ async def test_a_result_that_is_not_whole_or_not_the_jobs_is_not_published(
     record = await house.ended(job.job_id)
     assert (record.state, record.error_reason) == (JobState.FAILED, Reason.TRAINING_FAILED)
     assert said in record.error_message
-    assert house.models.list_models(0, "") == ([], "")
+    assert house.models.list_models(0, "", TENANT) == ([], "")
     assert house.warmed == []

@@ -19,6 +19,7 @@ from service.jobs.fake_launcher import Script
 from service.jobs.store import JobRecord
 from tests.unit.jobs.conftest import Queue
 from tests.unit.jobs.house import EPOCH, FINISHED, HANGS, MakeHouse, good
+from tests.unit.storage.conftest import TENANT
 
 
 async def test_closing_stops_trainers_and_puts_their_jobs_back(
@@ -29,7 +30,7 @@ async def test_closing_stops_trainers_and_puts_their_jobs_back(
     await house.supervisor.start()
     trainer = await house.trainer()
     await house.supervisor.close(5)
-    record = house.jobs.get(job.job_id)
+    record = house.jobs.get(job.job_id, TENANT)
     assert (record.state, record.attempts, record.crashes) == (JobState.QUEUED, 1, 0)
     assert trainer.stopped.is_set()
     assert len(house.launcher.trainers) == 1
@@ -48,7 +49,7 @@ async def test_a_trainer_that_was_just_being_started_is_stopped_too(
     go_on.set()
     await closing
     assert house.launcher.trainers[0].stopped.is_set()
-    assert house.jobs.get(job.job_id).state is JobState.QUEUED
+    assert house.jobs.get(job.job_id, TENANT).state is JobState.QUEUED
 
 
 async def test_what_was_running_when_the_service_died_is_taken_up_again(
@@ -74,7 +75,7 @@ async def test_no_more_jobs_run_at_once_than_there_are_slots(
     assert [jobs[t.spec.job_id] for t in trainers] == ["cpu", "auto", "cpu"]
     assert [t.spec.device for t in trainers] == ["cpu", "auto", "cpu"]
     assert house.jobs.counts_by_state()["QUEUED"] == 2
-    await asyncio.to_thread(house.jobs.request_cancel, trainers[1].spec.job_id)
+    await asyncio.to_thread(house.jobs.request_cancel, trainers[1].spec.job_id, TENANT)
     assert (await house.trainer()).spec.device == "cuda"
     assert house.jobs.counts_by_state() == {
         "QUEUED": 1, "RUNNING": 3, "SUCCEEDED": 0, "FAILED": 0, "CANCELLED": 1,
@@ -110,7 +111,7 @@ async def test_figures_of_an_epoch_are_shown_while_the_job_runs(
     labels = {"job_id": job.job_id, "model": "birds"}
     assert house.metric("graft_training_validation_accuracy", **labels) == 0.6
     assert house.metric("graft_training_epochs_planned", **labels) == 3
-    await asyncio.to_thread(house.jobs.request_cancel, job.job_id)
+    await asyncio.to_thread(house.jobs.request_cancel, job.job_id, TENANT)
     await house.ended(job.job_id)
     await house.supervisor.close(5)
     assert house.metric("graft_training_epoch", **labels) is None
@@ -125,7 +126,9 @@ async def test_progress_is_kept_in_steps(make_house: MakeHouse, queue: Queue, fo
     await house.supervisor.start()
     await house.ended(job.job_id)
     kept = [
-        e.payload for e in house.jobs.events(job.job_id, 0) if isinstance(e.payload, Progressed)
+        e.payload
+        for e in house.jobs.events(job.job_id, TENANT, 0)
+        if isinstance(e.payload, Progressed)
     ]
     of_training = [p.fraction for p in kept if p.stage == "training"]
     assert (of_training[0], of_training[-1]) == (0.0, 1.0)
@@ -260,7 +263,7 @@ async def test_what_was_trained_waits_for_the_disk_or_the_database(
     await house.supervisor.start()
     record = await house.ended(job.job_id)
     assert (record.state, record.attempts) == (JobState.SUCCEEDED, 1)
-    kinds = [type(event.payload) for event in house.jobs.events(job.job_id, 0)]
+    kinds = [type(event.payload) for event in house.jobs.events(job.job_id, TENANT, 0)]
     assert kinds.count(EpochEnded) == 1
 
 

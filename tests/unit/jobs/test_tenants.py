@@ -1,11 +1,12 @@
 """Two tenants in one queue: the same ids, their own jobs, folders and bounds."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from service.domain import Base, JobState
+from service.domain import DEFAULT_TENANT, Base, JobState
 from service.errors import AlreadyExists, NotFound, OverQuota, Reason, WrongState
 from service.jobs.contract import JobSpec
 from service.jobs.events import Published
@@ -26,24 +27,24 @@ ACMES, BETAS = "acme/birds", "beta/birds"
 
 def test_a_job_is_its_models_tenants(jobs: JobStore, queue: Queue) -> None:
     ours, theirs, other = queue(ACMES), queue(BETAS), queue("birds")
-    assert [job.tenant for job in (ours, theirs, other)] == [ACME, BETA, "default"]
-    assert jobs.get(ours.job_id, ACME) == jobs.get(ours.job_id) == ours
+    assert [job.tenant for job in (ours, theirs, other)] == [ACME, BETA, DEFAULT_TENANT]
+    assert jobs.get(ours.job_id, ACME) == ours
     assert [job.job_id for job in jobs.list(0, "", (), "", ACME)[0]] == [ours.job_id]
     assert [job.job_id for job in jobs.list(0, "", (), ACMES, ACME)[0]] == [ours.job_id]
-    assert [job.job_id for job in jobs.list(0, "", (), "")[0]] == [other.job_id]
+    assert [job.job_id for job in jobs.list(0, "", (), "", DEFAULT_TENANT)[0]] == [other.job_id]
     assert jobs.list(0, "", (), ACMES, BETA) == ([], "")
 
 
 def test_another_tenants_job_is_as_one_that_is_not_there(jobs: JobStore, queue: Queue) -> None:
     job = queue(ACMES)
-    for call in (jobs.get, jobs.request_cancel):
+    for call in (jobs.get, jobs.request_cancel, partial(jobs.events, after_sequence=0)):
         seen = []
         for asked in (job.job_id, f"{job.job_id[:-1]}_"):
             with pytest.raises(NotFound) as caught:
                 call(asked, BETA)
             seen.append((caught.value.reason, caught.value.message.replace(asked, "ID")))
         assert seen[0] == seen[1]
-    assert jobs.get(job.job_id).state is JobState.QUEUED
+    assert jobs.get(job.job_id, ACME).state is JobState.QUEUED
     assert jobs.request_cancel(job.job_id, ACME).state is JobState.CANCELLED
 
 
@@ -56,7 +57,7 @@ def test_request_ids_are_each_tenants_own(jobs: JobStore) -> None:
             jobs.create(request(key), "one", "g")
     assert jobs.is_known("one", ACME)
     jobs.create(request(ACMES), "two", "f")
-    assert not jobs.is_known("two")
+    assert not jobs.is_known("two", DEFAULT_TENANT)
     assert not jobs.is_known("", ACME)
 
 
@@ -114,9 +115,9 @@ async def test_the_trainer_is_told_plain_names_and_whose_features_it_may_find(
 ) -> None:
     house = make_house(good())
     await house.supervisor.start()
-    first = await house.ended(queue(ACMES, server_path=folder).job_id)
+    first = await house.ended(queue(ACMES, server_path=folder).job_id, ACME)
     base = {"base": Base(ACMES, 1), "base_job_id": first.job_id}
-    second = await house.ended(queue(ACMES, server_path=folder, **base).job_id)
+    second = await house.ended(queue(ACMES, server_path=folder, **base).job_id, ACME)
     assert (second.state, second.version) == (JobState.SUCCEEDED, 2)
     specs = [trainer.spec for trainer in house.launcher.trainers]
     assert [(s.model, s.feature_cache_owner) for s in specs] == [("birds", ACME)] * 2
@@ -125,7 +126,7 @@ async def test_the_trainer_is_told_plain_names_and_whose_features_it_may_find(
     version = house.models.get_version(ACMES, 2, None)
     assert version.manifest.model == "birds"
     (published,) = [
-        e.payload for e in jobs.events(second.job_id, 0) if isinstance(e.payload, Published)
+        e.payload for e in jobs.events(second.job_id, ACME, 0) if isinstance(e.payload, Published)
     ]
     assert (published.model, published.version) == (ACMES, 2)
     await house.ended(queue("birds", server_path=folder).job_id)
@@ -138,9 +139,9 @@ async def test_a_job_reads_its_tenants_folders_alone(
     dirs = {ACME: (tmp_path,)}
     house = make_house(good(), allowed_dirs_of=lambda tenant: dirs.get(tenant, ()))
     await house.supervisor.start()
-    theirs = await house.ended(queue(BETAS, server_path=folder).job_id)
+    theirs = await house.ended(queue(BETAS, server_path=folder).job_id, BETA)
     assert (theirs.state, theirs.error_reason) == (JobState.FAILED, Reason.PATH_NOT_ALLOWED)
-    ours = await house.ended(queue(ACMES, server_path=folder).job_id)
+    ours = await house.ended(queue(ACMES, server_path=folder).job_id, ACME)
     assert ours.state is JobState.SUCCEEDED
 
 
@@ -154,10 +155,10 @@ async def test_an_archive_that_a_job_unpacks_is_its_tenants_and_counts(
     bounds = {ACME: 100_000, BETA: datasets.stored_bytes(BETA) + 11}
     house = make_house(good(), max_stored_bytes_of=bounds.get)
     await house.supervisor.start()
-    ours = await house.ended(queued[ACMES].job_id)
+    ours = await house.ended(queued[ACMES].job_id, ACME)
     assert ours.state is JobState.SUCCEEDED
     assert datasets.get(ours.dataset_id, ACME).size_bytes == 12
-    theirs = await house.ended(queued[BETAS].job_id)
+    theirs = await house.ended(queued[BETAS].job_id, BETA)
     assert (theirs.state, theirs.error_reason) == (JobState.FAILED, Reason.QUOTA_EXCEEDED)
     assert datasets.list(0, "", BETA) == ([], "")
 
@@ -178,7 +179,7 @@ async def test_a_version_that_its_tenant_has_no_room_for_is_not_published(
         Script(records=[FINISHED], before_last=trained), max_stored_bytes_of=bounds.get
     )
     await house.supervisor.start()
-    first, second = [await house.ended(job.job_id) for job in jobs]
+    first, second = [await house.ended(job.job_id, job.tenant) for job in jobs]
     assert (first.state, first.version) == (JobState.SUCCEEDED, 1)
     assert (second.state, second.error_reason) == (JobState.FAILED, Reason.QUOTA_EXCEEDED)
     assert "delete datasets or versions" in second.error_message
@@ -190,7 +191,7 @@ async def test_a_version_that_its_tenant_has_no_room_for_is_not_published(
         models.get_version(ACMES, 1, None).head_path.parent
     ]
     models.delete_model(ACMES)
-    again = await house.ended(queue(ACMES, server_path=folder).job_id)
+    again = await house.ended(queue(ACMES, server_path=folder).job_id, ACME)
     assert again.state is JobState.SUCCEEDED
 
 
@@ -221,7 +222,7 @@ async def test_a_base_grows_from_what_its_tenant_may_read_still(
     dirs = {ACME: (tmp_path / "acme",)}
     house = make_house(good(), allowed_dirs_of=lambda tenant: dirs.get(tenant, ()))
     await house.supervisor.start()
-    first = await house.ended(queue(ACMES, server_path=str(pictures)).job_id)
+    first = await house.ended(queue(ACMES, server_path=str(pictures)).job_id, ACME)
     lineage = Lineage(jobs, models, datasets, house.settings.allowed_dirs_of)
     grown = lineage.grow(request(ACMES), "", None, None)
     assert (grown.base, grown.base_job_id) == (Base(ACMES, 1), first.job_id)

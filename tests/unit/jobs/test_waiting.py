@@ -23,7 +23,7 @@ from service.storage.database import Database
 from tests.unit.jobs.conftest import Queue
 from tests.unit.jobs.house import HANGS, House, MakeHouse, good
 from tests.unit.jobs.test_supervisor_bounds import passing
-from tests.unit.storage.conftest import write_result
+from tests.unit.storage.conftest import TENANT, write_result
 
 NO_ROOM = Script([Failed(Reason.STORAGE_FULL, "no room for features")], exit_code=3)
 
@@ -135,7 +135,7 @@ async def test_publishing_is_told_once_and_files_are_copied_once(
     job = queue(server_path=folder)
     await house.supervisor.start()
     assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
-    told = [event.payload for event in house.jobs.events(job.job_id, 0)]
+    told = [event.payload for event in house.jobs.events(job.job_id, TENANT, 0)]
     assert told.count(Progressed("publishing", 0.0)) == 1
     assert len(copied) == len(house.warmed) == 1
 
@@ -154,7 +154,7 @@ async def test_a_job_that_waits_to_publish_can_be_cancelled_and_leaves_no_files(
     job = queue(server_path=folder)
     await house.supervisor.start()
     await asyncio.wait_for(tried.wait(), 20)
-    await asyncio.to_thread(house.jobs.request_cancel, job.job_id)
+    await asyncio.to_thread(house.jobs.request_cancel, job.job_id, TENANT)
     assert (await house.ended(job.job_id)).state is JobState.CANCELLED
     assert files(house.artifacts) == []
 
@@ -275,7 +275,7 @@ async def test_stops_that_can_save_nothing_count_for_nothing(
             await house.trainer()
             held.setattr(house.jobs, "requeue", passing(10**9, reason, house.jobs.requeue))
             await house.supervisor.close(5)
-        assert house.jobs.get(job.job_id).state is JobState.RUNNING
+        assert house.jobs.get(job.job_id, TENANT).state is JobState.RUNNING
     house = make_house(good(), max_crashes=1)
     await house.supervisor.start()
     record = await house.ended(job.job_id)
@@ -295,7 +295,7 @@ async def test_a_death_after_a_clean_stop_counts(
     assert not marker.is_after_one()
     # As the next process finds it.
     assert [one.crashes for one in house.jobs.requeue_running(2)] == [1]
-    assert house.jobs.get(job.job_id).state is JobState.QUEUED
+    assert house.jobs.get(job.job_id, TENANT).state is JobState.QUEUED
 
 
 async def test_the_end_of_a_supervisor_that_failed_is_no_clean_stop(
@@ -360,5 +360,5 @@ async def test_a_job_that_was_just_being_claimed_at_the_close_is_put_back(
     await asyncio.sleep(0)
     go_on.set()
     await closing
-    assert house.jobs.get(job.job_id).state is JobState.QUEUED
+    assert house.jobs.get(job.job_id, TENANT).state is JobState.QUEUED
     assert house.launcher.trainers == []

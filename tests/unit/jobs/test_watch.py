@@ -11,6 +11,7 @@ from service.jobs.events import JobEvent, StateChanged
 from service.jobs.store import JobStore
 from service.jobs.watch import Watch
 from tests.unit.jobs.conftest import Queue
+from tests.unit.storage.conftest import TENANT
 
 ALL = ("auto",)
 
@@ -35,7 +36,7 @@ async def numbers(events: AsyncIterator[JobEvent]) -> list[int]:
 async def test_what_was_before_is_replayed_and_what_comes_follows_to_the_end(
     watch: Watch, jobs: JobStore, running: str
 ) -> None:
-    events = watch.follow(running, 0)
+    events = watch.follow(running, TENANT, 0)
     assert [(await anext(events)).sequence for _ in range(2)] == [1, 2]
     third = asyncio.ensure_future(anext(events))
     await asyncio.to_thread(jobs.append_event, running, Note("info", "x"))
@@ -51,12 +52,16 @@ async def test_a_job_that_has_ended_is_replayed_from_anywhere(
 ) -> None:
     jobs.fail(running, Reason.TRAINING_FAILED, "no")
     for after in range(5):
-        assert await numbers(watch.follow(running, after)) == [1, 2, 3][after:]
+        assert await numbers(watch.follow(running, TENANT, after)) == [1, 2, 3][after:]
 
 
-async def test_a_job_that_is_not_there_is_told(watch: Watch) -> None:
+async def test_a_job_that_is_not_there_is_told_and_so_is_another_tenants(
+    watch: Watch, running: str
+) -> None:
     with pytest.raises(NotFound):
-        await numbers(watch.follow("job-x", 0))
+        await numbers(watch.follow("job-x", TENANT, 0))
+    with pytest.raises(NotFound):
+        await numbers(watch.follow(running, "acme", 0))
 
 
 async def test_an_event_right_after_a_look_is_not_missed(
@@ -76,7 +81,7 @@ async def test_an_event_right_after_a_look_is_not_missed(
 
     monkeypatch.setattr(jobs, "events", look_then_write)
     async with asyncio.timeout(10):
-        assert await numbers(watch.follow(running, 0)) == [1, 2, 3, 4]
+        assert await numbers(watch.follow(running, TENANT, 0)) == [1, 2, 3, 4]
 
 
 async def test_an_end_between_the_looks_at_events_and_state_is_not_missed(
@@ -84,14 +89,14 @@ async def test_an_end_between_the_looks_at_events_and_state_is_not_missed(
 ) -> None:
     get = jobs.get
 
-    def end_then_get(job_id: str) -> object:
-        if get(job_id).state is JobState.RUNNING:
+    def end_then_get(job_id: str, tenant: str) -> object:
+        if get(job_id, tenant).state is JobState.RUNNING:
             jobs.fail(job_id, Reason.TRAINING_FAILED, "late")
-        return get(job_id)
+        return get(job_id, tenant)
 
     monkeypatch.setattr(jobs, "get", end_then_get)
     async with asyncio.timeout(10):
-        assert await numbers(watch.follow(running, 2)) == [3]
+        assert await numbers(watch.follow(running, TENANT, 2)) == [3]
 
 
 async def test_more_events_than_a_page_come_in_order(
@@ -100,7 +105,7 @@ async def test_more_events_than_a_page_come_in_order(
     for n in range(600):
         jobs.append_event(running, Note("info", str(n)))
     jobs.fail(running, Reason.TRAINING_FAILED, "no")
-    assert await numbers(watch.follow(running, 0)) == list(range(1, 604))
+    assert await numbers(watch.follow(running, TENANT, 0)) == list(range(1, 604))
 
 
 async def test_followers_that_reconnect_at_random_miss_nothing_and_see_nothing_twice(
@@ -116,7 +121,7 @@ async def test_followers_that_reconnect_at_random_miss_nothing_and_see_nothing_t
         is_over = False
         while not is_over:
             stop_after = pick.randint(1, 20)
-            events = watch.follow(running, seen[-1] if seen else 0)
+            events = watch.follow(running, TENANT, seen[-1] if seen else 0)
             async for event in events:
                 seen.append(event.sequence)
                 is_over = event.is_last
@@ -136,11 +141,11 @@ async def test_followers_that_reconnect_at_random_miss_nothing_and_see_nothing_t
 async def test_a_follower_that_leaves_is_forgotten(
     watch: Watch, jobs: JobStore, running: str
 ) -> None:
-    events = watch.follow(running, 0)
+    events = watch.follow(running, TENANT, 0)
     await anext(events)
     assert watch._followers
     await events.aclose()  # type: ignore[attr-defined]
-    waiting = asyncio.ensure_future(numbers(watch.follow(running, 2)))
+    waiting = asyncio.ensure_future(numbers(watch.follow(running, TENANT, 2)))
     while not watch._followers:  # noqa: ASYNC110 - it tells nobody
         await asyncio.sleep(0)
     waiting.cancel()
@@ -152,7 +157,7 @@ async def test_a_follower_that_leaves_is_forgotten(
 async def test_closing_ends_followers_with_word_where_to_go_on(
     watch: Watch, jobs: JobStore, running: str
 ) -> None:
-    events = watch.follow(running, 0)
+    events = watch.follow(running, TENANT, 0)
     assert [(await anext(events)).sequence for _ in range(2)] == [1, 2]
     waiting = asyncio.ensure_future(anext(events))
     await asyncio.sleep(0)
@@ -161,4 +166,4 @@ async def test_closing_ends_followers_with_word_where_to_go_on(
         await asyncio.wait_for(waiting, 10)
     assert caught.value.reason is Reason.SHUTTING_DOWN
     with pytest.raises(Unavailable):
-        await numbers(watch.follow(running, 0))
+        await numbers(watch.follow(running, TENANT, 0))

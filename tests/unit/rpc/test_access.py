@@ -440,6 +440,18 @@ def test_a_caller_stays_while_its_token_does_whatever_else_changes(
     gate.recheck(PREDICT, who)
 
 
+def test_a_server_is_shared_while_its_file_has_several_tenants(gate: Access, file: Path) -> None:
+    shared = []
+    for content in (
+        "[tenants.acme]\n" + entry("ci", "acme", "predict"),
+        "[tenants.acme]\n[tenants.zoo]\n" + entry("ci", "acme", "predict"),
+    ):
+        write(file, content)
+        gate.look()
+        shared.append(gate.is_shared)
+    assert shared == [False, True]
+
+
 @pytest.mark.parametrize(
     "after",
     [

@@ -6,13 +6,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from service.domain import Manifest, Parity
+from service.domain import DEFAULT_TENANT, Manifest, Parity
 from service.errors import InvalidInput, Reason
 from service.jobs.contract import DEFAULT_BACKBONE, Gate
 from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore, Limits
 from service.storage.models import ModelStore
+
+TENANT = DEFAULT_TENANT
+"""Whose all is in tests that are not about tenants; their models' keys are plain names."""
 
 
 def digest(data: bytes) -> str:

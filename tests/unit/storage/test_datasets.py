@@ -15,7 +15,7 @@ from service.errors import GraftError, InvalidInput, NotFound, Reason, Unavailab
 from service.storage.database import Database
 from service.storage.datasets import DatasetRecord, DatasetStore, Limits, Upload
 from service.storage.entry_names import file_name, label_problem
-from tests.unit.storage.conftest import LIMITS, MakeDatasets
+from tests.unit.storage.conftest import LIMITS, TENANT, MakeDatasets
 from tests.unit.storage.test_archives import FILES, tar_gz_of, tar_of, zip_of
 
 Pictures = list[tuple[str, bytes, SplitName]]
@@ -23,14 +23,14 @@ PICTURES: Pictures = [("cat", b"PIC1", ""), ("cat", b"PIC2", ""), ("dog", b"PIC3
 
 
 def upload(datasets: DatasetStore, pictures: Pictures, name: str = "pets") -> DatasetRecord:
-    sending = datasets.begin_upload(name, "")
+    sending = datasets.begin_upload(name, "", tenant=TENANT)
     for label, content, split in pictures:
         sending.add_picture(label, content, "", split)
     return sending.finish()
 
 
 def send(datasets: DatasetStore, archive: bytes) -> DatasetRecord:
-    sending = datasets.begin_upload("pets", "")
+    sending = datasets.begin_upload("pets", "", tenant=TENANT)
     for start in range(0, len(archive), 1000):
         sending.write(archive[start : start + 1000])
     return sending.finish()
@@ -57,7 +57,7 @@ def test_pictures_become_a_dataset_that_can_be_read(datasets: DatasetStore, tmp_
     assert record.classes == [ClassCount("cat", 2, 0), ClassCount("dog", 1, 0)]
     assert (record.picture_count, record.size_bytes, record.rejected_count) == (3, 12, 0)
     assert not record.has_validation_split
-    assert datasets.get(record.dataset_id) == record
+    assert datasets.get(record.dataset_id, TENANT) == record
     files = class_folders.find(datasets.path(record.dataset_id))
     assert sorted((f.label, f.path.read_bytes()) for f in files) == [
         ("cat", b"PIC1"), ("cat", b"PIC2"), ("dog", b"PIC3"),
@@ -72,7 +72,7 @@ def test_an_archive_and_single_pictures_with_the_same_content_are_one_dataset(
     first = upload(datasets, PICTURES)
     second = send(datasets, make({f"wrapped/{k}": v for k, v in FILES.items()}))  # type: ignore[operator]
     assert second == first
-    assert datasets.list(0, "")[0] == [first]
+    assert datasets.list(0, "", TENANT)[0] == [first]
     assert leftovers(tmp_path) == []
 
 
@@ -89,9 +89,9 @@ def test_the_same_upload_from_two_threads_at_once_makes_one_dataset(
 def test_an_archive_on_the_servers_disk_is_imported(datasets: DatasetStore, tmp_path: Path) -> None:
     archive = tmp_path / "pets.tar.gz"
     archive.write_bytes(tar_gz_of(FILES))
-    record = datasets.import_archive(archive)
+    record = datasets.import_archive(archive, tenant=TENANT)
     assert record.display_name == "pets.tar.gz"
-    assert record == datasets.import_archive(archive)
+    assert record == datasets.import_archive(archive, tenant=TENANT)
     assert archive.exists()
     assert leftovers(tmp_path) == []
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_trained_on_is_refused(
         upload(datasets, pictures)
     assert caught.value.reason is Reason.DATASET_UNUSABLE
     assert leftovers(tmp_path) == []
-    assert datasets.list(0, "") == ([], "")
+    assert datasets.list(0, "", TENANT) == ([], "")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_what_cannot_be_trained_on_is_refused(
 )
 def test_a_bad_class_name_is_refused(datasets: DatasetStore, label: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        datasets.begin_upload("", "").add_picture(label, b"PIC", "", "")
+        datasets.begin_upload("", "", tenant=TENANT).add_picture(label, b"PIC", "", "")
     assert caught.value.field == "picture.label"
 
 
@@ -189,18 +189,18 @@ def test_a_class_called_val_is_a_class_like_any_other(datasets: DatasetStore) ->
 def test_either_all_pictures_name_their_split_or_none(
     datasets: DatasetStore, splits: tuple[SplitName, SplitName]
 ) -> None:
-    sending = datasets.begin_upload("", "")
+    sending = datasets.begin_upload("", "", tenant=TENANT)
     sending.add_picture("cat", b"PIC", "", splits[0])
     with pytest.raises(InvalidInput, match="for all or for none"):
         sending.add_picture("dog", b"PIC", "", splits[1])
 
 
 def test_an_archive_and_pictures_do_not_mix(datasets: DatasetStore) -> None:
-    sending = datasets.begin_upload("", "")
+    sending = datasets.begin_upload("", "", tenant=TENANT)
     sending.add_picture("cat", b"PIC", "", "")
     with pytest.raises(InvalidInput, match="send either"):
         sending.write(b"bytes")
-    sending = datasets.begin_upload("", "")
+    sending = datasets.begin_upload("", "", tenant=TENANT)
     sending.write(b"bytes")
     with pytest.raises(InvalidInput, match="send either"):
         sending.add_picture("cat", b"PIC", "", "")
@@ -219,7 +219,7 @@ def as_pictures(sending: Upload) -> None:
 
 @pytest.mark.parametrize("fill", [as_archive, as_pictures])
 def test_an_upload_that_is_too_large_is_refused(make_datasets: MakeDatasets, fill: object) -> None:
-    sending = make_datasets(Limits(100, 1000, 100)).begin_upload("", "")
+    sending = make_datasets(Limits(100, 1000, 100)).begin_upload("", "", tenant=TENANT)
     with pytest.raises(InvalidInput, match="larger than 100 bytes") as caught:
         fill(sending)  # type: ignore[operator]
     sending.abort()
@@ -227,7 +227,7 @@ def test_an_upload_that_is_too_large_is_refused(make_datasets: MakeDatasets, fil
 
 
 def test_too_many_pictures_are_refused(make_datasets: MakeDatasets) -> None:
-    sending = make_datasets(Limits(1000, 1000, 2)).begin_upload("", "")
+    sending = make_datasets(Limits(1000, 1000, 2)).begin_upload("", "", tenant=TENANT)
     with pytest.raises(InvalidInput, match="more than 2 pictures") as caught:
         as_pictures(sending)
     assert caught.value.reason is Reason.ARCHIVE_TOO_LARGE
@@ -235,12 +235,12 @@ def test_too_many_pictures_are_refused(make_datasets: MakeDatasets) -> None:
 
 def test_a_display_name_has_a_bound(datasets: DatasetStore) -> None:
     with pytest.raises(InvalidInput):
-        datasets.begin_upload("x" * 257, "")
+        datasets.begin_upload("x" * 257, "", tenant=TENANT)
 
 
 def test_an_aborted_upload_leaves_nothing(datasets: DatasetStore, tmp_path: Path) -> None:
     for fill in (as_archive, as_pictures, lambda _: None):
-        sending = datasets.begin_upload("", "")
+        sending = datasets.begin_upload("", "", tenant=TENANT)
         fill(sending)
         sending.abort()
         sending.abort()
@@ -249,16 +249,16 @@ def test_an_aborted_upload_leaves_nothing(datasets: DatasetStore, tmp_path: Path
         with pytest.raises(WrongState):
             sending.finish()
     assert leftovers(tmp_path) == []
-    assert datasets.list(0, "") == ([], "")
+    assert datasets.list(0, "", TENANT) == ([], "")
 
 
 def test_an_abort_after_the_finish_is_harmless(datasets: DatasetStore) -> None:
-    sending = datasets.begin_upload("", "")
+    sending = datasets.begin_upload("", "", tenant=TENANT)
     for label, content, split in PICTURES:
         sending.add_picture(label, content, "", split)
     record = sending.finish()
     sending.abort()
-    assert datasets.get(record.dataset_id) == record
+    assert datasets.get(record.dataset_id, TENANT) == record
     assert class_folders.find(datasets.path(record.dataset_id))
 
 
@@ -281,11 +281,11 @@ def test_a_deleted_dataset_is_gone_and_can_come_again(
     datasets: DatasetStore, tmp_path: Path
 ) -> None:
     record = upload(datasets, PICTURES)
-    datasets.delete(record.dataset_id)
+    datasets.delete(record.dataset_id, TENANT)
     assert not datasets.path(record.dataset_id).exists()
     for missing in (datasets.get, datasets.delete):
         with pytest.raises(NotFound) as caught:
-            missing(record.dataset_id)
+            missing(record.dataset_id, TENANT)
         assert caught.value.reason is Reason.DATASET_NOT_FOUND
     assert upload(datasets, PICTURES).dataset_id == record.dataset_id
     assert leftovers(tmp_path) == []
@@ -301,11 +301,11 @@ def test_a_dataset_stays_while_a_job_needs_it(
     add_job(database, record.dataset_id, state)
     if is_in_use:
         with pytest.raises(WrongState, match="used by job-1") as caught:
-            datasets.delete(record.dataset_id)
+            datasets.delete(record.dataset_id, TENANT)
         assert caught.value.reason is Reason.DATASET_IN_USE
         assert datasets.path(record.dataset_id).exists()
     else:
-        datasets.delete(record.dataset_id)
+        datasets.delete(record.dataset_id, TENANT)
 
 
 def test_datasets_are_listed_in_pages_newest_first(datasets: DatasetStore) -> None:
@@ -313,7 +313,7 @@ def test_datasets_are_listed_in_pages_newest_first(datasets: DatasetStore) -> No
     listed: list[DatasetRecord] = []
     token = ""
     while True:
-        page, token = datasets.list(2, token)
+        page, token = datasets.list(2, token, TENANT)
         listed += page
         if not token:
             break
@@ -337,7 +337,7 @@ def test_closing_makes_an_import_give_up(database: Database, tmp_path: Path) -> 
             importing.result(10)
     assert caught.value.reason is Reason.SHUTTING_DOWN
     with pytest.raises(GraftError):
-        datasets.begin_upload("", "")
+        datasets.begin_upload("", "", tenant=TENANT)
     assert list((tmp_path / "ds" / "tmp").iterdir()) == []
 
 
@@ -346,7 +346,7 @@ def test_leaving_jobs_makes_their_imports_give_up_and_lets_uploads_end(
 ) -> None:
     datasets.leave_jobs()
     with pytest.raises(Unavailable):
-        datasets.import_archive(tmp_path / "archive.tar")
+        datasets.import_archive(tmp_path / "archive.tar", tenant=TENANT)
     assert upload(datasets, PICTURES).picture_count == 3
 
 
@@ -382,7 +382,7 @@ def test_pictures_can_be_stored_though_a_folder_without_a_row_has_their_name(
 
     with monkeypatch.context() as broken:
         broken.setattr(Path, "rename", refused)
-        datasets.delete(dataset.dataset_id)
+        datasets.delete(dataset.dataset_id, TENANT)
     assert datasets.path(dataset.dataset_id).exists()
     assert upload(datasets, PICTURES).dataset_id == dataset.dataset_id
     kept = [path for path in datasets.path(dataset.dataset_id).rglob("*") if path.is_file()]

@@ -59,13 +59,13 @@ def test_a_database_of_the_first_format_keeps_all_and_can_be_rolled_back(tmp_pat
     with pytest.raises(WrongState):
         models.roll_back_alias("birds", "prod")
     datasets = DatasetStore(database, data / "datasets", decode, LIMITS, workers=1)
-    assert not datasets.get("ds-1").is_unlabelled
+    assert not datasets.get("ds-1", DEFAULT_TENANT).is_unlabelled
     # All of it belongs to the tenant that needs no name.
     jobs = JobStore(database, max_queued=10)
-    assert [m.name for m in models.list_models(0, "")[0]] == ["birds"]
-    assert [d.dataset_id for d in datasets.list(0, "")[0]] == ["ds-1"]
-    assert [job.job_id for job in jobs.list(0, "", (), "")[0]] == ["job-9"]
-    assert jobs.get("job-9").tenant == DEFAULT_TENANT
+    assert [m.name for m in models.list_models(0, "", DEFAULT_TENANT)[0]] == ["birds"]
+    assert [d.dataset_id for d in datasets.list(0, "", DEFAULT_TENANT)[0]] == ["ds-1"]
+    assert [job.job_id for job in jobs.list(0, "", (), "", DEFAULT_TENANT)[0]] == ["job-9"]
+    assert jobs.get("job-9", DEFAULT_TENANT).tenant == DEFAULT_TENANT
     for listed in (models.list_models(0, "", "acme"), datasets.list(0, "", "acme"),
                    jobs.list(0, "", (), "", "acme")):  # fmt: skip
         assert listed == ([], "")
@@ -73,5 +73,5 @@ def test_a_database_of_the_first_format_keeps_all_and_can_be_rolled_back(tmp_pat
     sizes = [artifacts.version_bytes(one.artifact_digest) for one in stored]
     assert datasets.stored_bytes(DEFAULT_TENANT) == 3 + sum(sizes) + 1024 + len('{"model":"birds"}')
     with pytest.raises(WrongState, match="job-9"):
-        datasets.delete("ds-1")
+        datasets.delete("ds-1", DEFAULT_TENANT)
     database.close()

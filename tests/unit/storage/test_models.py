@@ -9,7 +9,7 @@ from service.errors import GraftError, InvalidInput, NotFound, Reason, WrongStat
 from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.models import ModelStore
-from tests.unit.storage.conftest import Publish, digest, write_result
+from tests.unit.storage.conftest import TENANT, Publish, digest, write_result
 
 
 def reason_of(error: pytest.ExceptionInfo[GraftError]) -> Reason:
@@ -199,7 +199,7 @@ def test_an_exported_backbone_stays_known_without_versions(
     publish("birds", "job-1", backbone=b"pretrained")
     removed = models.delete_model("birds")
     assert removed.backbones == [digest(b"pretrained")]
-    (exported,) = ModelStore(database, artifacts).exported_backbones("efficientnet_lite0")
+    (exported,) = ModelStore(database, artifacts).exported_backbones("efficientnet_lite0", TENANT)
     assert exported.weights == "IMAGENET1K_V1"
     assert Path(exported.path).read_bytes() == b"pretrained"
     assert publish("birds", "job-2", backbone=None, backbone_digest=exported.digest) == 1
@@ -212,7 +212,7 @@ def test_a_backbone_that_is_not_pretrained_is_not_offered_again(
     models: ModelStore, publish: Publish, changes: dict[str, str]
 ) -> None:
     publish("birds", "job-1", **changes)
-    assert models.exported_backbones("efficientnet_lite0") == []
+    assert models.exported_backbones("efficientnet_lite0", TENANT) == []
 
 
 def test_models_and_versions_are_listed_in_pages_without_gaps(
@@ -224,7 +224,7 @@ def test_models_and_versions_are_listed_in_pages_without_gaps(
     names: list[str] = []
     token = ""
     while True:
-        page, token = models.list_models(2, token)
+        page, token = models.list_models(2, token, TENANT)
         names += [model.name for model in page]
         if not token:
             break

@@ -60,7 +60,7 @@ def test_a_name_of_the_default_tenant_is_its_key() -> None:
 def test_two_tenants_have_a_model_of_one_name_each(models: ModelStore, publish: Publish) -> None:
     for number, key in enumerate(("birds", "acme/birds", "acme/birds", "beta/birds")):
         publish(key, f"job-{number}")
-    assert [m.name for m in models.list_models(0, "")[0]] == ["birds"]
+    assert [m.name for m in models.list_models(0, "", DEFAULT_TENANT)[0]] == ["birds"]
     assert [(m.name, m.version_count) for m in models.list_models(0, "", ACME)[0]] == [
         ("acme/birds", 2)
     ]

@@ -4,6 +4,7 @@ import pytest
 
 from service.errors import InvalidInput, Reason
 from service.storage.datasets import DatasetRecord, DatasetStore
+from tests.unit.storage.conftest import TENANT
 from tests.unit.storage.test_archives import FILES, tar_gz_of, zip_of
 from tests.unit.storage.test_datasets import PICTURES, leftovers, upload
 
@@ -11,7 +12,7 @@ LOOSE = {"a.png": b"PIC1", "deep/er/b.png": b"PIC2"}
 
 
 def send(datasets: DatasetStore, archive: bytes) -> DatasetRecord:
-    sending = datasets.begin_upload("target", "", is_unlabelled=True)
+    sending = datasets.begin_upload("target", "", tenant=TENANT, is_unlabelled=True)
     sending.write(archive)
     return sending.finish()
 
@@ -29,14 +30,14 @@ def test_an_archive_without_classes_keeps_its_pictures_at_any_depth(
     assert (record.classes, record.picture_count, record.rejected_count) == ([], 2, 1)
     assert not record.has_validation_split
     assert stored(datasets, record) == LOOSE
-    assert datasets.get(record.dataset_id) == record
+    assert datasets.get(record.dataset_id, TENANT) == record
     assert leftovers(tmp_path) == []
 
 
 def test_pictures_keep_their_class_folders_and_those_without_one_lie_beside_them(
     datasets: DatasetStore,
 ) -> None:
-    sending = datasets.begin_upload("", "", is_unlabelled=True)
+    sending = datasets.begin_upload("", "", tenant=TENANT, is_unlabelled=True)
     for label, content in (("cat", b"PIC1"), ("", b"PIC2"), ("", b"PIC3")):
         sending.add_picture(label, content, "x.png", "")
     record = sending.finish()
@@ -57,7 +58,7 @@ def test_one_picture_is_enough_and_none_is_not(datasets: DatasetStore, tmp_path:
 
 
 def test_a_picture_without_classes_has_no_split(datasets: DatasetStore) -> None:
-    sending = datasets.begin_upload("", "", is_unlabelled=True)
+    sending = datasets.begin_upload("", "", tenant=TENANT, is_unlabelled=True)
     with pytest.raises(InvalidInput) as caught:
         sending.add_picture("cat", b"PIC1", "", "val")
     assert caught.value.field == "picture.split"
@@ -77,7 +78,7 @@ def test_a_labelled_dataset_is_never_taken_for_an_unlabelled_one(datasets: Datas
     unlabelled = send(datasets, zip_of(FILES))
     assert labelled.picture_count == unlabelled.picture_count
     assert labelled.dataset_id != unlabelled.dataset_id
-    assert not datasets.get(labelled.dataset_id).is_unlabelled
+    assert not datasets.get(labelled.dataset_id, TENANT).is_unlabelled
 
 
 def test_an_archive_on_the_servers_disk_is_imported_without_classes(
@@ -85,5 +86,5 @@ def test_an_archive_on_the_servers_disk_is_imported_without_classes(
 ) -> None:
     archive = tmp_path / "target.zip"
     archive.write_bytes(zip_of(LOOSE))
-    record = datasets.import_archive(archive, is_unlabelled=True)
+    record = datasets.import_archive(archive, tenant=TENANT, is_unlabelled=True)
     assert stored(datasets, record) == LOOSE

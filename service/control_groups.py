@@ -1,0 +1,77 @@
+"""The memory control groups of this process: what it may use, and whom the kernel killed there.
+
+Reads the kernel's own files, which no disk holds up; versions 1 and 2, and both at once.
+Knows neither jobs nor trainers, and changes nothing. Where nothing can be told the
+answer is None, never an error.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_LIMIT_FILES = ("memory.limit_in_bytes", "memory.max")
+_KILLS_FILES = ("memory.oom_control", "memory.events")
+_KILLS = "oom_kill"
+
+
+def machine_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def limit_bytes() -> int | None:
+    """The least limit of the process's groups and those around them; None without any.
+
+    One that is not below the machine's memory is none: so version 1 says that there is none.
+    """
+    limits = []
+    for group, top in _own_groups():
+        for each in (group, *group.parents):
+            if not each.is_relative_to(top):
+                break
+            # Version 2 says `max` for none.
+            limits += [int(text) for text in _texts(each, _LIMIT_FILES) if text.isdecimal()]
+    least = min(limits, default=None)
+    return least if least is not None and least < machine_bytes() else None
+
+
+def kill_count() -> int | None:
+    """How many processes of its own group the kernel has killed for want of memory.
+
+    For whatever memory it was: the group's, one's around it or the machine's. Those of other
+    groups do not count, though a group around them told of them, too.
+    """
+    for group, _ in _own_groups():
+        for text in _texts(group, _KILLS_FILES):
+            for line in text.splitlines():
+                name, _, count = line.partition(" ")
+                if name == _KILLS and count.isdecimal():
+                    return int(count)
+    return None
+
+
+def _own_groups() -> Iterator[tuple[Path, Path]]:
+    """The process's group and the top of its hierarchy, for each that may bound memory."""
+    try:
+        lines = os.fsdecode(_OWN_GROUPS.read_bytes()).splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, _, named = line.partition(":")
+        controllers, _, name = named.partition(":")
+        # Without a named controller it is version 2.
+        if controllers not in ("", "memory"):
+            continue
+        top = _GROUPS / controllers
+        own = top / name.lstrip("/")
+        # A container may see its group's name as outside and the group itself at the top.
+        yield (own if os.access(own, os.F_OK) else top), top
+
+
+def _texts(group: Path, names: tuple[str, ...]) -> Iterator[str]:
+    for name in names:
+        with suppress(OSError, ValueError):
+            yield (group / name).read_text().strip()

@@ -1,0 +1,80 @@
+"""Data folders behind links, and archives that are swapped between the look and the reading."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from service.domain import DEFAULT_TENANT
+from service.errors import InvalidInput, Reason
+from service.storage.check import dataset_problems, read_only
+from service.storage.database import Database
+from service.storage.datasets import DatasetStore
+from tests.unit.storage.conftest import LIMITS, decode
+from tests.unit.storage.test_archives import FILES, tar_of
+
+OTHERS = {f"{label}/other.png": b"PIC of somebody else" for label in ("cat", "dog")}
+
+
+def test_a_data_folder_that_is_reached_by_a_link_keeps_datasets(
+    database: Database, tmp_path: Path
+) -> None:
+    disk, link = tmp_path / "disk", tmp_path / "data" / "datasets"
+    disk.mkdir()
+    link.symlink_to(disk)
+    (tmp_path / "pets.tar").write_bytes(tar_of(FILES))
+    datasets = DatasetStore(database, link, decode, LIMITS, workers=1)
+    stored = datasets.import_archive(tmp_path / "pets.tar", tenant=DEFAULT_TENANT)
+    assert stored.picture_count == len(FILES)
+    assert (disk / stored.dataset_id).is_dir()
+
+
+@pytest.mark.parametrize("swapped", ["file", "folder"])
+def test_an_archive_that_has_become_a_link_is_not_read(
+    datasets: DatasetStore, tmp_path: Path, swapped: str
+) -> None:
+    allowed, outside = tmp_path / "allowed", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "pets.tar").write_bytes(tar_of(OTHERS))
+    if swapped == "folder":
+        allowed.symlink_to(outside)
+    else:
+        allowed.mkdir()
+        (allowed / "pets.tar").symlink_to(outside / "pets.tar")
+    with pytest.raises(InvalidInput, match="has become a link") as caught:
+        datasets.import_archive(allowed / "pets.tar", tenant=DEFAULT_TENANT)
+    assert caught.value.reason is Reason.ARCHIVE_UNREADABLE
+    assert datasets.list(0, "", tenant=DEFAULT_TENANT)[0] == []
+    assert not list((tmp_path / "data" / "datasets" / "tmp").iterdir())
+
+
+def test_an_archive_that_is_swapped_while_it_is_read_is_the_one_that_was_opened(
+    datasets: DatasetStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, other = tmp_path / "pets.tar", tmp_path / "other.tar"
+    archive.write_bytes(tar_of(FILES))
+    other.write_bytes(tar_of(OTHERS))
+    made = tmp_path / "data" / "datasets" / "tmp"
+    make = Path.mkdir
+
+    def swap(path: Path, *args: object, **kwargs: object) -> None:
+        make(path, *args, **kwargs)  # type: ignore[arg-type]
+        # The last step before its first look into the archive.
+        if path.name == "unpacked" and made in path.parents and other.exists():
+            shutil.move(other, archive)
+
+    monkeypatch.setattr(Path, "mkdir", swap)
+    stored = datasets.import_archive(archive, tenant=DEFAULT_TENANT)
+    assert not other.exists(), "nothing was swapped"
+    assert stored.picture_count == len(FILES)
+
+
+def test_the_check_reads_a_data_folder_that_is_reached_by_a_link(
+    datasets: DatasetStore, tmp_path: Path
+) -> None:
+    (tmp_path / "pets.tar").write_bytes(tar_of(FILES))
+    datasets.import_archive(tmp_path / "pets.tar", tenant=DEFAULT_TENANT)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "data")
+    with read_only(link) as connection:
+        assert list(dataset_problems(connection, link / "datasets", workers=1)) == []
