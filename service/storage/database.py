@@ -68,6 +68,7 @@ class Database:
                 try:
                     _check(self._writer)
                     _migrate(self._writer, _shipped() if scripts is None else scripts)
+                    self._file = _identity(self._path)
                 except BaseException:
                     self._writer.close()
                     raise
@@ -92,6 +93,7 @@ class Database:
             raise disk_errors.busy(_WRITER_TIMEOUT_S)
         try:
             self._check_open()
+            self._check_file()
             if self._is_damaged:
                 raise disk_errors.damaged()
             self._after_commit.clear()
@@ -133,6 +135,7 @@ class Database:
         Goes on while another process writes. Raises Damaged (STORAGE_DAMAGED) where the file
         is; what can be read of a damaged one is still answered.
         """
+        self._check_file()
         with self._guard:
             self._check_open()
             connection = self._readers.pop() if self._readers else None
@@ -172,6 +175,14 @@ class Database:
             raise Unavailable(
                 Reason.SHUTTING_DOWN, "the service is stopping: try again soon", retry_after_s=5.0
             )
+
+    def _check_file(self) -> None:
+        # SQLite goes on with a file that has no name any more, and what it takes then is lost
+        # with the process; and a reader would make a new one.
+        if _identity(self._path) == self._file:
+            return
+        self._note_damage(sqlite3.DatabaseError("it was removed, replaced or emptied"))
+        raise disk_errors.damaged()
 
     def _reader(self) -> Connection:
         try:
@@ -245,6 +256,15 @@ class Database:
 def known_format() -> int:
     """The format that this Graft brings a database to."""
     return len(_shipped())
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file it is; None where there is none, or nothing in it."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return (found.st_dev, found.st_ino) if found.st_size else None
 
 
 def _follow_up(actions: Sequence[Callable[[], None]]) -> None:

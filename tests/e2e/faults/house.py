@@ -205,7 +205,8 @@ def asked(client: graft.Client, picture: Path, model: str, label: str) -> Iterat
         is_over.set()
         asking.join()
     assert len(answers) > 1
-    assert set(answers) == {label}
+    wrong = [answer for answer in answers if answer != label]
+    assert not wrong, f"{len(wrong)} of {len(answers)}, such as {wrong[0]}"
 
 
 def wait_until(holds: Callable[[], bool], why_not: Callable[[], str] = str) -> None:

@@ -176,3 +176,32 @@ def test_a_start_on_a_damaged_file_names_it(database: Database, tmp_path: Path) 
     write_over(tmp_path / "graft.sqlite3", "t")
     database.close()
     assert str(tmp_path) in refused(lambda: Database(tmp_path, [TABLES]))
+
+
+def removed(file: Path) -> None:
+    file.unlink()
+
+
+def replaced(file: Path) -> None:
+    other = file.with_name("other")
+    other.write_bytes(file.read_bytes())
+    other.replace(file)
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("becomes", [removed, replaced, emptied])
+@pytest.mark.parametrize("seen_by", [count, add])
+def test_a_file_that_is_not_the_one_that_was_opened_is_damaged_and_none_is_made_for_it(
+    database: Database,
+    tmp_path: Path,
+    becomes: Callable[[Path], None],
+    seen_by: Callable[[Database, str], object],
+) -> None:
+    becomes(tmp_path / "graft.sqlite3")
+    for _ in range(2):
+        refused(lambda: seen_by(database, "whole"))
+    assert database.is_damaged
+    assert (tmp_path / "graft.sqlite3").exists() == (becomes is not removed)

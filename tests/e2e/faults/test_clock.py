@@ -1,0 +1,91 @@
+"""The clock of server and trainers jumps for all they ask, gRPC and SQLite too, by libfaketime.
+
+Skipped where that library is not: distributions call its package faketime.
+"""
+
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import graft
+import pytest
+
+from tests.e2e.faults.house import SOON_S, House, asked, wait_until
+
+pytestmark = pytest.mark.e2e
+
+HOUR = timedelta(hours=1)
+LIBRARIES = sorted(Path("/usr/lib").glob("**/faketime/libfaketimeMT.so.1"))
+
+
+class Clock:
+    """What the clock is off by, for every process that was started with it."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.jump(0)
+
+    def jump(self, seconds: int) -> None:
+        new = self._file.with_suffix(".new")
+        new.write_text(f"{seconds:+d}\n")
+        new.replace(self._file)
+
+    @property
+    def prefix(self) -> list[str]:
+        return [
+            "env",
+            f"LD_PRELOAD={LIBRARIES[0]}",
+            f"FAKETIME_TIMESTAMP_FILE={self._file}",
+            "FAKETIME_NO_CACHE=1",
+            # A jump of the clock is none of the time since the start.
+            "FAKETIME_DONT_FAKE_MONOTONIC=1",
+            "NO_FAKE_STAT=1",
+        ]
+
+
+@pytest.fixture
+def clock(home: House, tmp_path: Path) -> Clock:
+    if not LIBRARIES:
+        pytest.skip("libfaketime is not installed")
+    clock = Clock(tmp_path / "clock")
+    home.prefix = clock.prefix
+    return clock
+
+
+@pytest.mark.parametrize("seconds", [3600, -3600])
+def test_when_the_systems_clock_jumps_calls_under_way_are_answered_and_deadlines_hold(
+    home: House, pictures: Path, clock: Clock, seconds: int
+) -> None:
+    client = home.start()
+    dataset = client.upload_dataset(pictures)
+    waiting = client.fine_tune(dataset, "flies", labels={"stand_in": "waits"})
+    ended_after_s: list[float] = []
+
+    def watch() -> None:
+        begun = time.monotonic()
+        with pytest.raises(graft.DeadlineExceeded):
+            list(waiting.events(timeout_s=3))
+        ended_after_s.append(time.monotonic() - begun)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    with asked(client, pictures / "red" / "0.png", "ants", "red") as answers:
+        wait_until(lambda: len(answers) > 3)
+        clock.jump(seconds)
+        before = len(answers)
+        wait_until(lambda: len(answers) > before + 10)
+    watching.join(SOON_S)
+    assert 2.5 < ended_after_s[0] < SOON_S
+    waiting.cancel()
+    with pytest.raises(graft.JobCancelled):
+        waiting.wait(SOON_S)
+    after = client.fine_tune(dataset, "bees")
+    assert after.wait(SOON_S).version == 1
+    assert [job.job_id for job in client.list_jobs(model="bees")] == [after.job_id]
+    created = after.refresh().create_time
+    assert created is not None
+    off = created - datetime.now(UTC)
+    # One that would have been before what was stored already comes just after it.
+    assert (off > HOUR / 2) == (seconds > 0)
+    home.is_sound()
