@@ -37,7 +37,7 @@ def back_up(data_dir: Path, target: Path) -> None:
         copy.execute("PRAGMA journal_mode = DELETE")
         (found,) = copy.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
-            sys.exit(f"the database is damaged ({found}): remove {target}, and keep older backups")
+            sys.exit(_damaged(found, target))
         for folder in FOLDERS:
             shutil.copytree(
                 data_dir / folder, target / folder, ignore=shutil.ignore_patterns("tmp")
@@ -45,7 +45,13 @@ def back_up(data_dir: Path, target: Path) -> None:
         missing = [path for path in _referred(copy) if not (target / path).exists()]
     if missing:
         sys.exit(f"{missing[0]} was deleted meanwhile: remove {target} and back up again")
+    # A name that the server gives when it is told to stop: nobody died of the jobs in it.
+    (target / "stopped").touch()
     os.sync()
+
+
+def _damaged(why: object, target: Path) -> str:
+    return f"the database is damaged ({why}): remove {target}, and keep older backups"
 
 
 def _referred(database: sqlite3.Connection) -> list[str]:
@@ -61,7 +67,12 @@ def _referred(database: sqlite3.Connection) -> list[str]:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: backup.py DATA_DIR TARGET")
+    target = Path(sys.argv[2])
     try:
-        back_up(Path(sys.argv[1]), Path(sys.argv[2]))
+        back_up(Path(sys.argv[1]), target)
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            sys.exit(_damaged(error, target))
+        sys.exit(f"the backup is not whole: {error}")
     except (OSError, shutil.Error, sqlite3.Error) as error:
         sys.exit(f"the backup is not whole: {error}")

@@ -14,7 +14,7 @@ _BESIDE = Path(__file__).parents[2] / "shared" / "data"
 
 def folder(name: str) -> Path:
     """The folder of that name; skips the test where there is none."""
-    root = Path(os.environ.get("GRAFT_TEST_DATA", _BESIDE))
+    root = Path(os.environ.get("GRAFT_TEST_DATA", _BESIDE)).resolve()
     if not (root / name).is_dir():
         pytest.skip(f"there is no {name} in {root}: set GRAFT_TEST_DATA to the folder that has it")
     return root / name

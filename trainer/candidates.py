@@ -8,7 +8,7 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from service import class_folders
 from service.errors import GraftError
 from service.inference import preprocess
 from service.inference.head import Floats
@@ -121,7 +120,7 @@ class Candidacy:
         file = BackboneFile(path, self._runtime, known.digest if known else "")
         self._source = Features(file, self._cache, self._spec.threads)
         session = self._source.session
-        served_s = _served_s(session, files.paths, deadline)
+        served_s = _served_s(session, files, deadline)
         self._note(picture_ms=served_s * 1000, feature_dim=session.feature_dim)
         begun = time.monotonic()
         self._features = self._computed(files, deadline)
@@ -225,12 +224,12 @@ def _within(deadline: float, work: Callable[[], None]) -> None:
         raise TimeoutError
 
 
-def _served_s(session: Session, paths: Sequence[Path], deadline: float) -> float:
+def _served_s(session: Session, files: Files, deadline: float) -> float:
     """Seconds from a file's bytes to features, one at a time; the median."""
     times = []
     for turn in range(_RUNS):
         _check(deadline)
-        encoded = class_folders.read_plain(paths[turn % len(paths)])
+        encoded = files.encoded(turn % len(files))
         begun = time.monotonic()
         session.run(preprocess.decode(encoded)[None])
         times.append(time.monotonic() - begun)

@@ -48,6 +48,10 @@ class Files:
             tuple(self.digests[place] for place in places),
         )
 
+    def encoded(self, place: int) -> bytes:
+        """Reads one's bytes; raises as `decode`."""
+        return read_again(self.paths[place], self.digests[place])
+
     def decode(self, places: Sequence[int] | None = None, threads: int = 0) -> Pixels:
         """Reads pictures as served, uint8 [n, 224, 224, 3]: all, or those at `places`, in order.
 
@@ -232,7 +236,12 @@ def load_unlabelled(
 
 
 def open_again(path: Path, digest: str) -> Image.Image:
-    """Decodes a file that was read before, when its sha256 was `digest`.
+    """Decodes a file as `read_again` reads it."""
+    return preprocess.open_picture(read_again(path, digest))
+
+
+def read_again(path: Path, digest: str) -> bytes:
+    """Reads a file that was read before, when its sha256 was `digest`.
 
     Raises InvalidInput (DATASET_UNUSABLE) when it is gone, or holds anything else now.
     """
@@ -244,7 +253,7 @@ def open_again(path: Path, digest: str) -> Image.Image:
         raise _changed(path, error.message) from error
     if hashlib.sha256(data).hexdigest() != digest:
         raise _changed(path, "its content is another")
-    return preprocess.open_picture(data)
+    return data
 
 
 def _changed(path: Path, why: str) -> InvalidInput:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from service import class_folders
 from service.domain import GateCheck, Parity
 from service.errors import GraftError
 from service.inference import head as heads
@@ -92,7 +91,6 @@ def _latency_ms(job: Job, found: Transferred) -> float:
     session = runtime.load(found.served.file)
     places = validation.spread(_LATENCY_PICTURES)
     decode: list[Callable[[], Pixels]] = [
-        partial(preprocess.decode, class_folders.read_plain(validation.paths[place]))
-        for place in places
+        partial(preprocess.decode, validation.encoded(place)) for place in places
     ]
     return gate.measure_latency_ms(decode, session, found.served.head.probabilities)

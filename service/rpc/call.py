@@ -113,7 +113,10 @@ class Call:
         try:
             gate.recheck(self._method, self._who)
         except GraftError as error:
-            self._refused(error)
+            # Once, whoever finds it out first.
+            if self._ended_by is None:
+                self._ended_by = error
+                self._refused(error)
             raise
 
     def pace(self, gate: Gate) -> Callable[[], float]:
@@ -126,8 +129,7 @@ class Call:
             return
         try:
             self.stay(gate)
-        except GraftError as error:
-            self._ended_by = error
+        except GraftError:
             self._task.cancel()
 
     async def __aenter__(self) -> Self:

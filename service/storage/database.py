@@ -2,10 +2,9 @@
 
 Owns the connections and the lock that keeps a second server out of the data
 folder. Knows no table; the stores do. One writer at a time, any number of
-readers, from any thread. Once the file is found damaged nothing more is written to
-it: what would be acknowledged then is lost when it is restored. The SQL of the stores
-is plain enough for PostgreSQL, but for a trigger and a cast in the migrations. Stops
-with `close`.
+readers, from any thread. Once the file is found damaged no transaction begins: what
+would be acknowledged then is lost when it is restored. The SQL of the stores is plain
+enough for PostgreSQL, but for a trigger and a cast in the migrations. Stops with `close`.
 """
 
 import errno
@@ -14,13 +13,14 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
 from service import faults
-from service.errors import Damaged, GraftError, Reason, Unavailable, WrongState
+from service.errors import Damaged, GraftError, NotFound, Reason, Unavailable, WrongState
 from service.storage import disk_errors, durable
 
 Connection = sqlite3.Connection
@@ -29,6 +29,8 @@ BUSY_TIMEOUT_S = 10.0
 """Longest wait while another process holds the database."""
 _WRITER_TIMEOUT_S = 30.0
 _IDLE_READERS = 8
+_LOOK_AGAIN_S = 60.0
+"""Between looks through the file for what surprising errors may come of."""
 _WHAT_TO_DO = (
     "put the data folder back from a backup, as the runbook says, and keep the damaged one aside"
 )
@@ -62,6 +64,7 @@ class Database:
         self._after_rollback: list[Callable[[], None]] = []
         self._is_closed = False
         self._is_damaged = False
+        self._look_again_s = 0.0
         try:
             with self._damage_told():
                 self._writer = self._connect()
@@ -108,7 +111,7 @@ class Database:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
                 _follow_up(self._after_rollback)
-                if (told := self._told(error)) is not None:
+                if (told := self._told(error, self._writer)) is not None:
                     raise told from error
                 raise
             # What is committed stays committed, whatever becomes of the follow-up.
@@ -144,9 +147,11 @@ class Database:
         try:
             connection.execute("BEGIN")
             yield connection
-        except sqlite3.Error as error:
+        except Exception as error:
             # A write through here is a fault of ours, whatever the disk allows.
-            if not disk_errors.is_read_only(error) and (told := self._told(error)) is not None:
+            if disk_errors.is_read_only(error):
+                raise
+            if (told := self._told(error, connection)) is not None:
                 raise told from error
             raise
         finally:
@@ -188,7 +193,7 @@ class Database:
         try:
             connection = self._connect()
             connection.execute("PRAGMA query_only = ON")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             if (told := self._told(error)) is not None:
                 raise told from error
             raise
@@ -214,17 +219,33 @@ class Database:
             raise
         return connection
 
-    def _told(self, error: BaseException) -> GraftError | None:
+    def _told(
+        self, error: BaseException, connection: Connection | None = None
+    ) -> GraftError | None:
+        if disk_errors.is_damage(error):
+            self._note_damage(error)
+        is_own = isinstance(error, GraftError)
+        if connection and not is_own and not isinstance(error, sqlite3.Error | OSError):
+            self._suspect(error, connection)
+        # What else goes wrong in a damaged file comes of that, and nothing is surely not there.
+        if self._is_damaged and isinstance(error, Exception):
+            return disk_errors.damaged() if not is_own or isinstance(error, NotFound) else None
         if isinstance(error, sqlite3.Error):
-            if disk_errors.is_damage(error):
-                self._note_damage(error)
-            # What else goes wrong in a damaged file comes of that.
-            if self._is_damaged:
-                return disk_errors.damaged()
             return disk_errors.of_database(error, self._folder, self._busy_timeout_s)
         return disk_errors.of_system(error) if isinstance(error, OSError) else None
 
-    def _note_damage(self, error: sqlite3.Error) -> None:
+    def _suspect(self, error: BaseException, connection: Connection) -> None:
+        """Looks whether what a row cannot be comes of damage that SQLite passed over."""
+        if not isinstance(error, Exception) or time.monotonic() < self._look_again_s:
+            return
+        self._look_again_s = time.monotonic() + _LOOK_AGAIN_S
+        try:
+            _check(connection)
+        except (sqlite3.Error, UnicodeDecodeError) as found:
+            if disk_errors.is_damage(found):
+                self._note_damage(found)
+
+    def _note_damage(self, error: BaseException) -> None:
         with self._guard:
             if self._is_damaged:
                 return
@@ -242,7 +263,7 @@ class Database:
     def _damage_told(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             if disk_errors.is_damage(error):
                 raise Damaged(
                     Reason.STORAGE_DAMAGED,

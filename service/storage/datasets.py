@@ -10,6 +10,7 @@ A dataset without labels keeps its files in the folders that they came in: these
 may name classes all the same, to measure by.
 """
 
+import errno
 import hashlib
 import logging
 import secrets
@@ -44,6 +45,7 @@ from service.storage.uploads import Upload
 __all__ = ["DatasetRecord", "DatasetStore", "Limits", "Upload"]
 
 _MAX_REJECTED = 100
+_NOT_AS_IT_WAS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENXIO}
 _MAX_DISPLAY_NAME_CHARS = 256
 
 log = logging.getLogger(__name__)
@@ -362,6 +364,8 @@ def _opened(archive: Path) -> BinaryIO:
     try:
         return class_folders.open_plain(archive, archive.parent)
     except (InvalidInput, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NOT_AS_IT_WAS:
+            raise
         raise InvalidInput(
             Reason.ARCHIVE_UNREADABLE,
             "the archive has gone, cannot be read, or has become a link since it was looked at: "

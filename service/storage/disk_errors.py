@@ -50,16 +50,17 @@ def of_database(error: sqlite3.Error, folder: Path, waited_s: float) -> GraftErr
     return None
 
 
-def is_damage(error: sqlite3.Error) -> bool:
+def is_damage(error: BaseException) -> bool:
     """Whether the database's file is not what was written, or the disk cannot read it back."""
-    return (
+    # With a name of the schema that is no text, the module sqlite3 cannot say what SQLite says.
+    return isinstance(error, UnicodeDecodeError) or (
         _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
         or _whole_code(error) == sqlite3.SQLITE_IOERR_CORRUPTFS
         or str(error).startswith(_NO_TEXT)
     )
 
 
-def is_read_only(error: sqlite3.Error) -> bool:
+def is_read_only(error: BaseException) -> bool:
     """Whether a write was refused as such."""
     return _code(error) == sqlite3.SQLITE_READONLY
 
@@ -90,11 +91,11 @@ def damaged() -> Damaged:
     )
 
 
-def _code(error: sqlite3.Error) -> int:
+def _code(error: BaseException) -> int:
     return _whole_code(error) & _PRIMARY
 
 
-def _whole_code(error: sqlite3.Error) -> int:
+def _whole_code(error: BaseException) -> int:
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     return code
 

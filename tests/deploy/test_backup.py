@@ -83,3 +83,9 @@ def test_a_damaged_database_is_not_taken_for_a_backup(tmp_path: Path) -> None:
     done = back_up(tmp_path / "data", tmp_path / "copy")
     assert done.returncode != 0
     assert "the database is damaged" in done.stderr
+    # Without its first page it is no database any more.
+    with file.open("rb+") as opened:
+        opened.write(b"\xff" * 4096)
+    done = back_up(tmp_path / "data", tmp_path / "other")
+    assert done.returncode != 0
+    assert f"remove {tmp_path / 'other'}, and keep older backups" in done.stderr

@@ -1,8 +1,9 @@
 """The database is damaged under a server: told, never guessed at, and models are served on."""
 
 import random
-import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -12,19 +13,19 @@ from pathlib import Path
 import graft
 import pytest
 
+from service.storage.check import read_only
 from tests.e2e.conftest import Ended
-from tests.e2e.faults.house import SOON_S, House, wait_until
+from tests.e2e.faults.house import ROOT, SOON_S, House, wait_until
 
 pytestmark = pytest.mark.e2e
 
+BACK_UP = ROOT / "deploy" / "backup.py"
 WAITS = {"stand_in": "waits"}
 
 
-def write_over(file: Path, backup: Path) -> None:
-    """Takes a backup, then writes noise over every page but the first; no cache of them holds."""
+def write_over(file: Path) -> None:
+    """Writes noise over every page but the first; no cache of them holds."""
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
-        with closing(sqlite3.connect(backup)) as copy:
-            connection.backup(copy)
         connection.execute("CREATE TABLE noise (x)")
         connection.execute("DROP TABLE noise")
         wait_until(lambda: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
@@ -95,7 +96,7 @@ def is_told(call: Callable[[], object], house: House) -> None:
 def test_a_database_that_is_damaged_under_a_server_is_told_and_models_are_served_on(
     home: House, pictures: Path, tmp_path: Path, trainers: str
 ) -> None:
-    file, backup = home.data_dir / "graft.sqlite3", tmp_path / "backup.sqlite3"
+    backup = tmp_path / "backup"
     picture = next(pictures.glob("red/*"))
     client = home.start("", "--cpu-jobs=2")
     dataset = next(iter(client.list_datasets()))
@@ -126,8 +127,9 @@ def test_a_database_that_is_damaged_under_a_server_is_told_and_models_are_served
     assert answers(client, picture) == RIGHT
     assert "graft_database_damaged 0.0" in scraped(home)
 
+    subprocess.run([sys.executable, BACK_UP, home.data_dir, backup], check=True, timeout=SOON_S)
     with predicts_all_the_while(client, picture):
-        write_over(file, backup)
+        write_over(home.data_dir / "graft.sqlite3")
         for change in changes:
             is_told(change, home)
         for look_up, right in zip(look_ups, before, strict=True):
@@ -155,12 +157,14 @@ def test_a_database_that_is_damaged_under_a_server_is_told_and_models_are_served
 
     with pytest.raises(Ended, match="put the data folder back from a backup"):
         home.start()
-    for part in home.data_dir.glob("graft.sqlite3*"):
-        part.unlink()
-    shutil.copyfile(backup, file)
+    # As the runbook has it.
+    home.data_dir.rename(tmp_path / "damaged")
+    backup.rename(home.data_dir)
     client = home.start("", "--cpu-jobs=2")
     jobs = [client.job(job.job_id) for job in under_way]
     wait_until(lambda: [job.refresh().attempts for job in jobs] == [2, 2])
+    with read_only(home.data_dir) as connection:
+        assert connection.execute("SELECT SUM(crashes) FROM jobs").fetchone()[0] == 0
     for job in jobs:
         job.cancel()
     assert client.job(queued.job_id).wait(SOON_S).version == 1

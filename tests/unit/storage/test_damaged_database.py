@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import Damaged, Reason
+from service.errors import Damaged, NotFound, Reason
 from service.storage import disk_errors
 from service.storage.database import Database
 
@@ -154,6 +154,54 @@ def test_text_that_nobody_can_have_written_is_damage(database: Database, tmp_pat
 
     refused(read)
     assert database.is_damaged
+
+
+def no_text(page: bytes) -> bytes:
+    """The schema's page with a name in it that is none."""
+    place = page.index(b"tablewhole")
+    return page[:place] + b"table\xcc\xff\xfe\xcc\xcc" + page[place + 10 :]
+
+
+def test_a_name_in_the_schema_that_is_no_text_is_damage_and_ends_a_start(
+    database: Database, tmp_path: Path
+) -> None:
+    write_over(tmp_path / "graft.sqlite3", becomes=no_text)
+    refused(lambda: count(database, "t"))
+    refused(lambda: add(database, "t"))
+    assert database.is_damaged
+    database.close()
+    assert "put the data folder back" in refused(lambda: Database(tmp_path, [TABLES]))
+
+
+def test_what_a_row_cannot_be_is_looked_into_and_told_as_the_damage_that_it_comes_of(
+    database: Database, tmp_path: Path
+) -> None:
+    def astonished() -> None:
+        with database.read():
+            raise TypeError("no row has this")
+
+    with pytest.raises(TypeError):
+        astonished()
+    assert not database.is_damaged
+    # Only now and then, since it takes its time.
+    database._look_again_s = 0
+    write_over(tmp_path / "graft.sqlite3", "t")
+    refused(astonished)
+    assert database.is_damaged
+
+
+def test_nothing_is_said_not_to_be_there_in_a_damaged_file(
+    database: Database, tmp_path: Path
+) -> None:
+    def missing() -> None:
+        with database.read():
+            raise NotFound(Reason.JOB_NOT_FOUND, "there is no such job")
+
+    with pytest.raises(NotFound):
+        missing()
+    write_over(tmp_path / "graft.sqlite3", "t")
+    refused(lambda: count(database, "t"))
+    refused(missing)
 
 
 def test_a_disk_that_cannot_read_a_page_back_is_damage_and_other_errors_of_it_are_not(

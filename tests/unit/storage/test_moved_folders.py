@@ -1,10 +1,13 @@
 """Data folders behind links, and archives that are swapped between the look and the reading."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from service import class_folders
 from service.domain import DEFAULT_TENANT
 from service.errors import InvalidInput, Reason
 from service.storage.check import dataset_problems, read_only
@@ -46,6 +49,21 @@ def test_an_archive_that_has_become_a_link_is_not_read(
     assert caught.value.reason is Reason.ARCHIVE_UNREADABLE
     assert datasets.list(0, "", tenant=DEFAULT_TENANT)[0] == []
     assert not list((tmp_path / "data" / "datasets" / "tmp").iterdir())
+
+
+def test_an_archive_that_cannot_be_opened_just_now_is_no_fault_of_its_owner(
+    datasets: DatasetStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pets.tar").write_bytes(tar_of(FILES))
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(class_folders, "open_plain", fails)
+        with pytest.raises(OSError, match="Too many open files"):
+            datasets.import_archive(tmp_path / "pets.tar", tenant=DEFAULT_TENANT)
+    assert datasets.import_archive(tmp_path / "pets.tar", tenant=DEFAULT_TENANT).picture_count
 
 
 def test_an_archive_that_is_swapped_while_it_is_read_is_the_one_that_was_opened(
