@@ -43,6 +43,9 @@ _LAST_REFUSALS_S = 0.3
 
 _HANDSHAKE_S = 10.0
 
+_AT_ONCE = 5000
+"""Calls of one connection, and of all that have arrived and not been looked at."""
+
 _CONNECTION = (
     # Who does not answer a ping is gone: a machine that vanished is noticed within 80 s.
     ("grpc.keepalive_time_ms", 60_000),
@@ -53,7 +56,11 @@ _CONNECTION = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 2),
     ("grpc.max_metadata_size", 16 * 1024),
-    ("grpc.max_concurrent_streams", 1000),
+    # Far above our own bounds, which say what is too much and when to come back: what gRPC turns
+    # away by itself is UNAVAILABLE or CANCELLED, without a word.
+    ("grpc.max_concurrent_streams", _AT_ONCE),
+    ("grpc.server.max_pending_requests", _AT_ONCE),
+    ("grpc.server.max_pending_requests_hard_limit", _AT_ONCE),
 )
 
 Register = Callable[[aio.Server], None]

@@ -167,6 +167,23 @@ async def test_a_large_answer_that_is_not_taken_keeps_its_place_and_is_reset_in_
             await unread.read()
 
 
+async def test_of_thousands_of_calls_at_once_each_that_is_refused_is_told_why() -> None:
+    slow = Slow()
+    async with serving(slow, Tenants(), calls=10) as channel:
+        stub: Any = model_pb2_grpc.ModelServiceStub(channel)
+        asked = model_pb2.GetModelRequest(model="m")
+        calls = [stub.GetModel(asked, metadata=of(f"t{n % 10}")) for n in range(3000)]
+        for _ in range(10):
+            await slow.arrived.acquire()
+        ended = [asyncio.ensure_future(call.code()) for call in calls]
+        await settled(lambda: sum(code.done() for code in ended) == 2990, timeout_s=30)
+        refused = [call for call in calls if call.done()]
+        assert {await call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert (await refusal(refused[-1])).reason == "TOO_MANY_CALLS"
+        slow.go_on.set()
+        await asyncio.gather(*ended)
+
+
 # Tenants
 
 
