@@ -198,7 +198,7 @@ def run(arguments: argparse.Namespace, folder: Path, data_dir: Path) -> int:
         trains = arguments.module == "service"
         soak = Soak(served, tenants, folder, arguments.seed, trains=trains)
         stack.callback(soak.close)
-        signal.signal(signal.SIGINT, partial(_interrupted, soak.stop))
+        _on_signals(partial(_interrupted, soak.stop))
         samples, shares = _drive(soak, served, tenants, arguments, stack)
         # Calls that are under way at a drain may take as long as they like.
         soak.close()
@@ -269,9 +269,15 @@ def _drive(
     return recorder.samples, shares
 
 
+def _on_signals(then: Callable[..., object]) -> None:
+    # Its server has a session of its own, and would outlive a soak that just dies.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, then)
+
+
 def _interrupted(stop: threading.Event, *_: object) -> None:
     # The second time it is meant.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _on_signals(signal.default_int_handler)
     print("ending with what there is", flush=True)
     stop.set()
 
@@ -292,6 +298,7 @@ def main() -> None:
     parser.add_argument("--module", default="service", help="bench.instant trains nothing")
     parser.add_argument("--flags", nargs="*", default=[], help="of graft-server, without the --")
     arguments = parser.parse_args()
+    _on_signals(signal.default_int_handler)
     arguments.pace = Pace().faster(arguments.faster)
     with (
         given_or_written(arguments.folder) as folder,

@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from graft.errors import NotFound, ResourceExhausted
 from graft.v1 import prediction_pb2
@@ -27,21 +29,48 @@ __all__ = ["whole"]
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.e2e
-def test_a_short_soak_finds_nothing_ends_well_and_draws_its_picture(tmp_path: Path) -> None:
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    """A soak that trains nothing, so that seconds are enough for many jobs."""
     for number in range(16):
         for label, colour in (("red", (200 + number, 9, 9)), ("blue", (9, 9, 200 + number))):
             (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
             photo = Image.new("RGB", (320, 240), colour)
             photo.save(tmp_path / "photos" / label / f"{number}.jpg")
-    # Trains nothing, so that seconds are enough for many jobs.
-    options = "--module bench.instant --minutes 0.04 --capacity 0.3 --max-rate 60 --faster 25"
+    options = "--module bench.instant --capacity 0.3 --max-rate 60 --faster 25"
+    return [
+        *(sys.executable, "-m", "bench.soak", str(tmp_path / "photos")),
+        *("--out", str(tmp_path / "out"), *options.split()),
+        *("--flags", "threads=1", "warm-trainers=0"),
+    ]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_soak_that_is_told_to_end_tells_what_there_is_and_leaves_no_server(
+    command: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    with subprocess.Popen(
+        [*command, "--minutes=9"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as soak:
+        assert soak.stdout is not None
+        while "steady load" not in soak.stdout.readline():
+            assert soak.poll() is None
+        served = psutil.Process(soak.pid).children(recursive=True)
+        soak.send_signal(number)
+        told, _ = soak.communicate(timeout=100)
+    assert served
+    assert psutil.wait_procs(served, timeout=20)[1] == []
+    assert "ending with what there is" in told
+    assert "findings: " in (tmp_path / "out" / "soak.md").read_text()
+
+
+@pytest.mark.e2e
+def test_a_short_soak_finds_nothing_ends_well_and_draws_its_picture(
+    command: list[str], tmp_path: Path
+) -> None:
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "bench.soak", str(tmp_path / "photos")),
-            *("--out", str(tmp_path / "out"), *options.split()),
-            *("--flags", "threads=1", "warm-trainers=0"),
-        ],
+        [*command, "--minutes=0.04"],
         cwd=ROOT,
         capture_output=True,
         text=True,
