@@ -5,6 +5,7 @@ uploads that are given up in the middle. Every one has an answer that is right.
 """
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ _OVERSIZE_BYTES = 65 * 2**20
 _OVERSIZE_EVERY = 100
 """Rounds: it costs some memory and time here, too."""
 GIVEN_UP = {OK, "CANCELLED"}
+_BEGUN_S = 60.0
 
 
 class Hostile:
@@ -275,17 +277,21 @@ class Abandoning:
                     picture=dataset_pb2.LabelledPicture(label=f"l{number % 2}", content=self._photo)
                 )
             time.sleep(self._random.uniform(0, 0.05))
+            # gRPC's thread, which reads this, may be faster than the one that began the call.
+            has_call.wait(_BEGUN_S)
             call.cancel()
 
         def cancelled() -> None:
             nonlocal call
             call = stub.UploadDataset.future(messages(), timeout=60, metadata=self._metadata)
+            has_call.set()
             try:
                 call.result()
             except grpc.FutureCancelledError:
                 raise _Cancelled from None
 
         call: Any = None
+        has_call = threading.Event()
         self._book.call("UploadDataset, cancelled", "CANCELLED", cancelled)
 
     def _give_up(self, kind: str, may: set[str], stub: Any, requests: Callable[[], object]) -> None:
