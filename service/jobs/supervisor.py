@@ -240,11 +240,15 @@ class Supervisor:
 
     async def _clear_ended(self) -> None:
         # One that was cancelled in the queue may have kept the checkpoint of an attempt.
-        while self._ended:
+        for _ in range(len(self._ended)):
             job_id = self._ended.popleft()
+            if job_id in self._workers:
+                # Whose attempt perhaps put it back a moment before, and still clears up. Its end
+                # wakes.
+                self._ended.append(job_id)
+                continue
             self._patience.forget(job_id)
-            if job_id not in self._workers:
-                await asyncio.to_thread(self._attempts.clear, job_id, keep_checkpoint=False)
+            await asyncio.to_thread(self._attempts.clear, job_id, keep_checkpoint=False)
 
     async def _claim(self, devices: list[str], passed_over: Sequence[str] = ()) -> JobRecord | None:
         if self._closing.is_set():

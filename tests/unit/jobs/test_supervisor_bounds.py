@@ -2,7 +2,9 @@
 
 import asyncio
 import errno
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +63,41 @@ async def test_what_was_running_when_the_service_died_is_taken_up_again(
     await house.supervisor.start()
     record = await house.ended(job.job_id)
     assert (record.state, record.attempts, record.crashes) == (JobState.SUCCEEDED, 2, 1)
+
+
+async def test_a_job_cancelled_while_its_crashed_attempt_clears_up_leaves_nothing(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(spec: JobSpec) -> None:
+        Path(spec.checkpoint_dir, "epoch").write_text("1")
+
+    house = make_house(Script(records=[EPOCH], before_last=keep, exit_code=1))
+    job = queue(server_path=folder)
+    attempts = house.supervisor._attempts
+    has_looked, is_clear = threading.Event(), threading.Event()
+    clear, to_cancel = attempts.clear, house.jobs.to_cancel
+
+    def clear_late(job_id: str, *, keep_checkpoint: bool) -> None:
+        if keep_checkpoint:
+            # Between the attempt's end, which put the job back, and its clearing up.
+            has_looked.clear()
+            house.jobs.request_cancel(job_id, TENANT)
+            assert has_looked.wait(20)
+        clear(job_id, keep_checkpoint=keep_checkpoint)
+        if keep_checkpoint:
+            is_clear.set()
+
+    def look() -> set[str]:
+        has_looked.set()
+        return to_cancel()
+
+    monkeypatch.setattr(attempts, "clear", clear_late)
+    monkeypatch.setattr(house.jobs, "to_cancel", look)
+    await house.supervisor.start()
+    assert (await house.ended(job.job_id)).state is JobState.CANCELLED
+    assert await asyncio.to_thread(is_clear.wait, 20)
+    await house.supervisor.close(20)
+    assert list(house.settings.work_dir.iterdir()) == []
 
 
 async def test_no_more_jobs_run_at_once_than_there_are_slots(
