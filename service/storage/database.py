@@ -222,11 +222,12 @@ class Database:
     def _told(
         self, error: BaseException, connection: Connection | None = None
     ) -> GraftError | None:
-        if disk_errors.is_damage(error):
-            self._note_damage(error)
         is_own = isinstance(error, GraftError)
         if connection and not is_own and not isinstance(error, sqlite3.Error | OSError):
+            # What a store decodes may fail for reasons of its own.
             self._suspect(error, connection)
+        elif disk_errors.is_damage(error):
+            self._note_damage(error)
         # What else goes wrong in a damaged file comes of that, and nothing is surely not there.
         if self._is_damaged and isinstance(error, Exception):
             return disk_errors.damaged() if not is_own or isinstance(error, NotFound) else None
@@ -236,7 +237,9 @@ class Database:
 
     def _suspect(self, error: BaseException, connection: Connection) -> None:
         """Looks whether what a row cannot be comes of damage that SQLite passed over."""
-        if not isinstance(error, Exception) or time.monotonic() < self._look_again_s:
+        # One that may be SQLite's own words is looked into each time.
+        is_due = disk_errors.is_damage(error) or time.monotonic() >= self._look_again_s
+        if not isinstance(error, Exception) or not is_due:
             return
         self._look_again_s = time.monotonic() + _LOOK_AGAIN_S
         try:

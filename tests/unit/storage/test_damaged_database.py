@@ -190,6 +190,14 @@ def test_what_a_row_cannot_be_is_looked_into_and_told_as_the_damage_that_it_come
     assert database.is_damaged
 
 
+def test_text_that_a_store_cannot_decode_is_no_damage_of_a_whole_file(database: Database) -> None:
+    for _ in range(2):
+        with pytest.raises(UnicodeDecodeError), database.transaction():
+            b"\xff".decode()
+    assert not database.is_damaged
+    add(database, "whole")
+
+
 def test_nothing_is_said_not_to_be_there_in_a_damaged_file(
     database: Database, tmp_path: Path
 ) -> None:
