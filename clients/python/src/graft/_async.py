@@ -5,7 +5,7 @@ time, so that the event loop never waits for it.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
@@ -108,9 +108,14 @@ class AsyncTransport:
         )
         feed = AsyncFeed(stepwise(messages))
         call = invoke(feed.messages(), timeout=timeout_s, metadata=self._metadata)
+        end = End(call)
         try:
             answer: Res = await call
-        except (grpc.RpcError, asyncio.CancelledError):
+        except grpc.RpcError as error:
+            if feed.error is not None:
+                raise feed.error from None
+            raise end.told(error) from None
+        except asyncio.CancelledError:
             if feed.error is not None:
                 raise feed.error from None
             raise
@@ -129,6 +134,7 @@ class AsyncTransport:
         )
         feed = AsyncFeed(messages)
         call = invoke(feed.messages(), timeout=timeout_s, metadata=self._metadata)
+        end = End(call)
         try:
             async for answer in call:
                 yield answer
@@ -137,7 +143,7 @@ class AsyncTransport:
                 raise feed.error from None
             raise
         except grpc.RpcError as error:
-            raise from_rpc(error, self.target, timeout_s) from error
+            raise from_rpc(end.told(error), self.target, timeout_s) from error
         finally:
             call.cancel()
 
@@ -174,6 +180,39 @@ class AsyncTransport:
         except grpc.RpcError as error:
             raise from_rpc(error, self.target, timeout_s) from error
         return bool(answer == _rpcs.SERVING)
+
+
+class End:
+    """How the server ended a call that is sent to.
+
+    Where a write of gRPC's comes too late, gRPC sets a status of its own beside it, INTERNAL,
+    before or after; this keeps the first, and what is raised is the last.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._first: aio.AioRpcError | None = None
+        call.add_done_callback(self._keep)
+
+    def told(self, error: grpc.RpcError) -> grpc.RpcError:
+        """The error that the server meant, where it said one."""
+        is_own = error.code() is grpc.StatusCode.INTERNAL
+        return self._first if is_own and self._first is not None else error
+
+    def _keep(self, call: Any) -> None:
+        code: grpc.StatusCode = _now(call.code())
+        if self._first is None and code is not grpc.StatusCode.OK:
+            trailing: aio.Metadata = _now(call.trailing_metadata())
+            self._first = aio.AioRpcError(code, aio.Metadata(), trailing, _now(call.details()))
+
+
+def _now(answer: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine answers that has nothing to wait for."""
+    try:
+        answer.send(None)
+    except StopIteration as found:
+        return found.value
+    answer.close()
+    raise RuntimeError("a call that has ended knows how")
 
 
 class AsyncFeed:
