@@ -26,7 +26,7 @@ $(VENV)/triton/.installed: $(VENV)/.installed
 	$(VENV)/triton/bin/python -m pip install --quiet --disable-pip-version-check "tritonclient[grpc]"
 	touch $@
 
-demo: $(VENV)/.installed  ## Fine-tune and serve on real pictures (DATA=folder for your own)
+demo: $(VENV)/.installed  ## Fine-tune and serve on real images (DATA=folder for your own)
 	$(PY) clients/demo.py $(if $(DATA),--data $(DATA))
 
 # Two files of tests at a time: they wait for processes as much as they compute.
@@ -76,7 +76,7 @@ $(VENV)/.installed-fuzz: $(VENV)/.installed-dev
 	touch $@
 
 RUNS ?= 100000
-fuzz: $(VENV)/.installed-fuzz  ## Feed what strangers send RUNS=100000 inputs each (TARGETS="pictures ...")
+fuzz: $(VENV)/.installed-fuzz  ## Feed what strangers send RUNS=100000 inputs each (TARGETS="images ...")
 	$(PY) -m tests.fuzz --runs $(RUNS) $(TARGETS)
 
 clean:  ## Remove the virtual environment and caches

@@ -95,8 +95,8 @@ def main() -> None:
                     served[technique].add(found.published + flag)
                     if technique == "auto":
                         reached["source only"].append(found.source_only_target_accuracy)
-            pictures = report.adaptation.target_pictures if report.adaptation else 0
-            print(f"\n{source.name} to {target.name}, {pictures} target pictures")
+            images = report.adaptation.target_images if report.adaptation else 0
+            print(f"\n{source.name} to {target.name}, {images} target images")
             for name in ("source only", *techniques):
                 values = reached[name]
                 means[name].append(statistics.mean(values))

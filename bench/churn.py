@@ -68,16 +68,16 @@ class Tally:
 
 
 def call_all_the_time(
-    address: str, pictures: list[Path], tally: Tally, stop: threading.Event
+    address: str, images: list[Path], tally: Tally, stop: threading.Event
 ) -> None:
     """A caller of the stable model."""
     with Client(address, retry=NO_RETRY) as client:
         while not stop.is_set():
-            for picture in pictures:
+            for image in images:
                 if stop.is_set():
                     return
                 try:
-                    client.predict(picture, model="stable")
+                    client.predict(image, model="stable")
                     tally.did("calls")
                 except GraftError as error:
                     tally.fail("call", error)
@@ -85,13 +85,13 @@ def call_all_the_time(
 
 def churn(
     address: str,
-    pictures: list[Path],
+    images: list[Path],
     numbers: Iterator[int],
     tally: Tally,
     stop: threading.Event,
 ) -> None:
     """Fine-tunes, predicts, moves an alias, deletes."""
-    pairs = [(picture.parent.name, picture) for picture in pictures]
+    pairs = [(image.parent.name, image) for image in images]
     with Client(address, retry=NO_RETRY) as client:
         living: collections.deque[str] = collections.deque()
         while not stop.is_set():
@@ -99,9 +99,9 @@ def churn(
             try:
                 version = client.fine_tune(pairs, name=name).wait(timeout_s=300).version
                 tally.did("published")
-                client.predict(pictures[0], model=name)
+                client.predict(images[0], model=name)
                 client.set_alias(name, "live", version)
-                client.predict(pictures[1], model=name, alias="live")
+                client.predict(images[1], model=name, alias="live")
                 tally.did("served")
                 living.append(name)
                 if len(living) > KEPT:
@@ -178,7 +178,7 @@ def main() -> None:
         os.environ[OWN_BACKBONES] = "1"
     tally, stop, numbers = Tally(), threading.Event(), itertools.count()
     with given_or_written(arguments.folder) as folder, tempfile.TemporaryDirectory() as data:
-        pictures = [
+        images = [
             photo
             for label in sorted(path for path in folder.iterdir() if path.is_dir())
             for photo in sorted(label.glob("*.jpg"))[: 1 if is_fast else 8]
@@ -189,8 +189,8 @@ def main() -> None:
             with Client(running.address) as client:
                 client.wait_ready(30)
                 client.fine_tune(folder, name="stable").wait(timeout_s=600)
-            work = [(call_all_the_time, (pictures, tally, stop))] * arguments.callers
-            work += [(churn, (pictures, numbers, tally, stop))] * (CHURNERS if is_fast else 1)
+            work = [(call_all_the_time, (images, tally, stop))] * arguments.callers
+            work += [(churn, (images, numbers, tally, stop))] * (CHURNERS if is_fast else 1)
             threads = [
                 threading.Thread(target=target, args=(running.address, *given))
                 for target, given in work

@@ -2,7 +2,7 @@
 
     python -m bench.drain [FOLDER] [--times 5] [--callers 32]
 
-Callers classify one picture after another; then comes SIGTERM. Each caller ends at
+Callers classify one image after another; then comes SIGTERM. Each caller ends at
 the first refusal. A call was accepted if it was sent before the signal or was
 answered after it. Prints the time from the signal to the exit, and how many calls
 that were under way were answered, refused with SHUTTING_DOWN, or cut off without
@@ -48,10 +48,10 @@ def main() -> None:
         with service(Path(data), *flags) as running, Client(running.address) as client:
             client.wait_ready(30)
             fine_tune(client, folder, arguments.backbone)
-        picture = next(folder.rglob("*.jpg")).read_bytes()
+        image = next(folder.rglob("*.jpg")).read_bytes()
         for _ in range(arguments.times):
             with service(Path(data), *flags) as running:
-                seconds, outcomes = drained(running, picture, arguments.callers)
+                seconds, outcomes = drained(running, image, arguments.callers)
             took_s.append(seconds)
             total += outcomes
             print(f"{seconds:.2f} s, {dict(outcomes)}")
@@ -62,14 +62,14 @@ def main() -> None:
     )
 
 
-def drained(running: Running, picture: bytes, callers: int) -> tuple[float, Counter[str]]:
+def drained(running: Running, image: bytes, callers: int) -> tuple[float, Counter[str]]:
     """Ends one service under load; seconds to its exit, and what became of the calls."""
     process = psutil.Process(running.pid)
     signalled = threading.Event()
     outcomes: Counter[str] = Counter()
     guard = threading.Lock()
     request = prediction_pb2.PredictRequest(
-        model=NAME, pictures=[prediction_pb2.Picture(encoded=picture)]
+        model=NAME, images=[prediction_pb2.Image(encoded=image)]
     )
 
     def call() -> None:

@@ -1,4 +1,4 @@
-"""From a FineTune call to the first served answer, over gRPC, on a folder of pictures.
+"""From a FineTune call to the first served answer, over gRPC, on a folder of images.
 
     python -m bench.fine_tune FOLDER [--runs 5] [--backbone NAME] [--weights NAME]
         [--method feature_based|model_based] [--recipe classic] [--beside-classic]
@@ -7,7 +7,7 @@ The folder is uploaded before; its time is told apart. Every run has a service o
 own with an empty data folder, whose waiting trainer is warm. The first job of a run
 is cold: the backbone is exported for it, no feature is known. The second one is the
 same again, with what the first one left. With --beside-classic the classic recipe
-(every layer, 25 epochs, 32 bits) runs once afterwards on the same pictures, and the
+(every layer, 25 epochs, 32 bits) runs once afterwards on the same images, and the
 ratio of the times is told. Prints every epoch of jobs that train.
 """
 
@@ -30,7 +30,7 @@ WARM_TIMEOUT_S = 60.0
 
 
 def job(
-    client: Client, dataset: str, picture: Path, arguments: argparse.Namespace, recipe: str = ""
+    client: Client, dataset: str, image: Path, arguments: argparse.Namespace, recipe: str = ""
 ) -> tuple[float, Version]:
     """One job; seconds from the call to the answer, and the version."""
     is_trained = recipe or arguments.method == "model_based"
@@ -49,13 +49,13 @@ def job(
             print(
                 f"{at:7.1f} s  epoch {what.epoch}/{what.epochs}  train loss {what.train_loss:.4f} "
                 f"acc {what.train_accuracy:.4f}  val loss {what.validation_loss:.4f} "
-                f"acc {what.validation_accuracy:.4f}  {what.images_per_second:.1f} pictures/s",
+                f"acc {what.validation_accuracy:.4f}  {what.images_per_second:.1f} images/s",
                 flush=True,
             )
         elif isinstance(what, Note) and what.level == "warning":
             print(f"{at:7.1f} s  {what.text}", flush=True)
     version = handle.wait(timeout_s=60)
-    client.predict(picture, model="bench")
+    client.predict(image, model="bench")
     return time.monotonic() - started, version
 
 
@@ -77,7 +77,7 @@ def told(kind: str, seconds: Sequence[float], version: Version) -> str:
     return (
         f"{kind:8} median {statistics.median(seconds):6.2f} s, range {min(seconds):.2f} to "
         f"{max(seconds):.2f}, n = {len(seconds)}; accuracy {version.validation_accuracy:.4f} on "
-        f"{version.validation_count} pictures"
+        f"{version.validation_count} images"
     )
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--recipe", choices=("auto", "classic"), default="auto")
     parser.add_argument("--beside-classic", action="store_true")
     arguments = parser.parse_args()
-    picture = next(
+    image = next(
         p for p in sorted(arguments.folder.rglob("*")) if p.suffix in (".jpg", ".png", ".jpeg")
     )
     taken: dict[str, list[float]] = defaultdict(list)
@@ -112,7 +112,7 @@ def main() -> None:
             upload_s = time.monotonic() - started
             for kind in ("cold", "warm"):
                 wait_until_warm(running.pid)
-                seconds, versions[kind] = job(client, dataset, picture, arguments)
+                seconds, versions[kind] = job(client, dataset, image, arguments)
                 taken[kind].append(seconds)
                 stages = versions[kind].manifest.get("stages_s", {})
                 where = ", ".join(f"{name} {s:.2f}" for name, s in stages.items())
@@ -120,7 +120,7 @@ def main() -> None:
             print(f"run {number + 1} upload: {upload_s:.2f} s", flush=True)
             if arguments.beside_classic and number == arguments.runs - 1:
                 wait_until_warm(running.pid)
-                seconds, versions["classic"] = job(client, dataset, picture, arguments, "classic")
+                seconds, versions["classic"] = job(client, dataset, image, arguments, "classic")
                 taken["classic"].append(seconds)
     for kind, seconds in taken.items():
         print(told(kind, seconds, versions[kind]))

@@ -27,7 +27,7 @@ ROUNDS = 3
 
 
 def load(running: Running, folder: Path, arguments: argparse.Namespace, models: str) -> float:
-    """Pictures a second with calls spread over the models."""
+    """Images a second with calls spread over the models."""
     figures = measured(
         "load", running.address, folder, "--pid", running.pid, "--callers", arguments.callers,
         "--seconds", arguments.seconds, "--models", models,
@@ -36,12 +36,12 @@ def load(running: Running, folder: Path, arguments: argparse.Namespace, models: 
     return float(figures["per_second"])
 
 
-def first_answers_ms(client: Client, picture: Path, names: list[str]) -> list[float]:
+def first_answers_ms(client: Client, image: Path, names: list[str]) -> list[float]:
     """Milliseconds of one call to each model."""
     times = []
     for name in names:
         started = time.perf_counter()
-        client.predict(picture, model=name)
+        client.predict(image, model=name)
         times.append((time.perf_counter() - started) * 1000)
     return times
 
@@ -57,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names = [f"m{number}" for number in range(arguments.models)]
     with given_or_written(arguments.folder) as folder, tempfile.TemporaryDirectory() as temporary:
-        picture = next(folder.rglob("*.jpg"))
+        image = next(folder.rglob("*.jpg"))
         data_dir = Path(temporary)
         with service(data_dir) as running, Client(running.address) as client:
             client.wait_ready(30)
@@ -68,11 +68,11 @@ def main() -> None:
             client.wait_ready(30)
             # Warm on one model as on many: arenas grow with the load, not with the models.
             load(running, folder, arguments, "bench")
-            first_answers_ms(client, picture, ["bench"] * 100)
+            first_answers_ms(client, image, ["bench"] * 100)
             one_mib = pss_mib(running.pid)
-            cold = first_answers_ms(client, picture, names)
+            cold = first_answers_ms(client, image, names)
             all_mib = pss_mib(running.pid)
-            warm = first_answers_ms(client, picture, names[:100])
+            warm = first_answers_ms(client, image, names[:100])
             alone, spread = [], []
             for _ in range(ROUNDS):
                 alone.append(load(running, folder, arguments, "m0"))
@@ -96,7 +96,7 @@ def main() -> None:
         f"throughput spread over all, of one model's: {statistics.median(ratios):.3f} "
         f"({min(ratios):.3f} to {max(ratios):.3f}, n = {ROUNDS} rounds of "
         f"{arguments.seconds:g} s; {statistics.median(spread):.1f} against "
-        f"{statistics.median(alone):.1f} pictures/s)"
+        f"{statistics.median(alone):.1f} images/s)"
     )
 
 

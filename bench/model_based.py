@@ -3,11 +3,11 @@
     python -m bench.model_based FOLDER [--backbone resnet18] [--weights random] [--rounds 3]
         [--epochs 2] [--threads 0]
 
-FOLDER holds pictures in a folder per class, or `train/` and `val/`. Each round, in
+FOLDER holds images in a folder per class, or `train/` and `val/`. Each round, in
 this order: epochs of the classic recipe (batch 4, fp32) as people write it with
 torchvision (ImageFolder, DataLoader with a worker a core), of the same in our loop,
 of the modern one, and a bare loop of forward, backward and optimiser on one made-up
-batch of the same precision and size. Prints pictures a second, then the ratios of each round's own:
+batch of the same precision and size. Prints images a second, then the ratios of each round's own:
 what else runs on the machine slows all three alike. The network is trained with
 frozen BatchNorms, as a pretrained one would be.
 """
@@ -41,7 +41,7 @@ from trainer.methods.loop import Hyperparameters
 def trained(
     spec: JobSpec, recipe: ModelBased, found: Data, backbone: Backbone
 ) -> tuple[float, Hyperparameters, str]:
-    """Pictures a second of the fastest epoch, hyperparameters and precision."""
+    """Images a second of the fastest epoch, hyperparameters and precision."""
     rates: list[float] = []
 
     def hear(record: Record) -> None:
@@ -59,7 +59,7 @@ def trained(
 
 
 def bare(backbone: Backbone, classes: int, precision: str, size: int, steps: int) -> float:
-    """Pictures a second of the fastest step on one batch that is already there."""
+    """Images a second of the fastest step on one batch that is already there."""
     network = nn.Sequential(backbone, nn.Linear(backbone.feature_dim, classes))
     device = compute.choose_device("auto")
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -69,14 +69,14 @@ def bare(backbone: Backbone, classes: int, precision: str, size: int, steps: int
             module.eval().requires_grad_(False)
     moving = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(moving, lr=1e-3, momentum=0.9)
-    pictures = torch.randint(0, 256, (size, SIZE, SIZE, 3), dtype=torch.uint8, device=device)
+    images = torch.randint(0, 256, (size, SIZE, SIZE, 3), dtype=torch.uint8, device=device)
     targets = torch.randint(0, classes, (size,), device=device)
     context = compute.autocast(precision, device)
     times = []
     for _ in range(1 + steps):
         began = time.perf_counter()
         with context():
-            logits = network(pictures).float()
+            logits = network(images).float()
         loss = functional.cross_entropy(logits, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -89,7 +89,7 @@ def bare(backbone: Backbone, classes: int, precision: str, size: int, steps: int
 
 
 def plain(folder: Path, classes: int, name: str, epochs: int) -> float:
-    """Pictures a second of the fastest epoch of the well-known loop, as it is usually written."""
+    """Images a second of the fastest epoch of the well-known loop, as it is usually written."""
     root = folder / "train" if (folder / "train").is_dir() else folder
     transform = transforms.Compose(
         [
@@ -111,8 +111,8 @@ def plain(folder: Path, classes: int, name: str, epochs: int) -> float:
     rates = []
     for _ in range(epochs):
         began, seen = time.perf_counter(), 0
-        for pictures, targets in loader:
-            loss = functional.cross_entropy(network(pictures), targets)
+        for images, targets in loader:
+            loss = functional.cross_entropy(network(images), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -136,7 +136,7 @@ def main() -> None:
     first = backbones.load(arguments.backbone, arguments.weights, 0, Path(tempfile.gettempdir()))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
     print(
-        f"{arguments.backbone}, {len(found.train)}+{len(found.validation)} pictures, "
+        f"{arguments.backbone}, {len(found.train)}+{len(found.validation)} images, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, {device}"
     )
     over: dict[str, list[float]] = {"plain": [], "classic": [], "bare": []}
@@ -173,7 +173,7 @@ def main() -> None:
             print(
                 f"round {turn + 1}: torchvision's {rates['plain']:.1f}, classic "
                 f"{rates['classic']:.1f}, modern {rates['auto']:.1f} ({precision}, batch {size}), "
-                f"bare {rates['bare']:.1f} pictures/s",
+                f"bare {rates['bare']:.1f} images/s",
                 flush=True,
             )
     for name, ratios in over.items():

@@ -105,7 +105,7 @@ def main() -> None:
     assert not before["errors"], "the service does not answer well before the overload"
     goodput, capacity = during["per_second"], before["per_second"]
     print(
-        f"capacity {capacity:.1f} pictures/s; offered {during['offered_per_second']:.1f}; goodput "
+        f"capacity {capacity:.1f} images/s; offered {during['offered_per_second']:.1f}; goodput "
         f"{goodput:.1f} = {goodput / capacity:.3f} of capacity; the generator took "
         f"{during['generator_cpu_percent']:.0f} % of a core"
     )
@@ -126,7 +126,7 @@ def main() -> None:
             f"n = {len(found)}"
         )
     print(
-        f"afterwards {after['per_second']:.1f} pictures/s = "
+        f"afterwards {after['per_second']:.1f} images/s = "
         f"{after['per_second'] / before['per_second']:.3f} of before, p50 {after['p50_ms']:.0f} "
         f"against {before['p50_ms']:.0f} ms"
     )

@@ -116,7 +116,7 @@ def near_empty_manifest(backbone: bytes, head: Head, model: str = "", job_id: st
         seed=0,
         hyperparameters={},
         preprocess=preprocess.describe(),
-        parity=Parity(max_difference=0.0, top1_agreement=1.0, pictures=0),
+        parity=Parity(max_difference=0.0, top1_agreement=1.0, images=0),
         opset=17,
         device="cpu",
         precision="fp32",
@@ -138,14 +138,14 @@ def near_empty_backbone(name: str = NEAR_EMPTY) -> bytes:
         for name, values in zip(("starts", "ends", "axes"), row, strict=True)
     ]
     nodes = [
-        helper.make_node("Slice", ["pictures", "starts", "ends", "axes"], ["corner"]),
+        helper.make_node("Slice", ["images", "starts", "ends", "axes"], ["corner"]),
         helper.make_node("Cast", ["corner"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["floats"], ["features"], axes=[1, 3], keepdims=0),
     ]
     size = preprocess.SIZE
-    pictures = helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["n", size, size, 3])
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", size, size, 3])
     features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", _FEATURES])
-    graph = helper.make_graph(nodes, name, [pictures], [features], slices)
+    graph = helper.make_graph(nodes, name, [images], [features], slices)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     onnx.checker.check_model(model)
     serialized: bytes = model.SerializeToString()

@@ -3,7 +3,7 @@
     python -m bench.resume FOLDER [--kills 3] [--epochs 6] [--backbone resnet18]
         [--weights random] [--seed 0] [--threads 0]
 
-FOLDER holds pictures in a folder per class, or `train/` and `val/`. Runs one job
+FOLDER holds images in a folder per class, or `train/` and `val/`. Runs one job
 unbroken, then the same one again in attempts that are killed (SIGKILL) at random
 moments of its training, drawn anew for each, until an attempt ends by itself.
 Batch size and precision are given, since a probe may choose otherwise in another

@@ -1,10 +1,10 @@
-"""Feature-based jobs from few pictures to many: seconds of each stage, and memory.
+"""Feature-based jobs from few images to many: seconds of each stage, and memory.
 
-    python -m bench.scale [FOLDER] [--pictures 500 5000] [--classes 50] [--runs 3]
+    python -m bench.scale [FOLDER] [--images 500 5000] [--classes 50] [--runs 3]
 
 FOLDER holds photos in a folder per class, and is measured as it is first; without
 one the photographs of scikit-learn stand in. The larger datasets are made of it:
-each class is a place and a size in one photo, in colours of its own, each picture a
+each class is a place and a size in one photo, in colours of its own, each image a
 seeded cut near that. Every job runs in a process of its own that has imported all it
 needs, as the service's do: with an empty cache of features, then with a full one.
 """
@@ -40,15 +40,15 @@ class Outcome:
     peak_mb: float
 
 
-def write(photos: Sequence[Path], folder: Path, pictures: int, classes: int) -> Path:
-    """Writes `pictures` JPEG files in a folder per class, the same ones every time."""
+def write(photos: Sequence[Path], folder: Path, images: int, classes: int) -> Path:
+    """Writes `images` JPEG files in a folder per class, the same ones every time."""
     for label in range(classes):
         rng = np.random.default_rng([label, classes])
         photo = Image.open(photos[label % len(photos)]).convert("RGB")
         zoom, x, y = rng.uniform(0.4, 0.8), rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8)
         channels = rng.permutation(3)
         (folder / f"class{label:03}").mkdir(parents=True)
-        for number in range(pictures // classes):
+        for number in range(images // classes):
             scale = zoom * rng.uniform(0.8, 1.2)
             width, height = photo.width * scale, photo.height * scale
             left = np.clip((x + rng.normal(0, 0.2)) * photo.width - width / 2, 0, 0.7 * photo.width)
@@ -102,7 +102,7 @@ def measure(title: str, folder: Path, work: Path, known: ExportedBackbone, runs:
             f"{min(seconds):.2f} to {max(seconds):.2f} s, n = {len(seconds)}; "
             + ", ".join(f"{stage} {value:.2f}" for stage, value in stages.items())
             + f"; {last.peak_mb:.0f} MB at most ({last.before_mb:.0f} MB before), "
-            f"{last.manifest.train_count}+{last.manifest.validation_count} pictures, accuracy "
+            f"{last.manifest.train_count}+{last.manifest.validation_count} images, accuracy "
             f"{last.manifest.validation_accuracy:.4f}",
             flush=True,
         )
@@ -125,7 +125,7 @@ def main() -> None:
     """Measures the folder, then each size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("--pictures", type=int, nargs="*", default=[500, 5000])
+    parser.add_argument("--images", type=int, nargs="*", default=[500, 5000])
     parser.add_argument("--classes", type=int, default=50)
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
@@ -141,9 +141,9 @@ def main() -> None:
         known = ExportedBackbone(manifest.weights, str(file), manifest.backbone_digest)
         measure(folder.name, folder, work, known, arguments.runs)
         photos = sorted(folder.rglob("*.jpg"))
-        for pictures in arguments.pictures:
-            made = write(photos, work / f"{pictures}", pictures, arguments.classes)
-            title = f"{pictures} pictures in {arguments.classes} classes"
+        for images in arguments.images:
+            made = write(photos, work / f"{images}", images, arguments.classes)
+            title = f"{images} images in {arguments.classes} classes"
             measure(title, made, work, known, arguments.runs)
 
 

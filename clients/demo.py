@@ -1,4 +1,4 @@
-"""The main job on real pictures: start the service, fine-tune over gRPC, predict, look at metrics.
+"""The main job on real images: start the service, fine-tune over gRPC, predict, look at metrics.
 
 Without --data it takes scikit-learn's scanned handwritten digits, written out as
 PNG files. With --data it takes any folder with a folder per class, or with
@@ -26,13 +26,13 @@ from PIL import Image
 MODEL = "demo"
 START_TIMEOUT_S = 30.0
 JOB_TIMEOUT_S = 1800.0
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 SPLITS = ("val", "valid", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Data:
-    """What to learn from, and pictures that training does not see."""
+    """What to learn from, and images that training does not see."""
 
     folder: Path
     held_out: list[tuple[Path, str]]
@@ -66,10 +66,10 @@ def own_data(root: Path) -> Data:
     held_out = [
         (path, path.relative_to(split or root).parts[0])
         for path in sorted((split or root).glob("*/**/*"))
-        if path.suffix.lower() in PICTURES
+        if path.suffix.lower() in IMAGES
     ]
     if split is None:
-        print("(no val/ folder: the service holds out a part; pictures asked below may be known)")
+        print("(no val/ folder: the service holds out a part; images asked below may be known)")
     random.Random(0).shuffle(held_out)  # nosec B311 # no secret
     return Data(root, held_out[:200])
 
@@ -128,7 +128,7 @@ def _drain(lines: Iterator[str]) -> None:
 
 
 def fine_tune(client: Client, data: Data) -> tuple[float, float, int]:
-    """Fine-tunes and asks until served; gives seconds to the answer, accuracy, its pictures."""
+    """Fine-tunes and asks until served; gives seconds to the answer, accuracy, its images."""
     started = time.monotonic()
     job = client.fine_tune(data.folder, name=MODEL)
     print(f"FineTune accepted as {job.job_id}")
@@ -155,13 +155,13 @@ def fine_tune(client: Client, data: Data) -> tuple[float, float, int]:
 def main() -> None:
     """Runs the demo; exits with 1 and a reason when something fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="a folder with a folder of pictures per class")
+    parser.add_argument("--data", type=Path, help="a folder with a folder of images per class")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="graft-demo-") as temporary:
         work = Path(temporary)
         data = own_data(arguments.data) if arguments.data else write_digits(work / "digits")
         if not data.held_out:
-            sys.exit(f"no pictures were found in {arguments.data}")
+            sys.exit(f"no images were found in {arguments.data}")
         began = time.monotonic()
         with service(work / "data") as (address, metrics_url), Client(address) as client:
             client.wait_ready(timeout_s=START_TIMEOUT_S)
@@ -170,8 +170,8 @@ def main() -> None:
             answers = client.predict([path for path, _ in data.held_out], model=MODEL, top_k=2)
             rows = list(zip(data.held_out, answers, strict=True))
             right = sum(answer.label == truth for (_, truth), answer in rows)
-            print(f"\nvalidation accuracy  {accuracy:.3f} ({count} pictures)")
-            print(f"held-out accuracy    {right / len(rows):.3f} ({len(rows)} pictures asked)")
+            print(f"\nvalidation accuracy  {accuracy:.3f} ({count} images)")
+            print(f"held-out accuracy    {right / len(rows):.3f} ({len(rows)} images asked)")
             print(f"FineTune to answer   {to_answer_s:.1f} s")
             print("predictions")
             for (path, truth), answer in rows[:: max(1, len(rows) // 6)][:6]:
@@ -180,7 +180,7 @@ def main() -> None:
             print("metrics")
             with urllib.request.urlopen(metrics_url, timeout=10) as answer:  # nosec B310 # our own server
                 text = answer.read().decode()
-            wanted = ("graft_pictures_total", "graft_jobs{", "graft_loaded_bytes{",
+            wanted = ("graft_images_total", "graft_jobs{", "graft_loaded_bytes{",
                       "graft_provider_info", "graft_batch_size_count")  # fmt: skip
             for line in text.splitlines():
                 if line.startswith(wanted):

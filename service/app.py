@@ -220,7 +220,7 @@ class App:
         serving = Serving(engine, resolve, models.fallbacks, telemetry)
         prediction = PredictionServicer(
             serving,
-            max_pictures=config.max_pictures,
+            max_images=config.max_images,
             timeout_s=config.predict_timeout_s,
         )
         open_inference = OpenInferenceServicer(
@@ -230,7 +230,7 @@ class App:
             models,
             version=metadata.version("graft-server"),
             is_ready=lambda: rpc.is_serving,
-            max_pictures=config.max_pictures,
+            max_images=config.max_images,
             timeout_s=config.predict_timeout_s,
         )
         rpc = RpcServer(

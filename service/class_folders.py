@@ -1,4 +1,4 @@
-"""How labelled pictures lie on disk, and how they are read, checked and named.
+"""How labelled images lie on disk, and how they are read, checked and named.
 
 `CLASS/FILE` (at any depth below the class), or `train/CLASS/FILE` and
 `val/CLASS/FILE` (`valid`, `validation` and `test` are taken for `val`). One
@@ -36,8 +36,8 @@ _SPLITS: dict[str, SplitName] = {
 
 
 @dataclass(frozen=True, order=True)
-class PictureFile:
-    """One file that should be a picture; `split` is empty where the folders name none."""
+class ImageFile:
+    """One file that should be an image; `split` is empty where the folders name none."""
 
     split: SplitName
     label: str
@@ -46,14 +46,14 @@ class PictureFile:
 
 @dataclass(frozen=True)
 class Examined(Generic[T]):
-    """A picture that was read: its file, the sha256 of its bytes, what decoding gave."""
+    """An image that was read: its file, the sha256 of its bytes, what decoding gave."""
 
-    file: PictureFile
+    file: ImageFile
     digest: str
     decoded: T
 
 
-def find(root: Path) -> list[PictureFile]:
+def find(root: Path) -> list[ImageFile]:
     """Lists the files of a dataset, sorted; reads none of them.
 
     Raises InvalidInput (DATASET_UNUSABLE) when the folders have another shape.
@@ -77,14 +77,14 @@ def find(root: Path) -> list[PictureFile]:
                 "train/ and val/, each with a folder per class",
             )
         found = [
-            PictureFile(split, label.name, path)
+            ImageFile(split, label.name, path)
             for folder, split in splits.items()
             for label in _visible_folders(folder)
             for path in _files_below(label)
         ]
     else:
         found = [
-            PictureFile("", label.name, path) for label in folders for path in _files_below(label)
+            ImageFile("", label.name, path) for label in folders for path in _files_below(label)
         ]
     if unnamed := next((f.label for f in found if not _is_text(f.label)), None):
         raise InvalidInput(
@@ -94,27 +94,27 @@ def find(root: Path) -> list[PictureFile]:
     if not found:
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
-            "no files were found: the pictures must lie in a folder per class, or in train/ and "
+            "no files were found: the images must lie in a folder per class, or in train/ and "
             "val/ with a folder per class in each",
         )
     return sorted(found)
 
 
-def find_any(root: Path) -> list[PictureFile]:
+def find_any(root: Path) -> list[ImageFile]:
     """Lists the files at any depth below `root`, sorted, without split and label.
 
     Raises InvalidInput (DATASET_UNUSABLE) when there is none.
     """
-    found = [PictureFile("", "", path) for path in _files_below(root)]
+    found = [ImageFile("", "", path) for path in _files_below(root)]
     if not found:
         raise InvalidInput(
-            Reason.DATASET_UNUSABLE, "no files were found: put pictures there, at any depth"
+            Reason.DATASET_UNUSABLE, "no files were found: put images there, at any depth"
         )
     return sorted(found)
 
 
 def examine(
-    files: Iterable[PictureFile],
+    files: Iterable[ImageFile],
     decode: Callable[[bytes], T],
     root: Path,
     workers: int,
@@ -126,7 +126,7 @@ def examine(
     GraftError.
     """
 
-    def read(file: PictureFile) -> Examined[T] | RejectedFile:
+    def read(file: ImageFile) -> Examined[T] | RejectedFile:
         try:
             data = read_bytes(file, root)
             return Examined(file, hashlib.sha256(data).hexdigest(), decode(data))
@@ -141,10 +141,10 @@ def examine(
     )
 
 
-def read_bytes(file: PictureFile, root: Path) -> bytes:
+def read_bytes(file: ImageFile, root: Path) -> bytes:
     """The file's bytes; raises InvalidInput or OSError for one that is to be rejected."""
     if not _is_text(str(file.path.relative_to(root))):
-        raise InvalidInput(Reason.PICTURE_UNREADABLE, "its name is no UTF-8")
+        raise InvalidInput(Reason.IMAGE_UNREADABLE, "its name is no UTF-8")
     return read_plain(file.path, root)
 
 
@@ -155,7 +155,7 @@ def read_plain(path: Path, root: Path | None = None) -> bytes:
         data = file.read(MAX_FILE_BYTES + 1) if size <= MAX_FILE_BYTES else b""
     if max(size, len(data)) > MAX_FILE_BYTES:
         raise InvalidInput(
-            Reason.PICTURE_TOO_LARGE, f"the file is larger than {MAX_FILE_BYTES} bytes"
+            Reason.IMAGE_TOO_LARGE, f"the file is larger than {MAX_FILE_BYTES} bytes"
         )
     return data
 
@@ -173,7 +173,7 @@ def open_plain(path: Path, root: Path | None) -> BinaryIO:
         is_plain = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         # Not below the root's real path of now: it may have become a link to elsewhere.
         if not is_plain or not (root is None or by_handle(file).readlink().is_relative_to(root)):
-            raise InvalidInput(Reason.PICTURE_UNREADABLE, "it is no plain file of this folder")
+            raise InvalidInput(Reason.IMAGE_UNREADABLE, "it is no plain file of this folder")
     except BaseException:
         file.close()
         raise
@@ -185,30 +185,30 @@ def by_handle(file: BinaryIO) -> Path:
     return Path(f"/proc/self/fd/{file.fileno()}")
 
 
-def rejected(file: PictureFile, root: Path, error: GraftError | OSError) -> RejectedFile:
+def rejected(file: ImageFile, root: Path, error: GraftError | OSError) -> RejectedFile:
     """What is told of a file that could not be read or decoded."""
     detail = error.message if isinstance(error, GraftError) else error.strerror
     name = _as_text(str(file.path.relative_to(root)))
     return RejectedFile(name, detail or type(error).__name__)
 
 
-def digest(pictures: Iterable[Examined[T]]) -> str:
-    """sha256 over the sorted list of split, class and sha256 of every picture."""
-    lines = sorted(f"{p.file.split}\0{p.file.label}\0{p.digest}\n" for p in pictures)
+def digest(images: Iterable[Examined[T]]) -> str:
+    """sha256 over the sorted list of split, class and sha256 of every image."""
+    lines = sorted(f"{p.file.split}\0{p.file.label}\0{p.digest}\n" for p in images)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def digest_by_folder(pictures: Iterable[Examined[T]], root: Path) -> str:
-    """As `digest`, of pictures without classes: with the folder below `root` for the class.
+def digest_by_folder(images: Iterable[Examined[T]], root: Path) -> str:
+    """As `digest`, of images without classes: with the folder below `root` for the class.
 
-    Never the digest of a labelled dataset, whose folders and pictures may be the same.
+    Never the digest of a labelled dataset, whose folders and images may be the same.
     """
-    placed = [replace(p, file=PictureFile("", _folder(p, root), p.file.path)) for p in pictures]
+    placed = [replace(p, file=ImageFile("", _folder(p, root), p.file.path)) for p in images]
     return hashlib.sha256(f"unlabelled\0{digest(placed)}".encode()).hexdigest()
 
 
-def _folder(picture: Examined[T], root: Path) -> str:
-    return str(picture.file.path.parent.relative_to(root))
+def _folder(image: Examined[T], root: Path) -> str:
+    return str(image.file.path.parent.relative_to(root))
 
 
 def _files_below(folder: Path) -> list[Path]:

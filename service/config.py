@@ -55,7 +55,7 @@ class Config:
     )
     data_dir: Path = _setting(Path("data"), "Folder for jobs, datasets and models")
     allowed_dirs: tuple[Path, ...] = _setting(
-        (), "Folders that FineTune may read pictures from, separated by ':'; none means none"
+        (), "Folders that FineTune may read images from, separated by ':'; none means none"
     )
     weights_dir: Path | None = _setting(
         None,
@@ -81,16 +81,16 @@ class Config:
     )
     max_batch: int = _setting(
         32,
-        "Most pictures in one run of a backbone; how many pay is measured when it is loaded",
+        "Most images in one run of a backbone; how many pay is measured when it is loaded",
         low=1,
         high=4096,
     )
     max_queue: int = _setting(
-        1024, "Most pictures waiting for inference; more are refused", low=1, high=1_000_000
+        1024, "Most images waiting for inference; more are refused", low=1, high=1_000_000
     )
-    max_pictures: int = _setting(256, "Most pictures in one Predict call", low=1, high=100_000)
+    max_images: int = _setting(256, "Most images in one Predict call", low=1, high=100_000)
     model_memory_mb: int = _setting(
-        2048, "Bound on loaded backbones and heads, MiB; least recently used leave", low=1
+        2048, "Limit on loaded backbones and heads, MiB; least recently used leave", low=1
     )
     predict_timeout_s: float = _setting(
         30.0, "Longest time for a Predict call that brings no shorter deadline", low=0.001
@@ -122,7 +122,7 @@ class Config:
     )
     feature_cache_mb: int = _setting(
         1024,
-        "Bound on features kept between jobs, MiB; pictures seen before need not be computed "
+        "Limit on features kept between jobs, MiB; images seen before need not be computed "
         "again; 0 keeps none",
         low=0,
     )
@@ -137,12 +137,12 @@ class Config:
         10.0, "Longest wait for the database while another process holds it", low=0.01
     )
     min_free_mb: int = _setting(
-        64, "No job begins while the disk of the data folder has less room", low=0
+        64, "No job begins while the disk of the data folder has less free space", low=0
     )
     drain_s: float = _setting(
         20.0, "How long calls and trainers may take to end after SIGTERM", low=0
     )
-    test_faults: str = _setting("", "Damage to do at named points, for tests alone")
+    test_faults: str = _setting("", "Failures to inject at named points, for tests alone")
 
     @property
     def address(self) -> str:
@@ -191,10 +191,10 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
             setting = settings[_variable(name)]
             values[name] = _parse(_flag(name), text, setting)
     config = Config(**values)
-    if config.max_pictures > config.max_queue:
+    if config.max_images > config.max_queue:
         raise BadConfig(
-            f"--max-pictures is {config.max_pictures}, more than --max-queue, {config.max_queue}: "
-            "a call of so many pictures would be refused for ever"
+            f"--max-images is {config.max_images}, more than --max-queue, {config.max_queue}: "
+            "a call of so many images would be refused for ever"
         )
     _check_door(config)
     _check_folders(config)
@@ -249,7 +249,7 @@ def _check_folders(config: Config) -> None:
             raise BadConfig(
                 f"--allowed-dirs names {str(folder)!r}, which overlaps --data-dir, "
                 f"{str(data_dir)!r}: FineTune could read everybody's datasets there; keep the "
-                "pictures in a folder apart"
+                "images in a folder apart"
             )
 
 

@@ -50,7 +50,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 
 
 class ClassCount(msgspec.Struct, frozen=True):
-    """How many pictures a class has; all count as `train` where no split is named."""
+    """How many images a class has; all count as `train` where no split is named."""
 
     label: str
     train: Count
@@ -65,13 +65,13 @@ class RejectedFile(msgspec.Struct, frozen=True):
 
 
 class Parity(msgspec.Struct, frozen=True):
-    """Torch against ONNX Runtime on real validation pictures."""
+    """Torch against ONNX Runtime on real validation images."""
 
     max_difference: float
     """Largest absolute difference of a probability."""
     top1_agreement: float
-    """Part of the pictures with the same best class, 0 to 1."""
-    pictures: Count
+    """Part of the images with the same best class, 0 to 1."""
+    images: Count
     """How many were compared."""
 
 
@@ -147,7 +147,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     technique: str = ""
     """Of domain adaptation: what serves, `source_only` where adapting did not look better."""
     target_digest: str = ""
-    """Of the target's pictures, as of an unlabelled dataset that holds them."""
+    """Of the target's images, as of an unlabelled dataset that holds them."""
     validated_on: Literal["", "source", "target"] = ""
     """Which domain the validation figures are of, in domain adaptation."""
     stages_s: dict[str, float] = {}

@@ -14,8 +14,8 @@ class Reason(StrEnum):
 
     INTERNAL = "INTERNAL"
     INVALID_FIELD = "INVALID_FIELD"
-    PICTURE_UNREADABLE = "PICTURE_UNREADABLE"
-    PICTURE_TOO_LARGE = "PICTURE_TOO_LARGE"
+    IMAGE_UNREADABLE = "IMAGE_UNREADABLE"
+    IMAGE_TOO_LARGE = "IMAGE_TOO_LARGE"
     TENSOR_INVALID = "TENSOR_INVALID"
     MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
     VERSION_NOT_FOUND = "VERSION_NOT_FOUND"
@@ -60,7 +60,7 @@ class Reason(StrEnum):
 class GraftError(Exception):
     """An error that a caller may see.
 
-    `field` names the request's field that was wrong, as a path ("pictures[3]");
+    `field` names the request's field that was wrong, as a path ("images[3]");
     `retry_after_s` says when trying again makes sense.
     """
 

@@ -65,7 +65,9 @@ class Telemetry:
         self.rpc_seconds = seconds("rpc_duration_seconds", "Time of a whole call.", "method")
         self.rpc_active = gauge("rpc_active", "Calls being served.", "method")
         self.refused_calls = counter(
-            "refused_calls", "Calls not let in or not let go on, by reason.", "reason"
+            "refused_calls",
+            "Calls refused by authentication, role or quota, by reason.",
+            "reason",
         )
         self.reloads = counter(
             "reloads", "Files read again: access_file or certificate; ok or failed.", "what",
@@ -79,28 +81,28 @@ class Telemetry:
         )
         self.stage_seconds = seconds(
             "predict_stage_seconds",
-            "Time of a picture in each stage of Predict: decode, queue, infer, total.",
+            "Time of an image in each stage of Predict: decode, queue, infer, total.",
             "stage",
             "model",
         )
-        self.pictures = counter(
-            "pictures", "Pictures answered, by model and outcome (ok or the reason).", "model",
+        self.images = counter(
+            "images", "Images answered, by model and outcome (ok or the reason).", "model",
             "outcome",
         )  # fmt: skip
         self.outlier_score = Histogram(
             "graft_outlier_score",
-            "How unlike the training pictures a picture is; above 1 is out of distribution. "
-            "Origin validation: the pictures that the version that answered last was measured on.",
+            "How unlike the training images an image is; above 1 is out of distribution. "
+            "Origin validation: the images that the version that answered last was measured on.",
             ["model", "origin"],
             registry=registry,
             buckets=_OUTLIER_SCORES,
         )
         self.batch_size = Histogram(
-            "graft_batch_size", "Pictures run at once.", registry=registry, buckets=_BATCH
+            "graft_batch_size", "Images run at once.", registry=registry, buckets=_BATCH
         )
-        self.queue_depth = gauge("queue_depth", "Pictures waiting for inference.")
-        self.queue_limit = gauge("queue_limit", "The bound on them; more are refused.")
-        self.data_free_bytes = gauge("data_free_bytes", "Room on the data folder's disk.")
+        self.queue_depth = gauge("queue_depth", "Images waiting for inference.")
+        self.queue_limit = gauge("queue_limit", "The limit on them; more are refused.")
+        self.data_free_bytes = gauge("data_free_bytes", "Free bytes on the data folder's disk.")
         self.database_damaged = gauge(
             "database_damaged", "1 once the database was found damaged; until the next start."
         )
@@ -113,7 +115,7 @@ class Telemetry:
             registry=registry,
             buckets=(1, 10, 60, 300, 1800, 7200, 43_200, 172_800),
         )
-        self.evictions = counter("evictions", "Leaves memory to keep its bound.", "kind")
+        self.evictions = counter("evictions", "Unloads to stay within the memory limit.", "kind")
         self.loaded = gauge("loaded", "Backbones and heads in memory.", "kind")
         self.loaded_bytes = gauge("loaded_bytes", "Their bytes, about.", "kind")
         self.fallen_back = counter(
@@ -122,7 +124,7 @@ class Telemetry:
         self.damaged = gauge(
             "damaged_files", "Backbones and heads whose files were not whole when read.", "kind"
         )
-        self.loaded_bytes_limit = gauge("loaded_bytes_limit", "The bound on loaded bytes.")
+        self.loaded_bytes_limit = gauge("loaded_bytes_limit", "The limit on loaded bytes.")
         self.jobs_ended = counter("jobs_ended", "Jobs that ended, by final state.", "state")
         self.versions_published = counter(
             "versions_published", "Versions made, by outcome: published or candidate.", "outcome"
@@ -159,7 +161,7 @@ class Telemetry:
         found = self._stages.get(label)
         if found is None:
             found = self._stages[label] = Stages(
-                self.stage_seconds, self.pictures, self.outlier_score, label
+                self.stage_seconds, self.images, self.outlier_score, label
             )
         return found
 
@@ -205,18 +207,18 @@ _STAGES: Final = ("decode", "queue", "infer", "total")
 
 
 class Stages:
-    """One model's series of the Predict stages and of the pictures."""
+    """One model's series of the Predict stages and of the images."""
 
     def __init__(
-        self, seconds: Histogram, pictures: Counter, outlier_score: Histogram, label: str
+        self, seconds: Histogram, images: Counter, outlier_score: Histogram, label: str
     ) -> None:
         self.decode, self.queue, self.infer, self.total = (
             seconds.labels(stage, label) for stage in _STAGES
         )
         self._seconds = seconds
-        self._pictures = pictures
+        self._images = images
         self._label = label
-        self._ok = pictures.labels(label, "ok")
+        self._ok = images.labels(label, "ok")
         self._refused: set[str] = set()
         self._is_forgotten = False
         self._outlier_scores = outlier_score
@@ -235,12 +237,12 @@ class Stages:
             validation.observe(float(score))
 
     def count(self, outcome: str) -> None:
-        """Counts one picture that was answered with `ok` or a reason."""
+        """Counts one image that was answered with `ok` or a reason."""
         if outcome == "ok":
             self._ok.inc()
         elif not self._is_forgotten:
             self._refused.add(outcome)
-            self._pictures.labels(self._label, outcome).inc()
+            self._images.labels(self._label, outcome).inc()
 
     def forget(self) -> None:
         """Drops the series; what is told after that makes none anew."""
@@ -248,7 +250,7 @@ class Stages:
         for stage in _STAGES:
             _remove(self._seconds, stage, self._label)
         for outcome in ("ok", *self._refused):
-            _remove(self._pictures, self._label, outcome)
+            _remove(self._images, self._label, outcome)
         for origin in ("live", "validation"):
             _remove(self._outlier_scores, self._label, origin)
 

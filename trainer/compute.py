@@ -1,4 +1,4 @@
-"""What training computes on, in which number format and how many pictures at a time."""
+"""What training computes on, in which number format and how many images at a time."""
 
 import copy
 import time
@@ -79,15 +79,15 @@ def autocast(precision: str, device: torch.device) -> Callable[[], Any]:
 
 
 def choose_batch_size(
-    precision: str, device: torch.device, network: nn.Module, pictures: int, domains: int = 1
+    precision: str, device: torch.device, network: nn.Module, images: int, domains: int = 1
 ) -> tuple[int, str]:
-    """The batch size that learns the most pictures a second, and why it.
+    """The batch size that learns the most images a second, and why it.
 
     Sizes double as long as that pays, an epoch keeps some steps and the probe's
     time lasts: of two about as fast the smaller one takes more steps. A step learns
     from a batch of each of the domains.
     """
-    largest = max(BATCH_SIZES[0], pictures // _LEAST_STEPS)
+    largest = max(BATCH_SIZES[0], images // _LEAST_STEPS)
     started = time.monotonic()
     best, best_rate, tried = BATCH_SIZES[0], 0.0, []
     for size in BATCH_SIZES:
@@ -105,7 +105,7 @@ def choose_batch_size(
         best, best_rate = size, rate
         if time.monotonic() - started > _PROBE_S:
             break
-    return best, f"pictures a second by batch size in a probe: {', '.join(tried)}"
+    return best, f"images a second by batch size in a probe: {', '.join(tried)}"
 
 
 def _cpu_has_bf16() -> bool:
@@ -121,13 +121,13 @@ def step_s(precision: str, device: torch.device, network: nn.Module, batch_size:
     probe = copy.deepcopy(network)
     moving = [p for p in probe.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(moving, lr=1e-9, momentum=0.9, fused=True)
-    pictures = torch.zeros(batch_size, SIZE, SIZE, 3, dtype=torch.uint8, device=device)
+    images = torch.zeros(batch_size, SIZE, SIZE, 3, dtype=torch.uint8, device=device)
     context = autocast(precision, device)
     times = []
     for _ in range(1 + _PROBES):
         started = time.monotonic()
         with context():
-            loss = probe(pictures).float().logsumexp(dim=1).sum()
+            loss = probe(images).float().logsumexp(dim=1).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

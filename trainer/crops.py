@@ -1,4 +1,4 @@
-"""Random crops of pictures, as seen by whatever learns from them; without torch."""
+"""Random crops of images, as seen by whatever learns from them; without torch."""
 
 import numpy as np
 from PIL import Image
@@ -14,11 +14,11 @@ def describe() -> dict[str, float | int | str]:
     return {"crop": SIZE, "scale": scale, "ratio": ratio, "tries": _TRIES, "mirrored": 0.5}
 
 
-def random_view(picture: Image.Image, rng: np.random.Generator) -> Pixels:
+def random_view(image: Image.Image, rng: np.random.Generator) -> Pixels:
     """A random crop, scaled to uint8 [224, 224, 3]; every second one is mirrored."""
-    left, top, width, height = random_crop(picture.width, picture.height, rng)
+    left, top, width, height = random_crop(image.width, image.height, rng)
     box = (left, top, left + width, top + height)
-    small = picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)
+    small = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)
     pixels = np.asarray(small, dtype=np.uint8)
     return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
@@ -36,6 +36,6 @@ def random_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int,
         w, h = round(np.sqrt(cut * ratio)), round(np.sqrt(cut / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
-    # A very long picture: the middle, as near to the ratios as it allows.
+    # A very long image: the middle, as near to the ratios as it allows.
     w, h = min(width, round(height * _RATIO[1])), min(height, round(width / _RATIO[0]))
     return (width - w) // 2, (height - h) // 2, w, h

@@ -1,4 +1,4 @@
-"""The pictures of a job: found, checked and divided before anything is trained.
+"""The images of a job: found, checked and divided before anything is trained.
 
 Keeps paths and digests, never pixels: those are decoded where they are needed.
 How a dataset is divided and what stops a job stands in `trainer.division`.
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from service import class_folders
-from service.class_folders import Examined, PictureFile
+from service.class_folders import Examined, ImageFile
 from service.domain import ClassCount, RejectedFile
 from service.errors import InvalidInput, Reason, WrongState
 from service.inference import preprocess
@@ -25,15 +25,15 @@ from trainer import division
 
 Ints = npt.NDArray[np.int64]
 UNLABELLED = "unlabelled"
-"""The folder of a target domain's pictures whose class is not known, beside those per class."""
+"""The folder of a target domain's images whose class is not known, beside those per class."""
 MIN_TARGET = 2
-Examine = Callable[[Sequence[PictureFile], Path], tuple[list[Examined[None]], list[RejectedFile]]]
-"""Reads and checks files below a folder; what is no picture is among the rejected."""
+Examine = Callable[[Sequence[ImageFile], Path], tuple[list[Examined[None]], list[RejectedFile]]]
+"""Reads and checks files below a folder; what is no image is among the rejected."""
 
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """Picture files that could be decoded when they were read, and the sha256 of each."""
+    """Image files that could be decoded when they were read, and the sha256 of each."""
 
     paths: tuple[Path, ...]
     digests: tuple[str, ...]
@@ -53,7 +53,7 @@ class Files:
         return read_again(self.paths[place], self.digests[place])
 
     def decode(self, places: Sequence[int] | None = None, threads: int = 0) -> Pixels:
-        """Reads pictures as served, uint8 [n, 224, 224, 3]: all, or those at `places`, in order.
+        """Reads images as served, uint8 [n, 224, 224, 3]: all, or those at `places`, in order.
 
         Raises InvalidInput (DATASET_UNUSABLE) when a file is not what it was any more.
         """
@@ -75,12 +75,12 @@ class Files:
 
 @dataclass(frozen=True, eq=False)
 class Part(Files):
-    """Pictures with their classes, int64 [n]."""
+    """Images with their classes, int64 [n]."""
 
     targets: Ints
 
     def spread(self, at_most: int) -> list[int]:
-        """Places of the first pictures, in turn from each class."""
+        """Places of the first images, in turn from each class."""
         turn: dict[int, int] = {}
         keyed = []
         for place, target in enumerate(self.targets.tolist()):
@@ -91,7 +91,7 @@ class Part(Files):
 
 @dataclass(frozen=True, eq=False)
 class Unlabelled(Files):
-    """Pictures whose classes are not to be learned from."""
+    """Images whose classes are not to be learned from."""
 
     targets: Ints | None
     """int64 [n], for evaluation alone, -1 where a class is not known; None where all are not."""
@@ -114,7 +114,7 @@ class Data:
     base_roots: tuple[Path, ...] = ()
 
     def counts(self) -> list[ClassCount]:
-        """Pictures per class, as they are used."""
+        """Images per class, as they are used."""
         train = np.bincount(self.train.targets, minlength=len(self.classes))
         validation = np.bincount(self.validation.targets, minlength=len(self.classes))
         return [
@@ -123,7 +123,7 @@ class Data:
         ]
 
     def name(self, path: Path) -> str:
-        """A picture's name for people: below the job's folder, or a base's with that named."""
+        """An image's name for people: below the job's folder, or a base's with that named."""
         if path.is_relative_to(self.root):
             return str(path.relative_to(self.root))
         return next(
@@ -151,7 +151,7 @@ def load(
     Each dataset is divided by itself, as it was when it stood alone: what a base
     version was measured on is not learned from now. `examine` reads the files; left
     out, they are only checked. Raises InvalidInput (DATASET_UNUSABLE) when it cannot
-    be trained on, and WrongState (BASE_DATA_GONE) when the pictures of `bases` do not
+    be trained on, and WrongState (BASE_DATA_GONE) when the images of `bases` do not
     give `base_digest`, where there is one.
     """
     examine = examine or _checker(threads)
@@ -162,9 +162,9 @@ def load(
     read: list[list[Examined[None]]] = []
     rejected: list[RejectedFile] = []
     for each, files in zip(roots, listed, strict=True):
-        pictures, refused = examine(files, each)
+        images, refused = examine(files, each)
         division.check_rejected(refused, len(files))
-        read.append(pictures)
+        read.append(images)
         rejected += _named_below(each, refused, is_base=each is not root)
     if base_digest:
         _check_unchanged(read[:-1], base_digest)
@@ -192,12 +192,12 @@ def load_unlabelled(
     classes: Sequence[str] | None = None,
     examine: Examine | None = None,
 ) -> Unlabelled:
-    """Reads pictures at any depth below `root`; bad ones are left out as in `load`.
+    """Reads images at any depth below `root`; bad ones are left out as in `load`.
 
     With `classes`, the source's, there must be a folder per class: they are noted for
-    evaluation; pictures of no known class lie beside them, or in a folder `unlabelled`.
+    evaluation; images of no known class lie beside them, or in a folder `unlabelled`.
     Raises InvalidInput (DATASET_UNUSABLE) for a class that the source lacks, and when
-    there are fewer than 2 readable pictures.
+    there are fewer than 2 readable images.
     """
     examine = examine or _checker(threads)
     files = class_folders.find_any(root)
@@ -218,7 +218,7 @@ def load_unlabelled(
         bad = division.listed(f"{file.path} ({file.detail})" for file in rejected)
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
-            f"{len(read)} of the target's {len(files)} files are readable pictures, and "
+            f"{len(read)} of the target's {len(files)} files are readable images, and "
             f"{MIN_TARGET} or more are needed{f': {bad}' if bad else ''}",
         )
     targets = None
@@ -237,7 +237,7 @@ def load_unlabelled(
 
 def open_again(path: Path, digest: str) -> Image.Image:
     """Decodes a file as `read_again` reads it."""
-    return preprocess.open_picture(read_again(path, digest))
+    return preprocess.open_image(read_again(path, digest))
 
 
 def read_again(path: Path, digest: str) -> bytes:
@@ -259,7 +259,7 @@ def read_again(path: Path, digest: str) -> bytes:
 def _changed(path: Path, why: str) -> InvalidInput:
     return InvalidInput(
         Reason.DATASET_UNUSABLE,
-        f"{path.name} is not the picture any more that it was when the job began ({why}): leave "
+        f"{path.name} is not the image any more that it was when the job began ({why}): leave "
         "the files alone while a job runs",
     )
 
@@ -268,13 +268,13 @@ def _checker(threads: int) -> Examine:
     workers = threads or len(os.sched_getaffinity(0))
 
     def check(data: bytes) -> None:
-        preprocess.open_picture(data)
+        preprocess.open_image(data)
 
     return lambda files, root: class_folders.examine(files, check, root, workers)
 
 
 def _digest(datasets: Sequence[Sequence[Examined[None]]]) -> str:
-    return class_folders.digest(picture for pictures in datasets for picture in pictures)
+    return class_folders.digest(image for images in datasets for image in images)
 
 
 def _check_unchanged(bases: Sequence[Sequence[Examined[None]]], digest: str) -> None:
@@ -282,8 +282,8 @@ def _check_unchanged(bases: Sequence[Sequence[Examined[None]]], digest: str) -> 
         return
     raise WrongState(
         Reason.BASE_DATA_GONE,
-        "the pictures that the base was trained on are not as they were: some were added, changed, "
-        "moved or removed since; put them back, or leave out the base and send all pictures",
+        "the images that the base was trained on are not as they were: some were added, changed, "
+        "moved or removed since; put them back, or leave out the base and send all images",
         field="base",
     )
 
@@ -296,9 +296,9 @@ def _named_below(
     return [RejectedFile(f"{root.name}/{file.path}", file.detail) for file in rejected]
 
 
-def _part(pictures: Sequence[Examined[None]], index: dict[str, int]) -> Part:
+def _part(images: Sequence[Examined[None]], index: dict[str, int]) -> Part:
     return Part(
-        paths=tuple(p.file.path for p in pictures),
-        digests=tuple(p.digest for p in pictures),
-        targets=np.array([index[p.file.label] for p in pictures], dtype=np.int64),
+        paths=tuple(p.file.path for p in images),
+        digests=tuple(p.digest for p in images),
+        targets=np.array([index[p.file.label] for p in images], dtype=np.int64),
     )

@@ -1,7 +1,7 @@
 """How a dataset is divided into training and validation parts, and what forbids it.
 
 Every problem has a name: unreadable files, one class only, classes with too few
-pictures, the same picture in train and validation or under two classes. What the
+images, the same image in train and validation or under two classes. What the
 list of files alone tells is told before any of them is read.
 """
 
@@ -11,22 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
-from service.class_folders import Examined, PictureFile
+from service.class_folders import Examined, ImageFile
 from service.domain import RejectedFile
 from service.errors import InvalidInput, Reason
 
 MIN_TRAIN = 2
-"""Pictures to learn from that each class needs."""
+"""Images to learn from that each class needs."""
 MAX_BAD_PART = 0.2
 MIN_BAD = 5
 """Rejected files stop a job when they are at least so many and more than that part."""
 
 _LISTED = 10
 
-Pictures = list[Examined[None]]
+Images = list[Examined[None]]
 
 
-def check_listing(files: Sequence[PictureFile]) -> None:
+def check_listing(files: Sequence[ImageFile]) -> None:
     """Raises InvalidInput for what no reading of the files could mend."""
     # Of files that no folder divides, each class gives one or more to be held out.
     learned: Counter[str] = Counter()
@@ -44,59 +44,59 @@ def check_rejected(rejected: Sequence[RejectedFile], total: int) -> None:
         return
     raise InvalidInput(
         Reason.DATASET_UNUSABLE,
-        f"{len(rejected)} of {total} files are no readable pictures; mend or remove them: "
+        f"{len(rejected)} of {total} files are no readable images; mend or remove them: "
         + listed(f"{file.path} ({file.detail})" for file in rejected),
     )
 
 
 def divide(
-    datasets: Sequence[Pictures], fraction: float, seed: int, warnings: list[str]
-) -> tuple[Pictures, Pictures, list[tuple[Path, str]]]:
-    """Training and validation pictures, and those in two classes, with what to say of them.
+    datasets: Sequence[Images], fraction: float, seed: int, warnings: list[str]
+) -> tuple[Images, Images, list[tuple[Path, str]]]:
+    """Training and validation images, and those in two classes, with what to say of them.
 
     Each dataset by itself: by its folders' names, else by `fraction`, stratified. A
-    validation picture of one is a training picture of none. What comes later moves
+    validation image of one is a training image of none. What comes later moves
     nothing of what came before to the other part.
     """
-    train: Pictures = []
-    validation: Pictures = []
+    train: Images = []
+    validation: Images = []
     labels: dict[str, set[str]] = defaultdict(set)
     seen: set[str] = set()
     copies = 0
     for whole in datasets:
-        for picture in whole:
-            labels[picture.digest].add(picture.file.label)
+        for image in whole:
+            labels[image.digest].add(image.file.label)
         # Against those so far: what a later one contradicts must not shift the division of this.
-        pictures = [p for p in whole if len(labels[p.digest]) == 1]
-        if any(picture.file.split for picture in pictures):
+        images = [p for p in whole if len(labels[p.digest]) == 1]
+        if any(image.file.split for image in images):
             for part, name in ((train, "train"), (validation, "val")):
-                once = {p.digest: p for p in pictures if p.file.split == name}
+                once = {p.digest: p for p in images if p.file.split == name}
                 for known in part:
                     once.pop(known.digest, None)
-                copies += sum(p.file.split == name for p in pictures) - len(once)
+                copies += sum(p.file.split == name for p in images) - len(once)
                 part.extend(once.values())
         else:
-            first = {p.digest: p for p in reversed(pictures) if p.digest not in seen}
-            copies += len(pictures) - len(first)
-            # In the files' order, each picture where it was met first.
-            kept = [p for p in pictures if first.get(p.digest) is p]
+            first = {p.digest: p for p in reversed(images) if p.digest not in seen}
+            copies += len(images) - len(first)
+            # In the files' order, each image where it was met first.
+            kept = [p for p in images if first.get(p.digest) is p]
             measured = {p.file.label for p in validation}
             learned, held = _divide(kept, fraction, seed, measured)
             train += learned
             validation += held
-        seen |= {p.digest for p in pictures}
+        seen |= {p.digest for p in images}
     train = [p for p in train if len(labels[p.digest]) == 1]
     validation = [p for p in validation if len(labels[p.digest]) == 1]
     if copies:
         warnings.append(
-            f"{copies} files are copies of others and were used once, so that no picture counts "
+            f"{copies} files are copies of others and were used once, so that no image counts "
             "twice, or is both learned from and measured on"
         )
     held_out = {p.digest for p in validation}
     if leaked := [p for p in train if p.digest in held_out]:
         train = [p for p in train if p.digest not in held_out]
         warnings.append(
-            f"{len(leaked)} training pictures are in the validation part too and were left out of "
+            f"{len(leaked)} training images are in the validation part too and were left out of "
             "training, or accuracy would be overstated: " + listed(p.file.path.name for p in leaked)
         )
     return train, validation, _contradictions(datasets, labels)
@@ -111,7 +111,7 @@ def check_classes(
     _refuse(learned, measured)
     if unmeasured := sorted(set(learned) - set(measured)):
         warnings.append(
-            "no validation pictures for "
+            "no validation images for "
             + listed(unmeasured)
             + ": nothing is known of how well they are told"
         )
@@ -129,51 +129,51 @@ def _refuse(learned: Counter[str], measured: Counter[str]) -> None:
     if len(labels := sorted({*learned, *measured})) < 2:
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
-            f"readable pictures were found for one class only ({', '.join(labels) or 'none'}): a "
+            f"readable images were found for one class only ({', '.join(labels) or 'none'}): a "
             "classifier needs at least 2",
         )
     few = [f"{label} ({learned[label]})" for label in labels if learned[label] < MIN_TRAIN]
     if few:
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
-            f"classes with fewer than {MIN_TRAIN} pictures to learn from, beside those held out: "
-            f"{listed(few)}: add pictures or leave the classes out",
+            f"classes with fewer than {MIN_TRAIN} images to learn from, beside those held out: "
+            f"{listed(few)}: add images or leave the classes out",
         )
     if not measured:
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
-            "val/ holds no readable picture: add some, or leave train/ and val/ away to have a "
+            "val/ holds no readable image: add some, or leave train/ and val/ away to have a "
             "part held out",
         )
 
 
 def _contradictions(
-    datasets: Sequence[Pictures], labels: Mapping[str, set[str]]
+    datasets: Sequence[Images], labels: Mapping[str, set[str]]
 ) -> list[tuple[Path, str]]:
     return [
         (
             p.file.path,
-            f"the same picture is in the classes {', '.join(sorted(labels[p.digest]))}",
+            f"the same image is in the classes {', '.join(sorted(labels[p.digest]))}",
         )
-        for pictures in datasets
-        for p in pictures
+        for images in datasets
+        for p in images
         if len(labels[p.digest]) > 1
     ]
 
 
 def _divide(
-    pictures: Pictures, fraction: float, seed: int, measured: set[str]
-) -> tuple[Pictures, Pictures]:
+    images: Images, fraction: float, seed: int, measured: set[str]
+) -> tuple[Images, Images]:
     """Stratified: each class gives its share, at least one, and keeps what it needs.
 
     A class that others measure already need not give one.
     """
     rng = np.random.default_rng([seed % 2**64, 0x5911])
-    by_label: dict[str, Pictures] = defaultdict(list)
-    for picture in pictures:
-        by_label[picture.file.label].append(picture)
-    train: Pictures = []
-    validation: Pictures = []
+    by_label: dict[str, Images] = defaultdict(list)
+    for image in images:
+        by_label[image.file.label].append(image)
+    train: Images = []
+    validation: Images = []
     for label in sorted(by_label):
         # By content, so that names and places of files do not matter.
         own = sorted(by_label[label], key=lambda p: p.digest)

@@ -1,4 +1,4 @@
-"""How good a classifier is on pictures that it did not learn from; NumPy alone."""
+"""How good a classifier is on images that it did not learn from; NumPy alone."""
 
 import math
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ class ClassMetrics(msgspec.Struct, frozen=True):
     recall: float | None
     f1: float | None
     support: int
-    """Validation pictures of the class."""
+    """Validation images of the class."""
 
 
 class Metrics(msgspec.Struct, frozen=True):
-    """Figures over all validation pictures."""
+    """Figures over all validation images."""
 
     accuracy: float
     accuracy_low: float
@@ -43,7 +43,7 @@ class Metrics(msgspec.Struct, frozen=True):
     confusion: list[list[int]]
     """Rows are true classes, columns answered ones."""
     balanced_accuracy: float = 0.0
-    """Mean recall over the classes that have validation pictures."""
+    """Mean recall over the classes that have validation images."""
 
 
 def measure(probabilities: Floats, targets: Ints, classes: tuple[str, ...]) -> Metrics:
@@ -86,7 +86,7 @@ def wilson(p: float, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A validation picture that was answered wrong."""
+    """A validation image that was answered wrong."""
 
     place: int
     true: int

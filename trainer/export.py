@@ -16,7 +16,7 @@ _BATCH = 8
 
 
 def to_onnx(backbone: nn.Module, path: Path) -> None:
-    """Writes `pictures` uint8 [n, 224, 224, 3] -> `features` float32 [n, d], opset 17.
+    """Writes `images` uint8 [n, 224, 224, 3] -> `features` float32 [n, d], opset 17.
 
     The same weights always give the same bytes, so that jobs share a backbone.
     """
@@ -31,9 +31,9 @@ def to_onnx(backbone: nn.Module, path: Path) -> None:
             str(path),
             dynamo=False,
             opset_version=OPSET,
-            input_names=["pictures"],
+            input_names=["images"],
             output_names=["features"],
-            dynamic_axes={"pictures": {0: "n"}, "features": {0: "n"}},
+            dynamic_axes={"images": {0: "n"}, "features": {0: "n"}},
         )
     faults.reach("trainer.exported")
 

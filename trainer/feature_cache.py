@@ -1,7 +1,7 @@
-"""Features of pictures, kept between jobs in one SQLite file.
+"""Features of images, kept between jobs in one SQLite file.
 
-A row's key is a space (whose it is, and what computed it) and a picture (its digest,
-and its view). Nobody finds, by rows or by time, which pictures other owners have.
+A row's key is a space (whose it is, and what computed it) and an image (its digest,
+and its view). Nobody finds, by rows or by time, which images other owners have.
 Any number of processes may share the file. Bounded in bytes: what was not asked for
 the longest leaves. Whatever is wrong with the file, jobs go on without it: a
 damaged one is thrown away, and no row is given whose checksum does not fit.
@@ -37,9 +37,9 @@ _SCHEMA = f"""
     CREATE TABLE IF NOT EXISTS rows (
         id INTEGER PRIMARY KEY,
         space INTEGER NOT NULL,
-        picture TEXT NOT NULL,
+        image TEXT NOT NULL,
         used_s INTEGER NOT NULL,
-        UNIQUE (space, picture)
+        UNIQUE (space, image)
     );
     CREATE INDEX IF NOT EXISTS rows_by_use ON rows (used_s);
     -- Apart from the rows, so that noting a use rewrites no features.
@@ -51,10 +51,10 @@ _SCHEMA = f"""
 """
 
 _FIND = """
-    SELECT rows.id, picture, used_s, checksum, data
+    SELECT rows.id, image, used_s, checksum, data
     FROM rows JOIN features ON features.id = rows.id
     WHERE space = (SELECT id FROM spaces WHERE name = ?)
-    AND picture IN (SELECT value FROM json_each(?))
+    AND image IN (SELECT value FROM json_each(?))
 """
 
 
@@ -82,8 +82,8 @@ class FeatureCache:
         self._connection: sqlite3.Connection | None = None
         self._is_off = False
 
-    def get(self, space: str, pictures: Sequence[str]) -> dict[str, Floats]:
-        """The features that are kept, float32 [d], by picture; those of others are absent."""
+    def get(self, space: str, images: Sequence[str]) -> dict[str, Floats]:
+        """The features that are kept, float32 [d], by image; those of others are absent."""
         found: dict[str, Floats] = {}
         space = self._owner + space
         with self._usable() as connection:
@@ -91,11 +91,11 @@ class FeatureCache:
                 return {}
             stale: list[tuple[int, int]] = []
             now = int(self._clock())
-            rows = connection.execute(_FIND, (space, json.dumps(list(pictures))))
-            for row, picture, used_s, checksum, data in rows:
-                if _checksum(space, picture, data) != checksum:
+            rows = connection.execute(_FIND, (space, json.dumps(list(images))))
+            for row, image, used_s, checksum, data in rows:
+                if _checksum(space, image, data) != checksum:
                     continue  # computed again, and written over
-                found[picture] = np.frombuffer(data, dtype="<f4")
+                found[image] = np.frombuffer(data, dtype="<f4")
                 if now - used_s > _FRESH_S:
                     stale.append((now, row))
             if stale:
@@ -105,16 +105,16 @@ class FeatureCache:
         return found
 
     def put(self, space: str, features: Mapping[str, Floats]) -> None:
-        """Keeps features, float32 [d], by picture, in one transaction."""
+        """Keeps features, float32 [d], by image, in one transaction."""
         space = self._owner + space
         rows = [(p, np.ascontiguousarray(f, "<f4").tobytes()) for p, f in features.items()]
         room = self._max_bytes * _ROOM
         fitting = []
-        for picture, data in rows:
+        for image, data in rows:
             room -= len(data) + _ROW_BYTES
             if room < 0:
                 break
-            fitting.append((picture, data))
+            fitting.append((image, data))
         if not fitting:
             return
         with self._usable() as connection:
@@ -128,15 +128,15 @@ class FeatureCache:
                     "SELECT id FROM spaces WHERE name = ?", (space,)
                 ).fetchone()
                 self._make_room(connection, sum(len(data) + _ROW_BYTES for _, data in fitting))
-                for picture, data in fitting:
+                for image, data in fitting:
                     (row,) = connection.execute(
-                        "INSERT INTO rows (space, picture, used_s) VALUES (?, ?, ?)"
+                        "INSERT INTO rows (space, image, used_s) VALUES (?, ?, ?)"
                         " ON CONFLICT DO UPDATE SET used_s = excluded.used_s RETURNING id",
-                        (space_id, picture, now),
+                        (space_id, image, now),
                     ).fetchone()
                     connection.execute(
                         "INSERT OR REPLACE INTO features (id, checksum, data) VALUES (?, ?, ?)",
-                        (row, _checksum(space, picture, data), data),
+                        (row, _checksum(space, image, data), data),
                     )
 
     def close(self) -> None:
@@ -237,5 +237,5 @@ class _OtherFormat(sqlite3.Error):
 
 
 # Over the key too: a row under another's name is as wrong as one with wrong bits.
-def _checksum(space: str, picture: str, data: bytes) -> int:
-    return zlib.crc32(data, zlib.crc32(f"{space}\0{picture}".encode()))
+def _checksum(space: str, image: str, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(f"{space}\0{image}".encode()))

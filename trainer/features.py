@@ -1,8 +1,8 @@
-"""Features of picture files: each file is read once, hashed, looked up, decoded and run.
+"""Features of image files: each file is read once, hashed, looked up, decoded and run.
 
 One worker a core does all of it, a few files at a time, so that no more than a few
-pictures lie in memory as pixels; a run has one core to itself, which is the fastest
-way to many pictures. The backbone is loaded when the first picture needs it.
+images lie in memory as pixels; a run has one core to itself, which is the fastest
+way to many images. The backbone is loaded when the first image needs it.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from service import class_folders, faults
-from service.class_folders import Examined, PictureFile
+from service.class_folders import Examined, ImageFile
 from service.domain import RejectedFile
 from service.errors import GraftError
 from service.inference import preprocess
@@ -33,9 +33,9 @@ from trainer.records import Send
 T = TypeVar("T")
 
 BATCH = 8
-"""Pictures of a run: what they are on the way through the network still fits a core's cache."""
+"""Images of a run: what they are on the way through the network still fits a core's cache."""
 _AHEAD = 64
-"""Decoded pictures that a worker may hold while the backbone is being loaded."""
+"""Decoded images that a worker may hold while the backbone is being loaded."""
 _PROGRESS_S = 0.1
 
 
@@ -55,7 +55,7 @@ class Source(Protocol):
 
 
 class Features:
-    """What a backbone makes of pictures; remembers it, and keeps it in `cache` between jobs.
+    """What a backbone makes of images; remembers it, and keeps it in `cache` between jobs.
 
     May be used by one thread at a time.
     """
@@ -77,7 +77,7 @@ class Features:
         self._progress = _Progress(0, "", send)
         self._seconds = 0.0
         self.computed = 0
-        """How many pictures and views went through the backbone; the others were kept."""
+        """How many images and views went through the backbone; the others were kept."""
 
     @property
     def session(self) -> Session:
@@ -90,18 +90,18 @@ class Features:
         return self._source.precision or self.session.precision
 
     @property
-    def pictures_per_second(self) -> float:
+    def images_per_second(self) -> float:
         """So far, whether computed or kept."""
         return len(self._rows) / self._seconds if self._seconds else 0.0
 
     def examine(
-        self, files: Sequence[PictureFile], root: Path
+        self, files: Sequence[ImageFile], root: Path
     ) -> tuple[list[Examined[None]], list[RejectedFile]]:
         """As `class_folders.examine`; the features of what is no rejected file are known then."""
-        outcomes: dict[PictureFile, Examined[None] | RejectedFile] = {}
+        outcomes: dict[ImageFile, Examined[None] | RejectedFile] = {}
 
-        def prepare(chunk: Sequence[PictureFile]) -> list[tuple[str, Pixels]]:
-            read: list[tuple[PictureFile, bytes, str]] = []
+        def prepare(chunk: Sequence[ImageFile]) -> list[tuple[str, Pixels]]:
+            read: list[tuple[ImageFile, bytes, str]] = []
             for file in chunk:
                 try:
                     data = class_folders.read_bytes(file, root)
@@ -119,15 +119,15 @@ class Features:
                     outcomes[file] = class_folders.rejected(file, root, error)
             return list(decoded.items())
 
-        self._compute(files, prepare, "pictures")
+        self._compute(files, prepare, "images")
         found = [outcomes[file] for file in files]
         return (
             [outcome for outcome in found if isinstance(outcome, Examined)],
             [outcome for outcome in found if isinstance(outcome, RejectedFile)],
         )
 
-    def of(self, files: Files, detail: str = "pictures") -> Floats:
-        """Features float32 [n, d] of pictures that were examined, here or elsewhere.
+    def of(self, files: Files, detail: str = "images") -> Floats:
+        """Features float32 [n, d] of images that were examined, here or elsewhere.
 
         Raises InvalidInput (DATASET_UNUSABLE) when a file is gone or was changed.
         """
@@ -143,7 +143,7 @@ class Features:
     def of_views(self, files: Files, count: int, seed: int) -> Floats:
         """Features float32 [count, n, d] of random crops, every second one mirrored.
 
-        Which crop a picture gets follows from its content, the seed and the view's
+        Which crop an image gets follows from its content, the seed and the view's
         number alone. Errors as `of`.
         """
         paths = dict(zip(files.digests, files.paths, strict=True))
@@ -153,11 +153,11 @@ class Features:
         def prepare(chunk: Sequence[str]) -> list[tuple[str, Pixels]]:
             made = []
             for digest in chunk:
-                picture = open_again(paths[digest], digest)
+                image = open_again(paths[digest], digest)
                 for i, key in enumerate(keys[digest]):
                     if key in missing:
                         rng = np.random.default_rng([seed % 2**64, i, int(digest[:16], 16)])
-                        made.append((key, random_view(picture, rng)))
+                        made.append((key, random_view(image, rng)))
             return made
 
         lacking = [digest for digest, views in keys.items() if not missing.isdisjoint(views)]
@@ -221,9 +221,9 @@ class Features:
         with self._lock:
             return next(chunks, None)
 
-    def _run(self, pictures: Sequence[tuple[str, Pixels]]) -> None:
-        for start in range(0, len(pictures), BATCH):
-            batch = pictures[start : start + BATCH]
+    def _run(self, images: Sequence[tuple[str, Pixels]]) -> None:
+        for start in range(0, len(images), BATCH):
+            batch = images[start : start + BATCH]
             features = self.session.run(np.stack([pixels for _, pixels in batch]), cores=1)
             rows = {key: row for (key, _), row in zip(batch, features, strict=True)}
             with self._lock:

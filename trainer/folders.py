@@ -19,7 +19,6 @@ from service.jobs.contract import (
     HEAD_FILE,
     NETWORK_TECHNIQUES,
     BackbonesRanked,
-    Candidate,
     DataFound,
     DomainAdaptation,
     EpochEnded,
@@ -31,6 +30,7 @@ from service.jobs.contract import (
     Method,
     ModelBased,
     Note,
+    PretrainedBackbone,
     Progressed,
     RankSpec,
     Record,
@@ -51,7 +51,7 @@ def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="train on a folder, without the service",
-        description="Trains on a folder with a folder of pictures per class, or with train/ and "
+        description="Trains on a folder with a folder of images per class, or with train/ and "
         "val/ with a folder per class in each.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -85,10 +85,10 @@ def _add_train(commands: Any) -> None:
     )
     train.add_argument("--l2", type=float, help="feature-based: penalty; else cross-validated")
     train.add_argument(
-        "--augmented-views", type=int, default=0, help="feature-based: cropped copies of a picture"
+        "--augmented-views", type=int, default=0, help="feature-based: cropped copies of an image"
     )
     adapt = train.add_argument_group("domain-adaptation")
-    adapt.add_argument("--target", type=Path, help="folder of unlabelled pictures")
+    adapt.add_argument("--target", type=Path, help="folder of unlabelled images")
     adapt.add_argument(
         "--technique",
         choices=["auto", *(t.replace("_", "-") for t in FROZEN_TECHNIQUES + NETWORK_TECHNIQUES)],
@@ -118,7 +118,7 @@ def _add_rank_folder(commands: Any) -> None:
     rank = commands.add_parser(
         "rank-folder",
         help="say which backbone to start from, without the service",
-        description="Scores backbones on the training pictures of a folder as `train` takes it, "
+        description="Scores backbones on the training images of a folder as `train` takes it, "
         "by LogME; trains none. Takes those whose weights are here where none is named.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -207,7 +207,7 @@ def _spec(parsed: argparse.Namespace) -> JobSpec:
         threads=parsed.threads,
         target_dir="" if parsed.target is None else str(parsed.target.resolve()),
         baselines=[name.replace("-", "_") for name in parsed.baseline],
-        candidates=[Candidate(backbone=name) for name in BACKBONES],
+        backbones=[PretrainedBackbone(backbone=name) for name in BACKBONES],
     )
 
 
@@ -223,13 +223,13 @@ def _for_people(record: Record) -> str:  # noqa: PLR0911 - one for each kind
         case DataFound():
             counts = ", ".join(f"{c.label} {c.train}+{c.validation}" for c in record.classes)
             rejected = "".join(f"\n  left out {f.path}: {f.detail}" for f in record.rejected)
-            return f"pictures (train+validation): {counts}{rejected}"
+            return f"images (train+validation): {counts}{rejected}"
         case EpochEnded():
             return (
                 f"epoch {record.epoch}/{record.epochs}  train loss {record.train_loss:.4f} "
                 f"accuracy {record.train_accuracy:.4f}  validation loss "
                 f"{record.validation_loss:.4f} accuracy {record.validation_accuracy:.4f}  "
-                f"{record.images_per_second:.1f} pictures/s  ETA {record.eta_s:.0f} s"
+                f"{record.images_per_second:.1f} images/s  ETA {record.eta_s:.0f} s"
             )
         case Note():
             return f"{record.level}: {record.text}"
@@ -238,7 +238,7 @@ def _for_people(record: Record) -> str:  # noqa: PLR0911 - one for each kind
         case Finished():
             return (
                 f"validation accuracy {record.validation_accuracy:.4f} on "
-                f"{record.validation_count} pictures"
+                f"{record.validation_count} images"
             )
         case Progressed() if record.fraction == 0:
             return f"{record.stage} {record.detail}".rstrip()
@@ -253,11 +253,11 @@ def rank(parsed: argparse.Namespace, run: Callable[[RankSpec, Send], int]) -> in
     named = [name.partition(":") for name in parsed.backbone]
     spec = RankSpec(
         data_dir=str(parsed.folder.resolve()),
-        candidates=[
-            Candidate(backbone=backbone, weights=weights)
+        backbones=[
+            PretrainedBackbone(backbone=backbone, weights=weights)
             for backbone, _, weights in named or [(name, "", "") for name in BACKBONES]
         ],
-        only_at_hand=not named,
+        only_available=not named,
         weights_dir=str(parsed.weights_dir),
         time_budget_s=parsed.time_budget,
         seed=parsed.seed,
@@ -274,7 +274,7 @@ def rank(parsed: argparse.Namespace, run: Callable[[RankSpec, Send], int]) -> in
 
 
 def _table(ranked: BackbonesRanked) -> str:
-    lines = [["backbone", "weights", "LogME", "H-score", "LEEP", "ms a picture", "features"]]
+    lines = [["backbone", "weights", "LogME", "H-score", "LEEP", "ms an image", "features"]]
     for row in ranked.ranking:
         figures = (row.log_me, row.h_score, row.leep)
         lines.append(
@@ -282,7 +282,7 @@ def _table(ranked: BackbonesRanked) -> str:
                 row.backbone,
                 row.weights,
                 *("-" if value is None else f"{value:.3f}" for value in figures),
-                "-" if row.picture_ms is None else f"{row.picture_ms:.3g}",
+                "-" if row.image_ms is None else f"{row.image_ms:.3g}",
                 str(row.feature_dim or "-"),
             ]
         )

@@ -34,7 +34,7 @@ def checks(
 ) -> list[GateCheck]:
     """The conditions that the gate names, in the proto's order.
 
-    `right` and `incumbent_right` bool [n] say which validation pictures the new
+    `right` and `incumbent_right` bool [n] say which validation images the new
     version and the one behind `gate.not_worse_than` answered right; None where
     there is none yet, or where `incumbent_problem` says why it cannot be asked.
     """
@@ -62,7 +62,7 @@ def checks(
     if gate.max_latency_ms is not None:
         value, bound = latency_ms(), gate.max_latency_ms
         found.append(
-            _check("latency", value <= bound, value, bound, f"one picture takes {value:.1f} ms, at "
+            _check("latency", value <= bound, value, bound, f"one image takes {value:.1f} ms, at "
                    f"most {bound:.1f} ms were asked for")
         )  # fmt: skip
     return found
@@ -73,9 +73,9 @@ def measure_latency_ms(
     session: Session,
     probabilities: Callable[[Floats], object],
 ) -> float:
-    """Median milliseconds of a picture, decoding included, one at a time.
+    """Median milliseconds of an image, decoding included, one at a time.
 
-    `decode` are pictures as uint8 [224, 224, 3], made when called.
+    `decode` are images as uint8 [224, 224, 3], made when called.
     """
     taken = []
     for run in range(_RUNS + 1):
@@ -93,12 +93,12 @@ def _not_worse(alias: str, right: Bools, incumbent_right: Bools | None) -> GateC
         return _check("not_worse", True, 1.0, SIGNIFICANCE, detail)
     lost = int((incumbent_right & ~right).sum())
     won = int((right & ~incumbent_right).sum())
-    # McNemar 1947, exact and one-sided: were both as good, a picture on which they differ
+    # McNemar 1947, exact and one-sided: were both as good, an image on which they differ
     # would be lost or won by the toss of a coin.
     p = float(bdtrc(lost - 1, lost + won, 0.5)) if lost else 1.0
     detail = (
         f"accuracy {right.mean():.4f} against {incumbent_right.mean():.4f} of the version behind "
-        f"{alias} on the same {len(right)} pictures: {lost} lost, {won} won, p = {p:.3g}"
+        f"{alias} on the same {len(right)} images: {lost} lost, {won} won, p = {p:.3g}"
     )
     return _check("not_worse", p > SIGNIFICANCE, p, SIGNIFICANCE, detail)
 

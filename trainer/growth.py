@@ -18,7 +18,7 @@ def told(spec: JobSpec, data: Data) -> Growth | None:
     return Growth(
         base_model=spec.base.model,
         base_version=spec.base.version,
-        base_pictures=int((~is_new).sum()),
-        added_pictures=int(is_new.sum()),
+        base_images=int((~is_new).sum()),
+        added_images=int(is_new.sum()),
         added_classes=[label for i, label in enumerate(data.classes) if i not in known],
     )

@@ -17,7 +17,6 @@ from service.jobs.contract import (
     BACKBONE_FILE,
     NETWORK_TECHNIQUES,
     BackbonesRanked,
-    Candidate,
     DomainAdaptation,
     EpochEnded,
     ExportedBackbone,
@@ -25,6 +24,7 @@ from service.jobs.contract import (
     JobSpec,
     ModelBased,
     Note,
+    PretrainedBackbone,
     Progressed,
     RankSpec,
     Record,
@@ -62,7 +62,7 @@ class Job:
             provider = choose_provider(spec.provider)
         except ProviderUnavailable as error:
             raise GraftError(Reason.DEVICE_UNAVAILABLE, str(error)) from error
-        # Pictures are many, and run side by side.
+        # Images are many, and run side by side.
         self.runtime = OnnxRuntime(provider, spec.threads, spec.precision, is_narrow=True)
         self.cache = _cache(spec, self.send)
         self.weights = ""
@@ -84,7 +84,7 @@ class Job:
             self._tell(record)
 
     def choose_backbone(self, part: Part) -> BackbonesRanked:
-        """Starts from the candidate whose frozen features fit the training pictures best."""
+        """Starts from the backbone whose frozen features fit the training images best."""
         from trainer import ranking
 
         spec = self.spec
@@ -93,7 +93,7 @@ class Job:
             budget_s = min(budget_s, spec.time_budget_s * _RANKING_PART)
         asked = RankSpec(
             data_dir=spec.data_dir,
-            candidates=spec.candidates,
+            backbones=spec.backbones,
             work_dir=spec.out_dir,
             weights_dir=spec.weights_dir,
             time_budget_s=budget_s,
@@ -104,27 +104,27 @@ class Job:
             feature_cache=spec.feature_cache,
             feature_cache_bytes=spec.feature_cache_bytes,
             feature_cache_owner=spec.feature_cache_owner,
-            only_at_hand=True,
+            only_available=True,
         )
         chosen, ranked = ranking.choose(asked, part, self.runtime, self.send_without_epochs)
         self.send(Note("info", ranked.explanation))
         self.start_from(chosen)
         return ranked
 
-    def start_from(self, candidate: Candidate) -> None:
+    def start_from(self, pretrained: PretrainedBackbone) -> None:
         """Settles the backbone; nothing is loaded yet."""
         self.spec = msgspec.structs.replace(
             self.spec,
-            backbone=candidate.backbone,
-            weights=candidate.weights,
-            exported=candidate.exported,
+            backbone=pretrained.backbone,
+            weights=pretrained.weights,
+            exported=pretrained.exported,
         )
-        self.weights = weights_name(candidate.backbone, candidate.weights, self.spec.seed)
+        self.weights = weights_name(pretrained.backbone, pretrained.weights, self.spec.seed)
         if self.weights.startswith("random:"):
             text = "the backbone starts from random weights: it was never pretrained"
             self.send(Note("warning", text))
         self.known = next(
-            (e for e in candidate.exported if e.weights == self.weights and Path(e.path).exists()),
+            (e for e in pretrained.exported if e.weights == self.weights and Path(e.path).exists()),
             None,
         )
         if self.known is not None:

@@ -27,7 +27,7 @@ from trainer.transfer import Transferred
 
 Bools = npt.NDArray[np.bool_]
 
-_LATENCY_PICTURES = 8
+_LATENCY_IMAGES = 8
 _BUDGET_PART = 0.8
 """Of what is left of the job's time that baselines may take."""
 
@@ -53,7 +53,7 @@ def gate_checks(
 
 
 def baselines(job: Job, found: Transferred) -> list[Measured]:
-    """Answers of what the job asked to be compared with, on the validation pictures."""
+    """Answers of what the job asked to be compared with, on the validation images."""
     spec = job.spec
     budget_s = None
     if spec.time_budget_s is not None:
@@ -72,10 +72,10 @@ def baselines(job: Job, found: Transferred) -> list[Measured]:
 
 
 def _right(job: Job, incumbent: Incumbent, part: Part, classes: tuple[str, ...]) -> Bools:
-    """Which pictures the version before answers right; raises what loading it raises."""
+    """Which images the version before answers right; raises what loading it raises."""
     path = Path(incumbent.backbone_path)
     head = heads.load(Path(incumbent.head_path), incumbent.head_digest)
-    # The file's name is its digest, so what is known of the pictures counts.
+    # The file's name is its digest, so what is known of the images counts.
     features = job.features_of_file(path, path.stem).of(part, "the version before")
     answers = head.probabilities(features).argmax(axis=1)
     named = np.array(head.classes, dtype=object)[answers]
@@ -86,10 +86,10 @@ def _right(job: Job, incumbent: Incumbent, part: Part, classes: tuple[str, ...])
 
 def _latency_ms(job: Job, found: Transferred) -> float:
     spec, validation = job.spec, found.data.validation
-    # As the engine runs a lone picture: on all cores.
+    # As the engine runs a lone image: on all cores.
     runtime = OnnxRuntime(choose_provider(spec.provider), spec.threads, spec.precision)
     session = runtime.load(found.served.file)
-    places = validation.spread(_LATENCY_PICTURES)
+    places = validation.spread(_LATENCY_IMAGES)
     decode: list[Callable[[], Pixels]] = [
         partial(preprocess.decode, validation.encoded(place)) for place in places
     ]

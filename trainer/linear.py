@@ -22,10 +22,10 @@ Mask = npt.NDArray[np.bool_]
 RELATIVE_L2 = tuple(float(x) for x in np.logspace(0, -6, 10))
 """Tried by cross-validation, strongest first, times the features' mean square norm."""
 FALLBACK_RELATIVE_L2 = 1e-2
-"""Where a class has too few pictures to cross-validate."""
+"""Where a class has too few images to cross-validate."""
 FOLDS = 5
-RANKED_PICTURES = 1000
-"""Held-out pictures that are enough to rank strengths by: no more folds than hold so many."""
+RANKED_IMAGES = 1000
+"""Held-out images that are enough to rank strengths by: no more folds than hold so many."""
 _PATIENCE = 2
 _WORTH_IT = 0.99
 """A weaker strength must lower the loss to this part; the loss is flat where it is least."""
@@ -44,7 +44,7 @@ class Fitted:
     """Mean cross-entropy over the folds, nats, after the temperature."""
     out_of_fold: Doubles | None
     """Probabilities [n, classes] after the temperature, each from weights that did not
-    see the picture; None where a class was too small to cross-validate."""
+    see the image; None where a class was too small to cross-validate."""
 
 
 def fit(
@@ -62,8 +62,8 @@ def fit(
 
     Without `l2` the strength with the least loss in a stratified 5-fold
     cross-validation is taken. The temperature (Guo et al. 2017) is fitted to the
-    logits of the held-out folds, so on pictures that their weights did not see.
-    `views`, float32 [v, n, d], are further features of the same pictures: learned
+    logits of the held-out folds, so on images that their weights did not see.
+    `views`, float32 [v, n, d], are further features of the same images: learned
     from beside them, never measured on.
     """
     n = len(features)
@@ -92,7 +92,7 @@ def fit(
 
 
 class _Search:
-    """Cross-validation: which strength, and what is said of pictures that were held out."""
+    """Cross-validation: which strength, and what is said of images that were held out."""
 
     def __init__(
         self,
@@ -116,11 +116,11 @@ class _Search:
         """The best candidate, its out-of-fold logits [n, classes], and weights to start from.
 
         Goes from strong to weak, each fold from its solution before, and ends when two
-        in a row were worse than the best. Where pictures are many, a part of the folds
+        in a row were worse than the best. Where images are many, a part of the folds
         ranks, and the others are fitted with the best strength alone.
         """
         n = len(self._targets)
-        ranking = min(len(self._folds), math.ceil(RANKED_PICTURES * len(self._folds) / n))
+        ranking = min(len(self._folds), math.ceil(RANKED_IMAGES * len(self._folds) / n))
         problems = [self._problem(held) for held in self._folds[:ranking]]
         measured = np.logical_or.reduce(self._folds[:ranking])
         starts: list[Floats | None] = [None] * ranking
@@ -160,7 +160,7 @@ class _Search:
         return _loss(logits / _temperature(logits, targets), targets)
 
     def _hold_out(self, held: Mask, w: Floats, logits: Doubles) -> None:
-        # The pictures themselves come before their views.
+        # The images themselves come before their views.
         logits[held] = logits_of(self._space.x[: len(held)][held], w)
 
 
@@ -180,7 +180,7 @@ def _folds(targets: Ints, seed: int) -> list[Mask] | None:
 def _temperature(logits: Doubles, targets: Ints) -> float:
     """The temperature of the least cross-entropy, which is convex in its inverse."""
     n, k = logits.shape
-    # One more picture, of no known class (Platt 1999): without it, folds that
+    # One more image, of no known class (Platt 1999): without it, folds that
     # are all right would ask for endless confidence.
     wrong = 1 / (n + 1) * (k - 1) / k
     true = logits[np.arange(n), targets]

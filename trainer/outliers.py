@@ -1,6 +1,6 @@
-"""Learns what a model's training pictures look like, see `service.inference.outliers`.
+"""Learns what a model's training images look like, see `service.inference.outliers`.
 
-The threshold is where 19 of 20 training pictures lie below when each is scored
+The threshold is where 19 of 20 training images lie below when each is scored
 by what the others look like.
 """
 
@@ -13,13 +13,13 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 FALSE_ALARMS = 0.05
-"""Part of the training's own kind of pictures that is taken for out of distribution."""
+"""Part of the training's own kind of images that is taken for out of distribution."""
 _FLOOR = 0.1
-"""Added to each variance, times their mean: a feature that a few training pictures never show
+"""Added to each variance, times their mean: a feature that a few training images never show
 must not decide alone. 0.03 to 0.3 did as well."""
 _FOLDS = 5
 _LEAST = 1e-3
-"""Of a distance that can be a threshold: where all pictures are alike, none is to divide by 0."""
+"""Of a distance that can be a threshold: where all images are alike, none is to divide by 0."""
 _KEPT = 256
 MAX_TRAIN = 5000
 """More tell no more of means and variances, and cost the scoring of each fold."""
@@ -30,10 +30,10 @@ def fit(
 ) -> Outliers:
     """From features float32 [n, d] with classes int64 [n] that all occur.
 
-    `validation` float32 [m, d] belong to pictures that are not among the first;
+    `validation` float32 [m, d] belong to images that are not among the first;
     their scores are kept, to compare live ones with. A backbone that was trained on
-    the pictures (`is_trained`) draws them together: there the threshold is the
-    validation pictures' own.
+    the images (`is_trained`) draws them together: there the threshold is the
+    validation images' own.
     """
     rng = np.random.default_rng([seed % 2**64, 0x007D])
     if len(train) > MAX_TRAIN:
@@ -67,9 +67,9 @@ def _estimated(train: Floats, targets: Ints) -> tuple[Floats, Floats]:
 
 
 def _cross_validated(train: Floats, targets: Ints, rng: np.random.Generator) -> Floats:
-    """Scores of training pictures, each by means and variances without its fold.
+    """Scores of training images, each by means and variances without its fold.
 
-    Those of classes with one picture are left out: no other could stand for it.
+    Those of classes with one image are left out: no other could stand for it.
     """
     fold = np.empty(len(targets), dtype=np.int64)
     for label in np.unique(targets):

@@ -1,7 +1,7 @@
-"""The proof that what serves answers as PyTorch does, on the job's own pictures.
+"""The proof that what serves answers as PyTorch does, on the job's own images.
 
-What PyTorch makes of a picture is kept beside the features, so that a job on
-pictures that were checked before needs no torch at all.
+What PyTorch makes of an image is kept beside the features, so that a job on
+images that were checked before needs no torch at all.
 """
 
 from collections.abc import Callable
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 MAX_DIFFERENCE = 1e-3
 """Of a probability, between torch and what serves."""
-NEW_PICTURES = 32
+NEW_IMAGES = 32
 """Compared where the backbone's file is new."""
-KNOWN_PICTURES = 8
+KNOWN_IMAGES = 8
 """Compared where an earlier job's check of the same file was passed."""
 
 _DETAIL = "PyTorch against what serves"
@@ -58,7 +58,7 @@ def check(
             Reason.PARITY_FAILED,
             f"the exported model differs from PyTorch by {difference:.2g} in a probability (at "
             f"most {MAX_DIFFERENCE:g} is allowed; {agreement:.0%} of the best classes agree) on "
-            f"{len(checked)} validation pictures: it was not published",
+            f"{len(checked)} validation images: it was not published",
         )
     return Parity(difference, agreement, len(checked))
 
@@ -96,14 +96,14 @@ class _TorchSession:
     nbytes = 0
     precision = "fp32"
     max_batch = 1
-    picture_s = 0.0
+    image_s = 0.0
     damage = None
 
     def __init__(self, backbone: "Backbone") -> None:
         self._backbone = backbone
         self.feature_dim = backbone.feature_dim
 
-    def run(self, pictures: Pixels, cores: int = 0) -> Floats:  # noqa: ARG002 - always one
+    def run(self, images: Pixels, cores: int = 0) -> Floats:  # noqa: ARG002 - always one
         from trainer import export
 
-        return export.torch_features(self._backbone, pictures)
+        return export.torch_features(self._backbone, images)

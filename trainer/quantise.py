@@ -1,7 +1,7 @@
 """From a backbone's ONNX file to one that computes in int8 (static quantisation).
 
 Weights are rounded per channel, activations by the ranges that they take on
-calibration pictures (Jacob et al. 2018, "Quantization and Training of Neural
+calibration images (Jacob et al. 2018, "Quantization and Training of Neural
 Networks for Efficient Integer-Arithmetic-Only Inference"). Whether the result is
 good enough is measured afterwards, never assumed.
 """
@@ -33,15 +33,15 @@ from trainer.methods.feature_based import FittedHead
 from trainer.records import Send
 
 MAX_LOSS = 0.01
-"""Validation accuracy that int8 may cost, or one picture where that is more."""
-CALIBRATION_PICTURES = 64
+"""Validation accuracy that int8 may cost, or one image where that is more."""
+CALIBRATION_IMAGES = 64
 _BATCH = 8
 
 
-def to_int8(backbone: Path, pictures: Pixels, out: Path) -> None:
+def to_int8(backbone: Path, images: Pixels, out: Path) -> None:
     """Writes `out`, the same function as `backbone` in int8.
 
-    `pictures` uint8 [n, 224, 224, 3] are what it is to be exact on. Minimum and
+    `images` uint8 [n, 224, 224, 3] are what it is to be exact on. Minimum and
     maximum give the ranges: percentiles and entropy took five times as long and
     were no better on the backbones that we ship.
     """
@@ -65,7 +65,7 @@ def to_int8(backbone: Path, pictures: Pixels, out: Path) -> None:
             quantize_static(
                 str(prepared),
                 str(out),
-                _Pictures(pictures),
+                _Images(images),
                 quant_format=QuantFormat.QDQ,  # the form that all providers understand
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
@@ -76,26 +76,26 @@ def to_int8(backbone: Path, pictures: Pixels, out: Path) -> None:
             logger.setLevel(level)
 
 
-def calibration_pictures(part: Part, threads: int = 0) -> Pixels:
-    """At most 64 pictures, in turn from each class."""
-    return part.decode(part.spread(CALIBRATION_PICTURES), threads)
+def calibration_images(part: Part, threads: int = 0) -> Pixels:
+    """At most 64 images, in turn from each class."""
+    return part.decode(part.spread(CALIBRATION_IMAGES), threads)
 
 
-def is_good_enough(accuracy: float, exact_accuracy: float, pictures: int) -> bool:
-    """Whether int8's validation accuracy on so many pictures may be published."""
-    return accuracy >= exact_accuracy - max(MAX_LOSS, 1 / pictures) - 1e-9
+def is_good_enough(accuracy: float, exact_accuracy: float, images: int) -> bool:
+    """Whether int8's validation accuracy on so many images may be published."""
+    return accuracy >= exact_accuracy - max(MAX_LOSS, 1 / images) - 1e-9
 
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """What is to serve, and how it does on the validation pictures."""
+    """What is to serve, and how it does on the validation images."""
 
     file: Path
     features: Features
-    """What the file makes of pictures."""
+    """What the file makes of images."""
     head: Head
     validation: Floats
-    """Features float32 [m, d] of the validation pictures."""
+    """Features float32 [m, d] of the validation images."""
     fitted: FittedHead | None = None
     """Of a frozen backbone: what the head was fitted to."""
     float_accuracy: float | None = None
@@ -116,7 +116,7 @@ def quantised(
     """The same version in int8, or as it was where int8 costs too much accuracy.
 
     A frozen backbone is quantised once, by its first job, and shared by all later
-    ones (`known`), so that their pictures run together; the head is then fitted to
+    ones (`known`), so that their images run together; the head is then fitted to
     the features that it will get. A trained backbone is its version's own.
     """
     out = Path(spec.out_dir)
@@ -125,7 +125,7 @@ def quantised(
         file, digest = Path(known.path), known.digest
     else:
         send(Progressed("exporting", 0.5, "quantising to int8"))
-        to_int8(floating.file, calibration_pictures(data.train, spec.threads), file)
+        to_int8(floating.file, calibration_images(data.train, spec.threads), file)
     features = Features(BackboneFile(file, runtime, digest), cache, spec.threads, send)
     fitted = None
     if floating.fitted is not None:
@@ -141,7 +141,7 @@ def quantised(
         head, validation = fitted.head, fitted.validation
     else:
         head = floating.head
-        validation = features.of(data.validation, "validation pictures in int8")
+        validation = features.of(data.validation, "validation images in int8")
     before = _accuracy(floating.head, floating.validation, data.validation)
     after = _accuracy(head, validation, data.validation)
     if not is_good_enough(after, before, len(data.validation)):
@@ -170,13 +170,13 @@ def _progress(record: Record, send: Send) -> None:
         send(record)
 
 
-class _Pictures:
-    def __init__(self, pictures: Pixels) -> None:
+class _Images:
+    def __init__(self, images: Pixels) -> None:
         self._batches: Iterator[Pixels] = (
-            pictures[start : start + _BATCH] for start in range(0, len(pictures), _BATCH)
+            images[start : start + _BATCH] for start in range(0, len(images), _BATCH)
         )
 
     def get_next(self) -> dict[str, Pixels] | None:
         """The next batch, by the graph's input."""
         batch = next(self._batches, None)
-        return None if batch is None else {"pictures": batch}
+        return None if batch is None else {"images": batch}

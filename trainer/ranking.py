@@ -1,9 +1,9 @@
-"""Which backbone to start from: candidates scored on a sample of the data, none trained.
+"""Which backbone to start from: backbones scored on a sample of the data, none trained.
 
 The list is sorted by LogME. H-score agrees as well with accuracy after
 fine-tuning where others measured both on pretrained backbones, but with fewer
-pictures than features it nears its bound whatever the features are, shrinkage or
-not: on ten pictures a class, a network of random weights passed for a pretrained
+images than features it nears its bound whatever the features are, shrinkage or
+not: on ten images a class, a network of random weights passed for a pretrained
 one. The evidence behind LogME charges for features that explain nothing. LEEP is
 for information alone. What cannot be scored is listed last, with its problem,
 and fails nothing else.
@@ -26,25 +26,25 @@ from service.inference.providers import ProviderUnavailable, choose_provider
 from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import (
     BackbonesRanked,
-    Candidate,
     Note,
+    PretrainedBackbone,
     Progressed,
     RankedBackbone,
     RankSpec,
 )
 from trainer import transferability
-from trainer.candidates import NO_TIME, Candidacy
 from trainer.data import Part
 from trainer.feature_cache import FeatureCache
+from trainer.ranked_backbone import NO_TIME, BackboneScoring
 from trainer.records import Send
 
 Ints = npt.NDArray[np.int64]
 
-MOST_PICTURES = 500
-FIRST_PICTURES = 100
-"""All candidates are scored on so many, and again on more where all find time for that."""
+MOST_IMAGES = 500
+FIRST_IMAGES = 100
+"""All backbones are scored on so many, and again on more where all find time for that."""
 _PLANNED = 0.7
-"""Of the time that is left for more pictures; the rest is for what goes slower."""
+"""Of the time that is left for more images; the rest is for what goes slower."""
 _GFLOPS = {
     "efficientnet_lite0": 0.4,
     "resnet18": 1.8,
@@ -53,47 +53,47 @@ _GFLOPS = {
     "resnet101": 7.8,
     "resnet152": 11.5,
 }
-"""A picture, as published: the cheapest go first, so that time runs out on the dearest."""
+"""An image, as published: the cheapest go first, so that time runs out on the dearest."""
 _STRONG = 3.0
-"""Of the log evidence of all pictures: less is no strong lead (Kass and Raftery 1995)."""
+"""Of the log evidence of all images: less is no strong lead (Kass and Raftery 1995)."""
 
 
 def rank(spec: RankSpec, send: Send) -> BackbonesRanked:
-    """Scores the candidates on the training pictures below `spec.data_dir`, best first.
+    """Scores the backbones on the training images below `spec.data_dir`, best first.
 
     Raises InvalidInput (DATASET_UNUSABLE) when there are none to score on. Ends
     within the time budget, but for what it is at when that runs out: reading the
     sample, an export, or a few batches.
     """
     started = time.monotonic()
-    send(Progressed("preparing", 0.0, "reading a sample of the pictures"))
+    send(Progressed("preparing", 0.0, "reading a sample of the images"))
     return _ranked(spec, _sample_of_folder(spec), _runtime(spec), started, send)[1]
 
 
 def choose(
     spec: RankSpec, part: Part, runtime: OnnxRuntime, send: Send
-) -> tuple[Candidate, BackbonesRanked]:
-    """The candidate that ranks first on a job's training pictures, and the ranking.
+) -> tuple[PretrainedBackbone, BackbonesRanked]:
+    """The backbone that ranks first on a job's training images, and the ranking.
 
     Where none could be scored in time, the cheapest that is here, and that is said.
     `runtime` is what serves; the spec's `data_dir` and `provider` are not looked at.
-    Raises Unavailable (WEIGHTS_UNAVAILABLE) when no candidate could be had.
+    Raises Unavailable (WEIGHTS_UNAVAILABLE) when no backbone could be had.
     """
     started = time.monotonic()
-    places = transferability.spread(part.targets, spec.seed)[:MOST_PICTURES]
+    places = transferability.spread(part.targets, spec.seed)[:MOST_IMAGES]
     entrants, ranked = _ranked(spec, _of(part, places), runtime, started, send)
     for entrant in entrants:
         if entrant.row is ranked.ranking[0] and entrant.row.score is not None:
-            return entrant.candidate, ranked
-    late = [c for c in entrants if c.row.problem == NO_TIME and c.is_at_hand()]
+            return entrant.pretrained, ranked
+    late = [c for c in entrants if c.row.problem == NO_TIME and c.is_available()]
     if late:
         cheapest = min(late, key=lambda entrant: (not entrant.is_exported(), *_effort(entrant)))
         text = (
             f"in {spec.time_budget_s:.3g} s no backbone could be scored: {_name(cheapest.row)} was "
-            "taken as the cheapest at hand; give a longer time budget, or name a backbone"
+            "taken as the cheapest available; give a longer time budget, or name a backbone"
         )
         send(Note("warning", text))
-        return cheapest.candidate, ranked
+        return cheapest.pretrained, ranked
     raise Unavailable(
         Reason.WEIGHTS_UNAVAILABLE,
         f"no backbone could be chosen: {ranked.explanation} Name one in the request",
@@ -102,27 +102,27 @@ def choose(
 
 def _ranked(
     spec: RankSpec, sample: Part, runtime: OnnxRuntime, started: float, send: Send
-) -> tuple[list[Candidacy], BackbonesRanked]:
+) -> tuple[list[BackboneScoring], BackbonesRanked]:
     """Ranks on a sample any beginning of which is a stratified one."""
     deadline = started + spec.time_budget_s
     cache = _cache(spec, send)
-    everyone = [Candidacy(candidate, spec, runtime, cache) for candidate in spec.candidates]
-    entrants = [c for c in everyone if not spec.only_at_hand or c.is_at_hand()]
+    everyone = [BackboneScoring(pretrained, spec, runtime, cache) for pretrained in spec.backbones]
+    entrants = [c for c in everyone if not spec.only_available or c.is_available()]
     absent = [c.row.backbone for c in everyone if c not in entrants]
-    pictures = min(FIRST_PICTURES, len(sample))
+    images = min(FIRST_IMAGES, len(sample))
     # A trainer that is ended at once removes nothing: whose folder it is does.
     with tempfile.TemporaryDirectory(prefix="graft-rank-", dir=spec.work_dir or None) as folder:
         for index, entrant in enumerate(sorted(entrants, key=_effort)):
             send(Progressed("features", index / len(entrants), entrant.title))
-            entrant.prepare(_of(sample, slice(pictures)), deadline, Path(folder))
+            entrant.prepare(_of(sample, slice(images)), deadline, Path(folder))
     ready = [entrant for entrant in entrants if not entrant.row.problem]
-    if (more := _affordable(ready, len(sample), deadline)) > pictures:
-        send(Progressed("features", 0.0, f"{more} pictures instead of {pictures}"))
-        rest = _of(sample, slice(pictures, more))
-        # On the same pictures for all, or the scores could not be compared.
+    if (more := _affordable(ready, len(sample), deadline)) > images:
+        send(Progressed("features", 0.0, f"{more} images instead of {images}"))
+        rest = _of(sample, slice(images, more))
+        # On the same images for all, or the scores could not be compared.
         if all(entrant.extend(rest, deadline) for entrant in ready):
-            pictures = more
-    targets = sample.targets[:pictures]
+            images = more
+    targets = sample.targets[:images]
     for entrant in ready:
         entrant.score(targets)
     for entrant in ready:
@@ -132,7 +132,7 @@ def _ranked(
         cache.close()
     # Stable: what ties, and what has no score, stays in the order it was named in.
     rows = sorted((entrant.row for entrant in entrants), key=_height, reverse=True)
-    return entrants, BackbonesRanked(rows, _explained(rows, absent, pictures), pictures)
+    return entrants, BackbonesRanked(rows, _explained(rows, absent, images), images)
 
 
 def _of(part: Part, places: "Ints | slice") -> Part:
@@ -155,7 +155,7 @@ def _cache(spec: RankSpec, send: Send) -> FeatureCache | None:
     )
 
 
-def _effort(entrant: Candidacy) -> tuple[float, bool]:
+def _effort(entrant: BackboneScoring) -> tuple[float, bool]:
     row = entrant.row
     return _GFLOPS.get(row.backbone, 0.0), row.weights.startswith("random:")
 
@@ -164,25 +164,25 @@ def _height(row: RankedBackbone) -> float:
     return -math.inf if row.score is None else row.score
 
 
-def _affordable(ready: Sequence[Candidacy], most: int, deadline: float) -> int:
-    """How many pictures, those of the first round included, all find time for."""
+def _affordable(ready: Sequence[BackboneScoring], most: int, deadline: float) -> int:
+    """How many images, those of the first round included, all find time for."""
     if not ready:
         return 0
-    each_s = sum(entrant.picture_s for entrant in ready) or 1e-9
+    each_s = sum(entrant.image_s for entrant in ready) or 1e-9
     left_s = (deadline - time.monotonic()) * _PLANNED
-    return min(most, FIRST_PICTURES + int(left_s / each_s))
+    return min(most, FIRST_IMAGES + int(left_s / each_s))
 
 
 def _sample_of_folder(spec: RankSpec) -> Part:
     root = Path(spec.data_dir)
     files = [file for file in class_folders.find(root) if file.split != "val"]
     targets = _numbered([file.label for file in files])
-    places = transferability.spread(targets, spec.seed)[:MOST_PICTURES]
+    places = transferability.spread(targets, spec.seed)[:MOST_IMAGES]
     workers = spec.threads or len(os.sched_getaffinity(0))
     read, rejected = class_folders.examine(
         [files[place] for place in places], _check, root, workers
     )
-    targets = _numbered([picture.file.label for picture in read])
+    targets = _numbered([image.file.label for image in read])
     found = len(set(targets))
     if found < 2:
         raise InvalidInput(
@@ -192,14 +192,14 @@ def _sample_of_folder(spec: RankSpec) -> Part:
             "least 2 classes apart",
         )
     return Part(
-        tuple(picture.file.path for picture in read),
-        tuple(picture.digest for picture in read),
+        tuple(image.file.path for image in read),
+        tuple(image.digest for image in read),
         targets,
     )
 
 
 def _check(data: bytes) -> None:
-    preprocess.open_picture(data)
+    preprocess.open_image(data)
 
 
 def _numbered(labels: Sequence[str]) -> Ints:
@@ -213,10 +213,10 @@ def _runtime(spec: RankSpec) -> OnnxRuntime:
         raise GraftError(Reason.DEVICE_UNAVAILABLE, str(error)) from error
 
 
-def _explained(rows: Sequence[RankedBackbone], absent: Sequence[str], pictures: int) -> str:
+def _explained(rows: Sequence[RankedBackbone], absent: Sequence[str], images: int) -> str:
     """Why the first is first, for people."""
     scored = [row for row in rows if row.score is not None]
-    text = _of_first(scored, pictures) if scored else "No candidate could be scored."
+    text = _of_first(scored, images) if scored else "No backbone could be scored."
     unscored = [_name(row) for row in rows if row.score is None]
     if unscored:
         text += f" Not scored, each for its own problem: {', '.join(unscored)}."
@@ -225,10 +225,10 @@ def _explained(rows: Sequence[RankedBackbone], absent: Sequence[str], pictures: 
     return text
 
 
-def _of_first(scored: Sequence[RankedBackbone], pictures: int) -> str:
+def _of_first(scored: Sequence[RankedBackbone], images: int) -> str:
     first, *others = scored
     assert first.score is not None
-    cost = f"{first.picture_ms:.3g} ms a picture"
+    cost = f"{first.image_ms:.3g} ms an image"
     if not others:
         return (
             f"{_name(first)} is the only one that was scored (LogME {first.score:.3f}, {cost}): "
@@ -237,13 +237,13 @@ def _of_first(scored: Sequence[RankedBackbone], pictures: int) -> str:
     second = others[0]
     assert second.score is not None
     text = (
-        f"{_name(first)} is first: on {pictures} pictures its features explain the classes best "
+        f"{_name(first)} is first: on {images} images its features explain the classes best "
         f"(LogME {first.score:.3f}, then {_name(second)} with {second.score:.3f}), at {cost}."
     )
-    if (first.score - second.score) * pictures < _STRONG:
+    if (first.score - second.score) * images < _STRONG:
         text += (
             f" The two are too close to call: choose by cost, {_name(second)} takes "
-            f"{second.picture_ms:.3g} ms."
+            f"{second.image_ms:.3g} ms."
         )
     return text
 

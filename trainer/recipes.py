@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from service.jobs.contract import DomainAdaptation, ModelBased
 
 # Passes over the data are cheap to ask for and dear to wait for: on two cores an
-# epoch of 250 pictures takes some ten seconds.
+# epoch of 250 images takes some ten seconds.
 _AUTO_EPOCHS = 10
 _ADAPTATION_EPOCHS = 5
 _RATE_IS_FOR_BATCH = 16
@@ -63,14 +63,14 @@ def settings(method: ModelBased, is_pretrained: bool = True) -> Settings:
             epochs=_AUTO_EPOCHS,
             batch_size=None,
             learning_rate=None,
-            # What early stages see is common to all pictures, unless they know nothing yet.
+            # What early stages see is common to all images, unless they know nothing yet.
             first_stage_rate=0.1 if is_pretrained else 1.0,
             momentum=0.9,
             weight_decay=1e-4,
             label_smoothing=0.1,
             schedule="cosine",
             train_from_stage="",
-            # The statistics of a few hundred pictures are worse than ImageNet's;
+            # The statistics of a few hundred images are worse than ImageNet's;
             # random weights come with none.
             freeze_batch_norm=is_pretrained,
             early_stopping_patience=4,

@@ -22,13 +22,13 @@ from service.jobs.contract import (
     MANIFEST_FILE,
     REPORT_HTML_FILE,
     REPORT_JSON_FILE,
-    Candidate,
     DataFound,
     FeatureBased,
     Finished,
     JobSpec,
     Manifest,
     Note,
+    PretrainedBackbone,
     Progressed,
 )
 from trainer import data as datasets
@@ -71,10 +71,10 @@ def _run(job: Job) -> Manifest:
     is_chosen = spec.backbone == "auto"
     if not is_chosen:
         job.start_from(
-            Candidate(backbone=spec.backbone, weights=spec.weights, exported=spec.exported)
+            PretrainedBackbone(backbone=spec.backbone, weights=spec.weights, exported=spec.exported)
         )
 
-    send(Progressed("preparing", 0.0, "reading the pictures"))
+    send(Progressed("preparing", 0.0, "reading the images"))
     needs_features = isinstance(spec.method, FeatureBased) and not is_chosen
     data = datasets.load(
         Path(spec.data_dir),
@@ -110,7 +110,7 @@ def _run(job: Job) -> Manifest:
             spec.backbone, "trained" if found.is_trained else job.weights, lambda: job.backbone
         ),
         data.validation.at(
-            data.validation.spread(parity.KNOWN_PICTURES if is_known else parity.NEW_PICTURES)
+            data.validation.spread(parity.KNOWN_IMAGES if is_known else parity.NEW_IMAGES)
         ),
         None if found.is_trained else job.cache,
         spec.threads,
@@ -170,7 +170,7 @@ def _run(job: Job) -> Manifest:
         incumbent_version=spec.incumbent.version if spec.incumbent else None,
         base=spec.base,
         technique=found.adaptation.published if found.adaptation else "",
-        target_digest=found.target.pictures.digest if found.target else "",
+        target_digest=found.target.images.digest if found.target else "",
         validated_on=found.validated_on,
         stages_s=stages.seconds(),
     )
@@ -208,7 +208,7 @@ def _run(job: Job) -> Manifest:
 def _compared_in(job: Job, found: Transferred) -> tuple[Floats | None, Floats | None]:
     """Features of both parts that have learned no label yet, where they are known already."""
     if found.target is not None:
-        # What more source pictures would bring says nothing of the target.
+        # What more source images would bring says nothing of the target.
         return None, None
     if found.served.fitted is not None:
         return found.served.fitted.train, found.served.validation

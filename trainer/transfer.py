@@ -34,7 +34,7 @@ class Transferred:
     source: Data
     """As given."""
     data: Data
-    """The same, but where a target's classes are known: its pictures are the validation part."""
+    """The same, but where a target's classes are known: its images are the validation part."""
     measured: Head
     """What the validation part is measured with: the served head, or the same for the source."""
     method: str
@@ -46,7 +46,7 @@ class Transferred:
     """The backbone is the version's own."""
     target: Target | None = None
     target_features: Floats | None = None
-    """Of the target's pictures, as served."""
+    """Of the target's images, as served."""
     adaptation: findings.Adaptation | None = None
     validated_on: Literal["", "source", "target"] = ""
 
@@ -65,7 +65,7 @@ def transfer(job: Job, data: Data) -> Transferred:
 
 
 def learned_from(found: Transferred, seed: int) -> tuple[Floats, Ints, Floats]:
-    """Features of the kind of pictures that the model is for, their classes, and held-out ones.
+    """Features of the kind of images that the model is for, their classes, and held-out ones.
 
     Of a target domain the classes are the model's own answers.
     """
@@ -129,12 +129,12 @@ def _model_based(job: Job, method: ModelBased, data: Data) -> Transferred:
 
 def _adapted_head(job: Job, method: DomainAdaptation, data: Data) -> Transferred:
     target = _target(job, method, data)
-    train = job.frozen.of(data.train, "training pictures")
+    train = job.frozen.of(data.train, "training images")
     found = domain_adaptation.adapt_head(method, data, train, target, job.spec.seed, job.send)
     source, measured = data, found.source_head
     if target.labelled is not None:
         data, measured = replace(data, validation=target.labelled), found.head
-    validation = job.frozen.of(data.validation, "validation pictures")
+    validation = job.frozen.of(data.validation, "validation images")
     return Transferred(
         served=Served(job.frozen_file, job.frozen, found.head, validation),
         source=source,
@@ -156,14 +156,14 @@ def _adapted_network(job: Job, method: DomainAdaptation, data: Data) -> Transfer
     from trainer.methods import model_based, network_adaptation
 
     target = _target(job, method, data)
-    frozen = job.frozen.of(data.train, "training pictures")
+    frozen = job.frozen.of(data.train, "training images")
     source_only = job.first_head(data)
     deadline = model_based.training_deadline(job.started, job.spec.time_budget_s)
     head, used, device, precision = network_adaptation.train(
         job.spec,
         method,
         data,
-        target.pictures,
+        target.images,
         job.backbone,
         lambda: source_only,
         deadline,
@@ -174,8 +174,8 @@ def _adapted_network(job: Job, method: DomainAdaptation, data: Data) -> Transfer
     if target.labelled is not None:
         data = replace(data, validation=target.labelled)
     served = _exported(job, head, data)
-    adapted = served.features.of(target.pictures, "target pictures")
-    trained = served.features.of(source.train, "training pictures")
+    adapted = served.features.of(target.images, "target images")
+    trained = served.features.of(source.train, "training images")
     adaptation = domain_adaptation.of_network(
         method,
         head=head,
@@ -224,4 +224,4 @@ def _exported(job: Job, head: Head, data: Data) -> Served:
     file = job.out / BACKBONE_FILE
     export.to_onnx(job.backbone, file)
     features = job.features_of_file(file)
-    return Served(file, features, head, features.of(data.validation, "validation pictures"))
+    return Served(file, features, head, features.of(data.validation, "validation images"))

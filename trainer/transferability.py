@@ -1,8 +1,8 @@
 """How well features fit labels, without training anything: NumPy alone, float64.
 
-Scores compare backbones on the same pictures; higher is better. Each is computed
-on at most `MOST` pictures, a stratified subsample drawn from a fixed seed, so
-that 5000 pictures cost what 1000 do. Knows no pictures and no backbones.
+Scores compare backbones on the same images; higher is better. Each is computed
+on at most `MOST` images, a stratified subsample drawn from a fixed seed, so
+that 5000 images cost what 1000 do. Knows no images and no backbones.
 """
 
 import numpy as np
@@ -14,11 +14,11 @@ Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 MOST = 1000
-"""Pictures that a score is computed on; more are subsampled."""
+"""Images that a score is computed on; more are subsampled."""
 _SEED = 0x7A5
 _ROUNDS = 2000
 _TOLERANCE = 1e-7
-"""Of the log evidence of one picture, nats, between two rounds."""
+"""Of the log evidence of one image, nats, between two rounds."""
 _LEAST_NOISE = 1e-10
 """Of the mean square norm: less noise than that is rounding."""
 
@@ -30,14 +30,14 @@ def h_score(features: Floats, targets: Ints, *, shrinks: bool | None = None) -> 
     Transfer Learning. Between 0 and classes - 1. With `shrinks` the covariance is
     Ledoit and Wolf's (2004) and the class means shrink with it: Ibrahim et al.
     2021, Newer is not always better. None shrinks where features outnumber
-    pictures, where the plain score is classes - 1 whatever the features are;
+    images, where the plain score is classes - 1 whatever the features are;
     scores of the two kinds cannot be compared.
     """
     x, targets = _prepared(features, targets)
     n, d = x.shape
     x = x - x.mean(axis=0)
     shrinks = d > n if shrinks is None else shrinks
-    # All happens in the pictures' space: the trace is the same, and n is bounded.
+    # All happens in the images' space: the trace is the same, and n is bounded.
     basis, squares = _spectrum(x)
     variances = squares / n
     mean = variances.sum() / d
@@ -52,7 +52,7 @@ def h_score(features: Floats, targets: Ints, *, shrinks: bool | None = None) -> 
 
 
 def log_me(features: Floats, targets: Ints) -> float:
-    """The log evidence of a Bayesian linear model, nats a picture, mean over classes.
+    """The log evidence of a Bayesian linear model, nats an image, mean over classes.
 
     You et al. 2021, LogME: Practical Assessment of Pre-trained Models for
     Transfer Learning. Each class against the rest is regressed on 0 and 1, with
@@ -99,9 +99,9 @@ def leep(source_probabilities: Floats, targets: Ints) -> float:
 
 
 def spread(targets: Ints, seed: int) -> Ints:
-    """An order of the pictures, any beginning of which is a stratified sample.
+    """An order of the images, any beginning of which is a stratified sample.
 
-    Two pictures of every class come first, then all classes in their shares.
+    Two images of every class come first, then all classes in their shares.
     """
     rng = np.random.default_rng([seed % 2**64, 0x57A7])
     order = rng.permutation(len(targets))
@@ -112,7 +112,7 @@ def spread(targets: Ints, seed: int) -> Ints:
     place[by_label] = np.arange(len(targets)) - np.repeat(begins, counts)
     size = np.empty(len(targets))
     size[by_label] = np.repeat(counts, counts)
-    # The part of its class that came before a picture; the first two of each at once.
+    # The part of its class that came before an image; the first two of each at once.
     part = np.where(place < 2, -1.0, (place + 0.5) / size)
     return order[np.argsort(part, kind="stable")]
 
@@ -128,7 +128,7 @@ def _prepared(features: Floats, targets: Ints) -> tuple[Doubles, Ints]:
 
 
 def _one_hot(targets: Ints) -> tuple[Doubles, Doubles]:
-    """[n, classes that are there], and how many pictures each has."""
+    """[n, classes that are there], and how many images each has."""
     _, index = np.unique(targets, return_inverse=True)
     one_hot = np.eye(index.max() + 1)[index]
     return one_hot, one_hot.sum(axis=0)
@@ -152,7 +152,7 @@ def _shrinkage(x: Doubles, variances: Doubles, mean: float) -> float:
 
 
 def _evidence(squares: Doubles, labels: Doubles, ratio: Doubles) -> Doubles:
-    """Of each class, nats a picture, at the best alpha for this alpha / beta."""
+    """Of each class, nats an image, at the best alpha for this alpha / beta."""
     # The labels' covariance is (x x' + ratio I) / alpha.
     total = squares + ratio
     alpha = 1 / (labels / total).mean(axis=1)

@@ -164,7 +164,7 @@ def plain_server(stack: ExitStack, model: Path) -> Running:
 
 def print_table(results: Runs) -> None:
     """Medians and ranges."""
-    print("| What | pictures/s | p50 ms | p99 ms | server CPU ms a picture | errors |")
+    print("| What | images/s | p50 ms | p99 ms | server CPU ms an image | errors |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, runs in results.items():
         keys = ("per_second", "p50_ms", "p99_ms", "cpu_ms")
@@ -191,7 +191,7 @@ def print_ratios(results: Runs, name: str) -> None:
          many, bare(2, 1, name), "per_second"),
         (f"throughput of {most} callers, of the plain server's",
          many, f"plain, {most} callers", "per_second"),
-        (f"server CPU a picture, {most} callers, of the bare ceiling's (same provider)",
+        (f"server CPU an image, {most} callers, of the bare ceiling's (same provider)",
          many, bare(2, 1, name), "cpu_ms"),
     ):  # fmt: skip
         pairs = zip(results[above], results[below], strict=True)

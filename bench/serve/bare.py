@@ -5,7 +5,7 @@
 
 Each loop is a thread with a session of its own, on ONNX Runtime's CPU provider
 as it comes or, with --provider, opened as the service opens its sessions. Prints
-one JSON line: pictures a second, latencies (ms), CPU a picture (ms).
+one JSON line: images a second, latencies (ms), CPU an image (ms).
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--precision", help="as graft-server's flag")
     arguments = parser.parse_args()
     decode = DECODERS[arguments.decoder]
-    pictures = photos(arguments.folder)
+    images = photos(arguments.folder)
     loops = arguments.loops
     if arguments.provider:
         runs = [
@@ -50,12 +50,12 @@ def main() -> None:
 
     def loop(number: int) -> None:
         run, place = runs[number], number
-        for data in pictures[:WARM_UP]:
+        for data in images[:WARM_UP]:
             run(decode(data)[None])
         begin.wait()
         while not stop.is_set():
             started = time.perf_counter()
-            int(run(decode(pictures[place % len(pictures)])[None])[0].argmax())
+            int(run(decode(images[place % len(images)])[None])[0].argmax())
             latencies[number].append(time.perf_counter() - started)
             place += loops
 

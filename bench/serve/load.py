@@ -4,9 +4,9 @@
         (--callers N | --rate R [--arrivals poisson|even] [--seed N]) [--seconds S]
         [--timeout S] [--models A,B] [--channels N]
 
-Closed loop (--callers): each caller sends its next picture when the last one is
-answered. Open loop (--rate): pictures arrive at a fixed rate whatever the server
-does; a latency, and a call's deadline, count from the moment that the picture
+Closed loop (--callers): each caller sends its next image when the last one is
+answered. Open loop (--rate): images arrive at a fixed rate whatever the server
+does; a latency, and a call's deadline, count from the moment that the image
 was to be sent, so a generator or a server that falls behind is not flattered.
 
 Requests are serialised before the clock starts and travel as they are, since the
@@ -198,7 +198,7 @@ class Load:
 
 
 def arrivals_s(rate: float, kind: str, seed: int) -> Iterator[float]:
-    """Seconds from the start at which pictures arrive, without end."""
+    """Seconds from the start at which images arrive, without end."""
     random = np.random.default_rng(seed)
     moment = 0.0
     while True:
@@ -206,17 +206,17 @@ def arrivals_s(rate: float, kind: str, seed: int) -> Iterator[float]:
         yield moment
 
 
-def requests(kind: str, pictures: list[bytes], models: list[str]) -> Iterator[bytes]:
-    """The calls' bytes, for ever: every picture in turn, every model in turn."""
+def requests(kind: str, images: list[bytes], models: list[str]) -> Iterator[bytes]:
+    """The calls' bytes, for ever: every image in turn, every model in turn."""
     if kind == "plain":
-        yield from itertools.cycle(pictures)
-    # A message's fields may be written apart and joined: one copy of a picture does for all.
+        yield from itertools.cycle(images)
+    # A message's fields may be written apart and joined: one copy of an image does for all.
     names = [prediction_pb2.PredictRequest(model=name).SerializeToString() for name in models]
     bodies = [
         prediction_pb2.PredictRequest(
-            pictures=[prediction_pb2.Picture(encoded=data)]
+            images=[prediction_pb2.Image(encoded=data)]
         ).SerializeToString()
-        for data in pictures
+        for data in images
     ]
     if len(names) == 1:
         yield from itertools.cycle([names[0] + body for body in bodies])
@@ -249,7 +249,7 @@ def cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-async def run(arguments: argparse.Namespace, pictures: list[bytes]) -> dict[str, Any]:
+async def run(arguments: argparse.Namespace, images: list[bytes]) -> dict[str, Any]:
     """Runs one load and gives its figures."""
     server = psutil.Process(arguments.pid)
     # Channels of one process share a connection unless told otherwise.
@@ -262,7 +262,7 @@ async def run(arguments: argparse.Namespace, pictures: list[bytes]) -> dict[str,
         await asyncio.gather(*(channel.channel_ready() for channel in channels))
         load = Load(
             connect(arguments.kind, channels),
-            requests(arguments.kind, pictures, arguments.models.split(",")),
+            requests(arguments.kind, images, arguments.models.split(",")),
             arguments.timeout,
         )
         if arguments.callers:
@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--pid", type=int, required=True, help="the server, for its CPU time")
     loop = parser.add_mutually_exclusive_group(required=True)
     loop.add_argument("--callers", type=int, help="closed loop")
-    loop.add_argument("--rate", type=float, help="open loop, pictures a second")
+    loop.add_argument("--rate", type=float, help="open loop, images a second")
     parser.add_argument("--arrivals", choices=("poisson", "even"), default="poisson")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=10)

@@ -68,7 +68,7 @@ class Soak:
     ) -> None:
         self.book = Book()
         self.known: dict[str, int] = {}
-        """Pictures of the steady load that each tenant's stable model surely knows."""
+        """Images of the steady load that each tenant's stable model surely knows."""
         self._trains = trains
         self.stop = threading.Event()
         self._served = served
@@ -240,7 +240,7 @@ def _drive(
             f"file {arguments.access}, TLS {arguments.tls}, seed {arguments.seed}, "
             f"{arguments.minutes:g} minutes, flags {arguments.flags}\n"
             f"capacity {started.capacity:.1f} calls/s, steady load {started.rate:.1f} calls/s, "
-            f"pictures with a label that is checked: {soak.known}",
+            f"images with a label that is checked: {soak.known}",
             flush=True,
         )
         book.begin()

@@ -61,7 +61,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something to show on the picture's axis of time."""
+    """Something to show on the image's axis of time."""
 
     at_s: float
     what: str
@@ -91,7 +91,7 @@ class Book:
         return time.monotonic() - self.begun
 
     def mark(self, what: str) -> None:
-        """Notes something for the picture."""
+        """Notes something for the image."""
         with self._lock:
             self.marks.append(Mark(self.now_s(), what))
 

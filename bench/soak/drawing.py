@@ -1,4 +1,4 @@
-"""The soak as one picture: an SVG of panels over a common axis of time, from its samples.
+"""The soak as one chart: an SVG of panels over a common axis of time, from its samples.
 
 No script, no outside font; drawn to be read on white. Fine-tunes are grey marks,
 kills of trainers red ones.

@@ -1,6 +1,6 @@
 """The part of the soak that does what it should not, and what nobody waits for.
 
-Broken pictures, wrong names, wrong tokens, too much at once; calls, streams and
+Broken images, wrong names, wrong tokens, too much at once; calls, streams and
 uploads that are given up in the middle. Every one has an answer that is right.
 """
 
@@ -49,7 +49,7 @@ class Hostile:
         self._channel = door.channel()
         self._round = 0
         self._attacks: list[Callable[[], object]] = [
-            self._broken_pictures, self._no_pictures, self._too_many, self._unknown_model,
+            self._broken_images, self._no_images, self._too_many, self._unknown_model,
             self._bad_name, self._bad_alias, self._unknown_version, self._unknown_job,
             self._garbage, self._unknown_method, self._no_data, self._forbidden_path,
             self._bad_page, self._bad_upload, self._reserved_alias,
@@ -80,17 +80,17 @@ class Hostile:
         return self._book.call(kind, may, stub, request, timeout=60, metadata=metadata)
 
     def _predict(self, kind: str, may: set[str] | str, **fields: Any) -> Any:
-        given = {"model": STABLE, "pictures": [_picture(self._photo)], **fields}
+        given = {"model": STABLE, "images": [_image(self._photo)], **fields}
         return self._send(kind, may, prediction_pb2_grpc.PredictionServiceStub, "Predict",
                           prediction_pb2.PredictRequest(**given))  # fmt: skip
 
-    def _broken_pictures(self) -> None:
+    def _broken_images(self) -> None:
         cut = self._random.randrange(1, len(self._photo) // 2)
         broken = bytearray(self._photo[:5000])
         broken[2 : self._random.randrange(10, 400)] = b"\xff"
-        pictures = [b"", b"no picture", self._photo[:cut], bytes(broken), self._photo]
+        images = [b"", b"no image", self._photo[:cut], bytes(broken), self._photo]
         answer = self._predict(
-            "Predict broken pictures", {OK, *REFUSALS}, pictures=[_picture(p) for p in pictures]
+            "Predict broken images", {OK, *REFUSALS}, images=[_image(p) for p in images]
         )
         if answer is not None:
             kinds = [result.WhichOneof("outcome") for result in answer.results]
@@ -99,13 +99,13 @@ class Hostile:
                 score.label for each in answer.results for score in each.classification.scores
             ]
             right = right and self._tenant.owns(labels)
-            self._book.expect("broken pictures answered wrongly", right, f"{kinds}, {labels}")
+            self._book.expect("broken images answered wrongly", right, f"{kinds}, {labels}")
 
-    def _no_pictures(self) -> None:
-        self._predict("Predict no pictures", "INVALID_FIELD", pictures=[])
+    def _no_images(self) -> None:
+        self._predict("Predict no images", "INVALID_FIELD", images=[])
 
     def _too_many(self) -> None:
-        self._predict("Predict too many", "INVALID_FIELD", pictures=[_picture(b"x")] * 300)
+        self._predict("Predict too many", "INVALID_FIELD", images=[_image(b"x")] * 300)
 
     def _unknown_model(self) -> None:
         name = f"none-{self._random.randrange(10**6)}"
@@ -174,7 +174,7 @@ class Hostile:
 
     def _oversize(self) -> None:
         self._predict("Predict an oversize message", "RESOURCE_EXHAUSTED",
-                      pictures=[_picture(bytes(_OVERSIZE_BYTES))])  # fmt: skip
+                      images=[_image(bytes(_OVERSIZE_BYTES))])  # fmt: skip
 
     def _wrong_token(self) -> None:
         token = self._random.choice(["no token", "graft_x_" + "y" * 40, self._tenant.token[:-1]])
@@ -219,7 +219,7 @@ class Abandoning:
         self._random.choice(self._ways)()
 
     def _request(self) -> prediction_pb2.PredictRequest:
-        return prediction_pb2.PredictRequest(model=STABLE, pictures=[_picture(self._photo)])
+        return prediction_pb2.PredictRequest(model=STABLE, images=[_image(self._photo)])
 
     def _predict(self) -> None:
         stub = prediction_pb2_grpc.PredictionServiceStub(self._channel)
@@ -274,7 +274,7 @@ class Abandoning:
             yield dataset_pb2.UploadDatasetRequest(header=dataset_pb2.UploadDatasetHeader())
             for number in range(parts):
                 yield dataset_pb2.UploadDatasetRequest(
-                    picture=dataset_pb2.LabelledPicture(label=f"l{number % 2}", content=self._photo)
+                    image=dataset_pb2.LabelledImage(label=f"l{number % 2}", content=self._photo)
                 )
             time.sleep(self._random.uniform(0, 0.05))
             # gRPC's thread, which reads this, may be faster than the one that began the call.
@@ -325,8 +325,8 @@ class _Cancelled(grpc.RpcError):
         return ()
 
 
-def _picture(data: bytes) -> prediction_pb2.Picture:
-    return prediction_pb2.Picture(encoded=data)
+def _image(data: bytes) -> prediction_pb2.Image:
+    return prediction_pb2.Image(encoded=data)
 
 
 def seen(client: Client, book: Book) -> None:

@@ -40,7 +40,7 @@ class Target(msgspec.Struct):
     classes: list[str]
     """Nothing else may be answered."""
     labels: list[str]
-    """For each picture what must be answered, "" where the model is not sure."""
+    """For each image what must be answered, "" where the model is not sure."""
 
 
 class Order(msgspec.Struct):
@@ -51,7 +51,7 @@ class Order(msgspec.Struct):
     """PEM; "" without TLS."""
     key: str
     """PEM, of the certificate."""
-    pictures: list[str]
+    images: list[str]
     targets: list[Target]
     """In turn."""
     callers: int
@@ -92,16 +92,16 @@ class Load:
         self._order = order
         self._call = channel.unary_unary(_PATH)
         bodies = []
-        for path in order.pictures:
-            picture = prediction_pb2.Picture(encoded=Path(path).read_bytes())
-            bodies.append(prediction_pb2.PredictRequest(pictures=[picture]).SerializeToString())
+        for path in order.images:
+            image = prediction_pb2.Image(encoded=Path(path).read_bytes())
+            bodies.append(prediction_pb2.PredictRequest(images=[image]).SerializeToString())
         # A message's fields may be written apart and joined.
         named = [
             prediction_pb2.PredictRequest(model=target.model).SerializeToString()
             for target in order.targets
         ]
         targets = len(order.targets)
-        # Every picture comes to every model.
+        # Every image comes to every model.
         self._requests = itertools.cycle(
             _Request(named[which] + body, order.targets[which], place)
             for first in range(targets)
@@ -181,7 +181,7 @@ class Load:
             is_right = is_answer(answer, request.target, request.place)
             outcome = OK if is_right else WRONG_ANSWER
             if not is_right:
-                self._sample = f"{request.target.model}, picture {request.place}: {answer}"[:500]
+                self._sample = f"{request.target.model}, image {request.place}: {answer}"[:500]
         self._outcomes[outcome] += 1
         return outcome
 
@@ -211,7 +211,7 @@ class _Request(msgspec.Struct):
 
 
 def is_answer(answer: prediction_pb2.PredictResponse, target: Target, place: int) -> bool:
-    """Whether this answers the picture at that place: one score, of the model's own classes."""
+    """Whether this answers the image at that place: one score, of the model's own classes."""
     if answer.model != target.model or len(answer.results) != 1:
         return False
     scores = answer.results[0].classification.scores

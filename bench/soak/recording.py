@@ -1,4 +1,4 @@
-"""What is seen of the server every second, kept as JSON lines and for the picture."""
+"""What is seen of the server every second, kept as JSON lines and for the image."""
 
 import json
 import subprocess

@@ -30,7 +30,7 @@ SURE = 0.6
 """A probability that no noise of the numbers brings below that of another class."""
 JOB_TIMEOUT_S = 300.0
 _SUBSETS = 4
-"""Different datasets that are learned from; the same pictures are one dataset."""
+"""Different datasets that are learned from; the same images are one dataset."""
 
 Pairs = list[tuple[str, Path]]
 
@@ -57,7 +57,7 @@ class Pace:
 
 
 def subsets(folder: Path, per_class: int = 8) -> list[Pairs]:
-    """Small sets of real pictures, in a folder per class, some of them shared."""
+    """Small sets of real images, in a folder per class, some of them shared."""
     labels = sorted(path for path in folder.iterdir() if path.is_dir())[:3]
     found = []
     for number in range(_SUBSETS):
@@ -80,7 +80,7 @@ def make_stable(client: Client, book: Book, tenant: Tenant, pairs: Pairs) -> Non
 
 
 def sure_labels(client: Client, pairs: Pairs) -> list[str]:
-    """For each picture its label where the stable model surely knows it, and "" elsewhere."""
+    """For each image its label where the stable model surely knows it, and "" elsewhere."""
     answers = client.predict([photo for _, photo in pairs], STABLE)
     return [
         label if answer.label == label and answer.probability >= SURE else ""
@@ -104,7 +104,7 @@ class Tuner:
         self._round = 0
 
     def step(self) -> None:
-        """A model from its pictures to its deletion, at some point."""
+        """A model from its images to its deletion, at some point."""
         book, client, name = self._book, self._client, f"fresh-{self._round % MODELS}"
         self._round += 1
         pairs = self._random.choice(self._data)
@@ -129,13 +129,13 @@ class Tuner:
         self._tidy(name, pairs[0][1])
 
     def _serve(self, name: str, version: int, pairs: Pairs) -> None:
-        book, picture = self._book, pairs[0][1]
+        book, image = self._book, pairs[0][1]
         for alias in (None, "live"):
             if alias:
                 book.call("SetAlias", OK, self._client.set_alias, name, alias, version)
             answer = book.call(
                 "Predict a fresh model", {OK, *REFUSALS}, self._client.predict,
-                picture, name, alias=alias,
+                image, name, alias=alias,
             )  # fmt: skip
             if answer is not None:
                 self._expect_own(answer[0], name, version)
@@ -177,7 +177,7 @@ class Tuner:
                 )
         book.call("SetAlias", OK, client.set_alias, name, "live", version)
 
-    def _tidy(self, name: str, picture: Path) -> None:
+    def _tidy(self, name: str, image: Path) -> None:
         book, client, tenant = self._book, self._client, self._tenant.name
         listed = book.call("ListVersions", OK, lambda: list(client.list_versions(name)))
         if listed is not None:
@@ -195,7 +195,7 @@ class Tuner:
             "DeleteModel", OK, done(client.delete_model), name
         ):
             book.deleted(tenant, name)
-            book.call("Predict a deleted model", "MODEL_NOT_FOUND", client.predict, picture, name)
+            book.call("Predict a deleted model", "MODEL_NOT_FOUND", client.predict, image, name)
 
 
 def _is_candidate(version: Version) -> bool:

@@ -25,7 +25,7 @@ _RANKING_S = 60.0
 
 
 class Datasets:
-    """Uploads pictures that were never there, has a look at them, deletes them."""
+    """Uploads images that were never there, has a look at them, deletes them."""
 
     def __init__(self, client: Client, book: Book, pairs: Pairs, seed: int) -> None:
         self._client = client
@@ -37,26 +37,26 @@ class Datasets:
         """One dataset's life."""
         client, book = self._client, self._book
         labels = sorted({label for label, _ in self._pairs})
-        pictures = [
+        images = [
             *self._pairs[:3],
             *self._pairs[-3:],
             *((label, self._new()) for label in labels),
         ]
-        dataset = book.call("UploadDataset", OK, client.upload_dataset, pictures)
+        dataset = book.call("UploadDataset", OK, client.upload_dataset, images)
         if dataset is None:
             return
-        self._look(dataset, pictures)
+        self._look(dataset, images)
         if self._random.random() < 0.3:
-            again = book.call("UploadDataset again", OK, client.upload_dataset, pictures)
+            again = book.call("UploadDataset again", OK, client.upload_dataset, images)
             same = again is not None and again.dataset_id == dataset.dataset_id
-            book.expect("the same pictures are another dataset", same, f"{again}, {dataset}")
+            book.expect("the same images are another dataset", same, f"{again}, {dataset}")
         book.call("DeleteDataset", OK, done(client.delete_dataset), dataset.dataset_id)
         book.call("GetDataset of a deleted one", "DATASET_NOT_FOUND", client.get_dataset,
                   dataset.dataset_id)  # fmt: skip
 
-    def _look(self, dataset: Dataset, pictures: list[Any]) -> None:
+    def _look(self, dataset: Dataset, images: list[Any]) -> None:
         found = self._book.call("GetDataset", OK, self._client.get_dataset, dataset.dataset_id)
-        right = found == dataset and dataset.picture_count == len(pictures)
+        right = found == dataset and dataset.image_count == len(images)
         self._book.expect("a dataset is not what was sent", right, f"{found}, {dataset}")
 
     def _new(self) -> bytes:
@@ -76,7 +76,7 @@ class Exports:
         self._pairs = pairs
 
     def step(self) -> None:
-        """One export, one report in each form, one stream of pictures."""
+        """One export, one report in each form, one stream of images."""
         client, book = self._client, self._book
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "stable.onnx"
@@ -91,12 +91,12 @@ class Exports:
         report = book.call("GetReport", OK, client.get_report, STABLE)
         book.expect("a report is empty", report is not None, "GetReport gave nothing")
         book.call("GetReport as HTML", OK, client.get_report_html, STABLE)
-        pictures = [photo for _, photo in self._pairs[:8]]
+        images = [photo for _, photo in self._pairs[:8]]
         streamed = book.call(
-            "PredictStream", {OK, *REFUSALS}, lambda: list(client.predict_stream(pictures, STABLE))
+            "PredictStream", {OK, *REFUSALS}, lambda: list(client.predict_stream(images, STABLE))
         )
         if streamed is not None:
-            book.expect("a stream lost answers", len(streamed) == len(pictures), f"{streamed}")
+            book.expect("a stream lost answers", len(streamed) == len(images), f"{streamed}")
             own = self._tenant.owns(answer.label for answer in streamed)
             book.expect("a stream answered wrongly", own, f"{streamed}")
 
@@ -113,7 +113,7 @@ class Rankings:
         """One ranking of the default backbone alone."""
         found = self._book.call(
             "RankBackbones", OK, self._client.rank_backbones, self._pairs,
-            candidates=[RANKED], time_budget_s=_RANKING_S,
+            backbones=[RANKED], time_budget_s=_RANKING_S,
         )  # fmt: skip
         if found is not None:
             right = [each.backbone for each in found.backbones] == [RANKED]
@@ -137,7 +137,7 @@ class OpenInference:
         self._channel.close()
 
     def step(self) -> None:
-        """What such a client asks, and one picture."""
+        """What such a client asks, and one image."""
         if not self._is("ServerLive", pb.ServerLiveRequest(), lambda answer: answer.live):
             return
         self._is("ServerReady", pb.ServerReadyRequest(), lambda answer: answer.ready)
@@ -151,7 +151,7 @@ class OpenInference:
             model_name=STABLE,
             inputs=[
                 pb.ModelInferRequest.InferInputTensor(
-                    name="pictures", datatype="BYTES", shape=[count]
+                    name="images", datatype="BYTES", shape=[count]
                 )
             ],
             raw_input_contents=[element * count],

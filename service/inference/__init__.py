@@ -1,7 +1,7 @@
-"""Inference: pictures in, probabilities out. Knows no RPC, no jobs, no database.
+"""Inference: images in, probabilities out. Knows no RPC, no jobs, no database.
 
 What it computes with reports to nobody: ONNX Runtime and OpenVINO would tell their
-makers of each start, from a process that holds customers' pictures. Both are told
+makers of each start, from a process that holds customers' images. Both are told
 not to before either is imported, which nobody does but through this package.
 """
 

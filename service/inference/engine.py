@@ -1,4 +1,4 @@
-"""The engine: pictures for any published models in, class probabilities out.
+"""The engine: images for any published models in, class probabilities out.
 
 Knows what is in memory, queues by backbone, and answers when the workers are
 done. Knows models as files named by their digests; what they are called and
@@ -92,10 +92,10 @@ class Engine:
                     "backbone": path.stem,
                     "precision": session.precision,
                     "largest_batch": session.max_batch,
-                    "picture_ms": round(session.picture_s * 1000, 1),
+                    "image_ms": round(session.image_s * 1000, 1),
                 },
             )
-            return Backbone(session, session.picture_s)
+            return Backbone(session, session.image_s)
 
         self._backbones: Loaded[Backbone] = Loaded(
             "backbone", load_backbone, self._memory, self._damages
@@ -150,9 +150,9 @@ class Engine:
         return self._damages.of((files.backbone_path, files.head_path))
 
     async def classify(
-        self, files: ModelFiles, pictures: Sequence[Decode], timeout_s: float
+        self, files: ModelFiles, images: Sequence[Decode], timeout_s: float
     ) -> list[Outcome]:
-        """Classifies each picture; a bad one gets its error, the others their answers.
+        """Classifies each image; a bad one gets its error, the others their answers.
 
         Raises Exhausted (QUEUE_FULL) or Expired (DEADLINE_EXCEEDED) for all of
         them, Damaged (MODEL_UNLOADABLE) when the model's files cannot be used.
@@ -163,7 +163,7 @@ class Engine:
         stages = self._telemetry.stages(files.name)
         tally = self.statistics.tally(files.name, files.version)
         try:
-            call = await self._classify(files, pictures, arrived, timeout_s)
+            call = await self._classify(files, images, arrived, timeout_s)
         except BaseException:
             _record(tally, 0, time.monotonic() - arrived, [], [], [], ok=False)
             raise
@@ -188,19 +188,19 @@ class Engine:
             if outcome.outlier_score is not None:
                 stages.outlier_score.observe(outcome.outlier_score)
         spent = (call.queue_s, call.decode_s, call.infer_s)
-        _record(tally, len(pictures), total_s, *spent, ok=True)
+        _record(tally, len(images), total_s, *spent, ok=True)
         return outcomes
 
     async def _classify(
         self,
         files: ModelFiles,
-        pictures: Sequence[Decode],
+        images: Sequence[Decode],
         arrived: float,
         timeout_s: float,
     ) -> Call:
         backbone, head = await self._load(files, timeout_s)
         answer: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        call = Call(files.name, backbone, head, pictures, arrived, arrived + timeout_s, answer)
+        call = Call(files.name, backbone, head, images, arrived, arrived + timeout_s, answer)
         self._workers.put(call)
         try:
             async with asyncio.timeout(call.deadline - time.monotonic()):
@@ -208,7 +208,7 @@ class Engine:
         except TimeoutError:
             raise Expired(
                 Reason.DEADLINE_EXCEEDED,
-                f"the pictures were not classified within {timeout_s:.3g} s: allow more time or "
+                f"the images were not classified within {timeout_s:.3g} s: allow more time or "
                 "send fewer at once",
             ) from None
         finally:
@@ -301,7 +301,7 @@ class Engine:
 
 def _record(
     tally: Tally,
-    pictures: int,
+    images: int,
     total_s: float,
     queue_s: Sequence[float],
     decode_s: Sequence[float],
@@ -309,9 +309,9 @@ def _record(
     *,
     ok: bool,
 ) -> None:
-    # A call's stage is its slowest picture's.
+    # A call's stage is its slowest image's.
     tally.record(
-        pictures=pictures,
+        images=images,
         ok=ok,
         queue_s=max(queue_s, default=0.0),
         decode_s=max(decode_s, default=0.0),

@@ -1,6 +1,6 @@
 """One self-contained ONNX classifier from a backbone and a head.
 
-uint8 pictures [n, 224, 224, 3] in, probabilities float32 [n, classes] out;
+uint8 images [n, 224, 224, 3] in, probabilities float32 [n, classes] out;
 the normalisation comes with the backbone, the softmax and the temperature with
 the head. The labels are in the metadata under "labels", as a JSON list.
 """

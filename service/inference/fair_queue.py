@@ -1,7 +1,7 @@
 """The queue before the workers: fair between tenants, their models, and backbones.
 
-Pictures leave in turn, one of each tenant, and of a tenant's models in turn, so that
-a flood for one model delays another by a picture a round and no more, and nobody gets
+Images leave in turn, one of each tenant, and of a tenant's models in turn, so that
+a flood for one model delays another by an image a round and no more, and nobody gets
 more by having more models. A batch is of one backbone; backbones take turns too. Not
 thread-safe: `workers` holds the lock. Knows nothing of sessions and computes nothing.
 """
@@ -18,12 +18,12 @@ from service.inference.preprocess import Pixels
 from service.inference.runtime import Session
 
 Decode = Callable[[], Pixels]
-"""Makes one picture's pixels; runs in a thread; raises InvalidInput for a bad picture."""
+"""Makes one image's pixels; runs in a thread; raises InvalidInput for a bad image."""
 
 
 @dataclass(frozen=True, eq=False)
 class Classified:
-    """One picture's answer."""
+    """One image's answer."""
 
     probabilities: Floats
     """float32 [classes], adding up to 1."""
@@ -39,13 +39,13 @@ Outcome = Classified | GraftError
 
 @dataclass(eq=False)
 class Backbone:
-    """A session, and what a picture costs on it."""
+    """A session, and what an image costs on it."""
 
     session: Session
-    picture_s: float
-    """Seconds that one worker spends on a picture, decoding included; a running mean."""
+    image_s: float
+    """Seconds that one worker spends on an image, decoding included; a running mean."""
     waiting: int = 0
-    """Pictures that wait for it."""
+    """Images that wait for it."""
 
     @property
     def nbytes(self) -> int:
@@ -55,22 +55,22 @@ class Backbone:
 
 @dataclass(eq=False)
 class Call:
-    """Pictures that were sent together for one model."""
+    """Images that were sent together for one model."""
 
     model: str
     """Its key, which tells the tenant."""
     backbone: Backbone
     head: Head
-    pictures: Sequence[Decode]
+    images: Sequence[Decode]
     arrived: float
     """Of time.monotonic, as is the deadline."""
     deadline: float
     answer: "asyncio.Future[list[Outcome]]"
     tenant: str = field(init=False)
-    picture_s: float = field(init=False)
-    """What a picture was thought to cost when the call arrived."""
+    image_s: float = field(init=False)
+    """What an image was thought to cost when the call arrived."""
     taken: int = 0
-    """How many pictures left the queue; all of them once the call has ended."""
+    """How many images left the queue; all of them once the call has ended."""
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     decode_s: list[float] = field(default_factory=list)
     queue_s: list[float] = field(default_factory=list)
@@ -78,47 +78,47 @@ class Call:
 
     def __post_init__(self) -> None:
         self.tenant = tenant_of(self.model)
-        self.picture_s = self.backbone.picture_s
+        self.image_s = self.backbone.image_s
 
     @property
     def waiting(self) -> int:
-        """How many of its pictures are in the queue."""
-        return len(self.pictures) - self.taken
+        """How many of its images are in the queue."""
+        return len(self.images) - self.taken
 
 
 Item = tuple[Call, int]
-"""A picture: its call, and which of the call's it is."""
+"""An image: its call, and which of the call's it is."""
 
 
 _Models = OrderedDict[str, deque[Call]]
 
 
 class FairQueue:
-    """Calls whose pictures wait, by backbone, tenant and model."""
+    """Calls whose images wait, by backbone, tenant and model."""
 
     def __init__(self) -> None:
         self._backbones: OrderedDict[Backbone, OrderedDict[str, _Models]] = OrderedDict()
         self._waiting_of: dict[str, dict[str, int]] = {}
-        """Pictures by tenant and model; no zeros."""
+        """Images by tenant and model; no zeros."""
         self.waiting = 0
-        """Pictures that wait."""
+        """Images that wait."""
         self.backlog_s = 0.0
         """What they cost one worker."""
 
     def put(self, call: Call) -> None:
-        """Adds a call's pictures."""
+        """Adds a call's images."""
         tenants = self._backbones.setdefault(call.backbone, OrderedDict())
         models = tenants.setdefault(call.tenant, OrderedDict())
         models.setdefault(call.model, deque()).append(call)
         self._count(call, call.waiting)
 
     def leave(self, call: Call) -> None:
-        """Takes a call's pictures out, if any wait; the shell is dropped on its turn."""
+        """Takes a call's images out, if any wait; the shell is dropped on its turn."""
         self._count(call, -call.waiting)
-        call.taken = len(call.pictures)
+        call.taken = len(call.images)
 
     def ahead_s(self, model: str, count: int) -> float:
-        """What goes before the last of `count` more pictures of a model, for one worker."""
+        """What goes before the last of `count` more images of a model, for one worker."""
         if not self.waiting:
             return 0.0
         tenant = tenant_of(model)
@@ -134,9 +134,9 @@ class FairQueue:
         return self.backlog_s * ahead / self.waiting
 
     def newest_of_longest(self, model: str, count: int) -> Call | None:
-        """The call to refuse so that `count` pictures of a model find room, if that is fairer.
+        """The call to refuse so that `count` images of a model find room, if that is fairer.
 
-        It is of the tenant with most pictures waiting, if that has more of them than
+        It is of the tenant with most images waiting, if that has more of them than
         the model's own tenant would have; else of its own tenant. There it is the newest
         of the model with most, if that has more than `model` would have.
         """
@@ -176,13 +176,13 @@ class FairQueue:
     def take(self, most: Callable[[Backbone], int], now: float) -> tuple[list[Item], list[Call]]:
         """The next batch, all of one backbone, and the calls that it is too late for.
 
-        `most` says how many pictures to take for a backbone.
+        `most` says how many images to take for a backbone.
         """
         late: list[Call] = []
         while self.waiting:
             backbone, tenants = self._backbones.popitem(last=False)
             count = most(backbone)
-            batch = self._take_in_turn(tenants, count, now + backbone.picture_s, late)
+            batch = self._take_in_turn(tenants, count, now + backbone.image_s, late)
             if tenants:
                 self._backbones[backbone] = tenants
             if batch:
@@ -226,15 +226,15 @@ class FairQueue:
                 models[model] = calls
         return batch
 
-    def _count(self, call: Call, pictures: int) -> None:
-        self.waiting += pictures
-        call.backbone.waiting += pictures
+    def _count(self, call: Call, images: int) -> None:
+        self.waiting += images
+        call.backbone.waiting += images
         # Begun anew at zero, so that no rounding stays.
-        self.backlog_s = self.backlog_s + pictures * call.picture_s if self.waiting else 0.0
+        self.backlog_s = self.backlog_s + images * call.image_s if self.waiting else 0.0
         models = self._waiting_of.get(call.tenant)
         if models is None:
             models = self._waiting_of[call.tenant] = {}
-        waiting = models.get(call.model, 0) + pictures
+        waiting = models.get(call.model, 0) + images
         if waiting:
             models[call.model] = waiting
         else:

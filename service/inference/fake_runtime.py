@@ -12,7 +12,7 @@ from service.inference.preprocess import Pixels
 
 
 class FakeSession:
-    """Features are the mean red, green and blue of a picture, 0 to 1.
+    """Features are the mean red, green and blue of an image, 0 to 1.
 
     `hold` keeps runs waiting until `release` (10 s at most); `fail_next` makes
     the next run raise.
@@ -21,7 +21,7 @@ class FakeSession:
     feature_dim = 3
     precision = "fp32"
     max_batch = 1_000
-    picture_s = 0.0
+    image_s = 0.0
 
     def __init__(self, nbytes: int = 1000) -> None:
         self.nbytes = nbytes
@@ -41,7 +41,7 @@ class FakeSession:
         """Lets waiting runs go on."""
         self._open.set()
 
-    def run(self, pictures: Pixels, cores: int = 0) -> Floats:
+    def run(self, images: Pixels, cores: int = 0) -> Floats:
         """From uint8 [n, 224, 224, 3] to float32 [n, 3]."""
         self.cores.append(cores)
         self.running.release()
@@ -50,8 +50,8 @@ class FakeSession:
         if (error := self.fail_next) is not None:
             self.fail_next = None
             raise error
-        self.batches.append(len(pictures))
-        means: Floats = pictures.mean(axis=(1, 2), dtype=np.float32) / np.float32(255)
+        self.batches.append(len(images))
+        means: Floats = images.mean(axis=(1, 2), dtype=np.float32) / np.float32(255)
         return means
 
 

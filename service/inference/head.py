@@ -2,7 +2,7 @@
 
 Kept as a safetensors file of kilobytes: tensors `weight` float32 [classes, d]
 and `bias` float32 [classes]; metadata `head`, a JSON object with `classes` (their
-names) and `temperature`; and, where it is known what the training pictures look
+names) and `temperature`; and, where it is known what the training images look
 like, the tensors of an `Outliers`: `outlier_means`, `outlier_inverse_variance`
 and `outlier_validation`. Loading one runs no code and opens no session.
 """

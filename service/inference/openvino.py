@@ -28,15 +28,15 @@ class OpenVinoGraph:
         self.precision = {"bf16": "bf16", "f16": "fp16"}.get(str(hint), "fp32")
         self._requests = threading.local()
 
-    def run(self, pictures: Pixels) -> Floats:
+    def run(self, images: Pixels) -> Floats:
         """From uint8 [n, 224, 224, 3] to features float32 [n, d]."""
         request: Any = getattr(self._requests, "own", None)
         if request is None:
             request = self._requests.own = self._compiled.create_infer_request()
         # Set by hand: the dispatch of Python's arguments costs more than a small run.
-        # It shares only what it might write to; a picture from Pillow is read-only.
-        pictures = np.require(pictures, requirements=["C", "W"])
-        request.set_input_tensor(ov.Tensor(pictures, shared_memory=True))
+        # It shares only what it might write to; an image from Pillow is read-only.
+        images = np.require(images, requirements=["C", "W"])
+        request.set_input_tensor(ov.Tensor(images, shared_memory=True))
         request.infer()
         # A copy: the request's next run writes over its output.
         features: Floats = request.get_output_tensor().data.copy()

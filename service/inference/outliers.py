@@ -1,10 +1,10 @@
-"""How unlike a model's training pictures a picture is.
+"""How unlike a model's training images an image is.
 
 The Mahalanobis distance of Lee et al. 2018 ("A Simple Unified Framework for
 Detecting Out-of-Distribution Samples and Adversarial Attacks") to the nearest
 class mean, on features of length one (Mueller and Hein 2025, "Mahalanobis++").
 The covariance that all classes share is taken as diagonal, so that a model costs
-kilobytes and a few hundred pictures are enough to know it. Fitting is the
+kilobytes and a few hundred images are enough to know it. Fitting is the
 trainer's (`trainer/outliers.py`); here it is only computed.
 """
 
@@ -24,14 +24,14 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Outliers:
-    """What the training pictures' features look like."""
+    """What the training images' features look like."""
 
     means: npt.NDArray[np.float16]
     """float16 [classes, d], of features scaled to length one."""
     inverse_variance: Floats
     """float32 [d], of all classes; scaled so that a distance of 1 is the threshold."""
     validation: npt.NDArray[np.float16]
-    """float16 [at most 256], ascending: scores of pictures that it was not fitted on."""
+    """float16 [at most 256], ascending: scores of images that it was not fitted on."""
 
     def __post_init__(self) -> None:
         if self.means.ndim != 2 or self.inverse_variance.shape != self.means.shape[1:]:

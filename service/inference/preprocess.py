@@ -1,10 +1,10 @@
-"""From a picture, encoded or decoded, to the `uint8 [224, 224, 3]` that a backbone takes.
+"""From an image, encoded or decoded, to the `uint8 [224, 224, 3]` that a backbone takes.
 
 Training and serving both come through here, so there is no skew between them.
 Every function may be called from any thread; Pillow releases the GIL while it
 decodes and resizes.
 
-Pictures come from strangers. What a header claims is checked before any pixel is
+Images come from strangers. What a header claims is checked before any pixel is
 decoded: at most `MAX_PIXELS`, and of a JPEG at most `MAX_SCANS` passes over them. The
 largest that are decoded cost about 2 s of one core and 450 MB while it lasts.
 
@@ -41,7 +41,7 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP")
 # Pillow's own bound warns first and differs from ours, which is checked before
 # any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
-# A damaged EXIF block warns; it must not fail a picture that decodes. For the whole
+# A damaged EXIF block warns; it must not fail an image that decodes. For the whole
 # process, since a filter for the time of one call is not safe with threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -73,36 +73,36 @@ _TRANSPOSE: Final = {
 
 
 def describe() -> dict[str, float | int | str]:
-    """Says what this module does to a picture, for manifests."""
+    """Says what this module does to an image, for manifests."""
     return {"resize": RESIZE, "crop": SIZE, "interpolation": "bilinear", "colours": "RGB"}
 
 
-def open_picture(data: bytes) -> Image.Image:
-    """Decodes a JPEG, PNG, WebP or BMP file to an upright RGB picture.
+def open_image(data: bytes) -> Image.Image:
+    """Decodes a JPEG, PNG, WebP or BMP file to an upright RGB image.
 
     JPEGs whose shorter side is more than twice `RESIZE` are decoded at a half,
     a quarter or an eighth of their size (libjpeg's DCT scaling), never below
-    `RESIZE`. Raises InvalidInput with PICTURE_UNREADABLE or PICTURE_TOO_LARGE.
+    `RESIZE`. Raises InvalidInput with IMAGE_UNREADABLE or IMAGE_TOO_LARGE.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise InvalidInput(
-                    Reason.PICTURE_TOO_LARGE,
-                    f"the picture has {width} x {height} pixels, more than the {MAX_PIXELS} "
+                    Reason.IMAGE_TOO_LARGE,
+                    f"the image has {width} x {height} pixels, more than the {MAX_PIXELS} "
                     "that are decoded: scale it down before sending it",
                 )
             if jpeg_scans.has_too_many(data):
                 raise InvalidInput(
-                    Reason.PICTURE_UNREADABLE,
+                    Reason.IMAGE_UNREADABLE,
                     f"the JPEG has more than {MAX_SCANS} scans, which no camera or program "
                     "writes: save it again",
                 )
             if image.format == "BMP" and image.info.get("compression") in _RUN_LENGTHS:
                 # Pillow decodes these byte by byte in Python, and holds all other threads up.
                 raise InvalidInput(
-                    Reason.PICTURE_UNREADABLE,
+                    Reason.IMAGE_UNREADABLE,
                     "the BMP is compressed by run lengths, which are not decoded: save it "
                     "uncompressed, or as PNG",
                 )
@@ -114,7 +114,7 @@ def open_picture(data: bytes) -> Image.Image:
             orientation = _orientation(image)
             upright = _to_rgb(image)
     except _UNREADABLE as error:
-        raise InvalidInput(Reason.PICTURE_UNREADABLE, _why_unreadable(data, error)) from error
+        raise InvalidInput(Reason.IMAGE_UNREADABLE, _why_unreadable(data, error)) from error
     if isinstance(orientation, int) and orientation in _TRANSPOSE:
         upright = upright.transpose(_TRANSPOSE[orientation])
     return upright
@@ -131,21 +131,21 @@ def fit(image: Image.Image) -> Pixels:
 
 
 def decode(data: bytes) -> Pixels:
-    """From the bytes of a picture file to `uint8 [224, 224, 3]`; errors as `open_picture`."""
-    return fit(open_picture(data))
+    """From the bytes of an image file to `uint8 [224, 224, 3]`; errors as `open_image`."""
+    return fit(open_image(data))
 
 
 def from_tensor(data: bytes, shape: Sequence[int], *, is_float: bool) -> Pixels:
     """From `[height, width, 3]` numbers to `uint8 [224, 224, 3]`.
 
     `data` holds unsigned bytes 0 to 255 or little-endian float32 0 to 1, rows
-    first. Raises InvalidInput with TENSOR_INVALID or PICTURE_TOO_LARGE.
+    first. Raises InvalidInput with TENSOR_INVALID or IMAGE_TOO_LARGE.
     """
     if len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
         raise _bad_tensor(f"its shape is {list(shape)[:8]}; it must be [height, width, 3]")
     if shape[0] * shape[1] > MAX_PIXELS:
         raise InvalidInput(
-            Reason.PICTURE_TOO_LARGE,
+            Reason.IMAGE_TOO_LARGE,
             f"the tensor has {shape[1]} x {shape[0]} pixels, more than the {MAX_PIXELS} that are "
             "taken: scale it down before sending it",
         )
@@ -183,12 +183,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _why_unreadable(data: bytes, error: Exception) -> str:
     if not data:
-        return "the picture is empty (0 bytes)"
+        return "the image is empty (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
         kind = " (it is a GIF)" if data[:4] == b"GIF8" else ""
-        return f"the bytes are not a JPEG, PNG, WebP or BMP picture{kind}"
-    return f"the picture cannot be decoded, it is damaged or cut short: {error}"
+        return f"the bytes are not a JPEG, PNG, WebP or BMP image{kind}"
+    return f"the image cannot be decoded, it is damaged or cut short: {error}"
 
 
 def _bad_tensor(why: str) -> InvalidInput:
-    return InvalidInput(Reason.TENSOR_INVALID, f"the tensor is not a picture: {why}")
+    return InvalidInput(Reason.TENSOR_INVALID, f"the tensor is not an image: {why}")

@@ -29,19 +29,19 @@ from service.inference.providers import Provider, ProviderUnavailable
 log = logging.getLogger(__name__)
 
 _PAYS = 0.97
-"""A batch twice as large pays when a picture then takes at most this part of the time."""
+"""A batch twice as large pays when an image then takes at most this part of the time."""
 _MEASURE_S = 0.5
 """Longest time to look for the largest batch that pays."""
 _TRIES, _TRIED_S = 30, 0.01
 """Most runs that time a batch, and the time after which there are no more."""
 _SMALL_S = 0.001
-"""A picture that takes less lets OpenVINO be compared with ONNX Runtime's CPU provider."""
+"""An image that takes less lets OpenVINO be compared with ONNX Runtime's CPU provider."""
 _BESIDE = b"location"
 """Where a graph says that its weights lie in files beside it; no graph of ours holds the word."""
 _AGAIN_S = 60.0
 """After which a narrow graph that could not be made is tried again."""
 _DECODE_S = 0.003
-"""Of a photo of 130 kB; corrected as soon as pictures come."""
+"""Of a photo of 130 kB; corrected as soon as images come."""
 
 
 class Session(Protocol):
@@ -49,7 +49,7 @@ class Session(Protocol):
 
     @property
     def feature_dim(self) -> int:
-        """How many features a picture gets."""
+        """How many features an image gets."""
 
     @property
     def nbytes(self) -> int:
@@ -64,14 +64,14 @@ class Session(Protocol):
         """The largest batch that still pays."""
 
     @property
-    def picture_s(self) -> float:
-        """Seconds that one core needs for a picture, decoding included, about."""
+    def image_s(self) -> float:
+        """Seconds that one core needs for an image, decoding included, about."""
 
     @property
     def damage(self) -> Damaged | None:
         """What was found when its file was last read again, after the load."""
 
-    def run(self, pictures: Pixels, cores: int = 0) -> Floats:
+    def run(self, images: Pixels, cores: int = 0) -> Floats:
         """From uint8 [n, 224, 224, 3] to features float32 [n, d]. Thread-safe; blocks.
 
         May use `cores` of the machine's cores (0: all that it was made for).
@@ -98,7 +98,7 @@ class Graph(Protocol):
     feature_dim: int
     precision: str
 
-    def run(self, pictures: Pixels) -> Floats:
+    def run(self, images: Pixels) -> Floats:
         """From uint8 [n, 224, 224, 3] to features float32 [n, d]; thread-safe."""
 
 
@@ -112,7 +112,7 @@ class OnnxRuntime:
     `max_batch` above 1 lets every load look for the largest batch that pays, up to
     that; a load takes up to half a second longer, and its kernels are warm after.
     `is_narrow` makes the graph for one core at load, for those who have many
-    pictures at once and run them side by side; the wide one is then never made.
+    images at once and run them side by side; the wide one is then never made.
     """
 
     def __init__(
@@ -242,13 +242,13 @@ class BackboneSession:
         # activations and the arena come on top. Measured on the backbones that we ship.
         self.nbytes = 2 * len(model) * len(self._widths) + 16 * 2**20
         self.max_batch = 1
-        self.picture_s = 0.0
+        self.image_s = 0.0
         self.lone_s = 0.0
-        """Of one picture on all cores, decoding left out; 0 where it was not measured."""
+        """Of one image on all cores, decoding left out; 0 where it was not measured."""
 
-    def run(self, pictures: Pixels, cores: int = 0) -> Floats:
+    def run(self, images: Pixels, cores: int = 0) -> Floats:
         """From uint8 [n, 224, 224, 3] to features float32 [n, d]."""
-        return self._graph(cores or self._widths[0]).run(pictures)
+        return self._graph(cores or self._widths[0]).run(images)
 
     def measure(self, most: int) -> None:
         """Finds the largest batch, up to `most`, that still pays, and warms the kernels."""
@@ -258,23 +258,23 @@ class BackboneSession:
         best = float("inf")
         batch = 1
         while batch <= most and time.monotonic() - begun < _MEASURE_S:
-            pictures = np.zeros((batch, SIZE, SIZE, 3), np.uint8)
-            self._widest.run(pictures)
-            each = self._quickest_s(pictures) / batch
+            images = np.zeros((batch, SIZE, SIZE, 3), np.uint8)
+            self._widest.run(images)
+            each = self._quickest_s(images) / batch
             if each > best * _PAYS:
                 break
             best, self.max_batch = each, batch
             self.lone_s = self.lone_s or each
             batch *= 2
-        self.picture_s = best * self._widths[0] + _DECODE_S
+        self.image_s = best * self._widths[0] + _DECODE_S
 
-    def _quickest_s(self, pictures: Pixels) -> float:
+    def _quickest_s(self, images: Pixels) -> float:
         # A short run is easily disturbed, and one that was would end the search too early.
         begun = ended = time.monotonic()
         quickest = float("inf")
         for _ in range(_TRIES):
             started = ended
-            self._widest.run(pictures)
+            self._widest.run(images)
             ended = time.monotonic()
             quickest = min(quickest, ended - started)
             if ended - begun > _TRIED_S:
@@ -324,23 +324,23 @@ class OnnxGraph:
         self.feature_dim = int(output.shape[1])
         self.precision = precision
 
-    def run(self, pictures: Pixels) -> Floats:
+    def run(self, images: Pixels) -> Floats:
         """From uint8 [n, 224, 224, 3] to features float32 [n, d]."""
         if self._is_gpu:
-            return self._run_bound(pictures)
-        (features,) = self._session.run([self._output], {self._input: pictures})
+            return self._run_bound(images)
+        (features,) = self._session.run([self._output], {self._input: images})
         result: npt.NDArray[np.float32] = features
         return result
 
-    def _run_bound(self, pictures: Pixels) -> Floats:
-        count = len(pictures)
+    def _run_bound(self, images: Pixels) -> Floats:
+        count = len(images)
         # Kernels are chosen for each new shape: few shapes, each met early.
         bucket = 1 << (count - 1).bit_length()
         if bucket > count:
-            padding = np.zeros((bucket - count, *pictures.shape[1:]), np.uint8)
-            pictures = np.concatenate([pictures, padding])
+            padding = np.zeros((bucket - count, *images.shape[1:]), np.uint8)
+            images = np.concatenate([images, padding])
         binding = self._session.io_binding()
-        binding.bind_cpu_input(self._input, pictures)
+        binding.bind_cpu_input(self._input, images)
         binding.bind_output(self._output)
         self._session.run_with_iobinding(binding)
         (features,) = binding.copy_outputs_to_cpu()
@@ -348,12 +348,12 @@ class OnnxGraph:
         return result
 
 
-def run_classifier(model: bytes, pictures: Pixels, threads: int = 0) -> Floats:
+def run_classifier(model: bytes, images: Pixels, threads: int = 0) -> Floats:
     """Runs a whole exported classifier (see `export.compose`) on the CPU.
 
     From uint8 [n, 224, 224, 3] to probabilities float32 [n, classes].
     """
-    return _cpu_graph(model, threads).run(pictures)
+    return _cpu_graph(model, threads).run(images)
 
 
 def _cpu_graph(model: bytes, cores: int) -> OnnxGraph:

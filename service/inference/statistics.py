@@ -28,7 +28,7 @@ class Spent(msgspec.Struct, frozen=True):
 class Counts(msgspec.Struct, frozen=True):
     """What one version was asked. Stages are of answered calls alone."""
 
-    pictures: int = 0
+    images: int = 0
     """That were answered."""
     success: Spent = Spent()
     fail: Spent = Spent()
@@ -54,7 +54,7 @@ class Tally:
     def record(
         self,
         *,
-        pictures: int,
+        images: int,
         ok: bool,
         queue_s: float,
         decode_s: float,
@@ -68,7 +68,7 @@ class Tally:
             return
         rest_s = max(0.0, total_s - queue_s - decode_s - infer_s)
         self.counts = Counts(
-            pictures=old.pictures + pictures,
+            images=old.images + images,
             success=old.success.plus(total_s),
             fail=old.fail,
             queue=old.queue.plus(queue_s),

@@ -4,8 +4,8 @@ As many as the machine has cores, and nothing else computes, so that decoding
 and inference never fight for a core. A worker that is alone gives its run all
 cores; the more are busy, the fewer cores a run gets, down to one: the answer to
 a lone caller is as fast as it can be, and under load no run waits for another's
-threads. Idle-first: a picture that finds a free worker is run at once, with no
-waiting window; what arrives while all are busy forms the next batches. Pictures
+threads. Idle-first: an image that finds a free worker is run at once, with no
+waiting window; what arrives while all are busy forms the next batches. Images
 whose caller left or whose deadline passed leave before they cost anything.
 Stops with `close`.
 """
@@ -27,7 +27,7 @@ from service.telemetry import Telemetry
 log = logging.getLogger(__name__)
 
 _NEW = 0.1
-"""Weight of the newest batch in the running mean of a picture's cost."""
+"""Weight of the newest batch in the running mean of an image's cost."""
 _HOPEFUL = 0.8
 """Part of a call's time that it may be expected to wait; what is expected is not exact."""
 _RETRY_S = (0.1, 30.0)
@@ -70,19 +70,19 @@ class Workers:
             thread.start()
 
     def put(self, call: Call) -> None:
-        """Queues a call's pictures; its `answer` gets the outcomes.
+        """Queues a call's images; its `answer` gets the outcomes.
 
         Raises Exhausted (QUEUE_FULL) when they find no room or would hardly be
         done by their deadline. Where another model holds more of a full queue
         than its share, its newest call gets that error in the place of this one.
         """
-        count = len(call.pictures)
+        count = len(call.images)
         displaced: list[Call] = []
         with self._changed:
             expected_s = self._expected_s(call)
             if expected_s > _HOPEFUL * (call.deadline - call.arrived):
                 raise _refusal(
-                    f"the pictures would be done after {expected_s:.1f} s, later than their "
+                    f"the images would be done after {expected_s:.1f} s, later than their "
                     "deadline allows: try again later or allow more time",
                     expected_s,
                 )
@@ -103,7 +103,7 @@ class Workers:
                         other.answer.set_exception(_refusal(self._full(count), expected_s))
 
     def leave(self, call: Call) -> None:
-        """Takes a call's waiting pictures out: nobody waits for them."""
+        """Takes a call's waiting images out: nobody waits for them."""
         with self._changed:
             self._queue.leave(call)
 
@@ -117,15 +117,15 @@ class Workers:
 
     def _expected_s(self, call: Call) -> float:
         # A queue that is soon done is not worth a look at each model's share.
-        own_s = len(call.pictures) * call.picture_s
+        own_s = len(call.images) * call.image_s
         expected_s = self._queue.backlog_s + own_s
         if expected_s > self._count * _HOPEFUL * (call.deadline - call.arrived):
-            expected_s = self._queue.ahead_s(call.model, len(call.pictures)) + own_s
+            expected_s = self._queue.ahead_s(call.model, len(call.images)) + own_s
         return expected_s / self._count
 
     def _full(self, count: int) -> str:
         return (
-            f"{self._queue.waiting} pictures wait to be classified, and {count} more would pass "
+            f"{self._queue.waiting} images wait to be classified, and {count} more would pass "
             f"the bound of {self._max_queue}: try again later"
         )
 
@@ -170,7 +170,7 @@ class Workers:
         try:
             for call, place in items:
                 try:
-                    pixels.append(call.pictures[place]())
+                    pixels.append(call.images[place]())
                     outcomes.append(None)
                 except GraftError as error:
                     outcomes.append(error)
@@ -188,7 +188,7 @@ class Workers:
         except Exception as error:
             return _Ran(items, [], decode_s, queue_s, infer_s, error)
         spent_s = (time.monotonic() - started) * min(cores, self._count) / len(items)
-        backbone.picture_s += _NEW * (spent_s - backbone.picture_s)
+        backbone.image_s += _NEW * (spent_s - backbone.image_s)
         whole = [outcome for outcome in outcomes if outcome is not None]
         return _Ran(items, whole, decode_s, queue_s, infer_s)
 
@@ -199,7 +199,7 @@ class Workers:
                 call.answer.set_exception(
                     Expired(
                         Reason.DEADLINE_EXCEEDED,
-                        "the deadline passed while the pictures waited: allow more time or send "
+                        "the deadline passed while the images waited: allow more time or send "
                         "fewer at once",
                     )
                 )
@@ -218,8 +218,8 @@ class Workers:
                 call.decode_s.append(ran.decode_s[n])
                 call.queue_s.append(ran.queue_s[n])
                 call.infer_s.append(ran.infer_s)
-            if len(call.outcomes) == len(call.pictures) and not call.answer.done():
-                call.answer.set_result([call.outcomes[k] for k in range(len(call.pictures))])
+            if len(call.outcomes) == len(call.images) and not call.answer.done():
+                call.answer.set_result([call.outcomes[k] for k in range(len(call.images))])
 
 
 def _part(heads: Sequence[Head], features: Floats) -> list[Classified]:

@@ -121,7 +121,7 @@ class Attempts:
             return Ended(
                 Reason.TIME_BUDGET_EXCEEDED,
                 f"the job did not end within {limit_s:.4g} s: allow more time, or train for fewer "
-                "epochs or on fewer pictures",
+                "epochs or on fewer images",
             )
         except GraftError as error:
             return _of_failure(error.reason, error.message)

@@ -48,7 +48,6 @@ __all__ = [
     "BackbonesRanked",
     "Base",
     "Baseline",
-    "Candidate",
     "ClassCount",
     "DataFound",
     "DomainAdaptation",
@@ -70,6 +69,7 @@ __all__ = [
     "Order",
     "Parity",
     "Precision",
+    "PretrainedBackbone",
     "Progressed",
     "ProviderSetting",
     "RankSpec",
@@ -116,7 +116,7 @@ class FeatureBased(msgspec.Struct, frozen=True, tag="feature_based", kw_only=Tru
 
     l2: float | None = None
     augmented_views: int = 0
-    """Randomly cropped and flipped copies of each training picture, beside it."""
+    """Randomly cropped and flipped copies of each training image, beside it."""
 
 
 class ModelBased(msgspec.Struct, frozen=True, tag="model_based", kw_only=True):
@@ -144,7 +144,7 @@ Technique = Literal[
 
 
 class DomainAdaptation(msgspec.Struct, frozen=True, tag="domain_adaptation", kw_only=True):
-    """Labelled source pictures (the job's data) and unlabelled ones of the target."""
+    """Labelled source images (the job's data) and unlabelled ones of the target."""
 
     technique: Technique = "auto"
     """The first group works on frozen features, the second trains the network on."""
@@ -171,11 +171,11 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True):
 
     min_accuracy: float | None = None
     not_worse_than: str = ""
-    """An alias: on the same validation pictures, by a paired test; "" asks for nothing."""
+    """An alias: on the same validation images, by a paired test; "" asks for nothing."""
     max_parity_difference: float | None = None
     """Of a probability, between PyTorch and what serves."""
     max_latency_ms: float | None = None
-    """Of one picture on an idle engine, decoding included; the median."""
+    """Of one image on an idle engine, decoding included; the median."""
     alias: str = ""
     """An alias that moves to the version when it passes, beside `latest`."""
 
@@ -199,7 +199,7 @@ class ExportedBackbone(msgspec.Struct, frozen=True):
     digest: str
 
 
-class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+class PretrainedBackbone(msgspec.Struct, frozen=True, kw_only=True):
     """A backbone with the weights to start from."""
 
     backbone: str
@@ -218,9 +218,9 @@ class RankedBackbone(msgspec.Struct, frozen=True, kw_only=True):
     log_me: float | None = None
     h_score: float | None = None
     leep: float | None = None
-    """Only where the pretrained head is at hand."""
-    picture_ms: float | None = None
-    """When served here, one picture at a time, decoding included."""
+    """Only where the pretrained head is available."""
+    image_ms: float | None = None
+    """When served here, one image at a time, decoding included."""
     feature_dim: Count = 0
     problem: str = ""
     """Why it was not scored: no weights, no time."""
@@ -238,13 +238,13 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Empty; the artifacts go here."""
     method: Method
     backbone: str = DEFAULT_BACKBONE
-    """A name, or "auto" for the best of `candidates`."""
+    """A name, or "auto" for the best of `backbones`."""
     weights: str = ""
     """"" for the backbone's pretrained ones, a torchvision name, or "random"."""
     exported: list[ExportedBackbone] = []
     """What is known of `backbone`; spares an export when the weights fit."""
-    candidates: list[Candidate] = []
-    """What backbone "auto" is chosen from: all whose weights are at hand."""
+    backbones: list[PretrainedBackbone] = []
+    """What backbone "auto" is chosen from: all whose weights are available."""
     weights_dir: str
     """Where downloaded weights are kept; may be a pre-filled mirror."""
     validation_fraction: float = 0.2
@@ -259,7 +259,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Of the same: the one that serves."""
     labels: dict[str, str] = {}
     target_dir: str = ""
-    """Of domain adaptation: pictures at any depth, or a folder per class."""
+    """Of domain adaptation: images at any depth, or a folder per class."""
     baselines: list[Baseline] = []
     """What the report compares with, beside the nearest class mean."""
     gate: Gate | None = None
@@ -293,14 +293,14 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RankSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which backbone to start from: candidates are scored on the data, none is trained."""
+    """Which backbone to start from: backbones are scored on the data, none is trained."""
 
     data_dir: str
-    candidates: list[Candidate]
+    backbones: list[PretrainedBackbone]
     work_dir: str = ""
     """Exists; what is written meanwhile goes here. "" means a temporary folder."""
-    only_at_hand: bool = False
-    """Leaves candidates out whose weights need a download."""
+    only_available: bool = False
+    """Leaves backbones out whose weights need a download."""
     weights_dir: str
     time_budget_s: float = 60.0
     seed: int = 0
@@ -382,7 +382,7 @@ class BackbonesRanked(msgspec.Struct, frozen=True, tag="ranked"):
     ranking: list[RankedBackbone]
     explanation: str
     """For people."""
-    pictures: Count
+    images: Count
     """How many were scored on."""
 
 

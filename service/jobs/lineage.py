@@ -1,4 +1,4 @@
-"""What a version was trained on: its job's pictures, those of the version it grew from, and so on.
+"""What a version was trained on: its job's images, those of the version it grew from, and so on.
 
 Found by jobs, which are never deleted, so that it does not matter what became of
 the versions between. Reads the stores and keeps nothing.
@@ -21,7 +21,7 @@ _FIELD = "base"
 
 
 class Lineage:
-    """Where the pictures of earlier jobs lie."""
+    """Where the images of earlier jobs lie."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Lineage:
             except NotFound:
                 raise _gone(
                     job,
-                    f"the dataset {job.dataset_id} was deleted: upload the same pictures again, "
+                    f"the dataset {job.dataset_id} was deleted: upload the same images again, "
                     "which makes the same dataset",
                 ) from None
             return self._datasets.path(job.dataset_id)
@@ -108,9 +108,9 @@ def _check_divided_alike(grown: JobRequest, before: JobRequest) -> None:
         if asked != used:
             raise InvalidInput(
                 Reason.INVALID_FIELD,
-                f"{field} is {asked} and the base's is {used}: the base's pictures would be "
+                f"{field} is {asked} and the base's is {used}: the base's images would be "
                 "divided anew, and what it was measured on be learned from; leave the field out, "
-                "or leave out the base and send all pictures",
+                "or leave out the base and send all images",
                 field=field,
             )
 
@@ -118,7 +118,7 @@ def _check_divided_alike(grown: JobRequest, before: JobRequest) -> None:
 def _gone(job: JobRecord, what: str) -> WrongState:
     return WrongState(
         Reason.BASE_DATA_GONE,
-        f"version {job.version} of {plain_name(job.request.model)} was trained on pictures that "
-        f"are not there any more: {what}, or leave out the base and send all pictures",
+        f"version {job.version} of {plain_name(job.request.model)} was trained on images that "
+        f"are not there any more: {what}, or leave out the base and send all images",
         field=_FIELD,
     )

@@ -1,4 +1,4 @@
-"""What an attempt needs before a trainer is started: its folder, its pictures, its spec.
+"""What an attempt needs before a trainer is started: its folder, its images, its spec.
 
 Unpacks archives, and finds the files of the version that a gate compares with.
 Everything in here blocks.
@@ -19,7 +19,7 @@ from service.jobs.lineage import Lineage
 from service.jobs.request import AUTO, allowed_path
 from service.jobs.settings import Kind, Settings, cache_owner
 from service.jobs.store import JobRecord, JobStore
-from service.jobs.weights import at_hand
+from service.jobs.weights import available
 from service.storage.datasets import DatasetRecord, DatasetStore
 from service.storage.models import ModelStore
 
@@ -98,7 +98,7 @@ class Preparation:
             backbone=backbone,
             weights=request.weights,
             exported=[] if backbone == AUTO else exported(backbone),
-            candidates=at_hand(settings.weights_dir, exported) if backbone == AUTO else [],
+            backbones=available(settings.weights_dir, exported) if backbone == AUTO else [],
             weights_dir=str(settings.weights_dir),
             validation_fraction=validation_fraction,
             seed=seed,

@@ -1,4 +1,4 @@
-"""Which backbone to start from: trainers that rank candidates while a call waits.
+"""Which backbone to start from: trainers that rank backbones while a call waits.
 
 One at a time, beside the jobs; a bounded number waits for its turn, in order, and of
 one tenant fewer where it has a bound. A call that is cancelled, or whose deadline
@@ -34,7 +34,7 @@ from service.jobs.launcher import Launcher, Trainer, start_held
 from service.jobs.request import RankRequest, allowed_path
 from service.jobs.settings import Settings, cache_owner
 from service.jobs.uninterrupted import uninterrupted
-from service.jobs.weights import at_hand
+from service.jobs.weights import available
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 
@@ -90,7 +90,7 @@ class Rankings:
             )
 
     async def rank(self, request: RankRequest, max_open: int | None = None) -> BackbonesRanked:
-        """Ranks the candidates of a request that was checked.
+        """Ranks the backbones of a request that was checked.
 
         Raises as `check_room`, GraftError when the data cannot be had or used,
         Exhausted when its turn does not come in time, and Expired when the trainer
@@ -161,7 +161,7 @@ class Rankings:
         except TimeoutError as error:
             raise Expired(
                 Reason.DEADLINE_EXCEEDED,
-                f"the ranking did not end within {limit_s:.4g} s: name fewer candidates",
+                f"the ranking did not end within {limit_s:.4g} s: name fewer backbones",
             ) from error
         finally:
             if trainer is not None:
@@ -172,14 +172,14 @@ class Rankings:
         exported = partial(self._models.exported_backbones, tenant=request.tenant)
         return RankSpec(
             data_dir=str(self._data_dir(request)),
-            candidates=[
+            backbones=[
                 # What the store knows of it spares its export.
                 msgspec.structs.replace(asked, exported=exported(asked.backbone))
-                for asked in request.candidates
+                for asked in request.backbones
             ]
-            or at_hand(settings.weights_dir, exported),
+            or available(settings.weights_dir, exported),
             work_dir=str(folder),
-            only_at_hand=not request.candidates,
+            only_available=not request.backbones,
             weights_dir=str(settings.weights_dir),
             time_budget_s=request.time_budget_s or _DEFAULT_BUDGET_S,
             seed=request.seed or 0,

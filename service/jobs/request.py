@@ -26,12 +26,12 @@ from service.jobs.contract import (
     NETWORK_TECHNIQUES,
     Base,
     Baseline,
-    Candidate,
     DomainAdaptation,
     FeatureBased,
     Gate,
     Method,
     ModelBased,
+    PretrainedBackbone,
 )
 
 AUTO = "auto"
@@ -39,7 +39,7 @@ AUTO = "auto"
 DEFAULT_VALIDATION_FRACTION = 0.2
 MAX_REQUEST_ID_CHARS = 128
 _MAX_AUGMENTED_VIEWS = 16
-_MAX_CANDIDATES = 32
+_MAX_RANKED = 32
 _MAX_LABELS = 32
 _MAX_KEY_CHARS = 63
 _MAX_VALUE_CHARS = 255
@@ -53,7 +53,7 @@ _STAGES = {
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One request; its pictures lie at `server_path` or in `dataset_id`, one of the two."""
+    """One request; its images lie at `server_path` or in `dataset_id`, one of the two."""
 
     model: str
     """Its key."""
@@ -76,7 +76,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     baselines: list[Baseline] = []
     gate: Gate | None = None
     base: Base | None = None
-    """The version whose pictures are learned from too; its model's key."""
+    """The version whose images are learned from too; its model's key."""
     base_job_id: str = ""
     """The job that made it: its data is found by it, whatever becomes of the version."""
     base_digest: str = ""
@@ -156,8 +156,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if not self.target_path and not self.target_dataset_id:
             raise _bad(
                 at + "target",
-                "the request names no pictures of the target: set target_path, target_dataset_id "
-                "or target_pictures",
+                "the request names no images of the target: set target_path, target_dataset_id "
+                "or target_images",
             )
         for name in ("epochs", "batch_size", "learning_rate"):
             is_set = getattr(method, name) is not None
@@ -179,8 +179,8 @@ class RankRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks."""
     server_path: str = ""
     dataset_id: str = ""
-    candidates: list[Candidate] = []
-    """None means all whose weights are at hand."""
+    backbones: list[PretrainedBackbone] = []
+    """None means all whose weights are available."""
     time_budget_s: float | None = None
     """None means 60."""
     seed: int | None = None
@@ -189,24 +189,24 @@ class RankRequest(msgspec.Struct, frozen=True, kw_only=True):
     def check(self) -> None:
         """Raises InvalidInput for the first field whose value is not allowed."""
         _check_data(self.server_path, self.dataset_id)
-        if len(self.candidates) > _MAX_CANDIDATES:
+        if len(self.backbones) > _MAX_RANKED:
             raise _bad(
-                "candidates",
-                f"there are {len(self.candidates)} candidates: at most {_MAX_CANDIDATES} are "
+                "backbones",
+                f"there are {len(self.backbones)} backbones: at most {_MAX_RANKED} are "
                 "ranked at once",
             )
         met: dict[tuple[str, str], int] = {}
-        for index, candidate in enumerate(self.candidates):
-            at = f"candidates[{index}]"
-            if candidate.backbone not in BACKBONES:
+        for index, pretrained in enumerate(self.backbones):
+            at = f"backbones[{index}]"
+            if pretrained.backbone not in BACKBONES:
                 raise _bad(
                     f"{at}.backbone",
-                    f"backbone {_shown(candidate.backbone)} is none of {', '.join(BACKBONES)}",
+                    f"backbone {_shown(pretrained.backbone)} is none of {', '.join(BACKBONES)}",
                 )
-            _check_weights(f"{at}.weights", candidate.weights)
-            first = met.setdefault((candidate.backbone, candidate.weights), index)
+            _check_weights(f"{at}.weights", pretrained.weights)
+            first = met.setdefault((pretrained.backbone, pretrained.weights), index)
             if first != index:
-                raise _bad(at, f"{at} is candidates[{first}] again: name each once")
+                raise _bad(at, f"{at} is backbones[{first}] again: name each once")
         _in("time_budget", self.time_budget_s, 1, 600, unit=" s")
         _check_seed(self.seed)
 
@@ -237,7 +237,7 @@ def allowed_path(path: str, allowed: tuple[Path, ...], field: str = "server_path
         raise NotAllowed(
             Reason.PATH_NOT_ALLOWED,
             f"path {_shown(path)} lies outside the folders that this server may read: ask its "
-            "operator to allow the folder (GRAFT_ALLOWED_DIRS), or upload the pictures",
+            "operator to allow the folder (GRAFT_ALLOWED_DIRS), or upload the images",
             field=field,
         )
     try:
@@ -256,7 +256,7 @@ def allowed_path(path: str, allowed: tuple[Path, ...], field: str = "server_path
 def _check_data(server_path: str, dataset_id: str) -> None:
     if not server_path and not dataset_id:
         raise _bad(
-            "data", "the request names no pictures: set server_path, dataset_id or inline_pictures"
+            "data", "the request names no images: set server_path, dataset_id or inline_images"
         )
     if server_path and dataset_id:
         raise _bad("data", "server_path and dataset_id are both set: set one")

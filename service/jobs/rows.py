@@ -76,7 +76,7 @@ def check_dataset(
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
             f"dataset {dataset_id} was uploaded without classes, so that it can be the target of "
-            "domain adaptation alone: upload its pictures with their classes to learn from them",
+            "domain adaptation alone: upload its images with their classes to learn from them",
             field=field,
         )
 
@@ -135,8 +135,8 @@ def ancestors(connection: Connection, job_id: str) -> list[JobRecord]:
             why = "is not known here" if row is None else f"is one of more than {_MAX_ANCESTORS}"
             raise WrongState(
                 Reason.BASE_DATA_GONE,
-                f"{job_id}, a job whose pictures the base grew from, {why}: leave out the base "
-                "and send all pictures",
+                f"{job_id}, a job whose images the base grew from, {why}: leave out the base "
+                "and send all images",
                 field="base",
             )
         found.append(record_of(row))

@@ -216,7 +216,7 @@ class JobStore:
             )
 
     def use_target(self, job_id: str, dataset_id: str) -> None:
-        """As `use_dataset`, for pictures of the target."""
+        """As `use_dataset`, for images of the target."""
         with self._database.transaction() as connection:
             tenant = rows.get_any(connection, job_id).tenant
             rows.check_dataset(connection, tenant, dataset_id, is_target=True)

@@ -207,7 +207,7 @@ def split_header(given: str | bytes) -> tuple[str, str] | None:
 
 
 def _room(rate: float) -> float:
-    # What a second brings, so that a page of pictures sent at once is no offence.
+    # What a second brings, so that a page of images sent at once is no offence.
     return max(1.0, rate)
 
 

@@ -121,7 +121,7 @@ class _Budget:
 
 
 def about(request: Any | None, response: Any | None) -> dict[str, str | int]:
-    """What a call was about: what its messages name, without the pictures."""
+    """What a call was about: what its messages name, without the images."""
     found: dict[str, str | int] = {}
     if isinstance(request, model_pb2.RollbackAliasRequest):
         # What an empty one means.

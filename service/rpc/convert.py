@@ -64,7 +64,7 @@ def duration(seconds: float) -> Duration:
 
 
 def class_counts(counts: list[ClassCount]) -> list[dataset_pb2.ClassCount]:
-    """Pictures per class."""
+    """Images per class."""
     return [
         dataset_pb2.ClassCount(
             label=count.label, train_count=count.train, validation_count=count.validation
@@ -87,7 +87,7 @@ def dataset(record: DatasetRecord) -> dataset_pb2.Dataset:
         create_time=timestamp(record.create_time_s),
         size_bytes=record.size_bytes,
         classes=class_counts(record.classes),
-        picture_count=record.picture_count,
+        image_count=record.image_count,
         rejected_files=rejected_files(record.rejected),
         rejected_count=record.rejected_count,
         has_validation_split=record.has_validation_split,
@@ -126,7 +126,7 @@ def version(record: VersionRecord, damage: str) -> model_pb2.Version:
         parity=model_pb2.Parity(
             max_difference=manifest.parity.max_difference,
             top1_agreement=manifest.parity.top1_agreement,
-            picture_count=manifest.parity.pictures,
+            image_count=manifest.parity.images,
         ),
         training_time=duration(manifest.duration_s),
         labels=manifest.labels,

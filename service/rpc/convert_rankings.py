@@ -2,19 +2,21 @@
 
 from graft.v1 import fine_tuning_pb2 as pb
 
-from service.jobs.contract import BackbonesRanked, Candidate
+from service.jobs.contract import BackbonesRanked, PretrainedBackbone
 from service.jobs.request import RankRequest
 
 
 def request(
     message: pb.RankBackbonesRequest, tenant: str, *, server_path: str, dataset_id: str
 ) -> RankRequest:
-    """What was asked; the pictures are where the caller put them."""
+    """What was asked; the images are where the caller put them."""
     return RankRequest(
         tenant=tenant,
         server_path=server_path,
         dataset_id=dataset_id,
-        candidates=[Candidate(backbone=c.backbone, weights=c.weights) for c in message.candidates],
+        backbones=[
+            PretrainedBackbone(backbone=c.backbone, weights=c.weights) for c in message.backbones
+        ],
         time_budget_s=(
             message.time_budget.ToMicroseconds() / 1e6 if message.HasField("time_budget") else None
         ),
@@ -33,12 +35,12 @@ def response(ranked: BackbonesRanked) -> pb.RankBackbonesResponse:
                 log_me=row.log_me,
                 h_score=row.h_score,
                 leep=row.leep,
-                picture_ms=row.picture_ms,
+                image_ms=row.image_ms,
                 feature_dim=row.feature_dim,
                 problem=row.problem,
             )
             for row in ranked.ranking
         ],
         explanation=ranked.explanation,
-        picture_count=ranked.pictures,
+        image_count=ranked.images,
     )

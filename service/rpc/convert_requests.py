@@ -77,7 +77,7 @@ def request(
 ) -> JobRequest:
     """What was asked, but for the base; `model` is its key.
 
-    The pictures are where the caller put them.
+    The images are where the caller put them.
     """
     return JobRequest(
         model=model,

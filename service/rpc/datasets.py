@@ -1,4 +1,4 @@
-"""DatasetService: pictures, kept for fine-tuning."""
+"""DatasetService: images, kept for fine-tuning."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ Context = aio.ServicerContext[Any, Any]
 
 
 class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
-    """Keeps pictures."""
+    """Keeps images."""
 
     def __init__(self, datasets: DatasetStore, idle_timeout_s: float = 60.0) -> None:
         self._datasets = datasets
@@ -121,21 +121,19 @@ def _take(upload: Upload, message: pb.UploadDatasetRequest) -> None:
     part = message.WhichOneof("part")
     if part == "archive_chunk":
         upload.write(message.archive_chunk)
-    elif part == "picture":
-        add_picture(upload, message.picture, "picture")
+    elif part == "image":
+        add_image(upload, message.image, "image")
     elif part == "header":
         raise _bad("the header came twice: send it once, first", "header")
     else:
-        raise _bad("a message holds neither `archive_chunk` nor `picture`", "part")
+        raise _bad("a message holds neither `archive_chunk` nor `image`", "part")
 
 
-def add_picture(upload: Upload, picture: pb.LabelledPicture, field: str) -> None:
-    """Adds one picture of a request; `field` names its place in errors."""
-    if picture.split not in convert.SPLITS:
-        raise _bad(f"{field}.split {picture.split} is none: use a value of Split", f"{field}.split")
-    upload.add_picture(
-        picture.label, picture.content, picture.filename, convert.SPLITS[picture.split]
-    )
+def add_image(upload: Upload, image: pb.LabelledImage, field: str) -> None:
+    """Adds one image of a request; `field` names its place in errors."""
+    if image.split not in convert.SPLITS:
+        raise _bad(f"{field}.split {image.split} is none: use a value of Split", f"{field}.split")
+    upload.add_image(image.label, image.content, image.filename, convert.SPLITS[image.split])
 
 
 def _bad(message: str, field: str) -> InvalidInput:

@@ -21,17 +21,17 @@ from service.jobs.store import JobStore
 from service.jobs.watch import Watch
 from service.rpc import convert_jobs, convert_rankings, convert_requests
 from service.rpc.caller import caller
-from service.rpc.datasets import add_picture
+from service.rpc.datasets import add_image
 from service.storage.datasets import DatasetStore
 
 _INLINE = "inline"
-"""Stands for a dataset until the pictures that came along are stored as one."""
+"""Stands for a dataset until the images that came along are stored as one."""
 
 Context = aio.ServicerContext[Any, Any]
 
 
 class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
-    """Makes classifiers from labelled pictures. The supervisor hears of jobs from the store."""
+    """Makes classifiers from labelled images. The supervisor hears of jobs from the store."""
 
     def __init__(
         self,
@@ -71,14 +71,14 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 if data_kind == "server_path"
                 else ""
             ),
-            dataset_id=_INLINE if data_kind == "inline_pictures" else message.dataset_id,
+            dataset_id=_INLINE if data_kind == "inline_images" else message.dataset_id,
             target_path=(
                 self._path(target.target_path.path, "domain_adaptation.target_path.path")
                 if target_kind == "target_path"
                 else ""
             ),
             target_dataset_id=(
-                _INLINE if target_kind == "target_pictures" else target.target_dataset_id
+                _INLINE if target_kind == "target_images" else target.target_dataset_id
             ),
         )
         request = asked
@@ -86,14 +86,14 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         if not self._jobs.is_known(message.request_id, caller().tenant):
             self._datasets.check_room(caller().tenant, caller().quota.stored_bytes)
             request = self._grown(asked, message)
-            # All of it before a picture is stored, so that a bad field stores nothing.
+            # All of it before an image is stored, so that a bad field stores nothing.
             request.check(self._default_backbone)
         stored: dict[str, str] = {}
-        if data_kind == "inline_pictures":
-            stored["dataset_id"] = self._store(message.inline_pictures.pictures)
-        if target_kind == "target_pictures":
+        if data_kind == "inline_images":
+            stored["dataset_id"] = self._store(message.inline_images.images)
+        if target_kind == "target_images":
             stored["target_dataset_id"] = self._store(
-                target.target_pictures.pictures, "domain_adaptation.target_pictures"
+                target.target_images.images, "domain_adaptation.target_images"
             )
         request = msgspec.structs.replace(request, **stored)
         record, _ = self._jobs.create(
@@ -120,7 +120,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             base.alias if which == "alias" else None,
         )
 
-    def _store(self, pictures: Any, target: str = "") -> str:
+    def _store(self, images: Any, target: str = "") -> str:
         upload = self._datasets.begin_upload(
             "",
             "",
@@ -131,8 +131,8 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             may_be_stored=True,
         )
         try:
-            for index, picture in enumerate(pictures):
-                add_picture(upload, picture, f"{target or 'inline_pictures'}.pictures[{index}]")
+            for index, image in enumerate(images):
+                add_image(upload, image, f"{target or 'inline_images'}.images[{index}]")
             return upload.finish().dataset_id
         finally:
             upload.abort()
@@ -193,7 +193,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
 
     def _to_rank(self, message: pb.RankBackbonesRequest) -> RankRequest:
         data_kind = message.WhichOneof("data")
-        is_inline = data_kind == "inline_pictures"
+        is_inline = data_kind == "inline_images"
         request = convert_rankings.request(
             message,
             caller().tenant,
@@ -208,7 +208,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         if is_inline:
             # So that a call that is refused stores nothing.
             self._rankings.check_room(caller().tenant, caller().quota.rankings)
-            stored = self._store(message.inline_pictures.pictures)
+            stored = self._store(message.inline_images.images)
             request = msgspec.structs.replace(request, dataset_id=stored)
         elif request.dataset_id:
             self._jobs.check_dataset(request.dataset_id, caller().tenant)

@@ -1,6 +1,6 @@
 """How many calls may be under way, and how much their requests may hold; more are refused.
 
-Whatever a call costs is bounded by its method: those that bring pictures to keep,
+Whatever a call costs is bounded by its method: those that bring images to keep,
 those that wait for a job's events, and one that composes a file in memory have
 bounds of their own. Where there are several tenants, one of them gets half of each bound.
 Health checks always find room.
@@ -44,7 +44,7 @@ class CallBounds:
     """Of UploadDataset and FineTune together, whose messages are the large ones."""
     watchers: int = 1000
     rankings: int = 16
-    """Their pictures come along; nine of them wait at most, the others are refused soon."""
+    """Their images come along; nine of them wait at most, the others are refused soon."""
     exports: int = 4
     """Each holds the file that it composes."""
     health_watchers: int = 10_000

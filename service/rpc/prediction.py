@@ -19,11 +19,11 @@ from service.rpc.serving import Serving
 
 
 class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
-    """Classifies pictures."""
+    """Classifies images."""
 
-    def __init__(self, serving: Serving, *, max_pictures: int, timeout_s: float) -> None:
+    def __init__(self, serving: Serving, *, max_images: int, timeout_s: float) -> None:
         self._serving = serving
-        self._max_pictures = max_pictures
+        self._max_images = max_images
         self._timeout_s = timeout_s
 
     async def Predict(  # noqa: N802
@@ -54,13 +54,13 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
             return pb.PredictStreamResponse(id=item.id[:128], error=status.from_error(error))
 
     async def _predict(self, request: pb.PredictRequest, timeout_s: float) -> pb.PredictResponse:
-        if not request.pictures:
-            raise _bad("pictures", "the request holds no pictures: send at least one")
-        if len(request.pictures) > self._max_pictures:
+        if not request.images:
+            raise _bad("images", "the request holds no images: send at least one")
+        if len(request.images) > self._max_images:
             raise _bad(
-                "pictures",
-                f"the request holds {len(request.pictures)} pictures, more than the "
-                f"{self._max_pictures} that one call may bring: send them in several calls",
+                "images",
+                f"the request holds {len(request.images)} images, more than the "
+                f"{self._max_images} that one call may bring: send them in several calls",
             )
         if request.top_k < 0:
             raise _bad("top_k", f"top_k is {request.top_k}: it must be 0 (for 1) or more")
@@ -69,7 +69,7 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
             caller().key(request.model),
             request.version if which == "version" else None,
             request.alias if which == "alias" else None,
-            [_decode(picture, index) for index, picture in enumerate(request.pictures)],
+            [_decode(image, index) for index, image in enumerate(request.images)],
             timeout_s,
         )
         return pb.PredictResponse(
@@ -79,29 +79,29 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         )
 
 
-def _decode(picture: pb.Picture, index: int) -> Decode:
-    kind = picture.WhichOneof("content")
+def _decode(image: pb.Image, index: int) -> Decode:
+    kind = image.WhichOneof("content")
     if kind == "encoded":
-        return partial(preprocess.decode, picture.encoded)
+        return partial(preprocess.decode, image.encoded)
     if kind == "tensor":
-        tensor = picture.tensor
+        tensor = image.tensor
         if tensor.data_type not in (pb.DATA_TYPE_UINT8, pb.DATA_TYPE_FLOAT32):
             raise _bad(
-                f"pictures[{index}].tensor.data_type",
-                f"pictures[{index}].tensor.data_type must be DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32",
+                f"images[{index}].tensor.data_type",
+                f"images[{index}].tensor.data_type must be DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32",
             )
         is_float = tensor.data_type == pb.DATA_TYPE_FLOAT32
         return partial(preprocess.from_tensor, tensor.data, list(tensor.shape), is_float=is_float)
-    raise _bad(f"pictures[{index}]", f"pictures[{index}] holds neither `encoded` nor `tensor`")
+    raise _bad(f"images[{index}]", f"images[{index}] holds neither `encoded` nor `tensor`")
 
 
-def _result(outcome: Classified | GraftError, top_k: int, with_features: bool) -> pb.PictureResult:
+def _result(outcome: Classified | GraftError, top_k: int, with_features: bool) -> pb.ImageResult:
     if isinstance(outcome, GraftError):
-        return pb.PictureResult(error=status.from_error(outcome))
+        return pb.ImageResult(error=status.from_error(outcome))
     probabilities = outcome.probabilities
     # Stable, so that ties keep the order of the classes.
     best = np.argsort(-probabilities, kind="stable")[:top_k]
-    return pb.PictureResult(
+    return pb.ImageResult(
         classification=pb.Classification(
             scores=[
                 pb.ClassScore(label=outcome.classes[i], probability=probabilities[i], class_index=i)

@@ -22,9 +22,9 @@ class Classifies(Protocol):
     """What of the engine is needed here."""
 
     async def classify(
-        self, files: ModelFiles, pictures: Sequence[Decode], timeout_s: float
+        self, files: ModelFiles, images: Sequence[Decode], timeout_s: float
     ) -> list[Outcome]:
-        """Classifies each picture."""
+        """Classifies each image."""
 
 
 class Serving:
@@ -43,10 +43,10 @@ class Serving:
         model: str,
         version: int | None,
         alias: str | None,
-        pictures: Sequence[Decode],
+        images: Sequence[Decode],
         timeout_s: float,
     ) -> tuple[int, list[Outcome]]:
-        """Classifies each picture; answers with the version that did, too.
+        """Classifies each image; answers with the version that did, too.
 
         Raises NotFound, and what the engine raises; Damaged (MODEL_UNLOADABLE) is of the
         version that was meant, where nothing stands in for it.
@@ -54,20 +54,20 @@ class Serving:
         deadline = time.monotonic() + timeout_s
         number, files = self._resolve(model, version, alias)
         try:
-            return number, await self._engine.classify(files, pictures, timeout_s)
+            return number, await self._engine.classify(files, images, timeout_s)
         except Damaged:
             # It may have been deleted meanwhile: NotFound then, or another one is meant.
             now, files = self._resolve(model, version, alias)
             if now != number:
                 left_s = deadline - time.monotonic()
-                return now, await self._engine.classify(files, pictures, left_s)
+                return now, await self._engine.classify(files, images, left_s)
             if version is not None:
                 raise
             for earlier in self._fallbacks(model, alias):
                 try:
                     _, files = self._resolve(model, earlier, None)
                     left_s = deadline - time.monotonic()
-                    outcomes = await self._engine.classify(files, pictures, left_s)
+                    outcomes = await self._engine.classify(files, images, left_s)
                 except (Damaged, NotFound):
                     continue  # or deleted since
                 self._fallen_back.inc()

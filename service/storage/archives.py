@@ -4,7 +4,7 @@ Only plain files are written, only below the folder given, and only as many
 bytes and files as allowed: counted while they are written, since what an
 archive says of itself may be a lie. Names are checked before anything is
 written for them; links, devices and names that lead elsewhere refuse the whole
-archive. Hidden files and `__MACOSX` are left out. Knows nothing of pictures.
+archive. Hidden files and `__MACOSX` are left out. Knows nothing of images.
 """
 
 import errno
@@ -32,7 +32,7 @@ _CHUNK_BYTES = 2**18
 _FOLDER_BYTES = 4096
 """What a folder takes on disk, at least."""
 _MAX_RATIO = 200
-"""Pictures are compressed already; only a bomb shrinks like this."""
+"""Images are compressed already; only a bomb shrinks like this."""
 _RATIO_FREE_BYTES = 64 * 2**20
 _HEADER_BYTES = 4096
 """Of an entry, generously; what a tar may have besides the content of its files."""
@@ -163,7 +163,7 @@ class _Writer:
             raise InvalidInput(
                 Reason.ARCHIVE_TOO_LARGE,
                 f"the archive holds more than {self._limits.max_files} files and folders, the most "
-                "allowed: send fewer pictures",
+                "allowed: send fewer images",
             )
 
     def _count(self, more: int) -> None:
@@ -175,13 +175,13 @@ class _Writer:
             raise InvalidInput(
                 Reason.ARCHIVE_TOO_LARGE,
                 f"the archive unpacks to more than {self._limits.max_unpacked_bytes} bytes, the "
-                "most allowed: send fewer or smaller pictures",
+                "most allowed: send fewer or smaller images",
             )
         if self._bytes > self._by_ratio:
             raise InvalidInput(
                 Reason.ARCHIVE_TOO_LARGE,
-                f"the archive unpacks to more than {_MAX_RATIO} times its size, which pictures "
-                "never do: send the pictures as they are",
+                f"the archive unpacks to more than {_MAX_RATIO} times its size, which images "
+                "never do: send the images as they are",
             )
 
 

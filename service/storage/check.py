@@ -132,7 +132,7 @@ def artifact_problems(
 def dataset_problems(
     connection: Connection, folder: Path, *, reads_contents: bool = True, workers: int = 1
 ) -> Iterator[str]:
-    """Every dataset's folder: its pictures, their sizes and, if contents are read, its digest."""
+    """Every dataset's folder: its images, their sizes and, if contents are read, its digest."""
     for row in _pages(connection, "SELECT dataset_id AS place, * FROM datasets", ""):
         for what in _dataset_problems(row, folder / row["dataset_id"], reads_contents, workers):
             yield f"dataset {row['dataset_id']}: {what}"
@@ -232,10 +232,10 @@ def _dataset_problems(row: Any, folder: Path, reads_contents: bool, workers: int
     except (GraftError, OSError) as error:
         yield f"its folder cannot be read: {error}"
         return
-    if (len(files), size_bytes) != (row["picture_count"], row["size_bytes"]):
+    if (len(files), size_bytes) != (row["image_count"], row["size_bytes"]):
         yield (
-            f"its folder holds {len(files)} pictures of {size_bytes} bytes together, not "
-            f"{row['picture_count']} of {row['size_bytes']}"
+            f"its folder holds {len(files)} images of {size_bytes} bytes together, not "
+            f"{row['image_count']} of {row['size_bytes']}"
         )
     try:
         counts = msgspec.json.decode(row["classes_json"], type=list[ClassCount])
@@ -243,22 +243,22 @@ def _dataset_problems(row: Any, folder: Path, reads_contents: bool, workers: int
         yield f"its classes cannot be read: {error}"
         return
     counted = sum(count.train + count.validation for count in counts)
-    if not is_unlabelled and counted != row["picture_count"]:
-        yield f"its classes have {counted} pictures together, not {row['picture_count']}"
+    if not is_unlabelled and counted != row["image_count"]:
+        yield f"its classes have {counted} images together, not {row['image_count']}"
     if not reads_contents:
         return
-    pictures, rejected = class_folders.examine(files, len, folder, workers)
+    images, rejected = class_folders.examine(files, len, folder, workers)
     if rejected:
         yield f"its {shown(rejected[0].path)} cannot be read: {rejected[0].detail}"
         return
     actual = (
-        class_folders.digest_by_folder(pictures, folder)
+        class_folders.digest_by_folder(images, folder)
         if is_unlabelled
-        else class_folders.digest(pictures)
+        else class_folders.digest(images)
     )
     # The tenant stands before it, where there is one.
     if actual != (wanted := row["digest"].rpartition("/")[2]):
-        yield f"its pictures have digest {actual}, not {wanted}"
+        yield f"its images have digest {actual}, not {wanted}"
 
 
 def _row_named(connection: Connection, table: str, rowid: int | None) -> str:

@@ -1,7 +1,7 @@
-"""Datasets: pictures that were sent, checked once and kept unchanged.
+"""Datasets: images that were sent, checked once and kept unchanged.
 
 A dataset is a folder named by its id, in the shape that `service.class_folders`
-reads, and a row. Equal pictures of two tenants are two datasets, and neither can
+reads, and a row. Equal images of two tenants are two datasets, and neither can
 tell that the other has them. The folder gets its name when it is whole and flushed, the row
 follows in the same step; what a crash leaves under no row is swept when the
 store is made. Decoding is handed in. `close` makes what is under way give up.
@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from service import class_folders, faults
-from service.class_folders import Examined, PictureFile, SplitName
+from service.class_folders import Examined, ImageFile, SplitName
 from service.domain import (
     DEFAULT_TENANT,
     ClassCount,
@@ -53,17 +53,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """A stored set of pictures."""
+    """A stored set of images."""
 
     dataset_id: str
     tenant: str
     display_name: str
     digest: str
-    """Of the pictures, whoever has them."""
+    """Of the images, whoever has them."""
     create_time_s: float
     size_bytes: int
     classes: list[ClassCount]
-    picture_count: int
+    image_count: int
     rejected: list[RejectedFile]
     rejected_count: int
     has_validation_split: bool
@@ -73,7 +73,7 @@ class DatasetRecord:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What is known of a dataset before its pictures are."""
+    """What is known of a dataset before its images are."""
 
     display_name: str
     is_unlabelled: bool
@@ -84,7 +84,7 @@ class _Asked:
 
 
 class DatasetStore:
-    """All datasets. `decode` raises a GraftError for bytes that are no picture."""
+    """All datasets. `decode` raises a GraftError for bytes that are no image."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class DatasetStore:
         workers: int,
     ) -> None:
         self._database = database
-        # Pictures are read below real paths alone; the operator may keep the folder elsewhere.
+        # Images are read below real paths alone; the operator may keep the folder elsewhere.
         self._folder = folder.resolve()
         self._temporary = self._folder / "tmp"
         self._decode = decode
@@ -120,7 +120,7 @@ class DatasetStore:
 
         Raises OverQuota (stored_bytes) where the tenant stores `max_stored_bytes`
         already, and the upload does as soon as it brings more than there is room for;
-        of pictures that may be stored already, only when they turn out not to be.
+        of images that may be stored already, only when they turn out not to be.
         """
         if len(display_name) > _MAX_DISPLAY_NAME_CHARS:
             raise InvalidInput(
@@ -148,7 +148,7 @@ class DatasetStore:
         is_unlabelled: bool = False,
         max_stored_bytes: int | None = None,
     ) -> DatasetRecord:
-        """Stores the pictures of an archive on the server's disk; raises OverQuota too.
+        """Stores the images of an archive on the server's disk; raises OverQuota too.
 
         `path` is a real path, without links; raises InvalidInput when it has become one.
         """
@@ -213,7 +213,7 @@ class DatasetStore:
                     "wait for its jobs to end, or cancel them",
                 )
             connection.execute("DELETE FROM datasets WHERE dataset_id = ?", (dataset_id,))
-            # Out of the way before the same pictures can be stored again.
+            # Out of the way before the same images can be stored again.
             self._database.after_commit(partial(_move_if_there, self.path(dataset_id), doomed))
         faults.reach("dataset.moved_away")
         shutil.rmtree(doomed, ignore_errors=True)
@@ -267,16 +267,16 @@ class DatasetStore:
         is_unlabelled = asked.is_unlabelled
         files = class_folders.find_any(tree) if is_unlabelled else _labelled(tree)
         size = partial(self._size, asked)
-        pictures, rejected = class_folders.examine(files, size, tree, self._workers)
+        images, rejected = class_folders.examine(files, size, tree, self._workers)
         # What was examined after the close was refused for that alone.
         self._check_open(asked)
-        _check_usable(pictures, files, rejected, is_unlabelled)
+        _check_usable(images, files, rejected, is_unlabelled)
         for refused in rejected:
             (tree / refused.path).unlink(missing_ok=True)
         digest = (
-            class_folders.digest_by_folder(pictures, tree)
+            class_folders.digest_by_folder(images, tree)
             if is_unlabelled
-            else class_folders.digest(pictures)
+            else class_folders.digest(images)
         )
         record = DatasetRecord(
             dataset_id=_id(asked.tenant, digest),
@@ -284,12 +284,12 @@ class DatasetStore:
             display_name=asked.display_name,
             digest=digest,
             create_time_s=time.time(),
-            size_bytes=sum(picture.decoded for picture in pictures),
-            classes=[] if is_unlabelled else _counts(pictures),
-            picture_count=len(pictures),
+            size_bytes=sum(image.decoded for image in images),
+            classes=[] if is_unlabelled else _counts(images),
+            image_count=len(images),
             rejected=rejected[:_MAX_REJECTED],
             rejected_count=len(rejected),
-            has_validation_split=any(picture.file.split == "val" for picture in pictures),
+            has_validation_split=any(image.file.split == "val" for image in images),
             is_unlabelled=is_unlabelled,
         )
         with durable.full_disk_told():
@@ -316,7 +316,7 @@ class DatasetStore:
             if max_stored_bytes is not None:
                 used = quotas.stored_bytes(connection, record.tenant)
                 quotas.check_room(used, record.size_bytes, max_stored_bytes)
-            # Without a row its name must be free: the same pictures may come again.
+            # Without a row its name must be free: the same images may come again.
             kept = self.path(record.dataset_id)
             if kept.exists():
                 # What a step after an earlier transaction could not move away.
@@ -327,7 +327,7 @@ class DatasetStore:
             faults.reach("dataset.renamed")
             connection.execute(
                 "INSERT INTO datasets (dataset_id, display_name, digest, create_time_s,"
-                " size_bytes, classes_json, picture_count, rejected_json, rejected_count,"
+                " size_bytes, classes_json, image_count, rejected_json, rejected_count,"
                 " has_validation_split, is_unlabelled, tenant)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -337,7 +337,7 @@ class DatasetStore:
                     record.create_time_s,
                     record.size_bytes,
                     msgspec.json.encode(record.classes).decode(),
-                    record.picture_count,
+                    record.image_count,
                     msgspec.json.encode(record.rejected).decode(),
                     record.rejected_count,
                     int(record.has_validation_split),
@@ -373,7 +373,7 @@ def _opened(archive: Path) -> BinaryIO:
         ) from error
 
 
-def _labelled(tree: Path) -> list[PictureFile]:
+def _labelled(tree: Path) -> list[ImageFile]:
     files = class_folders.find(tree)
     for label in sorted({file.label for file in files}):
         if problem := label_problem(label):
@@ -384,46 +384,46 @@ def _labelled(tree: Path) -> list[PictureFile]:
 
 
 def _check_usable(
-    pictures: Sequence[Examined[int]],
-    files: Collection[PictureFile],
+    images: Sequence[Examined[int]],
+    files: Collection[ImageFile],
     rejected: Sequence[RejectedFile],
     is_unlabelled: bool,
 ) -> None:
-    why = f"of {len(files)} files {len(rejected)} are no readable pictures"
+    why = f"of {len(files)} files {len(rejected)} are no readable images"
     first = f", such as {shown(rejected[0].path)} ({rejected[0].detail})" if rejected else ""
     if is_unlabelled:
-        if not pictures:
-            raise InvalidInput(Reason.DATASET_UNUSABLE, f"no picture was found: {why}{first}")
+        if not images:
+            raise InvalidInput(Reason.DATASET_UNUSABLE, f"no image was found: {why}{first}")
         return
-    trained = {picture.file.label for picture in pictures if picture.file.split != "val"}
+    trained = {image.file.label for image in images if image.file.split != "val"}
     if len(trained) >= 2:
-        unknown = {picture.file.label for picture in pictures} - trained
+        unknown = {image.file.label for image in images} - trained
         if not unknown:
             return
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
-            f"{shown(min(unknown))} has validation pictures and none to learn from: add some, or "
+            f"{shown(min(unknown))} has validation images and none to learn from: add some, or "
             "leave the class out",
         )
     raise InvalidInput(
         Reason.DATASET_UNUSABLE,
-        f"pictures to learn from were found for {len(trained)} classes, and 2 are needed: {why}"
+        f"images to learn from were found for {len(trained)} classes, and 2 are needed: {why}"
         f"{first}",
     )
 
 
-def _counts(pictures: Sequence[Examined[int]]) -> list[ClassCount]:
+def _counts(images: Sequence[Examined[int]]) -> list[ClassCount]:
     train: dict[str, int] = {}
     validation: dict[str, int] = {}
-    for picture in pictures:
-        split: SplitName = picture.file.split
+    for image in images:
+        split: SplitName = image.file.split
         counts = validation if split == "val" else train
-        counts[picture.file.label] = counts.get(picture.file.label, 0) + 1
+        counts[image.file.label] = counts.get(image.file.label, 0) + 1
     return [ClassCount(label, train[label], validation.get(label, 0)) for label in sorted(train)]
 
 
 def _id(tenant: str, digest: str) -> str:
-    # From which nobody can tell what another tenant's dataset of the same pictures is called.
+    # From which nobody can tell what another tenant's dataset of the same images is called.
     if tenant != DEFAULT_TENANT:
         digest = hashlib.sha256(f"{tenant}\0{digest}".encode()).hexdigest()
     return f"ds-{digest[:20]}"
@@ -450,7 +450,7 @@ def _record(row: Any) -> DatasetRecord:
         create_time_s=row["create_time_s"],
         size_bytes=row["size_bytes"],
         classes=msgspec.json.decode(row["classes_json"], type=list[ClassCount]),
-        picture_count=row["picture_count"],
+        image_count=row["image_count"],
         rejected=msgspec.json.decode(row["rejected_json"], type=list[RejectedFile]),
         rejected_count=row["rejected_count"],
         has_validation_split=bool(row["has_validation_split"]),

@@ -54,7 +54,7 @@ def sync_folder(folder: Path) -> None:
 def sync_tree(folder: Path) -> None:
     """Flushes everything below a folder.
 
-    By one syncfs(2), since a flush per picture takes minutes for a large dataset.
+    By one syncfs(2), since a flush per image takes minutes for a large dataset.
     """
     if not hasattr(_libc, "syncfs"):
         os.sync()

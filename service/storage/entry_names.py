@@ -88,7 +88,7 @@ def _is_control(char: str) -> bool:
 
 
 def file_name(said: str, place: int) -> str:
-    """A safe file name for a picture: what its sender called it, made unique by its place."""
+    """A safe file name for an image: what its sender called it, made unique by its place."""
     base = PurePosixPath(said.replace("\\", "/")).name
     kept = "".join(
         char for char in unicodedata.normalize("NFC", base)

@@ -2,7 +2,7 @@
 
 Owns the table exported_backbones. A trainer that was told of one may work for hours
 before it publishes on it, so none ever leaves. All tenants share the float forms; a
-quantised one holds the ranges of its tenant's pictures, and is for that tenant alone.
+quantised one holds the ranges of its tenant's images, and is for that tenant alone.
 """
 
 import time

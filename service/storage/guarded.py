@@ -111,7 +111,7 @@ class Guarded(io.RawIOBase):
         if len(data) >= _MAX_READ_BYTES // 8 and data.count(_ZIP_ENTRY_MARK) > max_entries:
             raise TooLarge(
                 f"the archive holds more than {max_entries} entries, the most allowed: send fewer "
-                "pictures"
+                "images"
             )
         return data
 
@@ -119,7 +119,7 @@ class Guarded(io.RawIOBase):
         if self._longest is not None and position > self._longest + _MAX_READ_BYTES:
             raise TooLarge(
                 f"the archive unpacks to more than {self._longest} bytes, its headers counted, the "
-                "most allowed: send fewer or smaller pictures"
+                "most allowed: send fewer or smaller images"
             )
 
 

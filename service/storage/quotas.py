@@ -103,7 +103,7 @@ def check_version(connection: Connection, tenant: str, bound: int | None) -> Non
         "stored_bytes",
         f"with this version your datasets, versions and jobs would take {_mb(used)} of the "
         f"{_mb(bound)} that you may store: {_MAKE_ROOM}; then fine-tune again, which is quick "
-        "where the pictures' features are kept",
+        "where the images' features are kept",
     )
 
 

@@ -1,4 +1,4 @@
-"""One dataset on its way in: the bytes of an archive, or pictures one by one.
+"""One dataset on its way in: the bytes of an archive, or images one by one.
 
 Everything lies in a temporary folder of its own until `finish`; `abort` or the
 next start of the service deletes what was not finished.
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from service.storage.datasets import DatasetRecord
 
 UNLABELLED_FOLDER = "unlabelled"
-"""Where the pictures without a label lie, beside the folders of those with one."""
+"""Where the images without a label lie, beside the folders of those with one."""
 
 Store = Callable[[Path], "DatasetRecord"]
 
 
 class Upload:
-    """Takes chunks or pictures, never both; its methods may be called from any thread."""
+    """Takes chunks or images, never both; its methods may be called from any thread."""
 
     def __init__(
         self,
@@ -43,16 +43,16 @@ class Upload:
         self._folder = folder
         self._check_room = check_room
         self._archive = folder / "archive"
-        self._tree = folder / "pictures"
+        self._tree = folder / "images"
         self._limits = limits
         self._from_archive = from_archive
         self._from_tree = from_tree
         self._is_unlabelled = is_unlabelled
         self._lock = threading.Lock()
-        self._kind: Literal["", "archive", "pictures", "ended"] = ""
+        self._kind: Literal["", "archive", "images", "ended"] = ""
         self._file: IO[bytes] | None = None
         self._bytes = 0
-        self._pictures = 0
+        self._images = 0
         self._has_split: bool | None = None
         self._learned: set[str] = set()
 
@@ -65,8 +65,8 @@ class Upload:
             self._file.write(chunk)
             faults.reach("dataset.chunk_written")
 
-    def add_picture(self, label: str, content: bytes, filename: str, split: SplitName) -> None:
-        """Adds one picture; whether it can be read shows at the end.
+    def add_image(self, label: str, content: bytes, filename: str, split: SplitName) -> None:
+        """Adds one image; whether it can be read shows at the end.
 
         To an unlabelled dataset, without a split; its label may be empty.
         """
@@ -76,52 +76,52 @@ class Upload:
                 label = label or UNLABELLED_FOLDER
                 if split:
                     raise _bad(
-                        "a picture without classes to learn has no split: leave it unset",
-                        "picture.split",
+                        "an image without classes to learn has no split: leave it unset",
+                        "image.split",
                     )
             if problem := label_problem(label):
-                raise _bad(problem, "picture.label")
+                raise _bad(problem, "image.label")
             if label == "train" and not split:
                 raise _bad(
-                    "a class called train cannot be told from the folder of training pictures: "
-                    "name it otherwise, or set the split of every picture",
-                    "picture.label",
+                    "a class called train cannot be told from the folder of training images: "
+                    "name it otherwise, or set the split of every image",
+                    "image.label",
                 )
             if self._has_split is not None and self._has_split != bool(split):
                 raise _bad(
-                    "some pictures name their split and some do not: set it for all or for none",
-                    "picture.split",
+                    "some images name their split and some do not: set it for all or for none",
+                    "image.split",
                 )
-            self._take("pictures", len(content))
+            self._take("images", len(content))
             self._has_split = bool(split)
             if split != "val":
                 self._learned.add(label)
-            self._pictures += 1
-            if self._pictures > self._limits.max_files:
+            self._images += 1
+            if self._images > self._limits.max_files:
                 raise InvalidInput(
                     Reason.ARCHIVE_TOO_LARGE,
-                    f"the dataset holds more than {self._limits.max_files} pictures, the most "
+                    f"the dataset holds more than {self._limits.max_files} images, the most "
                     "allowed: send fewer",
                 )
             folder = self._tree / split / label
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / file_name(filename, self._pictures)).write_bytes(content)
-            faults.reach("dataset.picture_written")
+            (folder / file_name(filename, self._images)).write_bytes(content)
+            faults.reach("dataset.image_written")
 
     def finish(self) -> "DatasetRecord":
-        """Checks and stores everything; the same pictures give the dataset that is there."""
+        """Checks and stores everything; the same images give the dataset that is there."""
         with self._lock:
             kind = self._kind
             self._end()
             try:
                 if kind == "archive":
                     return self._from_archive(self._archive)
-                if kind == "pictures":
+                if kind == "images":
                     self._check_classes()
                     return self._from_tree(self._tree)
                 if kind == "":
                     raise InvalidInput(
-                        Reason.DATASET_UNUSABLE, "the upload brought nothing: send pictures"
+                        Reason.DATASET_UNUSABLE, "the upload brought nothing: send images"
                     )
                 raise _ended()
             finally:
@@ -140,7 +140,7 @@ class Upload:
         if len(self._learned) < 2:
             raise InvalidInput(
                 Reason.DATASET_UNUSABLE,
-                f"the pictures to learn from are of {len(self._learned)} classes, and 2 are needed",
+                f"the images to learn from are of {len(self._learned)} classes, and 2 are needed",
             )
 
     def _end(self) -> None:
@@ -150,11 +150,11 @@ class Upload:
             with durable.full_disk_told():
                 file.close()
 
-    def _take(self, kind: Literal["archive", "pictures"], more: int) -> None:
+    def _take(self, kind: Literal["archive", "images"], more: int) -> None:
         if self._kind == "ended":
             raise _ended()
         if self._kind not in ("", kind):
-            raise _bad("bytes of an archive and labelled pictures came both: send either", "part")
+            raise _bad("bytes of an archive and labelled images came both: send either", "part")
         self._kind = kind
         self._bytes += more
         if self._check_room is not None:
@@ -163,7 +163,7 @@ class Upload:
             raise InvalidInput(
                 Reason.ARCHIVE_TOO_LARGE,
                 f"the upload is larger than {self._limits.max_upload_bytes} bytes, the most "
-                "allowed: send fewer or smaller pictures",
+                "allowed: send fewer or smaller images",
             )
 
 

@@ -66,7 +66,7 @@ def test_a_soak_that_is_told_to_end_tells_what_there_is_and_leaves_no_server(
 
 
 @pytest.mark.e2e
-def test_a_short_soak_finds_nothing_ends_well_and_draws_its_picture(
+def test_a_short_soak_finds_nothing_ends_well_and_draws_its_chart(
     command: list[str], tmp_path: Path
 ) -> None:
     done = subprocess.run(
@@ -82,8 +82,8 @@ def test_a_short_soak_finds_nothing_ends_well_and_draws_its_picture(
     assert "findings: none" in text
     for made in ("FineTune | ok", "UploadDataset, cancelled | CANCELLED", "ModelInfer | ok"):
         assert made in text
-    picture = ET.fromstring((tmp_path / "out" / "soak.svg").read_text())
-    assert len(picture.findall(".//{*}polyline")) == sum(len(p.lines) for p in drawing.PANELS)
+    image = ET.fromstring((tmp_path / "out" / "soak.svg").read_text())
+    assert len(image.findall(".//{*}polyline")) == sum(len(p.lines) for p in drawing.PANELS)
     lines = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
     samples = [json.loads(line) for line in lines]
     assert sum(sample["good"] or 0 for sample in samples) > 0
@@ -281,7 +281,7 @@ def test_crashes_are_read_from_the_log_with_their_jobs_and_are_no_complaints(
 
 def answered(label: str, model: str = "stable") -> prediction_pb2.PredictResponse:
     score = prediction_pb2.ClassScore(label=label)
-    result = prediction_pb2.PictureResult(
+    result = prediction_pb2.ImageResult(
         classification=prediction_pb2.Classification(scores=[score])
     )
     return prediction_pb2.PredictResponse(model=model, results=[result])
@@ -403,11 +403,11 @@ def test_the_slope_is_per_hour_and_of_the_last_two_thirds() -> None:
     assert verdict.slope_per_hour(grown, "pss_mib") == pytest.approx(30)
 
 
-def test_the_picture_shows_kills_and_hides_no_peak() -> None:
+def test_the_image_shows_kills_and_hides_no_peak() -> None:
     many = [{"at_s": float(at), "p99_ms": 5.0} for at in range(5000)]
     many[2500]["p99_ms"] = 900.0
-    picture = drawing.draw(many, [Mark(9.0, "kill"), Mark(99.0, "fine-tune")], "a < b")
-    root = ET.fromstring(picture)
+    image = drawing.draw(many, [Mark(9.0, "kill"), Mark(99.0, "fine-tune")], "a < b")
+    root = ET.fromstring(image)
     assert len(root.findall(".//*[@stroke='#d01f1f']")) == 1
     (line,) = [line for line in root.findall(".//{*}polyline") if len(line.get("points", "")) > 50]
     heights = [float(point.split(",")[1]) for point in line.get("points", "").split()]

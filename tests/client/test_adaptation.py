@@ -1,4 +1,4 @@
-"""A target domain's pictures travel beside the data: without labels, unless they measure."""
+"""A target domain's images travel beside the data: without labels, unless they measure."""
 
 import threading
 import zipfile
@@ -14,7 +14,7 @@ from graft.testing import FakeGraft
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """Pictures at any depth; what an upload must leave out."""
+    """Images at any depth; what an upload must leave out."""
     root = tmp_path / "phone"
     (root / "2024" / "may").mkdir(parents=True)
     (root / "a.jpg").write_bytes(b"a")
@@ -36,11 +36,11 @@ def test_a_folder_of_the_target_arrives_without_labels(
 ) -> None:
     method = adapted(client, server, folder, target=target, technique="coral")
     assert method == graft.DomainAdaptation(target=method.target, technique="coral")
-    sent = server.pictures(method.target)
+    sent = server.images(method.target)
     assert sorted(data for _, _, data in sent) == [b"a", b"b", b"c"]
     assert {label for _, label, _ in sent} == {""}
     dataset = client.get_dataset(method.target)
-    assert (dataset.is_unlabelled, dataset.classes, dataset.picture_count) == (True, (), 3)
+    assert (dataset.is_unlabelled, dataset.classes, dataset.image_count) == (True, (), 3)
     assert dataset.display_name == "phone"
 
 
@@ -50,16 +50,16 @@ def test_an_archive_of_the_target_is_sent_as_it_is(
     with zipfile.ZipFile(tmp_path / "phone.zip", "w") as zipped:
         zipped.write(target / "a.jpg", "deep/down/a.jpg")
     method = adapted(client, server, folder, target=str(tmp_path / "phone.zip"))
-    assert server.pictures(method.target) == [("", "", b"a")]
+    assert server.images(method.target) == [("", "", b"a")]
 
 
-def test_a_target_may_be_pictures_of_any_kind_and_labels_beside_them_are_left_out(
+def test_a_target_may_be_images_of_any_kind_and_labels_beside_them_are_left_out(
     client: Any, server: FakeGraft, folder: Path, target: Path
 ) -> None:
     pixels = np.zeros((2, 3, 3), np.uint8)
     mixed = [target / "a.jpg", str(target / "2024" / "b.jpg"), b"c", pixels, ("cat", b"d")]
     method = adapted(client, server, folder, target=mixed)
-    sent = server.pictures(method.target)
+    sent = server.images(method.target)
     assert {label for _, label, _ in sent} == {""}
     assert [data for _, _, data in sent[:3]] == [b"a", b"b", b"c"]
     assert sent[3][2].startswith(b"\x89PNG")
@@ -69,7 +69,7 @@ def test_a_target_may_be_pictures_of_any_kind_and_labels_beside_them_are_left_ou
 def test_a_batch_in_an_array_is_a_target(client: Any, server: FakeGraft, folder: Path) -> None:
     batch = np.arange(2 * 2 * 3 * 3, dtype=np.uint8).reshape(2, 2, 3, 3)
     job = client.fine_tune(folder, "pets", method="domain_adaptation", target=batch)
-    assert len(server.pictures(job.job.request.method.target)) == 2
+    assert len(server.images(job.job.request.method.target)) == 2
 
 
 def test_a_target_that_measures_keeps_its_labels(
@@ -77,15 +77,15 @@ def test_a_target_that_measures_keeps_its_labels(
 ) -> None:
     pairs = [("cat", b"1"), ("dog", b"2")]
     method = adapted(client, server, folder, target=pairs, evaluate_on_target=True)
-    assert server.pictures(method.target) == [("", "cat", b"1"), ("", "dog", b"2")]
+    assert server.images(method.target) == [("", "cat", b"1"), ("", "dog", b"2")]
 
 
-def test_a_target_that_measures_may_have_one_known_class_and_pictures_without_one(
+def test_a_target_that_measures_may_have_one_known_class_and_images_without_one(
     client: Any, server: FakeGraft, folder: Path, tmp_path: Path
 ) -> None:
     mixed = [("cat", b"1"), ("", b"2"), b"3"]
     method = adapted(client, server, folder, target=mixed, evaluate_on_target=True)
-    assert server.pictures(method.target) == [("", "cat", b"1"), ("", "", b"2"), ("", "", b"3")]
+    assert server.images(method.target) == [("", "cat", b"1"), ("", "", b"2"), ("", "", b"3")]
     assert client.get_dataset(method.target).is_unlabelled
     (tmp_path / "one" / "cat").mkdir(parents=True)
     (tmp_path / "one" / "cat" / "1.jpg").write_bytes(b"1")
@@ -116,21 +116,21 @@ def test_a_target_that_is_not_there_is_found_out_before_anything_is_uploaded(
     with pytest.raises(FileNotFoundError):
         client.fine_tune(folder, "pets", method="domain_adaptation", target=tmp_path / "nope")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(graft.InvalidArgument, match="put the pictures there, at any depth"):
+    with pytest.raises(graft.InvalidArgument, match="put the images there, at any depth"):
         client.fine_tune(folder, "pets", method="domain_adaptation", target=tmp_path / "empty")
     assert server.calls == []
 
 
-def test_pictures_of_a_target_are_read_on_a_worker_thread(
+def test_images_of_a_target_are_read_on_a_worker_thread(
     client: Any, server: FakeGraft, folder: Path
 ) -> None:
     threads: set[threading.Thread] = set()
 
-    def pictures() -> Iterator[bytes]:
+    def images() -> Iterator[bytes]:
         threads.add(threading.current_thread())
         yield b"a"
 
-    adapted(client, server, folder, target=pictures())
+    adapted(client, server, folder, target=images())
     assert threads
     assert threading.main_thread() not in threads
 

@@ -36,8 +36,8 @@ def test_a_fine_tune_is_followed_to_its_version(run: Run, folder: Path) -> None:
     code, out, err = run("finetune", folder, "--name", "cats")
     assert (code, err) == (0, "")
     assert "epoch 2/2: loss 0.300, accuracy 95.0%, 0:00 left" in out
-    assert "cats version 1: 95.0% of 20 validation pictures right" in out
-    assert out.endswith("Try it: graft predict cats PICTURE\n")
+    assert "cats version 1: 95.0% of 20 validation images right" in out
+    assert out.endswith("Try it: graft predict cats IMAGE\n")
 
 
 def test_a_fine_tune_tells_programs_the_job_its_events_and_its_version(
@@ -119,10 +119,10 @@ def test_a_base_is_named_as_versions_are_everywhere(run: Run, server: FakeGraft)
         assert server.requests("FineTune")[-1].base == base
 
 
-def test_pictures_on_the_server_are_named_by_their_path(run: Run, server: FakeGraft) -> None:
-    assert run("finetune", "server:/pictures", "--name", "cats", "--l2", "0.1", "--detach")[0] == 0
+def test_images_on_the_server_are_named_by_their_path(run: Run, server: FakeGraft) -> None:
+    assert run("finetune", "server:/images", "--name", "cats", "--l2", "0.1", "--detach")[0] == 0
     [request] = server.requests("FineTune")
-    assert request.server_path.path == "/pictures"
+    assert request.server_path.path == "/images"
     assert request.feature_based.l2 == 0.1
 
 
@@ -144,8 +144,8 @@ def test_a_model_is_adapted_to_a_folder_of_another_domain(
     assert (second.technique, second.always_adapt, second.evaluate_on_target) == (
         "auto", True, True,
     )  # fmt: skip
-    assert {label for _, label, _ in server.pictures(str(first.target))} == {""}
-    assert len(server.pictures(str(second.target))) == len(server.pictures(str(first.target)))
+    assert {label for _, label, _ in server.images(str(first.target))} == {""}
+    assert len(server.images(str(second.target))) == len(server.images(str(first.target)))
 
 
 def test_a_target_on_the_server_is_named_by_its_path(run: Run, server: FakeGraft) -> None:
@@ -164,19 +164,19 @@ def test_a_target_on_the_server_is_named_by_its_path(run: Run, server: FakeGraft
 def test_a_version_that_fails_its_gate_is_plainly_called_a_candidate(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    why = "worse than version 1 on the same pictures, p = 0.003"
+    why = "worse than version 1 on the same images, p = 0.003"
     script = [running(), published(0.8, gate_failures=[why]), succeeded()]
     with FakeGraft(script=script) as server:
         where = ["--server", server.target]
         command = ["finetune", "server:/x", "--name", "cats", "--min-accuracy", "0.9"]
         assert main([*command, *where]) == 0
         out = capsys.readouterr().out
-        assert "80.0% of 20 validation pictures right; kept as a candidate" in out
+        assert "80.0% of 20 validation images right; kept as a candidate" in out
         assert out.endswith(
             "cats version 1 did not pass its gate and is kept as a candidate:\n"
             "- accuracy: 0.8 was measured, 0.9 was asked for\n"
             f"- {why}\n"
-            "Try it: graft predict cats:1 PICTURE - publish it all the same: graft promote cats 1\n"
+            "Try it: graft predict cats:1 IMAGE - publish it all the same: graft promote cats 1\n"
         )
         assert main([*command, *where, "--json"]) == 0
         told = lines(capsys.readouterr().out)
@@ -202,27 +202,27 @@ def test_an_alias_is_rolled_back(run: Run, server: FakeGraft) -> None:
     assert (code, "[NO_EARLIER_VERSION]" in err) == (1, True)
 
 
-def test_pictures_unlike_the_training_are_marked(
+def test_images_unlike_the_training_are_marked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("like", "unlike"):
         (tmp_path / f"{name}.jpg").write_text(name)
 
-    def scored(_model: str, picture: Any) -> Answer:
-        return Answer({"cat": 0.9, "dog": 0.1}, 2.31 if picture.data == b"unlike" else 0.2)
+    def scored(_model: str, image: Any) -> Answer:
+        return Answer({"cat": 0.9, "dog": 0.1}, 2.31 if image.data == b"unlike" else 0.2)
 
     with FakeGraft(predict=scored) as server:
         server.add_model("pets")
         where = ["--server", server.target]
-        pictures = [str(tmp_path / "like.jpg"), str(tmp_path / "unlike.jpg")]
-        assert main(["predict", "pets", *pictures, "--top-k", "2", *where]) == 0
+        images = [str(tmp_path / "like.jpg"), str(tmp_path / "unlike.jpg")]
+        assert main(["predict", "pets", *images, "--top-k", "2", *where]) == 0
         out = capsys.readouterr().out
-        [marked] = [line for line in out.splitlines() if "unlike the training pictures" in line]
+        [marked] = [line for line in out.splitlines() if "unlike the training images" in line]
         assert "unlike.jpg" in marked
         assert "(2.3)" in marked
-        assert main(["predict", "pets", pictures[0], *where]) == 0
-        assert "training pictures" not in capsys.readouterr().out
-        assert main(["predict", "pets", pictures[1], *where, "--json"]) == 0
+        assert main(["predict", "pets", images[0], *where]) == 0
+        assert "training images" not in capsys.readouterr().out
+        assert main(["predict", "pets", images[1], *where, "--json"]) == 0
         [told] = lines(capsys.readouterr().out)
         assert told["is_out_of_distribution"]
         assert told["out_of_distribution_score"] == pytest.approx(2.31)
@@ -255,22 +255,22 @@ def test_ctrl_c_stops_watching_and_the_job_goes_on(
 
 
 def test_predictions_are_a_table_or_a_line_each(run: Run, folder: Path) -> None:
-    pictures = [folder / "cat" / "0.jpg", folder / "dog" / "1.jpg"]
-    code, out, _ = run("predict", "pets", *pictures, "--top-k", 2)
+    images = [folder / "cat" / "0.jpg", folder / "dog" / "1.jpg"]
+    code, out, _ = run("predict", "pets", *images, "--top-k", 2)
     assert code == 0
     assert "90.0%" in out
     assert "10.0%" in out
-    code, out, _ = run("predict", "pets@latest", *pictures, "--json", "--features")
+    code, out, _ = run("predict", "pets@latest", *images, "--json", "--features")
     told = lines(out)
     assert code == 0
-    assert [line["picture"] for line in told] == [str(picture) for picture in pictures]
+    assert [line["image"] for line in told] == [str(image) for image in images]
     assert set(told[0]) == {
-        "picture", "model", "version", "label", "probability", "scores", "features",
+        "image", "model", "version", "label", "probability", "scores", "features",
         "out_of_distribution_score", "is_out_of_distribution",
     }  # fmt: skip
 
 
-def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_answered(
+def test_an_image_that_cannot_be_read_is_named_and_the_others_are_answered(
     run: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "empty.jpg").write_bytes(b"")
@@ -278,18 +278,18 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_answered(
     code, out, err = run("predict", "pets", tmp_path / "empty.jpg", tmp_path / "good.jpg", "--json")
     assert code == 1
     assert [line.get("error", {}).get("reason") for line in lines(out)] == [
-        "PICTURE_UNREADABLE",
+        "IMAGE_UNREADABLE",
         None,
     ]
-    assert err == f"graft: {tmp_path}/empty.jpg: the picture is empty [PICTURE_UNREADABLE]\n"
+    assert err == f"graft: {tmp_path}/empty.jpg: the image is empty [IMAGE_UNREADABLE]\n"
 
 
-def test_more_pictures_than_are_asked_for_at_once_are_all_answered(
+def test_more_images_than_are_asked_for_at_once_are_all_answered(
     run: Run, server: FakeGraft, folder: Path
 ) -> None:
     code, out, _ = run("predict", "pets", *[folder / "cat" / "0.jpg"] * 150, "--json")
     assert (code, len(lines(out))) == (0, 150)
-    assert [len(request.pictures) for request in server.requests("Predict")] == [64, 64, 22]
+    assert [len(request.images) for request in server.requests("Predict")] == [64, 64, 22]
 
 
 def test_jobs_are_listed_described_watched_and_cancelled(run: Run, server: FakeGraft) -> None:
@@ -347,7 +347,7 @@ def test_reports_and_exports_are_written(run: Run, tmp_path: Path) -> None:
 def test_datasets_are_uploaded_listed_and_deleted(run: Run, folder: Path) -> None:
     code, out, _ = run("datasets", "upload", folder, "--name", "mine", "--json")
     [dataset] = lines(out)
-    assert (code, dataset["display_name"], dataset["picture_count"]) == (0, "mine", 6)
+    assert (code, dataset["display_name"], dataset["image_count"]) == (0, "mine", 6)
     assert "mine" in run("datasets")[1]
     assert lines(run("datasets", "get", dataset["dataset_id"], "--json")[1]) == [dataset]
     assert run("datasets", "delete", dataset["dataset_id"])[0] == 0

@@ -34,10 +34,10 @@ def test_every_call_of_the_contract_is_made_by_a_method_of_the_client(
     assert list(client.list_jobs(model="other")) == []
 
     dataset_id = job.job.request.data
-    assert client.get_dataset(dataset_id).picture_count == 6
+    assert client.get_dataset(dataset_id).image_count == 6
     assert [d.dataset_id for d in client.list_datasets()] == [dataset_id]
 
-    assert client.rank_backbones(dataset_id).picture_count == 6
+    assert client.rank_backbones(dataset_id).image_count == 6
 
     server.add_model("pets", versions=2)
     assert client.get_model("pets").aliases == {"latest": 3}

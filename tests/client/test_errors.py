@@ -30,7 +30,7 @@ def test_all_details_of_an_error_arrive(client: Any, server: FakeGraft) -> None:
     sent = graft.ResourceExhausted(
         "too much at once",
         reason="A_REASON_OF_TOMORROW",
-        violations=(graft.Violation("pictures[3]", "too many"),),
+        violations=(graft.Violation("images[3]", "too many"),),
         retry_after_s=3600.0,
     )
     server.fail("GetModel", sent)
@@ -85,7 +85,7 @@ def test_a_plain_server_spoken_to_with_tls_is_said_to_be_so(
 def test_an_answer_that_takes_too_long_is_a_timeout_that_names_the_time(connect: Any) -> None:
     answered = threading.Event()
 
-    def slow(_model: str, _picture: Any) -> dict[str, float]:
+    def slow(_model: str, _image: Any) -> dict[str, float]:
         answered.wait(10.0)
         return {"cat": 1.0}
 
@@ -104,9 +104,9 @@ def test_a_server_of_another_kind_is_said_to_be_so(connect: Any, server: FakeGra
 
 
 def test_a_prediction_that_failed_raises_when_it_is_read() -> None:
-    error = graft.InvalidArgument("not a picture")
+    error = graft.InvalidArgument("not an image")
     failed = graft.Prediction("pets", 1, error=error)
-    with pytest.raises(graft.InvalidArgument, match="not a picture"):
+    with pytest.raises(graft.InvalidArgument, match="not an image"):
         _ = failed.label
-    with pytest.raises(graft.InvalidArgument, match="not a picture"):
+    with pytest.raises(graft.InvalidArgument, match="not an image"):
         _ = failed.probability

@@ -7,8 +7,8 @@ import graft
 import pytest
 from graft.testing import FakeGraft, note, published, running, succeeded
 
-DATA = graft.ServerPath("/pictures")
-WORSE = "worse than version 1 on the same pictures, p = 0.003"
+DATA = graft.ServerPath("/images")
+WORSE = "worse than version 1 on the same images, p = 0.003"
 
 
 def test_a_version_that_passes_its_gate_is_published_and_its_alias_moves(

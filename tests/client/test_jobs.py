@@ -21,7 +21,7 @@ from graft.testing import (
 )
 from graft.v1 import fine_tuning_pb2 as pb
 
-DATA = graft.ServerPath("/pictures")
+DATA = graft.ServerPath("/images")
 EVENTS = len(DEFAULT_SCRIPT) + 1
 """The script and the QUEUED before it."""
 BROKEN = graft.Unavailable("gone")
@@ -160,7 +160,7 @@ def test_a_running_job_tells_how_far_it_is(connect: Any) -> None:
 
 
 def test_figures_and_notes_arrive_as_they_were(connect: Any) -> None:
-    script = [running(), epoch(1, 4, accuracy=0.5, loss=2.0), note("few pictures", warning=True)]
+    script = [running(), epoch(1, 4, accuracy=0.5, loss=2.0), note("few images", warning=True)]
     with FakeGraft(script=script) as server:
         job = connect(server.target).fine_tune(DATA, "pets")
         events = job.events(after=2)
@@ -168,7 +168,7 @@ def test_figures_and_notes_arrive_as_they_were(connect: Any) -> None:
         events.close()
     assert (figures.epoch, figures.epochs, figures.eta_s) == (1, 4, 3.0)
     assert (figures.validation_loss, figures.validation_accuracy) == (2.0, 0.5)
-    assert words == graft.Note("warning", "few pictures")
+    assert words == graft.Note("warning", "few images")
 
 
 def test_an_event_of_tomorrow_does_not_stop_a_client_of_today() -> None:

@@ -1,4 +1,4 @@
-"""Any number of pictures are answered in their order, each on its own."""
+"""Any number of images are answered in their order, each on its own."""
 
 import threading
 from collections.abc import Iterator
@@ -7,17 +7,17 @@ from typing import Any
 
 import graft
 import pytest
-from graft import _order, _pictures
-from graft.testing import Answer, FakeGraft, SentPicture
+from graft import _images, _order
+from graft.testing import Answer, FakeGraft, SentImage
 
 CLASSES = [f"class-{number}" for number in range(1000)]
 
 
-def by_number(_model: str, picture: SentPicture) -> dict[str, float]:
-    """A class that says which picture it was."""
-    if picture.data == b"bad":
-        raise graft.InvalidArgument("not a picture", reason=graft.Reason.PICTURE_UNREADABLE)
-    return {f"class-{int(picture.data[:4])}": 0.75, "class-0": 0.25}
+def by_number(_model: str, image: SentImage) -> dict[str, float]:
+    """A class that says which image it was."""
+    if image.data == b"bad":
+        raise graft.InvalidArgument("not an image", reason=graft.Reason.IMAGE_UNREADABLE)
+    return {f"class-{int(image.data[:4])}": 0.75, "class-0": 0.25}
 
 
 @pytest.fixture
@@ -31,36 +31,36 @@ def numbered(count: int) -> list[bytes]:
     return [f"{number:04}".encode() for number in range(1, count + 1)]
 
 
-def test_many_pictures_are_split_into_calls_and_keep_their_order(
+def test_many_images_are_split_into_calls_and_keep_their_order(
     client: Any, server: FakeGraft
 ) -> None:
     answers = client.predict(iter(numbered(600)), "numbers")
     assert [answer.label for answer in answers] == CLASSES[1:601]
-    assert [len(request.pictures) for request in server.requests("Predict")] == [256, 256, 88]
+    assert [len(request.images) for request in server.requests("Predict")] == [256, 256, 88]
 
 
-def test_large_pictures_are_split_by_their_bytes(
+def test_large_images_are_split_by_their_bytes(
     client: Any, server: FakeGraft, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_pictures, "MAX_CALL_BYTES", 10_000)
-    pictures = [
-        picture + bytes(size)
-        for picture, size in zip(numbered(5), (4_000, 4_000, 4_000, 20_000, 100), strict=True)
+    monkeypatch.setattr(_images, "MAX_CALL_BYTES", 10_000)
+    images = [
+        image + bytes(size)
+        for image, size in zip(numbered(5), (4_000, 4_000, 4_000, 20_000, 100), strict=True)
     ]
-    assert [answer.label for answer in client.predict(pictures, "numbers")] == CLASSES[1:6]
-    assert [len(request.pictures) for request in server.requests("Predict")] == [2, 1, 1, 1]
+    assert [answer.label for answer in client.predict(images, "numbers")] == CLASSES[1:6]
+    assert [len(request.images) for request in server.requests("Predict")] == [2, 1, 1, 1]
 
 
-def test_no_pictures_are_no_call(client: Any, server: FakeGraft) -> None:
+def test_no_images_are_no_call(client: Any, server: FakeGraft) -> None:
     assert client.predict([], "numbers") == []
     assert server.calls == []
 
 
-def test_a_bad_picture_fails_alone(client: Any) -> None:
+def test_a_bad_image_fails_alone(client: Any) -> None:
     good, bad, fine = client.predict([b"0001", b"bad", b"0003"], "numbers")
     assert (good.label, good.error) == ("class-1", None)
     assert (fine.label, fine.probability) == ("class-3", 0.75)
-    assert bad.error.reason == graft.Reason.PICTURE_UNREADABLE
+    assert bad.error.reason == graft.Reason.IMAGE_UNREADABLE
     assert bad.scores == ()
 
 
@@ -78,11 +78,11 @@ def test_the_best_classes_come_first_and_features_where_asked_for(client: Any) -
         client.predict(b"0001", "numbers", top_k=0)
 
 
-def test_a_picture_unlike_the_training_is_told_apart(connect: Any) -> None:
+def test_an_image_unlike_the_training_is_told_apart(connect: Any) -> None:
     scores = {b"like": 0.4, b"edge": 1.0, b"unlike": 2.5, b"unknown": None}
 
-    def scored(_model: str, picture: SentPicture) -> Answer:
-        return Answer({"cat": 1.0}, scores[picture.data])
+    def scored(_model: str, image: SentImage) -> Answer:
+        return Answer({"cat": 1.0}, scores[image.data])
 
     with FakeGraft(predict=scored) as server:
         server.add_model("pets")
@@ -126,30 +126,30 @@ def test_a_stream_answers_in_order_though_the_service_does_not(
 def test_a_stream_reads_no_further_ahead_than_its_window(client: Any, server: FakeGraft) -> None:
     taken = [0]
 
-    def pictures() -> Iterator[bytes]:
-        for picture in numbered(999):
+    def images() -> Iterator[bytes]:
+        for image in numbered(999):
             taken[0] += 1
-            yield picture
+            yield image
 
-    answers = client.predict_stream(pictures(), "numbers")
+    answers = client.predict_stream(images(), "numbers")
     next(answers)
     # What is under way, what was handed on already, and the request being made.
-    window = (_order.REQUESTS_UNDER_WAY + 2) * _order.PICTURES_A_REQUEST + 1
+    window = (_order.REQUESTS_UNDER_WAY + 2) * _order.IMAGES_A_REQUEST + 1
     assert taken[0] <= window
     answers.close()
-    assert taken[0] <= window + _order.PICTURES_A_REQUEST
+    assert taken[0] <= window + _order.IMAGES_A_REQUEST
 
 
 def test_a_stream_that_is_left_leaves_no_thread(server: FakeGraft) -> None:
     senders: set[threading.Thread] = set()
 
-    def pictures() -> Iterator[bytes]:
-        for picture in numbered(999):
+    def images() -> Iterator[bytes]:
+        for image in numbered(999):
             senders.add(threading.current_thread())
-            yield picture
+            yield image
 
     with graft.Client(server.target) as client:
-        answers = client.predict_stream(pictures(), "numbers")
+        answers = client.predict_stream(images(), "numbers")
         next(answers)
         [sender] = senders
         assert sender is not threading.current_thread()
@@ -158,7 +158,7 @@ def test_a_stream_that_is_left_leaves_no_thread(server: FakeGraft) -> None:
         assert not sender.is_alive()
 
 
-def test_a_request_that_fails_on_a_stream_gives_its_error_to_each_of_its_pictures(
+def test_a_request_that_fails_on_a_stream_gives_its_error_to_each_of_its_images(
     client: Any,
 ) -> None:
     answers = list(client.predict_stream(numbered(40), "nope"))
@@ -166,13 +166,13 @@ def test_a_request_that_fails_on_a_stream_gives_its_error_to_each_of_its_picture
     assert {answer.error.reason for answer in answers} == {graft.Reason.MODEL_NOT_FOUND}
 
 
-def test_a_stream_whose_pictures_fail_raises_their_error(client: Any) -> None:
-    def pictures() -> Iterator[bytes]:
+def test_a_stream_whose_images_fail_raises_their_error(client: Any) -> None:
+    def images() -> Iterator[bytes]:
         yield from numbered(100)
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        list(client.predict_stream(pictures(), "numbers"))
+        list(client.predict_stream(images(), "numbers"))
 
 
 def test_a_stream_that_breaks_raises_that(client: Any, server: FakeGraft) -> None:

@@ -10,24 +10,24 @@ from graft.cli import main
 from graft.testing import FakeGraft
 
 
-def test_candidates_are_named_in_two_ways_and_pictures_are_uploaded(
+def test_candidates_are_named_in_two_ways_and_images_are_uploaded(
     client: Any, server: FakeGraft, folder: Path
 ) -> None:
     ranking = client.rank_backbones(
         folder,
-        candidates=["resnet18", "resnet50:random", graft.BackboneCandidate("resnet34", "x")],
+        backbones=["resnet18", "resnet50:random", graft.PretrainedBackbone("resnet34", "x")],
         time_budget_s=2.5,
         seed=0,
     )
     (request,) = server.requests("RankBackbones")
-    assert [(c.backbone, c.weights) for c in request.candidates] == [
+    assert [(c.backbone, c.weights) for c in request.backbones] == [
         ("resnet18", ""),
         ("resnet50", "random"),
         ("resnet34", "x"),
     ]
     assert request.time_budget.ToMilliseconds() == 2500
     assert request.HasField("seed")
-    assert len(server.pictures(request.dataset_id)) == 6
+    assert len(server.images(request.dataset_id)) == 6
     assert [ranked.backbone for ranked in ranking.backbones] == ["resnet18", "resnet50", "resnet34"]
     assert ranking.backbones[0] == graft.RankedBackbone(
         backbone="resnet18",
@@ -36,23 +36,23 @@ def test_candidates_are_named_in_two_ways_and_pictures_are_uploaded(
         log_me=-0.1,
         h_score=1.0,
         leep=None,
-        picture_ms=5.0,
+        image_ms=5.0,
         feature_dim=1280,
         problem="",
     )
-    assert ranking.picture_count == 6
+    assert ranking.image_count == 6
     assert ranking.explanation == "resnet18 was named first."
 
 
 def test_one_name_alone_and_none_are_fine_and_the_rest_is_left_unset(
     client: Any, server: FakeGraft
 ) -> None:
-    client.rank_backbones(graft.ServerPath("/pictures"), candidates="resnet18")
-    client.rank_backbones(graft.ServerPath("/pictures"))
+    client.rank_backbones(graft.ServerPath("/images"), backbones="resnet18")
+    client.rank_backbones(graft.ServerPath("/images"))
     one, none = server.requests("RankBackbones")
-    assert [c.backbone for c in one.candidates] == ["resnet18"]
-    assert one.server_path.path == "/pictures"
-    assert not none.candidates
+    assert [c.backbone for c in one.backbones] == ["resnet18"]
+    assert one.server_path.path == "/images"
+    assert not none.backbones
     assert not none.HasField("time_budget")
     assert not none.HasField("seed")
 
@@ -64,10 +64,10 @@ def test_a_ranking_waits_beyond_its_time_budget_and_no_longer_than_asked(
     slow = graft.RetryPolicy(initial_delay_s=0.1, max_delay_s=0.1)
     client = connect(server.target, timeout_s=0.01, retry=slow)
     server.fail("RankBackbones", graft.Unavailable("restarting"))
-    assert client.rank_backbones(graft.ServerPath("/pictures"), time_budget_s=1).backbones
+    assert client.rank_backbones(graft.ServerPath("/images"), time_budget_s=1).backbones
     server.fail("RankBackbones", graft.Unavailable("restarting"))
     with pytest.raises(graft.Unavailable):
-        client.rank_backbones(graft.ServerPath("/pictures"), timeout_s=0.04)
+        client.rank_backbones(graft.ServerPath("/images"), timeout_s=0.04)
 
 
 def test_the_command_prints_a_table_the_reason_and_each_problem(
@@ -85,9 +85,9 @@ def test_the_command_prints_a_table_the_reason_and_each_problem(
 
 
 def test_the_command_speaks_json(server: FakeGraft, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["rank", "server:/pictures", "--json", "--server", server.target]) == 0
+    assert main(["rank", "server:/images", "--json", "--server", server.target]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["picture_count"] == 10
+    assert told["image_count"] == 10
     assert told["backbones"][0]["backbone"] == "efficientnet_lite0"
 
 

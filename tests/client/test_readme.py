@@ -22,7 +22,7 @@ COMMANDS = [
 @pytest.fixture
 def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGraft]:
     """A server beside what the README speaks of."""
-    folder.rename(folder.parent / "pictures")
+    folder.rename(folder.parent / "images")
     monkeypatch.chdir(folder.parent)
     for name in ("a.jpg", "b.jpg", "phone/a.jpg", "spring/tulip/a.jpg", "spring/rose/a.jpg"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)

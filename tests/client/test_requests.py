@@ -108,8 +108,8 @@ def test_a_base_may_be_a_version_or_an_alias_alone(base: Any, read: graft.BaseVe
 
 
 def test_what_is_not_given_is_left_to_the_service() -> None:
-    request = _requests.fine_tune(graft.ServerPath("/pictures"), "pets", {})
-    assert request.server_path.path == "/pictures"
+    request = _requests.fine_tune(graft.ServerPath("/images"), "pets", {})
+    assert request.server_path.path == "/images"
     for field in ("validation_fraction", "seed", "time_budget", "gate", "base"):
         assert not request.HasField(field)
     assert (request.backbone, list(request.baselines)) == ("", [])

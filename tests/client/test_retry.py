@@ -146,7 +146,7 @@ def test_a_folders_upload_that_breaks_is_sent_again_whole(
     client: Any, server: FakeGraft, folder: Path
 ) -> None:
     server.fail("UploadDataset", BROKEN)
-    assert client.upload_dataset(folder).picture_count == 6
+    assert client.upload_dataset(folder).image_count == 6
 
 
 def test_an_upload_that_cannot_begin_again_is_made_once(client: Any, server: FakeGraft) -> None:

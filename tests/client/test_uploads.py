@@ -28,7 +28,7 @@ def test_a_folder_arrives_without_hidden_files_and_links(
     client: Any, server: FakeGraft, folder: Path
 ) -> None:
     dataset = client.upload_dataset(folder)
-    assert server.pictures(dataset.dataset_id) == expected(folder)
+    assert server.images(dataset.dataset_id) == expected(folder)
     assert dataset.display_name == "pets"
     assert dataset.classes == (graft.ClassCount("cat", 3, 0), graft.ClassCount("dog", 3, 0))
 
@@ -48,27 +48,27 @@ def test_an_archive_arrives_as_it_is(
     client: Any, server: FakeGraft, folder: Path, tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / f"pets.{kind}"
-    pictures = sorted(p for p in folder.rglob("[0-9].jpg"))
+    images = sorted(p for p in folder.rglob("[0-9].jpg"))
     if kind == "zip":
         with zipfile.ZipFile(path, "w") as zipped:
-            for picture in pictures:
-                zipped.write(picture, picture.relative_to(folder))
+            for image in images:
+                zipped.write(image, image.relative_to(folder))
     else:
         with tarfile.open(path, "w:gz" if kind == "tar.gz" else "w") as tar:
-            for picture in pictures:
-                tar.add(picture, picture.relative_to(folder))
+            for image in images:
+                tar.add(image, image.relative_to(folder))
     dataset = client.upload_dataset(path)
-    assert server.pictures(dataset.dataset_id) == expected(folder)
+    assert server.images(dataset.dataset_id) == expected(folder)
 
 
-def test_the_same_pictures_get_the_same_id_whichever_way_they_come(
+def test_the_same_images_get_the_same_id_whichever_way_they_come(
     client: Any, server: FakeGraft, folder: Path
 ) -> None:
     pairs = [(label, data) for _, label, data in expected(folder)]
     assert client.upload_dataset(folder).dataset_id == client.upload_dataset(pairs).dataset_id
 
 
-def test_labelled_pictures_arrive_as_files_whatever_they_were(
+def test_labelled_images_arrive_as_files_whatever_they_were(
     client: Any, server: FakeGraft, folder: Path
 ) -> None:
     rng = np.random.default_rng(0)
@@ -80,7 +80,7 @@ def test_labelled_pictures_arrive_as_files_whatever_they_were(
         ("dog", (pixels / 255).astype(np.float32)),
         ("dog", Image.fromarray(pixels)),
     ]
-    sent = server.pictures(client.upload_dataset(pairs).dataset_id)
+    sent = server.images(client.upload_dataset(pairs).dataset_id)
     assert [data for _, label, data in sent if label == "cat"] == [
         (folder / "cat" / "0.jpg").read_bytes(),
         b"bytes",
@@ -131,7 +131,7 @@ def test_an_upload_reads_no_further_ahead_than_the_connection_takes(
     taken, hold = [0], threading.Event()
 
     def endless() -> Iterator[tuple[str, bytes]]:
-        # 200 MB at most; the server refuses the second picture at once.
+        # 200 MB at most; the server refuses the second image at once.
         for number in range(200):
             taken[0] = number
             yield ("cat" if number % 2 else "dog", bytes(1_000_000))
@@ -169,12 +169,12 @@ def test_a_folder_that_loses_a_file_while_it_is_sent_is_no_smaller_dataset(
 
 
 def test_a_file_that_becomes_shorter_while_it_is_sent_is_noticed(folder: Path) -> None:
-    picture = folder / "cat" / "0.jpg"
-    picture.write_bytes(bytes(4 * _uploads.CHUNK_BYTES))
+    image = folder / "cat" / "0.jpg"
+    image.write_bytes(bytes(4 * _uploads.CHUNK_BYTES))
     messages = _uploads.prepare(folder, "", None).messages()
     next(messages)
     next(messages)
-    picture.write_bytes(b"")
+    image.write_bytes(b"")
     with pytest.raises(graft.InvalidArgument, match="became shorter"):
         list(messages)
 
@@ -184,7 +184,7 @@ def test_a_file_that_becomes_shorter_while_it_is_sent_is_noticed(folder: Path) -
     [
         (3, "a int is no data"),
         ([("cat", b"x"), "dog"], r"data\[1\] is no pair"),
-        ([("cat", 3)], r"data\[0\]: a int is no picture"),
+        ([("cat", 3)], r"data\[0\]: a int is no image"),
     ],
 )
 def test_what_is_no_data_is_refused_with_what_is(client: Any, data: Any, message: str) -> None:
@@ -203,7 +203,7 @@ def test_what_the_service_has_already_is_not_uploaded(
     client: Any, server: FakeGraft, folder: Path
 ) -> None:
     dataset = client.upload_dataset(folder)
-    for data in (dataset, dataset.dataset_id, graft.ServerPath("/pictures")):
+    for data in (dataset, dataset.dataset_id, graft.ServerPath("/images")):
         client.fine_tune(data, "pets")
     assert [call.method for call in server.calls].count("UploadDataset") == 1
     requests = server.requests("FineTune")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from graft import Client
 
-from tests.deploy.pictures import PICTURES, QUICK
 from tests.deploy.queries import DEPLOY
+from tests.deploy.sample_image import IMAGES, QUICK
 from tests.e2e.conftest import ServiceProcess
 
 
@@ -31,13 +31,13 @@ def back_up(data_dir: Path, target: Path) -> "subprocess.CompletedProcess[str]":
 def test_a_backup_taken_while_serving_serves_the_same_and_a_hole_in_it_is_told(
     tmp_path: Path,
 ) -> None:
-    picture = PICTURES[0][1]
+    image = IMAGES[0][1]
     service = ServiceProcess(tmp_path / "data", "--threads=1", "--trainer-threads=1")
     try:
         with Client(service.address, timeout_s=20) as client:
             client.wait_ready(timeout_s=20)
-            client.fine_tune(PICTURES, name="colours", **QUICK).wait(timeout_s=60)
-            (before,) = client.predict(picture, model="colours")
+            client.fine_tune(IMAGES, name="colours", **QUICK).wait(timeout_s=60)
+            (before,) = client.predict(image, model="colours")
             done = back_up(tmp_path / "data", tmp_path / "copy")
             assert done.returncode == 0, done.stderr
     finally:
@@ -47,9 +47,9 @@ def test_a_backup_taken_while_serving_serves_the_same_and_a_hole_in_it_is_told(
     try:
         with Client(restored.address, timeout_s=20) as client:
             client.wait_ready(timeout_s=20)
-            assert client.predict(picture, model="colours") == [before]
+            assert client.predict(image, model="colours") == [before]
             (dataset,) = client.list_datasets()
-            assert dataset.picture_count == len(PICTURES)
+            assert dataset.image_count == len(IMAGES)
     finally:
         restored.end()
 

@@ -18,8 +18,8 @@ import yaml
 from graft import Client, NotFound
 
 from tests.deploy import queries
-from tests.deploy.pictures import PICTURES, QUICK
 from tests.deploy.queries import PROMETHEUS, Query
+from tests.deploy.sample_image import IMAGES, QUICK
 from tests.e2e.conftest import ServiceProcess
 
 DEADLINE_S = 90.0
@@ -108,10 +108,10 @@ def prometheus(service: ServiceProcess, tmp_path: Path) -> Iterator[Prometheus]:
 
 
 def ask(client: Client) -> None:
-    """A good picture, a bad one, and a model that is not there."""
-    client.predict([PICTURES[0][1], b"no picture"], model="colours")
+    """A good image, a bad one, and a model that is not there."""
+    client.predict([IMAGES[0][1], b"no image"], model="colours")
     with contextlib.suppress(NotFound):
-        client.predict(PICTURES[0][1], model="missing")
+        client.predict(IMAGES[0][1], model="missing")
 
 
 def as_grafana_asks(query: Query) -> str:
@@ -128,10 +128,10 @@ def test_every_panel_has_data_and_every_rule_is_evaluated(
     deadline = time.monotonic() + DEADLINE_S
     with Client(service.address, timeout_s=20) as client:
         client.wait_ready(timeout_s=20)
-        job = client.fine_tune(PICTURES, name="colours", **QUICK)
+        job = client.fine_tune(IMAGES, name="colours", **QUICK)
         # Takes the slot next, and stays until it is cancelled.
         longer = client.fine_tune(
-            PICTURES,
+            IMAGES,
             name="longer",
             method="model_based",
             epochs=1000,

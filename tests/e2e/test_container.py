@@ -91,7 +91,7 @@ def test_nothing_is_written_but_to_the_data_folder_and_nobody_else_may_read_that
         folder.mkdir()
         os.chown(folder, UID, UID)
     image = {k: v for k, v in environment_of_image().items() if not k.startswith("GRAFT_")}
-    picture = next((digits / "2").iterdir()).read_bytes()
+    image = next((digits / "2").iterdir()).read_bytes()
     service = ServiceProcess(
         Path(DATA),
         "--drain-s=2",
@@ -110,7 +110,7 @@ def test_nothing_is_written_but_to_the_data_folder_and_nobody_else_may_read_that
         with Client(service.address, timeout_s=30) as client:
             client.wait_ready(timeout_s=30)
             version = client.fine_tune(digits, name="digits").wait(timeout_s=60)
-            (answer,) = client.predict(picture, model="digits")
+            (answer,) = client.predict(image, model="digits")
             assert client.get_report("digits")
         assert version.version == answer.version == 1
         assert list((inside / "root" / "dev" / "shm").iterdir()) == []

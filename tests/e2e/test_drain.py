@@ -72,7 +72,7 @@ def test_on_sigterm_everybody_is_told_and_its_job_goes_on_from_its_checkpoint_at
     assert trainers
 
     more = queue.Queue[bool]()
-    rest = picture_messages(few)
+    rest = image_messages(few)
 
     def upload() -> Iterator[dataset_pb2.UploadDatasetRequest]:
         yield dataset_pb2.UploadDatasetRequest(header=dataset_pb2.UploadDatasetHeader())
@@ -119,7 +119,7 @@ def test_on_sigterm_everybody_is_told_and_its_job_goes_on_from_its_checkpoint_at
     assert not any(trainer.is_running() for trainer in trainers)
 
     second = start_service(*flags)
-    assert connect(second).get_dataset(stored.dataset_id).picture_count == stored.picture_count
+    assert connect(second).get_dataset(stored.dataset_id).image_count == stored.image_count
     again = connect(second).job(job.job_id)
     for event in again.events(timeout_s=100):
         if isinstance(event.payload, graft.Note) and "training goes on" in event.payload.text:
@@ -162,10 +162,10 @@ def test_a_second_sigterm_ends_it_at_once_and_its_trainers_too(
     assert not alive
 
 
-def picture_messages(folder: Path) -> list[dataset_pb2.UploadDatasetRequest]:
+def image_messages(folder: Path) -> list[dataset_pb2.UploadDatasetRequest]:
     return [
         dataset_pb2.UploadDatasetRequest(
-            picture=dataset_pb2.LabelledPicture(label=path.parent.name, content=path.read_bytes())
+            image=dataset_pb2.LabelledImage(label=path.parent.name, content=path.read_bytes())
         )
         for path in sorted(folder.rglob("*.png"))
     ]

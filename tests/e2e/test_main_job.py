@@ -55,9 +55,9 @@ def test_fine_tune_predict_report_export_and_metrics(
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
     for path, answer in zip(paths, answers, strict=True):
-        picture = Image.open(path).convert("RGB").resize((256, 256), Image.Resampling.BILINEAR)
-        pixels = np.asarray(picture.crop((16, 16, 240, 240)))[None]
-        (probabilities,) = session.run(None, {"pictures": pixels})
+        image = Image.open(path).convert("RGB").resize((256, 256), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image.crop((16, 16, 240, 240)))[None]
+        (probabilities,) = session.run(None, {"images": pixels})
         served = {s.label: s.probability for s in answer.scores}
         # Two resizes here against one in the service: close, not equal.
         assert labels[probabilities[0].argmax()] == answer.label or answer.probability < 0.6
@@ -65,7 +65,7 @@ def test_fine_tune_predict_report_export_and_metrics(
 
     with urllib.request.urlopen(service.metrics_url, timeout=5) as response:
         metrics = response.read().decode()
-    assert f'graft_pictures_total{{model="digits",outcome="ok"}} {len(paths)}.0' in metrics
+    assert f'graft_images_total{{model="digits",outcome="ok"}} {len(paths)}.0' in metrics
     assert 'graft_provider_info{precision="fast",provider="' in metrics
 
     # The serving process has no torch in it, even after all this.
@@ -83,8 +83,8 @@ def test_killed_in_the_middle_it_serves_again_and_runs_the_job_again(
     client = connect(first)
     options = {"backbone": "resnet18", "weights": "random"}
     client.fine_tune(digits, name="done", **options).wait(timeout_s=100)
-    picture = next(digits.rglob("*.png"))
-    [before] = client.predict(picture, model="done")
+    image = next(digits.rglob("*.png"))
+    [before] = client.predict(image, model="done")
 
     job = client.fine_tune(digits, name="again", **options)
     for event in job.events(timeout_s=60):
@@ -98,7 +98,7 @@ def test_killed_in_the_middle_it_serves_again_and_runs_the_job_again(
 
     second = start_service()
     client = connect(second)
-    [after] = client.predict(picture, model="done")
+    [after] = client.predict(image, model="done")
     assert (after.label, after.probability) == (before.label, before.probability)
     version = client.job(job.job_id).wait(timeout_s=100)
     assert version.model == "again"
@@ -224,18 +224,18 @@ def test_a_cuda_provider_that_is_not_there_is_no_silent_step_down(tmp_path: Path
     assert "no NVIDIA GPU was found" in done.stderr
 
 
-def test_pictures_that_a_client_sends_in_every_form_get_one_answer(
+def test_images_that_a_client_sends_in_every_form_get_one_answer(
     start_service: StartService, connect: Connect, digits: Path
 ) -> None:
     service = start_service()
     client = connect(service)
     client.fine_tune(digits, name="d", backbone="resnet18", weights="random").wait(timeout_s=100)
     path = next(digits.rglob("*.png"))
-    picture = Image.open(path).convert("RGB")
-    array = np.asarray(picture)
+    image = Image.open(path).convert("RGB")
+    array = np.asarray(image)
     as_float = (array / 255).astype(np.float32)
     buffer = io.BytesIO()
-    picture.save(buffer, "BMP")
-    forms = [path, str(path), path.read_bytes(), buffer.getvalue(), picture, array, as_float]
+    image.save(buffer, "BMP")
+    forms = [path, str(path), path.read_bytes(), buffer.getvalue(), image, array, as_float]
     answers = client.predict(forms, model="d")
     assert len({(a.label, round(a.probability, 5)) for a in answers}) == 1

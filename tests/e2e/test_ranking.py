@@ -16,7 +16,7 @@ def test_pretrained_features_are_ranked_before_random_ones(
     client = connect(start_service())
     ranking = client.rank_backbones(
         digits,
-        candidates=[
+        backbones=[
             "efficientnet_lite0:random",
             "efficientnet_lite0",
             "efficientnet_lite0:no-such",
@@ -29,11 +29,11 @@ def test_pretrained_features_are_ranked_before_random_ones(
     assert second.weights == "random:0"
     assert best.score is not None and second.score is not None
     assert best.score > second.score
-    assert best.picture_ms is not None and 0 < best.picture_ms < 5000
+    assert best.image_ms is not None and 0 < best.image_ms < 5000
     assert unscored.score is None
     assert "has no weights 'no-such'" in unscored.problem
-    assert ranking.picture_count == 80
-    assert ranking.explanation.startswith("efficientnet_lite0 is first: on 80 pictures")
+    assert ranking.image_count == 80
+    assert ranking.explanation.startswith("efficientnet_lite0 is first: on 80 images")
     # Nothing was trained and nothing published.
     assert list(client.list_jobs()) == []
 

@@ -24,7 +24,7 @@ def inverted(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_model_is_adapted_to_pictures_without_labels(
+def test_a_model_is_adapted_to_images_without_labels(
     start_service: StartService, connect: Connect, digits: Path, inverted: Path
 ) -> None:
     client = connect(start_service())
@@ -34,7 +34,7 @@ def test_a_model_is_adapted_to_pictures_without_labels(
     assert version.method == "domain_adaptation"
     assert version.validation_count == 80
     adaptation = client.get_report("adapted")["adaptation"]
-    assert adaptation["target_pictures"] == 80
+    assert adaptation["target_images"] == 80
     assert adaptation["target_accuracy"] >= adaptation["source_only_target_accuracy"] - 0.02
     answers = client.predict(sorted(inverted.rglob("*.png"))[::8], model="adapted")
     assert all(answer.out_of_distribution_score is not None for answer in answers)
@@ -70,7 +70,7 @@ def test_a_version_that_fails_its_gate_is_kept_and_a_good_one_is_rolled_back(
     assert 'graft_outlier_score_count{model="gated",origin="live"} 1.0' in metrics
 
 
-def test_a_model_grows_by_a_class_and_computes_the_old_pictures_no_more(
+def test_a_model_grows_by_a_class_and_computes_the_old_images_no_more(
     start_service: StartService, connect: Connect, digits: Path, tmp_path: Path
 ) -> None:
     client = connect(start_service())
@@ -83,4 +83,4 @@ def test_a_model_grows_by_a_class_and_computes_the_old_pictures_no_more(
     growth = client.get_report("grown")["growth"]
     assert growth["base_version"] == 1
     assert growth["added_classes"] == ["3"]
-    assert growth["base_pictures"] + growth["added_pictures"] == 80
+    assert growth["base_images"] + growth["added_images"] == 80

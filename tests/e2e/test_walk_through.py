@@ -115,9 +115,9 @@ def test_two_tenants_share_a_server_and_see_nothing_of_each_other(
         for tenant in (acme, zoo):
             assert [model.name for model in tenant.list_models()] == ["digits"]
             assert [v.version for v in tenant.list_versions("digits")] == [1]
-        picture = next((four / "3").iterdir())
-        assert {s.label for s in zoo.predict(picture, "digits", top_k=9)[0].scores} == {"0", "1"}
-        assert asks.predict(picture, "digits")[0].label in {"0", "1", "2", "3"}
+        image = next((four / "3").iterdir())
+        assert {s.label for s in zoo.predict(image, "digits", top_k=9)[0].scores} == {"0", "1"}
+        assert asks.predict(image, "digits")[0].label in {"0", "1", "2", "3"}
 
         # Neither sees the other's jobs and datasets, and cannot tell them from none.
         assert [job.job_id for job in acme.list_jobs()] == [ours.job_id]

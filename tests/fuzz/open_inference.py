@@ -13,7 +13,7 @@ from tests.fuzz.promise import Broken, Target
 from tests.fuzz.requests import Serving, finished
 
 KINDS = (pb.ModelInferRequest,)
-_MAX_PICTURES = 8
+_MAX_IMAGES = 8
 
 
 def run(data: bytes) -> None:
@@ -32,7 +32,7 @@ def run(data: bytes) -> None:
         nothing,
         version="1",
         is_ready=lambda: True,
-        max_pictures=_MAX_PICTURES,
+        max_images=_MAX_IMAGES,
         timeout_s=1.0,
     )
     answer = finished(servicer._infer(request, 1.0))

@@ -146,14 +146,14 @@ def _valid() -> list[bytes]:
         started_at="2026-01-01T00:00:00+00:00",
         duration_s=0.1,
     )
-    ranked = RankedBackbone(backbone="resnet18", weights="w", score=0.5, picture_ms=2.5)
+    ranked = RankedBackbone(backbone="resnet18", weights="w", score=0.5, image_ms=2.5)
     records: list[contract.Record] = [
         Progressed("features", 0.5, "all"),
         DataFound([ClassCount("cat", 2, 1)], [RejectedFile("a.png", "why")], 1, "d" * 64),
         epoch,
         Note("warning", "caf\u00e9"),
         contract.Heartbeat(),
-        Failed(Reason.DATASET_UNUSABLE, "no pictures"),
+        Failed(Reason.DATASET_UNUSABLE, "no images"),
         Finished(0.9, 10),
         BackbonesRanked([ranked], "the best", 10),
     ]

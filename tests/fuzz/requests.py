@@ -81,7 +81,7 @@ def _rank(message: fine_tuning_pb2.RankBackbonesRequest) -> None:
 
 def _predict(message: prediction_pb2.PredictRequest) -> None:
     serving: Any = Serving()
-    servicer: Any = PredictionServicer(serving, max_pictures=8, timeout_s=1.0)
+    servicer: Any = PredictionServicer(serving, max_images=8, timeout_s=1.0)
     finished(servicer._predict(message, 1.0)).SerializeToString()
 
 
@@ -107,27 +107,27 @@ def _list(message: fine_tuning_pb2.ListJobsRequest) -> None:
 
 def _upload(message: dataset_pb2.UploadDatasetRequest) -> None:
     convert.archive_format(message.header.format)
-    name = file_name(message.picture.filename, 1)
+    name = file_name(message.image.filename, 1)
     if "/" in name or "\0" in name or name in (".", "..") or len(name.encode()) > 255:
         raise Broken(f"{name!r} is no safe file name")
-    label = message.picture.label
+    label = message.image.label
     if not label_problem(label) and (Path("/a", label).parent != Path("/a") or label == ".."):
         raise Broken(f"{label!r} is no safe folder")
 
 
 class Serving:
-    """Decodes, and gives every picture the same classes."""
+    """Decodes, and gives every image the same classes."""
 
     async def classify(
         self,
         model: str,
         version: int | None,
         alias: str | None,
-        pictures: Sequence[Decode],
+        images: Sequence[Decode],
         timeout_s: float,
     ) -> tuple[int, list[Classified | GraftError]]:
-        """Each picture's answer, or its error."""
-        return version or 1, [self._answer(decode) for decode in pictures]
+        """Each image's answer, or its error."""
+        return version or 1, [self._answer(decode) for decode in images]
 
     def _answer(self, decode: Decode) -> Classified | GraftError:
         try:
@@ -186,15 +186,15 @@ def seeds() -> list[bytes]:
             domain_adaptation=pb.DomainAdaptation(target_dataset_id="ds-2", technique=5, epochs=2),
         ),
         pb.RankBackbonesRequest(
-            dataset_id="ds-1", candidates=[pb.BackboneCandidate(backbone="resnet18")]
+            dataset_id="ds-1", backbones=[pb.PretrainedBackbone(backbone="resnet18")]
         ),
         prediction_pb2.PredictRequest(
             model="cats",
-            pictures=[
-                prediction_pb2.Picture(
+            images=[
+                prediction_pb2.Image(
                     tensor=prediction_pb2.Tensor(data_type=1, shape=[1, 1, 3], data=b"abc")
                 ),
-                prediction_pb2.Picture(encoded=b"\xff\xd8"),
+                prediction_pb2.Image(encoded=b"\xff\xd8"),
             ],
             top_k=2,
         ),
@@ -204,7 +204,7 @@ def seeds() -> list[bytes]:
         pb.ListJobsRequest(page_token=pages.token("versions", 2**63)),
         pb.ListJobsRequest(page_token=_nested_token()),
         dataset_pb2.UploadDatasetRequest(
-            picture=dataset_pb2.LabelledPicture(label="cat", filename="a.png", content=b"x")
+            image=dataset_pb2.LabelledImage(label="cat", filename="a.png", content=b"x")
         ),
     ]
     return [

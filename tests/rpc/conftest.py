@@ -35,8 +35,8 @@ from service.jobs.fake_launcher import FakeLauncher, Script
 CLASSES = ("blue", "green", "red")
 
 
-def picture(colour: str, size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
-    """An encoded picture of one colour."""
+def image(colour: str, size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
+    """An encoded image of one colour."""
     out = io.BytesIO()
     Image.new("RGB", size, colour).save(out, kind)
     return out.getvalue()
@@ -127,7 +127,7 @@ class Service:
 
     async def make_model(self, name: str = "colours") -> fine_tuning_pb2.Job:
         """Fine-tunes on three colours; answers with the job as it ended."""
-        request = fine_tuning_pb2.FineTuneRequest(model=name, inline_pictures=colours())
+        request = fine_tuning_pb2.FineTuneRequest(model=name, inline_images=colours())
         started = await self.fine_tuning.FineTune(request)
         return await self.ended(started.job.job_id)
 
@@ -139,11 +139,11 @@ class Service:
         return answer.job
 
 
-def colours(shades: int = 3) -> fine_tuning_pb2.InlinePictures:
-    """Labelled pictures of three colours, none twice."""
-    return fine_tuning_pb2.InlinePictures(
-        pictures=[
-            dataset_pb2.LabelledPicture(label=label, content=picture(label, (40 + n, 40)))
+def colours(shades: int = 3) -> fine_tuning_pb2.InlineImages:
+    """Labelled images of three colours, none twice."""
+    return fine_tuning_pb2.InlineImages(
+        images=[
+            dataset_pb2.LabelledImage(label=label, content=image(label, (40 + n, 40)))
             for label in CLASSES
             for n in range(shades)
         ]

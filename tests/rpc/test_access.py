@@ -20,7 +20,7 @@ from service import tokens
 from service.config import BadConfig
 from service.errors import Reason
 from service.rpc import access
-from tests.rpc.conftest import MakeService, Service, colours, picture, refusal
+from tests.rpc.conftest import MakeService, Service, colours, image, refusal
 from tests.rpc.test_server import scrape
 from tests.rpc.test_wire import settled
 
@@ -170,16 +170,16 @@ async def test_a_role_lets_through_what_it_is_for_and_nothing_else(
     guarded: Service, connect: Connect
 ) -> None:
     trains, asks = connect(guarded, "acme-trains"), connect(guarded, "acme-asks")
-    pairs = [(p.label, p.content) for p in colours().pictures]
+    pairs = [(p.label, p.content) for p in colours().images]
     await (await trains.fine_tune(pairs, "ants")).wait()
-    found = await asks.predict([picture("red")], "ants")
+    found = await asks.predict([image("red")], "ants")
     assert found[0].label == "red"
     assert (await asks.get_model("ants")).name == "ants"
     for refused in (
         asks.fine_tune("ds-x", "ants"),
         asks.set_alias("ants", "prod", 1),
         asks.delete_model("ants"),
-        trains.predict([picture("red")], "ants"),
+        trains.predict([image("red")], "ants"),
         trains.delete_version("ants", 1),
     ):
         with pytest.raises(graft.NotAllowed) as caught:
@@ -254,10 +254,10 @@ async def test_a_stream_ends_when_its_token_is_taken_back(
     guarded: Service, keys: Keys, connect: Connect
 ) -> None:
     trains = connect(guarded, "acme-trains")
-    pairs = [(p.label, p.content) for p in colours().pictures]
+    pairs = [(p.label, p.content) for p in colours().images]
     await (await trains.fine_tune(pairs, "ants")).wait()
     asked = prediction_pb2.PredictRequest(
-        model="ants", pictures=[prediction_pb2.Picture(encoded=picture("red"))]
+        model="ants", images=[prediction_pb2.Image(encoded=image("red"))]
     )
     bearer = [("authorization", f"Bearer {keys.made['acme-asks']}")]
     stream = guarded.prediction.PredictStream(metadata=bearer)
@@ -304,12 +304,12 @@ async def test_changes_are_audited_with_who_and_what_and_reads_are_not(
 ) -> None:
     caplog.set_level(logging.INFO, "audit")
     client = connect(guarded, "acme-all", metadata=[("x-request-id", "mine")])
-    pairs = [(p.label, p.content) for p in colours().pictures]
+    pairs = [(p.label, p.content) for p in colours().images]
     dataset = await client.upload_dataset(pairs)
     job = await client.fine_tune(dataset, "ants")
     await job.wait()
     await client.set_alias("ants", "prod", 1)
-    await client.predict([picture("red")], "ants")
+    await client.predict([image("red")], "ants")
     await client.get_report("ants")
     with pytest.raises(graft.NotFound):
         await client.delete_version("bees", 7)

@@ -12,7 +12,7 @@ from tests.rpc.conftest import (
     MakeService,
     Service,
     colours,
-    picture,
+    image,
     refusal,
     write_result,
 )
@@ -22,16 +22,16 @@ from tests.rpc.test_datasets import end, zipped
 def adapting(**fields: object) -> pb.FineTuneRequest:
     return pb.FineTuneRequest(
         model="colours",
-        inline_pictures=colours(),
+        inline_images=colours(),
         domain_adaptation=pb.DomainAdaptation(**fields),  # type: ignore[arg-type]
     )
 
 
-def target(*labels: str) -> pb.InlinePictures:
-    """A picture a label."""
-    return pb.InlinePictures(
-        pictures=[
-            dataset_pb2.LabelledPicture(label=label, content=picture("red", (60 + n, 60)))
+def target(*labels: str) -> pb.InlineImages:
+    """An image a label."""
+    return pb.InlineImages(
+        images=[
+            dataset_pb2.LabelledImage(label=label, content=image("red", (60 + n, 60)))
             for n, label in enumerate(labels)
         ]
     )
@@ -39,7 +39,7 @@ def target(*labels: str) -> pb.InlinePictures:
 
 async def test_an_adaptation_reaches_the_trainer_and_comes_back(service: Service) -> None:
     asked = pb.DomainAdaptation(
-        target_pictures=target("red", "", ""),
+        target_images=target("red", "", ""),
         technique=pb.ADAPTATION_TECHNIQUE_CDAN,
         always_adapt=True,
         evaluate_on_target=True,
@@ -48,7 +48,7 @@ async def test_an_adaptation_reaches_the_trainer_and_comes_back(service: Service
         learning_rate=0.01,
     )
     started = await service.fine_tuning.FineTune(
-        pb.FineTuneRequest(model="colours", inline_pictures=colours(), domain_adaptation=asked)
+        pb.FineTuneRequest(model="colours", inline_images=colours(), domain_adaptation=asked)
     )
     await service.ended(started.job.job_id)
     back = started.job.request.domain_adaptation
@@ -65,7 +65,7 @@ async def test_an_adaptation_reaches_the_trainer_and_comes_back(service: Service
     assert sorted(p.name for p in folder.iterdir()) == ["red", "unlabelled"]
     got = await service.datasets.GetDataset(dataset_pb2.GetDatasetRequest(dataset_id=stored))
     assert got.dataset.is_unlabelled
-    assert (got.dataset.picture_count, len(got.dataset.classes)) == (3, 0)
+    assert (got.dataset.image_count, len(got.dataset.classes)) == (3, 0)
 
 
 @pytest.mark.parametrize("name", sorted(pb.AdaptationTechnique.keys()))
@@ -73,7 +73,7 @@ async def test_every_technique_has_a_word_of_its_own(make_service: MakeService, 
     service: Service = await make_service(HANG)
     number = pb.AdaptationTechnique.Value(name)
     started = await service.fine_tuning.FineTune(
-        adapting(target_pictures=target(""), technique=number)
+        adapting(target_images=target(""), technique=number)
     )
     spec = (await service.launcher.started.get()).spec
     assert isinstance(spec.method, DomainAdaptation)
@@ -89,7 +89,7 @@ async def test_an_adapted_version_says_so(make_service: MakeService) -> None:
         before_last=lambda spec: write_result(spec, method="domain_adaptation", technique="mcc"),
     )
     service: Service = await make_service(adapted)
-    started = await service.fine_tuning.FineTune(adapting(target_pictures=target("")))
+    started = await service.fine_tuning.FineTune(adapting(target_images=target("")))
     await service.ended(started.job.job_id)
     got = await service.models.GetVersion(model_pb2.GetVersionRequest(model="colours"))
     assert got.version.method == model_pb2.TRANSFER_METHOD_DOMAIN_ADAPTATION
@@ -100,9 +100,9 @@ async def test_a_target_lies_in_an_allowed_folder_or_archive_and_nowhere_else(
 ) -> None:
     folder = service.allowed / "target"
     (folder / "deep").mkdir(parents=True)
-    (folder / "deep" / "a.png").write_bytes(picture("red"))
+    (folder / "deep" / "a.png").write_bytes(image("red"))
     archive = service.allowed / "target.zip"
-    archive.write_bytes(zipped({"a.png": picture("red")}))
+    archive.write_bytes(zipped({"a.png": image("red")}))
     for path in (folder, archive):
         started = await service.fine_tuning.FineTune(
             adapting(target_path=pb.ServerPath(path=str(path)))
@@ -117,12 +117,12 @@ async def test_a_target_lies_in_an_allowed_folder_or_archive_and_nowhere_else(
         assert (found.reason, found.field) == (reason, "domain_adaptation.target_path.path")
 
 
-async def test_pictures_without_classes_are_uploaded_for_a_target_and_for_nothing_else(
+async def test_images_without_classes_are_uploaded_for_a_target_and_for_nothing_else(
     make_service: MakeService,
 ) -> None:
     service: Service = await make_service(HANG)
     header = dataset_pb2.UploadDatasetHeader(display_name="target", is_unlabelled=True)
-    packed = zipped({"deep/er/a.png": picture("red"), "b.png": picture("green")})
+    packed = zipped({"deep/er/a.png": image("red"), "b.png": image("green")})
     answer = await service.datasets.UploadDataset(
         iter(
             [
@@ -134,7 +134,7 @@ async def test_pictures_without_classes_are_uploaded_for_a_target_and_for_nothin
     )
     kept = answer.dataset
     assert kept.is_unlabelled
-    assert kept.picture_count == 2
+    assert kept.image_count == 2
     refused = await refusal(
         service.fine_tuning.FineTune(
             pb.FineTuneRequest(model="colours", dataset_id=kept.dataset_id)

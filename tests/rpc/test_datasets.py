@@ -10,13 +10,13 @@ import pytest
 from graft.v1 import dataset_pb2 as pb
 from graft.v1 import fine_tuning_pb2
 
-from tests.rpc.conftest import CLASSES, HANG, MakeService, Service, picture, refusal
+from tests.rpc.conftest import CLASSES, HANG, MakeService, Service, image, refusal
 
 Files = dict[str, bytes]
 
 
 def good() -> Files:
-    return {f"{label}/{n}.png": picture(label, (40 + n, 40)) for label in CLASSES for n in range(3)}
+    return {f"{label}/{n}.png": image(label, (40 + n, 40)) for label in CLASSES for n in range(3)}
 
 
 def tar(files: Files, mode: str = "w", extra: Iterable[tarfile.TarInfo] = ()) -> bytes:
@@ -67,26 +67,26 @@ def end(count: int) -> pb.UploadDatasetRequest:
 async def test_an_archive_of_every_kind_becomes_the_same_dataset(
     service: Service, make: object, archive_format: int
 ) -> None:
-    data = make({**good(), "red/notes.txt": b"not a picture"})  # type: ignore[operator]
+    data = make({**good(), "red/notes.txt": b"not an image"})  # type: ignore[operator]
     answer = await service.datasets.UploadDataset(upload(data, archive_format))
     dataset = answer.dataset
     assert dataset.dataset_id == f"ds-{dataset.digest[:20]}"
     assert [(c.label, c.train_count) for c in dataset.classes] == [(c, 3) for c in CLASSES]
-    assert (dataset.picture_count, dataset.rejected_count) == (9, 1)
+    assert (dataset.image_count, dataset.rejected_count) == (9, 1)
     assert dataset.rejected_files[0].path == "red/notes.txt"
     assert not dataset.has_validation_split
     again = await service.datasets.GetDataset(pb.GetDatasetRequest(dataset_id=dataset.dataset_id))
     assert again.dataset == dataset
 
 
-async def test_pictures_sent_one_by_one_name_their_split(service: Service) -> None:
+async def test_images_sent_one_by_one_name_their_split(service: Service) -> None:
     def messages() -> Iterator[pb.UploadDatasetRequest]:
         yield pb.UploadDatasetRequest(header=pb.UploadDatasetHeader())
         for label in CLASSES:
             for n, split in enumerate((pb.SPLIT_TRAIN, pb.SPLIT_TRAIN, pb.SPLIT_VALIDATION)):
                 yield pb.UploadDatasetRequest(
-                    picture=pb.LabelledPicture(
-                        label=label, content=picture(label, (20 + n, 20)), split=split
+                    image=pb.LabelledImage(
+                        label=label, content=image(label, (20 + n, 20)), split=split
                     )
                 )
         yield end(3 * len(CLASSES))
@@ -179,7 +179,7 @@ async def test_bytes_that_are_no_whole_archive_are_refused(service: Service) -> 
 
 
 async def test_one_class_only_is_refused(service: Service) -> None:
-    files = {f"red/{n}.png": picture("red", (30 + n, 30)) for n in range(4)}
+    files = {f"red/{n}.png": image("red", (30 + n, 30)) for n in range(4)}
     found = await refusal(service.datasets.UploadDataset(upload(tar(files))))
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "DATASET_UNUSABLE")
 
@@ -187,7 +187,7 @@ async def test_one_class_only_is_refused(service: Service) -> None:
 async def test_streams_out_of_order_are_refused(service: Service) -> None:
     header = pb.UploadDatasetRequest(header=pb.UploadDatasetHeader())
     chunk = pb.UploadDatasetRequest(archive_chunk=b"x")
-    one = pb.UploadDatasetRequest(picture=pb.LabelledPicture(label="red", content=picture("red")))
+    one = pb.UploadDatasetRequest(image=pb.LabelledImage(label="red", content=image("red")))
     empty = pb.UploadDatasetRequest()
     for messages in (
         [],
@@ -208,18 +208,18 @@ async def test_an_upload_that_was_cut_off_stores_nothing(service: Service) -> No
         pb.UploadDatasetRequest(header=pb.UploadDatasetHeader()),
         *(
             pb.UploadDatasetRequest(
-                picture=pb.LabelledPicture(label=label, content=picture(label, (20 + n, 20)))
+                image=pb.LabelledImage(label=label, content=image(label, (20 + n, 20)))
             )
             for label in CLASSES
             for n in range(3)
         ),
         end(9),
     ]
-    # Without its end, and with pictures missing before it.
+    # Without its end, and with images missing before it.
     for messages in (whole[:-1], [*whole[:4], whole[-1]]):
         found = await refusal(service.datasets.UploadDataset(iter(messages)))
         assert (found.code, found.field) == (grpc.StatusCode.INVALID_ARGUMENT, "end")
         assert "cut off" in found.message
     kept = await service.datasets.ListDatasets(pb.ListDatasetsRequest())
     assert not kept.datasets
-    assert (await service.datasets.UploadDataset(iter(whole))).dataset.picture_count == 9
+    assert (await service.datasets.UploadDataset(iter(whole))).dataset.image_count == 9

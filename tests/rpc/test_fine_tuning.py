@@ -38,15 +38,15 @@ from tests.rpc.conftest import (
     Service,
     close,
     colours,
+    image,
     of_status,
-    picture,
     refusal,
 )
 
 
 def request(**fields: object) -> pb.FineTuneRequest:
     return pb.FineTuneRequest(
-        **{"model": "colours", "inline_pictures": colours(), **fields}  # type: ignore[arg-type]
+        **{"model": "colours", "inline_images": colours(), **fields}  # type: ignore[arg-type]
     )
 
 
@@ -69,7 +69,7 @@ async def test_fine_tune_answers_at_once_and_its_model_is_served_when_it_succeed
     assert job.create_time.ToSeconds() <= job.end_time.ToSeconds()
     answer = await service.prediction.Predict(
         prediction_pb2.PredictRequest(
-            model="colours", pictures=[prediction_pb2.Picture(encoded=picture("green"))]
+            model="colours", images=[prediction_pb2.Image(encoded=image("green"))]
         )
     )
     assert answer.results[0].classification.scores[0].label == "green"
@@ -180,9 +180,9 @@ async def test_a_queued_job_is_cancelled_at_once(make_service: MakeService) -> N
 
 
 async def test_a_job_that_cannot_succeed_says_why(make_service: MakeService) -> None:
-    why = "classes with fewer than 2 pictures: cat (1)"
+    why = "classes with fewer than 2 images: cat (1)"
     failing = Script(
-        records=[Note("warning", "few pictures"), Failed(Reason.DATASET_UNUSABLE, why)],
+        records=[Note("warning", "few images"), Failed(Reason.DATASET_UNUSABLE, why)],
         exit_code=ExitCode.FAILED,
     )
     service: Service = await make_service(failing)
@@ -220,7 +220,7 @@ async def test_a_restart_serves_what_was_finished_and_runs_what_was_not(
     second: Service = await make_service(SUCCESS)
     answer = await second.prediction.Predict(
         prediction_pb2.PredictRequest(
-            model="colours", pictures=[prediction_pb2.Picture(encoded=picture("red"))]
+            model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
         )
     )
     assert answer.results[0].classification.scores[0].label == "red"
@@ -248,15 +248,15 @@ async def test_jobs_are_listed_newest_first_by_pages_state_and_model(
     assert found.field == "states"
 
 
-async def test_pictures_are_read_from_an_allowed_folder_or_archive(service: Service) -> None:
-    folder = service.allowed / "pictures"
+async def test_images_are_read_from_an_allowed_folder_or_archive(service: Service) -> None:
+    folder = service.allowed / "images"
     for label in ("red", "green", "blue"):
         (folder / label).mkdir(parents=True)
         for n in range(3):
-            (folder / label / f"{n}.png").write_bytes(picture(label, (50 + n, 50)))
-    archive = service.allowed / "pictures.tar.gz"
+            (folder / label / f"{n}.png").write_bytes(image(label, (50 + n, 50)))
+    archive = service.allowed / "images.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
-        tar.add(folder, "pictures")
+        tar.add(folder, "images")
     for path in (folder, archive):
         started = await service.fine_tuning.FineTune(
             pb.FineTuneRequest(model="colours", server_path=pb.ServerPath(path=str(path)))
@@ -303,14 +303,14 @@ BAD_FIELDS: dict[str, dict[str, object]] = {
     "gate.alias": {"gate": pb.Gate(alias="latest")},
     "domain_adaptation.target": {"domain_adaptation": pb.DomainAdaptation()},
     "domain_adaptation.technique": {
-        "domain_adaptation": pb.DomainAdaptation(target_pictures=colours(), technique=99)  # type: ignore[arg-type]
+        "domain_adaptation": pb.DomainAdaptation(target_images=colours(), technique=99)  # type: ignore[arg-type]
     },
     "domain_adaptation.epochs": {
-        "domain_adaptation": pb.DomainAdaptation(target_pictures=colours(), epochs=3)
+        "domain_adaptation": pb.DomainAdaptation(target_images=colours(), epochs=3)
     },
     "domain_adaptation.batch_size": {
         "domain_adaptation": pb.DomainAdaptation(
-            target_pictures=colours(), technique=pb.ADAPTATION_TECHNIQUE_DANN, batch_size=1
+            target_images=colours(), technique=pb.ADAPTATION_TECHNIQUE_DANN, batch_size=1
         )
     },
     "domain_adaptation.target_path.path": {
@@ -340,18 +340,17 @@ async def test_a_field_with_a_bad_value_is_named(service: Service, field: str) -
     assert not kept.datasets
 
 
-async def test_a_request_without_pictures_is_refused(service: Service) -> None:
+async def test_a_request_without_images_is_refused(service: Service) -> None:
     found = await refusal(service.fine_tuning.FineTune(pb.FineTuneRequest(model="m")))
     assert (found.code, found.field) == (grpc.StatusCode.INVALID_ARGUMENT, "data")
 
 
-async def test_pictures_of_one_class_only_are_refused(service: Service) -> None:
+async def test_images_of_one_class_only_are_refused(service: Service) -> None:
     one = [
-        dataset_pb2.LabelledPicture(label="red", content=picture("red", (30 + n, 30)))
-        for n in range(4)
+        dataset_pb2.LabelledImage(label="red", content=image("red", (30 + n, 30))) for n in range(4)
     ]
     found = await refusal(
-        service.fine_tuning.FineTune(request(inline_pictures=pb.InlinePictures(pictures=one)))
+        service.fine_tuning.FineTune(request(inline_images=pb.InlineImages(images=one)))
     )
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "DATASET_UNUSABLE")
     assert "2 are needed" in found.message

@@ -28,7 +28,7 @@ PASSES = Script([Finished(1.0, 3)], before_last=partial(_write, checks=[MET]))
 
 
 async def fine_tune(service: Service, **fields: object) -> ft.Job:
-    request = ft.FineTuneRequest(model="colours", inline_pictures=colours(), **fields)  # type: ignore[arg-type]
+    request = ft.FineTuneRequest(model="colours", inline_images=colours(), **fields)  # type: ignore[arg-type]
     started = await service.fine_tuning.FineTune(request)
     return await service.ended(started.job.job_id)
 

@@ -11,7 +11,7 @@ from tests.rpc.conftest import HANG, SUCCESS, MakeService, Service, colours, ref
 
 def grown(base: pb.BaseVersion, **fields: object) -> pb.FineTuneRequest:
     return pb.FineTuneRequest(
-        **{"model": "colours", "inline_pictures": colours(4), "base": base, **fields}  # type: ignore[arg-type]
+        **{"model": "colours", "inline_images": colours(4), "base": base, **fields}  # type: ignore[arg-type]
     )
 
 

@@ -17,7 +17,7 @@ from grpc import aio
 from service.rpc.open_inference import grpc_predict_v2_pb2
 from service.rpc.server import SERVICES
 from tests.fuzz.messages import extremes
-from tests.rpc.conftest import Service, colours, picture
+from tests.rpc.conftest import Service, colours, image
 
 OURS = [
     method
@@ -49,11 +49,11 @@ BASES: dict[str, Message] = {
     "FineTuneRequest": fine_tuning_pb2.FineTuneRequest(model="cats", dataset_id="ds-none"),
     "RankBackbonesRequest": fine_tuning_pb2.RankBackbonesRequest(dataset_id="ds-none"),
     "PredictRequest": prediction_pb2.PredictRequest(
-        model="colours", pictures=[prediction_pb2.Picture(encoded=picture("red"))]
+        model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
     ),
     "PredictStreamRequest": prediction_pb2.PredictStreamRequest(
         request=prediction_pb2.PredictRequest(
-            model="colours", pictures=[prediction_pb2.Picture(encoded=picture("red"))]
+            model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
         )
     ),
     "UploadDatasetRequest": dataset_pb2.UploadDatasetRequest(),
@@ -62,7 +62,7 @@ BASES: dict[str, Message] = {
         model_name="colours",
         inputs=[
             grpc_predict_v2_pb2.ModelInferRequest.InferInputTensor(
-                name="pictures", datatype="UINT8", shape=[1, 1, 3]
+                name="images", datatype="UINT8", shape=[1, 1, 3]
             )
         ],
         raw_input_contents=[b"abc"],
@@ -292,16 +292,16 @@ async def test_what_extreme_values_are_accepted_is_told_again(
     assert faults_told(caplog) == []
 
 
-async def test_inline_pictures_of_which_one_has_a_bad_label_store_nothing(
+async def test_inline_images_of_which_one_has_a_bad_label_store_nothing(
     service: Service,
 ) -> None:
     before = await stored(service)
     for label in ("../cat", "cat\0", "\u202etac", "a/b", ".hidden", "x" * 129, ""):
-        pictures = colours()
-        pictures.pictures[-1].label = label
+        images = colours()
+        images.images[-1].label = label
         with pytest.raises(aio.AioRpcError) as caught:
             await service.fine_tuning.FineTune(
-                fine_tuning_pb2.FineTuneRequest(model="m", inline_pictures=pictures)
+                fine_tuning_pb2.FineTuneRequest(model="m", inline_images=images)
             )
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, label
     for name in (
@@ -313,14 +313,14 @@ async def test_inline_pictures_of_which_one_has_a_bad_label_store_nothing(
         "\u202egnp.exe",
         "\\\\s\\x",
     ):
-        pictures = colours()
-        for each in pictures.pictures:
+        images = colours()
+        for each in images.images:
             each.filename = name
         started = await service.fine_tuning.FineTune(
-            fine_tuning_pb2.FineTuneRequest(model="m", inline_pictures=pictures)
+            fine_tuning_pb2.FineTuneRequest(model="m", inline_images=images)
         )
         await service.ended(started.job.job_id)
-    # The same pictures are the same dataset, whatever their files were called.
+    # The same images are the same dataset, whatever their files were called.
     assert (await stored(service))[1] == before[1] + 1
     outside = [p for p in service.data_dir.parent.rglob("*evil*") if "datasets" not in p.parts]
     assert outside == []

@@ -10,14 +10,14 @@ from graft.v1 import prediction_pb2
 
 from service.rpc.open_inference import grpc_predict_v2_pb2
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
-from tests.rpc.conftest import Service, picture, refusal
+from tests.rpc.conftest import Service, image, refusal
 
 
 async def predicted_version(service: Service, **which: object) -> int:
     answer = await service.prediction.Predict(
         prediction_pb2.PredictRequest(
             model="colours",
-            pictures=[prediction_pb2.Picture(encoded=picture("red"))],
+            images=[prediction_pb2.Image(encoded=image("red"))],
             **which,  # type: ignore[arg-type]
         )
     )
@@ -102,7 +102,7 @@ async def test_a_version_tells_how_it_was_made(service: Service) -> None:
     assert version.method == pb.TRANSFER_METHOD_FEATURE_BASED
     assert list(version.classes) == ["blue", "green", "red"]
     assert (version.validation_accuracy, version.validation_count) == (1.0, 3)
-    assert version.parity.picture_count == 3
+    assert version.parity.image_count == 3
     assert '"job_id"' in version.manifest_json
 
 
@@ -143,7 +143,7 @@ async def test_a_deleted_backbone_leaves_memory(service: Service) -> None:
     found = await refusal(
         service.prediction.Predict(
             prediction_pb2.PredictRequest(
-                model="colours", pictures=[prediction_pb2.Picture(encoded=picture("red"))]
+                model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
             )
         )
     )

@@ -12,7 +12,7 @@ from graft.v1 import model_pb2
 
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
-from tests.rpc.conftest import CLASSES, MakeService, Service, close, picture, refusal
+from tests.rpc.conftest import CLASSES, MakeService, Service, close, image, refusal
 
 Input = pb.ModelInferRequest.InferInputTensor
 Asked = pb.ModelInferRequest.InferRequestedOutputTensor
@@ -43,18 +43,18 @@ def numbers(answer: pb.ModelInferResponse, name: str) -> npt.NDArray[np.float32]
     return np.frombuffer(raw, "<f4").reshape(answer.outputs[index].shape)
 
 
-def request(*pictures: bytes, **fields: Any) -> pb.ModelInferRequest:
-    """Asks with picture files."""
+def request(*images: bytes, **fields: Any) -> pb.ModelInferRequest:
+    """Asks with image files."""
     given: dict[str, Any] = {
         "model_name": "colours",
-        "inputs": [Input(name="pictures", datatype="BYTES", shape=[len(pictures)])],
-        "raw_input_contents": [bytes_tensor(*pictures)],
+        "inputs": [Input(name="images", datatype="BYTES", shape=[len(images)])],
+        "raw_input_contents": [bytes_tensor(*images)],
     }
     return pb.ModelInferRequest(**(given | fields))
 
 
 def pixels(*colours: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Decoded pictures of 6 x 8 pixels."""
+    """Decoded images of 6 x 8 pixels."""
     array = np.zeros((len(colours), 6, 8, 3), np.uint8)
     for row, colour in zip(array, colours, strict=True):
         row[:] = colour
@@ -94,7 +94,7 @@ async def test_metadata_and_configuration_describe_the_model(service: Service, s
     metadata = await stub.ModelMetadata(pb.ModelMetadataRequest(name="colours"))
     assert (metadata.name, list(metadata.versions)) == ("colours", ["2", "1"])
     assert [(i.name, i.datatype, list(i.shape)) for i in metadata.inputs] == [
-        ("pictures", "BYTES", [-1, 1])
+        ("images", "BYTES", [-1, 1])
     ]
     assert [(o.name, o.datatype, list(o.shape)) for o in metadata.outputs] == [
         ("probabilities", "FP32", [-1, 3]),
@@ -105,7 +105,7 @@ async def test_metadata_and_configuration_describe_the_model(service: Service, s
     assert list(one.versions) == ["1"]
     config = (await stub.ModelConfig(pb.ModelConfigRequest(name="colours"))).config
     assert (config.name, config.max_batch_size) == ("colours", 256)
-    assert [(i.name, i.data_type) for i in config.input] == [("pictures", pb.TYPE_STRING)]
+    assert [(i.name, i.data_type) for i in config.input] == [("images", pb.TYPE_STRING)]
     assert [list(o.dims) for o in config.output] == [[3], [], [3]]
     for call in (
         stub.ModelMetadata(pb.ModelMetadataRequest(name="nobody")),
@@ -115,11 +115,11 @@ async def test_metadata_and_configuration_describe_the_model(service: Service, s
         assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
 
 
-async def test_picture_files_are_answered_with_probabilities_and_labels(
+async def test_image_files_are_answered_with_probabilities_and_labels(
     service: Service, stub: Any
 ) -> None:
     await service.make_model()
-    files = [picture("red"), picture("blue", kind="JPEG")]
+    files = [image("red"), image("blue", kind="JPEG")]
     for shape in ([2], [2, 1]):
         inputs = [Input(name="any", datatype="BYTES", shape=shape)]
         answer = await stub.ModelInfer(request(*files, inputs=inputs, id="my id"))
@@ -140,10 +140,10 @@ async def test_every_datatype_raw_or_typed_gets_the_same_answer(
 ) -> None:
     await service.make_model()
     array = pixels(RED, BLUE)
-    tensor = Input(name="pictures", datatype=datatype, shape=array.shape)
+    tensor = Input(name="images", datatype=datatype, shape=array.shape)
     raw = b""
     if datatype == "BYTES":
-        files = [picture("red"), picture("blue")]
+        files = [image("red"), image("blue")]
         tensor.shape[:] = [2]
         raw = bytes_tensor(*files)
         typed = pb.InferTensorContents(bytes_contents=files)
@@ -163,12 +163,12 @@ async def test_every_datatype_raw_or_typed_gets_the_same_answer(
     assert texts(answer.raw_output_contents[1]) == ["red", "blue"]
 
 
-async def test_one_decoded_picture_needs_no_dimension_for_their_number(
+async def test_one_decoded_image_needs_no_dimension_for_their_number(
     service: Service, stub: Any
 ) -> None:
     await service.make_model()
     (one,) = pixels(BLUE)
-    inputs = [Input(name="pictures", datatype="UINT8", shape=one.shape)]
+    inputs = [Input(name="images", datatype="UINT8", shape=one.shape)]
     answer = await stub.ModelInfer(request(inputs=inputs, raw_input_contents=[one.tobytes()]))
     assert numbers(answer, "probabilities").shape == (1, 3)
     assert texts(answer.raw_output_contents[1]) == ["blue"]
@@ -177,7 +177,7 @@ async def test_one_decoded_picture_needs_no_dimension_for_their_number(
 async def test_outputs_are_those_asked_for_in_that_order(service: Service, stub: Any) -> None:
     await service.make_model()
     outputs = [Asked(name="features"), Asked(name="labels")]
-    answer = await stub.ModelInfer(request(picture("red"), outputs=outputs))
+    answer = await stub.ModelInfer(request(image("red"), outputs=outputs))
     assert [output.name for output in answer.outputs] == ["features", "labels"]
     assert numbers(answer, "features").tolist() == [pytest.approx([1, 0, 0])]
     assert texts(answer.raw_output_contents[1]) == ["red"]
@@ -190,7 +190,7 @@ async def test_classes_are_texts_of_probability_index_and_label_best_first(
     await service.make_model()
     parameters = {"classification": pb.InferParameter(int64_param=k)}
     outputs = [Asked(name="probabilities", parameters=parameters)]
-    answer = await stub.ModelInfer(request(picture("red"), picture("blue"), outputs=outputs))
+    answer = await stub.ModelInfer(request(image("red"), image("blue"), outputs=outputs))
     (output,) = answer.outputs
     assert (output.datatype, list(output.shape)) == ("BYTES", [2, answered])
     found = [text.split(":") for text in texts(answer.raw_output_contents[0])]
@@ -208,23 +208,23 @@ async def test_versions_are_named_by_number_and_alias(service: Service, stub: An
         model_pb2.SetAliasRequest(model="colours", alias="prod", version=1)
     )
     for asked, answered in (("", "2"), ("1", "1"), ("prod", "1"), ("latest", "2")):
-        answer = await stub.ModelInfer(request(picture("red"), model_version=asked))
+        answer = await stub.ModelInfer(request(image("red"), model_version=asked))
         assert answer.model_version == answered
-    found = await refusal(stub.ModelInfer(request(picture("red"), model_version="canary")))
+    found = await refusal(stub.ModelInfer(request(image("red"), model_version="canary")))
     assert found.reason == "ALIAS_NOT_FOUND"
-    found = await refusal(stub.ModelInfer(request(picture("red"), model_version="7")))
+    found = await refusal(stub.ModelInfer(request(image("red"), model_version="7")))
     assert found.reason == "VERSION_NOT_FOUND"
 
 
-async def test_a_bad_picture_fails_the_call_and_is_named(service: Service, stub: Any) -> None:
+async def test_a_bad_image_fails_the_call_and_is_named(service: Service, stub: Any) -> None:
     await service.make_model()
-    found = await refusal(stub.ModelInfer(request(picture("red"), b"no picture", b"")))
+    found = await refusal(stub.ModelInfer(request(image("red"), b"no image", b"")))
     assert (found.code, found.reason) == (
         grpc.StatusCode.INVALID_ARGUMENT,
-        "PICTURE_UNREADABLE",
+        "IMAGE_UNREADABLE",
     )
     assert found.field == "inputs[0][1]"
-    assert "picture 1" in found.message
+    assert "image 1" in found.message
     inputs = [Input(datatype="FP32", shape=[1, 1, 3])]
     asked = request(inputs=inputs, raw_input_contents=[np.array([0, 9, 0], "<f4").tobytes()])
     found = await refusal(stub.ModelInfer(asked))
@@ -237,7 +237,7 @@ def typed(datatype: str, shape: list[int], **contents: Any) -> pb.ModelInferRequ
 
 
 SHARED = {"shared_memory_region": pb.InferParameter(string_param="mine")}
-PNG = picture("red")
+PNG = image("red")
 
 
 REFUSED = [
@@ -293,7 +293,7 @@ async def test_a_request_that_cannot_be_meant_is_refused_by_field(
 async def test_parameters_that_nobody_knows_are_ignored(service: Service, stub: Any) -> None:
     await service.make_model()
     unknown = {"priority": pb.InferParameter(uint64_param=3)}
-    asked = request(picture("red"), parameters=unknown)
+    asked = request(image("red"), parameters=unknown)
     asked.inputs[0].parameters["binary_data_size"].int64_param = 1
     answer = await stub.ModelInfer(asked)
     assert texts(answer.raw_output_contents[1]) == ["red"]
@@ -323,7 +323,7 @@ async def test_a_stream_answers_every_request_and_outlives_errors(
 
     async def requests() -> AsyncIterator[pb.ModelInferRequest]:
         for number in range(80):
-            yield request(picture("red") if number % 2 else b"none", id=str(number))
+            yield request(image("red") if number % 2 else b"none", id=str(number))
 
     found: dict[str, pb.ModelStreamInferResponse] = {}
     async for response in stub.ModelStreamInfer(requests()):
@@ -336,7 +336,7 @@ async def test_a_stream_answers_every_request_and_outlives_errors(
             assert texts(answer.raw_output_contents[1]) == ["red"]
             assert answer.parameters["triton_final_response"].bool_param
         else:
-            assert "picture 0" in response.error_message
+            assert "image 0" in response.error_message
             assert not response.infer_response.outputs
 
 
@@ -346,8 +346,8 @@ async def test_answers_of_a_stream_come_as_they_are_ready(service: Service, stub
     session.hold()
     call = stub.ModelStreamInfer()
     try:
-        await call.write(request(picture("red"), id="slow"))
-        await call.write(request(picture("red"), id="wrong", model_name="nobody"))
+        await call.write(request(image("red"), id="slow"))
+        await call.write(request(image("red"), id="wrong", model_name="nobody"))
         first = await call.read()
         assert (first.infer_response.id, first.infer_response.model_name) == ("wrong", "nobody")
         assert "nobody" in first.error_message
@@ -389,7 +389,7 @@ async def test_an_unloaded_model_answers_again_when_asked(service: Service, stub
     await stub.RepositoryModelLoad(load)
     await stub.RepositoryModelUnload(unload)
     await stub.RepositoryModelUnload(unload)
-    answer = await stub.ModelInfer(request(picture("red")))
+    answer = await stub.ModelInfer(request(image("red")))
     assert texts(answer.raw_output_contents[1]) == ["red"]
 
 
@@ -426,8 +426,8 @@ async def test_what_the_repository_cannot_do_is_refused(service: Service, stub: 
 async def test_statistics_count_what_each_version_was_asked(service: Service, stub: Any) -> None:
     await service.make_model()
     await service.make_model()
-    await stub.ModelInfer(request(picture("red"), picture("blue"), model_version="1"))
-    await stub.ModelInfer(request(picture("red"), model_version="1"))
+    await stub.ModelInfer(request(image("red"), image("blue"), model_version="1"))
+    await stub.ModelInfer(request(image("red"), model_version="1"))
     answer = await stub.ModelStatistics(pb.ModelStatisticsRequest(name="colours"))
     first, second = answer.model_stats
     assert (first.name, first.version, second.version) == ("colours", "1", "2")

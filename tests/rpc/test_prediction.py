@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from graft.v1 import prediction_pb2 as pb
 
-from tests.rpc.conftest import MakeService, Service, of_status, picture, refusal
+from tests.rpc.conftest import MakeService, Service, image, of_status, refusal
 
 
-def encoded(*pictures: bytes, model: str = "colours", **fields: object) -> pb.PredictRequest:
+def encoded(*images: bytes, model: str = "colours", **fields: object) -> pb.PredictRequest:
     return pb.PredictRequest(
         model=model,
-        pictures=[pb.Picture(encoded=data) for data in pictures],
+        images=[pb.Image(encoded=data) for data in images],
         **fields,  # type: ignore[arg-type]
     )
 
@@ -35,11 +35,11 @@ def png_bomb(side: int) -> bytes:
     )
 
 
-async def test_pictures_are_answered_in_order_best_class_first(service: Service) -> None:
+async def test_images_are_answered_in_order_best_class_first(service: Service) -> None:
     await service.make_model()
     answer = await service.prediction.Predict(
-        encoded(picture("red"), picture("blue", kind="JPEG"), picture("green", kind="WEBP"),
-                picture("red", kind="BMP"), top_k=2)
+        encoded(image("red"), image("blue", kind="JPEG"), image("green", kind="WEBP"),
+                image("red", kind="BMP"), top_k=2)
     )  # fmt: skip
     assert (answer.model, answer.version) == ("colours", 1)
     best = [result.classification.scores[0] for result in answer.results]
@@ -55,20 +55,20 @@ async def test_without_top_k_one_class_is_answered_and_all_when_it_is_large(
     service: Service,
 ) -> None:
     await service.make_model()
-    one = await service.prediction.Predict(encoded(picture("red")))
+    one = await service.prediction.Predict(encoded(image("red")))
     assert len(one.results[0].classification.scores) == 1
-    every = await service.prediction.Predict(encoded(picture("red"), top_k=99))
+    every = await service.prediction.Predict(encoded(image("red"), top_k=99))
     scores = every.results[0].classification.scores
     assert sum(score.probability for score in scores) == pytest.approx(1, abs=1e-5)
 
 
 async def test_features_come_when_asked_for(service: Service) -> None:
     await service.make_model()
-    answer = await service.prediction.Predict(encoded(picture("red"), include_features=True))
+    answer = await service.prediction.Predict(encoded(image("red"), include_features=True))
     assert list(answer.results[0].classification.features) == pytest.approx([1, 0, 0])
 
 
-async def test_tensors_of_both_types_get_the_encoded_pictures_answer(service: Service) -> None:
+async def test_tensors_of_both_types_get_the_encoded_images_answer(service: Service) -> None:
     await service.make_model()
     red = np.zeros((48, 64, 3), np.uint8)
     red[..., 0] = 255
@@ -80,31 +80,31 @@ async def test_tensors_of_both_types_get_the_encoded_pictures_answer(service: Se
             data=(red / 255).astype("<f4").tobytes(),
         ),
     ]
-    request = pb.PredictRequest(model="colours", pictures=[pb.Picture(tensor=t) for t in tensors])
+    request = pb.PredictRequest(model="colours", images=[pb.Image(tensor=t) for t in tensors])
     answer = await service.prediction.Predict(request)
     assert [r.classification.scores[0].label for r in answer.results] == ["red", "red"]
 
 
-async def test_a_bad_picture_fails_alone(service: Service) -> None:
+async def test_a_bad_image_fails_alone(service: Service) -> None:
     await service.make_model()
-    whole = picture("red", (300, 300), "JPEG")
+    whole = image("red", (300, 300), "JPEG")
     bad = {
-        "text": b"this is not a picture",
+        "text": b"this is not an image",
         "empty": b"",
         "truncated": whole[: len(whole) // 2],
         "bomb": png_bomb(30_000),
-        "gif": picture("red", kind="GIF"),
+        "gif": image("red", kind="GIF"),
     }
-    answer = await service.prediction.Predict(encoded(*bad.values(), picture("blue")))
+    answer = await service.prediction.Predict(encoded(*bad.values(), image("blue")))
     *errors, good = answer.results
     assert good.classification.scores[0].label == "blue"
     found = {name: of_status(result.error) for name, result in zip(bad, errors, strict=True)}
     assert {f.code for f in found.values()} == {grpc.StatusCode.INVALID_ARGUMENT}
-    assert found["text"].reason == "PICTURE_UNREADABLE"
+    assert found["text"].reason == "IMAGE_UNREADABLE"
     assert "not a JPEG, PNG, WebP or BMP" in found["text"].message
     assert "0 bytes" in found["empty"].message
     assert "damaged or cut short" in found["truncated"].message
-    assert found["bomb"].reason == "PICTURE_TOO_LARGE"
+    assert found["bomb"].reason == "IMAGE_TOO_LARGE"
     assert "30000 x 30000" in found["bomb"].message
     assert "GIF" in found["gif"].message
 
@@ -127,34 +127,34 @@ async def test_a_bad_picture_fails_alone(service: Service) -> None:
         ),
     ],
 )
-async def test_a_tensor_that_is_no_picture_fails_alone(
+async def test_a_tensor_that_is_no_image_fails_alone(
     service: Service, tensor: pb.Tensor, why: str
 ) -> None:
     await service.make_model()
-    request = pb.PredictRequest(model="colours", pictures=[pb.Picture(tensor=tensor)])
+    request = pb.PredictRequest(model="colours", images=[pb.Image(tensor=tensor)])
     answer = await service.prediction.Predict(request)
     found = of_status(answer.results[0].error)
     assert (found.code, found.reason) in (
         (grpc.StatusCode.INVALID_ARGUMENT, "TENSOR_INVALID"),
-        (grpc.StatusCode.INVALID_ARGUMENT, "PICTURE_TOO_LARGE"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_TOO_LARGE"),
     )
     assert why in found.message
 
 
 async def test_a_tensor_without_a_type_is_refused_by_name(service: Service) -> None:
     await service.make_model()
-    request = pb.PredictRequest(model="colours", pictures=[pb.Picture(tensor=pb.Tensor())])
+    request = pb.PredictRequest(model="colours", images=[pb.Image(tensor=pb.Tensor())])
     found = await refusal(service.prediction.Predict(request))
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
-    assert found.field == "pictures[0].tensor.data_type"
+    assert found.field == "images[0].tensor.data_type"
 
 
 async def test_requests_that_ask_nothing_sensible_are_refused_by_field(service: Service) -> None:
     await service.make_model()
     cases = {
-        "pictures": encoded(),
-        "pictures[0]": pb.PredictRequest(model="colours", pictures=[pb.Picture()]),
-        "top_k": encoded(picture("red"), top_k=-1),
+        "images": encoded(),
+        "images[0]": pb.PredictRequest(model="colours", images=[pb.Image()]),
+        "top_k": encoded(image("red"), top_k=-1),
     }
     for field, request in cases.items():
         found = await refusal(service.prediction.Predict(request))
@@ -165,20 +165,20 @@ async def test_requests_that_ask_nothing_sensible_are_refused_by_field(service: 
         )
 
 
-async def test_more_pictures_than_a_call_may_bring_are_refused(make_service: MakeService) -> None:
-    service: Service = await make_service(max_pictures=2)
+async def test_more_images_than_a_call_may_bring_are_refused(make_service: MakeService) -> None:
+    service: Service = await make_service(max_images=2)
     await service.make_model()
-    found = await refusal(service.prediction.Predict(encoded(*[picture("red")] * 3)))
-    assert found.field == "pictures"
+    found = await refusal(service.prediction.Predict(encoded(*[image("red")] * 3)))
+    assert found.field == "images"
     assert "several calls" in found.message
 
 
 async def test_unknown_models_versions_and_aliases_are_named(service: Service) -> None:
     await service.make_model()
     cases = {
-        "MODEL_NOT_FOUND": encoded(picture("red"), model="colour"),
-        "VERSION_NOT_FOUND": encoded(picture("red"), version=7),
-        "ALIAS_NOT_FOUND": encoded(picture("red"), alias="stable"),
+        "MODEL_NOT_FOUND": encoded(image("red"), model="colour"),
+        "VERSION_NOT_FOUND": encoded(image("red"), version=7),
+        "ALIAS_NOT_FOUND": encoded(image("red"), alias="stable"),
     }
     for reason, request in cases.items():
         found = await refusal(service.prediction.Predict(request))
@@ -201,21 +201,21 @@ async def test_a_call_whose_deadline_passes_ends_and_leaves_the_service_well(
     service: Service,
 ) -> None:
     await service.make_model()
-    await service.prediction.Predict(encoded(picture("red")))
+    await service.prediction.Predict(encoded(image("red")))
     (session,) = service.runtime.sessions.values()
     session.hold()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await service.prediction.Predict(encoded(picture("red")), timeout=0.2)
+        await service.prediction.Predict(encoded(image("red")), timeout=0.2)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     session.release()
-    answer = await service.prediction.Predict(encoded(picture("blue")))
+    answer = await service.prediction.Predict(encoded(image("blue")))
     assert answer.results[0].classification.scores[0].label == "blue"
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back(make_service: MakeService) -> None:
     service: Service = await make_service(max_queue=2)
     await service.make_model()
-    found = await refusal(service.prediction.Predict(encoded(*[picture("red")] * 3)))
+    found = await refusal(service.prediction.Predict(encoded(*[image("red")] * 3)))
     assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     assert found.retry_s > 0
 
@@ -223,9 +223,9 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(make_service: Mak
 async def test_a_stream_answers_every_request_by_its_id(service: Service) -> None:
     await service.make_model()
     asked = {
-        "a": encoded(picture("red")),
-        "b": encoded(picture("red"), model="nobody"),
-        "c": encoded(picture("blue")),
+        "a": encoded(image("red")),
+        "b": encoded(image("red"), model="nobody"),
+        "c": encoded(image("blue")),
     }
 
     async def requests() -> AsyncIterator[pb.PredictStreamRequest]:
@@ -243,10 +243,10 @@ async def test_an_error_that_nobody_expected_leaves_with_an_id_and_nothing_of_ou
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     await service.make_model()
-    await service.prediction.Predict(encoded(picture("red")))
+    await service.prediction.Predict(encoded(image("red")))
     (session,) = service.runtime.sessions.values()
     session.fail_next = ZeroDivisionError("/secret/path")
-    found = await refusal(service.prediction.Predict(encoded(picture("red"))))
+    found = await refusal(service.prediction.Predict(encoded(image("red"))))
     assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert "secret" not in found.message
     incident = found.message.split()[-1]
@@ -257,7 +257,7 @@ async def test_many_callers_are_batched_and_each_gets_its_own(service: Service) 
     await service.make_model()
     names = ["red", "green", "blue"] * 8
     answers = await asyncio.gather(
-        *(service.prediction.Predict(encoded(picture(name))) for name in names)
+        *(service.prediction.Predict(encoded(image(name))) for name in names)
     )
     got = [answer.results[0].classification.scores[0].label for answer in answers]
     assert got == names

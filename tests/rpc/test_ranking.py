@@ -23,7 +23,7 @@ from service.jobs.contract import (
 )
 from service.jobs.fake_launcher import FakeTrainer, Script
 from service.jobs.ranking import MAX_WAITING
-from tests.rpc.conftest import SUCCESS, MakeService, Service, close, colours, picture, refusal
+from tests.rpc.conftest import SUCCESS, MakeService, Service, close, colours, image, refusal
 
 RANKED = BackbonesRanked(
     [
@@ -34,7 +34,7 @@ RANKED = BackbonesRanked(
             log_me=-0.1,
             h_score=0.9,
             leep=-0.3,
-            picture_ms=4.5,
+            image_ms=4.5,
             feature_dim=512,
         ),
         RankedBackbone(backbone="resnet50", weights="random:0", problem="no time was left"),
@@ -48,7 +48,7 @@ HANG = Script(records=[Progressed("features", 0.1)], hangs=True)
 
 def request(**fields: object) -> pb.RankBackbonesRequest:
     return pb.RankBackbonesRequest(
-        **{"inline_pictures": colours(), **fields}  # type: ignore[arg-type]
+        **{"inline_images": colours(), **fields}  # type: ignore[arg-type]
     )
 
 
@@ -65,9 +65,9 @@ async def test_a_ranking_is_told_in_full_and_leaves_no_folder(make_service: Make
     service = await make_service(GOOD)
     answer = await service.fine_tuning.RankBackbones(
         request(
-            candidates=[
-                pb.BackboneCandidate(backbone="resnet18"),
-                pb.BackboneCandidate(backbone="resnet50", weights="random"),
+            backbones=[
+                pb.PretrainedBackbone(backbone="resnet18"),
+                pb.PretrainedBackbone(backbone="resnet50", weights="random"),
             ],
             time_budget=Duration(seconds=7),
             seed=3,
@@ -76,27 +76,27 @@ async def test_a_ranking_is_told_in_full_and_leaves_no_folder(make_service: Make
     first, second = answer.backbones
     assert (first.backbone, first.weights, first.score) == ("resnet18", "IMAGENET1K_V1", -0.1)
     assert (first.log_me, first.h_score, first.leep) == (-0.1, 0.9, -0.3)
-    assert (first.picture_ms, first.feature_dim, first.problem) == (4.5, 512, "")
+    assert (first.image_ms, first.feature_dim, first.problem) == (4.5, 512, "")
     assert second.problem == "no time was left"
-    assert not any(second.HasField(name) for name in ("score", "log_me", "leep", "picture_ms"))
-    assert (answer.explanation, answer.picture_count) == ("resnet18 is first.", 42)
+    assert not any(second.HasField(name) for name in ("score", "log_me", "leep", "image_ms"))
+    assert (answer.explanation, answer.image_count) == ("resnet18 is first.", 42)
 
     (trainer,) = service.launcher.trainers
     spec = trainer.spec
     assert isinstance(spec, RankSpec)
     (stored,) = await dataset_ids(service)
     assert stored in spec.data_dir
-    assert [(c.backbone, c.weights) for c in spec.candidates] == [
+    assert [(c.backbone, c.weights) for c in spec.backbones] == [
         ("resnet18", ""),
         ("resnet50", "random"),
     ]
-    assert (spec.time_budget_s, spec.seed, spec.only_at_hand) == (7.0, 3, False)
+    assert (spec.time_budget_s, spec.seed, spec.only_available) == (7.0, 3, False)
     assert Path(spec.work_dir).parent == service.data_dir / "work"
     assert trainer.stopped.is_set()
     assert work_folders(service) == []
 
 
-async def test_without_candidates_those_at_hand_are_ranked_with_what_is_exported(
+async def test_without_candidates_those_available_are_ranked_with_what_is_exported(
     make_service: MakeService,
 ) -> None:
     service = await make_service(SUCCESS, GOOD)
@@ -105,9 +105,9 @@ async def test_without_candidates_those_at_hand_are_ranked_with_what_is_exported
     await service.make_model()
     await service.fine_tuning.RankBackbones(request())
     spec = service.launcher.trainers[-1].spec
-    assert [c.backbone for c in spec.candidates] == ["resnet34", "efficientnet_lite0"]
-    assert [known.weights for known in spec.candidates[1].exported] == ["pretrained"]
-    assert (spec.time_budget_s, spec.seed, spec.only_at_hand) == (60.0, 0, True)
+    assert [c.backbone for c in spec.backbones] == ["resnet34", "efficientnet_lite0"]
+    assert [known.weights for known in spec.backbones[1].exported] == ["pretrained"]
+    assert (spec.time_budget_s, spec.seed, spec.only_available) == (60.0, 0, True)
 
 
 async def test_folders_and_archives_on_the_server_are_taken(make_service: MakeService) -> None:
@@ -116,7 +116,7 @@ async def test_folders_and_archives_on_the_server_are_taken(make_service: MakeSe
     (folder / "red").mkdir(parents=True)
     (folder / "blue").mkdir()
     for label in ("red", "blue"):
-        (folder / label / "a.png").write_bytes(picture(label))
+        (folder / label / "a.png").write_bytes(image(label))
     with tarfile.open(service.allowed / "colours.tar", "w") as archive:
         archive.add(folder, "colours")
     for name in ("colours", "colours.tar"):
@@ -131,26 +131,26 @@ async def test_folders_and_archives_on_the_server_are_taken(make_service: MakeSe
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"inline_pictures": None}, "data"),
-        ({"candidates": [pb.BackboneCandidate()]}, "candidates[0].backbone"),
-        ({"candidates": [pb.BackboneCandidate(backbone="auto")]}, "candidates[0].backbone"),
+        ({"inline_images": None}, "data"),
+        ({"backbones": [pb.PretrainedBackbone()]}, "backbones[0].backbone"),
+        ({"backbones": [pb.PretrainedBackbone(backbone="auto")]}, "backbones[0].backbone"),
         (
             {
-                "candidates": [
-                    pb.BackboneCandidate(backbone="resnet18"),
-                    pb.BackboneCandidate(backbone="resnet18", weights="../../etc"),
+                "backbones": [
+                    pb.PretrainedBackbone(backbone="resnet18"),
+                    pb.PretrainedBackbone(backbone="resnet18", weights="../../etc"),
                 ]
             },
-            "candidates[1].weights",
+            "backbones[1].weights",
         ),
-        ({"candidates": [pb.BackboneCandidate(backbone="resnet18")] * 2}, "candidates[1]"),
+        ({"backbones": [pb.PretrainedBackbone(backbone="resnet18")] * 2}, "backbones[1]"),
         (
             {
-                "candidates": [
-                    pb.BackboneCandidate(backbone="resnet18", weights=f"W{n}") for n in range(33)
+                "backbones": [
+                    pb.PretrainedBackbone(backbone="resnet18", weights=f"W{n}") for n in range(33)
                 ]
             },
-            "candidates",
+            "backbones",
         ),
         ({"time_budget": Duration(seconds=0)}, "time_budget"),
         ({"time_budget": Duration(seconds=601)}, "time_budget"),
@@ -167,11 +167,11 @@ async def test_a_bad_field_is_named_and_nothing_is_stored_or_started(
 
 
 async def test_data_that_is_not_there_or_not_allowed_is_refused(service: Service) -> None:
-    gone = request(inline_pictures=None, dataset_id="ds-0123456789abcdef")
+    gone = request(inline_images=None, dataset_id="ds-0123456789abcdef")
     refused = await refusal(service.fine_tuning.RankBackbones(gone))
     assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "DATASET_NOT_FOUND")
     assert refused.field == "dataset_id"
-    outside = request(inline_pictures=None, server_path=pb.ServerPath(path="/etc"))
+    outside = request(inline_images=None, server_path=pb.ServerPath(path="/etc"))
     refused = await refusal(service.fine_tuning.RankBackbones(outside))
     assert refused.reason == "PATH_NOT_ALLOWED"
 
@@ -181,13 +181,11 @@ async def test_a_dataset_without_classes_is_refused(service: Service) -> None:
         dataset_pb2.UploadDatasetRequest(
             header=dataset_pb2.UploadDatasetHeader(is_unlabelled=True)
         ),
-        dataset_pb2.UploadDatasetRequest(
-            picture=dataset_pb2.LabelledPicture(content=picture("red"))
-        ),
+        dataset_pb2.UploadDatasetRequest(image=dataset_pb2.LabelledImage(content=image("red"))),
         dataset_pb2.UploadDatasetRequest(end=dataset_pb2.UploadDatasetEnd(message_count=1)),
     ]
     stored = (await service.datasets.UploadDataset(iter(parts))).dataset.dataset_id
-    asked = request(inline_pictures=None, dataset_id=stored)
+    asked = request(inline_images=None, dataset_id=stored)
     refused = await refusal(service.fine_tuning.RankBackbones(asked))
     assert (refused.code, refused.reason) == (
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -233,7 +231,7 @@ async def test_a_crash_is_our_fault_and_its_words_go_to_the_log_alone(
     refused = await refusal(service.fine_tuning.RankBackbones(request()))
     assert refused.code is grpc.StatusCode.INTERNAL
     # The next one has its turn.
-    assert (await service.fine_tuning.RankBackbones(request())).picture_count == 42
+    assert (await service.fine_tuning.RankBackbones(request())).image_count == 42
 
 
 async def test_a_ranking_whose_trainer_the_kernel_killed_for_memory_says_so_for_certain(
@@ -277,7 +275,7 @@ async def test_a_call_that_ends_early_takes_its_trainer_with_it(
         await trainer.stopped.wait()
     await asyncio.wait({waiting})
     # Its turn is over too, and its folder gone.
-    assert (await service.fine_tuning.RankBackbones(request(), timeout=20)).picture_count == 42
+    assert (await service.fine_tuning.RankBackbones(request(), timeout=20)).image_count == 42
     assert work_folders(service) == []
 
 
@@ -303,7 +301,7 @@ async def test_one_ranks_at_a_time_some_wait_and_more_are_refused_at_once(
     assert len(service.launcher.trainers) == 1
     first.cancel()
     answers = await asyncio.gather(*waiting)
-    assert [answer.picture_count for answer in answers] == [42] * MAX_WAITING
+    assert [answer.image_count for answer in answers] == [42] * MAX_WAITING
     assert trainer.stopped.is_set()
     assert len(service.launcher.trainers) == 1 + MAX_WAITING
 

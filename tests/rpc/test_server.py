@@ -65,21 +65,19 @@ async def test_a_callers_request_id_comes_back_and_stands_in_the_log(
     assert [r.__dict__["code"] for r in ended] == ["NOT_FOUND"]
 
 
-async def test_metrics_count_calls_jobs_pictures_and_what_is_loaded(service: Service) -> None:
+async def test_metrics_count_calls_jobs_images_and_what_is_loaded(service: Service) -> None:
     from graft.v1 import prediction_pb2
 
-    from tests.rpc.conftest import picture
+    from tests.rpc.conftest import image
 
     await service.make_model()
-    pictures = [prediction_pb2.Picture(encoded=data) for data in (picture("red"), b"no")]
-    await service.prediction.Predict(
-        prediction_pb2.PredictRequest(model="colours", pictures=pictures)
-    )
+    images = [prediction_pb2.Image(encoded=data) for data in (image("red"), b"no")]
+    await service.prediction.Predict(prediction_pb2.PredictRequest(model="colours", images=images))
     await refusal(service.models.GetModel(model_pb2.GetModelRequest(model="nobody")))
     text = await scrape(service)
     for line in (
-        'graft_pictures_total{model="colours",outcome="ok"} 1.0',
-        'graft_pictures_total{model="colours",outcome="PICTURE_UNREADABLE"} 1.0',
+        'graft_images_total{model="colours",outcome="ok"} 1.0',
+        'graft_images_total{model="colours",outcome="IMAGE_UNREADABLE"} 1.0',
         'graft_jobs{state="SUCCEEDED"} 1.0',
         'graft_jobs_ended_total{state="SUCCEEDED"} 1.0',
         'graft_loaded{kind="backbone"} 1.0',

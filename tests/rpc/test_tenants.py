@@ -28,8 +28,8 @@ from tests.rpc.conftest import (
     Refusal,
     Service,
     colours,
+    image,
     of_status,
-    picture,
 )
 from tests.rpc.test_open_inference import request as infer_request
 
@@ -97,7 +97,7 @@ class Tenant:
 
     async def make_model(self, name: str, **fields: Any) -> ft.Job:
         """Fine-tunes on three colours; answers with the job as it ended."""
-        fields = {"inline_pictures": colours(), **fields}
+        fields = {"inline_images": colours(), **fields}
         started = await self.one("FineTune", ft.FineTuneRequest(model=name, **fields))
         await self.many("WatchJob", ft.WatchJobRequest(job_id=started.job.job_id))
         job: ft.Job = (await self.one("GetJob", ft.GetJobRequest(job_id=started.job.job_id))).job
@@ -107,9 +107,9 @@ class Tenant:
     async def upload(self, *, is_unlabelled: bool = False) -> ds.Dataset:
         header = ds.UploadDatasetHeader(is_unlabelled=is_unlabelled)
         parts = [
-            ds.UploadDatasetRequest(picture=ds.LabelledPicture(label=label, content=content))
+            ds.UploadDatasetRequest(image=ds.LabelledImage(label=label, content=content))
             for label in ("red", "blue")
-            for content in (picture(label, (30, 30)), picture(label, (31, 30)))
+            for content in (image(label, (30, 30)), image(label, (31, 30)))
         ]
         end = ds.UploadDatasetEnd(message_count=len(parts))
         answer = await self.many(
@@ -205,8 +205,8 @@ TEMPLATES: dict[str, Any] = {
     "ModelReady": lambda own: oip.ModelReadyRequest(name=own["model"]),
     "ModelMetadata": lambda own: oip.ModelMetadataRequest(name=own["model"]),
     "ModelConfig": lambda own: oip.ModelConfigRequest(name=own["model"]),
-    "ModelInfer": lambda own: infer_request(picture("red"), model_name=own["model"]),
-    "ModelStreamInfer": lambda own: infer_request(picture("red"), model_name=own["model"]),
+    "ModelInfer": lambda own: infer_request(image("red"), model_name=own["model"]),
+    "ModelStreamInfer": lambda own: infer_request(image("red"), model_name=own["model"]),
     "ModelStatistics": lambda own: oip.ModelStatisticsRequest(name=own["model"]),
     "RepositoryIndex": lambda _: oip.RepositoryIndexRequest(),
     "RepositoryModelLoad": lambda own: oip.RepositoryModelLoadRequest(model_name=own["model"]),
@@ -216,7 +216,7 @@ TEMPLATES: dict[str, Any] = {
 
 
 def _predict(model: str) -> pr.PredictRequest:
-    return pr.PredictRequest(model=model, pictures=[pr.Picture(encoded=picture("red"))])
+    return pr.PredictRequest(model=model, images=[pr.Image(encoded=image("red"))])
 
 
 METHODS: dict[str, MethodDescriptor] = {
@@ -359,12 +359,12 @@ async def test_lists_show_ones_own_alone_by_plain_names(make_tenants: MakeTenant
         assert described.name == model
 
 
-async def test_two_tenants_use_the_same_names_ids_and_pictures(make_tenants: MakeTenants) -> None:
+async def test_two_tenants_use_the_same_names_ids_and_images(make_tenants: MakeTenants) -> None:
     acme, beta, default = await make_tenants()
     jobs = [await t.make_model("ants", request_id="one") for t in (acme, beta, default)]
     assert len({job.job_id for job in jobs}) == len({j.request.dataset_id for j in jobs}) == 3
     for tenant, job in zip((acme, beta, default), jobs, strict=True):
-        again = ft.FineTuneRequest(model="ants", request_id="one", inline_pictures=colours())
+        again = ft.FineTuneRequest(model="ants", request_id="one", inline_images=colours())
         assert (await tenant.one("FineTune", again)).job == job
         answer = await tenant.one("GetVersion", md.GetVersionRequest(model="ants"))
         assert (answer.version.model, answer.version.version) == ("ants", 1)
@@ -373,7 +373,7 @@ async def test_two_tenants_use_the_same_names_ids_and_pictures(make_tenants: Mak
         watched = await tenant.many("WatchJob", ft.WatchJobRequest(job_id=job.job_id))
         published = [e.event.published for e in watched if e.event.HasField("published")]
         assert [event.model for event in published] == ["ants"]
-    # Equal pictures have one digest, which their owners may compare with their own copies.
+    # Equal images have one digest, which their owners may compare with their own copies.
     digests = set()
     for tenant, job in zip((acme, beta, default), jobs, strict=True):
         request = ds.GetDatasetRequest(dataset_id=job.request.dataset_id)
@@ -403,7 +403,7 @@ async def test_a_version_grows_from_ones_own_model_of_a_name(make_tenants: MakeT
     assert (spec.model, spec.base.model) == ("ants", "ants")
 
 
-async def test_no_job_finds_features_of_another_tenants_pictures(
+async def test_no_job_finds_features_of_another_tenants_images(
     make_tenants: MakeTenants,
 ) -> None:
     tenants = await make_tenants()
@@ -433,7 +433,7 @@ async def test_a_page_token_is_of_use_to_its_tenant_alone(make_tenants: MakeTena
     }
     for tenant in (acme, beta):
         for number, model in enumerate(("ants", "bees")):
-            await tenant.make_model(model, inline_pictures=colours(2 + number))
+            await tenant.make_model(model, inline_images=colours(2 + number))
     for method, kind in lists.items():
         token = (await acme.one(method, kind(page_size=1))).next_page_token
         assert token
@@ -447,11 +447,11 @@ async def test_a_tenant_at_its_bound_is_refused_and_others_are_not(
     make_tenants: MakeTenants,
 ) -> None:
     acme, beta, _ = await make_tenants(HANG, acme="concurrent_jobs = 1", beta="stored_mb = 0")
-    request = ft.FineTuneRequest(model="ants", inline_pictures=colours(), request_id="one")
+    request = ft.FineTuneRequest(model="ants", inline_images=colours(), request_id="one")
     first = (await acme.one("FineTune", request)).job
     assert (await acme.one("FineTune", request)).job.job_id == first.job_id
     refused = await acme.refused(
-        "FineTune", ft.FineTuneRequest(model="ants", inline_pictures=colours())
+        "FineTune", ft.FineTuneRequest(model="ants", inline_images=colours())
     )
     assert (refused.code, refused.reason) == (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -460,7 +460,7 @@ async def test_a_tenant_at_its_bound_is_refused_and_others_are_not(
     assert refused.retry_s > 0
     await acme.one("CancelJob", ft.CancelJobRequest(job_id=first.job_id))
     await acme.many("WatchJob", ft.WatchJobRequest(job_id=first.job_id))
-    another = ft.FineTuneRequest(model="ants", inline_pictures=colours())
+    another = ft.FineTuneRequest(model="ants", inline_images=colours())
     job = (await acme.one("FineTune", another)).job
     await acme.one("CancelJob", ft.CancelJobRequest(job_id=job.job_id))
 
@@ -468,7 +468,7 @@ async def test_a_tenant_at_its_bound_is_refused_and_others_are_not(
     for refused in (
         await beta.refused("FineTune", another),
         await beta.refused("UploadDataset", header),
-        await beta.refused("RankBackbones", ft.RankBackbonesRequest(inline_pictures=colours())),
+        await beta.refused("RankBackbones", ft.RankBackbonesRequest(inline_images=colours())),
     ):
         assert (refused.reason, refused.code) == (
             "QUOTA_EXCEEDED",
@@ -482,7 +482,7 @@ async def test_rankings_of_one_tenant_leave_room_for_others_and_follow_its_bound
     make_tenants: MakeTenants,
 ) -> None:
     acme, beta, _ = await make_tenants(HANG, beta="concurrent_jobs = 0")
-    request = ft.RankBackbonesRequest(inline_pictures=colours())
+    request = ft.RankBackbonesRequest(inline_images=colours())
     waiting = [asyncio.ensure_future(acme.outcome("RankBackbones", request)) for _ in range(3)]
     done, taken = await asyncio.wait(waiting, timeout=20, return_when=asyncio.FIRST_COMPLETED)
     (refused,) = [call.result().refusal for call in done]

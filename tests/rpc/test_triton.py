@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.rpc.open_inference import grpc_predict_v2_pb2
-from tests.rpc.conftest import Service, picture
+from tests.rpc.conftest import Service, image
 from tests.rpc.triton_descriptors import described
 
 HERE = Path(__file__).parent
@@ -37,9 +37,9 @@ async def run(*arguments: str | Path) -> str:
     return out.decode()
 
 
-def write_pictures(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     for colour in ("red", "blue"):
-        (folder / f"{colour}.png").write_bytes(picture(colour))
+        (folder / f"{colour}.png").write_bytes(image(colour))
 
 
 async def test_what_is_on_the_wire_is_tritons() -> None:
@@ -51,13 +51,13 @@ async def test_what_is_on_the_wire_is_tritons() -> None:
 
 async def test_tritons_client_works_unchanged(service: Service, tmp_path: Path) -> None:
     await service.make_model()
-    write_pictures(tmp_path)
+    write_images(tmp_path)
     target = f"127.0.0.1:{service.app.port}"
     found: dict[str, Any] = json.loads(await run(HERE / "triton_client.py", target, tmp_path))
 
     assert (found["live"], found["ready"], found["server"]) == (True, True, "graft")
     assert found["model_ready"] == [True, False]
-    assert found["metadata"]["inputs"][0]["name"] == "pictures"
+    assert found["metadata"]["inputs"][0]["name"] == "images"
     assert found["config"]["max_batch_size"] == 256
 
     assert found["id"] == "r1"
@@ -81,9 +81,9 @@ async def test_tritons_client_works_unchanged(service: Service, tmp_path: Path) 
     assert unknown[0] == undescribed[0] == "StatusCode.NOT_FOUND"
     assert "nobody" in unknown[1]
     assert damaged[0] == "StatusCode.INVALID_ARGUMENT"
-    assert "picture 0" in damaged[1]
+    assert "image 0" in damaged[1]
     assert untraced[0] == "StatusCode.UNIMPLEMENTED"
-    # 1 + 4 + 1 + 1 + 5 calls of two pictures.
+    # 1 + 4 + 1 + 1 + 5 calls of two images.
     assert int(found["statistics"]["execution_count"]) == 12
     assert int(found["statistics"]["inference_count"]) == 24
     assert int(found["statistics"]["inference_stats"]["success"]["ns"]) > 0
@@ -91,7 +91,7 @@ async def test_tritons_client_works_unchanged(service: Service, tmp_path: Path) 
 
 async def test_the_example_in_the_documentation_runs(service: Service, tmp_path: Path) -> None:
     await service.make_model("pets")
-    write_pictures(tmp_path)
+    write_images(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", DOC.read_text(), re.DOTALL)
     assert "localhost:50051" in example
     example = example.replace("localhost:50051", f"127.0.0.1:{service.app.port}")

@@ -24,7 +24,7 @@ from service.rpc.calls import Gate
 from service.rpc.limits import CallBounds
 from service.rpc.server import SERVICES, RpcServer, to_register
 from service.telemetry import Telemetry
-from tests.rpc.conftest import HANG, MakeService, Service, colours, picture, refusal
+from tests.rpc.conftest import HANG, MakeService, Service, colours, image, refusal
 
 PREDICT = "/graft.v1.PredictionService/Predict"
 LIST = "/graft.v1.ModelService/ListModels"
@@ -250,7 +250,7 @@ async def test_uploads_and_fine_tunes_share_one_bound_and_watchers_have_theirs(
     header = dataset_pb2.UploadDatasetHeader(display_name="d")
     await upload.write(dataset_pb2.UploadDatasetRequest(header=header))
     await settled(lambda: folders(service) != [])
-    request = fine_tuning_pb2.FineTuneRequest(model="m", inline_pictures=colours())
+    request = fine_tuning_pb2.FineTuneRequest(model="m", inline_images=colours())
     assert (await refusal(service.fine_tuning.FineTune(request))).reason == "TOO_MANY_CALLS"
     # Who gives up frees both its place and its folder.
     upload.cancel()
@@ -327,7 +327,7 @@ def descriptor(service: str) -> Any:
 
 async def test_a_ranking_whose_caller_is_late_stops_its_trainer(make_service: MakeService) -> None:
     service: Service = await make_service(HANG)
-    request = fine_tuning_pb2.RankBackbonesRequest(inline_pictures=colours())
+    request = fine_tuning_pb2.RankBackbonesRequest(inline_images=colours())
     with pytest.raises(aio.AioRpcError) as caught:
         await service.fine_tuning.RankBackbones(request, timeout=0.5)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -340,12 +340,12 @@ async def test_a_ranking_whose_caller_is_late_stops_its_trainer(make_service: Ma
 async def test_overloaded_it_answers_health_checks_and_refuses_the_rest_at_once(
     make_service: MakeService,
 ) -> None:
-    service: Service = await make_service(max_calls=100, max_queue=64, max_pictures=64)
+    service: Service = await make_service(max_calls=100, max_queue=64, max_images=64)
     await service.make_model()
     (session,) = service.runtime.sessions.values()
     session.hold()
     request = prediction_pb2.PredictRequest(
-        model="colours", pictures=[prediction_pb2.Picture(encoded=picture("red"))]
+        model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
     )
     calls = [asyncio.ensure_future(service.prediction.Predict(request)) for _ in range(1000)]
     loop = asyncio.get_running_loop()
@@ -371,7 +371,7 @@ async def test_a_stream_that_waits_for_requests_is_told_that_the_service_stops(
     await service.make_model()
     stream = service.prediction.PredictStream()
     one = prediction_pb2.PredictRequest(
-        model="colours", pictures=[prediction_pb2.Picture(encoded=picture("red"))]
+        model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
     )
     await stream.write(prediction_pb2.PredictStreamRequest(id="1", request=one))
     assert (await stream.read()).id == "1"
@@ -392,7 +392,7 @@ async def test_while_it_drains_accepted_calls_are_answered_and_new_ones_told_why
     (session,) = service.runtime.sessions.values()
     session.hold()
     request = prediction_pb2.PredictRequest(
-        model="colours", pictures=[prediction_pb2.Picture(encoded=picture("red"))]
+        model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
     )
     accepted = asyncio.ensure_future(service.prediction.Predict(request))
     await asyncio.to_thread(session.running.acquire)

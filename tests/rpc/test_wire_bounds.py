@@ -18,7 +18,7 @@ from service.rpc.calls import Calls
 from service.rpc.limits import CallBounds, Limits, Place
 from service.rpc.server import RpcServer, to_register
 from service.telemetry import Telemetry
-from tests.rpc.conftest import MakeService, Service, picture, refusal
+from tests.rpc.conftest import MakeService, Service, image, refusal
 from tests.rpc.test_wire import handlers, health, never, serving, settled
 
 CHECK = "/grpc.health.v1.Health/Check"
@@ -362,7 +362,7 @@ async def test_a_stream_gives_back_each_request_that_was_answered(
     service: Service = await make_service()
     await service.make_model()
     one = prediction_pb2.PredictRequest(
-        model="colours", pictures=[prediction_pb2.Picture(encoded=picture("red"))]
+        model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
     )
     call = service.prediction.PredictStream()
     for number in range(5):

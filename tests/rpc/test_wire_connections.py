@@ -10,7 +10,7 @@ import pytest
 from graft.v1 import fine_tuning_pb2, prediction_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.rpc.conftest import HANG, SUCCESS, MakeService, Service, colours, picture
+from tests.rpc.conftest import HANG, SUCCESS, MakeService, Service, colours, image
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
@@ -159,7 +159,7 @@ async def test_a_thousand_idle_connections_and_200_watchers_leave_predictions_al
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     service: Service = await make_service(SUCCESS, HANG)
     await service.make_model()
-    request = fine_tuning_pb2.FineTuneRequest(model="m", inline_pictures=colours())
+    request = fine_tuning_pb2.FineTuneRequest(model="m", inline_images=colours())
     job = (await service.fine_tuning.FineTune(request)).job
     connections = [
         await asyncio.open_connection("127.0.0.1", service.app.port) for _ in range(idle)
@@ -174,7 +174,7 @@ async def test_a_thousand_idle_connections_and_200_watchers_leave_predictions_al
         for watcher in watchers:
             await watcher.read()
         one = prediction_pb2.PredictRequest(
-            model="colours", pictures=[prediction_pb2.Picture(encoded=picture("red"))]
+            model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
         )
         for answer in await asyncio.gather(
             *[service.prediction.Predict(one, timeout=10) for _ in range(100)]

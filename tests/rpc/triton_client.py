@@ -33,7 +33,7 @@ def main(target: str, folder: Path) -> None:
     }
 
     def tensor(array: Any, datatype: str) -> Any:
-        made = triton.InferInput("pictures", array.shape, datatype)
+        made = triton.InferInput("images", array.shape, datatype)
         made.set_data_from_numpy(array)
         return made
 
@@ -50,27 +50,25 @@ def main(target: str, folder: Path) -> None:
         answer = client.infer("colours", [tensor(array, datatype)], timeout=10_000_000)
         found["labels"][f"{datatype} {array.ndim}"] = texts(answer.as_numpy("labels"))
 
-    pictures = [tensor(encoded, "BYTES")]
+    images = [tensor(encoded, "BYTES")]
     asked = [
         triton.InferRequestedOutput("probabilities", class_count=2),
         triton.InferRequestedOutput("features"),
     ]
-    answer = client.infer("colours", pictures, model_version="1", outputs=asked)
+    answer = client.infer("colours", images, model_version="1", outputs=asked)
     found["classes"] = [texts(row) for row in answer.as_numpy("probabilities")]
     found["features"] = answer.as_numpy("features").tolist()
 
     done: queue.Queue[tuple[Any, Any]] = queue.Queue()
-    client.async_infer(
-        "colours", pictures, callback=lambda result, error: done.put((result, error))
-    )
+    client.async_infer("colours", images, callback=lambda result, error: done.put((result, error)))
     result, error = done.get(timeout=20)
     found["async"] = [texts(result.as_numpy("labels")), error]
 
     streamed = {}
     client.start_stream(callback=lambda result, error: done.put((result, error)))
     for number in range(5):
-        client.async_stream_infer("colours", pictures, request_id=str(number))
-    client.async_stream_infer("nobody", pictures, request_id="5")
+        client.async_stream_infer("colours", images, request_id=str(number))
+    client.async_stream_infer("nobody", images, request_id="5")
     errors = []
     for _ in range(6):
         result, error = done.get(timeout=20)
@@ -87,7 +85,7 @@ def main(target: str, folder: Path) -> None:
     found["index"] = client.get_model_repository_index(as_json=True)["models"]
     (found["statistics"],) = client.get_inference_statistics("colours", as_json=True)["model_stats"]
     found["errors"] = [
-        failure(client.infer, "nobody", pictures),
+        failure(client.infer, "nobody", images),
         failure(client.infer, "colours", [tensor(np.array([b"x"], dtype=np.object_), "BYTES")]),
         failure(client.get_model_metadata, "nobody"),
         failure(client.get_trace_settings),

@@ -14,10 +14,10 @@ MakeFolder = Callable[..., Path]
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
-    """Writes noisy pictures of one colour a class: easy to tell apart, none alike."""
+    """Writes noisy images of one colour a class: easy to tell apart, none alike."""
 
     def make(
-        name: str = "pictures",
+        name: str = "images",
         per_class: int = 6,
         classes: tuple[str, ...] = ("blue", "red"),
         seed: int = 0,

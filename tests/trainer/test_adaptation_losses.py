@@ -86,7 +86,7 @@ def test_mk_mmd_is_the_mean_over_pairs_of_a_mean_of_gaussian_kernels() -> None:
     across = np.mean([kernel(x, y) for x in own for y in other])
     found = losses.mk_mmd(tensor(own), tensor(other))
     assert float(found) == pytest.approx(sum(within) - 2 * across, rel=1e-4)
-    # And the same pictures twice are no distance apart, with gradients that are numbers.
+    # And the same images twice are no distance apart, with gradients that are numbers.
     same = tensor(own).requires_grad_()
     losses.mk_mmd(same, tensor(own)).backward()
     assert same.grad is not None

@@ -60,7 +60,7 @@ def test_a_sound_job_is_told_so_in_every_topic() -> None:
     said = _said()
     assert all(a.level == "good" for a in said)
     assert {a.topic for a in said} == {"quality", "trust", "next"}
-    assert said[0].text.startswith("95.0 % of 200 validation pictures are answered right")
+    assert said[0].text.startswith("95.0 % of 200 validation images are answered right")
     assert said[-1].text == "Nothing that needs mending was found."
 
 
@@ -76,29 +76,29 @@ def test_confidence_is_called_too_sure_or_not_sure_enough() -> None:
     assert _levels(_said(wrong=1, confidence=0.96), "not sure enough, if slightly") == ["note"]
 
 
-def test_few_validation_pictures_are_a_warning() -> None:
-    assert _levels(_said(n=40, wrong=2), "40 validation pictures are few") == ["warning"]
+def test_few_validation_images_are_a_warning() -> None:
+    assert _levels(_said(n=40, wrong=2), "40 validation images are few") == ["warning"]
 
 
 def test_suspects_and_twins_are_counted_in_plain_words() -> None:
     one = _said(Findings(suspects=Suspects(train=[SUSPECT])))
-    assert _levels(one, "Check the labels of 1 picture below: it looks like") == ["warning"]
+    assert _levels(one, "Check the labels of 1 image below: it looks like") == ["warning"]
     both = _said(Findings(suspects=Suspects([SUSPECT], [SUSPECT])))
-    assert _levels(both, "Check the labels of 2 pictures below: they look like") == ["warning"]
+    assert _levels(both, "Check the labels of 2 images below: they look like") == ["warning"]
     twins = NearDuplicates([Twins(1, 2, 0.9)], [Twins(1, 2, 0.9), Twins(4, 5, 0.9)])
     said = _said(Findings(near_duplicates=twins), without=0.931)
-    assert _levels(said, "1 validation picture is nearly the same") == ["warning"]
+    assert _levels(said, "1 validation image is nearly the same") == ["warning"]
     assert _levels(said, "without them accuracy is 93.1 %") == ["warning"]
-    assert _levels(said, "2 training pictures are nearly the same") == ["warning"]
+    assert _levels(said, "2 training images are nearly the same") == ["warning"]
     clean = _said(Findings(near_duplicates=NearDuplicates([], [])))
-    assert _levels(clean, "No validation picture nearly is one") == ["good"]
+    assert _levels(clean, "No validation image nearly is one") == ["good"]
     blind = NearDuplicates([], [], is_conclusive=False)
-    assert _levels(_said(Findings(near_duplicates=blind)), "No validation picture nearly") == []
+    assert _levels(_said(Findings(near_duplicates=blind)), "No validation image nearly") == []
 
 
-def test_classes_with_few_pictures_are_named_fewest_first() -> None:
+def test_classes_with_few_images_are_named_fewest_first() -> None:
     counts = [ClassCount(f"c{i}", 20 - i, 5) for i in range(8)]
-    (told,) = [a.text for a in _said(counts=counts) if a.text.startswith("Add pictures")]
+    (told,) = [a.text for a in _said(counts=counts) if a.text.startswith("Add images")]
     assert "c7 (13), c6 (14), c5 (15), c4 (16), c3 (17) and 2 more" in told
 
 
@@ -123,7 +123,7 @@ def test_the_weakest_class_is_named() -> None:
     said = advise(
         metrics, calibration.measure(probabilities, targets, 1.0), Findings(), COUNTS, (), None
     )
-    assert _levels(said, "The weakest class is bee: 60.0 % of its 100 pictures") == ["warning"]
+    assert _levels(said, "The weakest class is bee: 60.0 % of its 100 images") == ["warning"]
 
 
 def test_the_learning_curve_speaks_for_itself() -> None:
@@ -133,7 +133,7 @@ def test_the_learning_curve_speaks_for_itself() -> None:
 
 
 @pytest.mark.parametrize(("flagged", "told"), [(5, []), (80, ["warning"])])
-def test_validation_pictures_unlike_training_are_told_when_many(
+def test_validation_images_unlike_training_are_told_when_many(
     flagged: int, told: list[str]
 ) -> None:
     ood = OutOfDistribution(threshold=1, flagged=flagged, count=200, bins=[], method="m")
@@ -148,7 +148,7 @@ def test_negative_transfer_and_a_wide_gap_are_warnings() -> None:
         criterion="c",
         gaps=[Gap("proxy_a_distance", 1.8, None)],
         is_negative=True,
-        target_pictures=10,
+        target_images=10,
     )
     said = _said(Findings(adaptation=adaptation))
     assert _levels(said, "what serves is source-only") == ["warning"]

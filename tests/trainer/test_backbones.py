@@ -23,7 +23,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def pictures(n: int = 3) -> np.ndarray:
+def images(n: int = 3) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, 224, 224, 3), dtype=np.uint8)
 
 
@@ -43,8 +43,8 @@ def test_a_backbone_and_its_onnx_file_give_the_same_features(
     export.to_onnx(backbone, tmp_path / "a.onnx")
     session = OnnxRuntime(Provider("cpu", ""), 2).load(tmp_path / "a.onnx")
     for n in (1, 3):
-        served = session.run(pictures(n))
-        trained = export.torch_features(backbone, pictures(n))
+        served = session.run(images(n))
+        trained = export.torch_features(backbone, images(n))
         assert served.shape == trained.shape == (n, dim)
         assert np.abs(served - trained).max() < 1e-4 * np.abs(trained).max()
 

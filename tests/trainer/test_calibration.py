@@ -45,7 +45,7 @@ def test_a_temperature_that_mends_shows_as_less_error_than_before() -> None:
     assert found.temperature == 4.0
 
 
-def test_chance_allows_fewer_pictures_more_error() -> None:
+def test_chance_allows_fewer_images_more_error() -> None:
     few = calibration.measure(*_answers(30, 1.0), temperature=1.0)
     many = calibration.measure(*_answers(3000, 1.0), temperature=1.0)
     assert few.error_by_chance > 3 * many.error_by_chance
@@ -58,7 +58,7 @@ def test_the_brier_score_is_summed_over_the_classes() -> None:
     assert probabilities[0, 0] == 0.8
 
 
-def test_bins_hold_every_picture_once_and_empty_ones_say_nothing() -> None:
+def test_bins_hold_every_image_once_and_empty_ones_say_nothing() -> None:
     probabilities, targets = _answers(200, 1.0)
     bins = calibration.reliability(probabilities, targets)
     assert sum(b.count for b in bins) == 200

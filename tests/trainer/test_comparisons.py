@@ -24,7 +24,7 @@ def test_models_that_never_disagree_are_no_different() -> None:
     same = _probabilities([0, 1, 1, 0])
     found = comparisons.compare(Measured("linear_probe", same), same, np.array([0, 1, 0, 0]))
     assert (found.difference, found.verdict) == (0.0, "no_difference")
-    assert found.words == "the same pictures are answered right"
+    assert found.words == "the same images are answered right"
 
 
 def test_thousands_of_disagreements_do_not_overflow() -> None:
@@ -56,7 +56,7 @@ def test_a_difference_beyond_chance_is_told_from_one_that_is_not() -> None:
 
 
 def test_the_interval_of_matched_proportions_is_agresti_and_mins() -> None:
-    # Half a picture more in each cell, then Wald: 8.5 and 2.5 of 42.
+    # Half an image more in each cell, then Wald: 8.5 and 2.5 of 42.
     targets = np.zeros(40, dtype=np.int64)
     served = _probabilities([0] * 38 + [1] * 2)
     other = _probabilities([0] * 30 + [1] * 8 + [0] * 2)
@@ -79,7 +79,7 @@ def test_the_nearest_class_mean_answers_the_class_in_whose_direction_a_feature_l
     assert probabilities.sum(axis=1) == pytest.approx(1)
 
 
-def test_a_class_without_training_pictures_does_not_break_the_class_means() -> None:
+def test_a_class_without_training_images_does_not_break_the_class_means() -> None:
     train = np.array([[1.0, 0.0], [0.0, 1.0]])
     probabilities = comparisons.nearest_class_mean(train, np.array([0, 2]), train, 3)
     assert np.isfinite(probabilities).all()

@@ -24,7 +24,7 @@ def refusal(folder: Path) -> str:
     return caught.value.message
 
 
-def test_pictures_are_divided_by_class_in_the_asked_share(make_folder: MakeFolder) -> None:
+def test_images_are_divided_by_class_in_the_asked_share(make_folder: MakeFolder) -> None:
     loaded = data.load(make_folder(per_class=10), 0.3, seed=0)
     assert loaded.classes == ("blue", "red")
     assert [(c.train, c.validation) for c in loaded.counts()] == [(7, 3), (7, 3)]
@@ -56,7 +56,7 @@ def test_a_few_bad_files_are_left_out_and_named(make_folder: MakeFolder) -> None
     folder = make_folder(per_class=10)
     whole = (folder / "red" / "0.png").read_bytes()
     (folder / "red" / "truncated.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "red" / "notes.txt").write_text("not a picture")
+    (folder / "red" / "notes.txt").write_text("not an image")
     (folder / "blue" / "empty.jpg").touch()
     Image.new("RGB", (9, 9)).save(folder / "blue" / "placeholder.gif")
     loaded = data.load(folder, 0.2, seed=0)
@@ -85,7 +85,7 @@ def test_one_class_only_is_refused(make_folder: MakeFolder) -> None:
     assert "one class only (red)" in refusal(make_folder(classes=("red",)))
 
 
-def test_classes_with_too_few_pictures_are_named(make_folder: MakeFolder) -> None:
+def test_classes_with_too_few_images_are_named(make_folder: MakeFolder) -> None:
     folder = make_folder(classes=("blue", "green", "red"))
     for path in sorted((folder / "green").iterdir())[1:]:
         path.unlink()
@@ -94,7 +94,7 @@ def test_classes_with_too_few_pictures_are_named(make_folder: MakeFolder) -> Non
     assert "blue" not in message
 
 
-def test_a_picture_in_train_and_val_is_not_learned_from(
+def test_an_image_in_train_and_val_is_not_learned_from(
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     make_folder("split/train", per_class=6)
@@ -111,9 +111,9 @@ def test_copies_within_a_named_part_are_used_once(make_folder: MakeFolder) -> No
         for n, part in enumerate(("train", "train", "train", "train", "val", "val")):
             to = folder / part / label
             to.mkdir(parents=True, exist_ok=True)
-            picture = (folder / label / f"{n}.png").read_bytes()
-            (to / f"{n}.png").write_bytes(picture)
-            (to / f"{n}-again.png").write_bytes(picture)
+            image = (folder / label / f"{n}.png").read_bytes()
+            (to / f"{n}.png").write_bytes(image)
+            (to / f"{n}-again.png").write_bytes(image)
         shutil.rmtree(folder / label)
     loaded = data.load(folder, 0.2, 0)
     assert (len(loaded.train), len(loaded.validation)) == (8, 4)
@@ -129,7 +129,7 @@ def test_copies_are_used_once_when_we_divide(make_folder: MakeFolder) -> None:
     assert "6 files are copies" in loaded.warnings[0]
 
 
-def test_a_picture_under_two_classes_is_left_out_of_both(make_folder: MakeFolder) -> None:
+def test_an_image_under_two_classes_is_left_out_of_both(make_folder: MakeFolder) -> None:
     folder = make_folder(per_class=6)
     shutil.copy(folder / "red" / "0.png", folder / "blue" / "red0.png")
     loaded = data.load(folder, 0.2, seed=0)
@@ -140,7 +140,7 @@ def test_a_picture_under_two_classes_is_left_out_of_both(make_folder: MakeFolder
 def test_an_empty_validation_part_is_refused(make_folder: MakeFolder, tmp_path: Path) -> None:
     make_folder("split/train", per_class=3)
     (tmp_path / "split/val/red").mkdir(parents=True)
-    assert "val/ holds no readable picture" in refusal(tmp_path / "split")
+    assert "val/ holds no readable image" in refusal(tmp_path / "split")
 
 
 def test_a_name_that_is_no_text_is_left_out_and_shown_as_far_as_it_goes(
@@ -170,14 +170,14 @@ def test_what_the_list_of_files_tells_is_told_before_any_is_read(
     (tmp_path / "split/val/red").mkdir(parents=True)
     for folder, says in (
         (make_folder("one", classes=("red",)), "one class only"),
-        (few, "fewer than 2 pictures to learn from.*green"),
-        (tmp_path / "split", "val/ holds no readable picture"),
+        (few, "fewer than 2 images to learn from.*green"),
+        (tmp_path / "split", "val/ holds no readable image"),
     ):
         with pytest.raises(InvalidInput, match=says):
             data.load(folder, 0.2, 0, examine=unread)
 
 
-def test_pictures_are_decoded_on_demand_in_the_order_that_is_asked_for(
+def test_images_are_decoded_on_demand_in_the_order_that_is_asked_for(
     make_folder: MakeFolder,
 ) -> None:
     part = data.load(make_folder(), 0.2, seed=0).train
@@ -198,7 +198,7 @@ def test_a_spread_takes_from_each_class_in_turn(make_folder: MakeFolder) -> None
     assert len(part.spread(100)) == len(part)
 
 
-def test_the_targets_pictures_lie_at_any_depth(make_folder: MakeFolder) -> None:
+def test_the_targets_images_lie_at_any_depth(make_folder: MakeFolder) -> None:
     folder = make_folder(per_class=4)
     (folder / "blue" / "0.png").rename(folder / "above.png")
     (folder / "red" / "deep").mkdir()
@@ -222,7 +222,7 @@ def test_the_targets_classes_are_the_sources_and_in_its_order(make_folder: MakeF
         data.load_unlabelled(folder, classes=("blue", "green"))
 
 
-def test_a_target_without_a_readable_picture_is_refused(tmp_path: Path) -> None:
+def test_a_target_without_a_readable_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(InvalidInput, match=r"notes\.txt"):
         data.load_unlabelled(tmp_path)
@@ -248,7 +248,7 @@ def test_data_on_top_of_a_base_is_learned_from_and_the_base_stays_divided_as_it_
     assert any(name.startswith("green/") for name in names)
 
 
-def test_a_few_more_pictures_of_a_measured_class_are_all_learned_from(
+def test_a_few_more_images_of_a_measured_class_are_all_learned_from(
     make_folder: MakeFolder,
 ) -> None:
     base = make_folder("base", per_class=20)
@@ -278,7 +278,7 @@ def test_a_bases_bad_files_are_named_with_its_folder(make_folder: MakeFolder) ->
     assert [file.path for file in grown.rejected] == ["base/red/bad.png", "red/bad.png"]
 
 
-def test_a_picture_that_comes_again_under_another_class_does_not_shift_its_bases_division(
+def test_an_image_that_comes_again_under_another_class_does_not_shift_its_bases_division(
     make_folder: MakeFolder,
 ) -> None:
     base = make_folder("base", per_class=20)
@@ -294,7 +294,7 @@ def test_a_picture_that_comes_again_under_another_class_does_not_shift_its_bases
     assert not any("copies" in warning for warning in grown.warnings)
 
 
-def test_a_base_whose_pictures_are_not_as_they_were_is_refused(make_folder: MakeFolder) -> None:
+def test_a_base_whose_images_are_not_as_they_were_is_refused(make_folder: MakeFolder) -> None:
     base, own = make_folder("base"), make_folder("own", seed=1)
     last = make_folder("last", seed=2)
     digest = data.load(own, 0.2, seed=0, bases=[base]).digest
@@ -311,10 +311,10 @@ def test_a_targets_digest_is_that_of_the_unlabelled_dataset_that_holds_it(
     folder = make_folder("target", per_class=3)
     database = Database(tmp_path / "data")
     limits = Limits(max_upload_bytes=10**6, max_unpacked_bytes=10**6, max_files=100)
-    datasets = DatasetStore(database, tmp_path / "datasets", preprocess.open_picture, limits, 1)
+    datasets = DatasetStore(database, tmp_path / "datasets", preprocess.open_image, limits, 1)
     upload = datasets.begin_upload("", "", tenant=DEFAULT_TENANT, is_unlabelled=True)
     for path in sorted(folder.rglob("*.png")):
-        upload.add_picture(path.parent.name, path.read_bytes(), path.name, "")
+        upload.add_image(path.parent.name, path.read_bytes(), path.name, "")
     record = upload.finish()
     root = datasets.path(record.dataset_id)
     assert data.load_unlabelled(folder).digest == record.digest

@@ -1,4 +1,4 @@
-"""Pictures that are nearly the same, by made-up features."""
+"""Images that are nearly the same, by made-up features."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ def _apart(n: int, d: int = 64, seed: int = 0) -> np.ndarray:
     return (np.random.default_rng(seed).normal(size=(n, d)) + 3).astype(np.float32)
 
 
-def test_a_validation_picture_that_nearly_was_learned_from_is_found_with_its_twin() -> None:
+def test_a_validation_image_that_nearly_was_learned_from_is_found_with_its_twin() -> None:
     train, validation = _apart(50), _apart(20, seed=1)
     validation[7] = train[31] + 0.1 * _apart(1, seed=2)[0] - 0.3
     validation[3] = train[4]
@@ -30,7 +30,7 @@ def test_twins_under_two_classes_are_found_and_twins_of_one_class_are_not() -> N
     assert [(t.place, t.train_place) for t in found.across_classes] == [(10, 50)]
 
 
-def test_blocks_end_where_the_pictures_do() -> None:
+def test_blocks_end_where_the_images_do() -> None:
     train, validation = _apart(2500, 16), _apart(2100, 16, seed=1)
     targets = np.arange(2500) % 2
     validation[2099] = train[2499]
@@ -48,7 +48,7 @@ def test_features_that_are_all_alike_say_nothing() -> None:
     assert found.across_parts == found.across_classes == []
 
 
-def test_more_training_pictures_than_the_bound_are_thinned_evenly() -> None:
+def test_more_training_images_than_the_bound_are_thinned_evenly() -> None:
     train = _apart(duplicates.MAX_TRAIN + 500)
     validation = np.concatenate([_apart(3, seed=1), train[-1:]])
     found = duplicates.find(train, np.zeros(len(train), dtype=np.int64), validation)

@@ -25,7 +25,7 @@ def test_each_class_has_its_precision_recall_and_f1() -> None:
     assert a.f1 == pytest.approx(0.8)
 
 
-def test_a_class_without_pictures_has_no_recall() -> None:
+def test_a_class_without_images_has_no_recall() -> None:
     metrics = evaluate.measure(np.array([[0.6, 0.3, 0.1]]), np.array([0]), ("a", "b", "c"))
     assert metrics.classes[2].recall is None
     assert metrics.classes[2].f1 is None

@@ -40,7 +40,7 @@ def test_what_was_put_is_found_by_the_next_job_to_the_last_bit(tmp_path: Path) -
     again, _ = opened(tmp_path / "deep" / "features.sqlite")
     found = again.get("lite0 cpu fp32", [*kept, "unknown"])
     assert found.keys() == kept.keys()
-    assert all((found[picture] == kept[picture]).all() for picture in kept)
+    assert all((found[image] == kept[image]).all() for image in kept)
     assert found["00000000" + f"{0:056x}"].dtype == np.float32
     assert notes == []
 
@@ -50,10 +50,10 @@ def test_spaces_do_not_mix(tmp_path: Path) -> None:
     one, other = rows(1, seed=1), {next(iter(rows(1, seed=1))): np.zeros(3, np.float32)}
     cache.put("lite0 cpu fp32", one)
     cache.put("lite0 openvino fp32", other)
-    (picture,) = one
-    assert (cache.get("lite0 cpu fp32", [picture])[picture] == one[picture]).all()
-    assert cache.get("lite0 openvino fp32", [picture])[picture].shape == (3,)
-    assert cache.get("resnet18 cpu fp32", [picture]) == {}
+    (image,) = one
+    assert (cache.get("lite0 cpu fp32", [image])[image] == one[image]).all()
+    assert cache.get("lite0 openvino fp32", [image])[image].shape == (3,)
+    assert cache.get("resnet18 cpu fp32", [image]) == {}
 
 
 def test_nobody_finds_what_another_owner_keeps(tmp_path: Path) -> None:
@@ -63,10 +63,10 @@ def test_nobody_finds_what_another_owner_keeps(tmp_path: Path) -> None:
     for owner in ("", "beta", "acme/lite0"):
         cache, _ = opened(tmp_path / "features.sqlite", owner=owner)
         assert cache.get("lite0 cpu fp32", list(one)) == {}
-        cache.put("lite0 cpu fp32", {picture: row + 1 for picture, row in other.items()})
+        cache.put("lite0 cpu fp32", {image: row + 1 for image, row in other.items()})
         cache.close()
     found = acme.get("lite0 cpu fp32", list(one))
-    assert all((found[picture] == row).all() for picture, row in one.items())
+    assert all((found[image] == row).all() for image, row in one.items())
 
 
 def test_a_row_may_be_written_again(tmp_path: Path) -> None:
@@ -113,10 +113,10 @@ def test_a_row_with_a_wrong_bit_is_not_given(tmp_path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute(
             "UPDATE features SET data = zeroblob(length(data)) WHERE id ="
-            " (SELECT id FROM rows WHERE picture = ?)",
+            " (SELECT id FROM rows WHERE image = ?)",
             (damaged,),
         )
-        connection.execute("UPDATE rows SET picture = 'other' WHERE picture = ?", (renamed,))
+        connection.execute("UPDATE rows SET image = 'other' WHERE image = ?", (renamed,))
     connection.close()
     again, notes = opened(path)
     assert again.get("space", [damaged, "other", sound]).keys() == {sound}
@@ -164,7 +164,7 @@ def test_pages_that_were_overwritten_cost_the_file_and_never_the_job(tmp_path: P
     path.write_bytes(data)
     again, notes = opened(path)
     found = again.get("space", list(kept))
-    assert all((found[picture] == kept[picture]).all() for picture in found)
+    assert all((found[image] == kept[image]).all() for image in found)
     again.put("space", kept)
     assert len(notes) == 1
     assert "thrown away" in notes[0]

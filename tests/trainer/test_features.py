@@ -84,13 +84,13 @@ def test_what_is_rejected_and_in_which_order_is_as_without_features(
     folder = make_folder(per_class=30)
     whole = (folder / "red" / "0.png").read_bytes()
     (folder / "red" / "0.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "red" / "15.png").write_text("no picture")
+    (folder / "red" / "15.png").write_text("no image")
     (folder / "blue" / "3.png").write_bytes(b"")
     shutil.copy(folder / "blue" / "4.png", folder / "blue" / "copy.png")
     files = class_folders.find(folder)
     with_features = Features(FakeSource(), threads=3).examine(files, folder)
     without = class_folders.examine(
-        files, lambda content: preprocess.open_picture(content) and None, folder, 3
+        files, lambda content: preprocess.open_image(content) and None, folder, 3
     )
     assert with_features == without
     assert len(with_features[1]) == 3
@@ -112,12 +112,12 @@ def test_a_second_job_computes_nothing_and_loads_no_backbone(
     np.testing.assert_array_equal(*results)
 
 
-def test_only_new_pictures_are_computed(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_only_new_images_are_computed(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder(per_class=20)
     cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
     data.load(folder, 0.2, 0, examine=Features(FakeSource(), cache).examine)
     shutil.copytree(make_folder("more", per_class=3, seed=9) / "red", folder / "red" / "new")
-    # Another name for a known picture changes nothing.
+    # Another name for a known image changes nothing.
     (folder / "blue" / "0.png").rename(folder / "blue" / "renamed.png")
     made = Features(FakeSource(), cache)
     loaded = data.load(folder, 0.2, 0, examine=made.examine)
@@ -150,7 +150,7 @@ def test_features_of_known_files_are_computed_when_asked_for(
     assert made.computed == len(loaded.validation)
 
 
-def test_a_picture_that_went_away_meanwhile_is_named(make_folder: MakeFolder) -> None:
+def test_an_image_that_went_away_meanwhile_is_named(make_folder: MakeFolder) -> None:
     loaded = data.load(make_folder(), 0.2, 0)
     loaded.train.paths[0].unlink()
     with pytest.raises(InvalidInput, match="when the job began") as caught:
@@ -159,7 +159,7 @@ def test_a_picture_that_went_away_meanwhile_is_named(make_folder: MakeFolder) ->
     assert loaded.train.paths[0].name in caught.value.message
 
 
-def test_a_picture_that_was_overwritten_meanwhile_is_named_and_nothing_of_it_is_kept(
+def test_an_image_that_was_overwritten_meanwhile_is_named_and_nothing_of_it_is_kept(
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     part = data.load(make_folder(), 0.2, 0).train
@@ -190,7 +190,7 @@ def test_views_follow_the_content_and_the_seed_and_are_kept(
     views = made.of_views(loaded.train, 3, seed=1)
     assert views.shape == (3, len(loaded.train), 3)
     assert made.computed == 3 * len(loaded.train)
-    # Of the same picture, and yet none like another.
+    # Of the same image, and yet none like another.
     plain = made.of(loaded.train)
     assert np.abs(views - plain).max() < 0.2
     assert len(np.unique(np.concatenate([plain[None], views])[:, 0], axis=0)) == 4
@@ -266,7 +266,7 @@ def test_what_computes_otherwise_has_another_space() -> None:
     assert len(spaces) == 4
 
 
-def test_what_decodes_pictures_otherwise_has_another_space(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_decodes_images_otherwise_has_another_space(monkeypatch: pytest.MonkeyPatch) -> None:
     def spaces() -> tuple[str, str]:
         plain = space_of("a", OnnxRuntime(Provider("cpu", ""), 1))
         return plain, TorchBackbone("resnet18", "a", pytest.fail).space

@@ -96,7 +96,7 @@ def test_unconfused_heads_keep_their_bias_and_confuse_less() -> None:
     assert class_confusion(head.logits(space.target))[0] < before / 2
 
 
-# More pictures than features, and fewer.
+# More images than features, and fewer.
 @pytest.mark.parametrize(("n", "d"), [(80, 10), (15, 40)])
 def test_covariances_are_shrunk_as_by_ledoit_and_wolf(n: int, d: int) -> None:
     rng = np.random.default_rng(0)
@@ -168,7 +168,7 @@ def test_the_most_certain_answers_are_taken_from_each_class_alike() -> None:
     assert sorted(kept) == [0, 1, 4]
 
 
-def test_the_criterion_is_kappa_of_pictures_and_their_nearest_neighbours() -> None:
+def test_the_criterion_is_kappa_of_images_and_their_nearest_neighbours() -> None:
     rng = np.random.default_rng(0)
     rows, logits = rng.normal(0, 1, (40, 6)), rng.normal(0, 1, (40, 3))
     labels = logits.argmax(axis=1)
@@ -188,12 +188,12 @@ def test_the_criterion_is_kappa_of_pictures_and_their_nearest_neighbours() -> No
     assert criterion.Neighbourhood(rows, 0).agreement(logits) == pytest.approx(kappa)
 
 
-def test_one_class_for_all_pictures_is_no_better_than_chance() -> None:
+def test_one_class_for_all_images_is_no_better_than_chance() -> None:
     rows = np.random.default_rng(0).normal(0, 1, (10, 3))
     assert criterion.Neighbourhood(rows, 0).agreement(np.tile([0.0, 1.0], (10, 1))) == 0
 
 
-def test_of_many_pictures_the_criterion_looks_at_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_images_the_criterion_looks_at_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     _, (target, theirs) = domains(target_counts=(50, 50, 50, 50))
     whole = criterion.Neighbourhood(target, 0).agreement(np.eye(4)[theirs])
     monkeypatch.setattr(criterion, "SAMPLE", 120)
@@ -276,7 +276,7 @@ def test_the_same_seed_gives_the_same_head_and_progress_only_grows() -> None:
 
 
 @pytest.mark.parametrize("technique", ["auto", "coral"])
-def test_a_handful_of_pictures_is_enough(technique: str) -> None:
+def test_a_handful_of_images_is_enough(technique: str) -> None:
     source, target = domains(per_class=2, target_counts=(1, 1, 0, 0))
     adapted = run(source, target, technique, always_adapt=True)
     assert np.isfinite(adapted.weight).all() and np.isfinite(adapted.temperature)
@@ -286,7 +286,7 @@ def test_what_cannot_be_done_is_said() -> None:
     source, target = domains(per_class=2)
     with pytest.raises(ValueError, match="'dann' does not work on frozen features: take one of"):
         run(source, target, "dann")
-    with pytest.raises(ValueError, match="two pictures or more"):
+    with pytest.raises(ValueError, match="two images or more"):
         run(source, (target[0][:1], target[1][:1]), "auto")
 
 

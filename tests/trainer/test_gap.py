@@ -12,7 +12,7 @@ def samples(n: int, m: int, d: int, shift: float) -> tuple[np.ndarray, np.ndarra
     return rng.normal(0, 1, (n, d)), rng.normal(shift, 1.5, (m, d))
 
 
-def test_mmd_is_the_mean_over_pairs_of_different_pictures() -> None:
+def test_mmd_is_the_mean_over_pairs_of_different_images() -> None:
     a, b = samples(7, 9, 3, 0.5)
     every = np.concatenate([a, b])
     distances = [np.linalg.norm(x - y) for i, x in enumerate(every) for y in every[:i]]
@@ -47,7 +47,7 @@ def test_the_frechet_distance_is_the_one_with_the_root_of_the_product(
     assert gap.frechet_distance(a, b) == pytest.approx(slow, rel=1e-4)
 
 
-def test_the_frechet_distance_of_fewer_pictures_than_features_has_the_roots_eigenvalues() -> None:
+def test_the_frechet_distance_of_fewer_images_than_features_has_the_roots_eigenvalues() -> None:
     a, b = samples(10, 12, 40, 0.3)
     values = np.linalg.eigvals(np.cov(a.T) @ np.cov(b.T)).real
     root = np.sqrt(values[values > 1e-9]).sum()
@@ -101,7 +101,7 @@ def test_the_unit_of_the_features_does_not_matter() -> None:
     assert one.proxy_a_distance == other.proxy_a_distance
 
 
-def test_of_many_pictures_a_sample_is_drawn_with_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_images_a_sample_is_drawn_with_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gap, "SAMPLE", 20)
     a, b = samples(60, 50, 3, 0.2)
     assert gap.measure(a, b, 1) == gap.measure(a, b, 1)

@@ -55,7 +55,7 @@ def test_a_first_version_is_not_worse_than_none() -> None:
 
 
 @pytest.mark.parametrize(("lost", "won"), [(3, 0), (4, 0), (5, 0), (6, 1), (8, 1), (9, 5)])
-def test_not_worse_is_the_exact_one_sided_test_on_the_pictures_that_differ(
+def test_not_worse_is_the_exact_one_sided_test_on_the_images_that_differ(
     lost: int, won: int
 ) -> None:
     p = sum(comb(lost + won, k) for k in range(lost, lost + won + 1)) / 2 ** (lost + won)
@@ -81,17 +81,17 @@ def test_what_was_not_reached_says_so_in_words() -> None:
     assert "8 lost, 0 won" in found.detail
 
 
-def test_latency_is_the_median_of_single_pictures_decoding_included() -> None:
+def test_latency_is_the_median_of_single_images_decoding_included() -> None:
     class Slow:
-        feature_dim, nbytes, precision, max_batch, picture_s = 3, 0, "fp32", 1, 0.0
+        feature_dim, nbytes, precision, max_batch, image_s = 3, 0, "fp32", 1, 0.0
         damage = None
 
         def __init__(self) -> None:
             self.shapes: list[tuple[int, ...]] = []
 
-        def run(self, pictures: np.ndarray, cores: int = 0) -> np.ndarray:
-            self.shapes.append(pictures.shape)
-            return np.zeros((len(pictures), 3), np.float32)
+        def run(self, images: np.ndarray, cores: int = 0) -> np.ndarray:
+            self.shapes.append(images.shape)
+            return np.zeros((len(images), 3), np.float32)
 
     session, decoded = Slow(), []
 

@@ -16,7 +16,7 @@ def test_a_confident_answer_against_the_label_is_found_and_ranked_by_margin() ->
     assert found[0].probability == 0.95
 
 
-def test_a_doubtful_picture_stays_where_it_is() -> None:
+def test_a_doubtful_image_stays_where_it_is() -> None:
     # Wrong, but less confident than class 0 is of its own.
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.55, 0.45]])
     assert label_errors.find(probabilities, np.array([0, 0, 1, 1])) == []
@@ -39,7 +39,7 @@ def test_changed_labels_are_found_among_many_classes() -> None:
     assert all(s.suggested == true[s.place] for s in found if s.place in hits)
 
 
-def test_a_class_without_pictures_is_never_suggested() -> None:
+def test_a_class_without_images_is_never_suggested() -> None:
     probabilities = np.array([[0.1, 0.2, 0.7], [0.2, 0.7, 0.1], [0.7, 0.2, 0.1]])
     found = label_errors.find(probabilities, np.array([0, 1, 0]))
     assert all(s.suggested != 2 for s in found)

@@ -1,4 +1,4 @@
-"""What more pictures would bring: on made-up features whose answer is known."""
+"""What more images would bring: on made-up features whose answer is known."""
 
 import numpy as np
 import pytest
@@ -15,9 +15,9 @@ def _clouds(n: int, noise: float, seed: int, d: int = 40) -> tuple[np.ndarray, n
     return (middles[targets] + rng.normal(0, noise, (n, d))).astype(np.float32), targets
 
 
-def _right(errors: list[float], pictures: int = 4000) -> dict[int, np.ndarray]:
-    """Each validation picture has a difficulty, so that sizes err on the same ones."""
-    hard = (np.arange(pictures) + 0.5) / pictures
+def _right(errors: list[float], images: int = 4000) -> dict[int, np.ndarray]:
+    """Each validation image has a difficulty, so that sizes err on the same ones."""
+    hard = (np.arange(images) + 0.5) / images
     return {s: (hard >= e)[None] for s, e in zip(SIZES, errors, strict=True)}
 
 
@@ -32,7 +32,7 @@ def test_the_quick_classifier_is_ridge_regression_of_the_one_hot_classes(n: int,
     y = np.eye(3)[targets]
     weight = np.linalg.solve(a.T @ a + 0.01 * n * np.eye(d), a.T @ (y - y.mean(axis=0)))
     expected = ((b @ weight + y.mean(axis=0)).argmax(axis=1) == wanted).mean()
-    assert curve.points[-1].pictures == n
+    assert curve.points[-1].images == n
     assert curve.points[-1].accuracy == pytest.approx(expected)
 
 
@@ -53,7 +53,7 @@ def test_subsets_are_nested_and_keep_every_class() -> None:
     assert len(steps[0]) == 5
 
 
-def test_the_extrapolation_holds_where_twice_the_pictures_are_there_to_try() -> None:
+def test_the_extrapolation_holds_where_twice_the_images_are_there_to_try() -> None:
     x, targets = _clouds(600, 3.5, 0)
     asked, wanted = _clouds(1500, 3.5, 1)
     half = learning_curve.measure(x[:300], targets[:300], asked, wanted, 3, seed=0)
@@ -62,7 +62,7 @@ def test_the_extrapolation_holds_where_twice_the_pictures_are_there_to_try() -> 
     assert half.verdict == "more_helps"
     assert half.gain is not None
     assert half.gain == pytest.approx(gained, abs=0.02)
-    assert half.fitted[-1].pictures == 600
+    assert half.fitted[-1].images == 600
 
 
 def test_a_power_law_is_found_again() -> None:
@@ -89,14 +89,14 @@ def test_errors_that_grow_with_the_data_are_no_gain() -> None:
     assert all(p.accuracy == pytest.approx(0.95) for p in curve.fitted)
 
 
-def test_few_validation_pictures_and_none_wrong_are_said_honestly() -> None:
+def test_few_validation_images_and_none_wrong_are_said_honestly() -> None:
     few = power_law.extrapolate(_right([0.5, 0.4, 0.3, 0.3, 0.2], 20), seed=0)
     assert (few.verdict, few.gain, few.fitted) == ("unknown", None, [])
-    assert "cannot be said from 20 validation pictures" in few.words
+    assert "cannot be said from 20 validation images" in few.words
     assert len(few.points) == 5
     none_wrong = power_law.extrapolate(_right([0.2, 0.1, 0.1, 0.05, 0.0]), seed=0)
     assert none_wrong.gain is None
-    assert "no validation picture is answered wrong" in none_wrong.words
+    assert "no validation image is answered wrong" in none_wrong.words
 
 
 def test_a_wide_interval_is_no_promise() -> None:
@@ -105,12 +105,12 @@ def test_a_wide_interval_is_no_promise() -> None:
     assert "cannot be said" in noisy.words
 
 
-def test_two_pictures_a_class_still_give_a_report() -> None:
+def test_two_images_a_class_still_give_a_report() -> None:
     x, targets = _clouds(6, 3.0, 0)
     asked, wanted = _clouds(6, 3.0, 1)
     curve = learning_curve.measure(x, targets, asked, wanted, 3, seed=0)
     assert curve.verdict == "unknown"
-    assert curve.points[-1].pictures == 6
+    assert curve.points[-1].images == 6
 
 
 def test_copies_of_one_feature_do_not_break_the_fit() -> None:

@@ -14,7 +14,7 @@ def problem(n: int, d: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
     return (centres[targets] + rng.normal(0, 2, (n, d)) + 5).astype(np.float32), targets
 
 
-# More pictures than features, and fewer: the second is solved in a rotated space.
+# More images than features, and fewer: the second is solved in a rotated space.
 @pytest.mark.parametrize(("n", "d"), [(120, 10), (60, 200)])
 def test_the_fit_is_the_penalised_minimum(n: int, d: int) -> None:
     features, targets = problem(n, d)
@@ -62,7 +62,7 @@ def test_folds_that_are_all_right_do_not_ask_for_endless_confidence() -> None:
     assert 0.9 < confidence.max() < 0.99
 
 
-def test_a_class_of_one_picture_is_fitted_without_cross_validation() -> None:
+def test_a_class_of_one_image_is_fitted_without_cross_validation() -> None:
     features, _ = problem(7, 5)
     targets = np.array([0, 0, 0, 1, 1, 1, 2])
     fitted = linear.fit(features, targets, 3, None, seed=0)
@@ -70,10 +70,10 @@ def test_a_class_of_one_picture_is_fitted_without_cross_validation() -> None:
     assert fitted.temperature == 1.0
 
 
-def test_every_picture_is_answered_by_weights_that_did_not_see_it() -> None:
+def test_every_image_is_answered_by_weights_that_did_not_see_it() -> None:
     rng = np.random.default_rng(0)
     targets = np.arange(60) % 2
-    # More noise than pictures: whoever saw a picture knows its class by heart.
+    # More noise than images: whoever saw an image knows its class by heart.
     features = rng.normal(0, 1, (60, 400)).astype(np.float32)
     fitted = linear.fit(features, targets, 2, 1e-4, seed=0)
     seen = (features @ fitted.weight.T + fitted.bias).argmax(axis=1)
@@ -85,12 +85,12 @@ def test_every_picture_is_answered_by_weights_that_did_not_see_it() -> None:
     assert loss == pytest.approx(fitted.cross_validated_loss)
 
 
-def test_many_pictures_are_ranked_by_a_part_and_all_are_answered(
+def test_many_images_are_ranked_by_a_part_and_all_are_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     features, targets = problem(400, 20)
     everything = linear.fit(features, targets, 3, None, seed=0)
-    monkeypatch.setattr(linear, "RANKED_PICTURES", 80)
+    monkeypatch.setattr(linear, "RANKED_IMAGES", 80)
     part = linear.fit(features, targets, 3, None, seed=0)
     assert part.out_of_fold is not None
     assert everything.out_of_fold is not None
@@ -112,8 +112,8 @@ def test_many_rows_on_many_cores_give_the_fit_of_one(monkeypatch: pytest.MonkeyP
 def test_views_are_learned_from_but_never_measured_on() -> None:
     features, targets = problem(60, 30)
     plain = linear.fit(features, targets, 3, 0.05, seed=0)
-    # Views that are the pictures themselves change nothing: neither the fit, nor what
-    # held-out pictures say, as long as no picture's view is learned while it is held out.
+    # Views that are the images themselves change nothing: neither the fit, nor what
+    # held-out images say, as long as no image's view is learned while it is held out.
     doubled = linear.fit(features, targets, 3, 0.05, seed=0, views=features[None])
     np.testing.assert_allclose(doubled.weight, plain.weight, atol=1e-4)
     assert doubled.out_of_fold is not None

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def head_for(backbone: Backbone, found: Data) -> Head:
-    """Fitted by least squares to the features of the training pictures."""
+    """Fitted by least squares to the features of the training images."""
     with torch.no_grad():
         features = backbone.eval()(torch.from_numpy(found.train.decode())).numpy()
     wanted = np.eye(len(found.classes))[found.train.targets]
@@ -126,7 +126,7 @@ def test_the_batch_size_is_found_told_and_written_down(
 
 
 @pytest.mark.parametrize(
-    ("pictures", "seconds", "expected"),
+    ("images", "seconds", "expected"),
     [
         (10_000, {8: 8.0, 16: 8.0, 32: 8.0, 64: 8.0}, 64),
         (10_000, {8: 8.0, 16: 10.0, 32: 19.8}, 16),
@@ -135,10 +135,10 @@ def test_the_batch_size_is_found_told_and_written_down(
         (3, {8: 8.0}, 8),
         (10_000, {8: 8.0, 16: 8.0, 32: None}, 16),
     ],
-    ids=["it pays", "it ends to pay", "hardly faster", "few pictures", "fewer", "out of memory"],
+    ids=["it pays", "it ends to pay", "hardly faster", "few images", "fewer", "out of memory"],
 )
 def test_batches_grow_as_long_as_that_pays(
-    pictures: int,
+    images: int,
     seconds: dict[int, float | None],
     expected: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -149,12 +149,12 @@ def test_batches_grow_as_long_as_that_pays(
         return found
 
     monkeypatch.setattr(compute, "step_s", step_s)
-    size, why = compute.choose_batch_size("fp32", CPU, nn.Flatten(), pictures)
+    size, why = compute.choose_batch_size("fp32", CPU, nn.Flatten(), images)
     assert size == expected
-    assert "pictures a second" in why
+    assert "images a second" in why
 
 
-def test_the_probe_runs_the_pictures_of_both_domains_and_ends_where_a_cpu_has_no_memory(
+def test_the_probe_runs_the_images_of_both_domains_and_ends_where_a_cpu_has_no_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = []

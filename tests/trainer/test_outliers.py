@@ -6,7 +6,7 @@ from trainer import outliers
 DIM = 40
 
 
-def pictures(count: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+def images(count: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Features of two classes; `shift` moves them to where no class is."""
     rng = np.random.default_rng(seed)
     targets = np.arange(count) % 2
@@ -18,29 +18,29 @@ def pictures(count: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.
     return features.astype(np.float32), targets.astype(np.int64)
 
 
-def test_about_one_in_twenty_pictures_of_the_same_kind_lies_above_one() -> None:
-    train, targets = pictures(300, 0)
-    fresh, _ = pictures(2000, 1)
+def test_about_one_in_twenty_images_of_the_same_kind_lies_above_one() -> None:
+    train, targets = images(300, 0)
+    fresh, _ = images(2000, 1)
     fitted = outliers.fit(train, targets, fresh[:100], 0)
     assert 0.02 < float((fitted.scores(fresh) > 1).mean()) < 0.09
 
 
-def test_pictures_of_another_kind_lie_above_one() -> None:
-    train, targets = pictures(300, 0)
+def test_images_of_another_kind_lie_above_one() -> None:
+    train, targets = images(300, 0)
     fitted = outliers.fit(train, targets, train[:50], 0)
-    strange, _ = pictures(200, 2, shift=2.0)
+    strange, _ = images(200, 2, shift=2.0)
     assert float((fitted.scores(strange) > 1).mean()) > 0.99
 
 
-def test_few_pictures_are_enough_to_tell_what_is_strange() -> None:
-    train, targets = pictures(10, 0)
+def test_few_images_are_enough_to_tell_what_is_strange() -> None:
+    train, targets = images(10, 0)
     fitted = outliers.fit(train, targets, train, 0)
-    strange, _ = pictures(200, 2, shift=3.0)
+    strange, _ = images(200, 2, shift=3.0)
     assert float((fitted.scores(strange) > 1).mean()) > 0.95
 
 
-def test_a_class_of_one_picture_is_no_obstacle() -> None:
-    train, targets = pictures(21, 0)
+def test_a_class_of_one_image_is_no_obstacle() -> None:
+    train, targets = images(21, 0)
     targets[-1] = 2
     fitted = outliers.fit(train, targets, train, 0)
     assert fitted.means.shape == (3, DIM)
@@ -48,8 +48,8 @@ def test_a_class_of_one_picture_is_no_obstacle() -> None:
 
 
 def test_validation_scores_are_kept_ascending_and_bounded_in_number() -> None:
-    train, targets = pictures(100, 0)
-    validation, _ = pictures(1000, 3)
+    train, targets = images(100, 0)
+    validation, _ = images(1000, 3)
     kept = outliers.fit(train, targets, validation, 0).validation
     assert len(kept) == 256
     assert (np.diff(kept.astype(np.float32)) >= 0).all()
@@ -58,7 +58,7 @@ def test_validation_scores_are_kept_ascending_and_bounded_in_number() -> None:
 
 
 def test_the_same_data_and_seed_give_the_same_numbers() -> None:
-    train, targets = pictures(60, 0)
+    train, targets = images(60, 0)
     first, second = (outliers.fit(train, targets, train[:10], 7) for _ in range(2))
     np.testing.assert_array_equal(first.inverse_variance, second.inverse_variance)
     np.testing.assert_array_equal(first.means, second.means)

@@ -30,7 +30,7 @@ from trainer.train import run
 
 
 class Runs:
-    """Jobs that share a backbone and what is known of pictures."""
+    """Jobs that share a backbone and what is known of images."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,7 +61,7 @@ class Runs:
         return manifest, report, out
 
     def features(self, folder: Path) -> np.ndarray:
-        """Of every picture below a folder, as served."""
+        """Of every image below a folder, as served."""
         runtime = OnnxRuntime(choose_provider("auto"), 2, "fast", is_narrow=True)
         (known,) = self.exported
         features = Features(BackboneFile(Path(known.path), runtime, known.digest), None, 2)
@@ -80,7 +80,7 @@ def ants_and_bees(runs: Runs) -> tuple[Manifest, Report, Head]:
 
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
-    """How often a picture from outside scores higher than one from inside."""
+    """How often an image from outside scores higher than one from inside."""
     ranks = rankdata(np.concatenate([inside, outside]))[len(inside) :]
     n, m = len(outside), len(inside)
     return float((ranks.sum() - n * (n + 1) / 2) / (n * m))
@@ -100,7 +100,7 @@ def test_confidence_is_calibrated(ants_and_bees: tuple[Manifest, Report, Head]) 
     assert report.metrics.calibration_error < 0.05
 
 
-def test_pictures_of_other_things_are_told_from_ants_and_bees(
+def test_images_of_other_things_are_told_from_ants_and_bees(
     runs: Runs, ants_and_bees: tuple[Manifest, Report, Head]
 ) -> None:
     outliers = ants_and_bees[2].outliers

@@ -68,9 +68,9 @@ def test_int8_that_costs_accuracy_is_not_published(
 ) -> None:
     sound = quantise.to_int8
 
-    def ruinous(backbone: Path, pictures: np.ndarray, out: Path) -> None:
-        # Ranges from black pictures clip all that real ones hold.
-        sound(backbone, np.zeros_like(pictures), out)
+    def ruinous(backbone: Path, images: np.ndarray, out: Path) -> None:
+        # Ranges from black images clip all that real ones hold.
+        sound(backbone, np.zeros_like(images), out)
 
     monkeypatch.setattr(quantise, "to_int8", ruinous)
     spec = make_spec(
@@ -89,7 +89,7 @@ def test_int8_that_costs_accuracy_is_not_published(
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "exact", "pictures", "good"),
+    ("accuracy", "exact", "images", "good"),
     [
         (0.95, 0.95, 153, True),
         (0.94, 0.95, 153, True),
@@ -98,13 +98,13 @@ def test_int8_that_costs_accuracy_is_not_published(
         (0.70, 0.95, 8, False),
     ],
 )
-def test_int8_may_cost_one_picture_or_a_hundredth(
-    accuracy: float, exact: float, pictures: int, good: bool
+def test_int8_may_cost_one_image_or_a_hundredth(
+    accuracy: float, exact: float, images: int, good: bool
 ) -> None:
-    assert quantise.is_good_enough(accuracy, exact, pictures) is good
+    assert quantise.is_good_enough(accuracy, exact, images) is good
 
 
-def test_calibration_takes_pictures_of_every_class(make_folder: MakeFolder) -> None:
+def test_calibration_takes_images_of_every_class(make_folder: MakeFolder) -> None:
     from trainer import data
 
     loaded = data.load(make_folder(per_class=50), 0.2, 0, 2)
@@ -114,7 +114,7 @@ def test_calibration_takes_pictures_of_every_class(make_folder: MakeFolder) -> N
         tuple(loaded.train.digests[i] for i in order),
         loaded.train.targets[order],
     )
-    chosen = quantise.calibration_pictures(by_class)
+    chosen = quantise.calibration_images(by_class)
     blue = chosen[..., 2].mean(axis=(1, 2)) > chosen[..., 0].mean(axis=(1, 2))
     assert len(chosen) == 64
     assert blue.sum() == 32

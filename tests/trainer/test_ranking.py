@@ -16,18 +16,18 @@ from service.inference.head import Floats
 from service.inference.preprocess import Pixels
 from service.jobs.contract import (
     BackbonesRanked,
-    Candidate,
     ExportedBackbone,
     FeatureBased,
     JobSpec,
     Note,
+    PretrainedBackbone,
     Progressed,
     RankedBackbone,
     RankSpec,
 )
 from tests import photographs
 from tests.trainer.conftest import MakeFolder, Told
-from trainer import backbones, candidates, data, ranking
+from trainer import backbones, data, ranked_backbone, ranking
 from trainer.__main__ import main
 from trainer.job import Job
 
@@ -35,13 +35,13 @@ LITE0 = backbones.weights_name("efficientnet_lite0", "", 0)
 
 
 class Blind(FakeSession):
-    """Features that say nothing of the picture's class."""
+    """Features that say nothing of the image's class."""
 
     feature_dim = 64
 
-    def run(self, pictures: Pixels, cores: int = 0) -> Floats:
-        super().run(pictures, cores)
-        seeds = [zlib.crc32(picture.tobytes()) for picture in pictures]
+    def run(self, images: Pixels, cores: int = 0) -> Floats:
+        super().run(images, cores)
+        seeds = [zlib.crc32(image.tobytes()) for image in images]
         return np.stack(
             [np.random.default_rng(seed).gamma(2, 1, 64).astype(np.float32) for seed in seeds]
         )
@@ -64,12 +64,12 @@ class Machine(FakeRuntime):
             session = kind()
             plain = session.run
 
-            def run(pictures: Pixels, cores: int = 0) -> Floats:
+            def run(images: Pixels, cores: int = 0) -> Floats:
                 each_s = self.each_s.get(path.stem, 0.001)
                 if sum(session.batches) >= self.slower_after.get(path.stem, 10**9):
                     each_s *= 1000
-                self.now += each_s * len(pictures)
-                return plain(pictures, cores)
+                self.now += each_s * len(images)
+                return plain(images, cores)
 
             session.run = run  # type: ignore[method-assign]
             self.sessions[path] = session
@@ -81,23 +81,23 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine()
     clock = SimpleNamespace(monotonic=lambda: made.now)
     monkeypatch.setattr(ranking, "time", clock)
-    monkeypatch.setattr(candidates, "time", clock)
+    monkeypatch.setattr(ranked_backbone, "time", clock)
     monkeypatch.setattr(ranking, "_runtime", lambda _spec: made)
     return made
 
 
-MakeCandidate = Callable[..., Candidate]
+MakeBackbone = Callable[..., PretrainedBackbone]
 
 
 @pytest.fixture
-def candidate(tmp_path: Path) -> MakeCandidate:
+def pretrained(tmp_path: Path) -> MakeBackbone:
     """One whose file was exported before: nothing but a name here."""
 
-    def make(file: str, backbone: str = "resnet18", weights: str = "random") -> Candidate:
+    def make(file: str, backbone: str = "resnet18", weights: str = "random") -> PretrainedBackbone:
         path = tmp_path / f"{file}.onnx"
         path.touch()
         name = backbones.weights_name(backbone, weights, 0)
-        return Candidate(
+        return PretrainedBackbone(
             backbone=backbone,
             weights=weights,
             exported=[ExportedBackbone(weights=name, path=str(path), digest="")],
@@ -106,10 +106,10 @@ def candidate(tmp_path: Path) -> MakeCandidate:
     return make
 
 
-def spec(folder: Path, *named: Candidate, **changes: object) -> RankSpec:
+def spec(folder: Path, *named: PretrainedBackbone, **changes: object) -> RankSpec:
     fields: dict[str, object] = {
         "data_dir": str(folder),
-        "candidates": list(named),
+        "backbones": list(named),
         "weights_dir": str(folder.parent / "weights"),
         "provider": "cpu",
         "threads": 1,
@@ -122,14 +122,14 @@ def names(ranked: BackbonesRanked) -> list[str]:
 
 
 def test_the_backbone_whose_features_tell_the_classes_apart_is_first(
-    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
 ) -> None:
     machine.each_s = {"colours": 0.004, "blind": 0.002}
     ranked = ranking.rank(
         spec(
             make_folder(per_class=12),
-            candidate("blind", "resnet50"),
-            candidate("colours", "resnet18"),
+            pretrained("blind", "resnet50"),
+            pretrained("colours", "resnet18"),
         ),
         told.append,
     )
@@ -141,10 +141,10 @@ def test_the_backbone_whose_features_tell_the_classes_apart_is_first(
     assert best.h_score is not None and 0 < best.h_score <= 1
     assert best.leep is None
     assert (best.feature_dim, other.feature_dim) == (3, 64)
-    assert best.picture_ms == pytest.approx(4.0)
+    assert best.image_ms == pytest.approx(4.0)
     assert best.weights == "random:0"
-    assert ranked.pictures == 24
-    assert ranked.explanation.startswith("resnet18 (random weights) is first: on 24 pictures")
+    assert ranked.images == 24
+    assert ranked.explanation.startswith("resnet18 (random weights) is first: on 24 images")
     assert "then resnet50 (random weights) with" in ranked.explanation
     assert {record.stage for record in told if isinstance(record, Progressed)} == {
         "preparing",
@@ -153,42 +153,42 @@ def test_the_backbone_whose_features_tell_the_classes_apart_is_first(
 
 
 def test_a_lead_within_chance_is_said_to_be_none(
-    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
 ) -> None:
     machine.each_s = {"blind1": 0.004, "blind2": 0.001}
     folder = make_folder(per_class=6)
     ranked = ranking.rank(
-        spec(folder, candidate("blind1"), candidate("blind2", "resnet34")), told.append
+        spec(folder, pretrained("blind1"), pretrained("blind2", "resnet34")), told.append
     )
     assert "too close to call" in ranked.explanation
     assert "resnet34 (random weights) takes 1 ms" in ranked.explanation
 
 
-def test_validation_pictures_are_not_looked_at(
-    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+def test_validation_images_are_not_looked_at(
+    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
 ) -> None:
     make_folder("both/train", per_class=5)
     folder = make_folder("both/val", per_class=7).parent
-    assert ranking.rank(spec(folder, candidate("colours")), told.append).pictures == 10
+    assert ranking.rank(spec(folder, pretrained("colours")), told.append).images == 10
 
 
-def test_all_are_scored_on_more_pictures_only_where_all_find_time(
+def test_all_are_scored_on_more_images_only_where_all_find_time(
     make_folder: MakeFolder,
-    candidate: MakeCandidate,
+    pretrained: MakeBackbone,
     machine: Machine,
     told: Told,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ranking, "FIRST_PICTURES", 10)
-    monkeypatch.setattr(candidates, "_SLICE", 4)
+    monkeypatch.setattr(ranking, "FIRST_IMAGES", 10)
+    monkeypatch.setattr(ranked_backbone, "_SLICE", 4)
     folder = make_folder(per_class=20)
-    pair = (candidate("colours"), candidate("blind", "resnet34"))
-    assert ranking.rank(spec(folder, *pair), told.append).pictures == 40
+    pair = (pretrained("colours"), pretrained("blind", "resnet34"))
+    assert ranking.rank(spec(folder, *pair), told.append).images == 40
 
     machine.each_s = {"colours": 1.0, "blind": 1.0}
-    # 8 runs each of one picture and 10 pictures: 24 s are left, of which 16.8 are planned with.
+    # 8 runs each of one image and 10 images: 24 s are left, of which 16.8 are planned with.
     some = ranking.rank(spec(folder, *pair, time_budget_s=60), told.append)
-    assert some.pictures == 18
+    assert some.images == 18
     assert all(row.score is not None for row in some.ranking)
 
     # The second turns slow when the first has seen the rest: both fall back to the first round.
@@ -196,56 +196,56 @@ def test_all_are_scored_on_more_pictures_only_where_all_find_time(
         "blind": sum(machine.sessions[Path(pair[1].exported[0].path)].batches) + 18
     }
     fewer = ranking.rank(spec(folder, *pair, time_budget_s=60), told.append)
-    assert fewer.pictures == 10
+    assert fewer.images == 10
     assert all(row.score is not None for row in fewer.ranking)
 
 
 def test_what_finds_no_time_is_listed_last_with_that_problem(
-    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
 ) -> None:
     machine.each_s = {"slow": 10.0}
-    named = (candidate("slow", "resnet152"), candidate("colours", "resnet18"))
+    named = (pretrained("slow", "resnet152"), pretrained("colours", "resnet18"))
     folder = make_folder(per_class=6)
     ranked = ranking.rank(spec(folder, *named, time_budget_s=50), told.append)
     assert names(ranked) == ["resnet18", "resnet152"]
     assert ranked.ranking[0].score is not None
     assert ranked.ranking[1] == RankedBackbone(
-        backbone="resnet152", weights="random:0", problem=candidates.NO_TIME
+        backbone="resnet152", weights="random:0", problem=ranked_backbone.NO_TIME
     )
     assert machine.now <= 50 + 10
     machine.each_s = {"colours": 10.0}
     none = ranking.rank(spec(folder, *named, time_budget_s=50), told.append)
-    assert [row.problem for row in none.ranking] == [candidates.NO_TIME] * 2
-    assert none.explanation.startswith("No candidate could be scored.")
+    assert [row.problem for row in none.ranking] == [ranked_backbone.NO_TIME] * 2
+    assert none.explanation.startswith("No backbone could be scored.")
 
 
 def test_the_cheapest_go_first_and_pretrained_ones_before_random_ones(
-    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
 ) -> None:
     named = (
-        candidate("a", "resnet50"),
-        candidate("b", "resnet18"),
-        candidate("c", "resnet18", ""),
-        candidate("d", "efficientnet_lite0"),
+        pretrained("a", "resnet50"),
+        pretrained("b", "resnet18"),
+        pretrained("c", "resnet18", ""),
+        pretrained("d", "efficientnet_lite0"),
     )
     ranking.rank(spec(make_folder(per_class=2), *named), told.append)
     assert [path.stem for path in machine.loads] == ["d", "c", "b", "a"]
 
 
 def test_a_problem_of_one_candidate_is_its_own(
-    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
 ) -> None:
     folder = make_folder(per_class=6)
-    broken = candidate("broken", "resnet34")
+    broken = pretrained("broken", "resnet34")
     machine.load(Path(broken.exported[0].path)).fail_next = RuntimeError("kernel panic")
     ranked = ranking.rank(
         spec(
             folder,
-            Candidate(backbone="vgg16"),
-            Candidate(backbone="efficientnet_lite0", weights="IMAGENET1K_V1"),
-            Candidate(backbone="resnet50", weights="IMAGENET99"),
+            PretrainedBackbone(backbone="vgg16"),
+            PretrainedBackbone(backbone="efficientnet_lite0", weights="IMAGENET1K_V1"),
+            PretrainedBackbone(backbone="resnet50", weights="IMAGENET99"),
             broken,
-            candidate("colours"),
+            pretrained("colours"),
         ),
         told.append,
     )
@@ -261,23 +261,25 @@ def test_a_problem_of_one_candidate_is_its_own(
 
 def test_what_is_written_meanwhile_goes_into_the_folder_that_was_given(
     make_folder: MakeFolder,
-    candidate: MakeCandidate,
+    pretrained: MakeBackbone,
     machine: Machine,
     told: Told,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folders: list[Path] = []
-    prepare = candidates.Candidacy.prepare
+    prepare = ranked_backbone.BackboneScoring.prepare
 
-    def noted(self: candidates.Candidacy, part: data.Part, deadline: float, folder: Path) -> None:
+    def noted(
+        self: ranked_backbone.BackboneScoring, part: data.Part, deadline: float, folder: Path
+    ) -> None:
         folders.append(folder)
         prepare(self, part, deadline, folder)
 
-    monkeypatch.setattr(candidates.Candidacy, "prepare", noted)
+    monkeypatch.setattr(ranked_backbone.BackboneScoring, "prepare", noted)
     work = tmp_path / "work"
     work.mkdir()
-    asked = spec(make_folder(per_class=2), candidate("colours"), work_dir=str(work))
+    asked = spec(make_folder(per_class=2), pretrained("colours"), work_dir=str(work))
     ranking.rank(asked, told.append)
     assert [folder.parent for folder in folders] == [work]
     assert list(work.iterdir()) == []
@@ -310,15 +312,15 @@ def test_a_job_that_chooses_its_backbone_works_in_its_own_folder(
     assert [spec.work_dir for spec in asked] == [str(tmp_path)]
 
 
-def test_only_what_is_at_hand_leaves_the_others_out_and_says_so(
-    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+def test_only_what_is_available_leaves_the_others_out_and_says_so(
+    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
 ) -> None:
     ranked = ranking.rank(
         spec(
             make_folder(per_class=6),
-            candidate("colours", "resnet18", ""),
-            Candidate(backbone="resnet50"),
-            only_at_hand=True,
+            pretrained("colours", "resnet18", ""),
+            PretrainedBackbone(backbone="resnet50"),
+            only_available=True,
         ),
         told.append,
     )
@@ -330,23 +332,23 @@ def test_only_what_is_at_hand_leaves_the_others_out_and_says_so(
 def test_a_download_that_takes_too_long_is_let_go_and_its_error_is_passed_on() -> None:
     release = threading.Event()
     with pytest.raises(TimeoutError):
-        candidates._within(time.monotonic() + 0.05, lambda: release.wait(30))
+        ranked_backbone._within(time.monotonic() + 0.05, lambda: release.wait(30))
     release.set()
-    candidates._within(time.monotonic() + 30, lambda: None)
+    ranked_backbone._within(time.monotonic() + 30, lambda: None)
 
     def fail() -> None:
         raise Unavailable(Reason.WEIGHTS_UNAVAILABLE, "no network")
 
     with pytest.raises(Unavailable, match="no network"):
-        candidates._within(time.monotonic() + 30, fail)
+        ranked_backbone._within(time.monotonic() + 30, fail)
 
 
 def test_int8_servers_measure_the_quantised_file_where_there_is_one(
-    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
 ) -> None:
-    both = candidate("float")
-    (quantised,) = candidate("quantised").exported
-    both = Candidate(
+    both = pretrained("float")
+    (quantised,) = pretrained("quantised").exported
+    both = PretrainedBackbone(
         backbone="resnet18",
         weights="random",
         exported=[*both.exported, ExportedBackbone("random:0:int8", quantised.path, "")],
@@ -358,56 +360,58 @@ def test_int8_servers_measure_the_quantised_file_where_there_is_one(
 
 
 def test_features_are_kept_for_the_jobs_that_follow(
-    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told, tmp_path: Path
+    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told, tmp_path: Path
 ) -> None:
-    named = candidate("colours")
+    named = pretrained("colours")
     session = machine.load(Path(named.exported[0].path))
     asked = spec(make_folder(per_class=6), named, feature_cache=str(tmp_path / "features.sqlite"))
     first = ranking.rank(asked, told.append)
     assert sum(session.batches) == 8 + 12
     again = ranking.rank(asked, told.append)
-    # One picture at a time to measure what it costs, and no more.
+    # One image at a time to measure what it costs, and no more.
     assert sum(session.batches) == 8 + 12 + 8
     assert again.ranking[0].score == first.ranking[0].score
 
 
-def test_pictures_of_one_class_or_none_that_is_readable_are_refused(
-    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+def test_images_of_one_class_or_none_that_is_readable_are_refused(
+    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
 ) -> None:
     with pytest.raises(InvalidInput, match="readable ones were found for 1 classes") as caught:
-        ranking.rank(spec(make_folder(classes=("red",)), candidate("colours")), told.append)
+        ranking.rank(spec(make_folder(classes=("red",)), pretrained("colours")), told.append)
     assert caught.value.reason is Reason.DATASET_UNUSABLE
     empty = make_folder("empty", per_class=0)
-    (empty / "red" / "a.png").write_bytes(b"no picture")
+    (empty / "red" / "a.png").write_bytes(b"no image")
     with pytest.raises(InvalidInput, match="for 0 classes and 1 could not be read"):
-        ranking.rank(spec(empty, candidate("colours")), told.append)
+        ranking.rank(spec(empty, pretrained("colours")), told.append)
 
 
-def test_choose_takes_the_first_on_a_jobs_own_training_pictures(
-    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+def test_choose_takes_the_first_on_a_jobs_own_training_images(
+    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
 ) -> None:
     folder = make_folder(per_class=10)
     part = data.load(folder, 0.2, 0).train
-    named = [candidate("blind", "resnet50"), candidate("colours", "resnet18")]
+    named = [pretrained("blind", "resnet50"), pretrained("colours", "resnet18")]
     chosen, ranked = ranking.choose(spec(folder, *named), part, machine, told.append)
     assert chosen is named[1]
-    assert ranked.pictures == 16
+    assert ranked.images == 16
     with pytest.raises(Unavailable, match="no backbone could be chosen") as caught:
-        ranking.choose(spec(folder, Candidate(backbone="vgg16")), part, machine, told.append)
+        ranking.choose(
+            spec(folder, PretrainedBackbone(backbone="vgg16")), part, machine, told.append
+        )
     assert caught.value.reason is Reason.WEIGHTS_UNAVAILABLE
 
 
-def test_without_time_for_any_score_the_cheapest_at_hand_is_taken_and_that_is_said(
-    make_folder: MakeFolder, candidate: MakeCandidate, machine: Machine, told: Told
+def test_without_time_for_any_score_the_cheapest_available_is_taken_and_that_is_said(
+    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
 ) -> None:
     part = data.load(make_folder(per_class=6), 0.2, 0).train
     named = [
-        Candidate(backbone="vgg16"),
-        Candidate(backbone="efficientnet_lite0", weights="random"),
-        candidate("dear", "resnet50"),
-        candidate("cheap", "resnet18"),
+        PretrainedBackbone(backbone="vgg16"),
+        PretrainedBackbone(backbone="efficientnet_lite0", weights="random"),
+        pretrained("dear", "resnet50"),
+        pretrained("cheap", "resnet18"),
     ]
-    short = spec(Path(part.paths[0]), *named, time_budget_s=0.0, only_at_hand=True)
+    short = spec(Path(part.paths[0]), *named, time_budget_s=0.0, only_available=True)
     chosen, ranked = ranking.choose(short, part, machine, told.append)
     assert chosen is named[3]
     assert all(row.score is None for row in ranked.ranking)
@@ -447,10 +451,10 @@ def test_real_weights_come_before_random_ones_on_ten_photos_a_class(
         spec(
             tmp_path / "few",
             *(
-                Candidate(backbone=name, weights="random")
+                PretrainedBackbone(backbone=name, weights="random")
                 for name in ("efficientnet_lite0", "resnet18")
             ),
-            Candidate(backbone="efficientnet_lite0"),
+            PretrainedBackbone(backbone="efficientnet_lite0"),
         ),
         told.append,
     )
@@ -468,5 +472,5 @@ def test_the_pretrained_classifier_is_what_the_checkpoint_holds(tmp_path: Path) 
     assert backbones.classifier("efficientnet_lite0", "random", tmp_path) is None
     # Not here, and not downloaded for this.
     assert backbones.classifier("resnet18", "", tmp_path) is None
-    assert not backbones.is_at_hand("resnet18", "", tmp_path)
-    assert backbones.is_at_hand("resnet18", "random", tmp_path)
+    assert not backbones.is_available("resnet18", "", tmp_path)
+    assert backbones.is_available("resnet18", "random", tmp_path)

@@ -60,7 +60,7 @@ def found(make_folder: MakeFolder) -> Data:
 
 
 def _probabilities(found: Data) -> np.ndarray:
-    """Right but for the first two validation pictures."""
+    """Right but for the first two validation images."""
     targets = found.validation.targets
     answers = np.where(np.arange(len(targets)) < 2, 1 - targets, targets)
     return (np.eye(2)[answers] * 0.8 + 0.1).astype(np.float32)
@@ -128,7 +128,7 @@ def _everything(found: Data) -> Findings:
             criterion="a criterion",
             gaps=[Gap("proxy_a_distance", 1.5, 0.5), Gap("mmd", 0.2, None)],
             is_negative=False,
-            target_pictures=77,
+            target_images=77,
             target_accuracy=0.8,
             source_only_target_accuracy=0.7,
         ),
@@ -139,8 +139,8 @@ def _everything(found: Data) -> Findings:
         growth=Growth(
             base_model="older",
             base_version=3,
-            base_pictures=10,
-            added_pictures=5,
+            base_images=10,
+            added_images=5,
             added_classes=["violet"],
             comparison=comparisons.compare(Measured("base", probabilities), probabilities, targets),
         ),
@@ -154,12 +154,12 @@ def test_a_page_with_everything_shows_every_section(found: Data) -> None:
     text = _read(html)
     for part in (
         "Is it good enough?", "Can it be trusted?", "What next?", "Gate", "too low",
-        "Domain adaptation", "77 target pictures", "features unchanged",
+        "Domain adaptation", "77 target images", "features unchanged",
         "What the transfer was worth", "all layers fine-tuned", "12.5",
-        "What more pictures would bring", "cannot be said", "Calibration", "before the temperature",
+        "What more images would bring", "cannot be said", "Calibration", "before the temperature",
         "Out of distribution", "a method", "Probably under the wrong class", "looks like red",
-        "Validation pictures that nearly were learned from", "alike 0.97",
-        "Nearly the same picture under two classes", "alike 0.91", "Most confident mistakes",
+        "Validation images that nearly were learned from", "alike 0.97",
+        "Nearly the same image under two classes", "alike 0.91", "Most confident mistakes",
         "Right answers", "older version 3", "violet", "Choice of the backbone", "no weights",
     ):  # fmt: skip
         assert part in text, part
@@ -179,9 +179,9 @@ def test_nothing_is_fetched_and_nothing_runs(found: Data) -> None:
 def test_a_job_that_found_out_nothing_more_has_a_page_too(found: Data) -> None:
     made = _report(found)
     text = _read(page.to_html(made, found))
-    for part in ("Domain adaptation", "What more pictures", "Gate", "Out of distribution"):
+    for part in ("Domain adaptation", "What more images", "Gate", "Out of distribution"):
         assert part not in text
-    assert "90.0 % of 20 validation pictures are answered right" in text
+    assert "90.0 % of 20 validation images are answered right" in text
     assert made.calibration is not None
     assert made.advice
 
@@ -211,7 +211,7 @@ def test_names_like_markup_are_text_everywhere(make_folder: MakeFolder) -> None:
     assert "<b>red&" in _read(html)
 
 
-def test_accuracy_is_told_without_the_pictures_that_nearly_were_learned_from(found: Data) -> None:
+def test_accuracy_is_told_without_the_images_that_nearly_were_learned_from(found: Data) -> None:
     near = NearDuplicates([Twins(0, 1, 0.99), Twins(7, 2, 0.9)], [])
     made = _report(found, Findings(near_duplicates=near))
     assert made.accuracy_without_leaked == pytest.approx(17 / 18)
@@ -221,14 +221,14 @@ def test_accuracy_is_told_without_the_pictures_that_nearly_were_learned_from(fou
     assert _report(found).accuracy_without_leaked is None
 
 
-def test_pictures_of_both_parts_are_ranked_together_by_their_margin(found: Data) -> None:
+def test_images_of_both_parts_are_ranked_together_by_their_margin(found: Data) -> None:
     suspects = Suspects([Suspect(1, 0, 1, 0.7, -0.4)], [Suspect(0, 0, 1, 0.9, -0.8)])
     made = _report(found, Findings(suspects=suspects))
     assert [(s.part, s.place) for s in made.suspects] == [("validation", 0), ("train", 1)]
     assert made.suspects[0].file == str(found.validation.paths[0].relative_to(found.root))
 
 
-def test_the_page_pictures_a_dozen_mistakes_and_the_json_lists_more(found: Data) -> None:
+def test_the_page_shows_a_dozen_mistakes_and_the_json_lists_more(found: Data) -> None:
     probabilities = 1 - _probabilities(found)
     metrics = evaluate.measure(probabilities, found.validation.targets, found.classes)
     manifest = _manifest(found, probabilities)
@@ -237,7 +237,7 @@ def test_the_page_pictures_a_dozen_mistakes_and_the_json_lists_more(found: Data)
     assert page.to_html(made, found).count("<img") == 12 + 2
 
 
-def test_a_picture_below_another_root_is_named_by_its_class(found: Data, tmp_path: Path) -> None:
+def test_an_image_below_another_root_is_named_by_its_class(found: Data, tmp_path: Path) -> None:
     elsewhere = replace(found, root=tmp_path / "other")
     assert re.fullmatch(r"(blue|red)/\d+\.png", _report(elsewhere).mistakes[0].file)
 
@@ -272,10 +272,10 @@ def test_many_classes_are_a_heat_map(make_folder: MakeFolder) -> None:
     folder = make_folder(per_class=4)
     for n in range(12):
         (folder / f"class{n}").mkdir()
-        for picture in (folder / "red").iterdir():
-            pixels = np.frombuffer(picture.read_bytes(), dtype=np.uint8)
-            # Trailing bytes make it another file with the same picture.
-            (folder / f"class{n}" / picture.name).write_bytes(pixels.tobytes() + bytes([n]))
+        for image in (folder / "red").iterdir():
+            pixels = np.frombuffer(image.read_bytes(), dtype=np.uint8)
+            # Trailing bytes make it another file with the same image.
+            (folder / f"class{n}" / image.name).write_bytes(pixels.tobytes() + bytes([n]))
     found = data.load(folder, validation_fraction=0.5, seed=0, threads=1)
     probabilities = (np.eye(14)[found.validation.targets] * 0.9 + 0.1 / 14).astype(np.float32)
     metrics = evaluate.measure(probabilities, found.validation.targets, found.classes)

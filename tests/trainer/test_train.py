@@ -1,4 +1,4 @@
-"""Whole jobs in this process, on small pictures."""
+"""Whole jobs in this process, on small images."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def test_feature_based_transfer_end_to_end(
 
     assert manifest.validation_accuracy == 1.0
     assert manifest.parity.max_difference < 1e-3
-    assert (manifest.parity.top1_agreement, manifest.parity.pictures) == (1.0, 6)
+    assert (manifest.parity.top1_agreement, manifest.parity.images) == (1.0, 6)
     assert (manifest.train_count, manifest.validation_count) == (18, 6)
     assert (manifest.method, manifest.backbone) == ("feature_based", "efficientnet_lite0")
     assert manifest.hyperparameters["l2_chosen_by"] == "cross-validation"
@@ -90,7 +90,7 @@ def test_model_based_transfer_trains_every_layer_and_tells_every_epoch(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told
 ) -> None:
     folder = make_folder(per_class=8)
-    (folder / "red" / "notes.txt").write_text("no picture")
+    (folder / "red" / "notes.txt").write_text("no image")
     spec = make_spec(
         folder,
         method=ModelBased(epochs=3, batch_size=4, learning_rate=0.01, precision="fp32"),
@@ -267,15 +267,15 @@ def test_a_cpu_with_bf16_uses_it_where_a_probe_finds_it_faster(
 
 
 def test_a_probe_leaves_the_network_as_it_was() -> None:
-    class Pictures(torch.nn.Module):
+    class Images(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.norm = torch.nn.BatchNorm2d(3)
 
-        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-            return self.norm(pictures.permute(0, 3, 1, 2).float()).flatten(1)
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.norm(images.permute(0, 3, 1, 2).float()).flatten(1)
 
-    network = Pictures()
+    network = Images()
     before = {k: v.clone() for k, v in network.state_dict().items()}
     assert compute.step_s("fp32", torch.device("cpu"), network, 2) > 0
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
@@ -299,7 +299,7 @@ def test_a_repeated_job_computes_no_features_and_imports_no_torch(
     cache = str(tmp_path / "features.sqlite")
     fields: dict[str, object] = {"validation_fraction": 0.5, "feature_cache": cache}
     first = run(make_spec(folder, **fields), told)
-    assert first.parity.pictures == 20
+    assert first.parity.images == 20
     known = ExportedBackbone(
         first.weights, str(tmp_path / "out" / BACKBONE_FILE), first.backbone_digest
     )
@@ -321,8 +321,8 @@ def test_a_repeated_job_computes_no_features_and_imports_no_torch(
     )
     assert done.stderr.strip() == "set()"
     again = msgspec.json.decode((tmp_path / "again" / "manifest.json").read_bytes(), type=Manifest)
-    # What was exported before was proven before: a few pictures of its own are enough.
-    assert again.parity.pictures == 8
+    # What was exported before was proven before: a few images of its own are enough.
+    assert again.parity.images == 8
     assert again.parity.max_difference < 1e-3
     assert again.validation_accuracy == first.validation_accuracy
     assert (tmp_path / "again" / HEAD_FILE).read_bytes() == (

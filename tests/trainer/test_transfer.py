@@ -16,12 +16,12 @@ from service.jobs.contract import (
     REPORT_HTML_FILE,
     REPORT_JSON_FILE,
     Base,
-    Candidate,
     DomainAdaptation,
     Gate,
     Incumbent,
     ModelBased,
     Note,
+    PretrainedBackbone,
 )
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from trainer.reporting.report import Report
@@ -33,7 +33,7 @@ def report_of(out: Path) -> Report:
 
 
 def darkened(folder: Path, to: Path) -> Path:
-    """The same pictures at dusk, as another domain."""
+    """The same images at dusk, as another domain."""
     for path in folder.rglob("*.png"):
         target = to / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def darkened(folder: Path, to: Path) -> Path:
     return to
 
 
-def test_a_version_knows_what_its_training_pictures_look_like(
+def test_a_version_knows_what_its_training_images_look_like(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
 ) -> None:
     run(make_spec(make_folder(per_class=8)), told.append)
@@ -94,7 +94,7 @@ def test_a_version_before_that_cannot_be_asked_any_more_passes_no_gate(
     assert any("may be gone" in n.text for n in told if isinstance(n, Note))
 
 
-def test_baselines_are_measured_on_the_same_pictures(
+def test_baselines_are_measured_on_the_same_images(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
 ) -> None:
     spec = make_spec(
@@ -112,15 +112,15 @@ def test_baselines_are_measured_on_the_same_pictures(
     assert compared["linear_probe"].accuracy == 1.0
 
 
-def test_the_backbone_is_chosen_on_the_job_s_own_pictures(
+def test_the_backbone_is_chosen_on_the_job_s_own_images(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
 ) -> None:
     spec = make_spec(
         make_folder(per_class=8),
         backbone="auto",
-        candidates=[
-            Candidate(backbone="efficientnet_lite0", weights="random"),
-            Candidate(backbone="efficientnet_lite0"),
+        backbones=[
+            PretrainedBackbone(backbone="efficientnet_lite0", weights="random"),
+            PretrainedBackbone(backbone="efficientnet_lite0"),
         ],
     )
     manifest = run(spec, told.append)
@@ -134,7 +134,7 @@ def test_the_backbone_is_chosen_on_the_job_s_own_pictures(
     assert "choosing the backbone" in manifest.stages_s
 
 
-def test_a_version_grows_by_pictures_and_a_class(
+def test_a_version_grows_by_images_and_a_class(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
 ) -> None:
     old = make_folder("old", per_class=6)
@@ -147,7 +147,7 @@ def test_a_version_grows_by_pictures_and_a_class(
     assert manifest.base == Base("colours", 1)
     growth = report_of(tmp_path / "out").growth
     assert growth is not None
-    assert (growth.base_pictures, growth.added_pictures) == (12, 12)
+    assert (growth.base_images, growth.added_images) == (12, 12)
     assert growth.added_classes == ["green"]
 
 
@@ -171,10 +171,10 @@ def test_adaptation_needs_no_label_of_the_target(
     assert (manifest.method, manifest.validated_on) == ("domain_adaptation", "source")
     found = report_of(tmp_path / "out").adaptation
     assert found is not None
-    assert found.target_pictures == 24
+    assert found.target_images == 24
     assert found.target_accuracy is None
     assert {gap.measure for gap in found.gaps} == {"proxy_a_distance", "mmd", "frechet_distance"}
-    assert found.candidates[0].technique == "source_only"
+    assert found.backbones[0].technique == "source_only"
     assert found.published == manifest.technique
 
 
@@ -199,7 +199,7 @@ def test_labels_of_some_of_the_target_measure_and_teach_nothing(
     np.testing.assert_array_equal(heads_seen[0].weight, heads_seen[1].weight)
 
 
-def test_pictures_without_a_class_may_lie_beside_labelled_ones_of_the_target(
+def test_images_without_a_class_may_lie_beside_labelled_ones_of_the_target(
     domains: tuple[Path, Path], make_spec: MakeSpec, told: Told, tmp_path: Path
 ) -> None:
     source, target = domains
@@ -209,7 +209,7 @@ def test_pictures_without_a_class_may_lie_beside_labelled_ones_of_the_target(
     assert manifest.validation_count == 16
     found = report_of(tmp_path / "out").adaptation
     assert found is not None
-    assert found.target_pictures == 24
+    assert found.target_images == 24
 
 
 def test_a_class_that_the_source_lacks_is_named(
@@ -252,7 +252,7 @@ def test_a_technique_of_the_whole_network_gives_a_version_too(
     assert found.source_only_target_accuracy is not None
 
 
-def test_pictures_beside_the_class_folders_of_a_target_are_adapted_to(
+def test_images_beside_the_class_folders_of_a_target_are_adapted_to(
     domains: tuple[Path, Path], make_spec: MakeSpec, told: Told, tmp_path: Path
 ) -> None:
     source, target = domains
@@ -263,10 +263,10 @@ def test_pictures_beside_the_class_folders_of_a_target_are_adapted_to(
     manifest = run(make_spec(source, method=method, target_dir=str(target)), told.append)
     found = report_of(tmp_path / "out").adaptation
     assert found is not None
-    assert (found.target_pictures, manifest.validation_count) == (24, 16)
+    assert (found.target_images, manifest.validation_count) == (24, 16)
 
 
-def test_nothing_is_measured_on_target_pictures_that_were_learned_from(
+def test_nothing_is_measured_on_target_images_that_were_learned_from(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told
 ) -> None:
     folder = make_folder(per_class=10)
@@ -276,7 +276,7 @@ def test_nothing_is_measured_on_target_pictures_that_were_learned_from(
     assert any("nothing is measured on them" in n.text for n in told if isinstance(n, Note))
 
 
-def test_a_target_of_one_picture_is_refused_with_words(
+def test_a_target_of_one_image_is_refused_with_words(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
 ) -> None:
     source = make_folder(per_class=6)

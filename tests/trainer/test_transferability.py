@@ -61,7 +61,7 @@ def test_a_shrinking_h_score_is_the_trace_with_ledoit_and_wolfs_covariance(n: in
     fitted = LedoitWolf().fit(f)
     expected = slow_h_score(f, y, fitted.covariance_, fitted.shrinkage_)
     assert transferability.h_score(f, y, shrinks=True) == pytest.approx(expected, rel=1e-9)
-    # Where features outnumber pictures it is the default: the plain score says nothing there.
+    # Where features outnumber images it is the default: the plain score says nothing there.
     assert (transferability.h_score(f, y) == pytest.approx(expected)) is (d > n)
 
 
@@ -147,7 +147,7 @@ def test_leep_takes_source_classes_that_never_occur() -> None:
 
 
 @pytest.mark.parametrize("score", [transferability.h_score, transferability.log_me])
-def test_many_pictures_are_scored_by_the_same_sample_each_time(score: object) -> None:
+def test_many_images_are_scored_by_the_same_sample_each_time(score: object) -> None:
     f, y = make(3000, 4, 3, 1.0)
     assert callable(score)
     whole = score(f, y)

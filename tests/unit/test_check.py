@@ -40,7 +40,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for is_unlabelled in (False, True):
         upload = datasets.begin_upload("", "", tenant=TENANT, is_unlabelled=is_unlabelled)
         for label in ("cat", "dog"):
-            upload.add_picture(label, f"PIC {label}".encode(), f"{label}.png", "")
+            upload.add_image(label, f"PIC {label}".encode(), f"{label}.png", "")
         stored[is_unlabelled] = upload.finish()
 
     def runs(model: str, **changes: object) -> str:
@@ -297,17 +297,17 @@ BROKEN: dict[str, tuple[Break, str]] = {
     ),
     # datasets
     "a dataset's folder is gone": (remove(SET), "dataset ds-.*: its folder cannot be read"),
-    "a picture is gone": (remove(f"{SET}/cat/*"), "its folder holds 1 pictures of 7 bytes"),
-    "a picture is damaged": (damage(f"{SET}/cat/*"), "dataset ds-.*: its pictures have digest"),
+    "an image is gone": (remove(f"{SET}/cat/*"), "its folder holds 1 images of 7 bytes"),
+    "an image is damaged": (damage(f"{SET}/cat/*"), "dataset ds-.*: its images have digest"),
     "a class was counted wrong": (
         sql("UPDATE datasets SET classes_json = '[]' WHERE is_unlabelled = 0"),
-        "its classes have 0 pictures together, not 2",
+        "its classes have 0 images together, not 2",
     ),
     "a waiting job's dataset is gone": (
         sql("DELETE FROM datasets WHERE is_unlabelled = 0"),
         "job-.*: is QUEUED and needs dataset ds-.*, which is not there",
     ),
-    "a job uses another tenant's pictures": (
+    "a job uses another tenant's images": (
         sql("UPDATE datasets SET tenant = 'acme' WHERE is_unlabelled = 0"),
         "job-.*: is of tenant default and uses dataset ds-.* of tenant acme",
     ),

@@ -1,11 +1,11 @@
-"""The shapes that folders of labelled pictures may have."""
+"""The shapes that folders of labelled images may have."""
 
 from pathlib import Path
 
 import pytest
 
 from service import class_folders
-from service.class_folders import PictureFile
+from service.class_folders import ImageFile
 from service.errors import InvalidInput, Reason
 
 
@@ -37,7 +37,7 @@ def test_train_and_val_name_the_split(tmp_path: Path, val: str) -> None:
 
 
 def test_one_folder_around_it_all_is_stepped_into(tmp_path: Path) -> None:
-    lay(tmp_path, "wrapping/pictures/cat/1.png", "wrapping/pictures/dog/2.png")
+    lay(tmp_path, "wrapping/images/cat/1.png", "wrapping/images/dog/2.png")
     assert [label for _, label, _ in found(tmp_path)] == ["cat", "dog"]
 
 
@@ -69,7 +69,7 @@ def test_another_shape_is_refused_with_the_right_one(
     assert caught.value.reason is Reason.DATASET_UNUSABLE
 
 
-def test_the_digest_is_of_what_pictures_show_and_where_they_belong(tmp_path: Path) -> None:
+def test_the_digest_is_of_what_images_show_and_where_they_belong(tmp_path: Path) -> None:
     def digest(*names: str) -> str:
         root = tmp_path / str(len(list(tmp_path.iterdir())))
         for name, data in (n.split("=") for n in names):
@@ -91,7 +91,7 @@ def test_a_file_that_is_too_large_is_rejected_unread(
     lay(tmp_path, "cat/1.png", "dog/2.png")
     monkeypatch.setattr(class_folders, "MAX_FILE_BYTES", 3)
     read, rejected = class_folders.examine(
-        [PictureFile("", "cat", tmp_path / "cat/1.png")], lambda data: data, tmp_path, 1
+        [ImageFile("", "cat", tmp_path / "cat/1.png")], lambda data: data, tmp_path, 1
     )
     assert not read
     assert "larger than 3 bytes" in rejected[0].detail

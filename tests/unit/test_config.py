@@ -32,18 +32,18 @@ def test_folders_are_split_resolved_and_must_be_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["data", "data/datasets", ".", "link"])
-def test_folders_for_pictures_that_overlap_the_data_folder_are_refused(
+def test_folders_for_images_that_overlap_the_data_folder_are_refused(
     tmp_path: Path, folder: str
 ) -> None:
     (tmp_path / "data" / "datasets").mkdir(parents=True)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
     data = f"--data-dir={tmp_path}/data"
     with pytest.raises(BadConfig, match="which overlaps --data-dir"):
-        config.load([data, f"--allowed-dirs={tmp_path}/pictures:{tmp_path}/{folder}"], {})
+        config.load([data, f"--allowed-dirs={tmp_path}/images:{tmp_path}/{folder}"], {})
     weights = f"--weights-dir={tmp_path}/data/weights"
-    loaded = config.load([data, weights, f"--allowed-dirs={tmp_path}/pictures"], {})
-    assert loaded.allowed_dirs == (tmp_path / "pictures",)
+    loaded = config.load([data, weights, f"--allowed-dirs={tmp_path}/images"], {})
+    assert loaded.allowed_dirs == (tmp_path / "images",)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_bad_key_or_value_is_named(environment: dict[str, str], says: str) -> 
 
 
 def test_a_call_that_no_queue_could_hold_is_a_bad_setting() -> None:
-    with pytest.raises(BadConfig, match="--max-pictures is 256, more than --max-queue, 100"):
+    with pytest.raises(BadConfig, match="--max-images is 256, more than --max-queue, 100"):
         config.load(["--max-queue", "100"], {})
 
 

@@ -18,9 +18,9 @@ def metrics() -> Telemetry:
 
 @pytest.fixture
 def access_file(tmp_path: Path) -> Path:
-    (tmp_path / "pictures" / "acme").mkdir(parents=True)
+    (tmp_path / "images" / "acme").mkdir(parents=True)
     path = tmp_path / "access.toml"
-    path.write_text(f'[tenants.acme]\nallowed_dirs = ["{tmp_path}/pictures/acme"]\nstored_mb = 2\n')
+    path.write_text(f'[tenants.acme]\nallowed_dirs = ["{tmp_path}/images/acme"]\nstored_mb = 2\n')
     path.chmod(0o600)
     return path
 
@@ -39,10 +39,10 @@ def test_without_an_access_file_the_servers_folders_are_the_default_tenants(
 def test_with_an_access_file_each_tenant_has_its_own_folders_and_bounds(
     metrics: Telemetry, access_file: Path, tmp_path: Path
 ) -> None:
-    config = Config(access_file=access_file, allowed_dirs=(tmp_path / "pictures",))
+    config = Config(access_file=access_file, allowed_dirs=(tmp_path / "images",))
     door = Door(config, metrics)
     assert door.gate is not None
-    assert door.allowed_dirs_of("acme") == (tmp_path / "pictures" / "acme",)
+    assert door.allowed_dirs_of("acme") == (tmp_path / "images" / "acme",)
     assert door.allowed_dirs_of("default") == ()
     assert door.max_stored_bytes_of("acme") == 2 * 2**20
 
@@ -71,7 +71,7 @@ def test_tokens_that_reach_the_server_unencrypted_are_warned_of(
     if has_tls:
         cert, key = Authority().sign().write(tmp_path, "server")
         tls = {"tls_cert_file": cert, "tls_key_file": key}
-    dirs = (tmp_path / "pictures",)
+    dirs = (tmp_path / "images",)
     door = Door(Config(host=host, access_file=access_file, allowed_dirs=dirs, **tls), metrics)
     assert (door.credentials is not None) == has_tls
     told = [r for r in caplog.records if r.levelno == logging.WARNING]

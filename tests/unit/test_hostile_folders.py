@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service import class_folders
-from service.class_folders import PictureFile
+from service.class_folders import ImageFile
 from service.domain import RejectedFile
 
 
@@ -21,7 +21,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-def read(root: Path, files: list[PictureFile]) -> tuple[list[str], list[RejectedFile]]:
+def read(root: Path, files: list[ImageFile]) -> tuple[list[str], list[RejectedFile]]:
     found, rejected = class_folders.examine(files, lambda data: data.decode(), root, 1)
     return [each.decoded for each in found], rejected
 
@@ -53,7 +53,7 @@ def test_a_pipe_is_not_waited_for_and_neither_it_nor_a_device_is_read(root: Path
     assert [(file.path, file.detail) for file in rejected] == [
         ("dog/3.png", "it is no plain file of this folder")
     ]
-    _, rejected = read(Path("/dev"), [PictureFile("", "", Path("/dev/zero"))])
+    _, rejected = read(Path("/dev"), [ImageFile("", "", Path("/dev/zero"))])
     assert rejected
 
 

@@ -33,9 +33,9 @@ def test_a_deleted_models_label_is_free_for_another() -> None:
 def test_what_ends_after_a_models_deletion_brings_no_series_back() -> None:
     metrics = Telemetry({"version": "1"})
     under_way = metrics.stages("m")
-    under_way.count("PICTURE_UNREADABLE")
+    under_way.count("IMAGE_UNREADABLE")
     metrics.forget_model("m")
-    for outcome in ("ok", "PICTURE_UNREADABLE", "PICTURE_TOO_LARGE"):
+    for outcome in ("ok", "IMAGE_UNREADABLE", "IMAGE_TOO_LARGE"):
         under_way.count(outcome)
     under_way.total.observe(1.0)
     under_way.outlier_score.observe(0.5)
@@ -49,7 +49,7 @@ def test_a_model_made_again_under_a_deleted_ones_name_counts_from_zero() -> None
     metrics.forget_model("m")
     metrics.stages("m").count("ok")
     label = {"model": "m", "outcome": "ok"}
-    assert metrics.registry.get_sample_value("graft_pictures_total", label) == 1
+    assert metrics.registry.get_sample_value("graft_images_total", label) == 1
 
 
 def test_deleting_a_model_without_a_label_of_its_own_leaves_the_shared_ones() -> None:
@@ -58,7 +58,7 @@ def test_deleting_a_model_without_a_label_of_its_own_leaves_the_shared_ones() ->
         metrics.stages(name).count("ok")
     metrics.forget_model("m1")
     label = {"model": OTHER_MODELS, "outcome": "ok"}
-    assert metrics.registry.get_sample_value("graft_pictures_total", label) == 2
+    assert metrics.registry.get_sample_value("graft_images_total", label) == 2
 
 
 def _exposed(metrics: Telemetry) -> list[str]:

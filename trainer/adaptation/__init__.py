@@ -1,1 +1,1 @@
-"""Domain adaptation: labelled source pictures, unlabelled ones of the target."""
+"""Domain adaptation: labelled source images, unlabelled ones of the target."""

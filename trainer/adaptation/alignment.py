@@ -47,7 +47,7 @@ def standardise(source: Doubles, target: Doubles, weights: Doubles) -> Space:
 
     After Li et al. 2016, Revisiting Batch Normalization For Practical Domain
     Adaptation, applied to the features alone. `weights` [n], of sum 1, say how
-    much a source picture counts in the source's moments: with them the source
+    much a source image counts in the source's moments: with them the source
     can be given the target's class prior, which its moments depend on.
     """
     norm = np.sqrt(source.shape[1])
@@ -68,7 +68,7 @@ def correlation_alignment(source: Doubles, target: Doubles) -> Space:
     Sun, Feng and Saenko 2016, Return of Frustratingly Easy Domain Adaptation, with
     the means aligned too. Covariances are shrunk towards a multiple of the identity
     by the intensity of Ledoit and Wolf 2004, A well-conditioned estimator for
-    large-dimensional covariance matrices: there are more features than pictures.
+    large-dimensional covariance matrices: there are more features than images.
     """
     ours, theirs = Covariance(source), Covariance(target)
     scale = np.sqrt(theirs.trace) or 1.0

@@ -24,7 +24,7 @@ def class_confusion(logits: Doubles, temperature: float = TEMPERATURE) -> tuple[
 
     Jin, Wang, Long and Wang 2020, Minimum Class Confusion for Versatile Domain
     Adaptation: with softened probabilities Y and weights w of mean 1, larger for
-    pictures of low entropy, it is the mean over classes of what lies off the
+    images of low entropy, it is the mean over classes of what lies off the
     diagonal in the row-normalised Y' diag(w) Y. As in the paper, the gradient
     takes the weights as given.
     """
@@ -56,7 +56,7 @@ def unconfuse(
     """The same plus the target's class confusion, from `start`, whose bias stays.
 
     With a free bias the confusion is least where large classes swallow small ones:
-    a bias costs no penalty and moves every picture at once. Held, the mean of the
+    a bias costs no penalty and moves every image at once. Held, the mean of the
     standardised target stays where the source's is.
     """
     return _minimise(rows, targets, weights, classes, start, target)

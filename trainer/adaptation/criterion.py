@@ -1,13 +1,13 @@
-"""How good labels of unlabelled pictures look: what chooses among techniques.
+"""How good labels of unlabelled images look: what chooses among techniques.
 
 The criterion is the chance-corrected agreement (Cohen's kappa, Cohen 1960, A
-Coefficient of Agreement for Nominal Scales) between each target picture's
-predicted class and those of its nearest neighbours among the target pictures.
+Coefficient of Agreement for Nominal Scales) between each target image's
+predicted class and those of its nearest neighbours among the target images.
 That neighbours should share a class is the idea of Saito et al. 2021, Tune it the
 Right Way: Unsupervised Validation of Domain Adaptation via Soft Neighborhood
 Density; here neighbours are found in the features, which no technique changes,
 and not in a technique's own outputs, and chance is taken out, so neither a
-technique that is merely confident nor one that gives all pictures one class
+technique that is merely confident nor one that gives all images one class
 looks good.
 
 Over pairs of domains with and without gap and label shift it told source-only
@@ -29,15 +29,15 @@ NEIGHBOURS = 5
 MARGIN = 0.03
 """What looks better by less is taken for equal, and the simpler technique kept."""
 SAMPLE = 2000
-"""Target pictures at most; of more, so many are drawn with the seed."""
+"""Target images at most; of more, so many are drawn with the seed."""
 _TEMPERATURE = (0.1, 10.0)
 _TINY = 1e-12
 
 
 class Neighbourhood:
-    """The target's pictures and who is whose neighbour, by the cosine.
+    """The target's images and who is whose neighbour, by the cosine.
 
-    Features float [m, d], of two pictures or more, are standardised first.
+    Features float [m, d], of two images or more, are standardised first.
     """
 
     def __init__(self, target: Floats, seed: int) -> None:
@@ -57,9 +57,9 @@ class Neighbourhood:
         self._neighbours: Ints = np.argpartition(similarity, last, axis=1)[:, last:]
 
     def agreement(self, logits: Doubles) -> float:
-        """The criterion for logits [m, classes] of all target pictures, from -1 to 1.
+        """The criterion for logits [m, classes] of all target images, from -1 to 1.
 
-        0 is what chance gives, and what one class for all pictures is taken for.
+        0 is what chance gives, and what one class for all images is taken for.
         """
         votes = self._votes(logits)
         own = np.zeros_like(votes)
@@ -71,7 +71,7 @@ class Neighbourhood:
     def temperature(self, logits: Doubles) -> float:
         """Fitted (Guo et al. 2017) to the neighbours' classes in place of true ones.
 
-        Source pictures cannot give it: the head is right about all of them.
+        Source images cannot give it: the head is right about all of them.
         """
         votes, own = self._votes(logits), logits[self._places]
 

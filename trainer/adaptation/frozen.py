@@ -1,8 +1,8 @@
-"""Domain adaptation on frozen features: a linear head for the target's pictures.
+"""Domain adaptation on frozen features: a linear head for the target's images.
 
 Source features come with classes, target features without. Every technique ends
 in a head for raw target features, and one for raw source features that answers
-alike, to measure it fairly where classes are known. Must not know of pictures,
+alike, to measure it fairly where classes are known. Must not know of images,
 backbones or torch.
 """
 
@@ -78,7 +78,7 @@ class _Candidate:
     head: Head
     """Of the space."""
     logits: Doubles
-    """Of the target's pictures."""
+    """Of the target's images."""
 
 
 def adapt(
@@ -96,7 +96,7 @@ def adapt(
 
     `auto` takes the technique that the criterion prefers. Where none looks better
     than source-only, source-only is the result, unless `always_adapt`. Raises
-    ValueError for an unknown technique and below two pictures in a domain.
+    ValueError for an unknown technique and below two images in a domain.
     """
     if technique not in TECHNIQUES:
         raise ValueError(
@@ -104,7 +104,7 @@ def adapt(
             f"take one of {', '.join(TECHNIQUES)}"
         )
     if min(len(source), len(target)) < 2:
-        raise ValueError("adaptation needs two pictures or more of each domain: add pictures")
+        raise ValueError("adaptation needs two images or more of each domain: add images")
     # As in `linear.fit`: the matrices are small, and torch waits for the same cores.
     with threadpool_limits(1):
         fitted = linear.fit(source, targets, classes, None, seed, lambda p: on_progress(p / 2))
@@ -230,7 +230,7 @@ class _Work:
         """Self-training: the base's most certain answers join the source as if true.
 
         Lee 2013, Pseudo-Label: The Simple and Efficient Semi-Supervised Learning
-        Method, in rounds of more and more pictures, the same share of each class,
+        Method, in rounds of more and more images, the same share of each class,
         as in Zou et al. 2018, Unsupervised Domain Adaptation for Semantic
         Segmentation via Class-Balanced Self-Training. Source and target weigh the
         same, and so do the classes within each.

@@ -1,6 +1,6 @@
 """How far apart two domains' features lie: three measures; NumPy alone.
 
-Of more pictures than `SAMPLE` in a domain, so many are drawn with the seed.
+Of more images than `SAMPLE` in a domain, so many are drawn with the seed.
 """
 
 import msgspec
@@ -11,7 +11,7 @@ Floats = npt.NDArray[np.floating]
 Doubles = npt.NDArray[np.float64]
 
 SAMPLE = 1000
-"""Pictures of a domain at most: the cost grows with their square and cube."""
+"""Images of a domain at most: the cost grows with their square and cube."""
 FOLDS = 5
 _RELATIVE_L2 = 1e-2
 _TINY = 1e-12
@@ -26,7 +26,7 @@ class Gap(msgspec.Struct, frozen=True):
 
 
 def measure(source: Floats, target: Floats, seed: int) -> Gap:
-    """All three, of features [n, d] and [m, d] with two pictures or more each.
+    """All three, of features [n, d] and [m, d] with two images or more each.
 
     Features are divided by one number, so that their mean square norm about the
     domains' common mean is 1: distances of different backbones then compare.
@@ -57,7 +57,7 @@ def proxy_a_distance(source: Doubles, target: Doubles, seed: int) -> float:
     sign = np.repeat([-1.0, 1.0], [len(source), len(target)])
     weights = np.where(sign < 0, 0.5 / len(source), 0.5 / len(target))
     rng = np.random.default_rng([seed % 2**64, 0xAD])
-    # Each domain on its own, so that every fold has pictures of both.
+    # Each domain on its own, so that every fold has images of both.
     order = np.concatenate([rng.permutation(len(source)), rng.permutation(len(target))])
     fold = order % min(FOLDS, len(source), len(target))
     products = rows @ rows.T
@@ -85,7 +85,7 @@ def mmd(source: Doubles, target: Doubles) -> float:
     """The squared maximum mean discrepancy, unbiased, so it may be just below 0.
 
     Gretton et al. 2012, A Kernel Two-Sample Test, with k(x, y) =
-    exp(-|x - y|^2 / (2 s^2)), s being the median distance among all pictures.
+    exp(-|x - y|^2 / (2 s^2)), s being the median distance among all images.
     """
     n, m = len(source), len(target)
     rows = np.concatenate([source, target])
@@ -105,9 +105,9 @@ def frechet_distance(source: Doubles, target: Doubles) -> float:
     Distributions; squared, as Heusel et al. 2017, GANs Trained by a Two Time-Scale
     Update Rule, use it. With centred rows A and B, C = A'A / (n - 1) and C' =
     B'B / (m - 1), the trace of the root is the sum of the singular values of A B',
-    over the root of (n - 1) (m - 1): exact also where features outnumber pictures,
-    and no root of a singular matrix is taken. It grows as pictures get fewer, so
-    only distances of about the same number of pictures compare.
+    over the root of (n - 1) (m - 1): exact also where features outnumber images,
+    and no root of a singular matrix is taken. It grows as images get fewer, so
+    only distances of about the same number of images compare.
     """
     ours, theirs = source.mean(axis=0), target.mean(axis=0)
     a = (source - ours) / np.sqrt(len(source) - 1)

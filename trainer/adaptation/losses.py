@@ -1,7 +1,7 @@
 """What is added to the source's loss so that a network's features fit the target too.
 
 Each takes features float32 [n, d] or logits float32 [n, classes] of a batch of
-either domain and gives a scalar. Knows no loop and no pictures.
+either domain and gives a scalar. Knows no loop and no images.
 """
 
 import math
@@ -115,7 +115,7 @@ def mk_mmd(source: Tensor, target: Tensor) -> Tensor:
     Networks. Kernels have bandwidths a quarter to four times the batch's mean square
     distance and count the same, where the paper weighs them by a quadratic
     programme; all pairs are taken, where it takes a linear number. The mean over
-    pairs of one domain leaves out a picture with itself (unbiased), so that it may
+    pairs of one domain leaves out an image with itself (unbiased), so that it may
     be below 0.
     """
     n, m = len(source), len(target)
@@ -172,7 +172,7 @@ def cdan(
     """Domain-adversarial on features and classes together; `source` are features and logits.
 
     Long et al. 2018, Conditional Adversarial Domain Adaptation, with entropy
-    conditioning (CDAN+E): sure pictures count more, 1 + exp(-entropy). Classes are
+    conditioning (CDAN+E): sure images count more, 1 + exp(-entropy). Classes are
     not learned from it, features alone.
     """
     own, other = (logits.detach().softmax(dim=1) for _, logits in (source, target))
@@ -183,13 +183,13 @@ def cdan(
 
 
 def mcc(logits: Tensor, temperature: float = MCC_TEMPERATURE) -> Tensor:
-    """Minimum class confusion: how much target pictures are between two classes.
+    """Minimum class confusion: how much target images are between two classes.
 
     Jin et al. 2020, Minimum Class Confusion for Versatile Domain Adaptation.
     """
     count, classes = logits.shape
     probabilities = (logits / temperature).softmax(dim=1)
-    # The weights rank pictures; they are nothing to be learned.
+    # The weights rank images; they are nothing to be learned.
     weights = _sureness(probabilities.detach()) * count
     confusion = (probabilities * weights[:, None]).T @ probabilities
     confusion = confusion / confusion.sum(dim=1, keepdim=True)

@@ -1,8 +1,8 @@
-"""Domain adaptation: a model for a target domain of which there are unlabelled pictures.
+"""Domain adaptation: a model for a target domain of which there are unlabelled images.
 
 Techniques on frozen features are `trainer.adaptation.frozen`'s, those that train
 the whole network `network_adaptation`'s; here is what both have in common: the
-target's pictures, what source-only would have done, and the words of the report.
+target's images, what source-only would have done, and the words of the report.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -25,26 +25,26 @@ from trainer.reporting import comparisons, findings
 from trainer.reporting.comparisons import Measured
 
 CRITERION = (
-    "agreement of each target picture's predicted class with those of its nearest neighbours, "
+    "agreement of each target image's predicted class with those of its nearest neighbours, "
     "beyond chance (after Saito et al. 2021); it reads no target label"
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The target's pictures, as the job needs them."""
+    """The target's images, as the job needs them."""
 
-    pictures: Unlabelled
+    images: Unlabelled
     features: Floats
     """Frozen, float32 [m, d]."""
 
     @property
     def labelled(self) -> Part | None:
         """Those whose class is known, for evaluation alone; None where there are none."""
-        targets = self.pictures.targets
+        targets = self.images.targets
         if targets is None or not (known := np.flatnonzero(targets >= 0)).size:
             return None
-        files = self.pictures.at(known.tolist())
+        files = self.images.at(known.tolist())
         return Part(files.paths, files.digests, targets[known])
 
 
@@ -53,7 +53,7 @@ class AdaptedHead:
     """What adapting on frozen features gave."""
 
     head: Head
-    """For the target's pictures."""
+    """For the target's images."""
     source_head: Head
     """The same classifier for the source's."""
     source_only: Head
@@ -70,42 +70,42 @@ def load_target(
     threads: int,
     send: Send,
 ) -> Target:
-    """Reads the target's pictures; errors as `data.load_unlabelled`.
+    """Reads the target's images; errors as `data.load_unlabelled`.
 
-    `learned` are the digests of the source's training pictures: nothing is measured
+    `learned` are the digests of the source's training images: nothing is measured
     on those.
     """
-    pictures = datasets.load_unlabelled(
+    images = datasets.load_unlabelled(
         folder,
         threads,
         classes=classes if method.evaluate_on_target else None,
         examine=features.examine,
     )
-    if pictures.targets is not None:
-        pictures = _without_learned(pictures, learned, send)
-    for file in pictures.rejected[:10]:
+    if images.targets is not None:
+        images = _without_learned(images, learned, send)
+    for file in images.rejected[:10]:
         send(Note("warning", f"left out of the target: {file.path} ({file.detail})"))
-    return Target(pictures, features.of(pictures, "target pictures"))
+    return Target(images, features.of(images, "target images"))
 
 
-def _without_learned(pictures: Unlabelled, learned: Collection[str], send: Send) -> Unlabelled:
-    assert pictures.targets is not None
+def _without_learned(images: Unlabelled, learned: Collection[str], send: Send) -> Unlabelled:
+    assert images.targets is not None
     known = {*learned}
-    twice = np.array([digest in known for digest in pictures.digests])
+    twice = np.array([digest in known for digest in images.digests])
     if not twice.any():
-        return pictures
+        return images
     text = (
-        f"{int(twice.sum())} pictures of the target are training pictures of the source too: "
+        f"{int(twice.sum())} images of the target are training images of the source too: "
         "nothing is measured on them"
     )
     send(Note("warning", text))
-    return replace(pictures, targets=np.where(twice, -1, pictures.targets))
+    return replace(images, targets=np.where(twice, -1, images.targets))
 
 
 def adapt_head(
     method: DomainAdaptation, data: Data, train: Floats, target: Target, seed: int, send: Send
 ) -> AdaptedHead:
-    """Adapts a head on frozen features, float32 [n, d] of the source's training pictures."""
+    """Adapts a head on frozen features, float32 [n, d] of the source's training images."""
     send(Progressed("training", 0.0, f"adapting to the target: {method.technique}"))
     adapted = frozen.adapt(
         train,
@@ -216,10 +216,10 @@ def _section(
         criterion=CRITERION,
         gaps=gaps,
         is_negative=is_negative,
-        target_pictures=len(target.pictures),
+        target_images=len(target.images),
         words=_negative(published) if is_negative else "",
     )
-    targets = target.pictures.targets
+    targets = target.images.targets
     if targets is None or not (known := np.flatnonzero(targets >= 0)).size:
         return section
     right: Ints = targets[known]

@@ -24,23 +24,23 @@ class FittedHead:
 
     head: Head
     train: Floats
-    """Features float32 [n, d] of the training pictures, without augmented views."""
+    """Features float32 [n, d] of the training images, without augmented views."""
     validation: Floats
-    """Features float32 [m, d] of the validation pictures."""
+    """Features float32 [m, d] of the validation images."""
     out_of_fold: Doubles | None
-    """Probabilities [n, classes] of the training pictures, see `linear.Fitted`."""
+    """Probabilities [n, classes] of the training images, see `linear.Fitted`."""
     hyperparameters: dict[str, float | int | str | bool | None]
 
 
 def fit_head(
     method: FeatureBased, data: Data, features: Features, seed: int, send: Send, threads: int = 0
 ) -> FittedHead:
-    """Fits a head to the training pictures.
+    """Fits a head to the training images.
 
-    Sends one epoch: the fit sees every picture once, through its features.
+    Sends one epoch: the fit sees every image once, through its features.
     """
-    train = features.of(data.train, "training pictures")
-    validation = features.of(data.validation, "validation pictures")
+    train = features.of(data.train, "training images")
+    validation = features.of(data.validation, "validation images")
     views = None
     if method.augmented_views:
         views = features.of_views(data.train, method.augmented_views, seed)
@@ -73,7 +73,7 @@ def fit_head(
             train_accuracy=float((learned.argmax(axis=1) == targets).mean()),
             validation_loss=cross_entropy(measured, data.validation.targets),
             validation_accuracy=float((measured.argmax(axis=1) == data.validation.targets).mean()),
-            images_per_second=features.pictures_per_second,
+            images_per_second=features.images_per_second,
             eta_s=0.0,
             learning_rate=0.0,
         )

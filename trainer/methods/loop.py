@@ -27,9 +27,9 @@ from trainer.backbones import Backbone
 from trainer.checkpoint import Checkpoints, State
 from trainer.data import Data, Files
 from trainer.folding import folded
+from trainer.images import AsServed, Images
 from trainer.methods import tuning
 from trainer.methods.objective import Judged, Objective, Outputs, Score
-from trainer.pictures import AsServed, Pictures
 from trainer.recipes import Settings, rate_for
 from trainer.records import Send
 
@@ -57,7 +57,7 @@ class Work:
     first_head: Callable[[], Head]
     objective: Objective
     other: Files | None = None
-    """Pictures of a target domain, as many in a batch as there are of the data."""
+    """Images of a target domain, as many in a batch as there are of the data."""
     may_keep_start: bool = True
     """Epoch 0, the fitted head on the frozen backbone, may be the best."""
     key: str
@@ -132,15 +132,15 @@ class _Loop:
 
         folder = Path(spec.out_dir) if Path(spec.out_dir).is_dir() else None
         caches = 2 * self.domains
-        self.pictures = Pictures(work.data.train, spec.seed, spec.threads, folder, caches)
-        self.others: Pictures | None = None
+        self.images = Images(work.data.train, spec.seed, spec.threads, folder, caches)
+        self.others: Images | None = None
         self.others_served: AsServed | None = None
         if work.other is not None:
             seed = spec.seed ^ _OTHER_SEED
-            self.others = Pictures(work.other, seed, spec.threads, folder, caches)
+            self.others = Images(work.other, seed, spec.threads, folder, caches)
             self.others_served = AsServed(work.other, spec.threads, caches)
         self.validation = AsServed(work.data.validation, spec.threads, caches)
-        self.steps = self.pictures.steps(self.at.batch_size)
+        self.steps = self.images.steps(self.at.batch_size)
         self._prepare()
         if found is not None:
             self._restore(found)
@@ -168,7 +168,7 @@ class _Loop:
         return head, used, self.device.type, at.precision
 
     def close(self) -> None:
-        self.pictures.close()
+        self.images.close()
         if self.others is not None:
             self.others.close()
 
@@ -232,7 +232,7 @@ class _Loop:
         score = self.work.objective.score_start(judged)
         if self.recipe.fitted_head:
             at.head_only_loss, at.head_only_accuracy = judged.loss, judged.accuracy
-            text = f"the head alone reaches {judged.accuracy:.4f} on the validation pictures"
+            text = f"the head alone reaches {judged.accuracy:.4f} on the validation images"
             self.send(Note("info", text))
             if self.work.may_keep_start:
                 self._keep(score, "fitted head", self.network)
@@ -299,7 +299,7 @@ class _Loop:
         self.send(ended)
 
     def _learn(self) -> tuple[float, float, int, float]:
-        """One pass; the mean loss and accuracy, how many pictures, the last rate."""
+        """One pass; the mean loss and accuracy, how many images, the last rate."""
         at, size, count = self.at, self.at.batch_size, len(self.work.data.train)
         tuning.train_mode(self.network, self.frozen)
         targets_of = torch.from_numpy(self.work.data.train.targets)
@@ -308,13 +308,13 @@ class _Loop:
         if self.others is not None:
             others = self.others.batches(at.epoch, size, self.steps)
         seen, last_progress, rate = 0, time.monotonic(), 0.0
-        for step, (pictures, places) in enumerate(self.pictures.batches(at.epoch, size)):
+        for step, (images, places) in enumerate(self.images.batches(at.epoch, size)):
             passed = at.epoch - 1 + step / self.steps
             rate = self.highest_rate * tuning.part_of_rate(self.recipe, passed, at.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
             targets = self._moved(targets_of[places])
-            shown = pictures if others is None else torch.cat([pictures, next(others)[0]])
+            shown = images if others is None else torch.cat([images, next(others)[0]])
             with self.autocast():
                 features = self.fast(self._moved(shown))
                 logits = self.classifier(features).float()
@@ -375,9 +375,9 @@ class _Loop:
             self.best_state = {k: v.detach().clone() for k, v in network.state_dict().items()}
 
     def _judge(self, network: nn.Module) -> Judged:
-        """On pictures as served, in 32 bits as served.
+        """On images as served, in 32 bits as served.
 
-        In bf16 the chosen epoch's accuracy was two pictures of 153 off what served.
+        In bf16 the chosen epoch's accuracy was two images of 153 off what served.
         """
         network.eval()
         logits = self._outputs(network, self.validation).logits
@@ -389,11 +389,11 @@ class _Loop:
             other=None if others is None else self._outputs(network, others),
         )
 
-    def _outputs(self, network: nn.Module, pictures: AsServed) -> Outputs:
+    def _outputs(self, network: nn.Module, images: AsServed) -> Outputs:
         backbone, classifier = network.children()
         parts = []
         with torch.inference_mode():
-            for shown in pictures.batches(_EVALUATION_BATCH):
+            for shown in images.batches(_EVALUATION_BATCH):
                 features = backbone(torch.from_numpy(shown).to(self.device))
                 parts.append((features.cpu(), classifier(features).cpu()))
         return Outputs(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -2,7 +2,7 @@
 
 The modern recipe begins with the fitted head, then trains all layers, early
 ones least, and keeps the best of what it saw, the head alone included: it does
-no worse than feature-based transfer on the validation pictures. The classic one
+no worse than feature-based transfer on the validation images. The classic one
 is the yardstick that users know.
 """
 

@@ -1,6 +1,6 @@
 """Whole-network domain adaptation: the network is trained on until domains look alike to it.
 
-The loop is model-based transfer's; each batch has as many pictures of the target
+The loop is model-based transfer's; each batch has as many images of the target
 as of the source. Both go through the network together: frozen BatchNorms make no
 difference between together and apart, and where they learn, the one set of
 statistics that serves must be the one that is trained with. No class of the
@@ -40,7 +40,7 @@ def train(
 ) -> loop.Result:
     """Trains the backbone in place; returns the head, hyperparameters, device and precision.
 
-    As `model_based.train`, with the pictures of the target domain. The head alone,
+    As `model_based.train`, with the images of the target domain. The head alone,
     fitted on the source, may be what it returns, unless `method.always_adapt`.
     """
     assert method.technique in NETWORK_TECHNIQUES, method.technique
@@ -70,14 +70,14 @@ class Adaptation(Objective):
     """The source's cross-entropy and, in growing part, what the technique adds."""
 
     start_features: Tensor
-    """float32 [m, d] of the target's pictures before training: who is whose neighbour."""
+    """float32 [m, d] of the target's images before training: who is whose neighbour."""
 
     def __init__(
         self,
         technique: str,
         label_smoothing: float,
         shape: tuple[int, int],
-        pictures: int,
+        images: int,
         seed: int,
     ) -> None:
         super().__init__(label_smoothing)
@@ -86,7 +86,7 @@ class Adaptation(Objective):
         self._seed = seed
         self._neighbourhood: Neighbourhood | None = None
         # A buffer, so that a checkpoint has it: after a kill the start is gone.
-        self.register_buffer("start_features", torch.zeros(pictures, feature_dim))
+        self.register_buffer("start_features", torch.zeros(images, feature_dim))
         if technique == "dann":
             self.domains = losses.DomainClassifier(feature_dim)
         elif technique == "cdan":
@@ -123,7 +123,7 @@ class Adaptation(Objective):
         return agreement + MARGIN, accuracy
 
     def score(self, judged: Judged) -> Score:
-        """How well neighbours among the target's pictures agree; then the source's accuracy."""
+        """How well neighbours among the target's images agree; then the source's accuracy."""
         assert judged.other is not None
         if self._neighbourhood is None:
             start = self.start_features.double().cpu().numpy()

@@ -12,20 +12,20 @@ Score = tuple[float, float]
 
 
 class Outputs(NamedTuple):
-    """Of one domain's pictures: features float32 [n, d], logits float32 [n, classes]."""
+    """Of one domain's images: features float32 [n, d], logits float32 [n, classes]."""
 
     features: Tensor
     logits: Tensor
 
 
 class Judged(NamedTuple):
-    """What a network does on pictures as served, in 32 bits as served."""
+    """What a network does on images as served, in 32 bits as served."""
 
     loss: float
     """Mean cross-entropy on the validation part, nats."""
     accuracy: float
     other: Outputs | None
-    """Of the target domain's pictures, on the CPU."""
+    """Of the target domain's images, on the CPU."""
 
 
 class Objective(nn.Module):

@@ -16,7 +16,7 @@ from trainer.reporting.findings import Findings
 Topic = Literal["quality", "trust", "next"]
 Level = Literal["good", "note", "warning"]
 
-FEW_PICTURES = 20
+FEW_IMAGES = 20
 """To learn a class from."""
 _FEW_VALIDATION = 100
 _WEAK = 0.1
@@ -46,8 +46,8 @@ def advise(
 ) -> list[Advice]:
     """The sentences: the accuracy, then warnings, then the rest.
 
-    `accuracy_without_twins` leaves out validation pictures that nearly are training
-    pictures; None where there are none.
+    `accuracy_without_twins` leaves out validation images that nearly are training
+    images; None where there are none.
     """
     found = [
         *_quality(metrics, findings, gate),
@@ -64,7 +64,7 @@ def _quality(metrics: Metrics, findings: Findings, gate: Sequence[GateCheck]) ->
     low, high = metrics.accuracy_low, metrics.accuracy_high
     chance = next((c for c in findings.comparisons if c.name == "majority_class"), None)
     told = (
-        f"{_percent(metrics.accuracy)} of {metrics.count} validation pictures are answered right "
+        f"{_percent(metrics.accuracy)} of {metrics.count} validation images are answered right "
         f"(95 % interval {low * 100:.1f} to {high * 100:.1f})"
     )
     if chance is None:
@@ -102,7 +102,7 @@ def _quality(metrics: Metrics, findings: Findings, gate: Sequence[GateCheck]) ->
                 "quality",
                 "warning",
                 f"The weakest class is {weakest.label}: {_percent(recall)} of its "
-                f"{weakest.support} pictures are recognised.",
+                f"{weakest.support} images are recognised.",
             )
 
 
@@ -117,7 +117,7 @@ def _trust(
         yield Advice(
             "trust",
             "warning",
-            f"{metrics.count} validation pictures are few: the accuracy is known to within "
+            f"{metrics.count} validation images are few: the accuracy is known to within "
             f"{width:.0f} points only.",
         )
     adaptation = findings.adaptation
@@ -127,7 +127,7 @@ def _trust(
         yield Advice(
             "trust",
             "warning",
-            "All validation figures are of the source's pictures; how well the target's are told, "
+            "All validation figures are of the source's images; how well the target's are told, "
             "and how far their probabilities can be trusted, is not known. Label some and ask for "
             "evaluate_on_target.",
         )
@@ -141,18 +141,18 @@ def _trust(
         yield Advice(
             "trust",
             "warning",
-            f"{_pictures(len(near.across_parts), 'validation picture')} nearly the same as one "
+            f"{_images(len(near.across_parts), 'validation image')} nearly the same as one "
             f"that was learned from{without}.",
         )
     elif near and near.is_conclusive:
-        yield Advice("trust", "good", "No validation picture nearly is one that was learned from.")
+        yield Advice("trust", "good", "No validation image nearly is one that was learned from.")
     strange = findings.out_of_distribution
     if strange and strange.flagged > _STRANGE * strange.count:
         yield Advice(
             "trust",
             "warning",
-            f"{strange.flagged} of {strange.count} validation pictures look unlike the training "
-            "pictures: the two parts may come from different places.",
+            f"{strange.flagged} of {strange.count} validation images look unlike the training "
+            "images: the two parts may come from different places.",
         )
     yield from _adaptation(findings)
 
@@ -190,7 +190,7 @@ def _adaptation(findings: Findings) -> Iterator[Advice]:
                 "trust",
                 "warning",
                 "The source and the target lie far apart (proxy A-distance "
-                f"{gap.before:.2f} of 2): label some target pictures to know what "
+                f"{gap.before:.2f} of 2): label some target images to know what "
                 "the accuracy there is."
                 if adaptation.target_accuracy is None
                 else "The source and the target lie far apart (proxy A-distance "
@@ -200,7 +200,7 @@ def _adaptation(findings: Findings) -> Iterator[Advice]:
         yield Advice(
             "quality",
             "note",
-            f"On the target {_percent(adaptation.target_accuracy)} of its labelled pictures are "
+            f"On the target {_percent(adaptation.target_accuracy)} of its labelled images are "
             "answered right"
             + (
                 f"; without adaptation {_percent(adaptation.source_only_target_accuracy)}."
@@ -216,7 +216,7 @@ def _next(findings: Findings, counts: Sequence[ClassCount]) -> Iterator[Advice]:
         yield Advice(
             "next",
             "warning",
-            f"Check the labels of {suspects} picture{'s' * (suspects > 1)} below: "
+            f"Check the labels of {suspects} image{'s' * (suspects > 1)} below: "
             f"{'they look' if suspects > 1 else 'it looks'} like another class.",
         )
     near = findings.near_duplicates
@@ -224,14 +224,14 @@ def _next(findings: Findings, counts: Sequence[ClassCount]) -> Iterator[Advice]:
         yield Advice(
             "next",
             "warning",
-            f"{_pictures(len(near.across_classes), 'training picture')} nearly the same as one "
+            f"{_images(len(near.across_classes), 'training image')} nearly the same as one "
             "under another class: decide which class is right.",
         )
-    few = sorted((c for c in counts if c.train < FEW_PICTURES), key=lambda c: c.train)
+    few = sorted((c for c in counts if c.train < FEW_IMAGES), key=lambda c: c.train)
     if few:
         listed = ", ".join(f"{c.label} ({c.train})" for c in few[:_LISTED])
         more = f" and {len(few) - _LISTED} more" if len(few) > _LISTED else ""
-        yield Advice("next", "warning", f"Add pictures of classes that have few: {listed}{more}.")
+        yield Advice("next", "warning", f"Add images of classes that have few: {listed}{more}.")
     if findings.curve is not None:
         level: Level = "warning" if findings.curve.verdict == "more_helps" else "note"
         words = findings.curve.words
@@ -252,7 +252,7 @@ def _percent(part: float) -> str:
     return f"{part * 100:.1f} %"
 
 
-def _pictures(count: int, noun: str) -> str:
+def _images(count: int, noun: str) -> str:
     return f"{count} {noun} is" if count == 1 else f"{count} {noun}s are"
 
 

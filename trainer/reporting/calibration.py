@@ -14,7 +14,7 @@ _TINY = 1e-12
 
 
 class Bin(msgspec.Struct, frozen=True):
-    """Validation pictures whose answers were about equally confident."""
+    """Validation images whose answers were about equally confident."""
 
     low: float
     high: float
@@ -35,7 +35,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     error_before: float
     """The same at temperature 1."""
     error_by_chance: float
-    """A perfectly calibrated model stays below this on so many pictures, 95 times in 100."""
+    """A perfectly calibrated model stays below this on so many images, 95 times in 100."""
     brier: float
     """Mean squared distance to the truth, summed over the classes, 0 to 2 (Brier 1950)."""
     brier_before: float
@@ -77,7 +77,7 @@ def untempered(probabilities: Floats, temperature: float) -> Doubles:
 
 
 def expected_error(probabilities: Floats, targets: Ints) -> float:
-    """Mean over pictures of |accuracy - confidence| of their bin."""
+    """Mean over images of |accuracy - confidence| of their bin."""
     bins = reliability(probabilities, targets)
     return sum(
         b.count * abs(b.accuracy - b.confidence)
@@ -120,7 +120,7 @@ def _bin_of(confidence: Doubles) -> Ints:
 def _error_by_chance(probabilities: Floats, seed: int) -> float:
     """95th percentile of the error when each answer is right as often as it says.
 
-    Few pictures make the error of any model look large (Brocker and Smith 2007,
+    Few images make the error of any model look large (Brocker and Smith 2007,
     "Increasing the Reliability of Reliability Diagrams").
     """
     confidence = probabilities.max(axis=1).astype(np.float64)

@@ -1,6 +1,6 @@
 """What the transfer was worth: the served model against simpler and dearer ones.
 
-All are measured on the same validation pictures, so the tests are paired. NumPy
+All are measured on the same validation images, so the tests are paired. NumPy
 alone: SciPy's statistics would take a second to import.
 """
 
@@ -31,7 +31,7 @@ _TITLES = {
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A baseline on the validation pictures: probabilities [n, classes]."""
+    """A baseline on the validation images: probabilities [n, classes]."""
 
     name: str
     probabilities: Floats
@@ -40,7 +40,7 @@ class Measured:
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """The served model against another, picture by picture."""
+    """The served model against another, image by image."""
 
     name: str
     """A baseline of the contract, `majority_class`, or what else it was compared with."""
@@ -55,7 +55,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """Of the 95 % interval for matched proportions (Agresti and Min 2005)."""
     difference_high: float
     only_served: int
-    """Pictures that only the served model answered right."""
+    """Images that only the served model answered right."""
     only_other: int
     p_value: float
     """McNemar's test, mid-p."""
@@ -66,7 +66,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare(other: Measured, served: Floats, targets: Ints) -> Comparison:
-    """Of probabilities [n, classes] as served, on the same n pictures."""
+    """Of probabilities [n, classes] as served, on the same n images."""
     right = served.argmax(axis=1) == targets
     right_too = other.probabilities.argmax(axis=1) == targets
     n = len(targets)
@@ -99,9 +99,9 @@ def compare(other: Measured, served: Floats, targets: Ints) -> Comparison:
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided mid-p value from the pictures that only one of two models answered right.
+    """Two-sided mid-p value from the images that only one of two models answered right.
 
-    McNemar 1947; the mid-p form, binomial and so right for few pictures too, from
+    McNemar 1947; the mid-p form, binomial and so right for few images too, from
     Fagerland, Lydersen and Laake 2013, "The McNemar test for binary matched-pairs
     data: mid-p and asymptotic are better than exact conditional".
     """
@@ -143,9 +143,9 @@ def _coin(n: int, k: int) -> float:
 
 
 def _matched_interval(only_a: int, only_b: int, n: int) -> tuple[float, float]:
-    """Of the difference of two proportions of the same n pictures.
+    """Of the difference of two proportions of the same n images.
 
-    Wald's interval after half a picture is added to each of the four counts (Agresti
+    Wald's interval after half an image is added to each of the four counts (Agresti
     and Min 2005, "Simple improved confidence intervals for comparing matched
     proportions").
     """
@@ -163,7 +163,7 @@ def _unit(features: Floats) -> Doubles:
 
 def _words(verdict: str, difference: float, p_value: float, discordant: int) -> str:
     if discordant == 0:
-        return "the same pictures are answered right"
+        return "the same images are answered right"
     points = f"{abs(difference) * 100:.1f} points"
     p = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
     if verdict == "no_difference":

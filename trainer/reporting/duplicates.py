@@ -1,4 +1,4 @@
-"""Pictures that are nearly the same, by their features; exact copies are `trainer.data`'s.
+"""Images that are nearly the same, by their features; exact copies are `trainer.data`'s.
 
 Resaved, rescaled or slightly cropped copies, and frames of one scene. Between training
 and validation they overstate accuracy; between two classes at least one is wrong.
@@ -17,16 +17,16 @@ ALIKE = 0.85
 """Cosine of centred features. Resaved, halved, flipped and 10 % cropped copies of photos
 have 0.75 to 0.99 on efficientnet_lite0, unrelated photos of the same insects up to 0.68."""
 MAX_TRAIN = 10_000
-"""Of so many training pictures, spread evenly, twins are sought: 1 s of one core a thousand
-validation pictures."""
+"""Of so many training images, spread evenly, twins are sought: 1 s of one core a thousand
+validation images."""
 _BLOCK = 1024
 _MANY = 0.5
-"""Where more have a twin, the features cannot tell pictures apart."""
+"""Where more have a twin, the features cannot tell images apart."""
 
 
 @dataclass(frozen=True)
 class Twins:
-    """Two pictures, the second always of the training part."""
+    """Two images, the second always of the training part."""
 
     place: int
     train_place: int
@@ -35,14 +35,14 @@ class Twins:
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """The nearest first; of each picture its nearest twin alone."""
+    """The nearest first; of each image its nearest twin alone."""
 
     across_parts: list[Twins]
-    """A validation picture and its twin."""
+    """A validation image and its twin."""
     across_classes: list[Twins]
-    """Two training pictures under different classes."""
+    """Two training images under different classes."""
     is_conclusive: bool = True
-    """False where most pictures look alike to the backbone; the lists are empty then."""
+    """False where most images look alike to the backbone; the lists are empty then."""
 
 
 def find(train: Floats, targets: Ints, validation: Floats, alike: float = ALIKE) -> NearDuplicates:

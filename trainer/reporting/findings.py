@@ -2,7 +2,7 @@
 
 `examine` works out what follows from features and probabilities; adaptation,
 growth and out-of-distribution scores come from those who made them. Knows no files and
-no pictures: a picture is a place in the training or the validation part.
+no images: an image is a place in the training or the validation part.
 """
 
 from collections.abc import Sequence
@@ -62,17 +62,17 @@ class Adaptation(msgspec.Struct, frozen=True, kw_only=True):
     gaps: list[Gap]
     is_negative: bool
     """Adapting looked worse than not adapting (negative transfer)."""
-    target_pictures: int
+    target_images: int
     target_accuracy: float | None = None
     """Of what is published."""
     source_only_target_accuracy: float | None = None
     comparison: Comparison | None = None
-    """Of what is published with source-only, on the target's labelled pictures."""
+    """Of what is published with source-only, on the target's labelled images."""
     words: str = ""
 
 
 class ScoreBin(msgspec.Struct, frozen=True):
-    """Validation pictures with about the same score."""
+    """Validation images with about the same score."""
 
     low: float
     high: float
@@ -80,11 +80,11 @@ class ScoreBin(msgspec.Struct, frozen=True):
 
 
 class OutOfDistribution(msgspec.Struct, frozen=True, kw_only=True):
-    """How unlike the training pictures the validation pictures look; higher is stranger."""
+    """How unlike the training images the validation images look; higher is stranger."""
 
     threshold: float
     flagged: int
-    """Validation pictures above it."""
+    """Validation images above it."""
     count: int
     bins: list[ScoreBin]
     method: str
@@ -96,16 +96,16 @@ class Growth(msgspec.Struct, frozen=True, kw_only=True):
 
     base_model: str
     base_version: int
-    base_pictures: int
-    added_pictures: int
+    base_images: int
+    added_images: int
     added_classes: list[str] = []
     comparison: Comparison | None = None
-    """With the base version, on the validation pictures."""
+    """With the base version, on the validation images."""
 
 
 @dataclass(frozen=True)
 class Suspects:
-    """Pictures that are probably under the wrong class, most suspicious first."""
+    """Images that are probably under the wrong class, most suspicious first."""
 
     train: list[Suspect] = field(default_factory=list)
     validation: list[Suspect] = field(default_factory=list)
@@ -137,11 +137,11 @@ def examine(
     baselines: Sequence[Measured] = (),
     seed: int = 0,
 ) -> Findings:
-    """From what was served [m, classes] on the validation pictures with classes [m].
+    """From what was served [m, classes] on the validation images with classes [m].
 
     With features of both parts, [n, d] and [m, d], there are the nearest class mean,
     the learning curve and near-duplicates too; with out-of-fold probabilities
-    [n, classes] of the training pictures suspects among them. About 50 ms for 400 pictures
+    [n, classes] of the training images suspects among them. About 50 ms for 400 images
     on one core, half a second for 5,000.
     """
     # The matrices are small: more threads would cost more than they bring.
@@ -194,7 +194,7 @@ def _examine(
 def out_of_distribution(
     scores: Floats, threshold: float, method: str, source: str = ""
 ) -> OutOfDistribution:
-    """Of the validation pictures' scores [n]; above the threshold is out of distribution."""
+    """Of the validation images' scores [n]; above the threshold is out of distribution."""
     finite = scores[np.isfinite(scores)].astype(np.float64)
     end = max(float(finite.max(initial=0)), threshold * 1.1)
     start = min(float(finite.min(initial=end)), threshold * 0.9)

@@ -1,4 +1,4 @@
-"""Pictures that are probably under the wrong class; NumPy alone.
+"""Images that are probably under the wrong class; NumPy alone.
 
 Confident learning (Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating
 Uncertainty in Dataset Labels"): off the diagonal of the confident joint, ranked by
@@ -14,7 +14,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class Suspect(msgspec.Struct, frozen=True):
-    """A picture that looks like another class than its folder says."""
+    """An image that looks like another class than its folder says."""
 
     place: int
     given: int
@@ -28,15 +28,15 @@ class Suspect(msgspec.Struct, frozen=True):
 def find(probabilities: Floats, targets: Ints) -> list[Suspect]:
     """Most suspicious first.
 
-    `probabilities` [n, classes] must come from heads that did not learn the picture:
-    out-of-fold for training pictures, as served for validation pictures.
+    `probabilities` [n, classes] must come from heads that did not learn the image:
+    out-of-fold for training images, as served for validation images.
     """
     n, k = probabilities.shape
     places = np.arange(n)
     own = probabilities[places, targets]
     counts = np.bincount(targets, minlength=k)
     sums = np.bincount(targets, weights=own, minlength=k)
-    # A class is believed where it is as likely as it usually is for its own pictures.
+    # A class is believed where it is as likely as it usually is for its own images.
     usual = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
     believed = np.where(probabilities >= usual, probabilities, -1.0)
     suggested = believed.argmax(axis=1)

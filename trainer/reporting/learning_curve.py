@@ -1,9 +1,9 @@
-"""What more pictures would bring: accuracy over the amount of data, and its extrapolation.
+"""What more images would bring: accuracy over the amount of data, and its extrapolation.
 
 Heads are fitted to seeded, stratified, nested subsets of the training features
-and measured on the validation pictures. Each is a ridge classifier, in closed
+and measured on the validation images. Each is a ridge classifier, in closed
 form, with a fixed relative penalty: it follows the served logistic regression
-within the noise and costs a hundredth. NumPy alone. Knows no pictures, no files.
+within the noise and costs a hundredth. NumPy alone. Knows no images, no files.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ def measure(
     classes: int,
     seed: int,
 ) -> LearningCurve:
-    """From features [n, d] and [m, d]; the last point is all n pictures.
+    """From features [n, d] and [m, d]; the last point is all n images.
 
     The points are the ridge classifier's; differences between them are what counts.
     """
@@ -52,7 +52,7 @@ def measure(
 
 
 def _rotated(train: Floats, validation: Floats) -> tuple[Singles, Singles]:
-    """Centred and scaled, and where pictures are fewer than features in the pictures' own space.
+    """Centred and scaled, and where images are fewer than features in the images' own space.
 
     Inner products, and so what a ridge classifier answers, stay what they are.
     """

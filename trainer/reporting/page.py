@@ -1,4 +1,4 @@
-"""The report as one self-contained page for people: no script, no link, pictures inside.
+"""The report as one self-contained page for people: no script, no link, images inside.
 
 The words and figures are `trainer.reporting.report`'s; this draws them.
 """
@@ -21,22 +21,22 @@ from trainer.reporting.findings import PartName
 from trainer.reporting.plots import Dot
 from trainer.reporting.report import Report
 
-_PICTURED = {"mistakes": 12, "examples": 6, "suspects": 12, "pairs": 6}
+_MOST_SHOWN = {"mistakes": 12, "examples": 6, "suspects": 12, "pairs": 6}
 """On the page, where each costs two milliseconds; the JSON lists more."""
 _TABLED_CLASSES, _DRAWN_CLASSES = 12, 100
 """Up to how many classes the confusion matrix is a table, and a heat map; the JSON has more."""
 
 
 def to_html(report: Report, data: Data) -> str:
-    """The page: no script, no link to elsewhere, pictures inside."""
-    mistakes = report.mistakes[: _PICTURED["mistakes"]]
-    examples = report.examples[: _PICTURED["examples"]]
-    suspects = report.suspects[: _PICTURED["suspects"]]
-    leaked = report.leaked[: _PICTURED["pairs"]]
-    contradictions = report.contradictions[: _PICTURED["pairs"]]
+    """The page: no script, no link to elsewhere, images inside."""
+    mistakes = report.mistakes[: _MOST_SHOWN["mistakes"]]
+    examples = report.examples[: _MOST_SHOWN["examples"]]
+    suspects = report.suspects[: _MOST_SHOWN["suspects"]]
+    leaked = report.leaked[: _MOST_SHOWN["pairs"]]
+    contradictions = report.contradictions[: _MOST_SHOWN["pairs"]]
     wanted: list[tuple[PartName, int]] = [("validation", s.place) for s in (*mistakes, *examples)]
     wanted += [(s.part, s.place) for s in suspects]
-    wanted += [(p.part, p.place) for two in (*leaked, *contradictions) for p in two.pictures]
+    wanted += [(p.part, p.place) for two in (*leaked, *contradictions) for p in two.images]
     return template().render(
         report=report,
         manifest=report.manifest,
@@ -48,7 +48,7 @@ def to_html(report: Report, data: Data) -> str:
             "leaked": leaked,
             "contradictions": contradictions,
         },
-        pictures=_pictures(data, wanted),
+        images=_images(data, wanted),
         plots=_plots(report),
         topics=_topics(report.advice),
         tabled=len(data.classes) <= _TABLED_CLASSES,
@@ -70,10 +70,8 @@ def template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def _pictures(
-    data: Data, wanted: Iterable[tuple[PartName, int]]
-) -> dict[tuple[PartName, int], str]:
-    """Data URLs by part and place, each picture decoded once."""
+def _images(data: Data, wanted: Iterable[tuple[PartName, int]]) -> dict[tuple[PartName, int], str]:
+    """Data URLs by part and place, each image decoded once."""
     unique = list(dict.fromkeys(wanted))
     urls: dict[tuple[PartName, int], str] = {}
     for part, files in (("train", data.train), ("validation", data.validation)):

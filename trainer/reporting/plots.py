@@ -27,7 +27,7 @@ _GAP_NAMES = {
 
 @dataclass(frozen=True)
 class _Axes:
-    """Where data lies on the picture; x may be logarithmic."""
+    """Where data lies on the image; x may be logarithmic."""
 
     x_low: float
     x_high: float
@@ -93,12 +93,12 @@ def reliability(bins: Sequence[Bin], before: Sequence[Bin]) -> Markup:
 
 
 def learning_curve(curve: LearningCurve) -> Markup:
-    """Accuracy over pictures learned from, with the power law to twice as many."""
+    """Accuracy over images learned from, with the power law to twice as many."""
     drawn = [*curve.points, *curve.fitted]
     low = min(p.low for p in drawn)
     high = max(p.high for p in drawn)
     margin = max((high - low) * 0.08, 0.005)
-    sizes = [p.pictures for p in curve.points]
+    sizes = [p.images for p in curve.points]
     last = sizes[-1]
     axes = _Axes(
         sizes[0] * 0.9,
@@ -108,17 +108,17 @@ def learning_curve(curve: LearningCurve) -> Markup:
         is_log=True,
     )
     marks = [(float(s), str(s)) for s in (*sizes, *([2 * last] if curve.fitted else []))]
-    parts = _frame(axes, "pictures learned from", "accuracy", marks, None)
+    parts = _frame(axes, "images learned from", "accuracy", marks, None)
     if curve.fitted:
-        around = [axes.point(p.pictures, p.high) for p in curve.fitted]
-        around += [axes.point(p.pictures, p.low) for p in reversed(curve.fitted)]
+        around = [axes.point(p.images, p.high) for p in curve.fitted]
+        around += [axes.point(p.images, p.low) for p in reversed(curve.fitted)]
         parts.append(f'<polygon class="band" points="{" ".join(around)}"/>')
-        known = [axes.point(p.pictures, p.accuracy) for p in curve.fitted if p.pictures <= last]
-        beyond = [axes.point(p.pictures, p.accuracy) for p in curve.fitted if p.pictures >= last]
+        known = [axes.point(p.images, p.accuracy) for p in curve.fitted if p.images <= last]
+        beyond = [axes.point(p.images, p.accuracy) for p in curve.fitted if p.images >= last]
         parts.append(f'<polyline class="a" points="{" ".join(known)}"/>')
         parts.append(f'<polyline class="a dashed" points="{" ".join([known[-1], *beyond])}"/>')
     for p in curve.points:
-        x = axes.x(p.pictures)
+        x = axes.x(p.images)
         parts.append(_upright(x, axes.y(p.low), axes.y(p.high), "soft"))
         parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{axes.y(p.accuracy):.1f}" r="4"/>')
     return _svg(parts, _HEIGHT, "Accuracy over the amount of data")
@@ -175,7 +175,7 @@ def histogram(bins: Sequence[ScoreBin], threshold: float) -> Markup:
     most = max((b.count for b in bins), default=1) or 1
     axes = _Axes(bins[0].low, bins[-1].high, 0, most * 1.1)
     parts = _frame(
-        axes, "score (higher is stranger)", "pictures", _ticks(bins[0].low, bins[-1].high), None
+        axes, "score (higher is stranger)", "images", _ticks(bins[0].low, bins[-1].high), None
     )
     for b in bins:
         left, right, y = axes.x(b.low), axes.x(b.high), axes.y(b.count)
@@ -190,7 +190,7 @@ def histogram(bins: Sequence[ScoreBin], threshold: float) -> Markup:
     parts.append(
         _text(x + (-4 if is_right else 4), _TOP + 9, "threshold", "end" if is_right else "start")
     )
-    return _svg(parts, _HEIGHT, "Scores of the validation pictures")
+    return _svg(parts, _HEIGHT, "Scores of the validation images")
 
 
 def gaps(found: Sequence[Gap]) -> Markup:

@@ -13,11 +13,11 @@ Doubles = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
 MIN_VALIDATION = 30
-"""Fewer validation pictures cannot tell one size from the next."""
+"""Fewer validation images cannot tell one size from the next."""
 MIN_SIZES = 4
 MIN_TRAIN = 20
 LITTLE = 0.005
-"""A gain that is not worth the pictures."""
+"""A gain that is not worth the images."""
 _VISIBLE = 0.001
 _WIDE = 0.05
 _RESAMPLES = 200
@@ -30,21 +30,21 @@ _DRAWN = 32
 class Point(msgspec.Struct, frozen=True):
     """Accuracy at one amount of data, with the middle 95 % of resamples."""
 
-    pictures: int
+    images: int
     accuracy: float
     low: float
     high: float
 
 
 class LearningCurve(msgspec.Struct, frozen=True, kw_only=True):
-    """Accuracy over pictures to learn from, on cached features with a quick classifier."""
+    """Accuracy over images to learn from, on cached features with a quick classifier."""
 
     points: list[Point]
     """As measured."""
     fitted: list[Point] = []
     """The power law, from the smallest size to twice all; empty when it cannot be said."""
     gain: float | None = None
-    """What twice the pictures would add to accuracy; None when it cannot be said."""
+    """What twice the images would add to accuracy; None when it cannot be said."""
     gain_low: float | None = None
     """Of the 95 % interval."""
     gain_high: float | None = None
@@ -54,10 +54,10 @@ class LearningCurve(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def extrapolate(right: dict[int, Flags], seed: int) -> LearningCurve:
-    """From which of the m validation pictures were answered right, [repeats, m] a size.
+    """From which of the m validation images were answered right, [repeats, m] a size.
 
-    The interval is of resampled validation pictures (the same for all sizes), repeats
-    and misfit. It is the expected gain's: what one lot of new pictures brings varies more.
+    The interval is of resampled validation images (the same for all sizes), repeats
+    and misfit. It is the expected gain's: what one lot of new images brings varies more.
     """
     sizes = sorted(right)
     n, m = sizes[-1], right[sizes[-1]].shape[1]
@@ -92,18 +92,16 @@ def extrapolate(right: dict[int, Flags], seed: int) -> LearningCurve:
 def _problem(sizes: list[int], n: int, m: int, error: float) -> str:
     if m < MIN_VALIDATION:
         return (
-            f"what more pictures would bring cannot be said from {m} validation pictures: "
+            f"what more images would bring cannot be said from {m} validation images: "
             f"it takes {MIN_VALIDATION}"
         )
     if len(sizes) < MIN_SIZES or n < MIN_TRAIN:
         return (
-            f"what more pictures would bring cannot be said from {n} pictures to learn from: "
+            f"what more images would bring cannot be said from {n} images to learn from: "
             "they cannot be divided often enough"
         )
     if error == 0:
-        return (
-            "no validation picture is answered wrong: more pictures to learn from cannot show here"
-        )
+        return "no validation image is answered wrong: more images to learn from cannot show here"
     return ""
 
 
@@ -111,19 +109,19 @@ def _resampled(right: list[Flags], seed: int) -> Doubles:
     """Errors [resamples, sizes]."""
     rng = np.random.default_rng([seed % 2**64, 0xB007])
     m = right[0].shape[1]
-    pictures = rng.multinomial(m, np.full(m, 1 / m), _RESAMPLES) / m
+    images = rng.multinomial(m, np.full(m, 1 / m), _RESAMPLES) / m
     columns = []
     for flags in right:
         repeats = len(flags)
         share = rng.multinomial(repeats, np.full(repeats, 1 / repeats), _RESAMPLES) / repeats
-        columns.append(((pictures @ (1.0 - flags).T) * share).sum(axis=1))
+        columns.append(((images @ (1.0 - flags).T) * share).sum(axis=1))
     return np.stack(columns, axis=1)
 
 
 def _with_misfit(resampled: Doubles, errors: Doubles, law: Doubles, relative: Doubles) -> Doubles:
     """Adds noise as large as what the law leaves unexplained.
 
-    All sizes are measured on the same pictures and the largest once, so resampling
+    All sizes are measured on the same images and the largest once, so resampling
     alone would be too sure of the differences.
     """
     a, b, c = law
@@ -186,13 +184,13 @@ def _drawn(best: Doubles, spread: Doubles, start: float, n: int) -> list[Point]:
 
 
 def _judged(n: int, m: int, gain: float, low: float, high: float) -> tuple[str, str]:
-    twice = f"twice the pictures ({2 * n} instead of {n})"
+    twice = f"twice the images ({2 * n} instead of {n})"
     if gain < LITTLE and high < 2 * LITTLE:
         at_most = max(high, _VISIBLE) * 100
         return "little", f"{twice} would bring little: at most {at_most:.1f} points of accuracy"
     if low < _VISIBLE or high - low > _WIDE:
         return "unknown", (
-            f"what {twice} would bring cannot be said from {m} validation pictures: "
+            f"what {twice} would bring cannot be said from {m} validation images: "
             f"between {low * 100:.1f} and {high * 100:.1f} points of accuracy"
         )
     return "more_helps", (

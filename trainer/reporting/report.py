@@ -29,18 +29,18 @@ _MAX_REJECTED = 100
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """A validation picture and its answer."""
+    """A validation image and its answer."""
 
     file: str
     true: str
     answered: str
     probability: float
     place: int
-    """Among the validation pictures, from 0."""
+    """Among the validation images, from 0."""
 
 
 class SuspectShown(msgspec.Struct, frozen=True, kw_only=True):
-    """A picture that is probably under the wrong class."""
+    """An image that is probably under the wrong class."""
 
     file: str
     part: PartName
@@ -53,8 +53,8 @@ class SuspectShown(msgspec.Struct, frozen=True, kw_only=True):
     """Probability of the given class minus the best other's; low is suspicious."""
 
 
-class PictureNamed(msgspec.Struct, frozen=True):
-    """A picture of a pair."""
+class ImageNamed(msgspec.Struct, frozen=True):
+    """An image of a pair."""
 
     file: str
     part: PartName
@@ -63,15 +63,15 @@ class PictureNamed(msgspec.Struct, frozen=True):
 
 
 class PairShown(msgspec.Struct, frozen=True):
-    """Two pictures that are nearly the same."""
+    """Two images that are nearly the same."""
 
-    first: PictureNamed
-    second: PictureNamed
+    first: ImageNamed
+    second: ImageNamed
     similarity: float
     """Cosine of centred features."""
 
     @property
-    def pictures(self) -> tuple[PictureNamed, PictureNamed]:
+    def images(self) -> tuple[ImageNamed, ImageNamed]:
         """Both."""
         return self.first, self.second
 
@@ -99,10 +99,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Probable label errors, most suspicious first, at most 50."""
     suspect_count: int = 0
     leaked: list[PairShown] = []
-    """Validation pictures with nearly the same training picture, at most 50."""
+    """Validation images with nearly the same training image, at most 50."""
     leaked_count: int = 0
     contradictions: list[PairShown] = []
-    """Training pictures that are nearly the same, under different classes, at most 50."""
+    """Training images that are nearly the same, under different classes, at most 50."""
     contradiction_count: int = 0
     accuracy_without_leaked: float | None = None
     adaptation: Adaptation | None = None
@@ -119,7 +119,7 @@ def collect(
     epochs: Sequence[EpochEnded],
     findings: Findings | None = None,
 ) -> Report:
-    """Puts the findings together; `probabilities` are those of the validation pictures."""
+    """Puts the findings together; `probabilities` are those of the validation images."""
     findings = findings or Findings()
     targets = data.validation.targets
     wrong = evaluate.worst_mistakes(probabilities, targets, _MISTAKES)
@@ -183,16 +183,16 @@ def _suspect(data: Data, part: PartName, suspect: Suspect) -> SuspectShown:
 
 
 def _pair(data: Data, part: PartName, twins: Twins) -> PairShown:
-    def named(of: PartName, place: int) -> PictureNamed:
+    def named(of: PartName, place: int) -> ImageNamed:
         targets = data.train.targets if of == "train" else data.validation.targets
-        return PictureNamed(_file(data, of, place), of, place, data.classes[int(targets[place])])
+        return ImageNamed(_file(data, of, place), of, place, data.classes[int(targets[place])])
 
     return PairShown(named(part, twins.place), named("train", twins.train_place), twins.similarity)
 
 
 def _file(data: Data, part: PartName, place: int) -> str:
     path = (data.train if part == "train" else data.validation).paths[place]
-    # Pictures of a base version lie under another root.
+    # Images of a base version lie under another root.
     return str(path.relative_to(data.root) if path.is_relative_to(data.root) else _tail(path))
 
 

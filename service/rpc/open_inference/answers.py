@@ -13,7 +13,7 @@ from service.rpc.open_inference.tensors import bad
 Written = tuple[str, list[int], bytes]
 """An output's datatype, shape and elements."""
 Write = Callable[[Sequence[Classified]], Written]
-"""Makes one output of all pictures' answers."""
+"""Makes one output of all images' answers."""
 
 
 def outputs(request: pb.ModelInferRequest) -> dict[str, Write]:
@@ -50,13 +50,13 @@ def answer(
     asked: dict[str, Write],
     outcomes: Sequence[Classified | GraftError],
 ) -> pb.ModelInferResponse:
-    """The answer; raises the error of the first bad picture, since it can carry none."""
+    """The answer; raises the error of the first bad image, since it can carry none."""
     classified = []
     for index, outcome in enumerate(outcomes):
         if isinstance(outcome, GraftError):
             raise type(outcome)(
                 outcome.reason,
-                f"picture {index} (from 0), and so the whole call: {outcome.message}",
+                f"image {index} (from 0), and so the whole call: {outcome.message}",
                 field=f"inputs[0][{index}]",
                 retry_after_s=outcome.retry_after_s,
             )
@@ -71,34 +71,34 @@ def answer(
     return response
 
 
-def _probabilities(pictures: Sequence[Classified]) -> Written:
-    array = np.stack([picture.probabilities for picture in pictures])
+def _probabilities(images: Sequence[Classified]) -> Written:
+    array = np.stack([image.probabilities for image in images])
     return "FP32", list(array.shape), tensors.floats(array)
 
 
-def _features(pictures: Sequence[Classified]) -> Written:
-    array = np.stack([picture.features for picture in pictures])
+def _features(images: Sequence[Classified]) -> Written:
+    array = np.stack([image.features for image in images])
     return "FP32", list(array.shape), tensors.floats(array)
 
 
-def _labels(pictures: Sequence[Classified]) -> Written:
-    best = [picture.classes[int(picture.probabilities.argmax())] for picture in pictures]
+def _labels(images: Sequence[Classified]) -> Written:
+    best = [image.classes[int(image.probabilities.argmax())] for image in images]
     return "BYTES", [len(best)], tensors.texts(best)
 
 
 def _best(k: int) -> Write:
-    def write(pictures: Sequence[Classified]) -> Written:
-        rows = [_ranked(picture)[:k] for picture in pictures]
+    def write(images: Sequence[Classified]) -> Written:
+        rows = [_ranked(image)[:k] for image in images]
         elements = tensors.texts(text for row in rows for text in row)
         return "BYTES", [len(rows), len(rows[0])], elements
 
     return write
 
 
-def _ranked(picture: Classified) -> list[str]:
+def _ranked(image: Classified) -> list[str]:
     # Stable, so that ties keep the order of the classes. Six digits, as Triton prints them.
-    order = np.argsort(-picture.probabilities, kind="stable").tolist()
-    return [f"{picture.probabilities[i]:f}:{i}:{picture.classes[i]}" for i in order]
+    order = np.argsort(-image.probabilities, kind="stable").tolist()
+    return [f"{image.probabilities[i]:f}:{i}:{image.classes[i]}" for i in order]
 
 
 _OUTPUTS: dict[str, Write] = {

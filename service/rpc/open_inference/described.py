@@ -7,7 +7,7 @@ from service.storage.models import VersionRecord
 
 PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("classification", "model_configuration", "model_repository", "statistics")
-INPUT = "pictures"
+INPUT = "images"
 
 
 def metadata(record: VersionRecord, versions: list[int]) -> pb.ModelMetadataResponse:
@@ -27,14 +27,14 @@ def metadata(record: VersionRecord, versions: list[int]) -> pb.ModelMetadataResp
     )
 
 
-def config(record: VersionRecord, max_pictures: int) -> pb.ModelConfig:
+def config(record: VersionRecord, max_images: int) -> pb.ModelConfig:
     """A version in the form of Triton's configuration."""
     manifest = record.manifest
     return pb.ModelConfig(
         name=plain_name(record.model),
         platform=PLATFORM,
         backend="onnxruntime",
-        max_batch_size=max_pictures,
+        max_batch_size=max_images,
         input=[pb.ModelInput(name=INPUT, data_type=pb.TYPE_STRING, dims=[1])],
         output=[
             pb.ModelOutput(
@@ -54,7 +54,7 @@ def statistics(counts: dict[tuple[str, int], Counts], tenant: str) -> pb.ModelSt
                 name=plain_name(model),
                 version=str(version),
                 last_inference=int(of.last_s * 1e3),
-                inference_count=of.pictures,
+                inference_count=of.images,
                 execution_count=of.success.count,
                 inference_stats=pb.InferStatistics(
                     success=_duration(of.success),

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GRPCInferenceServiceStub:
-    """Classifies pictures with published models, for clients of other model servers.
+    """Classifies images with published models, for clients of other model servers.
     Errors carry the same details as those of graft.v1.
     """
 
@@ -99,7 +99,7 @@ class GRPCInferenceServiceStub:
 
 
 class GRPCInferenceServiceServicer:
-    """Classifies pictures with published models, for clients of other model servers.
+    """Classifies images with published models, for clients of other model servers.
     Errors carry the same details as those of graft.v1.
     """
 
@@ -141,9 +141,9 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ModelInfer(self, request, context):
-        """Classifies 1 or more pictures. A picture that cannot be read fails the
-        call, since an answer has no place for one picture's error; the message
-        names it. Errors: INVALID_FIELD, PICTURE_UNREADABLE, PICTURE_TOO_LARGE,
+        """Classifies 1 or more images. An image that cannot be read fails the
+        call, since an answer has no place for one image's error; the message
+        names it. Errors: INVALID_FIELD, IMAGE_UNREADABLE, IMAGE_TOO_LARGE,
         TENSOR_INVALID, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND,
         QUEUE_FULL, DEADLINE_EXCEEDED, MODEL_UNLOADABLE.
         """
@@ -270,7 +270,7 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService:
-    """Classifies pictures with published models, for clients of other model servers.
+    """Classifies images with published models, for clients of other model servers.
     Errors carry the same details as those of graft.v1.
     """
 

@@ -33,7 +33,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GRPCInferenceServiceStub:
-    """Classifies pictures with published models, for clients of other model servers.
+    """Classifies images with published models, for clients of other model servers.
     Errors carry the same details as those of graft.v1.
     """
 
@@ -56,9 +56,9 @@ class GRPCInferenceServiceStub:
     VERSION_NOT_FOUND, ALIAS_NOT_FOUND.
     """
     ModelInfer: _grpc.UnaryUnaryMultiCallable[_grpc_predict_v2_pb2.ModelInferRequest, _grpc_predict_v2_pb2.ModelInferResponse]
-    """Classifies 1 or more pictures. A picture that cannot be read fails the
-    call, since an answer has no place for one picture's error; the message
-    names it. Errors: INVALID_FIELD, PICTURE_UNREADABLE, PICTURE_TOO_LARGE,
+    """Classifies 1 or more images. An image that cannot be read fails the
+    call, since an answer has no place for one image's error; the message
+    names it. Errors: INVALID_FIELD, IMAGE_UNREADABLE, IMAGE_TOO_LARGE,
     TENSOR_INVALID, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND,
     QUEUE_FULL, DEADLINE_EXCEEDED, MODEL_UNLOADABLE.
     """
@@ -86,7 +86,7 @@ class GRPCInferenceServiceStub:
 
 @_typing.type_check_only
 class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
-    """Classifies pictures with published models, for clients of other model servers.
+    """Classifies images with published models, for clients of other model servers.
     Errors carry the same details as those of graft.v1.
     """
 
@@ -106,9 +106,9 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     VERSION_NOT_FOUND, ALIAS_NOT_FOUND.
     """
     ModelInfer: _aio.UnaryUnaryMultiCallable[_grpc_predict_v2_pb2.ModelInferRequest, _grpc_predict_v2_pb2.ModelInferResponse]  # type: ignore[assignment]
-    """Classifies 1 or more pictures. A picture that cannot be read fails the
-    call, since an answer has no place for one picture's error; the message
-    names it. Errors: INVALID_FIELD, PICTURE_UNREADABLE, PICTURE_TOO_LARGE,
+    """Classifies 1 or more images. An image that cannot be read fails the
+    call, since an answer has no place for one image's error; the message
+    names it. Errors: INVALID_FIELD, IMAGE_UNREADABLE, IMAGE_TOO_LARGE,
     TENSOR_INVALID, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND,
     QUEUE_FULL, DEADLINE_EXCEEDED, MODEL_UNLOADABLE.
     """
@@ -135,7 +135,7 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     """
 
 class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Classifies pictures with published models, for clients of other model servers.
+    """Classifies images with published models, for clients of other model servers.
     Errors carry the same details as those of graft.v1.
     """
 
@@ -189,9 +189,9 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _grpc_predict_v2_pb2.ModelInferRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_grpc_predict_v2_pb2.ModelInferResponse, _abc.Awaitable[_grpc_predict_v2_pb2.ModelInferResponse]]:
-        """Classifies 1 or more pictures. A picture that cannot be read fails the
-        call, since an answer has no place for one picture's error; the message
-        names it. Errors: INVALID_FIELD, PICTURE_UNREADABLE, PICTURE_TOO_LARGE,
+        """Classifies 1 or more images. An image that cannot be read fails the
+        call, since an answer has no place for one image's error; the message
+        names it. Errors: INVALID_FIELD, IMAGE_UNREADABLE, IMAGE_TOO_LARGE,
         TENSOR_INVALID, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND,
         QUEUE_FULL, DEADLINE_EXCEEDED, MODEL_UNLOADABLE.
         """

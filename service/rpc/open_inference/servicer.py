@@ -43,7 +43,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         *,
         version: str,
         is_ready: Callable[[], bool],
-        max_pictures: int,
+        max_images: int,
         timeout_s: float,
     ) -> None:
         self._engine = engine
@@ -53,7 +53,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         self._repository = Repository(engine, resolve, models)
         self._version = version
         self._is_ready = is_ready
-        self._max_pictures = max_pictures
+        self._max_images = max_images
         self._timeout_s = timeout_s
 
     async def ServerLive(  # noqa: N802
@@ -105,7 +105,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         record = await asyncio.to_thread(
             self._models.get_version, caller().key(request.name), *_which(request.version)
         )
-        return pb.ModelConfigResponse(config=described.config(record, self._max_pictures))
+        return pb.ModelConfigResponse(config=described.config(record, self._max_images))
 
     async def ModelInfer(  # noqa: N802
         self, request: pb.ModelInferRequest, context: Context
@@ -167,9 +167,9 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.ModelInferResponse:
         asked = answers.outputs(request)
         timeout_s = _shortened(request, timeout_s)
-        pictures = tensors.decodes(request, self._max_pictures)
+        images = tensors.decodes(request, self._max_images)
         version, outcomes = await self._serving.classify(
-            caller().key(request.model_name), *_which(request.model_version), pictures, timeout_s
+            caller().key(request.model_name), *_which(request.model_version), images, timeout_s
         )
         return answers.answer(request, version, asked, outcomes)
 

@@ -1,7 +1,7 @@
-"""Tensors of the protocol: pictures out of a request, elements into an answer.
+"""Tensors of the protocol: images out of a request, elements into an answer.
 
-Checks here are cheap; whatever touches a picture's elements happens where the
-pictures are decoded, in threads.
+Checks here are cheap; whatever touches an image's elements happens where the
+images are decoded, in threads.
 """
 
 import math
@@ -25,27 +25,27 @@ _FIELDS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_co
 _LENGTH = struct.Struct("<I")
 
 
-def decodes(request: pb.ModelInferRequest, max_pictures: int) -> list[Decode]:
-    """One function for each picture of the request; raises InvalidInput."""
+def decodes(request: pb.ModelInferRequest, max_images: int) -> list[Decode]:
+    """One function for each image of the request; raises InvalidInput."""
     if len(request.inputs) != 1:
         raise bad(
             "inputs",
-            f"the request has {len(request.inputs)} inputs: send one tensor of pictures",
+            f"the request has {len(request.inputs)} inputs: send one tensor of images",
         )
     tensor = request.inputs[0]
     if tensor.datatype not in _FIELDS:
         raise bad(
             "inputs[0].datatype",
-            f"the input's datatype is {tensor.datatype[:40]!r}: send BYTES (picture files), UINT8 "
+            f"the input's datatype is {tensor.datatype[:40]!r}: send BYTES (image files), UINT8 "
             "or FP32",
         )
     refuse_shared_memory(tensor.parameters, "inputs[0]")
     shape = list(tensor.shape)
     count = _count(tensor.datatype, shape)
-    if count > max_pictures:
+    if count > max_images:
         raise bad(
             "inputs[0].shape",
-            f"the request holds {count} pictures, more than the {max_pictures} that one call may "
+            f"the request holds {count} images, more than the {max_images} that one call may "
             "bring: send them in several calls",
         )
     raw = _raw(request)
@@ -58,7 +58,7 @@ def decodes(request: pb.ModelInferRequest, max_pictures: int) -> list[Decode]:
 
 
 def _count(datatype: str, shape: list[int]) -> int:
-    """How many pictures a tensor of this shape holds."""
+    """How many images a tensor of this shape holds."""
     if datatype == "BYTES":
         is_fitting = len(shape) in (1, 2) and shape[1:] in ([], [1]) and shape[0] >= 1
         wanted = "[n] or [n, 1]"

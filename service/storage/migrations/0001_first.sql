@@ -8,7 +8,7 @@ CREATE TABLE datasets (
     create_time_s DOUBLE PRECISION NOT NULL,
     size_bytes BIGINT NOT NULL,
     classes_json TEXT NOT NULL,
-    picture_count INTEGER NOT NULL,
+    image_count INTEGER NOT NULL,
     rejected_json TEXT NOT NULL,
     rejected_count INTEGER NOT NULL,
     has_validation_split INTEGER NOT NULL

@@ -1,4 +1,4 @@
-"""A finished result for the stand-in trainer, few pictures, and folders with servers on them."""
+"""A finished result for the stand-in trainer, few images, and folders with servers on them."""
 
 import shutil
 from collections.abc import Iterator
@@ -27,18 +27,18 @@ COLOURS = {"green": (20, 200, 40), "red": (200, 30, 20)}
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a trainer leaves: a backbone that gives a picture's mean colour, and a head on it."""
+    """What a trainer leaves: a backbone that gives an image's mean colour, and a head on it."""
     import onnx
     from onnx import TensorProto, helper
 
     folder = tmp_path_factory.mktemp("parts")
     graph = helper.make_graph(
         [
-            helper.make_node("Cast", ["pictures"], ["as_float"], to=TensorProto.FLOAT),
+            helper.make_node("Cast", ["images"], ["as_float"], to=TensorProto.FLOAT),
             helper.make_node("ReduceMean", ["as_float"], ["features"], axes=[1, 2], keepdims=0),
         ],
         "mean colour",
-        [helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["n", 224, 224, 3])],
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 224, 224, 3])],
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 3])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -82,8 +82,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures of each colour, in a folder per class."""
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two images of each colour, in a folder per class."""
     root = tmp_path_factory.mktemp("colours")
     for label, colour in COLOURS.items():
         (root / label).mkdir()
@@ -103,12 +103,12 @@ def house(tmp_path: Path, parts: Path) -> Iterator[House]:
 
 @pytest.fixture(scope="session")
 def furnished(
-    tmp_path_factory: pytest.TempPathFactory, parts: Path, pictures: Path
+    tmp_path_factory: pytest.TempPathFactory, parts: Path, images: Path
 ) -> Iterator[Path]:
     """A data folder with two versions of the model `ants`; `live` points to the first."""
     house = House(tmp_path_factory.mktemp("furnished"), parts)
     client = house.start()
-    dataset = client.upload_dataset(pictures)
+    dataset = client.upload_dataset(images)
     for number in (1, 2):
         # Versions of one content would share their files.
         job = client.fine_tune(dataset, "ants", labels={"number": str(number)})

@@ -183,7 +183,7 @@ def until_death() -> Iterator[None]:
 
 
 @contextmanager
-def asked(client: graft.Client, picture: Path, model: str, label: str) -> Iterator[list[str]]:
+def asked(client: graft.Client, image: Path, model: str, label: str) -> Iterator[list[str]]:
     """Asks a model all the while; every question must be answered with this label."""
     answers: list[str] = []
     is_over = threading.Event()
@@ -192,7 +192,7 @@ def asked(client: graft.Client, picture: Path, model: str, label: str) -> Iterat
         # Now and then, since a busy server takes the cores from its trainers.
         while not is_over.wait(0.1):
             try:
-                [answer] = client.predict(picture, model=model)
+                [answer] = client.predict(image, model=model)
                 answers.append(answer.label)
             except Exception as error:
                 answers.append(repr(error))

@@ -55,10 +55,10 @@ def clock(home: House, tmp_path: Path) -> Clock:
 
 @pytest.mark.parametrize("seconds", [3600, -3600])
 def test_when_the_systems_clock_jumps_calls_under_way_are_answered_and_deadlines_hold(
-    home: House, pictures: Path, clock: Clock, seconds: int
+    home: House, images: Path, clock: Clock, seconds: int
 ) -> None:
     client = home.start()
-    dataset = client.upload_dataset(pictures)
+    dataset = client.upload_dataset(images)
     waiting = client.fine_tune(dataset, "flies", labels={"stand_in": "waits"})
     ended_after_s: list[float] = []
 
@@ -70,7 +70,7 @@ def test_when_the_systems_clock_jumps_calls_under_way_are_answered_and_deadlines
 
     watching = threading.Thread(target=watch)
     watching.start()
-    with asked(client, pictures / "red" / "0.png", "ants", "red") as answers:
+    with asked(client, images / "red" / "0.png", "ants", "red") as answers:
         wait_until(lambda: len(answers) > 3)
         clock.jump(seconds)
         before = len(answers)

@@ -89,14 +89,14 @@ def another_backbone(parts: Path) -> None:
 
 @pytest.fixture(scope="module")
 def three(
-    tmp_path_factory: pytest.TempPathFactory, parts: Path, pictures: Path
+    tmp_path_factory: pytest.TempPathFactory, parts: Path, images: Path
 ) -> Iterator[tuple[House, graft.Client]]:
     """Versions 1 and 2 of `ants` on one backbone, 3 and `bees` on another; and a server."""
     folder = tmp_path_factory.mktemp("three")
     own = new_parts(parts, folder / "parts")
     house = House(folder, own)
     client = house.start("", ONE_AT_A_TIME)
-    dataset = client.upload_dataset(pictures)
+    dataset = client.upload_dataset(images)
     for number, model in ((1, "ants"), (2, "ants"), (3, "ants"), (1, "bees")):
         another_head(own, number if model == "ants" else 9)
         if number == 3:
@@ -124,10 +124,10 @@ def files(three: tuple[House, graft.Client], tmp_path: Path) -> Iterator[Files]:
 
 def forget(client: graft.Client) -> None:
     """Lets the memory be filled by another backbone and head."""
-    assert client.predict(picture(), model="ants", version=1)[0].version == 1
+    assert client.predict(image(), model="ants", version=1)[0].version == 1
 
 
-def picture() -> bytes:
+def image() -> bytes:
     import io
 
     from PIL import Image
@@ -138,15 +138,15 @@ def picture() -> bytes:
 
 
 def answered_by(client: graft.Client, **which: str | int) -> int:
-    [answer] = client.predict(picture(), model="ants", **which)  # type: ignore[arg-type]
+    [answer] = client.predict(image(), model="ants", **which)  # type: ignore[arg-type]
     assert answer.label == "red"
     return int(answer.version)
 
 
 def open_inference(house: House, version: str = "") -> int:
     request = pb.ModelInferRequest(model_name="ants", model_version=version)
-    request.inputs.add(name="pictures", datatype="BYTES", shape=[1]).contents.bytes_contents.append(
-        picture()
+    request.inputs.add(name="images", datatype="BYTES", shape=[1]).contents.bytes_contents.append(
+        image()
     )
     with grpc.insecure_channel(house.server.address) as channel:
         stub = grpc_predict_v2_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -191,7 +191,7 @@ def test_a_damaged_version_is_told_and_passed_by_and_serves_again_when_it_is_put
     assert answered_by(client, alias="live") == 1
     assert open_inference(house) == 2
     assert open_inference(house, "live") == 1
-    [streamed] = client.predict_stream([picture()], model="ants")
+    [streamed] = client.predict_stream([image()], model="ants")
     assert streamed.version == 2
     for which in ({"alias": "fixed"}, {"version": 3}):
         assert f"the version's {kind} {says}" in refused(client, **which)  # type: ignore[arg-type]
@@ -207,9 +207,9 @@ def test_a_damaged_version_is_told_and_passed_by_and_serves_again_when_it_is_put
     forget(client)
     if kind == "backbone":
         with pytest.raises(graft.errors.DataLoss):
-            client.predict(picture(), model="bees")
+            client.predict(image(), model="bees")
     else:
-        assert client.predict(picture(), model="bees")[0].version == 1
+        assert client.predict(image(), model="bees")[0].version == 1
 
     damages = {version.version: version.damage for version in client.list_versions("ants")}
     assert f"the version's {kind} {says}" in damages.pop(3)
@@ -245,7 +245,7 @@ def test_a_missing_report_is_told_and_the_version_serves(
 
 
 def test_a_server_starts_on_damaged_files_and_a_good_version_serves_at_once(
-    three: tuple[House, graft.Client], tmp_path: Path, pictures: Path
+    three: tuple[House, graft.Client], tmp_path: Path, images: Path
 ) -> None:
     first, client = three
     files = Files(first.data_dir, client)
@@ -260,11 +260,11 @@ def test_a_server_starts_on_damaged_files_and_a_good_version_serves_at_once(
         assert refused(client, version=3)
         # On the same backbone, which the trainer brings whole again: all on it are served.
         another_head(tmp_path / "parts", 4)
-        dataset = client.upload_dataset(pictures)
+        dataset = client.upload_dataset(images)
         assert client.fine_tune(dataset, "ants").wait(SOON_S).version == 4
         assert answered_by(client) == 4
         assert answered_by(client, version=3) == 3
-        assert client.predict(picture(), model="bees")[0].version == 1
+        assert client.predict(image(), model="bees")[0].version == 1
         assert client.get_version("ants", version=3).damage == ""
         house.is_sound()
     finally:

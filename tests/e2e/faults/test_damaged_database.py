@@ -41,10 +41,10 @@ def scraped(house: House) -> str:
         return str(response.read().decode())
 
 
-def answers(client: graft.Client, picture: Path) -> list[tuple[int, str]]:
+def answers(client: graft.Client, image: Path) -> list[tuple[int, str]]:
     """By the model's name, by an alias and by a number."""
     found = [
-        client.predict(picture, model="ants", **which)[0]  # type: ignore[arg-type]
+        client.predict(image, model="ants", **which)[0]  # type: ignore[arg-type]
         for which in ({}, {"alias": "live"}, {"version": 1})
     ]
     return [(one.version, one.label) for one in found]
@@ -54,14 +54,14 @@ RIGHT = [(2, "red"), (1, "red"), (1, "red")]
 
 
 @contextmanager
-def predicts_all_the_while(client: graft.Client, picture: Path) -> Iterator[None]:
+def predicts_all_the_while(client: graft.Client, image: Path) -> Iterator[None]:
     """Fails where anything but the right answer came."""
     over, given = threading.Event(), []
 
     def ask() -> None:
         while not over.is_set():
             try:
-                given.append(answers(client, picture))
+                given.append(answers(client, image))
             except graft.errors.GraftError as error:
                 given.append([(error.code, error.message)])
 
@@ -94,10 +94,10 @@ def is_told(call: Callable[[], object], house: House) -> None:
 
 @pytest.mark.parametrize("trainers", ["killed", "at work"])
 def test_a_database_that_is_damaged_under_a_server_is_told_and_models_are_served_on(
-    home: House, pictures: Path, tmp_path: Path, trainers: str
+    home: House, images: Path, tmp_path: Path, trainers: str
 ) -> None:
     backup = tmp_path / "backup"
-    picture = next(pictures.glob("red/*"))
+    image = next(images.glob("red/*"))
     client = home.start("", "--cpu-jobs=2")
     dataset = next(iter(client.list_datasets()))
     under_way = [waiting(client, dataset) for _ in range(2)]
@@ -115,7 +115,7 @@ def test_a_database_that_is_damaged_under_a_server_is_told_and_models_are_served
     changes: list[Callable[[], object]] = [
         lambda: client.fine_tune(dataset, "wasps"),
         lambda: client.fine_tune(dataset, "wasps", request_id="once"),
-        lambda: client.upload_dataset(pictures, display_name="again"),
+        lambda: client.upload_dataset(images, display_name="again"),
         lambda: client.delete_dataset(dataset.dataset_id),
         lambda: client.set_alias("ants", "live", 2),
         lambda: client.rollback_alias("ants"),
@@ -124,11 +124,11 @@ def test_a_database_that_is_damaged_under_a_server_is_told_and_models_are_served
         queued.cancel,
     ]
     before = [look_up() for look_up in look_ups]
-    assert answers(client, picture) == RIGHT
+    assert answers(client, image) == RIGHT
     assert "graft_database_damaged 0.0" in scraped(home)
 
     subprocess.run([sys.executable, BACK_UP, home.data_dir, backup], check=True, timeout=SOON_S)
-    with predicts_all_the_while(client, picture):
+    with predicts_all_the_while(client, image):
         write_over(home.data_dir / "graft.sqlite3")
         for change in changes:
             is_told(change, home)
@@ -138,7 +138,7 @@ def test_a_database_that_is_damaged_under_a_server_is_told_and_models_are_served
             except graft.errors.DataLoss:
                 is_told(look_up, home)
         # A name that nobody asked for before has to be looked up.
-        is_told(lambda: client.predict(picture, model="ants", version=2), home)
+        is_told(lambda: client.predict(image, model="ants", version=2), home)
         if trainers == "killed":
             home.trainers()[0].kill()
             home.server.wait_for("jobs are stopped, and none is started, before the database is "
@@ -168,6 +168,6 @@ def test_a_database_that_is_damaged_under_a_server_is_told_and_models_are_served
     for job in jobs:
         job.cancel()
     assert client.job(queued.job_id).wait(SOON_S).version == 1
-    assert answers(client, picture) == RIGHT
+    assert answers(client, image) == RIGHT
     assert client.get_model("ants").aliases == {"latest": 2, "live": 1}
     home.is_sound()

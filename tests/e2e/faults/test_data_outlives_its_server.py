@@ -19,18 +19,18 @@ pytestmark = pytest.mark.e2e
         "dataset.unpacked",
         "dataset.renamed",
         "dataset.kept",
-        "dataset.picture_written",
+        "dataset.image_written",
     ],
 )
 def test_an_upload_whose_server_is_killed_can_be_sent_again_and_is_stored_once(
-    house: House, pictures: Path, point: str
+    house: House, images: Path, point: str
 ) -> None:
     def upload(client: graft.Client) -> graft.Dataset:
-        if point == "dataset.picture_written":
+        if point == "dataset.image_written":
             return client.upload_dataset((file.parent.name, file) for file in files)
-        return client.upload_dataset(pictures)
+        return client.upload_dataset(images)
 
-    files = sorted(pictures.rglob("*.png"))
+    files = sorted(images.rglob("*.png"))
     client = house.start(f"kill@{point}")
     with until_death():
         upload(client)
@@ -41,7 +41,7 @@ def test_an_upload_whose_server_is_killed_can_be_sent_again_and_is_stored_once(
     kept = [dataset.dataset_id for dataset in client.list_datasets()]
     assert len(kept) == (point == "dataset.kept")
     again = upload(client)
-    assert again.picture_count == 4
+    assert again.image_count == 4
     assert [dataset.dataset_id for dataset in client.list_datasets()] == [again.dataset_id]
     assert kept in ([], [again.dataset_id])
     house.is_sound()
@@ -107,7 +107,7 @@ CHANGES = {
     ],
 )
 def test_a_change_whose_server_is_killed_is_whole_or_never_was(
-    home: House, pictures: Path, call: str, point: str
+    home: House, images: Path, call: str, point: str
 ) -> None:
     change = CHANGES[call]
     client = home.start(f"kill@{point}")
@@ -123,19 +123,19 @@ def test_a_change_whose_server_is_killed_is_whole_or_never_was(
         change.make(client)
     assert change.look(client) != before
     if call != "delete_model":
-        [answer] = client.predict(next(pictures.glob("green/*")), model="ants")
+        [answer] = client.predict(next(images.glob("green/*")), model="ants")
         assert answer.label == "green"
     # What was deleted can be had again.
-    dataset = client.upload_dataset(pictures)
+    dataset = client.upload_dataset(images)
     number = 1 if call == "delete_model" else 3
     assert client.fine_tune(dataset, "ants").wait(20).version == number
     home.is_sound()
 
 
 def test_a_first_start_that_is_killed_between_migrations_is_finished_by_the_next(
-    house: House, pictures: Path
+    house: House, images: Path
 ) -> None:
     house.dies_at_start("kill@database.migrated#2")
     client = house.start()
-    assert client.fine_tune(pictures, "ants").wait(20).version == 1
+    assert client.fine_tune(images, "ants").wait(20).version == 1
     house.is_sound()

@@ -67,7 +67,7 @@ def problems(house: House, copy: Path) -> list[str]:
 
 
 def noise(folder: Path) -> Path:
-    """Pictures of 4 MiB, which no packing makes smaller."""
+    """Images of 4 MiB, which no packing makes smaller."""
     from PIL import Image
 
     for label in ("green", "red"):
@@ -88,10 +88,10 @@ def is_full(error: pytest.ExceptionInfo[graft.errors.ResourceExhausted]) -> bool
 
 
 def test_on_a_full_disk_calls_are_told_models_are_served_and_all_goes_on_with_room(
-    small: House, pictures: Path, tmp_path: Path
+    small: House, images: Path, tmp_path: Path
 ) -> None:
     client = small.start("", "--min-free-mb=0")
-    dataset = client.upload_dataset(pictures)
+    dataset = client.upload_dataset(images)
     assert client.fine_tune(dataset, "ants").wait(SOON_S).version == 1
 
     # An upload that does not fit leaves nothing.
@@ -112,9 +112,9 @@ def test_on_a_full_disk_calls_are_told_models_are_served_and_all_goes_on_with_ro
             many_jobs(client, dataset)
         assert is_full(caught)
         with pytest.raises(graft.errors.ResourceExhausted) as caught:
-            client.upload_dataset(pictures, display_name="again")
+            client.upload_dataset(images, display_name="again")
         assert is_full(caught)
-        assert client.predict(next(pictures.glob("red/*")), model="ants")[0].label == "red"
+        assert client.predict(next(images.glob("red/*")), model="ants")[0].label == "red"
         assert waiting.refresh().state == "RUNNING"
         # Its end is kept when there is room.
         for trainer in small.trainers():
@@ -131,7 +131,7 @@ def test_on_a_full_disk_calls_are_told_models_are_served_and_all_goes_on_with_ro
 
 
 def test_what_was_trained_is_published_when_a_full_disk_has_room_again(
-    house: House, pictures: Path
+    house: House, images: Path
 ) -> None:
     points = (
         "artifacts.backbone_copied",
@@ -141,7 +141,7 @@ def test_what_was_trained_is_published_when_a_full_disk_has_room_again(
         "database.committing#11",
     )
     client = house.start(";".join(f"full@{point}" for point in points))
-    dataset = client.upload_dataset(pictures)
+    dataset = client.upload_dataset(images)
     job = client.fine_tune(dataset, "ants")
     events = list(job.events(timeout_s=SOON_S))
     assert job.wait(SOON_S).version == 1
@@ -154,7 +154,7 @@ def test_what_was_trained_is_published_when_a_full_disk_has_room_again(
 
 
 def test_a_server_that_starts_on_a_full_disk_serves_and_takes_its_jobs_up_with_room(
-    home: House, pictures: Path
+    home: House, images: Path
 ) -> None:
     client = home.start("kill@job.trainer_started")
     dataset = next(iter(client.list_datasets()))
@@ -162,7 +162,7 @@ def test_a_server_that_starts_on_a_full_disk_serves_and_takes_its_jobs_up_with_r
         client.fine_tune(dataset, "bees", request_id="once").wait(SOON_S)
     home.died()
     client = home.start("full@database.committing;full@database.committing#2")
-    assert client.predict(next(pictures.glob("red/*")), model="ants")[0].version == 2
+    assert client.predict(next(images.glob("red/*")), model="ants")[0].version == 2
     assert client.fine_tune(dataset, "bees", request_id="once").wait(SOON_S).version == 1
     assert "what an earlier process left cannot be taken up yet" in "".join(home.server.seen)
     home.is_sound()
@@ -172,22 +172,22 @@ def test_a_server_that_starts_on_a_full_disk_serves_and_takes_its_jobs_up_with_r
     "point", ["dataset.chunk_written", "dataset.renamed", "database.committing#4"]
 )
 def test_an_upload_that_finds_the_disk_full_leaves_nothing_and_goes_through_later(
-    house: House, pictures: Path, point: str
+    house: House, images: Path, point: str
 ) -> None:
     client = house.start(f"full@{point}")
     with pytest.raises(graft.errors.ResourceExhausted) as caught:
-        client.upload_dataset(pictures)
+        client.upload_dataset(images)
     assert is_full(caught)
     assert list(client.list_datasets()) == []
-    assert client.upload_dataset(pictures).picture_count == 4
+    assert client.upload_dataset(images).image_count == 4
     house.is_sound()
 
 
 def test_jobs_in_the_queue_wait_for_room_on_a_full_disk(
-    small: House, pictures: Path, tmp_path: Path
+    small: House, images: Path, tmp_path: Path
 ) -> None:
     client = small.start("", "--min-free-mb=1")
-    dataset = client.upload_dataset(pictures)
+    dataset = client.upload_dataset(images)
     busy = client.fine_tune(dataset, "ants", labels={"stand_in": "waits"})
     for event in busy.events(timeout_s=SOON_S):
         if isinstance(event.payload, graft.Note):
@@ -203,7 +203,7 @@ def test_jobs_in_the_queue_wait_for_room_on_a_full_disk(
 
 
 def test_services_that_are_stopped_while_the_database_is_held_count_no_crash(
-    home: House, pictures: Path
+    home: House, images: Path
 ) -> None:
     for turn in range(3):
         client = home.start("", "--database-timeout-s=0.1")
@@ -227,7 +227,7 @@ def test_services_that_are_stopped_while_the_database_is_held_count_no_crash(
 
 
 def test_while_another_process_holds_the_database_calls_are_told_and_jobs_wait(
-    home: House, pictures: Path
+    home: House, images: Path
 ) -> None:
     client = home.start("", "--database-timeout-s=0.1")
     dataset = next(iter(client.list_datasets()))
@@ -248,7 +248,7 @@ def test_while_another_process_holds_the_database_calls_are_told_and_jobs_wait(
             assert caught.value.reason == "STORAGE_BUSY"
             assert caught.value.retry_after_s
         # What only reads goes on.
-        assert client.predict(next(pictures.glob("red/*")), model="ants")[0].version == 2
+        assert client.predict(next(images.glob("red/*")), model="ants")[0].version == 2
         assert client.get_model("ants").aliases == {"latest": 2, "live": 1}
         for trainer in home.trainers():
             trainer.kill()

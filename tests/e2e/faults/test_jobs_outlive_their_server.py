@@ -48,10 +48,10 @@ NUMBERED = {"job.created", "version.inserted", *PUBLISHED}
 
 @pytest.mark.parametrize("point", ATTEMPTS)
 def test_a_job_whose_server_is_killed_ends_well_and_makes_one_version(
-    house: House, pictures: Path, point: str
+    house: House, images: Path, point: str
 ) -> None:
     client = house.start(f"kill@{point}")
-    dataset = client.upload_dataset(pictures)
+    dataset = client.upload_dataset(images)
     accepted = ""
     seen: list[graft.JobEvent] = []
     with until_death():
@@ -76,7 +76,7 @@ def test_a_job_whose_server_is_killed_ends_well_and_makes_one_version(
     assert (version.version, version.aliases) == (1, ("latest",))
     assert job.refresh().attempts in ATTEMPTS[point]
     assert [known.job_id for known in client.list_jobs()] == [job.job_id]
-    [answer] = client.predict(next(pictures.glob("red/*")), model="ants")
+    [answer] = client.predict(next(images.glob("red/*")), model="ants")
     assert answer.label == "red"
 
     if point in NUMBERED:
@@ -87,10 +87,10 @@ def test_a_job_whose_server_is_killed_ends_well_and_makes_one_version(
 
 
 def test_a_job_that_was_under_way_at_two_deaths_fails_and_the_server_goes_on(
-    house: House, pictures: Path
+    house: House, images: Path
 ) -> None:
     client = house.start("kill@job.claimed")
-    dataset = client.upload_dataset(pictures)
+    dataset = client.upload_dataset(images)
     with until_death():
         client.fine_tune(dataset, "ants", request_id="bad")
     house.died()
@@ -108,10 +108,10 @@ def test_a_job_that_was_under_way_at_two_deaths_fails_and_the_server_goes_on(
 
 
 def test_a_death_after_jobs_were_queued_again_counts_no_second_crash(
-    house: House, pictures: Path
+    house: House, images: Path
 ) -> None:
     client = house.start("kill@job.trainer_started")
-    dataset = client.upload_dataset(pictures)
+    dataset = client.upload_dataset(images)
     with until_death():
         job = client.fine_tune(dataset, "ants", request_id="once")
         job.wait(SOON_S)
@@ -124,10 +124,10 @@ def test_a_death_after_jobs_were_queued_again_counts_no_second_crash(
 
 
 def test_a_death_while_leftovers_are_swept_leaves_them_to_the_next_start(
-    house: House, pictures: Path
+    house: House, images: Path
 ) -> None:
     client = house.start("kill@artifacts.version_renamed")
-    dataset = client.upload_dataset(pictures)
+    dataset = client.upload_dataset(images)
     with until_death():
         client.fine_tune(dataset, "ants", request_id="once").wait(SOON_S)
     house.died()
@@ -138,10 +138,10 @@ def test_a_death_while_leftovers_are_swept_leaves_them_to_the_next_start(
 
 
 def test_a_job_whose_cancel_was_accepted_is_cancelled_by_the_next_start(
-    house: House, pictures: Path
+    house: House, images: Path
 ) -> None:
     client = house.start("kill@job.cancelling")
-    job = client.fine_tune(pictures, "ants", labels={"stand_in": "waits"})
+    job = client.fine_tune(images, "ants", labels={"stand_in": "waits"})
     seen = 0
     with until_death():
         for event in job.events(timeout_s=SOON_S):
@@ -163,9 +163,9 @@ def test_a_trainer_that_waits_for_a_job_ends_with_its_server(house: House) -> No
 
 
 def test_an_archive_on_the_servers_disk_is_stored_once_though_the_server_dies_on_it(
-    house: House, pictures: Path, tmp_path: Path
+    house: House, images: Path, tmp_path: Path
 ) -> None:
-    archive = Path(shutil.make_archive(str(tmp_path / "allowed" / "colours"), "zip", pictures))
+    archive = Path(shutil.make_archive(str(tmp_path / "allowed" / "colours"), "zip", images))
     allowed = f"--allowed-dirs={archive.parent}"
     client = house.start("kill@dataset.kept", allowed)
     data = graft.ServerPath(str(archive))
@@ -179,9 +179,9 @@ def test_an_archive_on_the_servers_disk_is_stored_once_though_the_server_dies_on
     house.is_sound()
 
 
-def test_a_ranking_dies_with_its_server_and_leaves_nothing(house: House, pictures: Path) -> None:
+def test_a_ranking_dies_with_its_server_and_leaves_nothing(house: House, images: Path) -> None:
     client = house.start("kill@ranking.trainer_started")
-    dataset = client.upload_dataset(pictures)
+    dataset = client.upload_dataset(images)
     with until_death():
         client.rank_backbones(dataset)
     house.died()

@@ -110,7 +110,7 @@ def test_a_job_whose_trainer_is_killed_each_time_fails_and_says_why(
 
 @pytest.fixture(scope="module")
 def few(digits: Path) -> list[tuple[str, Path]]:
-    """Four pictures of two classes each."""
+    """Four images of two classes each."""
     return [(digit, file) for digit in "01" for file in islice((digits / digit).iterdir(), 4)]
 
 

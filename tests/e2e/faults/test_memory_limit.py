@@ -142,12 +142,12 @@ def limited(tmp_path: Path, furnished: Path, group: ControlGroup) -> Iterator[Ho
 
 
 def test_a_trainer_that_the_kernel_kills_for_memory_leaves_the_server_which_says_why(
-    limited: House, group: ControlGroup, digits: Path, pictures: Path
+    limited: House, group: ControlGroup, digits: Path, images: Path
 ) -> None:
     few = [(digit, file) for digit in "01" for file in islice((digits / digit).iterdir(), 4)]
     client = limited.start()
     dataset = client.upload_dataset(few)
-    with asked(client, next(pictures.glob("red/*")), "ants", "red") as answers:
+    with asked(client, next(images.glob("red/*")), "ants", "red") as answers:
         # Until it holds all that answering takes.
         wait_until(lambda: len(answers) > 3)
         limit_mib = (group.held() + SPARE) // MIB

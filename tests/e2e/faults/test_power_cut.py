@@ -101,8 +101,8 @@ POINTS = {
 """And how many versions are published there."""
 
 
-def day(client: graft.Client, pictures: Path, told: dict[str, str]) -> None:
-    told["dataset"] = client.upload_dataset(pictures).dataset_id
+def day(client: graft.Client, images: Path, told: dict[str, str]) -> None:
+    told["dataset"] = client.upload_dataset(images).dataset_id
     job = client.fine_tune(told["dataset"], "ants", request_id="once")
     told["job"] = job.job_id
     told["version"] = str(job.wait(SOON_S).version)
@@ -112,37 +112,35 @@ def day(client: graft.Client, pictures: Path, told: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_power_cut_loses_nothing_that_was_answered(
-    tmp_path: Path, parts: Path, pictures: Path, point: str
+    tmp_path: Path, parts: Path, images: Path, point: str
 ) -> None:
     house = Cut(tmp_path, parts)
     told: dict[str, str] = {}
     try:
         client = house.start(f"kill@{point}")
         with until_death():
-            day(client, pictures, told)
+            day(client, images, told)
         house.died()
         house.cut()
         assert check.problems(house.data_dir, "killed") == []
         client = house.start()
         if "dataset" in told:
-            assert client.get_dataset(told["dataset"]).picture_count == 4
+            assert client.get_dataset(told["dataset"]).image_count == 4
         if "job" in told:
             assert client.job(told["job"]).wait(SOON_S).version == 1
         if POINTS[point]:
-            assert client.predict(next(pictures.glob("red/*")), model="ants")[0].label == "red"
-        day(client, pictures, {})
-        assert client.predict(next(pictures.glob("red/*")), model="ants", alias="live")[0].version
+            assert client.predict(next(images.glob("red/*")), model="ants")[0].label == "red"
+        day(client, images, {})
+        assert client.predict(next(images.glob("red/*")), model="ants", alias="live")[0].version
         house.is_sound()
     finally:
         house.close()
 
 
-def test_a_power_cut_shows_what_is_never_flushed(
-    tmp_path: Path, parts: Path, pictures: Path
-) -> None:
+def test_a_power_cut_shows_what_is_never_flushed(tmp_path: Path, parts: Path, images: Path) -> None:
     house = Cut(tmp_path, parts, forgets=True)
     try:
-        day(house.start(), pictures, {})
+        day(house.start(), images, {})
         house.kill()
         assert house.cut() > 0
         assert check.problems(house.data_dir, "killed")

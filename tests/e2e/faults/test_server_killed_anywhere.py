@@ -45,10 +45,10 @@ def deletes(delete: Callable[[graft.Client], None]) -> Step:
     return step
 
 
-def day(pictures: Path) -> dict[str, Step]:
+def day(images: Path) -> dict[str, Step]:
     """Each step can be done again when its answer was lost."""
     return {
-        "upload": lambda client, told: client.upload_dataset(pictures).dataset_id,
+        "upload": lambda client, told: client.upload_dataset(images).dataset_id,
         "first bees": trains("bees", "a"),
         "ants": trains("ants", "b"),
         "second bees": trains("bees", "c"),
@@ -66,9 +66,9 @@ def go_on(client: graft.Client, steps: dict[str, Step], told: Told) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_that_was_answered_is_lost_wherever_the_server_is_killed(
-    house: House, pictures: Path, seed: int
+    house: House, images: Path, seed: int
 ) -> None:
-    steps, told = day(pictures), Told()
+    steps, told = day(images), Told()
     number = random.Random(seed).randint(1, REACHED)
     try:
         client = house.start(f"kill@*#{number}")
@@ -90,6 +90,6 @@ def test_nothing_that_was_answered_is_lost_wherever_the_server_is_killed(
     assert [model.name for model in client.list_models()] == ["bees"]
     assert dict(client.get_model("bees").aliases) == {"latest": 2, "live": 2}
     assert [version.version for version in client.list_versions("bees")] == [2]
-    [answer] = client.predict(next(pictures.glob("green/*")), model="bees", alias="live")
+    [answer] = client.predict(next(images.glob("green/*")), model="bees", alias="live")
     assert answer.label == "green"
     house.is_sound()

@@ -23,10 +23,10 @@ def in_order(times: Sequence[datetime | None]) -> bool:
 @pytest.mark.parametrize("jump", ["clock+3600", "clock-3600"])
 @pytest.mark.parametrize("point", ["job.created", "job.trainer_started"])
 def test_a_clock_that_jumps_leaves_jobs_events_and_versions_in_order(
-    home: House, pictures: Path, jump: str, point: str
+    home: House, images: Path, jump: str, point: str
 ) -> None:
     client = home.start(f"{jump}@{point}")
-    dataset = client.upload_dataset(pictures)
+    dataset = client.upload_dataset(images)
     jobs = [client.fine_tune(dataset, "bees") for _ in range(3)]
     assert [job.wait(SOON_S).version for job in jobs] == [1, 2, 3]
     assert [job.job_id for job in client.list_jobs(model="bees")] == [
@@ -51,10 +51,10 @@ def test_a_clock_that_jumps_leaves_jobs_events_and_versions_in_order(
 
 
 def test_a_server_whose_clock_is_an_hour_behind_its_data_goes_on_in_order(
-    house: House, pictures: Path
+    house: House, images: Path
 ) -> None:
     client = house.start("clock+3600@job.created")
-    dataset = client.upload_dataset(pictures)
+    dataset = client.upload_dataset(images)
     before = [client.fine_tune(dataset, "ants") for _ in range(2)]
     assert [job.wait(SOON_S).version for job in before] == [1, 2]
     house.kill()
@@ -69,10 +69,10 @@ def test_a_server_whose_clock_is_an_hour_behind_its_data_goes_on_in_order(
 
 
 def test_a_trainer_that_hangs_is_killed_tried_again_and_then_fails_its_job(
-    home: House, pictures: Path
+    home: House, images: Path
 ) -> None:
     client = home.start("", "--heartbeat-timeout-s=1")
-    dataset = client.upload_dataset(pictures)
+    dataset = client.upload_dataset(images)
     # It says what it does and then waits for what never comes, while its threads live.
     job = client.fine_tune(dataset, "bees", labels={"stand_in": "waits"})
     with pytest.raises(graft.JobFailed, match="said nothing for 1 s") as failed:

@@ -16,8 +16,8 @@ from service.telemetry import Telemetry
 COLOURS = ("red", "green", "blue")
 
 
-def picture(colour: str, size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
-    """An encoded picture of one colour."""
+def image(colour: str, size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
+    """An encoded image of one colour."""
     out = io.BytesIO()
     Image.new("RGB", size, colour).save(out, kind)
     return out.getvalue()

@@ -15,11 +15,11 @@ from service.inference.fake_runtime import FakeRuntime
 from service.inference.head import Head
 from service.inference.outliers import Outliers
 from service.telemetry import Telemetry
-from tests.unit.inference.conftest import COLOURS, MakeEngine, MakeModel, picture
+from tests.unit.inference.conftest import COLOURS, MakeEngine, MakeModel, image
 
 
 def encoded(colour: str) -> Decode:
-    return partial(preprocess.decode, picture(colour))
+    return partial(preprocess.decode, image(colour))
 
 
 def best(outcome: Classified | GraftError) -> str:
@@ -37,12 +37,12 @@ async def wait_until_running(runtime: FakeRuntime, model_path: object) -> None:
     assert await asyncio.to_thread(session.running.acquire, timeout=10)
 
 
-async def until_waiting(engine: Engine, pictures: int) -> None:
-    while value(engine._telemetry, "graft_queue_depth") < pictures:  # noqa: ASYNC110 - a few turns
+async def until_waiting(engine: Engine, images: int) -> None:
+    while value(engine._telemetry, "graft_queue_depth") < images:  # noqa: ASYNC110 - a few turns
         await asyncio.sleep(0)
 
 
-async def test_each_picture_gets_the_class_of_its_own_colour(
+async def test_each_image_gets_the_class_of_its_own_colour(
     make_engine: MakeEngine, make_model: MakeModel
 ) -> None:
     outcomes = await make_engine().classify(
@@ -54,12 +54,12 @@ async def test_each_picture_gets_the_class_of_its_own_colour(
     )
 
 
-async def test_a_bad_picture_fails_alone(make_engine: MakeEngine, make_model: MakeModel) -> None:
-    bad = partial(preprocess.decode, b"no picture")
+async def test_a_bad_image_fails_alone(make_engine: MakeEngine, make_model: MakeModel) -> None:
+    bad = partial(preprocess.decode, b"no image")
     good, failed = await make_engine().classify(make_model(), [encoded("red"), bad], 5)
     assert best(good) == "red"
     assert isinstance(failed, GraftError)
-    assert failed.reason is Reason.PICTURE_UNREADABLE
+    assert failed.reason is Reason.IMAGE_UNREADABLE
 
 
 async def test_arrivals_for_different_models_while_busy_form_one_batch(
@@ -89,7 +89,7 @@ async def test_a_batch_never_passes_its_bound(
     assert sum(runtime.session(model.backbone_path).batches) == 10
 
 
-async def test_more_pictures_than_the_queue_holds_are_refused_with_a_retry_time(
+async def test_more_images_than_the_queue_holds_are_refused_with_a_retry_time(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
 ) -> None:
     engine, model = make_engine(max_queue=2), make_model()
@@ -108,7 +108,7 @@ async def test_more_pictures_than_the_queue_holds_are_refused_with_a_retry_time(
     assert [best(o) for o in await engine.classify(model, [encoded("blue")], 5)] == ["blue"]
 
 
-async def test_a_flood_for_one_model_delays_another_by_a_picture(
+async def test_a_flood_for_one_model_delays_another_by_an_image(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
 ) -> None:
     engine = make_engine(max_batch=2)
@@ -180,7 +180,7 @@ async def test_what_could_not_be_done_in_time_is_refused_at_once(
 ) -> None:
     engine, model = make_engine(), make_model()
     session = runtime.session(model.backbone_path)
-    session.picture_s = 1.0
+    session.image_s = 1.0
     session.hold()
     running = asyncio.create_task(engine.classify(model, [encoded("red")], 5))
     await wait_until_running(runtime, model.backbone_path)
@@ -192,7 +192,7 @@ async def test_what_could_not_be_done_in_time_is_refused_at_once(
     await asyncio.gather(running, waiting)
 
 
-async def test_a_lone_picture_gets_all_cores_and_many_share_them(
+async def test_a_lone_image_gets_all_cores_and_many_share_them(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
 ) -> None:
     engine, model = make_engine(threads=4), make_model()
@@ -281,7 +281,7 @@ async def test_statistics_count_what_each_version_was_asked(
     with pytest.raises(Damaged):
         await engine.classify(model, [encoded("red")], 5)
     counts = engine.statistics.of(model.name, model.version)
-    assert (counts.pictures, counts.success.count, counts.fail.count) == (2, 1, 1)
+    assert (counts.images, counts.success.count, counts.fail.count) == (2, 1, 1)
 
 
 async def test_a_call_that_outlives_its_model_is_answered_and_leaves_no_trace(
@@ -322,7 +322,7 @@ async def test_a_deleted_model_that_was_pinned_keeps_nothing_that_it_shared_in_m
     assert runtime.loads.count(other.backbone_path) == 2, "the backbone stayed pinned"
 
 
-async def test_a_call_ends_at_its_deadline_and_its_pictures_leave_the_queue(
+async def test_a_call_ends_at_its_deadline_and_its_images_leave_the_queue(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
 ) -> None:
     engine, model = make_engine(), make_model()
@@ -335,7 +335,7 @@ async def test_a_call_ends_at_its_deadline_and_its_pictures_leave_the_queue(
     session.release()
     await busy
     await engine.classify(model, [encoded("red")], 5)
-    assert sum(session.batches) == 2, "the expired pictures were run"
+    assert sum(session.batches) == 2, "the expired images were run"
 
 
 async def test_a_cancelled_call_does_not_hurt_the_others_of_its_batch(
@@ -417,7 +417,7 @@ async def test_features_are_the_backbones_own(
     np.testing.assert_allclose(outcome.features, [0, 0, 1], atol=1e-6)
 
 
-async def test_every_stage_of_a_picture_is_measured(
+async def test_every_stage_of_an_image_is_measured(
     make_engine: MakeEngine, make_model: MakeModel, telemetry: Telemetry
 ) -> None:
     await make_engine().classify(make_model(), [encoded("red")], 5)

@@ -20,8 +20,8 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     made.close()
 
 
-def backbone(picture_s: float = 0.0) -> Backbone:
-    return Backbone(FakeSession(), picture_s)
+def backbone(image_s: float = 0.0) -> Backbone:
+    return Backbone(FakeSession(), image_s)
 
 
 class Calls:
@@ -29,11 +29,9 @@ class Calls:
         self._loop = loop
         self._clock = 0.0
 
-    def __call__(
-        self, model: str, on: Backbone, pictures: int = 1, deadline: float = 1000.0
-    ) -> Call:
+    def __call__(self, model: str, on: Backbone, images: int = 1, deadline: float = 1000.0) -> Call:
         self._clock += 1
-        content = [lambda: np.zeros((224, 224, 3), np.uint8)] * pictures
+        content = [lambda: np.zeros((224, 224, 3), np.uint8)] * images
         return Call(model, on, HEAD, content, self._clock, deadline, self._loop.create_future())
 
 
@@ -46,7 +44,7 @@ def taken(queue: FairQueue, most: int, now: float = 0.0) -> list[str]:
     return [call.model for call, _ in queue.take(lambda _: most, now)[0]]
 
 
-def test_models_take_turns_picture_by_picture(call: Calls) -> None:
+def test_models_take_turns_image_by_image(call: Calls) -> None:
     queue, on = FairQueue(), backbone()
     queue.put(call("a", on, 5))
     queue.put(call("b", on, 1))
@@ -77,7 +75,7 @@ def test_a_call_that_left_is_never_taken(call: Calls) -> None:
 
 
 def test_a_call_whose_deadline_comes_before_its_answer_could_is_handed_back(call: Calls) -> None:
-    queue, on = FairQueue(), backbone(picture_s=0.5)
+    queue, on = FairQueue(), backbone(image_s=0.5)
     late, fine = call("a", on, 2, deadline=10.2), call("b", on, 1, deadline=10.6)
     queue.put(late)
     queue.put(fine)
@@ -88,7 +86,7 @@ def test_a_call_whose_deadline_comes_before_its_answer_could_is_handed_back(call
 
 
 def test_what_goes_first_counts_a_models_share_and_no_more(call: Calls) -> None:
-    queue, on = FairQueue(), backbone(picture_s=1.0)
+    queue, on = FairQueue(), backbone(image_s=1.0)
     queue.put(call("flooding", on, 100))
     queue.put(call("calm", on, 2))
     # Three of its own rounds: three of the flood's, and the two of the calm one.
@@ -107,7 +105,7 @@ def test_room_is_made_by_the_newest_call_of_the_model_with_most_waiting(call: Ca
 
 
 def test_tenants_take_turns_however_many_models_they_have(call: Calls) -> None:
-    queue, on = FairQueue(), backbone(picture_s=1.0)
+    queue, on = FairQueue(), backbone(image_s=1.0)
     for n in range(100):
         queue.put(call(f"many/m{n}", on))
     queue.put(call("one/m", on, 4))
@@ -149,9 +147,9 @@ def test_a_call_that_was_begun_is_not_refused_any_more(call: Calls) -> None:
 
 
 def test_the_backlog_is_what_was_expected_when_calls_came(call: Calls) -> None:
-    queue, on = FairQueue(), backbone(picture_s=2.0)
+    queue, on = FairQueue(), backbone(image_s=2.0)
     queue.put(call("a", on, 3))
-    on.picture_s = 5.0
+    on.image_s = 5.0
     queue.put(call("b", on, 1))
     assert queue.backlog_s == pytest.approx(11.0)
     taken(queue, 2)

@@ -81,10 +81,10 @@ def test_every_colour_mode_becomes_rgb(mode: str) -> None:
         data = encode(gradient(64, 64).convert(mode), "JPEG" if mode == "CMYK" else "PNG")
     pixels = preprocess.decode(data)
     assert pixels.shape == (224, 224, 3)
-    assert pixels.std() > 20, "the picture's content was lost"
+    assert pixels.std() > 20, "the image's content was lost"
 
 
-def test_a_tensor_gives_what_the_same_picture_encoded_without_loss_gives() -> None:
+def test_a_tensor_gives_what_the_same_image_encoded_without_loss_gives() -> None:
     image = gradient(300, 200)
     array = np.asarray(image)
     expected = preprocess.decode(encode(image, "PNG"))
@@ -108,16 +108,16 @@ def test_a_tensor_gives_what_the_same_picture_encoded_without_loss_gives() -> No
         (b"%PDF-1.4 " + bytes(50), "not a JPEG"),
     ],
 )
-def test_what_is_no_whole_picture_is_unreadable_and_says_why(data: bytes, says: str) -> None:
+def test_what_is_no_whole_image_is_unreadable_and_says_why(data: bytes, says: str) -> None:
     with pytest.raises(InvalidInput, match=says) as refused:
         preprocess.decode(data)
-    assert refused.value.reason is Reason.PICTURE_UNREADABLE
+    assert refused.value.reason is Reason.IMAGE_UNREADABLE
 
 
 def test_a_bomb_of_pixels_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(InvalidInput, match="30000 x 30000") as refused:
         preprocess.decode(png_of(30_000, 30_000))
-    assert refused.value.reason is Reason.PICTURE_TOO_LARGE
+    assert refused.value.reason is Reason.IMAGE_TOO_LARGE
 
 
 @pytest.mark.parametrize(

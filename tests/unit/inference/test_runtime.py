@@ -16,7 +16,7 @@ from service.inference.head import Floats
 from service.inference.preprocess import Pixels
 from service.inference.providers import Provider, ProviderUnavailable, choose_provider
 from service.inference.runtime import BackboneSession, OnnxGraph, OnnxRuntime, _half
-from tests.unit.inference.conftest import picture
+from tests.unit.inference.conftest import image
 
 CPU = Provider("cpu", "")
 FEATURES = 4
@@ -31,7 +31,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """uint8 [n, 224, 224, 3] -> float32 [n, 4]: a seeded convolution and a mean."""
     weight = np.random.default_rng(0).normal(size=(FEATURES, 3, 7, 7)).astype(np.float32) / 1000
     nodes = [
-        helper.make_node("Cast", ["pictures"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["floats"], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("Conv", ["planes", "weight"], ["convolved"], strides=[4, 4]),
         helper.make_node("Relu", ["convolved"], ["positive"]),
@@ -41,7 +41,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graph = helper.make_graph(
         nodes,
         "backbone",
-        [helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["n", 224, 224, 3])],
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 224, 224, 3])],
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", FEATURES])],
         [numpy_helper.from_array(weight, "weight")],
     )
@@ -130,7 +130,7 @@ def test_a_narrow_graph_that_could_not_be_made_is_tried_again_after_a_while(
 def test_the_largest_batch_that_pays_is_within_the_bound(backbone: Path) -> None:
     session = OnnxRuntime(CPU, 1, max_batch=8).load(backbone)
     assert session.max_batch in (1, 2, 4, 8)
-    assert session.picture_s > 0
+    assert session.image_s > 0
 
 
 class Timed:
@@ -139,18 +139,18 @@ class Timed:
     feature_dim = FEATURES
     precision = "fp32"
 
-    def __init__(self, picture_s: float, run_s: float, disturbed_run: int = 0) -> None:
+    def __init__(self, image_s: float, run_s: float, disturbed_run: int = 0) -> None:
         self.now = 0.0
         self.runs = 0
-        self._picture_s, self._run_s = picture_s, run_s
+        self._image_s, self._run_s = image_s, run_s
         self._disturbed_run = disturbed_run
 
-    def run(self, pictures: Pixels) -> Floats:
+    def run(self, images: Pixels) -> Floats:
         self.runs += 1
-        self.now += self._run_s + self._picture_s * len(pictures)
+        self.now += self._run_s + self._image_s * len(images)
         if self.runs == self._disturbed_run:
             self.now += 0.005
-        return np.zeros((len(pictures), FEATURES), np.float32)
+        return np.zeros((len(images), FEATURES), np.float32)
 
 
 def measured(graph: Timed, backbone: Path, monkeypatch: pytest.MonkeyPatch) -> BackboneSession:
@@ -213,8 +213,8 @@ def test_openvino_gives_the_features_of_the_cpu_provider(
 
 
 @needs_openvino
-def test_openvino_takes_a_picture_as_the_decoder_gives_it(backbone: Path) -> None:
-    decoded = preprocess.decode(picture("red"))
+def test_openvino_takes_an_image_as_the_decoder_gives_it(backbone: Path) -> None:
+    decoded = preprocess.decode(image("red"))
     assert not decoded.flags.writeable
     session = OnnxRuntime(Provider("openvino", ""), 1).load(backbone)
     assert session.run(decoded[None]).shape == (1, FEATURES)

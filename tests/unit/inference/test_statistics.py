@@ -9,7 +9,7 @@ def make(max_versions: int = 10) -> Statistics:
 
 def record(statistics: Statistics, model: str, version: int = 1, *, ok: bool = True) -> None:
     statistics.tally(model, version).record(
-        pictures=3,
+        images=3,
         ok=ok,
         queue_s=0.25,
         decode_s=0.5,
@@ -18,12 +18,12 @@ def record(statistics: Statistics, model: str, version: int = 1, *, ok: bool = T
     )
 
 
-def test_an_answered_call_adds_its_pictures_and_every_stage() -> None:
+def test_an_answered_call_adds_its_images_and_every_stage() -> None:
     statistics = make()
     record(statistics, "pets")
     record(statistics, "pets")
     counts = statistics.of("pets", 1)
-    assert (counts.pictures, counts.last_s) == (6, 1234.5)
+    assert (counts.images, counts.last_s) == (6, 1234.5)
     assert counts.success == Spent(2, 4.0)
     assert (counts.queue, counts.decode, counts.infer) == (
         Spent(2, 0.5),
@@ -39,7 +39,7 @@ def test_a_failed_call_counts_as_failed_alone() -> None:
     record(statistics, "pets", ok=False)
     counts = statistics.of("pets", 1)
     assert counts.fail == Spent(1, 2.0)
-    assert (counts.pictures, counts.success, counts.queue, counts.last_s) == (
+    assert (counts.images, counts.success, counts.queue, counts.last_s) == (
         0,
         Spent(),
         Spent(),
@@ -68,7 +68,7 @@ def test_a_forgotten_version_is_unknown_and_what_ends_later_counts_in_vain() -> 
     record(statistics, "pets", 2)
     under_way = statistics.tally("pets", 1)
     statistics.forget("pets", 1)
-    under_way.record(pictures=1, ok=True, queue_s=0, decode_s=0, infer_s=0, total_s=1)
+    under_way.record(images=1, ok=True, queue_s=0, decode_s=0, infer_s=0, total_s=1)
     assert set(statistics.all()) == {("pets", 2)}
     record(statistics, "pets", 1)
     assert statistics.of("pets", 1).success.count == 1

@@ -207,7 +207,7 @@ async def test_a_ranking_gets_a_command_of_its_own(tmp_path: Path) -> None:
         (sys.executable, "-c", say.format(word="trains")),
         (sys.executable, "-c", say.format(word="ranks")),
     )
-    ranking = RankSpec(data_dir="/data", candidates=[], weights_dir="/weights")
+    ranking = RankSpec(data_dir="/data", backbones=[], weights_dir="/weights")
     for asked, word in ((spec(tmp_path), "trains"), (ranking, "ranks")):
         trainer = await launcher.start(asked, tmp_path)
         assert await trainer.wait() == 0

@@ -1,4 +1,4 @@
-"""A base is pinned at the door: its version, its choices, its pictures."""
+"""A base is pinned at the door: its version, its choices, its images."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from service.storage.models import ModelStore
 from tests.unit.jobs.conftest import Queue, request
 from tests.unit.jobs.house import class_folders
 from tests.unit.storage.conftest import TENANT, write_result
-from tests.unit.storage.test_datasets import PICTURES, upload
+from tests.unit.storage.test_datasets import IMAGES, upload
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_base_is_not_divided_anew(
     train(server_path=folder, **{field: used})
     grown = lineage.grow(request(**{field: used}), "birds", None, None)
     assert getattr(grown, field) == used
-    with pytest.raises(InvalidInput, match="pictures would be divided anew") as caught:
+    with pytest.raises(InvalidInput, match="images would be divided anew") as caught:
         lineage.grow(request(**{field: other}), "birds", None, None)
     assert refused(caught) == (Reason.INVALID_FIELD, field)
 
@@ -130,7 +130,7 @@ def test_a_version_that_no_job_here_made_cannot_be_grown(
 def test_the_chain_is_followed_though_its_versions_are_deleted(
     lineage: Lineage, models: ModelStore, train: Train, datasets: DatasetStore, folder: str
 ) -> None:
-    dataset_id = upload(datasets, PICTURES).dataset_id
+    dataset_id = upload(datasets, IMAGES).dataset_id
     train(server_path="", dataset_id=dataset_id)
     grown = lineage.grow(request(server_path=folder), "", None, None)
     second = train(server_path=folder, base=grown.base, base_job_id=grown.base_job_id)
@@ -138,16 +138,16 @@ def test_the_chain_is_followed_though_its_versions_are_deleted(
     assert lineage.data_dirs(second.job_id) == [datasets.path(dataset_id), Path(folder)]
 
 
-def test_a_deleted_dataset_ends_growing_until_the_same_pictures_are_back(
+def test_a_deleted_dataset_ends_growing_until_the_same_images_are_back(
     lineage: Lineage, train: Train, datasets: DatasetStore
 ) -> None:
-    dataset_id = upload(datasets, PICTURES).dataset_id
+    dataset_id = upload(datasets, IMAGES).dataset_id
     train(server_path="", dataset_id=dataset_id)
     datasets.delete(dataset_id, TENANT)
-    with pytest.raises(WrongState, match="upload the same pictures again") as caught:
+    with pytest.raises(WrongState, match="upload the same images again") as caught:
         lineage.grow(request(), "", None, None)
     assert refused(caught) == (Reason.BASE_DATA_GONE, "base")
-    assert upload(datasets, PICTURES).dataset_id == dataset_id
+    assert upload(datasets, IMAGES).dataset_id == dataset_id
     assert lineage.grow(request(), "", None, None).base == Base("birds", 1)
 
 

@@ -9,11 +9,11 @@ from service.domain import Base, GateCheck, JobState
 from service.errors import Reason, WrongState
 from service.jobs.contract import (
     BASELINES,
-    Candidate,
     DomainAdaptation,
     Gate,
     Incumbent,
     JobSpec,
+    PretrainedBackbone,
     Progressed,
 )
 from service.jobs.events import Published
@@ -23,7 +23,7 @@ from tests.unit.jobs.conftest import Queue
 from tests.unit.jobs.house import FINISHED, HANGS, MakeHouse, class_folders, good
 from tests.unit.storage.conftest import TENANT, write_result
 from tests.unit.storage.test_archives import FILES, tar_gz_of, zip_of
-from tests.unit.storage.test_datasets import PICTURES, upload
+from tests.unit.storage.test_datasets import IMAGES, upload
 
 MISSED = GateCheck(
     name="accuracy", passed=False, value=0.5, bound=0.9, detail="accuracy 0.5 is below 0.9"
@@ -116,7 +116,7 @@ async def test_the_trainer_is_told_of_the_gate_and_of_the_version_to_compare_wit
     assert third.incumbent is None
 
 
-async def test_backbone_auto_is_left_to_the_trainer_among_those_at_hand(
+async def test_backbone_auto_is_left_to_the_trainer_among_those_available(
     make_house: MakeHouse, queue: Queue, folder: str, tmp_path: Path
 ) -> None:
     weights = tmp_path / "weights"
@@ -129,13 +129,13 @@ async def test_backbone_auto_is_left_to_the_trainer_among_those_at_hand(
     for job in jobs:
         await house.ended(job.job_id)
     plain, auto = (trainer.spec for trainer in house.launcher.trainers)
-    assert plain.candidates == []
+    assert plain.backbones == []
     assert (auto.backbone, auto.exported) == ("auto", [])
     known = house.models.exported_backbones("efficientnet_lite0", TENANT)
     assert len(known) == 1
-    assert sorted(auto.candidates, key=lambda c: c.backbone) == [
-        Candidate(backbone="efficientnet_lite0", exported=known),
-        Candidate(backbone="resnet18"),
+    assert sorted(auto.backbones, key=lambda c: c.backbone) == [
+        PretrainedBackbone(backbone="efficientnet_lite0", exported=known),
+        PretrainedBackbone(backbone="resnet18"),
     ]
 
 
@@ -231,7 +231,7 @@ async def test_a_grown_job_is_told_of_all_that_its_base_was_trained_on(
     assert spec.base_data_dirs == [oldest, str(house.datasets.path(unpacked))]
 
 
-async def test_a_job_whose_bases_pictures_went_while_it_waited_fails_and_says_so(
+async def test_a_job_whose_bases_images_went_while_it_waited_fails_and_says_so(
     make_house: MakeHouse, queue: Queue, folder: str, tmp_path: Path
 ) -> None:
     house = make_house(good())
@@ -261,10 +261,10 @@ async def test_the_target_lies_where_the_trainer_finds_it(
         (tmp_path / "target.zip").write_bytes(zip_of({"deep/er/a.png": b"PIC1"}))
     elif kind == "dataset":
         sending = house.datasets.begin_upload("", "", tenant=TENANT, is_unlabelled=True)
-        sending.add_picture("", b"PIC", "", "")
+        sending.add_image("", b"PIC", "", "")
         asked["target_dataset_id"] = sending.finish().dataset_id
     else:
-        asked["target_dataset_id"] = upload(house.datasets, PICTURES).dataset_id
+        asked["target_dataset_id"] = upload(house.datasets, IMAGES).dataset_id
     queue(server_path=folder, method=DomainAdaptation(evaluate_on_target=True), **asked)
     await house.supervisor.start()
     spec = (await house.trainer()).spec

@@ -42,7 +42,7 @@ class Slow(Rankings):
         self.unpacking.release()
         assert self.go_on.wait(10)
         return RankSpec(
-            data_dir="/data", candidates=[], weights_dir="/weights", work_dir=str(folder)
+            data_dir="/data", backbones=[], weights_dir="/weights", work_dir=str(folder)
         )
 
 

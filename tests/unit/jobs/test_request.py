@@ -194,7 +194,7 @@ def test_half_precision_on_the_cpu_is_refused() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"server_path": ""}, {"dataset_id": "ds-1"}])
-def test_the_pictures_come_from_one_place(changes: dict[str, str]) -> None:
+def test_the_images_come_from_one_place(changes: dict[str, str]) -> None:
     with pytest.raises(InvalidInput) as caught:
         request(**changes).check()
     assert caught.value.field == "data"

@@ -22,7 +22,7 @@ from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore, Publication
 from tests.unit.jobs.conftest import Queue, request
 from tests.unit.storage.conftest import TENANT, write_result
-from tests.unit.storage.test_datasets import PICTURES, upload
+from tests.unit.storage.test_datasets import IMAGES, upload
 
 ALL = ("auto", "cpu", "cuda")
 
@@ -73,7 +73,7 @@ def test_a_repeated_request_is_answered_though_the_queue_is_full(database: Datab
 
 
 def test_a_job_on_a_dataset_that_is_gone_is_refused(jobs: JobStore, datasets: DatasetStore) -> None:
-    dataset_id = upload(datasets, PICTURES).dataset_id
+    dataset_id = upload(datasets, IMAGES).dataset_id
     job, _ = jobs.create(request(server_path="", dataset_id=dataset_id), "", "")
     with pytest.raises(WrongState):
         datasets.delete(dataset_id, TENANT)
@@ -87,7 +87,7 @@ def test_a_job_on_a_dataset_that_is_gone_is_refused(jobs: JobStore, datasets: Da
 def test_a_dataset_that_a_running_job_took_up_stays(
     jobs: JobStore, queue: Queue, datasets: DatasetStore
 ) -> None:
-    dataset_id = upload(datasets, PICTURES).dataset_id
+    dataset_id = upload(datasets, IMAGES).dataset_id
     job_id = queue().job_id
     jobs.claim(ALL)
     jobs.use_dataset(job_id, dataset_id)

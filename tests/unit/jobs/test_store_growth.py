@@ -9,12 +9,12 @@ from service.storage.datasets import DatasetStore
 from tests.unit.jobs.conftest import Queue, request
 from tests.unit.jobs.test_store import ALL
 from tests.unit.storage.conftest import TENANT
-from tests.unit.storage.test_datasets import PICTURES, upload
+from tests.unit.storage.test_datasets import IMAGES, upload
 
 
 def unlabelled(datasets: DatasetStore) -> str:
     sending = datasets.begin_upload("target", "", tenant=TENANT, is_unlabelled=True)
-    sending.add_picture("", b"PIC", "", "")
+    sending.add_image("", b"PIC", "", "")
     return sending.finish().dataset_id
 
 
@@ -22,7 +22,7 @@ def test_a_target_and_the_data_of_a_base_stay_while_a_job_needs_them(
     jobs: JobStore, datasets: DatasetStore
 ) -> None:
     own, target, base, grandparent = (
-        upload(datasets, [*PICTURES, ("cat", f"PIC {n}".encode(), "")]).dataset_id for n in range(4)
+        upload(datasets, [*IMAGES, ("cat", f"PIC {n}".encode(), "")]).dataset_id for n in range(4)
     )
     first, _ = jobs.create(request(server_path="", dataset_id=grandparent), "", "")
     second, _ = jobs.create(
@@ -59,15 +59,15 @@ def test_a_target_that_a_running_job_took_up_stays(
     datasets.delete(dataset_id, TENANT)
 
 
-def test_pictures_without_classes_are_a_target_and_nothing_to_learn_from(
+def test_images_without_classes_are_a_target_and_nothing_to_learn_from(
     jobs: JobStore, datasets: DatasetStore
 ) -> None:
     dataset_id = unlabelled(datasets)
-    with pytest.raises(InvalidInput, match="upload its pictures with their classes") as caught:
+    with pytest.raises(InvalidInput, match="upload its images with their classes") as caught:
         jobs.create(request(server_path="", dataset_id=dataset_id), "", "")
     assert (caught.value.reason, caught.value.field) == (Reason.DATASET_UNUSABLE, "dataset_id")
     jobs.create(request(target_dataset_id=dataset_id), "", "")
-    labelled = upload(datasets, PICTURES).dataset_id
+    labelled = upload(datasets, IMAGES).dataset_id
     jobs.create(request(target_dataset_id=labelled), "", "")
     with pytest.raises(NotFound) as caught_too:
         jobs.create(request(target_dataset_id="ds-0"), "", "")

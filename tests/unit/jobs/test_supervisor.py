@@ -24,7 +24,7 @@ from tests.unit.jobs.conftest import Queue
 from tests.unit.jobs.house import EPOCH, FINISHED, FOUND, HANGS, MakeHouse, good
 from tests.unit.storage.conftest import TENANT, digest, write_result
 from tests.unit.storage.test_archives import FILES, tar_gz_of
-from tests.unit.storage.test_datasets import PICTURES, upload
+from tests.unit.storage.test_datasets import IMAGES, upload
 
 
 async def test_a_job_goes_from_the_queue_to_a_served_version(
@@ -116,7 +116,7 @@ async def test_the_jobs_folder_is_gone_after_it(
 
 async def test_data_comes_from_a_dataset(make_house: MakeHouse, queue: Queue) -> None:
     house = make_house(good())
-    dataset = upload(house.datasets, PICTURES)
+    dataset = upload(house.datasets, IMAGES)
     job = queue(server_path="", dataset_id=dataset.dataset_id)
     await house.supervisor.start()
     await house.ended(job.job_id)

@@ -19,7 +19,7 @@ from tests.unit.jobs.conftest import Queue, request
 from tests.unit.jobs.house import FINISHED, MakeHouse, class_folders, good
 from tests.unit.storage.conftest import write_result
 from tests.unit.storage.test_archives import tar_of
-from tests.unit.storage.test_datasets import PICTURES
+from tests.unit.storage.test_datasets import IMAGES
 from tests.unit.storage.test_tenants import ACME, BETA, upload
 
 ACMES, BETAS = "acme/birds", "beta/birds"
@@ -149,7 +149,7 @@ async def test_an_archive_that_a_job_unpacks_is_its_tenants_and_counts(
     make_house: MakeHouse, queue: Queue, tmp_path: Path, datasets: DatasetStore
 ) -> None:
     archive = tmp_path / "pets.tar"
-    content = {f"{label}/{n}.png": data for n, (label, data, _) in enumerate(PICTURES)}
+    content = {f"{label}/{n}.png": data for n, (label, data, _) in enumerate(IMAGES)}
     archive.write_bytes(tar_of(content))
     queued = {key: queue(key, server_path=str(archive)) for key in (ACMES, BETAS)}
     bounds = {ACME: 100_000, BETA: datasets.stored_bytes(BETA) + 11}
@@ -218,15 +218,15 @@ async def test_a_base_grows_from_what_its_tenant_may_read_still(
     make_house: MakeHouse, queue: Queue, jobs: JobStore, models: ModelStore,
     datasets: DatasetStore, tmp_path: Path,
 ) -> None:  # fmt: skip
-    pictures = class_folders(tmp_path / "acme" / "pets")
+    images = class_folders(tmp_path / "acme" / "pets")
     dirs = {ACME: (tmp_path / "acme",)}
     house = make_house(good(), allowed_dirs_of=lambda tenant: dirs.get(tenant, ()))
     await house.supervisor.start()
-    first = await house.ended(queue(ACMES, server_path=str(pictures)).job_id, ACME)
+    first = await house.ended(queue(ACMES, server_path=str(images)).job_id, ACME)
     lineage = Lineage(jobs, models, datasets, house.settings.allowed_dirs_of)
     grown = lineage.grow(request(ACMES), "", None, None)
     assert (grown.base, grown.base_job_id) == (Base(ACMES, 1), first.job_id)
-    assert lineage.data_dirs(first.job_id) == [pictures]
+    assert lineage.data_dirs(first.job_id) == [images]
     for key in (BETAS, "birds"):
         with pytest.raises(NotFound) as caught:
             lineage.grow(request(key), "", None, None)

@@ -137,7 +137,7 @@ async def test_a_ranking_goes_to_the_trainer_that_waits_too(tmp_path: Path) -> N
         """
     )
     await warm.open()
-    ranking = RankSpec(data_dir="/data", candidates=[], weights_dir="/weights")
+    ranking = RankSpec(data_dir="/data", backbones=[], weights_dir="/weights")
     trainer = await warm.start(ranking, tmp_path)
     assert await trainer.next_record() == Note("info", "rank /data")
     await trainer.stop(1)

@@ -26,17 +26,17 @@ def metrics() -> Telemetry:
 def test_a_tenants_folders_lie_within_the_servers(
     file: Path, tmp_path: Path, metrics: Telemetry
 ) -> None:
-    inside, outside = tmp_path / "pictures" / "acme", tmp_path / "outside"
+    inside, outside = tmp_path / "images" / "acme", tmp_path / "outside"
     for folder in (inside, outside):
         folder.mkdir(parents=True)
-    link = tmp_path / "pictures" / "link"
+    link = tmp_path / "images" / "link"
     link.symlink_to(outside)
-    server_dirs = (tmp_path / "pictures",)
+    server_dirs = (tmp_path / "images",)
     write(file, f'[tenants.acme]\nallowed_dirs = ["{inside}"]\n[tenants.zoo]\n')
     gate = Access(file, server_dirs, metrics)
     assert gate.allowed_dirs_of("acme") == (inside,)
     assert gate.allowed_dirs_of("zoo") == gate.allowed_dirs_of("gone") == ()
-    for bad in (outside, link, "pictures/acme", f"{inside}/../../outside", tmp_path / "nowhere"):
+    for bad in (outside, link, "images/acme", f"{inside}/../../outside", tmp_path / "nowhere"):
         write(file, f'[tenants.acme]\nallowed_dirs = ["{bad}"]\n')
         with pytest.raises(BadAccessFile, match=r"\[tenants.acme\] allowed_dirs names"):
             access_file.read(file, server_dirs)
@@ -49,7 +49,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_folder_that_is_not_there_costs_its_tenant_that_folder_and_nobody_anything_else(
     file: Path, tmp_path: Path, metrics: Telemetry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    there, share = tmp_path / "pictures" / "a", tmp_path / "pictures" / "share"
+    there, share = tmp_path / "images" / "a", tmp_path / "images" / "share"
     there.mkdir(parents=True)
     tenants = f'[tenants.acme]\nallowed_dirs = ["{there}", "{share}"]\n[tenants.zoo]\n'
     tokens = entry("ci", "acme", "predict"), entry("boss", "zoo", "admin")

@@ -107,8 +107,8 @@ def test_reads_and_calls_that_were_not_let_in_are_no_changes(
 
 
 def test_what_a_call_was_about_comes_from_request_and_response() -> None:
-    pictures = fine_tuning_pb2.InlinePictures()
-    start = fine_tuning_pb2.FineTuneRequest(model="ants", inline_pictures=pictures)
+    images = fine_tuning_pb2.InlineImages()
+    start = fine_tuning_pb2.FineTuneRequest(model="ants", inline_images=images)
     job = fine_tuning_pb2.FineTuneResponse(job=fine_tuning_pb2.Job(job_id="job-1"))
     assert about(start, job) == {"model": "ants", "job_id": "job-1"}
     back = model_pb2.RollbackAliasResponse(

@@ -26,7 +26,7 @@ Input = pb.ModelInferRequest.InferInputTensor
     raw=st.none() | st.binary(max_size=200),
     numbers=st.lists(st.integers(0, 300), max_size=30),
 )
-def test_any_tensor_gives_pictures_or_is_refused(
+def test_any_tensor_gives_images_or_is_refused(
     datatype: str, shape: list[int], raw: bytes | None, numbers: list[int]
 ) -> None:
     tensor = Input(datatype=datatype, shape=shape)
@@ -36,11 +36,11 @@ def test_any_tensor_gives_pictures_or_is_refused(
     request = pb.ModelInferRequest(inputs=[tensor], raw_input_contents=[] if raw is None else [raw])
     # Anything but InvalidInput is a fault of ours, and fails here.
     try:
-        pictures = tensors.decodes(request, 256)
+        images = tensors.decodes(request, 256)
     except InvalidInput:
         return
-    assert len(pictures) == (1 if len(shape) == 3 else shape[0])
-    for decode in pictures:
+    assert len(images) == (1 if len(shape) == 3 else shape[0])
+    for decode in images:
         with contextlib.suppress(InvalidInput):
             assert decode().shape == (224, 224, 3)
 
@@ -54,7 +54,7 @@ def test_texts_that_were_written_are_read_again(elements: list[str]) -> None:
     assert [decode.args[0].decode() for decode in found] == elements
 
 
-def test_each_picture_gets_its_own_part_of_a_tensor() -> None:
+def test_each_image_gets_its_own_part_of_a_tensor() -> None:
     array = np.zeros((3, 4, 4, 3), np.uint8)
     array[:] = np.array([10, 20, 30], np.uint8)[:, None, None, None]
     tensor = Input(datatype="UINT8", shape=array.shape)

@@ -21,7 +21,7 @@ class Engine:
         self.takes_s = 0.0
 
     async def classify(
-        self, files: ModelFiles, pictures: Sequence[Decode], timeout_s: float
+        self, files: ModelFiles, images: Sequence[Decode], timeout_s: float
     ) -> list[Outcome]:
         self.asked.append((files.version, timeout_s))
         await asyncio.sleep(self.takes_s)

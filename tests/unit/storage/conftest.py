@@ -77,9 +77,9 @@ def write_result(
 
 
 def decode(data: bytes) -> bytes:
-    """Takes for a picture what begins with PIC."""
+    """Takes for an image what begins with PIC."""
     if not data.startswith(b"PIC"):
-        raise InvalidInput(Reason.PICTURE_UNREADABLE, "no picture")
+        raise InvalidInput(Reason.IMAGE_UNREADABLE, "no image")
     return data
 
 

@@ -18,14 +18,14 @@ from service.storage.entry_names import file_name, label_problem
 from tests.unit.storage.conftest import LIMITS, TENANT, MakeDatasets
 from tests.unit.storage.test_archives import FILES, tar_gz_of, tar_of, zip_of
 
-Pictures = list[tuple[str, bytes, SplitName]]
-PICTURES: Pictures = [("cat", b"PIC1", ""), ("cat", b"PIC2", ""), ("dog", b"PIC3", "")]
+Images = list[tuple[str, bytes, SplitName]]
+IMAGES: Images = [("cat", b"PIC1", ""), ("cat", b"PIC2", ""), ("dog", b"PIC3", "")]
 
 
-def upload(datasets: DatasetStore, pictures: Pictures, name: str = "pets") -> DatasetRecord:
+def upload(datasets: DatasetStore, images: Images, name: str = "pets") -> DatasetRecord:
     sending = datasets.begin_upload(name, "", tenant=TENANT)
-    for label, content, split in pictures:
-        sending.add_picture(label, content, "", split)
+    for label, content, split in images:
+        sending.add_image(label, content, "", split)
     return sending.finish()
 
 
@@ -50,12 +50,12 @@ def add_job(database: Database, dataset_id: str, state: str) -> None:
         )
 
 
-def test_pictures_become_a_dataset_that_can_be_read(datasets: DatasetStore, tmp_path: Path) -> None:
-    record = upload(datasets, PICTURES)
+def test_images_become_a_dataset_that_can_be_read(datasets: DatasetStore, tmp_path: Path) -> None:
+    record = upload(datasets, IMAGES)
     assert record.dataset_id == "ds-" + record.digest[:20]
     assert record.display_name == "pets"
     assert record.classes == [ClassCount("cat", 2, 0), ClassCount("dog", 1, 0)]
-    assert (record.picture_count, record.size_bytes, record.rejected_count) == (3, 12, 0)
+    assert (record.image_count, record.size_bytes, record.rejected_count) == (3, 12, 0)
     assert not record.has_validation_split
     assert datasets.get(record.dataset_id, TENANT) == record
     files = class_folders.find(datasets.path(record.dataset_id))
@@ -66,10 +66,10 @@ def test_pictures_become_a_dataset_that_can_be_read(datasets: DatasetStore, tmp_
 
 
 @pytest.mark.parametrize("make", [tar_of, tar_gz_of, zip_of])
-def test_an_archive_and_single_pictures_with_the_same_content_are_one_dataset(
+def test_an_archive_and_single_images_with_the_same_content_are_one_dataset(
     datasets: DatasetStore, make: object, tmp_path: Path
 ) -> None:
-    first = upload(datasets, PICTURES)
+    first = upload(datasets, IMAGES)
     second = send(datasets, make({f"wrapped/{k}": v for k, v in FILES.items()}))  # type: ignore[operator]
     assert second == first
     assert datasets.list(0, "", TENANT)[0] == [first]
@@ -80,7 +80,7 @@ def test_the_same_upload_from_two_threads_at_once_makes_one_dataset(
     datasets: DatasetStore, tmp_path: Path
 ) -> None:
     with ThreadPoolExecutor(4) as pool:
-        records = list(pool.map(lambda n: upload(datasets, PICTURES, f"name {n}"), range(8)))
+        records = list(pool.map(lambda n: upload(datasets, IMAGES, f"name {n}"), range(8)))
     assert len({record.dataset_id for record in records}) == 1
     assert len({record.create_time_s for record in records}) == 1
     assert leftovers(tmp_path) == []
@@ -105,14 +105,14 @@ def test_splits_that_are_named_are_kept(datasets: DatasetStore) -> None:
     assert record.classes == [ClassCount("cat", 1, 0), ClassCount("dog", 1, 1)]
 
 
-def test_files_that_are_no_pictures_are_left_out_and_listed(datasets: DatasetStore) -> None:
+def test_files_that_are_no_images_are_left_out_and_listed(datasets: DatasetStore) -> None:
     bad = {f"cat/bad{n:03}.txt": b"text" for n in range(60)}
     bad |= {f"dog/bad{n:03}.txt": b"text" for n in range(30)}
     record = send(datasets, zip_of({**FILES, **bad}))
-    assert record.picture_count == 3
+    assert record.image_count == 3
     assert record.rejected_count == 90
     assert record.rejected[0].path == "cat/bad000.txt"
-    assert record.rejected[0].detail == "no picture"
+    assert record.rejected[0].detail == "no image"
     assert len(class_folders.find(datasets.path(record.dataset_id))) == 3
 
 
@@ -124,25 +124,25 @@ def test_no_more_than_a_hundred_rejected_files_are_listed(make_datasets: MakeDat
 
 
 @pytest.mark.parametrize(
-    ("pictures", "said"),
+    ("images", "said"),
     [
         ([("cat", b"PIC1", "")], "of 1 classes, and 2 are needed"),
-        ([("cat", b"PIC1", ""), ("dog", b"bad", "")], "1 are no readable pictures, such as 'dog/"),
+        ([("cat", b"PIC1", ""), ("dog", b"bad", "")], "1 are no readable images, such as 'dog/"),
         ([("cat", b"PIC1", "val"), ("dog", b"PIC1", "val")], "of 0 classes"),
         (
             [("cat", b"P", "train"), ("cat", b"PIC1", "train"), ("dog", b"PIC1", "train"),
              ("emu", b"PIC1", "val")],
-            "'emu' has validation pictures and none to learn from",
+            "'emu' has validation images and none to learn from",
         ),
         ([], "brought nothing"),
     ],
     ids=["one class", "unreadable", "validation alone", "class without training", "nothing"],
 )  # fmt: skip
 def test_what_cannot_be_trained_on_is_refused(
-    datasets: DatasetStore, tmp_path: Path, pictures: Pictures, said: str
+    datasets: DatasetStore, tmp_path: Path, images: Images, said: str
 ) -> None:
     with pytest.raises(InvalidInput, match=said) as caught:
-        upload(datasets, pictures)
+        upload(datasets, images)
     assert caught.value.reason is Reason.DATASET_UNUSABLE
     assert leftovers(tmp_path) == []
     assert datasets.list(0, "", TENANT) == ([], "")
@@ -154,8 +154,8 @@ def test_what_cannot_be_trained_on_is_refused(
 )
 def test_a_bad_class_name_is_refused(datasets: DatasetStore, label: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        datasets.begin_upload("", "", tenant=TENANT).add_picture(label, b"PIC", "", "")
-    assert caught.value.field == "picture.label"
+        datasets.begin_upload("", "", tenant=TENANT).add_image(label, b"PIC", "", "")
+    assert caught.value.field == "image.label"
 
 
 def test_a_bad_class_name_in_an_archive_is_refused(datasets: DatasetStore) -> None:
@@ -186,24 +186,24 @@ def test_a_class_called_val_is_a_class_like_any_other(datasets: DatasetStore) ->
 
 
 @pytest.mark.parametrize("splits", [("", "train"), ("train", ""), ("val", "")])
-def test_either_all_pictures_name_their_split_or_none(
+def test_either_all_images_name_their_split_or_none(
     datasets: DatasetStore, splits: tuple[SplitName, SplitName]
 ) -> None:
     sending = datasets.begin_upload("", "", tenant=TENANT)
-    sending.add_picture("cat", b"PIC", "", splits[0])
+    sending.add_image("cat", b"PIC", "", splits[0])
     with pytest.raises(InvalidInput, match="for all or for none"):
-        sending.add_picture("dog", b"PIC", "", splits[1])
+        sending.add_image("dog", b"PIC", "", splits[1])
 
 
-def test_an_archive_and_pictures_do_not_mix(datasets: DatasetStore) -> None:
+def test_an_archive_and_images_do_not_mix(datasets: DatasetStore) -> None:
     sending = datasets.begin_upload("", "", tenant=TENANT)
-    sending.add_picture("cat", b"PIC", "", "")
+    sending.add_image("cat", b"PIC", "", "")
     with pytest.raises(InvalidInput, match="send either"):
         sending.write(b"bytes")
     sending = datasets.begin_upload("", "", tenant=TENANT)
     sending.write(b"bytes")
     with pytest.raises(InvalidInput, match="send either"):
-        sending.add_picture("cat", b"PIC", "", "")
+        sending.add_image("cat", b"PIC", "", "")
     sending.abort()
 
 
@@ -212,12 +212,12 @@ def as_archive(sending: Upload) -> None:
         sending.write(bytes(50))
 
 
-def as_pictures(sending: Upload) -> None:
+def as_images(sending: Upload) -> None:
     for _ in range(3):
-        sending.add_picture("cat", b"PIC" * 15, "", "")
+        sending.add_image("cat", b"PIC" * 15, "", "")
 
 
-@pytest.mark.parametrize("fill", [as_archive, as_pictures])
+@pytest.mark.parametrize("fill", [as_archive, as_images])
 def test_an_upload_that_is_too_large_is_refused(make_datasets: MakeDatasets, fill: object) -> None:
     sending = make_datasets(Limits(100, 1000, 100)).begin_upload("", "", tenant=TENANT)
     with pytest.raises(InvalidInput, match="larger than 100 bytes") as caught:
@@ -226,10 +226,10 @@ def test_an_upload_that_is_too_large_is_refused(make_datasets: MakeDatasets, fil
     assert caught.value.reason is Reason.ARCHIVE_TOO_LARGE
 
 
-def test_too_many_pictures_are_refused(make_datasets: MakeDatasets) -> None:
+def test_too_many_images_are_refused(make_datasets: MakeDatasets) -> None:
     sending = make_datasets(Limits(1000, 1000, 2)).begin_upload("", "", tenant=TENANT)
-    with pytest.raises(InvalidInput, match="more than 2 pictures") as caught:
-        as_pictures(sending)
+    with pytest.raises(InvalidInput, match="more than 2 images") as caught:
+        as_images(sending)
     assert caught.value.reason is Reason.ARCHIVE_TOO_LARGE
 
 
@@ -239,7 +239,7 @@ def test_a_display_name_has_a_bound(datasets: DatasetStore) -> None:
 
 
 def test_an_aborted_upload_leaves_nothing(datasets: DatasetStore, tmp_path: Path) -> None:
-    for fill in (as_archive, as_pictures, lambda _: None):
+    for fill in (as_archive, as_images, lambda _: None):
         sending = datasets.begin_upload("", "", tenant=TENANT)
         fill(sending)
         sending.abort()
@@ -254,8 +254,8 @@ def test_an_aborted_upload_leaves_nothing(datasets: DatasetStore, tmp_path: Path
 
 def test_an_abort_after_the_finish_is_harmless(datasets: DatasetStore) -> None:
     sending = datasets.begin_upload("", "", tenant=TENANT)
-    for label, content, split in PICTURES:
-        sending.add_picture(label, content, "", split)
+    for label, content, split in IMAGES:
+        sending.add_image(label, content, "", split)
     record = sending.finish()
     sending.abort()
     assert datasets.get(record.dataset_id, TENANT) == record
@@ -265,7 +265,7 @@ def test_an_abort_after_the_finish_is_harmless(datasets: DatasetStore) -> None:
 def test_what_a_crash_left_is_swept_and_what_is_stored_stays(
     datasets: DatasetStore, make_datasets: MakeDatasets, tmp_path: Path
 ) -> None:
-    record = upload(datasets, PICTURES)
+    record = upload(datasets, IMAGES)
     half = tmp_path / "data" / "datasets" / "tmp" / "0123"
     half.mkdir()
     (half / "archive").write_bytes(b"half")
@@ -280,14 +280,14 @@ def test_what_a_crash_left_is_swept_and_what_is_stored_stays(
 def test_a_deleted_dataset_is_gone_and_can_come_again(
     datasets: DatasetStore, tmp_path: Path
 ) -> None:
-    record = upload(datasets, PICTURES)
+    record = upload(datasets, IMAGES)
     datasets.delete(record.dataset_id, TENANT)
     assert not datasets.path(record.dataset_id).exists()
     for missing in (datasets.get, datasets.delete):
         with pytest.raises(NotFound) as caught:
             missing(record.dataset_id, TENANT)
         assert caught.value.reason is Reason.DATASET_NOT_FOUND
-    assert upload(datasets, PICTURES).dataset_id == record.dataset_id
+    assert upload(datasets, IMAGES).dataset_id == record.dataset_id
     assert leftovers(tmp_path) == []
 
 
@@ -297,7 +297,7 @@ def test_a_deleted_dataset_is_gone_and_can_come_again(
 def test_a_dataset_stays_while_a_job_needs_it(
     datasets: DatasetStore, database: Database, state: str, is_in_use: bool
 ) -> None:
-    record = upload(datasets, PICTURES)
+    record = upload(datasets, IMAGES)
     add_job(database, record.dataset_id, state)
     if is_in_use:
         with pytest.raises(WrongState, match="used by job-1") as caught:
@@ -309,7 +309,7 @@ def test_a_dataset_stays_while_a_job_needs_it(
 
 
 def test_datasets_are_listed_in_pages_newest_first(datasets: DatasetStore) -> None:
-    made = [upload(datasets, [*PICTURES, ("dog", f"PIC{n}".encode(), "")]) for n in range(10, 15)]
+    made = [upload(datasets, [*IMAGES, ("dog", f"PIC{n}".encode(), "")]) for n in range(10, 15)]
     listed: list[DatasetRecord] = []
     token = ""
     while True:
@@ -329,7 +329,7 @@ def test_closing_makes_an_import_give_up(database: Database, tmp_path: Path) -> 
 
     datasets = DatasetStore(database, tmp_path / "ds", decode, LIMITS, workers=1)
     with ThreadPoolExecutor(1) as pool:
-        importing = pool.submit(upload, datasets, PICTURES)
+        importing = pool.submit(upload, datasets, IMAGES)
         assert decoding.wait(10)
         datasets.close()
         go_on.set()
@@ -347,7 +347,7 @@ def test_leaving_jobs_makes_their_imports_give_up_and_lets_uploads_end(
     datasets.leave_jobs()
     with pytest.raises(Unavailable):
         datasets.import_archive(tmp_path / "archive.tar", tenant=TENANT)
-    assert upload(datasets, PICTURES).picture_count == 3
+    assert upload(datasets, IMAGES).image_count == 3
 
 
 @given(st.text(max_size=300), st.integers(1, 10**6))
@@ -369,10 +369,10 @@ def test_a_label_that_passes_can_be_a_folder_below_its_parent(label: str) -> Non
         assert len(os.fsencode(label)) <= 255
 
 
-def test_pictures_can_be_stored_though_a_folder_without_a_row_has_their_name(
+def test_images_can_be_stored_though_a_folder_without_a_row_has_their_name(
     datasets: DatasetStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = upload(datasets, PICTURES)
+    dataset = upload(datasets, IMAGES)
     rename = Path.rename
 
     def refused(path: Path, target: Path) -> Path:
@@ -384,7 +384,7 @@ def test_pictures_can_be_stored_though_a_folder_without_a_row_has_their_name(
         broken.setattr(Path, "rename", refused)
         datasets.delete(dataset.dataset_id, TENANT)
     assert datasets.path(dataset.dataset_id).exists()
-    assert upload(datasets, PICTURES).dataset_id == dataset.dataset_id
+    assert upload(datasets, IMAGES).dataset_id == dataset.dataset_id
     kept = [path for path in datasets.path(dataset.dataset_id).rglob("*") if path.is_file()]
-    assert len(kept) == len(PICTURES)
+    assert len(kept) == len(IMAGES)
     assert list(datasets._temporary.iterdir()) == []

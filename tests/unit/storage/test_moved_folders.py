@@ -28,7 +28,7 @@ def test_a_data_folder_that_is_reached_by_a_link_keeps_datasets(
     (tmp_path / "pets.tar").write_bytes(tar_of(FILES))
     datasets = DatasetStore(database, link, decode, LIMITS, workers=1)
     stored = datasets.import_archive(tmp_path / "pets.tar", tenant=DEFAULT_TENANT)
-    assert stored.picture_count == len(FILES)
+    assert stored.image_count == len(FILES)
     assert (disk / stored.dataset_id).is_dir()
 
 
@@ -63,7 +63,7 @@ def test_an_archive_that_cannot_be_opened_just_now_is_no_fault_of_its_owner(
         patch.setattr(class_folders, "open_plain", fails)
         with pytest.raises(OSError, match="Too many open files"):
             datasets.import_archive(tmp_path / "pets.tar", tenant=DEFAULT_TENANT)
-    assert datasets.import_archive(tmp_path / "pets.tar", tenant=DEFAULT_TENANT).picture_count
+    assert datasets.import_archive(tmp_path / "pets.tar", tenant=DEFAULT_TENANT).image_count
 
 
 def test_an_archive_that_is_swapped_while_it_is_read_is_the_one_that_was_opened(
@@ -84,7 +84,7 @@ def test_an_archive_that_is_swapped_while_it_is_read_is_the_one_that_was_opened(
     monkeypatch.setattr(Path, "mkdir", swap)
     stored = datasets.import_archive(archive, tenant=DEFAULT_TENANT)
     assert not other.exists(), "nothing was swapped"
-    assert stored.picture_count == len(FILES)
+    assert stored.image_count == len(FILES)
 
 
 def test_the_check_reads_a_data_folder_that_is_reached_by_a_link(

@@ -1,4 +1,4 @@
-"""Two tenants in one store: the same names, the same pictures, bounds of their own."""
+"""Two tenants in one store: the same names, the same images, bounds of their own."""
 
 import errno
 import shutil
@@ -24,25 +24,23 @@ from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 from tests.unit.storage.conftest import Publish, digest, manifest
 from tests.unit.storage.test_archives import tar_of
-from tests.unit.storage.test_datasets import PICTURES, Pictures, leftovers
+from tests.unit.storage.test_datasets import IMAGES, Images, leftovers
 
 ACME, BETA = "acme", "beta"
 
 
-def upload(
-    datasets: DatasetStore, tenant: str, pictures: Pictures = PICTURES, **bounds: object
-) -> str:
-    """Uploads pictures; answers with the dataset's id."""
+def upload(datasets: DatasetStore, tenant: str, images: Images = IMAGES, **bounds: object) -> str:
+    """Uploads images; answers with the dataset's id."""
     sending = datasets.begin_upload("pets", "", tenant=tenant, **bounds)  # type: ignore[arg-type]
     try:
-        for label, content, split in pictures:
-            sending.add_picture(label, content, "", split)
+        for label, content, split in images:
+            sending.add_image(label, content, "", split)
         return sending.finish().dataset_id
     finally:
         sending.abort()
 
 
-def pictures(count: int, size: int) -> Pictures:
+def images(count: int, size: int) -> Images:
     return [(f"c{n % 2}", b"PIC%02d" % n + b"." * (size - 5), "") for n in range(count)]
 
 
@@ -108,7 +106,7 @@ def test_messages_show_what_the_tenant_calls_its_model(
         assert ACME not in caught.value.message
 
 
-def test_equal_pictures_of_two_tenants_are_two_datasets(datasets: DatasetStore) -> None:
+def test_equal_images_of_two_tenants_are_two_datasets(datasets: DatasetStore) -> None:
     ids = {tenant: upload(datasets, tenant) for tenant in (ACME, BETA, DEFAULT_TENANT)}
     assert len(set(ids.values())) == 3
     records = [datasets.get(dataset_id, tenant) for tenant, dataset_id in ids.items()]
@@ -139,7 +137,7 @@ def test_another_tenants_dataset_is_as_one_that_is_not_there(datasets: DatasetSt
 def test_a_tenant_stores_its_datasets_and_its_versions(
     models: ModelStore, datasets: DatasetStore, publish: Publish
 ) -> None:
-    upload(datasets, ACME, pictures(4, 100))
+    upload(datasets, ACME, images(4, 100))
     assert datasets.stored_bytes(ACME) == 400
     publish("acme/birds", "job-1", head=b"h" * 50)
     version = models.get_version("acme/birds", None, None)
@@ -224,7 +222,7 @@ def test_a_start_goes_on_though_old_versions_cannot_be_measured(
     assert ModelStore(database, models._artifacts).resolve("birds", None, None).version == 1
 
 
-def test_a_quantised_backbone_is_for_the_tenant_whose_pictures_it_saw(
+def test_a_quantised_backbone_is_for_the_tenant_whose_images_it_saw(
     models: ModelStore, publish: Publish
 ) -> None:
     whole: Manifest = manifest("job-0")
@@ -243,12 +241,12 @@ def test_a_quantised_backbone_is_for_the_tenant_whose_pictures_it_saw(
 
 
 def test_an_upload_ends_as_soon_as_there_is_no_room(datasets: DatasetStore, tmp_path: Path) -> None:
-    upload(datasets, ACME, pictures(4, 100))
+    upload(datasets, ACME, images(4, 100))
     sending = datasets.begin_upload("", "", tenant=ACME, max_stored_bytes=650)
-    for label, content, split in pictures(2, 101):
-        sending.add_picture(label, content, "", split)
+    for label, content, split in images(2, 101):
+        sending.add_image(label, content, "", split)
     with pytest.raises(OverQuota) as caught:
-        sending.add_picture("c0", b"PIC99" + b"." * 95, "", "")
+        sending.add_image("c0", b"PIC99" + b"." * 95, "", "")
     assert (caught.value.subject, caught.value.reason) == ("stored_bytes", Reason.QUOTA_EXCEEDED)
     sending.abort()
     sending = datasets.begin_upload("", "", tenant=ACME, max_stored_bytes=650)
@@ -258,8 +256,8 @@ def test_an_upload_ends_as_soon_as_there_is_no_room(datasets: DatasetStore, tmp_
     with pytest.raises(OverQuota):
         datasets.begin_upload("", "", tenant=ACME, max_stored_bytes=400)
     # Others have bounds of their own, and what fits is taken.
-    upload(datasets, BETA, pictures(4, 100), max_stored_bytes=400)
-    upload(datasets, ACME, pictures(2, 125), max_stored_bytes=650)
+    upload(datasets, BETA, images(4, 100), max_stored_bytes=400)
+    upload(datasets, ACME, images(2, 125), max_stored_bytes=650)
     assert datasets.stored_bytes(ACME) == 650
     assert leftovers(tmp_path) == []
 
@@ -269,8 +267,8 @@ def test_two_uploads_at_once_do_not_share_the_room_that_one_leaves(
 ) -> None:
     both = [datasets.begin_upload("", "", tenant=ACME, max_stored_bytes=300) for _ in range(2)]
     for number, sending in enumerate(both):
-        for label, content, split in pictures(2, 100 + number):
-            sending.add_picture(label, content, "", split)
+        for label, content, split in images(2, 100 + number):
+            sending.add_image(label, content, "", split)
     start = threading.Barrier(2)
     ended: list[object] = []
 
@@ -291,12 +289,12 @@ def test_two_uploads_at_once_do_not_share_the_room_that_one_leaves(
     assert leftovers(tmp_path) == []
 
 
-def test_pictures_that_are_stored_already_need_no_room(datasets: DatasetStore) -> None:
-    known = upload(datasets, ACME, pictures(4, 100))
+def test_images_that_are_stored_already_need_no_room(datasets: DatasetStore) -> None:
+    known = upload(datasets, ACME, images(4, 100))
     bounds = {"max_stored_bytes": 400, "may_be_stored": True}
-    assert upload(datasets, ACME, pictures(4, 100), **bounds) == known
+    assert upload(datasets, ACME, images(4, 100), **bounds) == known
     with pytest.raises(OverQuota):
-        upload(datasets, ACME, pictures(4, 101), **bounds)
+        upload(datasets, ACME, images(4, 101), **bounds)
 
 
 def test_an_archive_is_unpacked_as_far_as_there_is_room(
@@ -305,7 +303,7 @@ def test_an_archive_is_unpacked_as_far_as_there_is_room(
     archive = tmp_path / "pets.tar"
     archive.write_bytes(
         tar_of({f"{label}/{n}.png": content for n, (label, content, _) in
-                enumerate(pictures(4, 10_000))})
+                enumerate(images(4, 10_000))})
     )  # fmt: skip
     with pytest.raises(OverQuota):
         datasets.import_archive(archive, tenant=ACME, max_stored_bytes=39_999)

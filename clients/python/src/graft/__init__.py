@@ -30,7 +30,6 @@ from graft.errors import (
 )
 from graft.retry import NO_RETRY, RetryPolicy
 from graft.types import (
-    BackboneCandidate,
     BackboneRanking,
     BaseVersion,
     ClassCount,
@@ -52,6 +51,7 @@ from graft.types import (
     Note,
     Parity,
     Prediction,
+    PretrainedBackbone,
     Progress,
     RankedBackbone,
     RejectedFile,
@@ -70,7 +70,6 @@ __all__ = [
     "AlreadyExists",
     "AsyncClient",
     "AsyncJobHandle",
-    "BackboneCandidate",
     "BackboneRanking",
     "BaseVersion",
     "Cancelled",
@@ -106,6 +105,7 @@ __all__ = [
     "Note",
     "Parity",
     "Prediction",
+    "PretrainedBackbone",
     "Progress",
     "RankedBackbone",
     "Reason",

@@ -219,14 +219,14 @@ def ranking(message: fine_tuning_pb2.RankBackbonesResponse) -> types.BackboneRan
                 log_me=_optional(row, "log_me"),
                 h_score=_optional(row, "h_score"),
                 leep=_optional(row, "leep"),
-                picture_ms=_optional(row, "picture_ms"),
+                image_ms=_optional(row, "image_ms"),
                 feature_dim=row.feature_dim,
                 problem=row.problem,
             )
             for row in message.backbones
         ),
         explanation=message.explanation,
-        picture_count=message.picture_count,
+        image_count=message.image_count,
     )
 
 
@@ -238,7 +238,7 @@ def dataset(message: dataset_pb2.Dataset) -> types.Dataset:
         create_time=time(message.create_time),
         size_bytes=message.size_bytes,
         classes=_class_counts(message.classes),
-        picture_count=message.picture_count,
+        image_count=message.image_count,
         rejected=_rejected(message.rejected_files),
         rejected_count=message.rejected_count,
         has_validation_split=message.has_validation_split,
@@ -272,7 +272,7 @@ def version(message: model_pb2.Version) -> types.Version:
         validation_accuracy=message.validation_accuracy,
         validation_count=message.validation_count,
         dataset_digest=message.dataset_digest,
-        parity=types.Parity(parity.max_difference, parity.top1_agreement, parity.picture_count)
+        parity=types.Parity(parity.max_difference, parity.top1_agreement, parity.image_count)
         if message.HasField("parity")
         else None,
         training_time_s=message.training_time.ToTimedelta().total_seconds()
@@ -304,7 +304,7 @@ def predictions(message: prediction_pb2.PredictResponse) -> list[types.Predictio
 
 
 def _prediction(
-    result: prediction_pb2.PictureResult, model_name: str, number: int
+    result: prediction_pb2.ImageResult, model_name: str, number: int
 ) -> types.Prediction:
     if result.WhichOneof("outcome") != "classification":
         return types.Prediction(model_name, number, error=errors.from_status(result.error))

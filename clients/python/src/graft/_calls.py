@@ -63,11 +63,11 @@ def cancel_job(job_id: str) -> Call[types.Job]:
 
 def rank_backbones(
     data: str | types.ServerPath,
-    candidates: Iterable[str | types.BackboneCandidate],
+    backbones: Iterable[str | types.PretrainedBackbone],
     time_budget_s: float | None,
     seed: int | None,
 ) -> Call[types.BackboneRanking]:
-    request = _requests.rank_backbones(data, candidates, time_budget_s, seed)
+    request = _requests.rank_backbones(data, backbones, time_budget_s, seed)
     return Call(_rpcs.RANK_BACKBONES, request, _answers.ranking)
 
 

@@ -20,13 +20,13 @@ Baseline = Literal["linear_probe", "full_fine_tune", "from_scratch", "nearest_cl
 
 @dataclass(frozen=True)
 class ServerPath:
-    """Pictures that lie on the server's disk: a folder or an archive there."""
+    """Images that lie on the server's disk: a folder or an archive there."""
 
     path: str
 
 
 @dataclass(frozen=True)
-class BackboneCandidate:
+class PretrainedBackbone:
     """A backbone, with the weights to start from; "" for its pretrained ones."""
 
     backbone: str
@@ -39,7 +39,7 @@ class FeatureBased:
 
     l2: float | None = None
     augmented_views: int | None = None
-    """Randomly cropped and flipped copies of each training picture beside it, 0 to 16."""
+    """Randomly cropped and flipped copies of each training image beside it, 0 to 16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +63,13 @@ class ModelBased:
 
 @dataclass(frozen=True, kw_only=True)
 class DomainAdaptation:
-    """Learn from the data's labels for pictures of another domain, the target.
+    """Learn from the data's labels for images of another domain, the target.
 
     The target's own labels, where it has any, are never learned from.
     """
 
     target: "Target"
-    """A folder or an archive with pictures at any depth, pictures, a `Dataset` or its id, or a
+    """A folder or an archive with images at any depth, images, a `Dataset` or its id, or a
     `ServerPath`."""
     technique: Technique = "auto"
     """coral, mcc and pseudo_labels work on frozen features; dann, deep_coral, dan, cdan and
@@ -92,13 +92,13 @@ class Gate:
     """What a version must reach; one that does not is kept as a candidate."""
 
     min_accuracy: float | None = None
-    """On the validation pictures, 0 to 1."""
+    """On the validation images, 0 to 1."""
     not_worse_than: str = ""
-    """An alias, `latest` among them: no worse than its version on the same pictures."""
+    """An alias, `latest` among them: no worse than its version on the same images."""
     max_parity_difference: float | None = None
     """Of a probability, between PyTorch and what serves; None means the service's bound."""
     max_latency_ms: float | None = None
-    """Of one picture on an idle engine, decoding included."""
+    """Of one image on an idle engine, decoding included."""
     alias: str = ""
     """Moves to the version when it passes, beside `latest`."""
 
@@ -128,7 +128,7 @@ class FineTuneOptions(TypedDict, total=False):
     method: Literal["feature_based", "model_based", "domain_adaptation"] | Method
     """"feature_based" where left out."""
     validation_fraction: float | None
-    """Held out where the data names no validation pictures, 0.05 to 0.5."""
+    """Held out where the data names no validation images, 0.05 to 0.5."""
     seed: int | None
     time_budget_s: float | None
     """How long training may take, at least 1 s."""
@@ -142,7 +142,7 @@ class FineTuneOptions(TypedDict, total=False):
     gate: Gate | None
     """What the version must reach to be published; nothing where left out."""
     base: BaseVersion | int | str | None
-    """Learn from this version's pictures too: a `BaseVersion`, or a version or an alias of the
+    """Learn from this version's images too: a `BaseVersion`, or a version or an alias of the
     same model."""
 
     l2: float | None

@@ -8,7 +8,7 @@ from graft import _answers, types
 from graft.errors import from_status
 from graft.v1 import prediction_pb2 as pb
 
-PICTURES_A_REQUEST = 32
+IMAGES_A_REQUEST = 32
 REQUESTS_UNDER_WAY = 8
 
 
@@ -25,13 +25,13 @@ class Order:
         """The request with a name that its answer will carry."""
         number = self._next_sent
         self._next_sent += 1
-        self._sent[number] = (request.model, len(request.pictures))
+        self._sent[number] = (request.model, len(request.images))
         return pb.PredictStreamRequest(id=str(number), request=request)
 
     def take(self, answer: pb.PredictStreamResponse) -> list[list[types.Prediction]]:
         """Notes an answer; returns what can be handed on now, a list for each request.
 
-        Where a whole request failed, each of its pictures has its error.
+        Where a whole request failed, each of its images has its error.
         """
         number = int(answer.id)
         model, count = self._sent.pop(number)

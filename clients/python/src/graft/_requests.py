@@ -71,7 +71,7 @@ def fine_tune(
 ) -> pb.FineTuneRequest:
     """`data` and `target` are each the id of a dataset or a path on the server.
 
-    `target` is where the pictures of a domain adaptation's target are by now.
+    `target` is where the images of a domain adaptation's target are by now.
     """
     known = types.FineTuneOptions.__optional_keys__
     for key in options:
@@ -108,15 +108,15 @@ def fine_tune(
 
 def rank_backbones(
     data: str | types.ServerPath,
-    candidates: Iterable[str | types.BackboneCandidate],
+    backbones: Iterable[str | types.PretrainedBackbone],
     time_budget_s: float | None,
     seed: int | None,
 ) -> pb.RankBackbonesRequest:
     """`data` is the id of a dataset or a path on the server."""
-    if isinstance(candidates, str):
-        candidates = [candidates]
+    if isinstance(backbones, str):
+        backbones = [backbones]
     request = pb.RankBackbonesRequest(
-        candidates=[_candidate(candidate) for candidate in candidates],
+        backbones=[_pretrained(pretrained) for pretrained in backbones],
         time_budget=None if time_budget_s is None else _duration(time_budget_s),
         seed=seed,
     )
@@ -127,11 +127,11 @@ def rank_backbones(
     return request
 
 
-def _candidate(given: str | types.BackboneCandidate) -> pb.BackboneCandidate:
+def _pretrained(given: str | types.PretrainedBackbone) -> pb.PretrainedBackbone:
     if isinstance(given, str):
         backbone, _, weights = given.partition(":")
-        given = types.BackboneCandidate(backbone, weights)
-    return pb.BackboneCandidate(backbone=given.backbone, weights=given.weights)
+        given = types.PretrainedBackbone(backbone, weights)
+    return pb.PretrainedBackbone(backbone=given.backbone, weights=given.weights)
 
 
 def method(options: types.FineTuneOptions) -> types.Method:
@@ -159,7 +159,7 @@ def method(options: types.FineTuneOptions) -> types.Method:
         )
     if kind is types.DomainAdaptation and "target" not in beside:
         raise invalid(
-            "domain_adaptation needs the target, pictures of the domain to adapt to", "target"
+            "domain_adaptation needs the target, images of the domain to adapt to", "target"
         )
     return kind(**beside)
 

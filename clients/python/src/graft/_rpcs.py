@@ -66,7 +66,7 @@ RANK_BACKBONES = _rpc(
     is_safe=True,
 )
 
-# The same pictures always get the same id.
+# The same images always get the same id.
 UPLOAD_DATASET = _rpc(
     "DatasetService/UploadDataset",
     datasets.UploadDatasetRequest,

@@ -1,8 +1,8 @@
-"""From pictures on this machine, labelled or not, to the messages of UploadDataset.
+"""From images on this machine, labelled or not, to the messages of UploadDataset.
 
 A folder travels as a tar archive that is made while it is sent: no copy on
 disk, and never more than a chunk of it in memory. Which files of a folder are
-pictures is the service's to say; hidden files and links are passed over, as it
+images is the service's to say; hidden files and links are passed over, as it
 would.
 """
 
@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from graft import _answers, types
-from graft._pictures import PictureLike, to_file
+from graft._images import ImageLike, to_file
 from graft.errors import invalid
 from graft.v1 import dataset_pb2 as pb
 
 CHUNK_BYTES: Final = 256 * 2**10
 
-Labelled: TypeAlias = tuple[str, PictureLike]
+Labelled: TypeAlias = tuple[str, ImageLike]
 Uploadable: TypeAlias = str | os.PathLike[str] | Iterable[Labelled]
 """A folder with a folder per class, a .tar, .tar.gz or .zip archive of one, or pairs of a label
-and a picture."""
-Unlabelled: TypeAlias = str | os.PathLike[str] | Iterable[PictureLike | Labelled]
-"""A folder or an archive with pictures at any depth, or pictures; a label beside one is left
+and an image."""
+Unlabelled: TypeAlias = str | os.PathLike[str] | Iterable[ImageLike | Labelled]
+"""A folder or an archive with images at any depth, or images; a label beside one is left
 out."""
 Data: TypeAlias = Uploadable | types.Dataset | types.ServerPath
 """What `fine_tune` learns from. A `str` that begins with "ds-" is the id of a dataset; write a
@@ -66,11 +66,11 @@ def stored(
 def stored_target(
     method: types.Method, on_progress: OnProgress | None
 ) -> str | types.ServerPath | Upload:
-    """As `stored`, of the target's pictures; "" where the method has no target."""
+    """As `stored`, of the target's images; "" where the method has no target."""
     if not isinstance(method, types.DomainAdaptation):
         return ""
     # Labels to measure with, too, are those of an unlabelled dataset: it may have one class
-    # alone, and pictures without one.
+    # alone, and images without one.
     return stored(
         method.target, on_progress, is_unlabelled=True, keeps_labels=method.evaluate_on_target
     )
@@ -89,7 +89,7 @@ def prepare(
     is_unlabelled: bool = False,
     keeps_labels: bool = False,
 ) -> Upload:
-    """Finds out what `data` is; reads no picture yet.
+    """Finds out what `data` is; reads no image yet.
 
     An unlabelled dataset gets no labels, unless it `keeps_labels`, some of which may
     be missing.
@@ -100,7 +100,7 @@ def prepare(
             files = _files(path)
             if not files:
                 where = "there, at any depth" if is_unlabelled else "into a folder per class"
-                raise invalid(f"{path} holds no files: put the pictures {where}")
+                raise invalid(f"{path} holds no files: put the images {where}")
             total = sum(entry.stat().st_size for entry in files)
             header = _header(
                 display_name or path.resolve().name, pb.ARCHIVE_FORMAT_TAR, is_unlabelled
@@ -114,11 +114,11 @@ def prepare(
     if not isinstance(data, Iterable):
         raise invalid(
             f"a {type(data).__name__} is no data: give a folder, an archive, a dataset, a "
-            "ServerPath, or pairs of a label and a picture"
+            "ServerPath, or pairs of a label and an image"
         )
     header = _header(display_name, pb.ARCHIVE_FORMAT_UNSPECIFIED, is_unlabelled)
     return Upload(
-        lambda: _pictures(header, data, on_progress, is_unlabelled, keeps_labels),
+        lambda: _images(header, data, on_progress, is_unlabelled, keeps_labels),
         is_repeatable=iter(data) is not data,
     )
 
@@ -155,9 +155,9 @@ def _archive(
     yield _end(count)
 
 
-def _pictures(
+def _images(
     header: pb.UploadDatasetRequest,
-    items: Iterable[PictureLike | Labelled],
+    items: Iterable[ImageLike | Labelled],
     on_progress: OnProgress | None,
     is_unlabelled: bool,
     keeps_labels: bool,
@@ -165,13 +165,13 @@ def _pictures(
     yield header
     sent = count = 0
     for index, item in enumerate(items):
-        label, picture = _unlabelled(item) if is_unlabelled else _labelled(item, index)
+        label, image = _unlabelled(item) if is_unlabelled else _labelled(item, index)
         if is_unlabelled and not keeps_labels:
             label = ""
-        content = to_file(picture, f"data[{index}]")
-        name = Path(picture).name if isinstance(picture, str | os.PathLike) else ""
+        content = to_file(image, f"data[{index}]")
+        name = Path(image).name if isinstance(image, str | os.PathLike) else ""
         yield pb.UploadDatasetRequest(
-            picture=pb.LabelledPicture(label=label, content=content, filename=name)
+            image=pb.LabelledImage(label=label, content=content, filename=name)
         )
         sent += len(content)
         count += 1
@@ -182,9 +182,9 @@ def _pictures(
 
 def _labelled(item: Any, index: int) -> Labelled:
     if not _is_pair(item):
-        raise invalid(f"data[{index}] is no pair of a label and a picture")
-    label, picture = item
-    return label, picture
+        raise invalid(f"data[{index}] is no pair of a label and an image")
+    label, image = item
+    return label, image
 
 
 def _unlabelled(item: Any) -> Labelled:

@@ -19,15 +19,14 @@ from graft import _calls, _channel, _requests, _rpcs, _uploads
 from graft._async import AsyncTransport, stepwise
 from graft._channel import PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
 from graft._export import whole_file
+from graft._images import ImageLike, predict_requests
 from graft._jobs import AsyncJobHandle
-from graft._order import PICTURES_A_REQUEST, REQUESTS_UNDER_WAY, Order
-from graft._pictures import PictureLike, predict_requests
+from graft._order import IMAGES_A_REQUEST, REQUESTS_UNDER_WAY, Order
 from graft._uploads import Data, OnProgress, Unlabelled, Upload, Uploadable
 from graft._watch import Watch
 from graft.errors import DeadlineExceeded, Unavailable
 from graft.retry import RetryPolicy
 from graft.types import (
-    BackboneCandidate,
     BackboneRanking,
     Dataset,
     FineTuneOptions,
@@ -35,6 +34,7 @@ from graft.types import (
     JobEvent,
     Model,
     Prediction,
+    PretrainedBackbone,
     Rollback,
     ServerPath,
     Version,
@@ -126,14 +126,14 @@ class AsyncClient:
         self,
         data: Data,
         *,
-        candidates: Iterable[str | BackboneCandidate] = (),
+        backbones: Iterable[str | PretrainedBackbone] = (),
         time_budget_s: float | None = None,
         seed: int | None = None,
         on_upload: OnProgress | None = None,
         timeout_s: float | None = None,
     ) -> BackboneRanking:
         """As `Client.rank_backbones`."""
-        given = list(candidates) if not isinstance(candidates, str) else [candidates]
+        given = list(backbones) if not isinstance(backbones, str) else [backbones]
         # Bad options are found out before anything is uploaded.
         _calls.rank_backbones("", given, time_budget_s, seed)
         source = await self._sent(await asyncio.to_thread(_uploads.stored, data, on_upload))
@@ -186,7 +186,7 @@ class AsyncClient:
 
     async def predict(
         self,
-        pictures: PictureLike | Iterable[PictureLike],
+        images: ImageLike | Iterable[ImageLike],
         model: str,
         *,
         version: int | None = None,
@@ -197,7 +197,7 @@ class AsyncClient:
     ) -> list[Prediction]:
         """As `Client.predict`; an iterable is read on a worker thread."""
         requests = predict_requests(
-            pictures, model, version, alias, top_k=top_k, include_features=include_features
+            images, model, version, alias, top_k=top_k, include_features=include_features
         )
         return [
             prediction
@@ -207,7 +207,7 @@ class AsyncClient:
 
     async def predict_stream(
         self,
-        pictures: Iterable[PictureLike],
+        images: Iterable[ImageLike],
         model: str,
         *,
         version: int | None = None,
@@ -218,13 +218,13 @@ class AsyncClient:
     ) -> AsyncIterator[Prediction]:
         """As `Client.predict_stream`; an iterable is read on a worker thread."""
         requests = predict_requests(
-            pictures,
+            images,
             model,
             version,
             alias,
             top_k=top_k,
             include_features=include_features,
-            max_pictures=PICTURES_A_REQUEST,
+            max_images=IMAGES_A_REQUEST,
         )
         order, room = Order(), asyncio.Semaphore(REQUESTS_UNDER_WAY)
 

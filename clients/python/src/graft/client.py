@@ -18,16 +18,15 @@ import grpc
 from graft import _calls, _channel, _requests, _rpcs, _uploads
 from graft._channel import PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
 from graft._export import whole_file
+from graft._images import ImageLike, predict_requests
 from graft._jobs import JobHandle
-from graft._order import PICTURES_A_REQUEST, REQUESTS_UNDER_WAY, Order
-from graft._pictures import PictureLike, predict_requests
+from graft._order import IMAGES_A_REQUEST, REQUESTS_UNDER_WAY, Order
 from graft._sync import Transport
 from graft._uploads import Data, OnProgress, Unlabelled, Upload, Uploadable
 from graft._watch import Watch
 from graft.errors import DeadlineExceeded, Unavailable
 from graft.retry import RetryPolicy
 from graft.types import (
-    BackboneCandidate,
     BackboneRanking,
     Dataset,
     FineTuneOptions,
@@ -35,6 +34,7 @@ from graft.types import (
     JobEvent,
     Model,
     Prediction,
+    PretrainedBackbone,
     Rollback,
     ServerPath,
     Version,
@@ -100,7 +100,7 @@ class Client:
         """Starts a job that makes a version of the model `name`; uploads `data` where needed.
 
         `data` is a folder with a folder per class, an archive of one, pairs of a
-        label and a picture, a `Dataset` or its id, or a `ServerPath`. The options
+        label and an image, a `Dataset` or its id, or a `ServerPath`. The options
         are `FineTuneOptions`. The target of a domain adaptation is uploaded too.
         """
         # Bad options are found out before anything is uploaded.
@@ -140,7 +140,7 @@ class Client:
         self,
         data: Data,
         *,
-        candidates: Iterable[str | BackboneCandidate] = (),
+        backbones: Iterable[str | PretrainedBackbone] = (),
         time_budget_s: float | None = None,
         seed: int | None = None,
         on_upload: OnProgress | None = None,
@@ -148,11 +148,11 @@ class Client:
     ) -> BackboneRanking:
         """Says which backbone to start from; `data` is as in `fine_tune`.
 
-        Candidates are names of backbones, "NAME:WEIGHTS", or `BackboneCandidate`s;
+        Backbones are names, "NAME:WEIGHTS", or `PretrainedBackbone`s;
         none means all whose weights the server has. Waits two minutes longer than
         the time budget (the server's is 60 s) unless `timeout_s` says otherwise.
         """
-        given = list(candidates) if not isinstance(candidates, str) else [candidates]
+        given = list(backbones) if not isinstance(backbones, str) else [backbones]
         # Bad options are found out before anything is uploaded.
         _calls.rank_backbones("", given, time_budget_s, seed)
         source = self._sent(_uploads.stored(data, on_upload))
@@ -170,7 +170,7 @@ class Client:
         on_progress: OnProgress | None = None,
         timeout_s: float = TRANSFER_TIMEOUT_S,
     ) -> Dataset:
-        """Stores a folder, an archive or labelled pictures; the same ones get the same id.
+        """Stores a folder, an archive or labelled images; the same ones get the same id.
 
         With `is_unlabelled` they have no classes, and are the target of a domain
         adaptation.
@@ -179,7 +179,7 @@ class Client:
         return self._upload(upload, timeout_s)
 
     def _sent(self, source: str | ServerPath | Upload) -> str | ServerPath:
-        """Where the pictures are on the server, after their upload where there is one."""
+        """Where the images are on the server, after their upload where there is one."""
         if isinstance(source, Upload):
             return self._upload(source, TRANSFER_TIMEOUT_S).dataset_id
         return source
@@ -200,14 +200,14 @@ class Client:
         return self._transport.pages(_calls.list_datasets)
 
     def delete_dataset(self, dataset_id: str) -> None:
-        """Deletes a dataset and its pictures."""
+        """Deletes a dataset and its images."""
         self._transport.unary(_calls.delete_dataset(dataset_id))
 
     # Prediction
 
     def predict(
         self,
-        pictures: PictureLike | Iterable[PictureLike],
+        images: ImageLike | Iterable[ImageLike],
         model: str,
         *,
         version: int | None = None,
@@ -216,14 +216,14 @@ class Client:
         include_features: bool = False,
         timeout_s: float | None = None,
     ) -> list[Prediction]:
-        """Classifies one picture or many; one `Prediction` for each, in their order.
+        """Classifies one image or many; one `Prediction` for each, in their order.
 
         What is too much for one call is sent in several, and `timeout_s` is for
-        each. A picture that the service cannot read has its error in its
+        each. An image that the service cannot read has its error in its
         `Prediction`.
         """
         requests = predict_requests(
-            pictures, model, version, alias, top_k=top_k, include_features=include_features
+            images, model, version, alias, top_k=top_k, include_features=include_features
         )
         return [
             prediction
@@ -233,7 +233,7 @@ class Client:
 
     def predict_stream(
         self,
-        pictures: Iterable[PictureLike],
+        images: Iterable[ImageLike],
         model: str,
         *,
         version: int | None = None,
@@ -242,20 +242,20 @@ class Client:
         include_features: bool = False,
         timeout_s: float = TRANSFER_TIMEOUT_S,
     ) -> Iterator[Prediction]:
-        """Classifies any number of pictures over one stream, reading them as answers come.
+        """Classifies any number of images over one stream, reading them as answers come.
 
-        At most a few hundred pictures are under way. Predictions come in the
-        pictures' order; where a whole request failed, each of its pictures has
+        At most a few hundred images are under way. Predictions come in the
+        images' order; where a whole request failed, each of its images has
         its error.
         """
         requests = predict_requests(
-            pictures,
+            images,
             model,
             version,
             alias,
             top_k=top_k,
             include_features=include_features,
-            max_pictures=PICTURES_A_REQUEST,
+            max_images=IMAGES_A_REQUEST,
         )
         order, room, left = Order(), threading.Semaphore(REQUESTS_UNDER_WAY), threading.Event()
 

@@ -11,7 +11,6 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from graft._options import (
-    BackboneCandidate,
     Baseline,
     BaseVersion,
     Device,
@@ -21,13 +20,13 @@ from graft._options import (
     Gate,
     Method,
     ModelBased,
+    PretrainedBackbone,
     ServerPath,
     Technique,
 )
 from graft.errors import GraftError
 
 __all__ = [
-    "BackboneCandidate",
     "BackboneRanking",
     "BaseVersion",
     "Baseline",
@@ -53,6 +52,7 @@ __all__ = [
     "Note",
     "Parity",
     "Prediction",
+    "PretrainedBackbone",
     "Progress",
     "RankedBackbone",
     "RejectedFile",
@@ -125,7 +125,7 @@ class EpochMetrics:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """How many pictures a class has; all count as `train` where no split is named."""
+    """How many images a class has; all count as `train` where no split is named."""
 
     label: str
     train: int
@@ -196,7 +196,7 @@ class JobRequest:
     """What a job was asked for."""
 
     data: str | ServerPath
-    """The id of a dataset, or where the pictures lie on the server."""
+    """The id of a dataset, or where the images lie on the server."""
     backbone: str
     weights: str
     method: Method
@@ -235,7 +235,7 @@ class Job:
 
 @dataclass(frozen=True)
 class RankedBackbone:
-    """How well a backbone's features fit the pictures, and what it costs."""
+    """How well a backbone's features fit the images, and what it costs."""
 
     backbone: str
     weights: str
@@ -244,9 +244,9 @@ class RankedBackbone:
     log_me: float | None
     h_score: float | None
     leep: float | None
-    """None also where the pretrained classifier is not at hand."""
-    picture_ms: float | None
-    """A picture when served there, one at a time, decoding included."""
+    """None also where the pretrained classifier is not available."""
+    image_ms: float | None
+    """An image when served there, one at a time, decoding included."""
     feature_dim: int
     problem: str
     """Why it was not scored; empty when it was."""
@@ -259,13 +259,13 @@ class BackboneRanking:
     backbones: tuple[RankedBackbone, ...]
     explanation: str
     """Why the first is first, for people."""
-    picture_count: int
-    """How many pictures were scored on."""
+    image_count: int
+    """How many images were scored on."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A stored set of pictures. Never changes."""
+    """A stored set of images. Never changes."""
 
     dataset_id: str
     display_name: str
@@ -273,7 +273,7 @@ class Dataset:
     create_time: datetime | None
     size_bytes: int
     classes: tuple[ClassCount, ...]
-    picture_count: int
+    image_count: int
     rejected: tuple[RejectedFile, ...]
     rejected_count: int
     has_validation_split: bool
@@ -300,7 +300,7 @@ class Parity:
 
     max_difference: float
     top1_agreement: float
-    picture_count: int
+    image_count: int
 
 
 @dataclass(frozen=True)
@@ -368,9 +368,9 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What became of one picture: scores, or the error that it failed with.
+    """What became of one image: scores, or the error that it failed with.
 
-    `label` and `probability` are the best class's; for a picture that failed
+    `label` and `probability` are the best class's; for an image that failed
     they raise its error, so that a failure cannot pass for an answer.
     """
 
@@ -382,7 +382,7 @@ class Prediction:
     """The backbone's features, where asked for."""
     error: GraftError | None = None
     out_of_distribution_score: float | None = None
-    """How unlike the training pictures it is: 19 of 20 of their kind lie below 1. None for
+    """How unlike the training images it is: 19 of 20 of their kind lie below 1. None for
     versions that were made without it."""
     is_out_of_distribution: bool = False
     """Whether that score is above 1: the probabilities mean little then."""

@@ -1,6 +1,6 @@
 """The `graft` command: everything that the service does, from a shell.
 
-Exit codes: 0 well, 1 the service refused or could not be reached (or a picture
+Exit codes: 0 well, 1 the service refused or could not be reached (or an image
 could not be read), 2 wrong usage, 3 a job failed or was cancelled, 130
 interrupted. Errors are one line on standard error. The only reader of the
 client's environment: GRAFT_SERVER and GRAFT_TOKEN.

@@ -11,7 +11,7 @@ from graft.types import Dataset
 
 def add(commands: Any) -> None:
     """The commands and their options."""
-    datasets = commands.group("datasets", "Keep pictures on the server", run_list)
+    datasets = commands.group("datasets", "Keep images on the server", run_list)
     datasets.add("list", "Datasets, newest first", run_list)
     datasets.add("get", "Describe one dataset", run_get).add_argument("dataset_id", metavar="ID")
     upload = datasets.add("upload", "Store a folder or an archive", run_upload)
@@ -20,15 +20,15 @@ def add(commands: Any) -> None:
     upload.add_argument(
         "--unlabelled",
         action="store_true",
-        help="pictures at any depth, without classes: the target of a domain adaptation",
+        help="images at any depth, without classes: the target of a domain adaptation",
     )
-    delete = datasets.add("delete", "Delete a dataset and its pictures", run_delete)
+    delete = datasets.add("delete", "Delete a dataset and its images", run_delete)
     delete.add_argument("dataset_id", metavar="ID")
 
 
 def run_list(client: Client, _arguments: argparse.Namespace, output: Output) -> int:
     """Lists datasets."""
-    columns = ["dataset", "name", "pictures", "classes", "MiB", "created"]
+    columns = ["dataset", "name", "images", "classes", "MiB", "created"]
     output.items(client.list_datasets(), columns, _row)
     return 0
 
@@ -37,7 +37,7 @@ def _row(dataset: Dataset) -> list[object]:
     return [
         dataset.dataset_id,
         dataset.display_name or None,
-        dataset.picture_count,
+        dataset.image_count,
         "unlabelled" if dataset.is_unlabelled else len(dataset.classes),
         dataset.size_bytes / 2**20,
         dataset.create_time,

@@ -1,4 +1,4 @@
-"""`graft finetune`: from a folder of pictures to a served model, with a bar in between."""
+"""`graft finetune`: from a folder of images to a served model, with a bar in between."""
 
 import argparse
 from typing import Any
@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
     """The command and its options."""
     parser = commands.add(
         "finetune",
-        "Make a model, or a version of one, from labelled pictures",
+        "Make a model, or a version of one, from labelled images",
         run,
         epilog="Ctrl-C stops watching; the job goes on. `graft jobs cancel` ends it.",
     )
@@ -53,7 +53,7 @@ def add(commands: Any) -> None:
         "--augmented-views",
         type=int,
         metavar="N",
-        help="of feature-based: changed copies of each picture to learn from, 0 to 16",
+        help="of feature-based: changed copies of each image to learn from, 0 to 16",
     )
     _add_adaptation(parser.add_argument_group("domain adaptation"))
     parser.add_argument("--epochs", type=int)
@@ -76,7 +76,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--base",
         metavar="VERSION",
-        help="learn from this version's pictures too: a number or an alias of the same model, or "
+        help="learn from this version's images too: a number or an alias of the same model, or "
         "MODEL:VERSION or MODEL@ALIAS",
     )
     parser.add_argument(
@@ -103,7 +103,7 @@ def _add_adaptation(group: Any) -> None:
     group.add_argument(
         "--target",
         metavar="DATA",
-        help="pictures of the domain to adapt to, at any depth; given as DATA is",
+        help="images of the domain to adapt to, at any depth; given as DATA is",
     )
     group.add_argument(
         "--technique",
@@ -127,8 +127,8 @@ def _add_adaptation(group: Any) -> None:
 
 def _add_gate(group: Any) -> None:
     group.add_argument("--min-accuracy", type=float, metavar="A", help="0 to 1, on validation")
-    group.add_argument("--not-worse-than", metavar="ALIAS", help="on the same validation pictures")
-    group.add_argument("--max-latency-ms", type=float, metavar="MS", help="of one picture")
+    group.add_argument("--not-worse-than", metavar="ALIAS", help="on the same validation images")
+    group.add_argument("--max-latency-ms", type=float, metavar="MS", help="of one image")
     group.add_argument(
         "--gate-alias", metavar="ALIAS", help="moves to the version when it passes, beside latest"
     )
@@ -177,14 +177,14 @@ def _tell(version: Version, output: Output) -> None:
     """What can be done with the version; of a candidate, why it is one."""
     model, number = version.model, version.version
     if not version.is_candidate:
-        output.line(f"Try it: graft predict {model} PICTURE")
+        output.line(f"Try it: graft predict {model} IMAGE")
         return
     output.line(f"{model} version {number} did not pass its gate and is kept as a candidate:")
     for check in version.gate_checks:
         if not check.passed:
             output.line(f"- {check.detail}")
     output.line(
-        f"Try it: graft predict {model}:{number} PICTURE - publish it all the same: graft promote "
+        f"Try it: graft predict {model}:{number} IMAGE - publish it all the same: graft promote "
         f"{model} {number}"
     )
 

@@ -1,6 +1,6 @@
 """How the command line names things.
 
-A version: MODEL, MODEL@ALIAS or MODEL:VERSION. Pictures: a path, a dataset's id, server:PATH.
+A version: MODEL, MODEL@ALIAS or MODEL:VERSION. Images: a path, a dataset's id, server:PATH.
 """
 
 from typing import TypedDict
@@ -50,7 +50,7 @@ def base(text: str) -> BaseVersion:
 
 
 def data(text: str) -> str | ServerPath:
-    """Pictures: a path here or a dataset's id, as it is; server:PATH for what lies there."""
+    """Images: a path here or a dataset's id, as it is; server:PATH for what lies there."""
     return ServerPath(text.removeprefix("server:")) if text.startswith("server:") else text
 
 

@@ -10,14 +10,14 @@ from graft.client import Client
 from graft.types import Prediction
 
 _AT_ONCE = 64
-"""Pictures answered before the first of them is shown."""
+"""Images answered before the first of them is shown."""
 
 
 def add(commands: Any) -> None:
     """The commands and their options."""
-    predict = commands.add("predict", "Classify pictures", run)
+    predict = commands.add("predict", "Classify images", run)
     predict.add_argument("model", metavar="MODEL", help=_names.HELP)
-    predict.add_argument("pictures", nargs="+", metavar="PICTURE", help="JPEG, PNG, WebP or BMP")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP or BMP")
     predict.add_argument("--top-k", type=int, default=1, metavar="K", help="classes to show")
     predict.add_argument("--features", action="store_true", help="with --json: the features too")
     health = commands.add("health", "Say whether the server serves", run_health)
@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
 
 
 def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
-    """Classifies the pictures; 1 when one of them could not be."""
+    """Classifies the images; 1 when one of them could not be."""
     answers = list(_answers(client, arguments, output))
     if not output.is_json:
         rows = [
@@ -39,9 +39,9 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
             for rank, score in enumerate(prediction.scores)
         ]
         if any(mark for *_, mark in rows):
-            output.table(["picture", "class", "probability", ""], rows)
+            output.table(["image", "class", "probability", ""], rows)
         elif rows:
-            output.table(["picture", "class", "probability"], [row[:3] for row in rows])
+            output.table(["image", "class", "probability"], [row[:3] for row in rows])
     failed = [(path, p.error) for path, p in answers if p.error is not None]
     for path, error in failed:
         complain(f"{path}: {error.message} [{error.reason}]", 1)
@@ -52,8 +52,8 @@ def _answers(
     client: Client, arguments: argparse.Namespace, output: Output
 ) -> Iterator[tuple[str, Prediction]]:
     model, which = _names.parse(arguments.model)
-    for start in range(0, len(arguments.pictures), _AT_ONCE):
-        paths = arguments.pictures[start : start + _AT_ONCE]
+    for start in range(0, len(arguments.images), _AT_ONCE):
+        paths = arguments.images[start : start + _AT_ONCE]
         predictions = client.predict(
             paths,
             model,
@@ -68,15 +68,15 @@ def _answers(
 
 
 def _mark(prediction: Prediction) -> str:
-    """What to know of a picture that is unlike those that were learned from."""
+    """What to know of an image that is unlike those that were learned from."""
     if not prediction.is_out_of_distribution:
         return ""
-    return f"unlike the training pictures ({prediction.out_of_distribution_score:.1f})"
+    return f"unlike the training images ({prediction.out_of_distribution_score:.1f})"
 
 
 def _as_json(path: str, prediction: Prediction, *, with_features: bool) -> dict[str, Any]:
     value: dict[str, Any] = {
-        "picture": path,
+        "image": path,
         "model": prediction.model,
         "version": prediction.version,
     }

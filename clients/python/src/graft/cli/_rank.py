@@ -9,7 +9,7 @@ from graft.cli._watching import Watching
 from graft.client import Client
 from graft.types import RankedBackbone
 
-_COLUMNS = ["backbone", "weights", "LogME", "H-score", "LEEP", "ms a picture", "features"]
+_COLUMNS = ["backbone", "weights", "LogME", "H-score", "LEEP", "ms an image", "features"]
 
 
 def add(commands: Any) -> None:
@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME[:WEIGHTS]",
-        help="a candidate, repeatable; default: all whose weights the server has",
+        help="a backbone, repeatable; default: all whose weights the server has",
     )
     parser.add_argument(
         "--time-budget", dest="time_budget_s", type=float, metavar="S", help="default: 60"
@@ -34,7 +34,7 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     with Watching(output) as watching:
         ranking = client.rank_backbones(
             _names.data(arguments.data),
-            candidates=arguments.backbone,
+            backbones=arguments.backbone,
             time_budget_s=arguments.time_budget_s,
             seed=arguments.seed,
             on_upload=watching.uploaded,
@@ -56,6 +56,6 @@ def _row(ranked: RankedBackbone) -> list[object]:
         ranked.weights or None,
         *(None if score is None else f"{score:.3f}"
           for score in (ranked.log_me, ranked.h_score, ranked.leep)),
-        None if ranked.picture_ms is None else f"{ranked.picture_ms:.3g}",
+        None if ranked.image_ms is None else f"{ranked.image_ms:.3g}",
         ranked.feature_dim or None,
     ]  # fmt: skip

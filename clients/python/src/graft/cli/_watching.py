@@ -100,15 +100,15 @@ def describe(payload: types.EventPayload) -> str:
                 f"accuracy {payload.validation_accuracy:.1%}, {_clock(payload.eta_s)} left"
             )
         case types.DataSummary():
-            pictures = sum(c.train + c.validation for c in payload.classes)
+            images = sum(c.train + c.validation for c in payload.classes)
             out = f", {payload.rejected_count} files left out" if payload.rejected_count else ""
-            text = f"{pictures} pictures of {len(payload.classes)} classes{out}"
+            text = f"{images} images of {len(payload.classes)} classes{out}"
         case types.Note():
             text = f"{payload.level}: {payload.text}"
         case types.VersionPublished():
             text = (
                 f"{payload.model} version {payload.version}: {payload.validation_accuracy:.1%} of "
-                f"{payload.validation_count} validation pictures right"
+                f"{payload.validation_count} validation images right"
             )
             if payload.is_candidate:
                 text += "; kept as a candidate"

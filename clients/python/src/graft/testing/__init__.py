@@ -9,7 +9,7 @@ you script, gates fail where you say so. Nothing is trained. It ends with `stop`
         ...
 """
 
-from graft.testing._prediction import Answer, Predict, SentPicture
+from graft.testing._prediction import Answer, Predict, SentImage
 from graft.testing._script import (
     DEFAULT_SCRIPT,
     cancelled,
@@ -31,7 +31,7 @@ __all__ = [
     "FakeGraft",
     "Predict",
     "Recorded",
-    "SentPicture",
+    "SentImage",
     "cancelled",
     "data",
     "epoch",

@@ -1,4 +1,4 @@
-"""DatasetService, in memory: archives are unpacked and counted, pictures are not decoded."""
+"""DatasetService, in memory: archives are unpacked and counted, images are not decoded."""
 
 # ruff: noqa: ARG002, N802 - a servicer has gRPC's names and takes what gRPC gives
 
@@ -18,7 +18,7 @@ from graft.testing._refusals import page, refuse
 from graft.v1 import dataset_pb2 as pb
 from graft.v1 import dataset_pb2_grpc
 
-Picture = tuple[str, str, bytes]
+Image = tuple[str, str, bytes]
 """Split ("", "train" or "val"), class, bytes."""
 
 _SPLITS = {pb.SPLIT_UNSPECIFIED: "", pb.SPLIT_TRAIN: "train", pb.SPLIT_VALIDATION: "val"}
@@ -30,7 +30,7 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._datasets: dict[str, pb.Dataset] = {}
-        self.pictures: dict[str, list[Picture]] = {}
+        self.images: dict[str, list[Image]] = {}
         """What was uploaded, by dataset id."""
 
     def get(self, dataset_id: str, field: str = "dataset_id") -> pb.Dataset:
@@ -57,7 +57,7 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
         self, request_iterator: Iterator[pb.UploadDatasetRequest], context: Any
     ) -> pb.UploadDatasetResponse:
         header, archive, is_whole = pb.UploadDatasetHeader(), io.BytesIO(), False
-        pictures: list[Picture] = []
+        images: list[Image] = []
         for index, message in enumerate(request_iterator):
             part = message.WhichOneof("part")
             if (part == "header") != (index == 0):
@@ -66,38 +66,38 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
                 header = message.header
             elif part == "archive_chunk":
                 archive.write(message.archive_chunk)
-            elif part == "picture":
-                picture = message.picture
-                pictures.append((_SPLITS[picture.split], picture.label, picture.content))
+            elif part == "image":
+                image = message.image
+                images.append((_SPLITS[image.split], image.label, image.content))
             elif part == "end":
                 is_whole = message.end.message_count == index - 1
         if not is_whole:
             raise _invalid("the upload was cut off: it ended without the `end` that fits")
         if archive.tell():
-            pictures = _unpack(archive.getvalue(), header.is_unlabelled)
-        return pb.UploadDatasetResponse(dataset=self._store(header, pictures))
+            images = _unpack(archive.getvalue(), header.is_unlabelled)
+        return pb.UploadDatasetResponse(dataset=self._store(header, images))
 
-    def _store(self, header: pb.UploadDatasetHeader, pictures: list[Picture]) -> pb.Dataset:
+    def _store(self, header: pb.UploadDatasetHeader, images: list[Image]) -> pb.Dataset:
         # The labels of an unlabelled dataset are to measure with: they are no classes.
-        named = [] if header.is_unlabelled else pictures
+        named = [] if header.is_unlabelled else images
         counts = Counter((label, split == "val") for split, label, _ in named if label)
         labels = sorted({label for label, _ in counts})
-        if not pictures:
-            raise refuse(InvalidArgument, Reason.DATASET_UNUSABLE, "there are no pictures")
+        if not images:
+            raise refuse(InvalidArgument, Reason.DATASET_UNUSABLE, "there are no images")
         if len(labels) < 2 and not header.is_unlabelled:
             raise refuse(
                 InvalidArgument,
                 Reason.DATASET_UNUSABLE,
-                f"the pictures are of {len(labels)} classes: two or more are needed",
+                f"the images are of {len(labels)} classes: two or more are needed",
             )
-        lines = sorted(f"{s}\0{label}\0{hashlib.sha256(d).hexdigest()}" for s, label, d in pictures)
+        lines = sorted(f"{s}\0{label}\0{hashlib.sha256(d).hexdigest()}" for s, label, d in images)
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         dataset = pb.Dataset(
             dataset_id=f"ds-{digest[:16]}",
             display_name=header.display_name,
             digest=digest,
             create_time=now(),
-            size_bytes=sum(len(d) for _, _, d in pictures),
+            size_bytes=sum(len(d) for _, _, d in images),
             classes=[
                 pb.ClassCount(
                     label=label,
@@ -106,12 +106,12 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
                 )
                 for label in labels
             ],
-            picture_count=len(pictures),
-            has_validation_split=any(split for split, _, _ in pictures),
+            image_count=len(images),
+            has_validation_split=any(split for split, _, _ in images),
             is_unlabelled=header.is_unlabelled,
         )
         with self._lock:
-            self.pictures[dataset.dataset_id] = pictures
+            self.images[dataset.dataset_id] = images
             return self._datasets.setdefault(dataset.dataset_id, dataset)
 
     def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.GetDatasetResponse:
@@ -130,11 +130,11 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
     ) -> pb.DeleteDatasetResponse:
         self.get(request.dataset_id)
         with self._lock:
-            del self._datasets[request.dataset_id], self.pictures[request.dataset_id]
+            del self._datasets[request.dataset_id], self.images[request.dataset_id]
         return pb.DeleteDatasetResponse()
 
 
-def _unpack(archive: bytes, is_unlabelled: bool) -> list[Picture]:
+def _unpack(archive: bytes, is_unlabelled: bool) -> list[Image]:
     try:
         if zipfile.is_zipfile(io.BytesIO(archive)):
             with zipfile.ZipFile(io.BytesIO(archive)) as zipped:

@@ -117,7 +117,7 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 raise refuse(
                     InvalidArgument,
                     Reason.INVALID_FIELD,
-                    "domain_adaptation names no target: give its pictures",
+                    "domain_adaptation names no target: give its images",
                     "domain_adaptation.target",
                 )
             if adaptation.WhichOneof("target") == "target_dataset_id":
@@ -170,26 +170,26 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
     def RankBackbones(
         self, request: pb.RankBackbonesRequest, context: Any
     ) -> pb.RankBackbonesResponse:
-        """The candidates in the order in which they were named; none means one."""
+        """The backbones in the order in which they were named; none means one."""
         count = 10
         if request.WhichOneof("data") == "dataset_id":
-            count = self._datasets.labelled(request.dataset_id).picture_count
-        named = list(request.candidates) or [pb.BackboneCandidate(backbone="efficientnet_lite0")]
+            count = self._datasets.labelled(request.dataset_id).image_count
+        named = list(request.backbones) or [pb.PretrainedBackbone(backbone="efficientnet_lite0")]
         return pb.RankBackbonesResponse(
             backbones=[
                 pb.RankedBackbone(
-                    backbone=candidate.backbone,
-                    weights=candidate.weights or "fake",
+                    backbone=pretrained.backbone,
+                    weights=pretrained.weights or "fake",
                     score=-0.1 * place,
                     log_me=-0.1 * place,
                     h_score=1 / place,
-                    picture_ms=5.0 * place,
+                    image_ms=5.0 * place,
                     feature_dim=1280,
                 )
-                for place, candidate in enumerate(named, 1)
+                for place, pretrained in enumerate(named, 1)
             ],
             explanation=f"{named[0].backbone} was named first.",
-            picture_count=count,
+            image_count=count,
         )
 
     def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:

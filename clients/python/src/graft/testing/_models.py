@@ -73,7 +73,7 @@ class Models(model_pb2_grpc.ModelServiceServicer):
                 validation_accuracy=accuracy,
                 validation_count=count,
                 dataset_digest=digest,
-                parity=pb.Parity(max_difference=1e-6, top1_agreement=1.0, picture_count=count),
+                parity=pb.Parity(max_difference=1e-6, top1_agreement=1.0, image_count=count),
                 training_time=Duration(seconds=1),
                 labels=labels or {},
                 manifest_json=json.dumps({"format": 1, "model": name, "classes": list(classes)}),

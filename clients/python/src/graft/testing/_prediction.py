@@ -13,14 +13,14 @@ from graft.testing._refusals import refuse, to_status
 from graft.v1 import prediction_pb2 as pb
 from graft.v1 import prediction_pb2_grpc
 
-MAX_PICTURES = 256
+MAX_IMAGES = 256
 FEATURES = 4
 """How many the fake backbone gives."""
 
 
 @dataclass(frozen=True)
-class SentPicture:
-    """A picture as it arrived: a file's bytes, or pixels with their shape and type."""
+class SentImage:
+    """An image as it arrived: a file's bytes, or pixels with their shape and type."""
 
     data: bytes
     shape: tuple[int, ...] = ()
@@ -31,16 +31,16 @@ class SentPicture:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is said of a picture: probabilities by class, and how unlike the training it is."""
+    """What is said of an image: probabilities by class, and how unlike the training it is."""
 
     probabilities: Mapping[str, float]
     out_of_distribution_score: float | None = None
     """Above 1 means out of distribution."""
 
 
-Predict = Callable[[str, SentPicture], Mapping[str, float] | Answer]
-"""From a model's name and a picture to probabilities by class, or an `Answer`; a GraftError that
-it raises becomes the picture's own error."""
+Predict = Callable[[str, SentImage], Mapping[str, float] | Answer]
+"""From a model's name and an image to probabilities by class, or an `Answer`; a GraftError that
+it raises becomes the image's own error."""
 
 
 class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
@@ -52,19 +52,18 @@ class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
 
     def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
         version = self._models.resolve(request)
-        if not 1 <= len(request.pictures) <= MAX_PICTURES:
+        if not 1 <= len(request.images) <= MAX_IMAGES:
             raise refuse(
                 InvalidArgument,
                 Reason.INVALID_FIELD,
-                f"the request holds {len(request.pictures)} pictures; it may hold 1 to "
-                f"{MAX_PICTURES}",
-                "pictures",
+                f"the request holds {len(request.images)} images; it may hold 1 to {MAX_IMAGES}",
+                "images",
             )
         classes = list(version.classes)
         return pb.PredictResponse(
             model=version.model,
             version=version.version,
-            results=[self._result(request, classes, picture) for picture in request.pictures],
+            results=[self._result(request, classes, image) for image in request.images],
         )
 
     def PredictStream(
@@ -90,17 +89,17 @@ class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
         return pb.PredictStreamResponse(id=item.id, response=response)
 
     def _result(
-        self, request: pb.PredictRequest, classes: list[str], picture: pb.Picture
-    ) -> pb.PictureResult:
-        sent = _sent(picture)
+        self, request: pb.PredictRequest, classes: list[str], image: pb.Image
+    ) -> pb.ImageResult:
+        sent = _sent(image)
         try:
             answer = self._answered(request.model, classes, sent)
         except GraftError as error:
-            return pb.PictureResult(error=to_status(error))
+            return pb.ImageResult(error=to_status(error))
         shares, score = answer.probabilities, answer.out_of_distribution_score
         best = sorted(shares.items(), key=lambda item: -item[1])[: request.top_k or 1]
         features = [float(byte) for byte in sent.data[:FEATURES].ljust(FEATURES, b"\0")]
-        return pb.PictureResult(
+        return pb.ImageResult(
             classification=pb.Classification(
                 scores=[
                     pb.ClassScore(label=label, probability=share, class_index=classes.index(label))
@@ -112,20 +111,20 @@ class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
             )
         )
 
-    def _answered(self, model: str, classes: list[str], sent: SentPicture) -> Answer:
+    def _answered(self, model: str, classes: list[str], sent: SentImage) -> Answer:
         if self.predict is not None:
             said = self.predict(model, sent)
             return said if isinstance(said, Answer) else Answer(said)
         if not sent.data:
-            raise refuse(InvalidArgument, Reason.PICTURE_UNREADABLE, "the picture is empty")
+            raise refuse(InvalidArgument, Reason.IMAGE_UNREADABLE, "the image is empty")
         best = zlib.crc32(sent.data) % len(classes)
         rest = 0.1 / max(1, len(classes) - 1)
         return Answer({label: 0.9 if i == best else rest for i, label in enumerate(classes)}, 0.5)
 
 
-def _sent(picture: pb.Picture) -> SentPicture:
-    if picture.WhichOneof("content") == "encoded":
-        return SentPicture(picture.encoded)
-    tensor = picture.tensor
+def _sent(image: pb.Image) -> SentImage:
+    if image.WhichOneof("content") == "encoded":
+        return SentImage(image.encoded)
+    tensor = image.tensor
     dtype = "uint8" if tensor.data_type == pb.DATA_TYPE_UINT8 else "float32"
-    return SentPicture(tensor.data, tuple(tensor.shape), dtype)
+    return SentImage(tensor.data, tuple(tensor.shape), dtype)

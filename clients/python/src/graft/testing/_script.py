@@ -21,7 +21,7 @@ def requeued() -> pb.JobEvent:
 
 
 def data(classes: Mapping[str, int] | None = None, digest: str = "") -> pb.JobEvent:
-    """The data was read: pictures a class; None means what the job's dataset holds."""
+    """The data was read: images a class; None means what the job's dataset holds."""
     counts = [
         dataset_pb2.ClassCount(label=label, train_count=count)
         for label, count in sorted((classes or {}).items())

@@ -45,7 +45,7 @@ class _Failure:
 class FakeGraft:
     """A Graft server with nothing behind it.
 
-    `predict` answers pictures; `script` is what each job plays at once when it
+    `predict` answers images; `script` is what each job plays at once when it
     is started. Give an empty script and let events happen with `play`.
     """
 
@@ -122,9 +122,9 @@ class FakeGraft:
         """Lets events happen to a job."""
         self._jobs.play(job_id, events)
 
-    def pictures(self, dataset_id: str) -> list[tuple[str, str, bytes]]:
+    def images(self, dataset_id: str) -> list[tuple[str, str, bytes]]:
         """What was uploaded, in its order: split ("", "train", "val"), class, bytes."""
-        return self._datasets.pictures[dataset_id]
+        return self._datasets.images[dataset_id]
 
     def fail(self, method: str, error: GraftError, *, times: int = 1, after: int = 0) -> None:
         """The next calls of a method ("WatchJob") fail; a streamed answer after `after` messages.

@@ -30,7 +30,7 @@ ARCHIVE_FORMAT_TAR: ArchiveFormat
 ARCHIVE_FORMAT_TAR_GZ: ArchiveFormat
 ARCHIVE_FORMAT_ZIP: ArchiveFormat
 
-class LabelledPicture(_message.Message):
+class LabelledImage(_message.Message):
     __slots__ = ("label", "content", "filename", "split")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
@@ -59,16 +59,16 @@ class UploadDatasetEnd(_message.Message):
     def __init__(self, message_count: _Optional[int] = ...) -> None: ...
 
 class UploadDatasetRequest(_message.Message):
-    __slots__ = ("header", "archive_chunk", "picture", "end")
+    __slots__ = ("header", "archive_chunk", "image", "end")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     ARCHIVE_CHUNK_FIELD_NUMBER: _ClassVar[int]
-    PICTURE_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     header: UploadDatasetHeader
     archive_chunk: bytes
-    picture: LabelledPicture
+    image: LabelledImage
     end: UploadDatasetEnd
-    def __init__(self, header: _Optional[_Union[UploadDatasetHeader, _Mapping]] = ..., archive_chunk: _Optional[bytes] = ..., picture: _Optional[_Union[LabelledPicture, _Mapping]] = ..., end: _Optional[_Union[UploadDatasetEnd, _Mapping]] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[UploadDatasetHeader, _Mapping]] = ..., archive_chunk: _Optional[bytes] = ..., image: _Optional[_Union[LabelledImage, _Mapping]] = ..., end: _Optional[_Union[UploadDatasetEnd, _Mapping]] = ...) -> None: ...
 
 class UploadDatasetResponse(_message.Message):
     __slots__ = ("dataset",)
@@ -95,14 +95,14 @@ class RejectedFile(_message.Message):
     def __init__(self, path: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class Dataset(_message.Message):
-    __slots__ = ("dataset_id", "display_name", "digest", "create_time", "size_bytes", "classes", "picture_count", "rejected_files", "rejected_count", "has_validation_split", "is_unlabelled")
+    __slots__ = ("dataset_id", "display_name", "digest", "create_time", "size_bytes", "classes", "image_count", "rejected_files", "rejected_count", "has_validation_split", "is_unlabelled")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
-    PICTURE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
     REJECTED_FILES_FIELD_NUMBER: _ClassVar[int]
     REJECTED_COUNT_FIELD_NUMBER: _ClassVar[int]
     HAS_VALIDATION_SPLIT_FIELD_NUMBER: _ClassVar[int]
@@ -113,12 +113,12 @@ class Dataset(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     size_bytes: int
     classes: _containers.RepeatedCompositeFieldContainer[ClassCount]
-    picture_count: int
+    image_count: int
     rejected_files: _containers.RepeatedCompositeFieldContainer[RejectedFile]
     rejected_count: int
     has_validation_split: bool
     is_unlabelled: bool
-    def __init__(self, dataset_id: _Optional[str] = ..., display_name: _Optional[str] = ..., digest: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassCount, _Mapping]]] = ..., picture_count: _Optional[int] = ..., rejected_files: _Optional[_Iterable[_Union[RejectedFile, _Mapping]]] = ..., rejected_count: _Optional[int] = ..., has_validation_split: _Optional[bool] = ..., is_unlabelled: _Optional[bool] = ...) -> None: ...
+    def __init__(self, dataset_id: _Optional[str] = ..., display_name: _Optional[str] = ..., digest: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassCount, _Mapping]]] = ..., image_count: _Optional[int] = ..., rejected_files: _Optional[_Iterable[_Union[RejectedFile, _Mapping]]] = ..., rejected_count: _Optional[int] = ..., has_validation_split: _Optional[bool] = ..., is_unlabelled: _Optional[bool] = ...) -> None: ...
 
 class GetDatasetRequest(_message.Message):
     __slots__ = ("dataset_id",)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DatasetServiceStub:
-    """Keeps labelled pictures for fine-tuning.
+    """Keeps labelled images for fine-tuning.
     """
 
     def __init__(self, channel):
@@ -58,18 +58,18 @@ class DatasetServiceStub:
 
 
 class DatasetServiceServicer:
-    """Keeps labelled pictures for fine-tuning.
+    """Keeps labelled images for fine-tuning.
     """
 
     def UploadDataset(self, request_iterator, context):
         """Stores a dataset. The client streams one header, then either the bytes of
-        one archive in chunks, or labelled pictures, never both, then one end: an
+        one archive in chunks, or labelled images, never both, then one end: an
         upload without it was cut off, and stores nothing. The archive holds
         a folder per class, or `train/` and `val/` with a folder per class in each;
-        one folder around it all is allowed. The same pictures always get the same
+        one folder around it all is allowed. The same images always get the same
         dataset id, so a retry is harmless.
 
-        Files that are no readable pictures are left out and listed in
+        Files that are no readable images are left out and listed in
         `Dataset.rejected_files`. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
         ARCHIVE_UNREADABLE, DATASET_UNUSABLE, INVALID_FIELD.
         """
@@ -92,7 +92,7 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDataset(self, request, context):
-        """Deletes a dataset and its pictures. Models trained on it stay. Errors:
+        """Deletes a dataset and its images. Models trained on it stay. Errors:
         DATASET_NOT_FOUND, DATASET_IN_USE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -131,7 +131,7 @@ def add_DatasetServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DatasetService:
-    """Keeps labelled pictures for fine-tuning.
+    """Keeps labelled images for fine-tuning.
     """
 
     @staticmethod

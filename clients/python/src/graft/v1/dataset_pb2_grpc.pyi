@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DatasetServiceStub:
-    """Keeps labelled pictures for fine-tuning."""
+    """Keeps labelled images for fine-tuning."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,13 +35,13 @@ class DatasetServiceStub:
     def __new__(cls, channel: _aio.Channel) -> DatasetServiceAsyncStub: ...
     UploadDataset: _grpc.StreamUnaryMultiCallable[_dataset_pb2.UploadDatasetRequest, _dataset_pb2.UploadDatasetResponse]
     """Stores a dataset. The client streams one header, then either the bytes of
-    one archive in chunks, or labelled pictures, never both, then one end: an
+    one archive in chunks, or labelled images, never both, then one end: an
     upload without it was cut off, and stores nothing. The archive holds
     a folder per class, or `train/` and `val/` with a folder per class in each;
-    one folder around it all is allowed. The same pictures always get the same
+    one folder around it all is allowed. The same images always get the same
     dataset id, so a retry is harmless.
 
-    Files that are no readable pictures are left out and listed in
+    Files that are no readable images are left out and listed in
     `Dataset.rejected_files`. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
     ARCHIVE_UNREADABLE, DATASET_UNUSABLE, INVALID_FIELD.
     """
@@ -50,24 +50,24 @@ class DatasetServiceStub:
     ListDatasets: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ListDatasetsRequest, _dataset_pb2.ListDatasetsResponse]
     """Lists datasets, newest first."""
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.DeleteDatasetRequest, _dataset_pb2.DeleteDatasetResponse]
-    """Deletes a dataset and its pictures. Models trained on it stay. Errors:
+    """Deletes a dataset and its images. Models trained on it stay. Errors:
     DATASET_NOT_FOUND, DATASET_IN_USE.
     """
 
 @_typing.type_check_only
 class DatasetServiceAsyncStub(DatasetServiceStub):
-    """Keeps labelled pictures for fine-tuning."""
+    """Keeps labelled images for fine-tuning."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadDataset: _aio.StreamUnaryMultiCallable[_dataset_pb2.UploadDatasetRequest, _dataset_pb2.UploadDatasetResponse]  # type: ignore[assignment]
     """Stores a dataset. The client streams one header, then either the bytes of
-    one archive in chunks, or labelled pictures, never both, then one end: an
+    one archive in chunks, or labelled images, never both, then one end: an
     upload without it was cut off, and stores nothing. The archive holds
     a folder per class, or `train/` and `val/` with a folder per class in each;
-    one folder around it all is allowed. The same pictures always get the same
+    one folder around it all is allowed. The same images always get the same
     dataset id, so a retry is harmless.
 
-    Files that are no readable pictures are left out and listed in
+    Files that are no readable images are left out and listed in
     `Dataset.rejected_files`. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
     ARCHIVE_UNREADABLE, DATASET_UNUSABLE, INVALID_FIELD.
     """
@@ -76,12 +76,12 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     ListDatasets: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ListDatasetsRequest, _dataset_pb2.ListDatasetsResponse]  # type: ignore[assignment]
     """Lists datasets, newest first."""
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.DeleteDatasetRequest, _dataset_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
-    """Deletes a dataset and its pictures. Models trained on it stay. Errors:
+    """Deletes a dataset and its images. Models trained on it stay. Errors:
     DATASET_NOT_FOUND, DATASET_IN_USE.
     """
 
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Keeps labelled pictures for fine-tuning."""
+    """Keeps labelled images for fine-tuning."""
 
     @_abc_1.abstractmethod
     def UploadDataset(
@@ -90,13 +90,13 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.UploadDatasetResponse, _abc.Awaitable[_dataset_pb2.UploadDatasetResponse]]:
         """Stores a dataset. The client streams one header, then either the bytes of
-        one archive in chunks, or labelled pictures, never both, then one end: an
+        one archive in chunks, or labelled images, never both, then one end: an
         upload without it was cut off, and stores nothing. The archive holds
         a folder per class, or `train/` and `val/` with a folder per class in each;
-        one folder around it all is allowed. The same pictures always get the same
+        one folder around it all is allowed. The same images always get the same
         dataset id, so a retry is harmless.
 
-        Files that are no readable pictures are left out and listed in
+        Files that are no readable images are left out and listed in
         `Dataset.rejected_files`. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
         ARCHIVE_UNREADABLE, DATASET_UNUSABLE, INVALID_FIELD.
         """
@@ -123,7 +123,7 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_pb2.DeleteDatasetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.DeleteDatasetResponse, _abc.Awaitable[_dataset_pb2.DeleteDatasetResponse]]:
-        """Deletes a dataset and its pictures. Models trained on it stay. Errors:
+        """Deletes a dataset and its images. Models trained on it stay. Errors:
         DATASET_NOT_FOUND, DATASET_IN_USE.
         """
 

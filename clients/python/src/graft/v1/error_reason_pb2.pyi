@@ -9,8 +9,8 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_UNSPECIFIED: _ClassVar[ErrorReason]
     ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
     ERROR_REASON_INVALID_FIELD: _ClassVar[ErrorReason]
-    ERROR_REASON_PICTURE_UNREADABLE: _ClassVar[ErrorReason]
-    ERROR_REASON_PICTURE_TOO_LARGE: _ClassVar[ErrorReason]
+    ERROR_REASON_IMAGE_UNREADABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_IMAGE_TOO_LARGE: _ClassVar[ErrorReason]
     ERROR_REASON_TENSOR_INVALID: _ClassVar[ErrorReason]
     ERROR_REASON_MODEL_NOT_FOUND: _ClassVar[ErrorReason]
     ERROR_REASON_VERSION_NOT_FOUND: _ClassVar[ErrorReason]
@@ -53,8 +53,8 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INTERNAL: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
-ERROR_REASON_PICTURE_UNREADABLE: ErrorReason
-ERROR_REASON_PICTURE_TOO_LARGE: ErrorReason
+ERROR_REASON_IMAGE_UNREADABLE: ErrorReason
+ERROR_REASON_IMAGE_TOO_LARGE: ErrorReason
 ERROR_REASON_TENSOR_INVALID: ErrorReason
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason
 ERROR_REASON_VERSION_NOT_FOUND: ErrorReason

@@ -99,11 +99,11 @@ class ServerPath(_message.Message):
     path: str
     def __init__(self, path: _Optional[str] = ...) -> None: ...
 
-class InlinePictures(_message.Message):
-    __slots__ = ("pictures",)
-    PICTURES_FIELD_NUMBER: _ClassVar[int]
-    pictures: _containers.RepeatedCompositeFieldContainer[_dataset_pb2.LabelledPicture]
-    def __init__(self, pictures: _Optional[_Iterable[_Union[_dataset_pb2.LabelledPicture, _Mapping]]] = ...) -> None: ...
+class InlineImages(_message.Message):
+    __slots__ = ("images",)
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedCompositeFieldContainer[_dataset_pb2.LabelledImage]
+    def __init__(self, images: _Optional[_Iterable[_Union[_dataset_pb2.LabelledImage, _Mapping]]] = ...) -> None: ...
 
 class FeatureBased(_message.Message):
     __slots__ = ("l2", "augmented_views")
@@ -140,10 +140,10 @@ class ModelBased(_message.Message):
     def __init__(self, recipe: _Optional[_Union[Recipe, str]] = ..., epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., weight_decay: _Optional[float] = ..., label_smoothing: _Optional[float] = ..., train_from_stage: _Optional[str] = ..., freeze_batch_norm: _Optional[bool] = ..., early_stopping_patience: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ...) -> None: ...
 
 class DomainAdaptation(_message.Message):
-    __slots__ = ("target_path", "target_dataset_id", "target_pictures", "technique", "always_adapt", "evaluate_on_target", "epochs", "batch_size", "learning_rate")
+    __slots__ = ("target_path", "target_dataset_id", "target_images", "technique", "always_adapt", "evaluate_on_target", "epochs", "batch_size", "learning_rate")
     TARGET_PATH_FIELD_NUMBER: _ClassVar[int]
     TARGET_DATASET_ID_FIELD_NUMBER: _ClassVar[int]
-    TARGET_PICTURES_FIELD_NUMBER: _ClassVar[int]
+    TARGET_IMAGES_FIELD_NUMBER: _ClassVar[int]
     TECHNIQUE_FIELD_NUMBER: _ClassVar[int]
     ALWAYS_ADAPT_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_ON_TARGET_FIELD_NUMBER: _ClassVar[int]
@@ -152,14 +152,14 @@ class DomainAdaptation(_message.Message):
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     target_path: ServerPath
     target_dataset_id: str
-    target_pictures: InlinePictures
+    target_images: InlineImages
     technique: AdaptationTechnique
     always_adapt: bool
     evaluate_on_target: bool
     epochs: int
     batch_size: int
     learning_rate: float
-    def __init__(self, target_path: _Optional[_Union[ServerPath, _Mapping]] = ..., target_dataset_id: _Optional[str] = ..., target_pictures: _Optional[_Union[InlinePictures, _Mapping]] = ..., technique: _Optional[_Union[AdaptationTechnique, str]] = ..., always_adapt: _Optional[bool] = ..., evaluate_on_target: _Optional[bool] = ..., epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ...) -> None: ...
+    def __init__(self, target_path: _Optional[_Union[ServerPath, _Mapping]] = ..., target_dataset_id: _Optional[str] = ..., target_images: _Optional[_Union[InlineImages, _Mapping]] = ..., technique: _Optional[_Union[AdaptationTechnique, str]] = ..., always_adapt: _Optional[bool] = ..., evaluate_on_target: _Optional[bool] = ..., epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ...) -> None: ...
 
 class Gate(_message.Message):
     __slots__ = ("min_accuracy", "not_worse_than", "max_parity_difference", "max_latency", "alias")
@@ -186,7 +186,7 @@ class BaseVersion(_message.Message):
     def __init__(self, version: _Optional[int] = ..., alias: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class FineTuneRequest(_message.Message):
-    __slots__ = ("model", "server_path", "dataset_id", "inline_pictures", "backbone", "weights", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "labels", "request_id", "baselines", "gate", "base")
+    __slots__ = ("model", "server_path", "dataset_id", "inline_images", "backbone", "weights", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "labels", "request_id", "baselines", "gate", "base")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -197,7 +197,7 @@ class FineTuneRequest(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SERVER_PATH_FIELD_NUMBER: _ClassVar[int]
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
-    INLINE_PICTURES_FIELD_NUMBER: _ClassVar[int]
+    INLINE_IMAGES_FIELD_NUMBER: _ClassVar[int]
     BACKBONE_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     FEATURE_BASED_FIELD_NUMBER: _ClassVar[int]
@@ -215,7 +215,7 @@ class FineTuneRequest(_message.Message):
     model: str
     server_path: ServerPath
     dataset_id: str
-    inline_pictures: InlinePictures
+    inline_images: InlineImages
     backbone: str
     weights: str
     feature_based: FeatureBased
@@ -230,7 +230,7 @@ class FineTuneRequest(_message.Message):
     baselines: _containers.RepeatedScalarFieldContainer[Baseline]
     gate: Gate
     base: BaseVersion
-    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_pictures: _Optional[_Union[InlinePictures, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ...) -> None: ...
 
 class FineTuneResponse(_message.Message):
     __slots__ = ("job",)
@@ -430,7 +430,7 @@ class CancelJobResponse(_message.Message):
     job: Job
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
 
-class BackboneCandidate(_message.Message):
+class PretrainedBackbone(_message.Message):
     __slots__ = ("backbone", "weights")
     BACKBONE_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
@@ -439,30 +439,30 @@ class BackboneCandidate(_message.Message):
     def __init__(self, backbone: _Optional[str] = ..., weights: _Optional[str] = ...) -> None: ...
 
 class RankBackbonesRequest(_message.Message):
-    __slots__ = ("server_path", "dataset_id", "inline_pictures", "candidates", "time_budget", "seed")
+    __slots__ = ("server_path", "dataset_id", "inline_images", "backbones", "time_budget", "seed")
     SERVER_PATH_FIELD_NUMBER: _ClassVar[int]
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
-    INLINE_PICTURES_FIELD_NUMBER: _ClassVar[int]
-    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    INLINE_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    BACKBONES_FIELD_NUMBER: _ClassVar[int]
     TIME_BUDGET_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     server_path: ServerPath
     dataset_id: str
-    inline_pictures: InlinePictures
-    candidates: _containers.RepeatedCompositeFieldContainer[BackboneCandidate]
+    inline_images: InlineImages
+    backbones: _containers.RepeatedCompositeFieldContainer[PretrainedBackbone]
     time_budget: _duration_pb2.Duration
     seed: int
-    def __init__(self, server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_pictures: _Optional[_Union[InlinePictures, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[BackboneCandidate, _Mapping]]] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
+    def __init__(self, server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbones: _Optional[_Iterable[_Union[PretrainedBackbone, _Mapping]]] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class RankedBackbone(_message.Message):
-    __slots__ = ("backbone", "weights", "score", "log_me", "h_score", "leep", "picture_ms", "feature_dim", "problem")
+    __slots__ = ("backbone", "weights", "score", "log_me", "h_score", "leep", "image_ms", "feature_dim", "problem")
     BACKBONE_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     LOG_ME_FIELD_NUMBER: _ClassVar[int]
     H_SCORE_FIELD_NUMBER: _ClassVar[int]
     LEEP_FIELD_NUMBER: _ClassVar[int]
-    PICTURE_MS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_MS_FIELD_NUMBER: _ClassVar[int]
     FEATURE_DIM_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     backbone: str
@@ -471,17 +471,17 @@ class RankedBackbone(_message.Message):
     log_me: float
     h_score: float
     leep: float
-    picture_ms: float
+    image_ms: float
     feature_dim: int
     problem: str
-    def __init__(self, backbone: _Optional[str] = ..., weights: _Optional[str] = ..., score: _Optional[float] = ..., log_me: _Optional[float] = ..., h_score: _Optional[float] = ..., leep: _Optional[float] = ..., picture_ms: _Optional[float] = ..., feature_dim: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...
+    def __init__(self, backbone: _Optional[str] = ..., weights: _Optional[str] = ..., score: _Optional[float] = ..., log_me: _Optional[float] = ..., h_score: _Optional[float] = ..., leep: _Optional[float] = ..., image_ms: _Optional[float] = ..., feature_dim: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class RankBackbonesResponse(_message.Message):
-    __slots__ = ("backbones", "explanation", "picture_count")
+    __slots__ = ("backbones", "explanation", "image_count")
     BACKBONES_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
-    PICTURE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
     backbones: _containers.RepeatedCompositeFieldContainer[RankedBackbone]
     explanation: str
-    picture_count: int
-    def __init__(self, backbones: _Optional[_Iterable[_Union[RankedBackbone, _Mapping]]] = ..., explanation: _Optional[str] = ..., picture_count: _Optional[int] = ...) -> None: ...
+    image_count: int
+    def __init__(self, backbones: _Optional[_Iterable[_Union[RankedBackbone, _Mapping]]] = ..., explanation: _Optional[str] = ..., image_count: _Optional[int] = ...) -> None: ...

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class FineTuningServiceStub:
-    """Makes classifiers from labelled pictures.
+    """Makes classifiers from labelled images.
     """
 
     def __init__(self, channel):
@@ -68,7 +68,7 @@ class FineTuningServiceStub:
 
 
 class FineTuningServiceServicer:
-    """Makes classifiers from labelled pictures.
+    """Makes classifiers from labelled images.
     """
 
     def FineTune(self, request, context):
@@ -116,7 +116,7 @@ class FineTuningServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RankBackbones(self, request, context):
-        """Says which backbone to start from: scores candidates by how well their
+        """Says which backbone to start from: scores backbones by how well their
         frozen features fit the labels, without training any. Takes seconds to a
         minute; give the call a deadline beyond its `time_budget`. Errors:
         INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
@@ -170,7 +170,7 @@ def add_FineTuningServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FineTuningService:
-    """Makes classifiers from labelled pictures.
+    """Makes classifiers from labelled images.
     """
 
     @staticmethod

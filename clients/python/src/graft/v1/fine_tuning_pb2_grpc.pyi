@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class FineTuningServiceStub:
-    """Makes classifiers from labelled pictures."""
+    """Makes classifiers from labelled images."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -56,7 +56,7 @@ class FineTuningServiceStub:
     after, when its trainer has stopped. Errors: JOB_NOT_FOUND, JOB_FINISHED.
     """
     RankBackbones: _grpc.UnaryUnaryMultiCallable[_fine_tuning_pb2.RankBackbonesRequest, _fine_tuning_pb2.RankBackbonesResponse]
-    """Says which backbone to start from: scores candidates by how well their
+    """Says which backbone to start from: scores backbones by how well their
     frozen features fit the labels, without training any. Takes seconds to a
     minute; give the call a deadline beyond its `time_budget`. Errors:
     INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
@@ -67,7 +67,7 @@ class FineTuningServiceStub:
 
 @_typing.type_check_only
 class FineTuningServiceAsyncStub(FineTuningServiceStub):
-    """Makes classifiers from labelled pictures."""
+    """Makes classifiers from labelled images."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     FineTune: _aio.UnaryUnaryMultiCallable[_fine_tuning_pb2.FineTuneRequest, _fine_tuning_pb2.FineTuneResponse]  # type: ignore[assignment]
@@ -93,7 +93,7 @@ class FineTuningServiceAsyncStub(FineTuningServiceStub):
     after, when its trainer has stopped. Errors: JOB_NOT_FOUND, JOB_FINISHED.
     """
     RankBackbones: _aio.UnaryUnaryMultiCallable[_fine_tuning_pb2.RankBackbonesRequest, _fine_tuning_pb2.RankBackbonesResponse]  # type: ignore[assignment]
-    """Says which backbone to start from: scores candidates by how well their
+    """Says which backbone to start from: scores backbones by how well their
     frozen features fit the labels, without training any. Takes seconds to a
     minute; give the call a deadline beyond its `time_budget`. Errors:
     INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
@@ -103,7 +103,7 @@ class FineTuningServiceAsyncStub(FineTuningServiceStub):
     """
 
 class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Makes classifiers from labelled pictures."""
+    """Makes classifiers from labelled images."""
 
     @_abc_1.abstractmethod
     def FineTune(
@@ -163,7 +163,7 @@ class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fine_tuning_pb2.RankBackbonesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fine_tuning_pb2.RankBackbonesResponse, _abc.Awaitable[_fine_tuning_pb2.RankBackbonesResponse]]:
-        """Says which backbone to start from: scores candidates by how well their
+        """Says which backbone to start from: scores backbones by how well their
         frozen features fit the labels, without training any. Takes seconds to a
         minute; give the call a deadline beyond its `time_budget`. Errors:
         INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,

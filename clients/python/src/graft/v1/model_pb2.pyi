@@ -55,14 +55,14 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., aliases: _Optional[_Mapping[str, int]] = ..., version_count: _Optional[int] = ..., falling_back_aliases: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Parity(_message.Message):
-    __slots__ = ("max_difference", "top1_agreement", "picture_count")
+    __slots__ = ("max_difference", "top1_agreement", "image_count")
     MAX_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
     TOP1_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
-    PICTURE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
     max_difference: float
     top1_agreement: float
-    picture_count: int
-    def __init__(self, max_difference: _Optional[float] = ..., top1_agreement: _Optional[float] = ..., picture_count: _Optional[int] = ...) -> None: ...
+    image_count: int
+    def __init__(self, max_difference: _Optional[float] = ..., top1_agreement: _Optional[float] = ..., image_count: _Optional[int] = ...) -> None: ...
 
 class GateCheck(_message.Message):
     __slots__ = ("name", "passed", "value", "bound", "detail")

@@ -190,7 +190,7 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportModel(self, request, context):
-        """Streams one self-contained .onnx file: uint8 pictures [n, 224, 224, 3] in,
+        """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
         probabilities [n, classes] out, with the normalisation and the softmax
         inside and the labels in its metadata (key "labels", a JSON list). Any
         ONNX Runtime can run it. Errors: as GetVersion.

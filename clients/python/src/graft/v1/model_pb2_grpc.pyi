@@ -73,7 +73,7 @@ class ModelServiceStub:
     GetReport: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetReportRequest, _model_pb2.GetReportResponse]
     """The report that training wrote. Errors: as GetVersion."""
     ExportModel: _grpc.UnaryStreamMultiCallable[_model_pb2.ExportModelRequest, _model_pb2.ExportModelResponse]
-    """Streams one self-contained .onnx file: uint8 pictures [n, 224, 224, 3] in,
+    """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
     probabilities [n, classes] out, with the normalisation and the softmax
     inside and the labels in its metadata (key "labels", a JSON list). Any
     ONNX Runtime can run it. Errors: as GetVersion.
@@ -124,7 +124,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     GetReport: _aio.UnaryUnaryMultiCallable[_model_pb2.GetReportRequest, _model_pb2.GetReportResponse]  # type: ignore[assignment]
     """The report that training wrote. Errors: as GetVersion."""
     ExportModel: _aio.UnaryStreamMultiCallable[_model_pb2.ExportModelRequest, _model_pb2.ExportModelResponse]  # type: ignore[assignment]
-    """Streams one self-contained .onnx file: uint8 pictures [n, 224, 224, 3] in,
+    """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
     probabilities [n, classes] out, with the normalisation and the softmax
     inside and the labels in its metadata (key "labels", a JSON list). Any
     ONNX Runtime can run it. Errors: as GetVersion.
@@ -244,7 +244,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.ExportModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_model_pb2.ExportModelResponse], _abc.AsyncIterator[_model_pb2.ExportModelResponse]]:
-        """Streams one self-contained .onnx file: uint8 pictures [n, 224, 224, 3] in,
+        """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
         probabilities [n, classes] out, with the normalisation and the softmax
         inside and the labels in its metadata (key "labels", a JSON list). Any
         ONNX Runtime can run it. Errors: as GetVersion.

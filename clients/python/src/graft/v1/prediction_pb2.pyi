@@ -27,7 +27,7 @@ class Tensor(_message.Message):
     data: bytes
     def __init__(self, data_type: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
-class Picture(_message.Message):
+class Image(_message.Message):
     __slots__ = ("encoded", "tensor")
     ENCODED_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
@@ -36,20 +36,20 @@ class Picture(_message.Message):
     def __init__(self, encoded: _Optional[bytes] = ..., tensor: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("model", "version", "alias", "pictures", "top_k", "include_features")
+    __slots__ = ("model", "version", "alias", "images", "top_k", "include_features")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
-    PICTURES_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_FEATURES_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     alias: str
-    pictures: _containers.RepeatedCompositeFieldContainer[Picture]
+    images: _containers.RepeatedCompositeFieldContainer[Image]
     top_k: int
     include_features: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., pictures: _Optional[_Iterable[_Union[Picture, _Mapping]]] = ..., top_k: _Optional[int] = ..., include_features: _Optional[bool] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., top_k: _Optional[int] = ..., include_features: _Optional[bool] = ...) -> None: ...
 
 class ClassScore(_message.Message):
     __slots__ = ("label", "probability", "class_index")
@@ -73,7 +73,7 @@ class Classification(_message.Message):
     is_out_of_distribution: bool
     def __init__(self, scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., features: _Optional[_Iterable[float]] = ..., out_of_distribution_score: _Optional[float] = ..., is_out_of_distribution: _Optional[bool] = ...) -> None: ...
 
-class PictureResult(_message.Message):
+class ImageResult(_message.Message):
     __slots__ = ("classification", "error")
     CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
@@ -88,8 +88,8 @@ class PredictResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
-    results: _containers.RepeatedCompositeFieldContainer[PictureResult]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., results: _Optional[_Iterable[_Union[PictureResult, _Mapping]]] = ...) -> None: ...
+    results: _containers.RepeatedCompositeFieldContainer[ImageResult]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., results: _Optional[_Iterable[_Union[ImageResult, _Mapping]]] = ...) -> None: ...
 
 class PredictStreamRequest(_message.Message):
     __slots__ = ("id", "request")

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PredictionServiceStub:
-    """Classifies pictures with published models.
+    """Classifies images with published models.
     """
 
     def __init__(self, channel):
@@ -48,11 +48,11 @@ class PredictionServiceStub:
 
 
 class PredictionServiceServicer:
-    """Classifies pictures with published models.
+    """Classifies images with published models.
     """
 
     def Predict(self, request, context):
-        """Classifies 1 or more pictures. A picture that cannot be read fails alone:
+        """Classifies 1 or more images. An image that cannot be read fails alone:
         its result holds the error, the others hold answers, and the call is OK.
         Errors of the whole call: INVALID_FIELD, MODEL_NOT_FOUND,
         VERSION_NOT_FOUND, ALIAS_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED,
@@ -93,7 +93,7 @@ def add_PredictionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PredictionService:
-    """Classifies pictures with published models.
+    """Classifies images with published models.
     """
 
     @staticmethod

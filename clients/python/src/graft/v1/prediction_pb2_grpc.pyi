@@ -27,14 +27,14 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PredictionServiceStub:
-    """Classifies pictures with published models."""
+    """Classifies images with published models."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PredictionServiceAsyncStub: ...
     Predict: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.PredictRequest, _prediction_pb2.PredictResponse]
-    """Classifies 1 or more pictures. A picture that cannot be read fails alone:
+    """Classifies 1 or more images. An image that cannot be read fails alone:
     its result holds the error, the others hold answers, and the call is OK.
     Errors of the whole call: INVALID_FIELD, MODEL_NOT_FOUND,
     VERSION_NOT_FOUND, ALIAS_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED,
@@ -48,11 +48,11 @@ class PredictionServiceStub:
 
 @_typing.type_check_only
 class PredictionServiceAsyncStub(PredictionServiceStub):
-    """Classifies pictures with published models."""
+    """Classifies images with published models."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Predict: _aio.UnaryUnaryMultiCallable[_prediction_pb2.PredictRequest, _prediction_pb2.PredictResponse]  # type: ignore[assignment]
-    """Classifies 1 or more pictures. A picture that cannot be read fails alone:
+    """Classifies 1 or more images. An image that cannot be read fails alone:
     its result holds the error, the others hold answers, and the call is OK.
     Errors of the whole call: INVALID_FIELD, MODEL_NOT_FOUND,
     VERSION_NOT_FOUND, ALIAS_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED,
@@ -65,7 +65,7 @@ class PredictionServiceAsyncStub(PredictionServiceStub):
     """
 
 class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Classifies pictures with published models."""
+    """Classifies images with published models."""
 
     @_abc_1.abstractmethod
     def Predict(
@@ -73,7 +73,7 @@ class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _prediction_pb2.PredictRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_prediction_pb2.PredictResponse, _abc.Awaitable[_prediction_pb2.PredictResponse]]:
-        """Classifies 1 or more pictures. A picture that cannot be read fails alone:
+        """Classifies 1 or more images. An image that cannot be read fails alone:
         its result holds the error, the others hold answers, and the call is OK.
         Errors of the whole call: INVALID_FIELD, MODEL_NOT_FOUND,
         VERSION_NOT_FOUND, ALIAS_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED,

@@ -46,7 +46,7 @@ def main(command: str, spec_file: str) -> None:
     spec = msgspec.json.decode(Path(spec_file).read_bytes(), type=JobSpec)
     records.beat_every(spec.heartbeat_s)
     manifest = msgspec.json.decode((PARTS / MANIFEST_FILE).read_bytes(), type=Manifest)
-    records.send(Progressed("preparing", 0.0, "reading the pictures"))
+    records.send(Progressed("preparing", 0.0, "reading the images"))
     counts = [ClassCount(label, 1, 1) for label in manifest.classes]
     records.send(DataFound(counts, [], 0, manifest.dataset_digest))
     records.send(Note("info", "standing in"))

@@ -1,6 +1,6 @@
-"""One candidate of a ranking: its file, what it costs, its scores, or its problem.
+"""One backbone of a ranking: its file, what it costs, its scores, or its problem.
 
-Knows no order and no other candidate. Torch is imported only where a backbone has to
+Knows no order and no other backbone. Torch is imported only where a backbone has to
 be exported, or its pretrained classifier read.
 """
 
@@ -22,8 +22,8 @@ from service.inference.head import Floats
 from service.inference.runtime import OnnxRuntime, Session
 from service.jobs.contract import (
     BACKBONES,
-    Candidate,
     ExportedBackbone,
+    PretrainedBackbone,
     RankedBackbone,
     RankSpec,
 )
@@ -36,21 +36,25 @@ from trainer.weight_names import weights_name
 
 Ints = npt.NDArray[np.int64]
 
-NO_TIME = "no time was left for it: give a longer time budget, or fewer candidates"
+NO_TIME = "no time was left for it: give a longer time budget, or fewer backbones"
 _RUNS = 8
-"""Of one picture each, the first of which is not counted."""
+"""Of one image each, the first of which is not counted."""
 _SLICE = 32
-"""Pictures between two looks at the clock."""
+"""Images between two looks at the clock."""
 
 
-class Candidacy:
-    """One candidate on its way through a ranking; every step may become its problem."""
+class BackboneScoring:
+    """One backbone on its way through a ranking; every step may become its problem."""
 
     def __init__(
-        self, candidate: Candidate, spec: RankSpec, runtime: OnnxRuntime, cache: FeatureCache | None
+        self,
+        pretrained: PretrainedBackbone,
+        spec: RankSpec,
+        runtime: OnnxRuntime,
+        cache: FeatureCache | None,
     ) -> None:
-        self.candidate = candidate
-        self.picture_s = 0.0
+        self.pretrained = pretrained
+        self.image_s = 0.0
         """Of one among many."""
         self._spec = spec
         self._runtime = runtime
@@ -58,9 +62,9 @@ class Candidacy:
         self._weights_dir = Path(spec.weights_dir)
         self._source: Features | None = None
         self._features: Floats = np.empty((0, 0), np.float32)
-        self._row = RankedBackbone(backbone=candidate.backbone, weights=candidate.weights)
+        self._row = RankedBackbone(backbone=pretrained.backbone, weights=pretrained.weights)
         try:
-            self._note(weights=weights_name(candidate.backbone, candidate.weights, spec.seed))
+            self._note(weights=weights_name(pretrained.backbone, pretrained.weights, spec.seed))
         except GraftError as error:
             self.fail(error.message)
 
@@ -74,7 +78,7 @@ class Candidacy:
         """For people."""
         return f"{self._row.backbone} {self._row.weights}"
 
-    def is_at_hand(self) -> bool:
+    def is_available(self) -> bool:
         """Whether it can be had without a download; so far as is known, for bad weights."""
         try:
             return self._exported() is not None or self._has_weights()
@@ -97,7 +101,7 @@ class Candidacy:
         self._try(deadline, lambda: self._prepare(files, deadline, folder))
 
     def extend(self, files: Files, deadline: float) -> bool:
-        """Adds the features of more pictures; False when there was no time for them."""
+        """Adds the features of more images; False when there was no time for them."""
         try:
             more = self._computed(files, deadline)
         except TimeoutError:
@@ -106,7 +110,7 @@ class Candidacy:
         return True
 
     def score(self, targets: Ints) -> None:
-        """Scores it on the pictures that it first saw, by their classes [n]."""
+        """Scores it on the images that it first saw, by their classes [n]."""
         self._try(math.inf, lambda: self._score(self._features[: len(targets)], targets))
 
     def add_leep(self, targets: Ints) -> None:
@@ -121,10 +125,10 @@ class Candidacy:
         self._source = Features(file, self._cache, self._spec.threads)
         session = self._source.session
         served_s = _served_s(session, files, deadline)
-        self._note(picture_ms=served_s * 1000, feature_dim=session.feature_dim)
+        self._note(image_ms=served_s * 1000, feature_dim=session.feature_dim)
         begun = time.monotonic()
         self._features = self._computed(files, deadline)
-        self.picture_s = (time.monotonic() - begun) / len(files)
+        self.image_s = (time.monotonic() - begun) / len(files)
 
     def _computed(self, files: Files, deadline: float) -> Floats:
         assert self._source is not None, "it was prepared"
@@ -139,7 +143,7 @@ class Candidacy:
         """What serves: the quantised form where that is asked for and known."""
         name = self._row.weights
         for wanted in [f"{name}:int8", name] if self._spec.precision == "int8" else [name]:
-            for known in self.candidate.exported:
+            for known in self.pretrained.exported:
                 if known.weights == wanted and Path(known.path).exists():
                     return known
         return None
@@ -147,7 +151,7 @@ class Candidacy:
     def _export(self, deadline: float, folder: Path) -> Path:
         from trainer import backbones, export
 
-        backbone, weights = self.candidate.backbone, self.candidate.weights
+        backbone, weights = self.pretrained.backbone, self.pretrained.weights
         if not self._has_weights():
             _within(deadline, lambda: backbones.fetch(backbone, weights, self._weights_dir))
         network = backbones.load(backbone, weights, self._spec.seed, self._weights_dir)
@@ -159,8 +163,8 @@ class Candidacy:
         from trainer import backbones
 
         # An unknown name has none to download; loading says what is wrong with it.
-        return self.candidate.backbone not in BACKBONES or backbones.is_at_hand(
-            self.candidate.backbone, self.candidate.weights, self._weights_dir
+        return self.pretrained.backbone not in BACKBONES or backbones.is_available(
+            self.pretrained.backbone, self.pretrained.weights, self._weights_dir
         )
 
     def _score(self, features: Floats, targets: Ints) -> None:
@@ -179,7 +183,7 @@ class Candidacy:
 
         try:
             top = backbones.classifier(
-                self.candidate.backbone, self.candidate.weights, self._weights_dir
+                self.pretrained.backbone, self.pretrained.weights, self._weights_dir
             )
         except (GraftError, OSError):
             return  # it is for information, and the score is there without it

@@ -1,4 +1,4 @@
-"""Pictures to learn from: the same whatever keeps them, decoded once."""
+"""Images to learn from: the same whatever keeps them, decoded once."""
 
 import hashlib
 from collections import Counter
@@ -13,9 +13,9 @@ from service.errors import InvalidInput, Reason
 from service.inference import preprocess
 from service.inference.preprocess import Pixels
 from tests.trainer.conftest import MakeFolder
-from trainer import data, memory, pictures
+from trainer import data, images, memory
 from trainer.data import Files
-from trainer.pictures import AsServed, Cache, Pictures
+from trainer.images import AsServed, Cache, Images
 
 
 def files_of(folder: Path) -> Files:
@@ -23,26 +23,26 @@ def files_of(folder: Path) -> Files:
     return Files(paths, tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths))
 
 
-def all_batches(made: Pictures, epoch: int, size: int) -> list[tuple[torch.Tensor, list[int]]]:
+def all_batches(made: Images, epoch: int, size: int) -> list[tuple[torch.Tensor, list[int]]]:
     return [(pixels, places.tolist()) for pixels, places in made.batches(epoch, size)]
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 10_000, 2**30], ids=["file", "both", "memory"])
-def test_a_kept_picture_is_the_one_that_was_decoded(
+def test_a_kept_image_is_the_one_that_was_decoded(
     make_folder: MakeFolder, tmp_path: Path, memory_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = files_of(make_folder(per_class=3))
     cache = Cache(files, memory_bytes, tmp_path)
     decoded: Counter[bytes] = Counter()
-    real = preprocess.open_picture
+    real = preprocess.open_image
 
     def counted(content: bytes) -> Image.Image:
         decoded[content] += 1
         return real(content)
 
-    monkeypatch.setattr(preprocess, "open_picture", counted)
-    first = [cache.picture(place).copy() for place in range(6)]
-    again = [cache.picture(place) for place in range(6)]
+    monkeypatch.setattr(preprocess, "open_image", counted)
+    first = [cache.image(place).copy() for place in range(6)]
+    again = [cache.image(place) for place in range(6)]
     for pixels, later, path in zip(first, again, files.paths, strict=True):
         exact = np.asarray(Image.open(path))
         assert (pixels == exact).all()
@@ -62,14 +62,14 @@ def test_a_disk_that_is_full_costs_time_alone(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.pictures.os.pwrite", full)
+    monkeypatch.setattr("trainer.images.os.pwrite", full)
     for _ in range(2):
-        assert (cache.picture(0) == np.asarray(Image.open(files.paths[0]))).all()
+        assert (cache.image(0) == np.asarray(Image.open(files.paths[0]))).all()
     cache.close()
 
 
 @pytest.mark.parametrize("change", ["deleted", "overwritten"])
-def test_a_picture_that_is_not_what_it_was_is_named(make_folder: MakeFolder, change: str) -> None:
+def test_an_image_that_is_not_what_it_was_is_named(make_folder: MakeFolder, change: str) -> None:
     files = files_of(make_folder(per_class=1))
     first, other = files.paths
     if change == "deleted":
@@ -77,8 +77,8 @@ def test_a_picture_that_is_not_what_it_was_is_named(make_folder: MakeFolder, cha
     else:
         first.write_bytes(other.read_bytes())
     cache = Cache(files, 2**30)
-    with pytest.raises(InvalidInput, match=f"{first.name} is not the picture any more") as caught:
-        cache.picture(0)
+    with pytest.raises(InvalidInput, match=f"{first.name} is not the image any more") as caught:
+        cache.image(0)
     assert caught.value.reason is Reason.DATASET_UNUSABLE
     cache.close()
 
@@ -87,28 +87,28 @@ def test_all_caches_together_keep_a_quarter_of_the_memory_that_may_be_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(memory, "usable_bytes", lambda: 2**32)
-    kept = [pictures._share_bytes(caches) for caches in (1, 2, 4)]
+    kept = [images._share_bytes(caches) for caches in (1, 2, 4)]
     assert kept == [2**30, 2**29, 2**28]
     monkeypatch.setattr(memory, "usable_bytes", lambda: 2**40)
-    assert pictures._share_bytes(4) == pictures.CACHE_BYTES
+    assert images._share_bytes(4) == images.CACHE_BYTES
 
 
-def test_large_pictures_are_kept_no_larger_than_crops_need(tmp_path: Path) -> None:
+def test_large_images_are_kept_no_larger_than_crops_need(tmp_path: Path) -> None:
     Image.new("RGB", (1200, 900), (10, 200, 30)).save(tmp_path / "wide.png")
     cache = Cache(files_of(tmp_path), 2**30)
-    kept = cache.picture(0)
-    assert kept.shape == (pictures.KEPT_SIDE, pictures.KEPT_SIDE * 4 // 3, 3)
+    kept = cache.image(0)
+    assert kept.shape == (images.KEPT_SIDE, images.KEPT_SIDE * 4 // 3, 3)
     assert (kept == (10, 200, 30)).all()
     cache.close()
 
 
-def test_crops_depend_on_seed_and_epoch_and_not_on_threads_or_where_pictures_are_kept(
+def test_crops_depend_on_seed_and_epoch_and_not_on_threads_or_where_images_are_kept(
     make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = files_of(make_folder(per_class=4))
 
     def made(seed: int, epoch: int, threads: int) -> list[tuple[Pixels, list[int]]]:
-        source = Pictures(files, seed, threads)
+        source = Images(files, seed, threads)
         try:
             # An epoch before must not matter.
             all_batches(source, epoch + 7, 3)
@@ -117,7 +117,7 @@ def test_crops_depend_on_seed_and_epoch_and_not_on_threads_or_where_pictures_are
             source.close()
 
     first = made(0, 1, 1)
-    monkeypatch.setattr(pictures, "CACHE_BYTES", 0)
+    monkeypatch.setattr(images, "CACHE_BYTES", 0)
     second = made(0, 1, 3)
     assert [places for _, places in first] == [places for _, places in second]
     assert all((a == b).all() for (a, _), (b, _) in zip(first, second, strict=True))
@@ -126,10 +126,10 @@ def test_crops_depend_on_seed_and_epoch_and_not_on_threads_or_where_pictures_are
 
 
 @pytest.mark.parametrize(("size", "steps"), [(3, 3), (7, 1), (4, 2), (8, 1), (100, 1)])
-def test_one_pass_shows_each_picture_once_and_no_batch_of_one(
+def test_one_pass_shows_each_image_once_and_no_batch_of_one(
     make_folder: MakeFolder, size: int, steps: int
 ) -> None:
-    source = Pictures(files_of(make_folder(per_class=4)), 0, 1)
+    source = Images(files_of(make_folder(per_class=4)), 0, 1)
     batches = all_batches(source, 1, size)
     source.close()
     assert len(batches) == steps == source.steps(size)
@@ -140,7 +140,7 @@ def test_one_pass_shows_each_picture_once_and_no_batch_of_one(
 
 
 def test_whole_batches_go_round_as_often_as_it_takes(make_folder: MakeFolder) -> None:
-    source = Pictures(files_of(make_folder(per_class=2)), 0, 2)
+    source = Images(files_of(make_folder(per_class=2)), 0, 2)
     batches = [(p.numpy(), places.tolist()) for p, places in source.batches(1, 3, 4)]
     source.close()
     assert [len(places) for _, places in batches] == [3, 3, 3, 3]
@@ -151,13 +151,13 @@ def test_whole_batches_go_round_as_often_as_it_takes(make_folder: MakeFolder) ->
     assert len({crop.tobytes() for crop in of_first}) == 3
 
 
-def test_pictures_to_judge_by_are_those_that_serving_makes(
+def test_images_to_judge_by_are_those_that_serving_makes(
     make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = data.load(make_folder(side=300), 0.4, seed=0).validation
     exact = np.stack([preprocess.decode(path.read_bytes()) for path in part.paths])
     kept = np.concatenate(list(AsServed(part, 1).batches(3)))
-    monkeypatch.setattr(pictures, "CACHE_BYTES", 0)
+    monkeypatch.setattr(images, "CACHE_BYTES", 0)
     made_each_time = np.concatenate(list(AsServed(part, 1).batches(3)))
     assert (kept == exact).all()
     assert (made_each_time == exact).all()

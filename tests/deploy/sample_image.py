@@ -1,4 +1,4 @@
-"""Small coloured pictures of two classes, enough for a job of seconds."""
+"""Small coloured images of two classes, enough for a job of seconds."""
 
 import io
 
@@ -11,7 +11,7 @@ def png(colour: tuple[int, int, int]) -> bytes:
     return file.getvalue()
 
 
-PICTURES = [
+IMAGES = [
     (label, png((250 - i, i, 20) if label == "red" else (i, 20, 250 - i)))
     for label in ("red", "blue")
     for i in range(12)

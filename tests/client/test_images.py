@@ -1,4 +1,4 @@
-"""Pictures travel unchanged, whatever they came as; what is none is refused with what to do."""
+"""Images travel unchanged, whatever they came as; what is none is refused with what to do."""
 
 import io
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 import graft
 import numpy as np
 import pytest
-from graft import _pictures
-from graft.testing import FakeGraft, SentPicture
+from graft import _images
+from graft.testing import FakeGraft, SentImage
 from PIL import Image
 
 PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
@@ -16,19 +16,19 @@ PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
 @pytest.fixture
 def arrived(connect: Any) -> Any:
-    """Sends pictures; returns what arrived."""
-    sent: list[SentPicture] = []
+    """Sends images; returns what arrived."""
+    sent: list[SentImage] = []
 
-    def note(_model: str, picture: SentPicture) -> dict[str, float]:
-        sent.append(picture)
+    def note(_model: str, image: SentImage) -> dict[str, float]:
+        sent.append(image)
         return {"cat": 1.0}
 
     with FakeGraft(predict=note) as server:
         server.add_model("pets")
 
-        def send(pictures: Any) -> list[SentPicture]:
+        def send(images: Any) -> list[SentImage]:
             sent.clear()
-            connect(server.target).predict(pictures, "pets")
+            connect(server.target).predict(images, "pets")
             return list(sent)
 
         yield send
@@ -38,34 +38,34 @@ def test_paths_and_bytes_travel_as_files(arrived: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(b"of a file")
     kinds = [path, str(path), b"of a file", bytearray(b"of a file"), memoryview(b"of a file")]
-    assert arrived(kinds) == [SentPicture(b"of a file")] * 5
+    assert arrived(kinds) == [SentImage(b"of a file")] * 5
     for kind in kinds:
-        assert arrived(kind) == [SentPicture(b"of a file")]
+        assert arrived(kind) == [SentImage(b"of a file")]
 
 
 def test_arrays_travel_as_pixels(arrived: Any) -> None:
     floats = (PIXELS / 255).astype(np.float32)
     assert arrived([PIXELS, floats]) == [
-        SentPicture(PIXELS.tobytes(), (4, 6, 3), "uint8"),
-        SentPicture(floats.tobytes(), (4, 6, 3), "float32"),
+        SentImage(PIXELS.tobytes(), (4, 6, 3), "uint8"),
+        SentImage(floats.tobytes(), (4, 6, 3), "float32"),
     ]
 
 
 def test_a_view_of_an_array_travels_as_it_looks(arrived: Any) -> None:
     view = PIXELS[::-1, ::2]
-    assert arrived(view) == [SentPicture(np.ascontiguousarray(view).tobytes(), (4, 3, 3), "uint8")]
+    assert arrived(view) == [SentImage(np.ascontiguousarray(view).tobytes(), (4, 3, 3), "uint8")]
 
 
-def test_an_array_of_four_dimensions_is_many_pictures(arrived: Any) -> None:
+def test_an_array_of_four_dimensions_is_many_images(arrived: Any) -> None:
     assert len(arrived(np.stack([PIXELS] * 3))) == 3
 
 
-def test_a_colour_picture_travels_as_pixels(arrived: Any) -> None:
-    assert arrived(Image.fromarray(PIXELS)) == [SentPicture(PIXELS.tobytes(), (4, 6, 3), "uint8")]
+def test_a_colour_image_travels_as_pixels(arrived: Any) -> None:
+    assert arrived(Image.fromarray(PIXELS)) == [SentImage(PIXELS.tobytes(), (4, 6, 3), "uint8")]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
-def test_a_picture_of_another_mode_is_left_to_the_services_conversion(
+def test_an_image_of_another_mode_is_left_to_the_services_conversion(
     arrived: Any, mode: str
 ) -> None:
     image = Image.new(mode, (6, 4))
@@ -81,7 +81,7 @@ def test_a_mode_that_png_has_not_is_converted(arrived: Any) -> None:
         assert read.mode == "RGB"
 
 
-def test_a_picture_that_its_exif_data_turns_travels_upright(arrived: Any) -> None:
+def test_an_image_that_its_exif_data_turns_travels_upright(arrived: Any) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()
@@ -93,39 +93,39 @@ def test_a_picture_that_its_exif_data_turns_travels_upright(arrived: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("image", "message"),
     [
         (PIXELS[:, :, 0], "it is grey: repeat it with numpy.stack"),
         (PIXELS[:, :, :1], "it is grey: repeat it with numpy.repeat"),
-        (np.zeros((4, 6, 4), np.uint8), r"alpha channel: leave it out with picture\[..., :3\]"),
-        (PIXELS.transpose(2, 0, 1), r"picture.transpose\(1, 2, 0\)"),
+        (np.zeros((4, 6, 4), np.uint8), r"alpha channel: leave it out with image\[..., :3\]"),
+        (PIXELS.transpose(2, 0, 1), r"image.transpose\(1, 2, 0\)"),
         (np.zeros((0, 6, 3), np.uint8), r"its shape is \[0, 6, 3\]"),
         (np.zeros(3, np.uint8), r"its shape is \[3\]"),
         (PIXELS.astype(np.float64), "its elements are float64: give uint8"),
         (PIXELS.astype(">f4"), "its elements are >f4"),
     ],
 )
-def test_an_array_that_is_no_picture_is_refused_with_what_to_do(
-    connect: Any, picture: Any, message: str
+def test_an_array_that_is_no_image_is_refused_with_what_to_do(
+    connect: Any, image: Any, message: str
 ) -> None:
     with pytest.raises(graft.InvalidArgument, match=message) as caught:
-        connect("localhost:1").predict([PIXELS, picture], "pets")
+        connect("localhost:1").predict([PIXELS, image], "pets")
     assert caught.value.reason == graft.Reason.TENSOR_INVALID
-    assert caught.value.violations[0].field == "pictures[1]"
+    assert caught.value.violations[0].field == "images[1]"
 
 
-@pytest.mark.parametrize("picture", [3, object(), None])
-def test_what_is_no_picture_is_refused_with_what_is(connect: Any, picture: Any) -> None:
-    for pictures in (picture, [picture]):
-        with pytest.raises(graft.InvalidArgument, match="is no picture: give a path"):
-            connect("localhost:1").predict(pictures, "pets")
+@pytest.mark.parametrize("image", [3, object(), None])
+def test_what_is_no_image_is_refused_with_what_is(connect: Any, image: Any) -> None:
+    for images in (image, [image]):
+        with pytest.raises(graft.InvalidArgument, match="is no image: give a path"):
+            connect("localhost:1").predict(images, "pets")
 
 
-def test_a_picture_that_fits_no_message_is_refused_before_it_is_sent(connect: Any) -> None:
+def test_an_image_that_fits_no_message_is_refused_before_it_is_sent(connect: Any) -> None:
     huge = np.zeros((1, 23_000_000, 3), np.uint8)
     with pytest.raises(graft.InvalidArgument, match="66 MiB, more than the 63 MiB") as caught:
         connect("localhost:1").predict(huge, "pets")
-    assert caught.value.reason == graft.Reason.PICTURE_TOO_LARGE
+    assert caught.value.reason == graft.Reason.IMAGE_TOO_LARGE
 
 
 def test_a_float_array_out_of_range_is_not_wrapped_around_for_an_upload(client: Any) -> None:
@@ -135,5 +135,5 @@ def test_a_float_array_out_of_range_is_not_wrapped_around_for_an_upload(client: 
 
 
 def test_the_bound_of_a_call_is_well_below_that_of_a_message() -> None:
-    assert 2 * _pictures.MAX_CALL_BYTES <= 64 * 2**20
-    assert _pictures.MAX_PICTURE_BYTES < 64 * 2**20
+    assert 2 * _images.MAX_CALL_BYTES <= 64 * 2**20
+    assert _images.MAX_IMAGE_BYTES < 64 * 2**20

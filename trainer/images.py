@@ -1,8 +1,8 @@
-"""Pictures for the training loop: augmented ones to learn from, served ones to judge by.
+"""Images for the training loop: augmented ones to learn from, served ones to judge by.
 
-Each picture is decoded once, scaled down to what a crop needs and kept: in
+Each image is decoded once, scaled down to what a crop needs and kept: in
 memory as far as a bound goes, beyond that in a file without a name, which ends
-with the process. Which crop a picture gets depends on the seed, the epoch and
+with the process. Which crop an image gets depends on the seed, the epoch and
 its place alone, not on threads. The next batches are made while one is learned.
 """
 
@@ -28,12 +28,12 @@ CACHE_BYTES = 2 * 2**30
 _PART = 0.25
 """Of the memory that the process may use, for all caches together."""
 KEPT_SIDE = 288
-"""Of the shorter side of a kept picture, pixels: most crops are scaled down still."""
+"""Of the shorter side of a kept image, pixels: most crops are scaled down still."""
 _AHEAD = 2
 
 
 class Cache:
-    """Decoded pictures uint8 [height, width, 3] by their place. Safe from any thread."""
+    """Decoded images uint8 [height, width, 3] by their place. Safe from any thread."""
 
     def __init__(self, files: Files, memory_bytes: int, folder: Path | None = None) -> None:
         self._files = files
@@ -45,8 +45,8 @@ class Cache:
         self._end = 0
         self._lock = threading.Lock()
 
-    def picture(self, place: int) -> Pixels:
-        """One picture, its shorter side at most `KEPT_SIDE`; errors as `open_again`."""
+    def image(self, place: int) -> Pixels:
+        """One image, its shorter side at most `KEPT_SIDE`; errors as `open_again`."""
         if (known := self._kept.get(place)) is not None:
             return known
         if (at := self._written.get(place)) is not None:
@@ -76,12 +76,12 @@ class Cache:
         try:
             return os.pwrite(self._file.fileno(), pixels.data, offset) == pixels.nbytes
         except OSError:
-            # A full disk: the picture is decoded each time, which is slow and right.
+            # A full disk: the image is decoded each time, which is slow and right.
             return False
 
 
-class Pictures:
-    """Pictures to learn from, as batches: RandomResizedCrop 224 and a horizontal flip.
+class Images:
+    """Images to learn from, as batches: RandomResizedCrop 224 and a horizontal flip.
 
     `caches` is how many share the memory, this one among them.
     """
@@ -99,10 +99,10 @@ class Pictures:
     def batches(
         self, epoch: int, size: int, steps: int | None = None
     ) -> Iterator[tuple[torch.Tensor, Ints]]:
-        """Pictures uint8 [n, 224, 224, 3] in a new order, and their places int64 [n].
+        """Images uint8 [n, 224, 224, 3] in a new order, and their places int64 [n].
 
         One pass, or so many whole batches as `steps` says, going round as often as
-        that takes. A last batch of one picture is left out: BatchNorm learns
+        that takes. A last batch of one image is left out: BatchNorm learns
         nothing from it.
         """
         order = self._order(epoch, self._count if steps is None else steps * size)
@@ -134,13 +134,13 @@ class Pictures:
         return np.concatenate([rng.permutation(self._count) for _ in range(rounds)])[:count]
 
     def _augmented(self, place: int, epoch: int, turn: int) -> Pixels:
-        picture = Image.fromarray(self._cache.picture(place))
+        image = Image.fromarray(self._cache.image(place))
         rng = np.random.default_rng([self._seed, epoch, place, turn])
-        return random_view(picture, rng)
+        return random_view(image, rng)
 
 
 class AsServed:
-    """Pictures to judge by, with the very pixels that serving makes; `caches` as `Pictures`."""
+    """Images to judge by, with the very pixels that serving makes; `caches` as `Images`."""
 
     def __init__(self, files: Files, threads: int, caches: int = 1) -> None:
         self._files, self._threads = files, threads
@@ -161,12 +161,12 @@ def _share_bytes(caches: int) -> int:
     return min(CACHE_BYTES, int(memory.usable_bytes() * _PART) // caches)
 
 
-def _compact(picture: Image.Image) -> Pixels:
-    scale = KEPT_SIDE / min(picture.size)
+def _compact(image: Image.Image) -> Pixels:
+    scale = KEPT_SIDE / min(image.size)
     if scale < 1:
-        size = (round(picture.width * scale), round(picture.height * scale))
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(picture, dtype=np.uint8)
+        size = (round(image.width * scale), round(image.height * scale))
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.uint8)
 
 
 def _starts(count: int, size: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Picture files, as they come and with their checksums mended; tensors of pixels."""
+"""Image files, as they come and with their checksums mended; tensors of pixels."""
 
 import io
 import struct
@@ -112,7 +112,7 @@ def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 TARGET = Target(
-    "pictures",
+    "images",
     run,
     seeds,
     modules=("service.inference.preprocess", "service.inference.jpeg_scans", "PIL"),

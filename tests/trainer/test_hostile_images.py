@@ -11,7 +11,7 @@ from PIL import Image
 from service.errors import InvalidInput, Reason
 from service.inference import preprocess
 from trainer.data import Files, open_again
-from trainer.pictures import Cache
+from trainer.images import Cache
 
 
 def written(path: Path, orientation: int, kind: str) -> Files:
@@ -28,22 +28,22 @@ def files(path: Path) -> Files:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_training_and_serving_turn_a_picture_the_same_way(
+def test_training_and_serving_turn_an_image_the_same_way(
     tmp_path: Path, orientation: int, kind: str
 ) -> None:
-    of = written(tmp_path / "picture", orientation, kind)
+    of = written(tmp_path / "image", orientation, kind)
     data = of.paths[0].read_bytes()
     served = preprocess.decode(data)
     np.testing.assert_array_equal(of.decode(threads=1)[0], served)
     learned = Cache(of, 2**20)
-    kept = learned.picture(0)
+    kept = learned.image(0)
     learned.close()
-    np.testing.assert_array_equal(kept, np.asarray(preprocess.open_picture(data)))
+    np.testing.assert_array_equal(kept, np.asarray(preprocess.open_image(data)))
     assert kept.shape == ((80, 60, 3) if orientation >= 5 else (60, 80, 3))
 
 
-def test_a_picture_that_became_a_link_or_a_pipe_is_not_read(tmp_path: Path) -> None:
-    of = written(tmp_path / "picture", 1, "PNG")
+def test_an_image_that_became_a_link_or_a_pipe_is_not_read(tmp_path: Path) -> None:
+    of = written(tmp_path / "image", 1, "PNG")
     (path,), (digest,) = of.paths, of.digests
     path.rename(tmp_path / "moved")
     path.symlink_to(tmp_path / "moved")

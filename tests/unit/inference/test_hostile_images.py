@@ -1,4 +1,4 @@
-"""Pictures from strangers: what they claim, what they hide, and which of it counts."""
+"""Images from strangers: what they claim, what they hide, and which of it counts."""
 
 import io
 import resource
@@ -29,7 +29,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def png(
     *chunks: bytes, width: int = 1, height: int = 1, header: bytes = b"\x08\x02\0\0\0"
 ) -> bytes:
-    """One with an RGB picture of a single black pixel, and what else is asked for."""
+    """One with an RGB image of a single black pixel, and what else is asked for."""
     first = chunk(b"IHDR", struct.pack(">II", width, height) + header)
     pixels = chunk(b"IDAT", zlib.compress(bytes(4)))
     return b"\x89PNG\r\n\x1a\n" + first + b"".join(chunks) + pixels + chunk(b"IEND", b"")
@@ -82,7 +82,7 @@ def cost(data: bytes) -> tuple[InvalidInput | None, float, int]:
 def test_what_claims_too_many_pixels_is_refused_before_any_is_decoded(name: str) -> None:
     refused, seconds, grown = cost(BOMBS[name])
     assert refused is not None
-    assert refused.reason in (Reason.PICTURE_TOO_LARGE, Reason.PICTURE_UNREADABLE)
+    assert refused.reason in (Reason.IMAGE_TOO_LARGE, Reason.IMAGE_UNREADABLE)
     assert seconds < 0.5
     assert grown < 20 * 2**20
 
@@ -94,7 +94,7 @@ def test_what_is_cut_short_is_unreadable(kind: str, part: float) -> None:
     data = encode(Image.fromarray(noise), kind)
     with pytest.raises(InvalidInput) as refused:
         preprocess.decode(data[: int(len(data) * part)])
-    assert refused.value.reason is Reason.PICTURE_UNREADABLE
+    assert refused.value.reason is Reason.IMAGE_UNREADABLE
 
 
 @pytest.mark.parametrize(
@@ -116,14 +116,14 @@ def test_what_is_cut_short_is_unreadable(kind: str, part: float) -> None:
         b"BM",
     ],
 )
-def test_what_is_no_picture_of_a_kind_that_is_read_is_unreadable(data: bytes) -> None:
+def test_what_is_no_image_of_a_kind_that_is_read_is_unreadable(data: bytes) -> None:
     with pytest.raises(InvalidInput) as refused:
         preprocess.decode(data)
-    assert refused.value.reason is Reason.PICTURE_UNREADABLE
+    assert refused.value.reason is Reason.IMAGE_UNREADABLE
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (0, 0)])
-def test_a_picture_without_pixels_is_refused(width: int, height: int) -> None:
+def test_an_image_without_pixels_is_refused(width: int, height: int) -> None:
     with pytest.raises(InvalidInput):
         preprocess.decode(png(width=width, height=height))
     bmp = bytearray(encode(gradient(8, 8), "BMP"))
@@ -163,7 +163,7 @@ def test_a_jpeg_whose_adobe_marker_says_ycck_is_read_as_that() -> None:
 
 def test_16_bit_grey_keeps_its_upper_8_bits() -> None:
     grey = (np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16).astype(np.uint16)
-    deep = preprocess.open_picture(encode(Image.fromarray(grey), "PNG"))
+    deep = preprocess.open_image(encode(Image.fromarray(grey), "PNG"))
     np.testing.assert_array_equal(np.asarray(deep)[..., 0], grey >> 8)
 
 
@@ -210,7 +210,7 @@ def test_an_orientation_that_there_is_not_is_none(kind: str, orientation: int) -
 @pytest.mark.parametrize(
     "block", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0junk"]
 )
-def test_a_broken_exif_block_fails_no_picture(kind: str, block: bytes) -> None:
+def test_a_broken_exif_block_fails_no_image(kind: str, block: bytes) -> None:
     data = encode(gradient(20, 20), kind, exif=b"Exif\0\0" + block)
     assert preprocess.decode(data).shape == (224, 224, 3)
 
@@ -269,7 +269,7 @@ def test_a_jpeg_of_more_scans_than_any_has_is_refused() -> None:
     assert preprocess.decode(with_scans(30)).shape == (224, 224, 3)
     with pytest.raises(InvalidInput, match="64 scans") as refused:
         preprocess.decode(with_scans(80))
-    assert refused.value.reason is Reason.PICTURE_UNREADABLE
+    assert refused.value.reason is Reason.IMAGE_UNREADABLE
 
 
 def test_what_looks_like_a_scan_in_metadata_or_after_the_end_is_none() -> None:
@@ -287,10 +287,10 @@ def test_a_bmp_of_run_lengths_is_refused(kind: int) -> None:
     struct.pack_into("<I", data, 30, kind)
     with pytest.raises(InvalidInput, match="run lengths") as refused:
         preprocess.decode(bytes(data))
-    assert refused.value.reason is Reason.PICTURE_UNREADABLE
+    assert refused.value.reason is Reason.IMAGE_UNREADABLE
 
 
-def test_the_largest_16_bit_picture_costs_no_more_than_others() -> None:
+def test_the_largest_16_bit_image_costs_no_more_than_others() -> None:
     side = 4500
     rows = zlib.compress(bytes((side * 2 + 1) * side), 1)
     header = chunk(b"IHDR", struct.pack(">II", side, side) + b"\x10\0\0\0\0")
