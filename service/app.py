@@ -55,6 +55,7 @@ from service.storage import private
 from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore, Limits
+from service.storage.decoders import Decoders
 from service.storage.models import ModelStore, Removed, VersionRecord
 from service.telemetry import Telemetry
 
@@ -62,6 +63,8 @@ MIB = 2**20
 _STORE_THREADS = 32
 _MOST_HELD = 16
 """Requests as large as they may be that are answered at once; of smaller ones, more."""
+_MOST_LARGEST = 2
+"""Uploaded images as large as they may be that are decoded at once, 573 MB each."""
 _HEALTH_TIMEOUT_S = 4.0
 """Less than what asks waits for."""
 
@@ -138,9 +141,7 @@ class App:
         private.close_to_others(config.data_dir)
         artifacts = Artifacts(config.data_dir / "artifacts")
         models = ModelStore(database, artifacts)
-        datasets = DatasetStore(
-            database, config.data_dir / "datasets", preprocess.decode, _limits(config), threads
-        )
+        datasets = _datasets(config, database, threads)
         stack.callback(datasets.close)
         jobs = JobStore(database, config.max_queued_jobs)
         _watch_stores(config.data_dir, telemetry, database, jobs, models)
@@ -256,6 +257,7 @@ class App:
             ],
             telemetry,
             config.max_message_mb * MIB,
+            accepts_gzip=config.accept_gzip == "yes",
             gate=door.gate,
             audit=door.audit,
             bounds=CallBounds(
@@ -314,12 +316,19 @@ def _if_told(counts: Callable[[], Mapping[str, int]]) -> Callable[[], Mapping[st
     return told
 
 
-def _limits(config: Config) -> Limits:
-    return Limits(
+def _datasets(config: Config, database: Database, threads: int) -> DatasetStore:
+    decoders = Decoders(
+        preprocess.decode,
+        preprocess.count_pixels,
+        threads=threads,
+        max_pixels=_MOST_LARGEST * preprocess.MAX_PIXELS,
+    )
+    limits = Limits(
         max_upload_bytes=config.max_upload_mb * MIB,
         max_unpacked_bytes=config.max_unpacked_mb * MIB,
         max_files=config.max_dataset_files,
     )
+    return DatasetStore(database, config.data_dir / "datasets", decoders, limits)
 
 
 def _measure(

@@ -13,10 +13,9 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Generic, Literal, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, TypeVar
 
 from service.domain import RejectedFile
 from service.errors import GraftError, InvalidInput, Reason
@@ -117,10 +116,11 @@ def examine(
     files: Iterable[ImageFile],
     decode: Callable[[bytes], T],
     root: Path,
-    workers: int,
+    run: Callable[[Callable[[ImageFile], Any], Iterable[ImageFile]], Iterable[Any]],
 ) -> tuple[list[Examined[T]], list[RejectedFile]]:
-    """Reads and decodes every file, in parallel; order is kept.
+    """Reads and decodes every file; order is kept.
 
+    `run` calls a function with each file and yields its results in order, as `map` does.
     `root` is a real path: what lies behind a link in it is rejected. So is, with the reason,
     a file that cannot be read, is larger than 64 MiB, or that `decode` refuses with a
     GraftError.
@@ -133,8 +133,7 @@ def examine(
         except (GraftError, OSError) as error:
             return rejected(file, root, error)
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        outcomes = list(pool.map(read, files))
+    outcomes = list(run(read, files))
     return (
         [outcome for outcome in outcomes if isinstance(outcome, Examined)],
         [outcome for outcome in outcomes if isinstance(outcome, RejectedFile)],

@@ -88,7 +88,7 @@ class Config:
     max_queue: int = _setting(
         1024, "Most images waiting for inference; more are refused", low=1, high=1_000_000
     )
-    max_images: int = _setting(256, "Most images in one Predict call", low=1, high=100_000)
+    max_images: int = _setting(256, "Most images in one Predict call", low=1, high=4096)
     model_memory_mb: int = _setting(
         2048, "Limit on loaded backbones and heads, MiB; least recently used leave", low=1
     )
@@ -97,6 +97,11 @@ class Config:
     )
     load_timeout_s: float = _setting(30.0, "Longest wait for a model to be loaded", low=0.001)
     max_message_mb: int = _setting(64, "Largest gRPC message taken, MiB", low=1, high=2047)
+    accept_gzip: Literal["no", "yes"] = _setting(
+        "no",
+        "yes takes messages compressed with gzip; a few kilobytes of it then take max_message_mb "
+        "of memory before anybody is asked who sent them",
+    )
     max_calls: int = _setting(
         1000, "Most calls of one method at once; more are refused", low=1, high=1_000_000
     )

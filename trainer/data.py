@@ -270,7 +270,13 @@ def _checker(threads: int) -> Examine:
     def check(data: bytes) -> None:
         preprocess.open_image(data)
 
-    return lambda files, root: class_folders.examine(files, check, root, workers)
+    def examine(
+        files: Sequence[ImageFile], root: Path
+    ) -> tuple[list[Examined[None]], list[RejectedFile]]:
+        with ThreadPoolExecutor(workers) as pool:
+            return class_folders.examine(files, check, root, pool.map)
+
+    return examine
 
 
 def _digest(datasets: Sequence[Sequence[Examined[None]]]) -> str:

@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -179,9 +180,10 @@ def _sample_of_folder(spec: RankSpec) -> Part:
     targets = _numbered([file.label for file in files])
     places = transferability.spread(targets, spec.seed)[:MOST_IMAGES]
     workers = spec.threads or len(os.sched_getaffinity(0))
-    read, rejected = class_folders.examine(
-        [files[place] for place in places], _check, root, workers
-    )
+    with ThreadPoolExecutor(workers) as pool:
+        read, rejected = class_folders.examine(
+            [files[place] for place in places], _check, root, pool.map
+        )
     targets = _numbered([image.file.label for image in read])
     found = len(set(targets))
     if found < 2:

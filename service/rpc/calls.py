@@ -18,6 +18,7 @@ from service.rpc import messages
 from service.rpc.call import REQUEST_ID_KEY, Audit, Call, Context, Gate
 from service.rpc.caller import EVERYBODY, Caller
 from service.rpc.limits import HEALTH, CallBounds, Limits, Place
+from service.rpc.parsing import Parser
 from service.rpc.requests import IDLE_TIMEOUT_S, Requests
 from service.telemetry import Telemetry
 
@@ -106,7 +107,7 @@ class Calls(aio.ServerInterceptor):
 
     def _of(self, method: str, handler: Any) -> Any:
         timeout_s = self._message_timeout_s
-        deserialise = handler.request_deserializer
+        parser = Parser(method, handler.request_deserializer)
         takes_many, gives_many = handler.request_streaming, handler.response_streaming
         answer = (
             handler.unary_unary
@@ -123,8 +124,8 @@ class Calls(aio.ServerInterceptor):
             if takes_many:
                 idle_timeout_s = IDLE_TIMEOUT_S if gives_many else None
                 pace = call.pace(self._gate)
-                return Requests(context, deserialise, place, pace, idle_timeout_s)
-            call.request = await messages.receive(context, deserialise, place, timeout_s)
+                return Requests(context, parser, place, pace, idle_timeout_s)
+            call.request = await messages.receive(context, parser, place, timeout_s)
             # It may have been long on its way.
             call.stay(self._gate)
             return call.request
@@ -162,6 +163,7 @@ class Calls(aio.ServerInterceptor):
     def _of_health(self, method: str, handler: Any) -> Any:
         """Anybody may ask it, so that whoever's request is not there yet has no place."""
         answer = handler.unary_unary or handler.unary_stream
+        parser = Parser(method, handler.request_deserializer)
         wrap = (
             grpc.stream_stream_rpc_method_handler
             if handler.response_streaming
@@ -171,7 +173,7 @@ class Calls(aio.ServerInterceptor):
         # Watch writes its answers itself.
         async def serve(_: object, context: Context) -> Any:
             async with Call(method, context, self._metrics, None):
-                request = await self._health_requests.receive(context, handler.request_deserializer)
+                request = await self._health_requests.receive(context, parser)
                 with self._limits.place(method):
                     return await answer(request, context)
 

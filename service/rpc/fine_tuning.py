@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,7 +14,7 @@ from grpc import aio
 
 from service import faults
 from service.domain import check_name
-from service.errors import InvalidInput, Reason
+from service.errors import Expired, InvalidInput, Reason
 from service.jobs.lineage import Lineage
 from service.jobs.ranking import Rankings
 from service.jobs.request import JobRequest, RankRequest, allowed_path, check_request_id
@@ -20,6 +22,7 @@ from service.jobs.settings import AllowedDirs
 from service.jobs.store import JobStore
 from service.jobs.watch import Watch
 from service.rpc import convert_jobs, convert_rankings, convert_requests
+from service.rpc.abandoned import in_thread
 from service.rpc.caller import caller
 from service.rpc.datasets import add_image
 from service.storage.datasets import DatasetStore
@@ -56,9 +59,9 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         self, request: pb.FineTuneRequest, context: Context
     ) -> pb.FineTuneResponse:
         """See fine_tuning.proto."""
-        return pb.FineTuneResponse(job=await asyncio.to_thread(self._start, request))
+        return pb.FineTuneResponse(job=await in_thread(partial(self._start, request)))
 
-    def _start(self, message: pb.FineTuneRequest) -> pb.Job:
+    def _start(self, message: pb.FineTuneRequest, is_abandoned: threading.Event) -> pb.Job:
         check_name(message.model, "model")
         check_request_id(message.request_id)
         target = message.domain_adaptation
@@ -90,11 +93,13 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             request.check(self._default_backbone)
         stored: dict[str, str] = {}
         if data_kind == "inline_images":
-            stored["dataset_id"] = self._store(message.inline_images.images)
+            stored["dataset_id"] = self._store(message.inline_images.images, is_abandoned)
         if target_kind == "target_images":
             stored["target_dataset_id"] = self._store(
-                target.target_images.images, "domain_adaptation.target_images"
+                target.target_images.images, is_abandoned, "domain_adaptation.target_images"
             )
+        if is_abandoned.is_set():
+            raise Expired(Reason.DEADLINE_EXCEEDED, "the caller has gone: no job is started")
         request = msgspec.structs.replace(request, **stored)
         record, _ = self._jobs.create(
             request,
@@ -120,7 +125,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             base.alias if which == "alias" else None,
         )
 
-    def _store(self, images: Any, target: str = "") -> str:
+    def _store(self, images: Any, is_abandoned: threading.Event, target: str = "") -> str:
         upload = self._datasets.begin_upload(
             "",
             "",
@@ -129,13 +134,15 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             max_stored_bytes=caller().quota.stored_bytes,
             # A request that is sent again brings what it brought before.
             may_be_stored=True,
+            is_abandoned=is_abandoned,
         )
         try:
             for index, image in enumerate(images):
                 add_image(upload, image, f"{target or 'inline_images'}.images[{index}]")
             return upload.finish().dataset_id
-        finally:
+        except BaseException:
             upload.abort()
+            raise
 
     async def GetJob(  # noqa: N802
         self, request: pb.GetJobRequest, context: Context
@@ -148,8 +155,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         self, request: pb.ListJobsRequest, context: Context
     ) -> pb.ListJobsResponse:
         """See fine_tuning.proto."""
-        # A set, since the store has room for each state once.
-        states = {convert_jobs.state(number) for number in request.states}
+        states = {convert_jobs.state(number) for number in set(request.states)}
         records, token = await asyncio.to_thread(
             self._jobs.list,
             request.page_size,
@@ -188,10 +194,12 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         self, request: pb.RankBackbonesRequest, context: Context
     ) -> pb.RankBackbonesResponse:
         """See fine_tuning.proto."""
-        asked = await asyncio.to_thread(self._to_rank, request)
+        asked = await in_thread(partial(self._to_rank, request))
         return convert_rankings.response(await self._rankings.rank(asked, caller().quota.rankings))
 
-    def _to_rank(self, message: pb.RankBackbonesRequest) -> RankRequest:
+    def _to_rank(
+        self, message: pb.RankBackbonesRequest, is_abandoned: threading.Event
+    ) -> RankRequest:
         data_kind = message.WhichOneof("data")
         is_inline = data_kind == "inline_images"
         request = convert_rankings.request(
@@ -208,7 +216,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         if is_inline:
             # So that a call that is refused stores nothing.
             self._rankings.check_room(caller().tenant, caller().quota.rankings)
-            stored = self._store(message.inline_images.images)
+            stored = self._store(message.inline_images.images, is_abandoned)
             request = msgspec.structs.replace(request, dataset_id=stored)
         elif request.dataset_id:
             self._jobs.check_dataset(request.dataset_id, caller().tenant)

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from google.protobuf.message import DecodeError
 from grpc import aio
 
 from service.errors import Exhausted, Expired, InvalidInput, Reason
 from service.rpc import reset
 from service.rpc.limits import Place
+from service.rpc.parsing import Parser
 
 GRACE_S = 0.25
 """A request that takes longer to arrive needs a place: gRPC holds what is there of it."""
@@ -33,14 +33,12 @@ class NotTaken(Expired):
     """An answer was not taken in time, so that no status would be either."""
 
 
-async def receive(
-    context: Context, deserialise: Callable[[bytes], Any], place: Place, timeout_s: float
-) -> Any:
+async def receive(context: Context, parser: Parser, place: Place, timeout_s: float) -> Any:
     """The request of a call that brings one; further ones are never read.
 
-    `place` holds its bytes. Raises what that raises, Exhausted if it is late as many
-    others are, Expired if it is not there in time, InvalidInput where there is none
-    or its bytes are no such message.
+    `place` holds what it takes. Raises what that raises, Exhausted if it is late as many
+    others are, Expired if it is not there in time, InvalidInput where there is none, it
+    is larger than its method allows, or its bytes are no such message.
     """
     arrival = None
     try:
@@ -54,8 +52,8 @@ async def receive(
     finally:
         if arrival is not None:
             arrival.end()
-    place.hold(len(_there(raw)))
-    return parsed(raw, deserialise)
+    place.hold(parser.cost(_there(raw)))
+    return parser.parse(raw)
 
 
 class _Arrival:
@@ -99,7 +97,7 @@ class HealthRequests:
     def __init__(self) -> None:
         self._waiting: dict[asyncio.Timeout, None] = {}
 
-    async def receive(self, context: Context, deserialise: Callable[[bytes], Any]) -> Any:
+    async def receive(self, context: Context, parser: Parser) -> Any:
         """The request; raises Expired, or InvalidInput for what is none or too large."""
         loop = asyncio.get_running_loop()
         try:
@@ -121,7 +119,7 @@ class HealthRequests:
                 Reason.INVALID_FIELD,
                 f"the request has {len(raw)} bytes: a health check's has at most {HEALTH_BYTES}",
             )
-        return parsed(raw, deserialise)
+        return parser.parse(raw)
 
 
 async def send(context: Context, response: Any, timeout_s: float) -> None:
@@ -156,16 +154,6 @@ def when_taken(context: Context, timeout_s: float, then: Callable[[], None]) -> 
 
     # Its stub is no protocol.
     context.add_done_callback(cast("Any", done))
-
-
-def parsed(raw: bytes, deserialise: Callable[[bytes], Any]) -> Any:
-    """The message; raises InvalidInput if the bytes are none."""
-    try:
-        return deserialise(raw)
-    except DecodeError:
-        raise InvalidInput(
-            Reason.INVALID_FIELD, f"the request's {len(raw)} bytes are no message of its kind"
-        ) from None
 
 
 def _there(raw: Any) -> Any:

@@ -1,6 +1,7 @@
 """PredictionService: from messages to the engine and back."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -16,6 +17,11 @@ from service.inference.engine import Classified, Decode
 from service.rpc import status, streams
 from service.rpc.caller import caller
 from service.rpc.serving import Serving
+
+_MAX_SCORES = 100_000
+"""Of one answer, the classes of all its images together."""
+_QUICK_SCORES = 2000
+"""So many are composed on the event loop; more hold up nobody but their caller."""
 
 
 class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
@@ -72,11 +78,19 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
             [_decode(image, index) for index, image in enumerate(request.images)],
             timeout_s,
         )
-        return pb.PredictResponse(
-            model=request.model,
-            version=version,
-            results=[_result(o, request.top_k or 1, request.include_features) for o in outcomes],
-        )
+        top_k = request.top_k or 1
+        scores, features = _sizes(outcomes, top_k, request.include_features)
+        if scores > _MAX_SCORES:
+            raise _bad(
+                "top_k",
+                f"{len(request.images)} images with the {top_k} best classes each are {scores} "
+                f"scores, more than the {_MAX_SCORES} of one answer: send fewer images, or ask "
+                "for fewer classes",
+            )
+        compose = partial(_response, request.model, version, outcomes, top_k, features > 0)
+        if scores + features <= _QUICK_SCORES:
+            return compose()
+        return await asyncio.to_thread(compose)
 
 
 def _decode(image: pb.Image, index: int) -> Decode:
@@ -93,6 +107,30 @@ def _decode(image: pb.Image, index: int) -> Decode:
         is_float = tensor.data_type == pb.DATA_TYPE_FLOAT32
         return partial(preprocess.from_tensor, tensor.data, list(tensor.shape), is_float=is_float)
     raise _bad(f"images[{index}]", f"images[{index}] holds neither `encoded` nor `tensor`")
+
+
+def _sizes(
+    outcomes: Sequence[Classified | GraftError], top_k: int, with_features: bool
+) -> tuple[int, int]:
+    """How many scores and features an answer has."""
+    classified = [outcome for outcome in outcomes if isinstance(outcome, Classified)]
+    scores = sum(min(top_k, len(outcome.classes)) for outcome in classified)
+    features = sum(outcome.features.size for outcome in classified) if with_features else 0
+    return scores, features
+
+
+def _response(
+    model: str,
+    version: int,
+    outcomes: Sequence[Classified | GraftError],
+    top_k: int,
+    with_features: bool,
+) -> pb.PredictResponse:
+    return pb.PredictResponse(
+        model=model,
+        version=version,
+        results=[_result(outcome, top_k, with_features) for outcome in outcomes],
+    )
 
 
 def _result(outcome: Classified | GraftError, top_k: int, with_features: bool) -> pb.ImageResult:

@@ -8,7 +8,8 @@ from grpc import aio
 
 from service.errors import Expired, Reason
 from service.rpc.limits import Place
-from service.rpc.messages import Context, parsed
+from service.rpc.messages import Context
+from service.rpc.parsing import Parser
 
 IDLE_TIMEOUT_S = 600.0
 """How long a stream may bring nothing while it is owed no answer."""
@@ -23,7 +24,7 @@ class Requests:
     def __init__(
         self,
         context: Context,
-        deserialise: Callable[[bytes], Any],
+        parser: Parser,
         place: Place,
         pace: Callable[[], float],
         idle_timeout_s: float | None,
@@ -34,7 +35,7 @@ class Requests:
         """
         self.is_cut = False
         self._context = context
-        self._deserialise = deserialise
+        self._parser = parser
         self._place = place
         self._pace = pace
         self._idle_timeout_s = idle_timeout_s
@@ -48,7 +49,7 @@ class Requests:
         return self
 
     async def __anext__(self) -> Any:
-        """The next one; raises InvalidInput if its bytes are no such message.
+        """The next one; raises InvalidInput if it is too large or its bytes are no such message.
 
         Raises Expired if none comes within the idle timeout.
         """
@@ -76,14 +77,15 @@ class Requests:
         if raw is aio.EOF:
             raise StopAsyncIteration
         self._is_first = False
-        # It is here, whatever the bounds say: those after it wait.
-        self._place.hold(len(raw), is_over_allowed=True)
+        cost = self._parser.cost(raw)
+        # It is here, whatever the limits say: those after it wait.
+        self._place.hold(cost, is_over_allowed=True)
         try:
-            message = parsed(raw, self._deserialise)
+            message = self._parser.parse(raw)
         except BaseException:
-            self._place.release(len(raw))
+            self._place.release(cost)
             raise
-        self._held[id(message)] = len(raw)
+        self._held[id(message)] = cost
         return message
 
     def apart(self) -> Callable[[Any], None]:

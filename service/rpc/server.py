@@ -63,6 +63,9 @@ _CONNECTION = (
     ("grpc.server.max_pending_requests_hard_limit", _AT_ONCE),
 )
 
+_NO_COMPRESSION = (("grpc.compression_enabled_algorithms_bitset", 1),)
+"""Identity alone: of an enum whose bits gRPC's core defines."""
+
 Register = Callable[[aio.Server], None]
 
 
@@ -75,6 +78,7 @@ class RpcServer:
         metrics: Telemetry,
         max_message_bytes: int,
         *,
+        accepts_gzip: bool = False,
         gate: Gate | None = None,
         audit: Audit | None = None,
         bounds: CallBounds | None = None,
@@ -88,6 +92,8 @@ class RpcServer:
                 ("grpc.max_receive_message_length", max_message_bytes),
                 # Answers are as large as what was asked for; exports travel in chunks.
                 ("grpc.max_send_message_length", -1),
+                # Kilobytes of gzip are inflated to the largest message before we see any of it.
+                *(() if accepts_gzip else _NO_COMPRESSION),
                 # Two servers on one port would share its calls at random.
                 ("grpc.so_reuseport", 0),
                 # Who connects and does not begin to speak.

@@ -10,6 +10,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -247,7 +248,8 @@ def _dataset_problems(row: Any, folder: Path, reads_contents: bool, workers: int
         yield f"its classes have {counted} images together, not {row['image_count']}"
     if not reads_contents:
         return
-    images, rejected = class_folders.examine(files, len, folder, workers)
+    with ThreadPoolExecutor(workers) as pool:
+        images, rejected = class_folders.examine(files, len, folder, pool.map)
     if rejected:
         yield f"its {shown(rejected[0].path)} cannot be read: {rejected[0].detail}"
         return

@@ -4,7 +4,7 @@ A dataset is a folder named by its id, in the shape that `service.class_folders`
 reads, and a row. Equal images of two tenants are two datasets, and neither can
 tell that the other has them. The folder gets its name when it is whole and flushed, the row
 follows in the same step; what a crash leaves under no row is swept when the
-store is made. Decoding is handed in. `close` makes what is under way give up.
+store is made. Decoders are handed in. `close` makes what is under way give up.
 
 A dataset without labels keeps its files in the folders that they came in: these
 may name classes all the same, to measure by.
@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,10 +35,11 @@ from service.domain import (
     plain_name,
     tenant_key,
 )
-from service.errors import InvalidInput, NotFound, Reason, Unavailable, WrongState
+from service.errors import Expired, InvalidInput, NotFound, Reason, Unavailable, WrongState
 from service.storage import archives, durable, pages, quotas
 from service.storage.archives import ArchiveFormat, Limits
 from service.storage.database import Connection, Database
+from service.storage.decoders import Decoders
 from service.storage.entry_names import label_problem, shown
 from service.storage.uploads import Upload
 
@@ -81,26 +82,26 @@ class _Asked:
     max_stored_bytes: int | None = None
     may_be_stored: bool = False
     is_for_job: bool = False
+    is_abandoned: threading.Event = field(default_factory=threading.Event)
+    """Set when whoever sends it has gone."""
 
 
 class DatasetStore:
-    """All datasets. `decode` raises a GraftError for bytes that are no image."""
+    """All datasets."""
 
     def __init__(
         self,
         database: Database,
         folder: Path,
-        decode: Callable[[bytes], object],
+        decoders: Decoders,
         limits: Limits,
-        workers: int,
     ) -> None:
         self._database = database
         # Images are read below real paths alone; the operator may keep the folder elsewhere.
         self._folder = folder.resolve()
         self._temporary = self._folder / "tmp"
-        self._decode = decode
+        self._decoders = decoders
         self._limits = limits
-        self._workers = workers
         self._closing = threading.Event()
         self._leaving_jobs = threading.Event()
         durable.make_folder(self._temporary)
@@ -115,8 +116,11 @@ class DatasetStore:
         is_unlabelled: bool = False,
         max_stored_bytes: int | None = None,
         may_be_stored: bool = False,
+        is_abandoned: threading.Event | None = None,
     ) -> Upload:
         """Starts to take one dataset in; it counts when the upload is finished.
+
+        It gives up soon once `is_abandoned` is set.
 
         Raises OverQuota (stored_bytes) where the tenant stores `max_stored_bytes`
         already, and the upload does as soon as it brings more than there is room for;
@@ -128,7 +132,14 @@ class DatasetStore:
                 f"display_name has more than {_MAX_DISPLAY_NAME_CHARS} characters",
                 field="header.display_name",
             )
-        asked = _Asked(display_name, is_unlabelled, tenant, max_stored_bytes, may_be_stored)
+        asked = _Asked(
+            display_name,
+            is_unlabelled,
+            tenant,
+            max_stored_bytes,
+            may_be_stored,
+            is_abandoned=is_abandoned or threading.Event(),
+        )
         check_room = self._room(asked)
         folder = self._new_folder(asked)
         return Upload(
@@ -138,6 +149,7 @@ class DatasetStore:
             from_tree=partial(self._from_tree, asked),
             is_unlabelled=is_unlabelled,
             check_room=check_room,
+            is_abandoned=asked.is_abandoned,
         )
 
     def import_archive(
@@ -237,6 +249,8 @@ class DatasetStore:
                 "the service is stopping: send the dataset again soon",
                 retry_after_s=5.0,
             )
+        if asked.is_abandoned.is_set():
+            raise Expired(Reason.DEADLINE_EXCEEDED, "the caller has gone: nothing is stored")
 
     def _new_folder(self, asked: _Asked) -> Path:
         self._check_open(asked)
@@ -266,10 +280,8 @@ class DatasetStore:
     def _from_tree(self, asked: _Asked, tree: Path) -> DatasetRecord:
         is_unlabelled = asked.is_unlabelled
         files = class_folders.find_any(tree) if is_unlabelled else _labelled(tree)
-        size = partial(self._size, asked)
-        images, rejected = class_folders.examine(files, size, tree, self._workers)
-        # What was examined after the close was refused for that alone.
-        self._check_open(asked)
+        run = partial(self._decoders.map, go_on=partial(self._check_open, asked))
+        images, rejected = class_folders.examine(files, self._size, tree, run)
         _check_usable(images, files, rejected, is_unlabelled)
         for refused in rejected:
             (tree / refused.path).unlink(missing_ok=True)
@@ -296,10 +308,9 @@ class DatasetStore:
             durable.sync_tree(tree)
             return self._keep(record, tree, asked.max_stored_bytes)
 
-    def _size(self, asked: _Asked, data: bytes) -> int:
+    def _size(self, data: bytes) -> int:
         # The pixels are not kept: a dataset of them would not fit into memory.
-        self._check_open(asked)
-        self._decode(data)
+        self._decoders.check(data)
         return len(data)
 
     def _keep(

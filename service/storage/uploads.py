@@ -39,9 +39,11 @@ class Upload:
         from_tree: Store,
         is_unlabelled: bool = False,
         check_room: Callable[[int], None] | None = None,
+        is_abandoned: threading.Event | None = None,
     ) -> None:
         self._folder = folder
         self._check_room = check_room
+        self._is_abandoned = is_abandoned or threading.Event()
         self._archive = folder / "archive"
         self._tree = folder / "images"
         self._limits = limits
@@ -128,7 +130,11 @@ class Upload:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def abort(self) -> None:
-        """Throws away what is not finished. Twice, or after the finish, is harmless."""
+        """Throws away what is not finished. Twice, or after the finish, is harmless.
+
+        One that is being finished in another thread gives up soon, and is waited for.
+        """
+        self._is_abandoned.set()
         with self._lock:
             self._end()
             shutil.rmtree(self._folder, ignore_errors=True)

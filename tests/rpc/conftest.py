@@ -31,6 +31,7 @@ from service.inference.fake_runtime import FakeRuntime
 from service.inference.head import Head
 from service.jobs.contract import DataFound, EpochEnded, Finished, JobSpec, Progressed
 from service.jobs.fake_launcher import FakeLauncher, Script
+from service.rpc import parsing
 
 CLASSES = ("blue", "green", "red")
 
@@ -205,6 +206,12 @@ class Refusal:
     message: str
     field: str
     retry_s: float
+
+
+@pytest.fixture
+def held_as_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a request holds is its bytes alone, so that tests can count it."""
+    monkeypatch.setattr(parsing, "ELEMENT_BYTES", 0)
 
 
 async def refusal(call: Any) -> Refusal:

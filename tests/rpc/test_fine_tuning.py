@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import tarfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from service.jobs.fake_launcher import FakeLauncher, Script
 from service.jobs.request import JobRequest
 from service.jobs.warm import WarmLauncher
 from service.rpc.fine_tuning import _fingerprint
+from service.storage.decoders import Decoders
 from tests.rpc.conftest import (
     HANG,
     SUCCESS,
@@ -42,6 +44,8 @@ from tests.rpc.conftest import (
     of_status,
     refusal,
 )
+
+GUARD_S = 60.0
 
 
 def request(**fields: object) -> pb.FineTuneRequest:
@@ -431,3 +435,36 @@ async def test_a_watcher_is_told_when_the_service_stops(make_service: MakeServic
     await closing
     assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
     assert found.retry_s > 0
+
+
+async def test_a_caller_who_leaves_keeps_its_place_until_its_images_are_let_be(
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding, go_on = threading.Event(), threading.Event()
+    decoded = []
+
+    def check(self: Decoders, data: bytes) -> None:
+        decoding.set()
+        assert go_on.wait(GUARD_S)
+        decoded.append(data)
+
+    monkeypatch.setattr(Decoders, "check", check)
+    service: Service = await make_service(max_uploads=1, threads=1)
+    images = colours()
+    request = pb.FineTuneRequest(model="gone", inline_images=images)
+    call = service.fine_tuning.FineTune(request)
+    waiting = asyncio.ensure_future(call.code())
+    await asyncio.to_thread(decoding.wait, GUARD_S)
+    call.cancel()
+    await waiting
+    refused = await refusal(service.fine_tuning.FineTune(request))
+    assert refused.reason == "TOO_MANY_CALLS"
+    go_on.set()
+    request.model = "stays"
+    async with asyncio.timeout(GUARD_S):
+        while await service.fine_tuning.FineTune(request).code() is not grpc.StatusCode.OK:
+            pass
+    listed = await service.fine_tuning.ListJobs(pb.ListJobsRequest())
+    assert [job.model for job in listed.jobs] == ["stays"]
+    # Of the first call's no more than were in the pool.
+    assert len(decoded) < 2 * len(images.images)

@@ -17,7 +17,7 @@ from grpc import aio
 from service.rpc.open_inference import grpc_predict_v2_pb2
 from service.rpc.server import SERVICES
 from tests.fuzz.messages import extremes
-from tests.rpc.conftest import Service, colours, image
+from tests.rpc.conftest import MakeService, Service, colours, image, refusal
 
 OURS = [
     method
@@ -253,10 +253,41 @@ async def test_a_page_token_that_no_list_gave_is_refused(service: Service, key: 
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_a_list_of_states_may_be_as_long_as_it_likes(service: Service) -> None:
+async def test_a_list_of_states_is_walked_once_a_state_and_may_not_be_long(
+    service: Service,
+) -> None:
     await service.make_model()
-    asked = fine_tuning_pb2.ListJobsRequest(states=[3] * 300_000)
+    asked = fine_tuning_pb2.ListJobsRequest(states=[3] * 900)
     assert len((await service.fine_tuning.ListJobs(asked)).jobs) == 1
+    asked = fine_tuning_pb2.ListJobsRequest(states=[3] * 1000)
+    refused = await refusal(service.fine_tuning.ListJobs(asked))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "more than 1000 fields and list elements" in refused.message
+
+
+@pytest.mark.parametrize("method", ["GetJob", "ListJobs", "CancelJob"])
+async def test_a_call_that_brings_no_images_takes_no_large_message(
+    service: Service, method: str
+) -> None:
+    call = service.channel.unary_unary(f"/graft.v1.FineTuningService/{method}")
+    refused = await refusal(call(bytes(2**20)))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"one of {method} has at most 65536" in refused.message
+
+
+@pytest.mark.parametrize(
+    ("accept_gzip", "code"),
+    [("no", grpc.StatusCode.UNIMPLEMENTED), ("yes", grpc.StatusCode.OK)],
+)
+async def test_gzip_is_taken_where_the_operator_says_so(
+    make_service: MakeService, accept_gzip: str, code: grpc.StatusCode
+) -> None:
+    service: Service = await make_service(accept_gzip=accept_gzip)
+    # One too short to be worth compressing is sent as it is.
+    asked = model_pb2.ListModelsRequest(page_size=1, page_token="")
+    asked.MergeFromString(b"\x9a\x06\x80\x10" + bytes(2048))
+    call = service.models.ListModels(asked, compression=grpc.Compression.Gzip)
+    assert await call.code() is code
 
 
 async def test_what_extreme_values_are_accepted_is_told_again(

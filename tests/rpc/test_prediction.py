@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from graft.v1 import prediction_pb2 as pb
 
+from service.rpc import prediction
 from tests.rpc.conftest import MakeService, Service, image, of_status, refusal
 
 
@@ -263,3 +264,21 @@ async def test_many_callers_are_batched_and_each_gets_its_own(service: Service) 
     assert got == names
     (session,) = service.runtime.sessions.values()
     assert max(session.batches) > 1
+
+
+async def test_an_answer_of_very_many_scores_is_refused_and_of_many_is_the_same(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.make_model()
+    request = pb.PredictRequest(
+        model="colours", images=[pb.Image(encoded=image("red"))] * 2, top_k=9, include_features=True
+    )
+    quick = await service.prediction.Predict(request)
+    assert [len(result.classification.scores) for result in quick.results] == [3, 3]
+    # Composed in a thread instead of on the event loop.
+    monkeypatch.setattr(prediction, "_QUICK_SCORES", 0)
+    assert await service.prediction.Predict(request) == quick
+    monkeypatch.setattr(prediction, "_MAX_SCORES", 5)
+    refused = await refusal(service.prediction.Predict(request))
+    assert (refused.code, refused.field) == (grpc.StatusCode.INVALID_ARGUMENT, "top_k")
+    assert "are 6 scores" in refused.message

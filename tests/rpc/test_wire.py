@@ -26,6 +26,8 @@ from service.rpc.server import SERVICES, RpcServer, to_register
 from service.telemetry import Telemetry
 from tests.rpc.conftest import HANG, MakeService, Service, colours, image, refusal
 
+pytestmark = pytest.mark.usefixtures("held_as_sent")
+
 PREDICT = "/graft.v1.PredictionService/Predict"
 LIST = "/graft.v1.ModelService/ListModels"
 
@@ -230,9 +232,9 @@ async def test_requests_are_refused_while_those_that_are_answered_hold_too_much(
             await go_on.wait()
             return model_pb2.GetModelResponse()
 
-    async with serving(Slow(), held_bytes=2**20) as channel:
+    async with serving(Slow(), held_bytes=2**16) as channel:
         stub: Any = model_pb2_grpc.ModelServiceStub(channel)
-        large = model_pb2.GetModelRequest(model="m" * (2**19 + 1))
+        large = model_pb2.GetModelRequest(model="m" * (2**15 + 1))
         first = asyncio.ensure_future(stub.GetModel(large))
         await arrived.wait()
         refused = await refusal(stub.GetModel(large))

@@ -16,10 +16,13 @@ from service.rpc import messages, requests
 from service.rpc.caller import Caller
 from service.rpc.calls import Calls
 from service.rpc.limits import CallBounds, Limits, Place
+from service.rpc.parsing import Parser
 from service.rpc.server import RpcServer, to_register
 from service.telemetry import Telemetry
 from tests.rpc.conftest import MakeService, Service, image, refusal
 from tests.rpc.test_wire import handlers, health, never, serving, settled
+
+pytestmark = pytest.mark.usefixtures("held_as_sent")
 
 CHECK = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
@@ -267,7 +270,7 @@ class Wire:
 def stream(wire: Wire, place: Any, **options: Any) -> requests.Requests:
     options = {"pace": lambda: 0.0, "idle_timeout_s": None, **options}
     context: Any = wire
-    return requests.Requests(context, lambda raw: [raw], place, **options)
+    return requests.Requests(context, Parser(STREAM, lambda raw: [raw]), place, **options)
 
 
 async def turn() -> None:

@@ -14,6 +14,7 @@ from service.inference import preprocess
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore, Limits
 from tests.trainer.conftest import MakeFolder
+from tests.unit.storage.conftest import decoders
 from trainer import data
 
 
@@ -311,7 +312,9 @@ def test_a_targets_digest_is_that_of_the_unlabelled_dataset_that_holds_it(
     folder = make_folder("target", per_class=3)
     database = Database(tmp_path / "data")
     limits = Limits(max_upload_bytes=10**6, max_unpacked_bytes=10**6, max_files=100)
-    datasets = DatasetStore(database, tmp_path / "datasets", preprocess.open_image, limits, 1)
+    datasets = DatasetStore(
+        database, tmp_path / "datasets", decoders(preprocess.open_image), limits
+    )
     upload = datasets.begin_upload("", "", tenant=DEFAULT_TENANT, is_unlabelled=True)
     for path in sorted(folder.rglob("*.png")):
         upload.add_image(path.parent.name, path.read_bytes(), path.name, "")

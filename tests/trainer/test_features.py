@@ -90,7 +90,7 @@ def test_what_is_rejected_and_in_which_order_is_as_without_features(
     files = class_folders.find(folder)
     with_features = Features(FakeSource(), threads=3).examine(files, folder)
     without = class_folders.examine(
-        files, lambda content: preprocess.open_image(content) and None, folder, 3
+        files, lambda content: preprocess.open_image(content) and None, folder, map
     )
     assert with_features == without
     assert len(with_features[1]) == 3

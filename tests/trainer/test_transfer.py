@@ -174,7 +174,7 @@ def test_adaptation_needs_no_label_of_the_target(
     assert found.target_images == 24
     assert found.target_accuracy is None
     assert {gap.measure for gap in found.gaps} == {"proxy_a_distance", "mmd", "frechet_distance"}
-    assert found.backbones[0].technique == "source_only"
+    assert found.candidates[0].technique == "source_only"
     assert found.published == manifest.technique
 
 

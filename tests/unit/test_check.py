@@ -21,7 +21,7 @@ from service.storage.database import Database
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 from tests.unit.jobs.conftest import request
-from tests.unit.storage.conftest import LIMITS, TENANT, decode, write_result
+from tests.unit.storage.conftest import LIMITS, TENANT, decoders, write_result
 
 Break = Callable[[Path], object]
 
@@ -34,7 +34,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     database = Database(data)
     artifacts = Artifacts(data / "artifacts")
     models = ModelStore(database, artifacts)
-    datasets = DatasetStore(database, data / "datasets", decode, LIMITS, workers=1)
+    datasets = DatasetStore(database, data / "datasets", decoders(), LIMITS)
     jobs = JobStore(database, max_queued=100)
     stored = {}
     for is_unlabelled in (False, True):

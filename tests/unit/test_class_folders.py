@@ -76,7 +76,7 @@ def test_the_digest_is_of_what_images_show_and_where_they_belong(tmp_path: Path)
             path = lay(root, name) / name
             path.write_text(data)
         files = class_folders.find(root)
-        read, _ = class_folders.examine(files, lambda data: data, root, 2)
+        read, _ = class_folders.examine(files, lambda data: data, root, map)
         return class_folders.digest(read)
 
     first = digest("cat/1.png=a", "dog/2.png=b")
@@ -91,7 +91,7 @@ def test_a_file_that_is_too_large_is_rejected_unread(
     lay(tmp_path, "cat/1.png", "dog/2.png")
     monkeypatch.setattr(class_folders, "MAX_FILE_BYTES", 3)
     read, rejected = class_folders.examine(
-        [ImageFile("", "cat", tmp_path / "cat/1.png")], lambda data: data, tmp_path, 1
+        [ImageFile("", "cat", tmp_path / "cat/1.png")], lambda data: data, tmp_path, map
     )
     assert not read
     assert "larger than 3 bytes" in rejected[0].detail

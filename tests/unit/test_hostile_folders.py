@@ -22,7 +22,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def read(root: Path, files: list[ImageFile]) -> tuple[list[str], list[RejectedFile]]:
-    found, rejected = class_folders.examine(files, lambda data: data.decode(), root, 1)
+    found, rejected = class_folders.examine(files, lambda data: data.decode(), root, map)
     return [each.decoded for each in found], rejected
 
 

@@ -12,6 +12,7 @@ from service.jobs.contract import DEFAULT_BACKBONE, Gate
 from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore, Limits
+from service.storage.decoders import Decoders
 from service.storage.models import ModelStore
 
 TENANT = DEFAULT_TENANT
@@ -102,13 +103,19 @@ def models(database: Database, artifacts: Artifacts) -> ModelStore:
 
 LIMITS = Limits(max_upload_bytes=1_000_000, max_unpacked_bytes=1_000_000, max_files=100)
 
+
+def decoders(decode: Callable[[bytes], object] = decode, threads: int = 2) -> Decoders:
+    """Decoders for which each image has one pixel, and never too many."""
+    return Decoders(decode, lambda data: 1, threads=threads, max_pixels=threads)
+
+
 MakeDatasets = Callable[..., DatasetStore]
 
 
 @pytest.fixture
 def make_datasets(database: Database, tmp_path: Path) -> MakeDatasets:
     def make(limits: Limits = LIMITS) -> DatasetStore:
-        return DatasetStore(database, tmp_path / "data" / "datasets", decode, limits, workers=2)
+        return DatasetStore(database, tmp_path / "data" / "datasets", decoders(), limits)
 
     return make
 

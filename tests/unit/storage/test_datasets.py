@@ -15,7 +15,7 @@ from service.errors import GraftError, InvalidInput, NotFound, Reason, Unavailab
 from service.storage.database import Database
 from service.storage.datasets import DatasetRecord, DatasetStore, Limits, Upload
 from service.storage.entry_names import file_name, label_problem
-from tests.unit.storage.conftest import LIMITS, TENANT, MakeDatasets
+from tests.unit.storage.conftest import LIMITS, TENANT, MakeDatasets, decoders
 from tests.unit.storage.test_archives import FILES, tar_gz_of, tar_of, zip_of
 
 Images = list[tuple[str, bytes, SplitName]]
@@ -327,7 +327,7 @@ def test_closing_makes_an_import_give_up(database: Database, tmp_path: Path) -> 
         decoding.set()
         assert go_on.wait(10)
 
-    datasets = DatasetStore(database, tmp_path / "ds", decode, LIMITS, workers=1)
+    datasets = DatasetStore(database, tmp_path / "ds", decoders(decode, 1), LIMITS)
     with ThreadPoolExecutor(1) as pool:
         importing = pool.submit(upload, datasets, IMAGES)
         assert decoding.wait(10)

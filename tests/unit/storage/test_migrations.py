@@ -13,7 +13,7 @@ from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
-from tests.unit.storage.conftest import LIMITS, decode, write_result
+from tests.unit.storage.conftest import LIMITS, decoders, write_result
 
 FIRST = (resources.files("service.storage") / "migrations" / "0001_first.sql").read_text("utf-8")
 
@@ -58,7 +58,7 @@ def test_a_database_of_the_first_format_keeps_all_and_can_be_rolled_back(tmp_pat
     assert models.roll_back_alias("birds", "latest").to_version == 2
     with pytest.raises(WrongState):
         models.roll_back_alias("birds", "prod")
-    datasets = DatasetStore(database, data / "datasets", decode, LIMITS, workers=1)
+    datasets = DatasetStore(database, data / "datasets", decoders(), LIMITS)
     assert not datasets.get("ds-1", DEFAULT_TENANT).is_unlabelled
     # All of it belongs to the tenant that needs no name.
     jobs = JobStore(database, max_queued=10)

@@ -13,7 +13,7 @@ from service.errors import InvalidInput, Reason
 from service.storage.check import dataset_problems, read_only
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore
-from tests.unit.storage.conftest import LIMITS, decode
+from tests.unit.storage.conftest import LIMITS, decoders
 from tests.unit.storage.test_archives import FILES, tar_of
 
 OTHERS = {f"{label}/other.png": b"PIC of somebody else" for label in ("cat", "dog")}
@@ -26,7 +26,7 @@ def test_a_data_folder_that_is_reached_by_a_link_keeps_datasets(
     disk.mkdir()
     link.symlink_to(disk)
     (tmp_path / "pets.tar").write_bytes(tar_of(FILES))
-    datasets = DatasetStore(database, link, decode, LIMITS, workers=1)
+    datasets = DatasetStore(database, link, decoders(), LIMITS)
     stored = datasets.import_archive(tmp_path / "pets.tar", tenant=DEFAULT_TENANT)
     assert stored.image_count == len(FILES)
     assert (disk / stored.dataset_id).is_dir()

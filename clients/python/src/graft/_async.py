@@ -16,7 +16,7 @@ from graft import _calls, _rpcs
 from graft._channel import Settings
 from graft._rpcs import Rpc
 from graft._watch import Watch
-from graft.errors import from_rpc
+from graft.errors import from_rpc, is_broken_write
 from graft.retry import Attempts, RetryPolicy
 from graft.types import JobEvent
 
@@ -25,6 +25,10 @@ Req = TypeVar("Req")
 Res = TypeVar("Res")
 
 _END: Final = object()
+
+_STATUS_LOOKS: Final = 200
+_LOOK_S: Final = 0.01
+"""Between two looks for the status that the server sent."""
 
 
 class AsyncTransport:
@@ -114,7 +118,7 @@ class AsyncTransport:
         except grpc.RpcError as error:
             if feed.error is not None:
                 raise feed.error from None
-            raise end.told(error) from None
+            raise await end.told(error) from None
         except asyncio.CancelledError:
             if feed.error is not None:
                 raise feed.error from None
@@ -143,7 +147,7 @@ class AsyncTransport:
                 raise feed.error from None
             raise
         except grpc.RpcError as error:
-            raise from_rpc(end.told(error), self.target, timeout_s) from error
+            raise from_rpc(await end.told(error), self.target, timeout_s) from error
         finally:
             call.cancel()
 
@@ -185,24 +189,31 @@ class AsyncTransport:
 class End:
     """How the server ended a call that is sent to.
 
-    Where a write of gRPC's comes too late, gRPC sets a status of its own beside it, INTERNAL,
-    before or after; this keeps the first, and what is raised is the last.
+    A write that comes after the end fails, and gRPC then sets a status of its own, INTERNAL,
+    before or after the server's (grpc/grpc issue 36066); the server's is what counts.
     """
 
     def __init__(self, call: Any) -> None:
-        self._first: aio.AioRpcError | None = None
-        call.add_done_callback(self._keep)
+        self._call = call
+        self._servers: aio.AioRpcError | None = None
+        call.add_done_callback(self._look)
 
-    def told(self, error: grpc.RpcError) -> grpc.RpcError:
-        """The error that the server meant, where it said one."""
-        is_own = error.code() is grpc.StatusCode.INTERNAL
-        return self._first if is_own and self._first is not None else error
+    async def told(self, error: grpc.RpcError) -> grpc.RpcError:
+        """The error that the server meant, waited for where gRPC's own came before it."""
+        looks = _STATUS_LOOKS if is_broken_write(error) else 0
+        for _ in range(looks):
+            self._look(self._call)
+            if self._servers is not None:
+                return self._servers
+            await asyncio.sleep(_LOOK_S)
+        return error
 
-    def _keep(self, call: Any) -> None:
+    def _look(self, call: Any) -> None:
         code: grpc.StatusCode = _now(call.code())
-        if self._first is None and code is not grpc.StatusCode.OK:
-            trailing: aio.Metadata = _now(call.trailing_metadata())
-            self._first = aio.AioRpcError(code, aio.Metadata(), trailing, _now(call.details()))
+        trailing: aio.Metadata = _now(call.trailing_metadata())
+        error = aio.AioRpcError(code, aio.Metadata(), trailing, _now(call.details()))
+        if self._servers is None and code is not grpc.StatusCode.OK and not is_broken_write(error):
+            self._servers = error
 
 
 def _now(answer: Coroutine[Any, Any, Any]) -> Any:

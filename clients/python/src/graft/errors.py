@@ -197,7 +197,6 @@ _KINDS: Mapping[grpc.StatusCode, type[GraftError]] = {
 }
 
 _BROKEN_WRITE = "Internal error from Core"
-"""What grpc.aio puts in the place of the server's status when a write of its own came too late."""
 
 _BY_NUMBER: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -247,7 +246,7 @@ def from_rpc(error: grpc.RpcError, target: str, timeout_s: float | None = None) 
     kind, message = _KINDS.get(code, GraftError), details or code.name
     if code is grpc.StatusCode.UNAVAILABLE:
         kind, message = _of_connection(details, target)
-    elif code is grpc.StatusCode.INTERNAL and details == _BROKEN_WRITE:
+    elif is_broken_write(error):
         kind, code = Unavailable, grpc.StatusCode.UNAVAILABLE
         message = f"{target} ended the stream while it was being sent to; why was lost"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -256,6 +255,12 @@ def from_rpc(error: grpc.RpcError, target: str, timeout_s: float | None = None) 
     elif code is grpc.StatusCode.UNIMPLEMENTED:
         message = f"{target} does not know this call: it is no Graft server, or an older one"
     return kind(message, code=code, request_id=request_id)
+
+
+def is_broken_write(error: grpc.RpcError) -> bool:
+    """Whether grpc.aio put it in the place of the server's status, since a write came too late."""
+    call: Any = error
+    return call.code() is grpc.StatusCode.INTERNAL and call.details() == _BROKEN_WRITE
 
 
 def _of_connection(details: str, target: str) -> tuple[type[Unavailable], str]:

@@ -1,0 +1,154 @@
+"""Requests parsed, after what they would become has been counted on the wire.
+
+A message of two-byte empty sub-messages takes fifty times its size once it is parsed,
+and a list of a million numbers holds up whoever walks it. So each method has a largest
+message and a most number of elements, and a request beyond either is refused unparsed.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from typing import Any, Final
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError
+
+from service.errors import InvalidInput, Reason
+
+MAX_ELEMENTS: Final = 50_000
+"""Of a request that brings images: fields that are set, and numbers in lists."""
+SMALL_BYTES: Final = 64 * 1024
+"""Of a request that brings no images, the most."""
+SMALL_ELEMENTS: Final = 1000
+ELEMENT_BYTES: Final = 100
+"""Memory of one parsed element beside its bytes, about."""
+
+_BRING_IMAGES: Final = {
+    "/graft.v1.DatasetService/UploadDataset",
+    "/graft.v1.FineTuningService/FineTune",
+    "/graft.v1.FineTuningService/RankBackbones",
+    "/graft.v1.PredictionService/Predict",
+    "/graft.v1.PredictionService/PredictStream",
+    "/inference.GRPCInferenceService/ModelInfer",
+    "/inference.GRPCInferenceService/ModelStreamInfer",
+}
+_TENSOR: Final = "inference.InferTensorContents"
+
+_TENSOR_NUMBER: Final = 1 / 20
+"""What a number of a tensor counts: it is neither walked nor larger than eight bytes."""
+
+_VARINT, _BYTES = 0, 2
+_FIXED_BYTES: Final = {1: 8, 5: 4}
+"""Of the kinds of values on the wire whose size is fixed."""
+_NUMBER_BYTES: Final = {
+    FieldDescriptor.TYPE_DOUBLE: 8,
+    FieldDescriptor.TYPE_FIXED64: 8,
+    FieldDescriptor.TYPE_SFIXED64: 8,
+    FieldDescriptor.TYPE_FLOAT: 4,
+    FieldDescriptor.TYPE_FIXED32: 4,
+    FieldDescriptor.TYPE_SFIXED32: 4,
+}
+"""Of a number in a list; the others have one byte or more."""
+
+
+class Parser:
+    """Parses the requests of one method."""
+
+    def __init__(self, method: str, deserialise: Callable[[bytes], Any]) -> None:
+        self._deserialise = deserialise
+        self._method = method.rpartition("/")[2]
+        brings_images = method in _BRING_IMAGES
+        self._max_bytes = None if brings_images else SMALL_BYTES
+        self._max_elements = MAX_ELEMENTS if brings_images else SMALL_ELEMENTS
+        # The generated `FromString` is bound to its message's class.
+        message = getattr(deserialise, "__self__", None)
+        self._descriptor: Descriptor | None = getattr(message, "DESCRIPTOR", None)
+
+    def cost(self, raw: bytes) -> int:
+        """The bytes that the message takes once it is parsed, about.
+
+        Raises InvalidInput (INVALID_FIELD) for one that is larger than the method allows.
+        """
+        if self._max_bytes is not None and len(raw) > self._max_bytes:
+            raise InvalidInput(
+                Reason.INVALID_FIELD,
+                f"the request has {len(raw)} bytes: one of {self._method} has at most "
+                f"{self._max_bytes}",
+            )
+        if self._descriptor is None:
+            return len(raw)
+        return len(raw) + ELEMENT_BYTES * count(raw, self._descriptor, self._max_elements)
+
+    def parse(self, raw: bytes) -> Any:
+        """The message; raises InvalidInput if the bytes are none."""
+        try:
+            return self._deserialise(raw)
+        except DecodeError:
+            raise InvalidInput(
+                Reason.INVALID_FIELD, f"the request's {len(raw)} bytes are no message of its kind"
+            ) from None
+
+
+def count(raw: bytes, message: Descriptor, most: int) -> int:
+    """Counts the elements of a message on the wire: fields that are set, numbers in lists.
+
+    Stops where bytes make no sense, since the parser refuses them. Raises InvalidInput
+    beyond `most`.
+    """
+    elements = 0.0
+    waiting = [(0, len(raw), _fields(message))]
+    with suppress(IndexError):
+        while waiting:
+            at, end, fields = waiting.pop()
+            while at < end:
+                tag, at = _varint(raw, at)
+                elements += 1
+                kind = tag & 7
+                if kind == _BYTES:
+                    size, at = _varint(raw, at)
+                    inner = fields.get(tag >> 3)
+                    if isinstance(inner, float):
+                        elements += size * inner
+                    elif inner is not None:
+                        waiting.append((at, min(at + size, end), _fields(inner)))
+                    at += size
+                elif kind == _VARINT:
+                    _, at = _varint(raw, at)
+                else:
+                    # What is in a group, which no message of ours has, counts as beside it.
+                    at += _FIXED_BYTES.get(kind, 0)
+                if elements > most:
+                    raise InvalidInput(
+                        Reason.INVALID_FIELD,
+                        f"the request brings more than {most} fields and list elements: bring "
+                        "fewer, and tensors as bytes",
+                    )
+    return int(elements)
+
+
+@cache
+def _fields(message: Descriptor) -> dict[int, Descriptor | float]:
+    """By number, a message's type; of a list of numbers, the most elements in a byte."""
+    found: dict[int, Descriptor | float] = {}
+    for field in message.fields:
+        if field.message_type is not None:
+            found[field.number] = field.message_type
+        elif field.is_packed:
+            weight = _TENSOR_NUMBER if message.full_name == _TENSOR else 1.0
+            found[field.number] = weight / _NUMBER_BYTES.get(field.type, 1)
+    return found
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    """A number and where it ends; raises IndexError where it has more than ten bytes."""
+    byte = raw[at]
+    if byte < 0x80:
+        return byte, at + 1
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = raw[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise IndexError

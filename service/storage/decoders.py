@@ -1,0 +1,84 @@
+"""Decoders of uploaded images: one pool for all uploads, with a limit on pixels at once.
+
+What an image costs is told by its pixels, not by its bytes: two kilobytes may be fifty
+megapixels and half a gigabyte while they are decoded. Uploads take turns, image by image.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Decoders:
+    """Decodes what uploads bring; its methods may be called from any thread.
+
+    `pixels` says how many an image has, from its header, and `decode` decodes it; both
+    raise a GraftError for bytes that are no image. At most `max_pixels` are decoded at
+    once, or one image that has more.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[bytes], object],
+        pixels: Callable[[bytes], int],
+        *,
+        threads: int,
+        max_pixels: int,
+    ) -> None:
+        self._decode = decode
+        self._pixels = pixels
+        # Its threads end when nobody holds it any more.
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._ahead = 2 * threads
+        """Images of one upload that are in the pool at once: others come between."""
+        self._max_pixels = max_pixels
+        self._decoding = 0
+        self._freed = threading.Condition()
+
+    def check(self, data: bytes) -> None:
+        """Decodes an image and keeps nothing of it; raises a GraftError if it is none."""
+        with self._room(self._pixels(data)):
+            self._decode(data)
+
+    def map(
+        self, work: Callable[[T], R], items: Iterable[T], go_on: Callable[[], None]
+    ) -> Iterator[R]:
+        """Yields the results of `work` on the pool's threads, in the order of the items.
+
+        Raises what `go_on` raises, which is asked before each item; nothing is under way
+        any more then.
+        """
+        ahead: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                go_on()
+                if len(ahead) >= self._ahead:
+                    yield ahead.popleft().result()
+                ahead.append(self._pool.submit(work, item))
+            while ahead:
+                go_on()
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+            wait(ahead)
+
+    @contextmanager
+    def _room(self, pixels: int) -> Iterator[None]:
+        with self._freed:
+            self._freed.wait_for(
+                lambda: not self._decoding or self._decoding + pixels <= self._max_pixels
+            )
+            self._decoding += pixels
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._decoding -= pixels
+                self._freed.notify_all()

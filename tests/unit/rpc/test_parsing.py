@@ -1,0 +1,131 @@
+"""What a request would become is counted on the wire, and refused before it is parsed."""
+
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+from graft.v1 import dataset_pb2, fine_tuning_pb2, prediction_pb2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.errors import InvalidInput, Reason
+from service.rpc import parsing
+from service.rpc.open_inference import grpc_predict_v2_pb2
+from service.rpc.parsing import Parser
+
+PREDICT = "/graft.v1.PredictionService/Predict"
+FINE_TUNE = "/graft.v1.FineTuningService/FineTune"
+LIST_JOBS = "/graft.v1.FineTuningService/ListJobs"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def counted(message: Message) -> int:
+    return parsing.count(message.SerializeToString(), message.DESCRIPTOR, 10**9)
+
+
+def test_fields_list_elements_and_map_entries_count_each() -> None:
+    image = prediction_pb2.Image(encoded=bytes(1000))
+    assert counted(prediction_pb2.PredictRequest(model="m", images=[image] * 3)) == 1 + 3 * 2
+    tensor = prediction_pb2.Tensor(data_type="DATA_TYPE_UINT8", shape=[2, 1, 3], data=bytes(6))
+    # The list's own field, and its three numbers of one byte.
+    assert counted(tensor) == 1 + (1 + 3) + 1
+    assert counted(fine_tuning_pb2.FineTuneRequest(labels={"a": "b", "c": "d"})) == 2 * 3
+    assert counted(fine_tuning_pb2.ListJobsRequest(states=[1, 2, 3])) == 1 + 3
+
+
+@pytest.mark.parametrize(
+    ("field", "number_bytes"), [("uint_contents", 1), ("fp32_contents", 4), ("fp64_contents", 8)]
+)
+def test_a_tensors_numbers_count_a_twentieth_each(field: str, number_bytes: int) -> None:
+    contents: Any = grpc_predict_v2_pb2.InferTensorContents(**{field: [1] * 4000})
+    assert counted(contents) == 1 + 4000 // 20
+
+
+AMPLIFIED = {
+    "empty images": (
+        PREDICT,
+        prediction_pb2.PredictRequest,
+        b"\x22\x00" * (parsing.MAX_ELEMENTS + 1),
+    ),
+    "a tensor's shape": (
+        PREDICT,
+        prediction_pb2.PredictRequest,
+        prediction_pb2.PredictRequest(
+            images=[
+                prediction_pb2.Image(tensor=prediction_pb2.Tensor(shape=[1] * parsing.MAX_ELEMENTS))
+            ]
+        ).SerializeToString(),
+    ),
+    "labels": (
+        FINE_TUNE,
+        fine_tuning_pb2.FineTuneRequest,
+        b"\xf2\x01\x00" * (parsing.MAX_ELEMENTS + 1),
+    ),
+    "fields that nobody knows": (
+        FINE_TUNE,
+        fine_tuning_pb2.FineTuneRequest,
+        b"\xfa\x7f\x00" * (parsing.MAX_ELEMENTS + 1),
+    ),
+    "states": (
+        LIST_JOBS,
+        fine_tuning_pb2.ListJobsRequest,
+        fine_tuning_pb2.ListJobsRequest(states=[1] * parsing.SMALL_ELEMENTS).SerializeToString(),
+    ),
+    "numbers of a tensor": (
+        INFER,
+        grpc_predict_v2_pb2.ModelInferRequest,
+        grpc_predict_v2_pb2.ModelInferRequest(
+            inputs=[
+                grpc_predict_v2_pb2.ModelInferRequest.InferInputTensor(
+                    contents=grpc_predict_v2_pb2.InferTensorContents(
+                        uint_contents=[1] * 20 * parsing.MAX_ELEMENTS
+                    )
+                )
+            ]
+        ).SerializeToString(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AMPLIFIED)
+def test_a_request_of_very_many_elements_is_refused_without_being_parsed(name: str) -> None:
+    method, kind, raw = AMPLIFIED[name]
+    with pytest.raises(InvalidInput, match="fields and list elements") as caught:
+        Parser(method, kind.FromString).cost(raw)
+    assert caught.value.reason is Reason.INVALID_FIELD
+
+
+def test_a_method_that_brings_no_images_takes_64_kib_and_the_others_what_the_server_takes() -> None:
+    large = bytes(parsing.SMALL_BYTES + 1)
+    with pytest.raises(InvalidInput, match="one of ListJobs has at most 65536"):
+        Parser(LIST_JOBS, fine_tuning_pb2.ListJobsRequest.FromString).cost(large)
+    upload = dataset_pb2.UploadDatasetRequest(archive_chunk=large).SerializeToString()
+    method = "/graft.v1.DatasetService/UploadDataset"
+    parser = Parser(method, dataset_pb2.UploadDatasetRequest.FromString)
+    assert parser.cost(upload) == len(upload) + parsing.ELEMENT_BYTES
+    assert parser.parse(upload).archive_chunk == large
+
+
+def test_every_method_that_brings_images_is_one_of_the_contracts() -> None:
+    named = {
+        f"/{service.full_name}/{method.name}"
+        for file in (dataset_pb2, fine_tuning_pb2, prediction_pb2, grpc_predict_v2_pb2)
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    }
+    assert named > parsing._BRING_IMAGES
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=300)
+def test_any_bytes_are_counted_without_an_error(raw: bytes) -> None:
+    descriptor = grpc_predict_v2_pb2.ModelInferRequest.DESCRIPTOR
+    assert 0 <= parsing.count(raw, descriptor, 10**9) <= len(raw) + 1
+
+
+def test_a_number_without_end_ends_the_count_at_once() -> None:
+    assert parsing.count(b"\x28" + b"\x80" * 10_000_000, predict(), 10) == 1
+
+
+def predict() -> Any:
+    return prediction_pb2.PredictRequest.DESCRIPTOR
