@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
 MEASURE_TIMEOUT_S = 900.0
 

@@ -73,7 +73,7 @@ class Config:
     )
     precision: Precision = _setting(
         "fast",
-        "exact is fp32; fast is bf16 or fp16 where the hardware has them; int8 quantises new "
+        "exact is fp32; fast is bf16 on CPUs with AMX and fp16 on GPUs; int8 quantises new "
         "versions whose accuracy it does not harm",
     )
     threads: int = _setting(

@@ -265,7 +265,7 @@ class Served:
                 yield {"level": "ERROR", "message": line}
 
     def _jobs(self) -> dict[str, int]:
-        with urllib.request.urlopen(self._metrics_url, timeout=10) as answer:  # nosec B310 # our own server
+        with urllib.request.urlopen(self._metrics_url, timeout=60) as answer:  # nosec B310 # our own server
             text = answer.read().decode()
         return {state: int(float(count)) for state, count in _STATE.findall(text)}
 

@@ -203,9 +203,12 @@ class Engine:
         call = Call(files.name, backbone, head, images, arrived, arrived + timeout_s, answer)
         self._workers.put(call)
         try:
-            async with asyncio.timeout(call.deadline - time.monotonic()):
+            async with asyncio.timeout(call.deadline - time.monotonic()) as deadline:
                 await answer
         except TimeoutError:
+            # A run that raised one is a fault of ours.
+            if not deadline.expired():
+                raise
             raise Expired(
                 Reason.DEADLINE_EXCEEDED,
                 f"the images were not classified within {timeout_s:.3g} s: allow more time or "

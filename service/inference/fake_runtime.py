@@ -14,7 +14,7 @@ from service.inference.preprocess import Pixels
 class FakeSession:
     """Features are the mean red, green and blue of an image, 0 to 1.
 
-    `hold` keeps runs waiting until `release` (10 s at most); `fail_next` makes
+    `hold` keeps runs waiting until `release` (ten minutes at most); `fail_next` makes
     the next run raise.
     """
 
@@ -45,7 +45,7 @@ class FakeSession:
         """From uint8 [n, 224, 224, 3] to float32 [n, 3]."""
         self.cores.append(cores)
         self.running.release()
-        if not self._open.wait(10):
+        if not self._open.wait(600):
             raise TimeoutError("nobody released the fake session")
         if (error := self.fail_next) is not None:
             self.fail_next = None

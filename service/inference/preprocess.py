@@ -6,7 +6,7 @@ decodes and resizes.
 
 Images come from strangers. What a header claims is checked before any pixel is
 decoded: at most `MAX_PIXELS`, and of a JPEG at most `MAX_SCANS` passes over them. The
-largest that are decoded cost about 2 s of one core and 573 MB while it lasts.
+largest that are decoded cost about 2 s of one core and 770 MB while it lasts.
 
 Of an animated WebP or PNG the first frame counts; GIFs are refused. Transparency is
 dropped, so that the colours below it show, as in most training pipelines. Colour

@@ -61,6 +61,8 @@ _CONNECTION = (
     ("grpc.max_concurrent_streams", _AT_ONCE),
     ("grpc.server.max_pending_requests", _AT_ONCE),
     ("grpc.server.max_pending_requests_hard_limit", _AT_ONCE),
+    # Seconds; by itself it cancels, without a word, a call that was not looked at for 30.
+    ("grpc.server_max_unrequested_time_in_server", 600),
 )
 
 _NO_COMPRESSION = (("grpc.compression_enabled_algorithms_bitset", 1),)

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ TRAINER_MAY = {
 }  # fmt: skip
 
 
+@cache
 def imported(file: Path) -> set[str]:
     """Full names of every module that a file imports, at any depth."""
     names: set[str] = set()
@@ -138,7 +140,7 @@ def test_the_serving_process_starts_without_torch() -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         cwd=ROOT,
     )
     assert done.stdout.strip() == "[]", done.stderr

@@ -3,6 +3,7 @@
 import ast
 import pickle
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,18 @@ FORBIDDEN_METHODS = {"extractall", "extract"}
 FORBIDDEN_MODULES = {"marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml", "xml"}
 
 
-def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def calls(path: Path) -> list[tuple[str, ast.Call]]:
     """Every call of a file by its full name, "torch.load", whatever it was imported as."""
-    tree = ast.parse(path.read_text())
+    return list(_calls(parsed(path)))
+
+
+def _calls(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
     names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -69,7 +79,7 @@ def test_nothing_calls_what_runs_its_input() -> None:
 def test_nothing_imports_what_can_do_little_else() -> None:
     found = set()
     for path in OWN:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             modules = (
                 [alias.name for alias in node.names] if isinstance(node, ast.Import)
                 else [str(node.module)] if isinstance(node, ast.ImportFrom) else []

@@ -13,7 +13,10 @@ import graft
 import pytest
 from graft.testing import FakeGraft
 
-FAST = graft.RetryPolicy(initial_delay_s=0.001, max_delay_s=0.01, reconnect_for_s=5.0)
+GUARD_S = 60.0
+"""Ends what hangs."""
+
+FAST = graft.RetryPolicy(initial_delay_s=0.001, max_delay_s=0.01, reconnect_for_s=GUARD_S)
 """Retries without a wait worth mentioning."""
 
 
@@ -72,7 +75,7 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     with asyncio.Runner() as runner:
 
         def connect(target: str, **options: Any) -> Any:
-            options = {"retry": FAST, "timeout_s": 10.0, **options}
+            options = {"retry": FAST, "timeout_s": GUARD_S, **options}
             if request.param == "sync":
                 made.append(graft.Client(target, **options))
             else:

@@ -359,7 +359,7 @@ def test_datasets_are_uploaded_listed_and_deleted(run: Run, folder: Path) -> Non
 
 
 def test_health_says_whether_the_server_serves(run: Run, server: FakeGraft) -> None:
-    assert run("health", "--wait", "5")[:2] == (0, f"{server.target} serves\n")
+    assert run("health", "--wait", "60")[:2] == (0, f"{server.target} serves\n")
     server.is_serving = False
     code, out, err = run("health", "--json")
     assert (code, lines(out)) == (1, [{"server": server.target, "serving": False}])

@@ -12,6 +12,8 @@ from graft.testing import FakeGraft
 from graft.testing._refusals import to_status
 from graft.v1 import error_reason_pb2
 
+from tests.client.conftest import GUARD_S
+
 PREFIX = "ERROR_REASON_"
 
 
@@ -86,7 +88,7 @@ def test_an_answer_that_takes_too_long_is_a_timeout_that_names_the_time(connect:
     answered = threading.Event()
 
     def slow(_model: str, _image: Any) -> dict[str, float]:
-        answered.wait(10.0)
+        answered.wait(GUARD_S)
         return {"cat": 1.0}
 
     with FakeGraft(predict=slow) as server:

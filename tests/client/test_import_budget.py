@@ -19,7 +19,7 @@ def loaded(program: str) -> str:
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     return done.stdout.strip()
 

@@ -21,6 +21,8 @@ from graft.testing import (
 )
 from graft.v1 import fine_tuning_pb2 as pb
 
+from tests.client.conftest import GUARD_S
+
 DATA = graft.ServerPath("/images")
 EVENTS = len(DEFAULT_SCRIPT) + 1
 """The script and the QUEUED before it."""
@@ -115,7 +117,7 @@ def test_a_servers_restart_is_lived_through() -> None:
     server = FakeGraft(script=[running()])
     server.start()
     try:
-        policy = graft.RetryPolicy(initial_delay_s=0.01, max_delay_s=0.1, reconnect_for_s=30)
+        policy = graft.RetryPolicy(initial_delay_s=0.01, max_delay_s=0.1, reconnect_for_s=GUARD_S)
         with graft.Client(server.target, retry=policy) as client:
             job = client.fine_tune(DATA, "pets")
             seen, first_two = list[int](), threading.Event()
@@ -126,15 +128,15 @@ def test_a_servers_restart_is_lived_through() -> None:
                     first_two.set()
 
             def restart() -> None:
-                first_two.wait(10.0)
+                first_two.wait(GUARD_S)
                 server.stop()
                 server.start()
                 server.play(job.job_id, requeued(), running(), published(), succeeded())
 
             restarting = threading.Thread(target=restart)
             restarting.start()
-            assert job.wait(timeout_s=30, on_event=note_down).version == 1
-            restarting.join(10.0)
+            assert job.wait(timeout_s=GUARD_S, on_event=note_down).version == 1
+            restarting.join(GUARD_S)
             assert seen == [1, 2, 3, 4, 5, 6]
             assert client.get_job(job.job_id).attempts == 2
     finally:

@@ -10,6 +10,8 @@ import pytest
 from graft import _images, _order
 from graft.testing import Answer, FakeGraft, SentImage
 
+from tests.client.conftest import GUARD_S
+
 CLASSES = [f"class-{number}" for number in range(1000)]
 
 
@@ -154,7 +156,7 @@ def test_a_stream_that_is_left_leaves_no_thread(server: FakeGraft) -> None:
         [sender] = senders
         assert sender is not threading.current_thread()
         answers.close()  # type: ignore[attr-defined]
-        sender.join(10.0)
+        sender.join(GUARD_S)
         assert not sender.is_alive()
 
 
@@ -193,5 +195,5 @@ def test_the_client_may_be_shared_by_threads(server: FakeGraft) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10.0)
+            thread.join(GUARD_S)
     assert answers == {number: CLASSES[number] for number in range(1, 21)}

@@ -11,8 +11,8 @@ import pytest
 from graft import Client
 
 from tests.deploy.queries import DEPLOY
-from tests.deploy.sample_image import IMAGES, QUICK
-from tests.e2e.conftest import ServiceProcess
+from tests.deploy.sample_image import IMAGES
+from tests.e2e.conftest import GUARD_S, INSTANT, ServiceProcess
 
 
 def back_up(data_dir: Path, target: Path) -> "subprocess.CompletedProcess[str]":
@@ -22,7 +22,7 @@ def back_up(data_dir: Path, target: Path) -> "subprocess.CompletedProcess[str]":
         input=(DEPLOY / "backup.py").read_text(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=GUARD_S,
         check=False,
     )
 
@@ -32,21 +32,21 @@ def test_a_backup_taken_while_serving_serves_the_same_and_a_hole_in_it_is_told(
     tmp_path: Path,
 ) -> None:
     image = IMAGES[0][1]
-    service = ServiceProcess(tmp_path / "data", "--threads=1", "--trainer-threads=1")
+    service = ServiceProcess(tmp_path / "data", module=INSTANT)
     try:
-        with Client(service.address, timeout_s=20) as client:
-            client.wait_ready(timeout_s=20)
-            client.fine_tune(IMAGES, name="colours", **QUICK).wait(timeout_s=60)
+        with Client(service.address, timeout_s=GUARD_S) as client:
+            client.wait_ready(timeout_s=GUARD_S)
+            client.fine_tune(IMAGES, name="colours").wait(timeout_s=GUARD_S)
             (before,) = client.predict(image, model="colours")
             done = back_up(tmp_path / "data", tmp_path / "copy")
             assert done.returncode == 0, done.stderr
     finally:
         service.end()
 
-    restored = ServiceProcess(tmp_path / "copy")
+    restored = ServiceProcess(tmp_path / "copy", "--warm-trainers=0")
     try:
-        with Client(restored.address, timeout_s=20) as client:
-            client.wait_ready(timeout_s=20)
+        with Client(restored.address, timeout_s=GUARD_S) as client:
+            client.wait_ready(timeout_s=GUARD_S)
             assert client.predict(image, model="colours") == [before]
             (dataset,) = client.list_datasets()
             assert dataset.image_count == len(IMAGES)

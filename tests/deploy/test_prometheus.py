@@ -9,6 +9,7 @@ import yaml
 
 from tests.deploy import queries
 from tests.deploy.queries import DEPLOY, PROMETHEUS, Query
+from tests.e2e.conftest import GUARD_S
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool, a part of Prometheus, is not on the PATH"
@@ -34,7 +35,7 @@ def test_promtool_finds_no_fault(arguments: tuple[str, ...]) -> None:
         cwd=PROMETHEUS,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=GUARD_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

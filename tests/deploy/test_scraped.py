@@ -20,9 +20,8 @@ from graft import Client, NotFound
 from tests.deploy import queries
 from tests.deploy.queries import PROMETHEUS, Query
 from tests.deploy.sample_image import IMAGES, QUICK
-from tests.e2e.conftest import ServiceProcess
+from tests.e2e.conftest import GUARD_S, ServiceProcess
 
-DEADLINE_S = 90.0
 SCRAPED_EVERY_S = 1
 ASKED_EVERY_S = 0.25
 
@@ -40,14 +39,16 @@ class Prometheus:
 
     def is_ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self._url}/-/ready", timeout=5) as answer:
+            with urllib.request.urlopen(f"{self._url}/-/ready", timeout=GUARD_S) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, ConnectionError):
             return False
 
     def get(self, path: str, **parameters: str) -> Any:
         query = urllib.parse.urlencode(parameters)
-        with urllib.request.urlopen(f"{self._url}/api/v1/{path}?{query}", timeout=10) as answer:
+        with urllib.request.urlopen(
+            f"{self._url}/api/v1/{path}?{query}", timeout=GUARD_S
+        ) as answer:
             return json.load(answer)["data"]
 
     def numbers(self, expr: str) -> list[float]:
@@ -63,7 +64,7 @@ class Prometheus:
 def service(tmp_path: Path) -> Iterator[ServiceProcess]:
     # Room for next to nothing, so that heads push backbones out and evictions are seen.
     flags = ("--model-memory-mb=1", "--cpu-jobs=1", "--threads=1", "--trainer-threads=1")
-    running = ServiceProcess(tmp_path / "data", *flags, "--drain-s=2")
+    running = ServiceProcess(tmp_path / "data", *flags)
     try:
         yield running
     finally:
@@ -101,7 +102,7 @@ def prometheus(service: ServiceProcess, tmp_path: Path) -> Iterator[Prometheus]:
         finally:
             process.terminate()
             try:
-                process.wait(20)
+                process.wait(GUARD_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -125,9 +126,8 @@ def as_grafana_asks(query: Query) -> str:
 def test_every_panel_has_data_and_every_rule_is_evaluated(
     service: ServiceProcess, prometheus: Prometheus
 ) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    with Client(service.address, timeout_s=20) as client:
-        client.wait_ready(timeout_s=20)
+    with Client(service.address, timeout_s=GUARD_S) as client:
+        client.wait_ready(timeout_s=GUARD_S)
         job = client.fine_tune(IMAGES, name="colours", **QUICK)
         # Takes the slot next, and stays until it is cancelled.
         longer = client.fine_tune(
@@ -138,7 +138,8 @@ def test_every_panel_has_data_and_every_rule_is_evaluated(
             early_stopping_patience=0,
             **QUICK,
         )
-        job.wait(timeout_s=deadline - time.monotonic())
+        job.wait(timeout_s=GUARD_S)
+        deadline = time.monotonic() + GUARD_S
 
         without = {query.where: as_grafana_asks(query) for query in queries.dashboard_queries()}
         # An alert is silent when all is well; what is recorded for it is there.

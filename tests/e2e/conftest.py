@@ -7,6 +7,7 @@ import queue
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,23 @@ from typing import Any
 import pytest
 from graft import Client
 
-START_TIMEOUT_S = 30.0
+ROOT = Path(__file__).parents[2]
+
+GUARD_S = 300.0
+"""After which a broken test ends: far longer than anything here takes, on a busy machine too."""
+
+UNHURRIED = (
+    f"--predict-timeout-s={GUARD_S}",
+    f"--load-timeout-s={GUARD_S}",
+    f"--message-timeout-s={GUARD_S}",
+    f"--heartbeat-timeout-s={GUARD_S}",
+    f"--database-timeout-s={GUARD_S}",
+    f"--drain-s={GUARD_S / 2}",
+)
+"""Deadlines of the service that none of its work shall miss; a test of one sets its own."""
+
+INSTANT = "bench.instant"
+"""The service's own stores, engine and sockets with trainers that train nothing, of any classes."""
 
 
 class Ended(AssertionError):  # noqa: N818
@@ -31,15 +48,18 @@ class ServiceProcess:
         environment: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         prefix: Sequence[str] = (),
+        module: str = "service",
     ) -> None:
         own = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
-        command = [sys.executable, "-m", "service", "--port=0", "--metrics-port=0"]
+        command = [sys.executable, "-m", module, "--port=0", "--metrics-port=0"]
         self.process = subprocess.Popen(
-            [*prefix, *command, f"--data-dir={data_dir}", *flags],
+            # Of a flag that is given twice the last one counts.
+            [*prefix, *command, f"--data-dir={data_dir}", *UNHURRIED, *flags],
             stderr=subprocess.PIPE,
             text=True,
             env={**own, **(environment or {})},
-            cwd=cwd,
+            # Where `-m` looks first.
+            cwd=cwd or ROOT,
         )
         self.lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.seen: list[str] = []
@@ -54,17 +74,22 @@ class ServiceProcess:
         self.address = f"127.0.0.1:{serving['port']}"
         self.metrics_url = f"http://127.0.0.1:{serving['metrics_port']}/metrics"
 
-    def wait_for(self, message: str, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
+    def wait_for(self, message: str) -> dict[str, Any]:
         """The next log line with this message."""
         while True:
             try:
-                entry = self.lines.get(timeout=timeout_s)
+                entry = self.lines.get(timeout=GUARD_S)
             except queue.Empty:
                 raise AssertionError("".join(self.seen)) from None
             if entry is None:
                 raise Ended("".join(self.seen))
             if entry.get("message") == message:
                 return entry
+
+    def metrics(self) -> str:
+        """What Prometheus would read."""
+        with urllib.request.urlopen(self.metrics_url, timeout=GUARD_S) as answer:
+            return str(answer.read().decode())
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -78,8 +103,8 @@ class ServiceProcess:
         """Drains it; returns its exit code."""
         if self.process.poll() is None:
             self.process.terminate()
-        code = self.process.wait(40)
-        self._reader.join(5)
+        code = self.process.wait(GUARD_S)
+        self._reader.join(GUARD_S)
         if self.process.stderr is not None:
             self.process.stderr.close()
         return code
@@ -92,8 +117,8 @@ StartService = Callable[..., ServiceProcess]
 def start_service(tmp_path: Path) -> Iterator[StartService]:
     started: list[ServiceProcess] = []
 
-    def start(*flags: str, data_dir: Path | None = None) -> ServiceProcess:
-        service = ServiceProcess(data_dir or tmp_path / "data", *flags)
+    def start(*flags: str, module: str = "service") -> ServiceProcess:
+        service = ServiceProcess(tmp_path / "data", *flags, module=module)
         started.append(service)
         return service
 
@@ -112,11 +137,32 @@ def connect() -> Iterator[Connect]:
     with contextlib.ExitStack() as stack:
 
         def to(service: ServiceProcess) -> Client:
-            client = stack.enter_context(Client(service.address, timeout_s=30))
-            client.wait_ready(timeout_s=START_TIMEOUT_S)
+            client = stack.enter_context(Client(service.address, timeout_s=GUARD_S))
+            client.wait_ready(timeout_s=GUARD_S)
             return client
 
         yield to
+
+
+@pytest.fixture(scope="package")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """One for all tests that need no other: what trainers export and compute is kept for them all.
+
+    Its models and jobs are everybody's, so each test names its own.
+    """
+    service = ServiceProcess(tmp_path_factory.mktemp("shared") / "data")
+    try:
+        yield service
+    finally:
+        assert service.end() == 0
+
+
+@pytest.fixture(scope="package")
+def client(shared: ServiceProcess) -> Iterator[Client]:
+    """Of the shared service."""
+    with Client(shared.address, timeout_s=GUARD_S) as client:
+        client.wait_ready(timeout_s=GUARD_S)
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -5,15 +5,15 @@ from pathlib import Path
 import graft
 import pytest
 
-from tests.e2e.conftest import Connect, StartService
+from tests.e2e.conftest import GUARD_S
 
 pytestmark = pytest.mark.e2e
 
 
 def test_pretrained_features_are_ranked_before_random_ones(
-    start_service: StartService, connect: Connect, digits: Path
+    client: graft.Client, digits: Path
 ) -> None:
-    client = connect(start_service())
+    known = {job.job_id for job in client.list_jobs()}
     ranking = client.rank_backbones(
         digits,
         backbones=[
@@ -21,7 +21,7 @@ def test_pretrained_features_are_ranked_before_random_ones(
             "efficientnet_lite0",
             "efficientnet_lite0:no-such",
         ],
-        time_budget_s=60,
+        time_budget_s=GUARD_S,
     )
     best, second, unscored = ranking.backbones
     assert (best.backbone, best.feature_dim) == ("efficientnet_lite0", 1280)
@@ -29,17 +29,17 @@ def test_pretrained_features_are_ranked_before_random_ones(
     assert second.weights == "random:0"
     assert best.score is not None and second.score is not None
     assert best.score > second.score
-    assert best.image_ms is not None and 0 < best.image_ms < 5000
+    assert best.image_ms is not None and best.image_ms > 0
     assert unscored.score is None
     assert "has no weights 'no-such'" in unscored.problem
     assert ranking.image_count == 80
     assert ranking.explanation.startswith("efficientnet_lite0 is first: on 80 images")
     # Nothing was trained and nothing published.
-    assert list(client.list_jobs()) == []
+    assert {job.job_id for job in client.list_jobs()} == known
 
     empty = digits.parent / "one class"
     (empty / "only").mkdir(parents=True, exist_ok=True)
     (empty / "only" / "a.png").write_bytes(next((digits / "0").iterdir()).read_bytes())
     with pytest.raises(graft.InvalidArgument) as caught:
-        client.rank_backbones(empty)
+        client.rank_backbones(empty, time_budget_s=GUARD_S)
     assert caught.value.reason == graft.Reason.DATASET_UNUSABLE

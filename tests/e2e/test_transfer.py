@@ -1,6 +1,5 @@
 """Adapting, gating, rolling back and growing: a real client, service and trainers."""
 
-import urllib.request
 from pathlib import Path
 
 import graft
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.conftest import Connect, StartService
+from tests.e2e.conftest import GUARD_S, ServiceProcess
 
 pytestmark = pytest.mark.e2e
 
@@ -25,12 +24,11 @@ def inverted(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_model_is_adapted_to_images_without_labels(
-    start_service: StartService, connect: Connect, digits: Path, inverted: Path
+    client: graft.Client, digits: Path, inverted: Path
 ) -> None:
-    client = connect(start_service())
     method = graft.DomainAdaptation(target=inverted, evaluate_on_target=True)
     job = client.fine_tune(digits, name="adapted", method=method)
-    version = job.wait(timeout_s=100)
+    version = job.wait(timeout_s=GUARD_S)
     assert version.method == "domain_adaptation"
     assert version.validation_count == 80
     adaptation = client.get_report("adapted")["adaptation"]
@@ -41,17 +39,15 @@ def test_a_model_is_adapted_to_images_without_labels(
 
 
 def test_a_version_that_fails_its_gate_is_kept_and_a_good_one_is_rolled_back(
-    start_service: StartService, connect: Connect, digits: Path
+    shared: ServiceProcess, client: graft.Client, digits: Path
 ) -> None:
-    service = start_service()
-    client = connect(service)
     gate = graft.Gate(min_accuracy=0.5, alias="prod")
-    first = client.fine_tune(digits, name="gated", gate=gate).wait(timeout_s=100)
+    first = client.fine_tune(digits, name="gated", gate=gate).wait(timeout_s=GUARD_S)
     assert (first.version, first.is_candidate) == (1, False)
     assert client.get_model("gated").aliases == {"latest": 1, "prod": 1}
 
     asked = graft.Gate(min_accuracy=1.0, max_latency_ms=0.001, not_worse_than="prod", alias="prod")
-    second = client.fine_tune(digits, name="gated", gate=asked).wait(timeout_s=100)
+    second = client.fine_tune(digits, name="gated", gate=asked).wait(timeout_s=GUARD_S)
     assert second.is_candidate
     assert {c.name: c.passed for c in second.gate_checks}["not_worse"]
     assert not {c.name: c.passed for c in second.gate_checks}["latency"]
@@ -64,21 +60,19 @@ def test_a_version_that_fails_its_gate_is_kept_and_a_good_one_is_rolled_back(
     assert client.rollback_alias("gated").to_version == 1
     assert client.get_model("gated").aliases == {"latest": 1, "prod": 1}
 
-    with urllib.request.urlopen(service.metrics_url, timeout=5) as response:
-        metrics = response.read().decode()
+    metrics = shared.metrics()
     assert 'graft_outlier_score_bucket{le="1.0",model="gated",origin="validation"}' in metrics
     assert 'graft_outlier_score_count{model="gated",origin="live"} 1.0' in metrics
 
 
 def test_a_model_grows_by_a_class_and_computes_the_old_images_no_more(
-    start_service: StartService, connect: Connect, digits: Path, tmp_path: Path
+    client: graft.Client, digits: Path
 ) -> None:
-    client = connect(start_service())
     few = [(p.parent.name, p) for p in sorted(digits.rglob("*.png")) if p.parent.name != "3"]
-    client.fine_tune(few, name="grown").wait(timeout_s=100)
+    client.fine_tune(few, name="grown").wait(timeout_s=GUARD_S)
     more = [("3", p) for p in sorted((digits / "3").iterdir())]
     more += [("0", p) for p in sorted((digits / "0").iterdir())[:2]]
-    version = client.fine_tune(more, name="grown", base=1).wait(timeout_s=100)
+    version = client.fine_tune(more, name="grown", base=1).wait(timeout_s=GUARD_S)
     assert version.classes == ("0", "1", "2", "3")
     growth = client.get_report("grown")["growth"]
     assert growth["base_version"] == 1

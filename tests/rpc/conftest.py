@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+from graft import _async
 from graft.v1 import (
     dataset_pb2,
     dataset_pb2_grpc,
@@ -31,9 +32,25 @@ from service.inference.fake_runtime import FakeRuntime
 from service.inference.head import Head
 from service.jobs.contract import DataFound, EpochEnded, Finished, JobSpec, Progressed
 from service.jobs.fake_launcher import FakeLauncher, Script
-from service.rpc import parsing
+from service.rpc import messages, parsing, server
 
 CLASSES = ("blue", "green", "red")
+
+GUARD_S = 300.0
+"""Ends a test that hangs, and is the limit on what must not come too late: some hundred times
+what a quiet machine needs."""
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request counts as late, and no caller as gone, because the machine is slow.
+
+    A test that is about such a limit sets it.
+    """
+    monkeypatch.setattr(messages, "GRACE_S", GUARD_S)
+    monkeypatch.setattr(messages, "HEALTH_TIMEOUT_S", GUARD_S)
+    monkeypatch.setattr(server, "_HANDSHAKE_S", GUARD_S)
+    monkeypatch.setattr(_async, "_STATUS_LOOKS", round(GUARD_S / _async._LOOK_S))
 
 
 def image(colour: str, size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
@@ -153,6 +170,15 @@ def colours(shades: int = 3) -> fine_tuning_pb2.InlineImages:
 
 MakeService = Callable[..., Any]
 
+UNHURRIED = {
+    "drain_s": GUARD_S,
+    "predict_timeout_s": GUARD_S,
+    "load_timeout_s": GUARD_S,
+    "message_timeout_s": GUARD_S,
+    "heartbeat_timeout_s": GUARD_S,
+}
+"""Settings with which nothing ends early on a slow machine."""
+
 
 @pytest.fixture
 async def make_service(tmp_path: Path) -> AsyncIterator[MakeService]:
@@ -167,8 +193,7 @@ async def make_service(tmp_path: Path) -> AsyncIterator[MakeService]:
             metrics_port=0,
             data_dir=tmp_path / "data",
             allowed_dirs=(allowed,),
-            drain_s=2.0,
-            **settings,
+            **UNHURRIED | settings,
         )
         runtime, launcher = FakeRuntime(), FakeLauncher(*(scripts or (SUCCESS,)))
         app = App(config, {}, runtime=runtime, launcher=launcher)
@@ -178,6 +203,9 @@ async def make_service(tmp_path: Path) -> AsyncIterator[MakeService]:
         )
         service = Service(app, channel, runtime, launcher, config.data_dir, allowed)
         opened.append(service)
+        if "message_timeout_s" in settings:
+            # It is for a connection's first bytes too, which may take several tries.
+            await channel.channel_ready()
         return service
 
     yield make
@@ -216,15 +244,17 @@ def held_as_sent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def refusal(call: Any) -> Refusal:
     """Awaits a call, or reads a stream, that must be refused."""
+    # The server's own status, though gRPC may set another for a call that is still sent to.
+    end = _async.End(call) if isinstance(call, aio.Call) else None
     with pytest.raises(aio.AioRpcError) as caught:  # noqa: PT012 - a stream is read in a loop
         if hasattr(call, "__aiter__"):
             async for _ in call:
                 pass
         else:
             await call
-    error = caught.value
+    error: Any = caught.value if end is None else await end.told(caught.value)
     metadata = dict(error.trailing_metadata() or ())
-    status = status_pb2.Status.FromString(metadata["grpc-status-details-bin"])  # type: ignore[arg-type]
+    status = status_pb2.Status.FromString(metadata["grpc-status-details-bin"])
     assert status.code == error.code().value[0]
     found = of_status(status)
     assert found.message == error.details()

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import tarfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,12 @@ from service.jobs.contract import (
 from service.jobs.fake_launcher import FakeLauncher, Script
 from service.jobs.request import JobRequest
 from service.jobs.warm import WarmLauncher
+from service.rpc import fine_tuning
+from service.rpc.abandoned import in_thread
 from service.rpc.fine_tuning import _fingerprint
 from service.storage.decoders import Decoders
 from tests.rpc.conftest import (
+    GUARD_S,
     HANG,
     SUCCESS,
     MakeService,
@@ -45,8 +49,6 @@ from tests.rpc.conftest import (
     refusal,
 )
 
-GUARD_S = 60.0
-
 
 def request(**fields: object) -> pb.FineTuneRequest:
     return pb.FineTuneRequest(
@@ -56,7 +58,7 @@ def request(**fields: object) -> pb.FineTuneRequest:
 
 async def watch(service: Service, job_id: str, after: int = 0) -> list[pb.JobEvent]:
     call = service.fine_tuning.WatchJob(
-        pb.WatchJobRequest(job_id=job_id, after_sequence=after), timeout=20
+        pb.WatchJobRequest(job_id=job_id, after_sequence=after), timeout=GUARD_S
     )
     return [answer.event async for answer in call]
 
@@ -151,13 +153,13 @@ async def test_trainers_that_wait_are_there_until_the_jobs_are_back_in_the_queue
             still_at_work.extend(not trainer.stopped.is_set() for trainer in trainers.trainers)
             await super().close()
 
-    config = Config(port=0, metrics_port=0, data_dir=tmp_path / "data", drain_s=2.0)
+    config = Config(port=0, metrics_port=0, data_dir=tmp_path / "data", drain_s=GUARD_S)
     app = App(config, {}, runtime=FakeRuntime(), launcher=Warm({}, 0))
     async with app, aio.insecure_channel(f"127.0.0.1:{app.port}") as channel:
         stub: Any = fine_tuning_pb2_grpc.FineTuningServiceStub(channel)
         await stub.FineTune(request())
-        trainer = await asyncio.wait_for(trainers.started.get(), 10)
-        await asyncio.wait_for(trainer.said_all.wait(), 10)
+        trainer = await asyncio.wait_for(trainers.started.get(), GUARD_S)
+        await asyncio.wait_for(trainer.said_all.wait(), GUARD_S)
     assert still_at_work == [False]
 
 
@@ -166,7 +168,7 @@ async def test_a_running_job_is_cancelled_and_a_finished_one_cannot_be(
 ) -> None:
     service: Service = await make_service(HANG)
     job_id = (await service.fine_tuning.FineTune(request())).job.job_id
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD_S):
         await service.launcher.started.get()
     answer = await service.fine_tuning.CancelJob(pb.CancelJobRequest(job_id=job_id))
     assert answer.job.cancel_requested or answer.job.state == pb.JOB_STATE_CANCELLED
@@ -215,7 +217,7 @@ async def test_a_restart_serves_what_was_finished_and_runs_what_was_not(
     first: Service = await make_service(SUCCESS, HANG)
     await first.make_model()
     running = (await first.fine_tuning.FineTune(request(model="second"))).job.job_id
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD_S):
         while (await first.launcher.started.get()).spec.job_id != running:
             pass
     queued = (await first.fine_tuning.FineTune(request(model="third"))).job.job_id
@@ -380,7 +382,7 @@ async def test_unknown_jobs_and_datasets_are_not_found(service: Service) -> None
 async def test_more_jobs_than_the_queue_takes_are_refused(make_service: MakeService) -> None:
     service: Service = await make_service(HANG, max_queued_jobs=1)
     await service.fine_tuning.FineTune(request())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD_S):
         await service.launcher.started.get()
     await service.fine_tuning.FineTune(request())
     found = await refusal(service.fine_tuning.FineTune(request()))
@@ -426,7 +428,7 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
 async def test_a_watcher_is_told_when_the_service_stops(make_service: MakeService) -> None:
     service: Service = await make_service(HANG)
     job_id = (await service.fine_tuning.FineTune(request())).job.job_id
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD_S):
         await service.launcher.started.get()
     call = service.fine_tuning.WatchJob(pb.WatchJobRequest(job_id=job_id))
     await anext(aiter(call))
@@ -442,6 +444,14 @@ async def test_a_caller_who_leaves_keeps_its_place_until_its_images_are_let_be(
 ) -> None:
     decoding, go_on = threading.Event(), threading.Event()
     decoded = []
+    abandoned: list[threading.Event] = []
+
+    async def noted(work: Callable[[threading.Event], Any]) -> Any:
+        def note(is_abandoned: threading.Event) -> Any:
+            abandoned.append(is_abandoned)
+            return work(is_abandoned)
+
+        return await in_thread(note)
 
     def check(self: Decoders, data: bytes) -> None:
         decoding.set()
@@ -449,6 +459,7 @@ async def test_a_caller_who_leaves_keeps_its_place_until_its_images_are_let_be(
         decoded.append(data)
 
     monkeypatch.setattr(Decoders, "check", check)
+    monkeypatch.setattr(fine_tuning, "in_thread", noted)
     service: Service = await make_service(max_uploads=1, threads=1)
     images = colours()
     request = pb.FineTuneRequest(model="gone", inline_images=images)
@@ -457,6 +468,8 @@ async def test_a_caller_who_leaves_keeps_its_place_until_its_images_are_let_be(
     await asyncio.to_thread(decoding.wait, GUARD_S)
     call.cancel()
     await waiting
+    # The server hears of it a little later.
+    await asyncio.to_thread(abandoned[0].wait, GUARD_S)
     refused = await refusal(service.fine_tuning.FineTune(request))
     assert refused.reason == "TOO_MANY_CALLS"
     go_on.set()

@@ -10,7 +10,7 @@ from graft.v1 import prediction_pb2
 
 from service.rpc.open_inference import grpc_predict_v2_pb2
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
-from tests.rpc.conftest import Service, image, refusal
+from tests.rpc.conftest import GUARD_S, Service, image, refusal
 
 
 async def predicted_version(service: Service, **which: object) -> int:
@@ -83,7 +83,7 @@ async def metrics(service: Service) -> str:
     url = f"http://127.0.0.1:{service.app.metrics_port}/metrics"
 
     def read() -> str:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=GUARD_S) as answer:
             text: str = answer.read().decode()
         return text
 

@@ -12,7 +12,7 @@ from graft.v1 import model_pb2
 
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
-from tests.rpc.conftest import CLASSES, MakeService, Service, close, image, refusal
+from tests.rpc.conftest import CLASSES, GUARD_S, MakeService, Service, close, image, refusal
 
 Input = pb.ModelInferRequest.InferInputTensor
 Asked = pb.ModelInferRequest.InferRequestedOutputTensor
@@ -306,7 +306,7 @@ async def test_a_timeout_in_the_request_shortens_the_deadline(service: Service, 
     session.hold()
     try:
         parameters = {"timeout": pb.InferParameter(int64_param=50_000)}
-        found = await refusal(stub.ModelInfer(request(PNG, parameters=parameters), timeout=20))
+        found = await refusal(stub.ModelInfer(request(PNG, parameters=parameters), timeout=GUARD_S))
         assert (found.code, found.reason) == (
             grpc.StatusCode.DEADLINE_EXCEEDED,
             "DEADLINE_EXCEEDED",

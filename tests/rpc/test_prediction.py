@@ -11,7 +11,8 @@ import pytest
 from graft.v1 import prediction_pb2 as pb
 
 from service.rpc import prediction
-from tests.rpc.conftest import MakeService, Service, image, of_status, refusal
+from tests.rpc.conftest import GUARD_S, MakeService, Service, image, of_status, refusal
+from tests.rpc.test_server import scrape
 
 
 def encoded(*images: bytes, model: str = "colours", **fields: object) -> pb.PredictRequest:
@@ -254,15 +255,26 @@ async def test_an_error_that_nobody_expected_leaves_with_an_id_and_nothing_of_ou
     assert any(incident in record.getMessage() for record in caplog.records)
 
 
-async def test_many_callers_are_batched_and_each_gets_its_own(service: Service) -> None:
+async def test_many_callers_are_batched_and_each_gets_its_own(make_service: MakeService) -> None:
+    service: Service = await make_service(threads=1)
     await service.make_model()
+    (session,) = service.runtime.sessions.values()
+    session.hold()
     names = ["red", "green", "blue"] * 8
-    answers = await asyncio.gather(
-        *(service.prediction.Predict(encoded(image(name))) for name in names)
-    )
+    calls = [asyncio.ensure_future(service.prediction.Predict(encoded(image(names[0]))))]
+    assert await asyncio.to_thread(session.running.acquire, timeout=GUARD_S)
+    # All that come while the first one runs.
+    calls += [
+        asyncio.ensure_future(service.prediction.Predict(encoded(image(name))))
+        for name in names[1:]
+    ]
+    async with asyncio.timeout(GUARD_S):
+        while "graft_queue_depth 23.0" not in await scrape(service):
+            pass
+    session.release()
+    answers = await asyncio.gather(*calls)
     got = [answer.results[0].classification.scores[0].label for answer in answers]
     assert got == names
-    (session,) = service.runtime.sessions.values()
     assert max(session.batches) > 1
 
 

@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from graft.v1 import dataset_pb2
 from graft.v1 import fine_tuning_pb2 as pb
+from grpc import aio
 
 from service import control_groups
 from service.errors import Reason
@@ -23,7 +24,17 @@ from service.jobs.contract import (
 )
 from service.jobs.fake_launcher import FakeTrainer, Script
 from service.jobs.ranking import MAX_WAITING
-from tests.rpc.conftest import SUCCESS, MakeService, Service, close, colours, image, refusal
+from tests.rpc.conftest import (
+    GUARD_S,
+    SUCCESS,
+    MakeService,
+    Service,
+    close,
+    colours,
+    image,
+    refusal,
+)
+from tests.rpc.test_wire import handlers, settled
 
 RANKED = BackbonesRanked(
     [
@@ -254,10 +265,23 @@ async def hanging(service: Service) -> tuple["asyncio.Future[object]", FakeTrain
     """A ranking whose trainer hangs."""
     call = service.fine_tuning.RankBackbones(request())
     waiting = asyncio.ensure_future(call)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD_S):
         trainer = await service.launcher.started.get()
         await trainer.said_all.wait()
     return waiting, trainer
+
+
+async def late(service: Service, timeout_s: float) -> FakeTrainer:
+    """The trainer of a ranking that its caller did not wait for any longer."""
+    while True:
+        with pytest.raises(aio.AioRpcError) as caught:
+            await service.fine_tuning.RankBackbones(request(), timeout=timeout_s)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await settled(lambda: not handlers())
+        if not service.launcher.started.empty():
+            return service.launcher.started.get_nowait()
+        # On a slow machine it had not come so far.
+        timeout_s *= 3
 
 
 @pytest.mark.parametrize("how", ["cancelled", "deadline"])
@@ -265,17 +289,15 @@ async def test_a_call_that_ends_early_takes_its_trainer_with_it(
     how: str, make_service: MakeService
 ) -> None:
     service = await make_service(HANG, GOOD)
-    timeout_s = 1.0 if how == "deadline" else 30.0
-    call = service.fine_tuning.RankBackbones(request(), timeout=timeout_s)
-    waiting = asyncio.ensure_future(call)
-    async with asyncio.timeout(10):
-        trainer = await service.launcher.started.get()
-        if how == "cancelled":
-            call.cancel()
+    if how == "cancelled":
+        waiting, trainer = await hanging(service)
+        waiting.cancel()
+    else:
+        trainer = await late(service, 0.2)
+    async with asyncio.timeout(GUARD_S):
         await trainer.stopped.wait()
-    await asyncio.wait({waiting})
     # Its turn is over too, and its folder gone.
-    assert (await service.fine_tuning.RankBackbones(request(), timeout=20)).image_count == 42
+    assert (await service.fine_tuning.RankBackbones(request())).image_count == 42
     assert work_folders(service) == []
 
 
@@ -291,7 +313,9 @@ async def test_one_ranks_at_a_time_some_wait_and_more_are_refused_at_once(
         for _ in range(MAX_WAITING + 1)
     }
     # Whichever comes last finds no room; the others wait.
-    (late,), waiting = await asyncio.wait(calls, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    (late,), waiting = await asyncio.wait(
+        calls, timeout=GUARD_S, return_when=asyncio.FIRST_COMPLETED
+    )
     refused = await refusal(late)
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     assert refused.retry_s == 15.0

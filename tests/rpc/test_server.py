@@ -12,7 +12,7 @@ from service.app import App
 from service.config import Config
 from service.errors import Unavailable
 from service.rpc.server import SERVICES
-from tests.rpc.conftest import MakeService, Service, close, refusal
+from tests.rpc.conftest import GUARD_S, MakeService, Service, close, refusal
 
 
 async def scrape(service: Service) -> str:
@@ -20,7 +20,7 @@ async def scrape(service: Service) -> str:
 
     def get() -> str:
         url = f"http://127.0.0.1:{service.app.metrics_port}/metrics"
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=GUARD_S) as answer:
             return str(answer.read().decode())
 
     return await asyncio.to_thread(get)
@@ -114,5 +114,5 @@ async def test_after_the_drain_nobody_answers(service: Service) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{service.app.port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
+            await stub.Check(health_pb2.HealthCheckRequest(), timeout=GUARD_S)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -18,7 +18,7 @@ from service.config import BadConfig
 from service.rpc.tls import Certificate, Files
 from service.telemetry import Telemetry
 from tests.certificates import Authority, Pair
-from tests.rpc.conftest import MakeService, Service
+from tests.rpc.conftest import GUARD_S, MakeService, Service
 from tests.rpc.test_server import scrape
 
 Dial = Callable[..., aio.Channel]
@@ -54,7 +54,7 @@ async def is_serving(channel: aio.Channel) -> bool:
     """Whether a health check comes through; False when there is no connection to be had."""
     try:
         answer = await health_pb2_grpc.HealthStub(channel).Check(
-            health_pb2.HealthCheckRequest(), timeout=5
+            health_pb2.HealthCheckRequest(), timeout=GUARD_S
         )
     except aio.AioRpcError as error:
         if error.code() is not grpc.StatusCode.UNAVAILABLE:

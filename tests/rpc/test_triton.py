@@ -14,6 +14,8 @@ from tests.rpc.triton_descriptors import described
 
 HERE = Path(__file__).parent
 DOC = HERE.parents[1] / "docs/open_inference.md"
+GUARD_S = 600.0
+"""Ends a process that hangs."""
 PYTHON = HERE.parents[1] / ".venv/triton/bin/python"
 
 pytestmark = pytest.mark.skipif(
@@ -27,7 +29,7 @@ async def run(*arguments: str | Path) -> str:
         PYTHON, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(GUARD_S):
             out, errors = await process.communicate()
     except TimeoutError:
         process.kill()

@@ -19,8 +19,9 @@ from service.rpc.limits import CallBounds, Limits, Place
 from service.rpc.parsing import Parser
 from service.rpc.server import RpcServer, to_register
 from service.telemetry import Telemetry
-from tests.rpc.conftest import MakeService, Service, image, refusal
+from tests.rpc.conftest import GUARD_S, MakeService, Service, image, refusal
 from tests.rpc.test_wire import handlers, health, never, serving, settled
+from tests.unit.loop_clock import LoopClock
 
 pytestmark = pytest.mark.usefixtures("held_as_sent")
 
@@ -103,13 +104,14 @@ async def test_health_checks_whose_request_does_not_come_keep_nobody_out(
 async def test_a_health_check_that_is_late_or_large_is_refused_and_holds_nothing(
     make_service: MakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(messages, "HEALTH_TIMEOUT_S", 0.05)
     service: Service = await make_service()
     for method in (CHECK, WATCH):
-        refused = await refusal(service.channel.stream_unary(method)(never()))
+        with monkeypatch.context() as patch:
+            patch.setattr(messages, "HEALTH_TIMEOUT_S", 0.05)
+            refused = await refusal(service.channel.stream_unary(method)(never()))
         assert "did not arrive within 0.05 s" in refused.message
         large = health_pb2.HealthCheckRequest(service="x" * 1024).SerializeToString()
-        refused = await refusal(service.channel.stream_unary(method)(iter([large])))
+        refused = await refusal(service.channel.unary_unary(method)(large))
         assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
         assert "at most 1024" in refused.message
 
@@ -132,14 +134,16 @@ async def test_those_who_watch_health_leave_the_bytes_of_requests_to_others() ->
 async def test_few_requests_may_be_long_on_their_way_and_the_others_need_no_place_for_it(
     make_service: MakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(messages, "GRACE_S", 0.01)
     async with serving(Slow(), late=1) as channel:
-        late = [channel.stream_unary("/graft.v1.ModelService/GetReport")(never()) for _ in range(2)]
-        done, pending = await asyncio.wait(
-            [asyncio.ensure_future(refusal(call)) for call in late],
-            return_when=asyncio.FIRST_COMPLETED,
-            timeout=5,
-        )
+        with monkeypatch.context() as patch:
+            patch.setattr(messages, "GRACE_S", 0.01)
+            report = channel.stream_unary("/graft.v1.ModelService/GetReport")
+            late = [report(never()) for _ in range(2)]
+            done, pending = await asyncio.wait(
+                [asyncio.ensure_future(refusal(call)) for call in late],
+                return_when=asyncio.FIRST_COMPLETED,
+                timeout=GUARD_S,
+            )
         (refused,) = [task.result() for task in done]
         assert (refused.reason, refused.retry_s) == ("TOO_MANY_CALLS", 1)
         assert "1 requests on their way" in refused.message
@@ -153,8 +157,8 @@ async def test_few_requests_may_be_long_on_their_way_and_the_others_need_no_plac
 
 
 async def test_a_large_answer_that_is_not_taken_keeps_its_place_and_is_reset_in_time() -> None:
-    slow = Slow()
-    async with serving(slow, calls=1, message_timeout_s=0.3) as channel:
+    slow, clock = Slow(), LoopClock()
+    async with serving(slow, calls=1) as channel:
         # A client takes none of a stream's answers before it asks, but for what windows hold.
         report = channel.unary_stream("/graft.v1.ModelService/GetReport")
         unread = report(model_pb2.GetReportRequest(model="large").SerializeToString())
@@ -162,7 +166,12 @@ async def test_a_large_answer_that_is_not_taken_keeps_its_place_and_is_reset_in_
         stub: Any = model_pb2_grpc.ModelServiceStub(channel)
         request = model_pb2.GetReportRequest()
         assert (await refusal(stub.GetReport(request))).reason == "TOO_MANY_CALLS"
-        await settled(lambda: not handlers())
+
+        def is_reset() -> bool:
+            clock.skip(GUARD_S)
+            return not handlers()
+
+        await settled(is_reset)
         # One that is taken gives back its place at once.
         for _ in range(2):
             assert len((await stub.GetReport(request)).content) == 2**21
@@ -179,7 +188,7 @@ async def test_of_thousands_of_calls_at_once_each_that_is_refused_is_told_why() 
         for _ in range(10):
             await slow.arrived.acquire()
         ended = [asyncio.ensure_future(call.code()) for call in calls]
-        await settled(lambda: sum(code.done() for code in ended) == 2990, timeout_s=30)
+        await settled(lambda: sum(code.done() for code in ended) == 2990)
         refused = [call for call in calls if call.done()]
         assert {await call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert (await refusal(refused[-1])).reason == "TOO_MANY_CALLS"
@@ -306,7 +315,7 @@ async def test_a_stream_whose_requests_are_taken_one_by_one_holds_one() -> None:
         coming = stream(wire, place)
         for _ in range(20):
             wire.sent.put_nowait(b"xxxxx")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(GUARD_S):
                 await anext(coming)
 
 

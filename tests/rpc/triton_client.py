@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 
+GUARD_S = 300.0
+
 
 def main(target: str, folder: Path) -> None:
     client = triton.InferenceServerClient(target)
@@ -47,7 +49,7 @@ def main(target: str, folder: Path) -> None:
         (pixels, "UINT8"),
         ((pixels / 255).astype(np.float32), "FP32"),
     ):
-        answer = client.infer("colours", [tensor(array, datatype)], timeout=10_000_000)
+        answer = client.infer("colours", [tensor(array, datatype)], timeout=600_000_000)
         found["labels"][f"{datatype} {array.ndim}"] = texts(answer.as_numpy("labels"))
 
     images = [tensor(encoded, "BYTES")]
@@ -61,7 +63,7 @@ def main(target: str, folder: Path) -> None:
 
     done: queue.Queue[tuple[Any, Any]] = queue.Queue()
     client.async_infer("colours", images, callback=lambda result, error: done.put((result, error)))
-    result, error = done.get(timeout=20)
+    result, error = done.get(timeout=GUARD_S)
     found["async"] = [texts(result.as_numpy("labels")), error]
 
     streamed = {}
@@ -71,7 +73,7 @@ def main(target: str, folder: Path) -> None:
     client.async_stream_infer("nobody", images, request_id="5")
     errors = []
     for _ in range(6):
-        result, error = done.get(timeout=20)
+        result, error = done.get(timeout=GUARD_S)
         if error is not None:
             errors.append(str(error))
         else:

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,11 @@ from PIL import Image
 
 from service.jobs.contract import FeatureBased, JobSpec, Record
 
+GUARD_S = 600.0
+"""What ends a test that hangs, and decides nothing: no machine is so slow."""
 COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
+
+_PRETRAINED_SEED = 1000
 
 MakeFolder = Callable[..., Path]
 
@@ -56,6 +61,30 @@ def make_spec(tmp_path: Path) -> MakeSpec:
         return JobSpec(**{**fields, **changes})  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def own_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job lowers its process's priority, for good: here it would be that of all later tests."""
+    monkeypatch.setattr(os, "setpriority", lambda *_: None)
+
+
+@pytest.fixture
+def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a network of a few thousand weights behind every backbone's name.
+
+    For jobs of which something else is looked at than what a real network is worth:
+    its training, its export and its check take milliseconds.
+    """
+    # Imported late: many files here need no torch.
+    from tests.trainer.small_network import small_backbone
+    from trainer import backbones
+
+    def load(_backbone: str, weights: str, seed: int, _folder: Path) -> backbones.Backbone:
+        return small_backbone(seed if weights == "random" else _PRETRAINED_SEED)
+
+    monkeypatch.setattr(backbones, "load", load)
+    monkeypatch.setattr(backbones, "classifier", lambda *_: None)
 
 
 class Told(list[Record]):

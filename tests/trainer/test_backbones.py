@@ -11,6 +11,7 @@ import torch
 
 from service.errors import InvalidInput, Reason, Unavailable
 from service.inference.runtime import OnnxRuntime, Provider
+from tests.trainer.conftest import GUARD_S
 from trainer import backbones, download, export, liveness
 
 
@@ -111,7 +112,7 @@ def test_a_download_that_never_ends_is_given_up_with_what_to_do(
     ends = threading.Event()
     monkeypatch.setattr(download, "LIMIT_S", 0.01)
     # As the look-up of a name, which no timeout of a socket reaches.
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: ends.wait(10))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: ends.wait(GUARD_S))
     try:
         with pytest.raises(Unavailable, match=r"did not end within 0.01 s.*put the file") as caught:
             backbones.load("resnet18", "", 0, tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.jobs.contract import Record
+from tests.trainer.conftest import GUARD_S
 from trainer import liveness
 from trainer.liveness import Life, waiting
 from trainer.records import Records
@@ -86,9 +87,9 @@ def test_a_trainer_that_waits_for_a_download_sends_heartbeats_and_one_that_hangs
     with ThreadPoolExecutor(1) as threads:
         beating = threads.submit(Heard()._beat)
         for _ in range(3):
-            assert looks.acquire(timeout=10)
+            assert looks.acquire(timeout=GUARD_S)
         assert not beats.acquire(blocking=False)
-        with waiting(60):
-            assert beats.acquire(timeout=10)
+        with waiting(2 * GUARD_S):
+            assert beats.acquire(timeout=GUARD_S)
             is_over.set()
-            assert isinstance(beating.exception(10), SystemExit)
+            assert isinstance(beating.exception(GUARD_S), SystemExit)

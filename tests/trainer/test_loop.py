@@ -1,6 +1,7 @@
 """The training loop, on a network so small that an epoch takes a moment."""
 
 import copy
+import math
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from service.jobs.contract import (
 )
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.small_network import small_backbone
-from trainer import compute, data, recipes
+from trainer import backbones, compute, data, recipes
 from trainer.backbones import Backbone
 from trainer.data import Data, Files
 from trainer.folding import folded
@@ -149,6 +150,7 @@ def test_batches_grow_as_long_as_that_pays(
         return found
 
     monkeypatch.setattr(compute, "step_s", step_s)
+    monkeypatch.setattr(compute, "_PROBE_S", math.inf)
     size, why = compute.choose_batch_size("fp32", CPU, nn.Flatten(), images)
     assert size == expected
     assert "images a second" in why
@@ -165,6 +167,7 @@ def test_the_probe_runs_the_images_of_both_domains_and_ends_where_a_cpu_has_no_m
         return 8.0 if size < 64 else float(torch.empty(2**60, dtype=torch.uint8)[0])
 
     monkeypatch.setattr(compute, "step_s", step_s)
+    monkeypatch.setattr(compute, "_PROBE_S", math.inf)
     size, _ = compute.choose_batch_size("fp32", CPU, nn.Flatten(), 10_000, 2)
     assert (size, asked) == (16, [16, 32, 64])
 
@@ -197,7 +200,7 @@ def test_an_adaptations_batch_size_is_probed_with_both_domains(
         found.validation,
         backbone,
         lambda: head_for(backbone, found),
-        time.monotonic() + 100,
+        time.monotonic() + 3600,
         told.append,
     )
     # The batch size of 8, and the plan of the epochs.
@@ -235,11 +238,11 @@ def test_the_first_epoch_ends_with_the_time_where_there_is_no_fitted_head_to_kee
 def test_epochs_are_planned_before_the_first_and_that_is_said(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 3 steps of 10 s, in a budget of 100 s.
-    monkeypatch.setattr(compute, "step_s", lambda *_: 10.0)
+    # 3 steps an epoch and room for three epochs and a half: hours do not matter.
+    monkeypatch.setattr(compute, "step_s", lambda *_: 10_000.0)
     method = ModelBased(epochs=50, batch_size=4, precision="fp32", early_stopping_patience=0)
     job = Trained(make_folder(per_class=8), make_spec, method, told)
-    _, used, *_ = job.run(time.monotonic() + 100)
+    _, used, *_ = job.run(time.monotonic() + 105_000)
     assert (used["epochs"], used["epochs_planned"]) == (3, 50)
     said = next(i for i, record in enumerate(told) if "room for 3 epochs of the 50" in str(record))
     first = next(i for i, record in enumerate(told) if isinstance(record, EpochEnded))
@@ -302,6 +305,17 @@ def test_a_folded_trunk_gives_the_same_features_and_the_same_gradients() -> None
             assert p.grad is None
         else:
             torch.testing.assert_close(p.grad, gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_the_default_backbone_is_folded_where_its_batch_norms_are_frozen(tmp_path: Path) -> None:
+    trunk = backbones.load("efficientnet_lite0", "", 0, tmp_path).trunk.eval().requires_grad_(False)
+    fast = folded(trunk)
+    assert fast is not None
+    # All convolutions but those that pad by themselves, which are another class.
+    plain = sum(type(module) is nn.Conv2d for module in trunk.modules())
+    assert sum(name.startswith("folded") for name, _ in fast.named_children()) == plain > 40
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(fast(x), trunk(x), rtol=1e-3, atol=1e-4)
 
 
 def test_a_trunk_without_batch_norm_or_with_code_that_cannot_be_read_is_not_folded() -> None:

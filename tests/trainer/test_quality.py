@@ -24,6 +24,7 @@ from service.jobs.contract import (
 from tests import photographs
 from trainer import data as datasets
 from trainer.backbone_file import BackboneFile
+from trainer.feature_cache import FeatureCache
 from trainer.features import Features
 from trainer.reporting.report import Report
 from trainer.train import run
@@ -34,6 +35,7 @@ class Runs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.cache = folder / "features.sqlite"
         self.exported: list[ExportedBackbone] = []
 
     def run(self, data: Path, **changes: object) -> tuple[Manifest, Report, Path]:
@@ -50,7 +52,7 @@ class Runs:
             "provider": "auto",
             "precision": "fast",
             "threads": 2,
-            "feature_cache": str(self.folder / "features.sqlite"),
+            "feature_cache": str(self.cache),
         }
         manifest = run(JobSpec(**{**fields, **changes}), lambda _: None)  # type: ignore[arg-type]
         if not self.exported:
@@ -61,11 +63,15 @@ class Runs:
         return manifest, report, out
 
     def features(self, folder: Path) -> np.ndarray:
-        """Of every image below a folder, as served."""
+        """Of every image below a folder, as served; kept for the jobs, as theirs are for it."""
         runtime = OnnxRuntime(choose_provider("auto"), 2, "fast", is_narrow=True)
         (known,) = self.exported
-        features = Features(BackboneFile(Path(known.path), runtime, known.digest), None, 2)
-        return features.of(datasets.load_unlabelled(folder, 2, examine=features.examine))
+        cache = FeatureCache(self.cache, 2**30)
+        features = Features(BackboneFile(Path(known.path), runtime, known.digest), cache, 2)
+        try:
+            return features.of(datasets.load_unlabelled(folder, 2, examine=features.examine))
+        finally:
+            cache.close()
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from service.jobs.contract import (
     RankSpec,
 )
 from tests import photographs
-from tests.trainer.conftest import MakeFolder, Told
+from tests.trainer.conftest import GUARD_S, MakeFolder, Told
 from trainer import backbones, data, ranked_backbone, ranking
 from trainer.__main__ import main
 from trainer.job import Job
@@ -332,15 +332,15 @@ def test_only_what_is_available_leaves_the_others_out_and_says_so(
 def test_a_download_that_takes_too_long_is_let_go_and_its_error_is_passed_on() -> None:
     release = threading.Event()
     with pytest.raises(TimeoutError):
-        ranked_backbone._within(time.monotonic() + 0.05, lambda: release.wait(30))
+        ranked_backbone._within(time.monotonic() + 0.05, lambda: release.wait(GUARD_S))
     release.set()
-    ranked_backbone._within(time.monotonic() + 30, lambda: None)
+    ranked_backbone._within(time.monotonic() + GUARD_S, lambda: None)
 
     def fail() -> None:
         raise Unavailable(Reason.WEIGHTS_UNAVAILABLE, "no network")
 
     with pytest.raises(Unavailable, match="no network"):
-        ranked_backbone._within(time.monotonic() + 30, fail)
+        ranked_backbone._within(time.monotonic() + GUARD_S, fail)
 
 
 def test_int8_servers_measure_the_quantised_file_where_there_is_one(
@@ -455,6 +455,7 @@ def test_real_weights_come_before_random_ones_on_ten_photos_a_class(
                 for name in ("efficientnet_lite0", "resnet18")
             ),
             PretrainedBackbone(backbone="efficientnet_lite0"),
+            time_budget_s=3600.0,
         ),
         told.append,
     )

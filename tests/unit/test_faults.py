@@ -10,6 +10,8 @@ import pytest
 
 from service import faults
 
+GUARD_S = 300.0
+
 
 @pytest.fixture(autouse=True)
 def disarmed() -> Iterator[None]:
@@ -83,8 +85,8 @@ def test_the_clock_moves_by_as_many_seconds(monkeypatch: pytest.MonkeyPatch) -> 
     before = time.time()
     faults.arm("clock-3600@a")
     faults.reach("a")
-    assert -3601 < time.time() - before < -3590
-    assert abs(time.time() - time.time_ns() / 1e9) < 1
+    assert -3601 < time.time() - before < -3600 + GUARD_S
+    assert abs(time.time() - time.time_ns() / 1e9) < GUARD_S
 
 
 def test_a_hang_goes_no_further() -> None:
@@ -102,7 +104,7 @@ def test_a_hang_goes_no_further() -> None:
 def test_a_kill_ends_the_process_at_once() -> None:
     program = "from service import faults; faults.arm('kill@a'); faults.reach('a'); print('on')"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, check=False, timeout=20
+        [sys.executable, "-c", program], capture_output=True, check=False, timeout=GUARD_S
     )
     assert (done.returncode, done.stdout) == (-9, b"")
 

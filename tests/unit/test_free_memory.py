@@ -27,9 +27,9 @@ kept = burst(200 * {MIB})
 freed = taken()
 free_memory.LOOK_EVERY_S = 0.02 if sys.argv[1] == "watched" else 3600
 watching = free_memory.FreeMemory()
-deadline = time.monotonic() + 10
+deadline = time.monotonic() + 120
 while sys.argv[1] == "watched" and taken() > freed / 2 and time.monotonic() < deadline:
-    pass
+    time.sleep(0.01)
 watching.close()
 print(freed - before, taken() - before)
 if sys.argv[1] == "watched":
@@ -48,7 +48,7 @@ def test_what_was_freed_goes_back_to_the_system_where_somebody_looks(how: str) -
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     freed, left, *small = (int(number) for number in ended.stdout.split())
     assert freed > 100 * MIB, "malloc gave it back by itself"

@@ -103,7 +103,7 @@ def test_counts_are_taken_when_scraped_over_http() -> None:
     try:
         counts["QUEUED"] = 5
         url = f"http://127.0.0.1:{server.port}/metrics"
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             text = answer.read().decode()
     finally:
         server.close()

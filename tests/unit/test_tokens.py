@@ -153,6 +153,6 @@ def test_many_at_once_lose_no_token(file: Path) -> None:
         for _ in range(4)
     ]
     for process in running:
-        process.communicate(timeout=30)
+        process.communicate(timeout=300)
         assert process.returncode == 0
     assert len(access_file.read(file, ())[0].tokens) == 4

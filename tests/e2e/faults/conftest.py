@@ -20,6 +20,7 @@ from service.jobs.contract import (
     REPORT_JSON_FILE,
 )
 from service.storage import durable
+from tests.e2e.conftest import GUARD_S
 from tests.e2e.faults.house import House
 
 COLOURS = {"green": (20, 200, 40), "red": (200, 30, 20)}
@@ -112,7 +113,7 @@ def furnished(
     for number in (1, 2):
         # Versions of one content would share their files.
         job = client.fine_tune(dataset, "ants", labels={"number": str(number)})
-        assert job.wait(20).version == number
+        assert job.wait(GUARD_S).version == number
     client.set_alias("ants", "live", 1)
     house.is_sound()
     yield house.data_dir

@@ -16,11 +16,10 @@ import pytest
 from graft.retry import NO_RETRY
 
 from service import check
-from tests.e2e.conftest import Ended, ServiceProcess
+from tests.e2e.conftest import GUARD_S, Ended, ServiceProcess
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-SOON_S = 20.0
 FLAGS = (
     "--warm-trainers=0", "--provider=cpu", "--precision=exact", "--max-batch=1", "--threads=1",
 )  # fmt: skip
@@ -48,7 +47,7 @@ class House:
     def start(self, plan: str = "", *flags: str) -> graft.Client:
         """A server with these faults, and a client that never asks twice."""
         self.start_unready(plan, *flags)
-        self._client = graft.Client(self.server.address, timeout_s=SOON_S, retry=NO_RETRY)
+        self._client = graft.Client(self.server.address, timeout_s=GUARD_S, retry=NO_RETRY)
         return self._client
 
     def start_unready(self, plan: str, *flags: str) -> None:
@@ -67,7 +66,7 @@ class House:
         """Waits for the server's death by its fault; what it left must be whole, nobody's alive."""
         server, self._server = self.server, None
         try:
-            code = server.process.wait(SOON_S)
+            code = server.process.wait(GUARD_S)
         finally:
             server.process.kill()
             server.end()
@@ -86,12 +85,16 @@ class House:
         self.kill()
         assert check.problems(self.data_dir, "stopped") == []
 
+    def said(self, text: str) -> None:
+        """Waits for a text in the server's log, which arrives here after what it tells of."""
+        wait_until(lambda: text in "".join(self.server.seen), lambda: "".join(self.server.seen))
+
     def stop(self) -> None:
         """Tells the server to stop, and waits until it has."""
         server, self._server = self.server, None
         server.process.terminate()
         try:
-            code = server.process.wait(SOON_S)
+            code = server.process.wait(GUARD_S)
         finally:
             server.process.kill()
             server.end()
@@ -127,7 +130,7 @@ class House:
         if self._client is not None:
             self._client.close()
             self._client = None
-        _, alive = psutil.wait_procs(self.trainers(), timeout=SOON_S)
+        _, alive = psutil.wait_procs(self.trainers(), timeout=GUARD_S)
         assert not alive, "a trainer outlives its server"
         idle = [file.name for file in self._armed if not file.exists()]
         assert not idle, f"faults that never acted: {idle}"
@@ -189,8 +192,10 @@ def asked(client: graft.Client, image: Path, model: str, label: str) -> Iterator
     is_over = threading.Event()
 
     def ask() -> None:
-        # Now and then, since a busy server takes the cores from its trainers.
-        while not is_over.wait(0.1):
+        is_last = False
+        while not is_last:
+            # Now and then, since a busy server takes the cores from its trainers; and at the end.
+            is_last = is_over.wait(0.1)
             try:
                 [answer] = client.predict(image, model=model)
                 answers.append(answer.label)
@@ -200,18 +205,19 @@ def asked(client: graft.Client, image: Path, model: str, label: str) -> Iterator
     asking = threading.Thread(target=ask)
     asking.start()
     try:
+        # From here on it is under way, however late the thread began.
+        wait_until(lambda: bool(answers))
         yield answers
     finally:
         is_over.set()
         asking.join()
-    assert len(answers) > 1
     wrong = [answer for answer in answers if answer != label]
     assert not wrong, f"{len(wrong)} of {len(answers)}, such as {wrong[0]}"
 
 
 def wait_until(holds: Callable[[], bool], why_not: Callable[[], str] = str) -> None:
     """Waits for what nobody gives notice of."""
-    deadline = time.monotonic() + SOON_S
+    deadline = time.monotonic() + GUARD_S
     while not holds():
         assert time.monotonic() < deadline, why_not()
         time.sleep(0.02)

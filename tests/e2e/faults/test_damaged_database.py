@@ -14,8 +14,8 @@ import graft
 import pytest
 
 from service.storage.check import read_only
-from tests.e2e.conftest import Ended
-from tests.e2e.faults.house import ROOT, SOON_S, House, wait_until
+from tests.e2e.conftest import GUARD_S, Ended
+from tests.e2e.faults.house import ROOT, House, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -25,7 +25,7 @@ WAITS = {"stand_in": "waits"}
 
 def write_over(file: Path) -> None:
     """Writes noise over every page but the first; no cache of them holds."""
-    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(file, timeout=GUARD_S, isolation_level=None)) as connection:
         connection.execute("CREATE TABLE noise (x)")
         connection.execute("DROP TABLE noise")
         wait_until(lambda: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
@@ -37,7 +37,7 @@ def write_over(file: Path) -> None:
 
 
 def scraped(house: House) -> str:
-    with urllib.request.urlopen(house.server.metrics_url, timeout=SOON_S) as response:
+    with urllib.request.urlopen(house.server.metrics_url, timeout=GUARD_S) as response:
         return str(response.read().decode())
 
 
@@ -59,27 +59,29 @@ def predicts_all_the_while(client: graft.Client, image: Path) -> Iterator[None]:
     over, given = threading.Event(), []
 
     def ask() -> None:
-        while not over.is_set():
+        while True:
             try:
                 given.append(answers(client, image))
             except graft.errors.GraftError as error:
                 given.append([(error.code, error.message)])
+            if over.is_set():
+                return
 
     asking = threading.Thread(target=ask)
     asking.start()
     try:
+        wait_until(lambda: bool(given))
         yield
     finally:
         over.set()
-        asking.join(SOON_S)
-    assert given
+        asking.join()
     assert [one for one in given if one != RIGHT] == []
 
 
 def waiting(client: graft.Client, dataset: graft.Dataset) -> graft.JobHandle:
     """A job that is under way and goes on until it is stopped."""
     job = client.fine_tune(dataset, "bees", labels=WAITS)
-    for event in job.events(timeout_s=SOON_S):
+    for event in job.events(timeout_s=GUARD_S):
         if isinstance(event.payload, graft.Note):
             break
     return job
@@ -127,7 +129,7 @@ def test_a_database_that_is_damaged_under_a_server_is_told_and_models_are_served
     assert answers(client, image) == RIGHT
     assert "graft_database_damaged 0.0" in scraped(home)
 
-    subprocess.run([sys.executable, BACK_UP, home.data_dir, backup], check=True, timeout=SOON_S)
+    subprocess.run([sys.executable, BACK_UP, home.data_dir, backup], check=True, timeout=GUARD_S)
     with predicts_all_the_while(client, image):
         write_over(home.data_dir / "graft.sqlite3")
         for change in changes:
@@ -167,7 +169,7 @@ def test_a_database_that_is_damaged_under_a_server_is_told_and_models_are_served
         assert connection.execute("SELECT SUM(crashes) FROM jobs").fetchone()[0] == 0
     for job in jobs:
         job.cancel()
-    assert client.job(queued.job_id).wait(SOON_S).version == 1
+    assert client.job(queued.job_id).wait(GUARD_S).version == 1
     assert answers(client, image) == RIGHT
     assert client.get_model("ants").aliases == {"latest": 2, "live": 1}
     home.is_sound()

@@ -7,6 +7,7 @@ from pathlib import Path
 import graft
 import pytest
 
+from tests.e2e.conftest import GUARD_S
 from tests.e2e.faults.house import House, until_death
 
 pytestmark = pytest.mark.e2e
@@ -128,7 +129,7 @@ def test_a_change_whose_server_is_killed_is_whole_or_never_was(
     # What was deleted can be had again.
     dataset = client.upload_dataset(images)
     number = 1 if call == "delete_model" else 3
-    assert client.fine_tune(dataset, "ants").wait(20).version == number
+    assert client.fine_tune(dataset, "ants").wait(GUARD_S).version == number
     home.is_sound()
 
 
@@ -137,5 +138,5 @@ def test_a_first_start_that_is_killed_between_migrations_is_finished_by_the_next
 ) -> None:
     house.dies_at_start("kill@database.migrated#2")
     client = house.start()
-    assert client.fine_tune(images, "ants").wait(20).version == 1
+    assert client.fine_tune(images, "ants").wait(GUARD_S).version == 1
     house.is_sound()

@@ -7,7 +7,8 @@ import graft
 import pytest
 
 from service.storage.check import read_only
-from tests.e2e.faults.house import SOON_S, House, until_death, wait_until
+from tests.e2e.conftest import GUARD_S
+from tests.e2e.faults.house import House, until_death, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -57,7 +58,7 @@ def test_a_job_whose_server_is_killed_ends_well_and_makes_one_version(
     with until_death():
         job = client.fine_tune(dataset, "ants", request_id="once", labels={"team": "post"})
         accepted = job.job_id
-        for event in job.events(timeout_s=SOON_S):
+        for event in job.events(timeout_s=GUARD_S):
             seen.append(event)
     house.died()
     assert published(house.data_dir) == (point in PUBLISHED)
@@ -68,11 +69,11 @@ def test_a_job_whose_server_is_killed_ends_well_and_makes_one_version(
         assert client.get_job(accepted).job_id == accepted
     job = client.fine_tune(dataset, "ants", request_id="once", labels={"team": "post"})
     assert accepted in ("", job.job_id)
-    after = list(job.events(after=len(seen), timeout_s=SOON_S))
+    after = list(job.events(after=len(seen), timeout_s=GUARD_S))
     assert [event.sequence for event in seen + after] == list(range(1, len(seen + after) + 1))
     # By their text: errors within them are equal to themselves alone.
-    assert repr(list(job.events(timeout_s=SOON_S))) == repr(seen + after)
-    version = job.wait(SOON_S)
+    assert repr(list(job.events(timeout_s=GUARD_S))) == repr(seen + after)
+    version = job.wait(GUARD_S)
     assert (version.version, version.aliases) == (1, ("latest",))
     assert job.refresh().attempts in ATTEMPTS[point]
     assert [known.job_id for known in client.list_jobs()] == [job.job_id]
@@ -81,7 +82,7 @@ def test_a_job_whose_server_is_killed_ends_well_and_makes_one_version(
 
     if point in NUMBERED:
         later = client.fine_tune(dataset, "ants")
-        assert later.wait(SOON_S).version == 2
+        assert later.wait(GUARD_S).version == 2
         assert later.job_id > job.job_id
     house.is_sound()
 
@@ -100,10 +101,10 @@ def test_a_job_that_was_under_way_at_two_deaths_fails_and_the_server_goes_on(
     client = house.start()
     job = client.fine_tune(dataset, "ants", request_id="bad")
     with pytest.raises(graft.JobFailed, match="attempt 2 of 2") as failed:
-        job.wait(SOON_S)
+        job.wait(GUARD_S)
     assert failed.value.job.error is not None
     assert failed.value.job.error.reason == "TRAINER_CRASHED"
-    assert client.fine_tune(dataset, "ants").wait(SOON_S).version == 1
+    assert client.fine_tune(dataset, "ants").wait(GUARD_S).version == 1
     house.is_sound()
 
 
@@ -114,11 +115,11 @@ def test_a_death_after_jobs_were_queued_again_counts_no_second_crash(
     dataset = client.upload_dataset(images)
     with until_death():
         job = client.fine_tune(dataset, "ants", request_id="once")
-        job.wait(SOON_S)
+        job.wait(GUARD_S)
     house.died()
     house.dies_at_start("kill@job.requeued")
     job = house.start().fine_tune(dataset, "ants", request_id="once")
-    assert job.wait(SOON_S).version == 1
+    assert job.wait(GUARD_S).version == 1
     assert job.refresh().attempts == 2
     house.is_sound()
 
@@ -129,11 +130,11 @@ def test_a_death_while_leftovers_are_swept_leaves_them_to_the_next_start(
     client = house.start("kill@artifacts.version_renamed")
     dataset = client.upload_dataset(images)
     with until_death():
-        client.fine_tune(dataset, "ants", request_id="once").wait(SOON_S)
+        client.fine_tune(dataset, "ants", request_id="once").wait(GUARD_S)
     house.died()
     house.dies_at_start("kill@artifacts.sweeping")
     job = house.start().fine_tune(dataset, "ants", request_id="once")
-    assert job.wait(SOON_S).version == 1
+    assert job.wait(GUARD_S).version == 1
     house.is_sound()
 
 
@@ -144,13 +145,13 @@ def test_a_job_whose_cancel_was_accepted_is_cancelled_by_the_next_start(
     job = client.fine_tune(images, "ants", labels={"stand_in": "waits"})
     seen = 0
     with until_death():
-        for event in job.events(timeout_s=SOON_S):
+        for event in job.events(timeout_s=GUARD_S):
             seen = event.sequence
             if isinstance(event.payload, graft.Note):
                 job.cancel()
     house.died()
     client = house.start()
-    last = list(client.watch_job(job.job_id, after=seen, timeout_s=SOON_S))
+    last = list(client.watch_job(job.job_id, after=seen, timeout_s=GUARD_S))
     assert [event.sequence for event in last] == list(range(seen + 1, seen + 1 + len(last)))
     assert client.get_job(job.job_id).state == "CANCELLED"
     house.is_sound()
@@ -170,11 +171,11 @@ def test_an_archive_on_the_servers_disk_is_stored_once_though_the_server_dies_on
     client = house.start("kill@dataset.kept", allowed)
     data = graft.ServerPath(str(archive))
     with until_death():
-        client.fine_tune(data, "ants", request_id="once").wait(SOON_S)
+        client.fine_tune(data, "ants", request_id="once").wait(GUARD_S)
     house.died()
     client = house.start("", allowed)
     job = client.fine_tune(data, "ants", request_id="once")
-    assert job.wait(SOON_S).version == 1
+    assert job.wait(GUARD_S).version == 1
     assert len(list(client.list_datasets())) == 1
     house.is_sound()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import graft
 import pytest
 
+from tests.e2e.conftest import GUARD_S
 from tests.e2e.faults.house import ROOT, House, asked
 
 pytestmark = pytest.mark.e2e
@@ -28,7 +29,6 @@ FEATURE_BASED = (
 )
 OTHERS = ("trainer.sent", "trainer.exported", "trainer.checkpointing#2")
 ALL = (*FEATURE_BASED, *OTHERS)
-TIMEOUT_S = 100.0
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def client(
     client = house.start(";".join(faults))
     # The first job alone has a backbone to export.
     (done / "trainer.exported").unlink()
-    client.fine_tune(digits, "digits").wait(TIMEOUT_S)
+    client.fine_tune(digits, "digits").wait(GUARD_S)
     yield client
     house.is_sound()
     house.close()
@@ -78,7 +78,7 @@ def test_a_job_whose_trainer_is_killed_once_is_tried_again_while_models_answer(
 ) -> None:
     (done / point).unlink()
     job = client.fine_tune(digits, point)
-    assert job.wait(TIMEOUT_S).version == 1
+    assert job.wait(GUARD_S).version == 1
     assert attempts_of(job) == 2
     assert (done / point).exists()
 
@@ -88,7 +88,7 @@ def test_a_result_that_was_told_counts_though_its_trainer_is_killed(
 ) -> None:
     (done / "trainer.sent").unlink()
     job = client.fine_tune(digits, "told")
-    assert job.wait(TIMEOUT_S).version == 1
+    assert job.wait(GUARD_S).version == 1
     assert attempts_of(job) == 1
 
 
@@ -99,7 +99,7 @@ def test_a_job_whose_trainer_is_killed_each_time_fails_and_says_why(
     (done / "again").unlink()
     job = client.fine_tune(digits, "doomed")
     with pytest.raises(graft.JobFailed, match="attempt 2 of 2") as failed:
-        job.wait(TIMEOUT_S)
+        job.wait(GUARD_S)
     assert failed.value.job.error is not None
     assert failed.value.job.error.reason == "OUT_OF_MEMORY"
     assert "unless somebody killed it" in str(failed.value)
@@ -126,9 +126,12 @@ def test_training_goes_on_from_the_last_whole_checkpoint(
     client: graft.Client, few: list[tuple[str, Path]], done: Path
 ) -> None:
     (done / "trainer.checkpointing#2").unlink()
-    method = graft.ModelBased(recipe="classic", epochs=2, batch_size=8, precision="fp32")
+    # Its last stage alone, which is quick.
+    method = graft.ModelBased(
+        recipe="classic", epochs=2, batch_size=8, precision="fp32", train_from_stage="layer4"
+    )
     job = client.fine_tune(few, "trained", backbone="resnet18", weights="random", method=method)
-    assert job.wait(TIMEOUT_S).version == 1
+    assert job.wait(GUARD_S).version == 1
     assert attempts_of(job) == 2
     notes = [e.payload.text for e in job.events() if isinstance(e.payload, graft.Note)]
     assert "training goes on after epoch 1, from a checkpoint" in notes
@@ -154,6 +157,6 @@ def test_the_checkpoint_that_a_killed_process_leaves_is_whole(
     from trainer.checkpoint import Checkpoints
 
     command = [sys.executable, "-c", SAVES_TWICE, str(tmp_path), f"kill@{point}"]
-    killed = subprocess.run(command, check=False, timeout=TIMEOUT_S, cwd=ROOT)
+    killed = subprocess.run(command, check=False, timeout=GUARD_S, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
     assert Checkpoints(str(tmp_path), "key").load(pytest.fail) == {"epoch": epoch}

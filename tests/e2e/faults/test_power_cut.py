@@ -16,7 +16,8 @@ import graft
 import pytest
 
 from service import check
-from tests.e2e.faults.house import HERE, SOON_S, House, until_death
+from tests.e2e.conftest import GUARD_S
+from tests.e2e.faults.house import HERE, House, until_death
 
 pytestmark = pytest.mark.e2e
 
@@ -105,7 +106,7 @@ def day(client: graft.Client, images: Path, told: dict[str, str]) -> None:
     told["dataset"] = client.upload_dataset(images).dataset_id
     job = client.fine_tune(told["dataset"], "ants", request_id="once")
     told["job"] = job.job_id
-    told["version"] = str(job.wait(SOON_S).version)
+    told["version"] = str(job.wait(GUARD_S).version)
     client.set_alias("ants", "live", 1)
     told["alias"] = "live"
 
@@ -127,7 +128,7 @@ def test_a_power_cut_loses_nothing_that_was_answered(
         if "dataset" in told:
             assert client.get_dataset(told["dataset"]).image_count == 4
         if "job" in told:
-            assert client.job(told["job"]).wait(SOON_S).version == 1
+            assert client.job(told["job"]).wait(GUARD_S).version == 1
         if POINTS[point]:
             assert client.predict(next(images.glob("red/*")), model="ants")[0].label == "red"
         day(client, images, {})

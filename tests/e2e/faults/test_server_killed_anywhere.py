@@ -9,8 +9,8 @@ from pathlib import Path
 import graft
 import pytest
 
-from tests.e2e.conftest import Ended
-from tests.e2e.faults.house import SOON_S, House, until_death
+from tests.e2e.conftest import GUARD_S, Ended
+from tests.e2e.faults.house import House, until_death
 
 pytestmark = pytest.mark.e2e
 
@@ -30,7 +30,7 @@ def trains(model: str, request_id: str) -> Step:
         job = client.fine_tune(told["upload"], model, request_id=request_id)
         # Started is answered before ended is.
         assert told.setdefault(request_id, job.job_id) == job.job_id
-        return f"{job.job_id} {job.wait(SOON_S).version}"
+        return f"{job.job_id} {job.wait(GUARD_S).version}"
 
     return train
 

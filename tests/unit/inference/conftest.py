@@ -13,6 +13,9 @@ from service.inference.fake_runtime import FakeRuntime
 from service.inference.head import Head
 from service.telemetry import Telemetry
 
+GUARD_S = 60.0
+"""Ends what hangs."""
+
 COLOURS = ("red", "green", "blue")
 
 
@@ -46,7 +49,7 @@ def make_engine(runtime: FakeRuntime, telemetry: Telemetry) -> Iterator[MakeEngi
             "max_batch": 8,
             "max_queue": 64,
             "max_bytes": 1_000_000,
-            "load_timeout_s": 5.0,
+            "load_timeout_s": GUARD_S,
         }
         engine = Engine(runtime, Bounds(**{**bounds, **changes}), telemetry)  # type: ignore[arg-type]
         made.append(engine)

@@ -17,7 +17,7 @@ from service.inference.fake_runtime import FakeRuntime, FakeSession
 from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime
 from service.telemetry import Telemetry
-from tests.unit.inference.conftest import MakeEngine, MakeModel
+from tests.unit.inference.conftest import GUARD_S, MakeEngine, MakeModel
 
 
 def damaged(telemetry: Telemetry, kind: str) -> float | None:
@@ -66,14 +66,14 @@ async def test_a_storm_of_calls_reads_a_damaged_file_once(
     model.backbone_path.write_bytes(b"other")
     for _ in range(20):
         with pytest.raises(Damaged):
-            await engine.classify(model, [decode], 5)
+            await engine.classify(model, [decode], GUARD_S)
     assert len(runtime.loads) == 1
     assert damaged(telemetry, "backbone") == 1
     assert sum(record.levelname == "ERROR" for record in caplog.records) == 1
     assert "backbone is damaged" in engine.damage_of(model)
 
     model.backbone_path.write_bytes(whole)
-    await engine.classify(model, [decode], 5)
+    await engine.classify(model, [decode], GUARD_S)
     assert engine.damage_of(model) == ""
     assert damaged(telemetry, "backbone") == 0
 
@@ -104,7 +104,7 @@ async def test_a_version_that_is_deleted_while_it_is_loaded_is_not_damaged(
 
     def slow(path: Path, digest: str = "") -> FakeSession:
         loop.call_soon_threadsafe(begun.set)
-        goes_on.wait(10)
+        goes_on.wait(GUARD_S)
         return load(path, digest)
 
     monkeypatch.setattr(runtime, "load", slow)
@@ -156,13 +156,13 @@ async def test_a_disk_that_does_not_answer_stops_no_call_but_the_one_for_its_fil
 
     def look_at(path: Path) -> damage.Look:
         loop.call_soon_threadsafe(asked.set)
-        assert answers.wait(10), "the event loop waited for the disk"
+        assert answers.wait(GUARD_S), "the event loop waited for the disk"
         return stat(path)
 
     monkeypatch.setattr(damage, "look_at", look_at)
     call = asyncio.create_task(engine.warm(broken))
     await asked.wait()
-    await engine.classify(whole, [decode], 5)
+    await engine.classify(whole, [decode], GUARD_S)
     answers.set()
     with pytest.raises(Damaged):
         await call
@@ -176,11 +176,11 @@ async def test_what_a_session_finds_when_it_reads_its_file_again_is_told_until_i
     session = runtime.session(model.backbone_path)
     session.damage = damage.unloadable("backbone", "is damaged")
     for _ in range(2):
-        await engine.classify(model, [decode], 5)
+        await engine.classify(model, [decode], GUARD_S)
     assert "backbone is damaged" in engine.damage_of(model)
     assert damaged(telemetry, "backbone") == 1
     session.damage = None
-    await engine.classify(model, [decode], 5)
+    await engine.classify(model, [decode], GUARD_S)
     assert engine.damage_of(model) == ""
     assert damaged(telemetry, "backbone") == 0
 
@@ -194,7 +194,7 @@ async def test_of_two_equal_heads_the_whole_one_serves(
     model.head_path.write_bytes(b"other")
     with pytest.raises(Damaged):
         await engine.warm(model)
-    await engine.classify(replace(model, head_path=copy), [decode], 5)
+    await engine.classify(replace(model, head_path=copy), [decode], GUARD_S)
 
 
 def test_a_file_that_lies_there_as_before_is_looked_at_again_after_a_minute(

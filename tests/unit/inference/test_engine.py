@@ -15,7 +15,7 @@ from service.inference.fake_runtime import FakeRuntime
 from service.inference.head import Head
 from service.inference.outliers import Outliers
 from service.telemetry import Telemetry
-from tests.unit.inference.conftest import COLOURS, MakeEngine, MakeModel, image
+from tests.unit.inference.conftest import COLOURS, GUARD_S, MakeEngine, MakeModel, image
 
 
 def encoded(colour: str) -> Decode:
@@ -34,7 +34,7 @@ def value(telemetry: Telemetry, name: str, **labels: str) -> float:
 
 async def wait_until_running(runtime: FakeRuntime, model_path: object) -> None:
     session = runtime.session(model_path)  # type: ignore[arg-type]
-    assert await asyncio.to_thread(session.running.acquire, timeout=10)
+    assert await asyncio.to_thread(session.running.acquire, timeout=GUARD_S)
 
 
 async def until_waiting(engine: Engine, images: int) -> None:
@@ -46,7 +46,7 @@ async def test_each_image_gets_the_class_of_its_own_colour(
     make_engine: MakeEngine, make_model: MakeModel
 ) -> None:
     outcomes = await make_engine().classify(
-        make_model(), [encoded(c) for c in ("blue", "red", "lime")], 5
+        make_model(), [encoded(c) for c in ("blue", "red", "lime")], GUARD_S
     )
     assert [best(o) for o in outcomes] == ["blue", "red", "green"]
     assert all(
@@ -56,7 +56,7 @@ async def test_each_image_gets_the_class_of_its_own_colour(
 
 async def test_a_bad_image_fails_alone(make_engine: MakeEngine, make_model: MakeModel) -> None:
     bad = partial(preprocess.decode, b"no image")
-    good, failed = await make_engine().classify(make_model(), [encoded("red"), bad], 5)
+    good, failed = await make_engine().classify(make_model(), [encoded("red"), bad], GUARD_S)
     assert best(good) == "red"
     assert isinstance(failed, GraftError)
     assert failed.reason is Reason.IMAGE_UNREADABLE
@@ -69,9 +69,11 @@ async def test_arrivals_for_different_models_while_busy_form_one_batch(
     models = [make_model(f"m{i}") for i in range(5)]
     session = runtime.session(models[0].backbone_path)
     session.hold()
-    first = asyncio.create_task(engine.classify(models[0], [encoded("red")], 5))
+    first = asyncio.create_task(engine.classify(models[0], [encoded("red")], GUARD_S))
     await wait_until_running(runtime, models[0].backbone_path)
-    others = [asyncio.create_task(engine.classify(m, [encoded("blue")], 5)) for m in models[1:]]
+    others = [
+        asyncio.create_task(engine.classify(m, [encoded("blue")], GUARD_S)) for m in models[1:]
+    ]
     await until_waiting(engine, 4)
     session.release()
     assert best((await first)[0]) == "red"
@@ -84,7 +86,7 @@ async def test_a_batch_never_passes_its_bound(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
 ) -> None:
     model = make_model()
-    await make_engine(max_batch=3).classify(model, [encoded("red")] * 10, 5)
+    await make_engine(max_batch=3).classify(model, [encoded("red")] * 10, GUARD_S)
     assert max(runtime.session(model.backbone_path).batches) <= 3
     assert sum(runtime.session(model.backbone_path).batches) == 10
 
@@ -95,17 +97,17 @@ async def test_more_images_than_the_queue_holds_are_refused_with_a_retry_time(
     engine, model = make_engine(max_queue=2), make_model()
     session = runtime.session(model.backbone_path)
     session.hold()
-    running = asyncio.create_task(engine.classify(model, [encoded("red")], 5))
+    running = asyncio.create_task(engine.classify(model, [encoded("red")], GUARD_S))
     await wait_until_running(runtime, model.backbone_path)
-    accepted = asyncio.create_task(engine.classify(model, [encoded("red")] * 2, 5))
+    accepted = asyncio.create_task(engine.classify(model, [encoded("red")] * 2, GUARD_S))
     await until_waiting(engine, 2)
     with pytest.raises(Exhausted) as refused:
-        await engine.classify(model, [encoded("red")], 5)
+        await engine.classify(model, [encoded("red")], GUARD_S)
     assert refused.value.reason is Reason.QUEUE_FULL
     assert refused.value.retry_after_s
     session.release()
     assert [best(o) for o in [*await running, *await accepted]] == ["red"] * 3
-    assert [best(o) for o in await engine.classify(model, [encoded("blue")], 5)] == ["blue"]
+    assert [best(o) for o in await engine.classify(model, [encoded("blue")], GUARD_S)] == ["blue"]
 
 
 async def test_a_flood_for_one_model_delays_another_by_an_image(
@@ -115,13 +117,13 @@ async def test_a_flood_for_one_model_delays_another_by_an_image(
     flooding, other = make_model("flooding"), make_model("other")
     session = runtime.session(flooding.backbone_path)
     session.hold()
-    floods = [asyncio.create_task(engine.classify(flooding, [encoded("red")], 5))]
+    floods = [asyncio.create_task(engine.classify(flooding, [encoded("red")], GUARD_S))]
     await wait_until_running(runtime, flooding.backbone_path)
     floods += [
-        asyncio.create_task(engine.classify(flooding, [encoded("red")], 5)) for _ in range(19)
+        asyncio.create_task(engine.classify(flooding, [encoded("red")], GUARD_S)) for _ in range(19)
     ]
     await until_waiting(engine, 19)
-    late = asyncio.create_task(engine.classify(other, [encoded("blue")], 5))
+    late = asyncio.create_task(engine.classify(other, [encoded("blue")], GUARD_S))
     await until_waiting(engine, 20)
     ended: list[str] = []
     for task in floods:
@@ -140,12 +142,12 @@ async def test_a_full_queue_makes_room_for_a_model_with_less_than_its_share(
     flooding, other = make_model("flooding"), make_model("other")
     session = runtime.session(flooding.backbone_path)
     session.hold()
-    floods = [asyncio.create_task(engine.classify(flooding, [encoded("red")], 5))]
+    floods = [asyncio.create_task(engine.classify(flooding, [encoded("red")], GUARD_S))]
     await wait_until_running(runtime, flooding.backbone_path)
     for waiting in range(1, 5):
-        floods.append(asyncio.create_task(engine.classify(flooding, [encoded("red")], 5)))
+        floods.append(asyncio.create_task(engine.classify(flooding, [encoded("red")], GUARD_S)))
         await until_waiting(engine, waiting)
-    late = asyncio.create_task(engine.classify(other, [encoded("blue")], 5))
+    late = asyncio.create_task(engine.classify(other, [encoded("blue")], GUARD_S))
     with pytest.raises(Exhausted):
         await floods[-1]
     session.release()
@@ -160,16 +162,16 @@ async def test_a_call_that_made_room_in_vain_is_told_at_once(
     flooding, small, large = make_model("flooding"), make_model("small"), make_model("large")
     session = runtime.session(flooding.backbone_path)
     session.hold()
-    calls = [asyncio.create_task(engine.classify(flooding, [encoded("red")], 60))]
+    calls = [asyncio.create_task(engine.classify(flooding, [encoded("red")], GUARD_S))]
     await wait_until_running(runtime, flooding.backbone_path)
     for model, count, waiting in ((flooding, 4, 4), (flooding, 3, 7), (small, 3, 10)):
-        calls.append(asyncio.create_task(engine.classify(model, [encoded("red")] * count, 60)))
+        calls.append(asyncio.create_task(engine.classify(model, [encoded("red")] * count, GUARD_S)))
         await until_waiting(engine, waiting)
     # Seven are more than five, and make room for three of them; the other four are not more.
     with pytest.raises(Exhausted):
-        await engine.classify(large, [encoded("red")] * 5, 60)
+        await engine.classify(large, [encoded("red")] * 5, GUARD_S)
     with pytest.raises(Exhausted):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(GUARD_S):
             await calls.pop(2)
     session.release()
     await asyncio.gather(*calls)
@@ -182,9 +184,9 @@ async def test_what_could_not_be_done_in_time_is_refused_at_once(
     session = runtime.session(model.backbone_path)
     session.image_s = 1.0
     session.hold()
-    running = asyncio.create_task(engine.classify(model, [encoded("red")], 5))
+    running = asyncio.create_task(engine.classify(model, [encoded("red")], GUARD_S))
     await wait_until_running(runtime, model.backbone_path)
-    waiting = asyncio.create_task(engine.classify(model, [encoded("red")] * 4, 60))
+    waiting = asyncio.create_task(engine.classify(model, [encoded("red")] * 4, 600))
     await until_waiting(engine, 4)
     with pytest.raises(Exhausted, match="later than their deadline"):
         await engine.classify(model, [encoded("red")], 5)
@@ -197,11 +199,11 @@ async def test_a_lone_image_gets_all_cores_and_many_share_them(
 ) -> None:
     engine, model = make_engine(threads=4), make_model()
     session = runtime.session(model.backbone_path)
-    await engine.classify(model, [encoded("red")], 5)
+    await engine.classify(model, [encoded("red")], GUARD_S)
     assert session.cores == [4]
     session.cores.clear()
     session.hold()
-    many = asyncio.create_task(engine.classify(model, [encoded("red")] * 64, 5))
+    many = asyncio.create_task(engine.classify(model, [encoded("red")] * 64, GUARD_S))
     for _ in range(4):
         await wait_until_running(runtime, model.backbone_path)
     session.release()
@@ -275,11 +277,11 @@ async def test_statistics_count_what_each_version_was_asked(
     make_engine: MakeEngine, make_model: MakeModel
 ) -> None:
     engine, model = make_engine(), make_model()
-    await engine.classify(model, [encoded("red"), partial(preprocess.decode, b"")], 5)
+    await engine.classify(model, [encoded("red"), partial(preprocess.decode, b"")], GUARD_S)
     model.head_path.unlink()
     engine.forget(heads=[model.head_digest])
     with pytest.raises(Damaged):
-        await engine.classify(model, [encoded("red")], 5)
+        await engine.classify(model, [encoded("red")], GUARD_S)
     counts = engine.statistics.of(model.name, model.version)
     assert (counts.images, counts.success.count, counts.fail.count) == (2, 1, 1)
 
@@ -290,7 +292,7 @@ async def test_a_call_that_outlives_its_model_is_answered_and_leaves_no_trace(
     engine, model = make_engine(), make_model()
     session = runtime.session(model.backbone_path)
     session.hold()
-    call = asyncio.create_task(engine.classify(model, [encoded("red")], 5))
+    call = asyncio.create_task(engine.classify(model, [encoded("red")], GUARD_S))
     await wait_until_running(runtime, model.backbone_path)
     engine.forget(
         models=[model.name],
@@ -328,13 +330,13 @@ async def test_a_call_ends_at_its_deadline_and_its_images_leave_the_queue(
     engine, model = make_engine(), make_model()
     session = runtime.session(model.backbone_path)
     session.hold()
-    busy = asyncio.create_task(engine.classify(model, [encoded("red")], 5))
+    busy = asyncio.create_task(engine.classify(model, [encoded("red")], GUARD_S))
     await wait_until_running(runtime, model.backbone_path)
     with pytest.raises(Expired):
         await engine.classify(model, [encoded("blue")] * 3, 0.05)
     session.release()
     await busy
-    await engine.classify(model, [encoded("red")], 5)
+    await engine.classify(model, [encoded("red")], GUARD_S)
     assert sum(session.batches) == 2, "the expired images were run"
 
 
@@ -344,9 +346,9 @@ async def test_a_cancelled_call_does_not_hurt_the_others_of_its_batch(
     engine, model = make_engine(), make_model()
     session = runtime.session(model.backbone_path)
     session.hold()
-    leaving = asyncio.create_task(engine.classify(model, [encoded("red")], 5))
+    leaving = asyncio.create_task(engine.classify(model, [encoded("red")], GUARD_S))
     await wait_until_running(runtime, model.backbone_path)
-    staying = asyncio.create_task(engine.classify(model, [encoded("blue")], 5))
+    staying = asyncio.create_task(engine.classify(model, [encoded("blue")], GUARD_S))
     leaving.cancel()
     session.release()
     assert best((await staying)[0]) == "blue"
@@ -360,8 +362,8 @@ async def test_a_failed_run_fails_its_batch_and_not_the_next_one(
     engine, model = make_engine(), make_model()
     runtime.session(model.backbone_path).fail_next = RuntimeError("kernel")
     with pytest.raises(RuntimeError, match="kernel"):
-        await engine.classify(model, [encoded("red")], 5)
-    assert best((await engine.classify(model, [encoded("red")], 5))[0]) == "red"
+        await engine.classify(model, [encoded("red")], GUARD_S)
+    assert best((await engine.classify(model, [encoded("red")], GUARD_S))[0]) == "red"
 
 
 async def test_a_missing_backbone_is_a_damaged_model_and_may_be_tried_again(
@@ -371,16 +373,16 @@ async def test_a_missing_backbone_is_a_damaged_model_and_may_be_tried_again(
     whole = model.backbone_path.read_bytes()
     model.backbone_path.unlink()
     with pytest.raises(Damaged):
-        await engine.classify(model, [encoded("red")], 5)
+        await engine.classify(model, [encoded("red")], GUARD_S)
     model.backbone_path.write_bytes(whole)
-    assert best((await engine.classify(model, [encoded("red")], 5))[0]) == "red"
+    assert best((await engine.classify(model, [encoded("red")], GUARD_S))[0]) == "red"
 
 
 async def test_concurrent_first_calls_share_one_load(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
 ) -> None:
     engine, model = make_engine(), make_model()
-    await asyncio.gather(*(engine.classify(model, [encoded("red")], 5) for _ in range(8)))
+    await asyncio.gather(*(engine.classify(model, [encoded("red")], GUARD_S) for _ in range(8)))
     assert len(runtime.loads) == 1
 
 
@@ -394,7 +396,7 @@ async def test_least_recently_used_backbones_leave_and_come_back(
     engine = make_engine(max_bytes=25_000)
     models = [make_model(f"m{i}", f"b{i}") for i in range(3)]
     for model in (*models, models[0]):
-        assert best((await engine.classify(model, [encoded("red")], 5))[0]) == "red"
+        assert best((await engine.classify(model, [encoded("red")], GUARD_S))[0]) == "red"
         assert engine._memory.nbytes <= 25_000
     assert [path.stem for path in runtime.loads] == ["b0", "b1", "b2", "b0"]
     assert value(telemetry, "graft_evictions_total", kind="backbone") == 2
@@ -412,7 +414,7 @@ async def test_a_head_that_does_not_fit_its_backbone_is_refused(
 async def test_features_are_the_backbones_own(
     make_engine: MakeEngine, make_model: MakeModel
 ) -> None:
-    (outcome,) = await make_engine().classify(make_model(), [encoded("blue")], 5)
+    (outcome,) = await make_engine().classify(make_model(), [encoded("blue")], GUARD_S)
     assert isinstance(outcome, Classified)
     np.testing.assert_allclose(outcome.features, [0, 0, 1], atol=1e-6)
 
@@ -420,7 +422,7 @@ async def test_features_are_the_backbones_own(
 async def test_every_stage_of_an_image_is_measured(
     make_engine: MakeEngine, make_model: MakeModel, telemetry: Telemetry
 ) -> None:
-    await make_engine().classify(make_model(), [encoded("red")], 5)
+    await make_engine().classify(make_model(), [encoded("red")], GUARD_S)
     for stage in ("decode", "queue", "infer", "total"):
         count = "graft_predict_stage_seconds_count"
         assert value(telemetry, count, stage=stage, model="colours") == 1
@@ -454,13 +456,13 @@ async def test_the_validation_scores_shown_are_those_of_the_version_that_answers
     serves, candidate = model("serves", 1, [0.5, 0.75]), model("candidate", 2, [2.0])
     await engine.warm(serves)
     assert shown() == (0, 0)
-    await engine.classify(serves, [encoded("red")], 5)
+    await engine.classify(serves, [encoded("red")], GUARD_S)
     assert shown() == (2, 1.25)
     await engine.warm(candidate)
-    await engine.classify(serves, [encoded("red")], 5)
+    await engine.classify(serves, [encoded("red")], GUARD_S)
     assert shown() == (2, 1.25)
     # What is in memory already counts too.
-    await engine.classify(candidate, [encoded("red")], 5)
+    await engine.classify(candidate, [encoded("red")], GUARD_S)
     assert shown() == (1, 2.0)
-    await engine.classify(serves, [encoded("red")], 5)
+    await engine.classify(serves, [encoded("red")], GUARD_S)
     assert shown() == (2, 1.25)

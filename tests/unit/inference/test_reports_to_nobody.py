@@ -20,7 +20,7 @@ def left_at_home(program: str, home: Path) -> list[str]:
     # Some of them are silent in CI by themselves.
     environment = {k: v for k, v in os.environ.items() if k not in ("CI", "ORT_DISABLE_TELEMETRY")}
     environment |= {"HOME": str(home), "TMPDIR": str(home)}
-    subprocess.run([sys.executable, "-c", program], env=environment, timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", program], env=environment, timeout=600, check=True)
     return sorted(str(path.relative_to(home)) for path in home.rglob("*"))
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from service.domain import JobState
+from service.jobs import supervisor as supervisor_module
+from service.jobs import watch as watch_module
 from service.jobs.contract import (
     DEFAULT_BACKBONE,
     ClassCount,
@@ -29,6 +31,9 @@ from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 from service.telemetry import Telemetry
 from tests.unit.storage.conftest import TENANT, write_result
+
+GUARD_S = 60.0
+"""Ends a test that hangs."""
 
 EPOCH = EpochEnded(
     epoch=1, epochs=3, train_loss=0.9, train_accuracy=0.5, validation_loss=0.8,
@@ -65,7 +70,7 @@ class House:
     warmed: list[StoredVersion] = field(default_factory=list)
 
     async def ended(self, job_id: str, tenant: str = TENANT) -> JobRecord:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(GUARD_S):
             async for _ in self.watch.follow(job_id, tenant, 0):
                 pass
         return self.jobs.get(job_id, tenant)
@@ -73,7 +78,7 @@ class House:
     async def happened(self, job_id: str, *states: JobState) -> None:
         """Waits until the job has been in these states, in this order."""
         left = list(states)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(GUARD_S):
             async for event in self.watch.follow(job_id, TENANT, 0):
                 if isinstance(event.payload, StateChanged) and event.payload.state is left[0]:
                     del left[0]
@@ -82,8 +87,8 @@ class House:
 
     async def trainer(self) -> FakeTrainer:
         """The next trainer that is started, when it has said what it has to say."""
-        trainer = await asyncio.wait_for(self.launcher.started.get(), 20)
-        await asyncio.wait_for(trainer.said_all.wait(), 20)
+        trainer = await asyncio.wait_for(self.launcher.started.get(), GUARD_S)
+        await asyncio.wait_for(trainer.said_all.wait(), GUARD_S)
         return trainer
 
     def metric(self, name: str, **labels: str) -> float | None:
@@ -100,8 +105,12 @@ async def make_house(
     datasets: DatasetStore,
     artifacts: Artifacts,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[MakeHouse]:
     houses: list[House] = []
+    # What is not told at once is not found out a little later, either.
+    monkeypatch.setattr(supervisor_module, "_LOOK_AGAIN_S", 100 * GUARD_S)
+    monkeypatch.setattr(watch_module, "_LOOK_AGAIN_S", 100 * GUARD_S)
 
     def make(*scripts: Script, on_published: object = None, **changes: object) -> House:
         settings = Settings(
@@ -144,7 +153,7 @@ async def make_house(
 
     yield make
     for house in houses:
-        await house.supervisor.close(5)
+        await house.supervisor.close(GUARD_S)
 
 
 def class_folders(root: Path) -> Path:

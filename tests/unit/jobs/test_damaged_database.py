@@ -13,7 +13,7 @@ from service.jobs.contract import Progressed
 from service.jobs.fake_launcher import Script
 from service.storage.database import Database
 from tests.unit.jobs.conftest import Queue
-from tests.unit.jobs.house import EPOCH, FINISHED, HANGS, House, MakeHouse, good, writes
+from tests.unit.jobs.house import EPOCH, FINISHED, GUARD_S, HANGS, House, MakeHouse, good, writes
 from tests.unit.storage.conftest import TENANT
 
 Damage = Callable[..., None]
@@ -32,8 +32,8 @@ def damage(database: Database, monkeypatch: pytest.MonkeyPatch) -> Damage:
 async def outlives(house: House, until: asyncio.Event) -> None:
     """The supervisor stops when it is told to, having failed in nothing."""
     failed = asyncio.create_task(house.supervisor.wait_failed())
-    await asyncio.wait_for(until.wait(), 20)
-    await house.supervisor.close(5)
+    await asyncio.wait_for(until.wait(), GUARD_S)
+    await house.supervisor.close(GUARD_S)
     assert not failed.done()
     failed.cancel()
     assert all(trainer.stopped.is_set() for trainer in house.launcher.trainers)
@@ -76,7 +76,7 @@ async def test_a_trainer_whose_words_cannot_be_kept_is_stopped_and_its_job_stays
     job, behind = queue(server_path=folder), queue(server_path=folder)
     house = make_house(script, max_crashes=1)
     await house.supervisor.start()
-    trainer = await asyncio.wait_for(house.launcher.started.get(), 20)
+    trainer = await asyncio.wait_for(house.launcher.started.get(), GUARD_S)
     with caplog.at_level(logging.ERROR):
         await outlives(house, trainer.stopped)
     assert sum("what became of a job cannot be saved" in told for told in caplog.messages) == 1
@@ -132,7 +132,7 @@ async def test_trainers_are_stopped_and_no_more_is_tried_once_no_job_can_be_clai
     damage()
     with caplog.at_level(logging.ERROR):
         house.supervisor.wake()
-        await asyncio.wait_for(trainer.stopped.wait(), 20)
+        await asyncio.wait_for(trainer.stopped.wait(), GUARD_S)
         house.supervisor.wake()
         await outlives(house, trainer.stopped)
     assert len(claims) == 1

@@ -20,6 +20,9 @@ from service.jobs.contract import (
 )
 from service.jobs.launcher import ProcessLauncher, ProcessTrainer
 
+GUARD_S = 300.0
+"""Ends a test whose process hangs."""
+
 SAY = "import sys, json, os, signal, time, subprocess\nsay = lambda line: print(line, flush=True)\n"
 NOTE = encode(Note("info", "ready")).decode()
 
@@ -48,7 +51,7 @@ def is_alive(pid: int) -> bool:
 
 
 async def wait_gone(pid: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD_S):
         while is_alive(pid):  # noqa: ASYNC110 - the kernel gives no notice
             await asyncio.sleep(0.01)
 
@@ -113,9 +116,9 @@ async def test_a_trainer_that_is_told_to_stop_may_end_by_itself(tmp_path: Path) 
         """,
     )
     await trainer.next_record()
-    await trainer.stop(10)
+    await trainer.stop(GUARD_S)
     assert await trainer.wait() == 4
-    await trainer.stop(10)
+    await trainer.stop(GUARD_S)
 
 
 async def test_a_trainer_and_its_children_that_do_not_stop_are_killed(tmp_path: Path) -> None:
@@ -148,7 +151,7 @@ async def test_a_child_that_a_dead_trainer_left_is_killed(tmp_path: Path) -> Non
     record = await trainer.next_record()
     assert isinstance(record, Note)
     await wait_gone(trainer.pid)
-    await trainer.stop(10)
+    await trainer.stop(GUARD_S)
     assert await trainer.wait() == 1
     await wait_gone(int(record.text))
 
@@ -168,7 +171,7 @@ async def test_a_trainer_learns_that_its_parent_is_gone(tmp_path: Path) -> None:
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[3]
     )
-    out, _ = await asyncio.wait_for(parent.communicate(), 30)
+    out, _ = await asyncio.wait_for(parent.communicate(), GUARD_S)
     await wait_gone(int(out))
 
 
@@ -190,7 +193,7 @@ async def test_a_trainer_that_goes_on_writing_after_its_last_record_can_end(
         tmp_path, f"say({NOTE!r})\nsys.stdout.write('x' * (8 * 2**20))\nsys.exit(0)"
     )
     assert await trainer.next_record() == Note("info", "ready")
-    assert await asyncio.wait_for(trainer.wait(), 30) == 0
+    assert await asyncio.wait_for(trainer.wait(), GUARD_S) == 0
     await trainer.stop(1)
 
 

@@ -14,6 +14,7 @@ from service.jobs.fake_launcher import FakeLauncher, Script
 from service.jobs.ranking import Rankings
 from service.jobs.request import RankRequest
 from service.jobs.settings import Settings
+from tests.unit.jobs.house import GUARD_S
 from tests.unit.storage.conftest import TENANT
 
 RANKED = BackbonesRanked([], "", 1)
@@ -31,7 +32,7 @@ class Slow(Rankings):
             cpu_jobs=1,
             gpu_jobs=0,
             has_gpu=False,
-            max_job_s=10,
+            max_job_s=1000,
         )
         nothing: Any = None
         super().__init__(nothing, nothing, FakeLauncher(Script(records=[RANKED])), settings)
@@ -40,7 +41,7 @@ class Slow(Rankings):
 
     def _spec(self, request: RankRequest, folder: Path) -> RankSpec:
         self.unpacking.release()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(GUARD_S)
         return RankSpec(
             data_dir="/data", backbones=[], weights_dir="/weights", work_dir=str(folder)
         )
@@ -48,7 +49,7 @@ class Slow(Rankings):
 
 async def unpacks(rankings: Slow) -> "asyncio.Task[BackbonesRanked]":
     call = asyncio.create_task(rankings.rank(RankRequest(tenant=TENANT, dataset_id="ds-1")))
-    assert await asyncio.to_thread(rankings.unpacking.acquire, timeout=10)
+    assert await asyncio.to_thread(rankings.unpacking.acquire, timeout=GUARD_S)
     return call
 
 
@@ -74,7 +75,9 @@ async def test_a_turn_that_does_not_come_in_time_is_waited_for_no_longer(
     with monkeypatch.context() as patch:
         patch.setattr(ranking, "MAX_WAIT_S", 0.02)
         with pytest.raises(Exhausted) as caught:
-            await asyncio.wait_for(rankings.rank(RankRequest(tenant=TENANT, dataset_id="ds-1")), 10)
+            await asyncio.wait_for(
+                rankings.rank(RankRequest(tenant=TENANT, dataset_id="ds-1")), GUARD_S
+            )
     assert caught.value.reason is Reason.QUEUE_FULL
     assert caught.value.retry_after_s
     rankings.go_on.set()

@@ -21,7 +21,8 @@ from service.jobs.events import Published, StateChanged
 from service.jobs.fake_launcher import Script
 from service.storage.artifacts import StoredVersion
 from tests.unit.jobs.conftest import Queue
-from tests.unit.jobs.house import EPOCH, FINISHED, FOUND, HANGS, MakeHouse, good
+from tests.unit.jobs.house import EPOCH, FINISHED, FOUND, GUARD_S, HANGS, MakeHouse, good
+from tests.unit.loop_clock import LoopClock
 from tests.unit.storage.conftest import TENANT, digest, write_result
 from tests.unit.storage.test_archives import FILES, tar_gz_of
 from tests.unit.storage.test_datasets import IMAGES, upload
@@ -48,7 +49,7 @@ async def test_a_job_goes_from_the_queue_to_a_served_version(
     ]
     assert house.models.resolve("birds", None, None).head_path.exists()
     assert [stored.manifest.model for stored in house.warmed] == ["birds"]
-    await house.supervisor.close(5)
+    await house.supervisor.close(GUARD_S)
     assert house.metric("graft_jobs_ended_total", state="SUCCEEDED") == 1
     assert house.metric("graft_versions_published_total", outcome="published") == 1
 
@@ -110,7 +111,7 @@ async def test_the_jobs_folder_is_gone_after_it(
     job = queue(server_path=folder)
     await house.supervisor.start()
     await house.ended(job.job_id)
-    await house.supervisor.close(5)
+    await house.supervisor.close(GUARD_S)
     assert list(house.settings.work_dir.iterdir()) == []
 
 
@@ -166,7 +167,7 @@ async def test_a_failure_that_the_trainer_tells_is_the_jobs_and_is_not_tried_aga
         Reason.DATASET_UNUSABLE, "one class only",
     )  # fmt: skip
     assert record.attempts == 1
-    await house.supervisor.close(5)
+    await house.supervisor.close(GUARD_S)
     assert house.metric("graft_jobs_ended_total", state="FAILED") == 1
 
 
@@ -259,9 +260,12 @@ async def test_a_trainer_that_says_nothing_is_stopped(
 async def test_a_job_that_takes_too_long_is_stopped_and_not_tried_again(
     make_house: MakeHouse, queue: Queue, folder: str
 ) -> None:
-    house = make_house(HANGS, max_job_s=0.2)
+    clock = LoopClock()
+    house = make_house(HANGS, max_job_s=1000, heartbeat_timeout_s=5000)
     job = queue(server_path=folder)
     await house.supervisor.start()
+    await house.trainer()
+    clock.skip(1000)
     record = await house.ended(job.job_id)
     assert (record.error_reason, record.attempts) == (Reason.TIME_BUDGET_EXCEEDED, 1)
     assert house.launcher.trainers[0].stopped.is_set()
@@ -278,7 +282,7 @@ async def test_a_running_job_that_is_cancelled_stops_its_trainer(
     assert (await house.ended(job.job_id)).state is JobState.CANCELLED
     assert trainer.stopped.is_set()
     assert (await house.ended(other.job_id)).state is JobState.SUCCEEDED
-    await house.supervisor.close(5)
+    await house.supervisor.close(GUARD_S)
     assert house.metric("graft_jobs_ended_total", state="CANCELLED") == 1
 
 
@@ -294,7 +298,7 @@ async def test_a_cancel_that_comes_while_publishing_comes_too_late(
     house = make_house(good(), on_published=warm)
     job = queue(server_path=folder)
     await house.supervisor.start()
-    await asyncio.wait_for(warming.wait(), 20)
+    await asyncio.wait_for(warming.wait(), GUARD_S)
     await asyncio.to_thread(house.jobs.request_cancel, job.job_id, TENANT)
     house.supervisor.wake()
     await asyncio.to_thread(house.jobs.to_cancel)

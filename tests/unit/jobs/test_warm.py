@@ -11,7 +11,7 @@ from service.jobs import warm as warm_module
 from service.jobs.contract import Note, RankSpec, encode
 from service.jobs.launcher import ProcessLauncher
 from service.jobs.warm import WarmLauncher
-from tests.unit.jobs.test_launcher import is_alive, spec, wait_gone
+from tests.unit.jobs.test_launcher import GUARD_S, is_alive, spec, wait_gone
 
 WAITS = """
 import json, os, sys
@@ -42,7 +42,7 @@ async def words(warm: WarmLauncher, folder: Path) -> str:
 
 
 async def until_waiting(warm: WarmLauncher, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD_S):
         while warm.waiting < count:  # noqa: ASYNC110 - a process start gives no notice
             await asyncio.sleep(0.01)
 
@@ -123,7 +123,7 @@ async def test_a_trainer_that_waits_ends_with_its_parent(tmp_path: Path) -> None
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[3]
     )
-    out, _ = await asyncio.wait_for(parent.communicate(), 30)
+    out, _ = await asyncio.wait_for(parent.communicate(), GUARD_S)
     await wait_gone(int(out))
 
 
@@ -197,8 +197,8 @@ async def test_a_start_while_it_closes_gets_a_cold_one_and_none_that_is_being_en
 
     monkeypatch.setattr(warm_module._Waiting, "kill", slow)
     closing = asyncio.create_task(warm.close())
-    await asyncio.wait_for(killing.wait(), 10)
-    assert await asyncio.wait_for(words(warm, tmp_path), 10) == "cold"
+    await asyncio.wait_for(killing.wait(), GUARD_S)
+    assert await asyncio.wait_for(words(warm, tmp_path), GUARD_S) == "cold"
     go_on.set()
     await closing
     assert warm.waiting == 0
@@ -213,6 +213,6 @@ async def test_a_trainer_that_the_kernel_keeps_does_not_hold_up_the_close(
     wait = waiting.process.wait
     monkeypatch.setattr(waiting.process, "wait", asyncio.Event().wait)
     monkeypatch.setattr(warm_module, "KILLED_S", 0.05)
-    await asyncio.wait_for(warm.close(), 10)
+    await asyncio.wait_for(warm.close(), GUARD_S)
     assert "could not be killed" in caplog.text
     await wait()

@@ -6,18 +6,22 @@ import pytest
 
 from service.domain import JobState
 from service.errors import NotFound, Reason, Unavailable
+from service.jobs import watch as watch_module
 from service.jobs.contract import Note
 from service.jobs.events import JobEvent, StateChanged
 from service.jobs.store import JobStore
 from service.jobs.watch import Watch
 from tests.unit.jobs.conftest import Queue
+from tests.unit.jobs.house import GUARD_S
 from tests.unit.storage.conftest import TENANT
 
 ALL = ("auto",)
 
 
 @pytest.fixture
-def watch(jobs: JobStore) -> Watch:
+def watch(jobs: JobStore, monkeypatch: pytest.MonkeyPatch) -> Watch:
+    # What was missed is not found by a later look.
+    monkeypatch.setattr(watch_module, "_LOOK_AGAIN_S", 100 * GUARD_S)
     return Watch(jobs)
 
 
@@ -40,7 +44,7 @@ async def test_what_was_before_is_replayed_and_what_comes_follows_to_the_end(
     assert [(await anext(events)).sequence for _ in range(2)] == [1, 2]
     third = asyncio.ensure_future(anext(events))
     await asyncio.to_thread(jobs.append_event, running, Note("info", "x"))
-    assert (await asyncio.wait_for(third, 10)).payload == Note("info", "x")
+    assert (await asyncio.wait_for(third, GUARD_S)).payload == Note("info", "x")
     await asyncio.to_thread(jobs.fail, running, Reason.TRAINING_FAILED, "no")
     rest = [event async for event in events]
     assert [event.sequence for event in rest] == [4]
@@ -80,7 +84,7 @@ async def test_an_event_right_after_a_look_is_not_missed(
         return seen
 
     monkeypatch.setattr(jobs, "events", look_then_write)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD_S):
         assert await numbers(watch.follow(running, TENANT, 0)) == [1, 2, 3, 4]
 
 
@@ -95,7 +99,7 @@ async def test_an_end_between_the_looks_at_events_and_state_is_not_missed(
         return get(job_id, tenant)
 
     monkeypatch.setattr(jobs, "get", end_then_get)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD_S):
         assert await numbers(watch.follow(running, TENANT, 2)) == [3]
 
 
@@ -131,7 +135,7 @@ async def test_followers_that_reconnect_at_random_miss_nothing_and_see_nothing_t
             await events.aclose()  # type: ignore[attr-defined]
         return seen
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(GUARD_S):
         *all_seen, _ = await asyncio.gather(
             *(follow(random.Random(n)) for n in range(5)), asyncio.to_thread(write)
         )
@@ -163,7 +167,7 @@ async def test_closing_ends_followers_with_word_where_to_go_on(
     await asyncio.sleep(0)
     await asyncio.to_thread(watch.close)
     with pytest.raises(Unavailable, match="after sequence 2") as caught:
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, GUARD_S)
     assert caught.value.reason is Reason.SHUTTING_DOWN
     with pytest.raises(Unavailable):
         await numbers(watch.follow(running, TENANT, 0))

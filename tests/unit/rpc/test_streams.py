@@ -7,6 +7,8 @@ import pytest
 
 from service.rpc import streams
 
+GUARD_S = 60.0
+
 
 class Work:
     """Answers numbers when told to."""
@@ -35,7 +37,7 @@ class Work:
 
     async def working_on(self, count: int) -> None:
         """Returns once so many requests are being worked on."""
-        async with asyncio.timeout(5), self.changed:
+        async with asyncio.timeout(GUARD_S), self.changed:
             await self.changed.wait_for(lambda: len(self.doors) >= count)
 
 
@@ -75,7 +77,7 @@ async def test_closing_ends_all_work() -> None:
     assert await first == 0
     before = asyncio.all_tasks()
     await answers.aclose()
-    await asyncio.wait(before - {asyncio.current_task()}, timeout=5)
+    await asyncio.wait(before - {asyncio.current_task()}, timeout=GUARD_S)
     assert work.cancelled == 2
     assert asyncio.all_tasks() == {asyncio.current_task()}
 

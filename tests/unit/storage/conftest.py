@@ -15,6 +15,9 @@ from service.storage.datasets import DatasetStore, Limits
 from service.storage.decoders import Decoders
 from service.storage.models import ModelStore
 
+GUARD_S = 60.0
+"""Ends a test that hangs."""
+
 TENANT = DEFAULT_TENANT
 """Whose all is in tests that are not about tenants; their models' keys are plain names."""
 

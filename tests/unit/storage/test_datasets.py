@@ -15,7 +15,7 @@ from service.errors import GraftError, InvalidInput, NotFound, Reason, Unavailab
 from service.storage.database import Database
 from service.storage.datasets import DatasetRecord, DatasetStore, Limits, Upload
 from service.storage.entry_names import file_name, label_problem
-from tests.unit.storage.conftest import LIMITS, TENANT, MakeDatasets, decoders
+from tests.unit.storage.conftest import GUARD_S, LIMITS, TENANT, MakeDatasets, decoders
 from tests.unit.storage.test_archives import FILES, tar_gz_of, tar_of, zip_of
 
 Images = list[tuple[str, bytes, SplitName]]
@@ -325,16 +325,16 @@ def test_closing_makes_an_import_give_up(database: Database, tmp_path: Path) -> 
 
     def decode(_: bytes) -> None:
         decoding.set()
-        assert go_on.wait(10)
+        assert go_on.wait(GUARD_S)
 
     datasets = DatasetStore(database, tmp_path / "ds", decoders(decode, 1), LIMITS)
     with ThreadPoolExecutor(1) as pool:
         importing = pool.submit(upload, datasets, IMAGES)
-        assert decoding.wait(10)
+        assert decoding.wait(GUARD_S)
         datasets.close()
         go_on.set()
         with pytest.raises(Unavailable) as caught:
-            importing.result(10)
+            importing.result(GUARD_S)
     assert caught.value.reason is Reason.SHUTTING_DOWN
     with pytest.raises(GraftError):
         datasets.begin_upload("", "", tenant=TENANT)

@@ -1,5 +1,4 @@
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from service.errors import GraftError, InvalidInput, NotFound, Reason, WrongStat
 from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.models import ModelStore
-from tests.unit.storage.conftest import TENANT, Publish, digest, write_result
+from tests.unit.storage.conftest import GUARD_S, TENANT, Publish, digest, write_result
 
 
 def reason_of(error: pytest.ExceptionInfo[GraftError]) -> Reason:
@@ -272,16 +271,16 @@ def test_a_look_up_that_a_publish_overtakes_is_not_remembered(
     def slow(*asked: object) -> object:
         record = original(*asked)  # type: ignore[arg-type]
         read.set()
-        assert go_on.wait(10)
+        assert go_on.wait(GUARD_S)
         return record
 
     monkeypatch.setattr(models, "get_version", slow)
     with ThreadPoolExecutor(1) as pool:
         stale = pool.submit(models.resolve, "birds", None, None)
-        assert read.wait(10)
+        assert read.wait(GUARD_S)
         publish("birds", "job-2")
         go_on.set()
-        assert stale.result(10).version == 1
+        assert stale.result(GUARD_S).version == 1
         assert models.resolve("birds", None, None).version == 2
 
 
@@ -289,12 +288,9 @@ def test_a_delete_beside_publishes_never_takes_their_backbone(
     models: ModelStore, publish: Publish
 ) -> None:
     publish("birds", "job-0", method="model_based")
-    stop = time.monotonic() + 1.0
 
     def churn(who: int) -> None:
-        n = 0
-        while time.monotonic() < stop and n < 30:
-            n += 1
+        for n in range(20):
             publish(f"m{who}", f"job-{who}-{n}", method="model_based", backbone=b"same")
             record = models.get_version(f"m{who}", None, None)
             assert record.backbone_path.read_bytes() == b"same"
@@ -303,4 +299,4 @@ def test_a_delete_beside_publishes_never_takes_their_backbone(
 
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(churn, who) for who in range(2)]:
-            done.result(30)
+            done.result(GUARD_S)

@@ -22,7 +22,7 @@ from service.errors import (
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
-from tests.unit.storage.conftest import Publish, digest, manifest
+from tests.unit.storage.conftest import GUARD_S, Publish, digest, manifest
 from tests.unit.storage.test_archives import tar_of
 from tests.unit.storage.test_datasets import IMAGES, Images, leftovers
 
@@ -273,7 +273,7 @@ def test_two_uploads_at_once_do_not_share_the_room_that_one_leaves(
     ended: list[object] = []
 
     def finish(number: int) -> None:
-        start.wait(10)
+        start.wait(GUARD_S)
         try:
             ended.append(both[number].finish())
         except OverQuota as error:
@@ -283,7 +283,7 @@ def test_two_uploads_at_once_do_not_share_the_room_that_one_leaves(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(GUARD_S)
     assert sorted(type(end).__name__ for end in ended) == ["DatasetRecord", "str"]
     assert datasets.stored_bytes(ACME) in (200, 202)
     assert leftovers(tmp_path) == []

@@ -2,7 +2,7 @@
 
 What it tells and how it hears of its parent's end is the real `trainer.records`. A
 job with the label `stand_in=waits` goes on until it is stopped, one with
-`stand_in=computes` says nothing for a while and is busy.
+`stand_in=computes` says nothing for `for_s` seconds and is busy.
 """
 
 import os
@@ -28,7 +28,6 @@ from service.jobs.contract import (
 )
 from trainer.records import Records, read_order
 
-COMPUTES_S = 1.5
 PARTS = Path(os.environ["STAND_IN_PARTS"])
 
 
@@ -52,7 +51,8 @@ def main(command: str, spec_file: str) -> None:
     records.send(Note("info", "standing in"))
     if spec.labels.get("stand_in") == "waits":
         threading.Event().wait()
-    until = time.monotonic() + (COMPUTES_S if spec.labels.get("stand_in") == "computes" else 0)
+    is_busy = spec.labels.get("stand_in") == "computes"
+    until = time.monotonic() + (float(spec.labels["for_s"]) if is_busy else 0)
     while time.monotonic() < until:
         pass
     records.send(Progressed("training", 1.0))
