@@ -34,7 +34,7 @@ from service.inference import head as heads
 from service.inference.engine import Bounds, Engine, ModelFiles
 from service.inference.providers import choose_provider
 from service.inference.runtime import OnnxRuntime, Runtime
-from service.jobs.launcher import Launcher
+from service.jobs.launcher import Launcher, ProcessLauncher
 from service.jobs.lineage import Lineage
 from service.jobs.ranking import Rankings
 from service.jobs.store import JobStore
@@ -87,7 +87,11 @@ class App:
     ) -> None:
         self._config = config
         self._runtime = runtime
-        self._launcher = launcher or WarmLauncher(environment, config.warm_trainers)
+        self._launcher = launcher or WarmLauncher(
+            environment,
+            config.warm_trainers,
+            cold=ProcessLauncher(environment, niceness=config.trainer_niceness),
+        )
         self._stack = AsyncExitStack()
         self.port = 0
         self.metrics_port = 0

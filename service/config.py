@@ -118,6 +118,13 @@ class Config:
     cpu_jobs: int = _setting(1, "Jobs that train on the CPU at once", low=0, high=64)
     gpu_jobs: int = _setting(1, "Jobs that train on a GPU at once", low=0, high=64)
     trainer_threads: int = _setting(0, "Threads of a trainer; 0 means one a core", low=0, high=1024)
+    trainer_niceness: int = _setting(
+        10,
+        "How far trainers stand back for other processes when cores are short, 0 to 19; beside "
+        "busy processes of other programs a job at 10 gets a tenth of a core",
+        low=0,
+        high=19,
+    )
     warm_trainers: int = _setting(
         1,
         "Trainers that wait with everything imported, some 760 MiB each with their libraries, so "

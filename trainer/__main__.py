@@ -41,8 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.command == "rank":
         records = Records()
         records.keep_alive()
-        # Whoever asks for answers goes before this.
-        os.setpriority(os.PRIO_PROCESS, 0, 10)
         return _run_ranking(parsed.spec, records)
     if parsed.command == "rank-folder":
         return folders.rank(parsed, _rank)
@@ -57,8 +55,6 @@ def _run(spec_file: Path, records: Records) -> int:
 
 def _wait() -> int:
     """Imports everything, then does what it is told on standard input."""
-    # Whoever asks for answers goes before this.
-    os.setpriority(os.PRIO_PROCESS, 0, 10)
     records = Records()
     from trainer import warm
 

@@ -1,7 +1,6 @@
 """A job from its spec to its artifacts, read top to bottom."""
 
 import hashlib
-import os
 import platform
 import time
 from dataclasses import replace
@@ -47,8 +46,6 @@ _PACKAGES = (
     "pillow",
 )  # fmt: skip
 _MAX_REJECTED = 100
-_PRIORITY = 10
-"""Who asks for answers goes before who waits for training."""
 
 
 def run(spec: JobSpec, tell: Send) -> Manifest:
@@ -56,8 +53,6 @@ def run(spec: JobSpec, tell: Send) -> Manifest:
 
     Raises GraftError when the job cannot succeed.
     """
-    if spec.device != "cuda":
-        os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
     job = Job(spec, tell)
     job.out.mkdir(parents=True, exist_ok=True)
     try:

@@ -74,6 +74,13 @@ async def start_held(launcher: Launcher, spec: Spec, folder: Path, stop_grace_s:
         raise
 
 
+def lower_priority(pid: int, niceness: int) -> None:
+    """Has a trainer that was just started go behind whoever asks for answers."""
+    # It may have ended already.
+    with suppress(ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, niceness)
+
+
 class ProcessLauncher:
     """Starts `python -m trainer run SPEC`, and `rank SPEC` for rankings."""
 
@@ -82,7 +89,9 @@ class ProcessLauncher:
         environment: Mapping[str, str],
         command: Sequence[str] = (sys.executable, "-m", "trainer", "run"),
         rank_command: Sequence[str] = (sys.executable, "-m", "trainer", "rank"),
+        niceness: int = 10,
     ) -> None:
+        self.niceness = niceness
         self.environment = {k: v for k, v in environment.items() if not k.startswith("GRAFT_")}
         if plan := environment.get(faults.VARIABLE):
             self.environment[faults.VARIABLE] = plan
@@ -103,6 +112,7 @@ class ProcessLauncher:
                 start_new_session=True,
                 limit=MAX_LINE_BYTES,
             )
+        lower_priority(process.pid, self.niceness)
         return ProcessTrainer(process, log_file, name_of(spec, folder))
 
 

@@ -26,6 +26,7 @@ from service.jobs.launcher import (
     MAX_LINE_BYTES,
     ProcessLauncher,
     ProcessTrainer,
+    lower_priority,
     name_of,
     write_spec,
 )
@@ -142,6 +143,7 @@ class WarmLauncher:
         except BaseException:
             printed.close()
             raise
+        lower_priority(process.pid, self._cold.niceness)
         return _Waiting(process, printed)
 
 

@@ -27,6 +27,8 @@ UNHURRIED = (
     f"--heartbeat-timeout-s={GUARD_S}",
     f"--database-timeout-s={GUARD_S}",
     f"--drain-s={GUARD_S / 2}",
+    # Beside other busy processes trainers would get next to nothing of a core.
+    "--trainer-niceness=0",
 )
 """Deadlines of the service that none of its work shall miss; a test of one sets its own."""
 

@@ -1,4 +1,3 @@
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,12 +60,6 @@ def make_spec(tmp_path: Path) -> MakeSpec:
         return JobSpec(**{**fields, **changes})  # type: ignore[arg-type]
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def own_priority(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job lowers its process's priority, for good: here it would be that of all later tests."""
-    monkeypatch.setattr(os, "setpriority", lambda *_: None)
 
 
 @pytest.fixture

@@ -65,6 +65,16 @@ async def test_records_come_in_order_and_the_exit_code_after(tmp_path: Path) -> 
     await trainer.stop(1)
 
 
+async def test_a_trainer_stands_back_as_far_as_it_is_set(tmp_path: Path) -> None:
+    for number, niceness in enumerate((10, 3)):
+        program = (sys.executable, "-c", "import sys; sys.stdin.read()")
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        trainer = await ProcessLauncher({}, program, niceness=niceness).start(spec(folder), folder)
+        assert psutil.Process(trainer.pid).nice() == niceness
+        await trainer.stop(1)
+
+
 async def test_the_spec_reaches_the_trainer(tmp_path: Path) -> None:
     trainer = await start(
         tmp_path,
