@@ -78,7 +78,7 @@ def describe() -> dict[str, float | int | str]:
 
 
 def count_pixels(data: bytes) -> int:
-    """Width times height by the image's header; decodes nothing, and errors as `open_image`."""
+    """Reads width times height from an image's header. Raises as `open_image`."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.width * image.height

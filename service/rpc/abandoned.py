@@ -1,4 +1,4 @@
-"""Work in a thread for a call whose caller may leave meanwhile."""
+"""Work in threads that a call waits for although its caller has left."""
 
 import asyncio
 import threading
@@ -21,5 +21,5 @@ async def in_thread(work: Callable[[threading.Event], T]) -> T:
     except asyncio.CancelledError:
         is_abandoned.set()
         await asyncio.wait({task})
-        task.exception()  # looked at, so that nobody is told of it
+        task.exception()  # retrieved, so that asyncio does not log it as lost
         raise

@@ -1,4 +1,4 @@
-"""Requests parsed, after what they would become has been counted on the wire.
+"""Request parsing that first counts, on the wire, what a message would become.
 
 A message of two-byte empty sub-messages takes fifty times its size once it is parsed,
 and a list of a million numbers holds up whoever walks it. So each method has a largest
@@ -16,12 +16,12 @@ from google.protobuf.message import DecodeError
 from service.errors import InvalidInput, Reason
 
 MAX_ELEMENTS: Final = 50_000
-"""Of a request that brings images: fields that are set, and numbers in lists."""
+"""Limit on the elements of a request that brings images: fields set, entries of lists."""
 SMALL_BYTES: Final = 64 * 1024
-"""Of a request that brings no images, the most."""
 SMALL_ELEMENTS: Final = 1000
+"""The limits of a request that brings no images."""
 ELEMENT_BYTES: Final = 100
-"""Memory of one parsed element beside its bytes, about."""
+"""Estimated memory of one parsed element, beyond its bytes on the wire."""
 
 _BRING_IMAGES: Final = {
     "/graft.v1.DatasetService/UploadDataset",
@@ -35,11 +35,11 @@ _BRING_IMAGES: Final = {
 _TENSOR: Final = "inference.InferTensorContents"
 
 _TENSOR_NUMBER: Final = 1 / 20
-"""What a number of a tensor counts: it is neither walked nor larger than eight bytes."""
+"""Weight of a number in a tensor: it is not walked, and takes eight bytes at most."""
 
 _VARINT, _BYTES = 0, 2
 _FIXED_BYTES: Final = {1: 8, 5: 4}
-"""Of the kinds of values on the wire whose size is fixed."""
+"""Sizes of the wire types that have a fixed one."""
 _NUMBER_BYTES: Final = {
     FieldDescriptor.TYPE_DOUBLE: 8,
     FieldDescriptor.TYPE_FIXED64: 8,
@@ -48,7 +48,7 @@ _NUMBER_BYTES: Final = {
     FieldDescriptor.TYPE_FIXED32: 4,
     FieldDescriptor.TYPE_SFIXED32: 4,
 }
-"""Of a number in a list; the others have one byte or more."""
+"""Least size of a packed number by its type; one byte where none is named."""
 
 
 class Parser:
@@ -65,7 +65,7 @@ class Parser:
         self._descriptor: Descriptor | None = getattr(message, "DESCRIPTOR", None)
 
     def cost(self, raw: bytes) -> int:
-        """The bytes that the message takes once it is parsed, about.
+        """Estimates the bytes that the parsed message takes.
 
         Raises InvalidInput (INVALID_FIELD) for one that is larger than the method allows.
         """
@@ -80,7 +80,7 @@ class Parser:
         return len(raw) + ELEMENT_BYTES * count(raw, self._descriptor, self._max_elements)
 
     def parse(self, raw: bytes) -> Any:
-        """The message; raises InvalidInput if the bytes are none."""
+        """Parses a message; raises InvalidInput if the bytes are none."""
         try:
             return self._deserialise(raw)
         except DecodeError:
@@ -90,7 +90,7 @@ class Parser:
 
 
 def count(raw: bytes, message: Descriptor, most: int) -> int:
-    """Counts the elements of a message on the wire: fields that are set, numbers in lists.
+    """Counts the elements of a message on the wire: fields set, entries of lists.
 
     Stops where bytes make no sense, since the parser refuses them. Raises InvalidInput
     beyond `most`.
@@ -128,7 +128,7 @@ def count(raw: bytes, message: Descriptor, most: int) -> int:
 
 @cache
 def _fields(message: Descriptor) -> dict[int, Descriptor | float]:
-    """By number, a message's type; of a list of numbers, the most elements in a byte."""
+    """Maps field numbers to message types, or for packed lists to elements per byte."""
     found: dict[int, Descriptor | float] = {}
     for field in message.fields:
         if field.message_type is not None:
@@ -140,7 +140,7 @@ def _fields(message: Descriptor) -> dict[int, Descriptor | float]:
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    """A number and where it ends; raises IndexError where it has more than ten bytes."""
+    """Reads a varint; returns it and its end. Raises IndexError beyond ten bytes."""
     byte = raw[at]
     if byte < 0x80:
         return byte, at + 1

@@ -19,9 +19,9 @@ from service.rpc.caller import caller
 from service.rpc.serving import Serving
 
 _MAX_SCORES = 100_000
-"""Of one answer, the classes of all its images together."""
+"""Limit on the scores of one answer, over all its images."""
 _QUICK_SCORES = 2000
-"""So many are composed on the event loop; more hold up nobody but their caller."""
+"""Limit on the scores and features that are composed on the event loop, not in a thread."""
 
 
 class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
@@ -112,7 +112,7 @@ def _decode(image: pb.Image, index: int) -> Decode:
 def _sizes(
     outcomes: Sequence[Classified | GraftError], top_k: int, with_features: bool
 ) -> tuple[int, int]:
-    """How many scores and features an answer has."""
+    """Counts the scores and the features of an answer."""
     classified = [outcome for outcome in outcomes if isinstance(outcome, Classified)]
     scores = sum(min(top_k, len(outcome.classes)) for outcome in classified)
     features = sum(outcome.features.size for outcome in classified) if with_features else 0

@@ -66,7 +66,7 @@ _CONNECTION = (
 )
 
 _NO_COMPRESSION = (("grpc.compression_enabled_algorithms_bitset", 1),)
-"""Identity alone: of an enum whose bits gRPC's core defines."""
+"""Enables no algorithm but identity, the lowest bit of gRPC's enumeration."""
 
 Register = Callable[[aio.Server], None]
 

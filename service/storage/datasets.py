@@ -83,7 +83,7 @@ class _Asked:
     may_be_stored: bool = False
     is_for_job: bool = False
     is_abandoned: threading.Event = field(default_factory=threading.Event)
-    """Set when whoever sends it has gone."""
+    """Set when the caller has left."""
 
 
 class DatasetStore:

@@ -1,7 +1,7 @@
-"""Decoders of uploaded images: one pool for all uploads, with a limit on pixels at once.
+"""Image decoding for uploads: one pool for all of them, with a limit on pixels at once.
 
-What an image costs is told by its pixels, not by its bytes: two kilobytes may be fifty
-megapixels and half a gigabyte while they are decoded. Uploads take turns, image by image.
+Pixels say what an image costs, bytes do not: two kilobytes may be fifty megapixels, and
+three quarters of a gigabyte while they are decoded. Uploads take turns, image by image.
 """
 
 import threading
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 class Decoders:
-    """Decodes what uploads bring; its methods may be called from any thread.
+    """Decodes the images of uploads; its methods may be called from any thread.
 
     `pixels` says how many an image has, from its header, and `decode` decodes it; both
     raise a GraftError for bytes that are no image. At most `max_pixels` are decoded at
@@ -36,7 +36,7 @@ class Decoders:
         # Its threads end when nobody holds it any more.
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._ahead = 2 * threads
-        """Images of one upload that are in the pool at once: others come between."""
+        """Limit on the images of one upload in the pool, so that others come between."""
         self._max_pixels = max_pixels
         self._decoding = 0
         self._freed = threading.Condition()
