@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import graft
@@ -27,7 +26,7 @@ FEATURE_BASED = (
     "trainer.reporting",
     "trainer.finished",
 )
-OTHERS = ("trainer.sent", "trainer.exported", "trainer.checkpointing#2")
+OTHERS = ("trainer.sent", "trainer.exported")
 ALL = (*FEATURE_BASED, *OTHERS)
 
 
@@ -108,33 +107,12 @@ def test_a_job_whose_trainer_is_killed_each_time_fails_and_says_why(
         client.get_model("doomed")
 
 
-@pytest.fixture(scope="module")
-def few(digits: Path) -> list[tuple[str, Path]]:
-    """Four images of two classes each."""
-    return [(digit, file) for digit in "01" for file in islice((digits / digit).iterdir(), 4)]
-
-
 def test_a_backbone_whose_export_is_killed_is_exported_again(
     client: graft.Client, done: Path
 ) -> None:
     assert (done / "trainer.exported").exists()
     [first] = client.list_jobs(model="digits")
     assert attempts_of(client.job(first.job_id)) == 2
-
-
-def test_training_goes_on_from_the_last_whole_checkpoint(
-    client: graft.Client, few: list[tuple[str, Path]], done: Path
-) -> None:
-    (done / "trainer.checkpointing#2").unlink()
-    # Its last stage alone, which is quick.
-    method = graft.ModelBased(
-        recipe="classic", epochs=2, batch_size=8, precision="fp32", train_from_stage="layer4"
-    )
-    job = client.fine_tune(few, "trained", backbone="resnet18", weights="random", method=method)
-    assert job.wait(GUARD_S).version == 1
-    assert attempts_of(job) == 2
-    notes = [e.payload.text for e in job.events() if isinstance(e.payload, graft.Note)]
-    assert "training goes on after epoch 1, from a checkpoint" in notes
 
 
 SAVES_TWICE = """
