@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from service.domain import JobState
+from service.errors import Damaged
 from service.jobs.contract import Progressed
 from service.jobs.fake_launcher import Script
 from service.storage.database import Database
@@ -120,21 +121,25 @@ async def test_trainers_are_stopped_and_no_more_is_tried_once_no_job_can_be_clai
 ) -> None:
     house = make_house(HANGS, cpu_jobs=2)
     job = queue(server_path=folder)
+    claim, refused = house.jobs.claim, []
+
+    # From the start, since the supervisor may be about to claim when the damage is done.
+    def watched(*asked: Any) -> Any:
+        try:
+            return claim(*asked)
+        except Damaged:
+            refused.append(asked)
+            raise
+
+    monkeypatch.setattr(house.jobs, "claim", watched)
     await house.supervisor.start()
     trainer = await house.trainer()
-    claim, claims = house.jobs.claim, []
-
-    def counted(*asked: Any) -> Any:
-        claims.append(asked)
-        return claim(*asked)
-
-    monkeypatch.setattr(house.jobs, "claim", counted)
     damage()
     with caplog.at_level(logging.ERROR):
         house.supervisor.wake()
         await asyncio.wait_for(trainer.stopped.wait(), GUARD_S)
         house.supervisor.wake()
         await outlives(house, trainer.stopped)
-    assert len(claims) == 1
+    assert len(refused) == 1
     assert sum("jobs are stopped" in told for told in caplog.messages) == 1
     assert house.jobs.get(job.job_id, TENANT).state is JobState.RUNNING
