@@ -81,6 +81,7 @@ def count_pixels(data: bytes) -> int:
     """Reads width times height from an image's header. Raises as `open_image`."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(*image.size)
             return image.width * image.height
     except _UNREADABLE as error:
         raise InvalidInput(Reason.IMAGE_UNREADABLE, _why_unreadable(data, error)) from error
@@ -96,12 +97,7 @@ def open_image(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise InvalidInput(
-                    Reason.IMAGE_TOO_LARGE,
-                    f"the image has {width} x {height} pixels, more than the {MAX_PIXELS} "
-                    "that are decoded: scale it down before sending it",
-                )
+            _check_size(width, height)
             if jpeg_scans.has_too_many(data):
                 raise InvalidInput(
                     Reason.IMAGE_UNREADABLE,
@@ -170,6 +166,15 @@ def from_tensor(data: bytes, shape: Sequence[int], *, is_float: bool) -> Pixels:
     else:
         array = np.frombuffer(data, dtype=np.uint8).reshape(shape)
     return fit(Image.fromarray(array, mode=None))
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise InvalidInput(
+            Reason.IMAGE_TOO_LARGE,
+            f"the image has {width} x {height} pixels, more than the {MAX_PIXELS} that are "
+            "decoded: scale it down before sending it",
+        )
 
 
 def _orientation(image: Image.Image) -> object:

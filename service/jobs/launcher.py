@@ -76,9 +76,11 @@ async def start_held(launcher: Launcher, spec: Spec, folder: Path, stop_grace_s:
 
 def lower_priority(pid: int, niceness: int) -> None:
     """Has a trainer that was just started go behind whoever asks for answers."""
-    # It may have ended already.
-    with suppress(ProcessLookupError):
-        os.setpriority(os.PRIO_PROCESS, pid, niceness)
+    # Nobody may raise a priority, and a server may have been started with a low one.
+    niceness = max(niceness, os.getpriority(os.PRIO_PROCESS, 0))
+    # All threads of its group, which is its own; it may have ended already.
+    with suppress(ProcessLookupError, PermissionError):
+        os.setpriority(os.PRIO_PGRP, pid, niceness)
 
 
 class ProcessLauncher:

@@ -57,6 +57,8 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
                 dataset=convert.dataset(await asyncio.to_thread(upload.finish))
             )
         finally:
+            # At once: a thread for the rest may have to be waited for.
+            upload.abandon()
             await asyncio.shield(asyncio.to_thread(upload.abort))
 
     async def _begin(self, header: pb.UploadDatasetHeader) -> Upload:

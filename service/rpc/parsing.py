@@ -6,7 +6,6 @@ message and a most number of elements, and a request beyond either is refused un
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
 from typing import Any, Final
 
@@ -84,20 +83,17 @@ class Parser:
         try:
             return self._deserialise(raw)
         except DecodeError:
-            raise InvalidInput(
-                Reason.INVALID_FIELD, f"the request's {len(raw)} bytes are no message of its kind"
-            ) from None
+            raise _no_message(raw) from None
 
 
 def count(raw: bytes, message: Descriptor, most: int) -> int:
     """Counts the elements of a message on the wire: fields set, entries of lists.
 
-    Stops where bytes make no sense, since the parser refuses them. Raises InvalidInput
-    beyond `most`.
+    Raises InvalidInput beyond `most`, and where the bytes end within a number.
     """
     elements = 0.0
     waiting = [(0, len(raw), _fields(message))]
-    with suppress(IndexError):
+    try:
         while waiting:
             at, end, fields = waiting.pop()
             while at < end:
@@ -123,6 +119,9 @@ def count(raw: bytes, message: Descriptor, most: int) -> int:
                         f"the request brings more than {most} fields and list elements: bring "
                         "fewer, and tensors as bytes",
                     )
+    except IndexError:
+        # Refused here, since the parser reads what lies inside before it finds this out.
+        raise _no_message(raw) from None
     return int(elements)
 
 
@@ -152,3 +151,9 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
     raise IndexError
+
+
+def _no_message(raw: bytes) -> InvalidInput:
+    return InvalidInput(
+        Reason.INVALID_FIELD, f"the request's {len(raw)} bytes are no message of its kind"
+    )

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -31,6 +32,8 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         self._serving = serving
         self._max_images = max_images
         self._timeout_s = timeout_s
+        # Not the stores' threads, which uploads may hold.
+        self._composers = ThreadPoolExecutor(2, thread_name_prefix="compose")
 
     async def Predict(  # noqa: N802
         self, request: pb.PredictRequest, context: aio.ServicerContext[Any, Any]
@@ -90,7 +93,7 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         compose = partial(_response, request.model, version, outcomes, top_k, features > 0)
         if scores + features <= _QUICK_SCORES:
             return compose()
-        return await asyncio.to_thread(compose)
+        return await asyncio.get_running_loop().run_in_executor(self._composers, compose)
 
 
 def _decode(image: pb.Image, index: int) -> Decode:

@@ -14,6 +14,9 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
+_ASK_S = 0.2
+"""Between two questions whether to go on, while others decode."""
+
 
 class Decoders:
     """Decodes the images of uploads; its methods may be called from any thread.
@@ -51,23 +54,21 @@ class Decoders:
     ) -> Iterator[R]:
         """Yields the results of `work` on the pool's threads, in the order of the items.
 
-        Raises what `go_on` raises, which is asked before each item; nothing is under way
-        any more then.
+        Raises what `go_on` raises, which is asked before each item and while one is waited
+        for; nothing is under way any more then.
         """
         ahead: deque[Future[R]] = deque()
         try:
             for item in items:
                 go_on()
                 if len(ahead) >= self._ahead:
-                    yield ahead.popleft().result()
+                    yield _first_result(ahead, go_on)
                 ahead.append(self._pool.submit(work, item))
             while ahead:
-                go_on()
-                yield ahead.popleft().result()
+                yield _first_result(ahead, go_on)
         finally:
-            for future in ahead:
-                future.cancel()
-            wait(ahead)
+            # Those that have begun; the others never will.
+            wait([future for future in ahead if not future.cancel()])
 
     @contextmanager
     def _room(self, pixels: int) -> Iterator[None]:
@@ -82,3 +83,11 @@ class Decoders:
             with self._freed:
                 self._decoding -= pixels
                 self._freed.notify_all()
+
+
+def _first_result(ahead: deque[Future[R]], go_on: Callable[[], None]) -> R:
+    """Waits for the first one, which others' images may be before, and takes it out."""
+    go_on()
+    while not wait([ahead[0]], _ASK_S).done:
+        go_on()
+    return ahead.popleft().result()

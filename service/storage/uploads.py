@@ -129,12 +129,16 @@ class Upload:
             finally:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
+    def abandon(self) -> None:
+        """Has what is being finished in another thread give up soon; waits for nothing."""
+        self._is_abandoned.set()
+
     def abort(self) -> None:
         """Throws away what is not finished. Twice, or after the finish, is harmless.
 
         One that is being finished in another thread gives up soon, and is waited for.
         """
-        self._is_abandoned.set()
+        self.abandon()
         with self._lock:
             self._end()
             shutil.rmtree(self._folder, ignore_errors=True)

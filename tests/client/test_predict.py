@@ -197,3 +197,9 @@ def test_the_client_may_be_shared_by_threads(server: FakeGraft) -> None:
         for thread in threads:
             thread.join(GUARD_S)
     assert answers == {number: CLASSES[number] for number in range(1, 21)}
+
+
+def test_calls_ask_for_no_more_scores_than_the_server_gives() -> None:
+    for top_k, expected in ((5, [256, 44]), (1000, [100, 100, 100]), (10**6, [1] * 300)):
+        requests = _images.predict_requests(numbered(300), "m", None, None, top_k=top_k)
+        assert [len(request.images) for request in requests] == expected

@@ -71,7 +71,8 @@ async def test_a_trainer_stands_back_as_far_as_it_is_set(tmp_path: Path) -> None
         folder = tmp_path / str(number)
         folder.mkdir()
         trainer = await ProcessLauncher({}, program, niceness=niceness).start(spec(folder), folder)
-        assert psutil.Process(trainer.pid).nice() == niceness
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert psutil.Process(trainer.pid).nice() == max(niceness, own)
         await trainer.stop(1)
 
 

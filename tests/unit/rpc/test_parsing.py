@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from graft.v1 import dataset_pb2, fine_tuning_pb2, prediction_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +14,7 @@ from service.rpc.open_inference import grpc_predict_v2_pb2
 from service.rpc.parsing import Parser
 
 PREDICT = "/graft.v1.PredictionService/Predict"
+STREAM = "/graft.v1.PredictionService/PredictStream"
 FINE_TUNE = "/graft.v1.FineTuningService/FineTune"
 LIST_JOBS = "/graft.v1.FineTuningService/ListJobs"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -118,14 +119,27 @@ def test_every_method_that_brings_images_is_one_of_the_contracts() -> None:
 
 @given(st.binary(max_size=200))
 @settings(max_examples=300)
-def test_any_bytes_are_counted_without_an_error(raw: bytes) -> None:
-    descriptor = grpc_predict_v2_pb2.ModelInferRequest.DESCRIPTOR
-    assert 0 <= parsing.count(raw, descriptor, 10**9) <= len(raw) + 1
+def test_any_bytes_are_counted_or_refused_and_what_is_refused_is_no_message(raw: bytes) -> None:
+    kind = grpc_predict_v2_pb2.ModelInferRequest
+    try:
+        assert 0 <= parsing.count(raw, kind.DESCRIPTOR, 10**9) <= len(raw) + 1
+    except InvalidInput:
+        with pytest.raises(DecodeError):
+            kind.FromString(raw)
 
 
 def test_a_number_without_end_ends_the_count_at_once() -> None:
-    assert parsing.count(b"\x28" + b"\x80" * 10_000_000, predict(), 10) == 1
+    raw = b"\x28" + b"\x80" * 10_000_000
+    with pytest.raises(InvalidInput, match="no message of its kind"):
+        parsing.count(raw, prediction_pb2.PredictRequest.DESCRIPTOR, 10)
 
 
-def predict() -> Any:
-    return prediction_pb2.PredictRequest.DESCRIPTOR
+def test_a_cut_end_hides_nothing_of_what_lies_inside() -> None:
+    # The parser would make the inner message before it meets the end.
+    inner = b"\x22\x00" * 500_000
+    request = prediction_pb2.PredictStreamRequest(id="x")
+    request.request.MergeFromString(inner)
+    parser = Parser(STREAM, prediction_pb2.PredictStreamRequest.FromString)
+    for end in (b"", b"\x80", b"\x0a", b"\x28\xff"):
+        with pytest.raises(InvalidInput):
+            parser.cost(request.SerializeToString() + end)

@@ -1,7 +1,7 @@
 """One pool of decoders for all uploads: turns, a limit on pixels, and an end with the caller."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,6 +9,10 @@ import pytest
 from service.storage.decoders import Decoders
 
 GUARD_S = 60.0
+
+
+class Gone(Exception):  # noqa: N818
+    """The caller has left."""
 
 
 class Decoding:
@@ -54,15 +58,21 @@ def test_no_more_pixels_are_decoded_at_once_than_allowed_but_for_one_image() -> 
 def test_an_upload_fills_the_pool_no_further_than_twice_its_threads() -> None:
     decoders = Decoders(lambda data: None, len, threads=2, max_pixels=10)
     go_on = threading.Event()
-    asked: list[int] = []
-    mapped = decoders.map(lambda item: go_on.wait(GUARD_S), range(100), lambda: asked.append(1))
+    taken: list[int] = []
+
+    def images() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    mapped = decoders.map(lambda _: go_on.wait(GUARD_S), images(), lambda: None)
     with ThreadPoolExecutor(1) as caller:
         first = caller.submit(next, mapped)
         # Another upload's image has its turn before the hundred: only four are before it.
         other = caller.submit(list, decoders.map(str, ["x"], lambda: None))
         go_on.set()
         assert first.result(GUARD_S)
-        assert len(asked) == 5
+        assert len(taken) == 5
         assert other.result(GUARD_S) == ["x"]
     assert list(mapped) == [True] * 99
 
@@ -74,15 +84,37 @@ def test_what_must_not_go_on_decodes_nothing_more_and_leaves_nothing_under_way()
 
     def go_on() -> None:
         if is_gone.is_set():
-            raise TimeoutError
+            raise Gone
 
     with ThreadPoolExecutor(1) as caller:
         work = caller.submit(list, decoders.map(decoders.check, [b"1"] * 100, go_on))
         decoding.wait(lambda: len(decoding.at_once) == 2)
         is_gone.set()
         decoding.go_on.set()
-        with pytest.raises(TimeoutError):
+        with pytest.raises(Gone):
             work.result(GUARD_S)
     assert decoding.at_once == []
     # Those in the pool, and the one that was taken when the first was done.
     assert decoding.done <= 5
+
+
+def test_who_must_not_go_on_does_not_wait_for_others_images() -> None:
+    decoding = Decoding()
+    decoders = Decoders(decoding.decode, int, threads=1, max_pixels=10)
+    is_gone = threading.Event()
+
+    def go_on() -> None:
+        if is_gone.is_set():
+            raise Gone
+
+    with ThreadPoolExecutor(2) as callers:
+        other = callers.submit(list, decoders.map(decoders.check, [b"1"], lambda: None))
+        decoding.wait(lambda: len(decoding.at_once) == 1)
+        behind = callers.submit(list, decoders.map(decoders.check, [b"2"], go_on))
+        is_gone.set()
+        # While the other's image is still being decoded.
+        with pytest.raises(Gone):
+            behind.result(GUARD_S)
+        decoding.go_on.set()
+        other.result(GUARD_S)
+    assert decoding.done == 1

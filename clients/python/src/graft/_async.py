@@ -196,6 +196,7 @@ class End:
     def __init__(self, call: Any) -> None:
         self._call = call
         self._servers: aio.AioRpcError | None = None
+        self._is_ok = False
         call.add_done_callback(self._look)
 
     async def told(self, error: grpc.RpcError) -> grpc.RpcError:
@@ -205,6 +206,8 @@ class End:
             self._look(self._call)
             if self._servers is not None:
                 return self._servers
+            if self._is_ok:
+                break
             await asyncio.sleep(_LOOK_S)
         return error
 
@@ -212,7 +215,8 @@ class End:
         code: grpc.StatusCode = _now(call.code())
         trailing: aio.Metadata = _now(call.trailing_metadata())
         error = aio.AioRpcError(code, aio.Metadata(), trailing, _now(call.details()))
-        if self._servers is None and code is not grpc.StatusCode.OK and not is_broken_write(error):
+        self._is_ok = code is grpc.StatusCode.OK
+        if self._servers is None and not self._is_ok and not is_broken_write(error):
             self._servers = error
 
 

@@ -18,6 +18,8 @@ from graft.v1 import prediction_pb2 as pb
 
 MAX_IMAGES: Final = 256
 """In one call; the server's limit unless configured."""
+MAX_SCORES: Final = 100_000
+"""Of all images of one call; the server's limit."""
 MAX_CALL_BYTES: Final = 32 * 2**20
 """Images in one call; half of what the server takes, since a bound is no target."""
 MAX_IMAGE_BYTES: Final = 63 * 2**20
@@ -85,6 +87,7 @@ def predict_requests(
         raise invalid(f"top_k is {top_k}: it must be 1 or more", "top_k")
     if not max_images >= 1:
         raise invalid(f"{max_images} images a call: it must be 1 or more", "images")
+    max_images = min(max_images, max(1, MAX_SCORES // top_k))
     for batch in _batches(as_many(images), max_images):
         yield pb.PredictRequest(
             model=model, **chosen, images=batch, top_k=top_k, include_features=include_features
