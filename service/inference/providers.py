@@ -113,14 +113,14 @@ def openvino_device() -> Any | None:
 def openvino_config(precision: Precision, cores: int, streams: int) -> dict[str, str]:
     """OpenVINO's settings for `streams` runs at once that share `cores` threads."""
     config = {"INFERENCE_NUM_THREADS": str(cores), "NUM_STREAMS": str(streams)}
-    # Left alone it takes bf16 also where the CPU only converts to it, at twice the cost of fp32.
+    # Left alone it takes bf16 with avx512_bf16 too, which halves or doubles the cost by the CPU.
     if precision == "exact" or not has_bf16():
         config["INFERENCE_PRECISION_HINT"] = "f32"
     return config
 
 
 def has_bf16() -> bool:
-    """Whether the CPU multiplies matrices of bfloat16 (AMX); avx512_bf16 alone does not pay."""
+    """Whether the CPU has matrix units for bfloat16 (AMX); avx512_bf16 alone pays on some CPUs."""
     try:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text()
     except OSError:

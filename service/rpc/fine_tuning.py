@@ -141,6 +141,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 add_image(upload, image, f"{target or 'inline_images'}.images[{index}]")
             return upload.finish().dataset_id
         except BaseException:
+            # Not after a success: it abandons what else the call stores, too.
             upload.abort()
             raise
 

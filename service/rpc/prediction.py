@@ -17,10 +17,9 @@ from service.inference import preprocess
 from service.inference.engine import Classified, Decode
 from service.rpc import status, streams
 from service.rpc.caller import caller
+from service.rpc.limits import MAX_SCORES
 from service.rpc.serving import Serving
 
-_MAX_SCORES = 100_000
-"""Limit on the scores of one answer, over all its images."""
 _QUICK_SCORES = 2000
 """Limit on the scores and features that are composed on the event loop, not in a thread."""
 
@@ -83,11 +82,11 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         )
         top_k = request.top_k or 1
         scores, features = _sizes(outcomes, top_k, request.include_features)
-        if scores > _MAX_SCORES:
+        if scores > MAX_SCORES:
             raise _bad(
                 "top_k",
                 f"{len(request.images)} images with the {top_k} best classes each are {scores} "
-                f"scores, more than the {_MAX_SCORES} of one answer: send fewer images, or ask "
+                f"scores, more than the {MAX_SCORES} of one answer: send fewer images, or ask "
                 "for fewer classes",
             )
         compose = partial(_response, request.model, version, outcomes, top_k, features > 0)

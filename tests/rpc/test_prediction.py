@@ -290,7 +290,7 @@ async def test_an_answer_of_very_many_scores_is_refused_and_of_many_is_the_same(
     # Composed in a thread instead of on the event loop.
     monkeypatch.setattr(prediction, "_QUICK_SCORES", 0)
     assert await service.prediction.Predict(request) == quick
-    monkeypatch.setattr(prediction, "_MAX_SCORES", 5)
+    monkeypatch.setattr(prediction, "MAX_SCORES", 5)
     refused = await refusal(service.prediction.Predict(request))
     assert (refused.code, refused.field) == (grpc.StatusCode.INVALID_ARGUMENT, "top_k")
     assert "are 6 scores" in refused.message

@@ -6,6 +6,7 @@ import numpy as np
 
 from service.errors import GraftError
 from service.inference.engine import Classified
+from service.rpc.limits import MAX_SCORES
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference import tensors
 from service.rpc.open_inference.tensors import bad
@@ -88,16 +89,23 @@ def _labels(images: Sequence[Classified]) -> Written:
 
 def _best(k: int) -> Write:
     def write(images: Sequence[Classified]) -> Written:
-        rows = [_ranked(image)[:k] for image in images]
+        scores = sum(min(k, len(image.classes)) for image in images)
+        if scores > MAX_SCORES:
+            raise bad(
+                "outputs",
+                f"{len(images)} images with the {k} best classes each are {scores} scores, more "
+                f"than the {MAX_SCORES} of one answer: send fewer images, or ask for fewer classes",
+            )
+        rows = [_ranked(image, k) for image in images]
         elements = tensors.texts(text for row in rows for text in row)
         return "BYTES", [len(rows), len(rows[0])], elements
 
     return write
 
 
-def _ranked(image: Classified) -> list[str]:
+def _ranked(image: Classified, k: int) -> list[str]:
     # Stable, so that ties keep the order of the classes. Six digits, as Triton prints them.
-    order = np.argsort(-image.probabilities, kind="stable").tolist()
+    order = np.argsort(-image.probabilities, kind="stable")[:k].tolist()
     return [f"{image.probabilities[i]:f}:{i}:{image.classes[i]}" for i in order]
 
 
