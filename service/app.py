@@ -29,11 +29,12 @@ from service.domain import plain_name
 from service.door import Door
 from service.errors import GraftError
 from service.free_memory import FreeMemory
-from service.inference import damage, preprocess
+from service.inference import damage
 from service.inference import head as heads
 from service.inference.engine import Bounds, Engine, ModelFiles
 from service.inference.providers import choose_provider
 from service.inference.runtime import OnnxRuntime, Runtime
+from service.ingest.process import ReaderProcesses
 from service.jobs.launcher import Launcher, ProcessLauncher
 from service.jobs.lineage import Lineage
 from service.jobs.ranking import Rankings
@@ -55,7 +56,6 @@ from service.storage import private
 from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore, Limits
-from service.storage.decoders import Decoders
 from service.storage.models import ModelStore, Removed, VersionRecord
 from service.telemetry import Telemetry
 
@@ -63,8 +63,6 @@ MIB = 2**20
 _STORE_THREADS = 32
 _MOST_HELD = 16
 """Requests as large as they may be that are answered at once; of smaller ones, more."""
-_MOST_LARGEST = 2
-"""Limit on the largest images that uploads decode at once, some 770 MB each."""
 _HEALTH_TIMEOUT_S = 4.0
 """Less than what asks waits for."""
 
@@ -86,6 +84,7 @@ class App:
         launcher: Launcher | None = None,
     ) -> None:
         self._config = config
+        self._environment = environment
         self._runtime = runtime
         self._launcher = launcher or WarmLauncher(
             environment,
@@ -145,7 +144,7 @@ class App:
         private.close_to_others(config.data_dir)
         artifacts = Artifacts(config.data_dir / "artifacts")
         models = ModelStore(database, artifacts)
-        datasets = _datasets(config, database, threads)
+        datasets = _datasets(config, database, threads, self._environment)
         stack.callback(datasets.close)
         jobs = JobStore(database, config.max_queued_jobs)
         _watch_stores(config.data_dir, telemetry, database, jobs, models)
@@ -320,19 +319,18 @@ def _if_told(counts: Callable[[], Mapping[str, int]]) -> Callable[[], Mapping[st
     return told
 
 
-def _datasets(config: Config, database: Database, threads: int) -> DatasetStore:
-    decoders = Decoders(
-        preprocess.decode,
-        preprocess.count_pixels,
-        threads=threads,
-        max_pixels=_MOST_LARGEST * preprocess.MAX_PIXELS,
+def _datasets(
+    config: Config, database: Database, threads: int, environment: Mapping[str, str]
+) -> DatasetStore:
+    reader = ReaderProcesses(
+        config.data_dir, environment, threads=threads, niceness=config.trainer_niceness
     )
     limits = Limits(
         max_upload_bytes=config.max_upload_mb * MIB,
         max_unpacked_bytes=config.max_unpacked_mb * MIB,
         max_files=config.max_dataset_files,
     )
-    return DatasetStore(database, config.data_dir / "datasets", decoders, limits)
+    return DatasetStore(database, config.data_dir / "datasets", reader, limits)
 
 
 def _measure(

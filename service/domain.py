@@ -49,19 +49,79 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 
 
+PartName = Literal["", "train", "val", "test"]
+"""The part of a dataset that an image belongs to; empty where the service divides it."""
+
+
 class ClassCount(msgspec.Struct, frozen=True):
-    """How many images a class has; all count as `train` where no split is named."""
+    """How many images a class has; all count as `train` where no part is named."""
 
     label: str
     train: Count
     validation: Count
+    test: Count = 0
 
 
-class RejectedFile(msgspec.Struct, frozen=True):
-    """A file that was left out: its name relative to the dataset, and why, for people."""
+class LeftOutReason(StrEnum):
+    """Why a file is not among the images of a dataset."""
+
+    UNREADABLE = "unreadable"
+    """Damaged, too large, or may not be read."""
+    WRONG_FORMAT = "wrong_format"
+    """Something other than an image, or in a format that is not decoded."""
+    LINK = "link"
+    """A symbolic or hard link, a device or a pipe: what it leads to is not followed."""
+    HIDDEN = "hidden"
+    """Its name, or a folder's around it, begins with a dot."""
+    SYSTEM = "system"
+    """What operating systems and network disks put beside images: thumbnails, bins."""
+    STRAY = "stray"
+    """It lies beside the folders of the classes."""
+    COPY = "copy"
+    """The same bytes as another image that is used."""
+    CONTRADICTION = "contradiction"
+    """The same bytes in two classes; none of them is used."""
+
+
+class LeftOutFile(msgspec.Struct, frozen=True):
+    """A file that was left out."""
 
     path: str
+    """Relative to the dataset, for people."""
+    label: str
+    """Its class; empty where it lies in none."""
+    reason: LeftOutReason
     detail: str
+    """For people."""
+
+
+class LeftOut(msgspec.Struct, frozen=True):
+    """How many files were left out for one reason, of one class."""
+
+    reason: LeftOutReason
+    label: str
+    count: Count
+
+
+class ReadSummary(msgspec.Struct, frozen=True):
+    """What became of every file that was sent: seen = used + all that were left out."""
+
+    seen: Count = 0
+    used: Count = 0
+    left_out: list[LeftOut] = []
+    """Sorted by reason and class."""
+    files: list[LeftOutFile] = []
+    """The first `MAX_LEFT_OUT_FILES` of them."""
+    nested: Count = 0
+    """Used images that lie in folders below their class."""
+
+    @property
+    def left_out_count(self) -> int:
+        """How many files were left out."""
+        return self.seen - self.used
+
+
+MAX_LEFT_OUT_FILES = 100
 
 
 class Parity(msgspec.Struct, frozen=True):
@@ -117,7 +177,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     validation_accuracy: float
     validation_loss: float
     dataset_digest: str
-    rejected_count: int
+    reading: ReadSummary = ReadSummary()
+    """What became of the files of its data, those of its base not counted."""
     seed: int
     hyperparameters: dict[str, float | int | str | bool | None]
     preprocess: dict[str, float | int | str]
@@ -150,6 +211,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Of the target's images, as of an unlabelled dataset that holds them."""
     validated_on: Literal["", "source", "target"] = ""
     """Which domain the validation figures are of, in domain adaptation."""
+    test_count: Count = 0
+    """Images of the test part: measured on, never chosen on."""
+    test_accuracy: float | None = None
+    test_loss: float | None = None
     stages_s: dict[str, float] = {}
     """Where the time went."""
 

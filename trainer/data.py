@@ -1,34 +1,34 @@
-"""The images of a job: found, checked and divided before anything is trained.
+"""The images of a job: read, checked and divided before anything is trained.
 
-Keeps paths and digests, never pixels: those are decoded where they are needed.
-How a dataset is divided and what stops a job stands in `trainer.division`.
+Keeps paths and digests, never pixels: those are decoded where they are needed. The reader
+of `service.ingest` says what is there; how it is divided and what stops a job stands in
+`trainer.division`.
 """
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service import class_folders
-from service.class_folders import Examined, ImageFile
-from service.domain import ClassCount, RejectedFile
+from service.domain import ClassCount, ReadSummary
 from service.errors import InvalidInput, Reason, WrongState
 from service.inference import preprocess
 from service.inference.preprocess import SIZE, Pixels
+from service.ingest import index as indexes
+from service.ingest import reader
+from service.ingest.folder import read_plain
+from service.ingest.index import Index, IndexedImage
 from trainer import division
+from trainer.division import Images, LabelledImage
 
 Ints = npt.NDArray[np.int64]
-UNLABELLED = "unlabelled"
-"""The folder of a target domain's images whose class is not known, beside those per class."""
 MIN_TARGET = 2
-Examine = Callable[[Sequence[ImageFile], Path], tuple[list[Examined[None]], list[RejectedFile]]]
-"""Reads and checks files below a folder; what is no image is among the rejected."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,10 @@ class Part(Files):
 
     targets: Ints
 
+    def none(self) -> "Part":
+        """Returns a part without images."""
+        return Part((), (), np.empty(0, np.int64))
+
     def spread(self, at_most: int) -> list[int]:
         """Places of the first images, in turn from each class."""
         turn: dict[int, int] = {}
@@ -95,9 +99,10 @@ class Unlabelled(Files):
 
     targets: Ints | None
     """int64 [n], for evaluation alone, -1 where a class is not known; None where all are not."""
-    rejected: tuple[RejectedFile, ...]
+    summary: ReadSummary
     digest: str
-    root: Path
+    names: dict[Path, str]
+    """As people know them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,131 +112,147 @@ class Data:
     classes: tuple[str, ...]
     train: Part
     validation: Part
-    rejected: tuple[RejectedFile, ...]
+    test: Part
+    """Measured on, never chosen by; may be empty."""
+    summary: ReadSummary
+    """Of the job's own files, without those of its bases."""
     digest: str
     warnings: tuple[str, ...]
-    root: Path
-    base_roots: tuple[Path, ...] = ()
+    names: dict[Path, str]
+    """Images as people know them: relative to the dataset they came in."""
+    own: frozenset[Path]
+    """The images that the job brought on top of its bases'."""
+    bit_depth: int = 0
+    """See `Index.bit_depth`."""
 
     def counts(self) -> list[ClassCount]:
-        """Images per class, as they are used."""
-        train = np.bincount(self.train.targets, minlength=len(self.classes))
-        validation = np.bincount(self.validation.targets, minlength=len(self.classes))
+        """Counts the images of each class, as they are used."""
+        train, validation, test = (
+            np.bincount(part.targets, minlength=len(self.classes)).tolist()
+            for part in (self.train, self.validation, self.test)
+        )
         return [
-            ClassCount(label, int(train[i]), int(validation[i]))
+            ClassCount(label, train[i], validation[i], test[i])
             for i, label in enumerate(self.classes)
         ]
 
-    def name(self, path: Path) -> str:
-        """An image's name for people: below the job's folder, or a base's with that named."""
-        if path.is_relative_to(self.root):
-            return str(path.relative_to(self.root))
-        return next(
-            (
-                str(path.relative_to(base.parent))
-                for base in self.base_roots
-                if path.is_relative_to(base)
-            ),
-            path.name,
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset: the folder of its images, and the file of its index where it was read before."""
+
+    root: Path
+    index_file: str = ""
+    name: str = ""
+    """Stands before the names of its images."""
+
+    def read(
+        self, threads: int = 0, *, is_labelled: bool = True, case_sensitive: bool = False
+    ) -> Index:
+        """Loads the index, or reads the folder; errors as `Reader.read`."""
+        if self.index_file:
+            return indexes.load(Path(self.index_file))
+        return reader.read_folder(
+            self.root, threads, is_labelled=is_labelled, case_sensitive=case_sensitive
         )
+
+    def images(self, index: Index) -> Images:
+        """Returns its images with their paths."""
+        root = self.root if self.index_file else self.root.resolve()
+        prefix = f"{self.name}/" if self.name else ""
+        return [
+            LabelledImage(root / i.path, prefix + i.name, i.label, i.part, i.digest)
+            for i in index.images
+        ]
 
 
 def load(
-    root: Path,
+    source: Source | Path,
     validation_fraction: float,
     seed: int,
     threads: int = 0,
     *,
-    examine: Examine | None = None,
-    bases: Sequence[Path] = (),
+    bases: Sequence[Source] = (),
     base_digest: str = "",
+    case_sensitive: bool = False,
 ) -> Data:
     """Reads, checks and divides a dataset, after those of `bases`, oldest first.
 
     Each dataset is divided by itself, as it was when it stood alone: what a base
-    version was measured on is not learned from now. `examine` reads the files; left
-    out, they are only checked. Raises InvalidInput (DATASET_UNUSABLE) when it cannot
-    be trained on, and WrongState (BASE_DATA_GONE) when the images of `bases` do not
-    give `base_digest`, where there is one.
+    version was measured on is not learned from now. Raises InvalidInput (DATASET_UNUSABLE)
+    when it cannot be trained on, and WrongState (BASE_DATA_GONE) when the images of `bases`
+    do not give `base_digest`, where there is one.
     """
-    examine = examine or _checker(threads)
-    roots = [*bases, root]
-    listed = [class_folders.find(each) for each in roots]
-    division.check_listing([file for files in listed for file in files])
+    own = Source(source) if isinstance(source, Path) else source
+    sources = [*bases, own]
+    read = [each.read(threads, case_sensitive=case_sensitive) for each in sources]
+    if base_digest and _digest(read[:-1]) != base_digest:
+        raise WrongState(
+            Reason.BASE_DATA_GONE,
+            "the images that the base was trained on are not as they were: some were added, "
+            "changed, moved or removed since; put them back, or leave out the base and send all "
+            "images",
+            field="base",
+        )
+    datasets = [each.images(index) for each, index in zip(sources, read, strict=True)]
+    division.check_labels(
+        datasets, case_sensitive=case_sensitive or any(index.case_sensitive for index in read)
+    )
     warnings: list[str] = []
-    read: list[list[Examined[None]]] = []
-    rejected: list[RejectedFile] = []
-    for each, files in zip(roots, listed, strict=True):
-        images, refused = examine(files, each)
-        division.check_rejected(refused, len(files))
-        read.append(images)
-        rejected += _named_below(each, refused, is_base=each is not root)
-    if base_digest:
-        _check_unchanged(read[:-1], base_digest)
-    train, validation, contradictions = division.divide(read, validation_fraction, seed, warnings)
-    classes = division.check_classes(train, validation, warnings)
-    index = {label: i for i, label in enumerate(classes)}
-    data = Data(
+    divided = division.divide(datasets, validation_fraction, seed, warnings)
+    classes = division.check_classes(divided, warnings)
+    places = {label: i for i, label in enumerate(classes)}
+    return Data(
         classes=classes,
-        train=_part(train, index),
-        validation=_part(validation, index),
-        rejected=(),
+        train=_part(divided.train, places),
+        validation=_part(divided.validation, places),
+        test=_part(divided.test, places),
+        summary=indexes.without(read[-1].summary, divided.left_out),
         digest=_digest(read),
         warnings=tuple(warnings),
-        root=root,
-        base_roots=tuple(bases),
+        names={image.path: image.name for images in datasets for image in images},
+        own=frozenset(image.path for image in datasets[-1]),
+        bit_depth=max(index.bit_depth for index in read),
     )
-    rejected += [RejectedFile(data.name(path), detail) for path, detail in contradictions]
-    return replace(data, rejected=tuple(rejected))
 
 
 def load_unlabelled(
-    root: Path,
-    threads: int = 0,
-    *,
-    classes: Sequence[str] | None = None,
-    examine: Examine | None = None,
+    source: Source | Path, threads: int = 0, *, classes: Sequence[str] | None = None
 ) -> Unlabelled:
-    """Reads images at any depth below `root`; bad ones are left out as in `load`.
+    """Reads images at any depth; bad ones are left out as in `load`.
 
-    With `classes`, the source's, there must be a folder per class: they are noted for
+    With `classes`, the source's, folders must be named by them: they are noted for
     evaluation; images of no known class lie beside them, or in a folder `unlabelled`.
     Raises InvalidInput (DATASET_UNUSABLE) for a class that the source lacks, and when
-    there are fewer than 2 readable images.
+    there are fewer than 2 images.
     """
-    examine = examine or _checker(threads)
-    files = class_folders.find_any(root)
-    if classes is not None:
-        labelled = {file.path: file for file in class_folders.find(root)}
-        files = [labelled.get(file.path, file) for file in files]
-    known = {*(classes or ()), UNLABELLED, ""}
-    if classes is not None and (strange := sorted({f.label for f in files} - known)):
+    source = Source(source) if isinstance(source, Path) else source
+    read = source.read(threads, is_labelled=False)
+    images = source.images(read)
+    known = {*(classes or ()), ""}
+    if classes is not None and (strange := sorted({i.label for i in images} - known)):
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
             "the target has folders that are no class of the source: "
             f"{division.listed(strange)}; the source's are {division.listed(classes)}: rename the "
             "folders or leave them out",
         )
-    read, rejected = examine(files, root)
-    division.check_rejected(rejected, len(files))
-    if len(read) < MIN_TARGET:
-        bad = division.listed(f"{file.path} ({file.detail})" for file in rejected)
+    if len(images) < MIN_TARGET:
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
-            f"{len(read)} of the target's {len(files)} files are readable images, and "
-            f"{MIN_TARGET} or more are needed{f': {bad}' if bad else ''}",
+            f"the target has {len(images)} image, and {MIN_TARGET} or more are needed",
         )
     targets = None
     if classes is not None:
-        index = {label: i for i, label in enumerate(classes)}
-        targets = np.array([index.get(p.file.label, -1) for p in read], dtype=np.int64)
+        places = {label: i for i, label in enumerate(classes)}
+        targets = np.array([places.get(image.label, -1) for image in images], dtype=np.int64)
     return Unlabelled(
-        paths=tuple(p.file.path for p in read),
-        digests=tuple(p.digest for p in read),
+        paths=tuple(image.path for image in images),
+        digests=tuple(image.digest for image in images),
         targets=targets,
-        rejected=tuple(rejected),
-        digest=class_folders.digest_by_folder(read, root),
-        root=root,
+        summary=read.summary,
+        digest=read.digest,
+        names={image.path: image.name for image in images},
     )
 
 
@@ -246,7 +267,7 @@ def read_again(path: Path, digest: str) -> bytes:
     Raises InvalidInput (DATASET_UNUSABLE) when it is gone, or holds anything else now.
     """
     try:
-        data = class_folders.read_plain(path)
+        data = read_plain(path)
     except OSError as error:
         raise _changed(path, error.strerror or str(error)) from error
     except InvalidInput as error:
@@ -264,47 +285,14 @@ def _changed(path: Path, why: str) -> InvalidInput:
     )
 
 
-def _checker(threads: int) -> Examine:
-    workers = threads or len(os.sched_getaffinity(0))
-
-    def check(data: bytes) -> None:
-        preprocess.open_image(data)
-
-    def examine(
-        files: Sequence[ImageFile], root: Path
-    ) -> tuple[list[Examined[None]], list[RejectedFile]]:
-        with ThreadPoolExecutor(workers) as pool:
-            return class_folders.examine(files, check, root, pool.map)
-
-    return examine
+def _digest(datasets: Sequence[Index]) -> str:
+    images: list[IndexedImage] = [image for index in datasets for image in index.images]
+    return indexes.digest_of(images, is_labelled=True)
 
 
-def _digest(datasets: Sequence[Sequence[Examined[None]]]) -> str:
-    return class_folders.digest(image for images in datasets for image in images)
-
-
-def _check_unchanged(bases: Sequence[Sequence[Examined[None]]], digest: str) -> None:
-    if _digest(bases) == digest:
-        return
-    raise WrongState(
-        Reason.BASE_DATA_GONE,
-        "the images that the base was trained on are not as they were: some were added, changed, "
-        "moved or removed since; put them back, or leave out the base and send all images",
-        field="base",
-    )
-
-
-def _named_below(
-    root: Path, rejected: Sequence[RejectedFile], *, is_base: bool
-) -> list[RejectedFile]:
-    if not is_base:
-        return list(rejected)
-    return [RejectedFile(f"{root.name}/{file.path}", file.detail) for file in rejected]
-
-
-def _part(images: Sequence[Examined[None]], index: dict[str, int]) -> Part:
+def _part(images: Images, places: dict[str, int]) -> Part:
     return Part(
-        paths=tuple(p.file.path for p in images),
-        digests=tuple(p.digest for p in images),
-        targets=np.array([index[p.file.label] for p in images], dtype=np.int64),
+        paths=tuple(image.path for image in images),
+        digests=tuple(image.digest for image in images),
+        targets=np.array([places[image.label] for image in images], dtype=np.int64),
     )

@@ -1,114 +1,163 @@
-"""How a dataset is divided into training and validation parts, and what forbids it.
+"""How datasets are divided into training, validation and test parts, and what forbids it.
 
-Every problem has a name: unreadable files, one class only, classes with too few
-images, the same image in train and validation or under two classes. What the
-list of files alone tells is told before any of them is read.
+Every problem has a name: one class only, classes with too few images, the same image in two
+parts or under two classes, class names that look the same.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from service.class_folders import Examined, ImageFile
-from service.domain import RejectedFile
+from service.domain import LeftOutFile, LeftOutReason, PartName
 from service.errors import InvalidInput, Reason
+from service.ingest import layout
 
 MIN_TRAIN = 2
 """Images to learn from that each class needs."""
-MAX_BAD_PART = 0.2
-MIN_BAD = 5
-"""Rejected files stop a job when they are at least so many and more than that part."""
 
 _LISTED = 10
-
-Images = list[Examined[None]]
-
-
-def check_listing(files: Sequence[ImageFile]) -> None:
-    """Raises InvalidInput for what no reading of the files could mend."""
-    # Of files that no folder divides, each class gives one or more to be held out.
-    learned: Counter[str] = Counter()
-    for label, count in Counter(f.label for f in files if f.split == "train").items():
-        learned[label] += count
-    for label, count in Counter(f.label for f in files if not f.split).items():
-        learned[label] += count - 1
-    measured = Counter(f.label for f in files if f.split != "train")
-    _refuse(learned, measured)
+_PARTS: tuple[PartName, ...] = ("train", "val", "test")
 
 
-def check_rejected(rejected: Sequence[RejectedFile], total: int) -> None:
-    """Raises InvalidInput when so many files are bad that something else must be wrong."""
-    if len(rejected) < MIN_BAD or len(rejected) <= MAX_BAD_PART * total:
-        return
-    raise InvalidInput(
-        Reason.DATASET_UNUSABLE,
-        f"{len(rejected)} of {total} files are no readable images; mend or remove them: "
-        + listed(f"{file.path} ({file.detail})" for file in rejected),
-    )
+@dataclass(frozen=True)
+class LabelledImage:
+    """One image of a dataset."""
+
+    path: Path
+    name: str
+    """For people."""
+    label: str
+    part: PartName
+    digest: str
+    """sha256 of its file, lower-case hex."""
 
 
-def divide(
-    datasets: Sequence[Images], fraction: float, seed: int, warnings: list[str]
-) -> tuple[Images, Images, list[tuple[Path, str]]]:
-    """Training and validation images, and those in two classes, with what to say of them.
+Images = list[LabelledImage]
 
-    Each dataset by itself: by its folders' names, else by `fraction`, stratified. A
-    validation image of one is a training image of none. What comes later moves
-    nothing of what came before to the other part.
+
+@dataclass
+class Division:
+    """The parts, and the images that are in none of them."""
+
+    train: Images = field(default_factory=list)
+    validation: Images = field(default_factory=list)
+    test: Images = field(default_factory=list)
+    left_out: list[LeftOutFile] = field(default_factory=list)
+    """Of the last dataset, for what an earlier one holds."""
+
+
+def divide(datasets: Sequence[Images], fraction: float, seed: int, warnings: list[str]) -> Division:
+    """Divides each dataset by itself: by its parts' names, else by `fraction`, stratified.
+
+    The datasets stand in the order in which they came; none holds an image twice. A
+    validation image of one is a training image of none, and a test image is neither. What
+    comes later moves nothing of what came before to another part, but out of training.
     """
-    train: Images = []
-    validation: Images = []
+    found = Division()
     labels: dict[str, set[str]] = defaultdict(set)
-    seen: set[str] = set()
-    copies = 0
+    seen: dict[PartName, set[str]] = defaultdict(set)
+    copies: Images = []
     for whole in datasets:
         for image in whole:
-            labels[image.digest].add(image.file.label)
+            labels[image.digest].add(image.label)
         # Against those so far: what a later one contradicts must not shift the division of this.
-        images = [p for p in whole if len(labels[p.digest]) == 1]
-        if any(image.file.split for image in images):
-            for part, name in ((train, "train"), (validation, "val")):
-                once = {p.digest: p for p in images if p.file.split == name}
-                for known in part:
-                    once.pop(known.digest, None)
-                copies += sum(p.file.split == name for p in images) - len(once)
-                part.extend(once.values())
-        else:
-            first = {p.digest: p for p in reversed(images) if p.digest not in seen}
-            copies += len(images) - len(first)
-            # In the files' order, each image where it was met first.
-            kept = [p for p in images if first.get(p.digest) is p]
-            measured = {p.file.label for p in validation}
-            learned, held = _divide(kept, fraction, seed, measured)
-            train += learned
-            validation += held
-        seen |= {p.digest for p in images}
-    train = [p for p in train if len(labels[p.digest]) == 1]
-    validation = [p for p in validation if len(labels[p.digest]) == 1]
-    if copies:
-        warnings.append(
-            f"{copies} files are copies of others and were used once, so that no image counts "
-            "twice, or is both learned from and measured on"
-        )
-    held_out = {p.digest for p in validation}
-    if leaked := [p for p in train if p.digest in held_out]:
-        train = [p for p in train if p.digest not in held_out]
-        warnings.append(
-            f"{len(leaked)} training images are in the validation part too and were left out of "
-            "training, or accuracy would be overstated: " + listed(p.file.path.name for p in leaked)
-        )
-    return train, validation, _contradictions(datasets, labels)
+        images = [image for image in whole if len(labels[image.digest]) == 1]
+        copies = [
+            image
+            for image in images
+            if any(image.digest in seen[part] for part in ([image.part] if image.part else _PARTS))
+        ]
+        again = {image.digest for image in copies}
+        fresh = [image for image in images if image.digest not in again]
+        found.test += [image for image in fresh if image.part == "test"]
+        found.validation += [image for image in fresh if image.part == "val"]
+        learned = [image for image in fresh if image.part in ("", "train")]
+        if not any(image.part == "val" for image in images):
+            measured = {image.label for image in found.validation}
+            learned, held = _divide(learned, fraction, seed, measured)
+            found.validation += held
+        found.train += learned
+        seen["test"] |= {image.digest for image in found.test}
+        seen["val"] |= {image.digest for image in found.validation}
+        seen["train"] |= {image.digest for image in found.train}
+    contradicted = {digest for digest, known in labels.items() if len(known) > 1}
+    for name in ("train", "validation", "test"):
+        part: Images = getattr(found, name)
+        setattr(found, name, [image for image in part if image.digest not in contradicted])
+    _leave_out_known(found, datasets[-1], copies, labels)
+    _separate(found, warnings)
+    return found
 
 
-def check_classes(
-    train: Sequence[Examined[None]], validation: Sequence[Examined[None]], warnings: list[str]
-) -> tuple[str, ...]:
-    """The classes, sorted; raises InvalidInput when they cannot be learned or measured."""
-    learned = Counter(p.file.label for p in train)
-    measured = Counter(p.file.label for p in validation)
-    _refuse(learned, measured)
+def _leave_out_known(
+    found: Division, newest: Images, copies: Images, labels: dict[str, set[str]]
+) -> None:
+    for image in copies:
+        found.left_out.append(
+            LeftOutFile(image.name, image.label, LeftOutReason.COPY, "an image that the base holds")
+        )
+    for image in newest:
+        if len(known := labels[image.digest]) > 1:
+            detail = f"the same image is in the classes {', '.join(sorted(known))}"
+            found.left_out.append(
+                LeftOutFile(image.name, image.label, LeftOutReason.CONTRADICTION, detail)
+            )
+
+
+def _separate(found: Division, warnings: list[str]) -> None:
+    """Takes out of training what is measured on, and out of validation what is tested on."""
+    tested = {image.digest for image in found.test}
+    held_out = tested | {image.digest for image in found.validation}
+    for name, taken, parts in (
+        ("validation", tested, "test"),
+        ("train", held_out, "validation or test"),
+    ):
+        images: Images = getattr(found, name)
+        if not (twice := [image for image in images if image.digest in taken]):
+            continue
+        setattr(found, name, [image for image in images if image.digest not in taken])
+        called = "training" if name == "train" else name
+        warnings.append(
+            f"{len(twice)} {called} images are in the {parts} part too and were left out of "
+            f"{called}, or accuracy would be overstated: " + listed(image.name for image in twice)
+        )
+
+
+def check_labels(datasets: Sequence[Images], *, case_sensitive: bool) -> None:
+    """Raises InvalidInput for class names, of whichever dataset, that people take for one."""
+    labels = dict.fromkeys(image.label for images in datasets for image in images)
+    layout.check_alike(((label, "") for label in labels), case_sensitive=case_sensitive)
+
+
+def check_classes(found: Division, warnings: list[str]) -> tuple[str, ...]:
+    """Returns the classes, sorted; raises InvalidInput when they cannot be learned or measured."""
+    learned = Counter(image.label for image in found.train)
+    measured = Counter(image.label for image in found.validation)
+    tested = Counter(image.label for image in found.test)
+    labels = sorted({*learned, *measured, *tested})
+    if len(labels) < 2:
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"images were found for {len(labels)} class ({', '.join(labels) or 'none'}), and a "
+            "classifier needs 2 or more: add another class, or grow a version that has some with "
+            "`base`",
+        )
+    few = [f"{label} ({learned[label]})" for label in labels if learned[label] < MIN_TRAIN]
+    if few:
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"classes with fewer than {MIN_TRAIN} images to learn from, beside those held out: "
+            f"{listed(few)}: add images or leave the classes out",
+        )
+    if not measured:
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            "val/ holds no readable image: add some, or leave train/ and val/ away to have a "
+            "part held out",
+        )
     if unmeasured := sorted(set(learned) - set(measured)):
         warnings.append(
             "no validation images for "
@@ -125,42 +174,6 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(shown[:_LISTED]) + more
 
 
-def _refuse(learned: Counter[str], measured: Counter[str]) -> None:
-    if len(labels := sorted({*learned, *measured})) < 2:
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            f"readable images were found for one class only ({', '.join(labels) or 'none'}): a "
-            "classifier needs at least 2",
-        )
-    few = [f"{label} ({learned[label]})" for label in labels if learned[label] < MIN_TRAIN]
-    if few:
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            f"classes with fewer than {MIN_TRAIN} images to learn from, beside those held out: "
-            f"{listed(few)}: add images or leave the classes out",
-        )
-    if not measured:
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            "val/ holds no readable image: add some, or leave train/ and val/ away to have a "
-            "part held out",
-        )
-
-
-def _contradictions(
-    datasets: Sequence[Images], labels: Mapping[str, set[str]]
-) -> list[tuple[Path, str]]:
-    return [
-        (
-            p.file.path,
-            f"the same image is in the classes {', '.join(sorted(labels[p.digest]))}",
-        )
-        for images in datasets
-        for p in images
-        if len(labels[p.digest]) > 1
-    ]
-
-
 def _divide(
     images: Images, fraction: float, seed: int, measured: set[str]
 ) -> tuple[Images, Images]:
@@ -171,7 +184,7 @@ def _divide(
     rng = np.random.default_rng([seed % 2**64, 0x5911])
     by_label: dict[str, Images] = defaultdict(list)
     for image in images:
-        by_label[image.file.label].append(image)
+        by_label[image.label].append(image)
     train: Images = []
     validation: Images = []
     for label in sorted(by_label):

@@ -1,25 +1,20 @@
-"""Features of image files: each file is read once, hashed, looked up, decoded and run.
+"""Features of image files: each that no cache knows is read, decoded and run.
 
 One worker a core does all of it, a few files at a time, so that no more than a few
 images lie in memory as pixels; a run has one core to itself, which is the fastest
 way to many images. The backbone is loaded when the first image needs it.
 """
 
-import hashlib
 import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from service import class_folders, faults
-from service.class_folders import Examined, ImageFile
-from service.domain import RejectedFile
-from service.errors import GraftError
+from service import faults
 from service.inference import preprocess
 from service.inference.head import Floats
 from service.inference.preprocess import Pixels
@@ -93,38 +88,6 @@ class Features:
     def images_per_second(self) -> float:
         """So far, whether computed or kept."""
         return len(self._rows) / self._seconds if self._seconds else 0.0
-
-    def examine(
-        self, files: Sequence[ImageFile], root: Path
-    ) -> tuple[list[Examined[None]], list[RejectedFile]]:
-        """As `class_folders.examine`; the features of what is no rejected file are known then."""
-        outcomes: dict[ImageFile, Examined[None] | RejectedFile] = {}
-
-        def prepare(chunk: Sequence[ImageFile]) -> list[tuple[str, Pixels]]:
-            read: list[tuple[ImageFile, bytes, str]] = []
-            for file in chunk:
-                try:
-                    data = class_folders.read_bytes(file, root)
-                    read.append((file, data, hashlib.sha256(data).hexdigest()))
-                except (GraftError, OSError) as error:
-                    outcomes[file] = class_folders.rejected(file, root, error)
-            missing = self._missing([digest for *_, digest in read])
-            decoded: dict[str, Pixels] = {}
-            for file, data, digest in read:
-                try:
-                    if digest in missing and digest not in decoded:
-                        decoded[digest] = preprocess.decode(data)
-                    outcomes[file] = Examined(file, digest, None)
-                except GraftError as error:
-                    outcomes[file] = class_folders.rejected(file, root, error)
-            return list(decoded.items())
-
-        self._compute(files, prepare, "images")
-        found = [outcomes[file] for file in files]
-        return (
-            [outcome for outcome in found if isinstance(outcome, Examined)],
-            [outcome for outcome in found if isinstance(outcome, RejectedFile)],
-        )
 
     def of(self, files: Files, detail: str = "images") -> Floats:
         """Features float32 [n, d] of images that were examined, here or elsewhere.

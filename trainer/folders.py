@@ -51,8 +51,8 @@ def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="train on a folder, without the service",
-        description="Trains on a folder with a folder of images per class, or with train/ and "
-        "val/ with a folder per class in each.",
+        description="Trains on a folder with a folder of images per class, or with train/, val/ "
+        "and test/ (two of them at least) with a folder per class in each.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     train.add_argument("folder", type=Path)
@@ -222,8 +222,9 @@ def _for_people(record: Record) -> str:  # noqa: PLR0911 - one for each kind
     match record:
         case DataFound():
             counts = ", ".join(f"{c.label} {c.train}+{c.validation}" for c in record.classes)
-            rejected = "".join(f"\n  left out {f.path}: {f.detail}" for f in record.rejected)
-            return f"images (train+validation): {counts}{rejected}"
+            summary = record.summary
+            left_out = "".join(f"\n  left out {f.path}: {f.detail}" for f in summary.files)
+            return f"images (train+validation): {counts}{left_out}"
         case EpochEnded():
             return (
                 f"epoch {record.epoch}/{record.epochs}  train loss {record.train_loss:.4f} "

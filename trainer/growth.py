@@ -13,7 +13,7 @@ def told(spec: JobSpec, data: Data) -> Growth | None:
         return None
     paths = [*data.train.paths, *data.validation.paths]
     targets = np.concatenate([data.train.targets, data.validation.targets])
-    is_new = np.array([path.is_relative_to(data.root) for path in paths])
+    is_new = np.array([path in data.own for path in paths])
     known = set(targets[~is_new].tolist())
     return Growth(
         base_model=spec.base.model,

@@ -10,22 +10,19 @@ and fails nothing else.
 """
 
 import math
-import os
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from service import class_folders
 from service.errors import GraftError, InvalidInput, Reason, Unavailable
-from service.inference import preprocess
 from service.inference.providers import ProviderUnavailable, choose_provider
 from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import (
+    MOST_RANKED_IMAGES,
     BackbonesRanked,
     Note,
     PretrainedBackbone,
@@ -34,14 +31,13 @@ from service.jobs.contract import (
     RankSpec,
 )
 from trainer import transferability
-from trainer.data import Part
+from trainer.data import Part, Source
 from trainer.feature_cache import FeatureCache
 from trainer.ranked_backbone import NO_TIME, BackboneScoring
 from trainer.records import Send
 
 Ints = npt.NDArray[np.int64]
 
-MOST_IMAGES = 500
 FIRST_IMAGES = 100
 """All backbones are scored on so many, and again on more where all find time for that."""
 _PLANNED = 0.7
@@ -68,7 +64,7 @@ def rank(spec: RankSpec, send: Send) -> BackbonesRanked:
     """
     started = time.monotonic()
     send(Progressed("preparing", 0.0, "reading a sample of the images"))
-    return _ranked(spec, _sample_of_folder(spec), _runtime(spec), started, send)[1]
+    return _ranked(spec, _sample(spec), _runtime(spec), started, send)[1]
 
 
 def choose(
@@ -81,7 +77,7 @@ def choose(
     Raises Unavailable (WEIGHTS_UNAVAILABLE) when no backbone could be had.
     """
     started = time.monotonic()
-    places = transferability.spread(part.targets, spec.seed)[:MOST_IMAGES]
+    places = transferability.spread(part.targets, spec.seed)[:MOST_RANKED_IMAGES]
     entrants, ranked = _ranked(spec, _of(part, places), runtime, started, send)
     for entrant in entrants:
         if entrant.row is ranked.ranking[0] and entrant.row.score is not None:
@@ -174,34 +170,24 @@ def _affordable(ready: Sequence[BackboneScoring], most: int, deadline: float) ->
     return min(most, FIRST_IMAGES + int(left_s / each_s))
 
 
-def _sample_of_folder(spec: RankSpec) -> Part:
-    root = Path(spec.data_dir)
-    files = [file for file in class_folders.find(root) if file.split != "val"]
-    targets = _numbered([file.label for file in files])
-    places = transferability.spread(targets, spec.seed)[:MOST_IMAGES]
-    workers = spec.threads or len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(workers) as pool:
-        read, rejected = class_folders.examine(
-            [files[place] for place in places], _check, root, pool.map
-        )
-    targets = _numbered([image.file.label for image in read])
-    found = len(set(targets))
-    if found < 2:
+def _sample(spec: RankSpec) -> Part:
+    source = Source(Path(spec.data_dir), spec.data_index)
+    images = [
+        image for image in source.images(source.read(spec.threads)) if image.part in ("", "train")
+    ]
+    targets = _numbered([image.label for image in images])
+    if (found := len(set(targets))) < 2:
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
-            f"in a sample of {len(places)} files readable ones were found for {found} classes "
-            f"and {len(rejected)} could not be read: backbones are ranked by how well they tell at "
-            "least 2 classes apart",
+            f"the images to learn from are of {found} class: backbones are ranked by how well they "
+            "tell 2 classes or more apart",
         )
+    places = transferability.spread(targets, spec.seed)[:MOST_RANKED_IMAGES]
     return Part(
-        tuple(image.file.path for image in read),
-        tuple(image.digest for image in read),
-        targets,
+        tuple(images[place].path for place in places),
+        tuple(images[place].digest for place in places),
+        targets[places],
     )
-
-
-def _check(data: bytes) -> None:
-    preprocess.open_image(data)
 
 
 def _numbered(labels: Sequence[str]) -> Ints:

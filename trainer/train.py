@@ -22,7 +22,6 @@ from service.jobs.contract import (
     REPORT_HTML_FILE,
     REPORT_JSON_FILE,
     DataFound,
-    FeatureBased,
     Finished,
     JobSpec,
     Manifest,
@@ -33,6 +32,8 @@ from service.jobs.contract import (
 from trainer import data as datasets
 from trainer import evaluate, growth, judgement, outliers, parity
 from trainer.backbone_file import OPSET, BackboneFile
+from trainer.data import Source
+from trainer.evaluate import Metrics
 from trainer.features import Features
 from trainer.job import Job
 from trainer.parity import TorchBackbone
@@ -45,7 +46,6 @@ _PACKAGES = (
     "graft-server", "torch", "torchvision", "timm", "onnx", "onnxruntime-gpu", "numpy", "scipy",
     "pillow",
 )  # fmt: skip
-_MAX_REJECTED = 100
 
 
 def run(spec: JobSpec, tell: Send) -> Manifest:
@@ -70,20 +70,17 @@ def _run(job: Job) -> Manifest:
         )
 
     send(Progressed("preparing", 0.0, "reading the images"))
-    needs_features = isinstance(spec.method, FeatureBased) and not is_chosen
     data = datasets.load(
-        Path(spec.data_dir),
+        Source(Path(spec.data_dir), spec.data_index),
         spec.validation_fraction,
         spec.seed,
         spec.threads,
-        # Frozen features are computed while the files are read, which is once.
-        examine=job.frozen.examine if needs_features else None,
-        bases=[Path(folder) for folder in spec.base_data_dirs],
+        bases=[Source(Path(base.folder), base.index, base.name) for base in spec.base_data],
         base_digest=spec.base_digest,
+        case_sensitive=spec.case_sensitive_labels,
     )
     faults.reach("trainer.validating")
-    rejected = list(data.rejected[:_MAX_REJECTED])
-    send(DataFound(data.counts(), rejected, len(data.rejected), data.digest))
+    send(DataFound(data.counts(), data.summary, data.digest))
     for warning in data.warnings:
         send(Note("warning", warning))
     ranked = None
@@ -117,6 +114,8 @@ def _run(job: Job) -> Manifest:
     probabilities = found.measured.probabilities(served.validation)
     metrics = evaluate.measure(probabilities, data.validation.targets, data.classes)
 
+    tested = _tested(found)
+
     stages.begin("judging")
     send(Progressed("checking", 0.4, "what the transfer was worth"))
     seen, answers, held_out = learned_from(found, spec.seed)
@@ -144,8 +143,11 @@ def _run(job: Job) -> Manifest:
         validation_count=len(data.validation),
         validation_accuracy=metrics.accuracy,
         validation_loss=metrics.loss,
+        test_count=tested.count if tested else 0,
+        test_accuracy=tested.accuracy if tested else None,
+        test_loss=tested.loss if tested else None,
         dataset_digest=data.digest,
-        rejected_count=len(data.rejected),
+        reading=data.summary,
         seed=spec.seed,
         hyperparameters=found.used,
         preprocess=preprocess.describe(),
@@ -198,6 +200,17 @@ def _run(job: Job) -> Manifest:
     send(Finished(metrics.accuracy, metrics.count))
     faults.reach("trainer.sent")
     return manifest
+
+
+def _tested(found: Transferred) -> Metrics | None:
+    """Measures what serves on the test part; None where the data has none."""
+    test = found.data.test
+    if not len(test):
+        return None
+    features = found.served.features.of(test, "test images")
+    return evaluate.measure(
+        found.measured.probabilities(features), test.targets, found.data.classes
+    )
 
 
 def _compared_in(job: Job, found: Transferred) -> tuple[Floats | None, Floats | None]:

@@ -16,7 +16,7 @@ from service.jobs.contract import (
     Progressed,
 )
 from trainer import outliers
-from trainer.data import Data, Ints
+from trainer.data import Data, Ints, Part, Source
 from trainer.job import Job
 from trainer.methods import domain_adaptation, feature_based
 from trainer.methods.domain_adaptation import Target
@@ -133,7 +133,7 @@ def _adapted_head(job: Job, method: DomainAdaptation, data: Data) -> Transferred
     found = domain_adaptation.adapt_head(method, data, train, target, job.spec.seed, job.send)
     source, measured = data, found.source_head
     if target.labelled is not None:
-        data, measured = replace(data, validation=target.labelled), found.head
+        data, measured = _measured_on(data, target.labelled, target), found.head
     validation = job.frozen.of(data.validation, "validation images")
     return Transferred(
         served=Served(job.frozen_file, job.frozen, found.head, validation),
@@ -172,7 +172,7 @@ def _adapted_network(job: Job, method: DomainAdaptation, data: Data) -> Transfer
     has_adapted = used["best_epoch"] != 0
     source = data
     if target.labelled is not None:
-        data = replace(data, validation=target.labelled)
+        data = _measured_on(data, target.labelled, target)
     served = _exported(job, head, data)
     adapted = served.features.of(target.images, "target images")
     trained = served.features.of(source.train, "training images")
@@ -203,11 +203,18 @@ def _adapted_network(job: Job, method: DomainAdaptation, data: Data) -> Transfer
     )
 
 
+def _measured_on(data: Data, labelled: Part, target: Target) -> Data:
+    # What the source holds back for a test says nothing of the target.
+    return replace(
+        data, validation=labelled, test=data.test.none(), names=data.names | target.images.names
+    )
+
+
 def _target(job: Job, method: DomainAdaptation, data: Data) -> Target:
     spec = job.spec
     return domain_adaptation.load_target(
         method,
-        Path(spec.target_dir),
+        Source(Path(spec.target_dir), spec.target_index),
         data.classes,
         job.frozen,
         data.train.digests,

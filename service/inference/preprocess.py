@@ -18,7 +18,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +77,23 @@ def describe() -> dict[str, float | int | str]:
     return {"resize": RESIZE, "crop": SIZE, "interpolation": "bilinear", "colours": "RGB"}
 
 
+class WrongFormat(InvalidInput):
+    """The bytes are something other than an image that is decoded here."""
+
+
+class ImageFacts(NamedTuple):
+    """Facts of an image that was decoded."""
+
+    pixels: int
+    bits: int
+
+
+def inspect(data: bytes) -> ImageFacts:
+    """Decodes an image and keeps nothing of it. Raises as `open_image`."""
+    open_image(data)
+    return ImageFacts(count_pixels(data), 0)
+
+
 def count_pixels(data: bytes) -> int:
     """Reads width times height from an image's header. Raises as `open_image`."""
     try:
@@ -119,7 +136,8 @@ def open_image(data: bytes) -> Image.Image:
             orientation = _orientation(image)
             upright = _to_rgb(image)
     except _UNREADABLE as error:
-        raise InvalidInput(Reason.IMAGE_UNREADABLE, _why_unreadable(data, error)) from error
+        kind = WrongFormat if data and isinstance(error, UnidentifiedImageError) else InvalidInput
+        raise kind(Reason.IMAGE_UNREADABLE, _why_unreadable(data, error)) from error
     if isinstance(orientation, int) and orientation in _TRANSPOSE:
         upright = upright.transpose(_TRANSPOSE[orientation])
     return upright

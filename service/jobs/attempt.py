@@ -9,6 +9,8 @@ import asyncio
 import itertools
 import logging
 import signal
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,7 +109,7 @@ class Attempts:
         try:
             async with asyncio.timeout(limit_s):
                 await self._keep(job, Progressed("preparing", 0.0))
-                spec = await asyncio.to_thread(self._preparation.spec, job, kind)
+                spec = await self._prepared(job, kind)
                 deaths = Deaths()
                 trainer = await start_held(
                     self._launcher,
@@ -136,6 +138,31 @@ class Attempts:
             # Beyond the time limit, so that a result that came in time stays one.
             if trainer is not None:
                 await uninterrupted(trainer.stop(self._settings.stop_grace_s))
+
+    async def _prepared(self, job: JobRecord, kind: Kind) -> JobSpec:
+        stop = threading.Event()
+        kept: Progressed | None = None
+
+        def progress(done: int, total: int) -> None:
+            nonlocal kept
+            now = Progressed("preparing", done / (total + 1), f"reading images: {done} of {total}")
+            if stop.is_set() or not _is_step(kept, now):
+                return
+            kept = now
+            # One that cannot be kept is only not shown.
+            with suppress(GraftError):
+                self._jobs.append_event(job.job_id, now)
+
+        reading = asyncio.create_task(
+            asyncio.to_thread(self._preparation.spec, job, kind, progress, stop)
+        )
+        try:
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            stop.set()
+            # Or what it goes on to write would fall into the job's next attempt.
+            await uninterrupted(asyncio.wait({reading}))
+            raise
 
     def clear(self, job_id: str, *, keep_checkpoint: bool) -> None:
         """See `Preparation`."""

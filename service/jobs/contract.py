@@ -29,7 +29,7 @@ from service.domain import (
     Parity,
     Precision,
     ProviderSetting,
-    RejectedFile,
+    ReadSummary,
 )
 from service.errors import Reason
 
@@ -42,11 +42,13 @@ __all__ = [
     "HEAD_FILE",
     "HEARTBEAT_S",
     "MANIFEST_FILE",
+    "MOST_RANKED_IMAGES",
     "NETWORK_TECHNIQUES",
     "REPORT_HTML_FILE",
     "REPORT_JSON_FILE",
     "BackbonesRanked",
     "Base",
+    "BaseData",
     "Baseline",
     "ClassCount",
     "DataFound",
@@ -74,9 +76,9 @@ __all__ = [
     "ProviderSetting",
     "RankSpec",
     "RankedBackbone",
+    "ReadSummary",
     "Reason",
     "Record",
-    "RejectedFile",
     "Spec",
     "Technique",
     "decode_manifest",
@@ -87,6 +89,9 @@ __all__ = [
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "efficientnet_lite0")
 DEFAULT_BACKBONE = "efficientnet_lite0"
 """Its weights come with a package, so that it works without any network."""
+
+MOST_RANKED_IMAGES = 500
+"""Backbones are ranked on a sample of so many images, in turn from each class."""
 
 HEARTBEAT_S = 5.0
 """Between two heartbeats, where the parent does not ask for more of them."""
@@ -226,14 +231,23 @@ class RankedBackbone(msgspec.Struct, frozen=True, kw_only=True):
     """Why it was not scored: no weights, no time."""
 
 
+class BaseData(msgspec.Struct, frozen=True):
+    """Images of a version that a job grows from: their folder, their index, a name for people."""
+
+    folder: str
+    index: str = ""
+    name: str = ""
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that the trainer needs to know."""
 
     job_id: str
     model: str
     data_dir: str
-    """A folder per class, or `train/` and `val/` with a folder per class in each; a real path,
-    as those below: what lies behind a link is not read."""
+    """The folder of the images; a real path, as those below."""
+    data_index: str = ""
+    """The file of their index; "" where the trainer is to read the folder, as people have it."""
     out_dir: str
     """Empty; the artifacts go here."""
     method: Method
@@ -257,9 +271,12 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What computes features and checks: the one that serves."""
     precision: Precision = "exact"
     """Of the same: the one that serves."""
+    case_sensitive_labels: bool = False
+    """Class names that differ in upper and lower case alone are two."""
     labels: dict[str, str] = {}
     target_dir: str = ""
     """Of domain adaptation: images at any depth, or a folder per class."""
+    target_index: str = ""
     baselines: list[Baseline] = []
     """What the report compares with, beside the nearest class mean."""
     gate: Gate | None = None
@@ -267,7 +284,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Behind `gate.not_worse_than`; None where there is none yet."""
     base: Base | None = None
     """The version that this one grows from."""
-    base_data_dirs: list[str] = []
+    base_data: list[BaseData] = []
     """What it was trained on, oldest first; the job's own data comes on top."""
     base_digest: str = ""
     """The base's `Manifest.dataset_digest`; "" where there is no base."""
@@ -296,6 +313,8 @@ class RankSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Which backbone to start from: backbones are scored on the data, none is trained."""
 
     data_dir: str
+    data_index: str = ""
+    """As in `JobSpec`."""
     backbones: list[PretrainedBackbone]
     work_dir: str = ""
     """Exists; what is written meanwhile goes here. "" means a temporary folder."""
@@ -325,11 +344,10 @@ class Progressed(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class DataFound(msgspec.Struct, frozen=True, tag="data"):
-    """What the data is, counted after the split; at most 100 rejected files."""
+    """What the data is, counted after the split."""
 
     classes: list[ClassCount]
-    rejected: list[RejectedFile]
-    rejected_count: Count
+    summary: ReadSummary
     digest: str
 
 

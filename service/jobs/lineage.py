@@ -50,7 +50,7 @@ class Lineage:
             base = self._models.get_version(model or request.model, version, alias)
         except GraftError as error:
             raise type(error)(error.reason, error.message, field=_FIELD) from None
-        self.data_dirs(base.job_id)
+        self.origins(base.job_id)
         before = self._jobs.get(base.job_id, request.tenant).request
         chosen: dict[str, object] = {}
         if not request.backbone:
@@ -71,14 +71,14 @@ class Lineage:
         _check_divided_alike(grown, before)
         return grown
 
-    def data_dirs(self, job_id: str) -> list[Path]:
-        """What a job's version was trained on, oldest first.
+    def origins(self, job_id: str) -> list[str | Path]:
+        """Returns what a job's version was trained on, oldest first: dataset ids and folders.
 
         Raises WrongState (BASE_DATA_GONE) when any of it is not there any more.
         """
-        return [self._data_dir(job) for job in self._jobs.ancestors(job_id)]
+        return [self._origin(job) for job in self._jobs.ancestors(job_id)]
 
-    def _data_dir(self, job: JobRecord) -> Path:
+    def _origin(self, job: JobRecord) -> str | Path:
         if job.dataset_id:
             try:
                 self._datasets.get(job.dataset_id, job.tenant)
@@ -88,7 +88,7 @@ class Lineage:
                     f"the dataset {job.dataset_id} was deleted: upload the same images again, "
                     "which makes the same dataset",
                 ) from None
-            return self._datasets.path(job.dataset_id)
+            return job.dataset_id
         try:
             path = allowed_path(job.request.server_path, self._allowed_dirs_of(job.tenant))
         except (InvalidInput, NotAllowed, NotFound):

@@ -8,13 +8,15 @@ import logging
 import shutil
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import msgspec
 
 from service import faults
 from service.domain import plain_name
 from service.errors import NotFound
-from service.jobs.contract import HEARTBEAT_S, Incumbent, JobSpec
+from service.ingest.reader import IMAGES_FOLDER, INDEX_FILE, OnProgress, untold
+from service.jobs.contract import HEARTBEAT_S, BaseData, Incumbent, JobSpec
 from service.jobs.lineage import Lineage
 from service.jobs.request import AUTO, allowed_path
 from service.jobs.settings import Kind, Settings, cache_owner
@@ -73,11 +75,19 @@ class Preparation:
             except OSError:
                 log.exception("what an attempt left cannot be deleted", extra={"job_id": job_id})
 
-    def spec(self, job: JobRecord, kind: Kind) -> JobSpec:
+    def spec(
+        self,
+        job: JobRecord,
+        kind: Kind,
+        progress: OnProgress = untold,
+        stop: Event | None = None,
+    ) -> JobSpec:
         """Empties the job's folder but for its checkpoint, and says what its trainer is to do.
 
-        Raises GraftError when the job's data cannot be had.
+        `progress` is told how many of how many files are read; gives up soon once `stop` is
+        set. Raises GraftError when the job's data cannot be had.
         """
+        stop = stop or Event()
         request, settings = job.request, self._settings
         self.clear(job.job_id, keep_checkpoint=True)
         folder = self.folder(job.job_id)
@@ -89,10 +99,13 @@ class Preparation:
         exported = partial(self._models.exported_backbones, tenant=job.tenant)
         validation_fraction, seed = request.division
         planned_s = settings.max_job_s * _PLANNED_PART
+        data = self._data(job, progress, stop)
+        target = self._target(job, progress, stop)
         return JobSpec(
             job_id=job.job_id,
             model=plain_name(request.model),
-            data_dir=str(self._data_dir(job)),
+            data_dir=data.folder,
+            data_index=data.index,
             out_dir=str(out_dir),
             method=request.method,
             backbone=backbone,
@@ -109,13 +122,15 @@ class Preparation:
             provider=settings.provider,
             precision=settings.precision,
             labels=request.labels,
-            target_dir=self._target_dir(job),
+            target_dir=target.folder,
+            target_index=target.index,
+            case_sensitive_labels=request.case_sensitive_labels,
             baselines=request.baselines,
             gate=request.gate,
             incumbent=self._incumbent(job),
             base=request.base
             and msgspec.structs.replace(request.base, model=plain_name(request.base.model)),
-            base_data_dirs=[str(path) for path in self._lineage.data_dirs(request.base_job_id)],
+            base_data=self._bases(job, progress, stop),
             base_digest=request.base_digest,
             checkpoint_dir=str(checkpoint_dir),
             feature_cache=str(settings.feature_cache or ""),
@@ -139,40 +154,83 @@ class Preparation:
             head_digest=found.head_digest,
         )
 
-    def _target_dir(self, job: JobRecord) -> str:
+    def _target(self, job: JobRecord, progress: OnProgress, stop: Event) -> BaseData:
         request = job.request
         if request.target_dataset_id:
-            dataset = self._datasets.get(request.target_dataset_id, job.tenant)
-            return str(self._datasets.path(dataset.dataset_id))
+            return self._stored(request.target_dataset_id, job.tenant)
         if not request.target_path:
-            return ""
+            return BaseData("")
         path = self._allowed(job, request.target_path)
         if path.is_dir():
-            return str(path)
-        dataset = self._import(job, path, is_unlabelled=True)
+            return self._read(job, path, "target", progress, stop, is_unlabelled=True)
+        dataset = self._import(job, path, progress, stop, is_unlabelled=True)
         self._jobs.use_target(job.job_id, dataset.dataset_id)
-        return str(self._datasets.path(dataset.dataset_id))
+        return self._stored(dataset.dataset_id, job.tenant)
 
-    def _data_dir(self, job: JobRecord) -> Path:
+    def _data(self, job: JobRecord, progress: OnProgress, stop: Event) -> BaseData:
         request = job.request
         if request.dataset_id:
-            dataset = self._datasets.get(request.dataset_id, job.tenant)
-            return self._datasets.path(dataset.dataset_id)
+            return self._stored(request.dataset_id, job.tenant)
         path = self._allowed(job, request.server_path)
         if path.is_dir():
-            return path
-        dataset = self._import(job, path)
+            return self._read(job, path, "data", progress, stop)
+        dataset = self._import(job, path, progress, stop)
         self._jobs.use_dataset(job.job_id, dataset.dataset_id)
-        return self._datasets.path(dataset.dataset_id)
+        return self._stored(dataset.dataset_id, job.tenant)
+
+    def _bases(self, job: JobRecord, progress: OnProgress, stop: Event) -> list[BaseData]:
+        found = []
+        for number, origin in enumerate(self._lineage.origins(job.request.base_job_id)):
+            if isinstance(origin, str):
+                found.append(self._stored(origin, job.tenant))
+            else:
+                read = self._read(job, origin, f"base-{number}", progress, stop)
+                found.append(msgspec.structs.replace(read, name=origin.name))
+        return found
+
+    def _stored(self, dataset_id: str, tenant: str) -> BaseData:
+        folder = self._datasets.path(self._datasets.get(dataset_id, tenant).dataset_id)
+        return BaseData(str(folder / IMAGES_FOLDER), str(folder / INDEX_FILE), dataset_id)
+
+    def _read(
+        self,
+        job: JobRecord,
+        path: Path,
+        name: str,
+        progress: OnProgress,
+        stop: Event,
+        *,
+        is_unlabelled: bool = False,
+    ) -> BaseData:
+        index = self._datasets.read_folder(
+            path,
+            self.folder(job.job_id) / name,
+            is_unlabelled=is_unlabelled,
+            case_sensitive=job.request.case_sensitive_labels,
+            on_progress=progress,
+            is_abandoned=stop,
+        )
+        return BaseData(str(path), str(index))
 
     def _allowed(self, job: JobRecord, path: str) -> Path:
         # Checked again: links may lead elsewhere by now.
         return allowed_path(path, self._settings.allowed_dirs_of(job.tenant))
 
-    def _import(self, job: JobRecord, path: Path, *, is_unlabelled: bool = False) -> DatasetRecord:
+    def _import(
+        self,
+        job: JobRecord,
+        path: Path,
+        progress: OnProgress,
+        stop: Event,
+        *,
+        is_unlabelled: bool = False,
+    ) -> DatasetRecord:
         return self._datasets.import_archive(
             path,
             is_unlabelled=is_unlabelled,
+            case_sensitive=job.request.case_sensitive_labels,
             tenant=job.tenant,
             max_stored_bytes=self._settings.max_stored_bytes_of(job.tenant),
+            on_progress=progress,
+            is_abandoned=stop,
         )

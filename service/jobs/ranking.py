@@ -28,7 +28,8 @@ from service.errors import (
     Unavailable,
     WrongState,
 )
-from service.jobs.contract import BackbonesRanked, Failed, RankSpec
+from service.ingest.reader import IMAGES_FOLDER, INDEX_FILE
+from service.jobs.contract import MOST_RANKED_IMAGES, BackbonesRanked, Failed, RankSpec
 from service.jobs.killed import Deaths
 from service.jobs.launcher import Launcher, Trainer, start_held
 from service.jobs.request import RankRequest, allowed_path
@@ -147,7 +148,6 @@ class Rankings:
     async def _ranked(self, request: RankRequest, folder: Path) -> BackbonesRanked:
         # A cancel does not end the thread, which may unpack an archive: the turn lasts as long.
         spec = await uninterrupted(asyncio.to_thread(self._spec, request, folder))
-        await uninterrupted(asyncio.to_thread(folder.mkdir, parents=True))
         limit_s = spec.time_budget_s + _SLACK_S
         trainer: Trainer | None = None
         try:
@@ -169,9 +169,12 @@ class Rankings:
 
     def _spec(self, request: RankRequest, folder: Path) -> RankSpec:
         settings = self._settings
+        folder.mkdir(parents=True)
+        data, index = self._data(request, folder)
         exported = partial(self._models.exported_backbones, tenant=request.tenant)
         return RankSpec(
-            data_dir=str(self._data_dir(request)),
+            data_dir=data,
+            data_index=index,
             backbones=[
                 # What the store knows of it spares its export.
                 msgspec.structs.replace(asked, exported=exported(asked.backbone))
@@ -191,18 +194,28 @@ class Rankings:
             feature_cache_owner=cache_owner(request.tenant),
         )
 
-    def _data_dir(self, request: RankRequest) -> Path:
-        if request.dataset_id:
-            dataset = self._datasets.get(request.dataset_id, request.tenant)
-            return self._datasets.path(dataset.dataset_id)
-        settings, tenant = self._settings, request.tenant
-        path = allowed_path(request.server_path, settings.allowed_dirs_of(tenant))
-        if path.is_dir():
-            return path
-        dataset = self._datasets.import_archive(
-            path, tenant=tenant, max_stored_bytes=settings.max_stored_bytes_of(tenant)
-        )
-        return self._datasets.path(dataset.dataset_id)
+    def _data(self, request: RankRequest, folder: Path) -> tuple[str, str]:
+        """Returns the folder of the images and the file of their index."""
+        dataset_id = request.dataset_id
+        if not dataset_id:
+            settings, tenant = self._settings, request.tenant
+            path = allowed_path(request.server_path, settings.allowed_dirs_of(tenant))
+            if path.is_dir():
+                index = self._datasets.read_folder(
+                    path,
+                    folder / "data",
+                    case_sensitive=request.case_sensitive_labels,
+                    most=MOST_RANKED_IMAGES,
+                )
+                return str(path), str(index)
+            dataset_id = self._datasets.import_archive(
+                path,
+                case_sensitive=request.case_sensitive_labels,
+                tenant=tenant,
+                max_stored_bytes=settings.max_stored_bytes_of(tenant),
+            ).dataset_id
+        stored = self._datasets.path(self._datasets.get(dataset_id, request.tenant).dataset_id)
+        return str(stored / IMAGES_FOLDER), str(stored / INDEX_FILE)
 
     async def _follow(self, trainer: Trainer, folder: Path, deaths: Deaths) -> BackbonesRanked:
         while (record := await trainer.next_record()) is not None:

@@ -75,6 +75,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     labels: dict[str, str] = {}
     baselines: list[Baseline] = []
     gate: Gate | None = None
+    case_sensitive_labels: bool = False
+    """Class names that differ in upper and lower case alone are two."""
     base: Base | None = None
     """The version whose images are learned from too; its model's key."""
     base_job_id: str = ""
@@ -185,6 +187,7 @@ class RankRequest(msgspec.Struct, frozen=True, kw_only=True):
     """None means 60."""
     seed: int | None = None
     """None means 0."""
+    case_sensitive_labels: bool = False
 
     def check(self) -> None:
         """Raises InvalidInput for the first field whose value is not allowed."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from service.domain import DEFAULT_TENANT, JobState, tenant_key
+from service.domain import DEFAULT_TENANT, JobState, ReadSummary, tenant_key
 from service.errors import InvalidInput, NotFound, OverQuota, Reason, WrongState
 from service.jobs.contract import Progressed
 from service.jobs.request import JobRequest
@@ -43,6 +43,8 @@ class JobRecord:
     crashes: int
     """How many of them ended without a result, through nobody's wish."""
     cancel_requested: bool
+    summary: ReadSummary | None = None
+    """What became of the files of its data, once they were read."""
 
     @property
     def tenant(self) -> str:
@@ -172,7 +174,7 @@ def get_any(connection: Connection, job_id: str) -> JobRecord:
 
 def record_of(row: Any) -> JobRecord:
     """The job in a row of the table jobs."""
-    progress = row["progress_json"]
+    progress, summary = row["progress_json"], row["summary_json"]
     return JobRecord(
         job_id=row["job_id"],
         request=msgspec.json.decode(row["request_json"], type=JobRequest),
@@ -189,6 +191,7 @@ def record_of(row: Any) -> JobRecord:
         attempts=row["attempts"],
         crashes=row["crashes"],
         cancel_requested=bool(row["cancel_requested"]),
+        summary=msgspec.json.decode(summary, type=ReadSummary) if summary else None,
     )
 
 

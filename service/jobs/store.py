@@ -24,7 +24,7 @@ from service.errors import (
     Reason,
 )
 from service.jobs import events, rows
-from service.jobs.contract import Progressed
+from service.jobs.contract import DataFound, Progressed
 from service.jobs.events import JobEvent, Payload, Published, StateChanged
 from service.jobs.request import JobRequest, check_request_id
 from service.jobs.rows import JobRecord
@@ -196,6 +196,11 @@ class JobStore:
                 connection.execute(
                     "UPDATE jobs SET progress_json = ? WHERE job_id = ?",
                     (msgspec.json.encode(payload).decode(), job_id),
+                )
+            elif isinstance(payload, DataFound):
+                connection.execute(
+                    "UPDATE jobs SET summary_json = ? WHERE job_id = ?",
+                    (msgspec.json.encode(payload.summary).decode(), job_id),
                 )
             return self._append(connection, job_id, payload)
 

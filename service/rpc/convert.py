@@ -5,17 +5,30 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from graft.v1 import dataset_pb2, model_pb2
 
-from service.class_folders import SplitName
-from service.domain import ClassCount, Manifest, RejectedFile, plain_name
+from service.domain import (
+    ClassCount,
+    LeftOutReason,
+    Manifest,
+    PartName,
+    ReadSummary,
+    plain_name,
+)
 from service.errors import InvalidInput, Reason
-from service.storage.archives import ArchiveFormat
+from service.ingest.archives import ArchiveFormat
 from service.storage.datasets import DatasetRecord
 from service.storage.models import ModelRecord, VersionRecord
 
-SPLITS: dict[int, SplitName] = {
+SPLITS: dict[int, PartName] = {
     dataset_pb2.SPLIT_UNSPECIFIED: "",
     dataset_pb2.SPLIT_TRAIN: "train",
     dataset_pb2.SPLIT_VALIDATION: "val",
+    dataset_pb2.SPLIT_TEST: "test",
+}
+_REASONS = {
+    reason: dataset_pb2.LeftOutReason.Name(
+        dataset_pb2.LeftOutReason.Value(f"LEFT_OUT_REASON_{reason.name}")
+    )
+    for reason in LeftOutReason
 }
 
 _ARCHIVE_FORMATS: dict[int, ArchiveFormat] = {
@@ -67,15 +80,35 @@ def class_counts(counts: list[ClassCount]) -> list[dataset_pb2.ClassCount]:
     """Images per class."""
     return [
         dataset_pb2.ClassCount(
-            label=count.label, train_count=count.train, validation_count=count.validation
+            label=count.label,
+            train_count=count.train,
+            validation_count=count.validation,
+            test_count=count.test,
         )
         for count in counts
     ]
 
 
-def rejected_files(files: list[RejectedFile]) -> list[dataset_pb2.RejectedFile]:
-    """What was left out, and why."""
-    return [dataset_pb2.RejectedFile(path=file.path, detail=file.detail) for file in files]
+def read_summary(summary: ReadSummary) -> dataset_pb2.ReadSummary:
+    """What became of the files of a dataset."""
+    return dataset_pb2.ReadSummary(
+        seen_count=summary.seen,
+        used_count=summary.used,
+        left_out=[
+            dataset_pb2.LeftOut(reason=_REASONS[row.reason], label=row.label, count=row.count)
+            for row in summary.left_out
+        ],
+        left_out_files=[
+            dataset_pb2.LeftOutFile(
+                path=file.path,
+                label=file.label,
+                reason=_REASONS[file.reason],
+                detail=file.detail,
+            )
+            for file in summary.files
+        ],
+        nested_count=summary.nested,
+    )
 
 
 def dataset(record: DatasetRecord) -> dataset_pb2.Dataset:
@@ -88,10 +121,9 @@ def dataset(record: DatasetRecord) -> dataset_pb2.Dataset:
         size_bytes=record.size_bytes,
         classes=class_counts(record.classes),
         image_count=record.image_count,
-        rejected_files=rejected_files(record.rejected),
-        rejected_count=record.rejected_count,
-        has_validation_split=record.has_validation_split,
+        summary=read_summary(record.summary),
         is_unlabelled=record.is_unlabelled,
+        case_sensitive_labels=record.case_sensitive,
     )
 
 
@@ -122,6 +154,8 @@ def version(record: VersionRecord, damage: str) -> model_pb2.Version:
         classes=manifest.classes,
         validation_accuracy=manifest.validation_accuracy,
         validation_count=manifest.validation_count,
+        test_accuracy=manifest.test_accuracy,
+        test_count=manifest.test_count,
         dataset_digest=manifest.dataset_digest,
         parity=model_pb2.Parity(
             max_difference=manifest.parity.max_difference,

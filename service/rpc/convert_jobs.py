@@ -17,7 +17,7 @@ from service.jobs.contract import (
 from service.jobs.events import JobEvent
 from service.jobs.store import JobRecord
 from service.rpc import convert_requests, status
-from service.rpc.convert import class_counts, duration, rejected_files, timestamp
+from service.rpc.convert import class_counts, duration, read_summary, timestamp
 
 _LEVELS = {"info": pb.Message.LEVEL_INFO, "warning": pb.Message.LEVEL_WARNING}
 
@@ -53,6 +53,7 @@ def job(record: JobRecord) -> pb.Job:
         ),
         attempts=record.attempts,
         cancel_requested=record.cancel_requested,
+        data_summary=read_summary(record.summary) if record.summary else None,
     )
 
 
@@ -72,8 +73,7 @@ def event(happened: JobEvent) -> pb.JobEvent:
             message.data.CopyFrom(
                 pb.DataSummary(
                     classes=class_counts(data.classes),
-                    rejected_files=rejected_files(data.rejected),
-                    rejected_count=data.rejected_count,
+                    summary=read_summary(data.summary),
                     digest=data.digest,
                 )
             )

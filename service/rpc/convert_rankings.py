@@ -21,6 +21,7 @@ def request(
             message.time_budget.ToMicroseconds() / 1e6 if message.HasField("time_budget") else None
         ),
         seed=message.seed if message.HasField("seed") else None,
+        case_sensitive_labels=message.case_sensitive_labels,
     )
 
 

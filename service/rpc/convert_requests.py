@@ -99,6 +99,7 @@ def request(
             _named(_BASELINES, number, "baselines", "Baseline") for number in message.baselines
         ],
         gate=_gate(message.gate) if message.HasField("gate") else None,
+        case_sensitive_labels=message.case_sensitive_labels,
     )
 
 
@@ -106,6 +107,7 @@ def asked(given: JobRequest) -> pb.FineTuneRequest:
     """A request as its job tells it; its base is the version that was meant then."""
     message = pb.FineTuneRequest(
         model=plain_name(given.model),
+        case_sensitive_labels=given.case_sensitive_labels,
         backbone=given.backbone,
         weights=given.weights,
         validation_fraction=given.validation_fraction,

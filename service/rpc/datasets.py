@@ -68,6 +68,7 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
                 header.display_name,
                 convert.archive_format(header.format),
                 is_unlabelled=header.is_unlabelled,
+                case_sensitive=header.case_sensitive_labels,
                 tenant=caller().tenant,
                 max_stored_bytes=caller().quota.stored_bytes,
             )

@@ -93,7 +93,11 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             request.check(self._default_backbone)
         stored: dict[str, str] = {}
         if data_kind == "inline_images":
-            stored["dataset_id"] = self._store(message.inline_images.images, is_abandoned)
+            stored["dataset_id"] = self._store(
+                message.inline_images.images,
+                is_abandoned,
+                case_sensitive=message.case_sensitive_labels,
+            )
         if target_kind == "target_images":
             stored["target_dataset_id"] = self._store(
                 target.target_images.images, is_abandoned, "domain_adaptation.target_images"
@@ -125,11 +129,19 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             base.alias if which == "alias" else None,
         )
 
-    def _store(self, images: Any, is_abandoned: threading.Event, target: str = "") -> str:
+    def _store(
+        self,
+        images: Any,
+        is_abandoned: threading.Event,
+        target: str = "",
+        *,
+        case_sensitive: bool = False,
+    ) -> str:
         upload = self._datasets.begin_upload(
             "",
             "",
             is_unlabelled=bool(target),
+            case_sensitive=case_sensitive,
             tenant=caller().tenant,
             max_stored_bytes=caller().quota.stored_bytes,
             # A request that is sent again brings what it brought before.
@@ -217,7 +229,11 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         if is_inline:
             # So that a call that is refused stores nothing.
             self._rankings.check_room(caller().tenant, caller().quota.rankings)
-            stored = self._store(message.inline_images.images, is_abandoned)
+            stored = self._store(
+                message.inline_images.images,
+                is_abandoned,
+                case_sensitive=message.case_sensitive_labels,
+            )
             request = msgspec.structs.replace(request, dataset_id=stored)
         elif request.dataset_id:
             self._jobs.check_dataset(request.dataset_id, caller().tenant)

@@ -17,13 +17,14 @@ from typing import Any
 
 import msgspec
 
-from service import class_folders
 from service.domain import LATEST, ClassCount, tenant_of
-from service.errors import GraftError
+from service.ingest import index
+from service.ingest.index import IndexedImage
+from service.ingest.names import shown
+from service.ingest.reader import IMAGES_FOLDER, INDEX_FILE
 from service.jobs.contract import HEAD_FILE, MANIFEST_FILE, decode_manifest
 from service.storage import artifacts, database, durable
 from service.storage.database import Connection
-from service.storage.entry_names import shown
 
 DatabaseError = sqlite3.DatabaseError
 """Raised by every function for a database that cannot be read."""
@@ -225,42 +226,48 @@ def _version_problems(row: Any, versions: Path, reads_contents: bool) -> Iterato
 
 
 def _dataset_problems(row: Any, folder: Path, reads_contents: bool, workers: int) -> Iterator[str]:
-    is_unlabelled = bool(row["is_unlabelled"])
     folder = folder.resolve()
+    images = folder / IMAGES_FOLDER
     try:
-        files = (class_folders.find_any if is_unlabelled else class_folders.find)(folder)
-        size_bytes = sum(file.path.stat().st_size for file in files)
-    except (GraftError, OSError) as error:
-        yield f"its folder cannot be read: {error}"
+        read = index.load(folder / INDEX_FILE)
+        size_bytes = sum((images / image.path).stat().st_size for image in read.images)
+        count = sum(1 for _ in _entries(images))
+    except (OSError, msgspec.DecodeError) as error:
+        yield f"its index or its images cannot be read: {error}"
         return
-    if (len(files), size_bytes) != (row["image_count"], row["size_bytes"]):
+    if (len(read.images), count, size_bytes) != (
+        row["image_count"], row["image_count"], row["size_bytes"],
+    ):  # fmt: skip
         yield (
-            f"its folder holds {len(files)} images of {size_bytes} bytes together, not "
-            f"{row['image_count']} of {row['size_bytes']}"
+            f"its folder holds {count} files, and its index {len(read.images)} images of "
+            f"{size_bytes} bytes together, not {row['image_count']} of {row['size_bytes']}"
         )
+    # The tenant stands before it, where there is one.
+    wanted = row["digest"].rpartition("/")[2]
+    digest = index.digest_of(read.images, is_labelled=read.is_labelled)
+    if digest != wanted or read.is_labelled == bool(row["is_unlabelled"]):
+        yield f"its index has digest {digest}, not {wanted}"
     try:
         counts = msgspec.json.decode(row["classes_json"], type=list[ClassCount])
     except msgspec.DecodeError as error:
         yield f"its classes cannot be read: {error}"
         return
-    counted = sum(count.train + count.validation for count in counts)
-    if not is_unlabelled and counted != row["image_count"]:
-        yield f"its classes have {counted} images together, not {row['image_count']}"
+    if read.is_labelled and counts != index.count_classes(read.images):
+        yield "its classes are not those of its images"
     if not reads_contents:
         return
+
+    def is_whole(image: IndexedImage) -> bool:
+        return _digest(images / image.path) == image.digest
+
     with ThreadPoolExecutor(workers) as pool:
-        images, rejected = class_folders.examine(files, len, folder, pool.map)
-    if rejected:
-        yield f"its {shown(rejected[0].path)} cannot be read: {rejected[0].detail}"
-        return
-    actual = (
-        class_folders.digest_by_folder(images, folder)
-        if is_unlabelled
-        else class_folders.digest(images)
-    )
-    # The tenant stands before it, where there is one.
-    if actual != (wanted := row["digest"].rpartition("/")[2]):
-        yield f"its images have digest {actual}, not {wanted}"
+        rotten = [
+            image.name
+            for image, whole in zip(read.images, pool.map(is_whole, read.images), strict=True)
+            if not whole
+        ]
+    if rotten:
+        yield f"{len(rotten)} of its images are not what was stored, such as {shown(rotten[0])}"
 
 
 def _row_named(connection: Connection, table: str, rowid: int | None) -> str:

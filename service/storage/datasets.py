@@ -1,52 +1,56 @@
 """Datasets: images that were sent, checked once and kept unchanged.
 
-A dataset is a folder named by its id, in the shape that `service.class_folders`
-reads, and a row. Equal images of two tenants are two datasets, and neither can
+A dataset is a folder named by its id, with its images under numbers and the index that the
+reader wrote, and a row. Equal images of two tenants are two datasets, and neither can
 tell that the other has them. The folder gets its name when it is whole and flushed, the row
 follows in the same step; what a crash leaves under no row is swept when the
-store is made. Decoders are handed in. `close` makes what is under way give up.
+store is made. The reader is handed in. `close` makes what is under way give up.
 
-A dataset without labels keeps its files in the folders that they came in: these
+A dataset without labels keeps the names of the folders that its images came in: these
 may name classes all the same, to measure by.
 """
 
-import errno
 import hashlib
 import logging
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
-from service import class_folders, faults
-from service.class_folders import Examined, ImageFile, SplitName
+from service import faults
 from service.domain import (
     DEFAULT_TENANT,
     ClassCount,
     JobState,
-    RejectedFile,
+    ReadSummary,
     plain_name,
     tenant_key,
 )
 from service.errors import Expired, InvalidInput, NotFound, Reason, Unavailable, WrongState
-from service.storage import archives, durable, pages, quotas
-from service.storage.archives import ArchiveFormat, Limits
+from service.ingest.archives import ArchiveFormat, Limits
+from service.ingest.names import shown
+from service.ingest.reader import (
+    IMAGES_FOLDER,
+    INDEX_FILE,
+    OnProgress,
+    OverRoom,
+    Reader,
+    ReadRequest,
+    untold,
+)
+from service.storage import durable, pages, quotas
 from service.storage.database import Connection, Database
-from service.storage.decoders import Decoders
-from service.storage.entry_names import label_problem, shown
 from service.storage.uploads import Upload
 
 __all__ = ["DatasetRecord", "DatasetStore", "Limits", "Upload"]
 
-_MAX_REJECTED = 100
-_NOT_AS_IT_WAS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENXIO}
 _MAX_DISPLAY_NAME_CHARS = 256
 
 log = logging.getLogger(__name__)
@@ -54,7 +58,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """A stored set of images."""
+    """A stored set of images; its name and its summary are of the last upload of them."""
 
     dataset_id: str
     tenant: str
@@ -65,11 +69,11 @@ class DatasetRecord:
     size_bytes: int
     classes: list[ClassCount]
     image_count: int
-    rejected: list[RejectedFile]
-    rejected_count: int
-    has_validation_split: bool
+    summary: ReadSummary
     is_unlabelled: bool
     """It can be the target of domain adaptation alone; `classes` is empty."""
+    case_sensitive: bool = False
+    """Class names may differ in upper and lower case alone."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class _Asked:
     max_stored_bytes: int | None = None
     may_be_stored: bool = False
     is_for_job: bool = False
+    case_sensitive: bool = False
     is_abandoned: threading.Event = field(default_factory=threading.Event)
     """Set when the caller has left."""
 
@@ -93,14 +98,14 @@ class DatasetStore:
         self,
         database: Database,
         folder: Path,
-        decoders: Decoders,
+        reader: Reader,
         limits: Limits,
     ) -> None:
         self._database = database
         # Images are read below real paths alone; the operator may keep the folder elsewhere.
         self._folder = folder.resolve()
         self._temporary = self._folder / "tmp"
-        self._decoders = decoders
+        self._reader = reader
         self._limits = limits
         self._closing = threading.Event()
         self._leaving_jobs = threading.Event()
@@ -114,6 +119,7 @@ class DatasetStore:
         *,
         tenant: str,
         is_unlabelled: bool = False,
+        case_sensitive: bool = False,
         max_stored_bytes: int | None = None,
         may_be_stored: bool = False,
         is_abandoned: threading.Event | None = None,
@@ -138,6 +144,7 @@ class DatasetStore:
             tenant,
             max_stored_bytes,
             may_be_stored,
+            case_sensitive=case_sensitive,
             is_abandoned=is_abandoned or threading.Event(),
         )
         check_room = self._room(asked)
@@ -145,8 +152,8 @@ class DatasetStore:
         return Upload(
             folder,
             self._limits,
-            from_archive=partial(self._from_archive, asked, folder, archive_format),
-            from_tree=partial(self._from_tree, asked),
+            archive_format=archive_format,
+            store=partial(self._read_and_keep, asked, folder),
             is_unlabelled=is_unlabelled,
             check_room=check_room,
             is_abandoned=asked.is_abandoned,
@@ -158,19 +165,69 @@ class DatasetStore:
         *,
         tenant: str,
         is_unlabelled: bool = False,
+        case_sensitive: bool = False,
         max_stored_bytes: int | None = None,
+        on_progress: OnProgress = untold,
+        is_abandoned: threading.Event | None = None,
     ) -> DatasetRecord:
         """Stores the images of an archive on the server's disk; raises OverQuota too.
 
         `path` is a real path, without links; raises InvalidInput when it has become one.
         """
-        asked = _Asked(path.name, is_unlabelled, tenant, max_stored_bytes, is_for_job=True)
+        asked = _Asked(
+            path.name,
+            is_unlabelled,
+            tenant,
+            max_stored_bytes,
+            is_for_job=True,
+            case_sensitive=case_sensitive,
+            is_abandoned=is_abandoned or threading.Event(),
+        )
         folder = self._new_folder(asked)
         try:
-            with _opened(path) as archive:
-                return self._from_archive(asked, folder, "", class_folders.by_handle(archive))
+            request = self.request(folder, archive=str(path))
+            return self._read_and_keep(asked, folder, request, on_progress)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def read_folder(
+        self,
+        path: Path,
+        work: Path,
+        *,
+        is_unlabelled: bool = False,
+        case_sensitive: bool = False,
+        most: int = 0,
+        on_progress: OnProgress = untold,
+        is_abandoned: threading.Event | None = None,
+    ) -> Path:
+        """Reads a folder of the server's for a job, where it lies; returns its index's file.
+
+        The index goes into the folder `work`, which is made. With `most`, so many images are
+        read, in turn from each class. Raises InvalidInput, and Unavailable when jobs are to stop.
+        """
+        asked = _Asked(
+            "",
+            is_unlabelled,
+            "",
+            is_for_job=True,
+            is_abandoned=is_abandoned or threading.Event(),
+        )
+        work.mkdir()
+        request = msgspec.structs.replace(
+            self.request(work),
+            folder=str(path),
+            is_labelled=not is_unlabelled,
+            case_sensitive=case_sensitive,
+            most=most,
+        )
+        with durable.full_disk_told():
+            self._reader.read(request, partial(self._check_open, asked), on_progress)
+        return work / INDEX_FILE
+
+    def request(self, work: Path, *, archive: str = "") -> ReadRequest:
+        """Makes what the reader is asked, within the limits of this store."""
+        return ReadRequest(work=str(work), archive=archive, limits=self._limits)
 
     def get(self, dataset_id: str, tenant: str) -> DatasetRecord:
         """One dataset of a tenant; raises NotFound (DATASET_NOT_FOUND)."""
@@ -231,7 +288,7 @@ class DatasetStore:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def path(self, dataset_id: str) -> Path:
-        """Where a dataset's files lie: in a folder per class, but for one without labels."""
+        """Returns the folder of a dataset: its index, and its images in a folder below."""
         return self._folder / dataset_id
 
     def leave_jobs(self) -> None:
@@ -259,16 +316,6 @@ class DatasetStore:
             folder.mkdir()
         return folder
 
-    def _from_archive(
-        self, asked: _Asked, folder: Path, archive_format: ArchiveFormat, archive: Path
-    ) -> DatasetRecord:
-        tree = folder / "unpacked"
-        tree.mkdir()
-        check_open = partial(self._check_open, asked)
-        archives.unpack(archive, tree, archive_format, self._limits, check_open, self._room(asked))
-        faults.reach("dataset.unpacked")
-        return self._from_tree(asked, tree)
-
     def _room(self, asked: _Asked) -> Callable[[int], None] | None:
         """Raises OverQuota for so many bytes beside what the tenant stores now."""
         if asked.max_stored_bytes is None or asked.may_be_stored:
@@ -277,41 +324,52 @@ class DatasetStore:
         quotas.check_room(used, 0, asked.max_stored_bytes)
         return partial(quotas.check_room, used, bound=asked.max_stored_bytes)
 
-    def _from_tree(self, asked: _Asked, tree: Path) -> DatasetRecord:
-        is_unlabelled = asked.is_unlabelled
-        files = class_folders.find_any(tree) if is_unlabelled else _labelled(tree)
-        run = partial(self._decoders.map, go_on=partial(self._check_open, asked))
-        images, rejected = class_folders.examine(files, self._size, tree, run)
-        _check_usable(images, files, rejected, is_unlabelled)
-        for refused in rejected:
-            (tree / refused.path).unlink(missing_ok=True)
-        digest = (
-            class_folders.digest_by_folder(images, tree)
-            if is_unlabelled
-            else class_folders.digest(images)
+    def _read_and_keep(
+        self,
+        asked: _Asked,
+        folder: Path,
+        request: ReadRequest,
+        on_progress: OnProgress = untold,
+    ) -> DatasetRecord:
+        used = 0
+        if asked.max_stored_bytes is not None:
+            used = self.stored_bytes(asked.tenant)
+            if not asked.may_be_stored:
+                quotas.check_room(used, 0, asked.max_stored_bytes)
+                request = msgspec.structs.replace(
+                    request, max_new_bytes=asked.max_stored_bytes - used
+                )
+        request = msgspec.structs.replace(
+            request, is_labelled=not asked.is_unlabelled, case_sensitive=asked.case_sensitive
         )
+        try:
+            with durable.full_disk_told():
+                index = self._reader.read(request, partial(self._check_open, asked), on_progress)
+        except OverRoom as error:
+            assert asked.max_stored_bytes is not None, "no other upload has a room"
+            quotas.check_room(used, error.size_bytes, asked.max_stored_bytes)
+            raise AssertionError("what is over the room is refused") from error
+        faults.reach("dataset.read")
         record = DatasetRecord(
-            dataset_id=_id(asked.tenant, digest),
+            dataset_id=_id(asked.tenant, index.digest),
             tenant=asked.tenant,
             display_name=asked.display_name,
-            digest=digest,
+            digest=index.digest,
             create_time_s=time.time(),
-            size_bytes=sum(image.decoded for image in images),
-            classes=[] if is_unlabelled else _counts(images),
-            image_count=len(images),
-            rejected=rejected[:_MAX_REJECTED],
-            rejected_count=len(rejected),
-            has_validation_split=any(image.file.split == "val" for image in images),
-            is_unlabelled=is_unlabelled,
+            size_bytes=index.size_bytes,
+            classes=index.classes,
+            image_count=index.summary.used,
+            summary=index.summary,
+            is_unlabelled=asked.is_unlabelled,
+            case_sensitive=asked.case_sensitive,
         )
+        tree = folder / "dataset"
         with durable.full_disk_told():
+            tree.mkdir()
+            for name in (IMAGES_FOLDER, INDEX_FILE):
+                (folder / name).rename(tree / name)
             durable.sync_tree(tree)
             return self._keep(record, tree, asked.max_stored_bytes)
-
-    def _size(self, data: bytes) -> int:
-        # The pixels are not kept: a dataset of them would not fit into memory.
-        self._decoders.check(data)
-        return len(data)
 
     def _keep(
         self, record: DatasetRecord, tree: Path, max_stored_bytes: int | None
@@ -323,7 +381,7 @@ class DatasetStore:
                 "SELECT * FROM datasets WHERE digest = ?", (digest,)
             ).fetchone()
             if known is not None:
-                return _record(known)
+                return _renewed(connection, _record(known), record)
             if max_stored_bytes is not None:
                 used = quotas.stored_bytes(connection, record.tenant)
                 quotas.check_room(used, record.size_bytes, max_stored_bytes)
@@ -338,9 +396,8 @@ class DatasetStore:
             faults.reach("dataset.renamed")
             connection.execute(
                 "INSERT INTO datasets (dataset_id, display_name, digest, create_time_s,"
-                " size_bytes, classes_json, image_count, rejected_json, rejected_count,"
-                " has_validation_split, is_unlabelled, tenant)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " size_bytes, classes_json, image_count, summary_json, case_sensitive,"
+                " is_unlabelled, tenant) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     record.dataset_id,
                     record.display_name,
@@ -349,9 +406,8 @@ class DatasetStore:
                     record.size_bytes,
                     msgspec.json.encode(record.classes).decode(),
                     record.image_count,
-                    msgspec.json.encode(record.rejected).decode(),
-                    record.rejected_count,
-                    int(record.has_validation_split),
+                    msgspec.json.encode(record.summary).decode(),
+                    int(record.case_sensitive),
                     int(record.is_unlabelled),
                     record.tenant,
                 ),
@@ -371,66 +427,27 @@ class DatasetStore:
             log.warning("swept %d datasets that were never finished", len(unknown))
 
 
-def _opened(archive: Path) -> BinaryIO:
-    try:
-        return class_folders.open_plain(archive, archive.parent)
-    except (InvalidInput, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _NOT_AS_IT_WAS:
-            raise
-        raise InvalidInput(
-            Reason.ARCHIVE_UNREADABLE,
-            "the archive has gone, cannot be read, or has become a link since it was looked at: "
-            "put it back",
-        ) from error
-
-
-def _labelled(tree: Path) -> list[ImageFile]:
-    files = class_folders.find(tree)
-    for label in sorted({file.label for file in files}):
-        if problem := label_problem(label):
-            raise InvalidInput(
-                Reason.DATASET_UNUSABLE, f"{problem}: rename the folder {shown(label)}"
-            )
-    return files
-
-
-def _check_usable(
-    images: Sequence[Examined[int]],
-    files: Collection[ImageFile],
-    rejected: Sequence[RejectedFile],
-    is_unlabelled: bool,
-) -> None:
-    why = f"of {len(files)} files {len(rejected)} are no readable images"
-    first = f", such as {shown(rejected[0].path)} ({rejected[0].detail})" if rejected else ""
-    if is_unlabelled:
-        if not images:
-            raise InvalidInput(Reason.DATASET_UNUSABLE, f"no image was found: {why}{first}")
-        return
-    trained = {image.file.label for image in images if image.file.split != "val"}
-    if len(trained) >= 2:
-        unknown = {image.file.label for image in images} - trained
-        if not unknown:
-            return
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            f"{shown(min(unknown))} has validation images and none to learn from: add some, or "
-            "leave the class out",
-        )
-    raise InvalidInput(
-        Reason.DATASET_UNUSABLE,
-        f"images to learn from were found for {len(trained)} classes, and 2 are needed: {why}"
-        f"{first}",
+def _renewed(
+    connection: Connection, known: DatasetRecord, uploaded: DatasetRecord
+) -> DatasetRecord:
+    """Gives a stored dataset the name and the summary of its newest upload, and returns it."""
+    now = replace(
+        known,
+        display_name=uploaded.display_name or known.display_name,
+        summary=uploaded.summary,
+        case_sensitive=known.case_sensitive or uploaded.case_sensitive,
     )
-
-
-def _counts(images: Sequence[Examined[int]]) -> list[ClassCount]:
-    train: dict[str, int] = {}
-    validation: dict[str, int] = {}
-    for image in images:
-        split: SplitName = image.file.split
-        counts = validation if split == "val" else train
-        counts[image.file.label] = counts.get(image.file.label, 0) + 1
-    return [ClassCount(label, train[label], validation.get(label, 0)) for label in sorted(train)]
+    connection.execute(
+        "UPDATE datasets SET display_name = ?, summary_json = ?, case_sensitive = ?"
+        " WHERE dataset_id = ?",
+        (
+            now.display_name,
+            msgspec.json.encode(now.summary).decode(),
+            int(now.case_sensitive),
+            now.dataset_id,
+        ),
+    )
+    return now
 
 
 def _id(tenant: str, digest: str) -> str:
@@ -462,9 +479,8 @@ def _record(row: Any) -> DatasetRecord:
         size_bytes=row["size_bytes"],
         classes=msgspec.json.decode(row["classes_json"], type=list[ClassCount]),
         image_count=row["image_count"],
-        rejected=msgspec.json.decode(row["rejected_json"], type=list[RejectedFile]),
-        rejected_count=row["rejected_count"],
-        has_validation_split=bool(row["has_validation_split"]),
+        summary=msgspec.json.decode(row["summary_json"], type=ReadSummary),
+        case_sensitive=bool(row["case_sensitive"]),
         is_unlabelled=bool(row["is_unlabelled"]),
     )
 

@@ -6,25 +6,25 @@ next start of the service deletes what was not finished.
 
 import shutil
 import threading
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
+import msgspec
+
 from service import faults
-from service.class_folders import SplitName
+from service.domain import PartName
 from service.errors import InvalidInput, Reason, WrongState
+from service.ingest import layout
+from service.ingest.archives import ArchiveFormat, Limits
+from service.ingest.names import file_name
+from service.ingest.reader import IMAGES_FOLDER, Given, ReadRequest
 from service.storage import durable
-from service.storage.archives import Limits
-from service.storage.entry_names import file_name, label_problem
 
 if TYPE_CHECKING:
     from service.storage.datasets import DatasetRecord
 
-UNLABELLED_FOLDER = "unlabelled"
-"""Where the images without a label lie, beside the folders of those with one."""
-
-Store = Callable[[Path], "DatasetRecord"]
+Store = Callable[[ReadRequest], "DatasetRecord"]
 
 
 class Upload:
@@ -35,8 +35,8 @@ class Upload:
         folder: Path,
         limits: Limits,
         *,
-        from_archive: Store,
-        from_tree: Store,
+        archive_format: ArchiveFormat,
+        store: Store,
         is_unlabelled: bool = False,
         check_room: Callable[[int], None] | None = None,
         is_abandoned: threading.Event | None = None,
@@ -45,18 +45,16 @@ class Upload:
         self._check_room = check_room
         self._is_abandoned = is_abandoned or threading.Event()
         self._archive = folder / "archive"
-        self._tree = folder / "images"
+        self._images_folder = folder / IMAGES_FOLDER
         self._limits = limits
-        self._from_archive = from_archive
-        self._from_tree = from_tree
+        self._archive_format = archive_format
+        self._store = store
         self._is_unlabelled = is_unlabelled
         self._lock = threading.Lock()
         self._kind: Literal["", "archive", "images", "ended"] = ""
         self._file: IO[bytes] | None = None
         self._bytes = 0
-        self._images = 0
-        self._has_split: bool | None = None
-        self._learned: set[str] = set()
+        self._given: list[Given] = []
 
     def write(self, chunk: bytes) -> None:
         """Adds the next bytes of the archive."""
@@ -67,47 +65,38 @@ class Upload:
             self._file.write(chunk)
             faults.reach("dataset.chunk_written")
 
-    def add_image(self, label: str, content: bytes, filename: str, split: SplitName) -> None:
+    def add_image(self, label: str, content: bytes, filename: str, part: PartName) -> None:
         """Adds one image; whether it can be read shows at the end.
 
-        To an unlabelled dataset, without a split; its label may be empty.
+        To an unlabelled dataset, without a part; its label may be empty.
         """
         with self._lock, durable.full_disk_told():
-            label = unicodedata.normalize("NFC", label)
-            if self._is_unlabelled:
-                label = label or UNLABELLED_FOLDER
-                if split:
-                    raise _bad(
-                        "an image without classes to learn has no split: leave it unset",
-                        "image.split",
-                    )
-            if problem := label_problem(label):
-                raise _bad(problem, "image.label")
-            if label == "train" and not split:
+            if self._is_unlabelled and part:
                 raise _bad(
-                    "a class called train cannot be told from the folder of training images: "
-                    "name it otherwise, or set the split of every image",
-                    "image.label",
+                    "an image without classes to learn belongs to no part: leave its split unset",
+                    "image.split",
                 )
-            if self._has_split is not None and self._has_split != bool(split):
+            try:
+                layout.check_given(label, is_labelled=not self._is_unlabelled)
+            except InvalidInput as error:
+                raise _bad(error.message, "image.label") from None
+            if self._given and bool(self._given[0].part) != bool(part):
                 raise _bad(
                     "some images name their split and some do not: set it for all or for none",
                     "image.split",
                 )
             self._take("images", len(content))
-            self._has_split = bool(split)
-            if split != "val":
-                self._learned.add(label)
-            self._images += 1
-            if self._images > self._limits.max_files:
+            place = len(self._given) + 1
+            if place > self._limits.max_files:
                 raise InvalidInput(
                     Reason.ARCHIVE_TOO_LARGE,
                     f"the dataset holds more than {self._limits.max_files} images, the most "
                     "allowed: send fewer",
                 )
-            folder = self._tree / split / label
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / file_name(filename, self._images)).write_bytes(content)
+            file = f"{place:06d}"
+            self._images_folder.mkdir(exist_ok=True)
+            (self._images_folder / file).write_bytes(content)
+            self._given.append(Given(file_name(filename, place), label, part, file))
             faults.reach("dataset.image_written")
 
     def finish(self) -> "DatasetRecord":
@@ -116,11 +105,17 @@ class Upload:
             kind = self._kind
             self._end()
             try:
+                request = ReadRequest(work=str(self._folder), limits=self._limits)
                 if kind == "archive":
-                    return self._from_archive(self._archive)
+                    return self._store(
+                        msgspec.structs.replace(
+                            request,
+                            archive=str(self._archive),
+                            archive_format=self._archive_format,
+                        )
+                    )
                 if kind == "images":
-                    self._check_classes()
-                    return self._from_tree(self._tree)
+                    return self._store(msgspec.structs.replace(request, given=self._given))
                 if kind == "":
                     raise InvalidInput(
                         Reason.DATASET_UNUSABLE, "the upload brought nothing: send images"
@@ -142,16 +137,6 @@ class Upload:
         with self._lock:
             self._end()
             shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _check_classes(self) -> None:
-        if self._is_unlabelled:
-            return
-        # Here, since folders of one class, or of `val` alone, look like something else.
-        if len(self._learned) < 2:
-            raise InvalidInput(
-                Reason.DATASET_UNUSABLE,
-                f"the images to learn from are of {len(self._learned)} classes, and 2 are needed",
-            )
 
     def _end(self) -> None:
         self._kind = "ended"

@@ -7,7 +7,6 @@ target's images, what source-only would have done, and the words of the report.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -18,7 +17,7 @@ from trainer import data as datasets
 from trainer.adaptation import frozen, gap
 from trainer.adaptation.alignment import Doubles
 from trainer.adaptation.frozen import SOURCE_ONLY
-from trainer.data import Data, Ints, Part, Unlabelled
+from trainer.data import Data, Ints, Part, Source, Unlabelled
 from trainer.features import Features
 from trainer.records import Send
 from trainer.reporting import comparisons, findings
@@ -63,7 +62,7 @@ class AdaptedHead:
 
 def load_target(
     method: DomainAdaptation,
-    folder: Path,
+    source: Source,
     classes: Sequence[str],
     features: Features,
     learned: Collection[str],
@@ -76,14 +75,11 @@ def load_target(
     on those.
     """
     images = datasets.load_unlabelled(
-        folder,
-        threads,
-        classes=classes if method.evaluate_on_target else None,
-        examine=features.examine,
+        source, threads, classes=classes if method.evaluate_on_target else None
     )
     if images.targets is not None:
         images = _without_learned(images, learned, send)
-    for file in images.rejected[:10]:
+    for file in images.summary.files[:10]:
         send(Note("warning", f"left out of the target: {file.path} ({file.detail})"))
     return Target(images, features.of(images, "target images"))
 

@@ -1,12 +1,11 @@
 """A job's report as JSON, for programs; `trainer.reporting.page` makes a page of it."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from service.domain import ClassCount, Manifest, RejectedFile
+from service.domain import ClassCount, Manifest, ReadSummary
 from service.inference.head import Floats
 from service.jobs.contract import BackbonesRanked, EpochEnded
 from trainer import evaluate
@@ -25,7 +24,6 @@ _MISTAKES = 24
 _EXAMPLES = 12
 _SUSPECTS = 50
 _PAIRS = 50
-_MAX_REJECTED = 100
 
 
 class Shown(msgspec.Struct, frozen=True):
@@ -84,7 +82,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     metrics: Metrics
     epochs: list[EpochEnded]
     data: list[ClassCount]
-    rejected: list[RejectedFile]
+    summary: ReadSummary
+    """What became of the files."""
     warnings: list[str]
     mistakes: list[Shown]
     """The most confident wrong answers, at most 24."""
@@ -137,7 +136,7 @@ def collect(
         metrics=metrics,
         epochs=list(epochs),
         data=counts,
-        rejected=list(data.rejected[:_MAX_REJECTED]),
+        summary=data.summary,
         warnings=list(data.warnings),
         mistakes=[_shown(data, m.place, probabilities) for m in wrong],
         examples=[_shown(data, place, probabilities) for place in _right(data, probabilities)],
@@ -191,13 +190,7 @@ def _pair(data: Data, part: PartName, twins: Twins) -> PairShown:
 
 
 def _file(data: Data, part: PartName, place: int) -> str:
-    path = (data.train if part == "train" else data.validation).paths[place]
-    # Images of a base version lie under another root.
-    return str(path.relative_to(data.root) if path.is_relative_to(data.root) else _tail(path))
-
-
-def _tail(path: Path) -> Path:
-    return Path(*path.parts[-2:])
+    return data.names[(data.train if part == "train" else data.validation).paths[place]]
 
 
 def _right(data: Data, probabilities: Floats) -> list[int]:

@@ -9,9 +9,8 @@ CREATE TABLE datasets (
     size_bytes BIGINT NOT NULL,
     classes_json TEXT NOT NULL,
     image_count INTEGER NOT NULL,
-    rejected_json TEXT NOT NULL,
-    rejected_count INTEGER NOT NULL,
-    has_validation_split INTEGER NOT NULL
+    summary_json TEXT NOT NULL,
+    case_sensitive INTEGER NOT NULL
 );
 CREATE INDEX datasets_newest ON datasets (create_time_s, dataset_id);
 
@@ -35,6 +34,7 @@ CREATE TABLE jobs (
     error_message TEXT NOT NULL DEFAULT '',
     last_sequence BIGINT NOT NULL DEFAULT 0,
     progress_json TEXT,
+    summary_json TEXT,
     attempts INTEGER NOT NULL DEFAULT 0,
     -- Attempts that ended without a result and through nobody's wish.
     crashes INTEGER NOT NULL DEFAULT 0,

@@ -56,6 +56,7 @@ def job(message: fine_tuning_pb2.Job) -> types.Job:
         progress=progress(message.progress) if message.HasField("progress") else None,
         attempts=message.attempts,
         cancel_requested=message.cancel_requested,
+        data_summary=_summary(message.data_summary) if message.HasField("data_summary") else None,
     )
 
 
@@ -81,6 +82,7 @@ def job_request(message: fine_tuning_pb2.FineTuneRequest) -> types.JobRequest:
         baselines=tuple(_BASELINES[n] for n in message.baselines if n in _BASELINES),
         gate=_gate(message.gate) if message.HasField("gate") else None,
         base=_base(message.base) if message.HasField("base") else None,
+        case_sensitive_labels=message.case_sensitive_labels,
     )
 
 
@@ -177,8 +179,7 @@ def _epoch(epoch: fine_tuning_pb2.EpochMetrics) -> types.EpochMetrics:
 def _data(data: fine_tuning_pb2.DataSummary) -> types.DataSummary:
     return types.DataSummary(
         _class_counts(data.classes),
-        _rejected(data.rejected_files),
-        data.rejected_count,
+        _summary(data.summary),
         data.digest,
     )
 
@@ -239,10 +240,9 @@ def dataset(message: dataset_pb2.Dataset) -> types.Dataset:
         size_bytes=message.size_bytes,
         classes=_class_counts(message.classes),
         image_count=message.image_count,
-        rejected=_rejected(message.rejected_files),
-        rejected_count=message.rejected_count,
-        has_validation_split=message.has_validation_split,
+        summary=_summary(message.summary),
         is_unlabelled=message.is_unlabelled,
+        case_sensitive_labels=message.case_sensitive_labels,
     )
 
 
@@ -286,6 +286,8 @@ def version(message: model_pb2.Version) -> types.Version:
             types.GateCheck(check.name, check.passed, check.value, check.bound, check.detail)
             for check in message.gate_checks
         ),
+        test_accuracy=_optional(message, "test_accuracy"),
+        test_count=message.test_count,
         damage=message.damage,
     )
 
@@ -323,11 +325,33 @@ def _prediction(
 
 
 def _class_counts(counts: Any) -> tuple[types.ClassCount, ...]:
-    return tuple(types.ClassCount(c.label, c.train_count, c.validation_count) for c in counts)
+    return tuple(
+        types.ClassCount(c.label, c.train_count, c.validation_count, c.test_count) for c in counts
+    )
 
 
-def _rejected(files: Any) -> tuple[types.RejectedFile, ...]:
-    return tuple(types.RejectedFile(file.path, file.detail) for file in files)
+def _summary(message: dataset_pb2.ReadSummary) -> types.ReadSummary:
+    return types.ReadSummary(
+        seen_count=message.seen_count,
+        used_count=message.used_count,
+        left_out=tuple(
+            types.LeftOut(_reason(row.reason), row.label, row.count) for row in message.left_out
+        ),
+        files=tuple(
+            types.LeftOutFile(file.path, file.label, _reason(file.reason), file.detail)
+            for file in message.left_out_files
+        ),
+        nested_count=message.nested_count,
+    )
+
+
+def _reason(number: Any) -> types.LeftOutReason:
+    try:
+        name = dataset_pb2.LeftOutReason.Name(number)
+    except ValueError:
+        return "unknown"
+    reason: Any = name.removeprefix("LEFT_OUT_REASON_").lower()
+    return "unknown" if number == 0 else reason
 
 
 def _error(message: Any, status: status_pb2.Status) -> errors.GraftError | None:

@@ -66,8 +66,12 @@ def rank_backbones(
     backbones: Iterable[str | types.PretrainedBackbone],
     time_budget_s: float | None,
     seed: int | None,
+    *,
+    case_sensitive_labels: bool = False,
 ) -> Call[types.BackboneRanking]:
-    request = _requests.rank_backbones(data, backbones, time_budget_s, seed)
+    request = _requests.rank_backbones(
+        data, backbones, time_budget_s, seed, case_sensitive_labels=case_sensitive_labels
+    )
     return Call(_rpcs.RANK_BACKBONES, request, _answers.ranking)
 
 

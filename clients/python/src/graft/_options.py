@@ -141,6 +141,8 @@ class FineTuneOptions(TypedDict, total=False):
     """What the report compares the version with; each that trains costs its own time."""
     gate: Gate | None
     """What the version must reach to be published; nothing where left out."""
+    case_sensitive_labels: bool
+    """Class names that differ in upper and lower case alone are two classes."""
     base: BaseVersion | int | str | None
     """Learn from this version's images too: a `BaseVersion`, or a version or an alias of the
     same model."""

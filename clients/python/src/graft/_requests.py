@@ -60,6 +60,7 @@ _GENERAL = {
     "baselines",
     "gate",
     "base",
+    "case_sensitive_labels",
 }
 
 
@@ -91,6 +92,7 @@ def fine_tune(
         baselines=_baselines(options.get("baselines", ())),
         gate=_gate(options.get("gate")),
         base=_base(options.get("base")),
+        case_sensitive_labels=options.get("case_sensitive_labels", False),
     )
     if isinstance(data, types.ServerPath):
         request.server_path.path = str(data.path)
@@ -111,6 +113,8 @@ def rank_backbones(
     backbones: Iterable[str | types.PretrainedBackbone],
     time_budget_s: float | None,
     seed: int | None,
+    *,
+    case_sensitive_labels: bool = False,
 ) -> pb.RankBackbonesRequest:
     """`data` is the id of a dataset or a path on the server."""
     if isinstance(backbones, str):
@@ -119,6 +123,7 @@ def rank_backbones(
         backbones=[_pretrained(pretrained) for pretrained in backbones],
         time_budget=None if time_budget_s is None else _duration(time_budget_s),
         seed=seed,
+        case_sensitive_labels=case_sensitive_labels,
     )
     if isinstance(data, types.ServerPath):
         request.server_path.path = str(data.path)

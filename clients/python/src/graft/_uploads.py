@@ -2,20 +2,22 @@
 
 A folder travels as a tar archive that is made while it is sent: no copy on
 disk, and never more than a chunk of it in memory. Which files of a folder are
-images is the service's to say; hidden files and links are passed over, as it
-would.
+images, and why the others are not, is the service's to say: it gets every name,
+though of links and hidden files nothing but that.
 """
 
 import os
+import stat
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from graft import _answers, types
 from graft._images import ImageLike, to_file
-from graft.errors import invalid
+from graft.errors import InvalidArgument, invalid
 from graft.v1 import dataset_pb2 as pb
 
 CHUNK_BYTES: Final = 256 * 2**10
@@ -52,6 +54,7 @@ def stored(
     *,
     is_unlabelled: bool = False,
     keeps_labels: bool = False,
+    case_sensitive_labels: bool = False,
 ) -> str | types.ServerPath | Upload:
     """What the service has already: a dataset's id or a path of its own; else the upload."""
     if isinstance(data, types.Dataset):
@@ -60,7 +63,14 @@ def stored(
         return data
     if isinstance(data, str) and data.startswith("ds-") and os.sep not in data:
         return data
-    return prepare(data, "", on_progress, is_unlabelled=is_unlabelled, keeps_labels=keeps_labels)
+    return prepare(
+        data,
+        "",
+        on_progress,
+        is_unlabelled=is_unlabelled,
+        keeps_labels=keeps_labels,
+        case_sensitive_labels=case_sensitive_labels,
+    )
 
 
 def stored_target(
@@ -88,47 +98,53 @@ def prepare(
     *,
     is_unlabelled: bool = False,
     keeps_labels: bool = False,
+    case_sensitive_labels: bool = False,
 ) -> Upload:
     """Finds out what `data` is; reads no image yet.
 
     An unlabelled dataset gets no labels, unless it `keeps_labels`, some of which may
     be missing.
     """
+    header = partial(_header, is_unlabelled, case_sensitive_labels)
     if isinstance(data, str | os.PathLike):
         path = Path(data)
         if path.is_dir():
-            files = _files(path)
-            if not files:
+            names = _names(path)
+            total = sum(size for *_, size in names)
+            if not any(kind == tarfile.REGTYPE for _, kind, _ in names):
                 where = "there, at any depth" if is_unlabelled else "into a folder per class"
                 raise invalid(f"{path} holds no files: put the images {where}")
-            total = sum(entry.stat().st_size for entry in files)
-            header = _header(
-                display_name or path.resolve().name, pb.ARCHIVE_FORMAT_TAR, is_unlabelled
-            )
+            first = header(display_name or path.resolve().name, pb.ARCHIVE_FORMAT_TAR)
             return Upload(
-                lambda: _archive(header, _tar(path, files), total, on_progress), is_repeatable=True
+                lambda: _archive(first, _tar(path, names), total, on_progress), is_repeatable=True
             )
         size = path.stat().st_size
-        header = _header(display_name or path.name, pb.ARCHIVE_FORMAT_UNSPECIFIED, is_unlabelled)
-        return Upload(lambda: _archive(header, _read(path), size, on_progress), is_repeatable=True)
+        first = header(display_name or path.name, pb.ARCHIVE_FORMAT_UNSPECIFIED)
+        return Upload(lambda: _archive(first, _read(path), size, on_progress), is_repeatable=True)
     if not isinstance(data, Iterable):
         raise invalid(
             f"a {type(data).__name__} is no data: give a folder, an archive, a dataset, a "
             "ServerPath, or pairs of a label and an image"
         )
-    header = _header(display_name, pb.ARCHIVE_FORMAT_UNSPECIFIED, is_unlabelled)
+    first = header(display_name, pb.ARCHIVE_FORMAT_UNSPECIFIED)
     return Upload(
-        lambda: _images(header, data, on_progress, is_unlabelled, keeps_labels),
+        lambda: _images(first, data, on_progress, is_unlabelled, keeps_labels),
         is_repeatable=iter(data) is not data,
     )
 
 
 def _header(
-    display_name: str, format_: pb.ArchiveFormat, is_unlabelled: bool
+    is_unlabelled: bool,
+    case_sensitive_labels: bool,
+    display_name: str,
+    format_: pb.ArchiveFormat,
 ) -> pb.UploadDatasetRequest:
     return pb.UploadDatasetRequest(
         header=pb.UploadDatasetHeader(
-            display_name=display_name, format=format_, is_unlabelled=is_unlabelled
+            display_name=display_name,
+            format=format_,
+            is_unlabelled=is_unlabelled,
+            case_sensitive_labels=case_sensitive_labels,
         )
     )
 
@@ -195,28 +211,55 @@ def _is_pair(item: Any) -> bool:
     return isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str)
 
 
-def _files(root: Path) -> list[Path]:
-    """All files below, sorted, without hidden ones and links."""
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not _is_noise(name) and not (Path(folder) / name).is_symlink()
-        )
-        paths = (Path(folder) / name for name in sorted(names) if not _is_noise(name))
-        found += [path for path in paths if path.is_file() and not path.is_symlink()]
+_Named = tuple[Path, bytes, int]
+"""A name in a folder, the kind of its entry in a tar archive, and the bytes that it sends."""
+
+
+def _names(root: Path) -> list[_Named]:
+    """Lists all below a folder, sorted; what is in hidden folders is not.
+
+    Raises InvalidArgument for what may not be read: it is found before a byte is sent.
+    """
+    found: list[_Named] = []
+
+    def refuse(error: OSError) -> None:
+        raise _not_readable(Path(error.filename or root), error)
+
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        for name in sorted(folders):
+            path = Path(folder) / name
+            kind = tarfile.SYMTYPE if path.is_symlink() else tarfile.DIRTYPE
+            found.append((path, kind, 0))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(folder) / name
+            status = path.lstat()
+            if stat.S_ISLNK(status.st_mode):
+                found.append((path, tarfile.SYMTYPE, 0))
+            elif not stat.S_ISREG(status.st_mode):
+                found.append((path, tarfile.FIFOTYPE, 0))
+            elif name.startswith("."):
+                found.append((path, tarfile.REGTYPE, 0))
+            elif os.access(path, os.R_OK):
+                found.append((path, tarfile.REGTYPE, status.st_size))
+            else:
+                raise _not_readable(path, None)
     return found
 
 
-def _is_noise(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+def _not_readable(path: Path, error: OSError | None) -> InvalidArgument:
+    why = f" ({error.strerror})" if error is not None and error.strerror else ""
+    return invalid(f"{path} may not be read{why}: allow it, or move it elsewhere")
 
 
-def _tar(root: Path, files: list[Path]) -> Iterator[bytes]:
-    """The archive piece by piece; `TarInfo` makes the headers, the rest is their contents."""
-    for path in files:
+def _tar(root: Path, names: list[_Named]) -> Iterator[bytes]:
+    """Yields the archive piece by piece; `TarInfo` makes the headers, the rest is contents."""
+    for path, kind, size in names:
         info = tarfile.TarInfo(path.relative_to(root).as_posix())
+        info.type = kind
+        if not size:
+            yield info.tobuf(tarfile.PAX_FORMAT)
+            continue
         with path.open("rb") as file:
             info.size = os.fstat(file.fileno()).st_size
             yield info.tobuf(tarfile.PAX_FORMAT)

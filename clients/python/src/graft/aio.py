@@ -95,7 +95,12 @@ class AsyncClient:
         # Bad options are found out before anything is uploaded.
         _calls.fine_tune("", name, options)
         method = _requests.method(options)
-        source = await asyncio.to_thread(_uploads.stored, data, on_upload)
+        source = await asyncio.to_thread(
+            _uploads.stored,
+            data,
+            on_upload,
+            case_sensitive_labels=options.get("case_sensitive_labels", False),
+        )
         target = await asyncio.to_thread(_uploads.stored_target, method, on_upload)
         call = _calls.fine_tune(await self._sent(source), name, options, await self._sent(target))
         return AsyncJobHandle(self, await self._transport.unary(call))
@@ -129,6 +134,7 @@ class AsyncClient:
         backbones: Iterable[str | PretrainedBackbone] = (),
         time_budget_s: float | None = None,
         seed: int | None = None,
+        case_sensitive_labels: bool = False,
         on_upload: OnProgress | None = None,
         timeout_s: float | None = None,
     ) -> BackboneRanking:
@@ -136,8 +142,13 @@ class AsyncClient:
         given = list(backbones) if not isinstance(backbones, str) else [backbones]
         # Bad options are found out before anything is uploaded.
         _calls.rank_backbones("", given, time_budget_s, seed)
-        source = await self._sent(await asyncio.to_thread(_uploads.stored, data, on_upload))
-        call = _calls.rank_backbones(source, given, time_budget_s, seed)
+        found = await asyncio.to_thread(
+            _uploads.stored, data, on_upload, case_sensitive_labels=case_sensitive_labels
+        )
+        source = await self._sent(found)
+        call = _calls.rank_backbones(
+            source, given, time_budget_s, seed, case_sensitive_labels=case_sensitive_labels
+        )
         return await self._transport.unary(call, timeout_s or ranking_timeout_s(time_budget_s))
 
     # Datasets
@@ -148,12 +159,18 @@ class AsyncClient:
         *,
         display_name: str = "",
         is_unlabelled: bool = False,
+        case_sensitive_labels: bool = False,
         on_progress: OnProgress | None = None,
         timeout_s: float = TRANSFER_TIMEOUT_S,
     ) -> Dataset:
         """As `Client.upload_dataset`; an iterable is read on a worker thread."""
         upload = await asyncio.to_thread(
-            _uploads.prepare, data, display_name, on_progress, is_unlabelled=is_unlabelled
+            _uploads.prepare,
+            data,
+            display_name,
+            on_progress,
+            is_unlabelled=is_unlabelled,
+            case_sensitive_labels=case_sensitive_labels,
         )
         return await self._upload(upload, timeout_s)
 

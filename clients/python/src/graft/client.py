@@ -106,7 +106,11 @@ class Client:
         # Bad options are found out before anything is uploaded.
         _calls.fine_tune("", name, options)
         method = _requests.method(options)
-        source = _uploads.stored(data, on_upload)
+        source = _uploads.stored(
+            data,
+            on_upload,
+            case_sensitive_labels=options.get("case_sensitive_labels", False),
+        )
         target = _uploads.stored_target(method, on_upload)
         call = _calls.fine_tune(self._sent(source), name, options, self._sent(target))
         return JobHandle(self, self._transport.unary(call))
@@ -143,6 +147,7 @@ class Client:
         backbones: Iterable[str | PretrainedBackbone] = (),
         time_budget_s: float | None = None,
         seed: int | None = None,
+        case_sensitive_labels: bool = False,
         on_upload: OnProgress | None = None,
         timeout_s: float | None = None,
     ) -> BackboneRanking:
@@ -155,8 +160,12 @@ class Client:
         given = list(backbones) if not isinstance(backbones, str) else [backbones]
         # Bad options are found out before anything is uploaded.
         _calls.rank_backbones("", given, time_budget_s, seed)
-        source = self._sent(_uploads.stored(data, on_upload))
-        call = _calls.rank_backbones(source, given, time_budget_s, seed)
+        source = self._sent(
+            _uploads.stored(data, on_upload, case_sensitive_labels=case_sensitive_labels)
+        )
+        call = _calls.rank_backbones(
+            source, given, time_budget_s, seed, case_sensitive_labels=case_sensitive_labels
+        )
         return self._transport.unary(call, timeout_s or ranking_timeout_s(time_budget_s))
 
     # Datasets
@@ -167,15 +176,24 @@ class Client:
         *,
         display_name: str = "",
         is_unlabelled: bool = False,
+        case_sensitive_labels: bool = False,
         on_progress: OnProgress | None = None,
         timeout_s: float = TRANSFER_TIMEOUT_S,
     ) -> Dataset:
         """Stores a folder, an archive or labelled images; the same ones get the same id.
 
         With `is_unlabelled` they have no classes, and are the target of a domain
-        adaptation.
+        adaptation. With `case_sensitive_labels`, class names that differ in upper and
+        lower case alone are two classes. What is left out of it stands in the `summary`
+        of the answer.
         """
-        upload = _uploads.prepare(data, display_name, on_progress, is_unlabelled=is_unlabelled)
+        upload = _uploads.prepare(
+            data,
+            display_name,
+            on_progress,
+            is_unlabelled=is_unlabelled,
+            case_sensitive_labels=case_sensitive_labels,
+        )
         return self._upload(upload, timeout_s)
 
     def _sent(self, source: str | ServerPath | Upload) -> str | ServerPath:

@@ -46,6 +46,9 @@ __all__ = [
     "JobEvent",
     "JobRequest",
     "JobState",
+    "LeftOut",
+    "LeftOutFile",
+    "LeftOutReason",
     "Method",
     "Model",
     "ModelBased",
@@ -55,7 +58,7 @@ __all__ = [
     "PretrainedBackbone",
     "Progress",
     "RankedBackbone",
-    "RejectedFile",
+    "ReadSummary",
     "Rollback",
     "ServerPath",
     "Split",
@@ -84,7 +87,7 @@ class JobState(StrEnum):
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
-Split = Literal["", "train", "val"]
+Split = Literal["", "train", "val", "test"]
 
 
 @dataclass(frozen=True)
@@ -130,23 +133,79 @@ class ClassCount:
     label: str
     train: int
     validation: int
+    test: int = 0
+    """Measured on, never chosen by."""
+
+
+LeftOutReason = Literal[
+    "unreadable",
+    "wrong_format",
+    "link",
+    "hidden",
+    "system",
+    "stray",
+    "copy",
+    "contradiction",
+    "unknown",
+]
+"""Why a file is not among the images of a dataset; "unknown" to a client that is too old."""
 
 
 @dataclass(frozen=True)
-class RejectedFile:
-    """A file that was left out, and why."""
+class LeftOutFile:
+    """A file that was left out, its name relative to the dataset."""
 
     path: str
+    label: str
+    """Its class; empty where it lies in none."""
+    reason: LeftOutReason
     detail: str
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """How many files were left out for one reason, of one class."""
+
+    reason: LeftOutReason
+    label: str
+    count: int
+
+
+@dataclass(frozen=True)
+class ReadSummary:
+    """What became of every file that was sent: those seen are those used and those left out."""
+
+    seen_count: int = 0
+    used_count: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+    files: tuple[LeftOutFile, ...] = ()
+    """The first 100 that were left out."""
+    nested_count: int = 0
+    """Used images that lie in folders below their class."""
+
+    @property
+    def left_out_count(self) -> int:
+        """How many files were left out."""
+        return self.seen_count - self.used_count
+
+    def __str__(self) -> str:
+        """In one line: "41 of 44 files are used; left out: 2 links, 1 hidden"."""
+        counts: dict[str, int] = {}
+        for row in self.left_out:
+            counts[row.reason] = counts.get(row.reason, 0) + row.count
+        listed = ", ".join(
+            f"{count} {reason.replace('_', ' ')}" for reason, count in counts.items()
+        )
+        text = f"{self.used_count} of {self.seen_count} files are used"
+        return f"{text}; left out: {listed}" if listed else text
+
+
+@dataclass(frozen=True)
 class DataSummary:
-    """What the data is, counted after the split; at most 100 rejected files are listed."""
+    """What the data is, counted after the split."""
 
     classes: tuple[ClassCount, ...]
-    rejected: tuple[RejectedFile, ...]
-    rejected_count: int
+    summary: ReadSummary
     digest: str
 
 
@@ -210,6 +269,7 @@ class JobRequest:
     baselines: tuple[Baseline, ...] = ()
     gate: Gate | None = None
     base: BaseVersion | None = None
+    case_sensitive_labels: bool = False
 
 
 @dataclass(frozen=True)
@@ -231,6 +291,8 @@ class Job:
     progress: Progress | None
     attempts: int
     cancel_requested: bool
+    data_summary: ReadSummary | None = None
+    """What became of the files of its data, once they were read."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +327,7 @@ class BackboneRanking:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A stored set of images. Never changes."""
+    """A stored set of images; its name and its summary are of their newest upload."""
 
     dataset_id: str
     display_name: str
@@ -274,11 +336,11 @@ class Dataset:
     size_bytes: int
     classes: tuple[ClassCount, ...]
     image_count: int
-    rejected: tuple[RejectedFile, ...]
-    rejected_count: int
-    has_validation_split: bool
+    summary: ReadSummary
     is_unlabelled: bool = False
     """It has no classes: it can be the target of a domain adaptation alone."""
+    case_sensitive_labels: bool = False
+    """Its class names may differ in upper and lower case alone."""
 
 
 @dataclass(frozen=True)
@@ -344,6 +406,9 @@ class Version:
     """It did not pass its gate and was not promoted since."""
     gate_checks: tuple[GateCheck, ...] = ()
     """Empty when there was no gate."""
+    test_accuracy: float | None = None
+    """On the test part, by which nothing was chosen; None where the data has none."""
+    test_count: int = 0
     damage: str = ""
     """Why its files cannot be served, as found when they were last read; mostly empty."""
 

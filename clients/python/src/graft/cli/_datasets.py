@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from graft.cli._output import Output
-from graft.cli._watching import Watching
+from graft.cli._output import Output, warn
+from graft.cli._watching import Watching, summary_lines
 from graft.client import Client
 from graft.types import Dataset
 
@@ -21,6 +21,11 @@ def add(commands: Any) -> None:
         "--unlabelled",
         action="store_true",
         help="images at any depth, without classes: the target of a domain adaptation",
+    )
+    upload.add_argument(
+        "--case-sensitive-labels",
+        action="store_true",
+        help="class names that differ in upper and lower case alone are two classes",
     )
     delete = datasets.add("delete", "Delete a dataset and its images", run_delete)
     delete.add_argument("dataset_id", metavar="ID")
@@ -57,8 +62,12 @@ def run_upload(client: Client, arguments: argparse.Namespace, output: Output) ->
             arguments.data,
             display_name=arguments.name,
             is_unlabelled=arguments.unlabelled,
+            case_sensitive_labels=arguments.case_sensitive_labels,
             on_progress=watching.uploaded,
         )
+    if dataset.summary.left_out_count:
+        for line in summary_lines(dataset.summary).splitlines():
+            warn(line)
     output.thing(dataset)
     return 0
 

@@ -17,7 +17,7 @@ _OPTIONS = (
     "request_id", "recipe", "l2", "epochs", "batch_size", "learning_rate", "momentum",
     "weight_decay", "label_smoothing", "train_from_stage", "early_stopping_patience", "precision",
     "freeze_batch_norm", "augmented_views", "technique", "always_adapt", "evaluate_on_target",
-    "baselines",
+    "baselines", "case_sensitive_labels",
 )  # fmt: skip
 _GATE = ("min_accuracy", "not_worse_than", "max_latency_ms")
 _METHODS = ("feature_based", "model_based", "domain_adaptation")
@@ -73,6 +73,12 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"])
     parser.add_argument("--validation-fraction", type=float, help="0.05 to 0.5; default: 0.2")
+    parser.add_argument(
+        "--case-sensitive-labels",
+        action="store_true",
+        default=None,
+        help="class names that differ in upper and lower case alone are two classes",
+    )
     parser.add_argument(
         "--base",
         metavar="VERSION",

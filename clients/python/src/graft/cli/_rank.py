@@ -27,6 +27,11 @@ def add(commands: Any) -> None:
         "--time-budget", dest="time_budget_s", type=float, metavar="S", help="default: 60"
     )
     parser.add_argument("--seed", type=int)
+    parser.add_argument(
+        "--case-sensitive-labels",
+        action="store_true",
+        help="class names that differ in upper and lower case alone are two classes",
+    )
 
 
 def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
@@ -37,6 +42,7 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
             backbones=arguments.backbone,
             time_budget_s=arguments.time_budget_s,
             seed=arguments.seed,
+            case_sensitive_labels=arguments.case_sensitive_labels,
             on_upload=watching.uploaded,
         )
     if output.is_json:

@@ -100,9 +100,10 @@ def describe(payload: types.EventPayload) -> str:
                 f"accuracy {payload.validation_accuracy:.1%}, {_clock(payload.eta_s)} left"
             )
         case types.DataSummary():
-            images = sum(c.train + c.validation for c in payload.classes)
-            out = f", {payload.rejected_count} files left out" if payload.rejected_count else ""
-            text = f"{images} images of {len(payload.classes)} classes{out}"
+            images = sum(c.train + c.validation + c.test for c in payload.classes)
+            text = f"{images} images of {len(payload.classes)} classes"
+            if payload.summary.left_out_count:
+                text += f"; {summary_lines(payload.summary)}"
         case types.Note():
             text = f"{payload.level}: {payload.text}"
         case types.VersionPublished():
@@ -115,6 +116,20 @@ def describe(payload: types.EventPayload) -> str:
         case _:
             text = ""
     return text
+
+
+_SHOWN = 5
+
+
+def summary_lines(summary: types.ReadSummary) -> str:
+    """What was left out, and the first names of it, for people."""
+    rows = [f"  {file.path}: {file.detail}" for file in summary.files[:_SHOWN]]
+    if (more := summary.left_out_count - len(rows)) > 0:
+        rows.append(f"  and {more} more")
+    nested = ""
+    if summary.nested_count:
+        nested = f" ({summary.nested_count} of them from folders below their class)"
+    return "\n".join([f"{summary}{nested}", *rows])
 
 
 def follow(job: JobHandle, output: Output, timeout_s: float | None = None) -> types.Version | None:

@@ -19,9 +19,14 @@ from graft.v1 import dataset_pb2 as pb
 from graft.v1 import dataset_pb2_grpc
 
 Image = tuple[str, str, bytes]
-"""Split ("", "train" or "val"), class, bytes."""
+"""Split ("", "train", "val" or "test"), class, bytes."""
 
-_SPLITS = {pb.SPLIT_UNSPECIFIED: "", pb.SPLIT_TRAIN: "train", pb.SPLIT_VALIDATION: "val"}
+_SPLITS = {
+    pb.SPLIT_UNSPECIFIED: "",
+    pb.SPLIT_TRAIN: "train",
+    pb.SPLIT_VALIDATION: "val",
+    pb.SPLIT_TEST: "test",
+}
 
 
 class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
@@ -80,16 +85,10 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
     def _store(self, header: pb.UploadDatasetHeader, images: list[Image]) -> pb.Dataset:
         # The labels of an unlabelled dataset are to measure with: they are no classes.
         named = [] if header.is_unlabelled else images
-        counts = Counter((label, split == "val") for split, label, _ in named if label)
+        counts = Counter((label, split or "train") for split, label, _ in named if label)
         labels = sorted({label for label, _ in counts})
         if not images:
             raise refuse(InvalidArgument, Reason.DATASET_UNUSABLE, "there are no images")
-        if len(labels) < 2 and not header.is_unlabelled:
-            raise refuse(
-                InvalidArgument,
-                Reason.DATASET_UNUSABLE,
-                f"the images are of {len(labels)} classes: two or more are needed",
-            )
         lines = sorted(f"{s}\0{label}\0{hashlib.sha256(d).hexdigest()}" for s, label, d in images)
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         dataset = pb.Dataset(
@@ -101,14 +100,16 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
             classes=[
                 pb.ClassCount(
                     label=label,
-                    train_count=counts[label, False],
-                    validation_count=counts[label, True],
+                    train_count=counts[label, "train"],
+                    validation_count=counts[label, "val"],
+                    test_count=counts[label, "test"],
                 )
                 for label in labels
             ],
             image_count=len(images),
-            has_validation_split=any(split for split, _, _ in images),
+            summary=pb.ReadSummary(seen_count=len(images), used_count=len(images)),
             is_unlabelled=header.is_unlabelled,
+            case_sensitive_labels=header.case_sensitive_labels,
         )
         with self._lock:
             self.images[dataset.dataset_id] = images
@@ -150,7 +151,7 @@ def _unpack(archive: bytes, is_unlabelled: bool) -> list[Image]:
     if is_unlabelled:
         return [("", "", data) for _, data in entries]
     parts = [(PurePosixPath(name).parts, data) for name, data in entries]
-    has_splits = any(names[0] == "train" for names, _ in parts)
+    has_splits = len({names[0] for names, _ in parts} & {"train", "val", "test"}) > 1
     return [
         (names[0], names[1], data) if has_splits else ("", names[0], data)
         for names, data in parts

@@ -15,6 +15,7 @@ class Split(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SPLIT_UNSPECIFIED: _ClassVar[Split]
     SPLIT_TRAIN: _ClassVar[Split]
     SPLIT_VALIDATION: _ClassVar[Split]
+    SPLIT_TEST: _ClassVar[Split]
 
 class ArchiveFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -22,13 +23,35 @@ class ArchiveFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ARCHIVE_FORMAT_TAR: _ClassVar[ArchiveFormat]
     ARCHIVE_FORMAT_TAR_GZ: _ClassVar[ArchiveFormat]
     ARCHIVE_FORMAT_ZIP: _ClassVar[ArchiveFormat]
+
+class LeftOutReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LEFT_OUT_REASON_UNSPECIFIED: _ClassVar[LeftOutReason]
+    LEFT_OUT_REASON_UNREADABLE: _ClassVar[LeftOutReason]
+    LEFT_OUT_REASON_WRONG_FORMAT: _ClassVar[LeftOutReason]
+    LEFT_OUT_REASON_LINK: _ClassVar[LeftOutReason]
+    LEFT_OUT_REASON_HIDDEN: _ClassVar[LeftOutReason]
+    LEFT_OUT_REASON_SYSTEM: _ClassVar[LeftOutReason]
+    LEFT_OUT_REASON_STRAY: _ClassVar[LeftOutReason]
+    LEFT_OUT_REASON_COPY: _ClassVar[LeftOutReason]
+    LEFT_OUT_REASON_CONTRADICTION: _ClassVar[LeftOutReason]
 SPLIT_UNSPECIFIED: Split
 SPLIT_TRAIN: Split
 SPLIT_VALIDATION: Split
+SPLIT_TEST: Split
 ARCHIVE_FORMAT_UNSPECIFIED: ArchiveFormat
 ARCHIVE_FORMAT_TAR: ArchiveFormat
 ARCHIVE_FORMAT_TAR_GZ: ArchiveFormat
 ARCHIVE_FORMAT_ZIP: ArchiveFormat
+LEFT_OUT_REASON_UNSPECIFIED: LeftOutReason
+LEFT_OUT_REASON_UNREADABLE: LeftOutReason
+LEFT_OUT_REASON_WRONG_FORMAT: LeftOutReason
+LEFT_OUT_REASON_LINK: LeftOutReason
+LEFT_OUT_REASON_HIDDEN: LeftOutReason
+LEFT_OUT_REASON_SYSTEM: LeftOutReason
+LEFT_OUT_REASON_STRAY: LeftOutReason
+LEFT_OUT_REASON_COPY: LeftOutReason
+LEFT_OUT_REASON_CONTRADICTION: LeftOutReason
 
 class LabelledImage(_message.Message):
     __slots__ = ("label", "content", "filename", "split")
@@ -43,14 +66,16 @@ class LabelledImage(_message.Message):
     def __init__(self, label: _Optional[str] = ..., content: _Optional[bytes] = ..., filename: _Optional[str] = ..., split: _Optional[_Union[Split, str]] = ...) -> None: ...
 
 class UploadDatasetHeader(_message.Message):
-    __slots__ = ("display_name", "format", "is_unlabelled")
+    __slots__ = ("display_name", "format", "is_unlabelled", "case_sensitive_labels")
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     IS_UNLABELLED_FIELD_NUMBER: _ClassVar[int]
+    CASE_SENSITIVE_LABELS_FIELD_NUMBER: _ClassVar[int]
     display_name: str
     format: ArchiveFormat
     is_unlabelled: bool
-    def __init__(self, display_name: _Optional[str] = ..., format: _Optional[_Union[ArchiveFormat, str]] = ..., is_unlabelled: _Optional[bool] = ...) -> None: ...
+    case_sensitive_labels: bool
+    def __init__(self, display_name: _Optional[str] = ..., format: _Optional[_Union[ArchiveFormat, str]] = ..., is_unlabelled: _Optional[bool] = ..., case_sensitive_labels: _Optional[bool] = ...) -> None: ...
 
 class UploadDatasetEnd(_message.Message):
     __slots__ = ("message_count",)
@@ -77,25 +102,55 @@ class UploadDatasetResponse(_message.Message):
     def __init__(self, dataset: _Optional[_Union[Dataset, _Mapping]] = ...) -> None: ...
 
 class ClassCount(_message.Message):
-    __slots__ = ("label", "train_count", "validation_count")
+    __slots__ = ("label", "train_count", "validation_count", "test_count")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     TRAIN_COUNT_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TEST_COUNT_FIELD_NUMBER: _ClassVar[int]
     label: str
     train_count: int
     validation_count: int
-    def __init__(self, label: _Optional[str] = ..., train_count: _Optional[int] = ..., validation_count: _Optional[int] = ...) -> None: ...
+    test_count: int
+    def __init__(self, label: _Optional[str] = ..., train_count: _Optional[int] = ..., validation_count: _Optional[int] = ..., test_count: _Optional[int] = ...) -> None: ...
 
-class RejectedFile(_message.Message):
-    __slots__ = ("path", "detail")
+class LeftOut(_message.Message):
+    __slots__ = ("reason", "label", "count")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    reason: LeftOutReason
+    label: str
+    count: int
+    def __init__(self, reason: _Optional[_Union[LeftOutReason, str]] = ..., label: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
+
+class LeftOutFile(_message.Message):
+    __slots__ = ("path", "label", "reason", "detail")
     PATH_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     path: str
+    label: str
+    reason: LeftOutReason
     detail: str
-    def __init__(self, path: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
+    def __init__(self, path: _Optional[str] = ..., label: _Optional[str] = ..., reason: _Optional[_Union[LeftOutReason, str]] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class ReadSummary(_message.Message):
+    __slots__ = ("seen_count", "used_count", "left_out", "left_out_files", "nested_count")
+    SEEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    USED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FILES_FIELD_NUMBER: _ClassVar[int]
+    NESTED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    seen_count: int
+    used_count: int
+    left_out: _containers.RepeatedCompositeFieldContainer[LeftOut]
+    left_out_files: _containers.RepeatedCompositeFieldContainer[LeftOutFile]
+    nested_count: int
+    def __init__(self, seen_count: _Optional[int] = ..., used_count: _Optional[int] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ..., left_out_files: _Optional[_Iterable[_Union[LeftOutFile, _Mapping]]] = ..., nested_count: _Optional[int] = ...) -> None: ...
 
 class Dataset(_message.Message):
-    __slots__ = ("dataset_id", "display_name", "digest", "create_time", "size_bytes", "classes", "image_count", "rejected_files", "rejected_count", "has_validation_split", "is_unlabelled")
+    __slots__ = ("dataset_id", "display_name", "digest", "create_time", "size_bytes", "classes", "image_count", "summary", "is_unlabelled", "case_sensitive_labels")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -103,10 +158,9 @@ class Dataset(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     IMAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
-    REJECTED_FILES_FIELD_NUMBER: _ClassVar[int]
-    REJECTED_COUNT_FIELD_NUMBER: _ClassVar[int]
-    HAS_VALIDATION_SPLIT_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
     IS_UNLABELLED_FIELD_NUMBER: _ClassVar[int]
+    CASE_SENSITIVE_LABELS_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     display_name: str
     digest: str
@@ -114,11 +168,10 @@ class Dataset(_message.Message):
     size_bytes: int
     classes: _containers.RepeatedCompositeFieldContainer[ClassCount]
     image_count: int
-    rejected_files: _containers.RepeatedCompositeFieldContainer[RejectedFile]
-    rejected_count: int
-    has_validation_split: bool
+    summary: ReadSummary
     is_unlabelled: bool
-    def __init__(self, dataset_id: _Optional[str] = ..., display_name: _Optional[str] = ..., digest: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassCount, _Mapping]]] = ..., image_count: _Optional[int] = ..., rejected_files: _Optional[_Iterable[_Union[RejectedFile, _Mapping]]] = ..., rejected_count: _Optional[int] = ..., has_validation_split: _Optional[bool] = ..., is_unlabelled: _Optional[bool] = ...) -> None: ...
+    case_sensitive_labels: bool
+    def __init__(self, dataset_id: _Optional[str] = ..., display_name: _Optional[str] = ..., digest: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassCount, _Mapping]]] = ..., image_count: _Optional[int] = ..., summary: _Optional[_Union[ReadSummary, _Mapping]] = ..., is_unlabelled: _Optional[bool] = ..., case_sensitive_labels: _Optional[bool] = ...) -> None: ...
 
 class GetDatasetRequest(_message.Message):
     __slots__ = ("dataset_id",)

@@ -65,13 +65,16 @@ class DatasetServiceServicer:
         """Stores a dataset. The client streams one header, then either the bytes of
         one archive in chunks, or labelled images, never both, then one end: an
         upload without it was cut off, and stores nothing. The archive holds
-        a folder per class, or `train/` and `val/` with a folder per class in each;
-        one folder around it all is allowed. The same images always get the same
-        dataset id, so a retry is harmless.
+        a folder per class, or `train/`, `val/` and `test/` (two of them at least,
+        also as training, valid, validation or testing, in any case) with a folder
+        per class in each; a folder around it all is allowed. The same images
+        always get the same dataset id, so a retry is harmless.
 
-        Files that are no readable images are left out and listed in
-        `Dataset.rejected_files`. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
-        ARCHIVE_UNREADABLE, DATASET_UNUSABLE, INVALID_FIELD.
+        What is no readable image is left out, and `Dataset.summary` tells all of
+        it. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE, ARCHIVE_UNREADABLE,
+        INVALID_FIELD, and DATASET_UNUSABLE: a class is left without images, too
+        many files are no images (5 or more, and more than a fifth), or two class
+        names look the same.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

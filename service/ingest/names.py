@@ -19,7 +19,7 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """The folders and the file that an archive's entry names, in NFC; empty for the root.
+    """Splits an archive's entry into its folders and its file, as they came; empty for the root.
 
     Raises InvalidInput: ARCHIVE_UNSAFE for a name that could lead elsewhere,
     ARCHIVE_UNREADABLE for one that cannot be kept.
@@ -27,8 +27,6 @@ def parts_of(name: str) -> tuple[str, ...]:
     problem = ""
     if "\0" in name:
         problem = "holds a NUL"
-    elif "\\" in name:
-        problem = "holds a backslash"
     elif name.startswith("/") or _DRIVE.match(name):
         problem = "is absolute"
     elif ".." in name.split("/"):
@@ -38,18 +36,12 @@ def parts_of(name: str) -> tuple[str, ...]:
             Reason.ARCHIVE_UNSAFE,
             f"the entry {shown(name)} {problem}: names must be relative, with '/' between folders",
         )
-    # Else the same class would be two, by the system that packed it.
-    parts = tuple(
-        unicodedata.normalize("NFC", part) for part in name.split("/") if part not in ("", ".")
-    )
+    parts = tuple(part for part in name.split("/") if part not in ("", "."))
     if len(parts) > _MAX_DEPTH:
         raise _not_kept(name, f"lies deeper than {_MAX_DEPTH} folders")
     whole = 0
     for part in parts:
-        try:
-            size = len(part.encode())
-        except UnicodeEncodeError:
-            raise _not_kept(name, "is not UTF-8") from None
+        size = len(part.encode("utf-8", "surrogateescape"))
         if size > _MAX_PART_BYTES:
             raise _not_kept(name, f"has a part longer than {_MAX_PART_BYTES} bytes")
         whole += size + 1
@@ -58,9 +50,14 @@ def parts_of(name: str) -> tuple[str, ...]:
     return parts
 
 
-def is_left_out(parts: tuple[str, ...]) -> bool:
-    """Whether an entry is noise: hidden, or what macOS adds."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+def is_text(name: str) -> bool:
+    """Tells whether a name is UTF-8: other bytes can be kept in no JSON."""
+    return name.isprintable() or not any("\ud800" <= char <= "\udfff" for char in name)
+
+
+def text(name: str) -> str:
+    """Returns the name with what is no UTF-8 replaced."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def shown(name: str) -> str:
@@ -88,14 +85,13 @@ def _is_control(char: str) -> bool:
 
 
 def file_name(said: str, place: int) -> str:
-    """A safe file name for an image: what its sender called it, made unique by its place."""
+    """Returns a name for an image by which people know it: its sender's, made unique."""
     base = PurePosixPath(said.replace("\\", "/")).name
     kept = "".join(
         char for char in unicodedata.normalize("NFC", base)
         if unicodedata.category(char) not in ("Cc", "Cs")
     )  # fmt: skip
-    kept = kept.lstrip(".").encode()[-200:].decode(errors="ignore")
-    return f"{place:06d}-{kept}" if kept else f"{place:06d}"
+    return f"{place:06d}-{kept[-200:]}" if kept else f"{place:06d}"
 
 
 def _not_kept(name: str, why: str) -> InvalidInput:

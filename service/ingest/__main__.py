@@ -1,0 +1,130 @@
+"""`python -m service.ingest`: reads one data set, in a process with limits.
+
+Its standard input brings a `Task` as one line, and its closing tells that nobody waits any
+more. Its standard output has one JSON `Record` a line. What it is decoding stands in the
+file CURRENT_FILE, a slot a thread, so that a file that breaks a decoder can be named.
+"""
+
+import fcntl
+import mmap
+import os
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+
+from service import faults
+from service.errors import GraftError
+from service.inference import preprocess
+from service.ingest import reader
+from service.ingest.process import (
+    CURRENT_FILE,
+    CURRENT_SLOT_BYTES,
+    Failed,
+    Progressed,
+    Read,
+    Record,
+    Task,
+)
+
+_MANY_PIXELS = 16_000_000
+"""Images with more are decoded one at a time, by all readers of a server together."""
+_PROGRESS_S = 0.25
+
+
+def main() -> int:
+    """Reads the data set of the task; returns the exit code."""
+    faults.arm(os.environ.get(faults.VARIABLE, ""))
+    task = msgspec.json.decode(sys.stdin.buffer.readline(), type=Task)
+    _limit(task)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        index = reader.read(
+            task.request, _Inspector(task).inspect, task.threads, on_progress=_Progress().tell
+        )
+        _send(Read(msgspec.structs.replace(index, images=[])))
+    except reader.OverRoom as error:
+        _send(Failed(size_bytes=error.size_bytes))
+    except GraftError as error:
+        _send(Failed(reason=error.reason, message=error.message, field=error.field))
+    except OSError as error:
+        _send(Failed(errno=error.errno or 0, message=error.strerror or str(error)))
+    except MemoryError:
+        _send(Failed(is_out_of_memory=True))
+    return 0
+
+
+def _limit(task: Task) -> None:
+    niceness = max(task.niceness, os.getpriority(os.PRIO_PROCESS, 0))
+    os.setpriority(os.PRIO_PROCESS, 0, niceness)
+    for kind, most in (
+        (resource.RLIMIT_AS, task.memory_bytes),
+        (resource.RLIMIT_CPU, task.cpu_s),
+        (resource.RLIMIT_FSIZE, task.request.limits.max_unpacked_bytes + 2**30),
+        (resource.RLIMIT_NOFILE, 256),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(kind)
+        allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (allowed, allowed))
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+class _Inspector:
+    """Decodes images, and notes which."""
+
+    def __init__(self, task: Task) -> None:
+        self._turn = Path(task.turn_file)
+        work = Path(task.request.work)
+        with (work / CURRENT_FILE).open("wb+") as file:
+            file.truncate(CURRENT_SLOT_BYTES * task.threads)
+            self._current = mmap.mmap(file.fileno(), 0)
+        self._free = list(range(task.threads))
+
+    def inspect(self, data: bytes, name: str) -> preprocess.ImageFacts:
+        """Decodes an image; see `preprocess.inspect`."""
+        slot = self._free.pop()
+        try:
+            self._note(slot, name)
+            if preprocess.count_pixels(data) <= _MANY_PIXELS:
+                return preprocess.inspect(data)
+            with self._turn.open("wb") as turn:
+                fcntl.flock(turn, fcntl.LOCK_EX)
+                return preprocess.inspect(data)
+        finally:
+            self._note(slot, "")
+            self._free.append(slot)
+
+    def _note(self, slot: int, name: str) -> None:
+        at = slot * CURRENT_SLOT_BYTES
+        data = name.encode(errors="replace")[:CURRENT_SLOT_BYTES]
+        self._current[at : at + CURRENT_SLOT_BYTES] = data.ljust(CURRENT_SLOT_BYTES, b"\0")
+
+
+class _Progress:
+    """Sends how far the reading is, a few times a second."""
+
+    def __init__(self) -> None:
+        self._sent_s = 0.0
+
+    def tell(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._sent_s >= _PROGRESS_S:
+            self._sent_s = now
+            _send(Progressed(done, total))
+
+
+def _send(record: Record) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(record) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""Lists folders and opens files that strangers may change meanwhile; follows no link.
+
+A hard link is a file like any other: the operator's file system says who may make them.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from service.errors import InvalidInput, Reason
+from service.ingest.layout import Entry, Kind, Name, is_noise
+
+MAX_FILE_BYTES = 64 * 2**20
+"""Of an image."""
+
+
+def walk(root: Path, max_entries: int | None = None) -> list[Entry]:
+    """Lists all below a folder, in no order; what is in hidden and system folders is not.
+
+    Raises InvalidInput (DATASET_UNUSABLE) for more than `max_entries`, or where `root` itself
+    cannot be read.
+    """
+    found: list[Entry] = []
+    # Not by recursion: folders may be nested deeper than Python's stack.
+    waiting: list[Name] = [()]
+    while waiting:
+        above = waiting.pop()
+        try:
+            with os.scandir(root.joinpath(*above)) as entries:
+                for inner in entries:
+                    name = (*above, inner.name)
+                    kind = _kind(inner)
+                    found.append(Entry(name, kind, Path(inner.path)))
+                    if kind is Kind.FOLDER and not is_noise((inner.name,)):
+                        waiting.append(name)
+                    if max_entries is not None and len(found) > max_entries:
+                        raise InvalidInput(
+                            Reason.DATASET_UNUSABLE,
+                            f"the folder holds more than {max_entries} files and folders, the "
+                            "most allowed: use fewer images",
+                        )
+        except OSError as error:
+            if not above:
+                raise InvalidInput(
+                    Reason.DATASET_UNUSABLE,
+                    f"the folder cannot be read ({error.strerror}): put it back, or allow the "
+                    "server to read it",
+                ) from error
+            found = [entry for entry in found if entry.name != above]
+            found.append(Entry(above, Kind.DENIED))
+    return found
+
+
+def _kind(entry: "os.DirEntry[str]") -> Kind:
+    if entry.is_symlink():
+        return Kind.LINK
+    if entry.is_dir(follow_symlinks=False):
+        return Kind.FOLDER
+    return Kind.FILE if entry.is_file(follow_symlinks=False) else Kind.OTHER
+
+
+def read_plain(path: Path, root: Path | None = None) -> bytes:
+    """Reads a plain file, as `open_plain`; raises InvalidInput or OSError."""
+    with open_plain(path, root) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(MAX_FILE_BYTES + 1) if size <= MAX_FILE_BYTES else b""
+    if max(size, len(data)) > MAX_FILE_BYTES:
+        raise InvalidInput(
+            Reason.IMAGE_TOO_LARGE, f"the file is larger than {MAX_FILE_BYTES} bytes"
+        )
+    return data
+
+
+def open_plain(path: Path, root: Path | None) -> BinaryIO:
+    """Opens a plain file, below the real path `root` where one is named; follows no link to it.
+
+    What it is shows once it is open, since it may have changed since it was listed.
+    Raises InvalidInput or OSError.
+    """
+    # A pipe that nobody writes to would be waited for.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    file = os.fdopen(os.open(path, flags), "rb")
+    try:
+        is_plain = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        # Not below the root's real path of now: it may have become a link to elsewhere.
+        if not is_plain or not (root is None or _path_of(file).is_relative_to(root)):
+            raise InvalidInput(Reason.IMAGE_UNREADABLE, "it is no plain file of this folder")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _path_of(file: BinaryIO) -> Path:
+    return Path(f"/proc/self/fd/{file.fileno()}").readlink()

@@ -1,0 +1,230 @@
+"""Starts readers: a process for each data set, with limits on what it may use.
+
+What a hostile file does to a decoder ends that process, and with it that data set alone.
+Knows no database. Blocks; may be used by many threads.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from service import faults
+from service.domain import Count
+from service.errors import Exhausted, InvalidInput, Reason
+from service.ingest.index import Index
+from service.ingest.names import shown
+from service.ingest.reader import OnProgress, OverRoom, ReadRequest, untold
+
+CURRENT_FILE = "reading"
+"""In the folder of a request: the names of the files that are being decoded."""
+CURRENT_SLOT_BYTES = 512
+
+MEMORY_BYTES = 4 * 2**30
+"""Of addresses, which are more than what is used: an image of the largest size takes some 1 GB."""
+CPU_S = 4 * 3600
+"""Of processor time, of all threads together."""
+_MAX_READERS = 4
+_POLL_S = 0.2
+_CHUNK_BYTES = 2**16
+_LAST_WORDS_BYTES = 2000
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reader's process is told."""
+
+    request: ReadRequest
+    threads: int
+    niceness: int
+    memory_bytes: int
+    cpu_s: int
+    turn_file: str
+    """Locked by the one reader that decodes an image of many pixels."""
+
+
+class Progressed(msgspec.Struct, frozen=True, tag="progress"):
+    """So many of so many files are read."""
+
+    done: Count
+    total: Count
+
+
+class Read(msgspec.Struct, frozen=True, tag="read"):
+    """The last record of one that succeeded; the images stand in the index's file alone."""
+
+    index: Index
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed", kw_only=True):
+    """The last record of one that did not."""
+
+    reason: Reason | None = None
+    message: str = ""
+    field: str = ""
+    errno: int = 0
+    """Of the disk; 0 where it is not at fault."""
+    size_bytes: int = 0
+    """What was unpacked where there was no room for it."""
+    is_out_of_memory: bool = False
+
+
+Record = Progressed | Read | Failed
+
+_decoder = msgspec.json.Decoder(Record)
+
+
+class ReaderProcesses:
+    """Reads data sets in processes of their own, a few at once; see `reader.Reader`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        *,
+        threads: int,
+        niceness: int = 0,
+        memory_bytes: int = MEMORY_BYTES,
+        cpu_s: int = CPU_S,
+    ) -> None:
+        self._environment = {k: v for k, v in environment.items() if not k.startswith("GRAFT_")}
+        if plan := environment.get(faults.VARIABLE):
+            self._environment[faults.VARIABLE] = plan
+        self._threads = threads
+        self._niceness = niceness
+        self._memory_bytes = memory_bytes
+        self._cpu_s = cpu_s
+        self._turn_file = folder / "turn"
+        self._places = threading.Semaphore(_MAX_READERS)
+
+    def read(
+        self,
+        request: ReadRequest,
+        go_on: Callable[[], None] = lambda: None,
+        on_progress: OnProgress = untold,
+    ) -> Index:
+        """See `Reader`. Raises InvalidInput for a file that breaks a decoder, by name."""
+        while not self._places.acquire(timeout=_POLL_S):
+            go_on()
+        try:
+            with self._started(request) as (process, printed):
+                for record in _records(process, go_on):
+                    match record:
+                        case Progressed(done, total):
+                            on_progress(done, total)
+                        case Read(index):
+                            return index
+                        case Failed():
+                            raise self._error(record)
+                raise self._death(process.wait(), request, printed)
+        finally:
+            self._places.release()
+
+    @contextmanager
+    def _started(
+        self, request: ReadRequest
+    ) -> Iterator[tuple["subprocess.Popen[bytes]", IO[bytes]]]:
+        task = Task(
+            request=request,
+            threads=self._threads,
+            niceness=self._niceness,
+            memory_bytes=self._memory_bytes,
+            cpu_s=self._cpu_s,
+            turn_file=str(self._turn_file),
+        )
+        with (
+            tempfile.TemporaryFile(dir=request.work) as printed,
+            subprocess.Popen(
+                (sys.executable, "-m", "service.ingest"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=printed,
+                env=self._environment,
+                start_new_session=True,
+            ) as process,
+        ):
+            assert process.stdin is not None
+            try:
+                # One that died at once is seen by its silence.
+                with suppress(BrokenPipeError):
+                    process.stdin.write(msgspec.json.encode(task) + b"\n")
+                    process.stdin.flush()
+                yield process, printed
+            finally:
+                process.kill()
+                with suppress(BrokenPipeError):
+                    process.stdin.close()
+
+    def _error(self, failed: Failed) -> Exception:
+        if failed.reason is not None:
+            return InvalidInput(failed.reason, failed.message, field=failed.field)
+        if failed.size_bytes:
+            return OverRoom(failed.size_bytes)
+        if failed.is_out_of_memory:
+            return self._too_large("")
+        return OSError(failed.errno, failed.message)
+
+    def _death(self, code: int, request: ReadRequest, printed: IO[bytes]) -> Exception:
+        at = _current(Path(request.work))
+        if code == -signal.SIGXCPU:
+            return InvalidInput(
+                Reason.DATASET_UNUSABLE,
+                f"reading the images took more than {self._cpu_s} s of processor time{at}: send "
+                "fewer or smaller images",
+            )
+        if code == -signal.SIGKILL:
+            return self._too_large(at)
+        if code < 0:
+            name = signal.Signals(-code).name
+            return InvalidInput(
+                Reason.DATASET_UNUSABLE,
+                f"the process that decodes images was ended by {name}{at}: a file breaks the "
+                "decoder; remove it, or save it again in another format",
+            )
+        printed.seek(0)
+        words = printed.read()[-_LAST_WORDS_BYTES:].decode(errors="replace")
+        return RuntimeError(f"the reader ended with code {code}; its last words:\n{words}")
+
+    def _too_large(self, at: str) -> Exhausted:
+        return Exhausted(
+            Reason.OUT_OF_MEMORY,
+            f"the process that decodes images ran out of memory{at}: send smaller images, or "
+            "give the server more memory",
+        )
+
+
+def _records(process: "subprocess.Popen[bytes]", go_on: Callable[[], None]) -> Iterator[Record]:
+    assert process.stdout is not None
+    handle = process.stdout.fileno()
+    waiting = b""
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    while True:
+        go_on()
+        if not poll.poll(_POLL_S * 1000):
+            continue
+        chunk = os.read(handle, _CHUNK_BYTES)
+        if not chunk:
+            return
+        *lines, waiting = (waiting + chunk).split(b"\n")
+        yield from map(_decoder.decode, lines)
+
+
+def _current(work: Path) -> str:
+    with suppress(OSError):
+        data = (work / CURRENT_FILE).read_bytes()
+        slots = (
+            data[at : at + CURRENT_SLOT_BYTES] for at in range(0, len(data), CURRENT_SLOT_BYTES)
+        )
+        names = [slot.rstrip(b"\0").decode(errors="replace") for slot in slots]
+        if named := [shown(name) for name in names if name]:
+            return f" at {' or '.join(named)}"
+    return ""

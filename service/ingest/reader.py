@@ -1,0 +1,351 @@
+"""Reads and checks the files of a data set, and says what became of each.
+
+The one reader: `read` for whatever comes in. Blocks; decodes on threads of its own.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from service import faults
+from service.domain import LeftOutFile, LeftOutReason, PartName
+from service.errors import GraftError, InvalidInput, Reason
+from service.inference import preprocess
+from service.inference.preprocess import ImageFacts, WrongFormat
+from service.ingest import archives, layout
+from service.ingest.archives import ArchiveFormat, Limits
+from service.ingest.folder import open_plain, read_plain, walk
+from service.ingest.index import Index, IndexedImage, count_classes, digest_of, save, summarise
+from service.ingest.layout import Arranged, ImageFile
+from service.ingest.names import shown
+
+IMAGES_FOLDER = "images"
+INDEX_FILE = "index.json"
+MAX_BAD_PART = 0.2
+MIN_BAD = 5
+"""Files that should be images and are none refuse a data set when they are at least so many and
+more than that part."""
+
+_LISTED = 10
+_PRIORITY: dict[PartName, int] = {"test": 0, "val": 1, "train": 2, "": 3}
+"""Of copies in several parts the first stays: an image is measured on, rather than learned from."""
+_BAD = {LeftOutReason.UNREADABLE, LeftOutReason.WRONG_FORMAT, LeftOutReason.LINK}
+_BLOCK = 4096
+"""Files handed to the threads at once."""
+
+Inspect = Callable[[bytes, str], ImageFacts]
+"""Decodes an image of a name; raises a GraftError for what is none."""
+
+
+OnProgress = Callable[[int, int], None]
+"""Told how many of how many files are read."""
+
+
+def untold(_done: int, _total: int) -> None:
+    """Tells nobody how far the reading is."""
+
+
+class Given(msgspec.Struct, frozen=True, array_like=True):
+    """An image that came with its class."""
+
+    name: str
+    label: str
+    part: PartName
+    file: str
+    """Its file in the folder of the images."""
+
+
+class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One data set to read: an archive, a folder of the server's, or images that were given."""
+
+    work: str
+    """A folder of its own: the index goes there, and `images/` with what is unpacked."""
+    archive: str = ""
+    archive_format: ArchiveFormat = ""
+    folder: str = ""
+    """Read where it lies."""
+    given: list[Given] = []
+    is_labelled: bool = True
+    case_sensitive: bool = False
+    most: int = 0
+    """Reads so many images only, in turn from each class; 0 means all."""
+    limits: Limits
+    max_new_bytes: int | None = None
+    """What there is room for."""
+
+
+class OverRoom(Exception):  # noqa: N818 - named for what happened
+    """What is unpacked is larger than there is room for."""
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(size_bytes)
+        self.size_bytes = size_bytes
+
+
+class Reader(Protocol):
+    """Reads data sets."""
+
+    def read(
+        self,
+        request: ReadRequest,
+        go_on: Callable[[], None] = lambda: None,
+        on_progress: OnProgress = untold,
+    ) -> Index:
+        """Reads one, writes its index, and returns it without its images; blocks.
+
+        `go_on` is asked often and may raise to stop; `on_progress` is told how many of how
+        many files are read. Raises GraftError for what cannot be used, OverRoom.
+        """
+
+
+def read(
+    request: ReadRequest,
+    inspect: Inspect,
+    threads: int,
+    go_on: Callable[[], None] = lambda: None,
+    on_progress: OnProgress = untold,
+) -> Index:
+    """Reads a data set in this process; as `Reader.read`, with its images."""
+    work = Path(request.work)
+    images_folder = work / IMAGES_FOLDER
+    images_folder.mkdir(exist_ok=True)
+    root = Path(request.folder) if request.folder else images_folder
+    if request.given:
+        labels = dict.fromkeys(image.label for image in request.given)
+        layout.check_alike(((label, "") for label in labels), case_sensitive=request.case_sensitive)
+        arranged = Arranged(
+            files=[
+                ImageFile(
+                    image.name,
+                    layout.canonical(image.label),
+                    image.part,
+                    images_folder / image.file,
+                )
+                for image in request.given
+            ]
+        )
+    else:
+        entries = _entries(request, images_folder, go_on)
+        arranged = layout.arrange(
+            entries, is_labelled=request.is_labelled, case_sensitive=request.case_sensitive
+        )
+    index = examine(
+        arranged, root, inspect, threads,
+        is_labelled=request.is_labelled, case_sensitive=request.case_sensitive,
+        most=request.most, go_on=go_on, on_progress=on_progress,
+    )  # fmt: skip
+    if not request.folder:
+        used = {image.path for image in index.images}
+        for file in images_folder.iterdir():
+            if file.name not in used:
+                file.unlink()
+    save(index, work / INDEX_FILE)
+    return index
+
+
+def inspect_here(data: bytes, _name: str) -> ImageFacts:
+    """Decodes an image in this process; see `preprocess.inspect`."""
+    return preprocess.inspect(data)
+
+
+def read_folder(
+    root: Path,
+    threads: int = 0,
+    *,
+    inspect: Inspect = inspect_here,
+    is_labelled: bool = True,
+    case_sensitive: bool = False,
+    most: int = 0,
+) -> Index:
+    """Reads a folder where it lies, in this process; writes nothing. Errors as `Reader.read`."""
+    root = root.resolve()
+    arranged = layout.arrange(walk(root), is_labelled=is_labelled, case_sensitive=case_sensitive)
+    return examine(
+        arranged, root, inspect, threads or len(os.sched_getaffinity(0)),
+        is_labelled=is_labelled, case_sensitive=case_sensitive, most=most,
+    )  # fmt: skip
+
+
+def _entries(
+    request: ReadRequest, images: Path, go_on: Callable[[], None]
+) -> Iterable[layout.Entry]:
+    if request.folder:
+        return walk(Path(request.folder), request.limits.max_files)
+
+    def check_room(size_bytes: int) -> None:
+        if request.max_new_bytes is not None and size_bytes > request.max_new_bytes:
+            raise OverRoom(size_bytes)
+
+    path = Path(request.archive)
+    try:
+        archive = open_plain(path, path.parent)
+    except (InvalidInput, OSError) as error:
+        raise InvalidInput(
+            Reason.ARCHIVE_UNREADABLE,
+            "the archive has gone, cannot be read, or has become a link since it was looked at: "
+            "put it back",
+        ) from error
+    with archive:
+        return archives.unpack(
+            archive, images, request.archive_format, request.limits, go_on, check_room
+        )
+
+
+def examine(
+    arranged: Arranged,
+    root: Path,
+    inspect: Inspect,
+    threads: int,
+    *,
+    is_labelled: bool,
+    case_sensitive: bool = False,
+    most: int = 0,
+    go_on: Callable[[], None] = lambda: None,
+    on_progress: OnProgress = untold,
+) -> Index:
+    """Reads and decodes every file; `root` is a real path, below which they lie.
+
+    Raises InvalidInput (DATASET_UNUSABLE) when too many are no images, or a class is left
+    without any.
+    """
+    files = _sampled(arranged.files, most) if most else arranged.files
+
+    def look(file: ImageFile) -> tuple[IndexedImage, int, int] | LeftOutFile:
+        try:
+            data = read_plain(file.path, root)
+            faults.reach("dataset.decoding")
+            facts = inspect(data, file.name)
+        except (GraftError, OSError) as error:
+            return _bad(file, error)
+        digest = hashlib.sha256(data).hexdigest()
+        path = str(file.path.relative_to(root))
+        image = IndexedImage(file.name, file.label, file.part, digest, path)
+        return image, len(data), facts.bits
+
+    outcomes: list[Any] = []
+    on_progress(0, len(files))
+    with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
+        for start in range(0, len(files), _BLOCK):
+            for outcome in pool.map(look, files[start : start + _BLOCK]):
+                go_on()
+                outcomes.append(outcome)
+                on_progress(len(outcomes), len(files))
+    read_ones = [outcome for outcome in outcomes if isinstance(outcome, tuple)]
+    bad = [outcome for outcome in outcomes if isinstance(outcome, LeftOutFile)]
+    _check_bad(
+        [*bad, *(row for row in arranged.left_out if row.reason in _BAD)],
+        len(read_ones),
+        is_labelled=is_labelled,
+    )
+    images, copies = _without_copies([image for image, *_ in read_ones], is_labelled=is_labelled)
+    left_out = [*arranged.left_out, *bad, *copies]
+    _check_left(files, images, left_out, is_labelled=is_labelled)
+    sizes = {image.path: size for image, size, _ in read_ones}
+    nested = {file.name for file in files if file.is_nested}
+    return Index(
+        is_labelled=is_labelled,
+        case_sensitive=case_sensitive,
+        digest=digest_of(images, is_labelled=is_labelled),
+        size_bytes=sum(sizes[image.path] for image in images),
+        classes=count_classes(images) if is_labelled else [],
+        summary=summarise(len(images), left_out, sum(image.name in nested for image in images)),
+        bit_depth=max((bits for *_, bits in read_ones), default=0),
+        images=images,
+    )
+
+
+def _sampled(files: Sequence[ImageFile], most: int) -> list[ImageFile]:
+    """Returns so many files, in turn from each class, as they come by a hash of their names."""
+    by_hash = sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).digest())
+    turns: Counter[str] = Counter()
+    keyed = []
+    for file in by_hash:
+        turns[file.label] += 1
+        keyed.append((turns[file.label], file))
+    kept = [file for _, file in sorted(keyed, key=lambda pair: pair[0])[:most]]
+    return sorted(kept, key=lambda file: (file.part, file.label, file.name))
+
+
+def _bad(file: ImageFile, error: GraftError | OSError) -> LeftOutFile:
+    if not isinstance(error, GraftError):
+        detail = error.strerror or type(error).__name__
+        return LeftOutFile(file.name, file.label, LeftOutReason.UNREADABLE, detail)
+    is_other = isinstance(error, WrongFormat)
+    reason = LeftOutReason.WRONG_FORMAT if is_other else LeftOutReason.UNREADABLE
+    return LeftOutFile(file.name, file.label, reason, error.message)
+
+
+def _check_bad(bad: Sequence[LeftOutFile], good: int, *, is_labelled: bool) -> None:
+    total = good + len(bad)
+    if not good and (bad or not is_labelled):
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE, f"no image was found among {total} files: {_listed(bad)}"
+        )
+    if len(bad) < MIN_BAD or len(bad) <= MAX_BAD_PART * total:
+        return
+    raise InvalidInput(
+        Reason.DATASET_UNUSABLE,
+        f"{len(bad)} of {total} files are no readable images, too many to leave out; mend or "
+        f"remove them: {_listed(bad)}",
+    )
+
+
+def _check_left(
+    files: Sequence[ImageFile],
+    images: Sequence[IndexedImage],
+    left_out: Sequence[LeftOutFile],
+    *,
+    is_labelled: bool,
+) -> None:
+    if not is_labelled:
+        return
+    left = {image.label for image in images}
+    for label in sorted({file.label for file in files} - left):
+        rows = [row for row in left_out if row.label == label]
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"the class {shown(label)} is left without images, since all its files are left out: "
+            f"{_listed(rows)}; mend them, or remove the class",
+        )
+
+
+def _listed(rows: Sequence[LeftOutFile]) -> str:
+    more = f" and {len(rows) - _LISTED} more" if len(rows) > _LISTED else ""
+    return ", ".join(f"{shown(row.path)} ({row.detail})" for row in rows[:_LISTED]) + more
+
+
+def _without_copies(
+    images: Sequence[IndexedImage], *, is_labelled: bool
+) -> tuple[list[IndexedImage], list[LeftOutFile]]:
+    """Keeps one of equal images; none where their classes differ, and of a target without label."""
+    same: dict[str, list[IndexedImage]] = {}
+    for image in images:
+        same.setdefault(image.digest, []).append(image)
+    kept: list[IndexedImage] = []
+    out: list[LeftOutFile] = []
+    for group in same.values():
+        labels = sorted({image.label for image in group})
+        first = min(group, key=lambda image: (_PRIORITY[image.part], image.name))
+        if len(labels) > 1 and is_labelled:
+            detail = f"the same image is in the classes {', '.join(map(shown, labels))}"
+            out += [
+                LeftOutFile(image.name, image.label, LeftOutReason.CONTRADICTION, detail)
+                for image in group
+            ]
+            continue
+        kept.append(first if len(labels) == 1 else msgspec.structs.replace(first, label=""))
+        out += [
+            LeftOutFile(
+                image.name, image.label, LeftOutReason.COPY, f"a copy of {shown(first.name)}"
+            )
+            for image in group
+            if image is not first
+        ]
+    kept.sort(key=lambda image: (image.part, image.label, image.name))
+    return kept, sorted(out, key=lambda row: row.path)
