@@ -19,6 +19,7 @@ from bench.published import near_empty_backbone, near_empty_head, near_empty_man
 from service import config as configuration
 from service.app import App
 from service.inference import head as heads
+from service.ingest import index as indexes
 from service.jobs.contract import (
     BACKBONE_FILE,
     HEAD_FILE,
@@ -74,7 +75,7 @@ class InstantLauncher:
     def _write(self, spec: JobSpec, number: int) -> None:
         out = Path(spec.out_dir)
         backbone = near_empty_backbone(f"b{number}") if self._own_backbones else self._shared
-        head = near_empty_head(number, _classes(Path(spec.data_dir)))
+        head = near_empty_head(number, _classes(Path(spec.data_index)))
         manifest = near_empty_manifest(backbone, head, spec.model, spec.job_id)
         (out / BACKBONE_FILE).write_bytes(backbone)
         heads.save(head, out / HEAD_FILE)
@@ -83,8 +84,8 @@ class InstantLauncher:
         (out / REPORT_HTML_FILE).write_text("<!doctype html><title>none</title>")
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+def _classes(index: Path) -> tuple[str, ...]:
+    return tuple(count.label for count in indexes.load(index).classes)
 
 
 async def main() -> None:

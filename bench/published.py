@@ -112,7 +112,6 @@ def near_empty_manifest(backbone: bytes, head: Head, model: str = "", job_id: st
         validation_accuracy=0.0,
         validation_loss=0.0,
         dataset_digest="",
-        rejected_count=0,
         seed=0,
         hyperparameters={},
         preprocess=preprocess.describe(),

@@ -198,6 +198,7 @@ def load(
     division.check_labels(
         datasets, case_sensitive=case_sensitive or any(index.case_sensitive for index in read)
     )
+    of_bases = {image.path for images in datasets[:-1] for image in images}
     warnings: list[str] = []
     divided = division.divide(datasets, validation_fraction, seed, warnings)
     classes = division.check_classes(divided, warnings)
@@ -211,7 +212,7 @@ def load(
         digest=_digest(read),
         warnings=tuple(warnings),
         names={image.path: image.name for images in datasets for image in images},
-        own=frozenset(image.path for image in datasets[-1]),
+        own=frozenset(image.path for image in datasets[-1]) - of_bases,
         bit_depth=max(index.bit_depth for index in read),
     )
 

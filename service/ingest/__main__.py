@@ -1,10 +1,11 @@
-"""`python -m service.ingest`: reads one data set, in a process with limits.
+"""`python -m service.ingest`: reads one dataset, in a process with limits.
 
 Its standard input brings a `Task` as one line, and its closing tells that nobody waits any
 more. Its standard output has one JSON `Record` a line. What it is decoding stands in the
 file CURRENT_FILE, a slot a thread, so that a file that breaks a decoder can be named.
 """
 
+import errno
 import fcntl
 import mmap
 import os
@@ -33,14 +34,15 @@ from service.ingest.process import (
 _MANY_PIXELS = 16_000_000
 """Images with more are decoded one at a time, by all readers of a server together."""
 _PROGRESS_S = 0.25
+_CPU_ABOVE_S = 10
 
 
 def main() -> int:
-    """Reads the data set of the task; returns the exit code."""
+    """Reads the dataset of the task; returns the exit code."""
     faults.arm(os.environ.get(faults.VARIABLE, ""))
     task = msgspec.json.decode(sys.stdin.buffer.readline(), type=Task)
-    _limit(task)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    _limit(task)
     try:
         index = reader.read(
             task.request, _Inspector(task).inspect, task.threads, on_progress=_Progress().tell
@@ -51,8 +53,16 @@ def main() -> int:
     except GraftError as error:
         _send(Failed(reason=error.reason, message=error.message, field=error.field))
     except OSError as error:
-        _send(Failed(errno=error.errno or 0, message=error.strerror or str(error)))
+        if error.errno == errno.ENOMEM:
+            _send(Failed(is_out_of_memory=True))
+        else:
+            _send(Failed(errno=error.errno or 0, message=error.strerror or str(error)))
     except MemoryError:
+        _send(Failed(is_out_of_memory=True))
+    except RuntimeError as error:
+        # What Python says where there is no memory for a thread's stack.
+        if "start new thread" not in str(error):
+            raise
         _send(Failed(is_out_of_memory=True))
     return 0
 
@@ -60,16 +70,18 @@ def main() -> int:
 def _limit(task: Task) -> None:
     niceness = max(task.niceness, os.getpriority(os.PRIO_PROCESS, 0))
     os.setpriority(os.PRIO_PROCESS, 0, niceness)
-    for kind, most in (
-        (resource.RLIMIT_AS, task.memory_bytes),
-        (resource.RLIMIT_CPU, task.cpu_s),
-        (resource.RLIMIT_FSIZE, task.request.limits.max_unpacked_bytes + 2**30),
-        (resource.RLIMIT_NOFILE, 256),
-        (resource.RLIMIT_CORE, 0),
+    for kind, most, above in (
+        (resource.RLIMIT_AS, task.memory_bytes, 0),
+        # At the hard limit the system kills and does not say why; at the soft one it does.
+        (resource.RLIMIT_CPU, task.cpu_s, _CPU_ABOVE_S),
+        (resource.RLIMIT_FSIZE, task.request.limits.max_unpacked_bytes + 2**30, 0),
+        (resource.RLIMIT_NOFILE, 256, 0),
+        (resource.RLIMIT_CORE, 0, 0),
     ):
         _, hard = resource.getrlimit(kind)
-        allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (allowed, allowed))
+        if hard == resource.RLIM_INFINITY:
+            hard = most + above
+        resource.setrlimit(kind, (min(most, hard), min(most + above, hard)))
 
 
 def _end_with_parent() -> None:
@@ -84,7 +96,9 @@ class _Inspector:
         self._turn = Path(task.turn_file)
         work = Path(task.request.work)
         with (work / CURRENT_FILE).open("wb+") as file:
-            file.truncate(CURRENT_SLOT_BYTES * task.threads)
+            # Written, since a hole that cannot be filled on a full disk ends the process.
+            file.write(bytes(CURRENT_SLOT_BYTES * task.threads))
+            file.flush()
             self._current = mmap.mmap(file.fileno(), 0)
         self._free = list(range(task.threads))
 
@@ -93,7 +107,8 @@ class _Inspector:
         slot = self._free.pop()
         try:
             self._note(slot, name)
-            if preprocess.count_pixels(data) <= _MANY_PIXELS:
+            faults.reach("dataset.decoding")
+            if not _has_many_pixels(data):
                 return preprocess.inspect(data)
             with self._turn.open("wb") as turn:
                 fcntl.flock(turn, fcntl.LOCK_EX)
@@ -106,6 +121,13 @@ class _Inspector:
         at = slot * CURRENT_SLOT_BYTES
         data = name.encode(errors="replace")[:CURRENT_SLOT_BYTES]
         self._current[at : at + CURRENT_SLOT_BYTES] = data.ljust(CURRENT_SLOT_BYTES, b"\0")
+
+
+def _has_many_pixels(data: bytes) -> bool:
+    try:
+        return preprocess.count_pixels(data) > _MANY_PIXELS
+    except GraftError:
+        return False  # the decoder says what is wrong with it
 
 
 class _Progress:

@@ -129,17 +129,21 @@ class _Writer:
         name = parts_of(packed.name)
         if not name:
             return
+        before = self.entries.get(name)
         if packed.kind is not Kind.FILE or is_noise(name):
             self.entries[name] = Entry(name, packed.kind)
-            return
+        else:
+            self.entries[name] = Entry(name, Kind.FILE, self._written(packed))
+        if before is not None and before.path.name:
+            before.path.unlink()
+
+    def _written(self, packed: _Packed) -> Path:
         target = self._into / f"{self._count_entries:06d}"
         with packed.open() as reader, target.open("wb") as writer:
             while chunk := reader.read(_CHUNK_BYTES):
                 self._count(len(chunk))
                 writer.write(chunk)
-        if (before := self.entries.get(name)) is not None and before.kind is Kind.FILE:
-            before.path.unlink()
-        self.entries[name] = Entry(name, Kind.FILE, target)
+        return target
 
     def _count(self, more: int) -> None:
         self._check()

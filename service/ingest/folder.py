@@ -21,25 +21,13 @@ def walk(root: Path, max_entries: int | None = None) -> list[Entry]:
     Raises InvalidInput (DATASET_UNUSABLE) for more than `max_entries`, or where `root` itself
     cannot be read.
     """
-    found: list[Entry] = []
+    found: dict[Name, Entry] = {}
     # Not by recursion: folders may be nested deeper than Python's stack.
     waiting: list[Name] = [()]
     while waiting:
         above = waiting.pop()
         try:
-            with os.scandir(root.joinpath(*above)) as entries:
-                for inner in entries:
-                    name = (*above, inner.name)
-                    kind = _kind(inner)
-                    found.append(Entry(name, kind, Path(inner.path)))
-                    if kind is Kind.FOLDER and not is_noise((inner.name,)):
-                        waiting.append(name)
-                    if max_entries is not None and len(found) > max_entries:
-                        raise InvalidInput(
-                            Reason.DATASET_UNUSABLE,
-                            f"the folder holds more than {max_entries} files and folders, the "
-                            "most allowed: use fewer images",
-                        )
+            inside = _listed(root, above, max_entries)
         except OSError as error:
             if not above:
                 raise InvalidInput(
@@ -47,9 +35,34 @@ def walk(root: Path, max_entries: int | None = None) -> list[Entry]:
                     f"the folder cannot be read ({error.strerror}): put it back, or allow the "
                     "server to read it",
                 ) from error
-            found = [entry for entry in found if entry.name != above]
-            found.append(Entry(above, Kind.DENIED))
+            found[above] = Entry(above, Kind.DENIED)
+            continue
+        found.update((entry.name, entry) for entry in inside)
+        _check_count(len(found), max_entries)
+        waiting += [
+            entry.name
+            for entry in inside
+            if entry.kind is Kind.FOLDER and not is_noise(entry.name[-1:])
+        ]
+    return list(found.values())
+
+
+def _listed(root: Path, above: Name, max_entries: int | None) -> list[Entry]:
+    found: list[Entry] = []
+    with os.scandir(root.joinpath(*above)) as entries:
+        for inner in entries:
+            found.append(Entry((*above, inner.name), _kind(inner), Path(inner.path)))
+            _check_count(len(found), max_entries)
     return found
+
+
+def _check_count(count: int, max_entries: int | None) -> None:
+    if max_entries is not None and count > max_entries:
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"the folder holds more than {max_entries} files and folders, the most allowed: use "
+            "fewer images",
+        )
 
 
 def _kind(entry: "os.DirEntry[str]") -> Kind:

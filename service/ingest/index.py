@@ -1,4 +1,4 @@
-"""The index of a data set: its images, and what became of all files that it came with.
+"""The index of a dataset: its images, and what became of all files that it came with.
 
 Written once, by the reader; the store, the trainer and the checks read it, so that none of
 them looks at folders again.
@@ -23,12 +23,12 @@ from service.domain import (
 
 
 class IndexedImage(msgspec.Struct, frozen=True, array_like=True):
-    """One image of a data set."""
+    """One image of a dataset."""
 
     name: str
-    """Relative to the data set as it was sent, for people."""
+    """Relative to the dataset as it was sent, for people."""
     label: str
-    """Its class; of a data set without labels "" or the folder that names one."""
+    """Its class; of a dataset without labels "" or the folder that names one."""
     part: PartName
     digest: str
     """sha256 of its file, lower-case hex."""
@@ -37,7 +37,7 @@ class IndexedImage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True):
-    """A data set that was read."""
+    """A dataset that was read."""
 
     is_labelled: bool
     case_sensitive: bool = False
@@ -54,7 +54,7 @@ class Index(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_validation_part(self) -> bool:
-        """Whether the data set names its validation images itself."""
+        """Whether the dataset names its validation images itself."""
         return any(count.validation for count in self.classes)
 
 
@@ -75,7 +75,7 @@ def load(path: Path) -> Index:
 def digest_of(images: Iterable[IndexedImage], *, is_labelled: bool) -> str:
     """Returns sha256 over the sorted list of part, class and sha256 of every image.
 
-    Never the same for a data set with labels and for one without.
+    Never the same for a dataset with labels and for one without.
     """
     lines = sorted(f"{image.part}\0{image.label}\0{image.digest}\n" for image in images)
     digest = hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -107,7 +107,7 @@ def summarise(used: int, left_out: Sequence[LeftOutFile], nested: int = 0) -> Re
 
 
 def without(summary: ReadSummary, more: Sequence[LeftOutFile]) -> ReadSummary:
-    """Returns the summary of a data set of which some used images are left out, too."""
+    """Returns the summary of a dataset of which some used images are left out, too."""
     if not more:
         return summary
     counts = Counter({(row.reason, row.label): row.count for row in summary.left_out})

@@ -1,4 +1,4 @@
-"""Finds the images of a data set, their classes and their parts, among the names of its files.
+"""Finds the images of a dataset, their classes and their parts, among the names of its files.
 
 `CLASS/FILE`, at any depth below the class; or folders for training, validation and test with
 such class folders in each. These are taken as parts only where at least two of them stand
@@ -36,7 +36,7 @@ _SYSTEM = {
     "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "lost+found",
     "$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db",
     "ehthumbs_vista.db", "desktop.ini", "__macosx", "icon\r", "network trash folder",
-    "temporary items", "__pycache__", "nohup.out",
+    "temporary items", "__pycache__",
 }  # fmt: skip
 _FILE_SUFFIX_CHARS = 6
 """A link beside the classes with a shorter suffix than that was a file, not a class."""
@@ -72,7 +72,7 @@ class ImageFile:
     """A file that should be an image."""
 
     name: str
-    """Relative to the data set, for people."""
+    """Relative to the dataset, for people."""
     label: str
     part: PartName
     path: Path
@@ -82,7 +82,7 @@ class ImageFile:
 
 @dataclass
 class Arranged:
-    """The files of a data set, in the order of their names, and what is none of them."""
+    """The files of a dataset, in the order of their names, and what is none of them."""
 
     files: list[ImageFile] = field(default_factory=list)
     left_out: list[LeftOutFile] = field(default_factory=list)
@@ -93,7 +93,7 @@ def arrange(
 ) -> Arranged:
     """Finds classes and parts, in the order of names.
 
-    A data set that `is_labelled` must have them; of another one, folders are taken as classes
+    A dataset that `is_labelled` must have them; of another one, folders are taken as classes
     as far as they look like some, and no file is a stray. Raises InvalidInput
     (DATASET_UNUSABLE) for a class without files, class names that look the same, names that
     cannot be class names, and where there is no file at all; ARCHIVE_UNREADABLE for a name
@@ -105,7 +105,7 @@ def arrange(
     classes, beside = tree.classes_at(base)
     labels = _Labels(case_sensitive=case_sensitive)
     for part, folder in classes:
-        label = labels.add(folder) if is_labelled else _loose_label(folder.name[-1])
+        label = labels.add(folder) if is_labelled else loose_label(folder.name[-1])
         for entry in tree.leaves(folder):
             is_nested = len(entry.name) > len(folder.name) + 1
             _take(found, entry, label, part if is_labelled else "", is_nested=is_nested)
@@ -118,7 +118,7 @@ def arrange(
     found.files.sort(key=lambda file: (file.part, file.label, file.name))
     if is_labelled:
         labels.check()
-        _check_classes(found, labels, beside)
+        _check_classes(found, labels, beside, {part for part, _ in classes})
     elif not found.files:
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
@@ -175,11 +175,12 @@ def _look(label: str) -> str:
 
 
 def _places(*places: str) -> str:
-    named = [place for place in dict.fromkeys(places) if place]
-    return f" ({' and '.join(named)})" if len(named) > 1 else ""
+    named = [shown(place) for place in places if "/" in place]
+    return f" ({' and '.join(named)})" if named else ""
 
 
-def _loose_label(name: str) -> str:
+def loose_label(name: str) -> str:
+    """Returns the class that a name may be one of, without labels; empty where it cannot be."""
     label = canonical(name) if is_text(name) else ""
     is_one = label.casefold() != UNLABELLED and not label_problem(label)
     return label if is_one else ""
@@ -232,18 +233,22 @@ class _Tree:
                     noise.add(cut)
                     is_file = cut == entry.name and entry.kind is Kind.FILE
                     self.noise.append(_noise_row(cut, is_file=is_file))
+                    self._add_above(known, cut)
                 continue
             self._add(known, entry)
 
-    def _add(self, known: dict[Name, Entry], entry: Entry) -> None:
+    def _add_above(self, known: dict[Name, Entry], name: Name) -> None:
         # Archives may name files and not their folders.
-        for depth in range(1, len(entry.name)):
-            above = entry.name[:depth]
+        for depth in range(1, len(name)):
+            above = name[:depth]
             if above not in known:
                 known[above] = Entry(above, Kind.FOLDER)
                 self.children[above[:-1]].append(known[above])
             elif known[above].kind is not Kind.FOLDER:
                 raise _two_kinds(above)
+
+    def _add(self, known: dict[Name, Entry], entry: Entry) -> None:
+        self._add_above(known, entry.name)
         if (before := known.get(entry.name)) is None:
             known[entry.name] = entry
             self.children[entry.name[:-1]].append(entry)
@@ -350,7 +355,7 @@ def _looks_like_image(name: str) -> bool:
 
 
 class _Labels:
-    """The class names of a data set, and the folders that they came from."""
+    """The class names of a dataset, and the folders that they came from."""
 
     def __init__(self, *, case_sensitive: bool) -> None:
         self._case_sensitive = case_sensitive
@@ -383,7 +388,9 @@ class _Labels:
         return list(self._folders.items())
 
 
-def _check_classes(found: Arranged, labels: _Labels, beside: Sequence[Entry]) -> None:
+def _check_classes(
+    found: Arranged, labels: _Labels, beside: Sequence[Entry], parts: set[PartName]
+) -> None:
     if not labels.items():
         what = "no files were found"
         if beside:
@@ -393,6 +400,11 @@ def _check_classes(found: Arranged, labels: _Labels, beside: Sequence[Entry]) ->
             Reason.DATASET_UNUSABLE,
             f"{what}: the images must lie in a folder per class, or in train/, val/ and test/ "
             f"with a folder per class in each{_why_none(found.left_out)}",
+        )
+    for part in sorted(parts - {file.part for file in found.files}):
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"the part {part}/ holds no images: put some into its folders of classes, or remove it",
         )
     filled = {file.label for file in found.files}
     for label, folder in labels.items():
@@ -432,5 +444,5 @@ def _why_none(left_out: Sequence[LeftOutFile]) -> str:
 
 __all__ = [
     "MAX_LABEL_CHARS", "PARTS", "UNLABELLED", "Arranged", "Entry", "ImageFile", "Kind", "Name",
-    "arrange", "canonical", "check_alike", "check_given", "is_noise",
+    "arrange", "canonical", "check_alike", "check_given", "is_noise", "loose_label",
 ]  # fmt: skip

@@ -91,7 +91,7 @@ def file_name(said: str, place: int) -> str:
         char for char in unicodedata.normalize("NFC", base)
         if unicodedata.category(char) not in ("Cc", "Cs")
     )  # fmt: skip
-    return f"{place:06d}-{kept[-200:]}" if kept else f"{place:06d}"
+    return f"{place:06d}-{kept[-200:]}" if kept else f"image {place}"
 
 
 def _not_kept(name: str, why: str) -> InvalidInput:

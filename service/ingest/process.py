@@ -1,6 +1,6 @@
-"""Starts readers: a process for each data set, with limits on what it may use.
+"""Starts readers: a process for each dataset, with limits on what it may use.
 
-What a hostile file does to a decoder ends that process, and with it that data set alone.
+What a hostile file does to a decoder ends that process, and with it that dataset alone.
 Knows no database. Blocks; may be used by many threads.
 """
 
@@ -29,8 +29,10 @@ CURRENT_FILE = "reading"
 """In the folder of a request: the names of the files that are being decoded."""
 CURRENT_SLOT_BYTES = 512
 
-MEMORY_BYTES = 4 * 2**30
+MEMORY_BYTES = 2 * 2**30
 """Of addresses, which are more than what is used: an image of the largest size takes some 1 GB."""
+THREAD_MEMORY_BYTES = 2**29
+"""More for each thread, which may decode an image that is not among the largest."""
 CPU_S = 4 * 3600
 """Of processor time, of all threads together."""
 _MAX_READERS = 4
@@ -83,7 +85,7 @@ _decoder = msgspec.json.Decoder(Record)
 
 
 class ReaderProcesses:
-    """Reads data sets in processes of their own, a few at once; see `reader.Reader`."""
+    """Reads datasets in processes of their own, a few at once; see `reader.Reader`."""
 
     def __init__(
         self,
@@ -92,7 +94,7 @@ class ReaderProcesses:
         *,
         threads: int,
         niceness: int = 0,
-        memory_bytes: int = MEMORY_BYTES,
+        memory_bytes: int | None = None,
         cpu_s: int = CPU_S,
     ) -> None:
         self._environment = {k: v for k, v in environment.items() if not k.startswith("GRAFT_")}
@@ -100,7 +102,7 @@ class ReaderProcesses:
             self._environment[faults.VARIABLE] = plan
         self._threads = threads
         self._niceness = niceness
-        self._memory_bytes = memory_bytes
+        self._memory_bytes = memory_bytes or MEMORY_BYTES + threads * THREAD_MEMORY_BYTES
         self._cpu_s = cpu_s
         self._turn_file = folder / "turn"
         self._places = threading.Semaphore(_MAX_READERS)

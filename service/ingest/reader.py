@@ -1,8 +1,9 @@
-"""Reads and checks the files of a data set, and says what became of each.
+"""Reads and checks the files of a dataset, and says what became of each.
 
 The one reader: `read` for whatever comes in. Blocks; decodes on threads of its own.
 """
 
+import errno
 import hashlib
 import os
 from collections import Counter
@@ -13,7 +14,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from service import faults
 from service.domain import LeftOutFile, LeftOutReason, PartName
 from service.errors import GraftError, InvalidInput, Reason
 from service.inference import preprocess
@@ -29,9 +29,12 @@ IMAGES_FOLDER = "images"
 INDEX_FILE = "index.json"
 MAX_BAD_PART = 0.2
 MIN_BAD = 5
-"""Files that should be images and are none refuse a data set when they are at least so many and
+"""Files that should be images and are none refuse a dataset when they are at least so many and
 more than that part."""
 
+_NOT_AS_IT_WAS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENXIO}
+"""Of the path of an archive; any other error is the system's."""
+_NO_FAULT_OF_THE_FILE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC}
 _LISTED = 10
 _PRIORITY: dict[PartName, int] = {"test": 0, "val": 1, "train": 2, "": 3}
 """Of copies in several parts the first stays: an image is measured on, rather than learned from."""
@@ -62,7 +65,7 @@ class Given(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One data set to read: an archive, a folder of the server's, or images that were given."""
+    """One dataset to read: an archive, a folder of the server's, or images that were given."""
 
     work: str
     """A folder of its own: the index goes there, and `images/` with what is unpacked."""
@@ -89,7 +92,7 @@ class OverRoom(Exception):  # noqa: N818 - named for what happened
 
 
 class Reader(Protocol):
-    """Reads data sets."""
+    """Reads datasets."""
 
     def read(
         self,
@@ -111,25 +114,13 @@ def read(
     go_on: Callable[[], None] = lambda: None,
     on_progress: OnProgress = untold,
 ) -> Index:
-    """Reads a data set in this process; as `Reader.read`, with its images."""
+    """Reads a dataset in this process; as `Reader.read`, with its images."""
     work = Path(request.work)
     images_folder = work / IMAGES_FOLDER
     images_folder.mkdir(exist_ok=True)
     root = Path(request.folder) if request.folder else images_folder
     if request.given:
-        labels = dict.fromkeys(image.label for image in request.given)
-        layout.check_alike(((label, "") for label in labels), case_sensitive=request.case_sensitive)
-        arranged = Arranged(
-            files=[
-                ImageFile(
-                    image.name,
-                    layout.canonical(image.label),
-                    image.part,
-                    images_folder / image.file,
-                )
-                for image in request.given
-            ]
-        )
+        arranged = _arrange_given(request, images_folder)
     else:
         entries = _entries(request, images_folder, go_on)
         arranged = layout.arrange(
@@ -147,6 +138,19 @@ def read(
                 file.unlink()
     save(index, work / INDEX_FILE)
     return index
+
+
+def _arrange_given(request: ReadRequest, images: Path) -> Arranged:
+    label_of = layout.canonical if request.is_labelled else layout.loose_label
+    if request.is_labelled:
+        labels = dict.fromkeys(image.label for image in request.given)
+        layout.check_alike(((label, "") for label in labels), case_sensitive=request.case_sensitive)
+    return Arranged(
+        files=[
+            ImageFile(image.name, label_of(image.label), image.part, images / image.file)
+            for image in request.given
+        ]
+    )
 
 
 def inspect_here(data: bytes, _name: str) -> ImageFacts:
@@ -186,6 +190,8 @@ def _entries(
     try:
         archive = open_plain(path, path.parent)
     except (InvalidInput, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NOT_AS_IT_WAS:
+            raise
         raise InvalidInput(
             Reason.ARCHIVE_UNREADABLE,
             "the archive has gone, cannot be read, or has become a link since it was looked at: "
@@ -215,13 +221,15 @@ def examine(
     without any.
     """
     files = _sampled(arranged.files, most) if most else arranged.files
+    is_whole = len(files) == len(arranged.files)
 
     def look(file: ImageFile) -> tuple[IndexedImage, int, int] | LeftOutFile:
         try:
             data = read_plain(file.path, root)
-            faults.reach("dataset.decoding")
             facts = inspect(data, file.name)
         except (GraftError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in _NO_FAULT_OF_THE_FILE:
+                raise
             return _bad(file, error)
         digest = hashlib.sha256(data).hexdigest()
         path = str(file.path.relative_to(root))
@@ -238,11 +246,9 @@ def examine(
                 on_progress(len(outcomes), len(files))
     read_ones = [outcome for outcome in outcomes if isinstance(outcome, tuple)]
     bad = [outcome for outcome in outcomes if isinstance(outcome, LeftOutFile)]
-    _check_bad(
-        [*bad, *(row for row in arranged.left_out if row.reason in _BAD)],
-        len(read_ones),
-        is_labelled=is_labelled,
-    )
+    # Beside a sample, those of the whole dataset would weigh too much.
+    listed = [row for row in arranged.left_out if row.reason in _BAD] if is_whole else []
+    _check_bad([*bad, *listed], len(read_ones), is_labelled=is_labelled)
     images, copies = _without_copies([image for image, *_ in read_ones], is_labelled=is_labelled)
     left_out = [*arranged.left_out, *bad, *copies]
     _check_left(files, images, left_out, is_labelled=is_labelled)
@@ -261,8 +267,9 @@ def examine(
 
 
 def _sampled(files: Sequence[ImageFile], most: int) -> list[ImageFile]:
-    """Returns so many files, in turn from each class, as they come by a hash of their names."""
-    by_hash = sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).digest())
+    """Returns so many to learn from, in turn from each class, in the order of their names' hash."""
+    learned = [file for file in files if file.part in ("", "train")]
+    by_hash = sorted(learned, key=lambda file: hashlib.sha256(file.name.encode()).digest())
     turns: Counter[str] = Counter()
     keyed = []
     for file in by_hash:
@@ -305,6 +312,13 @@ def _check_left(
 ) -> None:
     if not is_labelled:
         return
+    for part in sorted({file.part for file in files} - {image.part for image in images}):
+        rows = [row for row in left_out if row.reason in _BAD]
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"the part {part}/ is left without images, since all its files are left out: "
+            f"{_listed(rows)}; mend them, or remove the folder",
+        )
     left = {image.label for image in images}
     for label in sorted({file.label for file in files} - left):
         rows = [row for row in left_out if row.label == label]

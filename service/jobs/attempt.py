@@ -33,7 +33,7 @@ from service.jobs.launcher import Launcher, Trainer, start_held
 from service.jobs.preparation import Preparation
 from service.jobs.settings import Kind, Settings
 from service.jobs.store import JobRecord, JobStore
-from service.jobs.uninterrupted import uninterrupted
+from service.jobs.uninterrupted import in_thread, uninterrupted
 from service.storage import disk_errors
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
@@ -140,29 +140,23 @@ class Attempts:
                 await uninterrupted(trainer.stop(self._settings.stop_grace_s))
 
     async def _prepared(self, job: JobRecord, kind: Kind) -> JobSpec:
-        stop = threading.Event()
         kept: Progressed | None = None
 
-        def progress(done: int, total: int) -> None:
-            nonlocal kept
-            now = Progressed("preparing", done / (total + 1), f"reading images: {done} of {total}")
-            if stop.is_set() or not _is_step(kept, now):
-                return
-            kept = now
-            # One that cannot be kept is only not shown.
-            with suppress(GraftError):
-                self._jobs.append_event(job.job_id, now)
+        def prepare(stop: threading.Event) -> JobSpec:
+            def progress(done: int, total: int) -> None:
+                nonlocal kept
+                detail = f"reading images: {done} of {total}"
+                now = Progressed("preparing", done / (total + 1), detail)
+                if stop.is_set() or not _is_step(kept, now):
+                    return
+                kept = now
+                # One that cannot be kept is only not shown.
+                with suppress(GraftError):
+                    self._jobs.append_event(job.job_id, now)
 
-        reading = asyncio.create_task(
-            asyncio.to_thread(self._preparation.spec, job, kind, progress, stop)
-        )
-        try:
-            return await asyncio.shield(reading)
-        except asyncio.CancelledError:
-            stop.set()
-            # Or what it goes on to write would fall into the job's next attempt.
-            await uninterrupted(asyncio.wait({reading}))
-            raise
+            return self._preparation.spec(job, kind, progress, stop)
+
+        return await in_thread(prepare)
 
     def clear(self, job_id: str, *, keep_checkpoint: bool) -> None:
         """See `Preparation`."""

@@ -11,6 +11,7 @@ import logging
 import secrets
 import shutil
 import signal
+import threading
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from service.jobs.killed import Deaths
 from service.jobs.launcher import Launcher, Trainer, start_held
 from service.jobs.request import RankRequest, allowed_path
 from service.jobs.settings import Settings, cache_owner
-from service.jobs.uninterrupted import uninterrupted
+from service.jobs.uninterrupted import in_thread, uninterrupted
 from service.jobs.weights import available
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
@@ -146,8 +147,8 @@ class Rankings:
             self._turn.release()
 
     async def _ranked(self, request: RankRequest, folder: Path) -> BackbonesRanked:
-        # A cancel does not end the thread, which may unpack an archive: the turn lasts as long.
-        spec = await uninterrupted(asyncio.to_thread(self._spec, request, folder))
+        # The turn lasts as long as the thread, which reads images.
+        spec = await in_thread(partial(self._spec, request, folder))
         limit_s = spec.time_budget_s + _SLACK_S
         trainer: Trainer | None = None
         try:
@@ -167,10 +168,10 @@ class Rankings:
             if trainer is not None:
                 await uninterrupted(trainer.stop(self._settings.stop_grace_s))
 
-    def _spec(self, request: RankRequest, folder: Path) -> RankSpec:
+    def _spec(self, request: RankRequest, folder: Path, stop: threading.Event) -> RankSpec:
         settings = self._settings
         folder.mkdir(parents=True)
-        data, index = self._data(request, folder)
+        data, index = self._data(request, folder, stop)
         exported = partial(self._models.exported_backbones, tenant=request.tenant)
         return RankSpec(
             data_dir=data,
@@ -194,7 +195,7 @@ class Rankings:
             feature_cache_owner=cache_owner(request.tenant),
         )
 
-    def _data(self, request: RankRequest, folder: Path) -> tuple[str, str]:
+    def _data(self, request: RankRequest, folder: Path, stop: threading.Event) -> tuple[str, str]:
         """Returns the folder of the images and the file of their index."""
         dataset_id = request.dataset_id
         if not dataset_id:
@@ -206,6 +207,7 @@ class Rankings:
                     folder / "data",
                     case_sensitive=request.case_sensitive_labels,
                     most=MOST_RANKED_IMAGES,
+                    is_abandoned=stop,
                 )
                 return str(path), str(index)
             dataset_id = self._datasets.import_archive(
@@ -213,6 +215,7 @@ class Rankings:
                 case_sensitive=request.case_sensitive_labels,
                 tenant=tenant,
                 max_stored_bytes=settings.max_stored_bytes_of(tenant),
+                is_abandoned=stop,
             ).dataset_id
         stored = self._datasets.path(self._datasets.get(dataset_id, request.tenant).dataset_id)
         return str(stored / IMAGES_FOLDER), str(stored / INDEX_FILE)

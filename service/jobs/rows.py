@@ -2,18 +2,21 @@
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from service.domain import DEFAULT_TENANT, JobState, ReadSummary, tenant_key
+from service.domain import DEFAULT_TENANT, ClassCount, JobState, ReadSummary, tenant_key
 from service.errors import InvalidInput, NotFound, OverQuota, Reason, WrongState
+from service.ingest.names import shown
 from service.jobs.contract import Progressed
 from service.jobs.request import JobRequest
 from service.storage.database import Connection
 
+MIN_CLASSES = 2
+"""That a job needs, with those of its base."""
 _MAX_ANCESTORS = 100
 _RETRY_AFTER_S = 30.0
 BESIDE_REQUEST_BYTES = 1024
@@ -59,13 +62,14 @@ def check_dataset(
     field: str = "dataset_id",
     *,
     is_target: bool = False,
+    is_alone: bool = False,
 ) -> None:
     """Raises NotFound (DATASET_NOT_FOUND), or InvalidInput for one that has no classes to learn.
 
-    Another tenant's is not found.
+    One that `is_alone`, without the images of a base, needs two. Another tenant's is not found.
     """
     row = connection.execute(
-        "SELECT is_unlabelled FROM datasets WHERE dataset_id = ? AND tenant = ?",
+        "SELECT is_unlabelled, classes_json FROM datasets WHERE dataset_id = ? AND tenant = ?",
         (dataset_id, tenant),
     ).fetchone()
     if row is None:
@@ -79,6 +83,21 @@ def check_dataset(
             Reason.DATASET_UNUSABLE,
             f"dataset {dataset_id} was uploaded without classes, so that it can be the target of "
             "domain adaptation alone: upload its images with their classes to learn from them",
+            field=field,
+        )
+    if is_alone:
+        classes = msgspec.json.decode(row["classes_json"], type=list[ClassCount])
+        check_classes([count.label for count in classes], field)
+
+
+def check_classes(labels: Collection[str], field: str) -> None:
+    """Raises InvalidInput (DATASET_UNUSABLE) for fewer classes than can be told apart."""
+    if len(labels) < MIN_CLASSES:
+        named = f" ({', '.join(map(shown, labels))})" if labels else ""
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"the images are of {len(labels)} class{named}, and {MIN_CLASSES} are needed to tell "
+            "apart: add images of another class, or grow a version that has some with `base`",
             field=field,
         )
 

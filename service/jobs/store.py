@@ -82,7 +82,9 @@ class JobStore:
                 rows.check_open_jobs(connection, tenant, max_open_jobs)
             self._check_room(connection)
             if request.dataset_id:
-                rows.check_dataset(connection, tenant, request.dataset_id)
+                rows.check_dataset(
+                    connection, tenant, request.dataset_id, is_alone=request.base is None
+                )
             if request.target_dataset_id:
                 rows.check_dataset(
                     connection,
@@ -205,9 +207,9 @@ class JobStore:
             return self._append(connection, job_id, payload)
 
     def check_dataset(self, dataset_id: str, tenant: str) -> None:
-        """Raises NotFound (DATASET_NOT_FOUND), or InvalidInput where it has no classes."""
+        """Raises NotFound (DATASET_NOT_FOUND), or InvalidInput unless it has 2 classes or more."""
         with self._database.read() as connection:
-            rows.check_dataset(connection, tenant, dataset_id)
+            rows.check_dataset(connection, tenant, dataset_id, is_alone=True)
 
     def use_dataset(self, job_id: str, dataset_id: str) -> None:
         """Notes that a job works on a dataset that its request did not name.

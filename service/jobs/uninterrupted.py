@@ -1,7 +1,8 @@
-"""Work that a cancelled task still ends: outcomes are saved, trainers are stopped."""
+"""Work that a cancelled task still ends: outcomes saved, trainers stopped, threads waited for."""
 
 import asyncio
-from collections.abc import Coroutine
+import threading
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -20,3 +21,21 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     if cancel is not None:
         raise cancel
     return result
+
+
+async def in_thread(work: Callable[[threading.Event], T]) -> T:
+    """Runs `work` in a thread and returns its result.
+
+    When the task is cancelled the event is set, at which `work` should give up, and the
+    task still ends only with the thread: so long it keeps its place.
+    """
+    is_abandoned = threading.Event()
+    task = asyncio.create_task(asyncio.to_thread(work, is_abandoned))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        is_abandoned.set()
+        # What it raises now is nobody's; asyncio logs what was not asked for.
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        await uninterrupted(asyncio.wait({task}))
+        raise

@@ -15,14 +15,16 @@ from grpc import aio
 from service import faults
 from service.domain import check_name
 from service.errors import Expired, InvalidInput, Reason
+from service.ingest.layout import canonical
 from service.jobs.lineage import Lineage
 from service.jobs.ranking import Rankings
 from service.jobs.request import JobRequest, RankRequest, allowed_path, check_request_id
+from service.jobs.rows import check_classes
 from service.jobs.settings import AllowedDirs
 from service.jobs.store import JobStore
+from service.jobs.uninterrupted import in_thread
 from service.jobs.watch import Watch
 from service.rpc import convert_jobs, convert_rankings, convert_requests
-from service.rpc.abandoned import in_thread
 from service.rpc.caller import caller
 from service.rpc.datasets import add_image
 from service.storage.datasets import DatasetStore
@@ -97,6 +99,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 message.inline_images.images,
                 is_abandoned,
                 case_sensitive=message.case_sensitive_labels,
+                is_alone=request.base is None,
             )
         if target_kind == "target_images":
             stored["target_dataset_id"] = self._store(
@@ -136,6 +139,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         target: str = "",
         *,
         case_sensitive: bool = False,
+        is_alone: bool = False,
     ) -> str:
         upload = self._datasets.begin_upload(
             "",
@@ -151,6 +155,9 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         try:
             for index, image in enumerate(images):
                 add_image(upload, image, f"{target or 'inline_images'}.images[{index}]")
+            if is_alone and images:
+                # So that a call that is refused stores nothing.
+                check_classes({canonical(image.label) for image in images}, "inline_images")
             return upload.finish().dataset_id
         except BaseException:
             # Not after a success: it abandons what else the call stores, too.
@@ -233,6 +240,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 message.inline_images.images,
                 is_abandoned,
                 case_sensitive=message.case_sensitive_labels,
+                is_alone=True,
             )
             request = msgspec.structs.replace(request, dataset_id=stored)
         elif request.dataset_id:

@@ -61,7 +61,9 @@ _JOB_CODES: dict[Reason, int] = {
 def from_error(error: BaseException) -> status_pb2.Status:
     """The status that an error leaves with."""
     if isinstance(error, GraftError):
-        code: int = _CODES[type(error)].value[0]
+        # Of the nearest kind: an error may be of one that is told apart inside the service alone.
+        kind = next(kind for kind in type(error).__mro__ if kind in _CODES)
+        code: int = _CODES[kind].value[0]
         quota = error.subject if isinstance(error, errors.OverQuota) else ""
         return _status(code, error.reason, error.message, error.field, error.retry_after_s, quota)
     incident = secrets.token_hex(6)

@@ -11,27 +11,28 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Each room of the service may import the rooms listed, and itself.
-LEAVES = {"domain", "errors", "class_folders", "control_groups", "telemetry", "faults"}
+LEAVES = {"domain", "errors", "control_groups", "telemetry", "faults"}
 LAW = {
     "control_groups": set(),
     "faults": set(),
     "errors": set(),
     "domain": {"errors"},
-    "class_folders": {"domain", "errors"},
     "telemetry": set(),
     "free_memory": set(),
     "metrics_server": set(),
     "config": {"jobs.contract"},
-    "storage": {*LEAVES, "jobs.contract"},
     "inference": {"domain", "errors", "telemetry"},
-    "jobs": {"storage", *LEAVES},
-    "rpc": {"inference", "jobs", "storage", *LEAVES},
+    "ingest": {"domain", "errors", "faults", "inference"},
+    "storage": {"ingest", "jobs.contract", *LEAVES},
+    "jobs": {"ingest", "storage", *LEAVES},
+    "rpc": {"inference", "ingest", "jobs", "storage", *LEAVES},
     "door": {"rpc", "config", *LEAVES},
     "tokens": {"rpc", "domain", "errors"},
     "app": {
         "door",
         "rpc",
         "inference",
+        "ingest",
         "jobs",
         "storage",
         "config",
@@ -43,7 +44,7 @@ LAW = {
     "__main__": {"app", "config", "telemetry", "errors", "faults"},
 }
 TRAINER_MAY = {
-    "jobs.contract", "inference", "class_folders", "control_groups", "domain", "errors", "faults",
+    "jobs.contract", "inference", "ingest", "control_groups", "domain", "errors", "faults",
 }  # fmt: skip
 
 

@@ -345,9 +345,12 @@ def test_reports_and_exports_are_written(run: Run, tmp_path: Path) -> None:
 
 
 def test_datasets_are_uploaded_listed_and_deleted(run: Run, folder: Path) -> None:
-    code, out, _ = run("datasets", "upload", folder, "--name", "mine", "--json")
+    code, out, err = run("datasets", "upload", folder, "--name", "mine", "--json")
     [dataset] = lines(out)
     assert (code, dataset["display_name"], dataset["image_count"]) == (0, "mine", 6)
+    assert dataset["summary"]["seen_count"] == 8
+    assert "6 of 8 files are used; left out: 1 link, 1 hidden" in err
+    assert "dog/link.jpg: link" in err
     assert "mine" in run("datasets")[1]
     assert lines(run("datasets", "get", dataset["dataset_id"], "--json")[1]) == [dataset]
     assert run("datasets", "delete", dataset["dataset_id"])[0] == 0
@@ -356,6 +359,24 @@ def test_datasets_are_uploaded_listed_and_deleted(run: Run, folder: Path) -> Non
     assert "unlabelled" in run("datasets")[1]
     assert run("datasets", "delete", unlabelled["dataset_id"])[0] == 0
     assert lines(run("datasets", "list", "--json")[1]) == []
+
+
+def test_labels_that_differ_in_case_alone_are_asked_for_by_a_flag(
+    run: Run, server: FakeGraft, folder: Path
+) -> None:
+    flag = "--case-sensitive-labels"
+    [dataset] = lines(run("datasets", "upload", folder, flag, "--json")[1])
+    assert dataset["case_sensitive_labels"]
+    assert run("finetune", folder, "--name", "cats", flag)[0] == 0
+    assert run("rank", folder, flag)[0] == 0
+    assert server.requests("FineTune")[0].case_sensitive_labels
+    assert server.requests("RankBackbones")[0].case_sensitive_labels
+
+
+def test_what_a_job_left_out_is_shown_as_it_goes(run: Run, folder: Path) -> None:
+    code, out, _ = run("finetune", folder, "--name", "cats")
+    assert code == 0
+    assert "6 images of 2 classes; 6 of 8 files are used; left out: 1 link, 1 hidden" in out
 
 
 def test_health_says_whether_the_server_serves(run: Run, server: FakeGraft) -> None:

@@ -1,18 +1,22 @@
 """What is uploaded is what lies there: streamed, in bounded memory, whole or not at all."""
 
+import errno
 import io
+import os
+import shutil
 import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import graft
 import numpy as np
 import pytest
 from graft import _uploads
 from graft.testing import FakeGraft
+from graft.v1 import dataset_pb2 as pb
 from PIL import Image
 
 
@@ -31,16 +35,138 @@ def test_a_folder_arrives_without_hidden_files_and_links(
     assert server.images(dataset.dataset_id) == expected(folder)
     assert dataset.display_name == "pets"
     assert dataset.classes == (graft.ClassCount("cat", 3, 0), graft.ClassCount("dog", 3, 0))
+    assert (dataset.summary.seen_count, dataset.summary.used_count) == (8, 6)
+    assert {(file.path, file.reason) for file in dataset.summary.files} == {
+        ("cat/.hidden", "hidden"),
+        ("dog/link.jpg", "link"),
+    }
+    assert str(dataset.summary) == "6 of 8 files are used; left out: 1 link, 1 hidden"
+
+
+def test_a_summary_has_every_reason_and_one_that_is_too_new() -> None:
+    numbers = sorted(pb.LeftOutReason.values())
+    message = pb.UploadDatasetResponse(
+        dataset=pb.Dataset(
+            summary=pb.ReadSummary(
+                seen_count=40,
+                used_count=3,
+                left_out=[
+                    pb.LeftOut(reason=number, label="cat", count=2)  # type: ignore[arg-type]
+                    for number in [*numbers, 99]
+                ],
+                left_out_files=[
+                    pb.LeftOutFile(
+                        path="cat/x", label="cat", reason=pb.LEFT_OUT_REASON_COPY, detail="why"
+                    )
+                ],
+                nested_count=1,
+            ),
+            classes=[pb.ClassCount(label="cat", train_count=1, validation_count=2, test_count=3)],
+            case_sensitive_labels=True,
+        )
+    )
+    dataset = _uploads.stored_as(message)
+    known = [name for name in get_args(graft.LeftOutReason) if name != "unknown"]
+    reasons = [row.reason for row in dataset.summary.left_out]
+    assert reasons == ["unknown", *known, "unknown"]
+    assert dataset.summary.left_out[1] == graft.LeftOut("unreadable", "cat", 2)
+    assert dataset.summary.files == (graft.LeftOutFile("cat/x", "cat", "copy", "why"),)
+    assert (dataset.summary.left_out_count, dataset.summary.nested_count) == (37, 1)
+    assert dataset.classes == (graft.ClassCount("cat", 1, 2, 3),)
+    assert dataset.case_sensitive_labels
+
+
+def test_a_jobs_data_summary_tells_what_was_left_out(
+    client: Any, server: FakeGraft, folder: Path
+) -> None:
+    job = client.fine_tune(folder, "pets")
+    told = [e.payload for e in job.events() if isinstance(e.payload, graft.DataSummary)]
+    assert [(t.summary.seen_count, t.summary.left_out_count) for t in told] == [(8, 2)]
+    assert client.get_job(job.job_id).data_summary == told[0].summary
+
+
+def test_labels_that_differ_in_case_alone_are_asked_for(
+    client: Any, server: FakeGraft, folder: Path
+) -> None:
+    assert not client.upload_dataset(folder).case_sensitive_labels
+    assert client.upload_dataset(folder, case_sensitive_labels=True).case_sensitive_labels
+    job = client.fine_tune(folder, "pets", case_sensitive_labels=True)
+    assert job.job.request.case_sensitive_labels
+    client.rank_backbones(folder, case_sensitive_labels=True)
+    [ranked] = server.requests("RankBackbones")
+    assert ranked.case_sensitive_labels
+
+
+def test_one_class_is_stored_and_makes_no_version_by_itself(
+    client: Any, server: FakeGraft, folder: Path
+) -> None:
+    server.add_model("pets")
+    shutil.rmtree(folder / "dog")
+    dataset = client.upload_dataset(folder)
+    assert dataset.classes == (graft.ClassCount("cat", 3, 0),)
+    with pytest.raises(graft.InvalidArgument, match="2 are needed"):
+        client.fine_tune(dataset, "pets")
+    client.fine_tune(dataset, "pets", base=graft.BaseVersion()).wait()
+
+
+def test_the_tar_of_a_folder_names_all_that_is_there_and_holds_images_alone(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    (folder / "cat" / "deep").mkdir()
+    (folder / "cat" / "deep" / "0.jpg").write_bytes(b"deep")
+    (folder / "gone").symlink_to(folder / "nowhere")
+    (folder / "also dog").symlink_to(folder / "dog")
+    os.mkfifo(folder / "cat" / "pipe")
+    chunks = [m.archive_chunk for m in _uploads.prepare(folder, "", None).messages()]
+    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as tar:
+        found = {member.name: (member.type, member.size) for member in tar}
+        assert all(not member.linkname for member in tar)
+    size = len(b"cat 0" * 100)
+    assert found == {
+        ".cache": (tarfile.DIRTYPE, 0),
+        "also dog": (tarfile.SYMTYPE, 0),
+        "cat": (tarfile.DIRTYPE, 0),
+        "cat/.hidden": (tarfile.REGTYPE, 0),
+        "cat/deep": (tarfile.DIRTYPE, 0),
+        "cat/deep/0.jpg": (tarfile.REGTYPE, 4),
+        "cat/pipe": (tarfile.FIFOTYPE, 0),
+        "dog": (tarfile.DIRTYPE, 0),
+        "dog/link.jpg": (tarfile.SYMTYPE, 0),
+        "empty": (tarfile.DIRTYPE, 0),
+        "gone": (tarfile.SYMTYPE, 0),
+        **{f"cat/{n}.jpg": (tarfile.REGTYPE, size) for n in range(3)},
+        **{f"dog/{n}.jpg": (tarfile.REGTYPE, size) for n in range(3)},
+    }
+
+
+@pytest.mark.parametrize("name", ["cat", "cat/1.jpg"])
+def test_what_may_not_be_read_is_refused_before_anything_is_sent(
+    client: Any, server: FakeGraft, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tests' user may read everything.
+    denied = str(folder / name)
+    scandir, access = os.scandir, os.access
+
+    def scan(path: Any) -> Any:
+        if os.fspath(path) == denied:
+            raise PermissionError(errno.EACCES, "Permission denied", denied)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: os.fspath(path) != denied and access(path, mode)
+    )
+    with pytest.raises(graft.InvalidArgument, match=f"{name} may not be read"):
+        client.upload_dataset(folder)
+    assert not server.requests("UploadDataset")
 
 
 def test_a_folder_with_splits_keeps_them(client: Any, server: FakeGraft, tmp_path: Path) -> None:
-    for split in ("train", "val"):
+    for split in ("train", "val", "test"):
         for label in ("cat", "dog"):
             (tmp_path / split / label).mkdir(parents=True)
             (tmp_path / split / label / "0.jpg").write_text(f"{split} {label}")
     dataset = client.upload_dataset(str(tmp_path), display_name="split")
-    assert dataset.has_validation_split
-    assert dataset.classes == (graft.ClassCount("cat", 1, 1), graft.ClassCount("dog", 1, 1))
+    assert dataset.classes == (graft.ClassCount("cat", 1, 1, 1), graft.ClassCount("dog", 1, 1, 1))
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
@@ -104,7 +230,8 @@ def test_a_large_file_is_sent_in_chunks_and_never_held_whole(tmp_path: Path) -> 
     assert {len(chunk.archive_chunk) for chunk in chunks[:-1]} == {_uploads.CHUNK_BYTES}
     archive = io.BytesIO(b"".join(chunk.archive_chunk for chunk in chunks))
     with tarfile.open(fileobj=archive) as tar:
-        assert [(m.name, m.size) for m in tar] == [("cat/big.jpg", size), ("dog/big.jpg", size)]
+        found = [(m.name, m.size) for m in tar if m.isfile()]
+    assert found == [("cat/big.jpg", size), ("dog/big.jpg", size)]
 
 
 def test_names_longer_and_stranger_than_a_tar_header_arrive(

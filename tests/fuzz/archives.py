@@ -1,4 +1,4 @@
-"""Archives of every format, as they come and with their checksums mended."""
+"""Archives of every format, as they come and with their checksums mended, to their classes."""
 
 import gzip
 import io
@@ -6,16 +6,22 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import msgspec
+
+from service.domain import LeftOutReason
 from service.errors import GraftError
-from service.storage.archives import Limits, unpack
+from service.ingest import layout
+from service.ingest.archives import Limits, unpack
+from service.ingest.layout import Entry, Kind, is_noise
+from service.ingest.names import label_problem
 from tests.fuzz.promise import Broken, Target
 
 LIMITS = Limits(max_upload_bytes=2**20, max_unpacked_bytes=2**20, max_files=50)
-_FOLDER_BYTES = 4096
 _MEMORY = Path("/dev/shm")
 
 
@@ -27,7 +33,7 @@ def _ground() -> Path:
 
 
 def run(data: bytes) -> None:
-    """Unpacks; nothing may be written elsewhere, or more than is allowed."""
+    """Unpacks and arranges; nothing may be written elsewhere, or more than is allowed."""
     mended = with_checksums(data)
     if mended != data:
         # Refused for its checksums most likely, which says nothing of the rest.
@@ -44,24 +50,47 @@ def _unpack(data: bytes) -> None:
     into.mkdir(parents=True)
     archive.write_bytes(data)
     try:
-        unpack(archive, into, "", LIMITS, lambda: None)
+        with archive.open("rb") as packed:
+            entries = unpack(packed, into, "", LIMITS, lambda: None, lambda _: None)
+        files = [entry.path for entry in entries if entry.kind is Kind.FILE and entry.path.name]
+        if sorted(files) != sorted(into.iterdir()):
+            raise Broken(f"files {files}, written {sorted(into.iterdir())}")
+        for is_labelled in (True, False):
+            with suppress(GraftError):
+                _arrange(entries, is_labelled=is_labelled)
     finally:
         inside = list(into.rglob("*"))
         beside = {str(p.relative_to(ground)) for p in ground.rglob("*")} - {
             str(p.relative_to(ground)) for p in inside
         }
-        strange = [p for p in inside if p.is_symlink() or not (p.is_file() or p.is_dir())]
-        size = sum(p.stat().st_size if p.is_file() else _FOLDER_BYTES for p in inside)
+        strange = [p for p in inside if p.is_symlink() or not p.is_file()]
+        size = sum(p.lstat().st_size for p in inside)
         shutil.rmtree(ground)
         ground.mkdir()
         if beside != {"archive", "a", "a/b", "a/b/into"}:
             raise Broken(f"written elsewhere: {sorted(beside)}")
         if strange:
-            raise Broken(f"neither files nor folders: {strange}")
+            raise Broken(f"no plain files: {strange}")
         if size > LIMITS.max_unpacked_bytes:
             raise Broken(f"{size} bytes were written")
         if len(inside) > LIMITS.max_files:
-            raise Broken(f"{len(inside)} files and folders were made")
+            raise Broken(f"{len(inside)} files were made")
+
+
+def _arrange(entries: Sequence[Entry], *, is_labelled: bool) -> None:
+    arranged = layout.arrange(entries, is_labelled=is_labelled)
+    for file in arranged.files:
+        if is_labelled and (problem := label_problem(file.label)):
+            raise Broken(f"the class {file.label!r}: {problem}")
+    # It is told in JSON.
+    told = [file.name for file in arranged.files] + [row.path for row in arranged.left_out]
+    msgspec.json.encode([*told, *(row.label for row in arranged.left_out)])
+    files = sum(entry.kind is Kind.FILE and not is_noise(entry.name) for entry in entries)
+    rows = sum(
+        row.reason in (LeftOutReason.STRAY, LeftOutReason.UNREADABLE) for row in arranged.left_out
+    )
+    if files != len(arranged.files) + rows:
+        raise Broken(f"of {files} files, {len(arranged.files)} are used and {rows} told of")
 
 
 def with_checksums(data: bytes) -> bytes:
@@ -125,9 +154,10 @@ TARGET = Target(
     run,
     seeds,
     modules=(
-        "service.storage.archives",
-        "service.storage.entry_names",
-        "service.storage.guarded",
+        "service.ingest.archives",
+        "service.ingest.guarded",
+        "service.ingest.layout",
+        "service.ingest.names",
         "tarfile",
         "zipfile",
     ),

@@ -7,7 +7,16 @@ from typing import Any
 
 import msgspec
 
-from service.domain import ClassCount, JobState, Manifest, Parity, RejectedFile
+from service.domain import (
+    ClassCount,
+    JobState,
+    LeftOut,
+    LeftOutFile,
+    LeftOutReason,
+    Manifest,
+    Parity,
+    ReadSummary,
+)
 from service.errors import Reason
 from service.jobs import contract, events
 from service.jobs.contract import (
@@ -35,6 +44,7 @@ _VALUES: tuple[object, ...] = (
     None, True, 0, -1, 0.5, 1e308, -1e308, 5e-324, 2**31 - 1, 2**31, 2**53, 2**63, 2**64, 10**30,
     "", "x" * 5000, "\ud800", "\0", "\u202e", "info", [], {}, [[[]]], ["x"] * 300,
     {"label": "x", "train": 2**31, "validation": 0}, {"path": "\ud800", "detail": 1},
+    {"reason": "copy", "label": "x", "count": 2**31}, "contradiction",
 )  # fmt: skip
 
 
@@ -133,7 +143,7 @@ def _valid() -> list[bytes]:
         validation_accuracy=1.0,
         validation_loss=0.01,
         dataset_digest="d" * 64,
-        rejected_count=0,
+        reading=ReadSummary(3, 3),
         seed=1,
         hyperparameters={"l2": 0.5},
         preprocess={"crop": 224},
@@ -147,9 +157,15 @@ def _valid() -> list[bytes]:
         duration_s=0.1,
     )
     ranked = RankedBackbone(backbone="resnet18", weights="w", score=0.5, image_ms=2.5)
+    summary = ReadSummary(
+        seen=4,
+        used=3,
+        left_out=[LeftOut(LeftOutReason.COPY, "cat", 1)],
+        files=[LeftOutFile("cat/a.png", "cat", LeftOutReason.COPY, "why")],
+    )
     records: list[contract.Record] = [
         Progressed("features", 0.5, "all"),
-        DataFound([ClassCount("cat", 2, 1)], [RejectedFile("a.png", "why")], 1, "d" * 64),
+        DataFound([ClassCount("cat", 2, 1)], summary, "d" * 64),
         epoch,
         Note("warning", "caf\u00e9"),
         contract.Heartbeat(),

@@ -3,6 +3,7 @@
 import base64
 import tempfile
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from graft.v1 import dataset_pb2, fine_tuning_pb2, prediction_pb2
 from service.domain import check_alias, check_name, tenant_key
 from service.errors import GraftError, InvalidInput
 from service.inference.engine import Classified, Decode
+from service.ingest import layout
+from service.ingest.names import file_name
 from service.jobs.request import JobRequest, allowed_path, check_request_id
 from service.rpc import convert, convert_jobs, convert_rankings, convert_requests, fine_tuning
 from service.rpc.caller import EVERYBODY, enter
 from service.rpc.prediction import PredictionServicer
 from service.storage import pages
-from service.storage.entry_names import file_name, label_problem
 from tests.fuzz.messages import made
 from tests.fuzz.promise import Broken, Target
 
@@ -108,11 +110,16 @@ def _list(message: fine_tuning_pb2.ListJobsRequest) -> None:
 def _upload(message: dataset_pb2.UploadDatasetRequest) -> None:
     convert.archive_format(message.header.format)
     name = file_name(message.image.filename, 1)
-    if "/" in name or "\0" in name or name in (".", "..") or len(name.encode()) > 255:
-        raise Broken(f"{name!r} is no safe file name")
-    label = message.image.label
-    if not label_problem(label) and (Path("/a", label).parent != Path("/a") or label == ".."):
-        raise Broken(f"{label!r} is no safe folder")
+    if "/" in name or "\0" in name or len(name) > 207:
+        raise Broken(f"{name!r} is no name for people")
+    msgspec.json.encode(name)
+    for is_labelled in (True, False):
+        with suppress(InvalidInput):
+            layout.check_given(message.image.label, is_labelled=is_labelled)
+            label = layout.canonical(message.image.label)
+            if "/" in label or label != layout.canonical(label):
+                raise Broken(f"{label!r} is no class name")
+            layout.check_alike([(label, ""), ("cat", "")], case_sensitive=is_labelled)
 
 
 class Serving:

@@ -26,7 +26,15 @@ from PIL import Image
 
 from service.app import App
 from service.config import Config
-from service.domain import ClassCount, Manifest, Parity
+from service.domain import (
+    ClassCount,
+    LeftOut,
+    LeftOutFile,
+    LeftOutReason,
+    Manifest,
+    Parity,
+    ReadSummary,
+)
 from service.inference import head as heads
 from service.inference.fake_runtime import FakeRuntime
 from service.inference.head import Head
@@ -35,6 +43,13 @@ from service.jobs.fake_launcher import FakeLauncher, Script
 from service.rpc import messages, parsing, server
 
 CLASSES = ("blue", "green", "red")
+SUMMARY = ReadSummary(
+    seen=10,
+    used=9,
+    left_out=[LeftOut(LeftOutReason.WRONG_FORMAT, "red", 1)],
+    files=[LeftOutFile("red/notes.txt", "red", LeftOutReason.WRONG_FORMAT, "no image")],
+)
+"""What a trainer tells of the files of three colours."""
 
 GUARD_S = 300.0
 """Ends a test that hangs, and is the limit on what must not come too late: some hundred times
@@ -84,7 +99,7 @@ def write_result(spec: JobSpec, **changes: object) -> None:
         validation_accuracy=1.0,
         validation_loss=0.01,
         dataset_digest="d" * 64,
-        rejected_count=0,
+        reading=SUMMARY,
         seed=spec.seed,
         hyperparameters={},
         preprocess={},
@@ -107,7 +122,7 @@ def write_result(spec: JobSpec, **changes: object) -> None:
 SUCCESS = Script(
     records=[
         Progressed("features", 0.5),
-        DataFound([ClassCount(label, 2, 1) for label in CLASSES], [], 0, "d" * 64),
+        DataFound([ClassCount(label, 2, 1) for label in CLASSES], SUMMARY, "d" * 64),
         EpochEnded(
             epoch=1,
             epochs=1,

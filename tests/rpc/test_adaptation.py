@@ -5,6 +5,7 @@ import pytest
 from graft.v1 import dataset_pb2, model_pb2
 from graft.v1 import fine_tuning_pb2 as pb
 
+from service.ingest import index
 from service.jobs.contract import DomainAdaptation, Finished
 from service.jobs.fake_launcher import Script
 from tests.rpc.conftest import (
@@ -61,8 +62,10 @@ async def test_an_adaptation_reaches_the_trainer_and_comes_back(service: Service
         learning_rate=0.01,
     )  # fmt: skip
     folder = service.data_dir / "datasets" / stored
-    assert spec.target_dir == str(folder)
-    assert sorted(p.name for p in folder.iterdir()) == ["red", "unlabelled"]
+    assert spec.target_dir == str(folder / "images")
+    assert spec.target_index == str(folder / "index.json")
+    read = index.load(folder / "index.json")
+    assert sorted(image.label for image in read.images) == ["", "", "red"]
     got = await service.datasets.GetDataset(dataset_pb2.GetDatasetRequest(dataset_id=stored))
     assert got.dataset.is_unlabelled
     assert (got.dataset.image_count, len(got.dataset.classes)) == (3, 0)

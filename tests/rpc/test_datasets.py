@@ -3,14 +3,15 @@
 import io
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import grpc
 import pytest
 from graft.v1 import dataset_pb2 as pb
 from graft.v1 import fine_tuning_pb2
 
-from tests.rpc.conftest import CLASSES, HANG, MakeService, Service, image, refusal
+from service.rpc.convert import read_summary
+from tests.rpc.conftest import CLASSES, HANG, SUMMARY, MakeService, Service, image, refusal
 
 Files = dict[str, bytes]
 
@@ -40,9 +41,9 @@ def zipped(files: Files) -> bytes:
 
 
 def upload(
-    archive: bytes, archive_format: int = 0, chunk: int = 1000
+    archive: bytes, archive_format: int = 0, chunk: int = 1000, name: str = "colours"
 ) -> Iterator[pb.UploadDatasetRequest]:
-    header = pb.UploadDatasetHeader(display_name="colours", format=archive_format)  # type: ignore[arg-type]
+    header = pb.UploadDatasetHeader(display_name=name, format=archive_format)  # type: ignore[arg-type]
     yield pb.UploadDatasetRequest(header=header)
     starts = range(0, len(archive), chunk)
     for start in starts:
@@ -52,6 +53,22 @@ def upload(
 
 def end(count: int) -> pb.UploadDatasetRequest:
     return pb.UploadDatasetRequest(end=pb.UploadDatasetEnd(message_count=count))
+
+
+def one_by_one(
+    images: Sequence[pb.LabelledImage], **header: bool
+) -> Iterator[pb.UploadDatasetRequest]:
+    yield pb.UploadDatasetRequest(header=pb.UploadDatasetHeader(**header))
+    for labelled in images:
+        yield pb.UploadDatasetRequest(image=labelled)
+    yield end(len(images))
+
+
+def entry(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    info.linkname = link
+    return info
 
 
 @pytest.mark.parametrize(
@@ -72,28 +89,125 @@ async def test_an_archive_of_every_kind_becomes_the_same_dataset(
     dataset = answer.dataset
     assert dataset.dataset_id == f"ds-{dataset.digest[:20]}"
     assert [(c.label, c.train_count) for c in dataset.classes] == [(c, 3) for c in CLASSES]
-    assert (dataset.image_count, dataset.rejected_count) == (9, 1)
-    assert dataset.rejected_files[0].path == "red/notes.txt"
-    assert not dataset.has_validation_split
+    assert dataset.image_count == 9
+    [file] = dataset.summary.left_out_files
+    assert file.detail
+    wrong = pb.LEFT_OUT_REASON_WRONG_FORMAT
+    assert dataset.summary == pb.ReadSummary(
+        seen_count=10,
+        used_count=9,
+        left_out=[pb.LeftOut(reason=wrong, label="red", count=1)],
+        left_out_files=[
+            pb.LeftOutFile(path="red/notes.txt", label="red", reason=wrong, detail=file.detail)
+        ],
+    )
     again = await service.datasets.GetDataset(pb.GetDatasetRequest(dataset_id=dataset.dataset_id))
     assert again.dataset == dataset
 
 
-async def test_images_sent_one_by_one_name_their_split(service: Service) -> None:
-    def messages() -> Iterator[pb.UploadDatasetRequest]:
-        yield pb.UploadDatasetRequest(header=pb.UploadDatasetHeader())
-        for label in CLASSES:
-            for n, split in enumerate((pb.SPLIT_TRAIN, pb.SPLIT_TRAIN, pb.SPLIT_VALIDATION)):
-                yield pb.UploadDatasetRequest(
-                    image=pb.LabelledImage(
-                        label=label, content=image(label, (20 + n, 20)), split=split
-                    )
-                )
-        yield end(3 * len(CLASSES))
+async def test_what_is_left_out_of_an_upload_is_told_with_its_reason(service: Service) -> None:
+    link = entry("green/link.png", tarfile.SYMTYPE, "/etc/passwd")
+    data = tar(
+        {
+            **good(),
+            "red/deep/er.png": image("red", (9, 9)),
+            "red/.hidden.png": b"",
+            "Thumbs.db": b"",
+            "readme.txt": b"words",
+            "blue/bad.png": image("blue")[:-30],
+            "blue/again.png": good()["blue/0.png"],
+        },
+        extra=[link],
+    )
+    summary = (await service.datasets.UploadDataset(upload(data))).dataset.summary
+    assert (summary.seen_count, summary.used_count, summary.nested_count) == (16, 10, 1)
+    assert {(row.reason, row.label, row.count) for row in summary.left_out} == {
+        (pb.LEFT_OUT_REASON_HIDDEN, "", 1),
+        (pb.LEFT_OUT_REASON_SYSTEM, "", 1),
+        (pb.LEFT_OUT_REASON_STRAY, "", 1),
+        (pb.LEFT_OUT_REASON_LINK, "green", 1),
+        (pb.LEFT_OUT_REASON_UNREADABLE, "blue", 1),
+        (pb.LEFT_OUT_REASON_COPY, "blue", 1),
+    }
+    assert {file.path for file in summary.left_out_files} == {
+        "red/.hidden.png",
+        "Thumbs.db",
+        "readme.txt",
+        "green/link.png",
+        "blue/bad.png",
+        "blue/again.png",
+    }
+    assert all(file.detail for file in summary.left_out_files)
 
-    dataset = (await service.datasets.UploadDataset(messages())).dataset
-    assert dataset.has_validation_split
-    assert [(c.train_count, c.validation_count) for c in dataset.classes] == [(2, 1)] * 3
+
+async def test_images_sent_one_by_one_name_their_split(service: Service) -> None:
+    splits = (pb.SPLIT_TRAIN, pb.SPLIT_TRAIN, pb.SPLIT_VALIDATION, pb.SPLIT_TEST)
+    images = [
+        pb.LabelledImage(label=label, content=image(label, (20 + n, 20)), split=split)
+        for label in CLASSES
+        for n, split in enumerate(splits)
+    ]
+    dataset = (await service.datasets.UploadDataset(one_by_one(images))).dataset
+    counts = [(c.train_count, c.validation_count, c.test_count) for c in dataset.classes]
+    assert counts == [(2, 1, 1)] * 3
+    packed = tar(
+        {
+            f"{part}/{image.label}/{n}.png": image.content
+            for n, image in enumerate(images)
+            for part in [{1: "train", 2: "Validation", 3: "testing"}[image.split]]
+        }
+    )
+    again = (await service.datasets.UploadDataset(upload(packed))).dataset
+    assert again.dataset_id == dataset.dataset_id
+
+
+async def test_labels_that_differ_in_case_alone_are_two_classes_for_who_says_so(
+    service: Service,
+) -> None:
+    images = [
+        pb.LabelledImage(label=label, content=image(label, (20 + n, 20)))
+        for label in ("red", "Red")
+        for n in range(label == "Red", 6, 2)
+    ]
+    found = await refusal(service.datasets.UploadDataset(one_by_one(images)))
+    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "DATASET_UNUSABLE")
+    assert "'red' and 'Red'" in found.message
+    assert "case_sensitive_labels" in found.message
+    answer = await service.datasets.UploadDataset(one_by_one(images, case_sensitive_labels=True))
+    assert answer.dataset.case_sensitive_labels
+    assert [c.label for c in answer.dataset.classes] == ["Red", "red"]
+
+    inline = fine_tuning_pb2.InlineImages(images=images)
+    request = fine_tuning_pb2.FineTuneRequest(model="m", inline_images=inline)
+    found = await refusal(service.fine_tuning.FineTune(request))
+    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "DATASET_UNUSABLE")
+    request.case_sensitive_labels = True
+    started = await service.fine_tuning.FineTune(request)
+    assert started.job.request.case_sensitive_labels
+    assert started.job.request.dataset_id == answer.dataset.dataset_id
+    await service.ended(started.job.job_id)
+    assert service.launcher.trainers[0].spec.case_sensitive_labels
+
+
+async def test_a_jobs_summary_is_in_its_events_and_stays_with_it(service: Service) -> None:
+    job = await service.make_model()
+    watching = service.fine_tuning.WatchJob(fine_tuning_pb2.WatchJobRequest(job_id=job.job_id))
+    [told] = [event.event.data async for event in watching if event.event.HasField("data")]
+    assert told.summary == read_summary(SUMMARY)
+    assert told.summary.seen_count == 10
+    assert job.data_summary == told.summary
+
+
+async def test_the_same_images_again_give_the_dataset_a_new_name_and_summary(
+    service: Service,
+) -> None:
+    first = (await service.datasets.UploadDataset(upload(tar(good())))).dataset
+    data = zipped({**good(), "red/notes.txt": b"not an image"})
+    second = (await service.datasets.UploadDataset(upload(data, name="again"))).dataset
+    assert (second.dataset_id, second.create_time) == (first.dataset_id, first.create_time)
+    assert (second.display_name, second.summary.seen_count) == ("again", 10)
+    listed = await service.datasets.ListDatasets(pb.ListDatasetsRequest())
+    assert list(listed.datasets) == [second]
 
 
 async def test_a_dataset_is_fine_tuned_on_listed_and_deleted(service: Service) -> None:
@@ -125,22 +239,12 @@ async def test_a_dataset_that_a_job_needs_is_not_deleted(make_service: MakeServi
     assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "DATASET_IN_USE")
 
 
-def entry(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type = kind
-    info.linkname = link
-    return info
-
-
 HARMFUL: dict[str, bytes] = {
     "parent in a tar": tar({**good(), "../evil.png": b"x"}),
     "parent in a zip": zipped({**good(), "red/../../evil.png": b"x"}),
     "absolute in a tar": tar({**good(), "/etc/evil.png": b"x"}),
     "absolute in a zip": zipped({**good(), "/etc/evil.png": b"x"}),
     "drive in a zip": zipped({**good(), "C:\\evil.png": b"x"}),
-    "symbolic link": tar(good(), extra=[entry("red/link", tarfile.SYMTYPE, "/etc/passwd")]),
-    "hard link": tar(good(), extra=[entry("red/link", tarfile.LNKTYPE, "red/0.png")]),
-    "device": tar(good(), extra=[entry("red/null", tarfile.CHRTYPE)]),
 }
 
 
@@ -153,6 +257,24 @@ async def test_an_archive_that_could_write_elsewhere_is_refused(
     assert not list(service.data_dir.parent.rglob("evil.png"))
     kept = await service.datasets.ListDatasets(pb.ListDatasetsRequest())
     assert not kept.datasets
+
+
+async def test_links_and_devices_of_an_archive_are_left_out_and_too_many_refuse_it(
+    service: Service,
+) -> None:
+    strange = [
+        entry("red/link", tarfile.SYMTYPE, "/etc/passwd"),
+        entry("red/hard", tarfile.LNKTYPE, "red/0.png"),
+        entry("red/null", tarfile.CHRTYPE),
+    ]
+    dataset = (await service.datasets.UploadDataset(upload(tar(good(), extra=strange)))).dataset
+    assert dataset.image_count == 9
+    link = pb.LEFT_OUT_REASON_LINK
+    assert list(dataset.summary.left_out) == [pb.LeftOut(reason=link, label="red", count=3)]
+    more = [entry(f"blue/{n}", tarfile.SYMTYPE, "/etc/passwd") for n in range(2)]
+    found = await refusal(service.datasets.UploadDataset(upload(tar(good(), extra=strange + more))))
+    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "DATASET_UNUSABLE")
+    assert "red/null" in found.message
 
 
 @pytest.mark.parametrize("make", [zipped, lambda files: tar(files, "w:gz")])
@@ -178,10 +300,35 @@ async def test_bytes_that_are_no_whole_archive_are_refused(service: Service) -> 
         assert found.reason in ("ARCHIVE_UNREADABLE", "DATASET_UNUSABLE", "INVALID_FIELD")
 
 
-async def test_one_class_only_is_refused(service: Service) -> None:
+async def test_one_class_alone_is_a_dataset_that_a_version_grows_by_and_none_is_made_of(
+    service: Service,
+) -> None:
+    await service.make_model()
     files = {f"red/{n}.png": image("red", (30 + n, 30)) for n in range(4)}
-    found = await refusal(service.datasets.UploadDataset(upload(tar(files))))
+    dataset = (await service.datasets.UploadDataset(upload(tar(files)))).dataset
+    assert [(c.label, c.train_count) for c in dataset.classes] == [("red", 4)]
+    request = fine_tuning_pb2.FineTuneRequest(model="colours", dataset_id=dataset.dataset_id)
+    ranked = fine_tuning_pb2.RankBackbonesRequest(dataset_id=dataset.dataset_id)
+    for call in (
+        service.fine_tuning.FineTune(request),
+        service.fine_tuning.RankBackbones(ranked),
+    ):
+        found = await refusal(call)
+        assert (found.code, found.reason, found.field) == (
+            grpc.StatusCode.INVALID_ARGUMENT, "DATASET_UNUSABLE", "dataset_id",
+        )  # fmt: skip
+        assert "'red'" in found.message
+    request.base.SetInParent()
+    started = await service.fine_tuning.FineTune(request)
+    job = await service.ended(started.job.job_id)
+    assert job.state == fine_tuning_pb2.JOB_STATE_SUCCEEDED
+
+
+async def test_a_class_without_images_is_refused_by_its_name(service: Service) -> None:
+    data = tar(good(), extra=[entry("white", tarfile.DIRTYPE)])
+    found = await refusal(service.datasets.UploadDataset(upload(data)))
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "DATASET_UNUSABLE")
+    assert "'white'" in found.message
 
 
 async def test_streams_out_of_order_are_refused(service: Service) -> None:

@@ -6,6 +6,7 @@ from graft.v1 import dataset_pb2, model_pb2
 from graft.v1 import fine_tuning_pb2 as pb
 
 from service.domain import Base
+from service.jobs.contract import BaseData
 from tests.rpc.conftest import HANG, SUCCESS, MakeService, Service, colours, refusal
 
 
@@ -23,8 +24,14 @@ async def test_a_job_grows_from_the_version_that_its_base_named_then(service: Se
     spec = service.launcher.trainers[1].spec
     assert spec.base == Base("colours", 1)
     datasets = service.data_dir / "datasets"
-    assert spec.base_data_dirs == [str(datasets / first.request.dataset_id)]
-    assert spec.data_dir == str(datasets / job.request.dataset_id)
+
+    def stored(dataset_id: str) -> BaseData:
+        folder = datasets / dataset_id
+        return BaseData(str(folder / "images"), str(folder / "index.json"), dataset_id)
+
+    assert spec.base_data == [stored(first.request.dataset_id)]
+    own = stored(job.request.dataset_id)
+    assert (spec.data_dir, spec.data_index) == (own.folder, own.index)
 
     started = await service.fine_tuning.FineTune(
         grown(pb.BaseVersion(model="colours", alias="latest"), model="more")
@@ -32,7 +39,7 @@ async def test_a_job_grows_from_the_version_that_its_base_named_then(service: Se
     await service.ended(started.job.job_id)
     spec = service.launcher.trainers[2].spec
     assert spec.base == Base("colours", 2)
-    assert spec.base_data_dirs == [str(datasets / j.request.dataset_id) for j in (first, job)]
+    assert spec.base_data == [stored(j.request.dataset_id) for j in (first, job)]
 
 
 async def test_a_retry_is_answered_with_its_job_though_latest_has_moved_and_the_base_is_gone(

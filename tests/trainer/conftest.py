@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.domain import LeftOutReason, ReadSummary
 from service.jobs.contract import FeatureBased, JobSpec, Record
 
 GUARD_S = 600.0
@@ -90,3 +91,8 @@ class Told(list[Record]):
 @pytest.fixture
 def told() -> Told:
     return Told()
+
+
+def left_out(summary: ReadSummary, reason: LeftOutReason | None = None) -> set[str]:
+    """Names what was left out, for whatever reason or for one."""
+    return {file.path for file in summary.files if reason in (None, file.reason)}

@@ -1,4 +1,4 @@
-"""Each file is read once, its features are computed once, and rejected files stay rejected."""
+"""The features of each image are computed once, in pieces, and kept between jobs."""
 
 import shutil
 import threading
@@ -10,7 +10,6 @@ import numpy as np
 import PIL
 import pytest
 
-from service import class_folders
 from service.errors import Damaged, InvalidInput, Reason
 from service.inference import preprocess
 from service.inference.fake_runtime import FakeSession
@@ -45,14 +44,14 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts how often each file was read, by its name below its folder."""
     counted: Counter[str] = Counter()
     lock = threading.Lock()
-    real = class_folders.read_plain
+    real = data.read_plain
 
-    def read(path: Path, root: Path | None = None) -> bytes:
+    def read(path: Path) -> bytes:
         with lock:
             counted[f"{path.parent.name}/{path.name}"] += 1
-        return real(path, root)
+        return real(path)
 
-    monkeypatch.setattr(class_folders, "read_plain", read)
+    monkeypatch.setattr(data, "read_plain", read)
     return counted
 
 
@@ -60,12 +59,12 @@ def expected(files: data.Files) -> np.ndarray:
     return files.decode().mean(axis=(1, 2), dtype=np.float32) / np.float32(255)
 
 
-def test_loading_a_dataset_reads_each_file_once_and_computes_its_features(
+def test_each_file_is_read_once_and_runs_in_batches_of_a_core_each(
     make_folder: MakeFolder, reads: Counter[str]
 ) -> None:
     source = FakeSource()
     made = Features(source, threads=3)
-    loaded = data.load(make_folder(per_class=40), 0.25, 0, examine=made.examine)
+    loaded = data.load(make_folder(per_class=40), 0.25, 0)
     train, validation = made.of(loaded.train), made.of(loaded.validation)
     assert len(reads) == 80
     assert set(reads.values()) == {1}
@@ -78,24 +77,6 @@ def test_loading_a_dataset_reads_each_file_once_and_computes_its_features(
     assert train.dtype == np.float32
 
 
-def test_what_is_rejected_and_in_which_order_is_as_without_features(
-    make_folder: MakeFolder,
-) -> None:
-    folder = make_folder(per_class=30)
-    whole = (folder / "red" / "0.png").read_bytes()
-    (folder / "red" / "0.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "red" / "15.png").write_text("no image")
-    (folder / "blue" / "3.png").write_bytes(b"")
-    shutil.copy(folder / "blue" / "4.png", folder / "blue" / "copy.png")
-    files = class_folders.find(folder)
-    with_features = Features(FakeSource(), threads=3).examine(files, folder)
-    without = class_folders.examine(
-        files, lambda content: preprocess.open_image(content) and None, folder, map
-    )
-    assert with_features == without
-    assert len(with_features[1]) == 3
-
-
 def test_a_second_job_computes_nothing_and_loads_no_backbone(
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:
@@ -105,9 +86,8 @@ def test_a_second_job_computes_nothing_and_loads_no_backbone(
         source = FakeSource()
         cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
         made = Features(source, cache, 2)
-        loaded = data.load(folder, 0.2, 0, examine=made.examine)
-        results.append(made.of(loaded.train))
-        assert (source.loads, made.computed) == (loads, 40 * loads)
+        results.append(made.of(data.load(folder, 0.2, 0).train))
+        assert (source.loads, made.computed) == (loads, 32 * loads)
         cache.close()
     np.testing.assert_array_equal(*results)
 
@@ -115,35 +95,34 @@ def test_a_second_job_computes_nothing_and_loads_no_backbone(
 def test_only_new_images_are_computed(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder(per_class=20)
     cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
-    data.load(folder, 0.2, 0, examine=Features(FakeSource(), cache).examine)
+    known = data.load(folder, 0.2, 0)
+    for part in (known.train, known.validation):
+        Features(FakeSource(), cache).of(part)
     shutil.copytree(make_folder("more", per_class=3, seed=9) / "red", folder / "red" / "new")
     # Another name for a known image changes nothing.
     (folder / "blue" / "0.png").rename(folder / "blue" / "renamed.png")
     made = Features(FakeSource(), cache)
-    loaded = data.load(folder, 0.2, 0, examine=made.examine)
-    assert made.computed == 3
+    loaded = data.load(folder, 0.2, 0)
     np.testing.assert_array_equal(made.of(loaded.train), expected(loaded.train))
+    made.of(loaded.validation)
+    assert made.computed == 3
 
 
 def test_another_backbone_finds_nothing_of_this_one(
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:
-    folder = make_folder()
+    images = data.load_unlabelled(make_folder())
     cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
     for space in ("one", "other"):
         made = Features(FakeSource(space), cache)
-        made.examine(class_folders.find(folder), folder)
+        made.of(images)
         assert made.computed == 12
 
 
-def test_features_of_known_files_are_computed_when_asked_for(
-    make_folder: MakeFolder, reads: Counter[str]
-) -> None:
+def test_features_come_in_the_order_that_is_asked_for(make_folder: MakeFolder) -> None:
     loaded = data.load(make_folder(per_class=10), 0.2, 0)
-    reads.clear()
     made = Features(FakeSource(), threads=2)
     np.testing.assert_array_equal(made.of(loaded.validation), expected(loaded.validation))
-    assert made.computed == len(loaded.validation)
     np.testing.assert_array_equal(
         made.of(loaded.validation.at([2, 0])), expected(loaded.validation)[[2, 0]]
     )
@@ -205,7 +184,7 @@ def test_views_follow_the_content_and_the_seed_and_are_kept(
     assert not np.array_equal(again.of_views(loaded.train, 3, seed=2), views)
 
 
-def test_a_backbone_that_does_not_load_ends_the_reading_with_its_error(
+def test_a_backbone_that_does_not_load_ends_the_work_with_its_error(
     make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = FakeSource()
@@ -214,23 +193,22 @@ def test_a_backbone_that_does_not_load_ends_the_reading_with_its_error(
         raise Damaged(Reason.MODEL_UNLOADABLE, "publish it again")
 
     monkeypatch.setattr(source, "load", refuse)
-    folder = make_folder(per_class=40)
+    images = data.load_unlabelled(make_folder(per_class=40))
     with pytest.raises(Damaged, match="publish it again"):
-        Features(source, threads=3).examine(class_folders.find(folder), folder)
+        Features(source, threads=3).of(images)
 
 
 def test_a_run_that_fails_ends_the_others_soon(make_folder: MakeFolder) -> None:
     source = FakeSource()
     source.session.fail_next = RuntimeError("no kernel")
-    folder = make_folder(per_class=100)
+    images = data.load_unlabelled(make_folder(per_class=100))
     with pytest.raises(RuntimeError, match="no kernel"):
-        Features(source, threads=1).examine(class_folders.find(folder), folder)
+        Features(source, threads=1).of(images)
     assert sum(source.session.batches) == 0
 
 
 def test_progress_ends_at_one(make_folder: MakeFolder, told: Told) -> None:
-    folder = make_folder()
-    Features(FakeSource(), send=told.append).examine(class_folders.find(folder), folder)
+    Features(FakeSource(), send=told.append).of(data.load_unlabelled(make_folder()))
     fractions = [record.fraction for record in told if isinstance(record, Progressed)]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0

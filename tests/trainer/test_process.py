@@ -64,7 +64,7 @@ def test_bad_data_ends_with_its_reason_before_torch_is_loaded(
         told = records(process)
         assert process.wait(GUARD_S) == ExitCode.FAILED
     assert isinstance(told[-1], Failed)
-    assert "one class only" in told[-1].message
+    assert "for 1 class (red)" in told[-1].message
 
 
 @pytest.mark.parametrize("how", ["sigterm", "parent gone"])

@@ -69,7 +69,7 @@ class Runs:
         cache = FeatureCache(self.cache, 2**30)
         features = Features(BackboneFile(Path(known.path), runtime, known.digest), cache, 2)
         try:
-            return features.of(datasets.load_unlabelled(folder, 2, examine=features.examine))
+            return features.of(datasets.load_unlabelled(folder, 2))
         finally:
             cache.close()
 

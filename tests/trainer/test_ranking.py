@@ -164,11 +164,12 @@ def test_a_lead_within_chance_is_said_to_be_none(
     assert "resnet34 (random weights) takes 1 ms" in ranked.explanation
 
 
-def test_validation_images_are_not_looked_at(
+def test_images_that_are_measured_or_tested_on_are_not_looked_at(
     make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
 ) -> None:
     make_folder("both/train", per_class=5)
-    folder = make_folder("both/val", per_class=7).parent
+    make_folder("both/test", per_class=3, seed=2)
+    folder = make_folder("both/val", per_class=7, seed=1).parent
     assert ranking.rank(spec(folder, pretrained("colours")), told.append).images == 10
 
 
@@ -376,12 +377,13 @@ def test_features_are_kept_for_the_jobs_that_follow(
 def test_images_of_one_class_or_none_that_is_readable_are_refused(
     make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
 ) -> None:
-    with pytest.raises(InvalidInput, match="readable ones were found for 1 classes") as caught:
+    with pytest.raises(InvalidInput, match="are of 1 class") as caught:
         ranking.rank(spec(make_folder(classes=("red",)), pretrained("colours")), told.append)
     assert caught.value.reason is Reason.DATASET_UNUSABLE
     empty = make_folder("empty", per_class=0)
-    (empty / "red" / "a.png").write_bytes(b"no image")
-    with pytest.raises(InvalidInput, match="for 0 classes and 1 could not be read"):
+    for label in ("blue", "red"):
+        (empty / label / "a.png").write_bytes(b"no image")
+    with pytest.raises(InvalidInput, match=r"no image was found among 2 files: 'blue/a\.png'"):
         ranking.rank(spec(empty, pretrained("colours")), told.append)
 
 
@@ -436,7 +438,7 @@ def test_people_get_a_table_and_the_reason(
     assert problem.startswith("vgg16: there is no backbone 'vgg16'")
     assert main(["rank-folder", folder + "/nowhere"]) == 2
     assert main(["rank-folder", folder + "/red"]) == 3
-    assert "no files were found" in capfd.readouterr().err
+    assert "there is no folder of a class beside" in capfd.readouterr().err
 
 
 def test_real_weights_come_before_random_ones_on_ten_photos_a_class(

@@ -3,13 +3,19 @@
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from service.domain import GateCheck, Manifest, Parity
+from service.domain import (
+    GateCheck,
+    LeftOutFile,
+    LeftOutReason,
+    Manifest,
+    Parity,
+    ReadSummary,
+)
 from service.jobs.contract import BackbonesRanked, EpochEnded, RankedBackbone
 from tests.trainer.conftest import MakeFolder
 from trainer import data, evaluate
@@ -83,7 +89,6 @@ def _manifest(found: Data, probabilities: np.ndarray) -> Manifest:
         validation_accuracy=metrics.accuracy,
         validation_loss=metrics.loss,
         dataset_digest=found.digest,
-        rejected_count=0,
         seed=0,
         hyperparameters={"l2": 0.1},
         preprocess={},
@@ -192,7 +197,7 @@ def test_the_json_of_a_report_reads_back_and_an_older_one_does_too(found: Data) 
     assert msgspec.json.decode(encoded, type=report.Report) == made
     plain = msgspec.json.decode(encoded)
     assert plain["format"] == 1
-    first = {"format", "manifest", "metrics", "epochs", "data", "rejected", "warnings", "mistakes",
+    first = {"format", "manifest", "metrics", "epochs", "data", "summary", "warnings", "mistakes",
              "examples"}  # fmt: skip
     older = {key: plain[key] for key in first}
     del older["metrics"]["balanced_accuracy"]
@@ -225,7 +230,7 @@ def test_images_of_both_parts_are_ranked_together_by_their_margin(found: Data) -
     suspects = Suspects([Suspect(1, 0, 1, 0.7, -0.4)], [Suspect(0, 0, 1, 0.9, -0.8)])
     made = _report(found, Findings(suspects=suspects))
     assert [(s.part, s.place) for s in made.suspects] == [("validation", 0), ("train", 1)]
-    assert made.suspects[0].file == str(found.validation.paths[0].relative_to(found.root))
+    assert made.suspects[0].file == found.names[found.validation.paths[0]]
 
 
 def test_the_page_shows_a_dozen_mistakes_and_the_json_lists_more(found: Data) -> None:
@@ -237,9 +242,19 @@ def test_the_page_shows_a_dozen_mistakes_and_the_json_lists_more(found: Data) ->
     assert page.to_html(made, found).count("<img") == 12 + 2
 
 
-def test_an_image_below_another_root_is_named_by_its_class(found: Data, tmp_path: Path) -> None:
-    elsewhere = replace(found, root=tmp_path / "other")
-    assert re.fullmatch(r"(blue|red)/\d+\.png", _report(elsewhere).mistakes[0].file)
+def test_images_are_named_as_people_know_them(found: Data) -> None:
+    stored = replace(found, names={path: f"ds-1/{name}" for path, name in found.names.items()})
+    assert re.fullmatch(r"ds-1/(blue|red)/\d+\.png", _report(stored).mistakes[0].file)
+
+
+def test_what_was_left_out_is_counted_and_the_first_files_are_listed(found: Data) -> None:
+    files = [LeftOutFile("red/<b>.txt", "red", LeftOutReason.WRONG_FORMAT, "is no image")]
+    summary = ReadSummary(seen=50, used=40, files=files)
+    made = _report(replace(found, summary=summary))
+    assert made.summary == summary
+    text = _read(page.to_html(made, found))
+    assert "10 of 50, the first 1 are listed" in text
+    assert "red/<b>.txt" in text
 
 
 def test_epochs_are_drawn_when_there_are_several(found: Data) -> None:

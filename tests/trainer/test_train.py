@@ -24,17 +24,20 @@ from service.inference import preprocess
 from service.jobs.contract import (
     BACKBONE_FILE,
     HEAD_FILE,
+    BaseData,
     DataFound,
     EpochEnded,
     ExportedBackbone,
     FeatureBased,
     Finished,
+    Gate,
+    Method,
     ModelBased,
     Note,
     encode,
 )
 from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec, Told
-from trainer import backbones, compute, export, job, stages, train
+from trainer import backbones, compute, data, export, job, stages, train
 from trainer.methods import model_based
 from trainer.recipes import settings
 
@@ -116,7 +119,7 @@ def test_model_based_transfer_trains_every_layer_and_tells_every_epoch(
 
     report = json.loads((Path(spec.out_dir) / "report.json").read_bytes())
     assert len(report["epochs"]) == 3
-    assert report["rejected"][0]["path"] == "red/notes.txt"
+    assert report["summary"]["files"][0]["path"] == "red/notes.txt"
     page = (Path(spec.out_dir) / "report.html").read_text()
     assert "<polyline" in page
     assert "data:image/jpeg;base64," in page
@@ -186,8 +189,6 @@ def test_the_same_seed_gives_the_same_model(
 def test_frozen_stages_and_batch_norm_stay_as_they_were(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
 ) -> None:
-    from trainer import backbones, data
-
     folder = make_folder(per_class=4)
     method = ModelBased(
         recipe="classic",
@@ -295,8 +296,6 @@ def test_a_probe_leaves_the_network_as_it_was() -> None:
 def test_training_sees_the_very_pixels_that_serving_makes(
     make_folder: MakeFolder,
 ) -> None:
-    from trainer import data
-
     loaded = data.load(make_folder(side=300), 0.2, seed=0)
     path = loaded.validation.paths[0]
     assert (loaded.validation.decode([0])[0] == preprocess.decode(path.read_bytes())).all()
@@ -404,13 +403,70 @@ def test_the_manifest_says_where_the_time_went(
 
 
 @pytest.mark.usefixtures("small_network")
+@pytest.mark.parametrize(
+    "method",
+    [
+        FeatureBased(l2=0.1),
+        ModelBased(epochs=8, batch_size=4, learning_rate=0.1, precision="fp32"),
+    ],
+    ids=["feature_based", "model_based"],
+)
+def test_a_test_part_is_measured_with_what_serves_and_nothing_is_chosen_on_it(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path, method: Method
+) -> None:
+    folder = make_folder("parts/train", per_class=8).parent
+    make_folder("parts/val", per_class=4, seed=1)
+    # Under the other's name: a choice by these images would go the wrong way.
+    tested = make_folder("parts/test", per_class=3, seed=2)
+    (tested / "red").rename(tested / "was-red")
+    (tested / "blue").rename(tested / "red")
+    (tested / "was-red").rename(tested / "blue")
+    fields: dict[str, object] = {
+        "method": method,
+        "backbone": "resnet18",
+        "weights": "random",
+        "threads": 1,
+        "gate": Gate(min_accuracy=0.5),
+    }
+    manifest = run(make_spec(folder, **fields), told)
+
+    served = exporting.compose(
+        (tmp_path / "out" / BACKBONE_FILE).read_bytes(),
+        heads.load(tmp_path / "out" / HEAD_FILE),
+        {},
+    )
+    session = onnxruntime.InferenceSession(served, providers=["CPUExecutionProvider"])
+    found = data.load(folder, 0.2, 0).test
+    (answers,) = session.run(None, {session.get_inputs()[0].name: found.decode()})
+    right = answers.argmax(axis=1) == found.targets
+    losses = -np.log(answers[np.arange(len(found)), found.targets])
+    assert manifest.test_count == 6
+    assert manifest.test_accuracy == pytest.approx(right.mean())
+    assert manifest.test_loss == pytest.approx(losses.mean(), rel=1e-3)
+    assert manifest.test_accuracy < 0.5 < manifest.validation_accuracy
+    assert manifest.gate_failures == []
+    (counted,) = told.of(DataFound)
+    assert isinstance(counted, DataFound)
+    assert [(c.train, c.validation, c.test) for c in counted.classes] == [(8, 4, 3), (8, 4, 3)]
+
+    shutil.rmtree(tested)
+    untested = run(make_spec(folder, out_dir=str(tmp_path / "untested"), **fields), Told())
+    assert (untested.test_count, untested.test_accuracy, untested.test_loss) == (0, None, None)
+    assert untested.validation_loss == manifest.validation_loss
+    assert untested.temperature == manifest.temperature
+    assert (tmp_path / "untested" / HEAD_FILE).read_bytes() == (
+        tmp_path / "out" / HEAD_FILE
+    ).read_bytes()
+
+
+@pytest.mark.usefixtures("small_network")
 def test_augmented_views_and_a_base_are_learned_from(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told
 ) -> None:
     base = make_folder("base", per_class=6)
     own = make_folder("own", per_class=6, classes=("green",), seed=1)
     shutil.copytree(make_folder("more", per_class=4, seed=2) / "red", own / "red")
-    spec = make_spec(own, method=FeatureBased(augmented_views=2), base_data_dirs=[str(base)])
+    spec = make_spec(own, method=FeatureBased(augmented_views=2), base_data=[BaseData(str(base))])
     manifest = run(spec, told)
     assert manifest.classes == ["blue", "green", "red"]
     assert manifest.hyperparameters["augmented_views"] == 2

@@ -16,6 +16,7 @@ from service.jobs.contract import (
     REPORT_HTML_FILE,
     REPORT_JSON_FILE,
     Base,
+    BaseData,
     DomainAdaptation,
     Gate,
     Incumbent,
@@ -151,7 +152,9 @@ def test_a_version_grows_by_images_and_a_class(
     new = make_folder("new", per_class=6, classes=("green", "red"), seed=5)
     cache = str(tmp_path / "features.sqlite")
     run(make_spec(old, out_dir=str(tmp_path / "first"), feature_cache=cache), told.append)
-    spec = make_spec(new, base=Base("colours", 1), base_data_dirs=[str(old)], feature_cache=cache)
+    spec = make_spec(
+        new, base=Base("colours", 1), base_data=[BaseData(str(old))], feature_cache=cache
+    )
     manifest = run(spec, told.append)
     assert manifest.classes == ["blue", "green", "red"]
     assert manifest.base == Base("colours", 1)
@@ -274,6 +277,28 @@ def test_images_beside_the_class_folders_of_a_target_are_adapted_to(
     found = report_of(tmp_path / "out").adaptation
     assert found is not None
     assert (found.target_images, manifest.validation_count) == (24, 16)
+
+
+@pytest.mark.parametrize(("is_target", "tested"), [(True, 0), (False, 6)])
+def test_a_test_of_the_source_is_told_only_where_the_source_is_measured_on(
+    domains: tuple[Path, Path],
+    make_folder: MakeFolder,
+    make_spec: MakeSpec,
+    told: Told,
+    tmp_path: Path,
+    is_target: bool,
+    tested: int,
+) -> None:
+    source, target = domains
+    source.rename(tmp_path / "train")
+    source.mkdir()
+    (tmp_path / "train").rename(source / "train")
+    make_folder("source/test", per_class=2, classes=("blue", "green", "red"), seed=4)
+    method = DomainAdaptation(evaluate_on_target=is_target)
+    manifest = run(make_spec(source, method=method, target_dir=str(target)), told.append)
+    assert manifest.validated_on == ("target" if is_target else "source")
+    assert manifest.test_count == tested
+    assert (manifest.test_accuracy is None) is is_target
 
 
 def test_nothing_is_measured_on_target_images_that_were_learned_from(

@@ -21,7 +21,7 @@ from service.storage.database import Database
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 from tests.unit.jobs.conftest import request
-from tests.unit.storage.conftest import LIMITS, TENANT, decoders, write_result
+from tests.unit.storage.conftest import LIMITS, TENANT, FakeReader, write_result
 
 Break = Callable[[Path], object]
 
@@ -34,7 +34,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     database = Database(data)
     artifacts = Artifacts(data / "artifacts")
     models = ModelStore(database, artifacts)
-    datasets = DatasetStore(database, data / "datasets", decoders(), LIMITS)
+    datasets = DatasetStore(database, data / "datasets", FakeReader(), LIMITS)
     jobs = JobStore(database, max_queued=100)
     stored = {}
     for is_unlabelled in (False, True):
@@ -140,6 +140,13 @@ def leave(name: str) -> Break:
         path.touch()
 
     return run
+
+
+def swap_indexes(data: Path) -> None:
+    first, second = sorted(data.glob(f"{SET}/index.json"))
+    kept = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(kept)
 
 
 VERSION, SET = "artifacts/versions/*", "datasets/ds-*"
@@ -296,12 +303,26 @@ BROKEN: dict[str, tuple[Break, str]] = {
         "is of tenant acme, and its model birds is not",
     ),
     # datasets
-    "a dataset's folder is gone": (remove(SET), "dataset ds-.*: its folder cannot be read"),
-    "an image is gone": (remove(f"{SET}/cat/*"), "its folder holds 1 images of 7 bytes"),
-    "an image is damaged": (damage(f"{SET}/cat/*"), "dataset ds-.*: its images have digest"),
+    "a dataset's folder is gone": (remove(SET), "dataset ds-.*: its index or its images cannot"),
+    "an index is gone": (remove(f"{SET}/index.json"), "its index or its images cannot be read"),
+    "an index is damaged": (damage(f"{SET}/index.json"), "its index or its images cannot be read"),
+    "an image is gone": (remove(f"{SET}/images/*"), "its index or its images cannot be read"),
+    "an image is cut short": (
+        lambda data: os.truncate(one(data, f"{SET}/images/*"), 3),
+        r"holds 2 files, and its index 2 images of 10 bytes together, not 2 of 14",
+    ),
+    "an image is too many": (
+        lambda data: (one(data, SET) / "images" / "more").touch(),
+        r"holds 3 files, and its index 2 images of 14 bytes",
+    ),
+    "an image is damaged": (
+        damage(f"{SET}/images/*"),
+        "dataset ds-.*: 1 of its images are not what was stored, such as '000001-cat.png'",
+    ),
+    "an index is another dataset's": (swap_indexes, "dataset ds-.*: its index has digest"),
     "a class was counted wrong": (
         sql("UPDATE datasets SET classes_json = '[]' WHERE is_unlabelled = 0"),
-        "its classes have 0 images together, not 2",
+        "its classes are not those of its images",
     ),
     "a waiting job's dataset is gone": (
         sql("DELETE FROM datasets WHERE is_unlabelled = 0"),
@@ -346,7 +367,7 @@ def test_what_is_broken_is_told(what: str, data: Path, capsys: pytest.CaptureFix
 
 def test_contents_are_not_read_where_that_is_not_asked_for(data: Path) -> None:
     damage(f"{VERSION}/head.safetensors")(data)
-    damage(f"{SET}/cat/*")(data)
+    damage(f"{SET}/images/*")(data)
     assert check.main([str(data), "--quick"]) == check.EXIT_SOUND
     assert check.main([str(data)]) == check.EXIT_BROKEN
 

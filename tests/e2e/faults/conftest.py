@@ -63,7 +63,6 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         validation_accuracy=1.0,
         validation_loss=0.1,
         dataset_digest="0" * 64,
-        rejected_count=0,
         seed=0,
         hyperparameters={},
         preprocess=preprocess.describe(),

@@ -1,5 +1,6 @@
 """The server is killed while datasets, models and aliases change: all of a change, or nothing."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import graft
 import pytest
 
 from tests.e2e.conftest import GUARD_S
-from tests.e2e.faults.house import House, until_death
+from tests.e2e.faults.house import House, until_death, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.e2e
     "point",
     [
         "dataset.chunk_written",
-        "dataset.unpacked",
+        "dataset.read",
         "dataset.renamed",
         "dataset.kept",
         "dataset.image_written",
@@ -45,6 +46,40 @@ def test_an_upload_whose_server_is_killed_can_be_sent_again_and_is_stored_once(
     assert again.image_count == 4
     assert [dataset.dataset_id for dataset in client.list_datasets()] == [again.dataset_id]
     assert kept in ([], [again.dataset_id])
+    house.is_sound()
+
+
+@pytest.mark.parametrize("action", ["kill", "memory"])
+def test_an_upload_whose_reader_dies_is_refused_and_the_server_goes_on(
+    house: House, images: Path, action: str
+) -> None:
+    client = house.start(f"{action}@dataset.decoding")
+    with pytest.raises(graft.errors.ResourceExhausted) as refused:
+        client.upload_dataset(images)
+    assert refused.value.reason == "OUT_OF_MEMORY"
+    assert not list(client.list_datasets())
+    assert client.upload_dataset(images).image_count == 4
+    house.is_sound()
+
+
+def test_a_reader_that_hangs_ends_with_its_server(
+    house: House, images: Path, tmp_path: Path
+) -> None:
+    hangs = tmp_path / "hangs"
+    client = house.start(f"hang@dataset.decoding!{hangs}")
+
+    def upload() -> None:
+        with until_death():
+            client.upload_dataset(images)
+
+    uploading = threading.Thread(target=upload)
+    uploading.start()
+    wait_until(hangs.exists)
+    assert len(house.trainers()) == 1
+    house.kill()
+    uploading.join(GUARD_S)
+    client = house.start()
+    assert not list(client.list_datasets())
     house.is_sound()
 
 

@@ -76,7 +76,9 @@ def test_nothing_that_was_answered_is_lost_wherever_the_server_is_killed(
         client = house.start()
     else:
         with until_death():
-            go_on(client, steps, told)
+            # The reader of the images counts points of its own, and may die before its server.
+            with suppress(graft.errors.ResourceExhausted):
+                go_on(client, steps, told)
             house.server.process.kill()
         house.died()
         client = house.start()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.domain import JobState
+from service.domain import JobState, LeftOut, LeftOutFile, LeftOutReason, ReadSummary
 from service.jobs import supervisor as supervisor_module
 from service.jobs import watch as watch_module
 from service.jobs.contract import (
@@ -30,7 +30,7 @@ from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 from service.telemetry import Telemetry
-from tests.unit.storage.conftest import TENANT, write_result
+from tests.unit.storage.conftest import TENANT, MakeDatasets, write_result
 
 GUARD_S = 60.0
 """Ends a test that hangs."""
@@ -39,7 +39,13 @@ EPOCH = EpochEnded(
     epoch=1, epochs=3, train_loss=0.9, train_accuracy=0.5, validation_loss=0.8,
     validation_accuracy=0.6, images_per_second=100.0, eta_s=2.0, learning_rate=0.1,
 )  # fmt: skip
-FOUND = DataFound([ClassCount("cat", 1, 1), ClassCount("dog", 1, 1)], [], 0, "d" * 64)
+SUMMARY = ReadSummary(
+    seen=5,
+    used=4,
+    left_out=[LeftOut(LeftOutReason.WRONG_FORMAT, "cat", 1)],
+    files=[LeftOutFile("cat/notes.txt", "cat", LeftOutReason.WRONG_FORMAT, "no image")],
+)
+FOUND = DataFound([ClassCount("cat", 1, 1), ClassCount("dog", 1, 1)], SUMMARY, "d" * 64)
 FINISHED = Finished(0.5, 2)
 
 
@@ -102,7 +108,7 @@ MakeHouse = Callable[..., House]
 async def make_house(
     jobs: JobStore,
     models: ModelStore,
-    datasets: DatasetStore,
+    make_datasets: MakeDatasets,
     artifacts: Artifacts,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -126,6 +132,8 @@ async def make_house(
             retry_s=0.01,
         )
         settings = dataclasses.replace(settings, **changes)  # type: ignore[arg-type]
+        # One of its own, as each process has: a supervisor that stops makes it refuse jobs.
+        datasets = make_datasets()
         launcher, telemetry = FakeLauncher(*scripts), Telemetry({"version": "test"})
         warmed: list[StoredVersion] = []
 

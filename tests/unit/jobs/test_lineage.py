@@ -135,7 +135,7 @@ def test_the_chain_is_followed_though_its_versions_are_deleted(
     grown = lineage.grow(request(server_path=folder), "", None, None)
     second = train(server_path=folder, base=grown.base, base_job_id=grown.base_job_id)
     models.delete_version("birds", 1)
-    assert lineage.data_dirs(second.job_id) == [datasets.path(dataset_id), Path(folder)]
+    assert lineage.origins(second.job_id) == [dataset_id, Path(folder)]
 
 
 def test_a_deleted_dataset_ends_growing_until_the_same_images_are_back(

@@ -7,8 +7,10 @@ import pytest
 
 from service.domain import Base, GateCheck, JobState
 from service.errors import Reason, WrongState
+from service.ingest import index as indexes
 from service.jobs.contract import (
     BASELINES,
+    BaseData,
     DomainAdaptation,
     Gate,
     Incumbent,
@@ -19,10 +21,10 @@ from service.jobs.contract import (
 from service.jobs.events import Published
 from service.jobs.fake_launcher import Script
 from service.storage.database import Database
+from tests.unit.ingest.packing import FILES, tar_gz_of, zip_of
 from tests.unit.jobs.conftest import Queue
 from tests.unit.jobs.house import FINISHED, HANGS, MakeHouse, class_folders, good
 from tests.unit.storage.conftest import TENANT, write_result
-from tests.unit.storage.test_archives import FILES, tar_gz_of, zip_of
 from tests.unit.storage.test_datasets import IMAGES, upload
 
 MISSED = GateCheck(
@@ -164,7 +166,8 @@ async def test_a_second_attempt_finds_the_checkpoint_of_the_first_and_nothing_el
     job = queue(server_path=folder)
     await house.supervisor.start()
     assert (await house.ended(job.job_id)).attempts == 2
-    assert seen == [["checkpoint", "checkpoint/epoch-1", "out"]]
+    read = ["data", "data/images", "data/index.json"]
+    assert seen == [["checkpoint", "checkpoint/epoch-1", *read, "out"]]
     await house.supervisor.close(5)
     assert list(house.settings.work_dir.iterdir()) == []
 
@@ -227,8 +230,14 @@ async def test_a_grown_job_is_told_of_all_that_its_base_was_trained_on(
     spec = house.launcher.trainers[2].spec
     unpacked = house.jobs.get(two.job_id, TENANT).dataset_id
     assert (spec.base, spec.data_dir) == (Base("birds", 2), newest)
+    assert spec.data_index == str(house.settings.work_dir / three.job_id / "data" / "index.json")
     assert spec.base_digest == "b" * 64
-    assert spec.base_data_dirs == [oldest, str(house.datasets.path(unpacked))]
+    stored = house.datasets.path(unpacked)
+    first_index = str(house.settings.work_dir / three.job_id / "base-0" / "index.json")
+    assert spec.base_data == [
+        BaseData(oldest, first_index, "oldest"),
+        BaseData(str(stored / "images"), str(stored / "index.json"), unpacked),
+    ]
 
 
 async def test_a_job_whose_bases_images_went_while_it_waited_fails_and_says_so(
@@ -255,7 +264,8 @@ async def test_the_target_lies_where_the_trainer_finds_it(
     asked: dict[str, str] = {}
     if kind == "folder":
         asked["target_path"] = str(tmp_path / "target")
-        (tmp_path / "target").mkdir()
+        (tmp_path / "target" / "deep").mkdir(parents=True)
+        (tmp_path / "target" / "deep" / "a.png").write_bytes(b"PIC1")
     elif kind == "archive":
         asked["target_path"] = str(tmp_path / "target.zip")
         (tmp_path / "target.zip").write_bytes(zip_of({"deep/er/a.png": b"PIC1"}))
@@ -270,9 +280,13 @@ async def test_the_target_lies_where_the_trainer_finds_it(
     spec = (await house.trainer()).spec
     if kind == "folder":
         assert spec.target_dir == asked["target_path"]
+        (image,) = indexes.load(Path(spec.target_index)).images
+        assert (image.name, image.label) == ("deep/a.png", "deep")
         return
     (dataset,), _ = house.datasets.list(0, "", TENANT)
-    assert spec.target_dir == str(house.datasets.path(dataset.dataset_id))
+    stored = house.datasets.path(dataset.dataset_id)
+    assert spec.target_dir == str(stored / "images")
+    assert indexes.load(Path(spec.target_index)) == indexes.load(stored / "index.json")
     assert dataset.is_unlabelled is (kind != "labelled dataset")
     with pytest.raises(WrongState, match="is used by"):
         house.datasets.delete(dataset.dataset_id, TENANT)

@@ -39,7 +39,7 @@ class Slow(Rankings):
         self.unpacking = threading.Semaphore(0)
         self.go_on = threading.Event()
 
-    def _spec(self, request: RankRequest, folder: Path) -> RankSpec:
+    def _spec(self, request: RankRequest, folder: Path, stop: threading.Event) -> RankSpec:
         self.unpacking.release()
         assert self.go_on.wait(GUARD_S)
         return RankSpec(

@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from service.domain import JobState
+from service.domain import Base, JobState
 from service.errors import AlreadyExists, Exhausted, InvalidInput, NotFound, Reason, WrongState
 from service.jobs.contract import Note, Progressed
 from service.jobs.events import JobEvent, Published, StateChanged
@@ -82,6 +83,22 @@ def test_a_job_on_a_dataset_that_is_gone_is_refused(jobs: JobStore, datasets: Da
     with pytest.raises(NotFound) as caught:
         jobs.create(request(server_path="", dataset_id=dataset_id), "", "")
     assert caught.value.reason is Reason.DATASET_NOT_FOUND
+
+
+def test_a_dataset_of_one_class_is_enough_beside_a_base_alone(
+    jobs: JobStore, datasets: DatasetStore
+) -> None:
+    dataset_id = upload(datasets, IMAGES[:2]).dataset_id
+    asked = request(server_path="", dataset_id=dataset_id)
+    for refuse in (
+        lambda: jobs.create(asked, "", ""),
+        lambda: jobs.check_dataset(dataset_id, TENANT),
+    ):
+        with pytest.raises(InvalidInput, match=r"1 class \('cat'\)") as caught:
+            refuse()
+        assert (caught.value.reason, caught.value.field) == (Reason.DATASET_UNUSABLE, "dataset_id")
+    grown = msgspec.structs.replace(asked, base=Base("birds", 1))
+    assert jobs.create(grown, "", "")[1]
 
 
 def test_a_dataset_that_a_running_job_took_up_stays(

@@ -20,11 +20,11 @@ from service.jobs.contract import (
 from service.jobs.events import Published, StateChanged
 from service.jobs.fake_launcher import Script
 from service.storage.artifacts import StoredVersion
+from tests.unit.ingest.packing import FILES, tar_gz_of
 from tests.unit.jobs.conftest import Queue
 from tests.unit.jobs.house import EPOCH, FINISHED, FOUND, GUARD_S, HANGS, MakeHouse, good
 from tests.unit.loop_clock import LoopClock
 from tests.unit.storage.conftest import TENANT, digest, write_result
-from tests.unit.storage.test_archives import FILES, tar_gz_of
 from tests.unit.storage.test_datasets import IMAGES, upload
 
 
@@ -40,6 +40,9 @@ async def test_a_job_goes_from_the_queue_to_a_served_version(
         StateChanged(JobState.QUEUED),
         StateChanged(JobState.RUNNING),
         Progressed("preparing", 0.0),
+        Progressed("preparing", 0.0, "reading images: 0 of 2"),
+        Progressed("preparing", 1 / 3, "reading images: 1 of 2"),
+        Progressed("preparing", 2 / 3, "reading images: 2 of 2"),
         FOUND,
         EPOCH,
         Note("info", "x"),
@@ -70,6 +73,7 @@ async def test_the_spec_says_what_was_asked_and_what_the_server_chose(
     first, second = (trainer.spec for trainer in house.launcher.trainers)
     assert first == JobSpec(
         job_id=plain.job_id, model="birds", data_dir=folder,
+        data_index=str(tmp_path / "data" / "work" / plain.job_id / "data" / "index.json"),
         out_dir=str(tmp_path / "data" / "work" / plain.job_id / "out"), method=FeatureBased(),
         backbone=DEFAULT_BACKBONE, weights_dir=str(tmp_path / "weights"), time_budget_s=900,
         device="cpu", threads=3, provider="cpu", precision="fast",
@@ -115,13 +119,20 @@ async def test_the_jobs_folder_is_gone_after_it(
     assert list(house.settings.work_dir.iterdir()) == []
 
 
+def assert_reads(spec: JobSpec, dataset: Path) -> None:
+    assert (spec.data_dir, spec.data_index) == (
+        str(dataset / "images"),
+        str(dataset / "index.json"),
+    )
+
+
 async def test_data_comes_from_a_dataset(make_house: MakeHouse, queue: Queue) -> None:
     house = make_house(good())
     dataset = upload(house.datasets, IMAGES)
     job = queue(server_path="", dataset_id=dataset.dataset_id)
     await house.supervisor.start()
     await house.ended(job.job_id)
-    assert house.launcher.trainers[0].spec.data_dir == str(house.datasets.path(dataset.dataset_id))
+    assert_reads(house.launcher.trainers[0].spec, house.datasets.path(dataset.dataset_id))
 
 
 async def test_data_comes_from_an_archive_that_becomes_a_dataset(
@@ -133,7 +144,7 @@ async def test_data_comes_from_an_archive_that_becomes_a_dataset(
     await house.supervisor.start()
     assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
     (dataset,), _ = house.datasets.list(0, "", TENANT)
-    assert house.launcher.trainers[0].spec.data_dir == str(house.datasets.path(dataset.dataset_id))
+    assert_reads(house.launcher.trainers[0].spec, house.datasets.path(dataset.dataset_id))
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from service.jobs.lineage import Lineage
 from service.jobs.store import JobStore
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
+from tests.unit.ingest.packing import tar_of
 from tests.unit.jobs.conftest import Queue, request
 from tests.unit.jobs.house import FINISHED, MakeHouse, class_folders, good
 from tests.unit.storage.conftest import write_result
-from tests.unit.storage.test_archives import tar_of
 from tests.unit.storage.test_datasets import IMAGES
 from tests.unit.storage.test_tenants import ACME, BETA, upload
 
@@ -226,12 +226,12 @@ async def test_a_base_grows_from_what_its_tenant_may_read_still(
     lineage = Lineage(jobs, models, datasets, house.settings.allowed_dirs_of)
     grown = lineage.grow(request(ACMES), "", None, None)
     assert (grown.base, grown.base_job_id) == (Base(ACMES, 1), first.job_id)
-    assert lineage.data_dirs(first.job_id) == [images]
+    assert lineage.origins(first.job_id) == [images]
     for key in (BETAS, "birds"):
         with pytest.raises(NotFound) as caught:
             lineage.grow(request(key), "", None, None)
         assert caught.value.field == "base"
     dirs[ACME] = ()
     with pytest.raises(WrongState, match="version 1 of birds") as gone:
-        lineage.data_dirs(first.job_id)
+        lineage.origins(first.job_id)
     assert gone.value.reason is Reason.BASE_DATA_GONE

@@ -6,13 +6,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from service.domain import DEFAULT_TENANT, Manifest, Parity
+from service.domain import DEFAULT_TENANT, Manifest, Parity, ReadSummary
 from service.errors import InvalidInput, Reason
+from service.inference.preprocess import ImageFacts
+from service.ingest import reader
+from service.ingest.archives import Limits
+from service.ingest.index import Index
+from service.ingest.reader import Inspect, OnProgress, ReadRequest
 from service.jobs.contract import DEFAULT_BACKBONE, Gate
 from service.storage.artifacts import Artifacts
 from service.storage.database import Database
-from service.storage.datasets import DatasetStore, Limits
-from service.storage.decoders import Decoders
+from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 
 GUARD_S = 60.0
@@ -42,7 +46,7 @@ def manifest(job_id: str, model: str = "birds", **changes: object) -> Manifest:
         validation_accuracy=0.5,
         validation_loss=0.7,
         dataset_digest="d" * 64,
-        rejected_count=0,
+        reading=ReadSummary(seen=10, used=10),
         seed=0,
         hyperparameters={},
         preprocess={},
@@ -80,11 +84,31 @@ def write_result(
     return out_dir
 
 
-def decode(data: bytes) -> bytes:
+def inspect(data: bytes, _name: str) -> ImageFacts:
     """Takes for an image what begins with PIC."""
     if not data.startswith(b"PIC"):
         raise InvalidInput(Reason.IMAGE_UNREADABLE, "no image")
-    return data
+    return ImageFacts(pixels=1, bits=0)
+
+
+class FakeReader:
+    """Reads data sets in this process, of images that `inspect` knows."""
+
+    def __init__(self, inspect: Inspect = inspect, threads: int = 2) -> None:
+        self.inspect = inspect
+        self.threads = threads
+
+    def read(
+        self,
+        request: ReadRequest,
+        go_on: Callable[[], None] = lambda: None,
+        on_progress: OnProgress = reader.untold,
+    ) -> Index:
+        """Reads as the readers' processes do, and returns as they do: without the images."""
+        index = reader.read(
+            request, self.inspect, self.threads, go_on=go_on, on_progress=on_progress
+        )
+        return msgspec.structs.replace(index, images=[])
 
 
 @pytest.fixture
@@ -107,18 +131,13 @@ def models(database: Database, artifacts: Artifacts) -> ModelStore:
 LIMITS = Limits(max_upload_bytes=1_000_000, max_unpacked_bytes=1_000_000, max_files=100)
 
 
-def decoders(decode: Callable[[bytes], object] = decode, threads: int = 2) -> Decoders:
-    """Decoders for which each image has one pixel, and never too many."""
-    return Decoders(decode, lambda data: 1, threads=threads, max_pixels=threads)
-
-
 MakeDatasets = Callable[..., DatasetStore]
 
 
 @pytest.fixture
 def make_datasets(database: Database, tmp_path: Path) -> MakeDatasets:
     def make(limits: Limits = LIMITS) -> DatasetStore:
-        return DatasetStore(database, tmp_path / "data" / "datasets", decoders(), limits)
+        return DatasetStore(database, tmp_path / "data" / "datasets", FakeReader(), limits)
 
     return make
 

@@ -1,24 +1,26 @@
 import errno
 import os
-import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from service import class_folders
-from service.class_folders import SplitName
-from service.domain import ClassCount
-from service.errors import GraftError, InvalidInput, NotFound, Reason, Unavailable, WrongState
+from service.domain import ClassCount, LeftOut, LeftOutReason, PartName
+from service.errors import (
+    InvalidInput,
+    NotFound,
+    Reason,
+    WrongState,
+)
+from service.ingest import index
+from service.ingest.reader import INDEX_FILE
 from service.storage.database import Database
 from service.storage.datasets import DatasetRecord, DatasetStore, Limits, Upload
-from service.storage.entry_names import file_name, label_problem
-from tests.unit.storage.conftest import GUARD_S, LIMITS, TENANT, MakeDatasets, decoders
-from tests.unit.storage.test_archives import FILES, tar_gz_of, tar_of, zip_of
+from tests.unit.ingest.packing import FILES, tar_gz_of, tar_of, zip_of
+from tests.unit.storage.conftest import TENANT, MakeDatasets
 
-Images = list[tuple[str, bytes, SplitName]]
+Images = list[tuple[str, bytes, PartName]]
 IMAGES: Images = [("cat", b"PIC1", ""), ("cat", b"PIC2", ""), ("dog", b"PIC3", "")]
 
 
@@ -34,6 +36,17 @@ def send(datasets: DatasetStore, archive: bytes) -> DatasetRecord:
     for start in range(0, len(archive), 1000):
         sending.write(archive[start : start + 1000])
     return sending.finish()
+
+
+def stored(datasets: DatasetStore, dataset_id: str) -> dict[str, tuple[str, str, bytes]]:
+    """Reads a dataset's images by their index: name -> part, class and bytes."""
+    folder = datasets.path(dataset_id)
+    images = index.load(folder / INDEX_FILE).images
+    assert {image.path for image in images} == {p.name for p in (folder / "images").iterdir()}
+    return {
+        image.name: (image.part, image.label, (folder / "images" / image.path).read_bytes())
+        for image in images
+    }
 
 
 def leftovers(tmp_path: Path) -> list[Path]:
@@ -55,12 +68,11 @@ def test_images_become_a_dataset_that_can_be_read(datasets: DatasetStore, tmp_pa
     assert record.dataset_id == "ds-" + record.digest[:20]
     assert record.display_name == "pets"
     assert record.classes == [ClassCount("cat", 2, 0), ClassCount("dog", 1, 0)]
-    assert (record.image_count, record.size_bytes, record.rejected_count) == (3, 12, 0)
-    assert not record.has_validation_split
+    assert (record.image_count, record.size_bytes) == (3, 12)
+    assert (record.summary.seen, record.summary.used, record.summary.left_out) == (3, 3, [])
     assert datasets.get(record.dataset_id, TENANT) == record
-    files = class_folders.find(datasets.path(record.dataset_id))
-    assert sorted((f.label, f.path.read_bytes()) for f in files) == [
-        ("cat", b"PIC1"), ("cat", b"PIC2"), ("dog", b"PIC3"),
+    assert sorted(stored(datasets, record.dataset_id).values()) == [
+        ("", "cat", b"PIC1"), ("", "cat", b"PIC2"), ("", "dog", b"PIC3"),
     ]  # fmt: skip
     assert leftovers(tmp_path) == []
 
@@ -71,8 +83,11 @@ def test_an_archive_and_single_images_with_the_same_content_are_one_dataset(
 ) -> None:
     first = upload(datasets, IMAGES)
     second = send(datasets, make({f"wrapped/{k}": v for k, v in FILES.items()}))  # type: ignore[operator]
-    assert second == first
-    assert datasets.list(0, "", TENANT)[0] == [first]
+    assert second == replace(first, summary=second.summary)
+    assert (first.summary.nested, second.summary.nested) == (0, 1)
+    assert datasets.list(0, "", TENANT)[0] == [second]
+    # What is stored is what came first.
+    assert set(stored(datasets, first.dataset_id)) == {"image 1", "image 2", "image 3"}
     assert leftovers(tmp_path) == []
 
 
@@ -86,59 +101,85 @@ def test_the_same_upload_from_two_threads_at_once_makes_one_dataset(
     assert leftovers(tmp_path) == []
 
 
-def test_an_archive_on_the_servers_disk_is_imported(datasets: DatasetStore, tmp_path: Path) -> None:
-    archive = tmp_path / "pets.tar.gz"
-    archive.write_bytes(tar_gz_of(FILES))
-    record = datasets.import_archive(archive, tenant=TENANT)
-    assert record.display_name == "pets.tar.gz"
-    assert record == datasets.import_archive(archive, tenant=TENANT)
-    assert archive.exists()
-    assert leftovers(tmp_path) == []
+def test_images_that_come_again_get_the_name_and_the_summary_of_the_last_upload(
+    datasets: DatasetStore,
+) -> None:
+    first = upload(datasets, IMAGES, "pets")
+    copies: Images = [*IMAGES, IMAGES[0], ("dog", b"text", "")]
+    again = upload(datasets, copies, "more pets")
+    assert again == replace(first, display_name="more pets", summary=again.summary)
+    assert again.summary.left_out == [
+        LeftOut(LeftOutReason.COPY, "cat", 1),
+        LeftOut(LeftOutReason.UNREADABLE, "dog", 1),
+    ]
+    assert datasets.get(first.dataset_id, TENANT) == again
+    # A name is kept where the last upload brought none.
+    last = upload(datasets, IMAGES, "")
+    assert last == replace(first, display_name="more pets")
 
 
-def test_splits_that_are_named_are_kept(datasets: DatasetStore) -> None:
-    record = upload(
-        datasets,
-        [("cat", b"PIC1", "train"), ("dog", b"PIC2", "train"), ("dog", b"PIC3", "val")],
-    )
-    assert record.has_validation_split
-    assert record.classes == [ClassCount("cat", 1, 0), ClassCount("dog", 1, 1)]
+def test_parts_that_are_named_are_kept(datasets: DatasetStore) -> None:
+    images: Images = [
+        ("cat", b"PIC1", "train"),
+        ("dog", b"PIC2", "train"),
+        ("dog", b"PIC3", "val"),
+        ("cat", b"PIC4", "test"),
+    ]
+    record = upload(datasets, images)
+    assert record.classes == [ClassCount("cat", 1, 0, 1), ClassCount("dog", 1, 1, 0)]
+    found = stored(datasets, record.dataset_id).values()
+    assert sorted(found) == sorted((part, label, content) for label, content, part in images)
+
+
+def test_parts_of_an_archive_are_those_of_images_that_name_them(datasets: DatasetStore) -> None:
+    archive = {"train/cat/1": b"PIC1", "train/dog/2": b"PIC2", "test/cat/3": b"PIC3"}
+    images: Images = [
+        ("cat", b"PIC1", "train"),
+        ("dog", b"PIC2", "train"),
+        ("cat", b"PIC3", "test"),
+    ]
+    assert send(datasets, zip_of(archive)).digest == upload(datasets, images).digest
 
 
 def test_files_that_are_no_images_are_left_out_and_listed(datasets: DatasetStore) -> None:
-    bad = {f"cat/bad{n:03}.txt": b"text" for n in range(60)}
-    bad |= {f"dog/bad{n:03}.txt": b"text" for n in range(30)}
+    bad = {f"cat/bad{n}.txt": b"text" for n in range(4)} | {"notes.txt": b"text"}
     record = send(datasets, zip_of({**FILES, **bad}))
-    assert record.image_count == 3
-    assert record.rejected_count == 90
-    assert record.rejected[0].path == "cat/bad000.txt"
-    assert record.rejected[0].detail == "no image"
-    assert len(class_folders.find(datasets.path(record.dataset_id))) == 3
+    assert (record.image_count, record.summary.seen, record.summary.left_out_count) == (3, 8, 5)
+    assert record.summary.left_out == [
+        LeftOut(LeftOutReason.STRAY, "", 1),
+        LeftOut(LeftOutReason.UNREADABLE, "cat", 4),
+    ]
+    told = [(row.path, row.detail) for row in record.summary.files]
+    assert ("cat/bad0.txt", "no image") in told
+    assert len(stored(datasets, record.dataset_id)) == 3
 
 
-def test_no_more_than_a_hundred_rejected_files_are_listed(make_datasets: MakeDatasets) -> None:
+def test_no_more_than_a_hundred_left_out_files_are_listed(make_datasets: MakeDatasets) -> None:
     datasets = make_datasets(Limits(10**6, 10**6, 1000))
-    bad = {f"cat/bad{n:03}.txt": b"text" for n in range(150)}
-    record = send(datasets, tar_of({**FILES, **bad}))
-    assert (record.rejected_count, len(record.rejected)) == (150, 100)
+    copies = {f"cat/copy{n:03}.png": b"PIC1" for n in range(150)}
+    record = send(datasets, tar_of({**FILES, **copies}))
+    assert (record.summary.left_out_count, len(record.summary.files)) == (150, 100)
+    assert datasets.get(record.dataset_id, TENANT) == record
+
+
+def test_one_class_alone_is_a_dataset(datasets: DatasetStore) -> None:
+    assert upload(datasets, [("cat", b"PIC1", "")]).classes == [ClassCount("cat", 1, 0)]
 
 
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        ([("cat", b"PIC1", "")], "of 1 classes, and 2 are needed"),
-        ([("cat", b"PIC1", ""), ("dog", b"bad", "")], "1 are no readable images, such as 'dog/"),
-        ([("cat", b"PIC1", "val"), ("dog", b"PIC1", "val")], "of 0 classes"),
-        (
-            [("cat", b"P", "train"), ("cat", b"PIC1", "train"), ("dog", b"PIC1", "train"),
-             ("emu", b"PIC1", "val")],
-            "'emu' has validation images and none to learn from",
-        ),
+        ([("cat", b"bad", "")], "no image was found among 1 files"),
+        ([("cat", b"PIC1", ""), ("dog", b"bad", "")], "the class 'dog' is left without images"),
+        ([("cat", b"PIC1", ""), ("dog", b"PIC1", "")], "the class 'cat' is left without images"),
+        ([("cat", b"PIC1", ""), *[("cat", b"bad", "")] * 5], "5 of 6 files are no readable images"),
+        ([("cat", b"PIC1", ""), ("Cat", b"PIC2", "")], "differ in upper and lower case alone"),
+        ([("caf\u00e9", b"PIC1", ""), ("cafe\u0301", b"PIC2", "")], "look the same"),
         ([], "brought nothing"),
     ],
-    ids=["one class", "unreadable", "validation alone", "class without training", "nothing"],
+    ids=["no image", "unreadable", "contradicted", "too many", "case", "forms", "nothing"],
 )  # fmt: skip
-def test_what_cannot_be_trained_on_is_refused(
+def test_what_cannot_be_used_is_refused_and_leaves_nothing(
     datasets: DatasetStore, tmp_path: Path, images: Images, said: str
 ) -> None:
     with pytest.raises(InvalidInput, match=said) as caught:
@@ -164,35 +205,42 @@ def test_a_bad_class_name_in_an_archive_is_refused(datasets: DatasetStore) -> No
     assert caught.value.reason is Reason.DATASET_UNUSABLE
 
 
-def test_a_class_name_in_two_unicode_forms_is_one_class(datasets: DatasetStore) -> None:
-    record = upload(
-        datasets, [("caf\u00e9", b"PIC1", ""), ("cafe\u0301", b"PIC2", ""), ("x", b"PIC", "")]
-    )
+def test_a_class_name_is_kept_in_one_form_without_blanks_around_it(datasets: DatasetStore) -> None:
+    record = upload(datasets, [(" cafe\u0301 ", b"PIC1", ""), ("x", b"PIC", "")])
     assert [c.label for c in record.classes] == ["caf\u00e9", "x"]
+    assert send(datasets, tar_of({"cafe\u0301/1": b"PIC1", "x /1": b"PIC"})).digest == record.digest
 
 
-def test_a_class_called_train_is_refused_unless_the_splits_are_named(
+@pytest.mark.parametrize("label", ["train", "val", "test"])
+def test_a_class_may_be_called_like_a_part(datasets: DatasetStore, label: str) -> None:
+    for part in ("", "train"):
+        record = upload(datasets, [(label, b"PIC1", part), ("bus", b"PIC2", part)])
+        assert [c.label for c in record.classes] == sorted(["bus", label])
+    record = send(datasets, tar_of({f"{label}/1.png": b"PIC1", "bus/2.png": b"PIC2"}))
+    assert [c.label for c in record.classes] == sorted(["bus", label])
+
+
+def test_class_names_may_differ_in_case_alone_where_that_was_asked_for(
     datasets: DatasetStore,
 ) -> None:
-    with pytest.raises(InvalidInput, match="cannot be told from the folder"):
-        upload(datasets, [("train", b"PIC1", ""), ("bus", b"PIC2", "")])
-    record = upload(datasets, [("train", b"PIC1", "train"), ("bus", b"PIC2", "train")])
-    assert [c.label for c in record.classes] == ["bus", "train"]
+    sending = datasets.begin_upload("", "", tenant=TENANT, case_sensitive=True)
+    for label, content in (("cat", b"PIC1"), ("Cat", b"PIC2")):
+        sending.add_image(label, content, "", "")
+    record = sending.finish()
+    assert record.case_sensitive
+    assert [c.label for c in record.classes] == ["Cat", "cat"]
+    assert datasets.get(record.dataset_id, TENANT) == record
+    assert index.load(datasets.path(record.dataset_id) / INDEX_FILE).case_sensitive
 
 
-def test_a_class_called_val_is_a_class_like_any_other(datasets: DatasetStore) -> None:
-    record = upload(datasets, [("val", b"PIC1", ""), ("bus", b"PIC2", "")])
-    assert [c.label for c in record.classes] == ["bus", "val"]
-
-
-@pytest.mark.parametrize("splits", [("", "train"), ("train", ""), ("val", "")])
-def test_either_all_images_name_their_split_or_none(
-    datasets: DatasetStore, splits: tuple[SplitName, SplitName]
+@pytest.mark.parametrize("parts", [("", "train"), ("train", ""), ("val", ""), ("", "test")])
+def test_either_all_images_name_their_part_or_none(
+    datasets: DatasetStore, parts: tuple[PartName, PartName]
 ) -> None:
     sending = datasets.begin_upload("", "", tenant=TENANT)
-    sending.add_image("cat", b"PIC", "", splits[0])
+    sending.add_image("cat", b"PIC", "", parts[0])
     with pytest.raises(InvalidInput, match="for all or for none"):
-        sending.add_image("dog", b"PIC", "", splits[1])
+        sending.add_image("dog", b"PIC", "", parts[1])
 
 
 def test_an_archive_and_images_do_not_mix(datasets: DatasetStore) -> None:
@@ -259,7 +307,7 @@ def test_an_abort_after_the_finish_is_harmless(datasets: DatasetStore) -> None:
     record = sending.finish()
     sending.abort()
     assert datasets.get(record.dataset_id, TENANT) == record
-    assert class_folders.find(datasets.path(record.dataset_id))
+    assert len(stored(datasets, record.dataset_id)) == 3
 
 
 def test_what_a_crash_left_is_swept_and_what_is_stored_stays(
@@ -274,7 +322,7 @@ def test_what_a_crash_left_is_swept_and_what_is_stored_stays(
     again = make_datasets()
     assert leftovers(tmp_path) == []
     assert not orphan.exists()
-    assert len(class_folders.find(again.path(record.dataset_id))) == 3
+    assert len(stored(again, record.dataset_id)) == 3
 
 
 def test_a_deleted_dataset_is_gone_and_can_come_again(
@@ -320,55 +368,6 @@ def test_datasets_are_listed_in_pages_newest_first(datasets: DatasetStore) -> No
     assert listed == made[::-1]
 
 
-def test_closing_makes_an_import_give_up(database: Database, tmp_path: Path) -> None:
-    decoding, go_on = threading.Event(), threading.Event()
-
-    def decode(_: bytes) -> None:
-        decoding.set()
-        assert go_on.wait(GUARD_S)
-
-    datasets = DatasetStore(database, tmp_path / "ds", decoders(decode, 1), LIMITS)
-    with ThreadPoolExecutor(1) as pool:
-        importing = pool.submit(upload, datasets, IMAGES)
-        assert decoding.wait(GUARD_S)
-        datasets.close()
-        go_on.set()
-        with pytest.raises(Unavailable) as caught:
-            importing.result(GUARD_S)
-    assert caught.value.reason is Reason.SHUTTING_DOWN
-    with pytest.raises(GraftError):
-        datasets.begin_upload("", "", tenant=TENANT)
-    assert list((tmp_path / "ds" / "tmp").iterdir()) == []
-
-
-def test_leaving_jobs_makes_their_imports_give_up_and_lets_uploads_end(
-    datasets: DatasetStore, tmp_path: Path
-) -> None:
-    datasets.leave_jobs()
-    with pytest.raises(Unavailable):
-        datasets.import_archive(tmp_path / "archive.tar", tenant=TENANT)
-    assert upload(datasets, IMAGES).image_count == 3
-
-
-@given(st.text(max_size=300), st.integers(1, 10**6))
-def test_any_name_becomes_a_safe_file_name_of_its_own(said: str, place: int) -> None:
-    name = file_name(said, place)
-    assert "/" not in name
-    assert name.isprintable() or not any(c in name for c in "\0\n\r")
-    assert not name.startswith(".")
-    assert len(os.fsencode(name)) <= 255
-    assert name.startswith(f"{place:06d}")
-
-
-@given(st.text(max_size=200))
-def test_a_label_that_passes_can_be_a_folder_below_its_parent(label: str) -> None:
-    if not label_problem(label):
-        path = Path("/root") / label
-        assert path.parent == Path("/root")
-        assert path.name == label
-        assert len(os.fsencode(label)) <= 255
-
-
 def test_images_can_be_stored_though_a_folder_without_a_row_has_their_name(
     datasets: DatasetStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,6 +384,5 @@ def test_images_can_be_stored_though_a_folder_without_a_row_has_their_name(
         datasets.delete(dataset.dataset_id, TENANT)
     assert datasets.path(dataset.dataset_id).exists()
     assert upload(datasets, IMAGES).dataset_id == dataset.dataset_id
-    kept = [path for path in datasets.path(dataset.dataset_id).rglob("*") if path.is_file()]
-    assert len(kept) == len(IMAGES)
+    assert len(stored(datasets, dataset.dataset_id)) == len(IMAGES)
     assert list(datasets._temporary.iterdir()) == []

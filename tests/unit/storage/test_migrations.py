@@ -13,7 +13,7 @@ from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
-from tests.unit.storage.conftest import LIMITS, decoders, write_result
+from tests.unit.storage.conftest import LIMITS, FakeReader, write_result
 
 FIRST = (resources.files("service.storage") / "migrations" / "0001_first.sql").read_text("utf-8")
 
@@ -42,7 +42,7 @@ def test_a_database_of_the_first_format_keeps_all_and_can_be_rolled_back(tmp_pat
             "INSERT INTO aliases VALUES ('birds', 'latest', 3), ('birds', 'prod', 1)"
         )
         connection.execute(
-            "INSERT INTO datasets VALUES ('ds-1', 'pets', 'd', 1.0, 3, '[]', 1, '[]', 0, 0)"
+            "INSERT INTO datasets VALUES ('ds-1', 'pets', 'd', 1.0, 3, '[]', 1, '{}', 0)"
         )
         connection.execute(
             "INSERT INTO jobs (job_id, fingerprint, model, dataset_id, device, request_json,"
@@ -58,8 +58,9 @@ def test_a_database_of_the_first_format_keeps_all_and_can_be_rolled_back(tmp_pat
     assert models.roll_back_alias("birds", "latest").to_version == 2
     with pytest.raises(WrongState):
         models.roll_back_alias("birds", "prod")
-    datasets = DatasetStore(database, data / "datasets", decoders(), LIMITS)
-    assert not datasets.get("ds-1", DEFAULT_TENANT).is_unlabelled
+    datasets = DatasetStore(database, data / "datasets", FakeReader(), LIMITS)
+    kept = datasets.get("ds-1", DEFAULT_TENANT)
+    assert (kept.is_unlabelled, kept.case_sensitive, kept.image_count) == (False, False, 1)
     # All of it belongs to the tenant that needs no name.
     jobs = JobStore(database, max_queued=10)
     assert [m.name for m in models.list_models(0, "", DEFAULT_TENANT)[0]] == ["birds"]

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from service import class_folders
 from service.domain import DEFAULT_TENANT
 from service.errors import InvalidInput, Reason
+from service.ingest import reader
+from service.ingest.archives import unpack
+from service.ingest.layout import Entry
 from service.storage.check import dataset_problems, read_only
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore
-from tests.unit.storage.conftest import LIMITS, decoders
-from tests.unit.storage.test_archives import FILES, tar_of
+from tests.unit.ingest.packing import FILES, tar_of
+from tests.unit.storage.conftest import LIMITS, FakeReader
 
 OTHERS = {f"{label}/other.png": b"PIC of somebody else" for label in ("cat", "dog")}
 
@@ -26,7 +28,7 @@ def test_a_data_folder_that_is_reached_by_a_link_keeps_datasets(
     disk.mkdir()
     link.symlink_to(disk)
     (tmp_path / "pets.tar").write_bytes(tar_of(FILES))
-    datasets = DatasetStore(database, link, decoders(), LIMITS)
+    datasets = DatasetStore(database, link, FakeReader(), LIMITS)
     stored = datasets.import_archive(tmp_path / "pets.tar", tenant=DEFAULT_TENANT)
     assert stored.image_count == len(FILES)
     assert (disk / stored.dataset_id).is_dir()
@@ -60,7 +62,7 @@ def test_an_archive_that_cannot_be_opened_just_now_is_no_fault_of_its_owner(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     with monkeypatch.context() as patch:
-        patch.setattr(class_folders, "open_plain", fails)
+        patch.setattr(reader, "open_plain", fails)
         with pytest.raises(OSError, match="Too many open files"):
             datasets.import_archive(tmp_path / "pets.tar", tenant=DEFAULT_TENANT)
     assert datasets.import_archive(tmp_path / "pets.tar", tenant=DEFAULT_TENANT).image_count
@@ -72,16 +74,12 @@ def test_an_archive_that_is_swapped_while_it_is_read_is_the_one_that_was_opened(
     archive, other = tmp_path / "pets.tar", tmp_path / "other.tar"
     archive.write_bytes(tar_of(FILES))
     other.write_bytes(tar_of(OTHERS))
-    made = tmp_path / "data" / "datasets" / "tmp"
-    make = Path.mkdir
 
-    def swap(path: Path, *args: object, **kwargs: object) -> None:
-        make(path, *args, **kwargs)  # type: ignore[arg-type]
-        # The last step before its first look into the archive.
-        if path.name == "unpacked" and made in path.parents and other.exists():
-            shutil.move(other, archive)
+    def swap(*args: object) -> list[Entry]:
+        shutil.move(other, archive)
+        return unpack(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Path, "mkdir", swap)
+    monkeypatch.setattr("service.ingest.reader.archives.unpack", swap)
     stored = datasets.import_archive(archive, tenant=DEFAULT_TENANT)
     assert not other.exists(), "nothing was swapped"
     assert stored.image_count == len(FILES)

@@ -1,11 +1,17 @@
+"""Images without labels, for domain adaptation: at any depth, with what their folders name."""
+
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from service.domain import LeftOut, LeftOutReason
 from service.errors import InvalidInput, Reason
+from service.ingest import index
+from service.ingest.reader import INDEX_FILE
 from service.storage.datasets import DatasetRecord, DatasetStore
+from tests.unit.ingest.packing import FILES, tar_gz_of, zip_of
 from tests.unit.storage.conftest import TENANT
-from tests.unit.storage.test_archives import FILES, tar_gz_of, zip_of
 from tests.unit.storage.test_datasets import IMAGES, leftovers, upload
 
 LOOSE = {"a.png": b"PIC1", "deep/er/b.png": b"PIC2"}
@@ -17,35 +23,52 @@ def send(datasets: DatasetStore, archive: bytes) -> DatasetRecord:
     return sending.finish()
 
 
-def stored(datasets: DatasetStore, record: DatasetRecord) -> dict[str, bytes]:
+def stored(datasets: DatasetStore, record: DatasetRecord) -> dict[str, tuple[str, bytes]]:
+    """Reads a dataset by its index: the name of each image, its folder's label and its bytes."""
     root = datasets.path(record.dataset_id)
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    read = index.load(root / INDEX_FILE)
+    assert not read.is_labelled
+    return {i.name: (i.label, (root / "images" / i.path).read_bytes()) for i in read.images}
 
 
 def test_an_archive_without_classes_keeps_its_images_at_any_depth(
     datasets: DatasetStore, tmp_path: Path
 ) -> None:
-    record = send(datasets, zip_of({**LOOSE, "notes.txt": b"text"}))
+    record = send(datasets, zip_of({**LOOSE, "notes.txt": b"text", ".hidden": b"x"}))
     assert record.is_unlabelled
-    assert (record.classes, record.image_count, record.rejected_count) == ([], 2, 1)
-    assert not record.has_validation_split
-    assert stored(datasets, record) == LOOSE
+    assert (record.classes, record.image_count) == ([], 2)
+    assert record.summary.left_out == [
+        LeftOut(LeftOutReason.HIDDEN, "", 1),
+        LeftOut(LeftOutReason.UNREADABLE, "", 1),
+    ]
+    assert {name: data for name, (_, data) in stored(datasets, record).items()} == LOOSE
     assert datasets.get(record.dataset_id, TENANT) == record
     assert leftovers(tmp_path) == []
 
 
-def test_images_keep_their_class_folders_and_those_without_one_lie_beside_them(
-    datasets: DatasetStore,
-) -> None:
+def test_images_keep_the_class_that_they_may_be_of(datasets: DatasetStore) -> None:
     sending = datasets.begin_upload("", "", tenant=TENANT, is_unlabelled=True)
-    for label, content in (("cat", b"PIC1"), ("", b"PIC2"), ("", b"PIC3")):
-        sending.add_image(label, content, "x.png", "")
+    for number, label in enumerate(("cat", "", "Unlabelled", "CAT", " ", " cat")):
+        sending.add_image(label, f"PIC{number}".encode(), "x.png", "")
     record = sending.finish()
-    assert stored(datasets, record) == {
-        "cat/000001-x.png": b"PIC1",
-        "unlabelled/000002-x.png": b"PIC2",
-        "unlabelled/000003-x.png": b"PIC3",
-    }
+    assert list(stored(datasets, record).values()) == [
+        ("", b"PIC1"), ("", b"PIC2"), ("", b"PIC4"), ("CAT", b"PIC3"), ("cat", b"PIC0"),
+        ("cat", b"PIC5"),
+    ]  # fmt: skip
+
+
+def test_folders_and_given_labels_say_the_same(datasets: DatasetStore) -> None:
+    sending = datasets.begin_upload("", "", tenant=TENANT, is_unlabelled=True)
+    for label, content in (("cat", b"PIC1"), ("cat", b"PIC2"), ("unlabelled", b"PIC3")):
+        sending.add_image(label, content, "", "")
+    files = {"cat/1.png": b"PIC1", "cat/x/2.png": b"PIC2", "unlabelled/3.png": b"PIC3"}
+    assert send(datasets, zip_of(files)).digest == sending.finish().digest
+
+
+def test_an_image_in_two_folders_counts_once_and_is_of_no_class(datasets: DatasetStore) -> None:
+    record = send(datasets, zip_of({**FILES, "dog/again.png": b"PIC1"}))
+    assert record.summary.left_out == [LeftOut(LeftOutReason.COPY, "dog", 1)]
+    assert stored(datasets, record)["cat/1.png"] == ("", b"PIC1")
 
 
 def test_one_image_is_enough_and_none_is_not(datasets: DatasetStore, tmp_path: Path) -> None:
@@ -57,7 +80,7 @@ def test_one_image_is_enough_and_none_is_not(datasets: DatasetStore, tmp_path: P
     assert leftovers(tmp_path) == []
 
 
-def test_an_image_without_classes_has_no_split(datasets: DatasetStore) -> None:
+def test_an_image_without_classes_belongs_to_no_part(datasets: DatasetStore) -> None:
     sending = datasets.begin_upload("", "", tenant=TENANT, is_unlabelled=True)
     with pytest.raises(InvalidInput) as caught:
         sending.add_image("cat", b"PIC1", "", "val")
@@ -69,7 +92,9 @@ def test_the_same_images_in_the_same_folders_are_one_dataset_and_in_others_anoth
 ) -> None:
     first = send(datasets, zip_of(FILES))
     assert send(datasets, tar_gz_of(FILES)) == first
-    moved = {f"x/{name}": content for name, content in FILES.items()}
+    wrapped = send(datasets, zip_of({f"x/{name}": data for name, data in FILES.items()}))
+    assert replace(wrapped, summary=first.summary) == first
+    moved = {f"x{name}": content for name, content in FILES.items()}
     assert send(datasets, zip_of(moved)).dataset_id != first.dataset_id
 
 
@@ -87,4 +112,4 @@ def test_an_archive_on_the_servers_disk_is_imported_without_classes(
     archive = tmp_path / "target.zip"
     archive.write_bytes(zip_of(LOOSE))
     record = datasets.import_archive(archive, tenant=TENANT, is_unlabelled=True)
-    assert stored(datasets, record) == LOOSE
+    assert set(stored(datasets, record)) == set(LOOSE)

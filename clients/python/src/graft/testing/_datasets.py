@@ -1,4 +1,7 @@
-"""DatasetService, in memory: archives are unpacked and counted, images are not decoded."""
+"""DatasetService, in memory: archives are unpacked and counted, images are not decoded.
+
+Hidden files, links and what lies beside the classes are left out, as the service does.
+"""
 
 # ruff: noqa: ARG002, N802 - a servicer has gRPC's names and takes what gRPC gives
 
@@ -46,9 +49,19 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
                 raise refuse(NotFound, Reason.DATASET_NOT_FOUND, message, field)
             return self._datasets[dataset_id]
 
-    def labelled(self, dataset_id: str) -> pb.Dataset:
-        """The dataset, or the service's error where there is none to learn from."""
+    def labelled(self, dataset_id: str, *, is_alone: bool = True) -> pb.Dataset:
+        """The dataset, or the service's error where there is none to learn from.
+
+        One that `is_alone`, without a base, needs two classes.
+        """
         dataset = self.get(dataset_id)
+        if is_alone and not dataset.is_unlabelled and len(dataset.classes) < 2:
+            raise refuse(
+                InvalidArgument,
+                Reason.DATASET_UNUSABLE,
+                f"the images are of {len(dataset.classes)} class, and 2 are needed to tell apart",
+                "dataset_id",
+            )
         if dataset.is_unlabelled:
             raise refuse(
                 InvalidArgument,
@@ -63,6 +76,7 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
     ) -> pb.UploadDatasetResponse:
         header, archive, is_whole = pb.UploadDatasetHeader(), io.BytesIO(), False
         images: list[Image] = []
+        left_out: list[pb.LeftOutFile] = []
         for index, message in enumerate(request_iterator):
             part = message.WhichOneof("part")
             if (part == "header") != (index == 0):
@@ -79,10 +93,12 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
         if not is_whole:
             raise _invalid("the upload was cut off: it ended without the `end` that fits")
         if archive.tell():
-            images = _unpack(archive.getvalue(), header.is_unlabelled)
-        return pb.UploadDatasetResponse(dataset=self._store(header, images))
+            images, left_out = _unpack(archive.getvalue(), header.is_unlabelled)
+        return pb.UploadDatasetResponse(dataset=self._store(header, images, left_out))
 
-    def _store(self, header: pb.UploadDatasetHeader, images: list[Image]) -> pb.Dataset:
+    def _store(
+        self, header: pb.UploadDatasetHeader, images: list[Image], left_out: list[pb.LeftOutFile]
+    ) -> pb.Dataset:
         # The labels of an unlabelled dataset are to measure with: they are no classes.
         named = [] if header.is_unlabelled else images
         counts = Counter((label, split or "train") for split, label, _ in named if label)
@@ -107,13 +123,17 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
                 for label in labels
             ],
             image_count=len(images),
-            summary=pb.ReadSummary(seen_count=len(images), used_count=len(images)),
+            summary=_summary(len(images), left_out),
             is_unlabelled=header.is_unlabelled,
             case_sensitive_labels=header.case_sensitive_labels,
         )
         with self._lock:
             self.images[dataset.dataset_id] = images
-            return self._datasets.setdefault(dataset.dataset_id, dataset)
+            known = self._datasets.setdefault(dataset.dataset_id, dataset)
+            known.display_name = header.display_name or known.display_name
+            known.summary.CopyFrom(dataset.summary)
+            known.case_sensitive_labels |= header.case_sensitive_labels
+            return known
 
     def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.GetDatasetResponse:
         return pb.GetDatasetResponse(dataset=self.get(request.dataset_id))
@@ -135,28 +155,53 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
         return pb.DeleteDatasetResponse()
 
 
-def _unpack(archive: bytes, is_unlabelled: bool) -> list[Image]:
+def _unpack(archive: bytes, is_unlabelled: bool) -> tuple[list[Image], list[pb.LeftOutFile]]:
+    left_out: list[pb.LeftOutFile] = []
     try:
         if zipfile.is_zipfile(io.BytesIO(archive)):
             with zipfile.ZipFile(io.BytesIO(archive)) as zipped:
                 entries = [(n, zipped.read(n)) for n in zipped.namelist() if not n.endswith("/")]
         else:
             with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-                files = [member for member in tar if member.isfile()]
-                entries = [(m.name, _content(tar, m)) for m in files]
+                members = [member for member in tar if not member.isdir()]
+                left_out += [_left_out(m.name, "LINK") for m in members if not m.isfile()]
+                entries = [(m.name, _content(tar, m)) for m in members if m.isfile()]
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise refuse(
             InvalidArgument, Reason.ARCHIVE_UNREADABLE, f"the archive cannot be read: {error}"
         ) from error
+    files = []
+    for name, data in entries:
+        names = PurePosixPath(name).parts
+        if any(part.startswith(".") for part in names):
+            left_out.append(_left_out(name, "HIDDEN"))
+        else:
+            files.append((names, data))
     if is_unlabelled:
-        return [("", "", data) for _, data in entries]
-    parts = [(PurePosixPath(name).parts, data) for name, data in entries]
-    has_splits = len({names[0] for names, _ in parts} & {"train", "val", "test"}) > 1
-    return [
-        (names[0], names[1], data) if has_splits else ("", names[0], data)
-        for names, data in parts
-        if len(names) > (2 if has_splits else 1)
-    ]
+        return [("", "", data) for _, data in files], left_out
+    has_splits = len({names[0] for names, _ in files} & {"train", "val", "test"}) > 1
+    images = []
+    for names, data in files:
+        if len(names) <= (2 if has_splits else 1):
+            left_out.append(_left_out("/".join(names), "STRAY"))
+        else:
+            images.append((names[0], names[1], data) if has_splits else ("", names[0], data))
+    return images, left_out
+
+
+def _left_out(path: str, reason: str) -> pb.LeftOutFile:
+    name = pb.LeftOutReason.Name(pb.LeftOutReason.Value(f"LEFT_OUT_REASON_{reason}"))
+    return pb.LeftOutFile(path=path, reason=name, detail=reason.lower())
+
+
+def _summary(used: int, left_out: list[pb.LeftOutFile]) -> pb.ReadSummary:
+    counts = Counter(file.reason for file in left_out)
+    return pb.ReadSummary(
+        seen_count=used + len(left_out),
+        used_count=used,
+        left_out=[pb.LeftOut(reason=r, count=n) for r, n in sorted(counts.items())],
+        left_out_files=left_out[:100],
+    )
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

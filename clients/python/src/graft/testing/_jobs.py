@@ -67,6 +67,8 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             dataset = self._datasets.get(job.request.dataset_id)
             event.data.classes.extend(dataset.classes)
             event.data.digest = dataset.digest
+            event.data.summary.CopyFrom(dataset.summary)
+            job.data_summary.CopyFrom(dataset.summary)
         elif kind == "published":
             version = self._publish(job, event.published)
             job.version = version.version
@@ -110,7 +112,8 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
     def _check(self, request: pb.FineTuneRequest) -> None:
         """Refuses a request that names what is not there, or cannot be learned from."""
         if request.WhichOneof("data") == "dataset_id":
-            self._datasets.labelled(request.dataset_id)
+            is_alone = not request.HasField("base")
+            self._datasets.labelled(request.dataset_id, is_alone=is_alone)
         if request.WhichOneof("method") == "domain_adaptation":
             adaptation = request.domain_adaptation
             if adaptation.WhichOneof("target") is None:

@@ -47,7 +47,7 @@ def main(command: str, spec_file: str) -> None:
     manifest = msgspec.json.decode((PARTS / MANIFEST_FILE).read_bytes(), type=Manifest)
     records.send(Progressed("preparing", 0.0, "reading the images"))
     counts = [ClassCount(label, 1, 1) for label in manifest.classes]
-    records.send(DataFound(counts, [], 0, manifest.dataset_digest))
+    records.send(DataFound(counts, manifest.reading, manifest.dataset_digest))
     records.send(Note("info", "standing in"))
     if spec.labels.get("stand_in") == "waits":
         threading.Event().wait()

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from service.rpc.abandoned import in_thread
+from service.jobs.uninterrupted import in_thread
 
 GUARD_S = 60.0
 

@@ -1,10 +1,11 @@
+"""Archives of every format: what they hold, what is refused, and what is only named."""
+
 import gzip
 import io
 import stat
 import struct
 import tarfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,65 +13,42 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import Exhausted, InvalidInput, Reason
-from service.storage.archives import ArchiveFormat, Limits, unpack
+from service.ingest.archives import ArchiveFormat, Limits, unpack
+from service.ingest.layout import Entry, Kind
+from tests.unit.ingest.packing import FILES, MAKERS, Entries, tar_gz_of, tar_of, zip_of
 from tests.unit.storage.conftest import LIMITS
 
-Entries = dict[str, bytes]
-FILES: Entries = {"cat/1.png": b"PIC1", "cat/deep/2.png": b"PIC2", "dog/3.png": b"PIC3"}
 
-
-def tar_of(entries: Entries, mode: str = "w") -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode=mode) as tar:  # type: ignore[call-overload]
-        for name, data in entries.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return out.getvalue()
-
-
-def tar_gz_of(entries: Entries) -> bytes:
-    return tar_of(entries, "w:gz")
-
-
-def zip_of(entries: Entries, compression: int = zipfile.ZIP_DEFLATED) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", compression) as container:
-        for name, data in entries.items():
-            container.writestr(raw_zip_name(name), data)
-    return out.getvalue()
-
-
-def raw_zip_name(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo("x")
-    info.filename = name  # past the cleaning that ZipInfo does
-    info.compress_type = zipfile.ZIP_DEFLATED
-    return info
-
-
-MAKERS: dict[str, Callable[[Entries], bytes]] = {
-    "tar": tar_of,
-    "tar.gz": tar_gz_of,
-    "zip": zip_of,
-}
-
-
-def unpacked(
+def listed(
     tmp_path: Path, data: bytes, said: ArchiveFormat = "", limits: Limits = LIMITS
-) -> Entries:
-    """What is unpacked; fails when anything was written beside the folder."""
+) -> list[Entry]:
+    """Unpacks; fails when anything was written but plain files under numbers."""
     into = tmp_path / "a" / "b" / "into"
     into.mkdir(parents=True)
     archive = tmp_path / "archive"
     archive.write_bytes(data)
     try:
-        unpack(archive, into, said, limits, lambda: None)
+        with archive.open("rb") as opened:
+            return unpack(opened, into, said, limits, lambda: None, lambda _: None)
     finally:
-        inside = {p for p in tmp_path.rglob("*") if p.is_relative_to(into)}
+        inside = {p for p in tmp_path.rglob("*") if p.is_relative_to(into)} - {into}
         beside = set(tmp_path.rglob("*")) - inside
-        assert beside == {archive, tmp_path / "a", tmp_path / "a" / "b"}
-        assert not [p for p in inside if p.is_symlink()]
-    return {str(p.relative_to(into)): p.read_bytes() for p in into.rglob("*") if p.is_file()}
+        assert beside == {archive, tmp_path / "a", tmp_path / "a" / "b", into}
+        for path in inside:
+            assert path.parent == into
+            assert path.name.isdigit()
+            assert path.is_file() and not path.is_symlink()
+
+
+def unpacked(
+    tmp_path: Path, data: bytes, said: ArchiveFormat = "", limits: Limits = LIMITS
+) -> Entries:
+    """Returns the files that were unpacked, by their names."""
+    return {
+        "/".join(entry.name): entry.path.read_bytes()
+        for entry in listed(tmp_path, data, said, limits)
+        if entry.kind is Kind.FILE and entry.path != Path()
+    }
 
 
 def refusal(tmp_path: Path, data: bytes, limits: Limits = LIMITS) -> InvalidInput:
@@ -110,8 +88,7 @@ def test_a_format_that_is_not_the_one_said_is_refused(tmp_path: Path) -> None:
         "..",
         "C:/evil",
         "c:evil",
-        "cat\\..\\evil",
-        "\\\\server\\evil",
+        "cat/./../evil",
     ],
 )
 def test_a_name_that_could_lead_elsewhere_refuses_the_archive(
@@ -120,6 +97,18 @@ def test_a_name_that_could_lead_elsewhere_refuses_the_archive(
     error = refusal(tmp_path, MAKERS[kind]({"cat/1.png": b"PIC", name: b"evil"}))
     assert error.reason is Reason.ARCHIVE_UNSAFE
     assert ascii(name) in error.message
+
+
+@pytest.mark.parametrize("name", ["cat\\..\\evil", "\\\\server\\evil", "..\\evil"])
+def test_a_backslash_in_a_zip_leads_nowhere_else_either(tmp_path: Path, name: str) -> None:
+    error = refusal(tmp_path, zip_of({"cat/1.png": b"PIC", name: b"evil"}))
+    assert error.reason is Reason.ARCHIVE_UNSAFE
+
+
+def test_a_backslash_stands_between_folders_in_a_zip_and_in_a_name_in_a_tar(tmp_path: Path) -> None:
+    name = "cat\\deep\\1.png"
+    assert unpacked(tmp_path / "zip", zip_of({name: b"PIC"})) == {"cat/deep/1.png": b"PIC"}
+    assert [entry.name for entry in listed(tmp_path / "tar", tar_of({name: b"PIC"}))] == [(name,)]
 
 
 def test_a_nul_in_a_name_refuses_the_archive(tmp_path: Path) -> None:
@@ -137,26 +126,50 @@ def test_a_nul_in_a_zip_name_refuses_the_archive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
+    ("type_", "kind"),
+    [
+        (tarfile.SYMTYPE, Kind.LINK),
+        (tarfile.LNKTYPE, Kind.LINK),
+        (tarfile.CHRTYPE, Kind.OTHER),
+        (tarfile.BLKTYPE, Kind.OTHER),
+        (tarfile.FIFOTYPE, Kind.OTHER),
+        (tarfile.DIRTYPE, Kind.FOLDER),
+    ],
 )
-def test_a_tar_with_a_link_or_a_device_is_refused(tmp_path: Path, kind: bytes) -> None:
+def test_what_a_tar_holds_beside_files_is_named_and_not_made(
+    tmp_path: Path, type_: bytes, kind: Kind
+) -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         info = tarfile.TarInfo("cat/link")
-        info.type, info.linkname = kind, "/etc/passwd"
+        info.type, info.linkname = type_, "/etc/passwd"
         tar.addfile(info)
-    error = refusal(tmp_path, out.getvalue())
-    assert error.reason is Reason.ARCHIVE_UNSAFE
-    assert "'cat/link'" in error.message
+        tar.addfile(tarfile.TarInfo("cat/1.png"))
+    found = listed(tmp_path, out.getvalue())
+    assert [(entry.name, entry.kind) for entry in found] == [
+        (("cat", "link"), kind),
+        (("cat", "1.png"), Kind.FILE),
+    ]
+    assert found[0].path == Path()
 
 
-def test_a_zip_with_a_link_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [(stat.S_IFLNK, Kind.LINK), (stat.S_IFIFO, Kind.OTHER), (stat.S_IFCHR, Kind.OTHER)],
+)
+def test_what_a_zip_holds_beside_files_is_named_and_not_made(
+    tmp_path: Path, mode: int, kind: Kind
+) -> None:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as container:
         info = zipfile.ZipInfo("cat/link")
-        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        info.external_attr = (mode | 0o777) << 16
         container.writestr(info, "/etc/passwd")
-    assert refusal(tmp_path, out.getvalue()).reason is Reason.ARCHIVE_UNSAFE
+        container.writestr("dog/", b"")
+    assert listed(tmp_path, out.getvalue()) == [
+        Entry(("cat", "link"), kind),
+        Entry(("dog",), Kind.FOLDER),
+    ]
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -195,7 +208,7 @@ def test_a_zip_that_lies_about_its_sizes_is_still_counted(tmp_path: Path) -> Non
         Reason.ARCHIVE_TOO_LARGE,
         Reason.ARCHIVE_UNREADABLE,
     )
-    assert sum(p.stat().st_size for p in tmp_path.rglob("into/**/*") if p.is_file()) <= 10**5
+    assert sum(p.stat().st_size for p in tmp_path.rglob("into/*")) <= 10**5
 
 
 def test_a_bomb_is_refused_by_its_ratio(tmp_path: Path) -> None:
@@ -301,34 +314,45 @@ def test_bytes_that_are_no_archive_are_told(tmp_path: Path, data: bytes) -> None
     assert refusal(tmp_path, data).reason is Reason.ARCHIVE_UNREADABLE
 
 
-def test_an_archive_within_an_archive_is_just_a_file(tmp_path: Path) -> None:
-    inner = zip_of(FILES)
-    assert unpacked(tmp_path, tar_of({"cat/inner.zip": inner})) == {"cat/inner.zip": inner}
+@pytest.mark.parametrize("kind", MAKERS)
+def test_hidden_and_system_entries_are_named_without_their_bytes(tmp_path: Path, kind: str) -> None:
+    names = ["__MACOSX/cat/1", "cat/._1", ".git/x", "cat/Thumbs.db", "cat/@eaDir/1.jpg"]
+    found = listed(tmp_path, MAKERS[kind]({**dict.fromkeys(names, b"PIC"), "cat/1": b"PIC"}))
+    assert [("/".join(entry.name), entry.path == Path()) for entry in found] == [
+        *((name, True) for name in names),
+        ("cat/1", False),
+    ]
 
 
-def test_noise_is_left_out_and_dots_are_dropped(tmp_path: Path) -> None:
-    data = tar_of({"./cat//1": b"PIC", "__MACOSX/cat/1": b"", "cat/._1": b"", ".git/x": b""})
-    assert unpacked(tmp_path, data) == {"cat/1": b"PIC"}
+def test_dots_and_doubled_slashes_are_dropped_from_names(tmp_path: Path) -> None:
+    assert unpacked(tmp_path, tar_of({"./cat//1": b"PIC", "./": b""})) == {"cat/1": b"PIC"}
 
 
-def test_names_are_kept_in_one_normal_form(tmp_path: Path) -> None:
-    assert unpacked(tmp_path, tar_of({"cafe\u0301/1": b"PIC"})) == {"caf\u00e9/1": b"PIC"}
+@pytest.mark.parametrize("name", ["cafe\u0301/1", "caf\udce9/1"], ids=["decomposed", "latin-1"])
+def test_names_of_a_tar_come_as_they_are(tmp_path: Path, name: str) -> None:
+    assert unpacked(tmp_path, tar_of({name: b"PIC"})) == {name: b"PIC"}
 
 
-def test_a_name_that_is_not_utf_8_is_told(tmp_path: Path) -> None:
-    data = tar_of({"caf\udce9/1": b"PIC"})
-    assert refusal(tmp_path, data).reason is Reason.ARCHIVE_UNREADABLE
+def zip_named(name: bytes) -> bytes:
+    """A zip whose entry's name does not say its encoding."""
+    return zip_of({"?" * len(name): b"PIC"}).replace(b"?" * len(name), name)
+
+
+def test_a_zip_name_without_its_encoding_is_taken_for_utf_8(tmp_path: Path) -> None:
+    assert unpacked(tmp_path, zip_named("café/1".encode())) == {"café/1": b"PIC"}
+
+
+def test_a_zip_name_in_another_encoding_is_told_where_it_names_a_class(tmp_path: Path) -> None:
+    found = unpacked(tmp_path / "1", zip_named(b"cat/caf\xe9"))
+    assert list(found.values()) == [b"PIC"]
+    error = refusal(tmp_path / "2", zip_named(b"caf\xe9/1"))
+    assert error.reason is Reason.ARCHIVE_UNREADABLE
+    assert "encoding" in error.message
 
 
 @pytest.mark.parametrize("name", ["cat/" + "x" * 256, "/".join("d" * 40)])
 def test_a_name_that_cannot_be_kept_is_told(tmp_path: Path, name: str) -> None:
     assert refusal(tmp_path, tar_of({name: b"PIC"})).reason is Reason.ARCHIVE_UNREADABLE
-
-
-@pytest.mark.parametrize("names", [("cat", "cat/1"), ("cat/1", "cat")])
-def test_a_name_that_is_a_file_and_a_folder_is_told(tmp_path: Path, names: tuple[str, str]) -> None:
-    data = tar_of(dict.fromkeys(names, b"PIC"))
-    assert refusal(tmp_path, data).reason is Reason.ARCHIVE_UNREADABLE
 
 
 def test_what_the_check_raises_stops_the_unpacking(tmp_path: Path) -> None:
@@ -337,13 +361,34 @@ def test_what_the_check_raises_stops_the_unpacking(tmp_path: Path) -> None:
 
     archive = tmp_path / "archive"
     archive.write_bytes(tar_of(FILES))
-    with pytest.raises(Exhausted, match="stop"):
-        unpack(archive, tmp_path, "", LIMITS, stop)
+    with archive.open("rb") as opened, pytest.raises(Exhausted, match="stop"):
+        unpack(opened, tmp_path, "", LIMITS, stop, lambda _: None)
     assert list(tmp_path.iterdir()) == [archive]
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+def test_the_room_is_asked_for_with_the_bytes_before_they_are_written(
+    tmp_path: Path, kind: str
+) -> None:
+    archive = tmp_path / "archive"
+    archive.write_bytes(MAKERS[kind]({f"cat/{n}": bytes(1000) for n in range(5)}))
+    asked: list[int] = []
+
+    def check_room(size_bytes: int) -> None:
+        asked.append(size_bytes)
+        if size_bytes > 2500:
+            raise Exhausted(Reason.QUOTA_EXCEEDED, "no room")
+
+    into = tmp_path / "into"
+    into.mkdir()
+    with archive.open("rb") as opened, pytest.raises(Exhausted, match="no room"):
+        unpack(opened, into, "", LIMITS, lambda: None, check_room)
+    assert asked == [1000, 2000, 3000]
+    assert sum(path.stat().st_size for path in into.iterdir()) == 2000
+
+
 def found_or_refused(tmp_path: Path, data: bytes) -> Entries:
-    """What is unpacked, nothing when the archive is refused; any other error fails."""
+    """Returns what is unpacked, nothing when the archive is refused; any other error fails."""
     try:
         return unpacked(tmp_path, data)
     except InvalidInput as error:

@@ -1,0 +1,120 @@
+"""What is read for jobs from the server's own disk, and what makes a reading give up."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from service.errors import Expired, GraftError, InvalidInput, Reason, Unavailable
+from service.inference.preprocess import ImageFacts
+from service.ingest import index
+from service.storage.database import Database
+from service.storage.datasets import DatasetStore, Limits
+from tests.unit.ingest.packing import FILES, tar_gz_of
+from tests.unit.storage.conftest import GUARD_S, LIMITS, TENANT, FakeReader, MakeDatasets
+from tests.unit.storage.test_datasets import IMAGES, leftovers, upload
+
+
+def test_an_archive_on_the_servers_disk_is_imported(datasets: DatasetStore, tmp_path: Path) -> None:
+    archive = tmp_path / "pets.tar.gz"
+    archive.write_bytes(tar_gz_of(FILES))
+    record = datasets.import_archive(archive, tenant=TENANT)
+    assert record.display_name == "pets.tar.gz"
+    assert record == datasets.import_archive(archive, tenant=TENANT)
+    assert archive.exists()
+    assert leftovers(tmp_path) == []
+
+
+def test_closing_makes_an_import_give_up(database: Database, tmp_path: Path) -> None:
+    decoding, go_on = threading.Event(), threading.Event()
+
+    def inspect(_data: bytes, _name: str) -> ImageFacts:
+        decoding.set()
+        assert go_on.wait(GUARD_S)
+        return ImageFacts(1, 0)
+
+    datasets = DatasetStore(database, tmp_path / "ds", FakeReader(inspect, 1), LIMITS)
+    with ThreadPoolExecutor(1) as pool:
+        importing = pool.submit(upload, datasets, IMAGES)
+        assert decoding.wait(GUARD_S)
+        datasets.close()
+        go_on.set()
+        with pytest.raises(Unavailable) as caught:
+            importing.result(GUARD_S)
+    assert caught.value.reason is Reason.SHUTTING_DOWN
+    with pytest.raises(GraftError):
+        datasets.begin_upload("", "", tenant=TENANT)
+    assert list((tmp_path / "ds" / "tmp").iterdir()) == []
+
+
+def test_an_upload_whose_caller_has_gone_gives_up(database: Database, tmp_path: Path) -> None:
+    decoding, go_on = threading.Event(), threading.Event()
+
+    def inspect(_data: bytes, _name: str) -> ImageFacts:
+        decoding.set()
+        assert go_on.wait(GUARD_S)
+        return ImageFacts(1, 0)
+
+    datasets = DatasetStore(database, tmp_path / "ds", FakeReader(inspect, 1), LIMITS)
+    sending = datasets.begin_upload("", "", tenant=TENANT)
+    for label, content, part in IMAGES:
+        sending.add_image(label, content, "", part)
+    with ThreadPoolExecutor(1) as pool:
+        importing = pool.submit(sending.finish)
+        assert decoding.wait(GUARD_S)
+        sending.abandon()
+        go_on.set()
+        with pytest.raises(Expired):
+            importing.result(GUARD_S)
+    assert datasets.list(0, "", TENANT) == ([], "")
+
+
+def lay(root: Path, entries: dict[str, bytes]) -> Path:
+    for name, content in entries.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def test_a_folder_of_the_server_is_read_where_it_lies(
+    datasets: DatasetStore, tmp_path: Path
+) -> None:
+    folder, told = lay(tmp_path / "pets", FILES), list[tuple[int, int]]()
+    file = datasets.read_folder(
+        folder, tmp_path / "work", on_progress=lambda *counts: told.append(counts)
+    )
+    read = index.load(file)
+    assert [(image.label, image.path) for image in read.images] == [
+        ("cat", "cat/1.png"), ("cat", "cat/deep/2.png"), ("dog", "dog/3.png"),
+    ]  # fmt: skip
+    assert read.digest == upload(datasets, IMAGES).digest
+    assert told == [(n, 3) for n in range(4)]
+    assert sorted(path.name for path in folder.rglob("*.png")) == ["1.png", "2.png", "3.png"]
+    assert index.load(
+        datasets.read_folder(folder, tmp_path / "some", most=2)
+    ).summary.used == 2  # fmt: skip
+    assert not index.load(
+        datasets.read_folder(folder, tmp_path / "target", is_unlabelled=True)
+    ).is_labelled  # fmt: skip
+
+
+def test_a_folder_of_the_server_with_too_many_files_is_refused(
+    make_datasets: MakeDatasets, tmp_path: Path
+) -> None:
+    datasets = make_datasets(Limits(1000, 1000, 5))
+    folder = lay(tmp_path / "pets", FILES)
+    with pytest.raises(InvalidInput, match="more than 5 files and folders") as caught:
+        datasets.read_folder(folder, tmp_path / "work")
+    assert caught.value.reason is Reason.DATASET_UNUSABLE
+
+
+def test_leaving_jobs_makes_their_imports_give_up_and_lets_uploads_end(
+    datasets: DatasetStore, tmp_path: Path
+) -> None:
+    datasets.leave_jobs()
+    with pytest.raises(Unavailable):
+        datasets.import_archive(tmp_path / "archive.tar", tenant=TENANT)
+    with pytest.raises(Unavailable):
+        datasets.read_folder(lay(tmp_path / "pets", FILES), tmp_path / "work")
+    assert upload(datasets, IMAGES).image_count == 3
