@@ -322,7 +322,7 @@ def _if_told(counts: Callable[[], Mapping[str, int]]) -> Callable[[], Mapping[st
 
 def _datasets(config: Config, database: Database, threads: int) -> DatasetStore:
     decoders = Decoders(
-        preprocess.decode,
+        preprocess.inspect,
         preprocess.count_pixels,
         threads=threads,
         max_pixels=_MOST_LARGEST * preprocess.MAX_PIXELS,
@@ -385,6 +385,7 @@ def _files(name: str, version: int, record: VersionRecord | StoredVersion) -> Mo
         backbone_path=record.backbone_path,
         head_digest=record.head_digest,
         head_path=record.head_path,
+        decoding=record.manifest.decoding,
     )
 
 
@@ -409,4 +410,5 @@ def _export(record: VersionRecord) -> bytes:
         "dataset_digest": record.manifest.dataset_digest,
     }
     backbone = damage.read(record.backbone_path, record.backbone_digest, "backbone")
-    return compose(backbone, heads.load(record.head_path, record.head_digest), about)
+    head = heads.load(record.head_path, record.head_digest)
+    return compose(backbone, head, about, record.manifest.decoding)

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from PIL import Image
 
 from service import class_folders
 from service.class_folders import Examined, ImageFile
-from service.domain import ClassCount, RejectedFile
+from service.domain import DEFAULT_DECODING, ClassCount, ImageDecoding, RejectedFile
 from service.errors import InvalidInput, Reason, WrongState
 from service.inference import preprocess
 from service.inference.preprocess import SIZE, Pixels
@@ -37,6 +37,8 @@ class Files:
 
     paths: tuple[Path, ...]
     digests: tuple[str, ...]
+    decoding: ImageDecoding = field(default=DEFAULT_DECODING, kw_only=True)
+    """How they become pixels."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -46,6 +48,7 @@ class Files:
         return Files(
             tuple(self.paths[place] for place in places),
             tuple(self.digests[place] for place in places),
+            decoding=self.decoding,
         )
 
     def encoded(self, place: int) -> bytes:
@@ -61,7 +64,8 @@ class Files:
         pixels = np.empty((len(files), SIZE, SIZE, 3), np.uint8)
 
         def decode(row: int) -> None:
-            pixels[row] = preprocess.fit(open_again(files.paths[row], files.digests[row]))
+            image = open_again(files.paths[row], files.digests[row], files.decoding)
+            pixels[row] = preprocess.fit(image)
 
         workers = min(threads or len(os.sched_getaffinity(0)), len(files))
         if workers <= 1:
@@ -145,6 +149,7 @@ def load(
     examine: Examine | None = None,
     bases: Sequence[Path] = (),
     base_digest: str = "",
+    decoding: ImageDecoding = DEFAULT_DECODING,
 ) -> Data:
     """Reads, checks and divides a dataset, after those of `bases`, oldest first.
 
@@ -173,8 +178,8 @@ def load(
     index = {label: i for i, label in enumerate(classes)}
     data = Data(
         classes=classes,
-        train=_part(train, index),
-        validation=_part(validation, index),
+        train=_part(train, index, decoding),
+        validation=_part(validation, index, decoding),
         rejected=(),
         digest=_digest(read),
         warnings=tuple(warnings),
@@ -191,6 +196,7 @@ def load_unlabelled(
     *,
     classes: Sequence[str] | None = None,
     examine: Examine | None = None,
+    decoding: ImageDecoding = DEFAULT_DECODING,
 ) -> Unlabelled:
     """Reads images at any depth below `root`; bad ones are left out as in `load`.
 
@@ -232,12 +238,13 @@ def load_unlabelled(
         rejected=tuple(rejected),
         digest=class_folders.digest_by_folder(read, root),
         root=root,
+        decoding=decoding,
     )
 
 
-def open_again(path: Path, digest: str) -> Image.Image:
+def open_again(path: Path, digest: str, decoding: ImageDecoding) -> Image.Image:
     """Decodes a file as `read_again` reads it."""
-    return preprocess.open_image(read_again(path, digest))
+    return preprocess.open_image(read_again(path, digest), decoding)
 
 
 def read_again(path: Path, digest: str) -> bytes:
@@ -268,7 +275,7 @@ def _checker(threads: int) -> Examine:
     workers = threads or len(os.sched_getaffinity(0))
 
     def check(data: bytes) -> None:
-        preprocess.open_image(data)
+        preprocess.inspect(data)
 
     def examine(
         files: Sequence[ImageFile], root: Path
@@ -302,9 +309,10 @@ def _named_below(
     return [RejectedFile(f"{root.name}/{file.path}", file.detail) for file in rejected]
 
 
-def _part(images: Sequence[Examined[None]], index: dict[str, int]) -> Part:
+def _part(images: Sequence[Examined[None]], index: dict[str, int], decoding: ImageDecoding) -> Part:
     return Part(
         paths=tuple(p.file.path for p in images),
         digests=tuple(p.digest for p in images),
         targets=np.array([index[p.file.label] for p in images], dtype=np.int64),
+        decoding=decoding,
     )

@@ -18,7 +18,7 @@ import numpy as np
 
 from service import class_folders, faults
 from service.class_folders import Examined, ImageFile
-from service.domain import RejectedFile
+from service.domain import DEFAULT_DECODING, ImageDecoding, RejectedFile
 from service.errors import GraftError
 from service.inference import preprocess
 from service.inference.head import Floats
@@ -95,7 +95,10 @@ class Features:
         return len(self._rows) / self._seconds if self._seconds else 0.0
 
     def examine(
-        self, files: Sequence[ImageFile], root: Path
+        self,
+        files: Sequence[ImageFile],
+        root: Path,
+        decoding: ImageDecoding = DEFAULT_DECODING,
     ) -> tuple[list[Examined[None]], list[RejectedFile]]:
         """As `class_folders.examine`; the features of what is no rejected file are known then."""
         outcomes: dict[ImageFile, Examined[None] | RejectedFile] = {}
@@ -108,12 +111,13 @@ class Features:
                     read.append((file, data, hashlib.sha256(data).hexdigest()))
                 except (GraftError, OSError) as error:
                     outcomes[file] = class_folders.rejected(file, root, error)
-            missing = self._missing([digest for *_, digest in read])
+            missing = self._missing([_key(digest, decoding) for *_, digest in read])
             decoded: dict[str, Pixels] = {}
             for file, data, digest in read:
+                key = _key(digest, decoding)
                 try:
-                    if digest in missing and digest not in decoded:
-                        decoded[digest] = preprocess.decode(data)
+                    if key in missing and key not in decoded:
+                        decoded[key] = preprocess.decode(data, decoding)
                     outcomes[file] = Examined(file, digest, None)
                 except GraftError as error:
                     outcomes[file] = class_folders.rejected(file, root, error)
@@ -132,13 +136,18 @@ class Features:
         Raises InvalidInput (DATASET_UNUSABLE) when a file is gone or was changed.
         """
         paths = dict(zip(files.digests, files.paths, strict=True))
+        decoding = files.decoding
+        keys = {digest: _key(digest, decoding) for digest in paths}
 
         def prepare(chunk: Sequence[str]) -> list[tuple[str, Pixels]]:
-            return [(digest, preprocess.fit(open_again(paths[digest], digest))) for digest in chunk]
+            return [
+                (keys[digest], preprocess.fit(open_again(paths[digest], digest, decoding)))
+                for digest in chunk
+            ]
 
-        missing = self._missing(list(paths))
-        self._compute([d for d in paths if d in missing], prepare, detail)
-        return self._stacked(files.digests)
+        missing = self._missing(list(keys.values()))
+        self._compute([d for d in paths if keys[d] in missing], prepare, detail)
+        return self._stacked([keys[digest] for digest in files.digests])
 
     def of_views(self, files: Files, count: int, seed: int) -> Floats:
         """Features float32 [count, n, d] of random crops, every second one mirrored.
@@ -147,13 +156,17 @@ class Features:
         number alone. Errors as `of`.
         """
         paths = dict(zip(files.digests, files.paths, strict=True))
-        keys = {digest: [f"{digest} {seed} {i}" for i in range(count)] for digest in paths}
+        decoding = files.decoding
+        keys = {
+            digest: [f"{_key(digest, decoding)} {seed} {i}" for i in range(count)]
+            for digest in paths
+        }
         missing = self._missing([key for views in keys.values() for key in views])
 
         def prepare(chunk: Sequence[str]) -> list[tuple[str, Pixels]]:
             made = []
             for digest in chunk:
-                image = open_again(paths[digest], digest)
+                image = open_again(paths[digest], digest, decoding)
                 for i, key in enumerate(keys[digest]):
                     if key in missing:
                         rng = np.random.default_rng([seed % 2**64, i, int(digest[:16], 16)])
@@ -244,6 +257,13 @@ class Features:
             session.set_result(self._source.load())
         except BaseException as error:
             session.set_exception(error)
+
+
+def _key(digest: str, decoding: ImageDecoding) -> str:
+    """Names an image's pixels: the same file decoded in another way is another image."""
+    if decoding == DEFAULT_DECODING:
+        return digest
+    return f"{digest} {decoding.background} {decoding.bit_depth}"
 
 
 class _Progress:

@@ -17,6 +17,7 @@ from service.jobs.contract import (
     DEFAULT_BACKBONE,
     FROZEN_TECHNIQUES,
     HEAD_FILE,
+    MANIFEST_FILE,
     NETWORK_TECHNIQUES,
     BackbonesRanked,
     DataFound,
@@ -34,6 +35,7 @@ from service.jobs.contract import (
     Progressed,
     RankSpec,
     Record,
+    decode_manifest,
     encode,
 )
 from trainer.records import Send
@@ -215,7 +217,9 @@ def _compose(out: Path) -> None:
     from service.inference import export, head
 
     backbone = (out / BACKBONE_FILE).read_bytes()
-    (out / MODEL_FILE).write_bytes(export.compose(backbone, head.load(out / HEAD_FILE), {}))
+    decoding = decode_manifest((out / MANIFEST_FILE).read_bytes()).decoding
+    composed = export.compose(backbone, head.load(out / HEAD_FILE), {}, decoding)
+    (out / MODEL_FILE).write_bytes(composed)
 
 
 def _for_people(record: Record) -> str:  # noqa: PLR0911 - one for each kind

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from service.jobs.contract import (
     RankedBackbone,
     RankSpec,
 )
-from trainer import transferability
+from trainer import depth, transferability
 from trainer.data import Part
 from trainer.feature_cache import FeatureCache
 from trainer.ranked_backbone import NO_TIME, BackboneScoring
@@ -138,10 +139,11 @@ def _ranked(
 
 def _of(part: Part, places: "Ints | slice") -> Part:
     numbers = np.arange(len(part))[places]
-    return Part(
-        tuple(part.paths[n] for n in numbers),
-        tuple(part.digests[n] for n in numbers),
-        part.targets[numbers],
+    return replace(
+        part,
+        paths=tuple(part.paths[n] for n in numbers),
+        digests=tuple(part.digests[n] for n in numbers),
+        targets=part.targets[numbers],
     )
 
 
@@ -197,11 +199,12 @@ def _sample_of_folder(spec: RankSpec) -> Part:
         tuple(image.file.path for image in read),
         tuple(image.digest for image in read),
         targets,
+        decoding=depth.decoding_of([image.file.path for image in read], spec.threads),
     )
 
 
 def _check(data: bytes) -> None:
-    preprocess.open_image(data)
+    preprocess.inspect(data)
 
 
 def _numbered(labels: Sequence[str]) -> Ints:

@@ -4,6 +4,7 @@ import hashlib
 import platform
 import time
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from service.jobs.contract import (
     Progressed,
 )
 from trainer import data as datasets
-from trainer import evaluate, growth, judgement, outliers, parity
+from trainer import depth, evaluate, growth, judgement, outliers, parity
 from trainer.backbone_file import OPSET, BackboneFile
 from trainer.features import Features
 from trainer.job import Job
@@ -43,7 +44,7 @@ from trainer.transfer import Transferred, learned_from, transfer
 
 _PACKAGES = (
     "graft-server", "torch", "torchvision", "timm", "onnx", "onnxruntime-gpu", "numpy", "scipy",
-    "pillow",
+    "pillow", "pi-heif",
 )  # fmt: skip
 _MAX_REJECTED = 100
 
@@ -70,6 +71,10 @@ def _run(job: Job) -> Manifest:
         )
 
     send(Progressed("preparing", 0.0, "reading the images"))
+    folders = [*spec.base_data_dirs, spec.data_dir, *filter(None, [spec.target_dir])]
+    decoding = depth.decoding_of_folders(
+        [Path(folder) for folder in folders], spec.background, spec.threads, send
+    )
     needs_features = isinstance(spec.method, FeatureBased) and not is_chosen
     data = datasets.load(
         Path(spec.data_dir),
@@ -77,9 +82,10 @@ def _run(job: Job) -> Manifest:
         spec.seed,
         spec.threads,
         # Frozen features are computed while the files are read, which is once.
-        examine=job.frozen.examine if needs_features else None,
+        examine=partial(job.frozen.examine, decoding=decoding) if needs_features else None,
         bases=[Path(folder) for folder in spec.base_data_dirs],
         base_digest=spec.base_digest,
+        decoding=decoding,
     )
     faults.reach("trainer.validating")
     rejected = list(data.rejected[:_MAX_REJECTED])
@@ -149,6 +155,7 @@ def _run(job: Job) -> Manifest:
         seed=spec.seed,
         hyperparameters=found.used,
         preprocess=preprocess.describe(),
+        decoding=decoding,
         parity=agreed,
         opset=OPSET,
         device=found.device,

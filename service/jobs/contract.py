@@ -21,10 +21,13 @@ from typing import Any, Literal
 import msgspec
 
 from service.domain import (
+    DEFAULT_DECODING,
+    WHITE,
     Base,
     ClassCount,
     Count,
     GateCheck,
+    ImageDecoding,
     Manifest,
     Parity,
     Precision,
@@ -60,6 +63,7 @@ __all__ = [
     "Gate",
     "GateCheck",
     "Heartbeat",
+    "ImageDecoding",
     "Incumbent",
     "JobSpec",
     "Manifest",
@@ -188,6 +192,7 @@ class Incumbent(msgspec.Struct, frozen=True, kw_only=True):
     """Named by its digest."""
     head_path: str
     head_digest: str = ""
+    decoding: ImageDecoding = DEFAULT_DECODING
 
 
 class ExportedBackbone(msgspec.Struct, frozen=True):
@@ -258,6 +263,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     precision: Precision = "exact"
     """Of the same: the one that serves."""
     labels: dict[str, str] = {}
+    background: str = WHITE
+    """The colour that the transparency of images is laid on, "#rrggbb"."""
     target_dir: str = ""
     """Of domain adaptation: images at any depth, or a folder per class."""
     baselines: list[Baseline] = []

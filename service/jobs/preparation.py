@@ -109,6 +109,7 @@ class Preparation:
             provider=settings.provider,
             precision=settings.precision,
             labels=request.labels,
+            background=request.background_or_white,
             target_dir=self._target_dir(job),
             baselines=request.baselines,
             gate=request.gate,
@@ -137,6 +138,7 @@ class Preparation:
             backbone_path=str(found.backbone_path),
             head_path=str(found.head_path),
             head_digest=found.head_digest,
+            decoding=found.manifest.decoding,
         )
 
     def _target_dir(self, job: JobRecord) -> str:

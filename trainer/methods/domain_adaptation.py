@@ -7,11 +7,13 @@ target's images, what source-only would have done, and the words of the report.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from service.domain import ImageDecoding
 from service.inference.head import Floats, Head
 from service.jobs.contract import DomainAdaptation, Note, Progressed
 from trainer import data as datasets
@@ -45,7 +47,7 @@ class Target:
         if targets is None or not (known := np.flatnonzero(targets >= 0)).size:
             return None
         files = self.images.at(known.tolist())
-        return Part(files.paths, files.digests, targets[known])
+        return Part(files.paths, files.digests, targets[known], decoding=files.decoding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,7 @@ def load_target(
     learned: Collection[str],
     threads: int,
     send: Send,
+    decoding: ImageDecoding,
 ) -> Target:
     """Reads the target's images; errors as `data.load_unlabelled`.
 
@@ -79,7 +82,8 @@ def load_target(
         folder,
         threads,
         classes=classes if method.evaluate_on_target else None,
-        examine=features.examine,
+        examine=partial(features.examine, decoding=decoding),
+        decoding=decoding,
     )
     if images.targets is not None:
         images = _without_learned(images, learned, send)

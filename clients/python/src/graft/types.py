@@ -210,6 +210,8 @@ class JobRequest:
     baselines: tuple[Baseline, ...] = ()
     gate: Gate | None = None
     base: BaseVersion | None = None
+    background: str = ""
+    """"#rrggbb" below transparency; empty means white, with a base the base's."""
 
 
 @dataclass(frozen=True)
