@@ -31,7 +31,7 @@ from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from service.domain import DEFAULT_DECODING, ImageDecoding
 from service.errors import InvalidInput, Reason
-from service.inference import bit_depth, formats, gif_blocks, jpeg_scans, tiff
+from service.inference import bit_depth, formats, gif_blocks, jpeg_scans, native_limits, tiff
 from service.inference.jpeg_scans import MAX_SCANS
 
 Pixels = npt.NDArray[np.uint8]
@@ -49,6 +49,7 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 pi_heif.register_heif_opener(
     thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
 )
+native_limits.limit(MAX_PIXELS)
 # Pillow's own bound warns first and differs from ours, which is checked before
 # any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -293,7 +294,8 @@ def _to_rgb(opened: _Opened, decoding: ImageDecoding) -> Image.Image:
             transparent=transparent if isinstance(transparent, int) else None,
         )
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        # Not copied where it is RGB already.
+        return image if image.mode == "RGB" else image.convert("RGB")
     above = image.convert("RGBA")
     below = Image.new("RGB", above.size, decoding.background)
     below.paste(above, mask=above)
