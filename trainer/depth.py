@@ -28,8 +28,8 @@ def decoding_of_folders(
     for root in roots:
         try:
             paths += [file.path for file in class_folders.find_any(root)]
-        except GraftError:
-            continue  # without images: whoever reads them says so
+        except (GraftError, OSError):
+            continue  # whoever reads its images says what is wrong with it
     decoding = decoding_of(paths, threads, background)
     if decoding.bit_depth != DEFAULT_DECODING.bit_depth:
         text = (
