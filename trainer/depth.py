@@ -2,7 +2,8 @@
 
 One depth for all images, those that it grows from and those of a target domain too, so that
 what is darker in one image than in another stays so. Files that cannot be such images are
-known by their first bytes; the others are decoded.
+known by their first bytes; the others are decoded, unless they declare a depth, which
+then counts for those that do not.
 """
 
 import os
@@ -53,6 +54,6 @@ def _bits(path: Path) -> int:
             start = file.read(_START_BYTES)
         if not preprocess.may_hold_16_bits(start):
             return 0
-        return preprocess.undeclared_bits(class_folders.read_plain(path))
+        return preprocess.grey_bits(class_folders.read_plain(path))
     except (GraftError, OSError):
         return 0

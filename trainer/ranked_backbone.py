@@ -135,7 +135,7 @@ class BackboneScoring:
         parts = []
         for start in range(0, len(files), _SLICE):
             _check(deadline)
-            end = start + _SLICE
+            end = min(start + _SLICE, len(files))
             parts.append(self._source.of(files.at(range(start, end))))
         return np.concatenate(parts)
 

@@ -56,9 +56,8 @@ def greys(image: Image.Image) -> Greys:
     return values
 
 
-def smallest(values: Greys) -> int:
-    """Returns the smallest of `USUAL` that holds all values."""
-    bits = int(values.max()).bit_length()
+def usual(bits: int) -> int:
+    """Returns the smallest of `USUAL` that is no less than so many bits, at most 16."""
     return next(usual for usual in USUAL if bits <= usual)
 
 

@@ -116,14 +116,17 @@ def inspect(data: bytes) -> ImageFacts:
         return ImageFacts(facts.pixels, _undeclared_bits(opened))
 
 
-def undeclared_bits(data: bytes) -> int:
-    """Returns `ImageFacts.bits`, and decodes nothing where the header says that it is 0.
+def grey_bits(data: bytes) -> int:
+    """Returns how many bits an image's 16-bit grey uses: 10, 12, 14 or 16; 0 for all others.
 
-    Raises as `open_image`.
+    As the file declares, else as `ImageFacts.bits`; only then is it decoded. Raises as
+    `open_image`.
     """
     with _opened(data) as opened:
-        if not bit_depth.is_deep(opened.image) or opened.declared_bits:
+        if not bit_depth.is_deep(opened.image):
             return 0
+        if opened.declared_bits:
+            return bit_depth.usual(opened.declared_bits)
         _load(opened)
         return _undeclared_bits(opened)
 
@@ -263,7 +266,7 @@ def _undeclared_bits(opened: _Opened) -> int:
     if not bit_depth.is_deep(opened.image):
         return 0
     values = bit_depth.greys(opened.image)
-    return 0 if opened.declared_bits else bit_depth.smallest(values)
+    return 0 if opened.declared_bits else bit_depth.usual(int(values.max()).bit_length())
 
 
 def _check_size(width: int, height: int) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from service.class_folders import Examined
 from service.domain import DEFAULT_TENANT, RejectedFile
@@ -59,17 +58,17 @@ def test_a_few_bad_files_are_left_out_and_named(make_folder: MakeFolder) -> None
     (folder / "red" / "truncated.png").write_bytes(whole[: len(whole) // 2])
     (folder / "red" / "notes.txt").write_text("not an image")
     (folder / "blue" / "empty.jpg").touch()
-    Image.new("RGB", (9, 9)).save(folder / "blue" / "placeholder.gif")
+    (folder / "blue" / "page.html").write_text("<!DOCTYPE html>")
     loaded = data.load(folder, 0.2, seed=0)
     details = {file.path: file.detail for file in loaded.rejected}
     assert set(details) == {
         "red/truncated.png",
         "red/notes.txt",
         "blue/empty.jpg",
-        "blue/placeholder.gif",
+        "blue/page.html",
     }
     assert "damaged or cut short" in details["red/truncated.png"]
-    assert "GIF" in details["blue/placeholder.gif"]
+    assert "web page" in details["blue/page.html"]
     assert len(loaded.train) + len(loaded.validation) == 20
 
 

@@ -152,7 +152,7 @@ def test_the_smallest_usual_depth_that_holds_an_image_is_found(most: int, bits: 
     values[2, 1] = most
     data = deep("PNG", values)
     assert preprocess.inspect(data).bits == bits
-    assert preprocess.undeclared_bits(data) == bits
+    assert preprocess.grey_bits(data) == bits
 
 
 def test_a_declared_depth_counts_instead_of_the_versions() -> None:
@@ -160,7 +160,7 @@ def test_a_declared_depth_counts_instead_of_the_versions() -> None:
     tiff = encode(Image.fromarray(GREYS), "TIFF", tiffinfo={281: 4095})
     for data in (png, tiff):
         assert preprocess.inspect(data) == ImageFacts(64 * 64, 0)
-        assert preprocess.undeclared_bits(data) == 0
+        assert preprocess.grey_bits(data) == 12
         for depth in (10, 16):
             image = preprocess.open_image(data, ImageDecoding(bit_depth=depth))
             np.testing.assert_array_equal(np.asarray(image)[..., 0], GREYS >> 4)
@@ -221,5 +221,5 @@ def test_images_that_are_not_deep_have_no_depth() -> None:
     for kind in ("JPEG", "PNG", "GIF", "TIFF", "AVIF"):
         data = encode(gradient(30, 20), kind)
         assert preprocess.inspect(data) == ImageFacts(600, 0)
-        assert preprocess.undeclared_bits(data) == 0
+        assert preprocess.grey_bits(data) == 0
     assert bit_depth.USUAL == (10, 12, 14, 16)
