@@ -225,8 +225,6 @@ def _opened(data: bytes) -> Iterator[_Opened]:
             _check_size(*image.size)
             if image.mode == "F":
                 raise tiff.floats()
-            if image.mode == "LAB":
-                raise _unreadable("the image's colours are CIELAB: save it as RGB")
             if kind == "BMP" and image.info.get("compression") in _RUN_LENGTHS:
                 # Pillow decodes these byte by byte in Python, and holds all other threads up.
                 raise _unreadable(

@@ -16,6 +16,11 @@ from graft.errors import InvalidArgument, invalid
 _SHOWN: Final = 60
 _LONGEST_PATH: Final = 4096
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_\-\s]{40,}=*\s*")
+_ENCODED_STARTS: Final = (
+    "/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK", "AAAA", "Qk", "UEsDB", "H4sI",
+)  # fmt: skip
+"""Of JPEG, PNG, GIF, WebP, TIFF, AVIF and HEIC, BMP, zip and gzip, as base64."""
+_LONGEST_NAME: Final = 255
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -32,10 +37,10 @@ def opening(path: str | os.PathLike[str], where: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         text = str(path)
-        if (seems := _what_instead(text)) is not None:
+        if isinstance(path, str) and (seems := _what_instead(text)) is not None:
             raise invalid(f"{where}: {seems}", where) from error
         if isinstance(error, OSError) and error.errno is not None:
-            raise type(error)(error.errno, f"{where}: {error.strerror}", text) from error
+            raise type(error)(error.errno, f"{error.strerror} ({where})", text) from error
         raise invalid(f"{where}: {shown(text)} is no path ({error})", where) from error
 
 
@@ -93,7 +98,8 @@ def _what_instead(text: str) -> str | None:
         )
     if _URL.match(text):
         return f"{shown(text)} is a URL, which is not fetched: fetch it, and give the bytes"
-    if len(text) > _SHOWN and _BASE64.fullmatch(text):
+    is_no_name = max(map(len, text.split("/"))) > _LONGEST_NAME
+    if _BASE64.fullmatch(text) and (text.startswith(_ENCODED_STARTS) or is_no_name):
         return (
             f"{shown(text)} looks like base64: decode it with base64.b64decode, and give the bytes"
         )

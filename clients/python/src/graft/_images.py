@@ -128,7 +128,7 @@ def to_message(image: ImageLike, where: str) -> pb.Image:
                 data_type=pb.DATA_TYPE_UINT8, shape=[height, width, 3], data=upright.tobytes()
             )
             return _fitting(pb.Image(tensor=tensor), where)
-        return _fitting(pb.Image(encoded=_encoded(upright, where)), where)
+        return _fitting(pb.Image(encoded=_encoded(upright, where, image)), where)
     if isinstance(image, ArrayImage) and not isinstance(image, memoryview):
         if _is_deep(image):
             return _fitting(pb.Image(encoded=_deep_png(image)), where)
@@ -141,7 +141,7 @@ def to_message(image: ImageLike, where: str) -> pb.Image:
 def to_file(image: ImageLike, where: str) -> bytes:
     """One image as the bytes of an image file, as uploads need it."""
     if isinstance(image, PilImage):
-        return _encoded(_upright(image, where), where)
+        return _encoded(_upright(image, where), where, image)
     if isinstance(image, ArrayImage) and not isinstance(image, memoryview):
         if _is_deep(image):
             return _deep_png(image)
@@ -237,7 +237,7 @@ def _upright(image: PilImage, where: str) -> PilImage:
         ) from error
 
 
-def _encoded(image: Any, where: str) -> bytes:
+def _encoded(image: Any, where: str, original: PilImage) -> bytes:
     """The pixels as a PNG file that the service decodes to what it would make of the original."""
     options = {}
     if image.mode == "F":
@@ -248,7 +248,7 @@ def _encoded(image: Any, where: str) -> bytes:
             Reason.IMAGE_UNREADABLE,
         )
     if image.mode.startswith("I"):
-        options = _declared_depth(image)
+        options = _declared_depth(original)
         image = _deep(image, where)
     elif image.mode in ("PA", "RGBa", "La"):
         image = image.convert("LA" if image.mode == "La" else "RGBA")
@@ -283,7 +283,7 @@ def _deep(image: Any, where: str) -> Any:
     return wide.convert("I;16")
 
 
-def _declared_depth(image: Any) -> dict[str, Any]:
+def _declared_depth(image: PilImage) -> dict[str, Any]:
     """What of a TIFF file's declared depth goes into a PNG."""
     from PIL import PngImagePlugin  # noqa: PLC0415
 

@@ -209,7 +209,8 @@ def _refuse_single(data: object) -> None:
             "a label and an image",
             "data",
         )
-    if isinstance(data, PilImage | ArrayImage):
+    # An array of four dimensions is a batch.
+    if isinstance(data, PilImage) or (isinstance(data, ArrayImage) and len(data.shape) != 4):
         raise invalid(
             f"data is a single image ({kind}): give pairs of a label and an image", "data"
         )
