@@ -23,7 +23,15 @@ from service.inference.engine import Bounds, Engine, ModelFiles
 from service.inference.head import Head
 from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime
-from service.jobs.contract import DomainAdaptation, Note
+from service.jobs.contract import (
+    BACKBONE_FILE,
+    HEAD_FILE,
+    DomainAdaptation,
+    Gate,
+    Incumbent,
+    Note,
+    RankSpec,
+)
 from service.telemetry import Telemetry
 from tests.trainer.conftest import MakeSpec, Told
 from tests.unit.inference.test_decoding import cut_out, deep, transparent
@@ -248,6 +256,35 @@ def test_a_job_keeps_its_decoding_with_the_version(tmp_path: Path, make_spec: Ma
 
 
 @pytest.mark.usefixtures("small_network")
+def test_the_version_before_sees_its_images_as_it_was_trained(
+    tmp_path: Path, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = grey_folder(tmp_path / "greys", 3500, 1500)
+    first = tmp_path / "first"
+    run(make_spec(folder, out_dir=str(first)), Told().append)
+    before = ImageDecoding("#000000", 16)
+    seen = set()
+    real = preprocess.open_image
+
+    def noted(data: bytes, decoding: ImageDecoding) -> Image.Image:
+        seen.add(decoding)
+        return real(data, decoding)
+
+    monkeypatch.setattr(preprocess, "open_image", noted)
+    incumbent = Incumbent(
+        version=1,
+        backbone_path=str(first / BACKBONE_FILE),
+        head_path=str(first / HEAD_FILE),
+        decoding=before,
+    )
+    gate = Gate(not_worse_than="latest", max_latency_ms=1e6)
+    manifest = run(make_spec(folder, gate=gate, incumbent=incumbent), Told().append)
+    assert seen == {before, manifest.decoding}
+    assert manifest.decoding == ImageDecoding(bit_depth=12)
+    assert [check.name for check in manifest.gate_checks] == ["not_worse", "latency"]
+
+
+@pytest.mark.usefixtures("small_network")
 def test_what_is_adapted_to_counts_for_the_depth_too(tmp_path: Path, make_spec: MakeSpec) -> None:
     source = grey_folder(tmp_path / "source", 900, 300)
     target = grey_folder(tmp_path / "target", 3500, 1500)
@@ -286,8 +323,6 @@ def test_features_are_kept_by_what_was_decoded(tmp_path: Path, backbone: Path) -
 
 
 def test_a_sample_to_rank_on_is_decoded_by_its_own_depth(tmp_path: Path) -> None:
-    from service.jobs.contract import RankSpec
-
     folder = grey_folder(tmp_path / "greys", 3500, 1500)
     spec = RankSpec(data_dir=str(folder), backbones=[], weights_dir=str(tmp_path))
     sample = ranking._sample_of_folder(spec)
