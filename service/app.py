@@ -64,7 +64,7 @@ _STORE_THREADS = 32
 _MOST_HELD = 16
 """Requests as large as they may be that are answered at once; of smaller ones, more."""
 _MOST_LARGEST = 2
-"""Limit on the largest images that uploads decode at once, some 770 MB each."""
+"""Limit on the largest images that uploads decode at once, up to 1.3 GB each."""
 _HEALTH_TIMEOUT_S = 4.0
 """Less than what asks waits for."""
 

@@ -1,7 +1,7 @@
 """Image decoding for uploads: one pool for all of them, with a limit on pixels at once.
 
-Pixels say what an image costs, bytes do not: two kilobytes may be fifty megapixels, and
-three quarters of a gigabyte while they are decoded. Uploads take turns, image by image.
+Pixels say what an image costs, bytes do not: two kilobytes may be 64 megapixels, and
+more than a gigabyte while they are decoded. Uploads take turns, image by image.
 """
 
 import threading

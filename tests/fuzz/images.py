@@ -24,6 +24,7 @@ from service.domain import DEFAULT_DECODING, ImageDecoding
 from service.errors import GraftError
 from service.inference import preprocess
 from tests.fuzz.promise import Broken, Target
+from tests.unit.inference.test_heif import composed
 
 _TENSOR = b"T"
 """Begins an input that is a tensor: its type, three dimensions, its bytes."""
@@ -127,6 +128,8 @@ def seeds() -> list[bytes]:
         _saved(colour.convert("RGBA"), "AVIF"),
         _saved(colour, "AVIF", save_all=True, append_images=[colour.rotate(9)]),
         *(path.read_bytes() for path in sorted(_HEIC.glob("*.heic"))),
+        composed(b"grid", 4, side=128),
+        composed(b"iovl", 2),
         _TENSOR + struct.pack("<?3i", False, 2, 3, 3) + bytes(range(18)),
         _TENSOR + struct.pack("<?3i", True, 1, 1, 3) + struct.pack("<3f", 0.1, 0.5, 1),
     ]
@@ -149,6 +152,7 @@ TARGET = Target(
         "service.inference.bit_depth",
         "service.inference.formats",
         "service.inference.gif_blocks",
+        "service.inference.heif",
         "service.inference.tiff",
         "PIL",
     ),
