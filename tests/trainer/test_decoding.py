@@ -1,5 +1,6 @@
 """One way from a file to pixels: training, serving and the lines for exported models agree."""
 
+import argparse
 import asyncio
 import hashlib
 import json
@@ -36,7 +37,7 @@ from service.telemetry import Telemetry
 from tests.trainer.conftest import MakeSpec, Told
 from tests.unit.inference.test_decoding import cut_out, deep, transparent
 from tests.unit.inference.test_preprocess import encode, gradient
-from trainer import depth, ranking
+from trainer import depth, folders, ranking
 from trainer.data import Files
 from trainer.feature_cache import FeatureCache
 from trainer.features import Features
@@ -293,6 +294,16 @@ def test_what_is_adapted_to_counts_for_the_depth_too(tmp_path: Path, make_spec: 
         Told().append,
     )
     assert manifest.decoding.bit_depth == 12
+
+
+def test_people_name_a_background_too(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    folders.add(parser.add_subparsers())
+    train = ["train", "images", "--out", "out", "--background"]
+    assert folders._spec(parser.parse_args([*train, "#AABBCC"])).background == "#aabbcc"
+    with pytest.raises(SystemExit):
+        parser.parse_args([*train, "grey"])
+    assert "six hexadecimal digits" in capsys.readouterr().err
 
 
 def test_features_are_kept_by_what_was_decoded(tmp_path: Path, backbone: Path) -> None:
