@@ -16,6 +16,7 @@ the orientation and the depth of 16-bit grey.
 """
 
 import io
+import logging
 import struct
 import warnings
 import zlib
@@ -53,6 +54,8 @@ native_limits.limit(MAX_PIXELS)
 # Pillow's own bound warns first and differs from ours, which is checked before
 # any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
+# What is wrong with an image is its sender's to know: no line of the log for each.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 # A damaged EXIF block warns; it must not fail an image that decodes. For the whole
 # process, since a filter for the time of one call is not safe with threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -219,11 +222,8 @@ def _opened(data: bytes) -> Iterator[_Opened]:
                 f"the JPEG has more than {MAX_SCANS} scans, which no camera or program writes: "
                 "save it again"
             )
-        if kind == "GIF" and gif_blocks.has_too_many(data):
-            raise _unreadable(
-                f"more than {gif_blocks.MAX_BLOCKS} blocks stand before the GIF's first image: "
-                "save it again"
-            )
+        if kind == "GIF":
+            _check_size(*gif_blocks.size(data))
         if kind == "HEIF":
             heif.check_work(data, _MOST_PARTS * MAX_PIXELS)
         with Image.open(io.BytesIO(page.data if page else data), formats=(kind,)) as image:

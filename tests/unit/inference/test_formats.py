@@ -142,8 +142,18 @@ def test_a_gif_of_endless_comments_is_refused_and_of_many_is_not() -> None:
     np.testing.assert_array_equal(preprocess.decode(commented(many)), preprocess.decode(data))
     for endless in (b"!\xfe" + b"\x01a" * 30_000 + b"\0", b"!\xfe\0" * 30_000, bytes(30_000)):
         assert f"{gif_blocks.MAX_BLOCKS} blocks" in refusal(commented(endless))
-    assert gif_blocks.has_too_many(commented(b"!\xfe" + b"\x01a" * 30_000))
-    assert not gif_blocks.has_too_many(b"GIF89a")
+
+
+def test_a_huge_frame_that_is_to_be_cleared_is_refused_before_it_is_filled() -> None:
+    data = encode(gradient(10, 10), "GIF")
+    at = 13 + (3 << ((data[10] & 7) + 1))
+    cleared = b"!\xf9\x04\x08\0\0\0\0,"
+    frame = struct.pack("<4H", 0, 0, 65_535, 65_535)
+    refused, seconds, grown = cost(data[:at] + cleared + frame + b"\0\x08" + bytes(20))
+    assert refused is not None
+    assert refused.reason is Reason.IMAGE_TOO_LARGE
+    assert seconds < 0.5
+    assert grown < 20 * 2**20
 
 
 # TIFF
