@@ -41,11 +41,13 @@ def limit(max_pixels: int) -> None:
 
     The size in a HEIC file's header is that after cropping, which Pillow reports; what is
     coded may be far larger, and is bounded here alone. Raises RuntimeError for a libheif
-    whose limits lie elsewhere than its header says.
+    whose limits cannot be found, or lie elsewhere than its header says.
     """
-    heif = ctypes.CDLL(_pi_heif.__file__)
-    heif.heif_get_global_security_limits.restype = ctypes.POINTER(_HeifLimits)
-    limits = heif.heif_get_global_security_limits().contents
+    get_limits = getattr(ctypes.CDLL(_pi_heif.__file__), "heif_get_global_security_limits", None)
+    if get_limits is None:
+        raise RuntimeError("pi-heif hides its libheif: install its wheel")
+    get_limits.restype = ctypes.POINTER(_HeifLimits)
+    limits = get_limits().contents
     if limits.version < 2 or limits.max_image_size_pixels not in (2**30, max_pixels):
         raise RuntimeError("libheif's limits are not where they were: take another pi-heif")
     limits.max_image_size_pixels = max_pixels
@@ -55,4 +57,6 @@ def limit(max_pixels: int) -> None:
     # What is wrong with a file is the caller's to know, not the log's, line by line.
     tiff = ctypes.CDLL(_imaging.__file__)
     for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
-        getattr(tiff, name)(None)
+        # A Pillow that hides its libtiff prints; nothing else changes.
+        if (set_handler := getattr(tiff, name, None)) is not None:
+            set_handler(None)
