@@ -26,7 +26,9 @@ from PIL import Image
 MODEL = "demo"
 START_TIMEOUT_S = 30.0
 JOB_TIMEOUT_S = 1800.0
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+IMAGES = {
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif",
+}  # fmt: skip
 SPLITS = ("val", "valid", "validation", "test")
 
 

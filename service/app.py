@@ -383,6 +383,7 @@ def _files(name: str, version: int, record: VersionRecord | StoredVersion) -> Mo
         backbone_path=record.backbone_path,
         head_digest=record.head_digest,
         head_path=record.head_path,
+        decoding=record.manifest.decoding,
     )
 
 
@@ -407,4 +408,5 @@ def _export(record: VersionRecord) -> bytes:
         "dataset_digest": record.manifest.dataset_digest,
     }
     backbone = damage.read(record.backbone_path, record.backbone_digest, "backbone")
-    return compose(backbone, heads.load(record.head_path, record.head_digest), about)
+    head = heads.load(record.head_path, record.head_digest)
+    return compose(backbone, head, about, record.manifest.decoding)

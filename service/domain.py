@@ -148,6 +148,23 @@ class GateCheck(msgspec.Struct, frozen=True, kw_only=True):
     """For people."""
 
 
+WHITE = "#ffffff"
+_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+
+
+class ImageDecoding(msgspec.Struct, frozen=True):
+    """The choices that an image file leaves open, made once for a version and kept with it."""
+
+    background: str = WHITE
+    """The colour that transparency is laid on, "#rrggbb"."""
+    bit_depth: int = 16
+    """Bits that count of 16-bit grey whose file does not declare them: 10, 12, 14 or 16."""
+
+
+DEFAULT_DECODING = ImageDecoding()
+"""The decoding of what no version was trained for."""
+
+
 class Base(msgspec.Struct, frozen=True):
     """The version that a version grew from."""
 
@@ -182,6 +199,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     hyperparameters: dict[str, float | int | str | bool | None]
     preprocess: dict[str, float | int | str]
+    decoding: ImageDecoding = DEFAULT_DECODING
     parity: Parity
     opset: int
     device: str
@@ -247,6 +265,18 @@ def check_alias(value: str, field: str) -> str:
             field=field,
         )
     return value
+
+
+def check_colour(value: str, field: str) -> str:
+    """Returns a colour "#rrggbb" in lower case; raises InvalidInput for anything else."""
+    if not _COLOUR.fullmatch(value):
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            f"{field} {value[:80]!r} is no colour: use # and six hexadecimal digits, such as "
+            "#ffffff for white or #000000 for black",
+            field=field,
+        )
+    return value.lower()
 
 
 DEFAULT_TENANT = "default"

@@ -9,14 +9,14 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.domain import ClassCount, ReadSummary
+from service.domain import DEFAULT_DECODING, WHITE, ClassCount, ImageDecoding, ReadSummary
 from service.errors import InvalidInput, Reason, WrongState
 from service.inference import preprocess
 from service.inference.preprocess import SIZE, Pixels
@@ -37,6 +37,8 @@ class Files:
 
     paths: tuple[Path, ...]
     digests: tuple[str, ...]
+    decoding: ImageDecoding = field(default=DEFAULT_DECODING, kw_only=True)
+    """How they become pixels."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -46,6 +48,7 @@ class Files:
         return Files(
             tuple(self.paths[place] for place in places),
             tuple(self.digests[place] for place in places),
+            decoding=self.decoding,
         )
 
     def encoded(self, place: int) -> bytes:
@@ -61,7 +64,8 @@ class Files:
         pixels = np.empty((len(files), SIZE, SIZE, 3), np.uint8)
 
         def decode(row: int) -> None:
-            pixels[row] = preprocess.fit(open_again(files.paths[row], files.digests[row]))
+            image = open_again(files.paths[row], files.digests[row], files.decoding)
+            pixels[row] = preprocess.fit(image)
 
         workers = min(threads or len(os.sched_getaffinity(0)), len(files))
         if workers <= 1:
@@ -81,7 +85,7 @@ class Part(Files):
 
     def none(self) -> "Part":
         """Returns a part without images."""
-        return Part((), (), np.empty(0, np.int64))
+        return Part((), (), np.empty(0, np.int64), decoding=self.decoding)
 
     def spread(self, at_most: int) -> list[int]:
         """Places of the first images, in turn from each class."""
@@ -122,8 +126,6 @@ class Data:
     """Images as people know them: relative to the dataset they came in."""
     own: frozenset[Path]
     """The images that the job brought on top of its bases'."""
-    bit_depth: int = 0
-    """See `Index.bit_depth`."""
 
     def counts(self) -> list[ClassCount]:
         """Counts the images of each class, as they are used."""
@@ -175,6 +177,8 @@ def load(
     bases: Sequence[Source] = (),
     base_digest: str = "",
     case_sensitive: bool = False,
+    background: str = WHITE,
+    target_bit_depth: int = 0,
 ) -> Data:
     """Reads, checks and divides a dataset, after those of `bases`, oldest first.
 
@@ -182,6 +186,9 @@ def load(
     version was measured on is not learned from now. Raises InvalidInput (DATASET_UNUSABLE)
     when it cannot be trained on, and WrongState (BASE_DATA_GONE) when the images of `bases`
     do not give `base_digest`, where there is one.
+
+    16-bit grey is scaled by the most bits that any of the images has, a target's
+    `target_bit_depth` included.
     """
     own = Source(source) if isinstance(source, Path) else source
     sources = [*bases, own]
@@ -203,22 +210,28 @@ def load(
     divided = division.divide(datasets, validation_fraction, seed, warnings)
     classes = division.check_classes(divided, warnings)
     places = {label: i for i, label in enumerate(classes)}
+    # One for all, so that what is darker in one image than in another stays so.
+    bits = max(target_bit_depth, *(index.bit_depth for index in read))
+    decoding = ImageDecoding(background, bits or DEFAULT_DECODING.bit_depth)
     return Data(
         classes=classes,
-        train=_part(divided.train, places),
-        validation=_part(divided.validation, places),
-        test=_part(divided.test, places),
+        train=_part(divided.train, places, decoding),
+        validation=_part(divided.validation, places, decoding),
+        test=_part(divided.test, places, decoding),
         summary=indexes.without(read[-1].summary, divided.left_out),
         digest=_digest(read),
         warnings=tuple(warnings),
         names={image.path: image.name for images in datasets for image in images},
         own=frozenset(image.path for image in datasets[-1]) - of_bases,
-        bit_depth=max(index.bit_depth for index in read),
     )
 
 
 def load_unlabelled(
-    source: Source | Path, threads: int = 0, *, classes: Sequence[str] | None = None
+    source: Source | Path,
+    threads: int = 0,
+    *,
+    classes: Sequence[str] | None = None,
+    decoding: ImageDecoding = DEFAULT_DECODING,
 ) -> Unlabelled:
     """Reads images at any depth; bad ones are left out as in `load`.
 
@@ -254,12 +267,13 @@ def load_unlabelled(
         summary=read.summary,
         digest=read.digest,
         names={image.path: image.name for image in images},
+        decoding=decoding,
     )
 
 
-def open_again(path: Path, digest: str) -> Image.Image:
+def open_again(path: Path, digest: str, decoding: ImageDecoding) -> Image.Image:
     """Decodes a file as `read_again` reads it."""
-    return preprocess.open_image(read_again(path, digest))
+    return preprocess.open_image(read_again(path, digest), decoding)
 
 
 def read_again(path: Path, digest: str) -> bytes:
@@ -291,9 +305,10 @@ def _digest(datasets: Sequence[Index]) -> str:
     return indexes.digest_of(images, is_labelled=True)
 
 
-def _part(images: Images, places: dict[str, int]) -> Part:
+def _part(images: Images, places: dict[str, int], decoding: ImageDecoding) -> Part:
     return Part(
         paths=tuple(image.path for image in images),
         digests=tuple(image.digest for image in images),
         targets=np.array([places[image.label] for image in images], dtype=np.int64),
+        decoding=decoding,
     )

@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from service import faults
+from service.domain import DEFAULT_DECODING, ImageDecoding
 from service.inference import preprocess
 from service.inference.head import Floats
 from service.inference.preprocess import Pixels
@@ -95,13 +96,18 @@ class Features:
         Raises InvalidInput (DATASET_UNUSABLE) when a file is gone or was changed.
         """
         paths = dict(zip(files.digests, files.paths, strict=True))
+        decoding = files.decoding
+        keys = {digest: _key(digest, decoding) for digest in paths}
 
         def prepare(chunk: Sequence[str]) -> list[tuple[str, Pixels]]:
-            return [(digest, preprocess.fit(open_again(paths[digest], digest))) for digest in chunk]
+            return [
+                (keys[digest], preprocess.fit(open_again(paths[digest], digest, decoding)))
+                for digest in chunk
+            ]
 
-        missing = self._missing(list(paths))
-        self._compute([d for d in paths if d in missing], prepare, detail)
-        return self._stacked(files.digests)
+        missing = self._missing(list(keys.values()))
+        self._compute([d for d in paths if keys[d] in missing], prepare, detail)
+        return self._stacked([keys[digest] for digest in files.digests])
 
     def of_views(self, files: Files, count: int, seed: int) -> Floats:
         """Features float32 [count, n, d] of random crops, every second one mirrored.
@@ -110,13 +116,17 @@ class Features:
         number alone. Errors as `of`.
         """
         paths = dict(zip(files.digests, files.paths, strict=True))
-        keys = {digest: [f"{digest} {seed} {i}" for i in range(count)] for digest in paths}
+        decoding = files.decoding
+        keys = {
+            digest: [f"{_key(digest, decoding)} {seed} {i}" for i in range(count)]
+            for digest in paths
+        }
         missing = self._missing([key for views in keys.values() for key in views])
 
         def prepare(chunk: Sequence[str]) -> list[tuple[str, Pixels]]:
             made = []
             for digest in chunk:
-                image = open_again(paths[digest], digest)
+                image = open_again(paths[digest], digest, decoding)
                 for i, key in enumerate(keys[digest]):
                     if key in missing:
                         rng = np.random.default_rng([seed % 2**64, i, int(digest[:16], 16)])
@@ -207,6 +217,13 @@ class Features:
             session.set_result(self._source.load())
         except BaseException as error:
             session.set_exception(error)
+
+
+def _key(digest: str, decoding: ImageDecoding) -> str:
+    """Names an image's pixels: the same file decoded in another way is another image."""
+    if decoding == DEFAULT_DECODING:
+        return digest
+    return f"{digest} {decoding.background} {decoding.bit_depth}"
 
 
 class _Progress:

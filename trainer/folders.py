@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from service.domain import WHITE, check_colour
+from service.errors import InvalidInput
 from service.jobs.contract import (
     BACKBONE_FILE,
     BACKBONES,
@@ -17,6 +19,7 @@ from service.jobs.contract import (
     DEFAULT_BACKBONE,
     FROZEN_TECHNIQUES,
     HEAD_FILE,
+    MANIFEST_FILE,
     NETWORK_TECHNIQUES,
     BackbonesRanked,
     DataFound,
@@ -34,6 +37,7 @@ from service.jobs.contract import (
     Progressed,
     RankSpec,
     Record,
+    decode_manifest,
     encode,
 )
 from trainer.records import Send
@@ -70,6 +74,13 @@ def _add_train(commands: Any) -> None:
     )
     train.add_argument("--weights", default="", help="torchvision weights name, or 'random'")
     train.add_argument("--weights-dir", type=Path, default=_default_weights_dir())
+    train.add_argument(
+        "--background",
+        type=_colour,
+        default=WHITE,
+        metavar="#RRGGBB",
+        help="what transparent parts of images are laid on",
+    )
     train.add_argument("--validation-fraction", type=float, default=0.2)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -108,6 +119,13 @@ def _add_train(commands: Any) -> None:
     model.add_argument("--train-from-stage", default="", metavar="STAGE")
     model.add_argument("--early-stopping-patience", type=int)
     model.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+
+
+def _colour(text: str) -> str:
+    try:
+        return check_colour(text, "it")
+    except InvalidInput as error:
+        raise argparse.ArgumentTypeError(error.message) from error
 
 
 def _default_weights_dir() -> Path:
@@ -199,6 +217,7 @@ def _spec(parsed: argparse.Namespace) -> JobSpec:
         method=method,
         backbone=parsed.backbone,
         weights=parsed.weights,
+        background=parsed.background,
         weights_dir=str(parsed.weights_dir),
         validation_fraction=parsed.validation_fraction,
         seed=parsed.seed,
@@ -215,7 +234,9 @@ def _compose(out: Path) -> None:
     from service.inference import export, head
 
     backbone = (out / BACKBONE_FILE).read_bytes()
-    (out / MODEL_FILE).write_bytes(export.compose(backbone, head.load(out / HEAD_FILE), {}))
+    decoding = decode_manifest((out / MANIFEST_FILE).read_bytes()).decoding
+    composed = export.compose(backbone, head.load(out / HEAD_FILE), {}, decoding)
+    (out / MODEL_FILE).write_bytes(composed)
 
 
 def _for_people(record: Record) -> str:  # noqa: PLR0911 - one for each kind

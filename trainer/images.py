@@ -53,7 +53,8 @@ class Cache:
             offset, shape = at
             data = os.pread(self._file.fileno(), int(np.prod(shape)), offset)
             return np.frombuffer(data, dtype=np.uint8).reshape(shape)
-        pixels = _compact(open_again(self._files.paths[place], self._files.digests[place]))
+        files = self._files
+        pixels = _compact(open_again(files.paths[place], files.digests[place], files.decoding))
         with self._lock:
             has_room = self._free >= pixels.nbytes
             offset = self._end

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def _right(job: Job, incumbent: Incumbent, part: Part, classes: tuple[str, ...])
     path = Path(incumbent.backbone_path)
     head = heads.load(Path(incumbent.head_path), incumbent.head_digest)
     # The file's name is its digest, so what is known of the images counts.
-    features = job.features_of_file(path, path.stem).of(part, "the version before")
+    seen = replace(part, decoding=incumbent.decoding)
+    features = job.features_of_file(path, path.stem).of(seen, "the version before")
     answers = head.probabilities(features).argmax(axis=1)
     named = np.array(head.classes, dtype=object)[answers]
     true = np.array(classes, dtype=object)[part.targets]
@@ -91,6 +93,7 @@ def _latency_ms(job: Job, found: Transferred) -> float:
     session = runtime.load(found.served.file)
     places = validation.spread(_LATENCY_IMAGES)
     decode: list[Callable[[], Pixels]] = [
-        partial(preprocess.decode, validation.encoded(place)) for place in places
+        partial(preprocess.decode, validation.encoded(place), validation.decoding)
+        for place in places
     ]
     return gate.measure_latency_ms(decode, session, found.served.head.probabilities)

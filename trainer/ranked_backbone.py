@@ -135,8 +135,8 @@ class BackboneScoring:
         parts = []
         for start in range(0, len(files), _SLICE):
             _check(deadline)
-            end = start + _SLICE
-            parts.append(self._source.of(Files(files.paths[start:end], files.digests[start:end])))
+            end = min(start + _SLICE, len(files))
+            parts.append(self._source.of(files.at(range(start, end))))
         return np.concatenate(parts)
 
     def _exported(self) -> ExportedBackbone | None:
@@ -235,7 +235,7 @@ def _served_s(session: Session, files: Files, deadline: float) -> float:
         _check(deadline)
         encoded = files.encoded(turn % len(files))
         begun = time.monotonic()
-        session.run(preprocess.decode(encoded)[None])
+        session.run(preprocess.decode(encoded, files.decoding)[None])
         times.append(time.monotonic() - begun)
     return median(times[1:])
 

@@ -13,11 +13,13 @@ import math
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from service.domain import DEFAULT_DECODING, ImageDecoding
 from service.errors import GraftError, InvalidInput, Reason, Unavailable
 from service.inference.providers import ProviderUnavailable, choose_provider
 from service.inference.runtime import OnnxRuntime
@@ -134,10 +136,11 @@ def _ranked(
 
 def _of(part: Part, places: "Ints | slice") -> Part:
     numbers = np.arange(len(part))[places]
-    return Part(
-        tuple(part.paths[n] for n in numbers),
-        tuple(part.digests[n] for n in numbers),
-        part.targets[numbers],
+    return replace(
+        part,
+        paths=tuple(part.paths[n] for n in numbers),
+        digests=tuple(part.digests[n] for n in numbers),
+        targets=part.targets[numbers],
     )
 
 
@@ -172,9 +175,8 @@ def _affordable(ready: Sequence[BackboneScoring], most: int, deadline: float) ->
 
 def _sample(spec: RankSpec) -> Part:
     source = Source(Path(spec.data_dir), spec.data_index)
-    images = [
-        image for image in source.images(source.read(spec.threads)) if image.part in ("", "train")
-    ]
+    index = source.read(spec.threads)
+    images = [image for image in source.images(index) if image.part in ("", "train")]
     targets = _numbered([image.label for image in images])
     if (found := len(set(targets))) < 2:
         raise InvalidInput(
@@ -187,6 +189,7 @@ def _sample(spec: RankSpec) -> Part:
         tuple(images[place].path for place in places),
         tuple(images[place].digest for place in places),
         targets[places],
+        decoding=ImageDecoding(bit_depth=index.bit_depth or DEFAULT_DECODING.bit_depth),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from service import faults
+from service.domain import DEFAULT_DECODING
 from service.inference import head as heads
 from service.inference import outliers as strangeness
 from service.inference import preprocess
@@ -44,7 +45,7 @@ from trainer.transfer import Transferred, learned_from, transfer
 
 _PACKAGES = (
     "graft-server", "torch", "torchvision", "timm", "onnx", "onnxruntime-gpu", "numpy", "scipy",
-    "pillow",
+    "pillow", "pi-heif",
 )  # fmt: skip
 
 
@@ -78,9 +79,17 @@ def _run(job: Job) -> Manifest:
         bases=[Source(Path(base.folder), base.index, base.name) for base in spec.base_data],
         base_digest=spec.base_digest,
         case_sensitive=spec.case_sensitive_labels,
+        background=spec.background,
+        target_bit_depth=_target_bit_depth(spec),
     )
     faults.reach("trainer.validating")
     send(DataFound(data.counts(), data.summary, data.digest))
+    if (bits := data.train.decoding.bit_depth) != DEFAULT_DECODING.bit_depth:
+        text = (
+            f"the 16-bit grey images hold values of {bits} bits at most: {2**bits - 1} is taken "
+            "for white, for images to classify too"
+        )
+        send(Note("info", text))
     for warning in data.warnings:
         send(Note("warning", warning))
     ranked = None
@@ -151,6 +160,7 @@ def _run(job: Job) -> Manifest:
         seed=spec.seed,
         hyperparameters=found.used,
         preprocess=preprocess.describe(),
+        decoding=data.train.decoding,
         parity=agreed,
         opset=OPSET,
         device=found.device,
@@ -200,6 +210,13 @@ def _run(job: Job) -> Manifest:
     send(Finished(metrics.accuracy, metrics.count))
     faults.reach("trainer.sent")
     return manifest
+
+
+def _target_bit_depth(spec: JobSpec) -> int:
+    if not spec.target_dir:
+        return 0
+    target = Source(Path(spec.target_dir), spec.target_index)
+    return target.read(spec.threads, is_labelled=False).bit_depth
 
 
 def _tested(found: Transferred) -> Metrics | None:

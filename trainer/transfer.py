@@ -220,6 +220,7 @@ def _target(job: Job, method: DomainAdaptation, data: Data) -> Target:
         data.train.digests,
         spec.threads,
         job.send,
+        data.train.decoding,
     )
 
 

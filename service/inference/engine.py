@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from service.domain import tenant_of
+from service.domain import DEFAULT_DECODING, ImageDecoding, tenant_of
 from service.errors import Exhausted, Expired, GraftError, Reason
 from service.inference import damage
 from service.inference import head as heads
@@ -44,6 +44,8 @@ class ModelFiles:
     backbone_path: Path
     head_digest: str
     head_path: Path
+    decoding: ImageDecoding = DEFAULT_DECODING
+    """How its images become pixels."""
 
 
 class Placed(Protocol):
@@ -200,7 +202,8 @@ class Engine:
     ) -> Call:
         backbone, head = await self._load(files, timeout_s)
         answer: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        call = Call(files.name, backbone, head, images, arrived, arrived + timeout_s, answer)
+        deadline_s = arrived + timeout_s
+        call = Call(files.name, backbone, head, images, arrived, deadline_s, answer, files.decoding)
         self._workers.put(call)
         try:
             async with asyncio.timeout(call.deadline - time.monotonic()) as deadline:

@@ -2,19 +2,25 @@
 
 uint8 images [n, 224, 224, 3] in, probabilities float32 [n, classes] out;
 the normalisation comes with the backbone, the softmax and the temperature with
-the head. The labels are in the metadata under "labels", as a JSON list.
+the head. The labels are in the metadata under "labels", as a JSON list; how an image becomes
+pixels under "preprocess", as a JSON object: `preprocess.describe` and the fields of the
+version's `ImageDecoding`.
 """
 
 import json
 
+import msgspec
 import onnx
 from onnx import helper, numpy_helper
 
+from service.domain import ImageDecoding
 from service.inference import preprocess
 from service.inference.head import Head
 
 
-def compose(backbone: bytes, head: Head, metadata: dict[str, str]) -> bytes:
+def compose(
+    backbone: bytes, head: Head, metadata: dict[str, str], decoding: ImageDecoding
+) -> bytes:
     """Appends the head to the backbone's graph and returns the new file's bytes."""
     model = onnx.load_from_string(backbone)
     graph = model.graph
@@ -41,7 +47,7 @@ def compose(backbone: bytes, head: Head, metadata: dict[str, str]) -> bytes:
     )
     properties = {
         "labels": json.dumps(head.classes, ensure_ascii=False),
-        "preprocess": json.dumps(preprocess.describe()),
+        "preprocess": json.dumps(preprocess.describe() | msgspec.structs.asdict(decoding)),
         **metadata,
     }
     del model.metadata_props[:]

@@ -11,14 +11,15 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from service.domain import tenant_of
+from service.domain import DEFAULT_DECODING, ImageDecoding, tenant_of
 from service.errors import GraftError
 from service.inference.head import Floats, Head
 from service.inference.preprocess import Pixels
 from service.inference.runtime import Session
 
-Decode = Callable[[], Pixels]
-"""Makes one image's pixels; runs in a thread; raises InvalidInput for a bad image."""
+Decode = Callable[[ImageDecoding], Pixels]
+"""Makes one image's pixels, as its version decodes them; runs in a thread; raises InvalidInput
+for a bad image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,7 @@ class Call:
     """Of time.monotonic, as is the deadline."""
     deadline: float
     answer: "asyncio.Future[list[Outcome]]"
+    decoding: ImageDecoding = DEFAULT_DECODING
     tenant: str = field(init=False)
     image_s: float = field(init=False)
     """What an image was thought to cost when the call arrived."""

@@ -1,31 +1,38 @@
 """From an image, encoded or decoded, to the `uint8 [224, 224, 3]` that a backbone takes.
 
-Training and serving both come through here, so there is no skew between them.
-Every function may be called from any thread; Pillow releases the GIL while it
-decodes and resizes.
+Training and serving both come through here, so there is no skew between them; docs/export.md
+shows the same in a few lines of Pillow, for exported models. Every function may be called
+from any thread; Pillow and pi-heif release the GIL while they decode and resize.
 
 Images come from strangers. What a header claims is checked before any pixel is
-decoded: at most `MAX_PIXELS`, and of a JPEG at most `MAX_SCANS` passes over them. The
-largest that are decoded cost about 2 s of one core and 770 MB while it lasts.
+decoded: at most `MAX_PIXELS`, of a JPEG at most `MAX_SCANS` passes over them, of a TIFF a
+layout that fits them. The largest that are decoded cost about 2 s of one core and 1.3 GB
+while it lasts.
 
-Of an animated WebP or PNG the first frame counts; GIFs are refused. Transparency is
-dropped, so that the colours below it show, as in most training pipelines. Colour
-profiles are ignored, whole or broken, and so is all other metadata but the orientation.
+Of an animation the first frame counts, of a TIFF the first page, of an HEIC file its primary
+image. Transparency is laid on a colour: what lies hidden below it is whatever a program
+left there. Colour profiles are ignored, whole or broken, and so is all other metadata but
+the orientation and the depth of 16-bit grey.
 """
 
 import io
+import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+import pi_heif
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
+from service.domain import DEFAULT_DECODING, ImageDecoding
 from service.errors import InvalidInput, Reason
-from service.inference import jpeg_scans
+from service.inference import bit_depth, formats, gif_blocks, heif, jpeg_scans, native_limits, tiff
 from service.inference.jpeg_scans import MAX_SCANS
 
 Pixels = npt.NDArray[np.uint8]
@@ -34,13 +41,21 @@ SIZE: Final = 224
 """Side of what a backbone sees, in pixels."""
 RESIZE: Final = 256
 """What the shorter side is scaled to before the middle is cut out, in pixels."""
-MAX_PIXELS: Final = 50_000_000
-"""More are not decoded: 50 megapixels are 150 MB as RGB."""
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP")
+MAX_PIXELS: Final = 64_000_000
+"""More are not decoded: 64 megapixels are 256 MB as Pillow keeps RGB."""
 
+# What is decoded here shares the machine with other decoders and with inference: each has
+# the thread that it was called on.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+pi_heif.register_heif_opener(
+    thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
+)
+native_limits.limit(MAX_PIXELS)
 # Pillow's own bound warns first and differs from ours, which is checked before
 # any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
+# What is wrong with an image is its sender's to know: no line of the log for each.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 # A damaged EXIF block warns; it must not fail an image that decodes. For the whole
 # process, since a filter for the time of one call is not safe with threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -56,8 +71,12 @@ _UNREADABLE: Final = (
     TypeError,
     AttributeError,
     OverflowError,
+    RuntimeError,
     zlib.error,
 )
+_MOST_PARTS: Final = 4
+"""Times `MAX_PIXELS` that may be decoded for one HEIC image: its tiles, what they are put
+together to, and both again for its transparency."""
 _RUN_LENGTHS: Final = (1, 2)
 """As BMPs number them: of 8 bits, of 4."""
 _EXIF_ORIENTATION: Final = 0x0112
@@ -72,72 +91,48 @@ _TRANSPOSE: Final = {
 }
 
 
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the check of an image file found."""
+
+    pixels: int
+    """Width times height."""
+    bits: int
+    """Of 16-bit grey, as the file declares them, else the smallest of 10, 12, 14 and 16 that holds
+    its largest value. 0 for all other images."""
+
+
 def describe() -> dict[str, float | int | str]:
     """Says what this module does to an image, for manifests."""
     return {"resize": RESIZE, "crop": SIZE, "interpolation": "bilinear", "colours": "RGB"}
 
 
-class WrongFormat(InvalidInput):
-    """The bytes are something other than an image that is decoded here."""
-
-
-class ImageFacts(NamedTuple):
-    """Facts of an image that was decoded."""
-
-    pixels: int
-    bits: int
+def count_pixels(data: bytes) -> int:
+    """Reads width times height from an image's header. Raises as `open_image`."""
+    with _opened(data) as opened:
+        return opened.image.width * opened.image.height
 
 
 def inspect(data: bytes) -> ImageFacts:
-    """Decodes an image and keeps nothing of it. Raises as `open_image`."""
-    open_image(data)
-    return ImageFacts(count_pixels(data), 0)
+    """Decodes an image file and keeps nothing of it. Raises as `open_image`."""
+    with _opened(data) as opened:
+        image = opened.image
+        pixels = image.width * image.height
+        _load(opened)
+        return ImageFacts(pixels, _grey_bits(opened))
 
 
-def count_pixels(data: bytes) -> int:
-    """Reads width times height from an image's header. Raises as `open_image`."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(*image.size)
-            return image.width * image.height
-    except _UNREADABLE as error:
-        raise InvalidInput(Reason.IMAGE_UNREADABLE, _why_unreadable(data, error)) from error
-
-
-def open_image(data: bytes) -> Image.Image:
-    """Decodes a JPEG, PNG, WebP or BMP file to an upright RGB image.
+def open_image(data: bytes, decoding: ImageDecoding = DEFAULT_DECODING) -> Image.Image:
+    """Decodes a file of one of `formats.FORMATS` to an upright RGB image.
 
     JPEGs whose shorter side is more than twice `RESIZE` are decoded at a half,
     a quarter or an eighth of their size (libjpeg's DCT scaling), never below
     `RESIZE`. Raises InvalidInput with IMAGE_UNREADABLE or IMAGE_TOO_LARGE.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            _check_size(width, height)
-            if jpeg_scans.has_too_many(data):
-                raise InvalidInput(
-                    Reason.IMAGE_UNREADABLE,
-                    f"the JPEG has more than {MAX_SCANS} scans, which no camera or program "
-                    "writes: save it again",
-                )
-            if image.format == "BMP" and image.info.get("compression") in _RUN_LENGTHS:
-                # Pillow decodes these byte by byte in Python, and holds all other threads up.
-                raise InvalidInput(
-                    Reason.IMAGE_UNREADABLE,
-                    "the BMP is compressed by run lengths, which are not decoded: save it "
-                    "uncompressed, or as PNG",
-                )
-            if image.format == "JPEG":
-                scale = RESIZE / min(width, height)
-                if scale < 1:
-                    image.draft("RGB", (int(width * scale) + 1, int(height * scale) + 1))
-            image.load()
-            orientation = _orientation(image)
-            upright = _to_rgb(image)
-    except _UNREADABLE as error:
-        kind = WrongFormat if data and isinstance(error, UnidentifiedImageError) else InvalidInput
-        raise kind(Reason.IMAGE_UNREADABLE, _why_unreadable(data, error)) from error
+    with _opened(data) as opened:
+        _load(opened)
+        orientation = _orientation(opened.image)
+        upright = _to_rgb(opened, decoding)
     if isinstance(orientation, int) and orientation in _TRANSPOSE:
         upright = upright.transpose(_TRANSPOSE[orientation])
     return upright
@@ -153,9 +148,9 @@ def fit(image: Image.Image) -> Pixels:
     return np.asarray(small, dtype=np.uint8)
 
 
-def decode(data: bytes) -> Pixels:
-    """From the bytes of an image file to `uint8 [224, 224, 3]`; errors as `open_image`."""
-    return fit(open_image(data))
+def decode(data: bytes, decoding: ImageDecoding = DEFAULT_DECODING) -> Pixels:
+    """Decodes the bytes of an image file to `uint8 [224, 224, 3]`; errors as `open_image`."""
+    return fit(open_image(data, decoding))
 
 
 def from_tensor(data: bytes, shape: Sequence[int], *, is_float: bool) -> Pixels:
@@ -186,6 +181,76 @@ def from_tensor(data: bytes, shape: Sequence[int], *, is_float: bool) -> Pixels:
     return fit(Image.fromarray(array, mode=None))
 
 
+@dataclass
+class _Opened:
+    """An image whose header was read, and what its file says of its grey."""
+
+    image: Image.Image
+    declared_bits: int = 0
+    is_white_zero: bool = False
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[_Opened]:
+    """Reads a header and checks it; what Pillow raises inside becomes InvalidInput."""
+    kind = formats.recognise(data)
+    try:
+        page = tiff.first_page(data) if kind == "TIFF" else None
+        if kind == "JPEG" and jpeg_scans.has_too_many(data):
+            raise _unreadable(
+                f"the JPEG has more than {MAX_SCANS} scans, which no camera or program writes: "
+                "save it again"
+            )
+        if kind == "GIF":
+            _check_size(*gif_blocks.size(data))
+        if kind == "HEIF":
+            heif.check_work(data, _MOST_PARTS * MAX_PIXELS)
+        with Image.open(io.BytesIO(page.data if page else data), formats=(kind,)) as image:
+            _check_size(*image.size)
+            if image.mode == "F":
+                raise tiff.floats()
+            if kind == "BMP" and image.info.get("compression") in _RUN_LENGTHS:
+                # Pillow decodes these byte by byte in Python, and holds all other threads up.
+                raise _unreadable(
+                    "the BMP is compressed by run lengths, which are not decoded: save it "
+                    "uncompressed, or as PNG"
+                )
+            opened = _Opened(image)
+            if page is not None:
+                opened.declared_bits = page.declared_bits
+                opened.is_white_zero = page.is_white_zero
+            elif kind == "HEIF":
+                # libheif has scaled what the file declares to 16.
+                opened.declared_bits = 16
+            elif bit_depth.is_deep(image):
+                opened.declared_bits = bit_depth.declared_by_png(data)
+            yield opened
+    except MemoryError as error:
+        # Pillow's own, too, for images of a size that no allocation is tried for.
+        raise _unreadable("the image needs more memory to be decoded than there is") from error
+    except _UNREADABLE as error:
+        raise _unreadable(_why(error)) from error
+
+
+def _load(opened: _Opened) -> None:
+    image = opened.image
+    if image.format == "JPEG":
+        width, height = image.size
+        scale = RESIZE / min(width, height)
+        if scale < 1:
+            image.draft("RGB", (int(width * scale) + 1, int(height * scale) + 1))
+    image.load()
+    # The header of an HEIC file may name another size than its coded image has.
+    _check_size(*image.size)
+
+
+def _grey_bits(opened: _Opened) -> int:
+    if not bit_depth.is_deep(opened.image):
+        return 0
+    values = bit_depth.greys(opened.image)
+    return bit_depth.usual(opened.declared_bits or int(values.max()).bit_length())
+
+
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise InvalidInput(
@@ -203,23 +268,34 @@ def _orientation(image: Image.Image) -> object:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # 16-bit grey: Pillow's own conversion clips instead of scaling.
-        grey = np.right_shift(np.asarray(image), 8)
-        return Image.fromarray(grey.clip(0, 255, out=grey).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")
+def _to_rgb(opened: _Opened, decoding: ImageDecoding) -> Image.Image:
+    image = opened.image
+    if bit_depth.is_deep(image):
+        transparent = image.info.get("transparency")
+        image = bit_depth.to_8_bits(
+            bit_depth.greys(image),
+            opened.declared_bits or decoding.bit_depth,
+            is_white_zero=opened.is_white_zero,
+            transparent=transparent if isinstance(transparent, int) else None,
+        )
+    if not image.has_transparency_data:
+        # Not copied where it is RGB already.
+        return image if image.mode == "RGB" else image.convert("RGB")
+    above = image.convert("RGBA")
+    below = Image.new("RGB", above.size, decoding.background)
+    below.paste(above, mask=above)
+    return below
 
 
-def _why_unreadable(data: bytes, error: Exception) -> str:
-    if not data:
-        return "the image is empty (0 bytes)"
+def _why(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        kind = " (it is a GIF)" if data[:4] == b"GIF8" else ""
-        return f"the bytes are not a JPEG, PNG, WebP or BMP image{kind}"
-    return f"the image cannot be decoded, it is damaged or cut short: {error}"
+        return "the image cannot be decoded, it is damaged or cut short within its header"
+    why = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"the image cannot be decoded, it is damaged or cut short: {why}"
+
+
+def _unreadable(why: str) -> InvalidInput:
+    return InvalidInput(Reason.IMAGE_UNREADABLE, why)
 
 
 def _bad_tensor(why: str) -> InvalidInput:

@@ -170,7 +170,7 @@ class Workers:
         try:
             for call, place in items:
                 try:
-                    pixels.append(call.images[place]())
+                    pixels.append(call.images[place](call.decoding))
                     outcomes.append(None)
                 except GraftError as error:
                     outcomes.append(error)

@@ -48,7 +48,7 @@ class Index(msgspec.Struct, frozen=True, kw_only=True):
     """Sorted by label; empty without labels."""
     summary: ReadSummary
     bit_depth: int = 0
-    """Bits that hold the values of its 16-bit images of no declared depth; 0 without such."""
+    """The most bits of its 16-bit grey images, see `preprocess.ImageFacts`; 0 without such."""
     images: list[IndexedImage] = []
     """Sorted by part, class and name."""
 

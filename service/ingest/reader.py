@@ -17,7 +17,8 @@ import msgspec
 from service.domain import LeftOutFile, LeftOutReason, PartName
 from service.errors import GraftError, InvalidInput, Reason
 from service.inference import preprocess
-from service.inference.preprocess import ImageFacts, WrongFormat
+from service.inference.formats import WrongFormat
+from service.inference.preprocess import ImageFacts
 from service.ingest import archives, layout
 from service.ingest.archives import ArchiveFormat, Limits
 from service.ingest.folder import open_plain, read_plain, walk

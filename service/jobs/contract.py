@@ -21,10 +21,13 @@ from typing import Any, Literal
 import msgspec
 
 from service.domain import (
+    DEFAULT_DECODING,
+    WHITE,
     Base,
     ClassCount,
     Count,
     GateCheck,
+    ImageDecoding,
     Manifest,
     Parity,
     Precision,
@@ -62,6 +65,7 @@ __all__ = [
     "Gate",
     "GateCheck",
     "Heartbeat",
+    "ImageDecoding",
     "Incumbent",
     "JobSpec",
     "Manifest",
@@ -193,6 +197,7 @@ class Incumbent(msgspec.Struct, frozen=True, kw_only=True):
     """Named by its digest."""
     head_path: str
     head_digest: str = ""
+    decoding: ImageDecoding = DEFAULT_DECODING
 
 
 class ExportedBackbone(msgspec.Struct, frozen=True):
@@ -274,6 +279,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     case_sensitive_labels: bool = False
     """Class names that differ in upper and lower case alone are two."""
     labels: dict[str, str] = {}
+    background: str = WHITE
+    """The colour that the transparency of images is laid on, "#rrggbb"."""
     target_dir: str = ""
     """Of domain adaptation: images at any depth, or a folder per class."""
     target_index: str = ""

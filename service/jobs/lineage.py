@@ -41,8 +41,8 @@ class Lineage:
         """The request with its base pinned: by number, by alias, or by neither (`latest`).
 
         `model` is the base's key, "" for the request's own.
-        Backbone, weights, seed and validation fraction are the base's where the
-        request names none. Raises NotFound (MODEL_NOT_FOUND, VERSION_NOT_FOUND,
+        Backbone, weights, seed, validation fraction and background are the base's where
+        the request names none. Raises NotFound (MODEL_NOT_FOUND, VERSION_NOT_FOUND,
         ALIAS_NOT_FOUND), WrongState (BASE_DATA_GONE), or InvalidInput for another seed
         or validation fraction than the base's.
         """
@@ -61,6 +61,8 @@ class Lineage:
             chosen["seed"] = before.seed
         if request.validation_fraction is None:
             chosen["validation_fraction"] = before.validation_fraction
+        if not request.background:
+            chosen["background"] = base.manifest.decoding.background
         grown = msgspec.structs.replace(
             request,
             base=Base(base.model, base.version),

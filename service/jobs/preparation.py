@@ -122,6 +122,7 @@ class Preparation:
             provider=settings.provider,
             precision=settings.precision,
             labels=request.labels,
+            background=request.background_or_white,
             target_dir=target.folder,
             target_index=target.index,
             case_sensitive_labels=request.case_sensitive_labels,
@@ -152,6 +153,7 @@ class Preparation:
             backbone_path=str(found.backbone_path),
             head_path=str(found.head_path),
             head_digest=found.head_digest,
+            decoding=found.manifest.decoding,
         )
 
     def _target(self, job: JobRecord, progress: OnProgress, stop: Event) -> BaseData:

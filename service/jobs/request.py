@@ -14,7 +14,9 @@ import msgspec
 
 from service.domain import (
     LATEST,
+    WHITE,
     check_alias,
+    check_colour,
     check_name,
     plain_name,
     tenant_of,
@@ -73,6 +75,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     time_budget_s: float | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     labels: dict[str, str] = {}
+    background: str = ""
+    """"#rrggbb" below transparency; "" for white, with a base for the base's."""
     baselines: list[Baseline] = []
     gate: Gate | None = None
     case_sensitive_labels: bool = False
@@ -94,6 +98,11 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The validation fraction and the seed that are meant."""
         fraction = self.validation_fraction
         return DEFAULT_VALIDATION_FRACTION if fraction is None else fraction, self.seed or 0
+
+    @property
+    def background_or_white(self) -> str:
+        """The colour below transparency that is meant."""
+        return self.background.lower() or WHITE
 
     def backbone_or(self, default: str) -> str:
         """The backbone that is meant where the server's default is `default`; may be "auto"."""
@@ -128,6 +137,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         _check_seed(self.seed)
         _in("time_budget", self.time_budget_s, 1, math.inf, unit=" s")
         _check_labels(self.labels)
+        if self.background:
+            check_colour(self.background, "background")
         if len(set(self.baselines)) < len(self.baselines):
             raise _bad("baselines", "baselines names one twice: name each once")
         if self.gate is not None:

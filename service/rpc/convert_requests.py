@@ -95,6 +95,7 @@ def request(
         ),
         device=_named(_DEVICES, message.device, "device", "Device"),
         labels=dict(message.labels),
+        background=message.background,
         baselines=[
             _named(_BASELINES, number, "baselines", "Baseline") for number in message.baselines
         ],
@@ -115,6 +116,7 @@ def asked(given: JobRequest) -> pb.FineTuneRequest:
         time_budget=None if given.time_budget_s is None else duration(given.time_budget_s),
         device=_number(_DEVICES, given.device),
         labels=given.labels,
+        background=given.background,
         baselines=[_number(_BASELINES, name) for name in given.baselines],
     )
     if given.server_path:

@@ -107,7 +107,8 @@ def _decode(image: pb.Image, index: int) -> Decode:
                 f"images[{index}].tensor.data_type must be DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32",
             )
         is_float = tensor.data_type == pb.DATA_TYPE_FLOAT32
-        return partial(preprocess.from_tensor, tensor.data, list(tensor.shape), is_float=is_float)
+        data, shape = tensor.data, list(tensor.shape)
+        return lambda _: preprocess.from_tensor(data, shape, is_float=is_float)
     raise _bad(f"images[{index}]", f"images[{index}] holds neither `encoded` nor `tensor`")
 
 

@@ -73,7 +73,7 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
         "--precision fp32 --validation-fraction 0.3 --seed 5 --time-budget 60 --device cpu "
         "--label team=blue --label note=a=b --request-id mine --detach --base pets:1 "
         "--baseline linear-probe --baseline from_scratch --min-accuracy 0.9 "
-        "--not-worse-than latest --max-latency-ms 12.5 --gate-alias prod"
+        "--not-worse-than latest --max-latency-ms 12.5 --gate-alias prod --background #20c040"
     )
     code, out, _ = run("finetune", folder, "--name", "cats", *options.split())
     assert (code, out) == (0, "job-1\n")
@@ -96,6 +96,7 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
     assert (request.validation_fraction, request.seed, request.time_budget_s) == (0.3, 5, 60.0)
     assert (request.device, request.request_id) == ("cpu", "mine")
     assert request.labels == {"team": "blue", "note": "a=b"}
+    assert request.background == "#20c040"
     assert request.base == graft.BaseVersion(version=1, model="pets")
     assert request.baselines == ("linear_probe", "from_scratch")
     assert request.gate == graft.Gate(

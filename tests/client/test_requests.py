@@ -15,6 +15,7 @@ from graft.v1 import fine_tuning_pb2 as pb
         {},
         {"backbone": "resnet50", "weights": "IMAGENET1K_V1", "seed": 7, "device": "cuda"},
         {"validation_fraction": 0.25, "time_budget_s": 90.5, "labels": {"team": "blue"}},
+        {"background": "#20c040"},
         {"method": "feature_based", "l2": 0.01},
         {"method": "feature_based", "augmented_views": 0},
         {"method": graft.FeatureBased(l2=0.01, augmented_views=4)},

@@ -4,38 +4,44 @@ import io
 import struct
 import zlib
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import (
-    BmpImagePlugin as BmpImagePlugin,  # noqa: PLC0414 - here, to be instrumented
-)
-from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
     Image,
-)
-from PIL import (
-    JpegImagePlugin as JpegImagePlugin,  # noqa: PLC0414
-)
-from PIL import (
-    MpoImagePlugin as MpoImagePlugin,  # noqa: PLC0414
-)
-from PIL import (
-    PngImagePlugin as PngImagePlugin,  # noqa: PLC0414
-)
-from PIL import (
-    TiffImagePlugin as TiffImagePlugin,  # noqa: PLC0414
-)
-from PIL import (
-    WebPImagePlugin as WebPImagePlugin,  # noqa: PLC0414
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
 )
 
+from service.domain import DEFAULT_DECODING, ImageDecoding
 from service.errors import GraftError
 from service.inference import preprocess
 from tests.fuzz.promise import Broken, Target
+from tests.unit.inference.test_heif import composed
 
 _TENSOR = b"T"
 """Begins an input that is a tensor: its type, three dimensions, its bytes."""
 _PNG = b"\x89PNG\r\n\x1a\n"
+INSTRUMENTED = (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+"""Imported while imports are instrumented."""
+_HEIC = Path(__file__).parents[1] / "heic"
+_DECODINGS = (DEFAULT_DECODING, ImageDecoding("#204060", 10))
 
 
 def run(data: bytes) -> None:
@@ -48,7 +54,14 @@ def run(data: bytes) -> None:
     if mended != data:
         with suppress(GraftError):
             _check(preprocess.decode(data))
-    _check(preprocess.decode(mended))
+    with suppress(GraftError):
+        facts = preprocess.inspect(mended)
+        if facts.pixels != preprocess.count_pixels(mended):
+            raise Broken(f"{facts.pixels} pixels")
+        if facts.bits != preprocess.grey_bits(mended) and facts.bits:
+            raise Broken(f"{facts.bits} bits")
+    for decoding in _DECODINGS:
+        _check(preprocess.decode(mended, decoding))
 
 
 def _check(pixels: Any) -> None:
@@ -99,6 +112,24 @@ def seeds() -> list[bytes]:
         _saved(colour.quantize(7), "BMP"),
         _saved(colour.convert("1"), "BMP"),
         _saved(colour, "GIF"),
+        _saved(colour, "GIF", comment=b"a word", transparency=3),
+        _saved(colour, "GIF", save_all=True, append_images=[colour.rotate(9)]),
+        _saved(colour, "TIFF"),
+        _saved(grey16, "TIFF"),
+        _saved(grey16, "TIFF", compression="tiff_lzw", tiffinfo={281: 4095}),
+        _saved(colour.convert("RGBA"), "TIFF", compression="tiff_adobe_deflate", exif=exif),
+        _saved(colour.convert("1"), "TIFF", compression="group4"),
+        _saved(colour.convert("CMYK"), "TIFF", compression="packbits", big_tiff=True),
+        _saved(colour, "TIFF", compression="jpeg"),
+        _saved(colour.convert("LAB"), "TIFF"),
+        _saved(colour.quantize(7), "TIFF", save_all=True, append_images=[colour]),
+        _saved(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF"),
+        _saved(colour, "AVIF", exif=exif),
+        _saved(colour.convert("RGBA"), "AVIF"),
+        _saved(colour, "AVIF", save_all=True, append_images=[colour.rotate(9)]),
+        *(path.read_bytes() for path in sorted(_HEIC.glob("*.heic"))),
+        composed(b"grid", 4, side=128),
+        composed(b"iovl", 2),
         _TENSOR + struct.pack("<?3i", False, 2, 3, 3) + bytes(range(18)),
         _TENSOR + struct.pack("<?3i", True, 1, 1, 3) + struct.pack("<3f", 0.1, 0.5, 1),
     ]
@@ -115,5 +146,14 @@ TARGET = Target(
     "images",
     run,
     seeds,
-    modules=("service.inference.preprocess", "service.inference.jpeg_scans", "PIL"),
+    modules=(
+        "service.inference.preprocess",
+        "service.inference.jpeg_scans",
+        "service.inference.bit_depth",
+        "service.inference.formats",
+        "service.inference.gif_blocks",
+        "service.inference.heif",
+        "service.inference.tiff",
+        "PIL",
+    ),
 )

@@ -13,7 +13,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from graft.v1 import dataset_pb2, fine_tuning_pb2, prediction_pb2
 
-from service.domain import check_alias, check_name, tenant_key
+from service.domain import DEFAULT_DECODING, check_alias, check_name, tenant_key
 from service.errors import GraftError, InvalidInput
 from service.inference.engine import Classified, Decode
 from service.ingest import layout
@@ -138,7 +138,7 @@ class Serving:
 
     def _answer(self, decode: Decode) -> Classified | GraftError:
         try:
-            decode()
+            decode(DEFAULT_DECODING)
         except GraftError as error:
             return error
         probabilities = np.array([0.25, 0.5, 0.25], np.float32)

@@ -42,6 +42,17 @@ async def test_a_job_grows_from_the_version_that_its_base_named_then(service: Se
     assert spec.base_data == [stored(j.request.dataset_id) for j in (first, job)]
 
 
+async def test_a_version_keeps_the_background_that_it_was_asked_with(service: Service) -> None:
+    request = pb.FineTuneRequest(model="colours", inline_images=colours(), background="#00FF80")
+    started = await service.fine_tuning.FineTune(request)
+    job = await service.ended(started.job.job_id)
+    assert job.request.background == "#00FF80"
+    assert service.launcher.trainers[0].spec.background == "#00ff80"
+    request.background = "green"
+    found = await refusal(service.fine_tuning.FineTune(request))
+    assert (found.reason, found.field) == ("INVALID_FIELD", "background")
+
+
 async def test_a_retry_is_answered_with_its_job_though_latest_has_moved_and_the_base_is_gone(
     service: Service,
 ) -> None:

@@ -72,9 +72,13 @@ def test_a_few_bad_files_are_left_out_and_told(make_folder: MakeFolder) -> None:
     whole = (folder / "red" / "0.png").read_bytes()
     (folder / "red" / "truncated.png").write_bytes(whole[: len(whole) // 2])
     (folder / "blue" / "empty.jpg").touch()
+    (folder / "blue" / "page.html").write_text("<!DOCTYPE html>")
     loaded = data.load(folder, 0.2, seed=0)
-    assert left_out(loaded.summary) == {"red/truncated.png", "blue/empty.jpg"}
-    assert (loaded.summary.seen, loaded.summary.used) == (22, 20)
+    details = {file.path: file.detail for file in loaded.summary.files}
+    assert set(details) == {"red/truncated.png", "blue/empty.jpg", "blue/page.html"}
+    assert "damaged or cut short" in details["red/truncated.png"]
+    assert "web page" in details["blue/page.html"]
+    assert (loaded.summary.seen, loaded.summary.used) == (23, 20)
     assert len(loaded.train) + len(loaded.validation) == 20
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.domain import DEFAULT_DECODING
 from service.errors import InvalidInput, Reason
 from service.inference import preprocess
 from trainer.data import Files, open_again
@@ -49,7 +50,7 @@ def test_an_image_that_became_a_link_or_a_pipe_is_not_read(tmp_path: Path) -> No
     path.symlink_to(tmp_path / "moved")
     for _ in range(2):
         with pytest.raises(InvalidInput) as caught:
-            open_again(path, digest)
+            open_again(path, digest, DEFAULT_DECODING)
         assert caught.value.reason is Reason.DATASET_UNUSABLE
         path.unlink()
         os.mkfifo(path)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from service.domain import ImageDecoding
 from service.errors import InvalidInput, Reason
 from service.inference import preprocess
 from service.inference.preprocess import Pixels
@@ -36,9 +37,9 @@ def test_a_kept_image_is_the_one_that_was_decoded(
     decoded: Counter[bytes] = Counter()
     real = preprocess.open_image
 
-    def counted(content: bytes) -> Image.Image:
+    def counted(content: bytes, decoding: ImageDecoding) -> Image.Image:
         decoded[content] += 1
-        return real(content)
+        return real(content, decoding)
 
     monkeypatch.setattr(preprocess, "open_image", counted)
     first = [cache.image(place).copy() for place in range(6)]

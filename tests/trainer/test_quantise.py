@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.domain import Manifest
+from service.domain import DEFAULT_DECODING, Manifest
 from service.inference import export as exporting
 from service.inference import head as heads
 from service.inference.providers import Provider
@@ -57,7 +57,7 @@ def test_a_frozen_backbone_is_quantised_once_and_shared_by_later_jobs(
     pixels = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
     session = OnnxRuntime(Provider("cpu", ""), 2).load(file)
     assert session.precision == "int8"
-    composed = exporting.compose(file.read_bytes(), head, {})
+    composed = exporting.compose(file.read_bytes(), head, {}, DEFAULT_DECODING)
     np.testing.assert_allclose(
         run_classifier(composed, pixels), head.probabilities(session.run(pixels)), atol=1e-3
     )

@@ -70,7 +70,8 @@ def test_feature_based_transfer_end_to_end(
 
     # The composed file gives the head's own answer, with nothing but ONNX Runtime and PIL.
     head = heads.load(out / HEAD_FILE)
-    composed = exporting.compose((out / BACKBONE_FILE).read_bytes(), head, {"model": "colours"})
+    backbone = (out / BACKBONE_FILE).read_bytes()
+    composed = exporting.compose(backbone, head, {"model": "colours"}, manifest.decoding)
     session = onnxruntime.InferenceSession(composed, providers=["CPUExecutionProvider"])
     pixels = np.stack(
         [np.asarray(Image.open(p).convert("RGB").resize((224, 224))) for p in folder.rglob("*.png")]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
+from service.domain import ImageDecoding
 from service.inference.head import Floats, Head
 from service.jobs.contract import DomainAdaptation, Note, Progressed
 from trainer import data as datasets
@@ -44,7 +45,7 @@ class Target:
         if targets is None or not (known := np.flatnonzero(targets >= 0)).size:
             return None
         files = self.images.at(known.tolist())
-        return Part(files.paths, files.digests, targets[known])
+        return Part(files.paths, files.digests, targets[known], decoding=files.decoding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,7 @@ def load_target(
     learned: Collection[str],
     threads: int,
     send: Send,
+    decoding: ImageDecoding,
 ) -> Target:
     """Reads the target's images; errors as `data.load_unlabelled`.
 
@@ -75,7 +77,10 @@ def load_target(
     on those.
     """
     images = datasets.load_unlabelled(
-        source, threads, classes=classes if method.evaluate_on_target else None
+        source,
+        threads,
+        classes=classes if method.evaluate_on_target else None,
+        decoding=decoding,
     )
     if images.targets is not None:
         images = _without_learned(images, learned, send)

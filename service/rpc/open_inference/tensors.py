@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from service.domain import ImageDecoding
 from service.errors import InvalidInput, Reason
 from service.inference import preprocess
 from service.inference.engine import Decode
@@ -124,7 +125,7 @@ def _decoded(
     if len(given) != each * count:
         raise _unfit(f"it has {len(given)} {unit} where its shape and type need {each * count}")
 
-    def pixels(index: int) -> Pixels:
+    def pixels(index: int, _: ImageDecoding) -> Pixels:
         part = given[index * each : (index + 1) * each]
         data = part if raw is not None else _as_bytes(part, is_float=is_float)
         return preprocess.from_tensor(data, size, is_float=is_float)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.domain import ImageDecoding
 from service.errors import Damaged, Reason, Unavailable
 from service.inference import damage
 from service.inference.damage import Damages, look_at
@@ -24,7 +25,7 @@ def damaged(telemetry: Telemetry, kind: str) -> float | None:
     return telemetry.registry.get_sample_value("graft_damaged_files", {"kind": kind})
 
 
-def decode() -> np.ndarray:  # type: ignore[type-arg]
+def decode(_: ImageDecoding) -> np.ndarray:  # type: ignore[type-arg]
     return np.full((224, 224, 3), (255, 0, 0), np.uint8)
 
 

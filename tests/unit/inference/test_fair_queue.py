@@ -31,7 +31,7 @@ class Calls:
 
     def __call__(self, model: str, on: Backbone, images: int = 1, deadline: float = 1000.0) -> Call:
         self._clock += 1
-        content = [lambda: np.zeros((224, 224, 3), np.uint8)] * images
+        content = [lambda _: np.zeros((224, 224, 3), np.uint8)] * images
         return Call(model, on, HEAD, content, self._clock, deadline, self._loop.create_future())
 
 

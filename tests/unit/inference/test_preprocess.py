@@ -8,6 +8,7 @@ from PIL import Image
 
 from service.errors import InvalidInput, Reason
 from service.inference import preprocess
+from service.inference.formats import FORMATS
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -37,7 +38,7 @@ def png_of(width: int, height: int) -> bytes:
     )
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "HEIF"])
 def test_every_accepted_format_becomes_224_by_224_bytes(kind: str) -> None:
     pixels = preprocess.decode(encode(gradient(400, 300), kind))
     assert pixels.shape == (224, 224, 3)
@@ -99,13 +100,13 @@ def test_a_tensor_gives_what_the_same_image_encoded_without_loss_gives() -> None
     ("data", "says"),
     [
         (b"", "empty"),
-        (b"hello, this is text", "not a JPEG"),
-        (b"GIF89a" + bytes(100), "GIF"),
+        (b"hello, this is text", "but text"),
+        (b"GIF89a" + bytes(100), "cut short"),
         (encode(gradient(200, 200), "JPEG")[:2000], "cut short"),
         (encode(gradient(200, 200), "PNG")[:300], "cut short"),
-        (encode(gradient(64, 64), "GIF"), "GIF"),
-        (encode(gradient(64, 64), "TIFF"), "not a JPEG"),
-        (b"%PDF-1.4 " + bytes(50), "not a JPEG"),
+        (encode(gradient(64, 64), "GIF")[:900], "cut short"),
+        (encode(gradient(64, 64), "TIFF")[:-500], "cut short"),
+        (b"%PDF-1.4 " + bytes(50), "a PDF document"),
     ],
 )
 def test_what_is_no_whole_image_is_unreadable_and_says_why(data: bytes, says: str) -> None:

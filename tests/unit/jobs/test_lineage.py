@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from service.domain import Base
+from service.domain import WHITE, Base, ImageDecoding
 from service.errors import GraftError, InvalidInput, NotFound, Reason, WrongState
 from service.jobs.lineage import Lineage
 from service.jobs.store import JobRecord, JobStore
@@ -44,7 +44,11 @@ def train(
         job_id = queue(model, **changes).job_id
         assert jobs.claim(["auto"]) is not None
         stored = artifacts.put(write_result(tmp_path / "out" / job_id, job_id, model))
-        manifest = msgspec.structs.replace(stored.manifest, backbone=chosen)
+        manifest = msgspec.structs.replace(
+            stored.manifest,
+            backbone=chosen,
+            decoding=ImageDecoding(str(changes.get("background") or WHITE), 12),
+        )
         stored = dataclasses.replace(stored, manifest=manifest)
         return jobs.succeed(
             job_id, lambda connection: models.publish(connection, model, job_id, stored), 0.5, 2
@@ -87,6 +91,17 @@ def test_what_the_request_leaves_open_is_the_bases(
     assert (grown.backbone, grown.weights) == ("auto", "")
     assert (grown.seed, grown.validation_fraction) == (0, 0.2)
     assert grown.base_digest == "d" * 64
+
+
+def test_a_base_gives_its_background_unless_another_is_asked_for(
+    lineage: Lineage, train: Train, folder: str
+) -> None:
+    train(server_path=folder, background="#102030")
+    train("bears", server_path=folder)
+    assert lineage.grow(request(), "birds", None, None).background == "#102030"
+    assert lineage.grow(request(), "bears", None, None).background_or_white == "#ffffff"
+    other = request(background="#AABBCC")
+    assert lineage.grow(other, "birds", None, None).background_or_white == "#aabbcc"
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_all_fields_at_their_bounds_are_fine() -> None:
             seed=-(2**63),
             time_budget_s=1.0,
             labels={"k" * 63: "v" * 255, **{str(n): "" for n in range(31)}},
+            background="#00ffAA",
         ).check()
     request(validation_fraction=0.5, seed=2**63 - 1).check()
     for technique in NETWORK_TECHNIQUES:
@@ -87,6 +88,7 @@ def test_all_fields_at_their_bounds_are_fine() -> None:
         ("seed", {"seed": 2**63}),
         *[("time_budget", {"time_budget_s": x}) for x in (0.5, -1.0, NAN, INF)],
         ("labels", {"labels": {str(n): "" for n in range(33)}}),
+        *[("background", {"background": x}) for x in ("white", "#fff", "#gggggg", "#ffffff0")],
         ("labels", {"labels": {"": "x"}}),
         ("labels", {"labels": {"k" * 64: "x"}}),
         ("labels[k]", {"labels": {"k": "x" * 256}}),
@@ -209,7 +211,7 @@ def test_a_request_is_the_same_after_it_was_kept() -> None:
         asked = request(
             method=method, labels={"a": "b"}, seed=0, time_budget_s=9.5, target_path="/t",
             baselines=["from_scratch"], gate=Gate(min_accuracy=0.5, alias="prod"),
-            base=Base("birds", 2), base_job_id="job-1",
+            base=Base("birds", 2), base_job_id="job-1", background="#000000",
         )  # fmt: skip
         assert msgspec.json.decode(msgspec.json.encode(asked), type=JobRequest) == asked
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.domain import DEFAULT_DECODING
 from service.errors import InvalidInput, NotFound, Reason
 from service.inference.engine import ModelFiles
 from service.rpc import caller
@@ -42,7 +43,7 @@ def test_any_tensor_gives_images_or_is_refused(
     assert len(images) == (1 if len(shape) == 3 else shape[0])
     for decode in images:
         with contextlib.suppress(InvalidInput):
-            assert decode().shape == (224, 224, 3)
+            assert decode(DEFAULT_DECODING).shape == (224, 224, 3)
 
 
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=8))
@@ -59,7 +60,8 @@ def test_each_image_gets_its_own_part_of_a_tensor() -> None:
     array[:] = np.array([10, 20, 30], np.uint8)[:, None, None, None]
     tensor = Input(datatype="UINT8", shape=array.shape)
     request = pb.ModelInferRequest(inputs=[tensor], raw_input_contents=[array.tobytes()])
-    assert [int(decode().mean()) for decode in tensors.decodes(request, 3)] == [10, 20, 30]
+    decoded = [decode(DEFAULT_DECODING) for decode in tensors.decodes(request, 3)]
+    assert [int(pixels.mean()) for pixels in decoded] == [10, 20, 30]
 
 
 class FakeEngine:

@@ -71,6 +71,7 @@ def job_request(message: fine_tuning_pb2.FineTuneRequest) -> types.JobRequest:
         backbone=message.backbone,
         weights=message.weights,
         method=_method(message),
+        background=message.background,
         validation_fraction=_optional(message, "validation_fraction"),
         seed=_optional(message, "seed"),
         time_budget_s=message.time_budget.ToTimedelta().total_seconds()

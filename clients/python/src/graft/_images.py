@@ -9,9 +9,9 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
+from typing import IO, Any, Final, Protocol, TypeAlias, runtime_checkable
 
+from graft._files import encodable, is_open_file, read_open, read_path
 from graft._requests import which
 from graft.errors import InvalidArgument, Reason, invalid
 from graft.v1 import prediction_pb2 as pb
@@ -25,7 +25,10 @@ MAX_CALL_BYTES: Final = 32 * 2**20
 MAX_IMAGE_BYTES: Final = 63 * 2**20
 """One image; with what is around it, it must fit a message of 64 MiB."""
 
-_PNG_MODES: Final = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
+_PNG_MODES: Final = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
+_MOST_GREY: Final = 65535
+_BITS_PER_SAMPLE, _MOST_VALUE = 258, 281
+"""Tags of TIFF that say how many bits of 16 are used."""
 
 
 @runtime_checkable
@@ -37,7 +40,7 @@ class PilImage(Protocol):
     @property
     def size(self) -> tuple[int, int]: ...
     def convert(self, mode: str) -> Any: ...
-    def save(self, fp: Any, format: str) -> None: ...
+    def save(self, fp: Any, format: str, **options: Any) -> None: ...
     def tobytes(self) -> bytes: ...
 
 
@@ -53,16 +56,20 @@ class ArrayImage(Protocol):
 
 
 ImageLike: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | PilImage | ArrayImage
+    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | PilImage | ArrayImage
 )
-"""A path, the bytes of an image file, a PIL image, or an array: `[height, width, 3]`,
-uint8 or float32 from 0 to 1."""
+"""A path, the bytes of an image file, such a file opened to be read as bytes, a PIL image, or
+an array: `[height, width, 3]` of uint8 or of float32 from 0 to 1, or grey `[height, width]` of
+uint16, of as many bits as the model was trained on."""
 
 
 def as_many(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
     """One image becomes a list of one; an array of four dimensions is a batch."""
     if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | PilImage):
         return [images]
+    if is_open_file(images):
+        # It can be iterated, line by line.
+        return [images]  # type: ignore[list-item]
     if isinstance(images, ArrayImage):
         is_batch = len(images.shape) == 4 and isinstance(images, Iterable)
         return images if is_batch else [images]  # type: ignore[return-value]
@@ -89,9 +96,11 @@ def predict_requests(
         raise invalid(f"{max_images} images a call: it must be 1 or more", "images")
     max_images = min(max_images, max(1, MAX_SCORES // top_k))
     for batch in _batches(as_many(images), max_images):
-        yield pb.PredictRequest(
-            model=model, **chosen, images=batch, top_k=top_k, include_features=include_features
-        )
+        with encodable():
+            request = pb.PredictRequest(
+                model=model, **chosen, images=batch, top_k=top_k, include_features=include_features
+            )
+        yield request
 
 
 def _batches(images: Iterable[ImageLike], max_images: int) -> Iterator[list[pb.Image]]:
@@ -112,15 +121,17 @@ def _batches(images: Iterable[ImageLike], max_images: int) -> Iterator[list[pb.I
 def to_message(image: ImageLike, where: str) -> pb.Image:
     """One image as it travels to Predict; `where` names it in errors."""
     if isinstance(image, PilImage):
-        upright = _upright(image)
-        if upright.mode == "RGB":
+        upright = _upright(image, where)
+        if upright.mode == "RGB" and "transparency" not in getattr(upright, "info", {}):
             width, height = upright.size
             tensor = pb.Tensor(
                 data_type=pb.DATA_TYPE_UINT8, shape=[height, width, 3], data=upright.tobytes()
             )
             return _fitting(pb.Image(tensor=tensor), where)
-        return _fitting(pb.Image(encoded=_encoded(upright)), where)
+        return _fitting(pb.Image(encoded=_encoded(upright, where, image)), where)
     if isinstance(image, ArrayImage) and not isinstance(image, memoryview):
+        if _is_deep(image):
+            return _fitting(pb.Image(encoded=_deep_png(image)), where)
         kind = _check_array(image, where)
         tensor = pb.Tensor(data_type=kind, shape=list(image.shape), data=image.tobytes())
         return _fitting(pb.Image(tensor=tensor), where)
@@ -130,8 +141,10 @@ def to_message(image: ImageLike, where: str) -> pb.Image:
 def to_file(image: ImageLike, where: str) -> bytes:
     """One image as the bytes of an image file, as uploads need it."""
     if isinstance(image, PilImage):
-        return _encoded(_upright(image))
+        return _encoded(_upright(image, where), where, image)
     if isinstance(image, ArrayImage) and not isinstance(image, memoryview):
+        if _is_deep(image):
+            return _deep_png(image)
         pixels: Any = image
         if _check_array(image, where) == pb.DATA_TYPE_FLOAT32:
             # As the service does it; what is not from 0 to 1 must not wrap around.
@@ -148,14 +161,16 @@ def _file_bytes(image: Any, where: str) -> bytes:
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if isinstance(image, str | os.PathLike):
-        return Path(image).read_bytes()
+        return read_path(image, where)
+    if is_open_file(image):
+        return read_open(image, where)
     raise _strange(image, where)
 
 
 def _strange(image: object, where: str) -> InvalidArgument:
     return invalid(
         f"{where}: a {type(image).__name__} is no image: give a path, the bytes of an image "
-        "file, a PIL image or a NumPy array (of a tensor, its .numpy())",
+        "file, an open file, a PIL image or a NumPy array (of a tensor, its .numpy())",
         where,
     )
 
@@ -177,9 +192,10 @@ def _check_array(array: ArrayImage, where: str) -> pb.DataType:
     elif kind == "<f4":
         return pb.DATA_TYPE_FLOAT32
     else:
+        how = "(image >> 8).astype('uint8')" if kind[1:] == "u2" else "image.astype('<f4')"
         raise invalid(
             f"{where}: its elements are {array.dtype}: give uint8 (0 to 255), or float32 (0 to 1) "
-            "with image.astype('<f4')",
+            f"with {how}",
             where,
             Reason.TENSOR_INVALID,
         )
@@ -203,34 +219,109 @@ def _fitting(message: pb.Image, where: str) -> pb.Image:
     return message
 
 
-def _upright(image: PilImage) -> PilImage:
-    """Turned as its EXIF data says, as the service turns files."""
+def _upright(image: PilImage, where: str) -> PilImage:
+    """Decoded, and turned as its EXIF data says, as the service turns files."""
     # Whoever has a PIL image has Pillow; importing graft must not load it.
     from PIL import Image, ImageOps  # noqa: PLC0415
 
-    if isinstance(image, Image.Image):
+    if not isinstance(image, Image.Image):
+        return image
+    try:
+        image.load()
         return ImageOps.exif_transpose(image)
-    return image
+    except (OSError, SyntaxError, ValueError) as error:
+        raise invalid(
+            f"{where}: the image cannot be decoded, it is damaged or cut short: {error}",
+            where,
+            Reason.IMAGE_UNREADABLE,
+        ) from error
 
 
-def _encoded(image: PilImage) -> bytes:
+def _encoded(image: Any, where: str, original: PilImage) -> bytes:
+    """The pixels as a PNG file that the service decodes to what it would make of the original."""
+    options = {}
+    if image.mode == "F":
+        raise invalid(
+            f"{where}: the image's mode is F, floating-point numbers whose black and white "
+            "nothing says: scale them to 0..255 and give image.convert('L')",
+            where,
+            Reason.IMAGE_UNREADABLE,
+        )
+    if image.mode.startswith("I"):
+        options = _declared_depth(original)
+        image = _deep(image, where)
+    elif image.mode in ("PA", "RGBa", "La"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    elif image.mode not in _PNG_MODES:
+        try:
+            image = image.convert("RGB")
+        except ValueError as error:
+            raise invalid(
+                f"{where}: the image's mode is {image.mode}, which has no way to RGB: {error}",
+                where,
+                Reason.IMAGE_UNREADABLE,
+            ) from error
     out = io.BytesIO()
-    fit = image if image.mode in _PNG_MODES else image.convert("RGB")
-    fit.save(out, "PNG")
+    image.save(out, "PNG", **options)
     return out.getvalue()
 
 
-def _png(rgb: bytes, height: int, width: int) -> bytes:
-    """The pixels as a PNG file, https://www.w3.org/TR/png-3/: 8 bits, RGB, no filter."""
+def _deep(image: Any, where: str) -> Any:
+    """Grey of 16 bits in whatever order of bytes, or of 32, as I;16."""
+    if image.mode == "I;16":
+        return image
+    # Pillow writes the other order of bytes as if it were this one.
+    wide = image.convert("I")
+    low, high = wide.getextrema()
+    if low < 0 or high > _MOST_GREY:
+        raise invalid(
+            f"{where}: the image's grey goes from {low} to {high}, beyond 0 to {_MOST_GREY}: scale "
+            "it to 0..65535, or to 0..255 with mode L",
+            where,
+            Reason.IMAGE_UNREADABLE,
+        )
+    return wide.convert("I;16")
+
+
+def _declared_depth(image: PilImage) -> dict[str, Any]:
+    """What of a TIFF file's declared depth goes into a PNG."""
+    from PIL import PngImagePlugin  # noqa: PLC0415
+
+    tags = getattr(image, "tag_v2", {})
+    bits, most = tags.get(_BITS_PER_SAMPLE, (16,)), tags.get(_MOST_VALUE, 0)
+    most = most[0] if isinstance(most, tuple) else most
+    bits = bits[0] if isinstance(bits, tuple) else bits
+    declared = int(most).bit_length() if most > 255 else bits
+    if not 8 < declared <= 16 or (declared == 16 and not most):
+        return {}
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add(b"sBIT", bytes([declared]))
+    return {"pnginfo": chunks}
+
+
+def _is_deep(array: ArrayImage) -> bool:
+    kind, shape = getattr(array.dtype, "str", str(array.dtype)), tuple(array.shape)
+    is_grey = len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
+    return is_grey and 0 not in shape and kind in ("<u2", ">u2", "uint16")
+
+
+def _deep_png(array: Any) -> bytes:
+    height, width = array.shape[:2]
+    return _png(array.astype(">u2").tobytes(), height, width, depth=16, colour_type=0)
+
+
+def _png(pixels: bytes, height: int, width: int, *, depth: int = 8, colour_type: int = 2) -> bytes:
+    """The pixels as a PNG file, https://www.w3.org/TR/png-3/: no filter; RGB of 8 bits, or grey
+    (colour type 0)."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    row = width * 3
-    lines = b"".join(b"\0" + rgb[start : start + row] for start in range(0, len(rgb), row))
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    row = width * (3 if colour_type else 1) * depth // 8
+    lines = b"".join(b"\0" + pixels[start : start + row] for start in range(0, len(pixels), row))
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)

@@ -127,6 +127,9 @@ class FineTuneOptions(TypedDict, total=False):
     """Empty for the backbone's pretrained ones, a torchvision name, or "random"."""
     method: Literal["feature_based", "model_based", "domain_adaptation"] | Method
     """"feature_based" where left out."""
+    background: str
+    """The colour that transparency is laid on, "#rrggbb"; white where left out, with a base
+    the base's."""
     validation_fraction: float | None
     """Held out where the data names no validation images, 0.05 to 0.5."""
     seed: int | None

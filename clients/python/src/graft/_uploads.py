@@ -9,6 +9,7 @@ though of links and hidden files nothing but that.
 import os
 import stat
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from graft import _answers, types
-from graft._images import ImageLike, to_file
+from graft._files import encodable, is_open_file, opening, plain
+from graft._images import ArrayImage, ImageLike, PilImage, to_file
 from graft.errors import InvalidArgument, invalid
 from graft.v1 import dataset_pb2 as pb
 
@@ -108,19 +110,22 @@ def prepare(
     header = partial(_header, is_unlabelled, case_sensitive_labels)
     if isinstance(data, str | os.PathLike):
         path = Path(data)
-        if path.is_dir():
+        with opening(data, "data"):
+            is_folder = stat.S_ISDIR(path.stat().st_mode)
+        if is_folder:
             names = _names(path)
             total = sum(size for *_, size in names)
             if not any(kind == tarfile.REGTYPE for _, kind, _ in names):
                 where = "there, at any depth" if is_unlabelled else "into a folder per class"
                 raise invalid(f"{path} holds no files: put the images {where}")
-            first = header(display_name or path.resolve().name, pb.ARCHIVE_FORMAT_TAR)
+            first = header(display_name or plain(path.resolve().name), pb.ARCHIVE_FORMAT_TAR)
             return Upload(
                 lambda: _archive(first, _tar(path, names), total, on_progress), is_repeatable=True
             )
         size = path.stat().st_size
-        first = header(display_name or path.name, pb.ARCHIVE_FORMAT_UNSPECIFIED)
+        first = header(display_name or plain(path.name), pb.ARCHIVE_FORMAT_UNSPECIFIED)
         return Upload(lambda: _archive(first, _read(path), size, on_progress), is_repeatable=True)
+    _refuse_single(data)
     if not isinstance(data, Iterable):
         raise invalid(
             f"a {type(data).__name__} is no data: give a folder, an archive, a dataset, a "
@@ -139,14 +144,15 @@ def _header(
     display_name: str,
     format_: pb.ArchiveFormat,
 ) -> pb.UploadDatasetRequest:
-    return pb.UploadDatasetRequest(
-        header=pb.UploadDatasetHeader(
-            display_name=display_name,
-            format=format_,
-            is_unlabelled=is_unlabelled,
-            case_sensitive_labels=case_sensitive_labels,
+    with encodable("display_name"):
+        return pb.UploadDatasetRequest(
+            header=pb.UploadDatasetHeader(
+                display_name=display_name,
+                format=format_,
+                is_unlabelled=is_unlabelled,
+                case_sensitive_labels=case_sensitive_labels,
+            )
         )
-    )
 
 
 def _end(count: int) -> pb.UploadDatasetRequest:
@@ -185,15 +191,42 @@ def _images(
         if is_unlabelled and not keeps_labels:
             label = ""
         content = to_file(image, f"data[{index}]")
-        name = Path(image).name if isinstance(image, str | os.PathLike) else ""
-        yield pb.UploadDatasetRequest(
-            image=pb.LabelledImage(label=label, content=content, filename=name)
-        )
+        name = plain(Path(image).name) if isinstance(image, str | os.PathLike) else ""
+        with encodable(f"data[{index}]"):
+            message = pb.UploadDatasetRequest(
+                image=pb.LabelledImage(label=label, content=content, filename=name)
+            )
+        yield message
         sent += len(content)
         count += 1
         if on_progress:
             on_progress(sent, None)
     yield _end(count)
+
+
+def _refuse_single(data: object) -> None:
+    """Raises InvalidArgument for what can be iterated, or read, and is no list of images."""
+    kind = type(data).__name__
+    if isinstance(data, tarfile.TarFile | zipfile.ZipFile):
+        raise invalid(f"data is an open archive ({kind}): close it, and give its path", "data")
+    if is_open_file(data):
+        raise invalid(
+            f"data is an open file ({kind}): give its path, or write what is in it to a file and "
+            "give that one's path",
+            "data",
+        )
+    if isinstance(data, bytes | bytearray | memoryview):
+        what = "an archive" if bytes(data[:2]) in (b"PK", b"\x1f\x8b") else "a file"
+        raise invalid(
+            f"data is the bytes of {what}: write it to a file and give its path, or give pairs of "
+            "a label and an image",
+            "data",
+        )
+    # An array of four dimensions is a batch.
+    if isinstance(data, PilImage) or (isinstance(data, ArrayImage) and len(data.shape) != 4):
+        raise invalid(
+            f"data is a single image ({kind}): give pairs of a label and an image", "data"
+        )
 
 
 def _labelled(item: Any, index: int) -> Labelled:

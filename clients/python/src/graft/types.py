@@ -270,6 +270,8 @@ class JobRequest:
     gate: Gate | None = None
     base: BaseVersion | None = None
     case_sensitive_labels: bool = False
+    background: str = ""
+    """"#rrggbb" below transparency; empty means white, with a base the base's."""
 
 
 @dataclass(frozen=True)

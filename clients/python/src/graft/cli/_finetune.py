@@ -13,7 +13,8 @@ from graft.types import FineTuneOptions, Gate, Version
 
 _INTERRUPTED = 130
 _OPTIONS = (
-    "backbone", "weights", "method", "validation_fraction", "seed", "time_budget_s", "device",
+    "backbone", "weights", "method", "background", "validation_fraction", "seed",
+    "time_budget_s", "device",
     "request_id", "recipe", "l2", "epochs", "batch_size", "learning_rate", "momentum",
     "weight_decay", "label_smoothing", "train_from_stage", "early_stopping_patience", "precision",
     "freeze_batch_norm", "augmented_views", "technique", "always_adapt", "evaluate_on_target",
@@ -72,6 +73,11 @@ def add(commands: Any) -> None:
         help="epochs without a better validation loss; 0 means never",
     )
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument(
+        "--background",
+        metavar="#RRGGBB",
+        help="the colour that transparent parts of images are laid on; default: white",
+    )
     parser.add_argument("--validation-fraction", type=float, help="0.05 to 0.5; default: 0.2")
     parser.add_argument(
         "--case-sensitive-labels",

@@ -17,7 +17,9 @@ def add(commands: Any) -> None:
     """The commands and their options."""
     predict = commands.add("predict", "Classify images", run)
     predict.add_argument("model", metavar="MODEL", help=_names.HELP)
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP or BMP")
+    predict.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC"
+    )
     predict.add_argument("--top-k", type=int, default=1, metavar="K", help="classes to show")
     predict.add_argument("--features", action="store_true", help="with --json: the features too")
     health = commands.add("health", "Say whether the server serves", run_health)

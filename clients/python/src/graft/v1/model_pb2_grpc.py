@@ -192,7 +192,9 @@ class ModelServiceServicer:
     def ExportModel(self, request, context):
         """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
         probabilities [n, classes] out, with the normalisation and the softmax
-        inside and the labels in its metadata (key "labels", a JSON list). Any
+        inside. In its metadata are the labels (key "labels", a JSON list) and how
+        an image becomes those pixels (key "preprocess", a JSON object: the sizes,
+        the background and the bit depth that the version was trained with). Any
         ONNX Runtime can run it. Errors: as GetVersion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -75,7 +75,9 @@ class ModelServiceStub:
     ExportModel: _grpc.UnaryStreamMultiCallable[_model_pb2.ExportModelRequest, _model_pb2.ExportModelResponse]
     """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
     probabilities [n, classes] out, with the normalisation and the softmax
-    inside and the labels in its metadata (key "labels", a JSON list). Any
+    inside. In its metadata are the labels (key "labels", a JSON list) and how
+    an image becomes those pixels (key "preprocess", a JSON object: the sizes,
+    the background and the bit depth that the version was trained with). Any
     ONNX Runtime can run it. Errors: as GetVersion.
     """
 
@@ -126,7 +128,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ExportModel: _aio.UnaryStreamMultiCallable[_model_pb2.ExportModelRequest, _model_pb2.ExportModelResponse]  # type: ignore[assignment]
     """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
     probabilities [n, classes] out, with the normalisation and the softmax
-    inside and the labels in its metadata (key "labels", a JSON list). Any
+    inside. In its metadata are the labels (key "labels", a JSON list) and how
+    an image becomes those pixels (key "preprocess", a JSON object: the sizes,
+    the background and the bit depth that the version was trained with). Any
     ONNX Runtime can run it. Errors: as GetVersion.
     """
 
@@ -246,7 +250,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_model_pb2.ExportModelResponse], _abc.AsyncIterator[_model_pb2.ExportModelResponse]]:
         """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
         probabilities [n, classes] out, with the normalisation and the softmax
-        inside and the labels in its metadata (key "labels", a JSON list). Any
+        inside. In its metadata are the labels (key "labels", a JSON list) and how
+        an image becomes those pixels (key "preprocess", a JSON object: the sizes,
+        the background and the bit depth that the version was trained with). Any
         ONNX Runtime can run it. Errors: as GetVersion.
         """
 

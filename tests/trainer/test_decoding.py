@@ -1,0 +1,341 @@
+"""One way from a file to pixels: training, serving and the lines for exported models agree."""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from service.domain import WHITE, ImageDecoding
+from service.inference import export, preprocess
+from service.inference import head as heads
+from service.inference.engine import Bounds, Engine, ModelFiles
+from service.inference.head import Head
+from service.inference.providers import Provider
+from service.inference.runtime import OnnxRuntime
+from service.jobs.contract import (
+    BACKBONE_FILE,
+    HEAD_FILE,
+    DomainAdaptation,
+    Gate,
+    Incumbent,
+    Note,
+    RankSpec,
+)
+from service.telemetry import Telemetry
+from tests.trainer.conftest import MakeSpec, Told
+from tests.unit.inference.test_decoding import cut_out, deep, transparent
+from tests.unit.inference.test_preprocess import encode, gradient
+from trainer import depth, folders, ranking
+from trainer.data import Files
+from trainer.feature_cache import FeatureCache
+from trainer.features import Features
+from trainer.train import run
+
+ROOT = Path(__file__).parents[2]
+EXPORT = (ROOT / "docs" / "export.md").read_text()
+GUARD_S = 60.0
+GREYS = (np.arange(96 * 96, dtype=np.uint16).reshape(96, 96) % 4096).astype(np.uint16)
+FEATURES = 3 * 8 * 8
+
+
+def turned(kind: str, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(gradient(500, 300), kind, exif=exif)
+
+
+FILES = {
+    "rgba.png": lambda: encode(cut_out("RGBA"), "PNG"),
+    "palette.png": lambda: transparent("PNG", "P alphas"),
+    "grey.png": lambda: deep("PNG", GREYS),
+    "little.tif": lambda: deep("TIFF, little-endian", GREYS),
+    "big.tif": lambda: deep("TIFF, big-endian", GREYS),
+    "turned.jpg": lambda: turned("JPEG", 6),
+    "large.jpg": lambda: encode(gradient(1400, 900), "JPEG"),
+    "print.jpg": lambda: encode(gradient(300, 280).convert("CMYK"), "JPEG", quality=95),
+    "turned.webp": lambda: turned("WEBP", 8),
+    "first.gif": lambda: transparent("GIF", "P"),
+    "colour.tif": lambda: encode(gradient(200, 300), "TIFF", compression="tiff_lzw"),
+    "colour.avif": lambda: encode(cut_out("RGBA"), "AVIF"),
+    "turned.heic": (ROOT / "tests/heic/turned.heic").read_bytes,
+    "transparent.heic": (ROOT / "tests/heic/transparent.heic").read_bytes,
+    "grey.heic": (ROOT / "tests/heic/grey-16-bit.heic").read_bytes,
+}
+DECODINGS = (ImageDecoding("#ffffff", 12), ImageDecoding("#208040", 16))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    folder = tmp_path_factory.mktemp("images")
+    for name, made in FILES.items():
+        (folder / name).write_bytes(made())
+    paths = tuple(folder / name for name in FILES)
+    return Files(paths, tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths))
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """uint8 [n, 224, 224, 3] -> the means of 8 x 8 squares of each colour, float32 [n, 192]."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["floats"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node(
+            "AveragePool", ["planes"], ["pooled"], kernel_shape=[28, 28], strides=[28, 28]
+        ),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Div", ["flat", "scale"], ["features"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "backbone",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 224, 224, 3])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", FEATURES])],
+        [numpy_helper.from_array(np.array(255, np.float32), "scale")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    path = tmp_path_factory.mktemp("backbone") / "b.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def head_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    random = np.random.default_rng(0)
+    weight = random.normal(size=(3, FEATURES)).astype(np.float32)
+    path = tmp_path_factory.mktemp("head") / "h.safetensors"
+    heads.save(Head(weight, np.zeros(3, np.float32), ("a", "b", "c"), 1.0), path)
+    return path
+
+
+def served(
+    images: Files, backbone: Path, head_file: Path, decodings: tuple[ImageDecoding, ...]
+) -> list[npt.NDArray[np.float32]]:
+    """Probabilities of two versions on one backbone, whose images share its batches."""
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (backbone, head_file)]
+
+    async def ask() -> list[npt.NDArray[np.float32]]:
+        bounds = Bounds(
+            threads=1, max_batch=8, max_queue=256, max_bytes=2**24, load_timeout_s=GUARD_S
+        )
+        runtime = OnnxRuntime(Provider("cpu", ""), 1)
+        engine = Engine(runtime, bounds, Telemetry({"version": "test"}))
+        try:
+            calls = [
+                engine.classify(
+                    ModelFiles(f"m{n}", 1, digests[0], backbone, digests[1], head_file, decoding),
+                    [partial(preprocess.decode, path.read_bytes()) for path in images.paths],
+                    GUARD_S,
+                )
+                for n, decoding in enumerate(decodings)
+            ]
+            answers: list[Any] = await asyncio.gather(*calls)
+        finally:
+            engine.close()
+        return [np.stack([outcome.probabilities for outcome in answer]) for answer in answers]
+
+    return asyncio.run(ask())
+
+
+def exported(
+    images: Files,
+    backbone: Path,
+    head_file: Path,
+    decoding: ImageDecoding,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """Pixels and probabilities by the program of docs/export.md, nothing else."""
+    composed = export.compose(backbone.read_bytes(), heads.load(head_file), {}, decoding)
+    (tmp_path / "flowers.onnx").write_bytes(composed)
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(encode(gradient(40, 30), "JPEG"))
+    monkeypatch.chdir(tmp_path)
+    (program,) = re.findall(r"```python\n(.*?)```", EXPORT, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(program, "docs/export.md", "exec"), names)
+    pixels = np.stack([names["pixels"](path) for path in images.paths])
+    session = names["session"]
+    (probabilities,) = session.run(None, {session.get_inputs()[0].name: pixels})
+    return pixels, probabilities
+
+
+@pytest.mark.filterwarnings("ignore::Warning:PIL")
+def test_training_serving_and_exported_models_see_the_same_pixels(
+    images: Files,
+    backbone: Path,
+    head_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = served(images, backbone, head_file, DECODINGS)
+    session = onnxruntime.InferenceSession(backbone, providers=["CPUExecutionProvider"])
+    head = heads.load(head_file)
+    seen = []
+    for decoding, answer in zip(DECODINGS, answers, strict=True):
+        learned = Files(images.paths, images.digests, decoding=decoding).decode()
+        pixels, probabilities = exported(
+            images, backbone, head_file, decoding, tmp_path, monkeypatch
+        )
+        for name, ours, theirs in zip(FILES, learned, pixels, strict=True):
+            assert (ours == theirs).all(), name
+        (features,) = session.run(None, {"images": learned})
+        np.testing.assert_allclose(answer, head.probabilities(features), atol=1e-5)
+        np.testing.assert_allclose(answer, probabilities, atol=1e-5)
+        seen.append(learned)
+    # What the versions differ in is seen where it should be, and nowhere else.
+    changed = [name for name, one, two in zip(FILES, *seen, strict=True) if (one != two).any()]
+    assert changed == [
+        "rgba.png", "palette.png", "grey.png", "little.tif", "big.tif", "first.gif",
+        "colour.avif", "transparent.heic",
+    ]  # fmt: skip
+
+
+def test_an_exported_model_says_how_its_images_are_decoded(backbone: Path, head_file: Path) -> None:
+    composed = export.compose(
+        backbone.read_bytes(), heads.load(head_file), {}, ImageDecoding("#102030", 14)
+    )
+    properties = {p.key: p.value for p in onnx.load_from_string(composed).metadata_props}
+    assert json.loads(properties["preprocess"]) == {
+        **preprocess.describe(), "background": "#102030", "bit_depth": 14,
+    }  # fmt: skip
+
+
+# The data set's depth
+
+
+def test_the_depth_of_a_data_set_is_the_smallest_that_holds_all_of_it(tmp_path: Path) -> None:
+    told = Told()
+    for name, most in (("a", 900), ("b", 3000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(deep("PNG", np.full((9, 9), most, np.uint16)))
+    (tmp_path / "a" / "2.jpg").write_bytes(encode(gradient(9, 9), "JPEG"))
+    (tmp_path / "a" / "3.tif").write_bytes(encode(gradient(9, 9), "TIFF"))
+    noise = np.random.default_rng(0).integers(0, 9000, (60, 60)).astype(np.uint16)
+    (tmp_path / "a" / "cut-short.png").write_bytes(deep("PNG", noise)[:2000])
+    found = depth.decoding_of_folders([tmp_path], "#000000", 2, told.append)
+    assert found == ImageDecoding("#000000", 12)
+    (note,) = told.of(Note)
+    assert "12 bits" in note.text and "4095" in note.text
+    other = tmp_path / "other"
+    (other / "c").mkdir(parents=True)
+    (other / "c" / "1.tif").write_bytes(deep("TIFF, big-endian", np.full((9, 9), 16000, np.uint16)))
+    assert depth.decoding_of_folders([tmp_path / "a", other], WHITE, 0, told.append).bit_depth == 14
+    assert depth.decoding_of_folders([tmp_path / "gone"], WHITE, 0, told.append) == ImageDecoding()
+
+
+def grey_folder(folder: Path, bright: int, dark: int) -> Path:
+    """Two classes of 16-bit grey that differ in brightness alone."""
+    random = np.random.default_rng(0)
+    for label, level in (("bright", bright), ("dark", dark)):
+        (folder / label).mkdir(parents=True)
+        for n in range(10):
+            noise = random.normal(0, level / 20, (40, 40))
+            values = (level + noise).clip(0, 4095).astype(np.uint16)
+            (folder / label / f"{n}.png").write_bytes(deep("PNG", values))
+    return folder
+
+
+@pytest.mark.usefixtures("small_network")
+def test_a_job_keeps_its_decoding_with_the_version(tmp_path: Path, make_spec: MakeSpec) -> None:
+    told = Told()
+    folder = grey_folder(tmp_path / "greys", 3500, 1500)
+    manifest = run(make_spec(folder, background="#0000ff"), told.append)
+    assert manifest.decoding == ImageDecoding("#0000ff", 12)
+    assert any("12 bits" in note.text for note in told.of(Note))
+
+
+@pytest.mark.usefixtures("small_network")
+def test_the_version_before_sees_its_images_as_it_was_trained(
+    tmp_path: Path, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = grey_folder(tmp_path / "greys", 3500, 1500)
+    first = tmp_path / "first"
+    run(make_spec(folder, out_dir=str(first)), Told().append)
+    before = ImageDecoding("#000000", 16)
+    seen = set()
+    real = preprocess.open_image
+
+    def noted(data: bytes, decoding: ImageDecoding) -> Image.Image:
+        seen.add(decoding)
+        return real(data, decoding)
+
+    monkeypatch.setattr(preprocess, "open_image", noted)
+    incumbent = Incumbent(
+        version=1,
+        backbone_path=str(first / BACKBONE_FILE),
+        head_path=str(first / HEAD_FILE),
+        decoding=before,
+    )
+    gate = Gate(not_worse_than="latest", max_latency_ms=1e6)
+    manifest = run(make_spec(folder, gate=gate, incumbent=incumbent), Told().append)
+    assert seen == {before, manifest.decoding}
+    assert manifest.decoding == ImageDecoding(bit_depth=12)
+    assert [check.name for check in manifest.gate_checks] == ["not_worse", "latency"]
+
+
+@pytest.mark.usefixtures("small_network")
+def test_what_is_adapted_to_counts_for_the_depth_too(tmp_path: Path, make_spec: MakeSpec) -> None:
+    source = grey_folder(tmp_path / "source", 900, 300)
+    target = grey_folder(tmp_path / "target", 3500, 1500)
+    manifest = run(
+        make_spec(source, method=DomainAdaptation(technique="coral"), target_dir=str(target)),
+        Told().append,
+    )
+    assert manifest.decoding.bit_depth == 12
+
+
+def test_people_name_a_background_too(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    folders.add(parser.add_subparsers())
+    train = ["train", "images", "--out", "out", "--background"]
+    assert folders._spec(parser.parse_args([*train, "#AABBCC"])).background == "#aabbcc"
+    with pytest.raises(SystemExit):
+        parser.parse_args([*train, "grey"])
+    assert "six hexadecimal digits" in capsys.readouterr().err
+
+
+def test_features_are_kept_by_what_was_decoded(tmp_path: Path, backbone: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(cut_out("RGBA"), "PNG"))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    decodings = [ImageDecoding(), ImageDecoding("#000000"), ImageDecoding("#000000", 12)]
+
+    class Source:
+        space, precision = "s", "fp32"
+
+        def load(self) -> Any:
+            return OnnxRuntime(Provider("cpu", ""), 1).load(backbone)
+
+    cache = FeatureCache(tmp_path / "cache", 2**20)
+    rows = []
+    for number, decoding in enumerate(decodings):
+        features = Features(Source(), cache, 1)
+        rows.append(features.of(Files((path,), (digest,), decoding=decoding))[0])
+        assert features.computed == 1, number
+        again = Features(Source(), cache, 1)
+        kept = again.of(Files((path,), (digest,), decoding=decoding))[0]
+        assert again.computed == 0
+        np.testing.assert_array_equal(kept, rows[-1])
+    cache.close()
+    assert (rows[0] != rows[1]).any()
+    np.testing.assert_array_equal(rows[1], rows[2])
+
+
+def test_a_sample_to_rank_on_is_decoded_by_its_own_depth(tmp_path: Path) -> None:
+    folder = grey_folder(tmp_path / "greys", 3500, 1500)
+    spec = RankSpec(data_dir=str(folder), backbones=[], weights_dir=str(tmp_path))
+    sample = ranking._sample_of_folder(spec)
+    assert sample.decoding == ImageDecoding(bit_depth=12)
+    assert ranking._of(sample, slice(3)).decoding == sample.decoding
