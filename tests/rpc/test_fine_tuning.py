@@ -34,7 +34,6 @@ from service.jobs.contract import (
 from service.jobs.fake_launcher import FakeLauncher, Script
 from service.jobs.request import JobRequest
 from service.jobs.uninterrupted import in_thread
-from service.jobs.uninterrupted import in_thread
 from service.jobs.warm import WarmLauncher
 from service.rpc import fine_tuning
 from service.rpc.fine_tuning import _fingerprint
