@@ -17,13 +17,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from service.domain import WHITE, ImageDecoding
+from service.domain import ImageDecoding
 from service.inference import export, preprocess
 from service.inference import head as heads
 from service.inference.engine import Bounds, Engine, ModelFiles
 from service.inference.head import Head
 from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime
+from service.ingest import reader
 from service.jobs.contract import (
     BACKBONE_FILE,
     HEAD_FILE,
@@ -37,7 +38,7 @@ from service.telemetry import Telemetry
 from tests.trainer.conftest import MakeSpec, Told
 from tests.unit.inference.test_decoding import cut_out, deep, transparent
 from tests.unit.inference.test_preprocess import encode, gradient
-from trainer import depth, folders, ranking
+from trainer import data, folders, ranking
 from trainer.data import Files
 from trainer.feature_cache import FeatureCache
 from trainer.features import Features
@@ -215,24 +216,21 @@ def test_an_exported_model_says_how_its_images_are_decoded(backbone: Path, head_
 # The data set's depth
 
 
-def test_the_depth_of_a_data_set_is_the_smallest_that_holds_all_of_it(tmp_path: Path) -> None:
-    told = Told()
+def test_the_depth_of_a_dataset_is_the_smallest_that_holds_all_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
     for name, most in (("a", 900), ("b", 3000)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "1.png").write_bytes(deep("PNG", np.full((9, 9), most, np.uint16)))
-    (tmp_path / "a" / "2.jpg").write_bytes(encode(gradient(9, 9), "JPEG"))
-    (tmp_path / "a" / "3.tif").write_bytes(encode(gradient(9, 9), "TIFF"))
+        (folder / name).mkdir(parents=True)
+        (folder / name / "1.png").write_bytes(deep("PNG", np.full((9, 9), most, np.uint16)))
+    (folder / "a" / "2.jpg").write_bytes(encode(gradient(9, 9), "JPEG"))
+    (folder / "a" / "3.tif").write_bytes(encode(gradient(9, 9), "TIFF"))
     noise = np.random.default_rng(0).integers(0, 9000, (60, 60)).astype(np.uint16)
-    (tmp_path / "a" / "cut-short.png").write_bytes(deep("PNG", noise)[:2000])
-    found = depth.decoding_of_folders([tmp_path], "#000000", 2, told.append)
-    assert found == ImageDecoding("#000000", 12)
-    (note,) = told.of(Note)
-    assert "12 bits" in note.text and "4095" in note.text
-    other = tmp_path / "other"
-    (other / "c").mkdir(parents=True)
-    (other / "c" / "1.tif").write_bytes(deep("TIFF, big-endian", np.full((9, 9), 16000, np.uint16)))
-    assert depth.decoding_of_folders([tmp_path / "a", other], WHITE, 0, told.append).bit_depth == 14
-    assert depth.decoding_of_folders([tmp_path / "gone"], WHITE, 0, told.append) == ImageDecoding()
+    (folder / "a" / "cut-short.png").write_bytes(deep("PNG", noise)[:2000])
+    assert reader.read_folder(folder).bit_depth == 12
+    (folder / "b" / "2.jpg").write_bytes(encode(gradient(9, 8), "JPEG"))
+    (folder / "b" / "3.jpg").write_bytes(encode(gradient(9, 7), "JPEG"))
+    loaded = data.load(folder, 0.2, 0, background="#000000")
+    assert loaded.train.decoding == loaded.validation.decoding == ImageDecoding("#000000", 12)
+    assert data.load(folder, 0.2, 0, target_bit_depth=14).train.decoding.bit_depth == 14
 
 
 def grey_folder(folder: Path, bright: int, dark: int) -> Path:
@@ -336,6 +334,6 @@ def test_features_are_kept_by_what_was_decoded(tmp_path: Path, backbone: Path) -
 def test_a_sample_to_rank_on_is_decoded_by_its_own_depth(tmp_path: Path) -> None:
     folder = grey_folder(tmp_path / "greys", 3500, 1500)
     spec = RankSpec(data_dir=str(folder), backbones=[], weights_dir=str(tmp_path))
-    sample = ranking._sample_of_folder(spec)
+    sample = ranking._sample(spec)
     assert sample.decoding == ImageDecoding(bit_depth=12)
     assert ranking._of(sample, slice(3)).decoding == sample.decoding

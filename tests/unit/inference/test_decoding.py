@@ -152,15 +152,13 @@ def test_the_smallest_usual_depth_that_holds_an_image_is_found(most: int, bits: 
     values[2, 1] = most
     data = deep("PNG", values)
     assert preprocess.inspect(data).bits == bits
-    assert preprocess.grey_bits(data) == bits
 
 
 def test_a_declared_depth_counts_instead_of_the_versions() -> None:
     png = with_chunk(deep("PNG", GREYS), b"sBIT", b"\x0c")
     tiff = encode(Image.fromarray(GREYS), "TIFF", tiffinfo={281: 4095})
     for data in (png, tiff):
-        assert preprocess.inspect(data) == ImageFacts(64 * 64, 0)
-        assert preprocess.grey_bits(data) == 12
+        assert preprocess.inspect(data) == ImageFacts(64 * 64, 12)
         for depth in (10, 16):
             image = preprocess.open_image(data, ImageDecoding(bit_depth=depth))
             np.testing.assert_array_equal(np.asarray(image)[..., 0], GREYS >> 4)
@@ -182,7 +180,7 @@ def test_samples_of_12_bits_declare_themselves() -> None:
     header = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries))
     data = header + directory + bytes(4)
     data = data.ljust(122, b"\0") + packed
-    assert preprocess.inspect(data).bits == 0
+    assert preprocess.inspect(data).bits == 12
     np.testing.assert_array_equal(np.asarray(preprocess.open_image(data))[..., 0], values >> 4)
 
 
@@ -209,17 +207,8 @@ def test_grey_beyond_16_bits_is_refused_with_its_range(low_high: tuple[int, int]
             read(data)
 
 
-def test_what_may_be_16_bit_grey_is_told_by_its_first_bytes() -> None:
-    assert preprocess.may_hold_16_bits(deep("PNG", GREYS)[:32])
-    assert preprocess.may_hold_16_bits(deep("TIFF, big-endian", GREYS)[:32])
-    for other in (gradient(9, 9), gradient(9, 9).convert("L"), gradient(9, 9).convert("P")):
-        assert not preprocess.may_hold_16_bits(encode(other, "PNG")[:32])
-    assert not preprocess.may_hold_16_bits(encode(gradient(9, 9), "JPEG")[:32])
-
-
 def test_images_that_are_not_deep_have_no_depth() -> None:
     for kind in ("JPEG", "PNG", "GIF", "TIFF", "AVIF"):
         data = encode(gradient(30, 20), kind)
         assert preprocess.inspect(data) == ImageFacts(600, 0)
-        assert preprocess.grey_bits(data) == 0
     assert bit_depth.USUAL == (10, 12, 14, 16)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from service.domain import ClassCount, LeftOut, LeftOutReason, PartName
 from service.errors import InvalidInput, Reason
-from service.inference.preprocess import ImageFacts, WrongFormat
+from service.inference.formats import WrongFormat
+from service.inference.preprocess import ImageFacts
 from service.ingest import index as indexes
 from service.ingest import reader
 from service.ingest.archives import Limits
