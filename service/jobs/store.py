@@ -117,6 +117,13 @@ class JobStore:
             faults.reach("job.creating")
             return rows.get(connection, job_id, tenant), True
 
+    def check_open(self, tenant: str, max_open_jobs: int | None = None) -> None:
+        """Raises OverQuota or Exhausted, as `create`, where no job of a tenant can be taken."""
+        with self._database.read() as connection:
+            if max_open_jobs is not None:
+                rows.check_open_jobs(connection, tenant, max_open_jobs)
+            self._check_room(connection)
+
     def is_known(self, request_id: str, tenant: str) -> bool:
         """Whether a tenant's request with this id has made a job; never of the empty id."""
         with self._database.read() as connection:
@@ -199,10 +206,15 @@ class JobStore:
                 )
             return self._append(connection, job_id, payload)
 
-    def check_dataset(self, dataset_id: str, tenant: str) -> None:
-        """Raises NotFound (DATASET_NOT_FOUND), or InvalidInput where it has no classes."""
+    def check_dataset(
+        self, dataset_id: str, tenant: str, field: str = "dataset_id", *, is_target: bool = False
+    ) -> None:
+        """Raises NotFound (DATASET_NOT_FOUND), or InvalidInput where it has no classes.
+
+        A target needs none.
+        """
         with self._database.read() as connection:
-            rows.check_dataset(connection, tenant, dataset_id)
+            rows.check_dataset(connection, tenant, dataset_id, field, is_target=is_target)
 
     def use_dataset(self, job_id: str, dataset_id: str) -> None:
         """Notes that a job works on a dataset that its request did not name.

@@ -22,6 +22,7 @@ LAW = {
     "free_memory": set(),
     "metrics_server": set(),
     "config": {"jobs.contract"},
+    "scratch": {"config"},
     "storage": {*LEAVES, "jobs.contract"},
     "inference": {"domain", "errors", "telemetry"},
     "jobs": {"storage", *LEAVES},
@@ -37,10 +38,11 @@ LAW = {
         "config",
         "free_memory",
         "metrics_server",
+        "scratch",
         *LEAVES,
     },
     "check": {"jobs", "storage"},
-    "__main__": {"app", "config", "telemetry", "errors", "faults"},
+    "__main__": {"app", "config", "scratch", "telemetry", "errors", "faults"},
 }
 TRAINER_MAY = {
     "jobs.contract", "inference", "class_folders", "control_groups", "domain", "errors", "faults",
