@@ -413,7 +413,7 @@ def test_a_server_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[st
         target = gone.target
     assert main(["models", "--server", target]) == 1
     err = capsys.readouterr().err
-    assert err.startswith(f"graft: nothing answers at {target}: is the server running?")
+    assert err.startswith(f"graft: nothing listens at {target}: is the server running")
     assert err.count("\n") == 1
 
 

@@ -17,14 +17,14 @@ from grpc import aio
 
 from graft import _calls, _channel, _requests, _rpcs, _uploads
 from graft._async import AsyncTransport, stepwise
-from graft._channel import PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
+from graft._channel import NOT_SERVING, PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
 from graft._export import whole_file
 from graft._images import ImageLike, predict_requests
 from graft._jobs import AsyncJobHandle
 from graft._order import IMAGES_A_REQUEST, REQUESTS_UNDER_WAY, Order
 from graft._uploads import Data, OnProgress, Unlabelled, Upload, Uploadable
 from graft._watch import Watch
-from graft.errors import DeadlineExceeded, Unavailable
+from graft.errors import DeadlineExceeded, GraftError, Unavailable
 from graft.retry import RetryPolicy
 from graft.types import (
     BackboneRanking,
@@ -327,10 +327,15 @@ class AsyncClient:
 
     async def is_serving(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
         """As `Client.is_serving`."""
+        return await self.why_not_serving(timeout_s) is None
+
+    async def why_not_serving(self, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
+        """As `Client.why_not_serving`."""
         try:
-            return await self._transport.probe(timeout_s, wait=False)
-        except (Unavailable, DeadlineExceeded):
-            return False
+            is_serving = await self._transport.probe(timeout_s, wait=False)
+        except GraftError as error:
+            return (await self._transport.explained(error)).message
+        return None if is_serving else NOT_SERVING
 
     async def wait_ready(self, timeout_s: float = 30.0) -> None:
         """As `Client.wait_ready`."""
@@ -339,6 +344,11 @@ class AsyncClient:
             try:
                 if await self._transport.probe(patience.probe_s, wait=True):
                     return
+                patience.error = None
             except (Unavailable, DeadlineExceeded) as error:
                 patience.error = error
-            await asyncio.sleep(patience.pause_s())
+            if patience.is_over:
+                last = patience.error
+                why = "" if last is None else (await self._transport.explained(last)).message
+                raise patience.gave_up(why)
+            await asyncio.sleep(_channel.PROBE_PAUSE_S)

@@ -16,7 +16,7 @@ from typing import Any, Self, Unpack
 import grpc
 
 from graft import _calls, _channel, _requests, _rpcs, _uploads
-from graft._channel import PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
+from graft._channel import NOT_SERVING, PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
 from graft._export import whole_file
 from graft._images import ImageLike, predict_requests
 from graft._jobs import JobHandle
@@ -24,7 +24,7 @@ from graft._order import IMAGES_A_REQUEST, REQUESTS_UNDER_WAY, Order
 from graft._sync import Transport
 from graft._uploads import Data, OnProgress, Unlabelled, Upload, Uploadable
 from graft._watch import Watch
-from graft.errors import DeadlineExceeded, Unavailable
+from graft.errors import DeadlineExceeded, GraftError, Unavailable
 from graft.retry import RetryPolicy
 from graft.types import (
     BackboneRanking,
@@ -365,10 +365,18 @@ class Client:
 
     def is_serving(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
         """Whether the server answers and says that it serves."""
+        return self.why_not_serving(timeout_s) is None
+
+    def why_not_serving(self, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
+        """Says why the server does not serve: what is wrong with the connection, or with it.
+
+        None where it answers and says that it serves.
+        """
         try:
-            return self._transport.probe(timeout_s, wait=False)
-        except (Unavailable, DeadlineExceeded):
-            return False
+            is_serving = self._transport.probe(timeout_s, wait=False)
+        except GraftError as error:
+            return self._transport.explained(error).message
+        return None if is_serving else NOT_SERVING
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Returns when the server serves; raises DeadlineExceeded when it does not in time."""
@@ -377,6 +385,11 @@ class Client:
             try:
                 if self._transport.probe(patience.probe_s, wait=True):
                     return
+                patience.error = None
             except (Unavailable, DeadlineExceeded) as error:
                 patience.error = error
-            time.sleep(patience.pause_s())
+            if patience.is_over:
+                last = patience.error
+                why = "" if last is None else (self._transport.explained(last)).message
+                raise patience.gave_up(why)
+            time.sleep(_channel.PROBE_PAUSE_S)
