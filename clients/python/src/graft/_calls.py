@@ -44,6 +44,17 @@ def fine_tune(
     return Call(_rpcs.FINE_TUNE, request, lambda answer: _answers.job(answer.job))
 
 
+def check_fine_tune(
+    data: str | types.ServerPath,
+    name: str,
+    options: types.FineTuneOptions,
+    target: str | types.ServerPath = "",
+) -> Call[None]:
+    request = _requests.fine_tune(data, name, options, target)
+    request.validate_only = True
+    return Call(_rpcs.FINE_TUNE, request, _nothing)
+
+
 def get_job(job_id: str) -> Call[types.Job]:
     request = fine_tuning_pb2.GetJobRequest(job_id=job_id)
     return Call(_rpcs.GET_JOB, request, lambda answer: _answers.job(answer.job))
@@ -69,6 +80,16 @@ def rank_backbones(
 ) -> Call[types.BackboneRanking]:
     request = _requests.rank_backbones(data, backbones, time_budget_s, seed)
     return Call(_rpcs.RANK_BACKBONES, request, _answers.ranking)
+
+
+def check_rank_backbones(
+    backbones: Iterable[str | types.PretrainedBackbone],
+    time_budget_s: float | None,
+    seed: int | None,
+) -> Call[None]:
+    request = _requests.rank_backbones("", backbones, time_budget_s, seed)
+    request.validate_only = True
+    return Call(_rpcs.RANK_BACKBONES, request, _nothing)
 
 
 def get_dataset(dataset_id: str) -> Call[types.Dataset]:
@@ -100,8 +121,9 @@ def list_models(page_token: str) -> Call[Page[types.Model]]:
     return Call(_rpcs.LIST_MODELS, request, lambda a: _page(a, a.models, _answers.model))
 
 
-def delete_model(name: str) -> Call[None]:
-    return Call(_rpcs.DELETE_MODEL, model_pb2.DeleteModelRequest(model=name), _nothing)
+def delete_model(name: str, force: bool) -> Call[None]:
+    request = model_pb2.DeleteModelRequest(model=name, force=force)
+    return Call(_rpcs.DELETE_MODEL, request, _nothing)
 
 
 def get_version(model: str, version: int | None, alias: str | None) -> Call[types.Version]:

@@ -23,7 +23,7 @@ _RANKING_SLACK_S: Final = 120.0
 MAX_MESSAGE_BYTES: Final = 64 * 2**20
 PROBE_TIMEOUT_S: Final = 5.0
 """For one question after the server's health."""
-NOT_SERVING: Final = "it answers, but does not serve: it starts, or stops"
+NOT_SERVING: Final = "answers, but does not serve: it starts, or stops"
 PROBE_PAUSE_S: Final = 0.1
 """Between two of them."""
 _SCHEMES: Final = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:", "vsock:", "xds:")

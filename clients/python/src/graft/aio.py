@@ -92,12 +92,15 @@ class AsyncClient:
         **options: Unpack[FineTuneOptions],
     ) -> AsyncJobHandle:
         """As `Client.fine_tune`."""
-        # Bad options are found out before anything is uploaded.
-        _calls.fine_tune("", name, options)
-        method = _requests.method(options)
+        chosen = _requests.identified(options)
+        _calls.fine_tune("", name, chosen)
+        method = _requests.method(chosen)
         source = await asyncio.to_thread(_uploads.stored, data, on_upload)
         target = await asyncio.to_thread(_uploads.stored_target, method, on_upload)
-        call = _calls.fine_tune(await self._sent(source), name, options, await self._sent(target))
+        if isinstance(source, Upload) or isinstance(target, Upload):
+            there = _uploads.there(source), _uploads.there(target)
+            await self._transport.unary(_calls.check_fine_tune(there[0], name, chosen, there[1]))
+        call = _calls.fine_tune(await self._sent(source), name, chosen, await self._sent(target))
         return AsyncJobHandle(self, await self._transport.unary(call))
 
     async def job(self, job_id: str) -> AsyncJobHandle:
@@ -134,10 +137,11 @@ class AsyncClient:
     ) -> BackboneRanking:
         """As `Client.rank_backbones`."""
         given = list(backbones) if not isinstance(backbones, str) else [backbones]
-        # Bad options are found out before anything is uploaded.
         _calls.rank_backbones("", given, time_budget_s, seed)
-        source = await self._sent(await asyncio.to_thread(_uploads.stored, data, on_upload))
-        call = _calls.rank_backbones(source, given, time_budget_s, seed)
+        source = await asyncio.to_thread(_uploads.stored, data, on_upload)
+        if isinstance(source, Upload):
+            await self._transport.unary(_calls.check_rank_backbones(given, time_budget_s, seed))
+        call = _calls.rank_backbones(await self._sent(source), given, time_budget_s, seed)
         return await self._transport.unary(call, timeout_s or ranking_timeout_s(time_budget_s))
 
     # Datasets
@@ -253,9 +257,9 @@ class AsyncClient:
         """As `Client.list_models`."""
         return self._transport.pages(_calls.list_models)
 
-    async def delete_model(self, model: str) -> None:
+    async def delete_model(self, model: str, *, force: bool = False) -> None:
         """As `Client.delete_model`."""
-        await self._transport.unary(_calls.delete_model(model))
+        await self._transport.unary(_calls.delete_model(model, force))
 
     async def get_version(
         self, model: str, *, version: int | None = None, alias: str | None = None
@@ -335,7 +339,7 @@ class AsyncClient:
             is_serving = await self._transport.probe(timeout_s, wait=False)
         except GraftError as error:
             return (await self._transport.explained(error)).message
-        return None if is_serving else NOT_SERVING
+        return None if is_serving else f"{self._transport.target} {NOT_SERVING}"
 
     async def wait_ready(self, timeout_s: float = 30.0) -> None:
         """As `Client.wait_ready`."""

@@ -103,12 +103,17 @@ class Client:
         label and an image, a `Dataset` or its id, or a `ServerPath`. The options
         are `FineTuneOptions`. The target of a domain adaptation is uploaded too.
         """
-        # Bad options are found out before anything is uploaded.
-        _calls.fine_tune("", name, options)
-        method = _requests.method(options)
+        # Bad options are found out before anything is uploaded: here what the client knows...
+        chosen = _requests.identified(options)
+        _calls.fine_tune("", name, chosen)
+        method = _requests.method(chosen)
         source = _uploads.stored(data, on_upload)
         target = _uploads.stored_target(method, on_upload)
-        call = _calls.fine_tune(self._sent(source), name, options, self._sent(target))
+        if isinstance(source, Upload) or isinstance(target, Upload):
+            # ...and there what the server does.
+            there = _uploads.there(source), _uploads.there(target)
+            self._transport.unary(_calls.check_fine_tune(there[0], name, chosen, there[1]))
+        call = _calls.fine_tune(self._sent(source), name, chosen, self._sent(target))
         return JobHandle(self, self._transport.unary(call))
 
     def job(self, job_id: str) -> JobHandle:
@@ -155,8 +160,10 @@ class Client:
         given = list(backbones) if not isinstance(backbones, str) else [backbones]
         # Bad options are found out before anything is uploaded.
         _calls.rank_backbones("", given, time_budget_s, seed)
-        source = self._sent(_uploads.stored(data, on_upload))
-        call = _calls.rank_backbones(source, given, time_budget_s, seed)
+        source = _uploads.stored(data, on_upload)
+        if isinstance(source, Upload):
+            self._transport.unary(_calls.check_rank_backbones(given, time_budget_s, seed))
+        call = _calls.rank_backbones(self._sent(source), given, time_budget_s, seed)
         return self._transport.unary(call, timeout_s or ranking_timeout_s(time_budget_s))
 
     # Datasets
@@ -290,9 +297,12 @@ class Client:
         """Models by name."""
         return self._transport.pages(_calls.list_models)
 
-    def delete_model(self, model: str) -> None:
-        """Deletes a model with all its versions."""
-        self._transport.unary(_calls.delete_model(model))
+    def delete_model(self, model: str, *, force: bool = False) -> None:
+        """Deletes a model with all its versions.
+
+        One that aliases other than `latest` name is deleted with `force` alone.
+        """
+        self._transport.unary(_calls.delete_model(model, force))
 
     def get_version(
         self, model: str, *, version: int | None = None, alias: str | None = None
@@ -376,7 +386,7 @@ class Client:
             is_serving = self._transport.probe(timeout_s, wait=False)
         except GraftError as error:
             return self._transport.explained(error).message
-        return None if is_serving else NOT_SERVING
+        return None if is_serving else f"{self._transport.target} {NOT_SERVING}"
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Returns when the server serves; raises DeadlineExceeded when it does not in time."""
