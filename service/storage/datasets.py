@@ -418,7 +418,7 @@ def _check_usable(
         )
     raise InvalidInput(
         Reason.DATASET_UNUSABLE,
-        f"images to learn from were found for {len(trained)} classes, and 2 are needed: {why}"
+        f"images to learn from were found for {_classes(len(trained))}, and 2 are needed: {why}"
         f"{first}",
     )
 
@@ -478,3 +478,7 @@ def _move_if_there(source: Path, target: Path) -> None:
     faults.reach("dataset.deleted")
     if source.exists():
         source.rename(target)
+
+
+def _classes(count: int) -> str:
+    return f"{count or 'no'} class" if count < 2 else f"{count} classes"
