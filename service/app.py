@@ -25,7 +25,7 @@ from graft.v1 import (
 )
 
 from service import scratch
-from service.config import BadConfig, Config
+from service.config import Config
 from service.domain import plain_name
 from service.door import Door
 from service.errors import GraftError
@@ -353,7 +353,7 @@ def _measure(
             _asked_on(asyncio.get_running_loop(), is_serving),
         )
     except OSError as error:
-        raise BadConfig(
+        raise OSError(
             f"the metrics port cannot listen on {config.metrics_host}:{config.metrics_port} "
             f"({error.strerror}): set --metrics-host and --metrics-port to an address of this "
             "machine that is free"
