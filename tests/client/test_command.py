@@ -67,6 +67,7 @@ def test_a_model_that_aliases_name_is_deleted_by_force(
     ("arguments", "told"),
     [
         (["fintune"], "graft: argument COMMAND: 'fintune' is none; did you mean finetune?"),
+        (["models", "--server", "::1:50051"], "graft: '::1:50051' is no address: an IPv6 address"),
         (["jobs", "wach"], "graft jobs: argument ACTION: 'wach' is none; did you mean watch?"),
         (["jobs", "--state", "runing"], "did you mean running?"),
         (["jobs", "--sate", "running"], "'running' is none: it must be one of list, get, watch"),

@@ -20,6 +20,8 @@ SCRIPT = [
     note("a word"),
     progress("features", 0.5, "training images", elapsed_s=3.0, step=3, steps=6),
     progress("features", 1.0, "training images"),
+    progress("preparing", 0.1, "exporting the backbone"),
+    progress("features", 0.5, "validation images"),
     progress("training", 0.0, "epoch 1 of 2", step=0, steps=8),
     progress(
         "training", 0.25, "epoch 1 of 2", elapsed_s=61.0, remaining_s=183.4, step=2, steps=8
@@ -104,7 +106,7 @@ def test_a_terminal_gets_a_bar(played: FakeGraft, monkeypatch: pytest.MonkeyPatc
 
 
 def test_jobs_show_the_stage_its_steps_and_its_times(capsys: pytest.CaptureFixture[str]) -> None:
-    with FakeGraft(script=SCRIPT[:8]) as server:
+    with FakeGraft(script=SCRIPT[:10]) as server:
         assert finetune(server, "--detach") == 0
         assert main(["jobs", "--server", server.target]) == 0
         out = capsys.readouterr().out
@@ -113,7 +115,7 @@ def test_jobs_show_the_stage_its_steps_and_its_times(capsys: pytest.CaptureFixtu
 
 
 def test_the_client_reads_all_of_a_progress() -> None:
-    with FakeGraft(script=SCRIPT[:8]) as server, graft.Client(server.target) as client:
+    with FakeGraft(script=SCRIPT[:10]) as server, graft.Client(server.target) as client:
         job = client.fine_tune(graft.ServerPath("/x"), "cats").refresh()
     assert job.progress == types.Progress(
         "training", 0.25, "epoch 1 of 2", elapsed_s=61.0, remaining_s=183.4, step=2, steps=8

@@ -75,6 +75,6 @@ async def test_a_port_that_is_taken_is_named() -> None:
         async with AsyncExitStack() as stack:
             config = Config(metrics_port=taken.port)
             with pytest.raises(OSError, match=f"127.0.0.1:{taken.port} .Address already in use"):
-                app._measure(config, stack, Telemetry({}), lambda: True)
+                app._measure(config, stack, Telemetry({"version": "1"}), lambda: True)
     finally:
         taken.close()

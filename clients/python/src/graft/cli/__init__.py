@@ -18,7 +18,7 @@ from graft.cli._codes import Code
 from graft.cli._commands import in_commands
 from graft.cli._output import Output, RichMissing, complain, warn
 from graft.client import Client
-from graft.errors import GraftError, JobCancelled, JobFailed
+from graft.errors import GraftError, InvalidArgument, JobCancelled, JobFailed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,9 +82,12 @@ def _connect(arguments: Arguments) -> Client:
         credentials = grpc.ssl_channel_credentials(authority, key, certificate)
     elif arguments.token and not is_loopback(arguments.server):
         warn(f"the token travels to {arguments.server} unencrypted: use --tls")
-    return Client(
-        arguments.server,
-        timeout_s=arguments.timeout,
-        credentials=credentials,
-        token=arguments.token,
-    )
+    try:
+        return Client(
+            arguments.server,
+            timeout_s=arguments.timeout,
+            credentials=credentials,
+            token=arguments.token,
+        )
+    except InvalidArgument as error:
+        raise Usage(error.message) from error

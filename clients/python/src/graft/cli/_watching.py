@@ -30,6 +30,7 @@ class Watching:
         self._output, self._clock = output, clock
         self._bar: Bar | None = None
         self._stage = ""
+        self._lines: set[str] = set()
         self._figures = ""
         self._upload_began: float | None = None
         self._is_candidate = False
@@ -110,6 +111,8 @@ class Watching:
 
     def _changed(self, change: types.StateChanged) -> None:
         state = change.state.lower()
+        if not change.state.is_final:
+            self._lines.clear()
         if change.state is types.JobState.SUCCEEDED and self._is_candidate:
             # The job did; what it was for did not happen.
             state = "ended: the version is a candidate, no alias moved to it"
@@ -136,9 +139,10 @@ class Watching:
 
     def _line(self, stage: str, text: str) -> None:
         """One line a stage, and no more."""
-        if stage != self._stage and not (self._output.is_json or self._output.is_quiet):
+        if stage not in self._lines and not (self._output.is_json or self._output.is_quiet):
             self._output.line(text)
-        self._stage = stage
+        # Stages may take turns: each has its line once in an attempt.
+        self._lines.add(stage)
 
     def _print(self, text: str) -> None:
         """What stays, with --quiet too."""
