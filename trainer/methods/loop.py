@@ -116,7 +116,7 @@ class _Loop:
         self.told: list[EpochEnded] = []
         self.pace, self.fraction, self.learning_part = Pace(), 0.0, _LEARNING_PART
         self.step_s: float | None = None
-        """Of the last epoch."""
+        """Of the last epoch; before the first, as planned."""
         self.judging_s: float | None = None
         """Of an epoch, not of one network."""
         self.best_state: dict[str, Tensor] = {}
@@ -201,6 +201,7 @@ class _Loop:
 
     def _choose(self) -> None:
         """Precision and batch size."""
+        self.send(Progressed("preparing", 0.6, "measuring what trains fastest here"))
         size, probed = self.recipe.batch_size, nn.Sequential(self.fast, self.classifier)
         shown = None if size is None else self.domains * size
         chosen, why = compute.choose_precision(self.work.method, self.device, probed, shown)
@@ -289,7 +290,7 @@ class _Loop:
         step_s = compute.step_s(at.precision, self.device, probed, shown)
         judgements = 1 if self.averaged is None else 2
         epoch_s = self.steps * step_s + judgements * judging_s
-        self.judging_s = judgements * judging_s
+        self.step_s, self.judging_s = step_s, judgements * judging_s
         self.learning_part = self.steps * step_s / epoch_s
         room = max(1, int((self.deadline - time.monotonic()) / epoch_s))
         text = f"an epoch takes about {epoch_s:.1f} s: the time budget has room for {room} epochs"
