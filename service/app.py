@@ -147,7 +147,7 @@ class App:
         database = Database(config.data_dir, busy_timeout_s=config.database_timeout_s)
         stack.callback(database.close)
         # Now that the folder is this server's alone.
-        scratch.sweep(config.data_dir)
+        scratch.prepare(config.data_dir)
         private.close_to_others(config.data_dir)
         artifacts = Artifacts(config.data_dir / "artifacts")
         models = ModelStore(database, artifacts)

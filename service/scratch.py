@@ -21,7 +21,10 @@ log = logging.getLogger(__name__)
 
 
 def use(data_dir: Path, environment: Mapping[str, str]) -> None:
-    """Makes the folder for temporary files this process's; raises BadConfig for a bad `TMPDIR`."""
+    """Says where this process's temporary files go; raises BadConfig for a bad `TMPDIR`.
+
+    Makes no folder yet: `prepare` does, once the data folder is this process's.
+    """
     if given := environment.get(VARIABLE):
         try:
             with tempfile.TemporaryFile(dir=given):
@@ -32,23 +35,19 @@ def use(data_dir: Path, environment: Mapping[str, str]) -> None:
                 f"({error.strerror}): name a folder that can be, or unset it to have them in the "
                 "data folder"
             ) from None
+    # SQLite reads the variable itself.
+    os.environ[VARIABLE] = tempfile.tempdir = str(_folder(data_dir))
+
+
+def prepare(data_dir: Path) -> None:
+    """Makes the folder in the data folder, and removes what an earlier process left there."""
     folder = _folder(data_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        left = list(folder.iterdir())
     except OSError:
-        return  # the database, which is beside it, says what is wrong with the data folder
-    # SQLite reads the variable itself.
-    os.environ[VARIABLE] = tempfile.tempdir = str(folder)
-
-
-def sweep(data_dir: Path) -> None:
-    """Removes what an earlier process left, once the data folder is this one's alone."""
-    try:
-        left = list(_folder(data_dir).iterdir())
-    except FileNotFoundError:
-        return
-    except OSError:
-        log.exception("what was left of temporary files cannot be seen")
+        # Models are served without any, as on a full disk.
+        log.exception("the folder for temporary files cannot be made or seen")
         return
     for path in left:
         if path.is_dir() and not path.is_symlink():

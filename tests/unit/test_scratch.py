@@ -20,7 +20,7 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_variable_they_lie_in_the_data_folder(tmp_path: Path) -> None:
     scratch.use(tmp_path / "data", {})
     folder = tmp_path / "data" / "tmp"
-    assert folder.is_dir()
+    assert not (tmp_path / "data").exists()
     assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(folder)
 
 
@@ -36,11 +36,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_what_was_left_is_removed(tmp_path: Path) -> None:
-    scratch.sweep(tmp_path)
+    scratch.prepare(tmp_path)
     folder = tmp_path / "tmp"
+    assert folder.is_dir()
     (folder / "a" / "b").mkdir(parents=True)
     (folder / "file").touch()
     (folder / "link").symlink_to(tmp_path)
-    scratch.sweep(tmp_path)
+    scratch.prepare(tmp_path)
     assert list(folder.iterdir()) == []
     assert tmp_path.is_dir()
