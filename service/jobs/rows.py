@@ -14,6 +14,12 @@ from service.jobs.contract import Progressed
 from service.jobs.request import JobRequest
 from service.storage.database import Connection
 
+SELECT = (
+    "SELECT jobs.*,"
+    " (SELECT is_candidate FROM versions WHERE versions.job_id = jobs.job_id) AS is_candidate"
+    " FROM jobs"
+)
+"""What `record_of` reads, without its conditions."""
 _MAX_ANCESTORS = 100
 _RETRY_AFTER_S = 30.0
 BESIDE_REQUEST_BYTES = 1024
@@ -43,6 +49,8 @@ class JobRecord:
     crashes: int
     """How many of them ended without a result, through nobody's wish."""
     cancel_requested: bool
+    is_candidate: bool
+    """Its version is one still."""
 
     @property
     def tenant(self) -> str:
@@ -130,7 +138,7 @@ def ancestors(connection: Connection, job_id: str) -> list[JobRecord]:
     """
     found: list[JobRecord] = []
     while job_id:
-        row = connection.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        row = connection.execute(f"{SELECT} WHERE job_id = ?", (job_id,)).fetchone()
         if row is None or len(found) == _MAX_ANCESTORS:
             why = "is not known here" if row is None else f"is one of more than {_MAX_ANCESTORS}"
             raise WrongState(
@@ -160,18 +168,18 @@ def check_not_final(record: JobRecord) -> None:
 
 def get(connection: Connection, job_id: str, tenant: str) -> JobRecord:
     """A tenant's job; raises NotFound (JOB_NOT_FOUND), of another's too."""
-    query = "SELECT * FROM jobs WHERE job_id = ? AND tenant = ?"
+    query = f"{SELECT} WHERE job_id = ? AND tenant = ?"
     return _found(connection.execute(query, (job_id, tenant)).fetchone(), job_id)
 
 
 def get_any(connection: Connection, job_id: str) -> JobRecord:
     """A job, whosever it is, for the server's own work; raises NotFound (JOB_NOT_FOUND)."""
-    query = "SELECT * FROM jobs WHERE job_id = ?"
+    query = f"{SELECT} WHERE job_id = ?"
     return _found(connection.execute(query, (job_id,)).fetchone(), job_id)
 
 
 def record_of(row: Any) -> JobRecord:
-    """The job in a row of the table jobs."""
+    """The job in a row that `SELECT` found."""
     progress = row["progress_json"]
     return JobRecord(
         job_id=row["job_id"],
@@ -189,6 +197,7 @@ def record_of(row: Any) -> JobRecord:
         attempts=row["attempts"],
         crashes=row["crashes"],
         cancel_requested=bool(row["cancel_requested"]),
+        is_candidate=bool(row["is_candidate"]),
     )
 
 

@@ -330,7 +330,7 @@ class JobStore:
         crash = None if was_told else Reason.TRAINER_CRASHED
         with self._database.transaction() as connection:
             found = connection.execute(
-                "SELECT * FROM jobs WHERE state = ? ORDER BY job_id", (JobState.RUNNING,)
+                f"{rows.SELECT} WHERE state = ? ORDER BY job_id", (JobState.RUNNING,)
             ).fetchall()
             for row in found:
                 self._requeue(connection, rows.record_of(row), message, crash, max_crashes)
@@ -366,7 +366,7 @@ class JobStore:
         limit = pages.size(page_size)
         kind = tenant_key(tenant, "jobs")
         (before,) = pages.key(kind, page_token, str) or ("~",)
-        query, values = "SELECT * FROM jobs WHERE job_id < ?", [before]
+        query, values = f"{rows.SELECT} WHERE job_id < ?", [before]
         if states:
             query += f" AND state IN ({_marks(states)})"
             values += sorted(states)
@@ -387,7 +387,7 @@ class JobStore:
         self, connection: Connection, tenant: str, request_id: str, fingerprint: str
     ) -> JobRecord | None:
         row = connection.execute(
-            "SELECT * FROM jobs WHERE request_id = ?", (rows.request_key(tenant, request_id),)
+            f"{rows.SELECT} WHERE request_id = ?", (rows.request_key(tenant, request_id),)
         ).fetchone()
         if row is None:
             return None

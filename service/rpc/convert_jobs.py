@@ -56,6 +56,7 @@ def job(record: JobRecord) -> pb.Job:
         attempts=record.attempts,
         cancel_requested=record.cancel_requested,
         elapsed=_elapsed(record),
+        is_candidate=record.is_candidate,
     )
 
 

@@ -187,7 +187,13 @@ def test_a_version_that_fails_its_gate_is_plainly_called_a_candidate(
         assert told[-1]["gate_checks"][1]["detail"] == why
         assert main(["models", "versions", "cats", *where]) == 0
         assert "candidate" in capsys.readouterr().out
-        assert main(["promote", "cats", "1", *where]) == 0
+        assert main(["jobs", *where]) == 0
+        out = capsys.readouterr().out
+        assert ("candidate" in out, "succeeded" in out) == (True, False)
+        for number in ("1", "2"):
+            assert main(["promote", "cats", number, *where]) == 0
+        assert main(["jobs", *where]) == 0
+        assert "succeeded" in capsys.readouterr().out
         assert main(["promote", "cats", "1", *where]) == 1
         assert "[NOT_A_CANDIDATE]" in capsys.readouterr().err
 

@@ -58,6 +58,7 @@ def job(message: fine_tuning_pb2.Job) -> types.Job:
         attempts=message.attempts,
         cancel_requested=message.cancel_requested,
         elapsed_s=_seconds(message.elapsed) if message.HasField("elapsed") else None,
+        is_candidate=message.is_candidate,
     )
 
 

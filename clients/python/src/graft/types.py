@@ -241,6 +241,8 @@ class Job:
     cancel_requested: bool
     elapsed_s: float | None = None
     """Since its trainer was last started, to its end or until it was asked for; None before."""
+    is_candidate: bool = False
+    """It SUCCEEDED, and no alias moved to its version, which did not pass its gate."""
 
 
 @dataclass(frozen=True)

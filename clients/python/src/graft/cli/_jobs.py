@@ -49,7 +49,7 @@ def _row(job: Job) -> list[object]:
     return [
         job.job_id,
         job.model,
-        job.state.lower(),
+        "candidate" if job.is_candidate else job.state.lower(),
         job.create_time,
         None if job.elapsed_s is None else clock(job.elapsed_s),
         job.version,

@@ -145,6 +145,7 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
     def _copy(self, job: pb.Job) -> pb.Job:
         copy = pb.Job()
         copy.CopyFrom(job)
+        copy.is_candidate = self._models.is_candidate(job.model, job.version)
         if job.HasField("start_time"):
             until = job.end_time if job.HasField("end_time") else now()
             copy.elapsed.FromTimedelta(until.ToDatetime() - job.start_time.ToDatetime())

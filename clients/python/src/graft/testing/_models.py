@@ -92,6 +92,12 @@ class Models(model_pb2_grpc.ModelServiceServicer):
             self._earlier[model.name, alias].append(model.aliases[alias])
         model.aliases[alias] = number
 
+    def is_candidate(self, model: str, version: int) -> bool:
+        """Whether a version is there and is one."""
+        with self._lock:
+            found = self._versions.get(model, {}).get(version)
+            return found is not None and found.is_candidate
+
     def resolve(self, request: Any) -> pb.Version:
         """The version that a request's model and `which` name."""
         with self._lock:
