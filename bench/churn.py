@@ -105,7 +105,7 @@ def churn(
                 tally.did("served")
                 living.append(name)
                 if len(living) > KEPT:
-                    client.delete_model(living.popleft())
+                    client.delete_model(living.popleft(), force=True)
                     tally.did("deleted")
             except GraftError as error:
                 tally.fail("churn", error)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from service import config as configuration
-from service import faults
+from service import faults, scratch
 from service.app import App
 from service.config import BadConfig, Config
 from service.errors import GraftError
@@ -64,6 +64,8 @@ async def _run(config: Config) -> int:
         loop.add_signal_handler(number, _on_signal, number, stop)
     # A flag wins over the variable, for the trainers too.
     environment = {**os.environ, faults.VARIABLE: config.test_faults}
+    # Trainers, which get the environment as it was given, have folders of their own.
+    scratch.use(config.data_dir, environment)
     async with App(config, environment) as app:
         stopped = asyncio.create_task(stop.wait())
         failed = asyncio.create_task(app.wait_failed())

@@ -24,6 +24,7 @@ from graft.v1 import (
     prediction_pb2_grpc,
 )
 
+from service import scratch
 from service.config import Config
 from service.domain import plain_name
 from service.door import Door
@@ -42,6 +43,7 @@ from service.jobs.store import JobStore
 from service.jobs.supervisor import Settings, Supervisor
 from service.jobs.warm import WarmLauncher
 from service.jobs.watch import Watch
+from service.jobs.weights import WeightsCheck
 from service.metrics_server import MetricsServer
 from service.rpc.datasets import DatasetServicer
 from service.rpc.fine_tuning import FineTuningServicer
@@ -65,6 +67,8 @@ _MOST_HELD = 16
 """Requests as large as they may be that are answered at once; of smaller ones, more."""
 _HEALTH_TIMEOUT_S = 4.0
 """Less than what asks waits for."""
+_PROXIES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+"""Variables by which downloads of trainers go through a proxy."""
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +90,7 @@ class App:
         self._config = config
         self._environment = environment
         self._runtime = runtime
+        self._has_proxy = any(environment.get(name) for name in _PROXIES)
         self._launcher = launcher or WarmLauncher(
             environment,
             config.warm_trainers,
@@ -141,6 +146,7 @@ class App:
         database = Database(config.data_dir, busy_timeout_s=config.database_timeout_s)
         stack.callback(database.close)
         # Now that the folder is this server's alone.
+        scratch.prepare(config.data_dir)
         private.close_to_others(config.data_dir)
         artifacts = Artifacts(config.data_dir / "artifacts")
         models = ModelStore(database, artifacts)
@@ -218,8 +224,9 @@ class App:
             watch,
             Lineage(jobs, models, datasets, door.allowed_dirs_of),
             rankings,
-            allowed_dirs_of=door.allowed_dirs_of,
-            default_backbone=config.default_backbone,
+            settings=settings,
+            weights=WeightsCheck(config.weights_folder, may_connect=not self._has_proxy),
+            exported=models.exported_backbones,
         )
         serving = Serving(engine, resolve, models.fallbacks, telemetry)
         prediction = PredictionServicer(
@@ -336,12 +343,19 @@ def _datasets(
 def _measure(
     config: Config, stack: AsyncExitStack, telemetry: Telemetry, is_serving: Callable[[], bool]
 ) -> int:
-    metrics = MetricsServer(
-        telemetry.registry,
-        config.metrics_host,
-        config.metrics_port,
-        _asked_on(asyncio.get_running_loop(), is_serving),
-    )
+    try:
+        metrics = MetricsServer(
+            telemetry.registry,
+            config.metrics_host,
+            config.metrics_port,
+            _asked_on(asyncio.get_running_loop(), is_serving),
+        )
+    except OSError as error:
+        raise OSError(
+            f"the metrics port cannot listen on {config.metrics_host}:{config.metrics_port} "
+            f"({error.strerror}): set --metrics-host and --metrics-port to an address of this "
+            "machine that is free"
+        ) from error
     stack.callback(metrics.close)
     return metrics.port
 

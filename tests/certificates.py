@@ -37,10 +37,15 @@ class Authority:
         self._cert = self._sign(self._name, self._key.public_key(), is_authority=True)
         self.pem = self._cert.public_bytes(serialization.Encoding.PEM)
 
-    def sign(self, name: str = "localhost") -> Pair:
-        """A certificate of a server or a client, with a new key."""
+    def sign(self, name: str = "localhost", host: str = "", *, is_expired: bool = False) -> Pair:
+        """A certificate of a server or a client, with a new key.
+
+        For this machine's loopback names, or for `host` alone.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        cert = self._sign(_named(name), key.public_key(), is_authority=False)
+        cert = self._sign(
+            _named(name), key.public_key(), is_authority=False, host=host, is_expired=is_expired
+        )
         return Pair(
             cert.public_bytes(serialization.Encoding.PEM),
             key.private_bytes(
@@ -51,13 +56,21 @@ class Authority:
         )
 
     def _sign(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, is_authority: bool
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePublicKey,
+        *,
+        is_authority: bool,
+        host: str = "",
+        is_expired: bool = False,
     ) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.UTC)
+        now = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=30 * is_expired)
         names: list[x509.GeneralName] = [
             x509.DNSName("localhost"),
             x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
         ]
+        if host:
+            names = [x509.DNSName(host)]
         return (
             x509.CertificateBuilder()
             .subject_name(subject)

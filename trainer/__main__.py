@@ -6,6 +6,7 @@ The exit codes are `service.jobs.contract.ExitCode`.
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -61,6 +62,9 @@ def _wait() -> int:
     warm.prepare()
     order = read_order()
     records.print_to(Path(order.log))
+    if order.tmp_dir:
+        # Which is forgotten with the job.
+        os.environ["TMPDIR"] = tempfile.tempdir = order.tmp_dir
     records.keep_alive()
     go_on = _run_ranking if order.command == "rank" else _run
     return go_on(Path(order.spec), records)

@@ -32,6 +32,10 @@ from trainer.reporting.comparisons import Measured
 _TRAINED = ("full_fine_tune", "from_scratch")
 
 
+JUDGING = (0.4, 0.7)
+"""From where to where the comparisons are in the stage "checking"."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bench:
     """What baselines are measured with."""
@@ -59,11 +63,14 @@ def measure(bench: Bench, served: str) -> list[Measured]:
             continue
         trained = [other for other in asked if other in _TRAINED]
         share_s = None if bench.budget_s is None else bench.budget_s / max(1, len(trained))
-        bench.send(Progressed("training", 0.0, f"for comparison: {name.replace('_', ' ')}"))
+        send = _within_checking(bench.send, name, asked.index(name), len(asked))
+        send(Progressed("training", 0.0))
         started = time.monotonic()
         is_probe = name == "linear_probe"
         try:
-            answers = _linear_probe(bench) if is_probe else _trained(bench, name, share_s)
+            answers = (
+                _linear_probe(bench, send) if is_probe else _trained(bench, name, share_s, send)
+            )
         except (GraftError, MemoryError, RuntimeError) as error:
             # The version is there and good; a comparison is not worth losing it.
             text = f"{name.replace('_', ' ')} could not be measured for comparison: {error}"
@@ -73,15 +80,14 @@ def measure(bench: Bench, served: str) -> list[Measured]:
     return found
 
 
-def _linear_probe(bench: Bench) -> Floats:
-    quiet = _quiet(bench.send, "linear probe")
+def _linear_probe(bench: Bench, send: Send) -> Floats:
     fitted = feature_based.fit_head(
-        FeatureBased(), bench.data, bench.frozen, bench.spec.seed, quiet, bench.spec.threads
+        FeatureBased(), bench.data, bench.frozen, bench.spec.seed, send, bench.spec.threads
     )
     return fitted.head.probabilities(bench.frozen.of(bench.measured))
 
 
-def _trained(bench: Bench, name: Baseline, budget_s: float | None) -> Floats:
+def _trained(bench: Bench, name: Baseline, budget_s: float | None, send: Send) -> Floats:
     from trainer import backbones, export
     from trainer.methods import model_based
 
@@ -96,18 +102,26 @@ def _trained(bench: Bench, name: Baseline, budget_s: float | None) -> Floats:
         backbone,
         bench.first_head,
         deadline,
-        _quiet(bench.send, name.replace("_", " ")),
+        send,
     )
     pixels = bench.measured.decode(threads=spec.threads)
     return head.probabilities(export.torch_features(backbone, pixels))
 
 
-def _quiet(send: Send, what: str) -> Send:
-    """Passes on how far it is; its epochs and notes are not the job's."""
+def _within_checking(send: Send, name: Baseline, index: int, count: int) -> Send:
+    """Passes on how far a comparison is, as its share of the stage that it belongs to.
+
+    Its epochs and notes are not the job's.
+    """
+    low, high = JUDGING
+    detail = f"for comparison: {name.replace('_', ' ')}"
 
     def told(record: Record) -> None:
         if isinstance(record, Progressed):
-            send(Progressed("training", record.fraction, f"for comparison: {what}"))
+            # What is trained here is prepared before: that is the small part of it.
+            done = record.fraction if record.stage == "training" else 0.0
+            share = low + (high - low) * (index + done) / count
+            send(Progressed("checking", share, detail, record.step, record.steps))
         elif isinstance(record, Note | EpochEnded):
             return
         else:

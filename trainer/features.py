@@ -24,6 +24,7 @@ from service.jobs.contract import Progressed
 from trainer.crops import random_view
 from trainer.data import Files, open_again
 from trainer.feature_cache import FeatureCache
+from trainer.pace import Pace
 from trainer.records import Send
 
 T = TypeVar("T")
@@ -235,16 +236,29 @@ class _Progress:
         self._send = send
         self._done = 0
         self._told = time.monotonic()
+        self._pace = Pace()
         self._lock = threading.Lock()
 
     def add(self, done: int) -> None:
         with self._lock:
             self._done += done
+            self._pace.reached(self._done)
             now = time.monotonic()
             if now - self._told < _PROGRESS_S or self._done >= self._total:
                 return
             self._told = now
-            self._send(Progressed("features", self._done / self._total, self._detail))
+            self._send(
+                Progressed(
+                    "features",
+                    self._done / self._total,
+                    self._detail,
+                    step=self._done,
+                    steps=self._total,
+                    remaining_s=self._pace.remaining_s(self._total - self._done),
+                )
+            )
 
     def end(self) -> None:
-        self._send(Progressed("features", 1.0, self._detail))
+        self._send(
+            Progressed("features", 1.0, self._detail, self._total, self._total, remaining_s=0.0)
+        )

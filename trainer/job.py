@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 FROZEN_FILE = "frozen.onnx"
 """The pretrained backbone beside one that the job trains; nobody else's."""
+_FIRST_HEAD = (0.2, 0.6)
+"""From where to where it is in the preparation before the first epoch."""
 _RANKING_PART = 0.25
 _RANKING_S = 60.0
 """Longest time to choose a backbone, and the part of the job's budget that it may take."""
@@ -82,6 +84,14 @@ class Job:
         """The same for work whose epochs are not the job's."""
         if not isinstance(record, EpochEnded):
             self._tell(record)
+
+    def _send_first_head(self, record: Record) -> None:
+        # It comes before the training, and is none.
+        if isinstance(record, Progressed) and record.stage == "training":
+            low, high = _FIRST_HEAD
+            share = low + (high - low) * record.fraction
+            record = Progressed("preparing", share, record.detail)
+        self.send_without_epochs(record)
 
     def choose_backbone(self, part: Part) -> BackbonesRanked:
         """Starts from the backbone whose frozen features fit the training images best."""
@@ -170,7 +180,7 @@ class Job:
             data,
             self.frozen,
             self.spec.seed,
-            self.send_without_epochs,
+            self._send_first_head,
             self.spec.threads,
         ).head
 
@@ -182,7 +192,7 @@ class Job:
     def _export(self, path: Path) -> None:
         from trainer import export
 
-        self.send(Progressed("preparing", 0.5, f"exporting {self.spec.backbone}"))
+        self.send(Progressed("preparing", 0.1, f"exporting {self.spec.backbone}"))
         # Frozen features may be asked for when the network was trained already.
         export.to_onnx(self._pretrained() if _trains(self.spec) else self.backbone, path)
 

@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from graft import Client, Gate, GraftError, Version
@@ -192,7 +193,7 @@ class Tuner:
                 if book.call("DeleteVersion", OK, done(client.delete_version), name, old.version):
                     book.deleted(tenant, name, old.version)
         if self._round % DELETE_EVERY == 0 and book.call(
-            "DeleteModel", OK, done(client.delete_model), name
+            "DeleteModel", OK, done(partial(client.delete_model, force=True)), name
         ):
             book.deleted(tenant, name)
             book.call("Predict a deleted model", "MODEL_NOT_FOUND", client.predict, image, name)
@@ -259,7 +260,7 @@ def cancel_a_job(
     book.call("CancelJob", {OK, "JOB_FINISHED"}, client.cancel_job, handle.job_id)
     if follow(client, book, handle.job_id, 2):
         # Too late: it is there, and goes.
-        book.call("DeleteModel", OK, done(client.delete_model), name)
+        book.call("DeleteModel", OK, done(partial(client.delete_model, force=True)), name)
 
 
 def done(delete: Callable[..., None]) -> Callable[..., bool]:

@@ -10,10 +10,14 @@ import itertools
 import logging
 import signal
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from service import faults
 from service.errors import Exhausted, GraftError, Reason, Unavailable
@@ -42,7 +46,9 @@ from service.telemetry import Telemetry
 _SLACK, _SLACK_S = 1.5, 120.0
 """How far beyond the caller's budget a job may go before it is stopped."""
 _PROGRESS_STEP = 0.01
-"""Smaller steps within a stage are not kept, so a stage is at most 100 events."""
+"""Smaller steps within a stage are not kept, so that a stage is some 100 events..."""
+_PROGRESS_S = 15.0
+"""...but where the last one is so long ago: a long stage shows that it gets on."""
 
 
 log = logging.getLogger(__name__)
@@ -140,16 +146,14 @@ class Attempts:
                 await uninterrupted(trainer.stop(self._settings.stop_grace_s))
 
     async def _prepared(self, job: JobRecord, kind: Kind) -> JobSpec:
-        kept: Progressed | None = None
+        shown = _Shown(time.monotonic)
 
         def prepare(stop: threading.Event) -> JobSpec:
             def progress(done: int, total: int) -> None:
-                nonlocal kept
-                detail = f"reading images: {done} of {total}"
-                now = Progressed("preparing", done / (total + 1), detail)
-                if stop.is_set() or not _is_step(kept, now):
+                fraction = done / max(total, 1)
+                now = shown.next(Progressed("reading", fraction, "images", done, total))
+                if stop.is_set() or now is None:
                     return
-                kept = now
                 # One that cannot be kept is only not shown.
                 with suppress(GraftError):
                     self._jobs.append_event(job.job_id, now)
@@ -172,7 +176,7 @@ class Attempts:
         self, job: JobRecord, spec: JobSpec, trainer: Trainer, deaths: Deaths
     ) -> Outcome:
         timeout_s = self._settings.start_timeout_s
-        kept: Progressed | None = None
+        shown = _Shown(asyncio.get_running_loop().time)
         while True:
             try:
                 async with asyncio.timeout(timeout_s):
@@ -194,9 +198,8 @@ class Attempts:
                 case Heartbeat() | BackbonesRanked():  # the latter is no job's
                     continue
                 case Progressed():
-                    if _is_step(kept, record):
-                        kept = record
-                        await self._keep(job, record)
+                    if (step := shown.next(record)) is not None:
+                        await self._keep(job, step)
                 case EpochEnded():
                     self._show_epoch(job, record)
                     await self._keep(job, record)
@@ -265,12 +268,30 @@ def _of_failure(reason: Reason, message: str) -> Ended | Postponed:
     return (Postponed if reason in disk_errors.PASSING else Ended)(reason, message)
 
 
-def _is_step(kept: Progressed | None, now: Progressed) -> bool:
-    if kept is None or kept.stage != now.stage:
-        return True
-    return abs(now.fraction - kept.fraction) >= _PROGRESS_STEP or (
-        now.fraction >= 1 > kept.fraction
-    )
+class _Shown:
+    """Decides which progress is kept, and says how long its stage has taken."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began_s = self._kept_s = clock()
+        self._kept: Progressed | None = None
+
+    def next(self, record: Progressed) -> Progressed | None:
+        """The record with its stage's time; None for a step that is too small to keep."""
+        now, kept = self._clock(), self._kept
+        # A stage may have parts (the training images, the validation images), each from 0 anew.
+        if kept is None or kept.stage != record.stage or record.fraction < kept.fraction:
+            self._began_s = now
+        elif not self._is_step(kept, record, now):
+            return None
+        self._kept, self._kept_s = record, now
+        return msgspec.structs.replace(record, elapsed_s=now - self._began_s)
+
+    def _is_step(self, kept: Progressed, record: Progressed, now: float) -> bool:
+        moved = abs(record.fraction - kept.fraction)
+        is_end = record.fraction >= 1 > kept.fraction
+        is_due = moved > 0 and now - self._kept_s >= _PROGRESS_S
+        return moved >= _PROGRESS_STEP or is_end or is_due
 
 
 def _signal_name(number: int) -> str:

@@ -314,6 +314,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """The path of the JSON file that it would have been started with."""
     log: str
     """The file that what it prints beside records goes to."""
+    tmp_dir: str = ""
+    """Where its temporary files go from now on; "" leaves that as it is."""
 
 
 class RankSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -343,11 +345,19 @@ Spec = JobSpec | RankSpec
 
 
 class Progressed(msgspec.Struct, frozen=True, tag="progress"):
-    """The job got on; stages as in the proto's Progress, fraction 0 to 1."""
+    """The job got on; stages as in the proto's Progress."""
 
     stage: str
     fraction: float
+    """Done of the stage, 0 to 1: from 0 anew in each, and 1 at its end alone."""
     detail: str = ""
+    step: Count = 0
+    steps: Count = 0
+    """Of the stage, as planned now; 0 where it has no steps."""
+    remaining_s: float | None = None
+    """Until the stage's end, at the pace that was measured; None while that is not known."""
+    elapsed_s: float = 0.0
+    """Since the stage began; the service's to fill in."""
 
 
 class DataFound(msgspec.Struct, frozen=True, tag="data"):

@@ -26,6 +26,8 @@ from service.jobs.uninterrupted import uninterrupted
 
 SPEC_FILE = "spec.json"
 LOG_FILE = "trainer.log"
+TMPDIR = "TMPDIR"
+"""The variable that says where temporary files go."""
 MAX_LINE_BYTES = 2**20
 """A record with 100 rejected files and 10 000 classes fits."""
 KILLED_S = 10.0
@@ -110,7 +112,7 @@ class ProcessLauncher:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=printed,
-                env=self.environment,
+                env={**temporary_files_in(self.environment, folder), **self.environment},
                 start_new_session=True,
                 limit=MAX_LINE_BYTES,
             )
@@ -200,6 +202,11 @@ class ProcessTrainer:
     def _complain(self, what: str) -> None:
         log.warning("the trainer wrote %s, which is no record", what,
                     extra={"job_id": self._job_id})  # fmt: skip
+
+
+def temporary_files_in(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Has temporary files lie in a trainer's own folder, where the environment names none."""
+    return {} if environment.get(TMPDIR) else {TMPDIR: str(folder)}
 
 
 def name_of(spec: Spec, folder: Path) -> str:

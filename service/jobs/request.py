@@ -22,6 +22,7 @@ from service.domain import (
     tenant_of,
 )
 from service.errors import InvalidInput, NotAllowed, NotFound, Reason
+from service.jobs import weights as weight_names
 from service.jobs.contract import (
     BACKBONES,
     DEFAULT_BACKBONE,
@@ -108,17 +109,22 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The backbone that is meant where the server's default is `default`; may be "auto"."""
         return self.backbone or default
 
-    def check(self, default_backbone: str = DEFAULT_BACKBONE) -> None:
-        """Raises InvalidInput for the first field whose value is not allowed."""
+    def check(self, default_backbone: str = DEFAULT_BACKBONE, *, needs_images: bool = True) -> None:
+        """Raises InvalidInput for the first field whose value is not allowed.
+
+        Without `needs_images` those may be missing: they are uploaded later.
+        """
         check_name(plain_name(self.model), "model")
-        _check_data(self.server_path, self.dataset_id)
+        _check_data(self.server_path, self.dataset_id, is_needed=needs_images)
         backbone = self.backbone_or(default_backbone)
         if backbone not in (*BACKBONES, AUTO):
             raise _bad(
                 "backbone", f"backbone {_shown(backbone)} is none of {', '.join(BACKBONES)}, auto"
             )
         _check_weights("weights", self.weights)
-        if self.weights and backbone == AUTO:
+        if backbone != AUTO:
+            weight_names.check_name(backbone, self.weights)
+        elif self.weights:
             raise _bad(
                 "weights",
                 "weights are named and the backbone is auto, which takes each backbone's "
@@ -132,7 +138,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             case ModelBased() as method:
                 self._check_model_based(method, backbone)
             case DomainAdaptation() as method:
-                self._check_domain_adaptation(method)
+                self._check_domain_adaptation(method, needs_images=needs_images)
         _in("validation_fraction", self.validation_fraction, 0.05, 0.5)
         _check_seed(self.seed)
         _in("time_budget", self.time_budget_s, 1, math.inf, unit=" s")
@@ -164,9 +170,9 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if method.precision == "fp16" and self.device == "cpu":
             raise _bad(at + "precision", "fp16 trains on CUDA alone: use fp32 or bf16 on the CPU")
 
-    def _check_domain_adaptation(self, method: DomainAdaptation) -> None:
+    def _check_domain_adaptation(self, method: DomainAdaptation, *, needs_images: bool) -> None:
         at = "domain_adaptation."
-        if not self.target_path and not self.target_dataset_id:
+        if needs_images and not self.target_path and not self.target_dataset_id:
             raise _bad(
                 at + "target",
                 "the request names no images of the target: set target_path, target_dataset_id "
@@ -200,9 +206,12 @@ class RankRequest(msgspec.Struct, frozen=True, kw_only=True):
     """None means 0."""
     case_sensitive_labels: bool = False
 
-    def check(self) -> None:
-        """Raises InvalidInput for the first field whose value is not allowed."""
-        _check_data(self.server_path, self.dataset_id)
+    def check(self, *, needs_images: bool = True) -> None:
+        """Raises InvalidInput for the first field whose value is not allowed.
+
+        Without `needs_images` those may be missing: they are uploaded later.
+        """
+        _check_data(self.server_path, self.dataset_id, is_needed=needs_images)
         if len(self.backbones) > _MAX_RANKED:
             raise _bad(
                 "backbones",
@@ -218,6 +227,7 @@ class RankRequest(msgspec.Struct, frozen=True, kw_only=True):
                     f"backbone {_shown(pretrained.backbone)} is none of {', '.join(BACKBONES)}",
                 )
             _check_weights(f"{at}.weights", pretrained.weights)
+            weight_names.check_name(pretrained.backbone, pretrained.weights, f"{at}.weights")
             first = met.setdefault((pretrained.backbone, pretrained.weights), index)
             if first != index:
                 raise _bad(at, f"{at} is backbones[{first}] again: name each once")
@@ -267,8 +277,8 @@ def allowed_path(path: str, allowed: tuple[Path, ...], field: str = "server_path
     return real
 
 
-def _check_data(server_path: str, dataset_id: str) -> None:
-    if not server_path and not dataset_id:
+def _check_data(server_path: str, dataset_id: str, *, is_needed: bool) -> None:
+    if is_needed and not server_path and not dataset_id:
         raise _bad(
             "data", "the request names no images: set server_path, dataset_id or inline_images"
         )

@@ -17,6 +17,12 @@ from service.storage.database import Connection
 
 MIN_CLASSES = 2
 """That a job needs, with those of its base."""
+SELECT = (
+    "SELECT jobs.*,"
+    " (SELECT is_candidate FROM versions WHERE versions.job_id = jobs.job_id) AS is_candidate"
+    " FROM jobs"
+)
+"""What `record_of` reads, without its conditions."""
 _MAX_ANCESTORS = 100
 _RETRY_AFTER_S = 30.0
 BESIDE_REQUEST_BYTES = 1024
@@ -46,6 +52,8 @@ class JobRecord:
     crashes: int
     """How many of them ended without a result, through nobody's wish."""
     cancel_requested: bool
+    is_candidate: bool
+    """Its version is one still."""
     summary: ReadSummary | None = None
     """What became of the files of its data, once they were read."""
 
@@ -151,7 +159,7 @@ def ancestors(connection: Connection, job_id: str) -> list[JobRecord]:
     """
     found: list[JobRecord] = []
     while job_id:
-        row = connection.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        row = connection.execute(f"{SELECT} WHERE job_id = ?", (job_id,)).fetchone()
         if row is None or len(found) == _MAX_ANCESTORS:
             why = "is not known here" if row is None else f"is one of more than {_MAX_ANCESTORS}"
             raise WrongState(
@@ -181,18 +189,18 @@ def check_not_final(record: JobRecord) -> None:
 
 def get(connection: Connection, job_id: str, tenant: str) -> JobRecord:
     """A tenant's job; raises NotFound (JOB_NOT_FOUND), of another's too."""
-    query = "SELECT * FROM jobs WHERE job_id = ? AND tenant = ?"
+    query = f"{SELECT} WHERE job_id = ? AND tenant = ?"
     return _found(connection.execute(query, (job_id, tenant)).fetchone(), job_id)
 
 
 def get_any(connection: Connection, job_id: str) -> JobRecord:
     """A job, whosever it is, for the server's own work; raises NotFound (JOB_NOT_FOUND)."""
-    query = "SELECT * FROM jobs WHERE job_id = ?"
+    query = f"{SELECT} WHERE job_id = ?"
     return _found(connection.execute(query, (job_id,)).fetchone(), job_id)
 
 
 def record_of(row: Any) -> JobRecord:
-    """The job in a row of the table jobs."""
+    """The job in a row that `SELECT` found."""
     progress, summary = row["progress_json"], row["summary_json"]
     return JobRecord(
         job_id=row["job_id"],
@@ -211,6 +219,7 @@ def record_of(row: Any) -> JobRecord:
         crashes=row["crashes"],
         cancel_requested=bool(row["cancel_requested"]),
         summary=msgspec.json.decode(summary, type=ReadSummary) if summary else None,
+        is_candidate=bool(row["is_candidate"]),
     )
 
 

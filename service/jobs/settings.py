@@ -62,6 +62,29 @@ class Settings:
     min_free_bytes: int = 64 * 2**20
     """No job begins while the disk of `work_dir` has less."""
 
+    def kind_of(self, device: str) -> Kind:
+        """The slot that a job of this device ("auto", "cpu" or "cuda") takes."""
+        if device == "auto":
+            return "gpu" if self.slots["gpu"] else "cpu"
+        return "gpu" if device == "cuda" else "cpu"
+
+    @property
+    def slots(self) -> dict[Kind, int]:
+        """How many jobs may run at once, by kind."""
+        return {"cpu": self.cpu_jobs, "gpu": self.gpu_jobs if self.has_gpu else 0}
+
+    def device_problem(self, device: str) -> str:
+        """Says why no job can run on a device; "" where one can."""
+        if self.slots[self.kind_of(device)]:
+            return ""
+        runs_on = [kind.replace("gpu", "cuda") for kind, count in self.slots.items() if count]
+        if not runs_on:
+            return "this server trains nothing: ask its operator for --cpu-jobs or --gpu-jobs"
+        return (
+            f"this server trains nothing on the device {device!r}: leave the device open, or use "
+            f"{' or '.join(runs_on)}"
+        )
+
     def pause_s(self, tries: int) -> float:
         """How long to wait after so many tries: short at first, up to `retry_s`."""
         return min(self.retry_s, _FIRST_PAUSE_S * 2.0 ** min(tries, 10))

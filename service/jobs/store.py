@@ -119,6 +119,13 @@ class JobStore:
             faults.reach("job.creating")
             return rows.get(connection, job_id, tenant), True
 
+    def check_open(self, tenant: str, max_open_jobs: int | None = None) -> None:
+        """Raises OverQuota or Exhausted, as `create`, where no job of a tenant can be taken."""
+        with self._database.read() as connection:
+            if max_open_jobs is not None:
+                rows.check_open_jobs(connection, tenant, max_open_jobs)
+            self._check_room(connection)
+
     def is_known(self, request_id: str, tenant: str) -> bool:
         """Whether a tenant's request with this id has made a job; never of the empty id."""
         with self._database.read() as connection:
@@ -206,10 +213,20 @@ class JobStore:
                 )
             return self._append(connection, job_id, payload)
 
-    def check_dataset(self, dataset_id: str, tenant: str) -> None:
-        """Raises NotFound (DATASET_NOT_FOUND), or InvalidInput unless it has 2 classes or more."""
+    def check_dataset(
+        self,
+        dataset_id: str,
+        tenant: str,
+        field: str = "dataset_id",
+        *,
+        is_target: bool = False,
+        is_alone: bool = False,
+    ) -> None:
+        """Raises as `rows.check_dataset`."""
         with self._database.read() as connection:
-            rows.check_dataset(connection, tenant, dataset_id, is_alone=True)
+            rows.check_dataset(
+                connection, tenant, dataset_id, field, is_target=is_target, is_alone=is_alone
+            )
 
     def use_dataset(self, job_id: str, dataset_id: str) -> None:
         """Notes that a job works on a dataset that its request did not name.
@@ -325,7 +342,7 @@ class JobStore:
         crash = None if was_told else Reason.TRAINER_CRASHED
         with self._database.transaction() as connection:
             found = connection.execute(
-                "SELECT * FROM jobs WHERE state = ? ORDER BY job_id", (JobState.RUNNING,)
+                f"{rows.SELECT} WHERE state = ? ORDER BY job_id", (JobState.RUNNING,)
             ).fetchall()
             for row in found:
                 self._requeue(connection, rows.record_of(row), message, crash, max_crashes)
@@ -361,7 +378,7 @@ class JobStore:
         limit = pages.size(page_size)
         kind = tenant_key(tenant, "jobs")
         (before,) = pages.key(kind, page_token, str) or ("~",)
-        query, values = "SELECT * FROM jobs WHERE job_id < ?", [before]
+        query, values = f"{rows.SELECT} WHERE job_id < ?", [before]
         if states:
             query += f" AND state IN ({_marks(states)})"
             values += sorted(states)
@@ -382,7 +399,7 @@ class JobStore:
         self, connection: Connection, tenant: str, request_id: str, fingerprint: str
     ) -> JobRecord | None:
         row = connection.execute(
-            "SELECT * FROM jobs WHERE request_id = ?", (rows.request_key(tenant, request_id),)
+            f"{rows.SELECT} WHERE request_id = ?", (rows.request_key(tenant, request_id),)
         ).fetchone()
         if row is None:
             return None

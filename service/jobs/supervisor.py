@@ -100,16 +100,9 @@ class Supervisor:
             telemetry=telemetry,
             settings=settings,
         )
-        self._free: dict[Kind, int] = {
-            "cpu": settings.cpu_jobs,
-            "gpu": settings.gpu_jobs if settings.has_gpu else 0,
-        }
-        has_gpu_slots = self._free["gpu"] > 0
-        self._kind_of: dict[str, Kind] = {
-            "cpu": "cpu",
-            "cuda": "gpu",
-            "auto": "gpu" if has_gpu_slots else "cpu",
-        }
+        self._free = settings.slots
+        devices = ("cpu", "cuda", "auto")
+        self._kind_of = {device: settings.kind_of(device) for device in devices}
         self._refused = [d for d, kind in self._kind_of.items() if not self._free[kind]]
         self._workers: dict[str, _Worker] = {}
         self._ended: deque[str] = deque()
@@ -226,8 +219,7 @@ class Supervisor:
                     self._jobs.fail,
                     job.job_id,
                     Reason.DEVICE_UNAVAILABLE,
-                    f"this server trains nothing on the device {job.request.device!r}: leave the "
-                    "device open, or ask its operator for one",
+                    self._settings.device_problem(job.request.device),
                 )
             )
         while devices := [d for d, kind in self._kind_of.items() if self._free[kind]]:

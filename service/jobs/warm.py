@@ -24,10 +24,12 @@ from service.jobs.contract import JobSpec, Order, Spec
 from service.jobs.launcher import (
     KILLED_S,
     MAX_LINE_BYTES,
+    TMPDIR,
     ProcessLauncher,
     ProcessTrainer,
     lower_priority,
     name_of,
+    temporary_files_in,
     write_spec,
 )
 
@@ -80,7 +82,8 @@ class WarmLauncher:
             spec_file, log_file = await asyncio.to_thread(write_spec, spec, folder)
         while self._waiting and not self._closing.is_set():
             waiting = self._waiting.pop(0)
-            if await waiting.take(_order(spec, spec_file, log_file)):
+            own = temporary_files_in(self._environment, folder)
+            if await waiting.take(_order(spec, spec_file, log_file, own.get(TMPDIR, ""))):
                 self._refill_after(waiting.process)
                 return ProcessTrainer(waiting.process, log_file, name_of(spec, folder))
             log.warning("a waiting trainer had died: %s", " | ".join(waiting.last_words()))
@@ -136,7 +139,11 @@ class WarmLauncher:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=printed,
-                env=self._environment,
+                # It has no job's folder yet.
+                env={
+                    **temporary_files_in(self._environment, Path(tempfile.gettempdir())),
+                    **self._environment,
+                },
                 start_new_session=True,
                 limit=MAX_LINE_BYTES,
             )
@@ -186,6 +193,6 @@ class _Waiting:
         self._printed.close()
 
 
-def _order(spec: Spec, spec_file: Path, log_file: Path) -> Order:
+def _order(spec: Spec, spec_file: Path, log_file: Path, tmp_dir: str) -> Order:
     command: Literal["run", "rank"] = "run" if isinstance(spec, JobSpec) else "rank"
-    return Order(command=command, spec=str(spec_file), log=str(log_file))
+    return Order(command=command, spec=str(spec_file), log=str(log_file), tmp_dir=tmp_dir)

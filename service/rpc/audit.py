@@ -54,8 +54,11 @@ class AuditLog:
         request_id: str,
         peer: str,
     ) -> None:
-        """Tells of a change that was done or refused; says nothing of calls that only read."""
-        if who is NOBODY or not roles.is_change(method):
+        """Tells of a change that was done or refused; says nothing of calls that only read.
+
+        Nor of requests that are only to be checked.
+        """
+        if who is NOBODY or not roles.is_change(method) or getattr(request, "validate_only", False):
             return
         log.info(
             "change",
@@ -146,6 +149,7 @@ _NAMES: Final = {
     "version": "version",
     "alias": "alias",
     "falls_back": "falls_back",
+    "force": "force",
     "job_id": "job_id",
     "dataset_id": "dataset_id",
     "from_version": "from_version",

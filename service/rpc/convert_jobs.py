@@ -1,7 +1,9 @@
 """Between jobs and the contract's messages; checks no values, but numbers that have no name."""
 
+import time
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import status_pb2
 from graft.v1 import fine_tuning_pb2 as pb
 
@@ -53,6 +55,8 @@ def job(record: JobRecord) -> pb.Job:
         ),
         attempts=record.attempts,
         cancel_requested=record.cancel_requested,
+        elapsed=_elapsed(record),
+        is_candidate=record.is_candidate,
         data_summary=read_summary(record.summary) if record.summary else None,
     )
 
@@ -108,7 +112,24 @@ def _epoch(epoch: EpochEnded) -> pb.EpochMetrics:
 
 
 def _progress(progress: Progressed) -> pb.Progress:
-    return pb.Progress(stage=progress.stage, fraction=progress.fraction, detail=progress.detail)
+    remaining_s = progress.remaining_s
+    return pb.Progress(
+        stage=progress.stage,
+        fraction=progress.fraction,
+        detail=progress.detail,
+        elapsed=duration(progress.elapsed_s),
+        remaining=None if remaining_s is None else duration(remaining_s),
+        step=progress.step,
+        steps=progress.steps,
+    )
+
+
+def _elapsed(record: JobRecord) -> Duration | None:
+    if record.start_time_s is None:
+        return None
+    until_s = time.time() if record.end_time_s is None else record.end_time_s
+    # A clock may be put back.
+    return duration(max(0.0, until_s - record.start_time_s))
 
 
 def _error(reason: Reason | None, message: str) -> status_pb2.Status | None:

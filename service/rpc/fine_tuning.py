@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -14,16 +14,24 @@ from grpc import aio
 
 from service import faults
 from service.domain import check_name
-from service.errors import Expired, InvalidInput, Reason
+from service.errors import Expired, InvalidInput, Reason, WrongState
 from service.ingest.layout import canonical
+from service.jobs.contract import ExportedBackbone
 from service.jobs.lineage import Lineage
 from service.jobs.ranking import Rankings
-from service.jobs.request import JobRequest, RankRequest, allowed_path, check_request_id
+from service.jobs.request import (
+    AUTO,
+    JobRequest,
+    RankRequest,
+    allowed_path,
+    check_request_id,
+)
 from service.jobs.rows import check_classes
-from service.jobs.settings import AllowedDirs
+from service.jobs.settings import Settings
 from service.jobs.store import JobStore
 from service.jobs.uninterrupted import in_thread
 from service.jobs.watch import Watch
+from service.jobs.weights import WeightsCheck
 from service.rpc import convert_jobs, convert_rankings, convert_requests
 from service.rpc.caller import caller
 from service.rpc.datasets import add_image
@@ -46,16 +54,18 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         lineage: Lineage,
         rankings: Rankings,
         *,
-        allowed_dirs_of: AllowedDirs,
-        default_backbone: str,
+        settings: Settings,
+        weights: WeightsCheck,
+        exported: Callable[[str, str], list[ExportedBackbone]],
     ) -> None:
         self._jobs = jobs
         self._datasets = datasets
         self._watch = watch
         self._lineage = lineage
         self._rankings = rankings
-        self._allowed_dirs_of = allowed_dirs_of
-        self._default_backbone = default_backbone
+        self._settings = settings
+        self._weights = weights
+        self._exported = exported
 
     async def FineTune(  # noqa: N802
         self, request: pb.FineTuneRequest, context: Context
@@ -63,7 +73,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         """See fine_tuning.proto."""
         return pb.FineTuneResponse(job=await in_thread(partial(self._start, request)))
 
-    def _start(self, message: pb.FineTuneRequest, is_abandoned: threading.Event) -> pb.Job:
+    def _start(self, message: pb.FineTuneRequest, is_abandoned: threading.Event) -> pb.Job | None:
         check_name(message.model, "model")
         check_request_id(message.request_id)
         target = message.domain_adaptation
@@ -92,7 +102,9 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             self._datasets.check_room(caller().tenant, caller().quota.stored_bytes)
             request = self._grown(asked, message)
             # All of it before an image is stored, so that a bad field stores nothing.
-            request.check(self._default_backbone)
+            self._check(request, message)
+        if message.validate_only:
+            return None
         stored: dict[str, str] = {}
         if data_kind == "inline_images":
             stored["dataset_id"] = self._store(
@@ -117,8 +129,36 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         faults.reach("job.created")
         return convert_jobs.job(record)
 
+    def _check(self, request: JobRequest, message: pb.FineTuneRequest) -> None:
+        tenant, settings = caller().tenant, self._settings
+        request.check(settings.default_backbone, needs_images=not message.validate_only)
+        if problem := settings.device_problem(request.device):
+            raise WrongState(Reason.DEVICE_UNAVAILABLE, problem, field="device")
+        self._jobs.check_open(tenant, caller().quota.concurrent_jobs)
+        for field, dataset_id in (
+            ("dataset_id", request.dataset_id),
+            ("domain_adaptation.target_dataset_id", request.target_dataset_id),
+        ):
+            if dataset_id and dataset_id != _INLINE:
+                is_target = field != "dataset_id"
+                self._jobs.check_dataset(
+                    dataset_id,
+                    tenant,
+                    field,
+                    is_target=is_target,
+                    is_alone=not is_target and request.base is None,
+                )
+        backbone = request.backbone_or(settings.default_backbone)
+        if backbone != AUTO:
+            self._weights.check(
+                backbone,
+                request.weights,
+                request.method,
+                lambda name: self._exported(name, tenant),
+            )
+
     def _path(self, path: str, field: str) -> str:
-        return str(allowed_path(path, self._allowed_dirs_of(caller().tenant), field))
+        return str(allowed_path(path, self._settings.allowed_dirs_of(caller().tenant), field))
 
     def _grown(self, asked: JobRequest, message: pb.FineTuneRequest) -> JobRequest:
         if not message.HasField("base"):
@@ -215,6 +255,8 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
     ) -> pb.RankBackbonesResponse:
         """See fine_tuning.proto."""
         asked = await in_thread(partial(self._to_rank, request))
+        if request.validate_only:
+            return pb.RankBackbonesResponse()
         return convert_rankings.response(await self._rankings.rank(asked, caller().quota.rankings))
 
     def _to_rank(
@@ -232,10 +274,10 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             ),
             dataset_id=_INLINE if is_inline else message.dataset_id,
         )
-        request.check()
-        if is_inline:
-            # So that a call that is refused stores nothing.
-            self._rankings.check_room(caller().tenant, caller().quota.rankings)
+        request.check(needs_images=not message.validate_only)
+        # So that a call that is refused stores nothing.
+        self._rankings.check_room(caller().tenant, caller().quota.rankings)
+        if is_inline and not message.validate_only:
             stored = self._store(
                 message.inline_images.images,
                 is_abandoned,
@@ -243,8 +285,8 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 is_alone=True,
             )
             request = msgspec.structs.replace(request, dataset_id=stored)
-        elif request.dataset_id:
-            self._jobs.check_dataset(request.dataset_id, caller().tenant)
+        elif request.dataset_id and not is_inline:
+            self._jobs.check_dataset(request.dataset_id, caller().tenant, is_alone=True)
         return request
 
 

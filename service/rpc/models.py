@@ -60,7 +60,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> pb.DeleteModelResponse:
         """See model.proto."""
         self._forget(
-            await asyncio.to_thread(self._models.delete_model, caller().key(request.model))
+            await asyncio.to_thread(
+                self._models.delete_model, caller().key(request.model), force=request.force
+            )
         )
         return pb.DeleteModelResponse()
 

@@ -49,6 +49,29 @@ def version_of(connection: Connection, model: str, alias: str) -> int:
     )
 
 
+def check_not_reserved(alias: str) -> None:
+    """Raises WrongState (ALIAS_RESERVED) for `latest`, which nobody moves by hand."""
+    if alias == LATEST:
+        raise WrongState(
+            Reason.ALIAS_RESERVED,
+            f"the alias {LATEST} is moved by publishing, promoting and rolling back alone: use "
+            "another name",
+        )
+
+
+def check_unnamed(connection: Connection, model: str) -> None:
+    """Raises WrongState (MODEL_IN_USE) when the model has aliases other than `latest`."""
+    named = {name: version for name, version in all_of(connection, model).items() if name != LATEST}
+    if named:
+        told = shown([f"{name} (version {version})" for name, version in named.items()])
+        raise WrongState(
+            Reason.MODEL_IN_USE,
+            f"model {plain_name(model)} is called by {told}, and callers of these names would "
+            "fail: delete the aliases first with DeleteAlias, or set force to delete the model "
+            "with all its versions and aliases",
+        )
+
+
 def shown(names: Sequence[str]) -> str:
     """The first of many names, for a message."""
     return ", ".join(names[:_SHOWN]) + (" and more" if len(names) > _SHOWN else "")

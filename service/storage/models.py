@@ -212,10 +212,16 @@ class ModelStore:
             models = [_model_record(connection, row) for row in rows[:limit]]
         return models, pages.token(kind, models[-1].name) if len(rows) > limit else ""
 
-    def delete_model(self, name: str) -> Removed:
-        """Deletes a model with its versions and aliases; raises NotFound (MODEL_NOT_FOUND)."""
+    def delete_model(self, name: str, *, force: bool = False) -> Removed:
+        """Deletes a model with its versions and aliases.
+
+        Raises NotFound (MODEL_NOT_FOUND), or WrongState (MODEL_IN_USE) when aliases other
+        than `latest` point to its versions and `force` is not given.
+        """
         with self._database.transaction() as connection:
             suggestions.check_model(connection, name)
+            if not force:
+                aliases.check_unnamed(connection, name)
             rows = connection.execute("SELECT * FROM versions WHERE model = ?", (name,)).fetchall()
             aliases.forget_model(connection, name)
             connection.execute("DELETE FROM versions WHERE model = ?", (name,))
@@ -346,7 +352,7 @@ class ModelStore:
         damaged. Raises InvalidInput, NotFound, or WrongState (ALIAS_RESERVED) for `latest`.
         """
         check_alias(alias, "alias")
-        _check_not_reserved(alias)
+        aliases.check_not_reserved(alias)
         with self._database.transaction() as connection:
             _version_row(connection, model, version)
             aliases.point(connection, model, alias, version)
@@ -367,7 +373,7 @@ class ModelStore:
 
     def delete_alias(self, model: str, alias: str) -> ModelRecord:
         """Removes an alias; raises NotFound, or WrongState (ALIAS_RESERVED) for `latest`."""
-        _check_not_reserved(alias)
+        aliases.check_not_reserved(alias)
         with self._database.transaction() as connection:
             aliases.version_of(connection, model, alias)
             aliases.remove(connection, model, alias)
@@ -485,12 +491,3 @@ def _version_row(connection: Connection, model: str, version: int) -> Any:
         suggestions.check_model(connection, model)
         raise suggestions.version_not_found(connection, model, version)
     return row
-
-
-def _check_not_reserved(alias: str) -> None:
-    if alias == LATEST:
-        raise WrongState(
-            Reason.ALIAS_RESERVED,
-            f"the alias {LATEST} is moved by publishing, promoting and rolling back alone: use "
-            "another name",
-        )

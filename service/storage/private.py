@@ -12,7 +12,7 @@ _OTHERS = 0o077
 """The rights that nobody else has: folders are 0700, files 0600."""
 
 # In the data folder's root, and what all else lies under.
-_STORED = ("artifacts", "datasets", "work", "weights", "*.sqlite*")
+_STORED = ("artifacts", "datasets", "tmp", "work", "weights", "*.sqlite*")
 
 log = logging.getLogger(__name__)
 

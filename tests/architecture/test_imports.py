@@ -21,6 +21,7 @@ LAW = {
     "free_memory": set(),
     "metrics_server": set(),
     "config": {"jobs.contract"},
+    "scratch": {"config"},
     "inference": {"domain", "errors", "telemetry"},
     "ingest": {"domain", "errors", "faults", "inference"},
     "storage": {"ingest", "jobs.contract", *LEAVES},
@@ -38,10 +39,11 @@ LAW = {
         "config",
         "free_memory",
         "metrics_server",
+        "scratch",
         *LEAVES,
     },
     "check": {"jobs", "storage"},
-    "__main__": {"app", "config", "telemetry", "errors", "faults"},
+    "__main__": {"app", "config", "scratch", "telemetry", "errors", "faults"},
 }
 TRAINER_MAY = {
     "jobs.contract", "inference", "ingest", "control_groups", "domain", "errors", "faults",

@@ -35,7 +35,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 def test_a_fine_tune_is_followed_to_its_version(run: Run, folder: Path) -> None:
     code, out, err = run("finetune", folder, "--name", "cats")
     assert (code, err) == (0, "")
-    assert "epoch 2/2: loss 0.300, accuracy 95.0%, 0:00 left" in out
+    assert out.splitlines()[2:5] == ["running", "6 images of 2 classes", "features"]
     assert "cats version 1: 95.0% of 20 validation images right" in out
     assert out.endswith("Try it: graft predict cats IMAGE\n")
 
@@ -170,8 +170,9 @@ def test_a_version_that_fails_its_gate_is_plainly_called_a_candidate(
     with FakeGraft(script=script) as server:
         where = ["--server", server.target]
         command = ["finetune", "server:/x", "--name", "cats", "--min-accuracy", "0.9"]
-        assert main([*command, *where]) == 0
+        assert main([*command, *where]) == 4
         out = capsys.readouterr().out
+        assert "succeeded" not in out
         assert "80.0% of 20 validation images right; kept as a candidate" in out
         assert out.endswith(
             "cats version 1 did not pass its gate and is kept as a candidate:\n"
@@ -179,13 +180,21 @@ def test_a_version_that_fails_its_gate_is_plainly_called_a_candidate(
             f"- {why}\n"
             "Try it: graft predict cats:1 IMAGE - publish it all the same: graft promote cats 1\n"
         )
-        assert main([*command, *where, "--json"]) == 0
+        assert main(["jobs", "watch", "job-1", *where]) == 4
+        assert "publish it all the same: graft promote cats 1" in capsys.readouterr().out
+        assert main([*command, *where, "--json"]) == 4
         told = lines(capsys.readouterr().out)
         assert (told[-1]["is_candidate"], told[-3]["is_candidate"]) == (True, True)
         assert told[-1]["gate_checks"][1]["detail"] == why
         assert main(["models", "versions", "cats", *where]) == 0
         assert "candidate" in capsys.readouterr().out
-        assert main(["promote", "cats", "1", *where]) == 0
+        assert main(["jobs", *where]) == 0
+        out = capsys.readouterr().out
+        assert ("candidate" in out, "succeeded" in out) == (True, False)
+        for number in ("1", "2"):
+            assert main(["promote", "cats", number, *where]) == 0
+        assert main(["jobs", *where]) == 0
+        assert "succeeded" in capsys.readouterr().out
         assert main(["promote", "cats", "1", *where]) == 1
         assert "[NOT_A_CANDIDATE]" in capsys.readouterr().err
 
@@ -330,7 +339,7 @@ def test_models_versions_and_aliases_are_looked_after(run: Run, server: FakeGraf
     assert run("models", "delete", "pets:1")[0] == 1
     assert run("models", "alias", "pets", "prod", "--delete")[0] == 0
     assert lines(run("models", "delete", "pets:1", "--json")[1]) == [{"deleted": "pets:1"}]
-    assert run("models", "delete", "pets")[:2] == (0, "")
+    assert run("models", "delete", "pets")[:2] == (0, "deleted pets\n")
     assert lines(run("models", "list", "--json")[1]) == []
 
 
@@ -384,8 +393,9 @@ def test_health_says_whether_the_server_serves(run: Run, server: FakeGraft) -> N
     assert run("health", "--wait", "60")[:2] == (0, f"{server.target} serves\n")
     server.is_serving = False
     code, out, err = run("health", "--json")
-    assert (code, lines(out)) == (1, [{"server": server.target, "serving": False}])
-    assert err == f"graft: {server.target} does not serve\n"
+    why = f"{server.target} answers, but does not serve: it starts, or stops"
+    assert (code, lines(out)) == (5, [{"server": server.target, "serving": False, "why": why}])
+    assert err == f"graft: {why}\n"
 
 
 @pytest.mark.parametrize(
@@ -408,7 +418,9 @@ def test_health_says_whether_the_server_serves(run: Run, server: FakeGraft) -> N
         (["finetune", "server:/x", "--name", "cats", "--base", "0"], 2, "'0' is no version"),
         (["finetune", "server:/x", "--name", "pets", "--base", "no"], 1, "[ALIAS_NOT_FOUND]"),
         (["promote", "pets", "latest"], 2, "'latest' is no version"),
-        (["export", "pets", "-o", "/no/such/folder/pets.onnx"], 2, "No such file or directory"),
+        (["export", "pets", "-o", "/no/such/folder/pets.onnx"], 2, "graft: /no/such/folder: there"),
+        (["export", "pets", "-o", "/"], 2, "graft: /: is a folder: name a file"),
+        (["finetune", "server:/x", "--name", "a\ud800"], 2, "not text in UTF-8"),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(
@@ -427,7 +439,10 @@ def test_an_error_is_one_line_and_an_exit_code(
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
-    assert "usage: graft" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith("graft")
+    assert "--help)" in err
+    assert err.count("\n") == 1
 
 
 def test_a_server_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -435,7 +450,7 @@ def test_a_server_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[st
         target = gone.target
     assert main(["models", "--server", target]) == 1
     err = capsys.readouterr().err
-    assert err.startswith(f"graft: nothing answers at {target}: is the server running?")
+    assert err.startswith(f"graft: nothing listens at {target}: is the server running")
     assert err.count("\n") == 1
 
 

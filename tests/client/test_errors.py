@@ -65,7 +65,7 @@ def test_a_server_that_is_not_there_is_called_by_its_address(connect: Any) -> No
         target = gone.target
     with pytest.raises(graft.CannotConnect) as caught:
         connect(target).get_model("pets")
-    assert caught.value.message.startswith(f"nothing answers at {target}: is the server running?")
+    assert caught.value.message.startswith(f"nothing listens at {target}: is the server running")
     assert isinstance(caught.value, ConnectionError)
 
 

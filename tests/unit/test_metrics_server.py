@@ -4,12 +4,15 @@ import asyncio
 import http.client
 import threading
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from service import app
+from service.config import Config
 from service.metrics_server import MetricsServer
+from service.telemetry import Telemetry
 
 GUARD_S = 60.0
 
@@ -64,3 +67,14 @@ def _from_a_thread(asks: Callable[[], bool]) -> list[bool]:
     thread.start()
     thread.join(GUARD_S)
     return said
+
+
+async def test_a_port_that_is_taken_is_named() -> None:
+    taken = MetricsServer(CollectorRegistry(), "127.0.0.1", 0, lambda: True)
+    try:
+        async with AsyncExitStack() as stack:
+            config = Config(metrics_port=taken.port)
+            with pytest.raises(OSError, match=f"127.0.0.1:{taken.port} .Address already in use"):
+                app._measure(config, stack, Telemetry({"version": "1"}), lambda: True)
+    finally:
+        taken.close()

@@ -17,6 +17,9 @@ from trainer.features import Features
 from trainer.logistic import Doubles
 from trainer.records import Send
 
+_SEARCH_PART = 0.9
+"""Of the time of a fit that the search for the penalty takes, about."""
+
 
 @dataclass(frozen=True, eq=False)
 class FittedHead:
@@ -53,7 +56,10 @@ def fit_head(
         len(data.classes),
         method.l2,
         seed,
-        lambda done: send(Progressed("training", done, "cross-validating the head's penalty")),
+        # The head itself is fitted after the penalty was chosen.
+        lambda done: send(
+            Progressed("training", _SEARCH_PART * done, "cross-validating the head's penalty")
+        ),
         views=views,
         threads=threads,
     )
@@ -63,6 +69,7 @@ def fit_head(
         classes=data.classes,
         temperature=fitted.temperature,
     )
+    send(Progressed("training", 1.0, "the head is fitted"))
     learned = head.probabilities(train)
     measured = head.probabilities(validation)
     send(

@@ -30,6 +30,7 @@ from trainer.folding import folded
 from trainer.images import AsServed, Images
 from trainer.methods import tuning
 from trainer.methods.objective import Judged, Objective, Outputs, Score
+from trainer.pace import Pace
 from trainer.recipes import Settings, rate_for
 from trainer.records import Send
 
@@ -37,6 +38,9 @@ _EVALUATION_BATCH = 32
 _AVERAGES_AN_EPOCH = 8
 """An average after every step would take a thirtieth of its time."""
 _PROGRESS_S = 0.5
+_LEARNING_PART = 0.9
+"""Of an epoch's time that its steps take, the rest being its validation, until that is measured."""
+_BEFORE_THE_END = 0.999
 _OTHER_SEED = 0x7A26
 _NEVER: Score = (-math.inf, -math.inf)
 
@@ -110,6 +114,11 @@ class _Loop:
         self.network = nn.Sequential(work.backbone, self.classifier)
         self.frozen = tuning.freeze(work.backbone, self.recipe)
         self.told: list[EpochEnded] = []
+        self.pace, self.fraction, self.learning_part = Pace(), 0.0, _LEARNING_PART
+        self.step_s: float | None = None
+        """Of the last epoch; before the first, as planned."""
+        self.judging_s: float | None = None
+        """Of an epoch, not of one network."""
         self.best_state: dict[str, Tensor] = {}
         self.checkpoints = Checkpoints(spec.checkpoint_dir, f"{work.key} {self.device.type}")
         found = self.checkpoints.load(send)
@@ -141,6 +150,7 @@ class _Loop:
             self.others_served = AsServed(work.other, spec.threads, caches)
         self.validation = AsServed(work.data.validation, spec.threads, caches)
         self.steps = self.images.steps(self.at.batch_size)
+        self.send(Progressed("preparing", 0.7, "what training begins with"))
         self._prepare()
         if found is not None:
             self._restore(found)
@@ -151,6 +161,7 @@ class _Loop:
             self._plan(self._judge_start())
         while at.epoch < at.epochs:
             self._epoch()
+        self._tell(self.steps, f"the best is epoch {at.best_epoch}", is_end=True)
         self.network.load_state_dict(self.best_state)
         self.network.to("cpu", torch.float32).eval()
         head = Head(
@@ -190,6 +201,7 @@ class _Loop:
 
     def _choose(self) -> None:
         """Precision and batch size."""
+        self.send(Progressed("preparing", 0.6, "measuring what trains fastest here"))
         size, probed = self.recipe.batch_size, nn.Sequential(self.fast, self.classifier)
         shown = None if size is None else self.domains * size
         chosen, why = compute.choose_precision(self.work.method, self.device, probed, shown)
@@ -199,6 +211,34 @@ class _Loop:
             size, why = compute.choose_batch_size(chosen, self.device, probed, count, self.domains)
             self.send(Note("info", f"batch size {size}: {why}"))
         self.at.precision, self.at.batch_size = chosen, size
+
+    def _tell(self, step: int, detail: str, *, is_end: bool = False) -> None:
+        """Says how far training is: `step` of the current epoch are done."""
+        at = self.at
+        done = at.epoch - 1 + self.learning_part * step / max(1, self.steps)
+        # Never back, though the parts are measured better and better, and no end before the end.
+        self.fraction = max(self.fraction, min(done / at.epochs, _BEFORE_THE_END))
+        self.send(
+            Progressed(
+                "training",
+                1.0 if is_end else self.fraction,
+                detail,
+                step=(at.epoch - 1) * self.steps + step,
+                steps=at.epochs * self.steps,
+                remaining_s=0.0 if is_end else self._remaining_s(step),
+            )
+        )
+
+    def _remaining_s(self, step: int) -> float | None:
+        """Until the last planned epoch was judged, at the pace that was measured."""
+        step_s = self.pace.unit_s or self.step_s
+        if step_s is None or self.judging_s is None:
+            return None
+        epochs = self.at.epochs - self.at.epoch
+        left_s = (self.steps - step + epochs * self.steps) * step_s + (epochs + 1) * self.judging_s
+        # The epochs that find no time are cut.
+        over_s = math.inf if self.deadline is None else self.deadline - time.monotonic()
+        return max(0.0, min(left_s, over_s))
 
     def _prepare(self) -> None:
         """What a step needs."""
@@ -228,6 +268,7 @@ class _Loop:
         is_asked = self.recipe.fitted_head or self.others is not None
         if not is_asked and self.deadline is None:
             return 0.0
+        self.send(Progressed("preparing", 0.8, "judging what training begins with"))
         judged = self._judge(self.network)
         score = self.work.objective.score_start(judged)
         if self.recipe.fitted_head:
@@ -245,9 +286,12 @@ class _Loop:
         at = self.at
         probed = nn.Sequential(self.fast, self.classifier)
         shown = self.domains * at.batch_size
+        self.send(Progressed("preparing", 0.9, "measuring a step"))
         step_s = compute.step_s(at.precision, self.device, probed, shown)
         judgements = 1 if self.averaged is None else 2
         epoch_s = self.steps * step_s + judgements * judging_s
+        self.step_s, self.judging_s = step_s, judgements * judging_s
+        self.learning_part = self.steps * step_s / epoch_s
         room = max(1, int((self.deadline - time.monotonic()) / epoch_s))
         text = f"an epoch takes about {epoch_s:.1f} s: the time budget has room for {room} epochs"
         if room < at.epochs:
@@ -261,6 +305,7 @@ class _Loop:
         at.epoch += 1
         faults.reach("trainer.training")
         epoch_began = time.monotonic()
+        self._tell(0, f"epoch {at.epoch} of {at.epochs}")
         loss, accuracy, seen, rate = self._learn()
         train_s = time.monotonic() - epoch_began
         if not math.isfinite(loss):
@@ -269,6 +314,7 @@ class _Loop:
                 f"the training loss became {loss} in epoch {at.epoch}: ask for a lower "
                 f"learning rate than {self.highest_rate:g}, or for precision fp32",
             )
+        self._tell(self.steps, f"epoch {at.epoch} of {at.epochs}: validating")
         judged = self._judge_epoch()
         if recipe.early_stopping_patience > 0:
             tired = at.epoch - at.best_trained_epoch >= recipe.early_stopping_patience
@@ -276,6 +322,8 @@ class _Loop:
         now = time.monotonic()
         at.spent_s = self.spent_before_s + now - self.began
         epoch_s = now - epoch_began
+        self.step_s, self.judging_s = train_s / self.steps, epoch_s - train_s
+        self.learning_part = train_s / epoch_s
         if self.deadline is not None and at.epoch < at.epochs:
             room = max(0, int((self.deadline - now) / epoch_s))
             if at.epoch + room < at.epochs:
@@ -300,7 +348,8 @@ class _Loop:
 
     def _learn(self) -> tuple[float, float, int, float]:
         """One pass; the mean loss and accuracy, how many images, the last rate."""
-        at, size, count = self.at, self.at.batch_size, len(self.work.data.train)
+        at, size = self.at, self.at.batch_size
+        self.pace = Pace()
         tuning.train_mode(self.network, self.frozen)
         targets_of = torch.from_numpy(self.work.data.train.targets)
         sums = torch.zeros(2, device=self.device)
@@ -336,9 +385,8 @@ class _Loop:
             seen += n
             if (now := time.monotonic()) - last_progress > _PROGRESS_S:
                 last_progress = now
-                done = (at.epoch - 1 + seen / count) / at.epochs
-                text = f"epoch {at.epoch} of {at.epochs}"
-                self.send(Progressed("training", min(done, 1.0), text))
+                self.pace.reached(step + 1)
+                self._tell(step + 1, f"epoch {at.epoch} of {at.epochs}")
             if self.deadline is not None and now > self.deadline:
                 break
         loss_sum, right = sums.tolist()

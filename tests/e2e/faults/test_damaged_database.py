@@ -122,7 +122,7 @@ def test_a_database_that_is_damaged_under_a_server_is_told_and_models_are_served
         lambda: client.set_alias("ants", "live", 2),
         lambda: client.rollback_alias("ants"),
         lambda: client.delete_version("ants", 1),
-        lambda: client.delete_model("ants"),
+        lambda: client.delete_model("ants", force=True),
         queued.cancel,
     ]
     before = [look_up() for look_up in look_ups]

@@ -120,7 +120,7 @@ CHANGES = {
         ("model.changed", "artifacts.moved_away"),
     ),
     "delete_model": Change(
-        lambda c: c.delete_model("ants"),
+        lambda c: c.delete_model("ants", force=True),
         lambda c: [model.name for model in c.list_models()],
         (),
         ("model.changed", "artifacts.moved_away"),

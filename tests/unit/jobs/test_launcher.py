@@ -228,3 +228,16 @@ async def test_a_ranking_gets_a_command_of_its_own(tmp_path: Path) -> None:
         await trainer.stop(1)
         assert trainer.last_words()[-1] == f"{tmp_path / 'spec.json'} {word}"
     assert decode((tmp_path / "spec.json").read_bytes(), type=RankSpec) == ranking
+
+
+@pytest.mark.parametrize("given", [None, "/elsewhere"])
+async def test_temporary_files_go_with_the_job_unless_the_environment_says_where(
+    tmp_path: Path, given: str | None
+) -> None:
+    say = "import os, sys; print(os.environ['TMPDIR'], file=sys.stderr)"
+    environment = {} if given is None else {"TMPDIR": given}
+    launcher = ProcessLauncher(environment, (sys.executable, "-c", say))
+    trainer = await launcher.start(spec(tmp_path), tmp_path)
+    assert await trainer.wait() == 0
+    await trainer.stop(1)
+    assert trainer.last_words()[-1] == (given or str(tmp_path))

@@ -235,3 +235,14 @@ async def test_a_base_grows_from_what_its_tenant_may_read_still(
     with pytest.raises(WrongState, match="version 1 of birds") as gone:
         lineage.origins(first.job_id)
     assert gone.value.reason is Reason.BASE_DATA_GONE
+
+
+def test_whether_a_job_may_be_made_is_known_before_it_is(jobs: JobStore, queue: Queue) -> None:
+    for _ in range(2):
+        queue(ACMES)
+    jobs.check_open(ACME)
+    jobs.check_open(ACME, 3)
+    jobs.check_open(BETA, 1)
+    with pytest.raises(OverQuota) as caught:
+        jobs.check_open(ACME, 2)
+    assert caught.value.subject == "concurrent_jobs"

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import os
 import sys
 import tempfile
@@ -216,3 +217,22 @@ async def test_a_trainer_that_the_kernel_keeps_does_not_hold_up_the_close(
     await asyncio.wait_for(warm.close(), GUARD_S)
     assert "could not be killed" in caplog.text
     await wait()
+
+
+@pytest.mark.parametrize("given", ["", "/elsewhere"])
+async def test_a_trainer_that_waited_is_told_its_jobs_folder_for_temporary_files(
+    tmp_path: Path, given: str
+) -> None:
+    says = """
+    import json, os, sys
+    before = os.environ["TMPDIR"]
+    order = json.loads(sys.stdin.readline())
+    text = json.dumps([before, order.get("tmp_dir", "")])
+    print(json.dumps({"type": "note", "level": "info", "text": text}), flush=True)
+    """
+    environment = {"PATH": os.environ["PATH"], **({"TMPDIR": given} if given else {})}
+    warm = WarmLauncher(environment, 1, (sys.executable, "-c", textwrap.dedent(says)))
+    await warm.open()
+    before, told = json.loads(await words(warm, tmp_path))
+    await warm.close()
+    assert (before, told) == ((given, "") if given else (tempfile.gettempdir(), str(tmp_path)))

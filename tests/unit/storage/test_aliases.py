@@ -233,7 +233,10 @@ def test_moves_go_with_their_alias_and_their_model(
     models.set_alias("birds", "prod", 1)
     with pytest.raises(WrongState):
         models.roll_back_alias("birds", "prod")
-    models.delete_model("birds")
+    with pytest.raises(WrongState, match=r"prod \(version 1\)") as caught:
+        models.delete_model("birds")
+    assert caught.value.reason is Reason.MODEL_IN_USE
+    models.delete_model("birds", force=True)
     assert moves(database, "birds") == []
     publish("birds", "job-3")
     with pytest.raises(WrongState):

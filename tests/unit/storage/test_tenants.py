@@ -66,7 +66,7 @@ def test_two_tenants_have_a_model_of_one_name_each(models: ModelStore, publish: 
     assert models.resolve("birds", None, None).version == 1
     models.set_alias("acme/birds", "prod", 1)
     assert models.get_model("birds").aliases == {"latest": 1}
-    removed = models.delete_model("acme/birds")
+    removed = models.delete_model("acme/birds", force=True)
     assert (removed.model, removed.versions) == ("acme/birds", [1, 2])
     assert models.list_models(0, "", ACME) == ([], "")
     for key in ("birds", "beta/birds"):

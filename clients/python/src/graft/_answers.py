@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
@@ -56,6 +57,8 @@ def job(message: fine_tuning_pb2.Job) -> types.Job:
         progress=progress(message.progress) if message.HasField("progress") else None,
         attempts=message.attempts,
         cancel_requested=message.cancel_requested,
+        elapsed_s=_seconds(message.elapsed) if message.HasField("elapsed") else None,
+        is_candidate=message.is_candidate,
         data_summary=_summary(message.data_summary) if message.HasField("data_summary") else None,
     )
 
@@ -146,7 +149,20 @@ def _model_based(method: fine_tuning_pb2.ModelBased) -> types.ModelBased:
 
 
 def progress(message: fine_tuning_pb2.Progress) -> types.Progress:
-    return types.Progress(message.stage, message.fraction, message.detail)
+    has_remaining = message.HasField("remaining")
+    return types.Progress(
+        stage=message.stage,
+        fraction=message.fraction,
+        detail=message.detail,
+        elapsed_s=_seconds(message.elapsed),
+        remaining_s=_seconds(message.remaining) if has_remaining else None,
+        step=message.step,
+        steps=message.steps,
+    )
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
 
 
 def event(message: fine_tuning_pb2.JobEvent) -> types.JobEvent:

@@ -12,11 +12,11 @@ from typing import Any, Final, TypeVar
 import grpc
 from grpc import aio
 
-from graft import _calls, _rpcs
+from graft import _calls, _diagnosis, _rpcs
 from graft._channel import Settings
 from graft._rpcs import Rpc
 from graft._watch import Watch
-from graft.errors import from_rpc, is_broken_write
+from graft.errors import GraftError, from_rpc, is_broken_write
 from graft.retry import Attempts, RetryPolicy
 from graft.types import JobEvent
 
@@ -38,21 +38,23 @@ class AsyncTransport:
         self, settings: Settings, policy: RetryPolicy, timeout_s: float, channel: aio.Channel | None
     ) -> None:
         self.target = settings.target
+        self._is_tls = settings.credentials is not None
         self.policy = policy
         self.timeout_s = timeout_s
         self._metadata = settings.metadata
         self._is_own = channel is None
+        self._closes = channel is None
         self._channel = channel or _open(settings)
 
     def with_timeout(self, timeout_s: float) -> "AsyncTransport":
         """As Transport."""
         other = object.__new__(AsyncTransport)
-        vars(other).update(vars(self), timeout_s=timeout_s, _is_own=False)
+        vars(other).update(vars(self), timeout_s=timeout_s, _closes=False)
         return other
 
     async def close(self) -> None:
         """As Transport."""
-        if self._is_own:
+        if self._closes:
             await self._channel.close()
 
     async def unary(self, call: _calls.Call[T], timeout_s: float | None = None) -> T:
@@ -77,8 +79,20 @@ class AsyncTransport:
             try:
                 return await run(attempts.remaining_s)
             except grpc.RpcError as error:
-                pause_s = attempts.pause_s(from_rpc(error, self.target, timeout_s))
+                known = from_rpc(error, self.target, timeout_s)
+                try:
+                    pause_s = attempts.pause_s(known)
+                except GraftError:
+                    raise await self.explained(known) from error
             await asyncio.sleep(pause_s)
+
+    async def explained(self, error: GraftError) -> GraftError:
+        """As Transport."""
+        if not self._is_own:
+            return error
+        return await asyncio.to_thread(
+            _diagnosis.explained, error, self.target, is_tls=self._is_tls
+        )
 
     async def pages(self, page: Callable[[str], _calls.Call[_calls.Page[T]]]) -> AsyncIterator[T]:
         """As Transport."""
@@ -147,7 +161,8 @@ class AsyncTransport:
                 raise feed.error from None
             raise
         except grpc.RpcError as error:
-            raise from_rpc(await end.told(error), self.target, timeout_s) from error
+            known = from_rpc(await end.told(error), self.target, timeout_s)
+            raise await self.explained(known) from error
         finally:
             call.cancel()
 
@@ -163,7 +178,11 @@ class AsyncTransport:
                         if event is not None:
                             yield event
             except grpc.RpcError as error:
-                pause_s = watch.pause_s(from_rpc(error, self.target, timeout_s))
+                known = from_rpc(error, self.target, timeout_s)
+                try:
+                    pause_s = watch.pause_s(known)
+                except GraftError as last:
+                    raise (await self.explained(last) if last is known else last) from error
             else:
                 if watch.is_over(await self.unary(_calls.get_job(watch.job_id))):
                     return

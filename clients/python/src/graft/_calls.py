@@ -47,6 +47,18 @@ def fine_tune(
 
 
 @encodable()
+def check_fine_tune(
+    data: str | types.ServerPath,
+    name: str,
+    options: types.FineTuneOptions,
+    target: str | types.ServerPath = "",
+) -> Call[None]:
+    request = _requests.fine_tune(data, name, options, target)
+    request.validate_only = True
+    return Call(_rpcs.FINE_TUNE, request, _nothing)
+
+
+@encodable()
 def get_job(job_id: str) -> Call[types.Job]:
     request = fine_tuning_pb2.GetJobRequest(job_id=job_id)
     return Call(_rpcs.GET_JOB, request, lambda answer: _answers.job(answer.job))
@@ -79,6 +91,17 @@ def rank_backbones(
         data, backbones, time_budget_s, seed, case_sensitive_labels=case_sensitive_labels
     )
     return Call(_rpcs.RANK_BACKBONES, request, _answers.ranking)
+
+
+@encodable()
+def check_rank_backbones(
+    backbones: Iterable[str | types.PretrainedBackbone],
+    time_budget_s: float | None,
+    seed: int | None,
+) -> Call[None]:
+    request = _requests.rank_backbones("", backbones, time_budget_s, seed)
+    request.validate_only = True
+    return Call(_rpcs.RANK_BACKBONES, request, _nothing)
 
 
 @encodable()
@@ -117,8 +140,9 @@ def list_models(page_token: str) -> Call[Page[types.Model]]:
 
 
 @encodable()
-def delete_model(name: str) -> Call[None]:
-    return Call(_rpcs.DELETE_MODEL, model_pb2.DeleteModelRequest(model=name), _nothing)
+def delete_model(name: str, force: bool) -> Call[None]:
+    request = model_pb2.DeleteModelRequest(model=name, force=force)
+    return Call(_rpcs.DELETE_MODEL, request, _nothing)
 
 
 @encodable()

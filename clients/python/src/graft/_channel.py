@@ -23,7 +23,10 @@ _RANKING_SLACK_S: Final = 120.0
 MAX_MESSAGE_BYTES: Final = 64 * 2**20
 PROBE_TIMEOUT_S: Final = 5.0
 """For one question after the server's health."""
-_PROBE_PAUSE_S: Final = 0.1
+NOT_SERVING: Final = "answers, but does not serve: it starts, or stops"
+PROBE_PAUSE_S: Final = 0.1
+"""Between two of them."""
+_SCHEMES: Final = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:", "vsock:", "xds:")
 # What gRPC takes as a value of metadata.
 _PRINTABLE: Final = re.compile(r"[\x20-\x7e]*")
 
@@ -56,8 +59,7 @@ def settings(
     if scheme in ("http", "https", "grpc", "grpcs"):
         bare = target.partition("://")[2].rstrip("/")
         raise invalid(f"{target!r} is no gRPC address: leave out the scheme, {bare!r}", "target")
-    if not target:
-        raise invalid("the server's address is empty: give HOST:PORT", "target")
+    _check_address(target)
     # Read from a file or a variable, it may end in a new line.
     token = (token or "").strip()
     if not _PRINTABLE.fullmatch(token):
@@ -83,8 +85,36 @@ def settings(
             # gRPC's own waiting between connection attempts must not outlast the retries'.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 5_000),
+            # No proxy of the environment is on the way to this machine itself.
+            *((("grpc.enable_http_proxy", 0),) if is_loopback(target) else ()),
         ),
     )
+
+
+def _check_address(target: str) -> None:
+    """Refuses what gRPC would take for something else: no port, an IPv6 address without brackets.
+
+    What begins with a scheme of gRPC's ("unix:", "dns:") is gRPC's to judge.
+    """
+    if not target:
+        raise invalid("the server's address is empty: give HOST:PORT", "target")
+    if target.startswith(_SCHEMES):
+        return
+    host, _, port = target.rpartition(":")
+    bare = host.strip("[]")
+    if ":" in bare and not (host.startswith("[") and host.endswith("]")):
+        raise invalid(
+            f"{target!r} is no address: an IPv6 address stands in brackets, [{bare}]:{port}",
+            "target",
+        )
+    if not host or target.endswith("]"):
+        raise invalid(
+            f"{target!r} names no port: give HOST:PORT, for example {target}:50051", "target"
+        )
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise invalid(
+            f"the port of {target!r} is {port!r}: it must be a number from 1 to 65535", "target"
+        )
 
 
 def is_loopback(target: str) -> bool:
@@ -116,14 +146,16 @@ class Patience:
         """How long the next question may take."""
         return max(0.001, min(PROBE_TIMEOUT_S, self._deadline - self._clock()))
 
-    def pause_s(self) -> float:
-        """Until the next question; raises DeadlineExceeded when there is no time for one."""
-        left_s = self._deadline - self._clock()
-        # A question with next to no time goes unanswered, and would be told as the reason.
-        if left_s <= _PROBE_PAUSE_S:
-            why = f" ({self.error.message})" if self.error else ": it answers, but does not serve"
-            raise DeadlineExceeded(
-                f"{self._target} was not ready within {self._timeout_s:g} s{why}",
-                code=grpc.StatusCode.DEADLINE_EXCEEDED,
-            )
-        return _PROBE_PAUSE_S
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no time for another question."""
+        # One with next to no time goes unanswered, and would be told as the reason.
+        return self._deadline - self._clock() <= PROBE_PAUSE_S
+
+    def gave_up(self, why: str) -> DeadlineExceeded:
+        """The error that ends the wait; `why` is "" where the server answers and does not serve."""
+        why = f": {why}" if why else ": it answers, but does not serve"
+        return DeadlineExceeded(
+            f"{self._target} was not ready within {self._timeout_s:g} s{why}",
+            code=grpc.StatusCode.DEADLINE_EXCEEDED,
+        )

@@ -73,7 +73,8 @@ def fine_tune(
 ) -> pb.FineTuneRequest:
     """`data` and `target` are each the id of a dataset or a path on the server.
 
-    `target` is where the images of a domain adaptation's target are by now.
+    `target` is where the images of a domain adaptation's target are by now. Both are ""
+    while they are not there yet.
     """
     known = types.FineTuneOptions.__optional_keys__
     for key in options:
@@ -96,10 +97,7 @@ def fine_tune(
         base=_base(options.get("base")),
         case_sensitive_labels=options.get("case_sensitive_labels", False),
     )
-    if isinstance(data, types.ServerPath):
-        request.server_path.path = str(data.path)
-    else:
-        request.dataset_id = data
+    _set_data(request, data)
     match method(options):
         case types.FeatureBased() as feature_based:
             request.feature_based.CopyFrom(_feature_based(feature_based))
@@ -108,6 +106,11 @@ def fine_tune(
         case types.DomainAdaptation() as adaptation:
             request.domain_adaptation.CopyFrom(_domain_adaptation(adaptation, target))
     return request
+
+
+def identified(options: types.FineTuneOptions) -> types.FineTuneOptions:
+    """The options with a request id, so that a repeat of the same call is known by it."""
+    return {**options, "request_id": options.get("request_id") or str(uuid.uuid4())}
 
 
 def rank_backbones(
@@ -127,11 +130,17 @@ def rank_backbones(
         seed=seed,
         case_sensitive_labels=case_sensitive_labels,
     )
+    _set_data(request, data)
+    return request
+
+
+def _set_data(
+    request: pb.FineTuneRequest | pb.RankBackbonesRequest, data: str | types.ServerPath
+) -> None:
     if isinstance(data, types.ServerPath):
         request.server_path.path = str(data.path)
-    else:
+    elif data:
         request.dataset_id = data
-    return request
 
 
 def _pretrained(given: str | types.PretrainedBackbone) -> pb.PretrainedBackbone:
@@ -204,7 +213,7 @@ def _domain_adaptation(
     )
     if isinstance(target, types.ServerPath):
         adaptation.target_path.path = str(target.path)
-    else:
+    elif target:
         adaptation.target_dataset_id = target
     return adaptation
 

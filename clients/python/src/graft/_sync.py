@@ -12,11 +12,11 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
-from graft import _calls, _rpcs
+from graft import _calls, _diagnosis, _rpcs
 from graft._channel import Settings
 from graft._rpcs import Rpc
 from graft._watch import Watch
-from graft.errors import from_rpc
+from graft.errors import GraftError, from_rpc
 from graft.retry import Attempts, RetryPolicy
 from graft.types import JobEvent
 
@@ -38,21 +38,23 @@ class Transport:
         channel: grpc.Channel | None,
     ) -> None:
         self.target = settings.target
+        self._is_tls = settings.credentials is not None
         self.policy = policy
         self.timeout_s = timeout_s
         self._metadata = settings.metadata
         self._is_own = channel is None
+        self._closes = channel is None
         self._channel = channel or _open(settings)
 
     def with_timeout(self, timeout_s: float) -> "Transport":
         """The same connection with another deadline."""
         other = object.__new__(Transport)
-        vars(other).update(vars(self), timeout_s=timeout_s, _is_own=False)
+        vars(other).update(vars(self), timeout_s=timeout_s, _closes=False)
         return other
 
     def close(self) -> None:
         """Ends the connection, and every call on it."""
-        if self._is_own:
+        if self._closes:
             self._channel.close()
 
     def unary(self, call: _calls.Call[T], timeout_s: float | None = None) -> T:
@@ -75,8 +77,21 @@ class Transport:
             try:
                 return run(attempts.remaining_s)
             except grpc.RpcError as error:
-                pause_s = attempts.pause_s(from_rpc(error, self.target, timeout_s))
+                known = from_rpc(error, self.target, timeout_s)
+                try:
+                    pause_s = attempts.pause_s(known)
+                except GraftError:
+                    raise self.explained(known) from error
             time.sleep(pause_s)
+
+    def explained(self, error: GraftError) -> GraftError:
+        """The error with what is wrong with the connection, where that can be found out.
+
+        Of a channel that the caller brought nothing is known.
+        """
+        if not self._is_own:
+            return error
+        return _diagnosis.explained(error, self.target, is_tls=self._is_tls)
 
     def pages(self, page: Callable[[str], _calls.Call[_calls.Page[T]]]) -> Iterator[T]:
         """All items of a list, asked for page by page as they are needed."""
@@ -135,7 +150,7 @@ class Transport:
         except grpc.RpcError as error:
             if feed.error is not None:
                 raise feed.error from None
-            raise from_rpc(error, self.target, timeout_s) from error
+            raise self.explained(from_rpc(error, self.target, timeout_s)) from error
         finally:
             call.cancel()
 
@@ -150,7 +165,12 @@ class Transport:
                         if event is not None:
                             yield event
             except grpc.RpcError as error:
-                pause_s = watch.pause_s(from_rpc(error, self.target, timeout_s))
+                known = from_rpc(error, self.target, timeout_s)
+                try:
+                    pause_s = watch.pause_s(known)
+                except GraftError as last:
+                    # One of the watcher's own says all that there is to say.
+                    raise (self.explained(last) if last is known else last) from error
             else:
                 if watch.is_over(self.unary(_calls.get_job(watch.job_id))):
                     return

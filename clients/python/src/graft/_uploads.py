@@ -88,6 +88,11 @@ def stored_target(
     )
 
 
+def there(source: str | types.ServerPath | Upload) -> str | types.ServerPath:
+    """Where the images are on the server by now; "" for those that are uploaded later."""
+    return "" if isinstance(source, Upload) else source
+
+
 def stored_as(answer: pb.UploadDatasetResponse) -> types.Dataset:
     """What an upload became."""
     return _answers.dataset(answer.dataset)

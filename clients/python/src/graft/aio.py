@@ -17,14 +17,14 @@ from grpc import aio
 
 from graft import _calls, _channel, _requests, _rpcs, _uploads
 from graft._async import AsyncTransport, stepwise
-from graft._channel import PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
+from graft._channel import NOT_SERVING, PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
 from graft._export import whole_file
 from graft._images import ImageLike, predict_requests
 from graft._jobs import AsyncJobHandle
 from graft._order import IMAGES_A_REQUEST, REQUESTS_UNDER_WAY, Order
 from graft._uploads import Data, OnProgress, Unlabelled, Upload, Uploadable
 from graft._watch import Watch
-from graft.errors import DeadlineExceeded, Unavailable
+from graft.errors import DeadlineExceeded, GraftError, Unavailable
 from graft.retry import RetryPolicy
 from graft.types import (
     BackboneRanking,
@@ -92,9 +92,9 @@ class AsyncClient:
         **options: Unpack[FineTuneOptions],
     ) -> AsyncJobHandle:
         """As `Client.fine_tune`."""
-        # Bad options are found out before anything is uploaded.
-        _calls.fine_tune("", name, options)
-        method = _requests.method(options)
+        chosen = _requests.identified(options)
+        _calls.fine_tune("", name, chosen)
+        method = _requests.method(chosen)
         source = await asyncio.to_thread(
             _uploads.stored,
             data,
@@ -102,7 +102,10 @@ class AsyncClient:
             case_sensitive_labels=options.get("case_sensitive_labels", False),
         )
         target = await asyncio.to_thread(_uploads.stored_target, method, on_upload)
-        call = _calls.fine_tune(await self._sent(source), name, options, await self._sent(target))
+        if isinstance(source, Upload) or isinstance(target, Upload):
+            there = _uploads.there(source), _uploads.there(target)
+            await self._transport.unary(_calls.check_fine_tune(there[0], name, chosen, there[1]))
+        call = _calls.fine_tune(await self._sent(source), name, chosen, await self._sent(target))
         return AsyncJobHandle(self, await self._transport.unary(call))
 
     async def job(self, job_id: str) -> AsyncJobHandle:
@@ -140,14 +143,18 @@ class AsyncClient:
     ) -> BackboneRanking:
         """As `Client.rank_backbones`."""
         given = list(backbones) if not isinstance(backbones, str) else [backbones]
-        # Bad options are found out before anything is uploaded.
         _calls.rank_backbones("", given, time_budget_s, seed)
-        found = await asyncio.to_thread(
+        source = await asyncio.to_thread(
             _uploads.stored, data, on_upload, case_sensitive_labels=case_sensitive_labels
         )
-        source = await self._sent(found)
+        if isinstance(source, Upload):
+            await self._transport.unary(_calls.check_rank_backbones(given, time_budget_s, seed))
         call = _calls.rank_backbones(
-            source, given, time_budget_s, seed, case_sensitive_labels=case_sensitive_labels
+            await self._sent(source),
+            given,
+            time_budget_s,
+            seed,
+            case_sensitive_labels=case_sensitive_labels,
         )
         return await self._transport.unary(call, timeout_s or ranking_timeout_s(time_budget_s))
 
@@ -270,9 +277,9 @@ class AsyncClient:
         """As `Client.list_models`."""
         return self._transport.pages(_calls.list_models)
 
-    async def delete_model(self, model: str) -> None:
+    async def delete_model(self, model: str, *, force: bool = False) -> None:
         """As `Client.delete_model`."""
-        await self._transport.unary(_calls.delete_model(model))
+        await self._transport.unary(_calls.delete_model(model, force))
 
     async def get_version(
         self, model: str, *, version: int | None = None, alias: str | None = None
@@ -344,10 +351,15 @@ class AsyncClient:
 
     async def is_serving(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
         """As `Client.is_serving`."""
+        return await self.why_not_serving(timeout_s) is None
+
+    async def why_not_serving(self, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
+        """As `Client.why_not_serving`."""
         try:
-            return await self._transport.probe(timeout_s, wait=False)
-        except (Unavailable, DeadlineExceeded):
-            return False
+            is_serving = await self._transport.probe(timeout_s, wait=False)
+        except GraftError as error:
+            return (await self._transport.explained(error)).message
+        return None if is_serving else f"{self._transport.target} {NOT_SERVING}"
 
     async def wait_ready(self, timeout_s: float = 30.0) -> None:
         """As `Client.wait_ready`."""
@@ -356,6 +368,11 @@ class AsyncClient:
             try:
                 if await self._transport.probe(patience.probe_s, wait=True):
                     return
+                patience.error = None
             except (Unavailable, DeadlineExceeded) as error:
                 patience.error = error
-            await asyncio.sleep(patience.pause_s())
+            if patience.is_over:
+                last = patience.error
+                why = "" if last is None else (await self._transport.explained(last)).message
+                raise patience.gave_up(why)
+            await asyncio.sleep(_channel.PROBE_PAUSE_S)

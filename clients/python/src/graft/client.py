@@ -16,7 +16,7 @@ from typing import Any, Self, Unpack
 import grpc
 
 from graft import _calls, _channel, _requests, _rpcs, _uploads
-from graft._channel import PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
+from graft._channel import NOT_SERVING, PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
 from graft._export import whole_file
 from graft._images import ImageLike, predict_requests
 from graft._jobs import JobHandle
@@ -24,7 +24,7 @@ from graft._order import IMAGES_A_REQUEST, REQUESTS_UNDER_WAY, Order
 from graft._sync import Transport
 from graft._uploads import Data, OnProgress, Unlabelled, Upload, Uploadable
 from graft._watch import Watch
-from graft.errors import DeadlineExceeded, Unavailable
+from graft.errors import DeadlineExceeded, GraftError, Unavailable
 from graft.retry import RetryPolicy
 from graft.types import (
     BackboneRanking,
@@ -103,16 +103,21 @@ class Client:
         label and an image, a `Dataset` or its id, or a `ServerPath`. The options
         are `FineTuneOptions`. The target of a domain adaptation is uploaded too.
         """
-        # Bad options are found out before anything is uploaded.
-        _calls.fine_tune("", name, options)
-        method = _requests.method(options)
+        # Bad options are found out before anything is uploaded: here what the client knows...
+        chosen = _requests.identified(options)
+        _calls.fine_tune("", name, chosen)
+        method = _requests.method(chosen)
         source = _uploads.stored(
             data,
             on_upload,
             case_sensitive_labels=options.get("case_sensitive_labels", False),
         )
         target = _uploads.stored_target(method, on_upload)
-        call = _calls.fine_tune(self._sent(source), name, options, self._sent(target))
+        if isinstance(source, Upload) or isinstance(target, Upload):
+            # ...and there what the server does.
+            there = _uploads.there(source), _uploads.there(target)
+            self._transport.unary(_calls.check_fine_tune(there[0], name, chosen, there[1]))
+        call = _calls.fine_tune(self._sent(source), name, chosen, self._sent(target))
         return JobHandle(self, self._transport.unary(call))
 
     def job(self, job_id: str) -> JobHandle:
@@ -160,11 +165,15 @@ class Client:
         given = list(backbones) if not isinstance(backbones, str) else [backbones]
         # Bad options are found out before anything is uploaded.
         _calls.rank_backbones("", given, time_budget_s, seed)
-        source = self._sent(
-            _uploads.stored(data, on_upload, case_sensitive_labels=case_sensitive_labels)
-        )
+        source = _uploads.stored(data, on_upload, case_sensitive_labels=case_sensitive_labels)
+        if isinstance(source, Upload):
+            self._transport.unary(_calls.check_rank_backbones(given, time_budget_s, seed))
         call = _calls.rank_backbones(
-            source, given, time_budget_s, seed, case_sensitive_labels=case_sensitive_labels
+            self._sent(source),
+            given,
+            time_budget_s,
+            seed,
+            case_sensitive_labels=case_sensitive_labels,
         )
         return self._transport.unary(call, timeout_s or ranking_timeout_s(time_budget_s))
 
@@ -308,9 +317,12 @@ class Client:
         """Models by name."""
         return self._transport.pages(_calls.list_models)
 
-    def delete_model(self, model: str) -> None:
-        """Deletes a model with all its versions."""
-        self._transport.unary(_calls.delete_model(model))
+    def delete_model(self, model: str, *, force: bool = False) -> None:
+        """Deletes a model with all its versions.
+
+        One that aliases other than `latest` name is deleted with `force` alone.
+        """
+        self._transport.unary(_calls.delete_model(model, force))
 
     def get_version(
         self, model: str, *, version: int | None = None, alias: str | None = None
@@ -383,10 +395,18 @@ class Client:
 
     def is_serving(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
         """Whether the server answers and says that it serves."""
+        return self.why_not_serving(timeout_s) is None
+
+    def why_not_serving(self, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
+        """Says why the server does not serve: what is wrong with the connection, or with it.
+
+        None where it answers and says that it serves.
+        """
         try:
-            return self._transport.probe(timeout_s, wait=False)
-        except (Unavailable, DeadlineExceeded):
-            return False
+            is_serving = self._transport.probe(timeout_s, wait=False)
+        except GraftError as error:
+            return self._transport.explained(error).message
+        return None if is_serving else f"{self._transport.target} {NOT_SERVING}"
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Returns when the server serves; raises DeadlineExceeded when it does not in time."""
@@ -395,6 +415,11 @@ class Client:
             try:
                 if self._transport.probe(patience.probe_s, wait=True):
                     return
+                patience.error = None
             except (Unavailable, DeadlineExceeded) as error:
                 patience.error = error
-            time.sleep(patience.pause_s())
+            if patience.is_over:
+                last = patience.error
+                why = "" if last is None else (self._transport.explained(last)).message
+                raise patience.gave_up(why)
+            time.sleep(_channel.PROBE_PAUSE_S)

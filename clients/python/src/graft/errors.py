@@ -43,6 +43,7 @@ class Reason(StrEnum):
     NO_EARLIER_VERSION = "NO_EARLIER_VERSION"
     NOT_A_CANDIDATE = "NOT_A_CANDIDATE"
     BASE_DATA_GONE = "BASE_DATA_GONE"
+    MODEL_IN_USE = "MODEL_IN_USE"
     PATH_NOT_ALLOWED = "PATH_NOT_ALLOWED"
     PATH_NOT_FOUND = "PATH_NOT_FOUND"
     ARCHIVE_UNSAFE = "ARCHIVE_UNSAFE"
@@ -196,6 +197,10 @@ _KINDS: Mapping[grpc.StatusCode, type[GraftError]] = {
     grpc.StatusCode.INTERNAL: Internal,
 }
 
+_NEVER_CONNECTED = (
+    "dns resolution failed", "errors resolving", "lookup", "handshake", "ssl", "certificate",
+    "failed to connect", "connection refused",
+)  # fmt: skip
 _BROKEN_WRITE = "Internal error from Core"
 
 _BY_NUMBER: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
@@ -264,16 +269,9 @@ def is_broken_write(error: grpc.RpcError) -> bool:
 
 
 def _of_connection(details: str, target: str) -> tuple[type[Unavailable], str]:
-    # gRPC tells these apart in its text alone, which changes between its versions; what is not
-    # known is called a broken connection, with the text.
+    # Whether there was a connection at all stands in gRPC's text alone; why there is none is
+    # found out by `_diagnosis`.
     lower = details.lower()
-    if any(words in lower for words in ("dns resolution failed", "errors resolving", "lookup")):
-        return CannotConnect, f"the name in {target} cannot be resolved: is it right? ({details})"
-    if "handshake" in lower or "ssl" in lower or "certificate" in lower:
-        return CannotConnect, (
-            f"no secure connection to {target}: is TLS on at both ends, and the certificate "
-            f"right? ({details})"
-        )
-    if "failed to connect" in lower or "connection refused" in lower:
-        return CannotConnect, f"nothing answers at {target}: is the server running? ({details})"
+    if any(words in lower for words in _NEVER_CONNECTED):
+        return CannotConnect, f"no connection to {target} ({details})"
     return Unavailable, f"the connection to {target} broke: {details or 'no reason given'}"

@@ -96,8 +96,16 @@ class Progress:
 
     stage: str
     fraction: float
-    """Done of this stage, 0 to 1."""
+    """Done of this stage, 0 to 1; 1 at its end alone. A stage may have parts, which `detail`
+    names: each begins at 0."""
     detail: str = ""
+    elapsed_s: float = 0.0
+    """Since the stage began, when this was sent."""
+    remaining_s: float | None = None
+    """Until the stage's end, at the pace that was measured; None while that is not known."""
+    step: int = 0
+    steps: int = 0
+    """Of the stage, as planned now; 0 where it has no steps."""
 
 
 @dataclass(frozen=True)
@@ -293,6 +301,10 @@ class Job:
     progress: Progress | None
     attempts: int
     cancel_requested: bool
+    elapsed_s: float | None = None
+    """Since its trainer was last started, to its end or until it was asked for; None before."""
+    is_candidate: bool = False
+    """It SUCCEEDED, and no alias moved to its version, which did not pass its gate."""
     data_summary: ReadSummary | None = None
     """What became of the files of its data, once they were read."""
 

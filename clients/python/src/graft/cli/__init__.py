@@ -1,11 +1,10 @@
 """The `graft` command: everything that the service does, from a shell.
 
-Exit codes: 0 well, 1 the service refused or could not be reached (or an image
-could not be read), 2 wrong usage, 3 a job failed or was cancelled, 130
-interrupted. Errors are one line on standard error. The only reader of the
-client's environment: GRAFT_SERVER and GRAFT_TOKEN.
+The exit codes are `Code`'s. Errors are one line on standard error. The only reader of
+the client's own variables, GRAFT_SERVER and GRAFT_TOKEN.
 """
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -15,32 +14,43 @@ import grpc
 
 from graft._channel import is_loopback
 from graft.cli._arguments import Arguments, Usage, parse
+from graft.cli._codes import Code
+from graft.cli._commands import in_commands
 from graft.cli._output import Output, RichMissing, complain, warn
 from graft.client import Client
-from graft.errors import GraftError, JobCancelled, JobFailed
-
-OK, REFUSED, USAGE, JOB_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+from graft.errors import GraftError, InvalidArgument, JobCancelled, JobFailed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
+    _escape_what_cannot_be_shown()
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except SystemExit as ended:  # argparse: --help, --version, wrong usage
-        return ended.code if isinstance(ended.code, int) else USAGE
+        return ended.code if isinstance(ended.code, int) else Code.USAGE
     except KeyboardInterrupt:
-        return complain("interrupted", INTERRUPTED)
+        return complain("interrupted", Code.INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has gone; the interpreter must not flush into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return REFUSED
+        return Code.REFUSED
+    except UnicodeEncodeError as error:
+        text = error.object[max(0, error.start - 20) : error.end + 20]
+        return complain(f"{text!r} holds characters that are not text in UTF-8", Code.USAGE)
     except (Usage, RichMissing, GraftError, OSError) as error:
         return complain(_line(error), _code(error))
 
 
+def _escape_what_cannot_be_shown() -> None:
+    """Has a label that the output's encoding lacks be shown as \\u65e5, and not end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _run(argv: Sequence[str]) -> int:
     arguments = parse(argv, os.environ)
-    output = Output(is_json=arguments.json)
+    output = Output(is_json=arguments.json, is_quiet=arguments.quiet)
     with _connect(arguments) as client:
         code: int = arguments.run(client, arguments, output)
         return code
@@ -48,14 +58,15 @@ def _run(argv: Sequence[str]) -> int:
 
 def _code(error: Exception) -> int:
     if isinstance(error, JobFailed | JobCancelled):
-        return JOB_FAILED
+        return Code.JOB_FAILED
     # What is left is this machine's: bad arguments, and files that are not there.
-    return REFUSED if isinstance(error, GraftError) else USAGE
+    return Code.REFUSED if isinstance(error, GraftError) else Code.USAGE
 
 
 def _line(error: Exception) -> str:
     if isinstance(error, GraftError):
-        return f"{error.message} [{error.reason}]" if error.reason else error.message
+        message = in_commands(error.message)
+        return f"{message} [{error.reason}]" if error.reason else message
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error)
@@ -71,9 +82,12 @@ def _connect(arguments: Arguments) -> Client:
         credentials = grpc.ssl_channel_credentials(authority, key, certificate)
     elif arguments.token and not is_loopback(arguments.server):
         warn(f"the token travels to {arguments.server} unencrypted: use --tls")
-    return Client(
-        arguments.server,
-        timeout_s=arguments.timeout,
-        credentials=credentials,
-        token=arguments.token,
-    )
+    try:
+        return Client(
+            arguments.server,
+            timeout_s=arguments.timeout,
+            credentials=credentials,
+            token=arguments.token,
+        )
+    except InvalidArgument as error:
+        raise Usage(error.message) from error

@@ -77,4 +77,6 @@ def run_delete(client: Client, arguments: argparse.Namespace, output: Output) ->
     client.delete_dataset(arguments.dataset_id)
     if output.is_json:
         output.emit({"deleted": arguments.dataset_id})
+    else:
+        output.line(f"deleted {arguments.dataset_id}")
     return 0

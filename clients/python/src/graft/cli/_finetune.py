@@ -6,12 +6,11 @@ from typing import Any
 from graft import _requests
 from graft.cli import _names
 from graft.cli._output import Output, Usage
-from graft.cli._watching import Watching, follow
+from graft.cli._watching import Watching, follow, tell
 from graft.client import Client
 from graft.errors import InvalidArgument
-from graft.types import FineTuneOptions, Gate, Version
+from graft.types import FineTuneOptions, Gate
 
-_INTERRUPTED = 130
 _OPTIONS = (
     "backbone", "weights", "method", "background", "validation_fraction", "seed",
     "time_budget_s", "device",
@@ -30,7 +29,8 @@ def add(commands: Any) -> None:
         "finetune",
         "Make a model, or a version of one, from labelled images",
         run,
-        epilog="Ctrl-C stops watching; the job goes on. `graft jobs cancel` ends it.",
+        epilog="Ends with 4 when the version did not pass its gate. Ctrl-C stops watching; the "
+        "job goes on. `graft jobs cancel` ends it.",
     )
     parser.add_argument(
         "data",
@@ -177,28 +177,10 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
         output.emit({"type": "job", **vars(job.job)})
     else:
         output.line(f"job {job.job_id} of model {arguments.name}")
-    version = follow(job, output)
-    if version is None:
-        return _INTERRUPTED
-    if not output.is_json:
-        _tell(version, output)
-    return 0
-
-
-def _tell(version: Version, output: Output) -> None:
-    """What can be done with the version; of a candidate, why it is one."""
-    model, number = version.model, version.version
-    if not version.is_candidate:
-        output.line(f"Try it: graft predict {model} IMAGE")
-        return
-    output.line(f"{model} version {number} did not pass its gate and is kept as a candidate:")
-    for check in version.gate_checks:
-        if not check.passed:
-            output.line(f"- {check.detail}")
-    output.line(
-        f"Try it: graft predict {model}:{number} IMAGE - publish it all the same: graft promote "
-        f"{model} {number}"
-    )
+    code, version = follow(job, output)
+    if version is not None and not output.is_json:
+        tell(version, output)
+    return code
 
 
 def _underscored(text: str) -> str:

@@ -3,12 +3,14 @@
 import argparse
 from typing import Any
 
+from graft.cli._commands import in_commands
 from graft.cli._output import Output
-from graft.cli._watching import follow
+from graft.cli._times import clock, percent
+from graft.cli._times import times as stage_times
+from graft.cli._watching import figures_of, follow, tell
 from graft.client import Client
 from graft.types import Job
 
-_INTERRUPTED = 130
 _STATES = ["queued", "running", "succeeded", "failed", "cancelled"]
 
 
@@ -16,8 +18,16 @@ def add(commands: Any) -> None:
     """The commands and their options."""
     jobs = commands.group("jobs", "List, watch and cancel jobs", run_list)
     listing = jobs.add("list", "Jobs, newest first", run_list)
-    listing.add_argument("--state", action="append", choices=_STATES, default=[])
-    listing.add_argument("--model", default="")
+    for parser in (jobs.parser, listing):
+        # Without defaults, so that one given before `list` is not lost.
+        parser.add_argument(
+            "--state",
+            action="append",
+            choices=_STATES,
+            default=argparse.SUPPRESS,
+            help="repeatable",
+        )
+        parser.add_argument("--model", default=argparse.SUPPRESS, help="those of one model")
     for name, text, run in (
         ("get", "Describe one job", run_get),
         ("watch", "Follow a job to its end; Ctrl-C stops watching", run_watch),
@@ -29,15 +39,34 @@ def add(commands: Any) -> None:
 def run_list(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Lists jobs."""
     states, model = getattr(arguments, "state", []), getattr(arguments, "model", "")
-    columns = ["job", "model", "state", "created", "version", "progress"]
+    columns = ["job", "model", "state", "created", "time", "version", "progress"]
     output.items(client.list_jobs(states=states, model=model), columns, _row)
     return 0
 
 
 def _row(job: Job) -> list[object]:
-    progress = f"{job.progress.stage} {job.progress.fraction:.0%}" if job.progress else None
-    why = job.error.message if job.error else progress
-    return [job.job_id, job.model, job.state.lower(), job.create_time, job.version, why]
+    why = in_commands(job.error.message) if job.error else _progress(job)
+    return [
+        job.job_id,
+        job.model,
+        "candidate" if job.is_candidate else job.state.lower(),
+        job.create_time,
+        None if job.elapsed_s is None else clock(job.elapsed_s),
+        job.version,
+        why,
+    ]
+
+
+def _progress(job: Job) -> str | None:
+    """As the bar shows it, at the time of the newest event."""
+    progress = job.progress
+    if progress is None:
+        return None
+    figures = figures_of(progress)
+    times = stage_times(progress.elapsed_s, progress.remaining_s)
+    return ", ".join(
+        filter(None, (f"{progress.stage} {percent(progress.fraction)}", figures, times))
+    )
 
 
 def run_get(client: Client, arguments: argparse.Namespace, output: Output) -> int:
@@ -48,8 +77,10 @@ def run_get(client: Client, arguments: argparse.Namespace, output: Output) -> in
 
 def run_watch(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Follows a job."""
-    version = follow(client.job(arguments.job_id), output)
-    return _INTERRUPTED if version is None else 0
+    code, version = follow(client.job(arguments.job_id), output)
+    if version is not None and version.is_candidate and not output.is_json:
+        tell(version, output)
+    return code
 
 
 def run_cancel(client: Client, arguments: argparse.Namespace, output: Output) -> int:

@@ -23,6 +23,9 @@ def add(commands: Any) -> None:
     versions.add_argument("model", metavar="MODEL")
     delete = models.add("delete", "Delete a model, or one version of it", run_delete)
     delete.add_argument("model", metavar="MODEL[:VERSION]")
+    delete.add_argument(
+        "--force", action="store_true", help="a model that aliases other than latest name, too"
+    )
     alias = models.add("alias", "Point an alias to a version, or remove it", run_alias)
     alias.add_argument("model", metavar="MODEL")
     alias.add_argument("alias", metavar="ALIAS")
@@ -103,11 +106,15 @@ def run_delete(client: Client, arguments: argparse.Namespace, output: Output) ->
     if which["alias"] is not None:
         raise Usage("name what to delete as MODEL or MODEL:VERSION, not by an alias")
     if which["version"] is None:
-        client.delete_model(model)
+        client.delete_model(model, force=arguments.force)
+    elif arguments.force:
+        raise Usage("--force is for a whole model: of a version, delete or move its aliases first")
     else:
         client.delete_version(model, which["version"])
     if output.is_json:
         output.emit({"deleted": arguments.model})
+    else:
+        output.line(f"deleted {arguments.model}")
     return 0
 
 
@@ -154,7 +161,7 @@ def run_report(client: Client, arguments: argparse.Namespace, output: Output) ->
         text = client.get_report_html(model, **which)
     else:
         report = client.get_report(model, **which)
-        text = json.dumps(report, ensure_ascii=False, indent=None if output.is_json else 2) + "\n"
+        text = json.dumps(report, indent=None if output.is_json else 2) + "\n"
     if arguments.output is None:
         sys.stdout.write(text)
     else:

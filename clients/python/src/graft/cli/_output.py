@@ -41,8 +41,8 @@ class RichMissing(Exception):  # noqa: N818
 class Output:
     """Standard output, in one of its two forms."""
 
-    def __init__(self, *, is_json: bool) -> None:
-        self.is_json = is_json
+    def __init__(self, *, is_json: bool, is_quiet: bool = False) -> None:
+        self.is_json, self.is_quiet = is_json, is_quiet
         if not is_json:
             try:
                 from rich.console import Console  # noqa: PLC0415 - only where people read
@@ -52,8 +52,8 @@ class Output:
             self.console = Console(width=width, markup=False, highlight=False, emoji=False)
 
     def emit(self, value: Any) -> None:
-        """One JSON line."""
-        print(json.dumps(plain(value), ensure_ascii=False), flush=True)
+        """One JSON line, in ASCII: every pipe and every terminal takes it."""
+        print(json.dumps(plain(value)), flush=True)
 
     def line(self, text: str) -> None:
         """One line for people."""

@@ -4,9 +4,13 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
+from graft._channel import PROBE_TIMEOUT_S
 from graft.cli import _names
+from graft.cli._codes import Code
+from graft.cli._commands import in_commands
 from graft.cli._output import Output, complain
 from graft.client import Client
+from graft.errors import DeadlineExceeded
 from graft.types import Prediction
 
 _AT_ONCE = 64
@@ -46,8 +50,8 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
             output.table(["image", "class", "probability"], [row[:3] for row in rows])
     failed = [(path, p.error) for path, p in answers if p.error is not None]
     for path, error in failed:
-        complain(f"{path}: {error.message} [{error.reason}]", 1)
-    return 1 if failed else 0
+        complain(f"{path}: {in_commands(error.message)} [{error.reason}]", Code.REFUSED)
+    return Code.REFUSED if failed else Code.OK
 
 
 def _answers(
@@ -95,12 +99,17 @@ def _as_json(path: str, prediction: Prediction, *, with_features: bool) -> dict[
 
 
 def run_health(client: Client, arguments: argparse.Namespace, output: Output) -> int:
-    """0 when the server serves."""
-    if arguments.wait is not None:
-        client.wait_ready(arguments.wait)
-    is_serving = client.is_serving()
+    """Says whether the server serves, and why not."""
+    why: str | None = None
+    try:
+        if arguments.wait is not None:
+            client.wait_ready(arguments.wait)
+    except DeadlineExceeded as error:
+        why = error.message
+    else:
+        why = client.why_not_serving(min(arguments.timeout, PROBE_TIMEOUT_S))
     if output.is_json:
-        output.emit({"server": arguments.server, "serving": is_serving})
-    elif is_serving:
+        output.emit({"server": arguments.server, "serving": why is None, "why": why or ""})
+    elif why is None:
         output.line(f"{arguments.server} serves")
-    return 0 if is_serving else complain(f"{arguments.server} does not serve", 1)
+    return Code.OK if why is None else complain(why, Code.NOT_SERVING)

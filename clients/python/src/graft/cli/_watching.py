@@ -1,43 +1,47 @@
-"""Shows a job as it gets on: JSON lines, a bar on a terminal, or a line an event elsewhere."""
+"""Shows an upload and a job as they get on.
+
+JSON lines, a bar on a terminal, or one line a stage elsewhere; `--quiet` leaves out the
+last two.
+"""
 
 import sys
+import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from graft import types
 from graft._jobs import JobHandle
+from graft.cli._codes import Code
 from graft.cli._output import Output
+
+if TYPE_CHECKING:
+    from graft.cli._bar import Bar
+
+_PACE_S = 1.0
+"""An upload that is younger says nothing of how long it takes."""
+_CHECKED = "the server checks the images"
 
 
 class Watching:
-    """Told of a job's events; the bar lives as long as its `with`."""
+    """Hears of an upload's bytes and a job's events; the bar lives as long as its `with`."""
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
-        self._bar: Any = None
-        self._task: Any = None
+    def __init__(self, output: Output, clock: Callable[[], float] = time.monotonic) -> None:
+        self._output, self._clock = output, clock
+        self._bar: Bar | None = None
+        self._stage = ""
+        self._lines: set[str] = set()
         self._figures = ""
+        self._upload_began: float | None = None
+        self._is_candidate = False
 
     def __enter__(self) -> Self:
-        if not self._output.is_json and self._output.console.is_terminal:
-            from rich.progress import (  # noqa: PLC0415 - only where people read
-                BarColumn,
-                Progress,
-                TaskProgressColumn,
-                TextColumn,
-                TimeElapsedColumn,
-            )
+        output = self._output
+        if not (output.is_json or output.is_quiet) and output.console.is_terminal:
+            from graft.cli._bar import Bar  # noqa: PLC0415 - rich, only where people read
 
-            self._bar = Progress(
-                TextColumn("{task.fields[stage]:<10}", markup=False),
-                BarColumn(),
-                TaskProgressColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[figures]}", markup=False),
-                console=self._output.console,
-            )
+            self._bar = Bar(output.console)
             self._bar.start()
-            self._task = self._bar.add_task("", total=1.0, stage="queued", figures="")
         return self
 
     def __exit__(
@@ -50,72 +54,137 @@ class Watching:
             self._bar.stop()
 
     def uploaded(self, sent: int, total: int | None) -> None:
-        """Told of an upload's bytes."""
-        if self._bar is not None:
-            fraction = sent / total if total else 0.0
-            self._bar.update(
-                self._task,
-                completed=fraction,
-                stage="uploading",
-                figures=f"{sent / 2**20:.1f} MiB",
-            )
+        """Shows an upload's bytes on a terminal; after the last one the server is at work."""
+        if self._upload_began is None or (total and self._stage == "checking" and sent < total):
+            self._upload_began = self._clock()
+        is_sent = total is not None and sent >= total
+        mib = f"{sent / 2**20:.1f}"
+        figures = f"{mib} MiB" if total is None else f"{mib} of {total / 2**20:.1f} MiB"
+        if self._bar is None:
+            return
+        if is_sent:
+            if self._stage != "checking":
+                self._show("checking", None, _CHECKED, 0.0, None)
+            return
+        elapsed_s = self._clock() - self._upload_began
+        has_pace = total is not None and sent > 0 and elapsed_s >= _PACE_S
+        self._show(
+            "uploading",
+            sent / total if total else None,
+            figures,
+            elapsed_s,
+            elapsed_s * (total - sent) / sent if has_pace and total else None,
+        )
 
     def event(self, event: types.JobEvent) -> None:
-        """Told of a job's event."""
+        """Shows a job's event."""
         if self._output.is_json:
             self._output.emit(event)
             return
-        payload = event.payload
-        text = describe(payload)
+        match event.payload:
+            case types.Progress() as progress:
+                self._progress(progress)
+            case types.EpochMetrics() as epoch:
+                # Beside the bar until the next one; where lines are printed it is too much.
+                self._figures = describe(epoch)
+            case types.StateChanged() as change:
+                self._changed(change)
+            case types.VersionPublished() as published:
+                self._is_candidate = published.is_candidate
+                self._print(describe(published))
+            case types.Note(level="info") as note:
+                if self._bar is not None:
+                    self._print(describe(note))
+            case payload:
+                self._print(describe(payload))
+
+    def _progress(self, progress: types.Progress) -> None:
         if self._bar is None:
-            if text:
-                self._output.line(text)
+            self._line(progress.stage, progress.stage)
             return
-        if isinstance(payload, types.Progress):
-            self._bar.update(self._task, completed=payload.fraction, stage=payload.stage)
-        elif isinstance(payload, types.EpochMetrics):
-            self._bar.update(
-                self._task,
-                completed=payload.epoch / max(1, payload.epochs),
-                stage="training",
-                figures=text,
-            )
-        elif isinstance(payload, types.StateChanged):
-            self._bar.update(self._task, stage=payload.state.lower())
-        elif text:
-            self._bar.console.print(text)
+        figures = figures_of(progress)
+        if progress.stage == "training" and self._figures:
+            figures += f"; {self._figures}"
+        self._show(
+            progress.stage, progress.fraction, figures, progress.elapsed_s, progress.remaining_s
+        )
+
+    def _changed(self, change: types.StateChanged) -> None:
+        state = change.state.lower()
+        if not change.state.is_final:
+            self._lines.clear()
+        if change.state is types.JobState.SUCCEEDED and self._is_candidate:
+            # The job did; what it was for did not happen.
+            state = "ended: the version is a candidate, no alias moved to it"
+        if self._bar is None:
+            self._line(state, state)
+        elif change.state.is_final:
+            self._show(change.state.lower().replace("succeeded", "ended"), 1.0, "", 0.0, None)
+        else:
+            self._show(state, None, "", 0.0, None)
+
+    def _show(
+        self,
+        stage: str,
+        fraction: float | None,
+        figures: str,
+        elapsed_s: float,
+        remaining_s: float | None,
+    ) -> None:
+        from graft.cli._bar import Shown  # noqa: PLC0415
+
+        assert self._bar is not None
+        self._stage = stage
+        self._bar.show(Shown(stage, fraction, figures, elapsed_s, remaining_s))
+
+    def _line(self, stage: str, text: str) -> None:
+        """One line a stage, and no more."""
+        if stage not in self._lines and not (self._output.is_json or self._output.is_quiet):
+            self._output.line(text)
+        # Stages may take turns: each has its line once in an attempt.
+        self._lines.add(stage)
+
+    def _print(self, text: str) -> None:
+        """What stays, with --quiet too."""
+        if not text:
+            return
+        if self._bar is not None:
+            self._bar.print(text)
+        else:
+            self._output.line(text)
+
+
+def figures_of(progress: types.Progress) -> str:
+    """What a stage is at, and its steps."""
+    steps = f"{progress.step} of {progress.steps}" if progress.steps else ""
+    unit = {"features": "images", "training": "steps"}.get(progress.stage, "")
+    return ", ".join(filter(None, (progress.detail, f"{steps} {unit}".rstrip() if steps else "")))
 
 
 def describe(payload: types.EventPayload) -> str:
-    """An event in one line for people."""
+    """An event in one line for people; "" for one that is shown otherwise."""
     match payload:
-        case types.StateChanged(state=state):
-            text = state.lower()
-        case types.Progress():
-            detail = f" ({payload.detail})" if payload.detail else ""
-            text = f"{payload.stage} {payload.fraction:.0%}{detail}"
         case types.EpochMetrics():
-            text = (
+            return (
                 f"epoch {payload.epoch}/{payload.epochs}: loss {payload.validation_loss:.3f}, "
-                f"accuracy {payload.validation_accuracy:.1%}, {_clock(payload.eta_s)} left"
+                f"accuracy {payload.validation_accuracy:.1%}"
             )
         case types.DataSummary():
             images = sum(c.train + c.validation + c.test for c in payload.classes)
             text = f"{images} images of {len(payload.classes)} classes"
             if payload.summary.left_out_count:
                 text += f"; {summary_lines(payload.summary)}"
+            return text
         case types.Note():
-            text = f"{payload.level}: {payload.text}"
+            return f"{payload.level}: {payload.text}"
         case types.VersionPublished():
             text = (
                 f"{payload.model} version {payload.version}: {payload.validation_accuracy:.1%} of "
                 f"{payload.validation_count} validation images right"
             )
-            if payload.is_candidate:
-                text += "; kept as a candidate"
+            return text + ("; kept as a candidate" if payload.is_candidate else "")
         case _:
-            text = ""
-    return text
+            return ""
 
 
 _SHOWN = 5
@@ -132,23 +201,34 @@ def summary_lines(summary: types.ReadSummary) -> str:
     return "\n".join([f"{summary}{nested}", *rows])
 
 
-def follow(job: JobHandle, output: Output, timeout_s: float | None = None) -> types.Version | None:
-    """Watches a job to its end; None when the user stopped watching (the job goes on)."""
+def follow(job: JobHandle, output: Output) -> tuple[Code, types.Version | None]:
+    """Watches a job to its end; no version when the user stopped watching (the job goes on)."""
     try:
         with Watching(output) as watching:
-            version = job.wait(timeout_s, on_event=watching.event)
+            version = job.wait(on_event=watching.event)
     except KeyboardInterrupt:
         print(
             f"graft: detached; job {job.job_id} goes on. Watch it: graft jobs watch {job.job_id} "
             f"- cancel it: graft jobs cancel {job.job_id}",
             file=sys.stderr,
         )
-        return None
+        return Code.INTERRUPTED, None
     if output.is_json:
         output.emit({"type": "version", **vars(version)})
-    return version
+    return (Code.GATE_REFUSED if version.is_candidate else Code.OK), version
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02}"
+def tell(version: types.Version, output: Output) -> None:
+    """Says what can be done with a version; of a candidate, why it is one."""
+    model, number = version.model, version.version
+    if not version.is_candidate:
+        output.line(f"Try it: graft predict {model} IMAGE")
+        return
+    output.line(f"{model} version {number} did not pass its gate and is kept as a candidate:")
+    for check in version.gate_checks:
+        if not check.passed:
+            output.line(f"- {check.detail}")
+    output.line(
+        f"Try it: graft predict {model}:{number} IMAGE - publish it all the same: graft promote "
+        f"{model} {number}"
+    )

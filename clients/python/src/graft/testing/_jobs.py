@@ -116,7 +116,7 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             self._datasets.labelled(request.dataset_id, is_alone=is_alone)
         if request.WhichOneof("method") == "domain_adaptation":
             adaptation = request.domain_adaptation
-            if adaptation.WhichOneof("target") is None:
+            if adaptation.WhichOneof("target") is None and not request.validate_only:
                 raise refuse(
                     InvalidArgument,
                     Reason.INVALID_FIELD,
@@ -148,12 +148,18 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
     def _copy(self, job: pb.Job) -> pb.Job:
         copy = pb.Job()
         copy.CopyFrom(job)
+        copy.is_candidate = self._models.is_candidate(job.model, job.version)
+        if job.HasField("start_time"):
+            until = job.end_time if job.HasField("end_time") else now()
+            copy.elapsed.FromTimedelta(until.ToDatetime() - job.start_time.ToDatetime())
         return copy
 
     def FineTune(self, request: pb.FineTuneRequest, context: Any) -> pb.FineTuneResponse:
         with self._changed:
             for job in self._jobs.values():
                 if request.request_id and job.request.request_id == request.request_id:
+                    if request.validate_only:
+                        return pb.FineTuneResponse()
                     if job.request != request:
                         raise refuse(
                             AlreadyExists,
@@ -162,6 +168,8 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                         )
                     return pb.FineTuneResponse(job=self._copy(job))
             self._check(request)
+            if request.validate_only:
+                return pb.FineTuneResponse()
             job_id = f"job-{len(self._jobs) + 1}"
             job = pb.Job(job_id=job_id, model=request.model, request=request, create_time=now())
             self._jobs[job_id], self._events[job_id] = job, []
@@ -177,6 +185,8 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         count = 10
         if request.WhichOneof("data") == "dataset_id":
             count = self._datasets.labelled(request.dataset_id).image_count
+        if request.validate_only:
+            return pb.RankBackbonesResponse()
         named = list(request.backbones) or [pb.PretrainedBackbone(backbone="efficientnet_lite0")]
         return pb.RankBackbonesResponse(
             backbones=[

@@ -92,6 +92,12 @@ class Models(model_pb2_grpc.ModelServiceServicer):
             self._earlier[model.name, alias].append(model.aliases[alias])
         model.aliases[alias] = number
 
+    def is_candidate(self, model: str, version: int) -> bool:
+        """Whether a version is there and is one."""
+        with self._lock:
+            found = self._versions.get(model, {}).get(version)
+            return found is not None and found.is_candidate
+
     def resolve(self, request: Any) -> pb.Version:
         """The version that a request's model and `which` name."""
         with self._lock:
@@ -143,7 +149,14 @@ class Models(model_pb2_grpc.ModelServiceServicer):
 
     def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> pb.DeleteModelResponse:
         with self._lock:
-            self._model(request.model)
+            named = sorted(set(self._model(request.model).aliases) - {LATEST})
+            if named and not request.force:
+                raise refuse(
+                    FailedPrecondition,
+                    Reason.MODEL_IN_USE,
+                    f"model {request.model!r} is called by {', '.join(named)}: delete the aliases "
+                    "first, or set force",
+                )
             del self._models[request.model], self._versions[request.model]
             for key in [key for key in self._earlier if key[0] == request.model]:
                 del self._earlier[key]

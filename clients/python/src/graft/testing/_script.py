@@ -29,9 +29,34 @@ def data(classes: Mapping[str, int] | None = None, digest: str = "") -> pb.JobEv
     return pb.JobEvent(data=pb.DataSummary(classes=counts, digest=digest))
 
 
-def progress(stage: str, fraction: float, detail: str = "") -> pb.JobEvent:
+def progress(
+    stage: str,
+    fraction: float,
+    detail: str = "",
+    *,
+    elapsed_s: float = 0.0,
+    remaining_s: float | None = None,
+    step: int = 0,
+    steps: int = 0,
+) -> pb.JobEvent:
     """The job got on."""
-    return pb.JobEvent(progress=pb.Progress(stage=stage, fraction=fraction, detail=detail))
+    return pb.JobEvent(
+        progress=pb.Progress(
+            stage=stage,
+            fraction=fraction,
+            detail=detail,
+            elapsed=_duration(elapsed_s),
+            remaining=None if remaining_s is None else _duration(remaining_s),
+            step=step,
+            steps=steps,
+        )
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromMicroseconds(round(seconds * 1e6))
+    return duration
 
 
 def epoch(number: int, of: int, *, accuracy: float = 0.9, loss: float = 0.3) -> pb.JobEvent:

@@ -25,6 +25,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_NO_EARLIER_VERSION: _ClassVar[ErrorReason]
     ERROR_REASON_NOT_A_CANDIDATE: _ClassVar[ErrorReason]
     ERROR_REASON_BASE_DATA_GONE: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_IN_USE: _ClassVar[ErrorReason]
     ERROR_REASON_PATH_NOT_ALLOWED: _ClassVar[ErrorReason]
     ERROR_REASON_PATH_NOT_FOUND: _ClassVar[ErrorReason]
     ERROR_REASON_ARCHIVE_UNSAFE: _ClassVar[ErrorReason]
@@ -69,6 +70,7 @@ ERROR_REASON_ALIAS_RESERVED: ErrorReason
 ERROR_REASON_NO_EARLIER_VERSION: ErrorReason
 ERROR_REASON_NOT_A_CANDIDATE: ErrorReason
 ERROR_REASON_BASE_DATA_GONE: ErrorReason
+ERROR_REASON_MODEL_IN_USE: ErrorReason
 ERROR_REASON_PATH_NOT_ALLOWED: ErrorReason
 ERROR_REASON_PATH_NOT_FOUND: ErrorReason
 ERROR_REASON_ARCHIVE_UNSAFE: ErrorReason

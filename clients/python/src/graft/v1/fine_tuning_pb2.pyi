@@ -186,7 +186,7 @@ class BaseVersion(_message.Message):
     def __init__(self, version: _Optional[int] = ..., alias: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class FineTuneRequest(_message.Message):
-    __slots__ = ("model", "server_path", "dataset_id", "inline_images", "backbone", "weights", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "background", "labels", "request_id", "baselines", "gate", "base", "case_sensitive_labels")
+    __slots__ = ("model", "server_path", "dataset_id", "inline_images", "backbone", "weights", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "background", "labels", "request_id", "baselines", "gate", "base", "case_sensitive_labels", "validate_only")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -214,6 +214,7 @@ class FineTuneRequest(_message.Message):
     GATE_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     CASE_SENSITIVE_LABELS_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     model: str
     server_path: ServerPath
     dataset_id: str
@@ -234,7 +235,8 @@ class FineTuneRequest(_message.Message):
     gate: Gate
     base: BaseVersion
     case_sensitive_labels: bool
-    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., background: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ..., case_sensitive_labels: _Optional[bool] = ...) -> None: ...
+    validate_only: bool
+    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., background: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ..., case_sensitive_labels: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class FineTuneResponse(_message.Message):
     __slots__ = ("job",)
@@ -243,7 +245,7 @@ class FineTuneResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "model", "state", "create_time", "start_time", "end_time", "request", "version", "error", "last_sequence", "progress", "attempts", "cancel_requested", "data_summary")
+    __slots__ = ("job_id", "model", "state", "create_time", "start_time", "end_time", "request", "version", "error", "last_sequence", "progress", "attempts", "cancel_requested", "elapsed", "is_candidate", "data_summary")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -257,6 +259,8 @@ class Job(_message.Message):
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     CANCEL_REQUESTED_FIELD_NUMBER: _ClassVar[int]
+    ELAPSED_FIELD_NUMBER: _ClassVar[int]
+    IS_CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     DATA_SUMMARY_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     model: str
@@ -271,18 +275,28 @@ class Job(_message.Message):
     progress: Progress
     attempts: int
     cancel_requested: bool
+    elapsed: _duration_pb2.Duration
+    is_candidate: bool
     data_summary: _dataset_pb2.ReadSummary
-    def __init__(self, job_id: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., request: _Optional[_Union[FineTuneRequest, _Mapping]] = ..., version: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., last_sequence: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., attempts: _Optional[int] = ..., cancel_requested: _Optional[bool] = ..., data_summary: _Optional[_Union[_dataset_pb2.ReadSummary, _Mapping]] = ...) -> None: ...
+    def __init__(self, job_id: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., request: _Optional[_Union[FineTuneRequest, _Mapping]] = ..., version: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., last_sequence: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., attempts: _Optional[int] = ..., cancel_requested: _Optional[bool] = ..., elapsed: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., is_candidate: _Optional[bool] = ..., data_summary: _Optional[_Union[_dataset_pb2.ReadSummary, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("stage", "fraction", "detail")
+    __slots__ = ("stage", "fraction", "detail", "elapsed", "remaining", "step", "steps")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     FRACTION_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    ELAPSED_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     stage: str
     fraction: float
     detail: str
-    def __init__(self, stage: _Optional[str] = ..., fraction: _Optional[float] = ..., detail: _Optional[str] = ...) -> None: ...
+    elapsed: _duration_pb2.Duration
+    remaining: _duration_pb2.Duration
+    step: int
+    steps: int
+    def __init__(self, stage: _Optional[str] = ..., fraction: _Optional[float] = ..., detail: _Optional[str] = ..., elapsed: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., remaining: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
 
 class StateChange(_message.Message):
     __slots__ = ("state", "error")
@@ -443,13 +457,14 @@ class PretrainedBackbone(_message.Message):
     def __init__(self, backbone: _Optional[str] = ..., weights: _Optional[str] = ...) -> None: ...
 
 class RankBackbonesRequest(_message.Message):
-    __slots__ = ("server_path", "dataset_id", "inline_images", "backbones", "time_budget", "seed", "case_sensitive_labels")
+    __slots__ = ("server_path", "dataset_id", "inline_images", "backbones", "time_budget", "seed", "validate_only", "case_sensitive_labels")
     SERVER_PATH_FIELD_NUMBER: _ClassVar[int]
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     INLINE_IMAGES_FIELD_NUMBER: _ClassVar[int]
     BACKBONES_FIELD_NUMBER: _ClassVar[int]
     TIME_BUDGET_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     CASE_SENSITIVE_LABELS_FIELD_NUMBER: _ClassVar[int]
     server_path: ServerPath
     dataset_id: str
@@ -457,8 +472,9 @@ class RankBackbonesRequest(_message.Message):
     backbones: _containers.RepeatedCompositeFieldContainer[PretrainedBackbone]
     time_budget: _duration_pb2.Duration
     seed: int
+    validate_only: bool
     case_sensitive_labels: bool
-    def __init__(self, server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbones: _Optional[_Iterable[_Union[PretrainedBackbone, _Mapping]]] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., seed: _Optional[int] = ..., case_sensitive_labels: _Optional[bool] = ...) -> None: ...
+    def __init__(self, server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbones: _Optional[_Iterable[_Union[PretrainedBackbone, _Mapping]]] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., seed: _Optional[int] = ..., validate_only: _Optional[bool] = ..., case_sensitive_labels: _Optional[bool] = ...) -> None: ...
 
 class RankedBackbone(_message.Message):
     __slots__ = ("backbone", "weights", "score", "log_me", "h_score", "leep", "image_ms", "feature_dim", "problem")

@@ -77,7 +77,8 @@ class FineTuningServiceServicer:
         Predict answers with it, unless its gate keeps it a candidate. Errors:
         INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
         PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
-        VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE.
+        VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE, DEVICE_UNAVAILABLE,
+        WEIGHTS_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,8 @@ class FineTuningServiceStub:
     Predict answers with it, unless its gate keeps it a candidate. Errors:
     INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
     PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
-    VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE.
+    VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE, DEVICE_UNAVAILABLE,
+    WEIGHTS_UNAVAILABLE.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_fine_tuning_pb2.GetJobRequest, _fine_tuning_pb2.GetJobResponse]
     """Describes one job. Errors: JOB_NOT_FOUND."""
@@ -76,7 +77,8 @@ class FineTuningServiceAsyncStub(FineTuningServiceStub):
     Predict answers with it, unless its gate keeps it a candidate. Errors:
     INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
     PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
-    VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE.
+    VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE, DEVICE_UNAVAILABLE,
+    WEIGHTS_UNAVAILABLE.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_fine_tuning_pb2.GetJobRequest, _fine_tuning_pb2.GetJobResponse]  # type: ignore[assignment]
     """Describes one job. Errors: JOB_NOT_FOUND."""
@@ -116,7 +118,8 @@ class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
         Predict answers with it, unless its gate keeps it a candidate. Errors:
         INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
         PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
-        VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE.
+        VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE, DEVICE_UNAVAILABLE,
+        WEIGHTS_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

@@ -116,7 +116,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Deletes a model with all its versions. Errors: MODEL_NOT_FOUND.
+        """Deletes a model with all its versions and aliases; there is no way back.
+        Errors: MODEL_NOT_FOUND, MODEL_IN_USE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

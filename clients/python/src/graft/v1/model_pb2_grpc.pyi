@@ -38,7 +38,9 @@ class ModelServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]
     """Lists models by name."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]
-    """Deletes a model with all its versions. Errors: MODEL_NOT_FOUND."""
+    """Deletes a model with all its versions and aliases; there is no way back.
+    Errors: MODEL_NOT_FOUND, MODEL_IN_USE.
+    """
     GetVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetVersionRequest, _model_pb2.GetVersionResponse]
     """Describes one version. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND,
     ALIAS_NOT_FOUND.
@@ -91,7 +93,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists models by name."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]  # type: ignore[assignment]
-    """Deletes a model with all its versions. Errors: MODEL_NOT_FOUND."""
+    """Deletes a model with all its versions and aliases; there is no way back.
+    Errors: MODEL_NOT_FOUND, MODEL_IN_USE.
+    """
     GetVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.GetVersionRequest, _model_pb2.GetVersionResponse]  # type: ignore[assignment]
     """Describes one version. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND,
     ALIAS_NOT_FOUND.
@@ -159,7 +163,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.DeleteModelResponse, _abc.Awaitable[_model_pb2.DeleteModelResponse]]:
-        """Deletes a model with all its versions. Errors: MODEL_NOT_FOUND."""
+        """Deletes a model with all its versions and aliases; there is no way back.
+        Errors: MODEL_NOT_FOUND, MODEL_IN_USE.
+        """
 
     @_abc_1.abstractmethod
     def GetVersion(

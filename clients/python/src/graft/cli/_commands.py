@@ -1,0 +1,42 @@
+"""What the service's calls are in this command: its messages name calls, for every language."""
+
+import re
+
+_COMMANDS = {
+    "FineTune": "graft finetune",
+    "GetJob": "graft jobs get",
+    "ListJobs": "graft jobs",
+    "WatchJob": "graft jobs watch",
+    "CancelJob": "graft jobs cancel",
+    "RankBackbones": "graft rank",
+    "UploadDataset": "graft datasets upload",
+    "GetDataset": "graft datasets get",
+    "ListDatasets": "graft datasets",
+    "DeleteDataset": "graft datasets delete",
+    "Predict": "graft predict",
+    "PredictStream": "graft predict",
+    "GetModel": "graft models get",
+    "ListModels": "graft models",
+    "DeleteModel": "graft models delete",
+    "GetVersion": "graft models get",
+    "ListVersions": "graft models versions",
+    "DeleteVersion": "graft models delete",
+    "SetAlias": "graft models alias",
+    "DeleteAlias": "graft models alias --delete",
+    "RollbackAlias": "graft rollback",
+    "PromoteVersion": "graft promote",
+    "GetReport": "graft report",
+    "ExportModel": "graft export",
+    "set force": "use --force",
+}
+_CALLS = re.compile(rf"\b({'|'.join(sorted(_COMMANDS, key=len, reverse=True))})\b")
+
+
+def in_commands(message: str) -> str:
+    """A message of the service with the commands that do what the calls in it do."""
+
+    def command(found: re.Match[str]) -> str:
+        text = _COMMANDS[found[0]]
+        return f"`{text}`" if text.startswith("graft ") else text
+
+    return _CALLS.sub(command, message)
