@@ -39,6 +39,7 @@ from trainer.parity import TorchBackbone
 from trainer.quantise import quantised
 from trainer.records import Send
 from trainer.reporting import findings, page, report
+from trainer.reporting.findings import OutOfDistribution
 from trainer.transfer import Transferred, learned_from, transfer
 
 _PACKAGES = (
@@ -182,13 +183,14 @@ def _run(job: Job) -> Manifest:
         out_of_fold=fitted.out_of_fold if fitted else None,
         baselines=baselines,
         seed=spec.seed,
+        is_adapted=found.target is not None,
     )
     scores = known.scores(held_out)
     examined = replace(
         examined,
         adaptation=found.adaptation,
         backbones=ranked,
-        out_of_distribution=findings.out_of_distribution(scores, 1.0, strangeness.METHOD),
+        out_of_distribution=_out_of_distribution(found, scores),
         growth=growth.told(spec, data),
     )
     written = report.collect(manifest, metrics, data, probabilities, job.epochs, examined)
@@ -198,6 +200,18 @@ def _run(job: Job) -> Manifest:
     send(Finished(metrics.accuracy, metrics.count))
     faults.reach("trainer.sent")
     return manifest
+
+
+def _out_of_distribution(found: Transferred, scores: Floats) -> OutOfDistribution:
+    if found.target is None:
+        return findings.out_of_distribution(scores, 1.0, strangeness.METHOD)
+    return findings.out_of_distribution(
+        scores,
+        1.0,
+        strangeness.METHOD,
+        images="target images kept aside for this",
+        reference="other target images",
+    )
 
 
 def _compared_in(job: Job, found: Transferred) -> tuple[Floats | None, Floats | None]:
