@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from service.domain import ClassCount, Manifest
-from trainer.evaluate import ClassMetrics, Metrics
+from trainer.evaluate import ClassMetrics, Metrics, wilson
 from trainer.reporting.calibration import Calibration
 from trainer.reporting.findings import Findings
 from trainer.reporting.left_out import LeftOut
@@ -72,13 +72,13 @@ def advise(
     found = [
         *(twins if is_void else []),
         *_quality(manifest, metrics, findings, test, is_void),
-        *_trust(metrics, calibration, findings, test),
+        *_trust(metrics, None if is_void else calibration, findings, test),
         *([] if is_void else twins),
         *_left_out(left_out),
         *_adaptation(findings),
-        *_next(findings, counts),
+        *_next(findings, counts, is_void),
     ]
-    if all(a.topic != "next" for a in found):
+    if all(a.topic != "next" and a.level != "warning" for a in found):
         found.append(Advice("next", "note", "Nothing was found that asks to be fixed."))
     # Whatever else there is, these stay in front.
     first = len(twins) + 1 if is_void else 1
@@ -104,7 +104,7 @@ def _quality(
     if test is not None:
         yield Advice("quality", "note", _accuracy(test, "test images, which nothing was chosen by"))
         noun += ", which choices were made by,"
-    yield Advice("quality", level, _accuracy(metrics, noun) + beside)
+    yield Advice("quality", level, _accuracy(metrics, noun, is_void) + beside)
     failed = [check for check in manifest.gate_checks if not check.passed]
     for check in failed:
         yield Advice("quality", "warning", f"The gate was not passed: {check.detail}.")
@@ -124,14 +124,16 @@ def _quality(
     yield from _weak_classes(test or metrics)
 
 
-def _accuracy(metrics: Metrics, noun: str) -> str:
+def _accuracy(metrics: Metrics, noun: str, is_void: bool = False) -> str:
     right = sum(c.hits for c in metrics.classes)
     low, high = metrics.accuracy_low * 100, metrics.accuracy_high * 100
-    return (
+    told = (
         f"{_percent(metrics.accuracy)} of the {noun} are classified correctly ({right} of "
-        f"{metrics.count}). For new images like them expect {low:.0f} to {high:.0f} % "
-        "(95 % interval)."
+        f"{metrics.count})."
     )
+    if is_void:
+        return told
+    return f"{told} For new images like them expect {low:.0f} to {high:.0f} % (95 % interval)."
 
 
 def _against_chance(metrics: Metrics, findings: Findings) -> tuple[Level, str]:
@@ -176,7 +178,7 @@ def _recall_of(one: ClassMetrics) -> str:
 
 
 def _trust(
-    metrics: Metrics, calibration: Calibration, findings: Findings, test: Metrics | None
+    metrics: Metrics, calibration: Calibration | None, findings: Findings, test: Metrics | None
 ) -> Iterator[Advice]:
     measured, noun = (metrics, "validation") if test is None else (test, "test")
     if measured.count < _FEW_VALIDATION:
@@ -188,7 +190,8 @@ def _trust(
         )
     adaptation = findings.adaptation
     if adaptation is None or adaptation.target_accuracy is not None:
-        yield _calibration(metrics, calibration)
+        if calibration is not None:
+            yield _calibration(metrics, calibration)
     else:
         yield Advice(
             "trust",
@@ -222,11 +225,13 @@ def _near_copies(
     unclear = [labels[i] for i in near.unclear]
     if count > _MOST * metrics.count:
         left = metrics.count - count
-        without = (
-            "No image is left to measure with"
-            if accuracy_without_twins is None
-            else f"Without them accuracy is {_percent(accuracy_without_twins)} on the {left} left"
-        )
+        without = "No image is left to measure with"
+        if accuracy_without_twins is not None:
+            low, high = wilson(accuracy_without_twins, left)
+            without = (
+                f"Without them accuracy is {_percent(accuracy_without_twins)} on the {left} left "
+                f"(95 % interval {low * 100:.0f} to {high * 100:.0f} %)"
+            )
         yield Advice(
             "quality",
             "warning",
@@ -337,7 +342,7 @@ def _adaptation(findings: Findings) -> Iterator[Advice]:
         yield Advice("quality", "note", text)
 
 
-def _next(findings: Findings, counts: Sequence[ClassCount]) -> Iterator[Advice]:
+def _next(findings: Findings, counts: Sequence[ClassCount], is_void: bool) -> Iterator[Advice]:
     if suspects := len(findings.suspects):
         expected = findings.suspects.expected_wrong
         if suspects == 1:
@@ -363,7 +368,7 @@ def _next(findings: Findings, counts: Sequence[ClassCount]) -> Iterator[Advice]:
     if few:
         listed = _listed([f"{c.label} ({c.train})" for c in few])
         yield Advice("next", "warning", f"Add images of classes that have few: {listed}.")
-    if findings.curve is not None:
+    if findings.curve is not None and not is_void:
         level: Level = "warning" if findings.curve.verdict == "more_helps" else "note"
         words = findings.curve.words
         yield Advice("next", level, f"{words[0].upper()}{words[1:]}.")

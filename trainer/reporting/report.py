@@ -82,11 +82,13 @@ class PairShown(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """`report.json`; whatever was not found out is null or empty."""
 
-    format: int = 2
+    format: int = 1
     version: int | None = None
     """The version's number, which the service fills in when the report is asked for."""
     is_candidate: bool | None = None
     """Whether the version is a candidate then; filled in with `version`."""
+    gate_failures: list[str] = []
+    """What of its gate the version did not reach, for people; filled in with `version`."""
     manifest: Manifest
     metrics: Metrics
     """Of the validation images."""
