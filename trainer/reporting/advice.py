@@ -102,7 +102,7 @@ def _quality(
         level = "good"
     noun = VALIDATED[manifest.validated_on]
     if test is not None:
-        yield Advice("quality", "note", _accuracy(test, "test images, which nothing was chosen by"))
+        yield Advice("quality", "note", _accuracy(test, "test images, which nothing was chosen by,"))
         noun += ", which choices were made by,"
     yield Advice("quality", level, _accuracy(metrics, noun, is_void) + beside)
     failed = [check for check in manifest.gate_checks if not check.passed]
@@ -172,7 +172,7 @@ def _weak_classes(metrics: Metrics) -> Iterator[Advice]:
 def _recall_of(one: ClassMetrics) -> str:
     low, high = (one.recall_low or 0.0) * 100, (one.recall_high or 0.0) * 100
     return (
-        f"{one.label} ({one.hits} of {one.support} images recognised, expect {low:.0f} to "
+        f"{one.label} ({one.hits} of its {one.support} images are recognised; expect {low:.0f} to "
         f"{high:.0f} %)"
     )
 
@@ -352,8 +352,9 @@ def _next(findings: Findings, counts: Sequence[ClassCount], is_void: bool) -> It
             )
         else:
             text = (
-                f"Check the labels of {suspects} images below: about {expected:.0f} of them are "
-                "expected to be in the wrong folder; of the others the model is wrong."
+                f"Check the labels of {suspects} images below: about {expected:.0f} of them "
+                f"{'is' if round(expected) == 1 else 'are'} expected to be in the wrong folder; of "
+                "the others the model is wrong."
             )
         yield Advice("next", "warning", text)
     near = findings.near_duplicates

@@ -114,6 +114,7 @@ def template() -> jinja2.Template:
     environment.filters["percent"] = lambda part: f"{part * 100:.1f}\u202f%"
     environment.filters["whole"] = lambda part: f"{part * 100:.0f}\u202f%"
     environment.filters["short"] = _short
+    environment.filters["first"] = _first
     environment.filters["breakable"] = _breakable
     environment.filters["some"] = lambda rows, key: any(getattr(r, key) is not None for r in rows)
     return environment.get_template("report.html.j2")
@@ -127,8 +128,13 @@ def _short(value: object) -> str:
 
 def _breakable(name: str) -> Markup:
     """Lets a long name break after what divides it, rather than within a word."""
-    parts = re.split(r"(?<=[/\\_.\- ])", name)
+    parts = re.split(r"(?<=[/\\_\- ])|(?<=[a-z])(?=[A-Z])", name)
     return Markup("<wbr>").join(escape(part) for part in parts if part)
+
+
+def _first(labels: Sequence[str], count: int) -> str:
+    more = f" and {len(labels) - count} more" if len(labels) > count else ""
+    return ", ".join(labels[:count]) + more
 
 
 def _is_tabled(metrics: Metrics) -> bool:
@@ -163,8 +169,8 @@ def _choice(adaptation: Adaptation | None) -> str:
     if chosen is None or best is None or (best.criterion or 0.0) <= (chosen.criterion or 0.0):
         return ""
     return (
-        f"{_plain(best.technique)} has the highest criterion, and {_plain(chosen.technique)} was "
-        "chosen: candidates stand from simple to refined, and a more refined one is taken only "
+        f'"{_plain(best.technique)}" has the highest criterion, and "{_plain(chosen.technique)}" '
+        "was chosen: candidates stand from simple to refined, and a more refined one is taken only "
         f"where its criterion is higher by more than {adaptation.margin:g}."
     )
 

@@ -18,10 +18,10 @@ from trainer.reporting.power_law import LearningCurve
 WIDTH = 360.0
 _DIGIT = 6.0
 """Width of a digit of the smallest text."""
-_HEIGHT = 230.0
+_HEIGHT = 240.0
 _NUMBERED = 20
 """Rows of a heat map that can have a number beside them."""
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 12.0, 14.0, 36.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 12.0, 24.0, 36.0
 _GAP_NAMES = {
     "proxy_a_distance": "proxy A-distance",
     "mmd": "maximum mean discrepancy",
@@ -71,7 +71,7 @@ def reliability(bins: Sequence[Bin], before: Sequence[Bin]) -> Markup:
     """
     start = min(b.low for b in (*bins, *before) if b.count)
     # The strip below 0 is for the counts, in two rows where they would touch.
-    axes = _Axes(min(start, 0.8), 1, -0.22, 1.04)
+    axes = _Axes(min(start, 0.8), 1, -0.29, 1.04)
     ends = [-math.inf, -math.inf]
     parts = _frame(axes, "confidence", "accuracy", _ticks(axes.x_low, 1), _ticks(0, 1))
     diagonal = f"{axes.point(axes.x_low, axes.x_low)} {axes.point(1, 1)}"
@@ -99,7 +99,7 @@ def reliability(bins: Sequence[Bin], before: Sequence[Bin]) -> Markup:
         # Pushed aside where both rows are taken, never onto another.
         at = max(x, ends[row] + half)
         ends[row] = at + half
-        parts.append(_text(at, axes.y(-0.09 - 0.08 * row), count, "middle", "small"))
+        parts.append(_text(at, axes.y(-0.17 - 0.09 * row), count, "middle", "small"))
     return _svg(parts, _HEIGHT, "Accuracy over confidence")
 
 
@@ -230,7 +230,7 @@ def gaps(found: Sequence[Gap]) -> Markup:
 def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
     """A heat map for many classes: a square is the part of its row, named when pointed at."""
     k = len(matrix)
-    margin, whole = 20.0, WIDTH - 20.0
+    margin, whole = 20.0, WIDTH - 28.0
     side = whole / k
     parts = [
         f'<rect class="plate" x="{margin:.0f}" y="{margin:.0f}" width="{whole:.0f}" '
@@ -253,7 +253,7 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
                 f'fill-opacity="{0.15 + 0.85 * count / total:.2f}"><title>{escape(told)}</title>'
                 "</rect>"
             )
-    return _svg(parts, WIDTH, "Confusion matrix")
+    return _svg(parts, margin + whole + 4, "Confusion matrix")
 
 
 def _frame(
@@ -285,7 +285,8 @@ def _frame(
         f'y1="{bottom:.0f}" y2="{bottom:.0f}"/>'
     )
     parts.append(_text(WIDTH - _RIGHT, _HEIGHT - 6, x_name, "end"))
-    parts.append(_text(2, _TOP - 4, y_name, "start"))
+    # Above the highest tick, which may lie at the very top.
+    parts.append(_text(2, _TOP - 13, y_name, "start"))
     return parts
 
 
