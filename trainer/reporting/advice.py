@@ -102,7 +102,8 @@ def _quality(
         level = "good"
     noun = VALIDATED[manifest.validated_on]
     if test is not None:
-        yield Advice("quality", "note", _accuracy(test, "test images, which nothing was chosen by,"))
+        of_test = _accuracy(test, "test images, which nothing was chosen by,")
+        yield Advice("quality", "note", of_test)
         noun += ", which choices were made by,"
     yield Advice("quality", level, _accuracy(metrics, noun, is_void) + beside)
     failed = [check for check in manifest.gate_checks if not check.passed]
