@@ -22,11 +22,8 @@ def filled_json(
     """
     try:
         report = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
-    except msgspec.DecodeError as error:
-        raise Damaged(
-            Reason.MODEL_UNLOADABLE,
-            "the version's report cannot be read: publish the version again",
-        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _damaged() from error
     filled = {"version": version, "is_candidate": is_candidate, "gate_failures": gate_failures}
     return msgspec.json.format(msgspec.json.encode({**report, **filled}))
 
@@ -34,13 +31,25 @@ def filled_json(
 def filled_html(
     content: bytes, version: int, *, is_candidate: bool, gate_failures: list[str]
 ) -> bytes:
-    """Writes the number and how the version stands into the title and the header of a page."""
+    """Writes the number and how the version stands into the title and the header of a page.
+
+    Raises Damaged (MODEL_UNLOADABLE) where it is no UTF-8.
+    """
     kind = " (candidate)" if is_candidate else ""
-    page = content.decode()
+    try:
+        page = content.decode()
+    except UnicodeDecodeError as error:
+        raise _damaged() from error
     # The first is the head's: every name in the page is escaped.
     page = page.replace("</title>", f", version {version}{kind}</title>", 1)
     page = page.replace(REPORT_VERSION_MARK, f" version {version}{kind}", 1)
     return page.replace(REPORT_STANDING_MARK, _standing(is_candidate, gate_failures), 1).encode()
+
+
+def _damaged() -> Damaged:
+    return Damaged(
+        Reason.MODEL_UNLOADABLE, "the version's report cannot be read: publish the version again"
+    )
 
 
 def _standing(is_candidate: bool, gate_failures: list[str]) -> str:
