@@ -7,6 +7,7 @@ are the model's own mistakes where it is weak, so each gets a probability that t
 folder is wrong, and those without a fair one are not listed.
 """
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -33,6 +34,7 @@ _TYPICAL = 30.0
 Northcutt, Athalye and Mueller 2021 counted ("Pervasive Label Errors in Test Sets")."""
 _TEMPERATURES = np.geomspace(0.5, 4.0, 15)
 _NEGLIGIBLE = 1e-6
+_BLOCK = 1_000_000
 _TINY = 1e-12
 
 
@@ -79,7 +81,8 @@ def find(probabilities: Floats, targets: Ints, trusted: Flags) -> list[Suspect]:
     right and the model gave it the probability that it says, after a temperature.
     Neither e nor the temperature is known, and both are integrated out. Where the model's
     errors are as frequent as its confidence says, they explain what contradicts the
-    folders, and the chances are small.
+    folders, and the chances are small. It is asked of all images and of those of the
+    same folder, and the lower answer counts.
     """
     n, k = probabilities.shape
     places = np.arange(n)
@@ -99,7 +102,7 @@ def find(probabilities: Floats, targets: Ints, trusted: Flags) -> list[Suspect]:
     is_suspect &= margin < 0
     if not is_suspect.any():
         return []
-    chances = _chances(probabilities, targets)
+    chances = _chances(probabilities, targets, is_suspect)
     found = np.flatnonzero(is_suspect & (chances >= MIN_CHANCE))
     order = found[np.argsort(margin[found], kind="stable")][: max(1, int(n * MAX_SHARE))]
     return [
@@ -115,24 +118,41 @@ def find(probabilities: Floats, targets: Ints, trusted: Flags) -> list[Suspect]:
     ]
 
 
-def _chances(probabilities: Floats, targets: Ints) -> Doubles:
-    """Probability [n] that each image's label is wrong, as `find` explains."""
+def _chances(probabilities: Floats, targets: Ints, doubted: Flags) -> Doubles:
+    """Probability [n] that each image's label is wrong, 0 where it is not `doubted` [n].
+
+    By all images and by those under the same label alone, whichever is lower: a model
+    that is blind to some images of one class is sure of itself elsewhere.
+    """
     logs = np.log(np.maximum(probabilities.astype(np.float64), _TINY))
-    likelihoods, wrong = [], []
-    for temperature in _TEMPERATURES:
-        own = _own(logs / temperature, targets)
-        by_error = (1 - own) / max(1, logs.shape[1] - 1)
-        for noise in _NOISE:
-            both = (1 - noise) * own + noise * by_error
-            prior = (_TYPICAL - 1) * np.log1p(-noise)
-            likelihoods.append(float(np.log(both).sum() + prior))
-            wrong.append((noise, own, by_error))
-    weights = np.exp(np.array(likelihoods) - max(likelihoods))
+    chances = np.where(doubted, _explained(logs, targets), 0.0)
+    for label in np.unique(targets[doubted]):
+        places = np.flatnonzero(targets == label)
+        alone = _explained(logs[places], targets[places])
+        chances[places] = np.minimum(chances[places], alone)
+    return chances
+
+
+def _explained(logs: Doubles, targets: Ints) -> Doubles:
+    """Probability [n] that each label is wrong, from log probabilities [n, classes]; see `find`."""
+    n, k = logs.shape
+    owns = [_own(logs / temperature, targets) for temperature in _TEMPERATURES]
+    # Many values of the noise at a time, unless that would take much memory.
+    blocks = np.array_split(_NOISE, math.ceil(len(_NOISE) * n / _BLOCK))
+    likelihoods = np.concatenate(
+        [
+            np.log((1 - e) * own + e * (1 - own) / max(1, k - 1)).sum(axis=1)
+            for own in owns
+            for e in (block[:, None] for block in blocks)
+        ]
+    ).reshape(len(owns), len(_NOISE))
+    likelihoods += (_TYPICAL - 1) * np.log1p(-_NOISE)
+    weights = np.exp(likelihoods - likelihoods.max())
     weights /= weights.sum()
-    chances = np.zeros(len(targets))
-    for weight, (noise, own, by_error) in zip(weights, wrong, strict=True):
-        if weight > _NEGLIGIBLE:
-            chances += weight * noise * by_error / ((1 - noise) * own + noise * by_error)
+    chances = np.zeros(n)
+    for i, j in np.argwhere(weights > _NEGLIGIBLE):
+        by_error = _NOISE[j] * (1 - owns[i]) / max(1, k - 1)
+        chances += weights[i, j] * by_error / ((1 - _NOISE[j]) * owns[i] + by_error)
     return chances
 
 
