@@ -28,18 +28,10 @@ from service.domain import (
 )
 from service.errors import Reason, WrongState
 from service.jobs.contract import ExportedBackbone, Gate
-from service.storage import (
-    aliases,
-    comparisons,
-    exports,
-    pages,
-    quotas,
-    reports,
-    suggestions,
-    unpublished,
-)
+from service.storage import aliases, comparisons, exports, pages, quotas, suggestions, unpublished
 from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.database import Connection, Database
+from service.storage.reports import filled_html, filled_json
 
 _MAX_RESOLVED = 20_000
 """Bound on remembered look-ups; some 5 KB each."""
@@ -384,18 +376,10 @@ class ModelStore:
             return _model(connection, model)
 
     def report(self, record: VersionRecord, html: bool) -> bytes:
-        """Reads the report that training wrote, UTF-8, and fills in the version's number.
-
-        Raises Damaged (MODEL_UNLOADABLE) when it cannot be read.
-        """
+        """Reads a report, UTF-8, with the version in it; raises Damaged (MODEL_UNLOADABLE)."""
         content = self._artifacts.report(record.artifact_digest, html=html)
-        fill = reports.filled_html if html else reports.filled_json
-        return fill(
-            content,
-            record.version,
-            is_candidate=record.is_candidate,
-            gate_failures=record.manifest.gate_failures,
-        )
+        fill = filled_html if html else filled_json
+        return fill(content, record.version, record.is_candidate, record.manifest.gate_failures)
 
     def exported_backbones(self, backbone: str, tenant: str) -> list[ExportedBackbone]:
         """Pretrained forms of a backbone that a tenant's jobs need not export again."""

@@ -14,7 +14,7 @@ from service.jobs.contract import REPORT_STANDING_MARK, REPORT_VERSION_MARK
 
 
 def filled_json(
-    content: bytes, version: int, *, is_candidate: bool, gate_failures: list[str]
+    content: bytes, version: int, is_candidate: bool, gate_failures: list[str]
 ) -> bytes:
     """Sets `version`, `is_candidate` and `gate_failures` of a report.json.
 
@@ -29,7 +29,7 @@ def filled_json(
 
 
 def filled_html(
-    content: bytes, version: int, *, is_candidate: bool, gate_failures: list[str]
+    content: bytes, version: int, is_candidate: bool, gate_failures: list[str]
 ) -> bytes:
     """Writes the number and how the version stands into the title and the header of a page.
 
