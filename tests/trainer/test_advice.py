@@ -210,8 +210,8 @@ def test_files_left_out_are_counted_with_their_commonest_reasons() -> None:
     said = _said(left_out=LeftOut(rows=rows, seen=212, used=200))
     assert _levels(
         said,
-        "12 of 212 files were left out: 6 because it is a GIF; 3 because it is empty; 2 because "
-        "it is cut off.",
+        "12 of 212 files were left out: it is a GIF (6); it is empty (3); it is cut off (2); and "
+        "others.",
     ) == ["warning"]
     assert _levels(_said(), "left out") == []
 

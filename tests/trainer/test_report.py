@@ -196,11 +196,24 @@ def test_names_like_markup_are_text_everywhere(make_folder: MakeFolder) -> None:
 def test_accuracy_is_told_without_the_images_that_nearly_were_learned_from(found: Data) -> None:
     near = NearDuplicates([Twins(0, 1, 0.99), Twins(7, 2, 0.9)], [])
     made = _report(found, Findings(near_duplicates=near))
+    assert "near copy among" not in page.to_html(made, found)
     assert made.accuracy_without_leaked == pytest.approx(17 / 18)
     assert made.leaked_count == 2
     assert made.leaked[0].first.part == "validation"
     assert made.leaked[0].second.part == "train"
     assert _report(found).accuracy_without_leaked is None
+
+
+def test_a_page_of_which_most_images_have_a_copy_begins_with_it(found: Data) -> None:
+    near = NearDuplicates([Twins(i, i, 0.99) for i in range(18)], [])
+    made = _report(found, Findings(near_duplicates=near))
+    assert made.advice[0].text.startswith("18 of 20 validation images are nearly the same")
+    text = _read(page.to_html(made, found))
+    assert "18 of 20, the 6 most alike are shown" in text
+    assert "What follows is measured on them all and says little of new images" in text
+    every = [Twins(i, i, 0.99) for i in range(20)]
+    none_left = _report(found, Findings(near_duplicates=NearDuplicates(every, [])))
+    assert (none_left.leaked_count, none_left.accuracy_without_leaked) == (20, None)
 
 
 def test_images_of_both_parts_are_ranked_together_by_their_margin(found: Data) -> None:

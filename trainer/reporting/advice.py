@@ -34,7 +34,7 @@ VALIDATED = {
     "target": "labelled images of the target",
 }
 """Which images `Metrics` are of, by `Manifest.validated_on`."""
-_MOST = 0.5
+MOST = 0.5
 """Of the validation images: where more have a near copy that was learned from, the accuracy is
 void."""
 _FEW_TO_JUDGE = 30
@@ -67,7 +67,7 @@ def advise(
     validation images that nearly are training images; None where there are none,
     or none others.
     """
-    is_void = _twins(findings) > _MOST * metrics.count
+    is_void = _twins(findings) > MOST * metrics.count
     twins = list(_near_copies(metrics, findings, accuracy_without_twins))
     found = [
         *(twins if is_void else []),
@@ -224,7 +224,7 @@ def _near_copies(
     count = len(near.across_parts)
     labels = [c.label for c in metrics.classes]
     unclear = [labels[i] for i in near.unclear]
-    if count > _MOST * metrics.count:
+    if count > MOST * metrics.count:
         left = metrics.count - count
         without = "No image is left to measure with"
         if accuracy_without_twins is not None:
@@ -269,13 +269,14 @@ def _left_out(left_out: LeftOut) -> Iterator[Advice]:
     if not left_out.count:
         return
     commonest = left_out.reasons[:_REASONS]
-    reasons = "; ".join(f"{count} because {reason}" for reason, count in commonest)
+    reasons = "; ".join(f"{reason} ({count})" for reason, count in commonest)
+    more = len(left_out.reasons) > _REASONS
     verb = "was" if left_out.count == 1 else "were"
     yield Advice(
         "trust",
         "warning",
         f"{left_out.count} of {left_out.seen} files {verb} left out"
-        f"{': ' if reasons else ''}{reasons}.",
+        f"{': ' if reasons else ''}{reasons}{'; and others' if more else ''}.",
     )
 
 

@@ -24,7 +24,7 @@ from service.jobs.contract import (
 from trainer.data import Data
 from trainer.evaluate import Metrics
 from trainer.reporting import plots
-from trainer.reporting.advice import VALIDATED, Advice
+from trainer.reporting.advice import MOST, VALIDATED, Advice
 from trainer.reporting.findings import Adaptation, PartName
 from trainer.reporting.label_errors import RECALL_FLOOR
 from trainer.reporting.plots import Dot
@@ -95,6 +95,7 @@ def to_html(report: Report, data: Data) -> str:
         validated=VALIDATED[report.manifest.validated_on],
         backbone_columns=_backbone_columns(report.backbones),
         floor=RECALL_FLOOR,
+        is_void=report.leaked_count > MOST * report.metrics.count,
         # Comments, which a reader does not see: the service replaces them.
         marks={"version": REPORT_VERSION_MARK, "standing": REPORT_STANDING_MARK},
     )
