@@ -52,6 +52,15 @@ function check(frame) {
   for (const plot of page.querySelectorAll("svg")) {
     const texts = [...plot.querySelectorAll("text")];
     const boxes = texts.map(t => t.getBoundingClientRect());
+    for (const line of plot.querySelectorAll("line.grid")) {
+      const g = line.getBoundingClientRect();
+      boxes.forEach((b, i) => {
+        if (g.left < b.right - 2 && b.left < g.right - 2 && g.top < b.bottom - 3
+            && b.top < g.bottom - 3) {
+          found.push(`${name}: "${texts[i].textContent}" is struck through`);
+        }
+      });
+    }
     for (let i = 0; i < texts.length; i++) for (let j = 0; j < i; j++) {
       const a = boxes[i], b = boxes[j], by = 2;
       if (a.left < b.right - by && b.left < a.right - by && a.top < b.bottom - by * 2

@@ -340,7 +340,7 @@ def _adaptation(findings: Findings) -> Iterator[Advice]:
             )
     if adaptation.source_only_target_accuracy is not None:
         without = _percent(adaptation.source_only_target_accuracy)
-        text = f"Without adaptation {without} of the target's labelled images would be."
+        text = f"On the target's labelled images it would be {without} without adaptation."
         yield Advice("quality", "note", text)
 
 

@@ -120,9 +120,6 @@ class Suspects:
     validation: list[Suspect] = field(default_factory=list)
     unjudged: tuple[int, ...] = ()
     """Classes that the model recognises too badly to doubt a label of theirs."""
-    is_adapted: bool = False
-    """The model was adapted to another domain, where its word counts for nothing; the lists
-    are empty."""
 
     def __len__(self) -> int:
         return len(self.train) + len(self.validation)
@@ -231,7 +228,8 @@ def _suspects(
     is_adapted: bool,
 ) -> Suspects:
     if is_adapted:
-        return Suspects(is_adapted=True)
+        # On another domain than it learned from, the model's own mistakes would be listed.
+        return Suspects()
     parts = [validation] if train is None else [validation, train]
     trusted = label_errors.recognised(parts, classes)
     return Suspects(

@@ -196,10 +196,10 @@ def histogram(bins: Sequence[ScoreBin], threshold: float) -> Markup:
             f'width="{max(right - left - 1, 0.5):.1f}" height="{axes.y(0) - y:.1f}"/>'
         )
     x = axes.x(threshold)
-    parts.append(_upright(x, axes.y(0), axes.y(axes.y_high), "ref"))
+    parts.append(_upright(x, axes.y(0), _TOP - 13, "ref"))
     is_right = x > WIDTH * 0.7
     parts.append(
-        _text(x + (-4 if is_right else 4), _TOP + 9, "threshold", "end" if is_right else "start")
+        _text(x + (-4 if is_right else 4), _TOP - 4, "threshold", "end" if is_right else "start")
     )
     return _svg(parts, _HEIGHT, "Scores of the validation images")
 
