@@ -204,6 +204,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     opset: int
     device: str
     precision: str
+    """What it was trained in; of a frozen backbone, what its features were computed in."""
     provider: str
     """What computed the validation figures, and served first: `cpu`, `openvino`, `cuda`."""
     serving_precision: str = "fp32"

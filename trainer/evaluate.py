@@ -23,11 +23,20 @@ class ClassMetrics(msgspec.Struct, frozen=True):
     recall: float | None
     f1: float | None
     support: int
-    """Validation images of the class."""
+    """Images of the class that were measured on."""
+    precision_low: float | None = None
+    """Of the 95 % Wilson score interval."""
+    precision_high: float | None = None
+    recall_low: float | None = None
+    recall_high: float | None = None
+    hits: int = 0
+    """Images of the class that were classified as it."""
+    answered: int = 0
+    """Images, of whatever class, that were classified as it."""
 
 
 class Metrics(msgspec.Struct, frozen=True):
-    """Figures over all validation images."""
+    """Figures over all images that were measured on: validation images, or a test part's."""
 
     accuracy: float
     accuracy_low: float
@@ -110,4 +119,22 @@ def _class_metrics(label: str, i: int, confusion: npt.NDArray[np.int64]) -> Clas
     precision = float(hit / answered) if answered else None
     recall = float(hit / true) if true else None
     f1 = float(2 * hit / (true + answered)) if true + answered else None
-    return ClassMetrics(label, precision, recall, f1, int(true))
+    precision_low, precision_high = _interval(precision, int(answered))
+    recall_low, recall_high = _interval(recall, int(true))
+    return ClassMetrics(
+        label=label,
+        precision=precision,
+        recall=recall,
+        f1=f1,
+        support=int(true),
+        precision_low=precision_low,
+        precision_high=precision_high,
+        recall_low=recall_low,
+        recall_high=recall_high,
+        hits=int(hit),
+        answered=int(answered),
+    )
+
+
+def _interval(p: float | None, n: int) -> tuple[float | None, float | None]:
+    return (None, None) if p is None else wilson(p, n)

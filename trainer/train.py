@@ -41,6 +41,7 @@ from trainer.parity import TorchBackbone
 from trainer.quantise import quantised
 from trainer.records import Send
 from trainer.reporting import findings, page, report
+from trainer.reporting.findings import OutOfDistribution
 from trainer.transfer import Transferred, learned_from, transfer
 
 _PACKAGES = (
@@ -194,16 +195,19 @@ def _run(job: Job) -> Manifest:
         out_of_fold=fitted.out_of_fold if fitted else None,
         baselines=baselines,
         seed=spec.seed,
+        is_adapted=found.target is not None,
     )
     scores = known.scores(held_out)
     examined = replace(
         examined,
         adaptation=found.adaptation,
         backbones=ranked,
-        out_of_distribution=findings.out_of_distribution(scores, 1.0, strangeness.METHOD),
+        out_of_distribution=_out_of_distribution(found, scores),
         growth=growth.told(spec, data),
     )
-    written = report.collect(manifest, metrics, data, probabilities, job.epochs, examined)
+    written = report.collect(
+        manifest, metrics, data, probabilities, job.epochs, examined, test=tested
+    )
     (job.out / REPORT_JSON_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(written)))
     (job.out / REPORT_HTML_FILE).write_text(page.to_html(written, data), encoding="utf-8")
     faults.reach("trainer.finished")
@@ -227,6 +231,18 @@ def _tested(found: Transferred) -> Metrics | None:
     features = found.served.features.of(test, "test images")
     return evaluate.measure(
         found.measured.probabilities(features), test.targets, found.data.classes
+    )
+
+
+def _out_of_distribution(found: Transferred, scores: Floats) -> OutOfDistribution:
+    if found.target is None:
+        return findings.out_of_distribution(scores, 1.0, strangeness.METHOD)
+    return findings.out_of_distribution(
+        scores,
+        1.0,
+        strangeness.METHOD,
+        images="target images kept aside for this",
+        reference="other target images",
     )
 
 

@@ -101,7 +101,7 @@ def _feature_based(job: Job, method: FeatureBased, data: Data) -> Transferred:
         method="feature_based",
         used=fitted.hyperparameters,
         device=job.runtime.provider,
-        precision="fp32",
+        precision=job.frozen.precision,
         is_trained=False,
     )
 
@@ -143,7 +143,7 @@ def _adapted_head(job: Job, method: DomainAdaptation, data: Data) -> Transferred
         method="domain_adaptation",
         used=found.hyperparameters,
         device=job.runtime.provider,
-        precision="fp32",
+        precision=job.frozen.precision,
         is_trained=False,
         target=target,
         target_features=target.features,

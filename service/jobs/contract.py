@@ -49,6 +49,8 @@ __all__ = [
     "NETWORK_TECHNIQUES",
     "REPORT_HTML_FILE",
     "REPORT_JSON_FILE",
+    "REPORT_STANDING_MARK",
+    "REPORT_VERSION_MARK",
     "BackbonesRanked",
     "Base",
     "BaseData",
@@ -105,6 +107,10 @@ HEAD_FILE = "head.safetensors"
 MANIFEST_FILE = "manifest.json"
 REPORT_JSON_FILE = "report.json"
 REPORT_HTML_FILE = "report.html"
+REPORT_VERSION_MARK = "<!--version-->"
+"""In a page's heading, where the version's number goes once there is one."""
+REPORT_STANDING_MARK = "<!--standing-->"
+"""Below it, where a candidate is called one."""
 
 
 class ExitCode(IntEnum):

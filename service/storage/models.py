@@ -31,6 +31,7 @@ from service.jobs.contract import ExportedBackbone, Gate
 from service.storage import aliases, comparisons, exports, pages, quotas, suggestions, unpublished
 from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.database import Connection, Database
+from service.storage.reports import filled_html, filled_json
 
 _MAX_RESOLVED = 20_000
 """Bound on remembered look-ups; some 5 KB each."""
@@ -381,8 +382,10 @@ class ModelStore:
             return _model(connection, model)
 
     def report(self, record: VersionRecord, html: bool) -> bytes:
-        """The report that training wrote, UTF-8."""
-        return self._artifacts.report(record.artifact_digest, html=html)
+        """Reads a report, UTF-8, with the version in it; raises Damaged (MODEL_UNLOADABLE)."""
+        content = self._artifacts.report(record.artifact_digest, html=html)
+        fill = filled_html if html else filled_json
+        return fill(content, record.version, record.is_candidate, record.manifest.gate_failures)
 
     def exported_backbones(self, backbone: str, tenant: str) -> list[ExportedBackbone]:
         """Pretrained forms of a backbone that a tenant's jobs need not export again."""

@@ -1,6 +1,7 @@
 """Models, versions, aliases and reports over the wire."""
 
 import asyncio
+import json
 import urllib.request
 from typing import Any
 
@@ -108,8 +109,14 @@ async def test_a_version_tells_how_it_was_made(service: Service) -> None:
 
 async def test_reports_come_in_both_forms(service: Service) -> None:
     await service.make_model()
-    json = await service.models.GetReport(pb.GetReportRequest(model="colours"))
-    assert (json.media_type, json.content) == ("application/json", b'{"format": 1}')
+    report = await service.models.GetReport(pb.GetReportRequest(model="colours"))
+    assert report.media_type == "application/json"
+    assert json.loads(report.content) == {
+        "format": 1,
+        "version": 1,
+        "is_candidate": False,
+        "gate_failures": [],
+    }
     html = await service.models.GetReport(
         pb.GetReportRequest(model="colours", format=pb.REPORT_FORMAT_HTML)
     )

@@ -31,9 +31,9 @@ def test_the_probabilities_before_the_temperature_follow_from_those_after() -> N
 
 def test_honest_probabilities_are_within_chance_and_sharpened_ones_are_not() -> None:
     honest = calibration.measure(*_answers(300, 1.0), temperature=1.0)
-    assert not honest.is_off
+    assert honest.verdict == "not_shown"
     sharp = calibration.measure(*_answers(300, 4.0), temperature=1.0)
-    assert sharp.is_off
+    assert sharp.verdict == "off"
     assert sharp.error > 2 * honest.error
 
 
@@ -43,6 +43,18 @@ def test_a_temperature_that_mends_shows_as_less_error_than_before() -> None:
     assert found.error < found.error_before
     assert found.brier < found.brier_before
     assert found.temperature == 4.0
+    assert not found.is_worse_than_before
+
+
+def test_a_temperature_that_harms_is_told() -> None:
+    found = calibration.measure(*_answers(1000, 0.3), temperature=3.0)
+    assert found.is_worse_than_before
+
+
+def test_a_handful_of_images_shows_nothing_unless_it_is_far_off() -> None:
+    assert calibration.measure(*_answers(12, 1.0), temperature=1.0).verdict == "too_few_images"
+    probabilities = np.tile([0.99, 0.01], (12, 1))
+    assert calibration.measure(probabilities, np.ones(12, np.int64), 1.0).verdict == "off"
 
 
 def test_chance_allows_fewer_images_more_error() -> None:

@@ -45,7 +45,31 @@ def test_features_that_are_all_alike_say_nothing() -> None:
     train = np.outer(np.linspace(1, 2, 40), direction).astype(np.float32)
     found = duplicates.find(train, np.arange(40) % 2, train[:10] * np.float32(1.01))
     assert not found.is_conclusive
+    assert found.unclear == (0, 1)
     assert found.across_parts == found.across_classes == []
+
+
+def test_a_class_of_which_all_images_are_alike_says_nothing_of_copies() -> None:
+    train, validation = _apart(60), _apart(20, seed=1)
+    targets = np.repeat([0, 1], 30)
+    train[30:] = train[30] + 0.3 * _apart(30, seed=2)
+    validation[10:] = train[30] + 0.3 * _apart(10, seed=3)
+    validation[2] = train[7]
+    found = duplicates.find(train, targets, validation)
+    assert found.unclear == (1,)
+    assert found.is_conclusive
+    assert [(t.place, t.train_place) for t in found.across_parts] == [(2, 7)]
+
+
+def test_copies_of_nearly_all_images_are_found_and_not_taken_for_a_likeness_of_all() -> None:
+    originals = _apart(40)
+    copies = [originals + 0.2 * (_apart(40, seed=seed) - 3) for seed in (1, 2, 3)]
+    targets = np.arange(40) % 2
+    train, validation = np.concatenate(copies[:2]), copies[2]
+    found = duplicates.find(train, np.concatenate([targets, targets]), validation)
+    assert len(found.across_parts) == 40
+    assert found.is_conclusive
+    assert found.unclear == ()
 
 
 def test_more_training_images_than_the_bound_are_thinned_evenly() -> None:

@@ -60,10 +60,33 @@ def test_out_of_fold_probabilities_tell_training_suspects() -> None:
 
 def test_scores_are_binned_with_the_threshold_inside() -> None:
     scores = np.array([0.2, 0.4, 0.6, 1.4, np.nan])
-    found = findings.out_of_distribution(scores, 1.0, "method", "source")
+    found = findings.out_of_distribution(scores, 1.0, "method", "target images", "others")
     assert (found.flagged, found.count) == (1, 5)
+    assert (found.images, found.reference) == ("target images", "others")
     assert sum(b.count for b in found.bins) == 4
     assert found.bins[0].low <= 0.2
     assert found.bins[-1].high >= 1.4
     none = findings.out_of_distribution(np.array([0.1, 0.2]), 1.0, "method")
     assert none.bins[-1].high > 1.0
+
+
+def test_no_label_is_doubted_where_the_model_was_adapted_or_knows_a_class_too_badly() -> None:
+    job = _job()
+    out_of_fold = np.eye(3)[job["train_targets"]] * 0.9 + 0.1 / 3
+    out_of_fold[5] = np.roll(out_of_fold[5], 1)
+    adapted = findings.examine(**job, classes=3, out_of_fold=out_of_fold, is_adapted=True)
+    assert len(adapted.suspects) == 0
+    # Image 5 is of class 2, of which hardly another one is recognised now.
+    of_class = np.flatnonzero(job["train_targets"] == 2)
+    out_of_fold[of_class[1:]] = np.roll(out_of_fold[of_class[1:]], 1, axis=1)
+    found = findings.examine(**job, classes=3, out_of_fold=out_of_fold)
+    assert found.suspects.unjudged == (2,)
+    assert len(found.suspects) == 0
+
+
+def test_the_curve_knows_what_serves() -> None:
+    job = _job()
+    right = (job["probabilities"].argmax(axis=1) == job["targets"]).mean()
+    curve = findings.examine(**job, classes=3).curve
+    assert curve is not None
+    assert curve.served_accuracy == right

@@ -105,6 +105,29 @@ def test_a_wide_interval_is_no_promise() -> None:
     assert "cannot be said" in noisy.words
 
 
+@pytest.mark.parametrize(
+    ("gain", "low", "high", "told"),
+    [
+        (0.0312, 0.0104, 0.0481, "about 3 points of accuracy (between 1 and 5 points)"),
+        (0.0123, 0.0104, 0.0151, "about 1.2 points of accuracy (between 1.0 and 1.5 points)"),
+    ],
+)
+def test_a_gain_is_rounded_by_how_well_it_is_known(
+    gain: float, low: float, high: float, told: str
+) -> None:
+    verdict, words = power_law._judged(250, 100, gain, low, high)
+    assert verdict == "more_helps"
+    assert told in words
+    assert "quick classifier" in words
+
+
+def test_a_gain_of_less_than_an_image_was_not_measured() -> None:
+    verdict, words = power_law._judged(178, 44, 0.008, 0.003, 0.033)
+    assert verdict == "unknown"
+    assert "44 validation images, of which one is 2.3 points" in words
+    assert power_law._judged(178, 440, 0.008, 0.003, 0.033)[0] == "more_helps"
+
+
 def test_two_images_a_class_still_give_a_report() -> None:
     x, targets = _clouds(6, 3.0, 0)
     asked, wanted = _clouds(6, 3.0, 1)

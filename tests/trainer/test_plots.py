@@ -40,6 +40,22 @@ def test_the_reliability_diagram_shows_each_filled_bin_with_its_count() -> None:
     assert {high > low, high < low} == {True, False}
 
 
+def test_counts_of_bins_beside_each_other_do_not_run_together() -> None:
+    bins = [Bin(i / 15, (i + 1) / 15, 1000 + i, (i + 0.5) / 15, 0.5) for i in range(15)]
+    for b, confidence in ((3, 0.265), (4, 0.268)):
+        bins[b] = Bin(b / 15, (b + 1) / 15, 1000 + b, confidence, 0.5)
+    root = _parsed(plots.reliability(bins, []))
+    placed = [
+        (float(t.get("x", 0)), float(t.get("y", 0)))
+        for t in root.iter("text")
+        if (t.text or "").startswith("10") and len(t.text or "") == 4
+    ]
+    assert len(placed) == 15
+    for i, (x, y) in enumerate(placed):
+        for x2, y2 in placed[:i]:
+            assert abs(x - x2) >= 24 or abs(y - y2) >= 10
+
+
 def test_the_learning_curve_is_dashed_where_it_goes_beyond_the_data() -> None:
     points = [Point(n, 0.8 + n / 2000, 0.75, 0.95) for n in (20, 40, 80, 140, 200)]
     fitted = [Point(n, 0.85, 0.8, 0.9) for n in range(20, 401, 20)]

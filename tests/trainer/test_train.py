@@ -124,7 +124,7 @@ def test_model_based_transfer_trains_every_layer_and_tells_every_epoch(
     page = (Path(spec.out_dir) / "report.html").read_text()
     assert "<polyline" in page
     assert "data:image/jpeg;base64," in page
-    assert "red/notes.txt" in page
+    assert "red/<wbr>notes.txt" in page
     # Self-contained: nothing is fetched, nothing runs.
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", page)
     assert "<script" not in page

@@ -188,7 +188,15 @@ def test_adaptation_needs_no_label_of_the_target(
     assert found.target_accuracy is None
     assert {gap.measure for gap in found.gaps} == {"proxy_a_distance", "mmd", "frechet_distance"}
     assert found.candidates[0].technique == "source_only"
+    assert {one.target_accuracy for one in found.candidates} == {None}
     assert found.published == manifest.technique
+    made = report_of(tmp_path / "out")
+    assert made.suspects == []
+    assert made.out_of_distribution is not None
+    assert made.out_of_distribution.images == "target images kept aside for this"
+    page = (tmp_path / "out" / REPORT_HTML_FILE).read_text()
+    assert "<th>Target accuracy</th>" not in page
+    assert "validation images of the source are classified correctly" in page
 
 
 def test_labels_of_some_of_the_target_measure_and_teach_nothing(
@@ -209,6 +217,11 @@ def test_labels_of_some_of_the_target_measure_and_teach_nothing(
             assert found is not None
             assert found.comparison is not None
             assert found.target_accuracy == pytest.approx(manifest.validation_accuracy)
+            by_name = {one.technique: one.target_accuracy for one in found.candidates}
+            assert by_name[found.chosen] == pytest.approx(found.target_accuracy)
+            assert by_name["source_only"] == pytest.approx(found.source_only_target_accuracy)
+            assert None not in by_name.values()
+            assert "<th>Target accuracy</th>" in (out / REPORT_HTML_FILE).read_text()
     np.testing.assert_array_equal(heads_seen[0].weight, heads_seen[1].weight)
 
 

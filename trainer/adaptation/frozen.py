@@ -58,6 +58,8 @@ class Adapted:
     setting: str
     candidates: tuple[Tried, ...]
     """Simplest first, source-only the first of all."""
+    answers: tuple[Ints, ...]
+    """The target's images as each candidate classifies them, int64 [m] each."""
     source_only_criterion: float
     is_negative: bool
     """No adaptation that was asked for looks better than source-only, by the margin."""
@@ -165,6 +167,7 @@ def _adapted(
         technique=chosen.tried.technique,
         setting=chosen.tried.setting,
         candidates=tuple(c.tried for c in tried),
+        answers=tuple(c.logits.argmax(axis=1) for c in tried),
         source_only_criterion=tried[0].tried.criterion,
         is_negative=is_negative,
         has_kept_source_only=not has_adapted,

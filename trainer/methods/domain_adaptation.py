@@ -17,6 +17,7 @@ from service.jobs.contract import DomainAdaptation, Note, Progressed
 from trainer import data as datasets
 from trainer.adaptation import frozen, gap
 from trainer.adaptation.alignment import Doubles
+from trainer.adaptation.criterion import MARGIN
 from trainer.adaptation.frozen import SOURCE_ONLY
 from trainer.data import Data, Ints, Part, Source, Unlabelled
 from trainer.features import Features
@@ -149,21 +150,26 @@ def of_frozen(method: DomainAdaptation, found: AdaptedHead, target: Target) -> f
     adapted = found.adapted
     before, after = adapted.gap_before, adapted.gap_after
     has_adapted = not adapted.has_kept_source_only
-    return _section(
+    section = _section(
         method,
         adapted.technique,
         target,
         [
             findings.Adapted(
-                technique=f"{tried.technique} {tried.setting}".strip(), criterion=tried.criterion
+                technique=_named(tried.technique, tried.setting),
+                criterion=tried.criterion,
+                target_accuracy=_accuracy(answers, target),
             )
-            for tried in adapted.candidates
+            for tried, answers in zip(adapted.candidates, adapted.answers, strict=True)
         ],
         _gaps(before, after if has_adapted else None),
         adapted.is_negative,
         found.head.probabilities,
         target.features,
         found.source_only,
+    )
+    return msgspec.structs.replace(
+        section, chosen=_named(adapted.technique, adapted.setting), margin=MARGIN
     )
 
 
@@ -186,17 +192,28 @@ def of_network(
     before = gap.measure(train[0], target.features, seed)
     after = gap.measure(train[1], adapted, seed) if has_adapted else None
     published = method.technique if has_adapted else SOURCE_ONLY
-    return _section(
+    section = _section(
         method,
         published,
         target,
-        [findings.Adapted(technique=SOURCE_ONLY), findings.Adapted(technique=method.technique)],
+        [],
         _gaps(before, after),
         not has_adapted,
         head.probabilities,
         adapted,
         source_only,
     )
+    # Of a network that adapting did not improve, the adapted weights are gone.
+    candidates = [
+        findings.Adapted(
+            technique=SOURCE_ONLY, target_accuracy=section.source_only_target_accuracy
+        ),
+        findings.Adapted(
+            technique=method.technique,
+            target_accuracy=section.target_accuracy if has_adapted else None,
+        ),
+    ]
+    return msgspec.structs.replace(section, candidates=candidates, chosen=published)
 
 
 def _section(
@@ -232,6 +249,18 @@ def _section(
         source_only_target_accuracy=float((theirs.argmax(axis=1) == right).mean()),
         comparison=comparisons.compare(Measured(SOURCE_ONLY, theirs), ours, right),
     )
+
+
+def _named(technique: str, setting: str) -> str:
+    return f"{technique} {setting}".strip()
+
+
+def _accuracy(answers: Ints, target: Target) -> float | None:
+    """Fraction of the target's labelled images that are classified correctly."""
+    targets = target.images.targets
+    if targets is None or not (known := targets >= 0).any():
+        return None
+    return float((answers[known] == targets[known]).mean())
 
 
 def _gaps(before: gap.Gap, after: gap.Gap | None) -> list[findings.Gap]:

@@ -1,5 +1,7 @@
 """Whether a confidence of 0.8 is right four times in five; NumPy alone."""
 
+from typing import Literal
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +11,8 @@ Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 BINS = 15
+TOO_FEW = 0.1
+"""Of the error that chance allows: where it is larger, so few images show nothing."""
 _SIMULATIONS = 200
 _TINY = 1e-12
 
@@ -42,11 +46,15 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     bins: list[Bin]
     """The reliability diagram."""
     bins_before: list[Bin]
+    verdict: Literal["off", "not_shown", "too_few_images"]
+    """`off`: more than chance explains. `not_shown`: no more than chance explains, which does
+    not show that the probabilities are right. `too_few_images`: nothing could be shown, since
+    chance alone explains errors above 0.1."""
 
     @property
-    def is_off(self) -> bool:
-        """Whether the error is more than chance explains."""
-        return self.error > self.error_by_chance
+    def is_worse_than_before(self) -> bool:
+        """Whether the temperature made the error larger."""
+        return self.temperature != 1 and self.error > self.error_before
 
 
 def measure(probabilities: Floats, targets: Ints, temperature: float, seed: int = 0) -> Calibration:
@@ -55,16 +63,23 @@ def measure(probabilities: Floats, targets: Ints, temperature: float, seed: int 
     What they were before the temperature follows from them: softmax(T log p).
     """
     before = untempered(probabilities, temperature)
+    error, by_chance = expected_error(probabilities, targets), _error_by_chance(probabilities, seed)
+    verdict: Literal["off", "not_shown", "too_few_images"] = "not_shown"
+    if error > by_chance:
+        verdict = "off"
+    elif by_chance > TOO_FEW:
+        verdict = "too_few_images"
     return Calibration(
         temperature=temperature,
         confidence=float(probabilities.max(axis=1).mean()),
-        error=expected_error(probabilities, targets),
+        error=error,
         error_before=expected_error(before, targets),
-        error_by_chance=_error_by_chance(probabilities, seed),
+        error_by_chance=by_chance,
         brier=brier_score(probabilities, targets),
         brier_before=brier_score(before, targets),
         bins=reliability(probabilities, targets),
         bins_before=reliability(before, targets),
+        verdict=verdict,
     )
 
 

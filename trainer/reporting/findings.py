@@ -41,6 +41,7 @@ class Adapted(msgspec.Struct, frozen=True, kw_only=True):
     """A technique that was tried."""
 
     technique: str
+    """With what it differs in from others of the same, as `mcc classes equally frequent`."""
     criterion: float | None = None
     """What it was judged by, without target labels."""
     seconds: float | None = None
@@ -55,8 +56,12 @@ class Adaptation(msgspec.Struct, frozen=True, kw_only=True):
     """Asked for."""
     published: str
     """What serves; `source_only` where adapting did not look better."""
+    chosen: str = ""
+    """The same, named as in `candidates`."""
+    margin: float | None = None
+    """By which a candidate's criterion must be above that of a simpler one to be chosen."""
     candidates: list[Adapted]
-    """Source-only among them."""
+    """Simplest first, source-only among them."""
     criterion: str
     """Names what the candidates were judged by, for people."""
     gaps: list[Gap]
@@ -72,7 +77,7 @@ class Adaptation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScoreBin(msgspec.Struct, frozen=True):
-    """Validation images with about the same score."""
+    """Images with about the same score."""
 
     low: float
     high: float
@@ -80,15 +85,18 @@ class ScoreBin(msgspec.Struct, frozen=True):
 
 
 class OutOfDistribution(msgspec.Struct, frozen=True, kw_only=True):
-    """How unlike the training images the validation images look; higher is stranger."""
+    """How unlike the images learned from others look; higher is stranger."""
 
     threshold: float
     flagged: int
-    """Validation images above it."""
+    """Images above it."""
     count: int
     bins: list[ScoreBin]
     method: str
-    source: str = ""
+    images: str = "validation images"
+    """Which images were scored, for people."""
+    reference: str = "training images"
+    """Which they were held against, for people."""
 
 
 class Growth(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,10 +113,20 @@ class Growth(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Suspects:
-    """Images that are probably under the wrong class, most suspicious first."""
+    """Images that may be under the wrong class, most suspicious first."""
 
     train: list[Suspect] = field(default_factory=list)
     validation: list[Suspect] = field(default_factory=list)
+    unjudged: tuple[int, ...] = ()
+    """Classes that the model recognises too badly to doubt a label of theirs."""
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.validation)
+
+    @property
+    def expected_wrong(self) -> float:
+        """How many of them are expected to be under the wrong class."""
+        return sum(s.chance for s in (*self.train, *self.validation))
 
 
 @dataclass(frozen=True)
@@ -136,13 +154,15 @@ def examine(
     out_of_fold: Floats | None = None,
     baselines: Sequence[Measured] = (),
     seed: int = 0,
+    is_adapted: bool = False,
 ) -> Findings:
-    """From what was served [m, classes] on the validation images with classes [m].
+    """Works out findings from what was served [m, classes] on images with classes [m].
 
     With features of both parts, [n, d] and [m, d], there are the nearest class mean,
     the learning curve and near-duplicates too; with out-of-fold probabilities
-    [n, classes] of the training images suspects among them. About 50 ms for 400 images
-    on one core, half a second for 5,000.
+    [n, classes] of the training images suspects among them. `is_adapted` says that the
+    model is for another domain than it learned from: no label is suspected then. About
+    50 ms for 400 images on one core, half a second for 5,000.
     """
     # The matrices are small: more threads would cost more than they bring.
     with threadpool_limits(1):
@@ -155,6 +175,7 @@ def examine(
             out_of_fold,
             baselines,
             seed,
+            is_adapted,
         )
 
 
@@ -167,6 +188,7 @@ def _examine(
     out_of_fold: Floats | None,
     baselines: Sequence[Measured],
     seed: int,
+    is_adapted: bool,
 ) -> Findings:
     measured = list(baselines)
     curve, near = None, None
@@ -176,25 +198,56 @@ def _examine(
         if all(m.name != "nearest_class_mean" for m in measured):
             means = comparisons.nearest_class_mean(train, train_targets, asked, classes)
             measured.append(Measured("nearest_class_mean", means))
-        curve = learning_curve.measure(train, train_targets, asked, targets, classes, seed)
+        accuracy = float((probabilities.argmax(axis=1) == targets).mean())
+        curve = learning_curve.measure(
+            train, train_targets, asked, targets, classes, seed, served_accuracy=accuracy
+        )
         near = duplicates.find(train, train_targets, asked)
     shares = comparisons.majority_class(train_targets, len(targets), classes)
     measured.append(Measured("majority_class", shares))
     return Findings(
         comparisons=[comparisons.compare(m, probabilities, targets) for m in measured],
         curve=curve,
-        suspects=Suspects(
-            train=[] if out_of_fold is None else label_errors.find(out_of_fold, train_targets),
-            validation=label_errors.find(probabilities, targets),
+        suspects=_suspects(
+            (probabilities, targets),
+            None if out_of_fold is None else (out_of_fold, train_targets),
+            classes,
+            is_adapted,
         ),
         near_duplicates=near,
     )
 
 
+def _suspects(
+    validation: tuple[Floats, Ints],
+    train: tuple[Floats, Ints] | None,
+    classes: int,
+    is_adapted: bool,
+) -> Suspects:
+    if is_adapted:
+        # On another domain than it learned from, the model's own mistakes would be listed.
+        return Suspects()
+    parts = [validation] if train is None else [validation, train]
+    trusted = label_errors.recognised(parts, classes)
+    return Suspects(
+        train=[] if train is None else label_errors.find(*train, trusted),
+        validation=label_errors.find(*validation, trusted),
+        unjudged=tuple(np.flatnonzero(~trusted).tolist()),
+    )
+
+
 def out_of_distribution(
-    scores: Floats, threshold: float, method: str, source: str = ""
+    scores: Floats,
+    threshold: float,
+    method: str,
+    images: str = "validation images",
+    reference: str = "training images",
 ) -> OutOfDistribution:
-    """Of the validation images' scores [n]; above the threshold is out of distribution."""
+    """Counts scores [n]; above the threshold is out of distribution.
+
+    `images` and `reference` say for people which images were scored, and which they
+    were held against.
+    """
     finite = scores[np.isfinite(scores)].astype(np.float64)
     end = max(float(finite.max(initial=0)), threshold * 1.1)
     start = min(float(finite.min(initial=end)), threshold * 0.9)
@@ -205,7 +258,8 @@ def out_of_distribution(
         count=len(scores),
         bins=[ScoreBin(float(edges[i]), float(edges[i + 1]), int(c)) for i, c in enumerate(counts)],
         method=method,
-        source=source,
+        images=images,
+        reference=reference,
     )
 
 

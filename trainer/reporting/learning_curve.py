@@ -30,10 +30,12 @@ def measure(
     validation_targets: Ints,
     classes: int,
     seed: int,
+    served_accuracy: float | None = None,
 ) -> LearningCurve:
-    """From features [n, d] and [m, d]; the last point is all n images.
+    """Measures with features [n, d] and [m, d]; the last point is all n images.
 
     The points are the ridge classifier's; differences between them are what counts.
+    `served_accuracy`, of what serves, is told beside them.
     """
     x, asked = _rotated(train, validation)
     n, d = x.shape
@@ -48,7 +50,9 @@ def measure(
         used = steps if repeat == 0 else steps[:-1]
         for size, answered in _answers(x, one_hot, asked, used):
             right.setdefault(size, []).append(answered == validation_targets)
-    return extrapolate({size: np.stack(rows) for size, rows in right.items()}, seed)
+    return extrapolate(
+        {size: np.stack(rows) for size, rows in right.items()}, seed, served_accuracy
+    )
 
 
 def _rotated(train: Floats, validation: Floats) -> tuple[Singles, Singles]:

@@ -6,29 +6,65 @@ The words and figures are `trainer.reporting.report`'s; this draws them.
 import base64
 import functools
 import io
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from service.inference.preprocess import Pixels
-from service.jobs.contract import EpochEnded
+from service.jobs.contract import (
+    REPORT_STANDING_MARK,
+    REPORT_VERSION_MARK,
+    BackbonesRanked,
+    EpochEnded,
+)
 from trainer.data import Data
+from trainer.evaluate import Metrics
 from trainer.reporting import plots
-from trainer.reporting.advice import Advice
-from trainer.reporting.findings import PartName
+from trainer.reporting.advice import MOST, VALIDATED, Advice
+from trainer.reporting.findings import Adaptation, PartName
+from trainer.reporting.label_errors import RECALL_FLOOR
 from trainer.reporting.plots import Dot
 from trainer.reporting.report import Report
 
 _MOST_SHOWN = {"mistakes": 12, "examples": 6, "suspects": 12, "pairs": 6}
 """On the page, where each costs two milliseconds; the JSON lists more."""
+_LEFT_OUT_ROWS = 50
 _TABLED_CLASSES, _DRAWN_CLASSES = 12, 100
 """Up to how many classes the confusion matrix is a table, and a heat map; the JSON has more."""
+_TABLED_COUNT = 1000
+"""Counts from here on need wider columns than a telephone has for twelve classes."""
+_NAMED_CLASSES = 4
+"""Up to how many classes the columns of the matrix have names; above, numbers."""
+_CONFUSED = 15
+_BACKBONE_COLUMNS = (
+    ("Score", "score", "%.3f"),
+    ("LogME", "log_me", "%.3f"),
+    ("H-score", "h_score", "%.3f"),
+    ("LEEP", "leep", "%.3f"),
+    ("ms an image", "image_ms", "%.1f"),
+)
+
+
+@dataclass(frozen=True)
+class _Confused:
+    """Two classes of which one is taken for the other."""
+
+    true: str
+    answered: str
+    count: int
+    support: int
+    """Images of the true class."""
 
 
 def to_html(report: Report, data: Data) -> str:
-    """The page: no script, no link to elsewhere, images inside."""
+    """Writes the page: no script, no link to elsewhere, images inside.
+
+    The service fills in the version's number where `REPORT_VERSION_MARK` stands.
+    """
     mistakes = report.mistakes[: _MOST_SHOWN["mistakes"]]
     examples = report.examples[: _MOST_SHOWN["examples"]]
     suspects = report.suspects[: _MOST_SHOWN["suspects"]]
@@ -47,11 +83,21 @@ def to_html(report: Report, data: Data) -> str:
             "suspects": suspects,
             "leaked": leaked,
             "contradictions": contradictions,
+            "left_out": _LEFT_OUT_ROWS,
         },
         images=_images(data, wanted),
         plots=_plots(report),
         topics=_topics(report.advice),
-        tabled=len(data.classes) <= _TABLED_CLASSES,
+        tabled=_is_tabled(report.metrics),
+        numbered=len(data.classes) > _NAMED_CLASSES,
+        confused=_confused(report.metrics),
+        choice=_choice(report.adaptation),
+        validated=VALIDATED[report.manifest.validated_on],
+        backbone_columns=_backbone_columns(report.backbones),
+        floor=RECALL_FLOOR,
+        is_void=report.leaked_count > MOST * report.metrics.count,
+        # Comments, which a reader does not see: the service replaces them.
+        marks={"version": REPORT_VERSION_MARK, "standing": REPORT_STANDING_MARK},
     )
 
 
@@ -67,7 +113,82 @@ def template() -> jinja2.Template:
         auto_reload=False,
     )
     environment.filters["percent"] = lambda part: f"{part * 100:.1f}\u202f%"
+    environment.filters["whole"] = lambda part: f"{part * 100:.0f}\u202f%"
+    environment.filters["short"] = _short
+    environment.filters["first"] = _first
+    environment.filters["breakable"] = _breakable
+    environment.filters["some"] = lambda rows, key: any(getattr(r, key) is not None for r in rows)
     return environment.get_template("report.html.j2")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _breakable(name: str) -> Markup:
+    """Lets a long name break after what divides it, rather than within a word."""
+    parts = re.split(r"(?<=[/\\_\- ])|(?<=[a-z])(?=[A-Z])", name)
+    return Markup("<wbr>").join(escape(part) for part in parts if part)
+
+
+def _first(labels: Sequence[str], count: int) -> str:
+    more = f" and {len(labels) - count} more" if len(labels) > count else ""
+    return ", ".join(labels[:count]) + more
+
+
+def _is_tabled(metrics: Metrics) -> bool:
+    most = max((count for row in metrics.confusion for count in row), default=0)
+    count = len(metrics.classes)
+    return count <= _NAMED_CLASSES or (count <= _TABLED_CLASSES and most < _TABLED_COUNT)
+
+
+def _confused(metrics: Metrics) -> list[_Confused]:
+    """Pairs of classes, those with most images first."""
+    labels = [c.label for c in metrics.classes]
+    pairs = [
+        (count, i, j)
+        for i, row in enumerate(metrics.confusion)
+        for j, count in enumerate(row)
+        if count and i != j
+    ]
+    pairs.sort(key=lambda pair: (-pair[0], pair[1:]))
+    return [
+        _Confused(labels[i], labels[j], count, metrics.classes[i].support)
+        for count, i, j in pairs[:_CONFUSED]
+    ]
+
+
+def _choice(adaptation: Adaptation | None) -> str:
+    """Why what serves was chosen though another candidate's criterion is higher, "" where none."""
+    if adaptation is None or adaptation.margin is None:
+        return ""
+    scored = [c for c in adaptation.candidates if c.criterion is not None]
+    chosen = next((c for c in scored if c.technique == adaptation.chosen), None)
+    best = max(scored, key=lambda c: c.criterion or 0.0, default=None)
+    if chosen is None or best is None or (best.criterion or 0.0) <= (chosen.criterion or 0.0):
+        return ""
+    return (
+        f'"{_plain(best.technique)}" has the highest criterion, and "{_plain(chosen.technique)}" '
+        "was chosen: candidates stand from simple to refined, and a more refined one is taken only "
+        f"where its criterion is higher by more than {adaptation.margin:g}."
+    )
+
+
+def _plain(technique: str) -> str:
+    return technique.replace("_", "-")
+
+
+def _backbone_columns(ranked: BackbonesRanked | None) -> list[tuple[str, str, str]]:
+    """Title, field and format of the columns in which any backbone has a value."""
+    if ranked is None:
+        return []
+    return [
+        column
+        for column in _BACKBONE_COLUMNS
+        if any(getattr(one, column[1]) is not None for one in ranked.ranking)
+    ]
 
 
 def _images(data: Data, wanted: Iterable[tuple[PartName, int]]) -> dict[tuple[PartName, int], str]:
@@ -127,7 +248,7 @@ def _plots(report: Report) -> dict[str, Markup | list[Markup] | None]:
     if report.adaptation is not None and report.adaptation.gaps:
         drawn["gaps"] = plots.gaps(report.adaptation.gaps)
     names = [c.label for c in report.metrics.classes]
-    if _TABLED_CLASSES < len(names) <= _DRAWN_CLASSES:
+    if not _is_tabled(report.metrics) and len(names) <= _DRAWN_CLASSES:
         drawn["confusion"] = plots.confusion(report.metrics.confusion, names)
     return drawn
 

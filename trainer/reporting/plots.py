@@ -16,8 +16,12 @@ from trainer.reporting.findings import Gap, ScoreBin
 from trainer.reporting.power_law import LearningCurve
 
 WIDTH = 360.0
-_HEIGHT = 230.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 12.0, 14.0, 36.0
+_DIGIT = 6.0
+"""Width of a digit of the smallest text."""
+_HEIGHT = 240.0
+_NUMBERED = 20
+"""Rows of a heat map that can have a number beside them."""
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 12.0, 24.0, 36.0
 _GAP_NAMES = {
     "proxy_a_distance": "proxy A-distance",
     "mmd": "maximum mean discrepancy",
@@ -66,8 +70,9 @@ def reliability(bins: Sequence[Bin], before: Sequence[Bin]) -> Markup:
     A dot on the diagonal keeps what it promises.
     """
     start = min(b.low for b in (*bins, *before) if b.count)
-    # The strip below 0 is for the counts.
-    axes = _Axes(min(start, 0.8), 1, -0.14, 1.04)
+    # The strip below 0 is for the counts, in two rows where they would touch.
+    axes = _Axes(min(start, 0.8), 1, -0.29, 1.04)
+    ends = [-math.inf, -math.inf]
     parts = _frame(axes, "confidence", "accuracy", _ticks(axes.x_low, 1), _ticks(0, 1))
     diagonal = f"{axes.point(axes.x_low, axes.x_low)} {axes.point(1, 1)}"
     parts.append(f'<polyline class="ref" points="{diagonal}"/>')
@@ -88,7 +93,13 @@ def reliability(bins: Sequence[Bin], before: Sequence[Bin]) -> Markup:
         parts.append(
             f'<circle class="dot" cx="{x:.1f}" cy="{axes.y(b.accuracy):.1f}" r="{radius:.1f}"/>'
         )
-        parts.append(_text(x, axes.y(-0.11), str(b.count), "middle", "small"))
+        count = str(b.count)
+        half = _DIGIT * len(count) / 2 + 2
+        row = 0 if x - half >= ends[0] else 1
+        # Pushed aside where both rows are taken, never onto another.
+        at = max(x, ends[row] + half)
+        ends[row] = at + half
+        parts.append(_text(at, axes.y(-0.17 - 0.09 * row), count, "middle", "small"))
     return _svg(parts, _HEIGHT, "Accuracy over confidence")
 
 
@@ -154,10 +165,10 @@ def dots(rows: Sequence[Dot]) -> Markup:
 
     parts = []
     for value, name in _ticks(start, 1):
-        parts.append(
-            f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{top}" '
-            f'y2="{height - 20:.1f}"/>'
-        )
+        # Only beside the dots: through the names they would strike them out.
+        for i in range(len(rows)):
+            middle = top + row * i + 25
+            parts.append(_line("grid", x(value), middle - 6, x(value), middle + 7))
         parts.append(_text(min(max(x(value), 14), WIDTH - 14), height - 6, name, "middle"))
     for i, r in enumerate(rows):
         y = top + row * i
@@ -185,10 +196,10 @@ def histogram(bins: Sequence[ScoreBin], threshold: float) -> Markup:
             f'width="{max(right - left - 1, 0.5):.1f}" height="{axes.y(0) - y:.1f}"/>'
         )
     x = axes.x(threshold)
-    parts.append(_upright(x, axes.y(0), axes.y(axes.y_high), "ref"))
+    parts.append(_upright(x, axes.y(0), _TOP - 13, "ref"))
     is_right = x > WIDTH * 0.7
     parts.append(
-        _text(x + (-4 if is_right else 4), _TOP + 9, "threshold", "end" if is_right else "start")
+        _text(x + (-4 if is_right else 4), _TOP - 4, "threshold", "end" if is_right else "start")
     )
     return _svg(parts, _HEIGHT, "Scores of the validation images")
 
@@ -219,8 +230,17 @@ def gaps(found: Sequence[Gap]) -> Markup:
 def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
     """A heat map for many classes: a square is the part of its row, named when pointed at."""
     k = len(matrix)
-    side = WIDTH / k
-    parts = [f'<rect class="plate" x="0" y="0" width="{WIDTH:.0f}" height="{WIDTH:.0f}"/>']
+    margin, whole = 20.0, WIDTH - 28.0
+    side = whole / k
+    parts = [
+        f'<rect class="plate" x="{margin:.0f}" y="{margin:.0f}" width="{whole:.0f}" '
+        f'height="{whole:.0f}"/>'
+    ]
+    step = math.ceil(k / _NUMBERED)
+    for i in range(step - 1 if step > 1 else 0, k, step):
+        middle = margin + (i + 0.5) * side
+        parts.append(_text(middle, margin - 5, str(i + 1), "middle", "small"))
+        parts.append(_text(margin - 4, middle + 3.5, str(i + 1), "end", "small"))
     for i, counts in enumerate(matrix):
         total = sum(counts)
         for j, count in enumerate(counts):
@@ -228,12 +248,12 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
                 continue
             told = f"{names[i]} answered {names[j]}: {count} of {total}"
             parts.append(
-                f'<rect class="{"hit" if i == j else "miss"}" x="{j * side:.2f}" '
-                f'y="{i * side:.2f}" width="{side:.2f}" height="{side:.2f}" '
+                f'<rect class="{"hit" if i == j else "miss"}" x="{margin + j * side:.2f}" '
+                f'y="{margin + i * side:.2f}" width="{side:.2f}" height="{side:.2f}" '
                 f'fill-opacity="{0.15 + 0.85 * count / total:.2f}"><title>{escape(told)}</title>'
                 "</rect>"
             )
-    return _svg(parts, WIDTH, "Confusion matrix")
+    return _svg(parts, margin + whole + 4, "Confusion matrix")
 
 
 def _frame(
@@ -265,7 +285,8 @@ def _frame(
         f'y1="{bottom:.0f}" y2="{bottom:.0f}"/>'
     )
     parts.append(_text(WIDTH - _RIGHT, _HEIGHT - 6, x_name, "end"))
-    parts.append(_text(2, _TOP - 4, y_name, "start"))
+    # Above the highest tick, which may lie at the very top.
+    parts.append(_text(2, _TOP - 13, y_name, "start"))
     return parts
 
 
@@ -284,7 +305,11 @@ def _ticks(low: float, high: float, about: int = 4) -> list[tuple[float, str]]:
 
 
 def _upright(x: float, y1: float, y2: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
+    return _line(kind, x, y1, x, y2)
+
+
+def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:

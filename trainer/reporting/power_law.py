@@ -20,6 +20,8 @@ LITTLE = 0.005
 """A gain that is not worth the images."""
 _VISIBLE = 0.001
 _WIDE = 0.05
+_FINE = 0.01
+"""Where the interval is no wider, tenths of a point mean something."""
 _RESAMPLES = 200
 _EXPONENTS = np.linspace(0.1, 1.0, 19)
 """What has been seen lies between; without the bound, noise would find any exponent."""
@@ -51,10 +53,14 @@ class LearningCurve(msgspec.Struct, frozen=True, kw_only=True):
     verdict: str
     """`more_helps`, `little` or `unknown`."""
     words: str
+    served_accuracy: float | None = None
+    """Of what serves, which is another classifier than the curve's."""
 
 
-def extrapolate(right: dict[int, Flags], seed: int) -> LearningCurve:
-    """From which of the m validation images were answered right, [repeats, m] a size.
+def extrapolate(
+    right: dict[int, Flags], seed: int, served_accuracy: float | None = None
+) -> LearningCurve:
+    """Extrapolates from which of m validation images were answered right, [repeats, m] a size.
 
     The interval is of resampled validation images (the same for all sizes), repeats
     and misfit. It is the expected gain's: what one lot of new images brings varies more.
@@ -69,7 +75,9 @@ def extrapolate(right: dict[int, Flags], seed: int) -> LearningCurve:
         for i, size in enumerate(sizes)
     ]
     if problem := _problem(sizes, n, m, float(errors[-1])):
-        return LearningCurve(points=points, verdict="unknown", words=problem)
+        return LearningCurve(
+            points=points, verdict="unknown", words=problem, served_accuracy=served_accuracy
+        )
     relative = np.array(sizes) / n
     best = _fit(relative, errors[None])
     spread = _fit(relative, _with_misfit(resampled, errors, best[0], relative))
@@ -86,6 +94,7 @@ def extrapolate(right: dict[int, Flags], seed: int) -> LearningCurve:
         gain_high=gain_high,
         verdict=verdict,
         words=words,
+        served_accuracy=served_accuracy,
     )
 
 
@@ -188,12 +197,32 @@ def _judged(n: int, m: int, gain: float, low: float, high: float) -> tuple[str, 
     if gain < LITTLE and high < 2 * LITTLE:
         at_most = max(high, _VISIBLE) * 100
         return "little", f"{twice} would bring little: at most {at_most:.1f} points of accuracy"
-    if low < _VISIBLE or high - low > _WIDE:
+    # A gain of less than one image is not measured on these images, whatever a fit says.
+    if low < _VISIBLE or high - low > _WIDE or gain * m < 1:
         return "unknown", (
-            f"what {twice} would bring cannot be said from {m} validation images: "
-            f"between {low * 100:.1f} and {high * 100:.1f} points of accuracy"
+            f"what {twice} would bring cannot be said from {m} validation images, of which one "
+            f"is {_points(1 / m)}: between {_rounded(low, high)} of accuracy"
         )
     return "more_helps", (
-        f"{twice} would bring about {gain * 100:.1f} points of accuracy "
-        f"({low * 100:.1f} to {high * 100:.1f})"
+        f"{twice} would bring about {_about(gain, high - low)} of accuracy "
+        f"(between {_rounded(low, high)}) to the quick classifier that it was measured with"
     )
+
+
+def _digits(width: float) -> int:
+    """Decimals of points that an interval so wide leaves a meaning."""
+    return 1 if width < _FINE else 0
+
+
+def _about(value: float, width: float) -> str:
+    text = f"{value * 100:.{_digits(width)}f}"
+    return f"{text} point{'s' * (text != '1')}"
+
+
+def _points(value: float) -> str:
+    return _about(value, 0.0)
+
+
+def _rounded(low: float, high: float) -> str:
+    digits = _digits(high - low)
+    return f"{low * 100:.{digits}f} and {high * 100:.{digits}f} points"

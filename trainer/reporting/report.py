@@ -5,19 +5,20 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from service.domain import ClassCount, Manifest, ReadSummary
+from service.domain import ClassCount, Manifest
 from service.inference.head import Floats
 from service.jobs.contract import BackbonesRanked, EpochEnded
 from trainer import evaluate
 from trainer.data import Data, Ints
 from trainer.evaluate import Metrics
-from trainer.reporting import calibration
+from trainer.reporting import calibration, left_out
 from trainer.reporting.advice import Advice, advise
 from trainer.reporting.calibration import Calibration
 from trainer.reporting.comparisons import Comparison
 from trainer.reporting.duplicates import NearDuplicates, Twins
 from trainer.reporting.findings import Adaptation, Findings, Growth, OutOfDistribution, PartName
 from trainer.reporting.label_errors import Suspect
+from trainer.reporting.left_out import LeftOut
 from trainer.reporting.power_law import LearningCurve
 
 _MISTAKES = 24
@@ -38,7 +39,7 @@ class Shown(msgspec.Struct, frozen=True):
 
 
 class SuspectShown(msgspec.Struct, frozen=True, kw_only=True):
-    """An image that is probably under the wrong class."""
+    """An image that may be under the wrong class."""
 
     file: str
     part: PartName
@@ -49,6 +50,8 @@ class SuspectShown(msgspec.Struct, frozen=True, kw_only=True):
     """Of the suggested class."""
     margin: float
     """Probability of the given class minus the best other's; low is suspicious."""
+    chance: float
+    """Estimated probability that the given class is wrong, and not the model."""
 
 
 class ImageNamed(msgspec.Struct, frozen=True):
@@ -78,15 +81,22 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """`report.json`; whatever was not found out is null or empty."""
 
     format: int = 1
+    version: int | None = None
+    """The version's number, which the service fills in when the report is asked for."""
+    is_candidate: bool | None = None
+    """Whether the version is a candidate then; filled in with `version`."""
+    gate_failures: list[str] = []
+    """What of its gate the version did not reach, for people; filled in with `version`."""
     manifest: Manifest
     metrics: Metrics
+    """Of the validation images."""
+    test: Metrics | None = None
+    """Of images that were measured on and that nothing was chosen by; None where there are none."""
     epochs: list[EpochEnded]
     data: list[ClassCount]
-    summary: ReadSummary
-    """What became of the files."""
     warnings: list[str]
     mistakes: list[Shown]
-    """The most confident wrong answers, at most 24."""
+    """The most confident wrong answers that are not among `suspects`, at most 24."""
     examples: list[Shown]
     """Some right answers, spread over the classes."""
     advice: list[Advice] = []
@@ -95,8 +105,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     comparisons: list[Comparison] = []
     learning_curve: LearningCurve | None = None
     suspects: list[SuspectShown] = []
-    """Probable label errors, most suspicious first, at most 50."""
+    """Possible label errors, most suspicious first, at most 50."""
     suspect_count: int = 0
+    suspects_expected_wrong: float = 0.0
+    """How many of `suspect_count` are expected to be label errors; of the others the model is
+    wrong."""
+    suspects_unjudged: list[str] = []
+    """Classes that the model recognises too badly to suspect a label of theirs."""
     leaked: list[PairShown] = []
     """Validation images with nearly the same training image, at most 50."""
     leaked_count: int = 0
@@ -104,10 +119,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Training images that are nearly the same, under different classes, at most 50."""
     contradiction_count: int = 0
     accuracy_without_leaked: float | None = None
+    """None where there are none, or none others."""
+    near_copies_unclear: list[str] = []
+    """Classes whose images all look alike to the backbone: nothing is said of copies of theirs."""
     adaptation: Adaptation | None = None
     backbones: BackbonesRanked | None = None
     out_of_distribution: OutOfDistribution | None = None
     growth: Growth | None = None
+    left_out: LeftOut | None = None
 
 
 def collect(
@@ -117,11 +136,19 @@ def collect(
     probabilities: Floats,
     epochs: Sequence[EpochEnded],
     findings: Findings | None = None,
+    test: Metrics | None = None,
 ) -> Report:
-    """Puts the findings together; `probabilities` are those of the validation images."""
+    """Puts the findings together.
+
+    `probabilities` [m, classes] and `metrics` are of the validation images, `test` of
+    images that nothing was chosen by, which comes first in the report where it is given.
+    """
     findings = findings or Findings()
     targets = data.validation.targets
-    wrong = evaluate.worst_mistakes(probabilities, targets, _MISTAKES)
+    doubted = {s.place for s in findings.suspects.validation}
+    wrong = evaluate.worst_mistakes(probabilities, targets, _MISTAKES + len(doubted))
+    # What is said to be a wrong label is not said to be a mistake of the model too.
+    wrong = [m for m in wrong if m.place not in doubted][:_MISTAKES]
     calibrated = calibration.measure(probabilities, targets, manifest.temperature, manifest.seed)
     near = findings.near_duplicates or NearDuplicates([], [])
     without_leaked = _accuracy_without(probabilities, targets, near.across_parts)
@@ -131,30 +158,44 @@ def collect(
     ]
     suspects.sort(key=lambda s: s.margin)
     counts = data.counts()
+    out = left_out.of(data.summary)
     return Report(
         manifest=manifest,
         metrics=metrics,
+        test=test,
         epochs=list(epochs),
         data=counts,
-        summary=data.summary,
         warnings=list(data.warnings),
         mistakes=[_shown(data, m.place, probabilities) for m in wrong],
         examples=[_shown(data, place, probabilities) for place in _right(data, probabilities)],
-        advice=advise(metrics, calibrated, findings, counts, manifest.gate_checks, without_leaked),
+        advice=advise(
+            manifest=manifest,
+            metrics=metrics,
+            calibration=calibrated,
+            findings=findings,
+            counts=counts,
+            left_out=out,
+            accuracy_without_twins=without_leaked,
+            test=test,
+        ),
         calibration=calibrated,
         comparisons=findings.comparisons,
         learning_curve=findings.curve,
         suspects=suspects[:_SUSPECTS],
         suspect_count=len(suspects),
+        suspects_expected_wrong=findings.suspects.expected_wrong,
+        suspects_unjudged=[data.classes[i] for i in findings.suspects.unjudged],
         leaked=[_pair(data, "validation", t) for t in near.across_parts[:_PAIRS]],
         leaked_count=len(near.across_parts),
         contradictions=[_pair(data, "train", t) for t in near.across_classes[:_PAIRS]],
         contradiction_count=len(near.across_classes),
         accuracy_without_leaked=without_leaked,
+        near_copies_unclear=[data.classes[i] for i in near.unclear],
         adaptation=findings.adaptation,
         backbones=findings.backbones,
         out_of_distribution=findings.out_of_distribution,
         growth=findings.growth,
+        left_out=out,
     )
 
 
@@ -178,6 +219,7 @@ def _suspect(data: Data, part: PartName, suspect: Suspect) -> SuspectShown:
         suggested=data.classes[suspect.suggested],
         probability=suspect.probability,
         margin=suspect.margin,
+        chance=suspect.chance,
     )
 
 

@@ -1,3 +1,4 @@
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -235,10 +236,19 @@ def test_models_and_versions_are_listed_in_pages_without_gaps(
     assert last == ""
 
 
-def test_the_report_is_the_one_that_training_wrote(models: ModelStore, publish: Publish) -> None:
-    publish("birds", "job-1")
-    record = models.get_version("birds", 1, None)
-    assert models.report(record, html=True) == b"<p>job-1</p>"
+def test_a_report_is_the_one_that_training_wrote_with_the_version_in_it(
+    models: ModelStore, publish: Publish
+) -> None:
+    for n in (1, 2):
+        publish("birds", f"job-{n}")
+    record = models.get_version("birds", 2, None)
+    assert models.report(record, html=True) == b"<p>job-2</p>"
+    assert json.loads(models.report(record, html=False)) == {
+        "job": "job-2",
+        "version": 2,
+        "is_candidate": False,
+        "gate_failures": [],
+    }
 
 
 def test_counts_say_what_there_is(models: ModelStore, publish: Publish) -> None:

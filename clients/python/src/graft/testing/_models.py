@@ -272,6 +272,7 @@ class Models(model_pb2_grpc.ModelServiceServicer):
         content = {
             "model": version.model,
             "version": version.version,
+            "is_candidate": version.is_candidate,
             "validation_accuracy": version.validation_accuracy,
         }
         return pb.GetReportResponse(

@@ -184,7 +184,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetReport(self, request, context):
-        """The report that training wrote. Errors: as GetVersion.
+        """The report that training wrote, with the version's number and whether it is
+        a candidate now. Errors: as GetVersion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

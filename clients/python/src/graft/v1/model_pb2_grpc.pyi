@@ -73,7 +73,9 @@ class ModelServiceStub:
     it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
     """
     GetReport: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetReportRequest, _model_pb2.GetReportResponse]
-    """The report that training wrote. Errors: as GetVersion."""
+    """The report that training wrote, with the version's number and whether it is
+    a candidate now. Errors: as GetVersion.
+    """
     ExportModel: _grpc.UnaryStreamMultiCallable[_model_pb2.ExportModelRequest, _model_pb2.ExportModelResponse]
     """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
     probabilities [n, classes] out, with the normalisation and the softmax
@@ -128,7 +130,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
     """
     GetReport: _aio.UnaryUnaryMultiCallable[_model_pb2.GetReportRequest, _model_pb2.GetReportResponse]  # type: ignore[assignment]
-    """The report that training wrote. Errors: as GetVersion."""
+    """The report that training wrote, with the version's number and whether it is
+    a candidate now. Errors: as GetVersion.
+    """
     ExportModel: _aio.UnaryStreamMultiCallable[_model_pb2.ExportModelRequest, _model_pb2.ExportModelResponse]  # type: ignore[assignment]
     """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
     probabilities [n, classes] out, with the normalisation and the softmax
@@ -246,7 +250,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.GetReportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.GetReportResponse, _abc.Awaitable[_model_pb2.GetReportResponse]]:
-        """The report that training wrote. Errors: as GetVersion."""
+        """The report that training wrote, with the version's number and whether it is
+        a candidate now. Errors: as GetVersion.
+        """
 
     @_abc_1.abstractmethod
     def ExportModel(

