@@ -313,7 +313,7 @@ def _check_left(
 ) -> None:
     if not is_labelled:
         return
-    for part in sorted({file.part for file in files} - {image.part for image in images}):
+    for part in sorted({file.part for file in files} - {image.part for image in images} - {""}):
         rows = [row for row in left_out if row.reason in _BAD]
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,

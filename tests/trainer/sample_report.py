@@ -1,5 +1,6 @@
 """Reports of made-up jobs with any number of classes, for tests of the words and of the page."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,19 @@ from trainer.reporting.label_errors import Suspect
 
 _NAMES = ("Annual crop", "HerbaceousVegetation", "industrial_zone_north-west", "Hwy", "Gemüse")
 _LONG = "a_class_whose_name_is_as_long_as_names_may_be_and_has_no_end_x9"
+
+LEFT_OUT = [
+    *(
+        LeftOutFile(
+            f"ants/a_file_with_a_rather_long_name_{n:04}.gif",
+            "ants",
+            LeftOutReason.UNREADABLE,
+            "it is cut off",
+        )
+        for n in range(12)
+    ),
+    LeftOutFile("Thumbs.db", "", LeftOutReason.SYSTEM, "a system's file"),
+]
 
 
 def manifest(classes: tuple[str, ...] = ("ant", "bee"), **changes: object) -> Manifest:
@@ -84,18 +98,7 @@ def data(root: Path, classes: int, per_class: int = 6) -> Data:
         test=part(1).none(),
         summary=summarise(
             len(paths),
-            [
-                *(
-                    LeftOutFile(
-                        f"ants/a_file_with_a_rather_long_name_{n:04}.gif",
-                        labels[-1],
-                        LeftOutReason.UNREADABLE,
-                        "it is cut off",
-                    )
-                    for n in range(12)
-                ),
-                LeftOutFile("Thumbs.db", "", LeftOutReason.SYSTEM, "a system's file"),
-            ],
+            LEFT_OUT,
         ),
         digest="ef" * 32,
         warnings=("Two folders have the same images in them.",),
@@ -205,7 +208,7 @@ def with_everything(found: Data) -> report.Report:
     return report.collect(
         manifest(found.classes, gate_checks=checks),
         metrics,
-        found,
+        replace(found, summary=summarise(len(found.names), LEFT_OUT)),
         probabilities,
         epochs,
         extras,

@@ -91,7 +91,8 @@ def test_a_page_with_everything_shows_every_section(found: Data) -> None:
     for part in (
         "Is it good enough?", "Can it be trusted?", "What next?", "Test accuracy", "Gate",
         "at least 0.9500 was asked for", "What was left out", "13 of 53 files that were found",
-        "it is a GIF", "Thumbs.db", "Domain adaptation", "77 target images", "70.0 %",
+        "damaged, or cannot be read", "Thumbs.db", "Domain adaptation", "77 target images",
+        "70.0 %",
         '"mcc classes as frequent as in the target" has the highest criterion, and "mcc classes '
         'equally frequent" was chosen', "more than 0.03", "features unchanged",
         "What the transfer was worth", "all layers fine-tuned", "12.5",

@@ -120,7 +120,7 @@ def test_model_based_transfer_trains_every_layer_and_tells_every_epoch(
 
     report = json.loads((Path(spec.out_dir) / "report.json").read_bytes())
     assert len(report["epochs"]) == 3
-    assert report["summary"]["files"][0]["path"] == "red/notes.txt"
+    assert report["left_out"]["rows"][0]["examples"][0].startswith("red/notes.txt (")
     page = (Path(spec.out_dir) / "report.html").read_text()
     assert "<polyline" in page
     assert "data:image/jpeg;base64," in page
@@ -435,6 +435,7 @@ def test_a_test_part_is_measured_with_what_serves_and_nothing_is_chosen_on_it(
         (tmp_path / "out" / BACKBONE_FILE).read_bytes(),
         heads.load(tmp_path / "out" / HEAD_FILE),
         {},
+        manifest.decoding,
     )
     session = onnxruntime.InferenceSession(served, providers=["CPUExecutionProvider"])
     found = data.load(folder, 0.2, 0).test

@@ -83,7 +83,7 @@ async def test_a_job_that_is_cancelled_while_its_images_are_read_gives_up(
     await house.supervisor.start()
     assert await asyncio.to_thread(endless.started.wait, GUARD_S)
     under_way = house.jobs.get(job.job_id, TENANT)
-    assert under_way.progress == Progressed("preparing", 0.0, "reading images: 0 of 10")
+    assert under_way.progress == Progressed("reading", 0.0, "images", 0, 10)
     await asyncio.to_thread(house.jobs.request_cancel, job.job_id, TENANT)
     house.supervisor.wake()
     record = await house.ended(job.job_id)

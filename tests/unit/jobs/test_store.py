@@ -92,7 +92,7 @@ def test_a_dataset_of_one_class_is_enough_beside_a_base_alone(
     asked = request(server_path="", dataset_id=dataset_id)
     for refuse in (
         lambda: jobs.create(asked, "", ""),
-        lambda: jobs.check_dataset(dataset_id, TENANT),
+        lambda: jobs.check_dataset(dataset_id, TENANT, is_alone=True),
     ):
         with pytest.raises(InvalidInput, match=r"1 class \('cat'\)") as caught:
             refuse()
