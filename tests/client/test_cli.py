@@ -35,7 +35,11 @@ def lines(text: str) -> list[dict[str, Any]]:
 def test_a_fine_tune_is_followed_to_its_version(run: Run, folder: Path) -> None:
     code, out, err = run("finetune", folder, "--name", "cats")
     assert (code, err) == (0, "")
-    assert out.splitlines()[2:5] == ["running", "6 images of 2 classes", "features"]
+    assert out.splitlines()[2:4] == [
+        "running",
+        "6 images of 2 classes; 6 of 8 files are used; left out: 1 link, 1 hidden",
+    ]
+    assert "\nfeatures\n" in out
     assert "cats version 1: 95.0% of 20 validation images right" in out
     assert out.endswith("Try it: graft predict cats IMAGE\n")
 
@@ -379,8 +383,8 @@ def test_labels_that_differ_in_case_alone_are_asked_for_by_a_flag(
     assert dataset["case_sensitive_labels"]
     assert run("finetune", folder, "--name", "cats", flag)[0] == 0
     assert run("rank", folder, flag)[0] == 0
-    assert server.requests("FineTune")[0].case_sensitive_labels
-    assert server.requests("RankBackbones")[0].case_sensitive_labels
+    assert server.requests("FineTune")[-1].case_sensitive_labels
+    assert server.requests("RankBackbones")[-1].case_sensitive_labels
 
 
 def test_what_a_job_left_out_is_shown_as_it_goes(run: Run, folder: Path) -> None:
@@ -420,7 +424,7 @@ def test_health_says_whether_the_server_serves(run: Run, server: FakeGraft) -> N
         (["promote", "pets", "latest"], 2, "'latest' is no version"),
         (["export", "pets", "-o", "/no/such/folder/pets.onnx"], 2, "graft: /no/such/folder: there"),
         (["export", "pets", "-o", "/"], 2, "graft: /: is a folder: name a file"),
-        (["finetune", "server:/x", "--name", "a\ud800"], 2, "not text in UTF-8"),
+        (["finetune", "server:/x", "--name", "a\ud800"], 1, "are no UTF-8"),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(

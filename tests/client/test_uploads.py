@@ -93,7 +93,7 @@ def test_labels_that_differ_in_case_alone_are_asked_for(
     job = client.fine_tune(folder, "pets", case_sensitive_labels=True)
     assert job.job.request.case_sensitive_labels
     client.rank_backbones(folder, case_sensitive_labels=True)
-    [ranked] = server.requests("RankBackbones")
+    _, ranked = server.requests("RankBackbones")
     assert ranked.case_sensitive_labels
 
 

@@ -34,9 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; the interpreter must not flush into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Code.REFUSED
-    except UnicodeEncodeError as error:
-        text = error.object[max(0, error.start - 20) : error.end + 20]
-        return complain(f"{text!r} holds characters that are not text in UTF-8", Code.USAGE)
     except (Usage, RichMissing, GraftError, OSError) as error:
         return complain(_line(error), _code(error))
 
