@@ -131,15 +131,33 @@ def _bad_pairs(count: int) -> Callable[[], Pairs]:
     return lambda: [("ants", b"\x89PNG\r\n\x1a\n" + bytes([n])) for n in range(count)]
 
 
+_HEIC = Path(__file__).parents[2] / "heic" / "plain.heic"
+
+
+def _formats() -> Pairs:
+    forms = ("JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+    encoded_ones = [encoded(70 + number, form) for number, form in enumerate(forms)]
+    return [("ants", content) for content in (*encoded_ones, _HEIC.read_bytes())]
+
+
+def _lay_formats(root: Path) -> None:
+    for number, (label, content) in enumerate(_formats()):
+        (root / label / f"form-{number}.jpg").write_bytes(content)
+
+
 HTML = b"<!DOCTYPE html><html><body>Not found</body></html>"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
 
 KINDS = [
-    Kind("a PNG, JPEG, WebP or BMP file", lambda root: None, list),
+    Kind("PNG files", lambda root: None, list),
+    Kind(
+        "a JPEG, WebP, BMP, GIF, TIFF, AVIF and HEIC file, all named .jpg", _lay_formats, _formats
+    ),
     _file("ants/cut.png", encoded(60)[:200], "an image that is cut short"),
     _file("ants/empty.png", b"", "an empty file"),
     _file("ants/page.jpg", HTML, "a web page named .jpg"),
     _file("ants/pointer.png", LFS, "a pointer of git-lfs"),
+    _file("ants/paper.pdf", b"%PDF-1.7\n" + bytes(50), "a PDF, a video, a camera's raw file"),
     _file("ants/notes.txt", b"red ones\n", "a text file in a class"),
     Kind("5 bad files of 11", _bad(5), _bad_pairs(5)),
     Kind(
