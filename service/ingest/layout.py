@@ -401,6 +401,13 @@ def _check_classes(
             f"{what}: the images must lie in a folder per class, or in train/, val/ and test/ "
             f"with a folder per class in each{_why_none(found.left_out)}",
         )
+    if parts.isdisjoint(("", "train")):
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"there are the parts {' and '.join(f'{part}/' for part in sorted(parts))} and none to "
+            "learn from: add train/ with a folder per class, or rename the folders if they are "
+            "classes",
+        )
     for part in sorted(parts - {file.part for file in found.files}):
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,

@@ -103,7 +103,7 @@ def test_no_part_of_a_page_hides_what_does_not_fit(pages: dict[int, str], classe
 def test_every_cell_of_a_table_that_is_stacked_names_its_column(
     pages: dict[int, str], classes: int
 ) -> None:
-    tables = re.findall(r"<table( class=\"[a-z]+\")?[^>]*>(.*?)</table>", pages[classes], re.S)
+    tables = re.findall(r"<table( class=\"[a-z ]+\")?[^>]*>(.*?)</table>", pages[classes], re.S)
     assert len(tables) > 6
     for kind, body in tables:
         if "confusion" in kind:

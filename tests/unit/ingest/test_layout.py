@@ -169,6 +169,7 @@ def test_a_name_that_is_no_utf_8_is_left_out_as_a_file_and_refused_as_a_class() 
         ((*ANTS, "wasps/a@"), "'wasps' has no images: .* such as 'wasps/a' .a link"),
         ((*ANTS, Entry(("wasps",), Kind.DENIED)), "the folder 'wasps' may not be read"),
         (("train/ants/1", "val/wasps/"), "the part val/ holds no images"),
+        (("val/ants/1", "test/ants/2"), "the parts test/ and val/ and none to learn from"),
     ],
 )
 def test_another_shape_is_refused_with_what_is_wrong(

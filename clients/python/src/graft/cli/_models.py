@@ -48,7 +48,9 @@ def add(commands: Any) -> None:
 
     report = commands.add("report", "The report that training wrote", run_report)
     report.add_argument("model", metavar="MODEL", help=_names.HELP)
-    report.add_argument("--html", action="store_true", help="a page for people, instead of JSON")
+    report.add_argument(
+        "--html", action="store_true", help="a page for people, instead of JSON; so is a FILE.html"
+    )
     report.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
     export = commands.add("export", "Write a model as one self-contained ONNX file", run_export)
     export.add_argument("model", metavar="MODEL", help=_names.HELP)
@@ -157,7 +159,7 @@ def run_promote(client: Client, arguments: argparse.Namespace, output: Output) -
 def run_report(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Writes a report."""
     model, which = _names.parse(arguments.model)
-    if arguments.html:
+    if arguments.html or str(arguments.output).endswith(".html"):
         text = client.get_report_html(model, **which)
     else:
         report = client.get_report(model, **which)
