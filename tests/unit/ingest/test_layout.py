@@ -58,7 +58,6 @@ def test_a_folder_for_each_class_names_no_part() -> None:
         ("train", "validation", ("train", "val")),
         ("train", "test", ("train", "test")),
         ("TRAIN", "Testing", ("train", "test")),
-        ("test", "val", ("test", "val")),
     ],
 )
 def test_two_folders_of_parts_side_by_side_name_the_parts(
