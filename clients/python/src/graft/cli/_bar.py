@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from graft.cli._times import percent, times
@@ -13,7 +14,7 @@ from graft.cli._times import percent, times
 
 @dataclass(frozen=True)
 class Shown:
-    """How a stage stands."""
+    """A stage, how far it is and how long it takes, as the bar shows it."""
 
     stage: str
     fraction: float | None = None
@@ -24,17 +25,22 @@ class Shown:
 
 
 class Bar:
-    """Lives from `start` to `stop`; `show` may be called at any time, from one thread."""
+    """Draws from `start` to `stop`; `show` may be called at any time, from one thread."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._shown, self._since = Shown("queued"), clock()
         self._bar = Progress(
-            TextColumn("{task.fields[stage]:<10}", markup=False),
-            BarColumn(),
-            TextColumn("{task.fields[done]:>4}", markup=False),
-            TextColumn("{task.fields[figures]}", markup=False),
-            _Clock(self.times),
+            # In a narrow terminal the figures are cut, and nothing else.
+            TextColumn("{task.fields[stage]:<10}", markup=False, table_column=_whole(10)),
+            BarColumn(20),
+            TextColumn("{task.fields[done]:>4}", markup=False, table_column=_whole(4)),
+            TextColumn(
+                "{task.fields[figures]}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis"),
+            ),
+            _Clock(self.times, table_column=_whole(_CLOCK_CHARS)),
             console=console,
         )
         self._task = self._bar.add_task("", total=None, stage="queued", done="", figures="")
@@ -64,11 +70,11 @@ class Bar:
         )
 
     def print(self, text: str) -> None:
-        """One line above the bar."""
+        """Prints one line above the bar."""
         self._bar.console.print(text, soft_wrap=True)
 
     def times(self) -> str:
-        """The stage's clock, and what remains of it where that is known."""
+        """Returns the time that the stage has taken, and what remains where that is known."""
         passed_s = self._clock() - self._since
         return times(
             self._shown.elapsed_s + passed_s,
@@ -76,11 +82,19 @@ class Bar:
         )
 
 
+_CLOCK_CHARS = 22
+"""Of "12:34, about 1:23 left"."""
+
+
+def _whole(chars: int) -> Column:
+    return Column(no_wrap=True, min_width=chars)
+
+
 class _Clock(ProgressColumn):
-    def __init__(self, times: Callable[[], str]) -> None:
-        super().__init__()
+    def __init__(self, times: Callable[[], str], table_column: Column) -> None:
+        super().__init__(table_column)
         self._times = times
 
     def render(self, task: Task) -> Text:  # noqa: ARG002 - what it shows is not the task's
-        """Drawn anew several times a second, whatever arrives."""
+        """Returns the clock; rich asks for it several times a second, whatever arrives."""
         return Text(self._times())
