@@ -68,7 +68,7 @@ _MOST_HELD = 16
 _HEALTH_TIMEOUT_S = 4.0
 """Less than what asks waits for."""
 _PROXIES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-"""Variables by which downloads of trainers go through a proxy."""
+"""Variables that send the trainers' downloads through a proxy."""
 
 log = logging.getLogger(__name__)
 

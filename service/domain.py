@@ -54,7 +54,7 @@ PartName = Literal["", "train", "val", "test"]
 
 
 class ClassCount(msgspec.Struct, frozen=True):
-    """How many images a class has; all count as `train` where no part is named."""
+    """Counts a class's images by part; all count as `train` where no part is named."""
 
     label: str
     train: Count
@@ -63,7 +63,7 @@ class ClassCount(msgspec.Struct, frozen=True):
 
 
 class LeftOutReason(StrEnum):
-    """Why a file is not among the images of a dataset."""
+    """Reasons for which a file is not among the images of a dataset."""
 
     UNREADABLE = "unreadable"
     """Damaged, too large, or may not be read."""
@@ -96,7 +96,7 @@ class LeftOutFile(msgspec.Struct, frozen=True):
 
 
 class LeftOut(msgspec.Struct, frozen=True):
-    """How many files were left out for one reason, of one class."""
+    """Counts the files of one class that were left out for one reason."""
 
     reason: LeftOutReason
     label: str
@@ -104,7 +104,7 @@ class LeftOut(msgspec.Struct, frozen=True):
 
 
 class ReadSummary(msgspec.Struct, frozen=True):
-    """What became of every file that was sent: seen = used + all that were left out."""
+    """Says what became of every file that was sent: seen = used + all that were left out."""
 
     seen: Count = 0
     used: Count = 0
@@ -117,7 +117,7 @@ class ReadSummary(msgspec.Struct, frozen=True):
 
     @property
     def left_out_count(self) -> int:
-        """How many files were left out."""
+        """Counts the files that were left out."""
         return self.seen - self.used
 
 
@@ -158,11 +158,11 @@ class ImageDecoding(msgspec.Struct, frozen=True):
     background: str = WHITE
     """The colour that transparency is laid on, "#rrggbb"."""
     bit_depth: int = 16
-    """Bits that count of 16-bit grey whose file does not declare them: 10, 12, 14 or 16."""
+    """Bits used of 16-bit grey whose file does not declare them: 10, 12, 14 or 16."""
 
 
 DEFAULT_DECODING = ImageDecoding()
-"""The decoding of what no version was trained for."""
+"""The decoding for images that no version is to classify."""
 
 
 class Base(msgspec.Struct, frozen=True):
@@ -231,7 +231,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     validated_on: Literal["", "source", "target"] = ""
     """Which domain the validation figures are of, in domain adaptation."""
     test_count: Count = 0
-    """Images of the test part: measured on, never chosen on."""
+    """Images of the test part: measured on, never chosen by."""
     test_accuracy: float | None = None
     test_loss: float | None = None
     stages_s: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Temporary files: where this process, its libraries and its trainers put them.
+"""Chooses where this process, its libraries and its trainers put temporary files.
 
 `TMPDIR` says where, and has to be a folder that can be written. Without it they lie in
 the data folder, the one place that surely can be: a container's other file systems are
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def use(data_dir: Path, environment: Mapping[str, str]) -> None:
-    """Says where this process's temporary files go; raises BadConfig for a bad `TMPDIR`.
+    """Sets where this process's temporary files go; raises BadConfig for a bad `TMPDIR`.
 
     Makes no folder yet: `prepare` does, once the data folder is this process's.
     """

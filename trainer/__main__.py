@@ -63,7 +63,7 @@ def _wait() -> int:
     order = read_order()
     records.print_to(Path(order.log))
     if order.tmp_dir:
-        # Which is forgotten with the job.
+        # The job's own folder, which is removed with it.
         os.environ["TMPDIR"] = tempfile.tempdir = order.tmp_dir
     records.keep_alive()
     go_on = _run_ranking if order.command == "rank" else _run

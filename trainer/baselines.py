@@ -33,7 +33,7 @@ _TRAINED = ("full_fine_tune", "from_scratch")
 
 
 JUDGING = (0.4, 0.7)
-"""From where to where the comparisons are in the stage "checking"."""
+"""Begin and end of the comparisons within the stage "checking", as fractions of it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,16 +109,16 @@ def _trained(bench: Bench, name: Baseline, budget_s: float | None, send: Send) -
 
 
 def _within_checking(send: Send, name: Baseline, index: int, count: int) -> Send:
-    """Passes on how far a comparison is, as its share of the stage that it belongs to.
+    """Passes on how far a comparison is, as a fraction of the stage "checking".
 
-    Its epochs and notes are not the job's.
+    Leaves out its epochs and notes, which are not the job's.
     """
     low, high = JUDGING
     detail = f"for comparison: {name.replace('_', ' ')}"
 
     def told(record: Record) -> None:
         if isinstance(record, Progressed):
-            # What is trained here is prepared before: that is the small part of it.
+            # Preparing comes before the training, and is the small part of it.
             done = record.fraction if record.stage == "training" else 0.0
             share = low + (high - low) * (index + done) / count
             send(Progressed("checking", share, detail, record.step, record.steps))

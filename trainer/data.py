@@ -1,8 +1,8 @@
 """The images of a job: read, checked and divided before anything is trained.
 
 Keeps paths and digests, never pixels: those are decoded where they are needed. The reader
-of `service.ingest` says what is there; how it is divided and what stops a job stands in
-`trainer.division`.
+of `service.ingest` says which images there are; `trainer.division` divides them, and says
+what stops a job.
 """
 
 import hashlib
@@ -106,7 +106,7 @@ class Unlabelled(Files):
     summary: ReadSummary
     digest: str
     names: dict[Path, str]
-    """As people know them."""
+    """Images by the names that people know."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ class Source:
     root: Path
     index_file: str = ""
     name: str = ""
-    """Stands before the names of its images."""
+    """Prefix of the names of its images; empty for none."""
 
     def read(
         self, threads: int = 0, *, is_labelled: bool = True, case_sensitive: bool = False

@@ -1,4 +1,4 @@
-"""How datasets are divided into training, validation and test parts, and what forbids it.
+"""Divides datasets into training, validation and test parts, and refuses what forbids it.
 
 Every problem has a name: one class only, classes with too few images, the same image in two
 parts or under two classes, class names that look the same.
@@ -52,7 +52,7 @@ class Division:
 def divide(datasets: Sequence[Images], fraction: float, seed: int, warnings: list[str]) -> Division:
     """Divides each dataset by itself: by its parts' names, else by `fraction`, stratified.
 
-    The datasets stand in the order in which they came; none holds an image twice. A
+    The datasets are in the order in which they came; none holds an image twice. A
     validation image of one is a training image of none, and a test image is neither. What
     comes later moves nothing of what came before to another part, but out of training.
     """
@@ -168,7 +168,7 @@ def check_classes(found: Division, warnings: list[str]) -> tuple[str, ...]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
+    """Returns the first names, and how many more there are."""
     shown = list(names)
     more = f" and {len(shown) - _LISTED} more" if len(shown) > _LISTED else ""
     return ", ".join(shown[:_LISTED]) + more

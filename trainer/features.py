@@ -1,4 +1,4 @@
-"""Features of image files: each that no cache knows is read, decoded and run.
+"""Computes the features of image files: each that no cache knows is read, decoded and run.
 
 One worker a core does all of it, a few files at a time, so that no more than a few
 images lie in memory as pixels; a run has one core to itself, which is the fastest

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 FROZEN_FILE = "frozen.onnx"
 """The pretrained backbone beside one that the job trains; nobody else's."""
 _FIRST_HEAD = (0.2, 0.6)
-"""From where to where it is in the preparation before the first epoch."""
+"""Begin and end of the first head within the stage "preparing", as fractions of it."""
 _RANKING_PART = 0.25
 _RANKING_S = 60.0
 """Longest time to choose a backbone, and the part of the job's budget that it may take."""
@@ -86,7 +86,7 @@ class Job:
             self._tell(record)
 
     def _send_first_head(self, record: Record) -> None:
-        # It comes before the training, and is none.
+        # The first head is fitted before the training, and is part of preparing it.
         if isinstance(record, Progressed) and record.stage == "training":
             low, high = _FIRST_HEAD
             share = low + (high - low) * record.fraction

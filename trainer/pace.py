@@ -1,11 +1,11 @@
-"""The pace of a stage: how far it is, and how long it may still take."""
+"""Measures the pace of a stage, and how long it may still take."""
 
 import time
 from collections import deque
 from collections.abc import Callable
 
 _WINDOW_S = 30.0
-"""The pace is that of the last so many seconds: the first images may all have been kept."""
+"""Seconds that the pace is measured over: the first images may all come from the cache."""
 _LEAST_S = 1.0
 """Shorter measurements say nothing."""
 
@@ -27,13 +27,13 @@ class Pace:
 
     @property
     def unit_s(self) -> float | None:
-        """Seconds a unit, lately; None while that is not known."""
+        """Returns the seconds that a unit took lately; None while that is not known."""
         (began, before), (now, done) = self._marks[0], self._marks[-1]
         if done <= before or now - began < _LEAST_S:
             return None
         return (now - began) / (done - before)
 
     def remaining_s(self, left: int) -> float | None:
-        """Seconds for `left` further units at this pace; None while that is not known."""
+        """Returns the seconds that `left` further units take; None while that is not known."""
         unit_s = self.unit_s
         return None if unit_s is None else left * unit_s

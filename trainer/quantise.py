@@ -165,7 +165,7 @@ def _accuracy(head: Head, features: Floats, part: Part) -> float:
 
 
 def _progress(record: Record, send: Send) -> None:
-    # The epoch was told of already, and the training is over.
+    # The epoch was sent already, and the training is over.
     if isinstance(record, Progressed) and record.stage == "training":
         share = 0.6 + 0.3 * record.fraction
         send(Progressed("exporting", share, "fitting the head to what int8 gives"))

@@ -2,7 +2,7 @@
 
 A file of 16 bits seldom says how many its camera has, and 12 bits shown as 16 are nearly
 black. What a file declares counts; else the smallest usual depth that holds all images of a
-data set, so that one that is darker than another stays darker.
+dataset, so that an image that is darker than another stays darker.
 """
 
 import struct
@@ -15,7 +15,7 @@ from PIL import Image
 from service.errors import InvalidInput, Reason
 
 USUAL: Final = (10, 12, 14, 16)
-"""Bits of cameras and scanners, of which a data set gets the smallest that holds it."""
+"""Bits of cameras and scanners, of which a dataset gets the smallest that holds its values."""
 
 _IHDR_END: Final = 33
 _PNG_SIGNATURE: Final = 8
@@ -24,7 +24,7 @@ Greys = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether the image is grey of more than 8 bits."""
+    """Tells whether an image is grey of more than 8 bits."""
     return image.mode == "I" or image.mode.startswith("I;16")
 
 
@@ -64,9 +64,10 @@ def usual(bits: int) -> int:
 def to_8_bits(
     values: Greys, bits: int, *, is_white_zero: bool, transparent: int | None
 ) -> Image.Image:
-    """Keeps the upper 8 of so many bits; larger values are white.
+    """Returns the upper 8 of `bits` bits of grey values [height, width] as an image.
 
-    An image in L; in LA where one of the values means transparent.
+    Values of more bits are white. With `is_white_zero` the largest value is black. The
+    image is in mode L; in LA where a value is given that means transparent.
     """
     alpha = None if transparent is None else values != transparent
     if is_white_zero:

@@ -45,7 +45,7 @@ class ModelFiles:
     head_digest: str
     head_path: Path
     decoding: ImageDecoding = DEFAULT_DECODING
-    """How its images become pixels."""
+    """Says how its images become pixels."""
 
 
 class Placed(Protocol):

@@ -2,9 +2,9 @@
 
 uint8 images [n, 224, 224, 3] in, probabilities float32 [n, classes] out;
 the normalisation comes with the backbone, the softmax and the temperature with
-the head. The labels are in the metadata under "labels", as a JSON list; how an image becomes
-pixels under "preprocess", as a JSON object: `preprocess.describe` and the fields of the
-version's `ImageDecoding`.
+the head. The labels are in the metadata under "labels", as a JSON list. Under "preprocess"
+is how an image becomes pixels, as a JSON object: what `preprocess.describe` returns, and the
+fields of the version's `ImageDecoding`.
 """
 
 import json

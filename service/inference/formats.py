@@ -1,4 +1,4 @@
-"""Image formats: which one a file's bytes are, and what they are where they are no image.
+"""Recognises image formats by a file's bytes, and names what is not an image.
 
 Knows files by their first bytes alone, never by their names.
 """
@@ -34,7 +34,7 @@ _RAW: Final = "a camera's raw file", "develop it, and send JPEG, PNG or TIFF"
 _VIDEO: Final = "a video", "extract its frames as JPEG or PNG"
 _AS_PNG: Final = "save it as PNG or JPEG"
 
-# At which byte, which bytes, what they are, what to do. Longer beginnings stand before
+# Each row: at which byte, which bytes, what they are, what to do. Longer beginnings come before
 # shorter ones.
 _OTHERS: Final = (
     (0, b"version https://git-lfs.", "a pointer of Git LFS", "run git lfs pull"),
@@ -96,7 +96,7 @@ _TEXTS: Final[tuple[tuple[Callable[[str], object], str, str], ...]] = (
         "a web page (HTML)", "a download failed: fetch the image itself"),
     (lambda text: text.startswith("<?xml"), "an XML document", _READ_IT),
     (lambda text: text.startswith(("{", "[")), "JSON", _READ_IT),
-    (lambda _: True, "text", "send the bytes of the image's file, neither its name nor base64"),
+    (lambda _: True, "text", "send the bytes of the image file, neither its name nor base64"),
 )  # fmt: skip
 """Tests of a text's beginning in lower case, and what it is then, in this order."""
 

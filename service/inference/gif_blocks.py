@@ -1,4 +1,4 @@
-"""What stands before a GIF's first image, and how large that makes it; decodes nothing.
+"""Reads what comes before a GIF's first image, and how large that makes it; decodes nothing.
 
 Pillow passes over comments block by block in Python: tens of megabytes of blocks of one byte
 would take it many seconds. And it fills a frame that is to be cleared as soon as it is read,
@@ -20,8 +20,8 @@ _EXTENSION, _FRAME = 0x21, 0x2C
 def size(data: bytes) -> tuple[int, int]:
     """Reads the width and the height of a GIF: of its canvas, and of a first frame beyond it.
 
-    Raises InvalidInput (IMAGE_UNREADABLE) where more than MAX_BLOCKS stand before that
-    frame, and struct.error or IndexError for a file that is cut short.
+    Both in pixels. Raises InvalidInput (IMAGE_UNREADABLE) where more than MAX_BLOCKS come
+    before that frame, and struct.error or IndexError for a file that is cut short.
     """
     width, height = struct.unpack_from("<HH", data, 6)
     at = _HEADER
@@ -48,5 +48,5 @@ def _after_blocks(data: bytes, at: int) -> int:
 def _too_many() -> InvalidInput:
     return InvalidInput(
         Reason.IMAGE_UNREADABLE,
-        f"more than {MAX_BLOCKS} blocks stand before the GIF's first image: save it again",
+        f"more than {MAX_BLOCKS} blocks come before the GIF's first image: save it again",
     )

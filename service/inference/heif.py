@@ -1,8 +1,8 @@
-"""HEIC files, looked at before libheif is: how much of them would be decoded for one image.
+"""Checks HEIC files before libheif sees them: how much would be decoded for one image.
 
 An image may be put together of up to a thousand others, as a grid or as layers, each of which
 may be as large as the largest that are decoded and hardly take a byte: libheif decodes them
-all, whatever of them is seen. What is in a file stands in its box `meta` (ISO/IEC 23008-12).
+all, whatever of them is seen. The box `meta` of a file lists its images (ISO/IEC 23008-12).
 """
 
 import struct
@@ -15,23 +15,24 @@ from service.errors import InvalidInput, Reason
 _SINGLE: Final = (b"pitm", b"iref", b"iprp")
 _MOST_BOXES: Final = 10_000
 _DEEPEST: Final = 8
-"""Images that others are put together of, put together themselves."""
+"""Levels of images that are put together of others, put together themselves."""
 
 
 @dataclass
 class _Items:
     primary: int = 0
     parts: dict[int, list[int]] = field(default_factory=dict)
-    """What an image is put together of (`dimg`)."""
+    """The images that an image is put together of (`dimg`)."""
     beside: dict[int, list[int]] = field(default_factory=dict)
-    """What belongs to an image, its transparency (`auxl`)."""
+    """The images that belong to an image, such as its transparency (`auxl`)."""
     pixels: dict[int, int] = field(default_factory=dict)
 
 
 def check_work(data: bytes, most: int) -> None:
-    """Raises InvalidInput where more pixels than `most` would be decoded for the primary image.
+    """Refuses a file for whose primary image more than `most` pixels would be decoded.
 
-    Raises struct.error or IndexError for a file that is cut short.
+    Raises InvalidInput (IMAGE_UNREADABLE), and struct.error or IndexError for a file that is
+    cut short.
     """
     metas = [body for kind, body in _boxes(memoryview(data)) if kind == b"meta"]
     if len(metas) > 1:
@@ -45,7 +46,7 @@ def _work(items: _Items, item: int, depth: int, known: dict[int, int]) -> int:
     if depth > _DEEPEST:
         raise _bad(f"is put together of images more than {_DEEPEST} times over")
     if item not in known:
-        # Of one that is put together its own size, too: the canvas is filled.
+        # The size of an image that is put together counts too: its canvas is filled.
         others = (*items.parts.get(item, ()), *items.beside.get(item, ()))
         known[item] = items.pixels.get(item, 0) + sum(
             _work(items, other, depth + 1, known) for other in others

@@ -1,8 +1,8 @@
-"""Limits within the libraries that decode images: libheif's, libde265's, and what libtiff prints.
+"""Sets limits within libheif, and keeps libtiff from printing.
 
-pi-heif and Pillow bring these libraries and hand none of this on, so that it is set in the
-libraries themselves, by what their headers declare. For the whole process, before anything
-is decoded.
+pi-heif and Pillow bring these libraries and offer none of this, so it is set in the libraries
+themselves, by what their headers declare. It holds for the whole process, and is set before
+anything is decoded.
 """
 
 import ctypes
@@ -12,9 +12,9 @@ import _pi_heif
 from PIL import _imaging
 
 MAX_TILES: Final = 4096
-"""Of one HEIC image; a phone's has some fifty."""
+"""In one HEIC image; a phone's has some fifty."""
 MAX_BYTES: Final = 1_500_000_000
-"""That libheif may hold at once while it decodes one file."""
+"""Bytes that libheif may hold at once while it decodes one file."""
 
 
 class _HeifLimits(ctypes.Structure):
@@ -37,7 +37,7 @@ class _HeifLimits(ctypes.Structure):
 
 
 def limit(max_pixels: int) -> None:
-    """Limits what libheif decodes, and stops libtiff's words on standard error.
+    """Limits what libheif decodes, and stops libtiff's messages on standard error.
 
     The size in a HEIC file's header is that after cropping, which Pillow reports; what is
     coded may be far larger, and is bounded here alone. Raises RuntimeError for a libheif
@@ -54,7 +54,7 @@ def limit(max_pixels: int) -> None:
     limits.max_number_of_tiles = MAX_TILES
     limits.max_memory_block_size = MAX_BYTES
     limits.max_total_memory = MAX_BYTES
-    # What is wrong with a file is the caller's to know, not the log's, line by line.
+    # What is wrong with a file is an error of its sender's call: it does not belong in the log.
     tiff = ctypes.CDLL(_imaging.__file__)
     for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
         # A Pillow that hides its libtiff prints; nothing else changes.

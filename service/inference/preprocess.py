@@ -1,4 +1,4 @@
-"""From an image, encoded or decoded, to the `uint8 [224, 224, 3]` that a backbone takes.
+"""Turns an image, encoded or decoded, into the `uint8 [224, 224, 3]` that a backbone takes.
 
 Training and serving both come through here, so there is no skew between them; docs/export.md
 shows the same in a few lines of Pillow, for exported models. Every function may be called
@@ -54,7 +54,7 @@ native_limits.limit(MAX_PIXELS)
 # Pillow's own bound warns first and differs from ours, which is checked before
 # any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
-# What is wrong with an image is its sender's to know: no line of the log for each.
+# What is wrong with an image is an error of its sender's call: it does not belong in the log.
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 # A damaged EXIF block warns; it must not fail an image that decodes. For the whole
 # process, since a filter for the time of one call is not safe with threads.
@@ -93,13 +93,13 @@ _TRANSPOSE: Final = {
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What the check of an image file found."""
+    """The facts about an image file that its check found."""
 
     pixels: int
     """Width times height."""
     bits: int
-    """Of 16-bit grey, as the file declares them, else the smallest of 10, 12, 14 and 16 that holds
-    its largest value. 0 for all other images."""
+    """Bits that 16-bit grey uses: as the file declares them, else the smallest of 10, 12, 14 and
+    16 that holds its largest value. 0 for all other images."""
 
 
 def describe() -> dict[str, float | int | str]:
@@ -108,7 +108,7 @@ def describe() -> dict[str, float | int | str]:
 
 
 def count_pixels(data: bytes) -> int:
-    """Reads width times height from an image's header. Raises as `open_image`."""
+    """Reads width times height, in pixels, from an image's header. Raises as `open_image`."""
     with _opened(data) as opened:
         return opened.image.width * opened.image.height
 

@@ -1,9 +1,9 @@
-"""TIFF files, looked at before libtiff is: their first page alone, and its layout.
+"""Checks TIFF files before libtiff sees them: their first page alone, and its layout.
 
 Pillow bounds what the tags of a page take; what is added here is what a small file could
 make libtiff do: compressions that nobody uses, tiles far larger than the image, strips that
 lie over each other, and JPEGs within that pass over their pixels without end. A camera's raw
-file is a TIFF whose first page is a thumbnail: it is refused, since that is not the photo.
+file is a TIFF whose first page is a thumbnail: it is refused, since a thumbnail is not the image.
 """
 
 import struct
@@ -18,7 +18,7 @@ MAX_SEGMENTS: Final = 100_000
 """Strips or tiles of a page; whole-slide images have more."""
 _MAX_TAGS: Final = 1000
 _MOST_PADDING: Final = 4
-"""Pixels of all tiles for each of the image, beyond `_SMALL`: edge tiles stand out."""
+"""Pixels of all tiles for each of the image, beyond `_SMALL`: tiles at its edges reach beyond."""
 _SMALL: Final = 4_000_000
 
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
@@ -49,7 +49,7 @@ class Page:
     declared_bits: int
     """How many bits of a sample are used, as the file says; 0 where it does not say."""
     is_white_zero: bool
-    """Of grey: the largest value is black."""
+    """The image is grey, and its largest value is black."""
 
 
 def first_page(data: bytes) -> Page:
@@ -81,7 +81,7 @@ def first_page(data: bytes) -> Page:
     _check(data, tags)
     bits = _first(tags, _BITS, 1)
     most = _first(tags, _MOST_VALUE, 0)
-    # 16 says how much room a sample has, as every file of such samples does.
+    # 16 says only how large a sample is: every file of such samples declares it.
     declared = most.bit_length() if most > 255 else bits if 8 < bits < 16 else 0
     is_grey = _first(tags, _SAMPLES, 1) == 1
     return Page(data, declared, is_grey and _first(tags, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO)

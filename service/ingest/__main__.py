@@ -1,8 +1,9 @@
 """`python -m service.ingest`: reads one dataset, in a process with limits.
 
-Its standard input brings a `Task` as one line, and its closing tells that nobody waits any
-more. Its standard output has one JSON `Record` a line. What it is decoding stands in the
-file CURRENT_FILE, a slot a thread, so that a file that breaks a decoder can be named.
+Its standard input brings a `Task` as one line; when that input is closed nobody waits any
+more, and the process ends. Its standard output has one JSON `Record` a line. The file
+CURRENT_FILE names what is being decoded, a slot for each thread, so that a file that breaks
+a decoder can be named.
 """
 
 import errno

@@ -56,7 +56,7 @@ _DAMAGED = (
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What a dataset may cost."""
+    """Limits on what a dataset may cost: bytes uploaded, bytes unpacked, files."""
 
     max_upload_bytes: int
     max_unpacked_bytes: int
@@ -277,7 +277,7 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
     folders, slash, file = name.rpartition("/")
     if not folders.isascii() or "\\" in name:
         raise _unreadable(
-            f"the name {shown(name)} is in an encoding that the archive does not tell: pack the "
+            f"the name {shown(name)} is in an encoding that the archive does not name: pack the "
             "images with names in UTF-8, or with plain letters"
         )
     return f"{folders}{slash}{file}"

@@ -54,7 +54,7 @@ class Index(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_validation_part(self) -> bool:
-        """Whether the dataset names its validation images itself."""
+        """Tells whether the dataset names its validation images itself."""
         return any(count.validation for count in self.classes)
 
 

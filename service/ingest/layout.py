@@ -46,7 +46,7 @@ Name = tuple[str, ...]
 
 
 class Kind(Enum):
-    """What an entry is."""
+    """Kinds of entries."""
 
     FILE = "file"
     FOLDER = "folder"
@@ -140,7 +140,7 @@ def check_given(label: str, *, is_labelled: bool) -> None:
 def check_alike(labels: Iterable[tuple[str, str]], *, case_sensitive: bool) -> None:
     """Raises InvalidInput (DATASET_UNUSABLE) for class names that people take for one.
 
-    Each comes as it was written and with where it stands, for the message.
+    Each comes as it was written, with its folder or "", for the message.
     """
     by_look: dict[str, tuple[str, str]] = {}
     by_case: dict[str, tuple[str, str]] = {}
@@ -256,7 +256,7 @@ class _Tree:
             raise _two_kinds(entry.name)
 
     def base(self) -> Name:
-        """The folder that holds the classes or the parts."""
+        """Finds the folder that holds the classes or the parts."""
         base: Name = ()
         while not self.parts_at(base):
             folders = [entry for entry in self.children[base] if _is_class(entry)]
@@ -272,7 +272,7 @@ class _Tree:
         return base
 
     def parts_at(self, base: Name) -> dict[Entry, PartName]:
-        """The folders of parts at `base`; empty unless two parts at least are there."""
+        """Finds the folders of parts at `base`; empty unless there are two parts at least."""
         found: dict[Entry, PartName] = {
             entry: part
             for entry in self.children[base]
@@ -284,7 +284,7 @@ class _Tree:
         return found if len(set(found.values())) > 1 else {}
 
     def classes_at(self, base: Name) -> tuple[list[tuple[PartName, Entry]], list[Entry]]:
-        """Returns the folders of classes with their parts, and all that stands beside them."""
+        """Returns the folders of classes with their parts, and all that lies beside them."""
         parts = self.parts_at(base)
         groups: list[tuple[PartName, Name]] = [("", base)]
         beside: list[Entry] = []
@@ -322,7 +322,7 @@ def _two_kinds(name: Name) -> InvalidInput:
 
 
 def _noise(name: Name) -> Name | None:
-    """The name up to its first hidden or system part, where it has one."""
+    """Returns the name up to its first hidden or system part, where it has one."""
     for depth, part in enumerate(name, 1):
         if part.startswith(".") or part.lower() in _SYSTEM:
             return name[:depth]
@@ -330,7 +330,7 @@ def _noise(name: Name) -> Name | None:
 
 
 def is_noise(name: Name) -> bool:
-    """Whether a name is hidden or a system's, so that its bytes are not looked at."""
+    """Tells whether a name is hidden or a system's, so that its bytes are not read."""
     return _noise(name) is not None
 
 

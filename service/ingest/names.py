@@ -61,12 +61,12 @@ def text(name: str) -> str:
 
 
 def shown(name: str) -> str:
-    """The name as a message may show it: short, on one line."""
+    """Returns the name as a message may show it: short, on one line."""
     return ascii(name if len(name) <= 120 else name[:117] + "...")
 
 
 def label_problem(label: str) -> str:
-    """Why this cannot name a class; empty when it can."""
+    """Says why a text cannot name a class; empty when it can."""
     if not 1 <= len(label) <= MAX_LABEL_CHARS:
         return f"a class name has 1 to {MAX_LABEL_CHARS} characters, this one {len(label)}"
     if any(_is_control(char) for char in label):

@@ -30,7 +30,7 @@ CURRENT_FILE = "reading"
 CURRENT_SLOT_BYTES = 512
 
 MEMORY_BYTES = 2 * 2**30
-"""Of addresses, which are more than what is used: an image of the largest size takes some 1 GB."""
+"""Of address space, of which not all is used: the largest images take up to 1.3 GB."""
 THREAD_MEMORY_BYTES = 2**29
 """More for each thread, which may decode an image that is not among the largest."""
 CPU_S = 4 * 3600
@@ -42,7 +42,7 @@ _LAST_WORDS_BYTES = 2000
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reader's process is told."""
+    """The order to a reader's process."""
 
     request: ReadRequest
     threads: int
@@ -54,28 +54,28 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progressed(msgspec.Struct, frozen=True, tag="progress"):
-    """So many of so many files are read."""
+    """A record of how many of how many files are read."""
 
     done: Count
     total: Count
 
 
 class Read(msgspec.Struct, frozen=True, tag="read"):
-    """The last record of one that succeeded; the images stand in the index's file alone."""
+    """The last record of a reader that succeeded; the images are in the index's file alone."""
 
     index: Index
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed", kw_only=True):
-    """The last record of one that did not."""
+    """The last record of a reader that failed."""
 
     reason: Reason | None = None
     message: str = ""
     field: str = ""
     errno: int = 0
-    """Of the disk; 0 where it is not at fault."""
+    """The disk's error number; 0 where the disk is not at fault."""
     size_bytes: int = 0
-    """What was unpacked where there was no room for it."""
+    """Bytes that were unpacked when the room for them was used up; 0 otherwise."""
     is_out_of_memory: bool = False
 
 
@@ -155,7 +155,7 @@ class ReaderProcesses:
         ):
             assert process.stdin is not None
             try:
-                # One that died at once is seen by its silence.
+                # A reader that died at once is noticed when it sends no record.
                 with suppress(BrokenPipeError):
                     process.stdin.write(msgspec.json.encode(task) + b"\n")
                     process.stdin.flush()

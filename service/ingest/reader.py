@@ -48,11 +48,11 @@ Inspect = Callable[[bytes, str], ImageFacts]
 
 
 OnProgress = Callable[[int, int], None]
-"""Told how many of how many files are read."""
+"""Called with how many of how many files are read."""
 
 
 def untold(_done: int, _total: int) -> None:
-    """Tells nobody how far the reading is."""
+    """Reports no progress."""
 
 
 class Given(msgspec.Struct, frozen=True, array_like=True):
@@ -81,11 +81,11 @@ class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Reads so many images only, in turn from each class; 0 means all."""
     limits: Limits
     max_new_bytes: int | None = None
-    """What there is room for."""
+    """Bytes that there is room for; None means no bound but `limits`."""
 
 
 class OverRoom(Exception):  # noqa: N818 - named for what happened
-    """What is unpacked is larger than there is room for."""
+    """Raised where more is unpacked than there is room for."""
 
     def __init__(self, size_bytes: int) -> None:
         super().__init__(size_bytes)

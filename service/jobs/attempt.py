@@ -46,9 +46,9 @@ from service.telemetry import Telemetry
 _SLACK, _SLACK_S = 1.5, 120.0
 """How far beyond the caller's budget a job may go before it is stopped."""
 _PROGRESS_STEP = 0.01
-"""Smaller steps within a stage are not kept, so that a stage is some 100 events..."""
+"""Smaller steps within a stage are not kept, so that a stage has some 100 events."""
 _PROGRESS_S = 15.0
-"""...but where the last one is so long ago: a long stage shows that it gets on."""
+"""After so long a smaller step is kept too, so that a long stage shows that it gets on."""
 
 
 log = logging.getLogger(__name__)
@@ -277,7 +277,7 @@ class _Shown:
         self._kept: Progressed | None = None
 
     def next(self, record: Progressed) -> Progressed | None:
-        """The record with its stage's time; None for a step that is too small to keep."""
+        """Returns the record with its stage's time; None for a step that is too small to keep."""
         now, kept = self._clock(), self._kept
         # A stage may have parts (the training images, the validation images), each from 0 anew.
         if kept is None or kept.stage != record.stage or record.fraction < kept.fraction:

@@ -108,9 +108,9 @@ MANIFEST_FILE = "manifest.json"
 REPORT_JSON_FILE = "report.json"
 REPORT_HTML_FILE = "report.html"
 REPORT_VERSION_MARK = "<!--version-->"
-"""In a page's heading, where the version's number goes once there is one."""
+"""Marks the place in a page's heading for the version's number, once there is one."""
 REPORT_STANDING_MARK = "<!--standing-->"
-"""Below it, where a candidate is called one."""
+"""Marks the place below it where a candidate is called one."""
 
 
 class ExitCode(IntEnum):
@@ -367,7 +367,7 @@ class Progressed(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class DataFound(msgspec.Struct, frozen=True, tag="data"):
-    """What the data is, counted after the split."""
+    """Describes a job's data, counted after the split."""
 
     classes: list[ClassCount]
     summary: ReadSummary

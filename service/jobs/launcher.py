@@ -29,7 +29,7 @@ LOG_FILE = "trainer.log"
 TMPDIR = "TMPDIR"
 """The variable that says where temporary files go."""
 MAX_LINE_BYTES = 2**20
-"""A record with 100 rejected files and 10 000 classes fits."""
+"""A record with 100 files that were left out and 10,000 classes fits."""
 KILLED_S = 10.0
 """How long a killed process may take to be gone; longer means the kernel is stuck."""
 

@@ -102,7 +102,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def background_or_white(self) -> str:
-        """The colour below transparency that is meant."""
+        """Returns the colour below transparency that is meant, "#rrggbb" in lower case."""
         return self.background.lower() or WHITE
 
     def backbone_or(self, default: str) -> str:

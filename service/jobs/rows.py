@@ -200,7 +200,7 @@ def get_any(connection: Connection, job_id: str) -> JobRecord:
 
 
 def record_of(row: Any) -> JobRecord:
-    """The job in a row that `SELECT` found."""
+    """Returns the job in a row that `SELECT` found."""
     progress, summary = row["progress_json"], row["summary_json"]
     return JobRecord(
         job_id=row["job_id"],

@@ -63,14 +63,14 @@ class Settings:
     """No job begins while the disk of `work_dir` has less."""
 
     def kind_of(self, device: str) -> Kind:
-        """The slot that a job of this device ("auto", "cpu" or "cuda") takes."""
+        """Returns the slot that a job of this device ("auto", "cpu" or "cuda") takes."""
         if device == "auto":
             return "gpu" if self.slots["gpu"] else "cpu"
         return "gpu" if device == "cuda" else "cpu"
 
     @property
     def slots(self) -> dict[Kind, int]:
-        """How many jobs may run at once, by kind."""
+        """Counts the jobs that may run at once, by kind."""
         return {"cpu": self.cpu_jobs, "gpu": self.gpu_jobs if self.has_gpu else 0}
 
     def device_problem(self, device: str) -> str:

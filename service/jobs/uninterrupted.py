@@ -35,7 +35,7 @@ async def in_thread(work: Callable[[threading.Event], T]) -> T:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         is_abandoned.set()
-        # What it raises now is nobody's; asyncio logs what was not asked for.
+        # Nobody takes what it raises now, and asyncio would log it.
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         await uninterrupted(asyncio.wait({task}))
         raise

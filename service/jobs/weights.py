@@ -1,4 +1,4 @@
-"""Which weights a job can start from: what they are called, and whether they can be had.
+"""Names the weights that a job can start from, and finds out whether they are available.
 
 Knows the names of files, and reads none.
 """
@@ -85,8 +85,8 @@ def check_name(backbone: str, weights: str, field: str = "weights") -> None:
 class WeightsCheck:
     """Finds out before a job begins whether its weights can be had. Safe from any thread.
 
-    `may_connect` is False where a proxy stands between this machine and the world:
-    whether that lets a download through is not looked at.
+    `may_connect` is False where downloads go through a proxy: whether that lets them
+    through is not tried.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class WeightsCheck:
         )
 
     def _can_download(self) -> bool:
-        # One at a time: who comes meanwhile takes what the first one found.
+        # One at a time: callers that come meanwhile take what the first one found.
         with self._lock:
             if self._looked is None or time.monotonic() - self._looked > _REMEMBERED_S:
                 self._found = self._is_reachable(HOST)
@@ -140,14 +140,14 @@ class WeightsCheck:
 
 
 def trains_network(method: Method) -> bool:
-    """Whether a method trains the backbone on, and so needs its weights themselves."""
+    """Tells whether a method trains the backbone on, and so needs its weights themselves."""
     if isinstance(method, DomainAdaptation):
         return method.technique in NETWORK_TECHNIQUES
     return isinstance(method, ModelBased)
 
 
 def reachable(host: str) -> bool:
-    """Whether a connection to port 443 of a host can be made within 3 s."""
+    """Tells whether a connection to port 443 of a host can be made within 3 s."""
     made: Future[bool] = Future()
 
     def connect() -> None:

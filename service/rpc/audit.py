@@ -54,9 +54,10 @@ class AuditLog:
         request_id: str,
         peer: str,
     ) -> None:
-        """Tells of a change that was done or refused; says nothing of calls that only read.
+        """Logs a change that was done or refused.
 
-        Nor of requests that are only to be checked.
+        Logs nothing for calls that only read, and for requests that are only checked
+        (`validate_only`).
         """
         if who is NOBODY or not roles.is_change(method) or getattr(request, "validate_only", False):
             return

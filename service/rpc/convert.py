@@ -90,7 +90,7 @@ def class_counts(counts: list[ClassCount]) -> list[dataset_pb2.ClassCount]:
 
 
 def read_summary(summary: ReadSummary) -> dataset_pb2.ReadSummary:
-    """What became of the files of a dataset."""
+    """Converts the summary of what became of a dataset's files."""
     return dataset_pb2.ReadSummary(
         seen_count=summary.seen,
         used_count=summary.used,

@@ -61,7 +61,7 @@ _JOB_CODES: dict[Reason, int] = {
 def from_error(error: BaseException) -> status_pb2.Status:
     """The status that an error leaves with."""
     if isinstance(error, GraftError):
-        # Of the nearest kind: an error may be of one that is told apart inside the service alone.
+        # By the nearest kind that has a code: some kinds exist inside the service alone.
         kind = next(kind for kind in type(error).__mro__ if kind in _CODES)
         code: int = _CODES[kind].value[0]
         quota = error.subject if isinstance(error, errors.OverQuota) else ""

@@ -242,7 +242,7 @@ def _dataset_problems(row: Any, folder: Path, reads_contents: bool, workers: int
             f"its folder holds {count} files, and its index {len(read.images)} images of "
             f"{size_bytes} bytes together, not {row['image_count']} of {row['size_bytes']}"
         )
-    # The tenant stands before it, where there is one.
+    # The tenant comes before it, where there is one.
     wanted = row["digest"].rpartition("/")[2]
     digest = index.digest_of(read.images, is_labelled=read.is_labelled)
     if digest != wanted or read.is_labelled == bool(row["is_unlabelled"]):

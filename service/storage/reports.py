@@ -1,4 +1,4 @@
-"""Reports as they are given out: with what was not known when training wrote them.
+"""Fills in reports what was not known when training wrote them.
 
 A version has its number from the transaction that publishes it, after its files were
 named by their content, and a candidate may be promoted later; so both are filled in

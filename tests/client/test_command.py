@@ -1,4 +1,4 @@
-"""The words of the command: in its own terms, in one line, in every encoding."""
+"""The command's messages: in its own terms, in one line, in every encoding."""
 
 import json
 import os
@@ -66,11 +66,11 @@ def test_a_model_that_aliases_name_is_deleted_by_force(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["fintune"], "graft: argument COMMAND: 'fintune' is none; did you mean finetune?"),
-        (["models", "--server", "::1:50051"], "graft: '::1:50051' is no address: an IPv6 address"),
-        (["jobs", "wach"], "graft jobs: argument ACTION: 'wach' is none; did you mean watch?"),
+        (["fintune"], "graft: argument COMMAND: there is no 'fintune'; did you mean finetune?"),
+        (["models", "--server", "::1:50051"], "'::1:50051' is no address: write an IPv6 address"),
+        (["jobs", "wach"], "graft jobs: argument ACTION: there is no 'wach'; did you mean watch?"),
         (["jobs", "--state", "runing"], "did you mean running?"),
-        (["jobs", "--sate", "running"], "'running' is none: it must be one of list, get, watch"),
+        (["jobs", "--sate", "running"], "there is no 'running': it must be one of list, get"),
         (["rank", "x", "--tme-budget", "3"], "no argument of this command; did you mean"),
         (["rank", "x", "--wholly-else", "3"], "'--wholly-else' is no argument of this command ("),
     ],

@@ -1,4 +1,4 @@
-"""What people hand over besides paths and arrays: open files, PIL images of every kind, base64."""
+"""Images that are no paths or arrays: open files, PIL images of every mode, base64, URLs."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ JPEG = encode(gradient(40, 30), "JPEG")
 
 
 def decoded(image: Any, decoding: ImageDecoding) -> Any:
-    """What the service makes of an image as it travels, and of it in an upload."""
+    """Returns the pixels of an image sent to Predict, and of the same image uploaded."""
     message = _images.to_message(image, "images[0]")
     if message.WhichOneof("content") == "encoded":
         sent = preprocess.decode(message.encoded, decoding)

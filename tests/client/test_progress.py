@@ -1,4 +1,4 @@
-"""What people see of an upload and of a job while they go on."""
+"""The progress of uploads and jobs, as people see it."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""What the server can refuse without the images is refused before they are sent."""
+"""Requests that the server can refuse without the images are refused before an upload."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A request that is only checked: refused as a job's would be, and nothing comes of it."""
+"""Requests that are only checked: refused as a job's would be, and they start nothing."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("unreachable")
 
 @pytest.fixture
 def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No download, wherever the tests run."""
+    """Lets no download through, wherever the tests run."""
     monkeypatch.setattr(weights, "reachable", lambda _host: False)
 
 
@@ -140,7 +140,6 @@ async def test_a_device_that_is_there_is_named(make_service: MakeService) -> Non
 
 
 async def test_a_model_that_aliases_name_is_deleted_by_force_alone(service: Service) -> None:
-
     await service.make_model()
     await service.models.SetAlias(md.SetAliasRequest(model="colours", alias="prod", version=1))
     found = await refusal(service.models.DeleteModel(md.DeleteModelRequest(model="colours")))

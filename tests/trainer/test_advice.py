@@ -38,7 +38,7 @@ def _said(
     test_wrong: int | None = None,
     **about: object,
 ) -> list[Advice]:
-    """What is said where the first `wrong` of `n` images are answered wrong, all as confidently."""
+    """Returns the advice where the first `wrong` of `n` images are wrong, all equally confident."""
     targets = TARGETS[:n]
 
     def answered(count: int) -> np.ndarray:

@@ -213,7 +213,7 @@ def test_an_exported_model_says_how_its_images_are_decoded(backbone: Path, head_
     }  # fmt: skip
 
 
-# The data set's depth
+# The dataset's depth
 
 
 def test_the_depth_of_a_dataset_is_the_smallest_that_holds_all_of_it(tmp_path: Path) -> None:

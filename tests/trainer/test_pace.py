@@ -1,4 +1,4 @@
-"""How far a stage is, and how long it may still take."""
+"""Trainers report how far a stage is, and how long it may still take."""
 
 from typing import Any
 

@@ -203,7 +203,7 @@ def of_network(
         adapted,
         source_only,
     )
-    # Of a network that adapting did not improve, the adapted weights are gone.
+    # Where adapting did not improve the network, the adapted weights are not kept.
     candidates = [
         findings.Adapted(
             technique=SOURCE_ONLY, target_accuracy=section.source_only_target_accuracy
@@ -256,7 +256,7 @@ def _named(technique: str, setting: str) -> str:
 
 
 def _accuracy(answers: Ints, target: Target) -> float | None:
-    """Fraction of the target's labelled images that are classified correctly."""
+    """Returns the fraction of the target's labelled images that are classified correctly."""
     targets = target.images.targets
     if targets is None or not (known := targets >= 0).any():
         return None

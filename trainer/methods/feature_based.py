@@ -18,7 +18,7 @@ from trainer.logistic import Doubles
 from trainer.records import Send
 
 _SEARCH_PART = 0.9
-"""Of the time of a fit that the search for the penalty takes, about."""
+"""Fraction of a fit's time that the search for the penalty takes, about."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,7 +39,7 @@ _AVERAGES_AN_EPOCH = 8
 """An average after every step would take a thirtieth of its time."""
 _PROGRESS_S = 0.5
 _LEARNING_PART = 0.9
-"""Of an epoch's time that its steps take, the rest being its validation, until that is measured."""
+"""Fraction of an epoch that its steps take, the rest being its validation, until measured."""
 _BEFORE_THE_END = 0.999
 _OTHER_SEED = 0x7A26
 _NEVER: Score = (-math.inf, -math.inf)
@@ -116,9 +116,9 @@ class _Loop:
         self.told: list[EpochEnded] = []
         self.pace, self.fraction, self.learning_part = Pace(), 0.0, _LEARNING_PART
         self.step_s: float | None = None
-        """Of the last epoch; before the first, as planned."""
+        """Seconds a step of the last epoch; before the first, as planned."""
         self.judging_s: float | None = None
-        """Of an epoch, not of one network."""
+        """Seconds that validating takes in an epoch, of all networks together."""
         self.best_state: dict[str, Tensor] = {}
         self.checkpoints = Checkpoints(spec.checkpoint_dir, f"{work.key} {self.device.type}")
         found = self.checkpoints.load(send)
@@ -216,7 +216,7 @@ class _Loop:
         """Says how far training is: `step` of the current epoch are done."""
         at = self.at
         done = at.epoch - 1 + self.learning_part * step / max(1, self.steps)
-        # Never back, though the parts are measured better and better, and no end before the end.
+        # Never back, though the parts are measured ever better, and never 1 before the end.
         self.fraction = max(self.fraction, min(done / at.epochs, _BEFORE_THE_END))
         self.send(
             Progressed(
@@ -230,7 +230,7 @@ class _Loop:
         )
 
     def _remaining_s(self, step: int) -> float | None:
-        """Until the last planned epoch was judged, at the pace that was measured."""
+        """Returns the seconds until the last planned epoch is validated; None while not known."""
         step_s = self.pace.unit_s or self.step_s
         if step_s is None or self.judging_s is None:
             return None

@@ -33,12 +33,12 @@ VALIDATED = {
     "source": "validation images of the source",
     "target": "labelled images of the target",
 }
-"""Which images `Metrics` are of, by `Manifest.validated_on`."""
+"""Names the images that `Metrics` are of, by `Manifest.validated_on`."""
 MOST = 0.5
-"""Of the validation images: where more have a near copy that was learned from, the accuracy is
-void."""
+"""Fraction of the validation images: where more have a near copy that was learned from, the
+accuracy is void."""
 _FEW_TO_JUDGE = 30
-"""Images that cannot show that a model has learned nothing."""
+"""Fewer images cannot show that a model has learned nothing."""
 
 
 class Advice(msgspec.Struct, frozen=True):
@@ -138,7 +138,7 @@ def _accuracy(metrics: Metrics, noun: str, is_void: bool = False) -> str:
 
 
 def _against_chance(metrics: Metrics, findings: Findings) -> tuple[Level, str]:
-    """Level of the accuracy where nobody set a bar, and what to say beside it."""
+    """Returns the level of the accuracy where no gate judges it, and what to say beside it."""
     chance = next((c for c in findings.comparisons if c.name == "majority_class"), None)
     if chance is None:
         return "note", ""
@@ -161,7 +161,7 @@ def _against_chance(metrics: Metrics, findings: Findings) -> tuple[Level, str]:
 def _weak_classes(metrics: Metrics) -> Iterator[Advice]:
     seen = [c for c in metrics.classes if c.support]
     if missed := [_recall_of(c) for c in seen if not c.hits]:
-        yield Advice("quality", "warning", f"Never recognised: {_listed(missed)}.")
+        yield Advice("quality", "warning", f"Never recognised: {listed(missed)}.")
     known = [c for c in seen if c.hits]
     if len(seen) > 1 and known:
         weakest = min(known, key=lambda c: c.recall or 0.0)
@@ -256,7 +256,7 @@ def _near_copies(
         text = "No validation image was found that is nearly one that was learned from."
         yield Advice("trust", "good", text)
     if unclear:
-        which = "all classes" if not near.is_conclusive else _listed(unclear)
+        which = "all classes" if not near.is_conclusive else listed(unclear)
         yield Advice(
             "trust",
             "note",
@@ -369,8 +369,8 @@ def _next(findings: Findings, counts: Sequence[ClassCount], is_void: bool) -> It
         )
     few = sorted((c for c in counts if c.train < FEW_IMAGES), key=lambda c: c.train)
     if few:
-        listed = _listed([f"{c.label} ({c.train})" for c in few])
-        yield Advice("next", "warning", f"Add images of classes that have few: {listed}.")
+        names = listed([f"{c.label} ({c.train})" for c in few])
+        yield Advice("next", "warning", f"Add images of classes that have few: {names}.")
     if findings.curve is not None and not is_void:
         level: Level = "warning" if findings.curve.verdict == "more_helps" else "note"
         words = findings.curve.words
@@ -387,9 +387,10 @@ def _next(findings: Findings, counts: Sequence[ClassCount], is_void: bool) -> It
             )
 
 
-def _listed(labels: Sequence[str]) -> str:
-    more = f" and {len(labels) - _LISTED} more" if len(labels) > _LISTED else ""
-    return ", ".join(labels[:_LISTED]) + more
+def listed(labels: Sequence[str], count: int = _LISTED) -> str:
+    """Returns the first `count` labels, and how many more there are."""
+    more = f" and {len(labels) - count} more" if len(labels) > count else ""
+    return ", ".join(labels[:count]) + more
 
 
 def _percent(part: float) -> str:

@@ -12,7 +12,7 @@ Ints = npt.NDArray[np.int64]
 
 BINS = 15
 TOO_FEW = 0.1
-"""Of the error that chance allows: where it is larger, so few images show nothing."""
+"""Where chance alone allows a larger error, so few images show nothing."""
 _SIMULATIONS = 200
 _TINY = 1e-12
 
@@ -53,7 +53,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_worse_than_before(self) -> bool:
-        """Whether the temperature made the error larger."""
+        """Tells whether the temperature made the error larger."""
         return self.temperature != 1 and self.error > self.error_before
 
 

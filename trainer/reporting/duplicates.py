@@ -13,14 +13,13 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating]
 Singles = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
 
 ALIKE = 0.85
 """Cosine of centred features. Resaved, halved, flipped and 10 % cropped copies of photos
 have 0.75 to 0.99 on efficientnet_lite0, unrelated photos of the same insects up to 0.68."""
 APART = 0.15
-"""A class of which a quarter of all pairs comes so close to `ALIKE`, 0.7, is not told apart:
-copies would drown. Photos of things have 0.17 to 0.5 there, drawn textures and forests from
+"""A class is unclear where a quarter of its pairs comes so close to `ALIKE`, above 0.7: copies
+would not stand out. Photos of things have 0.17 to 0.5 there, drawn textures and forests from
 above 0.75 to 0.9. Where half of all images have so near an image of another class, no class is."""
 MAX_TRAIN = 10_000
 """Of so many training images, spread evenly, twins are sought: 1 s of one core a thousand
@@ -94,7 +93,7 @@ def find(train: Floats, targets: Ints, validation: Floats, alike: float = ALIKE)
 
 
 def _unclear(own: Singles, classes: Ints, unrelated: float) -> list[int]:
-    """Classes whose unrelated images cannot be told apart, by unit features [n, d].
+    """Returns classes whose unrelated images cannot be told apart, by unit features [n, d].
 
     Copies are few among all pairs of a class, however many images have one.
     """
@@ -112,7 +111,7 @@ def _unclear(own: Singles, classes: Ints, unrelated: float) -> list[int]:
 
 
 def _nearest_of_another(own: Singles, classes: Ints) -> float:
-    """Median over some images of the similarity to the nearest image of another class."""
+    """Returns the median, over some images, of the similarity to the nearest of another class."""
     some = _some(np.arange(len(own)))
     similarity = own[some] @ own.T
     similarity[classes[some][:, None] == classes] = -1

@@ -41,7 +41,7 @@ class Adapted(msgspec.Struct, frozen=True, kw_only=True):
     """A technique that was tried."""
 
     technique: str
-    """With what it differs in from others of the same, as `mcc classes equally frequent`."""
+    """The technique and its setting, as `mcc classes equally frequent`."""
     criterion: float | None = None
     """What it was judged by, without target labels."""
     seconds: float | None = None
@@ -59,7 +59,7 @@ class Adaptation(msgspec.Struct, frozen=True, kw_only=True):
     chosen: str = ""
     """The same, named as in `candidates`."""
     margin: float | None = None
-    """By which a candidate's criterion must be above that of a simpler one to be chosen."""
+    """The least by which a candidate's criterion must exceed that of a simpler one to be chosen."""
     candidates: list[Adapted]
     """Simplest first, source-only among them."""
     criterion: str
@@ -85,7 +85,7 @@ class ScoreBin(msgspec.Struct, frozen=True):
 
 
 class OutOfDistribution(msgspec.Struct, frozen=True, kw_only=True):
-    """How unlike the images learned from others look; higher is stranger."""
+    """Counts of images by how unlike those learned from they look; a higher score is stranger."""
 
     threshold: float
     flagged: int
@@ -125,7 +125,7 @@ class Suspects:
 
     @property
     def expected_wrong(self) -> float:
-        """How many of them are expected to be under the wrong class."""
+        """Counts how many of them are expected to be under the wrong class."""
         return sum(s.chance for s in (*self.train, *self.validation))
 
 
@@ -225,7 +225,7 @@ def _suspects(
     is_adapted: bool,
 ) -> Suspects:
     if is_adapted:
-        # On another domain than it learned from, the model's own mistakes would be listed.
+        # Outside the domain that it learned from, the model's own mistakes would be listed.
         return Suspects()
     parts = [validation] if train is None else [validation, train]
     trusted = label_errors.recognised(parts, classes)

@@ -22,12 +22,12 @@ Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 RECALL_FLOOR = 0.5
-"""The lower end of the 95 % interval of a class's recall, below which the model's word counts
-for nothing: it answers wrong as often as right for all that is known."""
+"""The least lower end of the 95 % interval of a class's recall at which its labels are doubted:
+below it the model may be wrong as often as right."""
 MIN_CHANCE = 0.2
 """An image is listed from one chance in five that its folder is wrong."""
 MAX_SHARE = 0.1
-"""Of the images that are listed at most. More than that says something of the model."""
+"""Fraction of the images that are listed at most. More would say something of the model."""
 _NOISE = np.linspace(0.0, 0.5, 51)
 _TYPICAL = 30.0
 """Label noise is Beta(1, 30) before the data is seen: 3 % on average, as in the test sets that
@@ -53,7 +53,7 @@ class Suspect(msgspec.Struct, frozen=True):
 
 
 def recognised(parts: Sequence[tuple[Floats, Ints]], classes: int) -> Flags:
-    """Which classes the model knows well enough to doubt a label of theirs, bool [classes].
+    """Finds the classes that the model knows well enough to doubt their labels, bool [classes].
 
     Pools parts, each probabilities [n, classes] of images that were not learned from
     and their classes [n].
@@ -71,7 +71,7 @@ def recognised(parts: Sequence[tuple[Floats, Ints]], classes: int) -> Flags:
 
 
 def find(probabilities: Floats, targets: Ints, trusted: Flags) -> list[Suspect]:
-    """Most suspicious first; none of, or for, a class that is not `trusted` [classes].
+    """Finds suspects, most suspicious first; none of a class that is not `trusted` [classes].
 
     `probabilities` [n, classes] must come from heads that did not learn the image:
     out-of-fold for training images, as served for validation images.

@@ -35,7 +35,7 @@ def measure(
     """Measures with features [n, d] and [m, d]; the last point is all n images.
 
     The points are the ridge classifier's; differences between them are what counts.
-    `served_accuracy`, of what serves, is told beside them.
+    `served_accuracy`, of what serves, is kept beside them.
     """
     x, asked = _rotated(train, validation)
     n, d = x.shape

@@ -1,4 +1,4 @@
-"""Files that were found and not learned from, by reason and class; for the report."""
+"""Files that were found and not used, by reason and class; for the report."""
 
 import msgspec
 
@@ -42,12 +42,12 @@ class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def count(self) -> int:
-        """Files that were left out."""
+        """Counts the files that were left out."""
         return self.seen - self.used
 
     @property
     def reasons(self) -> list[tuple[str, int]]:
-        """Each reason with its files over all classes, commonest first."""
+        """Counts the files of each reason over all classes, commonest first."""
         totals: dict[str, int] = {}
         for row in self.rows:
             totals[row.reason] = totals.get(row.reason, 0) + row.count

@@ -24,7 +24,7 @@ from service.jobs.contract import (
 from trainer.data import Data
 from trainer.evaluate import Metrics
 from trainer.reporting import plots
-from trainer.reporting.advice import MOST, VALIDATED, Advice
+from trainer.reporting.advice import MOST, VALIDATED, Advice, listed
 from trainer.reporting.findings import Adaptation, PartName
 from trainer.reporting.label_errors import RECALL_FLOOR
 from trainer.reporting.plots import Dot
@@ -61,9 +61,9 @@ class _Confused:
 
 
 def to_html(report: Report, data: Data) -> str:
-    """Writes the page: no script, no link to elsewhere, images inside.
+    """Returns the page: no script, no link to elsewhere, images inside.
 
-    The service fills in the version's number where `REPORT_VERSION_MARK` stands.
+    The service puts the version's number in the place of `REPORT_VERSION_MARK`.
     """
     mistakes = report.mistakes[: _MOST_SHOWN["mistakes"]]
     examples = report.examples[: _MOST_SHOWN["examples"]]
@@ -115,7 +115,7 @@ def template() -> jinja2.Template:
     environment.filters["percent"] = lambda part: f"{part * 100:.1f}\u202f%"
     environment.filters["whole"] = lambda part: f"{part * 100:.0f}\u202f%"
     environment.filters["short"] = _short
-    environment.filters["first"] = _first
+    environment.filters["first"] = listed
     environment.filters["breakable"] = _breakable
     environment.filters["some"] = lambda rows, key: any(getattr(r, key) is not None for r in rows)
     return environment.get_template("report.html.j2")
@@ -128,14 +128,9 @@ def _short(value: object) -> str:
 
 
 def _breakable(name: str) -> Markup:
-    """Lets a long name break after what divides it, rather than within a word."""
+    """Lets a long name break between its words, rather than within one."""
     parts = re.split(r"(?<=[/\\_\- ])|(?<=[a-z])(?=[A-Z])", name)
     return Markup("<wbr>").join(escape(part) for part in parts if part)
-
-
-def _first(labels: Sequence[str], count: int) -> str:
-    more = f" and {len(labels) - count} more" if len(labels) > count else ""
-    return ", ".join(labels[:count]) + more
 
 
 def _is_tabled(metrics: Metrics) -> bool:
@@ -145,7 +140,7 @@ def _is_tabled(metrics: Metrics) -> bool:
 
 
 def _confused(metrics: Metrics) -> list[_Confused]:
-    """Pairs of classes, those with most images first."""
+    """Returns the pairs of classes that are confused, those with most images first."""
     labels = [c.label for c in metrics.classes]
     pairs = [
         (count, i, j)
@@ -161,7 +156,7 @@ def _confused(metrics: Metrics) -> list[_Confused]:
 
 
 def _choice(adaptation: Adaptation | None) -> str:
-    """Why what serves was chosen though another candidate's criterion is higher, "" where none."""
+    """Says why what serves was chosen though another's criterion is higher, "" where none is."""
     if adaptation is None or adaptation.margin is None:
         return ""
     scored = [c for c in adaptation.candidates if c.criterion is not None]
@@ -171,8 +166,8 @@ def _choice(adaptation: Adaptation | None) -> str:
         return ""
     return (
         f'"{_plain(best.technique)}" has the highest criterion, and "{_plain(chosen.technique)}" '
-        "was chosen: candidates stand from simple to refined, and a more refined one is taken only "
-        f"where its criterion is higher by more than {adaptation.margin:g}."
+        "was chosen: candidates are tried from simple to refined, and a more refined one is taken "
+        f"only where its criterion is higher by more than {adaptation.margin:g}."
     )
 
 
@@ -181,7 +176,7 @@ def _plain(technique: str) -> str:
 
 
 def _backbone_columns(ranked: BackbonesRanked | None) -> list[tuple[str, str, str]]:
-    """Title, field and format of the columns in which any backbone has a value."""
+    """Returns title, field and format of the columns in which any backbone has a value."""
     if ranked is None:
         return []
     return [

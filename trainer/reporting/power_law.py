@@ -21,7 +21,7 @@ LITTLE = 0.005
 _VISIBLE = 0.001
 _WIDE = 0.05
 _FINE = 0.01
-"""Where the interval is no wider, tenths of a point mean something."""
+"""In a narrower interval, tenths of a point mean something."""
 _RESAMPLES = 200
 _EXPONENTS = np.linspace(0.1, 1.0, 19)
 """What has been seen lies between; without the bound, noise would find any exponent."""
@@ -54,7 +54,7 @@ class LearningCurve(msgspec.Struct, frozen=True, kw_only=True):
     """`more_helps`, `little` or `unknown`."""
     words: str
     served_accuracy: float | None = None
-    """Of what serves, which is another classifier than the curve's."""
+    """Accuracy of what serves, which is another classifier than the curve's."""
 
 
 def extrapolate(
@@ -210,7 +210,7 @@ def _judged(n: int, m: int, gain: float, low: float, high: float) -> tuple[str, 
 
 
 def _digits(width: float) -> int:
-    """Decimals of points that an interval so wide leaves a meaning."""
+    """Returns how many decimals of points mean something in an interval so wide."""
     return 1 if width < _FINE else 0
 
 

@@ -1,4 +1,4 @@
-"""What a version's decoding says: the colour below transparency, the depth of 16-bit grey."""
+"""A version's decoding: the colour below transparency, the depth of 16-bit grey."""
 
 import io
 import struct

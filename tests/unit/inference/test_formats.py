@@ -80,7 +80,7 @@ NAMED = [
     (bytes(128) + b"DICM", "DICOM", "PNG"),
     (npy(), "NumPy array", "the array itself"),
     (b"\0\x05\x16\x07\0\x02\0\0Mac OS X", "AppleDouble", "leave it out"),
-    ("ein Wort, kein Bild: ä\n".encode() * 200, "text", "bytes of the image's file"),
+    ("ein Wort, kein Bild: ä\n".encode() * 200, "text", "bytes of the image file"),
     (b"P6 2 2 255\n" + bytes(12), "Netpbm", "PNG"),
     (b"\x7fELF" + bytes(60), "JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC", "known"),
 ]

@@ -189,12 +189,6 @@ def test_a_jpeg_whose_adobe_marker_says_ycck_is_read_as_that() -> None:
     assert (preprocess.decode(other) != preprocess.decode(data)).any()
 
 
-def test_16_bit_grey_keeps_its_upper_8_bits() -> None:
-    grey = (np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16).astype(np.uint16)
-    deep = preprocess.open_image(encode(Image.fromarray(grey), "PNG"))
-    np.testing.assert_array_equal(np.asarray(deep)[..., 0], grey >> 8)
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("profile", [b"", b"no profile", bytes(60_000)])
 def test_a_colour_profile_changes_nothing_whole_or_broken(kind: str, profile: bytes) -> None:

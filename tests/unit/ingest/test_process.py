@@ -1,4 +1,4 @@
-"""The reader's own process: what it reads, its limits, and what is told of its end."""
+"""The reader's own process: what it reads, its limits, and the errors of its end."""
 
 import errno
 import fcntl
@@ -171,7 +171,7 @@ def test_a_decoder_that_a_file_breaks_is_told_with_the_file(
 
 
 def noted(asked: ReadRequest) -> bool:
-    """Whether a file is being decoded."""
+    """Tells whether a file is being decoded."""
     file = Path(asked.work) / CURRENT_FILE
     return file.exists() and bool(file.read_bytes().strip(b"\0"))
 
@@ -191,7 +191,7 @@ def test_an_image_for_which_there_is_no_memory_is_no_fault_of_the_dataset(
 
 
 def addresses() -> int:
-    """What a reader's process takes before it reads."""
+    """Measures the memory that a reader's process takes before it reads."""
     said = subprocess.run(
         (
             sys.executable,

@@ -19,23 +19,11 @@ from service.rpc.datasets import _take
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore
 from tests.unit.ingest.kinds import KINDS, Kind, Pairs, base, base_pairs
+from tests.unit.storage.conftest import FakeReader
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "data.md"
 BEGIN, END = "<!-- table: made by a test -->\n", "<!-- end of the table -->\n"
 LIMITS = Limits(max_upload_bytes=2**24, max_unpacked_bytes=2**24, max_files=1000)
-
-
-class Here:
-    """Reads in this process."""
-
-    def read(
-        self,
-        request: reader.ReadRequest,
-        go_on: Callable[[], None] = lambda: None,
-        on_progress: reader.OnProgress = reader.untold,
-    ) -> index.Index:
-        """See `reader.Reader`."""
-        return reader.read(request, reader.inspect_here, 1, go_on, on_progress)
 
 
 def by_client(store: DatasetStore, data: Path | Pairs, **_: Path) -> ReadSummary:
@@ -81,7 +69,9 @@ def outcome(work: Path, data: Path | Pairs, way: Callable[..., ReadSummary]) -> 
     work.mkdir()
     database = Database(work / "data")
     try:
-        store = DatasetStore(database, work / "data" / "datasets", Here(), LIMITS)
+        store = DatasetStore(
+            database, work / "data" / "datasets", FakeReader(reader.inspect_here, 1), LIMITS
+        )
         summary = way(store, data, work=work)
     except GraftError as error:
         return f"refused: {error.message}"
@@ -116,7 +106,7 @@ def pairs_outcome(kind: Kind, work: Path) -> str:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, str], str]]:
-    """What became of each kind: by the ways that bring folders, and as pairs."""
+    """Returns what became of each kind, by the ways that bring folders and as pairs."""
     found = {}
     for kind in KINDS:
         work = tmp_path_factory.mktemp("kind")

@@ -1,4 +1,4 @@
-"""A job's images are read before its trainer starts: what is told, and what ends it."""
+"""A job's images are read before its trainer starts: its progress, and what ends it."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""Which progress of a trainer is kept, and what is said of its stage's time."""
+"""Progress of a trainer: which of it is kept, with the time of its stage."""
 
 from service.jobs.attempt import _Shown
 from service.jobs.contract import Progressed

@@ -1,4 +1,4 @@
-"""Whether a job's weights can be had is found out before it begins."""
+"""A request whose weights are not available is refused before a job is made."""
 
 import threading
 from pathlib import Path

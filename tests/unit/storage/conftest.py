@@ -92,7 +92,7 @@ def inspect(data: bytes, _name: str) -> ImageFacts:
 
 
 class FakeReader:
-    """Reads data sets in this process, of images that `inspect` knows."""
+    """Reads datasets in this process, of images that `inspect` knows."""
 
     def __init__(self, inspect: Inspect = inspect, threads: int = 2) -> None:
         self.inspect = inspect

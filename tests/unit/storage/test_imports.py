@@ -1,4 +1,4 @@
-"""What is read for jobs from the server's own disk, and what makes a reading give up."""
+"""Datasets read for jobs from the server's own disk, and what makes a reading stop."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

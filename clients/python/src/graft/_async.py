@@ -87,7 +87,7 @@ class AsyncTransport:
             await asyncio.sleep(pause_s)
 
     async def explained(self, error: GraftError) -> GraftError:
-        """As Transport."""
+        """Does as `Transport.explained`, without holding up the event loop."""
         if not self._is_own:
             return error
         return await asyncio.to_thread(

@@ -23,9 +23,9 @@ _RANKING_SLACK_S: Final = 120.0
 MAX_MESSAGE_BYTES: Final = 64 * 2**20
 PROBE_TIMEOUT_S: Final = 5.0
 """For one question after the server's health."""
-NOT_SERVING: Final = "answers, but does not serve: it starts, or stops"
 PROBE_PAUSE_S: Final = 0.1
 """Between two of them."""
+NOT_SERVING: Final = "answers, but does not serve: it starts, or stops"
 _SCHEMES: Final = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:", "vsock:", "xds:")
 # What gRPC takes as a value of metadata.
 _PRINTABLE: Final = re.compile(r"[\x20-\x7e]*")
@@ -104,7 +104,7 @@ def _check_address(target: str) -> None:
     bare = host.strip("[]")
     if ":" in bare and not (host.startswith("[") and host.endswith("]")):
         raise invalid(
-            f"{target!r} is no address: an IPv6 address stands in brackets, [{bare}]:{port}",
+            f"{target!r} is no address: write an IPv6 address in brackets, [{bare}]:{port}",
             "target",
         )
     if not host or target.endswith("]"):
@@ -118,14 +118,19 @@ def _check_address(target: str) -> None:
 
 
 def is_loopback(target: str) -> bool:
-    """Whether an address is reached without leaving this machine, as far as its text tells."""
+    """Tells by its text whether an address is reached without leaving this machine."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
     # What may stand before it says how the name is resolved: "dns:///".
     address = target.rpartition("/")[2]
     host = address.rpartition(":")[0] or address
+    return is_this_machine(host.strip("[]"))
+
+
+def is_this_machine(host: str) -> bool:
+    """Tells whether a host's name or address is this machine's own."""
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
 
@@ -143,17 +148,17 @@ class Patience:
 
     @property
     def probe_s(self) -> float:
-        """How long the next question may take."""
+        """Returns how long the next question may take, in seconds."""
         return max(0.001, min(PROBE_TIMEOUT_S, self._deadline - self._clock()))
 
     @property
     def is_over(self) -> bool:
-        """Whether there is no time for another question."""
-        # One with next to no time goes unanswered, and would be told as the reason.
+        """Tells whether there is no time left for another question."""
+        # One with next to no time goes unanswered, and would be given as the reason.
         return self._deadline - self._clock() <= PROBE_PAUSE_S
 
     def gave_up(self, why: str) -> DeadlineExceeded:
-        """The error that ends the wait; `why` is "" where the server answers and does not serve."""
+        """Makes the error that ends the wait; `why` is "" for a server that does not serve."""
         why = f": {why}" if why else ": it answers, but does not serve"
         return DeadlineExceeded(
             f"{self._target} was not ready within {self._timeout_s:g} s{why}",

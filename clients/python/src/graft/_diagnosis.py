@@ -17,12 +17,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+from graft._channel import is_this_machine
 from graft.errors import CannotConnect, DeadlineExceeded, GraftError, Unavailable
 
 LIMIT_S = 5.0
-"""Of one look at an address, all of its questions together."""
+"""For one look at an address, all of its questions together."""
 _STEP_S = 1.5
-"""Of one question."""
+"""For one question."""
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 """HTTP/2's preface and empty settings; an HTTP/2 server answers with its own settings."""
 _SETTINGS_FRAME = 4
@@ -56,9 +57,9 @@ class _Found(Exception):  # noqa: N818 - no error, but the answer
 
 
 def explained(error: GraftError, target: str, *, is_tls: bool) -> GraftError:
-    """The error with the reason why there is no connection, where that can be found out.
+    """Returns the error with the reason why there is no connection, where that can be found out.
 
-    `error` itself where the server answered, where nothing is wrong with the connection,
+    Returns `error` itself where the server answered, where nothing is wrong with the connection,
     or where the look takes longer than `LIMIT_S`. Blocks that long at most.
     """
     is_answered = error.reason or error.request_id
@@ -114,7 +115,7 @@ def why(
 
 
 def address_of(target: str) -> Address | None:
-    """The host and port behind a gRPC target; None for sockets of the file system and the like."""
+    """Returns the host and port behind a gRPC target; None for other schemes, such as unix:."""
     name = target.removeprefix("dns:")
     if name.startswith("//"):
         name = name.rpartition("/")[2]
@@ -127,22 +128,15 @@ def address_of(target: str) -> Address | None:
 
 
 def proxy_of(host: str, environment: Mapping[str, str]) -> tuple[str, str] | None:
-    """The variable that sends gRPC's connections to a host through a proxy, and its value."""
+    """Returns the variable by which gRPC takes a proxy to a host, and its value; None for none."""
     variable = next((name for name in _PROXIES if environment.get(name)), None)
-    if variable is None or _is_this_machine(host):
+    if variable is None or is_this_machine(host):
         return None
     spared = next((environment[name] for name in _NO_PROXIES if environment.get(name)), "")
     for entry in filter(None, (part.strip() for part in spared.split(","))):
         if entry == "*" or host.lower().endswith(entry.lower()) or _is_within(host, entry):
             return None
     return variable, environment[variable]
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def _is_within(host: str, network: str) -> bool:
@@ -245,11 +239,11 @@ def _look_for_another_protocol(
         if (_asked(connection, request.encode()) or b"").startswith(b"HTTP/"):
             raise _Found(
                 f"{address.target} speaks HTTP/1, not gRPC: is it the metrics port, or a web "
-                "server's? The gRPC port is 50051 unless the server was told another"
+                "server's? The gRPC port is 50051 unless the server is configured otherwise"
             )
     if answer:
         text = answer[:40].split(b"\n")[0].decode("ascii", "backslashreplace").strip()
-        raise _Found(f"{address.target} speaks something else than gRPC: it says {text!r}")
+        raise _Found(f"{address.target} speaks something other than gRPC: it says {text!r}")
     raise _Found(
         f"{address.target} takes connections and closes them at once: it is no gRPC server, or one "
         "that refuses this machine"
@@ -308,7 +302,7 @@ def _names(session: ssl.SSLSocket) -> str:
 
 
 def _dialled(address: Address) -> socket.socket:
-    """A connection; raises _Found where there is none to be had."""
+    """Opens a connection; raises _Found where none can be opened."""
     try:
         return socket.create_connection((address.host, address.port), _STEP_S)
     except socket.gaierror as error:
@@ -367,7 +361,7 @@ def _through(address: Address, variable: str, value: str) -> Callable[[], socket
 def _handshake(
     connection: socket.socket, host: str, context: ssl.SSLContext | None = None
 ) -> ssl.SSLSocket:
-    """TLS on a connection; without a context nothing is verified: no secret goes over it."""
+    """Speaks TLS on a connection; without a context nothing is verified: no secret goes over it."""
     try:
         return (context or _unverified()).wrap_socket(connection, server_hostname=host)
     except BaseException:
@@ -384,7 +378,7 @@ def _unverified() -> ssl.SSLContext:
 
 
 def _greeted(connection: socket.socket) -> bytes | None:
-    """What answers to HTTP/2's greeting: b"" where the connection was closed, None for nothing."""
+    """Sends HTTP/2's greeting; returns the answer, b"" for a closed connection, None for none."""
     with connection:
         return _asked(connection, _GREETING)
 

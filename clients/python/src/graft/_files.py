@@ -1,4 +1,4 @@
-"""Files and text that callers hand over: what is read of them, and what they seem to be.
+"""Reads files that callers give, and says what a text is that they gave in the place of a path.
 
 Never shows more than the beginning of what was given: it may be megabytes of base64.
 """
@@ -67,7 +67,7 @@ def read_open(file: Any, where: str) -> bytes:
 
 
 def is_open_file(given: object) -> bool:
-    """Whether it can be read, as what `open` and `io.BytesIO` give."""
+    """Tells whether an object can be read, as what `open` and `io.BytesIO` return."""
     return callable(getattr(given, "read", None))
 
 
@@ -81,12 +81,12 @@ def encodable(where: str = "") -> Iterator[None]:
 
 
 def plain(name: str) -> str:
-    """Replaces what of a file's name is no text, for names that are only shown."""
+    """Replaces what cannot be sent of a file's name, for names that are only shown."""
     return name.encode("utf-8", "replace").decode()
 
 
 def shown(text: str) -> str:
-    """The beginning of a text, quoted."""
+    """Returns the beginning of a text, quoted."""
     return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "...")
 
 

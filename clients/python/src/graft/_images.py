@@ -1,4 +1,4 @@
-"""From what callers have (paths, bytes, PIL images, arrays) to what travels.
+"""Turns what callers have (paths, bytes, open files, PIL images, arrays) into what is sent.
 
 Knows images and arrays by what they can do, so that neither Pillow nor NumPy
 is needed. Nothing is resized here: the service does that, in one way for all.
@@ -220,7 +220,7 @@ def _fitting(message: pb.Image, where: str) -> pb.Image:
 
 
 def _upright(image: PilImage, where: str) -> PilImage:
-    """Decoded, and turned as its EXIF data says, as the service turns files."""
+    """Decodes an image and turns it as its EXIF data says, as the service turns files."""
     # Whoever has a PIL image has Pillow; importing graft must not load it.
     from PIL import Image, ImageOps  # noqa: PLC0415
 
@@ -238,7 +238,7 @@ def _upright(image: PilImage, where: str) -> PilImage:
 
 
 def _encoded(image: Any, where: str, original: PilImage) -> bytes:
-    """The pixels as a PNG file that the service decodes to what it would make of the original."""
+    """Returns the pixels as a PNG file that the service decodes as it would the original."""
     options = {}
     if image.mode == "F":
         raise invalid(
@@ -267,7 +267,7 @@ def _encoded(image: Any, where: str, original: PilImage) -> bytes:
 
 
 def _deep(image: Any, where: str) -> Any:
-    """Grey of 16 bits in whatever order of bytes, or of 32, as I;16."""
+    """Returns grey of 16 bits in either order of bytes, or of 32 bits, as I;16."""
     if image.mode == "I;16":
         return image
     # Pillow writes the other order of bytes as if it were this one.
@@ -284,7 +284,7 @@ def _deep(image: Any, where: str) -> Any:
 
 
 def _declared_depth(image: PilImage) -> dict[str, Any]:
-    """What of a TIFF file's declared depth goes into a PNG."""
+    """Returns the options of a PNG that declares the depth that a TIFF file declared."""
     from PIL import PngImagePlugin  # noqa: PLC0415
 
     tags = getattr(image, "tag_v2", {})
@@ -311,8 +311,10 @@ def _deep_png(array: Any) -> bytes:
 
 
 def _png(pixels: bytes, height: int, width: int, *, depth: int = 8, colour_type: int = 2) -> bytes:
-    """The pixels as a PNG file, https://www.w3.org/TR/png-3/: no filter; RGB of 8 bits, or grey
-    (colour type 0)."""
+    """Returns the pixels as a PNG file without filters, https://www.w3.org/TR/png-3/.
+
+    RGB of 8 bits (colour type 2), or grey (colour type 0).
+    """
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (

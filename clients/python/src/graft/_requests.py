@@ -109,7 +109,7 @@ def fine_tune(
 
 
 def identified(options: types.FineTuneOptions) -> types.FineTuneOptions:
-    """The options with a request id, so that a repeat of the same call is known by it."""
+    """Returns the options with a request id, so that a repeat of the same call is known by it."""
     return {**options, "request_id": options.get("request_id") or str(uuid.uuid4())}
 
 

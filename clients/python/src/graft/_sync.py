@@ -85,9 +85,9 @@ class Transport:
             time.sleep(pause_s)
 
     def explained(self, error: GraftError) -> GraftError:
-        """The error with what is wrong with the connection, where that can be found out.
+        """Returns the error with what is wrong with the connection, where that can be found out.
 
-        Of a channel that the caller brought nothing is known.
+        Returns it unchanged for a channel that the caller brought, of which nothing is known.
         """
         if not self._is_own:
             return error
@@ -169,7 +169,7 @@ class Transport:
                 try:
                     pause_s = watch.pause_s(known)
                 except GraftError as last:
-                    # One of the watcher's own says all that there is to say.
+                    # An error that the watch itself raises needs no explanation.
                     raise (self.explained(last) if last is known else last) from error
             else:
                 if watch.is_over(self.unary(_calls.get_job(watch.job_id))):

@@ -1,4 +1,4 @@
-"""From images on this machine, labelled or not, to the messages of UploadDataset.
+"""Makes the messages of UploadDataset from images on this machine, labelled or not.
 
 A folder travels as a tar archive that is made while it is sent: no copy on
 disk, and never more than a chunk of it in memory. Which files of a folder are
@@ -38,7 +38,7 @@ Target: TypeAlias = Unlabelled | types.Dataset | types.ServerPath
 """The target of a `DomainAdaptation`, as `Data`; with `evaluate_on_target` it has labels too."""
 
 OnProgress: TypeAlias = Callable[[int, int | None], None]
-"""Told the bytes that were handed to the connection, and all there are (None: not known)."""
+"""Called with the bytes that were sent so far, and with all there are (None: not known)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def stored(
     keeps_labels: bool = False,
     case_sensitive_labels: bool = False,
 ) -> str | types.ServerPath | Upload:
-    """What the service has already: a dataset's id or a path of its own; else the upload."""
+    """Returns the id or the path of what the server has already, else the upload of it."""
     if isinstance(data, types.Dataset):
         return data.dataset_id
     if isinstance(data, types.ServerPath):
@@ -78,7 +78,7 @@ def stored(
 def stored_target(
     method: types.Method, on_progress: OnProgress | None
 ) -> str | types.ServerPath | Upload:
-    """As `stored`, of the target's images; "" where the method has no target."""
+    """Does as `stored` for the target's images; returns "" where the method has no target."""
     if not isinstance(method, types.DomainAdaptation):
         return ""
     # Labels to measure with, too, are those of an unlabelled dataset: it may have one class
@@ -89,7 +89,7 @@ def stored_target(
 
 
 def there(source: str | types.ServerPath | Upload) -> str | types.ServerPath:
-    """Where the images are on the server by now; "" for those that are uploaded later."""
+    """Returns where the images are on the server now; "" for those that are uploaded later."""
     return "" if isinstance(source, Upload) else source
 
 

@@ -354,7 +354,7 @@ class AsyncClient:
         return await self.why_not_serving(timeout_s) is None
 
     async def why_not_serving(self, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
-        """As `Client.why_not_serving`."""
+        """Does as `Client.why_not_serving`."""
         try:
             is_serving = await self._transport.probe(timeout_s, wait=False)
         except GraftError as error:

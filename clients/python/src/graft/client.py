@@ -103,7 +103,8 @@ class Client:
         label and an image, a `Dataset` or its id, or a `ServerPath`. The options
         are `FineTuneOptions`. The target of a domain adaptation is uploaded too.
         """
-        # Bad options are found out before anything is uploaded: here what the client knows...
+        # Bad options are found before anything is uploaded: first what the client can check,
+        # then, below, what the server can.
         chosen = _requests.identified(options)
         _calls.fine_tune("", name, chosen)
         method = _requests.method(chosen)
@@ -114,7 +115,6 @@ class Client:
         )
         target = _uploads.stored_target(method, on_upload)
         if isinstance(source, Upload) or isinstance(target, Upload):
-            # ...and there what the server does.
             there = _uploads.there(source), _uploads.there(target)
             self._transport.unary(_calls.check_fine_tune(there[0], name, chosen, there[1]))
         call = _calls.fine_tune(self._sent(source), name, chosen, self._sent(target))
@@ -193,8 +193,8 @@ class Client:
 
         With `is_unlabelled` they have no classes, and are the target of a domain
         adaptation. With `case_sensitive_labels`, class names that differ in upper and
-        lower case alone are two classes. What is left out of it stands in the `summary`
-        of the answer.
+        lower case alone are two classes. The `summary` of the answer says which files were
+        left out, and why.
         """
         upload = _uploads.prepare(
             data,
@@ -318,9 +318,10 @@ class Client:
         return self._transport.pages(_calls.list_models)
 
     def delete_model(self, model: str, *, force: bool = False) -> None:
-        """Deletes a model with all its versions.
+        """Deletes a model with all its versions and aliases; there is no way back.
 
-        One that aliases other than `latest` name is deleted with `force` alone.
+        A model that aliases other than `latest` name is deleted with `force` alone; without
+        it FailedPrecondition (MODEL_IN_USE) is raised.
         """
         self._transport.unary(_calls.delete_model(model, force))
 
@@ -394,13 +395,13 @@ class Client:
     # Health
 
     def is_serving(self, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
-        """Whether the server answers and says that it serves."""
+        """Tells whether the server answers and says that it serves."""
         return self.why_not_serving(timeout_s) is None
 
     def why_not_serving(self, timeout_s: float = PROBE_TIMEOUT_S) -> str | None:
         """Says why the server does not serve: what is wrong with the connection, or with it.
 
-        None where it answers and says that it serves.
+        Returns None where it answers and says that it serves.
         """
         try:
             is_serving = self._transport.probe(timeout_s, wait=False)
@@ -420,6 +421,6 @@ class Client:
                 patience.error = error
             if patience.is_over:
                 last = patience.error
-                why = "" if last is None else (self._transport.explained(last)).message
+                why = "" if last is None else self._transport.explained(last).message
                 raise patience.gave_up(why)
             time.sleep(_channel.PROBE_PAUSE_S)

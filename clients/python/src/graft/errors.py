@@ -269,8 +269,8 @@ def is_broken_write(error: grpc.RpcError) -> bool:
 
 
 def _of_connection(details: str, target: str) -> tuple[type[Unavailable], str]:
-    # Whether there was a connection at all stands in gRPC's text alone; why there is none is
-    # found out by `_diagnosis`.
+    # Only gRPC's text says whether there was a connection at all; `_diagnosis` finds out why
+    # there is none.
     lower = details.lower()
     if any(words in lower for words in _NEVER_CONNECTED):
         return CannotConnect, f"no connection to {target} ({details})"

@@ -172,7 +172,7 @@ class LeftOutFile:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """How many files were left out for one reason, of one class."""
+    """Counts the files of one class that were left out for one reason."""
 
     reason: LeftOutReason
     label: str
@@ -181,7 +181,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class ReadSummary:
-    """What became of every file that was sent: those seen are those used and those left out."""
+    """Says what became of every file that was sent: each seen is either used or left out."""
 
     seen_count: int = 0
     used_count: int = 0
@@ -193,11 +193,11 @@ class ReadSummary:
 
     @property
     def left_out_count(self) -> int:
-        """How many files were left out."""
+        """Counts the files that were left out."""
         return self.seen_count - self.used_count
 
     def __str__(self) -> str:
-        """In one line: "41 of 44 files are used; left out: 2 links, 1 hidden"."""
+        """Returns one line: "41 of 44 files are used; left out: 2 links, 1 hidden"."""
         counts: dict[str, int] = {}
         for row in self.left_out:
             counts[row.reason] = counts.get(row.reason, 0) + row.count
@@ -210,7 +210,7 @@ class ReadSummary:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What the data is, counted after the split."""
+    """Describes a job's data, counted after the split."""
 
     classes: tuple[ClassCount, ...]
     summary: ReadSummary
@@ -302,7 +302,7 @@ class Job:
     attempts: int
     cancel_requested: bool
     elapsed_s: float | None = None
-    """Since its trainer was last started, to its end or until it was asked for; None before."""
+    """Since its trainer was last started, until its end or this answer; None before the start."""
     is_candidate: bool = False
     """It SUCCEEDED, and no alias moved to its version, which did not pass its gate."""
     data_summary: ReadSummary | None = None

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _escape_what_cannot_be_shown() -> None:
-    """Has a label that the output's encoding lacks be shown as \\u65e5, and not end the command."""
+    """Shows a label that the output's encoding lacks as \\u65e5, rather than end the command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

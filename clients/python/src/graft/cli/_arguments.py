@@ -63,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
             return
         choices = [str(choice) for choice in action.choices]
         hint = _meant(str(value), choices) or f": it must be one of {', '.join(choices)}"
-        raise argparse.ArgumentError(action, f"{str(value)!r} is none{hint}")
+        raise argparse.ArgumentError(action, f"there is no {str(value)!r}{hint}")
 
 
 def _meant(given: str, known: Sequence[str]) -> str:
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     group = everywhere.add_argument_group("everywhere")
     group.add_argument("--json", action="store_true", help="JSON lines on standard output")
     group.add_argument(
-        "--quiet", "-q", action="store_true", help="neither a bar nor a line a stage"
+        "--quiet", "-q", action="store_true", help="neither a bar nor a line for each stage"
     )
     group.add_argument("--server", metavar="HOST:PORT", help=f"default: {DEFAULT_TARGET}")
     group.add_argument(
@@ -118,7 +118,7 @@ class _Commands:
     ) -> None:
         self._commands, self._everywhere = commands, everywhere
         self.parser: Any = parser
-        """Of the command that these belong to, which takes options of its own."""
+        """The parser of the command that these belong to, which takes options of its own."""
 
     def add(self, name: str, text: str, run: Any, **more: Any) -> argparse.ArgumentParser:
         """A command; `run(client, arguments, output)` returns the exit code."""

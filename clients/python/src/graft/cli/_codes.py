@@ -1,4 +1,4 @@
-"""How the command ends."""
+"""The exit codes of the `graft` command."""
 
 from enum import IntEnum
 

@@ -1,4 +1,4 @@
-"""What the service's calls are in this command: its messages name calls, for every language."""
+"""Names commands in the service's messages, which name calls, since they are for every language."""
 
 import re
 
@@ -33,7 +33,7 @@ _CALLS = re.compile(rf"\b({'|'.join(sorted(_COMMANDS, key=len, reverse=True))})\
 
 
 def in_commands(message: str) -> str:
-    """A message of the service with the commands that do what the calls in it do."""
+    """Returns a message of the service with commands in the place of the calls that it names."""
 
     def command(found: re.Match[str]) -> str:
         text = _COMMANDS[found[0]]

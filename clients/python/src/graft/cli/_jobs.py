@@ -58,7 +58,7 @@ def _row(job: Job) -> list[object]:
 
 
 def _progress(job: Job) -> str | None:
-    """As the bar shows it, at the time of the newest event."""
+    """Returns a job's progress as the bar shows it, at the time of the newest event."""
     progress = job.progress
     if progress is None:
         return None

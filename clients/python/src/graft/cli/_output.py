@@ -52,7 +52,7 @@ class Output:
             self.console = Console(width=width, markup=False, highlight=False, emoji=False)
 
     def emit(self, value: Any) -> None:
-        """One JSON line, in ASCII: every pipe and every terminal takes it."""
+        """Prints one JSON line, in ASCII, which every pipe and every terminal takes."""
         print(json.dumps(plain(value)), flush=True)
 
     def line(self, text: str) -> None:

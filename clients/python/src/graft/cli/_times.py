@@ -2,12 +2,12 @@
 
 
 def percent(fraction: float) -> str:
-    """As people read it: never 100 % before the end."""
+    """Returns a fraction as percent, rounded down: never 100 % before the end."""
     return f"{int(fraction * 100)}%"
 
 
 def times(elapsed_s: float, remaining_s: float | None) -> str:
-    """How long a stage takes already, and for how long still; a time that is over is not told."""
+    """Returns how long a stage has taken, and how long it may still take where that is known."""
     text = clock(elapsed_s)
     if remaining_s is not None and remaining_s >= 1:
         text += f", about {clock(remaining_s)} left"
@@ -15,7 +15,7 @@ def times(elapsed_s: float, remaining_s: float | None) -> str:
 
 
 def clock(seconds: float) -> str:
-    """M:SS, or H:MM:SS."""
+    """Returns seconds as M:SS, or as H:MM:SS."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

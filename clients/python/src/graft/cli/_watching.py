@@ -24,7 +24,7 @@ _CHECKED = "the server checks the images"
 
 
 class Watching:
-    """Hears of an upload's bytes and a job's events; the bar lives as long as its `with`."""
+    """Shows an upload's bytes and a job's events; the bar is drawn as long as the `with` lasts."""
 
     def __init__(self, output: Output, clock: Callable[[], float] = time.monotonic) -> None:
         self._output, self._clock = output, clock
@@ -138,14 +138,14 @@ class Watching:
         self._bar.show(Shown(stage, fraction, figures, elapsed_s, remaining_s))
 
     def _line(self, stage: str, text: str) -> None:
-        """One line a stage, and no more."""
+        """Prints one line for a stage, once."""
         if stage not in self._lines and not (self._output.is_json or self._output.is_quiet):
             self._output.line(text)
         # Stages may take turns: each has its line once in an attempt.
         self._lines.add(stage)
 
     def _print(self, text: str) -> None:
-        """What stays, with --quiet too."""
+        """Prints a line that stays, with --quiet too."""
         if not text:
             return
         if self._bar is not None:
@@ -155,14 +155,14 @@ class Watching:
 
 
 def figures_of(progress: types.Progress) -> str:
-    """What a stage is at, and its steps."""
+    """Returns what a stage is at, and its steps."""
     steps = f"{progress.step} of {progress.steps}" if progress.steps else ""
     unit = {"features": "images", "training": "steps"}.get(progress.stage, "")
     return ", ".join(filter(None, (progress.detail, f"{steps} {unit}".rstrip() if steps else "")))
 
 
 def describe(payload: types.EventPayload) -> str:
-    """An event in one line for people; "" for one that is shown otherwise."""
+    """Returns an event in one line for people; "" for one that is shown otherwise."""
     match payload:
         case types.EpochMetrics():
             return (
@@ -191,7 +191,7 @@ _SHOWN = 5
 
 
 def summary_lines(summary: types.ReadSummary) -> str:
-    """What was left out, and the first names of it, for people."""
+    """Returns the lines that say what was left out, with the first names, for people."""
     rows = [f"  {file.path}: {file.detail}" for file in summary.files[:_SHOWN]]
     if (more := summary.left_out_count - len(rows)) > 0:
         rows.append(f"  and {more} more")

@@ -50,7 +50,7 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
             return self._datasets[dataset_id]
 
     def labelled(self, dataset_id: str, *, is_alone: bool = True) -> pb.Dataset:
-        """The dataset, or the service's error where there is none to learn from.
+        """Returns the dataset; raises the service's error where there is none to learn from.
 
         One that `is_alone`, without a base, needs two classes.
         """
@@ -190,8 +190,7 @@ def _unpack(archive: bytes, is_unlabelled: bool) -> tuple[list[Image], list[pb.L
 
 
 def _left_out(path: str, reason: str) -> pb.LeftOutFile:
-    name = pb.LeftOutReason.Name(pb.LeftOutReason.Value(f"LEFT_OUT_REASON_{reason}"))
-    return pb.LeftOutFile(path=path, reason=name, detail=reason.lower())
+    return pb.LeftOutFile(path=path, reason=f"LEFT_OUT_REASON_{reason}", detail=reason.lower())
 
 
 def _summary(used: int, left_out: list[pb.LeftOutFile]) -> pb.ReadSummary:

@@ -93,7 +93,7 @@ class Models(model_pb2_grpc.ModelServiceServicer):
         model.aliases[alias] = number
 
     def is_candidate(self, model: str, version: int) -> bool:
-        """Whether a version is there and is one."""
+        """Tells whether a version exists and is a candidate."""
         with self._lock:
             found = self._versions.get(model, {}).get(version)
             return found is not None and found.is_candidate

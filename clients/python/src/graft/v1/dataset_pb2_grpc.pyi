@@ -42,11 +42,12 @@ class DatasetServiceStub:
     per class in each; a folder around it all is allowed. The same images
     always get the same dataset id, so a retry is harmless.
 
-    What is no readable image is left out, and `Dataset.summary` tells all of
-    it. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE, ARCHIVE_UNREADABLE,
-    INVALID_FIELD, and DATASET_UNUSABLE: a class is left without images, too
-    many files are no images (5 or more, and more than a fifth), or two class
-    names look the same.
+    Files that are no readable images are left out, and `Dataset.summary` says
+    which and why. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
+    ARCHIVE_UNREADABLE, INVALID_FIELD, OUT_OF_MEMORY, and DATASET_UNUSABLE: a
+    class or a part is left without images, there are parts and none to learn
+    from, too many files are no images (5 or more, and more than a fifth), or
+    two class names look the same.
     """
     GetDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetRequest, _dataset_pb2.GetDatasetResponse]
     """Describes one dataset. Errors: DATASET_NOT_FOUND."""
@@ -71,11 +72,12 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     per class in each; a folder around it all is allowed. The same images
     always get the same dataset id, so a retry is harmless.
 
-    What is no readable image is left out, and `Dataset.summary` tells all of
-    it. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE, ARCHIVE_UNREADABLE,
-    INVALID_FIELD, and DATASET_UNUSABLE: a class is left without images, too
-    many files are no images (5 or more, and more than a fifth), or two class
-    names look the same.
+    Files that are no readable images are left out, and `Dataset.summary` says
+    which and why. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
+    ARCHIVE_UNREADABLE, INVALID_FIELD, OUT_OF_MEMORY, and DATASET_UNUSABLE: a
+    class or a part is left without images, there are parts and none to learn
+    from, too many files are no images (5 or more, and more than a fifth), or
+    two class names look the same.
     """
     GetDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetRequest, _dataset_pb2.GetDatasetResponse]  # type: ignore[assignment]
     """Describes one dataset. Errors: DATASET_NOT_FOUND."""
@@ -103,11 +105,12 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         per class in each; a folder around it all is allowed. The same images
         always get the same dataset id, so a retry is harmless.
 
-        What is no readable image is left out, and `Dataset.summary` tells all of
-        it. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE, ARCHIVE_UNREADABLE,
-        INVALID_FIELD, and DATASET_UNUSABLE: a class is left without images, too
-        many files are no images (5 or more, and more than a fifth), or two class
-        names look the same.
+        Files that are no readable images are left out, and `Dataset.summary` says
+        which and why. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
+        ARCHIVE_UNREADABLE, INVALID_FIELD, OUT_OF_MEMORY, and DATASET_UNUSABLE: a
+        class or a part is left without images, there are parts and none to learn
+        from, too many files are no images (5 or more, and more than a fifth), or
+        two class names look the same.
         """
 
     @_abc_1.abstractmethod

@@ -78,7 +78,7 @@ class FineTuningServiceServicer:
         INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
         PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
         VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE, DEVICE_UNAVAILABLE,
-        WEIGHTS_UNAVAILABLE.
+        WEIGHTS_UNAVAILABLE, and for inline images OUT_OF_MEMORY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class FineTuningServiceStub:
     INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
     PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
     VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE, DEVICE_UNAVAILABLE,
-    WEIGHTS_UNAVAILABLE.
+    WEIGHTS_UNAVAILABLE, and for inline images OUT_OF_MEMORY.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_fine_tuning_pb2.GetJobRequest, _fine_tuning_pb2.GetJobResponse]
     """Describes one job. Errors: JOB_NOT_FOUND."""
@@ -78,7 +78,7 @@ class FineTuningServiceAsyncStub(FineTuningServiceStub):
     INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
     PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
     VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE, DEVICE_UNAVAILABLE,
-    WEIGHTS_UNAVAILABLE.
+    WEIGHTS_UNAVAILABLE, and for inline images OUT_OF_MEMORY.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_fine_tuning_pb2.GetJobRequest, _fine_tuning_pb2.GetJobResponse]  # type: ignore[assignment]
     """Describes one job. Errors: JOB_NOT_FOUND."""
@@ -119,7 +119,7 @@ class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
         PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
         VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE, DEVICE_UNAVAILABLE,
-        WEIGHTS_UNAVAILABLE.
+        WEIGHTS_UNAVAILABLE, and for inline images OUT_OF_MEMORY.
         """
 
     @_abc_1.abstractmethod
