@@ -114,6 +114,8 @@ class ReadSummary(msgspec.Struct, frozen=True):
     """The first `MAX_LEFT_OUT_FILES` of them."""
     nested: Count = 0
     """Used images that lie in folders below their class."""
+    warnings: list[str] = []
+    """What looks as if it was meant otherwise, for people."""
 
     @property
     def left_out_count(self) -> int:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -153,7 +154,14 @@ class Source:
     ) -> Index:
         """Loads the index, or reads the folder; errors as `Reader.read`."""
         if self.index_file:
-            return indexes.load(Path(self.index_file))
+            try:
+                return indexes.load(Path(self.index_file))
+            except (OSError, msgspec.DecodeError) as error:
+                raise InvalidInput(
+                    Reason.DATASET_UNUSABLE,
+                    "the index of the dataset is gone or damaged: upload the same images again, "
+                    "which makes it anew",
+                ) from error
         return reader.read_folder(
             self.root, threads, is_labelled=is_labelled, case_sensitive=case_sensitive
         )
@@ -255,6 +263,12 @@ def load_unlabelled(
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
             f"the target has {len(images)} image, and {MIN_TARGET} or more are needed",
+        )
+    if classes is not None and not any(image.label for image in images):
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            "evaluate_on_target is set and no image of the target has a class: put them into a "
+            "folder per class, or leave evaluate_on_target out",
         )
     targets = None
     if classes is not None:

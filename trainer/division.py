@@ -13,7 +13,8 @@ import numpy as np
 
 from service.domain import LeftOutFile, LeftOutReason, PartName
 from service.errors import InvalidInput, Reason
-from service.ingest import layout
+from service.ingest import labels as class_names
+from service.ingest.names import shown
 
 MIN_TRAIN = 2
 """Images to learn from that each class needs."""
@@ -54,7 +55,8 @@ def divide(datasets: Sequence[Images], fraction: float, seed: int, warnings: lis
 
     The datasets are in the order in which they came; none holds an image twice. A
     validation image of one is a training image of none, and a test image is neither. What
-    comes later moves nothing of what came before to another part, but out of training.
+    comes later moves nothing of what came before but out of training, or from validation to
+    the test part. Raises InvalidInput (DATASET_UNUSABLE) for a class that nothing is left of.
     """
     found = Division()
     labels: dict[str, set[str]] = defaultdict(set)
@@ -87,14 +89,33 @@ def divide(datasets: Sequence[Images], fraction: float, seed: int, warnings: lis
     for name in ("train", "validation", "test"):
         part: Images = getattr(found, name)
         setattr(found, name, [image for image in part if image.digest not in contradicted])
-    _leave_out_known(found, datasets[-1], copies, labels)
-    _separate(found, warnings)
+    _leave_out_known(found, datasets, copies, labels, warnings)
+    _separate(found, datasets[-1], warnings)
+    _check_kept(found, datasets)
     return found
 
 
+def _check_kept(found: Division, datasets: Sequence[Images]) -> None:
+    """Raises InvalidInput for a class that no image is left of."""
+    kept = {image.label for part in (found.train, found.validation, found.test) for image in part}
+    lost = sorted({image.label for images in datasets for image in images} - kept)
+    if lost:
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"no image is left of the classes {listed(map(shown, lost))}: those that were sent are "
+            "in another class too, and such images are not used; correct the classes, and to move "
+            "images from one class to another send all images without a base",
+        )
+
+
 def _leave_out_known(
-    found: Division, newest: Images, copies: Images, labels: dict[str, set[str]]
+    found: Division,
+    datasets: Sequence[Images],
+    copies: Images,
+    labels: dict[str, set[str]],
+    warnings: list[str],
 ) -> None:
+    newest = datasets[-1]
     for image in copies:
         found.left_out.append(
             LeftOutFile(image.name, image.label, LeftOutReason.COPY, "an image that the base holds")
@@ -106,9 +127,17 @@ def _leave_out_known(
                 LeftOutFile(image.name, image.label, LeftOutReason.CONTRADICTION, detail)
             )
 
+    bases = [image for images in datasets[:-1] for image in images]
+    if lost := [image.name for image in bases if len(labels[image.digest]) > 1]:
+        warnings.append(
+            f"{len(lost)} images of the base are in another class now and are used in none: "
+            + listed(lost)
+        )
 
-def _separate(found: Division, warnings: list[str]) -> None:
+
+def _separate(found: Division, newest: Images, warnings: list[str]) -> None:
     """Takes out of training what is measured on, and out of validation what is tested on."""
+    own = {image.path for image in newest}
     tested = {image.digest for image in found.test}
     held_out = tested | {image.digest for image in found.validation}
     for name, taken, parts in (
@@ -120,6 +149,13 @@ def _separate(found: Division, warnings: list[str]) -> None:
             continue
         setattr(found, name, [image for image in images if image.digest not in taken])
         called = "training" if name == "train" else name
+        found.left_out += [
+            LeftOutFile(
+                image.name, image.label, LeftOutReason.COPY, f"it is in the {parts} part too"
+            )
+            for image in twice
+            if image.path in own
+        ]
         warnings.append(
             f"{len(twice)} {called} images are in the {parts} part too and were left out of "
             f"{called}, or accuracy would be overstated: " + listed(image.name for image in twice)
@@ -129,7 +165,7 @@ def _separate(found: Division, warnings: list[str]) -> None:
 def check_labels(datasets: Sequence[Images], *, case_sensitive: bool) -> None:
     """Raises InvalidInput for class names, of whichever dataset, that people take for one."""
     labels = dict.fromkeys(image.label for images in datasets for image in images)
-    layout.check_alike(((label, "") for label in labels), case_sensitive=case_sensitive)
+    class_names.check_alike(((label, "") for label in labels), case_sensitive=case_sensitive)
 
 
 def check_classes(found: Division, warnings: list[str]) -> tuple[str, ...]:
@@ -145,12 +181,23 @@ def check_classes(found: Division, warnings: list[str]) -> tuple[str, ...]:
             "classifier needs 2 or more: add another class, or grow a version that has some with "
             "`base`",
         )
+    held = {
+        image.label for part in (found.validation, found.test) for image in part if not image.part
+    }
+    if unlearned := [label for label in labels if not learned[label] and label not in held]:
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"the classes {listed(map(shown, unlearned))} are in val/ or test/ alone and not among "
+            f"those to learn from ({listed(map(shown, sorted(learned)))}): add training images, or "
+            "give a class one name in all parts",
+        )
     few = [f"{label} ({learned[label]})" for label in labels if learned[label] < MIN_TRAIN]
     if few:
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
             f"classes with fewer than {MIN_TRAIN} images to learn from, beside those held out: "
-            f"{listed(few)}: add images or leave the classes out",
+            f"{listed(few)}: a class needs {MIN_TRAIN + 1} images, or {MIN_TRAIN} in train/ where "
+            "val/ is given; add images or leave the classes out",
         )
     if not measured:
         raise InvalidInput(

@@ -91,8 +91,14 @@ def _run(job: Job) -> Manifest:
             "for white, for images to classify too"
         )
         send(Note("info", text))
-    for warning in data.warnings:
+    for warning in (*data.summary.warnings, *data.warnings):
         send(Note("warning", warning))
+    if spec.gate and spec.gate.not_worse_than and spec.incumbent is None:
+        text = (
+            f"no version is behind the alias {spec.gate.not_worse_than!r}: the gate compares with "
+            "none"
+        )
+        send(Note("warning", text))
     ranked = None
     if is_chosen:
         stages.begin("choosing the backbone")

@@ -94,7 +94,7 @@ def unpack(
         raise InvalidInput(Reason.ARCHIVE_TOO_LARGE, str(error)) from error
     except _DAMAGED as error:
         raise _unreadable(f"the archive is damaged or truncated ({error})") from error
-    return list(writer.entries.values())
+    return [*writer.entries.values(), *writer.replaced]
 
 
 class _Writer:
@@ -113,6 +113,7 @@ class _Writer:
         self._check = check
         self._check_room = check_room
         self.entries: dict[Name, Entry] = {}
+        self.replaced: list[Entry] = []
         self._count_entries = 0
         self._bytes = 0
         self._by_ratio = max(packed_bytes * _MAX_RATIO, _RATIO_FREE_BYTES)
@@ -134,8 +135,10 @@ class _Writer:
             self.entries[name] = Entry(name, packed.kind)
         else:
             self.entries[name] = Entry(name, Kind.FILE, self._written(packed))
-        if before is not None and before.path.name:
-            before.path.unlink()
+        if before is not None and before.kind is not Kind.FOLDER:
+            self.replaced.append(Entry(name, Kind.REPLACED))
+            if before.path.name:
+                before.path.unlink()
 
     def _written(self, packed: _Packed) -> Path:
         target = self._into / f"{self._count_entries:06d}"

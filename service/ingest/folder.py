@@ -3,6 +3,7 @@
 A hard link is a file like any other: the operator's file system says who may make them.
 """
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -49,10 +50,18 @@ def walk(root: Path, max_entries: int | None = None) -> list[Entry]:
 
 def _listed(root: Path, above: Name, max_entries: int | None) -> list[Entry]:
     found: list[Entry] = []
-    with os.scandir(root.joinpath(*above)) as entries:
-        for inner in entries:
-            found.append(Entry((*above, inner.name), _kind(inner), Path(inner.path)))
-            _check_count(len(found), max_entries)
+    path = root.joinpath(*above)
+    # It may have become a link to elsewhere since its own folder was listed.
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if Path(f"/proc/self/fd/{handle}").readlink() != path:
+            raise OSError(errno.ELOOP, "it has become a link", str(path))
+        with os.scandir(handle) as entries:
+            for inner in entries:
+                found.append(Entry((*above, inner.name), _kind(inner), path / inner.name))
+                _check_count(len(found), max_entries)
+    finally:
+        os.close(handle)
     return found
 
 

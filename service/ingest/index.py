@@ -94,7 +94,12 @@ def count_classes(images: Sequence[IndexedImage]) -> list[ClassCount]:
     ]
 
 
-def summarise(used: int, left_out: Sequence[LeftOutFile], nested: int = 0) -> ReadSummary:
+def summarise(
+    used: int,
+    left_out: Sequence[LeftOutFile],
+    nested: int = 0,
+    warnings: Sequence[str] = (),
+) -> ReadSummary:
     """Counts what was left out by reason and class."""
     counts = Counter((row.reason, row.label) for row in left_out)
     return ReadSummary(
@@ -103,6 +108,7 @@ def summarise(used: int, left_out: Sequence[LeftOutFile], nested: int = 0) -> Re
         left_out=_rows(counts),
         files=list(left_out[:MAX_LEFT_OUT_FILES]),
         nested=nested,
+        warnings=list(warnings),
     )
 
 

@@ -7,7 +7,6 @@ is stepped into. Pure: names in, names out. Every entry that is no image is amon
 out, with its reason.
 """
 
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from pathlib import Path
 
 from service.domain import LeftOutFile, LeftOutReason, PartName
 from service.errors import InvalidInput, Reason
-from service.ingest.names import MAX_LABEL_CHARS, is_text, label_problem, shown, text
+from service.ingest.labels import canonical, check_alike, loose_label
+from service.ingest.names import is_text, label_problem, shown, text
 
 PARTS: dict[str, PartName] = {
     "train": "train",
@@ -28,18 +28,14 @@ PARTS: dict[str, PartName] = {
     "testing": "test",
 }
 """Folder names in lower case, and the part that their images belong to."""
-UNLABELLED = "unlabelled"
-"""The folder of a target domain's images whose class is not known."""
 
 _SYSTEM = {
     # Synology, QNAP and other network disks; Windows; macOS; Linux; Python.
     "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "lost+found",
-    "$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db",
+    "$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db",
     "ehthumbs_vista.db", "desktop.ini", "__macosx", "icon\r", "network trash folder",
     "temporary items", "__pycache__",
 }  # fmt: skip
-_FILE_SUFFIX_CHARS = 6
-"""A link beside the classes with a shorter suffix than that was a file, not a class."""
 _FIRST = 5
 
 Name = tuple[str, ...]
@@ -53,6 +49,8 @@ class Kind(Enum):
     LINK = "link"
     OTHER = "other"
     """A device, a pipe or a socket."""
+    REPLACED = "replaced"
+    """An entry of an archive that has another of the same name further on."""
     DENIED = "denied"
     """A folder that may not be read."""
 
@@ -86,6 +84,8 @@ class Arranged:
 
     files: list[ImageFile] = field(default_factory=list)
     left_out: list[LeftOutFile] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What looks as if it was meant otherwise, for people."""
 
 
 def arrange(
@@ -117,7 +117,9 @@ def arrange(
                 _take(found, entry, "", "", is_nested=False)
     found.files.sort(key=lambda file: (file.part, file.label, file.name))
     if is_labelled:
+        tree.check_parts(base)
         labels.check()
+        found.warnings += tree.warnings(base, [folder for _, folder in classes])
         _check_classes(found, labels, beside, {part for part, _ in classes})
     elif not found.files:
         raise InvalidInput(
@@ -127,65 +129,7 @@ def arrange(
     return found
 
 
-def check_given(label: str, *, is_labelled: bool) -> None:
-    """Checks a class name that came with an image; empty is one for a set without labels.
-
-    Raises InvalidInput (INVALID_FIELD) for one that cannot be a class name.
-    """
-    label = canonical(label)
-    if (label or is_labelled) and (problem := label_problem(label)):
-        raise InvalidInput(Reason.INVALID_FIELD, problem)
-
-
-def check_alike(labels: Iterable[tuple[str, str]], *, case_sensitive: bool) -> None:
-    """Raises InvalidInput (DATASET_UNUSABLE) for class names that people take for one.
-
-    Each comes as it was written, with its folder or "", for the message.
-    """
-    by_look: dict[str, tuple[str, str]] = {}
-    by_case: dict[str, tuple[str, str]] = {}
-    for raw, where in labels:
-        look = _look(raw)
-        known, at = by_look.setdefault(look, (raw, where))
-        if known != raw:
-            raise InvalidInput(
-                Reason.DATASET_UNUSABLE,
-                f"the class names {shown(known)} and {shown(raw)} look the same{_places(at, where)}"
-                ": give both classes one name, or two that differ",
-            )
-        known, at = by_case.setdefault(look.casefold(), (raw, where))
-        if not case_sensitive and _look(known) != look:
-            raise InvalidInput(
-                Reason.DATASET_UNUSABLE,
-                f"the class names {shown(known)} and {shown(raw)} differ in upper and lower case "
-                f"alone{_places(at, where)}: give both classes one name, or set "
-                "case_sensitive_labels if they are two",
-            )
-
-
-def canonical(label: str) -> str:
-    """Returns a class name as it is kept: in NFC, without blanks around it."""
-    return unicodedata.normalize("NFC", label).strip()
-
-
-def _look(label: str) -> str:
-    # Format characters show nothing: joiners, byte order marks, soft hyphens.
-    kept = (char for char in canonical(label) if unicodedata.category(char) != "Cf")
-    return " ".join("".join(kept).split())
-
-
-def _places(*places: str) -> str:
-    named = [shown(place) for place in places if "/" in place]
-    return f" ({' and '.join(named)})" if named else ""
-
-
-def loose_label(name: str) -> str:
-    """Returns the class that a name may be one of, without labels; empty where it cannot be."""
-    label = canonical(name) if is_text(name) else ""
-    is_one = label.casefold() != UNLABELLED and not label_problem(label)
-    return label if is_one else ""
-
-
+_REPLACED_DETAIL = "the archive has this name again: the last one counts"
 _STRAY_DETAIL = "it lies beside the folders of the classes"
 _NOT_PLAIN = {
     Kind.LINK: (LeftOutReason.LINK, "a link, which is not followed: put the file in its place"),
@@ -214,8 +158,8 @@ def _is_class(entry: Entry) -> bool:
     if entry.kind in (Kind.FOLDER, Kind.DENIED):
         return True
     # What a link leads to is not looked at; a class that is one must not be lost.
-    suffix = Path(entry.name[-1]).suffix
-    return entry.kind is Kind.LINK and not 2 <= len(suffix) <= _FILE_SUFFIX_CHARS
+    suffix = Path(entry.name[-1]).suffix.lower()
+    return entry.kind is Kind.LINK and suffix not in _IMAGE_SUFFIXES | _OTHER_SUFFIXES
 
 
 class _Tree:
@@ -228,14 +172,16 @@ class _Tree:
         known: dict[Name, Entry] = {}
         noise: set[Name] = set()
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if (cut := _noise(entry.name)) is not None:
+            if entry.kind is Kind.REPLACED:
+                self.noise.append(_left_out(entry, "", LeftOutReason.COPY, _REPLACED_DETAIL))
+            elif (cut := _noise(entry.name)) is not None:
                 if cut not in noise:
                     noise.add(cut)
                     is_file = cut == entry.name and entry.kind is Kind.FILE
                     self.noise.append(_noise_row(cut, is_file=is_file))
                     self._add_above(known, cut)
-                continue
-            self._add(known, entry)
+            else:
+                self._add(known, entry)
 
     def _add_above(self, known: dict[Name, Entry], name: Name) -> None:
         # Archives may name files and not their folders.
@@ -282,6 +228,53 @@ class _Tree:
             and any(inner.kind is Kind.FOLDER for inner in self.children[entry.name])
         }
         return found if len(set(found.values())) > 1 else {}
+
+    def check_parts(self, base: Name) -> None:
+        """Raises InvalidInput for folders of parts of which only some hold folders of classes."""
+        named = {
+            entry: PARTS[name]
+            for entry in self.children[base]
+            if entry.kind is Kind.FOLDER
+            and (name := canonical(text(entry.name[-1])).lower()) in PARTS
+        }
+        flat = [
+            entry
+            for entry in named
+            if not any(inner.kind is Kind.FOLDER for inner in self.children[entry.name])
+        ]
+        if len(set(named.values())) > 1 and 0 < len(flat) < len(named):
+            deep = next(entry for entry in named if entry not in flat)
+            raise InvalidInput(
+                Reason.DATASET_UNUSABLE,
+                f"{shown(deep.name[-1])} holds folders and {shown(flat[0].name[-1])} beside it "
+                "holds none: give each a folder per class, take out what has no classes, or rename "
+                "them if they are classes",
+            )
+
+    def warnings(self, base: Name, classes: Sequence[Entry]) -> list[str]:
+        """Returns what looks as if another level of folders was meant."""
+        found = []
+        if base:
+            names = ", ".join(shown(folder.name[-1]) for folder in classes[:_FIRST])
+            found.append(
+                f"the folder {shown('/'.join(base))} was stepped into: the classes are those "
+                f"inside, {names}"
+            )
+        below: dict[str, int] = defaultdict(int)
+        for folder in classes:
+            inside = self.children[folder.name]
+            if any(entry.kind is Kind.FILE for entry in inside):
+                return found
+            for name in {entry.name[-1] for entry in inside if entry.kind is Kind.FOLDER}:
+                below[name] += 1
+        if repeated := sorted(name for name, count in below.items() if count > 1):
+            found.append(
+                f"the classes hold no images but folders of the same names "
+                f"({', '.join(map(shown, repeated[:_FIRST]))}): if these are the classes, send "
+                "their folders; if they are parts of the data, name them train, val and test and "
+                "put the classes into them"
+            )
+        return found
 
     def classes_at(self, base: Name) -> tuple[list[tuple[PartName, Entry]], list[Entry]]:
         """Returns the folders of classes with their parts, and all that lies beside them."""
@@ -347,6 +340,12 @@ def _noise_row(name: Name, *, is_file: bool) -> LeftOutFile:
 _IMAGE_SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
     ".avif", ".heic", ".heif", ".hif",
+}  # fmt: skip
+
+
+_OTHER_SUFFIXES = {
+    ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html", ".pdf",
+    ".zip", ".tar", ".gz", ".log", ".db", ".py", ".sh",
 }  # fmt: skip
 
 
@@ -447,9 +446,3 @@ def _why_none(left_out: Sequence[LeftOutFile]) -> str:
         return ""
     first = left_out[0]
     return f"; {len(left_out)} were left out, such as {shown(first.path)} ({first.detail})"
-
-
-__all__ = [
-    "MAX_LABEL_CHARS", "PARTS", "UNLABELLED", "Arranged", "Entry", "ImageFile", "Kind", "Name",
-    "arrange", "canonical", "check_alike", "check_given", "is_noise", "loose_label",
-]  # fmt: skip

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -105,7 +106,8 @@ class ReaderProcesses:
         self._memory_bytes = memory_bytes or MEMORY_BYTES + threads * THREAD_MEMORY_BYTES
         self._cpu_s = cpu_s
         self._turn_file = folder / "turn"
-        self._places = threading.Semaphore(_MAX_READERS)
+        self._reading: Counter[str] = Counter()
+        self._ended = threading.Condition()
 
     def read(
         self,
@@ -114,21 +116,36 @@ class ReaderProcesses:
         on_progress: OnProgress = untold,
     ) -> Index:
         """See `Reader`. Raises InvalidInput for a file that breaks a decoder, by name."""
-        while not self._places.acquire(timeout=_POLL_S):
-            go_on()
+        with (
+            self._place(request.tenant, go_on),
+            self._started(request) as (process, printed),
+        ):
+            for record in _records(process, go_on):
+                match record:
+                    case Progressed(done, total):
+                        on_progress(done, total)
+                    case Read(index):
+                        return index
+                    case Failed():
+                        raise self._error(record)
+            raise self._death(process.wait(), request, printed)
+
+    @contextmanager
+    def _place(self, tenant: str, go_on: Callable[[], None]) -> Iterator[None]:
+        """Waits for a place among the readers, of which one tenant has all but one at most."""
+        with self._ended:
+            while (
+                self._reading.total() >= _MAX_READERS or self._reading[tenant] >= _MAX_READERS - 1
+            ):
+                self._ended.wait(_POLL_S)
+                go_on()
+            self._reading[tenant] += 1
         try:
-            with self._started(request) as (process, printed):
-                for record in _records(process, go_on):
-                    match record:
-                        case Progressed(done, total):
-                            on_progress(done, total)
-                        case Read(index):
-                            return index
-                        case Failed():
-                            raise self._error(record)
-                raise self._death(process.wait(), request, printed)
+            yield
         finally:
-            self._places.release()
+            with self._ended:
+                self._reading[tenant] -= 1
+                self._ended.notify_all()
 
     @contextmanager
     def _started(
@@ -145,7 +162,8 @@ class ReaderProcesses:
         with (
             tempfile.TemporaryFile(dir=request.work) as printed,
             subprocess.Popen(
-                (sys.executable, "-m", "service.ingest"),
+                # Not from the folder that the server was started in.
+                (sys.executable, "-P", "-m", "service.ingest"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=printed,
@@ -191,8 +209,8 @@ class ReaderProcesses:
                 f"the process that decodes images was ended by {name}{at}: a file breaks the "
                 "decoder; remove it, or save it again in another format",
             )
-        printed.seek(0)
-        words = printed.read()[-_LAST_WORDS_BYTES:].decode(errors="replace")
+        printed.seek(max(0, printed.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
+        words = printed.read().decode(errors="replace")
         return RuntimeError(f"the reader ended with code {code}; its last words:\n{words}")
 
     def _too_large(self, at: str) -> Exhausted:

@@ -19,7 +19,7 @@ from service.errors import GraftError, InvalidInput, Reason
 from service.inference import preprocess
 from service.inference.formats import WrongFormat
 from service.inference.preprocess import ImageFacts
-from service.ingest import archives, layout
+from service.ingest import archives, labels, layout
 from service.ingest.archives import ArchiveFormat, Limits
 from service.ingest.folder import open_plain, read_plain, walk
 from service.ingest.index import Index, IndexedImage, count_classes, digest_of, save, summarise
@@ -68,6 +68,8 @@ class Given(msgspec.Struct, frozen=True, array_like=True):
 class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One dataset to read: an archive, a folder of the server's, or images that were given."""
 
+    tenant: str = ""
+    """Shares the readers with the other tenants."""
     work: str
     """A folder of its own: the index goes there, and `images/` with what is unpacked."""
     archive: str = ""
@@ -142,10 +144,10 @@ def read(
 
 
 def _arrange_given(request: ReadRequest, images: Path) -> Arranged:
-    label_of = layout.canonical if request.is_labelled else layout.loose_label
+    label_of = labels.canonical if request.is_labelled else labels.loose_label
     if request.is_labelled:
-        labels = dict.fromkeys(image.label for image in request.given)
-        layout.check_alike(((label, "") for label in labels), case_sensitive=request.case_sensitive)
+        given = dict.fromkeys(image.label for image in request.given)
+        labels.check_alike(((label, "") for label in given), case_sensitive=request.case_sensitive)
     return Arranged(
         files=[
             ImageFile(image.name, label_of(image.label), image.part, images / image.file)
@@ -252,7 +254,12 @@ def examine(
     _check_bad([*bad, *listed], len(read_ones), is_labelled=is_labelled)
     images, copies = _without_copies([image for image, *_ in read_ones], is_labelled=is_labelled)
     left_out = [*arranged.left_out, *bad, *copies]
-    _check_left(files, images, left_out, is_labelled=is_labelled)
+    if is_labelled and is_whole:
+        _check_left(files, images, left_out)
+    if not images:
+        raise InvalidInput(
+            Reason.DATASET_UNUSABLE, f"no image is left to use: {_listed([*bad, *copies])}"
+        )
     sizes = {image.path: size for image, size, _ in read_ones}
     nested = {file.name for file in files if file.is_nested}
     return Index(
@@ -261,7 +268,12 @@ def examine(
         digest=digest_of(images, is_labelled=is_labelled),
         size_bytes=sum(sizes[image.path] for image in images),
         classes=count_classes(images) if is_labelled else [],
-        summary=summarise(len(images), left_out, sum(image.name in nested for image in images)),
+        summary=summarise(
+            len(images),
+            left_out,
+            sum(image.name in nested for image in images),
+            arranged.warnings,
+        ),
         bit_depth=max((bits for *_, bits in read_ones), default=0),
         images=images,
     )
@@ -308,26 +320,23 @@ def _check_left(
     files: Sequence[ImageFile],
     images: Sequence[IndexedImage],
     left_out: Sequence[LeftOutFile],
-    *,
-    is_labelled: bool,
 ) -> None:
-    if not is_labelled:
-        return
+    """Raises InvalidInput for a part or a class of which every file is left out."""
+    why = {row.path: row for row in left_out}
     for part in sorted({file.part for file in files} - {image.part for image in images} - {""}):
-        rows = [row for row in left_out if row.reason in _BAD]
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            f"the part {part}/ is left without images, since all its files are left out: "
-            f"{_listed(rows)}; mend them, or remove the folder",
-        )
-    left = {image.label for image in images}
-    for label in sorted({file.label for file in files} - left):
-        rows = [row for row in left_out if row.label == label]
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            f"the class {shown(label)} is left without images, since all its files are left out: "
-            f"{_listed(rows)}; mend them, or remove the class",
-        )
+        rows = [why[file.name] for file in files if file.part == part]
+        raise _all_left_out(f"the part {part}/", rows, "the folder")
+    for label in sorted({file.label for file in files} - {image.label for image in images}):
+        rows = [why[file.name] for file in files if file.label == label]
+        raise _all_left_out(f"the class {shown(label)}", rows, "the class")
+
+
+def _all_left_out(what: str, rows: Sequence[LeftOutFile], remove: str) -> InvalidInput:
+    return InvalidInput(
+        Reason.DATASET_UNUSABLE,
+        f"{what} is left without images, since all its files are left out: {_listed(rows)}; mend "
+        f"them, or remove {remove}",
+    )
 
 
 def _listed(rows: Sequence[LeftOutFile]) -> str:

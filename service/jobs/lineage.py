@@ -63,6 +63,8 @@ class Lineage:
             chosen["validation_fraction"] = before.validation_fraction
         if not request.background:
             chosen["background"] = base.manifest.decoding.background
+        if before.case_sensitive_labels:
+            chosen["case_sensitive_labels"] = True
         grown = msgspec.structs.replace(
             request,
             base=Base(base.model, base.version),

@@ -205,6 +205,7 @@ class Rankings:
                 index = self._datasets.read_folder(
                     path,
                     folder / "data",
+                    tenant=tenant,
                     case_sensitive=request.case_sensitive_labels,
                     most=MOST_RANKED_IMAGES,
                     is_abandoned=stop,

@@ -108,6 +108,7 @@ def read_summary(summary: ReadSummary) -> dataset_pb2.ReadSummary:
             for file in summary.files
         ],
         nested_count=summary.nested,
+        warnings=summary.warnings,
     )
 
 

@@ -15,7 +15,7 @@ from grpc import aio
 from service import faults
 from service.domain import check_name
 from service.errors import Expired, InvalidInput, Reason, WrongState
-from service.ingest.layout import canonical
+from service.ingest.labels import canonical
 from service.jobs.contract import ExportedBackbone
 from service.jobs.lineage import Lineage
 from service.jobs.ranking import Rankings

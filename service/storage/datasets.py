@@ -10,32 +10,26 @@ A dataset without labels keeps the names of the folders that its images came in:
 may name classes all the same, to measure by.
 """
 
-import hashlib
 import logging
 import secrets
 import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from service import faults
 from service.domain import (
-    DEFAULT_TENANT,
-    ClassCount,
     JobState,
-    ReadSummary,
-    plain_name,
     tenant_key,
 )
-from service.errors import Expired, InvalidInput, NotFound, Reason, Unavailable, WrongState
+from service.errors import Expired, InvalidInput, Reason, Unavailable, WrongState
+from service.ingest import index
 from service.ingest.archives import ArchiveFormat, Limits
-from service.ingest.names import shown
 from service.ingest.reader import (
     IMAGES_FOLDER,
     INDEX_FILE,
@@ -45,8 +39,9 @@ from service.ingest.reader import (
     ReadRequest,
     untold,
 )
-from service.storage import durable, pages, quotas
-from service.storage.database import Connection, Database
+from service.storage import dataset_rows, durable, pages, quotas
+from service.storage.database import Database
+from service.storage.dataset_rows import DatasetRecord
 from service.storage.uploads import Upload
 
 __all__ = ["DatasetRecord", "DatasetStore", "Limits", "Upload"]
@@ -54,26 +49,6 @@ __all__ = ["DatasetRecord", "DatasetStore", "Limits", "Upload"]
 _MAX_DISPLAY_NAME_CHARS = 256
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DatasetRecord:
-    """A stored set of images; its name and its summary are of the last upload of them."""
-
-    dataset_id: str
-    tenant: str
-    display_name: str
-    digest: str
-    """Of the images, whoever has them."""
-    create_time_s: float
-    size_bytes: int
-    classes: list[ClassCount]
-    image_count: int
-    summary: ReadSummary
-    is_unlabelled: bool
-    """It can be the target of domain adaptation alone; `classes` is empty."""
-    case_sensitive: bool = False
-    """Class names may differ in upper and lower case alone."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +170,7 @@ class DatasetStore:
         path: Path,
         work: Path,
         *,
+        tenant: str,
         is_unlabelled: bool = False,
         case_sensitive: bool = False,
         most: int = 0,
@@ -209,13 +185,14 @@ class DatasetStore:
         asked = _Asked(
             "",
             is_unlabelled,
-            "",
+            tenant,
             is_for_job=True,
             is_abandoned=is_abandoned or threading.Event(),
         )
         work.mkdir()
         request = msgspec.structs.replace(
             self.request(work),
+            tenant=tenant,
             folder=str(path),
             is_labelled=not is_unlabelled,
             case_sensitive=case_sensitive,
@@ -232,7 +209,7 @@ class DatasetStore:
     def get(self, dataset_id: str, tenant: str) -> DatasetRecord:
         """One dataset of a tenant; raises NotFound (DATASET_NOT_FOUND)."""
         with self._database.read() as connection:
-            return _record(_row(connection, dataset_id, tenant))
+            return dataset_rows.record_of(dataset_rows.find(connection, dataset_id, tenant))
 
     def list(self, page_size: int, page_token: str, tenant: str) -> tuple[list[DatasetRecord], str]:
         """A page of a tenant's, newest first, and the token of the next ("" on the last)."""
@@ -245,7 +222,7 @@ class DatasetStore:
                 " ORDER BY create_time_s DESC, dataset_id DESC LIMIT ?",
                 (tenant, *before, limit + 1),
             ).fetchall()
-        records = [_record(row) for row in rows[:limit]]
+        records = [dataset_rows.record_of(row) for row in rows[:limit]]
         if len(rows) <= limit:
             return records, ""
         last = records[-1]
@@ -268,7 +245,7 @@ class DatasetStore:
         """
         doomed = self._temporary / secrets.token_hex(8)
         with self._database.transaction() as connection:
-            _row(connection, dataset_id, tenant)
+            dataset_rows.find(connection, dataset_id, tenant)
             users = connection.execute(
                 "SELECT job_id FROM jobs WHERE state IN (?, ?) AND (dataset_id = ? OR job_id IN"
                 " (SELECT job_id FROM job_datasets WHERE dataset_id = ?))"
@@ -340,26 +317,29 @@ class DatasetStore:
                     request, max_new_bytes=asked.max_stored_bytes - used
                 )
         request = msgspec.structs.replace(
-            request, is_labelled=not asked.is_unlabelled, case_sensitive=asked.case_sensitive
+            request,
+            tenant=asked.tenant,
+            is_labelled=not asked.is_unlabelled,
+            case_sensitive=asked.case_sensitive,
         )
         try:
             with durable.full_disk_told():
-                index = self._reader.read(request, partial(self._check_open, asked), on_progress)
+                read = self._reader.read(request, partial(self._check_open, asked), on_progress)
         except OverRoom as error:
             assert asked.max_stored_bytes is not None, "no other upload has a room"
             quotas.check_room(used, error.size_bytes, asked.max_stored_bytes)
             raise AssertionError("what is over the room is refused") from error
         faults.reach("dataset.read")
         record = DatasetRecord(
-            dataset_id=_id(asked.tenant, index.digest),
+            dataset_id=dataset_rows.id_of(asked.tenant, read.digest),
             tenant=asked.tenant,
             display_name=asked.display_name,
-            digest=index.digest,
+            digest=read.digest,
             create_time_s=time.time(),
-            size_bytes=index.size_bytes,
-            classes=index.classes,
-            image_count=index.summary.used,
-            summary=index.summary,
+            size_bytes=read.size_bytes,
+            classes=read.classes,
+            image_count=read.summary.used,
+            summary=read.summary,
             is_unlabelled=asked.is_unlabelled,
             case_sensitive=asked.case_sensitive,
         )
@@ -381,7 +361,9 @@ class DatasetStore:
                 "SELECT * FROM datasets WHERE digest = ?", (digest,)
             ).fetchone()
             if known is not None:
-                return _renewed(connection, _record(known), record)
+                now = dataset_rows.renew(connection, dataset_rows.record_of(known), record)
+                self._renew_index(now, tree)
+                return now
             if max_stored_bytes is not None:
                 used = quotas.stored_bytes(connection, record.tenant)
                 quotas.check_room(used, record.size_bytes, max_stored_bytes)
@@ -394,26 +376,40 @@ class DatasetStore:
             tree.rename(kept)
             durable.sync_folder(self._folder)
             faults.reach("dataset.renamed")
-            connection.execute(
-                "INSERT INTO datasets (dataset_id, display_name, digest, create_time_s,"
-                " size_bytes, classes_json, image_count, summary_json, case_sensitive,"
-                " is_unlabelled, tenant) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    record.dataset_id,
-                    record.display_name,
-                    digest,
-                    record.create_time_s,
-                    record.size_bytes,
-                    msgspec.json.encode(record.classes).decode(),
-                    record.image_count,
-                    msgspec.json.encode(record.summary).decode(),
-                    int(record.case_sensitive),
-                    int(record.is_unlabelled),
-                    record.tenant,
-                ),
-            )
+            dataset_rows.insert(connection, record, digest)
         faults.reach("dataset.kept")
         return record
+
+    def _renew_index(self, record: DatasetRecord, tree: Path) -> None:
+        """Gives a stored dataset the names and the summary of the upload in `tree`.
+
+        What was lost of its files comes back with them.
+        """
+        kept = self.path(record.dataset_id)
+        new = index.load(tree / INDEX_FILE)
+        try:
+            stored = index.load(kept / INDEX_FILE)
+        except (OSError, msgspec.DecodeError):
+            log.warning("dataset %s had lost its index: it is stored anew", record.dataset_id)
+            if kept.exists():
+                kept.rename(tree.with_name(secrets.token_hex(8)))
+            tree.rename(kept)
+            durable.sync_folder(self._folder)
+            return
+        names = {image.digest: image.name for image in new.images}
+        renewed = msgspec.structs.replace(
+            stored,
+            summary=new.summary,
+            case_sensitive=record.case_sensitive,
+            images=[
+                msgspec.structs.replace(image, name=names.get(image.digest, image.name))
+                for image in stored.images
+            ],
+        )
+        written = tree / "renewed.json"
+        index.save(renewed, written)
+        durable.sync_tree(tree)
+        written.replace(kept / INDEX_FILE)
 
     def _sweep(self) -> None:
         with self._database.read() as connection:
@@ -425,64 +421,6 @@ class DatasetStore:
             shutil.rmtree(path, ignore_errors=True)
         if unknown:
             log.warning("swept %d datasets that were never finished", len(unknown))
-
-
-def _renewed(
-    connection: Connection, known: DatasetRecord, uploaded: DatasetRecord
-) -> DatasetRecord:
-    """Gives a stored dataset the name and the summary of its newest upload, and returns it."""
-    now = replace(
-        known,
-        display_name=uploaded.display_name or known.display_name,
-        summary=uploaded.summary,
-        case_sensitive=known.case_sensitive or uploaded.case_sensitive,
-    )
-    connection.execute(
-        "UPDATE datasets SET display_name = ?, summary_json = ?, case_sensitive = ?"
-        " WHERE dataset_id = ?",
-        (
-            now.display_name,
-            msgspec.json.encode(now.summary).decode(),
-            int(now.case_sensitive),
-            now.dataset_id,
-        ),
-    )
-    return now
-
-
-def _id(tenant: str, digest: str) -> str:
-    # From which nobody can tell what another tenant's dataset of the same images is called.
-    if tenant != DEFAULT_TENANT:
-        digest = hashlib.sha256(f"{tenant}\0{digest}".encode()).hexdigest()
-    return f"ds-{digest[:20]}"
-
-
-def _row(connection: Connection, dataset_id: str, tenant: str) -> Any:
-    row = connection.execute(
-        "SELECT * FROM datasets WHERE dataset_id = ? AND tenant = ?", (dataset_id, tenant)
-    ).fetchone()
-    if row is None:
-        raise NotFound(
-            Reason.DATASET_NOT_FOUND,
-            f"no dataset has the id {shown(dataset_id)}: upload it, or see ListDatasets",
-        )
-    return row
-
-
-def _record(row: Any) -> DatasetRecord:
-    return DatasetRecord(
-        dataset_id=row["dataset_id"],
-        tenant=row["tenant"],
-        display_name=row["display_name"],
-        digest=plain_name(row["digest"]),
-        create_time_s=row["create_time_s"],
-        size_bytes=row["size_bytes"],
-        classes=msgspec.json.decode(row["classes_json"], type=list[ClassCount]),
-        image_count=row["image_count"],
-        summary=msgspec.json.decode(row["summary_json"], type=ReadSummary),
-        case_sensitive=bool(row["case_sensitive"]),
-        is_unlabelled=bool(row["is_unlabelled"]),
-    )
 
 
 def _move_back(kept: Path, tree: Path) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from service import faults
 from service.domain import PartName
 from service.errors import InvalidInput, Reason, WrongState
-from service.ingest import layout
+from service.ingest import labels
 from service.ingest.archives import ArchiveFormat, Limits
 from service.ingest.names import file_name
 from service.ingest.reader import IMAGES_FOLDER, Given, ReadRequest
@@ -77,7 +77,7 @@ class Upload:
                     "image.split",
                 )
             try:
-                layout.check_given(label, is_labelled=not self._is_unlabelled)
+                labels.check_given(label, is_labelled=not self._is_unlabelled)
             except InvalidInput as error:
                 raise _bad(error.message, "image.label") from None
             if self._given and bool(self._given[0].part) != bool(part):

@@ -16,7 +16,7 @@ from graft.v1 import dataset_pb2, fine_tuning_pb2, prediction_pb2
 from service.domain import DEFAULT_DECODING, check_alias, check_name, tenant_key
 from service.errors import GraftError, InvalidInput
 from service.inference.engine import Classified, Decode
-from service.ingest import layout
+from service.ingest import labels
 from service.ingest.names import file_name
 from service.jobs.request import JobRequest, allowed_path, check_request_id
 from service.rpc import convert, convert_jobs, convert_rankings, convert_requests, fine_tuning
@@ -115,11 +115,11 @@ def _upload(message: dataset_pb2.UploadDatasetRequest) -> None:
     msgspec.json.encode(name)
     for is_labelled in (True, False):
         with suppress(InvalidInput):
-            layout.check_given(message.image.label, is_labelled=is_labelled)
-            label = layout.canonical(message.image.label)
-            if "/" in label or label != layout.canonical(label):
+            labels.check_given(message.image.label, is_labelled=is_labelled)
+            label = labels.canonical(message.image.label)
+            if "/" in label or label != labels.canonical(label):
                 raise Broken(f"{label!r} is no class name")
-            layout.check_alike([(label, ""), ("cat", "")], case_sensitive=is_labelled)
+            labels.check_alike([(label, ""), ("cat", "")], case_sensitive=is_labelled)
 
 
 class Serving:

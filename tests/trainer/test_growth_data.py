@@ -210,3 +210,40 @@ def test_names_that_look_the_same_are_refused_even_where_case_counts(
     (own / "red").rename(own / "re\u200bd")
     with pytest.raises(InvalidInput, match="look the same"):
         grown(own, base, case_sensitive=True)
+
+
+def test_a_class_that_other_names_for_its_images_leave_empty_is_refused(
+    make_folder: MakeFolder,
+) -> None:
+    base = make_folder("base", per_class=5, classes=("blue", "green"))
+    own = make_folder("own", per_class=5, classes=("red",), seed=1)
+    shutil.copytree(base / "green", own / "yellow")
+    with pytest.raises(InvalidInput, match="no image is left of the classes 'green', 'yellow'"):
+        grown(own, base)
+
+
+def test_images_of_the_base_that_are_in_another_class_now_are_named(
+    make_folder: MakeFolder,
+) -> None:
+    base = make_folder("base", per_class=6)
+    own = make_folder("own", per_class=5, classes=("green",), seed=1)
+    shutil.copy(base / "red" / "0.png", own / "green" / "moved.png")
+    found = grown(own, base)
+    assert any("base/red/0.png" in warning for warning in found.warnings)
+    assert left_out(found.summary, LeftOutReason.CONTRADICTION) == {"green/moved.png"}
+    assert found.summary.used == len(found.own & {*found.train.paths, *found.validation.paths})
+
+
+def test_own_training_images_that_the_base_is_measured_on_are_counted(
+    make_folder: MakeFolder,
+) -> None:
+    base = make_folder("base", per_class=10)
+    held = data.load(base, 0.2, seed=0).validation.paths[0]
+    own = make_folder("own/train", per_class=5, seed=1).parent
+    make_folder("own/val", per_class=2, seed=2)
+    shutil.copy(held, own / "train" / held.parent.name / "again.png")
+    found = grown(own, base)
+    name = f"train/{held.parent.name}/again.png"
+    assert left_out(found.summary, LeftOutReason.COPY) == {name}
+    used = {*found.train.paths, *found.validation.paths} & found.own
+    assert (found.summary.seen, found.summary.used) == (15, len(used))

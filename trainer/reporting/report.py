@@ -165,7 +165,7 @@ def collect(
         test=test,
         epochs=list(epochs),
         data=counts,
-        warnings=list(data.warnings),
+        warnings=[*data.summary.warnings, *data.warnings],
         mistakes=[_shown(data, m.place, probabilities) for m in wrong],
         examples=[_shown(data, place, probabilities) for place in _right(data, probabilities)],
         advice=advise(

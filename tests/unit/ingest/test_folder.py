@@ -82,15 +82,15 @@ def test_a_folder_that_is_not_there_is_refused(root: Path) -> None:
 def test_a_folder_below_that_may_not_be_read_is_named(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scan = os.scandir
+    opened = os.open
 
-    def refuse(path: Path) -> object:
+    def refuse(path: Path, flags: int) -> int:
         if path == root / "cat/deep":
             raise PermissionError(13, "Permission denied")
-        return scan(path)
+        return opened(path, flags)
 
     # By hand, since nothing is closed to the user who runs as root.
-    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     found = kinds(root)
     assert found["cat/deep"] is Kind.DENIED
     assert len(found) == 5
@@ -155,10 +155,31 @@ def test_a_root_that_became_a_link_or_lies_behind_one_is_not_read(root: Path, ab
     kept = root.parent / "kept"
     swapped.rename(kept)
     swapped.symlink_to(kept)
-    # Nor what is listed behind it only then.
-    for arranged in (listed, look(deep, is_labelled=False)):
-        with pytest.raises(InvalidInput, match="no image was found among 2 files"):
-            read(arranged, deep)
+    with pytest.raises(InvalidInput, match="no image was found among 2 files"):
+        read(listed, deep)
+    # Nor is anything listed behind it.
+    with pytest.raises(InvalidInput, match="the folder cannot be read"):
+        look(deep, is_labelled=False)
+
+
+def test_a_folder_that_became_a_link_since_its_own_was_listed_tells_no_names(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = root.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "secret.png").write_bytes(b"1")
+    opened = os.open
+
+    def swap(path: Path, flags: int) -> int:
+        if path == root / "cat/deep":
+            path.rename(root.parent / "kept")
+            path.symlink_to(elsewhere)
+        return opened(path, flags)
+
+    monkeypatch.setattr(os, "open", swap)
+    found = kinds(root)
+    assert found["cat/deep"] is Kind.DENIED
+    assert not any("secret" in name for name in found)
 
 
 def test_folders_nested_deeper_than_the_stack_are_read(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from service.domain import LeftOutReason, PartName
 from service.errors import InvalidInput, Reason
-from service.ingest.layout import Arranged, Entry, Kind, arrange, check_given
+from service.ingest.labels import check_given
+from service.ingest.layout import Arranged, Entry, Kind, arrange
 
 ANTS = ("ants/1.png", "bees/2.png")
 
@@ -84,7 +85,6 @@ def test_two_names_of_one_part_are_that_part_beside_another() -> None:
     [
         ("train/1.png", "bus/2.png"),
         ("train/1.png", "val/2.png"),
-        ("train/deep/1.png", "val/2.png"),
         ("train/cat/1.png", "training/cat/2.png"),
         ("test/cat/1.png", "bus/2.png"),
     ],
@@ -168,6 +168,7 @@ def test_a_name_that_is_no_utf_8_is_left_out_as_a_file_and_refused_as_a_class() 
         ((*ANTS, "wasps/a@"), "'wasps' has no images: .* such as 'wasps/a' .a link"),
         ((*ANTS, Entry(("wasps",), Kind.DENIED)), "the folder 'wasps' may not be read"),
         (("train/ants/1", "val/wasps/"), "the part val/ holds no images"),
+        (("train/ants/1", "test/2"), "'train' holds folders and 'test' beside it holds none"),
         (("val/ants/1", "test/ants/2"), "the parts test/ and val/ and none to learn from"),
     ],
 )
@@ -283,3 +284,21 @@ def test_every_entry_is_a_file_or_left_out_once(
         # Itself, or the hidden or system folder that it lies in.
         above = {"/".join(name[:depth]) for depth in range(1, len(name) + 1)}
         assert above & {path.rstrip("/") for path in told}
+
+
+def test_what_looks_as_if_another_level_was_meant_is_told() -> None:
+    assert arranged(*ANTS).warnings == []
+    (stepped,) = arranged("photos/ants/1.png", "photos/bees/2.png").warnings
+    assert "'photos' was stepped into" in stepped and "'ants', 'bees'" in stepped
+    sites = [f"{site}/{label}/1.png" for site in ("north", "south") for label in ("ants", "bees")]
+    (repeated,) = arranged(*sites).warnings
+    assert "folders of the same names ('ants', 'bees')" in repeated
+    assert arranged(*sites, "north/2.png").warnings == []
+    assert arranged("ants/june/1.png", "bees/july/2.png").warnings == []
+
+
+def test_a_link_is_a_class_unless_it_is_named_like_a_file() -> None:
+    assert left_out(arranged(*ANTS, "a.JPG@", "notes.md@")) == {
+        "a.JPG": (LeftOutReason.LINK, ""), "notes.md": (LeftOutReason.LINK, ""),
+    }  # fmt: skip
+    assert "'wasps.v2' is a link" in refusal(*ANTS, "wasps.v2@")

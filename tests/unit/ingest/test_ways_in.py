@@ -56,7 +56,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def by_server_folder(store: DatasetStore, data: Path, work: Path) -> ReadSummary:
-    return index.load(store.read_folder(data, work / "read")).summary
+    return index.load(store.read_folder(data, work / "read", tenant=DEFAULT_TENANT)).summary
 
 
 WAYS: dict[str, Callable[..., ReadSummary]] = {

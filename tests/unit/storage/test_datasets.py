@@ -86,8 +86,10 @@ def test_an_archive_and_single_images_with_the_same_content_are_one_dataset(
     assert second == replace(first, summary=second.summary)
     assert (first.summary.nested, second.summary.nested) == (0, 1)
     assert datasets.list(0, "", TENANT)[0] == [second]
-    # What is stored is what came first.
-    assert set(stored(datasets, first.dataset_id)) == {"image 1", "image 2", "image 3"}
+    # As they are called in the newest upload of them.
+    assert set(stored(datasets, first.dataset_id)) == {
+        "wrapped/cat/1.png", "wrapped/cat/deep/2.png", "wrapped/dog/3.png",
+    }  # fmt: skip
     assert leftovers(tmp_path) == []
 
 
@@ -386,3 +388,24 @@ def test_images_can_be_stored_though_a_folder_without_a_row_has_their_name(
     assert upload(datasets, IMAGES).dataset_id == dataset.dataset_id
     assert len(stored(datasets, dataset.dataset_id)) == len(IMAGES)
     assert list(datasets._temporary.iterdir()) == []
+
+
+def test_the_same_images_again_bring_their_names_and_their_losses_to_the_index(
+    datasets: DatasetStore,
+) -> None:
+    first = send(datasets, tar_of({**FILES, "notes.txt": b"PIC?"}))
+    second = send(datasets, tar_of({f"again/{name}": data for name, data in FILES.items()}))
+    assert second.dataset_id == first.dataset_id
+    kept = index.load(datasets.path(first.dataset_id) / INDEX_FILE)
+    assert kept.summary == second.summary != first.summary
+    assert all(image.name.startswith("again/") for image in kept.images)
+    stored(datasets, first.dataset_id)
+
+
+def test_an_index_that_was_lost_comes_back_with_the_same_images(datasets: DatasetStore) -> None:
+    first = send(datasets, tar_of(FILES))
+    folder = datasets.path(first.dataset_id)
+    (folder / INDEX_FILE).unlink()
+    next((folder / "images").iterdir()).unlink()
+    assert send(datasets, tar_of(FILES)).dataset_id == first.dataset_id
+    assert len(stored(datasets, first.dataset_id)) == first.image_count

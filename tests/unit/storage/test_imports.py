@@ -82,7 +82,10 @@ def test_a_folder_of_the_server_is_read_where_it_lies(
 ) -> None:
     folder, told = lay(tmp_path / "pets", FILES), list[tuple[int, int]]()
     file = datasets.read_folder(
-        folder, tmp_path / "work", on_progress=lambda *counts: told.append(counts)
+        folder,
+        tmp_path / "work",
+        tenant=TENANT,
+        on_progress=lambda *counts: told.append(counts),
     )
     read = index.load(file)
     assert [(image.label, image.path) for image in read.images] == [
@@ -92,10 +95,10 @@ def test_a_folder_of_the_server_is_read_where_it_lies(
     assert told == [(n, 3) for n in range(4)]
     assert sorted(path.name for path in folder.rglob("*.png")) == ["1.png", "2.png", "3.png"]
     assert index.load(
-        datasets.read_folder(folder, tmp_path / "some", most=2)
+        datasets.read_folder(folder, tmp_path / "some", tenant=TENANT, most=2)
     ).summary.used == 2  # fmt: skip
     assert not index.load(
-        datasets.read_folder(folder, tmp_path / "target", is_unlabelled=True)
+        datasets.read_folder(folder, tmp_path / "target", tenant=TENANT, is_unlabelled=True)
     ).is_labelled  # fmt: skip
 
 
@@ -105,7 +108,7 @@ def test_a_folder_of_the_server_with_too_many_files_is_refused(
     datasets = make_datasets(Limits(1000, 1000, 5))
     folder = lay(tmp_path / "pets", FILES)
     with pytest.raises(InvalidInput, match="more than 5 files and folders") as caught:
-        datasets.read_folder(folder, tmp_path / "work")
+        datasets.read_folder(folder, tmp_path / "work", tenant=TENANT)
     assert caught.value.reason is Reason.DATASET_UNUSABLE
 
 
@@ -116,5 +119,5 @@ def test_leaving_jobs_makes_their_imports_give_up_and_lets_uploads_end(
     with pytest.raises(Unavailable):
         datasets.import_archive(tmp_path / "archive.tar", tenant=TENANT)
     with pytest.raises(Unavailable):
-        datasets.read_folder(lay(tmp_path / "pets", FILES), tmp_path / "work")
+        datasets.read_folder(lay(tmp_path / "pets", FILES), tmp_path / "work", tenant=TENANT)
     assert upload(datasets, IMAGES).image_count == 3

@@ -136,18 +136,20 @@ class LeftOutFile(_message.Message):
     def __init__(self, path: _Optional[str] = ..., label: _Optional[str] = ..., reason: _Optional[_Union[LeftOutReason, str]] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class ReadSummary(_message.Message):
-    __slots__ = ("seen_count", "used_count", "left_out", "left_out_files", "nested_count")
+    __slots__ = ("seen_count", "used_count", "left_out", "left_out_files", "nested_count", "warnings")
     SEEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     USED_COUNT_FIELD_NUMBER: _ClassVar[int]
     LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     LEFT_OUT_FILES_FIELD_NUMBER: _ClassVar[int]
     NESTED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     seen_count: int
     used_count: int
     left_out: _containers.RepeatedCompositeFieldContainer[LeftOut]
     left_out_files: _containers.RepeatedCompositeFieldContainer[LeftOutFile]
     nested_count: int
-    def __init__(self, seen_count: _Optional[int] = ..., used_count: _Optional[int] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ..., left_out_files: _Optional[_Iterable[_Union[LeftOutFile, _Mapping]]] = ..., nested_count: _Optional[int] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, seen_count: _Optional[int] = ..., used_count: _Optional[int] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ..., left_out_files: _Optional[_Iterable[_Union[LeftOutFile, _Mapping]]] = ..., nested_count: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Dataset(_message.Message):
     __slots__ = ("dataset_id", "display_name", "digest", "create_time", "size_bytes", "classes", "image_count", "summary", "is_unlabelled", "case_sensitive_labels")
