@@ -37,7 +37,7 @@ def test_a_fine_tune_is_followed_to_its_version(run: Run, folder: Path) -> None:
     assert (code, err) == (0, "")
     assert out.splitlines()[2:4] == [
         "running",
-        "6 images of 2 classes; 6 of 8 files are used; left out: 1 link, 1 hidden",
+        "6 images of 2 classes (cat, dog); 6 of 8 files are used; left out: 1 link, 1 hidden",
     ]
     assert "\nfeatures\n" in out
     assert "cats version 1: 95.0% of 20 validation images right" in out
@@ -158,7 +158,7 @@ def test_a_target_on_the_server_is_named_by_its_path(run: Run, server: FakeGraft
     adapting = ("--method", "domain-adaptation", "--target", "server:/phone")
     views = ("--augmented-views", "2")
     code, _, err = run(*start, *adapting, *views)
-    assert (code, "augmented_views is no hyperparameter of domain_adaptation" in err) == (2, True)
+    assert (code, "augmented_views is a hyperparameter of feature_based" in err) == (2, True)
     assert run(*start, *adapting)[0] == 0
     [request] = server.requests("FineTune")
     assert request.domain_adaptation.target_path.path == "/phone"
@@ -390,7 +390,7 @@ def test_labels_that_differ_in_case_alone_are_asked_for_by_a_flag(
 def test_what_a_job_left_out_is_shown_as_it_goes(run: Run, folder: Path) -> None:
     code, out, _ = run("finetune", folder, "--name", "cats")
     assert code == 0
-    assert "6 images of 2 classes; 6 of 8 files are used; left out: 1 link, 1 hidden" in out
+    assert "(cat, dog); 6 of 8 files are used; left out: 1 link, 1 hidden" in out
 
 
 def test_health_says_whether_the_server_serves(run: Run, server: FakeGraft) -> None:
@@ -411,7 +411,7 @@ def test_health_says_whether_the_server_serves(run: Run, server: FakeGraft) -> N
         (["predict", "pets@", __file__], 2, "names no alias"),
         (["models", "delete", "pets@prod"], 2, "not by an alias"),
         (["models", "alias", "pets", "prod"], 2, "either the VERSION"),
-        (["finetune", "server:/x", "--name", "cats", "--epochs", "3"], 2, "epochs is no hyper"),
+        (["finetune", "server:/x", "--name", "cats", "--epochs", "3"], 2, "epochs is a hyper"),
         (
             ["finetune", "server:/x", "--name", "cats", "--method", "domain-adaptation"],
             2,

@@ -101,8 +101,13 @@ def test_an_image_that_its_exif_data_turns_travels_upright(arrived: Any) -> None
         (PIXELS.transpose(2, 0, 1), r"image.transpose\(1, 2, 0\)"),
         (np.zeros((0, 6, 3), np.uint8), r"its shape is \[0, 6, 3\]"),
         (np.zeros(3, np.uint8), r"its shape is \[3\]"),
-        (PIXELS.astype(np.float64), "its elements are float64: give uint8"),
-        (PIXELS.astype(">f4"), "its elements are >f4"),
+        (PIXELS.astype(np.float64), r"float64: give uint8.*\(image / 255\).astype\('float32'\)"),
+        (PIXELS / 255, r"its elements are float64: .* with image.astype\('float32'\)"),
+        (PIXELS.astype(">f4"), r">f4: .* with \(image / 255\).astype\('<f4'\)"),
+        (PIXELS.astype(np.float32), "not all from 0 to 1: divide by 255"),
+        (PIXELS.astype(np.int64), r"its elements are int64: .* with image.astype\('uint8'\)"),
+        (PIXELS.astype(np.uint32), r"its elements are uint32: .* with image.astype\('uint8'\)"),
+        (PIXELS > 3, r"its elements are bool: .* with image.astype\('uint8'\) \* 255"),
     ],
 )
 def test_an_array_that_is_no_image_is_refused_with_what_to_do(
@@ -132,6 +137,19 @@ def test_a_float_array_out_of_range_is_not_wrapped_around_for_an_upload(client: 
     bright = np.full((2, 2, 3), 1.5, np.float32)
     with pytest.raises(graft.InvalidArgument, match="not all from 0 to 1"):
         client.upload_dataset([("cat", bright)])
+
+
+def test_grey_of_32_bits_that_looks_like_8_is_refused(client: Any) -> None:
+    grey = Image.fromarray(np.array([[0, 255]], np.int32))
+    says = r"looks like 8 bits: convert it to 'L', or scale it to 0\.\.65535"
+    for send in (
+        lambda image: client.predict([image], "pets"),
+        lambda image: client.upload_dataset([("cat", image)]),
+    ):
+        with pytest.raises(graft.InvalidArgument, match=says) as caught:
+            send(grey)
+        assert caught.value.reason == graft.Reason.IMAGE_UNREADABLE
+    client.upload_dataset([("cat", grey.convert("L")), ("dog", grey.point(lambda x: x * 257))])
 
 
 def test_the_bound_of_a_call_is_well_below_that_of_a_message() -> None:

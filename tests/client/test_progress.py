@@ -72,7 +72,7 @@ def test_without_a_terminal_there_is_one_line_a_stage(
         "queued",
         "running",
         "preparing",
-        "6 images of 2 classes",
+        "6 images of 2 classes (cat, dog)",
         "features",
         "training",
         "warning: few images",
@@ -87,7 +87,7 @@ def test_quiet_leaves_the_stages_out(played: FakeGraft, capsys: pytest.CaptureFi
     assert finetune(played, "--quiet") == 0
     assert capsys.readouterr().out.splitlines() == [
         "job job-1 of model cats",
-        "6 images of 2 classes",
+        "6 images of 2 classes (cat, dog)",
         "warning: few images",
         "cats version 1: 95.0% of 20 validation images right",
         "Try it: graft predict cats IMAGE",

@@ -130,17 +130,27 @@ def test_every_request_has_an_id_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 3}, "epochs is no hyperparameter of feature_based: it has l2, augmented_views"),
+        (
+            {"epochs": 3},
+            "epochs is a hyperparameter of model_based and domain_adaptation, not of "
+            "feature_based: "
+            "set method='model_based' or method='domain_adaptation', or leave epochs out",
+        ),
         ({"method": "domain_adaptation"}, "domain_adaptation needs the target"),
-        ({"target": "ds-2"}, "target is no hyperparameter of feature_based"),
-        ({"method": "domain_adaptation", "target": "ds-2", "l2": 1.0}, "l2 is no hyperparameter"),
+        (
+            {"target": "ds-2", "technique": "coral"},
+            "target, technique are hyperparameters of domain_adaptation, not of feature_based: "
+            "set method='domain_adaptation'",
+        ),
+        ({"target": "ds-2", "l2": 1.0, "method": "model_based"}, "target is a hyperparameter of"),
+        ({"method": "domain_adaptation", "target": "ds-2", "l2": 1.0}, "l2 is a hyperparameter"),
         (
             {"method": "domain_adaptation", "target": "ds-2", "technique": "magic"},
             "technique is 'magic': it must be one of auto, coral, mcc",
         ),
         ({"baselines": ["magic"]}, "baselines is 'magic': it must be one of linear_probe"),
         ({"base": graft.BaseVersion(version=1, alias="prod")}, "give one"),
-        ({"method": "model_based", "l2": 1.0}, "l2 is no hyperparameter of model_based"),
+        ({"method": "model_based", "l2": 1.0}, "l2 is a hyperparameter of feature_based"),
         ({"method": graft.FeatureBased(), "l2": 1.0}, "l2 stand beside a FeatureBased"),
         ({"method": "magic"}, "method is 'magic': it must be one of feature_based, model_based"),
         ({"device": "tpu"}, "device is 'tpu': it must be one of auto, cpu, cuda"),

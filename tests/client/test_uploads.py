@@ -19,6 +19,8 @@ from graft.testing import FakeGraft
 from graft.v1 import dataset_pb2 as pb
 from PIL import Image
 
+from service.ingest import layout
+
 
 def expected(folder: Path) -> list[tuple[str, str, bytes]]:
     return [
@@ -60,6 +62,7 @@ def test_a_summary_has_every_reason_and_one_that_is_too_new() -> None:
                     )
                 ],
                 nested_count=1,
+                warnings=["look at it"],
             ),
             classes=[pb.ClassCount(label="cat", train_count=1, validation_count=2, test_count=3)],
             case_sensitive_labels=True,
@@ -72,6 +75,7 @@ def test_a_summary_has_every_reason_and_one_that_is_too_new() -> None:
     assert dataset.summary.left_out[1] == graft.LeftOut("unreadable", "cat", 2)
     assert dataset.summary.files == (graft.LeftOutFile("cat/x", "cat", "copy", "why"),)
     assert (dataset.summary.left_out_count, dataset.summary.nested_count) == (37, 1)
+    assert dataset.summary.warnings == ("look at it",)
     assert dataset.classes == (graft.ClassCount("cat", 1, 2, 3),)
     assert dataset.case_sensitive_labels
 
@@ -158,6 +162,38 @@ def test_what_may_not_be_read_is_refused_before_anything_is_sent(
     with pytest.raises(graft.InvalidArgument, match=f"{name} may not be read"):
         client.upload_dataset(folder)
     assert not server.requests("UploadDataset")
+
+
+def test_files_and_folders_of_systems_are_named_and_not_read(
+    client: Any, server: FakeGraft, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("lost+found", "cat/@eaDir", "__MACOSX"):
+        (folder / name).mkdir()
+        (folder / name / "0.jpg").write_bytes(b"a system's")
+    (folder / "dog" / "Thumbs.db").write_bytes(b"a system's")
+    scandir, denied = os.scandir, str(folder / "lost+found")
+
+    def scan(path: Any) -> Any:
+        # The tests' user may read everything.
+        if os.fspath(path) == denied:
+            raise PermissionError(errno.EACCES, "Permission denied", denied)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    chunks = [m.archive_chunk for m in _uploads.prepare(folder, "", None).messages()]
+    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as tar:
+        found = {member.name: (member.isdir(), member.size) for member in tar}
+    for name in ("lost+found", "cat/@eaDir", "__MACOSX"):
+        assert found[name] == (True, 0)
+        assert f"{name}/0.jpg" not in found
+    assert found["dog/Thumbs.db"] == (False, 0)
+    dataset = client.upload_dataset(folder)
+    assert server.images(dataset.dataset_id) == expected(folder)
+    assert ("dog/Thumbs.db", "system") in {(f.path, f.reason) for f in dataset.summary.files}
+
+
+def test_the_service_knows_the_same_names_of_systems() -> None:
+    assert _uploads.SYSTEM_NAMES == layout._SYSTEM
 
 
 def test_a_folder_with_splits_keeps_them(client: Any, server: FakeGraft, tmp_path: Path) -> None:
@@ -310,7 +346,7 @@ def test_a_file_that_becomes_shorter_while_it_is_sent_is_noticed(folder: Path) -
     ("data", "message"),
     [
         (3, "a int is no data"),
-        ([("cat", b"x"), "dog"], r"data\[1\] is no pair"),
+        ([("cat", b"x"), "dog"], r"data\[1\] is a str, no pair: give a label"),
         ([("cat", 3)], r"data\[0\]: a int is no image"),
     ],
 )

@@ -359,6 +359,7 @@ def _summary(message: dataset_pb2.ReadSummary) -> types.ReadSummary:
             for file in message.left_out_files
         ),
         nested_count=message.nested_count,
+        warnings=tuple(message.warnings),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from graft import _answers, _requests, _rpcs, types
-from graft._files import encodable
+from graft._encoding import encoding
 from graft._rpcs import Rpc
 from graft.v1 import dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 
@@ -35,7 +35,7 @@ class Page(Generic[T]):
     next_token: str
 
 
-@encodable()
+@encoding
 def fine_tune(
     data: str | types.ServerPath,
     name: str,
@@ -46,7 +46,7 @@ def fine_tune(
     return Call(_rpcs.FINE_TUNE, request, lambda answer: _answers.job(answer.job))
 
 
-@encodable()
+@encoding
 def check_fine_tune(
     data: str | types.ServerPath,
     name: str,
@@ -58,13 +58,13 @@ def check_fine_tune(
     return Call(_rpcs.FINE_TUNE, request, _nothing)
 
 
-@encodable()
+@encoding
 def get_job(job_id: str) -> Call[types.Job]:
     request = fine_tuning_pb2.GetJobRequest(job_id=job_id)
     return Call(_rpcs.GET_JOB, request, lambda answer: _answers.job(answer.job))
 
 
-@encodable()
+@encoding
 def list_jobs(states: Iterable[str] | str, model: str, page_token: str) -> Call[Page[types.Job]]:
     request = fine_tuning_pb2.ListJobsRequest(
         page_size=PAGE_SIZE, page_token=page_token, states=_requests.states(states), model=model
@@ -72,13 +72,13 @@ def list_jobs(states: Iterable[str] | str, model: str, page_token: str) -> Call[
     return Call(_rpcs.LIST_JOBS, request, lambda a: _page(a, a.jobs, _answers.job))
 
 
-@encodable()
+@encoding
 def cancel_job(job_id: str) -> Call[types.Job]:
     request = fine_tuning_pb2.CancelJobRequest(job_id=job_id)
     return Call(_rpcs.CANCEL_JOB, request, lambda answer: _answers.job(answer.job))
 
 
-@encodable()
+@encoding
 def rank_backbones(
     data: str | types.ServerPath,
     backbones: Iterable[str | types.PretrainedBackbone],
@@ -93,7 +93,7 @@ def rank_backbones(
     return Call(_rpcs.RANK_BACKBONES, request, _answers.ranking)
 
 
-@encodable()
+@encoding
 def check_rank_backbones(
     backbones: Iterable[str | types.PretrainedBackbone],
     time_budget_s: float | None,
@@ -104,66 +104,66 @@ def check_rank_backbones(
     return Call(_rpcs.RANK_BACKBONES, request, _nothing)
 
 
-@encodable()
+@encoding
 def get_dataset(dataset_id: str) -> Call[types.Dataset]:
     request = dataset_pb2.GetDatasetRequest(dataset_id=dataset_id)
     return Call(_rpcs.GET_DATASET, request, lambda answer: _answers.dataset(answer.dataset))
 
 
-@encodable()
+@encoding
 def list_datasets(page_token: str) -> Call[Page[types.Dataset]]:
     request = dataset_pb2.ListDatasetsRequest(page_size=PAGE_SIZE, page_token=page_token)
     return Call(_rpcs.LIST_DATASETS, request, lambda a: _page(a, a.datasets, _answers.dataset))
 
 
-@encodable()
+@encoding
 def delete_dataset(dataset_id: str) -> Call[None]:
     request = dataset_pb2.DeleteDatasetRequest(dataset_id=dataset_id)
     return Call(_rpcs.DELETE_DATASET, request, _nothing)
 
 
-@encodable()
+@encoding
 def predict(request: prediction_pb2.PredictRequest) -> Call[list[types.Prediction]]:
     return Call(_rpcs.PREDICT, request, _answers.predictions)
 
 
-@encodable()
+@encoding
 def get_model(name: str) -> Call[types.Model]:
     request = model_pb2.GetModelRequest(model=name)
     return Call(_rpcs.GET_MODEL, request, lambda answer: _answers.model(answer.model))
 
 
-@encodable()
+@encoding
 def list_models(page_token: str) -> Call[Page[types.Model]]:
     request = model_pb2.ListModelsRequest(page_size=PAGE_SIZE, page_token=page_token)
     return Call(_rpcs.LIST_MODELS, request, lambda a: _page(a, a.models, _answers.model))
 
 
-@encodable()
+@encoding
 def delete_model(name: str, force: bool) -> Call[None]:
     request = model_pb2.DeleteModelRequest(model=name, force=force)
     return Call(_rpcs.DELETE_MODEL, request, _nothing)
 
 
-@encodable()
+@encoding
 def get_version(model: str, version: int | None, alias: str | None) -> Call[types.Version]:
-    request = model_pb2.GetVersionRequest(model=model, **_requests.which(version, alias))
+    request = model_pb2.GetVersionRequest(**_requests.version_of(model, version, alias))
     return Call(_rpcs.GET_VERSION, request, lambda answer: _answers.version(answer.version))
 
 
-@encodable()
+@encoding
 def list_versions(model: str, page_token: str) -> Call[Page[types.Version]]:
     request = model_pb2.ListVersionsRequest(model=model, page_size=PAGE_SIZE, page_token=page_token)
     return Call(_rpcs.LIST_VERSIONS, request, lambda a: _page(a, a.versions, _answers.version))
 
 
-@encodable()
+@encoding
 def delete_version(model: str, version: int) -> Call[None]:
     request = model_pb2.DeleteVersionRequest(model=model, version=version)
     return Call(_rpcs.DELETE_VERSION, request, _nothing)
 
 
-@encodable()
+@encoding
 def set_alias(model: str, alias: str, version: int, falls_back: bool) -> Call[types.Model]:
     request = model_pb2.SetAliasRequest(
         model=model, alias=alias, version=version, falls_back=falls_back
@@ -171,50 +171,48 @@ def set_alias(model: str, alias: str, version: int, falls_back: bool) -> Call[ty
     return Call(_rpcs.SET_ALIAS, request, lambda answer: _answers.model(answer.model))
 
 
-@encodable()
+@encoding
 def delete_alias(model: str, alias: str) -> Call[types.Model]:
     request = model_pb2.DeleteAliasRequest(model=model, alias=alias)
     return Call(_rpcs.DELETE_ALIAS, request, lambda answer: _answers.model(answer.model))
 
 
-@encodable()
+@encoding
 def rollback_alias(model: str, alias: str) -> Call[types.Rollback]:
     request = model_pb2.RollbackAliasRequest(model=model, alias=alias)
     return Call(_rpcs.ROLLBACK_ALIAS, request, _answers.rollback)
 
 
-@encodable()
+@encoding
 def promote_version(model: str, version: int) -> Call[types.Model]:
     request = model_pb2.PromoteVersionRequest(model=model, version=version)
     return Call(_rpcs.PROMOTE_VERSION, request, lambda answer: _answers.model(answer.model))
 
 
-@encodable()
+@encoding
 def get_report(model: str, version: int | None, alias: str | None) -> Call[dict[str, Any]]:
     request = _report(model, version, alias, model_pb2.REPORT_FORMAT_JSON)
     return Call(_rpcs.GET_REPORT, request, _answers.report)
 
 
-@encodable()
+@encoding
 def get_report_html(model: str, version: int | None, alias: str | None) -> Call[str]:
     request = _report(model, version, alias, model_pb2.REPORT_FORMAT_HTML)
     return Call(_rpcs.GET_REPORT, request, lambda answer: str(answer.content, "utf-8"))
 
 
-@encodable()
+@encoding
 def export_request(
     model: str, version: int | None, alias: str | None
 ) -> model_pb2.ExportModelRequest:
     """The answer is a stream of bytes; the transports write it down."""
-    return model_pb2.ExportModelRequest(model=model, **_requests.which(version, alias))
+    return model_pb2.ExportModelRequest(**_requests.version_of(model, version, alias))
 
 
 def _report(
     model: str, version: int | None, alias: str | None, format_: model_pb2.ReportFormat
 ) -> model_pb2.GetReportRequest:
-    return model_pb2.GetReportRequest(
-        model=model, format=format_, **_requests.which(version, alias)
-    )
+    return model_pb2.GetReportRequest(format=format_, **_requests.version_of(model, version, alias))
 
 
 def _page(answer: Any, items: Iterable[Any], read: Callable[[Any], T]) -> Page[T]:

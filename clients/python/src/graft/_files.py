@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from graft.errors import InvalidArgument, invalid
+from graft.errors import invalid
 
 _SHOWN: Final = 60
 _LONGEST_PATH: Final = 4096
@@ -71,15 +71,6 @@ def is_open_file(given: object) -> bool:
     return callable(getattr(given, "read", None))
 
 
-@contextmanager
-def encodable(where: str = "") -> Iterator[None]:
-    """Turns text that no message can hold into InvalidArgument."""
-    try:
-        yield
-    except UnicodeEncodeError as error:
-        raise _not_text(error, where) from error
-
-
 def plain(name: str) -> str:
     """Replaces what cannot be sent of a file's name, for names that are only shown."""
     return name.encode("utf-8", "replace").decode()
@@ -106,15 +97,3 @@ def _what_instead(text: str) -> str | None:
     if len(text) > _LONGEST_PATH:
         return f"{shown(text)} is longer than any path: give the bytes of an image file"
     return None
-
-
-def _not_text(error: UnicodeEncodeError, where: str) -> InvalidArgument:
-    text = str(error.object)
-    bad = text[error.start : error.start + 1].encode("unicode_escape").decode()
-    at = f"{where}: " if where else ""
-    return invalid(
-        f"{at}the text {shown(text)} cannot be sent: {bad} at {error.start} is half of a "
-        "character, as names of files have that are no UTF-8: put something else in its place, "
-        "as text.encode('utf-8', 'replace').decode() does",
-        where,
-    )

@@ -11,8 +11,9 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, Final, Protocol, TypeAlias, runtime_checkable
 
-from graft._files import encodable, is_open_file, read_open, read_path
-from graft._requests import which
+from graft._encoding import encoding
+from graft._files import is_open_file, read_open, read_path
+from graft._requests import version_of
 from graft.errors import InvalidArgument, Reason, invalid
 from graft.v1 import prediction_pb2 as pb
 
@@ -89,18 +90,25 @@ def predict_requests(
     max_images: int = MAX_IMAGES,
 ) -> Iterator[pb.PredictRequest]:
     """Requests that fit, in order; images are read as they are needed."""
-    chosen = which(version, alias)
-    if top_k < 1:
-        raise invalid(f"top_k is {top_k}: it must be 1 or more", "top_k")
+    empty = _without_images(model, version, alias, top_k, include_features)
     if not max_images >= 1:
         raise invalid(f"{max_images} images a call: it must be 1 or more", "images")
     max_images = min(max_images, max(1, MAX_SCORES // top_k))
     for batch in _batches(as_many(images), max_images):
-        with encodable():
-            request = pb.PredictRequest(
-                model=model, **chosen, images=batch, top_k=top_k, include_features=include_features
-            )
+        request = pb.PredictRequest(images=batch)
+        request.MergeFrom(empty)
         yield request
+
+
+@encoding
+def _without_images(
+    model: str, version: int | None, alias: str | None, top_k: int, include_features: bool
+) -> pb.PredictRequest:
+    if top_k < 1:
+        raise invalid(f"top_k is {top_k}: it must be 1 or more", "top_k")
+    return pb.PredictRequest(
+        **version_of(model, version, alias), top_k=top_k, include_features=include_features
+    )
 
 
 def _batches(images: Iterable[ImageLike], max_images: int) -> Iterator[list[pb.Image]]:
@@ -147,11 +155,7 @@ def to_file(image: ImageLike, where: str) -> bytes:
             return _deep_png(image)
         pixels: Any = image
         if _check_array(image, where) == pb.DATA_TYPE_FLOAT32:
-            # As the service does it; what is not from 0 to 1 must not wrap around.
-            if not (pixels.min() >= 0 and pixels.max() <= 1):
-                raise invalid(
-                    f"{where}: its values are not all from 0 to 1", where, Reason.TENSOR_INVALID
-                )
+            # As the service does it.
             pixels = (pixels * 255).round().astype("uint8")
         return _png(pixels.tobytes(), image.shape[0], image.shape[1])
     return _file_bytes(image, where)
@@ -190,9 +194,10 @@ def _check_array(array: ArrayImage, where: str) -> pb.DataType:
     elif kind in ("|u1", "uint8"):
         return pb.DATA_TYPE_UINT8
     elif kind == "<f4":
+        _check_range(array, where)
         return pb.DATA_TYPE_FLOAT32
     else:
-        how = "(image >> 8).astype('uint8')" if kind[1:] == "u2" else "image.astype('<f4')"
+        how = _conversion(array, kind)
         raise invalid(
             f"{where}: its elements are {array.dtype}: give uint8 (0 to 255), or float32 (0 to 1) "
             f"with {how}",
@@ -204,6 +209,29 @@ def _check_array(array: ArrayImage, where: str) -> pb.DataType:
         where,
         Reason.TENSOR_INVALID,
     )
+
+
+def _check_range(array: Any, where: str) -> None:
+    # Written so that NaN fails too.
+    if not (array.min() >= 0 and array.max() <= 1):
+        hint = ": divide by 255" if array.max() > 1 and array.min() >= 0 else ""
+        raise invalid(
+            f"{where}: its values are not all from 0 to 1{hint}", where, Reason.TENSOR_INVALID
+        )
+
+
+def _conversion(array: Any, kind: str) -> str:
+    """Returns the code that makes an array's elements such as are sent."""
+    if kind[1:] == "u2":
+        return "(image >> 8).astype('uint8')"
+    if kind[1] == "b":
+        return "image.astype('uint8') * 255"
+    if kind[1] in "iu":
+        return "image.astype('uint8'), where they are 0 to 255"
+    if kind[1] != "f":
+        return "image.astype('float32')"
+    name = "<f4" if kind[1:] == "f4" else "float32"
+    return f"(image / 255).astype('{name}')" if array.max() > 1 else f"image.astype('{name}')"
 
 
 def _fitting(message: pb.Image, where: str) -> pb.Image:
@@ -277,6 +305,13 @@ def _deep(image: Any, where: str) -> Any:
         raise invalid(
             f"{where}: the image's grey goes from {low} to {high}, beyond 0 to {_MOST_GREY}: scale "
             "it to 0..65535, or to 0..255 with mode L",
+            where,
+            Reason.IMAGE_UNREADABLE,
+        )
+    if image.mode == "I" and high <= 255:
+        raise invalid(
+            f"{where}: the image's mode is I, and its grey goes up to {high} alone, which looks "
+            "like 8 bits: convert it to 'L', or scale it to 0..65535",
             where,
             Reason.IMAGE_UNREADABLE,
         )

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from google.protobuf.duration_pb2 import Duration
 
 from graft import types
-from graft.errors import invalid
+from graft.errors import InvalidArgument, invalid
 from graft.v1 import fine_tuning_pb2 as pb
 
 W = TypeVar("W")
@@ -88,7 +88,7 @@ def fine_tune(
         background=options.get("background", ""),
         validation_fraction=options.get("validation_fraction"),
         seed=options.get("seed"),
-        time_budget=None if budget_s is None else _duration(budget_s),
+        time_budget=None if budget_s is None else _duration("time_budget_s", budget_s),
         device=_choice("device", options.get("device", "auto"), _DEVICES),
         labels=options.get("labels", {}),
         request_id=options.get("request_id") or str(uuid.uuid4()),
@@ -122,16 +122,25 @@ def rank_backbones(
     case_sensitive_labels: bool = False,
 ) -> pb.RankBackbonesRequest:
     """`data` is the id of a dataset or a path on the server."""
-    if isinstance(backbones, str):
-        backbones = [backbones]
     request = pb.RankBackbonesRequest(
-        backbones=[_pretrained(pretrained) for pretrained in backbones],
-        time_budget=None if time_budget_s is None else _duration(time_budget_s),
+        backbones=[_pretrained(pretrained) for pretrained in listed(backbones)],
+        time_budget=None if time_budget_s is None else _duration("time_budget_s", time_budget_s),
         seed=seed,
         case_sensitive_labels=case_sensitive_labels,
     )
     _set_data(request, data)
     return request
+
+
+def listed(
+    backbones: Iterable[str | types.PretrainedBackbone],
+) -> list[str | types.PretrainedBackbone]:
+    """Returns the backbones as a list, of a single name too; refuses what is neither."""
+    if isinstance(backbones, str | types.PretrainedBackbone):
+        return [backbones]
+    if not isinstance(backbones, Iterable):
+        raise invalid(f"backbones is {backbones!r}: it must be a list of names", "backbones")
+    return list(backbones)
 
 
 def _set_data(
@@ -164,20 +173,44 @@ def method(options: types.FineTuneOptions) -> types.Method:
                 f"{', '.join(beside)} stand beside a {type(given).__name__}: give them to it",
                 "method",
             )
+        if not isinstance(given, types.Method):
+            raise invalid(
+                f"method is a {type(given).__name__}: it must be one of {', '.join(_METHODS)}, or "
+                "a FeatureBased, ModelBased or DomainAdaptation",
+                "method",
+            )
         return given
     kind = _choice("method", given, _METHODS)
     strange = [key for key in beside if key not in kind.__dataclass_fields__]
     if strange:
-        raise invalid(
-            f"{', '.join(strange)} is no hyperparameter of {given}: it has "
-            f"{', '.join(kind.__dataclass_fields__)}",
-            strange[0],
-        )
+        raise _elsewhere(strange, given)
     if kind is types.DomainAdaptation and "target" not in beside:
         raise invalid(
             "domain_adaptation needs the target, images of the domain to adapt to", "target"
         )
     return kind(**beside)
+
+
+def _elsewhere(strange: list[str], given: str) -> InvalidArgument:
+    """Says which method has the hyperparameters that this one has not."""
+
+    def owners(keys: list[str]) -> list[str]:
+        return [
+            name
+            for name, kind in _METHODS.items()
+            if all(key in kind.__dataclass_fields__ for key in keys)
+        ]
+
+    # Where no method has them all, the first one will do.
+    named = strange if owners(strange) else strange[:1]
+    having = owners(named)
+    keys = ", ".join(named)
+    what = "is a hyperparameter" if len(named) == 1 else "are hyperparameters"
+    how = " or ".join(f"method={name!r}" for name in having)
+    return invalid(
+        f"{keys} {what} of {' and '.join(having)}, not of {given}: set {how}, or leave {keys} out",
+        strange[0],
+    )
 
 
 def _feature_based(method: types.FeatureBased) -> pb.FeatureBased:
@@ -231,7 +264,7 @@ def _gate(gate: types.Gate | None) -> pb.Gate | None:
         min_accuracy=gate.min_accuracy,
         not_worse_than=gate.not_worse_than,
         max_parity_difference=gate.max_parity_difference,
-        max_latency=None if latency_ms is None else _duration(latency_ms / 1000),
+        max_latency=None if latency_ms is None else _duration("max_latency_ms", latency_ms / 1000),
         alias=gate.alias,
     )
 
@@ -270,13 +303,27 @@ def which(version: int | None, alias: str | None) -> dict[str, Any]:
     return {} if alias is None else {"alias": alias}
 
 
+def version_of(model: str, version: int | None, alias: str | None) -> dict[str, Any]:
+    """The `model` and the `which` of a request; refuses a name with a version in it."""
+    name, at, after = model.partition("@")
+    if not at:
+        name, _, after = model.partition(":")
+    if name and after and (at or after.isdigit()):
+        how = f"alias={after!r}" if at else f"version={after}"
+        raise invalid(f"model is {model!r}: give model={name!r} and {how}", "model")
+    return {"model": model, **which(version, alias)}
+
+
 def _choice(field: str, given: Any, choices: dict[Any, W]) -> W:
     if given not in choices:
         raise invalid(f"{field} is {given!r}: it must be one of {', '.join(choices)}", field)
     return choices[given]
 
 
-def _duration(seconds: float) -> Duration:
+def _duration(field: str, seconds: float) -> Duration:
     duration = Duration()
-    duration.FromTimedelta(timedelta(seconds=seconds))
+    try:
+        duration.FromTimedelta(timedelta(seconds=seconds))
+    except (OverflowError, ValueError) as error:
+        raise invalid(f"{field} cannot be sent: {error}", field) from error
     return duration

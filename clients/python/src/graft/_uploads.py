@@ -3,21 +3,23 @@
 A folder travels as a tar archive that is made while it is sent: no copy on
 disk, and never more than a chunk of it in memory. Which files of a folder are
 images, and why the others are not, is the service's to say: it gets every name,
-though of links and hidden files nothing but that.
+though of links, hidden files and files of systems nothing but that.
 """
 
 import os
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from graft import _answers, types
-from graft._files import encodable, is_open_file, opening, plain
+from graft._encoding import encodable, encoding
+from graft._files import is_open_file, opening, plain
 from graft._images import ArrayImage, ImageLike, PilImage, to_file
 from graft.errors import InvalidArgument, invalid
 from graft.v1 import dataset_pb2 as pb
@@ -131,6 +133,13 @@ def prepare(
         first = header(display_name or plain(path.name), pb.ARCHIVE_FORMAT_UNSPECIFIED)
         return Upload(lambda: _archive(first, _read(path), size, on_progress), is_repeatable=True)
     _refuse_single(data)
+    if isinstance(data, Mapping):
+        how = (
+            "its images: [image for images in d.values() for image in images]"
+            if is_unlabelled
+            else "pairs: [(label, image) for label, images in d.items() for image in images]"
+        )
+        raise invalid(f"data is {_a(data)}: give {how}", "data")
     if not isinstance(data, Iterable):
         raise invalid(
             f"a {type(data).__name__} is no data: give a folder, an archive, a dataset, a "
@@ -143,21 +152,21 @@ def prepare(
     )
 
 
+@encoding
 def _header(
     is_unlabelled: bool,
     case_sensitive_labels: bool,
     display_name: str,
     format_: pb.ArchiveFormat,
 ) -> pb.UploadDatasetRequest:
-    with encodable("display_name"):
-        return pb.UploadDatasetRequest(
-            header=pb.UploadDatasetHeader(
-                display_name=display_name,
-                format=format_,
-                is_unlabelled=is_unlabelled,
-                case_sensitive_labels=case_sensitive_labels,
-            )
+    return pb.UploadDatasetRequest(
+        header=pb.UploadDatasetHeader(
+            display_name=display_name,
+            format=format_,
+            is_unlabelled=is_unlabelled,
+            case_sensitive_labels=case_sensitive_labels,
         )
+    )
 
 
 def _end(count: int) -> pb.UploadDatasetRequest:
@@ -192,7 +201,7 @@ def _images(
     yield header
     sent = count = 0
     for index, item in enumerate(items):
-        label, image = _unlabelled(item) if is_unlabelled else _labelled(item, index)
+        label, image = _unlabelled(item, index) if is_unlabelled else _labelled(item, index)
         if is_unlabelled and not keeps_labels:
             label = ""
         content = to_file(image, f"data[{index}]")
@@ -236,17 +245,56 @@ def _refuse_single(data: object) -> None:
 
 def _labelled(item: Any, index: int) -> Labelled:
     if not _is_pair(item):
-        raise invalid(f"data[{index}] is no pair of a label and an image")
+        raise _no_pair(item, f"data[{index}]")
     label, image = item
     return label, image
 
 
-def _unlabelled(item: Any) -> Labelled:
-    return (item[0], item[1]) if _is_pair(item) else ("", item)
+def _unlabelled(item: Any, index: int) -> Labelled:
+    if _is_pair(item):
+        return item[0], item[1]
+    if isinstance(item, tuple | list):
+        raise _no_pair(item, f"data[{index}]")
+    return "", item
 
 
 def _is_pair(item: Any) -> bool:
     return isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str)
+
+
+def _no_pair(item: Any, where: str) -> InvalidArgument:
+    """Says what came in the place of a label and an image, and what to give."""
+    kind, wanted = _a(item), 'a label (text) and an image, as ("ants", "a.jpg")'
+    if not isinstance(item, tuple | list):
+        return invalid(f"{where} is {kind}, no pair: give {wanted}", where)
+    if len(item) != 2:
+        return invalid(f"{where} is {kind} of {len(item)}: give {wanted}", where)
+    first, second = item
+    came = f"{where} is {kind} of {_a(first)} and {_a(second)}"
+    if isinstance(first, Integral):
+        return invalid(f"{came}: labels are text: give str({first}), {wanted}", where)
+    if isinstance(second, str) and first is not None:
+        return invalid(f"{came}: the label comes first: give {wanted}", where)
+    return invalid(f"{came}: give {wanted}", where)
+
+
+def _a(value: object) -> str:
+    kind = type(value).__name__
+    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
+
+
+SYSTEM_NAMES: Final = frozenset({
+    "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "lost+found",
+    "$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db",
+    "ehthumbs_vista.db", "desktop.ini", "__macosx", "icon\r", "network trash folder",
+    "temporary items", "__pycache__",
+})  # fmt: skip
+"""Files and folders of systems, in lower case; the service's list."""
+
+
+def is_noise(name: str) -> bool:
+    """Tells whether a file or a folder is hidden or a system's: its name is sent and no more."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 _Named = tuple[Path, bytes, int]
@@ -254,7 +302,7 @@ _Named = tuple[Path, bytes, int]
 
 
 def _names(root: Path) -> list[_Named]:
-    """Lists all below a folder, sorted; what is in hidden folders is not.
+    """Lists all below a folder, sorted; what is in hidden and systems' folders is not.
 
     Raises InvalidArgument for what may not be read: it is found before a byte is sent.
     """
@@ -268,7 +316,7 @@ def _names(root: Path) -> list[_Named]:
             path = Path(folder) / name
             kind = tarfile.SYMTYPE if path.is_symlink() else tarfile.DIRTYPE
             found.append((path, kind, 0))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_noise(name))
         for name in sorted(names):
             path = Path(folder) / name
             status = path.lstat()
@@ -276,7 +324,7 @@ def _names(root: Path) -> list[_Named]:
                 found.append((path, tarfile.SYMTYPE, 0))
             elif not stat.S_ISREG(status.st_mode):
                 found.append((path, tarfile.FIFOTYPE, 0))
-            elif name.startswith("."):
+            elif is_noise(name):
                 found.append((path, tarfile.REGTYPE, 0))
             elif os.access(path, os.R_OK):
                 found.append((path, tarfile.REGTYPE, status.st_size))

@@ -11,6 +11,7 @@ import time
 import grpc
 
 from graft import _answers, types
+from graft._encoding import encoding
 from graft.errors import CannotConnect, DeadlineExceeded, GraftError
 from graft.retry import Clock, RetryPolicy, is_passing
 from graft.v1 import fine_tuning_pb2 as pb
@@ -42,7 +43,7 @@ class Watch:
     def request(self) -> pb.WatchJobRequest:
         """Asks for what was not seen yet."""
         self._opened = self._clock()
-        return pb.WatchJobRequest(job_id=self.job_id, after_sequence=self.last_sequence)
+        return _request(self.job_id, self.last_sequence)
 
     @property
     def remaining_s(self) -> float:
@@ -91,3 +92,8 @@ class Watch:
         """How long to wait after a stream that ended too early, though nothing broke."""
         self._failed += 1
         return min(self._policy.backoff_s(self._failed, self._jitter(), None), self.remaining_s)
+
+
+@encoding
+def _request(job_id: str, after: int) -> pb.WatchJobRequest:
+    return pb.WatchJobRequest(job_id=job_id, after_sequence=after)

@@ -142,7 +142,7 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> BackboneRanking:
         """As `Client.rank_backbones`."""
-        given = list(backbones) if not isinstance(backbones, str) else [backbones]
+        given = _requests.listed(backbones)
         _calls.rank_backbones("", given, time_budget_s, seed)
         source = await asyncio.to_thread(
             _uploads.stored, data, on_upload, case_sensitive_labels=case_sensitive_labels

@@ -162,7 +162,7 @@ class Client:
         none means all whose weights the server has. Waits two minutes longer than
         the time budget (the server's is 60 s) unless `timeout_s` says otherwise.
         """
-        given = list(backbones) if not isinstance(backbones, str) else [backbones]
+        given = _requests.listed(backbones)
         # Bad options are found out before anything is uploaded.
         _calls.rank_backbones("", given, time_budget_s, seed)
         source = _uploads.stored(data, on_upload, case_sensitive_labels=case_sensitive_labels)

@@ -190,6 +190,8 @@ class ReadSummary:
     """The first 100 that were left out."""
     nested_count: int = 0
     """Used images that lie in folders below their class."""
+    warnings: tuple[str, ...] = ()
+    """What to look at, in words, though the images are used."""
 
     @property
     def left_out_count(self) -> int:

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from graft.cli._output import printable
 from graft.cli._times import percent, times
 
 
@@ -64,14 +65,14 @@ class Bar:
             self._task,
             total=None if done is None else 1.0,
             completed=done or 0.0,
-            stage=shown.stage,
+            stage=printable(shown.stage),
             done="" if done is None else percent(done),
-            figures=shown.figures,
+            figures=printable(shown.figures),
         )
 
     def print(self, text: str) -> None:
         """Prints one line above the bar."""
-        self._bar.console.print(text, soft_wrap=True)
+        self._bar.console.print(printable(text), soft_wrap=True)
 
     def times(self) -> str:
         """Returns the time that the stage has taken, and what remains where that is known."""

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from graft.cli._output import Output, warn
+from graft.cli._output import Output, Usage, warn
 from graft.cli._watching import Watching, summary_lines
 from graft.client import Client
 from graft.types import Dataset
@@ -57,6 +57,11 @@ def run_get(client: Client, arguments: argparse.Namespace, output: Output) -> in
 
 def run_upload(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Stores a dataset."""
+    if arguments.data.startswith("server:"):
+        raise Usage(
+            f"{arguments.data} lies on the server already, and is not uploaded: give it to "
+            "`graft finetune` directly"
+        )
     with Watching(output) as watching:
         dataset = client.upload_dataset(
             arguments.data,
@@ -66,8 +71,10 @@ def run_upload(client: Client, arguments: argparse.Namespace, output: Output) ->
             on_progress=watching.uploaded,
         )
     if dataset.summary.left_out_count:
-        for line in summary_lines(dataset.summary).splitlines():
+        for line in summary_lines(dataset.summary):
             warn(line)
+    for warning in dataset.summary.warnings:
+        warn(warning)
     output.thing(dataset)
     return 0
 

@@ -1,6 +1,7 @@
 """`graft finetune`: from a folder of images to a served model, with a bar in between."""
 
 import argparse
+import re
 from typing import Any
 
 from graft import _requests
@@ -20,6 +21,7 @@ _OPTIONS = (
     "baselines", "case_sensitive_labels",
 )  # fmt: skip
 _GATE = ("min_accuracy", "not_worse_than", "max_latency_ms")
+_METHOD = re.compile(r"method='(\w+)'")
 _METHODS = ("feature_based", "model_based", "domain_adaptation")
 
 
@@ -163,9 +165,10 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     try:
         _requests.method(options)
     except InvalidArgument as error:
-        raise Usage(f"{error.message} (see --method)") from error
+        message = _METHOD.sub(lambda found: f"--method {_dashed(found[1])}", error.message)
+        raise Usage(f"{message} (see --method)") from error
     source = _names.data(arguments.data)
-    with Watching(output) as watching:
+    with _names.folders_here(arguments.data, arguments.target), Watching(output) as watching:
         job = client.fine_tune(source, arguments.name, on_upload=watching.uploaded, **options)
     if arguments.detach:
         if output.is_json:
@@ -181,6 +184,10 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     if version is not None and not output.is_json:
         tell(version, output)
     return code
+
+
+def _dashed(text: str) -> str:
+    return text.replace("_", "-")
 
 
 def _underscored(text: str) -> str:

@@ -159,7 +159,7 @@ def run_promote(client: Client, arguments: argparse.Namespace, output: Output) -
 def run_report(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Writes a report."""
     model, which = _names.parse(arguments.model)
-    if arguments.html or str(arguments.output).endswith(".html"):
+    if arguments.html or str(arguments.output).lower().endswith(".html"):
         text = client.get_report_html(model, **which)
     else:
         report = client.get_report(model, **which)

@@ -3,9 +3,13 @@
 A version: MODEL, MODEL@ALIAS or MODEL:VERSION. Images: a path, a dataset's id, server:PATH.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypedDict
 
 from graft.cli._output import Usage
+from graft.errors import NotFound, Reason
 from graft.types import BaseVersion, ServerPath
 
 HELP = "MODEL, MODEL@ALIAS or MODEL:VERSION; alone it means the newest version"
@@ -52,6 +56,20 @@ def base(text: str) -> BaseVersion:
 def data(text: str) -> str | ServerPath:
     """Images: a path here or a dataset's id, as it is; server:PATH for what lies there."""
     return ServerPath(text.removeprefix("server:")) if text.startswith("server:") else text
+
+
+@contextmanager
+def folders_here(*texts: str | None) -> Iterator[None]:
+    """Makes an error about an unknown dataset name the folder here that may have been meant."""
+    try:
+        yield
+    except NotFound as error:
+        for text in texts:
+            is_id = text is not None and text.startswith("ds-") and "/" not in text
+            if error.reason == Reason.DATASET_NOT_FOUND and is_id and Path(str(text)).exists():
+                message = f"{error.message}; for what lies here, write ./{text}"
+                raise NotFound(message, reason=error.reason, code=error.code) from error
+        raise
 
 
 def version(text: str) -> int:

@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
 
 def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Ranks backbones."""
-    with Watching(output) as watching:
+    with _names.folders_here(arguments.data), Watching(output) as watching:
         ranking = client.rank_backbones(
             _names.data(arguments.data),
             backbones=arguments.backbone,

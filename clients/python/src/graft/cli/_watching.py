@@ -4,7 +4,6 @@ JSON lines, a bar on a terminal, or one line a stage elsewhere; `--quiet` leaves
 last two.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from graft import types
 from graft._jobs import JobHandle
 from graft.cli._codes import Code
-from graft.cli._output import Output
+from graft.cli._output import Output, complain
 
 if TYPE_CHECKING:
     from graft.cli._bar import Bar
@@ -95,6 +94,9 @@ class Watching:
             case types.Note(level="info") as note:
                 if self._bar is not None:
                     self._print(describe(note))
+            case types.DataSummary() as data:
+                for line in data_lines(data):
+                    self._print(line)
             case payload:
                 self._print(describe(payload))
 
@@ -169,12 +171,6 @@ def describe(payload: types.EventPayload) -> str:
                 f"epoch {payload.epoch}/{payload.epochs}: loss {payload.validation_loss:.3f}, "
                 f"accuracy {payload.validation_accuracy:.1%}"
             )
-        case types.DataSummary():
-            images = sum(c.train + c.validation + c.test for c in payload.classes)
-            text = f"{images} images of {len(payload.classes)} classes"
-            if payload.summary.left_out_count:
-                text += f"; {summary_lines(payload.summary)}"
-            return text
         case types.Note():
             return f"{payload.level}: {payload.text}"
         case types.VersionPublished():
@@ -188,9 +184,24 @@ def describe(payload: types.EventPayload) -> str:
 
 
 _SHOWN = 5
+_SHOWN_CLASSES = 8
 
 
-def summary_lines(summary: types.ReadSummary) -> str:
+def data_lines(data: types.DataSummary) -> list[str]:
+    """Returns a job's images and classes in one line, then what was left out and warned of."""
+    images = sum(c.train + c.validation + c.test for c in data.classes)
+    names = [c.label for c in data.classes[:_SHOWN_CLASSES]]
+    more = len(data.classes) - len(names)
+    listed = ", ".join(names) + (f" and {more} more" if more else "")
+    text = f"{images} images of {len(data.classes)} classes" + (f" ({listed})" if names else "")
+    rows: list[str] = []
+    if data.summary.left_out_count:
+        first, *rows = summary_lines(data.summary)
+        text += f"; {first}"
+    return [text, *rows, *(f"warning: {warning}" for warning in data.summary.warnings)]
+
+
+def summary_lines(summary: types.ReadSummary) -> list[str]:
     """Returns the lines that say what was left out, with the first names, for people."""
     rows = [f"  {file.path}: {file.detail}" for file in summary.files[:_SHOWN]]
     if (more := summary.left_out_count - len(rows)) > 0:
@@ -198,7 +209,7 @@ def summary_lines(summary: types.ReadSummary) -> str:
     nested = ""
     if summary.nested_count:
         nested = f" ({summary.nested_count} of them from folders below their class)"
-    return "\n".join([f"{summary}{nested}", *rows])
+    return [f"{summary}{nested}", *rows]
 
 
 def follow(job: JobHandle, output: Output) -> tuple[Code, types.Version | None]:
@@ -207,10 +218,10 @@ def follow(job: JobHandle, output: Output) -> tuple[Code, types.Version | None]:
         with Watching(output) as watching:
             version = job.wait(on_event=watching.event)
     except KeyboardInterrupt:
-        print(
-            f"graft: detached; job {job.job_id} goes on. Watch it: graft jobs watch {job.job_id} "
+        complain(
+            f"detached; job {job.job_id} goes on. Watch it: graft jobs watch {job.job_id} "
             f"- cancel it: graft jobs cancel {job.job_id}",
-            file=sys.stderr,
+            Code.INTERRUPTED,
         )
         return Code.INTERRUPTED, None
     if output.is_json:

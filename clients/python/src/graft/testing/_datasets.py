@@ -1,6 +1,7 @@
 """DatasetService, in memory: archives are unpacked and counted, images are not decoded.
 
-Hidden files, links and what lies beside the classes are left out, as the service does.
+Hidden files, files of systems, links and what lies beside the classes are left out, as the
+service does.
 """
 
 # ruff: noqa: ARG002, N802 - a servicer has gRPC's names and takes what gRPC gives
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from graft import _uploads
 from graft.errors import InvalidArgument, NotFound, Reason
 from graft.testing._models import now
 from graft.testing._refusals import page, refuse
@@ -173,8 +175,8 @@ def _unpack(archive: bytes, is_unlabelled: bool) -> tuple[list[Image], list[pb.L
     files = []
     for name, data in entries:
         names = PurePosixPath(name).parts
-        if any(part.startswith(".") for part in names):
-            left_out.append(_left_out(name, "HIDDEN"))
+        if noise := next(filter(_uploads.is_noise, names), ""):
+            left_out.append(_left_out(name, "HIDDEN" if noise.startswith(".") else "SYSTEM"))
         else:
             files.append((names, data))
     if is_unlabelled:

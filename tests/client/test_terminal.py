@@ -1,0 +1,158 @@
+"""What people read: names of strangers are escaped, and the data are told with their classes."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import graft
+import pytest
+from graft import types
+from graft.cli import main
+from graft.cli._output import printable
+from graft.cli._watching import data_lines
+from graft.testing import FakeGraft
+from rich.console import Console
+
+Run = Callable[..., tuple[int, str, str]]
+EVIL = "a\x1b[2J\n\u202eb\x9b"
+SAFE = r"a\x1b[2J\n\u202eb\x9b"
+
+
+@pytest.fixture
+def run(server: FakeGraft, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command against the server; returns its exit code and what it printed."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([*map(str, arguments), "--server", server.target])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def is_clean(text: str) -> bool:
+    return all(char == "\n" or printable(char) == char for char in text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (EVIL, SAFE),
+        ("half \udcff", r"half \udcff"),
+        ("\u2028\u2029\u200f\u061c", r"\u2028\u2029\u200f\u061c"),
+        # Words of other languages, and joiners, which they need.
+        ("日本語 بچ\u200cش 👩\u200d🔬 c\u0327", "日本語 بچ\u200cش 👩\u200d🔬 c\u0327"),
+    ],
+)
+def test_what_a_terminal_obeys_is_escaped(text: str, told: str) -> None:
+    assert printable(text) == told
+
+
+def test_names_of_files_and_classes_are_escaped_for_people_alone(
+    run: Run, server: FakeGraft, folder: Path
+) -> None:
+    (folder / "cat").rename(folder / EVIL)
+    (folder / EVIL / f".{EVIL}").write_text("x")
+    code, out, err = run("datasets", "upload", folder)
+    assert code == 0
+    assert is_clean(out + err)
+    assert r"\u202eb\x9b" in out
+    assert f"  {SAFE}/.{SAFE}: hidden" in err
+    code, out, err = run("finetune", folder, "--name", "pets")
+    assert code == 0
+    assert is_clean(out + err)
+    assert f"6 images of 2 classes ({SAFE}, dog); " in out
+    code, out, _ = run("datasets", "upload", folder, "--json")
+    assert [row["label"] for row in json.loads(out)["classes"]] == [EVIL, "dog"]
+
+
+def test_messages_of_the_server_are_escaped(run: Run, server: FakeGraft) -> None:
+    server.fail("GetModel", graft.NotFound(f"no {EVIL}", reason="MODEL_NOT_FOUND"))
+    code, _, err = run("models", "get", "pets")
+    assert (code, err) == (1, r"graft: no a\x1b[2J \u202eb\x9b [MODEL_NOT_FOUND]" + "\n")
+
+
+def test_the_bar_escapes_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    from graft.cli._bar import Bar, Shown
+
+    bar = Bar(Console(force_terminal=True, width=200, color_system=None))
+    bar.start()
+    bar.show(Shown("features", 0.5, EVIL))
+    bar.print(EVIL)
+    bar.stop()
+    out = capsys.readouterr().out
+    assert SAFE in out
+    assert EVIL not in out
+    assert "\u202e" not in out
+
+
+def told(*labels: str, warnings: tuple[str, ...] = ()) -> list[str]:
+    counts = tuple(types.ClassCount(label, 1, 1) for label in labels)
+    return data_lines(types.DataSummary(counts, types.ReadSummary(warnings=warnings), ""))
+
+
+def test_the_line_on_the_data_names_the_classes_and_warnings_follow() -> None:
+    assert told("ants", "bees", warnings=("one", "two")) == [
+        "4 images of 2 classes (ants, bees)",
+        "warning: one",
+        "warning: two",
+    ]
+    assert told(*"abcdefgh") == ["16 images of 8 classes (a, b, c, d, e, f, g, h)"]
+    assert told(*"abcdefghij") == ["20 images of 10 classes (a, b, c, d, e, f, g, h and 2 more)"]
+    assert told() == ["0 images of 0 classes"]
+
+
+def test_an_upload_tells_what_the_server_warns_of(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = graft.Client.upload_dataset
+
+    def warned(*args: Any, **options: Any) -> types.Dataset:
+        dataset = upload(*args, **options)
+        summary = dataclasses.replace(dataset.summary, warnings=("few images",))
+        return dataclasses.replace(dataset, summary=summary)
+
+    monkeypatch.setattr(graft.Client, "upload_dataset", warned)
+    code, out, err = run("datasets", "upload", folder, "--json")
+    assert code == 0
+    assert err.endswith("graft: warning: few images\n")
+    assert json.loads(out)["summary"]["warnings"] == ["few images"]
+
+
+def test_a_hyperparameter_of_another_method_is_told_with_the_option(run: Run) -> None:
+    code, _, err = run("finetune", "server:/x", "--name", "pets", "--target", "ds-1")
+    assert code == 2
+    assert "target is a hyperparameter of domain_adaptation" in err
+    assert "set --method domain-adaptation" in err
+
+
+def test_what_is_on_the_server_is_not_uploaded(run: Run, server: FakeGraft) -> None:
+    code, _, err = run("datasets", "upload", "server:/x")
+    assert (code, "server:/x lies on the server already" in err) == (2, True)
+    assert "give it to `graft finetune` directly" in err
+    assert not server.calls
+
+
+@pytest.mark.parametrize("command", [["finetune", "--name", "pets"], ["rank"]])
+def test_a_folder_that_is_named_like_a_dataset_is_pointed_to(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    code, _, err = run(*command, "ds-x")
+    assert (code, "./ds-x" in err) == (1, False)
+    folder.rename("ds-x")
+    code, _, err = run(*command, "ds-x")
+    assert (code, "[DATASET_NOT_FOUND]" in err) == (1, True)
+    assert "; for what lies here, write ./ds-x" in err
+    assert run(*command, "./ds-x")[0] == 0
+
+
+def test_a_report_is_a_page_whatever_the_case_of_its_suffix(
+    run: Run, server: FakeGraft, tmp_path: Path
+) -> None:
+    server.add_model("pets")
+    page = tmp_path / "x.HTML"
+    assert run("report", "pets", "-o", page)[0] == 0
+    assert page.read_text().startswith("<!doctype html>")
