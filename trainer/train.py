@@ -91,7 +91,7 @@ def _run(job: Job) -> Manifest:
             "for white, for images to classify too"
         )
         send(Note("info", text))
-    for warning in (*data.summary.warnings, *data.warnings):
+    for warning in data.warnings:
         send(Note("warning", warning))
     if spec.gate and spec.gate.not_worse_than and spec.incumbent is None:
         text = (
