@@ -46,7 +46,7 @@ def main() -> int:
     _limit(task)
     try:
         index = reader.read(
-            task.request, _Inspector(task).inspect, task.threads, on_progress=_Progress().tell
+            task.request, _Inspector(task).inspect, task.threads, on_progress=_Progress(task).tell
         )
         _send(Read(msgspec.structs.replace(index, images=[])))
     except reader.OverRoom as error:
@@ -69,12 +69,17 @@ def main() -> int:
 
 
 def _limit(task: Task) -> None:
+    files = task.request.limits.max_files
     niceness = max(task.niceness, os.getpriority(os.PRIO_PROCESS, 0))
     os.setpriority(os.PRIO_PROCESS, 0, niceness)
     for kind, most, above in (
         (resource.RLIMIT_AS, task.memory_bytes, 0),
         # At the hard limit the system kills and does not say why; at the soft one it does.
-        (resource.RLIMIT_CPU, task.cpu_s, _CPU_ABOVE_S),
+        (
+            resource.RLIMIT_CPU,
+            task.cpu_s,
+            files * task.file_cpu_s + _CPU_ABOVE_S,
+        ),
         (resource.RLIMIT_FSIZE, task.request.limits.max_unpacked_bytes + 2**30, 0),
         (resource.RLIMIT_NOFILE, 256, 0),
         (resource.RLIMIT_CORE, 0, 0),
@@ -136,10 +141,16 @@ def _has_many_pixels(data: bytes) -> bool:
 class _Progress:
     """Sends how far the reading is, a few times a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: Task) -> None:
+        self._cpu_s, self._file_cpu_s = task.cpu_s, task.file_cpu_s
         self._sent_s = 0.0
 
     def tell(self, done: int, total: int) -> None:
+        if not done:
+            # Now that it is known how many files there are.
+            _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+            most = self._cpu_s + total * self._file_cpu_s
+            resource.setrlimit(resource.RLIMIT_CPU, (min(most, hard - _CPU_ABOVE_S), hard))
         now = time.monotonic()
         if now - self._sent_s >= _PROGRESS_S:
             self._sent_s = now

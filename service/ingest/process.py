@@ -34,8 +34,10 @@ MEMORY_BYTES = 2 * 2**30
 """Of address space, of which not all is used: the largest images take up to 1.3 GB."""
 THREAD_MEMORY_BYTES = 2**29
 """More for each thread, which may decode an image that is not among the largest."""
-CPU_S = 4 * 3600
-"""Of processor time, of all threads together."""
+CPU_S = 3600
+"""Limit on processor time, of all threads together, for what is not an image's."""
+FILE_CPU_S = 1
+"""More of it for each file; the largest images take two, most a tenth."""
 _MAX_READERS = 4
 _POLL_S = 0.2
 _CHUNK_BYTES = 2**16
@@ -50,6 +52,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     niceness: int
     memory_bytes: int
     cpu_s: int
+    file_cpu_s: int
     turn_file: str
     """Locked by the one reader that decodes an image of many pixels."""
 
@@ -97,6 +100,7 @@ class ReaderProcesses:
         niceness: int = 0,
         memory_bytes: int | None = None,
         cpu_s: int = CPU_S,
+        file_cpu_s: int = FILE_CPU_S,
     ) -> None:
         self._environment = {k: v for k, v in environment.items() if not k.startswith("GRAFT_")}
         if plan := environment.get(faults.VARIABLE):
@@ -104,7 +108,7 @@ class ReaderProcesses:
         self._threads = threads
         self._niceness = niceness
         self._memory_bytes = memory_bytes or MEMORY_BYTES + threads * THREAD_MEMORY_BYTES
-        self._cpu_s = cpu_s
+        self._cpu_s, self._file_cpu_s = cpu_s, file_cpu_s
         self._turn_file = folder / "turn"
         self._reading: Counter[str] = Counter()
         self._ended = threading.Condition()
@@ -157,6 +161,7 @@ class ReaderProcesses:
             niceness=self._niceness,
             memory_bytes=self._memory_bytes,
             cpu_s=self._cpu_s,
+            file_cpu_s=self._file_cpu_s,
             turn_file=str(self._turn_file),
         )
         with (
@@ -197,7 +202,7 @@ class ReaderProcesses:
         if code == -signal.SIGXCPU:
             return InvalidInput(
                 Reason.DATASET_UNUSABLE,
-                f"reading the images took more than {self._cpu_s} s of processor time{at}: send "
+                f"reading the images took more processor time than so many may take{at}: send "
                 "fewer or smaller images",
             )
         if code == -signal.SIGKILL:
