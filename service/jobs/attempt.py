@@ -113,9 +113,11 @@ class Attempts:
         limit_s = self._limit_s(job)
         trainer: Trainer | None = None
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(limit_s) as timeout:
                 await self._keep(job, Progressed("preparing", 0.0))
                 spec = await self._prepared(job, kind)
+                # The trainer plans with all of it, however long reading took.
+                timeout.reschedule(asyncio.get_running_loop().time() + limit_s)
                 deaths = Deaths()
                 trainer = await start_held(
                     self._launcher,

@@ -6,7 +6,6 @@ Everything in here blocks.
 
 import logging
 import shutil
-import time
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -89,7 +88,6 @@ class Preparation:
         set. Raises GraftError when the job's data cannot be had.
         """
         stop = stop or Event()
-        began_s = time.monotonic()
         request, settings = job.request, self._settings
         self.clear(job.job_id, keep_checkpoint=True)
         folder = self.folder(job.job_id)
@@ -117,11 +115,7 @@ class Preparation:
             weights_dir=str(settings.weights_dir),
             validation_fraction=validation_fraction,
             seed=seed,
-            # What reading took is gone from the job's longest time.
-            time_budget_s=max(
-                1.0,
-                min(request.time_budget_s or planned_s, planned_s - (time.monotonic() - began_s)),
-            ),
+            time_budget_s=min(request.time_budget_s or planned_s, planned_s),
             # What has no slot on the GPU must not find its own way there.
             device="cpu" if kind == "cpu" else request.device,
             threads=settings.trainer_threads,

@@ -79,10 +79,7 @@ async def test_the_spec_says_what_was_asked_and_what_the_server_chose(
     for job in (plain, full):
         assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
     first, second = (trainer.spec for trainer in house.launcher.trainers)
-    # What reading took is taken off.
-    assert first.time_budget_s is not None
-    assert 900 - GUARD_S < first.time_budget_s < 900
-    assert msgspec.structs.replace(first, time_budget_s=900) == JobSpec(
+    assert first == JobSpec(
         job_id=plain.job_id, model="birds", data_dir=folder,
         data_index=str(tmp_path / "data" / "work" / plain.job_id / "data" / "index.json"),
         out_dir=str(tmp_path / "data" / "work" / plain.job_id / "out"), method=FeatureBased(),
