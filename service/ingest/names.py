@@ -10,6 +10,8 @@ MAX_LABEL_CHARS = 128
 _MAX_DEPTH = 32
 _MAX_PART_BYTES = 255
 """What Linux's file systems take."""
+_MAX_NAME_BYTES = 200
+"""Of a sender's name for an image; the end is kept, where names differ."""
 _MAX_BYTES = 1000
 """Of a whole name: a path may have 4,096, and the folder that it lies in needs some too."""
 
@@ -91,7 +93,8 @@ def file_name(said: str, place: int) -> str:
         char for char in unicodedata.normalize("NFC", base)
         if unicodedata.category(char) not in ("Cc", "Cs")
     )  # fmt: skip
-    return f"{place:06d}-{kept[-200:]}" if kept else f"image {place}"
+    kept = kept.encode()[-_MAX_NAME_BYTES:].decode(errors="ignore")
+    return f"{place:06d}-{kept}" if kept else f"image {place}"
 
 
 def _not_kept(name: str, why: str) -> InvalidInput:

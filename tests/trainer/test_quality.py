@@ -1,5 +1,6 @@
 """What jobs reach on real photographs with real ImageNet features."""
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -80,8 +81,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.fixture(scope="module")
-def ants_and_bees(runs: Runs) -> tuple[Manifest, Report, Head]:
-    manifest, report, out = runs.run(photographs.folder("hymenoptera_data"))
+def ants_and_bees(
+    runs: Runs, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Manifest, Report, Head]:
+    # Its one GIF is no photo of an ant, but a picture that says "image not found".
+    folder = tmp_path_factory.mktemp("photos") / "hymenoptera_data"
+    shutil.copytree(
+        photographs.folder("hymenoptera_data"), folder, ignore=shutil.ignore_patterns("*.gif")
+    )
+    manifest, report, out = runs.run(folder)
     return manifest, report, heads.load(out / HEAD_FILE)
 
 
@@ -97,8 +105,7 @@ def test_frozen_features_tell_ants_from_bees(
 ) -> None:
     manifest, _, _ = ants_and_bees
     assert manifest.validation_count == 153
-    # 144 of 153, give or take what one image more to learn from may change.
-    assert manifest.validation_accuracy >= 0.92
+    assert manifest.validation_accuracy >= 0.94
 
 
 def test_confidence_is_calibrated(ants_and_bees: tuple[Manifest, Report, Head]) -> None:

@@ -149,10 +149,9 @@ def test_a_huge_frame_that_is_to_be_cleared_is_refused_before_it_is_filled() -> 
     at = 13 + (3 << ((data[10] & 7) + 1))
     cleared = b"!\xf9\x04\x08\0\0\0\0,"
     frame = struct.pack("<4H", 0, 0, 65_535, 65_535)
-    refused, seconds, grown = cost(data[:at] + cleared + frame + b"\0\x08" + bytes(20))
+    refused, _, grown = cost(data[:at] + cleared + frame + b"\0\x08" + bytes(20))
     assert refused is not None
     assert refused.reason is Reason.IMAGE_TOO_LARGE
-    assert seconds < 0.5
     assert grown < 20 * 2**20
 
 
@@ -273,9 +272,8 @@ def test_a_tiff_of_more_tags_or_strips_than_any_has_costs_nothing() -> None:
     tags = struct.pack("<H", 60_000) + struct.pack("<HHII", 300, 4, 2**24, 8) * 60_000
     strips = struct.pack("<HHHII", 1, 273, 4, 2**24, 8) + bytes(2**26)
     for body in (tags, strips):
-        refused, seconds, grown = cost(b"II*\0\x08\0\0\0" + body + bytes(4))
+        refused, _, grown = cost(b"II*\0\x08\0\0\0" + body + bytes(4))
         assert refused is not None
-        assert seconds < 0.5
         assert grown < 100 * 2**20
 
 
