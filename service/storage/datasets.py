@@ -432,7 +432,3 @@ def _move_if_there(source: Path, target: Path) -> None:
     faults.reach("dataset.deleted")
     if source.exists():
         source.rename(target)
-
-
-def _classes(count: int) -> str:
-    return f"{count or 'no'} class" if count < 2 else f"{count} classes"
