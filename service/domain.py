@@ -137,17 +137,52 @@ class Parity(msgspec.Struct, frozen=True):
     """How many were compared."""
 
 
+Verdict = Literal["passed", "failed", "undecided"]
+
+
 class GateCheck(msgspec.Struct, frozen=True, kw_only=True):
     """One condition of a gate, and how it ended."""
 
-    name: Literal["accuracy", "not_worse", "parity", "latency"]
+    name: Literal["accuracy", "class_recall", "not_worse", "parity", "latency"]
+    verdict: Verdict
+    """`undecided`: the images are too few to tell."""
     passed: bool
-    value: float
-    """An accuracy, the paired test's p-value, a difference of a probability, or milliseconds."""
+    """Whether the version may be published: also where it is undecided and the gate says so."""
+    value: float | None
+    """An accuracy, the least recall of a class, the one-sided 95 % lower end of the difference in
+    accuracy to the incumbent, a difference of a probability, or milliseconds; None where nothing
+    could be measured."""
     bound: float
     """In the same unit."""
     detail: str
     """For people."""
+    images_needed: Count = 0
+    """Images that would settle an undecided comparison, about; 0 where that is not known."""
+
+
+MeasuredOn = Literal[
+    "", "cross_validation", "held_out", "validation", "test", "target", "source"
+]
+"""The images that a figure is of, none of them learned from by what answered: `cross_validation`
+over the images that were learned from; `held_out` from those that came undivided; `validation` and
+`test` as they came in `val/` and `test/`; `target` and `source` of a domain adaptation, each by
+cross-validation. "" where nothing could be measured."""
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """How well a version classifies images that nothing was learned from or chosen by."""
+
+    measured_on: MeasuredOn
+    accuracy: float
+    accuracy_low: float
+    """Of the 95 % interval, by groups of images that belong together."""
+    accuracy_high: float
+    loss: float
+    """Mean cross-entropy, nats."""
+    count: Count
+    """Images."""
+    groups: Count
+    """Groups of images that belong together; a lone image is one."""
 
 
 WHITE = "#ffffff"
@@ -181,7 +216,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     job_id: str
     method: str
-    """`feature_based`, `model_based` or `domain_adaptation`."""
+    """`feature_based`, `model_based` or `domain_adaptation`: what `auto` came to."""
     recipe: str = ""
     backbone: str
     weights: str
@@ -192,9 +227,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     classes: list[str]
     temperature: float
     train_count: Count
-    validation_count: Count
-    validation_accuracy: float
-    validation_loss: float
+    """Images that the served head learned from."""
+    train_groups: Count
+    """Groups of images that belong together among them; a lone image is one."""
+    figures: list[Figure]
+    """The one to go by first; empty where nothing could be measured."""
+    calibrated: bool
+    """Whether the probabilities were shown to be right on images that nothing was learned from."""
+    calibration_note: str = ""
+    """Why not, for people."""
     dataset_digest: str
     reading: ReadSummary = ReadSummary()
     """What became of the files of its data, those of its base not counted."""
@@ -211,8 +252,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What computed the validation figures, and served first: `cpu`, `openvino`, `cuda`."""
     serving_precision: str = "fp32"
     """What the same computed in: `fp32`, `bf16`, `fp16` or `int8`."""
-    float_validation_accuracy: float | None = None
-    """Of the float backbone, where int8 was asked for."""
+    float_accuracy: float | None = None
+    """Accuracy of the float backbone, where int8 was asked for."""
     precision_note: str = ""
     """Why int8 was asked for and is not served."""
     versions: dict[str, str]
@@ -230,14 +271,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Of domain adaptation: what serves, `source_only` where adapting did not look better."""
     target_digest: str = ""
     """Of the target's images, as of an unlabelled dataset that holds them."""
-    validated_on: Literal["", "source", "target"] = ""
-    """Which domain the validation figures are of, in domain adaptation."""
-    test_count: Count = 0
-    """Images of the test part: measured on, never chosen by."""
-    test_accuracy: float | None = None
-    test_loss: float | None = None
     stages_s: dict[str, float] = {}
     """Where the time went."""
+
+    @property
+    def headline(self) -> Figure | None:
+        """Returns the figure to go by; None where none is of images as the version is for."""
+        return next((f for f in self.figures if f.measured_on != "source"), None)
 
     @property
     def gate_failures(self) -> list[str]:

@@ -8,6 +8,7 @@ exits with one of the codes below. Its artifacts lie in `JobSpec.out_dir`:
 
     backbone.onnx      only when the job made or first exported a backbone
     head.safetensors   see service.inference.head
+    answers.safetensors  what was answered on images that were not learned from
     manifest.json      service.domain.Manifest
     report.json, report.html
 
@@ -37,6 +38,7 @@ from service.domain import (
 from service.errors import Reason
 
 __all__ = [
+    "ANSWERS_FILE",
     "BACKBONES",
     "BACKBONE_FILE",
     "BASELINES",
@@ -51,6 +53,7 @@ __all__ = [
     "REPORT_JSON_FILE",
     "REPORT_STANDING_MARK",
     "REPORT_VERSION_MARK",
+    "Auto",
     "BackbonesRanked",
     "Base",
     "BaseData",
@@ -66,6 +69,7 @@ __all__ = [
     "Finished",
     "Gate",
     "GateCheck",
+    "Grouping",
     "Heartbeat",
     "ImageDecoding",
     "Incumbent",
@@ -104,6 +108,7 @@ HEARTBEAT_S = 5.0
 
 BACKBONE_FILE = "backbone.onnx"
 HEAD_FILE = "head.safetensors"
+ANSWERS_FILE = "answers.safetensors"
 MANIFEST_FILE = "manifest.json"
 REPORT_JSON_FILE = "report.json"
 REPORT_HTML_FILE = "report.html"
@@ -126,6 +131,10 @@ class ExitCode(IntEnum):
     """It was told to stop (SIGTERM, or its standard input closed)."""
 
 
+class Auto(msgspec.Struct, frozen=True, tag="auto"):
+    """Frozen features; the network is trained only where the cross-validated loss says it pays."""
+
+
 class FeatureBased(msgspec.Struct, frozen=True, tag="feature_based", kw_only=True):
     """Frozen backbone, new head. `l2` as in the proto; None means cross-validated."""
 
@@ -146,16 +155,12 @@ class ModelBased(msgspec.Struct, frozen=True, tag="model_based", kw_only=True):
     label_smoothing: float | None = None
     train_from_stage: str = ""
     freeze_batch_norm: bool | None = None
-    early_stopping_patience: int | None = None
-    """Epochs without a better validation loss; 0 means never."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 
 FROZEN_TECHNIQUES = ("coral", "mcc", "pseudo_labels")
-NETWORK_TECHNIQUES = ("dann", "deep_coral", "dan", "cdan", "deep_mcc")
-Technique = Literal[
-    "auto", "coral", "mcc", "pseudo_labels", "dann", "deep_coral", "dan", "cdan", "deep_mcc"
-]
+NETWORK_TECHNIQUES = ("cdan",)
+Technique = Literal["auto", "coral", "mcc", "pseudo_labels", "cdan"]
 
 
 class DomainAdaptation(msgspec.Struct, frozen=True, tag="domain_adaptation", kw_only=True):
@@ -173,7 +178,7 @@ class DomainAdaptation(msgspec.Struct, frozen=True, tag="domain_adaptation", kw_
     learning_rate: float | None = None
 
 
-Method = FeatureBased | ModelBased | DomainAdaptation
+Method = Auto | FeatureBased | ModelBased | DomainAdaptation
 
 Baseline = Literal["linear_probe", "full_fine_tune", "from_scratch", "nearest_class_mean"]
 BASELINES: tuple[Baseline, ...] = (
@@ -185,8 +190,16 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True):
     """What a version must reach to be published; None asks for nothing."""
 
     min_accuracy: float | None = None
+    min_class_recall: float | None = None
+    """Of every class that `class_recalls` does not name."""
+    class_recalls: dict[str, float] = {}
+    """The least recall by class."""
     not_worse_than: str = ""
-    """An alias: on the same validation images, by a paired test; "" asks for nothing."""
+    """An alias: paired on the same images, by the classes of its version; "" asks for nothing."""
+    max_regression: float = 0.03
+    """Of accuracy, 0 to 1: it must be shown (one-sided, 95 %) that no more is lost."""
+    when_uncertain: Literal["hold", "promote"] = "hold"
+    """What becomes of a version where the images are too few to tell."""
     max_parity_difference: float | None = None
     """Of a probability, between PyTorch and what serves."""
     max_latency_ms: float | None = None
@@ -204,6 +217,8 @@ class Incumbent(msgspec.Struct, frozen=True, kw_only=True):
     head_path: str
     head_digest: str = ""
     decoding: ImageDecoding = DEFAULT_DECODING
+    answers_path: str = ""
+    """Its answers to images that it did not learn from; "" where it has none."""
 
 
 class ExportedBackbone(msgspec.Struct, frozen=True):
@@ -250,6 +265,15 @@ class BaseData(msgspec.Struct, frozen=True):
     name: str = ""
 
 
+class Grouping(msgspec.Struct, frozen=True, kw_only=True):
+    """How names tell which images belong together; at most one is set."""
+
+    folder_level: Count = 0
+    """The folder below the class's that names the group, from 1; 0 for none."""
+    name_pattern: str = ""
+    """Of file names: `{group}` is the group, `*` anything; "" for none."""
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that the trainer needs to know."""
 
@@ -273,6 +297,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     weights_dir: str
     """Where downloaded weights are kept; may be a pre-filled mirror."""
     validation_fraction: float = 0.2
+    """Held out where the network is trained and no image is in `val/`."""
+    grouping: Grouping | None = None
+    previous_answers: str = ""
+    """The answers of the model's version before, whose images keep their sides; "" for none."""
     seed: int = 0
     time_budget_s: float | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -381,8 +409,9 @@ class EpochEnded(msgspec.Struct, frozen=True, tag="epoch", kw_only=True):
     epochs: Count
     train_loss: float
     train_accuracy: float
-    validation_loss: float
-    validation_accuracy: float
+    validation_loss: float | None
+    """Of images that are not learned from; None where there are none."""
+    validation_accuracy: float | None
     images_per_second: float
     eta_s: float
     learning_rate: float
@@ -413,8 +442,10 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
     """The last record of a job that succeeded: the artifacts are complete in `out_dir`."""
 
-    validation_accuracy: float
-    validation_count: Count
+    accuracy: float | None
+    """The headline's; None where nothing could be measured."""
+    count: Count
+    """Images that it is of."""
 
 
 class BackbonesRanked(msgspec.Struct, frozen=True, tag="ranked"):
