@@ -27,6 +27,8 @@ class Divided:
     """Of all images: of the training part, then of validation, then of test."""
     sides: Doubles
     """Numbers from 0 to 1 of the training images' groups, the same in every job."""
+    chose: Bools
+    """Training images [n] that chose the backbone: learned from, and never measured on."""
 
     @property
     def train(self) -> Ints:
@@ -54,11 +56,16 @@ class Divided:
         return division.held_out(self.data.train.targets, self.train, self.sides, fraction)
 
 
-def divide(data: Data, features: Floats, previous: Container[str]) -> Divided:
+def divide(
+    data: Data,
+    features: Floats,
+    previous: Container[str] = (),
+    choosers: Container[str] = (),
+) -> Divided:
     """Finds what belongs together, by features [n, d] of all images, part after part.
 
     `previous` holds the digests of images that an earlier version of the model knew: those
-    are the oldest of their groups.
+    are the oldest of their groups; `choosers` those of the images that chose the backbone.
     """
     parts = (data.train, data.validation, data.test)
     found = groups.find(
@@ -75,7 +82,9 @@ def divide(data: Data, features: Floats, previous: Container[str]) -> Divided:
         ],
         dtype=np.int64,
     )
-    return Divided(data, found, groups.sides(found.of[: len(train)], train.digests, ages))
+    sides = groups.sides(found.of[: len(train)], train.digests, ages)
+    chose = np.array([digest in choosers for digest in train.digests], dtype=np.bool_)
+    return Divided(data, found, sides, chose)
 
 
 def looks_of(*parts: Files) -> npt.NDArray[np.uint64]:

@@ -75,6 +75,8 @@ class Job:
         self.known: ExportedBackbone | None = None
         # A method that trains writes the version's own backbone under the usual name.
         self.frozen_file = self.out / (FROZEN_FILE if _trains(spec) else BACKBONE_FILE)
+        self.choosers: frozenset[str] = frozenset()
+        """Digests of the images that chose the backbone."""
         self._frozen: Features | None = None
 
     def send(self, record: Record) -> None:
@@ -119,7 +121,9 @@ class Job:
             feature_cache_owner=spec.feature_cache_owner,
             only_available=True,
         )
-        chosen, ranked = ranking.choose(asked, part, self.runtime, self.send_without_epochs)
+        asking = ranking.choosers(part, spec.seed)
+        chosen, ranked = ranking.choose(asked, asking, self.runtime, self.send_without_epochs)
+        self.choosers = frozenset(asking.digests)
         self.send(Note("info", ranked.explanation))
         self.start_from(chosen)
         return ranked
@@ -188,7 +192,7 @@ class Job:
             (data.test, "test images"),
         )
         rows = [self.frozen.of(part, detail) for part, detail in parts if len(part)]
-        return divided.divide(data, np.concatenate(rows), previous)
+        return divided.divide(data, np.concatenate(rows), previous, self.choosers)
 
     def first_head(self, part: Part, folds: Ints, classes: tuple[str, ...]) -> "FittedHead":
         """A head on the frozen backbone, which training may begin with."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from service.domain import Figure, MeasuredOn
 from service.inference.head import Head
 from trainer import evaluate, folds, linear
-from trainer.data import Ints, Part
+from trainer.data import Bools, Ints, Part
 from trainer.divided import Divided, subset, unlearned
 from trainer.features import Features
 from trainer.reporting import calibration
@@ -57,7 +57,7 @@ def measure(found: "Transferred") -> tuple["Transferred", list[Measured]]:
         return _measure_network(found)
     sets = given(divided, found.learned_groups, served.head, served.features)
     if out_of_fold is not None:
-        sets += cross_validated(train, divided.train, out_of_fold)
+        sets += cross_validated(train, divided.train, out_of_fold, ~divided.chose)
     return found, sets
 
 
@@ -65,7 +65,8 @@ def _measure_network(found: "Transferred") -> tuple["Transferred", list[Measured
     served, divided = found.served, found.divided
     data, learned = divided.data, found.learned_groups
     if found.held.any():
-        part, groups, name = *subset(data.train, divided.train, found.held), "held_out"
+        held = found.held & ~divided.chose
+        part, groups, name = *subset(data.train, divided.train, held), "held_out"
     else:
         mask = unlearned(divided.validation, learned)
         part, groups, name = *subset(data.validation, divided.validation, mask), "validation"
@@ -83,14 +84,14 @@ def _measure_network(found: "Transferred") -> tuple["Transferred", list[Measured
 
 
 def cross_validated(
-    part: Part, groups: Ints, out_of_fold: Doubles, measured_on: MeasuredOn = "cross_validation"
+    part: Part, groups: Ints, out_of_fold: Doubles, chose_nothing: Bools
 ) -> list[Measured]:
-    """Returns the images that have an out-of-fold answer; nothing where none has."""
-    answered = ~np.isnan(out_of_fold[:, 0])
+    """Returns the images that have an out-of-fold answer and chose nothing, if there are any."""
+    answered = ~np.isnan(out_of_fold[:, 0]) & chose_nothing
     if not answered.any():
         return []
     own, own_groups = subset(part, groups, answered)
-    return [Measured(measured_on, own, own_groups, out_of_fold[answered])]
+    return [Measured("cross_validation", own, own_groups, out_of_fold[answered])]
 
 
 def given(
