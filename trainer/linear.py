@@ -202,23 +202,25 @@ class _Search:
         is_held = np.zeros(len(self._targets), dtype=bool)
         is_held[held] = True
         learned = ~is_held[self._owners]
+        left = self._shares - np.bincount(self._targets[held], minlength=self._classes)
+        if (left[self._shares > 0] == 0).any():
+            raise ValueError("a fold holds out all images of a class: nothing is left to learn")
+        # Else the fewer the images, the less probable would be the very classes that
+        # are held out, and folds would tell what is in them.
+        weights = self._shares / np.maximum(left, 1)
+        is_even = np.ptp(weights[self._shares > 0]) == 0
         return Problem(
             self._space.x[learned],
             self._space.variances,
             self._targets[self._owners[learned]],
             self._classes,
             self._pool,
+            None if is_even else weights,
         )
 
     def _answers(self, held: Ints, w: Floats) -> Floats:
-        left = self._shares - np.bincount(self._targets[held], minlength=self._classes)
-        if (left[self._shares > 0] == 0).any():
-            raise ValueError("a fold holds out all images of a class: nothing is left to learn")
-        # What is held out is missing among what is learned: without this, the fewer the
-        # images, the less would be said for their class (King and Zeng 2001).
-        prior = np.log(np.maximum(self._shares, 1) / np.maximum(left, 1))
         # The images themselves come before their views.
-        return logits_of(self._space.x[held], w) + prior.astype(np.float32)
+        return logits_of(self._space.x[held], w)
 
     def _prior_entropy(self) -> float:
         share = self._shares[self._shares > 0] / self._shares.sum()
