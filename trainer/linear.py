@@ -191,6 +191,8 @@ class _Search:
         if ranking < len(self._held):
             inverse = temperature_of(served, self._targets[rows]) ** -1
         on_progress(1.0)
+        # The served head learned from more images than the folds' and is surer by right.
+        inverse /= math.sqrt(1 - float(np.mean(np.diff(ends, prepend=0))) / len(self._targets))
         for f, part in enumerate(parts):
             crossed[part] *= inverses[f]
         loss = _log_normalise(crossed, self._targets[rows])
