@@ -30,7 +30,8 @@ def wilson(p: float, n: float, z: float = Z_95) -> tuple[float, float]:
     """Ends of the score interval of a proportion `p` of `n`, 95 % unless told (Wilson 1927)."""
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exact at the ends, where rounding would leave none of what was found inside.
+    return max(0.0, centre - half) if p > 0 else 0.0, min(1.0, centre + half) if p < 1 else 1.0
 
 
 def clustered_se(influence: Floats, groups: Ints | None = None) -> float:
