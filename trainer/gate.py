@@ -247,8 +247,8 @@ def _compared(asked: Gate, paired: Paired, found: NonInferiority) -> Iterator[st
         yield (
             f"accuracy {paired.right.mean():.4f} against {paired.incumbent_right.mean():.4f} of "
             f"the version behind {alias} on the same {images}{of}{kind}: {found.lost} lost, "
-            f"{found.won} won, a difference of {_points(found.difference)} points, at one-sided "
-            f"95 % at least {_points(found.low)} and at most {_points(found.high)}"
+            f"{found.won} won, a difference of {intervals.points(found.difference)} points, at one-sided "
+            f"95 % at least {intervals.points(found.low)} and at most {intervals.points(found.high)}"
         )
         allowed = f"{asked.max_regression * 100:.3g} points"
         if found.verdict == "undecided":
@@ -302,7 +302,3 @@ def _verdict(passed: bool) -> Verdict:
 def _listed(labels: Sequence[str]) -> str:
     named = ", ".join(map(repr, labels[:_NAMED]))
     return named + (f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else "")
-
-
-def _points(difference: float) -> str:
-    return f"{difference * 100:+.1f}"

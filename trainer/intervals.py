@@ -130,6 +130,11 @@ def matched_variance(share_a: float, share_b: float, difference: float) -> float
     return 2 * alone_b + difference * (1 - difference)
 
 
+def points(difference: float) -> str:
+    """A difference of -1 to 1 in points of a hundred, for people."""
+    return f"{difference * 100:+.1f}"
+
+
 def t_quantile(groups: Ints) -> float:
     """Standard errors to each side of a 95 % interval, when groups [n] tell the standard error."""
     return float(stdtrit(group_count(groups) - 1, 0.975))
