@@ -14,8 +14,6 @@ from torch.nn import functional
 MAX_MULTILINEAR = 4096
 """Features times classes beyond which CDAN's product is taken at random."""
 _HIDDEN = 256
-_BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
-MCC_TEMPERATURE = 2.5
 
 
 class _Reversal(torch.autograd.Function):
@@ -83,59 +81,6 @@ def domain_loss(
     return (first + second) / 2
 
 
-def dann(classifier: nn.Module, source: Tensor, target: Tensor, weight: float) -> Tensor:
-    """Domain-adversarial: the classifier learns to tell features apart, they to evade it.
-
-    Ganin et al. 2016, Domain-Adversarial Training of Neural Networks.
-    """
-    both = reversed_gradient(torch.cat([source, target]), weight)
-    logits = classifier(both)
-    return domain_loss(logits[: len(source)], logits[len(source) :])
-
-
-def deep_coral(source: Tensor, target: Tensor) -> Tensor:
-    """Square Frobenius distance of both covariances over 4 d².
-
-    Sun and Saenko 2016, Deep CORAL: Correlation Alignment for Deep Domain
-    Adaptation. They take the last layer's outputs.
-    """
-    dim = source.shape[1]
-    return ((_covariance(source) - _covariance(target)) ** 2).sum() / (4 * dim**2)
-
-
-def _covariance(x: Tensor) -> Tensor:
-    centred = x - x.mean(dim=0)
-    return centred.T @ centred / max(len(x) - 1, 1)
-
-
-def mk_mmd(source: Tensor, target: Tensor) -> Tensor:
-    """Square maximum mean discrepancy under a mean of Gaussian kernels.
-
-    Long et al. 2015, Learning Transferable Features with Deep Adaptation
-    Networks. Kernels have bandwidths a quarter to four times the batch's mean square
-    distance and count the same, where the paper weighs them by a quadratic
-    programme; all pairs are taken, where it takes a linear number. The mean over
-    pairs of one domain leaves out an image with itself (unbiased), so that it may
-    be below 0.
-    """
-    n, m = len(source), len(target)
-    both = torch.cat([source, target])
-    # Not torch.cdist: its root has no gradient at 0, which is on the diagonal.
-    squares = (both**2).sum(dim=1)
-    distances = (squares[:, None] + squares[None] - 2 * both @ both.T).clamp_min(0)
-    typical = distances.detach().sum() / ((n + m) * (n + m - 1))
-    kernel = torch.stack(
-        [torch.exp(-distances / (typical * width + 1e-12)) for width in _BANDWIDTHS]
-    ).mean(dim=0)
-    ours, theirs, across = kernel[:n, :n], kernel[n:, n:], kernel[:n, n:]
-    return _off_diagonal_mean(ours) + _off_diagonal_mean(theirs) - 2 * across.mean()
-
-
-def _off_diagonal_mean(square: Tensor) -> Tensor:
-    n = len(square)
-    return (square.sum() - square.diagonal().sum()) / max(n * (n - 1), 1)
-
-
 class Multilinear(nn.Module):
     """Features by probabilities, float32 [n, d] and [n, classes] to [n, `dim`].
 
@@ -180,20 +125,6 @@ def cdan(
     conditioned = multilinear(reversed_gradient(features, weight), torch.cat([own, other]))
     logits, n = classifier(conditioned), len(own)
     return domain_loss(logits[:n], logits[n:], _sureness(own), _sureness(other))
-
-
-def mcc(logits: Tensor, temperature: float = MCC_TEMPERATURE) -> Tensor:
-    """Minimum class confusion: how much target images are between two classes.
-
-    Jin et al. 2020, Minimum Class Confusion for Versatile Domain Adaptation.
-    """
-    count, classes = logits.shape
-    probabilities = (logits / temperature).softmax(dim=1)
-    # The weights rank images; they are nothing to be learned.
-    weights = _sureness(probabilities.detach()) * count
-    confusion = (probabilities * weights[:, None]).T @ probabilities
-    confusion = confusion / confusion.sum(dim=1, keepdim=True)
-    return (confusion.sum() - confusion.diagonal().sum()) / classes
 
 
 def _sureness(probabilities: Tensor) -> Tensor:
