@@ -12,7 +12,9 @@ from itertools import permutations
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import softmax
 
+from service.inference.head import Head
 from trainer import linear
 from trainer.adaptation import frozen
 from trainer.reporting import comparisons
@@ -99,7 +101,13 @@ def of_pair(
     to_name, asked, asked_names = target
     classes, targets = np.unique(known_names, return_inverse=True)
     right = np.searchsorted(classes, asked_names)
-    source_only = linear.fit(known, targets, len(classes), None, seed, threads=1)
+    fitted = linear.fit(known, targets, len(classes), None, seed, threads=1)
+    source_only = Head(
+        fitted.weight.astype(np.float32),
+        fitted.bias.astype(np.float32),
+        tuple(classes.tolist()),
+        fitted.temperature,
+    )
     rng = np.random.default_rng([seed, 0xA12])
     rows = []
     for part, places in parts(right, rng):
@@ -109,10 +117,8 @@ def of_pair(
         found = frozen.adapt(
             known, targets, asked[seen], source_only, "auto", seed, always_adapt=True
         )
-        logits = asked[held] @ source_only.weight.T + source_only.bias
-        compared = comparisons.compare(
-            comparisons.Measured(frozen.SOURCE_ONLY, logits), found.logits(asked[held]), right[held]
-        )
+        before = comparisons.Measured(frozen.SOURCE_ONLY, source_only.probabilities(asked[held]))
+        compared = comparisons.compare(before, softmax(found.logits(asked[held]), 1), right[held])
         rows.append(
             Row(
                 source=from_name,

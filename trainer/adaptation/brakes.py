@@ -26,6 +26,13 @@ class alone lies below it and several above, on either side of a gap: anything f
 _TINY = 1e-12
 
 
+def doubt(shown: float, *, is_better: bool) -> Doubt:
+    """Tells why source-only is to be preferred where so much of the classes is `seen`."""
+    if shown < LEAST_SEEN:
+        return "classes_unseen"
+    return "" if is_better else "not_better"
+
+
 def seen(source: Floats, targets: Ints, target: Floats, answers: Ints) -> float:
     """Returns how much of the source's class structure the target shows, about 0 to 1.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from trainer import linear
+from service.inference.head import Head as SourceHead
 from trainer.adaptation.alignment import (
     Doubles,
     Head,
@@ -22,7 +22,7 @@ from trainer.adaptation.alignment import (
     standardise,
     unscaled,
 )
-from trainer.adaptation.brakes import LEAST_SEEN, Doubt, seen
+from trainer.adaptation.brakes import Doubt, doubt, seen
 from trainer.adaptation.confusion import classify, unconfuse
 from trainer.adaptation.criterion import MARGIN, Floats, Ints, Neighbourhood
 from trainer.folds import deal
@@ -92,7 +92,7 @@ def adapt(
     source: Floats,
     targets: Ints,
     target: Floats,
-    source_only: linear.Fitted,
+    source_only: SourceHead,
     technique: str,
     seed: int,
     *,
@@ -101,7 +101,7 @@ def adapt(
 ) -> Adapted:
     """From source features [n, d] with classes [n] to a head for the target's [m, d].
 
-    `source_only` is the head that was fitted to the source. `auto` takes the technique
+    `source_only` is the head that serves without adaptation. `auto` takes the technique
     that the criterion prefers. Where none looks better than source-only, or the target
     hardly shows the source's classes, source-only is the result, unless `always_adapt`.
     Raises ValueError for an unknown technique and below two images in a domain.
@@ -128,12 +128,8 @@ def adapt(
             tried.append(work.pseudo_labels(preferred(tried)))
         asked = [c for c in tried[1:] if technique in ("auto", c.tried.technique)]
         chosen = preferred([tried[0], *asked])
-        doubt: Doubt = ""
-        if shown < LEAST_SEEN:
-            doubt = "classes_unseen"
-        elif chosen is tried[0]:
-            doubt = "not_better"
-        if doubt:
+        found = doubt(shown, is_better=chosen is not tried[0])
+        if found:
             chosen = preferred(asked) if always_adapt else tried[0]
         head, temperature = chosen.space.unaligned(chosen.head), source_only.temperature
         if chosen is not tried[0]:
@@ -145,7 +141,7 @@ def adapt(
             temperature=temperature,
             chosen=chosen.tried,
             candidates=tuple(c.tried for c in tried),
-            doubt=doubt,
+            doubt=found,
             seen=shown,
         )
 
@@ -155,7 +151,7 @@ def cross_adapted(
     targets: Ints,
     target: Floats,
     groups: Ints,
-    source_only: linear.Fitted,
+    source_only: SourceHead,
     technique: str,
     seed: int,
     *,
@@ -213,7 +209,7 @@ class _Work:
         self.classes = classes
         self.neighbourhood = Neighbourhood(target, seed)
 
-    def source_only(self, fitted: linear.Fitted) -> _Candidate:
+    def source_only(self, fitted: SourceHead) -> _Candidate:
         mean = self.source.mean(axis=0)
         scale = float(np.sqrt(((self.source - mean) ** 2).sum(axis=1).mean())) or 1.0
         space = Space(
@@ -221,7 +217,8 @@ class _Work:
             (self.target - mean) / scale,
             lambda head: unscaled(head, mean, scale),
         )
-        head = Head(fitted.weight * scale, fitted.bias + fitted.weight @ mean)
+        weight = fitted.weight.astype(np.float64)
+        head = Head(weight * scale, fitted.bias + weight @ mean)
         return self._candidate(SOURCE_ONLY, "", space, head)
 
     def coral(self) -> _Candidate:

@@ -1,7 +1,7 @@
-"""What is added to the source's loss so that a network's features fit the target too.
+"""CDAN+E: what is added to the source's loss so that a network's features fit the target too.
 
-Each takes features float32 [n, d] or logits float32 [n, classes] of a batch of
-either domain and gives a scalar. Knows no loop and no images.
+Features are float32 [n, d] and logits float32 [n, classes], of a batch of either
+domain. Knows no loop and no images.
 """
 
 import math
@@ -28,7 +28,7 @@ class _Reversal(torch.autograd.Function):
 
 
 def reversed_gradient(x: Tensor, weight: float) -> Tensor:
-    """`x` as it is; its gradient comes back times `-weight`.
+    """Returns `x` as it is; its gradient comes back times `-weight`.
 
     Ganin et al. 2016, Domain-Adversarial Training of Neural Networks.
     """
@@ -37,7 +37,7 @@ def reversed_gradient(x: Tensor, weight: float) -> Tensor:
 
 
 def adversarial_weight(done: float) -> float:
-    """From 0 at the start to almost 1: what the reversed gradient is multiplied by.
+    """Returns what the reversed gradient is multiplied by: 0 at the start, almost 1 at the end.
 
     Ganin et al. 2016: 2 / (1 + exp(-10 p)) - 1, where p is how much of training is
     done, 0 to 1. The classifier of domains knows nothing yet at first.
@@ -62,23 +62,6 @@ class DomainClassifier(nn.Module):
         """See the class."""
         logits: Tensor = self.layers(x)
         return logits.squeeze(1)
-
-
-def domain_loss(
-    source: Tensor,
-    target: Tensor,
-    source_weight: Tensor | None = None,
-    target_weight: Tensor | None = None,
-) -> Tensor:
-    """Binary cross-entropy of domain logits [n] and [m]; the mean over either, then of both.
-
-    Weights [n] and [m] sum to 1; without them all count the same.
-    """
-    ours = functional.softplus(-source)
-    theirs = functional.softplus(target)
-    first = ours.mean() if source_weight is None else (source_weight * ours).sum()
-    second = theirs.mean() if target_weight is None else (target_weight * theirs).sum()
-    return (first + second) / 2
 
 
 class Multilinear(nn.Module):
@@ -114,7 +97,7 @@ def cdan(
     target: tuple[Tensor, Tensor],
     weight: float,
 ) -> Tensor:
-    """Domain-adversarial on features and classes together; `source` are features and logits.
+    """Sets features and classes together against domains; `source` are features and logits.
 
     Long et al. 2018, Conditional Adversarial Domain Adaptation, with entropy
     conditioning (CDAN+E): sure images count more, 1 + exp(-entropy). Classes are
@@ -124,11 +107,14 @@ def cdan(
     features = torch.cat([source[0], target[0]])
     conditioned = multilinear(reversed_gradient(features, weight), torch.cat([own, other]))
     logits, n = classifier(conditioned), len(own)
-    return domain_loss(logits[:n], logits[n:], _sureness(own), _sureness(other))
+    # Binary cross-entropy, the weighted mean over either domain, then of both.
+    ours = (_sureness(own) * functional.softplus(-logits[:n])).sum()
+    theirs = (_sureness(other) * functional.softplus(logits[n:])).sum()
+    return (ours + theirs) / 2
 
 
 def _sureness(probabilities: Tensor) -> Tensor:
-    """1 + exp(-entropy) of each row, over their sum."""
+    """Returns 1 + exp(-entropy) of each row, over their sum."""
     entropy = torch.special.entr(probabilities).sum(dim=1)
     weights = 1 + torch.exp(-entropy)
     return weights / weights.sum()
