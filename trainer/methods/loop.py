@@ -36,7 +36,6 @@ from trainer.pace import Pace
 from trainer.recipes import LEAST_BATCH, Settings, batch_size_for, rate_for
 from trainer.records import Send
 
-_EVALUATION_BATCH = 32
 _AVERAGES_AN_EPOCH = 8
 """An average after every step would take a thirtieth of its time."""
 _PROGRESS_S = 0.5
@@ -89,6 +88,15 @@ class Objective(nn.Module):
         )
 
 
+class OutOfTimeError(Exception):
+    """Raised where all epochs were asked for, and the deadline has no room for them."""
+
+    def __init__(self, needed_s: float) -> None:
+        super().__init__(f"{needed_s:.0f} s are needed")
+        self.needed_s = needed_s
+        """Of all epochs, as measured."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Work:
     """Names what to train, on what, and towards what."""
@@ -107,6 +115,8 @@ class Work:
     """Images of a target domain, as many in a batch as there are of `learned`."""
     key: str
     """Of the checkpoint."""
+    is_whole: bool = False
+    """All epochs are needed: no time for them is an error, and cuts none."""
 
 
 @dataclass
@@ -125,7 +135,8 @@ def run(work: Work, deadline: float | None, send: Send) -> Result:
 
     `deadline` is a `time.monotonic()`; epochs are planned to end before it.
     Goes on from a checkpoint of the same work, whose epochs are told again.
-    Raises GraftError with TRAINING_FAILED when the loss is no number any more.
+    Raises GraftError with TRAINING_FAILED when the loss is no number any more, and
+    OutOfTimeError where `work.is_whole` and the deadline has no room.
     """
     loop = _Loop(work, deadline, send)
     try:
@@ -334,13 +345,20 @@ class _Loop:
         image_s = step_s / (self.domains * at.batch_size)
         self.judging_s = len(self.work.held_out) * image_s * _FORWARD_PART
         epoch_s = self.steps * step_s + self.judging_s
-        room = max(1, int((self.deadline - time.monotonic()) / epoch_s))
+        room = self._room(0, self.deadline - time.monotonic(), epoch_s)
         text = f"an epoch takes about {epoch_s:.1f} s: the time budget has room for {room} epochs"
         if room < at.epochs:
             self.send(Note("warning", f"{text} of the {at.epochs} planned"))
             at.epochs = room
         else:
             self.send(Note("info", f"{text}, {at.epochs} are planned"))
+
+    def _room(self, done: int, left_s: float, epoch_s: float) -> int:
+        """How many epochs there is time for, `done` ones included; 1 at least."""
+        room = max(1, done + max(0, int(left_s / epoch_s)))
+        if self.work.is_whole and room < self.at.epochs:
+            raise OutOfTimeError(self.at.epochs * epoch_s)
+        return room
 
     def _epoch(self) -> None:
         at = self.at
@@ -363,9 +381,9 @@ class _Loop:
         epoch_s = now - epoch_began
         self.step_s, self.judging_s = train_s / self.steps, epoch_s - train_s
         if self.deadline is not None and at.epoch < at.epochs:
-            room = max(0, int((self.deadline - now) / epoch_s))
-            if at.epoch + room < at.epochs:
-                at.epochs = at.epoch + room
+            room = self._room(at.epoch, self.deadline - now, epoch_s)
+            if room < at.epochs:
+                at.epochs = room
                 text = f"the time budget has room for {at.epochs} epochs"
                 self.send(Note("warning", text))
         ended = EpochEnded(
@@ -440,14 +458,7 @@ class _Loop:
         targets = torch.from_numpy(self.work.held_out.targets)
         if not len(targets):
             return None, None
-        network = self._result.eval()
-        with torch.inference_mode():
-            logits = torch.cat(
-                [
-                    network(torch.from_numpy(shown).to(self.device)).cpu()
-                    for shown in self.held_out.batches(_EVALUATION_BATCH)
-                ]
-            )
+        logits = self.held_out.outputs(self._result, self.device)
         loss = float(functional.cross_entropy(logits, targets))
         return loss, float((logits.argmax(dim=1) == targets).double().mean())
 
