@@ -1,5 +1,7 @@
 """Between what is stored and the contract's messages; decides nothing."""
 
+from typing import Any
+
 import msgspec
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -180,7 +182,7 @@ def version(record: VersionRecord, damage: str) -> model_pb2.Version:
     )
 
 
-def measured_on(name: MeasuredOn) -> model_pb2.MeasuredOn:
+def measured_on(name: MeasuredOn) -> Any:
     """Converts the name of what was measured on; "" is UNSPECIFIED."""
     return model_pb2.MeasuredOn.Value(f"MEASURED_ON_{name.upper() or 'UNSPECIFIED'}")
 
