@@ -4,7 +4,7 @@ A part of `graft.types`, which callers take these from. Names nothing that the
 service answers with.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -108,7 +108,7 @@ class Gate:
     """0 to 1, as measured on images that nothing was learned from."""
     min_class_recall: float | None = None
     """0 to 1, of every class that `class_recalls` does not name."""
-    class_recalls: Mapping[str, float] = field(default_factory=dict)
+    class_recalls: dict[str, float] = field(default_factory=dict)
     """The least recall by class."""
     not_worse_than: str = ""
     """An alias, `latest` among them: it must be shown, on the same images, that the version loses
