@@ -89,6 +89,7 @@ def to_html(report: Report, data: Data, measured: Sequence[Measured]) -> str:
         choice=_choice(report.adaptation),
         nouns=NOUNS,
         how=how,
+        rounds={m.measured_on: m.rounds for m in measured},
         verdicts={"passed": "passed", "failed": "failed", "undecided": "cannot be told"},
         backbone_columns=_backbone_columns(report.backbones),
         floor=RECALL_FLOOR,
