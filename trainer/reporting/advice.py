@@ -10,7 +10,11 @@ from typing import Literal
 import msgspec
 from scipy.special import ndtri
 
+<<<<<<< HEAD
 from service.domain import ClassCount, GateCheck, Manifest
+=======
+from service.domain import ClassCount, Manifest
+>>>>>>> def5435399890717f69a5129f4b395427993f32c
 from trainer.evaluate import ClassMetrics, Metrics
 from trainer.intervals import wilson
 from trainer.reporting.calibration import Calibration
