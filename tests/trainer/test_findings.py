@@ -1,61 +1,64 @@
-"""What is worked out from features and probabilities, with everything and with little."""
+"""What is worked out from answers to images that were not learned from."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from trainer.reporting import findings
-from trainer.reporting.comparisons import Measured
+from trainer.data import Part
+from trainer.reporting import comparisons, findings
+from trainer.reporting.measured import Measured, headline
+
+TARGETS = np.arange(120) % 3
 
 
-def _job(seed: int = 0) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    middles = np.random.default_rng(9).normal(size=(3, 50))
-    train_targets, targets = np.arange(120) % 3, np.arange(60) % 3
-    logits = np.eye(3)[targets] * 3 + rng.normal(0, 1, (60, 3))
-    raised = np.exp(logits)
-    return {
-        "train_features": (middles[train_targets] + rng.normal(0, 1, (120, 50))).astype("f4"),
-        "features": (middles[targets] + rng.normal(0, 1, (60, 50))).astype("f4"),
-        "train_targets": train_targets,
-        "targets": targets,
-        "probabilities": (raised / raised.sum(axis=1, keepdims=True)).astype("f4"),
-    }
+def _set(wrong: tuple[int, ...] = (), **about: object) -> Measured:
+    """Training images that are answered right, and surely, but for some."""
+    answers = TARGETS.copy()
+    answers[list(wrong)] = (answers[list(wrong)] + 1) % 3
+    part = Part((Path("image.png"),) * len(TARGETS), ("",) * len(TARGETS), TARGETS)
+    probabilities = np.eye(3)[answers] * 0.9 + 0.1 / 3
+    made = Measured("cross_validation", part, probabilities, np.arange(len(TARGETS)), rounds=5)
+    return replace(made, **about)  # type: ignore[arg-type]
 
 
-def test_with_features_there_is_all_that_is_free() -> None:
-    found = findings.examine(**_job(), classes=3)
-    assert [c.name for c in found.comparisons] == ["nearest_class_mean", "majority_class"]
-    assert found.curve is not None
-    assert found.near_duplicates is not None
-    assert found.suspects.train == []
-
-
-def test_without_features_there_is_what_probabilities_tell() -> None:
-    job = _job()
-    del job["train_features"], job["features"]
-    found = findings.examine(**job, classes=3)
-    assert [c.name for c in found.comparisons] == ["majority_class"]
-    assert found.curve is None
-    assert found.near_duplicates is None
-
-
-def test_baselines_come_first_and_a_measured_class_mean_is_kept() -> None:
-    job = _job()
-    given = Measured("nearest_class_mean", job["probabilities"], seconds=1.0)
-    probe = Measured("linear_probe", job["probabilities"], seconds=2.0)
-    found = findings.examine(**job, classes=3, baselines=[probe, given])
+def test_baselines_are_compared_on_the_headlines_images_and_come_first() -> None:
+    first, second = _set((0,), measured_on="test"), _set((0, 1, 2))
+    # An image without an answer is left out of all.
+    first.probabilities[5] = np.nan
+    probe = comparisons.Measured("linear_probe", second.probabilities, seconds=2.0)
+    found = findings.examine([first, second], TARGETS, 3, [probe])
     assert [(c.name, c.seconds) for c in found.comparisons] == [
         ("linear_probe", 2.0),
-        ("nearest_class_mean", 1.0),
         ("majority_class", None),
     ]
+    assert (found.comparisons[0].only_served, found.comparisons[0].only_other) == (2, 0)
+    assert found.comparisons[0].accuracy == 116 / 119
 
 
-def test_out_of_fold_probabilities_tell_training_suspects() -> None:
-    job = _job()
-    out_of_fold = np.eye(3)[job["train_targets"]] * 0.9 + 0.1 / 3
-    out_of_fold[5] = np.roll(out_of_fold[5], 1)
-    found = findings.examine(**job, classes=3, out_of_fold=out_of_fold)
-    assert [s.place for s in found.suspects.train] == [5]
+def test_suspects_come_from_all_sets_by_their_places() -> None:
+    of_test, of_training = _set((7,), measured_on="test"), _set((5,))
+    of_training.probabilities[:3] = np.nan
+    found = findings.examine([of_test, of_training], TARGETS, 3).suspects.found
+    assert [s.place for s in found["test"]] == [7]
+    assert [s.place for s in found["cross_validation"]] == [5]
+
+
+def test_where_nothing_was_measured_nothing_is_found() -> None:
+    unanswered = _set(probabilities=np.full((120, 3), np.nan))
+    for sets in ([], [unanswered]):
+        found = findings.examine(sets, TARGETS, 3)
+        assert found.comparisons == []
+        assert len(found.suspects) == 0
+        assert found.suspects.unjudged == ()
+
+
+def test_the_headline_is_never_of_the_source_nor_without_an_answer() -> None:
+    source = _set(measured_on="source")
+    unanswered = _set(measured_on="test", probabilities=np.full((120, 3), np.nan))
+    usual = _set()
+    assert headline([source]) is None
+    assert headline([unanswered, source, usual]) is usual
 
 
 def test_scores_are_binned_with_the_threshold_inside() -> None:
@@ -66,27 +69,14 @@ def test_scores_are_binned_with_the_threshold_inside() -> None:
     assert sum(b.count for b in found.bins) == 4
     assert found.bins[0].low <= 0.2
     assert found.bins[-1].high >= 1.4
-    none = findings.out_of_distribution(np.array([0.1, 0.2]), 1.0, "method")
+    none = findings.out_of_distribution(np.array([0.1, 0.2]), 1.0, "method", "a", "b")
     assert none.bins[-1].high > 1.0
 
 
 def test_no_label_is_doubted_where_the_model_was_adapted_or_knows_a_class_too_badly() -> None:
-    job = _job()
-    out_of_fold = np.eye(3)[job["train_targets"]] * 0.9 + 0.1 / 3
-    out_of_fold[5] = np.roll(out_of_fold[5], 1)
-    adapted = findings.examine(**job, classes=3, out_of_fold=out_of_fold, is_adapted=True)
-    assert len(adapted.suspects) == 0
+    assert len(findings.examine([_set((5,))], TARGETS, 3, is_adapted=True).suspects) == 0
     # Image 5 is of class 2, of which hardly another one is recognised now.
-    of_class = np.flatnonzero(job["train_targets"] == 2)
-    out_of_fold[of_class[1:]] = np.roll(out_of_fold[of_class[1:]], 1, axis=1)
-    found = findings.examine(**job, classes=3, out_of_fold=out_of_fold)
+    of_class = tuple(np.flatnonzero(TARGETS == 2).tolist())
+    found = findings.examine([_set(of_class)], TARGETS, 3)
     assert found.suspects.unjudged == (2,)
     assert len(found.suspects) == 0
-
-
-def test_the_curve_knows_what_serves() -> None:
-    job = _job()
-    right = (job["probabilities"].argmax(axis=1) == job["targets"]).mean()
-    curve = findings.examine(**job, classes=3).curve
-    assert curve is not None
-    assert curve.served_accuracy == right

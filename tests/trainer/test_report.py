@@ -65,7 +65,7 @@ def _measured(found: Data, **about: object) -> Measured:
     answers = np.where(np.arange(len(targets)) < 2, 1 - targets, targets)
     probabilities = np.eye(2)[answers] * 0.8 + 0.1
     made = Measured("validation", found.validation, probabilities, np.arange(len(targets)))
-    return replace(made, **about)
+    return replace(made, **about)  # type: ignore[arg-type]
 
 
 def _report(
@@ -127,7 +127,7 @@ def test_a_page_with_everything_shows_every_section(found: Data) -> None:
 
 def test_a_job_that_could_measure_nothing_says_so(found: Data) -> None:
     made = sample_report.with_nothing_measured(found)
-    assert made.basis is made.metrics is made.calibration is None
+    assert (made.basis, made.metrics, made.calibration) == (None, None, None)
     text = _read(page.to_html(made, found, []))
     assert "How well it classifies is not known: no image could be held out" in text
     assert "Accuracy not known" in re.sub(r"(?<=Accuracy)(?=not)", " ", text)
@@ -245,7 +245,9 @@ def test_a_report_of_a_thousand_classes_fits_into_a_message(tmp_path: Path) -> N
     found = sample_report.data(tmp_path / "images", 2, per_class=8)
     targets = np.arange(4 * k) % k
     files = tuple(found.train.paths[:1]) * len(targets)
-    part = replace(found.train, paths=files, digests=found.train.digests[:1] * len(targets), targets=targets)
+    part = replace(
+        found.train, paths=files, digests=found.train.digests[:1] * len(targets), targets=targets
+    )
     many = replace(
         found,
         classes=tuple(f"a species with a rather long name {n:04}" for n in range(k)),

@@ -10,11 +10,7 @@ from typing import Literal
 import msgspec
 from scipy.special import ndtri
 
-<<<<<<< HEAD
 from service.domain import ClassCount, GateCheck, Manifest
-=======
-from service.domain import ClassCount, Manifest
->>>>>>> def5435399890717f69a5129f4b395427993f32c
 from trainer.evaluate import ClassMetrics, Metrics
 from trainer.intervals import wilson
 from trainer.reporting.calibration import Calibration
@@ -31,11 +27,15 @@ _WIDE = 0.1
 """Width of the accuracy's interval from which it is known too badly."""
 _VAGUE = 0.5
 """The same of a class's recall."""
+_LEAST_SUPPORT = 5
+"""Lone images of a class, or groups that tell as much, without which it is not called weak."""
 _GUESSING = 0.1
 """Balanced accuracy above that of guessing that a model must be able to have."""
 _FEW_TO_JUDGE = 30
 """Fewer groups of images cannot show that a model has learned nothing."""
 _STRANGE = 0.15
+_APART = 1.0
+"""Proxy A-distance, 0 to 2, from which domains are far apart."""
 _NEAR = 0.03
 """Of accuracy: where no more than so much can be between two models, the cheaper one may do."""
 _LISTED = 5
@@ -184,15 +184,9 @@ def _gate(manifest: Manifest) -> Iterator[Advice]:
         if check.verdict == "failed":
             yield Advice("quality", "warning", f"The gate was not passed: {check.detail}.")
         elif check.verdict == "undecided":
-            settle = ""
-            if check.images_needed:
-                settle = f" About {check.images_needed:,} images would settle it."
             stands = " The gate lets it pass all the same." if check.passed else ""
-            yield Advice(
-                "quality",
-                "warning",
-                f"Whether the gate is passed cannot be told: {check.detail}.{settle}{stands}",
-            )
+            text = f"Whether the gate is passed cannot be told: {check.detail}.{stands}"
+            yield Advice("quality", "warning", text)
     if manifest.gate_checks and all(c.verdict == "passed" for c in manifest.gate_checks):
         details = "; ".join(check.detail for check in manifest.gate_checks)
         yield Advice("quality", "good", f"Its gate was passed: {details}.")
@@ -210,13 +204,12 @@ def _weak_classes(metrics: Metrics) -> Iterator[Advice]:
     alone = metrics.effective_count / max(1, metrics.count)
     z = float(ndtri(1 - 0.025 / len(seen)))
 
-    def at_most(one: ClassMetrics) -> float:
-        return wilson(one.recall or 0.0, max(1, round(one.support * alone)), z)[1]
+    def is_weak(one: ClassMetrics) -> bool:
+        count = one.support * alone
+        most = wilson(one.recall or 0.0, count, z)[1]
+        return count >= _LEAST_SUPPORT and most < metrics.balanced_accuracy_low
 
-    weak = sorted(
-        (c for c in seen if at_most(c) < metrics.balanced_accuracy_low),
-        key=lambda c: (c.recall or 0.0, -c.support),
-    )
+    weak = sorted(filter(is_weak, seen), key=lambda c: (c.recall or 0.0, -c.support))
     if missed := [_recall_of(c) for c in weak if not c.hits]:
         yield Advice("quality", "warning", f"Never recognised: {listed(missed)}.")
     known = [c for c in weak if c.hits]
@@ -285,8 +278,7 @@ def _probabilities(
         else:
             off += f", no more than chance explains (up to {by_chance})"
     if manifest.calibrated:
-        return Advice("trust", "note", f"Probabilities are calibrated: {off}." if off else
-                      "Probabilities are calibrated.")  # fmt: skip
+        return Advice("trust", "note", f"Probabilities are calibrated{off and f': {off}'}.")
     why = manifest.calibration_note.rstrip(".") or off or "no image could be measured on"
     return Advice(
         "trust",
@@ -365,6 +357,14 @@ def _adaptation(manifest: Manifest, findings: Findings) -> Iterator[Advice]:
             "Adapting to the target looked worse than not adapting; what serves is "
             f"{_plain(adaptation.published)}.",
         )
+    for gap in adaptation.gaps:
+        if gap.measure == "proxy_a_distance" and gap.before > _APART:
+            yield Advice(
+                "trust",
+                "warning",
+                "The source and the target look very different to the backbone (proxy A-distance "
+                f"{gap.before:.2f} of 2).",
+            )
     if manifest.technique != "source_only":
         yield Advice(
             "trust",

@@ -24,6 +24,7 @@ from trainer.data import Data, Files
 from trainer.evaluate import ClassMetrics, Metrics
 from trainer.reporting import plots
 from trainer.reporting.advice import Advice, is_mostly_copied, listed
+from trainer.reporting.comparisons import UNCORRECTED
 from trainer.reporting.findings import Adaptation
 from trainer.reporting.label_errors import RECALL_FLOOR
 from trainer.reporting.measured import NOUNS, Measured, how
@@ -90,6 +91,7 @@ def to_html(report: Report, data: Data, measured: Sequence[Measured]) -> str:
         nouns=NOUNS,
         how=how,
         rounds={m.measured_on: m.rounds for m in measured},
+        uncorrected=UNCORRECTED,
         verdicts={"passed": "passed", "failed": "failed", "undecided": "cannot be told"},
         backbone_columns=_backbone_columns(report.backbones),
         floor=RECALL_FLOOR,

@@ -190,9 +190,7 @@ def collect(
         # Elsewhere each answer has the temperature that the other images chose.
         is_served = first.measured_on in ("validation", "test")
         temperature = manifest.temperature if is_served else 1.0
-        calibrated = calibration.measure(
-            probabilities, targets, temperature, manifest.seed, groups
-        )
+        calibrated = calibration.measure(probabilities, targets, temperature, manifest.seed, groups)
         # What is said to be a wrong label is not said to be a mistake of the model too.
         doubted = {s.place for s in findings.suspects.found.get(first.measured_on, ())}
         mistakes = _mistakes(data, first, doubted)
