@@ -117,7 +117,7 @@ def _images_needed(changed: float, margin: float, effect: float) -> int:
     expected = intervals.matched_variance(changed / 2, changed / 2, -margin)
     errors = intervals.Z_ONE_SIDED_95 * math.sqrt(expected) + _POWER_Z * math.sqrt(changed)
     count = effect * (errors / margin) ** 2
-    step = 10 ** max(0, math.floor(math.log10(count)) - 1)
+    step = int(10 ** max(0, math.floor(math.log10(count)) - 1))
     return min(math.ceil(count / step) * step, 2**31 - 1)
 
 
