@@ -153,7 +153,7 @@ def test_a_tick_stands_for_a_bar_that_somebody_set() -> None:
 def test_what_cannot_be_told_is_neither_passed_nor_failed() -> None:
     said = _said(gate=(BAR, NOT_TOLD))
     assert said[0].level == "warning"
-    assert _levels(said, "Whether the gate is passed cannot be told: 0.95, at least") == ["warning"]
+    assert _levels(said, "The gate cannot be decided: 0.95, at least") == ["warning"]
     assert _levels(said, "gate was passed") == _levels(said, "gate was not passed") == []
     let_pass = msgspec.structs.replace(NOT_TOLD, passed=True)
     assert _levels(_said(gate=(let_pass,)), "lets it pass all the same") == ["warning"]
@@ -242,7 +242,9 @@ def test_how_far_probabilities_are_off_is_held_against_chance(
 def test_a_version_says_why_its_probabilities_are_not_calibrated() -> None:
     said = _said(calibrated=False, calibration_note="the target has no labels")
     assert _levels(said, "not shown to be right: the target has no labels.") == ["warning"]
-    assert _levels(_said(), "Probabilities are calibrated: on 200 images") == ["note"]
+    assert _levels(
+        _said(), "Probabilities are calibrated, as far as can be seen: 200 images were right"
+    ) == ["note"]
 
 
 def test_a_wide_interval_is_a_warning() -> None:

@@ -185,7 +185,7 @@ def _gate(manifest: Manifest) -> Iterator[Advice]:
             yield Advice("quality", "warning", f"The gate was not passed: {check.detail}.")
         elif check.verdict == "undecided":
             stands = " The gate lets it pass all the same." if check.passed else ""
-            text = f"Whether the gate is passed cannot be told: {check.detail}.{stands}"
+            text = f"The gate cannot be decided: {check.detail}.{stands}"
             yield Advice("quality", "warning", text)
     if manifest.gate_checks and all(c.verdict == "passed" for c in manifest.gate_checks):
         details = "; ".join(check.detail for check in manifest.gate_checks)
@@ -267,7 +267,7 @@ def _probabilities(
     if metrics is not None and calibration is not None:
         side = "too sure" if calibration.confidence > metrics.accuracy else "not sure enough"
         off = (
-            f"on {metrics.count:,} images probability and accuracy differ by "
+            f"{metrics.count:,} images were right as often as their answers said but for "
             f"{calibration.error * 100:.1f} points on average"
         )
         by_chance = f"{calibration.error_by_chance * 100:.1f}"
@@ -278,7 +278,11 @@ def _probabilities(
         else:
             off += f", no more than chance explains (up to {by_chance})"
     if manifest.calibrated:
-        return Advice("trust", "note", f"Probabilities are calibrated{off and f': {off}'}.")
+        return Advice(
+            "trust",
+            "note",
+            f"Probabilities are calibrated, as far as can be seen{off and f': {off}'}.",
+        )
     why = manifest.calibration_note.rstrip(".") or off or "no image could be measured on"
     return Advice(
         "trust",
