@@ -13,10 +13,11 @@ from scipy.special import ndtri
 from service.domain import ClassCount, GateCheck, Manifest
 from trainer.evaluate import ClassMetrics, Metrics
 from trainer.intervals import wilson
+from trainer.measuring import Measured
 from trainer.reporting.calibration import Calibration
 from trainer.reporting.findings import Findings, Grouped
 from trainer.reporting.left_out import LeftOut
-from trainer.reporting.measured import NOUNS, Measured, headline, how
+from trainer.reporting.measured_on import NOUNS, headline, how
 
 Topic = Literal["quality", "trust", "next"]
 Level = Literal["good", "note", "warning"]
@@ -61,18 +62,19 @@ def advise(
     findings: Findings,
     counts: Sequence[ClassCount],
     left_out: LeftOut,
+    rounds: int = 0,
 ) -> list[Advice]:
     """Writes the sentences: what the accuracy is of, the accuracy, warnings, then the rest.
 
     `metrics` and `calibration` are of the headline set of `measured`, None where no
-    image could be measured on.
+    image could be measured on; `rounds` are those of a cross-validation.
     """
     first = headline(measured)
     is_copied = is_mostly_copied(findings.grouped)
     copies = list(_copies(findings.grouped))
     found = [
         *(copies if is_copied else []),
-        *_quality(manifest, first, metrics, findings),
+        *_quality(manifest, first, metrics, findings, rounds),
         *_trust(manifest, metrics, calibration, findings),
         *([] if is_copied else copies),
         *_unmeasured(measured, metrics),
@@ -93,7 +95,11 @@ def is_mostly_copied(grouped: Grouped | None) -> bool:
 
 
 def _quality(
-    manifest: Manifest, measured: Measured | None, metrics: Metrics | None, findings: Findings
+    manifest: Manifest,
+    measured: Measured | None,
+    metrics: Metrics | None,
+    findings: Findings,
+    rounds: int,
 ) -> Iterator[Advice]:
     if measured is None or metrics is None:
         yield Advice("quality", "warning", _unknown(findings))
@@ -104,7 +110,7 @@ def _quality(
             level = "warning"
         elif bars and level != "warning":
             level = "good"
-        yield Advice("quality", level, _accuracy(measured, metrics) + beside)
+        yield Advice("quality", level, _accuracy(measured, metrics, rounds) + beside)
     yield from _gate(manifest)
     for other in findings.comparisons:
         if other.name == "majority_class":
@@ -136,10 +142,10 @@ def _unknown(findings: Findings) -> str:
     )
 
 
-def _accuracy(measured: Measured, metrics: Metrics) -> str:
+def _accuracy(measured: Measured, metrics: Metrics, rounds: int) -> str:
     right = sum(c.hits for c in metrics.classes)
     low, high = metrics.accuracy_low * 100, metrics.accuracy_high * 100
-    basis = how(measured.measured_on, metrics.count, measured.rounds)
+    basis = how(measured.measured_on, metrics.count, rounds)
     groups = ""
     if metrics.groups < metrics.count:
         groups = f", counting {metrics.groups:,} groups of images that belong together"
@@ -317,12 +323,12 @@ def _copies(grouped: Grouped | None) -> Iterator[Advice]:
 
 def _unmeasured(measured: Sequence[Measured], metrics: Metrics | None) -> Iterator[Advice]:
     for one in measured:
-        if one.excluded:
-            verb = "was" if one.excluded == 1 else "were"
+        if one.copies:
+            verb = "was" if one.copies == 1 else "were"
             yield Advice(
                 "trust",
                 "note",
-                f"{one.excluded} {NOUNS[one.measured_on]} {verb} left out of the figures: a near "
+                f"{one.copies} {NOUNS[one.measured_on]} {verb} left out of the figures: a near "
                 "copy of each was learned from.",
             )
     absent = [] if metrics is None else [c.label for c in metrics.classes if not c.support]
@@ -398,7 +404,7 @@ def _next(findings: Findings, counts: Sequence[ClassCount]) -> Iterator[Advice]:
         yield Advice(
             "next",
             "warning",
-            f"{count} {'pair' if count == 1 else 'pairs'} of training images are nearly the same "
+            f"{count} {'pair' if count == 1 else 'pairs'} of images are nearly the same "
             "but lie in different classes: decide which class is right.",
         )
     few = sorted((c for c in counts if c.train < FEW_IMAGES), key=lambda c: c.train)

@@ -1,12 +1,11 @@
 """What a job found out beyond its metrics, all of it optional; the report shows what is there.
 
-`examine` works out what follows from answers to images that were not learned from;
-adaptation, growth and out-of-distribution scores come from those who made them. Knows
-no files and no images: an image is a place in its part.
+Adaptation, growth, comparisons and out-of-distribution scores come from those who made
+them. An image is a place in its part.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -15,10 +14,11 @@ from threadpoolctl import threadpool_limits
 
 from service.domain import MeasuredOn
 from service.jobs.contract import BackbonesRanked
-from trainer.reporting import comparisons, label_errors
+from trainer.groups import Groups
+from trainer.measuring import Measured
+from trainer.reporting import label_errors
 from trainer.reporting.comparisons import Comparison
 from trainer.reporting.label_errors import Suspect
-from trainer.reporting.measured import Measured, headline
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
@@ -122,7 +122,10 @@ class Grouped(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Twins:
-    """Two training images that are nearly the same, under different classes."""
+    """Two images that are nearly the same, under different classes.
+
+    Places among all images of a job: those of training, then of validation, then of test.
+    """
 
     first: int
     second: int
@@ -163,58 +166,44 @@ class Findings:
     growth: Growth | None = None
 
 
-def examine(
-    measured: Sequence[Measured],
-    train_targets: Ints,
-    classes: int,
-    baselines: Sequence[comparisons.Measured] = (),
-    is_adapted: bool = False,
-) -> Findings:
-    """Works out findings from a version's answers to the sets that it was measured on.
+def suspects(measured: Sequence[Measured], classes: int) -> Suspects:
+    """Finds images that may be under the wrong class, in all sets that were measured on.
 
-    `baselines` have answered the images of the headline set, [m, classes] each.
-    `is_adapted` says that the model is for another domain than it learned from: no label
-    is suspected then.
+    Of an adapted version there are none to be looked for: outside the domain that it
+    learned from, its own mistakes would be listed.
     """
-    first = headline(measured)
     # The matrices are small: more threads would cost more than they bring.
     with threadpool_limits(1):
-        return Findings(
-            comparisons=[] if first is None else _compared(first, train_targets, baselines),
-            # Outside the domain that it learned from, its own mistakes would be listed.
-            suspects=Suspects() if is_adapted else _suspects(measured, classes),
-        )
+        answers = [(m.probabilities, m.part.targets, m.groups) for m in measured]
+        trusted = label_errors.recognised(answers, classes)
+        found = {
+            m.measured_on: label_errors.find(m.probabilities, m.part.targets, trusted)
+            for m in measured
+        }
+    return Suspects(found, tuple(np.flatnonzero(~trusted).tolist()) if measured else ())
 
 
-def _compared(
-    measured: Measured, train_targets: Ints, baselines: Sequence[comparisons.Measured]
-) -> list[Comparison]:
-    probabilities, targets, groups = measured.answers
-    classes = probabilities.shape[1]
-    chance = comparisons.majority_class(train_targets, len(measured.part), classes)
-    others = [*baselines, comparisons.Measured("majority_class", chance)]
-    return [
-        comparisons.compare(
-            replace(other, probabilities=other.probabilities[measured.places]),
-            probabilities,
-            targets,
-            groups,
+def grouped(found: Groups, targets: Ints, is_given: bool) -> tuple[Grouped, list[Twins]]:
+    """Counts the groups of all images, with classes [n], and lists twins under two classes.
+
+    `is_given` says whether the data names groups.
+    """
+    pairs, similarities = found.pairs, found.similarities
+    is_across = targets[pairs[:, 0]] != targets[pairs[:, 1]]
+    across = [
+        Twins(int(first), int(second), float(similarity))
+        for (first, second), similarity in zip(
+            pairs[is_across], similarities[is_across], strict=True
         )
-        for other in others
     ]
-
-
-def _suspects(measured: Sequence[Measured], classes: int) -> Suspects:
-    sets = [(m, *m.answers) for m in measured if len(m.places)]
-    trusted = label_errors.recognised([m.answers for m, *_ in sets], classes)
-    found: dict[MeasuredOn, list[Suspect]] = {}
-    for one, probabilities, targets, _ in sets:
-        places = one.places.tolist()
-        found[one.measured_on] = [
-            msgspec.structs.replace(suspect, place=places[suspect.place])
-            for suspect in label_errors.find(probabilities, targets, trusted)
-        ]
-    return Suspects(found, tuple(np.flatnonzero(~trusted).tolist()) if sets else ())
+    count = len(found.of)
+    told = Grouped(
+        images=count,
+        groups=found.count,
+        copied=round(found.twin_share * count),
+        is_given=is_given,
+    )
+    return told, across
 
 
 def out_of_distribution(

@@ -22,12 +22,13 @@ from service.jobs.contract import (
 )
 from trainer.data import Data, Files
 from trainer.evaluate import ClassMetrics, Metrics
+from trainer.measuring import Measured
 from trainer.reporting import plots
 from trainer.reporting.advice import Advice, is_mostly_copied, listed
 from trainer.reporting.comparisons import UNCORRECTED
 from trainer.reporting.findings import Adaptation
 from trainer.reporting.label_errors import RECALL_FLOOR
-from trainer.reporting.measured import NOUNS, Measured, how
+from trainer.reporting.measured_on import NOUNS, how
 from trainer.reporting.plots import Dot
 from trainer.reporting.report import MAX_MATRIX, Report
 
@@ -41,8 +42,6 @@ _TABLED_COUNT = 1000
 """Counts from here on need wider columns than a telephone has for twelve classes."""
 _NAMED_CLASSES = 4
 """Up to how many classes the columns of the matrix have names; above, numbers."""
-_TRAIN = "train"
-"""Key of the training images, of which the pairs are."""
 _BACKBONE_COLUMNS = (
     ("Score", "score", "%.3f"),
     ("LogME", "log_me", "%.3f"),
@@ -66,8 +65,14 @@ def to_html(report: Report, data: Data, measured: Sequence[Measured]) -> str:
     wanted: list[tuple[str, int]] = [(s.measured_on, s.place) for s in suspects]
     if basis is not None:
         wanted += [(basis.measured_on, s.place) for s in (*mistakes, *examples)]
-    wanted += [(_TRAIN, p.place) for two in contradictions for p in two.images]
-    parts: dict[str, Files] = {_TRAIN: data.train, **{m.measured_on: m.part for m in measured}}
+    wanted += [(f"all/{p.part}", p.place) for two in contradictions for p in two.images]
+    parts: dict[str, Files] = {m.measured_on: m.part for m in measured}
+    # Places among all images of a part, be they measured on or not.
+    parts |= {
+        "all/train": data.train,
+        "all/validation": data.validation,
+        "all/test": data.test,
+    }
     return template().render(
         report=report,
         manifest=report.manifest,
@@ -90,7 +95,6 @@ def to_html(report: Report, data: Data, measured: Sequence[Measured]) -> str:
         choice=_choice(report.adaptation),
         nouns=NOUNS,
         how=how,
-        rounds={m.measured_on: m.rounds for m in measured},
         uncorrected=UNCORRECTED,
         verdicts={"passed": "passed", "failed": "failed", "undecided": "cannot be told"},
         backbone_columns=_backbone_columns(report.backbones),

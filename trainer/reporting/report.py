@@ -1,7 +1,8 @@
 """A job's report as JSON, for programs; `trainer.reporting.page` makes a page of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -9,8 +10,9 @@ import numpy as np
 from service.domain import ClassCount, Manifest, MeasuredOn
 from service.jobs.contract import BackbonesRanked, EpochEnded
 from trainer import evaluate
-from trainer.data import Data
+from trainer.data import Data, Part
 from trainer.evaluate import Metrics
+from trainer.measuring import Measured
 from trainer.reporting import calibration, left_out
 from trainer.reporting.advice import Advice, advise
 from trainer.reporting.calibration import Calibration
@@ -25,7 +27,9 @@ from trainer.reporting.findings import (
 )
 from trainer.reporting.label_errors import Suspect
 from trainer.reporting.left_out import LeftOut
-from trainer.reporting.measured import Measured, headline, how
+from trainer.reporting.measured_on import headline, how
+
+PartName = Literal["train", "validation", "test"]
 
 MAX_MATRIX = 50
 """Up to how many classes the report has the whole confusion matrix; its cells grow with the
@@ -77,15 +81,17 @@ class SuspectShown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageNamed(msgspec.Struct, frozen=True):
-    """A training image of a pair."""
+    """An image of a pair."""
 
     file: str
+    part: PartName
     place: int
+    """In its part, from 0."""
     label: str
 
 
 class PairShown(msgspec.Struct, frozen=True):
-    """Two training images that are nearly the same, under different classes."""
+    """Two images that are nearly the same, under different classes."""
 
     first: ImageNamed
     second: ImageNamed
@@ -106,10 +112,11 @@ class Basis(msgspec.Struct, frozen=True, kw_only=True):
     """How it was measured, for people."""
     rounds: int
     """Of the cross-validation; 0 where it was none."""
-    excluded: int
+    copies: int
     """Images left out: a near copy of each was learned from."""
     unanswered: int
-    """Images left out: they could not be held out, as all of their class belong together."""
+    """Training images left out of a cross-validation: they could not be held out, as all of a
+    class belong together, or had chosen the backbone."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,6 +132,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     manifest: Manifest
     """With the figures of every set that was measured on; what follows is of the first."""
     basis: Basis | None
+    rounds: int = 0
+    """Of the cross-validations; 0 where there are none."""
     metrics: Metrics | None
     """None where no image could be measured on. Above 50 classes without the confusion matrix."""
     confused: list[Confused] = []
@@ -152,7 +161,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Classes that the model recognises too badly to suspect a label of theirs."""
     grouped: Grouped | None = None
     contradictions: list[PairShown] = []
-    """Training images that are nearly the same, under different classes, at most 50."""
+    """Images that are nearly the same, under different classes, at most 50."""
     contradiction_count: int = 0
     adaptation: Adaptation | None = None
     backbones: BackbonesRanked | None = None
@@ -169,16 +178,21 @@ def collect(
     epochs: Sequence[EpochEnded],
     findings: Findings | None = None,
     decisions: Sequence[str] = (),
+    rounds: int = 0,
+    target_names: Mapping[Path, str] | None = None,
 ) -> Report:
     """Puts the findings together.
 
     `measured` are the sets that the version was measured on, the headline first, maybe
-    none; `metrics` are of the headline's answered images, None where there are none.
+    none; `metrics` are of the headline, None where there is none. `rounds` are those of a
+    cross-validation. `target_names` are the names of a target's images, which `data`
+    does not know.
     """
+    names = {**(target_names or {}), **data.names}
     findings = findings or Findings()
     first = headline(measured)
     suspects = [
-        _suspect(data, one, suspect)
+        _suspect(data, names, one, suspect)
         for one in measured
         for suspect in findings.suspects.found.get(one.measured_on, ())
     ]
@@ -186,18 +200,19 @@ def collect(
     counts, out = data.counts(), left_out.of(data.summary)
     calibrated, mistakes, examples = None, [], []
     if first is not None:
-        probabilities, targets, groups = first.answers
+        probabilities, targets = first.probabilities, first.part.targets
         # Elsewhere each answer has the temperature that the other images chose.
         is_served = first.measured_on in ("validation", "test")
         temperature = manifest.temperature if is_served else 1.0
-        calibrated = calibration.measure(probabilities, targets, temperature, manifest.seed, groups)
+        calibrated = calibration.measure(probabilities, targets, temperature, manifest.seed, first.groups)
         # What is said to be a wrong label is not said to be a mistake of the model too.
         doubted = {s.place for s in findings.suspects.found.get(first.measured_on, ())}
-        mistakes = _mistakes(data, first, doubted)
-        examples = _examples(data, first)
+        mistakes = _mistakes(data, names, first, doubted)
+        examples = _examples(data, names, first)
     return Report(
         manifest=manifest,
-        basis=None if first is None else _basis(first),
+        rounds=rounds,
+        basis=None if first is None else _basis(data, first, rounds),
         metrics=metrics and _without_matrix(metrics),
         confused=[] if metrics is None else _confused(metrics),
         decisions=list(decisions),
@@ -214,6 +229,7 @@ def collect(
             findings=findings,
             counts=counts,
             left_out=out,
+            rounds=rounds,
         ),
         calibration=calibrated,
         comparisons=findings.comparisons,
@@ -232,14 +248,15 @@ def collect(
     )
 
 
-def _basis(measured: Measured) -> Basis:
-    answered = len(measured.places)
+def _basis(data: Data, measured: Measured, rounds: int) -> Basis:
+    count, is_crossed = len(measured.part), measured.measured_on == "cross_validation"
+    is_in_rounds = measured.measured_on in ("cross_validation", "target")
     return Basis(
         measured_on=measured.measured_on,
-        words=how(measured.measured_on, answered, measured.rounds),
-        rounds=measured.rounds,
-        excluded=measured.excluded,
-        unanswered=len(measured.part) - answered,
+        words=how(measured.measured_on, count, rounds),
+        rounds=rounds if is_in_rounds else 0,
+        copies=measured.copies,
+        unanswered=len(data.train) - count if is_crossed else 0,
     )
 
 
@@ -265,31 +282,33 @@ def _confused(metrics: Metrics) -> list[Confused]:
     ]
 
 
-def _mistakes(data: Data, measured: Measured, doubted: set[int]) -> list[Shown]:
-    probabilities, targets, _ = measured.answers
-    wrong = evaluate.worst_mistakes(probabilities, targets, _MISTAKES + len(doubted))
-    places = [int(measured.places[mistake.place]) for mistake in wrong]
-    return [_shown(data, measured, place) for place in places if place not in doubted][:_MISTAKES]
+def _mistakes(
+    data: Data, names: Mapping[Path, str], measured: Measured, doubted: set[int]
+) -> list[Shown]:
+    wrong = evaluate.worst_mistakes(
+        measured.probabilities, measured.part.targets, _MISTAKES + len(doubted)
+    )
+    places = [mistake.place for mistake in wrong if mistake.place not in doubted]
+    return [_shown(data, names, measured, place) for place in places[:_MISTAKES]]
 
 
-def _examples(data: Data, measured: Measured) -> list[Shown]:
+def _examples(data: Data, names: Mapping[Path, str], measured: Measured) -> list[Shown]:
     """Returns right answers, one of each class in turn, so that few show many classes."""
-    probabilities, targets, _ = measured.answers
-    right = measured.places[probabilities.argmax(axis=1) == targets]
+    targets = measured.part.targets
     turn: dict[int, int] = {}
     keyed = []
-    for place in right.tolist():
-        label = int(measured.part.targets[place])
+    for place in np.flatnonzero(measured.probabilities.argmax(axis=1) == targets).tolist():
+        label = int(targets[place])
         turn[label] = turn.get(label, 0) + 1
         keyed.append((turn[label], label, place))
-    return [_shown(data, measured, place) for _, _, place in sorted(keyed)[:_EXAMPLES]]
+    return [_shown(data, names, measured, place) for _, _, place in sorted(keyed)[:_EXAMPLES]]
 
 
-def _shown(data: Data, measured: Measured, place: int) -> Shown:
+def _shown(data: Data, names: Mapping[Path, str], measured: Measured, place: int) -> Shown:
     probabilities = measured.probabilities[place]
     answered = int(probabilities.argmax())
     return Shown(
-        file=_file(data, measured, place),
+        file=names[measured.part.paths[place]],
         true=data.classes[int(measured.part.targets[place])],
         answered=data.classes[answered],
         probability=float(probabilities[answered]),
@@ -297,9 +316,11 @@ def _shown(data: Data, measured: Measured, place: int) -> Shown:
     )
 
 
-def _suspect(data: Data, measured: Measured, suspect: Suspect) -> SuspectShown:
+def _suspect(
+    data: Data, names: Mapping[Path, str], measured: Measured, suspect: Suspect
+) -> SuspectShown:
     return SuspectShown(
-        file=_file(data, measured, suspect.place),
+        file=names[measured.part.paths[suspect.place]],
         measured_on=measured.measured_on,
         place=suspect.place,
         given=data.classes[suspect.given],
@@ -311,13 +332,18 @@ def _suspect(data: Data, measured: Measured, suspect: Suspect) -> SuspectShown:
 
 
 def _pair(data: Data, twins: Twins) -> PairShown:
-    def named(place: int) -> ImageNamed:
-        label = data.classes[int(data.train.targets[place])]
-        return ImageNamed(data.names[data.train.paths[place]], place, label)
-
-    return PairShown(named(twins.first), named(twins.second), twins.similarity)
+    return PairShown(_named(data, twins.first), _named(data, twins.second), twins.similarity)
 
 
-def _file(data: Data, measured: Measured, place: int) -> str:
-    path: Path = measured.part.paths[place]
-    return measured.names[path] if path in measured.names else data.names[path]
+def _named(data: Data, place: int) -> ImageNamed:
+    parts: list[tuple[PartName, Part]] = [
+        ("train", data.train),
+        ("validation", data.validation),
+        ("test", data.test),
+    ]
+    for name, part in parts:
+        if place < len(part):
+            label = data.classes[int(part.targets[place])]
+            return ImageNamed(data.names[part.paths[place]], name, place, label)
+        place -= len(part)
+    raise IndexError(place)
