@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.domain import Figure, GateCheck, LeftOutFile, LeftOutReason, Manifest, Parity
+from service.domain import GateCheck, LeftOutFile, LeftOutReason, Manifest, Parity
 from service.ingest.index import summarise
 from service.jobs.contract import BackbonesRanked, EpochEnded, RankedBackbone
 from trainer import evaluate
 from trainer.data import Data, Part
+from trainer.measuring import Measured
 from trainer.reporting import comparisons, findings, report
 from trainer.reporting.findings import (
     Adaptation,
@@ -26,7 +27,6 @@ from trainer.reporting.findings import (
     Twins,
 )
 from trainer.reporting.label_errors import Suspect
-from trainer.reporting.measured import Measured
 
 Probabilities = npt.NDArray[np.float64]
 
@@ -107,7 +107,7 @@ def data(root: Path, classes: int, per_class: int = 6) -> Data:
         classes=tuple(labels),
         train=part(0),
         validation=part(1),
-        test=part(1).none(),
+        test=part(1).take(np.empty(0, np.int64)),
         summary=summarise(
             len(paths),
             LEFT_OUT,
@@ -137,46 +137,38 @@ def answers(targets: npt.NDArray[np.int64], classes: int, wrong: float = 0.3) ->
 def measured(found: Data) -> list[Measured]:
     """Validation images, two of which belong together, and training images in five rounds."""
     k = len(found.classes)
-    out_of_fold = answers(found.train.targets, k, 0.1)
     # One could never be held out.
-    out_of_fold[-1] = np.nan
+    held_out = found.train.take(np.arange(len(found.train) - 1))
     together = np.arange(len(found.validation))
     together[1] = together[0]
     return [
-        Measured("validation", found.validation, answers(found.validation.targets, k), together),
+        Measured("validation", found.validation, together, answers(found.validation.targets, k)),
         Measured(
             "cross_validation",
-            found.train,
-            out_of_fold,
-            np.arange(len(found.train)),
-            rounds=5,
-            excluded=3,
+            held_out,
+            np.arange(len(held_out)),
+            answers(held_out.targets, k, 0.1),
+            copies=3,
         ),
     ]
-
-
-def figure(of: Measured) -> Figure:
-    """The figure of a set."""
-    return evaluate.figure(of.measured_on, *of.answers)
 
 
 def with_everything(found: Data) -> report.Report:
     """A report that has every section, of `measured`, with more than fits on any line."""
     rng = np.random.default_rng(0)
     sets = measured(found)
-    k, (probabilities, targets, groups) = len(found.classes), sets[0].answers
+    k, probabilities = len(found.classes), sets[0].probabilities
+    targets, groups = sets[0].part.targets, sets[0].groups
     metrics = evaluate.measure(probabilities, targets, found.classes, groups)
-    worked_out = findings.examine(
-        sets,
-        found.train.targets,
-        k,
-        [comparisons.Measured("full_fine_tune", np.eye(k)[targets], seconds=12.5)],
-    )
-    compared = comparisons.compare(
-        comparisons.Measured("base", probabilities), probabilities, targets, groups
-    )
+    others = [
+        comparisons.Measured("full_fine_tune", np.eye(k)[targets], seconds=12.5),
+        comparisons.Measured(
+            "majority_class", comparisons.majority_class(found.train.targets, len(targets), k)
+        ),
+    ]
+    compared = [comparisons.compare(other, probabilities, targets, groups) for other in others]
     extras = Findings(
-        comparisons=worked_out.comparisons,
+        comparisons=compared,
         suspects=Suspects(
             {
                 "cross_validation": [Suspect(1, 0, 1, 0.93, -0.9, 0.8)],
@@ -208,7 +200,7 @@ def with_everything(found: Data) -> report.Report:
             target_images=77,
             target_accuracy=0.6,
             source_only_target_accuracy=0.3,
-            comparison=compared,
+            comparison=compared[0],
         ),
         backbones=BackbonesRanked(
             [
@@ -252,7 +244,7 @@ def with_everything(found: Data) -> report.Report:
         manifest(
             found.classes,
             gate_checks=checks,
-            figures=[figure(of) for of in sets],
+            figures=[of.figure() for of in sets],
             calibrated=False,
             calibration_note="an error of 9.1 points, where chance explains 4.2",
             train_groups=61,
@@ -267,6 +259,7 @@ def with_everything(found: Data) -> report.Report:
             "the network was not trained: 120 images are too few for it to gain anything",
             "penalty 0.066, found by 5 rounds of cross-validation",
         ],
+        rounds=5,
     )
 
 

@@ -11,6 +11,7 @@ from tests.trainer.sample_report import manifest
 from trainer import evaluate
 from trainer.data import Part
 from trainer.evaluate import Metrics
+from trainer.measuring import Measured
 from trainer.reporting import calibration, comparisons
 from trainer.reporting.advice import Advice, advise
 from trainer.reporting.findings import (
@@ -24,7 +25,6 @@ from trainer.reporting.findings import (
 )
 from trainer.reporting.label_errors import Suspect
 from trainer.reporting.left_out import LeftOut, LeftOutRow
-from trainer.reporting.measured import Measured
 
 COUNTS = [ClassCount("ant", 50, 100), ClassCount("bee", 60, 100)]
 SUSPECT = Suspect(place=3, given=0, suggested=1, probability=0.9, margin=-0.8, chance=0.6)
@@ -54,9 +54,8 @@ def _set(probabilities: np.ndarray, targets: np.ndarray, **about: object) -> Mea
     made = Measured(
         "cross_validation",
         Part((), nameless, targets),
-        probabilities,
         np.arange(len(targets)),
-        rounds=5,
+        probabilities,
     )
     return replace(made, **about)  # type: ignore[arg-type]
 
@@ -70,7 +69,7 @@ def _said(
     n: int = 200,
     left_out: LeftOut = NOTHING,
     in_groups_of: int = 1,
-    excluded: int = 0,
+    copies: int = 0,
     **about: object,
 ) -> list[Advice]:
     """Returns the advice where the first `wrong` of `n` images are wrong."""
@@ -82,12 +81,13 @@ def _said(
     compared = comparisons.compare(chance, probabilities, targets, groups)
     return advise(
         manifest=manifest(gate_checks=list(gate), **about),  # type: ignore[arg-type]
-        measured=[_set(probabilities, targets, groups=groups, excluded=excluded)],
+        measured=[_set(probabilities, targets, groups=groups, copies=copies)],
         metrics=evaluate.measure(probabilities, targets, ("ant", "bee"), groups),
         calibration=calibration.measure(probabilities, targets, 1.0, 0, groups),
         findings=replace(findings, comparisons=[*findings.comparisons, compared]),
         counts=counts,
         left_out=left_out,
+        rounds=5,
     )
 
 
@@ -267,10 +267,8 @@ def test_near_copies_are_counted_in_plain_words() -> None:
     none = _said(Findings(grouped=Grouped(images=200, groups=200, copied=0)))
     assert _levels(none, "same") == []
     pair = _said(Findings(contradictions=[Twins(1, 2, 0.9)]))
-    assert _levels(pair, "1 pair of training images are nearly the same but lie in") == ["warning"]
-    assert _levels(_said(excluded=12), "12 training images were left out of the figures") == [
-        "note"
-    ]
+    assert _levels(pair, "1 pair of images are nearly the same but lie in") == ["warning"]
+    assert _levels(_said(copies=12), "12 training images were left out of the figures") == ["note"]
 
 
 @pytest.mark.parametrize(("is_given", "noun"), [(False, "scenes"), (True, "groups")])

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data import Part
-from trainer.reporting import comparisons, findings
-from trainer.reporting.measured import Measured, headline
+from trainer.groups import Groups
+from trainer.measuring import Measured
+from trainer.reporting import findings
+from trainer.reporting.measured_on import headline
 
 TARGETS = np.arange(120) % 3
 
@@ -18,47 +20,37 @@ def _set(wrong: tuple[int, ...] = (), **about: object) -> Measured:
     answers[list(wrong)] = (answers[list(wrong)] + 1) % 3
     part = Part((Path("image.png"),) * len(TARGETS), ("",) * len(TARGETS), TARGETS)
     probabilities = np.eye(3)[answers] * 0.9 + 0.1 / 3
-    made = Measured("cross_validation", part, probabilities, np.arange(len(TARGETS)), rounds=5)
+    made = Measured("cross_validation", part, np.arange(len(TARGETS)), probabilities)
     return replace(made, **about)  # type: ignore[arg-type]
 
 
-def test_baselines_are_compared_on_the_headlines_images_and_come_first() -> None:
-    first, second = _set((0,), measured_on="test"), _set((0, 1, 2))
-    # An image without an answer is left out of all.
-    first.probabilities[5] = np.nan
-    probe = comparisons.Measured("linear_probe", second.probabilities, seconds=2.0)
-    found = findings.examine([first, second], TARGETS, 3, [probe])
-    assert [(c.name, c.seconds) for c in found.comparisons] == [
-        ("linear_probe", 2.0),
-        ("majority_class", None),
-    ]
-    assert (found.comparisons[0].only_served, found.comparisons[0].only_other) == (2, 0)
-    assert found.comparisons[0].accuracy == 116 / 119
-
-
-def test_suspects_come_from_all_sets_by_their_places() -> None:
-    of_test, of_training = _set((7,), measured_on="test"), _set((5,))
-    of_training.probabilities[:3] = np.nan
-    found = findings.examine([of_test, of_training], TARGETS, 3).suspects.found
+def test_suspects_come_from_all_sets() -> None:
+    found = findings.suspects([_set((7,), measured_on="test"), _set((5,))], 3).found
     assert [s.place for s in found["test"]] == [7]
     assert [s.place for s in found["cross_validation"]] == [5]
+    nothing = findings.suspects([], 3)
+    assert (len(nothing), nothing.unjudged) == (0, ())
 
 
-def test_where_nothing_was_measured_nothing_is_found() -> None:
-    unanswered = _set(probabilities=np.full((120, 3), np.nan))
-    for sets in ([], [unanswered]):
-        found = findings.examine(sets, TARGETS, 3)
-        assert found.comparisons == []
-        assert len(found.suspects) == 0
-        assert found.suspects.unjudged == ()
-
-
-def test_the_headline_is_never_of_the_source_nor_without_an_answer() -> None:
-    source = _set(measured_on="source")
-    unanswered = _set(measured_on="test", probabilities=np.full((120, 3), np.nan))
-    usual = _set()
+def test_the_headline_is_never_of_the_source() -> None:
+    source, usual = _set(measured_on="source"), _set()
     assert headline([source]) is None
-    assert headline([unanswered, source, usual]) is usual
+    assert headline([source, usual]) is usual
+
+
+def test_groups_are_counted_and_pairs_under_two_classes_listed() -> None:
+    groups = Groups(
+        of=np.array([0, 0, 1, 2, 2]),
+        pairs=np.array([[3, 4], [0, 1]]),
+        similarities=np.array([0.95, 0.9], dtype=np.float32),
+        pair_count=2,
+        threshold=0.8,
+        twin_share=0.8,
+        unclear=(),
+    )
+    told, across = findings.grouped(groups, np.array([0, 0, 0, 0, 1]), is_given=False)
+    assert (told.images, told.groups, told.copied) == (5, 3, 4)
+    assert [(t.first, t.second) for t in across] == [(3, 4)]
 
 
 def test_scores_are_binned_with_the_threshold_inside() -> None:
@@ -73,10 +65,8 @@ def test_scores_are_binned_with_the_threshold_inside() -> None:
     assert none.bins[-1].high > 1.0
 
 
-def test_no_label_is_doubted_where_the_model_was_adapted_or_knows_a_class_too_badly() -> None:
-    assert len(findings.examine([_set((5,))], TARGETS, 3, is_adapted=True).suspects) == 0
-    # Image 5 is of class 2, of which hardly another one is recognised now.
-    of_class = tuple(np.flatnonzero(TARGETS == 2).tolist())
-    found = findings.examine([_set(of_class)], TARGETS, 3)
-    assert found.suspects.unjudged == (2,)
-    assert len(found.suspects) == 0
+def test_no_label_is_doubted_of_a_class_that_is_recognised_too_badly() -> None:
+    # Image 5 is of class 2, of which hardly another one is recognised.
+    found = findings.suspects([_set(tuple(np.flatnonzero(TARGETS == 2).tolist()))], 3)
+    assert found.unjudged == (2,)
+    assert len(found) == 0

@@ -14,10 +14,11 @@ from service.ingest.index import summarise
 from tests.trainer import sample_report
 from trainer import evaluate
 from trainer.data import Data
+from trainer.evaluate import Metrics
+from trainer.measuring import Measured
 from trainer.reporting import page, report
 from trainer.reporting.findings import Findings, Grouped, Suspects, Twins
 from trainer.reporting.label_errors import Suspect
-from trainer.reporting.measured import Measured
 
 VOID = {"meta", "img", "br", "wbr"}
 
@@ -64,8 +65,12 @@ def _measured(found: Data, **about: object) -> Measured:
     targets = found.validation.targets
     answers = np.where(np.arange(len(targets)) < 2, 1 - targets, targets)
     probabilities = np.eye(2)[answers] * 0.8 + 0.1
-    made = Measured("validation", found.validation, probabilities, np.arange(len(targets)))
+    made = Measured("validation", found.validation, np.arange(len(targets)), probabilities)
     return replace(made, **about)  # type: ignore[arg-type]
+
+
+def _metrics(of: Measured, found: Data) -> Metrics:
+    return evaluate.measure(of.probabilities, of.part.targets, found.classes, of.groups)
 
 
 def _report(
@@ -76,11 +81,10 @@ def _report(
     **changes: object,
 ) -> report.Report:
     of = of or _measured(found)
-    probabilities, targets, groups = of.answers
-    metrics = evaluate.measure(probabilities, targets, found.classes, groups)
+    metrics = _metrics(of, found)
     manifest = sample_report.manifest(found.classes, **changes)
     return report.collect(
-        manifest, found, [of], metrics, sample_report.epochs(epochs), extras, ["because"]
+        manifest, found, [of], metrics, sample_report.epochs(epochs), extras, ["because"], 5
     )
 
 
@@ -94,7 +98,7 @@ def test_a_page_with_everything_shows_every_section(found: Data) -> None:
     text = _read(html)
     for part in (
         "Is it good enough?", "Can it be trusted?", "What next?",
-        "62 % of the images have a near copy", "measured on the 20 images of val/",
+        "62 % of the images have a near copy", "measured on 20 images of val/",
         "Figures of each set of images",
         "measured on 19 images in 5 rounds, each time on images that were held out",
         "not calibrated", "an error of 9.1 points, where chance explains 4.2",
@@ -136,11 +140,9 @@ def test_a_job_that_could_measure_nothing_says_so(found: Data) -> None:
 
 
 def test_figures_of_the_source_are_listed_and_never_the_headline(found: Data) -> None:
-    source = _measured(found, measured_on="source", rounds=5)
-    about = sample_report.manifest(
-        found.classes, calibrated=False, figures=[sample_report.figure(source)]
-    )
-    made = report.collect(about, found, [source], None, [])
+    source = _measured(found, measured_on="source")
+    about = sample_report.manifest(found.classes, calibrated=False, figures=[source.figure()])
+    made = report.collect(about, found, [source], None, [], rounds=5)
     assert made.basis is None
     assert made.mistakes == []
     text = _read(page.to_html(made, found, [source]))
@@ -148,22 +150,28 @@ def test_figures_of_the_source_are_listed_and_never_the_headline(found: Data) ->
     assert "it says little of the target 90.0 %" in re.sub(r"(?<=target)(?=9)", " ", text)
 
 
-def test_images_without_an_answer_are_left_out_and_the_others_keep_their_places(
-    found: Data,
-) -> None:
+def test_training_images_that_could_not_be_held_out_are_counted(found: Data) -> None:
+    part = found.train.take(np.arange(1, len(found.train)))
     of = _measured(found)
-    of.probabilities[0] = np.nan
+    of = replace(
+        of, measured_on="cross_validation", part=part, groups=of.groups[1:],
+        probabilities=of.probabilities[1:],
+    )  # fmt: skip
     made = _report(found, of=of)
     assert made.basis is not None
-    assert made.metrics is not None
-    assert (made.basis.unanswered, made.metrics.count) == (1, 19)
-    assert [m.place for m in made.mistakes] == [1]
-    assert made.mistakes[0].file == found.names[found.validation.paths[1]]
+    assert made.basis.unanswered == 1
+    assert "1 image was left out" in _read(page.to_html(made, found, [of]))
+    assert made.mistakes[0].file == found.names[found.train.paths[made.mistakes[0].place + 1]]
 
 
-def test_images_that_the_jobs_own_data_does_not_know_have_names(found: Data) -> None:
+def test_images_of_a_target_have_the_names_of_the_target(found: Data) -> None:
+    of = _measured(found, measured_on="target")
     names = {path: f"target/{n}.jpg" for n, path in enumerate(found.validation.paths)}
-    made = _report(replace(found, names={}), of=_measured(found, measured_on="target", names=names))
+    own = {path: found.names[path] for path in found.train.paths}
+    made = report.collect(
+        sample_report.manifest(found.classes), replace(found, names=own), [of],
+        _metrics(of, found), [], target_names=names,
+    )  # fmt: skip
     assert made.mistakes[0].file == "target/0.jpg"
 
 
@@ -226,7 +234,7 @@ def test_a_job_that_found_out_nothing_more_has_a_page_too(found: Data) -> None:
     text = _page(made, found)
     for part in ("Domain adaptation", "Figures of each set", "Gate", "Out of distribution"):
         assert part not in text
-    assert "90.0 % are classified correctly (18 of 20), measured on the 20 images of val/" in text
+    assert "90.0 % are classified correctly (18 of 20), measured on 20 images of val/" in text
     assert made.calibration is not None
     assert made.decisions == ["because"]
 
@@ -252,14 +260,12 @@ def test_a_report_of_a_thousand_classes_fits_into_a_message(tmp_path: Path) -> N
         found,
         classes=tuple(f"a species with a rather long name {n:04}" for n in range(k)),
         train=part,
-        validation=part.none(),
-        test=part.none(),
+        validation=part.take(np.empty(0, np.int64)),
+        test=part.take(np.empty(0, np.int64)),
     )
-    of = Measured(
-        "cross_validation", part, sample_report.answers(targets, k), np.arange(4 * k), rounds=5
-    )
+    of = Measured("cross_validation", part, np.arange(4 * k), sample_report.answers(targets, k))
     metrics = evaluate.measure(of.probabilities, targets, many.classes, of.groups)
-    about = sample_report.manifest(many.classes, figures=[sample_report.figure(of)])
+    about = sample_report.manifest(many.classes, figures=[of.figure()])
     made = report.collect(about, many, [of], metrics, [])
     assert made.metrics is not None
     assert made.metrics.confusion == []
@@ -292,14 +298,15 @@ def test_a_page_of_which_most_images_have_a_copy_begins_with_it(found: Data) -> 
     assert text.index("12 scenes rather than 40 images") < text.index("classified correctly")
 
 
-def test_pairs_under_two_classes_are_named_by_their_places_among_training_images(
-    found: Data,
-) -> None:
-    made = _report(found, Findings(contradictions=[Twins(3, 12, 0.9)]))
+def test_pairs_under_two_classes_are_named_by_part_and_place(found: Data) -> None:
+    made = _report(found, Findings(contradictions=[Twins(3, 35, 0.9)]))
     (pair,) = made.contradictions
-    assert (pair.first.place, pair.first.label) == (3, found.classes[0])
-    assert (pair.second.place, pair.second.label) == (12, found.classes[1])
+    assert (pair.first.part, pair.first.place) == ("train", 3)
+    assert pair.first.label == found.classes[0]
     assert pair.first.file == found.names[found.train.paths[3]]
+    assert (pair.second.part, pair.second.place) == ("validation", 15)
+    assert pair.second.label == found.classes[1]
+    assert pair.second.file == found.names[found.validation.paths[15]]
 
 
 def test_suspects_of_all_sets_are_ranked_together_by_their_margin(found: Data) -> None:
@@ -310,8 +317,7 @@ def test_suspects_of_all_sets_are_ranked_together_by_their_margin(found: Data) -
         }
     )
     sets = sample_report.measured(found)
-    probabilities, targets, groups = sets[0].answers
-    metrics = evaluate.measure(probabilities, targets, found.classes, groups)
+    metrics = _metrics(sets[0], found)
     about = sample_report.manifest(found.classes)
     made = report.collect(about, found, sets, metrics, [], Findings(suspects=suspects))
     assert [(s.measured_on, s.place) for s in made.suspects] == [

@@ -200,11 +200,12 @@ def collect(
     counts, out = data.counts(), left_out.of(data.summary)
     calibrated, mistakes, examples = None, [], []
     if first is not None:
-        probabilities, targets = first.probabilities, first.part.targets
         # Elsewhere each answer has the temperature that the other images chose.
         is_served = first.measured_on in ("validation", "test")
         temperature = manifest.temperature if is_served else 1.0
-        calibrated = calibration.measure(probabilities, targets, temperature, manifest.seed, first.groups)
+        calibrated = calibration.measure(
+            first.probabilities, first.part.targets, temperature, manifest.seed, first.groups
+        )
         # What is said to be a wrong label is not said to be a mistake of the model too.
         doubted = {s.place for s in findings.suspects.found.get(first.measured_on, ())}
         mistakes = _mistakes(data, names, first, doubted)
