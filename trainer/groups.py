@@ -58,8 +58,8 @@ _SAMPLED = 400
 _LARGEST = 3000
 """Images that are clustered at once."""
 _BLIND = 0.85
-"""Where the cosine must be beyond it, many resaved, scaled and cropped copies do not stand out: they
-have 0.75 to 0.98 on photos."""
+"""Where the cosine must be beyond it, many resaved, scaled and cropped copies do not stand out:
+they have 0.75 to 0.98 on photos."""
 _WHOLE = np.float32(0.9999)
 """A cosine beyond it is taken for it: that of 1 has no z."""
 _BLOCK = 1024
