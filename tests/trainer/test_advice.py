@@ -267,6 +267,8 @@ def test_how_far_probabilities_are_off_is_held_against_chance(
 def test_a_version_says_why_its_probabilities_are_not_calibrated() -> None:
     said = _said(calibrated=False, calibration_note="the target has no labels")
     assert _levels(said, "not shown to be right: the target has no labels.") == ["warning"]
+    other = _said(wrong=60, calibrated=True)
+    assert _levels(other, "Probabilities are calibrated elsewhere, not here: 200 im") == ["warning"]
     assert _levels(
         _said(), "Probabilities are calibrated, as far as can be seen: 200 images were right"
     ) == ["note"]
