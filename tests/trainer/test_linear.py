@@ -124,21 +124,6 @@ def test_a_thousand_classes_get_probabilities_that_are_right() -> None:
     assert fitted.cross_validated_loss < np.log(classes) / 1.5
 
 
-def test_a_rare_class_spoils_nothing() -> None:
-    features, targets = problem(302, 30)
-    features[300:] -= 4
-    plain = linear.fit(features[:300], targets[:300], 3, None, seed=0)
-    joined = linear.fit(features, np.append(targets[:300], [3, 3]), 4, None, seed=0)
-    assert plain.out_of_fold is not None
-    assert joined.out_of_fold is not None
-
-    def loss(fitted: linear.Fitted) -> float:
-        assert fitted.out_of_fold is not None
-        return float(-np.log(fitted.out_of_fold[np.arange(300), targets[:300]]).mean())
-
-    assert loss(joined) == pytest.approx(loss(plain), rel=0.1)
-
-
 def test_labels_that_mean_nothing_are_answered_at_chance() -> None:
     rng = np.random.default_rng(0)
     losses, right = [], []
