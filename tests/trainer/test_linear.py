@@ -17,8 +17,9 @@ def problem(n: int, d: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
 
 def probabilities(fitted: linear.Fitted, features: np.ndarray) -> np.ndarray:
     logits = (features @ fitted.weight.T + fitted.bias) / fitted.temperature
-    p = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return p / p.sum(axis=1, keepdims=True)
+    p: np.ndarray = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    return p
 
 
 # More images than features, and fewer: the second is solved in a rotated space.
@@ -132,6 +133,7 @@ def test_labels_that_mean_nothing_are_answered_at_chance() -> None:
         features = rng.normal(0, 1, (40, 10)).astype(np.float32)
         fitted = linear.fit(features, targets, 2, None, seed=seed)
         assert fitted.out_of_fold is not None
+        assert fitted.cross_validated_loss is not None
         losses.append(fitted.cross_validated_loss)
         right.append((fitted.out_of_fold.argmax(axis=1) == targets).mean())
     # 0.011 above; by a penalty and a temperature that the same answers chose, 0.001.
