@@ -1,13 +1,13 @@
-"""What adapting to an unlabelled domain brings: every technique, in both directions.
+"""Measures what adapting to an unlabelled domain brings: every technique, both directions.
 
     python -m bench.adaptation A B [--seeds 3] [--network] [--epochs N]
 
 A and B are folders with the same classes, a folder per class, of two domains. Each
 job learns from one of them with its classes and adapts to the other without; the
-target's classes are used to measure with alone, on images that were not adapted to. Prints the target accuracy of
-source-only, of each technique on frozen features and of `auto`; with --network of
-the one that trains the whole network too, which takes minutes. Whole jobs of the
-trainer run, in this process, with one feature cache.
+target's classes are used to measure with alone, on images that were not adapted to.
+Prints the target accuracy of source-only, of each technique on frozen features and of
+`auto`; with --network of the one that trains the whole network too, which takes
+minutes. Whole jobs of the trainer run, in this process, with one feature cache.
 """
 
 import argparse
@@ -17,12 +17,12 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import psutil
 
 from service.jobs.contract import (
-    FROZEN_TECHNIQUES,
     NETWORK_TECHNIQUES,
     DomainAdaptation,
     JobSpec,
@@ -64,9 +64,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     arguments = parser.parse_args()
     one, other = arguments.folders
-    techniques: list[Technique] = [*FROZEN_TECHNIQUES, "auto"]
-    if arguments.network:
-        techniques += NETWORK_TECHNIQUES
+    techniques: list[Technique] = [
+        t for t in get_args(Technique) if arguments.network or t not in NETWORK_TECHNIQUES
+    ]
     print(f"{platform.machine()}, {psutil.cpu_count()} cores, {arguments.seeds} seeds")
     means: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
