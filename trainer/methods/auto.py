@@ -28,7 +28,7 @@ from service.inference.preprocess import SIZE
 from service.inference.runtime import Session
 from service.jobs.contract import JobSpec, ModelBased, Note, Progressed, Record
 from trainer import folds, linear
-from trainer.data import Files, Ints, Part
+from trainer.data import Ints, Part
 from trainer.intervals import clustered_se, group_count
 from trainer.logistic import Doubles
 from trainer.memory import is_out_of_memory
@@ -240,7 +240,7 @@ class _Trial:
         given = self.given
         held = np.flatnonzero(self.fold == fold)
         backbone, result = self._train(np.flatnonzero(self.fold != fold), fold)
-        part = _part_of(given.learned, held)
+        part = given.learned.take(held)
         served = AsServed(part, given.spec.threads)
         features = served.outputs(backbone, torch.device(result.device)).numpy()
         logits = features.astype(np.float64) @ result.head.weight.T + result.head.bias
@@ -297,7 +297,7 @@ class _Trial:
         if spec.checkpoint_dir and not is_last:
             folder = str(Path(spec.checkpoint_dir) / f"{_FOLDER}-{part}")
             spec = msgspec.structs.replace(spec, checkpoint_dir=folder)
-        learned = _part_of(given.learned, places)
+        learned = given.learned.take(places)
         backbone = copy.deepcopy(self.pretrained)
         left_s = _allowed_s(given.budget_s) - self.spent_s
         work = loop.Work(
@@ -361,11 +361,6 @@ class _Trial:
 
 def _recipe(spec: JobSpec) -> Settings:
     return settings(ModelBased(), is_pretrained=spec.weights != "random")
-
-
-def _part_of(part: Part, places: Ints) -> Part:
-    files = Files.at(part, places.tolist())
-    return Part(files.paths, files.digests, part.targets[places], decoding=part.decoding)
 
 
 def _allowed_s(budget_s: float | None) -> float:
