@@ -24,7 +24,7 @@ def drawn(counts: tuple[int, ...], *, moved: bool = False, seed: int = 0) -> Row
     targets = np.repeat(np.arange(3), counts)
     rows = centres[targets] + rng.normal(0, 1.2, (len(targets), 40))
     if moved:
-        rows = 1.5 * rows + 2 * (centres[0] - centres.mean(axis=0))
+        rows = 1.5 * rows + (centres[0] - centres.mean(axis=0))
     return rows.astype(np.float32), targets
 
 
