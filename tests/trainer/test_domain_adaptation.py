@@ -8,9 +8,11 @@ import pytest
 from service.domain import ReadSummary
 from service.inference.head import Head
 from service.jobs.contract import DomainAdaptation, Note, Record
+from tests.trainer.conftest import MakeFolder, MakeSpec, Told
+from tests.trainer.small_network import parts_of, small_backbone
 from trainer import linear
 from trainer.data import Unlabelled
-from trainer.methods import domain_adaptation
+from trainer.methods import domain_adaptation, network_adaptation
 from trainer.methods.domain_adaptation import Target
 
 CLASSES = ("a", "b", "c")
@@ -127,3 +129,24 @@ def test_a_network_that_does_not_look_better_gives_way_to_source_only(is_good: b
     right = (measured.probabilities.argmax(axis=1) == rows[1][held]).mean()
     asked = features if is_good else rows[0]
     assert right == (found.head.logits(asked[held]).argmax(axis=1) == rows[1][held]).mean()
+
+
+def test_a_network_is_trained_with_the_targets_images(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told
+) -> None:
+    folder = make_folder("source", per_class=6)
+    learned, held_out, classes = parts_of(folder, held_out=2)
+    method = DomainAdaptation(technique="cdan", epochs=2, batch_size=4, learning_rate=0.05)
+    spec = make_spec(folder, method=method)
+    weights = []
+    for target in (parts_of(make_folder("target", per_class=4, seed=1))[0], learned):
+        backbone = small_backbone()
+        trained = network_adaptation.train(
+            spec, method, learned, held_out, classes, target, backbone,
+            lambda: Head(np.zeros((2, 16), np.float32), np.zeros(2, np.float32), classes),
+            None, told.append,
+        )  # fmt: skip
+        assert trained.hyperparameters["technique"] == "cdan"
+        assert np.isfinite(trained.head.weight).all()
+        weights.append(trained.head.weight)
+    assert not np.array_equal(*weights)
