@@ -90,7 +90,7 @@ class Average:
     """What serves where the network wins."""
 
     backbone: "Backbone"
-    """The frozen and the trained trunk side by side."""
+    """The frozen and the trained trunk side by side: an image takes twice as long."""
     head: Head
     answers: Doubles
     """As `Given.answers`, of what this method as a whole would have served: for each fold the
@@ -275,7 +275,6 @@ class _Trial:
             temperature=self._temperature(np.arange(FOLDS)),
         )
         used = result.hyperparameters | {
-            "trained_folds": FOLDS,
             "loss_difference": compared.difference,
             "loss_difference_upper": compared.upper,
         }
