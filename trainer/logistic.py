@@ -144,7 +144,7 @@ class Problem:
         """
         p = [part.astype(np.float32, copy=False) for part in p]
         l2 = penalty.astype(np.float32)
-        curvature = sum(map(_Shard.curvature, self._shards, p)) / self._n
+        curvature = np.sum(list(map(_Shard.curvature, self._shards, p)), axis=0) / self._n
         nearby = (curvature[:, None] * self._variances + penalty + 1e-12).astype(np.float32)
         step: Singles = np.zeros(self._shape, np.float32)
         residual = -gradient.astype(np.float32)
