@@ -22,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -52,8 +53,9 @@ def trained(
         weight = torch.zeros(len(found.classes), backbone.feature_dim).numpy()
         return Head(weight, weight[:, 0].copy(), found.classes)
 
+    nothing = found.train.take(np.empty(0, np.int64))
     _, used, _, precision = model_based.train(
-        spec, recipe, found.train, found.train.none(), found.classes, backbone, head, None, hear
+        spec, recipe, found.train, nothing, found.classes, backbone, head, None, hear
     )
     return max(rates), used, precision
 
@@ -132,7 +134,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads or len(os.sched_getaffinity(0)))
-    found = data.load(arguments.folder.resolve(), 0.2, 0, arguments.threads)
+    found = data.load(arguments.folder.resolve(), arguments.threads)
     first = backbones.load(arguments.backbone, arguments.weights, 0, Path(tempfile.gettempdir()))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
     print(

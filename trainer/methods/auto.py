@@ -28,7 +28,7 @@ from service.inference.preprocess import SIZE
 from service.inference.runtime import Session
 from service.jobs.contract import JobSpec, ModelBased, Note, Progressed, Record
 from trainer import folds, linear
-from trainer.data import Files, Ints, Part
+from trainer.data import Ints, Part
 from trainer.intervals import clustered_se, group_count
 from trainer.logistic import Doubles
 from trainer.memory import is_out_of_memory
@@ -74,8 +74,9 @@ class Given:
     """Frozen, float32 [n, d]."""
     head: Head
     """Fitted to all of them."""
-    answers: Floats
-    """Probabilities [n, classes] by heads that did not see the image; NaN where there is none."""
+    answers: Floats | None
+    """Probabilities [n, classes] by heads that did not see the image, NaN where there is none;
+    None where there is none at all."""
     order: Doubles
     """float64 [n], by which images are dealt to folds."""
     budget_s: float | None
@@ -147,8 +148,10 @@ def hopeless(given: Given) -> str:
             f"{what} of {classes} classes are too few for it to be shown to win; it is tried from "
             f"{LEAST_IMAGES} in all and {LEAST_PER_CLASS} a class on"
         )
-    measured = ~np.isnan(given.answers[:, 0])
-    is_wrong = measured & (given.answers.argmax(axis=1) != targets)
+    if (answers := given.answers) is None:
+        return "without images that can be held out nothing tells whether it wins"
+    measured = ~np.isnan(answers[:, 0])
+    is_wrong = measured & (answers.argmax(axis=1) != targets)
     if not is_wrong.any() or group_count(groups[is_wrong]) < LEAST_WRONG:
         return (
             f"the frozen head is wrong on {is_wrong.sum()} of {measured.sum()} images that it did "
@@ -193,13 +196,14 @@ class _Trial:
         from trainer import checkpoint
         from trainer.checkpoint import Checkpoints
 
-        spec = given.spec
+        spec, answers = given.spec, given.answers
+        assert answers is not None, "it would be hopeless"
         self.given, self.send = given, send
         self.recipe = _recipe(spec)
         self.fold = folds.deal(given.learned.targets, given.groups, given.order, FOLDS)
         """-1 for images that are never held out, and so never compared."""
-        self.fold[np.isnan(given.answers[:, 0])] = -1
-        self.frozen: Doubles = np.log(np.maximum(given.answers, _TINY), dtype=np.float64)
+        self.fold[np.isnan(answers[:, 0])] = -1
+        self.frozen: Doubles = np.log(np.maximum(answers, _TINY), dtype=np.float64)
         self.mixed: Doubles = np.full_like(self.frozen, np.nan)
         """The average's logits of the folds that are done."""
         self.key = checkpoint.key(spec, spec.method, given.learned)
@@ -240,8 +244,7 @@ class _Trial:
         given = self.given
         held = np.flatnonzero(self.fold == fold)
         backbone, result = self._train(np.flatnonzero(self.fold != fold), fold)
-        part = _part_of(given.learned, held)
-        served = AsServed(part, given.spec.threads)
+        served = AsServed(given.learned.take(held), given.spec.threads)
         features = served.outputs(backbone, torch.device(result.device)).numpy()
         logits = features.astype(np.float64) @ result.head.weight.T + result.head.bias
         self.mixed[held] = (self.frozen[held] + logits) / 2
@@ -296,7 +299,7 @@ class _Trial:
         if spec.checkpoint_dir and not is_last:
             folder = str(Path(spec.checkpoint_dir) / f"{_FOLDER}-{part}")
             spec = msgspec.structs.replace(spec, checkpoint_dir=folder)
-        learned = _part_of(given.learned, places)
+        learned = given.learned.take(places)
         backbone = copy.deepcopy(self.pretrained)
         left_s = _allowed_s(given.budget_s) - self.spent_s
         work = loop.Work(
@@ -304,7 +307,7 @@ class _Trial:
             recipe=self.recipe,
             classes=given.classes,
             learned=learned,
-            held_out=learned.none(),
+            held_out=learned.take(np.empty(0, np.int64)),
             backbone=backbone,
             first_head=lambda: given.head if is_last else self._head(places),
             objective=loop.Objective(self.recipe.label_smoothing),
@@ -345,7 +348,7 @@ class _Trial:
         return linear.temperature_of(mixed, self.given.learned.targets[at])
 
     def _answers(self) -> Doubles:
-        answers = self.given.answers.astype(np.float64)
+        answers = np.exp(self.frozen)
         for fold in range(FOLDS):
             others = np.flatnonzero(np.arange(FOLDS) != fold)
             if self._compared(others).wins:
@@ -360,11 +363,6 @@ class _Trial:
 
 def _recipe(spec: JobSpec) -> Settings:
     return settings(ModelBased(), is_pretrained=spec.weights != "random")
-
-
-def _part_of(part: Part, places: Ints) -> Part:
-    files = Files.at(part, places.tolist())
-    return Part(files.paths, files.digests, part.targets[places], decoding=part.decoding)
 
 
 def _allowed_s(budget_s: float | None) -> float:
