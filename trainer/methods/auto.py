@@ -377,8 +377,8 @@ def _too_long(needed_s: float, budget_s: float | None) -> str:
     else:
         limit = f"more than the time budget leaves, {_duration(budget_s)}"
     return (
-        f"training the network would take about {_duration(needed_s)} here, {limit}: ask for it with a "
-        f"time budget of {ask} or more, or with model_based"
+        f"training the network would take about {_duration(needed_s)} here, {limit}: ask for it "
+        f"with a time budget of {ask} or more, or with model_based"
     )
 
 
