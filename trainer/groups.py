@@ -26,11 +26,11 @@ Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Looks = npt.NDArray[np.uint64]
 
-TWIN = 8.0
+TWIN = 8.5
 """Spreads beyond unrelated pairs that one pair of a group must reach, in classes of `_USUAL`
-images. Bursts of photos have 9 and more, one in a hundred unrelated photos reaches it."""
+images: as many as one in a hundred photos of the same insects by strangers comes to."""
 NEAR = 6.5
-"""What the pairs of a group reach on average."""
+"""What the pairs of a group reach on average: frames of one scene have 7 to 25."""
 MAX_PAIRS = 100_000
 MAX_ACROSS = 20_000
 """Images; of more, twins under two classes are not sought."""
@@ -42,7 +42,7 @@ _FEW = 50
 """Below so many images of a class both stay as they are."""
 _NEAREST = 10_000
 """Images of a class that each is held against, before and after it: frames follow one another."""
-_HASHED = 2.0
+_HASHED = 1.0
 """Spreads of the hash that unrelated images may come to; what is beyond is added."""
 _LEAST_BITS = 2.0
 """The least spread of the hash's distances: of images that all have one look."""
@@ -206,6 +206,9 @@ def _of_classes(own: Singles, looks: Looks, classes: Sequence[Ints]) -> list[_Un
     usual = np.median(known[is_usual], axis=0)
     weights = (sizes / (sizes + _TRUSTED))[:, None]
     mixed = np.where(np.isnan(known), usual, weights * known + (1 - weights) * usual)
+    # Of a class of many kinds, such as breeds of dogs, most pairs lie together and the pairs of a
+    # kind far from them: its spread says too little.
+    mixed[:, 1] = np.maximum(mixed[:, 1], usual[1])
     return [_Unrelated(*row) for row in mixed.tolist()]
 
 

@@ -74,9 +74,8 @@ class Given:
     """Frozen, float32 [n, d]."""
     head: Head
     """Fitted to all of them."""
-    answers: Floats | None
-    """Probabilities [n, classes] by heads that did not see the image, NaN where there is none;
-    None where there is none at all."""
+    answers: Floats
+    """Probabilities [n, classes] by heads that did not see the image; NaN where there is none."""
     order: Doubles
     """float64 [n], by which images are dealt to folds."""
     budget_s: float | None
@@ -148,10 +147,10 @@ def hopeless(given: Given) -> str:
             f"{what} of {classes} classes are too few for it to be shown to win; it is tried from "
             f"{LEAST_IMAGES} in all and {LEAST_PER_CLASS} a class on"
         )
-    if (answers := given.answers) is None:
-        return "without images that can be held out nothing tells whether it wins"
-    measured = ~np.isnan(answers[:, 0])
-    is_wrong = measured & (answers.argmax(axis=1) != targets)
+    measured = ~np.isnan(given.answers[:, 0])
+    if not measured.any():
+        return "no image can be held out, so that nothing tells whether it wins"
+    is_wrong = measured & (given.answers.argmax(axis=1) != targets)
     if not is_wrong.any() or group_count(groups[is_wrong]) < LEAST_WRONG:
         return (
             f"the frozen head is wrong on {is_wrong.sum()} of {measured.sum()} images that it did "
@@ -197,7 +196,6 @@ class _Trial:
         from trainer.checkpoint import Checkpoints
 
         spec, answers = given.spec, given.answers
-        assert answers is not None, "it would be hopeless"
         self.given, self.send = given, send
         self.recipe = _recipe(spec)
         self.fold = folds.deal(given.learned.targets, given.groups, given.order, FOLDS)
