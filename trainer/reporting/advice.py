@@ -9,7 +9,8 @@ from typing import Literal
 import msgspec
 
 from service.domain import ClassCount, Manifest
-from trainer.evaluate import ClassMetrics, Metrics, wilson
+from trainer.evaluate import ClassMetrics, Metrics
+from trainer.intervals import wilson
 from trainer.reporting.calibration import Calibration
 from trainer.reporting.findings import Findings
 from trainer.reporting.left_out import LeftOut

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from trainer.evaluate import wilson
+from trainer.intervals import wilson
 from trainer.reporting.calibration import Bin
 from trainer.reporting.findings import Gap, ScoreBin
 from trainer.reporting.power_law import LearningCurve
