@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trainer.evaluate import wilson
+from trainer.intervals import wilson
 
 
 @dataclass

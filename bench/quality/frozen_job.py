@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bench.quality.images import Ints, ImageSet
-from trainer import linear
-from trainer.evaluate import wilson
+from bench.quality.images import ImageSet, Ints
+from service.domain import Figure
+from trainer import evaluate, folds, linear
+from trainer.reporting import calibration
 
 Doubles = npt.NDArray[np.float64]
 
@@ -21,11 +22,8 @@ class FrozenJob:
     temperature: float
     groups: Ints
     """[n], as the job found them."""
-    accuracy: float
-    """As reported."""
-    low: float
-    high: float
-    loss: float
+    figure: Figure | None
+    """By cross-validation; None where nothing could be measured."""
     is_calibrated: bool
 
     def probabilities(self, images: ImageSet) -> Doubles:
@@ -36,25 +34,27 @@ class FrozenJob:
         return served
 
 
-def run(images: ImageSet, seed: int, *, is_grouped: bool = True) -> FrozenJob | None:
-    """Runs a job on `images`; None where it could measure nothing.
+def run(images: ImageSet, seed: int, *, is_grouped: bool = True) -> FrozenJob:
+    """Runs a job on `images`.
 
     Without `is_grouped` each image is taken to stand alone, whatever it looks like.
     """
-    fitted = linear.fit(images.features, images.targets, len(images.classes), None, seed, threads=1)
-    if fitted.out_of_fold is None:
-        return None
-    right = fitted.out_of_fold.argmax(axis=1) == images.targets
-    accuracy = float(right.mean())
-    low, high = wilson(accuracy, len(right))
-    return FrozenJob(
-        fitted.weight,
-        fitted.bias,
-        fitted.temperature,
-        np.arange(len(right)),
-        accuracy,
-        low,
-        high,
-        float(fitted.cross_validated_loss or np.nan),
-        True,
+    targets = images.targets
+    groups = images.scenes if is_grouped else np.arange(len(images))
+    order = np.random.default_rng(seed).random(len(images))
+    fitted = linear.fit(
+        images.features,
+        targets,
+        len(images.classes),
+        None,
+        seed,
+        threads=1,
+        folds=folds.deal(targets, groups, order),
     )
+    figure, is_calibrated = None, False
+    if fitted.out_of_fold is not None:
+        there = ~np.isnan(fitted.out_of_fold[:, 0])
+        answered = fitted.out_of_fold[there], targets[there], groups[there]
+        figure = evaluate.figure("cross_validation", *answered)
+        is_calibrated, _ = calibration.is_calibrated(*answered)
+    return FrozenJob(fitted.weight, fitted.bias, fitted.temperature, groups, figure, is_calibrated)

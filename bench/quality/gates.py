@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.quality.document import Section, share
+from service.jobs.contract import Gate
+from trainer import gate
 
 CHANGED = (0.02, 0.04, 0.08)
 """Shares of images on which the two versions differ; more where the difference alone is more."""
@@ -19,6 +21,7 @@ DIFFERENCES = (0.0, -0.02, -0.05, -0.20)
 """Accuracy of the new version less the incumbent's."""
 BURSTS = (1, 5)
 """Images of a scene, which are answered alike."""
+MARGIN = Gate().max_regression
 _ACCURACY = 0.9
 """The incumbent's."""
 _WORSE, _FEW, _MOST_PASSED = -0.05, 100, 0.05
@@ -67,12 +70,9 @@ def simulate(setting: Setting, runs: int, seed: int) -> Outcome:
         incumbent = u < _ACCURACY
         new = ((u >= lost) & incumbent) | (u >= 1 - won)
         groups = np.arange(scenes).repeat(setting.burst)
-        verdicts[_verdict(new[groups], incumbent[groups], groups)] += 1
+        found = gate.non_inferiority(new[groups], incumbent[groups], groups, MARGIN)
+        verdicts[found.verdict] += 1
     return Outcome(setting, verdicts)
-
-
-def _verdict(right, incumbent_right, groups):
-    raise NotImplementedError
 
 
 def section(outcomes: Sequence[Outcome]) -> Section:

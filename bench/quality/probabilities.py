@@ -52,8 +52,6 @@ def ask(images: ImageSet, per_class: int | None, seed: int) -> list[Asked]:
             of_class = (learned[images.targets[learned] == k] for k in range(len(images.classes)))
             learned = np.concatenate([own[:per_class] for own in of_class])
         job = frozen_job.run(images.at(learned), seed)
-        if job is None:
-            continue
         asked = images.at(order[block == b])
         served = job.probabilities(asked)
         right = (served.argmax(axis=1) == asked.targets).astype(np.float64)

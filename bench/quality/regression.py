@@ -53,7 +53,6 @@ def compare(images: ImageSet, per_class: int, seed: int) -> Pair | None:
         held_out.append(own[per_class:][: _MOST_HELD_OUT // len(kept)])
     train, test = pool.at(np.concatenate(learned)), pool.at(np.concatenate(held_out))
     job = frozen_job.run(train, seed)
-    assert job is not None
     ours = job.probabilities(test)
     theirs = min(
         (

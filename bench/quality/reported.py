@@ -132,7 +132,7 @@ def _two_classes(images: ImageSet, rng: np.random.Generator) -> ImageSet:
 def measure(drawn: Drawn) -> Outcome | None:
     """Runs one job; None where it reports no figure."""
     job = frozen_job.run(drawn.train, drawn.seed)
-    if job is None:
+    if job.figure is None:
         return None
     served = job.probabilities(drawn.held_out)
     targets = drawn.held_out.targets
@@ -147,13 +147,13 @@ def measure(drawn: Drawn) -> Outcome | None:
         len(drawn.train),
         len(np.unique(drawn.train.scenes)),
         len(np.unique(job.groups)),
-        job.accuracy,
-        job.low,
-        job.high,
+        job.figure.accuracy,
+        job.figure.accuracy_low,
+        job.figure.accuracy_high,
         true,
         error,
         job.is_calibrated,
-        job.loss,
+        job.figure.loss,
         true_loss,
     )
 

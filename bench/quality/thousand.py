@@ -77,17 +77,17 @@ def of_scenes(filmed: Sequence[ImageSet], classes: int, seed: int) -> tuple[Imag
 def measure(train: ImageSet, held_out: ImageSet, seed: int) -> Outcome:
     """Runs one job and holds its reports against the held-out images."""
     job = frozen_job.run(train, seed, is_grouped=False)
-    assert job is not None
+    assert job.figure is not None
     served = job.probabilities(held_out)
     true = served[np.arange(len(held_out)), held_out.targets]
     return Outcome(
         train.name,
         len(train.classes),
         len(train),
-        job.accuracy,
+        job.figure.accuracy,
         float((served.argmax(axis=1) == held_out.targets).mean()),
         float(served.max(axis=1).mean()),
-        job.loss,
+        job.figure.loss,
         float(-np.log(np.maximum(true, 1e-12)).mean()),
     )
 
