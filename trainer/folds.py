@@ -5,13 +5,16 @@ import numpy as np
 from trainer.logistic import Doubles, Ints
 
 FOLDS = 5
+FOLDS_OF_FEW = 10
+"""Few images learn quickly and would miss a fifth of them."""
+_FEW_IMAGES = 200
 
 
 def deal(
     targets: Ints,
     groups: Ints | None = None,
     order: Doubles | None = None,
-    count: int | None = FOLDS,
+    count: int | None = None,
 ) -> Ints:
     """Deals images to folds: the fold, int64 [n], of each; -1 for those always learned from.
 
@@ -25,7 +28,7 @@ def deal(
     n = len(targets)
     groups = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     if count is None:
-        count = suitable_count(targets, groups)
+        count = count_for(targets, groups)
     classes = int(targets.max()) + 1
     pairs, images = np.unique(groups * classes + targets, return_counts=True)
     owner, label = pairs // classes, pairs % classes
@@ -69,5 +72,14 @@ def deal(
     return fold[groups]
 
 
-def suitable_count(targets: Ints, groups: Ints) -> int:
-    return FOLDS
+def count_for(targets: Ints, groups: Ints) -> int:
+    """How many folds suit the images: no more than most images' classes have groups.
+
+    So of small classes every fold holds out as much, and none is learned from more
+    images than another; a rare class among large ones changes nothing.
+    """
+    classes = int(targets.max()) + 1
+    owned = np.unique(groups * classes + targets) % classes
+    of_class = np.bincount(owned, minlength=classes)
+    most = FOLDS_OF_FEW if len(targets) <= _FEW_IMAGES else FOLDS
+    return int(np.clip(np.median(of_class[targets]), 2, most))
