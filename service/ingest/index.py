@@ -34,6 +34,12 @@ class IndexedImage(msgspec.Struct, frozen=True, array_like=True):
     """sha256 of its file, lower-case hex."""
     path: str
     """Its file, relative to the folder of the images."""
+    look: str = ""
+    """Its difference hash, see `preprocess.ImageFacts`; "" where nothing was decoded."""
+    group: str = ""
+    """What it came with of the images that it belongs together with; "" for nothing."""
+    depth: int = 0
+    """Folders between its class's folder and its file."""
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True):

@@ -74,8 +74,10 @@ class ImageFile:
     label: str
     part: PartName
     path: Path
-    is_nested: bool = False
-    """It lies in a folder below its class's."""
+    depth: int = 0
+    """Folders between its class's and itself."""
+    group: str = ""
+    """What it came with of the images that it belongs together with."""
 
 
 @dataclass
@@ -107,14 +109,14 @@ def arrange(
     for part, folder in classes:
         label = labels.add(folder) if is_labelled else loose_label(folder.name[-1])
         for entry in tree.leaves(folder):
-            is_nested = len(entry.name) > len(folder.name) + 1
-            _take(found, entry, label, part if is_labelled else "", is_nested=is_nested)
+            depth = len(entry.name) - len(folder.name) - 1
+            _take(found, entry, label, part if is_labelled else "", max(depth, 0))
     for top in beside:
         for entry in tree.leaves(top):
             if is_labelled and entry.kind is Kind.FILE:
                 found.left_out.append(_left_out(entry, "", LeftOutReason.STRAY, _STRAY_DETAIL))
             else:
-                _take(found, entry, "", "", is_nested=False)
+                _take(found, entry, "", "")
     found.files.sort(key=lambda file: (file.part, file.label, file.name))
     if is_labelled:
         tree.check_parts(base)
@@ -138,7 +140,7 @@ _NOT_PLAIN = {
 }
 
 
-def _take(found: Arranged, entry: Entry, label: str, part: PartName, *, is_nested: bool) -> None:
+def _take(found: Arranged, entry: Entry, label: str, part: PartName, depth: int = 0) -> None:
     if entry.kind is not Kind.FILE:
         reason, detail = _NOT_PLAIN[entry.kind]
         found.left_out.append(_left_out(entry, label, reason, detail))
@@ -147,7 +149,7 @@ def _take(found: Arranged, entry: Entry, label: str, part: PartName, *, is_neste
         found.left_out.append(_left_out(entry, label, reason, "its name is no UTF-8: rename it"))
     else:
         name = "/".join(entry.name)
-        found.files.append(ImageFile(name, label, part, entry.path, is_nested))
+        found.files.append(ImageFile(name, label, part, entry.path, depth))
 
 
 def _left_out(entry: Entry, label: str, reason: LeftOutReason, detail: str) -> LeftOutFile:

@@ -63,6 +63,8 @@ class Given(msgspec.Struct, frozen=True, array_like=True):
     part: PartName
     file: str
     """Its file in the folder of the images."""
+    group: str = ""
+    """Names the images that it belongs together with; "" for none."""
 
 
 class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,7 +152,13 @@ def _arrange_given(request: ReadRequest, images: Path) -> Arranged:
         labels.check_alike(((label, "") for label in given), case_sensitive=request.case_sensitive)
     return Arranged(
         files=[
-            ImageFile(image.name, label_of(image.label), image.part, images / image.file)
+            ImageFile(
+                image.name,
+                label_of(image.label),
+                image.part,
+                images / image.file,
+                group=image.group,
+            )
             for image in request.given
         ]
     )
@@ -236,7 +244,9 @@ def examine(
             return _bad(file, error)
         digest = hashlib.sha256(data).hexdigest()
         path = str(file.path.relative_to(root))
-        image = IndexedImage(file.name, file.label, file.part, digest, path)
+        image = IndexedImage(
+            file.name, file.label, file.part, digest, path, facts.look, file.group, file.depth
+        )
         return image, len(data), facts.bits
 
     outcomes: list[Any] = []
@@ -261,7 +271,6 @@ def examine(
             Reason.DATASET_UNUSABLE, f"no image is left to use: {_listed([*bad, *copies])}"
         )
     sizes = {image.path: size for image, size, _ in read_ones}
-    nested = {file.name for file in files if file.is_nested}
     return Index(
         is_labelled=is_labelled,
         case_sensitive=case_sensitive,
@@ -271,7 +280,7 @@ def examine(
         summary=summarise(
             len(images),
             left_out,
-            sum(image.name in nested for image in images),
+            sum(image.depth > 0 for image in images),
             arranged.warnings,
         ),
         bit_depth=max((bits for *_, bits in read_ones), default=0),

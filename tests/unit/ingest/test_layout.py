@@ -47,7 +47,7 @@ def refusal(*names: str | Entry, **options: bool) -> str:
 def test_a_folder_for_each_class_names_no_part() -> None:
     found = arranged("dog/deep/down/2.png", "cat/1.png")
     assert files(found) == [("", "cat", "cat/1.png"), ("", "dog", "dog/deep/down/2.png")]
-    assert [file.is_nested for file in found.files] == [False, True]
+    assert [file.depth for file in found.files] == [0, 2]
     assert [str(file.path) for file in found.files] == ["cat/1.png", "dog/deep/down/2.png"]
 
 
