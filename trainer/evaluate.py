@@ -209,7 +209,9 @@ _Ends = tuple[float | None, float | None, float | None]
 _NONE: _Ends = (None, None, None)
 
 
-def _loss(probabilities: Floats, targets: Ints, groups: Ints) -> _Ends:
+def _loss(
+    probabilities: Floats, targets: Ints, groups: Ints
+) -> tuple[float, float | None, float | None]:
     each = losses(probabilities, targets)
     mean = float(each.mean())
     se = intervals.clustered_se(each - mean, groups)

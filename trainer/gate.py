@@ -117,7 +117,7 @@ def _images_needed(changed: float, margin: float, effect: float) -> int:
     expected = intervals.matched_variance(changed / 2, changed / 2, -margin)
     errors = intervals.Z_ONE_SIDED_95 * math.sqrt(expected) + _POWER_Z * math.sqrt(changed)
     count = effect * (errors / margin) ** 2
-    step = 10 ** max(0, math.floor(math.log10(count)) - 1)
+    step = int(10 ** max(0, math.floor(math.log10(count)) - 1))
     return min(math.ceil(count / step) * step, 2**31 - 1)
 
 
@@ -214,7 +214,11 @@ def _class_recall(asked: Gate, metrics: Metrics | None) -> GateCheck:
         verdict = "failed"
     elif unmeasured or metrics is None:
         verdict = "undecided"
-    value, bound = measured[order[0]] if order else (None, max(bounds.values(), default=0.0))
+    value, bound = (
+        measured[order[0]]
+        if order
+        else (None, max(bounds.values(), default=asked.min_class_recall or 0.0))
+    )
     return _check("class_recall", asked, verdict, value, bound, "; ".join(told))
 
 
@@ -244,11 +248,11 @@ def _compared(asked: Gate, paired: Paired, found: NonInferiority) -> Iterator[st
     else:
         of = f" of {found.groups} groups" if found.groups < n else ""
         kind = f" ({paired.kind})" if paired.kind else ""
+        between = f"{intervals.points(found.low)} and {intervals.points(found.high)} points"
         yield (
             f"accuracy {paired.right.mean():.4f} against {paired.incumbent_right.mean():.4f} of "
             f"the version behind {alias} on the same {images}{of}{kind}: {found.lost} lost, "
-            f"{found.won} won, a difference of {_points(found.difference)} points, at one-sided "
-            f"95 % at least {_points(found.low)} and at most {_points(found.high)}"
+            f"{found.won} won, a difference between {between} (each end 95 %, one-sided)"
         )
         allowed = f"{asked.max_regression * 100:.3g} points"
         if found.verdict == "undecided":
@@ -262,6 +266,8 @@ def _compared(asked: Gate, paired: Paired, found: NonInferiority) -> Iterator[st
             yield f"It is worse; a loss of less than {allowed} was to be shown"
         elif found.lost + found.won == 0:
             yield "The same images are answered right"
+        elif found.low > 0:
+            yield "It is better"
         else:
             yield f"Less than {allowed} are lost"
     if paired.left_out:
@@ -302,7 +308,3 @@ def _verdict(passed: bool) -> Verdict:
 def _listed(labels: Sequence[str]) -> str:
     named = ", ".join(map(repr, labels[:_NAMED]))
     return named + (f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else "")
-
-
-def _points(difference: float) -> str:
-    return f"{difference * 100:+.1f}"

@@ -30,7 +30,8 @@ def wilson(p: float, n: float, z: float = Z_95) -> tuple[float, float]:
     """Ends of the score interval of a proportion `p` of `n`, 95 % unless told (Wilson 1927)."""
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exact at the ends, where rounding would leave none of what was found inside.
+    return max(0.0, centre - half) if p > 0 else 0.0, min(1.0, centre + half) if p < 1 else 1.0
 
 
 def clustered_se(influence: Floats, groups: Ints | None = None) -> float:
@@ -127,6 +128,11 @@ def matched_variance(share_a: float, share_b: float, difference: float) -> float
     c = -share_b * difference * (1 - difference)
     alone_b = (math.sqrt(max(0.0, b * b - 8 * c)) - b) / 4
     return 2 * alone_b + difference * (1 - difference)
+
+
+def points(difference: float) -> str:
+    """A difference of -1 to 1 in points of a hundred, for people."""
+    return f"{difference * 100:+.1f}"
 
 
 def t_quantile(groups: Ints) -> float:

@@ -1,5 +1,6 @@
-"""Whether a confidence of 0.8 is right four times in five; NumPy alone."""
+"""Whether a confidence of 0.8 is right four times in five; NumPy and SciPy alone."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -19,9 +20,10 @@ _BIN_IMAGES = 20
 TOO_FEW = 0.1
 """Where chance alone allows a larger error, so few images show nothing."""
 MARGIN = 0.02
-"""Error beyond chance's mean from which on it matters: five perfect models in a hundred are
-beyond its 95th percentile."""
-_SIMULATIONS = 500
+"""Error beyond chance's mean from which on it matters."""
+_MOST_SIMULATIONS, _LEAST_SIMULATIONS = 1000, 200
+_DRAWS = 2**23
+"""Answers that are drawn in all, about: of many images fewer simulations show the same."""
 _ROWS = 4096
 _TINY = 1e-12
 
@@ -63,9 +65,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """The reliability diagram; none is empty."""
     bins_before: list[Bin]
     verdict: Literal["off", "not_shown", "too_few_images"]
-    """`off`: more than chance explains, by a margin. `not_shown`: no more than that, which does
-    not prove that the probabilities are right. `too_few_images`: nothing could be shown, since
-    chance alone explains errors above 0.1."""
+    """`off`: more than a perfectly calibrated model has 99 times in 100, by a margin.
+    `not_shown`: no more than that, which does not prove that the probabilities are right.
+    `too_few_images`: nothing could be shown, since chance alone explains errors above 0.1."""
 
     @property
     def is_worse_than_before(self) -> bool:
@@ -89,19 +91,19 @@ def measure(
     confidence, brier = _of_rows(probabilities, targets, 1.0)
     before, brier_before = _of_rows(probabilities, targets, temperature)
     error = _error(confidence, right)
-    mean_by_chance, by_chance = _by_chance(confidence, right, groups, seed)
+    chance = _by_chance(confidence, right, groups, seed)
     return Calibration(
         temperature=temperature,
         confidence=float(confidence.mean()),
         error=error,
         error_before=_error(before, right),
-        mean_error_by_chance=mean_by_chance,
-        error_by_chance=by_chance,
+        mean_error_by_chance=chance.mean,
+        error_by_chance=chance.usual,
         brier=brier,
         brier_before=brier_before,
         bins=_bins(confidence, right, groups),
         bins_before=_bins(before, right, groups),
-        verdict=_verdict(error, mean_by_chance, by_chance),
+        verdict=_verdict(error, chance),
     )
 
 
@@ -111,7 +113,7 @@ def is_calibrated(
     """Whether probabilities [n, classes] were shown to be right, and for people why not.
 
     For that, chance alone may explain an error of 0.1 at most, and there may be no more than
-    chance explains. n may be 0.
+    that. n may be 0.
     """
     n = len(targets)
     if n == 0:
@@ -119,8 +121,8 @@ def is_calibrated(
     right = probabilities.argmax(axis=1) == targets
     confidence = probabilities.max(axis=1).astype(np.float64)
     error = _error(confidence, right)
-    mean_by_chance, by_chance = _by_chance(confidence, right, groups, seed)
-    verdict = _verdict(error, mean_by_chance, by_chance)
+    chance = _by_chance(confidence, right, groups, seed)
+    verdict = _verdict(error, chance)
     if verdict == "not_shown":
         return True, ""
     images = f"{n} image{'s' if n > 1 else ''}"
@@ -134,7 +136,7 @@ def is_calibrated(
     side = "higher" if confidence.mean() > right.mean() else "lower"
     return False, (
         f"on {images} the probabilities are {error * 100:.1f} points from how often they were "
-        f"right, mostly {side}, where chance explains {by_chance * 100:.1f}"
+        f"right, mostly {side}, where chance explains {chance.usual * 100:.1f}"
     )
 
 
@@ -213,10 +215,17 @@ def _error(confidence: Doubles, right: Bools) -> float:
     return float(np.abs(surplus).sum() / len(confidence))
 
 
-def _by_chance(
-    confidence: Doubles, right: Bools, groups: Ints | None, seed: int
-) -> tuple[float, float]:
-    """Mean and 95th percentile of the error when each answer is right as often as it says.
+@dataclass(frozen=True)
+class _Chance:
+    """The error of a perfectly calibrated model: its mean, 95th and 99th percentile."""
+
+    mean: float
+    usual: float
+    rare: float
+
+
+def _by_chance(confidence: Doubles, right: Bools, groups: Ints | None, seed: int) -> _Chance:
+    """The error when each answer is right as often as it says, by simulation.
 
     Few images make the error of any model look large (Brocker and Smith 2007, "Increasing the
     Reliability of Reliability Diagrams"). In a part of the groups, as large as makes answers as
@@ -226,33 +235,39 @@ def _by_chance(
     rng = np.random.default_rng([seed % 2**64, 0xECE])
     numbers = None if groups is None else intervals.numbered(groups)
     alike = 0.0 if numbers is None else _alikeness(right - confidence, confidence, numbers)
-    errors = np.empty(_SIMULATIONS)
-    for i in range(_SIMULATIONS):
+    errors = np.empty(min(_MOST_SIMULATIONS, max(_LEAST_SIMULATIONS, _DRAWS // n)))
+    for i in range(len(errors)):
         fate = rng.random(n)
         if numbers is not None and alike > 0:
             shared = rng.random((2, int(numbers.max()) + 1))
             fate = np.where(shared[0, numbers] < alike, shared[1, numbers], fate)
         surplus = np.bincount(where, weights=(fate < confidence) - confidence)
         errors[i] = np.abs(surplus).sum() / n
-    return float(errors.mean()), float(np.quantile(errors, 0.95))
+    usual, rare = np.quantile(errors, [0.95, 0.99])
+    return _Chance(float(errors.mean()), float(usual), float(rare))
 
 
 def _alikeness(surplus: Doubles, confidence: Doubles, groups: Ints) -> float:
-    """Correlation of the surplus within groups, 0 to 1, the mean surplus taken away."""
-    centred = surplus - surplus.mean()
-    spread = np.sqrt(confidence * (1 - confidence))
+    """Correlation of the surplus within groups, 0 to 1, as large as it may well be.
 
-    def of_pairs(values: Doubles) -> float:
+    That is two standard errors more than was found, the mean surplus taken away.
+    """
+
+    def of_pairs(values: Doubles) -> Doubles:
         sums = np.bincount(groups, weights=values)
-        return float(np.square(sums).sum() - np.square(values).sum())
+        pairs: Doubles = np.square(sums) - np.bincount(groups, weights=np.square(values))
+        return pairs
 
-    most = of_pairs(spread)
-    return min(1.0, max(0.0, of_pairs(centred) / most)) if most > 0 else 0.0
+    found = of_pairs(surplus - surplus.mean())
+    most = of_pairs(np.sqrt(confidence * (1 - confidence)))
+    if most.sum() <= 0:
+        return 0.0
+    part = found.sum() / most.sum()
+    error = np.sqrt(np.square(found - part * most).sum()) / most.sum()
+    return float(np.clip(part + 2 * error, 0, 1))
 
 
-def _verdict(
-    error: float, mean_by_chance: float, by_chance: float
-) -> Literal["off", "not_shown", "too_few_images"]:
-    if error > by_chance and error - mean_by_chance > MARGIN:
+def _verdict(error: float, chance: _Chance) -> Literal["off", "not_shown", "too_few_images"]:
+    if error > chance.rare and error - chance.mean > MARGIN:
         return "off"
-    return "too_few_images" if by_chance > TOO_FEW else "not_shown"
+    return "too_few_images" if chance.usual > TOO_FEW else "not_shown"

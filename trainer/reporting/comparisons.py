@@ -89,7 +89,9 @@ def compare(
     if p_value < SIGNIFICANT:
         verdict = "better" if difference > 0 else "worse"
     found = f"{abs(difference) * 100:.1f}"
-    between = f"between {_points(difference_low)} and {_points(difference_high)} points"
+    between = (
+        f"between {intervals.points(difference_low)} and {intervals.points(difference_high)} points"
+    )
     p = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
     words = f"could not be told apart: {between} ({p})"
     if only_served + only_other == 0:
@@ -155,7 +157,3 @@ def _unit(features: Floats) -> Doubles:
     x = features.astype(np.float64)
     unit: Doubles = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     return unit
-
-
-def _points(difference: float) -> str:
-    return f"{difference * 100:+.1f}"

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trainer.evaluate import wilson
+from trainer.intervals import wilson
 
 Floats = npt.NDArray[np.floating]
 Doubles = npt.NDArray[np.float64]
