@@ -15,6 +15,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from service.jobs.contract import BackbonesRanked
+from trainer.adaptation.brakes import Doubt
 from trainer.reporting import comparisons, duplicates, label_errors, learning_curve
 from trainer.reporting.comparisons import Comparison, Measured
 from trainer.reporting.duplicates import NearDuplicates
@@ -28,13 +29,11 @@ _SCORE_BINS = 24
 
 
 class Gap(msgspec.Struct, frozen=True):
-    """How far apart the domains' features lie, by one measure; 0 is together."""
+    """How far apart the domains' features lie as the backbone gives them; 0 is together."""
 
     measure: str
     """`proxy_a_distance`, `mmd` or `frechet_distance`."""
-    before: float
-    after: float | None
-    """Of the adapted features; None where the technique leaves the features alone."""
+    distance: float
 
 
 class Adapted(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,11 +41,8 @@ class Adapted(msgspec.Struct, frozen=True, kw_only=True):
 
     technique: str
     """The technique and its setting, as `mcc classes equally frequent`."""
-    criterion: float | None = None
+    criterion: float
     """What it was judged by, without target labels."""
-    seconds: float | None = None
-    target_accuracy: float | None = None
-    """Only where the target's classes were given for evaluation."""
 
 
 class Adaptation(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,25 +51,25 @@ class Adaptation(msgspec.Struct, frozen=True, kw_only=True):
     technique: str
     """Asked for."""
     published: str
-    """What serves; `source_only` where adapting did not look better."""
-    chosen: str = ""
+    """What serves; `source_only` where adapting is in doubt."""
+    chosen: str
     """The same, named as in `candidates`."""
-    margin: float | None = None
+    margin: float
     """The least by which a candidate's criterion must exceed that of a simpler one to be chosen."""
     candidates: list[Adapted]
     """Simplest first, source-only among them."""
     criterion: str
     """Names what the candidates were judged by, for people."""
     gaps: list[Gap]
-    is_negative: bool
-    """Adapting looked worse than not adapting (negative transfer)."""
+    doubt: Doubt
+    """Why source-only is to be preferred; "" where it is not."""
+    seen: float
+    """How much of the source's class structure the target shows, about 0 to 1."""
     target_images: int
-    target_accuracy: float | None = None
-    """Of what is published."""
-    source_only_target_accuracy: float | None = None
     comparison: Comparison | None = None
-    """Of what is published with source-only, on the target's labelled images."""
-    words: str = ""
+    """Of what is published with source-only, on labelled target images that were not adapted to."""
+    words: str
+    """Which is published, why, and what for."""
 
 
 class ScoreBin(msgspec.Struct, frozen=True):
