@@ -1,16 +1,18 @@
 """A job on frozen features, from features to head and reported figures, as the trainer does it."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from bench.quality.images import ImageSet, Ints
 from service.domain import Figure
-from trainer import evaluate, folds, linear
+from trainer import evaluate, folds, groups, linear
 from trainer.reporting import calibration
 
 Doubles = npt.NDArray[np.float64]
+Grouping = Literal["found", "given", "lone"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +36,14 @@ class FrozenJob:
         return served
 
 
-def run(images: ImageSet, seed: int, *, is_grouped: bool = True) -> FrozenJob:
-    """Runs a job on `images`.
-
-    Without `is_grouped` each image is taken to stand alone, whatever it looks like.
-    """
+def run(images: ImageSet, seed: int, grouping: Grouping = "found") -> FrozenJob:
+    """Runs a job on `images`, whose groups are found, are the scenes, or are lone images."""
     targets = images.targets
-    groups = images.scenes if is_grouped else np.arange(len(images))
-    order = np.random.default_rng(seed).random(len(images))
+    of = np.arange(len(images))
+    if grouping != "lone":
+        scenes = [f"scene {scene}" for scene in images.scenes]
+        given = scenes if grouping == "given" else [""] * len(images)
+        of = groups.find(images.features, images.looks, targets, given).of
     fitted = linear.fit(
         images.features,
         targets,
@@ -49,12 +51,12 @@ def run(images: ImageSet, seed: int, *, is_grouped: bool = True) -> FrozenJob:
         None,
         seed,
         threads=1,
-        folds=folds.deal(targets, groups, order),
+        folds=folds.deal(targets, of, np.random.default_rng(seed).random(len(images))),
     )
     figure, is_calibrated = None, False
     if fitted.out_of_fold is not None:
         there = ~np.isnan(fitted.out_of_fold[:, 0])
-        answered = fitted.out_of_fold[there], targets[there], groups[there]
+        answered = fitted.out_of_fold[there], targets[there], of[there]
         figure = evaluate.figure("cross_validation", *answered)
         is_calibrated, _ = calibration.is_calibrated(*answered)
-    return FrozenJob(fitted.weight, fitted.bias, fitted.temperature, groups, figure, is_calibrated)
+    return FrozenJob(fitted.weight, fitted.bias, fitted.temperature, of, figure, is_calibrated)

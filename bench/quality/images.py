@@ -1,6 +1,6 @@
 """The images that quality is measured on: folders of photographs, scikit-learn's digits, bursts.
 
-Their features and perceptual hashes are computed once, by the service's own decoder and
+Their features and difference hashes are computed once, by the service's own decoder and
 runtime, and kept in a folder from run to run.
 """
 
@@ -52,8 +52,8 @@ class ImageSet:
     targets: Ints
     """[n], places in `classes`."""
     classes: tuple[str, ...]
-    hashes: npt.NDArray[np.uint64]
-    """Perceptual hashes [n], as the service's reader makes them."""
+    looks: npt.NDArray[np.uint64]
+    """Difference hashes [n], as the service's reader makes them."""
     scenes: Ints
     """[n], equal for frames of one scene; every image its own where it is no burst."""
 
@@ -67,7 +67,7 @@ class ImageSet:
             self.features[places],
             self.targets[places],
             self.classes,
-            self.hashes[places],
+            self.looks[places],
             self.scenes[places],
         )
 
@@ -82,7 +82,7 @@ class ImageSet:
             chosen.features,
             numbers[chosen.targets],
             tuple(self.classes[k] for k in kept),
-            chosen.hashes,
+            chosen.looks,
             chosen.scenes,
         )
 
@@ -188,7 +188,7 @@ def _frame(data: bytes, number: int) -> bytes:
 
 
 class Kept:
-    """Sets with features and hashes, computed where `folder` does not hold them yet."""
+    """Sets with features and difference hashes, computed where `folder` does not hold them yet."""
 
     def __init__(self, folder: Path, say: Callable[[str], None] = lambda _: None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -215,9 +215,9 @@ class Kept:
         kept = self._folder / called
         if not kept.exists():
             self._say(f"computing features of {len(files) * frames} images of {name}")
-            features, hashes = self._compute(encoded, frames)
+            features, looks = self._compute(encoded, frames)
             partial = kept.with_suffix(".partial.npz")
-            np.savez(partial, features=features, hashes=hashes)
+            np.savez(partial, features=features, looks=looks)
             partial.replace(kept)
         stored = np.load(kept)
         classes = tuple(sorted({file.label for file in files}))
@@ -228,7 +228,7 @@ class Kept:
             stored["features"],
             targets.repeat(frames),
             classes,
-            stored["hashes"],
+            stored["looks"],
             scenes,
         )
 
@@ -239,20 +239,18 @@ class Kept:
         places = [(image, frame) for image in range(len(encoded)) for frame in range(frames)]
 
         def run(start: int) -> tuple[Floats, list[int]]:
-            some = places[start : start + _BATCH]
-            images = [
-                preprocess.open_image(
-                    encoded[image] if frames == 1 else _frame(encoded[image], frame)
-                )
-                for image, frame in some
+            some = [
+                encoded[image] if frames == 1 else _frame(encoded[image], frame)
+                for image, frame in places[start : start + _BATCH]
             ]
-            pixels = np.stack([preprocess.fit(image) for image in images])
-            return session.run(pixels, cores=1), [0 for image in images]
+            pixels = np.stack([preprocess.fit(preprocess.open_image(data)) for data in some])
+            looks = [int(preprocess.inspect(data).look, 16) for data in some]
+            return session.run(pixels, cores=1), looks
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             runs = list(pool.map(run, range(0, len(places), _BATCH)))
-        hashes = np.array([each for _, some in runs for each in some], np.uint64)
-        return np.concatenate([rows for rows, _ in runs]), hashes
+        looks = np.array([look for _, some in runs for look in some], np.uint64)
+        return np.concatenate([rows for rows, _ in runs]), looks
 
     def _session(self) -> Session:
         if self._loaded is None:

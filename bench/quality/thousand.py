@@ -55,8 +55,7 @@ def made(classes: int, per_class: int, spread: float, seed: int) -> tuple[ImageS
 
 def of_scenes(filmed: Sequence[ImageSet], classes: int, seed: int) -> tuple[ImageSet, ImageSet]:
     """Takes each scene for a class of its own: real photographs, of which all but two frames are
-    learned from. Frames of it belong together no more than other images of a class do, so they
-    come without hashes by which a reader would see that they do.
+    learned from. The job takes its frames for lone images, or all of a class would be one group.
     """
     rng = np.random.default_rng([seed, 7])
     features = np.concatenate([s.features.reshape(-1, FRAMES, s.features.shape[1]) for s in filmed])
@@ -68,15 +67,15 @@ def of_scenes(filmed: Sequence[ImageSet], classes: int, seed: int) -> tuple[Imag
         x = chosen[:, frames]
         targets = np.arange(len(x)).repeat(len(frames))
         x = x.reshape(len(targets), -1)
-        hashes = rng.integers(0, 2**63, len(x)).astype(np.uint64)
-        return ImageSet("scenes of photographs", x, targets, names, hashes, np.arange(len(x)))
+        looks = rng.integers(0, 2**63, len(x)).astype(np.uint64)
+        return ImageSet("scenes of photographs", x, targets, names, looks, np.arange(len(x)))
 
     return some(learned[:-2].tolist()), some(learned[-2:].tolist())
 
 
 def measure(train: ImageSet, held_out: ImageSet, seed: int) -> Outcome:
     """Runs one job and holds its reports against the held-out images."""
-    job = frozen_job.run(train, seed, is_grouped=False)
+    job = frozen_job.run(train, seed, "lone")
     assert job.figure is not None
     served = job.probabilities(held_out)
     true = served[np.arange(len(held_out)), held_out.targets]
