@@ -7,7 +7,7 @@ from trainer.logistic import Doubles, Ints
 FOLDS = 5
 FOLDS_OF_FEW = 10
 """Few images learn quickly and would miss a fifth of them."""
-_FEW_IMAGES = 200
+_FEW_IMAGES = 300
 
 
 def deal(
