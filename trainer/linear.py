@@ -75,9 +75,10 @@ def fit(
     int64 [n]; without them by folds dealt from the seed, each image its own group.
     The temperature (Guo et al. 2017, On Calibration of Modern Neural Networks) is
     fitted to the logits of the held-out folds, so on images that their weights did
-    not see, and lowered a little for the head that learned from them all. `views`, float32 [v, n, d], are further features of the same images:
-    learned from beside them, never measured on. Raises ValueError where a fold leaves
-    a class nothing to learn from.
+    not see, and lowered a little for the head that learned from them all. `views`,
+    float32 [v, n, d], are further features of the same images: learned from beside
+    them, never measured on. Raises ValueError where a fold leaves a class nothing to
+    learn from.
     """
     n = len(features)
     every = features if views is None else np.concatenate([features, *views])
