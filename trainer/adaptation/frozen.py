@@ -101,12 +101,11 @@ def adapt(
     always_adapt: bool,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> Adapted:
-    """From source features [n, d] with classes [n] to a head for the target's [m, d].
+    """Adapts from source features [n, d] with classes [n] to the target's [m, d].
 
     `source_only` is the head that serves without adaptation. `auto` takes the technique
     that the criterion prefers. Where that is in doubt, source-only is the result, unless
-    `always_adapt`.
-    Raises ValueError for an unknown technique and below two images in a domain.
+    `always_adapt`. Raises ValueError for an unknown technique and below two images in a domain.
     """
     if technique not in TECHNIQUES:
         raise ValueError(
@@ -191,7 +190,7 @@ def cross_adapted(
 
 
 def preferred(candidates: list[_Candidate]) -> _Candidate:
-    """The one with the best criterion; from simple to refined, each must pay by the margin."""
+    """Picks the one with the best criterion; from simple to refined, each must pay by the margin."""
     best = candidates[0]
     for candidate in candidates[1:]:
         if candidate.tried.criterion > best.tried.criterion + MARGIN:
