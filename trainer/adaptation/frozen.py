@@ -190,7 +190,7 @@ def cross_adapted(
 
 
 def preferred(candidates: list[_Candidate]) -> _Candidate:
-    """Picks the one with the best criterion; from simple to refined, each must pay by the margin."""
+    """Picks what has the best criterion; from simple to refined, each must pay by the margin."""
     best = candidates[0]
     for candidate in candidates[1:]:
         if candidate.tried.criterion > best.tried.criterion + MARGIN:
