@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from service.errors import GraftError
 from service.inference.head import Floats, Head
@@ -23,7 +24,9 @@ from service.jobs.contract import (
     Progressed,
     Record,
 )
-from trainer.data import Data, Part
+from trainer import folds
+from trainer.data import Bools, Ints, Part
+from trainer.divided import Divided
 from trainer.features import Features
 from trainer.methods import feature_based
 from trainer.records import Send
@@ -41,8 +44,9 @@ class Bench:
     """What baselines are measured with."""
 
     spec: JobSpec
-    data: Data
-    """To learn from."""
+    divided: Divided
+    learned: Bools
+    """Marks the training images [n] to learn from."""
     measured: Part
     """To be measured on."""
     frozen: Features
@@ -80,10 +84,18 @@ def measure(bench: Bench, served: str) -> list[Measured]:
     return found
 
 
+def dealt(divided: Divided, learned: Bools) -> tuple[Part, Ints, tuple[str, ...]]:
+    """Returns the marked training images, their folds and the classes."""
+    part = divided.data.train.take(learned)
+    own = folds.deal(part.targets, divided.train[learned], divided.sides[learned])
+    return part, own, divided.data.classes
+
+
 def _linear_probe(bench: Bench, send: Send) -> Floats:
     fitted = feature_based.fit_head(
-        FeatureBased(), bench.data, bench.frozen, bench.spec.seed, send, bench.spec.threads
-    )
+        FeatureBased(), *dealt(bench.divided, bench.learned), bench.frozen, bench.spec.seed, send,
+        bench.spec.threads,
+    )  # fmt: skip
     return fitted.head.probabilities(bench.frozen.of(bench.measured))
 
 
@@ -95,14 +107,19 @@ def _trained(bench: Bench, name: Baseline, budget_s: float | None, send: Send) -
     spec = msgspec.structs.replace(bench.spec, weights=weights, checkpoint_dir="")
     backbone = backbones.load(spec.backbone, spec.weights, spec.seed, Path(spec.weights_dir))
     deadline = None if budget_s is None else time.monotonic() + budget_s
+    data = bench.divided.data
+    part = data.train.take(bench.learned)
     head, *_ = model_based.train(
         spec,
         ModelBased(),
-        bench.data,
+        part,
+        part.take(np.zeros(len(part), np.bool_)),
+        data.classes,
         backbone,
         bench.first_head,
         deadline,
         send,
+        digest=data.digest,
     )
     pixels = bench.measured.decode(threads=spec.threads)
     return head.probabilities(export.torch_features(backbone, pixels))

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -24,11 +24,14 @@ from service.inference.preprocess import SIZE, Pixels
 from service.ingest import index as indexes
 from service.ingest import reader
 from service.ingest.folder import read_plain
+from service.ingest.grouping import names_group
 from service.ingest.index import Index, IndexedImage
+from service.jobs.contract import Grouping
 from trainer import division
 from trainer.division import Images, LabelledImage
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 MIN_TARGET = 2
 
 
@@ -40,6 +43,10 @@ class Files:
     digests: tuple[str, ...]
     decoding: ImageDecoding = field(default=DEFAULT_DECODING, kw_only=True)
     """How they become pixels."""
+    looks: tuple[str, ...] = field(default=(), kw_only=True)
+    """Their perceptual hashes, hex; empty where none was computed."""
+    given_groups: tuple[str, ...] = field(default=(), kw_only=True)
+    """Names of the groups that they came in; empty names, or none, where nothing was said."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -83,10 +90,21 @@ class Part(Files):
     """Images with their classes, int64 [n]."""
 
     targets: Ints
+    ages: Ints = field(default_factory=lambda: np.empty(0, np.int64), kw_only=True)
+    """Places of the datasets that they came in, the oldest first."""
 
-    def none(self) -> "Part":
-        """Returns a part without images."""
-        return Part((), (), np.empty(0, np.int64), decoding=self.decoding)
+    def take(self, places: Ints | Bools) -> "Part":
+        """Returns those at `places`, or where a mask is true, with all that is known of them."""
+        kept = np.arange(len(self))[places]
+        return Part(
+            tuple(self.paths[i] for i in kept),
+            tuple(self.digests[i] for i in kept),
+            self.targets[kept],
+            decoding=self.decoding,
+            looks=tuple(self.looks[i] for i in kept) if self.looks else (),
+            given_groups=tuple(self.given_groups[i] for i in kept) if self.given_groups else (),
+            ages=self.ages[kept] if len(self.ages) else self.ages,
+        )
 
     def spread(self, at_most: int) -> list[int]:
         """Places of the first images, in turn from each class."""
@@ -116,9 +134,11 @@ class Data:
 
     classes: tuple[str, ...]
     train: Part
+    """All to learn from; nothing is held out of it yet."""
     validation: Part
+    """Came as such: measured on, never learned from or chosen by; may be empty."""
     test: Part
-    """Measured on, never chosen by; may be empty."""
+    """The same."""
     summary: ReadSummary
     """Of the job's own files, without those of its bases."""
     digest: str
@@ -171,15 +191,15 @@ class Source:
         root = self.root if self.index_file else self.root.resolve()
         prefix = f"{self.name}/" if self.name else ""
         return [
-            LabelledImage(root / i.path, prefix + i.name, i.label, i.part, i.digest)
+            LabelledImage(
+                root / i.path, prefix + i.name, i.label, i.part, i.digest, i.look, i.group
+            )
             for i in index.images
         ]
 
 
 def load(
     source: Source | Path,
-    validation_fraction: float,
-    seed: int,
     threads: int = 0,
     *,
     bases: Sequence[Source] = (),
@@ -187,11 +207,11 @@ def load(
     case_sensitive: bool = False,
     background: str = WHITE,
     target_bit_depth: int = 0,
+    grouping: Grouping | None = None,
 ) -> Data:
     """Reads, checks and divides a dataset, after those of `bases`, oldest first.
 
-    Each dataset is divided by itself, as it was when it stood alone: what a base
-    version was measured on is not learned from now. Raises InvalidInput (DATASET_UNUSABLE)
+    Raises InvalidInput (DATASET_UNUSABLE)
     when it cannot be trained on, and WrongState (BASE_DATA_GONE) when the images of `bases`
     do not give `base_digest`, where there is one.
 
@@ -215,17 +235,25 @@ def load(
     )
     of_bases = {image.path for images in datasets[:-1] for image in images}
     warnings: list[str] = []
-    divided = division.divide(datasets, validation_fraction, seed, warnings)
+    if grouping is not None:
+        datasets = [_grouped(images, grouping) for images in datasets]
+        if lone := sum(not image.group for images in datasets for image in images):
+            warnings.append(
+                f"{lone} images have names that tell no group: each is a group of its own unless "
+                "it looks like another"
+            )
+    divided = division.divide(datasets, warnings)
     classes = division.check_classes(divided, warnings)
     places = {label: i for i, label in enumerate(classes)}
     # One for all, so that what is darker in one image than in another stays so.
     bits = max(target_bit_depth, *(index.bit_depth for index in read))
     decoding = ImageDecoding(background, bits or DEFAULT_DECODING.bit_depth)
+    ages = {image.path: age for age, images in enumerate(datasets) for image in images}
     return Data(
         classes=classes,
-        train=_part(divided.train, places, decoding),
-        validation=_part(divided.validation, places, decoding),
-        test=_part(divided.test, places, decoding),
+        train=_part(divided.train, places, ages, decoding),
+        validation=_part(divided.validation, places, ages, decoding),
+        test=_part(divided.test, places, ages, decoding),
         summary=indexes.without(read[-1].summary, divided.left_out),
         digest=_digest(read),
         warnings=tuple(warnings),
@@ -282,6 +310,8 @@ def load_unlabelled(
         digest=read.digest,
         names={image.path: image.name for image in images},
         decoding=decoding,
+        looks=tuple(image.look for image in images),
+        given_groups=tuple(image.group for image in images),
     )
 
 
@@ -319,10 +349,23 @@ def _digest(datasets: Sequence[Index]) -> str:
     return indexes.digest_of(images, is_labelled=True)
 
 
-def _part(images: Images, places: dict[str, int], decoding: ImageDecoding) -> Part:
+def _grouped(images: Images, grouping: Grouping) -> Images:
+    """Names the group of each image by its name, where it came without one."""
+    return [
+        replace(image, group=image.group or names_group(grouping, image.name, image.label))
+        for image in images
+    ]
+
+
+def _part(
+    images: Images, places: dict[str, int], ages: dict[Path, int], decoding: ImageDecoding
+) -> Part:
     return Part(
         paths=tuple(image.path for image in images),
         digests=tuple(image.digest for image in images),
         targets=np.array([places[image.label] for image in images], dtype=np.int64),
         decoding=decoding,
+        looks=tuple(image.look for image in images),
+        given_groups=tuple(image.group for image in images),
+        ages=np.array([ages[image.path] for image in images], dtype=np.int64),
     )

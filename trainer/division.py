@@ -1,7 +1,8 @@
-"""Divides datasets into training, validation and test parts, and refuses what forbids it.
+"""Divides datasets by the parts that they name, and refuses what forbids it.
 
-Every problem has a name: one class only, classes with too few images, the same image in two
-parts or under two classes, class names that look the same.
+Every problem has a name: one class only, classes to test that were never learned, the same
+image in two parts or under two classes, class names that look the same. Images that name no
+part are all to learn from: what a network is measured on is held out of them by `held_out`.
 """
 
 from collections import Counter, defaultdict
@@ -10,17 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from service.domain import LeftOutFile, LeftOutReason, PartName
 from service.errors import InvalidInput, Reason
 from service.ingest import labels as class_names
 from service.ingest.names import shown
 
-MIN_TRAIN = 2
-"""Images to learn from that each class needs."""
+Ints = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 _LISTED = 10
 _PARTS: tuple[PartName, ...] = ("train", "val", "test")
+_ATTRIBUTES: dict[PartName, str] = {"train": "train", "val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,10 @@ class LabelledImage:
     part: PartName
     digest: str
     """sha256 of its file, lower-case hex."""
+    look: str = ""
+    """Its perceptual hash, hex."""
+    group: str = ""
+    """Images that belong together; empty where nothing was said."""
 
 
 Images = list[LabelledImage]
@@ -50,13 +58,12 @@ class Division:
     """Of the last dataset, for what an earlier one holds."""
 
 
-def divide(datasets: Sequence[Images], fraction: float, seed: int, warnings: list[str]) -> Division:
-    """Divides each dataset by itself: by its parts' names, else by `fraction`, stratified.
+def divide(datasets: Sequence[Images], warnings: list[str]) -> Division:
+    """Divides each dataset by its parts' names; images without one are to learn from.
 
     The datasets are in the order in which they came; none holds an image twice. A
-    validation image of one is a training image of none, and a test image is neither. What
-    comes later moves nothing of what came before but out of training, or from validation to
-    the test part. Raises InvalidInput (DATASET_UNUSABLE) for a class that nothing is left of.
+    validation image of one is a training image of none, and a test image is neither.
+    Raises InvalidInput (DATASET_UNUSABLE) for a class that nothing is left of.
     """
     found = Division()
     labels: dict[str, set[str]] = defaultdict(set)
@@ -65,34 +72,35 @@ def divide(datasets: Sequence[Images], fraction: float, seed: int, warnings: lis
     for whole in datasets:
         for image in whole:
             labels[image.digest].add(image.label)
-        # Against those so far: what a later one contradicts must not shift the division of this.
-        images = [image for image in whole if len(labels[image.digest]) == 1]
-        copies = [
-            image
-            for image in images
-            if any(image.digest in seen[part] for part in ([image.part] if image.part else _PARTS))
-        ]
-        again = {image.digest for image in copies}
-        fresh = [image for image in images if image.digest not in again]
-        found.test += [image for image in fresh if image.part == "test"]
-        found.validation += [image for image in fresh if image.part == "val"]
-        learned = [image for image in fresh if image.part in ("", "train")]
-        if not any(image.part == "val" for image in images):
-            measured = {image.label for image in found.validation}
-            learned, held = _divide(learned, fraction, seed, measured)
-            found.validation += held
-        found.train += learned
-        seen["test"] |= {image.digest for image in found.test}
-        seen["val"] |= {image.digest for image in found.validation}
-        seen["train"] |= {image.digest for image in found.train}
+            if any(image.digest in seen[part] for part in ([image.part] if image.part else _PARTS)):
+                copies.append(image)
+                continue
+            part = image.part or "train"
+            getattr(found, _ATTRIBUTES[part]).append(image)
+            seen[part].add(image.digest)
     contradicted = {digest for digest, known in labels.items() if len(known) > 1}
-    for name in ("train", "validation", "test"):
-        part: Images = getattr(found, name)
-        setattr(found, name, [image for image in part if image.digest not in contradicted])
+    copies = [image for image in copies if image.digest not in contradicted]
+    for name in _ATTRIBUTES.values():
+        part_images: Images = getattr(found, name)
+        setattr(found, name, [i for i in part_images if i.digest not in contradicted])
     _leave_out_known(found, datasets, copies, labels, warnings)
     _separate(found, datasets[-1], warnings)
     _check_kept(found, datasets)
     return found
+
+
+def held_out(targets: Ints, groups: Ints, sides: Doubles, fraction: float) -> Bools:
+    """Marks the images [n] that a network is measured on, and does not learn from.
+
+    Groups whose side, a number from 0 to 1, lies below `fraction`: so every job on these
+    images agrees, whatever came with them. A class with no other group keeps its last one.
+    """
+    held: Bools = sides < fraction
+    for label in np.unique(targets):
+        own = np.flatnonzero(targets == label)
+        if held[own].all():
+            held[groups == groups[own[np.argmax(sides[own])]]] = False
+    return held
 
 
 def _check_kept(found: Division, datasets: Sequence[Images]) -> None:
@@ -169,7 +177,7 @@ def check_labels(datasets: Sequence[Images], *, case_sensitive: bool) -> None:
 
 
 def check_classes(found: Division, warnings: list[str]) -> tuple[str, ...]:
-    """Returns the classes, sorted; raises InvalidInput when they cannot be learned or measured."""
+    """Returns the classes, sorted; raises InvalidInput when they cannot be learned."""
     learned = Counter(image.label for image in found.train)
     measured = Counter(image.label for image in found.validation)
     tested = Counter(image.label for image in found.test)
@@ -181,36 +189,18 @@ def check_classes(found: Division, warnings: list[str]) -> tuple[str, ...]:
             "classifier needs 2 or more: add another class, or grow a version that has some with "
             "`base`",
         )
-    held = {
-        image.label for part in (found.validation, found.test) for image in part if not image.part
-    }
-    if unlearned := [label for label in labels if not learned[label] and label not in held]:
+    if unlearned := [label for label in labels if not learned[label]]:
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
             f"the classes {listed(map(shown, unlearned))} are in val/ or test/ alone and not among "
             f"those to learn from ({listed(map(shown, sorted(learned)))}): add training images, or "
             "give a class one name in all parts",
         )
-    few = [f"{label} ({learned[label]})" for label in labels if learned[label] < MIN_TRAIN]
-    if few:
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            f"classes with fewer than {MIN_TRAIN} images to learn from, beside those held out: "
-            f"{listed(few)}: a class needs {MIN_TRAIN + 1} images, or {MIN_TRAIN} in train/ where "
-            "val/ is given; add images or leave the classes out",
-        )
-    if not measured:
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            "val/ holds no readable image: add some, or leave train/ and val/ away to have a "
-            "part held out",
-        )
-    if unmeasured := sorted(set(learned) - set(measured)):
-        warnings.append(
-            "no validation images for "
-            + listed(unmeasured)
-            + ": nothing is known of how well they are told"
-        )
+    for part, counts in (("validation", measured), ("test", tested)):
+        if counts and (missing := sorted(set(learned) - set(counts))):
+            warnings.append(
+                f"no {part} images for {listed(missing)}: the {part} figures say nothing of them"
+            )
     return tuple(sorted(learned))
 
 
@@ -219,27 +209,3 @@ def listed(names: Iterable[str]) -> str:
     shown = list(names)
     more = f" and {len(shown) - _LISTED} more" if len(shown) > _LISTED else ""
     return ", ".join(shown[:_LISTED]) + more
-
-
-def _divide(
-    images: Images, fraction: float, seed: int, measured: set[str]
-) -> tuple[Images, Images]:
-    """Stratified: each class gives its share, at least one, and keeps what it needs.
-
-    A class that others measure already need not give one.
-    """
-    rng = np.random.default_rng([seed % 2**64, 0x5911])
-    by_label: dict[str, Images] = defaultdict(list)
-    for image in images:
-        by_label[image.label].append(image)
-    train: Images = []
-    validation: Images = []
-    for label in sorted(by_label):
-        # By content, so that names and places of files do not matter.
-        own = sorted(by_label[label], key=lambda p: p.digest)
-        order = rng.permutation(len(own))
-        share = round(fraction * len(own))
-        held = share if label in measured else max(1, min(share, len(own) - MIN_TRAIN))
-        validation += [own[i] for i in order[:held]]
-        train += [own[i] for i in order[held:]]
-    return train, validation

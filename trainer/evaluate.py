@@ -1,4 +1,8 @@
-"""How good a classifier is on images that it did not learn from; NumPy alone."""
+"""How good a classifier is on images that it did not learn from; NumPy and SciPy alone.
+
+Every figure has a 95 % interval by groups of images that belong together, see
+`trainer.intervals`.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,95 +11,181 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from service.domain import Figure, MeasuredOn
+from trainer import intervals
 from trainer.reporting import calibration
 
 Floats = npt.NDArray[np.floating]
+Doubles = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
+THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+"""Probabilities from which on answers may be acted on, as the coverage table has them."""
 _TINY = 1e-12
 
 
-class ClassMetrics(msgspec.Struct, frozen=True):
-    """One class's figures; a ratio without a denominator is nothing."""
+class ClassMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """One class's figures, each with its 95 % interval; a ratio without a denominator is None."""
 
     label: str
-    precision: float | None
-    recall: float | None
-    f1: float | None
     support: int
     """Images of the class that were measured on."""
-    precision_low: float | None = None
-    """Of the 95 % Wilson score interval."""
-    precision_high: float | None = None
-    recall_low: float | None = None
-    recall_high: float | None = None
-    hits: int = 0
-    """Images of the class that were classified as it."""
-    answered: int = 0
+    answered: int
     """Images, of whatever class, that were classified as it."""
+    hits: int
+    """Images of the class that were classified as it."""
+    precision: float | None
+    precision_low: float | None
+    precision_high: float | None
+    recall: float | None
+    recall_low: float | None
+    recall_high: float | None
+    f1: float | None
+    f1_low: float | None
+    f1_high: float | None
+    auroc: float | None
+    """How often its probability is higher for an image of the class than for another one; None
+    where all images are of one kind."""
+    auroc_low: float | None
+    auroc_high: float | None
 
 
-class Metrics(msgspec.Struct, frozen=True):
-    """Figures over all images that were measured on: validation images, or a test part's."""
+class CoverageRow(msgspec.Struct, frozen=True, kw_only=True):
+    """How often answers are right if only those of at least some probability are acted on."""
 
+    threshold: float
+    answered: int
+    """Images whose answer has at least that probability; never 0."""
+    coverage: float
+    """The same as a part of all images, 0 to 1."""
+    right: int
+    precision: float
+    """The part of the answered ones that is right."""
+    precision_low: float
+    precision_high: float
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures over all images that were measured on, each with its 95 % interval."""
+
+    count: int
+    groups: int
+    """Groups of images that belong together; a lone image is one."""
+    effective_count: float
+    """Lone images that would tell the accuracy as exactly."""
     accuracy: float
     accuracy_low: float
-    """Lower end of the 95 % Wilson score interval (Wilson 1927)."""
     accuracy_high: float
+    balanced_accuracy: float
+    """Mean recall over the classes that have images."""
+    balanced_accuracy_low: float
+    balanced_accuracy_high: float
+    macro_f1: float
+    """Mean F1 over the classes that have images or were answered."""
+    macro_f1_low: float
+    macro_f1_high: float
+    macro_auroc: float | None
+    """Mean over the classes that have images and are not all there is, one against the rest."""
+    macro_auroc_low: float | None
+    macro_auroc_high: float | None
     loss: float
     """Mean cross-entropy, nats."""
-    macro_f1: float
+    loss_low: float | None
+    """None for a single group, which tells nothing of how groups differ. Too narrow where images
+    that are wrong and sure are fewer than a handful."""
+    loss_high: float | None
     calibration_error: float
-    """Expected calibration error over 15 bins (Naeini et al. 2015)."""
-    count: int
+    """Expected calibration error over bins of as many images, see `calibration.expected_error`."""
     classes: list[ClassMetrics]
     confusion: list[list[int]]
     """Rows are true classes, columns answered ones."""
-    balanced_accuracy: float = 0.0
-    """Mean recall over the classes that have validation images."""
+    coverage: list[CoverageRow]
+    """By rising threshold, from 0 on; those that change nothing are left out."""
 
 
-def measure(probabilities: Floats, targets: Ints, classes: tuple[str, ...]) -> Metrics:
-    """From probabilities [n, classes] and true classes [n]."""
-    predicted = probabilities.argmax(axis=1)
+def measure(
+    probabilities: Floats, targets: Ints, classes: tuple[str, ...], groups: Ints | None = None
+) -> Metrics:
+    """From probabilities [n, classes], true classes [n] and groups [n], n > 0.
+
+    `groups` None means that each image stands alone. Raises ValueError for no image, or for
+    rows of NaN: what has no answer is not measured on.
+    """
     n, k = probabilities.shape
-    confusion = np.zeros((k, k), dtype=np.int64)
-    np.add.at(confusion, (targets, predicted), 1)
-    accuracy = float((predicted == targets).mean())
-    low, high = wilson(accuracy, n)
-    per_class = [_class_metrics(label, i, confusion) for i, label in enumerate(classes)]
-    f1s = [c.f1 for c in per_class if c.f1 is not None]
-    recalls = [c.recall for c in per_class if c.recall is not None]
+    if n == 0:
+        raise ValueError("there is no image to measure on")
+    if np.isnan(probabilities[:, 0]).any():
+        raise ValueError("an image without an answer cannot be measured on")
+    where = np.arange(n) if groups is None else intervals.numbered(groups)
+    predicted = probabilities.argmax(axis=1)
+    right = predicted == targets
+    confidence = probabilities.max(axis=1)
+    confusion = np.bincount(targets * k + predicted, minlength=k * k).reshape(k, k)
+    accuracy, low, high = intervals.of_share(right, where)
+    loss, loss_low, loss_high = _loss(probabilities, targets, where)
+    balanced, f1 = _balanced(right, targets, where, k), _macro_f1(predicted, targets, where, k)
+    per_class, auroc = _classes(probabilities, predicted, targets, where, classes)
     return Metrics(
+        count=n,
+        groups=intervals.group_count(where),
+        effective_count=intervals.effective_count(
+            accuracy, intervals.clustered_se(right - accuracy, where), where
+        ),
+        accuracy=accuracy,
+        accuracy_low=low,
+        accuracy_high=high,
+        balanced_accuracy=balanced[0],
+        balanced_accuracy_low=balanced[1],
+        balanced_accuracy_high=balanced[2],
+        macro_f1=f1[0],
+        macro_f1_low=f1[1],
+        macro_f1_high=f1[2],
+        macro_auroc=auroc[0],
+        macro_auroc_low=auroc[1],
+        macro_auroc_high=auroc[2],
+        loss=loss,
+        loss_low=loss_low,
+        loss_high=loss_high,
+        calibration_error=calibration.expected_error(probabilities, targets),
+        classes=per_class,
+        confusion=confusion.tolist(),
+        coverage=_coverage(confidence, right, where),
+    )
+
+
+def figure(
+    measured_on: MeasuredOn, probabilities: Floats, targets: Ints, groups: Ints | None = None
+) -> Figure:
+    """The figure of a version by its probabilities [n, classes] on n > 0 images in groups [n]."""
+    right = probabilities.argmax(axis=1) == targets
+    accuracy, low, high = intervals.of_share(right, groups)
+    return Figure(
+        measured_on=measured_on,
         accuracy=accuracy,
         accuracy_low=low,
         accuracy_high=high,
         loss=cross_entropy(probabilities, targets),
-        macro_f1=float(np.mean(f1s)) if f1s else 0.0,
-        calibration_error=calibration.expected_error(probabilities, targets),
-        count=n,
-        classes=per_class,
-        confusion=confusion.tolist(),
-        balanced_accuracy=float(np.mean(recalls)) if recalls else 0.0,
+        count=len(targets),
+        groups=len(targets) if groups is None else intervals.group_count(groups),
     )
 
 
 def cross_entropy(probabilities: Floats, targets: Ints) -> float:
     """Mean of -ln p(true class), nats."""
-    true = probabilities[np.arange(len(targets)), targets]
-    return float(-np.log(np.maximum(true, _TINY)).mean())
+    return float(losses(probabilities, targets).mean())
 
 
-def wilson(p: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Ends of the score interval of a proportion `p` of `n`, 95 % unless told (Wilson 1927)."""
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def losses(probabilities: Floats, targets: Ints) -> Doubles:
+    """Cross-entropy [n] of each image, nats."""
+    true = probabilities[np.arange(len(targets)), targets].astype(np.float64)
+    found: Doubles = -np.log(np.maximum(true, _TINY))
+    return found
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A validation image that was answered wrong."""
+    """An image that was answered wrong."""
 
     place: int
     true: int
@@ -114,27 +204,157 @@ def worst_mistakes(probabilities: Floats, targets: Ints, at_most: int) -> list[M
     ]
 
 
-def _class_metrics(label: str, i: int, confusion: npt.NDArray[np.int64]) -> ClassMetrics:
-    hit, true, answered = confusion[i, i], confusion[i].sum(), confusion[:, i].sum()
-    precision = float(hit / answered) if answered else None
-    recall = float(hit / true) if true else None
-    f1 = float(2 * hit / (true + answered)) if true + answered else None
-    precision_low, precision_high = _interval(precision, int(answered))
-    recall_low, recall_high = _interval(recall, int(true))
-    return ClassMetrics(
-        label=label,
-        precision=precision,
-        recall=recall,
-        f1=f1,
-        support=int(true),
-        precision_low=precision_low,
-        precision_high=precision_high,
-        recall_low=recall_low,
-        recall_high=recall_high,
-        hits=int(hit),
-        answered=int(answered),
-    )
+_Ends = tuple[float | None, float | None, float | None]
+"""A value and the ends of its interval; None where there is none."""
+_NONE: _Ends = (None, None, None)
 
 
-def _interval(p: float | None, n: int) -> tuple[float | None, float | None]:
-    return (None, None) if p is None else wilson(p, n)
+def _loss(
+    probabilities: Floats, targets: Ints, groups: Ints
+) -> tuple[float, float | None, float | None]:
+    each = losses(probabilities, targets)
+    mean = float(each.mean())
+    se = intervals.clustered_se(each - mean, groups)
+    if not math.isfinite(se):
+        return mean, None, None
+    # Its logarithm is less skewed: a few images that are wrong and sure make most of it.
+    times = math.exp(intervals.t_quantile(groups) * se / max(mean, _TINY))
+    return mean, mean / times, mean * times
+
+
+def _balanced(right: Bools, targets: Ints, groups: Ints, k: int) -> tuple[float, float, float]:
+    support = np.bincount(targets, minlength=k)
+    recalls = np.bincount(targets, weights=right, minlength=k) / np.maximum(support, 1)
+    weights = _class_weights(support, targets)
+    value = float(weights @ right)
+    influence = len(targets) * weights * (right - recalls[targets])
+    se = intervals.clustered_se(influence, groups)
+    return value, *intervals.interval(value, se, groups, weights=weights)
+
+
+def _macro_f1(predicted: Ints, targets: Ints, groups: Ints, k: int) -> tuple[float, float, float]:
+    n, hit = len(targets), predicted == targets
+    support = np.bincount(targets, minlength=k)
+    sizes = support + np.bincount(predicted, minlength=k)
+    f1 = 2 * np.bincount(targets[hit], minlength=k) / np.maximum(sizes, 1)
+    seen = int((sizes > 0).sum())
+    value = float(f1.sum() / seen)
+    # Of each class twice the hits over its images and its answers, both of which an image is in.
+    influence = (hit - f1[targets]) / sizes[targets] + (hit - f1[predicted]) / sizes[predicted]
+    se = intervals.clustered_se(n / seen * influence, groups)
+    weights = _class_weights(support, targets)
+    return value, *intervals.interval(value, se, groups, weights=weights)
+
+
+def _class_weights(support: Ints, targets: Ints) -> Doubles:
+    """Weights [n] of sum 1 that make the classes with images count alike."""
+    weights: Doubles = 1 / (support[targets] * np.count_nonzero(support))
+    return weights
+
+
+def _classes(
+    probabilities: Floats, predicted: Ints, targets: Ints, groups: Ints, labels: tuple[str, ...]
+) -> tuple[list[ClassMetrics], _Ends]:
+    """Each class's figures, and the mean area under the curves with its interval."""
+    n, k = probabilities.shape
+    hit = predicted == targets
+    of_class, as_class = _places(targets, k), _places(predicted, k)
+    found, areas, influence, least = [], [], np.zeros(n), []
+    for i, label in enumerate(labels):
+        of, as_ = of_class[i], as_class[i]
+        either = np.union1d(of, as_)
+        jaccard = _share(hit[either], groups[either])
+        auroc = _NONE
+        if 0 < len(of) < n:
+            area, its_influence, its_least = _area(probabilities[:, i], of, groups)
+            auroc = area, *_area_interval(area, its_influence, groups, its_least)
+            areas.append(area)
+            least.append(its_least)
+            influence += its_influence
+        recall, precision = _share(hit[of], groups[of]), _share(hit[as_], groups[as_])
+        # F1 rises with the hits' share of all images of the class or answered as it, an
+        # ordinary share, so that its interval is that one's.
+        f1 = tuple(None if j is None else 2 * j / (1 + j) for j in jaccard)
+        found.append(
+            ClassMetrics(
+                label=label, support=len(of), answered=len(as_), hits=int(hit[of].sum()),
+                precision=precision[0], precision_low=precision[1], precision_high=precision[2],
+                recall=recall[0], recall_low=recall[1], recall_high=recall[2],
+                f1=f1[0], f1_low=f1[1], f1_high=f1[2],
+                auroc=auroc[0], auroc_low=auroc[1], auroc_high=auroc[2],
+            )
+        )  # fmt: skip
+    if not areas:
+        return found, _NONE
+    mean = float(np.mean(areas))
+    # Of two classes the areas are one and the same; of more each has its own images.
+    together = len(areas) ** 2 / sum(1 / count for count in least) if k > 2 else max(least)
+    return found, (mean, *_area_interval(mean, influence / len(areas), groups, min(together, n)))
+
+
+def _places(classes: Ints, k: int) -> list[Ints]:
+    order = np.argsort(classes, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(classes, minlength=k))[:-1])
+
+
+def _share(right: Bools, groups: Ints) -> _Ends:
+    return intervals.of_share(right, groups) if len(right) else _NONE
+
+
+def _area(scores: Floats, positive: Ints, groups: Ints) -> tuple[float, Doubles, float]:
+    """Area under the ROC curve of scores [n], each image's influence, and a least count.
+
+    By placements: the part of the other kind's images that an image stands above, or below
+    (DeLong, DeLong and Clarke-Pearson 1988); those of a group are added up (Obuchowski 1997,
+    "Nonparametric analysis of clustered ROC curve data").
+    """
+    n, m = len(scores), len(positive)
+    is_positive = np.zeros(n, dtype=np.bool_)
+    is_positive[positive] = True
+    order = positive[np.argsort(scores[positive], kind="stable")]
+    rising, others = scores[order], scores[~is_positive]
+    below = np.searchsorted(rising, others, side="left")
+    up_to = np.searchsorted(rising, others, side="right")
+    # A pair of equal scores counts half.
+    over = (np.bincount(up_to, minlength=m + 1) + np.bincount(below, minlength=m + 1)) / 2
+    placements = np.empty(n)
+    placements[order] = np.cumsum(over)[:m] / (n - m)
+    placements[~is_positive] = 1 - (below + up_to) / (2 * m)
+    area = float(placements[positive].mean())
+    influence = (placements - area) * np.where(is_positive, n / m, n / (n - m))
+    sizes = [np.bincount(groups[kind]) for kind in (is_positive, ~is_positive)]
+    counts = [float(s.sum() ** 2 / np.square(s, dtype=np.float64).sum()) for s in sizes]
+    return area, influence, 2 / (1 / counts[0] + 1 / counts[1])
+
+
+def _area_interval(
+    area: float, influence: Doubles, groups: Ints, least: float
+) -> tuple[float, float]:
+    se = intervals.clustered_se(influence, groups)
+    if not math.isfinite(se):
+        return 0.0, 1.0
+    largest = max(area, 1 - area) ** 2
+    count = intervals.count_between(least, math.inf, area * (1 - area), largest, se)
+    return intervals.wilson(area, max(1.0, count))
+
+
+def _coverage(confidence: Floats, right: Bools, groups: Ints) -> list[CoverageRow]:
+    rows: list[CoverageRow] = []
+    for threshold in THRESHOLDS:
+        answered = confidence >= threshold
+        count = int(answered.sum())
+        if count == 0 or (rows and rows[-1].answered == count):
+            continue
+        precision, low, high = intervals.of_share(right[answered], groups[answered])
+        rows.append(
+            CoverageRow(
+                threshold=threshold,
+                answered=count,
+                coverage=count / len(right),
+                right=int(right[answered].sum()),
+                precision=precision,
+                precision_low=low,
+                precision_high=high,
+            )
+        )
+    return rows

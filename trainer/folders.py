@@ -21,6 +21,7 @@ from service.jobs.contract import (
     HEAD_FILE,
     MANIFEST_FILE,
     NETWORK_TECHNIQUES,
+    Auto,
     BackbonesRanked,
     DataFound,
     DomainAdaptation,
@@ -29,6 +30,7 @@ from service.jobs.contract import (
     Failed,
     FeatureBased,
     Finished,
+    Grouping,
     JobSpec,
     Method,
     ModelBased,
@@ -63,8 +65,9 @@ def _add_train(commands: Any) -> None:
     train.add_argument("--out", type=Path, required=True, help="new or empty folder for the result")
     train.add_argument(
         "--method",
-        choices=("feature-based", "model-based", "domain-adaptation"),
-        default="feature-based",
+        choices=("auto", "feature-based", "model-based", "domain-adaptation"),
+        default="auto",
+        help="auto trains the network only where the cross-validated loss says that it pays",
     )
     train.add_argument(
         "--backbone",
@@ -81,7 +84,26 @@ def _add_train(commands: Any) -> None:
         metavar="#RRGGBB",
         help="what transparent parts of images are laid on",
     )
-    train.add_argument("--validation-fraction", type=float, default=0.2)
+    train.add_argument(
+        "--validation-fraction",
+        type=float,
+        default=0.2,
+        help="held out where a network is trained and no images are in val/",
+    )
+    groups = train.add_mutually_exclusive_group()
+    groups.add_argument(
+        "--group-by-folder",
+        type=int,
+        default=0,
+        metavar="LEVEL",
+        help="images in the same folder so many levels below their class belong together",
+    )
+    groups.add_argument(
+        "--group-pattern",
+        default="",
+        metavar="PATTERN",
+        help="so do those whose file names agree in {group}, as in {group}_*",
+    )
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     train.add_argument("--threads", type=int, default=0, help="0 means one a core")
@@ -117,7 +139,6 @@ def _add_train(commands: Any) -> None:
     model.add_argument("--weight-decay", type=float)
     model.add_argument("--label-smoothing", type=float)
     model.add_argument("--train-from-stage", default="", metavar="STAGE")
-    model.add_argument("--early-stopping-patience", type=int)
     model.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
 
 
@@ -186,7 +207,9 @@ def train(parsed: argparse.Namespace, run: Callable[[JobSpec, Send], int]) -> in
 
 def _spec(parsed: argparse.Namespace) -> JobSpec:
     method: Method
-    if parsed.method == "feature-based":
+    if parsed.method == "auto":
+        method = Auto()
+    elif parsed.method == "feature-based":
         method = FeatureBased(l2=parsed.l2, augmented_views=parsed.augmented_views)
     elif parsed.method == "domain-adaptation":
         method = DomainAdaptation(
@@ -206,7 +229,6 @@ def _spec(parsed: argparse.Namespace) -> JobSpec:
             weight_decay=parsed.weight_decay,
             label_smoothing=parsed.label_smoothing,
             train_from_stage=parsed.train_from_stage,
-            early_stopping_patience=parsed.early_stopping_patience,
             precision=parsed.precision,
         )
     return JobSpec(
@@ -220,6 +242,7 @@ def _spec(parsed: argparse.Namespace) -> JobSpec:
         background=parsed.background,
         weights_dir=str(parsed.weights_dir),
         validation_fraction=parsed.validation_fraction,
+        grouping=_grouping(parsed),
         seed=parsed.seed,
         time_budget_s=parsed.time_budget,
         device=parsed.device,
@@ -228,6 +251,12 @@ def _spec(parsed: argparse.Namespace) -> JobSpec:
         baselines=[name.replace("-", "_") for name in parsed.baseline],
         backbones=[PretrainedBackbone(backbone=name) for name in BACKBONES],
     )
+
+
+def _grouping(parsed: argparse.Namespace) -> Grouping | None:
+    if not parsed.group_by_folder and not parsed.group_pattern:
+        return None
+    return Grouping(folder_level=parsed.group_by_folder, name_pattern=parsed.group_pattern)
 
 
 def _compose(out: Path) -> None:
@@ -242,15 +271,16 @@ def _compose(out: Path) -> None:
 def _for_people(record: Record) -> str:  # noqa: PLR0911 - one for each kind
     match record:
         case DataFound():
-            counts = ", ".join(f"{c.label} {c.train}+{c.validation}" for c in record.classes)
+            counts = ", ".join(
+                f"{c.label} {c.train}+{c.validation}+{c.test}" for c in record.classes
+            )
             summary = record.summary
             left_out = "".join(f"\n  left out {f.path}: {f.detail}" for f in summary.files)
-            return f"images (train+validation): {counts}{left_out}"
+            return f"images (train+validation+test): {counts}{left_out}"
         case EpochEnded():
             return (
                 f"epoch {record.epoch}/{record.epochs}  train loss {record.train_loss:.4f} "
-                f"accuracy {record.train_accuracy:.4f}  validation loss "
-                f"{record.validation_loss:.4f} accuracy {record.validation_accuracy:.4f}  "
+                f"accuracy {record.train_accuracy:.4f}  {_of_validation(record)}"
                 f"{record.images_per_second:.1f} images/s  ETA {record.eta_s:.0f} s"
             )
         case Note():
@@ -258,13 +288,19 @@ def _for_people(record: Record) -> str:  # noqa: PLR0911 - one for each kind
         case Failed():
             return f"failed ({record.reason}): {record.message}"
         case Finished():
-            return (
-                f"validation accuracy {record.validation_accuracy:.4f} on "
-                f"{record.validation_count} images"
-            )
+            if record.accuracy is None:
+                return "nothing could be measured: the report says why"
+            return f"accuracy {record.accuracy:.4f} on {record.count} images not learned from"
         case Progressed() if record.fraction == 0:
             return f"{record.stage} {record.detail}".rstrip()
     return ""
+
+
+def _of_validation(record: EpochEnded) -> str:
+    loss, accuracy = record.validation_loss, record.validation_accuracy
+    if loss is None or accuracy is None:
+        return ""
+    return f"validation loss {loss:.4f} accuracy {accuracy:.4f}  "
 
 
 def rank(parsed: argparse.Namespace, run: Callable[[RankSpec, Send], int]) -> int:

@@ -11,8 +11,9 @@ def told(spec: JobSpec, data: Data) -> Growth | None:
     """For the report; None for a job that grew from nothing."""
     if spec.base is None:
         return None
-    paths = [*data.train.paths, *data.validation.paths]
-    targets = np.concatenate([data.train.targets, data.validation.targets])
+    parts = (data.train, data.validation, data.test)
+    paths = [path for part in parts for path in part.paths]
+    targets = np.concatenate([part.targets for part in parts])
     is_new = np.array([path in data.own for path in paths])
     known = set(targets[~is_new].tolist())
     return Growth(

@@ -3,19 +3,21 @@
 import functools
 import os
 import time
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from service.errors import GraftError, Reason
-from service.inference.head import Head
 from service.inference.providers import ProviderUnavailable, choose_provider
 from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import (
     BACKBONE_FILE,
     NETWORK_TECHNIQUES,
+    Auto,
     BackbonesRanked,
     DomainAdaptation,
     EpochEnded,
@@ -29,8 +31,10 @@ from service.jobs.contract import (
     RankSpec,
     Record,
 )
+from trainer import answers, divided
 from trainer.backbone_file import BackboneFile
-from trainer.data import Part
+from trainer.data import Data, Ints, Part
+from trainer.divided import Divided
 from trainer.feature_cache import FeatureCache
 from trainer.features import Features
 from trainer.records import Send
@@ -39,7 +43,7 @@ from trainer.weight_names import weights_name
 
 if TYPE_CHECKING:
     from trainer.backbones import Backbone
-    from trainer.data import Data
+    from trainer.methods.feature_based import FittedHead
 
 FROZEN_FILE = "frozen.onnx"
 """The pretrained backbone beside one that the job trains; nobody else's."""
@@ -71,7 +75,8 @@ class Job:
         self.known: ExportedBackbone | None = None
         # A method that trains writes the version's own backbone under the usual name.
         self.frozen_file = self.out / (FROZEN_FILE if _trains(spec) else BACKBONE_FILE)
-        self.has_first_head = False
+        self.choosers: frozenset[str] = frozenset()
+        """Digests of the images that chose the backbone."""
         self._frozen: Features | None = None
 
     def send(self, record: Record) -> None:
@@ -116,7 +121,9 @@ class Job:
             feature_cache_owner=spec.feature_cache_owner,
             only_available=True,
         )
-        chosen, ranked = ranking.choose(asked, part, self.runtime, self.send_without_epochs)
+        asking = ranking.choosers(part, spec.seed)
+        chosen, ranked = ranking.choose(asked, asking, self.runtime, self.send_without_epochs)
+        self.choosers = frozenset(asking.digests)
         self.send(Note("info", ranked.explanation))
         self.start_from(chosen)
         return ranked
@@ -170,19 +177,31 @@ class Job:
         source = BackboneFile(file, self.runtime, digest)
         return Features(source, cache, self.spec.threads, self.send)
 
-    def first_head(self, data: "Data") -> Head:
+    def divided(self, data: Data) -> Divided:
+        """Finds which of the images belong together, by their frozen features."""
+        previous: Collection[str] = ()
+        if self.spec.previous_answers:
+            try:
+                previous = answers.load(Path(self.spec.previous_answers))
+            except (OSError, ValueError) as error:
+                text = f"what the version before learned from is not known ({error})"
+                self.send(Note("warning", text))
+        parts = (
+            (data.train, "training images"),
+            (data.validation, "validation images"),
+            (data.test, "test images"),
+        )
+        rows = [self.frozen.of(part, detail) for part, detail in parts if len(part)]
+        return divided.divide(data, np.concatenate(rows), previous, self.choosers)
+
+    def first_head(self, part: Part, folds: Ints, classes: tuple[str, ...]) -> "FittedHead":
         """A head on the frozen backbone, which training may begin with."""
         from trainer.methods import feature_based
 
-        self.has_first_head = True
         return feature_based.fit_head(
-            FeatureBased(),
-            data,
-            self.frozen,
-            self.spec.seed,
-            self._send_first_head,
-            self.spec.threads,
-        ).head
+            FeatureBased(), part, folds, classes, self.frozen, self.spec.seed,
+            self._send_first_head, self.spec.threads,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Ends the use of the feature cache."""
@@ -201,7 +220,7 @@ def _trains(spec: JobSpec) -> bool:
     method = spec.method
     if isinstance(method, DomainAdaptation):
         return method.technique in NETWORK_TECHNIQUES
-    return isinstance(method, ModelBased)
+    return isinstance(method, Auto | ModelBased)
 
 
 def _cache(spec: JobSpec, send: Send) -> FeatureCache | None:

@@ -1,7 +1,7 @@
 """What a finished model is held against: its gate, the version before it, the baselines."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,17 +13,22 @@ from service.domain import GateCheck, Parity
 from service.errors import GraftError
 from service.inference import head as heads
 from service.inference import preprocess
-from service.inference.head import Floats
+from service.inference.head import Head
 from service.inference.preprocess import Pixels
 from service.inference.providers import choose_provider
 from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import Incumbent, Note
+from trainer import answers as kept
 from trainer import baselines as others
 from trainer import gate
+from trainer.answers import Role
 from trainer.data import Part
 from trainer.evaluate import Metrics
+from trainer.gate import Paired
 from trainer.job import Job
-from trainer.reporting.comparisons import Measured
+from trainer.measuring import Measured
+from trainer.reporting import comparisons
+from trainer.reporting.comparisons import Comparison
 from trainer.transfer import Transferred
 
 Bools = npt.NDArray[np.bool_]
@@ -34,66 +39,175 @@ _BUDGET_PART = 0.8
 
 
 def gate_checks(
-    job: Job, found: Transferred, metrics: Metrics, probabilities: Floats, parity: Parity
+    job: Job,
+    found: Transferred,
+    sets: Sequence[Measured],
+    metrics: Metrics | None,
+    parity: Parity,
 ) -> list[GateCheck]:
-    """How the version does at the conditions that its request named."""
+    """How the version does at the conditions that its request named.
+
+    `sets` are what it was measured on, and `metrics` those of the headline.
+    """
     asked = job.spec.gate
     if asked is None:
         return []
-    validation = found.data.validation
-    right = probabilities.argmax(axis=1) == validation.targets
-    incumbent, problem = None, ""
+    paired, problem = None, ""
     if job.spec.incumbent is not None and asked.not_worse_than:
         try:
-            incumbent = _right(job, job.spec.incumbent, validation, found.data.classes)
+            paired = _paired(job, found, job.spec.incumbent, sets)
         except (GraftError, OSError, ValueError) as error:
             problem = f"version {job.spec.incumbent.version} may be gone or damaged ({error})"
             job.send(Note("warning", problem))
-    latency = partial(_latency_ms, job, found)
-    return gate.checks(asked, metrics, parity, right, incumbent, latency, problem)
+    return gate.checks(asked, metrics, parity, paired, partial(_latency_ms, job, found), problem)
 
 
-def baselines(job: Job, found: Transferred) -> list[Measured]:
-    """Answers of what the job asked to be compared with, on the validation images."""
-    spec = job.spec
-    budget_s = None
-    if spec.time_budget_s is not None:
-        left_s = spec.time_budget_s - (time.monotonic() - job.started)
-        budget_s = max(1.0, left_s * _BUDGET_PART)
-    bench = others.Bench(
-        spec=spec,
-        data=found.source,
-        measured=found.data.validation,
-        frozen=job.frozen,
-        first_head=lambda: job.first_head(found.source),
-        budget_s=budget_s,
-        send=job.send,
-    )
-    return others.measure(bench, found.method)
+def _paired(
+    job: Job, found: Transferred, incumbent: Incumbent, sets: Sequence[Measured]
+) -> Paired:
+    """Pairs the answers of both versions to images that neither learned from.
 
-
-def _right(job: Job, incumbent: Incumbent, part: Part, classes: tuple[str, ...]) -> Bools:
-    """Which images the version before answers right; raises what loading it raises."""
-    path = Path(incumbent.backbone_path)
+    Of an image that the incumbent learned from its kept out-of-fold answer counts; one that it
+    never saw is asked of it now, unless it learned from a copy. Raises what loading it raises.
+    """
     head = heads.load(Path(incumbent.head_path), incumbent.head_digest)
+    known = kept.load(Path(incumbent.answers_path))
+    learned = _groups_learned(found, known)
+    right, theirs, groups, new, left_out = [], [], [], [], 0
+    for each in sets:
+        if each.measured_on == "source":
+            continue
+        classes = np.array(found.served.head.classes, dtype=object)
+        true = classes[each.part.targets]
+        ours = each.probabilities.argmax(axis=1) == each.part.targets
+        is_known = np.isin(true, head.classes)
+        new.append(ours[~is_known])
+        named = np.full(len(true), "", dtype=object)
+        unseen = np.zeros(len(true), np.bool_)
+        for i, digest in enumerate(each.part.digests):
+            if (answer := known.get(digest)) is not None:
+                named[i] = answer.answered
+            else:
+                unseen[i] = is_known[i] and each.groups[i] not in learned
+        if unseen.any():
+            named[unseen] = _answered(job, incumbent, head, each.part.take(unseen))
+        is_paired = is_known & (named != "")
+        left_out += int((is_known & ~is_paired).sum())
+        right.append(ours[is_paired])
+        theirs.append((named == true)[is_paired])
+        groups.append(each.groups[is_paired])
+    none, no_groups = np.zeros(0, np.bool_), np.zeros(0, np.int64)
+    return Paired(
+        right=np.concatenate([none, *right]).astype(np.bool_),
+        incumbent_right=np.concatenate([none, *theirs]).astype(np.bool_),
+        groups=np.concatenate([no_groups, *groups]),
+        left_out=left_out,
+        new_class_right=np.concatenate([none, *new]).astype(np.bool_),
+    )
+
+
+def _groups_learned(found: Transferred, known: dict[str, kept.Answer]) -> set[int]:
+    """Returns the groups of which the incumbent learned from an image."""
+    divided, data = found.divided, found.divided.data
+    parts = ((data.train, divided.train), (data.validation, divided.validation),
+             (data.test, divided.test))  # fmt: skip
+    return {
+        int(group)
+        for part, groups in parts
+        for digest, group in zip(part.digests, groups, strict=True)
+        if (answer := known.get(digest)) is not None and answer.role != Role.HELD_OUT
+    }
+
+
+def _answered(job: Job, incumbent: Incumbent, head: Head, part: Part) -> list[str]:
+    path = Path(incumbent.backbone_path)
     # The file's name is its digest, so what is known of the images counts.
     seen = replace(part, decoding=incumbent.decoding)
     features = job.features_of_file(path, path.stem).of(seen, "the version before")
-    answers = head.probabilities(features).argmax(axis=1)
-    named = np.array(head.classes, dtype=object)[answers]
-    true = np.array(classes, dtype=object)[part.targets]
-    right: Bools = (named == true).astype(np.bool_)
-    return right
+    return [head.classes[i] for i in head.probabilities(features).argmax(axis=1)]
+
+
+def compared(job: Job, found: Transferred, headline: Measured | None) -> list[Comparison]:
+    """Compares the version with simpler and dearer ones, on the images of the headline."""
+    if headline is None:
+        return []
+    part, groups, served = headline.part, headline.groups, headline.probabilities
+    classes = len(found.served.head.classes)
+    train = found.divided.data.train
+    measured = []
+    if headline.measured_on == "cross_validation":
+        measured.append(_nearest_mean_by_folds(job, found, part))
+    elif not found.is_trained and found.target is None:
+        learned = train.take(~found.held)
+        means = comparisons.nearest_class_mean(
+            job.frozen.of(learned), learned.targets, job.frozen.of(part), classes
+        )
+        measured.append(comparisons.Measured("nearest_class_mean", means))
+    shares = comparisons.majority_class(train.targets, len(part), classes)
+    measured.append(comparisons.Measured("majority_class", shares))
+    told = [comparisons.compare(each, served, part.targets, groups) for each in measured]
+    learned_mask, asked = _parted(job, found, headline)
+    bench = others.Bench(
+        spec=job.spec,
+        divided=found.divided,
+        learned=learned_mask,
+        measured=part.take(asked),
+        frozen=job.frozen,
+        first_head=lambda: job.first_head(*others.dealt(found.divided, learned_mask)).head,
+        budget_s=_budget_s(job),
+        send=job.send,
+    )
+    told += [
+        comparisons.compare(each, served[asked], part.targets[asked], groups[asked])
+        for each in others.measure(bench, found.method)
+    ]
+    return told
+
+
+def _nearest_mean_by_folds(job: Job, found: Transferred, part: Part) -> comparisons.Measured:
+    """Answers by the nearest class mean, each fold's images by the means of the others."""
+    train = found.divided.data.train
+    place = {digest: i for i, digest in enumerate(train.digests)}
+    rows = np.array([place[digest] for digest in part.digests], dtype=np.int64)
+    features, folds = job.frozen.of(train), found.divided.folds
+    classes = len(found.served.head.classes)
+    answers = np.zeros((len(part), classes))
+    for fold in np.unique(folds[rows]):
+        learned = folds != fold
+        own = folds[rows] == fold
+        answers[own] = comparisons.nearest_class_mean(
+            features[learned], train.targets[learned], features[rows[own]], classes
+        )
+    return comparisons.Measured("nearest_class_mean", answers)
+
+
+def _parted(job: Job, found: Transferred, headline: Measured) -> tuple[Bools, Bools]:
+    """Marks what a baseline learns from, and which images of the headline it is measured on.
+
+    Where the headline is of cross-validation, a baseline trains once, on what a network would.
+    """
+    if headline.measured_on != "cross_validation":
+        return ~found.held, np.ones(len(headline.part), np.bool_)
+    held = found.divided.held_out(job.spec.validation_fraction)
+    digests = {d for d, is_held in zip(found.divided.data.train.digests, held, strict=True)
+               if is_held}  # fmt: skip
+    return ~held, np.array([digest in digests for digest in headline.part.digests])
+
+
+def _budget_s(job: Job) -> float | None:
+    if job.spec.time_budget_s is None:
+        return None
+    left_s = job.spec.time_budget_s - (time.monotonic() - job.started)
+    return max(1.0, left_s * _BUDGET_PART)
 
 
 def _latency_ms(job: Job, found: Transferred) -> float:
-    spec, validation = job.spec, found.data.validation
+    spec, part = job.spec, found.divided.data.train
     # As the engine runs a lone image: on all cores.
     runtime = OnnxRuntime(choose_provider(spec.provider), spec.threads, spec.precision)
     session = runtime.load(found.served.file)
-    places = validation.spread(_LATENCY_IMAGES)
+    places = part.spread(_LATENCY_IMAGES)
     decode: list[Callable[[], Pixels]] = [
-        partial(preprocess.decode, validation.encoded(place), validation.decoding)
-        for place in places
+        partial(preprocess.decode, part.encoded(place), part.decoding) for place in places
     ]
     return gate.measure_latency_ms(decode, session, found.served.head.probabilities)

@@ -12,24 +12,28 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from trainer.logistic import Doubles, Floats, Ints, Problem, Space, logits_of
+from trainer.folds import deal
+from trainer.logistic import Doubles, Floats, Ints, Problem, Singles, Space, logits_of
 
-Mask = npt.NDArray[np.bool_]
-
-RELATIVE_L2 = tuple(float(x) for x in np.logspace(0, -6, 10))
-"""Tried by cross-validation, strongest first, times the features' mean square norm."""
-FALLBACK_RELATIVE_L2 = 1e-2
-"""Where a class has too few images to cross-validate."""
-FOLDS = 5
 RANKED_IMAGES = 1000
 """Held-out images that are enough to rank strengths by: no more folds than hold so many."""
+FALLBACK_RELATIVE_L2 = 1.0
+"""Where nothing can be measured: classes of one image. So strong a penalty leaves the
+nearest class mean, which then classifies best."""
+_FALLBACK_LEAD = 4.0
+"""There, how far the logit of its own class lies above the mean of all, of images learned
+from: between the best for classes that lie far apart (13) and close together (1)."""
+_STEP = 10 ** (2 / 3)
+"""From one penalty to the next."""
 _PATIENCE = 2
 _WORTH_IT = 0.99
 """A weaker strength must lower the loss to this part; the loss is flat where it is least."""
-_TEMPERATURE = (0.1, 10.0)
+_LEAST_TEMPERATURE = 1e-6
+_SHARPNESS = np.geomspace(0.02, 60, 24)
+"""Tried for the temperature: how far the highest logit lies above the mean of all."""
+_ROWS_AT_ONCE = 2**18
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +45,11 @@ class Fitted:
     l2: float
     temperature: float
     cross_validated_loss: float | None
-    """Mean cross-entropy over the folds, nats, after the temperature."""
-    out_of_fold: Doubles | None
-    """Probabilities [n, classes] after the temperature, each from weights that did not
-    see the image; None where a class was too small to cross-validate."""
+    """Mean cross-entropy of `out_of_fold`, nats."""
+    out_of_fold: Singles | None
+    """Probabilities float32 [n, classes] of images by weights that did not see them, by a
+    penalty and a temperature that the other folds chose; NaN for images that are never
+    held out, None where nothing could be measured."""
 
 
 def fit(
@@ -57,42 +62,73 @@ def fit(
     *,
     views: Floats | None = None,
     threads: int = 0,
+    folds: Ints | None = None,
 ) -> Fitted:
     """Fits `mean cross-entropy + l2 / 2 |weight|^2`; the bias goes free.
 
-    Without `l2` the strength with the least loss in a stratified 5-fold
-    cross-validation is taken. The temperature (Guo et al. 2017) is fitted to the
-    logits of the held-out folds, so on images that their weights did not see.
-    `views`, float32 [v, n, d], are further features of the same images: learned
-    from beside them, never measured on.
+    Without `l2` the strength with the least loss in a cross-validation is taken, by
+    `folds` (see `folds.deal`), int64 [n]; without them by folds dealt from the seed.
+    The temperature (Guo et al. 2017, On Calibration of Modern Neural Networks) is
+    fitted to the logits of the held-out folds, so on images that their weights did
+    not see. `views`, float32 [v, n, d], are further features of the same images:
+    learned from beside them, never measured on. Raises ValueError where a fold leaves
+    a class nothing to learn from.
     """
     n = len(features)
     every = features if views is None else np.concatenate([features, *views])
     owners = np.arange(len(every)) % n
+    if folds is None:
+        order = np.random.default_rng([seed % 2**64, 0xF01D]).random(n)
+        folds = deal(targets, order=order)
     cores = threads or len(os.sched_getaffinity(0))
     # BLAS's own threads spin for each other, which costs all who share the cores.
     with threadpool_limits(1), ThreadPoolExecutor(cores, thread_name_prefix="linear") as pool:
         space = Space(every)
         del every
-        candidates = RELATIVE_L2 if l2 is None else (l2 / space.scale**2,)
-        folds = _folds(targets, seed)
-        temperature, loss, out_of_fold, start = 1.0, None, None, None
-        if folds is None:
-            chosen = FALLBACK_RELATIVE_L2 if l2 is None else candidates[0]
+        candidates = strengths(classes) if l2 is None else [l2 / space.scale**2]
+        search = _Search(space, targets, owners, classes, folds, pool)
+        if search.is_possible:
+            found = search.best(candidates, on_progress)
         else:
-            search = _Search(space, targets, owners, classes, folds, pool)
-            chosen, logits, start = search.best(candidates, on_progress)
-            temperature = _temperature(logits, targets)
-            logits /= temperature
-            loss = _loss(logits, targets)
-            out_of_fold = _softmax(logits)
+            found = _Found(FALLBACK_RELATIVE_L2 if l2 is None else candidates[0])
         problem = Problem(space.x, space.variances, targets[owners], classes, pool)
-        weight, bias = space.unrotated(problem.solve_exactly(chosen, start))
-    return Fitted(weight, bias, chosen * space.scale**2, temperature, loss, out_of_fold)
+        solution = problem.solve_exactly(found.strength, found.start)
+    temperature = found.temperature
+    if temperature is None:
+        logits = logits_of(space.x[:n], solution)
+        lead = logits[np.arange(n), targets] - logits.mean(axis=1)
+        temperature = max(float(lead.mean()) / _FALLBACK_LEAD, _LEAST_TEMPERATURE)
+    weight, bias = space.unrotated(solution)
+    l2 = found.strength * space.scale**2
+    return Fitted(weight, bias, l2, temperature, found.loss, found.out_of_fold)
+
+
+def strengths(classes: int) -> list[float]:
+    """Penalties to try, strongest first, times the features' mean square norm.
+
+    A class's share of the loss falls with the number of classes, and so does the
+    penalty that it bears.
+    """
+    count = 10 + math.ceil(math.log(max(classes, 2) / 2, _STEP))
+    return [_STEP**-i for i in range(count)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    strength: float
+    temperature: float | None = None
+    start: Floats | None = None
+    loss: float | None = None
+    out_of_fold: Singles | None = None
 
 
 class _Search:
-    """Cross-validation: which strength, and what is said of images that were held out."""
+    """Cross-validation: which strength, and what is said of images that were held out.
+
+    What is said of a fold's images is by a strength and a temperature that the other
+    folds' images chose, so that nothing that is measured on chose anything (Varma and
+    Simon 2006, Bias in error estimation when using cross-validation for model selection).
+    """
 
     def __init__(
         self,
@@ -100,118 +136,207 @@ class _Search:
         targets: Ints,
         owners: Ints,
         classes: int,
-        folds: list[Mask],
+        folds: Ints,
         pool: Executor,
     ) -> None:
-        self._pool = pool
         self._space = space
         self._targets = targets
         self._owners = owners
         self._classes = classes
+        self._pool = pool
+        self._shares = np.bincount(targets, minlength=classes)
         self._folds = folds
+        self._held = [np.flatnonzero(folds == f) for f in np.unique(folds[folds >= 0])]
 
-    def best(
-        self, candidates: Sequence[float], on_progress: Callable[[float], None]
-    ) -> tuple[float, Doubles, Floats]:
-        """The best candidate, its out-of-fold logits [n, classes], and weights to start from.
+    @property
+    def is_possible(self) -> bool:
+        """Whether enough is held out to choose by: two folds and two classes."""
+        return len(self._held) > 1 and len(np.unique(self._targets[self._folds >= 0])) > 1
 
-        Goes from strong to weak, each fold from its solution before, and ends when two
-        in a row were worse than the best. Where images are many, a part of the folds
-        ranks, and the others are fitted with the best strength alone.
+    def best(self, candidates: Sequence[float], on_progress: Callable[[float], None]) -> _Found:
+        """Goes from strong to weak, each fold from its solution before.
+
+        Ends when for every voter two in a row were not better than the best. Where images
+        are many, a part of the folds ranks, and the others are fitted with the best
+        strength alone.
         """
-        n = len(self._targets)
-        ranking = min(len(self._folds), math.ceil(RANKED_IMAGES * len(self._folds) / n))
-        problems = [self._problem(held) for held in self._folds[:ranking]]
-        measured = np.logical_or.reduce(self._folds[:ranking])
+        sizes = np.cumsum([len(held) for held in self._held])
+        ranking = max(2, int(np.searchsorted(sizes, RANKED_IMAGES)) + 1)
+        ranking = min(ranking, len(self._held))
+        problems = [self._problem(held) for held in self._held[:ranking]]
         starts: list[Floats | None] = [None] * ranking
-        best_loss, best, best_start, worse = math.inf, 0, None, 0
-        logits, best_logits = (np.empty((n, self._classes)) for _ in range(2))
+        rows = np.concatenate(self._held)
+        ends = sizes.tolist()
+        parts = [slice(end - len(held), end) for end, held in zip(ends, self._held, strict=True)]
+        ranked = rows[: ends[ranking - 1]]
+        logits = np.empty((len(ranked), self._classes), np.float32)
+        crossed = np.empty((len(rows), self._classes), np.float32)
+        served = np.empty_like(crossed)
+        inverses = np.empty(len(self._held))
+        voters = _Voters([len(held) for held in self._held[:ranking]], self._prior_entropy())
+        served_start = starts[0]
         for i, l2 in enumerate(candidates):
             for f, problem in enumerate(problems):
                 starts[f] = w = problem.solve(l2, starts[f])
-                self._hold_out(self._folds[f], w, logits)
-            loss = self._loss(logits[measured], self._targets[measured])
+                logits[parts[f]] = self._answers(self._held[f], w)
+            improved = voters.vote(i, logits, self._targets[ranked])
+            for f in improved[improved < ranking]:
+                crossed[parts[f]] = logits[parts[f]]
+            if ranking in improved:
+                served[: len(ranked)], served_start = logits, starts[0]
             on_progress((i + 1) / (len(candidates) + 1))
-            if loss < best_loss * _WORTH_IT:
-                best_loss, best, best_start, worse = loss, i, starts[0], 0
-                best_logits[measured] = logits[measured]
-            elif (worse := worse + 1) == _PATIENCE:
+            if voters.is_over:
                 break
-        assert best_start is not None
         del problems
-        for held in self._folds[ranking:]:
-            w = self._problem(held).solve(candidates[best], best_start)
-            self._hold_out(held, w, best_logits)
+        best = candidates[voters.choices[-1]]
+        inverses[:ranking], inverses[ranking:] = voters.inverses[:-1], voters.inverses[-1]
+        inverse = float(voters.inverses[-1])
+        for f in range(ranking, len(self._held)):
+            w = self._problem(self._held[f]).solve(best, served_start)
+            served[parts[f]] = crossed[parts[f]] = self._answers(self._held[f], w)
+        if ranking < len(self._held):
+            inverse = temperature_of(served, self._targets[rows]) ** -1
         on_progress(1.0)
-        return candidates[best], best_logits, best_start
+        # The served head learned from more images than the folds' heads and may be surer:
+        # by the root of that, as noise falls, which lowered the loss of new images of six
+        # sets of data, with 2 to 50 images a class.
+        inverse /= math.sqrt(1 - float(np.mean(np.diff(ends, prepend=0))) / len(self._targets))
+        for f, part in enumerate(parts):
+            crossed[part] *= inverses[f]
+        loss = _log_normalise(crossed, self._targets[rows])
+        out_of_fold = np.full((len(self._targets), self._classes), np.nan, np.float32)
+        out_of_fold[rows] = np.exp(crossed, out=crossed)
+        return _Found(best, 1 / inverse, served_start, loss, out_of_fold)
 
-    def _problem(self, held: Mask) -> Problem:
-        learned = ~held[self._owners]
+    def _problem(self, held: Ints) -> Problem:
+        is_held = np.zeros(len(self._targets), dtype=bool)
+        is_held[held] = True
+        learned = ~is_held[self._owners]
+        left = self._shares - np.bincount(self._targets[held], minlength=self._classes)
+        if (left[self._shares > 0] == 0).any():
+            raise ValueError("a fold holds out all images of a class: nothing is left to learn")
+        # Else the fewer the images, the less probable would be the very classes that
+        # are held out, and folds would tell what is in them.
+        weights = self._shares / np.maximum(left, 1)
+        is_even = np.ptp(weights[self._shares > 0]) == 0
         return Problem(
             self._space.x[learned],
             self._space.variances,
             self._targets[self._owners[learned]],
             self._classes,
             self._pool,
+            None if is_even else weights,
         )
 
-    def _loss(self, logits: Doubles, targets: Ints) -> float:
-        """As the strength will be judged: after its own temperature."""
-        return _loss(logits / _temperature(logits, targets), targets)
-
-    def _hold_out(self, held: Mask, w: Floats, logits: Doubles) -> None:
+    def _answers(self, held: Ints, w: Floats) -> Floats:
         # The images themselves come before their views.
-        logits[held] = logits_of(self._space.x[: len(held)][held], w)
+        return logits_of(self._space.x[held], w)
+
+    def _prior_entropy(self) -> float:
+        share = self._shares[self._shares > 0] / self._shares.sum()
+        return float(-(share * np.log(share)).sum())
 
 
-def _folds(targets: Ints, seed: int) -> list[Mask] | None:
-    """Masks of what is held out, each class spread evenly; None when a class is too small."""
-    count = min(FOLDS, int(np.bincount(targets).min()))
-    if count < 2:
-        return None
-    rng = np.random.default_rng([seed % 2**64, 0xF01D])
-    fold = np.empty(len(targets), dtype=np.int64)
-    for label in np.unique(targets):
-        own = rng.permutation(np.flatnonzero(targets == label))
-        fold[own] = np.arange(len(own)) % count
-    return [fold == i for i in range(count)]
+class _Voters:
+    """Choose a strength and a temperature, each by the held-out answers of its own folds.
+
+    All folds but one for each fold, then all; by what is theirs alone.
+    """
+
+    def __init__(self, sizes: Sequence[int], prior_entropy: float) -> None:
+        count = len(sizes)
+        self._starts = np.cumsum([0, *sizes[:-1]])
+        self._ballots = 1 - np.eye(count + 1, count)
+        self._images = self._ballots @ sizes
+        self._best = np.full(count + 1, np.inf)
+        self._worse = np.zeros(count + 1, dtype=np.int64)
+        self._is_done = np.zeros(count + 1, dtype=bool)
+        self._has_learned = np.zeros(count + 1, dtype=bool)
+        self._prior_entropy = prior_entropy
+        self.choices = np.zeros(count + 1, dtype=np.int64)
+        self.inverses: Doubles = np.ones(count + 1)
+        """Of the temperatures."""
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self._is_done.all())
+
+    def vote(self, strength: int, logits: Singles, targets: Ints) -> Ints:
+        """Which voters prefer this strength to those before; their choices are noted."""
+        inverses, losses, lead = _by_inverse(logits, targets)
+        found, loss = _least(
+            inverses,
+            self._ballots @ np.add.reduceat(losses, self._starts, axis=0),
+            self._ballots @ np.add.reduceat(lead, self._starts),
+            self._images,
+            logits.shape[1],
+        )
+        improved = (loss < self._best * _WORTH_IT) & ~self._is_done
+        self._best[improved] = loss[improved]
+        self.choices[improved] = strength
+        self.inverses[improved] = found[improved]
+        self._has_learned |= loss < self._prior_entropy * _WORTH_IT
+        # On a plateau patience would end before anything is learned: with many
+        # classes, strong penalties leave hardly more than the classes' shares.
+        self._worse = np.where(improved | ~self._has_learned, 0, self._worse + 1)
+        self._is_done |= self._worse == _PATIENCE
+        return np.flatnonzero(improved)
 
 
-def _temperature(logits: Doubles, targets: Ints) -> float:
-    """The temperature of the least cross-entropy, which is convex in its inverse."""
+def temperature_of(logits: Singles, targets: Ints) -> float:
+    """The temperature of the least cross-entropy of logits [n, classes]."""
+    inverses, losses, lead = _by_inverse(logits, targets)
     n, k = logits.shape
+    found, _ = _least(inverses, losses.sum(axis=0)[None], lead.sum()[None], np.array([n]), k)
+    return 1 / float(found[0])
+
+
+def _by_inverse(logits: Singles, targets: Ints) -> tuple[Doubles, Doubles, Doubles]:
+    """Inverse temperatures [j], each image's loss by them [n, j], and its lead [n].
+
+    The lead is how far the logit of its own class lies above the mean of the others.
+    """
+    n, k = logits.shape
+    above = float((logits.max(axis=1) - logits.mean(axis=1)).mean(dtype=np.float64))
+    inverses = _SHARPNESS / max(above, _LEAST_TEMPERATURE * _SHARPNESS[-1])
+    losses, lead = np.empty((n, len(inverses))), np.empty(n)
+    size = max(1, _ROWS_AT_ONCE // k)
+    for start in range(0, n, size):
+        here = slice(start, start + size)
+        z = logits[here] - logits[here].max(axis=1, keepdims=True)
+        true = z[np.arange(len(z)), targets[here]].astype(np.float64)
+        lead[here] = (true - z.mean(axis=1, dtype=np.float64)) * (k / (k - 1))
+        scaled = np.empty_like(z)
+        for j, inverse in enumerate(inverses):
+            np.multiply(z, np.float32(inverse), out=scaled)
+            np.exp(scaled, out=scaled)
+            losses[here, j] = np.log(scaled.sum(axis=1)) - inverse * true
+    return inverses, losses, lead
+
+
+def _least(
+    inverses: Doubles, losses: Doubles, lead: Doubles, images: Doubles | Ints, classes: int
+) -> tuple[Doubles, Doubles]:
+    """For each voter [v] the inverse temperature of the least loss, and that loss a image.
+
+    `losses` [v, j] and `lead` [v] are sums over the voter's `images` [v].
+    """
     # One more image, of no known class (Platt 1999): without it, folds that
     # are all right would ask for endless confidence.
-    wrong = 1 / (n + 1) * (k - 1) / k
-    true = logits[np.arange(n), targets]
-    others = (logits.sum(axis=1) - true) / (k - 1)
-    wanted = float(((1 - wrong) * true + wrong * others).mean())
-    low, high = 1 / _TEMPERATURE[1], 1 / _TEMPERATURE[0]
-    inverse = 1.0
-    for _ in range(60):
-        p = _softmax(logits * inverse)
-        mean = (p * logits).sum(axis=1)
-        slope = float(mean.mean()) - wanted
-        curvature = float(((p * logits**2).sum(axis=1) - mean**2).mean())
-        if slope > 0:
-            high = inverse
-        else:
-            low = inverse
-        before, inverse = inverse, inverse - slope / max(curvature, 1e-300)
-        if not low < inverse < high:
-            inverse = math.sqrt(low * high)
-        if abs(inverse - before) < 1e-6 * before:
-            break
-    return 1 / inverse
+    wrong = (classes - 1) / classes / (images + 1)
+    smooth = (losses + (wrong * lead)[:, None] * inverses) / images[:, None]
+    # A parabola through the least and its neighbours.
+    rows = np.arange(len(smooth))
+    at = np.clip(smooth.argmin(axis=1), 1, len(inverses) - 2)
+    left, middle, right = (smooth[rows, at + i] for i in (-1, 0, 1))
+    bend = np.maximum(left - 2 * middle + right, 1e-300)
+    shift = np.clip((left - right) / (2 * bend), -1, 1)
+    loss = middle - (left - right) * shift / 4
+    return inverses[at] * (inverses[1] / inverses[0]) ** shift, loss
 
 
-def _softmax(logits: Doubles) -> Doubles:
-    p: Doubles = np.exp(logits - logits.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
-    return p
-
-
-def _loss(logits: Doubles, targets: Ints) -> float:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    true = shifted[np.arange(len(targets)), targets]
-    return float((np.log(np.exp(shifted).sum(axis=1)) - true).mean())
+def _log_normalise(logits: Singles, targets: Ints) -> float:
+    """Turns logits into logarithms of probabilities, in place; their mean loss, nats."""
+    logits -= logits.max(axis=1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return -float(logits[np.arange(len(targets)), targets].mean(dtype=np.float64))

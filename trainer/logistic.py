@@ -24,7 +24,10 @@ Ints = npt.NDArray[np.int64]
 _MOST_STEPS = 100
 _MOST_PRODUCTS = 200
 _RANKING_GAP = 2e-3
-"""Of the objective: what the last step may still have gained, where strengths are ranked."""
+"""What the last step may still have gained, where strengths are ranked: of the objective,
+or of what was gained over the classes' shares where that is less."""
+_LEAST_GAIN = 1e-3
+"""Of the shares' entropy."""
 _FINAL_GAP = 1e-7
 """Nats, of the fit that is kept; after the last step a tenth is left of it at most."""
 _ROWS = 512
@@ -73,7 +76,10 @@ class Space:
 
 
 class Problem:
-    """`mean cross-entropy + l2 / 2 |weight|^2` on rows of a space, shared among cores."""
+    """`mean cross-entropy + l2 / 2 |weight|^2` on rows of a space, shared among cores.
+
+    `class_weights` [classes] say how much an image of each class counts.
+    """
 
     def __init__(
         self,
@@ -82,13 +88,17 @@ class Problem:
         targets: Ints,
         classes: int,
         pool: Executor,
+        class_weights: Doubles | None = None,
     ) -> None:
-        self._n = len(x)
+        weights = None if class_weights is None else class_weights[targets].astype(np.float32)
+        self._n = len(x) if weights is None else float(weights.sum(dtype=np.float64))
+        share = np.bincount(targets, weights, classes) / self._n
+        self._entropy = -float(np.log(share**share).sum())
         self._variances = np.append(variances, 1.0)
         self._shape = (classes, x.shape[1] + 1)
         self._shards = [
-            _Shard(x[start : start + _ROWS], targets[start : start + _ROWS])
-            for start in range(0, len(x), _ROWS)
+            _Shard(x[here], targets[here], None if weights is None else weights[here, None])
+            for here in (slice(start, start + _ROWS) for start in range(0, len(x), _ROWS))
         ]
         self._map = pool.map if x.size * classes >= _THREADED else map
 
@@ -108,7 +118,8 @@ class Problem:
         penalty = np.append(np.full(self._shape[1] - 1, l2), 0.0)
         value, p = self._value(w, l2)
         for _ in range(_MOST_STEPS):
-            gap = relative_gap * value + absolute_gap
+            gained = max(self._entropy - value, _LEAST_GAIN * self._entropy)
+            gap = relative_gap * min(value, gained) + absolute_gap
             gradient = self._mean(_Shard.gradient, p) + penalty * w
             step = self._step(p, gradient, penalty, gap)
             slope = float((gradient * step).sum())
@@ -133,7 +144,7 @@ class Problem:
         """
         p = [part.astype(np.float32, copy=False) for part in p]
         l2 = penalty.astype(np.float32)
-        curvature = sum((part * (1 - part)).sum(axis=0, dtype=np.float64) for part in p) / self._n
+        curvature = np.sum(list(map(_Shard.curvature, self._shards, p)), axis=0) / self._n
         nearby = (curvature[:, None] * self._variances + penalty + 1e-12).astype(np.float32)
         step: Singles = np.zeros(self._shape, np.float32)
         residual = -gradient.astype(np.float32)
@@ -175,9 +186,10 @@ class Problem:
 class _Shard:
     """Some rows: what one core computes at a time, in the precision of what it is given."""
 
-    def __init__(self, x: Singles, targets: Ints) -> None:
+    def __init__(self, x: Singles, targets: Ints, weights: Singles | None) -> None:
         self._x = x
         self._targets = targets
+        self._weights = weights
         self._rows = np.arange(len(x))
 
     def value(self, w: Floats) -> tuple[float, Floats]:
@@ -188,20 +200,31 @@ class _Shard:
         np.exp(p, out=p)
         normaliser = p.sum(axis=1, keepdims=True)
         p /= normaliser
-        return float((np.log(normaliser[:, 0]) - true).sum(dtype=np.float64)), p
+        losses = self._weighed(np.log(normaliser) - true[:, None])
+        return float(losses.sum(dtype=np.float64)), p
 
     def gradient(self, p: Floats) -> Floats:
         """Of the sum of the cross-entropies, [classes, r + 1]."""
         residual = p.copy()
         residual[self._rows, self._targets] -= 1
-        return self._back(residual)
+        return self._back(self._weighed(residual))
+
+    def curvature(self, p: Floats) -> Doubles:
+        """Of the same along each class's own logit, [classes]."""
+        curved: Doubles = self._weighed(p * (1 - p)).sum(axis=0, dtype=np.float64)
+        return curved
 
     def product(self, p: Floats, direction: Floats) -> Floats:
         """The Hessian of the same times a direction, [classes, r + 1]."""
         logits = logits_of(self._x, direction)
         logits -= (p * logits).sum(axis=1, keepdims=True)
         logits *= p
-        return self._back(logits)
+        return self._back(self._weighed(logits))
+
+    def _weighed(self, rows: Floats) -> Floats:
+        if self._weights is not None:
+            rows *= self._weights
+        return rows
 
     def _back(self, residual: Floats) -> Floats:
         result = np.empty((residual.shape[1], self._x.shape[1] + 1), residual.dtype)

@@ -26,14 +26,15 @@ MAX_TRAIN = 5000
 
 
 def fit(
-    train: Floats, targets: Ints, validation: Floats, seed: int, *, is_trained: bool = False
-) -> Outliers:
-    """From features float32 [n, d] with classes int64 [n] that all occur.
+    train: Floats, targets: Ints, held_out: Floats, seed: int, *, is_trained: bool = False
+) -> tuple[Outliers, Floats] | None:
+    """From features float32 [n, d] with classes int64 [n] that all occur; None for too few.
 
-    `validation` float32 [m, d] belong to images that are not among the first;
-    their scores are kept, to compare live ones with. A backbone that was trained on
-    the images (`is_trained`) draws them together: there the threshold is the
-    validation images' own.
+    `held_out` float32 [m, d] belong to images that are not among the first, and may be none.
+    Returns the scores of images beside it, float32, that what scores them did not see: the
+    held-out ones, else the training images by cross-validation; a sample of them is kept, to
+    compare live ones with. A backbone that was trained on the images (`is_trained`) draws them
+    together: there the threshold is the held-out images' own.
     """
     rng = np.random.default_rng([seed % 2**64, 0x007D])
     if len(train) > MAX_TRAIN:
@@ -42,17 +43,19 @@ def fit(
         chosen = np.union1d(chosen, np.flatnonzero(np.isin(targets, rare)))
         train, targets = train[chosen], targets[chosen]
     means, inverse_variance = _estimated(train, targets)
-    held_out = _cross_validated(train, targets, rng)
-    if is_trained or not len(held_out):
-        raw = Outliers(means.astype(np.float16), inverse_variance, np.zeros(0, np.float16))
-        held_out = raw.scores(validation)
-    threshold = max(float(np.quantile(held_out, 1 - FALSE_ALARMS)), _LEAST)
+    raw = Outliers(means.astype(np.float16), inverse_variance, np.zeros(0, np.float16))
+    own = _cross_validated(train, targets, rng)
+    asked = raw.scores(held_out) if len(held_out) else own
+    references = asked if is_trained or not len(own) else own
+    if not len(references):
+        return None
+    threshold = max(float(np.quantile(references, 1 - FALSE_ALARMS)), _LEAST)
     scaled = (inverse_variance / threshold**2).astype(np.float32)
-    unscored = Outliers(means.astype(np.float16), scaled, np.zeros(0, np.float16))
-    scores = np.sort(unscored.scores(validation))
-    if len(scores) > _KEPT:
-        scores = scores[np.linspace(0, len(scores) - 1, _KEPT).round().astype(int)]
-    return Outliers(unscored.means, scaled, scores.astype(np.float16))
+    scores: Floats = (asked / threshold).astype(np.float32)
+    kept = np.sort(scores)
+    if len(kept) > _KEPT:
+        kept = kept[np.linspace(0, len(kept) - 1, _KEPT).round().astype(int)]
+    return Outliers(means.astype(np.float16), scaled, kept.astype(np.float16)), scores
 
 
 def _estimated(train: Floats, targets: Ints) -> tuple[Floats, Floats]:

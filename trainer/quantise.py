@@ -8,24 +8,23 @@ good enough is measured afterwards, never assumed.
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from service.inference.head import Floats, Head
+from service.inference.head import Head
 from service.inference.preprocess import Pixels
 from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import (
     BACKBONE_FILE,
     ExportedBackbone,
-    FeatureBased,
     JobSpec,
     Note,
     Progressed,
     Record,
 )
 from trainer.backbone_file import BackboneFile
-from trainer.data import Data, Part
+from trainer.data import Ints, Part
 from trainer.feature_cache import FeatureCache
 from trainer.features import Features
 from trainer.methods import feature_based
@@ -33,7 +32,7 @@ from trainer.methods.feature_based import FittedHead
 from trainer.records import Send
 
 MAX_LOSS = 0.01
-"""Validation accuracy that int8 may cost, or one image where that is more."""
+"""Accuracy that int8 may cost, or one image where that is more."""
 CALIBRATION_IMAGES = 64
 _BATCH = 8
 
@@ -82,20 +81,18 @@ def calibration_images(part: Part, threads: int = 0) -> Pixels:
 
 
 def is_good_enough(accuracy: float, exact_accuracy: float, images: int) -> bool:
-    """Whether int8's validation accuracy on so many images may be published."""
+    """Whether int8's accuracy on so many images may be published."""
     return accuracy >= exact_accuracy - max(MAX_LOSS, 1 / images) - 1e-9
 
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """What is to serve, and how it does on the validation images."""
+    """What is to serve."""
 
     file: Path
     features: Features
     """What the file makes of images."""
     head: Head
-    validation: Floats
-    """Features float32 [m, d] of the validation images."""
     fitted: FittedHead | None = None
     """Of a frozen backbone: what the head was fitted to."""
     float_accuracy: float | None = None
@@ -108,7 +105,9 @@ def quantised(
     spec: JobSpec,
     floating: Served,
     known: ExportedBackbone | None,
-    data: Data,
+    learned: Part,
+    folds: Ints,
+    measured: Callable[[Served], tuple[float, int] | None],
     runtime: OnnxRuntime,
     cache: FeatureCache | None,
     send: Send,
@@ -117,7 +116,8 @@ def quantised(
 
     A frozen backbone is quantised once, by its first job, and shared by all later
     ones (`known`), so that their images run together; the head is then fitted to
-    the features that it will get. A trained backbone is its version's own.
+    the features that it will get. A trained backbone is its version's own. `measured`
+    tells the accuracy on images that were not learned from, and their number.
     """
     out = Path(spec.out_dir)
     file, digest = out / "int8.onnx", ""
@@ -125,43 +125,31 @@ def quantised(
         file, digest = Path(known.path), known.digest
     else:
         send(Progressed("exporting", 0.5, "quantising to int8"))
-        to_int8(floating.file, calibration_images(data.train, spec.threads), file)
+        to_int8(floating.file, calibration_images(learned, spec.threads), file)
     features = Features(BackboneFile(file, runtime, digest), cache, spec.threads, send)
-    fitted = None
+    fitted, head = None, floating.head
     if floating.fitted is not None:
-        assert isinstance(spec.method, FeatureBased)
         fitted = feature_based.fit_head(
-            spec.method,
-            data,
-            features,
-            spec.seed,
-            lambda record: _progress(record, send),
-            spec.threads,
-        )
-        head, validation = fitted.head, fitted.validation
-    else:
-        head = floating.head
-        validation = features.of(data.validation, "validation images in int8")
-    before = _accuracy(floating.head, floating.validation, data.validation)
-    after = _accuracy(head, validation, data.validation)
-    if not is_good_enough(after, before, len(data.validation)):
+            floating.fitted.method, learned, folds, head.classes, features, spec.seed,
+            lambda record: _progress(record, send), spec.threads,
+        )  # fmt: skip
+        head = fitted.head
+    found = Served(file, features, head, fitted)
+    before, after = measured(floating), measured(found)
+    if before and after and not is_good_enough(after[0], *before):
         if file.parent == out:
             file.unlink()
         note = (
-            f"int8 would lower the validation accuracy from {before:.4f} to {after:.4f}: the "
+            f"int8 would lower the accuracy from {before[0]:.4f} to {after[0]:.4f}: the "
             f"version is served in {floating.features.precision}"
         )
         send(Note("warning", note))
-        return replace(floating, float_accuracy=before, note=note)
+        return replace(floating, float_accuracy=before[0], note=note)
     # The float file, if this job made it, is nobody's any more.
     (out / BACKBONE_FILE).unlink(missing_ok=True)
     if file.parent == out:
         file = file.rename(out / BACKBONE_FILE)
-    return Served(file, features, head, validation, fitted, before)
-
-
-def _accuracy(head: Head, features: Floats, part: Part) -> float:
-    return float((head.probabilities(features).argmax(axis=1) == part.targets).mean())
+    return replace(found, file=file, float_accuracy=before[0] if before else None)
 
 
 def _progress(record: Record, send: Send) -> None:

@@ -40,6 +40,8 @@ from trainer.records import Send
 
 Ints = npt.NDArray[np.int64]
 
+_CHOOSE = 3
+"""One training image in so many chooses the backbone of a job."""
 FIRST_IMAGES = 100
 """All backbones are scored on so many, and again on more where all find time for that."""
 _PLANNED = 0.7
@@ -69,18 +71,26 @@ def rank(spec: RankSpec, send: Send) -> BackbonesRanked:
     return _ranked(spec, _sample(spec), _runtime(spec), started, send)[1]
 
 
+def choosers(part: Part, seed: int) -> Part:
+    """Returns the training images that are to choose a backbone: a third, in turn from each class.
+
+    Nothing is reported of those: what chose is no measure of what was chosen.
+    """
+    count = max(2, len(part) // _CHOOSE)
+    return _of(part, transferability.spread(part.targets, seed)[: min(MOST_RANKED_IMAGES, count)])
+
+
 def choose(
     spec: RankSpec, part: Part, runtime: OnnxRuntime, send: Send
 ) -> tuple[PretrainedBackbone, BackbonesRanked]:
-    """The backbone that ranks first on a job's training images, and the ranking.
+    """The backbone that ranks first on all images of a part, and the ranking.
 
     Where none could be scored in time, the cheapest that is here, and that is said.
     `runtime` is what serves; the spec's `data_dir` and `provider` are not looked at.
     Raises Unavailable (WEIGHTS_UNAVAILABLE) when no backbone could be had.
     """
     started = time.monotonic()
-    places = transferability.spread(part.targets, spec.seed)[:MOST_RANKED_IMAGES]
-    entrants, ranked = _ranked(spec, _of(part, places), runtime, started, send)
+    entrants, ranked = _ranked(spec, part, runtime, started, send)
     for entrant in entrants:
         if entrant.row is ranked.ranking[0] and entrant.row.score is not None:
             return entrant.pretrained, ranked
@@ -135,13 +145,7 @@ def _ranked(
 
 
 def _of(part: Part, places: "Ints | slice") -> Part:
-    numbers = np.arange(len(part))[places]
-    return replace(
-        part,
-        paths=tuple(part.paths[n] for n in numbers),
-        digests=tuple(part.digests[n] for n in numbers),
-        targets=part.targets[numbers],
-    )
+    return part.take(np.arange(len(part))[places])
 
 
 def _cache(spec: RankSpec, send: Send) -> FeatureCache | None:

@@ -74,14 +74,13 @@ def _run(job: Job) -> Manifest:
     send(Progressed("preparing", 0.0, "reading the images"))
     data = datasets.load(
         Source(Path(spec.data_dir), spec.data_index),
-        spec.validation_fraction,
-        spec.seed,
         spec.threads,
         bases=[Source(Path(base.folder), base.index, base.name) for base in spec.base_data],
         base_digest=spec.base_digest,
         case_sensitive=spec.case_sensitive_labels,
         background=spec.background,
         target_bit_depth=_target_bit_depth(spec),
+        grouping=spec.grouping,
     )
     faults.reach("trainer.validating")
     send(DataFound(data.counts(), data.summary, data.digest))
@@ -104,9 +103,11 @@ def _run(job: Job) -> Manifest:
         stages.begin("choosing the backbone")
         ranked = job.choose_backbone(data.train)
 
+    stages.begin("features")
+    divided = job.divided(data)
     stages.begin("training")
-    found = transfer(job, data)
-    spec, data = job.spec, found.data
+    found = transfer(job, divided)
+    spec = job.spec
 
     stages.begin("checking")
     send(Progressed("checking", 0.0, "PyTorch against what serves"))
@@ -115,35 +116,43 @@ def _run(job: Job) -> Manifest:
         found.served.head,
         _exact(job, found),
         TorchBackbone(
-            spec.backbone, "trained" if found.is_trained else job.weights, lambda: job.backbone
+            spec.backbone,
+            "trained" if found.is_trained else job.weights,
+            lambda: found.network or job.backbone,
         ),
-        data.validation.at(
-            data.validation.spread(parity.KNOWN_IMAGES if is_known else parity.NEW_IMAGES)
-        ),
+        data.train.at(data.train.spread(parity.KNOWN_IMAGES if is_known else parity.NEW_IMAGES)),
         None if found.is_trained else job.cache,
         spec.threads,
     )
     if spec.precision == "int8":
         stages.begin("quantising")
         found = _quantised(job, found)
+    stages.begin("measuring")
+    found, sets = measure(found)
     served = found.served
-    probabilities = found.measured.probabilities(served.validation)
-    metrics = evaluate.measure(probabilities, data.validation.targets, data.classes)
-
-    tested = _tested(found)
+    headline = next((each for each in sets if each.measured_on != "source"), None)
+    metrics = None
+    if headline is not None:
+        metrics = evaluate.measure(
+            headline.probabilities, headline.part.targets, data.classes, headline.groups
+        )
+    calibrated, note = is_calibrated(sets)
 
     stages.begin("judging")
     send(Progressed("checking", 0.4, "what the transfer was worth"))
-    seen, answers, held_out = learned_from(found, spec.seed)
-    known = outliers.fit(seen, answers, held_out, spec.seed, is_trained=found.is_trained)
-    head = replace(served.head, outliers=known)
-    gate_checks = judgement.gate_checks(job, found, metrics, probabilities, agreed)
-    baselines = judgement.baselines(job, found)
+    known = outliers.fit(*learned_from(found, spec.seed), spec.seed, is_trained=found.is_trained)
+    head = replace(
+        served.head, outliers=known[0] if known else None, is_calibrated=calibrated
+    )
+    gate_checks = judgement.gate_checks(job, found, sets, metrics, agreed)
+    compared = judgement.compared(job, found, headline)
 
     stages.begin("reporting")
     send(Progressed("checking", 0.7, "writing the report"))
     heads.save(head, job.out / HEAD_FILE)
+    answers.save(job.out / ANSWERS_FILE, data.classes, _answers(found, sets))
     faults.reach("trainer.reporting")
+    learned = data.train.take(~found.held)
     manifest = Manifest(
         model=spec.model,
         job_id=spec.job_id,
@@ -155,13 +164,11 @@ def _run(job: Job) -> Manifest:
         feature_dim=head.feature_dim,
         classes=list(data.classes),
         temperature=head.temperature,
-        train_count=len(data.train),
-        validation_count=len(data.validation),
-        validation_accuracy=metrics.accuracy,
-        validation_loss=metrics.loss,
-        test_count=tested.count if tested else 0,
-        test_accuracy=tested.accuracy if tested else None,
-        test_loss=tested.loss if tested else None,
+        train_count=len(learned),
+        train_groups=len(np.unique(found.learned_groups)),
+        figures=[each.figure() for each in sets],
+        calibrated=calibrated,
+        calibration_note=note,
         dataset_digest=data.digest,
         reading=data.summary,
         seed=spec.seed,
@@ -174,7 +181,7 @@ def _run(job: Job) -> Manifest:
         precision=found.precision,
         provider=job.runtime.provider,
         serving_precision=served.features.precision,
-        float_validation_accuracy=served.float_accuracy,
+        float_accuracy=served.float_accuracy,
         precision_note=served.note,
         versions=_versions(),
         started_at=job.started_at.isoformat(timespec="seconds"),
@@ -185,39 +192,12 @@ def _run(job: Job) -> Manifest:
         base=spec.base,
         technique=found.adaptation.published if found.adaptation else "",
         target_digest=found.target.images.digest if found.target else "",
-        validated_on=found.validated_on,
         stages_s=stages.seconds(),
     )
     (job.out / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
-    fitted = served.fitted
-    train, validation = _compared_in(job, found)
-    examined = findings.examine(
-        probabilities=probabilities,
-        targets=data.validation.targets,
-        train_targets=data.train.targets,
-        classes=len(data.classes),
-        train_features=train,
-        features=validation,
-        out_of_fold=fitted.out_of_fold if fitted else None,
-        baselines=baselines,
-        seed=spec.seed,
-        is_adapted=found.target is not None,
-    )
-    scores = known.scores(held_out)
-    examined = replace(
-        examined,
-        adaptation=found.adaptation,
-        backbones=ranked,
-        out_of_distribution=_out_of_distribution(found, scores),
-        growth=growth.told(spec, data),
-    )
-    written = report.collect(
-        manifest, metrics, data, probabilities, job.epochs, examined, test=tested
-    )
-    (job.out / REPORT_JSON_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(written)))
-    (job.out / REPORT_HTML_FILE).write_text(page.to_html(written, data), encoding="utf-8")
+    REPORT_HERE
     faults.reach("trainer.finished")
-    send(Finished(metrics.accuracy, metrics.count))
+    send(Finished(metrics.accuracy if metrics else None, metrics.count if metrics else 0))
     faults.reach("trainer.sent")
     return manifest
 
@@ -229,15 +209,20 @@ def _target_bit_depth(spec: JobSpec) -> int:
     return target.read(spec.threads, is_labelled=False).bit_depth
 
 
-def _tested(found: Transferred) -> Metrics | None:
-    """Measures what serves on the test part; None where the data has none."""
-    test = found.data.test
-    if not len(test):
-        return None
-    features = found.served.features.of(test, "test images")
-    return evaluate.measure(
-        found.measured.probabilities(features), test.targets, found.data.classes
-    )
+def _answers(found: Transferred, sets: Sequence[Measured]) -> list[Rows]:
+    """Collects every image of the job with what is known of it, for the jobs to come."""
+    rows, told = [], set[str]()
+    for each in sets:
+        role = Role.OUT_OF_FOLD if each.measured_on in _OUT_OF_FOLD else Role.HELD_OUT
+        part = each.part
+        rows.append(Rows(role, part.digests, part.targets, each.groups, each.probabilities))
+        told.update(part.digests)
+    train, groups = found.divided.data.train, found.divided.train
+    untold = np.array([digest not in told for digest in train.digests], dtype=np.bool_)
+    for mask, role in ((untold & ~found.held, Role.LEARNED), (untold & found.held, Role.HELD_OUT)):
+        part = train.take(mask)
+        rows.append(Rows(role, part.digests, part.targets, groups[mask], None))
+    return rows
 
 
 def _out_of_distribution(found: Transferred, scores: Floats) -> OutOfDistribution:
@@ -252,18 +237,6 @@ def _out_of_distribution(found: Transferred, scores: Floats) -> OutOfDistributio
     )
 
 
-def _compared_in(job: Job, found: Transferred) -> tuple[Floats | None, Floats | None]:
-    """Features of both parts that have learned no label yet, where they are known already."""
-    if found.target is not None:
-        # What more source images would bring says nothing of the target.
-        return None, None
-    if found.served.fitted is not None:
-        return found.served.fitted.train, found.served.validation
-    if job.has_first_head:
-        return job.frozen.of(found.data.train), job.frozen.of(found.data.validation)
-    return None, None
-
-
 def _quantised(job: Job, found: Transferred) -> Transferred:
     if found.target is not None:
         note = "a version that was adapted to a domain is not quantised: it is served in float"
@@ -271,8 +244,17 @@ def _quantised(job: Job, found: Transferred) -> Transferred:
         return replace(found, served=replace(found.served, note=note))
     shared = next((e for e in job.spec.exported if e.weights == f"{job.weights}:int8"), None)
     cache = None if found.is_trained else job.cache
-    served = quantised(job.spec, found.served, shared, found.data, job.runtime, cache, job.send)
-    return replace(found, served=served, measured=served.head)
+    train = found.divided.data.train
+
+    def accuracy(served: Served) -> tuple[float, int] | None:
+        _, sets = measure(replace(found, served=served))
+        return (sets[0].figure().accuracy, len(sets[0].part)) if sets else None
+
+    served = quantised(
+        job.spec, found.served, shared, train.take(~found.held), found.divided.folds, accuracy,
+        job.runtime, cache, job.send,
+    )  # fmt: skip
+    return replace(found, served=served)
 
 
 def _exact(job: Job, found: Transferred) -> Features:

@@ -18,15 +18,20 @@ def _answers(
     return np.stack([1 - said, said], axis=1), targets
 
 
-def test_the_probabilities_before_the_temperature_follow_from_those_after() -> None:
-    logits = np.random.default_rng(0).normal(0, 3, (20, 4))
+def test_the_figures_before_the_temperature_are_those_of_the_logits_themselves() -> None:
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(0, 3, (200, 4)), rng.integers(0, 4, 200)
 
     def softmax(z: np.ndarray) -> np.ndarray:
         raised = np.exp(z - z.max(axis=1, keepdims=True))
         return raised / raised.sum(axis=1, keepdims=True)
 
-    before = calibration.untempered(softmax(logits / 2.5).astype(np.float32), 2.5)
-    assert before == pytest.approx(softmax(logits), abs=1e-5)
+    found = calibration.measure(softmax(logits / 2.5).astype(np.float32), targets, 2.5)
+    before = softmax(logits)
+    assert found.error_before == pytest.approx(
+        calibration.expected_error(before, targets), abs=1e-4
+    )
+    assert found.brier_before == pytest.approx(calibration.brier_score(before, targets), abs=1e-4)
 
 
 def test_honest_probabilities_are_within_chance_and_sharpened_ones_are_not() -> None:
@@ -70,11 +75,64 @@ def test_the_brier_score_is_summed_over_the_classes() -> None:
     assert probabilities[0, 0] == 0.8
 
 
-def test_bins_hold_every_image_once_and_empty_ones_say_nothing() -> None:
-    probabilities, targets = _answers(200, 1.0)
-    bins = calibration.reliability(probabilities, targets)
-    assert sum(b.count for b in bins) == 200
-    assert all((b.accuracy is None) == (b.count == 0) for b in bins)
-    assert all(b.low - 1e-9 <= b.confidence <= b.high + 1e-9 for b in bins if b.confidence)
-    certain = calibration.reliability(np.array([[1.0, 0.0]]), np.array([0]))
-    assert certain[-1].count == 1
+def test_bins_hold_every_image_once_and_about_as_many_each() -> None:
+    for n, bins in ((60, 5), (200, 10), (3000, 15)):
+        probabilities, targets = _answers(n, 1.0)
+        found = calibration.measure(probabilities, targets, 1.0).bins
+        assert len(found) == bins
+        assert sum(b.count for b in found) == n
+        assert max(b.count for b in found) - min(b.count for b in found) <= 1
+        assert all(b.low <= b.confidence <= b.high for b in found)
+        assert all(b.accuracy_low <= b.accuracy <= b.accuracy_high for b in found)
+
+
+def test_answers_that_are_equally_sure_are_one_bin_whatever_their_order() -> None:
+    half = np.array([[0.5 + 1e-9, 0.5 - 1e-9]] * 100)
+    rising = np.arange(100) // 50
+    assert calibration.expected_error(half, rising) == pytest.approx(0, abs=1e-6)
+    assert calibration.expected_error(np.array([[1.0, 0.0]] * 100), rising) == pytest.approx(0.5)
+    (only,) = calibration.measure(half, rising, 1.0).bins
+    assert (only.count, only.accuracy) == (100, 0.5)
+
+
+def _in_groups(groups: int, size: int, sharpened: float, seed: int) -> tuple[np.ndarray, ...]:
+    """As `_answers`, all images of a group alike."""
+    probabilities, targets = _answers(groups, sharpened, seed)
+    places = np.repeat(np.arange(groups), size)
+    return probabilities[places], targets[places], places
+
+
+def test_perfect_probabilities_are_hardly_ever_called_off() -> None:
+    for n in (60, 300):
+        off = sum(
+            calibration.measure(*_answers(n, 1.0, seed), 1.0).verdict == "off" for seed in range(60)
+        )
+        assert off <= 3
+    off = 0
+    for seed in range(60):
+        probabilities, targets, groups = _in_groups(60, 5, 1.0, seed)
+        off += calibration.measure(probabilities, targets, 1.0, groups=groups).verdict == "off"
+    assert off <= 4
+
+
+def test_a_large_part_of_a_hundredth_is_no_fault_where_images_are_many() -> None:
+    # Beyond chance on 100,000 images, and too little to matter.
+    found = calibration.measure(*_answers(100_000, 1.1), temperature=1.0)
+    assert found.error > found.error_by_chance
+    assert found.verdict == "not_shown"
+
+
+def test_being_calibrated_is_shown_or_people_are_told_why_not() -> None:
+    assert calibration.is_calibrated(*_answers(1000, 1.0)) == (True, "")
+    shown, note = calibration.is_calibrated(*_answers(18, 1.0))
+    assert not shown
+    assert note.startswith("only 18 images could be measured on")
+    shown, note = calibration.is_calibrated(*_answers(1000, 4.0))
+    assert not shown
+    assert "points from how often they were right, mostly higher" in note
+    shown, note = calibration.is_calibrated(*_in_groups(40, 25, 1.0, 0))
+    assert not shown
+    assert "only 1000 images in 40 groups" in note
+    shown, note = calibration.is_calibrated(np.empty((0, 2)), np.empty(0, np.int64))
+    assert not shown
+    assert note.startswith("no image")

@@ -39,7 +39,7 @@ def test_a_difference_beyond_chance_is_told_from_one_that_is_not() -> None:
         Measured("from_scratch", _probabilities([0] * 37 + [1] * 3)), served, targets
     )
     assert little.verdict == "no_difference"
-    assert "could be chance" in little.words
+    assert little.words.startswith("could not be told apart: between -")
     assert (little.only_served, little.only_other) == (1, 0)
     much = comparisons.compare(
         Measured("from_scratch", _probabilities([0] * 25 + [1] * 15), seconds=3.0), served, targets
@@ -55,16 +55,35 @@ def test_a_difference_beyond_chance_is_told_from_one_that_is_not() -> None:
     assert other_way.difference_high < 0
 
 
-def test_the_interval_of_matched_proportions_is_agresti_and_mins() -> None:
-    # Half an image more in each cell, then Wald: 8.5 and 2.5 of 42.
-    targets = np.zeros(40, dtype=np.int64)
-    served = _probabilities([0] * 38 + [1] * 2)
-    other = _probabilities([0] * 30 + [1] * 8 + [0] * 2)
-    found = comparisons.compare(Measured("other", other), served, targets)
-    middle = (8.5 - 2.5) / 42
-    half = 1.959964 * np.sqrt(11 - 36 / 42) / 42
-    assert found.difference_low == pytest.approx(middle - half)
-    assert found.difference_high == pytest.approx(middle + half)
+def test_changes_within_one_group_count_as_one() -> None:
+    targets = np.zeros(200, dtype=np.int64)
+    groups = np.arange(200) // 10
+    served = _probabilities([0] * 200)
+    # All images of two groups, or one image of each of twenty.
+    bursts = Measured("other", _probabilities([1] * 20 + [0] * 180))
+    spread = Measured("other", _probabilities([1 if i % 10 == 0 else 0 for i in range(200)]))
+    alone = comparisons.compare(bursts, served, targets)
+    assert alone.verdict == "better"
+    together = comparisons.compare(bursts, served, targets, groups)
+    assert together.difference == alone.difference
+    assert together.verdict == "no_difference"
+    # Two images of twenty.
+    assert together.p_value > 0.2
+    assert together.difference_low < 0 < together.difference_high
+    assert together.accuracy_low < alone.accuracy_low
+    assert comparisons.compare(spread, served, targets, groups).verdict == "better"
+
+
+def test_a_difference_in_groups_is_found_by_chance_no_oftener_than_it_says() -> None:
+    rng = np.random.default_rng(0)
+    groups, found = np.repeat(np.arange(40), 5), 0
+    targets = np.zeros(200, dtype=np.int64)
+    for _ in range(300):
+        u = rng.random(40)[groups]
+        served, other = np.eye(2)[(u < 0.1) * 1], np.eye(2)[((u > 0.05) & (u < 0.15)) * 1]
+        one = comparisons.compare(Measured("other", other), served, targets, groups)
+        found += one.verdict != "no_difference"
+    assert found <= 0.08 * 300
 
 
 def test_the_nearest_class_mean_answers_the_class_in_whose_direction_a_feature_lies() -> None:

@@ -1,4 +1,4 @@
-"""A job's images come on top of its base's, which stay divided as they were."""
+"""A job's images come on top of its base's."""
 
 import shutil
 from pathlib import Path
@@ -17,40 +17,28 @@ from trainer.data import Data, Source
 def grown(own: Path, *bases: Path, case_sensitive: bool = False) -> Data:
     """Loads a folder after those of its bases, each under its folder's name."""
     sources = [Source(base, name=base.name) for base in bases]
-    return data.load(own, 0.2, seed=0, bases=sources, case_sensitive=case_sensitive)
+    return data.load(own, bases=sources, case_sensitive=case_sensitive)
 
 
-def test_the_base_stays_divided_as_it_was(make_folder: MakeFolder) -> None:
+def test_the_images_come_on_top_of_the_bases(make_folder: MakeFolder) -> None:
     base = make_folder("base", per_class=20)
     own = make_folder("own", per_class=10, classes=("green", "red"), seed=1)
-    alone = data.load(base, 0.2, seed=0)
+    alone = data.load(base)
     found = grown(own, base)
-    assert found.classes == ("blue", "green", "red")
-    assert set(alone.validation.digests) <= set(found.validation.digests)
+    counts = [(c.label, c.train, c.validation) for c in found.counts()]
+    assert counts == [("blue", 20, 0), ("green", 10, 0), ("red", 30, 0)]
     assert set(alone.train.digests) <= set(found.train.digests)
-    assert len(found.train) + len(found.validation) == 60
     assert found.digest != alone.digest
-    names = {found.names[path] for path in found.validation.paths}
+    names = {found.names[path] for path in found.train.paths}
     assert any(name.startswith("base/blue/") for name in names)
     assert any(name.startswith("green/") for name in names)
     assert found.own == {path for path in found.names if path.is_relative_to(own)}
-
-
-def test_one_new_class_alone_is_learned_on_top_of_the_bases(make_folder: MakeFolder) -> None:
-    base = make_folder("base", per_class=20)
-    own = make_folder("own", per_class=5, classes=("green",), seed=1)
-    found = grown(own, base)
-    counts = [(c.label, c.train, c.validation) for c in found.counts()]
-    assert counts == [("blue", 16, 4), ("green", 4, 1), ("red", 16, 4)]
-    assert (found.summary.seen, found.summary.used) == (5, 5)
+    assert (found.summary.seen, found.summary.used) == (20, 20)
     assert found.warnings == ()
-
-
-def test_more_of_one_old_class_alone_is_learned_too(make_folder: MakeFolder) -> None:
-    base = make_folder("base", per_class=20)
-    own = make_folder("own", per_class=10, classes=("red",), seed=1)
-    counts = [(c.label, c.train, c.validation) for c in grown(own, base).counts()]
-    assert counts == [("blue", 16, 4), ("red", 24, 6)]
+    # The oldest decides on which side what belongs together lies.
+    by_age = dict(zip(found.train.paths, found.train.ages, strict=True))
+    assert {int(by_age[path]) for path in by_age if path.is_relative_to(base)} == {0}
+    assert {int(by_age[path]) for path in by_age if path.is_relative_to(own)} == {1}
 
 
 def test_a_base_of_one_class_can_be_grown(make_folder: MakeFolder) -> None:
@@ -59,26 +47,16 @@ def test_a_base_of_one_class_can_be_grown(make_folder: MakeFolder) -> None:
     assert grown(own, base).classes == ("blue", "red")
 
 
-def test_a_few_more_images_of_a_measured_class_are_all_learned_from(
-    make_folder: MakeFolder,
-) -> None:
-    base = make_folder("base", per_class=20)
-    own = make_folder("own", per_class=2, seed=1)
-    counts = [(c.train, c.validation) for c in grown(own, base).counts()]
-    assert counts == [(18, 4), (18, 4)]
-
-
 def test_what_the_base_holds_already_is_used_once_and_told(make_folder: MakeFolder) -> None:
     base = make_folder("base", per_class=20)
     own = make_folder("own", per_class=5, seed=1)
-    before = data.load(base, 0.2, seed=0)
-    for n, path in enumerate((before.train.paths[0], before.validation.paths[0])):
+    before = data.load(base)
+    for n, path in enumerate(before.train.paths[:2]):
         shutil.copy(path, own / path.parent.name / f"again{n}.png")
     found = grown(own, base)
     assert left_out(found.summary, LeftOutReason.COPY) == {"blue/again0.png", "blue/again1.png"}
     assert (found.summary.seen, found.summary.used) == (12, 10)
-    assert len(found.train) + len(found.validation) == 50
-    assert len({*found.train.digests, *found.validation.digests}) == 50
+    assert len(found.train) == len({*found.train.digests}) == 50
 
 
 def test_the_bases_own_images_sent_again_are_still_the_bases(make_folder: MakeFolder) -> None:
@@ -86,27 +64,33 @@ def test_the_bases_own_images_sent_again_are_still_the_bases(make_folder: MakeFo
     found = grown(base, base)
     assert found.own == frozenset()
     assert found.summary.used == 0
-    assert found.train.digests == data.load(base, 0.2, seed=0).train.digests
+    assert found.train.digests == data.load(base).train.digests
 
 
 def test_what_a_base_was_measured_on_is_not_learned_from_under_another_name(
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:
-    base = make_folder("base", per_class=20)
-    held = data.load(base, 0.2, seed=0).validation
+    base = make_folder("base/train", per_class=10).parent
+    make_folder("base/val", per_class=4, seed=3)
+    held = data.load(base).validation
     make_folder("own/train", per_class=5, seed=1)
     make_folder("own/val", per_class=2, seed=2)
-    shutil.copy(held.paths[0], tmp_path / "own/train" / held.paths[0].parent.name / "again.png")
+    label = held.paths[0].parent.name
+    shutil.copy(held.paths[0], tmp_path / "own/train" / label / "again.png")
     found = grown(tmp_path / "own", base)
     assert not set(held.digests) & set(found.train.digests)
     assert "again.png" in found.warnings[0]
+    assert left_out(found.summary, LeftOutReason.COPY) == {f"train/{label}/again.png"}
+    used = {*found.train.paths, *found.validation.paths} & found.own
+    assert (found.summary.seen, found.summary.used) == (15, len(used))
 
 
 def test_what_a_base_learned_from_is_no_more_once_it_is_to_be_tested_on(
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:
-    base = make_folder("base", per_class=20)
-    before = data.load(base, 0.2, seed=0)
+    base = make_folder("base/train", per_class=10).parent
+    make_folder("base/val", per_class=4, seed=3)
+    before = data.load(base)
     make_folder("own/train", per_class=5, seed=1)
     make_folder("own/test", per_class=2, seed=2)
     taken = {before.train.paths[0]: "learned.png", before.validation.paths[0]: "measured.png"}
@@ -150,7 +134,6 @@ def test_an_image_that_comes_again_under_another_class_does_not_shift_its_bases_
     found = grown(last, base, own)
     (dropped,) = set(before.train.digests) - set(found.train.digests)
     assert dropped == before.train.digests[before.train.paths.index(again)]
-    assert set(before.validation.digests) <= set(found.validation.digests)
     assert left_out(found.summary, LeftOutReason.CONTRADICTION) == {"blue/again.png"}
     assert (found.summary.seen, found.summary.used) == (11, 10)
 
@@ -160,10 +143,10 @@ def test_a_base_whose_images_are_not_as_they_were_is_refused(make_folder: MakeFo
     last = make_folder("last", seed=2)
     digest = grown(own, base).digest
     bases = [Source(base), Source(own)]
-    data.load(last, 0.2, seed=0, bases=bases, base_digest=digest)
+    data.load(last, bases=bases, base_digest=digest)
     (base / "red" / "0.png").unlink()
     with pytest.raises(WrongState, match="not as they were") as caught:
-        data.load(last, 0.2, seed=0, bases=bases, base_digest=digest)
+        data.load(last, bases=bases, base_digest=digest)
     assert caught.value.reason is Reason.BASE_DATA_GONE
 
 
@@ -193,13 +176,13 @@ def test_class_names_that_differ_in_case_alone_are_two_where_that_is_said(
     # Or where a dataset that was stored says so.
     index = tmp_path / "index.json"
     indexes.save(reader.read_folder(own, case_sensitive=True), index)
-    stored = data.load(Source(own, str(index)), 0.2, seed=0, bases=[Source(base)])
+    stored = data.load(Source(own, str(index)), bases=[Source(base)])
     assert stored.classes == ("Red", "blue", "red")
     own_alone = make_folder("both", classes=("blue", "red"), seed=2)
     (own_alone / "blue").rename(own_alone / "RED")
     with pytest.raises(InvalidInput, match="case_sensitive_labels"):
-        data.load(own_alone, 0.2, seed=0)
-    assert data.load(own_alone, 0.2, seed=0, case_sensitive=True).classes == ("RED", "red")
+        data.load(own_alone)
+    assert data.load(own_alone, case_sensitive=True).classes == ("RED", "red")
 
 
 def test_names_that_look_the_same_are_refused_even_where_case_counts(
@@ -232,18 +215,3 @@ def test_images_of_the_base_that_are_in_another_class_now_are_named(
     assert any("base/red/0.png" in warning for warning in found.warnings)
     assert left_out(found.summary, LeftOutReason.CONTRADICTION) == {"green/moved.png"}
     assert found.summary.used == len(found.own & {*found.train.paths, *found.validation.paths})
-
-
-def test_own_training_images_that_the_base_is_measured_on_are_counted(
-    make_folder: MakeFolder,
-) -> None:
-    base = make_folder("base", per_class=10)
-    held = data.load(base, 0.2, seed=0).validation.paths[0]
-    own = make_folder("own/train", per_class=5, seed=1).parent
-    make_folder("own/val", per_class=2, seed=2)
-    shutil.copy(held, own / "train" / held.parent.name / "again.png")
-    found = grown(own, base)
-    name = f"train/{held.parent.name}/again.png"
-    assert left_out(found.summary, LeftOutReason.COPY) == {name}
-    used = {*found.train.paths, *found.validation.paths} & found.own
-    assert (found.summary.seen, found.summary.used) == (15, len(used))

@@ -1,7 +1,7 @@
 """Spaces in which source and target features lie closer, and the way back from them.
 
-A linear head that was fitted in such a space is folded into one for features as
-the backbone gives them, so serving needs nothing new.
+A linear head that was fitted in such a space is folded into one for the target's
+features as the backbone gives them, so serving needs nothing new.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Head:
     bias: Doubles
 
     def logits(self, rows: Doubles) -> Doubles:
-        """Of rows [n, d], float64 [n, classes]."""
+        """Returns those of rows [n, d], float64 [n, classes]."""
         answer: Doubles = rows @ self.weight.T + self.bias
         return answer
 
@@ -32,18 +32,16 @@ class Head:
 class Space:
     """Both domains' features, float64 [n, d] and [m, d], and the heads' way back.
 
-    `for_source` and `for_target` turn a head of this space into one for the raw
-    features of that domain.
+    `unaligned` turns a head of this space into one for raw features of the target.
     """
 
     source: Doubles
     target: Doubles
-    for_source: Callable[[Head], Head]
-    for_target: Callable[[Head], Head]
+    unaligned: Callable[[Head], Head]
 
 
 def standardise(source: Doubles, target: Doubles, weights: Doubles) -> Space:
-    """Each domain by its own mean and deviation, rows then of mean square norm 1.
+    """Scales each domain by its own mean and deviation, rows then of mean square norm 1.
 
     After Li et al. 2016, Revisiting Batch Normalization For Practical Domain
     Adaptation, applied to the features alone. `weights` [n], of sum 1, say how
@@ -57,13 +55,12 @@ def standardise(source: Doubles, target: Doubles, weights: Doubles) -> Space:
     return Space(
         source=(source - ours[0]) / ours[1],
         target=(target - theirs[0]) / theirs[1],
-        for_source=lambda head: _unscaled(head, *ours),
-        for_target=lambda head: _unscaled(head, *theirs),
+        unaligned=lambda head: unscaled(head, *theirs),
     )
 
 
 def correlation_alignment(source: Doubles, target: Doubles) -> Space:
-    """CORAL: source features whitened, then coloured with the target's covariance.
+    """Whitens the source's features, then colours them with the target's covariance (CORAL).
 
     Sun, Feng and Saenko 2016, Return of Frustratingly Easy Domain Adaptation, with
     the means aligned too. Covariances are shrunk towards a multiple of the identity
@@ -71,25 +68,17 @@ def correlation_alignment(source: Doubles, target: Doubles) -> Space:
     large-dimensional covariance matrices: there are more features than images.
     """
     ours, theirs = Covariance(source), Covariance(target)
-    scale = np.sqrt(theirs.trace) or 1.0
-
-    def for_source(head: Head) -> Head:
-        weight = ours.power(theirs.power(head.weight / scale, 0.5), -0.5)
-        return Head(weight, head.bias - weight @ ours.mean)
-
-    def for_target(head: Head) -> Head:
-        return _unscaled(head, theirs.mean, np.full(len(theirs.mean), scale))
+    scale = float(np.sqrt(theirs.trace)) or 1.0
 
     return Space(
         source=theirs.power(ours.power(source - ours.mean, -0.5), 0.5) / scale,
         target=(target - theirs.mean) / scale,
-        for_source=for_source,
-        for_target=for_target,
+        unaligned=lambda head: unscaled(head, theirs.mean, scale),
     )
 
 
 class Covariance:
-    """The shrunk covariance of rows float64 [n, d]; of n < d kept as n directions."""
+    """Keeps the shrunk covariance of rows float64 [n, d]; of n < d as n directions."""
 
     def __init__(self, rows: Doubles) -> None:
         n, d = rows.shape
@@ -115,7 +104,7 @@ class Covariance:
         self._values: Doubles = (1 - self.shrinkage) * values + self._rest
 
     def power(self, rows: Doubles, exponent: float) -> Doubles:
-        """Rows [n, d] times the matrix to `exponent`."""
+        """Multiplies rows [n, d] by the matrix to `exponent`."""
         outside = self._rest**exponent
         along = (rows @ self._basis.T) * (self._values**exponent - outside)
         answer: Doubles = outside * rows + along @ self._basis
@@ -127,6 +116,7 @@ def _deviation(variance: Doubles) -> Doubles:
     return np.where(deviation > _TINY, deviation, 1.0)
 
 
-def _unscaled(head: Head, mean: Doubles, scale: Doubles) -> Head:
+def unscaled(head: Head, mean: Doubles, scale: Doubles | float) -> Head:
+    """Turns a head for `(x - mean) / scale` into the one for x that answers alike."""
     weight = head.weight / scale
     return Head(weight, head.bias - weight @ mean)

@@ -20,7 +20,7 @@ _UNCONFUSE = {"maxiter": 150, "ftol": 1e-6, "gtol": 1e-5}
 
 
 def class_confusion(logits: Doubles, temperature: float = TEMPERATURE) -> tuple[float, Doubles]:
-    """The minimum class confusion loss of logits [m, classes], and its gradient.
+    """Computes the minimum class confusion loss of logits [m, classes], and its gradient.
 
     Jin, Wang, Long and Wang 2020, Minimum Class Confusion for Versatile Domain
     Adaptation: with softened probabilities Y and weights w of mean 1, larger for
@@ -53,7 +53,7 @@ def classify(
 def unconfuse(
     rows: Doubles, targets: Ints, weights: Doubles, classes: int, target: Doubles, start: Head
 ) -> Head:
-    """The same plus the target's class confusion, from `start`, whose bias stays.
+    """Minimises the same plus the target's class confusion, from `start`, whose bias stays.
 
     With a free bias the confusion is least where large classes swallow small ones:
     a bias costs no penalty and moves every image at once. Held, the mean of the

@@ -35,7 +35,7 @@ _TINY = 1e-12
 
 
 class Neighbourhood:
-    """The target's images and who is whose neighbour, by the cosine.
+    """Knows the target's images and who is whose neighbour, by the cosine.
 
     Features float [m, d], of two images or more, are standardised first.
     """
@@ -57,7 +57,7 @@ class Neighbourhood:
         self._neighbours: Ints = np.argpartition(similarity, last, axis=1)[:, last:]
 
     def agreement(self, logits: Doubles) -> float:
-        """The criterion for logits [m, classes] of all target images, from -1 to 1.
+        """Computes the criterion for logits [m, classes] of all target images, from -1 to 1.
 
         0 is what chance gives, and what one class for all images is taken for.
         """
@@ -69,9 +69,11 @@ class Neighbourhood:
         return (observed - expected) / (1 - expected) if expected < 1 - _TINY else 0.0
 
     def temperature(self, logits: Doubles) -> float:
-        """Fitted (Guo et al. 2017) to the neighbours' classes in place of true ones.
+        """Fits one (Guo et al. 2017) to the neighbours' classes in place of true ones.
 
-        Source images cannot give it: the head is right about all of them.
+        It measures how smooth answers are, not how right: probabilities come nearer to
+        the truth by it than by other candidates' answers or the source's temperature, but
+        calibrated they are not. Source images cannot give it: the head is right about all.
         """
         votes, own = self._votes(logits), logits[self._places]
 
@@ -82,7 +84,7 @@ class Neighbourhood:
         return float(np.exp(found.x))
 
     def _votes(self, logits: Doubles) -> Doubles:
-        """Which part of the neighbours has which class, [sample, classes]."""
+        """Counts which part of the neighbours has which class, [sample, classes]."""
         labels = logits[self._places].argmax(axis=1)
         votes: Doubles = np.eye(logits.shape[1])[labels[self._neighbours]].mean(axis=1)
         return votes

@@ -1,27 +1,31 @@
-"""Domain adaptation on frozen features: a linear head for the target's images.
+"""Domain adaptation on frozen features: a linear head for the target's images alone.
 
-Source features come with classes, target features without. Every technique ends
-in a head for raw target features, and one for raw source features that answers
-alike, to measure it fairly where classes are known. Must not know of images,
-backbones or torch.
+Source features come with classes, target features without. Every technique ends in a
+head for raw target features; what comes of source images in it was never asked. Must
+not know of images, backbones or torch.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from trainer import linear
-from trainer.adaptation import gap
-from trainer.adaptation.alignment import Head, Space, correlation_alignment, standardise
+from service.inference.head import Head as SourceHead
+from trainer.adaptation.alignment import (
+    Doubles,
+    Head,
+    Space,
+    correlation_alignment,
+    standardise,
+    unscaled,
+)
+from trainer.adaptation.brakes import Doubt, doubt, seen
 from trainer.adaptation.confusion import classify, unconfuse
-from trainer.adaptation.criterion import MARGIN, Neighbourhood
-
-Floats = npt.NDArray[np.floating]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from trainer.adaptation.criterion import MARGIN, Floats, Ints, Neighbourhood
+from trainer.folds import deal
 
 SOURCE_ONLY = "source_only"
 TECHNIQUES = ("auto", "coral", "mcc", "pseudo_labels")
@@ -40,6 +44,11 @@ class Tried:
     """What it differs in from others of the technique; for people, "" where nothing."""
     criterion: float
 
+    @property
+    def name(self) -> str:
+        """Names it for people."""
+        return f"{self.technique} {self.setting}".strip()
+
 
 @dataclass(frozen=True, eq=False)
 class Adapted:
@@ -48,29 +57,25 @@ class Adapted:
     weight: Doubles
     bias: Doubles
     temperature: float
-    source_weight: Doubles
-    """The same classifier for raw source features."""
-    source_bias: Doubles
-    source_only: linear.Fitted
-    """What there would be without adaptation."""
-    technique: str
-    """The one that made the head; `source_only` where that was kept."""
-    setting: str
+    """Of an adapted head a guess: no label of the target could tell it."""
+    chosen: Tried
     candidates: tuple[Tried, ...]
     """Simplest first, source-only the first of all."""
-    answers: tuple[Ints, ...]
-    """The target's images as each candidate classifies them, int64 [m] each."""
-    source_only_criterion: float
-    is_negative: bool
-    """No adaptation that was asked for looks better than source-only, by the margin."""
-    has_kept_source_only: bool
-    """So source-only was taken; never with `always_adapt`."""
-    gap_before: gap.Gap
-    gap_after: gap.Gap
-    """In the space in which the head works; of source-only the same as before.
+    doubt: Doubt
+    """Why source-only is to be preferred; it is the head then, unless `always_adapt`."""
+    seen: float
+    """How much of the source's class structure the target shows, see `brakes.seen`."""
 
-    Both domains have the mean 0 there, so a linear domain classifier finds nothing.
-    """
+    @property
+    def has_adapted(self) -> bool:
+        """Tells whether the head is another than source-only's."""
+        return self.chosen.technique != SOURCE_ONLY
+
+    def logits(self, features: Floats) -> Doubles:
+        """Returns those of raw target features [m, d] over the temperature, [m, classes]."""
+        logits: Doubles = features.astype(np.float64) @ self.weight.T + self.bias
+        logits /= self.temperature
+        return logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +92,7 @@ def adapt(
     source: Floats,
     targets: Ints,
     target: Floats,
-    classes: int,
+    source_only: SourceHead,
     technique: str,
     seed: int,
     *,
@@ -96,9 +101,10 @@ def adapt(
 ) -> Adapted:
     """From source features [n, d] with classes [n] to a head for the target's [m, d].
 
-    `auto` takes the technique that the criterion prefers. Where none looks better
-    than source-only, source-only is the result, unless `always_adapt`. Raises
-    ValueError for an unknown technique and below two images in a domain.
+    `source_only` is the head that serves without adaptation. `auto` takes the technique
+    that the criterion prefers. Where none looks better than source-only, or the target
+    hardly shows the source's classes, source-only is the result, unless `always_adapt`.
+    Raises ValueError for an unknown technique and below two images in a domain.
     """
     if technique not in TECHNIQUES:
         raise ValueError(
@@ -109,27 +115,77 @@ def adapt(
         raise ValueError("adaptation needs two images or more of each domain: add images")
     # As in `linear.fit`: the matrices are small, and torch waits for the same cores.
     with threadpool_limits(1):
-        fitted = linear.fit(source, targets, classes, None, seed, lambda p: on_progress(p / 2))
-        xs, xt = source.astype(np.float64), target.astype(np.float64)
-        work = _Work(xs, targets, xt, classes, Neighbourhood(target, seed))
-        tried = [work.source_only(fitted)]
-        on_progress(0.5)
+        work = _Work(source, targets, target, len(source_only.bias), seed)
+        tried = [work.source_only(source_only)]
+        shown = seen(source, targets, target, tried[0].logits.argmax(axis=1))
         if technique != "mcc":
             tried.append(work.coral())
-        on_progress(0.6)
+        on_progress(0.2)
         if technique != "coral":
             tried.extend(work.minimum_confusion())
-        on_progress(0.8)
+        on_progress(0.7)
         if technique in ("auto", "pseudo_labels"):
             tried.append(work.pseudo_labels(preferred(tried)))
-        on_progress(0.9)
         asked = [c for c in tried[1:] if technique in ("auto", c.tried.technique)]
-        looks_best = preferred([tried[0], *asked])
-        is_negative = looks_best is tried[0]
-        chosen = preferred(asked) if is_negative and always_adapt else looks_best
-        adapted = _adapted(chosen, tried, fitted, work, is_negative, seed)
+        chosen = preferred([tried[0], *asked])
+        found = doubt(shown, is_better=chosen is not tried[0])
+        if found:
+            chosen = preferred(asked) if always_adapt else tried[0]
+        head, temperature = chosen.space.unaligned(chosen.head), source_only.temperature
+        if chosen is not tried[0]:
+            temperature = work.neighbourhood.temperature(chosen.logits)
         on_progress(1.0)
-        return adapted
+        return Adapted(
+            weight=head.weight,
+            bias=head.bias,
+            temperature=temperature,
+            chosen=chosen.tried,
+            candidates=tuple(c.tried for c in tried),
+            doubt=found,
+            seen=shown,
+        )
+
+
+def cross_adapted(
+    source: Floats,
+    targets: Ints,
+    target: Floats,
+    groups: Ints,
+    source_only: SourceHead,
+    technique: str,
+    seed: int,
+    *,
+    always_adapt: bool,
+    threads: int,
+    on_progress: Callable[[float], None] = lambda _: None,
+) -> tuple[Doubles, Ints]:
+    """Returns what `adapt` answers to target images that it was not adapted to.
+
+    That is logits over the temperature [m, classes] and the fold [m] of each, from five
+    adaptations to the other folds, in each of which technique and brakes are chosen
+    anew. Images of one group, `groups` int64 [m], share a fold. NaN and -1 stand for
+    images that no fold could hold out: where all are of one group. No class of the
+    target is read.
+    """
+    order = np.random.default_rng([seed % 2**64, 0xCA]).random(len(target))
+    folds = deal(np.zeros(len(target), dtype=np.int64), groups, order)
+    answers = np.full((len(target), len(source_only.bias)), np.nan)
+    # An adaptation needs two images of the target.
+    places = [f for f in np.unique(folds) if f >= 0 and (folds != f).sum() >= 2]
+    folds[~np.isin(folds, places)] = -1
+
+    def hold_out(fold: int) -> None:
+        held = folds == fold
+        head = adapt(
+            source, targets, target[~held], source_only, technique, seed, always_adapt=always_adapt
+        )
+        answers[held] = head.logits(target[held])
+
+    cores = threads or len(os.sched_getaffinity(0))
+    with threadpool_limits(1), ThreadPoolExecutor(cores, thread_name_prefix="adaptation") as pool:
+        for done, _ in enumerate(pool.map(hold_out, places), 1):
+            on_progress(done / len(places))
+    return answers, folds
 
 
 def preferred(candidates: list[_Candidate]) -> _Candidate:
@@ -141,61 +197,28 @@ def preferred(candidates: list[_Candidate]) -> _Candidate:
     return best
 
 
-def _adapted(
-    chosen: _Candidate,
-    tried: list[_Candidate],
-    fitted: linear.Fitted,
-    work: "_Work",
-    is_negative: bool,
-    seed: int,
-) -> Adapted:
-    before = after = gap.measure(work.source, work.target, seed)
-    ours = theirs = Head(fitted.weight, fitted.bias)
-    temperature = fitted.temperature
-    if has_adapted := chosen is not tried[0]:
-        after = gap.measure(chosen.space.source, chosen.space.target, seed)
-        ours = chosen.space.for_source(chosen.head)
-        theirs = chosen.space.for_target(chosen.head)
-        temperature = work.neighbourhood.temperature(chosen.logits)
-    return Adapted(
-        weight=theirs.weight,
-        bias=theirs.bias,
-        temperature=temperature,
-        source_weight=ours.weight,
-        source_bias=ours.bias,
-        source_only=fitted,
-        technique=chosen.tried.technique,
-        setting=chosen.tried.setting,
-        candidates=tuple(c.tried for c in tried),
-        answers=tuple(c.logits.argmax(axis=1) for c in tried),
-        source_only_criterion=tried[0].tried.criterion,
-        is_negative=is_negative,
-        has_kept_source_only=not has_adapted,
-        gap_before=before,
-        gap_after=after,
-    )
-
-
-@dataclass(frozen=True, eq=False)
 class _Work:
-    """The techniques, over one pair of domains."""
+    """Tries the techniques, over one pair of domains."""
 
-    source: Doubles
-    targets: Ints
-    target: Doubles
-    classes: int
-    neighbourhood: Neighbourhood
+    def __init__(
+        self, source: Floats, targets: Ints, target: Floats, classes: int, seed: int
+    ) -> None:
+        self.source: Doubles = source.astype(np.float64)
+        self.targets = targets
+        self.target: Doubles = target.astype(np.float64)
+        self.classes = classes
+        self.neighbourhood = Neighbourhood(target, seed)
 
-    def source_only(self, fitted: linear.Fitted) -> _Candidate:
+    def source_only(self, fitted: SourceHead) -> _Candidate:
         mean = self.source.mean(axis=0)
         scale = float(np.sqrt(((self.source - mean) ** 2).sum(axis=1).mean())) or 1.0
-
-        def raw(head: Head) -> Head:
-            weight = head.weight / scale
-            return Head(weight, head.bias - weight @ mean)
-
-        space = Space((self.source - mean) / scale, (self.target - mean) / scale, raw, raw)
-        head = Head(fitted.weight * scale, fitted.bias + fitted.weight @ mean)
+        space = Space(
+            (self.source - mean) / scale,
+            (self.target - mean) / scale,
+            lambda head: unscaled(head, mean, scale),
+        )
+        weight = fitted.weight.astype(np.float64)
+        head = Head(weight * scale, fitted.bias + weight @ mean)
         return self._candidate(SOURCE_ONLY, "", space, head)
 
     def coral(self) -> _Candidate:
@@ -206,7 +229,7 @@ class _Work:
         )
 
     def minimum_confusion(self) -> list[_Candidate]:
-        """Twice: the source's classes equally frequent, and as frequent as in the target.
+        """Tries it twice: the source's classes equally frequent, and as frequent as in the target.
 
         The second estimates the target's frequencies from the first's answers, as
         in Saerens, Latinne and Decaestecker 2002, Adjusting the outputs of a
@@ -230,7 +253,7 @@ class _Work:
         return found
 
     def pseudo_labels(self, base: _Candidate) -> _Candidate:
-        """Self-training: the base's most certain answers join the source as if true.
+        """Trains on itself: the base's most certain answers join the source as if true.
 
         Lee 2013, Pseudo-Label: The Simple and Efficient Semi-Supervised Learning
         Method, in rounds of more and more images, the same share of each class,
@@ -250,7 +273,7 @@ class _Work:
         return self._candidate("pseudo_labels", f"on {base.tried.technique}", space, head)
 
     def _weights(self, labels: Ints, prior: Doubles | None = None) -> Doubles:
-        """Of sum 1, so that classes weigh as in the prior, or the same."""
+        """Returns those of sum 1 by which classes weigh as in the prior, or the same."""
         count = np.bincount(labels, minlength=self.classes)
         share = np.ones(self.classes) if prior is None else prior
         weights: Doubles = (share / np.maximum(count, 1))[labels]
@@ -264,7 +287,7 @@ class _Work:
 
 
 def most_certain(logits: Doubles, share: float) -> tuple[Ints, Ints]:
-    """The answers [m], and the places of those that lead the runner-up by most.
+    """Returns the answers [m], and the places of those that lead the runner-up by most.
 
     Of each answered class the same share, rounded up.
     """

@@ -1,6 +1,8 @@
-"""How far apart two domains' features lie: three measures; NumPy alone.
+"""How far apart two domains' features lie, as the backbone gives them: three measures.
 
-Of more images than `SAMPLE` in a domain, so many are drawn with the seed.
+After an alignment they say nothing: it makes means and covariances equal by
+construction, which is what they measure. Of more images than `SAMPLE` in a domain, so
+many are drawn with the seed.
 """
 
 import msgspec
@@ -26,7 +28,7 @@ class Gap(msgspec.Struct, frozen=True):
 
 
 def measure(source: Floats, target: Floats, seed: int) -> Gap:
-    """All three, of features [n, d] and [m, d] with two images or more each.
+    """Takes all three, of features [n, d] and [m, d] with two images or more each.
 
     Features are divided by one number, so that their mean square norm about the
     domains' common mean is 1: distances of different backbones then compare.
@@ -46,7 +48,7 @@ def measure(source: Floats, target: Floats, seed: int) -> Gap:
 
 
 def proxy_a_distance(source: Doubles, target: Doubles, seed: int) -> float:
-    """2 (1 - 2 e), from 0 to 2, e being how often a domain classifier errs.
+    """Returns 2 (1 - 2 e), from 0 to 2, e being how often a domain classifier errs.
 
     Ben-David, Blitzer, Crammer and Pereira 2007, Analysis of Representations for
     Domain Adaptation. The classifier is ridge regression to -1 and 1 in which both
@@ -82,7 +84,7 @@ def proxy_a_distance(source: Doubles, target: Doubles, seed: int) -> float:
 
 
 def mmd(source: Doubles, target: Doubles) -> float:
-    """The squared maximum mean discrepancy, unbiased, so it may be just below 0.
+    """Returns the squared maximum mean discrepancy, unbiased, so it may be just below 0.
 
     Gretton et al. 2012, A Kernel Two-Sample Test, with k(x, y) =
     exp(-|x - y|^2 / (2 s^2)), s being the median distance among all images.
@@ -99,7 +101,7 @@ def mmd(source: Doubles, target: Doubles) -> float:
 
 
 def frechet_distance(source: Doubles, target: Doubles) -> float:
-    """|mean - mean'|^2 + trace(C + C' - 2 (C C')^(1/2)), of normal distributions.
+    """Returns |mean - mean'|^2 + trace(C + C' - 2 (C C')^(1/2)), of normal distributions.
 
     Dowson and Landau 1982, The Fréchet Distance between Multivariate Normal
     Distributions; squared, as Heusel et al. 2017, GANs Trained by a Two Time-Scale

@@ -1,34 +1,38 @@
 """Domain adaptation: a model for a target domain of which there are unlabelled images.
 
-Techniques on frozen features are `trainer.adaptation.frozen`'s, those that train
-the whole network `network_adaptation`'s; here is what both have in common: the
-target's images, what source-only would have done, and the words of the report.
+Techniques on frozen features are `trainer.adaptation.frozen`'s, the one that trains the
+whole network `network_adaptation`'s; here is what both have in common: the target's
+images, whether adapting is in doubt, what is measured, and the words of the report.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-import msgspec
 import numpy as np
+from scipy.special import softmax
 
 from service.domain import ImageDecoding
 from service.inference.head import Floats, Head
 from service.jobs.contract import DomainAdaptation, Note, Progressed
 from trainer import data as datasets
-from trainer.adaptation import frozen, gap
+from trainer import folds, measuring
+from trainer.adaptation import brakes, frozen, gap
 from trainer.adaptation.alignment import Doubles
-from trainer.adaptation.criterion import MARGIN
-from trainer.adaptation.frozen import SOURCE_ONLY
-from trainer.data import Data, Ints, Part, Source, Unlabelled
+from trainer.adaptation.brakes import Doubt
+from trainer.adaptation.criterion import MARGIN, Neighbourhood
+from trainer.adaptation.frozen import SOURCE_ONLY, Tried
+from trainer.data import Bools, Ints, Part, Source, Unlabelled
 from trainer.features import Features
+from trainer.measuring import Measured
 from trainer.records import Send
 from trainer.reporting import comparisons, findings
-from trainer.reporting.comparisons import Measured
 
 CRITERION = (
     "agreement of each target image's predicted class with those of its nearest neighbours, "
     "beyond chance (after Saito et al. 2021); it reads no target label"
 )
+_ADAPTING_PART = 0.5
+"""Of the progress, where the target's labels are measured with; five adaptations follow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,25 +44,31 @@ class Target:
     """Frozen, float32 [m, d]."""
 
     @property
-    def labelled(self) -> Part | None:
-        """Those whose class is known, for evaluation alone; None where there are none."""
+    def is_labelled(self) -> Bools:
+        """Marks the images [m] whose class is known, for evaluation alone."""
         targets = self.images.targets
-        if targets is None or not (known := np.flatnonzero(targets >= 0)).size:
-            return None
-        files = self.images.at(known.tolist())
-        return Part(files.paths, files.digests, targets[known], decoding=files.decoding)
+        return np.zeros(len(self.images), np.bool_) if targets is None else targets >= 0
+
+    def labelled(self, places: Ints) -> Part:
+        """Returns images at places that are labelled, with their classes."""
+        assert self.images.targets is not None
+        files = self.images.at(places.tolist())
+        return Part(
+            files.paths, files.digests, self.images.targets[places], decoding=files.decoding
+        )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class AdaptedHead:
-    """What adapting on frozen features gave."""
+    """What adapting came to."""
 
     head: Head
-    """For the target's images."""
-    source_head: Head
-    """The same classifier for the source's."""
-    source_only: Head
-    adapted: frozen.Adapted
+    """For the target's images alone."""
+    has_adapted: bool
+    """The head is another than source-only's."""
+    measured: list[Measured]
+    """Labelled target images that were not adapted to; empty where there are none."""
+    adaptation: findings.Adaptation
     hyperparameters: dict[str, float | int | str | bool | None]
 
 
@@ -105,179 +115,213 @@ def _without_learned(images: Unlabelled, learned: Collection[str], send: Send) -
 
 
 def adapt_head(
-    method: DomainAdaptation, data: Data, train: Floats, target: Target, seed: int, send: Send
+    method: DomainAdaptation,
+    source: tuple[Floats, Ints],
+    source_only: Head,
+    target: Target,
+    groups: Ints,
+    seed: int,
+    threads: int,
+    send: Send,
 ) -> AdaptedHead:
-    """Adapts a head on frozen features, float32 [n, d] of the source's training images."""
-    send(Progressed("training", 0.0, f"adapting to the target: {method.technique}"))
-    adapted = frozen.adapt(
-        train,
-        data.train.targets,
+    """Adapts a head on frozen features; warns where that is in doubt.
+
+    `source` are the features float32 [n, d] and classes [n] of the images that
+    `source_only` was fitted to. What is served is adapted to all of the target; where
+    some of it is labelled, it is measured by adaptations to other images of the target,
+    `groups` [m] of which belong together, and its temperature fitted to their answers.
+    """
+    detail = f"adapting to the target: {method.technique}"
+    part = _ADAPTING_PART if target.is_labelled.any() else 1.0
+    send(Progressed("training", 0.0, detail))
+    found = frozen.adapt(
+        *source,
         target.features,
-        len(data.classes),
+        source_only,
         method.technique,
         seed,
         always_adapt=method.always_adapt,
-        on_progress=lambda done: send(Progressed("training", done, "adapting to the target")),
+        on_progress=lambda done: send(Progressed("training", part * done, detail)),
     )
-
-    def head(weight: Doubles, bias: Doubles, temperature: float) -> Head:
-        return Head(weight.astype(np.float32), bias.astype(np.float32), data.classes, temperature)
-
-    source_only = adapted.source_only
-    if adapted.is_negative:
-        send(Note("warning", _negative(adapted.technique)))
-    return AdaptedHead(
-        head=head(adapted.weight, adapted.bias, adapted.temperature),
-        source_head=head(adapted.source_weight, adapted.source_bias, adapted.temperature),
-        source_only=head(source_only.weight, source_only.bias, source_only.temperature),
-        adapted=adapted,
-        hyperparameters={
-            "technique": adapted.technique,
-            "setting": adapted.setting or None,
-            "l2": source_only.l2,
-            "criterion": next(
-                tried.criterion
-                for tried in adapted.candidates
-                if (tried.technique, tried.setting) == (adapted.technique, adapted.setting)
+    head = Head(
+        found.weight.astype(np.float32),
+        found.bias.astype(np.float32),
+        source_only.classes,
+        found.temperature,
+    )
+    measured: list[Measured] = []
+    comparison = None
+    if part < 1:
+        answers, fold = frozen.cross_adapted(
+            *source,
+            target.features,
+            groups,
+            source_only,
+            method.technique,
+            seed,
+            always_adapt=method.always_adapt,
+            threads=threads,
+            on_progress=lambda done: send(
+                Progressed("training", part + (1 - part) * done, "measuring the adaptation")
             ),
-            "source_only_criterion": adapted.source_only_criterion,
+        )
+        head, measured = _measured(head, answers, target, groups, target.is_labelled & (fold >= 0))
+        comparison = _compared(source_only, target, measured, target.is_labelled & (fold >= 0))
+    adaptation = _findings(
+        method, found.chosen, found.candidates, found.doubt, found.seen, source[0], target, seed,
+        comparison,
+    )  # fmt: skip
+    _tell(adaptation, send)
+    return AdaptedHead(
+        head=head,
+        has_adapted=found.has_adapted,
+        measured=measured,
+        adaptation=adaptation,
+        hyperparameters={
+            "technique": found.chosen.technique,
+            "setting": found.chosen.setting or None,
+            "criterion": found.chosen.criterion,
+            "source_only_criterion": found.candidates[0].criterion,
+            "seen": found.seen,
         },
     )
 
 
-def of_frozen(method: DomainAdaptation, found: AdaptedHead, target: Target) -> findings.Adaptation:
-    """The report's section, for techniques on frozen features."""
-    adapted = found.adapted
-    before, after = adapted.gap_before, adapted.gap_after
-    has_adapted = not adapted.has_kept_source_only
-    section = _section(
-        method,
-        adapted.technique,
-        target,
-        [
-            findings.Adapted(
-                technique=_named(tried.technique, tried.setting),
-                criterion=tried.criterion,
-                target_accuracy=_accuracy(answers, target),
-            )
-            for tried, answers in zip(adapted.candidates, adapted.answers, strict=True)
-        ],
-        _gaps(before, after if has_adapted else None),
-        adapted.is_negative,
-        found.head.probabilities,
-        target.features,
-        found.source_only,
-    )
-    return msgspec.structs.replace(
-        section, chosen=_named(adapted.technique, adapted.setting), margin=MARGIN
-    )
+def held_out(target: Target, groups: Ints, fraction: float, seed: int) -> Bools:
+    """Marks labelled target images [m] that a network is to be measured on, and not adapted to.
 
-
-def of_network(
-    method: DomainAdaptation,
-    *,
-    head: Head,
-    has_adapted: bool,
-    source_only: Head,
-    target: Target,
-    train: tuple[Floats, Floats],
-    adapted: Floats,
-    seed: int,
-) -> findings.Adaptation:
-    """The report's section, for techniques that train the network.
-
-    `train` are the source's features, frozen and of the trained network; `adapted`
-    the target's of the trained network, each float32 [n, d].
+    Images of one group, `groups` [m], stay together. None are marked without labels.
     """
-    before = gap.measure(train[0], target.features, seed)
-    after = gap.measure(train[1], adapted, seed) if has_adapted else None
-    published = method.technique if has_adapted else SOURCE_ONLY
-    section = _section(
-        method,
-        published,
-        target,
-        [],
-        _gaps(before, after),
-        not has_adapted,
-        head.probabilities,
-        adapted,
-        source_only,
-    )
-    # Where adapting did not improve the network, the adapted weights are not kept.
-    candidates = [
-        findings.Adapted(
-            technique=SOURCE_ONLY, target_accuracy=section.source_only_target_accuracy
-        ),
-        findings.Adapted(
-            technique=method.technique,
-            target_accuracy=section.target_accuracy if has_adapted else None,
-        ),
-    ]
-    return msgspec.structs.replace(section, candidates=candidates, chosen=published)
+    if not target.is_labelled.any():
+        return target.is_labelled
+    order = np.random.default_rng([seed % 2**64, 0x7E1]).random(len(groups))
+    count = max(2, round(1 / fraction))
+    aside: Bools = folds.deal(np.zeros_like(groups), groups, order, count) == 0
+    aside &= target.is_labelled
+    return aside
 
 
-def _section(
+def judge_network(
     method: DomainAdaptation,
-    published: str,
-    target: Target,
-    candidates: list[findings.Adapted],
-    gaps: list[findings.Gap],
-    is_negative: bool,
-    probabilities: Callable[[Floats], Floats],
-    features: Floats,
+    source: tuple[Floats, Ints],
     source_only: Head,
-) -> findings.Adaptation:
-    section = findings.Adaptation(
-        technique=method.technique,
-        published=published,
-        candidates=candidates,
-        criterion=CRITERION,
-        gaps=gaps,
-        is_negative=is_negative,
-        target_images=len(target.images),
-        words=_negative(published) if is_negative else "",
+    target: Target,
+    groups: Ints,
+    held: Bools,
+    trained: tuple[Head, Floats],
+    seed: int,
+    send: Send,
+) -> AdaptedHead:
+    """Decides by the criterion and the brakes whether a trained network or source-only serves.
+
+    As `adapt_head`; `trained` are the network's head and the target's features [m, d] as
+    the network gives them, `held` marks the images [m] that it was not adapted to.
+    """
+    head, features = trained
+    before, after = source_only.logits(target.features), head.logits(features)
+    neighbourhood = Neighbourhood(target.features, seed)
+    candidates = tuple(
+        Tried(name, "", neighbourhood.agreement(logits.astype(np.float64)))
+        for name, logits in ((SOURCE_ONLY, before), (method.technique, after))
     )
-    targets = target.images.targets
-    if targets is None or not (known := np.flatnonzero(targets >= 0)).size:
-        return section
-    right: Ints = targets[known]
-    ours = probabilities(features[known])
-    theirs = source_only.probabilities(target.features[known])
-    return msgspec.structs.replace(
-        section,
-        target_accuracy=float((ours.argmax(axis=1) == right).mean()),
-        source_only_target_accuracy=float((theirs.argmax(axis=1) == right).mean()),
-        comparison=comparisons.compare(Measured(SOURCE_ONLY, theirs), ours, right),
+    seen = brakes.seen(*source, target.features, before.argmax(axis=1))
+    doubt = brakes.doubt(seen, is_better=candidates[1].criterion > candidates[0].criterion + MARGIN)
+    has_adapted = not doubt or method.always_adapt
+    served, logits = source_only, before / np.float32(source_only.temperature)
+    if has_adapted:
+        temperature = neighbourhood.temperature(after.astype(np.float64))
+        served, logits = replace(head, temperature=temperature), after / np.float32(temperature)
+    served, measured = _measured(served, logits.astype(np.float64), target, groups, held)
+    adaptation = _findings(
+        method, candidates[has_adapted], candidates, doubt, seen, source[0], target, seed,
+        _compared(source_only, target, measured, held),
+    )  # fmt: skip
+    _tell(adaptation, send)
+    return AdaptedHead(
+        head=served,
+        has_adapted=has_adapted,
+        measured=measured,
+        adaptation=adaptation,
+        hyperparameters={
+            "technique": candidates[has_adapted].technique,
+            "criterion": candidates[has_adapted].criterion,
+            "source_only_criterion": candidates[0].criterion,
+            "seen": seen,
+        },
     )
 
 
-def _named(technique: str, setting: str) -> str:
-    return f"{technique} {setting}".strip()
+def _measured(
+    head: Head, answers: Doubles, target: Target, groups: Ints, asked: Bools
+) -> tuple[Head, list[Measured]]:
+    """Fits the temperature to answers [m, classes], over the head's own, where asked for."""
+    if not (places := np.flatnonzero(asked)).size:
+        return head, []
+    part, logits = target.labelled(places), answers[places]
+    own = Measured("target", part, groups[places], softmax(logits, axis=1))
+    plain, own = measuring.tempered(replace(head, temperature=1.0), own, logits)
+    return replace(head, temperature=head.temperature * plain.temperature), [own]
 
 
-def _accuracy(answers: Ints, target: Target) -> float | None:
-    """Returns the fraction of the target's labelled images that are classified correctly."""
-    targets = target.images.targets
-    if targets is None or not (known := targets >= 0).any():
+def _compared(
+    source_only: Head, target: Target, measured: list[Measured], asked: Bools
+) -> comparisons.Comparison | None:
+    if not measured:
         return None
-    return float((answers[known] == targets[known]).mean())
+    own = measured[0]
+    before = comparisons.Measured(SOURCE_ONLY, source_only.probabilities(target.features[asked]))
+    return comparisons.compare(before, own.probabilities, own.part.targets, own.groups)
 
 
-def _gaps(before: gap.Gap, after: gap.Gap | None) -> list[findings.Gap]:
-    return [
-        findings.Gap(name, getattr(before, name), getattr(after, name) if after else None)
-        for name in gap.Gap.__struct_fields__
-    ]
-
-
-def _negative(published: str) -> str:
-    if published == SOURCE_ONLY:
-        return (
-            "adapting to the target does not look better than learning from the source alone "
-            "(negative transfer): the source-only model is published; say always_adapt to have "
-            "the adapted one"
-        )
-    return (
-        "the adapted model does not look better than one that learned from the source alone "
-        "(negative transfer): it is published because always_adapt was asked for"
+def _findings(
+    method: DomainAdaptation,
+    chosen: Tried,
+    candidates: Sequence[Tried],
+    doubt: Doubt,
+    seen: float,
+    source: Floats,
+    target: Target,
+    seed: int,
+    comparison: comparisons.Comparison | None,
+) -> findings.Adaptation:
+    apart = gap.measure(source, target.features, seed)
+    return findings.Adaptation(
+        technique=method.technique,
+        published=chosen.technique,
+        chosen=chosen.name,
+        margin=MARGIN,
+        candidates=[
+            findings.Adapted(technique=tried.name, criterion=tried.criterion)
+            for tried in candidates
+        ],
+        criterion=CRITERION,
+        gaps=[findings.Gap(name, getattr(apart, name)) for name in gap.Gap.__struct_fields__],
+        doubt=doubt,
+        seen=seen,
+        target_images=len(target.images),
+        comparison=comparison,
+        words=_words(doubt, seen, has_adapted=chosen.technique != SOURCE_ONLY),
     )
+
+
+def _words(doubt: Doubt, seen: float, *, has_adapted: bool) -> str:
+    if not doubt:
+        return (
+            "the adapted model is for images of the target alone: what it answers to those of "
+            "the source was not asked"
+        )
+    why = {
+        "not_better": "adapting to the target does not look better than learning from the source "
+        "alone (negative transfer)",
+        "classes_unseen": "the target hardly shows the source's classes: the answers of the model "
+        f"that learned from the source alone explain {seen:.0%} of what classes explain in the "
+        f"source, less than {brakes.LEAST_SEEN:.0%}. It may hold one class alone, or few, and "
+        "adapting would spread those over all (negative transfer)",
+    }[doubt]
+    if has_adapted:
+        return f"{why}: the adapted model is published because always_adapt was asked for"
+    return f"{why}: the source-only model is published; say always_adapt to have the adapted one"
+
+
+def _tell(adaptation: findings.Adaptation, send: Send) -> None:
+    send(Note("warning" if adaptation.doubt else "info", adaptation.words))

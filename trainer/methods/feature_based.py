@@ -1,6 +1,7 @@
 """Feature-based transfer: the backbone stays frozen, a new linear head is fitted.
 
-Features are computed once, by the very ONNX file and runtime that will serve.
+Features are computed once, by the very ONNX file and runtime that will serve. The head
+learns from all images; what is told of it comes from cross-validation.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from service import faults
 from service.inference.head import Floats, Head
 from service.jobs.contract import EpochEnded, FeatureBased, Progressed
 from trainer import linear
-from trainer.data import Data
+from trainer.data import Ints, Part
 from trainer.evaluate import cross_entropy
 from trainer.features import Features
 from trainer.logistic import Doubles
@@ -23,37 +24,42 @@ _SEARCH_PART = 0.9
 
 @dataclass(frozen=True, eq=False)
 class FittedHead:
-    """A head, what it was fitted to and is measured on, and how."""
+    """A head, what it was fitted to, and how."""
 
     head: Head
     train: Floats
-    """Features float32 [n, d] of the training images, without augmented views."""
-    validation: Floats
-    """Features float32 [m, d] of the validation images."""
+    """Features float32 [n, d] of the images, without augmented views."""
     out_of_fold: Doubles | None
-    """Probabilities [n, classes] of the training images, see `linear.Fitted`."""
+    """Probabilities [n, classes] of the images, see `linear.Fitted`."""
+    method: FeatureBased
     hyperparameters: dict[str, float | int | str | bool | None]
 
 
 def fit_head(
-    method: FeatureBased, data: Data, features: Features, seed: int, send: Send, threads: int = 0
+    method: FeatureBased,
+    part: Part,
+    folds: Ints,
+    classes: tuple[str, ...],
+    features: Features,
+    seed: int,
+    send: Send,
+    threads: int = 0,
 ) -> FittedHead:
-    """Fits a head to the training images.
+    """Fits a head to images, each in one of the folds [n] or in none (-1).
 
     Sends one epoch: the fit sees every image once, through its features.
     """
-    train = features.of(data.train, "training images")
-    validation = features.of(data.validation, "validation images")
+    train = features.of(part, "training images")
     views = None
     if method.augmented_views:
-        views = features.of_views(data.train, method.augmented_views, seed)
-    targets = data.train.targets
+        views = features.of_views(part, method.augmented_views, seed)
+    targets = part.targets
     faults.reach("trainer.training")
     send(Progressed("training", 0.0, "cross-validating the head's penalty"))
     fitted = linear.fit(
         train,
         targets,
-        len(data.classes),
+        len(classes),
         method.l2,
         seed,
         # The head itself is fitted after the penalty was chosen.
@@ -62,24 +68,28 @@ def fit_head(
         ),
         views=views,
         threads=threads,
+        folds=folds,
     )
     head = Head(
         weight=fitted.weight.astype(np.float32),
         bias=fitted.bias.astype(np.float32),
-        classes=data.classes,
+        classes=classes,
         temperature=fitted.temperature,
     )
     send(Progressed("training", 1.0, "the head is fitted"))
     learned = head.probabilities(train)
-    measured = head.probabilities(validation)
+    answered, loss, accuracy = fitted.out_of_fold, None, None
+    if answered is not None and (known := ~np.isnan(answered[:, 0])).any():
+        loss = cross_entropy(answered[known], targets[known])
+        accuracy = float((answered[known].argmax(axis=1) == targets[known]).mean())
     send(
         EpochEnded(
             epoch=1,
             epochs=1,
             train_loss=cross_entropy(learned, targets),
             train_accuracy=float((learned.argmax(axis=1) == targets).mean()),
-            validation_loss=cross_entropy(measured, data.validation.targets),
-            validation_accuracy=float((measured.argmax(axis=1) == data.validation.targets).mean()),
+            validation_loss=loss,
+            validation_accuracy=accuracy,
             images_per_second=features.images_per_second,
             eta_s=0.0,
             learning_rate=0.0,
@@ -92,4 +102,4 @@ def fit_head(
     }
     if method.augmented_views:
         used["augmented_views"] = method.augmented_views
-    return FittedHead(head, train, validation, fitted.out_of_fold, used)
+    return FittedHead(head, train, fitted.out_of_fold, method, used)

@@ -1,31 +1,47 @@
-"""Whether a confidence of 0.8 is right four times in five; NumPy alone."""
+"""Whether a confidence of 0.8 is right four times in five; NumPy and SciPy alone."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from trainer import intervals
+
 Floats = npt.NDArray[np.floating]
 Doubles = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
-BINS = 15
+MOST_BINS = 15
+LEAST_BINS = 5
+_BIN_IMAGES = 20
 TOO_FEW = 0.1
 """Where chance alone allows a larger error, so few images show nothing."""
-_SIMULATIONS = 200
+MARGIN = 0.02
+"""Error beyond chance's mean from which on it matters."""
+_MOST_SIMULATIONS, _LEAST_SIMULATIONS = 1000, 200
+_DRAWS = 2**23
+"""Answers that are drawn in all, about: of many images fewer simulations show the same."""
+_ROWS = 4096
 _TINY = 1e-12
 
 
 class Bin(msgspec.Struct, frozen=True):
-    """Validation images whose answers were about equally confident."""
+    """Images whose answers were about equally confident."""
 
     low: float
+    """Least confidence among them."""
     high: float
+    """The largest."""
     count: int
-    confidence: float | None
-    """Mean probability of the answers; nothing for an empty bin."""
-    accuracy: float | None
+    confidence: float
+    """Mean probability of the answers."""
+    accuracy: float
+    accuracy_low: float
+    """Of the 95 % interval, by groups of images that belong together."""
+    accuracy_high: float
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,21 +51,23 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     confidence: float
     """Mean probability of the answers; above the accuracy the model is too sure."""
     error: float
-    """Expected calibration error over 15 bins (Naeini et al. 2015)."""
+    """Expected calibration error over bins of as many images, see `expected_error`."""
     error_before: float
     """The same at temperature 1."""
+    mean_error_by_chance: float
+    """How large it is on so many images on average, were the model perfectly calibrated."""
     error_by_chance: float
     """A perfectly calibrated model stays below this on so many images, 95 times in 100."""
     brier: float
     """Mean squared distance to the truth, summed over the classes, 0 to 2 (Brier 1950)."""
     brier_before: float
     bins: list[Bin]
-    """The reliability diagram."""
+    """The reliability diagram; none is empty."""
     bins_before: list[Bin]
     verdict: Literal["off", "not_shown", "too_few_images"]
-    """`off`: more than chance explains. `not_shown`: no more than chance explains, which does
-    not show that the probabilities are right. `too_few_images`: nothing could be shown, since
-    chance alone explains errors above 0.1."""
+    """`off`: more than a perfectly calibrated model has 99 times in 100, by a margin.
+    `not_shown`: no more than that, which does not prove that the probabilities are right.
+    `too_few_images`: nothing could be shown, since chance alone explains errors above 0.1."""
 
     @property
     def is_worse_than_before(self) -> bool:
@@ -57,91 +75,199 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
         return self.temperature != 1 and self.error > self.error_before
 
 
-def measure(probabilities: Floats, targets: Ints, temperature: float, seed: int = 0) -> Calibration:
-    """From probabilities [n, classes] as served and true classes [n].
+def measure(
+    probabilities: Floats,
+    targets: Ints,
+    temperature: float,
+    seed: int = 0,
+    groups: Ints | None = None,
+) -> Calibration:
+    """From probabilities [n, classes] as served, true classes [n] and groups [n].
 
-    What they were before the temperature follows from them: softmax(T log p).
+    What they were before the temperature follows from them: softmax(T log p). `groups`
+    None means that each image stands alone.
     """
-    before = untempered(probabilities, temperature)
-    error, by_chance = expected_error(probabilities, targets), _error_by_chance(probabilities, seed)
-    verdict: Literal["off", "not_shown", "too_few_images"] = "not_shown"
-    if error > by_chance:
-        verdict = "off"
-    elif by_chance > TOO_FEW:
-        verdict = "too_few_images"
+    right = probabilities.argmax(axis=1) == targets
+    confidence, brier = _of_rows(probabilities, targets, 1.0)
+    before, brier_before = _of_rows(probabilities, targets, temperature)
+    error = _error(confidence, right)
+    chance = _by_chance(confidence, right, groups, seed)
     return Calibration(
         temperature=temperature,
-        confidence=float(probabilities.max(axis=1).mean()),
+        confidence=float(confidence.mean()),
         error=error,
-        error_before=expected_error(before, targets),
-        error_by_chance=by_chance,
-        brier=brier_score(probabilities, targets),
-        brier_before=brier_score(before, targets),
-        bins=reliability(probabilities, targets),
-        bins_before=reliability(before, targets),
-        verdict=verdict,
+        error_before=_error(before, right),
+        mean_error_by_chance=chance.mean,
+        error_by_chance=chance.usual,
+        brier=brier,
+        brier_before=brier_before,
+        bins=_bins(confidence, right, groups),
+        bins_before=_bins(before, right, groups),
+        verdict=_verdict(error, chance),
     )
 
 
-def untempered(probabilities: Floats, temperature: float) -> Doubles:
-    """What the probabilities would be at temperature 1."""
+def is_calibrated(
+    probabilities: Floats, targets: Ints, groups: Ints | None = None, seed: int = 0
+) -> tuple[bool, str]:
+    """Whether probabilities [n, classes] were shown to be right, and for people why not.
+
+    For that, chance alone may explain an error of 0.1 at most, and there may be no more than
+    that. n may be 0.
+    """
+    n = len(targets)
+    if n == 0:
+        return False, "no image could be measured on that nothing was learned from"
+    right = probabilities.argmax(axis=1) == targets
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    error = _error(confidence, right)
+    chance = _by_chance(confidence, right, groups, seed)
+    verdict = _verdict(error, chance)
+    if verdict == "not_shown":
+        return True, ""
+    images = f"{n} image{'s' if n > 1 else ''}"
+    if groups is not None and (alone := intervals.group_count(groups)) < n:
+        images += f" in {alone} group{'s' if alone > 1 else ''}"
+    if verdict == "too_few_images":
+        return False, (
+            f"only {images} could be measured on: that the probabilities are right could not be "
+            "shown"
+        )
+    side = "higher" if confidence.mean() > right.mean() else "lower"
+    return False, (
+        f"on {images} the probabilities are {error * 100:.1f} points from how often they were "
+        f"right, mostly {side}, where chance explains {chance.usual * 100:.1f}"
+    )
+
+
+def expected_error(probabilities: Floats, targets: Ints) -> float:
+    """Mean over images of |accuracy - confidence| of their bin.
+
+    Naeini et al. 2015, "Obtaining Well Calibrated Probabilities Using Bayesian Binning", by
+    5 to 15 bins of as many images each, which are less biased than bins of equal width
+    (Roelofs et al. 2022, "Mitigating Bias in Calibration Error Estimation").
+    """
+    right = probabilities.argmax(axis=1) == targets
+    return _error(probabilities.max(axis=1).astype(np.float64), right)
+
+
+def brier_score(probabilities: Floats, targets: Ints) -> float:
+    """Mean of the squared distance to the one-hot truth."""
+    return _of_rows(probabilities, targets, 1.0)[1]
+
+
+def _of_rows(probabilities: Floats, targets: Ints, temperature: float) -> tuple[Doubles, float]:
+    """Confidence [n] before the temperature, and the Brier score, without a copy of all."""
+    n = len(targets)
+    confidence, distance = np.empty(n), 0.0
+    for start in range(0, n, _ROWS):
+        rows = slice(start, start + _ROWS)
+        p = _untempered(probabilities[rows], temperature)
+        confidence[rows] = p.max(axis=1)
+        true = p[np.arange(len(p)), targets[rows]]
+        distance += float(np.einsum("ij,ij->", p, p) + (1 - 2 * true).sum())
+    return confidence, distance / n
+
+
+def _untempered(probabilities: Floats, temperature: float) -> Doubles:
+    if temperature == 1:
+        return probabilities.astype(np.float64)
     logits = temperature * np.log(np.maximum(probabilities.astype(np.float64), _TINY))
     raised = np.exp(logits - logits.max(axis=1, keepdims=True))
     before: Doubles = raised / raised.sum(axis=1, keepdims=True)
     return before
 
 
-def expected_error(probabilities: Floats, targets: Ints) -> float:
-    """Mean over images of |accuracy - confidence| of their bin."""
-    bins = reliability(probabilities, targets)
-    return sum(
-        b.count * abs(b.accuracy - b.confidence)
-        for b in bins
-        if b.accuracy is not None and b.confidence is not None
-    ) / len(targets)
-
-
-def brier_score(probabilities: Floats, targets: Ints) -> float:
-    """Mean of the squared distance to the one-hot truth."""
-    distance = probabilities.astype(np.float64)
-    distance[np.arange(len(targets)), targets] -= 1
-    return float((distance**2).sum(axis=1).mean())
-
-
-def reliability(probabilities: Floats, targets: Ints) -> list[Bin]:
-    """15 bins of equal width by the probability of the answer."""
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    right = probabilities.argmax(axis=1) == targets
+def _bins(confidence: Doubles, right: Bools, groups: Ints | None) -> list[Bin]:
     where = _bin_of(confidence)
-    counts = np.bincount(where, minlength=BINS)
-    sums = np.bincount(where, weights=confidence, minlength=BINS)
-    hits = np.bincount(where, weights=right, minlength=BINS)
-    return [
-        Bin(
-            low=i / BINS,
-            high=(i + 1) / BINS,
-            count=int(counts[i]),
-            confidence=float(sums[i] / counts[i]) if counts[i] else None,
-            accuracy=float(hits[i] / counts[i]) if counts[i] else None,
+    found = []
+    for i in np.unique(where):
+        inside = where == i
+        of, those = confidence[inside], None if groups is None else groups[inside]
+        accuracy, low, high = intervals.of_share(right[inside], those)
+        found.append(
+            Bin(
+                low=float(of.min()),
+                high=float(of.max()),
+                count=len(of),
+                confidence=float(of.mean()),
+                accuracy=accuracy,
+                accuracy_low=low,
+                accuracy_high=high,
+            )
         )
-        for i in range(BINS)
-    ]
+    return found
 
 
 def _bin_of(confidence: Doubles) -> Ints:
-    return np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-
-
-def _error_by_chance(probabilities: Floats, seed: int) -> float:
-    """95th percentile of the error when each answer is right as often as it says.
-
-    Few images make the error of any model look large (Brocker and Smith 2007,
-    "Increasing the Reliability of Reliability Diagrams").
-    """
-    confidence = probabilities.max(axis=1).astype(np.float64)
+    """The bin [n] of each image; those of the same confidence share one."""
     n = len(confidence)
+    bins = min(MOST_BINS, max(LEAST_BINS, n // _BIN_IMAGES))
+    rising = np.sort(confidence)
+    rank = np.searchsorted(rising, confidence, "left") + np.searchsorted(
+        rising, confidence, "right"
+    )
+    return (rank - 1) * bins // (2 * n)
+
+
+def _error(confidence: Doubles, right: Bools) -> float:
+    surplus = np.bincount(_bin_of(confidence), weights=right - confidence)
+    return float(np.abs(surplus).sum() / len(confidence))
+
+
+@dataclass(frozen=True)
+class _Chance:
+    """The error of a perfectly calibrated model: its mean, 95th and 99th percentile."""
+
+    mean: float
+    usual: float
+    rare: float
+
+
+def _by_chance(confidence: Doubles, right: Bools, groups: Ints | None, seed: int) -> _Chance:
+    """The error when each answer is right as often as it says, by simulation.
+
+    Few images make the error of any model look large (Brocker and Smith 2007, "Increasing the
+    Reliability of Reliability Diagrams"). In a part of the groups, as large as makes answers as
+    alike within groups as they were, all images have one fate.
+    """
+    n, where = len(confidence), _bin_of(confidence)
     rng = np.random.default_rng([seed % 2**64, 0xECE])
-    surplus = (rng.random((_SIMULATIONS, n)) < confidence) - confidence
-    in_bin = np.eye(BINS)[_bin_of(confidence)]
-    errors = np.abs(surplus @ in_bin).sum(axis=1) / n
-    return float(np.quantile(errors, 0.95))
+    numbers = None if groups is None else intervals.numbered(groups)
+    alike = 0.0 if numbers is None else _alikeness(right - confidence, confidence, numbers)
+    errors = np.empty(min(_MOST_SIMULATIONS, max(_LEAST_SIMULATIONS, _DRAWS // n)))
+    for i in range(len(errors)):
+        fate = rng.random(n)
+        if numbers is not None and alike > 0:
+            shared = rng.random((2, int(numbers.max()) + 1))
+            fate = np.where(shared[0, numbers] < alike, shared[1, numbers], fate)
+        surplus = np.bincount(where, weights=(fate < confidence) - confidence)
+        errors[i] = np.abs(surplus).sum() / n
+    usual, rare = np.quantile(errors, [0.95, 0.99])
+    return _Chance(float(errors.mean()), float(usual), float(rare))
+
+
+def _alikeness(surplus: Doubles, confidence: Doubles, groups: Ints) -> float:
+    """Correlation of the surplus within groups, 0 to 1, as large as it may well be.
+
+    That is two standard errors more than was found, the mean surplus taken away.
+    """
+
+    def of_pairs(values: Doubles) -> Doubles:
+        sums = np.bincount(groups, weights=values)
+        pairs: Doubles = np.square(sums) - np.bincount(groups, weights=np.square(values))
+        return pairs
+
+    found = of_pairs(surplus - surplus.mean())
+    most = of_pairs(np.sqrt(confidence * (1 - confidence)))
+    if most.sum() <= 0:
+        return 0.0
+    part = found.sum() / most.sum()
+    error = np.sqrt(np.square(found - part * most).sum()) / most.sum()
+    return float(np.clip(part + 2 * error, 0, 1))
+
+
+def _verdict(error: float, chance: _Chance) -> Literal["off", "not_shown", "too_few_images"]:
+    if error > chance.rare and error - chance.mean > MARGIN:
+        return "off"
+    return "too_few_images" if chance.usual > TOO_FEW else "not_shown"

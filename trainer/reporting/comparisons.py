@@ -1,25 +1,25 @@
-"""What the transfer was worth: the served model against simpler and dearer ones.
+"""How the served model compares with simpler and dearer ones.
 
-All are measured on the same validation images, so the tests are paired. NumPy
-alone: SciPy's statistics would take a second to import.
+All answer the same images, so the tests are paired. NumPy and SciPy alone.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from scipy.special import betainc
 
-from trainer.evaluate import wilson
+from trainer import intervals
 
 Floats = npt.NDArray[np.floating]
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 SIGNIFICANT = 0.05
-_Z = 1.959964
+UNCORRECTED = "each p-value is of its own comparison: of several comparisons, uncorrected"
+"""To be said once where several comparisons are listed."""
 _TITLES = {
     "linear_probe": "linear head on the frozen backbone",
     "full_fine_tune": "all layers fine-tuned",
@@ -31,7 +31,7 @@ _TITLES = {
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A baseline on the validation images: probabilities [n, classes]."""
+    """A baseline's probabilities [n, classes] on the images that the served model answered."""
 
     name: str
     probabilities: Floats
@@ -47,39 +47,57 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     accuracy: float
     accuracy_low: float
-    """Of the 95 % Wilson score interval."""
+    """Of the 95 % interval, by groups of images that belong together."""
     accuracy_high: float
     difference: float
     """Accuracy of the served model minus this one's."""
     difference_low: float
-    """Of the 95 % interval for matched proportions (Agresti and Min 2005)."""
+    """Of the 95 % interval for matched proportions (Tango 1998), widened by the groups."""
     difference_high: float
     only_served: int
     """Images that only the served model answered right."""
     only_other: int
     p_value: float
-    """McNemar's test, mid-p."""
+    """McNemar's test, mid-p, of as many changes as the groups leave."""
     verdict: Literal["better", "worse", "no_difference"]
     """Of the served model, at the 5 % level."""
     words: str
     seconds: float | None = None
 
 
-def compare(other: Measured, served: Floats, targets: Ints) -> Comparison:
-    """Of probabilities [n, classes] as served, on the same n images."""
+def compare(
+    other: Measured, served: Floats, targets: Ints, groups: Ints | None = None
+) -> Comparison:
+    """Of probabilities [n, classes] as served, on the same n images in groups [n].
+
+    `groups` None means that each image stands alone. Otherwise the counts of the images are
+    divided by the design effect of the groups (Rao and Scott 1992, "A simple method for the
+    analysis of clustered binary data").
+    """
     right = served.argmax(axis=1) == targets
     right_too = other.probabilities.argmax(axis=1) == targets
     n = len(targets)
     only_served = int((right & ~right_too).sum())
     only_other = int((right_too & ~right).sum())
-    accuracy = float(right_too.mean())
-    low, high = wilson(accuracy, n)
+    accuracy, low, high = intervals.of_share(right_too, groups)
     difference = (only_served - only_other) / n
-    p_value = mcnemar(only_served, only_other)
+    effect = intervals.design_effect(right.astype(np.float64) - right_too, groups)
+    counts = only_served / effect, only_other / effect
+    p_value = mcnemar(*counts)
+    difference_low, difference_high = intervals.matched_difference(*counts, n / effect)
     verdict: Literal["better", "worse", "no_difference"] = "no_difference"
     if p_value < SIGNIFICANT:
         verdict = "better" if difference > 0 else "worse"
-    difference_low, difference_high = _matched_interval(only_served, only_other, n)
+    found = f"{abs(difference) * 100:.1f}"
+    between = (
+        f"between {intervals.points(difference_low)} and {intervals.points(difference_high)} points"
+    )
+    p = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+    words = f"could not be told apart: {between} ({p})"
+    if only_served + only_other == 0:
+        words = "the same images are answered right"
+    elif verdict != "no_difference":
+        words = f"the served model is {verdict} by {found} points, {between} ({p})"
     return Comparison(
         name=other.name,
         title=_TITLES.get(other.name, other.name),
@@ -93,25 +111,24 @@ def compare(other: Measured, served: Floats, targets: Ints) -> Comparison:
         only_other=only_other,
         p_value=p_value,
         verdict=verdict,
-        words=_words(verdict, difference, p_value, only_served + only_other),
+        words=words,
         seconds=other.seconds,
     )
 
 
-def mcnemar(only_a: int, only_b: int) -> float:
+def mcnemar(only_a: float, only_b: float) -> float:
     """Two-sided mid-p value from the images that only one of two models answered right.
 
     McNemar 1947; the mid-p form, binomial and so right for few images too, from
     Fagerland, Lydersen and Laake 2013, "The McNemar test for binary matched-pairs
-    data: mid-p and asymptotic are better than exact conditional".
+    data: mid-p and asymptotic are better than exact conditional". Effective numbers
+    need not be whole.
     """
-    n, fewer = only_a + only_b, min(only_a, only_b)
-    if n == 0:
-        return 1.0
-    if only_a == only_b:
-        return 1 - 0.5 * _coin(n, fewer)
-    tail = math.fsum(_coin(n, i) for i in range(fewer + 1))
-    return min(1.0, 2 * tail - _coin(n, fewer))
+    fewer, more = sorted((only_a, only_b))
+    # Half of what is as likely as what was found counts, on either side: the distribution up
+    # to it and up to the one before it.
+    before = float(betainc(more + 1, fewer, 0.5)) if fewer > 0 else 0.0
+    return min(1.0, float(betainc(more, fewer + 1, 0.5)) + before) if more > 0 else 1.0
 
 
 def nearest_class_mean(train: Floats, targets: Ints, features: Floats, classes: int) -> Doubles:
@@ -136,39 +153,7 @@ def majority_class(targets: Ints, count: int, classes: int) -> Doubles:
     return np.tile(shares, (count, 1))
 
 
-def _coin(n: int, k: int) -> float:
-    """Probability of k heads in n throws; by logarithms, or a large n would overflow."""
-    log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    return math.exp(log - n * math.log(2))
-
-
-def _matched_interval(only_a: int, only_b: int, n: int) -> tuple[float, float]:
-    """Of the difference of two proportions of the same n images.
-
-    Wald's interval after half an image is added to each of the four counts (Agresti
-    and Min 2005, "Simple improved confidence intervals for comparing matched
-    proportions").
-    """
-    b, c, total = only_a + 0.5, only_b + 0.5, n + 2
-    middle = (b - c) / total
-    half = _Z * math.sqrt(b + c - (b - c) ** 2 / total) / total
-    return max(-1.0, middle - half), min(1.0, middle + half)
-
-
 def _unit(features: Floats) -> Doubles:
     x = features.astype(np.float64)
     unit: Doubles = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     return unit
-
-
-def _words(verdict: str, difference: float, p_value: float, discordant: int) -> str:
-    if discordant == 0:
-        return "the same images are answered right"
-    points = f"{abs(difference) * 100:.1f} points"
-    p = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
-    if verdict == "no_difference":
-        if difference == 0:
-            return "as many are answered right, though not the same ones"
-        ahead = "ahead" if difference > 0 else "behind"
-        return f"the served model is {points} {ahead}, which could be chance ({p})"
-    return f"the served model is {verdict} by {points}, more than chance explains ({p})"

@@ -1,0 +1,52 @@
+"""A version's answers come back as they were kept."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainer import answers
+from trainer.answers import Role, Rows
+
+
+def digests(count: int, name: str) -> list[str]:
+    return [hashlib.sha256(f"{name}{n}".encode()).hexdigest() for n in range(count)]
+
+
+def rows(role: Role, name: str, probabilities: np.ndarray | None, count: int = 3) -> Rows:
+    zeros = np.zeros(count, np.int64)
+    return Rows(role, digests(count, name), zeros, np.arange(count), probabilities)
+
+
+def test_roles_and_answers_come_back(tmp_path: Path) -> None:
+    file = tmp_path / "answers.safetensors"
+    shares = np.full((3, 40), 0.01)
+    shares[[0, 1, 2], [39, 0, 17]] = 0.61
+    names = [f"class {n}" for n in range(40)]
+    answers.save(
+        file,
+        names,
+        [
+            rows(Role.OUT_OF_FOLD, "own", shares),
+            rows(Role.HELD_OUT, "held", shares[::-1]),
+            rows(Role.LEARNED, "lone", None, count=1),
+            rows(Role.LEARNED, "none", None, count=0),
+        ],
+    )
+    known = answers.load(file)
+    assert [known[digest].answered for digest in digests(3, "own")] == [
+        "class 39", "class 0", "class 17",
+    ]  # fmt: skip
+    assert [known[digest].role for digest in digests(3, "held")] == [Role.HELD_OUT] * 3
+    (lone,) = digests(1, "lone")
+    assert (known[lone].role, known[lone].answered) == (Role.LEARNED, "")
+    assert len(known) == 7
+
+
+@pytest.mark.parametrize("content", [b"", b"no tensors at all", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_a_damaged_file_is_said_to_be(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "answers.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        answers.load(file)

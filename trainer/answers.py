@@ -1,0 +1,103 @@
+"""A version's answers to images that it did not learn from, kept beside it.
+
+One row an image of its job: what it answered where that is known, and whether it learned
+from it. So a later job compares on what neither version learned from, and keeps images on
+the side that they had.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.int64]
+
+KEPT = 16
+"""Classes of an image whose probabilities are kept, the most probable."""
+
+
+class Role(IntEnum):
+    """What an image was to a version."""
+
+    LEARNED = 0
+    """Learned from, and not answered by anything that did not."""
+    OUT_OF_FOLD = 1
+    """Learned from, and answered by heads that did not."""
+    HELD_OUT = 2
+    """Not learned from."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Images of one role, with their answers."""
+
+    role: Role
+    digests: Sequence[str]
+    targets: Ints
+    groups: Ints
+    probabilities: Floats | None
+    """[n, classes]; None for images that are not answered."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What is known of one image."""
+
+    role: Role
+    answered: str
+    """The class; empty where it is not answered."""
+
+
+def save(path: Path, classes: Sequence[str], rows: Sequence[Rows]) -> None:
+    """Writes the rows.
+
+    Tensors `digests` uint8 [n, 32], `targets` int32 [n], `roles` uint8 [n], `groups` int32 [n],
+    `classes` uint16 [n, p] and `probabilities` float16 [n, p] of the most probable classes, 0
+    where an image is not answered; the names of the classes in the metadata.
+    """
+    kept = min(KEPT, len(classes))
+    best, shares = [], []
+    for each in rows:
+        n = len(each.digests)
+        if each.probabilities is None:
+            best.append(np.zeros((n, kept), np.uint16))
+            shares.append(np.zeros((n, kept), np.float16))
+            continue
+        order = np.argsort(-each.probabilities, axis=1, kind="stable")[:, :kept]
+        best.append(order.astype(np.uint16))
+        shares.append(np.take_along_axis(each.probabilities, order, axis=1).astype(np.float16))
+    digests = [digest for each in rows for digest in each.digests]
+    raw = np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(len(digests), 32)
+    tensors = {
+        "digests": raw,
+        "targets": np.concatenate([each.targets for each in rows]).astype(np.int32),
+        "roles": np.concatenate([np.full(len(e.digests), e.role, np.uint8) for e in rows]),
+        "groups": np.concatenate([each.groups for each in rows]).astype(np.int32),
+        "classes": np.concatenate(best),
+        "probabilities": np.concatenate(shares),
+    }
+    save_file(tensors, path, {"answers": json.dumps({"classes": list(classes)})})
+
+
+def load(path: Path) -> dict[str, Answer]:
+    """Reads the answers by the images' digests; raises ValueError or OSError for no such file."""
+    try:
+        with safe_open(path, "np") as file:
+            classes = json.loads((file.metadata() or {})["answers"])["classes"]
+            digests, roles, best, shares = (
+                file.get_tensor(name) for name in ("digests", "roles", "classes", "probabilities")
+            )
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"the kept answers are damaged: {error}") from error
+    known: dict[str, Answer] = {}
+    for digest, role, first, share in zip(digests, roles, best, shares, strict=True):
+        answered = classes[int(first[0])] if share[0] > 0 else ""
+        known[digest.tobytes().hex()] = Answer(Role(int(role)), answered)
+    return known

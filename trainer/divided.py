@@ -1,0 +1,103 @@
+"""A job's images in groups that belong together, and what is held out of them.
+
+Frames of a scene and copies are no independent images: folds, sides and intervals go by
+groups.
+"""
+
+from collections.abc import Container
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from service.inference.head import Floats
+from trainer import division, folds, groups
+from trainer.data import Bools, Data, Files, Ints, Part
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Divided:
+    """A job's data, and which of its images belong together."""
+
+    data: Data
+    found: groups.Groups
+    """Of all images: of the training part, then of validation, then of test."""
+    sides: Doubles
+    """Numbers from 0 to 1 of the training images' groups, the same in every job."""
+    chose: Bools
+    """Training images [n] that chose the backbone: learned from, and never measured on."""
+
+    @property
+    def train(self) -> Ints:
+        """Group numbers [n] of the training images."""
+        return self.found.of[: len(self.data.train)]
+
+    @property
+    def validation(self) -> Ints:
+        """Group numbers [m] of the validation images."""
+        start = len(self.data.train)
+        return self.found.of[start : start + len(self.data.validation)]
+
+    @property
+    def test(self) -> Ints:
+        """Group numbers of the test images."""
+        return self.found.of[len(self.found.of) - len(self.data.test) :]
+
+    @cached_property
+    def folds(self) -> Ints:
+        """Folds [n] of the training images, see `folds.deal`."""
+        return folds.deal(self.data.train.targets, self.train, self.sides)
+
+    def held_out(self, fraction: float) -> Bools:
+        """Marks training images that a network is to be measured on, see `division.held_out`."""
+        return division.held_out(self.data.train.targets, self.train, self.sides, fraction)
+
+
+def divide(
+    data: Data,
+    features: Floats,
+    previous: Container[str] = (),
+    choosers: Container[str] = (),
+) -> Divided:
+    """Finds what belongs together, by features [n, d] of all images, part after part.
+
+    `previous` holds the digests of images that an earlier version of the model knew: those
+    are the oldest of their groups; `choosers` those of the images that chose the backbone.
+    """
+    parts = (data.train, data.validation, data.test)
+    found = groups.find(
+        features,
+        looks_of(*parts),
+        np.concatenate([part.targets for part in parts]),
+        [name for part in parts for name in part.given_groups or [""] * len(part)],
+    )
+    train = data.train
+    ages = np.array(
+        [
+            0 if digest in previous else 1 + age
+            for digest, age in zip(train.digests, train.ages, strict=True)
+        ],
+        dtype=np.int64,
+    )
+    sides = groups.sides(found.of[: len(train)], train.digests, ages)
+    chose = np.array([digest in choosers for digest in train.digests], dtype=np.bool_)
+    return Divided(data, found, sides, chose)
+
+
+def looks_of(*parts: Files) -> npt.NDArray[np.uint64]:
+    """Returns the perceptual hashes of images, uint64 [n]."""
+    return np.array([int(look, 16) for part in parts for look in part.looks], dtype=np.uint64)
+
+
+def unlearned(part_groups: Ints, learned: Ints) -> Bools:
+    """Marks images of which no copy was learned from, by group numbers of both."""
+    marked: Bools = ~np.isin(part_groups, learned)
+    return marked
+
+
+def subset(part: Part, group_numbers: Ints, mask: Bools) -> tuple[Part, Ints]:
+    """Returns the marked images with their groups."""
+    return part.take(mask), group_numbers[mask]

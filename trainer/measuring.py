@@ -1,0 +1,146 @@
+"""What a version is measured on: images that it did not learn from, and its answers to them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from service.domain import Figure, MeasuredOn
+from service.inference.head import Head
+from trainer import evaluate, folds, linear
+from trainer.data import Bools, Ints, Part
+from trainer.divided import Divided, subset, unlearned
+from trainer.features import Features
+from trainer.reporting import calibration
+
+if TYPE_CHECKING:
+    from trainer.transfer import Transferred
+
+Floats = npt.NDArray[np.floating]
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Images of one kind, and probabilities [n, classes] by what did not learn from them."""
+
+    measured_on: MeasuredOn
+    part: Part
+    groups: Ints
+    probabilities: Floats
+    copies: int = 0
+    """Images of the kind that are left out, since copies of them were learned from."""
+
+    def figure(self) -> Figure:
+        """Measures them as one figure."""
+        return evaluate.figure(
+            self.measured_on, self.probabilities, self.part.targets, self.groups
+        )
+
+
+def measure(found: "Transferred") -> tuple["Transferred", list[Measured]]:
+    """Measures what serves on images that it did not learn from, the headline first.
+
+    Of a trained network the temperature is fitted here. There is nothing to measure where
+    every class has one image, or a target domain no labels.
+    """
+    if found.target is not None:
+        return found, found.adapted
+    served, divided = found.served, found.divided
+    train = divided.data.train
+    out_of_fold = found.out_of_fold
+    if served.fitted is not None:
+        out_of_fold = served.fitted.out_of_fold
+    elif out_of_fold is None:
+        return _measure_network(found)
+    sets = given(divided, found.learned_groups, served.head, served.features)
+    if out_of_fold is not None:
+        sets += cross_validated(train, divided.train, out_of_fold, ~divided.chose)
+    return found, sets
+
+
+def _measure_network(found: "Transferred") -> tuple["Transferred", list[Measured]]:
+    served, divided = found.served, found.divided
+    data, learned = divided.data, found.learned_groups
+    if found.held.any():
+        held = found.held & ~divided.chose
+        part, groups, name = *subset(data.train, divided.train, held), "held_out"
+    else:
+        mask = unlearned(divided.validation, learned)
+        part, groups, name = *subset(data.validation, divided.validation, mask), "validation"
+    if not len(part):
+        return found, given(divided, learned, served.head, served.features)
+    features = served.features.of(part, "held-out images")
+    logits = features @ served.head.weight.T.astype(np.float64) + served.head.bias
+    own = Measured(name, part, groups, linear.softmax(logits))
+    head, own = tempered(served.head, own, logits)
+    rest = given(divided, learned, head, served.features)
+    sets = [each for each in rest if each.measured_on != "validation"] + [own]
+    if name == "validation":
+        sets[-1] = replace(own, copies=len(data.validation) - len(part))
+    return replace(found, served=replace(served, head=head)), sets
+
+
+def cross_validated(
+    part: Part, groups: Ints, out_of_fold: Doubles, chose_nothing: Bools
+) -> list[Measured]:
+    """Returns the images that have an out-of-fold answer and chose nothing, if there are any."""
+    answered = ~np.isnan(out_of_fold[:, 0]) & chose_nothing
+    if not answered.any():
+        return []
+    own, own_groups = subset(part, groups, answered)
+    return [Measured("cross_validation", own, own_groups, out_of_fold[answered])]
+
+
+def given(
+    divided: Divided, learned_groups: Ints, head: Head, features: Features
+) -> list[Measured]:
+    """Measures the test and the validation images as they came, but for copies of learned ones."""
+    data, found = divided.data, []
+    sets: Sequence[tuple[MeasuredOn, Part, Ints]] = (
+        ("test", data.test, divided.test),
+        ("validation", data.validation, divided.validation),
+    )
+    for name, part, groups in sets:
+        own, own_groups = subset(part, groups, unlearned(groups, learned_groups))
+        if len(own):
+            answers = head.probabilities(features.of(own, f"{name} images"))
+            found.append(Measured(name, own, own_groups, answers, len(part) - len(own)))
+    return found
+
+
+def tempered(
+    head: Head, measured: Measured, logits: Doubles
+) -> tuple[Head, Measured]:
+    """Fits the temperature to answers that chose nothing (Guo et al. 2017).
+
+    `logits` [n, classes] are the head's at temperature 1. What is reported of an image comes
+    with the temperature that the other folds' images gave; what serves has that of all.
+    """
+    part = measured.part
+    fold = folds.deal(part.targets, measured.groups)
+    dealt = np.unique(fold[fold >= 0])
+    if len(dealt) < 2:
+        return head, measured
+    inverse = np.ones(len(part))
+    for own in dealt:
+        others = fold != own
+        inverse[~others] = 1 / linear.temperature(logits[others], part.targets[others])
+    whole = linear.temperature(logits, part.targets)
+    inverse[fold < 0] = 1 / whole
+    answers = linear.softmax(logits * inverse[:, None])
+    return replace(head, temperature=whole), replace(measured, probabilities=answers)
+
+
+def is_calibrated(sets: Sequence[Measured]) -> tuple[bool, str]:
+    """Tells whether the probabilities were shown to be right, and if not, why, for people."""
+    own = [each for each in sets if each.measured_on != "source"]
+    if not own:
+        return False, (
+            "nothing was measured on images that the version did not learn from: how right its "
+            "probabilities are is not known"
+        )
+    most = max(own, key=lambda each: len(each.part))
+    return calibration.is_calibrated(most.probabilities, most.part.targets, most.groups)
