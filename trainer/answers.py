@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +76,7 @@ def save(path: Path, classes: Sequence[str], rows: Sequence[Rows]) -> None:
         shares.append(np.take_along_axis(each.probabilities, order, axis=1).astype(np.float16))
     digests = [digest for each in rows for digest in each.digests]
     raw = np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(len(digests), 32)
-    tensors = {
+    tensors: dict[str, npt.NDArray[Any]] = {
         "digests": raw,
         "targets": np.concatenate([each.targets for each in rows]).astype(np.int32),
         "roles": np.concatenate([np.full(len(e.digests), e.role, np.uint8) for e in rows]),

@@ -62,9 +62,7 @@ def gate_checks(
     return gate.checks(asked, metrics, parity, paired, partial(_latency_ms, job, found), problem)
 
 
-def _paired(
-    job: Job, found: Transferred, incumbent: Incumbent, sets: Sequence[Measured]
-) -> Paired:
+def _paired(job: Job, found: Transferred, incumbent: Incumbent, sets: Sequence[Measured]) -> Paired:
     """Pairs the answers of both versions to images that neither learned from.
 
     Of an image that the incumbent learned from its kept out-of-fold answer counts; one that it

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import softmax
 
 from service.domain import Figure, MeasuredOn
 from service.inference.head import Head
@@ -35,9 +36,7 @@ class Measured:
 
     def figure(self) -> Figure:
         """Measures them as one figure."""
-        return evaluate.figure(
-            self.measured_on, self.probabilities, self.part.targets, self.groups
-        )
+        return evaluate.figure(self.measured_on, self.probabilities, self.part.targets, self.groups)
 
 
 def measure(found: "Transferred") -> tuple["Transferred", list[Measured]]:
@@ -64,17 +63,17 @@ def measure(found: "Transferred") -> tuple["Transferred", list[Measured]]:
 def _measure_network(found: "Transferred") -> tuple["Transferred", list[Measured]]:
     served, divided = found.served, found.divided
     data, learned = divided.data, found.learned_groups
-    if found.held.any():
-        held = found.held & ~divided.chose
-        part, groups, name = *subset(data.train, divided.train, held), "held_out"
+    name: MeasuredOn = "held_out" if found.held.any() else "validation"
+    if name == "held_out":
+        part, groups = subset(data.train, divided.train, found.held & ~divided.chose)
     else:
         mask = unlearned(divided.validation, learned)
-        part, groups, name = *subset(data.validation, divided.validation, mask), "validation"
+        part, groups = subset(data.validation, divided.validation, mask)
     if not len(part):
         return found, given(divided, learned, served.head, served.features)
     features = served.features.of(part, "held-out images")
-    logits = features @ served.head.weight.T.astype(np.float64) + served.head.bias
-    own = Measured(name, part, groups, linear.softmax(logits))
+    logits: Doubles = features @ served.head.weight.T.astype(np.float64) + served.head.bias
+    own = Measured(name, part, groups, softmax(logits, axis=1))
     head, own = tempered(served.head, own, logits)
     rest = given(divided, learned, head, served.features)
     sets = [each for each in rest if each.measured_on != "validation"] + [own]
@@ -84,7 +83,7 @@ def _measure_network(found: "Transferred") -> tuple["Transferred", list[Measured
 
 
 def cross_validated(
-    part: Part, groups: Ints, out_of_fold: Doubles, chose_nothing: Bools
+    part: Part, groups: Ints, out_of_fold: Floats, chose_nothing: Bools
 ) -> list[Measured]:
     """Returns the images that have an out-of-fold answer and chose nothing, if there are any."""
     answered = ~np.isnan(out_of_fold[:, 0]) & chose_nothing
@@ -94,9 +93,7 @@ def cross_validated(
     return [Measured("cross_validation", own, own_groups, out_of_fold[answered])]
 
 
-def given(
-    divided: Divided, learned_groups: Ints, head: Head, features: Features
-) -> list[Measured]:
+def given(divided: Divided, learned_groups: Ints, head: Head, features: Features) -> list[Measured]:
     """Measures the test and the validation images as they came, but for copies of learned ones."""
     data, found = divided.data, []
     sets: Sequence[tuple[MeasuredOn, Part, Ints]] = (
@@ -111,9 +108,7 @@ def given(
     return found
 
 
-def tempered(
-    head: Head, measured: Measured, logits: Doubles
-) -> tuple[Head, Measured]:
+def tempered(head: Head, measured: Measured, logits: Doubles) -> tuple[Head, Measured]:
     """Fits the temperature to answers that chose nothing (Guo et al. 2017).
 
     `logits` [n, classes] are the head's at temperature 1. What is reported of an image comes
@@ -124,13 +119,13 @@ def tempered(
     dealt = np.unique(fold[fold >= 0])
     if len(dealt) < 2:
         return head, measured
-    inverse = np.ones(len(part))
+    inverse, single = np.ones(len(part)), logits.astype(np.float32)
     for own in dealt:
         others = fold != own
-        inverse[~others] = 1 / linear.temperature(logits[others], part.targets[others])
-    whole = linear.temperature(logits, part.targets)
+        inverse[~others] = 1 / linear.temperature_of(single[others], part.targets[others])
+    whole = linear.temperature_of(single, part.targets)
     inverse[fold < 0] = 1 / whole
-    answers = linear.softmax(logits * inverse[:, None])
+    answers = softmax(logits * inverse[:, None], axis=1)
     return replace(head, temperature=whole), replace(measured, probabilities=answers)
 
 

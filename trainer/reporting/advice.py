@@ -283,6 +283,11 @@ def _probabilities(
             off += f", and too few images were measured to tell: chance explains up to {by_chance}"
         else:
             off += f", no more than chance explains (up to {by_chance})"
+    if manifest.calibrated and calibration is not None and calibration.verdict == "off":
+        # Another set of images, with more of them, has shown it.
+        return Advice(
+            "trust", "warning", f"Probabilities are calibrated elsewhere, not here: {off}."
+        )
     if manifest.calibrated:
         return Advice(
             "trust",
@@ -360,28 +365,23 @@ def _adaptation(manifest: Manifest, findings: Findings) -> Iterator[Advice]:
     adaptation = findings.adaptation
     if adaptation is None:
         return
-    if adaptation.is_negative:
-        yield Advice(
-            "trust",
-            "warning",
-            "Adapting to the target looked worse than not adapting; what serves is "
-            f"{_plain(adaptation.published)}.",
-        )
+    words = adaptation.words
+    level: Level = "warning" if adaptation.doubt else "note"
+    yield Advice("trust", level, f"{words[0].upper()}{words[1:]}.")
     for gap in adaptation.gaps:
-        if gap.measure == "proxy_a_distance" and gap.before > _APART:
+        if gap.measure == "proxy_a_distance" and gap.distance > _APART:
             yield Advice(
                 "trust",
                 "warning",
                 "The source and the target look very different to the backbone (proxy A-distance "
-                f"{gap.before:.2f} of 2).",
+                f"{gap.distance:.2f} of 2).",
             )
-    if manifest.technique != "source_only":
-        yield Advice(
-            "trust",
-            "note",
-            "This version is for images of the target alone: those of the source are not "
-            "what it was adapted to, and it may classify them worse.",
-        )
+    if adaptation.doubt and manifest.technique != "source_only":
+        yield Advice("trust", "note", "This version is for images of the target alone.")
+    if (other := adaptation.comparison) is not None:
+        levels: dict[str, Level] = {"better": "good", "worse": "warning"}
+        text = f"Against {_plain(other.title)}, on the target's labelled images: {other.words}."
+        yield Advice("quality", levels.get(other.verdict, "note"), text)
 
 
 def _next(findings: Findings, counts: Sequence[ClassCount]) -> Iterator[Advice]:
