@@ -160,9 +160,7 @@ class GateCheck(msgspec.Struct, frozen=True, kw_only=True):
     """Images that would settle an undecided comparison, about; 0 where that is not known."""
 
 
-MeasuredOn = Literal[
-    "", "cross_validation", "held_out", "validation", "test", "target", "source"
-]
+MeasuredOn = Literal["", "cross_validation", "held_out", "validation", "test", "target", "source"]
 """The images that a figure is of, none of them learned from by what answered: `cross_validation`
 over the images that were learned from; `held_out` from those that came undivided; `validation` and
 `test` as they came in `val/` and `test/`; `target` and `source` of a domain adaptation, each by

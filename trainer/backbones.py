@@ -8,6 +8,7 @@ seed.
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,29 @@ class Backbone(nn.Module):
             )
         names = self.stage_names[: self.stage_names.index(train_from)]
         return [module for name in names for module in self._stages[name]]
+
+
+class _SideBySide(nn.Module):
+    def __init__(self, trunks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.trunks = nn.ModuleList(trunks)
+
+    def forward(self, x: "Tensor") -> "Tensor":
+        return torch.cat([trunk(x) for trunk in self.trunks], dim=1)
+
+
+def side_by_side(*backbones: Backbone) -> Backbone:
+    """Joins backbones that normalise alike: the features of all, one after the other.
+
+    It computes, and is not trained: it has no stages.
+    """
+    first, dim = backbones[0], sum(b.feature_dim for b in backbones)
+    joined = Backbone(_SideBySide([b.trunk for b in backbones]), {}, dim, HALF, HALF)
+    for other in backbones:
+        assert torch.equal(other.mean, first.mean)
+        assert torch.equal(other.std, first.std)
+    joined.mean, joined.std = first.mean, first.std
+    return joined
 
 
 def load(backbone: str, weights: str, seed: int, weights_dir: Path) -> Backbone:

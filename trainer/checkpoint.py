@@ -17,10 +17,10 @@ import torch
 from service import faults
 from service.jobs.contract import JobSpec, Method, Note
 from trainer import liveness
+from trainer.data import Part
 from trainer.records import Send
 
 FILE = "training.pt"
-_FORMAT = 1
 _FLUSH_S = 600.0
 """Longest time that a disk that others keep busy gets."""
 
@@ -28,11 +28,15 @@ State = dict[str, Any]
 """Tensors, numbers, text, lists and dicts of them: what loads without running code."""
 
 
-def key(spec: JobSpec, method: Method, *digests: str) -> str:
-    """What training's outcome depends on: the parts of a spec that say it, and the data."""
-    said = (method, spec.backbone, spec.weights, spec.seed, spec.validation_fraction)
-    text = msgspec.json.encode((_FORMAT, said, spec.time_budget_s, digests))
-    return hashlib.sha256(text).hexdigest()
+def key(spec: JobSpec, method: Method, learned: Part, *others: str) -> str:
+    """Returns the digest of what training's outcome depends on.
+
+    Those are the parts of a spec that say it, the images with their classes in their
+    order, and `others`. Time is none of it: another attempt may have less.
+    """
+    said = (method, spec.backbone, spec.weights, spec.seed)
+    images = (learned.digests, learned.targets.tolist())
+    return hashlib.sha256(msgspec.json.encode((said, images, others))).hexdigest()
 
 
 class Checkpoints:

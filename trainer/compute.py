@@ -1,4 +1,4 @@
-"""What training computes on, in which number format and how many images at a time."""
+"""Chooses what training computes on and in which number format; measures a step of it."""
 
 import copy
 import time
@@ -11,22 +11,15 @@ from torch import nn
 
 from service.errors import InvalidInput, Reason, WrongState
 from service.inference.preprocess import SIZE
-from service.jobs.contract import ModelBased
-from trainer.memory import is_out_of_memory
 
 _WORTH_IT = 1.2
 """How much faster a shorter format must be to be taken for it."""
 _PROBES = 2
-BATCH_SIZES = (8, 16, 32, 64)
-_LEAST_STEPS = 8
-"""Of an epoch: fewer would learn too little from it."""
-_LARGER_PAYS = 1.05
-_PROBE_S = 1.5
-_PRECISION_PROBE_BATCH = 8
+_PROBE_BATCH = 8
 
 
 def choose_device(wanted: str) -> torch.device:
-    """CUDA where there is one and it is not ruled out; raises WrongState when it must be."""
+    """Returns CUDA where there is one and it is not ruled out; raises WrongState without one."""
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -38,16 +31,13 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda")
 
 
-def choose_precision(
-    method: ModelBased, device: torch.device, network: nn.Module, batch_size: int | None
-) -> tuple[str, str]:
-    """The number format that was asked for, or the fastest; and why it.
+def choose_precision(wanted: str, device: torch.device, network: nn.Module) -> tuple[str, str]:
+    """Returns the number format that is wanted, or the fastest for `auto`; and why it.
 
-    The classic recipe is a yardstick and stays in 32 bits. A GPU computes bf16
-    (older ones fp16) fastest; a CPU with bf16 instructions is asked with a few
-    steps, since depthwise convolutions can be slower in bf16 than in fp32.
+    A GPU computes bf16 (older ones fp16) fastest; a CPU with bf16 instructions is
+    asked with a few steps, since depthwise convolutions can be slower in bf16 than
+    in fp32. Raises InvalidInput for fp16 on a CPU.
     """
-    wanted = method.precision
     if wanted == "fp16" and device.type == "cpu":
         raise InvalidInput(
             Reason.INVALID_FIELD,
@@ -55,57 +45,25 @@ def choose_precision(
             field="model_based.precision",
         )
     if wanted != "auto":
-        return wanted, "the request's choice"
-    if method.recipe == "classic":
-        return "fp32", "the classic recipe's"
+        return wanted, "the choice of the request or the recipe"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the GPU computes it natively"
         return "fp16", "the GPU has no bf16"
     if not _cpu_has_bf16():
         return "fp32", "the CPU has no bf16 instructions"
-    size = batch_size or _PRECISION_PROBE_BATCH
-    ratio = step_s("fp32", device, network, size) / step_s("bf16", device, network, size)
+    fp32_s, bf16_s = (step_s(p, device, network, _PROBE_BATCH) for p in ("fp32", "bf16"))
+    ratio = fp32_s / bf16_s
     chosen = "bf16" if ratio >= _WORTH_IT else "fp32"
     return chosen, f"bf16 ran {ratio:.1f}x as fast as fp32 in a probe"
 
 
 def autocast(precision: str, device: torch.device) -> Callable[[], Any]:
-    """Makes the context that a forward pass runs in."""
+    """Returns what makes the context that a forward pass runs in."""
     if precision == "fp32":
         return nullcontext
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     return lambda: torch.autocast(device.type, dtype=dtype)
-
-
-def choose_batch_size(
-    precision: str, device: torch.device, network: nn.Module, images: int, domains: int = 1
-) -> tuple[int, str]:
-    """The batch size that learns the most images a second, and why it.
-
-    Sizes double as long as that pays, an epoch keeps some steps and the probe's
-    time lasts: of two about as fast the smaller one takes more steps. A step learns
-    from a batch of each of the domains.
-    """
-    largest = max(BATCH_SIZES[0], images // _LEAST_STEPS)
-    started = time.monotonic()
-    best, best_rate, tried = BATCH_SIZES[0], 0.0, []
-    for size in BATCH_SIZES:
-        if size > largest:
-            break
-        try:
-            rate = size / step_s(precision, device, network, domains * size)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            break
-        tried.append(f"{size}: {rate:.1f}")
-        if rate < best_rate * _LARGER_PAYS:
-            break
-        best, best_rate = size, rate
-        if time.monotonic() - started > _PROBE_S:
-            break
-    return best, f"images a second by batch size in a probe: {', '.join(tried)}"
 
 
 def _cpu_has_bf16() -> bool:
@@ -113,7 +71,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def step_s(precision: str, device: torch.device, network: nn.Module, batch_size: int) -> float:
-    """Seconds of a step with its update; the fastest of a few, after a first one.
+    """Measures the seconds of a step with its update: the fastest of a few, after a first one.
 
     Modules stay in the mode that they are in: a frozen BatchNorm costs less.
     """

@@ -26,14 +26,16 @@ Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Looks = npt.NDArray[np.uint64]
 
-TWIN = 8.0
+TWIN = 8.5
 """Spreads beyond unrelated pairs that one pair of a group must reach, in classes of `_USUAL`
-images. Bursts of photos have 9 and more, one in a hundred unrelated photos reaches it."""
+images: as many as one in a hundred photos of the same insects by strangers comes to."""
 NEAR = 6.5
-"""What the pairs of a group reach on average."""
+"""What the pairs of a group reach on average: frames of one scene have 7 to 25."""
 MAX_PAIRS = 100_000
 MAX_ACROSS = 20_000
 """Images; of more, twins under two classes are not sought."""
+_LEAST = 0.3
+"""The cosine below which two images are no twins, however few there are to compare them with."""
 _PER_DECADE = 1.7
 """What both grow by with ten times the images of a class, of which ten times as many pairs come by
 chance to any threshold: as the tail of unrelated pairs does on photos, drawings and tiles."""
@@ -42,7 +44,7 @@ _FEW = 50
 """Below so many images of a class both stay as they are."""
 _NEAREST = 10_000
 """Images of a class that each is held against, before and after it: frames follow one another."""
-_HASHED = 2.0
+_HASHED = 1.0
 """Spreads of the hash that unrelated images may come to; what is beyond is added."""
 _LEAST_BITS = 2.0
 """The least spread of the hash's distances: of images that all have one look."""
@@ -97,6 +99,17 @@ class _Unrelated:
     z_spread: float
     bits: float
     bits_spread: float
+    opposite: float
+    """Of cosines, what the least are below 0: unrelated images may be as alike as unlike."""
+
+    @property
+    def least(self) -> float:
+        """The cosine that a twin has at least."""
+        return max(_LEAST, self.opposite)
+
+    def needed(self, score: float) -> float:
+        """Returns the cosine that reaches a score without help of the hash."""
+        return max(self.least, float(np.tanh(self.z + score * self.z_spread)))
 
     def score(self, cosines: Singles, bits: Singles) -> Singles:
         """Returns how many spreads pairs lie beyond unrelated ones."""
@@ -133,9 +146,8 @@ def find(features: Floats, looks: Looks, targets: Ints, given: Sequence[str]) ->
     cosines = []
     for places, pairs in zip(classes, unrelated, strict=True):
         more = _more(len(places))
-        needed = float(np.tanh(pairs.z + (TWIN + more) * pairs.z_spread))
-        cosines.append(needed)
-        if needed > _BLIND and len(places) > 1:
+        cosines.append(pairs.needed(TWIN + more))
+        if cosines[-1] > _BLIND and len(places) > 1:
             unclear.append(int(targets[places[0]]))
         _within(found, own, looks, places, pairs, more)
     if len(classes) > 1 and count <= MAX_ACROSS:
@@ -181,7 +193,7 @@ class _Found:
 
 def _of_classes(own: Singles, looks: Looks, classes: Sequence[Ints]) -> list[_Unrelated]:
     """Returns unrelated pairs by class: small classes' as usual classes' are."""
-    known = np.full((len(classes), 4), np.nan)
+    known = np.full((len(classes), 5), np.nan)
     for row, places in enumerate(classes):
         if len(places) < 3:
             continue
@@ -190,38 +202,39 @@ def _of_classes(own: Singles, looks: Looks, classes: Sequence[Ints]) -> list[_Un
         cosines, bits = (own[some] @ own[some].T)[upper], _bits(looks[some], looks[some])[upper]
         known[row] = _far_side(cosines, bits)
     sizes = np.array([len(places) for places in classes])
-    is_usual = (sizes >= _SHRUNK) & ~np.isnan(known[:, 0])
-    if not is_usual.any():
-        is_usual = ~np.isnan(known[:, 0])
-    if not is_usual.any():
-        # One or two images a class: pairs under two classes are as good as there are.
+    is_usual = sizes >= _SHRUNK
+    if is_usual.any():
+        # Of two in the middle the lower, so that a class that is all alike decides for no other.
+        usual = np.quantile(known[is_usual], 0.5, axis=0, method="lower")
+    else:
         every = _spread(np.concatenate(classes))
         upper = np.triu_indices(len(every), 1)
         if not len(upper[0]):
-            return [_Unrelated(0.0, 1.0, 32.0, 4.0)] * len(classes)
-        known[0] = _far_side(
-            (own[every] @ own[every].T)[upper], _bits(looks[every], looks[every])[upper]
-        )
-        is_usual[0] = True
-    usual = np.median(known[is_usual], axis=0)
+            return [_Unrelated(0.0, 1.0, 32.0, 4.0, 0.0)] * len(classes)
+        cosines, bits = (own[every] @ own[every].T)[upper], _bits(looks[every], looks[every])[upper]
+        usual = np.array(_far_side(cosines, bits))
     weights = (sizes / (sizes + _TRUSTED))[:, None]
     mixed = np.where(np.isnan(known), usual, weights * known + (1 - weights) * usual)
+    # Of a class of many kinds, such as breeds of dogs, most pairs lie together and the pairs of a
+    # kind far from them: its spread says too little.
+    mixed[:, 1] = np.maximum(mixed[:, 1], usual[1])
     return [_Unrelated(*row) for row in mixed.tolist()]
 
 
-def _far_side(cosines: Singles, bits: Singles) -> tuple[float, float, float, float]:
+def _far_side(cosines: Singles, bits: Singles) -> tuple[float, float, float, float, float]:
     """Returns location and spread of pairs by the quarter of them that is least alike.
 
     As of a normal distribution, whose quarter lies 0.674 spreads from its middle and whose
     twentieth 1.645: twins, be they half of all pairs, are on the other side.
     """
-    far, quarter = np.arctanh(np.clip(np.quantile(cosines, (0.05, 0.25)), -_WHOLE, _WHOLE))
+    quantiles = np.clip(np.quantile(cosines, (0.05, 0.25)), -_WHOLE, _WHOLE)
+    far, quarter = np.arctanh(quantiles)
     spread = max(float(quarter - far) / 0.971, 1e-3)
     bits_quarter, bits_far = np.quantile(bits, (0.75, 0.95))
     bits_spread = max(float(bits_far - bits_quarter) / 0.971, _LEAST_BITS)
     return (
         float(quarter) + 0.674 * spread, spread,
-        float(bits_quarter) - 0.674 * bits_spread, bits_spread,
+        float(bits_quarter) - 0.674 * bits_spread, bits_spread, -float(quantiles[0]),
     )  # fmt: skip
 
 
@@ -237,7 +250,7 @@ def _within(
         cosines = own[rows] @ own[columns].T
         score = unrelated.score(cosines, _bits(looks[rows], looks[columns]))
         score[np.tril_indices(len(rows), 0, len(columns))] = -np.inf
-        i, j = np.nonzero(score >= near)
+        i, j = np.nonzero((score >= near) & (cosines >= unrelated.least))
         edges.append((start + i, start + j, cosines[i, j], score[i, j]))
     first, second, cosines, score = (np.concatenate(each) for each in zip(*edges, strict=True))
     if not len(first):

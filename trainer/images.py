@@ -30,6 +30,7 @@ _PART = 0.25
 KEPT_SIDE = 288
 """Of the shorter side of a kept image, pixels: most crops are scaled down still."""
 _AHEAD = 2
+_EVALUATION_BATCH = 32
 
 
 class Cache:
@@ -156,6 +157,16 @@ class AsServed:
                 yield self._pixels[start:end]
             else:
                 yield self._files.decode(range(start, end), self._threads)
+
+    def outputs(self, network: torch.nn.Module, device: torch.device) -> torch.Tensor:
+        """Computes what a network makes of them in 32 bits, as served; lies on the CPU."""
+        network.to(device).eval()
+        with torch.inference_mode():
+            parts = [
+                network(torch.from_numpy(shown).to(device)).cpu()
+                for shown in self.batches(_EVALUATION_BATCH)
+            ]
+        return torch.cat(parts)
 
 
 def _share_bytes(caches: int) -> int:

@@ -4,7 +4,7 @@ uint8 images [n, 224, 224, 3] in, probabilities float32 [n, classes] out;
 the normalisation comes with the backbone, the softmax and the temperature with
 the head. The labels are in the metadata under "labels", as a JSON list. Under "preprocess"
 is how an image becomes pixels, as a JSON object: what `preprocess.describe` returns, and the
-fields of the version's `ImageDecoding`.
+fields of the version's `ImageDecoding`. Under "calibrated" is `Head.is_calibrated` as JSON.
 """
 
 import json
@@ -48,6 +48,7 @@ def compose(
     properties = {
         "labels": json.dumps(head.classes, ensure_ascii=False),
         "preprocess": json.dumps(preprocess.describe() | msgspec.structs.asdict(decoding)),
+        "calibrated": json.dumps(head.is_calibrated),
         **metadata,
     }
     del model.metadata_props[:]

@@ -33,6 +33,8 @@ class Classified:
     classes: tuple[str, ...]
     outlier_score: float | None = None
     """Above 1 is out of distribution; None for heads that do not know."""
+    is_calibrated: bool = True
+    """See `Head.is_calibrated`."""
 
 
 Outcome = Classified | GraftError

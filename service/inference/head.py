@@ -2,9 +2,10 @@
 
 Kept as a safetensors file of kilobytes: tensors `weight` float32 [classes, d]
 and `bias` float32 [classes]; metadata `head`, a JSON object with `classes` (their
-names) and `temperature`; and, where it is known what the training images look
-like, the tensors of an `Outliers`: `outlier_means`, `outlier_inverse_variance`
-and `outlier_validation`. Loading one runs no code and opens no session.
+names), `temperature` and `is_calibrated`; and, where it is known what the training
+images look like, the tensors of an `Outliers`: `outlier_means`,
+`outlier_inverse_variance` and `outlier_validation`. Loading one runs no code and
+opens no session.
 """
 
 import json
@@ -33,6 +34,8 @@ class Head:
     classes: tuple[str, ...]
     temperature: float = 1.0
     outliers: Outliers | None = None
+    is_calibrated: bool = True
+    """Whether its probabilities were shown to be right on images that nothing was learned from."""
 
     def __post_init__(self) -> None:
         count, dim = self.weight.shape
@@ -88,7 +91,11 @@ def save(head: Head, path: Path) -> None:
         # be the same bytes.
         metadata={
             "head": json.dumps(
-                {"classes": head.classes, "temperature": float(head.temperature)},
+                {
+                    "classes": head.classes,
+                    "temperature": float(head.temperature),
+                    "is_calibrated": head.is_calibrated,
+                },
                 ensure_ascii=False,
             )
         },
@@ -111,6 +118,7 @@ def load(path: Path, digest: str = "") -> Head:
             classes=_names(about["classes"]),
             temperature=float(about["temperature"]),
             outliers=_outliers(tensors) if "outlier_means" in tensors else None,
+            is_calibrated=_flag(about["is_calibrated"]),
         )
     except (
         *(SafetensorError, KeyError, TypeError, ValueError),
@@ -132,6 +140,12 @@ def _outliers(tensors: dict[str, npt.NDArray[Any]]) -> Outliers:
         tensors["outlier_inverse_variance"],
         tensors["outlier_validation"],
     )
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("is_calibrated is neither true nor false")
+    return value
 
 
 def _names(value: object) -> tuple[str, ...]:

@@ -236,7 +236,9 @@ def _part(heads: Sequence[Head], features: Floats) -> list[Classified]:
             scores = head.outliers.scores(mine).tolist()
         # A copy of the features, so that an answer that is kept keeps no batch.
         for row, probabilities, score in zip(own, head.probabilities(mine), scores, strict=True):
-            parted[row] = Classified(probabilities, features[row].copy(), head.classes, score)
+            parted[row] = Classified(
+                probabilities, features[row].copy(), head.classes, score, head.is_calibrated
+            )
     return [classified for classified in parted if classified is not None]
 
 

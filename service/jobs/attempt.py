@@ -250,7 +250,9 @@ class Attempts:
     def _show_epoch(self, job: JobRecord, epoch: EpochEnded) -> None:
         model = self._telemetry.model_label(job.request.model)
         for name, gauge in self._telemetry.epoch.items():
-            gauge.labels(job.job_id, model).set(getattr(epoch, name))
+            # Without held-out images there are no figures of them.
+            if (value := getattr(epoch, name)) is not None:
+                gauge.labels(job.job_id, model).set(value)
 
     def _log_crash(self, job: JobRecord, trainer: Trainer, code: str) -> None:
         words = "\n".join(trainer.last_words())

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from service.domain import JobState
+from service.domain import Figure, JobState
 from service.errors import Reason
 from service.jobs.contract import DataFound, EpochEnded, Note, Progressed
 
@@ -20,8 +20,8 @@ class Published(msgspec.Struct, frozen=True, tag="published"):
 
     model: str
     version: int
-    validation_accuracy: float
-    validation_count: int
+    figure: Figure | None
+    """The manifest's headline; None where nothing could be measured."""
     gate_failures: list[str] = []
 
     @property

@@ -41,10 +41,9 @@ class Lineage:
         """The request with its base pinned: by number, by alias, or by neither (`latest`).
 
         `model` is the base's key, "" for the request's own.
-        Backbone, weights, seed, validation fraction and background are the base's where
-        the request names none. Raises NotFound (MODEL_NOT_FOUND, VERSION_NOT_FOUND,
-        ALIAS_NOT_FOUND), WrongState (BASE_DATA_GONE), or InvalidInput for another seed
-        or validation fraction than the base's.
+        Backbone, weights, grouping and background are the base's where the request names
+        none. Raises NotFound (MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND), or
+        WrongState (BASE_DATA_GONE).
         """
         try:
             base = self._models.get_version(model or request.model, version, alias)
@@ -57,23 +56,19 @@ class Lineage:
             # What the base's request left to the server or to its data is decided by now.
             chosen["backbone"] = base.manifest.backbone
             chosen["weights"] = request.weights or before.weights
-        if request.seed is None:
-            chosen["seed"] = before.seed
-        if request.validation_fraction is None:
-            chosen["validation_fraction"] = before.validation_fraction
+        if request.grouping is None:
+            chosen["grouping"] = before.grouping
         if not request.background:
             chosen["background"] = base.manifest.decoding.background
         if before.case_sensitive_labels:
             chosen["case_sensitive_labels"] = True
-        grown = msgspec.structs.replace(
+        return msgspec.structs.replace(
             request,
             base=Base(base.model, base.version),
             base_job_id=base.job_id,
             base_digest=base.manifest.dataset_digest,
             **chosen,
         )
-        _check_divided_alike(grown, before)
-        return grown
 
     def origins(self, job_id: str) -> list[str | Path]:
         """Returns what a job's version was trained on, oldest first: dataset ids and folders.
@@ -104,19 +99,6 @@ class Lineage:
                 "it back",
             )
         return path
-
-
-def _check_divided_alike(grown: JobRequest, before: JobRequest) -> None:
-    names = ("validation_fraction", "seed")
-    for field, asked, used in zip(names, grown.division, before.division, strict=True):
-        if asked != used:
-            raise InvalidInput(
-                Reason.INVALID_FIELD,
-                f"{field} is {asked} and the base's is {used}: the base's images would be "
-                "divided anew, and what it was measured on be learned from; leave the field out, "
-                "or leave out the base and send all images",
-                field=field,
-            )
 
 
 def _gone(job: JobRecord, what: str) -> WrongState:

@@ -18,7 +18,7 @@ from service.errors import NotFound
 from service.ingest.reader import IMAGES_FOLDER, INDEX_FILE, OnProgress, untold
 from service.jobs.contract import HEARTBEAT_S, BaseData, Incumbent, JobSpec
 from service.jobs.lineage import Lineage
-from service.jobs.request import AUTO, allowed_path
+from service.jobs.request import AUTO, DEFAULT_VALIDATION_FRACTION, allowed_path
 from service.jobs.settings import Kind, Settings, cache_owner
 from service.jobs.store import JobRecord, JobStore
 from service.jobs.weights import available
@@ -97,7 +97,6 @@ class Preparation:
         faults.reach("job.preparing")
         backbone = request.backbone_or(settings.default_backbone)
         exported = partial(self._models.exported_backbones, tenant=job.tenant)
-        validation_fraction, seed = request.division
         planned_s = settings.max_job_s * _PLANNED_PART
         data = self._data(job, progress, stop)
         target = self._target(job, progress, stop)
@@ -113,8 +112,14 @@ class Preparation:
             exported=[] if backbone == AUTO else exported(backbone),
             backbones=available(settings.weights_dir, exported) if backbone == AUTO else [],
             weights_dir=str(settings.weights_dir),
-            validation_fraction=validation_fraction,
-            seed=seed,
+            validation_fraction=(
+                DEFAULT_VALIDATION_FRACTION
+                if request.validation_fraction is None
+                else request.validation_fraction
+            ),
+            grouping=request.grouping,
+            previous_answers=self._previous_answers(job),
+            seed=request.seed or 0,
             time_budget_s=min(request.time_budget_s or planned_s, planned_s),
             # What has no slot on the GPU must not find its own way there.
             device="cpu" if kind == "cpu" else request.device,
@@ -154,7 +159,19 @@ class Preparation:
             head_path=str(found.head_path),
             head_digest=found.head_digest,
             decoding=found.manifest.decoding,
+            answers_path=str(found.answers_path),
         )
+
+    def _previous_answers(self, job: JobRecord) -> str:
+        request = job.request
+        if request.base is None or request.base.model == request.model:
+            found = self._models.newest(request.model)
+            return "" if found is None else str(found.answers_path)
+        try:
+            base = self._models.get_version(request.base.model, request.base.version, None)
+        except NotFound:
+            return ""  # its images are there, and that is enough
+        return str(base.answers_path)
 
     def _target(self, job: JobRecord, progress: OnProgress, stop: Event) -> BaseData:
         request = job.request

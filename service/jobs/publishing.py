@@ -122,8 +122,7 @@ class Publishing:
             self._jobs.succeed,
             job.job_id,
             publish,
-            done.finished.validation_accuracy,
-            done.finished.validation_count,
+            stored.manifest.headline,
         )
 
     async def _warm(self, job: JobRecord, stored: StoredVersion) -> None:

@@ -22,16 +22,20 @@ from service.domain import (
     tenant_of,
 )
 from service.errors import InvalidInput, NotAllowed, NotFound, Reason
+from service.ingest.grouping import check_pattern
+from service.ingest.labels import check_given
 from service.jobs import weights as weight_names
 from service.jobs.contract import (
     BACKBONES,
     DEFAULT_BACKBONE,
     NETWORK_TECHNIQUES,
+    Auto,
     Base,
     Baseline,
     DomainAdaptation,
     FeatureBased,
     Gate,
+    Grouping,
     Method,
     ModelBased,
     PretrainedBackbone,
@@ -40,7 +44,10 @@ from service.jobs.contract import (
 AUTO = "auto"
 """The backbone that the job's own data decides on."""
 DEFAULT_VALIDATION_FRACTION = 0.2
+DEFAULT_MAX_REGRESSION = Gate().max_regression
 MAX_REQUEST_ID_CHARS = 128
+_MAX_FOLDER_LEVEL = 16
+_MAX_CLASS_RECALLS = 1000
 _MAX_AUGMENTED_VIEWS = 16
 _MAX_RANKED = 32
 _MAX_LABELS = 32
@@ -68,11 +75,13 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     backbone: str = ""
     """"" for the server's default, "auto" for the best for the job's data."""
     weights: str = ""
-    method: Method = msgspec.field(default_factory=FeatureBased)
+    method: Method = msgspec.field(default_factory=Auto)
     validation_fraction: float | None = None
-    """None means 0.2; with a base, the base's."""
+    """None means 0.2."""
+    grouping: Grouping | None = None
+    """With a base, None means the base's."""
     seed: int | None = None
-    """None means 0; with a base, the base's."""
+    """None means 0."""
     time_budget_s: float | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     labels: dict[str, str] = {}
@@ -93,12 +102,6 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def tenant(self) -> str:
         """Whose job it is."""
         return tenant_of(self.model)
-
-    @property
-    def division(self) -> tuple[float, int]:
-        """The validation fraction and the seed that are meant."""
-        fraction = self.validation_fraction
-        return DEFAULT_VALIDATION_FRACTION if fraction is None else fraction, self.seed or 0
 
     @property
     def background_or_white(self) -> str:
@@ -140,6 +143,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             case DomainAdaptation() as method:
                 self._check_domain_adaptation(method, needs_images=needs_images)
         _in("validation_fraction", self.validation_fraction, 0.05, 0.5)
+        _check_grouping(self.grouping)
         _check_seed(self.seed)
         _in("time_budget", self.time_budget_s, 1, math.inf, unit=" s")
         _check_labels(self.labels)
@@ -149,6 +153,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise _bad("baselines", "baselines names one twice: name each once")
         if self.gate is not None:
             _check_gate(self.gate)
+            _check_can_be_measured(self.gate, self.method)
 
     def _check_model_based(self, method: ModelBased, backbone: str) -> None:
         at = "model_based."
@@ -158,7 +163,6 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         _in(at + "momentum", method.momentum, 0, 1, below=True)
         _in(at + "weight_decay", method.weight_decay, 0, math.inf)
         _in(at + "label_smoothing", method.label_smoothing, 0, 1, below=True)
-        _in(at + "early_stopping_patience", method.early_stopping_patience, 0, 2**31 - 1)
         # Of "auto" the trainer knows which backbone it is.
         stages = next((n for family, n in _STAGES.items() if backbone.startswith(family)), ())
         if method.train_from_stage and stages and method.train_from_stage not in stages:
@@ -300,8 +304,43 @@ def _check_seed(seed: int | None) -> None:
         raise _bad("seed", "seed does not fit into 64 bits")
 
 
+def _check_grouping(given: Grouping | None) -> None:
+    if given is None:
+        return
+    if given.name_pattern:
+        check_pattern(given.name_pattern, "grouping.name_pattern")
+    elif given.folder_level:
+        _in("grouping.folder_level", given.folder_level, 1, _MAX_FOLDER_LEVEL)
+    else:
+        raise _bad(
+            "grouping",
+            "grouping says neither which folder names the groups nor which part of a file's name: "
+            "set folder_level, from 1, or name_pattern",
+        )
+
+
 def _check_gate(gate: Gate) -> None:
     _in("gate.min_accuracy", gate.min_accuracy, 0, 1)
+    _in("gate.min_class_recall", gate.min_class_recall, 0, 1)
+    if len(gate.class_recalls) > _MAX_CLASS_RECALLS:
+        raise _bad(
+            "gate.class_recalls",
+            f"there are {len(gate.class_recalls)} classes in class_recalls: at most "
+            f"{_MAX_CLASS_RECALLS} may be named; set min_class_recall for all others",
+        )
+    for label, recall in gate.class_recalls.items():
+        try:
+            check_given(label, is_labelled=True)
+        except InvalidInput as error:
+            raise _bad("gate.class_recalls", error.message) from None
+        _in(f"gate.class_recalls[{label}]", recall, 0, 1)
+    _in("gate.max_regression", gate.max_regression, 0, 0.5)
+    if gate.max_regression != DEFAULT_MAX_REGRESSION and not gate.not_worse_than:
+        raise _bad(
+            "gate.max_regression",
+            "max_regression is set, and no version to compare with: set not_worse_than to an "
+            f"alias, such as {LATEST}, or leave it out",
+        )
     _in("gate.max_parity_difference", gate.max_parity_difference, 0, math.inf, above=True)
     _in("gate.max_latency", gate.max_latency_ms, 0, math.inf, above=True, unit=" ms")
     if gate.not_worse_than:
@@ -316,10 +355,23 @@ def _check_gate(gate: Gate) -> None:
         )
 
 
-def _check_labels(labels: Mapping[str, str]) -> None:
-    if len(labels) > _MAX_LABELS:
-        raise _bad("labels", f"there are {len(labels)} labels: at most {_MAX_LABELS} are kept")
-    for key, value in labels.items():
+def _check_can_be_measured(gate: Gate, method: Method) -> None:
+    if not isinstance(method, DomainAdaptation) or method.evaluate_on_target:
+        return
+    for name in ("min_accuracy", "min_class_recall", "class_recalls", "not_worse_than"):
+        if getattr(gate, name) not in (None, {}, ""):
+            raise _bad(
+                f"gate.{name}",
+                f"{name} is set, and without labels of the target nothing tells how good an "
+                "adapted version is there: say evaluate_on_target and label some target images, "
+                "or leave the condition out",
+            )
+
+
+def _check_labels(given: Mapping[str, str]) -> None:
+    if len(given) > _MAX_LABELS:
+        raise _bad("labels", f"there are {len(given)} labels: at most {_MAX_LABELS} are kept")
+    for key, value in given.items():
         if not 1 <= len(key) <= _MAX_KEY_CHARS:
             raise _bad("labels", f"the label {_shown(key)} has no 1 to {_MAX_KEY_CHARS} characters")
         if len(value) > _MAX_VALUE_CHARS:

@@ -16,7 +16,7 @@ from functools import partial
 import msgspec
 
 from service import faults
-from service.domain import JobState, check_name, plain_name, tenant_key, tenant_of
+from service.domain import Figure, JobState, check_name, plain_name, tenant_key, tenant_of
 from service.errors import (
     AlreadyExists,
     Exhausted,
@@ -250,8 +250,7 @@ class JobStore:
         self,
         job_id: str,
         publish: Callable[[Connection], Publication],
-        validation_accuracy: float,
-        validation_count: int,
+        figure: Figure | None,
     ) -> JobRecord:
         """Ends a running job with a version: all of it happens, or nothing.
 
@@ -265,13 +264,7 @@ class JobStore:
                 return record
             rows.check_running(record)
             made = publish(connection)
-            published = Published(
-                record.request.model,
-                made.version,
-                validation_accuracy,
-                validation_count,
-                made.gate_failures,
-            )
+            published = Published(record.request.model, made.version, figure, made.gate_failures)
             self._append(connection, job_id, published)
             self._end(connection, job_id, StateChanged(JobState.SUCCEEDED), version=made.version)
             faults.reach("job.succeeding")

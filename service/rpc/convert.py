@@ -1,5 +1,7 @@
 """Between what is stored and the contract's messages; decides nothing."""
 
+from typing import Any
+
 import msgspec
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -7,8 +9,11 @@ from graft.v1 import dataset_pb2, model_pb2
 
 from service.domain import (
     ClassCount,
+    Figure,
+    GateCheck,
     LeftOutReason,
     Manifest,
+    MeasuredOn,
     PartName,
     ReadSummary,
     plain_name,
@@ -45,6 +50,11 @@ _METHODS = {
     "feature_based": model_pb2.TRANSFER_METHOD_FEATURE_BASED,
     "model_based": model_pb2.TRANSFER_METHOD_MODEL_BASED,
     "domain_adaptation": model_pb2.TRANSFER_METHOD_DOMAIN_ADAPTATION,
+}
+_VERDICTS = {
+    "passed": model_pb2.GATE_VERDICT_PASSED,
+    "failed": model_pb2.GATE_VERDICT_FAILED,
+    "undecided": model_pb2.GATE_VERDICT_UNDECIDED,
 }
 
 
@@ -153,10 +163,9 @@ def version(record: VersionRecord, damage: str) -> model_pb2.Version:
         weights=manifest.weights,
         backbone_digest=record.backbone_digest,
         classes=manifest.classes,
-        validation_accuracy=manifest.validation_accuracy,
-        validation_count=manifest.validation_count,
-        test_accuracy=manifest.test_accuracy,
-        test_count=manifest.test_count,
+        figures=[_figure(figure) for figure in manifest.figures],
+        calibrated=manifest.calibrated,
+        calibration_note=manifest.calibration_note,
         dataset_digest=manifest.dataset_digest,
         parity=model_pb2.Parity(
             max_difference=manifest.parity.max_difference,
@@ -169,14 +178,34 @@ def version(record: VersionRecord, damage: str) -> model_pb2.Version:
         aliases=record.aliases,
         is_candidate=record.is_candidate,
         damage=damage,
-        gate_checks=[
-            model_pb2.GateCheck(
-                name=check.name,
-                passed=check.passed,
-                value=check.value,
-                bound=check.bound,
-                detail=check.detail,
-            )
-            for check in manifest.gate_checks
-        ],
+        gate_checks=[_gate_check(check) for check in manifest.gate_checks],
+    )
+
+
+def measured_on(name: MeasuredOn) -> Any:
+    """Converts the name of what was measured on; "" is UNSPECIFIED."""
+    return model_pb2.MeasuredOn.Value(f"MEASURED_ON_{name.upper() or 'UNSPECIFIED'}")
+
+
+def _figure(figure: Figure) -> model_pb2.Figure:
+    return model_pb2.Figure(
+        measured_on=measured_on(figure.measured_on),
+        accuracy=figure.accuracy,
+        accuracy_low=figure.accuracy_low,
+        accuracy_high=figure.accuracy_high,
+        log_loss=figure.loss,
+        image_count=figure.count,
+        group_count=figure.groups,
+    )
+
+
+def _gate_check(check: GateCheck) -> model_pb2.GateCheck:
+    return model_pb2.GateCheck(
+        name=check.name,
+        verdict=_VERDICTS[check.verdict],
+        passed=check.passed,
+        value=check.value,
+        bound=check.bound,
+        detail=check.detail,
+        images_needed=check.images_needed,
     )

@@ -19,7 +19,7 @@ from service.jobs.contract import (
 from service.jobs.events import JobEvent
 from service.jobs.store import JobRecord
 from service.rpc import convert_requests, status
-from service.rpc.convert import class_counts, duration, read_summary, timestamp
+from service.rpc.convert import class_counts, duration, measured_on, read_summary, timestamp
 
 _LEVELS = {"info": pb.Message.LEVEL_INFO, "warning": pb.Message.LEVEL_WARNING}
 
@@ -84,16 +84,23 @@ def event(happened: JobEvent) -> pb.JobEvent:
         case Note() as note:
             message.message.CopyFrom(pb.Message(level=_LEVELS[note.level], text=note.text))
         case events.Published() as published:
-            message.published.CopyFrom(
-                pb.VersionPublished(
-                    model=plain_name(published.model),
-                    version=published.version,
-                    validation_accuracy=published.validation_accuracy,
-                    validation_count=published.validation_count,
-                    is_candidate=published.is_candidate,
-                    gate_failures=published.gate_failures,
-                )
-            )
+            message.published.CopyFrom(_published(published))
+    return message
+
+
+def _published(published: events.Published) -> pb.VersionPublished:
+    message = pb.VersionPublished(
+        model=plain_name(published.model),
+        version=published.version,
+        is_candidate=published.is_candidate,
+        gate_failures=published.gate_failures,
+    )
+    if (figure := published.figure) is not None:
+        message.accuracy = figure.accuracy
+        message.accuracy_low = figure.accuracy_low
+        message.accuracy_high = figure.accuracy_high
+        message.measured_on = measured_on(figure.measured_on)
+        message.measured_count = figure.count
     return message
 
 

@@ -6,16 +6,19 @@ from graft.v1 import fine_tuning_pb2 as pb
 
 from service.domain import plain_name
 from service.errors import InvalidInput, Reason
+from service.ingest.labels import canonical
 from service.jobs.contract import (
+    Auto,
     Baseline,
     DomainAdaptation,
     FeatureBased,
     Gate,
+    Grouping,
     Method,
     ModelBased,
     Technique,
 )
-from service.jobs.request import JobRequest
+from service.jobs.request import DEFAULT_MAX_REGRESSION, JobRequest
 from service.rpc.convert import duration
 
 _DEVICES: dict[int, Literal["auto", "cpu", "cuda"]] = {
@@ -40,11 +43,12 @@ _TECHNIQUES: dict[int, Technique] = {
     pb.ADAPTATION_TECHNIQUE_CORAL: "coral",
     pb.ADAPTATION_TECHNIQUE_MCC: "mcc",
     pb.ADAPTATION_TECHNIQUE_PSEUDO_LABELS: "pseudo_labels",
-    pb.ADAPTATION_TECHNIQUE_DANN: "dann",
-    pb.ADAPTATION_TECHNIQUE_DEEP_CORAL: "deep_coral",
-    pb.ADAPTATION_TECHNIQUE_DAN: "dan",
     pb.ADAPTATION_TECHNIQUE_CDAN: "cdan",
-    pb.ADAPTATION_TECHNIQUE_DEEP_MCC: "deep_mcc",
+}
+_WHEN_UNCERTAIN: dict[int, Literal["hold", "promote"]] = {
+    pb.WHEN_UNCERTAIN_UNSPECIFIED: "hold",
+    pb.WHEN_UNCERTAIN_HOLD: "hold",
+    pb.WHEN_UNCERTAIN_PROMOTE: "promote",
 }
 _BASELINES: dict[int, Baseline] = {
     pb.BASELINE_LINEAR_PROBE: "linear_probe",
@@ -62,7 +66,6 @@ _CHOSEN = (
     "weight_decay",
     "label_smoothing",
     "freeze_batch_norm",
-    "early_stopping_patience",
 )
 
 
@@ -89,6 +92,7 @@ def request(
         weights=message.weights,
         method=_method(message),
         validation_fraction=_optional(message, "validation_fraction"),
+        grouping=_grouping(message.grouping) if message.HasField("grouping") else None,
         seed=_optional(message, "seed"),
         time_budget_s=(
             message.time_budget.ToMicroseconds() / 1e6 if message.HasField("time_budget") else None
@@ -124,6 +128,8 @@ def asked(given: JobRequest) -> pb.FineTuneRequest:
     else:
         message.dataset_id = given.dataset_id
     match given.method:
+        case Auto():
+            message.auto.SetInParent()
         case FeatureBased() as method:
             message.feature_based.CopyFrom(
                 pb.FeatureBased(l2=method.l2, augmented_views=method.augmented_views or None)
@@ -151,6 +157,8 @@ def asked(given: JobRequest) -> pb.FineTuneRequest:
             else:
                 adaptation.target_dataset_id = given.target_dataset_id
             message.domain_adaptation.CopyFrom(adaptation)
+    if given.grouping is not None:
+        message.grouping.CopyFrom(_asked_grouping(given.grouping))
     if given.gate is not None:
         message.gate.CopyFrom(_asked_gate(given.gate))
     if given.base is not None:
@@ -163,11 +171,13 @@ def _method(message: pb.FineTuneRequest) -> Method:
     which = message.WhichOneof("method")
     if which == "domain_adaptation":
         return _domain_adaptation(message.domain_adaptation)
-    if which != "model_based":
+    if which == "feature_based":
         return FeatureBased(
             l2=_optional(message.feature_based, "l2"),
             augmented_views=message.feature_based.augmented_views,
         )
+    if which != "model_based":
+        return Auto()
     given = message.model_based
     return ModelBased(
         recipe=_named(_RECIPES, given.recipe, "model_based.recipe", "Recipe"),
@@ -190,10 +200,28 @@ def _domain_adaptation(given: pb.DomainAdaptation) -> DomainAdaptation:
     )
 
 
+def _grouping(given: pb.Grouping) -> Grouping:
+    return Grouping(folder_level=given.folder_level, name_pattern=given.name_pattern)
+
+
+def _asked_grouping(grouping: Grouping) -> pb.Grouping:
+    if grouping.name_pattern:
+        return pb.Grouping(name_pattern=grouping.name_pattern)
+    return pb.Grouping(folder_level=grouping.folder_level)
+
+
 def _gate(given: pb.Gate) -> Gate:
     return Gate(
         min_accuracy=_optional(given, "min_accuracy"),
+        min_class_recall=_optional(given, "min_class_recall"),
+        class_recalls={canonical(label): least for label, least in given.class_recalls.items()},
         not_worse_than=given.not_worse_than,
+        max_regression=(
+            given.max_regression if given.HasField("max_regression") else DEFAULT_MAX_REGRESSION
+        ),
+        when_uncertain=_named(
+            _WHEN_UNCERTAIN, given.when_uncertain, "gate.when_uncertain", "WhenUncertain"
+        ),
         max_parity_difference=_optional(given, "max_parity_difference"),
         max_latency_ms=(
             given.max_latency.ToMicroseconds() / 1e3 if given.HasField("max_latency") else None
@@ -205,7 +233,11 @@ def _gate(given: pb.Gate) -> Gate:
 def _asked_gate(gate: Gate) -> pb.Gate:
     return pb.Gate(
         min_accuracy=gate.min_accuracy,
+        min_class_recall=gate.min_class_recall,
+        class_recalls=gate.class_recalls,
         not_worse_than=gate.not_worse_than,
+        max_regression=gate.max_regression if gate.not_worse_than else None,
+        when_uncertain=_number(_WHEN_UNCERTAIN, gate.when_uncertain),
         max_parity_difference=gate.max_parity_difference,
         max_latency=None if gate.max_latency_ms is None else duration(gate.max_latency_ms / 1e3),
         alias=gate.alias,

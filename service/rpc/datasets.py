@@ -136,7 +136,8 @@ def add_image(upload: Upload, image: pb.LabelledImage, field: str) -> None:
     """Adds one image of a request; `field` names its place in errors."""
     if image.split not in convert.SPLITS:
         raise _bad(f"{field}.split {image.split} is none: use a value of Split", f"{field}.split")
-    upload.add_image(image.label, image.content, image.filename, convert.SPLITS[image.split])
+    part = convert.SPLITS[image.split]
+    upload.add_image(image.label, image.content, image.filename, part, image.group)
 
 
 def _bad(message: str, field: str) -> InvalidInput:

@@ -293,11 +293,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
 def _fingerprint(asked: JobRequest, message: pb.FineTuneRequest) -> str:
     # What counts is what was asked, not how it was written down; and of the base what it was
     # called, since the name may stand for another version by the time of a retry.
-    fields = msgspec.to_builtins(asked, order="deterministic")
-    # Younger than the ids that are stored: at its default it is as if it were not there.
-    if fields["method"].get("augmented_views") == 0:
-        del fields["method"]["augmented_views"]
-    text = msgspec.json.encode(fields)
+    text = msgspec.json.encode(asked, order="deterministic")
     if message.HasField("base"):
         text += message.base.SerializeToString(deterministic=True)
     return hashlib.sha256(text).hexdigest()

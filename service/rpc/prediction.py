@@ -133,6 +133,7 @@ def _response(
         model=model,
         version=version,
         results=[_result(outcome, top_k, with_features) for outcome in outcomes],
+        calibrated=any(isinstance(o, Classified) and o.is_calibrated for o in outcomes),
     )
 
 

@@ -1,7 +1,7 @@
 """The files of published models, named by what is in them.
 
 `backbones/SHA256.onnx` is shared by all versions on it; `versions/DIGEST/`
-holds a version's head, manifest and reports. A file or folder gets its name
+holds a version's head, answers, manifest and reports. A file or folder gets its name
 when it is whole and flushed, never before, and is never changed after. Knows no
 database: the model store says what is live.
 """
@@ -21,6 +21,7 @@ from service import faults
 from service.domain import Manifest
 from service.errors import Damaged, Reason
 from service.jobs.contract import (
+    ANSWERS_FILE,
     BACKBONE_FILE,
     HEAD_FILE,
     MANIFEST_FILE,
@@ -32,7 +33,7 @@ from service.storage import durable
 
 _MAX_MANIFEST_BYTES = 16 * 2**20
 """One of 100 000 classes fits."""
-VERSION_FILES = (HEAD_FILE, MANIFEST_FILE, REPORT_JSON_FILE, REPORT_HTML_FILE)
+VERSION_FILES = (HEAD_FILE, ANSWERS_FILE, MANIFEST_FILE, REPORT_JSON_FILE, REPORT_HTML_FILE)
 """What the folder of a version holds."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -78,6 +79,10 @@ class Artifacts:
     def head_path(self, artifact_digest: str) -> Path:
         """Where a version's head lies, or would."""
         return self._versions / artifact_digest / HEAD_FILE
+
+    def answers_path(self, artifact_digest: str) -> Path:
+        """Where a version's answers lie, or would."""
+        return self._versions / artifact_digest / ANSWERS_FILE
 
     def version_bytes(self, artifact_digest: str) -> int:
         """What a version's own files take; 0 where there are none."""

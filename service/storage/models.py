@@ -18,14 +18,7 @@ from typing import Any
 import msgspec
 
 from service import faults
-from service.domain import (
-    LATEST,
-    Manifest,
-    check_alias,
-    plain_name,
-    tenant_key,
-    tenant_of,
-)
+from service.domain import LATEST, Manifest, check_alias, plain_name, tenant_key, tenant_of
 from service.errors import Reason, WrongState
 from service.jobs.contract import ExportedBackbone, Gate
 from service.storage import aliases, comparisons, exports, pages, quotas, suggestions, unpublished
@@ -70,6 +63,7 @@ class VersionRecord:
     manifest: Manifest
     head_digest: str
     head_path: Path
+    answers_path: Path
     backbone_digest: str
     backbone_path: Path
     artifact_digest: str
@@ -239,6 +233,15 @@ class ModelStore:
                 version = aliases.version_of(connection, model, alias or LATEST)
             row = _version_row(connection, model, version)
             return self._version(row, aliases.all_of(connection, model))
+
+    def newest(self, model: str) -> VersionRecord | None:
+        """The newest version of a model that is no candidate; None where there is none."""
+        with self._database.read() as connection:
+            query = (
+                "SELECT * FROM versions WHERE model = ? AND is_candidate = 0 ORDER BY version DESC"
+            )
+            row = connection.execute(query, (model,)).fetchone()
+        return None if row is None else self._version(row, {})
 
     def resolve(self, model: str, version: int | None, alias: str | None) -> VersionRecord:
         """As `get_version`, from memory where it was asked before: microseconds.
@@ -453,6 +456,7 @@ class ModelStore:
             manifest=msgspec.json.decode(row["manifest_json"], type=Manifest),
             head_digest=row["head_digest"],
             head_path=self._artifacts.head_path(row["artifact_digest"]),
+            answers_path=self._artifacts.answers_path(row["artifact_digest"]),
             backbone_digest=row["backbone_digest"],
             backbone_path=self._artifacts.backbone_path(row["backbone_digest"]),
             artifact_digest=row["artifact_digest"],

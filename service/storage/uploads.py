@@ -17,12 +17,14 @@ from service.domain import PartName
 from service.errors import InvalidInput, Reason, WrongState
 from service.ingest import labels
 from service.ingest.archives import ArchiveFormat, Limits
-from service.ingest.names import file_name
+from service.ingest.names import file_name, shown
 from service.ingest.reader import IMAGES_FOLDER, Given, ReadRequest
 from service.storage import durable
 
 if TYPE_CHECKING:
     from service.storage.datasets import DatasetRecord
+
+_MAX_GROUP_CHARS = 128
 
 Store = Callable[[ReadRequest], "DatasetRecord"]
 
@@ -65,10 +67,13 @@ class Upload:
             self._file.write(chunk)
             faults.reach("dataset.chunk_written")
 
-    def add_image(self, label: str, content: bytes, filename: str, part: PartName) -> None:
+    def add_image(
+        self, label: str, content: bytes, filename: str, part: PartName, group: str = ""
+    ) -> None:
         """Adds one image; whether it can be read shows at the end.
 
-        To an unlabelled dataset, without a part; its label may be empty.
+        To an unlabelled dataset, without a part; its label may be empty. Images of a group
+        belong together; "" is none.
         """
         with self._lock, durable.full_disk_told():
             if self._is_unlabelled and part:
@@ -80,6 +85,12 @@ class Upload:
                 labels.check_given(label, is_labelled=not self._is_unlabelled)
             except InvalidInput as error:
                 raise _bad(error.message, "image.label") from None
+            if len(group) > _MAX_GROUP_CHARS or not group.isprintable():
+                raise _bad(
+                    f"a group has at most {_MAX_GROUP_CHARS} characters, all of them printable: "
+                    f"{shown(group)} cannot be one",
+                    "image.group",
+                )
             if self._given and bool(self._given[0].part) != bool(part):
                 raise _bad(
                     "some images name their split and some do not: set it for all or for none",
@@ -96,7 +107,7 @@ class Upload:
             file = f"{place:06d}"
             self._images_folder.mkdir(exist_ok=True)
             (self._images_folder / file).write_bytes(content)
-            self._given.append(Given(file_name(filename, place), label, part, file))
+            self._given.append(Given(file_name(filename, place), label, part, file, group))
             faults.reach("dataset.image_written")
 
     def finish(self) -> "DatasetRecord":

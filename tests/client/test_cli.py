@@ -28,6 +28,9 @@ def run(server: FakeGraft, capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
+OF_HEADS = ("--method", "feature-based", "--l2", "0.1")
+
+
 def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
@@ -40,7 +43,7 @@ def test_a_fine_tune_is_followed_to_its_version(run: Run, folder: Path) -> None:
         "6 images of 2 classes (cat, dog); 6 of 8 files are used; left out: 1 link, 1 hidden",
     ]
     assert "\nfeatures\n" in out
-    assert "cats version 1: 95.0% of 20 validation images right" in out
+    assert "cats version 1: 0.950 [0.91 to 0.99] by cross-validation over 20 images" in out
     assert out.endswith("Try it: graft predict cats IMAGE\n")
 
 
@@ -73,11 +76,13 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
     options = (
         "--method model-based --backbone resnet18 --weights IMAGENET1K_V1 --recipe classic "
         "--epochs 3 --batch-size 8 --lr 0.01 --momentum 0.8 --weight-decay 0.1 "
-        "--label-smoothing 0.2 --train-from-stage layer4 --freeze-batch-norm --early-stopping 0 "
+        "--label-smoothing 0.2 --train-from-stage layer4 --freeze-batch-norm "
         "--precision fp32 --validation-fraction 0.3 --seed 5 --time-budget 60 --device cpu "
         "--label team=blue --label note=a=b --request-id mine --detach --base pets:1 "
         "--baseline linear-probe --baseline from_scratch --min-accuracy 0.9 "
-        "--not-worse-than latest --max-latency-ms 12.5 --gate-alias prod --background #20c040"
+        "--min-class-recall 0.5 --class-recall ants=0.8 --class-recall a=b=0.7 "
+        "--not-worse-than latest --max-regression 0.01 --when-uncertain promote "
+        "--max-latency-ms 12.5 --gate-alias prod --background #20c040 --group-by-folder 2"
     )
     code, out, _ = run("finetune", folder, "--name", "cats", *options.split())
     assert (code, out) == (0, "job-1\n")
@@ -93,7 +98,6 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
         label_smoothing=0.2,
         train_from_stage="layer4",
         freeze_batch_norm=True,
-        early_stopping_patience=0,
         precision="fp32",
     )
     assert (request.backbone, request.weights) == ("resnet18", "IMAGENET1K_V1")
@@ -104,8 +108,43 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
     assert request.base == graft.BaseVersion(version=1, model="pets")
     assert request.baselines == ("linear_probe", "from_scratch")
     assert request.gate == graft.Gate(
-        min_accuracy=0.9, not_worse_than="latest", max_latency_ms=12.5, alias="prod"
+        min_accuracy=0.9,
+        min_class_recall=0.5,
+        class_recalls={"ants": 0.8, "a=b": 0.7},
+        not_worse_than="latest",
+        max_regression=0.01,
+        when_uncertain="promote",
+        max_latency_ms=12.5,
+        alias="prod",
     )
+    assert request.grouping == graft.Grouping(folder_level=2)
+
+
+def test_groups_are_named_by_a_pattern_or_by_a_folder(run: Run, server: FakeGraft) -> None:
+    start = ("finetune", "server:/x", "--name", "cats", "--detach")
+    assert run(*start, "--group-pattern", "{group}_*.jpg")[0] == 0
+    [request] = server.requests("FineTune")
+    assert request.grouping.name_pattern == "{group}_*.jpg"
+    assert request.WhichOneof("method") == "auto"
+    code, _, err = run(*start, "--group-pattern", "{group}_*.jpg", "--group-by-folder", "1")
+    assert (code, "not allowed with argument" in err) == (2, True)
+    code, _, err = run(*start, "--class-recall", "ants")
+    assert (code, "'ants' is not CLASS=R, such as ants=0.8" in err) == (2, True)
+
+
+def test_what_could_not_be_measured_is_told_with_what_is_not_calibrated(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with FakeGraft(script=[running(), published(None), succeeded()]) as server:
+        where = ["--server", server.target]
+        assert main(["finetune", "server:/x", "--name", "cats", *where]) == 0
+        out = capsys.readouterr().out
+        assert "cats version 1: nothing could be measured\n" in out
+        assert "its probabilities are not calibrated: nothing could be measured\n" in out
+        assert main(["models", "versions", "cats", *where]) == 0
+        assert "nothing could be measured, not calibrated" in capsys.readouterr().out
+        assert main(["predict", "cats", __file__, *where]) == 0
+        assert "not calibrated" in capsys.readouterr().out
 
 
 def test_a_base_is_named_as_versions_are_everywhere(run: Run, server: FakeGraft) -> None:
@@ -125,7 +164,7 @@ def test_a_base_is_named_as_versions_are_everywhere(run: Run, server: FakeGraft)
 
 
 def test_images_on_the_server_are_named_by_their_path(run: Run, server: FakeGraft) -> None:
-    assert run("finetune", "server:/images", "--name", "cats", "--l2", "0.1", "--detach")[0] == 0
+    assert run("finetune", "server:/images", "--name", "cats", *OF_HEADS, "--detach")[0] == 0
     [request] = server.requests("FineTune")
     assert request.server_path.path == "/images"
     assert request.feature_based.l2 == 0.1
@@ -135,7 +174,9 @@ def test_a_model_is_adapted_to_a_folder_of_another_domain(
     run: Run, server: FakeGraft, folder: Path
 ) -> None:
     options = ("--method", "domain-adaptation", "--target", folder)
-    code, _, err = run("finetune", folder, "--name", "cats", *options, "--technique", "deep-mcc")
+    code, _, err = run(
+        "finetune", folder, "--name", "cats", *options, "--technique", "pseudo-labels"
+    )
     assert (code, err) == (0, "")
     assert "domain-adaptation" in run("models", "versions", "cats")[1]
     run("finetune", folder, "--name", "cats", *options, "--always-adapt", "--evaluate-on-target")
@@ -144,7 +185,7 @@ def test_a_model_is_adapted_to_a_folder_of_another_domain(
     assert isinstance(first, graft.DomainAdaptation)
     assert isinstance(second, graft.DomainAdaptation)
     assert (first.technique, first.always_adapt, first.evaluate_on_target) == (
-        "deep_mcc", False, False,
+        "pseudo_labels", False, False,
     )  # fmt: skip
     assert (second.technique, second.always_adapt, second.evaluate_on_target) == (
         "auto", True, True,
@@ -162,7 +203,7 @@ def test_a_target_on_the_server_is_named_by_its_path(run: Run, server: FakeGraft
     assert run(*start, *adapting)[0] == 0
     [request] = server.requests("FineTune")
     assert request.domain_adaptation.target_path.path == "/phone"
-    assert run(*start, *views)[0] == 0
+    assert run(*start, *views, "--method", "feature-based")[0] == 0
     assert server.requests("FineTune")[1].feature_based.augmented_views == 2
 
 
@@ -177,7 +218,7 @@ def test_a_version_that_fails_its_gate_is_plainly_called_a_candidate(
         assert main([*command, *where]) == 4
         out = capsys.readouterr().out
         assert "succeeded" not in out
-        assert "80.0% of 20 validation images right; kept as a candidate" in out
+        assert "0.800 [0.76 to 0.84] by cross-validation over 20 images; kept as a candidate" in out
         assert out.endswith(
             "cats version 1 did not pass its gate and is kept as a candidate:\n"
             "- accuracy: 0.8 was measured, 0.9 was asked for\n"
@@ -280,8 +321,9 @@ def test_predictions_are_a_table_or_a_line_each(run: Run, folder: Path) -> None:
     assert [line["image"] for line in told] == [str(image) for image in images]
     assert set(told[0]) == {
         "image", "model", "version", "label", "probability", "scores", "features",
-        "out_of_distribution_score", "is_out_of_distribution",
+        "out_of_distribution_score", "is_out_of_distribution", "calibrated",
     }  # fmt: skip
+    assert told[0]["calibrated"] is True
 
 
 def test_an_image_that_cannot_be_read_is_named_and_the_others_are_answered(

@@ -51,7 +51,7 @@ def test_every_call_of_the_contract_is_made_by_a_method_of_the_client(
     gated = client.fine_tune(folder, "pets", gate=graft.Gate(min_accuracy=0.99)).wait()
     assert client.promote_version("pets", gated.version).aliases == {"latest": 4}
     assert client.delete_version("pets", gated.version) is None
-    assert client.get_report("pets", version=1)["validation_accuracy"] == 0.95
+    assert client.get_report("pets", version=1)["accuracy"] == 0.95
     assert client.get_report_html("pets").startswith("<!doctype html>")
     exported = client.export_model("pets", tmp_path / "pets.onnx", version=2)
     assert exported.read_bytes() == b"fake onnx of pets 2\n" * 200

@@ -16,6 +16,7 @@ def test_a_version_that_passes_its_gate_is_published_and_its_alias_moves(
 ) -> None:
     gate = graft.Gate(
         min_accuracy=0.9,
+        min_class_recall=0.5,
         not_worse_than="latest",
         max_parity_difference=0.01,
         max_latency_ms=20.0,
@@ -25,7 +26,7 @@ def test_a_version_that_passes_its_gate_is_published_and_its_alias_moves(
     assert not version.is_candidate
     assert version.aliases == ("latest", "prod")
     assert [check.name for check in version.gate_checks] == [
-        "accuracy", "not_worse", "parity", "latency",
+        "accuracy", "class_recall", "not_worse", "parity", "latency",
     ]  # fmt: skip
     assert all(check.passed for check in version.gate_checks)
     assert (version.gate_checks[0].value, version.gate_checks[0].bound) == (0.95, 0.9)
@@ -41,6 +42,7 @@ def test_a_version_that_fails_its_gate_is_waited_for_and_is_a_candidate(
     assert (version.version, version.is_candidate, version.aliases) == (2, True, ())
     [check] = version.gate_checks
     assert (check.name, check.passed, check.value, check.bound) == ("accuracy", False, 0.95, 0.99)
+    assert check.verdict == "failed"
     [out] = [e.payload for e in told if isinstance(e.payload, graft.VersionPublished)]
     assert (out.version, out.is_candidate, out.gate_failures) == (2, True, (check.detail,))
     assert client.get_model("pets").aliases == {"latest": 1}
@@ -60,6 +62,21 @@ def test_a_script_says_which_version_is_a_candidate(connect: Any) -> None:
         with pytest.raises(graft.NotFound) as caught:
             client.predict(b"x", "pets")
         assert caught.value.reason == graft.Reason.ALIAS_NOT_FOUND
+
+
+@pytest.mark.parametrize("when_uncertain", ["hold", "promote"])
+def test_what_cannot_be_told_is_held_unless_the_gate_says_otherwise(
+    connect: Any, when_uncertain: Any
+) -> None:
+    with FakeGraft(script=[running(), published(None), succeeded()]) as server:
+        client = connect(server.target)
+        gate = graft.Gate(min_accuracy=0.9, when_uncertain=when_uncertain)
+        version = client.fine_tune(DATA, "pets", gate=gate).wait()
+        [check] = version.gate_checks
+        assert (check.verdict, check.value) == ("undecided", None)
+        assert check.passed == (when_uncertain == "promote") == (not version.is_candidate)
+        assert (version.headline, version.calibrated) == (None, False)
+        assert not client.predict(b"x", "pets", version=1)[0].calibrated
 
 
 def test_a_version_without_a_gate_has_no_checks(client: Any, server: FakeGraft) -> None:

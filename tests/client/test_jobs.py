@@ -6,7 +6,9 @@ from typing import Any
 
 import graft
 import pytest
+from graft import _answers
 from graft._watch import Watch
+from graft.cli._watching import describe
 from graft.testing import (
     DEFAULT_SCRIPT,
     FakeGraft,
@@ -245,3 +247,11 @@ def test_a_retry_is_answered_with_its_job_though_the_base_is_gone(
     assert client.fine_tune(data, "pets", **options).job_id == first.job_id
     with pytest.raises(graft.NotFound):
         client.fine_tune(data, "pets", base=options["base"])
+
+
+def test_an_epoch_without_held_out_images_has_no_figures_of_them() -> None:
+    event = pb.JobEvent(epoch=pb.EpochMetrics(epoch=1, epochs=2, train_loss=0.5))
+    epoch = _answers.event(event).payload
+    assert isinstance(epoch, graft.EpochMetrics)
+    assert (epoch.validation_loss, epoch.validation_accuracy) == (None, None)
+    assert describe(epoch) == "epoch 1/2: loss 0.500, accuracy 0.0%, as trained"

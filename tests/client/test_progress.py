@@ -77,7 +77,7 @@ def test_without_a_terminal_there_is_one_line_a_stage(
         "training",
         "warning: few images",
         "checking",
-        "cats version 1: 95.0% of 20 validation images right",
+        "cats version 1: 0.950 [0.91 to 0.99] by cross-validation over 20 images",
         "succeeded",
         "Try it: graft predict cats IMAGE",
     ]
@@ -89,7 +89,7 @@ def test_quiet_leaves_the_stages_out(played: FakeGraft, capsys: pytest.CaptureFi
         "job job-1 of model cats",
         "6 images of 2 classes (cat, dog)",
         "warning: few images",
-        "cats version 1: 95.0% of 20 validation images right",
+        "cats version 1: 0.950 [0.91 to 0.99] by cross-validation over 20 images",
         "Try it: graft predict cats IMAGE",
     ]
 

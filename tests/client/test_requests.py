@@ -24,12 +24,18 @@ from graft.v1 import fine_tuning_pb2 as pb
         {
             "gate": graft.Gate(
                 min_accuracy=0.0,
+                min_class_recall=0.5,
+                class_recalls={"ants": 0.9, "bees": 0.0},
                 not_worse_than="prod",
+                max_regression=0.0,
+                when_uncertain="promote",
                 max_parity_difference=1e-6,
                 max_latency_ms=12.5,
                 alias="canary",
             )
         },
+        {"grouping": graft.Grouping(folder_level=1)},
+        {"grouping": graft.Grouping(name_pattern="{group}_*")},
         {"base": graft.BaseVersion()},
         {"base": graft.BaseVersion(version=2, model="cats")},
         {"base": graft.BaseVersion(alias="prod")},
@@ -44,7 +50,6 @@ from graft.v1 import fine_tuning_pb2 as pb
                 label_smoothing=0.1,
                 train_from_stage="layer4",
                 freeze_batch_norm=True,
-                early_stopping_patience=0,
                 precision="bf16",
             )
         },
@@ -108,16 +113,32 @@ def test_a_base_may_be_a_version_or_an_alias_alone(base: Any, read: graft.BaseVe
     assert _answers.job_request(_requests.fine_tune("ds-1", "pets", {"base": base})).base == read
 
 
+@pytest.mark.parametrize(
+    ("grouping", "read"),
+    [
+        (2, graft.Grouping(folder_level=2)),
+        ("{group}_*.jpg", graft.Grouping(name_pattern="{group}_*.jpg")),
+    ],
+)
+def test_groups_may_be_a_level_or_a_pattern_alone(grouping: Any, read: graft.Grouping) -> None:
+    request = _requests.fine_tune("ds-1", "pets", {"grouping": grouping})
+    assert _answers.job_request(request).grouping == read
+
+
 def test_what_is_not_given_is_left_to_the_service() -> None:
     request = _requests.fine_tune(graft.ServerPath("/images"), "pets", {})
     assert request.server_path.path == "/images"
-    for field in ("validation_fraction", "seed", "time_budget", "gate", "base"):
+    for field in ("validation_fraction", "seed", "time_budget", "gate", "base", "grouping"):
         assert not request.HasField(field)
     assert (request.backbone, list(request.baselines)) == ("", [])
-    assert not request.feature_based.HasField("l2")
-    assert not request.feature_based.HasField("augmented_views")
     read = _answers.job_request(request)
-    assert (read.baselines, read.gate, read.base) == ((), None, None)
+    assert (read.method, read.baselines, read.gate, read.base) == (graft.Auto(), (), None, None)
+    assert not _requests.fine_tune("ds-1", "pets", {"gate": graft.Gate()}).gate.HasField(
+        "max_regression"
+    )
+    head = _requests.fine_tune("ds-1", "pets", {"method": "feature_based"}).feature_based
+    assert not head.HasField("l2")
+    assert not head.HasField("augmented_views")
 
 
 def test_every_request_has_an_id_of_its_own() -> None:
@@ -132,14 +153,13 @@ def test_every_request_has_an_id_of_its_own() -> None:
     [
         (
             {"epochs": 3},
-            "epochs is a hyperparameter of model_based and domain_adaptation, not of "
-            "feature_based: "
+            "epochs is a hyperparameter of model_based and domain_adaptation, not of auto: "
             "set method='model_based' or method='domain_adaptation', or leave epochs out",
         ),
         ({"method": "domain_adaptation"}, "domain_adaptation needs the target"),
         (
             {"target": "ds-2", "technique": "coral"},
-            "target, technique are hyperparameters of domain_adaptation, not of feature_based: "
+            "target, technique are hyperparameters of domain_adaptation, not of auto: "
             "set method='domain_adaptation'",
         ),
         ({"target": "ds-2", "l2": 1.0, "method": "model_based"}, "target is a hyperparameter of"),
@@ -152,7 +172,13 @@ def test_every_request_has_an_id_of_its_own() -> None:
         ({"base": graft.BaseVersion(version=1, alias="prod")}, "give one"),
         ({"method": "model_based", "l2": 1.0}, "l2 is a hyperparameter of feature_based"),
         ({"method": graft.FeatureBased(), "l2": 1.0}, "l2 stand beside a FeatureBased"),
-        ({"method": "magic"}, "method is 'magic': it must be one of feature_based, model_based"),
+        ({"method": "magic"}, "method is 'magic': it must be one of auto, feature_based"),
+        ({"grouping": graft.Grouping()}, "grouping needs either folder_level"),
+        (
+            {"grouping": graft.Grouping(folder_level=1, name_pattern="{group}_*")},
+            "grouping needs either folder_level",
+        ),
+        ({"gate": graft.Gate(when_uncertain="ask")}, "when_uncertain is 'ask'"),  # type: ignore[arg-type]
         ({"device": "tpu"}, "device is 'tpu': it must be one of auto, cpu, cuda"),
         ({"epoch": 3}, "fine_tune takes no epoch"),
         ({"method": graft.ModelBased(recipe="best")}, "recipe is 'best'"),  # type: ignore[arg-type]

@@ -385,3 +385,9 @@ def test_a_folder_that_is_named_like_a_dataset_is_uploaded_as_a_path(
     client.fine_tune(Path("ds-pets"), "pets").wait()
     with pytest.raises(graft.NotFound):
         client.fine_tune("ds-pets", "pets")
+
+
+def test_a_third_place_beside_an_image_names_its_group() -> None:
+    data = [("cat", b"1", "litter 1"), ("dog", b"2")]
+    images = [m.image for m in _uploads.prepare(data, "", None).messages() if m.HasField("image")]
+    assert [(image.label, image.group) for image in images] == [("cat", "litter 1"), ("dog", "")]

@@ -23,7 +23,8 @@ GIVE = r'give a label \(text\) and an image, as \("ants", "a.jpg"\)'
         ([(Path("a.jpg"), "ants")], f"and a str: the label comes first: {GIVE}"),
         ([(PIXELS, "ants")], f"tuple of a ndarray and a str: the label comes first: {GIVE}"),
         ([(None, "a.jpg")], f"tuple of a NoneType and a str: {GIVE}"),
-        ([("ants", "a.jpg", 3)], f"a tuple of 3: {GIVE}"),
+        ([("ants", "a.jpg", 3)], f"a str, a str, an int: {GIVE}, and the name of its group"),
+        ([("ants", "a.jpg", "b", "c")], f"a tuple of 4: {GIVE}"),
         ([Path("a.jpg")], f"no pair: {GIVE}"),
         ([Image.new("RGB", (2, 2))], f"an Image, no pair: {GIVE}"),
         ([None], f"a NoneType, no pair: {GIVE}"),
@@ -143,7 +144,9 @@ def test_an_argument_of_the_wrong_type_is_named(
         ({"device": ["cpu"]}, "device", "one of auto, cpu, cuda"),
         ({"method": "model_based", "epochs": "3"}, "epochs", "a whole number"),
         ({"method": graft.FeatureBased(l2="1")}, "method.l2", "a number"),  # type: ignore[arg-type]
-        ({"method": {"l2": 1.0}}, "method", "one of feature_based, model_based"),
+        ({"method": {"l2": 1.0}}, "method", "one of auto, feature_based, model_based"),
+        ({"grouping": 1.5}, "grouping", "a Grouping, or a whole number, or text"),
+        ({"gate": graft.Gate(class_recalls={"ants": "0.9"})}, "gate.class_recalls", "a dict"),  # type: ignore[dict-item]
     ],
 )
 def test_an_option_of_the_wrong_type_is_named(

@@ -9,6 +9,7 @@ import msgspec
 
 from service.domain import (
     ClassCount,
+    GateCheck,
     JobState,
     LeftOut,
     LeftOutFile,
@@ -31,6 +32,7 @@ from service.jobs.contract import (
 )
 from service.jobs.events import JobEvent, Published, StateChanged
 from service.rpc import convert_jobs, convert_rankings
+from tests.figures import figure
 from tests.fuzz.messages import Choices
 from tests.fuzz.promise import Target
 
@@ -68,7 +70,7 @@ def run(data: bytes) -> None:
         case Failed():
             payload = StateChanged(JobState.FAILED, record.reason, record.message)
         case Finished():
-            payload = Published("m", 1, record.validation_accuracy, record.validation_count)
+            payload = Published("m", 1, None if record.accuracy is None else figure())
         case BackbonesRanked():
             convert_rankings.response(record).SerializeToString()
             return
@@ -139,9 +141,21 @@ def _valid() -> list[bytes]:
         classes=["cat", "dog"],
         temperature=1.0,
         train_count=6,
-        validation_count=3,
-        validation_accuracy=1.0,
-        validation_loss=0.01,
+        train_groups=5,
+        figures=[figure(), figure(0.5, 2, "test")],
+        calibrated=False,
+        calibration_note="too few images",
+        gate_checks=[
+            GateCheck(
+                name="not_worse",
+                verdict="undecided",
+                passed=False,
+                value=-0.05,
+                bound=-0.03,
+                detail="it cannot be told",
+                images_needed=400,
+            )
+        ],
         dataset_digest="d" * 64,
         reading=ReadSummary(3, 3),
         seed=1,

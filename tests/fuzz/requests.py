@@ -182,7 +182,15 @@ def seeds() -> list[bytes]:
             model="cats",
             server_path=pb.ServerPath(path=str(_allowed())),
             model_based=pb.ModelBased(epochs=3, learning_rate=0.01, train_from_stage="layer4"),
-            gate=pb.Gate(min_accuracy=0.9, not_worse_than="latest", alias="prod"),
+            gate=pb.Gate(
+                min_accuracy=0.9,
+                class_recalls={"cat": 0.5},
+                not_worse_than="latest",
+                max_regression=0.1,
+                when_uncertain=2,
+                alias="prod",
+            ),
+            grouping=pb.Grouping(name_pattern="{group}_*"),
             baselines=[1, 2],
             request_id="retry-1",
             seed=7,
@@ -211,7 +219,7 @@ def seeds() -> list[bytes]:
         pb.ListJobsRequest(page_token=pages.token("versions", 2**63)),
         pb.ListJobsRequest(page_token=_nested_token()),
         dataset_pb2.UploadDatasetRequest(
-            image=dataset_pb2.LabelledImage(label="cat", filename="a.png", content=b"x")
+            image=dataset_pb2.LabelledImage(label="cat", filename="a.png", content=b"x", group="a")
         ),
     ]
     return [

@@ -41,6 +41,7 @@ from service.inference.head import Head
 from service.jobs.contract import DataFound, EpochEnded, Finished, JobSpec, Progressed
 from service.jobs.fake_launcher import FakeLauncher, Script
 from service.rpc import messages, parsing, server
+from tests.figures import figure
 
 CLASSES = ("blue", "green", "red")
 SUMMARY = ReadSummary(
@@ -83,7 +84,13 @@ def write_result(spec: JobSpec, **changes: object) -> None:
     out = Path(spec.out_dir)
     (out / "backbone.onnx").write_bytes(b"a backbone")
     weight = np.eye(3, dtype=np.float32)[::-1].copy() * 20
-    heads.save(Head(weight, np.zeros(3, np.float32), CLASSES), out / "head.safetensors")
+    head = Head(
+        weight,
+        np.zeros(3, np.float32),
+        CLASSES,
+        is_calibrated=bool(changes.get("calibrated", True)),
+    )
+    heads.save(head, out / "head.safetensors")
     manifest = Manifest(
         model=spec.model,
         job_id=spec.job_id,
@@ -95,9 +102,9 @@ def write_result(spec: JobSpec, **changes: object) -> None:
         classes=list(CLASSES),
         temperature=1.0,
         train_count=6,
-        validation_count=3,
-        validation_accuracy=1.0,
-        validation_loss=0.01,
+        train_groups=6,
+        figures=[figure()],
+        calibrated=True,
         dataset_digest="d" * 64,
         reading=SUMMARY,
         seed=spec.seed,
@@ -114,6 +121,7 @@ def write_result(spec: JobSpec, **changes: object) -> None:
         labels=spec.labels,
     )
     manifest = msgspec.structs.replace(manifest, **changes)
+    (out / "answers.safetensors").write_bytes(b"answers")
     (out / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     (out / "report.json").write_text('{"format": 1}')
     (out / "report.html").write_text("<!doctype html>")

@@ -1,7 +1,6 @@
 """FineTune to the first answer, jobs watched and cancelled, and what is refused at the door."""
 
 import asyncio
-import hashlib
 import tarfile
 import threading
 from collections.abc import Callable
@@ -9,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import msgspec
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from graft.v1 import dataset_pb2, fine_tuning_pb2_grpc, prediction_pb2
+from graft.v1 import dataset_pb2, fine_tuning_pb2_grpc, model_pb2, prediction_pb2
 from graft.v1 import fine_tuning_pb2 as pb
 from grpc import aio
 
@@ -20,13 +18,15 @@ from service.app import App
 from service.config import Config
 from service.errors import Reason
 from service.inference.fake_runtime import FakeRuntime
+from service.ingest import index
 from service.ingest.index import Index
 from service.ingest.process import ReaderProcesses
 from service.jobs.contract import (
+    Auto,
     ExitCode,
     Failed,
-    FeatureBased,
-    ModelBased,
+    Gate,
+    Grouping,
     Note,
     Progressed,
     Spec,
@@ -98,6 +98,10 @@ async def test_events_are_numbered_without_gaps_and_tell_the_whole_story(
     assert events[-1].state_change.state == pb.JOB_STATE_SUCCEEDED
     epoch = next(event.epoch for event in events if event.WhichOneof("payload") == "epoch")
     assert (epoch.epoch, epoch.epochs, epoch.validation_accuracy) == (1, 1, 1.0)
+    out = next(event.published for event in events if event.WhichOneof("payload") == "published")
+    assert (out.accuracy, out.accuracy_low, out.accuracy_high) == (1.0, 0.75, 1.0)
+    assert out.measured_on == model_pb2.MEASURED_ON_CROSS_VALIDATION
+    assert out.measured_count == 3
 
 
 async def test_a_watcher_that_comes_back_misses_nothing_and_sees_nothing_twice(
@@ -123,21 +127,15 @@ async def test_a_second_request_with_the_same_id_answers_with_the_first_job(
     assert len(listed.jobs) == 1
 
 
-def test_a_request_has_the_fingerprint_that_it_had_before_augmented_views() -> None:
-    def of(**fields: object) -> str:
-        asked = JobRequest(model="m", dataset_id="ds-1", labels={"b": "2", "a": "1"}, **fields)  # type: ignore[arg-type]
+def test_what_is_asked_in_another_order_is_the_same_request() -> None:
+    def of(labels: dict[str, str], recalls: dict[str, float]) -> str:
+        gate = Gate(class_recalls=recalls)
+        asked = JobRequest(model="m", dataset_id="ds-1", labels=labels, gate=gate)
         return _fingerprint(asked, pb.FineTuneRequest())
 
-    before = (
-        b'{"model":"m","dataset_id":"ds-1","method":{"type":"feature_based","l2":null},'
-        b'"labels":{"a":"1","b":"2"}}'
-    )
-    assert of() == hashlib.sha256(before).hexdigest()
-    assert of(method=FeatureBased(augmented_views=2)) != of()
-    model_based = JobRequest(model="m", dataset_id="ds-1", method=ModelBased(epochs=3))
-    assert _fingerprint(model_based, pb.FineTuneRequest()) == (
-        hashlib.sha256(msgspec.json.encode(model_based)).hexdigest()
-    )
+    first = of({"b": "2", "a": "1"}, {"cat": 0.5, "ant": 0.25})
+    assert of({"a": "1", "b": "2"}, {"ant": 0.25, "cat": 0.5}) == first
+    assert of({"a": "1", "b": "2"}, {"ant": 0.5, "cat": 0.25}) != first
 
 
 async def test_trainers_that_wait_are_there_until_the_jobs_are_back_in_the_queue(
@@ -303,7 +301,20 @@ BAD_FIELDS: dict[str, dict[str, object]] = {
     "weights": {"backbone": "auto", "weights": "random"},
     "feature_based.augmented_views": {"feature_based": pb.FeatureBased(augmented_views=17)},
     "baselines": {"baselines": [pb.BASELINE_UNSPECIFIED]},
+    "grouping": {"grouping": pb.Grouping()},
+    "grouping.folder_level": {"grouping": pb.Grouping(folder_level=-1)},
+    "grouping.name_pattern": {"grouping": pb.Grouping(name_pattern="*.jpg")},
+    "image.group": {
+        "inline_images": pb.InlineImages(
+            images=[dataset_pb2.LabelledImage(label="red", content=b"x", group="g" * 129)]
+        )
+    },
     "gate.min_accuracy": {"gate": pb.Gate(min_accuracy=1.5)},
+    "gate.min_class_recall": {"gate": pb.Gate(min_class_recall=-0.1)},
+    "gate.class_recalls[red]": {"gate": pb.Gate(class_recalls={"red": float("nan")})},
+    "gate.class_recalls": {"gate": pb.Gate(class_recalls={"a/b": 0.5})},
+    "gate.max_regression": {"gate": pb.Gate(not_worse_than="latest", max_regression=0.51)},
+    "gate.when_uncertain": {"gate": pb.Gate(when_uncertain=99)},  # type: ignore[arg-type]
     "gate.max_latency": {"gate": pb.Gate(max_latency=Duration(seconds=0))},
     "gate.max_parity_difference": {"gate": pb.Gate(max_parity_difference=0)},
     "gate.not_worse_than": {"gate": pb.Gate(not_worse_than="No Name")},
@@ -317,7 +328,7 @@ BAD_FIELDS: dict[str, dict[str, object]] = {
     },
     "domain_adaptation.batch_size": {
         "domain_adaptation": pb.DomainAdaptation(
-            target_images=colours(), technique=pb.ADAPTATION_TECHNIQUE_DANN, batch_size=1
+            target_images=colours(), technique=pb.ADAPTATION_TECHNIQUE_CDAN, batch_size=1
         )
     },
     "domain_adaptation.target_path.path": {
@@ -404,7 +415,6 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
         label_smoothing=0.05,
         train_from_stage="layer3",
         freeze_batch_norm=False,
-        early_stopping_patience=0,
         precision=pb.PRECISION_FP32,
     )
     started = await service.fine_tuning.FineTune(
@@ -426,6 +436,21 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
     await service.ended(started.job.job_id)
     spec = service.launcher.trainers[0].spec
     assert (spec.backbone, spec.seed, spec.device) == ("resnet18", 7, "cpu")
+
+
+async def test_which_images_belong_together_reaches_the_trainer(service: Service) -> None:
+    images = colours()
+    images.images[0].group = "one recording"
+    asked = request(inline_images=images, grouping=pb.Grouping(name_pattern="{group}_*.png"))
+    started = await service.fine_tuning.FineTune(asked)
+    assert started.job.request.grouping == asked.grouping
+    assert started.job.request.WhichOneof("method") == "auto"
+    await service.ended(started.job.job_id)
+    spec = service.launcher.trainers[0].spec
+    assert spec.grouping == Grouping(name_pattern="{group}_*.png")
+    assert spec.method == Auto()
+    groups = [image.group for image in index.load(Path(spec.data_index)).images]
+    assert sorted(filter(None, groups)) == ["one recording"]
 
 
 async def test_a_watcher_is_told_when_the_service_stops(make_service: MakeService) -> None:

@@ -1,8 +1,10 @@
 """Gates, candidates and rollbacks over the wire."""
 
 from functools import partial
+from typing import Any
 
 import grpc
+import pytest
 from google.protobuf.duration_pb2 import Duration
 from graft.v1 import fine_tuning_pb2 as ft
 from graft.v1 import model_pb2 as pb
@@ -13,14 +15,30 @@ from service.jobs.fake_launcher import Script
 from tests.rpc.conftest import SUCCESS, MakeService, Service, colours, refusal, write_result
 from tests.rpc.test_models import predicted_version
 
-MET = GateCheck(name="parity", passed=True, value=1e-6, bound=1e-3, detail="parity 1e-6")
+MET = GateCheck(
+    name="parity", verdict="passed", passed=True, value=1e-6, bound=1e-3, detail="parity 1e-6"
+)
 MISSED = GateCheck(
-    name="accuracy", passed=False, value=0.5, bound=0.9, detail="accuracy 0.5 is below 0.9"
+    name="accuracy",
+    verdict="failed",
+    passed=False,
+    value=0.5,
+    bound=0.9,
+    detail="accuracy 0.5 is below 0.9",
+)
+UNDECIDED = GateCheck(
+    name="class_recall",
+    verdict="undecided",
+    passed=False,
+    value=None,
+    bound=0.8,
+    detail="no image of red was measured on",
+    images_needed=40,
 )
 
 
-def _write(spec: JobSpec, checks: list[GateCheck]) -> None:
-    write_result(spec, gate_checks=checks)
+def _write(spec: JobSpec, checks: list[GateCheck], **changes: object) -> None:
+    write_result(spec, gate_checks=checks, **changes)
 
 
 MISSES = Script([Finished(0.5, 3)], before_last=partial(_write, checks=[MET, MISSED]))
@@ -58,9 +76,22 @@ async def test_a_candidate_is_asked_by_number_and_served_once_it_is_promoted(
 
     listed = (await service.models.ListVersions(pb.ListVersionsRequest(model="colours"))).versions
     assert [(v.version, v.is_candidate) for v in listed] == [(2, True), (1, False)]
-    assert [(c.name, c.passed, c.value, c.bound, c.detail) for c in listed[0].gate_checks] == [
-        ("parity", True, 1e-6, 1e-3, "parity 1e-6"),
-        ("accuracy", False, 0.5, 0.9, "accuracy 0.5 is below 0.9"),
+    assert list(listed[0].gate_checks) == [
+        pb.GateCheck(
+            name="parity",
+            verdict=pb.GATE_VERDICT_PASSED,
+            passed=True,
+            value=1e-6,
+            bound=1e-3,
+            detail="parity 1e-6",
+        ),
+        pb.GateCheck(
+            name="accuracy",
+            verdict=pb.GATE_VERDICT_FAILED,
+            value=0.5,
+            bound=0.9,
+            detail="accuracy 0.5 is below 0.9",
+        ),
     ]
     jobs = (await service.fine_tuning.ListJobs(ft.ListJobsRequest())).jobs
     assert [(job.version, job.is_candidate) for job in jobs] == [(2, True), (1, False)]
@@ -75,6 +106,56 @@ async def test_a_candidate_is_asked_by_number_and_served_once_it_is_promoted(
     assert (found.code, found.reason) == (
         grpc.StatusCode.FAILED_PRECONDITION, "NOT_A_CANDIDATE",
     )  # fmt: skip
+
+
+async def test_what_cannot_be_told_is_a_candidate_that_says_how_many_images_would_do(
+    make_service: MakeService,
+) -> None:
+    cannot_tell = partial(_write, checks=[UNDECIDED], figures=[], calibrated=False)
+    service: Service = await make_service(Script([Finished(None, 0)], before_last=cannot_tell))
+    event = await published(service, await fine_tune(service))
+    assert (event.is_candidate, list(event.gate_failures)) == (True, [UNDECIDED.detail])
+    assert not event.HasField("accuracy")
+    assert (event.measured_on, event.measured_count) == (pb.MEASURED_ON_UNSPECIFIED, 0)
+    got = await service.models.GetVersion(pb.GetVersionRequest(model="colours", version=1))
+    [check] = got.version.gate_checks
+    assert (check.verdict, check.images_needed) == (pb.GATE_VERDICT_UNDECIDED, 40)
+    assert not check.HasField("value")
+    assert (list(got.version.figures), got.version.calibrated) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("condition", "field"),
+    [
+        ({"min_accuracy": 0.9}, "gate.min_accuracy"),
+        ({"min_class_recall": 0.0}, "gate.min_class_recall"),
+        ({"class_recalls": {"red": 0.9}}, "gate.class_recalls"),
+        ({"not_worse_than": "latest"}, "gate.not_worse_than"),
+    ],
+)
+async def test_a_gate_on_the_accuracy_of_an_adapted_version_needs_labels_of_the_target(
+    service: Service, condition: dict[str, Any], field: str
+) -> None:
+    adaptation = ft.DomainAdaptation(target_images=colours())
+    asked = ft.FineTuneRequest(
+        model="colours",
+        inline_images=colours(),
+        domain_adaptation=adaptation,
+        gate=ft.Gate(max_latency=Duration(seconds=1), **condition),
+    )
+    found = await refusal(service.fine_tuning.FineTune(asked))
+    assert (found.reason, found.field) == ("INVALID_FIELD", field)
+    assert "say evaluate_on_target and label some target images, or leave" in found.message
+    asked.domain_adaptation.evaluate_on_target = True
+    await service.fine_tuning.FineTune(asked)
+
+
+async def test_a_bound_on_what_is_lost_needs_a_version_to_lose_it_to(service: Service) -> None:
+    asked = ft.FineTuneRequest(
+        model="colours", inline_images=colours(), gate=ft.Gate(max_regression=0.01)
+    )
+    found = await refusal(service.fine_tuning.FineTune(asked))
+    assert (found.field, "set not_worse_than" in found.message) == ("gate.max_regression", True)
 
 
 async def test_a_model_with_candidates_alone_says_how_to_publish_one(
@@ -115,7 +196,11 @@ async def test_an_alias_is_rolled_back_one_further_each_time(make_service: MakeS
 async def test_a_gate_and_baselines_reach_the_trainer_and_come_back(service: Service) -> None:
     gate = ft.Gate(
         min_accuracy=0.9,
+        min_class_recall=0.5,
+        class_recalls={"red": 0.8},
         not_worse_than="latest",
+        max_regression=0.02,
+        when_uncertain=ft.WHEN_UNCERTAIN_PROMOTE,
         max_parity_difference=0.01,
         max_latency=Duration(nanos=5_500_000),
         alias="prod",
@@ -127,12 +212,16 @@ async def test_a_gate_and_baselines_reach_the_trainer_and_come_back(service: Ser
     assert list(job.request.baselines) == baselines
     spec = service.launcher.trainers[1].spec
     assert spec.gate == Gate(
-        min_accuracy=0.9, not_worse_than="latest", max_parity_difference=0.01,
-        max_latency_ms=5.5, alias="prod",
+        min_accuracy=0.9, min_class_recall=0.5, class_recalls={"red": 0.8},
+        not_worse_than="latest", max_regression=0.02, when_uncertain="promote",
+        max_parity_difference=0.01, max_latency_ms=5.5, alias="prod",
     )  # fmt: skip
     assert spec.baselines == ["from_scratch", "linear_probe"]
     assert spec.incumbent is not None
     assert spec.incumbent.version == 1
+    assert spec.incumbent.answers_path == spec.previous_answers
+    assert spec.previous_answers.endswith("/answers.safetensors")
+    assert service.launcher.trainers[0].spec.previous_answers == ""
     assert spec.feature_cache == str(service.data_dir / "features.sqlite")
     assert spec.feature_cache_bytes == 2**30
 

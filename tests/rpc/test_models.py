@@ -102,7 +102,18 @@ async def test_a_version_tells_how_it_was_made(service: Service) -> None:
     version = (await service.models.GetVersion(pb.GetVersionRequest(model="colours"))).version
     assert version.method == pb.TRANSFER_METHOD_FEATURE_BASED
     assert list(version.classes) == ["blue", "green", "red"]
-    assert (version.validation_accuracy, version.validation_count) == (1.0, 3)
+    assert list(version.figures) == [
+        pb.Figure(
+            measured_on=pb.MEASURED_ON_CROSS_VALIDATION,
+            accuracy=1.0,
+            accuracy_low=0.75,
+            accuracy_high=1.0,
+            log_loss=0.7,
+            image_count=3,
+            group_count=3,
+        )
+    ]
+    assert (version.calibrated, version.calibration_note) == (True, "")
     assert version.parity.image_count == 3
     assert '"job_id"' in version.manifest_json
 

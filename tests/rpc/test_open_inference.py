@@ -126,6 +126,7 @@ async def test_image_files_are_answered_with_probabilities_and_labels(
         answer = await stub.ModelInfer(request(*files, inputs=inputs, id="my id"))
         assert (answer.model_name, answer.model_version, answer.id) == ("colours", "1", "my id")
         assert [output.name for output in answer.outputs] == ["probabilities", "labels"]
+        assert answer.parameters["calibrated"].bool_param
         probabilities = numbers(answer, "probabilities")
         assert probabilities.shape == (2, 3)
         assert probabilities.argmax(axis=1).tolist() == [2, 0]

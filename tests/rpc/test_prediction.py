@@ -4,14 +4,26 @@ import asyncio
 import struct
 import zlib
 from collections.abc import AsyncIterator
+from functools import partial
 
 import grpc
 import numpy as np
 import pytest
+from graft.v1 import model_pb2
 from graft.v1 import prediction_pb2 as pb
 
+from service.jobs.contract import Finished
+from service.jobs.fake_launcher import Script
 from service.rpc import prediction
-from tests.rpc.conftest import GUARD_S, MakeService, Service, image, of_status, refusal
+from tests.rpc.conftest import (
+    GUARD_S,
+    MakeService,
+    Service,
+    image,
+    of_status,
+    refusal,
+    write_result,
+)
 from tests.rpc.test_server import scrape
 
 
@@ -62,6 +74,25 @@ async def test_without_top_k_one_class_is_answered_and_all_when_it_is_large(
     every = await service.prediction.Predict(encoded(image("red"), top_k=99))
     scores = every.results[0].classification.scores
     assert sum(score.probability for score in scores) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("is_calibrated", [True, False])
+async def test_answers_and_the_version_say_whether_probabilities_are_calibrated(
+    make_service: MakeService, is_calibrated: bool
+) -> None:
+    note = "" if is_calibrated else "one image a class"
+    write = partial(write_result, calibrated=is_calibrated, calibration_note=note)
+    service: Service = await make_service(Script([Finished(1.0, 3)], before_last=write))
+    await service.make_model()
+    bad = pb.Image(encoded=b"no image")
+    for images, expected in (
+        ([pb.Image(encoded=image("red")), bad], is_calibrated),
+        ([bad], False),
+    ):
+        request = pb.PredictRequest(model="colours", images=images)
+        assert (await service.prediction.Predict(request)).calibrated is expected
+    got = await service.models.GetVersion(model_pb2.GetVersionRequest(model="colours"))
+    assert (got.version.calibrated, got.version.calibration_note) == (is_calibrated, note)
 
 
 async def test_features_come_when_asked_for(service: Service) -> None:

@@ -9,22 +9,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
-from service.jobs.contract import (
-    DomainAdaptation,
-    EpochEnded,
-    JobSpec,
-    ModelBased,
-    Note,
-    decode_record,
-)
+from service.jobs.contract import EpochEnded, JobSpec, ModelBased, Note, decode_record
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
-from tests.trainer.small_network import small_backbone
-from trainer import checkpoint, compute, data
+from tests.trainer.small_network import parts_of, small_backbone
+from trainer import checkpoint, compute
 from trainer.checkpoint import Checkpoints
-from trainer.methods import model_based, network_adaptation
+from trainer.data import Part
+from trainer.methods import loop
+from trainer.methods.loop import Objective, Outputs
+from trainer.recipes import settings
 
 EPOCHS = 12
 CHILD = """
@@ -38,22 +37,44 @@ sys.stdin.read()
 """
 
 
+class Adapting(Objective):
+    """Has weights of its own, and reads a second domain."""
+
+    def __init__(self) -> None:
+        super().__init__(0.1)
+        self.own = nn.Linear(16, 1)
+
+    def forward(
+        self, source: Outputs, targets: torch.Tensor, other: Outputs | None, done: float
+    ) -> torch.Tensor:
+        assert other is not None
+        added = functional.softplus(self.own(other.features)).mean()
+        return super().forward(source, targets, None, done) + done * added
+
+
 def trained(spec: JobSpec, send: Callable[..., None]) -> tuple[object, ...]:
     """The head, all that was said of it, and the backbone, as bytes and numbers."""
     torch.set_num_threads(1)
     # A probe's outcome may differ from run to run.
     compute._cpu_has_bf16 = lambda: False
-    loaded = data.load(Path(spec.data_dir), 0.25, spec.seed, 1)
+    learned, held_out, classes = parts_of(Path(spec.data_dir), 2)
     backbone = small_backbone()
-    if isinstance(spec.method, ModelBased):
-        head, used, *_ = model_based.train(
-            spec, spec.method, loaded, backbone, pytest.fail, None, send
-        )
-    else:
-        assert isinstance(spec.method, DomainAdaptation)
-        head, used, *_ = network_adaptation.train(
-            spec, spec.method, loaded, loaded.validation, backbone, pytest.fail, None, send
-        )
+    assert isinstance(spec.method, ModelBased)
+    is_adapting = spec.labels == {"objective": "adapting"}
+    torch.manual_seed(0)
+    work = loop.Work(
+        spec=spec,
+        recipe=settings(spec.method, is_pretrained=False),
+        classes=classes,
+        learned=learned,
+        held_out=held_out,
+        backbone=backbone,
+        first_head=pytest.fail,
+        objective=Adapting() if is_adapting else Objective(0.1),
+        other=held_out if is_adapting else None,
+        key=checkpoint.key(spec, spec.method, learned),
+    )
+    head, used, *_ = loop.run(work, None, send)
     weights = [value.numpy().tobytes() for value in backbone.state_dict().values()]
     return head.weight.tobytes(), head.bias.tobytes(), used, weights
 
@@ -100,22 +121,14 @@ def killed(spec: JobSpec, folder: Path, after: int) -> list[object]:
 
 
 @pytest.mark.usefixtures("settled")
-@pytest.mark.parametrize(
-    "method",
-    [
-        ModelBased(epochs=EPOCHS, batch_size=4, learning_rate=0.01, early_stopping_patience=0),
-        DomainAdaptation(technique="dann", epochs=EPOCHS, batch_size=2),
-    ],
-    ids=["model-based", "dann"],
-)
+@pytest.mark.parametrize("objective", ["", "adapting"])
 def test_training_that_is_killed_goes_on_to_the_very_same_model(
-    make_folder: MakeFolder,
-    make_spec: MakeSpec,
-    tmp_path: Path,
-    method: ModelBased | DomainAdaptation,
+    make_folder: MakeFolder, make_spec: MakeSpec, tmp_path: Path, objective: str
 ) -> None:
+    method = ModelBased(epochs=EPOCHS, batch_size=4, learning_rate=0.01)
+    labels = {"objective": objective}
     folder = make_folder(per_class=6)
-    spec = make_spec(folder, method=method, weights="random", threads=1)
+    spec = make_spec(folder, method=method, weights="random", threads=1, labels=labels)
     whole = Told()
     expected = trained(spec, whole.append)
 
@@ -137,26 +150,33 @@ def test_a_checkpoint_of_other_settings_or_data_is_refused_with_a_note(
     make_spec: MakeSpec, tmp_path: Path, told: Told
 ) -> None:
     spec = make_spec(tmp_path, method=ModelBased(epochs=3))
-    own = checkpoint.key(spec, spec.method, "data")
+    learned = Part((Path("a"), Path("b")), ("1" * 64, "2" * 64), np.array([0, 1]))
+    relabelled = Part(learned.paths, learned.digests, np.array([1, 0]))
+    own = checkpoint.key(spec, spec.method, learned)
+    replaced = msgspec.structs.replace
     others = [
-        checkpoint.key(spec, ModelBased(epochs=4), "data"),
-        checkpoint.key(spec, spec.method, "other data"),
-        checkpoint.key(msgspec.structs.replace(spec, seed=1), spec.method, "data"),
-        checkpoint.key(msgspec.structs.replace(spec, backbone="resnet18"), spec.method, "data"),
+        checkpoint.key(spec, ModelBased(epochs=4), learned),
+        checkpoint.key(spec, spec.method, relabelled),
+        checkpoint.key(spec, spec.method, learned, "fold 1"),
+        checkpoint.key(replaced(spec, seed=1), spec.method, learned),
+        checkpoint.key(replaced(spec, backbone="resnet18"), spec.method, learned),
     ]
-    assert len({own, *others}) == 5
-    # Another attempt has another folder for its artifacts, and is the same work.
-    attempt = msgspec.structs.replace(spec, out_dir="elsewhere", job_id="job-2", exported=[])
-    assert checkpoint.key(attempt, attempt.method, "data") == own
+    assert len({own, *others}) == 6
+    # Another attempt has other folders and less time, and is the same work.
+    attempt = replaced(
+        spec, out_dir="elsewhere", data_dir="moved", job_id="job-2", exported=[], time_budget_s=9.0
+    )
+    moved = Part((Path("c"), Path("d")), learned.digests, learned.targets)
+    assert checkpoint.key(attempt, attempt.method, moved) == own
 
     Checkpoints(str(tmp_path), own).save({"epoch": 2, "weights": torch.arange(3.0)})
     for other in others:
         assert Checkpoints(str(tmp_path), other).load(told.append) is None
-    assert [n.level for n in told.of(Note) if isinstance(n, Note)] == ["warning"] * 4
+    assert [n.level for n in told.of(Note) if isinstance(n, Note)] == ["warning"] * 5
     state = Checkpoints(str(tmp_path), own).load(told.append)
     assert state is not None
     assert (state["epoch"], state["weights"].tolist()) == (2, [0, 1, 2])
-    assert len(told) == 4
+    assert len(told) == 5
     assert Checkpoints("", own).load(told.append) is None
 
 

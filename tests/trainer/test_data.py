@@ -49,9 +49,7 @@ def test_the_digest_follows_the_images_and_not_their_names(
 
 
 @pytest.mark.parametrize("per_class", [1, 2])
-def test_one_and_two_images_a_class_can_be_learned(
-    make_folder: MakeFolder, per_class: int
-) -> None:
+def test_one_and_two_images_a_class_can_be_learned(make_folder: MakeFolder, per_class: int) -> None:
     loaded = data.load(make_folder(per_class=per_class))
     assert [c.train for c in loaded.counts()] == [per_class, per_class]
 

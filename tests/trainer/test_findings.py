@@ -1,61 +1,56 @@
-"""What is worked out from features and probabilities, with everything and with little."""
+"""What is worked out from answers to images that were not learned from."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
+from trainer.data import Part
+from trainer.groups import Groups
+from trainer.measuring import Measured
 from trainer.reporting import findings
-from trainer.reporting.comparisons import Measured
+from trainer.reporting.measured_on import headline
+
+TARGETS = np.arange(120) % 3
 
 
-def _job(seed: int = 0) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    middles = np.random.default_rng(9).normal(size=(3, 50))
-    train_targets, targets = np.arange(120) % 3, np.arange(60) % 3
-    logits = np.eye(3)[targets] * 3 + rng.normal(0, 1, (60, 3))
-    raised = np.exp(logits)
-    return {
-        "train_features": (middles[train_targets] + rng.normal(0, 1, (120, 50))).astype("f4"),
-        "features": (middles[targets] + rng.normal(0, 1, (60, 50))).astype("f4"),
-        "train_targets": train_targets,
-        "targets": targets,
-        "probabilities": (raised / raised.sum(axis=1, keepdims=True)).astype("f4"),
-    }
+def _set(wrong: tuple[int, ...] = (), **about: object) -> Measured:
+    """Training images that are answered right, and surely, but for some."""
+    answers = TARGETS.copy()
+    answers[list(wrong)] = (answers[list(wrong)] + 1) % 3
+    part = Part((Path("image.png"),) * len(TARGETS), ("",) * len(TARGETS), TARGETS)
+    probabilities = np.eye(3)[answers] * 0.9 + 0.1 / 3
+    made = Measured("cross_validation", part, np.arange(len(TARGETS)), probabilities)
+    return replace(made, **about)  # type: ignore[arg-type]
 
 
-def test_with_features_there_is_all_that_is_free() -> None:
-    found = findings.examine(**_job(), classes=3)
-    assert [c.name for c in found.comparisons] == ["nearest_class_mean", "majority_class"]
-    assert found.curve is not None
-    assert found.near_duplicates is not None
-    assert found.suspects.train == []
+def test_suspects_come_from_all_sets() -> None:
+    found = findings.suspects([_set((7,), measured_on="test"), _set((5,))], 3).found
+    assert [s.place for s in found["test"]] == [7]
+    assert [s.place for s in found["cross_validation"]] == [5]
+    nothing = findings.suspects([], 3)
+    assert (len(nothing), nothing.unjudged) == (0, ())
 
 
-def test_without_features_there_is_what_probabilities_tell() -> None:
-    job = _job()
-    del job["train_features"], job["features"]
-    found = findings.examine(**job, classes=3)
-    assert [c.name for c in found.comparisons] == ["majority_class"]
-    assert found.curve is None
-    assert found.near_duplicates is None
+def test_the_headline_is_never_of_the_source() -> None:
+    source, usual = _set(measured_on="source"), _set()
+    assert headline([source]) is None
+    assert headline([source, usual]) is usual
 
 
-def test_baselines_come_first_and_a_measured_class_mean_is_kept() -> None:
-    job = _job()
-    given = Measured("nearest_class_mean", job["probabilities"], seconds=1.0)
-    probe = Measured("linear_probe", job["probabilities"], seconds=2.0)
-    found = findings.examine(**job, classes=3, baselines=[probe, given])
-    assert [(c.name, c.seconds) for c in found.comparisons] == [
-        ("linear_probe", 2.0),
-        ("nearest_class_mean", 1.0),
-        ("majority_class", None),
-    ]
-
-
-def test_out_of_fold_probabilities_tell_training_suspects() -> None:
-    job = _job()
-    out_of_fold = np.eye(3)[job["train_targets"]] * 0.9 + 0.1 / 3
-    out_of_fold[5] = np.roll(out_of_fold[5], 1)
-    found = findings.examine(**job, classes=3, out_of_fold=out_of_fold)
-    assert [s.place for s in found.suspects.train] == [5]
+def test_groups_are_counted_and_pairs_under_two_classes_listed() -> None:
+    groups = Groups(
+        of=np.array([0, 0, 1, 2, 2]),
+        pairs=np.array([[3, 4], [0, 1]]),
+        similarities=np.array([0.95, 0.9], dtype=np.float32),
+        pair_count=2,
+        threshold=0.8,
+        twin_share=0.8,
+        unclear=(),
+    )
+    told, across = findings.grouped(groups, np.array([0, 0, 0, 0, 1]), is_given=False)
+    assert (told.images, told.groups, told.copied) == (5, 3, 4)
+    assert [(t.first, t.second) for t in across] == [(3, 4)]
 
 
 def test_scores_are_binned_with_the_threshold_inside() -> None:
@@ -66,27 +61,12 @@ def test_scores_are_binned_with_the_threshold_inside() -> None:
     assert sum(b.count for b in found.bins) == 4
     assert found.bins[0].low <= 0.2
     assert found.bins[-1].high >= 1.4
-    none = findings.out_of_distribution(np.array([0.1, 0.2]), 1.0, "method")
+    none = findings.out_of_distribution(np.array([0.1, 0.2]), 1.0, "method", "a", "b")
     assert none.bins[-1].high > 1.0
 
 
-def test_no_label_is_doubted_where_the_model_was_adapted_or_knows_a_class_too_badly() -> None:
-    job = _job()
-    out_of_fold = np.eye(3)[job["train_targets"]] * 0.9 + 0.1 / 3
-    out_of_fold[5] = np.roll(out_of_fold[5], 1)
-    adapted = findings.examine(**job, classes=3, out_of_fold=out_of_fold, is_adapted=True)
-    assert len(adapted.suspects) == 0
-    # Image 5 is of class 2, of which hardly another one is recognised now.
-    of_class = np.flatnonzero(job["train_targets"] == 2)
-    out_of_fold[of_class[1:]] = np.roll(out_of_fold[of_class[1:]], 1, axis=1)
-    found = findings.examine(**job, classes=3, out_of_fold=out_of_fold)
-    assert found.suspects.unjudged == (2,)
-    assert len(found.suspects) == 0
-
-
-def test_the_curve_knows_what_serves() -> None:
-    job = _job()
-    right = (job["probabilities"].argmax(axis=1) == job["targets"]).mean()
-    curve = findings.examine(**job, classes=3).curve
-    assert curve is not None
-    assert curve.served_accuracy == right
+def test_no_label_is_doubted_of_a_class_that_is_recognised_too_badly() -> None:
+    # Image 5 is of class 2, of which hardly another one is recognised.
+    found = findings.suspects([_set(tuple(np.flatnonzero(TARGETS == 2).tolist()))], 3)
+    assert found.unjudged == (2,)
+    assert len(found) == 0

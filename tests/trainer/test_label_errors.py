@@ -65,16 +65,34 @@ def test_a_class_that_is_hardly_recognised_is_not_doubted() -> None:
     answers = targets.copy()
     answers[20:25] = 0
     probabilities = np.eye(3)[answers] * 0.97 + 0.01
-    trusted = label_errors.recognised([(probabilities, targets)], 3)
+    lone = (probabilities, targets, np.arange(len(targets)))
+    trusted = label_errors.recognised([lone], 3)
     # Of class 2 four of four are right, and the interval begins at 0.51.
     assert trusted.tolist() == [True, False, True]
     assert label_errors.find(probabilities, targets, trusted) == []
     # Pooled with images that show the same, four more of which are wrong.
-    worse = (probabilities[25:], np.zeros(4, dtype=np.int64))
-    assert label_errors.recognised([(probabilities, targets), worse], 4)[2:].tolist() == [
-        True,
-        False,
-    ]
+    worse = (probabilities[25:], np.zeros(4, dtype=np.int64), np.arange(4))
+    assert label_errors.recognised([lone, worse], 4)[2:].tolist() == [True, False]
+    # Four frames of one scene show as little as one.
+    scenes = np.where(targets == 2, 100, np.arange(len(targets)))
+    frames = (probabilities, targets, scenes)
+    assert label_errors.recognised([frames], 3).tolist() == [True, False, False]
+
+
+def test_hardly_a_right_label_is_doubted_among_a_thousand_classes() -> None:
+    # Images differ in how hard they are, which no temperature makes up for.
+    rng = np.random.default_rng(0)
+    k, n = 1000, 4000
+    middles, true = rng.normal(0, 2, (k, 64)), np.arange(n) % k
+    images = middles[true] + rng.normal(0, 1, (n, 64)) * np.exp(rng.normal(0, 1, n))[:, None]
+    scores = images @ middles.T - (middles**2).sum(axis=1) / 2
+    for sharpness in (0.02, 0.1, 1.0):
+        raised = np.exp(sharpness * (scores - scores.max(axis=1, keepdims=True)))
+        probabilities = raised / raised.sum(axis=1, keepdims=True)
+        assert 200 < (probabilities.argmax(axis=1) != true).sum() < 900
+        trusted = label_errors.recognised([(probabilities, true, np.arange(n))], k)
+        assert trusted.sum() > 400
+        assert len(label_errors.find(probabilities, true, trusted)) < 20
 
 
 def test_no_more_than_a_tenth_is_listed() -> None:

@@ -1,8 +1,8 @@
 """The training loop, on a network so small that an epoch takes a moment."""
 
 import copy
-import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,206 +11,199 @@ import torch
 from torch import nn
 
 from service.inference.head import Head
-from service.jobs.contract import (
-    NETWORK_TECHNIQUES,
-    DomainAdaptation,
-    EpochEnded,
-    ModelBased,
-    Note,
-)
+from service.jobs.contract import DomainAdaptation, EpochEnded, ModelBased, Note
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
-from tests.trainer.small_network import small_backbone
-from trainer import backbones, compute, data, recipes
+from tests.trainer.small_network import parts_of, small_backbone
+from trainer import backbones, compute
 from trainer.backbones import Backbone
-from trainer.data import Data, Files
+from trainer.data import Part
 from trainer.folding import folded
-from trainer.methods import model_based, network_adaptation, tuning
-from trainer.methods.loop import Result
-from trainer.methods.objective import Objective
-from trainer.recipes import adaptation_settings, rate_for, settings
-
-CPU = torch.device("cpu")
+from trainer.methods import loop, model_based, tuning
+from trainer.methods.loop import Objective, Outputs, Result
+from trainer.recipes import adaptation_settings, batch_size_for, rate_for, settings
 
 
-def head_for(backbone: Backbone, found: Data) -> Head:
+def head_for(backbone: Backbone, learned: Part) -> Head:
     """Fitted by least squares to the features of the training images."""
     with torch.no_grad():
-        features = backbone.eval()(torch.from_numpy(found.train.decode())).numpy()
-    wanted = np.eye(len(found.classes))[found.train.targets]
+        features = backbone.eval()(torch.from_numpy(learned.decode())).numpy()
+    wanted = np.eye(2)[learned.targets]
     centre, scale = features.mean(axis=0), features.std()
     solution = np.linalg.lstsq((features - centre) / scale, wanted - 0.5, rcond=0.1)[0].T / scale
-    return Head(
-        (20 * solution).astype(np.float32),
-        (-20 * solution @ centre).astype(np.float32),
-        found.classes,
-    )
+    weight = (20 * solution).astype(np.float32)
+    return Head(weight, (-20 * solution @ centre).astype(np.float32), ("blue", "red"))
 
 
 class Trained:
     """A job of the small network."""
 
-    def __init__(self, folder: Path, make_spec: MakeSpec, method: ModelBased, told: Told) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        make_spec: MakeSpec,
+        method: ModelBased,
+        told: Told,
+        held_out: int = 2,
+        **changes: object,
+    ) -> None:
         self.backbone = small_backbone()
-        self.spec = make_spec(folder, method=method)
-        self.found = data.load(folder, 0.25, 0)
+        self.spec = make_spec(folder, method=method, **changes)
+        self.learned, self.held_out, self.classes = parts_of(folder, held_out)
         self.method, self.told = method, told
 
     def run(self, deadline: float | None = None) -> Result:
         return model_based.train(
             self.spec,
             self.method,
-            self.found,
+            self.learned,
+            self.held_out,
+            self.classes,
             self.backbone,
-            lambda: head_for(self.backbone, self.found),
+            lambda: head_for(self.backbone, self.learned),
             deadline,
             self.told.append,
         )
+
+    def accuracy(self, head: Head) -> float:
+        """Of what was handed back, on the held-out images."""
+        with torch.no_grad():
+            features = self.backbone(torch.from_numpy(self.held_out.decode())).numpy()
+        right = head.probabilities(features).argmax(axis=1) == self.held_out.targets
+        return float(right.mean())
+
+    @property
+    def epochs(self) -> list[EpochEnded]:
+        return [e for e in self.told.of(EpochEnded) if isinstance(e, EpochEnded)]
 
 
 def notes(told: Told) -> list[str]:
     return [note.text for note in told.of(Note) if isinstance(note, Note)]
 
 
-def test_the_modern_recipe_is_never_worse_than_the_head_alone(
+def test_the_held_out_images_are_told_of_and_choose_nothing(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told
 ) -> None:
-    # Epochs that only do harm, early stopping after two of them.
-    method = ModelBased(
-        epochs=9, batch_size=4, learning_rate=3.0, precision="fp32", early_stopping_patience=2
-    )
-    job = Trained(make_folder(per_class=8), make_spec, method, told)
+    # Epochs that only do harm: whatever chose by the held-out images would keep the start.
+    method = ModelBased(epochs=4, batch_size=4, learning_rate=3.0, precision="fp32")
+    folder = make_folder(per_class=8)
+    job = Trained(folder, make_spec, method, told)
     before = copy.deepcopy(job.backbone.state_dict())
     head, used, *_ = job.run()
-    assert (used["best_epoch"], used["best_weights"]) == (0, "fitted head")
-    assert used["head_only_accuracy"] == 1.0
-    assert all(torch.equal(v, before[k]) for k, v in job.backbone.state_dict().items())
-    np.testing.assert_array_equal(head.weight, head_for(job.backbone, job.found).weight)
-    epochs = [e for e in told.of(EpochEnded) if isinstance(e, EpochEnded)]
-    assert 3 <= len(epochs) < 9
-    assert epochs[-1].epochs == used["epochs"] == len(epochs)
-    assert any("the head alone reaches 1.0000" in text for text in notes(told))
+    assert [e.epoch for e in job.epochs] == [1, 2, 3, 4]
+    assert job.epochs[-1].validation_accuracy == job.accuracy(head)
+    assert (used["epochs"], used["kept_weights"]) == (4, "moving average")
+    assert any(not torch.equal(v, before[k]) for k, v in job.backbone.state_dict().items())
+    # Without held-out images it is the same version, and nothing is told of them.
+    other = Trained(folder, make_spec, method, Told())
+    other.held_out = other.held_out.none()
+    same, *_ = other.run()
+    np.testing.assert_array_equal(same.weight, head.weight)
+    assert {(e.validation_loss, e.validation_accuracy) for e in other.epochs} == {(None, None)}
 
 
-def test_training_from_random_weights_learns_batch_norm_and_begins_with_no_fitted_head(
+def test_training_begins_with_the_fitted_head_at_its_own_temperature(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told
 ) -> None:
-    method = ModelBased(epochs=6, batch_size=4, learning_rate=0.05, precision="fp32")
+    method = ModelBased(epochs=1, batch_size=4, learning_rate=1e-12, precision="fp32")
     job = Trained(make_folder(per_class=8), make_spec, method, told)
-    job.spec = make_spec(Path(job.spec.data_dir), method=method, weights="random")
+    fitted = head_for(job.backbone, job.learned)
+    tempered = Head(2 * fitted.weight, 2 * fitted.bias, fitted.classes, temperature=2.0)
+    head, *_ = model_based.train(
+        job.spec, method, job.learned, job.held_out, job.classes, job.backbone,
+        lambda: tempered, None, told.append,
+    )  # fmt: skip
+    np.testing.assert_allclose(head.weight, fitted.weight, rtol=1e-5)
+    assert (head.temperature, head.classes) == (1.0, ("blue", "red"))
+
+
+@pytest.mark.parametrize("recipe", ["classic", "auto"])
+def test_training_from_random_weights_learns_batch_norm_and_begins_with_no_fitted_head(
+    recipe: str, make_folder: MakeFolder, make_spec: MakeSpec, told: Told
+) -> None:
+    method = ModelBased(recipe=recipe, epochs=6, batch_size=4, learning_rate=0.05)  # type: ignore[arg-type]
+    job = Trained(make_folder(per_class=8), make_spec, method, told, weights="random")
     norm = job.backbone.stages["stem"][0].get_submodule("1")
     before = norm.running_mean.clone()
-    head, used, *_ = model_based.train(
-        job.spec, method, job.found, job.backbone, pytest.fail, None, told.append
-    )
-    assert used["head_only_accuracy"] is None
-    assert used["best_weights"] in ("trained", "averaged")
+    head, used, _, precision = model_based.train(
+        job.spec, method, job.learned, job.held_out, job.classes, job.backbone,
+        pytest.fail, None, told.append,
+    )  # fmt: skip
     assert not torch.equal(norm.running_mean, before)
-    epochs = [e for e in told.of(EpochEnded) if isinstance(e, EpochEnded)]
-    best = max(epochs, key=lambda e: (e.validation_accuracy, -e.validation_loss))
-    assert used["best_epoch"] == best.epoch
-    # What is handed back is what was judged.
-    with torch.no_grad():
-        features = job.backbone(torch.from_numpy(job.found.validation.decode())).numpy()
-    right = head.probabilities(features).argmax(axis=1) == job.found.validation.targets
-    assert right.mean() == pytest.approx(best.validation_accuracy)
-
-
-def test_the_batch_size_is_found_told_and_written_down(
-    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compute, "choose_batch_size", lambda *_: (3, "it is the fastest"))
-    job = Trained(make_folder(per_class=4), make_spec, ModelBased(epochs=1), told)
-    _, used, *_ = job.run()
-    assert (used["batch_size"], used["batch_size_chosen_by"]) == (3, "probe")
-    assert used["learning_rate"] == pytest.approx(0.003 * (3 / 16) ** 0.5)
-    assert "batch size 3: it is the fastest" in notes(told)
+    # What is handed back is what was measured last.
+    assert job.epochs[-1].validation_accuracy == job.accuracy(head)
+    if recipe == "classic":
+        assert (used["kept_weights"], precision) == ("last step", "fp32")
 
 
 @pytest.mark.parametrize(
-    ("images", "seconds", "expected"),
+    ("images", "device", "expected"),
     [
-        (10_000, {8: 8.0, 16: 8.0, 32: 8.0, 64: 8.0}, 64),
-        (10_000, {8: 8.0, 16: 10.0, 32: 19.8}, 16),
-        (10_000, {8: 8.0, 16: 15.9}, 8),
-        (130, {8: 8.0, 16: 8.0}, 16),
-        (3, {8: 8.0}, 8),
-        (10_000, {8: 8.0, 16: 8.0, 32: None}, 16),
+        (99, "cpu", 8),
+        (100, "cpu", 16),
+        (1_000, "cpu", 32),
+        (10_000, "cpu", 64),
+        (100_000, "cpu", 64),
+        (99, "cuda", 8),
+        (100_000, "cuda", 128),
+        (1_000_000, "cuda", 256),
     ],
-    ids=["it pays", "it ends to pay", "hardly faster", "few images", "fewer", "out of memory"],
 )
-def test_batches_grow_as_long_as_that_pays(
-    images: int,
-    seconds: dict[int, float | None],
-    expected: int,
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_batch_size_follows_from_the_images_and_the_learning_rate_from_it(
+    images: int, device: str, expected: int
 ) -> None:
-    def step_s(precision: str, device: torch.device, network: nn.Module, size: int) -> float:
-        if (found := seconds[size]) is None:
-            raise torch.OutOfMemoryError
-        return found
-
-    monkeypatch.setattr(compute, "step_s", step_s)
-    monkeypatch.setattr(compute, "_PROBE_S", math.inf)
-    size, why = compute.choose_batch_size("fp32", CPU, nn.Flatten(), images)
+    size = batch_size_for(images, device)
     assert size == expected
-    assert "images a second" in why
+    assert rate_for(settings(ModelBased()), size) == pytest.approx(0.003 * (size / 16) ** 0.5)
 
 
-def test_the_probe_runs_the_images_of_both_domains_and_ends_where_a_cpu_has_no_memory(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked = []
+def exhausted(largest: int) -> Callable[..., torch.Tensor]:
+    """The loss, where there is no memory for more than `largest` images."""
+    real = Objective.forward
 
-    def step_s(precision: str, device: torch.device, network: nn.Module, size: int) -> float:
-        asked.append(size)
-        # Torch's own error on a CPU, of which no machine has so much.
-        return 8.0 if size < 64 else float(torch.empty(2**60, dtype=torch.uint8)[0])
+    def forward(self: Objective, source: Outputs, *given: object) -> torch.Tensor:
+        if len(source.logits) > largest:
+            # Torch's own error on a CPU, of which no machine has so much.
+            torch.empty(2**60, dtype=torch.uint8)
+        return real(self, source, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(compute, "step_s", step_s)
-    monkeypatch.setattr(compute, "_PROBE_S", math.inf)
-    size, _ = compute.choose_batch_size("fp32", CPU, nn.Flatten(), 10_000, 2)
-    assert (size, asked) == (16, [16, 32, 64])
-
-    def fail(*_: object) -> float:
-        raise RuntimeError("no kernel")
-
-    monkeypatch.setattr(compute, "step_s", fail)
-    with pytest.raises(RuntimeError, match="no kernel"):
-        compute.choose_batch_size("fp32", CPU, nn.Flatten(), 10_000)
+    return forward
 
 
-def test_an_adaptations_batch_size_is_probed_with_both_domains(
+def test_batches_are_halved_until_memory_is_enough_and_that_is_said(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-
-    def step_s(precision: str, device: torch.device, network: nn.Module, size: int) -> float:
-        asked.append(size)
-        return 0.01
-
-    monkeypatch.setattr(compute, "step_s", step_s)
-    monkeypatch.setattr(compute, "_cpu_has_bf16", lambda: True)
-    folder = make_folder(per_class=6)
-    found, backbone = data.load(folder, 0.25, 0), small_backbone()
-    method = DomainAdaptation(technique="deep_coral", epochs=1)
-    network_adaptation.train(
-        make_spec(folder, method=method),
-        method,
-        found,
-        found.validation,
-        backbone,
-        lambda: head_for(backbone, found),
-        time.monotonic() + 3600,
-        told.append,
-    )
-    # The batch size of 8, and the plan of the epochs.
-    assert asked[-2:] == [16, 16]
+    monkeypatch.setattr(Objective, "forward", exhausted(3))
+    job = Trained(make_folder(per_class=10), make_spec, ModelBased(epochs=2), told)
+    _, used, *_ = job.run()
+    assert (used["batch_size"], used["epochs"]) == (2, 2)
+    assert used["learning_rate"] == pytest.approx(0.003 * (2 / 16) ** 0.5)
+    said = [text for text in notes(told) if "memory is exhausted" in text]
+    assert ["4 images" in said[0], "2 images" in said[1], len(said)] == [True, True, 2]
 
 
 @pytest.mark.parametrize(
-    ("recipe", "weights"), [("classic", ""), ("modern", "random")], ids=["classic", "random"]
+    ("largest", "asked"), [(3, 8), (0, None)], ids=["the request's size", "the least size"]
 )
-def test_the_first_epoch_ends_with_the_time_where_there_is_no_fitted_head_to_keep(
+def test_batches_that_may_not_be_smaller_end_the_job(
+    largest: int,
+    asked: int | None,
+    make_folder: MakeFolder,
+    make_spec: MakeSpec,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Objective, "forward", exhausted(largest))
+    method = ModelBased(epochs=2, batch_size=asked)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        Trained(make_folder(per_class=10), make_spec, method, told).run()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "weights"),
+    [("classic", ""), ("auto", "random"), ("auto", "")],
+    ids=["classic", "random", "pretrained"],
+)
+def test_the_first_epoch_ends_with_the_time(
     recipe: str,
     weights: str,
     make_folder: MakeFolder,
@@ -228,25 +221,72 @@ def test_the_first_epoch_ends_with_the_time_where_there_is_no_fitted_head_to_kee
     monkeypatch.setattr(Objective, "forward", counted)
     monkeypatch.setattr(compute, "step_s", lambda *_: 0.01)
     method = ModelBased(recipe=recipe, epochs=3, batch_size=2, precision="fp32")  # type: ignore[arg-type]
-    job = Trained(make_folder(per_class=16), make_spec, method, told)
-    job.spec = make_spec(Path(job.spec.data_dir), method=method, weights=weights)
+    job = Trained(make_folder(per_class=16), make_spec, method, told, weights=weights)
     _, used, *_ = job.run(time.monotonic() - 1)
     assert len(steps) == 1
-    assert (used["epochs"], used["best_epoch"], used["best_weights"]) == (1, 1, "trained")
+    # An average that is for a good part the start is not handed back.
+    assert (used["epochs"], used["kept_weights"]) == (1, "last step")
 
 
 def test_epochs_are_planned_before_the_first_and_that_is_said(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 3 steps an epoch and room for three epochs and a half: hours do not matter.
+    # 3 steps an epoch, a third of a step to measure, and room for three epochs: hours do not
+    # matter.
     monkeypatch.setattr(compute, "step_s", lambda *_: 10_000.0)
-    method = ModelBased(epochs=50, batch_size=4, precision="fp32", early_stopping_patience=0)
+    method = ModelBased(epochs=50, batch_size=4, precision="fp32")
     job = Trained(make_folder(per_class=8), make_spec, method, told)
     _, used, *_ = job.run(time.monotonic() + 105_000)
     assert (used["epochs"], used["epochs_planned"]) == (3, 50)
     said = next(i for i, record in enumerate(told) if "room for 3 epochs of the 50" in str(record))
     first = next(i for i, record in enumerate(told) if isinstance(record, EpochEnded))
     assert said < first
+
+
+def test_an_objective_sees_as_many_images_of_the_other_domain_and_its_weights_are_trained(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Adapting(Objective):
+        def __init__(self) -> None:
+            super().__init__(0.1)
+            self.own = nn.Linear(16, 1)
+            self.sizes: list[tuple[int, int]] = []
+
+        def forward(
+            self, source: Outputs, targets: torch.Tensor, other: Outputs | None, done: float
+        ) -> torch.Tensor:
+            assert other is not None
+            self.sizes.append((len(source.logits), len(other.features)))
+            known = super().forward(source, targets, None, done)
+            return known + self.own(other.features).square().mean()
+
+    asked = []
+
+    def step_s(precision: str, device: torch.device, network: nn.Module, size: int) -> float:
+        asked.append(size)
+        return 0.01
+
+    monkeypatch.setattr(compute, "step_s", step_s)
+    objective, backbone = Adapting(), small_backbone()
+    before = objective.own.weight.detach().clone()
+    learned, held_out, classes = parts_of(make_folder(per_class=6), 1)
+    other, *_ = parts_of(make_folder("other", per_class=2))
+    work = loop.Work(
+        spec=make_spec(Path()),
+        recipe=settings(ModelBased(epochs=1, batch_size=4, precision="fp32")),
+        classes=classes,
+        learned=learned,
+        held_out=held_out,
+        backbone=backbone,
+        first_head=lambda: head_for(backbone, learned),
+        objective=objective,
+        other=other,
+        key="",
+    )
+    loop.run(work, time.monotonic() + 3600, told.append)
+    assert objective.sizes == [(4, 4), (4, 4), (2, 4)]
+    assert not torch.equal(objective.own.weight, before)
+    assert asked == [8]
 
 
 def test_early_stages_move_least_and_only_weights_are_penalised() -> None:
@@ -331,79 +371,19 @@ def test_training_ends_well_where_no_checkpoint_can_be_written(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
 ) -> None:
     method = ModelBased(epochs=1, batch_size=4, precision="fp32")
-    job = Trained(make_folder(per_class=4), make_spec, method, told)
     (tmp_path / "file").write_text("no folder")
-    job.spec = make_spec(
-        Path(job.spec.data_dir), method=method, checkpoint_dir=str(tmp_path / "file" / "kept")
-    )
-    _, used, *_ = job.run()
+    kept = str(tmp_path / "file" / "kept")
+    folder = make_folder(per_class=4)
+    _, used, *_ = Trained(folder, make_spec, method, told, checkpoint_dir=kept).run()
     assert used["epochs"] == 1
     assert any("no checkpoint could be written" in text for text in notes(told))
 
 
-@pytest.mark.parametrize("technique", NETWORK_TECHNIQUES)
-def test_each_technique_trains_the_network_on_without_a_class_of_the_target(
-    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, technique: str
-) -> None:
-    folder = make_folder(per_class=8)
-    method = DomainAdaptation(
-        technique=technique,  # type: ignore[arg-type]
-        epochs=2,
-        batch_size=4,
-        always_adapt=True,
-    )
-    found = data.load(folder, 0.25, 0)
-    other = data.load(make_folder("other", per_class=5, seed=9), 0.2, 0).train
-    target = Files(other.paths, other.digests)
-    backbone = small_backbone()
-    before = copy.deepcopy(backbone.state_dict())
-    head, used, device, precision = network_adaptation.train(
-        make_spec(folder, method=method),
-        method,
-        found,
-        target,
-        backbone,
-        lambda: head_for(backbone, found),
-        None,
-        told.append,
-    )
-    assert (used["technique"], used["epochs"], device) == (technique, 2, "cpu")
-    assert used["best_epoch"] in (1, 2)
-    assert head.weight.shape == (2, 16)
-    changed = {k for k, v in backbone.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed
-    assert not any("1." in name.removeprefix("trunk.0.") and "trunk.0" in name for name in changed)
-    assert len(told.of(EpochEnded)) == 2
-    assert precision in ("fp32", "bf16")
-
-
-def test_what_adapts_must_look_better_than_the_head_alone_unless_it_is_asked_for(
-    make_folder: MakeFolder, make_spec: MakeSpec, told: Told
-) -> None:
-    folder = make_folder(per_class=8)
-    found, backbone = data.load(folder, 0.25, 0), small_backbone()
-    before = copy.deepcopy(backbone.state_dict())
-    method = DomainAdaptation(technique="deep_coral", epochs=1, batch_size=4, learning_rate=1e-9)
-    _, used, *_ = network_adaptation.train(
-        make_spec(folder, method=method),
-        method,
-        found,
-        found.validation,
-        backbone,
-        lambda: head_for(backbone, found),
-        None,
-        told.append,
-    )
-    assert (used["best_epoch"], used["best_weights"]) == (0, "fitted head")
-    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
-
-
-def test_adaptation_has_the_modern_recipe_without_early_stopping() -> None:
-    recipe = adaptation_settings(DomainAdaptation(technique="dann"), is_pretrained=True)
-    assert recipe.early_stopping_patience == 0
+def test_adaptation_has_the_modern_recipe_with_fewer_epochs() -> None:
+    recipe = adaptation_settings(DomainAdaptation(technique="cdan"), is_pretrained=True)
     assert recipe.freeze_batch_norm
     assert recipe.epochs < settings(ModelBased()).epochs
     own = adaptation_settings(DomainAdaptation(epochs=3, batch_size=5, learning_rate=0.1), True)
     assert (own.epochs, own.batch_size, own.learning_rate) == (3, 5, 0.1)
-    scratch = recipes.settings(ModelBased(), is_pretrained=False)
+    scratch = settings(ModelBased(), is_pretrained=False)
     assert (scratch.freeze_batch_norm, scratch.fitted_head) == (False, False)

@@ -1,20 +1,19 @@
 """Model-based transfer: training starts from the pretrained weights and goes on.
 
-The modern recipe begins with the fitted head, then trains all layers, early
-ones least, and keeps the best of what it saw, the head alone included: it does
-no worse than feature-based transfer on the validation images. The classic one
-is the yardstick that users know.
+The modern recipe begins with the fitted head, then trains all layers, early ones
+least, and keeps the moving average of the weights. The classic one is the yardstick
+that users know.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from service.inference.head import Head
 from service.jobs.contract import JobSpec, ModelBased
 from trainer import checkpoint
 from trainer.backbones import Backbone
-from trainer.data import Data
+from trainer.data import Part
 from trainer.methods import loop
-from trainer.methods.objective import Objective
+from trainer.methods.loop import Objective
 from trainer.recipes import settings
 from trainer.records import Send
 
@@ -25,33 +24,40 @@ _BUDGET_PART = 0.85
 def train(
     spec: JobSpec,
     method: ModelBased,
-    data: Data,
+    learned: Part,
+    held_out: Part,
+    classes: tuple[str, ...],
     backbone: Backbone,
     first_head: Callable[[], Head],
     deadline: float | None,
     send: Send,
+    *,
+    key_extra: Sequence[str] = (),
 ) -> loop.Result:
-    """Trains the backbone in place; returns the head, hyperparameters, device and precision.
+    """Trains the backbone in place, from the images of `learned` alone.
 
+    `held_out` may be empty: it is measured after each epoch, and chooses nothing.
     `first_head` fits a feature-based head, where the recipe begins with one.
     `deadline` is a `time.monotonic()`; epochs are planned to end before it. Goes
-    on from what lies in `spec.checkpoint_dir`.
+    on from what lies in `spec.checkpoint_dir`, where that is of the same work:
+    `key_extra` tells apart what spec, method and images do not.
     Raises GraftError with TRAINING_FAILED when the loss is no number any more.
     """
     recipe = settings(method, is_pretrained=spec.weights != "random")
     work = loop.Work(
         spec=spec,
-        method=method,
         recipe=recipe,
-        data=data,
+        classes=classes,
+        learned=learned,
+        held_out=held_out,
         backbone=backbone,
         first_head=first_head,
         objective=Objective(recipe.label_smoothing),
-        key=checkpoint.key(spec, method, data.digest),
+        key=checkpoint.key(spec, method, learned, *key_extra),
     )
     return loop.run(work, deadline, send)
 
 
 def training_deadline(started: float, budget_s: float | None) -> float | None:
-    """When the epochs must have ended, as a `time.monotonic()`."""
+    """Returns when the epochs must have ended, as a `time.monotonic()`."""
     return None if budget_s is None else started + _BUDGET_PART * budget_s

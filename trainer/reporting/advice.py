@@ -1,45 +1,48 @@
 """The first screen of a report: is it good enough, can it be trusted, what next.
 
-Rules over the findings, each a plain sentence. Knows no HTML.
+Rules over the findings, each a plain sentence. A sentence that compares rests on an
+interval, never on two figures alone. Knows no HTML.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import msgspec
+from scipy.special import ndtri
 
-from service.domain import ClassCount, Manifest
+from service.domain import ClassCount, GateCheck, Manifest
 from trainer.evaluate import ClassMetrics, Metrics
 from trainer.intervals import wilson
+from trainer.measuring import Measured
 from trainer.reporting.calibration import Calibration
-from trainer.reporting.findings import Findings
+from trainer.reporting.findings import Findings, Grouped
 from trainer.reporting.left_out import LeftOut
+from trainer.reporting.measured_on import NOUNS, headline, how
 
 Topic = Literal["quality", "trust", "next"]
 Level = Literal["good", "note", "warning"]
 
 FEW_IMAGES = 20
 """To learn a class from."""
-_FEW_VALIDATION = 100
-_WEAK = 0.1
-"""Recall below the balanced accuracy that makes a class weak."""
-_SLIGHTLY_OFF = 0.05
+_WIDE = 0.1
+"""Width of the accuracy's interval from which it is known too badly."""
+_VAGUE = 0.5
+"""The same of a class's recall."""
+_LEAST_SUPPORT = 5
+"""Lone images of a class, or groups that tell as much, without which it is not called weak."""
+_GUESSING = 0.1
+"""Balanced accuracy above that of guessing that a model must be able to have."""
+_FEW_TO_JUDGE = 30
+"""Fewer groups of images cannot show that a model has learned nothing."""
 _STRANGE = 0.15
 _APART = 1.0
 """Proxy A-distance, 0 to 2, from which domains are far apart."""
+_NEAR = 0.03
+"""Of accuracy: where no more than so much can be between two models, the cheaper one may do."""
 _LISTED = 5
 _REASONS = 3
-VALIDATED = {
-    "": "validation images",
-    "source": "validation images of the source",
-    "target": "labelled images of the target",
-}
-"""Names the images that `Metrics` are of, by `Manifest.validated_on`."""
 MOST = 0.5
-"""Fraction of the validation images: where more have a near copy that was learned from, the
-accuracy is void."""
-_FEW_TO_JUDGE = 30
-"""Fewer images cannot show that a model has learned nothing."""
+"""Fraction of the images with a near copy from which the report begins with them."""
 
 
 class Advice(msgspec.Struct, frozen=True):
@@ -53,89 +56,104 @@ class Advice(msgspec.Struct, frozen=True):
 def advise(
     *,
     manifest: Manifest,
-    metrics: Metrics,
-    calibration: Calibration,
+    measured: Sequence[Measured],
+    metrics: Metrics | None,
+    calibration: Calibration | None,
     findings: Findings,
     counts: Sequence[ClassCount],
     left_out: LeftOut,
-    accuracy_without_twins: float | None = None,
-    test: Metrics | None = None,
+    rounds: int = 0,
 ) -> list[Advice]:
-    """Writes the sentences: what voids the accuracy, the accuracy, warnings, then the rest.
+    """Writes the sentences: what the accuracy is of, the accuracy, warnings, then the rest.
 
-    `metrics` are of the validation images and `test` of images that nothing was
-    chosen by, None where there are none. `accuracy_without_twins` leaves out
-    validation images that nearly are training images; None where there are none,
-    or none others.
+    `metrics` and `calibration` are of the headline set of `measured`, None where no
+    image could be measured on; `rounds` are those of a cross-validation.
     """
-    is_void = _twins(findings) > MOST * metrics.count
-    twins = list(_near_copies(metrics, findings, accuracy_without_twins))
+    first = headline(measured)
+    is_copied = is_mostly_copied(findings.grouped)
+    copies = list(_copies(findings.grouped))
     found = [
-        *(twins if is_void else []),
-        *_quality(manifest, metrics, findings, test, is_void),
-        *_trust(metrics, None if is_void else calibration, findings, test),
-        *([] if is_void else twins),
+        *(copies if is_copied else []),
+        *_quality(manifest, first, metrics, findings, rounds),
+        *_trust(manifest, metrics, calibration, findings),
+        *([] if is_copied else copies),
+        *_unmeasured(measured, metrics),
         *_left_out(left_out),
-        *_adaptation(findings),
-        *_next(findings, counts, is_void),
+        *_adaptation(manifest, findings),
+        *_next(findings, counts),
     ]
     if all(a.topic != "next" and a.level != "warning" for a in found):
         found.append(Advice("next", "note", "Nothing was found that asks to be fixed."))
     # Whatever else there is, these stay in front.
-    first = len(twins) + 1 if is_void else 1
-    return [*found[:first], *sorted(found[first:], key=lambda a: a.level != "warning")]
+    front = len(copies) + 1 if is_copied else 1
+    return [*found[:front], *sorted(found[front:], key=lambda a: a.level != "warning")]
+
+
+def is_mostly_copied(grouped: Grouped | None) -> bool:
+    """Tells whether most images have a near copy, so that scenes are what counts."""
+    return grouped is not None and grouped.copied > MOST * grouped.images
 
 
 def _quality(
-    manifest: Manifest, metrics: Metrics, findings: Findings, test: Metrics | None, is_void: bool
+    manifest: Manifest,
+    measured: Measured | None,
+    metrics: Metrics | None,
+    findings: Findings,
+    rounds: int,
 ) -> Iterator[Advice]:
-    bars = [
-        check
-        for check in manifest.gate_checks
-        if check.name == "accuracy"
-        # Against no version at all nothing was compared.
-        or (check.name == "not_worse" and manifest.incumbent_version is not None)
-    ]
-    level, beside = _against_chance(metrics, findings)
-    if any(not bar.passed for bar in bars):
-        level = "warning"
-    elif bars and level != "warning" and not is_void:
-        level = "good"
-    noun = VALIDATED[manifest.validated_on]
-    if test is not None:
-        of_test = _accuracy(test, "test images, which nothing was chosen by,")
-        yield Advice("quality", "note", of_test)
-        noun += ", which choices were made by,"
-    yield Advice("quality", level, _accuracy(metrics, noun, is_void) + beside)
-    failed = [check for check in manifest.gate_checks if not check.passed]
-    for check in failed:
-        yield Advice("quality", "warning", f"The gate was not passed: {check.detail}.")
-    if manifest.gate_checks and not failed:
-        details = "; ".join(check.detail for check in manifest.gate_checks)
-        yield Advice("quality", "good", f"Its gate was passed: {details}.")
+    if measured is None or metrics is None:
+        yield Advice("quality", "warning", _unknown(findings))
+    else:
+        level, beside = _against_chance(metrics, findings)
+        bars = [c.verdict for c in manifest.gate_checks if _is_bar(c, manifest)]
+        if any(verdict != "passed" for verdict in bars):
+            level = "warning"
+        elif bars and level != "warning":
+            level = "good"
+        yield Advice("quality", level, _accuracy(measured, metrics, rounds) + beside)
+    yield from _gate(manifest)
     for other in findings.comparisons:
         if other.name == "majority_class":
-            continue
-        if other.name == "nearest_class_mean" and other.verdict != "worse":
-            # Nobody asked for it; the page has it further down.
             continue
         level = "warning" if other.verdict == "worse" else "note"
         if other.verdict == "better":
             level = "good"
         yield Advice("quality", level, f"Against {other.title}: {other.words}.")
-    yield from _weak_classes(test or metrics)
+    if metrics is not None:
+        yield from _weak_classes(metrics)
 
 
-def _accuracy(metrics: Metrics, noun: str, is_void: bool = False) -> str:
+def _is_bar(check: GateCheck, manifest: Manifest) -> bool:
+    """Tells whether a check judges the accuracy: against no version at all nothing was compared."""
+    if check.name == "not_worse":
+        return manifest.incumbent_version is not None
+    return check.name in ("accuracy", "class_recall")
+
+
+def _unknown(findings: Findings) -> str:
+    if findings.adaptation is not None:
+        return (
+            "How well the target's images are classified is not known: none that is labelled was "
+            "measured on. Label some of them and ask for evaluate_on_target."
+        )
+    return (
+        "How well it classifies is not known: no image could be held out, since the images of "
+        "each class are one or belong together. Add images, or give some in val/ or test/."
+    )
+
+
+def _accuracy(measured: Measured, metrics: Metrics, rounds: int) -> str:
     right = sum(c.hits for c in metrics.classes)
     low, high = metrics.accuracy_low * 100, metrics.accuracy_high * 100
-    told = (
-        f"{_percent(metrics.accuracy)} of the {noun} are classified correctly ({right} of "
-        f"{metrics.count})."
+    basis = how(measured.measured_on, metrics.count, rounds)
+    groups = ""
+    if metrics.groups < metrics.count:
+        groups = f", counting {metrics.groups:,} groups of images that belong together"
+    return (
+        f"{_percent(metrics.accuracy)} are classified correctly ({right:,} of {metrics.count:,}), "
+        f"{basis}. For new images like them expect {low:.0f} to {high:.0f} % (95 % interval"
+        f"{groups})."
     )
-    if is_void:
-        return told
-    return f"{told} For new images like them expect {low:.0f} to {high:.0f} % (95 % interval)."
 
 
 def _against_chance(metrics: Metrics, findings: Findings) -> tuple[Level, str]:
@@ -146,29 +164,73 @@ def _against_chance(metrics: Metrics, findings: Findings) -> tuple[Level, str]:
     commonest = f"always answering the commonest class ({_percent(chance.accuracy)})"
     if chance.verdict == "better":
         return "note", f" That is better than {commonest}."
-    if metrics.count < _FEW_TO_JUDGE:
+    guessing = 1 / max(1, sum(c.support > 0 for c in metrics.classes))
+    low, high = metrics.balanced_accuracy_low, metrics.balanced_accuracy_high
+    if low > guessing:
+        return "note", (
+            f" It is not shown that this is better than {commonest}; still the classes are told "
+            f"apart: with every class counted the same it is {low * 100:.0f} to {high * 100:.0f} % "
+            f"(95 % interval), and {guessing * 100:.0f} % by guessing."
+        )
+    if metrics.groups < _FEW_TO_JUDGE:
         return "note", (
             f" {metrics.count} images are too few to show that this is better than {commonest}."
         )
-    seen = sum(c.support > 0 for c in metrics.classes)
-    if metrics.balanced_accuracy < 1 / max(1, seen) + _WEAK:
+    if high < guessing + _GUESSING:
         return "warning", (
-            f" That is no better than {commonest}: the model has not learned to tell the classes "
-            "apart."
+            f" The model has not learned to tell the classes apart: with every class counted the "
+            f"same it is {high * 100:.0f} % at most (95 % interval), and {guessing * 100:.0f} % by "
+            "guessing."
         )
     return "warning", f" It is not shown that this is better than {commonest}."
 
 
+def _gate(manifest: Manifest) -> Iterator[Advice]:
+    for check in manifest.gate_checks:
+        if check.verdict == "failed":
+            yield Advice("quality", "warning", f"The gate was not passed: {check.detail}.")
+        elif check.verdict == "undecided":
+            stands = " The gate lets it pass all the same." if check.passed else ""
+            text = f"The gate cannot be decided: {check.detail}.{stands}"
+            yield Advice("quality", "warning", text)
+    if manifest.gate_checks and all(c.verdict == "passed" for c in manifest.gate_checks):
+        details = "; ".join(check.detail for check in manifest.gate_checks)
+        yield Advice("quality", "good", f"Its gate was passed: {details}.")
+
+
 def _weak_classes(metrics: Metrics) -> Iterator[Advice]:
+    """Names classes that are shown to be weak, and those of which too little is known.
+
+    The weakest of many classes looks weak by chance, so its interval is widened by their
+    number (Bonferroni) and by how much groups take from the images.
+    """
     seen = [c for c in metrics.classes if c.support]
-    if missed := [_recall_of(c) for c in seen if not c.hits]:
+    if len(seen) < 2:
+        return
+    alone = metrics.effective_count / max(1, metrics.count)
+    z = float(ndtri(1 - 0.025 / len(seen)))
+
+    def is_weak(one: ClassMetrics) -> bool:
+        count = one.support * alone
+        most = wilson(one.recall or 0.0, count, z)[1]
+        return count >= _LEAST_SUPPORT and most < metrics.balanced_accuracy_low
+
+    weak = sorted(filter(is_weak, seen), key=lambda c: (c.recall or 0.0, -c.support))
+    if missed := [_recall_of(c) for c in weak if not c.hits]:
         yield Advice("quality", "warning", f"Never recognised: {listed(missed)}.")
-    known = [c for c in seen if c.hits]
-    if len(seen) > 1 and known:
-        weakest = min(known, key=lambda c: c.recall or 0.0)
-        if (weakest.recall or 0.0) < metrics.balanced_accuracy - _WEAK:
-            which = "The weakest class" if not missed else "The weakest of the other classes"
-            yield Advice("quality", "warning", f"{which} is {_recall_of(weakest)}.")
+    known = [c for c in weak if c.hits]
+    if known:
+        which = "The weakest of the other classes" if missed else "The weakest class"
+        yield Advice("quality", "warning", f"{which} is {_recall_of(known[0])}.")
+    vague = [c for c in seen if (c.recall_high or 1.0) - (c.recall_low or 0.0) > _VAGUE]
+    if vague:
+        names = listed([f"{c.label} ({c.support})" for c in vague])
+        yield Advice(
+            "quality",
+            "note",
+            f"Too few images were measured to say how well {_classes(len(vague))} recognised: "
+            f"{names}.",
+        )
 
 
 def _recall_of(one: ClassMetrics) -> str:
@@ -180,28 +242,20 @@ def _recall_of(one: ClassMetrics) -> str:
 
 
 def _trust(
-    metrics: Metrics, calibration: Calibration | None, findings: Findings, test: Metrics | None
+    manifest: Manifest,
+    metrics: Metrics | None,
+    calibration: Calibration | None,
+    findings: Findings,
 ) -> Iterator[Advice]:
-    measured, noun = (metrics, "validation") if test is None else (test, "test")
-    if measured.count < _FEW_VALIDATION:
+    if metrics is not None and (width := metrics.accuracy_high - metrics.accuracy_low) > _WIDE:
+        of = "groups of images" if metrics.groups < metrics.count else "images"
         yield Advice(
             "trust",
             "warning",
-            f"{measured.count} {noun} images are few: with {_FEW_VALIDATION} or more the accuracy "
-            "would be known much better.",
+            f"The accuracy is known within {width * 100:.0f} points only, by {metrics.groups:,} "
+            f"{of}: four times as many would halve that.",
         )
-    adaptation = findings.adaptation
-    if adaptation is None or adaptation.target_accuracy is not None:
-        if calibration is not None:
-            yield _calibration(metrics, calibration)
-    else:
-        yield Advice(
-            "trust",
-            "warning",
-            "All figures are measured on images of the source; how well the target's are "
-            "classified, and how far their probabilities can be trusted, is not known. Label some "
-            "of the target's images and ask for evaluate_on_target.",
-        )
+    yield _probabilities(manifest, metrics, calibration)
     strange = findings.out_of_distribution
     if strange and strange.flagged > _STRANGE * strange.count:
         yield Advice(
@@ -212,57 +266,78 @@ def _trust(
         )
 
 
-def _twins(findings: Findings) -> int:
-    return len(findings.near_duplicates.across_parts) if findings.near_duplicates else 0
+def _probabilities(
+    manifest: Manifest, metrics: Metrics | None, calibration: Calibration | None
+) -> Advice:
+    off = ""
+    if metrics is not None and calibration is not None:
+        side = "too sure" if calibration.confidence > metrics.accuracy else "not sure enough"
+        off = (
+            f"{metrics.count:,} images were right as often as their answers said but for "
+            f"{calibration.error * 100:.1f} points on average"
+        )
+        by_chance = f"{calibration.error_by_chance * 100:.1f}"
+        if calibration.verdict == "off":
+            off += f", more than chance explains (up to {by_chance}): the model is {side}"
+        elif calibration.verdict == "too_few_images":
+            off += f", and too few images were measured to tell: chance explains up to {by_chance}"
+        else:
+            off += f", no more than chance explains (up to {by_chance})"
+    if manifest.calibrated:
+        return Advice(
+            "trust",
+            "note",
+            f"Probabilities are calibrated, as far as can be seen{off and f': {off}'}.",
+        )
+    why = manifest.calibration_note.rstrip(".") or off or "no image could be measured on"
+    return Advice(
+        "trust",
+        "warning",
+        f"Probabilities are not shown to be right: {why}. An answer of 90 % may be wrong more or "
+        "less often than one time in ten. Use them to sort answers, and set thresholds by labelled "
+        "images of your own.",
+    )
 
 
-def _near_copies(
-    metrics: Metrics, findings: Findings, accuracy_without_twins: float | None
-) -> Iterator[Advice]:
-    near = findings.near_duplicates
-    if near is None:
+def _copies(grouped: Grouped | None) -> Iterator[Advice]:
+    if grouped is None or not grouped.copied:
         return
-    count = len(near.across_parts)
-    labels = [c.label for c in metrics.classes]
-    unclear = [labels[i] for i in near.unclear]
-    if count > MOST * metrics.count:
-        left = metrics.count - count
-        without = "No image is left to measure with"
-        if accuracy_without_twins is not None:
-            low, high = wilson(accuracy_without_twins, left)
-            without = (
-                f"Without them accuracy is {_percent(accuracy_without_twins)} on the {left} left "
-                f"(95 % interval {low * 100:.0f} to {high * 100:.0f} %)"
-            )
+    if is_mostly_copied(grouped):
+        groups = "groups" if grouped.is_given else "scenes"
+        share = grouped.copied / grouped.images * 100
         yield Advice(
             "quality",
             "warning",
-            f"{count} of {metrics.count} validation images are nearly the same as one that was "
-            f"learned from: the accuracy says little of new images. {without}. Put copies and "
-            "shots of the same scene into one part: give the data as train/ and val/ folders.",
+            f"{share:.0f} % of the images have a near copy: they are {grouped.groups:,} {groups} "
+            f"rather than {grouped.images:,} images, and the intervals count {groups}. More images "
+            f"of other {groups} would show more than more of the same.",
         )
-    elif count:
-        without = (
-            ""
-            if accuracy_without_twins is None
-            else f"; without them accuracy is {_percent(accuracy_without_twins)}"
-        )
+        return
+    yield Advice(
+        "trust",
+        "note",
+        f"{_images(grouped.copied, 'image')} nearly the same as another one: they were held out "
+        "together, and the intervals count them as one.",
+    )
+
+
+def _unmeasured(measured: Sequence[Measured], metrics: Metrics | None) -> Iterator[Advice]:
+    for one in measured:
+        if one.copies:
+            verb = "was" if one.copies == 1 else "were"
+            yield Advice(
+                "trust",
+                "note",
+                f"{one.copies} {NOUNS[one.measured_on]} {verb} left out of the figures: a near "
+                "copy of each was learned from.",
+            )
+    absent = [] if metrics is None else [c.label for c in metrics.classes if not c.support]
+    if absent:
         yield Advice(
             "trust",
             "warning",
-            f"{_images(count, 'validation image')} nearly the same as one that was learned from"
-            f"{without}.",
-        )
-    elif near.is_conclusive and not unclear:
-        text = "No validation image was found that is nearly one that was learned from."
-        yield Advice("trust", "good", text)
-    if unclear:
-        which = "all classes" if not near.is_conclusive else listed(unclear)
-        yield Advice(
-            "trust",
-            "note",
-            "Whether validation images are copies of images that were learned from cannot be told "
-            f"for {which}: their images all look alike to the backbone.",
+            f"How well {_classes(len(absent))} recognised is not known, since none of their images "
+            f"could be measured on: {listed(absent)}.",
         )
 
 
@@ -281,41 +356,7 @@ def _left_out(left_out: LeftOut) -> Iterator[Advice]:
     )
 
 
-def _calibration(metrics: Metrics, calibration: Calibration) -> Advice:
-    off = f"{calibration.error * 100:.1f} points"
-    chance = f"{calibration.error_by_chance * 100:.1f}"
-    worse = (
-        f" The temperature, which should bring them together, made it worse here: "
-        f"{calibration.error_before * 100:.1f} points before."
-        if calibration.is_worse_than_before
-        else ""
-    )
-    if calibration.verdict == "too_few_images":
-        return Advice(
-            "trust",
-            "note",
-            f"{metrics.count} images are too few to tell how far the probabilities can be trusted: "
-            f"perfect ones would be off by up to {chance} points, these are by {off}.{worse}",
-        )
-    if calibration.verdict == "not_shown":
-        return Advice(
-            "trust",
-            "note",
-            f"Probability and accuracy differ by {off} on average, no more than chance explains on "
-            f"{metrics.count} images (up to {chance}). No fault was found, which does not prove "
-            f"that there is none.{worse}",
-        )
-    side = "too sure" if calibration.confidence > metrics.accuracy else "not sure enough"
-    told = (
-        f"Probabilities are off by {off} on average, more than chance explains ({chance}): the "
-        f"model is {side}"
-    )
-    if calibration.error < _SLIGHTLY_OFF:
-        return Advice("trust", "note", f"{told}, if slightly.{worse}")
-    return Advice("trust", "warning", f"{told}; do not take them at their word.{worse}")
-
-
-def _adaptation(findings: Findings) -> Iterator[Advice]:
+def _adaptation(manifest: Manifest, findings: Findings) -> Iterator[Advice]:
     adaptation = findings.adaptation
     if adaptation is None:
         return
@@ -328,24 +369,22 @@ def _adaptation(findings: Findings) -> Iterator[Advice]:
         )
     for gap in adaptation.gaps:
         if gap.measure == "proxy_a_distance" and gap.before > _APART:
-            do = (
-                ": label some target images to know what the accuracy there is"
-                if adaptation.target_accuracy is None
-                else ""
-            )
             yield Advice(
                 "trust",
                 "warning",
                 "The source and the target look very different to the backbone (proxy A-distance "
-                f"{gap.before:.2f} of 2){do}.",
+                f"{gap.before:.2f} of 2).",
             )
-    if adaptation.source_only_target_accuracy is not None:
-        without = _percent(adaptation.source_only_target_accuracy)
-        text = f"On the target's labelled images it would be {without} without adaptation."
-        yield Advice("quality", "note", text)
+    if manifest.technique != "source_only":
+        yield Advice(
+            "trust",
+            "note",
+            "This version is for images of the target alone: those of the source are not "
+            "what it was adapted to, and it may classify them worse.",
+        )
 
 
-def _next(findings: Findings, counts: Sequence[ClassCount], is_void: bool) -> Iterator[Advice]:
+def _next(findings: Findings, counts: Sequence[ClassCount]) -> Iterator[Advice]:
     if suspects := len(findings.suspects):
         expected = findings.suspects.expected_wrong
         if suspects == 1:
@@ -355,42 +394,39 @@ def _next(findings: Findings, counts: Sequence[ClassCount], is_void: bool) -> It
             )
         else:
             text = (
-                f"Check the labels of {suspects} images below: about {expected:.0f} of them "
-                f"{'is' if round(expected) == 1 else 'are'} expected to be in the wrong folder; of "
-                "the others the model is wrong."
+                f"Check the labels of {suspects} images below: by estimate about {expected:.0f} of "
+                f"them {'is' if round(expected) == 1 else 'are'} in the wrong folder; of the "
+                "others the model is wrong."
             )
         yield Advice("next", "warning", text)
-    near = findings.near_duplicates
-    if near and near.across_classes:
+    if findings.contradictions:
+        count = len(findings.contradictions)
         yield Advice(
             "next",
             "warning",
-            f"{_images(len(near.across_classes), 'training image')} nearly the same as one "
-            "under another class: decide which class is right.",
+            f"{count} {'pair' if count == 1 else 'pairs'} of images are nearly the same "
+            "but lie in different classes: decide which class is right.",
         )
     few = sorted((c for c in counts if c.train < FEW_IMAGES), key=lambda c: c.train)
     if few:
         names = listed([f"{c.label} ({c.train})" for c in few])
         yield Advice("next", "warning", f"Add images of classes that have few: {names}.")
-    if findings.curve is not None and not is_void:
-        level: Level = "warning" if findings.curve.verdict == "more_helps" else "note"
-        words = findings.curve.words
-        yield Advice("next", level, f"{words[0].upper()}{words[1:]}.")
     for other in findings.comparisons:
         if other.verdict == "worse" and other.name != "majority_class":
             yield Advice("next", "warning", f"Consider publishing the better one: {other.title}.")
-        elif other.name == "linear_probe" and other.verdict == "no_difference":
+        elif other.name == "linear_probe" and other.difference_high < _NEAR:
             yield Advice(
                 "next",
                 "note",
-                "A linear head on the frozen backbone does as well here and shares its backbone "
-                "with other models: feature-based transfer may be enough.",
+                "Over a linear head on the frozen backbone it gains "
+                f"{max(0.0, other.difference_high) * 100:.1f} points at most (95 % interval); that "
+                "one shares its backbone with other models, and may be enough.",
             )
 
 
 def listed(labels: Sequence[str], count: int = _LISTED) -> str:
     """Returns the first `count` labels, and how many more there are."""
-    more = f" and {len(labels) - count} more" if len(labels) > count else ""
+    more = f" and {len(labels) - count:,} more" if len(labels) > count else ""
     return ", ".join(labels[:count]) + more
 
 
@@ -398,8 +434,12 @@ def _percent(part: float) -> str:
     return f"{part * 100:.1f} %"
 
 
+def _classes(count: int) -> str:
+    return "this class is" if count == 1 else f"these {count:,} classes are"
+
+
 def _images(count: int, noun: str) -> str:
-    return f"{count} {noun} is" if count == 1 else f"{count} {noun}s are"
+    return f"{count:,} {noun} is" if count == 1 else f"{count:,} {noun}s are"
 
 
 def _plain(name: str) -> str:

@@ -1,26 +1,25 @@
 """What a job found out beyond its metrics, all of it optional; the report shows what is there.
 
-`examine` works out what follows from features and probabilities; adaptation,
-growth and out-of-distribution scores come from those who made them. Knows no files and
-no images: an image is a place in the training or the validation part.
+Adaptation, growth, comparisons and out-of-distribution scores come from those who made
+them. An image is a place in its part.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from service.domain import MeasuredOn
 from service.jobs.contract import BackbonesRanked
 from trainer.adaptation.brakes import Doubt
-from trainer.reporting import comparisons, duplicates, label_errors, learning_curve
-from trainer.reporting.comparisons import Comparison, Measured
-from trainer.reporting.duplicates import NearDuplicates
+from trainer.groups import Groups
+from trainer.measuring import Measured
+from trainer.reporting import label_errors
+from trainer.reporting.comparisons import Comparison
 from trainer.reporting.label_errors import Suspect
-from trainer.reporting.power_law import LearningCurve
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
@@ -89,10 +88,10 @@ class OutOfDistribution(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     bins: list[ScoreBin]
     method: str
-    images: str = "validation images"
+    images: str
     """Which images were scored, for people."""
-    reference: str = "training images"
-    """Which they were held against, for people."""
+    reference: str
+    """Which they were compared with, for people."""
 
 
 class Growth(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,26 +102,49 @@ class Growth(msgspec.Struct, frozen=True, kw_only=True):
     base_images: int
     added_images: int
     added_classes: list[str] = []
-    comparison: Comparison | None = None
-    """With the base version, on the validation images."""
+
+
+class Grouped(msgspec.Struct, frozen=True, kw_only=True):
+    """Images that belong together, among all that were learned from or measured on."""
+
+    images: int
+    groups: int
+    """A lone image is one."""
+    copied: int
+    """Images that have a near copy by how they look."""
+    is_given: bool = False
+    """Whether the data says which images belong together; near copies count besides."""
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two images that are nearly the same, under different classes.
+
+    Places among all images of a job: those of training, then of validation, then of test.
+    """
+
+    first: int
+    second: int
+    similarity: float
+    """Cosine of centred features."""
 
 
 @dataclass(frozen=True)
 class Suspects:
     """Images that may be under the wrong class, most suspicious first."""
 
-    train: list[Suspect] = field(default_factory=list)
-    validation: list[Suspect] = field(default_factory=list)
+    found: dict[MeasuredOn, list[Suspect]] = field(default_factory=dict)
+    """By the set that the image is of."""
     unjudged: tuple[int, ...] = ()
     """Classes that the model recognises too badly to doubt a label of theirs."""
 
     def __len__(self) -> int:
-        return len(self.train) + len(self.validation)
+        return sum(len(some) for some in self.found.values())
 
     @property
     def expected_wrong(self) -> float:
-        """Counts how many of them are expected to be under the wrong class."""
-        return sum(s.chance for s in (*self.train, *self.validation))
+        """Estimates how many of them are under the wrong class."""
+        return sum(s.chance for some in self.found.values() for s in some)
 
 
 @dataclass(frozen=True)
@@ -130,119 +152,63 @@ class Findings:
     """What the report adds to the metrics."""
 
     comparisons: list[Comparison] = field(default_factory=list)
-    curve: LearningCurve | None = None
     suspects: Suspects = field(default_factory=Suspects)
-    near_duplicates: NearDuplicates | None = None
+    grouped: Grouped | None = None
+    contradictions: list[Twins] = field(default_factory=list)
+    """Nearest first."""
     adaptation: Adaptation | None = None
     backbones: BackbonesRanked | None = None
     out_of_distribution: OutOfDistribution | None = None
     growth: Growth | None = None
 
 
-def examine(
-    *,
-    probabilities: Floats,
-    targets: Ints,
-    train_targets: Ints,
-    classes: int,
-    train_features: Floats | None = None,
-    features: Floats | None = None,
-    out_of_fold: Floats | None = None,
-    baselines: Sequence[Measured] = (),
-    seed: int = 0,
-    is_adapted: bool = False,
-) -> Findings:
-    """Works out findings from what was served [m, classes] on images with classes [m].
+def suspects(measured: Sequence[Measured], classes: int) -> Suspects:
+    """Finds images that may be under the wrong class, in all sets that were measured on.
 
-    With features of both parts, [n, d] and [m, d], there are the nearest class mean,
-    the learning curve and near-duplicates too; with out-of-fold probabilities
-    [n, classes] of the training images suspects among them. `is_adapted` says that the
-    model is for another domain than it learned from: no label is suspected then. About
-    50 ms for 400 images on one core, half a second for 5,000.
+    Of an adapted version there are none to be looked for: outside the domain that it
+    learned from, its own mistakes would be listed.
     """
     # The matrices are small: more threads would cost more than they bring.
     with threadpool_limits(1):
-        return _examine(
-            probabilities,
-            targets,
-            train_targets,
-            classes,
-            None if train_features is None or features is None else (train_features, features),
-            out_of_fold,
-            baselines,
-            seed,
-            is_adapted,
+        answers = [(m.probabilities, m.part.targets, m.groups) for m in measured]
+        trusted = label_errors.recognised(answers, classes)
+        found = {
+            m.measured_on: label_errors.find(m.probabilities, m.part.targets, trusted)
+            for m in measured
+        }
+    return Suspects(found, tuple(np.flatnonzero(~trusted).tolist()) if measured else ())
+
+
+def grouped(found: Groups, targets: Ints, is_given: bool) -> tuple[Grouped, list[Twins]]:
+    """Counts the groups of all images, with classes [n], and lists twins under two classes.
+
+    `is_given` says whether the data names groups.
+    """
+    pairs, similarities = found.pairs, found.similarities
+    is_across = targets[pairs[:, 0]] != targets[pairs[:, 1]]
+    across = [
+        Twins(int(first), int(second), float(similarity))
+        for (first, second), similarity in zip(
+            pairs[is_across], similarities[is_across], strict=True
         )
-
-
-def _examine(
-    probabilities: Floats,
-    targets: Ints,
-    train_targets: Ints,
-    classes: int,
-    both: tuple[Floats, Floats] | None,
-    out_of_fold: Floats | None,
-    baselines: Sequence[Measured],
-    seed: int,
-    is_adapted: bool,
-) -> Findings:
-    measured = list(baselines)
-    curve, near = None, None
-    if both is not None:
-        train, asked = both
-        # Another's answer to the same name is not replaced.
-        if all(m.name != "nearest_class_mean" for m in measured):
-            means = comparisons.nearest_class_mean(train, train_targets, asked, classes)
-            measured.append(Measured("nearest_class_mean", means))
-        accuracy = float((probabilities.argmax(axis=1) == targets).mean())
-        curve = learning_curve.measure(
-            train, train_targets, asked, targets, classes, seed, served_accuracy=accuracy
-        )
-        near = duplicates.find(train, train_targets, asked)
-    shares = comparisons.majority_class(train_targets, len(targets), classes)
-    measured.append(Measured("majority_class", shares))
-    return Findings(
-        comparisons=[comparisons.compare(m, probabilities, targets) for m in measured],
-        curve=curve,
-        suspects=_suspects(
-            (probabilities, targets),
-            None if out_of_fold is None else (out_of_fold, train_targets),
-            classes,
-            is_adapted,
-        ),
-        near_duplicates=near,
+    ]
+    count = len(found.of)
+    told = Grouped(
+        images=count,
+        groups=found.count,
+        copied=round(found.twin_share * count),
+        is_given=is_given,
     )
-
-
-def _suspects(
-    validation: tuple[Floats, Ints],
-    train: tuple[Floats, Ints] | None,
-    classes: int,
-    is_adapted: bool,
-) -> Suspects:
-    if is_adapted:
-        # Outside the domain that it learned from, the model's own mistakes would be listed.
-        return Suspects()
-    parts = [validation] if train is None else [validation, train]
-    trusted = label_errors.recognised(parts, classes)
-    return Suspects(
-        train=[] if train is None else label_errors.find(*train, trusted),
-        validation=label_errors.find(*validation, trusted),
-        unjudged=tuple(np.flatnonzero(~trusted).tolist()),
-    )
+    return told, across
 
 
 def out_of_distribution(
-    scores: Floats,
-    threshold: float,
-    method: str,
-    images: str = "validation images",
-    reference: str = "training images",
+    scores: Floats, threshold: float, method: str, images: str, reference: str
 ) -> OutOfDistribution:
     """Counts scores [n]; above the threshold is out of distribution.
 
     `images` and `reference` say for people which images were scored, and which they
-    were held against.
+    were compared with.
     """
     finite = scores[np.isfinite(scores)].astype(np.float64)
     end = max(float(finite.max(initial=0)), threshold * 1.1)
@@ -257,6 +223,3 @@ def out_of_distribution(
         images=images,
         reference=reference,
     )
-
-
-PartName = Literal["train", "validation"]

@@ -52,20 +52,23 @@ class Suspect(msgspec.Struct, frozen=True):
     """Estimated probability that the folder is wrong, and not the model; see `find`."""
 
 
-def recognised(parts: Sequence[tuple[Floats, Ints]], classes: int) -> Flags:
+def recognised(sets: Sequence[tuple[Floats, Ints, Ints]], classes: int) -> Flags:
     """Finds the classes that the model knows well enough to doubt their labels, bool [classes].
 
-    Pools parts, each probabilities [n, classes] of images that were not learned from
-    and their classes [n].
+    Pools sets, each probabilities [n, classes] of images that were not learned from,
+    their classes [n] and their groups [n]. The interval of a class's recall counts its
+    groups: many frames of one scene show as little as one.
     """
-    hits, totals = np.zeros(classes), np.zeros(classes, dtype=np.int64)
-    for probabilities, targets in parts:
+    hits, totals, groups = np.zeros((3, classes), dtype=np.int64)
+    for probabilities, targets, members in sets:
         is_right = probabilities.argmax(axis=1) == targets
-        hits += np.bincount(targets, weights=is_right, minlength=classes)
+        hits += np.bincount(targets[is_right], minlength=classes)
         totals += np.bincount(targets, minlength=classes)
+        each = np.unique(np.stack([targets, members]), axis=1)[0]
+        groups += np.bincount(each, minlength=classes)
     lows = [
-        wilson(hit / total, int(total))[0] if total else 0.0
-        for hit, total in zip(hits, totals, strict=True)
+        wilson(hit / total, int(count))[0] if total else 0.0
+        for hit, total, count in zip(hits, totals, groups, strict=True)
     ]
     return np.array(lows) >= RECALL_FLOOR
 
@@ -73,8 +76,7 @@ def recognised(parts: Sequence[tuple[Floats, Ints]], classes: int) -> Flags:
 def find(probabilities: Floats, targets: Ints, trusted: Flags) -> list[Suspect]:
     """Finds suspects, most suspicious first; none of a class that is not `trusted` [classes].
 
-    `probabilities` [n, classes] must come from heads that did not learn the image:
-    out-of-fold for training images, as served for validation images.
+    `probabilities` [n, classes] must come from heads that did not learn the image.
 
     The chance that a folder is wrong is Bayes' rule over two explanations: with
     probability e a label was drawn at random from the other classes, otherwise it is

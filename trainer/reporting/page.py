@@ -7,8 +7,7 @@ import base64
 import functools
 import io
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 import jinja2
 from markupsafe import Markup, escape
@@ -21,25 +20,28 @@ from service.jobs.contract import (
     BackbonesRanked,
     EpochEnded,
 )
-from trainer.data import Data
-from trainer.evaluate import Metrics
+from trainer.data import Data, Files
+from trainer.evaluate import ClassMetrics, Metrics
+from trainer.measuring import Measured
 from trainer.reporting import plots
-from trainer.reporting.advice import MOST, VALIDATED, Advice, listed
-from trainer.reporting.findings import Adaptation, PartName
+from trainer.reporting.advice import Advice, is_mostly_copied, listed
+from trainer.reporting.comparisons import UNCORRECTED
+from trainer.reporting.findings import Adaptation
 from trainer.reporting.label_errors import RECALL_FLOOR
+from trainer.reporting.measured_on import NOUNS, how
 from trainer.reporting.plots import Dot
-from trainer.reporting.report import Report
+from trainer.reporting.report import MAX_MATRIX, Report
 
-_MOST_SHOWN = {"mistakes": 12, "examples": 6, "suspects": 12, "pairs": 6}
-"""On the page, where each costs two milliseconds; the JSON lists more."""
+_MOST_SHOWN = {"mistakes": 12, "examples": 6, "suspects": 12, "pairs": 6, "confused": 15}
+"""On the page, where an image costs two milliseconds; the JSON lists more."""
 _LEFT_OUT_ROWS = 50
-_TABLED_CLASSES, _DRAWN_CLASSES = 12, 100
-"""Up to how many classes the confusion matrix is a table, and a heat map; the JSON has more."""
+_CLASS_ROWS = 200
+_TABLED_CLASSES = 12
+"""Up to how many classes the confusion matrix is a table; above it is a heat map."""
 _TABLED_COUNT = 1000
 """Counts from here on need wider columns than a telephone has for twelve classes."""
 _NAMED_CLASSES = 4
 """Up to how many classes the columns of the matrix have names; above, numbers."""
-_CONFUSED = 15
 _BACKBONE_COLUMNS = (
     ("Score", "score", "%.3f"),
     ("LogME", "log_me", "%.3f"),
@@ -49,53 +51,55 @@ _BACKBONE_COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class _Confused:
-    """Two classes of which one is taken for the other."""
-
-    true: str
-    answered: str
-    count: int
-    support: int
-    """Images of the true class."""
-
-
-def to_html(report: Report, data: Data) -> str:
+def to_html(report: Report, data: Data, measured: Sequence[Measured]) -> str:
     """Returns the page: no script, no link to elsewhere, images inside.
 
-    The service puts the version's number in the place of `REPORT_VERSION_MARK`.
+    `measured` are the sets that the report was made of. The service puts the version's
+    number in the place of `REPORT_VERSION_MARK`.
     """
     mistakes = report.mistakes[: _MOST_SHOWN["mistakes"]]
     examples = report.examples[: _MOST_SHOWN["examples"]]
     suspects = report.suspects[: _MOST_SHOWN["suspects"]]
-    leaked = report.leaked[: _MOST_SHOWN["pairs"]]
     contradictions = report.contradictions[: _MOST_SHOWN["pairs"]]
-    wanted: list[tuple[PartName, int]] = [("validation", s.place) for s in (*mistakes, *examples)]
-    wanted += [(s.part, s.place) for s in suspects]
-    wanted += [(p.part, p.place) for two in (*leaked, *contradictions) for p in two.images]
+    basis = report.basis
+    wanted: list[tuple[str, int]] = [(s.measured_on, s.place) for s in suspects]
+    if basis is not None:
+        wanted += [(basis.measured_on, s.place) for s in (*mistakes, *examples)]
+    wanted += [(f"all/{p.part}", p.place) for two in contradictions for p in two.images]
+    parts: dict[str, Files] = {m.measured_on: m.part for m in measured}
+    # Places among all images of a part, be they measured on or not.
+    parts |= {
+        "all/train": data.train,
+        "all/validation": data.validation,
+        "all/test": data.test,
+    }
     return template().render(
         report=report,
         manifest=report.manifest,
         metrics=report.metrics,
+        basis=basis,
         shown={
             "mistakes": mistakes,
             "examples": examples,
             "suspects": suspects,
-            "leaked": leaked,
             "contradictions": contradictions,
+            "confused": report.confused[: _MOST_SHOWN["confused"]],
+            "classes": _class_rows(report),
             "left_out": _LEFT_OUT_ROWS,
         },
-        images=_images(data, wanted),
+        images=_images(parts, wanted),
         plots=_plots(report),
         topics=_topics(report.advice),
-        tabled=_is_tabled(report.metrics),
+        tabled=report.metrics is not None and _is_tabled(report.metrics),
         numbered=len(data.classes) > _NAMED_CLASSES,
-        confused=_confused(report.metrics),
         choice=_choice(report.adaptation),
-        validated=VALIDATED[report.manifest.validated_on],
+        nouns=NOUNS,
+        how=how,
+        uncorrected=UNCORRECTED,
+        verdicts={"passed": "passed", "failed": "failed", "undecided": "cannot be told"},
         backbone_columns=_backbone_columns(report.backbones),
         floor=RECALL_FLOOR,
-        is_void=report.leaked_count > MOST * report.metrics.count,
+        is_copied=is_mostly_copied(report.grouped),
         # Comments, which a reader does not see: the service replaces them.
         marks={"version": REPORT_VERSION_MARK, "standing": REPORT_STANDING_MARK},
     )
@@ -103,7 +107,7 @@ def to_html(report: Report, data: Data) -> str:
 
 @functools.cache
 def template() -> jinja2.Template:
-    """The page's template; compiling it is most of what a first report costs."""
+    """Compiles the page's template, which is most of what a first report costs."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trainer.reporting", "."),
         autoescape=True,
@@ -139,19 +143,18 @@ def _is_tabled(metrics: Metrics) -> bool:
     return count <= _NAMED_CLASSES or (count <= _TABLED_CLASSES and most < _TABLED_COUNT)
 
 
-def _confused(metrics: Metrics) -> list[_Confused]:
-    """Returns the pairs of classes that are confused, those with most images first."""
-    labels = [c.label for c in metrics.classes]
-    pairs = [
-        (count, i, j)
-        for i, row in enumerate(metrics.confusion)
-        for j, count in enumerate(row)
-        if count and i != j
+def _class_rows(report: Report) -> list[tuple[int, ClassMetrics, int]]:
+    """Returns number, figures and training images of each class, or of the least recognised."""
+    if report.metrics is None:
+        return []
+    rows = [
+        (i + 1, one, counts.train)
+        for i, (one, counts) in enumerate(zip(report.metrics.classes, report.data, strict=True))
     ]
-    pairs.sort(key=lambda pair: (-pair[0], pair[1:]))
-    return [
-        _Confused(labels[i], labels[j], count, metrics.classes[i].support)
-        for count, i, j in pairs[:_CONFUSED]
+    if len(rows) <= _CLASS_ROWS:
+        return rows
+    return sorted(rows, key=lambda row: 1.0 if row[1].recall is None else row[1].recall)[
+        :_CLASS_ROWS
     ]
 
 
@@ -186,11 +189,13 @@ def _backbone_columns(ranked: BackbonesRanked | None) -> list[tuple[str, str, st
     ]
 
 
-def _images(data: Data, wanted: Iterable[tuple[PartName, int]]) -> dict[tuple[PartName, int], str]:
+def _images(
+    parts: Mapping[str, Files], wanted: Iterable[tuple[str, int]]
+) -> dict[tuple[str, int], str]:
     """Data URLs by part and place, each image decoded once."""
     unique = list(dict.fromkeys(wanted))
-    urls: dict[tuple[PartName, int], str] = {}
-    for part, files in (("train", data.train), ("validation", data.validation)):
+    urls: dict[tuple[str, int], str] = {}
+    for part, files in parts.items():
         keys = [key for key in unique if key[0] == part]
         if keys:
             decoded = files.decode([place for _, place in keys])
@@ -216,7 +221,6 @@ def _topics(advice: Sequence[Advice]) -> list[tuple[str, list[Advice]]]:
 def _plots(report: Report) -> dict[str, Markup | list[Markup] | None]:
     drawn: dict[str, Markup | list[Markup] | None] = {
         "reliability": None,
-        "curve": None,
         "dots": None,
         "scores": None,
         "gaps": None,
@@ -226,44 +230,31 @@ def _plots(report: Report) -> dict[str, Markup | list[Markup] | None]:
     if (c := report.calibration) is not None:
         before = c.bins_before if c.temperature != 1 else []
         drawn["reliability"] = plots.reliability(c.bins, before)
-    if report.learning_curve is not None and len(report.learning_curve.points) > 1:
-        drawn["curve"] = plots.learning_curve(report.learning_curve)
-    if any(o.name != "majority_class" for o in report.comparisons):
-        m = report.metrics
+    # Far below, always answering the commonest class would press the others together.
+    others = [o for o in report.comparisons if o.name != "majority_class"]
+    if others and (m := report.metrics) is not None:
         served = Dot("this version", m.accuracy, m.accuracy_low, m.accuracy_high, is_served=True)
-        others = [
-            Dot(o.title, o.accuracy, o.accuracy_low, o.accuracy_high)
-            for o in report.comparisons
-            # Far below, it would press the others together.
-            if o.name != "majority_class"
-        ]
-        drawn["dots"] = plots.dots([served, *others])
+        drawn["dots"] = plots.dots(
+            [served, *(Dot(o.title, o.accuracy, o.accuracy_low, o.accuracy_high) for o in others)]
+        )
     if (ood := report.out_of_distribution) is not None:
         drawn["scores"] = plots.histogram(ood.bins, ood.threshold)
     if report.adaptation is not None and report.adaptation.gaps:
         drawn["gaps"] = plots.gaps(report.adaptation.gaps)
-    names = [c.label for c in report.metrics.classes]
-    if not _is_tabled(report.metrics) and len(names) <= _DRAWN_CLASSES:
-        drawn["confusion"] = plots.confusion(report.metrics.confusion, names)
+    if (m := report.metrics) is not None and not _is_tabled(m) and len(m.classes) <= MAX_MATRIX:
+        drawn["confusion"] = plots.confusion(m.confusion, [c.label for c in m.classes])
     return drawn
 
 
 def _epochs(epochs: Sequence[EpochEnded]) -> list[Markup]:
     if len(epochs) < 2:
         return []
-    return [
-        plots.epochs(
-            "Loss",
-            {
-                "train": [e.train_loss for e in epochs],
-                "validation": [e.validation_loss for e in epochs],
-            },
-        ),
-        plots.epochs(
-            "Accuracy",
-            {
-                "train": [e.train_accuracy for e in epochs],
-                "validation": [e.validation_accuracy for e in epochs],
-            },
-        ),
-    ]
+    losses: dict[str, list[float | None]] = {
+        "train": [e.train_loss for e in epochs],
+        "held out": [e.validation_loss for e in epochs],
+    }
+    accuracies: dict[str, list[float | None]] = {
+        "train": [e.train_accuracy for e in epochs],
+        "held out": [e.validation_accuracy for e in epochs],
+    }
+    return [plots.epochs("Loss", losses), plots.epochs("Accuracy", accuracies)]

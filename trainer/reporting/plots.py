@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from trainer.intervals import wilson
 from trainer.reporting.calibration import Bin
 from trainer.reporting.findings import Gap, ScoreBin
-from trainer.reporting.power_law import LearningCurve
 
 WIDTH = 360.0
 _DIGIT = 6.0
@@ -31,19 +29,16 @@ _GAP_NAMES = {
 
 @dataclass(frozen=True)
 class _Axes:
-    """Where data lies on the image; x may be logarithmic."""
+    """Turns data into points of the image."""
 
     x_low: float
     x_high: float
     y_low: float
     y_high: float
-    is_log: bool = False
 
     def x(self, value: float) -> float:
-        low, high, at = self.x_low, self.x_high, value
-        if self.is_log:
-            low, high, at = math.log(low), math.log(high), math.log(at)
-        return _LEFT + (WIDTH - _LEFT - _RIGHT) * (at - low) / ((high - low) or 1)
+        part = (value - self.x_low) / ((self.x_high - self.x_low) or 1)
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * part
 
     def y(self, value: float) -> float:
         part = (value - self.y_low) / ((self.y_high - self.y_low) or 1)
@@ -69,7 +64,7 @@ def reliability(bins: Sequence[Bin], before: Sequence[Bin]) -> Markup:
 
     A dot on the diagonal keeps what it promises.
     """
-    start = min(b.low for b in (*bins, *before) if b.count)
+    start = min(b.low for b in (*bins, *before))
     # The strip below 0 is for the counts, in two rows where they would touch.
     axes = _Axes(min(start, 0.8), 1, -0.29, 1.04)
     ends = [-math.inf, -math.inf]
@@ -78,18 +73,14 @@ def reliability(bins: Sequence[Bin], before: Sequence[Bin]) -> Markup:
     parts.append(f'<polyline class="ref" points="{diagonal}"/>')
     largest = max(b.count for b in bins)
     for b in before:
-        if b.confidence is not None and b.accuracy is not None:
-            parts.append(
-                f'<circle class="ring" cx="{axes.x(b.confidence):.1f}" '
-                f'cy="{axes.y(b.accuracy):.1f}" r="3"/>'
-            )
+        parts.append(
+            f'<circle class="ring" cx="{axes.x(b.confidence):.1f}" '
+            f'cy="{axes.y(b.accuracy):.1f}" r="3"/>'
+        )
     for b in bins:
-        if b.confidence is None or b.accuracy is None:
-            continue
-        low, high = wilson(b.accuracy, b.count)
         x = axes.x(b.confidence)
         radius = 3 + 5 * math.sqrt(b.count / largest)
-        parts.append(_upright(x, axes.y(low), axes.y(high), "a"))
+        parts.append(_upright(x, axes.y(b.accuracy_low), axes.y(b.accuracy_high), "a"))
         parts.append(
             f'<circle class="dot" cx="{x:.1f}" cy="{axes.y(b.accuracy):.1f}" r="{radius:.1f}"/>'
         )
@@ -103,41 +94,13 @@ def reliability(bins: Sequence[Bin], before: Sequence[Bin]) -> Markup:
     return _svg(parts, _HEIGHT, "Accuracy over confidence")
 
 
-def learning_curve(curve: LearningCurve) -> Markup:
-    """Accuracy over images learned from, with the power law to twice as many."""
-    drawn = [*curve.points, *curve.fitted]
-    low = min(p.low for p in drawn)
-    high = max(p.high for p in drawn)
-    margin = max((high - low) * 0.08, 0.005)
-    sizes = [p.images for p in curve.points]
-    last = sizes[-1]
-    axes = _Axes(
-        sizes[0] * 0.9,
-        (2 * last if curve.fitted else last) * 1.1,
-        max(0, low - margin),
-        min(1, high + margin),
-        is_log=True,
-    )
-    marks = [(float(s), str(s)) for s in (*sizes, *([2 * last] if curve.fitted else []))]
-    parts = _frame(axes, "images learned from", "accuracy", marks, None)
-    if curve.fitted:
-        around = [axes.point(p.images, p.high) for p in curve.fitted]
-        around += [axes.point(p.images, p.low) for p in reversed(curve.fitted)]
-        parts.append(f'<polygon class="band" points="{" ".join(around)}"/>')
-        known = [axes.point(p.images, p.accuracy) for p in curve.fitted if p.images <= last]
-        beyond = [axes.point(p.images, p.accuracy) for p in curve.fitted if p.images >= last]
-        parts.append(f'<polyline class="a" points="{" ".join(known)}"/>')
-        parts.append(f'<polyline class="a dashed" points="{" ".join([known[-1], *beyond])}"/>')
-    for p in curve.points:
-        x = axes.x(p.images)
-        parts.append(_upright(x, axes.y(p.low), axes.y(p.high), "soft"))
-        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{axes.y(p.accuracy):.1f}" r="4"/>')
-    return _svg(parts, _HEIGHT, "Accuracy over the amount of data")
-
-
-def epochs(title: str, series: dict[str, list[float]]) -> Markup:
-    """Lines over epochs, from 1; each series is named at its end's height in the page."""
-    values = [v for line in series.values() for v in line]
+def epochs(title: str, series: dict[str, list[float | None]]) -> Markup:
+    """Lines over epochs, from 1, of what was measured in each; the page names them."""
+    lines = {
+        name: [(i + 1, value) for i, value in enumerate(line) if value is not None]
+        for name, line in series.items()
+    }
+    values = [value for line in lines.values() for _, value in line]
     low, high = min(values), max(values)
     margin = (high - low) * 0.06 or 0.01
     count = max(len(line) for line in series.values())
@@ -145,11 +108,10 @@ def epochs(title: str, series: dict[str, list[float]]) -> Markup:
     step = max(1, math.ceil(count / 6))
     marks = [(float(e), str(e)) for e in range(1, count + 1, step)]
     parts = _frame(axes, "epoch", title.lower(), marks, None)
-    for name, line in series.items():
-        points = " ".join(axes.point(i + 1, v) for i, v in enumerate(line))
-        parts.append(
-            f'<polyline class="{"a" if name == "validation" else "b"}" points="{points}"/>'
-        )
+    for name, line in lines.items():
+        points = " ".join(axes.point(epoch, value) for epoch, value in line)
+        if points:
+            parts.append(f'<polyline class="{"b" if name == "train" else "a"}" points="{points}"/>')
     return _svg(parts, _HEIGHT, f"{title} by epoch")
 
 
@@ -201,7 +163,7 @@ def histogram(bins: Sequence[ScoreBin], threshold: float) -> Markup:
     parts.append(
         _text(x + (-4 if is_right else 4), _TOP - 4, "threshold", "end" if is_right else "start")
     )
-    return _svg(parts, _HEIGHT, "Scores of the validation images")
+    return _svg(parts, _HEIGHT, "Scores of images")
 
 
 def gaps(found: Sequence[Gap]) -> Markup:

@@ -1,49 +1,75 @@
 """A job's report as JSON, for programs; `trainer.reporting.page` makes a page of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
 
-from service.domain import ClassCount, Manifest
-from service.inference.head import Floats
+from service.domain import ClassCount, Manifest, MeasuredOn
 from service.jobs.contract import BackbonesRanked, EpochEnded
 from trainer import evaluate
-from trainer.data import Data, Ints
+from trainer.data import Data, Part
 from trainer.evaluate import Metrics
+from trainer.measuring import Measured
 from trainer.reporting import calibration, left_out
 from trainer.reporting.advice import Advice, advise
 from trainer.reporting.calibration import Calibration
 from trainer.reporting.comparisons import Comparison
-from trainer.reporting.duplicates import NearDuplicates, Twins
-from trainer.reporting.findings import Adaptation, Findings, Growth, OutOfDistribution, PartName
+from trainer.reporting.findings import (
+    Adaptation,
+    Findings,
+    Grouped,
+    Growth,
+    OutOfDistribution,
+    Twins,
+)
 from trainer.reporting.label_errors import Suspect
 from trainer.reporting.left_out import LeftOut
-from trainer.reporting.power_law import LearningCurve
+from trainer.reporting.measured_on import headline, how
 
+PartName = Literal["train", "validation", "test"]
+
+MAX_MATRIX = 50
+"""Up to how many classes the report has the whole confusion matrix; its cells grow with the
+square of the classes."""
 _MISTAKES = 24
 _EXAMPLES = 12
 _SUSPECTS = 50
 _PAIRS = 50
+_CONFUSED = 200
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """A validation image and its answer."""
+    """An image of the headline set and its answer."""
 
     file: str
     true: str
     answered: str
     probability: float
     place: int
-    """Among the validation images, from 0."""
+    """In its set, from 0."""
+
+
+class Confused(msgspec.Struct, frozen=True):
+    """Two classes of which one is taken for the other."""
+
+    true: str
+    answered: str
+    count: int
+    support: int
+    """Images of the true class."""
 
 
 class SuspectShown(msgspec.Struct, frozen=True, kw_only=True):
     """An image that may be under the wrong class."""
 
     file: str
-    part: PartName
+    measured_on: MeasuredOn
+    """The set that it is of."""
     place: int
+    """In its set, from 0."""
     given: str
     suggested: str
     probability: float
@@ -60,11 +86,12 @@ class ImageNamed(msgspec.Struct, frozen=True):
     file: str
     part: PartName
     place: int
+    """In its part, from 0."""
     label: str
 
 
 class PairShown(msgspec.Struct, frozen=True):
-    """Two images that are nearly the same."""
+    """Two images that are nearly the same, under different classes."""
 
     first: ImageNamed
     second: ImageNamed
@@ -75,6 +102,21 @@ class PairShown(msgspec.Struct, frozen=True):
     def images(self) -> tuple[ImageNamed, ImageNamed]:
         """Both."""
         return self.first, self.second
+
+
+class Basis(msgspec.Struct, frozen=True, kw_only=True):
+    """The images that the report's figures are of; none was learned from by what answered."""
+
+    measured_on: MeasuredOn
+    words: str
+    """How it was measured, for people."""
+    rounds: int
+    """Of the cross-validation; 0 where it was none."""
+    copies: int
+    """Images left out: a near copy of each was learned from."""
+    unanswered: int
+    """Training images left out of a cross-validation: they could not be held out, as all of a
+    class belong together, or had chosen the backbone."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,10 +130,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     gate_failures: list[str] = []
     """What of its gate the version did not reach, for people; filled in with `version`."""
     manifest: Manifest
-    metrics: Metrics
-    """Of the validation images."""
-    test: Metrics | None = None
-    """Of images that were measured on and that nothing was chosen by; None where there are none."""
+    """With the figures of every set that was measured on; what follows is of the first."""
+    basis: Basis | None
+    rounds: int = 0
+    """Of the cross-validations; 0 where there are none."""
+    metrics: Metrics | None
+    """None where no image could be measured on. Above 50 classes without the confusion matrix."""
+    confused: list[Confused] = []
+    """The classes most often taken for another, at most 200 pairs."""
+    decisions: list[str] = []
+    """What the job decided of itself, and why, for people."""
     epochs: list[EpochEnded]
     data: list[ClassCount]
     warnings: list[str]
@@ -103,25 +151,18 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Is it good enough, can it be trusted, what next: for people."""
     calibration: Calibration | None = None
     comparisons: list[Comparison] = []
-    learning_curve: LearningCurve | None = None
     suspects: list[SuspectShown] = []
-    """Possible label errors, most suspicious first, at most 50."""
+    """Possible label errors of all sets, most suspicious first, at most 50."""
     suspect_count: int = 0
     suspects_expected_wrong: float = 0.0
-    """How many of `suspect_count` are expected to be label errors; of the others the model is
+    """How many of `suspect_count` are label errors, by estimate; of the others the model is
     wrong."""
     suspects_unjudged: list[str] = []
     """Classes that the model recognises too badly to suspect a label of theirs."""
-    leaked: list[PairShown] = []
-    """Validation images with nearly the same training image, at most 50."""
-    leaked_count: int = 0
+    grouped: Grouped | None = None
     contradictions: list[PairShown] = []
-    """Training images that are nearly the same, under different classes, at most 50."""
+    """Images that are nearly the same, under different classes, at most 50."""
     contradiction_count: int = 0
-    accuracy_without_leaked: float | None = None
-    """None where there are none, or none others."""
-    near_copies_unclear: list[str] = []
-    """Classes whose images all look alike to the backbone: nothing is said of copies of theirs."""
     adaptation: Adaptation | None = None
     backbones: BackbonesRanked | None = None
     out_of_distribution: OutOfDistribution | None = None
@@ -131,66 +172,75 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 def collect(
     manifest: Manifest,
-    metrics: Metrics,
     data: Data,
-    probabilities: Floats,
+    measured: Sequence[Measured],
+    metrics: Metrics | None,
     epochs: Sequence[EpochEnded],
     findings: Findings | None = None,
-    test: Metrics | None = None,
+    decisions: Sequence[str] = (),
+    rounds: int = 0,
+    target_names: Mapping[Path, str] | None = None,
 ) -> Report:
     """Puts the findings together.
 
-    `probabilities` [m, classes] and `metrics` are of the validation images, `test` of
-    images that nothing was chosen by, which comes first in the report where it is given.
+    `measured` are the sets that the version was measured on, the headline first, maybe
+    none; `metrics` are of the headline, None where there is none. `rounds` are those of a
+    cross-validation. `target_names` are the names of a target's images, which `data`
+    does not know.
     """
+    names = {**(target_names or {}), **data.names}
     findings = findings or Findings()
-    targets = data.validation.targets
-    doubted = {s.place for s in findings.suspects.validation}
-    wrong = evaluate.worst_mistakes(probabilities, targets, _MISTAKES + len(doubted))
-    # What is said to be a wrong label is not said to be a mistake of the model too.
-    wrong = [m for m in wrong if m.place not in doubted][:_MISTAKES]
-    calibrated = calibration.measure(probabilities, targets, manifest.temperature, manifest.seed)
-    near = findings.near_duplicates or NearDuplicates([], [])
-    without_leaked = _accuracy_without(probabilities, targets, near.across_parts)
+    first = headline(measured)
     suspects = [
-        *(_suspect(data, "train", s) for s in findings.suspects.train),
-        *(_suspect(data, "validation", s) for s in findings.suspects.validation),
+        _suspect(data, names, one, suspect)
+        for one in measured
+        for suspect in findings.suspects.found.get(one.measured_on, ())
     ]
     suspects.sort(key=lambda s: s.margin)
-    counts = data.counts()
-    out = left_out.of(data.summary)
+    counts, out = data.counts(), left_out.of(data.summary)
+    calibrated, mistakes, examples = None, [], []
+    if first is not None:
+        # Elsewhere each answer has the temperature that the other images chose.
+        is_served = first.measured_on in ("validation", "test")
+        temperature = manifest.temperature if is_served else 1.0
+        calibrated = calibration.measure(
+            first.probabilities, first.part.targets, temperature, manifest.seed, first.groups
+        )
+        # What is said to be a wrong label is not said to be a mistake of the model too.
+        doubted = {s.place for s in findings.suspects.found.get(first.measured_on, ())}
+        mistakes = _mistakes(data, names, first, doubted)
+        examples = _examples(data, names, first)
     return Report(
         manifest=manifest,
-        metrics=metrics,
-        test=test,
+        rounds=rounds,
+        basis=None if first is None else _basis(data, first, rounds),
+        metrics=metrics and _without_matrix(metrics),
+        confused=[] if metrics is None else _confused(metrics),
+        decisions=list(decisions),
         epochs=list(epochs),
         data=counts,
         warnings=[*data.summary.warnings, *data.warnings],
-        mistakes=[_shown(data, m.place, probabilities) for m in wrong],
-        examples=[_shown(data, place, probabilities) for place in _right(data, probabilities)],
+        mistakes=mistakes,
+        examples=examples,
         advice=advise(
             manifest=manifest,
+            measured=measured,
             metrics=metrics,
             calibration=calibrated,
             findings=findings,
             counts=counts,
             left_out=out,
-            accuracy_without_twins=without_leaked,
-            test=test,
+            rounds=rounds,
         ),
         calibration=calibrated,
         comparisons=findings.comparisons,
-        learning_curve=findings.curve,
         suspects=suspects[:_SUSPECTS],
         suspect_count=len(suspects),
         suspects_expected_wrong=findings.suspects.expected_wrong,
         suspects_unjudged=[data.classes[i] for i in findings.suspects.unjudged],
-        leaked=[_pair(data, "validation", t) for t in near.across_parts[:_PAIRS]],
-        leaked_count=len(near.across_parts),
-        contradictions=[_pair(data, "train", t) for t in near.across_classes[:_PAIRS]],
-        contradiction_count=len(near.across_classes),
-        accuracy_without_leaked=without_leaked,
-        near_copies_unclear=[data.classes[i] for i in near.unclear],
+        grouped=findings.grouped,
+        contradictions=[_pair(data, twins) for twins in findings.contradictions[:_PAIRS]],
+        contradiction_count=len(findings.contradictions),
         adaptation=findings.adaptation,
         backbones=findings.backbones,
         out_of_distribution=findings.out_of_distribution,
@@ -199,21 +249,80 @@ def collect(
     )
 
 
-def _shown(data: Data, place: int, probabilities: Floats) -> Shown:
-    answered = int(probabilities[place].argmax())
+def _basis(data: Data, measured: Measured, rounds: int) -> Basis:
+    count, is_crossed = len(measured.part), measured.measured_on == "cross_validation"
+    is_in_rounds = measured.measured_on in ("cross_validation", "target")
+    return Basis(
+        measured_on=measured.measured_on,
+        words=how(measured.measured_on, count, rounds),
+        rounds=rounds if is_in_rounds else 0,
+        copies=measured.copies,
+        unanswered=len(data.train) - count if is_crossed else 0,
+    )
+
+
+def _without_matrix(metrics: Metrics) -> Metrics:
+    if len(metrics.classes) <= MAX_MATRIX:
+        return metrics
+    return msgspec.structs.replace(metrics, confusion=[])
+
+
+def _confused(metrics: Metrics) -> list[Confused]:
+    matrix = np.array(metrics.confusion)
+    np.fill_diagonal(matrix, 0)
+    cells = np.argwhere(matrix)
+    order = np.argsort(-matrix[tuple(cells.T)], kind="stable")[:_CONFUSED]
+    return [
+        Confused(
+            true=metrics.classes[i].label,
+            answered=metrics.classes[j].label,
+            count=int(matrix[i, j]),
+            support=metrics.classes[i].support,
+        )
+        for i, j in cells[order].tolist()
+    ]
+
+
+def _mistakes(
+    data: Data, names: Mapping[Path, str], measured: Measured, doubted: set[int]
+) -> list[Shown]:
+    wrong = evaluate.worst_mistakes(
+        measured.probabilities, measured.part.targets, _MISTAKES + len(doubted)
+    )
+    places = [mistake.place for mistake in wrong if mistake.place not in doubted]
+    return [_shown(data, names, measured, place) for place in places[:_MISTAKES]]
+
+
+def _examples(data: Data, names: Mapping[Path, str], measured: Measured) -> list[Shown]:
+    """Returns right answers, one of each class in turn, so that few show many classes."""
+    targets = measured.part.targets
+    turn: dict[int, int] = {}
+    keyed = []
+    for place in np.flatnonzero(measured.probabilities.argmax(axis=1) == targets).tolist():
+        label = int(targets[place])
+        turn[label] = turn.get(label, 0) + 1
+        keyed.append((turn[label], label, place))
+    return [_shown(data, names, measured, place) for _, _, place in sorted(keyed)[:_EXAMPLES]]
+
+
+def _shown(data: Data, names: Mapping[Path, str], measured: Measured, place: int) -> Shown:
+    probabilities = measured.probabilities[place]
+    answered = int(probabilities.argmax())
     return Shown(
-        file=_file(data, "validation", place),
-        true=data.classes[int(data.validation.targets[place])],
+        file=names[measured.part.paths[place]],
+        true=data.classes[int(measured.part.targets[place])],
         answered=data.classes[answered],
-        probability=float(probabilities[place, answered]),
+        probability=float(probabilities[answered]),
         place=place,
     )
 
 
-def _suspect(data: Data, part: PartName, suspect: Suspect) -> SuspectShown:
+def _suspect(
+    data: Data, names: Mapping[Path, str], measured: Measured, suspect: Suspect
+) -> SuspectShown:
     return SuspectShown(
-        file=_file(data, part, suspect.place),
-        part=part,
+        file=names[measured.part.paths[suspect.place]],
+        measured_on=measured.measured_on,
         place=suspect.place,
         given=data.classes[suspect.given],
         suggested=data.classes[suspect.suggested],
@@ -223,35 +332,19 @@ def _suspect(data: Data, part: PartName, suspect: Suspect) -> SuspectShown:
     )
 
 
-def _pair(data: Data, part: PartName, twins: Twins) -> PairShown:
-    def named(of: PartName, place: int) -> ImageNamed:
-        targets = data.train.targets if of == "train" else data.validation.targets
-        return ImageNamed(_file(data, of, place), of, place, data.classes[int(targets[place])])
-
-    return PairShown(named(part, twins.place), named("train", twins.train_place), twins.similarity)
+def _pair(data: Data, twins: Twins) -> PairShown:
+    return PairShown(_named(data, twins.first), _named(data, twins.second), twins.similarity)
 
 
-def _file(data: Data, part: PartName, place: int) -> str:
-    return data.names[(data.train if part == "train" else data.validation).paths[place]]
-
-
-def _right(data: Data, probabilities: Floats) -> list[int]:
-    right = np.flatnonzero(probabilities.argmax(axis=1) == data.validation.targets)
-    # One of each class in turn, so that a small page shows many classes.
-    turn: dict[int, int] = {}
-    keyed = []
-    for place in right.tolist():
-        label = int(data.validation.targets[place])
-        turn[label] = turn.get(label, 0) + 1
-        keyed.append((turn[label], label, place))
-    return [place for _, _, place in sorted(keyed)[:_EXAMPLES]]
-
-
-def _accuracy_without(
-    probabilities: Floats, targets: Ints, leaked: Sequence[Twins]
-) -> float | None:
-    kept = np.ones(len(targets), dtype=bool)
-    kept[[twins.place for twins in leaked]] = False
-    if kept.all() or not kept.any():
-        return None
-    return float((probabilities[kept].argmax(axis=1) == targets[kept]).mean())
+def _named(data: Data, place: int) -> ImageNamed:
+    parts: list[tuple[PartName, Part]] = [
+        ("train", data.train),
+        ("validation", data.validation),
+        ("test", data.test),
+    ]
+    for name, part in parts:
+        if place < len(part):
+            label = data.classes[int(part.targets[place])]
+            return ImageNamed(data.names[part.paths[place]], name, place, label)
+        place -= len(part)
+    raise IndexError(place)

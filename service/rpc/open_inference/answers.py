@@ -65,6 +65,7 @@ def answer(
     response = pb.ModelInferResponse(
         model_name=request.model_name, model_version=str(version), id=request.id
     )
+    response.parameters["calibrated"].bool_param = all(image.is_calibrated for image in classified)
     for name, write in asked.items():
         datatype, shape, elements = write(classified)
         response.outputs.add(name=name, datatype=datatype, shape=shape)

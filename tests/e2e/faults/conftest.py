@@ -13,6 +13,7 @@ from service.domain import Manifest, Parity
 from service.inference import head as heads
 from service.inference import preprocess
 from service.jobs.contract import (
+    ANSWERS_FILE,
     BACKBONE_FILE,
     HEAD_FILE,
     MANIFEST_FILE,
@@ -22,6 +23,7 @@ from service.jobs.contract import (
 from service.storage import durable
 from tests.e2e.conftest import GUARD_S
 from tests.e2e.faults.house import House
+from tests.figures import figure
 
 COLOURS = {"green": (20, 200, 40), "red": (200, 30, 20)}
 
@@ -59,9 +61,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         classes=list(classes),
         temperature=1.0,
         train_count=2,
-        validation_count=2,
-        validation_accuracy=1.0,
-        validation_loss=0.1,
+        train_groups=2,
+        figures=[figure(1.0, 2)],
+        calibrated=True,
         dataset_digest="0" * 64,
         seed=0,
         hyperparameters={},
@@ -76,6 +78,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         duration_s=0.1,
     )
     (folder / MANIFEST_FILE).write_bytes(msgspec.json.encode(manifest))
+    (folder / ANSWERS_FILE).write_bytes(b"answers")
     (folder / REPORT_JSON_FILE).write_text("{}")
     (folder / REPORT_HTML_FILE).write_text("<!doctype html>")
     return folder

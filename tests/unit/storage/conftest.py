@@ -18,6 +18,7 @@ from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
+from tests.figures import figure
 
 GUARD_S = 60.0
 """Ends a test that hangs."""
@@ -42,9 +43,9 @@ def manifest(job_id: str, model: str = "birds", **changes: object) -> Manifest:
         classes=["cat", "dog"],
         temperature=1.0,
         train_count=8,
-        validation_count=2,
-        validation_accuracy=0.5,
-        validation_loss=0.7,
+        train_groups=8,
+        figures=[figure(0.5, 2)],
+        calibrated=True,
         dataset_digest="d" * 64,
         reading=ReadSummary(seen=10, used=10),
         seed=0,
@@ -77,6 +78,7 @@ def write_result(
         (out_dir / "backbone.onnx").write_bytes(backbone)
         changes = {"backbone_digest": digest(backbone), **changes}
     (out_dir / "head.safetensors").write_bytes(head or f"head of {job_id}".encode())
+    (out_dir / "answers.safetensors").write_bytes(f"answers of {job_id}".encode())
     made = manifest(job_id, model, **changes)
     (out_dir / "manifest.json").write_bytes(msgspec.json.encode(made))
     (out_dir / "report.json").write_text(json.dumps({"job": job_id}))

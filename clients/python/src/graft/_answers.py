@@ -28,6 +28,20 @@ _PRECISIONS: dict[int, Literal["auto", "fp32", "bf16", "fp16"]] = {
 }
 _TECHNIQUES: dict[int, types.Technique] = {n: name for name, n in _requests.TECHNIQUES.items()}
 _BASELINES: dict[int, types.Baseline] = {n: name for name, n in _requests.BASELINES.items()}
+_MEASURED_ON: dict[int, types.MeasuredOn] = {
+    model_pb2.MEASURED_ON_UNSPECIFIED: "",
+    model_pb2.MEASURED_ON_CROSS_VALIDATION: "cross_validation",
+    model_pb2.MEASURED_ON_HELD_OUT: "held_out",
+    model_pb2.MEASURED_ON_VALIDATION: "validation",
+    model_pb2.MEASURED_ON_TEST: "test",
+    model_pb2.MEASURED_ON_TARGET: "target",
+    model_pb2.MEASURED_ON_SOURCE: "source",
+}
+_VERDICTS: dict[int, types.Verdict] = {
+    model_pb2.GATE_VERDICT_PASSED: "passed",
+    model_pb2.GATE_VERDICT_FAILED: "failed",
+    model_pb2.GATE_VERDICT_UNDECIDED: "undecided",
+}
 _STATES = {
     fine_tuning_pb2.JobState.Value(f"JOB_STATE_{state}"): state
     for state in types.JobState
@@ -76,6 +90,7 @@ def job_request(message: fine_tuning_pb2.FineTuneRequest) -> types.JobRequest:
         method=_method(message),
         background=message.background,
         validation_fraction=_optional(message, "validation_fraction"),
+        grouping=_grouping(message.grouping) if message.HasField("grouping") else None,
         seed=_optional(message, "seed"),
         time_budget_s=message.time_budget.ToTimedelta().total_seconds()
         if message.HasField("time_budget")
@@ -96,10 +111,12 @@ def _method(message: fine_tuning_pb2.FineTuneRequest) -> types.Method:
             return _model_based(message.model_based)
         case "domain_adaptation":
             return _domain_adaptation(message.domain_adaptation)
-    method = message.feature_based
-    return types.FeatureBased(
-        l2=_optional(method, "l2"), augmented_views=_optional(method, "augmented_views")
-    )
+        case "feature_based":
+            method = message.feature_based
+            return types.FeatureBased(
+                l2=_optional(method, "l2"), augmented_views=_optional(method, "augmented_views")
+            )
+    return types.Auto()
 
 
 def _domain_adaptation(method: fine_tuning_pb2.DomainAdaptation) -> types.DomainAdaptation:
@@ -115,11 +132,23 @@ def _domain_adaptation(method: fine_tuning_pb2.DomainAdaptation) -> types.Domain
     )
 
 
+def _grouping(grouping: fine_tuning_pb2.Grouping) -> types.Grouping:
+    if grouping.WhichOneof("by") == "name_pattern":
+        return types.Grouping(name_pattern=grouping.name_pattern)
+    return types.Grouping(folder_level=grouping.folder_level)
+
+
 def _gate(gate: fine_tuning_pb2.Gate) -> types.Gate:
     has_latency = gate.HasField("max_latency")
     return types.Gate(
         min_accuracy=_optional(gate, "min_accuracy"),
+        min_class_recall=_optional(gate, "min_class_recall"),
+        class_recalls=dict(gate.class_recalls),
         not_worse_than=gate.not_worse_than,
+        max_regression=_optional(gate, "max_regression"),
+        when_uncertain=(
+            "promote" if gate.when_uncertain == fine_tuning_pb2.WHEN_UNCERTAIN_PROMOTE else "hold"
+        ),
         max_parity_difference=_optional(gate, "max_parity_difference"),
         max_latency_ms=gate.max_latency.ToMicroseconds() / 1000 if has_latency else None,
         alias=gate.alias,
@@ -144,7 +173,6 @@ def _model_based(method: fine_tuning_pb2.ModelBased) -> types.ModelBased:
         weight_decay=_optional(method, "weight_decay"),
         label_smoothing=_optional(method, "label_smoothing"),
         freeze_batch_norm=_optional(method, "freeze_batch_norm"),
-        early_stopping_patience=_optional(method, "early_stopping_patience"),
     )
 
 
@@ -185,8 +213,8 @@ def _epoch(epoch: fine_tuning_pb2.EpochMetrics) -> types.EpochMetrics:
         epochs=epoch.epochs,
         train_loss=epoch.train_loss,
         train_accuracy=epoch.train_accuracy,
-        validation_loss=epoch.validation_loss,
-        validation_accuracy=epoch.validation_accuracy,
+        validation_loss=_optional(epoch, "validation_loss"),
+        validation_accuracy=_optional(epoch, "validation_accuracy"),
         images_per_second=epoch.images_per_second,
         eta_s=epoch.eta.ToTimedelta().total_seconds(),
         learning_rate=epoch.learning_rate,
@@ -210,10 +238,13 @@ def _published(out: fine_tuning_pb2.VersionPublished) -> types.VersionPublished:
     return types.VersionPublished(
         out.model,
         out.version,
-        out.validation_accuracy,
-        out.validation_count,
-        out.is_candidate,
-        tuple(out.gate_failures),
+        accuracy=_optional(out, "accuracy"),
+        accuracy_low=_optional(out, "accuracy_low"),
+        accuracy_high=_optional(out, "accuracy_high"),
+        measured_on=_MEASURED_ON.get(out.measured_on, "unknown"),
+        measured_count=out.measured_count,
+        is_candidate=out.is_candidate,
+        gate_failures=tuple(out.gate_failures),
     )
 
 
@@ -286,8 +317,8 @@ def version(message: model_pb2.Version) -> types.Version:
         weights=message.weights,
         backbone_digest=message.backbone_digest,
         classes=tuple(message.classes),
-        validation_accuracy=message.validation_accuracy,
-        validation_count=message.validation_count,
+        figures=tuple(_figure(figure) for figure in message.figures),
+        calibrated=message.calibrated,
         dataset_digest=message.dataset_digest,
         parity=types.Parity(parity.max_difference, parity.top1_agreement, parity.image_count)
         if message.HasField("parity")
@@ -299,13 +330,33 @@ def version(message: model_pb2.Version) -> types.Version:
         manifest=json.loads(message.manifest_json) if message.manifest_json else {},
         aliases=tuple(message.aliases),
         is_candidate=message.is_candidate,
-        gate_checks=tuple(
-            types.GateCheck(check.name, check.passed, check.value, check.bound, check.detail)
-            for check in message.gate_checks
-        ),
-        test_accuracy=_optional(message, "test_accuracy"),
-        test_count=message.test_count,
+        gate_checks=tuple(_gate_check(check) for check in message.gate_checks),
+        calibration_note=message.calibration_note,
         damage=message.damage,
+    )
+
+
+def _figure(figure: model_pb2.Figure) -> types.Figure:
+    return types.Figure(
+        measured_on=_MEASURED_ON.get(figure.measured_on, "unknown"),
+        accuracy=figure.accuracy,
+        accuracy_low=figure.accuracy_low,
+        accuracy_high=figure.accuracy_high,
+        log_loss=figure.log_loss,
+        image_count=figure.image_count,
+        group_count=figure.group_count,
+    )
+
+
+def _gate_check(check: model_pb2.GateCheck) -> types.GateCheck:
+    return types.GateCheck(
+        name=check.name,
+        verdict=_VERDICTS.get(check.verdict, "unknown"),
+        passed=check.passed,
+        value=_optional(check, "value"),
+        bound=check.bound,
+        detail=check.detail,
+        images_needed=check.images_needed,
     )
 
 
@@ -319,18 +370,19 @@ def report(message: model_pb2.GetReportResponse) -> dict[str, Any]:
 
 
 def predictions(message: prediction_pb2.PredictResponse) -> list[types.Prediction]:
-    return [_prediction(result, message.model, message.version) for result in message.results]
+    return [_prediction(result, message) for result in message.results]
 
 
 def _prediction(
-    result: prediction_pb2.ImageResult, model_name: str, number: int
+    result: prediction_pb2.ImageResult, message: prediction_pb2.PredictResponse
 ) -> types.Prediction:
     if result.WhichOneof("outcome") != "classification":
-        return types.Prediction(model_name, number, error=errors.from_status(result.error))
+        error = errors.from_status(result.error)
+        return types.Prediction(message.model, message.version, error=error)
     answer = result.classification
     return types.Prediction(
-        model_name,
-        number,
+        message.model,
+        message.version,
         tuple(
             types.ClassScore(score.label, score.probability, score.class_index)
             for score in answer.scores
@@ -338,6 +390,7 @@ def _prediction(
         tuple(answer.features),
         out_of_distribution_score=_optional(answer, "out_of_distribution_score"),
         is_out_of_distribution=answer.is_out_of_distribution,
+        calibrated=message.calibrated,
     )
 
 

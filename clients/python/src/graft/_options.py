@@ -5,16 +5,14 @@ service answers with.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 if TYPE_CHECKING:
     from graft._uploads import Target
 
 Device = Literal["auto", "cpu", "cuda"]
-Technique = Literal[
-    "auto", "coral", "mcc", "pseudo_labels", "dann", "deep_coral", "dan", "cdan", "deep_mcc"
-]
+Technique = Literal["auto", "coral", "mcc", "pseudo_labels", "cdan"]
 Baseline = Literal["linear_probe", "full_fine_tune", "from_scratch", "nearest_class_mean"]
 
 
@@ -31,6 +29,11 @@ class PretrainedBackbone:
 
     backbone: str
     weights: str = ""
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Frozen features first; the network is trained only where it is shown to win."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +59,6 @@ class ModelBased:
     train_from_stage: str = ""
     """The first stage that is trained; empty means all are."""
     freeze_batch_norm: bool | None = None
-    early_stopping_patience: int | None = None
-    """Epochs without a better validation loss; 0 means never."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 
@@ -65,26 +66,38 @@ class ModelBased:
 class DomainAdaptation:
     """Learn from the data's labels for images of another domain, the target.
 
-    The target's own labels, where it has any, are never learned from.
+    The version is for the target alone. Its own labels, where it has any, are never
+    learned from.
     """
 
     target: "Target"
     """A folder or an archive with images at any depth, images, a `Dataset` or its id, or a
     `ServerPath`."""
     technique: Technique = "auto"
-    """coral, mcc and pseudo_labels work on frozen features; dann, deep_coral, dan, cdan and
-    deep_mcc train the network on; "auto" is the best on frozen features."""
+    """coral, mcc and pseudo_labels work on frozen features; cdan, experimental, trains the network
+    on; "auto" is the best on frozen features."""
     always_adapt: bool = False
-    """Also where adapting looks no better than learning from the source alone."""
+    """Also where there is a doubt that adapting helps."""
     evaluate_on_target: bool = False
-    """The target has labels, as the data has, and the report measures with them."""
+    """The target has labels, as the data has, and the version is measured with them; a gate on
+    accuracy needs it."""
     epochs: int | None = None
-    """This and the next two are of the techniques that train the network on."""
+    """This and the next two are of the technique that trains the network on."""
     batch_size: int | None = None
     learning_rate: float | None = None
 
 
-Method = FeatureBased | ModelBased | DomainAdaptation
+Method = Auto | FeatureBased | ModelBased | DomainAdaptation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouping:
+    """How the names of files tell which images belong together; give one of the two."""
+
+    folder_level: int | None = None
+    """The folder below the class's that names the group, from 1."""
+    name_pattern: str = ""
+    """Of file names, with `{group}` once and `*` for anything, such as "{group}_*.jpg"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +105,18 @@ class Gate:
     """What a version must reach; one that does not is kept as a candidate."""
 
     min_accuracy: float | None = None
-    """On the validation images, 0 to 1."""
+    """0 to 1, as measured on images that nothing was learned from."""
+    min_class_recall: float | None = None
+    """0 to 1, of every class that `class_recalls` does not name."""
+    class_recalls: dict[str, float] = field(default_factory=dict)
+    """The least recall by class."""
     not_worse_than: str = ""
-    """An alias, `latest` among them: no worse than its version on the same images."""
+    """An alias, `latest` among them: it must be shown, on the same images, that the version loses
+    no more than `max_regression` of accuracy to the one behind it."""
+    max_regression: float | None = None
+    """0 to 0.5; None means 0.03."""
+    when_uncertain: Literal["hold", "promote"] = "hold"
+    """What becomes of a version where the images are too few to tell."""
     max_parity_difference: float | None = None
     """Of a probability, between PyTorch and what serves; None means the service's bound."""
     max_latency_ms: float | None = None
@@ -125,13 +147,15 @@ class FineTuneOptions(TypedDict, total=False):
     best for the data; the server's default where left out."""
     weights: str
     """Empty for the backbone's pretrained ones, a torchvision name, or "random"."""
-    method: Literal["feature_based", "model_based", "domain_adaptation"] | Method
-    """"feature_based" where left out."""
+    method: Literal["auto", "feature_based", "model_based", "domain_adaptation"] | Method
+    """"auto" where left out."""
     background: str
     """The colour that transparency is laid on, "#rrggbb"; white where left out, with a base
     the base's."""
     validation_fraction: float | None
-    """Held out where the data names no validation images, 0.05 to 0.5."""
+    """Held out where a network is trained on data without validation images, 0.05 to 0.5."""
+    grouping: Grouping | int | str | None
+    """Which images belong together, by their names: a `Grouping`, a folder level or a pattern."""
     seed: int | None
     time_budget_s: float | None
     """How long training may take, at least 1 s."""
@@ -161,7 +185,6 @@ class FineTuneOptions(TypedDict, total=False):
     label_smoothing: float | None
     train_from_stage: str
     freeze_batch_norm: bool | None
-    early_stopping_patience: int | None
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     target: "Target"
     technique: Technique

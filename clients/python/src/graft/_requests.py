@@ -26,6 +26,7 @@ _PRECISIONS = {
     "fp16": pb.PRECISION_FP16,
 }
 _METHODS: dict[str, type[types.Method]] = {
+    "auto": types.Auto,
     "feature_based": types.FeatureBased,
     "model_based": types.ModelBased,
     "domain_adaptation": types.DomainAdaptation,
@@ -35,12 +36,9 @@ TECHNIQUES: dict[types.Technique, pb.AdaptationTechnique] = {
     "coral": pb.ADAPTATION_TECHNIQUE_CORAL,
     "mcc": pb.ADAPTATION_TECHNIQUE_MCC,
     "pseudo_labels": pb.ADAPTATION_TECHNIQUE_PSEUDO_LABELS,
-    "dann": pb.ADAPTATION_TECHNIQUE_DANN,
-    "deep_coral": pb.ADAPTATION_TECHNIQUE_DEEP_CORAL,
-    "dan": pb.ADAPTATION_TECHNIQUE_DAN,
     "cdan": pb.ADAPTATION_TECHNIQUE_CDAN,
-    "deep_mcc": pb.ADAPTATION_TECHNIQUE_DEEP_MCC,
 }
+_WHEN_UNCERTAIN = {"hold": pb.WHEN_UNCERTAIN_HOLD, "promote": pb.WHEN_UNCERTAIN_PROMOTE}
 BASELINES: dict[types.Baseline, pb.Baseline] = {
     "linear_probe": pb.BASELINE_LINEAR_PROBE,
     "full_fine_tune": pb.BASELINE_FULL_FINE_TUNE,
@@ -53,6 +51,7 @@ _GENERAL = {
     "method",
     "background",
     "validation_fraction",
+    "grouping",
     "seed",
     "time_budget_s",
     "device",
@@ -95,10 +94,13 @@ def fine_tune(
         baselines=_baselines(options.get("baselines", ())),
         gate=_gate(options.get("gate")),
         base=_base(options.get("base")),
+        grouping=_grouping(options.get("grouping")),
         case_sensitive_labels=options.get("case_sensitive_labels", False),
     )
     _set_data(request, data)
     match method(options):
+        case types.Auto():
+            request.auto.SetInParent()
         case types.FeatureBased() as feature_based:
             request.feature_based.CopyFrom(_feature_based(feature_based))
         case types.ModelBased() as model_based:
@@ -166,7 +168,7 @@ def method(options: types.FineTuneOptions) -> types.Method:
         for key, value in options.items()
         if key not in _GENERAL and value is not None and not (isinstance(value, str) and not value)
     }
-    given = options.get("method", "feature_based")
+    given = options.get("method", "auto")
     if not isinstance(given, str):
         if beside:
             raise invalid(
@@ -176,7 +178,7 @@ def method(options: types.FineTuneOptions) -> types.Method:
         if not isinstance(given, types.Method):
             raise invalid(
                 f"method is a {type(given).__name__}: it must be one of {', '.join(_METHODS)}, or "
-                "a FeatureBased, ModelBased or DomainAdaptation",
+                "an Auto, FeatureBased, ModelBased or DomainAdaptation",
                 "method",
             )
         return given
@@ -228,7 +230,6 @@ def _model_based(method: types.ModelBased) -> pb.ModelBased:
         label_smoothing=method.label_smoothing,
         train_from_stage=method.train_from_stage,
         freeze_batch_norm=method.freeze_batch_norm,
-        early_stopping_patience=method.early_stopping_patience,
         precision=_choice("precision", method.precision, _PRECISIONS),
     )
 
@@ -262,11 +263,30 @@ def _gate(gate: types.Gate | None) -> pb.Gate | None:
     latency_ms = gate.max_latency_ms
     return pb.Gate(
         min_accuracy=gate.min_accuracy,
+        min_class_recall=gate.min_class_recall,
+        class_recalls=gate.class_recalls,
         not_worse_than=gate.not_worse_than,
+        max_regression=gate.max_regression,
+        when_uncertain=_choice("when_uncertain", gate.when_uncertain, _WHEN_UNCERTAIN),
         max_parity_difference=gate.max_parity_difference,
         max_latency=None if latency_ms is None else _duration("max_latency_ms", latency_ms / 1000),
         alias=gate.alias,
     )
+
+
+def _grouping(given: types.Grouping | int | str | None) -> pb.Grouping | None:
+    if given is None:
+        return None
+    if isinstance(given, int):
+        given = types.Grouping(folder_level=given)
+    elif isinstance(given, str):
+        given = types.Grouping(name_pattern=given)
+    if (given.folder_level is None) == (not given.name_pattern):
+        raise invalid(
+            'grouping needs either folder_level, from 1, or name_pattern, such as "{group}_*.jpg"',
+            "grouping",
+        )
+    return pb.Grouping(folder_level=given.folder_level, name_pattern=given.name_pattern or None)
 
 
 def _base(base: types.BaseVersion | int | str | None) -> pb.BaseVersion | None:

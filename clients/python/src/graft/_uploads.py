@@ -26,10 +26,11 @@ from graft.v1 import dataset_pb2 as pb
 
 CHUNK_BYTES: Final = 256 * 2**10
 
-Labelled: TypeAlias = tuple[str, ImageLike]
+Labelled: TypeAlias = tuple[str, ImageLike] | tuple[str, ImageLike, str]
+"""A label and an image, and the name of the group of images that it belongs to, if any."""
 Uploadable: TypeAlias = str | os.PathLike[str] | Iterable[Labelled]
 """A folder with a folder per class, a .tar, .tar.gz or .zip archive of one, or pairs of a label
-and an image."""
+and an image; a third place in a pair names the group of images that belong together."""
 Unlabelled: TypeAlias = str | os.PathLike[str] | Iterable[ImageLike | Labelled]
 """A folder or an archive with images at any depth, or images; a label beside one is left
 out."""
@@ -201,14 +202,14 @@ def _images(
     yield header
     sent = count = 0
     for index, item in enumerate(items):
-        label, image = _unlabelled(item, index) if is_unlabelled else _labelled(item, index)
+        label, image, group = _unlabelled(item, index) if is_unlabelled else _labelled(item, index)
         if is_unlabelled and not keeps_labels:
             label = ""
         content = to_file(image, f"data[{index}]")
         name = plain(Path(image).name) if isinstance(image, str | os.PathLike) else ""
         with encodable(f"data[{index}]"):
             message = pb.UploadDatasetRequest(
-                image=pb.LabelledImage(label=label, content=content, filename=name)
+                image=pb.LabelledImage(label=label, content=content, filename=name, group=group)
             )
         yield message
         sent += len(content)
@@ -243,23 +244,21 @@ def _refuse_single(data: object) -> None:
         )
 
 
-def _labelled(item: Any, index: int) -> Labelled:
+def _labelled(item: Any, index: int) -> tuple[str, ImageLike, str]:
     if not _is_pair(item):
         raise _no_pair(item, f"data[{index}]")
-    label, image = item
-    return label, image
+    return item[0], item[1], item[2] if len(item) == 3 else ""
 
 
-def _unlabelled(item: Any, index: int) -> Labelled:
-    if _is_pair(item):
-        return item[0], item[1]
-    if isinstance(item, tuple | list):
-        raise _no_pair(item, f"data[{index}]")
-    return "", item
+def _unlabelled(item: Any, index: int) -> tuple[str, ImageLike, str]:
+    return _labelled(item, index) if isinstance(item, tuple | list) else ("", item, "")
 
 
 def _is_pair(item: Any) -> bool:
-    return isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str)
+    """Tells whether something is a label and an image, with or without a group."""
+    if not (isinstance(item, tuple | list) and 2 <= len(item) <= 3 and isinstance(item[0], str)):
+        return False
+    return isinstance(item[-1], str) or len(item) == 2
 
 
 def _no_pair(item: Any, where: str) -> InvalidArgument:
@@ -267,6 +266,9 @@ def _no_pair(item: Any, where: str) -> InvalidArgument:
     kind, wanted = _a(item), 'a label (text) and an image, as ("ants", "a.jpg")'
     if not isinstance(item, tuple | list):
         return invalid(f"{where} is {kind}, no pair: give {wanted}", where)
+    if len(item) == 3:
+        came = f"{where} is {kind} of {', '.join(map(_a, item))}"
+        return invalid(f"{came}: give {wanted}, and the name of its group", where)
     if len(item) != 2:
         return invalid(f"{where} is {kind} of {len(item)}: give {wanted}", where)
     first, second = item

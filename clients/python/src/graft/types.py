@@ -10,7 +10,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
+from graft._figures import Figure, GateCheck, MeasuredOn, Verdict, VersionPublished
 from graft._options import (
+    Auto,
     Baseline,
     BaseVersion,
     Device,
@@ -18,6 +20,7 @@ from graft._options import (
     FeatureBased,
     FineTuneOptions,
     Gate,
+    Grouping,
     Method,
     ModelBased,
     PretrainedBackbone,
@@ -27,6 +30,7 @@ from graft._options import (
 from graft.errors import GraftError
 
 __all__ = [
+    "Auto",
     "BackboneRanking",
     "BaseVersion",
     "Baseline",
@@ -39,9 +43,11 @@ __all__ = [
     "EpochMetrics",
     "EventPayload",
     "FeatureBased",
+    "Figure",
     "FineTuneOptions",
     "Gate",
     "GateCheck",
+    "Grouping",
     "Job",
     "JobEvent",
     "JobRequest",
@@ -49,6 +55,7 @@ __all__ = [
     "LeftOut",
     "LeftOutFile",
     "LeftOutReason",
+    "MeasuredOn",
     "Method",
     "Model",
     "ModelBased",
@@ -65,6 +72,7 @@ __all__ = [
     "StateChanged",
     "Technique",
     "Unknown",
+    "Verdict",
     "Version",
     "VersionPublished",
 ]
@@ -126,8 +134,9 @@ class EpochMetrics:
     """How many are planned."""
     train_loss: float
     train_accuracy: float
-    validation_loss: float
-    validation_accuracy: float
+    validation_loss: float | None
+    """Of images that are not learned from, and choose nothing; None where there are none."""
+    validation_accuracy: float | None
     images_per_second: float
     eta_s: float
     """Until the training's end, as planned."""
@@ -142,7 +151,6 @@ class ClassCount:
     train: int
     validation: int
     test: int = 0
-    """Measured on, never chosen by."""
 
 
 LeftOutReason = Literal[
@@ -212,7 +220,7 @@ class ReadSummary:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """Describes a job's data, counted after the split."""
+    """Describes a job's data."""
 
     classes: tuple[ClassCount, ...]
     summary: ReadSummary
@@ -225,20 +233,6 @@ class Note:
 
     level: Literal["info", "warning"]
     text: str
-
-
-@dataclass(frozen=True)
-class VersionPublished:
-    """The job's version is there and can be asked."""
-
-    model: str
-    version: int
-    validation_accuracy: float
-    validation_count: int
-    is_candidate: bool = False
-    """It did not pass its gate: no alias points to it."""
-    gate_failures: tuple[str, ...] = ()
-    """What it did not reach, in words."""
 
 
 @dataclass(frozen=True)
@@ -279,6 +273,7 @@ class JobRequest:
     baselines: tuple[Baseline, ...] = ()
     gate: Gate | None = None
     base: BaseVersion | None = None
+    grouping: Grouping | None = None
     case_sensitive_labels: bool = False
     background: str = ""
     """"#rrggbb" below transparency; empty means white, with a base the base's."""
@@ -306,7 +301,7 @@ class Job:
     elapsed_s: float | None = None
     """Since its trainer was last started, until its end or this answer; None before the start."""
     is_candidate: bool = False
-    """It SUCCEEDED, and no alias moved to its version, which did not pass its gate."""
+    """It SUCCEEDED, and no alias moved to its version, which its gate did not let pass."""
     data_summary: ReadSummary | None = None
     """What became of the files of its data, once they were read."""
 
@@ -382,21 +377,6 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class GateCheck:
-    """One condition of a gate, and how it ended."""
-
-    name: str
-    """"accuracy", "not_worse", "parity" or "latency"."""
-    passed: bool
-    value: float
-    """An accuracy, the test's p-value, a difference of a probability, or milliseconds."""
-    bound: float
-    """In the same unit."""
-    detail: str
-    """In words."""
-
-
-@dataclass(frozen=True)
 class Version:
     """An immutable published model."""
 
@@ -409,8 +389,10 @@ class Version:
     weights: str
     backbone_digest: str
     classes: tuple[str, ...]
-    validation_accuracy: float
-    validation_count: int
+    figures: tuple[Figure, ...]
+    """How well it does, the one to go by first; empty where nothing could be measured."""
+    calibrated: bool
+    """Its probabilities were shown to be right on images that nothing was learned from."""
     dataset_digest: str
     parity: Parity | None
     training_time_s: float | None
@@ -419,14 +401,24 @@ class Version:
     """Everything else that is known of its making."""
     aliases: tuple[str, ...]
     is_candidate: bool = False
-    """It did not pass its gate and was not promoted since."""
+    """Its gate did not let it pass and it was not promoted since."""
     gate_checks: tuple[GateCheck, ...] = ()
     """Empty when there was no gate."""
-    test_accuracy: float | None = None
-    """On the test part, by which nothing was chosen; None where the data has none."""
-    test_count: int = 0
+    calibration_note: str = ""
+    """Why it is not `calibrated`."""
     damage: str = ""
     """Why its files cannot be served, as found when they were last read; mostly empty."""
+
+    @property
+    def headline(self) -> Figure | None:
+        """The figure to go by; None where none is of images as the version is for."""
+        return next((figure for figure in self.figures if figure.measured_on != "source"), None)
+
+    @property
+    def measured(self) -> str:
+        """Its accuracy in words, and whether its probabilities are not calibrated."""
+        text = "nothing could be measured" if self.headline is None else str(self.headline)
+        return text if self.calibrated else f"{text}, not calibrated"
 
 
 @dataclass(frozen=True)
@@ -467,6 +459,9 @@ class Prediction:
     versions that were made without it."""
     is_out_of_distribution: bool = False
     """Whether that score is above 1: the probabilities mean little then."""
+    calibrated: bool = False
+    """Whether the version's probabilities were shown to be right on images that nothing was
+    learned from."""
 
     @property
     def label(self) -> str:

@@ -10,19 +10,22 @@ from graft.cli._output import Output, Usage
 from graft.cli._watching import Watching, follow, tell
 from graft.client import Client
 from graft.errors import InvalidArgument
-from graft.types import FineTuneOptions, Gate
+from graft.types import FineTuneOptions, Gate, Grouping
 
 _OPTIONS = (
     "backbone", "weights", "method", "background", "validation_fraction", "seed",
     "time_budget_s", "device",
     "request_id", "recipe", "l2", "epochs", "batch_size", "learning_rate", "momentum",
-    "weight_decay", "label_smoothing", "train_from_stage", "early_stopping_patience", "precision",
+    "weight_decay", "label_smoothing", "train_from_stage", "precision",
     "freeze_batch_norm", "augmented_views", "technique", "always_adapt", "evaluate_on_target",
     "baselines", "case_sensitive_labels",
 )  # fmt: skip
-_GATE = ("min_accuracy", "not_worse_than", "max_latency_ms")
+_GATE = (
+    "min_accuracy", "min_class_recall", "not_worse_than", "max_regression", "when_uncertain",
+    "max_latency_ms",
+)  # fmt: skip
 _METHOD = re.compile(r"method='(\w+)'")
-_METHODS = ("feature_based", "model_based", "domain_adaptation")
+_METHODS = ("auto", "feature_based", "model_based", "domain_adaptation")
 
 
 def add(commands: Any) -> None:
@@ -48,7 +51,9 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--weights", help="a torchvision name, or random; default: pretrained")
     parser.add_argument(
-        "--method", type=_method, help="feature-based (default), model-based or domain-adaptation"
+        "--method",
+        type=_method,
+        help="auto (default), feature-based, model-based or domain-adaptation",
     )
     parser.add_argument("--recipe", choices=["auto", "classic"], help="of model-based")
     parser.add_argument("--l2", type=float, help="of feature-based; default: cross-validated")
@@ -67,20 +72,31 @@ def add(commands: Any) -> None:
     parser.add_argument("--label-smoothing", type=float)
     parser.add_argument("--train-from-stage", metavar="STAGE", help="keep earlier stages frozen")
     parser.add_argument("--freeze-batch-norm", action=argparse.BooleanOptionalAction, default=None)
-    parser.add_argument(
-        "--early-stopping",
-        dest="early_stopping_patience",
-        type=int,
-        metavar="EPOCHS",
-        help="epochs without a better validation loss; 0 means never",
-    )
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"])
     parser.add_argument(
         "--background",
         metavar="#RRGGBB",
         help="the colour that transparent parts of images are laid on; default: white",
     )
-    parser.add_argument("--validation-fraction", type=float, help="0.05 to 0.5; default: 0.2")
+    parser.add_argument(
+        "--validation-fraction",
+        type=float,
+        help="held out where a network is trained, 0.05 to 0.5; default: 0.2",
+    )
+    groups = parser.add_mutually_exclusive_group()
+    groups.add_argument(
+        "--group-by-folder",
+        dest="folder_level",
+        type=int,
+        metavar="N",
+        help="images in one folder belong together: the Nth below the class's, from 1",
+    )
+    groups.add_argument(
+        "--group-pattern",
+        dest="name_pattern",
+        metavar="PATTERN",
+        help="which part of a file's name says what belongs together: '{group}_*.jpg'",
+    )
     parser.add_argument(
         "--case-sensitive-labels",
         action="store_true",
@@ -129,7 +145,7 @@ def _add_adaptation(group: Any) -> None:
         "--always-adapt",
         action="store_true",
         default=None,
-        help="also where it looks no better than learning from the source alone",
+        help="also where there is a doubt that it helps",
     )
     group.add_argument(
         "--evaluate-on-target",
@@ -140,8 +156,28 @@ def _add_adaptation(group: Any) -> None:
 
 
 def _add_gate(group: Any) -> None:
-    group.add_argument("--min-accuracy", type=float, metavar="A", help="0 to 1, on validation")
-    group.add_argument("--not-worse-than", metavar="ALIAS", help="on the same validation images")
+    group.add_argument("--min-accuracy", type=float, metavar="A", help="0 to 1")
+    group.add_argument("--min-class-recall", type=float, metavar="R", help="of each class, 0 to 1")
+    group.add_argument(
+        "--class-recall",
+        action="append",
+        type=_class_recall,
+        default=[],
+        metavar="CLASS=R",
+        help="of one class; repeatable",
+    )
+    group.add_argument("--not-worse-than", metavar="ALIAS", help="on the same images")
+    group.add_argument(
+        "--max-regression",
+        type=float,
+        metavar="D",
+        help="of accuracy, that may be lost to it; default: 0.03",
+    )
+    group.add_argument(
+        "--when-uncertain",
+        choices=["hold", "promote"],
+        help="where the images are too few to tell; default: hold",
+    )
     group.add_argument("--max-latency-ms", type=float, metavar="MS", help="of one image")
     group.add_argument(
         "--gate-alias", metavar="ALIAS", help="moves to the version when it passes, beside latest"
@@ -155,10 +191,16 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     chosen["labels"] = dict(arguments.label)
     if arguments.target is not None:
         chosen["target"] = _names.data(arguments.target)
+    if arguments.folder_level is not None or arguments.name_pattern is not None:
+        chosen["grouping"] = Grouping(
+            folder_level=arguments.folder_level, name_pattern=arguments.name_pattern or ""
+        )
     if arguments.base is not None:
         chosen["base"] = _names.base(arguments.base)
     bounds: Any = {name: getattr(arguments, name) for name in _GATE}
     wanted = {name: bound for name, bound in bounds.items() if bound is not None}
+    if arguments.class_recall:
+        wanted["class_recalls"] = dict(arguments.class_recall)
     if wanted or arguments.gate_alias is not None:
         chosen["gate"] = Gate(**wanted, alias=arguments.gate_alias or "")
     options: FineTuneOptions = chosen
@@ -198,9 +240,17 @@ def _method(text: str) -> str:
     method = _underscored(text)
     if method not in _METHODS:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is none of feature-based, model-based, domain-adaptation"
+            f"{text!r} is none of auto, feature-based, model-based, domain-adaptation"
         )
     return method
+
+
+def _class_recall(text: str) -> tuple[str, float]:
+    label, equals, least = text.rpartition("=")
+    try:
+        return label, float(least if label and equals else "")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not CLASS=R, such as ants=0.8") from None
 
 
 def _label(text: str) -> tuple[str, str]:

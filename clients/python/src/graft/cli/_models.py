@@ -91,7 +91,7 @@ def _version_row(version: Version) -> list[object]:
         ", ".join([*version.aliases, *_marks(version)]) or None,
         version.method.replace("_", "-"),
         version.backbone,
-        f"{version.validation_accuracy:.1%} of {version.validation_count}",
+        version.measured,
         version.create_time,
         version.job_id,
     ]

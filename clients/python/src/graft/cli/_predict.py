@@ -74,10 +74,11 @@ def _answers(
 
 
 def _mark(prediction: Prediction) -> str:
-    """What to know of an image that is unlike those that were learned from."""
-    if not prediction.is_out_of_distribution:
-        return ""
-    return f"unlike the training images ({prediction.out_of_distribution_score:.1f})"
+    """What to know before a probability is taken at its word."""
+    marks = [] if prediction.calibrated else ["not calibrated"]
+    if prediction.is_out_of_distribution:
+        marks.append(f"unlike the training images ({prediction.out_of_distribution_score:.1f})")
+    return ", ".join(marks)
 
 
 def _as_json(path: str, prediction: Prediction, *, with_features: bool) -> dict[str, Any]:
@@ -94,6 +95,7 @@ def _as_json(path: str, prediction: Prediction, *, with_features: bool) -> dict[
         "scores": prediction.scores,
         "out_of_distribution_score": prediction.out_of_distribution_score,
         "is_out_of_distribution": prediction.is_out_of_distribution,
+        "calibrated": prediction.calibrated,
     }
     return {**value, "features": prediction.features} if with_features else value
 

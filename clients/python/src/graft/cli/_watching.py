@@ -167,20 +167,20 @@ def describe(payload: types.EventPayload) -> str:
     """Returns an event in one line for people; "" for one that is shown otherwise."""
     match payload:
         case types.EpochMetrics():
-            return (
-                f"epoch {payload.epoch}/{payload.epochs}: loss {payload.validation_loss:.3f}, "
-                f"accuracy {payload.validation_accuracy:.1%}"
-            )
+            return f"epoch {payload.epoch}/{payload.epochs}: {_figures_of(payload)}"
         case types.Note():
             return f"{payload.level}: {payload.text}"
         case types.VersionPublished():
-            text = (
-                f"{payload.model} version {payload.version}: {payload.validation_accuracy:.1%} of "
-                f"{payload.validation_count} validation images right"
-            )
+            text = f"{payload.model} version {payload.version}: {payload.measured}"
             return text + ("; kept as a candidate" if payload.is_candidate else "")
         case _:
             return ""
+
+
+def _figures_of(epoch: types.EpochMetrics) -> str:
+    if epoch.validation_loss is None or epoch.validation_accuracy is None:
+        return f"loss {epoch.train_loss:.3f}, accuracy {epoch.train_accuracy:.1%}, as trained"
+    return f"loss {epoch.validation_loss:.3f}, accuracy {epoch.validation_accuracy:.1%}"
 
 
 _SHOWN = 5
@@ -232,6 +232,9 @@ def follow(job: JobHandle, output: Output) -> tuple[Code, types.Version | None]:
 def tell(version: types.Version, output: Output) -> None:
     """Says what can be done with a version; of a candidate, why it is one."""
     model, number = version.model, version.version
+    if not version.calibrated:
+        note = f": {version.calibration_note}" if version.calibration_note else ""
+        output.line(f"its probabilities are not calibrated{note}")
     if not version.is_candidate:
         output.line(f"Try it: graft predict {model} IMAGE")
         return

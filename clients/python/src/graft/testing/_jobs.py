@@ -92,8 +92,8 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             method=_METHODS.get(
                 request.WhichOneof("method") or "", model_pb2.TRANSFER_METHOD_FEATURE_BASED
             ),
-            accuracy=out.validation_accuracy,
-            count=out.validation_count,
+            accuracy=out.accuracy if out.HasField("accuracy") else None,
+            count=out.measured_count,
             labels=dict(request.labels),
             digest=digest,
             gate_checks=_gate.checks(request.gate, out),

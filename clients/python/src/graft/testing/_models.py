@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from graft.errors import FailedPrecondition, NotFound, Reason
 from graft.testing._refusals import page, refuse
+from graft.testing._script import figure_of
 from graft.v1 import model_pb2 as pb
 from graft.v1 import model_pb2_grpc
 
@@ -45,7 +46,7 @@ class Models(model_pb2_grpc.ModelServiceServicer):
         *,
         job_id: str = "",
         method: pb.TransferMethod = pb.TRANSFER_METHOD_FEATURE_BASED,
-        accuracy: float = 1.0,
+        accuracy: float | None = 1.0,
         count: int = 10,
         labels: dict[str, str] | None = None,
         digest: str = "",
@@ -70,8 +71,9 @@ class Models(model_pb2_grpc.ModelServiceServicer):
                 weights="fake",
                 backbone_digest=hashlib.sha256(name.encode()).hexdigest(),
                 classes=classes,
-                validation_accuracy=accuracy,
-                validation_count=count,
+                figures=[] if accuracy is None else [figure_of(accuracy, count)],
+                calibrated=accuracy is not None,
+                calibration_note="" if accuracy is not None else "nothing could be measured",
                 dataset_digest=digest,
                 parity=pb.Parity(max_difference=1e-6, top1_agreement=1.0, image_count=count),
                 training_time=Duration(seconds=1),
@@ -273,7 +275,7 @@ class Models(model_pb2_grpc.ModelServiceServicer):
             "model": version.model,
             "version": version.version,
             "is_candidate": version.is_candidate,
-            "validation_accuracy": version.validation_accuracy,
+            "accuracy": version.figures[0].accuracy if version.figures else None,
         }
         return pb.GetReportResponse(
             content=json.dumps(content).encode(), media_type="application/json"

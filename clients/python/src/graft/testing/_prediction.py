@@ -64,6 +64,7 @@ class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
             model=version.model,
             version=version.version,
             results=[self._result(request, classes, image) for image in request.images],
+            calibrated=version.calibrated,
         )
 
     def PredictStream(

@@ -6,7 +6,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from graft.errors import GraftError, Reason
 from graft.testing._refusals import to_status
-from graft.v1 import dataset_pb2
+from graft.v1 import dataset_pb2, model_pb2
 from graft.v1 import fine_tuning_pb2 as pb
 
 
@@ -83,17 +83,32 @@ def note(text: str, *, warning: bool = False) -> pb.JobEvent:
 
 
 def published(
-    accuracy: float = 0.95, count: int = 20, *, gate_failures: Iterable[str] = ()
+    accuracy: float | None = 0.95, count: int = 20, *, gate_failures: Iterable[str] = ()
 ) -> pb.JobEvent:
-    """A version is out; its model and number are the job's.
+    """A version is out, measured by cross-validation; its model and number are the job's.
 
-    With `gate_failures`, or an `accuracy` below what the job's gate asks for, it
-    is a candidate.
+    Without an `accuracy` nothing could be measured. With `gate_failures`, or an `accuracy`
+    below what the job's gate asks for, it is a candidate.
     """
-    return pb.JobEvent(
-        published=pb.VersionPublished(
-            validation_accuracy=accuracy, validation_count=count, gate_failures=gate_failures
-        )
+    out = pb.VersionPublished(gate_failures=gate_failures)
+    if accuracy is not None:
+        figure = figure_of(accuracy, count)
+        out.accuracy, out.measured_on = figure.accuracy, figure.measured_on
+        out.accuracy_low, out.accuracy_high = figure.accuracy_low, figure.accuracy_high
+        out.measured_count = figure.image_count
+    return pb.JobEvent(published=out)
+
+
+def figure_of(accuracy: float, count: int) -> model_pb2.Figure:
+    """An accuracy by cross-validation, with an interval of some width."""
+    return model_pb2.Figure(
+        measured_on=model_pb2.MEASURED_ON_CROSS_VALIDATION,
+        accuracy=accuracy,
+        accuracy_low=max(0.0, accuracy - 0.04),
+        accuracy_high=min(1.0, accuracy + 0.04),
+        log_loss=1 - accuracy,
+        image_count=count,
+        group_count=count,
     )
 
 

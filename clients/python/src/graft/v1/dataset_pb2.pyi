@@ -54,16 +54,18 @@ LEFT_OUT_REASON_COPY: LeftOutReason
 LEFT_OUT_REASON_CONTRADICTION: LeftOutReason
 
 class LabelledImage(_message.Message):
-    __slots__ = ("label", "content", "filename", "split")
+    __slots__ = ("label", "content", "filename", "split", "group")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     FILENAME_FIELD_NUMBER: _ClassVar[int]
     SPLIT_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     label: str
     content: bytes
     filename: str
     split: Split
-    def __init__(self, label: _Optional[str] = ..., content: _Optional[bytes] = ..., filename: _Optional[str] = ..., split: _Optional[_Union[Split, str]] = ...) -> None: ...
+    group: str
+    def __init__(self, label: _Optional[str] = ..., content: _Optional[bytes] = ..., filename: _Optional[str] = ..., split: _Optional[_Union[Split, str]] = ..., group: _Optional[str] = ...) -> None: ...
 
 class UploadDatasetHeader(_message.Message):
     __slots__ = ("display_name", "format", "is_unlabelled", "case_sensitive_labels")

@@ -4,6 +4,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.rpc import status_pb2 as _status_pb2
 from graft.v1 import dataset_pb2 as _dataset_pb2
+from graft.v1 import model_pb2 as _model_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -48,11 +49,7 @@ class AdaptationTechnique(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ADAPTATION_TECHNIQUE_CORAL: _ClassVar[AdaptationTechnique]
     ADAPTATION_TECHNIQUE_MCC: _ClassVar[AdaptationTechnique]
     ADAPTATION_TECHNIQUE_PSEUDO_LABELS: _ClassVar[AdaptationTechnique]
-    ADAPTATION_TECHNIQUE_DANN: _ClassVar[AdaptationTechnique]
-    ADAPTATION_TECHNIQUE_DEEP_CORAL: _ClassVar[AdaptationTechnique]
-    ADAPTATION_TECHNIQUE_DAN: _ClassVar[AdaptationTechnique]
     ADAPTATION_TECHNIQUE_CDAN: _ClassVar[AdaptationTechnique]
-    ADAPTATION_TECHNIQUE_DEEP_MCC: _ClassVar[AdaptationTechnique]
 
 class Baseline(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -61,6 +58,12 @@ class Baseline(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BASELINE_FULL_FINE_TUNE: _ClassVar[Baseline]
     BASELINE_FROM_SCRATCH: _ClassVar[Baseline]
     BASELINE_NEAREST_CLASS_MEAN: _ClassVar[Baseline]
+
+class WhenUncertain(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WHEN_UNCERTAIN_UNSPECIFIED: _ClassVar[WhenUncertain]
+    WHEN_UNCERTAIN_HOLD: _ClassVar[WhenUncertain]
+    WHEN_UNCERTAIN_PROMOTE: _ClassVar[WhenUncertain]
 JOB_STATE_UNSPECIFIED: JobState
 JOB_STATE_QUEUED: JobState
 JOB_STATE_RUNNING: JobState
@@ -82,16 +85,15 @@ ADAPTATION_TECHNIQUE_AUTO: AdaptationTechnique
 ADAPTATION_TECHNIQUE_CORAL: AdaptationTechnique
 ADAPTATION_TECHNIQUE_MCC: AdaptationTechnique
 ADAPTATION_TECHNIQUE_PSEUDO_LABELS: AdaptationTechnique
-ADAPTATION_TECHNIQUE_DANN: AdaptationTechnique
-ADAPTATION_TECHNIQUE_DEEP_CORAL: AdaptationTechnique
-ADAPTATION_TECHNIQUE_DAN: AdaptationTechnique
 ADAPTATION_TECHNIQUE_CDAN: AdaptationTechnique
-ADAPTATION_TECHNIQUE_DEEP_MCC: AdaptationTechnique
 BASELINE_UNSPECIFIED: Baseline
 BASELINE_LINEAR_PROBE: Baseline
 BASELINE_FULL_FINE_TUNE: Baseline
 BASELINE_FROM_SCRATCH: Baseline
 BASELINE_NEAREST_CLASS_MEAN: Baseline
+WHEN_UNCERTAIN_UNSPECIFIED: WhenUncertain
+WHEN_UNCERTAIN_HOLD: WhenUncertain
+WHEN_UNCERTAIN_PROMOTE: WhenUncertain
 
 class ServerPath(_message.Message):
     __slots__ = ("path",)
@@ -105,6 +107,10 @@ class InlineImages(_message.Message):
     images: _containers.RepeatedCompositeFieldContainer[_dataset_pb2.LabelledImage]
     def __init__(self, images: _Optional[_Iterable[_Union[_dataset_pb2.LabelledImage, _Mapping]]] = ...) -> None: ...
 
+class Auto(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class FeatureBased(_message.Message):
     __slots__ = ("l2", "augmented_views")
     L2_FIELD_NUMBER: _ClassVar[int]
@@ -114,7 +120,7 @@ class FeatureBased(_message.Message):
     def __init__(self, l2: _Optional[float] = ..., augmented_views: _Optional[int] = ...) -> None: ...
 
 class ModelBased(_message.Message):
-    __slots__ = ("recipe", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay", "label_smoothing", "train_from_stage", "freeze_batch_norm", "early_stopping_patience", "precision")
+    __slots__ = ("recipe", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay", "label_smoothing", "train_from_stage", "freeze_batch_norm", "precision")
     RECIPE_FIELD_NUMBER: _ClassVar[int]
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -124,7 +130,6 @@ class ModelBased(_message.Message):
     LABEL_SMOOTHING_FIELD_NUMBER: _ClassVar[int]
     TRAIN_FROM_STAGE_FIELD_NUMBER: _ClassVar[int]
     FREEZE_BATCH_NORM_FIELD_NUMBER: _ClassVar[int]
-    EARLY_STOPPING_PATIENCE_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     recipe: Recipe
     epochs: int
@@ -135,9 +140,8 @@ class ModelBased(_message.Message):
     label_smoothing: float
     train_from_stage: str
     freeze_batch_norm: bool
-    early_stopping_patience: int
     precision: Precision
-    def __init__(self, recipe: _Optional[_Union[Recipe, str]] = ..., epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., weight_decay: _Optional[float] = ..., label_smoothing: _Optional[float] = ..., train_from_stage: _Optional[str] = ..., freeze_batch_norm: _Optional[bool] = ..., early_stopping_patience: _Optional[int] = ..., precision: _Optional[_Union[Precision, str]] = ...) -> None: ...
+    def __init__(self, recipe: _Optional[_Union[Recipe, str]] = ..., epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., momentum: _Optional[float] = ..., weight_decay: _Optional[float] = ..., label_smoothing: _Optional[float] = ..., train_from_stage: _Optional[str] = ..., freeze_batch_norm: _Optional[bool] = ..., precision: _Optional[_Union[Precision, str]] = ...) -> None: ...
 
 class DomainAdaptation(_message.Message):
     __slots__ = ("target_path", "target_dataset_id", "target_images", "technique", "always_adapt", "evaluate_on_target", "epochs", "batch_size", "learning_rate")
@@ -162,18 +166,41 @@ class DomainAdaptation(_message.Message):
     def __init__(self, target_path: _Optional[_Union[ServerPath, _Mapping]] = ..., target_dataset_id: _Optional[str] = ..., target_images: _Optional[_Union[InlineImages, _Mapping]] = ..., technique: _Optional[_Union[AdaptationTechnique, str]] = ..., always_adapt: _Optional[bool] = ..., evaluate_on_target: _Optional[bool] = ..., epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ...) -> None: ...
 
 class Gate(_message.Message):
-    __slots__ = ("min_accuracy", "not_worse_than", "max_parity_difference", "max_latency", "alias")
+    __slots__ = ("min_accuracy", "min_class_recall", "class_recalls", "not_worse_than", "max_regression", "when_uncertain", "max_parity_difference", "max_latency", "alias")
+    class ClassRecallsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     MIN_ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    MIN_CLASS_RECALL_FIELD_NUMBER: _ClassVar[int]
+    CLASS_RECALLS_FIELD_NUMBER: _ClassVar[int]
     NOT_WORSE_THAN_FIELD_NUMBER: _ClassVar[int]
+    MAX_REGRESSION_FIELD_NUMBER: _ClassVar[int]
+    WHEN_UNCERTAIN_FIELD_NUMBER: _ClassVar[int]
     MAX_PARITY_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
     MAX_LATENCY_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     min_accuracy: float
+    min_class_recall: float
+    class_recalls: _containers.ScalarMap[str, float]
     not_worse_than: str
+    max_regression: float
+    when_uncertain: WhenUncertain
     max_parity_difference: float
     max_latency: _duration_pb2.Duration
     alias: str
-    def __init__(self, min_accuracy: _Optional[float] = ..., not_worse_than: _Optional[str] = ..., max_parity_difference: _Optional[float] = ..., max_latency: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., alias: _Optional[str] = ...) -> None: ...
+    def __init__(self, min_accuracy: _Optional[float] = ..., min_class_recall: _Optional[float] = ..., class_recalls: _Optional[_Mapping[str, float]] = ..., not_worse_than: _Optional[str] = ..., max_regression: _Optional[float] = ..., when_uncertain: _Optional[_Union[WhenUncertain, str]] = ..., max_parity_difference: _Optional[float] = ..., max_latency: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., alias: _Optional[str] = ...) -> None: ...
+
+class Grouping(_message.Message):
+    __slots__ = ("folder_level", "name_pattern")
+    FOLDER_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    NAME_PATTERN_FIELD_NUMBER: _ClassVar[int]
+    folder_level: int
+    name_pattern: str
+    def __init__(self, folder_level: _Optional[int] = ..., name_pattern: _Optional[str] = ...) -> None: ...
 
 class BaseVersion(_message.Message):
     __slots__ = ("version", "alias", "model")
@@ -186,7 +213,7 @@ class BaseVersion(_message.Message):
     def __init__(self, version: _Optional[int] = ..., alias: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class FineTuneRequest(_message.Message):
-    __slots__ = ("model", "server_path", "dataset_id", "inline_images", "backbone", "weights", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "background", "labels", "request_id", "baselines", "gate", "base", "case_sensitive_labels", "validate_only")
+    __slots__ = ("model", "server_path", "dataset_id", "inline_images", "backbone", "weights", "auto", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "background", "labels", "request_id", "baselines", "gate", "base", "grouping", "case_sensitive_labels", "validate_only")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -200,6 +227,7 @@ class FineTuneRequest(_message.Message):
     INLINE_IMAGES_FIELD_NUMBER: _ClassVar[int]
     BACKBONE_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    AUTO_FIELD_NUMBER: _ClassVar[int]
     FEATURE_BASED_FIELD_NUMBER: _ClassVar[int]
     MODEL_BASED_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_ADAPTATION_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +241,7 @@ class FineTuneRequest(_message.Message):
     BASELINES_FIELD_NUMBER: _ClassVar[int]
     GATE_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
+    GROUPING_FIELD_NUMBER: _ClassVar[int]
     CASE_SENSITIVE_LABELS_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     model: str
@@ -221,6 +250,7 @@ class FineTuneRequest(_message.Message):
     inline_images: InlineImages
     backbone: str
     weights: str
+    auto: Auto
     feature_based: FeatureBased
     model_based: ModelBased
     domain_adaptation: DomainAdaptation
@@ -234,9 +264,10 @@ class FineTuneRequest(_message.Message):
     baselines: _containers.RepeatedScalarFieldContainer[Baseline]
     gate: Gate
     base: BaseVersion
+    grouping: Grouping
     case_sensitive_labels: bool
     validate_only: bool
-    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., background: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ..., case_sensitive_labels: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., background: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ..., grouping: _Optional[_Union[Grouping, _Mapping]] = ..., case_sensitive_labels: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class FineTuneResponse(_message.Message):
     __slots__ = ("job",)
@@ -355,20 +386,26 @@ class Message(_message.Message):
     def __init__(self, level: _Optional[_Union[Message.Level, str]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class VersionPublished(_message.Message):
-    __slots__ = ("model", "version", "validation_accuracy", "validation_count", "is_candidate", "gate_failures")
+    __slots__ = ("model", "version", "accuracy", "accuracy_low", "accuracy_high", "measured_on", "measured_count", "is_candidate", "gate_failures")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
-    VALIDATION_ACCURACY_FIELD_NUMBER: _ClassVar[int]
-    VALIDATION_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_LOW_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_HIGH_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_ON_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_COUNT_FIELD_NUMBER: _ClassVar[int]
     IS_CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     GATE_FAILURES_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
-    validation_accuracy: float
-    validation_count: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    measured_on: _model_pb2.MeasuredOn
+    measured_count: int
     is_candidate: bool
     gate_failures: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., validation_accuracy: _Optional[float] = ..., validation_count: _Optional[int] = ..., is_candidate: _Optional[bool] = ..., gate_failures: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., accuracy: _Optional[float] = ..., accuracy_low: _Optional[float] = ..., accuracy_high: _Optional[float] = ..., measured_on: _Optional[_Union[_model_pb2.MeasuredOn, str]] = ..., measured_count: _Optional[int] = ..., is_candidate: _Optional[bool] = ..., gate_failures: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class JobEvent(_message.Message):
     __slots__ = ("sequence", "time", "state_change", "progress", "epoch", "data", "message", "published")

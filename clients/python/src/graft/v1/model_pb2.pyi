@@ -18,6 +18,23 @@ class TransferMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TRANSFER_METHOD_MODEL_BASED: _ClassVar[TransferMethod]
     TRANSFER_METHOD_DOMAIN_ADAPTATION: _ClassVar[TransferMethod]
 
+class MeasuredOn(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MEASURED_ON_UNSPECIFIED: _ClassVar[MeasuredOn]
+    MEASURED_ON_CROSS_VALIDATION: _ClassVar[MeasuredOn]
+    MEASURED_ON_HELD_OUT: _ClassVar[MeasuredOn]
+    MEASURED_ON_VALIDATION: _ClassVar[MeasuredOn]
+    MEASURED_ON_TEST: _ClassVar[MeasuredOn]
+    MEASURED_ON_TARGET: _ClassVar[MeasuredOn]
+    MEASURED_ON_SOURCE: _ClassVar[MeasuredOn]
+
+class GateVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    GATE_VERDICT_UNSPECIFIED: _ClassVar[GateVerdict]
+    GATE_VERDICT_PASSED: _ClassVar[GateVerdict]
+    GATE_VERDICT_FAILED: _ClassVar[GateVerdict]
+    GATE_VERDICT_UNDECIDED: _ClassVar[GateVerdict]
+
 class ReportFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     REPORT_FORMAT_UNSPECIFIED: _ClassVar[ReportFormat]
@@ -27,6 +44,17 @@ TRANSFER_METHOD_UNSPECIFIED: TransferMethod
 TRANSFER_METHOD_FEATURE_BASED: TransferMethod
 TRANSFER_METHOD_MODEL_BASED: TransferMethod
 TRANSFER_METHOD_DOMAIN_ADAPTATION: TransferMethod
+MEASURED_ON_UNSPECIFIED: MeasuredOn
+MEASURED_ON_CROSS_VALIDATION: MeasuredOn
+MEASURED_ON_HELD_OUT: MeasuredOn
+MEASURED_ON_VALIDATION: MeasuredOn
+MEASURED_ON_TEST: MeasuredOn
+MEASURED_ON_TARGET: MeasuredOn
+MEASURED_ON_SOURCE: MeasuredOn
+GATE_VERDICT_UNSPECIFIED: GateVerdict
+GATE_VERDICT_PASSED: GateVerdict
+GATE_VERDICT_FAILED: GateVerdict
+GATE_VERDICT_UNDECIDED: GateVerdict
 REPORT_FORMAT_UNSPECIFIED: ReportFormat
 REPORT_FORMAT_JSON: ReportFormat
 REPORT_FORMAT_HTML: ReportFormat
@@ -64,22 +92,44 @@ class Parity(_message.Message):
     image_count: int
     def __init__(self, max_difference: _Optional[float] = ..., top1_agreement: _Optional[float] = ..., image_count: _Optional[int] = ...) -> None: ...
 
+class Figure(_message.Message):
+    __slots__ = ("measured_on", "accuracy", "accuracy_low", "accuracy_high", "log_loss", "image_count", "group_count")
+    MEASURED_ON_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_LOW_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_HIGH_FIELD_NUMBER: _ClassVar[int]
+    LOG_LOSS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    GROUP_COUNT_FIELD_NUMBER: _ClassVar[int]
+    measured_on: MeasuredOn
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    log_loss: float
+    image_count: int
+    group_count: int
+    def __init__(self, measured_on: _Optional[_Union[MeasuredOn, str]] = ..., accuracy: _Optional[float] = ..., accuracy_low: _Optional[float] = ..., accuracy_high: _Optional[float] = ..., log_loss: _Optional[float] = ..., image_count: _Optional[int] = ..., group_count: _Optional[int] = ...) -> None: ...
+
 class GateCheck(_message.Message):
-    __slots__ = ("name", "passed", "value", "bound", "detail")
+    __slots__ = ("name", "verdict", "passed", "value", "bound", "detail", "images_needed")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
     PASSED_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     BOUND_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_NEEDED_FIELD_NUMBER: _ClassVar[int]
     name: str
+    verdict: GateVerdict
     passed: bool
     value: float
     bound: float
     detail: str
-    def __init__(self, name: _Optional[str] = ..., passed: _Optional[bool] = ..., value: _Optional[float] = ..., bound: _Optional[float] = ..., detail: _Optional[str] = ...) -> None: ...
+    images_needed: int
+    def __init__(self, name: _Optional[str] = ..., verdict: _Optional[_Union[GateVerdict, str]] = ..., passed: _Optional[bool] = ..., value: _Optional[float] = ..., bound: _Optional[float] = ..., detail: _Optional[str] = ..., images_needed: _Optional[int] = ...) -> None: ...
 
 class Version(_message.Message):
-    __slots__ = ("model", "version", "job_id", "create_time", "method", "backbone", "weights", "backbone_digest", "classes", "validation_accuracy", "validation_count", "test_accuracy", "test_count", "dataset_digest", "parity", "training_time", "labels", "manifest_json", "aliases", "is_candidate", "gate_checks", "damage")
+    __slots__ = ("model", "version", "job_id", "create_time", "method", "backbone", "weights", "backbone_digest", "classes", "figures", "calibrated", "calibration_note", "dataset_digest", "parity", "training_time", "labels", "manifest_json", "aliases", "is_candidate", "gate_checks", "damage")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -96,10 +146,9 @@ class Version(_message.Message):
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     BACKBONE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
-    VALIDATION_ACCURACY_FIELD_NUMBER: _ClassVar[int]
-    VALIDATION_COUNT_FIELD_NUMBER: _ClassVar[int]
-    TEST_ACCURACY_FIELD_NUMBER: _ClassVar[int]
-    TEST_COUNT_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATED_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_NOTE_FIELD_NUMBER: _ClassVar[int]
     DATASET_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PARITY_FIELD_NUMBER: _ClassVar[int]
     TRAINING_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -118,10 +167,9 @@ class Version(_message.Message):
     weights: str
     backbone_digest: str
     classes: _containers.RepeatedScalarFieldContainer[str]
-    validation_accuracy: float
-    validation_count: int
-    test_accuracy: float
-    test_count: int
+    figures: _containers.RepeatedCompositeFieldContainer[Figure]
+    calibrated: bool
+    calibration_note: str
     dataset_digest: str
     parity: Parity
     training_time: _duration_pb2.Duration
@@ -131,7 +179,7 @@ class Version(_message.Message):
     is_candidate: bool
     gate_checks: _containers.RepeatedCompositeFieldContainer[GateCheck]
     damage: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., job_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., method: _Optional[_Union[TransferMethod, str]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., backbone_digest: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., validation_accuracy: _Optional[float] = ..., validation_count: _Optional[int] = ..., test_accuracy: _Optional[float] = ..., test_count: _Optional[int] = ..., dataset_digest: _Optional[str] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., training_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., manifest_json: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., is_candidate: _Optional[bool] = ..., gate_checks: _Optional[_Iterable[_Union[GateCheck, _Mapping]]] = ..., damage: _Optional[str] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., job_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., method: _Optional[_Union[TransferMethod, str]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., backbone_digest: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., calibrated: _Optional[bool] = ..., calibration_note: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., training_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., manifest_json: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., is_candidate: _Optional[bool] = ..., gate_checks: _Optional[_Iterable[_Union[GateCheck, _Mapping]]] = ..., damage: _Optional[str] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("model",)

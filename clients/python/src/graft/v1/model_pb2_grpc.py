@@ -176,8 +176,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PromoteVersion(self, request, context):
-        """Publishes a candidate although it did not pass its gate: `latest` moves to
-        it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
+        """Publishes a candidate although its gate did not let it pass: `latest` moves
+        to it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -196,8 +196,9 @@ class ModelServiceServicer:
         probabilities [n, classes] out, with the normalisation and the softmax
         inside. In its metadata are the labels (key "labels", a JSON list) and how
         an image becomes those pixels (key "preprocess", a JSON object: the sizes,
-        the background and the bit depth that the version was trained with). Any
-        ONNX Runtime can run it. Errors: as GetVersion.
+        the background and the bit depth that the version was trained with), and
+        whether the probabilities are calibrated (key "calibrated", "true" or
+        "false"). Any ONNX Runtime can run it. Errors: as GetVersion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -69,8 +69,8 @@ class ModelServiceStub:
     Errors: MODEL_NOT_FOUND, ALIAS_NOT_FOUND, NO_EARLIER_VERSION.
     """
     PromoteVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.PromoteVersionRequest, _model_pb2.PromoteVersionResponse]
-    """Publishes a candidate although it did not pass its gate: `latest` moves to
-    it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
+    """Publishes a candidate although its gate did not let it pass: `latest` moves
+    to it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
     """
     GetReport: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetReportRequest, _model_pb2.GetReportResponse]
     """The report that training wrote, with the version's number and whether it is
@@ -81,8 +81,9 @@ class ModelServiceStub:
     probabilities [n, classes] out, with the normalisation and the softmax
     inside. In its metadata are the labels (key "labels", a JSON list) and how
     an image becomes those pixels (key "preprocess", a JSON object: the sizes,
-    the background and the bit depth that the version was trained with). Any
-    ONNX Runtime can run it. Errors: as GetVersion.
+    the background and the bit depth that the version was trained with), and
+    whether the probabilities are calibrated (key "calibrated", "true" or
+    "false"). Any ONNX Runtime can run it. Errors: as GetVersion.
     """
 
 @_typing.type_check_only
@@ -126,8 +127,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     Errors: MODEL_NOT_FOUND, ALIAS_NOT_FOUND, NO_EARLIER_VERSION.
     """
     PromoteVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.PromoteVersionRequest, _model_pb2.PromoteVersionResponse]  # type: ignore[assignment]
-    """Publishes a candidate although it did not pass its gate: `latest` moves to
-    it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
+    """Publishes a candidate although its gate did not let it pass: `latest` moves
+    to it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
     """
     GetReport: _aio.UnaryUnaryMultiCallable[_model_pb2.GetReportRequest, _model_pb2.GetReportResponse]  # type: ignore[assignment]
     """The report that training wrote, with the version's number and whether it is
@@ -138,8 +139,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     probabilities [n, classes] out, with the normalisation and the softmax
     inside. In its metadata are the labels (key "labels", a JSON list) and how
     an image becomes those pixels (key "preprocess", a JSON object: the sizes,
-    the background and the bit depth that the version was trained with). Any
-    ONNX Runtime can run it. Errors: as GetVersion.
+    the background and the bit depth that the version was trained with), and
+    whether the probabilities are calibrated (key "calibrated", "true" or
+    "false"). Any ONNX Runtime can run it. Errors: as GetVersion.
     """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -240,8 +242,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.PromoteVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.PromoteVersionResponse, _abc.Awaitable[_model_pb2.PromoteVersionResponse]]:
-        """Publishes a candidate although it did not pass its gate: `latest` moves to
-        it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
+        """Publishes a candidate although its gate did not let it pass: `latest` moves
+        to it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
         """
 
     @_abc_1.abstractmethod
@@ -264,8 +266,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         probabilities [n, classes] out, with the normalisation and the softmax
         inside. In its metadata are the labels (key "labels", a JSON list) and how
         an image becomes those pixels (key "preprocess", a JSON object: the sizes,
-        the background and the bit depth that the version was trained with). Any
-        ONNX Runtime can run it. Errors: as GetVersion.
+        the background and the bit depth that the version was trained with), and
+        whether the probabilities are calibrated (key "calibrated", "true" or
+        "false"). Any ONNX Runtime can run it. Errors: as GetVersion.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -60,7 +60,8 @@ def main(command: str, spec_file: str) -> None:
         shutil.copyfile(part, Path(spec.out_dir) / part.name)
     made = msgspec.structs.replace(manifest, model=spec.model, job_id=spec.job_id)
     (Path(spec.out_dir) / MANIFEST_FILE).write_bytes(msgspec.json.encode(made))
-    records.send(Finished(manifest.validation_accuracy, manifest.validation_count))
+    [figure] = manifest.figures
+    records.send(Finished(figure.accuracy, figure.count))
 
 
 if __name__ == "__main__":

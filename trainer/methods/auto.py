@@ -1,0 +1,419 @@
+"""Frozen features first; the network is trained on only where that is shown to win.
+
+What would serve then is the average of both: the mean of the frozen head's and the
+trained network's logits, which is one linear head on the features of both trunks side by
+side. Whether it wins is said by its log loss on images that neither learned from, paired
+with the frozen head's, in a cross-validation by groups; it breaks off as soon as it does
+not look so. What is hopeless is said before anything is computed. Imports torch only
+where a network is trained.
+"""
+
+import contextlib
+import copy
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+from scipy.special import log_softmax, softmax, stdtrit
+
+from service.errors import GraftError, Reason
+from service.inference.head import Floats, Head
+from service.inference.preprocess import SIZE
+from service.inference.runtime import Session
+from service.jobs.contract import JobSpec, ModelBased, Note, Progressed, Record
+from trainer import folds, linear
+from trainer.data import Files, Ints, Part
+from trainer.intervals import clustered_se, group_count
+from trainer.logistic import Doubles
+from trainer.memory import is_out_of_memory
+from trainer.recipes import Settings, settings
+from trainer.records import Send
+
+if TYPE_CHECKING:
+    from trainer.backbones import Backbone
+    from trainer.methods.loop import Hyperparameters, Result
+
+FOLDS = 3
+"""The fewest of which two others tell whether the average wins: each costs a training."""
+LEAST_IMAGES = 100
+LEAST_PER_CLASS = 30
+"""Groups, on average: of fewer a network that was trained on two thirds of them has seldom
+anything to win, and what it wins could not be shown."""
+LEAST_WRONG = 10
+"""A network that is right on half of them, and on all others too, is only just shown to win:
+five for it and none against it have a chance of 1/32."""
+UNASKED_S = 60.0
+"""Seconds of training that nobody asked for: who names no method and no time waits for the
+seconds that a frozen head takes, and would not expect minutes."""
+_TRAINING_FACTOR = 5.0
+"""Of an image's time in training over that of a forward pass as served: backward costs twice
+as much, and nothing is fused. Measured on CPUs: 2 (resnets, bf16) to 6 (efficientnet_lite0).
+Only for what is said before computing; then a step is measured."""
+_TRIES, _BATCH = 3, 8
+_FOLDER = "folds"
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Given:
+    """Holds what the frozen features came to, and what trains."""
+
+    spec: JobSpec
+    """Its checkpoint folder is kept in."""
+    classes: tuple[str, ...]
+    learned: Part
+    groups: Ints
+    """int64 [n]: images that belong together have one number."""
+    features: Floats
+    """Frozen, float32 [n, d]."""
+    head: Head
+    """Fitted to all of them."""
+    answers: Floats
+    """Probabilities [n, classes] by heads that did not see the image; NaN where there is none."""
+    order: Doubles
+    """float64 [n], by which images are dealt to folds."""
+    budget_s: float | None
+    """Seconds that all training may take; None where the request names none."""
+    session: Callable[[], Session]
+    """What computes frozen features, to measure it by."""
+    pretrained: Callable[[], "Backbone"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Average:
+    """What serves where the network wins."""
+
+    backbone: "Backbone"
+    """The frozen and the trained trunk side by side."""
+    head: Head
+    answers: Doubles
+    """As `Given.answers`, of what this method as a whole would have served: for each fold the
+    average or the frozen head, whichever the other folds say, at a temperature of theirs."""
+    why: str
+    hyperparameters: "Hyperparameters"
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Compares the log loss of the average with the frozen head's, paired; nats an image."""
+
+    difference: float
+    """The mean; below 0 the average is better."""
+    upper: float
+    """Its one-sided 95 % end, by groups."""
+    images: int
+
+    @property
+    def wins(self) -> bool:
+        """Whether the average is shown to be better."""
+        return self.upper < 0
+
+
+def improve(given: Given, send: Send) -> Average | str:
+    """Trains the network on where it pays; else returns why it was not, for people.
+
+    Goes on from what lies in `spec.checkpoint_dir`. Raises GraftError where the images are
+    not what they were any more.
+    """
+    spec = given.spec
+    is_begun = bool(spec.checkpoint_dir) and (Path(spec.checkpoint_dir) / _FOLDER).exists()
+    # What an earlier attempt began is not hopeless because the machine is busy now.
+    if not is_begun and (why := hopeless(given)):
+        return f"the network is not trained: {why}"
+    try:
+        return _Trial(given, send).run()
+    except Exception as error:
+        failed = isinstance(error, GraftError) and error.reason == Reason.TRAINING_FAILED
+        if not failed and not is_out_of_memory(error):
+            raise
+        return f"the frozen head serves: the network could not be trained ({error})"
+
+
+def hopeless(given: Given) -> str:
+    """Returns why training the network cannot pay; "" where it may. Takes a moment."""
+    groups, targets = given.groups, given.learned.targets
+    count, classes = group_count(groups), len(given.classes)
+    if count < max(LEAST_IMAGES, LEAST_PER_CLASS * classes):
+        what = f"{len(targets)} images" if count == len(targets) else f"{count} groups of images"
+        return (
+            f"{what} of {classes} classes are too few for it to be shown to win; it is tried from "
+            f"{LEAST_IMAGES} in all and {LEAST_PER_CLASS} a class on"
+        )
+    measured = ~np.isnan(given.answers[:, 0])
+    is_wrong = measured & (given.answers.argmax(axis=1) != targets)
+    if not is_wrong.any() or group_count(groups[is_wrong]) < LEAST_WRONG:
+        return (
+            f"the frozen head is wrong on {is_wrong.sum()} of {measured.sum()} images that it did "
+            "not learn from: too few are left for a network to be shown to win"
+        )
+    # A GPU is so much faster that only a step on it tells.
+    if given.spec.device != "cpu" and Path("/dev/nvidiactl").exists():
+        return ""
+    needed_s = estimated_s(given)
+    return _too_long(needed_s, given.budget_s) if needed_s > _allowed_s(given.budget_s) else ""
+
+
+def estimated_s(given: Given) -> float:
+    """Estimates the seconds of all training on this machine's cores, from a forward pass."""
+    cores = given.spec.threads or len(os.sched_getaffinity(0))
+    images = np.zeros((_BATCH, SIZE, SIZE, 3), np.uint8)
+    session, forward_s = given.session(), math.inf
+    for _ in range(_TRIES):
+        began = time.monotonic()
+        session.run(images, cores=1)
+        forward_s = min(forward_s, time.monotonic() - began)
+    shown = FOLDS * len(given.learned) * _recipe(given.spec).epochs
+    return shown * forward_s / _BATCH * _TRAINING_FACTOR / cores
+
+
+def compare(
+    mixed: Doubles, frozen: Doubles, targets: Ints, groups: Ints, temperature: float
+) -> Comparison:
+    """Compares logits [n, classes] at a temperature with logarithms of probabilities."""
+    own = np.arange(len(targets)), targets
+    difference = frozen[own] - log_softmax(mixed / temperature, axis=1)[own]
+    mean = float(difference.mean())
+    quantile = float(stdtrit(group_count(groups) - 1, 0.95))
+    upper = mean + quantile * clustered_se(difference - mean, groups)
+    return Comparison(difference=mean, upper=upper, images=len(targets))
+
+
+class _Trial:
+    """Cross-validates the average, and trains it on all images where it wins."""
+
+    def __init__(self, given: Given, send: Send) -> None:
+        from trainer import checkpoint
+        from trainer.checkpoint import Checkpoints
+
+        spec = given.spec
+        self.given, self.send = given, send
+        self.recipe = _recipe(spec)
+        self.fold = folds.deal(given.learned.targets, given.groups, given.order, FOLDS)
+        """-1 for images that are never held out, and so never compared."""
+        self.fold[np.isnan(given.answers[:, 0])] = -1
+        self.frozen: Doubles = np.log(np.maximum(given.answers, _TINY), dtype=np.float64)
+        self.mixed: Doubles = np.full_like(self.frozen, np.nan)
+        """The average's logits of the folds that are done."""
+        self.key = checkpoint.key(spec, spec.method, given.learned)
+        folder = str(Path(spec.checkpoint_dir) / _FOLDER) if spec.checkpoint_dir else ""
+        self.kept = Checkpoints(folder, f"{self.key} {self.fold.tolist()}")
+        self.began, self.spent_before_s, self.folds_done = time.monotonic(), 0.0, 0
+        self.shares = [*[(FOLDS - 1) / FOLDS**2] * FOLDS, 1 / FOLDS]
+        """Of all training: each fold's, and that on all images."""
+        self.pretrained = given.pretrained()
+
+    def run(self) -> Average | str:
+        from trainer.methods.loop import OutOfTimeError
+
+        if (found := self.kept.load(self.send)) is not None:
+            self.mixed, self.folds_done = found["mixed"].numpy(), found["folds_done"]
+            self.spent_before_s = found["spent_s"]
+            self.recipe = replace(self.recipe, precision=found["precision"])
+        part = 0
+        try:
+            for part in range(FOLDS):
+                if part >= self.folds_done:
+                    self._hold_out(part)
+                compared = self._compared(np.arange(part + 1))
+                if compared.difference >= 0:
+                    return _lost(compared)
+            part = FOLDS
+            return self._trained(compared) if compared.wins else _lost(compared)
+        except OutOfTimeError as error:
+            needed_s = error.needed_s / self.shares[part]
+            return f"the frozen head serves: {_too_long(needed_s, self.given.budget_s)}"
+
+    def _hold_out(self, fold: int) -> None:
+        """Trains without a fold, and has it answered."""
+        import torch
+
+        from trainer.images import AsServed
+
+        given = self.given
+        held = np.flatnonzero(self.fold == fold)
+        backbone, result = self._train(np.flatnonzero(self.fold != fold), fold)
+        part = _part_of(given.learned, held)
+        served = AsServed(part, given.spec.threads)
+        features = served.outputs(backbone, torch.device(result.device)).numpy()
+        logits = features.astype(np.float64) @ result.head.weight.T + result.head.bias
+        self.mixed[held] = (self.frozen[held] + logits) / 2
+        self.recipe = replace(self.recipe, precision=result.precision)
+        self.folds_done = fold + 1
+        state = {
+            "mixed": torch.from_numpy(self.mixed),
+            "folds_done": self.folds_done,
+            "spent_s": self.spent_s,
+            "precision": result.precision,
+        }
+        with contextlib.suppress(OSError, RuntimeError):
+            # As in the loop: training is worth more than its safety.
+            self.kept.save(state)
+
+    def _trained(self, compared: Comparison) -> Average:
+        """Trains on all images."""
+        from trainer.backbones import side_by_side
+
+        given, n = self.given, len(self.given.learned)
+        why = f"the network is trained on: {_said(compared)}"
+        self.send(Note("info", why))
+        trained, result = self._train(np.arange(n), FOLDS)
+        frozen, network = given.head, result.head
+        weights = [frozen.weight / frozen.temperature, network.weight / network.temperature]
+        biases = [frozen.bias / frozen.temperature, network.bias / network.temperature]
+        head = Head(
+            weight=(np.concatenate(weights, axis=1) / 2).astype(np.float32),
+            bias=(np.add(*biases) / 2).astype(np.float32),
+            classes=given.classes,
+            temperature=self._temperature(np.arange(FOLDS)),
+        )
+        used = result.hyperparameters | {
+            "trained_folds": FOLDS,
+            "loss_difference": compared.difference,
+            "loss_difference_upper": compared.upper,
+        }
+        return Average(
+            backbone=side_by_side(self.pretrained, trained),
+            head=head,
+            answers=self._answers(),
+            why=why,
+            hyperparameters=used,
+            device=result.device,
+            precision=result.precision,
+        )
+
+    def _train(self, places: Ints, part: int) -> "tuple[Backbone, Result]":
+        """Trains on the images at `places`, as fold `part`, or on all as the last."""
+        from trainer.methods import loop
+
+        given, spec, is_last = self.given, self.given.spec, part == FOLDS
+        if spec.checkpoint_dir and not is_last:
+            folder = str(Path(spec.checkpoint_dir) / f"{_FOLDER}-{part}")
+            spec = msgspec.structs.replace(spec, checkpoint_dir=folder)
+        learned = _part_of(given.learned, places)
+        backbone = copy.deepcopy(self.pretrained)
+        left_s = _allowed_s(given.budget_s) - self.spent_s
+        work = loop.Work(
+            spec=spec,
+            recipe=self.recipe,
+            classes=given.classes,
+            learned=learned,
+            held_out=learned.none(),
+            backbone=backbone,
+            first_head=lambda: given.head if is_last else self._head(places),
+            objective=loop.Objective(self.recipe.label_smoothing),
+            key=f"{self.key} {part}",
+            is_whole=True,
+        )
+        # Of what is left each gets its share, so that what finds no time is known early.
+        deadline = time.monotonic() + left_s * self.shares[part] / sum(self.shares[part:])
+        done = sum(self.shares[:part])
+        send = _within_training(self.send, done, done + self.shares[part], is_last)
+        return backbone, loop.run(work, deadline, send)
+
+    def _head(self, places: Ints) -> Head:
+        """Fits a head to the frozen features of some images alone."""
+        given, targets = self.given, self.given.learned.targets[places]
+        fitted = linear.fit(
+            given.features[places],
+            targets,
+            len(given.classes),
+            None,
+            given.spec.seed,
+            threads=given.spec.threads,
+            folds=folds.deal(targets, given.groups[places], given.order[places]),
+        )
+        weight, bias = fitted.weight.astype(np.float32), fitted.bias.astype(np.float32)
+        return Head(weight, bias, given.classes, temperature=fitted.temperature)
+
+    def _compared(self, by: Ints) -> Comparison:
+        """Compares on the images of some folds, at their temperature."""
+        at = np.isin(self.fold, by)
+        targets = self.given.learned.targets[at]
+        temperature = self._temperature(by)
+        return compare(self.mixed[at], self.frozen[at], targets, self.given.groups[at], temperature)
+
+    def _temperature(self, by: Ints) -> float:
+        at = np.isin(self.fold, by)
+        mixed = self.mixed[at].astype(np.float32)
+        return linear.temperature_of(mixed, self.given.learned.targets[at])
+
+    def _answers(self) -> Doubles:
+        answers = self.given.answers.astype(np.float64)
+        for fold in range(FOLDS):
+            others = np.flatnonzero(np.arange(FOLDS) != fold)
+            if self._compared(others).wins:
+                at = self.fold == fold
+                answers[at] = softmax(self.mixed[at] / self._temperature(others), axis=1)
+        return answers
+
+    @property
+    def spent_s(self) -> float:
+        return self.spent_before_s + time.monotonic() - self.began
+
+
+def _recipe(spec: JobSpec) -> Settings:
+    return settings(ModelBased(), is_pretrained=spec.weights != "random")
+
+
+def _part_of(part: Part, places: Ints) -> Part:
+    files = Files.at(part, places.tolist())
+    return Part(files.paths, files.digests, part.targets[places], decoding=part.decoding)
+
+
+def _allowed_s(budget_s: float | None) -> float:
+    return UNASKED_S if budget_s is None else budget_s
+
+
+def _too_long(needed_s: float, budget_s: float | None) -> str:
+    # A time to ask for has room for what the estimate does not know.
+    ask = _duration(1.25 * needed_s)
+    if budget_s is None:
+        limit = f"more than the {UNASKED_S:.0f} s that are spent on it unasked"
+    else:
+        limit = f"more than the time budget leaves, {_duration(budget_s)}"
+    return (
+        f"training it would take about {_duration(needed_s)} here, {limit}: ask for it with a "
+        f"time budget of {ask} or more, or with model_based"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{math.ceil(seconds)} s" if seconds < 90 else f"{math.ceil(seconds / 60)} min"
+
+
+def _said(found: Comparison) -> str:
+    return (
+        f"averaged with the frozen head it changes the log loss by {found.difference:+.3f} nats "
+        f"(at most {found.upper:+.3f}, one-sided 95 %) on {found.images} images that neither "
+        "learned from"
+    )
+
+
+def _lost(found: Comparison) -> str:
+    return f"the frozen head serves: the network does not win; {_said(found)}"
+
+
+def _within_training(send: Send, low: float, high: float, is_last: bool) -> Send:
+    """Passes on how far a training is as a part of the stage, and of the last its epochs."""
+
+    def told(record: Record) -> None:
+        if isinstance(record, Progressed):
+            fraction = record.fraction if record.stage == "training" else 0.0
+            at = low + (high - low) * fraction
+            left_s = record.remaining_s
+            if left_s is not None and at < high:
+                left_s *= (1 - at) / (high - at)
+            detail = record.detail if is_last else f"cross-validating the network: {record.detail}"
+            send(Progressed("training", at, detail, remaining_s=left_s))
+        elif is_last or (isinstance(record, Note) and record.level == "warning"):
+            send(record)
+
+    return told
