@@ -184,23 +184,17 @@ def with_everything(found: Data) -> report.Report:
             chosen="mcc classes equally frequent",
             margin=0.03,
             candidates=[
-                Adapted(technique="source_only", criterion=0.5, target_accuracy=0.3),
-                Adapted(
-                    technique="mcc classes equally frequent", criterion=0.7749, target_accuracy=0.6
-                ),
-                Adapted(
-                    technique="mcc classes as frequent as in the target",
-                    criterion=0.8004,
-                    target_accuracy=0.7,
-                ),
+                Adapted(technique="source_only", criterion=0.5),
+                Adapted(technique="mcc classes equally frequent", criterion=0.7749),
+                Adapted(technique="mcc classes as frequent as in the target", criterion=0.8004),
             ],
             criterion="agreement of each target image's predicted class with its neighbours'",
-            gaps=[Gap("proxy_a_distance", 1.5, None), Gap("mmd", 0.2, 0.1)],
-            is_negative=False,
+            gaps=[Gap("proxy_a_distance", 1.5), Gap("mmd", 0.2)],
+            doubt="",
+            seen=0.7,
             target_images=77,
-            target_accuracy=0.6,
-            source_only_target_accuracy=0.3,
             comparison=compared[0],
+            words="the adapted model is for images of the target alone",
         ),
         backbones=BackbonesRanked(
             [

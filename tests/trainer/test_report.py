@@ -107,9 +107,10 @@ def test_a_page_with_everything_shows_every_section(found: Data) -> None:
         "Gate", "at least 0.9500 was asked for", "cannot be told", "320",
         "What was left out", "13 of 53 files that were found",
         "damaged, or cannot be read", "Thumbs.db", "Domain adaptation", "77 target images",
-        "70.0 %", "for images of the target alone",
+        "70 % of the source's class structure", "for images of the target alone",
         '"mcc classes as frequent as in the target" has the highest criterion, and "mcc classes '
-        'equally frequent" was chosen', "more than 0.03", "features unchanged",
+        'equally frequent" was chosen', "more than 0.03", "proxy A-distance",
+        "before anything was adapted",
         "What the transfer was worth", "all layers fine-tuned", "12.5",
         "Calibration", "before the temperature", "Out of distribution", "a method",
         "How many answers to act on", "AUROC", "Labels to check",

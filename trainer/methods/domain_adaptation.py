@@ -165,8 +165,9 @@ def adapt_head(
                 Progressed("training", part + (1 - part) * done, "measuring the adaptation")
             ),
         )
-        head, measured = _measured(head, answers, target, groups, target.is_labelled & (fold >= 0))
-        comparison = _compared(source_only, target, measured, target.is_labelled & (fold >= 0))
+        asked, rounds = target.is_labelled & (fold >= 0), len(np.unique(fold[fold >= 0]))
+        head, measured = _measured(head, answers, target, groups, asked, rounds)
+        comparison = _compared(source_only, target, measured, asked)
     adaptation = _findings(
         method, found.chosen, found.candidates, found.doubt, found.seen, source[0], target, seed,
         comparison,
@@ -252,13 +253,13 @@ def judge_network(
 
 
 def _measured(
-    head: Head, answers: Doubles, target: Target, groups: Ints, asked: Bools
+    head: Head, answers: Doubles, target: Target, groups: Ints, asked: Bools, rounds: int = 0
 ) -> tuple[Head, list[Measured]]:
     """Fits the temperature to answers [m, classes], over the head's own, where asked for."""
     if not (places := np.flatnonzero(asked)).size:
         return head, []
     part, logits = target.labelled(places), answers[places]
-    own = Measured("target", part, groups[places], softmax(logits, axis=1))
+    own = Measured("target", part, groups[places], softmax(logits, axis=1), rounds=rounds)
     plain, own = measuring.tempered(replace(head, temperature=1.0), own, logits)
     return replace(head, temperature=head.temperature * plain.temperature), [own]
 
