@@ -27,9 +27,14 @@ _FALLBACK_LEAD = 4.0
 from: between the best for classes that lie far apart (13) and close together (1)."""
 _STEP = 10 ** (2 / 3)
 """From one penalty to the next."""
-_PATIENCE = 2
-_WORTH_IT = 0.99
-"""A weaker strength must lower the loss to this part; the loss is flat where it is least."""
+_PATIENCE = 3
+"""Strengths in a row that do not lower the least loss, after which weaker ones are not tried."""
+_LEARNED = 0.99
+"""Below this part of the loss of knowing the classes' shares alone, something was learned."""
+_AS_GOOD = 1.03
+"""The weakest strength is taken whose loss is at most so many times the least: the loss is
+flat there, and the more images are learned from, as by the head that is served, the weaker
+the best."""
 _LEAST_TEMPERATURE = 1e-6
 _SHARPNESS = np.geomspace(0.02, 60, 24)
 """Tried for the temperature: how far the highest logit lies above the mean of all."""
@@ -66,13 +71,14 @@ def fit(
 ) -> Fitted:
     """Fits `mean cross-entropy + l2 / 2 |weight|^2`; the bias goes free.
 
-    Without `l2` the strength with the least loss in a cross-validation is taken, by
-    `folds` (see `folds.deal`), int64 [n]; without them by folds dealt from the seed.
+    Without `l2` a cross-validation chooses the strength, by `folds` (see `folds.deal`),
+    int64 [n]; without them by folds dealt from the seed, each image its own group.
     The temperature (Guo et al. 2017, On Calibration of Modern Neural Networks) is
     fitted to the logits of the held-out folds, so on images that their weights did
-    not see. `views`, float32 [v, n, d], are further features of the same images:
-    learned from beside them, never measured on. Raises ValueError where a fold leaves
-    a class nothing to learn from.
+    not see, and lowered a little for the head that learned from them all. `views`,
+    float32 [v, n, d], are further features of the same images: learned from beside
+    them, never measured on. Raises ValueError where a fold leaves a class nothing to
+    learn from.
     """
     n = len(features)
     every = features if views is None else np.concatenate([features, *views])
@@ -156,7 +162,7 @@ class _Search:
     def best(self, candidates: Sequence[float], on_progress: Callable[[float], None]) -> _Found:
         """Goes from strong to weak, each fold from its solution before.
 
-        Ends when for every voter two in a row were not better than the best. Where images
+        Ends when for every voter two in a row were worse than the best. Where images
         are many, a part of the folds ranks, and the others are fitted with the best
         strength alone.
         """
@@ -179,10 +185,10 @@ class _Search:
             for f, problem in enumerate(problems):
                 starts[f] = w = problem.solve(l2, starts[f])
                 logits[parts[f]] = self._answers(self._held[f], w)
-            improved = voters.vote(i, logits, self._targets[ranked])
-            for f in improved[improved < ranking]:
+            preferred = voters.vote(i, logits, self._targets[ranked])
+            for f in preferred[preferred < ranking]:
                 crossed[parts[f]] = logits[parts[f]]
-            if ranking in improved:
+            if ranking in preferred:
                 served[: len(ranked)], served_start = logits, starts[0]
             on_progress((i + 1) / (len(candidates) + 1))
             if voters.is_over:
@@ -248,7 +254,7 @@ class _Voters:
         self._starts = np.cumsum([0, *sizes[:-1]])
         self._ballots = 1 - np.eye(count + 1, count)
         self._images = self._ballots @ sizes
-        self._best = np.full(count + 1, np.inf)
+        self._least = np.full(count + 1, np.inf)
         self._worse = np.zeros(count + 1, dtype=np.int64)
         self._is_done = np.zeros(count + 1, dtype=bool)
         self._has_learned = np.zeros(count + 1, dtype=bool)
@@ -262,7 +268,7 @@ class _Voters:
         return bool(self._is_done.all())
 
     def vote(self, strength: int, logits: Singles, targets: Ints) -> Ints:
-        """Which voters prefer this strength to those before; their choices are noted."""
+        """Notes and tells which voters prefer this strength to those before."""
         inverses, losses, lead = _by_inverse(logits, targets)
         found, loss = _least(
             inverses,
@@ -271,16 +277,19 @@ class _Voters:
             self._images,
             logits.shape[1],
         )
-        improved = (loss < self._best * _WORTH_IT) & ~self._is_done
-        self._best[improved] = loss[improved]
-        self.choices[improved] = strength
-        self.inverses[improved] = found[improved]
-        self._has_learned |= loss < self._prior_entropy * _WORTH_IT
-        # On a plateau patience would end before anything is learned: with many
-        # classes, strong penalties leave hardly more than the classes' shares.
-        self._worse = np.where(improved | ~self._has_learned, 0, self._worse + 1)
+        # On a plateau patience would end before anything is learned: strong penalties
+        # may leave hardly more than the classes' shares.
+        self._has_learned |= loss < self._prior_entropy * _LEARNED
+        bound = np.where(self._has_learned, _AS_GOOD, _LEARNED) * self._least
+        preferred = (loss < bound) & ~self._is_done
+        # Flat is not worth the time of more and more weak strengths, each slower.
+        is_progress = (loss < self._least * _LEARNED) | ~self._has_learned
+        self._worse = np.where(is_progress, 0, self._worse + 1)
         self._is_done |= self._worse == _PATIENCE
-        return np.flatnonzero(improved)
+        self._least = np.minimum(self._least, loss)
+        self.choices[preferred] = strength
+        self.inverses[preferred] = found[preferred]
+        return np.flatnonzero(preferred)
 
 
 def temperature_of(logits: Singles, targets: Ints) -> float:

@@ -1,0 +1,264 @@
+"""The images that quality is measured on: folders of photographs, scikit-learn's digits, bursts.
+
+Their features and difference hashes are computed once, by the service's own decoder and
+runtime, and kept in a folder from run to run.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from service.inference import preprocess
+from service.inference.providers import Provider
+from service.inference.runtime import OnnxRuntime, Session
+from trainer import backbones, export
+
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.int64]
+
+BACKBONE = "efficientnet_lite0"
+WANTED = (
+    "hymenoptera_data", "pacs-small/photo", "pacs-small/cartoon", "satellite-small", "tiles-small",
+)  # fmt: skip
+"""Sets that are looked for by default; those that are absent are named in the document."""
+DIGITS = "digits"
+FRAMES = 6
+"""Frames of a scene."""
+_SCENES = 400
+"""Scenes of a set that are filmed, about; spread over its classes."""
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+_PARTS = {"train", "val", "test"}
+_BATCH = 8
+_MADE_AS = b"frames 1"
+"""Changes when frames are made in another way, so that kept features of older ones go unused."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Features of a set's images, in the order of their files."""
+
+    name: str
+    features: Floats
+    """float32 [n, d]."""
+    targets: Ints
+    """[n], places in `classes`."""
+    classes: tuple[str, ...]
+    looks: npt.NDArray[np.uint64]
+    """Difference hashes [n], as the service's reader makes them."""
+    scenes: Ints
+    """[n], equal for frames of one scene; every image its own where it is no burst."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def at(self, places: Ints) -> "ImageSet":
+        """Returns the images at `places`, in that order."""
+        return ImageSet(
+            self.name,
+            self.features[places],
+            self.targets[places],
+            self.classes,
+            self.looks[places],
+            self.scenes[places],
+        )
+
+    def of_classes(self, kept: Sequence[int]) -> "ImageSet":
+        """Returns the images of the classes `kept`, which are numbered anew."""
+        places = np.flatnonzero(np.isin(self.targets, kept))
+        numbers = np.full(len(self.classes), -1, np.int64)
+        numbers[list(kept)] = np.arange(len(kept))
+        chosen = self.at(places)
+        return ImageSet(
+            self.name,
+            chosen.features,
+            numbers[chosen.targets],
+            tuple(self.classes[k] for k in kept),
+            chosen.looks,
+            chosen.scenes,
+        )
+
+
+@dataclass(frozen=True)
+class LabelledFile:
+    """An encoded image, read when it is needed, and its class."""
+
+    read: Callable[[], bytes]
+    label: str
+
+
+def data_root() -> Path:
+    """Returns the folder of data sets that tests use: GRAFT_TEST_DATA, else beside the checkout."""
+    beside = Path(__file__).parents[3] / "shared" / "data"
+    return Path(os.environ.get("GRAFT_TEST_DATA", beside)).resolve()
+
+
+def find(root: Path) -> dict[str, list[LabelledFile]]:
+    """Finds the data sets below `root`, by their paths: each a folder with a folder per class.
+
+    Parts (`train`, `val`, `test`) of a set are taken together. scikit-learn's digits come last.
+    """
+    found = {
+        str(folder.relative_to(root)): [
+            LabelledFile(path.read_bytes, path.parent.name) for path in paths
+        ]
+        for folder, paths in _sets(root)
+    }
+    return found | {DIGITS: _digits()}
+
+
+def _sets(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    below = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    parts = [path for path in below if path.name in _PARTS]
+    classes = [child for part in parts for child in sorted(part.iterdir())] if parts else below
+    images = [
+        path
+        for each in classes
+        if each.is_dir()
+        for path in sorted(each.iterdir())
+        if path.suffix.lower() in _SUFFIXES
+    ]
+    if images:
+        yield folder, images
+    elif not parts:
+        for child in below:
+            yield from _sets(child)
+
+
+def _digits() -> list[LabelledFile]:
+    digits = load_digits()
+    return [
+        LabelledFile(lambda scan=scan: _png(scan), str(digit))  # type: ignore[misc]
+        for scan, digit in zip(digits.images, digits.target, strict=True)
+    ]
+
+
+def _png(scan: Floats) -> bytes:
+    image = Image.fromarray((255 - scan * (255 / 16)).astype("uint8"))
+    data = io.BytesIO()
+    image.resize((96, 96), Image.Resampling.BICUBIC).save(data, "PNG")
+    return data.getvalue()
+
+
+def _scenes(files: Sequence[LabelledFile]) -> list[LabelledFile]:
+    """Returns the first images of each class, those that are filmed."""
+    labels = sorted({file.label for file in files})
+    per_class = max(40, _SCENES // len(labels))
+    return [
+        file
+        for label in labels
+        for file in [file for file in files if file.label == label][:per_class]
+    ]
+
+
+def _frame(data: bytes, number: int) -> bytes:
+    """Returns frame `number` of a scene, a JPEG; the same bytes every time.
+
+    A camera that is held by hand: the window drifts and turns a little from frame to frame, the
+    light changes, the sensor adds noise, and each frame is compressed on its own.
+    """
+    seed = int.from_bytes(hashlib.sha256(data).digest()[:8])
+    rng = np.random.default_rng(seed)
+    image = preprocess.open_image(data).convert("RGB")
+    image.thumbnail((384, 384))
+    side = rng.uniform(0.78, 0.86)
+    path = rng.uniform(-1, 1, (1, 5)) * (1, 1, 3, 0.12, 0.05)
+    steps = rng.normal(0, 1, (FRAMES, 5)) * (0.35, 0.35, 1.2, 0.05, 0.02)
+    x, y, angle, gain, tint = (path + steps.cumsum(axis=0))[number]
+    turned = image.rotate(float(np.clip(angle, -6, 6)), Image.Resampling.BICUBIC)
+    width, height = (round(side * length) for length in turned.size)
+    left = round((turned.width - width) * (0.5 + 0.4 * float(np.tanh(x))))
+    top = round((turned.height - height) * (0.5 + 0.4 * float(np.tanh(y))))
+    pixels = np.asarray(turned.crop((left, top, left + width, top + height)), np.float32)
+    pixels = pixels * (1 + gain) * (1 + tint, 1, 1 - tint)
+    noise = np.random.default_rng([seed, number])
+    pixels = pixels + noise.normal(0, noise.uniform(1, 6), pixels.shape)
+    saved = io.BytesIO()
+    frame = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    frame.save(saved, "JPEG", quality=int(noise.integers(60, 93)))
+    return saved.getvalue()
+
+
+class Kept:
+    """Sets with features and difference hashes, computed where `folder` does not hold them yet."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None] = lambda _: None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._say = say
+        self._loaded: Session | None = None
+
+    def of(self, name: str, files: Sequence[LabelledFile]) -> ImageSet:
+        """Returns the set of these images."""
+        return self._of(name, files, [file.read() for file in files], 1)
+
+    def filmed(self, name: str, files: Sequence[LabelledFile]) -> ImageSet:
+        """Returns `FRAMES` frames of each of some images, side by side; each image is a scene."""
+        scenes = _scenes(files)
+        return self._of(name, scenes, [file.read() for file in scenes], FRAMES)
+
+    def _of(
+        self, name: str, files: Sequence[LabelledFile], encoded: list[bytes], frames: int
+    ) -> ImageSet:
+        content = hashlib.sha256(_MADE_AS)
+        for data in encoded:
+            content.update(hashlib.sha256(data).digest())
+        called = f"{name.replace('/', '-')}-{frames}-{content.hexdigest()[:16]}.npz"
+        kept = self._folder / called
+        if not kept.exists():
+            self._say(f"computing features of {len(files) * frames} images of {name}")
+            features, looks = self._compute(encoded, frames)
+            partial = kept.with_suffix(".partial.npz")
+            np.savez(partial, features=features, looks=looks)
+            partial.replace(kept)
+        stored = np.load(kept)
+        classes = tuple(sorted({file.label for file in files}))
+        targets = np.array([classes.index(file.label) for file in files], np.int64)
+        scenes = np.arange(len(files)).repeat(frames)
+        return ImageSet(
+            name,
+            stored["features"],
+            targets.repeat(frames),
+            classes,
+            stored["looks"],
+            scenes,
+        )
+
+    def _compute(
+        self, encoded: Sequence[bytes], frames: int
+    ) -> tuple[Floats, npt.NDArray[np.uint64]]:
+        session = self._session()
+        places = [(image, frame) for image in range(len(encoded)) for frame in range(frames)]
+
+        def run(start: int) -> tuple[Floats, list[int]]:
+            some = [
+                encoded[image] if frames == 1 else _frame(encoded[image], frame)
+                for image, frame in places[start : start + _BATCH]
+            ]
+            pixels = np.stack([preprocess.fit(preprocess.open_image(data)) for data in some])
+            looks = [int(preprocess.inspect(data).look, 16) for data in some]
+            return session.run(pixels, cores=1), looks
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            runs = list(pool.map(run, range(0, len(places), _BATCH)))
+        looks = np.array([look for _, some in runs for look in some], np.uint64)
+        return np.concatenate([rows for rows, _ in runs]), looks
+
+    def _session(self) -> Session:
+        if self._loaded is None:
+            path = self._folder / f"{BACKBONE}.onnx"
+            if not path.exists():
+                network = backbones.load(BACKBONE, "", 0, self._folder)
+                export.to_onnx(network, path)
+            # Exact, so that the figures do not depend on the machine.
+            runtime = OnnxRuntime(Provider("cpu", "the same everywhere"), 1)
+            self._loaded = runtime.load(path, "")
+        return self._loaded

@@ -1,0 +1,119 @@
+"""Served probabilities of heads on frozen features, against how often they come true.
+
+Every image of a set is asked exactly once, by a head that did not learn from it, so that the
+pooled answers are of different images and chance can be reckoned.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.quality import frozen_job
+from bench.quality.document import Section, share
+from bench.quality.frozen_job import Doubles
+from bench.quality.images import ImageSet
+
+BINS = 15
+LEAST_POOLED = 1000
+PER_CLASS: tuple[int | None, ...] = (None, 10)
+"""Images of each class that a head learns from; None for two thirds of all."""
+_BLOCKS = 3
+_MOST_OF_A_SET = 1000
+_SIMULATED = 400
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Answers of one head to images that it did not learn from."""
+
+    name: str
+    per_class: int | None
+    probability: Doubles
+    """[m], of the answered class."""
+    right: Doubles
+    """[m], 0 or 1."""
+    is_calibrated: bool
+    """As its job said."""
+
+
+def ask(images: ImageSet, per_class: int | None, seed: int) -> list[Asked]:
+    """Asks each image once, in three blocks; each is answered by a head of the other two."""
+    rng = np.random.default_rng([seed, 3])
+    order = rng.permutation(len(images))[:_MOST_OF_A_SET]
+    block = np.empty(len(order), np.int64)
+    for k in range(len(images.classes)):
+        own = images.targets[order] == k
+        block[own] = np.arange(own.sum()) % _BLOCKS
+    answers = []
+    for b in range(_BLOCKS):
+        learned = order[block != b]
+        if per_class is not None:
+            of_class = (learned[images.targets[learned] == k] for k in range(len(images.classes)))
+            learned = np.concatenate([own[:per_class] for own in of_class])
+        job = frozen_job.run(images.at(learned), seed)
+        asked = images.at(order[block == b])
+        served = job.probabilities(asked)
+        right = (served.argmax(axis=1) == asked.targets).astype(np.float64)
+        answers.append(Asked(images.name, per_class, served.max(axis=1), right, job.is_calibrated))
+    return answers
+
+
+def expected_error(probability: Doubles, right: Doubles, bins: int = BINS) -> float:
+    """Returns the expected calibration error over bins of equal mass (Nguyen and O'Connor 2015).
+
+    Both [n]; the mean over bins of |share right - mean probability|, weighted by images.
+    """
+    order = np.argsort(probability, kind="stable")
+    parts = np.array_split(right[order] - probability[order], min(bins, len(order)))
+    return float(sum(abs(part.sum()) for part in parts) / len(order))
+
+
+def by_chance(probability: Doubles, seed: int = 0) -> tuple[float, float]:
+    """Returns the mean and the 95 % quantile of the error of right probabilities [n] by chance."""
+    rng = np.random.default_rng(seed)
+    errors = [
+        expected_error(probability, (rng.random(len(probability)) < probability).astype(float))
+        for _ in range(_SIMULATED)
+    ]
+    return float(np.mean(errors)), float(np.quantile(errors, 0.95))
+
+
+def section(answers: Sequence[Asked], networks: Sequence[Asked] = ()) -> Section:
+    """Writes down the calibration errors, pooled and by set."""
+    found = Section("Probabilities")
+    found.say(
+        f"Expected calibration error of the probability served with the answer, {BINS} bins of "
+        "equal mass, points; beside it what right probabilities would have by chance, mean and "
+        "95 % quantile. Every image is asked once, by a head that did not learn from it. "
+        "*Surer*: mean probability less accuracy, points."
+    )
+    rows = []
+    named: list[tuple[str, list[Asked]]] = []
+    for per_class in dict.fromkeys(a.per_class for a in answers):
+        called = "two thirds of the images" if per_class is None else f"{per_class} a class"
+        own = [a for a in answers if a.per_class == per_class]
+        named.append((f"*all sets, learned from {called}*", own))
+        named += [
+            (f"{name}, {called}", [a for a in own if a.name == name])
+            for name in dict.fromkeys(a.name for a in own)
+        ]
+    if networks:
+        named.append(("*trained networks, all sets*", list(networks)))
+    for called, own in named:
+        probability = np.concatenate([a.probability for a in own])
+        right = np.concatenate([a.right for a in own])
+        chance, most = by_chance(probability)
+        rows.append((
+            called, str(len(right)), f"{100 * right.mean():.1f} %",
+            f"{100 * expected_error(probability, right):.1f}",
+            f"{100 * chance:.1f} ({100 * most:.1f})",
+            f"{100 * float(probability.mean() - right.mean()):+.1f}",
+            share(sum(a.is_calibrated for a in own), len(own)),
+        ))  # fmt: skip
+    head = ("answers of", "images", "right", "error", "chance (95 %)", "surer", "jobs that said so")
+    found.table((*head[:-1], "jobs that called themselves calibrated"), rows)
+    pooled = sum(len(a.right) for a in answers if a.per_class is None)
+    if answers and pooled < LEAST_POOLED:
+        found.say(f"Only {pooled} images are pooled, fewer than {LEAST_POOLED}: too few to tell.")
+    return found

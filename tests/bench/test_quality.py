@@ -1,0 +1,170 @@
+"""Quality is measured by a program that works, and that finds what is wrong."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from bench.quality import document, gates, images, probabilities, regression, reported, thousand
+from bench.quality.images import FRAMES, ImageSet
+
+
+def made(classes: int, scenes: int, frames: int, apart: float, seed: int) -> ImageSet:
+    """Classes `apart` from each other, scenes within, frames next to their scene."""
+    rng = np.random.default_rng(seed)
+    count = classes * scenes
+    targets = np.arange(classes).repeat(scenes)
+    middle = rng.normal(0, apart, (classes, 32))[targets] + rng.normal(0, 1, (count, 32))
+    features = middle.repeat(frames, axis=0)
+    features += rng.normal(0, 0.05, features.shape)
+    # Frames of a scene differ in a bit of their hash, scenes in half of them.
+    looks = rng.integers(0, 2**63, count).astype(np.uint64).repeat(frames)
+    looks ^= (rng.integers(0, 2, count * frames)).astype(np.uint64)
+    return ImageSet(
+        "made",
+        features.astype(np.float32),
+        targets.repeat(frames),
+        tuple(f"class {k}" for k in range(classes)),
+        looks,
+        np.arange(count).repeat(frames),
+    )
+
+
+@pytest.mark.parametrize("stratum", reported.STRATA)
+def test_a_job_learns_from_some_scenes_and_is_held_against_the_others(
+    stratum: reported.Stratum,
+) -> None:
+    whole, filmed = made(3, 60, 1, 1, 0), made(3, 40, FRAMES, 1, 1)
+    drawn = reported.draw(whole, filmed, stratum, 4)
+    assert drawn is not None
+    train, held_out = drawn.train, drawn.held_out
+    assert not set(train.scenes) & set(held_out.scenes)
+    assert set(train.targets) == set(held_out.targets)
+    counts = np.bincount(train.targets)
+    if stratum == "nine to one":
+        assert counts[1] == 9 * counts[0]
+    elif stratum == "at most ten a class":
+        assert 3 <= counts.min() == counts.max() <= 10
+    elif stratum.startswith("bursts"):
+        assert set(np.unique(train.scenes, return_counts=True)[1]) == {FRAMES}
+
+
+def test_held_out_accuracy_has_the_classes_of_training_and_an_error_by_scenes() -> None:
+    # Class 0: a scene of two right frames and a wrong one; class 1: all right.
+    right = np.array([1.0, 1, 0, 1, 1])
+    targets, scenes = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 2, 3])
+    value, error = reported.by_scenes(right, targets, scenes, np.array([0.75, 0.25]))
+    assert_allclose(value, 0.75 * 0.5 + 0.25)
+    # Of two scenes, 1 and 0; and of 1, 1 and Agresti and Coull's 0 and 1.
+    assert_allclose(error**2, 0.75**2 * 0.5 / 2 + 0.25**2 * 0.25 / 4)
+
+
+def outcome(value: float, true: float) -> reported.Outcome:
+    return reported.Outcome(
+        "made", "plain", 100, 100, 100, value, value - 0.05, value + 0.05, true, 0.01, True, 0, 0
+    )
+
+
+def test_reports_that_are_too_high_miss_the_bound() -> None:
+    honest = [outcome(0.8, 0.8 + (i % 5 - 2) / 100) for i in range(40)]
+    boast = [outcome(1.0, 0.6)] * 5
+    section = reported.section([*honest, *boast], 0)
+    missed = [promise for promise, is_kept in section.bounds if not is_kept]
+    assert any(p.startswith("at least 93 % inside, all jobs: 88.9 %") for p in missed)
+    assert any(p.startswith("at least 90 % inside, plain: 88.9 %") for p in missed)
+    assert "| 40 of 45 |" in section.markdown()
+
+
+def test_jobs_on_made_scenes_report_what_is_true() -> None:
+    """A few whole jobs; lone images would be reported far too good."""
+    filmed = made(3, 40, FRAMES, 0.35, 2)
+    found = []
+    for seed in range(3):
+        drawn = reported.draw(filmed, filmed, "bursts", seed)
+        assert drawn is not None
+        measured = reported.measure(drawn)
+        assert measured is not None
+        found.append(measured)
+    assert all(o.groups == o.scenes for o in found)
+    assert all(o.reported < 0.95 for o in found)
+    assert sum(o.is_inside for o in found) >= 2
+
+
+def test_a_worse_version_that_passes_misses_the_bound() -> None:
+    def kept(worse: int, equal: int) -> list[bool]:
+        outcomes = [
+            gates.Outcome(s, Counter(passed=n, failed=100 - n))
+            for s in gates.settings()
+            for n in [worse if s.difference else equal]
+        ]
+        return [is_kept for _, is_kept in gates.section(outcomes).bounds]
+
+    assert kept(5, 80) == [True] * 5
+    assert kept(6, 80).count(False) == 3
+    assert kept(5, 79).count(False) == 2
+
+
+def test_simulated_versions_are_as_different_as_is_said() -> None:
+    much_worse = gates.simulate(gates.Setting(0.02, 400, -0.2, 1), 20, 0)
+    assert much_worse.verdicts == {"failed": 20}
+    equal = gates.simulate(gates.Setting(0.02, 1000, 0.0, 1), 20, 0)
+    assert equal.verdicts["passed"] >= 18
+
+
+def test_the_calibration_error_is_that_of_bins_of_equal_mass() -> None:
+    probability = np.array([0.9, 0.9, 0.6, 0.6])
+    right = np.array([1.0, 0.0, 1.0, 1.0])
+    assert_allclose(probabilities.expected_error(probability, right, bins=2), (0.8 + 0.8) / 4)
+    rng = np.random.default_rng(0)
+    honest = rng.uniform(0.5, 1, 2000)
+    _, most = probabilities.by_chance(honest)
+    drawn = (rng.random(2000) < honest).astype(float)
+    assert probabilities.expected_error(honest, drawn) < most
+    assert probabilities.expected_error(honest, (rng.random(2000) < 0.5).astype(float)) > 2 * most
+
+
+def test_every_image_is_asked_once() -> None:
+    answers = probabilities.ask(made(2, 30, 1, 1, 3), None, 0)
+    assert sum(len(a.right) for a in answers) == 60
+
+
+def test_a_head_is_compared_with_logistic_regression_on_the_same_draw() -> None:
+    pair = regression.compare(made(3, 30, 1, 0.7, 4), 5, 0)
+    assert pair is not None
+    assert abs(pair.accuracy) < 0.25
+    assert regression.compare(made(3, 30, 1, 0.7, 4), 50, 0) is None
+
+
+def test_being_below_in_every_draw_misses_the_bound() -> None:
+    below = [regression.Pair("made", 5, -0.02 - i / 1e4, 0.1) for i in range(10)]
+    noise = [regression.Pair("other", 5, (-1) ** i / 50, 0.0) for i in range(10)]
+    (promise, is_kept), *_ = regression.section([*below, *noise]).bounds
+    assert not is_kept
+    assert "made at 5 a class (-2.0" in promise
+    assert "other" not in promise
+
+
+def test_many_classes_are_learned_from_scenes_too() -> None:
+    train, held_out = thousand.of_scenes([made(2, 20, FRAMES, 1, 5)], 30, 0)
+    assert len(train.classes) == 30
+    found = thousand.measure(train, held_out, 0)
+    assert found.accuracy > 0.9
+
+
+def test_data_sets_are_found_by_their_folders_and_bursts_made_of_them(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    digits = images.find(tmp_path)[images.DIGITS]
+    for part in ("train", "val"):
+        for file in (digits[0], digits[1]):
+            path = tmp_path / "few" / part / file.label / "one.png"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(file.read())
+    found = images.find(tmp_path)
+    assert [(file.label) for file in found["few"]] == ["0", "1", "0", "1"]
+    first, second = (images._frame(digits[0].read(), n) for n in (0, 1))
+    assert first != second
+    assert first == images._frame(digits[0].read(), 0)
+
+
+def test_a_share_comes_with_its_interval() -> None:
+    assert document.share(9, 10) == "90.0 % [59.6, 98.2] of 10"
