@@ -29,7 +29,7 @@ Looks = npt.NDArray[np.uint64]
 TWIN = 8.5
 """Spreads beyond unrelated pairs that one pair of a group must reach, in classes of `_USUAL`
 images: as many as one in a hundred photos of the same insects by strangers comes to."""
-NEAR = 6.5
+NEAR = 6.2
 """What the pairs of a group reach on average: frames of one scene have 7 to 25."""
 MAX_PAIRS = 100_000
 MAX_ACROSS = 20_000
@@ -37,11 +37,11 @@ MAX_ACROSS = 20_000
 _LEAST = 0.3
 """The cosine below which two images are no twins, however few there are to compare them with."""
 _PER_DECADE = 1.7
-"""What both grow by with ten times the images of a class, of which ten times as many pairs come by
-chance to any threshold: as the tail of unrelated pairs does on photos, drawings and tiles."""
+"""What it grows by with ten times the images of a class, of which each has ten times as many pairs
+that come by chance to any threshold: as the tail of unrelated photos and drawings does."""
 _USUAL = 200
 _FEW = 50
-"""Below so many images of a class both stay as they are."""
+"""Below so many images of a class it stays as it is."""
 _NEAREST = 10_000
 """Images of a class that each is held against, before and after it: frames follow one another."""
 _HASHED = 1.0
@@ -57,9 +57,9 @@ _SAMPLED = 400
 """Images of a class whose pairs are looked at to know unrelated ones."""
 _LARGEST = 3000
 """Images that are clustered at once."""
-_BLIND = 0.95
-"""Where the cosine must be beyond it, resaved and cropped copies do not stand out: they have 0.8
-to 0.98 on photos."""
+_BLIND = 0.85
+"""Where the cosine must be beyond it, many resaved, scaled and cropped copies do not stand out:
+they have 0.75 to 0.98 on photos."""
 _WHOLE = np.float32(0.9999)
 """A cosine beyond it is taken for it: that of 1 has no z."""
 _BLOCK = 1024
@@ -242,7 +242,8 @@ def _within(
     found: _Found, own: Singles, looks: Looks, places: Ints, unrelated: _Unrelated, more: float
 ) -> None:
     """Finds the groups of one class, and their pairs."""
-    near = NEAR + more
+    # Less than `TWIN` does: that a group has a sure pair keeps strangers apart already.
+    near = NEAR + more / 2
     edges: list[tuple[Ints, Ints, Singles, Singles]] = []
     for start in range(0, len(places), _BLOCK):
         rows = places[start : start + _BLOCK]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
@@ -33,10 +34,15 @@ class Measured:
     probabilities: Floats
     copies: int = 0
     """Images of the kind that are left out, since copies of them were learned from."""
+    rounds: int = 0
+    """Of the cross-validation; 0 where the images were measured once."""
 
     def figure(self) -> Figure:
         """Measures them as one figure."""
-        return evaluate.figure(self.measured_on, self.probabilities, self.part.targets, self.groups)
+        figure = evaluate.figure(
+            self.measured_on, self.probabilities, self.part.targets, self.groups
+        )
+        return msgspec.structs.replace(figure, rounds=self.rounds)
 
 
 def measure(found: "Transferred") -> tuple["Transferred", list[Measured]]:
@@ -56,7 +62,9 @@ def measure(found: "Transferred") -> tuple["Transferred", list[Measured]]:
         return _measure_network(found)
     sets = given(divided, found.learned_groups, served.head, served.features)
     if out_of_fold is not None:
-        sets += cross_validated(train, divided.train, out_of_fold, ~divided.chose)
+        sets += cross_validated(
+            train, divided.train, out_of_fold, ~divided.chose, found.rounds or divided.rounds
+        )
     return found, sets
 
 
@@ -72,7 +80,7 @@ def _measure_network(found: "Transferred") -> tuple["Transferred", list[Measured
     if not len(part):
         return found, given(divided, learned, served.head, served.features)
     features = served.features.of(part, "held-out images")
-    logits: Doubles = features @ served.head.weight.T.astype(np.float64) + served.head.bias
+    logits = features.astype(np.float64) @ served.head.weight.T + served.head.bias
     own = Measured(name, part, groups, softmax(logits, axis=1))
     head, own = tempered(served.head, own, logits)
     rest = given(divided, learned, head, served.features)
@@ -83,14 +91,14 @@ def _measure_network(found: "Transferred") -> tuple["Transferred", list[Measured
 
 
 def cross_validated(
-    part: Part, groups: Ints, out_of_fold: Floats, chose_nothing: Bools
+    part: Part, groups: Ints, out_of_fold: Floats, chose_nothing: Bools, rounds: int
 ) -> list[Measured]:
     """Returns the images that have an out-of-fold answer and chose nothing, if there are any."""
     answered = ~np.isnan(out_of_fold[:, 0]) & chose_nothing
     if not answered.any():
         return []
     own, own_groups = subset(part, groups, answered)
-    return [Measured("cross_validation", own, own_groups, out_of_fold[answered])]
+    return [Measured("cross_validation", own, own_groups, out_of_fold[answered], rounds=rounds)]
 
 
 def given(divided: Divided, learned_groups: Ints, head: Head, features: Features) -> list[Measured]:

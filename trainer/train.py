@@ -214,7 +214,6 @@ def _run(job: Job) -> Manifest:
         job.epochs,
         _findings(found, sets, compared, known[1] if known else None, ranked, spec),
         decisions=found.decisions,
-        rounds=len(np.unique(divided.folds[divided.folds >= 0])),
         target_names=found.target.images.names if found.target else None,
     )
     (job.out / REPORT_JSON_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(written)))

@@ -57,6 +57,8 @@ class Transferred:
     out_of_fold: npt.NDArray[np.floating] | None = None
     """Probabilities [n, classes] of the training images by what did not learn from them, where
     they are not those of the fitted head."""
+    rounds: int = 0
+    """Of that cross-validation."""
     target: Target | None = None
     target_features: Floats | None = None
     """Of the target's images, as served."""
@@ -216,6 +218,7 @@ def _auto(job: Job, divided: Divided) -> Transferred:
         is_trained=True,
         network=found.backbone,
         out_of_fold=found.answers,
+        rounds=auto.FOLDS,
         decisions=[found.why],
     )
 
@@ -336,7 +339,11 @@ def _of_source(divided: Divided, source_only: FittedHead) -> list[Measured]:
     if source_only.out_of_fold is None:
         return []
     found = cross_validated(
-        divided.data.train, divided.train, source_only.out_of_fold, ~divided.chose
+        divided.data.train,
+        divided.train,
+        source_only.out_of_fold,
+        ~divided.chose,
+        divided.rounds,
     )
     return [replace(each, measured_on="source") for each in found]
 

@@ -62,19 +62,18 @@ def advise(
     findings: Findings,
     counts: Sequence[ClassCount],
     left_out: LeftOut,
-    rounds: int = 0,
 ) -> list[Advice]:
     """Writes the sentences: what the accuracy is of, the accuracy, warnings, then the rest.
 
     `metrics` and `calibration` are of the headline set of `measured`, None where no
-    image could be measured on; `rounds` are those of a cross-validation.
+    image could be measured on.
     """
     first = headline(measured)
     is_copied = is_mostly_copied(findings.grouped)
     copies = list(_copies(findings.grouped))
     found = [
         *(copies if is_copied else []),
-        *_quality(manifest, first, metrics, findings, rounds),
+        *_quality(manifest, first, metrics, findings),
         *_trust(manifest, metrics, calibration, findings),
         *([] if is_copied else copies),
         *_unmeasured(measured, metrics),
@@ -99,7 +98,6 @@ def _quality(
     measured: Measured | None,
     metrics: Metrics | None,
     findings: Findings,
-    rounds: int,
 ) -> Iterator[Advice]:
     if measured is None or metrics is None:
         yield Advice("quality", "warning", _unknown(findings))
@@ -110,7 +108,7 @@ def _quality(
             level = "warning"
         elif bars and level != "warning":
             level = "good"
-        yield Advice("quality", level, _accuracy(measured, metrics, rounds) + beside)
+        yield Advice("quality", level, _accuracy(measured, metrics) + beside)
     yield from _gate(manifest)
     for other in findings.comparisons:
         if other.name == "majority_class":
@@ -142,10 +140,10 @@ def _unknown(findings: Findings) -> str:
     )
 
 
-def _accuracy(measured: Measured, metrics: Metrics, rounds: int) -> str:
+def _accuracy(measured: Measured, metrics: Metrics) -> str:
     right = sum(c.hits for c in metrics.classes)
     low, high = metrics.accuracy_low * 100, metrics.accuracy_high * 100
-    basis = how(measured.measured_on, metrics.count, rounds)
+    basis = how(measured.measured_on, metrics.count, measured.rounds)
     groups = ""
     if metrics.groups < metrics.count:
         groups = f", counting {metrics.groups:,} groups of images that belong together"
