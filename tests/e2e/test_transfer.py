@@ -53,9 +53,9 @@ def test_a_version_that_fails_its_gate_is_kept_and_a_good_one_is_rolled_back(
     second = client.fine_tune(digits, name="gated", gate=asked).wait(timeout_s=GUARD_S)
     assert second.is_candidate
     # The same images and the same method: identical answers pass, however few they are.
-    assert {c.name: c.verdict for c in second.gate_checks}["not_worse"] == "passed", (
-        second.gate_checks
-    )
+    assert {c.name: c.verdict for c in second.gate_checks}["not_worse"] == "passed", [
+        c.detail for c in second.gate_checks
+    ]
     assert {c.name: c.verdict for c in second.gate_checks}["latency"] == "failed"
     assert client.get_model("gated").aliases == {"latest": 1, "prod": 1}
     [answer] = client.predict(next(digits.rglob("*.png")), model="gated", version=2)
