@@ -11,7 +11,7 @@ average linkage, so that a chain of pairs does not join what lies far apart.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,12 +57,14 @@ _SAMPLED = 400
 """Images of a class whose pairs are looked at to know unrelated ones."""
 _LARGEST = 3000
 """Images that are clustered at once."""
+_KEPT = 100
+"""Pairs of an image with later ones that are kept, the nearest: a film has thousands."""
 _BLIND = 0.85
 """Where the cosine must be beyond it, many resaved, scaled and cropped copies do not stand out:
 they have 0.75 to 0.98 on photos."""
 _WHOLE = np.float32(0.9999)
 """A cosine beyond it is taken for it: that of 1 has no z."""
-_BLOCK = 1024
+_BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,7 @@ class Groups:
     similarities: Singles
     """float32 [m]: cosines of their features, -1 to 1, without what is common to the class."""
     pair_count: int
-    """Of all such pairs."""
+    """Of all such pairs, of an image with the 100 nearest after it."""
     threshold: float
     """The cosine that a pair of a usual class had to reach, without help of its hash."""
     twin_share: float
@@ -251,7 +253,10 @@ def _within(
         cosines = own[rows] @ own[columns].T
         score = unrelated.score(cosines, _bits(looks[rows], looks[columns]))
         score[np.tril_indices(len(rows), 0, len(columns))] = -np.inf
-        i, j = np.nonzero((score >= near) & (cosines >= unrelated.least))
+        is_near = (score >= near) & (cosines >= unrelated.least)
+        for row in np.flatnonzero(is_near.sum(axis=1) > _KEPT):
+            is_near[row] &= score[row] > np.partition(score[row], -_KEPT - 1)[-_KEPT - 1]
+        i, j = np.nonzero(is_near)
         edges.append((start + i, start + j, cosines[i, j], score[i, j]))
     first, second, cosines, score = (np.concatenate(each) for each in zip(*edges, strict=True))
     if not len(first):
@@ -261,8 +266,15 @@ def _within(
         at = places[members]
         return unrelated.score(own[at] @ own[at].T, _bits(looks[at], looks[at]))
 
+    def is_one(members: Ints) -> bool:
+        some = _spread(members)
+        return bool(scores(some)[np.triu_indices(len(some), 1)].mean() >= near)
+
     cluster = np.arange(len(places))
-    for members in _components(first, second, score, len(places)):
+    for members in _components(first, second, score, len(places), is_one):
+        if len(members) > _LARGEST:
+            cluster[members] = members[0]
+            continue
         pairs = scores(members)[np.triu_indices(len(members), 1)]
         # Distances may not be negative; the highest score of a pair is far below this.
         distances = np.maximum(1000.0 - pairs.astype(np.float64), 0)
@@ -278,20 +290,22 @@ def _within(
     )  # fmt: skip
 
 
-def _components(first: Ints, second: Ints, score: Singles, count: int) -> Iterator[Ints]:
-    """Yields the places of images that pairs connect, so many at most as are clustered at once."""
+def _components(
+    first: Ints, second: Ints, score: Singles, count: int, is_one: Callable[[Ints], bool]
+) -> Iterator[Ints]:
+    """Yields places that pairs connect: more than can be clustered at once where they are one."""
     labels = _labels(first, second, count)
     sizes = np.bincount(labels)
     for label in np.flatnonzero(sizes > 1):
         members = np.flatnonzero(labels == label)
-        if len(members) <= _LARGEST:
+        if len(members) <= _LARGEST or is_one(members):
             yield members
             continue
         # Loosely connected: its weaker half of pairs is cut.
         inside = labels[first] == label
         strong = inside & (score > np.median(score[inside]))
         if strong.any():
-            yield from _components(first[strong], second[strong], score[strong], count)
+            yield from _components(first[strong], second[strong], score[strong], count, is_one)
 
 
 def _across(
