@@ -59,6 +59,8 @@ _LARGEST = 3000
 """Images that are clustered at once."""
 _KEPT = 100
 """Pairs of an image with later ones that are kept, the nearest: a film has thousands."""
+_KEPT_ACROSS = 5
+"""The same for pairs under two classes."""
 _BLIND = 0.85
 """Where the cosine must be beyond it, many resaved, scaled and cropped copies do not stand out:
 they have 0.75 to 0.98 on photos."""
@@ -254,9 +256,7 @@ def _within(
         score = unrelated.score(cosines, _bits(looks[rows], looks[columns]))
         score[np.tril_indices(len(rows), 0, len(columns))] = -np.inf
         is_near = (score >= near) & (cosines >= unrelated.least)
-        for row in np.flatnonzero(is_near.sum(axis=1) > _KEPT):
-            is_near[row] &= score[row] > np.partition(score[row], -_KEPT - 1)[-_KEPT - 1]
-        i, j = np.nonzero(is_near)
+        i, j = np.nonzero(is_near & _nearest(score, _KEPT))
         edges.append((start + i, start + j, cosines[i, j], score[i, j]))
     first, second, cosines, score = (np.concatenate(each) for each in zip(*edges, strict=True))
     if not len(first):
@@ -326,7 +326,9 @@ def _across(
         score = apart.score(usual[rows] @ usual[start:].T, _bits(looks[rows], looks[start:]))
         score[targets[rows][:, None] == targets[start:]] = -np.inf
         score[np.tril_indices(len(score), 0, score.shape[1])] = -np.inf
-        i, j = np.nonzero(score >= twin)
+        is_near = (score >= twin) & _nearest(score, _KEPT_ACROSS)
+        score[~is_near] = -np.inf
+        i, j = np.nonzero(is_near)
         for label in np.unique(np.concatenate([targets[start + i], targets[start + j]])):
             is_of = (targets[start + i] == label) | (targets[start + j] == label)
             first, second = start + i[is_of], start + j[is_of]
@@ -337,6 +339,7 @@ def _across(
             )
             bits = np.bitwise_count(looks[first] ^ looks[second]).astype(np.float32)
             as_one = unrelated[label].score(cosines, bits)
+            as_one[cosines < unrelated[label].least] = -np.inf
             score[i[is_of], j[is_of]] = np.minimum(score[i[is_of], j[is_of]], as_one)
         i, j = np.nonzero(score >= twin)
         first, second = start + i, start + j
@@ -373,6 +376,15 @@ def _joined(found: _Found, given: list[str], threshold: float, unclear: tuple[in
         twin_share=len(np.union1d(first, second)) / count,
         unclear=unclear,
     )
+
+
+def _nearest(score: Singles, count: int) -> npt.NDArray[np.bool_]:
+    """Marks the so many highest of each row."""
+    if score.shape[1] <= count:
+        return np.ones(score.shape, np.bool_)
+    least = np.partition(score, -count, axis=1)[:, -count, None]
+    marked: npt.NDArray[np.bool_] = score >= least
+    return marked
 
 
 def _labels(first: Ints, second: Ints, count: int) -> Ints:

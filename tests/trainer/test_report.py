@@ -84,7 +84,7 @@ def _report(
     metrics = _metrics(of, found)
     manifest = sample_report.manifest(found.classes, **changes)
     return report.collect(
-        manifest, found, [of], metrics, sample_report.epochs(epochs), extras, ["because"], 5
+        manifest, found, [of], metrics, sample_report.epochs(epochs), extras, ["because"]
     )
 
 
