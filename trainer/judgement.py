@@ -150,7 +150,7 @@ def compared(job: Job, found: Transferred, headline: Measured | None) -> list[Co
     measured = []
     if headline.measured_on == "cross_validation":
         measured.append(_nearest_mean_by_folds(job, found, part))
-    elif not found.is_trained and found.target is None:
+    elif found.target is None:
         learned = train.take(~found.held)
         means = comparisons.nearest_class_mean(
             job.frozen.of(learned), learned.targets, job.frozen.of(part), classes
