@@ -92,9 +92,7 @@ def _paired(job: Job, found: Transferred, incumbent: Incumbent, sets: Sequence[M
             else:
                 unseen[i] = is_known[i] and each.groups[i] not in learned
         if unseen.any():
-            named[unseen], shares[unseen] = _answered(
-                job, incumbent, head, each.part.take(unseen)
-            )
+            named[unseen], shares[unseen] = _answered(job, incumbent, head, each.part.take(unseen))
         is_paired = is_known & (named != "")
         left_out += int((is_known & ~is_paired).sum())
         right.append(ours[is_paired])
