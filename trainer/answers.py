@@ -54,6 +54,8 @@ class Answer:
     role: Role
     answered: str
     """The class; empty where it is not answered."""
+    probability: float
+    """Of the class."""
 
 
 def save(path: Path, classes: Sequence[str], rows: Sequence[Rows]) -> None:
@@ -100,5 +102,5 @@ def load(path: Path) -> dict[str, Answer]:
     known: dict[str, Answer] = {}
     for digest, role, first, share in zip(digests, roles, best, shares, strict=True):
         answered = classes[int(first[0])] if share[0] > 0 else ""
-        known[digest.tobytes().hex()] = Answer(Role(int(role)), answered)
+        known[digest.tobytes().hex()] = Answer(Role(int(role)), answered, float(share[0]))
     return known

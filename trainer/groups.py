@@ -11,7 +11,7 @@ average linkage, so that a chain of pairs does not join what lies far apart.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,21 +29,25 @@ Looks = npt.NDArray[np.uint64]
 TWIN = 8.5
 """Spreads beyond unrelated pairs that one pair of a group must reach, in classes of `_USUAL`
 images: as many as one in a hundred photos of the same insects by strangers comes to."""
-NEAR = 6.5
+NEAR = 6.2
 """What the pairs of a group reach on average: frames of one scene have 7 to 25."""
 MAX_PAIRS = 100_000
 MAX_ACROSS = 20_000
 """Images; of more, twins under two classes are not sought."""
+_LEAST = 0.3
+"""The cosine below which two images are no twins, however few there are to compare them with."""
 _PER_DECADE = 1.7
-"""What both grow by with ten times the images of a class, of which ten times as many pairs come by
-chance to any threshold: as the tail of unrelated pairs does on photos, drawings and tiles."""
+"""What it grows by with ten times the images of a class, of which each has ten times as many pairs
+that come by chance to any threshold: as the tail of unrelated photos and drawings does."""
 _USUAL = 200
 _FEW = 50
-"""Below so many images of a class both stay as they are."""
+"""Below so many images of a class it stays as it is."""
 _NEAREST = 10_000
 """Images of a class that each is held against, before and after it: frames follow one another."""
 _HASHED = 1.0
 """Spreads of the hash that unrelated images may come to; what is beyond is added."""
+_LIKE = 2.0
+"""Spreads beyond that from which on the hash of two images is taken for like."""
 _LEAST_BITS = 2.0
 """The least spread of the hash's distances: of images that all have one look."""
 _SHRUNK = 10
@@ -55,12 +59,16 @@ _SAMPLED = 400
 """Images of a class whose pairs are looked at to know unrelated ones."""
 _LARGEST = 3000
 """Images that are clustered at once."""
-_BLIND = 0.95
-"""Where the cosine must be beyond it, resaved and cropped copies do not stand out: they have 0.8
-to 0.98 on photos."""
+_KEPT = 100
+"""Pairs of an image with later ones that are kept, the nearest: a film has thousands."""
+_KEPT_ACROSS = 5
+"""The same for pairs under two classes."""
+_BLIND = 0.85
+"""Where the cosine must be beyond it, many resaved, scaled and cropped copies do not stand out:
+they have 0.75 to 0.98 on photos."""
 _WHOLE = np.float32(0.9999)
 """A cosine beyond it is taken for it: that of 1 has no z."""
-_BLOCK = 1024
+_BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +83,7 @@ class Groups:
     similarities: Singles
     """float32 [m]: cosines of their features, -1 to 1, without what is common to the class."""
     pair_count: int
-    """Of all such pairs."""
+    """Of all such pairs, of an image with the 100 nearest after it."""
     threshold: float
     """The cosine that a pair of a usual class had to reach, without help of its hash."""
     twin_share: float
@@ -97,12 +105,28 @@ class _Unrelated:
     z_spread: float
     bits: float
     bits_spread: float
+    opposite: float
+    """Of cosines, what the least are below 0: unrelated images may be as alike as unlike."""
+    is_pooled: bool = False
+    """Of pairs across classes alone, as no class has images enough: what a class has in common
+    looks like a twin there, so that without a like hash there is none."""
+
+    @property
+    def least(self) -> float:
+        """The cosine that a twin has at least."""
+        return max(_LEAST, self.opposite)
+
+    def needed(self, score: float) -> float:
+        """Returns the cosine that reaches a score without help of the hash."""
+        return max(self.least, float(np.tanh(self.z + score * self.z_spread)))
 
     def score(self, cosines: Singles, bits: Singles) -> Singles:
         """Returns how many spreads pairs lie beyond unrelated ones."""
         z = np.arctanh(np.clip(cosines, -_WHOLE, _WHOLE))
         looks = (self.bits - bits) / self.bits_spread - _HASHED
         score: Singles = (z - self.z) / self.z_spread + np.maximum(looks, 0)
+        if self.is_pooled:
+            score = np.where(looks >= _LIKE, score, np.minimum(score, 0))
         return score
 
 
@@ -133,9 +157,8 @@ def find(features: Floats, looks: Looks, targets: Ints, given: Sequence[str]) ->
     cosines = []
     for places, pairs in zip(classes, unrelated, strict=True):
         more = _more(len(places))
-        needed = float(np.tanh(pairs.z + (TWIN + more) * pairs.z_spread))
-        cosines.append(needed)
-        if needed > _BLIND and len(places) > 1:
+        cosines.append(pairs.needed(TWIN + more))
+        if cosines[-1] > _BLIND and len(places) > 1:
             unclear.append(int(targets[places[0]]))
         _within(found, own, looks, places, pairs, more)
     if len(classes) > 1 and count <= MAX_ACROSS:
@@ -181,7 +204,7 @@ class _Found:
 
 def _of_classes(own: Singles, looks: Looks, classes: Sequence[Ints]) -> list[_Unrelated]:
     """Returns unrelated pairs by class: small classes' as usual classes' are."""
-    known = np.full((len(classes), 4), np.nan)
+    known = np.full((len(classes), 5), np.nan)
     for row, places in enumerate(classes):
         if len(places) < 3:
             continue
@@ -190,41 +213,40 @@ def _of_classes(own: Singles, looks: Looks, classes: Sequence[Ints]) -> list[_Un
         cosines, bits = (own[some] @ own[some].T)[upper], _bits(looks[some], looks[some])[upper]
         known[row] = _far_side(cosines, bits)
     sizes = np.array([len(places) for places in classes])
-    is_usual = (sizes >= _SHRUNK) & ~np.isnan(known[:, 0])
-    if not is_usual.any():
-        is_usual = ~np.isnan(known[:, 0])
-    if not is_usual.any():
-        # One or two images a class: pairs under two classes are as good as there are.
+    is_usual = sizes >= _SHRUNK
+    if is_usual.any():
+        # Of two in the middle the lower, so that a class that is all alike decides for no other.
+        usual = np.quantile(known[is_usual], 0.5, axis=0, method="lower")
+    else:
         every = _spread(np.concatenate(classes))
         upper = np.triu_indices(len(every), 1)
         if not len(upper[0]):
-            return [_Unrelated(0.0, 1.0, 32.0, 4.0)] * len(classes)
-        known[0] = _far_side(
-            (own[every] @ own[every].T)[upper], _bits(looks[every], looks[every])[upper]
-        )
-        is_usual[0] = True
-    usual = np.median(known[is_usual], axis=0)
+            return [_Unrelated(0.0, 1.0, 32.0, 4.0, 0.0, is_pooled=True)] * len(classes)
+        cosines, bits = (own[every] @ own[every].T)[upper], _bits(looks[every], looks[every])[upper]
+        usual = np.array(_far_side(cosines, bits))
     weights = (sizes / (sizes + _TRUSTED))[:, None]
     mixed = np.where(np.isnan(known), usual, weights * known + (1 - weights) * usual)
     # Of a class of many kinds, such as breeds of dogs, most pairs lie together and the pairs of a
     # kind far from them: its spread says too little.
     mixed[:, 1] = np.maximum(mixed[:, 1], usual[1])
-    return [_Unrelated(*row) for row in mixed.tolist()]
+    is_pooled = not is_usual.any()
+    return [_Unrelated(*row[:5], is_pooled) for row in mixed.tolist()]
 
 
-def _far_side(cosines: Singles, bits: Singles) -> tuple[float, float, float, float]:
+def _far_side(cosines: Singles, bits: Singles) -> tuple[float, float, float, float, float]:
     """Returns location and spread of pairs by the quarter of them that is least alike.
 
     As of a normal distribution, whose quarter lies 0.674 spreads from its middle and whose
     twentieth 1.645: twins, be they half of all pairs, are on the other side.
     """
-    far, quarter = np.arctanh(np.clip(np.quantile(cosines, (0.05, 0.25)), -_WHOLE, _WHOLE))
+    quantiles = np.clip(np.quantile(cosines, (0.05, 0.25)), -_WHOLE, _WHOLE)
+    far, quarter = np.arctanh(quantiles)
     spread = max(float(quarter - far) / 0.971, 1e-3)
     bits_quarter, bits_far = np.quantile(bits, (0.75, 0.95))
     bits_spread = max(float(bits_far - bits_quarter) / 0.971, _LEAST_BITS)
     return (
         float(quarter) + 0.674 * spread, spread,
-        float(bits_quarter) - 0.674 * bits_spread, bits_spread,
+        float(bits_quarter) - 0.674 * bits_spread, bits_spread, -float(quantiles[0]),
     )  # fmt: skip
 
 
@@ -232,7 +254,8 @@ def _within(
     found: _Found, own: Singles, looks: Looks, places: Ints, unrelated: _Unrelated, more: float
 ) -> None:
     """Finds the groups of one class, and their pairs."""
-    near = NEAR + more
+    # Less than `TWIN` does: that a group has a sure pair keeps strangers apart already.
+    near = NEAR + more / 2
     edges: list[tuple[Ints, Ints, Singles, Singles]] = []
     for start in range(0, len(places), _BLOCK):
         rows = places[start : start + _BLOCK]
@@ -240,7 +263,8 @@ def _within(
         cosines = own[rows] @ own[columns].T
         score = unrelated.score(cosines, _bits(looks[rows], looks[columns]))
         score[np.tril_indices(len(rows), 0, len(columns))] = -np.inf
-        i, j = np.nonzero(score >= near)
+        is_near = (score >= near) & (cosines >= unrelated.least)
+        i, j = np.nonzero(is_near & _nearest(score, _KEPT))
         edges.append((start + i, start + j, cosines[i, j], score[i, j]))
     first, second, cosines, score = (np.concatenate(each) for each in zip(*edges, strict=True))
     if not len(first):
@@ -250,8 +274,15 @@ def _within(
         at = places[members]
         return unrelated.score(own[at] @ own[at].T, _bits(looks[at], looks[at]))
 
+    def is_one(members: Ints) -> bool:
+        some = _spread(members)
+        return bool(scores(some)[np.triu_indices(len(some), 1)].mean() >= near)
+
     cluster = np.arange(len(places))
-    for members in _components(first, second, score, len(places)):
+    for members in _components(first, second, score, len(places), is_one):
+        if len(members) > _LARGEST:
+            cluster[members] = members[0]
+            continue
         pairs = scores(members)[np.triu_indices(len(members), 1)]
         # Distances may not be negative; the highest score of a pair is far below this.
         distances = np.maximum(1000.0 - pairs.astype(np.float64), 0)
@@ -267,20 +298,22 @@ def _within(
     )  # fmt: skip
 
 
-def _components(first: Ints, second: Ints, score: Singles, count: int) -> Iterator[Ints]:
-    """Yields the places of images that pairs connect, so many at most as are clustered at once."""
+def _components(
+    first: Ints, second: Ints, score: Singles, count: int, is_one: Callable[[Ints], bool]
+) -> Iterator[Ints]:
+    """Yields places that pairs connect: more than can be clustered at once where they are one."""
     labels = _labels(first, second, count)
     sizes = np.bincount(labels)
     for label in np.flatnonzero(sizes > 1):
         members = np.flatnonzero(labels == label)
-        if len(members) <= _LARGEST:
+        if len(members) <= _LARGEST or is_one(members):
             yield members
             continue
         # Loosely connected: its weaker half of pairs is cut.
         inside = labels[first] == label
         strong = inside & (score > np.median(score[inside]))
         if strong.any():
-            yield from _components(first[strong], second[strong], score[strong], count)
+            yield from _components(first[strong], second[strong], score[strong], count, is_one)
 
 
 def _across(
@@ -301,7 +334,9 @@ def _across(
         score = apart.score(usual[rows] @ usual[start:].T, _bits(looks[rows], looks[start:]))
         score[targets[rows][:, None] == targets[start:]] = -np.inf
         score[np.tril_indices(len(score), 0, score.shape[1])] = -np.inf
-        i, j = np.nonzero(score >= twin)
+        is_near = (score >= twin) & _nearest(score, _KEPT_ACROSS)
+        score[~is_near] = -np.inf
+        i, j = np.nonzero(is_near)
         for label in np.unique(np.concatenate([targets[start + i], targets[start + j]])):
             is_of = (targets[start + i] == label) | (targets[start + j] == label)
             first, second = start + i[is_of], start + j[is_of]
@@ -312,6 +347,7 @@ def _across(
             )
             bits = np.bitwise_count(looks[first] ^ looks[second]).astype(np.float32)
             as_one = unrelated[label].score(cosines, bits)
+            as_one[cosines < unrelated[label].least] = -np.inf
             score[i[is_of], j[is_of]] = np.minimum(score[i[is_of], j[is_of]], as_one)
         i, j = np.nonzero(score >= twin)
         first, second = start + i, start + j
@@ -348,6 +384,15 @@ def _joined(found: _Found, given: list[str], threshold: float, unclear: tuple[in
         twin_share=len(np.union1d(first, second)) / count,
         unclear=unclear,
     )
+
+
+def _nearest(score: Singles, count: int) -> npt.NDArray[np.bool_]:
+    """Marks the so many highest of each row."""
+    if score.shape[1] <= count:
+        return np.ones(score.shape, np.bool_)
+    least = np.partition(score, -count, axis=1)[:, -count, None]
+    marked: npt.NDArray[np.bool_] = score >= least
+    return marked
 
 
 def _labels(first: Ints, second: Ints, count: int) -> Ints:

@@ -14,13 +14,26 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
-from bench.quality import gates, images, probabilities, regression, reported, thousand
+import numpy as np
+
+from bench.quality import (
+    gates,
+    harm,
+    harmful,
+    images,
+    probabilities,
+    regression,
+    reported,
+    thousand,
+)
 from bench.quality.document import Section
 from bench.quality.measuring import Measuring, Sets, load
 
 ROOT = Path(__file__).parents[2]
+HARM_SEEDS = 3
 GATE_RUNS = 2000
 """Simulated comparisons of each setting."""
 
@@ -44,6 +57,26 @@ def _gates(measuring: Measuring, _: argparse.Namespace) -> Section:
 
 def _gate(_: Sets, setting: gates.Setting, runs: int, seed: int) -> gates.Outcome:
     return gates.simulate(setting, runs, seed)
+
+
+def _harm(measuring: Measuring, _: argparse.Namespace) -> Section:
+    sets = measuring.sets.whole
+    tasks = [
+        (source, target, seed)
+        for seed in range(HARM_SEEDS)
+        for source, target in permutations(sets, 2)
+        if sets[source].classes == sets[target].classes
+    ]
+    return harmful.section([row for rows in measuring.all(_adapted, tasks)[0] for row in rows])
+
+
+def _adapted(sets: Sets, source: str, target: str, seed: int) -> list[harm.Row]:
+    known, asked = sets.whole[source], sets.whole[target]
+    return harm.of_pair(
+        (source, known.features, np.array(known.classes)[known.targets]),
+        (target, asked.features, np.array(asked.classes)[asked.targets]),
+        seed,
+    )
 
 
 def _probabilities(measuring: Measuring, _: argparse.Namespace) -> Section:
@@ -86,6 +119,7 @@ def _pair(sets: Sets, name: str, per_class: int, seed: int) -> regression.Pair |
 SECTIONS: dict[str, Callable[[Measuring, argparse.Namespace], Section]] = {
     "reported": _reports,
     "gate": _gates,
+    "harm": _harm,
     "probabilities": _probabilities,
     "thousand": _thousand,
     "regression": _regression,

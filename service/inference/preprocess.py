@@ -266,7 +266,7 @@ def _look(opened: _Opened) -> str:
         image = _to_rgb(opened, DEFAULT_DECODING)
     # Turned when it is small, which costs nothing.
     size = (8, 9) if turn in _ON_ITS_SIDE else (9, 8)
-    small = image.resize(size, Image.Resampling.BOX, reducing_gap=2).convert("L")
+    small = image.resize(size, Image.Resampling.BOX, reducing_gap=16).convert("L")
     if turn is not None:
         small = small.transpose(turn)
     grey = np.asarray(small)

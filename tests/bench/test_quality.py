@@ -1,12 +1,23 @@
 """Quality is measured by a program that works, and that finds what is wrong."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from bench.quality import document, gates, images, probabilities, regression, reported, thousand
+from bench.quality import (
+    document,
+    gates,
+    harm,
+    harmful,
+    images,
+    probabilities,
+    regression,
+    reported,
+    thousand,
+)
 from bench.quality.images import FRAMES, ImageSet
 
 
@@ -152,7 +163,7 @@ def test_many_classes_are_learned_from_scenes_too() -> None:
     assert found.accuracy > 0.9
 
 
-def test_data_sets_are_found_by_their_folders_and_bursts_made_of_them(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_data_sets_are_found_by_their_folders_and_bursts_made_of_them(tmp_path: Path) -> None:
     digits = images.find(tmp_path)[images.DIGITS]
     for part in ("train", "val"):
         for file in (digits[0], digits[1]):
@@ -160,7 +171,7 @@ def test_data_sets_are_found_by_their_folders_and_bursts_made_of_them(tmp_path) 
             path.parent.mkdir(parents=True)
             path.write_bytes(file.read())
     found = images.find(tmp_path)
-    assert [(file.label) for file in found["few"]] == ["0", "1", "0", "1"]
+    assert [file.label for file in found["few"]] == ["0", "1", "0", "1"]
     first, second = (images._frame(digits[0].read(), n) for n in (0, 1))
     assert first != second
     assert first == images._frame(digits[0].read(), 0)
@@ -168,3 +179,15 @@ def test_data_sets_are_found_by_their_folders_and_bursts_made_of_them(tmp_path) 
 
 def test_a_share_comes_with_its_interval() -> None:
     assert document.share(9, 10) == "90.0 % [59.6, 98.2] of 10"
+
+
+def test_harm_that_is_not_caught_misses_the_bound() -> None:
+    def row(adapted: float, is_caught: bool) -> harm.Row:
+        low, high = adapted - 0.55, adapted - 0.45
+        return harm.Row("a", "b", "whole", 0, 100, 0.5, adapted, low, high, is_caught)
+
+    rows = [row(0.4, True)] * 3 + [row(0.4, False)] + [row(0.7, False)] * 9 + [row(0.7, True)]
+    (_, is_harm_caught), (_, is_gain_kept) = harmful.section(rows).bounds
+    assert not is_harm_caught
+    assert is_gain_kept
+    assert not harmful.section([*rows, row(0.7, True)]).bounds[1][1]

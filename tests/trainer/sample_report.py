@@ -149,6 +149,7 @@ def measured(found: Data) -> list[Measured]:
             np.arange(len(held_out)),
             answers(held_out.targets, k, 0.1),
             copies=3,
+            rounds=5,
         ),
     ]
 
@@ -253,7 +254,6 @@ def with_everything(found: Data) -> report.Report:
             "the network was not trained: 120 images are too few for it to gain anything",
             "penalty 0.066, found by 5 rounds of cross-validation",
         ],
-        rounds=5,
     )
 
 

@@ -57,6 +57,7 @@ def _set(probabilities: np.ndarray, targets: np.ndarray, **about: object) -> Mea
         Part((), nameless, targets),
         np.arange(len(targets)),
         probabilities,
+        rounds=5,
     )
     return replace(made, **about)  # type: ignore[arg-type]
 
@@ -88,7 +89,6 @@ def _said(
         findings=replace(findings, comparisons=[*findings.comparisons, compared]),
         counts=counts,
         left_out=left_out,
-        rounds=5,
     )
 
 

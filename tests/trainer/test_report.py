@@ -84,7 +84,7 @@ def _report(
     metrics = _metrics(of, found)
     manifest = sample_report.manifest(found.classes, **changes)
     return report.collect(
-        manifest, found, [of], metrics, sample_report.epochs(epochs), extras, ["because"], 5
+        manifest, found, [of], metrics, sample_report.epochs(epochs), extras, ["because"]
     )
 
 
@@ -141,9 +141,9 @@ def test_a_job_that_could_measure_nothing_says_so(found: Data) -> None:
 
 
 def test_figures_of_the_source_are_listed_and_never_the_headline(found: Data) -> None:
-    source = _measured(found, measured_on="source")
+    source = _measured(found, measured_on="source", rounds=5)
     about = sample_report.manifest(found.classes, calibrated=False, figures=[source.figure()])
-    made = report.collect(about, found, [source], None, [], rounds=5)
+    made = report.collect(about, found, [source], None, [])
     assert made.basis is None
     assert made.mistakes == []
     text = _read(page.to_html(made, found, [source]))

@@ -147,3 +147,45 @@ def test_a_float_tensor_with_values_outside_0_to_1_is_refused(bad: float) -> Non
     with pytest.raises(InvalidInput, match="between 0 and 1") as refused:
         preprocess.from_tensor(floats.tobytes(), floats.shape, is_float=True)
     assert refused.value.reason is Reason.TENSOR_INVALID
+
+
+def scene(seed: int) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((480, 360), Image.Resampling.BICUBIC)
+
+
+def bits_apart(first: str, second: str) -> int:
+    return (int(first, 16) ^ int(second, 16)).bit_count()
+
+
+def test_a_look_says_where_it_grows_brighter_to_the_right() -> None:
+    x = np.arange(90, dtype=np.uint8)
+    # Brighter up to the middle of the width, and darker from there on.
+    image = Image.fromarray(np.tile(np.minimum(x, 89 - x), (80, 1)))
+    assert preprocess.inspect(encode(image, "PNG")).look == "f0" * 8
+    assert preprocess.inspect(encode(Image.new("L", (50, 70)), "PNG")).look == "00" * 8
+
+
+def test_copies_of_an_image_have_nearly_its_look_and_others_have_not() -> None:
+    image = scene(1)
+    look = preprocess.inspect(encode(image, "PNG")).look
+    copies = [
+        encode(image, "JPEG", quality=40), encode(image.resize((100, 75)), "PNG"),
+        encode(image.resize((2000, 1500)), "JPEG"), encode(image.point(lambda p: p // 2), "PNG"),
+        encode(image.convert("RGBA"), "PNG"), encode(image.quantize(64), "PNG"),
+        encode(image.convert("L"), "PNG"),
+    ]  # fmt: skip
+    assert max(bits_apart(preprocess.inspect(data).look, look) for data in copies) <= 4
+    others = [preprocess.inspect(encode(scene(seed), "PNG")).look for seed in range(2, 12)]
+    assert min(bits_apart(other, look) for other in others) >= 16
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_look_is_of_the_upright_image(orientation: int) -> None:
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    upright = scene(3)
+    turned = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    look = preprocess.inspect(encode(turned, "PNG", exif=exif)).look
+    assert bits_apart(look, preprocess.inspect(encode(upright, "PNG")).look) <= 1

@@ -260,6 +260,25 @@ def test_images_that_were_given_are_read_as_those_of_a_folder(tmp_path: Path) ->
     assert {path.name for path in (tmp_path / "work/images").iterdir()} == {"0", "1", "3"}
 
 
+def test_the_index_keeps_looks_groups_and_how_deep_images_lie(tmp_path: Path) -> None:
+    def seen(data: bytes, name: str) -> ImageFacts:
+        return ImageFacts(1, 0, look=data[-1:].hex() * 8)
+
+    root = lay(tmp_path / "pets", {"train/a/1": b"PIC1", "train/a/x/y/2": b"PIC2", "val/a/3": b"P"})
+    folder = reader.read_folder(root, 1, inspect=seen)
+    assert [(i.look, i.group, i.depth) for i in folder.images] == [
+        ("31" * 8, "", 0), ("32" * 8, "", 2), ("50" * 8, "", 0),
+    ]  # fmt: skip
+    assert folder.summary.nested == 1
+    work = tmp_path / "work"
+    given = [Given("1.png", "a", "", "1", "patient 1"), Given("2.png", "a", "", "2")]
+    asked = request(work, given=given)
+    lay(work / "images", {"1": b"PIC1", "2": b"PIC2"})
+    reader.read(asked, seen, 1)
+    images = indexes.load(work / "index.json").images
+    assert [(i.look, i.group) for i in images] == [("31" * 8, "patient 1"), ("32" * 8, "")]
+
+
 def test_labels_that_were_given_must_not_look_the_same_unless_they_are_not_learned(
     tmp_path: Path,
 ) -> None:
