@@ -1,13 +1,13 @@
-"""What adapting to an unlabelled domain brings: every technique, in both directions.
+"""Measures what adapting to an unlabelled domain brings: every technique, both directions.
 
     python -m bench.adaptation A B [--seeds 3] [--network] [--epochs N]
 
 A and B are folders with the same classes, a folder per class, of two domains. Each
 job learns from one of them with its classes and adapts to the other without; the
-target's classes are used to measure with alone. Prints the target accuracy of
-source-only, of each technique on frozen features and of `auto`; with --network of
-those that train the whole network too, which takes minutes each. Whole jobs of the
-trainer run, in this process, with one feature cache.
+target's classes are used to measure with alone, on images that were not adapted to.
+Prints the target accuracy of source-only, of each technique on frozen features and of
+`auto`; with --network of the one that trains the whole network too, which takes
+minutes. Whole jobs of the trainer run, in this process, with one feature cache.
 """
 
 import argparse
@@ -17,12 +17,12 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import psutil
 
 from service.jobs.contract import (
-    FROZEN_TECHNIQUES,
     NETWORK_TECHNIQUES,
     DomainAdaptation,
     JobSpec,
@@ -64,9 +64,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     arguments = parser.parse_args()
     one, other = arguments.folders
-    techniques: list[Technique] = [*FROZEN_TECHNIQUES, "auto"]
-    if arguments.network:
-        techniques += NETWORK_TECHNIQUES
+    techniques: list[Technique] = [
+        t for t in get_args(Technique) if arguments.network or t not in NETWORK_TECHNIQUES
+    ]
     print(f"{platform.machine()}, {psutil.cpu_count()} cores, {arguments.seeds} seeds")
     means: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
@@ -87,14 +87,14 @@ def main() -> None:
                     report, seconds = job(source, target, method, seed, cache)
                     found = report.adaptation
                     assert found is not None
-                    assert found.target_accuracy is not None
-                    assert found.source_only_target_accuracy is not None
-                    reached[technique].append(found.target_accuracy)
+                    compared = found.comparison
+                    assert compared is not None
+                    reached[technique].append(compared.accuracy + compared.difference)
                     times[technique].append(seconds)
-                    flag = ", flagged negative" if found.is_negative else ""
+                    flag = f", flagged {found.doubt}" if found.doubt else ""
                     served[technique].add(found.published + flag)
                     if technique == "auto":
-                        reached["source only"].append(found.source_only_target_accuracy)
+                        reached["source only"].append(compared.accuracy)
             images = report.adaptation.target_images if report.adaptation else 0
             print(f"\n{source.name} to {target.name}, {images} target images")
             for name in ("source only", *techniques):

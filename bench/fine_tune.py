@@ -48,8 +48,7 @@ def job(
         if isinstance(what, EpochMetrics) and is_trained:
             print(
                 f"{at:7.1f} s  epoch {what.epoch}/{what.epochs}  train loss {what.train_loss:.4f} "
-                f"acc {what.train_accuracy:.4f}  val loss {what.validation_loss:.4f} "
-                f"acc {what.validation_accuracy:.4f}  {what.images_per_second:.1f} images/s",
+                f"acc {what.train_accuracy:.4f}  {what.images_per_second:.1f} images/s",
                 flush=True,
             )
         elif isinstance(what, Note) and what.level == "warning":
@@ -76,8 +75,7 @@ def told(kind: str, seconds: Sequence[float], version: Version) -> str:
     """A line of figures."""
     return (
         f"{kind:8} median {statistics.median(seconds):6.2f} s, range {min(seconds):.2f} to "
-        f"{max(seconds):.2f}, n = {len(seconds)}; accuracy {version.validation_accuracy:.4f} on "
-        f"{version.validation_count} images"
+        f"{max(seconds):.2f}, n = {len(seconds)}; {version.measured}"
     )
 
 

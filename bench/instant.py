@@ -21,6 +21,7 @@ from service.app import App
 from service.inference import head as heads
 from service.ingest import index as indexes
 from service.jobs.contract import (
+    ANSWERS_FILE,
     BACKBONE_FILE,
     HEAD_FILE,
     MANIFEST_FILE,
@@ -80,6 +81,7 @@ class InstantLauncher:
         (out / BACKBONE_FILE).write_bytes(backbone)
         heads.save(head, out / HEAD_FILE)
         (out / MANIFEST_FILE).write_bytes(msgspec.json.encode(manifest))
+        (out / ANSWERS_FILE).write_bytes(b"")
         (out / REPORT_JSON_FILE).write_text("{}")
         (out / REPORT_HTML_FILE).write_text("<!doctype html><title>none</title>")
 

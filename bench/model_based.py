@@ -22,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -30,7 +31,7 @@ from torchvision import datasets, models, transforms
 
 from service.inference.head import Head
 from service.inference.preprocess import SIZE
-from service.jobs.contract import EpochEnded, JobSpec, ModelBased, Note, Record
+from service.jobs.contract import EpochEnded, JobSpec, ModelBased, Record
 from trainer import backbones, compute, data
 from trainer.backbones import Backbone
 from trainer.data import Data
@@ -47,14 +48,15 @@ def trained(
     def hear(record: Record) -> None:
         if isinstance(record, EpochEnded):
             rates.append(record.images_per_second)
-        elif isinstance(record, Note) and "batch size" in record.text:
-            print(f"  {record.text}", flush=True)
 
     def head() -> Head:
         weight = torch.zeros(len(found.classes), backbone.feature_dim).numpy()
         return Head(weight, weight[:, 0].copy(), found.classes)
 
-    _, used, _, precision = model_based.train(spec, recipe, found, backbone, head, None, hear)
+    nothing = found.train.take(np.empty(0, np.int64))
+    _, used, _, precision = model_based.train(
+        spec, recipe, found.train, nothing, found.classes, backbone, head, None, hear
+    )
     return max(rates), used, precision
 
 
@@ -132,11 +134,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads or len(os.sched_getaffinity(0)))
-    found = data.load(arguments.folder.resolve(), 0.2, 0, arguments.threads)
+    found = data.load(arguments.folder.resolve(), arguments.threads)
     first = backbones.load(arguments.backbone, arguments.weights, 0, Path(tempfile.gettempdir()))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
     print(
-        f"{arguments.backbone}, {len(found.train)}+{len(found.validation)} images, "
+        f"{arguments.backbone}, {len(found.train)} images, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, {device}"
     )
     over: dict[str, list[float]] = {"plain": [], "classic": [], "bare": []}
@@ -152,7 +154,7 @@ def main() -> None:
             precision = ""
             for recipe in (
                 ModelBased(recipe="classic", epochs=arguments.epochs),
-                ModelBased(epochs=arguments.epochs, early_stopping_patience=0),
+                ModelBased(epochs=arguments.epochs),
             ):
                 spec = JobSpec(
                     job_id="bench",

@@ -19,6 +19,7 @@ from service.inference import head as heads
 from service.inference import preprocess
 from service.inference.head import Head
 from service.jobs.contract import (
+    ANSWERS_FILE,
     BACKBONE_FILE,
     HEAD_FILE,
     MANIFEST_FILE,
@@ -46,6 +47,7 @@ def publish(
         models = ModelStore(database, artifacts)
         with tempfile.TemporaryDirectory() as temporary:
             out = Path(temporary)
+            (out / ANSWERS_FILE).write_bytes(b"")
             (out / REPORT_JSON_FILE).write_text("{}")
             (out / REPORT_HTML_FILE).write_text("<!doctype html><title>none</title>")
             if backbone is not None:
@@ -108,9 +110,9 @@ def near_empty_manifest(backbone: bytes, head: Head, model: str = "", job_id: st
         classes=list(head.classes),
         temperature=1.0,
         train_count=0,
-        validation_count=0,
-        validation_accuracy=0.0,
-        validation_loss=0.0,
+        train_groups=0,
+        figures=[],
+        calibrated=False,
         dataset_digest="",
         seed=0,
         hyperparameters={},

@@ -181,6 +181,8 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     """Images."""
     groups: Count
     """Groups of images that belong together; a lone image is one."""
+    rounds: Count = 0
+    """Of the cross-validation; 0 where the images were measured once."""
 
 
 WHITE = "#ffffff"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,8 @@ class Answer:
     role: Role
     answered: str
     """The class; empty where it is not answered."""
+    probability: float
+    """Of the class."""
 
 
 def save(path: Path, classes: Sequence[str], rows: Sequence[Rows]) -> None:
@@ -75,7 +78,7 @@ def save(path: Path, classes: Sequence[str], rows: Sequence[Rows]) -> None:
         shares.append(np.take_along_axis(each.probabilities, order, axis=1).astype(np.float16))
     digests = [digest for each in rows for digest in each.digests]
     raw = np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(len(digests), 32)
-    tensors = {
+    tensors: dict[str, npt.NDArray[Any]] = {
         "digests": raw,
         "targets": np.concatenate([each.targets for each in rows]).astype(np.int32),
         "roles": np.concatenate([np.full(len(e.digests), e.role, np.uint8) for e in rows]),
@@ -99,5 +102,5 @@ def load(path: Path) -> dict[str, Answer]:
     known: dict[str, Answer] = {}
     for digest, role, first, share in zip(digests, roles, best, shares, strict=True):
         answered = classes[int(first[0])] if share[0] > 0 else ""
-        known[digest.tobytes().hex()] = Answer(Role(int(role)), answered)
+        known[digest.tobytes().hex()] = Answer(Role(int(role)), answered, float(share[0]))
     return known

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from service.errors import GraftError
 from service.inference.head import Floats, Head
@@ -113,13 +112,12 @@ def _trained(bench: Bench, name: Baseline, budget_s: float | None, send: Send) -
         spec,
         ModelBased(),
         part,
-        part.take(np.zeros(len(part), np.bool_)),
+        part.none(),
         data.classes,
         backbone,
         bench.first_head,
         deadline,
         send,
-        digest=data.digest,
     )
     pixels = bench.measured.decode(threads=spec.threads)
     return head.probabilities(export.torch_features(backbone, pixels))

@@ -1,4 +1,4 @@
-"""Where training stands, on disk: written whole or not at all, read with suspicion.
+"""Checkpoints of training on disk: written whole or not at all, read with suspicion.
 
 A checkpoint takes a temporary name, is flushed to the disk and then renamed, so
 that a process killed at any moment leaves the one before. It carries the key of
@@ -40,7 +40,7 @@ def key(spec: JobSpec, method: Method, learned: Part, *others: str) -> str:
 
 
 class Checkpoints:
-    """One checkpoint in a folder; without a folder nothing is kept."""
+    """Keeps one checkpoint in a folder; without a folder nothing is kept."""
 
     def __init__(self, folder: str, own_key: str) -> None:
         self._path = Path(folder) / FILE if folder else None
@@ -48,11 +48,11 @@ class Checkpoints:
 
     @property
     def is_kept(self) -> bool:
-        """Whether there is a folder."""
+        """Tells whether there is a folder."""
         return self._path is not None
 
     def load(self, send: Send) -> State | None:
-        """The state that was saved last; None, with a note, where it is not this work's."""
+        """Reads the state that was saved last; None, with a note, where it is not this work's."""
         if self._path is None or not self._path.exists():
             return None
         try:

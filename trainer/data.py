@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -24,7 +24,7 @@ from service.inference.preprocess import SIZE, Pixels
 from service.ingest import index as indexes
 from service.ingest import reader
 from service.ingest.folder import read_plain
-from service.ingest.grouping import names_group
+from service.ingest.grouping import NamedGroups
 from service.ingest.index import Index, IndexedImage
 from service.jobs.contract import Grouping
 from trainer import division
@@ -33,6 +33,7 @@ from trainer.division import Images, LabelledImage
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 MIN_TARGET = 2
+_UNNAMED = NamedGroups()
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +106,10 @@ class Part(Files):
             given_groups=tuple(self.given_groups[i] for i in kept) if self.given_groups else (),
             ages=self.ages[kept] if len(self.ages) else self.ages,
         )
+
+    def none(self) -> "Part":
+        """Returns a part without images."""
+        return self.take(np.zeros(len(self), np.bool_))
 
     def spread(self, at_most: int) -> list[int]:
         """Places of the first images, in turn from each class."""
@@ -186,13 +191,13 @@ class Source:
             self.root, threads, is_labelled=is_labelled, case_sensitive=case_sensitive
         )
 
-    def images(self, index: Index) -> Images:
-        """Returns its images with their paths."""
+    def images(self, index: Index, named: NamedGroups = _UNNAMED) -> Images:
+        """Returns its images with their paths, and with the groups that their names tell."""
         root = self.root if self.index_file else self.root.resolve()
         prefix = f"{self.name}/" if self.name else ""
         return [
             LabelledImage(
-                root / i.path, prefix + i.name, i.label, i.part, i.digest, i.look, i.group
+                root / i.path, prefix + i.name, i.label, i.part, i.digest, i.look, named.of(i)
             )
             for i in index.images
         ]
@@ -229,19 +234,22 @@ def load(
             "images",
             field="base",
         )
-    datasets = [each.images(index) for each, index in zip(sources, read, strict=True)]
+    named = _UNNAMED
+    if grouping is not None:
+        named = NamedGroups(grouping.folder_level, grouping.name_pattern)
+    datasets = [each.images(index, named) for each, index in zip(sources, read, strict=True)]
     division.check_labels(
         datasets, case_sensitive=case_sensitive or any(index.case_sensitive for index in read)
     )
     of_bases = {image.path for images in datasets[:-1] for image in images}
     warnings: list[str] = []
-    if grouping is not None:
-        datasets = [_grouped(images, grouping) for images in datasets]
-        if lone := sum(not image.group for images in datasets for image in images):
-            warnings.append(
-                f"{lone} images have names that tell no group: each is a group of its own unless "
-                "it looks like another"
-            )
+    if grouping is not None and (
+        lone := sum(not image.group for images in datasets for image in images)
+    ):
+        warnings.append(
+            f"the names of {lone} images tell no group: each is a group of its own unless it looks "
+            "like another"
+        )
     divided = division.divide(datasets, warnings)
     classes = division.check_classes(divided, warnings)
     places = {label: i for i, label in enumerate(classes)}
@@ -347,14 +355,6 @@ def _changed(path: Path, why: str) -> InvalidInput:
 def _digest(datasets: Sequence[Index]) -> str:
     images: list[IndexedImage] = [image for index in datasets for image in index.images]
     return indexes.digest_of(images, is_labelled=True)
-
-
-def _grouped(images: Images, grouping: Grouping) -> Images:
-    """Names the group of each image by its name, where it came without one."""
-    return [
-        replace(image, group=image.group or names_group(grouping, image.name, image.label))
-        for image in images
-    ]
 
 
 def _part(

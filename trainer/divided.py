@@ -51,6 +51,11 @@ class Divided:
         """Folds [n] of the training images, see `folds.deal`."""
         return folds.deal(self.data.train.targets, self.train, self.sides)
 
+    @property
+    def rounds(self) -> int:
+        """Counts the folds."""
+        return len(np.unique(self.folds[self.folds >= 0]))
+
     def held_out(self, fraction: float) -> Bools:
         """Marks training images that a network is to be measured on, see `division.held_out`."""
         return division.held_out(self.data.train.targets, self.train, self.sides, fraction)

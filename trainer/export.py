@@ -1,4 +1,4 @@
-"""From a torch backbone to the ONNX file that serves, and what torch itself computes."""
+"""Writes a torch backbone as the ONNX file that serves, and computes what torch makes of images."""
 
 import warnings
 from pathlib import Path
@@ -39,7 +39,7 @@ def to_onnx(backbone: nn.Module, path: Path) -> None:
 
 
 def torch_features(backbone: nn.Module, pixels: Pixels) -> Floats:
-    """Features float32 [n, d] as torch computes them, on the CPU in full precision."""
+    """Computes features float32 [n, d] as torch does, on the CPU in full precision."""
     backbone = backbone.to("cpu", torch.float32).eval()
     with torch.inference_mode():
         parts = [

@@ -245,6 +245,7 @@ def _spec(parsed: argparse.Namespace) -> JobSpec:
         grouping=_grouping(parsed),
         seed=parsed.seed,
         time_budget_s=parsed.time_budget,
+        asked_budget_s=parsed.time_budget,
         device=parsed.device,
         threads=parsed.threads,
         target_dir="" if parsed.target is None else str(parsed.target.resolve()),

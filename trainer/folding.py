@@ -48,7 +48,7 @@ class _Tracer(fx.Tracer):
 
 
 def folded(trunk: nn.Module) -> nn.Module | None:
-    """The trunk in another shape, for training alone; None where it cannot be read.
+    """Returns the trunk in another shape, for training alone; None where it cannot be read.
 
     Every BatchNorm must be frozen, and in evaluation mode. Folds those right
     behind a convolution without a bias that nothing else looks at.
@@ -83,7 +83,7 @@ def folded(trunk: nn.Module) -> nn.Module | None:
 
 
 def _is_plain(norm: nn.BatchNorm2d) -> bool:
-    """No subclass but timm's with an activation, whose `drop` does nothing here."""
+    """Allows no subclass but timm's with an activation, whose `drop` does nothing here."""
     is_known = type(norm) is nn.BatchNorm2d or (
         type(norm).__name__ == "BatchNormAct2d" and isinstance(norm.drop, nn.Identity)
     )

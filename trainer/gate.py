@@ -46,6 +46,8 @@ class Paired:
     """[m], whether the new version is right on images of classes that the other does not know."""
     kind: str = ""
     """Says for people how the two answered, "" for nothing to say."""
+    is_identical: bool = False
+    """Every image is given the same class with the same probability by both."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,18 @@ class NonInferiority:
 
 
 def non_inferiority(
-    right: Bools, incumbent_right: Bools, groups: Ints, margin: float
+    right: Bools,
+    incumbent_right: Bools,
+    groups: Ints,
+    margin: float,
+    *,
+    is_identical: bool = False,
 ) -> NonInferiority:
     """Whether accuracy falls by less than `margin`, from answers to the same images [n].
 
     Passed where the one-sided 95 % lower end of the difference lies above -`margin`, and where
-    no answer turned right or wrong; failed where the upper end lies below 0. The ends are of
+    the two answer identically, on any number of images; that the same ones are right may be
+    chance on few. Failed where the upper end lies below 0. The ends are of
     Tango's score interval (Tango 1998, "Equivalence test and confidence interval for the
     difference in proportions for the paired-sample design"), of images and changes divided by
     the design effect of the groups.
@@ -85,7 +93,7 @@ def non_inferiority(
     counts = won / effect, lost / effect, n / effect
     low, high = intervals.matched_difference(*counts, intervals.Z_ONE_SIDED_95)
     verdict: Verdict = "undecided"
-    if low > -margin or lost + won == 0:
+    if low > -margin or is_identical:
         verdict = "passed"
     elif high < 0:
         verdict = "failed"
@@ -232,7 +240,11 @@ def _not_worse(asked: Gate, paired: Paired | None, problem: str) -> GateCheck:
         told = f"no version is behind {alias} yet"
         return _check("not_worse", asked, "passed", None, bound, told)
     found = non_inferiority(
-        paired.right, paired.incumbent_right, paired.groups, asked.max_regression
+        paired.right,
+        paired.incumbent_right,
+        paired.groups,
+        asked.max_regression,
+        is_identical=paired.is_identical,
     )
     told = ". ".join(_compared(asked, paired, found))
     value = found.low if found.images else None
@@ -264,8 +276,8 @@ def _compared(asked: Gate, paired: Paired, found: NonInferiority) -> Iterator[st
             )
         elif found.verdict == "failed":
             yield f"It is worse; a loss of less than {allowed} was to be shown"
-        elif found.lost + found.won == 0:
-            yield "The same images are answered right"
+        elif paired.is_identical:
+            yield "Both answer identically"
         elif found.low > 0:
             yield "It is better"
         else:

@@ -11,7 +11,7 @@ average linkage, so that a chain of pairs does not join what lies far apart.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ Looks = npt.NDArray[np.uint64]
 TWIN = 8.5
 """Spreads beyond unrelated pairs that one pair of a group must reach, in classes of `_USUAL`
 images: as many as one in a hundred photos of the same insects by strangers comes to."""
-NEAR = 6.5
+NEAR = 6.2
 """What the pairs of a group reach on average: frames of one scene have 7 to 25."""
 MAX_PAIRS = 100_000
 MAX_ACROSS = 20_000
@@ -37,11 +37,11 @@ MAX_ACROSS = 20_000
 _LEAST = 0.3
 """The cosine below which two images are no twins, however few there are to compare them with."""
 _PER_DECADE = 1.7
-"""What both grow by with ten times the images of a class, of which ten times as many pairs come by
-chance to any threshold: as the tail of unrelated pairs does on photos, drawings and tiles."""
+"""What it grows by with ten times the images of a class, of which each has ten times as many pairs
+that come by chance to any threshold: as the tail of unrelated photos and drawings does."""
 _USUAL = 200
 _FEW = 50
-"""Below so many images of a class both stay as they are."""
+"""Below so many images of a class it stays as it is."""
 _NEAREST = 10_000
 """Images of a class that each is held against, before and after it: frames follow one another."""
 _HASHED = 1.0
@@ -57,12 +57,16 @@ _SAMPLED = 400
 """Images of a class whose pairs are looked at to know unrelated ones."""
 _LARGEST = 3000
 """Images that are clustered at once."""
-_BLIND = 0.95
-"""Where the cosine must be beyond it, resaved and cropped copies do not stand out: they have 0.8
-to 0.98 on photos."""
+_KEPT = 100
+"""Pairs of an image with later ones that are kept, the nearest: a film has thousands."""
+_KEPT_ACROSS = 5
+"""The same for pairs under two classes."""
+_BLIND = 0.85
+"""Where the cosine must be beyond it, many resaved, scaled and cropped copies do not stand out:
+they have 0.75 to 0.98 on photos."""
 _WHOLE = np.float32(0.9999)
 """A cosine beyond it is taken for it: that of 1 has no z."""
-_BLOCK = 1024
+_BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +81,7 @@ class Groups:
     similarities: Singles
     """float32 [m]: cosines of their features, -1 to 1, without what is common to the class."""
     pair_count: int
-    """Of all such pairs."""
+    """Of all such pairs, of an image with the 100 nearest after it."""
     threshold: float
     """The cosine that a pair of a usual class had to reach, without help of its hash."""
     twin_share: float
@@ -242,7 +246,8 @@ def _within(
     found: _Found, own: Singles, looks: Looks, places: Ints, unrelated: _Unrelated, more: float
 ) -> None:
     """Finds the groups of one class, and their pairs."""
-    near = NEAR + more
+    # Less than `TWIN` does: that a group has a sure pair keeps strangers apart already.
+    near = NEAR + more / 2
     edges: list[tuple[Ints, Ints, Singles, Singles]] = []
     for start in range(0, len(places), _BLOCK):
         rows = places[start : start + _BLOCK]
@@ -250,7 +255,8 @@ def _within(
         cosines = own[rows] @ own[columns].T
         score = unrelated.score(cosines, _bits(looks[rows], looks[columns]))
         score[np.tril_indices(len(rows), 0, len(columns))] = -np.inf
-        i, j = np.nonzero((score >= near) & (cosines >= unrelated.least))
+        is_near = (score >= near) & (cosines >= unrelated.least)
+        i, j = np.nonzero(is_near & _nearest(score, _KEPT))
         edges.append((start + i, start + j, cosines[i, j], score[i, j]))
     first, second, cosines, score = (np.concatenate(each) for each in zip(*edges, strict=True))
     if not len(first):
@@ -260,8 +266,15 @@ def _within(
         at = places[members]
         return unrelated.score(own[at] @ own[at].T, _bits(looks[at], looks[at]))
 
+    def is_one(members: Ints) -> bool:
+        some = _spread(members)
+        return bool(scores(some)[np.triu_indices(len(some), 1)].mean() >= near)
+
     cluster = np.arange(len(places))
-    for members in _components(first, second, score, len(places)):
+    for members in _components(first, second, score, len(places), is_one):
+        if len(members) > _LARGEST:
+            cluster[members] = members[0]
+            continue
         pairs = scores(members)[np.triu_indices(len(members), 1)]
         # Distances may not be negative; the highest score of a pair is far below this.
         distances = np.maximum(1000.0 - pairs.astype(np.float64), 0)
@@ -277,20 +290,22 @@ def _within(
     )  # fmt: skip
 
 
-def _components(first: Ints, second: Ints, score: Singles, count: int) -> Iterator[Ints]:
-    """Yields the places of images that pairs connect, so many at most as are clustered at once."""
+def _components(
+    first: Ints, second: Ints, score: Singles, count: int, is_one: Callable[[Ints], bool]
+) -> Iterator[Ints]:
+    """Yields places that pairs connect: more than can be clustered at once where they are one."""
     labels = _labels(first, second, count)
     sizes = np.bincount(labels)
     for label in np.flatnonzero(sizes > 1):
         members = np.flatnonzero(labels == label)
-        if len(members) <= _LARGEST:
+        if len(members) <= _LARGEST or is_one(members):
             yield members
             continue
         # Loosely connected: its weaker half of pairs is cut.
         inside = labels[first] == label
         strong = inside & (score > np.median(score[inside]))
         if strong.any():
-            yield from _components(first[strong], second[strong], score[strong], count)
+            yield from _components(first[strong], second[strong], score[strong], count, is_one)
 
 
 def _across(
@@ -311,7 +326,9 @@ def _across(
         score = apart.score(usual[rows] @ usual[start:].T, _bits(looks[rows], looks[start:]))
         score[targets[rows][:, None] == targets[start:]] = -np.inf
         score[np.tril_indices(len(score), 0, score.shape[1])] = -np.inf
-        i, j = np.nonzero(score >= twin)
+        is_near = (score >= twin) & _nearest(score, _KEPT_ACROSS)
+        score[~is_near] = -np.inf
+        i, j = np.nonzero(is_near)
         for label in np.unique(np.concatenate([targets[start + i], targets[start + j]])):
             is_of = (targets[start + i] == label) | (targets[start + j] == label)
             first, second = start + i[is_of], start + j[is_of]
@@ -322,6 +339,7 @@ def _across(
             )
             bits = np.bitwise_count(looks[first] ^ looks[second]).astype(np.float32)
             as_one = unrelated[label].score(cosines, bits)
+            as_one[cosines < unrelated[label].least] = -np.inf
             score[i[is_of], j[is_of]] = np.minimum(score[i[is_of], j[is_of]], as_one)
         i, j = np.nonzero(score >= twin)
         first, second = start + i, start + j
@@ -358,6 +376,15 @@ def _joined(found: _Found, given: list[str], threshold: float, unclear: tuple[in
         twin_share=len(np.union1d(first, second)) / count,
         unclear=unclear,
     )
+
+
+def _nearest(score: Singles, count: int) -> npt.NDArray[np.bool_]:
+    """Marks the so many highest of each row."""
+    if score.shape[1] <= count:
+        return np.ones(score.shape, np.bool_)
+    least = np.partition(score, -count, axis=1)[:, -count, None]
+    marked: npt.NDArray[np.bool_] = score >= least
+    return marked
 
 
 def _labels(first: Ints, second: Ints, count: int) -> Ints:

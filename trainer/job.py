@@ -17,7 +17,6 @@ from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import (
     BACKBONE_FILE,
     NETWORK_TECHNIQUES,
-    Auto,
     BackbonesRanked,
     DomainAdaptation,
     EpochEnded,
@@ -49,6 +48,8 @@ FROZEN_FILE = "frozen.onnx"
 """The pretrained backbone beside one that the job trains; nobody else's."""
 _FIRST_HEAD = (0.2, 0.6)
 """Begin and end of the first head within the stage "preparing", as fractions of it."""
+_TRAINING_PART = 0.85
+"""Of the time that the request allows; export, check and report need the rest."""
 _RANKING_PART = 0.25
 _RANKING_S = 60.0
 """Longest time to choose a backbone, and the part of the job's budget that it may take."""
@@ -156,6 +157,11 @@ class Job:
         assert self._frozen is not None, "start_from comes first"
         return self._frozen
 
+    @property
+    def frozen_dim(self) -> int:
+        """Returns the number of its features."""
+        return self.frozen.session.feature_dim
+
     @functools.cached_property
     def backbone(self) -> "Backbone":
         """The network, which a method that trains changes in place."""
@@ -203,6 +209,24 @@ class Job:
             self._send_first_head, self.spec.threads,
         )  # fmt: skip
 
+    @property
+    def training_budget_s(self) -> float | None:
+        """Returns the seconds that are left for training; None where the request names none."""
+        if (asked_s := self.spec.asked_budget_s) is None:
+            return None
+        return max(0.0, _TRAINING_PART * asked_s - (time.monotonic() - self.started))
+
+    def set_frozen_aside(self) -> None:
+        """Leaves the backbone's usual name to one that was trained."""
+        if self.frozen_file == self.out / BACKBONE_FILE:
+            self.frozen_file = self.frozen_file.rename(self.out / FROZEN_FILE)
+
+    def publish_frozen(self) -> None:
+        """Gives the backbone's usual name back to the pretrained one."""
+        (self.out / BACKBONE_FILE).unlink(missing_ok=True)
+        if self.frozen_file == self.out / FROZEN_FILE:
+            self.frozen_file = self.frozen_file.rename(self.out / BACKBONE_FILE)
+
     def close(self) -> None:
         """Ends the use of the feature cache."""
         if self.cache is not None:
@@ -220,7 +244,7 @@ def _trains(spec: JobSpec) -> bool:
     method = spec.method
     if isinstance(method, DomainAdaptation):
         return method.technique in NETWORK_TECHNIQUES
-    return isinstance(method, Auto | ModelBased)
+    return isinstance(method, ModelBased)
 
 
 def _cache(spec: JobSpec, send: Send) -> FeatureCache | None:

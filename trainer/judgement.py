@@ -34,6 +34,9 @@ from trainer.transfer import Transferred
 Bools = npt.NDArray[np.bool_]
 
 _LATENCY_IMAGES = 8
+_IDENTICAL = 0.01
+"""Probabilities that differ by no more are taken for the same: kept ones are rounded, and sums on
+another machine differ in their last digits."""
 _BUDGET_PART = 0.8
 """Of what is left of the job's time that baselines may take."""
 
@@ -62,9 +65,7 @@ def gate_checks(
     return gate.checks(asked, metrics, parity, paired, partial(_latency_ms, job, found), problem)
 
 
-def _paired(
-    job: Job, found: Transferred, incumbent: Incumbent, sets: Sequence[Measured]
-) -> Paired:
+def _paired(job: Job, found: Transferred, incumbent: Incumbent, sets: Sequence[Measured]) -> Paired:
     """Pairs the answers of both versions to images that neither learned from.
 
     Of an image that the incumbent learned from its kept out-of-fold answer counts; one that it
@@ -74,6 +75,7 @@ def _paired(
     known = kept.load(Path(incumbent.answers_path))
     learned = _groups_learned(found, known)
     right, theirs, groups, new, left_out = [], [], [], [], 0
+    is_identical = head.classes == found.served.head.classes
     for each in sets:
         if each.measured_on == "source":
             continue
@@ -82,20 +84,25 @@ def _paired(
         ours = each.probabilities.argmax(axis=1) == each.part.targets
         is_known = np.isin(true, head.classes)
         new.append(ours[~is_known])
-        named = np.full(len(true), "", dtype=object)
+        named, shares = np.full(len(true), "", dtype=object), np.zeros(len(true))
         unseen = np.zeros(len(true), np.bool_)
         for i, digest in enumerate(each.part.digests):
             if (answer := known.get(digest)) is not None:
-                named[i] = answer.answered
+                named[i], shares[i] = answer.answered, answer.probability
             else:
                 unseen[i] = is_known[i] and each.groups[i] not in learned
         if unseen.any():
-            named[unseen] = _answered(job, incumbent, head, each.part.take(unseen))
+            named[unseen], shares[unseen] = _answered(
+                job, incumbent, head, each.part.take(unseen)
+            )
         is_paired = is_known & (named != "")
         left_out += int((is_known & ~is_paired).sum())
         right.append(ours[is_paired])
         theirs.append((named == true)[is_paired])
         groups.append(each.groups[is_paired])
+        own = classes[each.probabilities.argmax(axis=1)], each.probabilities.max(axis=1)
+        is_identical &= bool((own[0] == named)[is_paired].all())
+        is_identical &= bool((np.abs(own[1] - shares) <= _IDENTICAL)[is_paired].all())
     none, no_groups = np.zeros(0, np.bool_), np.zeros(0, np.int64)
     return Paired(
         right=np.concatenate([none, *right]).astype(np.bool_),
@@ -103,6 +110,7 @@ def _paired(
         groups=np.concatenate([no_groups, *groups]),
         left_out=left_out,
         new_class_right=np.concatenate([none, *new]).astype(np.bool_),
+        is_identical=is_identical,
     )
 
 
@@ -119,12 +127,17 @@ def _groups_learned(found: Transferred, known: dict[str, kept.Answer]) -> set[in
     }
 
 
-def _answered(job: Job, incumbent: Incumbent, head: Head, part: Part) -> list[str]:
+def _answered(
+    job: Job, incumbent: Incumbent, head: Head, part: Part
+) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.floating]]:
+    """Returns the incumbent's answers [n] and their probabilities [n]."""
     path = Path(incumbent.backbone_path)
     # The file's name is its digest, so what is known of the images counts.
     seen = replace(part, decoding=incumbent.decoding)
     features = job.features_of_file(path, path.stem).of(seen, "the version before")
-    return [head.classes[i] for i in head.probabilities(features).argmax(axis=1)]
+    probabilities = head.probabilities(features)
+    names = np.array(head.classes, dtype=object)
+    return names[probabilities.argmax(axis=1)], probabilities.max(axis=1)
 
 
 def compared(job: Job, found: Transferred, headline: Measured | None) -> list[Comparison]:

@@ -28,6 +28,7 @@ from: between the best for classes that lie far apart (13) and close together (1
 _STEP = 10 ** (2 / 3)
 """From one penalty to the next."""
 _PATIENCE = 3
+"""Strengths in a row that do not lower the least loss, after which weaker ones are not tried."""
 _LEARNED = 0.99
 """Below this part of the loss of knowing the classes' shares alone, something was learned."""
 _AS_GOOD = 1.03
@@ -70,13 +71,14 @@ def fit(
 ) -> Fitted:
     """Fits `mean cross-entropy + l2 / 2 |weight|^2`; the bias goes free.
 
-    Without `l2` the strength with the least loss in a cross-validation is taken, by
-    `folds` (see `folds.deal`), int64 [n]; without them by folds dealt from the seed.
+    Without `l2` a cross-validation chooses the strength, by `folds` (see `folds.deal`),
+    int64 [n]; without them by folds dealt from the seed, each image its own group.
     The temperature (Guo et al. 2017, On Calibration of Modern Neural Networks) is
     fitted to the logits of the held-out folds, so on images that their weights did
-    not see. `views`, float32 [v, n, d], are further features of the same images:
-    learned from beside them, never measured on. Raises ValueError where a fold leaves
-    a class nothing to learn from.
+    not see, and lowered a little for the head that learned from them all. `views`,
+    float32 [v, n, d], are further features of the same images: learned from beside
+    them, never measured on. Raises ValueError where a fold leaves a class nothing to
+    learn from.
     """
     n = len(features)
     every = features if views is None else np.concatenate([features, *views])

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
+from scipy.special import softmax
 
 from service.domain import Figure, MeasuredOn
 from service.inference.head import Head
@@ -32,12 +34,15 @@ class Measured:
     probabilities: Floats
     copies: int = 0
     """Images of the kind that are left out, since copies of them were learned from."""
+    rounds: int = 0
+    """Of the cross-validation; 0 where the images were measured once."""
 
     def figure(self) -> Figure:
         """Measures them as one figure."""
-        return evaluate.figure(
+        figure = evaluate.figure(
             self.measured_on, self.probabilities, self.part.targets, self.groups
         )
+        return msgspec.structs.replace(figure, rounds=self.rounds)
 
 
 def measure(found: "Transferred") -> tuple["Transferred", list[Measured]]:
@@ -57,24 +62,26 @@ def measure(found: "Transferred") -> tuple["Transferred", list[Measured]]:
         return _measure_network(found)
     sets = given(divided, found.learned_groups, served.head, served.features)
     if out_of_fold is not None:
-        sets += cross_validated(train, divided.train, out_of_fold, ~divided.chose)
+        sets += cross_validated(
+            train, divided.train, out_of_fold, ~divided.chose, found.rounds or divided.rounds
+        )
     return found, sets
 
 
 def _measure_network(found: "Transferred") -> tuple["Transferred", list[Measured]]:
     served, divided = found.served, found.divided
     data, learned = divided.data, found.learned_groups
-    if found.held.any():
-        held = found.held & ~divided.chose
-        part, groups, name = *subset(data.train, divided.train, held), "held_out"
+    name: MeasuredOn = "held_out" if found.held.any() else "validation"
+    if name == "held_out":
+        part, groups = subset(data.train, divided.train, found.held & ~divided.chose)
     else:
         mask = unlearned(divided.validation, learned)
-        part, groups, name = *subset(data.validation, divided.validation, mask), "validation"
+        part, groups = subset(data.validation, divided.validation, mask)
     if not len(part):
         return found, given(divided, learned, served.head, served.features)
     features = served.features.of(part, "held-out images")
-    logits = features @ served.head.weight.T.astype(np.float64) + served.head.bias
-    own = Measured(name, part, groups, linear.softmax(logits))
+    logits = features.astype(np.float64) @ served.head.weight.T + served.head.bias
+    own = Measured(name, part, groups, softmax(logits, axis=1))
     head, own = tempered(served.head, own, logits)
     rest = given(divided, learned, head, served.features)
     sets = [each for each in rest if each.measured_on != "validation"] + [own]
@@ -84,19 +91,17 @@ def _measure_network(found: "Transferred") -> tuple["Transferred", list[Measured
 
 
 def cross_validated(
-    part: Part, groups: Ints, out_of_fold: Doubles, chose_nothing: Bools
+    part: Part, groups: Ints, out_of_fold: Floats, chose_nothing: Bools, rounds: int
 ) -> list[Measured]:
     """Returns the images that have an out-of-fold answer and chose nothing, if there are any."""
     answered = ~np.isnan(out_of_fold[:, 0]) & chose_nothing
     if not answered.any():
         return []
     own, own_groups = subset(part, groups, answered)
-    return [Measured("cross_validation", own, own_groups, out_of_fold[answered])]
+    return [Measured("cross_validation", own, own_groups, out_of_fold[answered], rounds=rounds)]
 
 
-def given(
-    divided: Divided, learned_groups: Ints, head: Head, features: Features
-) -> list[Measured]:
+def given(divided: Divided, learned_groups: Ints, head: Head, features: Features) -> list[Measured]:
     """Measures the test and the validation images as they came, but for copies of learned ones."""
     data, found = divided.data, []
     sets: Sequence[tuple[MeasuredOn, Part, Ints]] = (
@@ -111,9 +116,7 @@ def given(
     return found
 
 
-def tempered(
-    head: Head, measured: Measured, logits: Doubles
-) -> tuple[Head, Measured]:
+def tempered(head: Head, measured: Measured, logits: Doubles) -> tuple[Head, Measured]:
     """Fits the temperature to answers that chose nothing (Guo et al. 2017).
 
     `logits` [n, classes] are the head's at temperature 1. What is reported of an image comes
@@ -124,13 +127,13 @@ def tempered(
     dealt = np.unique(fold[fold >= 0])
     if len(dealt) < 2:
         return head, measured
-    inverse = np.ones(len(part))
+    inverse, single = np.ones(len(part)), logits.astype(np.float32)
     for own in dealt:
         others = fold != own
-        inverse[~others] = 1 / linear.temperature(logits[others], part.targets[others])
-    whole = linear.temperature(logits, part.targets)
+        inverse[~others] = 1 / linear.temperature_of(single[others], part.targets[others])
+    whole = linear.temperature_of(single, part.targets)
     inverse[fold < 0] = 1 / whole
-    answers = linear.softmax(logits * inverse[:, None])
+    answers = softmax(logits * inverse[:, None], axis=1)
     return replace(head, temperature=whole), replace(measured, probabilities=answers)
 
 

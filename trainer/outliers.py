@@ -26,7 +26,13 @@ MAX_TRAIN = 5000
 
 
 def fit(
-    train: Floats, targets: Ints, held_out: Floats, seed: int, *, is_trained: bool = False
+    train: Floats,
+    targets: Ints,
+    held_out: Floats,
+    seed: int,
+    *,
+    is_trained: bool = False,
+    looked_at: int | None = None,
 ) -> tuple[Outliers, Floats] | None:
     """From features float32 [n, d] with classes int64 [n] that all occur; None for too few.
 
@@ -34,7 +40,8 @@ def fit(
     Returns the scores of images beside it, float32, that what scores them did not see: the
     held-out ones, else the training images by cross-validation; a sample of them is kept, to
     compare live ones with. A backbone that was trained on the images (`is_trained`) draws them
-    together: there the threshold is the held-out images' own.
+    together: there the threshold is the held-out images' own. `looked_at` bounds the
+    features that count, from the first.
     """
     rng = np.random.default_rng([seed % 2**64, 0x007D])
     if len(train) > MAX_TRAIN:
@@ -42,9 +49,9 @@ def fit(
         rare = np.setdiff1d(targets, targets[chosen])
         chosen = np.union1d(chosen, np.flatnonzero(np.isin(targets, rare)))
         train, targets = train[chosen], targets[chosen]
-    means, inverse_variance = _estimated(train, targets)
+    means, inverse_variance = _estimated(train, targets, looked_at)
     raw = Outliers(means.astype(np.float16), inverse_variance, np.zeros(0, np.float16))
-    own = _cross_validated(train, targets, rng)
+    own = _cross_validated(train, targets, rng, looked_at)
     asked = raw.scores(held_out) if len(held_out) else own
     references = asked if is_trained or not len(own) else own
     if not len(references):
@@ -58,7 +65,7 @@ def fit(
     return Outliers(means.astype(np.float16), scaled, kept.astype(np.float16)), scores
 
 
-def _estimated(train: Floats, targets: Ints) -> tuple[Floats, Floats]:
+def _estimated(train: Floats, targets: Ints, looked_at: int | None) -> tuple[Floats, Floats]:
     unit = normalised(train)
     labels, places = np.unique(targets, return_inverse=True)
     means = np.stack([unit[places == place].mean(axis=0) for place in range(len(labels))])
@@ -66,10 +73,15 @@ def _estimated(train: Floats, targets: Ints) -> tuple[Floats, Floats]:
     freedom = max(1, len(unit) - len(labels))
     variance = np.einsum("nd,nd->d", deviations, deviations) / freedom
     floor = max(_FLOOR * float(variance.mean()), 1e-12)
-    return means, 1 / (variance + np.float32(floor))
+    inverse_variance = 1 / (variance + np.float32(floor))
+    if looked_at is not None:
+        inverse_variance[looked_at:] = 0
+    return means, inverse_variance
 
 
-def _cross_validated(train: Floats, targets: Ints, rng: np.random.Generator) -> Floats:
+def _cross_validated(
+    train: Floats, targets: Ints, rng: np.random.Generator, looked_at: int | None
+) -> Floats:
     """Scores of training images, each by means and variances without its fold.
 
     Those of classes with one image are left out: no other could stand for it.
@@ -84,7 +96,7 @@ def _cross_validated(train: Floats, targets: Ints, rng: np.random.Generator) -> 
         inside = fold == held
         if not inside.any():
             continue
-        means, inverse_variance = _estimated(train[~inside], targets[~inside])
+        means, inverse_variance = _estimated(train[~inside], targets[~inside], looked_at)
         scores[inside] = Outliers(
             means.astype(np.float16), inverse_variance.astype(np.float32), np.zeros(0, np.float16)
         ).scores(train[inside])

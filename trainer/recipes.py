@@ -80,6 +80,9 @@ def settings(method: ModelBased, is_pretrained: bool = True) -> Settings:
             first_stage_rate=0.1 if is_pretrained else 1.0,
             momentum=0.9,
             weight_decay=1e-4,
+            # Not for calibration, which a temperature is fitted for: few images would drive the
+            # logits apart without it, further than one temperature can mend, and those of a
+            # frozen head that they are averaged with would drown.
             label_smoothing=0.1,
             schedule="cosine",
             train_from_stage="",

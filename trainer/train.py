@@ -3,14 +3,16 @@
 import hashlib
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from service import faults
-from service.domain import DEFAULT_DECODING
+from service.domain import DEFAULT_DECODING, MeasuredOn
 from service.inference import head as heads
 from service.inference import outliers as strangeness
 from service.inference import preprocess
@@ -18,10 +20,12 @@ from service.inference.head import Floats
 from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import (
+    ANSWERS_FILE,
     HEAD_FILE,
     MANIFEST_FILE,
     REPORT_HTML_FILE,
     REPORT_JSON_FILE,
+    BackbonesRanked,
     DataFound,
     Finished,
     JobSpec,
@@ -30,20 +34,23 @@ from service.jobs.contract import (
     PretrainedBackbone,
     Progressed,
 )
+from trainer import answers, evaluate, growth, judgement, outliers, parity
 from trainer import data as datasets
-from trainer import evaluate, growth, judgement, outliers, parity
+from trainer.answers import Role, Rows
 from trainer.backbone_file import OPSET, BackboneFile
 from trainer.data import Source
-from trainer.evaluate import Metrics
 from trainer.features import Features
 from trainer.job import Job
+from trainer.measuring import Measured, is_calibrated, measure
 from trainer.parity import TorchBackbone
-from trainer.quantise import quantised
+from trainer.quantise import Served, quantised
 from trainer.records import Send
 from trainer.reporting import findings, page, report
-from trainer.reporting.findings import OutOfDistribution
+from trainer.reporting.comparisons import Comparison
+from trainer.reporting.measured_on import headline as headline_of
 from trainer.transfer import Transferred, learned_from, transfer
 
+_OUT_OF_FOLD: tuple[MeasuredOn, ...] = ("cross_validation", "target", "source")
 _PACKAGES = (
     "graft-server", "torch", "torchvision", "timm", "onnx", "onnxruntime-gpu", "numpy", "scipy",
     "pillow", "pi-heif",
@@ -130,7 +137,7 @@ def _run(job: Job) -> Manifest:
     stages.begin("measuring")
     found, sets = measure(found)
     served = found.served
-    headline = next((each for each in sets if each.measured_on != "source"), None)
+    headline = headline_of(sets)
     metrics = None
     if headline is not None:
         metrics = evaluate.measure(
@@ -140,10 +147,14 @@ def _run(job: Job) -> Manifest:
 
     stages.begin("judging")
     send(Progressed("checking", 0.4, "what the transfer was worth"))
-    known = outliers.fit(*learned_from(found, spec.seed), spec.seed, is_trained=found.is_trained)
-    head = replace(
-        served.head, outliers=known[0] if known else None, is_calibrated=calibrated
+    known = outliers.fit(
+        *learned_from(found, spec.seed),
+        spec.seed,
+        is_trained=found.is_trained,
+        # What was trained on these images draws them together.
+        looked_at=job.frozen_dim if found.out_of_fold is not None else None,
     )
+    head = replace(served.head, outliers=known[0] if known else None, is_calibrated=calibrated)
     gate_checks = judgement.gate_checks(job, found, sets, metrics, agreed)
     compared = judgement.compared(job, found, headline)
 
@@ -195,7 +206,18 @@ def _run(job: Job) -> Manifest:
         stages_s=stages.seconds(),
     )
     (job.out / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
-    REPORT_HERE
+    written = report.collect(
+        manifest,
+        data,
+        sets,
+        metrics,
+        job.epochs,
+        _findings(found, sets, compared, known[1] if known else None, ranked, spec),
+        decisions=found.decisions,
+        target_names=found.target.images.names if found.target else None,
+    )
+    (job.out / REPORT_JSON_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(written)))
+    (job.out / REPORT_HTML_FILE).write_text(page.to_html(written, data, sets), encoding="utf-8")
     faults.reach("trainer.finished")
     send(Finished(metrics.accuracy if metrics else None, metrics.count if metrics else 0))
     faults.reach("trainer.sent")
@@ -225,21 +247,52 @@ def _answers(found: Transferred, sets: Sequence[Measured]) -> list[Rows]:
     return rows
 
 
-def _out_of_distribution(found: Transferred, scores: Floats) -> OutOfDistribution:
-    if found.target is None:
-        return findings.out_of_distribution(scores, 1.0, strangeness.METHOD)
-    return findings.out_of_distribution(
-        scores,
-        1.0,
-        strangeness.METHOD,
-        images="target images kept aside for this",
-        reference="other target images",
+def _findings(
+    found: Transferred,
+    sets: Sequence[Measured],
+    compared: Sequence[Comparison],
+    scores: Floats | None,
+    ranked: BackbonesRanked | None,
+    spec: JobSpec,
+) -> findings.Findings:
+    divided, data = found.divided, found.divided.data
+    parts = (data.train, data.validation, data.test)
+    grouped, contradictions = findings.grouped(
+        divided.found,
+        np.concatenate([part.targets for part in parts]),
+        any(name for part in parts for name in part.given_groups),
     )
+    is_adapted = found.target is not None
+    return findings.Findings(
+        comparisons=list(compared),
+        suspects=findings.suspects([] if is_adapted else sets, len(data.classes)),
+        grouped=grouped,
+        contradictions=contradictions,
+        adaptation=found.adaptation,
+        backbones=ranked,
+        out_of_distribution=None if scores is None else _out_of_distribution(found, scores),
+        growth=growth.told(spec, data),
+    )
+
+
+def _out_of_distribution(found: Transferred, scores: Floats) -> findings.OutOfDistribution:
+    images, reference = "training images", "the other training images"
+    if found.target is not None:
+        images, reference = "target images kept aside for this", "other target images"
+    elif found.held.any():
+        images, reference = "held-out images", "training images"
+    elif len(found.divided.data.validation):
+        images, reference = "validation images", "training images"
+    return findings.out_of_distribution(scores, 1.0, strangeness.METHOD, images, reference)
 
 
 def _quantised(job: Job, found: Transferred) -> Transferred:
     if found.target is not None:
         note = "a version that was adapted to a domain is not quantised: it is served in float"
+        job.send(Note("info", note))
+        return replace(found, served=replace(found.served, note=note))
+    if found.out_of_fold is not None:
+        note = "a version that averages two networks is not quantised: it is served in float"
         job.send(Note("info", note))
         return replace(found, served=replace(found.served, note=note))
     shared = next((e for e in job.spec.exported if e.weights == f"{job.weights}:int8"), None)

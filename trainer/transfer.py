@@ -15,13 +15,15 @@ from service.jobs.contract import (
     DomainAdaptation,
     FeatureBased,
     ModelBased,
+    Note,
     Progressed,
 )
 from trainer import folds, outliers
+from trainer import groups as groups_of
 from trainer.data import Bools, Ints, Source
-from trainer.divided import Divided
+from trainer.divided import Divided, looks_of
 from trainer.job import Job
-from trainer.measuring import Measured
+from trainer.measuring import Measured, cross_validated
 from trainer.methods import domain_adaptation, feature_based
 from trainer.methods.domain_adaptation import Target
 from trainer.methods.feature_based import FittedHead
@@ -31,7 +33,6 @@ from trainer.reporting import findings
 if TYPE_CHECKING:
     from trainer.backbones import Backbone
 
-Doubles = npt.NDArray[np.float64]
 Hyperparameters = dict[str, float | int | str | bool | None]
 
 
@@ -53,9 +54,11 @@ class Transferred:
     """The backbone is the version's own."""
     network: "Backbone | None" = None
     """What was trained, where it is another than the job's backbone."""
-    out_of_fold: Doubles | None = None
+    out_of_fold: npt.NDArray[np.floating] | None = None
     """Probabilities [n, classes] of the training images by what did not learn from them, where
     they are not those of the fitted head."""
+    rounds: int = 0
+    """Of that cross-validation."""
     target: Target | None = None
     target_features: Floats | None = None
     """Of the target's images, as served."""
@@ -162,10 +165,9 @@ def _model_based(job: Job, method: ModelBased, divided: Divided) -> Transferred:
         lambda: _first_head(job, divided, ~held).head,
         deadline,
         job.send,
-        digest=data.digest,
     )
     return Transferred(
-        served=_exported(job, head),
+        served=_exported(job, head, job.backbone),
         divided=divided,
         held=held,
         method="model_based",
@@ -181,7 +183,44 @@ def _auto(job: Job, divided: Divided) -> Transferred:
     from trainer.methods import auto
 
     frozen = _feature_based(job, FeatureBased(), divided)
-    raise NotImplementedError(auto, frozen)
+    fitted, data = frozen.served.fitted, divided.data
+    assert fitted is not None
+    unanswered = np.full((len(data.train), len(data.classes)), np.nan, np.float32)
+    found = auto.improve(
+        auto.Given(
+            spec=job.spec,
+            classes=data.classes,
+            learned=data.train,
+            groups=divided.train,
+            features=fitted.train,
+            head=fitted.head,
+            answers=unanswered if fitted.out_of_fold is None else fitted.out_of_fold,
+            order=divided.sides,
+            budget_s=job.training_budget_s,
+            session=lambda: job.frozen.session,
+            pretrained=lambda: job.backbone,
+        ),
+        job.send,
+    )
+    if isinstance(found, str):
+        job.send(Note("info", found))
+        return replace(frozen, decisions=[found])
+    job.set_frozen_aside()
+    return Transferred(
+        served=_exported(job, found.head, found.backbone),
+        divided=divided,
+        held=frozen.held,
+        method="model_based",
+        recipe="auto",
+        used=found.hyperparameters,
+        device=found.device,
+        precision=found.precision,
+        is_trained=True,
+        network=found.backbone,
+        out_of_fold=found.answers,
+        rounds=auto.FOLDS,
+        decisions=[found.why],
+    )
 
 
 def _target(job: Job, method: DomainAdaptation, divided: Divided) -> Target:
@@ -199,18 +238,121 @@ def _target(job: Job, method: DomainAdaptation, divided: Divided) -> Target:
 
 
 def _adapted_head(job: Job, method: DomainAdaptation, divided: Divided) -> Transferred:
-    raise NotImplementedError
+    spec, data = job.spec, divided.data
+    target = _target(job, method, divided)
+    source_only = job.first_head(data.train, divided.folds, data.classes)
+    found = domain_adaptation.adapt_head(
+        method,
+        (source_only.train, data.train.targets),
+        source_only.head,
+        target,
+        _groups_of(target),
+        spec.seed,
+        spec.threads,
+        job.send,
+    )
+    return Transferred(
+        served=Served(job.frozen_file, job.frozen, found.head),
+        divided=divided,
+        held=np.zeros(len(data.train), np.bool_),
+        method="domain_adaptation",
+        used=source_only.hyperparameters | found.hyperparameters,
+        device=job.runtime.provider,
+        precision=job.frozen.precision,
+        is_trained=False,
+        target=target,
+        target_features=target.features,
+        adapted=found.measured or _of_source(divided, source_only),
+        adaptation=found.adaptation,
+    )
 
 
 def _adapted_network(job: Job, method: DomainAdaptation, divided: Divided) -> Transferred:
-    raise NotImplementedError
+    from trainer.methods import model_based, network_adaptation
+
+    spec, data = job.spec, divided.data
+    target = _target(job, method, divided)
+    groups = _groups_of(target)
+    held = domain_adaptation.held_out(target, groups, spec.validation_fraction, spec.seed)
+    source_only = job.first_head(data.train, divided.folds, data.classes)
+    deadline = model_based.training_deadline(job.started, spec.time_budget_s)
+    trained = network_adaptation.train(
+        spec,
+        method,
+        data.train,
+        data.validation,
+        data.classes,
+        target.images.at(np.flatnonzero(~held).tolist()),
+        job.backbone,
+        lambda: source_only.head,
+        deadline,
+        job.send,
+    )
+    served = _exported(job, trained.head, job.backbone)
+    features = served.features.of(target.images, "target images")
+    found = domain_adaptation.judge_network(
+        method,
+        (source_only.train, data.train.targets),
+        source_only.head,
+        target,
+        groups,
+        held,
+        (trained.head, features),
+        spec.seed,
+        job.send,
+    )
+    if found.has_adapted:
+        served = replace(served, head=found.head)
+    else:
+        job.publish_frozen()
+        served = Served(job.frozen_file, job.frozen, found.head)
+        features = target.features
+    return Transferred(
+        served=served,
+        divided=divided,
+        held=np.zeros(len(data.train), np.bool_),
+        method="domain_adaptation",
+        used=trained.hyperparameters | found.hyperparameters,
+        device=trained.device,
+        precision=trained.precision,
+        is_trained=found.has_adapted,
+        target=target,
+        target_features=features,
+        adapted=found.measured or _of_source(divided, source_only),
+        adaptation=found.adaptation,
+    )
 
 
-def _exported(job: Job, head: Head) -> Served:
+def _groups_of(target: Target) -> Ints:
+    """Finds which of the target's images belong together, int64 [m]; no class is read."""
+    images = target.images
+    return groups_of.find(
+        target.features,
+        looks_of(images),
+        np.zeros(len(images), np.int64),
+        images.given_groups or [""] * len(images),
+    ).of
+
+
+def _of_source(divided: Divided, source_only: FittedHead) -> list[Measured]:
+    """Measures source-only on the source, where nothing is known of the target."""
+    if source_only.out_of_fold is None:
+        return []
+    found = cross_validated(
+        divided.data.train,
+        divided.train,
+        source_only.out_of_fold,
+        ~divided.chose,
+        divided.rounds,
+    )
+    return [replace(each, measured_on="source") for each in found]
+
+
+def _exported(job: Job, head: Head, backbone: "Backbone") -> Served:
     from trainer import export
 
     job.stages.begin("exporting")
     job.send(Progressed("exporting", 0.0))
     file = job.out / BACKBONE_FILE
-    export.to_onnx(job.backbone, file)
+    export.to_onnx(backbone, file)
     return Served(file, job.features_of_file(file), head)

@@ -303,6 +303,9 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The answers of the model's version before, whose images keep their sides; "" for none."""
     seed: int = 0
     time_budget_s: float | None = None
+    """The longest that the job may take."""
+    asked_budget_s: float | None = None
+    """What the request allows; None where it names no time, and `auto` trains no network long."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
     """Of torch and ONNX Runtime; 0 means as many as there are cores."""

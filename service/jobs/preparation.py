@@ -121,6 +121,7 @@ class Preparation:
             previous_answers=self._previous_answers(job),
             seed=request.seed or 0,
             time_budget_s=min(request.time_budget_s or planned_s, planned_s),
+            asked_budget_s=request.time_budget_s and min(request.time_budget_s, planned_s),
             # What has no slot on the GPU must not find its own way there.
             device="cpu" if kind == "cpu" else request.device,
             threads=settings.trainer_threads,

@@ -22,7 +22,7 @@ from service.domain import (
     tenant_of,
 )
 from service.errors import InvalidInput, NotAllowed, NotFound, Reason
-from service.ingest.grouping import check_pattern
+from service.ingest.grouping import NamedGroups
 from service.ingest.labels import check_given
 from service.jobs import weights as weight_names
 from service.jobs.contract import (
@@ -46,7 +46,6 @@ AUTO = "auto"
 DEFAULT_VALIDATION_FRACTION = 0.2
 DEFAULT_MAX_REGRESSION = Gate().max_regression
 MAX_REQUEST_ID_CHARS = 128
-_MAX_FOLDER_LEVEL = 16
 _MAX_CLASS_RECALLS = 1000
 _MAX_AUGMENTED_VIEWS = 16
 _MAX_RANKED = 32
@@ -307,11 +306,8 @@ def _check_seed(seed: int | None) -> None:
 def _check_grouping(given: Grouping | None) -> None:
     if given is None:
         return
-    if given.name_pattern:
-        check_pattern(given.name_pattern, "grouping.name_pattern")
-    elif given.folder_level:
-        _in("grouping.folder_level", given.folder_level, 1, _MAX_FOLDER_LEVEL)
-    else:
+    NamedGroups(given.folder_level, given.name_pattern)
+    if not given.folder_level and not given.name_pattern:
         raise _bad(
             "grouping",
             "grouping says neither which folder names the groups nor which part of a file's name: "

@@ -25,7 +25,7 @@ def checked(connection: Connection, model: str, alias: str, manifest: Manifest) 
         f"with {'none' if before is None else f'version {before}'}; promote it, or fine-tune again"
     )
     checks = [
-        msgspec.structs.replace(check, verdict="undecided", passed=False, detail=detail)
+        msgspec.structs.replace(check, verdict="failed", passed=False, detail=detail)
         if check.name == "not_worse" and check.passed
         else check
         for check in manifest.gate_checks

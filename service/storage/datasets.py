@@ -30,6 +30,7 @@ from service.domain import (
 from service.errors import Expired, InvalidInput, Reason, Unavailable, WrongState
 from service.ingest import index
 from service.ingest.archives import ArchiveFormat, Limits
+from service.ingest.index import IndexedImage
 from service.ingest.reader import (
     IMAGES_FOLDER,
     INDEX_FILE,
@@ -381,9 +382,10 @@ class DatasetStore:
         return record
 
     def _renew_index(self, record: DatasetRecord, tree: Path) -> None:
-        """Gives a stored dataset the names and the summary of the upload in `tree`.
+        """Gives a stored dataset the names, the groups and the summary of the upload in `tree`.
 
-        What was lost of its files comes back with them.
+        An image without a group keeps the one that it had. What was lost of its files comes
+        back with them.
         """
         kept = self.path(record.dataset_id)
         new = index.load(tree / INDEX_FILE)
@@ -396,15 +398,19 @@ class DatasetStore:
             tree.rename(kept)
             durable.sync_folder(self._folder)
             return
-        names = {image.digest: image.name for image in new.images}
+        by_digest = {image.digest: image for image in new.images}
+
+        def renew(image: IndexedImage) -> IndexedImage:
+            now = by_digest.get(image.digest, image)
+            return msgspec.structs.replace(
+                image, name=now.name, depth=now.depth, group=now.group or image.group
+            )
+
         renewed = msgspec.structs.replace(
             stored,
             summary=new.summary,
             case_sensitive=record.case_sensitive,
-            images=[
-                msgspec.structs.replace(image, name=names.get(image.digest, image.name))
-                for image in stored.images
-            ],
+            images=[renew(image) for image in stored.images],
         )
         written = tree / "renewed.json"
         index.save(renewed, written)

@@ -135,7 +135,6 @@ def test_every_panel_has_data_and_every_rule_is_evaluated(
             name="longer",
             method="model_based",
             epochs=1000,
-            early_stopping_patience=0,
             **QUICK,
         )
         job.wait(timeout_s=GUARD_S)

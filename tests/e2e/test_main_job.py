@@ -47,7 +47,12 @@ def test_fine_tune_predict_report_export_and_metrics(
     digits: Path,
     tmp_path: Path,
 ) -> None:
-    assert version.validation_accuracy >= 0.85
+    figure = version.headline
+    assert figure is not None
+    assert (figure.measured_on, figure.image_count) == ("cross_validation", 80)
+    assert figure.accuracy_low <= figure.accuracy <= figure.accuracy_high
+    assert figure.accuracy >= 0.85
+    assert version.calibrated, version.calibration_note
     assert version.parity.max_difference < 1e-3
     assert version.labels == {"team": "post"}
     assert [e.sequence for e in events] == list(range(1, len(events) + 1))
@@ -56,6 +61,7 @@ def test_fine_tune_predict_report_export_and_metrics(
     asked = 'graft_images_total{model="digits",outcome="ok"}'
     before = counted(shared, asked)
     answers = client.predict(paths, model="digits", top_k=4)
+    assert all(answer.calibrated for answer in answers)
     right = [a.label == p.parent.name for a, p in zip(answers, paths, strict=True)]
     assert np.mean(right) >= 0.9
 
@@ -93,8 +99,9 @@ def test_int8_is_a_setting_whose_accuracy_is_measured_as_it_serves(
     versions = [client.fine_tune(few, name=name).wait(timeout_s=GUARD_S) for name in ("one", "two")]
     for version in versions:
         assert version.manifest["serving_precision"] == "int8"
-        assert version.manifest["float_validation_accuracy"] >= 0.85
-        assert version.validation_accuracy >= 0.85
+        assert version.manifest["float_accuracy"] >= 0.85
+        assert version.headline is not None
+        assert version.headline.accuracy >= 0.85
     assert versions[0].backbone_digest == versions[1].backbone_digest
     answers = client.predict([path for _, path in few], model="two")
     right = [a.label == label for a, (label, _) in zip(answers, few, strict=True)]

@@ -34,12 +34,13 @@ def seeds() -> list[bytes]:
     weight = np.arange(6, dtype=np.float32).reshape(2, 3)
     outliers = Outliers(weight, np.ones((3,), np.float32), np.array([0.5, 1.0], np.float32))
     made = [Head(weight, weight[:, 0], ("cat", "dog"), 1.5)]
-    made.append(Head(weight, weight[:, 0], ("cat", "dog"), 1.5, outliers))
+    made.append(Head(weight, weight[:, 0], ("cat", "dog"), 1.5, outliers, is_calibrated=False))
     whole = [_saved(head) for head in made]
     odd = (
         '{"classes": ["cat", "dog"], "temperature": 1' + "0" * 400 + "}",
         '{"classes": ["cat", "dog"], "temperature": NaN}',
         '{"classes": {"cat": 1}, "temperature": 1}',
+        '{"classes": ["cat", "dog"], "temperature": 1, "is_calibrated": "yes"}',
         "[" * 3000,
         "null",
     )

@@ -308,7 +308,7 @@ async def test_what_extreme_values_are_accepted_is_told_again(
         {"feature_based": {"l2": 5e-324}},
         {"feature_based": {"l2": 1.7e308}},
         {"model_based": {"learning_rate": 1.7e308, "weight_decay": 0.0}},
-        {"grouping": {"folder_level": 16}},
+        {"grouping": {"folder_level": 32}},
         {"gate": {"class_recalls": {"x" * 128: 5e-324}}},
         {"labels": {"k\n\x1b": "\u202e\0" * 20}},
         {"time_budget": {"seconds": 2**62}},

@@ -54,7 +54,7 @@ async def test_a_good_request_passes_and_starts_nothing(service: Service) -> Non
         ({"gate": pb.Gate(min_accuracy=2)}, "gate.min_accuracy"),
         ({"gate": pb.Gate(alias="latest")}, "gate.alias"),
         ({"gate": pb.Gate(max_regression=0.1)}, "gate.max_regression"),
-        ({"grouping": pb.Grouping(folder_level=17)}, "grouping.folder_level"),
+        ({"grouping": pb.Grouping(folder_level=33)}, "grouping.folder_level"),
         ({"baselines": [0]}, "baselines"),
         ({"server_path": pb.ServerPath(path="relative")}, "server_path.path"),
     ],

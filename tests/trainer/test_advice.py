@@ -9,6 +9,7 @@ import pytest
 from service.domain import ClassCount, GateCheck
 from tests.trainer.sample_report import manifest
 from trainer import evaluate
+from trainer.adaptation.brakes import Doubt
 from trainer.data import Part
 from trainer.evaluate import Metrics
 from trainer.measuring import Measured
@@ -56,6 +57,7 @@ def _set(probabilities: np.ndarray, targets: np.ndarray, **about: object) -> Mea
         Part((), nameless, targets),
         np.arange(len(targets)),
         probabilities,
+        rounds=5,
     )
     return replace(made, **about)  # type: ignore[arg-type]
 
@@ -87,7 +89,6 @@ def _said(
         findings=replace(findings, comparisons=[*findings.comparisons, compared]),
         counts=counts,
         left_out=left_out,
-        rounds=5,
     )
 
 
@@ -167,21 +168,45 @@ def test_nothing_is_claimed_where_no_image_was_measured() -> None:
     assert _levels(said, "%") == ["warning"]
 
 
-def test_an_adapted_version_without_labels_asks_for_some() -> None:
-    adaptation = Adaptation(
+def _adaptation(doubt: Doubt = "", distance: float = 0.5) -> Adaptation:
+    return Adaptation(
         technique="auto",
         published="mcc",
+        chosen="mcc",
+        margin=0.03,
         candidates=[],
         criterion="c",
-        gaps=[],
-        is_negative=False,
+        gaps=[Gap("proxy_a_distance", distance)],
+        doubt=doubt,
+        seen=0.8,
         target_images=10,
+        words="it is as it is",
     )
-    said = _unmeasured(Findings(adaptation=adaptation), technique="mcc")
+
+
+def test_an_adapted_version_without_labels_asks_for_some() -> None:
+    said = _unmeasured(Findings(adaptation=_adaptation()), technique="mcc")
     assert "Label some of them and ask for evaluate_on_target" in said[0].text
+    assert _levels(said, "It is as it is.") == ["note"]
+
+
+def test_doubt_about_an_adaptation_and_a_wide_gap_are_warnings() -> None:
+    said = _said(Findings(adaptation=_adaptation("not_better", 1.8)), technique="mcc")
+    assert _levels(said, "It is as it is.") == ["warning"]
     assert _levels(said, "for images of the target alone") == ["note"]
-    kept = _unmeasured(Findings(adaptation=adaptation), technique="source_only")
-    assert _levels(kept, "for images of the target alone") == []
+    assert _levels(said, "look very different to the backbone (proxy A-distance 1.80 of 2)") == [
+        "warning"
+    ]
+
+
+def test_an_adaptation_that_is_shown_to_do_harm_is_a_warning() -> None:
+    targets = np.arange(200) % 2
+    served, before = _answered(targets, 60, 0.9), _answered(targets, 20, 0.9)
+    compared = comparisons.compare(comparisons.Measured("source_only", before), served, targets)
+    harmful = msgspec.structs.replace(_adaptation(), comparison=compared)
+    said = _said(Findings(adaptation=harmful), technique="mcc")
+    part = "Against source-only, on the target's labelled images: the served model is worse"
+    assert _levels(said, part) == ["warning"]
 
 
 def test_an_accuracy_of_chance_is_no_success() -> None:
@@ -242,6 +267,8 @@ def test_how_far_probabilities_are_off_is_held_against_chance(
 def test_a_version_says_why_its_probabilities_are_not_calibrated() -> None:
     said = _said(calibrated=False, calibration_note="the target has no labels")
     assert _levels(said, "not shown to be right: the target has no labels.") == ["warning"]
+    other = _said(wrong=60, calibrated=True)
+    assert _levels(other, "Probabilities are calibrated elsewhere, not here: 200 im") == ["warning"]
     assert _levels(
         _said(), "Probabilities are calibrated, as far as can be seen: 200 images were right"
     ) == ["note"]
@@ -384,20 +411,3 @@ def test_images_unlike_training_are_told_when_many(flagged: int, told: list[str]
         reference="training images",
     )
     assert _levels(_said(Findings(out_of_distribution=ood)), "look unlike the training") == told
-
-
-def test_negative_transfer_and_a_wide_gap_are_warnings() -> None:
-    adaptation = Adaptation(
-        technique="auto",
-        published="source_only",
-        candidates=[],
-        criterion="c",
-        gaps=[Gap("proxy_a_distance", 1.8, None)],
-        is_negative=True,
-        target_images=10,
-    )
-    said = _said(Findings(adaptation=adaptation))
-    assert _levels(said, "what serves is source-only") == ["warning"]
-    assert _levels(said, "look very different to the backbone (proxy A-distance 1.80 of 2)") == [
-        "warning"
-    ]

@@ -39,6 +39,7 @@ def test_roles_and_answers_come_back(tmp_path: Path) -> None:
         "class 39", "class 0", "class 17",
     ]  # fmt: skip
     assert [known[digest].role for digest in digests(3, "held")] == [Role.HELD_OUT] * 3
+    assert known[digests(1, "own")[0]].probability == pytest.approx(0.61, abs=1e-3)
     (lone,) = digests(1, "lone")
     assert (known[lone].role, known[lone].answered) == (Role.LEARNED, "")
     assert len(known) == 7

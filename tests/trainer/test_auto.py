@@ -81,11 +81,7 @@ def trial(
         (400, {"groups": np.arange(400) // 8}, "50 groups of images of 2 classes are too few"),
         (170, {"classes": tuple("abcdef")}, "170 images of 6 classes are too few"),
         (200, {"answers": answers_of(np.arange(200) % 2, 0.6)}, "wrong on 0 of 200 images"),
-        (
-            200,
-            {"answers": np.full((200, 2), np.nan)},
-            "wrong on 0 of 0 images",
-        ),
+        (200, {"answers": np.full((200, 2), np.nan)}, "no image can be held out"),
     ],
     ids=["few images", "few groups", "few a class", "all are right", "nothing was answered"],
 )

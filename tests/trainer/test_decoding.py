@@ -228,9 +228,9 @@ def test_the_depth_of_a_dataset_is_the_smallest_that_holds_all_of_it(tmp_path: P
     assert reader.read_folder(folder).bit_depth == 12
     (folder / "b" / "2.jpg").write_bytes(encode(gradient(9, 8), "JPEG"))
     (folder / "b" / "3.jpg").write_bytes(encode(gradient(9, 7), "JPEG"))
-    loaded = data.load(folder, 0.2, 0, background="#000000")
+    loaded = data.load(folder, background="#000000")
     assert loaded.train.decoding == loaded.validation.decoding == ImageDecoding("#000000", 12)
-    assert data.load(folder, 0.2, 0, target_bit_depth=14).train.decoding.bit_depth == 14
+    assert data.load(folder, target_bit_depth=14).train.decoding.bit_depth == 14
 
 
 def grey_folder(folder: Path, bright: int, dark: int) -> Path:

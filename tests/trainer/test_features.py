@@ -64,7 +64,7 @@ def test_each_file_is_read_once_and_runs_in_batches_of_a_core_each(
 ) -> None:
     source = FakeSource()
     made = Features(source, threads=3)
-    loaded = data.load(make_folder(per_class=40), 0.25, 0)
+    loaded = data.load(make_folder(per_class=40))
     train, validation = made.of(loaded.train), made.of(loaded.validation)
     assert len(reads) == 80
     assert set(reads.values()) == {1}
@@ -86,7 +86,7 @@ def test_a_second_job_computes_nothing_and_loads_no_backbone(
         source = FakeSource()
         cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
         made = Features(source, cache, 2)
-        results.append(made.of(data.load(folder, 0.2, 0).train))
+        results.append(made.of(data.load(folder).train))
         assert (source.loads, made.computed) == (loads, 32 * loads)
         cache.close()
     np.testing.assert_array_equal(*results)
@@ -95,14 +95,14 @@ def test_a_second_job_computes_nothing_and_loads_no_backbone(
 def test_only_new_images_are_computed(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder(per_class=20)
     cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
-    known = data.load(folder, 0.2, 0)
+    known = data.load(folder)
     for part in (known.train, known.validation):
         Features(FakeSource(), cache).of(part)
     shutil.copytree(make_folder("more", per_class=3, seed=9) / "red", folder / "red" / "new")
     # Another name for a known image changes nothing.
     (folder / "blue" / "0.png").rename(folder / "blue" / "renamed.png")
     made = Features(FakeSource(), cache)
-    loaded = data.load(folder, 0.2, 0)
+    loaded = data.load(folder)
     np.testing.assert_array_equal(made.of(loaded.train), expected(loaded.train))
     made.of(loaded.validation)
     assert made.computed == 3
@@ -120,7 +120,7 @@ def test_another_backbone_finds_nothing_of_this_one(
 
 
 def test_features_come_in_the_order_that_is_asked_for(make_folder: MakeFolder) -> None:
-    loaded = data.load(make_folder(per_class=10), 0.2, 0)
+    loaded = data.load(make_folder(per_class=10))
     made = Features(FakeSource(), threads=2)
     np.testing.assert_array_equal(made.of(loaded.validation), expected(loaded.validation))
     np.testing.assert_array_equal(
@@ -130,7 +130,7 @@ def test_features_come_in_the_order_that_is_asked_for(make_folder: MakeFolder) -
 
 
 def test_an_image_that_went_away_meanwhile_is_named(make_folder: MakeFolder) -> None:
-    loaded = data.load(make_folder(), 0.2, 0)
+    loaded = data.load(make_folder())
     loaded.train.paths[0].unlink()
     with pytest.raises(InvalidInput, match="when the job began") as caught:
         Features(FakeSource()).of(loaded.train)
@@ -141,7 +141,7 @@ def test_an_image_that_went_away_meanwhile_is_named(make_folder: MakeFolder) -> 
 def test_an_image_that_was_overwritten_meanwhile_is_named_and_nothing_of_it_is_kept(
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:
-    part = data.load(make_folder(), 0.2, 0).train
+    part = data.load(make_folder()).train
     first = part.at([0])
     shutil.copy(part.paths[1], part.paths[0])
     cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
@@ -163,7 +163,7 @@ def test_an_image_that_was_overwritten_meanwhile_is_named_and_nothing_of_it_is_k
 def test_views_follow_the_content_and_the_seed_and_are_kept(
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:
-    loaded = data.load(make_folder(per_class=5), 0.2, 0)
+    loaded = data.load(make_folder(per_class=5))
     cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
     made = Features(FakeSource(), cache, 2)
     views = made.of_views(loaded.train, 3, seed=1)

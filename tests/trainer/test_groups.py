@@ -102,14 +102,18 @@ def test_a_hash_settles_what_features_leave_open_and_one_that_all_have_says_noth
     assert made.find().twin_share == 0
 
 
-def test_a_chain_of_images_each_like_the_next_is_no_group() -> None:
-    made = Made().many(100, 1).many(60, 1)
+def chain() -> Made:
+    """Makes 60 images after 100 others, each like the one before it."""
+    made = Made().many(160, 1)
+    centre = np.random.default_rng(1000).normal(size=128) + 3
     for place in range(101, 160):
-        step = made.rng.normal(size=128)
-        centre = np.random.default_rng(1000).normal(size=128) + 3
         before = made.features[place - 1] - centre
-        made.features[place] = centre + 0.9 * before + np.sqrt(1 - 0.81) * step
-    found = made.find()
+        made.features[place] = centre + 0.9 * before + 0.436 * made.rng.normal(size=128)
+    return made
+
+
+def test_a_chain_of_images_each_like_the_next_is_no_group() -> None:
+    found = chain().find()
     assert found.twin_share > 0.2
     assert np.bincount(found.of).max() <= 10
 
@@ -187,14 +191,14 @@ def test_neither_blocks_nor_bounds_change_what_is_found(monkeypatch: pytest.Monk
     assert (len(found.pairs), found.pair_count) == (5, 50 * 6 + 30 * 3)
 
 
-def test_more_images_than_are_clustered_at_once_are_parted_where_they_hang_together_least(
+def test_a_film_is_one_group_and_a_long_chain_is_parted_where_it_hangs_together_least(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = Made().many(40, 2).add(0, 30)
     monkeypatch.setattr(groups, "_LARGEST", 20)
-    found = made.find()
-    assert found.of[:80].tolist() == made.scenes[:80]
-    assert not set(found.of[:80]) & set(found.of[80:])
+    monkeypatch.setattr(groups, "_KEPT", 10)
+    film = Made().many(40, 2).add(0, 60)
+    assert film.find().of.tolist() == film.scenes
+    assert 1 < np.bincount(chain().find().of).max() <= 20
 
 
 def _digests(count: int) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 
 from trainer.reporting import plots
 from trainer.reporting.calibration import Bin
-from trainer.reporting.findings import Gap, ScoreBin
+from trainer.reporting.findings import ScoreBin
 from trainer.reporting.plots import Dot
 
 
@@ -70,14 +70,6 @@ def test_scores_beyond_the_threshold_are_marked() -> None:
     kinds = [r.get("class") for r in root.iter("rect")]
     assert kinds == ["within"] * 10 + ["beyond"] * 2
     _parsed(plots.histogram([ScoreBin(0.9, 1.1, 0)], 1.0))
-
-
-def test_a_gap_without_an_after_says_why() -> None:
-    root = _parsed(plots.gaps([Gap("mmd", 0.4, 0.1), Gap("frechet_distance", 80, None)]))
-    assert "features unchanged" in _texts(root)
-    before, after, _ = (float(r.get("width", 0)) for r in root.iter("rect"))
-    assert before == pytest.approx(4 * after)
-    _parsed(plots.gaps([Gap("mmd", 0.0, 0.0)]))
 
 
 def test_epochs_are_lines_of_their_own() -> None:

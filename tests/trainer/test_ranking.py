@@ -391,7 +391,7 @@ def test_choose_takes_the_first_on_a_jobs_own_training_images(
     make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
 ) -> None:
     folder = make_folder(per_class=10)
-    part = data.load(folder, 0.2, 0).train
+    part = data.load(folder).train
     named = [pretrained("blind", "resnet50"), pretrained("colours", "resnet18")]
     chosen, ranked = ranking.choose(spec(folder, *named), part, machine, told.append)
     assert chosen is named[1]
@@ -406,7 +406,7 @@ def test_choose_takes_the_first_on_a_jobs_own_training_images(
 def test_without_time_for_any_score_the_cheapest_available_is_taken_and_that_is_said(
     make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
 ) -> None:
-    part = data.load(make_folder(per_class=6), 0.2, 0).train
+    part = data.load(make_folder(per_class=6)).train
     named = [
         PretrainedBackbone(backbone="vgg16"),
         PretrainedBackbone(backbone="efficientnet_lite0", weights="random"),

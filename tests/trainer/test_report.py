@@ -84,7 +84,7 @@ def _report(
     metrics = _metrics(of, found)
     manifest = sample_report.manifest(found.classes, **changes)
     return report.collect(
-        manifest, found, [of], metrics, sample_report.epochs(epochs), extras, ["because"], 5
+        manifest, found, [of], metrics, sample_report.epochs(epochs), extras, ["because"]
     )
 
 
@@ -107,9 +107,10 @@ def test_a_page_with_everything_shows_every_section(found: Data) -> None:
         "Gate", "at least 0.9500 was asked for", "cannot be told", "320",
         "What was left out", "13 of 53 files that were found",
         "damaged, or cannot be read", "Thumbs.db", "Domain adaptation", "77 target images",
-        "70.0 %", "for images of the target alone",
+        "70 % of the source's class structure", "for images of the target alone",
         '"mcc classes as frequent as in the target" has the highest criterion, and "mcc classes '
-        'equally frequent" was chosen', "more than 0.03", "features unchanged",
+        'equally frequent" was chosen', "more than 0.03", "proxy A-distance",
+        "before anything was adapted",
         "What the transfer was worth", "all layers fine-tuned", "12.5",
         "Calibration", "before the temperature", "Out of distribution", "a method",
         "How many answers to act on", "AUROC", "Labels to check",
@@ -140,9 +141,9 @@ def test_a_job_that_could_measure_nothing_says_so(found: Data) -> None:
 
 
 def test_figures_of_the_source_are_listed_and_never_the_headline(found: Data) -> None:
-    source = _measured(found, measured_on="source")
+    source = _measured(found, measured_on="source", rounds=5)
     about = sample_report.manifest(found.classes, calibrated=False, figures=[source.figure()])
-    made = report.collect(about, found, [source], None, [], rounds=5)
+    made = report.collect(about, found, [source], None, [])
     assert made.basis is None
     assert made.mistakes == []
     text = _read(page.to_html(made, found, [source]))

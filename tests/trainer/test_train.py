@@ -54,17 +54,20 @@ def test_feature_based_transfer_end_to_end(
     manifest = run(spec, told)
     out = Path(spec.out_dir)
 
-    assert manifest.validation_accuracy == 1.0
+    (figure,) = manifest.figures
+    assert (figure.measured_on, figure.accuracy) == ("cross_validation", 1.0)
+    assert manifest.headline == figure
     assert manifest.parity.max_difference < 1e-3
-    assert (manifest.parity.top1_agreement, manifest.parity.images) == (1.0, 6)
-    assert (manifest.train_count, manifest.validation_count) == (18, 6)
+    assert (manifest.parity.top1_agreement, manifest.parity.images) == (1.0, 24)
+    # All are learned from, and each is measured by heads that did not learn from it.
+    assert (manifest.train_count, figure.count) == (24, 24)
     assert (manifest.method, manifest.backbone) == ("feature_based", "efficientnet_lite0")
     assert manifest.hyperparameters["l2_chosen_by"] == "cross-validation"
     assert manifest.labels == {"team": "birds"}
     assert {"python", "torch", "onnxruntime-gpu"} <= set(manifest.versions)
     assert msgspec.json.decode((out / "manifest.json").read_bytes(), type=Manifest) == manifest
 
-    assert isinstance(told[-1], Finished)
+    assert told[-1] == Finished(1.0, 24)
     assert len(told.of(EpochEnded)) == 1
     assert len(told.of(DataFound)) == 1
 
@@ -111,10 +114,11 @@ def test_model_based_transfer_trains_every_layer_and_tells_every_epoch(
     assert manifest.weights == "random:0"
     assert manifest.method == "model_based"
     assert manifest.parity.max_difference < 1e-3
-    assert manifest.hyperparameters["best_epoch"] in (1, 2, 3)
-    best = max(epochs, key=lambda e: (e.validation_accuracy, -e.validation_loss))
-    assert manifest.validation_accuracy == pytest.approx(best.validation_accuracy)
-    assert manifest.validation_loss == pytest.approx(best.validation_loss, abs=1e-3)
+    # The last epoch's average is what serves: no epoch was chosen.
+    (figure,) = manifest.figures
+    assert figure.measured_on == "held_out"
+    assert figure.accuracy == pytest.approx(epochs[-1].validation_accuracy)
+    assert manifest.train_count + figure.count == 16
     notes = [n.text for n in told.of(Note) if isinstance(n, Note)]
     assert any("never pretrained" in text for text in notes)
 
@@ -202,8 +206,11 @@ def test_frozen_stages_and_batch_norm_stay_as_they_were(
     spec = make_spec(folder, method=method, backbone="resnet18", weights="random")
     backbone = backbones.load("resnet18", "random", 0, tmp_path)
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
-    loaded = data.load(folder, 0.25, 0)
-    model_based.train(spec, method, loaded, backbone, pytest.fail, None, told.append)
+    loaded = data.load(folder)
+    part = loaded.train
+    model_based.train(
+        spec, method, part, part.none(), loaded.classes, backbone, pytest.fail, None, told.append
+    )
     changed = {k for k, v in backbone.state_dict().items() if not torch.equal(v, before[k])}
     assert changed
     assert all(name.startswith("trunk.layer4") and ".bn" not in name for name in changed)
@@ -297,9 +304,9 @@ def test_a_probe_leaves_the_network_as_it_was() -> None:
 def test_training_sees_the_very_pixels_that_serving_makes(
     make_folder: MakeFolder,
 ) -> None:
-    loaded = data.load(make_folder(side=300), 0.2, seed=0)
-    path = loaded.validation.paths[0]
-    assert (loaded.validation.decode([0])[0] == preprocess.decode(path.read_bytes())).all()
+    loaded = data.load(make_folder(side=300))
+    path = loaded.train.paths[0]
+    assert (loaded.train.decode([0])[0] == preprocess.decode(path.read_bytes())).all()
 
 
 @pytest.mark.usefixtures("small_network")
@@ -308,9 +315,9 @@ def test_a_repeated_job_computes_no_features_and_imports_no_torch(
 ) -> None:
     folder = make_folder(per_class=20)
     cache = str(tmp_path / "features.sqlite")
-    fields: dict[str, object] = {"validation_fraction": 0.5, "feature_cache": cache}
+    fields: dict[str, object] = {"feature_cache": cache}
     first = run(make_spec(folder, **fields), told)
-    assert first.parity.images == 20
+    assert first.parity.images == 32
     known = ExportedBackbone(
         first.weights, str(tmp_path / "out" / BACKBONE_FILE), first.backbone_digest
     )
@@ -335,7 +342,7 @@ def test_a_repeated_job_computes_no_features_and_imports_no_torch(
     # What was exported before was proven before: a few images of its own are enough.
     assert again.parity.images == 8
     assert again.parity.max_difference < 1e-3
-    assert again.validation_accuracy == first.validation_accuracy
+    assert again.figures == first.figures
     assert (tmp_path / "again" / HEAD_FILE).read_bytes() == (
         tmp_path / "out" / HEAD_FILE
     ).read_bytes()
@@ -377,7 +384,7 @@ def test_a_damaged_cache_costs_a_word_and_nothing_else(
         method=method,
         feature_cache=str(cache),
     )
-    assert run(spec, told).validation_count == 2
+    assert run(spec, told).train_count == 12
     notes = [n.text for n in told.of(Note) if isinstance(n, Note)]
     assert sum("was damaged" in text for text in notes) == 1
 
@@ -438,23 +445,25 @@ def test_a_test_part_is_measured_with_what_serves_and_nothing_is_chosen_on_it(
         manifest.decoding,
     )
     session = onnxruntime.InferenceSession(served, providers=["CPUExecutionProvider"])
-    found = data.load(folder, 0.2, 0).test
+    found = data.load(folder).test
     (answers,) = session.run(None, {session.get_inputs()[0].name: found.decode()})
     right = answers.argmax(axis=1) == found.targets
     losses = -np.log(answers[np.arange(len(found)), found.targets])
-    assert manifest.test_count == 6
-    assert manifest.test_accuracy == pytest.approx(right.mean())
-    assert manifest.test_loss == pytest.approx(losses.mean(), rel=1e-3)
-    assert manifest.test_accuracy < 0.5 < manifest.validation_accuracy
-    assert manifest.gate_failures == []
+    tested_on, *others = manifest.figures
+    assert (tested_on.measured_on, tested_on.count) == ("test", 6)
+    assert tested_on.accuracy == pytest.approx(right.mean())
+    assert tested_on.loss == pytest.approx(losses.mean(), rel=1e-3)
+    assert tested_on.accuracy < 0.5 < others[0].accuracy
+    assert others[0].measured_on == "validation"
+    # What the headline is of is what the gate goes by.
+    assert [check.verdict for check in manifest.gate_checks] == ["failed"]
     (counted,) = told.of(DataFound)
     assert isinstance(counted, DataFound)
     assert [(c.train, c.validation, c.test) for c in counted.classes] == [(8, 4, 3), (8, 4, 3)]
 
     shutil.rmtree(tested)
     untested = run(make_spec(folder, out_dir=str(tmp_path / "untested"), **fields), Told())
-    assert (untested.test_count, untested.test_accuracy, untested.test_loss) == (0, None, None)
-    assert untested.validation_loss == manifest.validation_loss
+    assert untested.figures == others
     assert untested.temperature == manifest.temperature
     assert (tmp_path / "untested" / HEAD_FILE).read_bytes() == (
         tmp_path / "out" / HEAD_FILE
@@ -472,6 +481,7 @@ def test_augmented_views_and_a_base_are_learned_from(
     manifest = run(spec, told)
     assert manifest.classes == ["blue", "green", "red"]
     assert manifest.hyperparameters["augmented_views"] == 2
-    assert manifest.validation_accuracy == 1.0
+    assert manifest.headline is not None
+    assert manifest.headline.accuracy == 1.0
     page = (Path(spec.out_dir) / "report.html").read_text()
     assert "http" not in page

@@ -57,7 +57,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         publish = partial(
             models.publish, model=model, job_id=job_id, stored=artifacts.put(out), gate=Gate()
         )
-        jobs.succeed(job_id, publish, 0.5, 2)
+        jobs.succeed(job_id, publish, None)
         return job_id
 
     for _ in range(4):
@@ -158,6 +158,10 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "a version's folder is gone": (remove(VERSION), "its head.safetensors is missing"),
     "a report is gone": (remove(f"{VERSION}/report.html"), "its report.html is missing"),
     "a head is damaged": (damage(f"{VERSION}/head.safetensors"), "its head.safetensors has digest"),
+    "the answers are damaged": (
+        damage(f"{VERSION}/answers.safetensors"),
+        "its files together have digest",
+    ),
     "a report is damaged": (damage(f"{VERSION}/report.json"), "its files together have digest"),
     "a manifest is damaged": (damage(f"{VERSION}/manifest.json"), "manifest.json cannot be read"),
     "a version has another's manifest": (

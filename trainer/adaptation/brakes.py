@@ -1,11 +1,12 @@
-"""Whether the target shows the source's classes at all: without them nothing can be aligned.
+"""Brakes: when an adaptation is not to be trusted, though the criterion prefers it.
 
 Alignment makes the domains' features alike and so takes for granted that their classes
 are. Where the target holds one class, or few, it spreads that class over all, and a
-criterion that asks neighbours finds the result smooth: the cut of a cloud is. What gives
-such a target away is the head that was not adapted. A gap costs it accuracy, but where
-classes differ its answers still part images that lie apart; one class it parts at random
-or not at all.
+criterion that asks neighbours finds the result smoother than before: the cut of a cloud
+is. Two things give such a target away. The head that was not adapted: a gap costs it
+accuracy, but where classes differ its answers still part images that lie apart; one class
+it parts at random or not at all. And the adapted answers themselves: a cut cloud is
+smooth, but not as smooth as classes that lie apart.
 """
 
 from typing import Literal
@@ -13,24 +14,32 @@ from typing import Literal
 import numpy as np
 
 from trainer.adaptation.alignment import Doubles
-from trainer.adaptation.criterion import Floats, Ints
+from trainer.adaptation.criterion import MARGIN, Floats, Ints
 
-Doubt = Literal["", "not_better", "classes_unseen"]
+Doubt = Literal["", "not_better", "classes_unseen", "neighbours_disagree"]
 """Why source-only is to be preferred, "" where it is not: adapting does not look better by
-the criterion, or the target hardly shows the classes."""
+the criterion, the target hardly shows the classes, or adapted answers are hardly smooth."""
 
 LEAST_SEEN = 0.2
 """Of what the source's classes explain, source-only's answers must explain in the target. One
 class alone lies below it and several above, on either side of a gap: anything from 0.15 to
 0.25 parts them about as well."""
+LEAST_AGREEMENT = 0.35
+"""Of adapted answers, by the criterion. A cloud of few images that is cut into several classes
+lies below it; anything from 0.3 to 0.4 does about as well."""
 _TINY = 1e-12
 
 
-def doubt(shown: float, *, is_better: bool) -> Doubt:
-    """Tells why source-only is to be preferred where so much of the classes is `seen`."""
+def doubt(shown: float, before: float, after: float) -> Doubt:
+    """Tells why source-only is to be preferred.
+
+    So much of the classes is `seen`, and the criterion goes from `before` to `after`.
+    """
     if shown < LEAST_SEEN:
         return "classes_unseen"
-    return "" if is_better else "not_better"
+    if after <= before + MARGIN:
+        return "not_better"
+    return "neighbours_disagree" if after < LEAST_AGREEMENT else ""
 
 
 def seen(source: Floats, targets: Ints, target: Floats, answers: Ints) -> float:

@@ -13,7 +13,8 @@ looks good.
 Over pairs of domains with and without gap and label shift it told source-only
 from a better or a worse adaptation where entropy, mutual information, batch
 nuclear norm and the original density favour whatever minimises confusion, and
-where reverse validation goes against the true accuracy.
+where reverse validation goes against the true accuracy. What it cannot see is a target
+of few classes: `trainer.adaptation.brakes`.
 """
 
 import numpy as np

@@ -32,6 +32,8 @@ TECHNIQUES = ("auto", "coral", "mcc", "pseudo_labels")
 SHARES = (0.4, 0.6, 0.8)
 """Of each predicted class, the most certain, in the rounds of self-training."""
 PRIOR_ROUNDS = 2
+FOLDS = 5
+"""Of the target, where it is measured: each is an adaptation of its own."""
 _PRIOR_SMOOTHING = 0.1
 
 
@@ -99,12 +101,11 @@ def adapt(
     always_adapt: bool,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> Adapted:
-    """From source features [n, d] with classes [n] to a head for the target's [m, d].
+    """Adapts from source features [n, d] with classes [n] to the target's [m, d].
 
     `source_only` is the head that serves without adaptation. `auto` takes the technique
-    that the criterion prefers. Where none looks better than source-only, or the target
-    hardly shows the source's classes, source-only is the result, unless `always_adapt`.
-    Raises ValueError for an unknown technique and below two images in a domain.
+    that the criterion prefers. Where that is in doubt, source-only is the result, unless
+    `always_adapt`. Raises ValueError for an unknown technique and below two images in a domain.
     """
     if technique not in TECHNIQUES:
         raise ValueError(
@@ -128,7 +129,7 @@ def adapt(
             tried.append(work.pseudo_labels(preferred(tried)))
         asked = [c for c in tried[1:] if technique in ("auto", c.tried.technique)]
         chosen = preferred([tried[0], *asked])
-        found = doubt(shown, is_better=chosen is not tried[0])
+        found = doubt(shown, tried[0].tried.criterion, chosen.tried.criterion)
         if found:
             chosen = preferred(asked) if always_adapt else tried[0]
         head, temperature = chosen.space.unaligned(chosen.head), source_only.temperature
@@ -168,7 +169,7 @@ def cross_adapted(
     target is read.
     """
     order = np.random.default_rng([seed % 2**64, 0xCA]).random(len(target))
-    folds = deal(np.zeros(len(target), dtype=np.int64), groups, order)
+    folds = deal(np.zeros(len(target), dtype=np.int64), groups, order, FOLDS)
     answers = np.full((len(target), len(source_only.bias)), np.nan)
     # An adaptation needs two images of the target.
     places = [f for f in np.unique(folds) if f >= 0 and (folds != f).sum() >= 2]
@@ -189,7 +190,7 @@ def cross_adapted(
 
 
 def preferred(candidates: list[_Candidate]) -> _Candidate:
-    """The one with the best criterion; from simple to refined, each must pay by the margin."""
+    """Picks what has the best criterion; from simple to refined, each must pay by the margin."""
     best = candidates[0]
     for candidate in candidates[1:]:
         if candidate.tried.criterion > best.tried.criterion + MARGIN:

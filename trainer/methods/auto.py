@@ -28,7 +28,7 @@ from service.inference.preprocess import SIZE
 from service.inference.runtime import Session
 from service.jobs.contract import JobSpec, ModelBased, Note, Progressed, Record
 from trainer import folds, linear
-from trainer.data import Files, Ints, Part
+from trainer.data import Ints, Part
 from trainer.intervals import clustered_se, group_count
 from trainer.logistic import Doubles
 from trainer.memory import is_out_of_memory
@@ -90,7 +90,7 @@ class Average:
     """What serves where the network wins."""
 
     backbone: "Backbone"
-    """The frozen and the trained trunk side by side."""
+    """The frozen and the trained trunk side by side: an image takes twice as long."""
     head: Head
     answers: Doubles
     """As `Given.answers`, of what this method as a whole would have served: for each fold the
@@ -148,6 +148,8 @@ def hopeless(given: Given) -> str:
             f"{LEAST_IMAGES} in all and {LEAST_PER_CLASS} a class on"
         )
     measured = ~np.isnan(given.answers[:, 0])
+    if not measured.any():
+        return "no image can be held out, so that nothing tells whether it wins"
     is_wrong = measured & (given.answers.argmax(axis=1) != targets)
     if not is_wrong.any() or group_count(groups[is_wrong]) < LEAST_WRONG:
         return (
@@ -193,13 +195,13 @@ class _Trial:
         from trainer import checkpoint
         from trainer.checkpoint import Checkpoints
 
-        spec = given.spec
+        spec, answers = given.spec, given.answers
         self.given, self.send = given, send
         self.recipe = _recipe(spec)
         self.fold = folds.deal(given.learned.targets, given.groups, given.order, FOLDS)
         """-1 for images that are never held out, and so never compared."""
-        self.fold[np.isnan(given.answers[:, 0])] = -1
-        self.frozen: Doubles = np.log(np.maximum(given.answers, _TINY), dtype=np.float64)
+        self.fold[np.isnan(answers[:, 0])] = -1
+        self.frozen: Doubles = np.log(np.maximum(answers, _TINY), dtype=np.float64)
         self.mixed: Doubles = np.full_like(self.frozen, np.nan)
         """The average's logits of the folds that are done."""
         self.key = checkpoint.key(spec, spec.method, given.learned)
@@ -240,8 +242,7 @@ class _Trial:
         given = self.given
         held = np.flatnonzero(self.fold == fold)
         backbone, result = self._train(np.flatnonzero(self.fold != fold), fold)
-        part = _part_of(given.learned, held)
-        served = AsServed(part, given.spec.threads)
+        served = AsServed(given.learned.take(held), given.spec.threads)
         features = served.outputs(backbone, torch.device(result.device)).numpy()
         logits = features.astype(np.float64) @ result.head.weight.T + result.head.bias
         self.mixed[held] = (self.frozen[held] + logits) / 2
@@ -275,7 +276,6 @@ class _Trial:
             temperature=self._temperature(np.arange(FOLDS)),
         )
         used = result.hyperparameters | {
-            "trained_folds": FOLDS,
             "loss_difference": compared.difference,
             "loss_difference_upper": compared.upper,
         }
@@ -297,7 +297,7 @@ class _Trial:
         if spec.checkpoint_dir and not is_last:
             folder = str(Path(spec.checkpoint_dir) / f"{_FOLDER}-{part}")
             spec = msgspec.structs.replace(spec, checkpoint_dir=folder)
-        learned = _part_of(given.learned, places)
+        learned = given.learned.take(places)
         backbone = copy.deepcopy(self.pretrained)
         left_s = _allowed_s(given.budget_s) - self.spent_s
         work = loop.Work(
@@ -305,7 +305,7 @@ class _Trial:
             recipe=self.recipe,
             classes=given.classes,
             learned=learned,
-            held_out=learned.none(),
+            held_out=learned.take(np.empty(0, np.int64)),
             backbone=backbone,
             first_head=lambda: given.head if is_last else self._head(places),
             objective=loop.Objective(self.recipe.label_smoothing),
@@ -346,7 +346,7 @@ class _Trial:
         return linear.temperature_of(mixed, self.given.learned.targets[at])
 
     def _answers(self) -> Doubles:
-        answers = self.given.answers.astype(np.float64)
+        answers = np.exp(self.frozen)
         for fold in range(FOLDS):
             others = np.flatnonzero(np.arange(FOLDS) != fold)
             if self._compared(others).wins:
@@ -363,11 +363,6 @@ def _recipe(spec: JobSpec) -> Settings:
     return settings(ModelBased(), is_pretrained=spec.weights != "random")
 
 
-def _part_of(part: Part, places: Ints) -> Part:
-    files = Files.at(part, places.tolist())
-    return Part(files.paths, files.digests, part.targets[places], decoding=part.decoding)
-
-
 def _allowed_s(budget_s: float | None) -> float:
     return UNASKED_S if budget_s is None else budget_s
 
@@ -380,8 +375,8 @@ def _too_long(needed_s: float, budget_s: float | None) -> str:
     else:
         limit = f"more than the time budget leaves, {_duration(budget_s)}"
     return (
-        f"training it would take about {_duration(needed_s)} here, {limit}: ask for it with a "
-        f"time budget of {ask} or more, or with model_based"
+        f"training the network would take about {_duration(needed_s)} here, {limit}: ask for it "
+        f"with a time budget of {ask} or more, or with model_based"
     )
 
 

@@ -165,8 +165,9 @@ def adapt_head(
                 Progressed("training", part + (1 - part) * done, "measuring the adaptation")
             ),
         )
-        head, measured = _measured(head, answers, target, groups, target.is_labelled & (fold >= 0))
-        comparison = _compared(source_only, target, measured, target.is_labelled & (fold >= 0))
+        asked, rounds = target.is_labelled & (fold >= 0), len(np.unique(fold[fold >= 0]))
+        head, measured = _measured(head, answers, target, groups, asked, rounds)
+        comparison = _compared(source_only, target, measured, asked)
     adaptation = _findings(
         method, found.chosen, found.candidates, found.doubt, found.seen, source[0], target, seed,
         comparison,
@@ -225,7 +226,7 @@ def judge_network(
         for name, logits in ((SOURCE_ONLY, before), (method.technique, after))
     )
     seen = brakes.seen(*source, target.features, before.argmax(axis=1))
-    doubt = brakes.doubt(seen, is_better=candidates[1].criterion > candidates[0].criterion + MARGIN)
+    doubt = brakes.doubt(seen, *(tried.criterion for tried in candidates))
     has_adapted = not doubt or method.always_adapt
     served, logits = source_only, before / np.float32(source_only.temperature)
     if has_adapted:
@@ -252,13 +253,13 @@ def judge_network(
 
 
 def _measured(
-    head: Head, answers: Doubles, target: Target, groups: Ints, asked: Bools
+    head: Head, answers: Doubles, target: Target, groups: Ints, asked: Bools, rounds: int = 0
 ) -> tuple[Head, list[Measured]]:
     """Fits the temperature to answers [m, classes], over the head's own, where asked for."""
     if not (places := np.flatnonzero(asked)).size:
         return head, []
     part, logits = target.labelled(places), answers[places]
-    own = Measured("target", part, groups[places], softmax(logits, axis=1))
+    own = Measured("target", part, groups[places], softmax(logits, axis=1), rounds=rounds)
     plain, own = measuring.tempered(replace(head, temperature=1.0), own, logits)
     return replace(head, temperature=head.temperature * plain.temperature), [own]
 
@@ -305,19 +306,22 @@ def _findings(
 
 
 def _words(doubt: Doubt, seen: float, *, has_adapted: bool) -> str:
-    if not doubt:
-        return (
-            "the adapted model is for images of the target alone: what it answers to those of "
-            "the source was not asked"
-        )
+    few = "It may hold one class alone, or few, and adapting would spread those over all"
     why = {
+        "": "",
         "not_better": "adapting to the target does not look better than learning from the source "
         "alone (negative transfer)",
         "classes_unseen": "the target hardly shows the source's classes: the answers of the model "
         f"that learned from the source alone explain {seen:.0%} of what classes explain in the "
-        f"source, less than {brakes.LEAST_SEEN:.0%}. It may hold one class alone, or few, and "
-        "adapting would spread those over all (negative transfer)",
+        f"source, less than {brakes.LEAST_SEEN:.0%}. {few} (negative transfer)",
+        "neighbours_disagree": "target images that lie next to each other hardly share an answer "
+        f"of the adapted model. The target may have too few images. {few} (negative transfer)",
     }[doubt]
+    if not why:
+        return (
+            "the adapted model is for images of the target alone: what it answers to those of "
+            "the source was not asked"
+        )
     if has_adapted:
         return f"{why}: the adapted model is published because always_adapt was asked for"
     return f"{why}: the source-only model is published; say always_adapt to have the adapted one"

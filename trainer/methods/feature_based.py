@@ -15,7 +15,6 @@ from trainer import linear
 from trainer.data import Ints, Part
 from trainer.evaluate import cross_entropy
 from trainer.features import Features
-from trainer.logistic import Doubles
 from trainer.records import Send
 
 _SEARCH_PART = 0.9
@@ -29,7 +28,7 @@ class FittedHead:
     head: Head
     train: Floats
     """Features float32 [n, d] of the images, without augmented views."""
-    out_of_fold: Doubles | None
+    out_of_fold: Floats | None
     """Probabilities [n, classes] of the images, see `linear.Fitted`."""
     method: FeatureBased
     hyperparameters: dict[str, float | int | str | bool | None]

@@ -49,7 +49,7 @@ Hyperparameters = dict[str, float | int | str | bool | None]
 
 
 class Result(NamedTuple):
-    """What training came to; the backbone was changed in place."""
+    """Names what training came to; the backbone was changed in place."""
 
     head: Head
     """At temperature 1: nothing that it did not learn from was looked at."""
@@ -59,7 +59,7 @@ class Result(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Of one domain's images: features float32 [n, d], logits float32 [n, classes]."""
+    """Holds features float32 [n, d] and logits float32 [n, classes] of one domain's images."""
 
     features: Tensor
     logits: Tensor
@@ -121,7 +121,7 @@ class Work:
 
 @dataclass
 class _Standing:
-    """Where training stands; with the tensors it makes the checkpoint."""
+    """Says how far training is; with the tensors it makes the checkpoint."""
 
     precision: str = ""
     batch_size: int = 0
@@ -228,7 +228,7 @@ class _Loop:
 
     @property
     def _result(self) -> nn.Module:
-        """What training came to so far: the moving average, where there is one."""
+        """The outcome so far: the moving average, where there is one."""
         # Younger than it reaches back, the average is for a good part what training began with.
         if self.averaged is not None and self.at.epoch > self.recipe.averaged_epochs:
             module: nn.Module = self.averaged.module
@@ -259,7 +259,7 @@ class _Loop:
         self.at.precision = chosen
 
     def _prepare(self) -> None:
-        """What a step needs."""
+        """Makes what a step needs."""
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.at.precision == "fp16")
         self.autocast = compute.autocast(self.at.precision, self.device)
         self.optimizer = torch.optim.SGD(
@@ -277,7 +277,7 @@ class _Loop:
         self._size()
 
     def _size(self) -> None:
-        """What goes by the batch size."""
+        """Settles what goes by the batch size."""
         size = self.at.batch_size
         self.steps = self.images.steps(size)
         self.highest_rate = rate_for(self.recipe, size)
@@ -287,7 +287,7 @@ class _Loop:
             self.averaged.multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
     def _within_memory(self, act: Callable[[], _T]) -> _T:
-        """What `act` gives; batches are halved where memory is exhausted by the rule's size."""
+        """Runs `act`; halves the batches where memory is exhausted by the rule's size."""
         at = self.at
         while True:
             try:
@@ -333,7 +333,7 @@ class _Loop:
         )
 
     def _plan(self) -> None:
-        """How many epochs the time budget has room for, from a measured step."""
+        """Plans as many epochs as the time budget has room for, from a measured step."""
         if self.deadline is None:
             return
         at = self.at
@@ -354,7 +354,7 @@ class _Loop:
             self.send(Note("info", f"{text}, {at.epochs} are planned"))
 
     def _room(self, done: int, left_s: float, epoch_s: float) -> int:
-        """How many epochs there is time for, `done` ones included; 1 at least."""
+        """Counts the epochs that there is time for, `done` ones included; 1 at least."""
         room = max(1, done + max(0, int(left_s / epoch_s)))
         if self.work.is_whole and room < self.at.epochs:
             raise OutOfTimeError(self.at.epochs * epoch_s)
@@ -403,7 +403,7 @@ class _Loop:
         self.send(ended)
 
     def _learn(self) -> tuple[float, float, int, float]:
-        """One pass; the mean loss and accuracy, how many images, the last rate."""
+        """Makes one pass; the mean loss and accuracy, how many images, the last rate."""
         at, size = self.at, self.at.batch_size
         self.pace = Pace()
         tuning.train_mode(self.network, self.frozen)
@@ -454,7 +454,7 @@ class _Loop:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _judge(self) -> tuple[float | None, float | None]:
-        """Loss and accuracy on the held-out images as served, in 32 bits as served."""
+        """Measures loss and accuracy on the held-out images, if there are any."""
         targets = torch.from_numpy(self.work.held_out.targets)
         if not len(targets):
             return None, None

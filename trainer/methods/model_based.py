@@ -5,7 +5,7 @@ least, and keeps the moving average of the weights. The classic one is the yards
 that users know.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from service.inference.head import Head
 from service.jobs.contract import JobSpec, ModelBased
@@ -31,16 +31,13 @@ def train(
     first_head: Callable[[], Head],
     deadline: float | None,
     send: Send,
-    *,
-    key_extra: Sequence[str] = (),
 ) -> loop.Result:
     """Trains the backbone in place, from the images of `learned` alone.
 
     `held_out` may be empty: it is measured after each epoch, and chooses nothing.
     `first_head` fits a feature-based head, where the recipe begins with one.
     `deadline` is a `time.monotonic()`; epochs are planned to end before it. Goes
-    on from what lies in `spec.checkpoint_dir`, where that is of the same work:
-    `key_extra` tells apart what spec, method and images do not.
+    on from what lies in `spec.checkpoint_dir`, where that is of the same work.
     Raises GraftError with TRAINING_FAILED when the loss is no number any more.
     """
     recipe = settings(method, is_pretrained=spec.weights != "random")
@@ -53,7 +50,7 @@ def train(
         backbone=backbone,
         first_head=first_head,
         objective=Objective(recipe.label_smoothing),
-        key=checkpoint.key(spec, method, learned, *key_extra),
+        key=checkpoint.key(spec, method, learned),
     )
     return loop.run(work, deadline, send)
 

@@ -1,4 +1,4 @@
-"""Which parameters move, and how fast: freezing, rates by stage, the schedule."""
+"""Settles which parameters move, and how fast: freezing, rates by stage, the schedule."""
 
 import math
 from typing import Any
@@ -26,7 +26,7 @@ def freeze(backbone: Backbone, recipe: Settings) -> list[nn.Module]:
 
 
 def train_mode(network: nn.Module, frozen: list[nn.Module]) -> None:
-    """Training mode for all but the frozen."""
+    """Puts all but the frozen into training mode."""
     network.train()
     for module in frozen:
         module.eval()
@@ -35,7 +35,7 @@ def train_mode(network: nn.Module, frozen: list[nn.Module]) -> None:
 def groups(
     backbone: Backbone, classifier: nn.Module, objective: nn.Module, recipe: Settings
 ) -> list[dict[str, Any]]:
-    """The optimiser's groups; `factor` is of a group's rate over the head's.
+    """Returns the optimiser's groups; `factor` is of a group's rate over the head's.
 
     Early stages move least (Howard and Ruder 2018, discriminative fine-tuning);
     the penalty is for what multiplies, not for biases and scales.
@@ -58,7 +58,7 @@ def groups(
 
 
 def part_of_rate(recipe: Settings, epochs_done: float, epochs: int) -> float:
-    """What the schedule leaves of the highest learning rate, 0 to 1."""
+    """Returns the part of the highest learning rate that the schedule leaves, 0 to 1."""
     if recipe.schedule == "step":
         return _STEP_FACTOR ** (int(epochs_done) // _STEP_EPOCHS)
     warm_up = min(1.0, epochs / 5)

@@ -62,19 +62,18 @@ def advise(
     findings: Findings,
     counts: Sequence[ClassCount],
     left_out: LeftOut,
-    rounds: int = 0,
 ) -> list[Advice]:
     """Writes the sentences: what the accuracy is of, the accuracy, warnings, then the rest.
 
     `metrics` and `calibration` are of the headline set of `measured`, None where no
-    image could be measured on; `rounds` are those of a cross-validation.
+    image could be measured on.
     """
     first = headline(measured)
     is_copied = is_mostly_copied(findings.grouped)
     copies = list(_copies(findings.grouped))
     found = [
         *(copies if is_copied else []),
-        *_quality(manifest, first, metrics, findings, rounds),
+        *_quality(manifest, first, metrics, findings),
         *_trust(manifest, metrics, calibration, findings),
         *([] if is_copied else copies),
         *_unmeasured(measured, metrics),
@@ -99,7 +98,6 @@ def _quality(
     measured: Measured | None,
     metrics: Metrics | None,
     findings: Findings,
-    rounds: int,
 ) -> Iterator[Advice]:
     if measured is None or metrics is None:
         yield Advice("quality", "warning", _unknown(findings))
@@ -110,7 +108,7 @@ def _quality(
             level = "warning"
         elif bars and level != "warning":
             level = "good"
-        yield Advice("quality", level, _accuracy(measured, metrics, rounds) + beside)
+        yield Advice("quality", level, _accuracy(measured, metrics) + beside)
     yield from _gate(manifest)
     for other in findings.comparisons:
         if other.name == "majority_class":
@@ -142,10 +140,10 @@ def _unknown(findings: Findings) -> str:
     )
 
 
-def _accuracy(measured: Measured, metrics: Metrics, rounds: int) -> str:
+def _accuracy(measured: Measured, metrics: Metrics) -> str:
     right = sum(c.hits for c in metrics.classes)
     low, high = metrics.accuracy_low * 100, metrics.accuracy_high * 100
-    basis = how(measured.measured_on, metrics.count, rounds)
+    basis = how(measured.measured_on, metrics.count, measured.rounds)
     groups = ""
     if metrics.groups < metrics.count:
         groups = f", counting {metrics.groups:,} groups of images that belong together"
@@ -283,6 +281,11 @@ def _probabilities(
             off += f", and too few images were measured to tell: chance explains up to {by_chance}"
         else:
             off += f", no more than chance explains (up to {by_chance})"
+    if manifest.calibrated and calibration is not None and calibration.verdict == "off":
+        # Another set of images, with more of them, has shown it.
+        return Advice(
+            "trust", "warning", f"Probabilities are calibrated elsewhere, not here: {off}."
+        )
     if manifest.calibrated:
         return Advice(
             "trust",
@@ -360,28 +363,23 @@ def _adaptation(manifest: Manifest, findings: Findings) -> Iterator[Advice]:
     adaptation = findings.adaptation
     if adaptation is None:
         return
-    if adaptation.is_negative:
-        yield Advice(
-            "trust",
-            "warning",
-            "Adapting to the target looked worse than not adapting; what serves is "
-            f"{_plain(adaptation.published)}.",
-        )
+    words = adaptation.words
+    level: Level = "warning" if adaptation.doubt else "note"
+    yield Advice("trust", level, f"{words[0].upper()}{words[1:]}.")
     for gap in adaptation.gaps:
-        if gap.measure == "proxy_a_distance" and gap.before > _APART:
+        if gap.measure == "proxy_a_distance" and gap.distance > _APART:
             yield Advice(
                 "trust",
                 "warning",
                 "The source and the target look very different to the backbone (proxy A-distance "
-                f"{gap.before:.2f} of 2).",
+                f"{gap.distance:.2f} of 2).",
             )
-    if manifest.technique != "source_only":
-        yield Advice(
-            "trust",
-            "note",
-            "This version is for images of the target alone: those of the source are not "
-            "what it was adapted to, and it may classify them worse.",
-        )
+    if adaptation.doubt and manifest.technique != "source_only":
+        yield Advice("trust", "note", "This version is for images of the target alone.")
+    if (other := adaptation.comparison) is not None:
+        levels: dict[str, Level] = {"better": "good", "worse": "warning"}
+        text = f"Against {_plain(other.title)}, on the target's labelled images: {other.words}."
+        yield Advice("quality", levels.get(other.verdict, "note"), text)
 
 
 def _next(findings: Findings, counts: Sequence[ClassCount]) -> Iterator[Advice]:

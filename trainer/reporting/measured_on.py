@@ -25,10 +25,9 @@ def headline(measured: Sequence[Measured]) -> Measured | None:
 def how(measured_on: MeasuredOn, count: int, rounds: int = 0) -> str:
     """Says on which images a figure was measured, for people who classify images.
 
-    `rounds` are those of a cross-validation, 0 where their number is not known.
+    `rounds` are those of a cross-validation, 0 where the images were measured once.
     """
-    in_rounds = f"in {rounds} rounds" if rounds else "in rounds"
-    held_out = f"{in_rounds}, each time on images that were held out"
+    held_out = f"in {rounds} rounds, each time on images that were held out"
     images = f"{count:,} images"
     return {
         "": "measured on no image",
@@ -36,7 +35,8 @@ def how(measured_on: MeasuredOn, count: int, rounds: int = 0) -> str:
         "held_out": f"measured on {images} that were held out and not learned from",
         "validation": f"measured on {images} of val/, which were not learned from",
         "test": f"measured on {images} of test/, which were not learned from",
-        "target": f"measured on {count:,} labelled images of the target {held_out}",
+        "target": f"measured on {count:,} labelled images of the target "
+        + (held_out if rounds else "that it was not adapted to"),
         "source": f"measured on {count:,} images of the source {held_out}; it says little of the "
         "target",
     }[measured_on]

@@ -42,6 +42,11 @@ _TABLED_COUNT = 1000
 """Counts from here on need wider columns than a telephone has for twelve classes."""
 _NAMED_CLASSES = 4
 """Up to how many classes the columns of the matrix have names; above, numbers."""
+_GAP_NAMES = {
+    "proxy_a_distance": "proxy A-distance",
+    "mmd": "maximum mean discrepancy",
+    "frechet_distance": "Fréchet distance",
+}
 _BACKBONE_COLUMNS = (
     ("Score", "score", "%.3f"),
     ("LogME", "log_me", "%.3f"),
@@ -95,6 +100,7 @@ def to_html(report: Report, data: Data, measured: Sequence[Measured]) -> str:
         choice=_choice(report.adaptation),
         nouns=NOUNS,
         how=how,
+        gap_names=_GAP_NAMES,
         uncorrected=UNCORRECTED,
         verdicts={"passed": "passed", "failed": "failed", "undecided": "cannot be told"},
         backbone_columns=_backbone_columns(report.backbones),
@@ -160,12 +166,12 @@ def _class_rows(report: Report) -> list[tuple[int, ClassMetrics, int]]:
 
 def _choice(adaptation: Adaptation | None) -> str:
     """Says why what serves was chosen though another's criterion is higher, "" where none is."""
-    if adaptation is None or adaptation.margin is None:
+    if adaptation is None:
         return ""
-    scored = [c for c in adaptation.candidates if c.criterion is not None]
-    chosen = next((c for c in scored if c.technique == adaptation.chosen), None)
-    best = max(scored, key=lambda c: c.criterion or 0.0, default=None)
-    if chosen is None or best is None or (best.criterion or 0.0) <= (chosen.criterion or 0.0):
+    chosen = next((c for c in adaptation.candidates if c.technique == adaptation.chosen), None)
+    best = max(adaptation.candidates, key=lambda c: c.criterion, default=None)
+    # Where adapting is in doubt, the words say what decided.
+    if chosen is None or best is None or adaptation.doubt or best.criterion <= chosen.criterion:
         return ""
     return (
         f'"{_plain(best.technique)}" has the highest criterion, and "{_plain(chosen.technique)}" '
@@ -223,7 +229,6 @@ def _plots(report: Report) -> dict[str, Markup | list[Markup] | None]:
         "reliability": None,
         "dots": None,
         "scores": None,
-        "gaps": None,
         "confusion": None,
         "epochs": _epochs(report.epochs),
     }
@@ -239,8 +244,6 @@ def _plots(report: Report) -> dict[str, Markup | list[Markup] | None]:
         )
     if (ood := report.out_of_distribution) is not None:
         drawn["scores"] = plots.histogram(ood.bins, ood.threshold)
-    if report.adaptation is not None and report.adaptation.gaps:
-        drawn["gaps"] = plots.gaps(report.adaptation.gaps)
     if (m := report.metrics) is not None and not _is_tabled(m) and len(m.classes) <= MAX_MATRIX:
         drawn["confusion"] = plots.confusion(m.confusion, [c.label for c in m.classes])
     return drawn

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from trainer.reporting.calibration import Bin
-from trainer.reporting.findings import Gap, ScoreBin
+from trainer.reporting.findings import ScoreBin
 
 WIDTH = 360.0
 _DIGIT = 6.0
@@ -20,11 +20,6 @@ _HEIGHT = 240.0
 _NUMBERED = 20
 """Rows of a heat map that can have a number beside them."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 12.0, 24.0, 36.0
-_GAP_NAMES = {
-    "proxy_a_distance": "proxy A-distance",
-    "mmd": "maximum mean discrepancy",
-    "frechet_distance": "Fréchet distance",
-}
 
 
 @dataclass(frozen=True)
@@ -164,29 +159,6 @@ def histogram(bins: Sequence[ScoreBin], threshold: float) -> Markup:
         _text(x + (-4 if is_right else 4), _TOP - 4, "threshold", "end" if is_right else "start")
     )
     return _svg(parts, _HEIGHT, "Scores of images")
-
-
-def gaps(found: Sequence[Gap]) -> Markup:
-    """Bars before and after adaptation, each measure by its own scale."""
-    row = 58.0
-    parts = []
-    for i, gap in enumerate(found):
-        y = row * i
-        longest = max(gap.before, gap.after or 0.0) or 1.0
-        parts.append(_text(6, y + 14, _GAP_NAMES.get(gap.measure, gap.measure), "start", "ink"))
-        for j, (name, value) in enumerate((("before", gap.before), ("after", gap.after))):
-            at = y + 20 + 16 * j
-            parts.append(_text(6, at + 10, name, "start"))
-            if value is None:
-                parts.append(_text(52, at + 10, "features unchanged", "start"))
-                continue
-            width = 236 * max(value, 0) / longest
-            parts.append(
-                f'<rect class="{"other" if j == 0 else "served"}" x="52" y="{at:.1f}" '
-                f'width="{max(width, 1):.1f}" height="12"/>'
-            )
-            parts.append(_text(58 + width, at + 10, f"{value:.3g}", "start", "ink"))
-    return _svg(parts, row * len(found), "Distance between the domains before and after")
 
 
 def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:

@@ -132,8 +132,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     manifest: Manifest
     """With the figures of every set that was measured on; what follows is of the first."""
     basis: Basis | None
-    rounds: int = 0
-    """Of the cross-validations; 0 where there are none."""
     metrics: Metrics | None
     """None where no image could be measured on. Above 50 classes without the confusion matrix."""
     confused: list[Confused] = []
@@ -178,15 +176,13 @@ def collect(
     epochs: Sequence[EpochEnded],
     findings: Findings | None = None,
     decisions: Sequence[str] = (),
-    rounds: int = 0,
     target_names: Mapping[Path, str] | None = None,
 ) -> Report:
     """Puts the findings together.
 
     `measured` are the sets that the version was measured on, the headline first, maybe
-    none; `metrics` are of the headline, None where there is none. `rounds` are those of a
-    cross-validation. `target_names` are the names of a target's images, which `data`
-    does not know.
+    none; `metrics` are of the headline, None where there is none. `target_names` are
+    the names of a target's images, which `data` does not know.
     """
     names = {**(target_names or {}), **data.names}
     findings = findings or Findings()
@@ -212,8 +208,7 @@ def collect(
         examples = _examples(data, names, first)
     return Report(
         manifest=manifest,
-        rounds=rounds,
-        basis=None if first is None else _basis(data, first, rounds),
+        basis=None if first is None else _basis(data, first),
         metrics=metrics and _without_matrix(metrics),
         confused=[] if metrics is None else _confused(metrics),
         decisions=list(decisions),
@@ -230,7 +225,6 @@ def collect(
             findings=findings,
             counts=counts,
             left_out=out,
-            rounds=rounds,
         ),
         calibration=calibrated,
         comparisons=findings.comparisons,
@@ -249,13 +243,12 @@ def collect(
     )
 
 
-def _basis(data: Data, measured: Measured, rounds: int) -> Basis:
+def _basis(data: Data, measured: Measured) -> Basis:
     count, is_crossed = len(measured.part), measured.measured_on == "cross_validation"
-    is_in_rounds = measured.measured_on in ("cross_validation", "target")
     return Basis(
         measured_on=measured.measured_on,
-        words=how(measured.measured_on, count, rounds),
-        rounds=rounds if is_in_rounds else 0,
+        words=how(measured.measured_on, count, measured.rounds),
+        rounds=measured.rounds,
         copies=measured.copies,
         unanswered=len(data.train) - count if is_crossed else 0,
     )

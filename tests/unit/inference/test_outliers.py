@@ -56,10 +56,14 @@ def test_a_head_keeps_its_outliers_through_a_file(tmp_path: Path) -> None:
     assert head.nbytes > Head(head.weight, head.bias, head.classes).nbytes
 
 
-def test_a_head_without_outliers_is_read_as_before(tmp_path: Path) -> None:
-    head = Head(np.ones((2, 4), np.float32), np.zeros(2, np.float32), ("a", "b"))
-    heads.save(head, tmp_path / "head")
-    assert heads.load(tmp_path / "head").outliers is None
+@pytest.mark.parametrize("is_calibrated", [True, False])
+def test_a_head_says_whether_it_is_calibrated_and_may_know_no_outliers(
+    tmp_path: Path, is_calibrated: bool
+) -> None:
+    weight, bias = np.ones((2, 4), np.float32), np.zeros(2, np.float32)
+    heads.save(Head(weight, bias, ("a", "b"), is_calibrated=is_calibrated), tmp_path / "head")
+    loaded = heads.load(tmp_path / "head")
+    assert (loaded.outliers, loaded.is_calibrated) == (None, is_calibrated)
 
 
 def test_outliers_that_do_not_fit_the_head_make_it_unloadable(tmp_path: Path) -> None:
@@ -72,6 +76,7 @@ def test_outliers_that_do_not_fit_the_head_make_it_unloadable(tmp_path: Path) ->
     )
     tensors = load_file(path)
     tensors["outlier_inverse_variance"] = tensors["outlier_inverse_variance"][:4].copy()
-    save_file(tensors, path, metadata={"head": '{"classes": ["a", "b", "c"], "temperature": 1.0}'})
+    about = '{"classes": ["a", "b", "c"], "temperature": 1.0, "is_calibrated": true}'
+    save_file(tensors, path, metadata={"head": about})
     with pytest.raises(Damaged):
         heads.load(path)

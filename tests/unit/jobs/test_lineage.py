@@ -8,13 +8,15 @@ import msgspec
 import pytest
 
 from service.domain import WHITE, Base, ImageDecoding
-from service.errors import GraftError, InvalidInput, NotFound, Reason, WrongState
+from service.errors import GraftError, NotFound, Reason, WrongState
+from service.jobs.contract import Grouping
 from service.jobs.lineage import Lineage
 from service.jobs.store import JobRecord, JobStore
 from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
+from tests.figures import figure
 from tests.unit.jobs.conftest import Queue, request
 from tests.unit.jobs.house import class_folders
 from tests.unit.storage.conftest import TENANT, write_result
@@ -51,7 +53,9 @@ def train(
         )
         stored = dataclasses.replace(stored, manifest=manifest)
         return jobs.succeed(
-            job_id, lambda connection: models.publish(connection, model, job_id, stored), 0.5, 2
+            job_id,
+            lambda connection: models.publish(connection, model, job_id, stored),
+            figure(),
         )
 
     return train
@@ -79,17 +83,19 @@ def test_a_base_is_pinned_to_the_number_that_its_name_stands_for(
 def test_what_the_request_leaves_open_is_the_bases(
     lineage: Lineage, train: Train, folder: str
 ) -> None:
-    train(server_path=folder, backbone="auto", chosen="resnet18", seed=7, validation_fraction=0.4)
+    groups = Grouping(folder_level=1)
+    train(server_path=folder, backbone="auto", chosen="resnet18", grouping=groups, seed=7)
     train("bears", server_path=folder, backbone="resnet50", chosen="resnet50", weights="W")
     grown = lineage.grow(request(), "birds", None, None)
     assert (grown.backbone, grown.weights) == ("resnet18", "")
-    assert (grown.seed, grown.validation_fraction) == (7, 0.4)
+    assert (grown.grouping, grown.seed) == (groups, None)
     grown = lineage.grow(request(), "bears", None, None)
-    assert (grown.backbone, grown.weights, grown.seed) == ("resnet50", "W", None)
-    own = request(backbone="auto", seed=0, validation_fraction=0.2)
-    grown = lineage.grow(own, "bears", None, None)
-    assert (grown.backbone, grown.weights) == ("auto", "")
-    assert (grown.seed, grown.validation_fraction) == (0, 0.2)
+    assert (grown.backbone, grown.weights, grown.grouping) == ("resnet50", "W", None)
+    other = Grouping(name_pattern="{group}_*")
+    own = request(backbone="auto", seed=3, validation_fraction=0.3, grouping=other)
+    grown = lineage.grow(own, "birds", None, None)
+    assert (grown.backbone, grown.weights, grown.grouping) == ("auto", "", other)
+    assert (grown.seed, grown.validation_fraction) == (3, 0.3)
     assert grown.base_digest == "d" * 64
 
 
@@ -102,20 +108,6 @@ def test_a_base_gives_its_background_unless_another_is_asked_for(
     assert lineage.grow(request(), "bears", None, None).background_or_white == "#ffffff"
     other = request(background="#AABBCC")
     assert lineage.grow(other, "birds", None, None).background_or_white == "#aabbcc"
-
-
-@pytest.mark.parametrize(
-    ("field", "used", "other"), [("seed", 7, 0), ("validation_fraction", 0.3, 0.2)]
-)
-def test_a_base_is_not_divided_anew(
-    lineage: Lineage, train: Train, folder: str, field: str, used: float, other: float
-) -> None:
-    train(server_path=folder, **{field: used})
-    grown = lineage.grow(request(**{field: used}), "birds", None, None)
-    assert getattr(grown, field) == used
-    with pytest.raises(InvalidInput, match="images would be divided anew") as caught:
-        lineage.grow(request(**{field: other}), "birds", None, None)
-    assert refused(caught) == (Reason.INVALID_FIELD, field)
 
 
 def test_a_base_that_is_not_there_is_told(lineage: Lineage, train: Train, folder: str) -> None:

@@ -21,6 +21,7 @@ from service.jobs.contract import (
 from service.jobs.events import Published
 from service.jobs.fake_launcher import Script
 from service.storage.database import Database
+from tests.figures import figure
 from tests.unit.ingest.packing import FILES, tar_gz_of, zip_of
 from tests.unit.jobs.conftest import Queue
 from tests.unit.jobs.house import FINISHED, HANGS, MakeHouse, class_folders, good
@@ -28,8 +29,9 @@ from tests.unit.storage.conftest import TENANT, write_result
 from tests.unit.storage.test_datasets import IMAGES, upload
 
 MISSED = GateCheck(
-    name="accuracy", passed=False, value=0.5, bound=0.9, detail="accuracy 0.5 is below 0.9"
-)
+    name="accuracy", verdict="failed", passed=False, value=0.5, bound=0.9,
+    detail="accuracy 0.5 is below 0.9",
+)  # fmt: skip
 
 
 def misses(spec: JobSpec) -> None:
@@ -60,7 +62,7 @@ async def test_a_version_that_missed_its_gate_is_a_candidate_and_its_job_succeed
         for e in house.jobs.events(jobs[1].job_id, TENANT, 0)
         if isinstance(e.payload, Published)
     ]
-    assert published == [Published("birds", 2, 0.5, 2, ["accuracy 0.5 is below 0.9"])]
+    assert published == [Published("birds", 2, figure(0.5, 2), ["accuracy 0.5 is below 0.9"])]
     assert published[0].is_candidate
     assert (await house.ended(jobs[2].job_id)).state is JobState.SUCCEEDED
     assert house.models.get_model("birds").aliases == {"latest": 3, "prod": 3}
@@ -72,7 +74,9 @@ async def test_a_version_that_missed_its_gate_is_a_candidate_and_its_job_succeed
 async def test_a_version_whose_alias_moved_while_it_was_made_says_so_and_is_a_candidate(
     make_house: MakeHouse, queue: Queue, folder: str, database: Database, tmp_path: Path
 ) -> None:
-    check = GateCheck(name="not_worse", passed=True, value=1.0, bound=0.05, detail="0 lost")
+    check = GateCheck(
+        name="not_worse", verdict="passed", passed=True, value=0.0, bound=-0.03, detail="0 lost"
+    )
 
     def late(spec: JobSpec) -> None:
         assert spec.incumbent is None
@@ -113,9 +117,34 @@ async def test_the_trainer_is_told_of_the_gate_and_of_the_version_to_compare_wit
         backbone_path=str(found.backbone_path),
         head_path=str(found.head_path),
         head_digest=found.head_digest,
+        answers_path=str(found.answers_path),
     )
+    assert found.answers_path.read_bytes() == f"answers of {jobs[0].job_id}".encode()
     assert second.baselines == list(BASELINES)
     assert third.incumbent is None
+
+
+async def test_the_trainer_gets_the_answers_of_the_version_before_which_is_no_candidate(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    missed = Script(records=[FINISHED], before_last=misses)
+    house = make_house(good(), missed, good())
+    jobs = [queue(server_path=folder) for _ in range(3)]
+    await house.supervisor.start()
+    for job in jobs:
+        await house.ended(job.job_id)
+    bases = (Base("birds", 3), Base("birds", 1), Base("bears", 9))
+    grown = [queue("bears", server_path=folder, base=base) for base in bases]
+    for job in grown:
+        await house.ended(job.job_id)
+
+    def answers(version: int, model: str = "birds") -> str:
+        return str(house.models.get_version(model, version, None).answers_path)
+
+    told = [trainer.spec.previous_answers for trainer in house.launcher.trainers]
+    # Version 2 is a candidate; of another model the base counts, of its own the newest.
+    assert told[:3] == ["", answers(1), answers(1)]
+    assert told[3:] == [answers(3), answers(1), answers(2, "bears")]
 
 
 async def test_backbone_auto_is_left_to_the_trainer_among_those_available(

@@ -11,10 +11,12 @@ from service.jobs.contract import (
     BACKBONES,
     BASELINES,
     NETWORK_TECHNIQUES,
+    Auto,
     Base,
     DomainAdaptation,
     FeatureBased,
     Gate,
+    Grouping,
     ModelBased,
 )
 from service.jobs.request import JobRequest, allowed_path, check_request_id
@@ -47,8 +49,7 @@ def test_all_fields_at_their_bounds_are_fine() -> None:
         FeatureBased(l2=1e-12, augmented_views=16),
         ModelBased(
             epochs=1, batch_size=4096, learning_rate=1e-9, momentum=0.0, weight_decay=0.0,
-            label_smoothing=0.999, train_from_stage="layer4", early_stopping_patience=0,
-            precision="fp16",
+            label_smoothing=0.999, train_from_stage="layer4", precision="fp16",
         ),
         ModelBased(epochs=10_000, batch_size=1, momentum=0.999, train_from_stage="stem"),
     ):  # fmt: skip
@@ -73,8 +74,14 @@ def test_all_fields_at_their_bounds_are_fine() -> None:
         Gate(),
         Gate(min_accuracy=0.0, not_worse_than="latest", max_parity_difference=1e-9, alias="prod"),
         Gate(min_accuracy=1.0, not_worse_than="prod", max_latency_ms=0.001),
+        Gate(not_worse_than="prod", max_regression=0.0, when_uncertain="promote"),
+        Gate(not_worse_than="prod", max_regression=0.5),
+        Gate(min_class_recall=0.0, class_recalls={"x" * 128: 1.0}),
+        Gate(min_class_recall=1.0, class_recalls={str(n): 0.0 for n in range(1000)}),
     ):
         request(gate=gate, baselines=list(BASELINES)).check()
+    for groups in (Grouping(folder_level=1), Grouping(name_pattern="{group}_*.jpg")):
+        request(grouping=groups).check()
 
 
 @pytest.mark.parametrize(
@@ -105,6 +112,15 @@ def test_a_value_that_is_not_allowed_is_refused_by_its_name(
     ("field", "gate"),
     [
         *[("min_accuracy", Gate(min_accuracy=x)) for x in (-0.1, 1.1, NAN)],
+        *[("min_class_recall", Gate(min_class_recall=x)) for x in (-0.1, 1.1, NAN)],
+        *[("class_recalls[cat]", Gate(class_recalls={"cat": x})) for x in (-0.1, 1.1, NAN)],
+        *[("class_recalls", Gate(class_recalls={x: 0.5})) for x in ("", "a/b", "x" * 129)],
+        ("class_recalls", Gate(class_recalls={str(n): 0.5 for n in range(1001)})),
+        *[
+            ("max_regression", Gate(not_worse_than="prod", max_regression=x))
+            for x in (-0.01, 0.51, NAN)
+        ],
+        ("max_regression", Gate(max_regression=0.1)),
         *[("max_parity_difference", Gate(max_parity_difference=x)) for x in (0.0, -1.0, INF)],
         *[("max_latency", Gate(max_latency_ms=x)) for x in (0.0, -5.0, INF)],
         *[("not_worse_than", Gate(not_worse_than=x)) for x in ("Prod", "7", "-x")],
@@ -133,7 +149,7 @@ def test_a_number_of_augmented_views_that_is_out_of_bounds_is_refused(views: int
     ],
 )  # fmt: skip
 def test_a_bad_number_of_an_adaptation_is_refused_by_its_name(name: str, value: float) -> None:
-    method = DomainAdaptation(technique="dann", **{name: value})  # type: ignore[arg-type]
+    method = DomainAdaptation(technique="cdan", **{name: value})  # type: ignore[arg-type]
     asked = request(method=method, target_path="/data/target")
     assert field_of(asked) == f"domain_adaptation.{name}"
 
@@ -155,6 +171,18 @@ def test_an_adaptation_needs_a_target() -> None:
         request(method=DomainAdaptation(), **target).check()
 
 
+@pytest.mark.parametrize(
+    ("field", "groups"),
+    [
+        ("grouping", Grouping()),
+        ("grouping.folder_level", Grouping(folder_level=33)),
+        ("grouping.name_pattern", Grouping(name_pattern="*.jpg")),
+    ],
+)
+def test_groups_that_no_name_tells_are_refused(field: str, groups: Grouping) -> None:
+    assert field_of(request(grouping=groups)) == field
+
+
 @pytest.mark.parametrize("l2", [0.0, -1.0, NAN, INF])
 def test_a_penalty_that_is_not_above_zero_is_refused(l2: float) -> None:
     assert field_of(request(method=FeatureBased(l2=l2))) == "feature_based.l2"
@@ -166,7 +194,7 @@ def test_a_penalty_that_is_not_above_zero_is_refused(l2: float) -> None:
         ("epochs", 0), ("epochs", 10_001), ("batch_size", 0), ("batch_size", 4097),
         ("learning_rate", 0.0), ("learning_rate", NAN), ("learning_rate", INF),
         ("momentum", -0.1), ("momentum", 1.0), ("weight_decay", -1.0), ("weight_decay", INF),
-        ("label_smoothing", 1.0), ("early_stopping_patience", -1),
+        ("label_smoothing", 1.0),
         ("train_from_stage", "stage9"), ("train_from_stage", "layer1"),
     ],
 )  # fmt: skip
@@ -204,6 +232,7 @@ def test_the_images_come_from_one_place(changes: dict[str, str]) -> None:
 
 def test_a_request_is_the_same_after_it_was_kept() -> None:
     for method in (
+        Auto(),
         FeatureBased(l2=0.1, augmented_views=2),
         ModelBased(epochs=3, recipe="classic"),
         DomainAdaptation(technique="cdan", epochs=2, evaluate_on_target=True),
@@ -212,6 +241,7 @@ def test_a_request_is_the_same_after_it_was_kept() -> None:
             method=method, labels={"a": "b"}, seed=0, time_budget_s=9.5, target_path="/t",
             baselines=["from_scratch"], gate=Gate(min_accuracy=0.5, alias="prod"),
             base=Base("birds", 2), base_job_id="job-1", background="#000000",
+            grouping=Grouping(name_pattern="{group}_*"),
         )  # fmt: skip
         assert msgspec.json.decode(msgspec.json.encode(asked), type=JobRequest) == asked
 

@@ -21,6 +21,7 @@ from service.storage.artifacts import Artifacts
 from service.storage.database import Connection, Database
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore, Publication
+from tests.figures import figure
 from tests.unit.jobs.conftest import Queue, request
 from tests.unit.storage.conftest import TENANT, write_result
 from tests.unit.storage.test_datasets import IMAGES, upload
@@ -197,16 +198,16 @@ def test_success_publishes_and_ends_in_one_step(
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        jobs.succeed(job_id, publish_and_fail, 0.9, 10)
+        jobs.succeed(job_id, publish_and_fail, figure(0.9, 10))
     assert jobs.get(job_id, TENANT).state is JobState.RUNNING
     assert models.list_models(0, "", TENANT) == ([], "")
 
-    record = jobs.succeed(job_id, publish, 0.9, 10)
+    record = jobs.succeed(job_id, publish, figure(0.9, 10))
     assert (record.state, record.version) == (JobState.SUCCEEDED, 1)
     assert record.end_time_s is not None
     last_two = [e.payload for e in jobs.events(job_id, TENANT, 0)][-2:]
-    assert last_two == [Published("birds", 1, 0.9, 10), StateChanged(JobState.SUCCEEDED)]
-    assert jobs.succeed(job_id, publish, 0.9, 10) == record
+    assert last_two == [Published("birds", 1, figure(0.9, 10)), StateChanged(JobState.SUCCEEDED)]
+    assert jobs.succeed(job_id, publish, figure(0.9, 10)) == record
     assert models.get_model("birds").version_count == 1
 
 
@@ -248,7 +249,7 @@ def test_a_success_beats_a_cancel_that_was_not_done_yet(jobs: JobStore, queue: Q
     job_id = queue().job_id
     jobs.claim(ALL)
     jobs.request_cancel(job_id, TENANT)
-    record = jobs.succeed(job_id, version_one, 1.0, 1)
+    record = jobs.succeed(job_id, version_one, None)
     assert (record.state, record.cancel_requested) == (JobState.SUCCEEDED, False)
 
 
@@ -259,7 +260,7 @@ def test_nothing_happens_to_a_job_after_its_end(jobs: JobStore, queue: Queue) ->
     before = jobs.events(job_id, TENANT, 0)
     for change in (
         lambda: jobs.append_event(job_id, Note("info", "late")),
-        lambda: jobs.succeed(job_id, version_one, 1.0, 1),
+        lambda: jobs.succeed(job_id, version_one, None),
         lambda: jobs.fail(job_id, Reason.INTERNAL, ""),
         lambda: jobs.cancelled(job_id),
         lambda: jobs.requeue(job_id, ""),
@@ -394,7 +395,7 @@ class AnyOrder(RuleBasedStateMachine):
         job_id = self.any_id()
         changes = {
             "append": lambda: self.jobs.append_event(job_id, Progressed("training", 0.1)),
-            "succeed": lambda: self.jobs.succeed(job_id, version_one, 1.0, 1),
+            "succeed": lambda: self.jobs.succeed(job_id, version_one, None),
             "fail": lambda: self.jobs.fail(job_id, Reason.TRAINING_FAILED, "x"),
             "request_cancel": lambda: self.jobs.request_cancel(job_id, TENANT),
             "cancelled": lambda: self.jobs.cancelled(job_id),

@@ -10,8 +10,8 @@ from service.domain import GateCheck, JobState
 from service.errors import Reason
 from service.jobs.contract import (
     DEFAULT_BACKBONE,
+    Auto,
     Failed,
-    FeatureBased,
     Heartbeat,
     JobSpec,
     ModelBased,
@@ -21,6 +21,7 @@ from service.jobs.contract import (
 from service.jobs.events import Payload, Published, StateChanged
 from service.jobs.fake_launcher import Script
 from service.storage.artifacts import StoredVersion
+from tests.figures import figure
 from tests.unit.ingest.packing import FILES, tar_gz_of
 from tests.unit.jobs.conftest import Queue
 from tests.unit.jobs.house import EPOCH, FINISHED, FOUND, GUARD_S, HANGS, MakeHouse, good
@@ -55,7 +56,7 @@ async def test_a_job_goes_from_the_queue_to_a_served_version(
         EPOCH,
         Note("info", "x"),
         Progressed("publishing", 0.0),
-        Published("birds", 1, 0.5, 2),
+        Published("birds", 1, figure(0.5, 2)),
         StateChanged(JobState.SUCCEEDED),
     ]
     assert house.models.resolve("birds", None, None).head_path.exists()
@@ -82,7 +83,7 @@ async def test_the_spec_says_what_was_asked_and_what_the_server_chose(
     assert first == JobSpec(
         job_id=plain.job_id, model="birds", data_dir=folder,
         data_index=str(tmp_path / "data" / "work" / plain.job_id / "data" / "index.json"),
-        out_dir=str(tmp_path / "data" / "work" / plain.job_id / "out"), method=FeatureBased(),
+        out_dir=str(tmp_path / "data" / "work" / plain.job_id / "out"), method=Auto(),
         backbone=DEFAULT_BACKBONE, weights_dir=str(tmp_path / "weights"), time_budget_s=900,
         device="cpu", threads=3, provider="cpu", precision="fast",
         checkpoint_dir=str(tmp_path / "data" / "work" / plain.job_id / "checkpoint"),
@@ -330,7 +331,11 @@ async def test_a_cancel_that_comes_while_publishing_comes_too_late(
 
 async def test_a_candidate_is_not_warmed(make_house: MakeHouse, queue: Queue, folder: str) -> None:
     def fails_its_gate(spec: JobSpec) -> None:
-        checks = [GateCheck(name="accuracy", passed=False, value=0.5, bound=0.9, detail="low")]
+        checks = [
+            GateCheck(
+                name="accuracy", verdict="failed", passed=False, value=0.5, bound=0.9, detail="low"
+            )
+        ]
         write_result(Path(spec.out_dir), spec.job_id, spec.model, gate_checks=checks)
 
     house = make_house(Script(records=[FINISHED], before_last=fails_its_gate))

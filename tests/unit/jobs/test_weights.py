@@ -8,6 +8,7 @@ import pytest
 from service.errors import InvalidInput, Reason, WrongState
 from service.jobs import weights
 from service.jobs.contract import (
+    Auto,
     DomainAdaptation,
     ExportedBackbone,
     FeatureBased,
@@ -59,8 +60,9 @@ def test_what_to_do_is_said(tmp_path: Path) -> None:
         (ModelBased(), none, True),
         (FeatureBased(), exported, False),
         (DomainAdaptation(technique="coral"), exported, False),
-        (DomainAdaptation(technique="dann"), exported, True),
+        (DomainAdaptation(technique="cdan"), exported, True),
         (ModelBased(), exported, True),
+        (Auto(), exported, True),
     ],
 )
 def test_an_exported_backbone_is_enough_where_it_is_not_trained(

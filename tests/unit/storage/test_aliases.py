@@ -7,11 +7,16 @@ from service.storage.database import Database
 from service.storage.models import ModelStore
 from tests.unit.storage.conftest import Publish
 
-NOT_WORSE = GateCheck(name="not_worse", passed=True, value=1.0, bound=0.05, detail="0 lost")
-MISSED = GateCheck(
-    name="accuracy", passed=False, value=0.5, bound=0.9, detail="accuracy 0.5 is below 0.9"
+NOT_WORSE = GateCheck(
+    name="not_worse", verdict="passed", passed=True, value=0.0, bound=-0.03, detail="0 lost"
 )
-MET = GateCheck(name="parity", passed=True, value=0.0, bound=0.001, detail="parity is fine")
+MISSED = GateCheck(
+    name="accuracy", verdict="failed", passed=False, value=0.5, bound=0.9,
+    detail="accuracy 0.5 is below 0.9",
+)  # fmt: skip
+MET = GateCheck(
+    name="parity", verdict="passed", passed=True, value=0.0, bound=0.001, detail="parity is fine"
+)
 
 
 def reason_of(error: pytest.ExceptionInfo[GraftError]) -> Reason:
@@ -51,6 +56,7 @@ def test_a_version_that_was_compared_with_what_serves_no_more_is_a_candidate(
         assert publish("birds", f"job-{number}", **compared, incumbent_version=before) == number
         late = models.resolve("birds", number, None)
         assert late.is_candidate
+        assert late.manifest.gate_checks[0].verdict == "failed"
         assert late.manifest.gate_failures == [
             "the alias latest moved to version 2 while this version was made: it was compared "
             f"with {told}; promote it, or fine-tune again"
@@ -70,7 +76,9 @@ def test_an_alias_that_went_while_a_version_was_made_leaves_nothing_to_be_worse_
 
 def test_what_was_worse_already_keeps_its_own_reason(models: ModelStore, publish: Publish) -> None:
     publish("birds", "job-1")
-    worse = msgspec.structs.replace(NOT_WORSE, passed=False, detail="3 lost, 0 won")
+    worse = msgspec.structs.replace(
+        NOT_WORSE, verdict="failed", passed=False, detail="3 lost, 0 won"
+    )
     publish("birds", "job-2", "", "latest", gate_checks=[worse])
     assert models.resolve("birds", 2, None).manifest.gate_failures == ["3 lost, 0 won"]
 

@@ -22,9 +22,10 @@ def test_a_result_is_stored_under_the_names_of_its_content(
     assert stored.backbone_path.stem == digest(b"backbone") == stored.backbone_digest
     assert stored.head_path.read_bytes() == b"head of job-1"
     assert stored.head_digest == digest(b"head of job-1")
+    assert artifacts.answers_path(stored.artifact_digest).read_bytes() == b"answers of job-1"
     assert artifacts.report(stored.artifact_digest, html=False) == b'{"job": "job-1"}'
     assert artifacts.report(stored.artifact_digest, html=True) == b"<p>job-1</p>"
-    assert len(everything(artifacts)) == 5
+    assert len(everything(artifacts)) == 6
 
 
 def test_storing_the_same_result_again_changes_nothing(
@@ -65,7 +66,8 @@ def test_a_backbone_with_another_digest_than_the_manifest_says_is_refused(
 
 
 @pytest.mark.parametrize(
-    "name", ["head.safetensors", "manifest.json", "report.json", "report.html"]
+    "name",
+    ["head.safetensors", "answers.safetensors", "manifest.json", "report.json", "report.html"],
 )
 def test_a_result_without_one_of_its_files_is_refused_and_leaves_no_version(
     artifacts: Artifacts, tmp_path: Path, name: str
@@ -95,7 +97,7 @@ def test_the_sweep_takes_what_nobody_needs_and_what_a_crash_left(
     artifacts.sweep(versions={live.artifact_digest}, backbones={live.backbone_digest})
     assert live.head_path.exists()
     assert live.backbone_path.exists()
-    assert len(everything(artifacts)) == 5
+    assert len(everything(artifacts)) == 6
 
 
 def test_a_version_whose_files_went_with_another_is_put_again(
@@ -105,7 +107,7 @@ def test_a_version_whose_files_went_with_another_is_put_again(
     artifacts.remove(versions=[stored.artifact_digest], backbones=[stored.backbone_digest])
     assert everything(artifacts) == set()
     artifacts.restore(stored)
-    assert len(everything(artifacts)) == 5
+    assert len(everything(artifacts)) == 6
 
 
 def test_deleting_what_is_gone_is_harmless(artifacts: Artifacts) -> None:

@@ -18,7 +18,7 @@ from service.ingest.reader import INDEX_FILE
 from service.storage.database import Database
 from service.storage.datasets import DatasetRecord, DatasetStore, Limits, Upload
 from tests.unit.ingest.packing import FILES, tar_gz_of, tar_of, zip_of
-from tests.unit.storage.conftest import TENANT, MakeDatasets
+from tests.unit.storage.conftest import TENANT, MakeDatasets, digest
 
 Images = list[tuple[str, bytes, PartName]]
 IMAGES: Images = [("cat", b"PIC1", ""), ("cat", b"PIC2", ""), ("dog", b"PIC3", "")]
@@ -400,6 +400,32 @@ def test_the_same_images_again_bring_their_names_and_their_losses_to_the_index(
     assert kept.summary == second.summary != first.summary
     assert all(image.name.startswith("again/") for image in kept.images)
     stored(datasets, first.dataset_id)
+
+
+def test_the_same_images_again_bring_their_groups_and_keep_those_that_they_had(
+    datasets: DatasetStore,
+) -> None:
+    def groups(*given: str) -> list[str]:
+        sending = datasets.begin_upload("", "", tenant=TENANT)
+        for (label, content, part), group in zip(IMAGES, given, strict=True):
+            sending.add_image(label, content, "", part, group)
+        kept = index.load(datasets.path(sending.finish().dataset_id) / INDEX_FILE)
+        found = {image.digest: image.group for image in kept.images}
+        return [found[digest(content)] for _, content, _ in IMAGES]
+
+    none = [""] * (len(IMAGES) - 2)
+    assert groups("a", "", *none) == ["a", "", *none]
+    assert groups("", "b", *none) == ["a", "b", *none]
+    assert groups("c", "", *none) == ["c", "b", *none]
+
+
+@pytest.mark.parametrize("group", ["x" * 129, "a\nb"])
+def test_a_group_that_cannot_be_shown_is_refused(datasets: DatasetStore, group: str) -> None:
+    sending = datasets.begin_upload("", "", tenant=TENANT)
+    with pytest.raises(InvalidInput, match="a group has at most 128") as caught:
+        sending.add_image("cat", b"PIC", "", "", group)
+    assert caught.value.field == "image.group"
+    sending.abort()
 
 
 def test_an_index_that_was_lost_comes_back_with_the_same_images(datasets: DatasetStore) -> None:
