@@ -46,6 +46,8 @@ _NEAREST = 10_000
 """Images of a class that each is held against, before and after it: frames follow one another."""
 _HASHED = 1.0
 """Spreads of the hash that unrelated images may come to; what is beyond is added."""
+_LIKE = 2.0
+"""Spreads beyond that from which on the hash of two images is taken for like."""
 _LEAST_BITS = 2.0
 """The least spread of the hash's distances: of images that all have one look."""
 _SHRUNK = 10
@@ -105,6 +107,9 @@ class _Unrelated:
     bits_spread: float
     opposite: float
     """Of cosines, what the least are below 0: unrelated images may be as alike as unlike."""
+    is_pooled: bool = False
+    """Of pairs across classes alone, as no class has images enough: what a class has in common
+    looks like a twin there, so that without a like hash there is none."""
 
     @property
     def least(self) -> float:
@@ -120,6 +125,8 @@ class _Unrelated:
         z = np.arctanh(np.clip(cosines, -_WHOLE, _WHOLE))
         looks = (self.bits - bits) / self.bits_spread - _HASHED
         score: Singles = (z - self.z) / self.z_spread + np.maximum(looks, 0)
+        if self.is_pooled:
+            score = np.where(looks >= _LIKE, score, np.minimum(score, 0))
         return score
 
 
@@ -214,7 +221,7 @@ def _of_classes(own: Singles, looks: Looks, classes: Sequence[Ints]) -> list[_Un
         every = _spread(np.concatenate(classes))
         upper = np.triu_indices(len(every), 1)
         if not len(upper[0]):
-            return [_Unrelated(0.0, 1.0, 32.0, 4.0, 0.0)] * len(classes)
+            return [_Unrelated(0.0, 1.0, 32.0, 4.0, 0.0, is_pooled=True)] * len(classes)
         cosines, bits = (own[every] @ own[every].T)[upper], _bits(looks[every], looks[every])[upper]
         usual = np.array(_far_side(cosines, bits))
     weights = (sizes / (sizes + _TRUSTED))[:, None]
@@ -222,7 +229,8 @@ def _of_classes(own: Singles, looks: Looks, classes: Sequence[Ints]) -> list[_Un
     # Of a class of many kinds, such as breeds of dogs, most pairs lie together and the pairs of a
     # kind far from them: its spread says too little.
     mixed[:, 1] = np.maximum(mixed[:, 1], usual[1])
-    return [_Unrelated(*row) for row in mixed.tolist()]
+    is_pooled = not is_usual.any()
+    return [_Unrelated(*row[:5], is_pooled) for row in mixed.tolist()]
 
 
 def _far_side(cosines: Singles, bits: Singles) -> tuple[float, float, float, float, float]:

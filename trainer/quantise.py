@@ -145,6 +145,8 @@ def quantised(
         )
         send(Note("warning", note))
         return replace(floating, float_accuracy=before[0], note=note)
+    # Loaded under this name, before it gets another.
+    _ = features.session
     # The float file, if this job made it, is nobody's any more.
     (out / BACKBONE_FILE).unlink(missing_ok=True)
     if file.parent == out:

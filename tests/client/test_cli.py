@@ -9,7 +9,7 @@ from typing import Any
 import graft
 import pytest
 from graft.cli import main
-from graft.testing import Answer, FakeGraft, failed, published, running, succeeded
+from graft.testing import Answer, FakeGraft, failed, running
 from graft.v1 import fine_tuning_pb2 as pb
 
 Run = Callable[..., tuple[int, str, str]]
@@ -120,33 +120,6 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
     assert request.grouping == graft.Grouping(folder_level=2)
 
 
-def test_groups_are_named_by_a_pattern_or_by_a_folder(run: Run, server: FakeGraft) -> None:
-    start = ("finetune", "server:/x", "--name", "cats", "--detach")
-    assert run(*start, "--group-pattern", "{group}_*.jpg")[0] == 0
-    [request] = server.requests("FineTune")
-    assert request.grouping.name_pattern == "{group}_*.jpg"
-    assert request.WhichOneof("method") == "auto"
-    code, _, err = run(*start, "--group-pattern", "{group}_*.jpg", "--group-by-folder", "1")
-    assert (code, "not allowed with argument" in err) == (2, True)
-    code, _, err = run(*start, "--class-recall", "ants")
-    assert (code, "'ants' is not CLASS=R, such as ants=0.8" in err) == (2, True)
-
-
-def test_what_could_not_be_measured_is_told_with_what_is_not_calibrated(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with FakeGraft(script=[running(), published(None), succeeded()]) as server:
-        where = ["--server", server.target]
-        assert main(["finetune", "server:/x", "--name", "cats", *where]) == 0
-        out = capsys.readouterr().out
-        assert "cats version 1: nothing could be measured\n" in out
-        assert "its probabilities are not calibrated: nothing could be measured\n" in out
-        assert main(["models", "versions", "cats", *where]) == 0
-        assert "nothing could be measured, not calibrated" in capsys.readouterr().out
-        assert main(["predict", "cats", __file__, *where]) == 0
-        assert "not calibrated" in capsys.readouterr().out
-
-
 def test_a_base_is_named_as_versions_are_everywhere(run: Run, server: FakeGraft) -> None:
     server.add_model("pets")
     server.add_model("cats")
@@ -205,43 +178,6 @@ def test_a_target_on_the_server_is_named_by_its_path(run: Run, server: FakeGraft
     assert request.domain_adaptation.target_path.path == "/phone"
     assert run(*start, *views, "--method", "feature-based")[0] == 0
     assert server.requests("FineTune")[1].feature_based.augmented_views == 2
-
-
-def test_a_version_that_fails_its_gate_is_plainly_called_a_candidate(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    why = "worse than version 1 on the same images, p = 0.003"
-    script = [running(), published(0.8, gate_failures=[why]), succeeded()]
-    with FakeGraft(script=script) as server:
-        where = ["--server", server.target]
-        command = ["finetune", "server:/x", "--name", "cats", "--min-accuracy", "0.9"]
-        assert main([*command, *where]) == 4
-        out = capsys.readouterr().out
-        assert "succeeded" not in out
-        assert "0.800 [0.76 to 0.84] by cross-validation over 20 images; kept as a candidate" in out
-        assert out.endswith(
-            "cats version 1 did not pass its gate and is kept as a candidate:\n"
-            "- accuracy: 0.8 was measured, 0.9 was asked for\n"
-            f"- {why}\n"
-            "Try it: graft predict cats:1 IMAGE - publish it all the same: graft promote cats 1\n"
-        )
-        assert main(["jobs", "watch", "job-1", *where]) == 4
-        assert "publish it all the same: graft promote cats 1" in capsys.readouterr().out
-        assert main([*command, *where, "--json"]) == 4
-        told = lines(capsys.readouterr().out)
-        assert (told[-1]["is_candidate"], told[-3]["is_candidate"]) == (True, True)
-        assert told[-1]["gate_checks"][1]["detail"] == why
-        assert main(["models", "versions", "cats", *where]) == 0
-        assert "candidate" in capsys.readouterr().out
-        assert main(["jobs", *where]) == 0
-        out = capsys.readouterr().out
-        assert ("candidate" in out, "succeeded" in out) == (True, False)
-        for number in ("1", "2"):
-            assert main(["promote", "cats", number, *where]) == 0
-        assert main(["jobs", *where]) == 0
-        assert "succeeded" in capsys.readouterr().out
-        assert main(["promote", "cats", "1", *where]) == 1
-        assert "[NOT_A_CANDIDATE]" in capsys.readouterr().err
 
 
 def test_an_alias_is_rolled_back(run: Run, server: FakeGraft) -> None:

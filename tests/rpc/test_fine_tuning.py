@@ -18,15 +18,12 @@ from service.app import App
 from service.config import Config
 from service.errors import Reason
 from service.inference.fake_runtime import FakeRuntime
-from service.ingest import index
 from service.ingest.index import Index
 from service.ingest.process import ReaderProcesses
 from service.jobs.contract import (
-    Auto,
     ExitCode,
     Failed,
     Gate,
-    Grouping,
     Note,
     Progressed,
     Spec,
@@ -436,21 +433,6 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
     await service.ended(started.job.job_id)
     spec = service.launcher.trainers[0].spec
     assert (spec.backbone, spec.seed, spec.device) == ("resnet18", 7, "cpu")
-
-
-async def test_which_images_belong_together_reaches_the_trainer(service: Service) -> None:
-    images = colours()
-    images.images[0].group = "one recording"
-    asked = request(inline_images=images, grouping=pb.Grouping(name_pattern="{group}_*.png"))
-    started = await service.fine_tuning.FineTune(asked)
-    assert started.job.request.grouping == asked.grouping
-    assert started.job.request.WhichOneof("method") == "auto"
-    await service.ended(started.job.job_id)
-    spec = service.launcher.trainers[0].spec
-    assert spec.grouping == Grouping(name_pattern="{group}_*.png")
-    assert spec.method == Auto()
-    groups = [image.group for image in index.load(Path(spec.data_index)).images]
-    assert sorted(filter(None, groups)) == ["one recording"]
 
 
 async def test_a_watcher_is_told_when_the_service_stops(make_service: MakeService) -> None:

@@ -107,8 +107,8 @@ def test_wrong_images_of_one_group_are_one(make_spec: MakeSpec) -> None:
     ("budget_s", "said"),
     [
         (None, ["about 25 min", "60 s", "budget of 32 min or more"]),
-        (600.0, ["about 25 min", "the time budget leaves, 10 min", "budget of 32 min or more"]),
-        (1501.0, []),
+        (1874.0, ["about 25 min", "the time budget leaves 1874 s", "budget of 32 min or more"]),
+        (1876.0, []),
     ],
 )
 def test_time_that_training_has_not_is_said_with_what_to_ask_for(
@@ -251,12 +251,14 @@ def test_the_difference_is_paired_and_goes_by_groups() -> None:
 def test_training_that_would_take_longer_than_it_may_ends_before_its_first_epoch(
     trial: Given, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A fold has 4 epochs of 4 steps: 2 hours of 9 in all.
+    # A fold has 4 epochs of 4 steps, 2 hours, which are two ninths of all.
     monkeypatch.setattr(compute, "step_s", lambda *_: 450.0)
     slow = dataclasses.replace(trial, budget_s=8 * 3600.0)
     found = auto.improve(slow, told.append)
     assert isinstance(found, str)
-    assert "about 540 min here, more than the time budget leaves, 480 min" in found
+    assert "and the time budget leaves 28800 s: ask for it with" in found
+    # What was spent until then is on top.
+    assert "about 54" in found
     assert not any(isinstance(note, Note) and note.level == "warning" for note in told)
 
 

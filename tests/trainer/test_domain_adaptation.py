@@ -87,10 +87,10 @@ def test_labelled_images_measure_the_adaptation_and_fit_its_temperature() -> Non
 def test_a_target_of_one_class_is_warned_of(always_adapt: bool) -> None:
     rows = drawn((0, 40, 0), seed=1)
     found, notes = adapted(DomainAdaptation(always_adapt=always_adapt), rows, known=0)
-    assert found.adaptation.doubt == "classes_unseen"
+    assert found.adaptation.doubt == "one_class"
     assert found.has_adapted == always_adapt
     (note,) = notes
-    assert note.level == "warning" and "hardly shows the source's classes" in note.text
+    assert note.level == "warning" and "images into one class" in note.text
     assert ("always_adapt was asked for" in note.text) == always_adapt
     if not always_adapt:
         assert found.head.temperature == source_only(drawn((25, 25, 25))).temperature

@@ -245,9 +245,19 @@ def test_source_only_is_kept_for_a_target_of_one_class(only: int, seed: int) -> 
     counts = tuple(60 if c == only else 0 for c in range(4))
     source, target = domains(target_counts=counts, gap=0.5, seed=seed)
     kept = run(source, target, "auto")
-    assert kept.doubt == "classes_unseen" and kept.seen < brakes.LEAST_SEEN
+    assert kept.doubt in ("one_class", "classes_unseen") and not kept.has_adapted
+    assert kept.seen < brakes.LEAST_SEEN
     forced = run(source, target, "auto", always_adapt=True)
-    assert forced.doubt == "classes_unseen" and forced.has_adapted
+    assert forced.doubt == kept.doubt and forced.has_adapted
+
+
+def test_each_brake_holds_on_its_own() -> None:
+    mixed, alike = np.arange(20) % 4, np.repeat([0, 1], [17, 3])
+    assert brakes.doubt(mixed, 0.5, 0.5, 0.6) == ""
+    assert brakes.doubt(alike, 0.5, 0.5, 0.6) == "one_class"
+    assert brakes.doubt(mixed, 0.1, 0.5, 0.6) == "classes_unseen"
+    assert brakes.doubt(mixed, 0.5, 0.5, 0.52) == "not_better"
+    assert brakes.doubt(mixed, 0.5, 0.1, 0.3) == "neighbours_disagree"
 
 
 def test_what_labels_explain_is_the_correlation_ratio_less_what_chance_gives() -> None:

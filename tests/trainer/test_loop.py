@@ -238,7 +238,7 @@ def test_epochs_are_planned_before_the_first_and_that_is_said(
     job = Trained(make_folder(per_class=8), make_spec, method, told)
     _, used, *_ = job.run(time.monotonic() + 105_000)
     assert (used["epochs"], used["epochs_planned"]) == (3, 50)
-    said = next(i for i, record in enumerate(told) if "room for 3 epochs of the 50" in str(record))
+    said = next(i for i, record in enumerate(told) if "room for 3, 50 are" in str(record))
     first = next(i for i, record in enumerate(told) if isinstance(record, EpochEnded))
     assert said < first
 

@@ -1,5 +1,7 @@
 """Trainers report how far a stage is, and how long it may still take."""
 
+import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from service.jobs.contract import ModelBased, Progressed
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.test_loop import Trained
-from trainer import baselines
+from trainer import baselines, compute
 from trainer.methods import loop
 from trainer.pace import Pace
 
@@ -65,7 +67,7 @@ def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_training_tells_each_step_and_is_done_at_its_end_alone(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told
 ) -> None:
-    method = ModelBased(epochs=3, batch_size=4, early_stopping_patience=0)
+    method = ModelBased(epochs=3, batch_size=4)
     Trained(make_folder(per_class=8), make_spec, method, told).run()
     stages = [record.stage for record in progress(told)]
     assert stages == sorted(stages, key=["preparing", "training"].index)
@@ -88,11 +90,16 @@ def test_training_tells_each_step_and_is_done_at_its_end_alone(
 
 
 @pytest.mark.usefixtures("every_step")
-def test_epochs_that_are_not_needed_do_not_put_the_bar_back(
-    make_folder: MakeFolder, make_spec: MakeSpec, told: Told
+def test_epochs_that_find_no_time_do_not_put_the_bar_back(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method = ModelBased(epochs=40, batch_size=4, early_stopping_patience=1)
-    Trained(make_folder(per_class=8), make_spec, method, told).run()
+    # Whoever reads the clock sees a second more, and a step was planned to take none.
+    seconds = itertools.count()
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(compute, "step_s", lambda *_: 1e-6)
+    method = ModelBased(epochs=40, batch_size=4, precision="fp32")
+    _, used, *_ = Trained(make_folder(per_class=8), make_spec, method, told).run(100.0)
+    assert 1 < used["epochs"] < 40
     training = [record for record in progress(told) if record.stage == "training"]
     fractions = [record.fraction for record in training]
     assert fractions == sorted(fractions)

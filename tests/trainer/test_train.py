@@ -266,10 +266,10 @@ def test_the_classic_recipe_is_the_one_that_users_know() -> None:
     assert (own.epochs, own.freeze_batch_norm, own.batch_size) == (3, True, 4)
     device = torch.device("cpu")
     network = torch.nn.Flatten()
-    chosen, _ = compute.choose_precision(ModelBased(recipe="classic"), device, network, 4)
+    chosen, _ = compute.choose_precision(settings(ModelBased(recipe="classic")).precision, device, network)
     assert chosen == "fp32"
     with pytest.raises(InvalidInput, match="fp16 needs a GPU"):
-        compute.choose_precision(ModelBased(precision="fp16"), device, network, 4)
+        compute.choose_precision(settings(ModelBased(precision="fp16")).precision, device, network)
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(2.0, "bf16"), (1.1, "fp32")])
@@ -280,9 +280,9 @@ def test_a_cpu_with_bf16_uses_it_where_a_probe_finds_it_faster(
     monkeypatch.setattr(compute, "_cpu_has_bf16", lambda: True)
     monkeypatch.setattr(compute, "step_s", lambda precision, *_: times[precision])
     device, network = torch.device("cpu"), torch.nn.Flatten()
-    assert compute.choose_precision(ModelBased(), device, network, 4)[0] == expected
+    assert compute.choose_precision(settings(ModelBased()).precision, device, network)[0] == expected
     monkeypatch.setattr(compute, "_cpu_has_bf16", lambda: False)
-    assert compute.choose_precision(ModelBased(), device, network, 4)[0] == "fp32"
+    assert compute.choose_precision(settings(ModelBased()).precision, device, network)[0] == "fp32"
 
 
 def test_a_probe_leaves_the_network_as_it_was() -> None:

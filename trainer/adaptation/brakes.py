@@ -16,9 +16,13 @@ import numpy as np
 from trainer.adaptation.alignment import Doubles
 from trainer.adaptation.criterion import MARGIN, Floats, Ints
 
-Doubt = Literal["", "not_better", "classes_unseen", "neighbours_disagree"]
+Doubt = Literal["", "not_better", "one_class", "classes_unseen", "neighbours_disagree"]
 """Why source-only is to be preferred, "" where it is not: adapting does not look better by
-the criterion, the target hardly shows the classes, or adapted answers are hardly smooth."""
+the criterion, source-only's answers are nearly all of one class or hardly show the classes, or
+adapted answers are hardly smooth."""
+
+MOST_ALIKE = 0.85
+"""Of source-only's answers, of one class. More, and it is a few odd images that part them."""
 
 LEAST_SEEN = 0.2
 """Of what the source's classes explain, source-only's answers must explain in the target. One
@@ -30,11 +34,13 @@ lies below it; anything from 0.3 to 0.4 does about as well."""
 _TINY = 1e-12
 
 
-def doubt(shown: float, before: float, after: float) -> Doubt:
-    """Tells why source-only is to be preferred.
+def doubt(answers: Ints, shown: float, before: float, after: float) -> Doubt:
+    """Tells why source-only is to be preferred, whose answers are `answers` [m].
 
     So much of the classes is `seen`, and the criterion goes from `before` to `after`.
     """
+    if np.bincount(answers).max() >= MOST_ALIKE * len(answers):
+        return "one_class"
     if shown < LEAST_SEEN:
         return "classes_unseen"
     if after <= before + MARGIN:

@@ -118,7 +118,8 @@ def adapt(
     with threadpool_limits(1):
         work = _Work(source, targets, target, len(source_only.bias), seed)
         tried = [work.source_only(source_only)]
-        shown = seen(source, targets, target, tried[0].logits.argmax(axis=1))
+        before = tried[0].logits.argmax(axis=1)
+        shown = seen(source, targets, target, before)
         if technique != "mcc":
             tried.append(work.coral())
         on_progress(0.2)
@@ -129,7 +130,7 @@ def adapt(
             tried.append(work.pseudo_labels(preferred(tried)))
         asked = [c for c in tried[1:] if technique in ("auto", c.tried.technique)]
         chosen = preferred([tried[0], *asked])
-        found = doubt(shown, tried[0].tried.criterion, chosen.tried.criterion)
+        found = doubt(before, shown, tried[0].tried.criterion, chosen.tried.criterion)
         if found:
             chosen = preferred(asked) if always_adapt else tried[0]
         head, temperature = chosen.space.unaligned(chosen.head), source_only.temperature

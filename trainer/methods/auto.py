@@ -55,6 +55,8 @@ _TRAINING_FACTOR = 5.0
 """Of an image's time in training over that of a forward pass as served: backward costs twice
 as much, and nothing is fused. Measured on CPUs: 2 (resnets, bf16) to 6 (efficientnet_lite0).
 Only for what is said before computing; then a step is measured."""
+_ROOM = 1.25
+"""Of the time that an estimate says: for what it does not know."""
 _TRIES, _BATCH = 3, 8
 _FOLDER = "folds"
 _TINY = 1e-12
@@ -160,7 +162,8 @@ def hopeless(given: Given) -> str:
     if given.spec.device != "cpu" and Path("/dev/nvidiactl").exists():
         return ""
     needed_s = estimated_s(given)
-    return _too_long(needed_s, given.budget_s) if needed_s > _allowed_s(given.budget_s) else ""
+    is_too_long = needed_s * _ROOM > _allowed_s(given.budget_s)
+    return _too_long(needed_s, given.budget_s) if is_too_long else ""
 
 
 def estimated_s(given: Given) -> float:
@@ -208,6 +211,8 @@ class _Trial:
         folder = str(Path(spec.checkpoint_dir) / _FOLDER) if spec.checkpoint_dir else ""
         self.kept = Checkpoints(folder, f"{self.key} {self.fold.tolist()}")
         self.began, self.spent_before_s, self.folds_done = time.monotonic(), 0.0, 0
+        self.spent_on_folds_s = 0.0
+        """On those before the part that is trained now."""
         self.shares = [*[(FOLDS - 1) / FOLDS**2] * FOLDS, 1 / FOLDS]
         """Of all training: each fold's, and that on all images."""
         self.pretrained = given.pretrained()
@@ -230,7 +235,8 @@ class _Trial:
             part = FOLDS
             return self._trained(compared) if compared.wins else _lost(compared)
         except OutOfTimeError as error:
-            needed_s = error.needed_s / self.shares[part]
+            needed_s = error.needed_s * sum(self.shares[part:]) / self.shares[part]
+            needed_s += self.spent_on_folds_s
             return f"the frozen head serves: {_too_long(needed_s, self.given.budget_s)}"
 
     def _hold_out(self, fold: int) -> None:
@@ -299,6 +305,7 @@ class _Trial:
             spec = msgspec.structs.replace(spec, checkpoint_dir=folder)
         learned = given.learned.take(places)
         backbone = copy.deepcopy(self.pretrained)
+        self.spent_on_folds_s = self.spent_s
         left_s = _allowed_s(given.budget_s) - self.spent_s
         work = loop.Work(
             spec=spec,
@@ -368,12 +375,11 @@ def _allowed_s(budget_s: float | None) -> float:
 
 
 def _too_long(needed_s: float, budget_s: float | None) -> str:
-    # A time to ask for has room for what the estimate does not know.
-    ask = _duration(1.25 * needed_s)
+    ask = _duration(_ROOM * needed_s)
     if budget_s is None:
-        limit = f"more than the {UNASKED_S:.0f} s that are spent on it unasked"
+        limit = f"and {UNASKED_S:.0f} s are spent on it unasked"
     else:
-        limit = f"more than the time budget leaves, {_duration(budget_s)}"
+        limit = f"and the time budget leaves {budget_s:.0f} s"
     return (
         f"training the network would take about {_duration(needed_s)} here, {limit}: ask for it "
         f"with a time budget of {ask} or more, or with model_based"

@@ -225,8 +225,9 @@ def judge_network(
         Tried(name, "", neighbourhood.agreement(logits.astype(np.float64)))
         for name, logits in ((SOURCE_ONLY, before), (method.technique, after))
     )
-    seen = brakes.seen(*source, target.features, before.argmax(axis=1))
-    doubt = brakes.doubt(seen, *(tried.criterion for tried in candidates))
+    answers = before.argmax(axis=1)
+    seen = brakes.seen(*source, target.features, answers)
+    doubt = brakes.doubt(answers, seen, *(tried.criterion for tried in candidates))
     has_adapted = not doubt or method.always_adapt
     served, logits = source_only, before / np.float32(source_only.temperature)
     if has_adapted:
@@ -311,6 +312,9 @@ def _words(doubt: Doubt, seen: float, *, has_adapted: bool) -> str:
         "": "",
         "not_better": "adapting to the target does not look better than learning from the source "
         "alone (negative transfer)",
+        "one_class": "the model that learned from the source alone puts more than "
+        f"{brakes.MOST_ALIKE:.0%} of the target's images into one class. {few} (negative "
+        "transfer)",
         "classes_unseen": "the target hardly shows the source's classes: the answers of the model "
         f"that learned from the source alone explain {seen:.0%} of what classes explain in the "
         f"source, less than {brakes.LEAST_SEEN:.0%}. {few} (negative transfer)",

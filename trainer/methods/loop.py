@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -94,7 +94,7 @@ class OutOfTimeError(Exception):
     def __init__(self, needed_s: float) -> None:
         super().__init__(f"{needed_s:.0f} s are needed")
         self.needed_s = needed_s
-        """Of all epochs, as measured."""
+        """Of all epochs, what was spent already included."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -346,18 +346,17 @@ class _Loop:
         self.judging_s = len(self.work.held_out) * image_s * _FORWARD_PART
         epoch_s = self.steps * step_s + self.judging_s
         room = self._room(0, self.deadline - time.monotonic(), epoch_s)
-        text = f"an epoch takes about {epoch_s:.1f} s: the time budget has room for {room} epochs"
-        if room < at.epochs:
-            self.send(Note("warning", f"{text} of the {at.epochs} planned"))
-            at.epochs = room
-        else:
-            self.send(Note("info", f"{text}, {at.epochs} are planned"))
+        text = f"an epoch takes about {epoch_s:.1f} s: the time budget has room for {room}"
+        level: Literal["info", "warning"] = "warning" if room < at.epochs else "info"
+        self.send(Note(level, f"{text}, {at.epochs} are planned"))
+        at.epochs = min(room, at.epochs)
 
     def _room(self, done: int, left_s: float, epoch_s: float) -> int:
         """Counts the epochs that there is time for, `done` ones included; 1 at least."""
         room = max(1, done + max(0, int(left_s / epoch_s)))
         if self.work.is_whole and room < self.at.epochs:
-            raise OutOfTimeError(self.at.epochs * epoch_s)
+            spent_s = self.spent_before_s + time.monotonic() - self.began
+            raise OutOfTimeError(spent_s + (self.at.epochs - done) * epoch_s)
         return room
 
     def _epoch(self) -> None:

@@ -13,7 +13,6 @@ from PIL import Image
 from service.domain import ImageDecoding, check_colour
 from service.errors import InvalidInput
 from service.inference import bit_depth, preprocess
-from service.inference.preprocess import ImageFacts
 from tests.unit.inference.test_preprocess import encode, gradient
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:PIL")
