@@ -46,7 +46,7 @@ def _reports(measuring: Measuring, arguments: argparse.Namespace) -> Section:
 
 
 def _report(sets: Sets, name: str, stratum: reported.Stratum, seed: int) -> reported.Outcome | None:
-    drawn = reported.draw(sets.whole[name], sets.filmed[name], stratum, seed)
+    drawn = reported.draw(sets.whole[name], sets.filmed.get(name), stratum, seed)
     return None if drawn is None else reported.measure(drawn)
 
 

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from service.inference import preprocess
 from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime, Session
-from trainer import backbones, export
+from trainer import backbones, export, groups
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
@@ -33,8 +33,8 @@ WANTED = (
 DIGITS = "digits"
 FRAMES = 6
 """Frames of a scene."""
-_SCENES = 400
-"""Scenes of a set that are filmed, about; spread over its classes."""
+_FILMED = 400
+"""Images of a set that are filmed, about; spread over its classes."""
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 _PARTS = {"train", "val", "test"}
 _BATCH = 8
@@ -55,7 +55,8 @@ class ImageSet:
     looks: npt.NDArray[np.uint64]
     """Difference hashes [n], as the service's reader makes them."""
     scenes: Ints
-    """[n], equal for frames of one scene; every image its own where it is no burst."""
+    """[n], equal for images that belong together, as far as the trainer sees in the whole set, and
+    for frames of one image."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -148,15 +149,11 @@ def _png(scan: Floats) -> bytes:
     return data.getvalue()
 
 
-def _scenes(files: Sequence[LabelledFile]) -> list[LabelledFile]:
-    """Returns the first images of each class, those that are filmed."""
-    labels = sorted({file.label for file in files})
-    per_class = max(40, _SCENES // len(labels))
-    return [
-        file
-        for label in labels
-        for file in [file for file in files if file.label == label][:per_class]
-    ]
+def _filmed(targets: Ints) -> Ints:
+    """Returns the places of the first images of each class, those that are filmed."""
+    classes = int(targets.max()) + 1
+    per_class = max(40, _FILMED // classes)
+    return np.concatenate([np.flatnonzero(targets == k)[:per_class] for k in range(classes)])
 
 
 def _frame(data: bytes, number: int) -> bytes:
@@ -197,17 +194,34 @@ class Kept:
         self._loaded: Session | None = None
 
     def of(self, name: str, files: Sequence[LabelledFile]) -> ImageSet:
-        """Returns the set of these images."""
-        return self._of(name, files, [file.read() for file in files], 1)
+        """Returns the set of these images; those that the trainer groups are one scene."""
+        features, looks = self._stored(name, files, 1)
+        classes = tuple(sorted({file.label for file in files}))
+        targets = np.array([classes.index(file.label) for file in files], np.int64)
+        found = groups.find(features, looks, targets, [""] * len(files))
+        return ImageSet(name, features, targets, classes, looks, found.of)
 
-    def filmed(self, name: str, files: Sequence[LabelledFile]) -> ImageSet:
-        """Returns `FRAMES` frames of each of some images, side by side; each image is a scene."""
-        scenes = _scenes(files)
-        return self._of(name, scenes, [file.read() for file in scenes], FRAMES)
+    def filmed(self, whole: ImageSet, files: Sequence[LabelledFile]) -> ImageSet:
+        """Returns `FRAMES` frames, side by side, of each of some images of the set `whole`.
 
-    def _of(
-        self, name: str, files: Sequence[LabelledFile], encoded: list[bytes], frames: int
-    ) -> ImageSet:
+        Frames of images that are one scene are of one scene, too.
+        """
+        places = _filmed(whole.targets)
+        features, looks = self._stored(whole.name, [files[place] for place in places], FRAMES)
+        places = places.repeat(FRAMES)
+        return ImageSet(
+            whole.name,
+            features,
+            whole.targets[places],
+            whole.classes,
+            looks,
+            whole.scenes[places],
+        )
+
+    def _stored(
+        self, name: str, files: Sequence[LabelledFile], frames: int
+    ) -> tuple[Floats, npt.NDArray[np.uint64]]:
+        encoded = [file.read() for file in files]
         content = hashlib.sha256(_MADE_AS)
         for data in encoded:
             content.update(hashlib.sha256(data).digest())
@@ -219,18 +233,8 @@ class Kept:
             partial = kept.with_suffix(".partial.npz")
             np.savez(partial, features=features, looks=looks)
             partial.replace(kept)
-        stored = np.load(kept)
-        classes = tuple(sorted({file.label for file in files}))
-        targets = np.array([classes.index(file.label) for file in files], np.int64)
-        scenes = np.arange(len(files)).repeat(frames)
-        return ImageSet(
-            name,
-            stored["features"],
-            targets.repeat(frames),
-            classes,
-            stored["looks"],
-            scenes,
-        )
+        with np.load(kept) as stored:
+            return stored["features"], stored["looks"]
 
     def _compute(
         self, encoded: Sequence[bytes], frames: int

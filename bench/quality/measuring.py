@@ -22,17 +22,17 @@ class Sets:
 
     whole: dict[str, ImageSet]
     filmed: dict[str, ImageSet]
-    """Scenes of the same images, as bursts of frames."""
+    """Photographs of the same sets, as bursts of frames."""
 
 
 def load(folder: Path, keep: Path, say: Callable[[str], None]) -> Sets:
     """Loads the sets below `folder`, and the digits; computes features that `keep` lacks."""
     kept = Kept(keep, say)
     found = images.find(folder)
-    return Sets(
-        {name: kept.of(name, files) for name, files in found.items()},
-        {name: kept.filmed(name, files) for name, files in found.items()},
-    )
+    whole = {name: kept.of(name, files) for name, files in found.items()}
+    # Scans of digits are no scenes.
+    photographed = {name: files for name, files in found.items() if name != images.DIGITS}
+    return Sets(whole, {n: kept.filmed(whole[n], files) for n, files in photographed.items()})
 
 
 class Measuring:

@@ -41,10 +41,13 @@ def ask(images: ImageSet, per_class: int | None, seed: int) -> list[Asked]:
     """Asks each image once, in three blocks; each is answered by a head of the other two."""
     rng = np.random.default_rng([seed, 3])
     order = rng.permutation(len(images))[:_MOST_OF_A_SET]
-    block = np.empty(len(order), np.int64)
+    # Scenes stay together; the first image of each says of which class it is.
+    scenes, first, scene = np.unique(images.scenes[order], return_index=True, return_inverse=True)
+    block_of = np.empty(len(scenes), np.int64)
     for k in range(len(images.classes)):
-        own = images.targets[order] == k
-        block[own] = np.arange(own.sum()) % _BLOCKS
+        own = images.targets[order][first] == k
+        block_of[own] = np.arange(own.sum()) % _BLOCKS
+    block = block_of[scene]
     answers = []
     for b in range(_BLOCKS):
         learned = order[block != b]

@@ -75,13 +75,16 @@ class Outcome:
         return self.low <= self.true <= self.high
 
 
-def draw(images: ImageSet, filmed: ImageSet, stratum: Stratum, seed: int) -> Drawn | None:
+def draw(images: ImageSet, filmed: ImageSet | None, stratum: Stratum, seed: int) -> Drawn | None:
     """Draws one job's images; None where the set has too few of them.
 
-    What is held out are the scenes that were not drawn, every frame of them.
+    What is held out are the images of scenes that nothing was drawn from.
     """
     rng = np.random.default_rng([seed, STRATA.index(stratum)])
-    pool = filmed if stratum.startswith("bursts") else images
+    is_burst = stratum.startswith("bursts")
+    pool = filmed if is_burst else images
+    if pool is None:
+        return None
     if stratum == "nine to one":
         pool = _two_classes(pool, rng)
     wanted: dict[int, int] = {}
@@ -92,7 +95,7 @@ def draw(images: ImageSet, filmed: ImageSet, stratum: Stratum, seed: int) -> Dra
     for k, count in counts.items():
         if stratum == "plain":
             wanted[k] = max(11, round(part * count)) if count >= 20 else 0
-        elif stratum.startswith("bursts"):
+        elif is_burst:
             wanted[k] = scenes
         elif stratum == "at most ten a class":
             wanted[k] = few
@@ -108,13 +111,18 @@ def draw(images: ImageSet, filmed: ImageSet, stratum: Stratum, seed: int) -> Dra
         return None
     pool = pool.of_classes(kept)
     train: list[Ints] = []
-    held_out: list[Ints] = []
     for place, k in enumerate(kept):
-        own = rng.permutation(np.unique(pool.scenes[pool.targets == place]))
-        train.append(np.flatnonzero(np.isin(pool.scenes, own[: wanted[k]])))
-        held_out.append(np.flatnonzero(np.isin(pool.scenes, own[wanted[k] :])))
-    learned = rng.permutation(np.concatenate(train))
-    return Drawn(images.name, stratum, pool.at(learned), pool.at(np.concatenate(held_out)), seed)
+        scenes_of_it = rng.permutation(np.unique(pool.scenes[pool.targets == place]))
+        own = [np.flatnonzero((pool.scenes == s) & (pool.targets == place)) for s in scenes_of_it]
+        learned = np.concatenate(own[: wanted[k]])
+        train.append(learned if is_burst else learned[: wanted[k]])
+    # In the order of files, in which frames follow one another.
+    learned = np.sort(np.concatenate(train))
+    held_out = np.flatnonzero(~np.isin(pool.scenes, pool.scenes[learned]))
+    held_counts = np.bincount(pool.targets[held_out], minlength=len(kept))
+    if held_counts.min() < _HELD_OUT:
+        return None
+    return Drawn(images.name, stratum, pool.at(learned), pool.at(held_out), seed)
 
 
 def _two_classes(images: ImageSet, rng: np.random.Generator) -> ImageSet:
@@ -161,21 +169,25 @@ def measure(drawn: Drawn) -> Outcome | None:
 
 
 def by_scenes(values: Doubles, targets: Ints, scenes: Ints, shares: Doubles) -> tuple[float, float]:
-    """Returns a mean over scenes by class, weighted by `shares` of classes, and its standard error.
+    """Returns a mean by class, weighted by `shares` of classes, and its standard error by scenes.
 
-    The mix of classes is that of the images learned from. A class whose scenes are all alike is
+    The mix of classes is that of the images learned from. A class whose images are all alike is
     taken as if it had one scene more of 0 and one of 1 (Agresti and Coull 1998): its error is
     not none.
     """
     middle, variance = 0.0, 0.0
     for k, weight in enumerate(shares):
         own = targets == k
-        _, place = np.unique(scenes[own], return_inverse=True)
-        means = np.bincount(place, values[own]) / np.bincount(place)
-        middle += weight * float(means.mean())
-        if means.std() == 0:
-            means = np.append(means, (0.0, 1.0))
-        variance += float(weight**2 * means.var(ddof=1) / len(means))
+        _, scene = np.unique(scenes[own], return_inverse=True)
+        count, sizes = int(scene.max()) + 1, np.bincount(scene)
+        mean = float(values[own].mean())
+        middle += weight * mean
+        if values[own].std() == 0:
+            variance += weight**2 * float(np.var(np.append(np.full(count, mean), (0, 1))) / count)
+        else:
+            sums = np.bincount(scene, values[own] - mean)
+            of_class = (sums**2).sum() / sizes.sum() ** 2 * count / max(1, count - 1)
+            variance += weight**2 * float(of_class)
     return middle, math.sqrt(variance)
 
 

@@ -62,13 +62,13 @@ def test_a_job_learns_from_some_scenes_and_is_held_against_the_others(
 
 
 def test_held_out_accuracy_has_the_classes_of_training_and_an_error_by_scenes() -> None:
-    # Class 0: a scene of two right frames and a wrong one; class 1: all right.
+    # Class 0: a scene of two right images and one of a wrong; class 1: all right.
     right = np.array([1.0, 1, 0, 1, 1])
     targets, scenes = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 2, 3])
     value, error = reported.by_scenes(right, targets, scenes, np.array([0.75, 0.25]))
-    assert_allclose(value, 0.75 * 0.5 + 0.25)
-    # Of two scenes, 1 and 0; and of 1, 1 and Agresti and Coull's 0 and 1.
-    assert_allclose(error**2, 0.75**2 * 0.5 / 2 + 0.25**2 * 0.25 / 4)
+    assert_allclose(value, 0.75 * 2 / 3 + 0.25)
+    # Of class 0 the sums of two scenes, 2/3 and -2/3; of class 1 Agresti and Coull's 0 and 1.
+    assert_allclose(error**2, 0.75**2 * (8 / 9) / 9 * 2 + 0.25**2 * (3 / 16) / 2)
 
 
 def outcome(value: float, true: float) -> reported.Outcome:
