@@ -180,14 +180,16 @@ def by_scenes(values: Doubles, targets: Ints, scenes: Ints, shares: Doubles) -> 
         own = targets == k
         _, scene = np.unique(scenes[own], return_inverse=True)
         count, sizes = int(scene.max()) + 1, np.bincount(scene)
-        mean = float(values[own].mean())
-        middle += weight * mean
+        of_class = float(values[own].mean())
+        middle += weight * of_class
         if values[own].std() == 0:
-            variance += weight**2 * float(np.var(np.append(np.full(count, mean), (0, 1))) / count)
+            variance += weight**2 * float(
+                np.var(np.append(np.full(count, of_class), (0, 1))) / count
+            )
         else:
-            sums = np.bincount(scene, values[own] - mean)
-            of_class = (sums**2).sum() / sizes.sum() ** 2 * count / max(1, count - 1)
-            variance += weight**2 * float(of_class)
+            sums = np.bincount(scene, values[own] - of_class)
+            squared = (sums**2).sum() / sizes.sum() ** 2 * count / max(1, count - 1)
+            variance += weight**2 * float(squared)
     return middle, math.sqrt(variance)
 
 

@@ -10,6 +10,8 @@ from bench.quality.document import Section
 from bench.quality.images import FRAMES, ImageSet
 
 CLASSES = 1000
+OFF = 0.03
+"""Mean probability of the answer less accuracy, at most."""
 _DIM = 256
 _HELD_OUT = 4
 
@@ -111,4 +113,8 @@ def section(outcomes: Sequence[Outcome]) -> Section:
             for o in outcomes
         ],
     )  # fmt: skip
+    off = max((abs(o.probability - o.accuracy) for o in outcomes), default=0.0)
+    found.bound(
+        f"sure to within {100 * OFF:.0f} points of the accuracy: {100 * off:.1f}", off <= OFF
+    )
     return found
