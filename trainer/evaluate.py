@@ -162,7 +162,7 @@ def measure(
         calibration_error=calibration.expected_error(probabilities, targets),
         classes=per_class,
         confusion=confusion.tolist(),
-        coverage=_coverage(confidence, right, where),
+        coverage=_coverage(confidence, right, where, z),
     )
 
 
@@ -369,14 +369,14 @@ def _area_interval(
     return intervals.wilson(area, max(1.0, count))
 
 
-def _coverage(confidence: Floats, right: Bools, groups: Ints) -> list[CoverageRow]:
+def _coverage(confidence: Floats, right: Bools, groups: Ints, z: float) -> list[CoverageRow]:
     rows: list[CoverageRow] = []
     for threshold in THRESHOLDS:
         answered = confidence >= threshold
         count = int(answered.sum())
         if count == 0 or (rows and rows[-1].answered == count):
             continue
-        precision, low, high = intervals.of_share(right[answered], groups[answered])
+        precision, low, high = intervals.of_share(right[answered], groups[answered], z)
         rows.append(
             CoverageRow(
                 threshold=threshold,

@@ -279,7 +279,7 @@ def _findings(
 
 
 def _out_of_distribution(found: Transferred, scores: Floats) -> findings.OutOfDistribution:
-    images, reference = "training images", "the other training images"
+    images, reference = "training images", "other training images"
     if found.target is not None:
         images, reference = "target images kept aside for this", "other target images"
     elif found.held.any():
