@@ -9,9 +9,10 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from trainer.folds import deal
@@ -39,6 +40,11 @@ _LEAST_TEMPERATURE = 1e-6
 _SHARPNESS = np.geomspace(0.02, 60, 24)
 """Tried for the temperature: how far the highest logit lies above the mean of all."""
 _ROWS_AT_ONCE = 2**18
+_MOST_COMPARED = 5000
+"""Images: of more the scale of features matters less, and a second search takes long."""
+_FLOOR = 0.1
+"""Added to each variance, times their mean."""
+_TINY = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +61,8 @@ class Fitted:
     """Probabilities float32 [n, classes] of images by weights that did not see them, by a
     penalty and a temperature that the other folds chose; NaN for images that are never
     held out, None where nothing could be measured."""
+    is_standardised: bool = False
+    """Whether each feature was divided by its deviation while it was fitted."""
 
 
 def fit(
@@ -75,10 +83,11 @@ def fit(
     int64 [n]; without them by folds dealt from the seed, each image its own group.
     The temperature (Guo et al. 2017, On Calibration of Modern Neural Networks) is
     fitted to the logits of the held-out folds, so on images that their weights did
-    not see, and lowered a little for the head that learned from them all. `views`,
-    float32 [v, n, d], are further features of the same images: learned from beside
-    them, never measured on. Raises ValueError where a fold leaves a class nothing to
-    learn from.
+    not see, and lowered a little for the head that learned from them all. Whether each
+    feature is divided by its deviation first is chosen in the same way; weights are for
+    features as given all the same. `views`, float32 [v, n, d], are further features of
+    the same images: learned from beside them, never measured on. Raises ValueError
+    where a fold leaves a class nothing to learn from.
     """
     n = len(features)
     every = features if views is None else np.concatenate([features, *views])
@@ -89,14 +98,25 @@ def fit(
     cores = threads or len(os.sched_getaffinity(0))
     # BLAS's own threads spin for each other, which costs all who share the cores.
     with threadpool_limits(1), ThreadPoolExecutor(cores, thread_name_prefix="linear") as pool:
-        space = Space(every)
-        del every
+        space, divisor = Space(every), None
         candidates = strengths(classes) if l2 is None else [l2 / space.scale**2]
         search = _Search(space, targets, owners, classes, folds, pool)
-        if search.is_possible:
+        is_compared = l2 is None and n <= _MOST_COMPARED and search.is_possible
+        if not search.is_possible:
+            found = _Found(FALLBACK_RELATIVE_L2 if l2 is None else candidates[0])
+        elif not is_compared:
             found = search.best(candidates, on_progress)
         else:
-            found = _Found(FALLBACK_RELATIVE_L2 if l2 is None else candidates[0])
+            found = search.best(candidates, lambda done: on_progress(done / 2))
+            deviation = _deviation(features)
+            other = Space((every / deviation).astype(every.dtype))
+            search = _Search(other, targets, owners, classes, folds, pool)
+            scaled = search.best(candidates, lambda done: on_progress((1 + done) / 2))
+            is_better, out_of_fold, loss = _chosen(found, scaled, folds, targets)
+            if is_better:
+                found, space, divisor = scaled, other, deviation
+            found = replace(found, out_of_fold=out_of_fold, loss=loss)
+        del every, search
         problem = Problem(space.x, space.variances, targets[owners], classes, pool)
         solution = problem.solve_exactly(found.strength, found.start)
     temperature = found.temperature
@@ -105,8 +125,50 @@ def fit(
         lead = logits[np.arange(n), targets] - logits.mean(axis=1)
         temperature = max(float(lead.mean()) / _FALLBACK_LEAD, _LEAST_TEMPERATURE)
     weight, bias = space.unrotated(solution)
-    l2 = found.strength * space.scale**2
-    return Fitted(weight, bias, l2, temperature, found.loss, found.out_of_fold)
+    if divisor is not None:
+        weight /= divisor
+    return Fitted(
+        weight,
+        bias,
+        found.strength * space.scale**2,
+        temperature,
+        found.loss,
+        found.out_of_fold,
+        is_standardised=divisor is not None,
+    )
+
+
+def _deviation(features: Floats) -> Doubles:
+    """Deviations float64 [d] of features [n, d]; of what hardly varies, as if it did a little."""
+    variance = features.var(axis=0, dtype=np.float64)
+    floor = max(_FLOOR * float(variance.mean()), _TINY)
+    deviation: Doubles = np.sqrt(variance + floor)
+    return deviation
+
+
+def _chosen(
+    found: "_Found", scaled: "_Found", folds: Ints, targets: Ints
+) -> tuple[bool, Singles, float]:
+    """Chooses between two scales, a fold's answers by the others'; returns those with their loss.
+
+    The first answer is whether `scaled` is to serve: it must be better by a hundredth.
+    """
+    assert found.out_of_fold is not None
+    assert scaled.out_of_fold is not None
+    rows = np.flatnonzero(folds >= 0)
+    both = [each.out_of_fold[rows, targets[rows]] for each in (found, scaled)]  # type: ignore[index]
+    losses = [-np.log(np.maximum(true, _TINY), dtype=np.float64) for true in both]
+
+    def is_better(by: npt.NDArray[np.bool_]) -> bool:
+        return float(losses[1][by].mean()) < _LEARNED * float(losses[0][by].mean())
+
+    out_of_fold, told = found.out_of_fold.copy(), losses[0].copy()
+    for fold in np.unique(folds[rows]):
+        own = folds[rows] == fold
+        if is_better(~own):
+            out_of_fold[rows[own]] = scaled.out_of_fold[rows[own]]
+            told[own] = losses[1][own]
+    return is_better(np.ones(len(rows), np.bool_)), out_of_fold, float(told.mean())
 
 
 def strengths(classes: int) -> list[float]:

@@ -240,3 +240,21 @@ def test_the_temperature_is_the_one_of_least_loss() -> None:
     assert loss(found) <= min(loss(found * 1.05), loss(found / 1.05))
     # In whatever units the logits are.
     assert linear.temperature_of(logits * 1000, targets) == pytest.approx(1000 * found, rel=1e-3)
+
+
+def test_a_loud_feature_that_says_nothing_does_not_drown_the_others() -> None:
+    rng = np.random.default_rng(0)
+    targets = np.arange(120) % 3
+    features = rng.normal(size=(120, 30))
+    features[np.arange(120), targets] += 2
+    features[:, 10:25] = 8 * rng.normal(size=(120, 15))
+    fitted = linear.fit(features.astype(np.float32), targets, 3, None, seed=0)
+    assert fitted.is_standardised
+    # As they were given.
+    logits = features @ fitted.weight.T + fitted.bias
+    assert (logits.argmax(axis=1) == targets).mean() > 0.8
+    assert fitted.out_of_fold is not None
+    told = -np.log(fitted.out_of_fold[np.arange(120), targets]).mean()
+    assert fitted.cross_validated_loss == pytest.approx(told, rel=1e-5)
+    plain = linear.fit(features.astype(np.float32), targets, 3, fitted.l2, seed=0)
+    assert not plain.is_standardised

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 FOLDS = 3
 """The fewest of which two others tell whether the average wins: each costs a training."""
 LEAST_IMAGES = 100
-LEAST_PER_CLASS = 30
+LEAST_PER_CLASS = 20
 """Groups, on average: of fewer a network that was trained on two thirds of them has seldom
 anything to win, and what it wins could not be shown."""
 LEAST_WRONG = 10

@@ -97,6 +97,7 @@ def fit_head(
     used: dict[str, float | int | str | bool | None] = {
         "l2": fitted.l2,
         "l2_chosen_by": "request" if method.l2 is not None else "cross-validation",
+        "standardised": fitted.is_standardised,
         "cross_validated_loss": fitted.cross_validated_loss,
     }
     if method.augmented_views:
