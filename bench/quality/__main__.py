@@ -41,7 +41,13 @@ GATE_RUNS = 2000
 def _reports(measuring: Measuring, arguments: argparse.Namespace) -> Section:
     sets = measuring.sets.whole
     each = max(1, round(arguments.jobs / len(sets) / len(reported.STRATA)))
-    tasks = [(n, s, seed) for seed in range(each) for n in sets for s in reported.STRATA]
+    tasks = [
+        (name, stratum, seed)
+        for seed in range(each)
+        for name in sets
+        for stratum in reported.STRATA
+        if name in measuring.sets.filmed or not reported.is_burst(stratum)
+    ]
     return reported.section(*measuring.all(_report, tasks))
 
 
