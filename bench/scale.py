@@ -102,10 +102,14 @@ def measure(title: str, folder: Path, work: Path, known: ExportedBackbone, runs:
             f"{min(seconds):.2f} to {max(seconds):.2f} s, n = {len(seconds)}; "
             + ", ".join(f"{stage} {value:.2f}" for stage, value in stages.items())
             + f"; {last.peak_mb:.0f} MB at most ({last.before_mb:.0f} MB before), "
-            f"{last.manifest.train_count}+{last.manifest.validation_count} images, accuracy "
-            f"{last.manifest.validation_accuracy:.4f}",
+            f"{last.manifest.train_count} images, accuracy {_accuracy(last.manifest)}",
             flush=True,
         )
+
+
+def _accuracy(manifest: Manifest) -> str:
+    figure = manifest.headline
+    return "not measured" if figure is None else f"{figure.accuracy:.4f} of {figure.count}"
 
 
 def _spec(folder: Path, out: Path, cache: str, exported: list[ExportedBackbone]) -> JobSpec:

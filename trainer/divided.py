@@ -94,7 +94,9 @@ def divide(
 
 def looks_of(*parts: Files) -> npt.NDArray[np.uint64]:
     """Returns the perceptual hashes of images, uint64 [n]."""
-    return np.array([int(look or "0", 16) for part in parts for look in part.looks], dtype=np.uint64)
+    return np.array(
+        [int(look or "0", 16) for part in parts for look in part.looks], dtype=np.uint64
+    )
 
 
 def unlearned(part_groups: Ints, learned: Ints) -> Bools:

@@ -7,7 +7,7 @@ from trainer.logistic import Doubles, Ints
 FOLDS = 5
 FOLDS_OF_FEW = 10
 """Where images are few, a fifth of them is missed, and more folds take little time."""
-_FEW_IMAGES = 300
+_FEW_IMAGES = 1000
 
 
 def deal(

@@ -12,7 +12,7 @@ average linkage, so that a chain of pairs does not join what lies far apart.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -230,7 +230,7 @@ def _of_classes(own: Singles, looks: Looks, classes: Sequence[Ints]) -> list[_Un
     # kind far from them: its spread says too little.
     mixed[:, 1] = np.maximum(mixed[:, 1], usual[1])
     is_pooled = not is_usual.any()
-    return [_Unrelated(*row[:5], is_pooled) for row in mixed.tolist()]
+    return [replace(_Unrelated(*row), is_pooled=is_pooled) for row in mixed.tolist()]
 
 
 def _far_side(cosines: Singles, bits: Singles) -> tuple[float, float, float, float, float]:

@@ -92,9 +92,7 @@ def _paired(job: Job, found: Transferred, incumbent: Incumbent, sets: Sequence[M
             else:
                 unseen[i] = is_known[i] and each.groups[i] not in learned
         if unseen.any():
-            named[unseen], shares[unseen] = _answered(
-                job, incumbent, head, each.part.take(unseen)
-            )
+            named[unseen], shares[unseen] = _answered(job, incumbent, head, each.part.take(unseen))
         is_paired = is_known & (named != "")
         left_out += int((is_known & ~is_paired).sum())
         right.append(ours[is_paired])
@@ -150,7 +148,7 @@ def compared(job: Job, found: Transferred, headline: Measured | None) -> list[Co
     measured = []
     if headline.measured_on == "cross_validation":
         measured.append(_nearest_mean_by_folds(job, found, part))
-    elif not found.is_trained and found.target is None:
+    elif found.target is None:
         learned = train.take(~found.held)
         means = comparisons.nearest_class_mean(
             job.frozen.of(learned), learned.targets, job.frozen.of(part), classes

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from service import faults
-from service.domain import DEFAULT_DECODING, MeasuredOn
+from service.domain import DEFAULT_DECODING
 from service.inference import head as heads
 from service.inference import outliers as strangeness
 from service.inference import preprocess
@@ -50,7 +50,6 @@ from trainer.reporting.comparisons import Comparison
 from trainer.reporting.measured_on import headline as headline_of
 from trainer.transfer import Transferred, learned_from, transfer
 
-_OUT_OF_FOLD: tuple[MeasuredOn, ...] = ("cross_validation", "target", "source")
 _PACKAGES = (
     "graft-server", "torch", "torchvision", "timm", "onnx", "onnxruntime-gpu", "numpy", "scipy",
     "pillow", "pi-heif",
@@ -141,7 +140,11 @@ def _run(job: Job) -> Manifest:
     metrics = None
     if headline is not None:
         metrics = evaluate.measure(
-            headline.probabilities, headline.part.targets, data.classes, headline.groups
+            headline.probabilities,
+            headline.part.targets,
+            data.classes,
+            headline.groups,
+            is_crossed=headline.measured_on in evaluate.CROSSED,
         )
     calibrated, note = is_calibrated(sets)
 
@@ -235,7 +238,7 @@ def _answers(found: Transferred, sets: Sequence[Measured]) -> list[Rows]:
     """Collects every image of the job with what is known of it, for the jobs to come."""
     rows, told = [], set[str]()
     for each in sets:
-        role = Role.OUT_OF_FOLD if each.measured_on in _OUT_OF_FOLD else Role.HELD_OUT
+        role = Role.OUT_OF_FOLD if each.measured_on in evaluate.CROSSED else Role.HELD_OUT
         part = each.part
         rows.append(Rows(role, part.digests, part.targets, each.groups, each.probabilities))
         told.update(part.digests)
@@ -276,7 +279,7 @@ def _findings(
 
 
 def _out_of_distribution(found: Transferred, scores: Floats) -> findings.OutOfDistribution:
-    images, reference = "training images", "the other training images"
+    images, reference = "training images", "other training images"
     if found.target is not None:
         images, reference = "target images kept aside for this", "other target images"
     elif found.held.any():

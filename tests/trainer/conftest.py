@@ -33,7 +33,8 @@ def make_folder(tmp_path: Path) -> MakeFolder:
             folder = tmp_path / name / label
             folder.mkdir(parents=True)
             for n in range(per_class):
-                noise = rng.normal(0, 30, (side, side, 3))
+                coarse = rng.normal(0, 20, (4, 4, 3)).repeat(side // 4, 0).repeat(side // 4, 1)
+                noise = coarse + rng.normal(0, 30, (side, side, 3))
                 pixels = (np.array(COLOURS[label]) + noise).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{n}.png")
         return tmp_path / name

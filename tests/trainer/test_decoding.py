@@ -26,6 +26,7 @@ from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime
 from service.ingest import reader
 from service.jobs.contract import (
+    ANSWERS_FILE,
     BACKBONE_FILE,
     HEAD_FILE,
     DomainAdaptation,
@@ -261,6 +262,8 @@ def test_the_version_before_sees_its_images_as_it_was_trained(
     folder = grey_folder(tmp_path / "greys", 3500, 1500)
     first = tmp_path / "first"
     run(make_spec(folder, out_dir=str(first)), Told().append)
+    # What it learned from is not asked of it again.
+    new = grey_folder(tmp_path / "new", 3400, 1600)
     before = ImageDecoding("#000000", 16)
     seen = set()
     real = preprocess.open_image
@@ -275,9 +278,10 @@ def test_the_version_before_sees_its_images_as_it_was_trained(
         backbone_path=str(first / BACKBONE_FILE),
         head_path=str(first / HEAD_FILE),
         decoding=before,
+        answers_path=str(first / ANSWERS_FILE),
     )
     gate = Gate(not_worse_than="latest", max_latency_ms=1e6)
-    manifest = run(make_spec(folder, gate=gate, incumbent=incumbent), Told().append)
+    manifest = run(make_spec(new, gate=gate, incumbent=incumbent), Told().append)
     assert seen == {before, manifest.decoding}
     assert manifest.decoding == ImageDecoding(bit_depth=12)
     assert [check.name for check in manifest.gate_checks] == ["not_worse", "latency"]

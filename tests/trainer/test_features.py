@@ -65,16 +65,16 @@ def test_each_file_is_read_once_and_runs_in_batches_of_a_core_each(
     source = FakeSource()
     made = Features(source, threads=3)
     loaded = data.load(make_folder(per_class=40))
-    train, validation = made.of(loaded.train), made.of(loaded.validation)
+    first, all_of_them = made.of(loaded.train.at(range(20))), made.of(loaded.train)
     assert len(reads) == 80
     assert set(reads.values()) == {1}
     assert (made.computed, source.loads) == (80, 1)
     assert max(source.session.batches) <= features.BATCH
     # Runs side by side are fastest with a core each.
     assert set(source.session.cores) == {1}
-    np.testing.assert_array_equal(train, expected(loaded.train))
-    np.testing.assert_array_equal(validation, expected(loaded.validation))
-    assert train.dtype == np.float32
+    np.testing.assert_array_equal(all_of_them, expected(loaded.train))
+    np.testing.assert_array_equal(first, all_of_them[:20])
+    assert first.dtype == np.float32
 
 
 def test_a_second_job_computes_nothing_and_loads_no_backbone(
@@ -87,7 +87,7 @@ def test_a_second_job_computes_nothing_and_loads_no_backbone(
         cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
         made = Features(source, cache, 2)
         results.append(made.of(data.load(folder).train))
-        assert (source.loads, made.computed) == (loads, 32 * loads)
+        assert (source.loads, made.computed) == (loads, 40 * loads)
         cache.close()
     np.testing.assert_array_equal(*results)
 
@@ -95,16 +95,13 @@ def test_a_second_job_computes_nothing_and_loads_no_backbone(
 def test_only_new_images_are_computed(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder(per_class=20)
     cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
-    known = data.load(folder)
-    for part in (known.train, known.validation):
-        Features(FakeSource(), cache).of(part)
+    Features(FakeSource(), cache).of(data.load(folder).train)
     shutil.copytree(make_folder("more", per_class=3, seed=9) / "red", folder / "red" / "new")
     # Another name for a known image changes nothing.
     (folder / "blue" / "0.png").rename(folder / "blue" / "renamed.png")
     made = Features(FakeSource(), cache)
     loaded = data.load(folder)
     np.testing.assert_array_equal(made.of(loaded.train), expected(loaded.train))
-    made.of(loaded.validation)
     assert made.computed == 3
 
 
@@ -122,11 +119,9 @@ def test_another_backbone_finds_nothing_of_this_one(
 def test_features_come_in_the_order_that_is_asked_for(make_folder: MakeFolder) -> None:
     loaded = data.load(make_folder(per_class=10))
     made = Features(FakeSource(), threads=2)
-    np.testing.assert_array_equal(made.of(loaded.validation), expected(loaded.validation))
-    np.testing.assert_array_equal(
-        made.of(loaded.validation.at([2, 0])), expected(loaded.validation)[[2, 0]]
-    )
-    assert made.computed == len(loaded.validation)
+    np.testing.assert_array_equal(made.of(loaded.train), expected(loaded.train))
+    np.testing.assert_array_equal(made.of(loaded.train.at([2, 0])), expected(loaded.train)[[2, 0]])
+    assert made.computed == len(loaded.train)
 
 
 def test_an_image_that_went_away_meanwhile_is_named(make_folder: MakeFolder) -> None:

@@ -73,7 +73,7 @@ def test_a_rare_class_does_not_make_folds_fewer() -> None:
 
 @pytest.mark.parametrize(
     ("images", "classes", "count"),
-    [(2, 7, 2), (3, 7, 3), (8, 3, 8), (20, 3, FOLDS_OF_FEW), (150, 3, FOLDS)],
+    [(2, 7, 2), (3, 7, 3), (8, 3, 8), (20, 3, FOLDS_OF_FEW), (400, 3, FOLDS)],
 )
 def test_small_classes_are_held_out_evenly(images: int, classes: int, count: int) -> None:
     targets = np.repeat(np.arange(classes), images)

@@ -395,7 +395,7 @@ def test_choose_takes_the_first_on_a_jobs_own_training_images(
     named = [pretrained("blind", "resnet50"), pretrained("colours", "resnet18")]
     chosen, ranked = ranking.choose(spec(folder, *named), part, machine, told.append)
     assert chosen is named[1]
-    assert ranked.images == 16
+    assert ranked.images == 20
     with pytest.raises(Unavailable, match="no backbone could be chosen") as caught:
         ranking.choose(
             spec(folder, PretrainedBackbone(backbone="vgg16")), part, machine, told.append

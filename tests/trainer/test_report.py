@@ -156,7 +156,7 @@ def test_training_images_that_could_not_be_held_out_are_counted(found: Data) -> 
     of = _measured(found)
     of = replace(
         of, measured_on="cross_validation", part=part, groups=of.groups[1:],
-        probabilities=of.probabilities[1:],
+        probabilities=of.probabilities[1:], rounds=5,
     )  # fmt: skip
     made = _report(found, of=of)
     assert made.basis is not None

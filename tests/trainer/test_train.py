@@ -266,7 +266,9 @@ def test_the_classic_recipe_is_the_one_that_users_know() -> None:
     assert (own.epochs, own.freeze_batch_norm, own.batch_size) == (3, True, 4)
     device = torch.device("cpu")
     network = torch.nn.Flatten()
-    chosen, _ = compute.choose_precision(settings(ModelBased(recipe="classic")).precision, device, network)
+    chosen, _ = compute.choose_precision(
+        settings(ModelBased(recipe="classic")).precision, device, network
+    )
     assert chosen == "fp32"
     with pytest.raises(InvalidInput, match="fp16 needs a GPU"):
         compute.choose_precision(settings(ModelBased(precision="fp16")).precision, device, network)
@@ -280,7 +282,9 @@ def test_a_cpu_with_bf16_uses_it_where_a_probe_finds_it_faster(
     monkeypatch.setattr(compute, "_cpu_has_bf16", lambda: True)
     monkeypatch.setattr(compute, "step_s", lambda precision, *_: times[precision])
     device, network = torch.device("cpu"), torch.nn.Flatten()
-    assert compute.choose_precision(settings(ModelBased()).precision, device, network)[0] == expected
+    assert (
+        compute.choose_precision(settings(ModelBased()).precision, device, network)[0] == expected
+    )
     monkeypatch.setattr(compute, "_cpu_has_bf16", lambda: False)
     assert compute.choose_precision(settings(ModelBased()).precision, device, network)[0] == "fp32"
 
@@ -422,19 +426,19 @@ def test_the_manifest_says_where_the_time_went(
 def test_a_test_part_is_measured_with_what_serves_and_nothing_is_chosen_on_it(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path, method: Method
 ) -> None:
-    folder = make_folder("parts/train", per_class=8).parent
+    folder = make_folder("parts/train", per_class=12).parent
     make_folder("parts/val", per_class=4, seed=1)
-    # Under the other's name: a choice by these images would go the wrong way.
-    tested = make_folder("parts/test", per_class=3, seed=2)
-    (tested / "red").rename(tested / "was-red")
-    (tested / "blue").rename(tested / "red")
-    (tested / "was-red").rename(tested / "blue")
+    # Half of them under the other's name: a choice by these images would go the wrong way.
+    tested = make_folder("parts/test", per_class=4, seed=2)
+    for n in range(2):
+        (tested / "red" / f"{n}.png").rename(tested / "blue" / f"was-red-{n}.png")
+        (tested / "blue" / f"{n}.png").rename(tested / "red" / f"was-blue-{n}.png")
     fields: dict[str, object] = {
         "method": method,
         "backbone": "resnet18",
         "weights": "random",
         "threads": 1,
-        "gate": Gate(min_accuracy=0.5),
+        "gate": Gate(min_accuracy=0.9),
     }
     manifest = run(make_spec(folder, **fields), told)
 
@@ -450,16 +454,16 @@ def test_a_test_part_is_measured_with_what_serves_and_nothing_is_chosen_on_it(
     right = answers.argmax(axis=1) == found.targets
     losses = -np.log(answers[np.arange(len(found)), found.targets])
     tested_on, *others = manifest.figures
-    assert (tested_on.measured_on, tested_on.count) == ("test", 6)
+    assert (tested_on.measured_on, tested_on.count) == ("test", 8)
     assert tested_on.accuracy == pytest.approx(right.mean())
     assert tested_on.loss == pytest.approx(losses.mean(), rel=1e-3)
-    assert tested_on.accuracy < 0.5 < others[0].accuracy
+    assert tested_on.accuracy < 0.9 < others[0].accuracy
     assert others[0].measured_on == "validation"
     # What the headline is of is what the gate goes by.
     assert [check.verdict for check in manifest.gate_checks] == ["failed"]
     (counted,) = told.of(DataFound)
     assert isinstance(counted, DataFound)
-    assert [(c.train, c.validation, c.test) for c in counted.classes] == [(8, 4, 3), (8, 4, 3)]
+    assert [(c.train, c.validation, c.test) for c in counted.classes] == [(12, 4, 4), (12, 4, 4)]
 
     shutil.rmtree(tested)
     untested = run(make_spec(folder, out_dir=str(tmp_path / "untested"), **fields), Told())
