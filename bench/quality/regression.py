@@ -122,7 +122,8 @@ def section(pairs: Sequence[Pair]) -> Section:
     losses = [float(np.mean([p.loss for p in pairs if p.name == n])) for n, _ in cells]
     if pairs:
         found.say(
-            f"Below by its own interval: {', '.join(nominally) or 'none'}. Mean over all: accuracy {np.mean(every):+.2f} points, loss {np.mean(losses):+.3f}."
+            f"Below by its own interval: {', '.join(nominally) or 'none'}. "
+            f"Mean over all: accuracy {np.mean(every):+.2f} points, loss {np.mean(losses):+.3f}."
         )
     found.bound(
         f"on no set below, beyond noise: {'; '.join(below) or 'none is'}", bool(pairs) and not below
