@@ -1,7 +1,7 @@
 """Measures whether what Graft reports is true; what `make quality` runs.
 
     python -m bench.quality [FOLDER] [--keep FOLDER] [--out FILE] [--jobs N] [--draws N]
-                            [--only SECTION ...]
+                            [--only SECTION ...] [--networks [--epochs N]]
 
 FOLDER holds data sets, each a folder with a folder of images per class; by default those that the
 tests use. Writes Markdown to FILE and prints it; exits with 1 where a stated bound is missed.
@@ -24,6 +24,7 @@ from bench.quality import (
     harm,
     harmful,
     images,
+    networks,
     probabilities,
     regression,
     reported,
@@ -41,7 +42,13 @@ GATE_RUNS = 2000
 def _reports(measuring: Measuring, arguments: argparse.Namespace) -> Section:
     sets = measuring.sets.whole
     each = max(1, round(arguments.jobs / len(sets) / len(reported.STRATA)))
-    tasks = [(n, s, seed) for seed in range(each) for n in sets for s in reported.STRATA]
+    tasks = [
+        (name, stratum, seed)
+        for seed in range(each)
+        for name in sets
+        for stratum in reported.STRATA
+        if name in measuring.sets.filmed or not reported.is_burst(stratum)
+    ]
     return reported.section(*measuring.all(_report, tasks))
 
 
@@ -79,12 +86,17 @@ def _adapted(sets: Sets, source: str, target: str, seed: int) -> list[harm.Row]:
     )
 
 
-def _probabilities(measuring: Measuring, _: argparse.Namespace) -> Section:
+def _probabilities(measuring: Measuring, arguments: argparse.Namespace) -> Section:
     tasks = [
         (n, per_class, 0) for per_class in probabilities.PER_CLASS for n in measuring.sets.whole
     ]
     answers, _unasked = measuring.all(_asked, tasks)
-    return probabilities.section([each for some in answers for each in some])
+    trained = []
+    if arguments.networks:
+        files = images.find(arguments.folder or images.data_root())
+        trained = [networks.ask(s, files[n], arguments.keep, arguments.epochs)
+                   for n, s in measuring.sets.whole.items()]  # fmt: skip
+    return probabilities.section([each for some in answers for each in some], trained)
 
 
 def _asked(sets: Sets, name: str, per_class: int | None, seed: int) -> list[probabilities.Asked]:
@@ -157,6 +169,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=432, help="whose reports are checked, about")
     parser.add_argument("--draws", type=int, default=10, help="held against scikit-learn, a size")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--networks", action="store_true", help="train some too: an hour more")
+    parser.add_argument("--epochs", type=int, help="of these, instead of the recipe's")
     arguments = parser.parse_args()
     sets = load(arguments.folder or images.data_root(), arguments.keep, _log)
     skipped = [] if arguments.folder else [n for n in images.WANTED if n not in sets.whole]

@@ -12,7 +12,7 @@ import numpy as np
 from bench.quality import frozen_job
 from bench.quality.document import Section, share
 from bench.quality.frozen_job import Doubles
-from bench.quality.images import ImageSet
+from bench.quality.images import ImageSet, Ints
 
 BINS = 15
 LEAST_POOLED = 1000
@@ -37,17 +37,24 @@ class Asked:
     """As its job said."""
 
 
-def ask(images: ImageSet, per_class: int | None, seed: int) -> list[Asked]:
-    """Asks each image once, in three blocks; each is answered by a head of the other two."""
+def blocks(images: ImageSet, seed: int) -> tuple[Ints, Ints]:
+    """Returns places of images in random order, at most 1,000, and the block of each, 0 to 2.
+
+    Scenes stay together; the first image of each says of which class it is.
+    """
     rng = np.random.default_rng([seed, 3])
     order = rng.permutation(len(images))[:_MOST_OF_A_SET]
-    # Scenes stay together; the first image of each says of which class it is.
     scenes, first, scene = np.unique(images.scenes[order], return_index=True, return_inverse=True)
     block_of = np.empty(len(scenes), np.int64)
     for k in range(len(images.classes)):
         own = images.targets[order][first] == k
         block_of[own] = np.arange(own.sum()) % _BLOCKS
-    block = block_of[scene]
+    return order, block_of[scene]
+
+
+def ask(images: ImageSet, per_class: int | None, seed: int) -> list[Asked]:
+    """Asks each image once, in three blocks; each is answered by a head of the other two."""
+    order, block = blocks(images, seed)
     answers = []
     for b in range(_BLOCKS):
         learned = order[block != b]

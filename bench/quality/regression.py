@@ -102,7 +102,7 @@ def section(pairs: Sequence[Pair]) -> Section:
         f"of a set share its images. Of {len(cells)} comparisons one in forty falls below by "
         "chance, so the bound is on intervals that hold for all at once (Bonferroni)."
     )
-    rows, below = [], []
+    rows, below, nominally = [], [], []
     for name, per_class in cells:
         own = [p for p in pairs if (p.name, p.per_class) == (name, per_class)]
         accuracy = [100 * p.accuracy for p in own]
@@ -113,6 +113,8 @@ def section(pairs: Sequence[Pair]) -> Section:
             f"{np.mean(accuracy):+.2f} ±{half:.2f}",
             f"{np.mean(loss):+.3f} ±{_half(loss, 0.05):.3f}",
         ))  # fmt: skip
+        if np.mean(accuracy) + half < 0:
+            nominally.append(f"{name} at {per_class}")
         if np.mean(accuracy) + _half(accuracy, 0.05 / len(cells)) < 0:
             below.append(f"{name} at {per_class} a class ({np.mean(accuracy):+.2f} points)")
     found.table(("set", "images a class", "draws", "accuracy, points", "log loss, nats"), rows)
@@ -120,6 +122,7 @@ def section(pairs: Sequence[Pair]) -> Section:
     losses = [float(np.mean([p.loss for p in pairs if p.name == n])) for n, _ in cells]
     if pairs:
         found.say(
+            f"Below by its own interval: {', '.join(nominally) or 'none'}. "
             f"Mean over all: accuracy {np.mean(every):+.2f} points, loss {np.mean(losses):+.3f}."
         )
     found.bound(

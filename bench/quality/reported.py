@@ -75,14 +75,18 @@ class Outcome:
         return self.low <= self.true <= self.high
 
 
+def is_burst(stratum: Stratum) -> bool:
+    """Returns whether a scene comes as several frames."""
+    return stratum.startswith("bursts")
+
+
 def draw(images: ImageSet, filmed: ImageSet | None, stratum: Stratum, seed: int) -> Drawn | None:
     """Draws one job's images; None where the set has too few of them.
 
     What is held out are the images of scenes that nothing was drawn from.
     """
     rng = np.random.default_rng([seed, STRATA.index(stratum)])
-    is_burst = stratum.startswith("bursts")
-    pool = filmed if is_burst else images
+    pool = filmed if is_burst(stratum) else images
     if pool is None:
         return None
     if stratum == "nine to one":
@@ -95,7 +99,7 @@ def draw(images: ImageSet, filmed: ImageSet | None, stratum: Stratum, seed: int)
     for k, count in counts.items():
         if stratum == "plain":
             wanted[k] = max(11, round(part * count)) if count >= 20 else 0
-        elif is_burst:
+        elif is_burst(stratum):
             wanted[k] = scenes
         elif stratum == "at most ten a class":
             wanted[k] = few
@@ -115,7 +119,7 @@ def draw(images: ImageSet, filmed: ImageSet | None, stratum: Stratum, seed: int)
         scenes_of_it = rng.permutation(np.unique(pool.scenes[pool.targets == place]))
         own = [np.flatnonzero((pool.scenes == s) & (pool.targets == place)) for s in scenes_of_it]
         learned = np.concatenate(own[: wanted[k]])
-        train.append(learned if is_burst else learned[: wanted[k]])
+        train.append(learned if is_burst(stratum) else learned[: wanted[k]])
     # In the order of files, in which frames follow one another.
     learned = np.sort(np.concatenate(train))
     held_out = np.flatnonzero(~np.isin(pool.scenes, pool.scenes[learned]))
@@ -199,11 +203,16 @@ def section(outcomes: Sequence[Outcome], unmeasured: int) -> Section:
     found.say(
         f"{len(outcomes)} jobs on frozen features. *Inside*: reported and held-out accuracy "
         "differ by at most 1.96 standard errors of the difference, the reported one's from its "
-        "interval, the other's by scenes. *In interval*: the reported 95 % interval contains the "
+        "interval, the other's by scenes: images that the trainer groups in the whole set, and "
+        "frames of one photograph. *In interval*: the reported 95 % interval contains the "
         "held-out accuracy (which has an error of its own, so 95 % is more than can be reached). "
         "*Too high*: reported less held-out, points, mean ± standard error. *Half width* of the "
         "reported interval, points, mean. Shares with 95 % Wilson intervals."
-        + (f" {unmeasured} jobs reported no figure." if unmeasured else "")
+        + (
+            f" {unmeasured} more had too few images to draw or reported no figure."
+            if unmeasured
+            else ""
+        )
     )
     rows = [_row("all", outcomes)]
     rows += [_row(f"*{s}*", [o for o in outcomes if o.stratum == s]) for s in STRATA]
