@@ -22,14 +22,14 @@ _BATCH = 8
 def ask(
     images: ImageSet, files: Sequence[LabelledFile], keep: Path, epochs: int | None = None
 ) -> Asked:
-    """Trains a network on two blocks of three of the set's images, and asks it for the third.
+    """Trains a network on a third of the set's images, and asks it for the others.
 
     `files` are the set's, in the same order. `epochs` None means as many as the recipe says.
     """
     order, block = probabilities.blocks(images, 0)
     with tempfile.TemporaryDirectory(prefix="graft-quality-") as temporary:
         folder = Path(temporary).resolve()
-        for place in order[block != 0]:
+        for place in order[block == 0]:
             path = folder / "data" / files[place].label / f"{place:06}.{_suffix(files[place])}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(files[place].read())
@@ -45,7 +45,7 @@ def ask(
             provider="cpu",
         )
         manifest = train.run(spec, lambda _: None)
-        return _asked(images, files, order[block == 0], folder / "out", manifest.calibrated)
+        return _asked(images, files, order[block != 0], folder / "out", manifest.calibrated)
 
 
 def _asked(

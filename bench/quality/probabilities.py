@@ -109,7 +109,7 @@ def section(answers: Sequence[Asked], networks: Sequence[Asked] = ()) -> Section
             for name in dict.fromkeys(a.name for a in own)
         ]
     if networks:
-        named.append(("*trained networks, all sets*", list(networks)))
+        named.append(("*trained networks, all sets, a third of the images*", list(networks)))
     for called, own in named:
         probability = np.concatenate([a.probability for a in own])
         right = np.concatenate([a.right for a in own])
