@@ -74,15 +74,10 @@ _WHOLE = np.float32(0.9999)
 """A cosine beyond it is taken for it: that of 1 has no z."""
 _BLOCK = 256
 _RUN = 12
-"""Images that order alone joins, at most: kinds that lie together in the names, such as breeds of
-dogs, may be as far from one another as scenes, and in many small groups they do little harm."""
-_AROUND = 60
-"""Places on until which images are what neighbours are held against: not those of the whole class,
-since a kind of many images in it is no scene."""
+"""Images that order alone joins, at most, held against those up to twice as far on: kinds that lie
+together in the names, such as breeds, are longer, and in groups so small they do little harm."""
 _ORDERED = 0.6
-"""The share of neighbours that belong together at least where the order is believed: with bursts
-of four to ten frames it is 0.75 to 0.9, as far as it is seen; unrelated files have less than 0.3,
-portraits by person and digits by writer up to 0.55."""
+"""The share of neighbours that belong together at least where the order is believed."""
 _BY_CHANCE = 1e-4
 """How likely a class may come to that in a random order."""
 
@@ -323,11 +318,11 @@ def _in_order(
     count = len(places)
     if count < _SHRUNK:
         return
-    lags = np.arange(1, min(_AROUND, count - 1) + 1)
+    lags = np.arange(1, min(2 * _RUN, count - 1) + 1)
     cosines, scores = (np.full((count, len(lags)), np.nan, np.float32) for _ in range(2))
     for start in range(0, count, _BLOCK):
         rows = places[start : start + _BLOCK]
-        columns = places[start : start + _BLOCK + _AROUND]
+        columns = places[start : start + _BLOCK + 2 * _RUN]
         i, lag = np.nonzero(np.arange(len(rows))[:, None] + lags < len(columns))
         alike = own[rows] @ own[columns].T
         cosines[start + i, lag] = alike[i, i + lag + 1]
@@ -442,7 +437,7 @@ def _joined(found: _Found, given: list[str], threshold: float, unclear: tuple[in
     cosines = np.concatenate([np.empty(0, np.float32), *found.cosines])
     beyond = np.concatenate([np.empty(0, np.float32), *found.beyond])
     once = np.unique(first * count + second, return_index=True)[1]
-    first, second, cosines, beyond = (e[once] for e in (first, second, cosines, beyond))
+    first, second, cosines, beyond = first[once], second[once], cosines[once], beyond[once]
     names = np.unique(given, return_inverse=True)[1]
     is_named = np.array([bool(name) for name in given])
     # Whoever named groups knows more than features do, but of true copies.
