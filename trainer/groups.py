@@ -76,7 +76,7 @@ _BLOCK = 256
 _RUN = 12
 """Images that order alone joins, at most, held against those up to twice as far on: kinds that lie
 together in the names, such as breeds, are longer, and in groups so small they do little harm."""
-_ORDERED = 0.6
+_ORDERED = 0.65
 """The share of neighbours that belong together at least where the order is believed."""
 _BY_CHANCE = 1e-4
 """How likely a class may come to that in a random order."""
@@ -331,9 +331,8 @@ def _in_order(
     near = np.sort(scores[:-1, 0])
     far = scores[:, min(_RUN, count // 2) :]
     far = np.sort(far[~np.isnan(far)])
-    # By ranks alone, as of Kolmogorov and Smirnov: of neighbours, at least the largest lead of
-    # their distribution belong together, and where it is largest, as many pairs of a scene as of
-    # others are so alike.
+    # By ranks alone (Kolmogorov and Smirnov): at least the largest lead is the share of neighbours
+    # of one scene, and there as many pairs of a scene as of others are so alike.
     lead = np.searchsorted(far, near) / len(far) - np.arange(len(near)) / len(near)
     by_chance = np.sqrt(-np.log(_BY_CHANCE) / 2 * (1 / len(near) + 1 / len(far)))
     if lead.max() < max(_ORDERED, by_chance):

@@ -216,7 +216,7 @@ def blurred(order: np.random.Generator | None = None, scenes: int = 12) -> Made:
 
 
 def _together(found: Groups, scenes: list[int]) -> tuple[float, float]:
-    """Returns shares: of pairs of a scene those in a group, of pairs in a group those of a scene."""
+    """Returns the shares of pairs of a scene that are in a group, and the other way round."""
     of, scene = found.of, np.array(scenes)
     upper = np.triu_indices(len(of), 1)
     is_group, is_scene = ((each[:, None] == each)[upper] for each in (of, scene))
