@@ -201,6 +201,51 @@ def test_a_film_is_one_group_and_a_long_chain_is_parted_where_it_hangs_together_
     assert 1 < np.bincount(chain().find().of).max() <= 20
 
 
+def blurred(order: np.random.Generator | None = None, scenes: int = 12) -> Made:
+    """Makes frames that change as much as scenes differ, side by side or in another order."""
+    made = Made()
+    for target in range(2):
+        for _ in range(scenes):
+            made.add(target, 6, noise=1.1, bits=30)
+    places = np.arange(len(made.scenes)) if order is None else order.permutation(len(made.scenes))
+    made.features = [made.features[place] for place in places]
+    made.looks = [made.looks[place] for place in places]
+    made.targets = [made.targets[place] for place in places]
+    made.scenes = [made.scenes[place] for place in places]
+    return made
+
+
+def _together(found: Groups, scenes: list[int]) -> tuple[float, float]:
+    """Returns the shares of pairs of a scene that are in a group, and the other way round."""
+    of, scene = found.of, np.array(scenes)
+    upper = np.triu_indices(len(of), 1)
+    is_group, is_scene = ((each[:, None] == each)[upper] for each in (of, scene))
+    return is_group[is_scene].mean(), is_scene[is_group].mean() if is_group.any() else 1.0
+
+
+def test_neighbours_join_where_the_order_tells_and_only_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, mixed = blurred(), blurred(np.random.default_rng(1))
+    recall, precision = _together(made.find(), made.scenes)
+    assert recall > 0.85
+    assert precision > 0.85
+    in_disorder = mixed.find()
+    assert _together(in_disorder, mixed.scenes)[0] < 0.4
+    monkeypatch.setattr(groups, "_ORDERED", 2)
+    assert mixed.find().of.tolist() == in_disorder.of.tolist()
+    assert _together(made.find(), made.scenes)[0] < 0.4
+
+
+def test_large_kinds_that_lie_together_are_no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Made()
+    for _ in range(6):
+        made.add(0, 60, noise=1.1, bits=30)
+    found = made.find()
+    monkeypatch.setattr(groups, "_ORDERED", 2)
+    assert made.find().of.tolist() == found.of.tolist()
+
+
 def _digests(count: int) -> list[str]:
     return [hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(count)]
 
