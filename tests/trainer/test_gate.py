@@ -1,6 +1,7 @@
 """What gates let through, by simulation where it is a matter of chance."""
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,8 +108,16 @@ def test_a_version_that_cannot_be_compared_with_has_failed_the_gate() -> None:
 
 @pytest.mark.parametrize("of", [1, 4, 10_000])
 def test_the_same_answers_pass_at_any_number_of_images(of: int) -> None:
-    found = checked(Gate(not_worse_than="prod"), compared=paired(0, 0, of))
+    same = replace(paired(0, 0, of), is_identical=True)
+    found = checked(Gate(not_worse_than="prod"), compared=same)
     assert found.verdict == "passed"
+    assert "Both answer identically" in found.detail
+
+
+def test_that_the_same_few_images_are_right_does_not_show_that_the_answers_are_the_same() -> None:
+    asked = Gate(not_worse_than="prod")
+    assert checked(asked, compared=paired(0, 0, 40)).verdict == "undecided"
+    assert checked(asked, compared=paired(0, 0, 100)).verdict == "passed"
 
 
 def test_what_is_undecided_is_held_unless_asked_otherwise() -> None:
