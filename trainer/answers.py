@@ -20,12 +20,13 @@ from safetensors.numpy import save_file
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 
+_READ = ("digests", "roles", "groups", "sides", "classes", "probabilities")
 KEPT = 16
 """Classes of an image whose probabilities are kept, the most probable."""
 
 
 class Role(IntEnum):
-    """What an image was to a version."""
+    """A version's use of an image."""
 
     LEARNED = 0
     """Learned from, and not answered by anything that did not."""
@@ -43,27 +44,33 @@ class Rows:
     digests: Sequence[str]
     targets: Ints
     groups: Ints
-    probabilities: Floats | None
+    probabilities: Floats | None = None
     """[n, classes]; None for images that are not answered."""
+    sides: Floats | None = None
+    """[n], from 0 to 1, of the groups' in every job; None where there is none."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What is known of one image."""
+    """Keeps what is known of one image."""
 
     role: Role
     answered: str
     """The class; empty where it is not answered."""
     probability: float
     """Of the class."""
+    group: int
+    """Images of one number belonged together."""
+    side: float
+    """From 0 to 1; NaN for an image that no network may hold out."""
 
 
 def save(path: Path, classes: Sequence[str], rows: Sequence[Rows]) -> None:
     """Writes the rows.
 
     Tensors `digests` uint8 [n, 32], `targets` int32 [n], `roles` uint8 [n], `groups` int32 [n],
-    `classes` uint16 [n, p] and `probabilities` float16 [n, p] of the most probable classes, 0
-    where an image is not answered; the names of the classes in the metadata.
+    `sides` float64 [n], `classes` uint16 [n, p] and `probabilities` float16 [n, p] of the most
+    probable classes, 0 where an image is not answered; the names of the classes in the metadata.
     """
     kept = min(KEPT, len(classes))
     best, shares = [], []
@@ -83,6 +90,9 @@ def save(path: Path, classes: Sequence[str], rows: Sequence[Rows]) -> None:
         "targets": np.concatenate([each.targets for each in rows]).astype(np.int32),
         "roles": np.concatenate([np.full(len(e.digests), e.role, np.uint8) for e in rows]),
         "groups": np.concatenate([each.groups for each in rows]).astype(np.int32),
+        "sides": np.concatenate(
+            [np.full(len(e.digests), np.nan) if e.sides is None else e.sides for e in rows]
+        ),
         "classes": np.concatenate(best),
         "probabilities": np.concatenate(shares),
     }
@@ -94,13 +104,16 @@ def load(path: Path) -> dict[str, Answer]:
     try:
         with safe_open(path, "np") as file:
             classes = json.loads((file.metadata() or {})["answers"])["classes"]
-            digests, roles, best, shares = (
-                file.get_tensor(name) for name in ("digests", "roles", "classes", "probabilities")
+            tensors = [file.get_tensor(name) for name in _READ]
+        known: dict[str, Answer] = {}
+        for digest, role, group, side, best, shares in zip(*tensors, strict=True):
+            known[digest.tobytes().hex()] = Answer(
+                role=Role(int(role)),
+                answered=str(classes[int(best[0])]) if shares[0] > 0 else "",
+                probability=float(shares[0]),
+                group=int(group),
+                side=float(side),
             )
-    except (SafetensorError, KeyError, TypeError) as error:
+    except (SafetensorError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"the kept answers are damaged: {error}") from error
-    known: dict[str, Answer] = {}
-    for digest, role, first, share in zip(digests, roles, best, shares, strict=True):
-        answered = classes[int(first[0])] if share[0] > 0 else ""
-        known[digest.tobytes().hex()] = Answer(Role(int(role)), answered, float(share[0]))
     return known

@@ -4,18 +4,22 @@ Frames of a scene and copies are no independent images: folds, sides and interva
 groups.
 """
 
-from collections.abc import Container
+import math
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
 from service.inference.head import Floats
 from trainer import division, folds, groups
+from trainer.answers import Answer
 from trainer.data import Bools, Data, Files, Ints, Part
 
 Doubles = npt.NDArray[np.float64]
+_NOTHING: Mapping[str, Answer] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,32 +68,51 @@ class Divided:
 def divide(
     data: Data,
     features: Floats,
-    previous: Container[str] = (),
+    previous: Mapping[str, Answer] = _NOTHING,
     choosers: Container[str] = (),
 ) -> Divided:
     """Finds what belongs together, by features [n, d] of all images, part after part.
 
-    `previous` holds the digests of images that an earlier version of the model knew: those
-    are the oldest of their groups; `choosers` those of the images that chose the backbone.
+    `previous` is what an earlier version of the model knew of images, by their digests: they
+    stay together, and their groups on their sides. `choosers` are the digests of the images
+    that chose the backbone; nothing of their groups is measured on.
     """
     parts = (data.train, data.validation, data.test)
     found = groups.find(
         features,
         looks_of(*parts),
         np.concatenate([part.targets for part in parts]),
-        [name for part in parts for name in part.given_groups or [""] * len(part)],
+        [name for part in parts for name in _names(part, previous)],
     )
     train = data.train
-    ages = np.array(
-        [
-            0 if digest in previous else 1 + age
-            for digest, age in zip(train.digests, train.ages, strict=True)
-        ],
-        dtype=np.int64,
-    )
-    sides = groups.sides(found.of[: len(train)], train.digests, ages)
+    own = found.of[: len(train)]
     chose = np.array([digest in choosers for digest in train.digests], dtype=np.bool_)
-    return Divided(data, found, sides, chose)
+    return Divided(data, found, _sides(train, own, previous), np.isin(own, own[chose]))
+
+
+def _names(part: Part, previous: Mapping[str, Answer]) -> list[str]:
+    """Names the group of each image: as it came, else the one that it had before."""
+    given = part.given_groups or ("",) * len(part)
+    return [
+        name or (f"\0{previous[digest].group}" if digest in previous else "")
+        for name, digest in zip(given, part.digests, strict=True)
+    ]
+
+
+def _sides(train: Part, own: Ints, previous: Mapping[str, Answer]) -> Doubles:
+    """Returns the side of each image's group: that which its oldest member had before, if any."""
+    sides = groups.sides(own, train.digests, train.ages)
+    kept: dict[int, tuple[int, str, float]] = {}
+    for digest, age, group in zip(train.digests, train.ages.tolist(), own.tolist(), strict=True):
+        before = previous.get(digest)
+        if before is None or math.isnan(before.side):
+            continue
+        oldest = (age, digest, before.side)
+        kept[group] = min(kept.get(group, oldest), oldest)
+    for row, group in enumerate(own.tolist()):
+        if group in kept:
+            sides[row] = kept[group][2]
+    return sides
 
 
 def looks_of(*parts: Files) -> npt.NDArray[np.uint64]:

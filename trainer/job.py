@@ -3,7 +3,6 @@
 import functools
 import os
 import time
-from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -185,7 +184,7 @@ class Job:
 
     def divided(self, data: Data) -> Divided:
         """Finds which of the images belong together, by their frozen features."""
-        previous: Collection[str] = ()
+        previous: dict[str, answers.Answer] = {}
         if self.spec.previous_answers:
             try:
                 previous = answers.load(Path(self.spec.previous_answers))
