@@ -163,8 +163,8 @@ class GateCheck(msgspec.Struct, frozen=True, kw_only=True):
 MeasuredOn = Literal["", "cross_validation", "held_out", "validation", "test", "target", "source"]
 """The images that a figure is of, none of them learned from by what answered: `cross_validation`
 over the images that were learned from; `held_out` from those that came undivided; `validation` and
-`test` as they came in `val/` and `test/`; `target` and `source` of a domain adaptation, each by
-cross-validation. "" where nothing could be measured."""
+`test` as they came in `val/` and `test/`; `target` and `source` of a domain adaptation. "" where nothing could be
+measured."""
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -252,8 +252,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What computed the validation figures, and served first: `cpu`, `openvino`, `cuda`."""
     serving_precision: str = "fp32"
     """What the same computed in: `fp32`, `bf16`, `fp16` or `int8`."""
-    float_accuracy: float | None = None
-    """Accuracy of the float backbone, where int8 was asked for."""
+    changed_by_int8: float | None = None
+    """Part of the answers that int8 changes, where that was tried."""
     precision_note: str = ""
     """Why int8 was asked for and is not served."""
     versions: dict[str, str]

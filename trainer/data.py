@@ -234,9 +234,7 @@ def load(
             "images",
             field="base",
         )
-    named = _UNNAMED
-    if grouping is not None:
-        named = NamedGroups(grouping.folder_level, grouping.name_pattern)
+    named = _named(grouping)
     datasets = [each.images(index, named) for each, index in zip(sources, read, strict=True)]
     division.check_labels(
         datasets, case_sensitive=case_sensitive or any(index.case_sensitive for index in read)
@@ -276,6 +274,7 @@ def load_unlabelled(
     *,
     classes: Sequence[str] | None = None,
     decoding: ImageDecoding = DEFAULT_DECODING,
+    grouping: Grouping | None = None,
 ) -> Unlabelled:
     """Reads images at any depth; bad ones are left out as in `load`.
 
@@ -286,7 +285,7 @@ def load_unlabelled(
     """
     source = Source(source) if isinstance(source, Path) else source
     read = source.read(threads, is_labelled=False)
-    images = source.images(read)
+    images = source.images(read, _named(grouping))
     known = {*(classes or ()), ""}
     if classes is not None and (strange := sorted({i.label for i in images} - known)):
         raise InvalidInput(
@@ -321,6 +320,12 @@ def load_unlabelled(
         looks=tuple(image.look for image in images),
         given_groups=tuple(image.group for image in images),
     )
+
+
+def _named(grouping: Grouping | None) -> NamedGroups:
+    if grouping is None:
+        return _UNNAMED
+    return NamedGroups(grouping.folder_level, grouping.name_pattern)
 
 
 def open_again(path: Path, digest: str, decoding: ImageDecoding) -> Image.Image:

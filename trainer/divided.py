@@ -5,6 +5,7 @@ groups.
 """
 
 import math
+from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,11 +79,12 @@ def divide(
     that chose the backbone; nothing of their groups is measured on.
     """
     parts = (data.train, data.validation, data.test)
+    sizes = Counter(answer.group for answer in previous.values())
     found = groups.find(
         features,
         looks_of(*parts),
         np.concatenate([part.targets for part in parts]),
-        [name for part in parts for name in _names(part, previous)],
+        [name for part in parts for name in _names(part, previous, sizes)],
     )
     train = data.train
     own = found.of[: len(train)]
@@ -90,13 +92,14 @@ def divide(
     return Divided(data, found, _sides(train, own, previous), np.isin(own, own[chose]))
 
 
-def _names(part: Part, previous: Mapping[str, Answer]) -> list[str]:
-    """Names the group of each image: as it came, else the one that it had before."""
-    given = part.given_groups or ("",) * len(part)
-    return [
-        name or (f"\0{previous[digest].group}" if digest in previous else "")
-        for name, digest in zip(given, part.digests, strict=True)
-    ]
+def _names(part: Part, previous: Mapping[str, Answer], sizes: Counter[int]) -> list[str]:
+    """Names the group of each image: as it came, else the one that it shared before."""
+    names = []
+    for name, digest in zip(part.given_groups or ("",) * len(part), part.digests, strict=True):
+        before = previous.get(digest)
+        is_shared = before is not None and sizes[before.group] > 1
+        names.append(name or (f"\0{before.group}" if before and is_shared else ""))
+    return names
 
 
 def _sides(train: Part, own: Ints, previous: Mapping[str, Answer]) -> Doubles:

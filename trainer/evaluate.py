@@ -22,8 +22,6 @@ Ints = npt.NDArray[np.int64]
 
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Probabilities from which on answers may be acted on, as the coverage table has them."""
-CROSSED: tuple[MeasuredOn, ...] = ("cross_validation", "target", "source")
-"""What is answered in rounds, by heads that did not learn from the images."""
 _DRAWN = 2.0
 _TINY = 1e-12
 
@@ -167,12 +165,19 @@ def measure(
 
 
 def figure(
-    measured_on: MeasuredOn, probabilities: Floats, targets: Ints, groups: Ints | None = None
+    measured_on: MeasuredOn,
+    probabilities: Floats,
+    targets: Ints,
+    groups: Ints | None = None,
+    rounds: int = 0,
 ) -> Figure:
-    """The figure of a version by its probabilities [n, classes] on n > 0 images in groups [n]."""
+    """Returns a version's figure by its probabilities [n, classes] on n > 0 images in groups [n].
+
+    `rounds` are those of a cross-validation, 0 where the images were answered once.
+    """
     right = probabilities.argmax(axis=1) == targets
     where = np.arange(len(targets)) if groups is None else groups
-    z = _z_of(targets, where) if measured_on in CROSSED else intervals.Z_95
+    z = _z_of(targets, where) if rounds else intervals.Z_95
     accuracy, low, high = intervals.of_share(right, where, z)
     return Figure(
         measured_on=measured_on,
@@ -182,6 +187,7 @@ def figure(
         loss=cross_entropy(probabilities, targets),
         count=len(targets),
         groups=intervals.group_count(where),
+        rounds=rounds,
     )
 
 

@@ -1,4 +1,4 @@
-"""Whether a version reaches what its request asked of it; says so, decides nothing.
+"""Checks whether a version reaches what its request asked of it; decides nothing.
 
 The service publishes what passes and keeps the rest as candidates.
 """

@@ -24,6 +24,9 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from trainer.looks import bits as bits_of
+from trainer.looks import scenes, spread
+
 Floats = npt.NDArray[np.floating]
 Singles = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -174,6 +177,10 @@ def find(features: Floats, looks: Looks, targets: Ints, given: Sequence[str]) ->
             unclear.append(int(targets[places[0]]))
         _within(found, own, looks, places, pairs, more)
         _in_order(found, own, looks, places, pairs, more)
+    for members in scenes(looks, classes):
+        first = np.full(len(members) - 1, members[0])
+        cosines_of = own[members[1:]] @ own[members[0]]
+        found.add(first, members[1:], cosines_of, np.zeros(len(first), np.float32))
     if len(classes) > 1 and count <= MAX_ACROSS:
         _across(found, features, looks, inverse, centres, unrelated)
     return _joined(found, list(given), float(np.median(cosines)), tuple(unclear))
@@ -221,9 +228,9 @@ def _of_classes(own: Singles, looks: Looks, classes: Sequence[Ints]) -> list[_Un
     for row, places in enumerate(classes):
         if len(places) < 3:
             continue
-        some = _spread(places)
+        some = spread(places, _SAMPLED)
         upper = np.triu_indices(len(some), 1)
-        cosines, bits = (own[some] @ own[some].T)[upper], _bits(looks[some], looks[some])[upper]
+        cosines, bits = (own[some] @ own[some].T)[upper], bits_of(looks[some], looks[some])[upper]
         known[row] = _far_side(cosines, bits)
     sizes = np.array([len(places) for places in classes])
     is_usual = sizes >= _SHRUNK
@@ -231,11 +238,14 @@ def _of_classes(own: Singles, looks: Looks, classes: Sequence[Ints]) -> list[_Un
         # Of two in the middle the lower, so that a class that is all alike decides for no other.
         usual = np.quantile(known[is_usual], 0.5, axis=0, method="lower")
     else:
-        every = _spread(np.concatenate(classes))
+        every = spread(np.concatenate(classes), _SAMPLED)
         upper = np.triu_indices(len(every), 1)
         if not len(upper[0]):
             return [_Unrelated(0.0, 1.0, 32.0, 4.0, 0.0, is_pooled=True)] * len(classes)
-        cosines, bits = (own[every] @ own[every].T)[upper], _bits(looks[every], looks[every])[upper]
+        cosines, bits = (
+            (own[every] @ own[every].T)[upper],
+            bits_of(looks[every], looks[every])[upper],
+        )
         usual = np.array(_far_side(cosines, bits))
     weights = (sizes / (sizes + _TRUSTED))[:, None]
     mixed = np.where(np.isnan(known), usual, weights * known + (1 - weights) * usual)
@@ -274,7 +284,7 @@ def _within(
         rows = places[start : start + _BLOCK]
         columns = places[start : start + _BLOCK + _NEAREST]
         cosines = own[rows] @ own[columns].T
-        score = unrelated.score(cosines, _bits(looks[rows], looks[columns]))
+        score = unrelated.score(cosines, bits_of(looks[rows], looks[columns]))
         score[np.tril_indices(len(rows), 0, len(columns))] = -np.inf
         is_near = (score >= near) & (cosines >= unrelated.least)
         i, j = np.nonzero(is_near & _nearest(score, _KEPT))
@@ -285,10 +295,10 @@ def _within(
 
     def scores(members: Ints) -> Singles:
         at = places[members]
-        return unrelated.score(own[at] @ own[at].T, _bits(looks[at], looks[at]))
+        return unrelated.score(own[at] @ own[at].T, bits_of(looks[at], looks[at]))
 
     def is_one(members: Ints) -> bool:
-        some = _spread(members)
+        some = spread(members, _SAMPLED)
         return bool(scores(some)[np.triu_indices(len(some), 1)].mean() >= near)
 
     cluster = np.arange(len(places))
@@ -326,7 +336,7 @@ def _in_order(
         i, lag = np.nonzero(np.arange(len(rows))[:, None] + lags < len(columns))
         alike = own[rows] @ own[columns].T
         cosines[start + i, lag] = alike[i, i + lag + 1]
-        score = unrelated.score(alike, _bits(looks[rows], looks[columns]))
+        score = unrelated.score(alike, bits_of(looks[rows], looks[columns]))
         scores[start + i, lag] = score[i, i + lag + 1]
     near = np.sort(scores[:-1, 0])
     far = scores[:, min(_RUN, count // 2) :]
@@ -396,16 +406,16 @@ def _across(
 ) -> None:  # fmt: skip
     """Finds twins under two classes: those that would be twins in either."""
     usual = _unit(features - features.mean(axis=0))
-    some = _spread(np.arange(len(features)))
+    some = spread(np.arange(len(features)), _SAMPLED)
     is_across = np.triu(targets[some][:, None] != targets[some])
     if not is_across.any():
         return
     cosines = usual[some] @ usual[some].T
-    apart = _Unrelated(*_far_side(cosines[is_across], _bits(looks[some], looks[some])[is_across]))
+    apart = _Unrelated(*_far_side(cosines[is_across], bits_of(looks[some], looks[some])[is_across]))
     twin = TWIN + _more(len(features))
     for start in range(0, len(features), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        score = apart.score(usual[rows] @ usual[start:].T, _bits(looks[rows], looks[start:]))
+        score = apart.score(usual[rows] @ usual[start:].T, bits_of(looks[rows], looks[start:]))
         score[targets[rows][:, None] == targets[start:]] = -np.inf
         score[np.tril_indices(len(score), 0, score.shape[1])] = -np.inf
         is_near = (score >= twin) & _nearest(score, _KEPT_ACROSS)
@@ -480,18 +490,6 @@ def _labels(first: Ints, second: Ints, count: int) -> Ints:
 
 def _more(count: int) -> float:
     return _PER_DECADE * float(np.log10(max(count, _FEW) / _USUAL))
-
-
-def _spread(places: Ints) -> Ints:
-    if len(places) <= _SAMPLED:
-        return places
-    return places[np.linspace(0, len(places) - 1, _SAMPLED).astype(np.int64)]
-
-
-def _bits(first: Looks, second: Looks) -> Singles:
-    """Returns in how many bits hashes [n] and [m] differ, float32 [n, m]."""
-    bits: Singles = np.bitwise_count(first[:, None] ^ second).astype(np.float32)
-    return bits
 
 
 def _unit(features: Floats) -> Singles:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -22,7 +23,7 @@ from trainer import answers as kept
 from trainer import baselines as others
 from trainer import gate
 from trainer.answers import Role
-from trainer.data import Part
+from trainer.data import Ints, Part
 from trainer.evaluate import Metrics
 from trainer.gate import Paired
 from trainer.job import Job
@@ -34,7 +35,7 @@ from trainer.transfer import Transferred
 Bools = npt.NDArray[np.bool_]
 
 _LATENCY_IMAGES = 8
-_IDENTICAL = 0.01
+_IDENTICAL = 2e-3
 """Probabilities that differ by no more are taken for the same: kept ones are rounded, and sums on
 another machine differ in their last digits."""
 _BUDGET_PART = 0.8
@@ -73,7 +74,7 @@ def _paired(job: Job, found: Transferred, incumbent: Incumbent, sets: Sequence[M
     """
     head = heads.load(Path(incumbent.head_path), incumbent.head_digest)
     known = kept.load(Path(incumbent.answers_path))
-    learned = _groups_learned(found, known)
+    learned, adapted = _groups_learned(found, known)
     right, theirs, groups, new, left_out = [], [], [], [], 0
     is_identical = head.classes == found.served.head.classes
     for each in sets:
@@ -90,7 +91,8 @@ def _paired(job: Job, found: Transferred, incumbent: Incumbent, sets: Sequence[M
             if (answer := known.get(digest)) is not None:
                 named[i], shares[i] = answer.answered, answer.probability
             else:
-                unseen[i] = is_known[i] and each.groups[i] not in learned
+                theirs_too = adapted if each.measured_on == "target" else learned
+                unseen[i] = is_known[i] and each.groups[i] not in theirs_too
         if unseen.any():
             named[unseen], shares[unseen] = _answered(job, incumbent, head, each.part.take(unseen))
         is_paired = is_known & (named != "")
@@ -112,17 +114,22 @@ def _paired(job: Job, found: Transferred, incumbent: Incumbent, sets: Sequence[M
     )
 
 
-def _groups_learned(found: Transferred, known: dict[str, kept.Answer]) -> set[int]:
-    """Returns the groups of which the incumbent learned from an image."""
-    divided, data = found.divided, found.divided.data
-    parts = ((data.train, divided.train), (data.validation, divided.validation),
-             (data.test, divided.test))  # fmt: skip
-    return {
-        int(group)
-        for part, groups in parts
-        for digest, group in zip(part.digests, groups, strict=True)
-        if (answer := known.get(digest)) is not None and answer.role != Role.HELD_OUT
-    }
+def _groups_learned(found: Transferred, known: dict[str, kept.Answer]) -> tuple[set[int], set[int]]:
+    """Returns the groups of which the incumbent learned from an image: of the data, the target."""
+    data = found.divided.data
+    digests = (*data.train.digests, *data.validation.digests, *data.test.digests)
+
+    def learned(digests: Sequence[str], groups: Ints) -> set[int]:
+        return {
+            int(group)
+            for digest, group in zip(digests, groups, strict=True)
+            if (answer := known.get(digest)) is not None and answer.role != Role.HELD_OUT
+        }
+
+    adapted = set[int]()
+    if found.target is not None and found.target_groups is not None:
+        adapted = learned(found.target.images.digests, found.target_groups)
+    return learned(digests, found.divided.found.of), adapted
 
 
 def _answered(
@@ -158,6 +165,11 @@ def compared(job: Job, found: Transferred, headline: Measured | None) -> list[Co
     measured.append(comparisons.Measured("majority_class", shares))
     told = [comparisons.compare(each, served, part.targets, groups) for each in measured]
     learned_mask, asked = _parted(job, found, headline)
+    if not asked.any():
+        if job.spec.baselines:
+            text = "too few images are there to hold some out: baselines that train are left out"
+            job.send(Note("warning", text))
+        return told
     bench = others.Bench(
         spec=job.spec,
         divided=found.divided,
@@ -168,10 +180,13 @@ def compared(job: Job, found: Transferred, headline: Measured | None) -> list[Co
         budget_s=_budget_s(job),
         send=job.send,
     )
-    told += [
-        comparisons.compare(each, served[asked], part.targets[asked], groups[asked])
-        for each in others.measure(bench, found.method)
-    ]
+    fitted = f", fitted to {int(learned_mask.sum())} of {len(train)} images"
+    for each in others.measure(bench, found.method):
+        one = comparisons.compare(each, served[asked], part.targets[asked], groups[asked])
+        if headline.measured_on == "cross_validation":
+            # The heads that answered for the version saw more.
+            one = msgspec.structs.replace(one, title=one.title + fitted)
+        told.append(one)
     return told
 
 

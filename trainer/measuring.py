@@ -1,10 +1,9 @@
-"""What a version is measured on: images that it did not learn from, and its answers to them."""
+"""Measures versions on images that they did not learn from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
@@ -39,10 +38,9 @@ class Measured:
 
     def figure(self) -> Figure:
         """Measures them as one figure."""
-        figure = evaluate.figure(
-            self.measured_on, self.probabilities, self.part.targets, self.groups
+        return evaluate.figure(
+            self.measured_on, self.probabilities, self.part.targets, self.groups, self.rounds
         )
-        return msgspec.structs.replace(figure, rounds=self.rounds)
 
 
 def measure(found: "Transferred") -> tuple["Transferred", list[Measured]]:
@@ -123,7 +121,8 @@ def tempered(head: Head, measured: Measured, logits: Doubles) -> tuple[Head, Mea
     with the temperature that the other folds' images gave; what serves has that of all.
     """
     part = measured.part
-    fold = folds.deal(part.targets, measured.groups)
+    # By groups alone: a temperature knows no classes, which may have one group each.
+    fold = folds.deal(np.zeros_like(part.targets), measured.groups)
     dealt = np.unique(fold[fold >= 0])
     if len(dealt) < 2:
         return head, measured
@@ -131,8 +130,10 @@ def tempered(head: Head, measured: Measured, logits: Doubles) -> tuple[Head, Mea
     for own in dealt:
         others = fold != own
         inverse[~others] = 1 / linear.temperature_of(single[others], part.targets[others])
+    # What no fold could hold out is told by all the others.
+    if (left := fold < 0).any():
+        inverse[left] = 1 / linear.temperature_of(single[~left], part.targets[~left])
     whole = linear.temperature_of(single, part.targets)
-    inverse[fold < 0] = 1 / whole
     answers = softmax(logits * inverse[:, None], axis=1)
     return replace(head, temperature=whole), replace(measured, probabilities=answers)
 
@@ -145,5 +146,26 @@ def is_calibrated(sets: Sequence[Measured]) -> tuple[bool, str]:
             "nothing was measured on images that the version did not learn from: how right its "
             "probabilities are is not known"
         )
-    most = max(own, key=lambda each: len(each.part))
-    return calibration.is_calibrated(most.probabilities, most.part.targets, most.groups)
+    told = [
+        calibration.judge(each.probabilities, each.part.targets, each.groups)
+        for each in sorted(own, key=lambda each: -len(each.part))
+    ]
+    # Right on some images and wrong on others is not right; else the most images tell.
+    verdict, why = next((each for each in told if each[0] == "off"), told[0])
+    return verdict == "not_shown", why
+
+
+def copies(found: "Transferred") -> list[str]:
+    """Says for people how many images came to be measured on, and are not, as copies of learned."""
+    divided, told = found.divided, []
+    data, learned = divided.data, found.learned_groups
+    for name, part, groups in (
+        ("test", data.test, divided.test),
+        ("validation", data.validation, divided.validation),
+    ):
+        if dropped := len(part) - int(unlearned(groups, learned).sum()):
+            told.append(
+                f"{dropped} of {len(part)} {name} images are not measured on: a near copy of each "
+                "is among the images that were learned from"
+            )
+    return told

@@ -38,10 +38,10 @@ from trainer import answers, evaluate, growth, judgement, outliers, parity
 from trainer import data as datasets
 from trainer.answers import Role, Rows
 from trainer.backbone_file import OPSET, BackboneFile
-from trainer.data import Source
+from trainer.data import Files, Ints, Source
 from trainer.features import Features
 from trainer.job import Job
-from trainer.measuring import Measured, is_calibrated, measure
+from trainer.measuring import Measured, copies, is_calibrated, measure
 from trainer.parity import TorchBackbone
 from trainer.quantise import Served, quantised
 from trainer.records import Send
@@ -135,6 +135,8 @@ def _run(job: Job) -> Manifest:
         found = _quantised(job, found)
     stages.begin("measuring")
     found, sets = measure(found)
+    for text in copies(found):
+        send(Note("warning", text))
     served = found.served
     headline = headline_of(sets)
     metrics = None
@@ -144,7 +146,7 @@ def _run(job: Job) -> Manifest:
             headline.part.targets,
             data.classes,
             headline.groups,
-            is_crossed=headline.measured_on in evaluate.CROSSED,
+            is_crossed=headline.rounds > 0,
         )
     calibrated, note = is_calibrated(sets)
 
@@ -195,7 +197,7 @@ def _run(job: Job) -> Manifest:
         precision=found.precision,
         provider=job.runtime.provider,
         serving_precision=served.features.precision,
-        float_accuracy=served.float_accuracy,
+        changed_by_int8=served.changed,
         precision_note=served.note,
         versions=_versions(),
         started_at=job.started_at.isoformat(timespec="seconds"),
@@ -236,17 +238,32 @@ def _target_bit_depth(spec: JobSpec) -> int:
 
 def _answers(found: Transferred, sets: Sequence[Measured]) -> list[Rows]:
     """Collects every image of the job with what is known of it, for the jobs to come."""
+    divided, target = found.divided, found.target
+    train = divided.data.train
+    side = dict(zip(train.digests, divided.sides.tolist(), strict=True))
     rows, told = [], set[str]()
-    for each in sets:
-        role = Role.OUT_OF_FOLD if each.measured_on in evaluate.CROSSED else Role.HELD_OUT
-        part = each.part
-        rows.append(Rows(role, part.digests, part.targets, each.groups, each.probabilities))
+
+    def add(
+        role: Role, part: Files, targets: Ints, groups: Ints, answers: Floats | None = None
+    ) -> None:
+        sides = np.array([side.get(digest, np.nan) for digest in part.digests])
+        rows.append(Rows(role, part.digests, targets, groups, answers, sides))
         told.update(part.digests)
-    train, groups = found.divided.data.train, found.divided.train
+
+    for each in sets:
+        # Of an adapted version they are not its own answers, but those of the source's head.
+        if each.measured_on != "source":
+            role = Role.OUT_OF_FOLD if each.rounds else Role.HELD_OUT
+            add(role, each.part, each.part.targets, each.groups, each.probabilities)
     untold = np.array([digest not in told for digest in train.digests], dtype=np.bool_)
     for mask, role in ((untold & ~found.held, Role.LEARNED), (untold & found.held, Role.HELD_OUT)):
         part = train.take(mask)
-        rows.append(Rows(role, part.digests, part.targets, groups[mask], None))
+        add(role, part, part.targets, divided.train[mask])
+    if target is not None:
+        # What was adapted to was learned from, though without classes.
+        places = [i for i, digest in enumerate(target.images.digests) if digest not in told]
+        none = np.full(len(places), -1, np.int64)
+        add(Role.LEARNED, target.images.at(places), none, none)
     return rows
 
 
@@ -302,13 +319,20 @@ def _quantised(job: Job, found: Transferred) -> Transferred:
     cache = None if found.is_trained else job.cache
     train = found.divided.data.train
 
-    def accuracy(served: Served) -> tuple[float, int] | None:
-        _, sets = measure(replace(found, served=served))
-        return (sets[0].figure().accuracy, len(sets[0].part)) if sets else None
+    learned = train.take(~found.held)
+
+    def answers(served: Served) -> Ints:
+        if served.fitted is not None and served.fitted.out_of_fold is not None:
+            there = ~np.isnan(served.fitted.out_of_fold[:, 0])
+            answered: Ints = served.fitted.out_of_fold[there].argmax(axis=1)
+        else:
+            features = served.features.of(learned)
+            answered = served.head.probabilities(features).argmax(axis=1)
+        return answered
 
     served = quantised(
-        job.spec, found.served, shared, train.take(~found.held), found.divided.folds, accuracy,
-        job.runtime, cache, job.send,
+        job.spec, found.served, shared, learned, found.divided.folds, answers, job.runtime, cache,
+        job.send,
     )  # fmt: skip
     return replace(found, served=served)
 

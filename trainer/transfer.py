@@ -21,7 +21,7 @@ from service.jobs.contract import (
 from trainer import folds, outliers
 from trainer import groups as groups_of
 from trainer.data import Bools, Ints, Source
-from trainer.divided import Divided, looks_of
+from trainer.divided import Divided, looks_of, unlearned
 from trainer.job import Job
 from trainer.measuring import Measured, cross_validated
 from trainer.methods import domain_adaptation, feature_based
@@ -38,7 +38,7 @@ Hyperparameters = dict[str, float | int | str | bool | None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Transferred:
-    """What a way to transfer gave, before it is checked and measured."""
+    """The result of a way to transfer, before it is checked and measured."""
 
     served: Served
     divided: Divided
@@ -62,6 +62,8 @@ class Transferred:
     target: Target | None = None
     target_features: Floats | None = None
     """Of the target's images, as served."""
+    target_groups: Ints | None = None
+    """Group numbers of the target's images."""
     adapted: list[Measured] = field(default_factory=list)
     """What a domain adaptation is measured on."""
     adaptation: findings.Adaptation | None = None
@@ -138,8 +140,8 @@ def _feature_based(job: Job, method: FeatureBased, divided: Divided) -> Transfer
 
 
 def _held_out(job: Job, divided: Divided) -> Bools:
-    """Marks what a network is measured on; nothing where validation images came with the data."""
-    if len(divided.data.validation):
+    """Marks what a network is measured on; nothing where validation images came for that."""
+    if unlearned(divided.validation, divided.train).any():
         return np.zeros(len(divided.data.train), np.bool_)
     return divided.held_out(job.spec.validation_fraction)
 
@@ -223,30 +225,46 @@ def _auto(job: Job, divided: Divided) -> Transferred:
     )
 
 
-def _target(job: Job, method: DomainAdaptation, divided: Divided) -> Target:
-    spec, data = job.spec, divided.data
-    return domain_adaptation.load_target(
+def _target(job: Job, method: DomainAdaptation, divided: Divided) -> tuple[Target, Ints]:
+    """Reads the target; returns it with the groups of its images, int64 [m].
+
+    No class of the target is read for those, and nothing is measured on images that belong
+    together with one of the source.
+    """
+    spec, train = job.spec, divided.data.train
+    target = domain_adaptation.load_target(
         method,
         Source(Path(spec.target_dir), spec.target_index),
-        data.classes,
+        divided.data.classes,
         job.frozen,
-        data.train.digests,
         spec.threads,
         job.send,
-        data.train.decoding,
+        train.decoding,
+        spec.grouping,
     )
+    images = target.images
+    both = groups_of.find(
+        np.concatenate([job.frozen.of(train), target.features]),
+        looks_of(train, images),
+        np.concatenate([train.targets, np.full(len(images), len(divided.data.classes))]),
+        [*(f"\0{group}" for group in divided.train), *(images.given_groups or [""] * len(images))],
+    ).of
+    groups = both[len(train) :]
+    is_known = np.array([digest in set(train.digests) for digest in images.digests])
+    is_learned = is_known | np.isin(groups, both[: len(train)])
+    return domain_adaptation.without_learned(target, is_learned, job.send), groups
 
 
 def _adapted_head(job: Job, method: DomainAdaptation, divided: Divided) -> Transferred:
     spec, data = job.spec, divided.data
-    target = _target(job, method, divided)
+    target, groups = _target(job, method, divided)
     source_only = job.first_head(data.train, divided.folds, data.classes)
     found = domain_adaptation.adapt_head(
         method,
         (source_only.train, data.train.targets),
         source_only.head,
         target,
-        _groups_of(target),
+        groups,
         spec.seed,
         spec.threads,
         job.send,
@@ -262,6 +280,7 @@ def _adapted_head(job: Job, method: DomainAdaptation, divided: Divided) -> Trans
         is_trained=False,
         target=target,
         target_features=target.features,
+        target_groups=groups,
         adapted=found.measured or _of_source(divided, source_only),
         adaptation=found.adaptation,
     )
@@ -271,8 +290,7 @@ def _adapted_network(job: Job, method: DomainAdaptation, divided: Divided) -> Tr
     from trainer.methods import model_based, network_adaptation
 
     spec, data = job.spec, divided.data
-    target = _target(job, method, divided)
-    groups = _groups_of(target)
+    target, groups = _target(job, method, divided)
     held = domain_adaptation.held_out(target, groups, spec.validation_fraction, spec.seed)
     source_only = job.first_head(data.train, divided.folds, data.classes)
     deadline = model_based.training_deadline(job.started, spec.time_budget_s)
@@ -318,20 +336,10 @@ def _adapted_network(job: Job, method: DomainAdaptation, divided: Divided) -> Tr
         is_trained=found.has_adapted,
         target=target,
         target_features=features,
+        target_groups=groups,
         adapted=found.measured or _of_source(divided, source_only),
         adaptation=found.adaptation,
     )
-
-
-def _groups_of(target: Target) -> Ints:
-    """Finds which of the target's images belong together, int64 [m]; no class is read."""
-    images = target.images
-    return groups_of.find(
-        target.features,
-        looks_of(images),
-        np.zeros(len(images), np.int64),
-        images.given_groups or [""] * len(images),
-    ).of
 
 
 def _of_source(divided: Divided, source_only: FittedHead) -> list[Measured]:

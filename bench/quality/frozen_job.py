@@ -44,6 +44,7 @@ def run(images: ImageSet, seed: int, grouping: Grouping = "found") -> FrozenJob:
         scenes = [f"scene {scene}" for scene in images.scenes]
         given = scenes if grouping == "given" else [""] * len(images)
         of = groups.find(images.features, images.looks, targets, given).of
+    dealt = folds.deal(targets, of, np.random.default_rng(seed).random(len(images)))
     fitted = linear.fit(
         images.features,
         targets,
@@ -51,12 +52,12 @@ def run(images: ImageSet, seed: int, grouping: Grouping = "found") -> FrozenJob:
         None,
         seed,
         threads=1,
-        folds=folds.deal(targets, of, np.random.default_rng(seed).random(len(images))),
+        folds=dealt,
     )
     figure, is_calibrated = None, False
     if fitted.out_of_fold is not None:
         there = ~np.isnan(fitted.out_of_fold[:, 0])
         answered = fitted.out_of_fold[there], targets[there], of[there]
-        figure = evaluate.figure("cross_validation", *answered)
-        is_calibrated, _ = calibration.is_calibrated(*answered)
+        figure = evaluate.figure("cross_validation", *answered, rounds=len(np.unique(dealt)))
+        is_calibrated = calibration.judge(*answered)[0] == "not_shown"
     return FrozenJob(fitted.weight, fitted.bias, fitted.temperature, of, figure, is_calibrated)

@@ -51,3 +51,23 @@ def test_a_damaged_file_is_said_to_be(tmp_path: Path, content: bytes) -> None:
     file.write_bytes(content)
     with pytest.raises(ValueError, match="damaged"):
         answers.load(file)
+
+
+def test_a_number_that_is_no_class_is_damage_too(tmp_path: Path) -> None:
+    file = tmp_path / "answers.safetensors"
+    answers.save(file, ["a", "b"], [rows(Role.OUT_OF_FOLD, "own", np.array([[0.1, 0.9]] * 3))])
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b'[\\"a\\", \\"b\\"]', b'[\\"a\\"     ]'))
+    assert file.read_bytes() != whole
+    with pytest.raises(ValueError, match="damaged"):
+        answers.load(file)
+
+
+def test_sides_and_groups_come_back(tmp_path: Path) -> None:
+    file = tmp_path / "answers.safetensors"
+    kept = Rows(Role.LEARNED, digests(2, "own"), np.zeros(2, np.int64), np.array([7, 7]),
+                sides=np.array([0.25, np.nan]))  # fmt: skip
+    answers.save(file, ["a"], [kept])
+    first, second = (answers.load(file)[digest] for digest in digests(2, "own"))
+    assert (first.group, first.side, second.group) == (7, 0.25, 7)
+    assert np.isnan(second.side)

@@ -78,8 +78,8 @@ def trial(
     ("count", "changes", "said"),
     [
         (99, {}, "99 images of 2 classes are too few"),
-        (400, {"groups": np.arange(400) // 8}, "50 groups of images of 2 classes are too few"),
-        (170, {"classes": tuple("abcdef")}, "170 images of 6 classes are too few"),
+        (400, {"groups": np.arange(400) // 8}, "400 images in 50 groups of 2 classes are too few"),
+        (110, {"classes": tuple("abcdef")}, "110 images of 6 classes are too few"),
         (200, {"answers": answers_of(np.arange(200) % 2, 0.6)}, "wrong on 0 of 200 images"),
         (200, {"answers": np.full((200, 2), np.nan)}, "no image can be held out"),
     ],
@@ -236,14 +236,14 @@ def test_the_difference_is_paired_and_goes_by_groups() -> None:
     targets = rng.integers(0, 3, n)
     frozen = np.log(rng.dirichlet(np.ones(3), n))
     better = frozen + 0.2 * np.eye(3)[targets] + rng.normal(0, 0.3, (n, 3))
-    found = auto.compare(better, frozen, targets, np.arange(n), 1.0)
+    found = auto.compare(better, frozen, targets, np.arange(n))
     assert found.difference < found.upper < 0
     assert found.wins
     # Four copies of each image tell no more than one.
     four = [np.repeat(rows, 4, axis=0) for rows in (better, frozen, targets, np.arange(n))]
-    again = auto.compare(*four, 1.0)
+    again = auto.compare(*four)
     assert (again.difference, again.upper) == pytest.approx((found.difference, found.upper))
-    same = auto.compare(frozen, frozen, targets, np.arange(n), 1.0)
+    same = auto.compare(frozen, frozen, targets, np.arange(n))
     assert same.difference == pytest.approx(0)
     assert not same.wins
 

@@ -123,16 +123,24 @@ def test_a_large_part_of_a_hundredth_is_no_fault_where_images_are_many() -> None
 
 
 def test_being_calibrated_is_shown_or_people_are_told_why_not() -> None:
-    assert calibration.is_calibrated(*_answers(1000, 1.0)) == (True, "")
-    shown, note = calibration.is_calibrated(*_answers(18, 1.0))
-    assert not shown
+    assert calibration.judge(*_answers(1000, 1.0)) == ("not_shown", "")
+    verdict, note = calibration.judge(*_answers(18, 1.0))
+    assert verdict == "too_few_images"
     assert note.startswith("only 18 images could be measured on")
-    shown, note = calibration.is_calibrated(*_answers(1000, 4.0))
-    assert not shown
+    verdict, note = calibration.judge(*_answers(1000, 4.0))
+    assert verdict == "off"
     assert "points from how often they were right, mostly higher" in note
-    shown, note = calibration.is_calibrated(*_in_groups(40, 25, 1.0, 0))
-    assert not shown
+    verdict, note = calibration.judge(*_in_groups(40, 25, 1.0, 0))
+    assert verdict == "too_few_images"
     assert "only 1000 images in 40 groups" in note
-    shown, note = calibration.is_calibrated(np.empty((0, 2)), np.empty(0, np.int64))
-    assert not shown
-    assert note.startswith("no image")
+
+
+@pytest.mark.parametrize(("images", "groups"), [(1, 1), (30, 30), (300, 1), (400, 40)])
+def test_few_images_cannot_show_what_a_model_that_is_sure_says_of_itself(
+    images: int, groups: int
+) -> None:
+    sure = np.tile([0.999, 0.001], (images, 1))
+    targets = np.zeros(images, np.int64)
+    verdict, note = calibration.judge(sure, targets, np.arange(images) % groups)
+    assert verdict == "too_few_images"
+    assert note.startswith(f"only {images} image")

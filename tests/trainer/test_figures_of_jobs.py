@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from service.domain import GateCheck, Manifest
 from service.inference import head as heads
@@ -13,6 +14,7 @@ from service.jobs.contract import (
     HEAD_FILE,
     REPORT_HTML_FILE,
     Auto,
+    DomainAdaptation,
     Finished,
     Gate,
     Grouping,
@@ -124,16 +126,21 @@ def test_new_classes_are_judged_apart(
     assert "of 5 images of classes that it does not know" in check.detail
 
 
+@pytest.mark.parametrize("damage", [b"no answers", b"\x08\0\0\0\0\0\0\0{}      "])
 def test_a_version_before_without_its_answers_passes_no_gate(
-    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path, damage: bytes
 ) -> None:
     folder = make_folder(per_class=6)
     first = run(make_spec(folder, out_dir=str(tmp_path / "first")), told.append)
     before = incumbent(tmp_path / "first", first)
-    (tmp_path / "first" / ANSWERS_FILE).write_bytes(b"no answers")
+    (tmp_path / "first" / ANSWERS_FILE).write_bytes(damage)
     gate = Gate(not_worse_than="latest", when_uncertain="promote")
-    check = not_worse(run(make_spec(folder, gate=gate, incumbent=before), told.append))
+    spec = make_spec(
+        folder, gate=gate, incumbent=before, previous_answers=str(tmp_path / "first" / ANSWERS_FILE)
+    )
+    check = not_worse(run(spec, told.append))
     assert (check.verdict, check.passed) == ("failed", False)
+    assert any("version before learned from is not known" in n.text for n in told.of(Note))  # type: ignore[attr-defined]
     assert "kept answers are damaged" in check.detail
 
 
@@ -184,3 +191,98 @@ def test_auto_says_why_it_trains_no_network(
         "the network is not trained: 12 images" in n.text for n in told if isinstance(n, Note)
     )
     assert "are too few" in (tmp_path / "out" / REPORT_HTML_FILE).read_text()
+
+
+def test_a_validation_part_of_copies_is_told_and_not_measured_on(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    folder = make_folder("parts/train", per_class=12).parent
+    for path in (folder / "train").rglob("*.png"):
+        to = folder / "val" / path.parent.name / f"frame-{path.name}"
+        to.parent.mkdir(parents=True, exist_ok=True)
+        # The same scene, told by another byte of the file.
+        to.write_bytes(path.read_bytes() + b"\0")
+    spec = make_spec(folder, method=ModelBased(epochs=1, batch_size=8))
+    manifest = run(spec, told.append)
+    (figure,) = manifest.figures
+    assert figure.measured_on == "held_out"
+    assert any(
+        "validation images are not measured on: a near copy" in n.text for n in told.of(Note)
+    )  # type: ignore[attr-defined]
+
+
+def test_baselines_that_find_nothing_held_out_are_left_out_with_a_word(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told
+) -> None:
+    spec = make_spec(
+        make_folder(per_class=2), validation_fraction=0.05, baselines=["full_fine_tune"]
+    )
+    run(spec, told.append)
+    assert any("baselines that train are left out" in n.text for n in told.of(Note))  # type: ignore[attr-defined]
+
+
+def darkened(folder: Path, to: Path) -> Path:
+    for path in folder.rglob("*.png"):
+        out = to / path.relative_to(folder)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).point(lambda value: int(value * 0.45)).save(out)
+    return to
+
+
+def test_an_adapted_version_is_compared_on_target_images_that_neither_knew(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    source = make_folder("source", per_class=15)
+    target = darkened(make_folder("other", per_class=15, seed=9), tmp_path / "target")
+    first = run(make_spec(source, out_dir=str(tmp_path / "first")), told.append)
+    before = incumbent(tmp_path / "first", first)
+    adapted = make_spec(
+        source,
+        out_dir=str(tmp_path / "adapted"),
+        method=DomainAdaptation(technique="coral", always_adapt=True, evaluate_on_target=True),
+        target_dir=str(target),
+        gate=Gate(not_worse_than="latest"),
+        incumbent=before,
+    )
+    check = not_worse(run(adapted, told.append))
+    assert "30 images" in check.detail
+
+
+def test_an_adapted_version_without_target_labels_lends_nobody_its_answers(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    source = make_folder("source", per_class=15)
+    target = darkened(make_folder("other", per_class=15, seed=9), tmp_path / "target")
+    spec = make_spec(
+        source,
+        out_dir=str(tmp_path / "first"),
+        method=DomainAdaptation(technique="coral", always_adapt=True),
+        target_dir=str(target),
+    )
+    first = run(spec, told.append)
+    known = answers.load(tmp_path / "first" / ANSWERS_FILE)
+    assert {one.role for one in known.values()} == {Role.LEARNED}
+    assert len(known) == 60
+    again = make_spec(
+        source, gate=Gate(not_worse_than="latest"), incumbent=incumbent(tmp_path / "first", first)
+    )
+    check = not_worse(run(again, told.append))
+    assert check.verdict == "undecided"
+    assert "30 images could not be compared on fairly" in check.detail
+
+
+def test_target_images_that_are_copies_of_the_source_s_are_not_measured_on(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    source = make_folder("source", per_class=15)
+    target = tmp_path / "target"
+    for path in source.rglob("*.png"):
+        to = target / path.relative_to(source)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_bytes(path.read_bytes() + b"\0")
+    spec = make_spec(
+        source, method=DomainAdaptation(evaluate_on_target=True), target_dir=str(target)
+    )
+    manifest = run(spec, told.append)
+    assert manifest.headline is None
+    assert any("or near copies of them" in n.text for n in told.of(Note))  # type: ignore[attr-defined]

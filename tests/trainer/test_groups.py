@@ -268,3 +268,23 @@ def test_sides_are_drawn_evenly() -> None:
     count = 2000
     numbers = groups.sides(np.arange(count), _digests(count), np.zeros(count, np.int64))
     assert np.abs(np.histogram(numbers, 10, (0, 1))[0] - 200).max() < 60
+
+
+def test_a_class_that_is_one_film_is_one_group() -> None:
+    rng = np.random.default_rng(0)
+    targets = np.repeat([0, 1], 20)
+    features = (
+        rng.normal(size=(40, 64)).astype(np.float32) + 4 * np.eye(64, dtype=np.float32)[targets]
+    )
+    one = rng.integers(0, 2**64, 2, dtype=np.uint64)[targets]
+    # Frames differ in some bits, and films in about half of all.
+    flipped = np.uint64(1) << rng.integers(0, 64, (3, 40), dtype=np.uint64)
+    looks = one ^ flipped[0] ^ flipped[1] ^ flipped[2]
+    found = groups.find(features, looks, targets, [""] * 40)
+    assert found.count == 2
+    assert found.twin_share == 1
+    named = groups.find(features, looks, targets, [str(n) for n in range(40)])
+    assert named.count == 40
+    # Where all images have much the same layout, a class having its own says nothing.
+    close = looks & np.uint64(0xFFFF)
+    assert groups.find(features, close, targets, [""] * 40).count > 30

@@ -10,8 +10,8 @@ from scipy.special import softmax
 
 from service.inference.head import Head
 from trainer import divided, groups, measuring
+from trainer.answers import Answer, Role
 from trainer.data import Data, Part
-from trainer.divided import Divided
 from trainer.measuring import Measured
 
 CLASSES = ("blue", "red")
@@ -114,18 +114,73 @@ def test_a_group_keeps_the_side_of_its_oldest_member(known: bool) -> None:
     assert (together[:30] == alone).all() == known
 
 
-def test_a_version_before_makes_its_images_the_oldest() -> None:
+def test_a_group_stays_on_the_side_that_it_had_in_the_version_before() -> None:
     old, new = part(20), part(20, "new")
+    scenes = tuple(f"scene {n}" for n in range(20))
     both = Part(
         old.paths + new.paths, old.digests + new.digests,
         np.concatenate([old.targets, new.targets]),
         # Each new one is a copy of an old one, and both come in one dataset.
-        looks=old.looks * 2, given_groups=tuple(f"scene {n}" for n in range(20)) * 2,
-        ages=np.zeros(40, np.int64),
+        looks=old.looks * 2, given_groups=scenes * 2, ages=np.zeros(40, np.int64),
     )  # fmt: skip
-    before: Divided = divided.divide(
-        data(replace(old, given_groups=both.given_groups[:20])), lone(20)
-    )
-    after = divided.divide(data(both), np.tile(lone(20), (2, 1)), previous=set(old.digests))
-    np.testing.assert_array_equal(after.sides[:20], before.sides)
-    np.testing.assert_array_equal(after.sides[20:], before.sides)
+    sides = np.linspace(0.01, 0.99, 20)
+    previous = {
+        digest: Answer(Role.LEARNED, "", 0.0, group, float(side))
+        for group, (digest, side) in enumerate(zip(old.digests, sides, strict=True))
+    }
+    after = divided.divide(data(both), np.tile(lone(20), (2, 1)), previous)
+    np.testing.assert_array_equal(after.sides, np.tile(sides, 2))
+    # And from then on, whichever of them is hashed lower.
+    again = {
+        digest: Answer(Role.LEARNED, "", 0.0, int(group), float(side))
+        for digest, group, side in zip(both.digests, after.train, after.sides, strict=True)
+    }
+    third = divided.divide(data(both), np.tile(lone(20), (2, 1)), again)
+    np.testing.assert_array_equal(third.sides, after.sides)
+
+
+def test_what_belonged_together_before_still_does_without_the_names() -> None:
+    train = part(20)
+    previous = {
+        digest: Answer(Role.LEARNED, "", 0.0, n // 2, 0.5) for n, digest in enumerate(train.digests)
+    }
+    made = divided.divide(data(train), lone(20), previous)
+    assert made.found.count == 10
+    assert (made.train[::2] == made.train[1::2]).all()
+
+
+def test_the_group_of_an_image_that_chose_is_not_measured_on() -> None:
+    train = replace(part(20), given_groups=tuple(f"scene {n // 4}" for n in range(20)))
+    made = divided.divide(data(train), lone(20), choosers={train.digests[0]})
+    assert made.chose.tolist() == [True] * 4 + [False] * 16
+
+
+def test_a_temperature_is_told_where_every_class_has_one_image() -> None:
+    count = 100
+    own = replace(part(count), targets=np.arange(count))
+    rng = np.random.default_rng(0)
+    logits = 5 * rng.normal(size=(count, count))
+    logits[np.arange(count), np.arange(count)] += 15
+    head = Head(np.zeros((count, 4), np.float32), np.zeros(count, np.float32),
+                tuple(map(str, range(count))))  # fmt: skip
+    before = Measured("held_out", own, np.arange(count), softmax(logits, axis=1))
+    served, found = measuring.tempered(head, before, logits)
+    assert served.temperature != 1
+    assert found.figure().loss < before.figure().loss
+
+
+def test_right_on_many_images_and_wrong_on_others_is_not_calibrated() -> None:
+    def answered(name: str, count: int, says: float, right: float) -> Measured:
+        own = replace(
+            part(count, name), targets=(np.arange(count) < right * count).astype(np.int64)
+        )
+        shares = np.tile([1 - says, says], (count, 1))
+        return Measured(name, own, np.arange(count), shares)  # type: ignore[arg-type]
+
+    fine = answered("cross_validation", 1000, 0.9, 0.9)
+    assert measuring.is_calibrated([fine]) == (True, "")
+    calibrated, why = measuring.is_calibrated([answered("test", 300, 0.9, 0.6), fine])
+    assert not calibrated
+    assert why.startswith("on 300 images")
+    # Too few to say anything leave it at what many say.
+    assert measuring.is_calibrated([answered("test", 20, 0.9, 0.9), fine])[0]

@@ -89,7 +89,7 @@ class Given:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Average:
-    """What serves where the network wins."""
+    """The average of the frozen and the trained network, which serves where it wins."""
 
     backbone: "Backbone"
     """The frozen and the trained trunk side by side: an image takes twice as long."""
@@ -126,7 +126,8 @@ def improve(given: Given, send: Send) -> Average | str:
     not what they were any more.
     """
     spec = given.spec
-    is_begun = bool(spec.checkpoint_dir) and (Path(spec.checkpoint_dir) / _FOLDER).exists()
+    kept = Path(spec.checkpoint_dir) if spec.checkpoint_dir else None
+    is_begun = kept is not None and any(kept.glob(f"{_FOLDER}*"))
     # What an earlier attempt began is not hopeless because the machine is busy now.
     if not is_begun and (why := hopeless(given)):
         return f"the network is not trained: {why}"
@@ -144,7 +145,9 @@ def hopeless(given: Given) -> str:
     groups, targets = given.groups, given.learned.targets
     count, classes = group_count(groups), len(given.classes)
     if count < max(LEAST_IMAGES, LEAST_PER_CLASS * classes):
-        what = f"{len(targets)} images" if count == len(targets) else f"{count} groups of images"
+        what = f"{len(targets)} images"
+        if count < len(targets):
+            what += f" in {count} group{'s' if count > 1 else ''}"
         return (
             f"{what} of {classes} classes are too few for it to be shown to win; it is tried from "
             f"{LEAST_IMAGES} in all and {LEAST_PER_CLASS} a class on"
@@ -179,12 +182,10 @@ def estimated_s(given: Given) -> float:
     return shown * forward_s / _BATCH * _TRAINING_FACTOR / cores
 
 
-def compare(
-    mixed: Doubles, frozen: Doubles, targets: Ints, groups: Ints, temperature: float
-) -> Comparison:
-    """Compares logits [n, classes] at a temperature with logarithms of probabilities."""
+def compare(mixed: Doubles, frozen: Doubles, targets: Ints, groups: Ints) -> Comparison:
+    """Compares logits [n, classes] with logarithms of probabilities."""
     own = np.arange(len(targets)), targets
-    difference = frozen[own] - log_softmax(mixed / temperature, axis=1)[own]
+    difference = frozen[own] - log_softmax(mixed, axis=1)[own]
     mean = float(difference.mean())
     quantile = float(stdtrit(group_count(groups) - 1, 0.95))
     upper = mean + quantile * clustered_se(difference - mean, groups)
@@ -341,11 +342,14 @@ class _Trial:
         return Head(weight, bias, given.classes, temperature=fitted.temperature)
 
     def _compared(self, by: Ints) -> Comparison:
-        """Compares on the images of some folds, at their temperature."""
+        """Compares on the images of some folds, each at the temperature of the others of these."""
         at = np.isin(self.fold, by)
-        targets = self.given.learned.targets[at]
-        temperature = self._temperature(by)
-        return compare(self.mixed[at], self.frozen[at], targets, self.given.groups[at], temperature)
+        tempered = self.mixed.copy()
+        for fold in by:
+            others = by[by != fold] if len(by) > 1 else by
+            tempered[self.fold == fold] /= self._temperature(others)
+        targets, groups = self.given.learned.targets[at], self.given.groups[at]
+        return compare(tempered[at], self.frozen[at], targets, groups)
 
     def _temperature(self, by: Ints) -> float:
         at = np.isin(self.fold, by)

@@ -5,7 +5,7 @@ whole network `network_adaptation`'s; here is what both have in common: the targ
 images, whether adapting is in doubt, what is measured, and the words of the report.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from scipy.special import softmax
 
 from service.domain import ImageDecoding
 from service.inference.head import Floats, Head
-from service.jobs.contract import DomainAdaptation, Note, Progressed
+from service.jobs.contract import DomainAdaptation, Grouping, Note, Progressed
 from trainer import data as datasets
 from trainer import folds, measuring
 from trainer.adaptation import brakes, frozen, gap
@@ -60,7 +60,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AdaptedHead:
-    """What adapting came to."""
+    """An adapted head, and what is known of it."""
 
     head: Head
     """For the target's images alone."""
@@ -77,41 +77,35 @@ def load_target(
     source: Source,
     classes: Sequence[str],
     features: Features,
-    learned: Collection[str],
     threads: int,
     send: Send,
     decoding: ImageDecoding,
+    grouping: Grouping | None,
 ) -> Target:
-    """Reads the target's images; errors as `data.load_unlabelled`.
-
-    `learned` are the digests of the source's training images: nothing is measured
-    on those.
-    """
+    """Reads the target's images; errors as `data.load_unlabelled`."""
     images = datasets.load_unlabelled(
         source,
         threads,
         classes=classes if method.evaluate_on_target else None,
         decoding=decoding,
+        grouping=grouping,
     )
-    if images.targets is not None:
-        images = _without_learned(images, learned, send)
     for file in images.summary.files[:10]:
         send(Note("warning", f"left out of the target: {file.path} ({file.detail})"))
     return Target(images, features.of(images, "target images"))
 
 
-def _without_learned(images: Unlabelled, learned: Collection[str], send: Send) -> Unlabelled:
-    assert images.targets is not None
-    known = {*learned}
-    twice = np.array([digest in known for digest in images.digests])
-    if not twice.any():
-        return images
+def without_learned(target: Target, learned: Bools, send: Send) -> Target:
+    """Forgets the classes of target images [m] that are learned from as images of the source."""
+    images = target.images
+    if images.targets is None or not (count := int((learned & target.is_labelled).sum())):
+        return target
     text = (
-        f"{int(twice.sum())} images of the target are training images of the source too: "
-        "nothing is measured on them"
+        f"{count} images of the target are training images of the source too, or near copies of "
+        "them: nothing is measured on them"
     )
     send(Note("warning", text))
-    return replace(images, targets=np.where(twice, -1, images.targets))
+    return replace(target, images=replace(images, targets=np.where(learned, -1, images.targets)))
 
 
 def adapt_head(
@@ -216,22 +210,23 @@ def judge_network(
     """Decides by the criterion and the brakes whether a trained network or source-only serves.
 
     As `adapt_head`; `trained` are the network's head and the target's features [m, d] as
-    the network gives them, `held` marks the images [m] that it was not adapted to.
+    the network gives them, `held` marks the images [m] that it was not adapted to: nothing
+    is decided by them.
     """
     head, features = trained
     before, after = source_only.logits(target.features), head.logits(features)
-    neighbourhood = Neighbourhood(target.features, seed)
+    neighbourhood = Neighbourhood(target.features[~held], seed)
     candidates = tuple(
-        Tried(name, "", neighbourhood.agreement(logits.astype(np.float64)))
+        Tried(name, "", neighbourhood.agreement(logits[~held].astype(np.float64)))
         for name, logits in ((SOURCE_ONLY, before), (method.technique, after))
     )
-    answers = before.argmax(axis=1)
-    seen = brakes.seen(*source, target.features, answers)
+    answers = before[~held].argmax(axis=1)
+    seen = brakes.seen(*source, target.features[~held], answers)
     doubt = brakes.doubt(answers, seen, *(tried.criterion for tried in candidates))
     has_adapted = not doubt or method.always_adapt
     served, logits = source_only, before / np.float32(source_only.temperature)
     if has_adapted:
-        temperature = neighbourhood.temperature(after.astype(np.float64))
+        temperature = neighbourhood.temperature(after[~held].astype(np.float64))
         served, logits = replace(head, temperature=temperature), after / np.float32(temperature)
     served, measured = _measured(served, logits.astype(np.float64), target, groups, held)
     adaptation = _findings(

@@ -17,6 +17,8 @@ Ints = npt.NDArray[np.int64]
 MOST_BINS = 15
 LEAST_BINS = 5
 _BIN_IMAGES = 20
+LEAST_TELLING = 50
+"""Lone images, or groups that tell as much: of fewer that are all right one in ten may be wrong."""
 TOO_FEW = 0.1
 """Where chance alone allows a larger error, so few images show nothing."""
 MARGIN = 0.02
@@ -26,6 +28,8 @@ _DRAWS = 2**23
 """Answers that are drawn in all, about: of many images fewer simulations show the same."""
 _ROWS = 4096
 _TINY = 1e-12
+
+Verdict = Literal["off", "not_shown", "too_few_images"]
 
 
 class Bin(msgspec.Struct, frozen=True):
@@ -64,7 +68,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     bins: list[Bin]
     """The reliability diagram; none is empty."""
     bins_before: list[Bin]
-    verdict: Literal["off", "not_shown", "too_few_images"]
+    verdict: Verdict
     """`off`: more than a perfectly calibrated model has 99 times in 100, by a margin.
     `not_shown`: no more than that, which does not prove that the probabilities are right.
     `too_few_images`: nothing could be shown, since chance alone explains errors above 0.1."""
@@ -103,38 +107,36 @@ def measure(
         brier_before=brier_before,
         bins=_bins(confidence, right, groups),
         bins_before=_bins(before, right, groups),
-        verdict=_verdict(error, chance),
+        verdict=_verdict(error, chance, _telling(right, groups)),
     )
 
 
-def is_calibrated(
+def judge(
     probabilities: Floats, targets: Ints, groups: Ints | None = None, seed: int = 0
-) -> tuple[bool, str]:
-    """Whether probabilities [n, classes] were shown to be right, and for people why not.
+) -> tuple[Verdict, str]:
+    """Judges probabilities [n, classes], and says for people why they are not shown to be right.
 
-    For that, chance alone may explain an error of 0.1 at most, and there may be no more than
-    that. n may be 0.
+    They are shown to be right, `not_shown` to be wrong, where so many images tell that chance
+    alone explains an error of 0.1 at most, and there is no more than that.
     """
     n = len(targets)
-    if n == 0:
-        return False, "no image could be measured on that nothing was learned from"
     right = probabilities.argmax(axis=1) == targets
     confidence = probabilities.max(axis=1).astype(np.float64)
     error = _error(confidence, right)
     chance = _by_chance(confidence, right, groups, seed)
-    verdict = _verdict(error, chance)
+    verdict = _verdict(error, chance, _telling(right, groups))
     if verdict == "not_shown":
-        return True, ""
+        return verdict, ""
     images = f"{n} image{'s' if n > 1 else ''}"
     if groups is not None and (alone := intervals.group_count(groups)) < n:
         images += f" in {alone} group{'s' if alone > 1 else ''}"
     if verdict == "too_few_images":
-        return False, (
+        return verdict, (
             f"only {images} could be measured on: that the probabilities are right could not be "
             "shown"
         )
     side = "higher" if confidence.mean() > right.mean() else "lower"
-    return False, (
+    return verdict, (
         f"on {images} the probabilities are {error * 100:.1f} points from how often they were "
         f"right, mostly {side}, where chance explains {chance.usual * 100:.1f}"
     )
@@ -267,7 +269,17 @@ def _alikeness(surplus: Doubles, confidence: Doubles, groups: Ints) -> float:
     return float(np.clip(part + 2 * error, 0, 1))
 
 
-def _verdict(error: float, chance: _Chance) -> Literal["off", "not_shown", "too_few_images"]:
+def _telling(right: Bools, groups: Ints | None) -> float:
+    """Counts the lone images that would tell as much."""
+    where = np.arange(len(right)) if groups is None else groups
+    share = float(right.mean())
+    return intervals.effective_count(share, intervals.clustered_se(right - share, where), where)
+
+
+def _verdict(error: float, chance: _Chance, telling: float) -> Verdict:
     if error > chance.rare and error - chance.mean > MARGIN:
         return "off"
-    return "too_few_images" if chance.usual > TOO_FEW else "not_shown"
+    # A model that is sure leaves little to chance, by its own word; few images cannot check that.
+    if chance.usual > TOO_FEW or telling < LEAST_TELLING:
+        return "too_few_images"
+    return "not_shown"

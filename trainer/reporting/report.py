@@ -197,7 +197,9 @@ def collect(
     calibrated, mistakes, examples = None, [], []
     if first is not None:
         # Elsewhere each answer has the temperature that the other images chose.
-        is_served = first.measured_on in ("validation", "test")
+        is_served = first.measured_on == "test" or (
+            first.measured_on == "validation" and manifest.method == "feature_based"
+        )
         temperature = manifest.temperature if is_served else 1.0
         calibrated = calibration.measure(
             first.probabilities, first.part.targets, temperature, manifest.seed, first.groups
