@@ -163,8 +163,8 @@ class GateCheck(msgspec.Struct, frozen=True, kw_only=True):
 MeasuredOn = Literal["", "cross_validation", "held_out", "validation", "test", "target", "source"]
 """The images that a figure is of, none of them learned from by what answered: `cross_validation`
 over the images that were learned from; `held_out` from those that came undivided; `validation` and
-`test` as they came in `val/` and `test/`; `target` and `source` of a domain adaptation. "" where nothing could be
-measured."""
+`test` as they came in `val/` and `test/`; `target` and `source` of a domain adaptation. "" where
+nothing could be measured."""
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 
-_READ = ("digests", "roles", "groups", "sides", "classes", "probabilities")
+_READ = ("digests", "targets", "roles", "groups", "sides", "classes", "probabilities")
 KEPT = 16
 """Classes of an image whose probabilities are kept, the most probable."""
 
@@ -61,6 +61,8 @@ class Answer:
     """Of the class."""
     group: int
     """Images of one number belonged together."""
+    label: str
+    """The class that it had; empty where none was known."""
     side: float
     """From 0 to 1; NaN for an image that no network may hold out."""
 
@@ -106,12 +108,13 @@ def load(path: Path) -> dict[str, Answer]:
             classes = json.loads((file.metadata() or {})["answers"])["classes"]
             tensors = [file.get_tensor(name) for name in _READ]
         known: dict[str, Answer] = {}
-        for digest, role, group, side, best, shares in zip(*tensors, strict=True):
+        for digest, target, role, group, side, best, shares in zip(*tensors, strict=True):
             known[digest.tobytes().hex()] = Answer(
                 role=Role(int(role)),
                 answered=str(classes[int(best[0])]) if shares[0] > 0 else "",
                 probability=float(shares[0]),
                 group=int(group),
+                label=str(classes[int(target)]) if target >= 0 else "",
                 side=float(side),
             )
     except (SafetensorError, LookupError, AttributeError, TypeError, ValueError) as error:

@@ -7,6 +7,7 @@ what stops a job.
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from service.ingest import reader
 from service.ingest.folder import read_plain
 from service.ingest.grouping import NamedGroups
 from service.ingest.index import Index, IndexedImage
+from service.ingest.names import shown
 from service.jobs.contract import Grouping
 from trainer import division
 from trainer.division import Images, LabelledImage
@@ -241,6 +243,7 @@ def load(
     )
     of_bases = {image.path for images in datasets[:-1] for image in images}
     warnings: list[str] = []
+    warnings += _of_groups([image for images in datasets for image in images])
     if grouping is not None and (
         lone := sum(not image.group for images in datasets for image in images)
     ):
@@ -320,6 +323,27 @@ def load_unlabelled(
         looks=tuple(image.look for image in images),
         given_groups=tuple(image.group for image in images),
     )
+
+
+def _of_groups(images: Images) -> list[str]:
+    """Says for people what named groups look as if they were not meant."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        if image.group:
+            labels[image.group].add(image.label)
+    named = sum(bool(image.group) for image in images)
+    told = []
+    if named > 1 and len(labels) == named:
+        told.append(
+            f"each of {named} images that have a group is the only one of it: the names of groups "
+            "keep no images together"
+        )
+    if across := sorted(group for group, of in labels.items() if len(of) > 1):
+        told.append(
+            f"{len(across)} groups hold images of several classes, and all of a group are taken to "
+            f"belong together: {division.listed(map(shown, across))}"
+        )
+    return told
 
 
 def _named(grouping: Grouping | None) -> NamedGroups:

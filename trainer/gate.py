@@ -46,6 +46,8 @@ class Paired:
     """[m], whether the new version is right on images of classes that the other does not know."""
     kind: str = ""
     """Says for people how the two answered, "" for nothing to say."""
+    chance: float = 0.0
+    """The accuracy that the incumbent would have by guessing."""
     is_identical: bool = False
     """Every image is given the same class with the same probability by both."""
 
@@ -209,8 +211,12 @@ def _class_recall(asked: Gate, metrics: Metrics | None) -> GateCheck:
     # The one furthest below its own bound stands for all.
     order = sorted(measured, key=lambda label: measured[label][0] - measured[label][1])
     below = [label for label in order if measured[label][0] < measured[label][1]]
-    told = [f"recall of {label!r} {measured[label][0]:.4f}, at least {measured[label][1]:.4f} was "
-            "asked for" for label in (below or order[:1])[:_NAMED]]  # fmt: skip
+    support = (
+        {} if metrics is None else {c.label: f"{c.hits} of {c.support}" for c in metrics.classes}
+    )
+    told = [f"recall of {label!r} {measured[label][0]:.4f} ({support[label]} images), at least "
+            f"{measured[label][1]:.4f} was asked for"
+            for label in (below or order[:1])[:_NAMED]]  # fmt: skip
     told += [f"and {len(below) - _NAMED} more classes"] if len(below) > _NAMED else []
     if unknown:
         told.append(f"no class of the version is called {_listed(unknown)}")
@@ -246,6 +252,15 @@ def _not_worse(asked: Gate, paired: Paired | None, problem: str) -> GateCheck:
         asked.max_regression,
         is_identical=paired.is_identical,
     )
+    if (
+        found.images
+        and intervals.of_share(paired.incumbent_right, paired.groups)[2] < paired.chance
+    ):
+        told = (
+            f"the version behind {alias} is right on {paired.incumbent_right.mean():.1%} of "
+            f"{found.images} images, less than by guessing: see that the classes are not mixed up"
+        )
+        return _check("not_worse", asked, "undecided", found.low, bound, told)
     told = ". ".join(_compared(asked, paired, found))
     value = found.low if found.images else None
     return _check("not_worse", asked, found.verdict, value, bound, told, found.images_needed)

@@ -76,7 +76,7 @@ def _paired(job: Job, found: Transferred, incumbent: Incumbent, sets: Sequence[M
     known = kept.load(Path(incumbent.answers_path))
     learned, adapted = _groups_learned(found, known)
     right, theirs, groups, new, left_out = [], [], [], [], 0
-    is_identical = head.classes == found.served.head.classes
+    is_identical, relabelled = head.classes == found.served.head.classes, 0
     for each in sets:
         if each.measured_on == "source":
             continue
@@ -88,11 +88,14 @@ def _paired(job: Job, found: Transferred, incumbent: Incumbent, sets: Sequence[M
         named, shares = np.full(len(true), "", dtype=object), np.zeros(len(true))
         unseen = np.zeros(len(true), np.bool_)
         for i, digest in enumerate(each.part.digests):
-            if (answer := known.get(digest)) is not None:
-                named[i], shares[i] = answer.answered, answer.probability
-            else:
+            if (answer := known.get(digest)) is None:
                 theirs_too = adapted if each.measured_on == "target" else learned
                 unseen[i] = is_known[i] and each.groups[i] not in theirs_too
+            elif answer.label in ("", true[i]):
+                named[i], shares[i] = answer.answered, answer.probability
+            else:
+                # It was taught another class, or measured by one.
+                relabelled += 1
         if unseen.any():
             named[unseen], shares[unseen] = _answered(job, incumbent, head, each.part.take(unseen))
         is_paired = is_known & (named != "")
@@ -103,6 +106,12 @@ def _paired(job: Job, found: Transferred, incumbent: Incumbent, sets: Sequence[M
         own = classes[each.probabilities.argmax(axis=1)], each.probabilities.max(axis=1)
         is_identical &= bool((own[0] == named)[is_paired].all())
         is_identical &= bool((np.abs(own[1] - shares) <= _IDENTICAL)[is_paired].all())
+    if relabelled:
+        text = (
+            f"{relabelled} images are in another class than in version {incumbent.version}: the "
+            "two are not compared on them; see that the classes are not mixed up"
+        )
+        job.send(Note("warning", text))
     none, no_groups = np.zeros(0, np.bool_), np.zeros(0, np.int64)
     return Paired(
         right=np.concatenate([none, *right]).astype(np.bool_),
@@ -110,6 +119,7 @@ def _paired(job: Job, found: Transferred, incumbent: Incumbent, sets: Sequence[M
         groups=np.concatenate([no_groups, *groups]),
         left_out=left_out,
         new_class_right=np.concatenate([none, *new]).astype(np.bool_),
+        chance=1 / len(head.classes),
         is_identical=is_identical,
     )
 

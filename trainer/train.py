@@ -13,12 +13,14 @@ import numpy as np
 
 from service import faults
 from service.domain import DEFAULT_DECODING
+from service.errors import InvalidInput, Reason
 from service.inference import head as heads
 from service.inference import outliers as strangeness
 from service.inference import preprocess
 from service.inference.head import Floats
 from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime
+from service.ingest.names import shown
 from service.jobs.contract import (
     ANSWERS_FILE,
     HEAD_FILE,
@@ -39,6 +41,7 @@ from trainer import data as datasets
 from trainer.answers import Role, Rows
 from trainer.backbone_file import OPSET, BackboneFile
 from trainer.data import Files, Ints, Source
+from trainer.division import listed
 from trainer.features import Features
 from trainer.job import Job
 from trainer.measuring import Measured, copies, is_calibrated, measure
@@ -98,6 +101,13 @@ def _run(job: Job) -> Manifest:
         send(Note("info", text))
     for warning in data.warnings:
         send(Note("warning", warning))
+    if spec.gate and (strange := sorted({*spec.gate.class_recalls} - {*data.classes})):
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            f"the gate names classes that the images do not have: {listed(map(shown, strange))}; "
+            f"theirs are {listed(map(shown, data.classes))}",
+            field="gate.class_recalls",
+        )
     if spec.gate and spec.gate.not_worse_than and spec.incumbent is None:
         text = (
             f"no version is behind the alias {spec.gate.not_worse_than!r}: the gate compares with "

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from service.domain import GateCheck, Manifest
+from service.errors import InvalidInput
 from service.inference import head as heads
 from service.jobs.contract import (
     ANSWERS_FILE,
@@ -286,3 +287,46 @@ def test_target_images_that_are_copies_of_the_source_s_are_not_measured_on(
     manifest = run(spec, told.append)
     assert manifest.headline is None
     assert any("or near copies of them" in n.text for n in told.of(Note))  # type: ignore[attr-defined]
+
+
+def test_images_that_changed_their_class_are_not_compared_on_and_told(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    folder = make_folder(per_class=8)
+    first = run(make_spec(folder, out_dir=str(tmp_path / "first")), told.append)
+    (folder / "red").rename(folder / "was-red")
+    (folder / "blue").rename(folder / "red")
+    (folder / "was-red").rename(folder / "blue")
+    gate = Gate(not_worse_than="latest")
+    spec = make_spec(folder, gate=gate, incumbent=incumbent(tmp_path / "first", first))
+    check = not_worse(run(spec, told.append))
+    assert (check.verdict, check.passed) == ("undecided", False)
+    assert any("16 images are in another class than in version 1" in n.text for n in told.of(Note))  # type: ignore[attr-defined]
+
+
+def test_a_gate_on_a_class_that_is_not_there_is_refused_with_those_that_are(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told
+) -> None:
+    spec = make_spec(make_folder(), gate=Gate(class_recalls={"wasp": 0.5}))
+    with pytest.raises(InvalidInput, match="'wasp'; theirs are 'blue', 'red'") as caught:
+        run(spec, told.append)
+    assert caught.value.field == "gate.class_recalls"
+
+
+def test_names_of_groups_that_look_unmeant_are_told(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told
+) -> None:
+    folder = make_folder(per_class=6)
+    run(make_spec(folder, grouping=Grouping(name_pattern="{group}.png")), told.append)
+    assert any("6 groups hold images of several classes" in n.text for n in told.of(Note))  # type: ignore[attr-defined]
+    for label in ("blue", "red"):
+        for path in list((folder / label).iterdir()):
+            path.rename(path.with_name(f"{label}{path.name}"))
+    told.clear()
+    again = make_spec(
+        folder, grouping=Grouping(name_pattern="{group}.png"), out_dir=str(folder.parent / "again")
+    )
+    run(again, told.append)
+    assert any(
+        "each of 12 images that have a group is the only one" in n.text for n in told.of(Note)
+    )  # type: ignore[attr-defined]

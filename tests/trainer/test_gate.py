@@ -230,3 +230,13 @@ def test_latency_is_the_median_of_single_images_decoding_included(
     assert taken_ms == pytest.approx(30)
     assert set(session.shapes) == {(1, 224, 224, 3)}
     assert len(decoded) == len(session.shapes)
+
+
+def test_a_version_before_that_is_below_chance_tells_of_classes_that_are_mixed_up() -> None:
+    own = paired(0, 0, 60)
+    swapped = replace(
+        own, right=np.ones(60, np.bool_), incumbent_right=np.arange(60) < 3, chance=0.5
+    )
+    found = checked(Gate(not_worse_than="prod"), compared=swapped)
+    assert (found.verdict, found.passed) == ("undecided", False)
+    assert "see that the classes are not mixed up" in found.detail

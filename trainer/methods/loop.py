@@ -345,8 +345,12 @@ class _Loop:
         image_s = step_s / (self.domains * at.batch_size)
         self.judging_s = len(self.work.held_out) * image_s * _FORWARD_PART
         epoch_s = self.steps * step_s + self.judging_s
-        room = self._room(0, self.deadline - time.monotonic(), epoch_s)
+        left_s = self.deadline - time.monotonic()
+        room = self._room(0, left_s, epoch_s)
         text = f"an epoch takes about {epoch_s:.1f} s: the time budget has room for {room}"
+        if left_s < epoch_s:
+            text = f"an epoch takes about {epoch_s:.1f} s, more than the time budget leaves: one "
+            text += "is trained all the same"
         level: Literal["info", "warning"] = "warning" if room < at.epochs else "info"
         self.send(Note(level, f"{text}, {at.epochs} are planned"))
         at.epochs = min(room, at.epochs)

@@ -271,7 +271,7 @@ def _probabilities(
     if metrics is not None and calibration is not None:
         side = "too sure" if calibration.confidence > metrics.accuracy else "not sure enough"
         off = (
-            f"{metrics.count:,} images were right as often as their answers said but for "
+            f"on {metrics.count:,} images answers were right as often as they said but for "
             f"{calibration.error * 100:.1f} points on average"
         )
         by_chance = f"{calibration.error_by_chance * 100:.1f}"
@@ -281,11 +281,6 @@ def _probabilities(
             off += f", and too few images were measured to tell: chance explains up to {by_chance}"
         else:
             off += f", no more than chance explains (up to {by_chance})"
-    if manifest.calibrated and calibration is not None and calibration.verdict == "off":
-        # Another set of images, with more of them, has shown it.
-        return Advice(
-            "trust", "warning", f"Probabilities are calibrated elsewhere, not here: {off}."
-        )
     if manifest.calibrated:
         return Advice(
             "trust",
@@ -312,15 +307,15 @@ def _copies(grouped: Grouped | None) -> Iterator[Advice]:
             "quality",
             "warning",
             f"{share:.0f} % of the images have a near copy: they are {grouped.groups:,} {groups} "
-            f"rather than {grouped.images:,} images, and the intervals count {groups}. More images "
+            f"rather than {grouped.images:,} images, and the intervals go by {groups}. More images "
             f"of other {groups} would show more than more of the same.",
         )
         return
     yield Advice(
         "trust",
         "note",
-        f"{_images(grouped.copied, 'image')} nearly the same as another one: they were held out "
-        "together, and the intervals count them as one.",
+        f"{_images(grouped.copied, 'image')} nearly the same as another one: they are on the same "
+        "side of every division, and the intervals allow for it.",
     )
 
 

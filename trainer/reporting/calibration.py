@@ -124,13 +124,19 @@ def judge(
     confidence = probabilities.max(axis=1).astype(np.float64)
     error = _error(confidence, right)
     chance = _by_chance(confidence, right, groups, seed)
-    verdict = _verdict(error, chance, _telling(right, groups))
+    telling = _telling(right, groups)
+    verdict = _verdict(error, chance, telling)
     if verdict == "not_shown":
         return verdict, ""
     images = f"{n} image{'s' if n > 1 else ''}"
     if groups is not None and (alone := intervals.group_count(groups)) < n:
         images += f" in {alone} group{'s' if alone > 1 else ''}"
     if verdict == "too_few_images":
+        if telling >= LEAST_TELLING:
+            return verdict, (
+                f"on {images} chance alone explains an error of {chance.usual * 100:.1f} points: "
+                "that the probabilities are right could not be shown"
+            )
         return verdict, (
             f"only {images} could be measured on: that the probabilities are right could not be "
             "shown"

@@ -136,7 +136,7 @@ class Suspects:
     found: dict[MeasuredOn, list[Suspect]] = field(default_factory=dict)
     """By the set that the image is of."""
     unjudged: tuple[int, ...] = ()
-    """Classes that the model recognises too badly to doubt a label of theirs."""
+    """Classes that were not shown to be recognised well enough to doubt a label of theirs."""
 
     def __len__(self) -> int:
         return sum(len(some) for some in self.found.values())

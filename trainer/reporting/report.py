@@ -156,7 +156,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """How many of `suspect_count` are label errors, by estimate; of the others the model is
     wrong."""
     suspects_unjudged: list[str] = []
-    """Classes that the model recognises too badly to suspect a label of theirs."""
+    """Classes that were not shown to be recognised well enough to doubt a label of theirs."""
     grouped: Grouped | None = None
     contradictions: list[PairShown] = []
     """Images that are nearly the same, under different classes, at most 50."""
