@@ -23,8 +23,7 @@ from service.jobs.contract import (
     Progressed,
     Record,
 )
-from trainer import folds
-from trainer.data import Bools, Ints, Part
+from trainer.data import Bools, Part
 from trainer.divided import Divided
 from trainer.features import Features
 from trainer.methods import feature_based
@@ -83,16 +82,9 @@ def measure(bench: Bench, served: str) -> list[Measured]:
     return found
 
 
-def dealt(divided: Divided, learned: Bools) -> tuple[Part, Ints, tuple[str, ...]]:
-    """Returns the marked training images, their folds and the classes."""
-    part = divided.data.train.take(learned)
-    own = folds.deal(part.targets, divided.train[learned], divided.sides[learned])
-    return part, own, divided.data.classes
-
-
 def _linear_probe(bench: Bench, send: Send) -> Floats:
     fitted = feature_based.fit_head(
-        FeatureBased(), *dealt(bench.divided, bench.learned), bench.frozen, bench.spec.seed, send,
+        FeatureBased(), *bench.divided.dealt(bench.learned), bench.frozen, bench.spec.seed, send,
         bench.spec.threads,
     )  # fmt: skip
     return fitted.head.probabilities(bench.frozen.of(bench.measured))

@@ -61,6 +61,12 @@ class Divided:
         """Counts the folds."""
         return len(np.unique(self.folds[self.folds >= 0]))
 
+    def dealt(self, learned: Bools) -> tuple[Part, Ints, tuple[str, ...]]:
+        """Returns the marked training images, folds of their own, and the classes."""
+        part = self.data.train.take(learned)
+        own = folds.deal(part.targets, self.train[learned], self.sides[learned])
+        return part, own, self.data.classes
+
     def held_out(self, fraction: float) -> Bools:
         """Marks training images that a network is to be measured on, see `division.held_out`."""
         return division.held_out(self.data.train.targets, self.train, self.sides, fraction)

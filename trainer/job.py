@@ -209,6 +209,12 @@ class Job:
         )  # fmt: skip
 
     @property
+    def training_deadline(self) -> float | None:
+        """Returns when epochs must have ended, as a `time.monotonic()`; None for no bound."""
+        budget_s = self.spec.time_budget_s
+        return None if budget_s is None else self.started + _TRAINING_PART * budget_s
+
+    @property
     def training_budget_s(self) -> float | None:
         """Returns the seconds that are left for training; None where the request names none."""
         if (asked_s := self.spec.asked_budget_s) is None:

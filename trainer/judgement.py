@@ -186,7 +186,7 @@ def compared(job: Job, found: Transferred, headline: Measured | None) -> list[Co
         learned=learned_mask,
         measured=part.take(asked),
         frozen=job.frozen,
-        first_head=lambda: job.first_head(*others.dealt(found.divided, learned_mask)).head,
+        first_head=lambda: job.first_head(*found.divided.dealt(learned_mask)).head,
         budget_s=_budget_s(job),
         send=job.send,
     )

@@ -18,8 +18,8 @@ from service.jobs.contract import (
     Note,
     Progressed,
 )
-from trainer import folds, outliers
 from trainer import groups as groups_of
+from trainer import outliers
 from trainer.data import Bools, Ints, Source
 from trainer.divided import Divided, looks_of, unlearned
 from trainer.job import Job
@@ -146,17 +146,10 @@ def _held_out(job: Job, divided: Divided) -> Bools:
     return divided.held_out(job.spec.validation_fraction)
 
 
-def _first_head(job: Job, divided: Divided, learned: Bools) -> FittedHead:
-    part = divided.data.train.take(learned)
-    dealt = folds.deal(part.targets, divided.train[learned], divided.sides[learned])
-    return job.first_head(part, dealt, divided.data.classes)
-
-
 def _model_based(job: Job, method: ModelBased, divided: Divided) -> Transferred:
     from trainer.methods import model_based
 
     data, held = divided.data, _held_out(job, divided)
-    deadline = model_based.training_deadline(job.started, job.spec.time_budget_s)
     head, used, device, precision = model_based.train(
         job.spec,
         method,
@@ -164,8 +157,8 @@ def _model_based(job: Job, method: ModelBased, divided: Divided) -> Transferred:
         data.train.take(held) if held.any() else data.validation,
         data.classes,
         job.backbone,
-        lambda: _first_head(job, divided, ~held).head,
-        deadline,
+        lambda: job.first_head(*divided.dealt(~held)).head,
+        job.training_deadline,
         job.send,
     )
     return Transferred(
@@ -287,13 +280,12 @@ def _adapted_head(job: Job, method: DomainAdaptation, divided: Divided) -> Trans
 
 
 def _adapted_network(job: Job, method: DomainAdaptation, divided: Divided) -> Transferred:
-    from trainer.methods import model_based, network_adaptation
+    from trainer.methods import network_adaptation
 
     spec, data = job.spec, divided.data
     target, groups = _target(job, method, divided)
     held = domain_adaptation.held_out(target, groups, spec.validation_fraction, spec.seed)
     source_only = job.first_head(data.train, divided.folds, data.classes)
-    deadline = model_based.training_deadline(job.started, spec.time_budget_s)
     trained = network_adaptation.train(
         spec,
         method,
@@ -303,7 +295,7 @@ def _adapted_network(job: Job, method: DomainAdaptation, divided: Divided) -> Tr
         target.images.at(np.flatnonzero(~held).tolist()),
         job.backbone,
         lambda: source_only.head,
-        deadline,
+        job.training_deadline,
         job.send,
     )
     served = _exported(job, trained.head, job.backbone)

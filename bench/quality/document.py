@@ -1,4 +1,4 @@
-"""What is written of each measurement: a title, a table, and the bounds that it missed."""
+"""Writes down each measurement: a title, a table, and the bounds that it missed."""
 
 import math
 from collections.abc import Sequence

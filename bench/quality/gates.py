@@ -30,7 +30,7 @@ _MANY, _LEAST_PASSED, _STEADY = 400, 0.80, (0.02, 0.04)
 
 @dataclass(frozen=True)
 class Setting:
-    """What is true."""
+    """Truth of a simulation."""
 
     changed: float
     images: int
@@ -40,7 +40,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the gate said."""
+    """The gate's verdicts."""
 
     setting: Setting
     verdicts: Counter[str]
@@ -84,8 +84,8 @@ def section(outcomes: Sequence[Outcome]) -> Section:
         "passed / undecided / failed, percent. Columns: how much worse the new version truly is, "
         "points. *Changed*: images on which one of the two alone is right (as many as the "
         "difference where that is more). *Scenes of 5*: five images each are answered alike, and "
-        "known to belong together. Where both are right on the same images the gate passes by "
-        "rule, however few they are."
+        "known to belong together. Answers that are identical, with their probabilities, pass on "
+        "any number of images; that is not simulated."
     )
     by = {o.setting: o.verdicts for o in outcomes}
     keys = list(dict.fromkeys((s.burst, s.changed, s.images) for s in by))

@@ -40,7 +40,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one job reported, and what was true."""
+    """One job's report beside the truth."""
 
     name: str
     stratum: Stratum

@@ -18,7 +18,7 @@ _HELD_OUT = 4
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one head of many classes reports, and what is true."""
+    """The report of one head of many classes beside the truth."""
 
     name: str
     classes: int

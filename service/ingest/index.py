@@ -58,11 +58,6 @@ class Index(msgspec.Struct, frozen=True, kw_only=True):
     images: list[IndexedImage] = []
     """Sorted by part, class and name."""
 
-    @property
-    def has_validation_part(self) -> bool:
-        """Tells whether the dataset names its validation images itself."""
-        return any(count.validation for count in self.classes)
-
 
 _decoder = msgspec.json.Decoder(Index)
 

@@ -17,9 +17,6 @@ from trainer.methods.loop import Objective
 from trainer.recipes import settings
 from trainer.records import Send
 
-_BUDGET_PART = 0.85
-"""Of the time budget that epochs may take; export, check and report need the rest."""
-
 
 def train(
     spec: JobSpec,
@@ -53,8 +50,3 @@ def train(
         key=checkpoint.key(spec, method, learned),
     )
     return loop.run(work, deadline, send)
-
-
-def training_deadline(started: float, budget_s: float | None) -> float | None:
-    """Returns when the epochs must have ended, as a `time.monotonic()`."""
-    return None if budget_s is None else started + _BUDGET_PART * budget_s

@@ -73,11 +73,6 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     `not_shown`: no more than that, which does not prove that the probabilities are right.
     `too_few_images`: nothing could be shown, since chance alone explains errors above 0.1."""
 
-    @property
-    def is_worse_than_before(self) -> bool:
-        """Tells whether the temperature made the error larger."""
-        return self.temperature != 1 and self.error > self.error_before
-
 
 def measure(
     probabilities: Floats,
@@ -157,11 +152,6 @@ def expected_error(probabilities: Floats, targets: Ints) -> float:
     """
     right = probabilities.argmax(axis=1) == targets
     return _error(probabilities.max(axis=1).astype(np.float64), right)
-
-
-def brier_score(probabilities: Floats, targets: Ints) -> float:
-    """Mean of the squared distance to the one-hot truth."""
-    return _of_rows(probabilities, targets, 1.0)[1]
 
 
 def _of_rows(probabilities: Floats, targets: Ints, temperature: float) -> tuple[Doubles, float]:
