@@ -97,7 +97,7 @@ def test_jobs_on_made_scenes_report_what_is_true() -> None:
         measured = reported.measure(drawn)
         assert measured is not None
         found.append(measured)
-    assert all(o.groups == o.scenes for o in found)
+    assert all(0.8 * o.scenes <= o.groups <= o.scenes for o in found)
     assert all(o.reported < 0.95 for o in found)
     assert sum(o.is_inside for o in found) >= 2
 
