@@ -1,9 +1,8 @@
 """The one training loop: of model-based transfer and of whole-network adaptation.
 
 Nothing is chosen here: the moving average of the weights after the last epoch is the
-result, so that images which are not learned from measure it and no more. The loop
-owns precision, the moving average, the plan of epochs and the checkpoint after each;
-what is minimised is the objective's.
+result, so that images which are not learned from measure it and no more. What is
+minimised is the objective's; the rest, with the checkpoint after each epoch, the loop's.
 """
 
 import math
@@ -347,10 +346,8 @@ class _Loop:
         epoch_s = self.steps * step_s + self.judging_s
         left_s = self.deadline - time.monotonic()
         room = self._room(0, left_s, epoch_s)
-        text = f"an epoch takes about {epoch_s:.1f} s: the time budget has room for {room}"
-        if left_s < epoch_s:
-            text = f"an epoch takes about {epoch_s:.1f} s, more than the time budget leaves: one "
-            text += "is trained all the same"
+        has = f"has room for {room}" if left_s >= epoch_s else "has none for it, and one is trained"
+        text = f"an epoch takes about {epoch_s:.1f} s: the time budget {has}"
         level: Literal["info", "warning"] = "warning" if room < at.epochs else "info"
         self.send(Note(level, f"{text}, {at.epochs} are planned"))
         at.epochs = min(room, at.epochs)
