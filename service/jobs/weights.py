@@ -15,7 +15,6 @@ from service.errors import InvalidInput, Reason, WrongState
 from service.jobs.contract import (
     BACKBONES,
     NETWORK_TECHNIQUES,
-    Auto,
     DomainAdaptation,
     ExportedBackbone,
     Method,
@@ -141,10 +140,10 @@ class WeightsCheck:
 
 
 def trains_network(method: Method) -> bool:
-    """Tells whether a method may train the backbone on, and so needs its weights themselves."""
+    """Tells whether a method trains the backbone on, and so needs its weights themselves."""
     if isinstance(method, DomainAdaptation):
         return method.technique in NETWORK_TECHNIQUES
-    return isinstance(method, Auto | ModelBased)
+    return isinstance(method, ModelBased)
 
 
 def reachable(host: str) -> bool:

@@ -59,6 +59,8 @@ _ROOM = 1.25
 """Of the time that an estimate says: for what it does not know."""
 _TRIES, _BATCH = 3, 8
 _FOLDER = "folds"
+_PASSED_OVER = {Reason.TRAINING_FAILED, Reason.WEIGHTS_UNAVAILABLE}
+"""Failures of training that leave the frozen head as good as it was."""
 _TINY = 1e-12
 
 
@@ -134,7 +136,7 @@ def improve(given: Given, send: Send) -> Average | str:
     try:
         return _Trial(given, send).run()
     except Exception as error:
-        failed = isinstance(error, GraftError) and error.reason == Reason.TRAINING_FAILED
+        failed = isinstance(error, GraftError) and error.reason in _PASSED_OVER
         if not failed and not is_out_of_memory(error):
             raise
         return f"the frozen head serves: the network could not be trained ({error})"
