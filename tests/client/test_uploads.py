@@ -391,3 +391,10 @@ def test_a_third_place_beside_an_image_names_its_group() -> None:
     data = [("cat", b"1", "litter 1"), ("dog", b"2")]
     images = [m.image for m in _uploads.prepare(data, "", None).messages() if m.HasField("image")]
     assert [(image.label, image.group) for image in images] == [("cat", "litter 1"), ("dog", "")]
+
+
+def test_the_same_images_in_other_groups_are_another_dataset(client: Any) -> None:
+    def sent(*group: str) -> str:
+        return str(client.upload_dataset([("cat", b"1", *group), ("dog", b"2")]).dataset_id)
+
+    assert sent() == sent("") != sent("litter 1") != sent("litter 2")
