@@ -145,7 +145,7 @@ class GateCheck(msgspec.Struct, frozen=True, kw_only=True):
 
     name: Literal["accuracy", "class_recall", "not_worse", "parity", "latency"]
     verdict: Verdict
-    """`undecided`: the images are too few to tell."""
+    """`undecided`: too few images to compare on, or none to measure on."""
     passed: bool
     """Whether the version may be published: also where it is undecided and the gate says so."""
     value: float | None

@@ -98,7 +98,8 @@ class GateCheck:
     name: str
     """"accuracy", "class_recall", "not_worse", "parity" or "latency"."""
     verdict: Verdict
-    """"undecided" where the images are too few to tell."""
+    """"undecided" where it cannot be told: "not_worse" from too few images, "accuracy" and
+    "class_recall" where no image could be measured on."""
     passed: bool
     """Whether it lets the version be published: also undecided, where the gate says so."""
     value: float | None
