@@ -72,7 +72,7 @@ class Lineage:
         )
 
     def check_incumbent(self, request: JobRequest) -> None:
-        """Raises NotFound (ALIAS_NOT_FOUND) where the gate compares with an alias that is not there.
+        """Raises NotFound (ALIAS_NOT_FOUND) where the gate compares with an alias that is missing.
 
         Not of a model without versions, nor for what a version that passes makes: `latest` and
         the gate's own alias.
