@@ -138,6 +138,7 @@ class Parity(msgspec.Struct, frozen=True):
 
 
 Verdict = Literal["passed", "failed", "undecided"]
+_WORST_FIRST: tuple[Verdict, ...] = ("failed", "undecided", "passed")
 
 
 class GateCheck(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,7 +146,7 @@ class GateCheck(msgspec.Struct, frozen=True, kw_only=True):
 
     name: Literal["accuracy", "class_recall", "not_worse", "parity", "latency"]
     verdict: Verdict
-    """`undecided`: the images are too few to tell."""
+    """`undecided`: too few images to compare on, or none to measure on."""
     passed: bool
     """Whether the version may be published: also where it is undecided and the gate says so."""
     value: float | None
@@ -283,6 +284,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def gate_failures(self) -> list[str]:
         """What of its gate it did not reach, for people."""
         return [check.detail for check in self.gate_checks if not check.passed]
+
+    @property
+    def gate_verdict(self) -> Literal[Verdict, "none"]:
+        """Returns the worst verdict of its gate's conditions; "none" without a gate."""
+        found = {check.verdict for check in self.gate_checks}
+        for verdict in _WORST_FIRST:
+            if verdict in found:
+                return verdict
+        return "none"
 
 
 def check_name(value: str, field: str) -> str:

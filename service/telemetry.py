@@ -127,7 +127,12 @@ class Telemetry:
         self.loaded_bytes_limit = gauge("loaded_bytes_limit", "The limit on loaded bytes.")
         self.jobs_ended = counter("jobs_ended", "Jobs that ended, by final state.", "state")
         self.versions_published = counter(
-            "versions_published", "Versions made, by outcome: published or candidate.", "outcome"
+            "versions_published",
+            "Versions made, by outcome (published or candidate), whether they are calibrated (yes "
+            "or no) and the worst verdict of their gates (passed, undecided, failed or none).",
+            "outcome",
+            "calibrated",
+            "gate",
         )
         self.job_seconds = Histogram(
             "graft_job_duration_seconds",

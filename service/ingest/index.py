@@ -74,13 +74,19 @@ def load(path: Path) -> Index:
 
 
 def digest_of(images: Iterable[IndexedImage], *, is_labelled: bool) -> str:
-    """Returns sha256 over the sorted list of part, class and sha256 of every image.
+    """Returns sha256 over the sorted list of part, class, sha256 and group of every image.
 
-    Never the same for a dataset with labels and for one without.
+    A group decides what is measured on what, so the same images in other groups are another
+    dataset. Never the same for a dataset with labels and for one without.
     """
-    lines = sorted(f"{image.part}\0{image.label}\0{image.digest}\n" for image in images)
+    lines = sorted(map(_line, images))
     digest = hashlib.sha256("".join(lines).encode()).hexdigest()
     return digest if is_labelled else hashlib.sha256(f"unlabelled\0{digest}".encode()).hexdigest()
+
+
+def _line(image: IndexedImage) -> str:
+    group = f"\0{image.group}" if image.group else ""
+    return f"{image.part}\0{image.label}\0{image.digest}{group}\n"
 
 
 def count_classes(images: Sequence[IndexedImage]) -> list[ClassCount]:

@@ -199,7 +199,7 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True):
     max_regression: float = 0.03
     """Of accuracy, 0 to 1: it must be shown (one-sided, 95 %) that no more is lost."""
     when_uncertain: Literal["hold", "promote"] = "hold"
-    """What becomes of a version where the images are too few to tell."""
+    """What becomes of a version where a check is undecided."""
     max_parity_difference: float | None = None
     """Of a probability, between PyTorch and what serves."""
     max_latency_ms: float | None = None

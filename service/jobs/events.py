@@ -1,8 +1,10 @@
 """What happens to a job, as it is kept and replayed."""
 
+from typing import Literal
+
 import msgspec
 
-from service.domain import Figure, JobState
+from service.domain import Figure, JobState, Verdict
 from service.errors import Reason
 from service.jobs.contract import DataFound, EpochEnded, Note, Progressed
 
@@ -23,6 +25,9 @@ class Published(msgspec.Struct, frozen=True, tag="published"):
     figure: Figure | None
     """The manifest's headline; None where nothing could be measured."""
     gate_failures: list[str] = []
+    calibrated: bool = False
+    gate: Literal[Verdict, "none"] = "none"
+    """The worst verdict of its gate's conditions."""
 
     @property
     def is_candidate(self) -> bool:

@@ -1,6 +1,7 @@
-"""What a version was trained on: its job's images, those of the version it grew from, and so on.
+"""The versions before that a request goes by: the base that it grows from, and its incumbent.
 
-Found by jobs, which are never deleted, so that it does not matter what became of
+What a base was trained on, its job's images, those of the version it grew from, and so on, is
+found by jobs, which are never deleted, so that it does not matter what became of
 the versions between. Reads the stores and keeps nothing.
 """
 
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from service.domain import plain_name
+from service.domain import LATEST, plain_name
 from service.errors import GraftError, InvalidInput, NotAllowed, NotFound, Reason, WrongState
 from service.jobs.contract import Base
 from service.jobs.request import JobRequest, allowed_path
@@ -21,7 +22,7 @@ _FIELD = "base"
 
 
 class Lineage:
-    """Where the images of earlier jobs lie."""
+    """Finds earlier versions, and where the images of their jobs lie."""
 
     def __init__(
         self,
@@ -69,6 +70,27 @@ class Lineage:
             base_digest=base.manifest.dataset_digest,
             **chosen,
         )
+
+    def check_incumbent(self, request: JobRequest) -> None:
+        """Raises NotFound (ALIAS_NOT_FOUND) where the gate compares with an alias that is missing.
+
+        Not of a model without versions, nor for what a version that passes makes: `latest` and
+        the gate's own alias.
+        """
+        gate = request.gate
+        if gate is None or gate.not_worse_than in ("", LATEST, gate.alias):
+            return
+        try:
+            self._models.get_version(request.model, None, gate.not_worse_than)
+        except NotFound as error:
+            if error.reason is not Reason.ALIAS_NOT_FOUND:
+                return  # there is no such model: its first version has nothing to be worse than
+            raise NotFound(
+                error.reason,
+                f"{error.message}, and a gate that compares with none would pass: name one that "
+                "is there, or set gate.alias to the same where this job is to make it",
+                field="gate.not_worse_than",
+            ) from None
 
     def origins(self, job_id: str) -> list[str | Path]:
         """Returns what a job's version was trained on, oldest first: dataset ids and folders.

@@ -122,7 +122,6 @@ class Publishing:
             self._jobs.succeed,
             job.job_id,
             publish,
-            stored.manifest.headline,
         )
 
     async def _warm(self, job: JobRecord, stored: StoredVersion) -> None:

@@ -44,7 +44,6 @@ from service.jobs.contract import (
 AUTO = "auto"
 """The backbone that the job's own data decides on."""
 DEFAULT_VALIDATION_FRACTION = 0.2
-DEFAULT_MAX_REGRESSION = Gate().max_regression
 MAX_REQUEST_ID_CHARS = 128
 _MAX_CLASS_RECALLS = 1000
 _MAX_AUGMENTED_VIEWS = 16
@@ -331,12 +330,6 @@ def _check_gate(gate: Gate) -> None:
             raise _bad("gate.class_recalls", error.message) from None
         _in(f"gate.class_recalls[{label}]", recall, 0, 1)
     _in("gate.max_regression", gate.max_regression, 0, 0.5)
-    if gate.max_regression != DEFAULT_MAX_REGRESSION and not gate.not_worse_than:
-        raise _bad(
-            "gate.max_regression",
-            "max_regression is set, and no version to compare with: set not_worse_than to an "
-            f"alias, such as {LATEST}, or leave it out",
-        )
     _in("gate.max_parity_difference", gate.max_parity_difference, 0, math.inf, above=True)
     _in("gate.max_latency", gate.max_latency_ms, 0, math.inf, above=True, unit=" ms")
     if gate.not_worse_than:

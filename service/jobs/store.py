@@ -16,7 +16,7 @@ from functools import partial
 import msgspec
 
 from service import faults
-from service.domain import Figure, JobState, check_name, plain_name, tenant_key, tenant_of
+from service.domain import JobState, check_name, plain_name, tenant_key, tenant_of
 from service.errors import (
     AlreadyExists,
     Exhausted,
@@ -250,7 +250,6 @@ class JobStore:
         self,
         job_id: str,
         publish: Callable[[Connection], Publication],
-        figure: Figure | None,
     ) -> JobRecord:
         """Ends a running job with a version: all of it happens, or nothing.
 
@@ -264,7 +263,15 @@ class JobStore:
                 return record
             rows.check_running(record)
             made = publish(connection)
-            published = Published(record.request.model, made.version, figure, made.gate_failures)
+            manifest = made.manifest
+            published = Published(
+                record.request.model,
+                made.version,
+                manifest.headline,
+                manifest.gate_failures,
+                manifest.calibrated,
+                manifest.gate_verdict,
+            )
             self._append(connection, job_id, published)
             self._end(connection, job_id, StateChanged(JobState.SUCCEEDED), version=made.version)
             faults.reach("job.succeeding")

@@ -369,7 +369,8 @@ class Supervisor:
         change = event.payload if event is not None else None
         if isinstance(change, Published):
             outcome = "candidate" if change.is_candidate else "published"
-            self._telemetry.versions_published.labels(outcome).inc()
+            calibrated = "yes" if change.calibrated else "no"
+            self._telemetry.versions_published.labels(outcome, calibrated, change.gate).inc()
         state = change.state if isinstance(change, StateChanged) else None
         is_over = state is not None and state.is_final
         if state is not None and is_over:

@@ -101,6 +101,7 @@ def _published(published: events.Published) -> pb.VersionPublished:
         message.accuracy_high = figure.accuracy_high
         message.measured_on = measured_on(figure.measured_on)
         message.measured_count = figure.count
+        message.measured_group_count = figure.groups
     return message
 
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from graft.v1 import fine_tuning_pb2 as pb
 
-from service.domain import plain_name
+from service.domain import LATEST, plain_name
 from service.errors import InvalidInput, Reason
 from service.ingest.labels import canonical
 from service.jobs.contract import (
@@ -18,7 +18,7 @@ from service.jobs.contract import (
     ModelBased,
     Technique,
 )
-from service.jobs.request import DEFAULT_MAX_REGRESSION, JobRequest
+from service.jobs.request import JobRequest
 from service.rpc.convert import duration
 
 _DEVICES: dict[int, Literal["auto", "cpu", "cuda"]] = {
@@ -56,6 +56,8 @@ _BASELINES: dict[int, Baseline] = {
     pb.BASELINE_FROM_SCRATCH: "from_scratch",
     pb.BASELINE_NEAREST_CLASS_MEAN: "nearest_class_mean",
 }
+
+_MAX_REGRESSION = Gate().max_regression
 
 # Fields that mean "the recipe's choice" when unset, the same on both sides.
 _CHOSEN = (
@@ -211,13 +213,20 @@ def _asked_grouping(grouping: Grouping) -> pb.Grouping:
 
 
 def _gate(given: pb.Gate) -> Gate:
+    if given.HasField("max_regression") and not given.not_worse_than:
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            "max_regression is set, and no version to compare with: set not_worse_than to an "
+            f"alias, such as {LATEST}, or leave it out",
+            field="gate.max_regression",
+        )
     return Gate(
         min_accuracy=_optional(given, "min_accuracy"),
         min_class_recall=_optional(given, "min_class_recall"),
         class_recalls={canonical(label): least for label, least in given.class_recalls.items()},
         not_worse_than=given.not_worse_than,
         max_regression=(
-            given.max_regression if given.HasField("max_regression") else DEFAULT_MAX_REGRESSION
+            given.max_regression if given.HasField("max_regression") else _MAX_REGRESSION
         ),
         when_uncertain=_named(
             _WHEN_UNCERTAIN, given.when_uncertain, "gate.when_uncertain", "WhenUncertain"

@@ -134,6 +134,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         request.check(settings.default_backbone, needs_images=not message.validate_only)
         if problem := settings.device_problem(request.device):
             raise WrongState(Reason.DEVICE_UNAVAILABLE, problem, field="device")
+        self._lineage.check_incumbent(request)
         self._jobs.check_open(tenant, caller().quota.concurrent_jobs)
         for field, dataset_id in (
             ("dataset_id", request.dataset_id),

@@ -382,10 +382,9 @@ class DatasetStore:
         return record
 
     def _renew_index(self, record: DatasetRecord, tree: Path) -> None:
-        """Gives a stored dataset the names, the groups and the summary of the upload in `tree`.
+        """Gives a stored dataset the names and the summary of the upload in `tree`.
 
-        An image without a group keeps the one that it had. What was lost of its files comes
-        back with them.
+        What was lost of its files comes back with them.
         """
         kept = self.path(record.dataset_id)
         new = index.load(tree / INDEX_FILE)
@@ -402,9 +401,7 @@ class DatasetStore:
 
         def renew(image: IndexedImage) -> IndexedImage:
             now = by_digest.get(image.digest, image)
-            return msgspec.structs.replace(
-                image, name=now.name, depth=now.depth, group=now.group or image.group
-            )
+            return msgspec.structs.replace(image, name=now.name, depth=now.depth)
 
         renewed = msgspec.structs.replace(
             stored,

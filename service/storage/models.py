@@ -76,7 +76,7 @@ class Publication:
     """A version that was made; with gate failures it is a candidate."""
 
     version: int
-    gate_failures: list[str]
+    manifest: Manifest
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class ModelStore:
         ).fetchone()
         if done is not None:
             manifest = msgspec.json.decode(done["manifest_json"], type=Manifest)
-            return Publication(int(done["version"]), manifest.gate_failures)
+            return Publication(int(done["version"]), manifest)
         self._artifacts.restore(stored)
         manifest = stored.manifest
         if gate is not None and gate.not_worse_than:
@@ -181,7 +181,7 @@ class ModelStore:
                 aliases.point(connection, model, gate.alias, version)
         exports.keep(connection, tenant_of(model), manifest)
         self._database.after_commit(partial(self._forget_resolved, model))
-        return Publication(int(version), manifest.gate_failures)
+        return Publication(int(version), manifest)
 
     def discard(self, out_dir: Path) -> None:
         """Deletes what was stored of a trainer's result that is not published after all."""

@@ -79,6 +79,19 @@ def test_what_cannot_be_told_is_held_unless_the_gate_says_otherwise(
         assert not client.predict(b"x", "pets", version=1)[0].calibrated
 
 
+def test_a_gate_that_compares_with_nothing_is_refused(client: Any, server: FakeGraft) -> None:
+    client.fine_tune(DATA, "cats", gate=graft.Gate(not_worse_than="prod")).wait()
+    with pytest.raises(graft.NotFound) as missing:
+        client.fine_tune(DATA, "cats", gate=graft.Gate(not_worse_than="lastest"))
+    assert missing.value.reason == graft.Reason.ALIAS_NOT_FOUND
+    assert [each.field for each in missing.value.violations] == ["gate.not_worse_than"]
+    client.fine_tune(DATA, "cats", gate=graft.Gate(not_worse_than="prod", alias="prod")).wait()
+    client.fine_tune(DATA, "cats", gate=graft.Gate(not_worse_than="prod")).wait()
+    with pytest.raises(graft.InvalidArgument) as alone:
+        client.fine_tune(DATA, "cats", gate=graft.Gate(max_regression=0.03))
+    assert [each.field for each in alone.value.violations] == ["gate.max_regression"]
+
+
 def test_a_version_without_a_gate_has_no_checks(client: Any, server: FakeGraft) -> None:
     version = client.fine_tune(DATA, "pets").wait()
     assert (version.is_candidate, version.gate_checks) == (False, ())

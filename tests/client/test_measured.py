@@ -24,8 +24,14 @@ START = ("finetune", "server:/x", "--name", "cats", "--detach")
     ],
 )
 def test_a_figure_says_what_it_is_of(measured_on: types.MeasuredOn, place: str) -> None:
-    figure = graft.Figure(measured_on, 0.9123, 0.8712, 0.944, 0.3, 244, 61)
-    assert str(figure) == f"0.912 [0.87 to 0.94] {place}"
+    def told(images: int, groups: int) -> str:
+        return str(graft.Figure(measured_on, 0.9123, 0.8712, 0.944, 0.3, images, groups))
+
+    assert told(244, 244) == f"0.912 [0.87 to 0.94] {place}"
+    assert told(244, 61) == f"0.912 [0.87 to 0.94] {place} in 61 groups"
+    one = place.replace("244", "1").replace("images", "image")
+    assert told(1, 1) == f"0.912 [0.87 to 0.94] {one}"
+    assert told(244, 1).endswith(" in 1 group")
 
 
 def test_groups_are_named_by_a_pattern_or_by_a_folder(
@@ -57,6 +63,21 @@ def test_what_could_not_be_measured_is_told_with_what_is_not_calibrated(
         assert "nothing could be measured, not calibrated" in capsys.readouterr().out
         assert main(["predict", "cats", __file__, *where]) == 0
         assert "not calibrated" in capsys.readouterr().out
+
+
+def test_what_was_let_pass_though_it_cannot_be_told_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with FakeGraft(script=[running(), published(None), succeeded()]) as server:
+        command = ["finetune", "server:/x", "--name", "cats", "--min-accuracy", "0.9"]
+        where = ["--server", server.target]
+        told = "undecided, and let pass as asked: accuracy: it cannot be told, no image was"
+        assert main([*command, "--when-uncertain", "promote", *where]) == 0
+        assert told in capsys.readouterr().err
+        assert main(["jobs", "watch", "job-1", *where]) == 0
+        assert told in capsys.readouterr().err
+        assert main([*command, *where]) == 4
+        assert "let pass" not in capsys.readouterr().err
 
 
 def test_a_version_that_fails_its_gate_is_plainly_called_a_candidate(

@@ -73,6 +73,7 @@ def test_without_a_terminal_there_is_one_line_a_stage(
         "running",
         "preparing",
         "6 images of 2 classes (cat, dog)",
+        "info: a word",
         "features",
         "training",
         "warning: few images",

@@ -388,6 +388,15 @@ def test_a_folder_that_is_named_like_a_dataset_is_uploaded_as_a_path(
 
 
 def test_a_third_place_beside_an_image_names_its_group() -> None:
-    data = [("cat", b"1", "litter 1"), ("dog", b"2")]
+    data = [("cat", b"1", "litter 1"), ("dog", b"2"), ("hen", b"3", None)]
     images = [m.image for m in _uploads.prepare(data, "", None).messages() if m.HasField("image")]
-    assert [(image.label, image.group) for image in images] == [("cat", "litter 1"), ("dog", "")]
+    assert [(image.label, image.group) for image in images] == [
+        ("cat", "litter 1"), ("dog", ""), ("hen", ""),
+    ]  # fmt: skip
+
+
+def test_the_same_images_in_other_groups_are_another_dataset(client: Any) -> None:
+    def sent(*group: str) -> str:
+        return str(client.upload_dataset([("cat", b"1", *group), ("dog", b"2")]).dataset_id)
+
+    assert sent() == sent("") != sent("litter 1") != sent("litter 2")

@@ -24,7 +24,7 @@ GIVE = r'give a label \(text\) and an image, as \("ants", "a.jpg"\)'
         ([(PIXELS, "ants")], f"tuple of a ndarray and a str: the label comes first: {GIVE}"),
         ([(None, "a.jpg")], f"tuple of a NoneType and a str: {GIVE}"),
         ([("ants", "a.jpg", 3)], f"a str, a str, an int: {GIVE}, and the name of its group"),
-        ([("ants", "a.jpg", "b", "c")], f"a tuple of 4: {GIVE}"),
+        ([("ants", "a.jpg", "b", "c")], f"a tuple of 4: {GIVE}, and the name of its group, if any"),
         ([Path("a.jpg")], f"no pair: {GIVE}"),
         ([Image.new("RGB", (2, 2))], f"an Image, no pair: {GIVE}"),
         ([None], f"a NoneType, no pair: {GIVE}"),

@@ -98,7 +98,7 @@ async def test_events_are_numbered_without_gaps_and_tell_the_whole_story(
     out = next(event.published for event in events if event.WhichOneof("payload") == "published")
     assert (out.accuracy, out.accuracy_low, out.accuracy_high) == (1.0, 0.75, 1.0)
     assert out.measured_on == model_pb2.MEASURED_ON_CROSS_VALIDATION
-    assert out.measured_count == 3
+    assert (out.measured_count, out.measured_group_count) == (3, 3)
 
 
 async def test_a_watcher_that_comes_back_misses_nothing_and_sees_nothing_twice(

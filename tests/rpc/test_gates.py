@@ -150,12 +150,51 @@ async def test_a_gate_on_the_accuracy_of_an_adapted_version_needs_labels_of_the_
     await service.fine_tuning.FineTune(asked)
 
 
-async def test_a_bound_on_what_is_lost_needs_a_version_to_lose_it_to(service: Service) -> None:
+@pytest.mark.parametrize("most", [0.01, 0.03])
+async def test_a_bound_on_what_is_lost_needs_a_version_to_lose_it_to(
+    service: Service, most: float
+) -> None:
     asked = ft.FineTuneRequest(
-        model="colours", inline_images=colours(), gate=ft.Gate(max_regression=0.01)
+        model="colours", inline_images=colours(), gate=ft.Gate(max_regression=most)
     )
     found = await refusal(service.fine_tuning.FineTune(asked))
     assert (found.field, "set not_worse_than" in found.message) == ("gate.max_regression", True)
+
+
+@pytest.mark.parametrize("is_check", [True, False])
+async def test_a_gate_compares_with_no_alias_that_is_not_there(
+    make_service: MakeService, is_check: bool
+) -> None:
+    service: Service = await make_service(PASSES, MISSES)
+
+    async def ask(model: str = "colours", **gate: Any) -> None:
+        await service.fine_tuning.FineTune(
+            ft.FineTuneRequest(
+                model=model,
+                inline_images=colours(),
+                gate=ft.Gate(**gate),
+                validate_only=is_check,
+            )
+        )
+
+    await fine_tune(service, gate=ft.Gate(alias="prod"))
+    await ask("new", not_worse_than="prod")
+    found = await refusal(ask(not_worse_than="prdo", alias="canary"))
+    assert (found.code, found.reason, found.field) == (
+        grpc.StatusCode.NOT_FOUND, "ALIAS_NOT_FOUND", "gate.not_worse_than",
+    )  # fmt: skip
+    assert "no alias 'prdo'; it has latest, prod" in found.message
+    await ask(not_worse_than="prod")
+    await ask(not_worse_than="canary", alias="canary")
+
+
+async def test_a_gate_compares_with_latest_where_nothing_is_published_yet(
+    make_service: MakeService,
+) -> None:
+    service: Service = await make_service(MISSES)
+    await fine_tune(service)
+    again = await fine_tune(service, gate=ft.Gate(not_worse_than="latest"))
+    assert again.state == ft.JOB_STATE_SUCCEEDED
 
 
 async def test_a_model_with_candidates_alone_says_how_to_publish_one(

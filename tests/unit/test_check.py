@@ -57,7 +57,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         publish = partial(
             models.publish, model=model, job_id=job_id, stored=artifacts.put(out), gate=Gate()
         )
-        jobs.succeed(job_id, publish, None)
+        jobs.succeed(job_id, publish)
         return job_id
 
     for _ in range(4):

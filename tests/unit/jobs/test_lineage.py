@@ -16,7 +16,6 @@ from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
-from tests.figures import figure
 from tests.unit.jobs.conftest import Queue, request
 from tests.unit.jobs.house import class_folders
 from tests.unit.storage.conftest import TENANT, write_result
@@ -55,7 +54,6 @@ def train(
         return jobs.succeed(
             job_id,
             lambda connection: models.publish(connection, model, job_id, stored),
-            figure(),
         )
 
     return train

@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from service.domain import Base, GateCheck, JobState
@@ -38,6 +39,11 @@ def misses(spec: JobSpec) -> None:
     write_result(Path(spec.out_dir), spec.job_id, spec.model, gate_checks=[MISSED])
 
 
+def cannot_tell(spec: JobSpec) -> None:
+    check = msgspec.structs.replace(MISSED, verdict="undecided", passed=True, value=None)
+    write_result(Path(spec.out_dir), spec.job_id, spec.model, gate_checks=[check], calibrated=False)
+
+
 def leaves_a_checkpoint(spec: JobSpec) -> None:
     Path(spec.checkpoint_dir, "epoch-1").write_bytes(b"weights")
     Path(spec.out_dir, "half").write_bytes(b"")
@@ -50,7 +56,8 @@ async def test_a_version_that_missed_its_gate_is_a_candidate_and_its_job_succeed
     make_house: MakeHouse, queue: Queue, folder: str
 ) -> None:
     missed = Script(records=[FINISHED], before_last=misses)
-    house = make_house(good(), missed, good())
+    promoted = Script(records=[FINISHED], before_last=cannot_tell)
+    house = make_house(good(), missed, promoted)
     gate = Gate(min_accuracy=0.9, alias="prod")
     jobs = [queue(server_path=folder, gate=gate) for _ in range(3)]
     await house.supervisor.start()
@@ -62,13 +69,19 @@ async def test_a_version_that_missed_its_gate_is_a_candidate_and_its_job_succeed
         for e in house.jobs.events(jobs[1].job_id, TENANT, 0)
         if isinstance(e.payload, Published)
     ]
-    assert published == [Published("birds", 2, figure(0.5, 2), ["accuracy 0.5 is below 0.9"])]
+    assert published == [
+        Published("birds", 2, figure(0.5, 2), [MISSED.detail], calibrated=True, gate="failed")
+    ]
     assert published[0].is_candidate
     assert (await house.ended(jobs[2].job_id)).state is JobState.SUCCEEDED
     assert house.models.get_model("birds").aliases == {"latest": 3, "prod": 3}
     await house.supervisor.close(5)
-    assert house.metric("graft_versions_published_total", outcome="candidate") == 1
-    assert house.metric("graft_versions_published_total", outcome="published") == 2
+    for outcome, calibrated, gate in (
+        ("published", "yes", "none"), ("candidate", "yes", "failed"),
+        ("published", "no", "undecided"),
+    ):  # fmt: skip
+        made = {"outcome": outcome, "calibrated": calibrated, "gate": gate}
+        assert house.metric("graft_versions_published_total", **made) == 1
 
 
 async def test_a_version_whose_alias_moved_while_it_was_made_says_so_and_is_a_candidate(
@@ -128,7 +141,8 @@ async def test_the_trainer_gets_the_answers_of_the_version_before_which_is_no_ca
     make_house: MakeHouse, queue: Queue, folder: str
 ) -> None:
     missed = Script(records=[FINISHED], before_last=misses)
-    house = make_house(good(), missed, good())
+    promoted = Script(records=[FINISHED], before_last=cannot_tell)
+    house = make_house(good(), missed, promoted)
     jobs = [queue(server_path=folder) for _ in range(3)]
     await house.supervisor.start()
     for job in jobs:

@@ -120,7 +120,6 @@ def test_a_value_that_is_not_allowed_is_refused_by_its_name(
             ("max_regression", Gate(not_worse_than="prod", max_regression=x))
             for x in (-0.01, 0.51, NAN)
         ],
-        ("max_regression", Gate(max_regression=0.1)),
         *[("max_parity_difference", Gate(max_parity_difference=x)) for x in (0.0, -1.0, INF)],
         *[("max_latency", Gate(max_latency_ms=x)) for x in (0.0, -5.0, INF)],
         *[("not_worse_than", Gate(not_worse_than=x)) for x in ("Prod", "7", "-x")],

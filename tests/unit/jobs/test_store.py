@@ -23,7 +23,7 @@ from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore, Publication
 from tests.figures import figure
 from tests.unit.jobs.conftest import Queue, request
-from tests.unit.storage.conftest import TENANT, write_result
+from tests.unit.storage.conftest import TENANT, manifest, write_result
 from tests.unit.storage.test_datasets import IMAGES, upload
 
 ALL = ("auto", "cpu", "cuda")
@@ -38,7 +38,7 @@ def states(jobs: JobStore, job_id: str) -> list[JobState]:
 
 
 def version_one(_: Connection) -> Publication:
-    return Publication(1, [])
+    return Publication(1, manifest("job-1"))
 
 
 def test_a_new_job_waits_with_its_first_event(jobs: JobStore) -> None:
@@ -198,16 +198,17 @@ def test_success_publishes_and_ends_in_one_step(
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        jobs.succeed(job_id, publish_and_fail, figure(0.9, 10))
+        jobs.succeed(job_id, publish_and_fail)
     assert jobs.get(job_id, TENANT).state is JobState.RUNNING
     assert models.list_models(0, "", TENANT) == ([], "")
 
-    record = jobs.succeed(job_id, publish, figure(0.9, 10))
+    record = jobs.succeed(job_id, publish)
     assert (record.state, record.version) == (JobState.SUCCEEDED, 1)
     assert record.end_time_s is not None
     last_two = [e.payload for e in jobs.events(job_id, TENANT, 0)][-2:]
-    assert last_two == [Published("birds", 1, figure(0.9, 10)), StateChanged(JobState.SUCCEEDED)]
-    assert jobs.succeed(job_id, publish, figure(0.9, 10)) == record
+    out = Published("birds", 1, figure(0.5, 2), calibrated=True)
+    assert last_two == [out, StateChanged(JobState.SUCCEEDED)]
+    assert jobs.succeed(job_id, publish) == record
     assert models.get_model("birds").version_count == 1
 
 
@@ -249,7 +250,7 @@ def test_a_success_beats_a_cancel_that_was_not_done_yet(jobs: JobStore, queue: Q
     job_id = queue().job_id
     jobs.claim(ALL)
     jobs.request_cancel(job_id, TENANT)
-    record = jobs.succeed(job_id, version_one, None)
+    record = jobs.succeed(job_id, version_one)
     assert (record.state, record.cancel_requested) == (JobState.SUCCEEDED, False)
 
 
@@ -260,7 +261,7 @@ def test_nothing_happens_to_a_job_after_its_end(jobs: JobStore, queue: Queue) ->
     before = jobs.events(job_id, TENANT, 0)
     for change in (
         lambda: jobs.append_event(job_id, Note("info", "late")),
-        lambda: jobs.succeed(job_id, version_one, None),
+        lambda: jobs.succeed(job_id, version_one),
         lambda: jobs.fail(job_id, Reason.INTERNAL, ""),
         lambda: jobs.cancelled(job_id),
         lambda: jobs.requeue(job_id, ""),
@@ -395,7 +396,7 @@ class AnyOrder(RuleBasedStateMachine):
         job_id = self.any_id()
         changes = {
             "append": lambda: self.jobs.append_event(job_id, Progressed("training", 0.1)),
-            "succeed": lambda: self.jobs.succeed(job_id, version_one, None),
+            "succeed": lambda: self.jobs.succeed(job_id, version_one),
             "fail": lambda: self.jobs.fail(job_id, Reason.TRAINING_FAILED, "x"),
             "request_cancel": lambda: self.jobs.request_cancel(job_id, TENANT),
             "cancelled": lambda: self.jobs.cancelled(job_id),

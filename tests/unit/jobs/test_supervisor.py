@@ -56,14 +56,15 @@ async def test_a_job_goes_from_the_queue_to_a_served_version(
         EPOCH,
         Note("info", "x"),
         Progressed("publishing", 0.0),
-        Published("birds", 1, figure(0.5, 2)),
+        Published("birds", 1, figure(0.5, 2), calibrated=True),
         StateChanged(JobState.SUCCEEDED),
     ]
     assert house.models.resolve("birds", None, None).head_path.exists()
     assert [stored.manifest.model for stored in house.warmed] == ["birds"]
     await house.supervisor.close(GUARD_S)
     assert house.metric("graft_jobs_ended_total", state="SUCCEEDED") == 1
-    assert house.metric("graft_versions_published_total", outcome="published") == 1
+    made = {"outcome": "published", "calibrated": "yes", "gate": "none"}
+    assert house.metric("graft_versions_published_total", **made) == 1
 
 
 async def test_the_spec_says_what_was_asked_and_what_the_server_chose(
@@ -342,7 +343,8 @@ async def test_a_candidate_is_not_warmed(make_house: MakeHouse, queue: Queue, fo
     job = queue(server_path=folder)
     await house.supervisor.start()
     assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
-    assert house.metric("graft_versions_published_total", outcome="candidate") == 1
+    made = {"outcome": "candidate", "calibrated": "yes", "gate": "failed"}
+    assert house.metric("graft_versions_published_total", **made) == 1
     assert house.warmed == []
 
 

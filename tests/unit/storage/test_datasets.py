@@ -402,21 +402,25 @@ def test_the_same_images_again_bring_their_names_and_their_losses_to_the_index(
     stored(datasets, first.dataset_id)
 
 
-def test_the_same_images_again_bring_their_groups_and_keep_those_that_they_had(
-    datasets: DatasetStore,
-) -> None:
-    def groups(*given: str) -> list[str]:
+def test_the_same_images_in_other_groups_are_another_dataset(datasets: DatasetStore) -> None:
+    def in_groups(*given: str) -> DatasetRecord:
         sending = datasets.begin_upload("", "", tenant=TENANT)
         for (label, content, part), group in zip(IMAGES, given, strict=True):
             sending.add_image(label, content, "", part, group)
-        kept = index.load(datasets.path(sending.finish().dataset_id) / INDEX_FILE)
+        return sending.finish()
+
+    def groups(record: DatasetRecord) -> list[str]:
+        kept = index.load(datasets.path(record.dataset_id) / INDEX_FILE)
         found = {image.digest: image.group for image in kept.images}
         return [found[digest(content)] for _, content, _ in IMAGES]
 
-    none = [""] * (len(IMAGES) - 2)
-    assert groups("a", "", *none) == ["a", "", *none]
-    assert groups("", "b", *none) == ["a", "b", *none]
-    assert groups("c", "", *none) == ["c", "b", *none]
+    asked = (["a", "b"], ["a", ""], ["a", "a"], ["", ""])
+    named = [[*two, *[""] * (len(IMAGES) - 2)] for two in asked]
+    records = [in_groups(*each) for each in named]
+    assert len({record.dataset_id for record in records}) == len(asked)
+    assert [groups(record) for record in records] == named
+    assert [in_groups(*each).dataset_id for each in named] == [r.dataset_id for r in records]
+    assert upload(datasets, IMAGES).dataset_id == records[-1].dataset_id
 
 
 @pytest.mark.parametrize("group", ["x" * 129, "a\nb"])

@@ -243,6 +243,7 @@ def _published(out: fine_tuning_pb2.VersionPublished) -> types.VersionPublished:
         accuracy_high=_optional(out, "accuracy_high"),
         measured_on=_MEASURED_ON.get(out.measured_on, "unknown"),
         measured_count=out.measured_count,
+        measured_group_count=out.measured_group_count,
         is_candidate=out.is_candidate,
         gate_failures=tuple(out.gate_failures),
     )

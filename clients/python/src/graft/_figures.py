@@ -13,14 +13,15 @@ MeasuredOn = Literal[
 could be measured, "unknown" to a client that is too old."""
 Verdict = Literal["passed", "failed", "undecided", "unknown"]
 
-_PLACES: dict[str, str] = {
-    "cross_validation": "by cross-validation over {} images",
-    "held_out": "on {} held-out images",
-    "validation": "on {} validation images",
-    "test": "on {} test images",
-    "target": "on {} images of the target",
-    "source": "on {} images of the source",
+_PLACES: dict[str, tuple[str, str]] = {
+    "cross_validation": ("by cross-validation over {} image", ""),
+    "held_out": ("on {} held-out image", ""),
+    "validation": ("on {} validation image", ""),
+    "test": ("on {} test image", ""),
+    "target": ("on {} image", " of the target"),
+    "source": ("on {} image", " of the source"),
 }
+"""What stands before the plural's ending, and after it."""
 
 
 def measured(
@@ -28,13 +29,24 @@ def measured(
     low: float | None,
     high: float | None,
     measured_on: MeasuredOn,
-    count: int,
+    images: int,
+    groups: int,
 ) -> str:
-    """Returns an accuracy in words: "0.912 [0.87 to 0.94] by cross-validation over 244 images"."""
+    """Returns an accuracy in words: "0.912 [0.87 to 0.94] by cross-validation over 244 images".
+
+    Groups of images that belong together are told where they are fewer: "in 6 groups".
+    """
     if accuracy is None or low is None or high is None:
         return "nothing could be measured"
-    place = _PLACES.get(measured_on, "on {} images").format(count)
+    before, after = _PLACES.get(measured_on, ("on {} image", ""))
+    place = f"{before.format(images)}{_plural(images)}{after}"
+    if 0 < groups < images:
+        place += f" in {groups} group{_plural(groups)}"
     return f"{accuracy:.3f} [{low:.2f} to {high:.2f}] {place}"
+
+
+def _plural(count: int) -> str:
+    return "" if count == 1 else "s"
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,12 @@ class Figure:
     def __str__(self) -> str:
         """Returns one line: "0.912 [0.87 to 0.94] by cross-validation over 244 images"."""
         return measured(
-            self.accuracy, self.accuracy_low, self.accuracy_high, self.measured_on, self.image_count
+            self.accuracy,
+            self.accuracy_low,
+            self.accuracy_high,
+            self.measured_on,
+            self.image_count,
+            self.group_count,
         )
 
 
@@ -74,6 +91,8 @@ class VersionPublished:
     measured_on: MeasuredOn = ""
     measured_count: int = 0
     """Images."""
+    measured_group_count: int = 0
+    """Groups of images that belong together; a lone image is one."""
     is_candidate: bool = False
     """Its gate did not let it pass: no alias points to it."""
     gate_failures: tuple[str, ...] = ()
@@ -88,6 +107,7 @@ class VersionPublished:
             self.accuracy_high,
             self.measured_on,
             self.measured_count,
+            self.measured_group_count,
         )
 
 
@@ -98,7 +118,8 @@ class GateCheck:
     name: str
     """"accuracy", "class_recall", "not_worse", "parity" or "latency"."""
     verdict: Verdict
-    """"undecided" where the images are too few to tell."""
+    """"undecided" where it cannot be told: "not_worse" from too few images, "accuracy" and
+    "class_recall" where no image could be measured on."""
     passed: bool
     """Whether it lets the version be published: also undecided, where the gate says so."""
     value: float | None

@@ -112,11 +112,12 @@ class Gate:
     """The least recall by class."""
     not_worse_than: str = ""
     """An alias, `latest` among them: it must be shown, on the same images, that the version loses
-    no more than `max_regression` of accuracy to the one behind it."""
+    no more than `max_regression` of accuracy to the one behind it. It must be there where the
+    model has versions, unless it is `latest` or `alias`."""
     max_regression: float | None = None
-    """0 to 0.5; None means 0.03."""
+    """0 to 0.5, with `not_worse_than` alone; None means 0.03."""
     when_uncertain: Literal["hold", "promote"] = "hold"
-    """What becomes of a version where the images are too few to tell."""
+    """What becomes of a version where a check is undecided."""
     max_parity_difference: float | None = None
     """Of a probability, between PyTorch and what serves; None means the service's bound."""
     max_latency_ms: float | None = None

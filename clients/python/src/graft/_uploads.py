@@ -26,7 +26,7 @@ from graft.v1 import dataset_pb2 as pb
 
 CHUNK_BYTES: Final = 256 * 2**10
 
-Labelled: TypeAlias = tuple[str, ImageLike] | tuple[str, ImageLike, str]
+Labelled: TypeAlias = tuple[str, ImageLike] | tuple[str, ImageLike, str | None]
 """A label and an image, and the name of the group of images that it belongs to, if any."""
 Uploadable: TypeAlias = str | os.PathLike[str] | Iterable[Labelled]
 """A folder with a folder per class, a .tar, .tar.gz or .zip archive of one, or pairs of a label
@@ -247,7 +247,7 @@ def _refuse_single(data: object) -> None:
 def _labelled(item: Any, index: int) -> tuple[str, ImageLike, str]:
     if not _is_pair(item):
         raise _no_pair(item, f"data[{index}]")
-    return item[0], item[1], item[2] if len(item) == 3 else ""
+    return item[0], item[1], (item[2] or "") if len(item) == 3 else ""
 
 
 def _unlabelled(item: Any, index: int) -> tuple[str, ImageLike, str]:
@@ -258,7 +258,7 @@ def _is_pair(item: Any) -> bool:
     """Tells whether something is a label and an image, with or without a group."""
     if not (isinstance(item, tuple | list) and 2 <= len(item) <= 3 and isinstance(item[0], str)):
         return False
-    return isinstance(item[-1], str) or len(item) == 2
+    return len(item) == 2 or isinstance(item[2], str | None)
 
 
 def _no_pair(item: Any, where: str) -> InvalidArgument:
@@ -268,9 +268,10 @@ def _no_pair(item: Any, where: str) -> InvalidArgument:
         return invalid(f"{where} is {kind}, no pair: give {wanted}", where)
     if len(item) == 3:
         came = f"{where} is {kind} of {', '.join(map(_a, item))}"
-        return invalid(f"{came}: give {wanted}, and the name of its group", where)
+        return invalid(f"{came}: give {wanted}, and the name of its group, if any", where)
     if len(item) != 2:
-        return invalid(f"{where} is {kind} of {len(item)}: give {wanted}", where)
+        came = f"{where} is {kind} of {len(item)}"
+        return invalid(f"{came}: give {wanted}, and the name of its group, if any", where)
     first, second = item
     came = f"{where} is {kind} of {_a(first)} and {_a(second)}"
     if isinstance(first, Integral):

@@ -166,7 +166,7 @@ def _add_gate(group: Any) -> None:
         metavar="CLASS=R",
         help="of one class; repeatable",
     )
-    group.add_argument("--not-worse-than", metavar="ALIAS", help="on the same images")
+    group.add_argument("--not-worse-than", metavar="ALIAS", help="shown on the same images")
     group.add_argument(
         "--max-regression",
         type=float,
@@ -176,7 +176,7 @@ def _add_gate(group: Any) -> None:
     group.add_argument(
         "--when-uncertain",
         choices=["hold", "promote"],
-        help="where the images are too few to tell; default: hold",
+        help="where it cannot be told; default: hold",
     )
     group.add_argument("--max-latency-ms", type=float, metavar="MS", help="of one image")
     group.add_argument(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from graft import types
 from graft._jobs import JobHandle
 from graft.cli._codes import Code
-from graft.cli._output import Output, complain
+from graft.cli._output import Output, complain, warn
 
 if TYPE_CHECKING:
     from graft.cli._bar import Bar
@@ -92,7 +92,8 @@ class Watching:
                 self._is_candidate = published.is_candidate
                 self._print(describe(published))
             case types.Note(level="info") as note:
-                if self._bar is not None:
+                # A few a job, what was decided among them.
+                if not self._output.is_quiet:
                     self._print(describe(note))
             case types.DataSummary() as data:
                 for line in data_lines(data):
@@ -226,6 +227,10 @@ def follow(job: JobHandle, output: Output) -> tuple[Code, types.Version | None]:
         return Code.INTERRUPTED, None
     if output.is_json:
         output.emit({"type": "version", **vars(version)})
+    elif not version.is_candidate:
+        for check in version.gate_checks:
+            if check.verdict == "undecided":
+                warn(f"undecided, and let pass as asked: {check.detail}")
     return (Code.GATE_REFUSED if version.is_candidate else Code.OK), version
 
 

@@ -78,6 +78,7 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
     ) -> pb.UploadDatasetResponse:
         header, archive, is_whole = pb.UploadDatasetHeader(), io.BytesIO(), False
         images: list[Image] = []
+        groups: list[str] = []
         left_out: list[pb.LeftOutFile] = []
         for index, message in enumerate(request_iterator):
             part = message.WhichOneof("part")
@@ -90,16 +91,22 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
             elif part == "image":
                 image = message.image
                 images.append((_SPLITS[image.split], image.label, image.content))
+                groups.append(image.group)
             elif part == "end":
                 is_whole = message.end.message_count == index - 1
         if not is_whole:
             raise _invalid("the upload was cut off: it ended without the `end` that fits")
         if archive.tell():
             images, left_out = _unpack(archive.getvalue(), header.is_unlabelled)
-        return pb.UploadDatasetResponse(dataset=self._store(header, images, left_out))
+            groups = [""] * len(images)
+        return pb.UploadDatasetResponse(dataset=self._store(header, images, groups, left_out))
 
     def _store(
-        self, header: pb.UploadDatasetHeader, images: list[Image], left_out: list[pb.LeftOutFile]
+        self,
+        header: pb.UploadDatasetHeader,
+        images: list[Image],
+        groups: list[str],
+        left_out: list[pb.LeftOutFile],
     ) -> pb.Dataset:
         # The labels of an unlabelled dataset are to measure with: they are no classes.
         named = [] if header.is_unlabelled else images
@@ -107,7 +114,10 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
         labels = sorted({label for label, _ in counts})
         if not images:
             raise refuse(InvalidArgument, Reason.DATASET_UNUSABLE, "there are no images")
-        lines = sorted(f"{s}\0{label}\0{hashlib.sha256(d).hexdigest()}" for s, label, d in images)
+        lines = sorted(
+            f"{split}\0{label}\0{hashlib.sha256(content).hexdigest()}\0{group}"
+            for (split, label, content), group in zip(images, groups, strict=True)
+        )
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         dataset = pb.Dataset(
             dataset_id=f"ds-{digest[:16]}",

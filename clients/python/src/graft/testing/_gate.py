@@ -1,9 +1,32 @@
 """Whether a fake version passes its gate: by the script's figures and its words."""
 
+from collections.abc import Collection
+
+from graft.errors import InvalidArgument, NotFound, Reason
+from graft.testing._refusals import refuse
 from graft.v1 import fine_tuning_pb2 as pb
 from graft.v1 import model_pb2
 
 _PASSED, _FAILED = model_pb2.GATE_VERDICT_PASSED, model_pb2.GATE_VERDICT_FAILED
+
+
+def check(gate: pb.Gate, aliases: Collection[str] | None) -> None:
+    """Refuses a gate that compares with nothing; `aliases` are the model's, None without one."""
+    if gate.HasField("max_regression") and not gate.not_worse_than:
+        raise refuse(
+            InvalidArgument,
+            Reason.INVALID_FIELD,
+            "max_regression is set, and no version to compare with: set not_worse_than",
+            "gate.max_regression",
+        )
+    made = ("", "latest", gate.alias)
+    if aliases is not None and gate.not_worse_than not in (*made, *aliases):
+        raise refuse(
+            NotFound,
+            Reason.ALIAS_NOT_FOUND,
+            f"there is no alias {gate.not_worse_than!r}; there is {', '.join(sorted(aliases))}",
+            "gate.not_worse_than",
+        )
 
 
 def checks(gate: pb.Gate, out: pb.VersionPublished) -> list[model_pb2.GateCheck]:

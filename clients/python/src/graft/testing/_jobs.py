@@ -128,6 +128,7 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                     adaptation.target_dataset_id, "domain_adaptation.target_dataset_id"
                 )
         self._base(request)
+        _gate.check(request.gate, self._models.aliases_of(request.model))
 
     def stop(self) -> None:
         """Ends every watch."""

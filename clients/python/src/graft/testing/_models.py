@@ -100,6 +100,11 @@ class Models(model_pb2_grpc.ModelServiceServicer):
             found = self._versions.get(model, {}).get(version)
             return found is not None and found.is_candidate
 
+    def aliases_of(self, model: str) -> set[str] | None:
+        """The names that a model's versions have; None where there is no such model."""
+        with self._lock:
+            return set(self._models[model].aliases) if model in self._models else None
+
     def resolve(self, request: Any) -> pb.Version:
         """The version that a request's model and `which` name."""
         with self._lock:

@@ -95,7 +95,7 @@ def published(
         figure = figure_of(accuracy, count)
         out.accuracy, out.measured_on = figure.accuracy, figure.measured_on
         out.accuracy_low, out.accuracy_high = figure.accuracy_low, figure.accuracy_high
-        out.measured_count = figure.image_count
+        out.measured_count, out.measured_group_count = figure.image_count, figure.group_count
     return pb.JobEvent(published=out)
 
 

@@ -386,7 +386,7 @@ class Message(_message.Message):
     def __init__(self, level: _Optional[_Union[Message.Level, str]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class VersionPublished(_message.Message):
-    __slots__ = ("model", "version", "accuracy", "accuracy_low", "accuracy_high", "measured_on", "measured_count", "is_candidate", "gate_failures")
+    __slots__ = ("model", "version", "accuracy", "accuracy_low", "accuracy_high", "measured_on", "measured_count", "measured_group_count", "is_candidate", "gate_failures")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
@@ -394,6 +394,7 @@ class VersionPublished(_message.Message):
     ACCURACY_HIGH_FIELD_NUMBER: _ClassVar[int]
     MEASURED_ON_FIELD_NUMBER: _ClassVar[int]
     MEASURED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_GROUP_COUNT_FIELD_NUMBER: _ClassVar[int]
     IS_CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     GATE_FAILURES_FIELD_NUMBER: _ClassVar[int]
     model: str
@@ -403,9 +404,10 @@ class VersionPublished(_message.Message):
     accuracy_high: float
     measured_on: _model_pb2.MeasuredOn
     measured_count: int
+    measured_group_count: int
     is_candidate: bool
     gate_failures: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., accuracy: _Optional[float] = ..., accuracy_low: _Optional[float] = ..., accuracy_high: _Optional[float] = ..., measured_on: _Optional[_Union[_model_pb2.MeasuredOn, str]] = ..., measured_count: _Optional[int] = ..., is_candidate: _Optional[bool] = ..., gate_failures: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., accuracy: _Optional[float] = ..., accuracy_low: _Optional[float] = ..., accuracy_high: _Optional[float] = ..., measured_on: _Optional[_Union[_model_pb2.MeasuredOn, str]] = ..., measured_count: _Optional[int] = ..., measured_group_count: _Optional[int] = ..., is_candidate: _Optional[bool] = ..., gate_failures: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class JobEvent(_message.Message):
     __slots__ = ("sequence", "time", "state_change", "progress", "epoch", "data", "message", "published")
