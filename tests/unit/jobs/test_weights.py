@@ -62,7 +62,8 @@ def test_what_to_do_is_said(tmp_path: Path) -> None:
         (DomainAdaptation(technique="coral"), exported, False),
         (DomainAdaptation(technique="cdan"), exported, True),
         (ModelBased(), exported, True),
-        (Auto(), exported, True),
+        (Auto(), none, True),
+        (Auto(), exported, False),
     ],
 )
 def test_an_exported_backbone_is_enough_where_it_is_not_trained(
