@@ -106,8 +106,8 @@ class Lineage:
             except NotFound:
                 raise _gone(
                     job,
-                    f"the dataset {job.dataset_id} was deleted: upload the same images again, "
-                    "which makes the same dataset",
+                    f"the dataset {job.dataset_id} was deleted: upload the same images again, in "
+                    "the same groups, which makes the same dataset",
                 ) from None
             return job.dataset_id
         try:
