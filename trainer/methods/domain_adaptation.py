@@ -297,11 +297,11 @@ def _findings(
         seen=seen,
         target_images=len(target.images),
         comparison=comparison,
-        words=_words(doubt, seen, has_adapted=chosen.technique != SOURCE_ONLY),
+        words=_words(doubt, seen, chosen),
     )
 
 
-def _words(doubt: Doubt, seen: float, *, has_adapted: bool) -> str:
+def _words(doubt: Doubt, seen: float, chosen: Tried) -> str:
     few = "It may hold one class alone, or few, and adapting would spread those over all"
     why = {
         "": "",
@@ -318,10 +318,10 @@ def _words(doubt: Doubt, seen: float, *, has_adapted: bool) -> str:
     }[doubt]
     if not why:
         return (
-            "the adapted model is for images of the target alone: what it answers to those of "
-            "the source was not asked"
+            f"adapted to the target by {chosen.name}: for images of the target alone, what it "
+            "answers to those of the source was not asked"
         )
-    if has_adapted:
+    if chosen.technique != SOURCE_ONLY:
         return f"{why}: the adapted model is published because always_adapt was asked for"
     return f"{why}: the source-only model is published; say always_adapt to have the adapted one"
 
