@@ -13,6 +13,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 Looks = npt.NDArray[np.uint64]
+Floats = npt.NDArray[np.floating]
 Singles = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
@@ -22,6 +23,11 @@ to where it is a scene. Frames have 0.1 to 0.6, classes of photos, drawings and 
 _FREE = 22.0
 """Bits by which images of different classes must differ: below, all have much the same layout, as
 digits have, and a class may well have one of its own."""
+_SAME_BITS = 10
+"""Unrelated photos differ in 32, and hardly ever in fewer than 16."""
+_SAME_COSINE = 0.8
+"""Of features without their mean: resaved, scaled and cropped copies of photos have 0.8 to 0.98."""
+_BLOCK = 1024
 _LEAST = 8
 _SAMPLED = 400
 _LARGEST = 3000
@@ -31,6 +37,31 @@ def bits(first: Looks, second: Looks) -> Singles:
     """Returns in how many bits hashes [n] and [m] differ, float32 [n, m]."""
     differing: Singles = np.bitwise_count(first[:, None] ^ second).astype(np.float32)
     return differing
+
+
+def copied(
+    features: Floats, looks: Looks, known_features: Floats, known_looks: Looks
+) -> npt.NDArray[np.bool_]:
+    """Marks images [m] of which another set [n] has a copy beyond doubt: in hash and features.
+
+    For sets of which no image is the frame of another's: resaved, scaled and slightly cropped
+    copies are found, and no more.
+    """
+    mean = known_features.mean(axis=0)
+    own, known = (_unit(rows - mean) for rows in (features, known_features))
+    marked = np.zeros(len(looks), np.bool_)
+    for start in range(0, len(looks), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        is_copy = bits(looks[rows], known_looks) <= _SAME_BITS
+        is_copy &= own[rows] @ known.T >= _SAME_COSINE
+        marked[rows] = is_copy.any(axis=1)
+    return marked
+
+
+def _unit(features: Floats) -> Floats:
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    unit: Floats = features / np.maximum(lengths, 1e-12)
+    return unit
 
 
 def scenes(looks: Looks, classes: Sequence[Ints]) -> Iterator[Ints]:

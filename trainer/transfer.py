@@ -23,6 +23,7 @@ from trainer import outliers
 from trainer.data import Bools, Ints, Source
 from trainer.divided import Divided, looks_of, unlearned
 from trainer.job import Job
+from trainer.looks import copied
 from trainer.measuring import Measured, cross_validated
 from trainer.methods import domain_adaptation, feature_based
 from trainer.methods.domain_adaptation import Target
@@ -218,11 +219,13 @@ def _auto(job: Job, divided: Divided) -> Transferred:
     )
 
 
-def _target(job: Job, method: DomainAdaptation, divided: Divided) -> tuple[Target, Ints]:
+def _target(
+    job: Job, method: DomainAdaptation, divided: Divided, source_only: Head
+) -> tuple[Target, Ints]:
     """Reads the target; returns it with the groups of its images, int64 [m].
 
-    No class of the target is read for those, and nothing is measured on images that belong
-    together with one of the source.
+    For those source-only's answers stand for classes, of which none is read. Nothing is
+    measured on images of which the source has a copy.
     """
     spec, train = job.spec, divided.data.train
     target = domain_adaptation.load_target(
@@ -236,22 +239,22 @@ def _target(job: Job, method: DomainAdaptation, divided: Divided) -> tuple[Targe
         spec.grouping,
     )
     images = target.images
-    both = groups_of.find(
-        np.concatenate([job.frozen.of(train), target.features]),
-        looks_of(train, images),
-        np.concatenate([train.targets, np.full(len(images), len(divided.data.classes))]),
-        [*(f"\0{group}" for group in divided.train), *(images.given_groups or [""] * len(images))],
+    looks, known = looks_of(images), set(train.digests)
+    groups = groups_of.find(
+        target.features,
+        looks,
+        source_only.probabilities(target.features).argmax(axis=1),
+        images.given_groups or [""] * len(images),
     ).of
-    groups = both[len(train) :]
-    is_known = np.array([digest in set(train.digests) for digest in images.digests])
-    is_learned = is_known | np.isin(groups, both[: len(train)])
+    is_learned = np.array([digest in known for digest in images.digests], dtype=np.bool_)
+    is_learned |= copied(target.features, looks, job.frozen.of(train), looks_of(train))
     return domain_adaptation.without_learned(target, is_learned, job.send), groups
 
 
 def _adapted_head(job: Job, method: DomainAdaptation, divided: Divided) -> Transferred:
     spec, data = job.spec, divided.data
-    target, groups = _target(job, method, divided)
     source_only = job.first_head(data.train, divided.folds, data.classes)
+    target, groups = _target(job, method, divided, source_only.head)
     found = domain_adaptation.adapt_head(
         method,
         (source_only.train, data.train.targets),
@@ -283,9 +286,9 @@ def _adapted_network(job: Job, method: DomainAdaptation, divided: Divided) -> Tr
     from trainer.methods import network_adaptation
 
     spec, data = job.spec, divided.data
-    target, groups = _target(job, method, divided)
-    held = domain_adaptation.held_out(target, groups, spec.validation_fraction, spec.seed)
     source_only = job.first_head(data.train, divided.folds, data.classes)
+    target, groups = _target(job, method, divided, source_only.head)
+    held = domain_adaptation.held_out(target, groups, spec.validation_fraction, spec.seed)
     trained = network_adaptation.train(
         spec,
         method,
