@@ -125,14 +125,14 @@ def test_a_group_stays_on_the_side_that_it_had_in_the_version_before() -> None:
     )  # fmt: skip
     sides = np.linspace(0.01, 0.99, 20)
     previous = {
-        digest: Answer(Role.LEARNED, "", 0.0, group, float(side))
+        digest: Answer(Role.LEARNED, "", 0.0, group, "", float(side))
         for group, (digest, side) in enumerate(zip(old.digests, sides, strict=True))
     }
     after = divided.divide(data(both), np.tile(lone(20), (2, 1)), previous)
     np.testing.assert_array_equal(after.sides, np.tile(sides, 2))
     # And from then on, whichever of them is hashed lower.
     again = {
-        digest: Answer(Role.LEARNED, "", 0.0, int(group), float(side))
+        digest: Answer(Role.LEARNED, "", 0.0, int(group), "", float(side))
         for digest, group, side in zip(both.digests, after.train, after.sides, strict=True)
     }
     third = divided.divide(data(both), np.tile(lone(20), (2, 1)), again)
@@ -142,7 +142,8 @@ def test_a_group_stays_on_the_side_that_it_had_in_the_version_before() -> None:
 def test_what_belonged_together_before_still_does_without_the_names() -> None:
     train = part(20)
     previous = {
-        digest: Answer(Role.LEARNED, "", 0.0, n // 2, 0.5) for n, digest in enumerate(train.digests)
+        digest: Answer(Role.LEARNED, "", 0.0, n // 2, "", 0.5)
+        for n, digest in enumerate(train.digests)
     }
     made = divided.divide(data(train), lone(20), previous)
     assert made.found.count == 10
