@@ -127,5 +127,5 @@ def rate_for(recipe: Settings, batch_size: int) -> float:
     """
     if recipe.learning_rate is not None:
         return recipe.learning_rate
-    highest = 0.003 if recipe.fitted_head else 0.01
+    highest = 0.001 if recipe.fitted_head else 0.01
     return highest * math.sqrt(batch_size / _RATE_IS_FOR_BATCH)

@@ -153,7 +153,7 @@ def test_the_batch_size_follows_from_the_images_and_the_learning_rate_from_it(
 ) -> None:
     size = batch_size_for(images, device)
     assert size == expected
-    assert rate_for(settings(ModelBased()), size) == pytest.approx(0.003 * (size / 16) ** 0.5)
+    assert rate_for(settings(ModelBased()), size) == pytest.approx(0.001 * (size / 16) ** 0.5)
 
 
 def exhausted(largest: int) -> Callable[..., torch.Tensor]:
@@ -176,7 +176,7 @@ def test_batches_are_halved_until_memory_is_enough_and_that_is_said(
     job = Trained(make_folder(per_class=10), make_spec, ModelBased(epochs=2), told)
     _, used, *_ = job.run()
     assert (used["batch_size"], used["epochs"]) == (2, 2)
-    assert used["learning_rate"] == pytest.approx(0.003 * (2 / 16) ** 0.5)
+    assert used["learning_rate"] == pytest.approx(0.001 * (2 / 16) ** 0.5)
     said = [text for text in notes(told) if "memory is exhausted" in text]
     assert ["4 images" in said[0], "2 images" in said[1], len(said)] == [True, True, 2]
 
