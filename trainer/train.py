@@ -251,6 +251,8 @@ def _answers(found: Transferred, sets: Sequence[Measured]) -> list[Rows]:
     divided, target = found.divided, found.target
     train = divided.data.train
     side = dict(zip(train.digests, divided.sides.tolist(), strict=True))
+    # Groups of the target have numbers of their own, after those of the data.
+    after = divided.found.count
     rows, told = [], set[str]()
 
     def add(
@@ -264,16 +266,17 @@ def _answers(found: Transferred, sets: Sequence[Measured]) -> list[Rows]:
         # Of an adapted version they are not its own answers, but those of the source's head.
         if each.measured_on != "source":
             role = Role.OUT_OF_FOLD if each.rounds else Role.HELD_OUT
-            add(role, each.part, each.part.targets, each.groups, each.probabilities)
+            groups = each.groups + after if each.measured_on == "target" else each.groups
+            add(role, each.part, each.part.targets, groups, each.probabilities)
     untold = np.array([digest not in told for digest in train.digests], dtype=np.bool_)
     for mask, role in ((untold & ~found.held, Role.LEARNED), (untold & found.held, Role.HELD_OUT)):
         part = train.take(mask)
         add(role, part, part.targets, divided.train[mask])
-    if target is not None:
+    if target is not None and found.target_groups is not None:
         # What was adapted to was learned from, though without classes.
         places = [i for i, digest in enumerate(target.images.digests) if digest not in told]
         none = np.full(len(places), -1, np.int64)
-        add(Role.LEARNED, target.images.at(places), none, none)
+        add(Role.LEARNED, target.images.at(places), none, found.target_groups[places] + after)
     return rows
 
 

@@ -264,6 +264,8 @@ def test_an_adapted_version_without_target_labels_lends_nobody_its_answers(
     known = answers.load(tmp_path / "first" / ANSWERS_FILE)
     assert {one.role for one in known.values()} == {Role.LEARNED}
     assert len(known) == 60
+    # Source and target are no groups of each other, and the target's images no group of all.
+    assert len({one.group for one in known.values()}) > 50
     again = make_spec(
         source, gate=Gate(not_worse_than="latest"), incumbent=incumbent(tmp_path / "first", first)
     )
