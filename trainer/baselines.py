@@ -87,7 +87,7 @@ def _linear_probe(bench: Bench, send: Send) -> Floats:
         FeatureBased(), *bench.divided.dealt(bench.learned), bench.frozen, bench.spec.seed, send,
         bench.spec.threads,
     )  # fmt: skip
-    return fitted.head.probabilities(bench.frozen.of(bench.measured))
+    return fitted.head.probabilities(bench.frozen.all_of(bench.measured))
 
 
 def _trained(bench: Bench, name: Baseline, budget_s: float | None, send: Send) -> Floats:

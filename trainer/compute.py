@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from service.errors import InvalidInput, Reason, WrongState
-from service.inference.preprocess import SIZE
 
 _WORTH_IT = 1.2
 """How much faster a shorter format must be to be taken for it."""
@@ -31,8 +30,12 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda")
 
 
-def choose_precision(wanted: str, device: torch.device, network: nn.Module) -> tuple[str, str]:
+def choose_precision(
+    wanted: str, device: torch.device, network: nn.Module, size: int
+) -> tuple[str, str]:
     """Returns the number format that is wanted, or the fastest for `auto`; and why it.
+
+    `size` is that of the images.
 
     A GPU computes bf16 (older ones fp16) fastest; a CPU with bf16 instructions is
     asked with a few steps, since depthwise convolutions can be slower in bf16 than
@@ -52,7 +55,7 @@ def choose_precision(wanted: str, device: torch.device, network: nn.Module) -> t
         return "fp16", "the GPU has no bf16"
     if not _cpu_has_bf16():
         return "fp32", "the CPU has no bf16 instructions"
-    fp32_s, bf16_s = (step_s(p, device, network, _PROBE_BATCH) for p in ("fp32", "bf16"))
+    fp32_s, bf16_s = (step_s(p, device, network, _PROBE_BATCH, size) for p in ("fp32", "bf16"))
     ratio = fp32_s / bf16_s
     chosen = "bf16" if ratio >= _WORTH_IT else "fp32"
     return chosen, f"bf16 ran {ratio:.1f}x as fast as fp32 in a probe"
@@ -70,7 +73,9 @@ def _cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def step_s(precision: str, device: torch.device, network: nn.Module, batch_size: int) -> float:
+def step_s(
+    precision: str, device: torch.device, network: nn.Module, batch_size: int, size: int
+) -> float:
     """Measures the seconds of a step with its update: the fastest of a few, after a first one.
 
     Modules stay in the mode that they are in: a frozen BatchNorm costs less.
@@ -79,7 +84,7 @@ def step_s(precision: str, device: torch.device, network: nn.Module, batch_size:
     probe = copy.deepcopy(network)
     moving = [p for p in probe.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(moving, lr=1e-9, momentum=0.9, fused=True)
-    images = torch.zeros(batch_size, SIZE, SIZE, 3, dtype=torch.uint8, device=device)
+    images = torch.zeros(batch_size, size, size, 3, dtype=torch.uint8, device=device)
     context = autocast(precision, device)
     times = []
     for _ in range(1 + _PROBES):

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from service.inference.preprocess import SIZE, Pixels
+from service.inference.preprocess import Pixels
 
 _SCALE, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 
@@ -11,14 +11,14 @@ _SCALE, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 def describe() -> dict[str, float | int | str]:
     """Says what `random_view` draws from, as `preprocess.describe`."""
     scale, ratio = [f"{low:g} to {high:g}" for low, high in (_SCALE, _RATIO)]
-    return {"crop": SIZE, "scale": scale, "ratio": ratio, "tries": _TRIES, "mirrored": 0.5}
+    return {"scale": scale, "ratio": ratio, "tries": _TRIES, "mirrored": 0.5}
 
 
-def random_view(image: Image.Image, rng: np.random.Generator) -> Pixels:
-    """A random crop, scaled to uint8 [224, 224, 3]; every second one is mirrored."""
+def random_view(image: Image.Image, size: int, rng: np.random.Generator) -> Pixels:
+    """A random crop, scaled to uint8 [size, size, 3]; every second one is mirrored."""
     left, top, width, height = random_crop(image.width, image.height, rng)
     box = (left, top, left + width, top + height)
-    small = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)
+    small = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     pixels = np.asarray(small, dtype=np.uint8)
     return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 

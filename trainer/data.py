@@ -10,7 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -21,7 +21,7 @@ from PIL import Image
 from service.domain import DEFAULT_DECODING, WHITE, ClassCount, ImageDecoding, ReadSummary
 from service.errors import InvalidInput, Reason, WrongState
 from service.inference import preprocess
-from service.inference.preprocess import SIZE, Pixels
+from service.inference.preprocess import Pixels
 from service.ingest import index as indexes
 from service.ingest import reader
 from service.ingest.folder import read_plain
@@ -50,6 +50,8 @@ class Files:
     """Their perceptual hashes, hex; empty where none was computed."""
     given_groups: tuple[str, ...] = field(default=(), kw_only=True)
     """Names of the groups that they came in; empty names, or none, where nothing was said."""
+    aspects: tuple[float, ...] = field(default=(), kw_only=True)
+    """Of each the longer side over the shorter."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -67,16 +69,17 @@ class Files:
         return read_again(self.paths[place], self.digests[place])
 
     def decode(self, places: Sequence[int] | None = None, threads: int = 0) -> Pixels:
-        """Reads images as served, uint8 [n, 224, 224, 3]: all, or those at `places`, in order.
+        """Reads images as served, uint8 [n, s, s, 3]: all, or those at `places`, in order.
 
         Raises InvalidInput (DATASET_UNUSABLE) when a file is not what it was any more.
         """
         files = self if places is None else Files.at(self, places)
-        pixels = np.empty((len(files), SIZE, SIZE, 3), np.uint8)
+        size = files.decoding.size
+        pixels = np.empty((len(files), size, size, 3), np.uint8)
 
         def decode(row: int) -> None:
             image = open_again(files.paths[row], files.digests[row], files.decoding)
-            pixels[row] = preprocess.fit(image)
+            pixels[row] = preprocess.fit(image, files.decoding)
 
         workers = min(threads or len(os.sched_getaffinity(0)), len(files))
         if workers <= 1:
@@ -106,6 +109,7 @@ class Part(Files):
             decoding=self.decoding,
             looks=tuple(self.looks[i] for i in kept) if self.looks else (),
             given_groups=tuple(self.given_groups[i] for i in kept) if self.given_groups else (),
+            aspects=tuple(self.aspects[i] for i in kept) if self.aspects else (),
             ages=self.ages[kept] if len(self.ages) else self.ages,
         )
 
@@ -155,6 +159,11 @@ class Data:
     own: frozenset[Path]
     """The images that the job brought on top of its bases'."""
 
+    def decoded(self, decoding: ImageDecoding) -> "Data":
+        """Returns the same images, which become pixels in another way."""
+        parts = {name: getattr(self, name) for name in ("train", "validation", "test")}
+        return replace(self, **{k: replace(part, decoding=decoding) for k, part in parts.items()})
+
     def counts(self) -> list[ClassCount]:
         """Counts the images of each class, as they are used."""
         train, validation, test = (
@@ -199,7 +208,14 @@ class Source:
         prefix = f"{self.name}/" if self.name else ""
         return [
             LabelledImage(
-                root / i.path, prefix + i.name, i.label, i.part, i.digest, i.look, named.of(i)
+                root / i.path,
+                prefix + i.name,
+                i.label,
+                i.part,
+                i.digest,
+                i.look,
+                named.of(i),
+                i.aspect,
             )
             for i in index.images
         ]
@@ -396,5 +412,6 @@ def _part(
         decoding=decoding,
         looks=tuple(image.look for image in images),
         given_groups=tuple(image.group for image in images),
+        aspects=tuple(image.aspect for image in images),
         ages=np.array([ages[image.path] for image in images], dtype=np.int64),
     )

@@ -42,6 +42,8 @@ class LabelledImage:
     """Its perceptual hash, hex."""
     group: str = ""
     """Images that belong together; empty where nothing was said."""
+    aspect: float = 1.0
+    """Its longer side over the shorter."""
 
 
 Images = list[LabelledImage]

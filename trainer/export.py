@@ -1,32 +1,48 @@
 """Writes a torch backbone as the ONNX file that serves, and computes what torch makes of images."""
 
+import json
 import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
 from service import faults
 from service.inference.head import Floats
-from service.inference.preprocess import SIZE, Pixels
-from trainer.backbone_file import OPSET
+from service.inference.preprocess import Pixels
+from trainer.backbone_file import BLOCKS, OPSET
+from trainer.backbones import Backbone
 
 _BATCH = 8
 
 
-def to_onnx(backbone: nn.Module, path: Path) -> None:
-    """Writes `images` uint8 [n, 224, 224, 3] -> `features` float32 [n, d], opset 17.
+class _All(nn.Module):
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
 
-    The same weights always give the same bytes, so that jobs share a backbone.
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self.backbone.all_features(images), dim=1)
+
+
+def to_onnx(backbone: Backbone, path: Path) -> None:
+    """Writes `images` uint8 [n, size, size, 3] -> `features` float32 [n, d], opset 17.
+
+    Features are the last layer's, then those of the taps; how many of each stand in the
+    metadata under `BLOCKS`, a JSON list. The same weights always give the same bytes, so
+    that jobs share a backbone.
     """
     backbone = backbone.to("cpu", torch.float32).eval()
-    example = torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8)
+    example = torch.zeros(2, backbone.size, backbone.size, 3, dtype=torch.uint8)
+    with torch.inference_mode():
+        blocks = [part.shape[1] for part in backbone.all_features(example)]
     with warnings.catch_warnings(), torch.no_grad():
         # The newer exporter takes ten times as long for the same graph.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            backbone,
+            _All(backbone),
             (example,),
             str(path),
             dynamo=False,
@@ -35,15 +51,20 @@ def to_onnx(backbone: nn.Module, path: Path) -> None:
             output_names=["features"],
             dynamic_axes={"images": {0: "n"}, "features": {0: "n"}},
         )
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {BLOCKS: json.dumps(blocks)})
+    onnx.save(model, str(path))
     faults.reach("trainer.exported")
 
 
-def torch_features(backbone: nn.Module, pixels: Pixels) -> Floats:
-    """Computes features float32 [n, d] as torch does, on the CPU in full precision."""
+def torch_features(backbone: Backbone, pixels: Pixels) -> Floats:
+    """Computes all features float32 [n, d] as torch does, on the CPU in full precision."""
     backbone = backbone.to("cpu", torch.float32).eval()
     with torch.inference_mode():
         parts = [
-            backbone(torch.from_numpy(pixels[i : i + _BATCH])).numpy()
+            torch.cat(
+                backbone.all_features(torch.from_numpy(pixels[i : i + _BATCH])), dim=1
+            ).numpy()
             for i in range(0, len(pixels), _BATCH)
         ]
     return np.concatenate(parts)

@@ -47,6 +47,10 @@ class Source(Protocol):
     def precision(self) -> str:
         """What it computes in, as `Session.precision`; empty where only a session knows."""
 
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """How many features each of its blocks has, the last layer's first."""
+
     def load(self) -> Session:
         """Loads it; blocks."""
 
@@ -91,8 +95,17 @@ class Features:
         """So far, whether computed or kept."""
         return len(self._rows) / self._seconds if self._seconds else 0.0
 
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """How many features each block has, the last layer's first."""
+        return self._source.blocks
+
     def of(self, files: Files, detail: str = "images") -> Floats:
-        """Features float32 [n, d] of images that were examined, here or elsewhere.
+        """The last layer's features float32 [n, d], which images are compared by; as `all_of`."""
+        return self.all_of(files, detail)[:, : self.blocks[0]]
+
+    def all_of(self, files: Files, detail: str = "images") -> Floats:
+        """All features float32 [n, d] of images that were examined, here or elsewhere.
 
         Raises InvalidInput (DATASET_UNUSABLE) when a file is gone or was changed.
         """
@@ -102,7 +115,10 @@ class Features:
 
         def prepare(chunk: Sequence[str]) -> list[tuple[str, Pixels]]:
             return [
-                (keys[digest], preprocess.fit(open_again(paths[digest], digest, decoding)))
+                (
+                    keys[digest],
+                    preprocess.fit(open_again(paths[digest], digest, decoding), decoding),
+                )
                 for digest in chunk
             ]
 
@@ -111,7 +127,7 @@ class Features:
         return self._stacked([keys[digest] for digest in files.digests])
 
     def of_views(self, files: Files, count: int, seed: int) -> Floats:
-        """Features float32 [count, n, d] of random crops, every second one mirrored.
+        """All features float32 [count, n, d] of random crops, every second one mirrored.
 
         Which crop an image gets follows from its content, the seed and the view's
         number alone. Errors as `of`.
@@ -131,7 +147,7 @@ class Features:
                 for i, key in enumerate(keys[digest]):
                     if key in missing:
                         rng = np.random.default_rng([seed % 2**64, i, int(digest[:16], 16)])
-                        made.append((key, random_view(image, rng)))
+                        made.append((key, random_view(image, decoding.size, rng)))
             return made
 
         lacking = [digest for digest, views in keys.items() if not missing.isdisjoint(views)]
@@ -222,9 +238,14 @@ class Features:
 
 def _key(digest: str, decoding: ImageDecoding) -> str:
     """Names an image's pixels: the same file decoded in another way is another image."""
-    if decoding == DEFAULT_DECODING:
-        return digest
-    return f"{digest} {decoding.background} {decoding.bit_depth}"
+    # The size is the backbone's, and so is the key's space.
+    named = [digest]
+    default = DEFAULT_DECODING
+    if (decoding.background, decoding.bit_depth) != (default.background, default.bit_depth):
+        named += [decoding.background, str(decoding.bit_depth)]
+    if decoding.framing != default.framing:
+        named.append(decoding.framing)
+    return " ".join(named)
 
 
 class _Progress:

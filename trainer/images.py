@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from service.inference.preprocess import SIZE, Pixels
+from service.inference.preprocess import Pixels
 from trainer import memory
 from trainer.crops import random_view
 from trainer.data import Files, Ints, open_again
@@ -83,7 +83,7 @@ class Cache:
 
 
 class Images:
-    """Images to learn from, as batches: RandomResizedCrop 224 and a horizontal flip.
+    """Images to learn from, as batches: RandomResizedCrop and a horizontal flip.
 
     `caches` is how many share the memory, this one among them.
     """
@@ -92,6 +92,7 @@ class Images:
         self, files: Files, seed: int, threads: int, folder: Path | None = None, caches: int = 1
     ) -> None:
         self._count = len(files)
+        self._size = files.decoding.size
         self._seed = seed % 2**64
         self._cache = Cache(files, _share_bytes(caches), folder)
         self._pool = ThreadPoolExecutor(
@@ -101,7 +102,7 @@ class Images:
     def batches(
         self, epoch: int, size: int, steps: int | None = None
     ) -> Iterator[tuple[torch.Tensor, Ints]]:
-        """Images uint8 [n, 224, 224, 3] in a new order, and their places int64 [n].
+        """Images uint8 [n, size, size, 3] in a new order, and their places int64 [n].
 
         One pass, or so many whole batches as `steps` says, going round as often as
         that takes. A last batch of one image is left out: BatchNorm learns
@@ -138,7 +139,7 @@ class Images:
     def _augmented(self, place: int, epoch: int, turn: int) -> Pixels:
         image = Image.fromarray(self._cache.image(place))
         rng = np.random.default_rng([self._seed, epoch, place, turn])
-        return random_view(image, rng)
+        return random_view(image, self._size, rng)
 
 
 class AsServed:
@@ -146,11 +147,11 @@ class AsServed:
 
     def __init__(self, files: Files, threads: int, caches: int = 1) -> None:
         self._files, self._threads = files, threads
-        is_small = len(files) * SIZE * SIZE * 3 <= _share_bytes(caches)
+        is_small = len(files) * files.decoding.size**2 * 3 <= _share_bytes(caches)
         self._pixels = files.decode(threads=threads) if is_small else None
 
     def batches(self, size: int) -> Iterator[Pixels]:
-        """uint8 [n, 224, 224, 3], in order."""
+        """uint8 [n, size, size, 3], in order."""
         for start in range(0, len(self._files), size):
             end = min(start + size, len(self._files))
             if self._pixels is not None:

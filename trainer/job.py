@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from service.backbones import find
 from service.errors import GraftError, Reason
 from service.inference.providers import ProviderUnavailable, choose_provider
 from service.inference.runtime import OnnxRuntime
@@ -147,8 +148,8 @@ class Job:
         if self.known is not None:
             self.frozen_file = Path(self.known.path)
         digest = self.known.digest if self.known else ""
-        source = BackboneFile(self.frozen_file, self.runtime, digest, self._export)
-        self._frozen = Features(source, self.cache, self.spec.threads, self.send)
+        self._file = BackboneFile(self.frozen_file, self.runtime, digest, self._export)
+        self._frozen = Features(self._file, self.cache, self.spec.threads, self.send)
 
     @property
     def frozen(self) -> Features:
@@ -157,9 +158,10 @@ class Job:
         return self._frozen
 
     @property
-    def frozen_dim(self) -> int:
-        """Returns the number of its features."""
-        return self.frozen.session.feature_dim
+    def size(self) -> int:
+        """Returns the side of the images that the backbone takes, pixels."""
+        row = find(self.spec.backbone)
+        return row.size if row and row.size else self._file.size
 
     @functools.cached_property
     def backbone(self) -> "Backbone":

@@ -77,8 +77,8 @@ def _measure_network(found: "Transferred") -> tuple["Transferred", list[Measured
         part, groups = subset(data.validation, divided.validation, mask)
     if not len(part):
         return found, given(divided, learned, served.head, served.features)
-    features = served.features.of(part, "held-out images")
-    logits = features.astype(np.float64) @ served.head.weight.T + served.head.bias
+    features = served.features.all_of(part, "held-out images")
+    logits = served.head.logits(features).astype(np.float64)
     own = Measured(name, part, groups, softmax(logits, axis=1))
     head, own = tempered(served.head, own, logits)
     rest = given(divided, learned, head, served.features)
@@ -109,7 +109,7 @@ def given(divided: Divided, learned_groups: Ints, head: Head, features: Features
     for name, part, groups in sets:
         own, own_groups = subset(part, groups, unlearned(groups, learned_groups))
         if len(own):
-            answers = head.probabilities(features.of(own, f"{name} images"))
+            answers = head.probabilities(features.all_of(own, f"{name} images"))
             found.append(Measured(name, own, own_groups, answers, len(part) - len(own)))
     return found
 

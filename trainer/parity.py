@@ -45,9 +45,9 @@ def check(
 
     Raises GraftError (PARITY_FAILED) when a probability differs by more than 1e-3.
     """
-    answers = head.probabilities(served.of(checked, _DETAIL))
+    answers = head.probabilities(served.all_of(checked, _DETAIL))
     try:
-        wanted = head.probabilities(Features(reference, cache, threads).of(checked, _DETAIL))
+        wanted = head.probabilities(Features(reference, cache, threads).all_of(checked, _DETAIL))
     finally:
         reference.close()
     difference = float(np.abs(answers - wanted).max())
@@ -72,6 +72,11 @@ class TorchBackbone:
         self.space = f"torch {metadata.version('torch')} {name} {weights} {decoding()}"
         self._load = load
         self._threads_before = 0
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """As those of what serves: it is asked for all of them alone."""
+        return ()
 
     def load(self) -> Session:
         """Loads its weights; errors as `backbones.load`."""
@@ -101,7 +106,7 @@ class _TorchSession:
 
     def __init__(self, backbone: "Backbone") -> None:
         self._backbone = backbone
-        self.feature_dim = backbone.feature_dim
+        self.size, self.feature_dim = backbone.size, backbone.feature_dim
 
     def run(self, images: Pixels, cores: int = 0) -> Floats:  # noqa: ARG002 - always one
         from trainer import export

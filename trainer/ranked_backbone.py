@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -235,7 +236,7 @@ def _served_s(session: Session, files: Files, deadline: float) -> float:
         _check(deadline)
         encoded = files.encoded(turn % len(files))
         begun = time.monotonic()
-        session.run(preprocess.decode(encoded, files.decoding)[None])
+        session.run(preprocess.decode(encoded, replace(files.decoding, size=session.size))[None])
         times.append(time.monotonic() - begun)
     return median(times[1:])
 

@@ -119,6 +119,9 @@ def _run(job: Job) -> Manifest:
         stages.begin("choosing the backbone")
         ranked = job.choose_backbone(data.train)
 
+    decoding = msgspec.structs.replace(data.train.decoding, size=job.size)
+    data = data.decoded(decoding)
+
     stages.begin("features")
     divided = job.divided(data)
     stages.begin("training")
@@ -166,8 +169,6 @@ def _run(job: Job) -> Manifest:
         *learned_from(found, spec.seed),
         spec.seed,
         is_trained=found.is_trained,
-        # What was trained on these images draws them together.
-        looked_at=job.frozen_dim if found.out_of_fold is not None else None,
     )
     head = replace(served.head, outliers=known[0] if known else None, is_calibrated=calibrated)
     gate_checks = judgement.gate_checks(job, found, sets, metrics, agreed)
@@ -199,7 +200,7 @@ def _run(job: Job) -> Manifest:
         reading=data.summary,
         seed=spec.seed,
         hyperparameters=found.used,
-        preprocess=preprocess.describe(),
+        preprocess=preprocess.describe(data.train.decoding),
         decoding=data.train.decoding,
         parity=agreed,
         opset=OPSET,
@@ -339,7 +340,7 @@ def _quantised(job: Job, found: Transferred) -> Transferred:
             there = ~np.isnan(served.fitted.out_of_fold[:, 0])
             answered: Ints = served.fitted.out_of_fold[there].argmax(axis=1)
         else:
-            features = served.features.of(learned)
+            features = served.features.all_of(learned)
             answered = served.head.probabilities(features).argmax(axis=1)
         return answered
 

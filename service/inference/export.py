@@ -1,6 +1,6 @@
 """One self-contained ONNX classifier from a backbone and a head.
 
-uint8 images [n, 224, 224, 3] in, probabilities float32 [n, classes] out;
+uint8 images [n, size, size, 3] in, probabilities float32 [n, classes] out;
 the normalisation comes with the backbone, the softmax and the temperature with
 the head. The labels are in the metadata under "labels", as a JSON list. Under "preprocess"
 is how an image becomes pixels, as a JSON object: what `preprocess.describe` returns, and the
@@ -10,6 +10,7 @@ fields of the version's `ImageDecoding`. Under "calibrated" is `Head.is_calibrat
 import json
 
 import msgspec
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
@@ -27,9 +28,17 @@ def compose(
     (features,) = (value.name for value in graph.output)
     # The temperature divides the logits, so it goes into the weights.
     scale = 1 / head.temperature
+    if head.feature_dim < graph.output[0].type.tensor_type.shape.dim[1].dim_value:
+        ends = [("head.from", 0), ("head.to", head.feature_dim), ("head.axis", 1)]
+        graph.initializer.extend(
+            numpy_helper.from_array(np.array([at], np.int64), name) for name, at in ends
+        )
+        names = [name for name, _ in ends]
+        graph.node.append(helper.make_node("Slice", [features, *names], ["head.features"]))
+        features = "head.features"
     graph.initializer.extend(
         [
-            numpy_helper.from_array((head.weight.T * scale).astype("float32"), "head.weight"),
+            numpy_helper.from_array((head.matrix.T * scale).astype("float32"), "head.weight"),
             numpy_helper.from_array((head.bias * scale).astype("float32"), "head.bias"),
         ]
     )
@@ -47,7 +56,7 @@ def compose(
     )
     properties = {
         "labels": json.dumps(head.classes, ensure_ascii=False),
-        "preprocess": json.dumps(preprocess.describe() | msgspec.structs.asdict(decoding)),
+        "preprocess": json.dumps(preprocess.describe(decoding) | msgspec.structs.asdict(decoding)),
         "calibrated": json.dumps(head.is_calibrated),
         **metadata,
     }

@@ -29,7 +29,7 @@ class Classified:
     probabilities: Floats
     """float32 [classes], adding up to 1."""
     features: Floats
-    """float32 [d], as the backbone gave them."""
+    """float32 [d], those that the head takes."""
     classes: tuple[str, ...]
     outlier_score: float | None = None
     """Above 1 is out of distribution; None for heads that do not know."""

@@ -18,6 +18,7 @@ class FakeSession:
     the next run raise.
     """
 
+    size = 224
     feature_dim = 3
     precision = "fp32"
     max_batch = 1_000

@@ -1,14 +1,15 @@
 """A head: what turns a backbone's features into class probabilities.
 
-Kept as a safetensors file of kilobytes: tensors `weight` float32 [classes, d]
-and `bias` float32 [classes]; metadata `head`, a JSON object with `classes` (their
-names), `temperature` and `is_calibrated`; and, where it is known what the training
-images look like, the tensors of an `Outliers`: `outlier_means`,
-`outlier_inverse_variance` and `outlier_validation`. Loading one runs no code and
-opens no session.
+Kept as a safetensors file of kilobytes: tensors `weight` float16 [classes, d] and
+`bias` float32 [classes]; metadata `head`, a JSON object with `scale` (what the weights
+are to be multiplied by), `classes` (their names), `temperature` and `is_calibrated`;
+and, where it is known what the training images look like, the tensors of an `Outliers`:
+`outlier_means`, `outlier_inverse_variance` and `outlier_validation`. Loading one runs no
+code and opens no session.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,32 @@ from service.inference.outliers import Outliers
 
 Floats = npt.NDArray[np.float32]
 
+_LARGEST = 1024.0
+"""Of a weight as it is kept: far from the ends of float16 on both sides."""
+
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A linear classifier with its class names and its temperature."""
+    """A linear classifier on the first of a backbone's features, its classes and temperature."""
 
-    weight: Floats
+    weight: npt.NDArray[np.floating]
+    """[classes, d], times `scale`; of whatever type it is given in, it is kept as float16."""
     bias: Floats
     classes: tuple[str, ...]
     temperature: float = 1.0
     outliers: Outliers | None = None
     is_calibrated: bool = True
     """Whether its probabilities were shown to be right on images that nothing was learned from."""
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.weight.dtype != np.float16:
+            # A power of two: nothing but the rounding to float16 is lost.
+            largest = float(np.abs(self.weight).max(initial=0.0)) or 1.0
+            scale = 2.0 ** math.ceil(math.log2(largest / _LARGEST))
+            half = (self.weight / scale).astype(np.float16)
+            object.__setattr__(self, "weight", half)
+            object.__setattr__(self, "scale", self.scale * scale)
         count, dim = self.weight.shape
         if self.bias.shape != (count,) or len(self.classes) != count or dim < 1:
             raise ValueError(
@@ -46,12 +59,14 @@ class Head:
             )
         if not self.temperature > 0:
             raise ValueError(f"temperature {self.temperature} is not above 0")
-        if self.outliers is not None and self.outliers.means.shape[1] != dim:
+        if not self.scale > 0:
+            raise ValueError(f"scale {self.scale} is not above 0")
+        if self.outliers is not None and self.outliers.means.shape[1] > dim:
             raise ValueError(f"outliers of {self.outliers.means.shape[1]} features, not {dim}")
 
     @property
     def feature_dim(self) -> int:
-        """How many features it takes."""
+        """How many features it takes, the first of what its backbone gives."""
         return int(self.weight.shape[1])
 
     @property
@@ -61,13 +76,22 @@ class Head:
         outliers = 0 if self.outliers is None else self.outliers.nbytes
         return self.weight.nbytes + self.bias.nbytes + outliers + names + 512
 
+    @property
+    def matrix(self) -> Floats:
+        """The weights float32 [classes, d] themselves."""
+        matrix: Floats = self.weight.astype(np.float32) * np.float32(self.scale)
+        return matrix
+
     def logits(self, features: Floats) -> Floats:
-        """From features float32 [n, d] to logits float32 [n, classes], before the temperature."""
-        logits: Floats = features @ self.weight.T + self.bias
+        """From features float32 [n, d or more] to logits float32 [n, classes].
+
+        They are not divided by the temperature yet.
+        """
+        logits: Floats = features[:, : self.feature_dim] @ self.matrix.T + self.bias
         return logits
 
     def probabilities(self, features: Floats) -> Floats:
-        """From features float32 [n, d] to probabilities float32 [n, classes]."""
+        """From features float32 [n, d or more] to probabilities float32 [n, classes]."""
         scaled = self.logits(features) / np.float32(self.temperature)
         scaled -= scaled.max(axis=1, keepdims=True)
         np.exp(scaled, out=scaled)
@@ -92,6 +116,7 @@ def save(head: Head, path: Path) -> None:
         metadata={
             "head": json.dumps(
                 {
+                    "scale": head.scale,
                     "classes": head.classes,
                     "temperature": float(head.temperature),
                     "is_calibrated": head.is_calibrated,
@@ -119,6 +144,7 @@ def load(path: Path, digest: str = "") -> Head:
             temperature=float(about["temperature"]),
             outliers=_outliers(tensors) if "outlier_means" in tensors else None,
             is_calibrated=_flag(about["is_calibrated"]),
+            scale=float(about["scale"]),
         )
     except (
         *(SafetensorError, KeyError, TypeError, ValueError),

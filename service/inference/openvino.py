@@ -23,13 +23,14 @@ class OpenVinoGraph:
         self._compiled = core.compile_model(
             core.read_model(model), "CPU", openvino_config(precision, cores, streams)
         )
+        self.size = int(self._compiled.input(0).partial_shape[1].get_length())
         self.feature_dim = int(self._compiled.output(0).partial_shape[1].get_length())
         hint = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         self.precision = {"bf16": "bf16", "f16": "fp16"}.get(str(hint), "fp32")
         self._requests = threading.local()
 
     def run(self, images: Pixels) -> Floats:
-        """From uint8 [n, 224, 224, 3] to features float32 [n, d]."""
+        """From uint8 [n, size, size, 3] to features float32 [n, d]."""
         request: Any = getattr(self._requests, "own", None)
         if request is None:
             request = self._requests.own = self._compiled.create_infer_request()

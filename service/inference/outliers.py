@@ -46,8 +46,11 @@ class Outliers:
         return self.means.nbytes + self.inverse_variance.nbytes + self.validation.nbytes + 512
 
     def scores(self, features: Floats) -> Floats:
-        """From features float32 [n, d] to scores float32 [n]; above 1 is out of distribution."""
-        unit = normalised(features)
+        """From features float32 [n, d or more] to scores float32 [n].
+
+        Above 1 is out of distribution.
+        """
+        unit = normalised(features[:, : self.means.shape[1]])
         # |x - m|^2 multiplied out, so that a thousand classes are one product of matrices;
         # made for each call, since it would take twice the memory that the means do.
         means = self.means.astype(np.float32)

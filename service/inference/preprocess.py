@@ -1,4 +1,4 @@
-"""Turns an image, encoded or decoded, into the `uint8 [224, 224, 3]` that a backbone takes.
+"""Turns an image, encoded or decoded, into the `uint8 [size, size, 3]` that a backbone takes.
 
 Training and serving both come through here, so there is no skew between them; docs/export.md
 shows the same in a few lines of Pillow, for exported models. Every function may be called
@@ -37,10 +37,8 @@ from service.inference.jpeg_scans import MAX_SCANS
 
 Pixels = npt.NDArray[np.uint8]
 
-SIZE: Final = 224
-"""Side of what a backbone sees, in pixels."""
-RESIZE: Final = 256
-"""What the shorter side is scaled to before the middle is cut out, in pixels."""
+MARGIN: Final = 256 / 224
+"""The shorter side over that of the middle square that is cut out of an image."""
 MAX_PIXELS: Final = 64_000_000
 """More are not decoded: 64 megapixels are 256 MB as Pillow keeps RGB."""
 
@@ -103,11 +101,19 @@ class ImageFacts:
     16 that holds its largest value. 0 for all other images."""
     look: str = ""
     """Its difference hash, 64 bits as 16 hex digits: images that look the same differ in few."""
+    aspect: float = 1.0
+    """The longer side over the shorter."""
 
 
-def describe() -> dict[str, float | int | str]:
-    """Says what this module does to an image, for manifests."""
-    return {"resize": RESIZE, "crop": SIZE, "interpolation": "bilinear", "colours": "RGB"}
+def describe(decoding: ImageDecoding = DEFAULT_DECODING) -> dict[str, float | int | str]:
+    """Says what this module does to an image, for manifests and exported models."""
+    size = decoding.size
+    scaled: dict[str, float | int | str]
+    if decoding.framing == "whole":
+        scaled = {"resize": f"{size} x {size}", "crop": size}
+    else:
+        scaled = {"resize": round(size * MARGIN), "crop": size}
+    return scaled | {"interpolation": "bilinear", "colours": "RGB"}
 
 
 def count_pixels(data: bytes) -> int:
@@ -121,19 +127,20 @@ def inspect(data: bytes) -> ImageFacts:
     with _opened(data) as opened:
         image = opened.image
         pixels = image.width * image.height
-        _load(opened)
-        return ImageFacts(pixels, _grey_bits(opened), _look(opened))
+        aspect = max(image.size) / min(image.size)
+        _load(opened, DEFAULT_DECODING)
+        return ImageFacts(pixels, _grey_bits(opened), _look(opened), aspect)
 
 
 def open_image(data: bytes, decoding: ImageDecoding = DEFAULT_DECODING) -> Image.Image:
     """Decodes a file of one of `formats.FORMATS` to an upright RGB image.
 
-    JPEGs whose shorter side is more than twice `RESIZE` are decoded at a half,
-    a quarter or an eighth of their size (libjpeg's DCT scaling), never below
-    `RESIZE`. Raises InvalidInput with IMAGE_UNREADABLE or IMAGE_TOO_LARGE.
+    JPEGs whose shorter side is more than twice what is used of it are decoded at a half,
+    a quarter or an eighth of their size (libjpeg's DCT scaling), never below.
+    Raises InvalidInput with IMAGE_UNREADABLE or IMAGE_TOO_LARGE.
     """
     with _opened(data) as opened:
-        _load(opened)
+        _load(opened, decoding)
         orientation = _orientation(opened.image)
         upright = _to_rgb(opened, decoding)
     if isinstance(orientation, int) and orientation in _TRANSPOSE:
@@ -141,23 +148,32 @@ def open_image(data: bytes, decoding: ImageDecoding = DEFAULT_DECODING) -> Image
     return upright
 
 
-def fit(image: Image.Image) -> Pixels:
-    """Scales the shorter side to 256 and cuts out the middle 224 x 224, in one step."""
+def fit(image: Image.Image, decoding: ImageDecoding = DEFAULT_DECODING) -> Pixels:
+    """Cuts out the middle seven eighths of the shorter side, or squeezes all; `uint8 [s, s, 3]`."""
     width, height = image.size
-    side = min(width, height) * SIZE / RESIZE
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    small = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=box)
+    box = None
+    if decoding.framing == "crop":
+        side = min(width, height) / MARGIN
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    size = (decoding.size, decoding.size)
+    small = image.resize(size, Image.Resampling.BILINEAR, box=box)
     return np.asarray(small, dtype=np.uint8)
 
 
 def decode(data: bytes, decoding: ImageDecoding = DEFAULT_DECODING) -> Pixels:
-    """Decodes the bytes of an image file to `uint8 [224, 224, 3]`; errors as `open_image`."""
-    return fit(open_image(data, decoding))
+    """Decodes the bytes of an image file to `uint8 [size, size, 3]`; errors as `open_image`."""
+    return fit(open_image(data, decoding), decoding)
 
 
-def from_tensor(data: bytes, shape: Sequence[int], *, is_float: bool) -> Pixels:
-    """From `[height, width, 3]` numbers to `uint8 [224, 224, 3]`.
+def from_tensor(
+    data: bytes,
+    shape: Sequence[int],
+    decoding: ImageDecoding = DEFAULT_DECODING,
+    *,
+    is_float: bool,
+) -> Pixels:
+    """From `[height, width, 3]` numbers to `uint8 [size, size, 3]`.
 
     `data` holds unsigned bytes 0 to 255 or little-endian float32 0 to 1, rows
     first. Raises InvalidInput with TENSOR_INVALID or IMAGE_TOO_LARGE.
@@ -181,7 +197,7 @@ def from_tensor(data: bytes, shape: Sequence[int], *, is_float: bool) -> Pixels:
         array = np.rint(floats * 255).astype(np.uint8).reshape(shape)
     else:
         array = np.frombuffer(data, dtype=np.uint8).reshape(shape)
-    return fit(Image.fromarray(array, mode=None))
+    return fit(Image.fromarray(array, mode=None), decoding)
 
 
 @dataclass
@@ -235,11 +251,11 @@ def _opened(data: bytes) -> Iterator[_Opened]:
         raise _unreadable(_why(error)) from error
 
 
-def _load(opened: _Opened) -> None:
+def _load(opened: _Opened, decoding: ImageDecoding) -> None:
     image = opened.image
     if image.format == "JPEG":
         width, height = image.size
-        scale = RESIZE / min(width, height)
+        scale = round(decoding.size * MARGIN) / min(width, height)
         if scale < 1:
             image.draft("RGB", (int(width * scale) + 1, int(height * scale) + 1))
     image.load()

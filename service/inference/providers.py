@@ -16,13 +16,14 @@ import numpy as np
 import onnxruntime as ort
 
 from service.domain import Precision, ProviderSetting
-from service.inference.preprocess import SIZE
 
 ProviderName = Literal["tensorrt", "cuda", "openvino", "cpu"]
 
 log = logging.getLogger(__name__)
 
 _OPENVINO_PLUGIN = "openvino"
+_PROBED = 224
+"""Numbers that a probe of a GPU computes with."""
 
 
 class ProviderUnavailable(RuntimeError):  # noqa: N818
@@ -159,7 +160,7 @@ def _gpu_problem(name: ProviderName) -> str:
         session = ort.InferenceSession(_identity_model(), providers=wanted)
         if session.get_providers()[0] != first:
             return f"ONNX Runtime fell back from {first}; its log says why"
-        session.run(None, {"x": np.zeros((1, SIZE), dtype=np.float32)})
+        session.run(None, {"x": np.zeros((1, _PROBED), dtype=np.float32)})
     except Exception as error:
         return f"ONNX Runtime cannot use {first}: {str(error).splitlines()[0]}"
     return ""
@@ -169,8 +170,8 @@ def _identity_model() -> bytes:
     # Imported late: it costs a third of a second, and no CPU machine needs it to start.
     from onnx import TensorProto, helper  # noqa: PLC0415
 
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", SIZE])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", SIZE])
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", _PROBED])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", _PROBED])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     serialized: bytes = model.SerializeToString()

@@ -23,7 +23,7 @@ from service.domain import Precision
 from service.errors import Damaged, Exhausted, GraftError, Reason
 from service.inference import damage, providers
 from service.inference.head import Floats
-from service.inference.preprocess import SIZE, Pixels
+from service.inference.preprocess import Pixels
 from service.inference.providers import Provider, ProviderUnavailable
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,10 @@ _DECODE_S = 0.003
 
 class Session(Protocol):
     """A backbone in memory."""
+
+    @property
+    def size(self) -> int:
+        """Side of the images that it takes, pixels."""
 
     @property
     def feature_dim(self) -> int:
@@ -72,7 +76,7 @@ class Session(Protocol):
         """What was found when its file was last read again, after the load."""
 
     def run(self, images: Pixels, cores: int = 0) -> Floats:
-        """From uint8 [n, 224, 224, 3] to features float32 [n, d]. Thread-safe; blocks.
+        """From uint8 [n, size, size, 3] to features float32 [n, d]. Thread-safe; blocks.
 
         May use `cores` of the machine's cores (0: all that it was made for).
         """
@@ -95,11 +99,12 @@ class Runtime(Protocol):
 class Graph(Protocol):
     """A file that was made ready to run on a number of cores."""
 
+    size: int
     feature_dim: int
     precision: str
 
     def run(self, images: Pixels) -> Floats:
-        """From uint8 [n, 224, 224, 3] to features float32 [n, d]; thread-safe."""
+        """From uint8 [n, size, size, 3] to features float32 [n, d]; thread-safe."""
 
 
 Compile = Callable[[bytes, int], Graph]
@@ -235,7 +240,7 @@ class BackboneSession:
         """When a graph that could not be made is tried again, of time.monotonic, by width."""
         self.damage: Damaged | None = None
         self._widest = self._graphs[self._widths[0]]
-        self.feature_dim = self._widest.feature_dim
+        self.size, self.feature_dim = self._widest.size, self._widest.feature_dim
         is_int8 = b"DequantizeLinear" in model or b"QLinearConv" in model
         self.precision = "int8" if is_int8 else self._widest.precision
         # For each graph the weights, once as read and packed for the kernels;
@@ -247,7 +252,7 @@ class BackboneSession:
         """Of one image on all cores, decoding left out; 0 where it was not measured."""
 
     def run(self, images: Pixels, cores: int = 0) -> Floats:
-        """From uint8 [n, 224, 224, 3] to features float32 [n, d]."""
+        """From uint8 [n, size, size, 3] to features float32 [n, d]."""
         return self._graph(cores or self._widths[0]).run(images)
 
     def measure(self, most: int) -> None:
@@ -258,7 +263,7 @@ class BackboneSession:
         best = float("inf")
         batch = 1
         while batch <= most and time.monotonic() - begun < _MEASURE_S:
-            images = np.zeros((batch, SIZE, SIZE, 3), np.uint8)
+            images = np.zeros((batch, self.size, self.size, 3), np.uint8)
             self._widest.run(images)
             each = self._quickest_s(images) / batch
             if each > best * _PAYS:
@@ -316,7 +321,9 @@ class OnnxGraph:
             raise ProviderUnavailable(
                 f"ONNX Runtime fell back to {session.get_providers()[0]} from {provider}"
             )
-        (self._input,) = (value.name for value in session.get_inputs())
+        (images,) = session.get_inputs()
+        self._input = images.name
+        self.size = int(images.shape[1])
         (output,) = session.get_outputs()
         self._output = output.name
         self._session = session
@@ -325,7 +332,7 @@ class OnnxGraph:
         self.precision = precision
 
     def run(self, images: Pixels) -> Floats:
-        """From uint8 [n, 224, 224, 3] to features float32 [n, d]."""
+        """From uint8 [n, size, size, 3] to features float32 [n, d]."""
         if self._is_gpu:
             return self._run_bound(images)
         (features,) = self._session.run([self._output], {self._input: images})
@@ -351,7 +358,7 @@ class OnnxGraph:
 def run_classifier(model: bytes, images: Pixels, threads: int = 0) -> Floats:
     """Runs a whole exported classifier (see `export.compose`) on the CPU.
 
-    From uint8 [n, 224, 224, 3] to probabilities float32 [n, classes].
+    From uint8 [n, size, size, 3] to probabilities float32 [n, classes].
     """
     return _cpu_graph(model, threads).run(images)
 

@@ -237,7 +237,11 @@ def _part(heads: Sequence[Head], features: Floats) -> list[Classified]:
         # A copy of the features, so that an answer that is kept keeps no batch.
         for row, probabilities, score in zip(own, head.probabilities(mine), scores, strict=True):
             parted[row] = Classified(
-                probabilities, features[row].copy(), head.classes, score, head.is_calibrated
+                probabilities,
+                features[row, : head.feature_dim].copy(),
+                head.classes,
+                score,
+                head.is_calibrated,
             )
     return [classified for classified in parted if classified is not None]
 

@@ -40,6 +40,8 @@ class IndexedImage(msgspec.Struct, frozen=True, array_like=True):
     """What it came with of the images that it belongs together with; "" for nothing."""
     depth: int = 0
     """Folders between its class's folder and its file."""
+    aspect: float = 1.0
+    """Its longer side over the shorter."""
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True):

@@ -245,8 +245,9 @@ def examine(
         digest = hashlib.sha256(data).hexdigest()
         path = str(file.path.relative_to(root))
         image = IndexedImage(
-            file.name, file.label, file.part, digest, path, facts.look, file.group, file.depth
-        )
+            file.name, file.label, file.part, digest, path, facts.look, file.group, file.depth,
+            round(facts.aspect, 3),
+        )  # fmt: skip
         return image, len(data), facts.bits
 
     outcomes: list[Any] = []

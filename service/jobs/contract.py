@@ -21,6 +21,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from service import backbones as registry
+from service.backbones import DEFAULT_BACKBONE
 from service.domain import (
     DEFAULT_DECODING,
     WHITE,
@@ -96,9 +98,7 @@ __all__ = [
     "encode",
 ]
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "efficientnet_lite0")
-DEFAULT_BACKBONE = "efficientnet_lite0"
-"""Its weights come with a package, so that it works without any network."""
+BACKBONES = tuple(registry.BACKBONES)
 
 MOST_RANKED_IMAGES = 500
 """Backbones are ranked on a sample of so many images, in turn from each class."""

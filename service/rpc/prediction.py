@@ -108,7 +108,7 @@ def _decode(image: pb.Image, index: int) -> Decode:
             )
         is_float = tensor.data_type == pb.DATA_TYPE_FLOAT32
         data, shape = tensor.data, list(tensor.shape)
-        return lambda _: preprocess.from_tensor(data, shape, is_float=is_float)
+        return lambda decoding: preprocess.from_tensor(data, shape, decoding, is_float=is_float)
     raise _bad(f"images[{index}]", f"images[{index}] holds neither `encoded` nor `tensor`")
 
 

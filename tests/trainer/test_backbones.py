@@ -13,6 +13,7 @@ from service.errors import InvalidInput, Reason, Unavailable
 from service.inference.runtime import OnnxRuntime, Provider
 from tests.trainer.conftest import GUARD_S
 from trainer import backbones, download, export, liveness
+from trainer.backbone_file import BackboneFile
 
 
 @pytest.fixture
@@ -24,29 +25,38 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def images(n: int = 3) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (n, 224, 224, 3), dtype=np.uint8)
+def images(n: int = 3, size: int = 224) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("name", "dim", "stages"),
+    ("name", "blocks", "stages"),
     [
-        ("resnet18", 512, ("stem", "layer1", "layer2", "layer3", "layer4")),
-        ("resnet50", 2048, ("stem", "layer1", "layer2", "layer3", "layer4")),
-        ("efficientnet_lite0", 1280, ("stem", *(f"stage{i}" for i in range(1, 8)), "top")),
+        ("resnet18", [512, 64, 128, 256], ("stem", "layer1", "layer2", "layer3", "layer4")),
+        ("resnet50", [2048, 256, 512, 1024], ("stem", "layer1", "layer2", "layer3", "layer4")),
+        *(
+            (
+                f"efficientnet_lite{n}",
+                [1280, 672, 1152, 1152],
+                ("stem", *(f"stage{i}" for i in range(1, 8)), "top"),
+            )
+            for n in range(3)
+        ),
     ],
 )
 def test_a_backbone_and_its_onnx_file_give_the_same_features(
-    name: str, dim: int, stages: tuple[str, ...], tmp_path: Path
+    name: str, blocks: list[int], stages: tuple[str, ...], tmp_path: Path
 ) -> None:
     backbone = backbones.load(name, "random", 3, tmp_path)
-    assert (backbone.feature_dim, backbone.stage_names) == (dim, stages)
+    assert (backbone.feature_dim, backbone.stage_names) == (blocks[0], stages)
     export.to_onnx(backbone, tmp_path / "a.onnx")
-    session = OnnxRuntime(Provider("cpu", ""), 2).load(tmp_path / "a.onnx")
+    runtime = OnnxRuntime(Provider("cpu", ""), 2)
+    session = runtime.load(tmp_path / "a.onnx")
+    assert BackboneFile(tmp_path / "a.onnx", runtime).blocks == tuple(blocks)
     for n in (1, 3):
-        served = session.run(images(n))
-        trained = export.torch_features(backbone, images(n))
-        assert served.shape == trained.shape == (n, dim)
+        served = session.run(images(n, session.size))
+        trained = export.torch_features(backbone, images(n, session.size))
+        assert served.shape == trained.shape == (n, sum(blocks))
         assert np.abs(served - trained).max() < 1e-4 * np.abs(trained).max()
 
 

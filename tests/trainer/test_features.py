@@ -28,6 +28,7 @@ class FakeSource:
     """Mean colours as features; scriptable through its session."""
 
     precision = "fp32"
+    blocks = (3,)
 
     def __init__(self, space: str = "fake") -> None:
         self.space = space
@@ -248,7 +249,7 @@ def test_what_decodes_images_otherwise_has_another_space(monkeypatch: pytest.Mon
     assert all(f"pillow {PIL.__version__}" in space for space in before)
     assert spaces() == before
     with monkeypatch.context() as changed:
-        changed.setattr(preprocess, "RESIZE", 288)
+        changed.setattr(preprocess, "MARGIN", 1.25)
         resized = spaces()
     with monkeypatch.context() as changed:
         changed.setattr(crops, "_SCALE", (0.5, 1.0))

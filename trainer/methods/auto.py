@@ -24,7 +24,6 @@ from scipy.special import log_softmax, softmax, stdtrit
 
 from service.errors import GraftError, Reason
 from service.inference.head import Floats, Head
-from service.inference.preprocess import SIZE
 from service.inference.runtime import Session
 from service.jobs.contract import JobSpec, ModelBased, Note, Progressed, Record
 from trainer import folds, linear
@@ -174,8 +173,8 @@ def hopeless(given: Given) -> str:
 def estimated_s(given: Given) -> float:
     """Estimates the seconds of all training on this machine's cores, from a forward pass."""
     cores = given.spec.threads or len(os.sched_getaffinity(0))
-    images = np.zeros((_BATCH, SIZE, SIZE, 3), np.uint8)
     session, forward_s = given.session(), math.inf
+    images = np.zeros((_BATCH, session.size, session.size, 3), np.uint8)
     for _ in range(_TRIES):
         began = time.monotonic()
         session.run(images, cores=1)

@@ -246,14 +246,16 @@ class _Loop:
         trunk = folded(own.trunk) if self.recipe.freeze_batch_norm else None
         if trunk is None:
             return own
-        fast = Backbone(trunk, {}, own.feature_dim, (0, 0, 0), (1, 1, 1))
+        fast = Backbone(trunk, {}, own.feature_dim, (0, 0, 0), (1, 1, 1), own.size)
         fast.mean, fast.std = own.mean, own.std
         return fast
 
     def _choose_precision(self) -> None:
         self.send(Progressed("preparing", 0.6, "measuring what trains fastest here"))
         probed = nn.Sequential(self.fast, self.classifier)
-        chosen, why = compute.choose_precision(self.recipe.precision, self.device, probed)
+        chosen, why = compute.choose_precision(
+            self.recipe.precision, self.device, probed, self.backbone.size
+        )
         self.send(Note("info", f"training on {self.device.type} in {chosen}: {why}"))
         self.at.precision = chosen
 
@@ -339,7 +341,13 @@ class _Loop:
         probed = nn.Sequential(self.fast, self.classifier)
         self.send(Progressed("preparing", 0.9, "measuring a step"))
         self.step_s = step_s = self._within_memory(
-            lambda: compute.step_s(at.precision, self.device, probed, self.domains * at.batch_size)
+            lambda: compute.step_s(
+                at.precision,
+                self.device,
+                probed,
+                self.domains * at.batch_size,
+                self.backbone.size,
+            )
         )
         image_s = step_s / (self.domains * at.batch_size)
         self.judging_s = len(self.work.held_out) * image_s * _FORWARD_PART

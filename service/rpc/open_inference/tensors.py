@@ -125,10 +125,10 @@ def _decoded(
     if len(given) != each * count:
         raise _unfit(f"it has {len(given)} {unit} where its shape and type need {each * count}")
 
-    def pixels(index: int, _: ImageDecoding) -> Pixels:
+    def pixels(index: int, decoding: ImageDecoding) -> Pixels:
         part = given[index * each : (index + 1) * each]
         data = part if raw is not None else _as_bytes(part, is_float=is_float)
-        return preprocess.from_tensor(data, size, is_float=is_float)
+        return preprocess.from_tensor(data, size, decoding, is_float=is_float)
 
     return [partial(pixels, index) for index in range(count)]
 

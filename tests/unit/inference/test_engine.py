@@ -406,7 +406,7 @@ async def test_a_head_that_does_not_fit_its_backbone_is_refused(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
 ) -> None:
     model = make_model()
-    runtime.session(model.backbone_path).feature_dim = 5
+    runtime.session(model.backbone_path).feature_dim = 2
     with pytest.raises(Damaged):
         await make_engine().warm(model)
 

@@ -136,6 +136,7 @@ def test_the_largest_batch_that_pays_is_within_the_bound(backbone: Path) -> None
 class Timed:
     """A graph that costs what it is told, on a clock of its own."""
 
+    size = 224
     feature_dim = FEATURES
     precision = "fp32"
 
