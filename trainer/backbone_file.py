@@ -67,7 +67,7 @@ class BackboneFile:
         import onnx  # a third of a second, and a job may need no look
 
         self._ensure()
-        model = onnx.load(str(self.path), load_external_data=False)
+        model = onnx.load_from_string(self.path.read_bytes())
         told = {entry.key: entry.value for entry in model.metadata_props}
         shape = model.graph.input[0].type.tensor_type.shape.dim
         width = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value

@@ -51,9 +51,9 @@ def to_onnx(backbone: Backbone, path: Path) -> None:
             output_names=["features"],
             dynamic_axes={"images": {0: "n"}, "features": {0: "n"}},
         )
-    model = onnx.load(str(path))
+    model = onnx.load_from_string(path.read_bytes())
     onnx.helper.set_model_props(model, {BLOCKS: json.dumps(blocks)})
-    onnx.save(model, str(path))
+    path.write_bytes(model.SerializeToString())
     faults.reach("trainer.exported")
 
 

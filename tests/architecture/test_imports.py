@@ -11,8 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Each room of the service may import the rooms listed, and itself.
-LEAVES = {"domain", "errors", "control_groups", "telemetry", "faults"}
+LEAVES = {"backbones", "domain", "errors", "control_groups", "telemetry", "faults"}
 LAW = {
+    "backbones": set(),
     "control_groups": set(),
     "faults": set(),
     "errors": set(),
@@ -46,7 +47,7 @@ LAW = {
     "__main__": {"app", "config", "scratch", "telemetry", "errors", "faults"},
 }
 TRAINER_MAY = {
-    "jobs.contract", "inference", "ingest", "control_groups", "domain", "errors", "faults",
+    "jobs.contract", "backbones", "inference", "ingest", "control_groups", "domain", "errors", "faults",
 }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def images(n: int = 3, size: int = 224) -> np.ndarray:
         *(
             (
                 f"efficientnet_lite{n}",
-                [1280, 672, 1152, 1152],
+                [1280, 720, 1248, 1248] if n == 2 else [1280, 672, 1152, 1152],
                 ("stem", *(f"stage{i}" for i in range(1, 8)), "top"),
             )
             for n in range(3)
