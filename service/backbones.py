@@ -16,6 +16,9 @@ DEFAULT_BACKBONE = "efficientnet_lite0"
 """Its weights come with a package, so that it works without any network."""
 TIMM = "timm/"
 """Before the name of any network of timm's."""
+ONNX = "onnx/"
+"""Before the name of a file that a tenant registered."""
+_ONNX_NAME = re.compile(r"onnx/[a-z0-9][a-z0-9._-]{0,62}")
 _TIMM_NAME = re.compile(r"timm/[a-z0-9_]{1,80}(\.[a-z0-9_]{1,80})?")
 
 
@@ -24,8 +27,9 @@ class Backbone:
     """A pretrained network, and what serves of it."""
 
     name: str
-    source: Literal["torchvision", "package", "timm"]
-    """Where its weights come from: `weights` says which."""
+    source: Literal["torchvision", "package", "timm", "onnx"]
+    """Where its weights come from: `weights` says which; "onnx" is a file that a tenant
+    registered, of which the store knows the rest (`service/storage/registered.py`)."""
     network: str
     """What torchvision or timm calls it."""
     weights: dict[str, str] = field(default_factory=dict)
@@ -127,4 +131,11 @@ def find(name: str) -> Backbone | None:
         return known
     if _TIMM_NAME.fullmatch(name):
         return Backbone(name=name, source="timm", network=name.removeprefix(TIMM), size=0)
+    if is_registered(name):
+        return Backbone(name=name, source="onnx", network=name.removeprefix(ONNX), size=0)
     return None
+
+
+def is_registered(name: str) -> bool:
+    """Tells whether a backbone's name is that of a registered file, whoever has it or nobody."""
+    return _ONNX_NAME.fullmatch(name) is not None
