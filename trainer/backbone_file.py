@@ -9,13 +9,12 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from service.domain import BLOCKS
 from service.inference import preprocess, providers
 from service.inference.runtime import OnnxRuntime, Session
 from trainer import crops
 
 OPSET = 17
-BLOCKS = "graft.blocks"
-"""In a file's metadata: how many features each block has, the last layer's first."""
 
 
 class BackboneFile:

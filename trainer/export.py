@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from service import faults
+from service.domain import BLOCKS
 from service.inference.head import Floats
 from service.inference.preprocess import Pixels
-from trainer.backbone_file import BLOCKS, OPSET
+from trainer.backbone_file import OPSET
 from trainer.backbones import Backbone
 
 _BATCH = 8
