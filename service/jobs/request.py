@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from service.backbones import is_registered
 from service.domain import (
     LATEST,
     WHITE,
@@ -40,6 +41,7 @@ from service.jobs.contract import (
     ModelBased,
     PretrainedBackbone,
 )
+from service.jobs.registered import check_untrained
 
 AUTO = "auto"
 """The backbone that the job's own data decides on."""
@@ -118,10 +120,13 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         check_name(plain_name(self.model), "model")
         _check_data(self.server_path, self.dataset_id, is_needed=needs_images)
         backbone = self.backbone_or(default_backbone)
-        if backbone not in (*BACKBONES, AUTO):
+        if backbone not in (*BACKBONES, AUTO) and not is_registered(backbone):
             raise _bad(
-                "backbone", f"backbone {_shown(backbone)} is none of {', '.join(BACKBONES)}, auto"
+                "backbone",
+                f"backbone {_shown(backbone)} is none of {', '.join(BACKBONES)}, auto, or "
+                "onnx/NAME for a registered one",
             )
+        check_untrained(backbone, self.method, self.baselines)
         _check_weights("weights", self.weights)
         if backbone != AUTO:
             weight_names.check_name(backbone, self.weights)
@@ -223,10 +228,11 @@ class RankRequest(msgspec.Struct, frozen=True, kw_only=True):
         met: dict[tuple[str, str], int] = {}
         for index, pretrained in enumerate(self.backbones):
             at = f"backbones[{index}]"
-            if pretrained.backbone not in BACKBONES:
+            if pretrained.backbone not in BACKBONES and not is_registered(pretrained.backbone):
                 raise _bad(
                     f"{at}.backbone",
-                    f"backbone {_shown(pretrained.backbone)} is none of {', '.join(BACKBONES)}",
+                    f"backbone {_shown(pretrained.backbone)} is none of {', '.join(BACKBONES)}, or "
+                    "onnx/NAME for a registered one",
                 )
             _check_weights(f"{at}.weights", pretrained.weights)
             weight_names.check_name(pretrained.backbone, pretrained.weights, f"{at}.weights")

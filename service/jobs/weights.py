@@ -11,6 +11,7 @@ from concurrent.futures import Future, wait
 from importlib import metadata
 from pathlib import Path
 
+from service.backbones import is_registered
 from service.errors import InvalidInput, Reason, WrongState
 from service.jobs.contract import (
     BACKBONES,
@@ -66,6 +67,15 @@ def available(folder: Path, exported: Exports) -> list[PretrainedBackbone]:
 
 def check_name(backbone: str, weights: str, field: str = "weights") -> None:
     """Raises InvalidInput for weights that a known backbone does not have."""
+    if is_registered(backbone):
+        if weights:
+            raise InvalidInput(
+                Reason.INVALID_FIELD,
+                f"{backbone} is a registered file and has the weights that are in it: leave "
+                "weights empty",
+                field=field,
+            )
+        return
     if weights in ("", RANDOM):
         return
     if backbone in FILES:
