@@ -60,10 +60,10 @@ class BackboneStore:
             partial(self._finished, description, name, asked, tenant, max_stored_bytes),
         )
 
-    def find(self, name: str, tenant: str) -> RegisteredBackbone:
-        """Returns a tenant's backbone; raises NotFound (BACKBONE_NOT_FOUND)."""
+    def exported_digest(self, backbone: str, weights: str, tenant: str) -> str:
+        """Returns the digest of the file that computes a backbone; "" where none is exported."""
         with self._database.read() as connection:
-            return backbone_rows.find(connection, name, tenant)
+            return dict(exports.forms(connection, backbone, tenant)).get(weights, "")
 
     def pretrained(self, tenant: str) -> list[PretrainedBackbone]:
         """Returns all of a tenant's, by name, as jobs start from them."""

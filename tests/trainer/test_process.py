@@ -12,6 +12,7 @@ import msgspec
 import psutil
 import pytest
 
+from service import control_groups
 from service.jobs.contract import (
     DataFound,
     ExitCode,
@@ -23,7 +24,6 @@ from service.jobs.contract import (
     decode_record,
 )
 from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec
-from service import control_groups
 from trainer.__main__ import main
 
 pytestmark = pytest.mark.e2e
