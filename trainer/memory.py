@@ -7,6 +7,7 @@ import sys
 
 from service import control_groups
 
+
 def usable_bytes() -> int:
     """The machine's memory, or the least limit of the control groups that the process is in."""
     limit = control_groups.limit_bytes()

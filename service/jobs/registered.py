@@ -7,7 +7,14 @@ from collections.abc import Iterable
 
 from service import backbones as registry
 from service.errors import InvalidInput, Reason
-from service.jobs.contract import Baseline, DomainAdaptation, Method, ModelBased, PretrainedBackbone
+from service.jobs.contract import (
+    FROZEN_TECHNIQUES,
+    Baseline,
+    DomainAdaptation,
+    Method,
+    ModelBased,
+    PretrainedBackbone,
+)
 from service.jobs.settings import Settings
 from service.jobs.weights import trains_network
 from service.storage.backbone_rows import not_found
@@ -37,11 +44,27 @@ def choices(
     return [] if is_trained else settings.registered_of(tenant)
 
 
-def check_untrained(name: str, method: Method, baselines: Iterable[Baseline]) -> None:
-    """Raises InvalidInput for what would train the network of a registered backbone."""
+def check_registered(
+    name: str,
+    weights: str,
+    method: Method | None = None,
+    baselines: Iterable[Baseline] = (),
+    *,
+    at: str = "",
+) -> None:
+    """Raises InvalidInput for what a registered backbone cannot be used for; nothing for others.
+
+    `at` is the place in the request, such as "backbones[0].", before the field's name.
+    """
     if not registry.is_registered(name):
         return
     what = f"{name} is a registered file, whose network is used as it is"
+    if weights:
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            f"{name} is a registered file, and its weights are in it: leave weights empty",
+            field=f"{at}weights",
+        )
     if isinstance(method, ModelBased):
         raise InvalidInput(
             Reason.INVALID_FIELD,
@@ -53,7 +76,7 @@ def check_untrained(name: str, method: Method, baselines: Iterable[Baseline]) ->
         raise InvalidInput(
             Reason.INVALID_FIELD,
             f"{what}, and the technique {method.technique} trains one: leave the technique to the "
-            "service, or use one that works on features",
+            f"service, or use one of {', '.join(FROZEN_TECHNIQUES)}",
             field="domain_adaptation.technique",
         )
     if trained := [each for each in baselines if each in _TRAINED]:

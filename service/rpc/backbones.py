@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +101,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         )
 
     def _shipped(self, row: Backbone, tenant: str) -> pb.Backbone:
-        weights = next(iter(row.weights), "")
-        if row.source == "package":
-            weights = f"{weights}-{metadata.version(weights)}"
+        weights = row.weights_name("")
         return pb.Backbone(
             name=row.name,
             source=_SOURCES[row.source],

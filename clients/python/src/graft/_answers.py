@@ -265,6 +265,7 @@ def ranking(message: fine_tuning_pb2.RankBackbonesResponse) -> types.BackboneRan
             types.RankedBackbone(
                 backbone=row.backbone,
                 weights=row.weights,
+                weights_licence=row.weights_licence,
                 score=_optional(row, "score"),
                 log_me=_optional(row, "log_me"),
                 h_score=_optional(row, "h_score"),
@@ -334,6 +335,7 @@ def version(message: model_pb2.Version) -> types.Version:
         gate_checks=tuple(_gate_check(check) for check in message.gate_checks),
         calibration_note=message.calibration_note,
         damage=message.damage,
+        weights_licence=message.weights_licence,
     )
 
 

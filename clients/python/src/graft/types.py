@@ -323,6 +323,8 @@ class RankedBackbone:
     feature_dim: int
     problem: str
     """Why it was not scored; empty when it was."""
+    weights_licence: str = ""
+    """As their publisher names it, or "not known"; "" for random weights."""
 
 
 @dataclass(frozen=True)
@@ -408,6 +410,9 @@ class Version:
     """Why it is not `calibrated`."""
     damage: str = ""
     """Why its files cannot be served, as found when they were last read; mostly empty."""
+    weights_licence: str = ""
+    """Of the weights it started from, as their publisher names it, or "not known"; "" for random
+    ones."""
 
     @property
     def headline(self) -> Figure | None:
