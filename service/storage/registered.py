@@ -80,7 +80,12 @@ class BackboneStore:
                 backbone=record.name,
                 weights=record.weights,
                 exported=[
-                    ExportedBackbone(weights, str(self._artifacts.backbone_path(digest)), digest)
+                    ExportedBackbone(
+                        weights,
+                        str(self._artifacts.backbone_path(digest)),
+                        digest,
+                        record.licence,
+                    )
                     for weights, digest in forms
                 ],
             )
