@@ -152,14 +152,14 @@ class BackboneScoring:
         return None
 
     def _export(self, deadline: float, folder: Path) -> Path:
-        from trainer import backbones, export
-
         backbone, weights = self.pretrained.backbone, self.pretrained.weights
         if is_registered(backbone):
             raise GraftError(
                 Reason.BACKBONE_NOT_FOUND,
                 f"the file of {backbone} is not on this server: register it again",
             )
+        from trainer import backbones, export
+
         if not self._has_weights():
             _within(deadline, lambda: backbones.fetch(backbone, weights, self._weights_dir))
         self._name()  # which may hold the digest of what was downloaded
