@@ -120,9 +120,8 @@ class BackboneStore:
             )
             exports.forget(connection, record.name, tenant)
             unused = [digest for digest in digests if not backbone_rows.is_used(connection, digest)]
-            faults.reach("backbone.deleting")
             # As of a version: after the commit, and before anybody can publish on it.
-            self._database.after_commit(partial(self._artifacts.remove, backbones=unused))
+            self._database.after_commit(partial(self._remove, unused))
 
     def close(self) -> None:
         """Makes what is being checked give up soon, with Unavailable."""
@@ -237,6 +236,10 @@ class BackboneStore:
             )
         faults.reach("backbone.kept")
         return record
+
+    def _remove(self, digests: list[str]) -> None:
+        faults.reach("backbone.deleted")
+        self._artifacts.remove(backbones=digests)
 
     def _check_open(self, came: Came) -> None:
         if self._closing.is_set():
