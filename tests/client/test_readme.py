@@ -24,7 +24,14 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGraft]
     """A server beside what the README speaks of."""
     folder.rename(folder.parent / "images")
     monkeypatch.chdir(folder.parent)
-    for name in ("a.jpg", "b.jpg", "phone/a.jpg", "spring/tulip/a.jpg", "spring/rose/a.jpg"):
+    for name in (
+        "a.jpg",
+        "b.jpg",
+        "phone/a.jpg",
+        "spring/tulip/a.jpg",
+        "spring/rose/a.jpg",
+        "encoder.onnx",
+    ):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(name)
     with FakeGraft() as server:
@@ -32,7 +39,7 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGraft]
 
 
 def test_there_are_programs_and_commands_to_try() -> None:
-    assert len(PROGRAMS) == 9
+    assert len(PROGRAMS) == 10
     assert len(COMMANDS) > 10
 
 

@@ -144,8 +144,9 @@ class FineTuneOptions(TypedDict, total=False):
     """
 
     backbone: str
-    """A name such as efficientnet_lite0 or resnet50, timm/NAME for any network of timm's, or "auto"
-    for the best for the data; the server's default where left out."""
+    """A name such as efficientnet_lite0 or resnet50, timm/NAME for any network of timm's, onnx/NAME
+    for a registered one, or "auto" for the best for the data; the server's default where left
+    out."""
     weights: str
     """Empty for the backbone's pretrained ones, a torchvision name, "random", or "file:NAME" for
     a file in the server's folder of weights."""

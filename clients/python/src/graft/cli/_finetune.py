@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--backbone",
         help="a name such as efficientnet_lite0 or resnet50, timm/NAME for any network of timm's, "
-        "or auto for the best for the data; default: the server's",
+        "onnx/NAME for a registered one, or auto for the best for the data; default: the server's",
     )
     parser.add_argument(
         "--weights",

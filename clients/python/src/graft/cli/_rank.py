@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME[:WEIGHTS]",
-        help="a backbone, repeatable; default: all but timm's whose weights the server has",
+        help="a backbone, repeatable; default: all but timm's that the server has",
     )
     parser.add_argument(
         "--time-budget", dest="time_budget_s", type=float, metavar="S", help="default: 60"

@@ -78,7 +78,7 @@ class FineTuningServiceServicer:
         INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
         PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
         VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE, DEVICE_UNAVAILABLE,
-        WEIGHTS_UNAVAILABLE, and for inline images OUT_OF_MEMORY.
+        WEIGHTS_UNAVAILABLE, BACKBONE_NOT_FOUND, and for inline images OUT_OF_MEMORY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,8 +122,8 @@ class FineTuningServiceServicer:
         minute; give the call a deadline beyond its `time_budget`. Errors:
         INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
         PATH_NOT_FOUND, ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE, ARCHIVE_UNREADABLE,
-        QUEUE_FULL, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, DEADLINE_EXCEEDED,
-        SHUTTING_DOWN.
+        QUEUE_FULL, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, BACKBONE_NOT_FOUND,
+        DEADLINE_EXCEEDED, SHUTTING_DOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

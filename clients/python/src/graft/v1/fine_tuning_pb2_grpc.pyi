@@ -40,7 +40,7 @@ class FineTuningServiceStub:
     INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
     PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
     VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE, DEVICE_UNAVAILABLE,
-    WEIGHTS_UNAVAILABLE, and for inline images OUT_OF_MEMORY.
+    WEIGHTS_UNAVAILABLE, BACKBONE_NOT_FOUND, and for inline images OUT_OF_MEMORY.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_fine_tuning_pb2.GetJobRequest, _fine_tuning_pb2.GetJobResponse]
     """Describes one job. Errors: JOB_NOT_FOUND."""
@@ -62,8 +62,8 @@ class FineTuningServiceStub:
     minute; give the call a deadline beyond its `time_budget`. Errors:
     INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
     PATH_NOT_FOUND, ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE, ARCHIVE_UNREADABLE,
-    QUEUE_FULL, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, DEADLINE_EXCEEDED,
-    SHUTTING_DOWN.
+    QUEUE_FULL, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, BACKBONE_NOT_FOUND,
+    DEADLINE_EXCEEDED, SHUTTING_DOWN.
     """
 
 @_typing.type_check_only
@@ -78,7 +78,7 @@ class FineTuningServiceAsyncStub(FineTuningServiceStub):
     INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
     PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
     VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE, DEVICE_UNAVAILABLE,
-    WEIGHTS_UNAVAILABLE, and for inline images OUT_OF_MEMORY.
+    WEIGHTS_UNAVAILABLE, BACKBONE_NOT_FOUND, and for inline images OUT_OF_MEMORY.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_fine_tuning_pb2.GetJobRequest, _fine_tuning_pb2.GetJobResponse]  # type: ignore[assignment]
     """Describes one job. Errors: JOB_NOT_FOUND."""
@@ -100,8 +100,8 @@ class FineTuningServiceAsyncStub(FineTuningServiceStub):
     minute; give the call a deadline beyond its `time_budget`. Errors:
     INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
     PATH_NOT_FOUND, ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE, ARCHIVE_UNREADABLE,
-    QUEUE_FULL, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, DEADLINE_EXCEEDED,
-    SHUTTING_DOWN.
+    QUEUE_FULL, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, BACKBONE_NOT_FOUND,
+    DEADLINE_EXCEEDED, SHUTTING_DOWN.
     """
 
 class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -119,7 +119,7 @@ class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
         PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
         VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE, DEVICE_UNAVAILABLE,
-        WEIGHTS_UNAVAILABLE, and for inline images OUT_OF_MEMORY.
+        WEIGHTS_UNAVAILABLE, BACKBONE_NOT_FOUND, and for inline images OUT_OF_MEMORY.
         """
 
     @_abc_1.abstractmethod
@@ -171,8 +171,8 @@ class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
         minute; give the call a deadline beyond its `time_budget`. Errors:
         INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
         PATH_NOT_FOUND, ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE, ARCHIVE_UNREADABLE,
-        QUEUE_FULL, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, DEADLINE_EXCEEDED,
-        SHUTTING_DOWN.
+        QUEUE_FULL, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, BACKBONE_NOT_FOUND,
+        DEADLINE_EXCEEDED, SHUTTING_DOWN.
         """
 
 def add_FineTuningServiceServicer_to_server(servicer: FineTuningServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
