@@ -24,14 +24,8 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGraft]
     """A server beside what the README speaks of."""
     folder.rename(folder.parent / "images")
     monkeypatch.chdir(folder.parent)
-    for name in (
-        "a.jpg",
-        "b.jpg",
-        "phone/a.jpg",
-        "spring/tulip/a.jpg",
-        "spring/rose/a.jpg",
-        "encoder.onnx",
-    ):
+    names = ("a.jpg", "b.jpg", "phone/a.jpg", "spring/tulip/a.jpg", "spring/rose/a.jpg")
+    for name in (*names, "encoder.onnx"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(name)
     with FakeGraft() as server:
