@@ -296,6 +296,11 @@ async def test_a_job_is_told_of_the_file_and_publishes_on_it(make_service: MakeS
     answer = await service.models.GetVersion(md.GetVersionRequest(model="m"))
     assert (answer.version.backbone, answer.version.weights) == ("onnx/tiny", made.weights)
     assert answer.version.backbone_digest == made.digest
+    # What grows from it is on it, too.
+    request = ft.FineTuneRequest(model="m", inline_images=colours(2), base=ft.BaseVersion())
+    await service.ended((await service.fine_tuning.FineTune(request)).job.job_id)
+    spec = await next_spec(service)
+    assert (spec.backbone, spec.weights) == ("onnx/tiny", made.weights)
 
 
 async def test_it_is_among_the_choices_of_what_trains_no_network(
