@@ -196,9 +196,10 @@ class ModelServiceServicer:
         probabilities [n, classes] out, with the normalisation and the softmax
         inside. In its metadata are the labels (key "labels", a JSON list) and how
         an image becomes those pixels (key "preprocess", a JSON object: the sizes,
-        the background and the bit depth that the version was trained with), and
+        the background and the bit depth that the version was trained with),
         whether the probabilities are calibrated (key "calibrated", "true" or
-        "false"). Any ONNX Runtime can run it. Errors: as GetVersion.
+        "false"), and the version's decision (key "decision", a JSON object with the
+        shares of the classes that it needs). Any ONNX Runtime can run it. Errors: as GetVersion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

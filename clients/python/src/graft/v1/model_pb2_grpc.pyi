@@ -81,9 +81,10 @@ class ModelServiceStub:
     probabilities [n, classes] out, with the normalisation and the softmax
     inside. In its metadata are the labels (key "labels", a JSON list) and how
     an image becomes those pixels (key "preprocess", a JSON object: the sizes,
-    the background and the bit depth that the version was trained with), and
+    the background and the bit depth that the version was trained with),
     whether the probabilities are calibrated (key "calibrated", "true" or
-    "false"). Any ONNX Runtime can run it. Errors: as GetVersion.
+    "false"), and the version's decision (key "decision", a JSON object with the
+    shares of the classes that it needs). Any ONNX Runtime can run it. Errors: as GetVersion.
     """
 
 @_typing.type_check_only
@@ -139,9 +140,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     probabilities [n, classes] out, with the normalisation and the softmax
     inside. In its metadata are the labels (key "labels", a JSON list) and how
     an image becomes those pixels (key "preprocess", a JSON object: the sizes,
-    the background and the bit depth that the version was trained with), and
+    the background and the bit depth that the version was trained with),
     whether the probabilities are calibrated (key "calibrated", "true" or
-    "false"). Any ONNX Runtime can run it. Errors: as GetVersion.
+    "false"), and the version's decision (key "decision", a JSON object with the
+    shares of the classes that it needs). Any ONNX Runtime can run it. Errors: as GetVersion.
     """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -266,9 +268,10 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         probabilities [n, classes] out, with the normalisation and the softmax
         inside. In its metadata are the labels (key "labels", a JSON list) and how
         an image becomes those pixels (key "preprocess", a JSON object: the sizes,
-        the background and the bit depth that the version was trained with), and
+        the background and the bit depth that the version was trained with),
         whether the probabilities are calibrated (key "calibrated", "true" or
-        "false"). Any ONNX Runtime can run it. Errors: as GetVersion.
+        "false"), and the version's decision (key "decision", a JSON object with the
+        shares of the classes that it needs). Any ONNX Runtime can run it. Errors: as GetVersion.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
