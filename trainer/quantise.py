@@ -135,7 +135,8 @@ def quantised(
             floating.fitted.method, learned, folds, head.classes, features, spec.seed,
             lambda record: _progress(record, send), spec.threads,
         )  # fmt: skip
-        head = fitted.head
+        before = floating.head
+        head = replace(fitted.head, prior=before.prior, decision=before.decision)
     found = Served(file, features, head, fitted)
     differs = answers(floating) != answers(found)
     changed = float(differs.mean())

@@ -158,16 +158,17 @@ def with_everything(found: Data) -> report.Report:
     """A report that has every section, of `measured`, with more than fits on any line."""
     rng = np.random.default_rng(0)
     sets = measured(found)
-    k, probabilities = len(found.classes), sets[0].probabilities
+    probabilities = sets[0].probabilities
     targets, groups = sets[0].part.targets, sets[0].groups
     metrics = evaluate.measure(probabilities, targets, found.classes, groups)
     others = [
-        comparisons.Measured("full_fine_tune", np.eye(k)[targets], seconds=12.5),
+        comparisons.Measured("full_fine_tune", targets, seconds=12.5),
         comparisons.Measured(
-            "majority_class", comparisons.majority_class(found.train.targets, len(targets), k)
+            "majority_class", comparisons.majority_class(found.train.targets, len(targets))
         ),
     ]
-    compared = [comparisons.compare(other, probabilities, targets, groups) for other in others]
+    answered = sets[0].answers
+    compared = [comparisons.compare(other, answered, targets, groups) for other in others]
     extras = Findings(
         comparisons=compared,
         suspects=Suspects(

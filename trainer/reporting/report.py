@@ -282,7 +282,7 @@ def _mistakes(
     data: Data, names: Mapping[Path, str], measured: Measured, doubted: set[int]
 ) -> list[Shown]:
     wrong = evaluate.worst_mistakes(
-        measured.probabilities, measured.part.targets, _MISTAKES + len(doubted)
+        measured.probabilities, measured.part.targets, measured.answers, _MISTAKES + len(doubted)
     )
     places = [mistake.place for mistake in wrong if mistake.place not in doubted]
     return [_shown(data, names, measured, place) for place in places[:_MISTAKES]]
@@ -293,7 +293,7 @@ def _examples(data: Data, names: Mapping[Path, str], measured: Measured) -> list
     targets = measured.part.targets
     turn: dict[int, int] = {}
     keyed = []
-    for place in np.flatnonzero(measured.probabilities.argmax(axis=1) == targets).tolist():
+    for place in np.flatnonzero(measured.answers == targets).tolist():
         label = int(targets[place])
         turn[label] = turn.get(label, 0) + 1
         keyed.append((turn[label], label, place))
@@ -302,7 +302,7 @@ def _examples(data: Data, names: Mapping[Path, str], measured: Measured) -> list
 
 def _shown(data: Data, names: Mapping[Path, str], measured: Measured, place: int) -> Shown:
     probabilities = measured.probabilities[place]
-    answered = int(probabilities.argmax())
+    answered = int(measured.answers[place])
     return Shown(
         file=names[measured.part.paths[place]],
         true=data.classes[int(measured.part.targets[place])],
