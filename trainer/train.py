@@ -48,7 +48,7 @@ from trainer.measuring import Measured, copies, is_calibrated, measure
 from trainer.parity import TorchBackbone
 from trainer.quantise import Served, quantised
 from trainer.records import Send
-from trainer.reporting import findings, page, report
+from trainer.reporting import findings, page, report, rules
 from trainer.reporting.comparisons import Comparison
 from trainer.reporting.measured_on import headline as headline_of
 from trainer.transfer import Transferred, learned_from, transfer
@@ -301,7 +301,7 @@ def _findings(
         np.concatenate([part.targets for part in parts]),
         any(name for part in parts for name in part.given_groups),
     )
-    is_adapted = found.target is not None
+    is_adapted, headline = found.target is not None, headline_of(sets)
     return findings.Findings(
         comparisons=list(compared),
         suspects=findings.suspects([] if is_adapted else sets, len(data.classes)),
@@ -311,6 +311,7 @@ def _findings(
         backbones=ranked,
         out_of_distribution=None if scores is None else _out_of_distribution(found, scores),
         growth=growth.told(spec, data),
+        rules=None if headline is None else rules.compared(found.served.head, headline),
     )
 
 

@@ -28,6 +28,7 @@ from trainer.reporting.findings import (
 from trainer.reporting.label_errors import Suspect
 from trainer.reporting.left_out import LeftOut
 from trainer.reporting.measured_on import headline, how
+from trainer.reporting.rules import Rules
 
 PartName = Literal["train", "validation", "test"]
 
@@ -165,6 +166,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     backbones: BackbonesRanked | None = None
     out_of_distribution: OutOfDistribution | None = None
     growth: Growth | None = None
+    rules: Rules | None = None
+    """What other decisions would give on the same images."""
     left_out: LeftOut | None = None
 
 
@@ -241,6 +244,7 @@ def collect(
         backbones=findings.backbones,
         out_of_distribution=findings.out_of_distribution,
         growth=findings.growth,
+        rules=findings.rules,
         left_out=out,
     )
 
