@@ -1,5 +1,6 @@
 """What is measured goes by the version's decision; what other decisions would give is told."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from service.jobs.contract import (
 )
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.test_figures_of_jobs import incumbent
-from trainer import answers, evaluate
+from trainer import answers, evaluate, folders
 from trainer.data import Part
 from trainer.measuring import Measured
 from trainer.reporting import rules
@@ -235,6 +236,29 @@ def test_an_adapted_version_is_measured_by_its_decision(
     head = heads.load(tmp_path / "out" / HEAD_FILE)
     assert head.prior is not None
     assert head.prior.tolist() == [0.5, 0.5]
+
+
+def test_people_name_a_decision_too(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    folders.add(parser.add_subparsers())
+
+    def decision(*options: str) -> Decision:
+        return folders._spec(
+            parser.parse_args(["train", "images", "--out", "out", *options])
+        ).decision
+
+    assert decision() == ARGMAX
+    assert decision("--decision", "balanced") == BALANCED
+    assert decision("--threshold", "ants=0.8", "--threshold", "0.5") == Decision(
+        rule="thresholds", thresholds={"ants": 0.8}, default_threshold=0.5
+    )
+    assert decision("--threshold", "a=b=1").thresholds == {"a=b": 1}
+    for wrong in ("ants", "ants=1.5", "nan", "ants="):
+        with pytest.raises(SystemExit):
+            decision("--threshold", wrong)
+        assert "is no probability" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        decision("--threshold", "0.5", "--decision", "balanced")
 
 
 # Figures by hand
