@@ -26,6 +26,7 @@ from service.jobs.contract import (
 from trainer.data import Bools, Part
 from trainer.divided import Divided
 from trainer.features import Features
+from trainer.measuring import Decide
 from trainer.methods import feature_based
 from trainer.records import Send
 from trainer.reporting.comparisons import Measured
@@ -50,6 +51,8 @@ class Bench:
     frozen: Features
     """Of the pretrained backbone."""
     first_head: Callable[[], Head]
+    decide: Decide
+    """As the version does, so that it is not the rules that are compared."""
     budget_s: float | None
     """For all of them."""
     send: Send
@@ -78,7 +81,7 @@ def measure(bench: Bench, served: str) -> list[Measured]:
             text = f"{name.replace('_', ' ')} could not be measured for comparison: {error}"
             bench.send(Note("warning", text))
             continue
-        found.append(Measured(name, answers, time.monotonic() - started))
+        found.append(Measured(name, bench.decide(answers), time.monotonic() - started))
     return found
 
 

@@ -4,13 +4,14 @@ What they do is `__main__`'s; here is what they understand and how they tell it.
 """
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from service.domain import WHITE, check_colour
+from service.domain import WHITE, Decision, check_colour
 from service.errors import InvalidInput
 from service.jobs.contract import (
     BACKBONE_FILE,
@@ -111,6 +112,23 @@ def _add_train(commands: Any) -> None:
         metavar="PATTERN",
         help="so do those whose file names agree in {group}, as in {group}_*",
     )
+    decision = train.add_mutually_exclusive_group()
+    decision.add_argument(
+        "--decision",
+        choices=("argmax", "balanced"),
+        default="argmax",
+        help="what is answered: the most probable class, or by the classes' shares, so that every "
+        "class counts the same",
+    )
+    decision.add_argument(
+        "--threshold",
+        action="append",
+        default=[],
+        type=_threshold,
+        metavar="[CLASS=]P",
+        help="the most probable class of those that reach theirs, or none: the least probability "
+        "of a class, or of all others; more than once for several",
+    )
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     train.add_argument("--threads", type=int, default=0, help="0 means one a core")
@@ -154,6 +172,17 @@ def _colour(text: str) -> str:
         return check_colour(text, "it")
     except InvalidInput as error:
         raise argparse.ArgumentTypeError(error.message) from error
+
+
+def _threshold(text: str) -> tuple[str, float]:
+    label, _, least = text.rpartition("=")
+    try:
+        share = float(least)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no probability, nor CLASS=0.8, say")
+    return label, share
 
 
 def _default_weights_dir() -> Path:
@@ -251,6 +280,7 @@ def _spec(parsed: argparse.Namespace) -> JobSpec:
         weights_dir=str(parsed.weights_dir),
         validation_fraction=parsed.validation_fraction,
         grouping=_grouping(parsed),
+        decision=_decision(parsed),
         seed=parsed.seed,
         time_budget_s=parsed.time_budget,
         asked_budget_s=parsed.time_budget,
@@ -266,6 +296,14 @@ def _grouping(parsed: argparse.Namespace) -> Grouping | None:
     if not parsed.group_by_folder and not parsed.group_pattern:
         return None
     return Grouping(folder_level=parsed.group_by_folder, name_pattern=parsed.group_pattern)
+
+
+def _decision(parsed: argparse.Namespace) -> Decision:
+    if not parsed.threshold:
+        return Decision(rule=parsed.decision)
+    named = dict(parsed.threshold)
+    others = named.pop("", 0.0)
+    return Decision(rule="thresholds", thresholds=named, default_threshold=others)
 
 
 def _compose(out: Path) -> None:

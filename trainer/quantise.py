@@ -140,7 +140,8 @@ def quantised(
             # The images are framed as the float head chose.
             replace(floating.fitted.choice, framings=()),
         )  # fmt: skip
-        head = fitted.head
+        before = floating.head
+        head = replace(fitted.head, prior=before.prior, decision=before.decision)
     found = Served(file, features, head, fitted)
     differs = answers(floating) != answers(found)
     changed = float(differs.mean())

@@ -48,7 +48,7 @@ from trainer.measuring import Measured, copies, is_calibrated, measure
 from trainer.parity import TorchBackbone
 from trainer.quantise import Served, quantised
 from trainer.records import Send
-from trainer.reporting import findings, page, report
+from trainer.reporting import findings, page, report, rules
 from trainer.reporting.comparisons import Comparison
 from trainer.reporting.measured_on import headline as headline_of
 from trainer.transfer import Transferred, learned_from, transfer
@@ -108,6 +108,7 @@ def _run(job: Job) -> Manifest:
             f"theirs are {listed(map(shown, data.classes))}",
             field="gate.class_recalls",
         )
+    spec.decision.check_classes(data.classes, "decision")
     if spec.gate and spec.gate.not_worse_than and spec.incumbent is None:
         text = (
             f"no version is behind the alias {spec.gate.not_worse_than!r}: the gate compares with "
@@ -161,6 +162,7 @@ def _run(job: Job) -> Manifest:
             headline.part.targets,
             data.classes,
             headline.groups,
+            answers=headline.answers,
             is_crossed=headline.rounds > 0,
         )
     calibrated, note = is_calibrated(sets)
@@ -204,6 +206,7 @@ def _run(job: Job) -> Manifest:
         hyperparameters=found.used,
         preprocess=preprocess.describe(data.train.decoding),
         decoding=data.train.decoding,
+        decision=spec.decision,
         parity=agreed,
         opset=OPSET,
         device=found.device,
@@ -259,10 +262,12 @@ def _answers(found: Transferred, sets: Sequence[Measured]) -> list[Rows]:
     rows, told = [], set[str]()
 
     def add(
-        role: Role, part: Files, targets: Ints, groups: Ints, answers: Floats | None = None
+        role: Role, part: Files, targets: Ints, groups: Ints, measured: Measured | None = None
     ) -> None:
         sides = np.array([side.get(digest, np.nan) for digest in part.digests])
-        rows.append(Rows(role, part.digests, targets, groups, answers, sides))
+        shares = None if measured is None else measured.probabilities
+        answers = None if measured is None else measured.answers
+        rows.append(Rows(role, part.digests, targets, groups, shares, answers, sides))
         told.update(part.digests)
 
     for each in sets:
@@ -270,7 +275,7 @@ def _answers(found: Transferred, sets: Sequence[Measured]) -> list[Rows]:
         if each.measured_on != "source":
             role = Role.OUT_OF_FOLD if each.rounds else Role.HELD_OUT
             groups = each.groups + after if each.measured_on == "target" else each.groups
-            add(role, each.part, each.part.targets, groups, each.probabilities)
+            add(role, each.part, each.part.targets, groups, each)
     untold = np.array([digest not in told for digest in train.digests], dtype=np.bool_)
     for mask, role in ((untold & ~found.held, Role.LEARNED), (untold & found.held, Role.HELD_OUT)):
         part = train.take(mask)
@@ -298,7 +303,7 @@ def _findings(
         np.concatenate([part.targets for part in parts]),
         any(name for part in parts for name in part.given_groups),
     )
-    is_adapted = found.target is not None
+    is_adapted, headline = found.target is not None, headline_of(sets)
     return findings.Findings(
         comparisons=list(compared),
         suspects=findings.suspects([] if is_adapted else sets, len(data.classes)),
@@ -308,6 +313,7 @@ def _findings(
         backbones=ranked,
         out_of_distribution=None if scores is None else _out_of_distribution(found, scores),
         growth=growth.told(spec, data),
+        rules=None if headline is None else rules.compared(found.served.head, headline),
     )
 
 
@@ -340,11 +346,8 @@ def _quantised(job: Job, found: Transferred) -> Transferred:
     def answers(served: Served) -> Ints:
         if served.fitted is not None and served.fitted.out_of_fold is not None:
             there = ~np.isnan(served.fitted.out_of_fold[:, 0])
-            answered: Ints = served.fitted.out_of_fold[there].argmax(axis=1)
-        else:
-            features = served.features.all_of(learned)
-            answered = served.head.probabilities(features).argmax(axis=1)
-        return answered
+            return served.head.decide(served.fitted.out_of_fold[there])
+        return served.head.decide(served.head.probabilities(served.features.all_of(learned)))
 
     served = quantised(
         job.spec, found.served, shared, learned, found.divided.folds, answers, job.runtime, cache,

@@ -26,7 +26,7 @@ from trainer.data import Bools, Ints, Part, Source
 from trainer.divided import Divided, looks_of, unlearned
 from trainer.job import Job
 from trainer.looks import copied
-from trainer.measuring import Measured, cross_validated
+from trainer.measuring import Measured, cross_validated, deciding
 from trainer.methods import domain_adaptation, feature_based
 from trainer.methods.domain_adaptation import Target
 from trainer.methods.feature_based import Choice, FittedHead
@@ -84,7 +84,14 @@ class Transferred:
 
 
 def transfer(job: Job, divided: Divided) -> Transferred:
-    """By the method that the job asks for."""
+    """By the method that the job asks for; the head decides as the job asks."""
+    found = _transfer(job, divided)
+    learned = divided.data.train.targets[~found.held]
+    head = deciding(found.served.head, learned, job.spec.decision)
+    return replace(found, served=replace(found.served, head=head))
+
+
+def _transfer(job: Job, divided: Divided) -> Transferred:
     match job.spec.method:
         case Auto():
             return _auto(job, divided)
@@ -269,7 +276,7 @@ def _target(
 
 def _adapted_head(job: Job, method: DomainAdaptation, divided: Divided) -> Transferred:
     spec, data = job.spec, divided.data
-    source_only = job.first_head(data.train, divided.folds, data.classes)
+    source_only = _source_only(job, divided)
     target, groups = _target(job, method, divided, source_only.head)
     found = domain_adaptation.adapt_head(
         method,
@@ -302,7 +309,7 @@ def _adapted_network(job: Job, method: DomainAdaptation, divided: Divided) -> Tr
     from trainer.methods import network_adaptation
 
     spec, data = job.spec, divided.data
-    source_only = job.first_head(data.train, divided.folds, data.classes)
+    source_only = _source_only(job, divided)
     target, groups = _target(job, method, divided, source_only.head)
     held = domain_adaptation.held_out(target, groups, spec.validation_fraction, spec.seed)
     trained = network_adaptation.train(
@@ -351,6 +358,14 @@ def _adapted_network(job: Job, method: DomainAdaptation, divided: Divided) -> Tr
         adapted=found.measured or _of_source(divided, source_only),
         adaptation=found.adaptation,
     )
+
+
+def _source_only(job: Job, divided: Divided) -> FittedHead:
+    """Fits the head that learns from the source alone."""
+    data = divided.data
+    fitted = job.first_head(data.train, divided.folds, data.classes)
+    head = deciding(fitted.head, data.train.targets, job.spec.decision)
+    return replace(fitted, head=head)
 
 
 def _of_source(divided: Divided, source_only: FittedHead) -> list[Measured]:

@@ -24,11 +24,13 @@ import msgspec
 from service import backbones as registry
 from service.backbones import DEFAULT_BACKBONE
 from service.domain import (
+    ARGMAX,
     DEFAULT_DECODING,
     WHITE,
     Base,
     ClassCount,
     Count,
+    Decision,
     GateCheck,
     ImageDecoding,
     Manifest,
@@ -326,6 +328,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     target_index: str = ""
     baselines: list[Baseline] = []
     """What the report compares with, beside the nearest class mean."""
+    decision: Decision = ARGMAX
+    """Turns the version's probabilities into answers; what is measured goes by it."""
     gate: Gate | None = None
     incumbent: Incumbent | None = None
     """Behind `gate.not_worse_than`; None where there is none yet."""

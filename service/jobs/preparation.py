@@ -13,7 +13,7 @@ from threading import Event
 import msgspec
 
 from service import faults
-from service.domain import plain_name
+from service.domain import ARGMAX, plain_name
 from service.errors import NotFound
 from service.ingest.reader import IMAGES_FOLDER, INDEX_FILE, OnProgress, untold
 from service.jobs.contract import HEARTBEAT_S, BaseData, Incumbent, JobSpec
@@ -134,6 +134,7 @@ class Preparation:
             target_index=target.index,
             case_sensitive_labels=request.case_sensitive_labels,
             baselines=request.baselines,
+            decision=request.decision or ARGMAX,
             gate=request.gate,
             incumbent=self._incumbent(job),
             base=request.base

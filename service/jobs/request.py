@@ -15,6 +15,7 @@ import msgspec
 from service.domain import (
     LATEST,
     WHITE,
+    Decision,
     check_alias,
     check_colour,
     check_name,
@@ -88,6 +89,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     framing: Literal["auto", "crop", "whole", "compare"] = "auto"
     baselines: list[Baseline] = []
     gate: Gate | None = None
+    decision: Decision | None = None
+    """None means argmax, with a base the base's."""
     case_sensitive_labels: bool = False
     """Class names that differ in upper and lower case alone are two."""
     base: Base | None = None
@@ -153,6 +156,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.gate is not None:
             _check_gate(self.gate)
             _check_can_be_measured(self.gate, self.method)
+        if self.decision is not None:
+            self.decision.check("decision")
 
     def _check_model_based(self, method: ModelBased, backbone: str) -> None:
         at = "model_based."

@@ -20,6 +20,7 @@ from service.domain import (
 )
 from service.errors import InvalidInput, Reason
 from service.ingest.archives import ArchiveFormat
+from service.rpc import convert_decisions
 from service.storage.datasets import DatasetRecord
 from service.storage.models import ModelRecord, VersionRecord
 
@@ -181,6 +182,7 @@ def version(record: VersionRecord, damage: str) -> model_pb2.Version:
         is_candidate=record.is_candidate,
         damage=damage,
         gate_checks=[_gate_check(check) for check in manifest.gate_checks],
+        decision=convert_decisions.asked(manifest.decision),
     )
 
 

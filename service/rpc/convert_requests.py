@@ -19,6 +19,7 @@ from service.jobs.contract import (
     Technique,
 )
 from service.jobs.request import JobRequest
+from service.rpc import convert_decisions
 from service.rpc.convert import duration
 
 _DEVICES: dict[int, Literal["auto", "cpu", "cuda"]] = {
@@ -113,6 +114,9 @@ def request(
             _named(_BASELINES, number, "baselines", "Baseline") for number in message.baselines
         ],
         gate=_gate(message.gate) if message.HasField("gate") else None,
+        decision=(
+            convert_decisions.decision(message.decision) if message.HasField("decision") else None
+        ),
         case_sensitive_labels=message.case_sensitive_labels,
     )
 
@@ -171,6 +175,8 @@ def asked(given: JobRequest) -> pb.FineTuneRequest:
         message.grouping.CopyFrom(_asked_grouping(given.grouping))
     if given.gate is not None:
         message.gate.CopyFrom(_asked_gate(given.gate))
+    if given.decision is not None:
+        message.decision.CopyFrom(convert_decisions.asked(given.decision))
     if given.base is not None:
         message.base.model = plain_name(given.base.model)
         message.base.version = given.base.version

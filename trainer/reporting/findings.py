@@ -20,6 +20,7 @@ from trainer.measuring import Measured
 from trainer.reporting import label_errors
 from trainer.reporting.comparisons import Comparison
 from trainer.reporting.label_errors import Suspect
+from trainer.reporting.rules import Rules
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
@@ -160,6 +161,8 @@ class Findings:
     backbones: BackbonesRanked | None = None
     out_of_distribution: OutOfDistribution | None = None
     growth: Growth | None = None
+    rules: Rules | None = None
+    """None where no image could be measured on."""
 
 
 def suspects(measured: Sequence[Measured], classes: int) -> Suspects:

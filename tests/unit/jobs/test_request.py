@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.domain import Decision
 from service.errors import GraftError, InvalidInput, NotAllowed, NotFound, Reason
 from service.jobs.contract import (
     BACKBONES,
@@ -99,6 +100,10 @@ def test_all_fields_at_their_bounds_are_fine() -> None:
         ("labels", {"labels": {"": "x"}}),
         ("labels", {"labels": {"k" * 64: "x"}}),
         ("labels[k]", {"labels": {"k": "x" * 256}}),
+        (
+            "decision.thresholds.classes[ant]",
+            {"decision": Decision(rule="thresholds", thresholds={"ant": 2.0})},
+        ),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_by_its_name(
@@ -241,6 +246,7 @@ def test_a_request_is_the_same_after_it_was_kept() -> None:
             baselines=["from_scratch"], gate=Gate(min_accuracy=0.5, alias="prod"),
             base=Base("birds", 2), base_job_id="job-1", background="#000000",
             grouping=Grouping(name_pattern="{group}_*"),
+            decision=Decision(rule="thresholds", thresholds={"ant": 0.5}, default_threshold=0.25),
         )  # fmt: skip
         assert msgspec.json.decode(msgspec.json.encode(asked), type=JobRequest) == asked
 

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
 from graft import _requests, errors, types
-from graft.v1 import dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
+from graft.v1 import dataset_pb2, decision_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 
 _DEVICES: dict[int, types.Device] = {
     fine_tuning_pb2.DEVICE_CPU: "cpu",
@@ -102,6 +102,7 @@ def job_request(message: fine_tuning_pb2.FineTuneRequest) -> types.JobRequest:
         request_id=message.request_id,
         baselines=tuple(_BASELINES[n] for n in message.baselines if n in _BASELINES),
         gate=_gate(message.gate) if message.HasField("gate") else None,
+        decision=_decision(message.decision) if message.HasField("decision") else None,
         base=_base(message.base) if message.HasField("base") else None,
         case_sensitive_labels=message.case_sensitive_labels,
     )
@@ -155,6 +156,18 @@ def _gate(gate: fine_tuning_pb2.Gate) -> types.Gate:
         max_latency_ms=gate.max_latency.ToMicroseconds() / 1000 if has_latency else None,
         alias=gate.alias,
     )
+
+
+def _decision(message: decision_pb2.Decision) -> types.Decision | Literal["unknown"]:
+    match message.WhichOneof("rule"):
+        case "argmax":
+            return "argmax"
+        case "balanced":
+            return "balanced"
+        case "thresholds":
+            given = message.thresholds
+            return types.Thresholds(dict(given.classes), _optional(given, "others"))
+    return "unknown"
 
 
 def _base(base: fine_tuning_pb2.BaseVersion) -> types.BaseVersion:
@@ -337,6 +350,7 @@ def version(message: model_pb2.Version) -> types.Version:
         calibration_note=message.calibration_note,
         image_size=message.image_size,
         sees_whole_image=message.sees_whole_image,
+        decision=_decision(message.decision) if message.HasField("decision") else "argmax",
         damage=message.damage,
     )
 
@@ -388,15 +402,17 @@ def _prediction(
     return types.Prediction(
         message.model,
         message.version,
-        tuple(
-            types.ClassScore(score.label, score.probability, score.class_index)
-            for score in answer.scores
-        ),
+        tuple(_score(score) for score in answer.scores),
         tuple(answer.features),
         out_of_distribution_score=_optional(answer, "out_of_distribution_score"),
         is_out_of_distribution=answer.is_out_of_distribution,
         calibrated=message.calibrated,
+        answer=_score(answer.answer) if answer.HasField("answer") else None,
     )
+
+
+def _score(score: prediction_pb2.ClassScore) -> types.ClassScore:
+    return types.ClassScore(score.label, score.probability, score.class_index)
 
 
 def _class_counts(counts: Any) -> tuple[types.ClassCount, ...]:

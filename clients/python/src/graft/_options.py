@@ -18,6 +18,22 @@ Baseline = Literal["linear_probe", "full_fine_tune", "from_scratch", "nearest_cl
 
 
 @dataclass(frozen=True)
+class Thresholds:
+    """The least probability of an answer; a class below its own is not answered."""
+
+    classes: dict[str, float] = field(default_factory=dict)
+    """By class, 0 to 1."""
+    others: float | None = None
+    """Of every other class; None means that they need none."""
+
+
+Decision = Literal["argmax", "balanced"] | Thresholds
+"""How probabilities become an answer: the most probable class; the one whose probability is the
+largest multiple of its share in the training, so that every class counts the same; or the most
+probable of those that reach their threshold, or none."""
+
+
+@dataclass(frozen=True)
 class ServerPath:
     """Images that lie on the server's disk: a folder or an archive there."""
 
@@ -173,6 +189,9 @@ class FineTuneOptions(TypedDict, total=False):
     """What the report compares the version with; each that trains costs its own time."""
     gate: Gate | None
     """What the version must reach to be published; nothing where left out."""
+    decision: Decision | None
+    """How the version answers, unless a call says otherwise; its figures and its gate go by it.
+    "argmax" where left out, with a base the base's."""
     case_sensitive_labels: bool
     """Class names that differ in upper and lower case alone are two classes."""
     base: BaseVersion | int | str | None

@@ -29,6 +29,7 @@ from graft.retry import RetryPolicy
 from graft.types import (
     BackboneRanking,
     Dataset,
+    Decision,
     FineTuneOptions,
     Job,
     JobEvent,
@@ -241,16 +242,24 @@ class Client:
         alias: str | None = None,
         top_k: int = 1,
         include_features: bool = False,
+        decision: Decision | None = None,
         timeout_s: float | None = None,
     ) -> list[Prediction]:
         """Classifies one image or many; one `Prediction` for each, in their order.
 
         What is too much for one call is sent in several, and `timeout_s` is for
         each. An image that the service cannot read has its error in its
-        `Prediction`.
+        `Prediction`. `decision` says how probabilities become an answer, instead of the
+        version's own.
         """
         requests = predict_requests(
-            images, model, version, alias, top_k=top_k, include_features=include_features
+            images,
+            model,
+            version,
+            alias,
+            top_k=top_k,
+            include_features=include_features,
+            decision=decision,
         )
         return [
             prediction
@@ -267,6 +276,7 @@ class Client:
         alias: str | None = None,
         top_k: int = 1,
         include_features: bool = False,
+        decision: Decision | None = None,
         timeout_s: float = TRANSFER_TIMEOUT_S,
     ) -> Iterator[Prediction]:
         """Classifies any number of images over one stream, reading them as answers come.
@@ -282,6 +292,7 @@ class Client:
             alias,
             top_k=top_k,
             include_features=include_features,
+            decision=decision,
             max_images=IMAGES_A_REQUEST,
         )
         order, room, left = Order(), threading.Semaphore(REQUESTS_UNDER_WAY), threading.Event()

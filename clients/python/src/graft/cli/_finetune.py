@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from graft import _requests
-from graft.cli import _names
+from graft.cli import _decision, _names
 from graft.cli._output import Output, Usage
 from graft.cli._watching import Watching, follow, tell
 from graft.client import Client
@@ -124,6 +124,7 @@ def add(commands: Any) -> None:
         help="compare with it in the report: linear-probe, full-fine-tune, from-scratch, "
         "nearest-class-mean; repeatable",
     )
+    _decision.add(parser)
     _add_gate(parser.add_argument_group("gate", "a version that fails is kept as a candidate"))
     parser.add_argument("--seed", type=int)
     parser.add_argument("--time-budget", dest="time_budget_s", type=float, metavar="S")
@@ -195,6 +196,7 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     given = {name: getattr(arguments, name) for name in _OPTIONS}
     chosen: Any = {name: value for name, value in given.items() if value is not None}
     chosen["labels"] = dict(arguments.label)
+    chosen["decision"] = _decision.read(arguments)
     if arguments.target is not None:
         chosen["target"] = _names.data(arguments.target)
     if arguments.folder_level is not None or arguments.name_pattern is not None:

@@ -85,6 +85,9 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         base = self._base(request)
         if base is not None:
             labels = sorted({*base.classes, *labels})
+        decision = None if base is None else base.decision
+        if request.HasField("decision"):
+            decision = request.decision
         return self._models.publish(
             job.model,
             labels,
@@ -98,6 +101,7 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             digest=digest,
             gate_checks=_gate.checks(request.gate, out),
             alias=request.gate.alias,
+            decision=decision,
         )
 
     def _base(self, request: pb.FineTuneRequest) -> model_pb2.Version | None:

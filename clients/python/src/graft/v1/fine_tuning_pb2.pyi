@@ -4,6 +4,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.rpc import status_pb2 as _status_pb2
 from graft.v1 import dataset_pb2 as _dataset_pb2
+from graft.v1 import decision_pb2 as _decision_pb2
 from graft.v1 import model_pb2 as _model_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -224,7 +225,7 @@ class BaseVersion(_message.Message):
     def __init__(self, version: _Optional[int] = ..., alias: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class FineTuneRequest(_message.Message):
-    __slots__ = ("model", "server_path", "dataset_id", "inline_images", "backbone", "weights", "auto", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "background", "framing", "labels", "request_id", "baselines", "gate", "base", "grouping", "case_sensitive_labels", "validate_only")
+    __slots__ = ("model", "server_path", "dataset_id", "inline_images", "backbone", "weights", "auto", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "background", "framing", "labels", "request_id", "baselines", "gate", "base", "grouping", "case_sensitive_labels", "decision", "validate_only")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -255,6 +256,7 @@ class FineTuneRequest(_message.Message):
     BASE_FIELD_NUMBER: _ClassVar[int]
     GROUPING_FIELD_NUMBER: _ClassVar[int]
     CASE_SENSITIVE_LABELS_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     model: str
     server_path: ServerPath
@@ -279,8 +281,9 @@ class FineTuneRequest(_message.Message):
     base: BaseVersion
     grouping: Grouping
     case_sensitive_labels: bool
+    decision: _decision_pb2.Decision
     validate_only: bool
-    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., background: _Optional[str] = ..., framing: _Optional[_Union[Framing, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ..., grouping: _Optional[_Union[Grouping, _Mapping]] = ..., case_sensitive_labels: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., background: _Optional[str] = ..., framing: _Optional[_Union[Framing, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ..., grouping: _Optional[_Union[Grouping, _Mapping]] = ..., case_sensitive_labels: _Optional[bool] = ..., decision: _Optional[_Union[_decision_pb2.Decision, _Mapping]] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class FineTuneResponse(_message.Message):
     __slots__ = ("job",)
