@@ -221,8 +221,9 @@ def _published(asked: Weights) -> nn.Module:
         try:
             return timm_networks.published(asked.row, state)
         except (RuntimeError, KeyError) as error:
+            why = " ".join(str(error).split())
             raise asked.misfit(
-                f"the tensors of {asked.name} do not fit {asked.row.name} ({error})"
+                f"the tensors of {asked.name} do not fit {asked.row.name} ({why})"
             ) from error
     network = _built(asked.row)
     own = network.state_dict()
