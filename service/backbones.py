@@ -1,12 +1,15 @@
 """The registry of backbones: everything that is known of one by its name, in one table.
 
-Adding a backbone is a row here. Knows no torch: how a network is built from a row is the
-trainer's (`trainer/backbones.py`).
+Adding a backbone of torchvision, of timm or of a package with weights is a row here.
+Knows no torch: the trainer builds a network from its row (`trainer/backbones.py`).
 """
 
 import re
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Literal
+
+from service.errors import InvalidInput, Reason
 
 Colour = tuple[float, float, float]
 _IMAGENET: tuple[Colour, Colour] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -16,7 +19,21 @@ DEFAULT_BACKBONE = "efficientnet_lite0"
 """Its weights come with a package, so that it works without any network."""
 TIMM = "timm/"
 """Before the name of any network of timm's."""
+RANDOM = "random"
+"""Names weights that follow the seed."""
+FILE = "file:"
+"""Before the name of a file in the folder of weights."""
+PIN = "@sha256:"
+"""Before the first 16 digits of a file's sha256, after the name of its weights."""
+NO_LICENCE = "not known"
+"""Stands for the licence of weights where nothing tells it."""
+HOSTS = {"torchvision": "download.pytorch.org", "timm": "huggingface.co"}
+"""Serve the files of weights, over HTTPS, by source."""
+
 _TIMM_NAME = re.compile(r"timm/[a-z0-9_]{1,80}(\.[a-z0-9_]{1,80})?")
+_TAG = re.compile(r"[a-z0-9_]{1,80}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\.(safetensors|pth)")
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,28 +44,78 @@ class Backbone:
     source: Literal["torchvision", "package", "timm"]
     """Where its weights come from: `weights` says which."""
     network: str
-    """What torchvision or timm calls it."""
+    """What torchvision or, for the other two, timm calls it; with a tag of timm's if named."""
     weights: dict[str, str] = field(default_factory=dict)
     """Files of torchvision by the names of their weights, or a package; the first is the default.
     Empty for timm's, whose names say which."""
+    head: str = ""
+    """The module that tells classes, which is left out; "" where timm knows."""
     size: int = 224
     """Side of its images, pixels; 0 where timm knows."""
     mean: Colour = _IMAGENET[0]
     std: Colour = _IMAGENET[1]
     width: int = 0
-    """Features of its last layer; 0 where timm knows."""
+    """Features of its last layer; 0 where the network tells."""
     taps: tuple[str, ...] = ()
     """Modules of the trunk whose outputs, averaged over the image, are features beside the last
     layer's."""
     stages: tuple[str, ...] = ()
     """From the image's end to the features'; () where the network tells."""
     tuned_from: str = ""
-    """The first stage that tuning trains; "" trains all of them."""
+    """The first stage that tuning trains; "" trains all of them, or where the network tells."""
     gflops: float = 0.0
     """Multiplications and additions of an image, in thousand millions, as published; 0 where that
     is not known."""
     licence: str = ""
-    """Of the weights, as their publisher names it; "" where the file or timm says."""
+    """Of the weights, as their publisher names it; "" where timm says."""
+
+    def weights_name(self, asked: str, field: str = "weights") -> str:
+        """Returns what the weights of a request are called; raises InvalidInput for none of its.
+
+        A package's name gets its version. "" is what timm calls the default of its own. A file,
+        and weights of timm's, may have `PIN` and the beginning of a digest after their name.
+        """
+        if asked in (RANDOM, *self._names):
+            return asked
+        if not asked:
+            return self._names[0]
+        name, pin, digest = asked.partition(PIN)
+        if name.startswith(FILE):
+            is_known = _FILE_NAME.fullmatch(name.removeprefix(FILE)) is not None
+        else:
+            fits = self._names[0] in ("", name)
+            is_known = self.source == "timm" and fits and _TAG.fullmatch(name) is not None
+        if is_known and (not pin or _DIGEST.fullmatch(digest)):
+            return asked
+        known = (*filter(None, self._names), RANDOM, f"{FILE}NAME.safetensors, {FILE}NAME.pth")
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            f"{self.name} has no weights {asked[:80]!r}: use {', '.join(known)}, or nothing for "
+            "the pretrained ones",
+            field=field,
+        )
+
+    def weights_file(self, name: str) -> str:
+        """Returns the path below the folder of weights where weights lie; "" for those in none.
+
+        For a `weights_name`; a pattern where timm's default is meant.
+        """
+        name = name.partition(PIN)[0]
+        if name.startswith(FILE):
+            return name.removeprefix(FILE)
+        if name == RANDOM or self.source == "package":
+            return ""
+        if self.source == "timm":
+            return f"{TIMM}{self.network.partition('.')[0]}.{name or '*'}.safetensors"
+        return self.weights[name]
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        if self.source == "timm":
+            return (self.network.partition(".")[2],)
+        if self.source == "package":
+            return tuple(f"{package}-{metadata.version(package)}" for package in self.weights)
+        return tuple(self.weights)
 
 
 _RESNET = ("stem", "layer1", "layer2", "layer3", "layer4")
@@ -61,6 +128,7 @@ def _resnet(name: str, width: int, gflops: float, **weights: str) -> Backbone:
         source="torchvision",
         network=name,
         weights=weights,
+        head="fc",
         width=width,
         taps=("layer1", "layer2", "layer3"),
         stages=_RESNET,
@@ -81,6 +149,7 @@ def _lite(name: str, size: int, gflops: float, blocks: tuple[int, int, int]) -> 
         source="package",
         network=f"tf_{name}",
         weights={package: package},
+        head="classifier",
         size=size,
         mean=_HALF[0],
         std=_HALF[1],
@@ -128,3 +197,16 @@ def find(name: str) -> Backbone | None:
     if _TIMM_NAME.fullmatch(name):
         return Backbone(name=name, source="timm", network=name.removeprefix(TIMM), size=0)
     return None
+
+
+def found(name: str, field: str = "backbone", *others: str) -> Backbone:
+    """As `find`; raises InvalidInput about a field of a request, which may also be `others`."""
+    if (row := find(name)) is None:
+        shown = name if len(name) <= 80 else name[:77] + "..."
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            f"backbone {shown!r} is none of {', '.join((*BACKBONES, *others))}, and no "
+            f"{TIMM}NAME or {TIMM}NAME.TAG",
+            field=field,
+        )
+    return row

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from service.jobs.contract import BACKBONES, DEFAULT_BACKBONE, Precision, ProviderSetting
+from service.backbones import BACKBONES, DEFAULT_BACKBONE, TIMM, find
+from service.jobs.contract import Precision, ProviderSetting
 
 _OF_THE_CLIENT = {"GRAFT_SERVER", "GRAFT_TOKEN"}
 
@@ -63,7 +64,7 @@ class Config:
         "when not set",
     )
     default_backbone: str = _setting(
-        DEFAULT_BACKBONE, "Backbone of a FineTune that names none: " + ", ".join(BACKBONES)
+        DEFAULT_BACKBONE, f"Backbone of a FineTune that names none; {TIMM}NAME for timm's"
     )
     log_format: Literal["json", "console"] = _setting("json", "Shape of the log lines")
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least log level")
@@ -309,8 +310,9 @@ def _parse(key: str, text: str, setting: Any) -> Any:
             if not folder.is_dir():
                 raise BadConfig(f"{key} names {str(folder)!r}, which is no folder")
         return tuple(folder.resolve() for folder in folders)
-    if setting.name == "default_backbone" and text not in BACKBONES:
-        raise BadConfig(f"{key} is {text!r}; it must be one of {', '.join(BACKBONES)}")
+    if setting.name == "default_backbone" and find(text) is None:
+        known = ", ".join(BACKBONES)
+        raise BadConfig(f"{key} is {text!r}; it must be one of {known}, or {TIMM}NAME")
     if not text:
         raise BadConfig(f"{key} is empty")
     return Path(text) if kind in (Path, Path | None) else text

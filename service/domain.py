@@ -285,7 +285,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     recipe: str = ""
     backbone: str
     weights: str
-    """The weights it started from: a torchvision name, a package's, or `random:SEED`."""
+    """The weights it started from: a torchvision name, a package's, `random:SEED`, or a tag of
+    timm's or `file:NAME`, each with `@sha256:` and the first 16 digits of the file's digest."""
+    weights_licence: str = ""
+    """As their publisher names it; "" of random ones."""
     backbone_digest: str
     """sha256 of the backbone's ONNX file, lower-case hex."""
     feature_dim: int

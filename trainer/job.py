@@ -40,7 +40,7 @@ from trainer.feature_cache import FeatureCache
 from trainer.features import Features
 from trainer.records import Send
 from trainer.stages import Stages
-from trainer.weight_names import weights_name
+from trainer.weights import Weights
 
 if TYPE_CHECKING:
     from trainer.backbones import Backbone
@@ -75,6 +75,7 @@ class Job:
         self.runtime = OnnxRuntime(provider, spec.threads, spec.precision, is_narrow=True)
         self.cache = _cache(spec, self.send)
         self.weights = ""
+        self.weights_licence = ""
         self.known: ExportedBackbone | None = None
         # A method that trains writes the version's own backbone under the usual name.
         self.frozen_file = self.out / (FROZEN_FILE if _trains(spec) else BACKBONE_FILE)
@@ -132,15 +133,23 @@ class Job:
         return ranked
 
     def start_from(self, pretrained: PretrainedBackbone) -> None:
-        """Settles the backbone; nothing is loaded yet."""
+        """Settles the backbone and its weights; nothing is loaded yet.
+
+        Weights that are named by their file's digest are downloaded now, and stay these.
+        """
+        folder = Path(self.spec.weights_dir)
+        asked = Weights(pretrained.backbone, pretrained.weights, self.spec.seed, folder)
+        if asked.is_named_by_digest:
+            self.send(Progressed("preparing", 0.0, f"looking for the weights of {asked.row.name}"))
+            asked.fetch()
+        self.weights, self.weights_licence = asked.name, asked.licence
         self.spec = msgspec.structs.replace(
             self.spec,
             backbone=pretrained.backbone,
-            weights=pretrained.weights,
+            weights=self.weights if asked.is_named_by_digest else pretrained.weights,
             exported=pretrained.exported,
         )
-        self.weights = weights_name(pretrained.backbone, pretrained.weights, self.spec.seed)
-        if self.weights.startswith("random:"):
+        if asked.is_random:
             text = "the backbone starts from random weights: it was never pretrained"
             self.send(Note("warning", text))
         self.known = next(

@@ -22,7 +22,6 @@ from service.inference import preprocess
 from service.inference.head import Floats
 from service.inference.runtime import OnnxRuntime, Session
 from service.jobs.contract import (
-    BACKBONES,
     ExportedBackbone,
     PretrainedBackbone,
     RankedBackbone,
@@ -33,7 +32,7 @@ from trainer.backbone_file import BackboneFile
 from trainer.data import Files
 from trainer.feature_cache import FeatureCache
 from trainer.features import Features
-from trainer.weight_names import weights_name
+from trainer.weights import Weights
 
 Ints = npt.NDArray[np.int64]
 
@@ -65,7 +64,7 @@ class BackboneScoring:
         self._features: Floats = np.empty((0, 0), np.float32)
         self._row = RankedBackbone(backbone=pretrained.backbone, weights=pretrained.weights)
         try:
-            self._note(weights=weights_name(pretrained.backbone, pretrained.weights, spec.seed))
+            self._name()
         except GraftError as error:
             self.fail(error.message)
 
@@ -155,6 +154,7 @@ class BackboneScoring:
         backbone, weights = self.pretrained.backbone, self.pretrained.weights
         if not self._has_weights():
             _within(deadline, lambda: backbones.fetch(backbone, weights, self._weights_dir))
+        self._name()  # which may hold the digest of what was downloaded
         network = backbones.load(backbone, weights, self._spec.seed, self._weights_dir)
         path = folder / f"{len(list(folder.iterdir()))}.onnx"
         export.to_onnx(network, path)
@@ -163,10 +163,14 @@ class BackboneScoring:
     def _has_weights(self) -> bool:
         from trainer import backbones
 
-        # An unknown name has none to download; loading says what is wrong with it.
-        return self.pretrained.backbone not in BACKBONES or backbones.is_available(
+        return backbones.is_available(
             self.pretrained.backbone, self.pretrained.weights, self._weights_dir
         )
+
+    def _name(self) -> None:
+        pretrained = self.pretrained
+        asked = Weights(pretrained.backbone, pretrained.weights, self._spec.seed, self._weights_dir)
+        self._note(weights=asked.name, weights_licence=asked.licence)
 
     def _score(self, features: Floats, targets: Ints) -> None:
         evidence = transferability.log_me(features, targets)

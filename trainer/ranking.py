@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from service import backbones as registry
 from service.domain import DEFAULT_DECODING, ImageDecoding
 from service.errors import GraftError, InvalidInput, Reason, Unavailable
 from service.inference.providers import ProviderUnavailable, choose_provider
@@ -45,15 +46,6 @@ FIRST_IMAGES = 100
 """All backbones are scored on so many, and again on more where all find time for that."""
 _PLANNED = 0.7
 """Of the time that is left for more images; the rest is for what goes slower."""
-_GFLOPS = {
-    "efficientnet_lite0": 0.4,
-    "resnet18": 1.8,
-    "resnet34": 3.7,
-    "resnet50": 4.1,
-    "resnet101": 7.8,
-    "resnet152": 11.5,
-}
-"""An image, as published: the cheapest go first, so that time runs out on the dearest."""
 _STRONG = 3.0
 """Of the log evidence of all images: less is no strong lead (Kass and Raftery 1995)."""
 
@@ -159,8 +151,9 @@ def _cache(spec: RankSpec, send: Send) -> FeatureCache | None:
 
 
 def _effort(entrant: BackboneScoring) -> tuple[float, bool]:
-    row = entrant.row
-    return _GFLOPS.get(row.backbone, 0.0), row.weights.startswith("random:")
+    # The cheapest go first, so that time runs out on the dearest.
+    row, known = entrant.row, registry.find(entrant.row.backbone)
+    return (known and known.gflops) or math.inf, row.weights.startswith("random:")
 
 
 def _height(row: RankedBackbone) -> float:

@@ -191,6 +191,7 @@ def _run(job: Job) -> Manifest:
         recipe=found.recipe,
         backbone=spec.backbone,
         weights=job.weights,
+        weights_licence=job.weights_licence,
         backbone_digest=_sha256(served.file),
         feature_dim=head.feature_dim,
         classes=list(data.classes),

@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from service import backbones as registry
 from service.backbones import DEFAULT_BACKBONE
 from service.domain import (
     ARGMAX,
@@ -43,7 +42,6 @@ from service.errors import Reason
 
 __all__ = [
     "ANSWERS_FILE",
-    "BACKBONES",
     "BACKBONE_FILE",
     "BASELINES",
     "DEFAULT_BACKBONE",
@@ -99,8 +97,6 @@ __all__ = [
     "decode_record",
     "encode",
 ]
-
-BACKBONES = tuple(registry.BACKBONES)
 
 MOST_RANKED_IMAGES = 500
 """Backbones are ranked on a sample of so many images, in turn from each class."""
@@ -246,6 +242,8 @@ class RankedBackbone(msgspec.Struct, frozen=True, kw_only=True):
     backbone: str
     weights: str
     """As in `Manifest.weights`."""
+    weights_licence: str = ""
+    """As in `Manifest.weights_licence`."""
     score: float | None = None
     """What the list is sorted by, see `trainer.transferability`; None when not scored."""
     log_me: float | None = None
@@ -291,7 +289,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     backbone: str = DEFAULT_BACKBONE
     """A name, or "auto" for the best of `backbones`."""
     weights: str = ""
-    """"" for the backbone's pretrained ones, a torchvision name, or "random"."""
+    """As in FineTuneRequest: "" for the backbone's pretrained ones, "random", "file:NAME"."""
     exported: list[ExportedBackbone] = []
     """What is known of `backbone`; spares an export when the weights fit."""
     backbones: list[PretrainedBackbone] = []

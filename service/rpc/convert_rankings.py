@@ -32,6 +32,7 @@ def response(ranked: BackbonesRanked) -> pb.RankBackbonesResponse:
             pb.RankedBackbone(
                 backbone=row.backbone,
                 weights=row.weights,
+                weights_licence=row.weights_licence,
                 score=row.score,
                 log_me=row.log_me,
                 h_score=row.h_score,

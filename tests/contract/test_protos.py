@@ -11,7 +11,6 @@ from grpc_tools import protoc
 
 from service.domain import JobState
 from service.errors import Reason
-from service.jobs.contract import BACKBONES
 
 PROTO = Path(__file__).parents[2] / "proto"
 
@@ -59,8 +58,3 @@ def test_the_services_reasons_are_the_contracts() -> None:
 def test_the_services_job_states_are_the_contracts() -> None:
     names = {n.removeprefix("JOB_STATE_") for n in fine_tuning_pb2.JobState.keys()}  # noqa: SIM118
     assert {state.value for state in JobState} == names - {"UNSPECIFIED"}
-
-
-def test_the_contract_names_every_backbone() -> None:
-    text = (PROTO / "graft/v1/fine_tuning.proto").read_text()
-    assert all(backbone in text for backbone in BACKBONES)

@@ -116,8 +116,9 @@ async def test_without_candidates_those_available_are_ranked_with_what_is_export
     await service.make_model()
     await service.fine_tuning.RankBackbones(request())
     spec = service.launcher.trainers[-1].spec
-    assert [c.backbone for c in spec.backbones] == ["resnet34", "efficientnet_lite0"]
-    assert [known.weights for known in spec.backbones[1].exported] == ["pretrained"]
+    lite = [f"efficientnet_lite{n}" for n in range(3)]
+    assert [c.backbone for c in spec.backbones] == [*lite, "resnet34"]
+    assert [known.weights for known in spec.backbones[0].exported] == ["pretrained"]
     assert (spec.time_budget_s, spec.seed, spec.only_available) == (60.0, 0, True)
 
 

@@ -30,8 +30,9 @@ from tests.trainer.conftest import GUARD_S, MakeFolder, Told
 from trainer import backbones, data, ranked_backbone, ranking
 from trainer.__main__ import main
 from trainer.job import Job
+from trainer.weights import Weights
 
-LITE0 = backbones.weights_name("efficientnet_lite0", "", 0)
+LITE0 = Weights("efficientnet_lite0", "", 0, Path()).name
 
 
 class Blind(FakeSession):
@@ -96,7 +97,7 @@ def pretrained(tmp_path: Path) -> MakeBackbone:
     def make(file: str, backbone: str = "resnet18", weights: str = "random") -> PretrainedBackbone:
         path = tmp_path / f"{file}.onnx"
         path.touch()
-        name = backbones.weights_name(backbone, weights, 0)
+        name = Weights(backbone, weights, 0, tmp_path).name
         return PretrainedBackbone(
             backbone=backbone,
             weights=weights,
@@ -253,7 +254,7 @@ def test_a_problem_of_one_candidate_is_its_own(
     assert names(ranked) == ["resnet18", "vgg16", "efficientnet_lite0", "resnet50", "resnet34"]
     problems = [row.problem for row in ranked.ranking]
     assert problems[0] == ""
-    assert "there is no backbone 'vgg16'" in problems[1]
+    assert "backbone 'vgg16' is none of" in problems[1]
     assert "has no weights 'IMAGENET1K_V1'" in problems[2]
     assert "has no weights 'IMAGENET99'" in problems[3]
     assert "kernel panic" in problems[4]
@@ -432,10 +433,10 @@ def test_people_get_a_table_and_the_reason(
     header, first, last, why, problem = capfd.readouterr().out.splitlines()
     assert header.split()[:5] == ["backbone", "weights", "LogME", "H-score", "LEEP"]
     assert first.split()[:2] == ["resnet18", "random:0"]
-    assert first.split()[4:] == ["-", "2", "3"]
-    assert last.split()[2:] == ["-"] * 5
+    assert first.split()[4:] == ["-", "2", "3", "-"]
+    assert last.split()[2:] == ["-"] * 6
     assert why.startswith("resnet18 (random weights) is the only one")
-    assert problem.startswith("vgg16: there is no backbone 'vgg16'")
+    assert problem.startswith("vgg16: backbone 'vgg16' is none of")
     assert main(["rank-folder", folder + "/nowhere"]) == 2
     assert main(["rank-folder", folder + "/red"]) == 3
     assert "there is no folder of a class beside" in capfd.readouterr().err

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.backbones import BACKBONES
 from service.domain import Decision
 from service.errors import GraftError, InvalidInput, NotAllowed, NotFound, Reason
 from service.jobs.contract import (
-    BACKBONES,
     BASELINES,
     NETWORK_TECHNIQUES,
     Auto,

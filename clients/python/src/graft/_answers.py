@@ -280,6 +280,7 @@ def ranking(message: fine_tuning_pb2.RankBackbonesResponse) -> types.BackboneRan
             types.RankedBackbone(
                 backbone=row.backbone,
                 weights=row.weights,
+                weights_licence=row.weights_licence,
                 score=_optional(row, "score"),
                 log_me=_optional(row, "log_me"),
                 h_score=_optional(row, "h_score"),
@@ -352,6 +353,7 @@ def version(message: model_pb2.Version) -> types.Version:
         sees_whole_image=message.sees_whole_image,
         decision=_decision(message.decision) if message.HasField("decision") else "argmax",
         damage=message.damage,
+        weights_licence=message.weights_licence,
     )
 
 

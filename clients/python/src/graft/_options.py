@@ -161,10 +161,11 @@ class FineTuneOptions(TypedDict, total=False):
     """
 
     backbone: str
-    """resnet18, resnet34, resnet50, resnet101, resnet152, efficientnet_lite0, or "auto" for the
-    best for the data; the server's default where left out."""
+    """A name such as efficientnet_lite0 or resnet50, timm/NAME for any network of timm's, or "auto"
+    for the best for the data; the server's default where left out."""
     weights: str
-    """Empty for the backbone's pretrained ones, a torchvision name, or "random"."""
+    """Empty for the backbone's pretrained ones, a torchvision name, "random", or "file:NAME" for
+    a file in the server's folder of weights."""
     method: Literal["auto", "feature_based", "model_based", "domain_adaptation"] | Method
     """"auto" where left out."""
     background: str

@@ -333,6 +333,8 @@ class RankedBackbone:
     feature_dim: int
     problem: str
     """Why it was not scored; empty when it was."""
+    weights_licence: str = ""
+    """As their publisher names it, or "not known"; "" for random weights."""
 
 
 @dataclass(frozen=True)
@@ -424,6 +426,9 @@ class Version:
     """How it answers, unless a call says otherwise; its figures and its gate go by it."""
     damage: str = ""
     """Why its files cannot be served, as found when they were last read; mostly empty."""
+    weights_licence: str = ""
+    """Of the weights it started from, as their publisher names it, or "not known"; "" for random
+    ones."""
 
     @property
     def headline(self) -> Figure | None:

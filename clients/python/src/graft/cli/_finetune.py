@@ -46,10 +46,14 @@ def add(commands: Any) -> None:
     parser.add_argument("--name", required=True, help="the model")
     parser.add_argument(
         "--backbone",
-        help="resnet18 to resnet152, efficientnet_lite0, or auto for the best for the data; "
-        "default: the server's",
+        help="a name such as efficientnet_lite0 or resnet50, timm/NAME for any network of timm's, "
+        "or auto for the best for the data; default: the server's",
     )
-    parser.add_argument("--weights", help="a torchvision name, or random; default: pretrained")
+    parser.add_argument(
+        "--weights",
+        help="a torchvision name, random, or file:NAME for a file in the server's folder of "
+        "weights; default: pretrained",
+    )
     parser.add_argument(
         "--method",
         type=_method,

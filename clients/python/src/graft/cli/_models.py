@@ -80,7 +80,7 @@ def run_get(client: Client, arguments: argparse.Namespace, output: Output) -> in
 
 def run_versions(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Lists a model's versions."""
-    columns = ["version", "aliases", "method", "backbone", "accuracy", "created", "job"]
+    columns = ["version", "aliases", "method", "backbone", "licence", "accuracy", "created", "job"]
     output.items(client.list_versions(arguments.model), columns, _version_row)
     return 0
 
@@ -91,6 +91,7 @@ def _version_row(version: Version) -> list[object]:
         ", ".join([*version.aliases, *_marks(version)]) or None,
         version.method.replace("_", "-"),
         version.backbone,
+        version.weights_licence or None,
         version.measured,
         version.create_time,
         version.job_id,

@@ -9,7 +9,9 @@ from graft.cli._watching import Watching
 from graft.client import Client
 from graft.types import RankedBackbone
 
-_COLUMNS = ["backbone", "weights", "LogME", "H-score", "LEEP", "ms an image", "features"]
+_COLUMNS = [
+    "backbone", "weights", "LogME", "H-score", "LEEP", "ms an image", "features", "licence",
+]  # fmt: skip
 
 
 def add(commands: Any) -> None:
@@ -21,7 +23,7 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME[:WEIGHTS]",
-        help="a backbone, repeatable; default: all whose weights the server has",
+        help="a backbone, repeatable; default: all but timm's whose weights the server has",
     )
     parser.add_argument(
         "--time-budget", dest="time_budget_s", type=float, metavar="S", help="default: 60"
@@ -64,4 +66,5 @@ def _row(ranked: RankedBackbone) -> list[object]:
           for score in (ranked.log_me, ranked.h_score, ranked.leep)),
         None if ranked.image_ms is None else f"{ranked.image_ms:.3g}",
         ranked.feature_dim or None,
+        ranked.weights_licence or None,
     ]  # fmt: skip

@@ -198,6 +198,7 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 pb.RankedBackbone(
                     backbone=pretrained.backbone,
                     weights=pretrained.weights or "fake",
+                    weights_licence="not known",
                     score=-0.1 * place,
                     log_me=-0.1 * place,
                     h_score=1 / place,

@@ -70,6 +70,7 @@ class Models(model_pb2_grpc.ModelServiceServicer):
                 method=method,
                 backbone="efficientnet_lite0",
                 weights="fake",
+                weights_licence="not known",
                 backbone_digest=hashlib.sha256(name.encode()).hexdigest(),
                 classes=classes,
                 figures=[] if accuracy is None else [figure_of(accuracy, count)],

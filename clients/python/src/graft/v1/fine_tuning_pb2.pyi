@@ -532,7 +532,7 @@ class RankBackbonesRequest(_message.Message):
     def __init__(self, server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbones: _Optional[_Iterable[_Union[PretrainedBackbone, _Mapping]]] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., seed: _Optional[int] = ..., validate_only: _Optional[bool] = ..., case_sensitive_labels: _Optional[bool] = ...) -> None: ...
 
 class RankedBackbone(_message.Message):
-    __slots__ = ("backbone", "weights", "score", "log_me", "h_score", "leep", "image_ms", "feature_dim", "problem")
+    __slots__ = ("backbone", "weights", "score", "log_me", "h_score", "leep", "image_ms", "feature_dim", "problem", "weights_licence")
     BACKBONE_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
@@ -542,6 +542,7 @@ class RankedBackbone(_message.Message):
     IMAGE_MS_FIELD_NUMBER: _ClassVar[int]
     FEATURE_DIM_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_LICENCE_FIELD_NUMBER: _ClassVar[int]
     backbone: str
     weights: str
     score: float
@@ -551,7 +552,8 @@ class RankedBackbone(_message.Message):
     image_ms: float
     feature_dim: int
     problem: str
-    def __init__(self, backbone: _Optional[str] = ..., weights: _Optional[str] = ..., score: _Optional[float] = ..., log_me: _Optional[float] = ..., h_score: _Optional[float] = ..., leep: _Optional[float] = ..., image_ms: _Optional[float] = ..., feature_dim: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...
+    weights_licence: str
+    def __init__(self, backbone: _Optional[str] = ..., weights: _Optional[str] = ..., score: _Optional[float] = ..., log_me: _Optional[float] = ..., h_score: _Optional[float] = ..., leep: _Optional[float] = ..., image_ms: _Optional[float] = ..., feature_dim: _Optional[int] = ..., problem: _Optional[str] = ..., weights_licence: _Optional[str] = ...) -> None: ...
 
 class RankBackbonesResponse(_message.Message):
     __slots__ = ("backbones", "explanation", "image_count")
