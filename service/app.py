@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from graft.v1 import (
+    backbone_pb2_grpc,
     dataset_pb2_grpc,
     fine_tuning_pb2_grpc,
     model_pb2_grpc,
@@ -35,6 +36,7 @@ from service.inference import head as heads
 from service.inference.engine import Bounds, Engine, ModelFiles
 from service.inference.providers import choose_provider
 from service.inference.runtime import OnnxRuntime, Runtime
+from service.ingest.backbone_process import BackboneChecks
 from service.ingest.process import ReaderProcesses
 from service.jobs.launcher import Launcher, ProcessLauncher
 from service.jobs.lineage import Lineage
@@ -45,6 +47,7 @@ from service.jobs.warm import WarmLauncher
 from service.jobs.watch import Watch
 from service.jobs.weights import WeightsCheck
 from service.metrics_server import MetricsServer
+from service.rpc.backbones import BackboneServicer
 from service.rpc.datasets import DatasetServicer
 from service.rpc.fine_tuning import FineTuningServicer
 from service.rpc.limits import CallBounds
@@ -59,6 +62,7 @@ from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore, Limits
 from service.storage.models import ModelStore, Removed, VersionRecord
+from service.storage.registered import BackboneStore
 from service.telemetry import Telemetry
 
 MIB = 2**20
@@ -150,8 +154,8 @@ class App:
         private.close_to_others(config.data_dir)
         artifacts = Artifacts(config.data_dir / "artifacts")
         models = ModelStore(database, artifacts)
-        datasets = _datasets(config, database, threads, self._environment)
-        stack.callback(datasets.close)
+        datasets = _datasets(stack, config, database, threads, self._environment)
+        backbones = self._backbones(stack, database, artifacts)
         jobs = JobStore(database, config.max_queued_jobs)
         _watch_stores(config.data_dir, telemetry, database, jobs, models)
 
@@ -178,6 +182,7 @@ class App:
             weights_dir=config.weights_folder,
             allowed_dirs_of=door.allowed_dirs_of,
             max_stored_bytes_of=door.max_stored_bytes_of,
+            registered_of=backbones.pretrained,
             default_backbone=config.default_backbone,
             cpu_jobs=config.cpu_jobs,
             gpu_jobs=config.gpu_jobs,
@@ -254,6 +259,15 @@ class App:
                     DatasetServicer(datasets, config.message_timeout_s),
                 ),
                 to_register(
+                    backbone_pb2_grpc.add_BackboneServiceServicer_to_server,
+                    BackboneServicer(
+                        backbones,
+                        config.weights_folder,
+                        config.default_backbone,
+                        config.message_timeout_s,
+                    ),
+                ),
+                to_register(
                     prediction_pb2_grpc.add_PredictionServiceServicer_to_server, prediction
                 ),
                 to_register(
@@ -305,6 +319,15 @@ class App:
             extra={"host": config.host, "port": self.port, "metrics_port": self.metrics_port},
         )
 
+    def _backbones(
+        self, stack: AsyncExitStack, database: Database, artifacts: Artifacts
+    ) -> BackboneStore:
+        config = self._config
+        checks = BackboneChecks(self._environment, niceness=config.trainer_niceness)
+        store = BackboneStore(database, artifacts, checks, config.max_backbone_mb * MIB)
+        stack.callback(store.close)
+        return store
+
 
 def _watch_stores(
     data_dir: Path, telemetry: Telemetry, database: Database, jobs: JobStore, models: ModelStore
@@ -327,7 +350,11 @@ def _if_told(counts: Callable[[], Mapping[str, int]]) -> Callable[[], Mapping[st
 
 
 def _datasets(
-    config: Config, database: Database, threads: int, environment: Mapping[str, str]
+    stack: AsyncExitStack,
+    config: Config,
+    database: Database,
+    threads: int,
+    environment: Mapping[str, str],
 ) -> DatasetStore:
     reader = ReaderProcesses(
         config.data_dir, environment, threads=threads, niceness=config.trainer_niceness
@@ -337,7 +364,9 @@ def _datasets(
         max_unpacked_bytes=config.max_unpacked_mb * MIB,
         max_files=config.max_dataset_files,
     )
-    return DatasetStore(database, config.data_dir / "datasets", reader, limits)
+    store = DatasetStore(database, config.data_dir / "datasets", reader, limits)
+    stack.callback(store.close)
+    return store
 
 
 def _measure(

@@ -19,6 +19,9 @@ DEFAULT_BACKBONE = "efficientnet_lite0"
 """Its weights come with a package, so that it works without any network."""
 TIMM = "timm/"
 """Before the name of any network of timm's."""
+ONNX = "onnx/"
+"""Before the name of a file that a tenant registered."""
+_ONNX_NAME = re.compile(r"onnx/[a-z0-9][a-z0-9._-]{0,62}")
 RANDOM = "random"
 """Names weights that follow the seed."""
 FILE = "file:"
@@ -34,6 +37,8 @@ _TIMM_NAME = re.compile(r"timm/[a-z0-9_]{1,80}(\.[a-z0-9_]{1,80})?")
 _TAG = re.compile(r"[a-z0-9_]{1,80}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\.(safetensors|pth)")
 _DIGEST = re.compile(r"[0-9a-f]{16}")
+_REGISTERED_WEIGHTS = re.compile(r"sha256:[0-9a-f]{16}")
+"""What the service tells the trainer that the weights of a registered file are called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +46,9 @@ class Backbone:
     """A pretrained network, and what serves of it."""
 
     name: str
-    source: Literal["torchvision", "package", "timm"]
-    """Where its weights come from: `weights` says which."""
+    source: Literal["torchvision", "package", "timm", "onnx"]
+    """Where its weights come from: `weights` says which; "onnx" is a file that a tenant
+    registered, of which the store knows the rest (`service/storage/registered.py`)."""
     network: str
     """What torchvision or, for the other two, timm calls it; with a tag of timm's if named."""
     weights: dict[str, str] = field(default_factory=dict)
@@ -75,6 +81,8 @@ class Backbone:
         A package's name gets its version. "" is what timm calls the default of its own. A file,
         and weights of timm's, may have `PIN` and the beginning of a digest after their name.
         """
+        if self.source == "onnx" and (not asked or _REGISTERED_WEIGHTS.fullmatch(asked)):
+            return asked
         if asked in (RANDOM, *self._names):
             return asked
         if not asked:
@@ -103,7 +111,7 @@ class Backbone:
         name = name.partition(PIN)[0]
         if name.startswith(FILE):
             return name.removeprefix(FILE)
-        if name == RANDOM or self.source == "package":
+        if name == RANDOM or self.source in ("package", "onnx"):
             return ""
         if self.source == "timm":
             return f"{TIMM}{self.network.partition('.')[0]}.{name or '*'}.safetensors"
@@ -196,7 +204,14 @@ def find(name: str) -> Backbone | None:
         return known
     if _TIMM_NAME.fullmatch(name):
         return Backbone(name=name, source="timm", network=name.removeprefix(TIMM), size=0)
+    if is_registered(name):
+        return Backbone(name=name, source="onnx", network=name.removeprefix(ONNX), size=0)
     return None
+
+
+def is_registered(name: str) -> bool:
+    """Tells whether a backbone's name is that of a registered file, whoever has it or nobody."""
+    return _ONNX_NAME.fullmatch(name) is not None
 
 
 def found(name: str, field: str = "backbone", *others: str) -> Backbone:
@@ -206,7 +221,7 @@ def found(name: str, field: str = "backbone", *others: str) -> Backbone:
         raise InvalidInput(
             Reason.INVALID_FIELD,
             f"backbone {shown!r} is none of {', '.join((*BACKBONES, *others))}, and no "
-            f"{TIMM}NAME or {TIMM}NAME.TAG",
+            f"{TIMM}NAME, {TIMM}NAME.TAG or, for a registered one, {ONNX}NAME",
             field=field,
         )
     return row

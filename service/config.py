@@ -115,6 +115,9 @@ class Config:
     max_upload_mb: int = _setting(2048, "Largest dataset upload, MiB", low=1)
     max_unpacked_mb: int = _setting(8192, "Most that one archive may unpack to, MiB", low=1)
     max_dataset_files: int = _setting(200_000, "Most files in one dataset", low=1)
+    max_backbone_mb: int = _setting(
+        512, "Largest ONNX file that can be registered as a backbone, MiB", low=1, high=1024
+    )
 
     cpu_jobs: int = _setting(1, "Jobs that train on the CPU at once", low=0, high=64)
     gpu_jobs: int = _setting(1, "Jobs that train on a GPU at once", low=0, high=64)

@@ -1,8 +1,7 @@
 """The memory control groups of this process: what it may use, and whom the kernel killed there.
 
 Reads the kernel's own files, which no disk holds up; versions 1 and 2, and both at once.
-Knows neither jobs nor trainers, and changes nothing. Where nothing can be told the
-answer is None, never an error.
+Knows neither jobs nor trainers. Where nothing can be told the answer is None, never an error.
 """
 
 import os
@@ -15,6 +14,20 @@ _OWN_GROUPS = Path("/proc/self/cgroup")
 _LIMIT_FILES = ("memory.limit_in_bytes", "memory.max")
 _KILLS_FILES = ("memory.oom_control", "memory.events")
 _KILLS = "oom_kill"
+_OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
+_KILLED_FIRST = 1000
+"""The highest there is. The kernel kills who has most memory, and adds to it this many
+thousandths of all memory: with less, a server with many models would go before a process
+whose work can be done again."""
+
+
+def be_killed_first() -> None:
+    """Has the kernel kill this process, and what it starts, before the server for want of memory.
+
+    Raising this needs no privilege. Where it cannot be done the kernel chooses by size alone.
+    """
+    with suppress(OSError):
+        _OOM_SCORE_ADJ.write_text(str(_KILLED_FIRST))
 
 
 def machine_bytes() -> int:

@@ -187,6 +187,10 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     """Of the cross-validation; 0 where the images were measured once."""
 
 
+BLOCKS = "graft.blocks"
+"""In the metadata of a backbone's file: how many features each of its blocks has, the last layer's
+first; a list in JSON."""
+
 WHITE = "#ffffff"
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from service import faults
+from service.control_groups import be_killed_first
 from service.errors import GraftError, Reason
 from service.jobs.contract import (
     ExitCode,
@@ -21,7 +22,7 @@ from service.jobs.contract import (
     RankSpec,
 )
 from trainer import disk, folders
-from trainer.memory import be_killed_first, is_out_of_memory
+from trainer.memory import is_out_of_memory
 from trainer.records import Records, Send, read_order
 
 

@@ -9,13 +9,12 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from service.domain import BLOCKS
 from service.inference import preprocess, providers
 from service.inference.runtime import OnnxRuntime, Session
 from trainer import crops
 
 OPSET = 17
-BLOCKS = "graft.blocks"
-"""In a file's metadata: how many features each block has, the last layer's first."""
 
 
 class BackboneFile:
@@ -37,7 +36,7 @@ class BackboneFile:
         self._making = threading.Lock()
         self._make = make
         self._blocks: tuple[int, ...] = ()
-        self._size = 0
+        self._size = self._opset = 0
 
     @property
     def space(self) -> str:
@@ -61,6 +60,12 @@ class BackboneFile:
         self._look()
         return self._blocks
 
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's operators that it is made of; the file is made if need be."""
+        self._look()
+        return self._opset
+
     def _look(self) -> None:
         if self._size:
             return
@@ -73,6 +78,7 @@ class BackboneFile:
         width = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
         self._blocks = tuple(json.loads(told[BLOCKS])) if BLOCKS in told else (width,)
         self._size = shape[1].dim_value
+        self._opset = model.opset_import[0].version
 
     def _ensure(self) -> None:
         with self._making:

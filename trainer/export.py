@@ -29,7 +29,7 @@ def to_onnx(backbone: Backbone, path: Path) -> None:
     """Writes `images` uint8 [n, size, size, 3] -> `features` float32 [n, d], opset 17.
 
     Features are the last layer's, then those of the taps; how many of each stand in the
-    metadata under `BLOCKS`, a JSON list. The same weights always give the same bytes, so
+    metadata under `domain.BLOCKS`, a JSON list. The same weights always give the same bytes, so
     that jobs share a backbone.
     """
     backbone = backbone.to("cpu", torch.float32).eval()

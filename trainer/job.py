@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from scipy.special import softmax
 
-from service.backbones import find
+from service.backbones import find, is_registered
 from service.errors import GraftError, Reason
 from service.inference.head import Floats
 from service.inference.providers import ProviderUnavailable, choose_provider
@@ -33,7 +33,7 @@ from service.jobs.contract import (
     Record,
 )
 from trainer import answers, divided
-from trainer.backbone_file import BackboneFile
+from trainer.backbone_file import OPSET, BackboneFile
 from trainer.data import Data, Ints, Part
 from trainer.divided import Divided
 from trainer.feature_cache import FeatureCache
@@ -156,11 +156,29 @@ class Job:
             (e for e in pretrained.exported if e.weights == self.weights and Path(e.path).exists()),
             None,
         )
+        if self.is_registered:
+            if self.known is None:
+                raise GraftError(
+                    Reason.BACKBONE_NOT_FOUND,
+                    f"the file of the registered backbone {pretrained.backbone} is not on this "
+                    "server: register it again, or name another backbone",
+                )
+            self.weights_licence = self.known.licence
         if self.known is not None:
             self.frozen_file = Path(self.known.path)
         digest = self.known.digest if self.known else ""
         self._file = BackboneFile(self.frozen_file, self.runtime, digest, self._export)
         self._frozen = Features(self._file, self.cache, self.spec.threads, self.send)
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the backbone is a file that a tenant registered, without a network to train."""
+        return is_registered(self.spec.backbone)
+
+    @property
+    def opset(self) -> int:
+        """Returns the version of ONNX's operators that the frozen backbone's file is made of."""
+        return self._file.opset if self.is_registered else OPSET
 
     @property
     def frozen(self) -> Features:

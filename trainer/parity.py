@@ -1,12 +1,14 @@
 """The proof that what serves answers as PyTorch does, on the job's own images.
 
 What PyTorch makes of an image is kept beside the features, so that a job on
-images that were checked before needs no torch at all.
+images that were checked before needs no torch at all. A registered backbone has no
+network in PyTorch: it is compared with what ONNX Runtime's CPU provider makes of it.
 """
 
 from collections.abc import Callable
 from importlib import metadata
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -14,11 +16,12 @@ from service.domain import Parity
 from service.errors import GraftError, Reason
 from service.inference.head import Floats, Head
 from service.inference.preprocess import Pixels
-from service.inference.runtime import Session
-from trainer.backbone_file import decoding
+from service.inference.providers import Provider
+from service.inference.runtime import OnnxRuntime, Session
+from trainer.backbone_file import BackboneFile, decoding
 from trainer.data import Files
 from trainer.feature_cache import FeatureCache
-from trainer.features import Features
+from trainer.features import Features, Source
 
 if TYPE_CHECKING:
     from trainer.backbones import Backbone
@@ -30,24 +33,32 @@ NEW_IMAGES = 32
 KNOWN_IMAGES = 8
 """Compared where an earlier job's check of the same file was passed."""
 
-_DETAIL = "PyTorch against what serves"
+
+class Reference(Source, Protocol):
+    """What answers are compared with."""
+
+    title: str
+
+    def close(self) -> None:
+        """Ends its use."""
 
 
 def check(
     head: Head,
     served: Features,
-    reference: "TorchBackbone",
+    reference: "Reference",
     checked: Files,
     cache: FeatureCache | None,
     threads: int,
 ) -> Parity:
-    """Compares the head's answers on features of what serves and of PyTorch.
+    """Compares the head's answers on features of what serves and of a reference.
 
     Raises GraftError (PARITY_FAILED) when a probability differs by more than 1e-3.
     """
-    answers = head.probabilities(served.all_of(checked, _DETAIL))
+    detail = f"{reference.title} against what serves"
+    answers = head.probabilities(served.all_of(checked, detail))
     try:
-        wanted = head.probabilities(Features(reference, cache, threads).all_of(checked, _DETAIL))
+        wanted = head.probabilities(Features(reference, cache, threads).all_of(checked, detail))
     finally:
         reference.close()
     difference = float(np.abs(answers - wanted).max())
@@ -56,16 +67,17 @@ def check(
     if not difference <= MAX_DIFFERENCE:
         raise GraftError(
             Reason.PARITY_FAILED,
-            f"the exported model differs from PyTorch by {difference:.2g} in a probability (at "
-            f"most {MAX_DIFFERENCE:g} is allowed; {agreement:.0%} of the best classes agree) on "
-            f"{len(checked)} validation images: it was not published",
+            f"the exported model differs from {reference.title} by {difference:.2g} in a "
+            f"probability (at most {MAX_DIFFERENCE:g} is allowed; {agreement:.0%} of the best "
+            f"classes agree) on {len(checked)} validation images: it was not published",
         )
     return Parity(difference, agreement, len(checked))
 
 
 class TorchBackbone:
-    """A `features.Source`: the backbone as PyTorch computes it, on the CPU in full precision."""
+    """A `Reference`: the backbone as PyTorch computes it, on the CPU in full precision."""
 
+    title = "PyTorch"
     precision = "fp32"
 
     def __init__(self, name: str, weights: str, load: Callable[[], "Backbone"]) -> None:
@@ -95,6 +107,20 @@ class TorchBackbone:
             import torch
 
             torch.set_num_threads(self._threads_before)
+
+
+class PlainBackbone(BackboneFile):
+    """A `Reference`: a registered file on ONNX Runtime's CPU provider, in full precision."""
+
+    title = "ONNX Runtime on the CPU"
+
+    def __init__(self, path: Path, digest: str, threads: int) -> None:
+        super().__init__(
+            path, OnnxRuntime(Provider("cpu", "for the check"), threads, is_narrow=True), digest
+        )
+
+    def close(self) -> None:
+        """Leaves nothing to end."""
 
 
 class _TorchSession:

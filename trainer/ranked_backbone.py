@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import GraftError
+from service.backbones import is_registered
+from service.errors import GraftError, Reason
 from service.inference import preprocess
 from service.inference.head import Floats
 from service.inference.runtime import OnnxRuntime, Session
@@ -115,7 +116,7 @@ class BackboneScoring:
 
     def add_leep(self, targets: Ints) -> None:
         """Adds LEEP where its pretrained classifier is here."""
-        if self._row.score is not None:
+        if self._row.score is not None and not is_registered(self._row.backbone):
             self._add_leep(self._features[: len(targets)], targets)
 
     def _prepare(self, files: Files, deadline: float, folder: Path) -> None:
@@ -124,6 +125,7 @@ class BackboneScoring:
         file = BackboneFile(path, self._runtime, known.digest if known else "")
         self._source = Features(file, self._cache, self._spec.threads)
         session = self._source.session
+        files = _sized(files, session)
         served_s = _served_s(session, files, deadline)
         self._note(image_ms=served_s * 1000, feature_dim=session.feature_dim)
         begun = time.monotonic()
@@ -132,6 +134,7 @@ class BackboneScoring:
 
     def _computed(self, files: Files, deadline: float) -> Floats:
         assert self._source is not None, "it was prepared"
+        files = _sized(files, self._source.session)
         parts = []
         for start in range(0, len(files), _SLICE):
             _check(deadline)
@@ -149,9 +152,14 @@ class BackboneScoring:
         return None
 
     def _export(self, deadline: float, folder: Path) -> Path:
+        backbone, weights = self.pretrained.backbone, self.pretrained.weights
+        if is_registered(backbone):
+            raise GraftError(
+                Reason.BACKBONE_NOT_FOUND,
+                f"the file of {backbone} is not on this server: register it again",
+            )
         from trainer import backbones, export
 
-        backbone, weights = self.pretrained.backbone, self.pretrained.weights
         if not self._has_weights():
             _within(deadline, lambda: backbones.fetch(backbone, weights, self._weights_dir))
         self._name()  # which may hold the digest of what was downloaded
@@ -170,7 +178,9 @@ class BackboneScoring:
     def _name(self) -> None:
         pretrained = self.pretrained
         asked = Weights(pretrained.backbone, pretrained.weights, self._spec.seed, self._weights_dir)
-        self._note(weights=asked.name, weights_licence=asked.licence)
+        # Of a registered one its file tells.
+        licence = next((each.licence for each in pretrained.exported), "") or asked.licence
+        self._note(weights=asked.name, weights_licence=licence)
 
     def _score(self, features: Floats, targets: Ints) -> None:
         evidence = transferability.log_me(features, targets)
@@ -233,6 +243,11 @@ def _within(deadline: float, work: Callable[[], None]) -> None:
         raise TimeoutError
 
 
+def _sized(files: Files, session: Session) -> Files:
+    """Returns the same images, which become pixels as a backbone takes them."""
+    return replace(files, decoding=msgspec.structs.replace(files.decoding, size=session.size))
+
+
 def _served_s(session: Session, files: Files, deadline: float) -> float:
     """Seconds from a file's bytes to features, one at a time; the median."""
     times = []
@@ -240,7 +255,7 @@ def _served_s(session: Session, files: Files, deadline: float) -> float:
         _check(deadline)
         encoded = files.encoded(turn % len(files))
         begun = time.monotonic()
-        session.run(preprocess.decode(encoded, replace(files.decoding, size=session.size))[None])
+        session.run(preprocess.decode(encoded, files.decoding)[None])
         times.append(time.monotonic() - begun)
     return median(times[1:])
 

@@ -39,13 +39,12 @@ from service.jobs.contract import (
 from trainer import answers, evaluate, growth, judgement, outliers, parity
 from trainer import data as datasets
 from trainer.answers import Role, Rows
-from trainer.backbone_file import OPSET, BackboneFile
+from trainer.backbone_file import BackboneFile
 from trainer.data import Files, Ints, Source
 from trainer.division import listed
 from trainer.features import Features
 from trainer.job import Job
 from trainer.measuring import Measured, copies, is_calibrated, measure
-from trainer.parity import TorchBackbone
 from trainer.quantise import Served, quantised
 from trainer.records import Send
 from trainer.reporting import findings, page, report, rules
@@ -132,16 +131,13 @@ def _run(job: Job) -> Manifest:
     spec, data = job.spec, found.divided.data
 
     stages.begin("checking")
-    send(Progressed("checking", 0.0, "PyTorch against what serves"))
+    reference = _reference(job, found)
+    send(Progressed("checking", 0.0, f"{reference.title} against what serves"))
     is_known = job.known is not None and not found.is_trained
     agreed = parity.check(
         found.served.head,
         _exact(job, found),
-        TorchBackbone(
-            spec.backbone,
-            "trained" if found.is_trained else job.weights,
-            lambda: found.network or job.backbone,
-        ),
+        reference,
         data.train.at(data.train.spread(parity.KNOWN_IMAGES if is_known else parity.NEW_IMAGES)),
         None if found.is_trained else job.cache,
         spec.threads,
@@ -209,7 +205,7 @@ def _run(job: Job) -> Manifest:
         decoding=data.train.decoding,
         decision=spec.decision,
         parity=agreed,
-        opset=OPSET,
+        opset=job.opset,
         device=found.device,
         precision=found.precision,
         provider=job.runtime.provider,
@@ -355,6 +351,17 @@ def _quantised(job: Job, found: Transferred) -> Transferred:
         job.send,
     )  # fmt: skip
     return replace(found, served=served)
+
+
+def _reference(job: Job, found: Transferred) -> parity.Reference:
+    if job.known is not None and job.is_registered:
+        # There is no network but the file itself, which was checked when it was registered.
+        return parity.PlainBackbone(Path(job.known.path), job.known.digest, job.spec.threads)
+    return parity.TorchBackbone(
+        job.spec.backbone,
+        "trained" if found.is_trained else job.weights,
+        lambda: found.network or job.backbone,
+    )
 
 
 def _exact(job: Job, found: Transferred) -> Features:

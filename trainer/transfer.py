@@ -133,7 +133,8 @@ def learned_from(found: Transferred, seed: int) -> tuple[Floats, Ints, Floats]:
 
 def _feature_based(job: Job, method: FeatureBased, divided: Divided) -> Transferred:
     spec, data = job.spec, divided.data
-    if spec.device == "cuda":
+    # Of a registered backbone nothing is PyTorch's.
+    if spec.device == "cuda" and not job.is_registered:
         from trainer import compute
 
         compute.choose_device("cuda")

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -361,6 +361,21 @@ def run_classifier(model: bytes, images: Pixels, threads: int = 0) -> Floats:
     From uint8 [n, size, size, 3] to probabilities float32 [n, classes].
     """
     return _cpu_graph(model, threads).run(images)
+
+
+def on_one_core(path: Path) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
+    """Loads a file of one input and one output, whoever made it; returns what runs it.
+
+    On the CPU provider in full precision. Raises ONNX Runtime's own errors.
+    """
+    session = ort.InferenceSession(str(path), _options(1), providers=["CPUExecutionProvider"])
+    (given,), (output,) = session.get_inputs(), session.get_outputs()
+
+    def run(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        found: npt.NDArray[Any] = session.run([output.name], {given.name: images})[0]
+        return found
+
+    return run
 
 
 def _cpu_graph(model: bytes, cores: int) -> OnnxGraph:

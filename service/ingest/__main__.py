@@ -9,10 +9,8 @@ a decoder can be named.
 import errno
 import fcntl
 import mmap
-import os
 import resource
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -21,80 +19,55 @@ import msgspec
 from service import faults
 from service.errors import GraftError
 from service.inference import preprocess
-from service.ingest import reader
+from service.ingest import child, reader
 from service.ingest.process import (
     CURRENT_FILE,
     CURRENT_SLOT_BYTES,
     Failed,
     Progressed,
     Read,
-    Record,
     Task,
 )
 
 _MANY_PIXELS = 16_000_000
 """Images with more are decoded one at a time, by all readers of a server together."""
 _PROGRESS_S = 0.25
-_CPU_ABOVE_S = 10
 
 
 def main() -> int:
     """Reads the dataset of the task; returns the exit code."""
-    faults.arm(os.environ.get(faults.VARIABLE, ""))
-    task = msgspec.json.decode(sys.stdin.buffer.readline(), type=Task)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _limit(task)
+    task = child.take_task(Task)
+    limits = task.request.limits
+    child.bound(
+        memory_bytes=task.memory_bytes,
+        cpu_s=task.cpu_s,
+        # Room for what is known once the files are counted.
+        cpu_above_s=limits.max_files * task.file_cpu_s + child.CPU_ABOVE_S,
+        file_bytes=limits.max_unpacked_bytes + 2**30,
+        niceness=task.niceness,
+    )
     try:
         index = reader.read(
             task.request, _Inspector(task).inspect, task.threads, on_progress=_Progress(task).tell
         )
-        _send(Read(msgspec.structs.replace(index, images=[])))
+        child.send(Read(msgspec.structs.replace(index, images=[])))
     except reader.OverRoom as error:
-        _send(Failed(size_bytes=error.size_bytes))
+        child.send(Failed(size_bytes=error.size_bytes))
     except GraftError as error:
-        _send(Failed(reason=error.reason, message=error.message, field=error.field))
+        child.send(Failed(reason=error.reason, message=error.message, field=error.field))
     except OSError as error:
         if error.errno == errno.ENOMEM:
-            _send(Failed(is_out_of_memory=True))
+            child.send(Failed(is_out_of_memory=True))
         else:
-            _send(Failed(errno=error.errno or 0, message=error.strerror or str(error)))
+            child.send(Failed(errno=error.errno or 0, message=error.strerror or str(error)))
     except MemoryError:
-        _send(Failed(is_out_of_memory=True))
+        child.send(Failed(is_out_of_memory=True))
     except RuntimeError as error:
         # What Python says where there is no memory for a thread's stack.
         if "start new thread" not in str(error):
             raise
-        _send(Failed(is_out_of_memory=True))
+        child.send(Failed(is_out_of_memory=True))
     return 0
-
-
-def _limit(task: Task) -> None:
-    files = task.request.limits.max_files
-    niceness = max(task.niceness, os.getpriority(os.PRIO_PROCESS, 0))
-    os.setpriority(os.PRIO_PROCESS, 0, niceness)
-    for kind, most, above in (
-        (resource.RLIMIT_AS, task.memory_bytes, 0),
-        # At the hard limit the system kills and does not say why; at the soft one it does.
-        (
-            resource.RLIMIT_CPU,
-            task.cpu_s,
-            files * task.file_cpu_s + _CPU_ABOVE_S,
-        ),
-        (resource.RLIMIT_FSIZE, task.request.limits.max_unpacked_bytes + 2**30, 0),
-        (resource.RLIMIT_NOFILE, 256, 0),
-        (resource.RLIMIT_CORE, 0, 0),
-    ):
-        _, hard = resource.getrlimit(kind)
-        if hard == resource.RLIM_INFINITY:
-            hard = most + above
-        resource.setrlimit(kind, (min(most, hard), min(most + above, hard)))
-
-
-def _end_with_parent() -> None:
-    # Not by `sys.stdin`, whose lock would be held when the interpreter ends.
-    while os.read(0, 4096):
-        pass
-    os._exit(1)
 
 
 class _Inspector:
@@ -150,16 +123,11 @@ class _Progress:
             # Now that it is known how many files there are.
             _, hard = resource.getrlimit(resource.RLIMIT_CPU)
             most = self._cpu_s + total * self._file_cpu_s
-            resource.setrlimit(resource.RLIMIT_CPU, (min(most, hard - _CPU_ABOVE_S), hard))
+            resource.setrlimit(resource.RLIMIT_CPU, (min(most, hard - child.CPU_ABOVE_S), hard))
         now = time.monotonic()
         if now - self._sent_s >= _PROGRESS_S:
             self._sent_s = now
-            _send(Progressed(done, total))
-
-
-def _send(record: Record) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(record) + b"\n")
-    sys.stdout.buffer.flush()
+            child.send(Progressed(done, total))
 
 
 if __name__ == "__main__":

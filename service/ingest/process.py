@@ -4,12 +4,7 @@ What a hostile file does to a decoder ends that process, and with it that datase
 Knows no database. Blocks; may be used by many threads.
 """
 
-import os
-import select
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -19,9 +14,9 @@ from typing import IO
 
 import msgspec
 
-from service import faults
 from service.domain import Count
 from service.errors import Exhausted, InvalidInput, Reason
+from service.ingest import child
 from service.ingest.index import Index
 from service.ingest.names import shown
 from service.ingest.reader import OnProgress, OverRoom, ReadRequest, untold
@@ -39,9 +34,6 @@ CPU_S = 3600
 FILE_CPU_S = 1
 """More of it for each file; the largest images take two, most a tenth."""
 _MAX_READERS = 4
-_POLL_S = 0.2
-_CHUNK_BYTES = 2**16
-_LAST_WORDS_BYTES = 2000
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,9 +94,7 @@ class ReaderProcesses:
         cpu_s: int = CPU_S,
         file_cpu_s: int = FILE_CPU_S,
     ) -> None:
-        self._environment = {k: v for k, v in environment.items() if not k.startswith("GRAFT_")}
-        if plan := environment.get(faults.VARIABLE):
-            self._environment[faults.VARIABLE] = plan
+        self._environment = child.environment_of(environment)
         self._threads = threads
         self._niceness = niceness
         self._memory_bytes = memory_bytes or MEMORY_BYTES + threads * THREAD_MEMORY_BYTES
@@ -120,41 +110,6 @@ class ReaderProcesses:
         on_progress: OnProgress = untold,
     ) -> Index:
         """See `Reader`. Raises InvalidInput for a file that breaks a decoder, by name."""
-        with (
-            self._place(request.tenant, go_on),
-            self._started(request) as (process, printed),
-        ):
-            for record in _records(process, go_on):
-                match record:
-                    case Progressed(done, total):
-                        on_progress(done, total)
-                    case Read(index):
-                        return index
-                    case Failed():
-                        raise self._error(record)
-            raise self._death(process.wait(), request, printed)
-
-    @contextmanager
-    def _place(self, tenant: str, go_on: Callable[[], None]) -> Iterator[None]:
-        """Waits for a place among the readers, of which one tenant has all but one at most."""
-        with self._ended:
-            while (
-                self._reading.total() >= _MAX_READERS or self._reading[tenant] >= _MAX_READERS - 1
-            ):
-                self._ended.wait(_POLL_S)
-                go_on()
-            self._reading[tenant] += 1
-        try:
-            yield
-        finally:
-            with self._ended:
-                self._reading[tenant] -= 1
-                self._ended.notify_all()
-
-    @contextmanager
-    def _started(
-        self, request: ReadRequest
-    ) -> Iterator[tuple["subprocess.Popen[bytes]", IO[bytes]]]:
         task = Task(
             request=request,
             threads=self._threads,
@@ -165,28 +120,36 @@ class ReaderProcesses:
             turn_file=str(self._turn_file),
         )
         with (
-            tempfile.TemporaryFile(dir=request.work) as printed,
-            subprocess.Popen(
-                # Not from the folder that the server was started in.
-                (sys.executable, "-P", "-m", "service.ingest"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=printed,
-                env=self._environment,
-                start_new_session=True,
-            ) as process,
+            self._place(request.tenant, go_on),
+            child.started("service.ingest", task, self._environment, request.work) as started,
         ):
-            assert process.stdin is not None
-            try:
-                # A reader that died at once is noticed when it sends no record.
-                with suppress(BrokenPipeError):
-                    process.stdin.write(msgspec.json.encode(task) + b"\n")
-                    process.stdin.flush()
-                yield process, printed
-            finally:
-                process.kill()
-                with suppress(BrokenPipeError):
-                    process.stdin.close()
+            process, printed = started
+            for line in child.lines(process, go_on):
+                match _decoder.decode(line):
+                    case Progressed(done, total):
+                        on_progress(done, total)
+                    case Read(index):
+                        return index
+                    case Failed() as failed:
+                        raise self._error(failed)
+            raise self._death(process.wait(), request, printed)
+
+    @contextmanager
+    def _place(self, tenant: str, go_on: Callable[[], None]) -> Iterator[None]:
+        """Waits for a place among the readers, of which one tenant has all but one at most."""
+        with self._ended:
+            while (
+                self._reading.total() >= _MAX_READERS or self._reading[tenant] >= _MAX_READERS - 1
+            ):
+                self._ended.wait(child.POLL_S)
+                go_on()
+            self._reading[tenant] += 1
+        try:
+            yield
+        finally:
+            with self._ended:
+                self._reading[tenant] -= 1
+                self._ended.notify_all()
 
     def _error(self, failed: Failed) -> Exception:
         if failed.reason is not None:
@@ -214,8 +177,7 @@ class ReaderProcesses:
                 f"the process that decodes images was ended by {name}{at}: a file breaks the "
                 "decoder; remove it, or save it again in another format",
             )
-        printed.seek(max(0, printed.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
-        words = printed.read().decode(errors="replace")
+        words = child.last_words(printed)
         return RuntimeError(f"the reader ended with code {code}; its last words:\n{words}")
 
     def _too_large(self, at: str) -> Exhausted:
@@ -224,23 +186,6 @@ class ReaderProcesses:
             f"the process that decodes images ran out of memory{at}: send smaller images, or "
             "give the server more memory",
         )
-
-
-def _records(process: "subprocess.Popen[bytes]", go_on: Callable[[], None]) -> Iterator[Record]:
-    assert process.stdout is not None
-    handle = process.stdout.fileno()
-    waiting = b""
-    poll = select.poll()
-    poll.register(handle, select.POLLIN)
-    while True:
-        go_on()
-        if not poll.poll(_POLL_S * 1000):
-            continue
-        chunk = os.read(handle, _CHUNK_BYTES)
-        if not chunk:
-            return
-        *lines, waiting = (waiting + chunk).split(b"\n")
-        yield from map(_decoder.decode, lines)
 
 
 def _current(work: Path) -> str:

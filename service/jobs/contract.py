@@ -220,12 +220,14 @@ class Incumbent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExportedBackbone(msgspec.Struct, frozen=True):
-    """A pretrained backbone that an earlier job exported to ONNX; never changes."""
+    """A pretrained backbone in ONNX, exported by an earlier job or registered; never changes."""
 
     weights: str
     """As in `Manifest.weights`, with ":int8" after it for the quantised form."""
     path: str
     digest: str
+    licence: str = ""
+    """Of a registered one, as whoever registered it names it."""
 
 
 class PretrainedBackbone(msgspec.Struct, frozen=True, kw_only=True):

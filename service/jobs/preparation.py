@@ -16,12 +16,19 @@ from service import faults
 from service.domain import ARGMAX, plain_name
 from service.errors import NotFound
 from service.ingest.reader import IMAGES_FOLDER, INDEX_FILE, OnProgress, untold
-from service.jobs.contract import HEARTBEAT_S, BaseData, Incumbent, JobSpec
+from service.jobs import registered
+from service.jobs.contract import (
+    HEARTBEAT_S,
+    BaseData,
+    Incumbent,
+    JobSpec,
+    PretrainedBackbone,
+)
 from service.jobs.lineage import Lineage
 from service.jobs.request import AUTO, DEFAULT_VALIDATION_FRACTION, allowed_path
 from service.jobs.settings import Kind, Settings, cache_owner
 from service.jobs.store import JobRecord, JobStore
-from service.jobs.weights import available
+from service.jobs.weights import Exports, available
 from service.storage.datasets import DatasetRecord, DatasetStore
 from service.storage.models import ModelStore
 
@@ -97,6 +104,11 @@ class Preparation:
         faults.reach("job.preparing")
         backbone = request.backbone_or(settings.default_backbone)
         exported = partial(self._models.exported_backbones, tenant=job.tenant)
+        known = registered.named(settings, backbone, job.tenant) or PretrainedBackbone(
+            backbone=backbone,
+            weights=request.weights,
+            exported=[] if backbone == AUTO else exported(backbone),
+        )
         planned_s = settings.max_job_s * _PLANNED_PART
         data = self._data(job, progress, stop)
         target = self._target(job, progress, stop)
@@ -108,9 +120,9 @@ class Preparation:
             out_dir=str(out_dir),
             method=request.method,
             backbone=backbone,
-            weights=request.weights,
-            exported=[] if backbone == AUTO else exported(backbone),
-            backbones=available(settings.weights_dir, exported) if backbone == AUTO else [],
+            weights=known.weights,
+            exported=known.exported,
+            backbones=self._choices(job, exported) if backbone == AUTO else [],
             weights_dir=str(settings.weights_dir),
             validation_fraction=(
                 DEFAULT_VALIDATION_FRACTION
@@ -147,6 +159,13 @@ class Preparation:
             heartbeat_s=min(HEARTBEAT_S, settings.heartbeat_timeout_s / _HEARTBEATS),
             feature_cache_owner=cache_owner(job.tenant),
         )
+
+    def _choices(self, job: JobRecord, exported: Exports) -> list[PretrainedBackbone]:
+        request, settings = job.request, self._settings
+        return [
+            *available(settings.weights_dir, exported),
+            *registered.choices(settings, request.method, request.baselines, job.tenant),
+        ]
 
     def _incumbent(self, job: JobRecord) -> Incumbent | None:
         gate = job.request.gate

@@ -30,6 +30,7 @@ from service.errors import (
     WrongState,
 )
 from service.ingest.reader import IMAGES_FOLDER, INDEX_FILE
+from service.jobs import registered
 from service.jobs.contract import MOST_RANKED_IMAGES, BackbonesRanked, Failed, RankSpec
 from service.jobs.killed import Deaths
 from service.jobs.launcher import Launcher, Trainer, start_held
@@ -178,10 +179,14 @@ class Rankings:
             data_index=index,
             backbones=[
                 # What the store knows of it spares its export.
-                msgspec.structs.replace(asked, exported=exported(asked.backbone))
+                registered.named(settings, asked.backbone, request.tenant)
+                or msgspec.structs.replace(asked, exported=exported(asked.backbone))
                 for asked in request.backbones
             ]
-            or available(settings.weights_dir, exported),
+            or [
+                *available(settings.weights_dir, exported),
+                *settings.registered_of(request.tenant),
+            ],
             work_dir=str(folder),
             only_available=not request.backbones,
             weights_dir=str(settings.weights_dir),

@@ -39,6 +39,7 @@ from service.jobs.contract import (
     ModelBased,
     PretrainedBackbone,
 )
+from service.jobs.registered import check_registered
 
 AUTO = "auto"
 """The backbone that the job's own data decides on."""
@@ -114,6 +115,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         check_name(plain_name(self.model), "model")
         _check_data(self.server_path, self.dataset_id, is_needed=needs_images)
         backbone = self.backbone_or(default_backbone)
+        check_registered(backbone, self.weights, self.method, self.baselines)
         if backbone != AUTO:
             registry.found(backbone, "backbone", AUTO).weights_name(self.weights)
         elif self.weights:
@@ -219,6 +221,7 @@ class RankRequest(msgspec.Struct, frozen=True, kw_only=True):
             at = f"backbones[{index}]"
             row = registry.found(pretrained.backbone, f"{at}.backbone")
             row.weights_name(pretrained.weights, f"{at}.weights")
+            check_registered(pretrained.backbone, pretrained.weights, at=f"{at}.")
             first = met.setdefault((pretrained.backbone, pretrained.weights), index)
             if first != index:
                 raise _bad(at, f"{at} is backbones[{first}] again: name each once")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from service.domain import DEFAULT_TENANT, Precision, ProviderSetting
+from service.jobs.contract import PretrainedBackbone
 
 Kind = Literal["cpu", "gpu"]
 
@@ -26,6 +27,10 @@ def _no_bound(_tenant: str) -> int | None:
     return None
 
 
+def _none_registered(_tenant: str) -> list[PretrainedBackbone]:
+    return []
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How jobs are run."""
@@ -36,6 +41,8 @@ class Settings:
     allowed_dirs_of: AllowedDirs
     max_stored_bytes_of: Callable[[str], int | None] = _no_bound
     """What a tenant may store; archives that jobs unpack count."""
+    registered_of: Callable[[str], list[PretrainedBackbone]] = _none_registered
+    """From a tenant to the backbones that it registered, by name."""
     default_backbone: str
     cpu_jobs: int
     gpu_jobs: int

@@ -134,6 +134,7 @@ def about(request: Any | None, response: Any | None) -> dict[str, str | int]:
         request,
         getattr(response, "job", None),
         getattr(response, "dataset", None),
+        getattr(response, "backbone", None),
         response,
     ):
         for name, key in _NAMES.items():
@@ -153,6 +154,7 @@ _NAMES: Final = {
     "force": "force",
     "job_id": "job_id",
     "dataset_id": "dataset_id",
+    "name": "backbone",
     "from_version": "from_version",
     "to_version": "to_version",
 }

@@ -18,7 +18,7 @@ class Quota:
     concurrent_jobs: int | None = None
     """Jobs that have not ended."""
     stored_bytes: int | None = None
-    """Of datasets, versions and jobs."""
+    """Of datasets, versions, registered backbones and jobs."""
     rankings: int | None = None
     """Rankings of backbones that wait or run."""
 

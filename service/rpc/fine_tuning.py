@@ -16,6 +16,7 @@ from service import faults
 from service.domain import check_name
 from service.errors import Expired, InvalidInput, Reason, WrongState
 from service.ingest.labels import canonical
+from service.jobs import registered
 from service.jobs.contract import ExportedBackbone
 from service.jobs.lineage import Lineage
 from service.jobs.ranking import Rankings
@@ -150,6 +151,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                     is_alone=not is_target and request.base is None,
                 )
         backbone = request.backbone_or(settings.default_backbone)
+        registered.named(settings, backbone, tenant)
         if backbone != AUTO:
             self._weights.check(
                 backbone,
@@ -276,6 +278,8 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             dataset_id=_INLINE if is_inline else message.dataset_id,
         )
         request.check(needs_images=not message.validate_only)
+        for asked in request.backbones:
+            registered.named(self._settings, asked.backbone, request.tenant)
         # So that a call that is refused stores nothing.
         self._rankings.check_room(caller().tenant, caller().quota.rankings)
         if is_inline and not message.validate_only:

@@ -26,6 +26,7 @@ _LATE = "requests on their way"
 _GROUPS = {
     "/graft.v1.DatasetService/UploadDataset": "uploads",
     "/graft.v1.FineTuningService/FineTune": "uploads",
+    "/graft.v1.BackboneService/RegisterBackbone": "backbones",
     "/graft.v1.FineTuningService/WatchJob": "watchers",
     "/graft.v1.FineTuningService/RankBackbones": "rankings",
     "/graft.v1.ModelService/ExportModel": "exports",
@@ -48,6 +49,8 @@ class CallBounds:
     watchers: int = 1000
     rankings: int = 16
     """Their images come along; nine of them wait at most, the others are refused soon."""
+    backbones: int = 4
+    """Registered ones, which are checked one at a time, in minutes."""
     exports: int = 4
     """Each holds the file that it composes."""
     health_watchers: int = 10_000
@@ -68,6 +71,7 @@ class Limits:
             "uploads": bounds.uploads,
             "watchers": bounds.watchers,
             "rankings": bounds.rankings,
+            "backbones": bounds.backbones,
             "exports": bounds.exports,
             "health watchers": bounds.health_watchers,
             _LATE: bounds.late,

@@ -15,14 +15,15 @@ from google.protobuf.message import DecodeError
 from service.errors import InvalidInput, Reason
 
 MAX_ELEMENTS: Final = 50_000
-"""Limit on the elements of a request that brings images: fields set, entries of lists."""
+"""Limit on the elements of a request that brings images or files: fields set, entries of lists."""
 SMALL_BYTES: Final = 64 * 1024
 SMALL_ELEMENTS: Final = 1000
-"""The limits of a request that brings no images."""
+"""The limits of a request that brings neither."""
 ELEMENT_BYTES: Final = 100
 """Estimated memory of one parsed element, beyond its bytes on the wire."""
 
-_BRING_IMAGES: Final = {
+_BRING_FILES: Final = {
+    "/graft.v1.BackboneService/RegisterBackbone",
     "/graft.v1.DatasetService/UploadDataset",
     "/graft.v1.FineTuningService/FineTune",
     "/graft.v1.FineTuningService/RankBackbones",
@@ -56,9 +57,9 @@ class Parser:
     def __init__(self, method: str, deserialise: Callable[[bytes], Any]) -> None:
         self._deserialise = deserialise
         self._method = method.rpartition("/")[2]
-        brings_images = method in _BRING_IMAGES
-        self._max_bytes = None if brings_images else SMALL_BYTES
-        self._max_elements = MAX_ELEMENTS if brings_images else SMALL_ELEMENTS
+        brings_files = method in _BRING_FILES
+        self._max_bytes = None if brings_files else SMALL_BYTES
+        self._max_elements = MAX_ELEMENTS if brings_files else SMALL_ELEMENTS
         # The generated `FromString` is bound to its message's class.
         message = getattr(deserialise, "__self__", None)
         self._descriptor: Descriptor | None = getattr(message, "DESCRIPTOR", None)

@@ -43,6 +43,11 @@ _SERVICES: Mapping[str, Mapping[str, Rule]] = {
         "ListDatasets": _TRAIN,
         "DeleteDataset": _TRAIN_CHANGES,
     },
+    "graft.v1.BackboneService": {
+        "RegisterBackbone": _ADMIN_CHANGES,
+        "ListBackbones": _TRAIN,
+        "DeleteBackbone": _ADMIN_CHANGES,
+    },
     "graft.v1.PredictionService": {
         "Predict": _PREDICT,
         "PredictStream": _PREDICT,

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
-from graft.v1 import dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
+from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -27,6 +27,7 @@ SERVICES: Mapping[str, str] = {
     for file, name in (
         (fine_tuning_pb2.DESCRIPTOR, "FineTuningService"),
         (dataset_pb2.DESCRIPTOR, "DatasetService"),
+        (backbone_pb2.DESCRIPTOR, "BackboneService"),
         (prediction_pb2.DESCRIPTOR, "PredictionService"),
         (model_pb2.DESCRIPTOR, "ModelService"),
         (grpc_predict_v2_pb2.DESCRIPTOR, "GRPCInferenceService"),

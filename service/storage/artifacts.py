@@ -92,6 +92,27 @@ class Artifacts:
         """What a backbone's file takes; 0 where there is none."""
         return _size(self.backbone_path(digest))
 
+    def new_folder(self) -> Path:
+        """Makes a folder for what is not to stay; the next start deletes what is left."""
+        folder = self._temporary / secrets.token_hex(8)
+        folder.mkdir()
+        return folder
+
+    def put_backbone(self, source: Path, digest: str) -> None:
+        """Copies a file in whose sha256 is `digest`, unless it is there and whole."""
+        # Also over one that was damaged since: all versions on it are served again then.
+        if self.has_backbone(digest):
+            return
+        temporary = self._temporary / secrets.token_hex(8)
+        try:
+            durable.copy(source, temporary)
+            faults.reach("artifacts.backbone_copied")
+            temporary.rename(self.backbone_path(digest))
+            faults.reach("artifacts.backbone_renamed")
+        finally:
+            temporary.unlink(missing_ok=True)
+        durable.sync_folder(self._backbones)
+
     def put(self, out_dir: Path) -> StoredVersion:
         """Copies a trainer's result in; doing it again changes nothing.
 
@@ -173,7 +194,7 @@ class Artifacts:
             log.warning("swept %d unpublished versions, %d backbones", len(dead), len(unused))
 
     def _put_backbone(self, out_dir: Path, digest: str) -> None:
-        source, target = out_dir / BACKBONE_FILE, self.backbone_path(digest)
+        source = out_dir / BACKBONE_FILE
         if not source.exists():
             if not self.has_backbone(digest):
                 raise _not_whole(
@@ -182,18 +203,7 @@ class Artifacts:
             return
         if (actual := durable.digest_of(source)) != digest:
             raise _not_whole(f"{BACKBONE_FILE} has digest {actual}, the manifest says {digest}")
-        # Also over one that was damaged since: all versions on it are served again then.
-        if self.has_backbone(digest):
-            return
-        temporary = self._temporary / secrets.token_hex(8)
-        try:
-            durable.copy(source, temporary)
-            faults.reach("artifacts.backbone_copied")
-            temporary.rename(target)
-            faults.reach("artifacts.backbone_renamed")
-        finally:
-            temporary.unlink(missing_ok=True)
-        durable.sync_folder(self._backbones)
+        self.put_backbone(source, digest)
 
     def _put_version(self, out_dir: Path) -> tuple[str, str]:
         temporary = self._temporary / secrets.token_hex(8)

@@ -121,7 +121,8 @@ def artifact_problems(
             yield f"{place}: {what}"
     for row in _pages(
         connection,
-        "SELECT backbone_digest AS place FROM versions UNION SELECT digest FROM exported_backbones",
+        "SELECT backbone_digest AS place FROM versions UNION SELECT digest FROM exported_backbones"
+        " UNION SELECT digest FROM registered_backbones",
         "",
     ):
         path = folder / "backbones" / f"{row['place']}.onnx"
@@ -150,7 +151,8 @@ def leftovers(connection: Connection, data_dir: Path) -> Iterator[str]:
         (
             "artifacts/backbones",
             "SELECT 1 FROM versions WHERE backbone_digest = ?1"
-            " UNION ALL SELECT 1 FROM exported_backbones WHERE digest = ?1 LIMIT 1",
+            " UNION ALL SELECT 1 FROM exported_backbones WHERE digest = ?1"
+            " UNION ALL SELECT 1 FROM registered_backbones WHERE digest = ?1 LIMIT 1",
             _backbone_name,
         ),
         ("datasets", "SELECT 1 FROM datasets WHERE dataset_id = ?", _whole_name),

@@ -22,7 +22,10 @@ log = logging.getLogger(__name__)
 
 
 def stored_bytes(connection: Connection, tenant: str) -> int:
-    """What a tenant's datasets, versions and jobs take; what several versions share, once."""
+    """What a tenant's datasets, versions, registered backbones and jobs take.
+
+    What several versions share counts once.
+    """
     (stored,) = connection.execute(
         "SELECT (SELECT COALESCE(SUM(size_bytes), 0) FROM datasets WHERE tenant = ?)"
         " + (SELECT COALESCE(SUM(versions.size_bytes), 0) FROM models"
@@ -30,8 +33,9 @@ def stored_bytes(connection: Connection, tenant: str) -> int:
         " + (SELECT COALESCE(SUM(bytes), 0) FROM (SELECT MAX(backbone_bytes) AS bytes FROM models"
         " JOIN versions ON versions.model = models.name"
         " WHERE models.tenant = ? AND backbone_bytes > 0 GROUP BY backbone_digest) AS backbones)"
+        " + (SELECT COALESCE(SUM(size_bytes), 0) FROM registered_backbones WHERE tenant = ?)"
         " + COALESCE((SELECT size_bytes FROM job_bytes WHERE tenant = ?), 0)",
-        (tenant, tenant, tenant, tenant),
+        (tenant, tenant, tenant, tenant, tenant),
     ).fetchone()
     return int(stored)
 
@@ -90,8 +94,8 @@ def check_room(used: int, asked: int, bound: int | None) -> None:
     brings = f"this would add {_mb(asked)} to it" if asked else "this would add to it"
     raise OverQuota(
         "stored_bytes",
-        f"your datasets, versions and jobs take {_mb(used)} of the {_mb(bound)} that you may "
-        f"store, and {brings}: {_MAKE_ROOM}",
+        f"your datasets, versions, backbones and jobs take {_mb(used)} of the {_mb(bound)} that "
+        f"you may store, and {brings}: {_MAKE_ROOM}",
     )
 
 
@@ -101,8 +105,8 @@ def check_version(connection: Connection, tenant: str, bound: int | None) -> Non
         return
     raise OverQuota(
         "stored_bytes",
-        f"with this version your datasets, versions and jobs would take {_mb(used)} of the "
-        f"{_mb(bound)} that you may store: {_MAKE_ROOM}; then fine-tune again, which is quick "
+        f"with this version your datasets, versions, backbones and jobs would take {_mb(used)} of "
+        f"the {_mb(bound)} that you may store: {_MAKE_ROOM}; then fine-tune again, which is quick "
         "where the images' features are kept",
     )
 

@@ -24,7 +24,7 @@ LAW = {
     "config": {"jobs.contract"},
     "scratch": {"config"},
     "inference": {"domain", "errors", "telemetry"},
-    "ingest": {"domain", "errors", "faults", "inference"},
+    "ingest": {"control_groups", "domain", "errors", "faults", "inference"},
     "storage": {"ingest", "jobs.contract", *LEAVES},
     "jobs": {"ingest", "storage", *LEAVES},
     "rpc": {"inference", "ingest", "jobs", "storage", *LEAVES},

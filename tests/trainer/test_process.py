@@ -12,6 +12,7 @@ import msgspec
 import psutil
 import pytest
 
+from service import control_groups
 from service.jobs.contract import (
     DataFound,
     ExitCode,
@@ -23,7 +24,6 @@ from service.jobs.contract import (
     decode_record,
 )
 from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec
-from trainer import memory
 from trainer.__main__ import main
 
 pytestmark = pytest.mark.e2e
@@ -199,5 +199,5 @@ def test_a_system_that_does_not_let_it_say_so_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for file in (tmp_path, tmp_path / "none" / "oom_score_adj"):
-        monkeypatch.setattr(memory, "_OOM_SCORE_ADJ", file)
-        memory.be_killed_first()
+        monkeypatch.setattr(control_groups, "_OOM_SCORE_ADJ", file)
+        control_groups.be_killed_first()

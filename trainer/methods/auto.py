@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 from scipy.special import log_softmax, softmax, stdtrit
 
+from service.backbones import is_registered
 from service.errors import GraftError, Reason
 from service.inference.head import Floats, Head
 from service.inference.runtime import Session
@@ -143,6 +144,11 @@ def improve(given: Given, send: Send) -> Average | str:
 
 def hopeless(given: Given) -> str:
     """Returns why training the network cannot pay; "" where it may. Takes a moment."""
+    if is_registered(given.spec.backbone):
+        return (
+            f"{given.spec.backbone} is a registered file, which is used as it is; backbones that "
+            "come with Graft can be trained"
+        )
     groups, targets = given.groups, given.learned.targets
     count, classes = group_count(groups), len(given.classes)
     if count < max(LEAST_IMAGES, LEAST_PER_CLASS * classes):

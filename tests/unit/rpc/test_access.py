@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.descriptor import FileDescriptor
-from graft.v1 import dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
+from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection_pb2
 
@@ -219,6 +219,7 @@ def test_every_method_that_the_server_answers_has_a_rule_and_none_has_one_for_no
     answered = methods_of(
         fine_tuning_pb2.DESCRIPTOR,
         dataset_pb2.DESCRIPTOR,
+        backbone_pb2.DESCRIPTOR,
         prediction_pb2.DESCRIPTOR,
         model_pb2.DESCRIPTOR,
         grpc_predict_v2_pb2.DESCRIPTOR,
@@ -243,6 +244,9 @@ def test_every_method_that_the_server_answers_has_a_rule_and_none_has_one_for_no
         ("graft.v1.ModelService/ExportModel", {"train", "admin"}),
         ("graft.v1.ModelService/SetAlias", {"train", "admin"}),
         ("graft.v1.ModelService/DeleteVersion", {"admin"}),
+        ("graft.v1.BackboneService/RegisterBackbone", {"admin"}),
+        ("graft.v1.BackboneService/ListBackbones", {"train", "admin"}),
+        ("graft.v1.BackboneService/DeleteBackbone", {"admin"}),
         ("graft.v1.FineTuningService/WatchJob", {"train", "admin"}),
         ("graft.v1.DatasetService/ListDatasets", {"train", "admin"}),
         ("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", {"predict", "train"}),
@@ -277,7 +281,7 @@ def test_what_deletes_sets_or_starts_is_a_change_and_what_reads_is_none() -> Non
     assert changes == {
         "FineTune", "CancelJob", "UploadDataset", "DeleteDataset", "DeleteModel", "DeleteVersion",
         "SetAlias", "DeleteAlias", "RollbackAlias", "PromoteVersion", "RankBackbones",
-        "RepositoryModelLoad", "RepositoryModelUnload",
+        "RepositoryModelLoad", "RepositoryModelUnload", "RegisterBackbone", "DeleteBackbone",
     }  # fmt: skip
 
 

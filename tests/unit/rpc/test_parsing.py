@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import DecodeError, Message
-from graft.v1 import dataset_pb2, fine_tuning_pb2, prediction_pb2
+from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, prediction_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -107,14 +107,20 @@ def test_a_method_that_brings_no_images_takes_64_kib_and_the_others_what_the_ser
     assert parser.parse(upload).archive_chunk == large
 
 
-def test_every_method_that_brings_images_is_one_of_the_contracts() -> None:
+def test_every_method_that_brings_images_or_files_is_one_of_the_contracts() -> None:
     named = {
         f"/{service.full_name}/{method.name}"
-        for file in (dataset_pb2, fine_tuning_pb2, prediction_pb2, grpc_predict_v2_pb2)
+        for file in (
+            backbone_pb2,
+            dataset_pb2,
+            fine_tuning_pb2,
+            prediction_pb2,
+            grpc_predict_v2_pb2,
+        )
         for service in file.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
-    assert named > parsing._BRING_IMAGES
+    assert named > parsing._BRING_FILES
 
 
 @given(st.binary(max_size=200))

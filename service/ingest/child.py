@@ -1,0 +1,137 @@
+"""Processes of their own for what strangers sent: how one is started, bounded and ended.
+
+Both sides of the pipe: the server starts a module, sends it a task as one line, and reads
+its records, a line each; the process bounds itself before it does anything else, and ends
+when nobody waits any more. Knows nothing of what is read.
+"""
+
+import os
+import resource
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TypeVar
+
+import msgspec
+
+from service import faults
+
+POLL_S = 0.2
+CPU_ABOVE_S = 10
+"""Between the soft limit on processor time, of which the system says that it was reached, and
+the hard one, at which it kills and does not say why."""
+_CHUNK_BYTES = 2**16
+_LAST_WORDS_BYTES = 2000
+
+Process = subprocess.Popen[bytes]
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def environment_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns an environment without the server's settings, which hold its secrets."""
+    kept = {k: v for k, v in environment.items() if not k.startswith("GRAFT_")}
+    if plan := environment.get(faults.VARIABLE):
+        kept[faults.VARIABLE] = plan
+    return kept
+
+
+@contextmanager
+def started(
+    module: str, task: msgspec.Struct, environment: Mapping[str, str], work: Path | str
+) -> Iterator[tuple[Process, IO[bytes]]]:
+    """Starts `python -m MODULE` on a task; yields the process and the file of what it prints.
+
+    It is killed at the end, whatever it is at.
+    """
+    with (
+        tempfile.TemporaryFile(dir=work) as printed,
+        subprocess.Popen(
+            # Not from the folder that the server was started in.
+            (sys.executable, "-P", "-m", module),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=printed,
+            env=environment,
+            start_new_session=True,
+        ) as process,
+    ):
+        assert process.stdin is not None
+        try:
+            # One that died at once is noticed when it sends no record.
+            with suppress(BrokenPipeError):
+                process.stdin.write(msgspec.json.encode(task) + b"\n")
+                process.stdin.flush()
+            yield process, printed
+        finally:
+            process.kill()
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+
+
+def lines(process: Process, go_on: Callable[[], None]) -> Iterator[bytes]:
+    """Yields the lines that a process sends, to its end; ends with what `go_on` raises."""
+    assert process.stdout is not None
+    handle = process.stdout.fileno()
+    waiting = b""
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    while True:
+        go_on()
+        if not poll.poll(POLL_S * 1000):
+            continue
+        chunk = os.read(handle, _CHUNK_BYTES)
+        if not chunk:
+            return
+        *whole, waiting = (waiting + chunk).split(b"\n")
+        yield from whole
+
+
+def last_words(printed: IO[bytes]) -> str:
+    """Returns the end of what a process printed."""
+    printed.seek(max(0, printed.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
+    return printed.read().decode(errors="replace")
+
+
+def take_task(kind: type[T]) -> T:
+    """Reads the task of this process from its standard input, whose end ends the process."""
+    faults.arm(os.environ.get(faults.VARIABLE, ""))
+    task = msgspec.json.decode(sys.stdin.buffer.readline(), type=kind)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    return task
+
+
+def _end_with_parent() -> None:
+    # Not by `sys.stdin`, whose lock would be held when the interpreter ends.
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+def bound(
+    *, memory_bytes: int, cpu_s: int, file_bytes: int, niceness: int, cpu_above_s: int = CPU_ABOVE_S
+) -> None:
+    """Bounds what this process may use, of address space, processor time and written files."""
+    niceness = max(niceness, os.getpriority(os.PRIO_PROCESS, 0))
+    os.setpriority(os.PRIO_PROCESS, 0, niceness)
+    for kind, most, above in (
+        (resource.RLIMIT_AS, memory_bytes, 0),
+        (resource.RLIMIT_CPU, cpu_s, cpu_above_s),
+        (resource.RLIMIT_FSIZE, file_bytes, 0),
+        (resource.RLIMIT_NOFILE, 256, 0),
+        (resource.RLIMIT_CORE, 0, 0),
+    ):
+        _, hard = resource.getrlimit(kind)
+        if hard == resource.RLIM_INFINITY:
+            hard = most + above
+        resource.setrlimit(kind, (min(most, hard), min(most + above, hard)))
+
+
+def send(record: msgspec.Struct) -> None:
+    """Sends a record to the server."""
+    sys.stdout.buffer.write(msgspec.json.encode(record) + b"\n")
+    sys.stdout.buffer.flush()

@@ -1,0 +1,150 @@
+"""BackboneService: backbones that tenants register, beside those that come with Graft."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from graft.v1 import backbone_pb2 as pb
+from graft.v1 import backbone_pb2_grpc
+from grpc import aio
+
+from service import backbones as registry
+from service.backbones import ONNX, Backbone
+from service.domain import tenant_key
+from service.errors import InvalidInput, Reason
+from service.jobs.weights import available
+from service.rpc import convert, uploads
+from service.rpc.caller import caller
+from service.rpc.uploads import bad
+from service.storage import pages
+from service.storage.registered import (
+    BackboneStore,
+    BackboneUpload,
+    Description,
+    RegisteredBackbone,
+)
+
+_SOURCES = {
+    "package": pb.BACKBONE_SOURCE_PACKAGE,
+    "torchvision": pb.BACKBONE_SOURCE_TORCHVISION,
+    "timm": pb.BACKBONE_SOURCE_TIMM,
+}
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
+    """Keeps feature extractors."""
+
+    def __init__(
+        self,
+        backbones: BackboneStore,
+        weights_dir: Path,
+        default_backbone: str,
+        idle_timeout_s: float = 60.0,
+    ) -> None:
+        self._backbones = backbones
+        self._weights_dir = weights_dir
+        self._default_backbone = default_backbone
+        self._idle_timeout_s = idle_timeout_s
+
+    async def RegisterBackbone(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.RegisterBackboneRequest], context: Context
+    ) -> pb.RegisterBackboneResponse:
+        """See backbone.proto."""
+        record = await uploads.received(
+            request_iterator, "description", self._begin, _take, self._idle_timeout_s
+        )
+        return pb.RegisterBackboneResponse(backbone=_registered(record))
+
+    def _begin(self, description: pb.BackboneDescription) -> BackboneUpload:
+        if description.layout not in pb.ImageLayout.values():
+            raise bad(
+                f"description.layout {description.layout} is none: use a value of ImageLayout",
+                "description.layout",
+            )
+        return self._backbones.begin(
+            Description(
+                name=description.name,
+                size=description.size,
+                mean=tuple(description.mean),
+                std=tuple(description.std),
+                is_channels_last=description.layout == pb.IMAGE_LAYOUT_NHWC,
+                output=description.output,
+                licence=description.licence,
+                sha256=description.sha256,
+            ),
+            tenant=caller().tenant,
+            max_stored_bytes=caller().quota.stored_bytes,
+        )
+
+    async def ListBackbones(  # noqa: N802
+        self, request: pb.ListBackbonesRequest, context: Context
+    ) -> pb.ListBackbonesResponse:
+        """See backbone.proto."""
+        return await asyncio.to_thread(self._listed, request, caller().tenant)
+
+    def _listed(self, request: pb.ListBackbonesRequest, tenant: str) -> pb.ListBackbonesResponse:
+        size = pages.size(request.page_size)
+        kind = tenant_key(tenant, "backbones")
+        after = str((pages.key(kind, request.page_token, str) or ("",))[0])
+        found = [_registered(record) for record in self._backbones.page(after, size + 1, tenant)]
+        for each in available(self._weights_dir, lambda _: []):
+            row = registry.find(each.backbone)
+            if row is not None and row.name > after:
+                found.append(self._shipped(row, tenant))
+        found.sort(key=lambda backbone: backbone.name)
+        return pb.ListBackbonesResponse(
+            backbones=found[:size],
+            next_page_token=pages.token(kind, found[size - 1].name) if len(found) > size else "",
+        )
+
+    def _shipped(self, row: Backbone, tenant: str) -> pb.Backbone:
+        weights = row.weights_name("")
+        return pb.Backbone(
+            name=row.name,
+            source=_SOURCES[row.source],
+            size=row.size,
+            feature_dim=row.width,
+            licence=row.licence,
+            digest=self._backbones.exported_digest(row.name, weights, tenant),
+            weights=weights,
+        )
+
+    async def DeleteBackbone(  # noqa: N802
+        self, request: pb.DeleteBackboneRequest, context: Context
+    ) -> pb.DeleteBackboneResponse:
+        """See backbone.proto."""
+        name = ONNX + request.name.removeprefix(ONNX)
+        if not registry.is_registered(name) or request.name in registry.BACKBONES:
+            raise InvalidInput(
+                Reason.INVALID_FIELD,
+                f"{request.name[:80]!r} is no registered backbone's name: onnx/NAME is",
+                field="name",
+            )
+        await asyncio.to_thread(
+            self._backbones.delete, name, caller().tenant, self._default_backbone
+        )
+        return pb.DeleteBackboneResponse()
+
+
+def _take(upload: BackboneUpload, message: pb.RegisterBackboneRequest) -> None:
+    if message.WhichOneof("part") != "chunk":
+        raise bad("a message holds no `chunk`", "part")
+    upload.write(message.chunk)
+
+
+def _registered(record: RegisteredBackbone) -> pb.Backbone:
+    return pb.Backbone(
+        name=record.name,
+        source=pb.BACKBONE_SOURCE_REGISTERED,
+        size=record.asked.size,
+        feature_dim=record.width,
+        licence=record.licence,
+        digest=record.digest,
+        weights=record.weights,
+        source_digest=record.source_digest,
+        size_bytes=record.size_bytes,
+        create_time=convert.timestamp(record.create_time_s),
+    )

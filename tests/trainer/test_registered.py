@@ -1,0 +1,223 @@
+"""Jobs on a registered backbone: its file as it is, and nothing of PyTorch's."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import onnx
+import pytest
+
+from service.domain import Manifest
+from service.errors import GraftError, Reason
+from service.ingest.backbone_process import Asked, BackboneChecks
+from service.jobs.contract import (
+    MANIFEST_FILE,
+    Auto,
+    BackbonesRanked,
+    DomainAdaptation,
+    ExportedBackbone,
+    FeatureBased,
+    JobSpec,
+    Method,
+    Note,
+    PretrainedBackbone,
+    RankSpec,
+    decode_record,
+    encode,
+)
+from tests.extractors import MEAN, SIZE, STD, write
+from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec, Told
+from trainer.train import run
+
+WITHOUT_TORCH = """
+import sys
+
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "timm"):
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Refused())
+import msgspec
+from pathlib import Path
+from service.jobs.contract import JobSpec, RankSpec, encode
+from trainer import ranking, train
+told = Path(sys.argv[1]).read_bytes()
+try:
+    train.run(msgspec.json.decode(told, type=JobSpec), lambda record: None)
+except msgspec.ValidationError:
+    ranked = ranking.rank(msgspec.json.decode(told, type=RankSpec), lambda record: None)
+    sys.stdout.buffer.write(encode(ranked))
+"""
+
+
+@pytest.fixture
+def registered(tmp_path: Path) -> PretrainedBackbone:
+    """A file as the service keeps it, and what a trainer is told of it."""
+    kept = tmp_path / "registered.onnx"
+    asked = Asked(size=SIZE, mean=MEAN, std=STD)
+    BackboneChecks(os.environ).check(write(tmp_path / "given.onnx"), kept, asked, lambda: None)
+    digest = hashlib.sha256(kept.read_bytes()).hexdigest()
+    weights = f"sha256:{digest[:16]}"
+    known = ExportedBackbone(weights, str(kept), digest, "MIT")
+    return PretrainedBackbone(backbone="onnx/tiny", weights=weights, exported=[known])
+
+
+def spec_of(make: MakeSpec, folder: Path, given: PretrainedBackbone, **changes: object) -> JobSpec:
+    return make(
+        folder,
+        backbone=given.backbone,
+        weights=given.weights,
+        exported=given.exported,
+        **changes,
+    )
+
+
+def without_torch(spec: JobSpec | RankSpec, tmp_path: Path) -> str:
+    """Runs a job or a ranking where PyTorch cannot be imported; returns what it printed."""
+    file = tmp_path / "spec.json"
+    file.write_bytes(encode(spec))
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=GUARD_S,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def made_without_torch(spec: JobSpec, tmp_path: Path) -> Manifest:
+    without_torch(spec, tmp_path)
+    return msgspec.json.decode((Path(spec.out_dir) / MANIFEST_FILE).read_bytes(), type=Manifest)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [FeatureBased(), FeatureBased(augmented_views=2), Auto()],
+    ids=["plain", "views", "auto"],
+)
+def test_a_job_needs_no_torch(
+    make_folder: MakeFolder,
+    make_spec: MakeSpec,
+    registered: PretrainedBackbone,
+    tmp_path: Path,
+    method: Method,
+) -> None:
+    folder = make_folder(per_class=60)
+    spec = spec_of(make_spec, folder, registered, method=method, baselines=["linear_probe"])
+    manifest = made_without_torch(spec, tmp_path)
+    assert (manifest.method, manifest.backbone) == ("feature_based", "onnx/tiny")
+    assert (manifest.weights, manifest.weights_licence) == (registered.weights, "MIT")
+    assert manifest.backbone_digest == registered.exported[0].digest
+    assert (manifest.feature_dim, manifest.decoding.size, manifest.opset) == (12, SIZE, 17)
+    # Two colours are told apart by the means of what sees them.
+    assert manifest.headline is not None and manifest.headline.accuracy > 0.9
+    assert manifest.parity.images == 8 and manifest.parity.max_difference < 1e-3
+    # The store has the file already.
+    assert not (Path(spec.out_dir) / "backbone.onnx").exists()
+
+
+def test_a_head_is_adapted_without_torch(
+    make_folder: MakeFolder, make_spec: MakeSpec, registered: PretrainedBackbone, tmp_path: Path
+) -> None:
+    source, target = make_folder("source", per_class=12), make_folder("target", 12, seed=5)
+    method = DomainAdaptation(evaluate_on_target=True)
+    spec = spec_of(make_spec, source, registered, method=method, target_dir=str(target))
+    manifest = made_without_torch(spec, tmp_path)
+    assert (manifest.method, manifest.backbone) == ("domain_adaptation", "onnx/tiny")
+    assert manifest.headline is not None and manifest.headline.measured_on == "target"
+
+
+def test_auto_says_why_the_network_is_not_trained(
+    make_folder: MakeFolder, make_spec: MakeSpec, registered: PretrainedBackbone, told: Told
+) -> None:
+    folder = make_folder(per_class=60)
+    run(spec_of(make_spec, folder, registered, method=Auto()), told.append)
+    (said,) = [n for n in told.of(Note) if isinstance(n, Note) and "not trained" in n.text]
+    assert said.text == (
+        "the network is not trained: onnx/tiny is a registered file, which is used as it is; "
+        "backbones that come with Graft can be trained"
+    )
+
+
+def test_a_file_that_serves_otherwise_than_it_computes_is_not_published(
+    make_folder: MakeFolder,
+    make_spec: MakeSpec,
+    registered: PretrainedBackbone,
+    told: Told,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from trainer import train
+    from trainer.parity import PlainBackbone
+
+    other = tmp_path / "other.onnx"
+    model = onnx.load_from_string(Path(registered.exported[0].path).read_bytes())
+    (shift,) = [tensor for tensor in model.graph.initializer if tensor.name == "shift"]
+    shift.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(shift), "shift"))
+    other.write_bytes(model.SerializeToString())
+    monkeypatch.setattr(
+        train, "_reference", lambda job, found: PlainBackbone(other, "", job.spec.threads)
+    )
+    with pytest.raises(GraftError, match="differs from ONNX Runtime on the CPU by") as caught:
+        run(spec_of(make_spec, make_folder(per_class=6), registered), told.append)
+    assert caught.value.reason is Reason.PARITY_FAILED
+
+
+def test_a_file_that_is_gone_is_told_as_that(
+    make_folder: MakeFolder, make_spec: MakeSpec, registered: PretrainedBackbone, told: Told
+) -> None:
+    Path(registered.exported[0].path).unlink()
+    with pytest.raises(GraftError, match="register it again, or name another") as caught:
+        run(spec_of(make_spec, make_folder(), registered), told.append)
+    assert caught.value.reason is Reason.BACKBONE_NOT_FOUND
+
+
+def test_a_quantised_form_is_made_of_it_and_shared(
+    make_folder: MakeFolder,
+    make_spec: MakeSpec,
+    registered: PretrainedBackbone,
+    told: Told,
+    tmp_path: Path,
+) -> None:
+    folder = make_folder(per_class=20)
+    first = run(spec_of(make_spec, folder, registered, precision="int8"), told.append)
+    assert (first.serving_precision, first.weights) == ("int8", registered.weights)
+    made = tmp_path / "out" / "backbone.onnx"
+    shared = ExportedBackbone(f"{registered.weights}:int8", str(made), first.backbone_digest)
+    both = msgspec.structs.replace(registered, exported=[*registered.exported, shared])
+    again = run(
+        spec_of(make_spec, folder, both, precision="int8", out_dir=str(tmp_path / "again")),
+        told.append,
+    )
+    assert again.backbone_digest == first.backbone_digest
+
+
+def test_it_is_ranked_without_torch(
+    make_folder: MakeFolder, registered: PretrainedBackbone, tmp_path: Path
+) -> None:
+    gone = ExportedBackbone("sha256:0", str(tmp_path / "gone.onnx"), "0" * 64)
+    spec = RankSpec(
+        data_dir=str(make_folder(per_class=10)),
+        backbones=[
+            registered,
+            PretrainedBackbone(backbone="onnx/gone", weights="sha256:" + "0" * 16, exported=[gone]),
+        ],
+        weights_dir=str(tmp_path / "weights"),
+        time_budget_s=GUARD_S,
+        provider="cpu",
+        threads=2,
+    )
+    found = decode_record(without_torch(spec, tmp_path).encode())
+    assert isinstance(found, BackbonesRanked)
+    tiny, other = found.ranking
+    assert (tiny.backbone, tiny.weights) == ("onnx/tiny", registered.weights)
+    assert (tiny.feature_dim, tiny.problem, tiny.leep) == (12, "", None)
+    assert tiny.score is not None and tiny.image_ms is not None
+    assert tiny.weights_licence == "MIT"
+    assert other.problem == "the file of onnx/gone is not on this server: register it again"
