@@ -4,6 +4,7 @@ For measurements alone, while no service runs on the folder. Knows the service's
 storage, and no socket.
 """
 
+import dataclasses
 import hashlib
 import tempfile
 from collections.abc import Iterable
@@ -74,7 +75,7 @@ def publish_copies(data_dir: Path, model: str, names: list[str]) -> None:
         database.close()
     head = heads.load(record.head_path)
     copies = (
-        (name, Head(head.weight, head.bias + number * 1e-6, head.classes))
+        (name, dataclasses.replace(head, bias=head.bias + np.float32(number * 1e-6)))
         for number, name in enumerate(names)
     )
     publish(data_dir, copies, record.manifest)

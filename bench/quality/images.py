@@ -260,41 +260,42 @@ class Kept:
         content = hashlib.sha256(_MADE_AS)
         for data in encoded:
             content.update(hashlib.sha256(data).digest())
-        views, looks = {}, np.empty(0, np.uint64)
-        for framing in framings:
-            digest = content.hexdigest()[:16]
-            kept = self._folder / f"{name.replace('/', '-')}-{frames}-{framing}-{digest}.npz"
-            if not kept.exists():
-                self._say(
-                    f"computing features of {len(files) * frames} images of {name}, {framing}"
-                )
-                features, looks = self._compute(encoded, frames, framing)
-                partial = kept.with_suffix(".partial.npz")
+        called = f"{name.replace('/', '-')}-{frames}-{{}}-{content.hexdigest()[:16]}.npz"
+        kept = {framing: self._folder / called.format(framing) for framing in framings}
+        if missing := [framing for framing, path in kept.items() if not path.exists()]:
+            count = len(files) * frames
+            self._say(f"computing features of {count} images of {name}, {' and '.join(missing)}")
+            computed, looks = self._compute(encoded, frames, missing)
+            for framing, features in computed.items():
+                partial = kept[framing].with_suffix(".partial.npz")
                 np.savez(partial, features=features, looks=looks)
-                partial.replace(kept)
-            with np.load(kept) as stored:
+                partial.replace(kept[framing])
+        views = {}
+        for framing, path in kept.items():
+            with np.load(path) as stored:
                 views[framing], looks = stored["features"], stored["looks"]
         return views, looks
 
     def _compute(
-        self, encoded: Sequence[bytes], frames: int, framing: Framing
-    ) -> tuple[Floats, npt.NDArray[np.uint64]]:
+        self, encoded: Sequence[bytes], frames: int, framings: Sequence[Framing]
+    ) -> tuple[dict[Framing, Floats], npt.NDArray[np.uint64]]:
         if self._loaded is None:
             self._loaded = self._file.load()
         session = self._loaded
-        decoding = ImageDecoding(size=self._file.size, framing=framing)
+        decodings = [ImageDecoding(size=self._file.size, framing=framing) for framing in framings]
         places = [(image, frame) for image in range(len(encoded)) for frame in range(frames)]
 
-        def run(start: int) -> tuple[Floats, list[int]]:
+        def run(start: int) -> tuple[list[Floats], list[int]]:
             some = [
                 encoded[image] if frames == 1 else _frame(encoded[image], frame)
                 for image, frame in places[start : start + _BATCH]
             ]
-            pixels = np.stack([preprocess.decode(data, decoding) for data in some])
+            pixels = [np.stack([preprocess.decode(d, each) for d in some]) for each in decodings]
             looks = [int(preprocess.inspect(data).look, 16) for data in some]
-            return session.run(pixels, cores=1), looks
+            return [session.run(batch, cores=1) for batch in pixels], looks
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             runs = list(pool.map(run, range(0, len(places), _BATCH)))
         looks = np.array([look for _, some in runs for look in some], np.uint64)
-        return np.concatenate([rows for rows, _ in runs]), looks
+        rows = zip(*(some for some, _ in runs), strict=True)
+        return dict(zip(framings, map(np.concatenate, rows), strict=True)), looks
