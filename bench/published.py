@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from service.domain import Manifest, Parity
+from service.domain import DEFAULT_DECODING, Manifest, Parity
 from service.inference import head as heads
 from service.inference import preprocess
 from service.inference.head import Head
@@ -144,7 +144,7 @@ def near_empty_backbone(name: str = NEAR_EMPTY) -> bytes:
         helper.make_node("Cast", ["corner"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["floats"], ["features"], axes=[1, 3], keepdims=0),
     ]
-    size = preprocess.SIZE
+    size = DEFAULT_DECODING.size
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", size, size, 3])
     features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", _FEATURES])
     graph = helper.make_graph(nodes, name, [images], [features], slices)
