@@ -12,7 +12,6 @@ import argparse
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from bench.quality import (
     thousand,
 )
 from bench.quality.document import Section
+from bench.quality.frozen_job import Cost, Stopwatch
 from bench.quality.measuring import Measuring, Sets, load
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ SECTIONS: dict[str, Callable[[Measuring, argparse.Namespace], Section]] = {
 """In their order on the page; each measures and writes down its own."""
 
 
-def head(sets: Sets, skipped: list[str], cores: int, seconds: float) -> str:
+def head(sets: Sets, skipped: list[str], cores: int, cost: Cost) -> str:
     """Returns the beginning of the document: what was measured on, and with what."""
     cpu = platform.processor() or platform.machine()
     facts = Path("/proc/cpuinfo")
@@ -59,7 +59,8 @@ def head(sets: Sets, skipped: list[str], cores: int, seconds: float) -> str:
         "missed.\n\n"
         f"Measured on {measured_on}, and on {frames} frames of scenes made from them."
         f"{absent} Features of {images.BACKBONE} in fp32. {cores} cores of {cpu}; "
-        f"{seconds / 60:.0f} minutes, features kept.\n"
+        f"{cost.seconds / 60:.0f} minutes, features kept ({cost.processor_s / 60:.0f} minutes of "
+        "processor time).\n"
     )
 
 
@@ -78,16 +79,16 @@ def main() -> None:
     sets = load(arguments.folder or images.data_root(), arguments.keep, _log)
     skipped = [] if arguments.folder else [n for n in images.WANTED if n not in sets.whole]
     cores = len(os.sched_getaffinity(0))
-    began = time.monotonic()
+    stopwatch = Stopwatch()
     sections = []
     with Measuring(sets, cores) as measuring:
         for name in arguments.only:
-            started = time.monotonic()
+            section_s = Stopwatch()
             sections.append(SECTIONS[name](measuring, arguments))
             print(sections[-1].markdown(), flush=True)
-            _log(f"{name}: {time.monotonic() - started:.0f} s")
+            _log(f"{name}: {section_s.cost().seconds:.0f} s")
     written = [section.markdown() for section in sections]
-    beginning = head(sets, skipped, cores, time.monotonic() - began)
+    beginning = head(sets, skipped, cores, stopwatch.cost())
     arguments.out.write_text("\n".join([beginning, *written]))
     missed = [promise for s in sections for promise, is_kept in s.bounds if not is_kept]
     if missed:

@@ -147,8 +147,8 @@ def section(outcomes: Sequence[Outcome]) -> Section:
     ):
         gains = [_gain(_mean(cells[cell])) for cell in some]
         found.bound(
-            f"at {HEADLINE} a class, mean gain of accuracy{called} at least {100 * least:.0f} "
-            f"points: {interval(gains, 0.01)} over {len(some)} sets",
+            f"at {HEADLINE} a class, mean gain of accuracy{called}, points, at least "
+            f"{100 * least:.0f}: {interval(gains, 0.01)} over {len(some)} sets",
             bool(gains) and float(np.mean(gains)) >= least,
         )
     below = [_told(cell, cells) for cell in headline if _high(cells[cell], 0.05) < -MOST_LOST]
