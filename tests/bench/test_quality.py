@@ -1,11 +1,13 @@
 """Quality is measured by a program that works, and that finds what is wrong."""
 
+import io
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
 
 from bench.quality import (
     accuracy,
@@ -222,6 +224,37 @@ def test_data_sets_are_found_by_their_folders_and_bursts_made_of_them(tmp_path: 
     first, second = (images._frame(digits[0].read(), n) for n in (0, 1))
     assert first != second
     assert first == images._frame(digits[0].read(), 0)
+
+
+def test_features_of_every_block_and_framing_are_computed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+
+    def file(width: int, label: str) -> images.LabelledFile:
+        made = Image.fromarray(rng.integers(0, 256, (96, width, 3)).astype(np.uint8))
+        encoded = io.BytesIO()
+        made.save(encoded, "PNG")
+        return images.LabelledFile(encoded.getvalue, label)
+
+    files = [file(width, label) for width in (96, 300) for label in ("a", "b")]
+    cropped = images.Kept(tmp_path).of("few", files, ["crop"])
+    assert list(cropped.views) == ["crop"]
+    both = images.Kept(tmp_path).of("few", files)
+    assert len(both.blocks) == 4
+    for framing in images.FRAMINGS:
+        assert both.seen(framing).shape == (4, sum(both.blocks))
+    assert_array_equal(both.views["crop"], cropped.views["crop"])
+    assert_array_equal(both.features, both.views["crop"][:, : both.blocks[0]])
+    # Of long images all is another thing than the middle.
+    apart = np.abs(both.views["whole"] - both.views["crop"]).mean(axis=1)
+    assert apart[2:].min() > apart[:2].max()
+    monkeypatch.setattr(images.Kept, "_compute", None)
+    kept = images.Kept(tmp_path).of("few", files)
+    assert_array_equal(kept.views["whole"], both.views["whole"])
+    chosen = kept.of_classes([1]).at(np.array([1]))
+    assert chosen.classes == ("b",)
+    assert_array_equal(chosen.seen("whole"), both.seen("whole")[[3]])
 
 
 def test_a_share_comes_with_its_interval() -> None:
