@@ -1,31 +1,36 @@
 """The images that quality is measured on: folders of photographs, scikit-learn's digits, bursts.
 
-Their features and difference hashes are computed once, by the service's own decoder and
-runtime, and kept in a folder from run to run.
+Their features, in each framing, and difference hashes are computed once, by the service's own
+decoder and runtime, and kept in a folder from run to run.
 """
 
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from service import backbones as registry
+from service.domain import Framing, ImageDecoding
 from service.inference import preprocess
 from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime, Session
 from trainer import backbones, export, groups
+from trainer.backbone_file import BackboneFile
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 
 BACKBONE = "efficientnet_lite0"
+FRAMINGS: tuple[Framing, ...] = get_args(Framing)
 WANTED = (
     "hymenoptera_data", "pacs-small/photo", "pacs-small/cartoon", "satellite-small", "tiles-small",
 )  # fmt: skip
@@ -38,8 +43,8 @@ _FILMED = 400
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 _PARTS = {"train", "val", "test"}
 _BATCH = 8
-_MADE_AS = b"frames 1"
-"""Changes when frames are made in another way, so that kept features of older ones go unused."""
+_MADE_AS = f"frames 1 {registry.BACKBONES[BACKBONE]}".encode()
+"""Changes when frames or features are made in another way, so that older ones go unused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +53,7 @@ class ImageSet:
 
     name: str
     features: Floats
-    """float32 [n, d]."""
+    """float32 [n, d], the last layer's of the crop."""
     targets: Ints
     """[n], places in `classes`."""
     classes: tuple[str, ...]
@@ -58,33 +63,39 @@ class ImageSet:
     """[n], equal for images that belong together, as far as the trainer sees in the whole set, and
     for frames of one image."""
 
+    views: Mapping[Framing, Floats] = field(default_factory=dict)
+    """All features float32 [n, sum of `blocks`] in each framing; {} where there are no others than
+    `features`."""
+    blocks: tuple[int, ...] = ()
+    """How many features each block has, the last layer's first."""
+
     def __len__(self) -> int:
         return len(self.targets)
 
+    def seen(self, framing: Framing) -> Floats:
+        """Returns all features float32 [n, d] in a framing."""
+        return self.views[framing] if self.views else self.features
+
     def at(self, places: Ints) -> "ImageSet":
         """Returns the images at `places`, in that order."""
-        return ImageSet(
-            self.name,
-            self.features[places],
-            self.targets[places],
-            self.classes,
-            self.looks[places],
-            self.scenes[places],
+        return replace(
+            self,
+            features=self.features[places],
+            targets=self.targets[places],
+            looks=self.looks[places],
+            scenes=self.scenes[places],
+            views={framing: rows[places] for framing, rows in self.views.items()},
         )
 
     def of_classes(self, kept: Sequence[int]) -> "ImageSet":
         """Returns the images of the classes `kept`, which are numbered anew."""
-        places = np.flatnonzero(np.isin(self.targets, kept))
         numbers = np.full(len(self.classes), -1, np.int64)
         numbers[list(kept)] = np.arange(len(kept))
-        chosen = self.at(places)
-        return ImageSet(
-            self.name,
-            chosen.features,
-            numbers[chosen.targets],
-            tuple(self.classes[k] for k in kept),
-            chosen.looks,
-            chosen.scenes,
+        chosen = self.at(np.flatnonzero(np.isin(self.targets, kept)))
+        return replace(
+            chosen,
+            targets=numbers[chosen.targets],
+            classes=tuple(self.classes[k] for k in kept),
         )
 
 
@@ -191,78 +202,100 @@ class Kept:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._say = say
+        # Exact, so that the figures do not depend on the machine.
+        self._file = BackboneFile(
+            folder / f"{BACKBONE}-{hashlib.sha256(_MADE_AS).hexdigest()[:16]}.onnx",
+            OnnxRuntime(Provider("cpu", "the same everywhere"), 1),
+            make=lambda path: export.to_onnx(backbones.load(BACKBONE, "", 0, folder), path),
+        )
         self._loaded: Session | None = None
 
-    def of(self, name: str, files: Sequence[LabelledFile]) -> ImageSet:
+    def of(
+        self, name: str, files: Sequence[LabelledFile], framings: Sequence[Framing] = FRAMINGS
+    ) -> ImageSet:
         """Returns the set of these images; those that the trainer groups are one scene."""
-        features, looks = self._stored(name, files, 1)
+        views, looks = self._views(name, files, 1, framings)
+        features = self._last_layer(views)
         classes = tuple(sorted({file.label for file in files}))
         targets = np.array([classes.index(file.label) for file in files], np.int64)
-        found = groups.find(features, looks, targets, [""] * len(files))
-        return ImageSet(name, features, targets, classes, looks, found.of)
+        scenes = groups.find(features, looks, targets, [""] * len(files)).of
+        blocks = self._file.blocks
+        return ImageSet(name, features, targets, classes, looks, scenes, views, blocks)
 
-    def filmed(self, whole: ImageSet, files: Sequence[LabelledFile]) -> ImageSet:
+    def filmed(
+        self,
+        whole: ImageSet,
+        files: Sequence[LabelledFile],
+        framings: Sequence[Framing] = FRAMINGS,
+    ) -> ImageSet:
         """Returns `FRAMES` frames, side by side, of each of some images of the set `whole`.
 
         Frames of images that are one scene are of one scene, too.
         """
         places = _filmed(whole.targets)
-        features, looks = self._stored(whole.name, [files[place] for place in places], FRAMES)
+        views, looks = self._views(whole.name, [files[p] for p in places], FRAMES, framings)
         places = places.repeat(FRAMES)
         return ImageSet(
             whole.name,
-            features,
+            self._last_layer(views),
             whole.targets[places],
             whole.classes,
             looks,
             whole.scenes[places],
+            views,
+            self._file.blocks,
         )
 
-    def _stored(
-        self, name: str, files: Sequence[LabelledFile], frames: int
-    ) -> tuple[Floats, npt.NDArray[np.uint64]]:
+    def _last_layer(self, views: Mapping[Framing, Floats]) -> Floats:
+        return views["crop"][:, : self._file.blocks[0]]
+
+    def _views(
+        self,
+        name: str,
+        files: Sequence[LabelledFile],
+        frames: int,
+        framings: Sequence[Framing],
+    ) -> tuple[dict[Framing, Floats], npt.NDArray[np.uint64]]:
         encoded = [file.read() for file in files]
         content = hashlib.sha256(_MADE_AS)
         for data in encoded:
             content.update(hashlib.sha256(data).digest())
-        called = f"{name.replace('/', '-')}-{frames}-{content.hexdigest()[:16]}.npz"
-        kept = self._folder / called
-        if not kept.exists():
-            self._say(f"computing features of {len(files) * frames} images of {name}")
-            features, looks = self._compute(encoded, frames)
-            partial = kept.with_suffix(".partial.npz")
-            np.savez(partial, features=features, looks=looks)
-            partial.replace(kept)
-        with np.load(kept) as stored:
-            return stored["features"], stored["looks"]
+        called = f"{name.replace('/', '-')}-{frames}-{{}}-{content.hexdigest()[:16]}.npz"
+        kept = {framing: self._folder / called.format(framing) for framing in framings}
+        if missing := [framing for framing, path in kept.items() if not path.exists()]:
+            count = len(files) * frames
+            self._say(f"computing features of {count} images of {name}, {' and '.join(missing)}")
+            computed, looks = self._compute(encoded, frames, missing)
+            for framing, features in computed.items():
+                partial = kept[framing].with_suffix(".partial.npz")
+                np.savez(partial, features=features, looks=looks)
+                partial.replace(kept[framing])
+        views = {}
+        for framing, path in kept.items():
+            with np.load(path) as stored:
+                views[framing], looks = stored["features"], stored["looks"]
+        return views, looks
 
     def _compute(
-        self, encoded: Sequence[bytes], frames: int
-    ) -> tuple[Floats, npt.NDArray[np.uint64]]:
-        session = self._session()
+        self, encoded: Sequence[bytes], frames: int, framings: Sequence[Framing]
+    ) -> tuple[dict[Framing, Floats], npt.NDArray[np.uint64]]:
+        if self._loaded is None:
+            self._loaded = self._file.load()
+        session = self._loaded
+        decodings = [ImageDecoding(size=self._file.size, framing=framing) for framing in framings]
         places = [(image, frame) for image in range(len(encoded)) for frame in range(frames)]
 
-        def run(start: int) -> tuple[Floats, list[int]]:
+        def run(start: int) -> tuple[list[Floats], list[int]]:
             some = [
                 encoded[image] if frames == 1 else _frame(encoded[image], frame)
                 for image, frame in places[start : start + _BATCH]
             ]
-            pixels = np.stack([preprocess.fit(preprocess.open_image(data)) for data in some])
+            pixels = [np.stack([preprocess.decode(d, each) for d in some]) for each in decodings]
             looks = [int(preprocess.inspect(data).look, 16) for data in some]
-            return session.run(pixels, cores=1), looks
+            return [session.run(batch, cores=1) for batch in pixels], looks
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             runs = list(pool.map(run, range(0, len(places), _BATCH)))
         looks = np.array([look for _, some in runs for look in some], np.uint64)
-        return np.concatenate([rows for rows, _ in runs]), looks
-
-    def _session(self) -> Session:
-        if self._loaded is None:
-            path = self._folder / f"{BACKBONE}.onnx"
-            if not path.exists():
-                network = backbones.load(BACKBONE, "", 0, self._folder)
-                export.to_onnx(network, path)
-            # Exact, so that the figures do not depend on the machine.
-            runtime = OnnxRuntime(Provider("cpu", "the same everywhere"), 1)
-            self._loaded = runtime.load(path, "")
-        return self._loaded
+        rows = zip(*(some for some, _ in runs), strict=True)
+        return dict(zip(framings, map(np.concatenate, rows), strict=True)), looks
