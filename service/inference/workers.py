@@ -231,11 +231,12 @@ def _part(heads: Sequence[Head], features: Floats) -> list[Classified]:
     for own in rows.values():
         head = heads[own[0]]
         mine = features[own]
+        said = head.log_probabilities(mine)
         scores: list[float] | list[None] = [None] * len(own)
         if head.outliers is not None:
-            scores = head.outliers.scores(mine).tolist()
+            scores = head.outliers.scores(mine, said).tolist()
         # A copy of the features, so that an answer that is kept keeps no batch.
-        for row, probabilities, score in zip(own, head.probabilities(mine), scores, strict=True):
+        for row, probabilities, score in zip(own, np.exp(said), scores, strict=True):
             parted[row] = Classified(
                 probabilities,
                 features[row, : head.feature_dim].copy(),

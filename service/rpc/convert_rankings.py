@@ -32,10 +32,8 @@ def response(ranked: BackbonesRanked) -> pb.RankBackbonesResponse:
             pb.RankedBackbone(
                 backbone=row.backbone,
                 weights=row.weights,
-                score=row.score,
+                log_loss=row.log_loss,
                 log_me=row.log_me,
-                h_score=row.h_score,
-                leep=row.leep,
                 image_ms=row.image_ms,
                 feature_dim=row.feature_dim,
                 problem=row.problem,

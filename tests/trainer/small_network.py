@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.backbones import HALF, Backbone
+from trainer.backbones import Backbone
 from trainer.data import Part
+
+HALF = (0.5, 0.5, 0.5)
 
 
 def small_backbone(seed: int = 0) -> Backbone:

@@ -90,6 +90,7 @@ def job_request(message: fine_tuning_pb2.FineTuneRequest) -> types.JobRequest:
         method=_method(message),
         background=message.background,
         validation_fraction=_optional(message, "validation_fraction"),
+        outlier_false_alarm_rate=_optional(message, "outlier_false_alarm_rate"),
         grouping=_grouping(message.grouping) if message.HasField("grouping") else None,
         seed=_optional(message, "seed"),
         time_budget_s=message.time_budget.ToTimedelta().total_seconds()
@@ -265,10 +266,8 @@ def ranking(message: fine_tuning_pb2.RankBackbonesResponse) -> types.BackboneRan
             types.RankedBackbone(
                 backbone=row.backbone,
                 weights=row.weights,
-                score=_optional(row, "score"),
+                log_loss=_optional(row, "log_loss"),
                 log_me=_optional(row, "log_me"),
-                h_score=_optional(row, "h_score"),
-                leep=_optional(row, "leep"),
                 image_ms=_optional(row, "image_ms"),
                 feature_dim=row.feature_dim,
                 problem=row.problem,

@@ -274,6 +274,7 @@ class JobRequest:
     gate: Gate | None = None
     base: BaseVersion | None = None
     grouping: Grouping | None = None
+    outlier_false_alarm_rate: float | None = None
     case_sensitive_labels: bool = False
     background: str = ""
     """"#rrggbb" below transparency; empty means white, with a base the base's."""
@@ -312,12 +313,11 @@ class RankedBackbone:
 
     backbone: str
     weights: str
-    score: float | None
-    """What a ranking is sorted by, higher is better; None when it was not scored."""
+    log_loss: float | None
+    """Of a quick head on its features, cross-validated, nats an image: lower is better. None when
+    it was not scored, and where every class has one image."""
     log_me: float | None
-    h_score: float | None
-    leep: float | None
-    """None also where the pretrained classifier is not available."""
+    """Nats an image: higher is better. None when it was not scored."""
     image_ms: float | None
     """An image when served there, one at a time, decoding included."""
     feature_dim: int
@@ -327,7 +327,7 @@ class RankedBackbone:
 
 @dataclass(frozen=True)
 class BackboneRanking:
-    """Backbones, best first; what could not be scored last."""
+    """Backbones, the one to take first; what could not be scored last."""
 
     backbones: tuple[RankedBackbone, ...]
     explanation: str
@@ -455,8 +455,8 @@ class Prediction:
     """The backbone's features, where asked for."""
     error: GraftError | None = None
     out_of_distribution_score: float | None = None
-    """How unlike the training images it is: 19 of 20 of their kind lie below 1. None for
-    versions that were made without it."""
+    """How unlike the training images it is: 0 is the most familiar, and 19 of 20 of their kind lie
+    below 1 (see `outlier_false_alarm_rate`). None for versions that were made without it."""
     is_out_of_distribution: bool = False
     """Whether that score is above 1: the probabilities mean little then."""
     calibrated: bool = False
