@@ -209,7 +209,8 @@ def _add_rank_folder(commands: Any) -> None:
         "rank-folder",
         help="say which backbone to start from, without the service",
         description="Scores backbones on the training images of a folder as `train` takes it, "
-        "by LogME; trains none. Takes those whose weights are here where none is named.",
+        "by a quick head's loss and LogME; trains none. Takes those whose weights are here where "
+        "none is named.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     rank.add_argument("folder", type=Path)
@@ -394,11 +395,9 @@ def rank(parsed: argparse.Namespace, run: Callable[[RankSpec, Send], int]) -> in
 
 
 def _table(ranked: BackbonesRanked) -> str:
-    lines = [
-        ["backbone", "weights", "LogME", "H-score", "LEEP", "ms an image", "features", "licence"]
-    ]
+    lines = [["backbone", "weights", "log loss", "LogME", "ms an image", "features", "licence"]]
     for row in ranked.ranking:
-        figures = (row.log_me, row.h_score, row.leep)
+        figures = (row.log_loss, row.log_me)
         lines.append(
             [
                 row.backbone,

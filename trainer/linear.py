@@ -151,6 +151,27 @@ def fit_best(
     )
 
 
+def cross_validated(
+    features: Floats, targets: Ints, classes: int, folds: Ints, threads: int = 0
+) -> Singles:
+    """Returns probabilities float32 [n, classes] of each image by a quick head that did not see it.
+
+    To compare features by, not to serve: like `Fitted.out_of_fold`, with features as they are and
+    every second strength, in a quarter of the time. NaN where no fold holds an image out, and for
+    all where there are no two folds and classes.
+    """
+    cores = threads or len(os.sched_getaffinity(0))
+    with threadpool_limits(1), ThreadPoolExecutor(cores, thread_name_prefix="linear") as pool:
+        owners = np.arange(len(targets))
+        search = Search(Space(features), targets, owners, classes, folds, pool)
+        if len(np.unique(folds[folds >= 0])) < 2 or len(np.unique(targets[folds >= 0])) < 2:
+            return np.full((len(targets), classes), np.nan, np.float32)
+        # The strongest hardly leaves more than the classes' shares.
+        found = search.best(strengths(classes)[2::2], lambda _: None).out_of_fold
+    assert found is not None
+    return found
+
+
 def deviation(features: Floats) -> Doubles:
     """Deviations float64 [d] of features [n, d]; of what hardly varies, as if it did a little."""
     variance = features.var(axis=0, dtype=np.float64)

@@ -17,7 +17,6 @@ from service.errors import InvalidInput, Reason
 from service.inference import head as heads
 from service.inference import outliers as strangeness
 from service.inference import preprocess
-from service.inference.head import Floats
 from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime
 from service.ingest.names import shown
@@ -50,7 +49,7 @@ from trainer.records import Send
 from trainer.reporting import findings, page, report, rules
 from trainer.reporting.comparisons import Comparison
 from trainer.reporting.measured_on import headline as headline_of
-from trainer.transfer import Transferred, learned_from, transfer
+from trainer.transfer import Transferred, outliers_of, transfer
 
 _PACKAGES = (
     "graft-server", "torch", "torchvision", "timm", "onnx", "onnxruntime-gpu", "numpy", "scipy",
@@ -165,12 +164,13 @@ def _run(job: Job) -> Manifest:
 
     stages.begin("judging")
     send(Progressed("checking", 0.4, "what the transfer was worth"))
-    known = outliers.fit(
-        *learned_from(found, spec.seed),
-        spec.seed,
-        is_trained=found.is_trained,
+    rate = spec.outlier_false_alarm_rate
+    known = outliers_of(found, spec.seed, outliers.FALSE_ALARMS if rate is None else rate)
+    if known is not None and known.warning:
+        send(Note("info" if rate is None else "warning", known.warning))
+    head = replace(
+        served.head, outliers=known.outliers if known else None, is_calibrated=calibrated
     )
-    head = replace(served.head, outliers=known[0] if known else None, is_calibrated=calibrated)
     gate_checks = judgement.gate_checks(job, found, sets, metrics, agreed)
     compared = judgement.compared(job, found, headline)
 
@@ -200,7 +200,8 @@ def _run(job: Job) -> Manifest:
         dataset_digest=data.digest,
         reading=data.summary,
         seed=spec.seed,
-        hyperparameters=found.used,
+        hyperparameters=found.used
+        | {"outlier_false_alarm_rate": known.false_alarms if known else None},
         preprocess=preprocess.describe(data.train.decoding),
         decoding=data.train.decoding,
         decision=spec.decision,
@@ -230,7 +231,7 @@ def _run(job: Job) -> Manifest:
         sets,
         metrics,
         job.epochs,
-        _findings(found, sets, compared, known[1] if known else None, ranked, spec),
+        _findings(found, sets, compared, known, ranked, spec),
         decisions=found.decisions,
         target_names=found.target.images.names if found.target else None,
     )
@@ -289,7 +290,7 @@ def _findings(
     found: Transferred,
     sets: Sequence[Measured],
     compared: Sequence[Comparison],
-    scores: Floats | None,
+    known: outliers.Fitted | None,
     ranked: BackbonesRanked | None,
     spec: JobSpec,
 ) -> findings.Findings:
@@ -308,13 +309,13 @@ def _findings(
         contradictions=contradictions,
         adaptation=found.adaptation,
         backbones=ranked,
-        out_of_distribution=None if scores is None else _out_of_distribution(found, scores),
+        out_of_distribution=None if known is None else _out_of_distribution(found, known),
         growth=growth.told(spec, data),
         rules=None if headline is None else rules.compared(found.served.head, headline),
     )
 
 
-def _out_of_distribution(found: Transferred, scores: Floats) -> findings.OutOfDistribution:
+def _out_of_distribution(found: Transferred, known: outliers.Fitted) -> findings.OutOfDistribution:
     images, reference = "training images", "other training images"
     if found.target is not None:
         images, reference = "target images kept aside for this", "other target images"
@@ -322,7 +323,9 @@ def _out_of_distribution(found: Transferred, scores: Floats) -> findings.OutOfDi
         images, reference = "held-out images", "training images"
     elif len(found.divided.data.validation):
         images, reference = "validation images", "training images"
-    return findings.out_of_distribution(scores, 1.0, strangeness.METHOD, images, reference)
+    return findings.out_of_distribution(
+        known.scores, 1.0, known.false_alarms, strangeness.METHOD, images, reference
+    )
 
 
 def _quantised(job: Job, found: Transferred) -> Transferred:

@@ -20,8 +20,8 @@ from service.jobs.contract import (
     Note,
     Progressed,
 )
+from trainer import folds, outliers
 from trainer import groups as groups_of
-from trainer import outliers
 from trainer.data import Bools, Ints, Part, Source
 from trainer.divided import Divided, looks_of, unlearned
 from trainer.job import Job
@@ -105,30 +105,54 @@ def _transfer(job: Job, divided: Divided) -> Transferred:
             return _adapted_head(job, method, divided)
 
 
-def learned_from(found: Transferred, seed: int) -> tuple[Floats, Ints, Floats]:
-    """Features of the kind of images that the model is for, their classes, and held-out ones.
+def outliers_of(found: Transferred, seed: int, false_alarms: float) -> outliers.Fitted | None:
+    """Fits what tells outliers to the kind of images that the model is for; None for too few.
 
-    Of a target domain the classes are the model's own answers.
+    Of a target domain the classes are the model's own answers, which learned from no label.
     """
-    served, data = found.served, found.divided.data
+    served, divided = found.served, found.divided
+    width = served.features.blocks[0]
+
+    def images(features: Floats, answers: Floats | None = None) -> outliers.Images:
+        said = served.head.log_probabilities(features) if answers is None else answers
+        return outliers.Images(features[:, :width], said)
+
     if found.target_features is None:
-        part = data.train.take(~found.held)
-        held = data.train.take(found.held)
+        train = divided.data.train
+        held = train.take(found.held)
         if not len(held):
-            held = data.validation
-        none = np.empty((0, 1), np.float32)
-        asked = served.features.of(held, "held-out images") if len(held) else none
+            held = divided.data.validation
+        part = train.take(~found.held)
+        places = outliers.sample(part.targets, seed)
+        out_of_fold = found.out_of_fold
         if served.fitted is not None:
-            return served.fitted.train, part.targets, asked
-        # No more than what is learned from; of a trained backbone they are not known yet.
-        places = part.spread(outliers.MAX_TRAIN)
-        return served.features.of(part.at(places)), part.targets[places], asked
-    features = found.target_features
-    answers: Ints = served.head.probabilities(features).argmax(axis=1)
-    order = np.random.default_rng([seed % 2**64, 0x7A6]).permutation(len(features))
-    aside = len(features) // 5 or len(features)
-    kept = order[aside:] if aside < len(features) else order
-    return features[kept], answers[kept], features[order[:aside]]
+            out_of_fold = served.fitted.out_of_fold
+        if out_of_fold is None:
+            out_of_fold = np.full((len(part), len(served.head.classes)), np.nan, np.float32)
+        learned = images(
+            served.features.all_of(part.at(places.tolist())),
+            outliers.logarithms(out_of_fold[places]),
+        )
+        targets, dealt = part.targets[places], divided.folds[~found.held][places]
+        asked = images(served.features.all_of(held, "held-out images")) if len(held) else None
+    else:
+        every = images(found.target_features)
+        assert found.target_groups is not None
+        answers: Ints = every.log_probabilities.argmax(axis=1)
+        order = np.random.default_rng([seed % 2**64, 0x7A6]).permutation(len(every))
+        aside = len(every) // 5 or len(every)
+        kept = order[aside:] if aside < len(every) else order
+        kept = kept[outliers.sample(answers[kept], seed)]
+        learned, asked = every.at(kept), every.at(order[:aside])
+        targets, dealt = answers[kept], folds.deal(answers[kept], found.target_groups[kept])
+    return outliers.fit(
+        learned,
+        targets,
+        dealt,
+        learned.at(np.empty(0, np.int64)) if asked is None else asked,
+        false_alarms=false_alarms,
+        is_trained=found.is_trained,
+    )
 
 
 def _feature_based(job: Job, method: FeatureBased, divided: Divided) -> Transferred:

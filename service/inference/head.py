@@ -5,8 +5,9 @@ Kept as a safetensors file of kilobytes: tensors `weight` float16 [classes, d] a
 are to be multiplied by), `classes` (their names), `temperature`, `is_calibrated` and
 `decision` (a `Decision`); where they are known, the classes' shares among the images that
 it learned from, `prior` float32 [classes]; and, where it is known what those images look
-like, the tensors of an `Outliers`: `outlier_means`, `outlier_inverse_variance` and
-`outlier_validation`. Loading one runs no code and opens no session.
+like, the tensors of an `Outliers`: `outlier_means`, `outlier_inverse_variance`,
+`outlier_validation` and `outlier_energy`, float64 [2]: the energy's weight and the offset.
+Loading one runs no code and opens no session.
 """
 
 import json
@@ -106,10 +107,13 @@ class Head:
 
     def probabilities(self, features: Floats) -> Floats:
         """From features float32 [n, d or more] to probabilities float32 [n, classes]."""
+        return np.exp(self.log_probabilities(features))
+
+    def log_probabilities(self, features: Floats) -> Floats:
+        """The logarithms of the same, float32 [n, classes]."""
         scaled = self.logits(features) / np.float32(self.temperature)
         scaled -= scaled.max(axis=1, keepdims=True)
-        np.exp(scaled, out=scaled)
-        scaled /= scaled.sum(axis=1, keepdims=True)
+        scaled -= np.log(np.exp(scaled).sum(axis=1, keepdims=True))
         return scaled
 
     def decide(
@@ -144,6 +148,7 @@ def save(head: Head, path: Path) -> None:
             "outlier_means": outliers.means,
             "outlier_inverse_variance": outliers.inverse_variance,
             "outlier_validation": outliers.validation,
+            "outlier_energy": np.array([outliers.energy_weight, outliers.offset]),
         }
     save_file(
         {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
@@ -205,6 +210,7 @@ def _outliers(tensors: dict[str, npt.NDArray[Any]]) -> Outliers:
         tensors["outlier_means"],
         tensors["outlier_inverse_variance"],
         tensors["outlier_validation"],
+        *map(float, tensors["outlier_energy"]),
     )
 
 

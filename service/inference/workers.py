@@ -231,10 +231,11 @@ def _part(calls: Sequence[Call], features: Floats) -> list[Classified]:
     for own in rows.values():
         head, decision = calls[own[0]].head, calls[own[0]].decision
         mine = features[own]
+        said = head.log_probabilities(mine)
         scores: list[float] | list[None] = [None] * len(own)
         if head.outliers is not None:
-            scores = head.outliers.scores(mine).tolist()
-        shares = head.probabilities(mine)
+            scores = head.outliers.scores(mine, said).tolist()
+        shares = np.exp(said)
         answers = head.decide(shares, decision).tolist()
         # A copy of the features, so that an answer that is kept keeps no batch.
         for row, probabilities, score, answer in zip(own, shares, scores, answers, strict=True):

@@ -98,8 +98,8 @@ __all__ = [
     "encode",
 ]
 
-MOST_RANKED_IMAGES = 500
-"""Backbones are ranked on a sample of so many images, in turn from each class."""
+MOST_RANKED_IMAGES = 2000
+"""Backbones are ranked on at most so many images, a stratified sample of more."""
 
 HEARTBEAT_S = 5.0
 """Between two heartbeats, where the parent does not ask for more of them."""
@@ -246,12 +246,10 @@ class RankedBackbone(msgspec.Struct, frozen=True, kw_only=True):
     """As in `Manifest.weights`."""
     weights_licence: str = ""
     """As in `Manifest.weights_licence`."""
-    score: float | None = None
-    """What the list is sorted by, see `trainer.transferability`; None when not scored."""
+    log_loss: float | None = None
+    """Of a quick head, cross-validated, nats an image; None where nothing could be held out."""
     log_me: float | None = None
-    h_score: float | None = None
-    leep: float | None = None
-    """Only where the pretrained head is available."""
+    """Nats an image, see `trainer.transferability`; None when not scored."""
     image_ms: float | None = None
     """When served here, one image at a time, decoding included."""
     feature_dim: Count = 0
@@ -301,6 +299,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     framing: Literal["auto", "crop", "whole", "compare"] = "auto"
     """What the backbone sees of an image; `auto` compares where images are long, `compare`
     always."""
+    outlier_false_alarm_rate: float | None = None
+    """The part of images of the training's kind that may be called outliers; None means 0.05."""
     validation_fraction: float = 0.2
     """Held out where the network is trained and no image is in `val/`."""
     grouping: Grouping | None = None
@@ -459,7 +459,7 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
 
 
 class BackbonesRanked(msgspec.Struct, frozen=True, tag="ranked"):
-    """Best first; what could not be scored last. The last record of a ranking."""
+    """The one to take first; what could not be scored last. The last record of a ranking."""
 
     ranking: list[RankedBackbone]
     explanation: str

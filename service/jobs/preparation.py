@@ -129,6 +129,7 @@ class Preparation:
                 if request.validation_fraction is None
                 else request.validation_fraction
             ),
+            outlier_false_alarm_rate=request.outlier_false_alarm_rate,
             grouping=request.grouping,
             previous_answers=self._previous_answers(job),
             seed=request.seed or 0,

@@ -70,6 +70,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     method: Method = msgspec.field(default_factory=Auto)
     validation_fraction: float | None = None
     """None means 0.2."""
+    outlier_false_alarm_rate: float | None = None
+    """None means 0.05."""
     grouping: Grouping | None = None
     """With a base, None means the base's."""
     seed: int | None = None
@@ -134,6 +136,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             case DomainAdaptation() as method:
                 self._check_domain_adaptation(method, needs_images=needs_images)
         _in("validation_fraction", self.validation_fraction, 0.05, 0.5)
+        _in("outlier_false_alarm_rate", self.outlier_false_alarm_rate, 0.001, 0.5)
         _check_grouping(self.grouping)
         _check_seed(self.seed)
         _in("time_budget", self.time_budget_s, 1, math.inf, unit=" s")

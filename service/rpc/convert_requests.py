@@ -101,6 +101,7 @@ def request(
         weights=message.weights,
         method=_method(message),
         validation_fraction=_optional(message, "validation_fraction"),
+        outlier_false_alarm_rate=_optional(message, "outlier_false_alarm_rate"),
         grouping=_grouping(message.grouping) if message.HasField("grouping") else None,
         seed=_optional(message, "seed"),
         time_budget_s=(
@@ -129,6 +130,7 @@ def asked(given: JobRequest) -> pb.FineTuneRequest:
         backbone=given.backbone,
         weights=given.weights,
         validation_fraction=given.validation_fraction,
+        outlier_false_alarm_rate=given.outlier_false_alarm_rate,
         seed=given.seed,
         time_budget=None if given.time_budget_s is None else duration(given.time_budget_s),
         device=_number(_DEVICES, given.device),

@@ -211,13 +211,13 @@ def with_everything(found: Data) -> report.Report:
         backbones=BackbonesRanked(
             [
                 RankedBackbone(backbone="resnet18", weights="IMAGENET1K_V1", problem="no weights"),
-                RankedBackbone(backbone="resnet50", weights="random:0", score=0.5, log_me=0.4),
+                RankedBackbone(backbone="resnet50", weights="random:0", log_loss=0.5, log_me=0.4),
             ],
             "because it fits the data best",
             9,
         ),
         out_of_distribution=findings.out_of_distribution(
-            rng.random(20), 0.9, "a method", "held-out images", "training images"
+            rng.random(20), 0.9, 0.05, "a method", "held-out images", "training images"
         ),
         growth=Growth(
             base_model="older",

@@ -403,6 +403,7 @@ def test_classes_of_which_no_image_could_be_measured_are_named() -> None:
 def test_images_unlike_training_are_told_when_many(flagged: int, told: list[str]) -> None:
     ood = OutOfDistribution(
         threshold=1,
+        false_alarms=0.05,
         flagged=flagged,
         count=200,
         bins=[],

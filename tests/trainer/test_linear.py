@@ -258,3 +258,30 @@ def test_a_loud_feature_that_says_nothing_does_not_drown_the_others() -> None:
     assert fitted.cross_validated_loss == pytest.approx(told, rel=1e-5)
     plain = linear.fit(features.astype(np.float32), targets, 3, fitted.l2, seed=0)
     assert plain.chosen == 0
+
+
+def test_quick_answers_are_near_those_of_the_fit_and_of_heads_that_did_not_see_the_image() -> None:
+    features, targets = problem(200, 20)
+    dealt = deal(targets, count=5)
+    dealt[7] = -1
+    quick = linear.cross_validated(features, targets, 3, dealt)
+    fitted = linear.fit(features, targets, 3, None, seed=0, folds=dealt)
+    assert fitted.out_of_fold is not None
+    assert np.isnan(quick[7]).all()
+    held = dealt >= 0
+    assert quick[held].sum(axis=1) == pytest.approx(1, abs=1e-5)
+    losses = [-float(np.log(p[held, targets[held]]).mean()) for p in (quick, fitted.out_of_fold)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.03)
+    # Of features that say nothing it says so, though there are more of them than images.
+    rng = np.random.default_rng(1)
+    noise = linear.cross_validated(
+        rng.normal(0, 1, (200, 300)).astype(np.float32), targets, 3, dealt
+    )
+    assert -float(np.log(noise[held, targets[held]]).mean()) > 1.05
+
+
+def test_quick_answers_are_none_where_nothing_is_held_out() -> None:
+    features, targets = problem(6, 4)
+    nobody = linear.cross_validated(features, targets, 3, np.full(6, -1))
+    assert nobody.shape == (6, 3)
+    assert np.isnan(nobody).all()

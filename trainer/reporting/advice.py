@@ -35,7 +35,8 @@ _GUESSING = 0.1
 """Balanced accuracy above that of guessing that a model must be able to have."""
 _FEW_TO_JUDGE = 30
 """Fewer groups of images cannot show that a model has learned nothing."""
-_STRANGE = 0.15
+_STRANGE = 0.1
+"""Part of the images, above that of false alarms, that look unlike the others."""
 _APART = 1.0
 """Proxy A-distance, 0 to 2, from which domains are far apart."""
 _NEAR = 0.03
@@ -259,7 +260,7 @@ def _trust(
         )
     yield _probabilities(manifest, metrics, calibration)
     strange = findings.out_of_distribution
-    if strange and strange.flagged > _STRANGE * strange.count:
+    if strange and strange.flagged > (strange.false_alarms + _STRANGE) * strange.count:
         yield Advice(
             "trust",
             "warning",

@@ -84,6 +84,8 @@ class OutOfDistribution(msgspec.Struct, frozen=True, kw_only=True):
     """Counts of images by how unlike those learned from they look; a higher score is stranger."""
 
     threshold: float
+    false_alarms: float
+    """The part of the model's own kind of images that is meant to lie above it."""
     flagged: int
     """Images above it."""
     count: int
@@ -206,7 +208,7 @@ def grouped(found: Groups, targets: Ints, is_given: bool) -> tuple[Grouped, list
 
 
 def out_of_distribution(
-    scores: Floats, threshold: float, method: str, images: str, reference: str
+    scores: Floats, threshold: float, false_alarms: float, method: str, images: str, reference: str
 ) -> OutOfDistribution:
     """Counts scores [n]; above the threshold is out of distribution.
 
@@ -219,6 +221,7 @@ def out_of_distribution(
     counts, edges = np.histogram(finite, bins=_SCORE_BINS, range=(start, end))
     return OutOfDistribution(
         threshold=threshold,
+        false_alarms=false_alarms,
         flagged=int((scores > threshold).sum()),
         count=len(scores),
         bins=[ScoreBin(float(edges[i]), float(edges[i + 1]), int(c)) for i, c in enumerate(counts)],

@@ -93,6 +93,10 @@ def test_all_fields_at_their_bounds_are_fine() -> None:
         ("weights", {"weights": "../etc/passwd"}),
         ("weights", {"weights": "x" * 65}),
         *[("validation_fraction", {"validation_fraction": x}) for x in (0.049, 0.51, NAN, INF)],
+        *[
+            ("outlier_false_alarm_rate", {"outlier_false_alarm_rate": x})
+            for x in (0.0009, 0.501, NAN, INF)
+        ],
         ("seed", {"seed": 2**63}),
         *[("time_budget", {"time_budget_s": x}) for x in (0.5, -1.0, NAN, INF)],
         ("labels", {"labels": {str(n): "" for n in range(33)}}),

@@ -176,6 +176,9 @@ class FineTuneOptions(TypedDict, total=False):
     "compare" for the better of the two; "auto", where left out, compares where images are long."""
     validation_fraction: float | None
     """Held out where a network is trained on data without validation images, 0.05 to 0.5."""
+    outlier_false_alarm_rate: float | None
+    """The part of images of the training's kind that may be called out of distribution, 0.001 to
+    0.5; 0.05 where left out. What is rarer than one of the images that set it cannot be told."""
     grouping: Grouping | int | str | None
     """Which images belong together, by their names: a `Grouping`, a folder level or a pattern."""
     seed: int | None

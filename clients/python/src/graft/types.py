@@ -283,6 +283,7 @@ class JobRequest:
     """None means "argmax"; "unknown" to a client that is too old."""
     base: BaseVersion | None = None
     grouping: Grouping | None = None
+    outlier_false_alarm_rate: float | None = None
     case_sensitive_labels: bool = False
     framing: Framing = "auto"
     background: str = ""
@@ -322,12 +323,11 @@ class RankedBackbone:
 
     backbone: str
     weights: str
-    score: float | None
-    """What a ranking is sorted by, higher is better; None when it was not scored."""
+    log_loss: float | None
+    """Of a quick head on its features, cross-validated, nats an image: lower is better. None when
+    it was not scored, and where every class has one image."""
     log_me: float | None
-    h_score: float | None
-    leep: float | None
-    """None also where the pretrained classifier is not available."""
+    """Nats an image: higher is better. None when it was not scored."""
     image_ms: float | None
     """An image when served there, one at a time, decoding included."""
     feature_dim: int
@@ -339,7 +339,7 @@ class RankedBackbone:
 
 @dataclass(frozen=True)
 class BackboneRanking:
-    """Backbones, best first; what could not be scored last."""
+    """Backbones, the one to take first; what could not be scored last."""
 
     backbones: tuple[RankedBackbone, ...]
     explanation: str

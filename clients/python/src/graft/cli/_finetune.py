@@ -13,8 +13,8 @@ from graft.errors import InvalidArgument
 from graft.types import FineTuneOptions, Gate, Grouping
 
 _OPTIONS = (
-    "backbone", "weights", "method", "background", "framing", "validation_fraction", "seed",
-    "time_budget_s", "device",
+    "backbone", "weights", "method", "background", "framing", "validation_fraction",
+    "outlier_false_alarm_rate", "seed", "time_budget_s", "device",
     "request_id", "recipe", "l2", "epochs", "batch_size", "learning_rate", "momentum",
     "weight_decay", "label_smoothing", "train_from_stage", "precision",
     "freeze_batch_norm", "augmented_views", "technique", "always_adapt", "evaluate_on_target",
@@ -92,6 +92,14 @@ def add(commands: Any) -> None:
         "--validation-fraction",
         type=float,
         help="held out where a network is trained, 0.05 to 0.5; default: 0.2",
+    )
+    parser.add_argument(
+        "--outlier-false-alarms",
+        dest="outlier_false_alarm_rate",
+        type=float,
+        metavar="RATE",
+        help="the part of images of the training's kind that may be called out of distribution, "
+        "0.001 to 0.5; default: 0.05",
     )
     groups = parser.add_mutually_exclusive_group()
     groups.add_argument(

@@ -199,9 +199,8 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                     backbone=pretrained.backbone,
                     weights=pretrained.weights or "fake",
                     weights_licence="not known",
-                    score=-0.1 * place,
+                    log_loss=0.1 * place,
                     log_me=-0.1 * place,
-                    h_score=1 / place,
                     image_ms=5.0 * place,
                     feature_dim=1280,
                 )
