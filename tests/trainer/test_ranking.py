@@ -518,7 +518,7 @@ def test_people_get_a_table_and_the_reason(
     assert header.split()[:5] == ["backbone", "weights", "log", "loss", "LogME"]
     assert first.split()[:2] == ["resnet18", "random:0"]
     assert first.split()[4:] == ["2", "512", "-"]
-    assert last.split()[2:] == ["-"] * 5
+    assert last.split()[2:] == ["-"] * 4
     assert why.startswith("resnet18 (random weights) is the only one")
     assert problem.startswith("vgg16: backbone 'vgg16' is none of")
     assert main(["rank-folder", folder + "/nowhere"]) == 2
