@@ -104,13 +104,15 @@ def test_a_network_without_pretrained_weights_may_start_from_random_ones(tmp_pat
         ("test_vit2", [64], ("stem", *(f"block{n}" for n in range(1, 9)), "top"), "block7"),
         ("test_convnext", [64, 24, 32, 48], ("stem", *(f"stage{n}" for n in range(1, 5)), "top"),
          "stage4"),
-        ("test_resnet", [96, 16, 24, 32], ("stem", *(f"layer{n}" for n in range(1, 5))), "layer4"),
-        ("test_efficientnet", [256, 144, 192, 256],
-         ("stem", *(f"stage{n}" for n in range(1, 5)), "top"), "stage3"),
+        ("test_resnet", [96, 32, 48, 192], ("stem", *(f"layer{n}" for n in range(1, 5))), "layer4"),
+        ("test_efficientnet", [256, 32, 128, 192],
+         ("stem", *(f"stage{n}" for n in range(1, 6)), "top"), "stage4"),
         ("mobilenetv3_small_050", [1024, 72, 288, 288],
          ("stem", *(f"stage{n}" for n in range(1, 7)), "top"), "stage5"),
+        # Colours last within: its stages are no images of features.
+        ("test_mambaout", [256], ("stem", *(f"stage{n}" for n in range(1, 5)), "top"), "stage4"),
         # Of an unknown kind: the last layer, trained as a whole.
-        ("test_mambaout", [64], (), ""),
+        ("dla46_c", [256], (), ""),
     ],
 )  # fmt: skip
 def test_what_a_network_is_made_of_follows_from_how_it_is_built(
@@ -180,7 +182,7 @@ def test_a_classifier_of_two_layers_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize(
-    "name", ["test_vit", "test_vit3", "convnext_atto", "mobilenetv3_small_050", "test_mambaout"]
+    "name", ["test_vit", "test_vit3", "convnext_atto", "mobilenetv3_small_050", "dla46_c"]
 )
 def test_what_serves_gives_torchs_features(tmp_path: Path, name: str, provider: str) -> None:
     backbone = load(name, tmp_path)
@@ -204,7 +206,7 @@ def test_what_serves_gives_torchs_features(tmp_path: Path, name: str, provider: 
         # Without a BatchNorm, and one whose parts are not known.
         ("test_vit", ModelBased(epochs=1, batch_size=4, precision="fp32")),
         ("test_convnext", ModelBased(epochs=1, batch_size=4, precision="fp32")),
-        ("test_mambaout", ModelBased(epochs=1, batch_size=4, precision="fp32")),
+        ("dla46_c", ModelBased(epochs=1, batch_size=4, precision="fp32")),
     ],
 )
 def test_a_job_on_a_network_of_timms_end_to_end(
@@ -219,7 +221,7 @@ def test_a_job_on_a_network_of_timms_end_to_end(
     manifest = train.run(spec, told.append)
     assert (manifest.backbone, manifest.weights) == (backbone, "random:0")
     assert manifest.weights_licence == ""
-    assert manifest.decoding.size == 160
+    assert manifest.decoding.size == (224 if name == "dla46_c" else 160)
     assert manifest.parity.max_difference < 1e-3
     blocks = BackboneFile(Path(spec.out_dir) / BACKBONE_FILE, OnnxRuntime(Provider("cpu", ""), 1))
     assert manifest.feature_dim in (sum(blocks.blocks), blocks.blocks[0])

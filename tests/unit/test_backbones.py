@@ -1,5 +1,7 @@
 """What the registry knows of backbones and of their weights, by their names alone."""
 
+from pathlib import Path
+
 import pytest
 
 from service.backbones import BACKBONES, DEFAULT_BACKBONE, find, found
@@ -100,3 +102,14 @@ def test_weights_that_a_backbone_cannot_have_are_refused(backbone: str, asked: s
     with pytest.raises(InvalidInput, match="has no weights") as caught:
         found(backbone).weights_name(asked, "backbones[0].weights")
     assert caught.value.field == "backbones[0].weights"
+
+
+def test_the_documented_table_is_the_registrys() -> None:
+    text = (Path(__file__).parents[2] / "docs/backbones.md").read_text()
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    told = {cells[0].split()[0]: cells for cells in lines if len(cells) == 6}
+    assert set(BACKBONES) == set(told) - {"`backbone`", "---"}
+    for name, row in BACKBONES.items():
+        assert told[name][1:4:2] == [str(row.size), str(row.gflops)]
+        assert told[name][2].startswith(f"{row.width} + ")
+        assert row.licence.startswith(told[name][5])
