@@ -8,6 +8,7 @@ makes what is being checked give up.
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from service import faults
-from service.errors import Expired, Reason, Unavailable, WrongState
+from service.errors import Expired, GraftError, Reason, Unavailable, WrongState
 from service.ingest.backbone_process import Asked, Checker
 from service.jobs.contract import ExportedBackbone, PretrainedBackbone
 from service.storage import backbone_rows, durable, exports, quotas
@@ -119,9 +120,8 @@ class BackboneStore:
             )
             exports.forget(connection, record.name, tenant)
             unused = [digest for digest in digests if not backbone_rows.is_used(connection, digest)]
-            faults.reach("backbone.deleting")
             # As of a version: after the commit, and before anybody can publish on it.
-            self._database.after_commit(partial(self._artifacts.remove, backbones=unused))
+            self._database.after_commit(partial(self._remove, unused))
 
     def close(self) -> None:
         """Makes what is being checked give up soon, with Unavailable."""
@@ -185,13 +185,22 @@ class BackboneStore:
     def _keep(
         self, record: RegisteredBackbone, file: Path, max_stored_bytes: int | None
     ) -> RegisteredBackbone:
-        self._artifacts.put_backbone(file, record.digest)
-        faults.reach("backbone.stored")
+        try:
+            self._artifacts.put_backbone(file, record.digest)
+            faults.reach("backbone.stored")
+            return self._noted(record, file, max_stored_bytes)
+        except BaseException:
+            # What cannot be told now the next start sweeps.
+            with suppress(GraftError), self._database.transaction() as connection:
+                if not backbone_rows.is_used(connection, record.digest):
+                    remove = partial(self._artifacts.remove, backbones=[record.digest])
+                    self._database.after_commit(remove)
+            raise
+
+    def _noted(
+        self, record: RegisteredBackbone, file: Path, max_stored_bytes: int | None
+    ) -> RegisteredBackbone:
         with self._database.transaction() as connection:
-            is_used = backbone_rows.is_used(connection, record.digest)
-            if not is_used:
-                remove = partial(self._artifacts.remove, backbones=[record.digest])
-                self._database.after_rollback(remove)
             # It may have gone with another's since; in here nobody deletes one.
             if not self._artifacts.backbone_path(record.digest).exists():
                 self._artifacts.put_backbone(file, record.digest)
@@ -227,6 +236,10 @@ class BackboneStore:
             )
         faults.reach("backbone.kept")
         return record
+
+    def _remove(self, digests: list[str]) -> None:
+        faults.reach("backbone.deleted")
+        self._artifacts.remove(backbones=digests)
 
     def _check_open(self, came: Came) -> None:
         if self._closing.is_set():

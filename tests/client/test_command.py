@@ -11,7 +11,7 @@ import graft
 import pytest
 from graft.cli import _commands, main
 from graft.testing import FakeGraft
-from graft.v1 import dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
+from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 
 LABEL = "日本語"
 
@@ -19,7 +19,7 @@ LABEL = "日本語"
 def test_every_call_of_the_service_has_its_command() -> None:
     calls = {
         method.name
-        for file in (dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2)
+        for file in (backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2)
         for service in file.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }

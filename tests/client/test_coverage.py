@@ -1,4 +1,4 @@
-"""The client covers the contract: every call of the four services, in both kinds of client."""
+"""The client covers the contract: every call of its services, in both kinds of client."""
 
 import inspect
 from pathlib import Path
@@ -9,11 +9,11 @@ import grpc
 import pytest
 from graft import _rpcs
 from graft.testing import FakeGraft, running
-from graft.v1 import dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
+from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 
 METHODS = {
     f"/{service.full_name}/{method.name}"
-    for file in (dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2)
+    for file in (backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
@@ -69,6 +69,13 @@ def test_every_call_of_the_contract_is_made_by_a_method_of_the_client(
         server_jobs.job_id
     )
     assert client.delete_dataset(dataset_id) is None
+
+    file = tmp_path / "tiny.onnx"
+    file.write_bytes(b"a network")
+    colour = (0.5, 0.5, 0.5)
+    made = client.register_backbone(file, "tiny", size=96, mean=colour, std=colour)
+    assert [b.name for b in client.list_backbones()] == ["efficientnet_lite0", made.name]
+    assert client.delete_backbone("tiny") is None
 
     names = {path.rpartition("/")[2] for path in METHODS}
     assert names - {call.method for call in server.calls} == {"CancelJob"}

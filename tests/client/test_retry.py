@@ -107,6 +107,7 @@ def test_a_call_that_keeps_failing_is_given_up_with_the_services_error(
 UNSAFE = {
     "CancelJob": lambda c: c.cancel_job("job-1"),
     "DeleteDataset": lambda c: c.delete_dataset("ds-1"),
+    "DeleteBackbone": lambda c: c.delete_backbone("onnx/tiny"),
     "DeleteModel": lambda c: c.delete_model("pets"),
     "DeleteVersion": lambda c: c.delete_version("pets", 1),
     "SetAlias": lambda c: c.set_alias("pets", "prod", 1),

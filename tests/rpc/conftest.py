@@ -14,6 +14,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from graft import _async
 from graft.v1 import (
+    backbone_pb2_grpc,
     dataset_pb2,
     dataset_pb2_grpc,
     fine_tuning_pb2,
@@ -163,6 +164,7 @@ class Service:
     def __post_init__(self) -> None:
         self.fine_tuning: Any = fine_tuning_pb2_grpc.FineTuningServiceStub(self.channel)
         self.datasets: Any = dataset_pb2_grpc.DatasetServiceStub(self.channel)
+        self.backbones: Any = backbone_pb2_grpc.BackboneServiceStub(self.channel)
         self.prediction: Any = prediction_pb2_grpc.PredictionServiceStub(self.channel)
         self.models: Any = model_pb2_grpc.ModelServiceStub(self.channel)
 
@@ -299,3 +301,31 @@ def of_status(status: status_pb2.Status) -> Refusal:
     return Refusal(
         code, info.reason, status.message, field, retry.retry_delay.ToMilliseconds() / 1000
     )
+
+
+MakeTenants = Any
+
+
+@pytest.fixture
+def make_tenants(make_service: MakeService, tmp_path: Path) -> MakeTenants:
+    """Three tenants of one server, each with a token that may do everything."""
+    from tests.rpc.tenants import SECRET, Tenant
+
+    async def make(*scripts: Any, **bounds: str) -> tuple[Tenant, Tenant, Tenant]:
+        digest = hashlib.sha256(SECRET.encode()).hexdigest()
+        names = ("acme", "beta", "default")
+        path = tmp_path / "access.toml"
+        path.write_text(
+            "".join(f"[tenants.{name}]\n{bounds.get(name, '')}\n" for name in names)
+            + "".join(
+                f'[[tokens]]\nid = "{name}"\nsha256 = "{digest}"\ntenant = "{name}"\n'
+                'roles = ["predict", "train", "admin"]\n'
+                for name in names
+            )
+        )
+        path.chmod(0o600)
+        service = await make_service(*scripts, access_file=path)
+        acme, beta, default = (Tenant(service, name) for name in names)
+        return acme, beta, default
+
+    return make

@@ -1,166 +1,38 @@
 """Tenants over the wire: nobody finds, or can tell that there is, what is another's."""
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
-from google.protobuf import descriptor_pool, message_factory
-from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
-from google.rpc import status_pb2
-from graft._async import End
+from graft.v1 import backbone_pb2 as bb
 from graft.v1 import dataset_pb2 as ds
 from graft.v1 import fine_tuning_pb2 as ft
 from graft.v1 import model_pb2 as md
 from graft.v1 import prediction_pb2 as pr
-from grpc import aio
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from service.rpc.open_inference import grpc_predict_v2_pb2 as oip
 from tests.rpc.conftest import (
     GUARD_S,
     HANG,
-    MakeService,
-    Refusal,
-    Service,
+    MakeTenants,
     colours,
     image,
-    of_status,
 )
+from tests.rpc.tenants import METHODS, Tenant, registration
 from tests.rpc.test_open_inference import request as infer_request
 
-SECRET = "s" * 32
-STATUS = "grpc-status-details-bin"
-NAMES = {"model", "model_name", "job_id", "dataset_id", "target_dataset_id"}
-"""Fields that name something of a tenant's; in requests of the foreign protocol `name` does too."""
-MADE = ("FineTune", "model")
-"""It names what is to be made: every tenant may choose any name."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a call ended, with all that its caller can see of it."""
-
-    code: grpc.StatusCode
-    details: bytes
-    answers: tuple[bytes, ...]
-
-    def without(self, value: str) -> "Outcome":
-        """As it would be for any other value of the same length."""
-        old, new = value.encode(), b"#" * len(value)
-        answers = tuple(answer.replace(old, new) for answer in self.answers)
-        return Outcome(self.code, self.details.replace(old, new), answers)
-
-    @property
-    def refusal(self) -> Refusal:
-        return of_status(status_pb2.Status.FromString(self.details))
-
-
-class Tenant:
-    """Calls any method with the token of a tenant."""
-
-    def __init__(self, service: Service, name: str) -> None:
-        self.service = service
-        self.metadata = (("authorization", f"Bearer graft_{name}_{SECRET}"),)
-
-    async def outcome(self, method: str, *requests: Message) -> Outcome:
-        """On the wire all kinds of methods look alike, so one kind of call does for all."""
-        descriptor = METHODS[method]
-        call = self.service.channel.stream_stream(
-            f"/{descriptor.containing_service.full_name}/{descriptor.name}"
-        )([r.SerializeToString() for r in requests], metadata=self.metadata, timeout=GUARD_S)
-        answers, end = list[bytes](), End(call)
-        try:
-            async for answer in call:
-                answers.append(answer)
-        except aio.AioRpcError as error:
-            # Of a call that is refused while it sends, gRPC may tell INTERNAL first.
-            told: Any = await end.told(error)
-            details = bytes(dict(told.trailing_metadata())[STATUS])
-            return Outcome(told.code(), details, tuple(answers))
-        return Outcome(grpc.StatusCode.OK, b"", tuple(answers))
-
-    async def many(self, method: str, *requests: Message) -> list[Any]:
-        outcome = await self.outcome(method, *requests)
-        assert outcome.code is grpc.StatusCode.OK, outcome
-        kind = message_factory.GetMessageClass(METHODS[method].output_type)
-        return [kind.FromString(answer) for answer in outcome.answers]
-
-    async def one(self, method: str, request: Message) -> Any:
-        (answer,) = await self.many(method, request)
-        return answer
-
-    async def refused(self, method: str, *requests: Message) -> Refusal:
-        return (await self.outcome(method, *requests)).refusal
-
-    async def make_model(self, name: str, **fields: Any) -> ft.Job:
-        """Fine-tunes on three colours; answers with the job as it ended."""
-        fields = {"inline_images": colours(), **fields}
-        started = await self.one("FineTune", ft.FineTuneRequest(model=name, **fields))
-        await self.many("WatchJob", ft.WatchJobRequest(job_id=started.job.job_id))
-        job: ft.Job = (await self.one("GetJob", ft.GetJobRequest(job_id=started.job.job_id))).job
-        assert job.state == ft.JOB_STATE_SUCCEEDED, job
-        return job
-
-    async def upload(self, *, is_unlabelled: bool = False) -> ds.Dataset:
-        header = ds.UploadDatasetHeader(is_unlabelled=is_unlabelled)
-        parts = [
-            ds.UploadDatasetRequest(image=ds.LabelledImage(label=label, content=content))
-            for label in ("red", "blue")
-            for content in (image(label, (30, 30)), image(label, (31, 30)))
-        ]
-        end = ds.UploadDatasetEnd(message_count=len(parts))
-        answer = await self.many(
-            "UploadDataset",
-            ds.UploadDatasetRequest(header=header),
-            *parts,
-            ds.UploadDatasetRequest(end=end),
-        )
-        found: ds.Dataset = answer[0].dataset
-        return found
-
-    async def everything(self) -> list[Outcome]:
-        """All that a tenant can list and ask about."""
-        return [
-            await self.outcome("ListModels", md.ListModelsRequest()),
-            await self.outcome("ListJobs", ft.ListJobsRequest()),
-            await self.outcome("ListDatasets", ds.ListDatasetsRequest()),
-            await self.outcome("RepositoryIndex", oip.RepositoryIndexRequest()),
-            await self.outcome("ModelStatistics", oip.ModelStatisticsRequest()),
-        ]
-
-
-MakeTenants = Any
-
-
-@pytest.fixture
-def make_tenants(make_service: MakeService, tmp_path: Path) -> MakeTenants:
-    """Three tenants of one server, each with a token that may do everything."""
-
-    async def make(*scripts: Any, **bounds: str) -> tuple[Tenant, Tenant, Tenant]:
-        digest = hashlib.sha256(SECRET.encode()).hexdigest()
-        names = ("acme", "beta", "default")
-        path = tmp_path / "access.toml"
-        path.write_text(
-            "".join(f"[tenants.{name}]\n{bounds.get(name, '')}\n" for name in names)
-            + "".join(
-                f'[[tokens]]\nid = "{name}"\nsha256 = "{digest}"\ntenant = "{name}"\n'
-                'roles = ["predict", "train", "admin"]\n'
-                for name in names
-            )
-        )
-        path.chmod(0o600)
-        service = await make_service(*scripts, access_file=path)
-        acme, beta, default = (Tenant(service, name) for name in names)
-        return acme, beta, default
-
-    return make
+NAMES = {"model", "model_name", "job_id", "dataset_id", "target_dataset_id", "backbone"}
+"""Fields that name something of a tenant's; in some requests `name` does too."""
+NAMED = ("inference.Model", "graft.v1.DeleteBackboneRequest")
+"""How the names of those requests begin."""
+MADE = {("FineTune", "model"), ("RegisterBackbone", "description.name")}
+"""They name what is to be made: every tenant may choose any name."""
 
 
 # What names something of a tenant's, and of which kind it is.
@@ -171,12 +43,14 @@ KINDS = {
     "job_id": "job",
     "dataset_id": "dataset",
     "target_dataset_id": "target",
+    "backbone": "backbone",
 }
 
 TEMPLATES: dict[str, Any] = {
     "FineTune": lambda own: ft.FineTuneRequest(
         model="anew",
         dataset_id=own["dataset"],
+        backbone=own["backbone"],
         base=ft.BaseVersion(model=own["model"]),
         domain_adaptation=ft.DomainAdaptation(target_dataset_id=own["target"]),
     ),
@@ -184,11 +58,16 @@ TEMPLATES: dict[str, Any] = {
     "ListJobs": lambda own: ft.ListJobsRequest(model=own["model"]),
     "WatchJob": lambda own: ft.WatchJobRequest(job_id=own["job"]),
     "CancelJob": lambda own: ft.CancelJobRequest(job_id=own["job"]),
-    "RankBackbones": lambda own: ft.RankBackbonesRequest(dataset_id=own["dataset"]),
+    "RankBackbones": lambda own: ft.RankBackbonesRequest(
+        dataset_id=own["dataset"], backbones=[ft.PretrainedBackbone(backbone=own["backbone"])]
+    ),
     "UploadDataset": lambda _: ds.UploadDatasetRequest(header=ds.UploadDatasetHeader()),
     "GetDataset": lambda own: ds.GetDatasetRequest(dataset_id=own["dataset"]),
     "ListDatasets": lambda _: ds.ListDatasetsRequest(),
     "DeleteDataset": lambda own: ds.DeleteDatasetRequest(dataset_id=own["dataset"]),
+    "RegisterBackbone": lambda _: registration()[0],
+    "ListBackbones": lambda _: bb.ListBackbonesRequest(),
+    "DeleteBackbone": lambda own: bb.DeleteBackboneRequest(name=own["backbone"]),
     "Predict": lambda own: _predict(own["model"]),
     "PredictStream": lambda own: pr.PredictStreamRequest(id="1", request=_predict(own["model"])),
     "GetModel": lambda own: md.GetModelRequest(model=own["model"]),
@@ -223,19 +102,11 @@ def _predict(model: str) -> pr.PredictRequest:
     return pr.PredictRequest(model=model, images=[pr.Image(encoded=image("red"))])
 
 
-METHODS: dict[str, MethodDescriptor] = {
-    method.name: method
-    for file in (ft, ds, md, pr, oip)
-    for service in file.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-}
-
-
 def fields_of(kind: Descriptor, seen: tuple[Descriptor, ...] = ()) -> Iterator[str]:
     """Where a request may name something of a tenant's: "model", "base.model"."""
-    is_foreign = kind.full_name.startswith("inference.Model") and not seen
+    is_named = kind.full_name.startswith(NAMED) and not seen
     for field in kind.fields:
-        if field.name in NAMES or (is_foreign and field.name == "name"):
+        if field.name in NAMES or (is_named and field.name == "name"):
             yield field.name
         elif field.message_type is not None and field.message_type not in (*seen, kind):
             for inner in fields_of(field.message_type, (*seen, kind)):
@@ -248,6 +119,8 @@ def put(message: Message, path: str, value: str) -> str:
     inner: Any = message
     for name in way:
         inner = getattr(inner, name)
+        if not isinstance(inner, Message):  # of a list the first
+            inner = inner[0]
     before: str = getattr(inner, last)
     setattr(inner, last, value)
     return before
@@ -262,7 +135,7 @@ PROBES = [
     (name, path)
     for name, method in METHODS.items()
     for path in fields_of(method.input_type)
-    if (name, path) != MADE
+    if (name, path) not in MADE
 ]
 
 
@@ -277,6 +150,7 @@ async def things_of(tenant: Tenant, model: str) -> dict[str, str]:
         "job": job.job_id,
         "dataset": job.request.dataset_id,
         "target": target.dataset_id,
+        "backbone": (await tenant.register(f"tiny-{model}")).name,
     }
 
 
@@ -309,7 +183,8 @@ async def differences(
         outcomes = []
         for change in (str, made_up):
             request = TEMPLATES[method](own)
-            value = change(values[KINDS[path.rpartition(".")[2]]])
+            field = "backbone" if method == "DeleteBackbone" else path.rpartition(".")[2]
+            value = change(values[KINDS[field]])
             assert put(request, path, value), f"the table sets no {path} of {method}"
             outcomes.append((await tenant.outcome(method, request)).without(value))
         if outcomes[0] != outcomes[1]:

@@ -31,6 +31,7 @@ from graft.errors import (
 from graft.retry import NO_RETRY, RetryPolicy
 from graft.types import (
     Auto,
+    Backbone,
     BackboneRanking,
     BaseVersion,
     ClassCount,
@@ -78,6 +79,7 @@ __all__ = [
     "AsyncClient",
     "AsyncJobHandle",
     "Auto",
+    "Backbone",
     "BackboneRanking",
     "BaseVersion",
     "Cancelled",

@@ -10,7 +10,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
 from graft import _requests, errors, types
-from graft.v1 import dataset_pb2, decision_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
+from graft._backbones import BackboneSource
+from graft.v1 import (
+    backbone_pb2,
+    dataset_pb2,
+    decision_pb2,
+    fine_tuning_pb2,
+    model_pb2,
+    prediction_pb2,
+)
 
 _DEVICES: dict[int, types.Device] = {
     fine_tuning_pb2.DEVICE_CPU: "cpu",
@@ -42,6 +50,12 @@ _VERDICTS: dict[int, types.Verdict] = {
     model_pb2.GATE_VERDICT_PASSED: "passed",
     model_pb2.GATE_VERDICT_FAILED: "failed",
     model_pb2.GATE_VERDICT_UNDECIDED: "undecided",
+}
+_SOURCES: dict[int, BackboneSource] = {
+    backbone_pb2.BACKBONE_SOURCE_REGISTERED: "registered",
+    backbone_pb2.BACKBONE_SOURCE_PACKAGE: "package",
+    backbone_pb2.BACKBONE_SOURCE_TORCHVISION: "torchvision",
+    backbone_pb2.BACKBONE_SOURCE_TIMM: "timm",
 }
 _STATES = {
     fine_tuning_pb2.JobState.Value(f"JOB_STATE_{state}"): state
@@ -414,6 +428,21 @@ def _prediction(
 
 def _score(score: prediction_pb2.ClassScore) -> types.ClassScore:
     return types.ClassScore(score.label, score.probability, score.class_index)
+
+
+def backbone(message: backbone_pb2.Backbone) -> types.Backbone:
+    return types.Backbone(
+        name=message.name,
+        source=_SOURCES.get(message.source, "unknown"),
+        size=message.size,
+        feature_dim=message.feature_dim,
+        licence=message.licence,
+        digest=message.digest,
+        weights=message.weights,
+        source_digest=message.source_digest,
+        size_bytes=message.size_bytes,
+        create_time=time(message.create_time),
+    )
 
 
 def _class_counts(counts: Any) -> tuple[types.ClassCount, ...]:

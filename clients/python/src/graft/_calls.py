@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from graft import _answers, _requests, _rpcs, types
 from graft._encoding import encoding
 from graft._rpcs import Rpc
-from graft.v1 import dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
+from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 
 T = TypeVar("T")
 
@@ -120,6 +120,18 @@ def list_datasets(page_token: str) -> Call[Page[types.Dataset]]:
 def delete_dataset(dataset_id: str) -> Call[None]:
     request = dataset_pb2.DeleteDatasetRequest(dataset_id=dataset_id)
     return Call(_rpcs.DELETE_DATASET, request, _nothing)
+
+
+@encoding
+def list_backbones(page_token: str) -> Call[Page[types.Backbone]]:
+    request = backbone_pb2.ListBackbonesRequest(page_size=PAGE_SIZE, page_token=page_token)
+    return Call(_rpcs.LIST_BACKBONES, request, lambda a: _page(a, a.backbones, _answers.backbone))
+
+
+@encoding
+def delete_backbone(name: str) -> Call[None]:
+    request = backbone_pb2.DeleteBackboneRequest(name=name)
+    return Call(_rpcs.DELETE_BACKBONE, request, _nothing)
 
 
 @encoding

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from graft.v1 import backbone_pb2 as backbones
 from graft.v1 import dataset_pb2 as datasets
 from graft.v1 import fine_tuning_pb2 as tuning
 from graft.v1 import model_pb2 as models
@@ -90,6 +91,26 @@ DELETE_DATASET = _rpc(
     "DatasetService/DeleteDataset",
     datasets.DeleteDatasetRequest,
     datasets.DeleteDatasetResponse,
+    is_safe=False,
+)
+
+# The same file under the same name again changes nothing.
+REGISTER_BACKBONE = _rpc(
+    "BackboneService/RegisterBackbone",
+    backbones.RegisterBackboneRequest,
+    backbones.RegisterBackboneResponse,
+    is_safe=True,
+)
+LIST_BACKBONES = _rpc(
+    "BackboneService/ListBackbones",
+    backbones.ListBackbonesRequest,
+    backbones.ListBackbonesResponse,
+    is_safe=True,
+)
+DELETE_BACKBONE = _rpc(
+    "BackboneService/DeleteBackbone",
+    backbones.DeleteBackboneRequest,
+    backbones.DeleteBackboneResponse,
     is_safe=False,
 )
 

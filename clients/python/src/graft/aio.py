@@ -15,8 +15,9 @@ from typing import Any, Self, Unpack
 import grpc
 from grpc import aio
 
-from graft import _calls, _channel, _requests, _rpcs, _uploads
+from graft import _answers, _backbones, _calls, _channel, _requests, _rpcs, _uploads
 from graft._async import AsyncTransport, stepwise
+from graft._backbones import Layout
 from graft._channel import NOT_SERVING, PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
 from graft._export import whole_file
 from graft._images import ImageLike, predict_requests
@@ -27,6 +28,7 @@ from graft._watch import Watch
 from graft.errors import DeadlineExceeded, GraftError, Unavailable
 from graft.retry import RetryPolicy
 from graft.types import (
+    Backbone,
     BackboneRanking,
     Dataset,
     Decision,
@@ -206,6 +208,44 @@ class AsyncClient:
     async def delete_dataset(self, dataset_id: str) -> None:
         """As `Client.delete_dataset`."""
         await self._transport.unary(_calls.delete_dataset(dataset_id))
+
+    # Backbones
+
+    async def register_backbone(
+        self,
+        path: str | PathLike[str],
+        name: str,
+        *,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        layout: Layout = "nchw",
+        output: str = "",
+        licence: str = "",
+        sha256: str = "",
+        on_progress: OnProgress | None = None,
+        timeout_s: float = TRANSFER_TIMEOUT_S,
+    ) -> Backbone:
+        """As `Client.register_backbone`."""
+        described = _backbones.described(name, size, mean, std, layout, output, licence, sha256)
+        given = await asyncio.to_thread(_backbones.registration, path, described, on_progress)
+
+        async def send(left_s: float) -> Backbone:
+            rpc = _rpcs.REGISTER_BACKBONE
+            answer = await self._transport.collect(rpc, given.messages(), left_s)
+            return _answers.backbone(answer.backbone)
+
+        return await self._transport.attempts(
+            send, timeout_s, is_safe=_rpcs.REGISTER_BACKBONE.is_safe
+        )
+
+    def list_backbones(self) -> AsyncIterator[Backbone]:
+        """As `Client.list_backbones`."""
+        return self._transport.pages(_calls.list_backbones)
+
+    async def delete_backbone(self, name: str) -> None:
+        """As `Client.delete_backbone`."""
+        await self._transport.unary(_calls.delete_backbone(name))
 
     # Prediction
 

@@ -15,7 +15,8 @@ from typing import Any, Self, Unpack
 
 import grpc
 
-from graft import _calls, _channel, _requests, _rpcs, _uploads
+from graft import _answers, _backbones, _calls, _channel, _requests, _rpcs, _uploads
+from graft._backbones import Layout
 from graft._channel import NOT_SERVING, PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
 from graft._export import whole_file
 from graft._images import ImageLike, predict_requests
@@ -27,6 +28,7 @@ from graft._watch import Watch
 from graft.errors import DeadlineExceeded, GraftError, Unavailable
 from graft.retry import RetryPolicy
 from graft.types import (
+    Backbone,
     BackboneRanking,
     Dataset,
     Decision,
@@ -230,6 +232,47 @@ class Client:
     def delete_dataset(self, dataset_id: str) -> None:
         """Deletes a dataset and its images."""
         self._transport.unary(_calls.delete_dataset(dataset_id))
+
+    # Backbones
+
+    def register_backbone(
+        self,
+        path: str | PathLike[str],
+        name: str,
+        *,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        layout: Layout = "nchw",
+        output: str = "",
+        licence: str = "",
+        sha256: str = "",
+        on_progress: OnProgress | None = None,
+        timeout_s: float = TRANSFER_TIMEOUT_S,
+    ) -> Backbone:
+        """Registers an ONNX file as a backbone; it is used as `backbone="onnx/NAME"`.
+
+        It takes float32 images of `size` pixels a side, of which `mean` was subtracted and
+        which were divided by `std`, of red, green and blue from 0 to 1. `output` names the
+        value that the features are, any of the graph's; "" means its one output. Needs the
+        role admin. Raises InvalidArgument (BACKBONE_UNUSABLE) with what is wrong with it.
+        """
+        described = _backbones.described(name, size, mean, std, layout, output, licence, sha256)
+        given = _backbones.registration(path, described, on_progress)
+
+        def send(left_s: float) -> Backbone:
+            answer = self._transport.collect(_rpcs.REGISTER_BACKBONE, given.messages(), left_s)
+            return _answers.backbone(answer.backbone)
+
+        return self._transport.attempts(send, timeout_s, is_safe=_rpcs.REGISTER_BACKBONE.is_safe)
+
+    def list_backbones(self) -> Iterator[Backbone]:
+        """Backbones that jobs can start from without a download, registered ones too, by name."""
+        return self._transport.pages(_calls.list_backbones)
+
+    def delete_backbone(self, name: str) -> None:
+        """Deletes a registered backbone that no version and no open job is on."""
+        self._transport.unary(_calls.delete_backbone(name))
 
     # Prediction
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
+from graft._backbones import Backbone
 from graft._figures import Figure, GateCheck, MeasuredOn, Verdict, VersionPublished
 from graft._options import (
     Auto,
@@ -35,6 +36,7 @@ from graft.errors import GraftError
 
 __all__ = [
     "Auto",
+    "Backbone",
     "BackboneRanking",
     "BaseVersion",
     "Baseline",

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from graft import _version
 from graft._channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
-from graft.cli import _datasets, _finetune, _jobs, _models, _predict, _rank
+from graft.cli import _backbones, _datasets, _finetune, _jobs, _models, _predict, _rank
 from graft.cli._codes import Code
 from graft.cli._output import Usage
 
@@ -105,8 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"graft {_version.version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_finetune.add, _rank.add, _predict.add, _jobs.add, _models.add, _datasets.add):
-        add(_Commands(commands, everywhere))
+    for room in (_finetune, _rank, _predict, _jobs, _models, _datasets, _backbones):
+        room.add(_Commands(commands, everywhere))
     return parser
 
 

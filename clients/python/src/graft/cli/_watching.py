@@ -25,8 +25,13 @@ _CHECKED = "the server checks the images"
 class Watching:
     """Shows an upload's bytes and a job's events; the bar is drawn as long as the `with` lasts."""
 
-    def __init__(self, output: Output, clock: Callable[[], float] = time.monotonic) -> None:
-        self._output, self._clock = output, clock
+    def __init__(
+        self,
+        output: Output,
+        clock: Callable[[], float] = time.monotonic,
+        checks: str = _CHECKED,
+    ) -> None:
+        self._output, self._checks, self._clock = output, checks, clock
         self._bar: Bar | None = None
         self._stage = ""
         self._lines: set[str] = set()
@@ -63,7 +68,7 @@ class Watching:
             return
         if is_sent:
             if self._stage != "checking":
-                self._show("checking", None, _CHECKED, 0.0, None)
+                self._show("checking", None, self._checks, 0.0, None)
             return
         elapsed_s = self._clock() - self._upload_began
         has_pace = total is not None and sent > 0 and elapsed_s >= _PACE_S

@@ -11,13 +11,20 @@ from typing import Any, Self
 import grpc
 
 from graft.errors import DETAILS_KEY, GraftError
+from graft.testing._backbones import Backbones
 from graft.testing._datasets import Datasets
 from graft.testing._jobs import Jobs
 from graft.testing._models import Models
 from graft.testing._prediction import Predict, Predictions
 from graft.testing._refusals import code_of, to_status
 from graft.testing._script import DEFAULT_SCRIPT
-from graft.v1 import dataset_pb2_grpc, fine_tuning_pb2_grpc, model_pb2_grpc, prediction_pb2_grpc
+from graft.v1 import (
+    backbone_pb2_grpc,
+    dataset_pb2_grpc,
+    fine_tuning_pb2_grpc,
+    model_pb2_grpc,
+    prediction_pb2_grpc,
+)
 from graft.v1.fine_tuning_pb2 import JobEvent
 
 _THREADS = 16
@@ -54,6 +61,7 @@ class FakeGraft:
     ) -> None:
         self._models = Models()
         self._datasets = Datasets()
+        self._backbones = Backbones()
         self._jobs = Jobs(self._models, self._datasets, script)
         self._predictions = Predictions(self._models, predict)
         self._calls = _Calls()
@@ -92,6 +100,7 @@ class FakeGraft:
         )
         fine_tuning_pb2_grpc.add_FineTuningServiceServicer_to_server(self._jobs, server)
         dataset_pb2_grpc.add_DatasetServiceServicer_to_server(self._datasets, server)
+        backbone_pb2_grpc.add_BackboneServiceServicer_to_server(self._backbones, server)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(self._predictions, server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(self._models, server)
         health: dict[str, Any] = {"Check": grpc.unary_unary_rpc_method_handler(self._health)}
@@ -125,6 +134,10 @@ class FakeGraft:
     def images(self, dataset_id: str) -> list[tuple[str, str, bytes]]:
         """What was uploaded, in its order: split ("", "train", "val"), class, bytes."""
         return self._datasets.images[dataset_id]
+
+    def backbone_file(self, name: str) -> bytes:
+        """What was registered as a backbone, by its name, "onnx/NAME"."""
+        return self._backbones.files[name]
 
     def fail(self, method: str, error: GraftError, *, times: int = 1, after: int = 0) -> None:
         """The next calls of a method ("WatchJob") fail; a streamed answer after `after` messages.

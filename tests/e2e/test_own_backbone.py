@@ -1,0 +1,72 @@
+"""A backbone of one's own: a real client, service and trainers, and a server that is restarted."""
+
+from pathlib import Path
+
+import graft
+import numpy as np
+import pytest
+
+from service.inference import preprocess
+from service.inference.runtime import run_classifier
+from tests.e2e.conftest import GUARD_S, Connect, StartService
+from tests.extractors import MEAN, SIZE, STD, write
+
+pytestmark = pytest.mark.e2e
+
+
+def test_an_onnx_file_is_registered_learned_on_served_ranked_and_exported(
+    start_service: StartService, connect: Connect, digits: Path, tmp_path: Path
+) -> None:
+    service = start_service("--provider=cpu")
+    client = connect(service)
+    backbone = client.register_backbone(
+        write(tmp_path / "tiny.onnx"), "tiny", size=SIZE, mean=MEAN, std=STD, licence="MIT"
+    )
+    assert (backbone.name, backbone.feature_dim) == ("onnx/tiny", 12)
+    job = client.fine_tune(digits, "digits", backbone="onnx/tiny", method="feature_based")
+    version = job.wait(timeout_s=GUARD_S)
+    assert (version.backbone, version.backbone_digest) == ("onnx/tiny", backbone.digest)
+    assert version.parity is not None and version.parity.max_difference < 1e-3
+    # Of four digits, with twelve features of random kernels.
+    assert version.headline is not None and version.headline.accuracy > 0.5
+    images = sorted(digits.rglob("*.png"))[::8]
+    before = client.predict(images, "digits", top_k=4)
+    assert sum(p.label == path.parent.name for p, path in zip(before, images, strict=True)) > 5
+
+    with pytest.raises(graft.FailedPrecondition) as caught:
+        client.delete_backbone("tiny")
+    assert caught.value.reason == graft.Reason.BACKBONE_IN_USE
+    with pytest.raises(graft.InvalidArgument, match="whose network is used as it is"):
+        client.fine_tune(digits, "digits", backbone="onnx/tiny", method="model_based")
+
+    ranking = client.rank_backbones(
+        digits, backbones=["onnx/tiny", "efficientnet_lite0"], time_budget_s=GUARD_S
+    )
+    ranked = {each.backbone: each for each in ranking.backbones}
+    assert ranked["onnx/tiny"].problem == ""
+    assert ranked["onnx/tiny"].score is not None
+    assert ranked["onnx/tiny"].weights == version.weights
+
+    exported = client.export_model("digits", tmp_path / "digits.onnx").read_bytes()
+    decoding = version.manifest["decoding"]
+    assert decoding["size"] == SIZE
+    pixels = np.stack(
+        [preprocess.decode(path.read_bytes(), _decoding(decoding)) for path in images]
+    )
+    answers = run_classifier(exported, pixels)
+    for row, prediction in zip(answers, before, strict=True):
+        for score in prediction.scores:
+            assert abs(float(row[score.class_index]) - score.probability) < 1e-4
+
+    assert service.end() == 0
+    client = connect(start_service("--provider=cpu"))
+    after = client.predict(images, "digits", top_k=4)
+    assert [p.scores for p in after] == [p.scores for p in before]
+    assert backbone in list(client.list_backbones())
+    client.delete_model("digits")
+    client.delete_backbone("onnx/tiny")
+    assert backbone.name not in [each.name for each in client.list_backbones()]
+
+
+def _decoding(told: dict[str, object]) -> preprocess.ImageDecoding:
+    return preprocess.ImageDecoding(**told)  # type: ignore[arg-type]

@@ -1,0 +1,264 @@
+"""Registered backbones in the store: whose the files are, and what a failure leaves of them."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service import faults
+from service.errors import Exhausted, Expired, InvalidInput, NotFound, OverQuota, Reason, WrongState
+from service.ingest.backbone_process import Asked, Checked
+from service.storage.artifacts import Artifacts
+from service.storage.database import Database
+from service.storage.models import ModelStore
+from service.storage.registered import BackboneStore, Description, RegisteredBackbone
+from tests.unit.storage.conftest import TENANT, digest, write_result
+
+ACME = "acme"
+HALF = (0.5, 0.5, 0.5)
+
+
+class FakeChecker:
+    """Takes what begins with NET; what serves is the same behind another word."""
+
+    def __init__(self) -> None:
+        self.checked: list[bytes] = []
+        self.before: Callable[[], None] = lambda: None
+
+    def check(self, source: Path, target: Path, asked: Asked, go_on: Callable[[], None]) -> Checked:
+        """See `Checker`."""
+        self.before()
+        go_on()
+        data = source.read_bytes()
+        self.checked.append(data)
+        if not data.startswith(b"NET"):
+            raise InvalidInput(Reason.BACKBONE_UNUSABLE, "no network")
+        target.write_bytes(b"SERVES" + data)
+        return Checked(width=7, opset=17)
+
+
+@pytest.fixture
+def checker() -> FakeChecker:
+    return FakeChecker()
+
+
+@pytest.fixture
+def backbones(
+    database: Database, artifacts: Artifacts, models: ModelStore, checker: FakeChecker
+) -> BackboneStore:
+    return BackboneStore(database, artifacts, checker, 1000)
+
+
+def register(
+    store: BackboneStore,
+    data: bytes = b"NET",
+    tenant: str = TENANT,
+    bound: int | None = None,
+    **changes: Any,
+) -> RegisteredBackbone:
+    given = {"name": "tiny", "size": 96, "mean": HALF, "std": HALF, **changes}
+    upload = store.begin(Description(**given), tenant=tenant, max_stored_bytes=bound)
+    try:
+        upload.write(data)
+        return upload.finish()
+    finally:
+        upload.abort()
+
+
+def files(artifacts: Artifacts) -> list[str]:
+    """The digests that are stored; nothing may be left of uploads."""
+    folder = artifacts.backbone_path("x").parent
+    assert list((folder.parent / "tmp").iterdir()) == []
+    return sorted(path.stem for path in folder.iterdir())
+
+
+SERVES = digest(b"SERVESNET")
+
+
+def test_what_serves_is_stored_by_its_content_and_found_by_jobs(
+    backbones: BackboneStore, artifacts: Artifacts, models: ModelStore
+) -> None:
+    made = register(backbones, licence="MIT")
+    assert (made.name, made.digest, made.source_digest) == ("onnx/tiny", SERVES, digest(b"NET"))
+    assert (made.width, made.size_bytes) == (7, 9)
+    assert files(artifacts) == [SERVES]
+    (pretrained,) = backbones.pretrained(TENANT)
+    assert (pretrained.backbone, pretrained.weights) == ("onnx/tiny", f"sha256:{SERVES[:16]}")
+    (known,) = pretrained.exported
+    assert (known.path, known.licence) == (str(artifacts.backbone_path(SERVES)), "MIT")
+    assert [e.digest for e in models.exported_backbones("onnx/tiny", TENANT)] == [SERVES]
+    assert models.exported_backbones("onnx/tiny", ACME) == []
+    assert backbones.pretrained(ACME) == []
+
+
+def test_the_same_again_is_not_checked_again(
+    backbones: BackboneStore, checker: FakeChecker
+) -> None:
+    assert register(backbones) == register(backbones, name="onnx/tiny")
+    assert len(checker.checked) == 1
+
+
+def test_versions_are_on_it_in_both_forms_and_both_go_with_it(
+    backbones: BackboneStore,
+    models: ModelStore,
+    artifacts: Artifacts,
+    database: Database,
+    tmp_path: Path,
+) -> None:
+    made = register(backbones, tenant=ACME)
+
+    def publish(number: int, **changes: Any) -> None:
+        job_id, model = f"job-{number}", f"acme/m{number}"
+        out = write_result(
+            tmp_path / job_id, job_id, model, weights=made.weights, head=b"h", **changes
+        )
+        manifest = json.loads((out / "manifest.json").read_bytes())
+        (out / "manifest.json").write_text(json.dumps({**manifest, "backbone": "onnx/tiny"}))
+        with database.transaction() as connection:
+            models.publish(connection, model, job_id, artifacts.put(out))
+
+    publish(1, backbone=None, backbone_digest=SERVES)
+    publish(2, backbone=b"int8", serving_precision="int8")
+    forms = [(made.weights, SERVES), (f"{made.weights}:int8", digest(b"int8"))]
+    for tenant, known in ((ACME, forms), (TENANT, [])):
+        found = models.exported_backbones("onnx/tiny", tenant)
+        assert [(form.weights, form.digest) for form in found] == known
+    (pretrained,) = backbones.pretrained(ACME)
+    assert [form.digest for form in pretrained.exported] == [SERVES, digest(b"int8")]
+    for model in ("acme/m1", "acme/m2"):
+        with pytest.raises(WrongState, match=r"versions are on it \(version 1 of m"):
+            backbones.delete("onnx/tiny", ACME, "resnet18")
+        models.delete_model(model)
+        # Kept for the jobs to come, though no version needs them.
+        assert files(artifacts) == sorted([SERVES, digest(b"int8")])
+    backbones.delete("onnx/tiny", ACME, "resnet18")
+    assert files(artifacts) == []
+
+
+def test_a_file_goes_with_the_last_who_needs_it(
+    backbones: BackboneStore, artifacts: Artifacts
+) -> None:
+    register(backbones)
+    register(backbones, name="twin")
+    register(backbones, tenant=ACME)
+    for name, tenant in (("tiny", TENANT), ("twin", TENANT)):
+        backbones.delete(f"onnx/{name}", tenant, "resnet18")
+        assert files(artifacts) == [SERVES]
+    backbones.delete("onnx/tiny", ACME, "resnet18")
+    assert files(artifacts) == []
+    with pytest.raises(NotFound):
+        backbones.delete("onnx/tiny", ACME, "resnet18")
+
+
+def test_what_cannot_serve_leaves_nothing(backbones: BackboneStore, artifacts: Artifacts) -> None:
+    with pytest.raises(InvalidInput, match="no network"):
+        register(backbones, b"PNG")
+    assert files(artifacts) == []
+    assert backbones.page("", 10, TENANT) == []
+
+
+def test_a_step_that_fails_leaves_nothing(backbones: BackboneStore, artifacts: Artifacts) -> None:
+    for point in ("backbone.stored", "database.committing"):
+        faults.arm(f"full@{point}")
+        try:
+            with pytest.raises(Exhausted, match="the disk of the data folder is full"):
+                register(backbones)
+        finally:
+            faults.arm("")
+        assert files(artifacts) == []
+    assert backbones.page("", 10, TENANT) == []
+    assert register(backbones).digest == SERVES
+
+
+def test_what_a_crash_left_is_swept_and_what_is_registered_stays(
+    backbones: BackboneStore, artifacts: Artifacts, database: Database
+) -> None:
+    register(backbones)
+    artifacts.backbone_path(digest(b"other")).write_bytes(b"other")
+    (artifacts.new_folder() / "given.onnx").write_bytes(b"half")
+    ModelStore(database, artifacts)
+    assert files(artifacts) == [SERVES]
+
+
+def test_of_two_at_once_under_a_name_the_first_stays(
+    backbones: BackboneStore, artifacts: Artifacts, checker: FakeChecker
+) -> None:
+    def meanwhile() -> None:
+        checker.before = lambda: None
+        register(backbones, b"NET of another")
+
+    checker.before = meanwhile
+    with pytest.raises(WrongState, match="is registered already") as caught:
+        register(backbones)
+    assert caught.value.reason is Reason.BACKBONE_IN_USE
+    assert files(artifacts) == [digest(b"SERVESNET of another")]
+    checker.before = lambda: None
+
+    def the_same() -> None:
+        checker.before = lambda: None
+        register(backbones, name="same")
+
+    checker.before = the_same
+    first = register(backbones, name="same")
+    assert [b.name for b in backbones.page("", 10, TENANT)] == ["onnx/same", "onnx/tiny"]
+    assert first.digest == SERVES
+
+
+def test_stored_bytes_count_and_bound(backbones: BackboneStore, artifacts: Artifacts) -> None:
+    register(backbones, bound=20)
+    # The file that came is smaller than the one that is kept.
+    with pytest.raises(OverQuota, match="your datasets, versions, backbones and jobs take"):
+        register(backbones, b"NETWORK", name="second", bound=20)
+    with pytest.raises(OverQuota):
+        register(backbones, b"NET" * 7, name="third", bound=20)
+    assert files(artifacts) == [SERVES]
+    register(backbones, name="twin", bound=100)
+
+
+def test_who_has_gone_stores_nothing(
+    backbones: BackboneStore, artifacts: Artifacts, checker: FakeChecker
+) -> None:
+    given = Description(name="tiny", size=96, mean=HALF, std=HALF)
+    upload = backbones.begin(given, tenant=TENANT, max_stored_bytes=None)
+    upload.write(b"NET")
+    checker.before = upload.abandon
+    with pytest.raises(Expired, match="the caller has gone"):
+        upload.finish()
+    assert files(artifacts) == []
+
+
+def test_an_upload_may_be_given_up_while_it_is_checked(
+    backbones: BackboneStore, artifacts: Artifacts, checker: FakeChecker
+) -> None:
+    given = Description(name="tiny", size=96, mean=HALF, std=HALF)
+    upload = backbones.begin(given, tenant=TENANT, max_stored_bytes=None)
+    upload.write(b"NET")
+    is_checking, may_go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        is_checking.set()
+        assert may_go_on.wait(60)
+
+    checker.before = wait
+    errors: list[BaseException] = []
+
+    def finish() -> None:
+        try:
+            upload.finish()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=finish)
+    thread.start()
+    assert is_checking.wait(60)
+    upload.abandon()
+    may_go_on.set()
+    upload.abort()
+    thread.join(60)
+    assert [type(error) for error in errors] == [Expired]
+    with pytest.raises(WrongState):
+        upload.write(b"more")
+    assert files(artifacts) == []
