@@ -8,6 +8,7 @@ seed.
 
 import hashlib
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,12 @@ class Backbone(nn.Module):
         An output [n, c, h, w] is averaged over the image, one of tokens [n, t, c] over them.
         """
         found: dict[str, Tensor] = {}
+        caller = threading.get_ident()
 
         def keep(name: str, output: "Tensor") -> None:
-            found[name] = output.mean(dim=(2, 3) if output.ndim == 4 else 1)
+            # Another thread that runs the same modules has hooks of its own.
+            if threading.get_ident() == caller:
+                found[name] = output.mean(dim=(2, 3) if output.ndim == 4 else 1)
 
         hooks = [
             self.trunk.get_submodule(name).register_forward_hook(

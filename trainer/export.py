@@ -1,18 +1,16 @@
 """Writes a torch backbone as the ONNX file that serves, and computes what torch makes of images."""
 
-import json
 import warnings
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from torch import nn
 
 from service import faults
 from service.inference.head import Floats
 from service.inference.preprocess import Pixels
-from trainer.backbone_file import BLOCKS, OPSET
+from trainer.backbone_file import OPSET, name_blocks
 from trainer.backbones import Backbone
 
 _BATCH = 8
@@ -51,9 +49,7 @@ def to_onnx(backbone: Backbone, path: Path) -> None:
             output_names=["features"],
             dynamic_axes={"images": {0: "n"}, "features": {0: "n"}},
         )
-    model = onnx.load_from_string(path.read_bytes())
-    onnx.helper.set_model_props(model, {BLOCKS: json.dumps(blocks)})
-    path.write_bytes(model.SerializeToString())
+    name_blocks(path, blocks)
     faults.reach("trainer.exported")
 
 

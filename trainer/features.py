@@ -34,6 +34,8 @@ BATCH = 8
 _AHEAD = 64
 """Decoded images that a worker may hold while the backbone is being loaded."""
 _PROGRESS_S = 0.1
+_BLOCKS = "blocks"
+"""The key of a row that says how many features each block has; no image's."""
 
 
 class Source(Protocol):
@@ -73,6 +75,7 @@ class Features:
         self._workers = threads or len(os.sched_getaffinity(0))
         self._send = send
         self._rows: dict[str, Floats] = {}
+        self._blocks: tuple[int, ...] = ()
         self._session: Future[Session] | None = None
         self._lock = threading.Lock()
         self._progress = _Progress(0, "", send)
@@ -98,7 +101,16 @@ class Features:
     @property
     def blocks(self) -> tuple[int, ...]:
         """How many features each block has, the last layer's first."""
-        return self._source.blocks
+        if not self._blocks:
+            # Kept beside the features: to read them out of the file takes a third of a second.
+            if not self._missing([_BLOCKS]):
+                self._blocks = tuple(self._rows[_BLOCKS].astype(int).tolist())
+            else:
+                self._blocks = self._source.blocks
+                if self._cache is not None:
+                    row = {_BLOCKS: np.array(self._blocks, np.float32)}
+                    self._cache.put(self._source.space, row)
+        return self._blocks
 
     def of(self, files: Files, detail: str = "images") -> Floats:
         """The last layer's features float32 [n, d], which images are compared by; as `all_of`."""

@@ -85,6 +85,13 @@ def _add_train(commands: Any) -> None:
         help="what transparent parts of images are laid on",
     )
     train.add_argument(
+        "--framing",
+        choices=("auto", "crop", "whole", "compare"),
+        default="auto",
+        help="what is seen of an image: its middle, all of it squeezed, or the better of the two; "
+        "auto compares where images are long",
+    )
+    train.add_argument(
         "--validation-fraction",
         type=float,
         default=0.2,
@@ -240,6 +247,7 @@ def _spec(parsed: argparse.Namespace) -> JobSpec:
         backbone=parsed.backbone,
         weights=parsed.weights,
         background=parsed.background,
+        framing=parsed.framing,
         weights_dir=str(parsed.weights_dir),
         validation_fraction=parsed.validation_fraction,
         grouping=_grouping(parsed),

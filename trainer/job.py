@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
+from scipy.special import softmax
 
 from service.backbones import find
 from service.errors import GraftError, Reason
+from service.inference.head import Floats
 from service.inference.providers import ProviderUnavailable, choose_provider
 from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import (
@@ -177,6 +179,20 @@ class Job:
         torch.set_num_threads(self.spec.threads or len(os.sched_getaffinity(0)))
         weights_dir = Path(self.spec.weights_dir)
         return backbones.load(self.spec.backbone, self.spec.weights, self.spec.seed, weights_dir)
+
+    def sureness(self, features: Floats) -> float | None:
+        """Measures how well the pretrained classifier knows images by last-layer features [n, d].
+
+        Returns the mean of its highest probability; None without one. Imports torch.
+        """
+        from trainer import backbones
+
+        spec = self.spec
+        known = backbones.classifier(spec.backbone, spec.weights, Path(spec.weights_dir))
+        if known is None:
+            return None
+        answers = softmax(features @ known.weight.T + known.bias, axis=1)
+        return float(answers.max(axis=1).mean())
 
     def features_of_file(self, file: Path, digest: str = "") -> Features:
         """Of another backbone's file; kept between jobs where its digest is known."""

@@ -191,7 +191,8 @@ def compared(job: Job, found: Transferred, headline: Measured | None) -> list[Co
         send=job.send,
     )
     fitted = f", fitted to {int(learned_mask.sum())} of {len(train)} images"
-    for each in others.measure(bench, found.method):
+    is_probe = found.method == "feature_based" and found.used.get("features") == "last layer"
+    for each in others.measure(bench, "linear_probe" if is_probe else ""):
         one = comparisons.compare(each, served[asked], part.targets[asked], groups[asked])
         if headline.measured_on == "cross_validation":
             # The heads that answered for the version saw more.

@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 from service.domain import Figure, MeasuredOn
 from service.inference.head import Head
-from trainer import evaluate, folds, linear
+from trainer import evaluate, folds, penalty
 from trainer.data import Bools, Ints, Part
 from trainer.divided import Divided, subset, unlearned
 from trainer.features import Features
@@ -129,11 +129,11 @@ def tempered(head: Head, measured: Measured, logits: Doubles) -> tuple[Head, Mea
     inverse, single = np.ones(len(part)), logits.astype(np.float32)
     for own in dealt:
         others = fold != own
-        inverse[~others] = 1 / linear.temperature_of(single[others], part.targets[others])
+        inverse[~others] = 1 / penalty.temperature_of(single[others], part.targets[others])
     # What no fold could hold out is told by all the others.
     if (left := fold < 0).any():
-        inverse[left] = 1 / linear.temperature_of(single[~left], part.targets[~left])
-    whole = linear.temperature_of(single, part.targets)
+        inverse[left] = 1 / penalty.temperature_of(single[~left], part.targets[~left])
+    whole = penalty.temperature_of(single, part.targets)
     answers = softmax(logits * inverse[:, None], axis=1)
     return replace(head, temperature=whole), replace(measured, probabilities=answers)
 

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from service import faults
-from service.domain import DEFAULT_DECODING
+from service.domain import DEFAULT_DECODING, Framing
 from service.errors import InvalidInput, Reason
 from service.inference import head as heads
 from service.inference import outliers as strangeness
@@ -119,14 +119,16 @@ def _run(job: Job) -> Manifest:
         stages.begin("choosing the backbone")
         ranked = job.choose_backbone(data.train)
 
-    decoding = msgspec.structs.replace(data.train.decoding, size=job.size)
-    data = data.decoded(decoding)
+    framing: Framing = "whole" if spec.framing == "whole" else "crop"
+    decoding = data.train.decoding
+    data = data.decoded(msgspec.structs.replace(decoding, size=job.size, framing=framing))
 
     stages.begin("features")
     divided = job.divided(data)
     stages.begin("training")
     found = transfer(job, divided)
-    spec = job.spec
+    # Framed as was chosen.
+    spec, data = job.spec, found.divided.data
 
     stages.begin("checking")
     send(Progressed("checking", 0.0, "PyTorch against what serves"))

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from service.domain import Framing
 from service.inference.head import Floats, Head
 from service.jobs.contract import (
     BACKBONE_FILE,
@@ -20,19 +22,23 @@ from service.jobs.contract import (
 )
 from trainer import groups as groups_of
 from trainer import outliers
-from trainer.data import Bools, Ints, Source
+from trainer.data import Bools, Ints, Part, Source
 from trainer.divided import Divided, looks_of, unlearned
 from trainer.job import Job
 from trainer.looks import copied
 from trainer.measuring import Measured, cross_validated
 from trainer.methods import domain_adaptation, feature_based
 from trainer.methods.domain_adaptation import Target
-from trainer.methods.feature_based import FittedHead
+from trainer.methods.feature_based import Choice, FittedHead
 from trainer.quantise import Served
 from trainer.reporting import findings
 
 if TYPE_CHECKING:
     from trainer.backbones import Backbone
+
+LONG = 1.3
+"""The longer side over the shorter of images, from which on a square out of their middle may
+miss what tells their classes apart."""
 
 Hyperparameters = dict[str, float | int | str | bool | None]
 
@@ -124,10 +130,13 @@ def _feature_based(job: Job, method: FeatureBased, divided: Divided) -> Transfer
         from trainer import compute
 
         compute.choose_device("cuda")
+    choice = Choice(framings=_framings(spec.framing, data.train), sureness=job.sureness)
     fitted = feature_based.fit_head(
         method, data.train, divided.folds, data.classes, job.frozen, spec.seed, job.send,
-        spec.threads,
+        spec.threads, choice,
     )  # fmt: skip
+    decoding = msgspec.structs.replace(data.train.decoding, framing=fitted.framing)
+    divided = replace(divided, data=data.decoded(decoding))
     return Transferred(
         served=Served(job.frozen_file, job.frozen, fitted.head, fitted),
         divided=divided,
@@ -138,6 +147,12 @@ def _feature_based(job: Job, method: FeatureBased, divided: Divided) -> Transfer
         precision=job.frozen.precision,
         is_trained=False,
     )
+
+
+def _framings(asked: str, part: Part) -> tuple[Framing, ...]:
+    """Returns the framings to compare with that of the images."""
+    is_long = asked == "auto" and len(part.aspects) and np.median(part.aspects) > LONG
+    return ("whole",) if is_long or asked == "compare" else ()
 
 
 def _held_out(job: Job, divided: Divided) -> Bools:
@@ -179,6 +194,7 @@ def _auto(job: Job, divided: Divided) -> Transferred:
     from trainer.methods import auto
 
     frozen = _feature_based(job, FeatureBased(), divided)
+    divided = frozen.divided
     fitted, data = frozen.served.fitted, divided.data
     assert fitted is not None
     unanswered = np.full((len(data.train), len(data.classes)), np.nan, np.float32)

@@ -296,6 +296,9 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What backbone "auto" is chosen from: all whose weights are available."""
     weights_dir: str
     """Where downloaded weights are kept; may be a pre-filled mirror."""
+    framing: Literal["auto", "crop", "whole", "compare"] = "auto"
+    """What the backbone sees of an image; `auto` compares where images are long, `compare`
+    always."""
     validation_fraction: float = 0.2
     """Held out where the network is trained and no image is in `val/`."""
     grouping: Grouping | None = None

@@ -129,6 +129,7 @@ class Preparation:
             precision=settings.precision,
             labels=request.labels,
             background=request.background_or_white,
+            framing=request.framing,
             target_dir=target.folder,
             target_index=target.index,
             case_sensitive_labels=request.case_sensitive_labels,

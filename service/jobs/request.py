@@ -85,6 +85,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     labels: dict[str, str] = {}
     background: str = ""
     """"#rrggbb" below transparency; "" for white, with a base for the base's."""
+    framing: Literal["auto", "crop", "whole", "compare"] = "auto"
     baselines: list[Baseline] = []
     gate: Gate | None = None
     case_sensitive_labels: bool = False

@@ -166,6 +166,8 @@ def version(record: VersionRecord, damage: str) -> model_pb2.Version:
         figures=[_figure(figure) for figure in manifest.figures],
         calibrated=manifest.calibrated,
         calibration_note=manifest.calibration_note,
+        image_size=manifest.decoding.size,
+        sees_whole_image=manifest.decoding.framing == "whole",
         dataset_digest=manifest.dataset_digest,
         parity=model_pb2.Parity(
             max_difference=manifest.parity.max_difference,

@@ -26,6 +26,12 @@ _DEVICES: dict[int, Literal["auto", "cpu", "cuda"]] = {
     pb.DEVICE_CPU: "cpu",
     pb.DEVICE_CUDA: "cuda",
 }
+_FRAMINGS: dict[int, Literal["auto", "crop", "whole", "compare"]] = {
+    pb.FRAMING_UNSPECIFIED: "auto",
+    pb.FRAMING_CROP: "crop",
+    pb.FRAMING_WHOLE: "whole",
+    pb.FRAMING_COMPARE: "compare",
+}
 _RECIPES: dict[int, Literal["auto", "classic"]] = {
     pb.RECIPE_UNSPECIFIED: "auto",
     pb.RECIPE_AUTO: "auto",
@@ -102,6 +108,7 @@ def request(
         device=_named(_DEVICES, message.device, "device", "Device"),
         labels=dict(message.labels),
         background=message.background,
+        framing=_named(_FRAMINGS, message.framing, "framing", "Framing"),
         baselines=[
             _named(_BASELINES, number, "baselines", "Baseline") for number in message.baselines
         ],
@@ -123,6 +130,7 @@ def asked(given: JobRequest) -> pb.FineTuneRequest:
         device=_number(_DEVICES, given.device),
         labels=given.labels,
         background=given.background,
+        framing=_number(_FRAMINGS, given.framing),
         baselines=[_number(_BASELINES, name) for name in given.baselines],
     )
     if given.server_path:

@@ -47,7 +47,8 @@ LAW = {
     "__main__": {"app", "config", "scratch", "telemetry", "errors", "faults"},
 }
 TRAINER_MAY = {
-    "jobs.contract", "backbones", "inference", "ingest", "control_groups", "domain", "errors", "faults",
+    "backbones", "jobs.contract", "inference", "ingest", "control_groups", "domain", "errors",
+    "faults",
 }  # fmt: skip
 
 

@@ -210,7 +210,7 @@ def test_an_exported_model_says_how_its_images_are_decoded(backbone: Path, head_
     )
     properties = {p.key: p.value for p in onnx.load_from_string(composed).metadata_props}
     assert json.loads(properties["preprocess"]) == {
-        **preprocess.describe(), "background": "#102030", "bit_depth": 14,
+        **preprocess.describe(), "background": "#102030", "bit_depth": 14, "size": 224,
     }  # fmt: skip
 
 
@@ -315,7 +315,7 @@ def test_features_are_kept_by_what_was_decoded(tmp_path: Path, backbone: Path) -
     decodings = [ImageDecoding(), ImageDecoding("#000000"), ImageDecoding("#000000", 12)]
 
     class Source:
-        space, precision = "s", "fp32"
+        space, precision, blocks = "s", "fp32", (3,)
 
         def load(self) -> Any:
             return OnnxRuntime(Provider("cpu", ""), 1).load(backbone)

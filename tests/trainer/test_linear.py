@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from trainer import linear, logistic
+from trainer import linear, logistic, penalty
 from trainer.folds import deal
 
 
@@ -181,7 +181,7 @@ def test_many_images_are_ranked_by_a_part_and_all_are_answered(
 ) -> None:
     features, targets = problem(400, 20)
     everything = linear.fit(features, targets, 3, None, seed=0)
-    monkeypatch.setattr(linear, "RANKED_IMAGES", 80)
+    monkeypatch.setattr(penalty, "RANKED_IMAGES", 80)
     part = linear.fit(features, targets, 3, None, seed=0)
     assert part.out_of_fold is not None
     assert everything.out_of_fold is not None
@@ -228,7 +228,7 @@ def test_the_temperature_is_the_one_of_least_loss() -> None:
     rng = np.random.default_rng(0)
     targets = np.arange(300) % 3
     logits = (4 * (np.eye(3)[targets] + rng.normal(0, 1, (300, 3)))).astype(np.float32)
-    found = linear.temperature_of(logits, targets)
+    found = penalty.temperature_of(logits, targets)
 
     def loss(temperature: float) -> float:
         z = logits / temperature
@@ -239,7 +239,7 @@ def test_the_temperature_is_the_one_of_least_loss() -> None:
 
     assert loss(found) <= min(loss(found * 1.05), loss(found / 1.05))
     # In whatever units the logits are.
-    assert linear.temperature_of(logits * 1000, targets) == pytest.approx(1000 * found, rel=1e-3)
+    assert penalty.temperature_of(logits * 1000, targets) == pytest.approx(1000 * found, rel=1e-3)
 
 
 def test_a_loud_feature_that_says_nothing_does_not_drown_the_others() -> None:
@@ -249,7 +249,7 @@ def test_a_loud_feature_that_says_nothing_does_not_drown_the_others() -> None:
     features[np.arange(120), targets] += 2
     features[:, 10:25] = 8 * rng.normal(size=(120, 15))
     fitted = linear.fit(features.astype(np.float32), targets, 3, None, seed=0)
-    assert fitted.is_standardised
+    assert fitted.chosen == 1
     # As they were given.
     logits = features @ fitted.weight.T + fitted.bias
     assert (logits.argmax(axis=1) == targets).mean() > 0.8
@@ -257,4 +257,4 @@ def test_a_loud_feature_that_says_nothing_does_not_drown_the_others() -> None:
     told = -np.log(fitted.out_of_fold[np.arange(120), targets]).mean()
     assert fitted.cross_validated_loss == pytest.approx(told, rel=1e-5)
     plain = linear.fit(features.astype(np.float32), targets, 3, fitted.l2, seed=0)
-    assert not plain.is_standardised
+    assert plain.chosen == 0

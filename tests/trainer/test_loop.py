@@ -262,8 +262,10 @@ def test_an_objective_sees_as_many_images_of_the_other_domain_and_its_weights_ar
 
     asked = []
 
-    def step_s(precision: str, device: torch.device, network: nn.Module, size: int) -> float:
-        asked.append(size)
+    def step_s(
+        precision: str, device: torch.device, network: nn.Module, count: int, _: int
+    ) -> float:
+        asked.append(count)
         return 0.01
 
     monkeypatch.setattr(compute, "step_s", step_s)

@@ -26,7 +26,7 @@ from service.errors import GraftError, Reason
 from service.inference.head import Floats, Head
 from service.inference.runtime import Session
 from service.jobs.contract import JobSpec, ModelBased, Note, Progressed, Record
-from trainer import folds, linear
+from trainer import folds, linear, penalty
 from trainer.data import Ints, Part
 from trainer.intervals import clustered_se, group_count
 from trainer.logistic import Doubles
@@ -355,7 +355,7 @@ class _Trial:
     def _temperature(self, by: Ints) -> float:
         at = np.isin(self.fold, by)
         mixed = self.mixed[at].astype(np.float32)
-        return linear.temperature_of(mixed, self.given.learned.targets[at])
+        return penalty.temperature_of(mixed, self.given.learned.targets[at])
 
     def _answers(self) -> Doubles:
         answers = np.exp(self.frozen)

@@ -27,6 +27,7 @@ _PRECISIONS: dict[int, Literal["auto", "fp32", "bf16", "fp16"]] = {
     fine_tuning_pb2.PRECISION_FP16: "fp16",
 }
 _TECHNIQUES: dict[int, types.Technique] = {n: name for name, n in _requests.TECHNIQUES.items()}
+_FRAMINGS: dict[int, types.Framing] = {n: name for name, n in _requests.FRAMINGS.items()}
 _BASELINES: dict[int, types.Baseline] = {n: name for name, n in _requests.BASELINES.items()}
 _MEASURED_ON: dict[int, types.MeasuredOn] = {
     model_pb2.MEASURED_ON_UNSPECIFIED: "",
@@ -89,6 +90,7 @@ def job_request(message: fine_tuning_pb2.FineTuneRequest) -> types.JobRequest:
         weights=message.weights,
         method=_method(message),
         background=message.background,
+        framing=_FRAMINGS.get(message.framing, "auto"),
         validation_fraction=_optional(message, "validation_fraction"),
         grouping=_grouping(message.grouping) if message.HasField("grouping") else None,
         seed=_optional(message, "seed"),
@@ -333,6 +335,8 @@ def version(message: model_pb2.Version) -> types.Version:
         is_candidate=message.is_candidate,
         gate_checks=tuple(_gate_check(check) for check in message.gate_checks),
         calibration_note=message.calibration_note,
+        image_size=message.image_size,
+        sees_whole_image=message.sees_whole_image,
         damage=message.damage,
     )
 

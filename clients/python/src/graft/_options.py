@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from graft._uploads import Target
 
 Device = Literal["auto", "cpu", "cuda"]
+Framing = Literal["auto", "crop", "whole", "compare"]
 Technique = Literal["auto", "coral", "mcc", "pseudo_labels", "cdan"]
 Baseline = Literal["linear_probe", "full_fine_tune", "from_scratch", "nearest_class_mean"]
 
@@ -153,6 +154,9 @@ class FineTuneOptions(TypedDict, total=False):
     background: str
     """The colour that transparency is laid on, "#rrggbb"; white where left out, with a base
     the base's."""
+    framing: Framing
+    """What the backbone sees of an image: "crop" (its middle), "whole" (all of it, squeezed), or
+    "compare" for the better of the two; "auto", where left out, compares where images are long."""
     validation_fraction: float | None
     """Held out where a network is trained on data without validation images, 0.05 to 0.5."""
     grouping: Grouping | int | str | None

@@ -45,11 +45,18 @@ BASELINES: dict[types.Baseline, pb.Baseline] = {
     "from_scratch": pb.BASELINE_FROM_SCRATCH,
     "nearest_class_mean": pb.BASELINE_NEAREST_CLASS_MEAN,
 }
+FRAMINGS: dict[types.Framing, pb.Framing] = {
+    "auto": pb.FRAMING_UNSPECIFIED,
+    "crop": pb.FRAMING_CROP,
+    "whole": pb.FRAMING_WHOLE,
+    "compare": pb.FRAMING_COMPARE,
+}
 _GENERAL = {
     "backbone",
     "weights",
     "method",
     "background",
+    "framing",
     "validation_fraction",
     "grouping",
     "seed",
@@ -85,6 +92,7 @@ def fine_tune(
         backbone=options.get("backbone", ""),
         weights=options.get("weights", ""),
         background=options.get("background", ""),
+        framing=_choice("framing", options.get("framing", "auto"), FRAMINGS),
         validation_fraction=options.get("validation_fraction"),
         seed=options.get("seed"),
         time_budget=None if budget_s is None else _duration("time_budget_s", budget_s),

@@ -19,6 +19,7 @@ from graft._options import (
     DomainAdaptation,
     FeatureBased,
     FineTuneOptions,
+    Framing,
     Gate,
     Grouping,
     Method,
@@ -45,6 +46,7 @@ __all__ = [
     "FeatureBased",
     "Figure",
     "FineTuneOptions",
+    "Framing",
     "Gate",
     "GateCheck",
     "Grouping",
@@ -275,6 +277,7 @@ class JobRequest:
     base: BaseVersion | None = None
     grouping: Grouping | None = None
     case_sensitive_labels: bool = False
+    framing: Framing = "auto"
     background: str = ""
     """"#rrggbb" below transparency; empty means white, with a base the base's."""
 
@@ -406,6 +409,10 @@ class Version:
     """Empty when there was no gate."""
     calibration_note: str = ""
     """Why it is not `calibrated`."""
+    image_size: int = 224
+    """Side of the square that its backbone takes, pixels."""
+    sees_whole_image: bool = False
+    """It sees all of an image, squeezed to that square, not its middle alone."""
     damage: str = ""
     """Why its files cannot be served, as found when they were last read; mostly empty."""
 

@@ -13,7 +13,7 @@ from graft.errors import InvalidArgument
 from graft.types import FineTuneOptions, Gate, Grouping
 
 _OPTIONS = (
-    "backbone", "weights", "method", "background", "validation_fraction", "seed",
+    "backbone", "weights", "method", "background", "framing", "validation_fraction", "seed",
     "time_budget_s", "device",
     "request_id", "recipe", "l2", "epochs", "batch_size", "learning_rate", "momentum",
     "weight_decay", "label_smoothing", "train_from_stage", "precision",
@@ -77,6 +77,12 @@ def add(commands: Any) -> None:
         "--background",
         metavar="#RRGGBB",
         help="the colour that transparent parts of images are laid on; default: white",
+    )
+    parser.add_argument(
+        "--framing",
+        choices=["auto", "crop", "whole", "compare"],
+        help="what is seen of an image: its middle, all of it squeezed to a square, or the better "
+        "of the two; auto (default) compares where images are long",
     )
     parser.add_argument(
         "--validation-fraction",

@@ -192,7 +192,7 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportModel(self, request, context):
-        """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
+        """Streams one self-contained .onnx file: uint8 images [n, size, size, 3] in,
         probabilities [n, classes] out, with the normalisation and the softmax
         inside. In its metadata are the labels (key "labels", a JSON list) and how
         an image becomes those pixels (key "preprocess", a JSON object: the sizes,

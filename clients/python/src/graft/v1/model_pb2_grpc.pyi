@@ -77,7 +77,7 @@ class ModelServiceStub:
     a candidate now. Errors: as GetVersion.
     """
     ExportModel: _grpc.UnaryStreamMultiCallable[_model_pb2.ExportModelRequest, _model_pb2.ExportModelResponse]
-    """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
+    """Streams one self-contained .onnx file: uint8 images [n, size, size, 3] in,
     probabilities [n, classes] out, with the normalisation and the softmax
     inside. In its metadata are the labels (key "labels", a JSON list) and how
     an image becomes those pixels (key "preprocess", a JSON object: the sizes,
@@ -135,7 +135,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     a candidate now. Errors: as GetVersion.
     """
     ExportModel: _aio.UnaryStreamMultiCallable[_model_pb2.ExportModelRequest, _model_pb2.ExportModelResponse]  # type: ignore[assignment]
-    """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
+    """Streams one self-contained .onnx file: uint8 images [n, size, size, 3] in,
     probabilities [n, classes] out, with the normalisation and the softmax
     inside. In its metadata are the labels (key "labels", a JSON list) and how
     an image becomes those pixels (key "preprocess", a JSON object: the sizes,
@@ -262,7 +262,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.ExportModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_model_pb2.ExportModelResponse], _abc.AsyncIterator[_model_pb2.ExportModelResponse]]:
-        """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
+        """Streams one self-contained .onnx file: uint8 images [n, size, size, 3] in,
         probabilities [n, classes] out, with the normalisation and the softmax
         inside. In its metadata are the labels (key "labels", a JSON list) and how
         an image becomes those pixels (key "preprocess", a JSON object: the sizes,
