@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.fuzz.promise import Target
 
-TARGETS = ("images", "archives", "requests", "open_inference", "records", "heads")
+TARGETS = ("images", "archives", "requests", "open_inference", "records", "heads", "backbones")
 FOUND = Path("build/fuzz")
 _HANG_S = 30
 _ROOT = Path(__file__).parents[2]
