@@ -5,7 +5,7 @@ Kept as a safetensors file of kilobytes: tensors `weight` float16 [classes, d] a
 are to be multiplied by), `classes` (their names), `temperature` and `is_calibrated`;
 and, where it is known what the training images look like, the tensors of an `Outliers`:
 `outlier_means`, `outlier_inverse_variance`, `outlier_validation` and `outlier_energy`, float64
-[2]: the energy's weight and the offset. Loading one runs no code and opens no session.
+[3]: the energy's weight and floor, and the offset. Loading one runs no code and opens no session.
 """
 
 import json
@@ -110,7 +110,9 @@ def save(head: Head, path: Path) -> None:
             "outlier_means": outliers.means,
             "outlier_inverse_variance": outliers.inverse_variance,
             "outlier_validation": outliers.validation,
-            "outlier_energy": np.array([outliers.energy_weight, outliers.offset]),
+            "outlier_energy": np.array(
+                [outliers.energy_weight, outliers.energy_floor, outliers.offset]
+            ),
         }
     save_file(
         {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
