@@ -122,8 +122,10 @@ def fit(
     measure = references[0] / far + references[1] / near
     least, threshold = float(measure.min()), float(np.quantile(measure, 1 - false_alarms))
     scale = max(threshold - least, _LEAST)
-    distances, answered = held if len(held_out) else own
-    scores: Floats = np.maximum((distances / far + answered / near - least) / scale, 0)
+    floor = float(references[1].min())
+    distances, energy = held if len(held_out) else own
+    joined = distances / far + np.maximum(energy, floor) / near
+    scores: Floats = np.maximum((joined - least) / scale, 0)
     kept = np.sort(scores)
     if len(kept) > _KEPT:
         kept = kept[np.linspace(0, len(kept) - 1, _KEPT).round().astype(int)]
@@ -132,6 +134,7 @@ def fit(
         inverse_variance=(raw.inverse_variance / (far * scale) ** 2).astype(np.float32),
         validation=kept.astype(np.float16),
         energy_weight=1 / (near * scale),
+        energy_floor=floor,
         offset=-least / scale,
     )
     return Fitted(outliers, scores, len(measure), false_alarms)

@@ -187,7 +187,7 @@ class BackboneScoring:
         answered = linear.cross_validated(
             features, own, int(own.max()) + 1, folds, self._spec.threads
         )
-        self.losses = -np.log(np.maximum(answered[np.arange(len(own)), own], _TINY, dtype=float))
+        self.losses = losses_of(answered, own)
         held = self.losses[~np.isnan(self.losses)]
         self._note(log_me=evidence, log_loss=float(held.mean()) if len(held) else None)
 
@@ -207,6 +207,13 @@ class BackboneScoring:
 
     def _note(self, **changes: object) -> None:
         self._row = msgspec.structs.replace(self._row, **changes)
+
+
+def losses_of(answered: Floats, targets: Ints) -> Doubles:
+    """Returns the log loss [n] of probabilities [n, classes], nats; NaN stays NaN."""
+    true = answered[np.arange(len(targets)), targets].astype(np.float64)
+    losses: Doubles = -np.log(np.maximum(true, _TINY))
+    return losses
 
 
 def _within(deadline: float, work: Callable[[], None]) -> None:

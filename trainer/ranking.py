@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,7 @@ from trainer.ranked_backbone import NO_TIME, BackboneScoring
 from trainer.records import Send
 
 Ints = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
 
 _CHOOSE = 3
 """One training image in so many chooses the backbone of a job."""
@@ -135,14 +137,29 @@ def _ranked(
         entrant.score(targets, dealt)
     if cache is not None:
         cache.close()
-    ordered, why = _ordered([entrant for entrant in ready if not entrant.row.problem], images)
+    order, why = ordered([entrant for entrant in ready if not entrant.row.problem], images)
     # What has no score stays in the order it was named in.
-    rest = [entrant for entrant in entrants if entrant not in ordered]
-    rows = [entrant.row for entrant in [*ordered, *rest]]
+    rest = [entrant for entrant in entrants if entrant not in order]
+    rows = [entrant.row for entrant in [*order, *rest]]
     return entrants, BackbonesRanked(rows, _explained(why, rows, absent), images)
 
 
-def _ordered(scored: Sequence[BackboneScoring], images: int) -> tuple[list[BackboneScoring], str]:
+class Scored(Protocol):
+    """A backbone that was scored."""
+
+    @property
+    def row(self) -> RankedBackbone:
+        """Its scores and its cost."""
+
+    @property
+    def losses(self) -> Doubles:
+        """Nats [n], of the images in their order by a head that did not see them, or NaN."""
+
+
+S = TypeVar("S", bound=Scored)
+
+
+def ordered(scored: Sequence[S], images: int) -> tuple[list[S], str]:
     """Returns the backbones, the one to take first and the others by their loss, and why."""
     if not scored:
         return [], "No backbone could be scored."
@@ -158,12 +175,12 @@ def _ordered(scored: Sequence[BackboneScoring], images: int) -> tuple[list[Backb
     return [first, *rest], _why(first, leader, close, rest, images)
 
 
-def _score(entrant: BackboneScoring) -> tuple[float, float]:
+def _score(entrant: Scored) -> tuple[float, float]:
     row = entrant.row
     return math.inf if row.log_loss is None else row.log_loss, -(row.log_me or 0.0)
 
 
-def _lead(first: BackboneScoring, other: BackboneScoring) -> float:
+def _lead(first: Scored, other: Scored) -> float:
     """How much less the loss of the first is, in standard errors, by the same images.
 
     0 where nothing was held out.
@@ -176,7 +193,7 @@ def _lead(first: BackboneScoring, other: BackboneScoring) -> float:
     return float(difference.mean()) / max(error, _TINY)
 
 
-def _is_close(leader: BackboneScoring, other: BackboneScoring, images: int) -> bool:
+def _is_close(leader: Scored, other: Scored, images: int) -> bool:
     """Whether neither score shows the other to be worse than the leader."""
     assert leader.row.log_me is not None
     assert other.row.log_me is not None
@@ -247,10 +264,10 @@ def _explained(why: str, rows: Sequence[RankedBackbone], absent: Sequence[str]) 
 
 
 def _why(
-    first: BackboneScoring,
-    leader: BackboneScoring,
-    close: Sequence[BackboneScoring],
-    rest: Sequence[BackboneScoring],
+    first: Scored,
+    leader: Scored,
+    close: Sequence[Scored],
+    rest: Sequence[Scored],
     images: int,
 ) -> str:
     name, cost = _name(first.row), f"{first.row.image_ms:.3g} ms an image"
@@ -270,7 +287,7 @@ def _why(
         f"{_name(each.row)} ({_figures(each.row)}, {each.row.image_ms:.3g} ms)" for each in others
     )
     why = (
-        "the best by its scores, and none is cheaper"
+        "the best by its scores, and none is clearly cheaper"
         if first is leader
         else f"the cheapest; {_name(leader.row)} scores best, by no more than chance explains"
     )

@@ -6,7 +6,8 @@ are to be multiplied by), `classes` (their names), `temperature`, `is_calibrated
 `decision` (a `Decision`); where they are known, the classes' shares among the images that
 it learned from, `prior` float32 [classes]; and, where it is known what those images look
 like, the tensors of an `Outliers`: `outlier_means`, `outlier_inverse_variance`,
-`outlier_validation` and `outlier_energy`, float64 [2]: the energy's weight and the offset.
+`outlier_validation` and `outlier_energy`, float64 [3]: the energy's weight and
+floor, and the offset.
 Loading one runs no code and opens no session.
 """
 
@@ -148,7 +149,9 @@ def save(head: Head, path: Path) -> None:
             "outlier_means": outliers.means,
             "outlier_inverse_variance": outliers.inverse_variance,
             "outlier_validation": outliers.validation,
-            "outlier_energy": np.array([outliers.energy_weight, outliers.offset]),
+            "outlier_energy": np.array(
+                [outliers.energy_weight, outliers.energy_floor, outliers.offset]
+            ),
         }
     save_file(
         {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},

@@ -8,8 +8,9 @@ Adversarial Attacks") to the nearest class mean, on features of length one (Muel
 model costs kilobytes and a few hundred images are enough to know it. And how little the head
 finds in them: the energy of its logits (Liu et al. 2020, "Energy-based Out-of-distribution
 Detection"). The distance alone hardly sees an image that looks like the others and shows
-something else; the energy alone takes many that look like nothing known for familiar. Fitting is
-the trainer's (`trainer/outliers.py`); here it is only computed.
+something else; the energy alone takes many that look like nothing known for familiar, so that it
+never makes an image more familiar than the most familiar known one. Fitting is the trainer's
+(`trainer/outliers.py`); here it is only computed.
 """
 
 from dataclasses import dataclass
@@ -25,8 +26,6 @@ METHOD = (
     "each in units of its deviation"
 )
 _TINY = 1e-12
-_LEAST = np.float32(np.log(np.finfo(np.float32).tiny))
-"""Of the logarithm of a probability: what float32 holds, out of fold too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +40,8 @@ class Outliers:
     """float16 [at most 256], ascending: scores of images that it was not fitted on."""
     energy_weight: float = 0.0
     """Of the energy in a score."""
+    energy_floor: float = 0.0
+    """Less energy counts as this: the least of the images that set the threshold."""
     offset: float = 0.0
     """Added to every score: 0 is the most familiar of the images that set the threshold, 1."""
 
@@ -62,8 +63,9 @@ class Outliers:
         `log_probabilities` are float32 [n, classes], at the head's temperature. Scores are at
         least 0; above 1 is out of distribution.
         """
-        joined = self.distances(features) + self.energy_weight * energies(log_probabilities)
-        scores: Floats = np.maximum(joined + np.float32(self.offset), 0).astype(np.float32)
+        energy = np.maximum(energies(log_probabilities), np.float32(self.energy_floor))
+        joined = self.distances(features) + self.energy_weight * energy + self.offset
+        scores: Floats = np.maximum(joined, 0)
         return scores
 
     def distances(self, features: Floats) -> Floats:
@@ -87,7 +89,7 @@ def energies(log_probabilities: Floats) -> Floats:
     of 0: a constant that is added to all of them changes no probability, and is to change no
     energy. The higher, the less the head finds.
     """
-    found: Floats = np.maximum(log_probabilities, _LEAST).mean(axis=1, dtype=np.float32)
+    found: Floats = log_probabilities.mean(axis=1)
     return found
 
 

@@ -67,6 +67,12 @@ def test_images_that_the_head_finds_little_in_lie_above_one_though_they_look_ali
     assert float((scores(fitted, images(200, 2)) > 1).mean()) < 0.1
 
 
+def test_no_image_is_more_familiar_by_what_the_head_says_than_the_most_familiar_known_one() -> None:
+    # Far from all that is known, and the surest of all.
+    fitted, strange = fit(images(300, 0)), images(200, 2, shift=2.0, doubt=0.01)
+    assert float((scores(fitted, strange) > 1).mean()) > 0.99
+
+
 def test_few_images_are_enough_to_tell_what_is_strange() -> None:
     assert float((scores(fit(images(10, 0)), images(200, 2, shift=3.0)) > 1).mean()) > 0.95
 

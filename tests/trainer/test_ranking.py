@@ -197,7 +197,7 @@ class Scored:
 
 
 def order(*scored: Scored, images: int = 100) -> tuple[list[str], str]:
-    found, why = ranking._ordered(scored, images)  # type: ignore[arg-type]
+    found, why = ranking.ordered(scored, images)
     return [each.row.backbone for each in found], why
 
 
@@ -239,7 +239,7 @@ def test_cost_decides_only_where_neither_score_shows_a_difference() -> None:
     # A tenth of the cost is none.
     found, why = order(best, Scored("cheap", NOISE + level, 0.08, 8.5))
     assert found == ["best", "cheap"]
-    assert "it is the best by its scores, and none is cheaper" in why
+    assert "it is the best by its scores, and none is clearly cheaper" in why
 
 
 def test_where_nothing_could_be_held_out_log_me_decides_alone() -> None:

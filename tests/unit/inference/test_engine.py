@@ -437,6 +437,7 @@ async def test_an_image_is_scored_by_its_features_and_by_what_the_head_says_of_i
         np.ones(3, np.float32),
         np.zeros(0, np.float16),
         energy_weight=0.2,
+        energy_floor=-100.0,
         offset=1.5,
     )
     weight = np.eye(3, dtype=np.float32)
