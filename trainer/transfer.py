@@ -162,7 +162,7 @@ def _feature_based(job: Job, method: FeatureBased, divided: Divided) -> Transfer
         from trainer import compute
 
         compute.choose_device("cuda")
-    choice = Choice(framings=_framings(spec.framing, data.train), sureness=job.sureness)
+    choice = Choice(framings=framings(spec.framing, data.train), sureness=job.sureness)
     fitted = feature_based.fit_head(
         method, data.train, divided.folds, data.classes, job.frozen, spec.seed, job.send,
         spec.threads, choice,
@@ -181,7 +181,7 @@ def _feature_based(job: Job, method: FeatureBased, divided: Divided) -> Transfer
     )
 
 
-def _framings(asked: str, part: Part) -> tuple[Framing, ...]:
+def framings(asked: str, part: Part) -> tuple[Framing, ...]:
     """Returns the framings to compare with that of the images."""
     is_long = asked == "auto" and len(part.aspects) and np.median(part.aspects) > LONG
     return ("whole",) if is_long or asked == "compare" else ()

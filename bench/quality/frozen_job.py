@@ -3,15 +3,20 @@
 import resource
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.quality.images import ImageSet, Ints
-from service.domain import Figure, Framing
-from service.inference.head import Head
-from trainer import evaluate, folds, groups, linear
+from bench.quality.images import BACKBONE, Floats, ImageSet, Ints
+from service.domain import Figure
+from service.jobs.contract import FeatureBased, JobSpec
+from trainer import evaluate, folds, groups, transfer
+from trainer.data import Files, Part
+from trainer.features import Features
+from trainer.job import Job
+from trainer.methods import feature_based
+from trainer.methods.feature_based import Choice, FittedHead
 from trainer.reporting import calibration
 
 Doubles = npt.NDArray[np.float64]
@@ -44,35 +49,54 @@ class Stopwatch:
         return Cost(time.perf_counter(), processor_s)
 
 
-@dataclass(frozen=True, eq=False)
-class Served:
-    """A head, and which framing of an image it takes."""
+@dataclass(frozen=True)
+class _Kept:
+    """Stands in for `trainer.features.Features`: those of a set, all of its images at once."""
 
-    head: Head
-    framing: Framing
-    out_of_fold: npt.NDArray[np.float32] | None
-    """As of `linear.Fitted`."""
+    images: ImageSet
+    images_per_second: float = 0.0
 
-    def probabilities(self, images: ImageSet) -> Doubles:
-        """Returns what is served for images, float64 [n, classes]."""
-        served: Doubles = self.head.probabilities(images.seen(self.framing)).astype(np.float64)
-        return served
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return self.images.blocks or (self.images.features.shape[1],)
+
+    def all_of(self, files: Files, _: str = "") -> Floats:
+        return self.images.seen(files.decoding.framing)
 
 
-def ours(images: ImageSet, dealt: Ints, seed: int) -> Served:
+def fit(images: ImageSet, dealt: Ints, seed: int) -> FittedHead:
     """Fits the head that a feature-based job serves, by folds `dealt`: the only place that does."""
-    fitted = linear.fit(
-        images.features, images.targets, len(images.classes), None, seed, threads=1, folds=dealt
+    spec = JobSpec(
+        job_id="quality",
+        model="quality",
+        data_dir="",
+        out_dir="",
+        method=FeatureBased(),
+        backbone=BACKBONE,
+        weights_dir="",
+        provider="cpu",
     )
-    head = Head(fitted.weight, fitted.bias.astype(np.float32), images.classes, fitted.temperature)
-    return Served(head, "crop", fitted.out_of_fold)
+    job = Job(spec, lambda _: None)
+    part = Part((), (), images.targets, aspects=tuple(images.aspects.tolist()))
+    framings = transfer.framings(spec.framing, part)
+    return feature_based.fit_head(
+        FeatureBased(),
+        part,
+        dealt,
+        images.classes,
+        cast(Features, _Kept(images)),
+        seed,
+        job.send,
+        threads=1,
+        choice=Choice(framings, sureness=job.sureness),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class FrozenJob:
-    """A served head, and what its job reports."""
+    """A head, and what its job reports."""
 
-    served: Served
+    fitted: FittedHead
     groups: Ints
     """[n], as the job found them."""
     figure: Figure | None
@@ -83,7 +107,9 @@ class FrozenJob:
 
     def probabilities(self, images: ImageSet) -> Doubles:
         """Returns what is served for images, float64 [n, classes]."""
-        return self.served.probabilities(images)
+        seen = images.seen(self.fitted.framing)
+        served: Doubles = self.fitted.head.probabilities(seen).astype(np.float64)
+        return served
 
 
 def run(images: ImageSet, seed: int, grouping: Grouping = "found") -> FrozenJob:
@@ -96,12 +122,12 @@ def run(images: ImageSet, seed: int, grouping: Grouping = "found") -> FrozenJob:
         of = groups.find(images.features, images.looks, targets, given).of
     dealt = folds.deal(targets, of, np.random.default_rng(seed).random(len(images)))
     stopwatch = Stopwatch()
-    served = ours(images, dealt, seed)
+    fitted = fit(images, dealt, seed)
     cost = stopwatch.cost()
     figure, is_calibrated = None, False
-    if served.out_of_fold is not None:
-        there = ~np.isnan(served.out_of_fold[:, 0])
-        answered = served.out_of_fold[there], targets[there], of[there]
+    if fitted.out_of_fold is not None:
+        there = ~np.isnan(fitted.out_of_fold[:, 0])
+        answered = fitted.out_of_fold[there], targets[there], of[there]
         figure = evaluate.figure("cross_validation", *answered, rounds=len(np.unique(dealt)))
         is_calibrated = calibration.judge(*answered)[0] == "not_shown"
-    return FrozenJob(served, of, figure, is_calibrated, cost)
+    return FrozenJob(fitted, of, figure, is_calibrated, cost)

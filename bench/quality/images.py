@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +20,17 @@ from sklearn.datasets import load_digits
 from service import backbones as registry
 from service.domain import Framing, ImageDecoding
 from service.inference import preprocess
+from service.inference.preprocess import ImageFacts
 from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime, Session
-from trainer import backbones, export, groups
+from trainer import backbones, export, groups, transfer
 from trainer.backbone_file import BackboneFile
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
 
 BACKBONE = "efficientnet_lite0"
-FRAMINGS: tuple[Framing, ...] = get_args(Framing)
 WANTED = (
     "hymenoptera_data", "pacs-small/photo", "pacs-small/cartoon", "satellite-small", "tiles-small",
 )  # fmt: skip
@@ -43,7 +43,8 @@ _FILMED = 400
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 _PARTS = {"train", "val", "test"}
 _BATCH = 8
-_MADE_AS = f"frames 1 {registry.BACKBONES[BACKBONE]}".encode()
+_ROW = registry.BACKBONES[BACKBONE]
+_MADE_AS = f"frames 1, {_ROW.size}, {_ROW.mean}, {_ROW.std}, {_ROW.taps}".encode()
 """Changes when frames or features are made in another way, so that older ones go unused."""
 
 
@@ -57,17 +58,19 @@ class ImageSet:
     targets: Ints
     """[n], places in `classes`."""
     classes: tuple[str, ...]
-    looks: npt.NDArray[np.uint64]
+    looks: Hashes
     """Difference hashes [n], as the service's reader makes them."""
     scenes: Ints
     """[n], equal for images that belong together, as far as the trainer sees in the whole set, and
     for frames of one image."""
 
     views: Mapping[Framing, Floats] = field(default_factory=dict)
-    """All features float32 [n, sum of `blocks`] in each framing; {} where there are no others than
-    `features`."""
+    """All features float32 [n, sum of `blocks`] in each framing that a job may compare; {} where
+    there are no others than `features`."""
     blocks: tuple[int, ...] = ()
     """How many features each block has, the last layer's first."""
+    aspects: Floats = field(default_factory=lambda: np.empty(0))
+    """[n], the longer side over the shorter, or []."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -85,6 +88,7 @@ class ImageSet:
             looks=self.looks[places],
             scenes=self.scenes[places],
             views={framing: rows[places] for framing, rows in self.views.items()},
+            aspects=self.aspects[places] if len(self.aspects) else self.aspects,
         )
 
     def of_classes(self, kept: Sequence[int]) -> "ImageSet":
@@ -210,30 +214,23 @@ class Kept:
         )
         self._loaded: Session | None = None
 
-    def of(
-        self, name: str, files: Sequence[LabelledFile], framings: Sequence[Framing] = FRAMINGS
-    ) -> ImageSet:
+    def of(self, name: str, files: Sequence[LabelledFile]) -> ImageSet:
         """Returns the set of these images; those that the trainer groups are one scene."""
-        views, looks = self._views(name, files, 1, framings)
+        views, looks, aspects = self._views(name, files, 1)
         features = self._last_layer(views)
         classes = tuple(sorted({file.label for file in files}))
         targets = np.array([classes.index(file.label) for file in files], np.int64)
         scenes = groups.find(features, looks, targets, [""] * len(files)).of
         blocks = self._file.blocks
-        return ImageSet(name, features, targets, classes, looks, scenes, views, blocks)
+        return ImageSet(name, features, targets, classes, looks, scenes, views, blocks, aspects)
 
-    def filmed(
-        self,
-        whole: ImageSet,
-        files: Sequence[LabelledFile],
-        framings: Sequence[Framing] = FRAMINGS,
-    ) -> ImageSet:
+    def filmed(self, whole: ImageSet, files: Sequence[LabelledFile]) -> ImageSet:
         """Returns `FRAMES` frames, side by side, of each of some images of the set `whole`.
 
         Frames of images that are one scene are of one scene, too.
         """
         places = _filmed(whole.targets)
-        views, looks = self._views(whole.name, [files[p] for p in places], FRAMES, framings)
+        views, looks, aspects = self._views(whole.name, [files[p] for p in places], FRAMES)
         places = places.repeat(FRAMES)
         return ImageSet(
             whole.name,
@@ -244,58 +241,63 @@ class Kept:
             whole.scenes[places],
             views,
             self._file.blocks,
+            aspects,
         )
 
     def _last_layer(self, views: Mapping[Framing, Floats]) -> Floats:
         return views["crop"][:, : self._file.blocks[0]]
 
     def _views(
-        self,
-        name: str,
-        files: Sequence[LabelledFile],
-        frames: int,
-        framings: Sequence[Framing],
-    ) -> tuple[dict[Framing, Floats], npt.NDArray[np.uint64]]:
+        self, name: str, files: Sequence[LabelledFile], frames: int
+    ) -> tuple[dict[Framing, Floats], Hashes, Floats]:
+        """Returns features by framing, difference hashes, and aspects of images."""
         encoded = [file.read() for file in files]
         content = hashlib.sha256(_MADE_AS)
         for data in encoded:
             content.update(hashlib.sha256(data).digest())
-        called = f"{name.replace('/', '-')}-{frames}-{{}}-{content.hexdigest()[:16]}.npz"
-        kept = {framing: self._folder / called.format(framing) for framing in framings}
-        if missing := [framing for framing, path in kept.items() if not path.exists()]:
-            count = len(files) * frames
-            self._say(f"computing features of {count} images of {name}, {' and '.join(missing)}")
-            computed, looks = self._compute(encoded, frames, missing)
-            for framing, features in computed.items():
-                partial = kept[framing].with_suffix(".partial.npz")
-                np.savez(partial, features=features, looks=looks)
-                partial.replace(kept[framing])
-        views = {}
-        for framing, path in kept.items():
-            with np.load(path) as stored:
-                views[framing], looks = stored["features"], stored["looks"]
-        return views, looks
+        views: dict[Framing, Floats] = {}
+
+        def see(framing: Framing) -> tuple[Hashes, Floats]:
+            digest = content.hexdigest()[:16]
+            kept = self._folder / f"{name.replace('/', '-')}-{frames}-{framing}-{digest}.npz"
+            if not kept.exists():
+                self._say(
+                    f"computing features of {len(files) * frames} images of {name}, {framing}"
+                )
+                features, looks, aspects = self._compute(encoded, frames, framing)
+                partial = kept.with_suffix(".partial.npz")
+                np.savez(partial, features=features, looks=looks, aspects=aspects)
+                partial.replace(kept)
+            with np.load(kept) as stored:
+                views[framing] = stored["features"]
+                return stored["looks"], stored["aspects"]
+
+        looks, aspects = see("crop")
+        # Whatever is drawn of square images, no job looks at all of them.
+        if aspects.max() > transfer.LONG:
+            see("whole")
+        return views, looks, aspects
 
     def _compute(
-        self, encoded: Sequence[bytes], frames: int, framings: Sequence[Framing]
-    ) -> tuple[dict[Framing, Floats], npt.NDArray[np.uint64]]:
+        self, encoded: Sequence[bytes], frames: int, framing: Framing
+    ) -> tuple[Floats, Hashes, Floats]:
         if self._loaded is None:
             self._loaded = self._file.load()
         session = self._loaded
-        decodings = [ImageDecoding(size=self._file.size, framing=framing) for framing in framings]
+        decoding = ImageDecoding(size=self._file.size, framing=framing)
         places = [(image, frame) for image in range(len(encoded)) for frame in range(frames)]
 
-        def run(start: int) -> tuple[list[Floats], list[int]]:
+        def run(start: int) -> tuple[Floats, list[ImageFacts]]:
             some = [
                 encoded[image] if frames == 1 else _frame(encoded[image], frame)
                 for image, frame in places[start : start + _BATCH]
             ]
-            pixels = [np.stack([preprocess.decode(d, each) for d in some]) for each in decodings]
-            looks = [int(preprocess.inspect(data).look, 16) for data in some]
-            return [session.run(batch, cores=1) for batch in pixels], looks
+            pixels = np.stack([preprocess.decode(data, decoding) for data in some])
+            return session.run(pixels, cores=1), [preprocess.inspect(data) for data in some]
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             runs = list(pool.map(run, range(0, len(places), _BATCH)))
-        looks = np.array([look for _, some in runs for look in some], np.uint64)
-        rows = zip(*(some for some, _ in runs), strict=True)
-        return dict(zip(framings, map(np.concatenate, rows), strict=True)), looks
+        facts = [one for _, some in runs for one in some]
+        looks = np.array([int(one.look, 16) for one in facts], np.uint64)
+        aspects = np.array([one.aspect for one in facts])
+        return np.concatenate([rows for rows, _ in runs]), looks, aspects

@@ -76,10 +76,7 @@ def of_scenes(filmed: Sequence[ImageSet], classes: int, seed: int) -> tuple[Imag
             names,
             rng.integers(0, 2**63, len(rows)).astype(np.uint64),
             np.arange(len(rows)),
-            {
-                framing: np.concatenate([s.views[framing] for s in filmed])[rows]
-                for framing in filmed[0].views
-            },
+            {"crop": np.concatenate([s.seen("crop") for s in filmed])[rows]},
             filmed[0].blocks,
         )
 

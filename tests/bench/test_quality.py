@@ -2,6 +2,7 @@
 
 import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from bench.quality import (
     accuracy,
     document,
+    frozen_job,
     gates,
     harm,
     harmful,
@@ -237,24 +239,40 @@ def test_features_of_every_block_and_framing_are_computed_once(
         made.save(encoded, "PNG")
         return images.LabelledFile(encoded.getvalue, label)
 
-    files = [file(width, label) for width in (96, 300) for label in ("a", "b")]
-    cropped = images.Kept(tmp_path).of("few", files, ["crop"])
-    assert list(cropped.views) == ["crop"]
-    both = images.Kept(tmp_path).of("few", files)
+    square = [file(96, label) for label in ("a", "b")]
+    kept = images.Kept(tmp_path)
+    # Of square images no job compares all with the middle.
+    assert list(kept.of("square", square).views) == ["crop"]
+    files = [*square, *(file(300, label) for label in ("a", "b"))]
+    both = kept.of("few", files)
     assert len(both.blocks) == 4
-    for framing in images.FRAMINGS:
-        assert both.seen(framing).shape == (4, sum(both.blocks))
-    assert_array_equal(both.views["crop"], cropped.views["crop"])
-    assert_array_equal(both.features, both.views["crop"][:, : both.blocks[0]])
+    assert both.seen("crop").shape == both.seen("whole").shape == (4, sum(both.blocks))
+    assert_array_equal(both.features, both.seen("crop")[:, : both.blocks[0]])
+    assert_allclose(both.aspects, [1, 1, 300 / 96, 300 / 96])
     # Of long images all is another thing than the middle.
-    apart = np.abs(both.views["whole"] - both.views["crop"]).mean(axis=1)
+    apart = np.abs(both.seen("whole") - both.seen("crop")).mean(axis=1)
     assert apart[2:].min() > apart[:2].max()
     monkeypatch.setattr(images.Kept, "_compute", None)
-    kept = images.Kept(tmp_path).of("few", files)
-    assert_array_equal(kept.views["whole"], both.views["whole"])
-    chosen = kept.of_classes([1]).at(np.array([1]))
+    again = images.Kept(tmp_path).of("few", files)
+    assert_array_equal(again.seen("whole"), both.seen("whole"))
+    chosen = again.of_classes([1]).at(np.array([1]))
     assert chosen.classes == ("b",)
     assert_array_equal(chosen.seen("whole"), both.seen("whole")[[3]])
+    assert len(chosen.aspects) == 1
+
+
+def test_the_head_is_the_one_that_a_job_chooses() -> None:
+    """Middle layers, and all of an image, are chosen where the classes are told by them alone."""
+    noise, told = made(2, 20, 1, 0, 6), made(2, 20, 1, 3, 7)
+    middle = np.concatenate([noise.features, told.features], axis=1)
+    views = {"crop": np.concatenate([noise.features, noise.features], axis=1), "whole": middle}
+    long = replace(noise, views=views, blocks=(32, 32), aspects=np.full(40, 2.0))
+    job = frozen_job.run(long, 0, "lone")
+    assert job.fitted.framing == "whole"
+    assert job.fitted.head.feature_dim == 64
+    assert (job.probabilities(long).argmax(axis=1) == long.targets).all()
+    square = replace(long, aspects=np.ones(40))
+    assert frozen_job.run(square, 0, "lone").fitted.framing == "crop"
 
 
 def test_a_share_comes_with_its_interval() -> None:
