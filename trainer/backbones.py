@@ -54,6 +54,7 @@ class Backbone(nn.Module):
         std: tuple[float, float, float],
         size: int = 224,
         taps: Sequence[str] = (),
+        tuned_from: str = "",
     ) -> None:
         super().__init__()
         self.trunk = trunk
@@ -61,6 +62,8 @@ class Backbone(nn.Module):
         self.size = size
         self.taps = tuple(taps)
         """Names of the trunk's modules whose outputs are features beside the last layer's."""
+        self.tuned_from = tuned_from
+        """The first stage that tuning trains; "" trains all of them."""
         self._stages = stages
         # In units of the bytes, so that no division by 255 is left in the graph.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
@@ -116,30 +119,6 @@ class Backbone(nn.Module):
             )
         names = self.stage_names[: self.stage_names.index(train_from)]
         return [module for name in names for module in self._stages[name]]
-
-
-class _SideBySide(nn.Module):
-    def __init__(self, trunks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.trunks = nn.ModuleList(trunks)
-
-    def forward(self, x: "Tensor") -> "Tensor":
-        return torch.cat([trunk(x) for trunk in self.trunks], dim=1)
-
-
-def side_by_side(*backbones: Backbone) -> Backbone:
-    """Joins backbones that normalise alike: the features of all, one after the other.
-
-    It computes, and is not trained: it has no stages.
-    """
-    first, dim = backbones[0], sum(b.feature_dim for b in backbones)
-    trunk = _SideBySide([b.trunk for b in backbones])
-    joined = Backbone(trunk, {}, dim, (0, 0, 0), (1, 1, 1), first.size)
-    for other in backbones:
-        assert torch.equal(other.mean, first.mean)
-        assert torch.equal(other.std, first.std)
-    joined.mean, joined.std = first.mean, first.std
-    return joined
 
 
 def load(backbone: str, weights: str, seed: int, weights_dir: Path) -> Backbone:
@@ -215,7 +194,9 @@ def _resnet(row: Row, weights: str, folder: Path) -> Backbone:
 
 
 def _of(row: Row, network: nn.Module, stages: dict[str, list[nn.Module]]) -> Backbone:
-    return Backbone(network, stages, row.width, row.mean, row.std, row.size, row.taps)
+    return Backbone(
+        network, stages, row.width, row.mean, row.std, row.size, row.taps, row.tuned_from
+    )
 
 
 def _weights_url(name: str, weights: str) -> str:

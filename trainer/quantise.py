@@ -133,7 +133,7 @@ def quantised(
     if floating.fitted is not None:
         fitted = feature_based.fit_head(
             floating.fitted.method, learned, folds, head.classes, features, spec.seed,
-            lambda record: _progress(record, send), spec.threads,
+            lambda record: _progress(record, send), spec.threads, spec.augmentation,
         )  # fmt: skip
         head = fitted.head
     found = Served(file, features, head, fitted)

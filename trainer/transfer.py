@@ -126,7 +126,7 @@ def _feature_based(job: Job, method: FeatureBased, divided: Divided) -> Transfer
         compute.choose_device("cuda")
     fitted = feature_based.fit_head(
         method, data.train, divided.folds, data.classes, job.frozen, spec.seed, job.send,
-        spec.threads,
+        spec.threads, spec.augmentation,
     )  # fmt: skip
     return Transferred(
         served=Served(job.frozen_file, job.frozen, fitted.head, fitted),
@@ -158,7 +158,7 @@ def _model_based(job: Job, method: ModelBased, divided: Divided) -> Transferred:
         data.train.take(held) if held.any() else data.validation,
         data.classes,
         job.backbone,
-        lambda: job.first_head(*divided.dealt(~held)).head,
+        lambda: job.linear_probe(*divided.dealt(~held)),
         job.training_deadline,
         job.send,
     )
@@ -297,7 +297,7 @@ def _adapted_network(job: Job, method: DomainAdaptation, divided: Divided) -> Tr
         data.classes,
         target.images.at(np.flatnonzero(~held).tolist()),
         job.backbone,
-        lambda: source_only.head,
+        lambda: job.linear_probe(data.train, divided.folds, data.classes),
         job.training_deadline,
         job.send,
     )

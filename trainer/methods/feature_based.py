@@ -4,14 +4,15 @@ Features are computed once, by the very ONNX file and runtime that will serve. T
 learns from all images; what is told of it comes from cross-validation.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from service import faults
 from service.inference.head import Floats, Head
-from service.jobs.contract import EpochEnded, FeatureBased, Progressed
-from trainer import linear
+from service.jobs.contract import Augmentation, EpochEnded, FeatureBased, Progressed
+from trainer import crops, linear
 from trainer.data import Ints, Part
 from trainer.evaluate import cross_entropy
 from trainer.features import Features
@@ -34,6 +35,23 @@ class FittedHead:
     hyperparameters: dict[str, float | int | str | bool | None]
 
 
+def linear_probe(
+    features: Floats,
+    targets: Ints,
+    folds: Ints,
+    classes: tuple[str, ...],
+    seed: int,
+    threads: int = 0,
+    on_progress: Callable[[float], None] = lambda _: None,
+) -> Head:
+    """Fits a head to the last layer's features float32 [n, d], as `linear.fit`."""
+    fitted = linear.fit(
+        features, targets, len(classes), None, seed, on_progress, threads=threads, folds=folds
+    )
+    weight, bias = fitted.weight.astype(np.float32), fitted.bias.astype(np.float32)
+    return Head(weight, bias, classes, temperature=fitted.temperature)
+
+
 def fit_head(
     method: FeatureBased,
     part: Part,
@@ -43,6 +61,7 @@ def fit_head(
     seed: int,
     send: Send,
     threads: int = 0,
+    augmentation: Augmentation | None = None,
 ) -> FittedHead:
     """Fits a head to images, each in one of the folds [n] or in none (-1).
 
@@ -51,7 +70,8 @@ def fit_head(
     train = features.of(part, "training images")
     views = None
     if method.augmented_views:
-        views = features.of_views(part, method.augmented_views, seed)
+        drawn = crops.views(augmentation, crops.CLASSIC_SCALE)
+        views = features.of_views(part, method.augmented_views, seed, drawn)
     targets = part.targets
     faults.reach("trainer.training")
     send(Progressed("training", 0.0, "cross-validating the head's penalty"))
@@ -101,5 +121,5 @@ def fit_head(
         "cross_validated_loss": fitted.cross_validated_loss,
     }
     if method.augmented_views:
-        used["augmented_views"] = method.augmented_views
+        used |= {"augmented_views": method.augmented_views, **asdict(drawn)}
     return FittedHead(head, train, fitted.out_of_fold, method, used)
