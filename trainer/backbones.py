@@ -128,30 +128,6 @@ class Backbone(nn.Module):
         return [module for name in names for module in self._stages[name]]
 
 
-class _SideBySide(nn.Module):
-    def __init__(self, trunks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.trunks = nn.ModuleList(trunks)
-
-    def forward(self, x: "Tensor") -> "Tensor":
-        return torch.cat([trunk(x) for trunk in self.trunks], dim=1)
-
-
-def side_by_side(*backbones: Backbone) -> Backbone:
-    """Joins backbones that normalise alike: the features of all, one after the other.
-
-    It computes, and is not trained: it has no stages.
-    """
-    first, dim = backbones[0], sum(b.feature_dim for b in backbones)
-    trunk = _SideBySide([b.trunk for b in backbones])
-    joined = Backbone(trunk, {}, dim, (0, 0, 0), (1, 1, 1), first.size)
-    for other in backbones:
-        assert torch.equal(other.mean, first.mean)
-        assert torch.equal(other.std, first.std)
-    joined.mean, joined.std = first.mean, first.std
-    return joined
-
-
 def load(backbone: str, weights: str, seed: int, weights_dir: Path) -> Backbone:
     """Builds a network and fills it with its weights.
 

@@ -50,7 +50,7 @@ class Bench:
     """To be measured on."""
     frozen: Features
     """Of the pretrained backbone."""
-    first_head: Callable[[], Head]
+    linear_probe: Callable[[], Head]
     decide: Decide
     """As the version does, so that it is not the rules that are compared."""
     budget_s: float | None
@@ -105,12 +105,13 @@ def _trained(bench: Bench, name: Baseline, budget_s: float | None, send: Send) -
     part = data.train.take(bench.learned)
     head, *_ = model_based.train(
         spec,
-        ModelBased(),
+        # All layers, from images.
+        ModelBased(train_from_stage=backbone.stage_names[0]),
         part,
         part.none(),
         data.classes,
         backbone,
-        bench.first_head,
+        bench.linear_probe,
         deadline,
         send,
     )

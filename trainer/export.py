@@ -32,10 +32,7 @@ def to_onnx(backbone: Backbone, path: Path) -> None:
     metadata under `domain.BLOCKS`, a JSON list. The same weights always give the same bytes, so
     that jobs share a backbone.
     """
-    backbone = backbone.to("cpu", torch.float32).eval()
-    example = torch.zeros(2, backbone.size, backbone.size, 3, dtype=torch.uint8)
-    with torch.inference_mode():
-        blocks = [part.shape[1] for part in backbone.all_features(example)]
+    blocks, example = blocks_of(backbone), _example(backbone)
     with warnings.catch_warnings(), torch.no_grad():
         # The newer exporter takes ten times as long for the same graph.
         warnings.simplefilter("ignore")
@@ -51,6 +48,17 @@ def to_onnx(backbone: Backbone, path: Path) -> None:
         )
     name_blocks(path, blocks)
     faults.reach("trainer.exported")
+
+
+def blocks_of(backbone: Backbone) -> list[int]:
+    """Returns how many features each block has; leaves the backbone on the CPU, as it serves."""
+    backbone = backbone.to("cpu", torch.float32).eval()
+    with torch.inference_mode():
+        return [part.shape[1] for part in backbone.all_features(_example(backbone))]
+
+
+def _example(backbone: Backbone) -> torch.Tensor:
+    return torch.zeros(2, backbone.size, backbone.size, 3, dtype=torch.uint8)
 
 
 def torch_features(backbone: Backbone, pixels: Pixels) -> Floats:

@@ -13,7 +13,7 @@ from scipy.special import softmax
 
 from service.backbones import find, is_registered
 from service.errors import GraftError, Reason
-from service.inference.head import Floats
+from service.inference.head import Floats, Head
 from service.inference.providers import ProviderUnavailable, choose_provider
 from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import (
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 FROZEN_FILE = "frozen.onnx"
 """The pretrained backbone beside one that the job trains; nobody else's."""
-_FIRST_HEAD = (0.2, 0.6)
+_FIRST_HEAD = (0.2, 0.4)
 """Begin and end of the first head within the stage "preparing", as fractions of it."""
 _TRAINING_PART = 0.85
 """Of the time that the request allows; export, check and report need the rest."""
@@ -244,8 +244,22 @@ class Job:
         rows = [self.frozen.of(part, detail) for part, detail in parts if len(part)]
         return divided.divide(data, np.concatenate(rows), previous, self.choosers)
 
+    def linear_probe(self, part: Part, folds: Ints, classes: tuple[str, ...]) -> Head:
+        """Fits a head to the frozen backbone's last layer, which training may begin with."""
+        from trainer.methods import feature_based
+
+        def told(done: float) -> None:
+            self._send_first_head(
+                Progressed("training", done, "the head that training begins with")
+            )
+
+        spec = self.spec
+        return feature_based.linear_probe(
+            self.frozen.of(part), part.targets, folds, classes, spec.seed, spec.threads, told
+        )
+
     def first_head(self, part: Part, folds: Ints, classes: tuple[str, ...]) -> "FittedHead":
-        """A head on the frozen backbone, which training may begin with."""
+        """Fits a head to the frozen backbone: source-only, where a domain is adapted to."""
         from trainer.methods import feature_based
 
         return feature_based.fit_head(

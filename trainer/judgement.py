@@ -193,7 +193,7 @@ def compared(job: Job, found: Transferred, headline: Measured | None) -> list[Co
         learned=learned_mask,
         measured=part.take(asked),
         frozen=job.frozen,
-        first_head=lambda: job.first_head(*found.divided.dealt(learned_mask)).head,
+        linear_probe=lambda: job.linear_probe(*found.divided.dealt(learned_mask)),
         decide=found.served.head.decide,
         budget_s=_budget_s(job),
         send=job.send,

@@ -138,7 +138,7 @@ def quantised(
             floating.fitted.method, learned, folds, head.classes, features, spec.seed,
             lambda record: _progress(record, send), spec.threads,
             # The images are framed as the float head chose.
-            replace(floating.fitted.choice, framings=()),
+            replace(floating.fitted.choice, framings=()), spec.augmentation,
         )  # fmt: skip
         before = floating.head
         head = replace(fitted.head, prior=before.prior, decision=before.decision)

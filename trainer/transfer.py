@@ -165,7 +165,7 @@ def _feature_based(job: Job, method: FeatureBased, divided: Divided) -> Transfer
     choice = Choice(framings=framings(spec.framing, data.train), sureness=job.sureness)
     fitted = feature_based.fit_head(
         method, data.train, divided.folds, data.classes, job.frozen, spec.seed, job.send,
-        spec.threads, choice,
+        spec.threads, choice, spec.augmentation,
     )  # fmt: skip
     decoding = msgspec.structs.replace(data.train.decoding, framing=fitted.framing)
     divided = replace(divided, data=data.decoded(decoding))
@@ -205,7 +205,7 @@ def _model_based(job: Job, method: ModelBased, divided: Divided) -> Transferred:
         data.train.take(held) if held.any() else data.validation,
         data.classes,
         job.backbone,
-        lambda: job.first_head(*divided.dealt(~held)).head,
+        lambda: job.linear_probe(*divided.dealt(~held)),
         job.training_deadline,
         job.send,
     )
@@ -345,7 +345,7 @@ def _adapted_network(job: Job, method: DomainAdaptation, divided: Divided) -> Tr
         data.classes,
         target.images.at(np.flatnonzero(~held).tolist()),
         job.backbone,
-        lambda: source_only.head,
+        lambda: job.linear_probe(data.train, divided.folds, data.classes),
         job.training_deadline,
         job.send,
     )

@@ -55,6 +55,7 @@ __all__ = [
     "REPORT_JSON_FILE",
     "REPORT_STANDING_MARK",
     "REPORT_VERSION_MARK",
+    "Augmentation",
     "Auto",
     "BackbonesRanked",
     "Base",
@@ -142,7 +143,7 @@ class FeatureBased(msgspec.Struct, frozen=True, tag="feature_based", kw_only=Tru
 
 
 class ModelBased(msgspec.Struct, frozen=True, tag="model_based", kw_only=True):
-    """All layers, or those from a stage on. None means the recipe's choice."""
+    """The last stages, all layers, or those from a stage on. None means the recipe's choice."""
 
     recipe: Literal["auto", "classic"] = "auto"
     epochs: int | None = None
@@ -154,6 +155,19 @@ class ModelBased(msgspec.Struct, frozen=True, tag="model_based", kw_only=True):
     train_from_stage: str = ""
     freeze_batch_norm: bool | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+class Augmentation(msgspec.Struct, frozen=True, kw_only=True):
+    """How images that are learned from are varied; None means the recipe's choice."""
+
+    mirror: bool | None = None
+    min_scale: float | None = None
+    """Least part of an image's area that a random crop has."""
+    rotation_degrees: float | None = None
+    """At most, to either side."""
+    colour: float | None = None
+    """Most that brightness, contrast and saturation change by, as a part of them."""
+    trivial_augment: bool | None = None
 
 
 FROZEN_TECHNIQUES = ("coral", "mcc", "pseudo_labels")
@@ -320,6 +334,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Of the same: the one that serves."""
     case_sensitive_labels: bool = False
     """Class names that differ in upper and lower case alone are two."""
+    augmentation: Augmentation | None = None
     labels: dict[str, str] = {}
     background: str = WHITE
     """The colour that the transparency of images is laid on, "#rrggbb"."""

@@ -8,7 +8,7 @@ middle of an image or all of it. Whatever it chooses is one linear head on raw f
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import msgspec
 import numpy as np
@@ -16,8 +16,9 @@ import numpy as np
 from service import faults
 from service.domain import Framing
 from service.inference.head import Floats, Head
-from service.jobs.contract import EpochEnded, FeatureBased, Progressed
-from trainer import linear
+from service.jobs.contract import Augmentation, EpochEnded, FeatureBased, Progressed
+from trainer import crops, linear
+from trainer.crops import Views
 from trainer.data import Ints, Part
 from trainer.evaluate import cross_entropy
 from trainer.features import Features
@@ -67,6 +68,23 @@ class FittedHead:
     hyperparameters: dict[str, float | int | str | bool | None]
 
 
+def linear_probe(
+    features: Floats,
+    targets: Ints,
+    folds: Ints,
+    classes: tuple[str, ...],
+    seed: int,
+    threads: int = 0,
+    on_progress: Callable[[float], None] = lambda _: None,
+) -> Head:
+    """Fits a head to the last layer's features float32 [n, d], as `linear.fit`."""
+    fitted = linear.fit(
+        features, targets, len(classes), None, seed, on_progress, threads=threads, folds=folds
+    )
+    weight, bias = fitted.weight.astype(np.float32), fitted.bias.astype(np.float32)
+    return Head(weight, bias, classes, temperature=fitted.temperature)
+
+
 def fit_head(
     method: FeatureBased,
     part: Part,
@@ -77,16 +95,18 @@ def fit_head(
     send: Send,
     threads: int = 0,
     choice: Choice = LAST_LAYER,
+    augmentation: Augmentation | None = None,
 ) -> FittedHead:
     """Fits a head to images, each in one of the folds [n] or in none (-1).
 
     Sends one epoch: the fit sees every image once, through its features.
     """
+    drawn = crops.views(augmentation, crops.CLASSIC_SCALE)
     targets = part.targets
     framings = [part.decoding.framing]
     if method.l2 is None:
         framings += [framing for framing in choice.framings if framing not in framings]
-    rows = [_rows(method, _framed(part, framing), features, seed) for framing in framings]
+    rows = [_rows(method, _framed(part, framing), features, seed, drawn) for framing in framings]
     width, seen = features.blocks[0], list[_Seen]()
     for framing, own in zip(framings, rows, strict=True):
         taps: Sequence[float] = BLOCK_WEIGHTS if choice.has_taps and own.shape[1] > width else ()
@@ -146,7 +166,7 @@ def fit_head(
         "cross_validated_loss": fitted.cross_validated_loss,
     }
     if method.augmented_views:
-        used["augmented_views"] = method.augmented_views
+        used |= {"augmented_views": method.augmented_views, **asdict(drawn)}
     return FittedHead(
         head, train[:, :width], fitted.out_of_fold, method, choice, chosen.framing, used
     )
@@ -187,12 +207,12 @@ def _seen(
     return found
 
 
-def _rows(method: FeatureBased, part: Part, features: Features, seed: int) -> Floats:
+def _rows(method: FeatureBased, part: Part, features: Features, seed: int, drawn: Views) -> Floats:
     """Returns all features of the images, then those of each augmented view of them."""
     own = features.all_of(part, "training images")
     if not method.augmented_views:
         return own
-    return np.concatenate([own, *features.of_views(part, method.augmented_views, seed)])
+    return np.concatenate([own, *features.of_views(part, method.augmented_views, seed, drawn)])
 
 
 def _framed(part: Part, framing: Framing) -> Part:
