@@ -29,8 +29,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchvision import datasets, models, transforms
 
+from service import backbones as registry
 from service.inference.head import Head
-from service.inference.preprocess import SIZE
 from service.jobs.contract import EpochEnded, JobSpec, ModelBased, Record
 from trainer import backbones, compute, data
 from trainer.backbones import Backbone
@@ -71,7 +71,8 @@ def bare(backbone: Backbone, classes: int, precision: str, size: int, steps: int
             module.eval().requires_grad_(False)
     moving = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(moving, lr=1e-3, momentum=0.9)
-    images = torch.randint(0, 256, (size, SIZE, SIZE, 3), dtype=torch.uint8, device=device)
+    side = backbone.size
+    images = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, device=device)
     targets = torch.randint(0, classes, (size,), device=device)
     context = compute.autocast(precision, device)
     times = []
@@ -92,13 +93,14 @@ def bare(backbone: Backbone, classes: int, precision: str, size: int, steps: int
 
 def plain(folder: Path, classes: int, name: str, epochs: int) -> float:
     """Images a second of the fastest epoch of the well-known loop, as it is usually written."""
+    row = registry.BACKBONES[name]
     root = folder / "train" if (folder / "train").is_dir() else folder
     transform = transforms.Compose(
         [
-            transforms.RandomResizedCrop(SIZE),
+            transforms.RandomResizedCrop(row.size),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
-            transforms.Normalize(backbones.IMAGENET_MEAN, backbones.IMAGENET_STD),
+            transforms.Normalize(row.mean, row.std),
         ]
     )
     loader = DataLoader(

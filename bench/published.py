@@ -4,6 +4,7 @@ For measurements alone, while no service runs on the folder. Knows the service's
 storage, and no socket.
 """
 
+import dataclasses
 import hashlib
 import tempfile
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from service.domain import Manifest, Parity
+from service.domain import DEFAULT_DECODING, Manifest, Parity
 from service.inference import head as heads
 from service.inference import preprocess
 from service.inference.head import Head
@@ -74,7 +75,7 @@ def publish_copies(data_dir: Path, model: str, names: list[str]) -> None:
         database.close()
     head = heads.load(record.head_path)
     copies = (
-        (name, Head(head.weight, head.bias + number * 1e-6, head.classes))
+        (name, dataclasses.replace(head, bias=head.bias + np.float32(number * 1e-6)))
         for number, name in enumerate(names)
     )
     publish(data_dir, copies, record.manifest)
@@ -143,7 +144,7 @@ def near_empty_backbone(name: str = NEAR_EMPTY) -> bytes:
         helper.make_node("Cast", ["corner"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["floats"], ["features"], axes=[1, 3], keepdims=0),
     ]
-    size = preprocess.SIZE
+    size = DEFAULT_DECODING.size
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", size, size, 3])
     features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", _FEATURES])
     graph = helper.make_graph(nodes, name, [images], [features], slices)

@@ -4,6 +4,7 @@ Knows nothing of storage, sockets or threads.
 """
 
 import re
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -214,6 +215,62 @@ DEFAULT_DECODING = ImageDecoding()
 """The decoding for images that no version is to classify."""
 
 
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """How probabilities become an answer; they stay what they are."""
+
+    rule: Literal["argmax", "balanced", "thresholds"] = "argmax"
+    """The most probable class; the one with the largest multiple of its share in the training; or
+    the most probable of those that reach their threshold, or none."""
+    thresholds: dict[str, Share] = {}
+    """Of the rule of that name: the least probability of an answer by class."""
+    default_threshold: Share = 0.0
+    """Of the same, for every class that `thresholds` does not name."""
+
+    def check(self, field: str) -> None:
+        """Raises InvalidInput for thresholds that are none, or too many; `field` names it."""
+        if self.rule != "thresholds":
+            return
+        at = f"{field}.thresholds"
+        if len(self.thresholds) > MAX_THRESHOLDS:
+            raise InvalidInput(
+                Reason.INVALID_FIELD,
+                f"there are {len(self.thresholds)} classes in {at}.classes: at most "
+                f"{MAX_THRESHOLDS} may be named; set others for all that are not",
+                field=f"{at}.classes",
+            )
+        named = {f"{at}.classes[{label}]": least for label, least in self.thresholds.items()}
+        for where, least in {**named, f"{at}.others": self.default_threshold}.items():
+            # Written so that NaN fails.
+            if not 0 <= least <= 1:
+                text = f"{where} is {least:g}: it must be at least 0 and at most 1"
+                raise InvalidInput(Reason.INVALID_FIELD, text, field=where)
+
+    def check_classes(self, classes: Collection[str], field: str) -> None:
+        """Raises InvalidInput where a threshold is of none of the classes."""
+        strange = sorted({*self.thresholds} - {*classes})
+        if strange:
+            raise InvalidInput(
+                Reason.INVALID_FIELD,
+                f"there are thresholds of classes that the model does not have: "
+                f"{_listed(strange)}; its classes are {_listed(sorted(classes))}",
+                field=f"{field}.thresholds.classes",
+            )
+
+
+ARGMAX = Decision()
+MAX_THRESHOLDS = 1000
+"""Classes that may have a threshold of their own."""
+_NAMED = 10
+
+
+def _listed(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
+    return ", ".join(map(ascii, labels[:_NAMED])) + more
+
+
 class Base(msgspec.Struct, frozen=True):
     """The version that a version grew from."""
 
@@ -258,6 +315,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     hyperparameters: dict[str, float | int | str | bool | None]
     preprocess: dict[str, float | int | str]
     decoding: ImageDecoding = DEFAULT_DECODING
+    decision: Decision = ARGMAX
+    """Turns its probabilities into answers, as its head has it; its figures go by it."""
     parity: Parity
     opset: int
     device: str

@@ -28,7 +28,7 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 _SECONDS: Final = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30,
 )  # fmt: skip
-_OUTLIER_SCORES: Final = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2, 3)
+_OUTLIER_SCORES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2, 3)
 _BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 
 OTHER_MODELS: Final = "(other)"

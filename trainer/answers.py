@@ -17,10 +17,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from service.inference.head import NONE
+
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 
-_READ = ("digests", "targets", "roles", "groups", "sides", "classes", "probabilities")
+_READ = ("digests", "targets", "roles", "groups", "sides", "answers", "classes", "probabilities")
 KEPT = 16
 """Classes of an image whose probabilities are kept, the most probable."""
 
@@ -45,7 +47,9 @@ class Rows:
     targets: Ints
     groups: Ints
     probabilities: Floats | None = None
-    """[n, classes]; None for images that are not answered."""
+    """[n, classes]; None for images that were not asked."""
+    answers: Ints | None = None
+    """[n], classes or `NONE`, by the version's decision; None with `probabilities` alone."""
     sides: Floats | None = None
     """[n], from 0 to 1, of the groups' in every job; None where there is none."""
 
@@ -55,10 +59,10 @@ class Answer:
     """Keeps what is known of one image."""
 
     role: Role
-    answered: str
-    """The class; empty where it is not answered."""
+    answered: str | None
+    """The class, by the version's decision; empty for none, None where it was not asked."""
     probability: float
-    """Of the class."""
+    """Of the most probable class; 0 where it was not asked."""
     group: int
     """Images of one number belonged together."""
     label: str
@@ -71,13 +75,15 @@ def save(path: Path, classes: Sequence[str], rows: Sequence[Rows]) -> None:
     """Writes the rows.
 
     Tensors `digests` uint8 [n, 32], `targets` int32 [n], `roles` uint8 [n], `groups` int32 [n],
-    `sides` float64 [n], `classes` uint16 [n, p] and `probabilities` float16 [n, p] of the most
-    probable classes, 0 where an image is not answered; the names of the classes in the metadata.
+    `sides` float64 [n], `answers` int32 [n] (`NONE` too where an image was not asked), `classes`
+    uint16 [n, p] and `probabilities` float16 [n, p] of the most probable classes, 0 where an image
+    was not asked; the names of the classes in the metadata.
     """
     kept = min(KEPT, len(classes))
-    best, shares = [], []
+    best, shares, answers = [], [], []
     for each in rows:
         n = len(each.digests)
+        answers.append(np.full(n, NONE) if each.answers is None else each.answers)
         if each.probabilities is None:
             best.append(np.zeros((n, kept), np.uint16))
             shares.append(np.zeros((n, kept), np.float16))
@@ -95,6 +101,7 @@ def save(path: Path, classes: Sequence[str], rows: Sequence[Rows]) -> None:
         "sides": np.concatenate(
             [np.full(len(e.digests), np.nan) if e.sides is None else e.sides for e in rows]
         ),
+        "answers": np.concatenate(answers).astype(np.int32),
         "classes": np.concatenate(best),
         "probabilities": np.concatenate(shares),
     }
@@ -108,10 +115,11 @@ def load(path: Path) -> dict[str, Answer]:
             classes = json.loads((file.metadata() or {})["answers"])["classes"]
             tensors = [file.get_tensor(name) for name in _READ]
         known: dict[str, Answer] = {}
-        for digest, target, role, group, side, best, shares in zip(*tensors, strict=True):
+        for digest, target, role, group, side, answer, _, shares in zip(*tensors, strict=True):
+            named = "" if answer == NONE else str(classes[int(answer)])
             known[digest.tobytes().hex()] = Answer(
                 role=Role(int(role)),
-                answered=str(classes[int(best[0])]) if shares[0] > 0 else "",
+                answered=named if shares[0] > 0 else None,
                 probability=float(shares[0]),
                 group=int(group),
                 label=str(classes[int(target)]) if target >= 0 else "",

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
@@ -92,6 +92,15 @@ class BackboneFile:
             with self.path.open("rb") as file:
                 self.digest = hashlib.file_digest(file, "sha256").hexdigest()
         return self._runtime.load(self.path, self.digest)
+
+
+def name_blocks(path: Path, blocks: Sequence[int]) -> None:
+    """Writes into a backbone's file how many features each block has."""
+    import onnx
+
+    model = onnx.load_from_string(path.read_bytes())
+    onnx.helper.set_model_props(model, {BLOCKS: json.dumps(list(blocks))})
+    path.write_bytes(model.SerializeToString())
 
 
 def space_of(digest: str, runtime: OnnxRuntime) -> str:

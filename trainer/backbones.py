@@ -5,6 +5,7 @@ normalisation inside, its stages named. How one is built follows from its row in
 registry, what fills it from `trainer.weights`.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +78,12 @@ class Backbone(nn.Module):
         patches: a class token and registers, which come first, are left out.
         """
         found: dict[str, Tensor] = {}
+        caller = threading.get_ident()
 
         def keep(name: str, output: "Tensor") -> None:
+            # Another thread that runs the same modules has hooks of its own.
+            if threading.get_ident() != caller:
+                return
             if output.ndim == 4:
                 found[name] = output.mean(dim=(2, 3))
             else:
@@ -121,30 +126,6 @@ class Backbone(nn.Module):
             )
         names = self.stage_names[: self.stage_names.index(train_from)]
         return [module for name in names for module in self._stages[name]]
-
-
-class _SideBySide(nn.Module):
-    def __init__(self, trunks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.trunks = nn.ModuleList(trunks)
-
-    def forward(self, x: "Tensor") -> "Tensor":
-        return torch.cat([trunk(x) for trunk in self.trunks], dim=1)
-
-
-def side_by_side(*backbones: Backbone) -> Backbone:
-    """Joins backbones that normalise alike: the features of all, one after the other.
-
-    It computes, and is not trained: it has no stages.
-    """
-    first, dim = backbones[0], sum(b.feature_dim for b in backbones)
-    trunk = _SideBySide([b.trunk for b in backbones])
-    joined = Backbone(trunk, {}, dim, (0, 0, 0), (1, 1, 1), first.size)
-    for other in backbones:
-        assert torch.equal(other.mean, first.mean)
-        assert torch.equal(other.std, first.std)
-    joined.mean, joined.std = first.mean, first.std
-    return joined
 
 
 def load(backbone: str, weights: str, seed: int, weights_dir: Path) -> Backbone:
@@ -221,8 +202,9 @@ def _published(asked: Weights) -> nn.Module:
         try:
             return timm_networks.published(asked.row, state)
         except (RuntimeError, KeyError) as error:
+            why = " ".join(str(error).split())
             raise asked.misfit(
-                f"the tensors of {asked.name} do not fit {asked.row.name} ({error})"
+                f"the tensors of {asked.name} do not fit {asked.row.name} ({why})"
             ) from error
     network = _built(asked.row)
     own = network.state_dict()

@@ -26,6 +26,7 @@ from service.jobs.contract import (
 from trainer.data import Bools, Part
 from trainer.divided import Divided
 from trainer.features import Features
+from trainer.measuring import Decide
 from trainer.methods import feature_based
 from trainer.records import Send
 from trainer.reporting.comparisons import Measured
@@ -49,18 +50,20 @@ class Bench:
     """To be measured on."""
     frozen: Features
     """Of the pretrained backbone."""
-    first_head: Callable[[], Head]
+    linear_probe: Callable[[], Head]
+    decide: Decide
+    """As the version does, so that it is not the rules that are compared."""
     budget_s: float | None
     """For all of them."""
     send: Send
 
 
 def measure(bench: Bench, served: str) -> list[Measured]:
-    """Those that the job asked for; `served` is the method of what they are compared with."""
+    """Those that the job asked for; `served` is the one that the version itself is, or ""."""
     asked = [name for name in bench.spec.baselines if name != "nearest_class_mean"]
     found: list[Measured] = []
     for name in asked:
-        if (name, served) == ("linear_probe", "feature_based"):
+        if name == served:
             bench.send(Note("info", "the version is a linear probe itself: it is not compared"))
             continue
         trained = [other for other in asked if other in _TRAINED]
@@ -78,7 +81,7 @@ def measure(bench: Bench, served: str) -> list[Measured]:
             text = f"{name.replace('_', ' ')} could not be measured for comparison: {error}"
             bench.send(Note("warning", text))
             continue
-        found.append(Measured(name, answers, time.monotonic() - started))
+        found.append(Measured(name, bench.decide(answers), time.monotonic() - started))
     return found
 
 
@@ -102,12 +105,13 @@ def _trained(bench: Bench, name: Baseline, budget_s: float | None, send: Send) -
     part = data.train.take(bench.learned)
     head, *_ = model_based.train(
         spec,
-        ModelBased(),
+        # All layers, from images.
+        ModelBased(train_from_stage=backbone.stage_names[0]),
         part,
         part.none(),
         data.classes,
         backbone,
-        bench.first_head,
+        bench.linear_probe,
         deadline,
         send,
     )

@@ -18,6 +18,7 @@ from service import faults
 from service.jobs.contract import JobSpec, Method, Note
 from trainer import liveness
 from trainer.data import Part
+from trainer.recipes import Settings
 from trainer.records import Send
 
 FILE = "training.pt"
@@ -28,13 +29,14 @@ State = dict[str, Any]
 """Tensors, numbers, text, lists and dicts of them: what loads without running code."""
 
 
-def key(spec: JobSpec, method: Method, learned: Part, *others: str) -> str:
+def key(spec: JobSpec, method: Method, recipe: Settings, learned: Part, *others: str) -> str:
     """Returns the digest of what training's outcome depends on.
 
-    Those are the parts of a spec that say it, the images with their classes in their
-    order, and `others`. Time is none of it: another attempt may have less.
+    Those are the parts of a spec that say it, the recipe that was made of them, the images
+    with their classes in their order, and `others`. Time is none of it: another attempt may
+    have less.
     """
-    said = (method, spec.backbone, spec.weights, spec.seed)
+    said = (method, spec.backbone, spec.weights, spec.seed, spec.augmentation, recipe)
     images = (learned.digests, learned.targets.tolist())
     return hashlib.sha256(msgspec.json.encode((said, images, others))).hexdigest()
 
@@ -68,8 +70,18 @@ class Checkpoints:
         loaded: State = state
         return loaded
 
-    def save(self, state: State) -> None:
-        """Replaces the checkpoint; returns when it would survive a loss of power."""
+    def save(self, state: State, send: Send) -> None:
+        """Replaces the checkpoint; returns when it would survive a loss of power.
+
+        Where it cannot be written a note says so: training is worth more than its safety.
+        """
+        try:
+            self._save(state)
+        except (OSError, RuntimeError) as error:  # torch says a full disk as a RuntimeError
+            text = f"no checkpoint could be written ({error}): cut off, the job would start anew"
+            send(Note("warning", text))
+
+    def _save(self, state: State) -> None:
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,3 +99,18 @@ class Checkpoints:
         finally:
             os.close(folder)
         faults.reach("trainer.checkpointed")
+
+
+def draws(device: torch.device) -> State:
+    """Returns where torch's random draws are."""
+    state = {"rng": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda_rng"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def draw_on(state: State, device: torch.device) -> None:
+    """Goes on with torch's random draws where `draws` found them."""
+    torch.set_rng_state(state["rng"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda_rng"], device)

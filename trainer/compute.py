@@ -7,14 +7,14 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from service.errors import InvalidInput, Reason, WrongState
 
 _WORTH_IT = 1.2
 """How much faster a shorter format must be to be taken for it."""
 _PROBES = 2
-_PROBE_BATCH = 8
+PROBE_BATCH = 8
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -31,11 +31,9 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_precision(
-    wanted: str, device: torch.device, network: nn.Module, size: int
+    wanted: str, device: torch.device, network: nn.Module, batch: Tensor
 ) -> tuple[str, str]:
     """Returns the number format that is wanted, or the fastest for `auto`; and why it.
-
-    `size` is that of the images.
 
     A GPU computes bf16 (older ones fp16) fastest; a CPU with bf16 instructions is
     asked with a few steps, since depthwise convolutions can be slower in bf16 than
@@ -55,7 +53,7 @@ def choose_precision(
         return "fp16", "the GPU has no bf16"
     if not _cpu_has_bf16():
         return "fp32", "the CPU has no bf16 instructions"
-    fp32_s, bf16_s = (step_s(p, device, network, _PROBE_BATCH, size) for p in ("fp32", "bf16"))
+    fp32_s, bf16_s = (step_s(p, device, network, batch) for p in ("fp32", "bf16"))
     ratio = fp32_s / bf16_s
     chosen = "bf16" if ratio >= _WORTH_IT else "fp32"
     return chosen, f"bf16 ran {ratio:.1f}x as fast as fp32 in a probe"
@@ -73,24 +71,22 @@ def _cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def step_s(
-    precision: str, device: torch.device, network: nn.Module, batch_size: int, size: int
-) -> float:
-    """Measures the seconds of a step with its update: the fastest of a few, after a first one.
+def step_s(precision: str, device: torch.device, network: nn.Module, batch: Tensor) -> float:
+    """Measures the seconds of a step on a batch: the fastest of a few, after a first one.
 
     Modules stay in the mode that they are in: a frozen BatchNorm costs less.
     """
     # A copy, so that neither BatchNorm's statistics nor gradients are touched.
     probe = copy.deepcopy(network)
     moving = [p for p in probe.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(moving, lr=1e-9, momentum=0.9, fused=True)
-    images = torch.zeros(batch_size, size, size, 3, dtype=torch.uint8, device=device)
+    optimizer = torch.optim.AdamW(moving, lr=1e-9, fused=True)
+    batch = batch.to(device)
     context = autocast(precision, device)
     times = []
     for _ in range(1 + _PROBES):
         started = time.monotonic()
         with context():
-            loss = probe(images).float().logsumexp(dim=1).sum()
+            loss = probe(batch).float().logsumexp(dim=1).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -44,8 +44,10 @@ def download_from_hub(repository: str, path: Path) -> None:
     The hub tells the digest and the commit that has it. Raises as `download`, and InvalidInput
     (INVALID_FIELD) where they are too large for an ONNX file.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
+    # What runs this server is nobody's business.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     url = hf_hub_url(repository, HUB_FILE)
 
     def fetch() -> None:

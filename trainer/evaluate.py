@@ -1,5 +1,6 @@
 """How good a classifier is on images that it did not learn from; NumPy and SciPy alone.
 
+An image's answer is a class, or `NONE` where a decision gives none, which is never right.
 Every figure has a 95 % interval by groups of images that belong together, see
 `trainer.intervals`.
 """
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.domain import Figure, MeasuredOn
+from service.inference.head import NONE
 from trainer import intervals
 from trainer.reporting import calibration
 
@@ -36,6 +38,8 @@ class ClassMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """Images, of whatever class, that were classified as it."""
     hits: int
     """Images of the class that were classified as it."""
+    unanswered: int
+    """Images of the class that were answered with none."""
     precision: float | None
     precision_low: float | None
     precision_high: float | None
@@ -78,6 +82,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float
     accuracy_low: float
     accuracy_high: float
+    unanswered: int
+    """Images that were answered with none; none of them counts as right."""
     balanced_accuracy: float
     """Mean recall over the classes that have images."""
     balanced_accuracy_low: float
@@ -100,7 +106,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     """Expected calibration error over bins of as many images, see `calibration.expected_error`."""
     classes: list[ClassMetrics]
     confusion: list[list[int]]
-    """Rows are true classes, columns answered ones."""
+    """Rows are true classes, columns answered ones; what is answered with none is in no column."""
     coverage: list[CoverageRow]
     """By rising threshold, from 0 on; those that change nothing are left out."""
 
@@ -111,13 +117,15 @@ def measure(
     classes: tuple[str, ...],
     groups: Ints | None = None,
     *,
+    answers: Ints | None = None,
     is_crossed: bool = False,
 ) -> Metrics:
     """From probabilities [n, classes], true classes [n] and groups [n], n > 0.
 
-    `groups` None means that each image stands alone; `is_crossed` that the answers are of a
-    cross-validation, see `_z_of`. Raises ValueError for no image, or for
-    rows of NaN: what has no answer is not measured on.
+    `groups` None means that each image stands alone; `answers` None that each is answered
+    with its most probable class; `is_crossed` that they are of a cross-validation, see
+    `z_of`. Raises ValueError for no image, or for rows of NaN: what was not asked is not
+    measured on.
     """
     n, k = probabilities.shape
     if n == 0:
@@ -125,14 +133,16 @@ def measure(
     if np.isnan(probabilities[:, 0]).any():
         raise ValueError("an image without an answer cannot be measured on")
     where = np.arange(n) if groups is None else intervals.numbered(groups)
-    predicted = probabilities.argmax(axis=1)
+    predicted = probabilities.argmax(axis=1) if answers is None else answers
     right = predicted == targets
-    confidence = probabilities.max(axis=1)
-    confusion = np.bincount(targets * k + predicted, minlength=k * k).reshape(k, k)
-    z = _z_of(targets, where) if is_crossed else intervals.Z_95
+    # Answers with none are a class of their own, the last, that no image is of.
+    predicted = np.where(predicted == NONE, k, predicted)
+    confusion = np.bincount(targets * (k + 1) + predicted, minlength=k * (k + 1))
+    confusion = confusion.reshape(k, k + 1)
+    z = z_of(targets, where) if is_crossed else intervals.Z_95
     accuracy, low, high = intervals.of_share(right, where, z)
     loss, loss_low, loss_high = _loss(probabilities, targets, where)
-    balanced = _balanced(right, targets, where, k, z)
+    balanced = balanced_accuracy(right, targets, where, k, z)
     f1 = _macro_f1(predicted, targets, where, k, z)
     per_class, auroc = _classes(probabilities, predicted, targets, where, classes)
     return Metrics(
@@ -145,6 +155,7 @@ def measure(
         accuracy=accuracy,
         accuracy_low=low,
         accuracy_high=high,
+        unanswered=int(confusion[:, k].sum()),
         balanced_accuracy=balanced[0],
         balanced_accuracy_low=balanced[1],
         balanced_accuracy_high=balanced[2],
@@ -159,8 +170,8 @@ def measure(
         loss_high=loss_high,
         calibration_error=calibration.expected_error(probabilities, targets),
         classes=per_class,
-        confusion=confusion.tolist(),
-        coverage=_coverage(confidence, right, where, z),
+        confusion=confusion[:, :k].tolist(),
+        coverage=_coverage(probabilities, predicted, right, where, z),
     )
 
 
@@ -170,14 +181,17 @@ def figure(
     targets: Ints,
     groups: Ints | None = None,
     rounds: int = 0,
+    answers: Ints | None = None,
 ) -> Figure:
     """Returns a version's figure by its probabilities [n, classes] on n > 0 images in groups [n].
 
-    `rounds` are those of a cross-validation, 0 where the images were answered once.
+    `rounds` are those of a cross-validation, 0 where the images were answered once; `answers`
+    None means that each is answered with its most probable class.
     """
-    right = probabilities.argmax(axis=1) == targets
+    predicted = probabilities.argmax(axis=1) if answers is None else answers
+    right = predicted == targets
     where = np.arange(len(targets)) if groups is None else groups
-    z = _z_of(targets, where) if rounds else intervals.Z_95
+    z = z_of(targets, where) if rounds else intervals.Z_95
     accuracy, low, high = intervals.of_share(right, where, z)
     return Figure(
         measured_on=measured_on,
@@ -191,7 +205,7 @@ def figure(
     )
 
 
-def _z_of(targets: Ints, groups: Ints) -> float:
+def z_of(targets: Ints, groups: Ints) -> float:
     """Standard errors to each side of a 95 % interval of answers by cross-validation.
 
     Those are of other heads than the one that serves: of as many other draws of the images as
@@ -226,14 +240,16 @@ class Mistake:
     probability: float
 
 
-def worst_mistakes(probabilities: Floats, targets: Ints, at_most: int) -> list[Mistake]:
-    """The wrong answers, most confident first."""
-    predicted = probabilities.argmax(axis=1)
-    confidence = probabilities.max(axis=1)
-    wrong = np.flatnonzero(predicted != targets)
-    order = wrong[np.argsort(-confidence[wrong], kind="stable")][:at_most]
+def worst_mistakes(
+    probabilities: Floats, targets: Ints, answers: Ints, at_most: int
+) -> list[Mistake]:
+    """The wrong answers, most confident first; an answer with none is not among them."""
+    wrong = np.flatnonzero((answers != targets) & (answers != NONE))
+    confidence = probabilities[wrong, answers[wrong]]
+    order = np.argsort(-confidence, kind="stable")[:at_most]
     return [
-        Mistake(int(i), int(targets[i]), int(predicted[i]), float(confidence[i])) for i in order
+        Mistake(int(i), int(targets[i]), int(answers[i]), float(probabilities[i, answers[i]]))
+        for i in wrong[order]
     ]
 
 
@@ -255,9 +271,10 @@ def _loss(
     return mean, mean / times, mean * times
 
 
-def _balanced(
+def balanced_accuracy(
     right: Bools, targets: Ints, groups: Ints, k: int, z: float
 ) -> tuple[float, float, float]:
+    """Returns the mean recall of the `k` classes that have images, and its interval's ends."""
     support = np.bincount(targets, minlength=k)
     recalls = np.bincount(targets, weights=right, minlength=k) / np.maximum(support, 1)
     weights = _class_weights(support, targets)
@@ -271,10 +288,11 @@ def _macro_f1(
     predicted: Ints, targets: Ints, groups: Ints, k: int, z: float
 ) -> tuple[float, float, float]:
     n, hit = len(targets), predicted == targets
-    support = np.bincount(targets, minlength=k)
-    sizes = support + np.bincount(predicted, minlength=k)
-    f1 = 2 * np.bincount(targets[hit], minlength=k) / np.maximum(sizes, 1)
-    seen = int((sizes > 0).sum())
+    support = np.bincount(targets, minlength=k + 1)
+    # No image is of the last, which stands for none: its F1 is 0, and does not count.
+    sizes = support + np.bincount(predicted, minlength=k + 1)
+    f1 = 2 * np.bincount(targets[hit], minlength=k + 1) / np.maximum(sizes, 1)
+    seen = int((sizes[:k] > 0).sum())
     value = float(f1.sum() / seen)
     # Of each class twice the hits over its images and its answers, both of which an image is in.
     influence = (hit - f1[targets]) / sizes[targets] + (hit - f1[predicted]) / sizes[predicted]
@@ -295,7 +313,7 @@ def _classes(
     """Each class's figures, and the mean area under the curves with its interval."""
     n, k = probabilities.shape
     hit = predicted == targets
-    of_class, as_class = _places(targets, k), _places(predicted, k)
+    of_class, as_class = _places(targets, k), _places(predicted, k + 1)
     found, areas, influence, least = [], [], np.zeros(n), []
     for i, label in enumerate(labels):
         of, as_ = of_class[i], as_class[i]
@@ -315,6 +333,7 @@ def _classes(
         found.append(
             ClassMetrics(
                 label=label, support=len(of), answered=len(as_), hits=int(hit[of].sum()),
+                unanswered=int((predicted[of] == k).sum()),
                 precision=precision[0], precision_low=precision[1], precision_high=precision[2],
                 recall=recall[0], recall_low=recall[1], recall_high=recall[2],
                 f1=f1[0], f1_low=f1[1], f1_high=f1[2],
@@ -375,7 +394,14 @@ def _area_interval(
     return intervals.wilson(area, max(1.0, count))
 
 
-def _coverage(confidence: Floats, right: Bools, groups: Ints, z: float) -> list[CoverageRow]:
+def _coverage(
+    probabilities: Floats, predicted: Ints, right: Bools, groups: Ints, z: float
+) -> list[CoverageRow]:
+    n, k = probabilities.shape
+    # What is answered with none is never acted on.
+    confidence = np.full(n, -1, probabilities.dtype)
+    has_class = predicted < k
+    confidence[has_class] = probabilities[has_class, predicted[has_class]]
     rows: list[CoverageRow] = []
     for threshold in THRESHOLDS:
         answered = confidence >= threshold

@@ -1,19 +1,16 @@
 """Writes a torch backbone as the ONNX file that serves, and computes what torch makes of images."""
 
-import json
 import warnings
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from torch import nn
 
 from service import faults
-from service.domain import BLOCKS
 from service.inference.head import Floats
 from service.inference.preprocess import Pixels
-from trainer.backbone_file import OPSET
+from trainer.backbone_file import OPSET, name_blocks
 from trainer.backbones import Backbone
 
 _BATCH = 8
@@ -32,13 +29,10 @@ def to_onnx(backbone: Backbone, path: Path) -> None:
     """Writes `images` uint8 [n, size, size, 3] -> `features` float32 [n, d], opset 17.
 
     Features are the last layer's, then those of the taps; how many of each stand in the
-    metadata under `BLOCKS`, a JSON list. The same weights always give the same bytes, so
+    metadata under `domain.BLOCKS`, a JSON list. The same weights always give the same bytes, so
     that jobs share a backbone.
     """
-    backbone = backbone.to("cpu", torch.float32).eval()
-    example = torch.zeros(2, backbone.size, backbone.size, 3, dtype=torch.uint8)
-    with torch.inference_mode():
-        blocks = [part.shape[1] for part in backbone.all_features(example)]
+    blocks, example = blocks_of(backbone), _example(backbone)
     with warnings.catch_warnings(), torch.no_grad():
         # The newer exporter takes ten times as long for the same graph.
         warnings.simplefilter("ignore")
@@ -52,10 +46,19 @@ def to_onnx(backbone: Backbone, path: Path) -> None:
             output_names=["features"],
             dynamic_axes={"images": {0: "n"}, "features": {0: "n"}},
         )
-    model = onnx.load_from_string(path.read_bytes())
-    onnx.helper.set_model_props(model, {BLOCKS: json.dumps(blocks)})
-    path.write_bytes(model.SerializeToString())
+    name_blocks(path, blocks)
     faults.reach("trainer.exported")
+
+
+def blocks_of(backbone: Backbone) -> list[int]:
+    """Returns how many features each block has; leaves the backbone on the CPU, as it serves."""
+    backbone = backbone.to("cpu", torch.float32).eval()
+    with torch.inference_mode():
+        return [part.shape[1] for part in backbone.all_features(_example(backbone))]
+
+
+def _example(backbone: Backbone) -> torch.Tensor:
+    return torch.zeros(2, backbone.size, backbone.size, 3, dtype=torch.uint8)
 
 
 def torch_features(backbone: Backbone, pixels: Pixels) -> Floats:

@@ -21,7 +21,7 @@ from service.inference.head import Floats
 from service.inference.preprocess import Pixels
 from service.inference.runtime import Session
 from service.jobs.contract import Progressed
-from trainer.crops import random_view
+from trainer.crops import Views, random_view
 from trainer.data import Files, open_again
 from trainer.feature_cache import FeatureCache
 from trainer.pace import Pace
@@ -34,6 +34,8 @@ BATCH = 8
 _AHEAD = 64
 """Decoded images that a worker may hold while the backbone is being loaded."""
 _PROGRESS_S = 0.1
+_BLOCKS = "blocks"
+"""The key of a row that says how many features each block has; no image's."""
 
 
 class Source(Protocol):
@@ -73,6 +75,7 @@ class Features:
         self._workers = threads or len(os.sched_getaffinity(0))
         self._send = send
         self._rows: dict[str, Floats] = {}
+        self._blocks: tuple[int, ...] = ()
         self._session: Future[Session] | None = None
         self._lock = threading.Lock()
         self._progress = _Progress(0, "", send)
@@ -98,7 +101,16 @@ class Features:
     @property
     def blocks(self) -> tuple[int, ...]:
         """How many features each block has, the last layer's first."""
-        return self._source.blocks
+        if not self._blocks:
+            # Kept beside the features: to read them out of the file takes a third of a second.
+            if not self._missing([_BLOCKS]):
+                self._blocks = tuple(self._rows[_BLOCKS].astype(int).tolist())
+            else:
+                self._blocks = self._source.blocks
+                if self._cache is not None:
+                    row = {_BLOCKS: np.array(self._blocks, np.float32)}
+                    self._cache.put(self._source.space, row)
+        return self._blocks
 
     def of(self, files: Files, detail: str = "images") -> Floats:
         """The last layer's features float32 [n, d], which images are compared by; as `all_of`."""
@@ -126,16 +138,16 @@ class Features:
         self._compute([d for d in paths if keys[d] in missing], prepare, detail)
         return self._stacked([keys[digest] for digest in files.digests])
 
-    def of_views(self, files: Files, count: int, seed: int) -> Floats:
-        """All features float32 [count, n, d] of random crops, every second one mirrored.
+    def of_views(self, files: Files, count: int, seed: int, drawn: Views) -> Floats:
+        """All features float32 [count, n, d] of random views.
 
-        Which crop an image gets follows from its content, the seed and the view's
+        Which view an image gets follows from its content, the seed and the view's
         number alone. Errors as `of`.
         """
         paths = dict(zip(files.digests, files.paths, strict=True))
         decoding = files.decoding
         keys = {
-            digest: [f"{_key(digest, decoding)} {seed} {i}" for i in range(count)]
+            digest: [f"{_key(digest, decoding)} {seed} {i} {drawn.key}" for i in range(count)]
             for digest in paths
         }
         missing = self._missing([key for views in keys.values() for key in views])
@@ -147,7 +159,7 @@ class Features:
                 for i, key in enumerate(keys[digest]):
                     if key in missing:
                         rng = np.random.default_rng([seed % 2**64, i, int(digest[:16], 16)])
-                        made.append((key, random_view(image, decoding.size, rng)))
+                        made.append((key, random_view(image, decoding, drawn, rng)))
             return made
 
         lacking = [digest for digest, views in keys.items() if not missing.isdisjoint(views)]

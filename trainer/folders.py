@@ -4,6 +4,7 @@ What they do is `__main__`'s; here is what they understand and how they tell it.
 """
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 
 from service import backbones as registry
 from service.backbones import BACKBONES, TIMM
-from service.domain import WHITE, check_colour
+from service.domain import WHITE, Decision, check_colour
 from service.errors import InvalidInput
 from service.jobs.contract import (
     BACKBONE_FILE,
@@ -91,6 +92,13 @@ def _add_train(commands: Any) -> None:
         help="what transparent parts of images are laid on",
     )
     train.add_argument(
+        "--framing",
+        choices=("auto", "crop", "whole", "compare"),
+        default="auto",
+        help="what is seen of an image: its middle, all of it squeezed, or the better of the two; "
+        "auto compares where images are long",
+    )
+    train.add_argument(
         "--validation-fraction",
         type=float,
         default=0.2,
@@ -109,6 +117,23 @@ def _add_train(commands: Any) -> None:
         default="",
         metavar="PATTERN",
         help="so do those whose file names agree in {group}, as in {group}_*",
+    )
+    decision = train.add_mutually_exclusive_group()
+    decision.add_argument(
+        "--decision",
+        choices=("argmax", "balanced"),
+        default="argmax",
+        help="what is answered: the most probable class, or by the classes' shares, so that every "
+        "class counts the same",
+    )
+    decision.add_argument(
+        "--threshold",
+        action="append",
+        default=[],
+        type=_threshold,
+        metavar="[CLASS=]P",
+        help="the most probable class of those that reach theirs, or none: the least probability "
+        "of a class, or of all others; more than once for several",
     )
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -155,6 +180,17 @@ def _colour(text: str) -> str:
         raise argparse.ArgumentTypeError(error.message) from error
 
 
+def _threshold(text: str) -> tuple[str, float]:
+    label, _, least = text.rpartition("=")
+    try:
+        share = float(least)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no probability, nor CLASS=0.8, say")
+    return label, share
+
+
 def _backbone(text: str) -> str:
     if text == "auto":
         return text
@@ -173,7 +209,8 @@ def _add_rank_folder(commands: Any) -> None:
         "rank-folder",
         help="say which backbone to start from, without the service",
         description="Scores backbones on the training images of a folder as `train` takes it, "
-        "by LogME; trains none. Takes those whose weights are here where none is named.",
+        "by a quick head's loss and LogME; trains none. Takes those whose weights are here where "
+        "none is named.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     rank.add_argument("folder", type=Path)
@@ -255,9 +292,11 @@ def _spec(parsed: argparse.Namespace) -> JobSpec:
         backbone=parsed.backbone,
         weights=parsed.weights,
         background=parsed.background,
+        framing=parsed.framing,
         weights_dir=str(parsed.weights_dir),
         validation_fraction=parsed.validation_fraction,
         grouping=_grouping(parsed),
+        decision=_decision(parsed),
         seed=parsed.seed,
         time_budget_s=parsed.time_budget,
         asked_budget_s=parsed.time_budget,
@@ -273,6 +312,14 @@ def _grouping(parsed: argparse.Namespace) -> Grouping | None:
     if not parsed.group_by_folder and not parsed.group_pattern:
         return None
     return Grouping(folder_level=parsed.group_by_folder, name_pattern=parsed.group_pattern)
+
+
+def _decision(parsed: argparse.Namespace) -> Decision:
+    if not parsed.threshold:
+        return Decision(rule=parsed.decision)
+    named = dict(parsed.threshold)
+    others = named.pop("", 0.0)
+    return Decision(rule="thresholds", thresholds=named, default_threshold=others)
 
 
 def _compose(out: Path) -> None:
@@ -348,11 +395,9 @@ def rank(parsed: argparse.Namespace, run: Callable[[RankSpec, Send], int]) -> in
 
 
 def _table(ranked: BackbonesRanked) -> str:
-    lines = [
-        ["backbone", "weights", "LogME", "H-score", "LEEP", "ms an image", "features", "licence"]
-    ]
+    lines = [["backbone", "weights", "log loss", "LogME", "ms an image", "features", "licence"]]
     for row in ranked.ranking:
-        figures = (row.log_me, row.h_score, row.leep)
+        figures = (row.log_loss, row.log_me)
         lines.append(
             [
                 row.backbone,

@@ -1,8 +1,8 @@
-"""A trunk whose frozen BatchNorms are part of the convolutions before them.
+"""A network whose BatchNorms are part of the convolutions before them.
 
-A BatchNorm in evaluation mode scales and shifts each channel by constants; the
-convolution can do both. What is left out are two passes over every activation,
-there and back: a tenth of a training step. Parameters are the trunk's own, so
+A BatchNorm in evaluation mode scales and shifts each channel, whatever lies in the batch;
+the convolution can do both. What is left out are two passes over every activation,
+there and back: a tenth of a training step. Parameters are the network's own, so
 training the folded one trains it. Knows nothing of what is trained, or why.
 """
 
@@ -12,31 +12,29 @@ from torch.nn import functional
 
 
 class _Folded(nn.Module):
-    """A convolution with a frozen BatchNorm after it, in one."""
+    """A convolution with a BatchNorm after it whose statistics stay, in one."""
 
-    scale: Tensor
-    shift: Tensor
+    mean: Tensor
+    inverse: Tensor
 
     def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         super().__init__()
         self.convolution = convolution
+        self.scale, self.shift = norm.weight, norm.bias
         self.after = getattr(norm, "act", nn.Identity())
         mean, variance = norm.running_mean, norm.running_var
         assert mean is not None
         assert variance is not None
-        with torch.no_grad():
-            scale = norm.weight / torch.sqrt(variance + norm.eps)
-            bias = 0 if convolution.bias is None else convolution.bias
-            self.register_buffer("scale", scale.view(-1, 1, 1, 1))
-            self.register_buffer("shift", norm.bias + (bias - mean) * scale)
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("inverse", torch.rsqrt(variance + norm.eps))
 
     def forward(self, x: Tensor) -> Tensor:
         own = self.convolution
-        weight = own.weight * self.scale
+        scale = self.scale * self.inverse
+        weight = own.weight * scale.view(-1, 1, 1, 1)
+        shift = self.shift - self.mean * scale
         y: Tensor = self.after(
-            functional.conv2d(
-                x, weight, self.shift, own.stride, own.padding, own.dilation, own.groups
-            )
+            functional.conv2d(x, weight, shift, own.stride, own.padding, own.dilation, own.groups)
         )
         return y
 
@@ -47,14 +45,14 @@ class _Tracer(fx.Tracer):
         return isinstance(m, leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
-def folded(trunk: nn.Module) -> nn.Module | None:
-    """Returns the trunk in another shape, for training alone; None where it cannot be read.
+def folded(network: nn.Module) -> nn.Module | None:
+    """Returns the network in another shape, for training alone; None where it cannot be read.
 
-    Every BatchNorm must be frozen, and in evaluation mode. Folds those right
-    behind a convolution without a bias that nothing else looks at.
+    Every BatchNorm must be in evaluation mode. Folds those right behind a convolution
+    without a bias that nothing else looks at.
     """
     try:
-        graph = fx.GraphModule(trunk, _Tracer().trace(trunk))
+        graph = fx.GraphModule(network, _Tracer().trace(network))
     except Exception:
         # Any code may stand in a network, and unfolded it trains too.
         return None

@@ -1,36 +1,58 @@
 """Images for the training loop: augmented ones to learn from, served ones to judge by.
 
-Each image is decoded once, scaled down to what a crop needs and kept: in
-memory as far as a bound goes, beyond that in a file without a name, which ends
-with the process. Which crop an image gets depends on the seed, the epoch and
-its place alone, not on threads. The next batches are made while one is learned.
+Each image is decoded once, scaled down to what a crop needs and kept. Which crop an
+image gets depends on the seed, the epoch and its place alone, not on threads. The next
+batches are made while one is learned.
 """
 
 import os
-import tempfile
-import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
 from service.inference.preprocess import Pixels
-from trainer import memory
-from trainer.crops import random_view
+from trainer.crops import Views, random_view
 from trainer.data import Files, Ints, open_again
+from trainer.kept import Kept, memory_share
 
-CACHE_BYTES = 2 * 2**30
-"""The most that one cache keeps in memory."""
-_PART = 0.25
-"""Of the memory that the process may use, for all caches together."""
-KEPT_SIDE = 288
-"""Of the shorter side of a kept image, pixels: most crops are scaled down still."""
+KEPT_PART = 9 / 7
+"""Of the shorter side of a kept image over the side of a view: most crops are scaled down still."""
 _AHEAD = 2
 _EVALUATION_BATCH = 32
+
+
+class Inputs(Protocol):
+    """What a network learns from, as batches: `Images`, or `maps.Maps`."""
+
+    def prepare(self, on_done: Callable[[float], None]) -> None:
+        """Does what comes before the first batch, if it was not done yet."""
+
+    def batches(
+        self, epoch: int, size: int, steps: int | None = None
+    ) -> Iterator[tuple[torch.Tensor, Ints]]:
+        """Makes the batches of an epoch, with the places of their images."""
+
+    def steps(self, size: int) -> int:
+        """Counts the batches of one pass."""
+
+    def blank(self, size: int) -> torch.Tensor:
+        """Returns a batch of nothing, to measure a step by."""
+
+
+class Judged(Protocol):
+    """What a network is measured on, as served: `AsServed`, or `maps.Maps`."""
+
+    def prepare(self, on_done: Callable[[float], None]) -> None:
+        """As `Inputs.prepare`."""
+
+    def outputs(self, network: torch.nn.Module, device: torch.device) -> torch.Tensor:
+        """Computes what a network makes of all of them; lies on the CPU."""
 
 
 class Cache:
@@ -38,66 +60,49 @@ class Cache:
 
     def __init__(self, files: Files, memory_bytes: int, folder: Path | None = None) -> None:
         self._files = files
-        self._free = memory_bytes
-        self._kept: dict[int, Pixels] = {}
-        self._written: dict[int, tuple[int, tuple[int, ...]]] = {}
-        # Deleted already: not even a killed process leaves it behind.
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - `close` closes it
-        self._end = 0
-        self._lock = threading.Lock()
+        self._kept = Kept(memory_bytes, folder)
 
     def image(self, place: int) -> Pixels:
-        """One image, its shorter side at most `KEPT_SIDE`; errors as `open_again`."""
+        """Returns an image no larger than crops need; errors as `open_again`."""
         if (known := self._kept.get(place)) is not None:
             return known
-        if (at := self._written.get(place)) is not None:
-            offset, shape = at
-            data = os.pread(self._file.fileno(), int(np.prod(shape)), offset)
-            return np.frombuffer(data, dtype=np.uint8).reshape(shape)
         files = self._files
-        pixels = _compact(open_again(files.paths[place], files.digests[place], files.decoding))
-        with self._lock:
-            has_room = self._free >= pixels.nbytes
-            offset = self._end
-            if has_room:
-                self._free -= pixels.nbytes
-            else:
-                self._end += pixels.nbytes
-        if has_room:
-            self._kept[place] = pixels
-        elif self._wrote(pixels, offset):
-            self._written[place] = offset, pixels.shape
+        image = open_again(files.paths[place], files.digests[place], files.decoding)
+        pixels = np.asarray(compact(image, round(KEPT_PART * files.decoding.size)), dtype=np.uint8)
+        self._kept.put(place, pixels)
         return pixels
 
     def close(self) -> None:
         """Gives the space back."""
-        self._kept.clear()
-        self._file.close()
-
-    def _wrote(self, pixels: Pixels, offset: int) -> bool:
-        try:
-            return os.pwrite(self._file.fileno(), pixels.data, offset) == pixels.nbytes
-        except OSError:
-            # A full disk: the image is decoded each time, which is slow and right.
-            return False
+        self._kept.close()
 
 
 class Images:
-    """Images to learn from, as batches: RandomResizedCrop and a horizontal flip.
+    """Images to learn from, as batches of random views.
 
     `caches` is how many share the memory, this one among them.
     """
 
     def __init__(
-        self, files: Files, seed: int, threads: int, folder: Path | None = None, caches: int = 1
+        self,
+        files: Files,
+        drawn: Views,
+        seed: int,
+        threads: int,
+        folder: Path | None = None,
+        caches: int = 1,
     ) -> None:
         self._count = len(files)
-        self._size = files.decoding.size
+        self._decoding = files.decoding
+        self._drawn = drawn
         self._seed = seed % 2**64
-        self._cache = Cache(files, _share_bytes(caches), folder)
+        self._cache = Cache(files, memory_share(caches), folder)
         self._pool = ThreadPoolExecutor(
             threads or len(os.sched_getaffinity(0)), thread_name_prefix="augment"
         )
+
+    def prepare(self, on_done: Callable[[float], None]) -> None:
+        """Does nothing: images are decoded when their turn comes."""
 
     def batches(
         self, epoch: int, size: int, steps: int | None = None
@@ -110,7 +115,7 @@ class Images:
         """
         order = self._order(epoch, self._count if steps is None else steps * size)
         waiting: deque[tuple[list[Future[Pixels]], Ints]] = deque()
-        for start in _starts(len(order), size):
+        for start in starts(len(order), size):
             places = order[start : start + size]
             futures = [
                 self._pool.submit(self._augmented, int(place), epoch, (start + i) // self._count)
@@ -124,7 +129,12 @@ class Images:
 
     def steps(self, size: int) -> int:
         """How many batches one pass has."""
-        return len(_starts(self._count, size))
+        return len(starts(self._count, size))
+
+    def blank(self, size: int) -> torch.Tensor:
+        """Returns a batch of nothing, to measure a step by."""
+        side = self._decoding.size
+        return torch.zeros(size, side, side, 3, dtype=torch.uint8)
 
     def close(self) -> None:
         """Ends the threads."""
@@ -139,7 +149,7 @@ class Images:
     def _augmented(self, place: int, epoch: int, turn: int) -> Pixels:
         image = Image.fromarray(self._cache.image(place))
         rng = np.random.default_rng([self._seed, epoch, place, turn])
-        return random_view(image, self._size, rng)
+        return random_view(image, self._decoding, self._drawn, rng)
 
 
 class AsServed:
@@ -147,8 +157,13 @@ class AsServed:
 
     def __init__(self, files: Files, threads: int, caches: int = 1) -> None:
         self._files, self._threads = files, threads
-        is_small = len(files) * files.decoding.size**2 * 3 <= _share_bytes(caches)
-        self._pixels = files.decode(threads=threads) if is_small else None
+        self._is_small = len(files) * files.decoding.size**2 * 3 <= memory_share(caches)
+        self._pixels: Pixels | None = None
+
+    def prepare(self, on_done: Callable[[float], None] = lambda _: None) -> None:  # noqa: ARG002
+        """Decodes them, where they are few enough to be kept."""
+        if self._is_small and self._pixels is None:
+            self._pixels = self._files.decode(threads=self._threads)
 
     def batches(self, size: int) -> Iterator[Pixels]:
         """uint8 [n, size, size, 3], in order."""
@@ -158,6 +173,10 @@ class AsServed:
                 yield self._pixels[start:end]
             else:
                 yield self._files.decode(range(start, end), self._threads)
+
+    def close(self) -> None:
+        """Gives the space back."""
+        self._pixels = None
 
     def outputs(self, network: torch.nn.Module, device: torch.device) -> torch.Tensor:
         """Computes what a network makes of them in 32 bits, as served; lies on the CPU."""
@@ -170,19 +189,17 @@ class AsServed:
         return torch.cat(parts)
 
 
-def _share_bytes(caches: int) -> int:
-    return min(CACHE_BYTES, int(memory.usable_bytes() * _PART) // caches)
+def compact(image: Image.Image, side: int) -> Image.Image:
+    """Scales an image down to a shorter side of `side` pixels, where it is larger."""
+    scale = side / min(image.size)
+    if scale >= 1:
+        return image
+    size = (round(image.width * scale), round(image.height * scale))
+    return image.resize(size, Image.Resampling.BILINEAR)
 
 
-def _compact(image: Image.Image) -> Pixels:
-    scale = KEPT_SIDE / min(image.size)
-    if scale < 1:
-        size = (round(image.width * scale), round(image.height * scale))
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(image, dtype=np.uint8)
-
-
-def _starts(count: int, size: int) -> list[int]:
+def starts(count: int, size: int) -> list[int]:
+    """Returns where batches begin: a last one of one image is left out, unless it is alone."""
     return [start for start in range(0, count, size) if count - start > 1 or count == 1]
 
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
+from scipy.special import softmax
 
 from service.backbones import find, is_registered
 from service.errors import GraftError, Reason
+from service.inference.head import Floats, Head
 from service.inference.providers import ProviderUnavailable, choose_provider
 from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import (
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 FROZEN_FILE = "frozen.onnx"
 """The pretrained backbone beside one that the job trains; nobody else's."""
-_FIRST_HEAD = (0.2, 0.6)
+_FIRST_HEAD = (0.2, 0.4)
 """Begin and end of the first head within the stage "preparing", as fractions of it."""
 _TRAINING_PART = 0.85
 """Of the time that the request allows; export, check and report need the rest."""
@@ -205,6 +207,20 @@ class Job:
         weights_dir = Path(self.spec.weights_dir)
         return backbones.load(self.spec.backbone, self.spec.weights, self.spec.seed, weights_dir)
 
+    def sureness(self, features: Floats) -> float | None:
+        """Measures how well the pretrained classifier knows images by last-layer features [n, d].
+
+        Returns the mean of its highest probability; None without one. Imports torch.
+        """
+        from trainer import backbones
+
+        spec = self.spec
+        known = backbones.classifier(spec.backbone, spec.weights, Path(spec.weights_dir))
+        if known is None:
+            return None
+        answers = softmax(features @ known.weight.T + known.bias, axis=1)
+        return float(answers.max(axis=1).mean())
+
     def features_of_file(self, file: Path, digest: str = "") -> Features:
         """Of another backbone's file; kept between jobs where its digest is known."""
         cache = self.cache if digest else None
@@ -228,8 +244,22 @@ class Job:
         rows = [self.frozen.of(part, detail) for part, detail in parts if len(part)]
         return divided.divide(data, np.concatenate(rows), previous, self.choosers)
 
+    def linear_probe(self, part: Part, folds: Ints, classes: tuple[str, ...]) -> Head:
+        """Fits a head to the frozen backbone's last layer, which training may begin with."""
+        from trainer.methods import feature_based
+
+        def told(done: float) -> None:
+            self._send_first_head(
+                Progressed("training", done, "the head that training begins with")
+            )
+
+        spec = self.spec
+        return feature_based.linear_probe(
+            self.frozen.of(part), part.targets, folds, classes, spec.seed, spec.threads, told
+        )
+
     def first_head(self, part: Part, folds: Ints, classes: tuple[str, ...]) -> "FittedHead":
-        """A head on the frozen backbone, which training may begin with."""
+        """Fits a head to the frozen backbone: source-only, where a domain is adapted to."""
         from trainer.methods import feature_based
 
         return feature_based.fit_head(

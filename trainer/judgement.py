@@ -14,7 +14,7 @@ from service.domain import GateCheck, Parity
 from service.errors import GraftError
 from service.inference import head as heads
 from service.inference import preprocess
-from service.inference.head import Head
+from service.inference.head import NONE, Head
 from service.inference.preprocess import Pixels
 from service.inference.providers import choose_provider
 from service.inference.runtime import OnnxRuntime
@@ -82,30 +82,32 @@ def _paired(job: Job, found: Transferred, incumbent: Incumbent, sets: Sequence[M
             continue
         classes = np.array(found.served.head.classes, dtype=object)
         true = classes[each.part.targets]
-        ours = each.probabilities.argmax(axis=1) == each.part.targets
+        ours = each.answers == each.part.targets
         is_known = np.isin(true, head.classes)
         new.append(ours[~is_known])
         named, shares = np.full(len(true), "", dtype=object), np.zeros(len(true))
-        unseen = np.zeros(len(true), np.bool_)
+        is_asked, unseen = np.zeros((2, len(true)), np.bool_)
         for i, digest in enumerate(each.part.digests):
             if (answer := known.get(digest)) is None:
                 theirs_too = adapted if each.measured_on == "target" else learned
                 unseen[i] = is_known[i] and each.groups[i] not in theirs_too
             elif answer.label in ("", true[i]):
+                is_asked[i] = answer.answered is not None
                 named[i], shares[i] = answer.answered, answer.probability
             else:
                 # It was taught another class, or measured by one.
                 relabelled += 1
         if unseen.any():
             named[unseen], shares[unseen] = _answered(job, incumbent, head, each.part.take(unseen))
-        is_paired = is_known & (named != "")
+            is_asked |= unseen
+        is_paired = is_known & is_asked
         left_out += int((is_known & ~is_paired).sum())
         right.append(ours[is_paired])
         theirs.append((named == true)[is_paired])
         groups.append(each.groups[is_paired])
-        own = classes[each.probabilities.argmax(axis=1)], each.probabilities.max(axis=1)
-        is_identical &= bool((own[0] == named)[is_paired].all())
-        is_identical &= bool((np.abs(own[1] - shares) <= _IDENTICAL)[is_paired].all())
+        own = _named(classes, each.answers) == named
+        own &= np.abs(each.probabilities.max(axis=1) - shares) <= _IDENTICAL
+        is_identical &= bool(own[is_paired].all())
     if relabelled:
         text = (
             f"{relabelled} images are in another class than in version {incumbent.version}: the "
@@ -145,21 +147,26 @@ def _groups_learned(found: Transferred, known: dict[str, kept.Answer]) -> tuple[
 def _answered(
     job: Job, incumbent: Incumbent, head: Head, part: Part
 ) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.floating]]:
-    """Returns the incumbent's answers [n] and their probabilities [n]."""
+    """Returns the incumbent's answers [n], by its own decision, and its largest probabilities."""
     path = Path(incumbent.backbone_path)
     # The file's name is its digest, so what is known of the images counts.
     seen = replace(part, decoding=incumbent.decoding)
     features = job.features_of_file(path, path.stem).of(seen, "the version before")
     probabilities = head.probabilities(features)
     names = np.array(head.classes, dtype=object)
-    return names[probabilities.argmax(axis=1)], probabilities.max(axis=1)
+    return _named(names, head.decide(probabilities)), probabilities.max(axis=1)
+
+
+def _named(classes: npt.NDArray[np.object_], answers: Ints) -> npt.NDArray[np.object_]:
+    """Returns the names [n] of answers [n], "" for none."""
+    return np.where(answers == NONE, "", classes[answers])
 
 
 def compared(job: Job, found: Transferred, headline: Measured | None) -> list[Comparison]:
     """Compares the version with simpler and dearer ones, on the images of the headline."""
     if headline is None:
         return []
-    part, groups, served = headline.part, headline.groups, headline.probabilities
+    part, groups, served = headline.part, headline.groups, headline.answers
     classes = len(found.served.head.classes)
     train = found.divided.data.train
     measured = []
@@ -171,8 +178,8 @@ def compared(job: Job, found: Transferred, headline: Measured | None) -> list[Co
             job.frozen.of(learned), learned.targets, job.frozen.of(part), classes
         )
         measured.append(comparisons.Measured("nearest_class_mean", means))
-    shares = comparisons.majority_class(train.targets, len(part), classes)
-    measured.append(comparisons.Measured("majority_class", shares))
+    commonest = comparisons.majority_class(train.targets, len(part))
+    measured.append(comparisons.Measured("majority_class", commonest))
     told = [comparisons.compare(each, served, part.targets, groups) for each in measured]
     learned_mask, asked = _parted(job, found, headline)
     if not asked.any():
@@ -186,12 +193,14 @@ def compared(job: Job, found: Transferred, headline: Measured | None) -> list[Co
         learned=learned_mask,
         measured=part.take(asked),
         frozen=job.frozen,
-        first_head=lambda: job.first_head(*found.divided.dealt(learned_mask)).head,
+        linear_probe=lambda: job.linear_probe(*found.divided.dealt(learned_mask)),
+        decide=found.served.head.decide,
         budget_s=_budget_s(job),
         send=job.send,
     )
     fitted = f", fitted to {int(learned_mask.sum())} of {len(train)} images"
-    for each in others.measure(bench, found.method):
+    is_probe = found.method == "feature_based" and found.used.get("features") == "last layer"
+    for each in others.measure(bench, "linear_probe" if is_probe else ""):
         one = comparisons.compare(each, served[asked], part.targets[asked], groups[asked])
         if headline.measured_on == "cross_validation":
             # The heads that answered for the version saw more.
@@ -207,7 +216,7 @@ def _nearest_mean_by_folds(job: Job, found: Transferred, part: Part) -> comparis
     rows = np.array([place[digest] for digest in part.digests], dtype=np.int64)
     features, folds = job.frozen.of(train), found.divided.folds
     classes = len(found.served.head.classes)
-    answers = np.zeros((len(part), classes))
+    answers = np.zeros(len(part), np.int64)
     for fold in np.unique(folds[rows]):
         learned = folds != fold
         own = folds[rows] == fold

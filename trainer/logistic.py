@@ -32,6 +32,9 @@ _FINAL_GAP = 1e-7
 """Nats, of the fit that is kept; after the last step a tenth is left of it at most."""
 _ROWS = 512
 """Rows that one core computes with at a time."""
+MOST_AXES = 1400
+"""Principal axes that a problem is solved on: of as many images as features none is lost, of
+more images than this with more features than this what lies outside of the first ones is."""
 _THREADED = 2**24
 """Multiplications of a product, from which on more cores than one are faster."""
 
@@ -45,14 +48,23 @@ class Space:
     def __init__(self, features: Floats) -> None:
         n, d = features.shape
         self.mean: Doubles = features.mean(axis=0, dtype=np.float64)
-        if n <= d:
-            centred = features - self.mean
+        self._features = features
+        self._turned: tuple[Ints, Doubles] | None = None
+        """Rows that axes are made of, and how; None once, or where, `_axes` has them."""
+        self._axes: Doubles
+        squares: Doubles
+        if n <= d or d > MOST_AXES:
+            # Of many images the axes of some of them, of which no feature is far.
+            some = np.linspace(0, n - 1, min(n, MOST_AXES)).round().astype(np.int64)
+            centred = features[some] - self.mean
             squares, left = np.linalg.eigh(centred @ centred.T)
             # Axes that only rounding made have no direction; nothing is lost with them.
             has_width = squares > squares[-1] * n * np.finfo(np.float64).eps
-            squares = squares[has_width]
-            self._axes: Doubles = centred.T @ (left[:, has_width] / np.sqrt(squares))
+            squares, left = squares[has_width], left[:, has_width]
+            self._turned = some, left / np.sqrt(squares)
+            length, squares = np.sqrt(squares), squares * (n / len(some))
         else:
+            some = np.arange(0)
             scatter = np.zeros((d, d))
             for start in range(0, n, _ROWS):
                 block = features[start : start + _ROWS] - self.mean.astype(features.dtype)
@@ -63,15 +75,28 @@ class Space:
         # One number for all features: the penalty keeps its meaning up to it.
         self.scale = math.sqrt(float(squares.sum()) / n) or 1.0
         self.variances: Doubles = squares / (n * self.scale**2)
-        self.x: Singles = np.empty((n, len(squares)), np.float32)
-        turn = (self._axes / self.scale).astype(features.dtype)
+        if len(some) == n:
+            # They are known without the axes, which only the one that serves needs.
+            self.x: Singles = (left * (length / self.scale)).astype(np.float32)
+            return
+        self.x = np.empty((n, len(squares)), np.float32)
+        turn = (self.axes / self.scale).astype(features.dtype)
         for start in range(0, n, _ROWS):
             block = features[start : start + _ROWS] - self.mean.astype(features.dtype)
             self.x[start : start + _ROWS] = block @ turn
 
+    @property
+    def axes(self) -> Doubles:
+        """The principal axes [d, r]."""
+        if self._turned is not None:
+            some, turn = self._turned
+            self._axes = (self._features[some] - self.mean).T @ turn
+            self._turned = None
+        return self._axes
+
     def unrotated(self, solution: Doubles) -> tuple[Doubles, Doubles]:
         """Weight [classes, d] and bias [classes] for features as they were given."""
-        weight = solution[:, :-1] @ self._axes.T / self.scale
+        weight = solution[:, :-1] @ self.axes.T / self.scale
         return weight, solution[:, -1] - weight @ self.mean
 
 

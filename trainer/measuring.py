@@ -1,6 +1,7 @@
 """Measures versions on images that they did not learn from."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -8,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
-from service.domain import Figure, MeasuredOn
+from service.domain import Decision, Figure, MeasuredOn
 from service.inference.head import Head
-from trainer import evaluate, folds, linear
+from trainer import evaluate, folds, penalty
 from trainer.data import Bools, Ints, Part
 from trainer.divided import Divided, subset, unlearned
 from trainer.features import Features
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.floating]
 Doubles = npt.NDArray[np.float64]
+Decide = Callable[[Floats], Ints]
+"""From probabilities [n, classes] to the answers [n], see `Head.decide`."""
+
+
+def most_probable(probabilities: Floats) -> Ints:
+    """Answers with the most probable class."""
+    best: Ints = probabilities.argmax(axis=1)
+    return best
+
+
+def deciding(head: Head, targets: Ints, decision: Decision) -> Head:
+    """Returns a head that learned from images of the classes [n], as it is to decide."""
+    shares = np.bincount(targets, minlength=len(head.classes)) / len(targets)
+    return replace(head, prior=shares.astype(np.float32), decision=decision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +50,23 @@ class Measured:
     """Images of the kind that are left out, since copies of them were learned from."""
     rounds: int = 0
     """Of the cross-validation; 0 where the images were measured once."""
+    decide: Decide = most_probable
+    """The version's: in a cross-validation too, by the shares of all images."""
+
+    @functools.cached_property
+    def answers(self) -> Ints:
+        """Answers [n] to the images, as the version decides."""
+        return self.decide(self.probabilities)
 
     def figure(self) -> Figure:
         """Measures them as one figure."""
         return evaluate.figure(
-            self.measured_on, self.probabilities, self.part.targets, self.groups, self.rounds
+            self.measured_on,
+            self.probabilities,
+            self.part.targets,
+            self.groups,
+            self.rounds,
+            self.answers,
         )
 
 
@@ -49,6 +76,11 @@ def measure(found: "Transferred") -> tuple["Transferred", list[Measured]]:
     Of a trained network the temperature is fitted here. There is nothing to measure where
     every class has one image, or a target domain no labels.
     """
+    found, sets = _measure(found)
+    return found, [replace(each, decide=found.served.head.decide) for each in sets]
+
+
+def _measure(found: "Transferred") -> tuple["Transferred", list[Measured]]:
     if found.target is not None:
         return found, found.adapted
     served, divided = found.served, found.divided
@@ -129,11 +161,11 @@ def tempered(head: Head, measured: Measured, logits: Doubles) -> tuple[Head, Mea
     inverse, single = np.ones(len(part)), logits.astype(np.float32)
     for own in dealt:
         others = fold != own
-        inverse[~others] = 1 / linear.temperature_of(single[others], part.targets[others])
+        inverse[~others] = 1 / penalty.temperature_of(single[others], part.targets[others])
     # What no fold could hold out is told by all the others.
     if (left := fold < 0).any():
-        inverse[left] = 1 / linear.temperature_of(single[~left], part.targets[~left])
-    whole = linear.temperature_of(single, part.targets)
+        inverse[left] = 1 / penalty.temperature_of(single[~left], part.targets[~left])
+    whole = penalty.temperature_of(single, part.targets)
     answers = softmax(logits * inverse[:, None], axis=1)
     return replace(head, temperature=whole), replace(measured, probabilities=answers)
 

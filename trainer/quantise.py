@@ -14,6 +14,7 @@ from pathlib import Path
 
 from service.inference.head import Head
 from service.inference.preprocess import Pixels
+from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import (
     BACKBONE_FILE,
@@ -23,7 +24,7 @@ from service.jobs.contract import (
     Progressed,
     Record,
 )
-from trainer.backbone_file import BackboneFile
+from trainer.backbone_file import BackboneFile, name_blocks
 from trainer.data import Ints, Part
 from trainer.feature_cache import FeatureCache
 from trainer.features import Features
@@ -74,6 +75,8 @@ def to_int8(backbone: Path, images: Pixels, out: Path) -> None:
             )
         finally:
             logger.setLevel(level)
+    blocks = BackboneFile(backbone, OnnxRuntime(Provider("cpu", ""))).blocks
+    name_blocks(out, blocks)
 
 
 def calibration_images(part: Part, threads: int = 0) -> Pixels:
@@ -134,8 +137,11 @@ def quantised(
         fitted = feature_based.fit_head(
             floating.fitted.method, learned, folds, head.classes, features, spec.seed,
             lambda record: _progress(record, send), spec.threads,
+            # The images are framed as the float head chose.
+            replace(floating.fitted.choice, framings=()), spec.augmentation,
         )  # fmt: skip
-        head = fitted.head
+        before = floating.head
+        head = replace(fitted.head, prior=before.prior, decision=before.decision)
     found = Served(file, features, head, fitted)
     differs = answers(floating) != answers(found)
     changed = float(differs.mean())

@@ -1,7 +1,7 @@
 """One backbone of a ranking: its file, what it costs, its scores, or its problem.
 
 Knows no order and no other backbone. Torch is imported only where a backbone has to
-be exported, or its pretrained classifier read.
+be exported.
 """
 
 import math
@@ -28,7 +28,7 @@ from service.jobs.contract import (
     RankedBackbone,
     RankSpec,
 )
-from trainer import transferability
+from trainer import linear, transferability
 from trainer.backbone_file import BackboneFile
 from trainer.data import Files
 from trainer.feature_cache import FeatureCache
@@ -36,12 +36,14 @@ from trainer.features import Features
 from trainer.weights import Weights
 
 Ints = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
 
 NO_TIME = "no time was left for it: give a longer time budget, or fewer backbones"
 _RUNS = 8
 """Of one image each, the first of which is not counted."""
 _SLICE = 32
 """Images between two looks at the clock."""
+_TINY = 1e-12
 
 
 class BackboneScoring:
@@ -63,6 +65,8 @@ class BackboneScoring:
         self._weights_dir = Path(spec.weights_dir)
         self._source: Features | None = None
         self._features: Floats = np.empty((0, 0), np.float32)
+        self.losses: Doubles = np.empty(0)
+        """Nats [n], of each image by a quick head that did not see it; NaN where there is none."""
         self._row = RankedBackbone(backbone=pretrained.backbone, weights=pretrained.weights)
         try:
             self._name()
@@ -102,7 +106,7 @@ class BackboneScoring:
         self._try(deadline, lambda: self._prepare(files, deadline, folder))
 
     def extend(self, files: Files, deadline: float) -> bool:
-        """Adds the features of more images; False when there was no time for them."""
+        """Adds the features of more images; False when there was no time for them all."""
         try:
             more = self._computed(files, deadline)
         except TimeoutError:
@@ -110,14 +114,10 @@ class BackboneScoring:
         self._features = np.concatenate([self._features, more])
         return True
 
-    def score(self, targets: Ints) -> None:
-        """Scores it on the images that it first saw, by their classes [n]."""
-        self._try(math.inf, lambda: self._score(self._features[: len(targets)], targets))
-
-    def add_leep(self, targets: Ints) -> None:
-        """Adds LEEP where its pretrained classifier is here."""
-        if self._row.score is not None and not is_registered(self._row.backbone):
-            self._add_leep(self._features[: len(targets)], targets)
+    def score(self, targets: Ints, folds: Ints) -> None:
+        """Scores it on the images that it first saw, by their classes [n], dealt to folds [n]."""
+        features = self._features[: len(targets)]
+        self._try(math.inf, lambda: self._score(features, targets, folds))
 
     def _prepare(self, files: Files, deadline: float, folder: Path) -> None:
         known = self._exported()
@@ -125,9 +125,8 @@ class BackboneScoring:
         file = BackboneFile(path, self._runtime, known.digest if known else "")
         self._source = Features(file, self._cache, self._spec.threads)
         session = self._source.session
-        files = _sized(files, session)
-        served_s = _served_s(session, files, deadline)
-        self._note(image_ms=served_s * 1000, feature_dim=session.feature_dim)
+        served_s = _served_s(session, _sized(files, session), deadline)
+        self._note(image_ms=served_s * 1000, feature_dim=self._source.blocks[0])
         begun = time.monotonic()
         self._features = self._computed(files, deadline)
         self.image_s = (time.monotonic() - begun) / len(files)
@@ -182,29 +181,15 @@ class BackboneScoring:
         licence = next((each.licence for each in pretrained.exported), "") or asked.licence
         self._note(weights=asked.name, weights_licence=licence)
 
-    def _score(self, features: Floats, targets: Ints) -> None:
+    def _score(self, features: Floats, targets: Ints, folds: Ints) -> None:
         evidence = transferability.log_me(features, targets)
-        self._note(
-            score=evidence,
-            log_me=evidence,
-            # With shrinkage for all: of the two kinds, only scores of one can be compared.
-            h_score=transferability.h_score(features, targets, shrinks=True),
+        _, own = np.unique(targets, return_inverse=True)
+        answered = linear.cross_validated(
+            features, own, int(own.max()) + 1, folds, self._spec.threads
         )
-
-    def _add_leep(self, features: Floats, targets: Ints) -> None:
-        from scipy.special import softmax
-
-        from trainer import backbones
-
-        try:
-            top = backbones.classifier(
-                self.pretrained.backbone, self.pretrained.weights, self._weights_dir
-            )
-        except (GraftError, OSError):
-            return  # it is for information, and the score is there without it
-        if top is not None:
-            source = softmax(features @ top.weight.T + top.bias, axis=1)
-            self._note(leep=transferability.leep(source, targets))
+        self.losses = losses_of(answered, own)
+        held = self.losses[~np.isnan(self.losses)]
+        self._note(log_me=evidence, log_loss=float(held.mean()) if len(held) else None)
 
     def _try(self, deadline: float, step: Callable[[], None]) -> None:
         if self._row.problem:
@@ -222,6 +207,13 @@ class BackboneScoring:
 
     def _note(self, **changes: object) -> None:
         self._row = msgspec.structs.replace(self._row, **changes)
+
+
+def losses_of(answered: Floats, targets: Ints) -> Doubles:
+    """Returns the log loss [n] of probabilities [n, classes], nats; NaN stays NaN."""
+    true = answered[np.arange(len(targets)), targets].astype(np.float64)
+    losses: Doubles = -np.log(np.maximum(true, _TINY))
+    return losses
 
 
 def _within(deadline: float, work: Callable[[], None]) -> None:

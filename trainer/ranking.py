@@ -1,12 +1,11 @@
-"""Which backbone to start from: backbones scored on a sample of the data, none trained.
+"""Which backbone to start from: backbones scored on the data, none trained.
 
-The list is sorted by LogME. H-score agrees as well with accuracy after
-fine-tuning where others measured both on pretrained backbones, but with fewer
-images than features it nears its bound whatever the features are, shrinkage or
-not: on ten images a class, a network of random weights passed for a pretrained
-one. The evidence behind LogME charges for features that explain nothing. LEEP is
-for information alone. What cannot be scored is listed last, with its problem,
-and fails nothing else.
+Each is scored twice on the same images: by the cross-validated log loss of a quick head on its
+features, which is what a head will be measured by, and by LogME, which learns from all images
+at once and charges for features that explain nothing. The loss sorts; among those that lie within
+its standard error of the least, where it hardly tells, LogME does. What is too close to the first
+to call is decided by cost. How often that is right and what it costs: `docs/log.md`. What cannot
+be scored is listed last, with its problem, and fails nothing else.
 """
 
 import math
@@ -14,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,22 +32,27 @@ from service.jobs.contract import (
     RankedBackbone,
     RankSpec,
 )
-from trainer import transferability
+from trainer import folds, transferability
 from trainer.data import Part, Source
 from trainer.feature_cache import FeatureCache
+from trainer.intervals import Z_95
 from trainer.ranked_backbone import NO_TIME, BackboneScoring
 from trainer.records import Send
 
 Ints = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
 
 _CHOOSE = 3
 """One training image in so many chooses the backbone of a job."""
-FIRST_IMAGES = 100
-"""All backbones are scored on so many, and again on more where all find time for that."""
-_PLANNED = 0.7
-"""Of the time that is left for more images; the rest is for what goes slower."""
+ROUND_IMAGES = 100
+"""All backbones see so many more, in turn, as long as all find time for them."""
+_FEATURES_PART = 0.7
+"""Of the time that computing features may take; the rest is for scoring."""
 _STRONG = 3.0
-"""Of the log evidence of all images: less is no strong lead (Kass and Raftery 1995)."""
+"""Nats of LogME, of all images: less is no strong lead (Kass and Raftery 1995)."""
+_LEVEL_COST = 1.1
+"""Costs that differ by less are the same."""
+_TINY = 1e-12
 
 
 def rank(spec: RankSpec, send: Send) -> BackbonesRanked:
@@ -74,7 +79,7 @@ def choosers(part: Part, seed: int) -> Part:
 def choose(
     spec: RankSpec, part: Part, runtime: OnnxRuntime, send: Send
 ) -> tuple[PretrainedBackbone, BackbonesRanked]:
-    """The backbone that ranks first on all images of a part, and the ranking.
+    """The backbone that ranks first on the images of a part, and the ranking.
 
     Where none could be scored in time, the cheapest that is here, and that is said.
     `runtime` is what serves; the spec's `data_dir` and `provider` are not looked at.
@@ -83,7 +88,7 @@ def choose(
     started = time.monotonic()
     entrants, ranked = _ranked(spec, part, runtime, started, send)
     for entrant in entrants:
-        if entrant.row is ranked.ranking[0] and entrant.row.score is not None:
+        if entrant.row is ranked.ranking[0] and entrant.row.log_me is not None:
             return entrant.pretrained, ranked
     late = [c for c in entrants if c.row.problem == NO_TIME and c.is_available()]
     if late:
@@ -109,30 +114,91 @@ def _ranked(
     everyone = [BackboneScoring(pretrained, spec, runtime, cache) for pretrained in spec.backbones]
     entrants = [c for c in everyone if not spec.only_available or c.is_available()]
     absent = [c.row.backbone for c in everyone if c not in entrants]
-    images = min(FIRST_IMAGES, len(sample))
+    images = min(ROUND_IMAGES, len(sample))
     # A trainer that is ended at once removes nothing: whose folder it is does.
     with tempfile.TemporaryDirectory(prefix="graft-rank-", dir=spec.work_dir or None) as folder:
+        # The cheapest go first, so that time runs out on the dearest.
         for index, entrant in enumerate(sorted(entrants, key=_effort)):
             send(Progressed("features", index / len(entrants), entrant.title))
             entrant.prepare(_of(sample, slice(images)), deadline, Path(folder))
     ready = [entrant for entrant in entrants if not entrant.row.problem]
-    if (more := _affordable(ready, len(sample), deadline)) > images:
-        send(Progressed("features", 0.0, f"{more} images instead of {images}"))
-        rest = _of(sample, slice(images, more))
+    planned = started + _FEATURES_PART * spec.time_budget_s
+    round_s = ROUND_IMAGES * sum(entrant.image_s for entrant in ready)
+    while ready and images < len(sample) and time.monotonic() + round_s <= planned:
+        send(Progressed("features", images / len(sample), f"{images} of {len(sample)} images"))
+        more = _of(sample, slice(images, images + ROUND_IMAGES))
         # On the same images for all, or the scores could not be compared.
-        if all(entrant.extend(rest, deadline) for entrant in ready):
-            images = more
+        if not all(entrant.extend(more, deadline) for entrant in ready):
+            break
+        images += len(more)
     targets = sample.targets[:images]
+    dealt = folds.deal(targets)
     for entrant in ready:
-        entrant.score(targets)
-    for entrant in ready:
-        if time.monotonic() < deadline:
-            entrant.add_leep(targets)
+        entrant.score(targets, dealt)
     if cache is not None:
         cache.close()
-    # Stable: what ties, and what has no score, stays in the order it was named in.
-    rows = sorted((entrant.row for entrant in entrants), key=_height, reverse=True)
-    return entrants, BackbonesRanked(rows, _explained(rows, absent, images), images)
+    order, why = ordered([entrant for entrant in ready if not entrant.row.problem], images)
+    # What has no score stays in the order it was named in.
+    rest = [entrant for entrant in entrants if entrant not in order]
+    rows = [entrant.row for entrant in [*order, *rest]]
+    return entrants, BackbonesRanked(rows, _explained(why, rows, absent), images)
+
+
+class Scored(Protocol):
+    """A backbone that was scored."""
+
+    @property
+    def row(self) -> RankedBackbone:
+        """Its scores and its cost."""
+
+    @property
+    def losses(self) -> Doubles:
+        """Nats [n], of the images in their order by a head that did not see them, or NaN."""
+
+
+S = TypeVar("S", bound=Scored)
+
+
+def ordered(scored: Sequence[S], images: int) -> tuple[list[S], str]:
+    """Returns the backbones, the one to take first and the others by their loss, and why."""
+    if not scored:
+        return [], "No backbone could be scored."
+    by_score = sorted(scored, key=_score)
+    best = by_score[0]
+    level = [each for each in scored if _lead(best, each) <= 1]
+    leader = max(level, key=lambda each: each.row.log_me or -math.inf)
+    close = [each for each in by_score if each is leader or _is_close(leader, each, images)]
+    least_ms = min(each.row.image_ms or 0.0 for each in close)
+    cheap = [each for each in close if (each.row.image_ms or 0.0) <= _LEVEL_COST * least_ms]
+    first = leader if leader in cheap else cheap[0]
+    rest = [each for each in by_score if each is not first]
+    return [first, *rest], _why(first, leader, close, rest, images)
+
+
+def _score(entrant: Scored) -> tuple[float, float]:
+    row = entrant.row
+    return math.inf if row.log_loss is None else row.log_loss, -(row.log_me or 0.0)
+
+
+def _lead(first: Scored, other: Scored) -> float:
+    """How much less the loss of the first is, in standard errors, by the same images.
+
+    0 where nothing was held out.
+    """
+    difference = other.losses - first.losses
+    difference = difference[~np.isnan(difference)]
+    if len(difference) < 2:
+        return 0.0
+    error = float(difference.std(ddof=1)) / math.sqrt(len(difference))
+    return float(difference.mean()) / max(error, _TINY)
+
+
+def _is_close(leader: Scored, other: Scored, images: int) -> bool:
+    """Whether neither score shows the other to be worse than the leader."""
+    assert leader.row.log_me is not None
+    assert other.row.log_me is not None
+    lead = (leader.row.log_me - other.row.log_me) * images
+    return lead < _STRONG and _lead(leader, other) <= Z_95
 
 
 def _of(part: Part, places: "Ints | slice") -> Part:
@@ -154,19 +220,6 @@ def _effort(entrant: BackboneScoring) -> tuple[float, bool]:
     # The cheapest go first, so that time runs out on the dearest.
     row, known = entrant.row, registry.find(entrant.row.backbone)
     return (known and known.gflops) or math.inf, row.weights.startswith("random:")
-
-
-def _height(row: RankedBackbone) -> float:
-    return -math.inf if row.score is None else row.score
-
-
-def _affordable(ready: Sequence[BackboneScoring], most: int, deadline: float) -> int:
-    """How many images, those of the first round included, all find time for."""
-    if not ready:
-        return 0
-    each_s = sum(entrant.image_s for entrant in ready) or 1e-9
-    left_s = (deadline - time.monotonic()) * _PLANNED
-    return min(most, FIRST_IMAGES + int(left_s / each_s))
 
 
 def _sample(spec: RankSpec) -> Part:
@@ -200,39 +253,54 @@ def _runtime(spec: RankSpec) -> OnnxRuntime:
         raise GraftError(Reason.DEVICE_UNAVAILABLE, str(error)) from error
 
 
-def _explained(rows: Sequence[RankedBackbone], absent: Sequence[str], images: int) -> str:
-    """Why the first is first, for people."""
-    scored = [row for row in rows if row.score is not None]
-    text = _of_first(scored, images) if scored else "No backbone could be scored."
-    unscored = [_name(row) for row in rows if row.score is None]
+def _explained(why: str, rows: Sequence[RankedBackbone], absent: Sequence[str]) -> str:
+    """Why the first is first, and what was not scored, for people."""
+    unscored = [_name(row) for row in rows if row.log_me is None]
     if unscored:
-        text += f" Not scored, each for its own problem: {', '.join(unscored)}."
+        why += f" Not scored, each for its own problem: {', '.join(unscored)}."
     if absent:
-        text += f" Left out, since their weights are not on this machine: {', '.join(absent)}."
-    return text
+        why += f" Left out, since their weights are not on this machine: {', '.join(absent)}."
+    return why
 
 
-def _of_first(scored: Sequence[RankedBackbone], images: int) -> str:
-    first, *others = scored
-    assert first.score is not None
-    cost = f"{first.image_ms:.3g} ms an image"
+def _why(
+    first: Scored,
+    leader: Scored,
+    close: Sequence[Scored],
+    rest: Sequence[Scored],
+    images: int,
+) -> str:
+    name, cost = _name(first.row), f"{first.row.image_ms:.3g} ms an image"
+    if not rest:
+        return (
+            f"{name} is the only one that was scored ({_figures(first.row)}, {cost}): there is "
+            "nothing to compare it with."
+        )
+    others = [each for each in close if each is not first]
     if not others:
         return (
-            f"{_name(first)} is the only one that was scored (LogME {first.score:.3f}, {cost}): "
-            "there is nothing to compare it with."
+            f"{name} is first: on {images} images a head on its features does best "
+            f"({_figures(first.row)}; then {_name(rest[0].row)}, {_figures(rest[0].row)}), at "
+            f"{cost}."
         )
-    second = others[0]
-    assert second.score is not None
-    text = (
-        f"{_name(first)} is first: on {images} images its features explain the classes best "
-        f"(LogME {first.score:.3f}, then {_name(second)} with {second.score:.3f}), at {cost}."
+    told = ", ".join(
+        f"{_name(each.row)} ({_figures(each.row)}, {each.row.image_ms:.3g} ms)" for each in others
     )
-    if (first.score - second.score) * images < _STRONG:
-        text += (
-            f" The two are too close to call: choose by cost, {_name(second)} takes "
-            f"{second.image_ms:.3g} ms."
-        )
-    return text
+    why = (
+        "the best by its scores, and none is clearly cheaper"
+        if first is leader
+        else f"the cheapest; {_name(leader.row)} scores best, by no more than chance explains"
+    )
+    return (
+        f"{name} is first ({_figures(first.row)}, {cost}): {images} images do not tell it from "
+        f"{told}, and it is {why}."
+    )
+
+
+def _figures(row: RankedBackbone) -> str:
+    assert row.log_me is not None
+    loss = "no log loss" if row.log_loss is None else f"log loss {row.log_loss:.3f}"
+    return f"{loss}, LogME {row.log_me:.3f}"
 
 
 def _name(row: RankedBackbone) -> str:

@@ -37,7 +37,7 @@ def settled(row: Row, tag: str) -> Row:
     said = _config(architecture, tag or own)
     row = replace(
         row,
-        network=f"{architecture}.{said.tag}" if said.tag else architecture,
+        network=f"{architecture}.{said.tag}" if said.tag and said.has_weights else architecture,
         licence=row.licence or _licence(said.license),
     )
     if row.size:

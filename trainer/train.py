@@ -12,12 +12,11 @@ import msgspec
 import numpy as np
 
 from service import faults
-from service.domain import DEFAULT_DECODING
+from service.domain import DEFAULT_DECODING, Framing
 from service.errors import InvalidInput, Reason
 from service.inference import head as heads
 from service.inference import outliers as strangeness
 from service.inference import preprocess
-from service.inference.head import Floats
 from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime
 from service.ingest.names import shown
@@ -47,10 +46,10 @@ from trainer.job import Job
 from trainer.measuring import Measured, copies, is_calibrated, measure
 from trainer.quantise import Served, quantised
 from trainer.records import Send
-from trainer.reporting import findings, page, report
+from trainer.reporting import findings, page, report, rules
 from trainer.reporting.comparisons import Comparison
 from trainer.reporting.measured_on import headline as headline_of
-from trainer.transfer import Transferred, learned_from, transfer
+from trainer.transfer import Transferred, outliers_of, transfer
 
 _PACKAGES = (
     "graft-server", "torch", "torchvision", "timm", "onnx", "onnxruntime-gpu", "numpy", "scipy",
@@ -107,6 +106,7 @@ def _run(job: Job) -> Manifest:
             f"theirs are {listed(map(shown, data.classes))}",
             field="gate.class_recalls",
         )
+    spec.decision.check_classes(data.classes, "decision")
     if spec.gate and spec.gate.not_worse_than and spec.incumbent is None:
         text = (
             f"no version is behind the alias {spec.gate.not_worse_than!r}: the gate compares with "
@@ -118,14 +118,16 @@ def _run(job: Job) -> Manifest:
         stages.begin("choosing the backbone")
         ranked = job.choose_backbone(data.train)
 
-    decoding = msgspec.structs.replace(data.train.decoding, size=job.size)
-    data = data.decoded(decoding)
+    framing: Framing = "whole" if spec.framing == "whole" else "crop"
+    decoding = data.train.decoding
+    data = data.decoded(msgspec.structs.replace(decoding, size=job.size, framing=framing))
 
     stages.begin("features")
     divided = job.divided(data)
     stages.begin("training")
     found = transfer(job, divided)
-    spec = job.spec
+    # Framed as was chosen.
+    spec, data = job.spec, found.divided.data
 
     stages.begin("checking")
     reference = _reference(job, found)
@@ -155,18 +157,20 @@ def _run(job: Job) -> Manifest:
             headline.part.targets,
             data.classes,
             headline.groups,
+            answers=headline.answers,
             is_crossed=headline.rounds > 0,
         )
     calibrated, note = is_calibrated(sets)
 
     stages.begin("judging")
     send(Progressed("checking", 0.4, "what the transfer was worth"))
-    known = outliers.fit(
-        *learned_from(found, spec.seed),
-        spec.seed,
-        is_trained=found.is_trained,
+    rate = spec.outlier_false_alarm_rate
+    known = outliers_of(found, spec.seed, outliers.FALSE_ALARMS if rate is None else rate)
+    if known is not None and known.warning:
+        send(Note("info" if rate is None else "warning", known.warning))
+    head = replace(
+        served.head, outliers=known.outliers if known else None, is_calibrated=calibrated
     )
-    head = replace(served.head, outliers=known[0] if known else None, is_calibrated=calibrated)
     gate_checks = judgement.gate_checks(job, found, sets, metrics, agreed)
     compared = judgement.compared(job, found, headline)
 
@@ -196,9 +200,11 @@ def _run(job: Job) -> Manifest:
         dataset_digest=data.digest,
         reading=data.summary,
         seed=spec.seed,
-        hyperparameters=found.used,
+        hyperparameters=found.used
+        | {"outlier_false_alarm_rate": known.false_alarms if known else None},
         preprocess=preprocess.describe(data.train.decoding),
         decoding=data.train.decoding,
+        decision=spec.decision,
         parity=agreed,
         opset=job.opset,
         device=found.device,
@@ -225,7 +231,7 @@ def _run(job: Job) -> Manifest:
         sets,
         metrics,
         job.epochs,
-        _findings(found, sets, compared, known[1] if known else None, ranked, spec),
+        _findings(found, sets, compared, known, ranked, spec),
         decisions=found.decisions,
         target_names=found.target.images.names if found.target else None,
     )
@@ -254,10 +260,12 @@ def _answers(found: Transferred, sets: Sequence[Measured]) -> list[Rows]:
     rows, told = [], set[str]()
 
     def add(
-        role: Role, part: Files, targets: Ints, groups: Ints, answers: Floats | None = None
+        role: Role, part: Files, targets: Ints, groups: Ints, measured: Measured | None = None
     ) -> None:
         sides = np.array([side.get(digest, np.nan) for digest in part.digests])
-        rows.append(Rows(role, part.digests, targets, groups, answers, sides))
+        shares = None if measured is None else measured.probabilities
+        answers = None if measured is None else measured.answers
+        rows.append(Rows(role, part.digests, targets, groups, shares, answers, sides))
         told.update(part.digests)
 
     for each in sets:
@@ -265,7 +273,7 @@ def _answers(found: Transferred, sets: Sequence[Measured]) -> list[Rows]:
         if each.measured_on != "source":
             role = Role.OUT_OF_FOLD if each.rounds else Role.HELD_OUT
             groups = each.groups + after if each.measured_on == "target" else each.groups
-            add(role, each.part, each.part.targets, groups, each.probabilities)
+            add(role, each.part, each.part.targets, groups, each)
     untold = np.array([digest not in told for digest in train.digests], dtype=np.bool_)
     for mask, role in ((untold & ~found.held, Role.LEARNED), (untold & found.held, Role.HELD_OUT)):
         part = train.take(mask)
@@ -282,7 +290,7 @@ def _findings(
     found: Transferred,
     sets: Sequence[Measured],
     compared: Sequence[Comparison],
-    scores: Floats | None,
+    known: outliers.Fitted | None,
     ranked: BackbonesRanked | None,
     spec: JobSpec,
 ) -> findings.Findings:
@@ -293,7 +301,7 @@ def _findings(
         np.concatenate([part.targets for part in parts]),
         any(name for part in parts for name in part.given_groups),
     )
-    is_adapted = found.target is not None
+    is_adapted, headline = found.target is not None, headline_of(sets)
     return findings.Findings(
         comparisons=list(compared),
         suspects=findings.suspects([] if is_adapted else sets, len(data.classes)),
@@ -301,12 +309,13 @@ def _findings(
         contradictions=contradictions,
         adaptation=found.adaptation,
         backbones=ranked,
-        out_of_distribution=None if scores is None else _out_of_distribution(found, scores),
+        out_of_distribution=None if known is None else _out_of_distribution(found, known),
         growth=growth.told(spec, data),
+        rules=None if headline is None else rules.compared(found.served.head, headline),
     )
 
 
-def _out_of_distribution(found: Transferred, scores: Floats) -> findings.OutOfDistribution:
+def _out_of_distribution(found: Transferred, known: outliers.Fitted) -> findings.OutOfDistribution:
     images, reference = "training images", "other training images"
     if found.target is not None:
         images, reference = "target images kept aside for this", "other target images"
@@ -314,7 +323,9 @@ def _out_of_distribution(found: Transferred, scores: Floats) -> findings.OutOfDi
         images, reference = "held-out images", "training images"
     elif len(found.divided.data.validation):
         images, reference = "validation images", "training images"
-    return findings.out_of_distribution(scores, 1.0, strangeness.METHOD, images, reference)
+    return findings.out_of_distribution(
+        known.scores, 1.0, known.false_alarms, strangeness.METHOD, images, reference
+    )
 
 
 def _quantised(job: Job, found: Transferred) -> Transferred:
@@ -335,11 +346,8 @@ def _quantised(job: Job, found: Transferred) -> Transferred:
     def answers(served: Served) -> Ints:
         if served.fitted is not None and served.fitted.out_of_fold is not None:
             there = ~np.isnan(served.fitted.out_of_fold[:, 0])
-            answered: Ints = served.fitted.out_of_fold[there].argmax(axis=1)
-        else:
-            features = served.features.all_of(learned)
-            answered = served.head.probabilities(features).argmax(axis=1)
-        return answered
+            return served.head.decide(served.fitted.out_of_fold[there])
+        return served.head.decide(served.head.probabilities(served.features.all_of(learned)))
 
     served = quantised(
         job.spec, found.served, shared, learned, found.divided.folds, answers, job.runtime, cache,

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from service.domain import Framing
 from service.inference.head import Floats, Head
 from service.jobs.contract import (
     BACKBONE_FILE,
@@ -18,21 +20,25 @@ from service.jobs.contract import (
     Note,
     Progressed,
 )
+from trainer import folds, outliers
 from trainer import groups as groups_of
-from trainer import outliers
-from trainer.data import Bools, Ints, Source
+from trainer.data import Bools, Ints, Part, Source
 from trainer.divided import Divided, looks_of, unlearned
 from trainer.job import Job
 from trainer.looks import copied
-from trainer.measuring import Measured, cross_validated
+from trainer.measuring import Measured, cross_validated, deciding
 from trainer.methods import domain_adaptation, feature_based
 from trainer.methods.domain_adaptation import Target
-from trainer.methods.feature_based import FittedHead
+from trainer.methods.feature_based import Choice, FittedHead
 from trainer.quantise import Served
 from trainer.reporting import findings
 
 if TYPE_CHECKING:
     from trainer.backbones import Backbone
+
+LONG = 1.3
+"""The longer side over the shorter of images, from which on a square out of their middle may
+miss what tells their classes apart."""
 
 Hyperparameters = dict[str, float | int | str | bool | None]
 
@@ -78,7 +84,14 @@ class Transferred:
 
 
 def transfer(job: Job, divided: Divided) -> Transferred:
-    """By the method that the job asks for."""
+    """By the method that the job asks for; the head decides as the job asks."""
+    found = _transfer(job, divided)
+    learned = divided.data.train.targets[~found.held]
+    head = deciding(found.served.head, learned, job.spec.decision)
+    return replace(found, served=replace(found.served, head=head))
+
+
+def _transfer(job: Job, divided: Divided) -> Transferred:
     match job.spec.method:
         case Auto():
             return _auto(job, divided)
@@ -92,30 +105,54 @@ def transfer(job: Job, divided: Divided) -> Transferred:
             return _adapted_head(job, method, divided)
 
 
-def learned_from(found: Transferred, seed: int) -> tuple[Floats, Ints, Floats]:
-    """Features of the kind of images that the model is for, their classes, and held-out ones.
+def outliers_of(found: Transferred, seed: int, false_alarms: float) -> outliers.Fitted | None:
+    """Fits what tells outliers to the kind of images that the model is for; None for too few.
 
-    Of a target domain the classes are the model's own answers.
+    Of a target domain the classes are the model's own answers, which learned from no label.
     """
-    served, data = found.served, found.divided.data
+    served, divided = found.served, found.divided
+    width = served.features.blocks[0]
+
+    def images(features: Floats, answers: Floats | None = None) -> outliers.Images:
+        said = served.head.log_probabilities(features) if answers is None else answers
+        return outliers.Images(features[:, :width], said)
+
     if found.target_features is None:
-        part = data.train.take(~found.held)
-        held = data.train.take(found.held)
+        train = divided.data.train
+        held = train.take(found.held)
         if not len(held):
-            held = data.validation
-        none = np.empty((0, 1), np.float32)
-        asked = served.features.of(held, "held-out images") if len(held) else none
+            held = divided.data.validation
+        part = train.take(~found.held)
+        places = outliers.sample(part.targets, seed)
+        out_of_fold = found.out_of_fold
         if served.fitted is not None:
-            return served.fitted.train, part.targets, asked
-        # No more than what is learned from; of a trained backbone they are not known yet.
-        places = part.spread(outliers.MAX_TRAIN)
-        return served.features.of(part.at(places)), part.targets[places], asked
-    features = found.target_features
-    answers: Ints = served.head.probabilities(features).argmax(axis=1)
-    order = np.random.default_rng([seed % 2**64, 0x7A6]).permutation(len(features))
-    aside = len(features) // 5 or len(features)
-    kept = order[aside:] if aside < len(features) else order
-    return features[kept], answers[kept], features[order[:aside]]
+            out_of_fold = served.fitted.out_of_fold
+        if out_of_fold is None:
+            out_of_fold = np.full((len(part), len(served.head.classes)), np.nan, np.float32)
+        learned = images(
+            served.features.all_of(part.at(places.tolist())),
+            outliers.logarithms(out_of_fold[places]),
+        )
+        targets, dealt = part.targets[places], divided.folds[~found.held][places]
+        asked = images(served.features.all_of(held, "held-out images")) if len(held) else None
+    else:
+        every = images(found.target_features)
+        assert found.target_groups is not None
+        answers: Ints = every.log_probabilities.argmax(axis=1)
+        order = np.random.default_rng([seed % 2**64, 0x7A6]).permutation(len(every))
+        aside = len(every) // 5 or len(every)
+        kept = order[aside:] if aside < len(every) else order
+        kept = kept[outliers.sample(answers[kept], seed)]
+        learned, asked = every.at(kept), every.at(order[:aside])
+        targets, dealt = answers[kept], folds.deal(answers[kept], found.target_groups[kept])
+    return outliers.fit(
+        learned,
+        targets,
+        dealt,
+        learned.at(np.empty(0, np.int64)) if asked is None else asked,
+        false_alarms=false_alarms,
+        is_trained=found.is_trained,
+    )
 
 
 def _feature_based(job: Job, method: FeatureBased, divided: Divided) -> Transferred:
@@ -125,10 +162,13 @@ def _feature_based(job: Job, method: FeatureBased, divided: Divided) -> Transfer
         from trainer import compute
 
         compute.choose_device("cuda")
+    choice = Choice(framings=framings(spec.framing, data.train), sureness=job.sureness)
     fitted = feature_based.fit_head(
         method, data.train, divided.folds, data.classes, job.frozen, spec.seed, job.send,
-        spec.threads,
+        spec.threads, choice, spec.augmentation,
     )  # fmt: skip
+    decoding = msgspec.structs.replace(data.train.decoding, framing=fitted.framing)
+    divided = replace(divided, data=data.decoded(decoding))
     return Transferred(
         served=Served(job.frozen_file, job.frozen, fitted.head, fitted),
         divided=divided,
@@ -139,6 +179,12 @@ def _feature_based(job: Job, method: FeatureBased, divided: Divided) -> Transfer
         precision=job.frozen.precision,
         is_trained=False,
     )
+
+
+def framings(asked: str, part: Part) -> tuple[Framing, ...]:
+    """Returns the framings to compare with that of the images."""
+    is_long = asked == "auto" and len(part.aspects) and np.median(part.aspects) > LONG
+    return ("whole",) if is_long or asked == "compare" else ()
 
 
 def _held_out(job: Job, divided: Divided) -> Bools:
@@ -159,7 +205,7 @@ def _model_based(job: Job, method: ModelBased, divided: Divided) -> Transferred:
         data.train.take(held) if held.any() else data.validation,
         data.classes,
         job.backbone,
-        lambda: job.first_head(*divided.dealt(~held)).head,
+        lambda: job.linear_probe(*divided.dealt(~held)),
         job.training_deadline,
         job.send,
     )
@@ -180,6 +226,7 @@ def _auto(job: Job, divided: Divided) -> Transferred:
     from trainer.methods import auto
 
     frozen = _feature_based(job, FeatureBased(), divided)
+    divided = frozen.divided
     fitted, data = frozen.served.fitted, divided.data
     assert fitted is not None
     unanswered = np.full((len(data.train), len(data.classes)), np.nan, np.float32)
@@ -254,7 +301,7 @@ def _target(
 
 def _adapted_head(job: Job, method: DomainAdaptation, divided: Divided) -> Transferred:
     spec, data = job.spec, divided.data
-    source_only = job.first_head(data.train, divided.folds, data.classes)
+    source_only = _source_only(job, divided)
     target, groups = _target(job, method, divided, source_only.head)
     found = domain_adaptation.adapt_head(
         method,
@@ -287,7 +334,7 @@ def _adapted_network(job: Job, method: DomainAdaptation, divided: Divided) -> Tr
     from trainer.methods import network_adaptation
 
     spec, data = job.spec, divided.data
-    source_only = job.first_head(data.train, divided.folds, data.classes)
+    source_only = _source_only(job, divided)
     target, groups = _target(job, method, divided, source_only.head)
     held = domain_adaptation.held_out(target, groups, spec.validation_fraction, spec.seed)
     trained = network_adaptation.train(
@@ -298,7 +345,7 @@ def _adapted_network(job: Job, method: DomainAdaptation, divided: Divided) -> Tr
         data.classes,
         target.images.at(np.flatnonzero(~held).tolist()),
         job.backbone,
-        lambda: source_only.head,
+        lambda: job.linear_probe(data.train, divided.folds, data.classes),
         job.training_deadline,
         job.send,
     )
@@ -336,6 +383,14 @@ def _adapted_network(job: Job, method: DomainAdaptation, divided: Divided) -> Tr
         adapted=found.measured or _of_source(divided, source_only),
         adaptation=found.adaptation,
     )
+
+
+def _source_only(job: Job, divided: Divided) -> FittedHead:
+    """Fits the head that learns from the source alone."""
+    data = divided.data
+    fitted = job.first_head(data.train, divided.folds, data.classes)
+    head = deciding(fitted.head, data.train.targets, job.spec.decision)
+    return replace(fitted, head=head)
 
 
 def _of_source(divided: Divided, source_only: FittedHead) -> list[Measured]:

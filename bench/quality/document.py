@@ -4,6 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from scipy import stats
+
 from trainer.intervals import wilson
 
 
@@ -56,3 +59,19 @@ def mean(values: Sequence[float], scale: float = 1.0, digits: int = 2) -> str:
         return f"{middle / scale:+.{digits}f}"
     error = math.sqrt(sum((v - middle) ** 2 for v in values) / (n - 1) / n)
     return f"{middle / scale:+.{digits}f} ±{error / scale:.{digits}f}"
+
+
+def half_width(values: Sequence[float], alpha: float = 0.05) -> float:
+    """Returns half the width of the t-interval of a mean, 95 %; infinite of one value."""
+    n = len(values)
+    if n < 2:
+        return math.inf
+    return float(stats.t.ppf(1 - alpha / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+
+
+def interval(values: Sequence[float], scale: float = 1.0, form: str = "+.2f") -> str:
+    """Returns a mean with half the width of its 95 % t-interval, in units of `scale`."""
+    if not values:
+        return "-"
+    half = f" ±{half_width(values) / scale:{form.lstrip('+')}}" if len(values) > 1 else ""
+    return f"{float(np.mean(values)) / scale:{form}}{half}"

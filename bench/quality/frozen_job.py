@@ -1,38 +1,114 @@
 """A job on frozen features, from features to head and reported figures, as the trainer does it."""
 
+import resource
+import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.quality.images import ImageSet, Ints
+from bench.quality.images import BACKBONE, Floats, ImageSet, Ints
 from service.domain import Figure
-from trainer import evaluate, folds, groups, linear
+from service.jobs.contract import FeatureBased, JobSpec
+from trainer import evaluate, folds, groups, transfer
+from trainer.data import Files, Part
+from trainer.features import Features
+from trainer.job import Job
+from trainer.methods import feature_based
+from trainer.methods.feature_based import Choice, FittedHead
 from trainer.reporting import calibration
 
 Doubles = npt.NDArray[np.float64]
 Grouping = Literal["found", "given", "lone"]
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What something took."""
+
+    seconds: float
+    processor_s: float
+
+
+class Stopwatch:
+    """Measures from when it is made: all threads of the process, and its children that ended."""
+
+    def __init__(self) -> None:
+        self._began = self._now()
+
+    def cost(self) -> Cost:
+        """Returns what was taken until now."""
+        now = self._now()
+        return Cost(now.seconds - self._began.seconds, now.processor_s - self._began.processor_s)
+
+    @staticmethod
+    def _now() -> Cost:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        processor_s = time.process_time() + children.ru_utime + children.ru_stime
+        return Cost(time.perf_counter(), processor_s)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Stands in for `trainer.features.Features`: those of a set, all of its images at once."""
+
+    images: ImageSet
+    images_per_second: float = 0.0
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return self.images.blocks or (self.images.features.shape[1],)
+
+    def all_of(self, files: Files, _: str = "") -> Floats:
+        return self.images.seen(files.decoding.framing)
+
+
+def fit(images: ImageSet, dealt: Ints, seed: int) -> FittedHead:
+    """Fits the head that a feature-based job serves, by folds `dealt`: the only place that does."""
+    spec = JobSpec(
+        job_id="quality",
+        model="quality",
+        data_dir="",
+        out_dir="",
+        method=FeatureBased(),
+        backbone=BACKBONE,
+        weights_dir="",
+        provider="cpu",
+    )
+    job = Job(spec, lambda _: None)
+    part = Part((), (), images.targets, aspects=tuple(images.aspects.tolist()))
+    framings = transfer.framings(spec.framing, part)
+    return feature_based.fit_head(
+        FeatureBased(),
+        part,
+        dealt,
+        images.classes,
+        cast(Features, _Kept(images)),
+        seed,
+        job.send,
+        threads=1,
+        choice=Choice(framings, sureness=job.sureness),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class FrozenJob:
-    """A served head, and what its job reports."""
+    """A head, and what its job reports."""
 
-    weight: Doubles
-    bias: Doubles
-    temperature: float
+    fitted: FittedHead
     groups: Ints
     """[n], as the job found them."""
     figure: Figure | None
     """By cross-validation; None where nothing could be measured."""
     is_calibrated: bool
+    cost: Cost
+    """Of the fit, without features and groups."""
 
     def probabilities(self, images: ImageSet) -> Doubles:
         """Returns what is served for images, float64 [n, classes]."""
-        logits = (images.features @ self.weight.T + self.bias) / self.temperature
-        raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-        served: Doubles = raised / raised.sum(axis=1, keepdims=True)
+        seen = images.seen(self.fitted.framing)
+        served: Doubles = self.fitted.head.probabilities(seen).astype(np.float64)
         return served
 
 
@@ -45,19 +121,13 @@ def run(images: ImageSet, seed: int, grouping: Grouping = "found") -> FrozenJob:
         given = scenes if grouping == "given" else [""] * len(images)
         of = groups.find(images.features, images.looks, targets, given).of
     dealt = folds.deal(targets, of, np.random.default_rng(seed).random(len(images)))
-    fitted = linear.fit(
-        images.features,
-        targets,
-        len(images.classes),
-        None,
-        seed,
-        threads=1,
-        folds=dealt,
-    )
+    stopwatch = Stopwatch()
+    fitted = fit(images, dealt, seed)
+    cost = stopwatch.cost()
     figure, is_calibrated = None, False
     if fitted.out_of_fold is not None:
         there = ~np.isnan(fitted.out_of_fold[:, 0])
         answered = fitted.out_of_fold[there], targets[there], of[there]
         figure = evaluate.figure("cross_validation", *answered, rounds=len(np.unique(dealt)))
         is_calibrated = calibration.judge(*answered)[0] == "not_shown"
-    return FrozenJob(fitted.weight, fitted.bias, fitted.temperature, of, figure, is_calibrated)
+    return FrozenJob(fitted, of, figure, is_calibrated, cost)

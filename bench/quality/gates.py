@@ -4,6 +4,7 @@ Answers are drawn as the truth says: a share of images changes between right and
 the new version is truly as much worse as is set. Reported are the verdicts of the trainer's gate.
 """
 
+import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.quality.document import Section, share
+from bench.quality.measuring import Measuring, Sets
 from service.jobs.contract import Gate
 from trainer import gate
 
@@ -22,6 +24,8 @@ DIFFERENCES = (0.0, -0.02, -0.05, -0.20)
 BURSTS = (1, 5)
 """Images of a scene, which are answered alike."""
 MARGIN = Gate().max_regression
+RUNS = 2000
+"""Simulated comparisons of each setting."""
 _ACCURACY = 0.9
 """The incumbent's."""
 _WORSE, _FEW, _MOST_PASSED = -0.05, 100, 0.05
@@ -73,6 +77,15 @@ def simulate(setting: Setting, runs: int, seed: int) -> Outcome:
         found = gate.non_inferiority(new[groups], incumbent[groups], groups, MARGIN)
         verdicts[found.verdict] += 1
     return Outcome(setting, verdicts)
+
+
+def run(measuring: Measuring, _: argparse.Namespace) -> Section:
+    """Simulates every setting."""
+    return section(measuring.all(_simulated, [(setting, RUNS, 0) for setting in settings()])[0])
+
+
+def _simulated(_: Sets, setting: Setting, runs: int, seed: int) -> Outcome:
+    return simulate(setting, runs, seed)
 
 
 def section(outcomes: Sequence[Outcome]) -> Section:

@@ -12,7 +12,6 @@ from itertools import permutations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
 
 from service.inference.head import Head
 from trainer import linear
@@ -117,8 +116,12 @@ def of_pair(
         found = frozen.adapt(
             known, targets, asked[seen], source_only, "auto", seed, always_adapt=True
         )
-        before = comparisons.Measured(frozen.SOURCE_ONLY, source_only.probabilities(asked[held]))
-        compared = comparisons.compare(before, softmax(found.logits(asked[held]), 1), right[held])
+        before = source_only.probabilities(asked[held]).argmax(axis=1)
+        compared = comparisons.compare(
+            comparisons.Measured(frozen.SOURCE_ONLY, before),
+            found.logits(asked[held]).argmax(axis=1),
+            right[held],
+        )
         rows.append(
             Row(
                 source=from_name,

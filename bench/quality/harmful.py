@@ -1,12 +1,39 @@
 """Writes down how often adapting to a domain does harm, and how often that is caught."""
 
+import argparse
 from collections.abc import Sequence
+from itertools import permutations
+
+import numpy as np
 
 from bench.quality import harm
 from bench.quality.document import Section, mean, share
+from bench.quality.measuring import Measuring, Sets
 
 LEAST_CAUGHT = 0.80
 MOST_LOST = 0.10
+SEEDS = 3
+
+
+def run(measuring: Measuring, _: argparse.Namespace) -> Section:
+    """Adapts between all sets of the same classes."""
+    sets = measuring.sets.whole
+    tasks = [
+        (source, target, seed)
+        for seed in range(SEEDS)
+        for source, target in permutations(sets, 2)
+        if sets[source].classes == sets[target].classes
+    ]
+    return section([row for rows in measuring.all(_adapted, tasks)[0] for row in rows])
+
+
+def _adapted(sets: Sets, source: str, target: str, seed: int) -> list[harm.Row]:
+    known, asked = sets.whole[source], sets.whole[target]
+    return harm.of_pair(
+        (source, known.features, np.array(known.classes)[known.targets]),
+        (target, asked.features, np.array(asked.classes)[asked.targets]),
+        seed,
+    )
 
 
 def section(rows: Sequence[harm.Row]) -> Section:

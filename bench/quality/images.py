@@ -1,15 +1,15 @@
 """The images that quality is measured on: folders of photographs, scikit-learn's digits, bursts.
 
-Their features and difference hashes are computed once, by the service's own decoder and
-runtime, and kept in a folder from run to run.
+Their features, in each framing, and difference hashes are computed once, by the service's own
+decoder and runtime, and kept in a folder from run to run.
 """
 
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,18 @@ import numpy.typing as npt
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from service import backbones as registry
+from service.domain import Framing, ImageDecoding
 from service.inference import preprocess
+from service.inference.preprocess import ImageFacts
 from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime, Session
-from trainer import backbones, export, groups
+from trainer import backbones, export, groups, transfer
+from trainer.backbone_file import BackboneFile
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
 
 BACKBONE = "efficientnet_lite0"
 WANTED = (
@@ -38,8 +43,9 @@ _FILMED = 400
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 _PARTS = {"train", "val", "test"}
 _BATCH = 8
-_MADE_AS = b"frames 1"
-"""Changes when frames are made in another way, so that kept features of older ones go unused."""
+_ROW = registry.BACKBONES[BACKBONE]
+_MADE_AS = f"frames 1, {_ROW.size}, {_ROW.mean}, {_ROW.std}, {_ROW.taps}".encode()
+"""Changes when frames or features are made in another way, so that older ones go unused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,43 +54,52 @@ class ImageSet:
 
     name: str
     features: Floats
-    """float32 [n, d]."""
+    """float32 [n, d], the last layer's of the crop."""
     targets: Ints
     """[n], places in `classes`."""
     classes: tuple[str, ...]
-    looks: npt.NDArray[np.uint64]
+    looks: Hashes
     """Difference hashes [n], as the service's reader makes them."""
     scenes: Ints
     """[n], equal for images that belong together, as far as the trainer sees in the whole set, and
     for frames of one image."""
 
+    views: Mapping[Framing, Floats] = field(default_factory=dict)
+    """All features float32 [n, sum of `blocks`] in each framing that a job may compare; {} where
+    there are no others than `features`."""
+    blocks: tuple[int, ...] = ()
+    """How many features each block has, the last layer's first."""
+    aspects: Floats = field(default_factory=lambda: np.empty(0))
+    """[n], the longer side over the shorter, or []."""
+
     def __len__(self) -> int:
         return len(self.targets)
 
+    def seen(self, framing: Framing) -> Floats:
+        """Returns all features float32 [n, d] in a framing."""
+        return self.views[framing] if self.views else self.features
+
     def at(self, places: Ints) -> "ImageSet":
         """Returns the images at `places`, in that order."""
-        return ImageSet(
-            self.name,
-            self.features[places],
-            self.targets[places],
-            self.classes,
-            self.looks[places],
-            self.scenes[places],
+        return replace(
+            self,
+            features=self.features[places],
+            targets=self.targets[places],
+            looks=self.looks[places],
+            scenes=self.scenes[places],
+            views={framing: rows[places] for framing, rows in self.views.items()},
+            aspects=self.aspects[places] if len(self.aspects) else self.aspects,
         )
 
     def of_classes(self, kept: Sequence[int]) -> "ImageSet":
         """Returns the images of the classes `kept`, which are numbered anew."""
-        places = np.flatnonzero(np.isin(self.targets, kept))
         numbers = np.full(len(self.classes), -1, np.int64)
         numbers[list(kept)] = np.arange(len(kept))
-        chosen = self.at(places)
-        return ImageSet(
-            self.name,
-            chosen.features,
-            numbers[chosen.targets],
-            tuple(self.classes[k] for k in kept),
-            chosen.looks,
-            chosen.scenes,
+        chosen = self.at(np.flatnonzero(np.isin(self.targets, kept)))
+        return replace(
+            chosen,
+            targets=numbers[chosen.targets],
+            classes=tuple(self.classes[k] for k in kept),
         )
 
 
@@ -191,15 +206,23 @@ class Kept:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._say = say
+        # Exact, so that the figures do not depend on the machine.
+        self._file = BackboneFile(
+            folder / f"{BACKBONE}-{hashlib.sha256(_MADE_AS).hexdigest()[:16]}.onnx",
+            OnnxRuntime(Provider("cpu", "the same everywhere"), 1),
+            make=lambda path: export.to_onnx(backbones.load(BACKBONE, "", 0, folder), path),
+        )
         self._loaded: Session | None = None
 
     def of(self, name: str, files: Sequence[LabelledFile]) -> ImageSet:
         """Returns the set of these images; those that the trainer groups are one scene."""
-        features, looks = self._stored(name, files, 1)
+        views, looks, aspects = self._views(name, files, 1)
+        features = self._last_layer(views)
         classes = tuple(sorted({file.label for file in files}))
         targets = np.array([classes.index(file.label) for file in files], np.int64)
-        found = groups.find(features, looks, targets, [""] * len(files))
-        return ImageSet(name, features, targets, classes, looks, found.of)
+        scenes = groups.find(features, looks, targets, [""] * len(files)).of
+        blocks = self._file.blocks
+        return ImageSet(name, features, targets, classes, looks, scenes, views, blocks, aspects)
 
     def filmed(self, whole: ImageSet, files: Sequence[LabelledFile]) -> ImageSet:
         """Returns `FRAMES` frames, side by side, of each of some images of the set `whole`.
@@ -207,62 +230,74 @@ class Kept:
         Frames of images that are one scene are of one scene, too.
         """
         places = _filmed(whole.targets)
-        features, looks = self._stored(whole.name, [files[place] for place in places], FRAMES)
+        views, looks, aspects = self._views(whole.name, [files[p] for p in places], FRAMES)
         places = places.repeat(FRAMES)
         return ImageSet(
             whole.name,
-            features,
+            self._last_layer(views),
             whole.targets[places],
             whole.classes,
             looks,
             whole.scenes[places],
+            views,
+            self._file.blocks,
+            aspects,
         )
 
-    def _stored(
+    def _last_layer(self, views: Mapping[Framing, Floats]) -> Floats:
+        return views["crop"][:, : self._file.blocks[0]]
+
+    def _views(
         self, name: str, files: Sequence[LabelledFile], frames: int
-    ) -> tuple[Floats, npt.NDArray[np.uint64]]:
+    ) -> tuple[dict[Framing, Floats], Hashes, Floats]:
+        """Returns features by framing, difference hashes, and aspects of images."""
         encoded = [file.read() for file in files]
         content = hashlib.sha256(_MADE_AS)
         for data in encoded:
             content.update(hashlib.sha256(data).digest())
-        called = f"{name.replace('/', '-')}-{frames}-{content.hexdigest()[:16]}.npz"
-        kept = self._folder / called
-        if not kept.exists():
-            self._say(f"computing features of {len(files) * frames} images of {name}")
-            features, looks = self._compute(encoded, frames)
-            partial = kept.with_suffix(".partial.npz")
-            np.savez(partial, features=features, looks=looks)
-            partial.replace(kept)
-        with np.load(kept) as stored:
-            return stored["features"], stored["looks"]
+        views: dict[Framing, Floats] = {}
+
+        def see(framing: Framing) -> tuple[Hashes, Floats]:
+            digest = content.hexdigest()[:16]
+            kept = self._folder / f"{name.replace('/', '-')}-{frames}-{framing}-{digest}.npz"
+            if not kept.exists():
+                self._say(
+                    f"computing features of {len(files) * frames} images of {name}, {framing}"
+                )
+                features, looks, aspects = self._compute(encoded, frames, framing)
+                partial = kept.with_suffix(".partial.npz")
+                np.savez(partial, features=features, looks=looks, aspects=aspects)
+                partial.replace(kept)
+            with np.load(kept) as stored:
+                views[framing] = stored["features"]
+                return stored["looks"], stored["aspects"]
+
+        looks, aspects = see("crop")
+        # Whatever is drawn of square images, no job looks at all of them.
+        if aspects.max() > transfer.LONG:
+            see("whole")
+        return views, looks, aspects
 
     def _compute(
-        self, encoded: Sequence[bytes], frames: int
-    ) -> tuple[Floats, npt.NDArray[np.uint64]]:
-        session = self._session()
+        self, encoded: Sequence[bytes], frames: int, framing: Framing
+    ) -> tuple[Floats, Hashes, Floats]:
+        if self._loaded is None:
+            self._loaded = self._file.load()
+        session = self._loaded
+        decoding = ImageDecoding(size=self._file.size, framing=framing)
         places = [(image, frame) for image in range(len(encoded)) for frame in range(frames)]
 
-        def run(start: int) -> tuple[Floats, list[int]]:
+        def run(start: int) -> tuple[Floats, list[ImageFacts]]:
             some = [
                 encoded[image] if frames == 1 else _frame(encoded[image], frame)
                 for image, frame in places[start : start + _BATCH]
             ]
-            pixels = np.stack([preprocess.fit(preprocess.open_image(data)) for data in some])
-            looks = [int(preprocess.inspect(data).look, 16) for data in some]
-            return session.run(pixels, cores=1), looks
+            pixels = np.stack([preprocess.decode(data, decoding) for data in some])
+            return session.run(pixels, cores=1), [preprocess.inspect(data) for data in some]
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             runs = list(pool.map(run, range(0, len(places), _BATCH)))
-        looks = np.array([look for _, some in runs for look in some], np.uint64)
-        return np.concatenate([rows for rows, _ in runs]), looks
-
-    def _session(self) -> Session:
-        if self._loaded is None:
-            path = self._folder / f"{BACKBONE}.onnx"
-            if not path.exists():
-                network = backbones.load(BACKBONE, "", 0, self._folder)
-                export.to_onnx(network, path)
-            # Exact, so that the figures do not depend on the machine.
-            runtime = OnnxRuntime(Provider("cpu", "the same everywhere"), 1)
-            self._loaded = runtime.load(path, "")
-        return self._loaded
+        facts = [one for _, some in runs for one in some]
+        looks = np.array([int(one.look, 16) for one in facts], np.uint64)
+        aspects = np.array([one.aspect for one in facts])
+        return np.concatenate([rows for rows, _ in runs]), looks, aspects

@@ -4,6 +4,7 @@ Every image of a set is asked exactly once, by a head that did not learn from it
 pooled answers are of different images and chance can be reckoned.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ import numpy as np
 from bench.quality import frozen_job
 from bench.quality.document import Section, share
 from bench.quality.frozen_job import Doubles
-from bench.quality.images import ImageSet, Ints
+from bench.quality.images import ImageSet, Ints, data_root, find
+from bench.quality.measuring import Measuring, Sets
 
 BINS = 15
 LEAST_POOLED = 1000
@@ -87,6 +89,26 @@ def by_chance(probability: Doubles, seed: int = 0) -> tuple[float, float]:
         for _ in range(_SIMULATED)
     ]
     return float(np.mean(errors)), float(np.quantile(errors, 0.95))
+
+
+def run(measuring: Measuring, arguments: argparse.Namespace) -> Section:
+    """Asks all sets, by heads that learned from many and from few images."""
+    from bench.quality import networks  # noqa: PLC0415 - which knows this module
+
+    tasks = [(n, per_class, 0) for per_class in PER_CLASS for n in measuring.sets.whole]
+    answers, _unasked = measuring.all(_asked, tasks)
+    trained = []
+    if arguments.networks:
+        files = find(arguments.folder or data_root())
+        trained = [
+            networks.ask(images, files[name], arguments.keep, arguments.epochs)
+            for name, images in measuring.sets.whole.items()
+        ]
+    return section([each for some in answers for each in some], trained)
+
+
+def _asked(sets: Sets, name: str, per_class: int | None, seed: int) -> list[Asked]:
+    return ask(sets.whole[name], per_class, seed)
 
 
 def section(answers: Sequence[Asked], networks: Sequence[Asked] = ()) -> Section:

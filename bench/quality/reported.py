@@ -6,9 +6,10 @@ class. Each reports an accuracy with its interval; the head that it would serve 
 that was not drawn.
 """
 
+import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,6 +18,7 @@ from bench.quality import frozen_job
 from bench.quality.document import Section, mean, share
 from bench.quality.frozen_job import Doubles
 from bench.quality.images import ImageSet, Ints
+from bench.quality.measuring import Measuring, Sets
 
 Stratum = Literal["plain", "bursts", "bursts, scenes given", "nine to one", "at most ten a class"]
 STRATA: tuple[Stratum, ...] = get_args(Stratum)
@@ -132,13 +134,10 @@ def draw(images: ImageSet, filmed: ImageSet | None, stratum: Stratum, seed: int)
 def _two_classes(images: ImageSet, rng: np.random.Generator) -> ImageSet:
     """Returns one class against all others, or against one other where there are but two."""
     rare = int(rng.integers(len(images.classes)))
-    return ImageSet(
-        images.name,
-        images.features,
-        (images.targets != rare).astype(np.int64),
-        (images.classes[rare], "other"),
-        images.looks,
-        images.scenes,
+    return replace(
+        images,
+        targets=(images.targets != rare).astype(np.int64),
+        classes=(images.classes[rare], "other"),
     )
 
 
@@ -195,6 +194,25 @@ def by_scenes(values: Doubles, targets: Ints, scenes: Ints, shares: Doubles) -> 
             squared = (sums**2).sum() / sizes.sum() ** 2 * count / max(1, count - 1)
             variance += weight**2 * float(squared)
     return middle, math.sqrt(variance)
+
+
+def run(measuring: Measuring, arguments: argparse.Namespace) -> Section:
+    """Runs about `arguments.jobs` jobs, as many of each stratum of each set."""
+    sets = measuring.sets.whole
+    each = max(1, round(arguments.jobs / len(sets) / len(STRATA)))
+    tasks = [
+        (name, stratum, seed)
+        for seed in range(each)
+        for name in sets
+        for stratum in STRATA
+        if name in measuring.sets.filmed or not is_burst(stratum)
+    ]
+    return section(*measuring.all(_measured, tasks))
+
+
+def _measured(sets: Sets, name: str, stratum: Stratum, seed: int) -> Outcome | None:
+    drawn = draw(sets.whole[name], sets.filmed.get(name), stratum, seed)
+    return None if drawn is None else measure(drawn)
 
 
 def section(outcomes: Sequence[Outcome], unmeasured: int) -> Section:

@@ -1,5 +1,6 @@
 """A thousand classes: whether probabilities stay right where each class has few images."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,8 @@ import numpy as np
 
 from bench.quality import frozen_job
 from bench.quality.document import Section
-from bench.quality.images import FRAMES, ImageSet
+from bench.quality.images import FRAMES, ImageSet, Ints
+from bench.quality.measuring import Measuring, Sets
 
 CLASSES = 1000
 OFF = 0.03
@@ -60,19 +62,25 @@ def of_scenes(filmed: Sequence[ImageSet], classes: int, seed: int) -> tuple[Imag
     learned from. The job takes its frames for lone images, or all of a class would be one group.
     """
     rng = np.random.default_rng([seed, 7])
-    features = np.concatenate([s.features.reshape(-1, FRAMES, s.features.shape[1]) for s in filmed])
-    chosen = features[rng.permutation(len(features))[:classes]]
+    chosen = rng.permutation(sum(map(len, filmed)) // FRAMES)[:classes]
     learned = rng.permutation(FRAMES)
     names = tuple(f"{k:04}" for k in range(len(chosen)))
 
-    def some(frames: list[int]) -> ImageSet:
-        x = chosen[:, frames]
-        targets = np.arange(len(x)).repeat(len(frames))
-        x = x.reshape(len(targets), -1)
-        looks = rng.integers(0, 2**63, len(x)).astype(np.uint64)
-        return ImageSet("scenes of photographs", x, targets, names, looks, np.arange(len(x)))
+    def some(frames: Ints) -> ImageSet:
+        targets = np.arange(len(chosen)).repeat(len(frames))
+        rows = (chosen[:, None] * FRAMES + frames).ravel()
+        return ImageSet(
+            "scenes of photographs",
+            np.concatenate([s.features for s in filmed])[rows],
+            targets,
+            names,
+            rng.integers(0, 2**63, len(rows)).astype(np.uint64),
+            np.arange(len(rows)),
+            {"crop": np.concatenate([s.seen("crop") for s in filmed])[rows]},
+            filmed[0].blocks,
+        )
 
-    return some(learned[:-2].tolist()), some(learned[-2:].tolist())
+    return some(learned[:-2]), some(learned[-2:])
 
 
 def measure(train: ImageSet, held_out: ImageSet, seed: int) -> Outcome:
@@ -91,6 +99,17 @@ def measure(train: ImageSet, held_out: ImageSet, seed: int) -> Outcome:
         job.figure.loss,
         float(-np.log(np.maximum(true, 1e-12)).mean()),
     )
+
+
+def run(measuring: Measuring, _: argparse.Namespace) -> Section:
+    """Measures made classes, close and far apart, and those of real photographs."""
+    return section(measuring.all(_measured, [(4, 2.0), (10, 3.0), (4, 0.0)])[0])
+
+
+def _measured(sets: Sets, per_class: int, spread: float) -> Outcome:
+    if spread:
+        return measure(*made(CLASSES, per_class, spread, 0), 0)
+    return measure(*of_scenes(list(sets.filmed.values()), CLASSES, 0), 0)
 
 
 def section(outcomes: Sequence[Outcome]) -> Section:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from service.domain import DEFAULT_DECODING, ImageDecoding, tenant_of
+from service.domain import DEFAULT_DECODING, Decision, ImageDecoding, tenant_of
 from service.errors import Exhausted, Expired, GraftError, Reason
 from service.inference import damage
 from service.inference import head as heads
@@ -152,12 +152,18 @@ class Engine:
         return self._damages.of((files.backbone_path, files.head_path))
 
     async def classify(
-        self, files: ModelFiles, images: Sequence[Decode], timeout_s: float
+        self,
+        files: ModelFiles,
+        images: Sequence[Decode],
+        timeout_s: float,
+        decision: Decision | None = None,
     ) -> list[Outcome]:
         """Classifies each image; a bad one gets its error, the others their answers.
 
-        Raises Exhausted (QUEUE_FULL) or Expired (DEADLINE_EXCEEDED) for all of
-        them, Damaged (MODEL_UNLOADABLE) when the model's files cannot be used.
+        By `decision` where one is given, else by the version's own. Raises Exhausted
+        (QUEUE_FULL) or Expired (DEADLINE_EXCEEDED) for all of them, InvalidInput for
+        thresholds of classes that the model does not have, Damaged (MODEL_UNLOADABLE) when
+        its files cannot be used.
         """
         arrived = time.monotonic()
         # Taken before anything is awaited: the model may be deleted meanwhile, and what is
@@ -165,7 +171,7 @@ class Engine:
         stages = self._telemetry.stages(files.name)
         tally = self.statistics.tally(files.name, files.version)
         try:
-            call = await self._classify(files, images, arrived, timeout_s)
+            call = await self._classify(files, images, arrived, timeout_s, decision)
         except BaseException:
             _record(tally, 0, time.monotonic() - arrived, [], [], [], ok=False)
             raise
@@ -199,11 +205,16 @@ class Engine:
         images: Sequence[Decode],
         arrived: float,
         timeout_s: float,
+        decision: Decision | None,
     ) -> Call:
         backbone, head = await self._load(files, timeout_s)
+        if decision is not None:
+            decision.check_classes(head.classes, "decision")
         answer: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        deadline_s = arrived + timeout_s
-        call = Call(files.name, backbone, head, images, arrived, deadline_s, answer, files.decoding)
+        call = Call(
+            files.name, backbone, head, images, arrived, arrived + timeout_s, answer,
+            files.decoding, decision,
+        )  # fmt: skip
         self._workers.put(call)
         try:
             async with asyncio.timeout(call.deadline - time.monotonic()) as deadline:

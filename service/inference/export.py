@@ -4,7 +4,9 @@ uint8 images [n, size, size, 3] in, probabilities float32 [n, classes] out;
 the normalisation comes with the backbone, the softmax and the temperature with
 the head. The labels are in the metadata under "labels", as a JSON list. Under "preprocess"
 is how an image becomes pixels, as a JSON object: what `preprocess.describe` returns, and the
-fields of the version's `ImageDecoding`. Under "calibrated" is `Head.is_calibrated` as JSON.
+fields of the version's `ImageDecoding`. Under "calibrated" is `Head.is_calibrated` as JSON, and
+under "decision" how probabilities become an answer: the fields of the version's `Decision`, and
+`prior`, the classes' shares in its training (null where all are alike).
 """
 
 import json
@@ -58,6 +60,7 @@ def compose(
         "labels": json.dumps(head.classes, ensure_ascii=False),
         "preprocess": json.dumps(preprocess.describe(decoding) | msgspec.structs.asdict(decoding)),
         "calibrated": json.dumps(head.is_calibrated),
+        "decision": json.dumps(_decision(head), ensure_ascii=False),
         **metadata,
     }
     del model.metadata_props[:]
@@ -65,3 +68,8 @@ def compose(
     onnx.checker.check_model(model)
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def _decision(head: Head) -> dict[str, object]:
+    prior = None if head.prior is None else head.prior.tolist()
+    return {**msgspec.structs.asdict(head.decision), "prior": prior}

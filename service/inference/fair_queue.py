@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from service.domain import DEFAULT_DECODING, ImageDecoding, tenant_of
+from service.domain import DEFAULT_DECODING, Decision, ImageDecoding, tenant_of
 from service.errors import GraftError
 from service.inference.head import Floats, Head
 from service.inference.preprocess import Pixels
@@ -31,6 +31,8 @@ class Classified:
     features: Floats
     """float32 [d], those that the head takes."""
     classes: tuple[str, ...]
+    answer: int
+    """The class by the call's decision, or by the head's own; see `Head.decide`."""
     outlier_score: float | None = None
     """Above 1 is out of distribution; None for heads that do not know."""
     is_calibrated: bool = True
@@ -70,6 +72,8 @@ class Call:
     deadline: float
     answer: "asyncio.Future[list[Outcome]]"
     decoding: ImageDecoding = DEFAULT_DECODING
+    decision: Decision | None = None
+    """Instead of the head's own."""
     tenant: str = field(init=False)
     image_s: float = field(init=False)
     """What an image was thought to cost when the call arrived."""

@@ -1,11 +1,16 @@
 """How unlike a model's training images an image is.
 
-The Mahalanobis distance of Lee et al. 2018 ("A Simple Unified Framework for
-Detecting Out-of-Distribution Samples and Adversarial Attacks") to the nearest
-class mean, on features of length one (Mueller and Hein 2025, "Mahalanobis++").
-The covariance that all classes share is taken as diagonal, so that a model costs
-kilobytes and a few hundred images are enough to know it. Fitting is the
-trainer's (`trainer/outliers.py`); here it is only computed.
+Two things are added up, each in units of how much it differs among images of the training's
+kind. How far the image's features lie from what they are like: the Mahalanobis distance of Lee
+et al. 2018 ("A Simple Unified Framework for Detecting Out-of-Distribution Samples and
+Adversarial Attacks") to the nearest class mean, on features of length one (Mueller and Hein
+2025, "Mahalanobis++"). The covariance that all classes share is taken as diagonal, so that a
+model costs kilobytes and a few hundred images are enough to know it. And how little the head
+finds in them: the energy of its logits (Liu et al. 2020, "Energy-based Out-of-distribution
+Detection"). The distance alone hardly sees an image that looks like the others and shows
+something else; the energy alone takes many that look like nothing known for familiar, so that it
+never makes an image more familiar than the most familiar known one. Fitting is the trainer's
+(`trainer/outliers.py`); here it is only computed.
 """
 
 from dataclasses import dataclass
@@ -16,22 +21,29 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 
 METHOD = (
-    "diagonal Mahalanobis distance to the nearest class mean on features of length one (Lee et "
-    "al. 2018; Mueller and Hein 2025)"
+    "sum of the diagonal Mahalanobis distance to the nearest class mean, on features of length one "
+    "(Lee et al. 2018; Mueller and Hein 2025), and the energy of the logits (Liu et al. 2020), "
+    "each in units of its deviation"
 )
 _TINY = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
 class Outliers:
-    """What the training images' features look like."""
+    """What the training images' features look like, and what the head says of them."""
 
     means: npt.NDArray[np.float16]
     """float16 [classes, d], of features scaled to length one."""
     inverse_variance: Floats
-    """float32 [d], of all classes; scaled so that a distance of 1 is the threshold."""
+    """float32 [d], of all classes; scaled so that a distance is in units of the score."""
     validation: npt.NDArray[np.float16]
     """float16 [at most 256], ascending: scores of images that it was not fitted on."""
+    energy_weight: float = 0.0
+    """Of the energy in a score."""
+    energy_floor: float = 0.0
+    """Less energy counts as this: the least of the images that set the threshold."""
+    offset: float = 0.0
+    """Added to every score: 0 is the most familiar of the images that set the threshold, 1."""
 
     def __post_init__(self) -> None:
         if self.means.ndim != 2 or self.inverse_variance.shape != self.means.shape[1:]:
@@ -45,11 +57,19 @@ class Outliers:
         """Bytes in memory, about."""
         return self.means.nbytes + self.inverse_variance.nbytes + self.validation.nbytes + 512
 
-    def scores(self, features: Floats) -> Floats:
-        """From features float32 [n, d or more] to scores float32 [n].
+    def scores(self, features: Floats, log_probabilities: Floats) -> Floats:
+        """From features float32 [n, d or more] and what the head says to scores float32 [n].
 
-        Above 1 is out of distribution.
+        `log_probabilities` are float32 [n, classes], at the head's temperature. Scores are at
+        least 0; above 1 is out of distribution.
         """
+        energy = np.maximum(energies(log_probabilities), np.float32(self.energy_floor))
+        joined = self.distances(features) + self.energy_weight * energy + self.offset
+        scores: Floats = np.maximum(joined, 0)
+        return scores
+
+    def distances(self, features: Floats) -> Floats:
+        """From features float32 [n, d or more] to distances float32 [n] to the nearest mean."""
         unit = normalised(features[:, : self.means.shape[1]])
         # |x - m|^2 multiplied out, so that a thousand classes are one product of matrices;
         # made for each call, since it would take twice the memory that the means do.
@@ -58,8 +78,19 @@ class Outliers:
         squares = (unit * unit) @ self.inverse_variance
         distances = np.einsum("cd,cd->c", means, weighted) - 2 * (unit @ weighted.T)
         nearest = squares + distances.min(axis=1)
-        scores: Floats = np.sqrt(np.maximum(nearest, 0))
-        return scores
+        found: Floats = np.sqrt(np.maximum(nearest, 0))
+        return found
+
+
+def energies(log_probabilities: Floats) -> Floats:
+    """From logarithms of probabilities float32 [n, classes] to energies float32 [n].
+
+    That is -logsumexp of the logits over the temperature, once an image's logits have a mean
+    of 0: a constant that is added to all of them changes no probability, and is to change no
+    energy. The higher, the less the head finds.
+    """
+    found: Floats = log_probabilities.mean(axis=1)
+    return found
 
 
 def normalised(features: Floats) -> Floats:

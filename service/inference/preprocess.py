@@ -107,13 +107,13 @@ class ImageFacts:
 
 def describe(decoding: ImageDecoding = DEFAULT_DECODING) -> dict[str, float | int | str]:
     """Says what this module does to an image, for manifests and exported models."""
-    size = decoding.size
-    scaled: dict[str, float | int | str]
-    if decoding.framing == "whole":
-        scaled = {"resize": f"{size} x {size}", "crop": size}
-    else:
-        scaled = {"resize": round(size * MARGIN), "crop": size}
-    return scaled | {"interpolation": "bilinear", "colours": "RGB"}
+    return {
+        "resize": round(decoding.size * MARGIN),
+        "crop": decoding.size,
+        "framing": decoding.framing,
+        "interpolation": "bilinear",
+        "colours": "RGB",
+    }
 
 
 def count_pixels(data: bytes) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 
 from service.errors import Exhausted, Expired, GraftError, Reason
 from service.inference.fair_queue import Backbone, Call, Classified, FairQueue, Item, Outcome
-from service.inference.head import Floats, Head
+from service.inference.head import Floats
 from service.inference.preprocess import Pixels
 from service.telemetry import Telemetry
 
@@ -182,7 +182,7 @@ class Workers:
                 features = backbone.session.run(batch, cores)
                 infer_s = time.monotonic() - before
                 good = [n for n, outcome in enumerate(outcomes) if outcome is None]
-                classified = _part([items[n][0].head for n in good], features)
+                classified = _part([items[n][0] for n in good], features)
                 for n, outcome in zip(good, classified, strict=True):
                     outcomes[n] = outcome
         except Exception as error:
@@ -222,24 +222,28 @@ class Workers:
                 call.answer.set_result([call.outcomes[k] for k in range(len(call.images))])
 
 
-def _part(heads: Sequence[Head], features: Floats) -> list[Classified]:
-    """From features float32 [n, d] and each row's head to what each row is."""
-    rows: dict[int, list[int]] = {}
-    for row, head in enumerate(heads):
-        rows.setdefault(id(head), []).append(row)
-    parted: list[Classified | None] = [None] * len(heads)
+def _part(calls: Sequence[Call], features: Floats) -> list[Classified]:
+    """From features float32 [n, d] and each row's call to what each row is, by the call's head."""
+    rows: dict[tuple[int, int], list[int]] = {}
+    for row, call in enumerate(calls):
+        rows.setdefault((id(call.head), id(call.decision)), []).append(row)
+    parted: list[Classified | None] = [None] * len(calls)
     for own in rows.values():
-        head = heads[own[0]]
+        head, decision = calls[own[0]].head, calls[own[0]].decision
         mine = features[own]
+        said = head.log_probabilities(mine)
         scores: list[float] | list[None] = [None] * len(own)
         if head.outliers is not None:
-            scores = head.outliers.scores(mine).tolist()
+            scores = head.outliers.scores(mine, said).tolist()
+        shares = np.exp(said)
+        answers = head.decide(shares, decision).tolist()
         # A copy of the features, so that an answer that is kept keeps no batch.
-        for row, probabilities, score in zip(own, head.probabilities(mine), scores, strict=True):
+        for row, probabilities, score, answer in zip(own, shares, scores, answers, strict=True):
             parted[row] = Classified(
                 probabilities,
                 features[row, : head.feature_dim].copy(),
                 head.classes,
+                answer,
                 score,
                 head.is_calibrated,
             )

@@ -23,11 +23,13 @@ import msgspec
 
 from service.backbones import DEFAULT_BACKBONE
 from service.domain import (
+    ARGMAX,
     DEFAULT_DECODING,
     WHITE,
     Base,
     ClassCount,
     Count,
+    Decision,
     GateCheck,
     ImageDecoding,
     Manifest,
@@ -53,6 +55,7 @@ __all__ = [
     "REPORT_JSON_FILE",
     "REPORT_STANDING_MARK",
     "REPORT_VERSION_MARK",
+    "Augmentation",
     "Auto",
     "BackbonesRanked",
     "Base",
@@ -96,8 +99,8 @@ __all__ = [
     "encode",
 ]
 
-MOST_RANKED_IMAGES = 500
-"""Backbones are ranked on a sample of so many images, in turn from each class."""
+MOST_RANKED_IMAGES = 2000
+"""Backbones are ranked on at most so many images, a stratified sample of more."""
 
 HEARTBEAT_S = 5.0
 """Between two heartbeats, where the parent does not ask for more of them."""
@@ -140,7 +143,7 @@ class FeatureBased(msgspec.Struct, frozen=True, tag="feature_based", kw_only=Tru
 
 
 class ModelBased(msgspec.Struct, frozen=True, tag="model_based", kw_only=True):
-    """All layers, or those from a stage on. None means the recipe's choice."""
+    """The last stages, all layers, or those from a stage on. None means the recipe's choice."""
 
     recipe: Literal["auto", "classic"] = "auto"
     epochs: int | None = None
@@ -152,6 +155,19 @@ class ModelBased(msgspec.Struct, frozen=True, tag="model_based", kw_only=True):
     train_from_stage: str = ""
     freeze_batch_norm: bool | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+class Augmentation(msgspec.Struct, frozen=True, kw_only=True):
+    """How images that are learned from are varied; None means the recipe's choice."""
+
+    mirror: bool | None = None
+    min_scale: float | None = None
+    """Least part of an image's area that a random crop has."""
+    rotation_degrees: float | None = None
+    """At most, to either side."""
+    colour: float | None = None
+    """Most that brightness, contrast and saturation change by, as a part of them."""
+    trivial_augment: bool | None = None
 
 
 FROZEN_TECHNIQUES = ("coral", "mcc", "pseudo_labels")
@@ -244,12 +260,10 @@ class RankedBackbone(msgspec.Struct, frozen=True, kw_only=True):
     """As in `Manifest.weights`."""
     weights_licence: str = ""
     """As in `Manifest.weights_licence`."""
-    score: float | None = None
-    """What the list is sorted by, see `trainer.transferability`; None when not scored."""
+    log_loss: float | None = None
+    """Of a quick head, cross-validated, nats an image; None where nothing could be held out."""
     log_me: float | None = None
-    h_score: float | None = None
-    leep: float | None = None
-    """Only where the pretrained head is available."""
+    """Nats an image, see `trainer.transferability`; None when not scored."""
     image_ms: float | None = None
     """When served here, one image at a time, decoding included."""
     feature_dim: Count = 0
@@ -296,6 +310,11 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What backbone "auto" is chosen from: all whose weights are available."""
     weights_dir: str
     """Where downloaded weights are kept; may be a pre-filled mirror."""
+    framing: Literal["auto", "crop", "whole", "compare"] = "auto"
+    """What the backbone sees of an image; `auto` compares where images are long, `compare`
+    always."""
+    outlier_false_alarm_rate: float | None = None
+    """The part of images of the training's kind that may be called outliers; None means 0.05."""
     validation_fraction: float = 0.2
     """Held out where the network is trained and no image is in `val/`."""
     grouping: Grouping | None = None
@@ -315,6 +334,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Of the same: the one that serves."""
     case_sensitive_labels: bool = False
     """Class names that differ in upper and lower case alone are two."""
+    augmentation: Augmentation | None = None
     labels: dict[str, str] = {}
     background: str = WHITE
     """The colour that the transparency of images is laid on, "#rrggbb"."""
@@ -323,6 +343,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     target_index: str = ""
     baselines: list[Baseline] = []
     """What the report compares with, beside the nearest class mean."""
+    decision: Decision = ARGMAX
+    """Turns the version's probabilities into answers; what is measured goes by it."""
     gate: Gate | None = None
     incumbent: Incumbent | None = None
     """Behind `gate.not_worse_than`; None where there is none yet."""
@@ -452,7 +474,7 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
 
 
 class BackbonesRanked(msgspec.Struct, frozen=True, tag="ranked"):
-    """Best first; what could not be scored last. The last record of a ranking."""
+    """The one to take first; what could not be scored last. The last record of a ranking."""
 
     ranking: list[RankedBackbone]
     explanation: str

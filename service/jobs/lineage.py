@@ -42,7 +42,7 @@ class Lineage:
         """The request with its base pinned: by number, by alias, or by neither (`latest`).
 
         `model` is the base's key, "" for the request's own.
-        Backbone, weights, grouping and background are the base's where the request names
+        Backbone, weights, grouping, background and decision are the base's where the request names
         none. Raises NotFound (MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND), or
         WrongState (BASE_DATA_GONE).
         """
@@ -61,6 +61,8 @@ class Lineage:
             chosen["grouping"] = before.grouping
         if not request.background:
             chosen["background"] = base.manifest.decoding.background
+        if request.decision is None:
+            chosen["decision"] = base.manifest.decision
         if before.case_sensitive_labels:
             chosen["case_sensitive_labels"] = True
         return msgspec.structs.replace(

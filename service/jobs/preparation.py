@@ -13,7 +13,7 @@ from threading import Event
 import msgspec
 
 from service import faults
-from service.domain import plain_name
+from service.domain import ARGMAX, plain_name
 from service.errors import NotFound
 from service.ingest.reader import IMAGES_FOLDER, INDEX_FILE, OnProgress, untold
 from service.jobs import registered
@@ -129,6 +129,7 @@ class Preparation:
                 if request.validation_fraction is None
                 else request.validation_fraction
             ),
+            outlier_false_alarm_rate=request.outlier_false_alarm_rate,
             grouping=request.grouping,
             previous_answers=self._previous_answers(job),
             seed=request.seed or 0,
@@ -141,10 +142,12 @@ class Preparation:
             precision=settings.precision,
             labels=request.labels,
             background=request.background_or_white,
+            framing=request.framing,
             target_dir=target.folder,
             target_index=target.index,
             case_sensitive_labels=request.case_sensitive_labels,
             baselines=request.baselines,
+            decision=request.decision or ARGMAX,
             gate=request.gate,
             incumbent=self._incumbent(job),
             base=request.base

@@ -15,6 +15,7 @@ from service import backbones as registry
 from service.domain import (
     LATEST,
     WHITE,
+    Decision,
     check_alias,
     check_colour,
     check_name,
@@ -69,6 +70,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     method: Method = msgspec.field(default_factory=Auto)
     validation_fraction: float | None = None
     """None means 0.2."""
+    outlier_false_alarm_rate: float | None = None
+    """None means 0.05."""
     grouping: Grouping | None = None
     """With a base, None means the base's."""
     seed: int | None = None
@@ -78,8 +81,11 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     labels: dict[str, str] = {}
     background: str = ""
     """"#rrggbb" below transparency; "" for white, with a base for the base's."""
+    framing: Literal["auto", "crop", "whole", "compare"] = "auto"
     baselines: list[Baseline] = []
     gate: Gate | None = None
+    decision: Decision | None = None
+    """None means argmax, with a base the base's."""
     case_sensitive_labels: bool = False
     """Class names that differ in upper and lower case alone are two."""
     base: Base | None = None
@@ -130,6 +136,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             case DomainAdaptation() as method:
                 self._check_domain_adaptation(method, needs_images=needs_images)
         _in("validation_fraction", self.validation_fraction, 0.05, 0.5)
+        _in("outlier_false_alarm_rate", self.outlier_false_alarm_rate, 0.001, 0.5)
         _check_grouping(self.grouping)
         _check_seed(self.seed)
         _in("time_budget", self.time_budget_s, 1, math.inf, unit=" s")
@@ -141,6 +148,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.gate is not None:
             _check_gate(self.gate)
             _check_can_be_measured(self.gate, self.method)
+        if self.decision is not None:
+            self.decision.check("decision")
 
     def _check_model_based(self, method: ModelBased, backbone: str) -> None:
         at = "model_based."

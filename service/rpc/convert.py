@@ -20,6 +20,7 @@ from service.domain import (
 )
 from service.errors import InvalidInput, Reason
 from service.ingest.archives import ArchiveFormat
+from service.rpc import convert_decisions
 from service.storage.datasets import DatasetRecord
 from service.storage.models import ModelRecord, VersionRecord
 
@@ -167,6 +168,8 @@ def version(record: VersionRecord, damage: str) -> model_pb2.Version:
         figures=[_figure(figure) for figure in manifest.figures],
         calibrated=manifest.calibrated,
         calibration_note=manifest.calibration_note,
+        image_size=manifest.decoding.size,
+        sees_whole_image=manifest.decoding.framing == "whole",
         dataset_digest=manifest.dataset_digest,
         parity=model_pb2.Parity(
             max_difference=manifest.parity.max_difference,
@@ -180,6 +183,7 @@ def version(record: VersionRecord, damage: str) -> model_pb2.Version:
         is_candidate=record.is_candidate,
         damage=damage,
         gate_checks=[_gate_check(check) for check in manifest.gate_checks],
+        decision=convert_decisions.asked(manifest.decision),
     )
 
 

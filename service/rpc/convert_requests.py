@@ -19,12 +19,19 @@ from service.jobs.contract import (
     Technique,
 )
 from service.jobs.request import JobRequest
+from service.rpc import convert_decisions
 from service.rpc.convert import duration
 
 _DEVICES: dict[int, Literal["auto", "cpu", "cuda"]] = {
     pb.DEVICE_UNSPECIFIED: "auto",
     pb.DEVICE_CPU: "cpu",
     pb.DEVICE_CUDA: "cuda",
+}
+_FRAMINGS: dict[int, Literal["auto", "crop", "whole", "compare"]] = {
+    pb.FRAMING_UNSPECIFIED: "auto",
+    pb.FRAMING_CROP: "crop",
+    pb.FRAMING_WHOLE: "whole",
+    pb.FRAMING_COMPARE: "compare",
 }
 _RECIPES: dict[int, Literal["auto", "classic"]] = {
     pb.RECIPE_UNSPECIFIED: "auto",
@@ -94,6 +101,7 @@ def request(
         weights=message.weights,
         method=_method(message),
         validation_fraction=_optional(message, "validation_fraction"),
+        outlier_false_alarm_rate=_optional(message, "outlier_false_alarm_rate"),
         grouping=_grouping(message.grouping) if message.HasField("grouping") else None,
         seed=_optional(message, "seed"),
         time_budget_s=(
@@ -102,10 +110,14 @@ def request(
         device=_named(_DEVICES, message.device, "device", "Device"),
         labels=dict(message.labels),
         background=message.background,
+        framing=_named(_FRAMINGS, message.framing, "framing", "Framing"),
         baselines=[
             _named(_BASELINES, number, "baselines", "Baseline") for number in message.baselines
         ],
         gate=_gate(message.gate) if message.HasField("gate") else None,
+        decision=(
+            convert_decisions.decision(message.decision) if message.HasField("decision") else None
+        ),
         case_sensitive_labels=message.case_sensitive_labels,
     )
 
@@ -118,11 +130,13 @@ def asked(given: JobRequest) -> pb.FineTuneRequest:
         backbone=given.backbone,
         weights=given.weights,
         validation_fraction=given.validation_fraction,
+        outlier_false_alarm_rate=given.outlier_false_alarm_rate,
         seed=given.seed,
         time_budget=None if given.time_budget_s is None else duration(given.time_budget_s),
         device=_number(_DEVICES, given.device),
         labels=given.labels,
         background=given.background,
+        framing=_number(_FRAMINGS, given.framing),
         baselines=[_number(_BASELINES, name) for name in given.baselines],
     )
     if given.server_path:
@@ -163,6 +177,8 @@ def asked(given: JobRequest) -> pb.FineTuneRequest:
         message.grouping.CopyFrom(_asked_grouping(given.grouping))
     if given.gate is not None:
         message.gate.CopyFrom(_asked_gate(given.gate))
+    if given.decision is not None:
+        message.decision.CopyFrom(convert_decisions.asked(given.decision))
     if given.base is not None:
         message.base.model = plain_name(given.base.model)
         message.base.version = given.base.version

@@ -15,7 +15,8 @@ from grpc import aio
 from service.errors import GraftError, InvalidInput, Reason
 from service.inference import preprocess
 from service.inference.engine import Classified, Decode
-from service.rpc import status, streams
+from service.inference.head import NONE
+from service.rpc import convert_decisions, status, streams
 from service.rpc.caller import caller
 from service.rpc.limits import MAX_SCORES
 from service.rpc.serving import Serving
@@ -72,6 +73,9 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
             )
         if request.top_k < 0:
             raise _bad("top_k", f"top_k is {request.top_k}: it must be 0 (for 1) or more")
+        decision = None
+        if request.HasField("decision"):
+            decision = convert_decisions.decision(request.decision)
         which = request.WhichOneof("which")
         version, outcomes = await self._serving.classify(
             caller().key(request.model),
@@ -79,6 +83,7 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
             request.alias if which == "alias" else None,
             [_decode(image, index) for index, image in enumerate(request.images)],
             timeout_s,
+            decision,
         )
         top_k = request.top_k or 1
         scores, features = _sizes(outcomes, top_k, request.include_features)
@@ -145,14 +150,20 @@ def _result(outcome: Classified | GraftError, top_k: int, with_features: bool) -
     best = np.argsort(-probabilities, kind="stable")[:top_k]
     return pb.ImageResult(
         classification=pb.Classification(
-            scores=[
-                pb.ClassScore(label=outcome.classes[i], probability=probabilities[i], class_index=i)
-                for i in best.tolist()
-            ],
+            scores=[_score(outcome, i) for i in best.tolist()],
+            answer=None if outcome.answer == NONE else _score(outcome, outcome.answer),
             features=outcome.features.tolist() if with_features else None,
             out_of_distribution_score=outcome.outlier_score,
             is_out_of_distribution=(outcome.outlier_score or 0.0) > 1,
         )
+    )
+
+
+def _score(outcome: Classified, index: int) -> pb.ClassScore:
+    return pb.ClassScore(
+        label=outcome.classes[index],
+        probability=outcome.probabilities[index],
+        class_index=index,
     )
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from service.domain import Decision
 from service.errors import Damaged, NotFound
 from service.inference.engine import Decode, ModelFiles, Outcome
 from service.telemetry import Telemetry
@@ -22,7 +23,11 @@ class Classifies(Protocol):
     """What of the engine is needed here."""
 
     async def classify(
-        self, files: ModelFiles, images: Sequence[Decode], timeout_s: float
+        self,
+        files: ModelFiles,
+        images: Sequence[Decode],
+        timeout_s: float,
+        decision: Decision | None = None,
     ) -> list[Outcome]:
         """Classifies each image."""
 
@@ -45,29 +50,31 @@ class Serving:
         alias: str | None,
         images: Sequence[Decode],
         timeout_s: float,
+        decision: Decision | None = None,
     ) -> tuple[int, list[Outcome]]:
         """Classifies each image; answers with the version that did, too.
 
-        Raises NotFound, and what the engine raises; Damaged (MODEL_UNLOADABLE) is of the
-        version that was meant, where nothing stands in for it.
+        By `decision`, or by the version's own where none is given. Raises NotFound, and what
+        the engine raises; Damaged (MODEL_UNLOADABLE) is of the version that was meant, where
+        nothing stands in for it.
         """
         deadline = time.monotonic() + timeout_s
         number, files = self._resolve(model, version, alias)
         try:
-            return number, await self._engine.classify(files, images, timeout_s)
+            return number, await self._engine.classify(files, images, timeout_s, decision)
         except Damaged:
             # It may have been deleted meanwhile: NotFound then, or another one is meant.
             now, files = self._resolve(model, version, alias)
             if now != number:
                 left_s = deadline - time.monotonic()
-                return now, await self._engine.classify(files, images, left_s)
+                return now, await self._engine.classify(files, images, left_s, decision)
             if version is not None:
                 raise
             for earlier in self._fallbacks(model, alias):
                 try:
                     _, files = self._resolve(model, earlier, None)
                     left_s = deadline - time.monotonic()
-                    outcomes = await self._engine.classify(files, images, left_s)
+                    outcomes = await self._engine.classify(files, images, left_s, decision)
                 except (Damaged, NotFound):
                     continue  # or deleted since
                 self._fallen_back.inc()

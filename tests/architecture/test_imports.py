@@ -47,7 +47,7 @@ LAW = {
     "__main__": {"app", "config", "scratch", "telemetry", "errors", "faults"},
 }
 TRAINER_MAY = {
-    "jobs.contract", "backbones", "inference", "ingest", "control_groups", "domain", "errors",
+    "backbones", "jobs.contract", "inference", "ingest", "control_groups", "domain", "errors",
     "faults",
 }  # fmt: skip
 

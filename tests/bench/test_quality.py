@@ -1,23 +1,28 @@
 """Quality is measured by a program that works, and that finds what is wrong."""
 
+import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
 
 from bench.quality import (
+    accuracy,
     document,
+    frozen_job,
     gates,
     harm,
     harmful,
     images,
     probabilities,
-    regression,
     reported,
     thousand,
 )
+from bench.quality.frozen_job import Cost
 from bench.quality.images import FRAMES, ImageSet
 
 
@@ -140,20 +145,66 @@ def test_every_image_is_asked_once() -> None:
     assert sum(len(a.right) for a in answers) == 60
 
 
-def test_a_head_is_compared_with_logistic_regression_on_the_same_draw() -> None:
-    pair = regression.compare(made(3, 30, 1, 0.7, 4), 5, 0)
-    assert pair is not None
-    assert abs(pair.accuracy) < 0.25
-    assert regression.compare(made(3, 30, 1, 0.7, 4), 50, 0) is None
+def test_both_sides_learn_from_a_draw_and_answer_all_the_rest() -> None:
+    images = made(3, 30, 1, 0.7, 4)
+    train, test = accuracy.draw(images, 5, 0)
+    assert Counter(train.targets.tolist()) == {0: 5, 1: 5, 2: 5}
+    assert sorted([*train.scenes, *test.scenes]) == list(range(90))
+    more, _ = accuracy.draw(images, 10, 0)
+    assert set(train.scenes) < set(more.scenes)
+    found = accuracy.measure(images, 5, 0)
+    assert (found.most, found.drawn) == (15, 5)
+    assert min(found.ours.accuracy, found.theirs.accuracy) > 0.6
+    assert found.ours.loss < np.log(3)
+    assert found.ours.cost.processor_s > 0
 
 
-def test_being_below_in_every_draw_misses_the_bound() -> None:
-    below = [regression.Pair("made", 5, -0.02 - i / 1e4, 0.1) for i in range(10)]
-    noise = [regression.Pair("other", 5, (-1) ** i / 50, 0.0) for i in range(10)]
-    (promise, is_kept), *_ = regression.section([*below, *noise]).bounds
+def test_two_images_a_class_are_enough_to_compare() -> None:
+    found = accuracy.measure(made(2, 8, 1, 2, 5), 2, 0)
+    assert found.theirs.accuracy > 0.5
+
+
+def draws(
+    name: str, gain: float, drawn: int = 20, most: int = 20, spread: float = 0.001
+) -> list[accuracy.Outcome]:
+    def side(value: float) -> accuracy.Side:
+        return accuracy.Side(value, 1 - value, Cost(0.2, 0.1))
+
+    return [
+        accuracy.Outcome(name, most, drawn, side(0.7 + gain + spread * (-1) ** i), side(0.7))
+        for i in range(10)
+    ]
+
+
+def test_the_mean_over_sets_counts_each_once_and_is_held_against_its_targets() -> None:
+    outcomes = [*draws("tiles-small", 0.05, 5, 5), *draws("a", 0.02), *draws("b", 0.005)]
+    section = accuracy.section(outcomes)
+    assert [is_kept for _, is_kept in section.bounds] == [True, True, True, True]
+    assert (
+        "| *mean* | 5 to 20 | 3 sets | 72.5 ±5.7 | 70.0 ±0.0 | +2.50 ±5.69 |" in section.markdown()
+    )
+    assert "| *mean without tiles-small* | 20 | 2 sets |" in section.markdown()
+    # What is pooled at 50 is as many as could be drawn.
+    assert "| *mean at 50 a class* | 5 to 20 | 3 sets |" in section.markdown()
+    low = accuracy.section([*draws("tiles-small", 0.05), *draws("a", 0.009), *draws("b", 0.009)])
+    assert [is_kept for _, is_kept in low.bounds] == [True, False, True, True]
+    assert not accuracy.section(draws("a", 0.019)).bounds[0][1]
+
+
+def test_a_set_whose_interval_lies_below_misses_the_bound() -> None:
+    good = draws("good", 0.1)
+    kept = accuracy.section([*good, *draws("bad", -0.02, spread=0.02)]).bounds
+    assert kept[2][1]
+    (promise, is_kept), (noise, is_beyond) = accuracy.section([*good, *draws("bad", -0.02)]).bounds[
+        2:
+    ]
     assert not is_kept
-    assert "made at 5 a class (-2.0" in promise
-    assert "other" not in promise
+    assert not is_beyond
+    assert "bad at 20 (-2.00 ±0.08)" in promise
+    assert "good" not in noise
+    # Below at another number of images is no miss of the headline's.
+    kept = accuracy.section([*good, *draws("good", -0.02, 10)]).bounds
+    assert (kept[2][1], kept[3][1]) == (True, False)
 
 
 def test_many_classes_are_learned_from_scenes_too() -> None:
@@ -175,6 +226,53 @@ def test_data_sets_are_found_by_their_folders_and_bursts_made_of_them(tmp_path: 
     first, second = (images._frame(digits[0].read(), n) for n in (0, 1))
     assert first != second
     assert first == images._frame(digits[0].read(), 0)
+
+
+def test_features_of_every_block_and_framing_are_computed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+
+    def file(width: int, label: str) -> images.LabelledFile:
+        made = Image.fromarray(rng.integers(0, 256, (96, width, 3)).astype(np.uint8))
+        encoded = io.BytesIO()
+        made.save(encoded, "PNG")
+        return images.LabelledFile(encoded.getvalue, label)
+
+    square = [file(96, label) for label in ("a", "b")]
+    kept = images.Kept(tmp_path)
+    # Of square images no job compares all with the middle.
+    assert list(kept.of("square", square).views) == ["crop"]
+    files = [*square, *(file(300, label) for label in ("a", "b"))]
+    both = kept.of("few", files)
+    assert len(both.blocks) == 4
+    assert both.seen("crop").shape == both.seen("whole").shape == (4, sum(both.blocks))
+    assert_array_equal(both.features, both.seen("crop")[:, : both.blocks[0]])
+    assert_allclose(both.aspects, [1, 1, 300 / 96, 300 / 96])
+    # Of long images all is another thing than the middle.
+    apart = np.abs(both.seen("whole") - both.seen("crop")).mean(axis=1)
+    assert apart[2:].min() > apart[:2].max()
+    monkeypatch.setattr(images.Kept, "_compute", None)
+    again = images.Kept(tmp_path).of("few", files)
+    assert_array_equal(again.seen("whole"), both.seen("whole"))
+    chosen = again.of_classes([1]).at(np.array([1]))
+    assert chosen.classes == ("b",)
+    assert_array_equal(chosen.seen("whole"), both.seen("whole")[[3]])
+    assert len(chosen.aspects) == 1
+
+
+def test_the_head_is_the_one_that_a_job_chooses() -> None:
+    """Middle layers, and all of an image, are chosen where the classes are told by them alone."""
+    noise, told = made(2, 20, 1, 0, 6), made(2, 20, 1, 3, 7)
+    middle = np.concatenate([noise.features, told.features], axis=1)
+    views = {"crop": np.concatenate([noise.features, noise.features], axis=1), "whole": middle}
+    long = replace(noise, views=views, blocks=(32, 32), aspects=np.full(40, 2.0))
+    job = frozen_job.run(long, 0, "lone")
+    assert job.fitted.framing == "whole"
+    assert job.fitted.head.feature_dim == 64
+    assert (job.probabilities(long).argmax(axis=1) == long.targets).all()
+    square = replace(long, aspects=np.ones(40))
+    assert frozen_job.run(square, 0, "lone").fitted.framing == "crop"
 
 
 def test_a_share_comes_with_its_interval() -> None:

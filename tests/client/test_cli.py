@@ -82,7 +82,8 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
         "--baseline linear-probe --baseline from_scratch --min-accuracy 0.9 "
         "--min-class-recall 0.5 --class-recall ants=0.8 --class-recall a=b=0.7 "
         "--not-worse-than latest --max-regression 0.01 --when-uncertain promote "
-        "--max-latency-ms 12.5 --gate-alias prod --background #20c040 --group-by-folder 2"
+        "--max-latency-ms 12.5 --gate-alias prod --background #20c040 --group-by-folder 2 "
+        "--outlier-false-alarms 0.01"
     )
     code, out, _ = run("finetune", folder, "--name", "cats", *options.split())
     assert (code, out) == (0, "job-1\n")
@@ -102,6 +103,7 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
     )
     assert (request.backbone, request.weights) == ("resnet18", "IMAGENET1K_V1")
     assert (request.validation_fraction, request.seed, request.time_budget_s) == (0.3, 5, 60.0)
+    assert request.outlier_false_alarm_rate == 0.01
     assert (request.device, request.request_id) == ("cpu", "mine")
     assert request.labels == {"team": "blue", "note": "a=b"}
     assert request.background == "#20c040"

@@ -15,7 +15,7 @@ from graft.v1 import fine_tuning_pb2 as pb
         {},
         {"backbone": "resnet50", "weights": "IMAGENET1K_V1", "seed": 7, "device": "cuda"},
         {"validation_fraction": 0.25, "time_budget_s": 90.5, "labels": {"team": "blue"}},
-        {"background": "#20c040"},
+        {"background": "#20c040", "outlier_false_alarm_rate": 0.01},
         {"method": "feature_based", "l2": 0.01},
         {"method": "feature_based", "augmented_views": 0},
         {"method": graft.FeatureBased(l2=0.01, augmented_views=4)},
@@ -128,7 +128,8 @@ def test_groups_may_be_a_level_or_a_pattern_alone(grouping: Any, read: graft.Gro
 def test_what_is_not_given_is_left_to_the_service() -> None:
     request = _requests.fine_tune(graft.ServerPath("/images"), "pets", {})
     assert request.server_path.path == "/images"
-    for field in ("validation_fraction", "seed", "time_budget", "gate", "base", "grouping"):
+    fields = ("validation_fraction", "seed", "time_budget", "gate", "base", "grouping")
+    for field in (*fields, "outlier_false_alarm_rate"):
         assert not request.HasField(field)
     assert (request.backbone, list(request.baselines)) == ("", [])
     read = _answers.job_request(request)

@@ -134,6 +134,7 @@ def test_an_argument_of_the_wrong_type_is_named(
         ({"backbone": 3}, "backbone", "text"),
         ({"validation_fraction": "a fifth"}, "validation_fraction", "a number"),
         ({"time_budget_s": "60"}, "time_budget_s", "a number"),
+        ({"outlier_false_alarm_rate": "few"}, "outlier_false_alarm_rate", "a number"),
         ({"case_sensitive_labels": "no"}, "case_sensitive_labels", "True or False"),
         ({"gate": {"min_accuracy": 0.9}}, "gate", "a Gate"),
         ({"gate": graft.Gate(min_accuracy="0.9")}, "gate.min_accuracy", "a number"),  # type: ignore[arg-type]

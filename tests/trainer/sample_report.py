@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.domain import GateCheck, LeftOutFile, LeftOutReason, Manifest, Parity
+from service.domain import Decision, GateCheck, LeftOutFile, LeftOutReason, Manifest, Parity
+from service.inference.head import Head
 from service.ingest.index import summarise
 from service.jobs.contract import BackbonesRanked, EpochEnded, RankedBackbone
 from trainer import evaluate
 from trainer.data import Data, Part
 from trainer.measuring import Measured
-from trainer.reporting import comparisons, findings, report
+from trainer.reporting import comparisons, findings, report, rules
 from trainer.reporting.findings import (
     Adaptation,
     Adapted,
@@ -158,16 +159,26 @@ def with_everything(found: Data) -> report.Report:
     """A report that has every section, of `measured`, with more than fits on any line."""
     rng = np.random.default_rng(0)
     sets = measured(found)
-    k, probabilities = len(found.classes), sets[0].probabilities
+    probabilities = sets[0].probabilities
     targets, groups = sets[0].part.targets, sets[0].groups
-    metrics = evaluate.measure(probabilities, targets, found.classes, groups)
+    strict = Decision(rule="thresholds", thresholds={found.classes[0]: 0.75}, default_threshold=0.5)
+    zeros, k = np.zeros((len(found.classes), 1), np.float32), len(found.classes)
+    head = Head(
+        zeros,
+        zeros[:, 0],
+        found.classes,
+        prior=np.array([0.05, *[0.95 / (k - 1)] * (k - 1)], np.float32),
+        decision=strict,
+    )
+    answered = head.decide(probabilities)
+    metrics = evaluate.measure(probabilities, targets, found.classes, groups, answers=answered)
     others = [
-        comparisons.Measured("full_fine_tune", np.eye(k)[targets], seconds=12.5),
+        comparisons.Measured("full_fine_tune", targets, seconds=12.5),
         comparisons.Measured(
-            "majority_class", comparisons.majority_class(found.train.targets, len(targets), k)
+            "majority_class", comparisons.majority_class(found.train.targets, len(targets))
         ),
     ]
-    compared = [comparisons.compare(other, probabilities, targets, groups) for other in others]
+    compared = [comparisons.compare(other, answered, targets, groups) for other in others]
     extras = Findings(
         comparisons=compared,
         suspects=Suspects(
@@ -200,13 +211,13 @@ def with_everything(found: Data) -> report.Report:
         backbones=BackbonesRanked(
             [
                 RankedBackbone(backbone="resnet18", weights="IMAGENET1K_V1", problem="no weights"),
-                RankedBackbone(backbone="resnet50", weights="random:0", score=0.5, log_me=0.4),
+                RankedBackbone(backbone="resnet50", weights="random:0", log_loss=0.5, log_me=0.4),
             ],
             "because it fits the data best",
             9,
         ),
         out_of_distribution=findings.out_of_distribution(
-            rng.random(20), 0.9, "a method", "held-out images", "training images"
+            rng.random(20), 0.9, 0.05, "a method", "held-out images", "training images"
         ),
         growth=Growth(
             base_model="older",
@@ -215,6 +226,7 @@ def with_everything(found: Data) -> report.Report:
             added_images=5,
             added_classes=list(found.classes[:2]),
         ),
+        rules=rules.compared(head, sets[0]),
     )
     checks = [
         GateCheck(
@@ -244,6 +256,7 @@ def with_everything(found: Data) -> report.Report:
             calibration_note="an error of 9.1 points, where chance explains 4.2",
             train_groups=61,
             technique="mcc",
+            decision=strict,
         ),
         replace(found, summary=summarise(len(found.names), LEFT_OUT)),
         sets,

@@ -13,15 +13,19 @@ from trainer.data import Part
 HALF = (0.5, 0.5, 0.5)
 
 
-def small_backbone(seed: int = 0) -> Backbone:
-    """Two stages, `stem` with a BatchNorm and `top`, and 16 features."""
+def small_backbone(
+    seed: int = 0, tuned_from: str = "top", taps: tuple[str, ...] = ("0",)
+) -> Backbone:
+    """Makes `stem` and `top` with a BatchNorm each, 16 features and 8 of the stem; tunes `top`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         stem = nn.Sequential(nn.Conv2d(3, 8, 7, 8, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        top = nn.Sequential(nn.Conv2d(8, 16, 3, 2), nn.ReLU())
+        top = nn.Sequential(nn.Conv2d(8, 16, 3, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU())
         pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         trunk = nn.Sequential(stem, top, pooled)
-    return Backbone(trunk, {"stem": [stem], "top": [top]}, 16, HALF, HALF)
+    return Backbone(
+        trunk, {"stem": [stem], "top": [top]}, 16, HALF, HALF, taps=taps, tuned_from=tuned_from
+    )
 
 
 def parts_of(folder: Path, held_out: int = 0) -> tuple[Part, Part, tuple[str, ...]]:

@@ -79,8 +79,8 @@ def _said(
     probabilities = _answered(targets, wrong, confidence)
     groups = np.arange(n) // in_groups_of
     findings = findings or Findings()
-    chance = comparisons.Measured("majority_class", comparisons.majority_class(targets, n, 2))
-    compared = comparisons.compare(chance, probabilities, targets, groups)
+    chance = comparisons.Measured("majority_class", comparisons.majority_class(targets, n))
+    compared = comparisons.compare(chance, probabilities.argmax(axis=1), targets, groups)
     return advise(
         manifest=manifest(gate_checks=list(gate), **about),  # type: ignore[arg-type]
         measured=[_set(probabilities, targets, groups=groups, copies=copies)],
@@ -201,7 +201,7 @@ def test_doubt_about_an_adaptation_and_a_wide_gap_are_warnings() -> None:
 
 def test_an_adaptation_that_is_shown_to_do_harm_is_a_warning() -> None:
     targets = np.arange(200) % 2
-    served, before = _answered(targets, 60, 0.9), _answered(targets, 20, 0.9)
+    served, before = (_answered(targets, wrong, 0.9).argmax(axis=1) for wrong in (60, 20))
     compared = comparisons.compare(comparisons.Measured("source_only", before), served, targets)
     harmful = msgspec.structs.replace(_adaptation(), comparison=compared)
     said = _said(Findings(adaptation=harmful), technique="mcc")
@@ -223,13 +223,13 @@ def test_classes_told_apart_count_where_the_commonest_class_is_hard_to_beat() ->
     answers = targets.copy()
     answers[[0, 1, 2, 3, 4, 5, *range(100, 112)]] ^= 1
     probabilities = np.eye(2)[answers] * 0.9 + 0.05
-    chance = comparisons.Measured("majority_class", comparisons.majority_class(targets, 200, 2))
+    chance = comparisons.Measured("majority_class", comparisons.majority_class(targets, 200))
     said = advise(
         manifest=manifest(),
         measured=[_set(probabilities, targets)],
         metrics=evaluate.measure(probabilities, targets, ("ant", "bee")),
         calibration=None,
-        findings=Findings(comparisons=[comparisons.compare(chance, probabilities, targets)]),
+        findings=Findings(comparisons=[comparisons.compare(chance, answers, targets)]),
         counts=COUNTS,
         left_out=NOTHING,
     )
@@ -341,7 +341,9 @@ def test_a_failed_gate_is_a_warning_and_a_passed_one_good() -> None:
 
 def _against(name: str, wrong: int, other_wrong: int) -> list[Advice]:
     targets = np.arange(200) % 2
-    served, other = (_answered(targets, count, 0.9) for count in (wrong, other_wrong))
+    served, other = (
+        _answered(targets, count, 0.9).argmax(axis=1) for count in (wrong, other_wrong)
+    )
     compared = comparisons.compare(comparisons.Measured(name, other), served, targets)
     return _said(Findings(comparisons=[compared]))
 
@@ -401,6 +403,7 @@ def test_classes_of_which_no_image_could_be_measured_are_named() -> None:
 def test_images_unlike_training_are_told_when_many(flagged: int, told: list[str]) -> None:
     ood = OutOfDistribution(
         threshold=1,
+        false_alarms=0.05,
         flagged=flagged,
         count=200,
         bins=[],

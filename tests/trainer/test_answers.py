@@ -1,6 +1,7 @@
 """A version's answers come back as they were kept."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ def digests(count: int, name: str) -> list[str]:
 
 def rows(role: Role, name: str, probabilities: np.ndarray | None, count: int = 3) -> Rows:
     zeros = np.zeros(count, np.int64)
-    return Rows(role, digests(count, name), zeros, np.arange(count), probabilities)
+    answered = None if probabilities is None else probabilities.argmax(axis=1)
+    return Rows(role, digests(count, name), zeros, np.arange(count), probabilities, answered)
 
 
 def test_roles_and_answers_come_back(tmp_path: Path) -> None:
@@ -41,8 +43,21 @@ def test_roles_and_answers_come_back(tmp_path: Path) -> None:
     assert [known[digest].role for digest in digests(3, "held")] == [Role.HELD_OUT] * 3
     assert known[digests(1, "own")[0]].probability == pytest.approx(0.61, abs=1e-3)
     (lone,) = digests(1, "lone")
-    assert (known[lone].role, known[lone].answered) == (Role.LEARNED, "")
+    assert (known[lone].role, known[lone].answered) == (Role.LEARNED, None)
     assert len(known) == 7
+
+
+def test_what_a_decision_answered_comes_back_be_it_none_or_less_probable(tmp_path: Path) -> None:
+    file = tmp_path / "answers.safetensors"
+    shares = np.full((3, 40), 0.01)
+    shares[:, 7] = 0.61
+    whole = rows(Role.OUT_OF_FOLD, "own", shares)
+    answers.save(
+        file, [f"c{n}" for n in range(40)], [replace(whole, answers=np.array([7, 39, -1]))]
+    )
+    known = [answers.load(file)[digest] for digest in digests(3, "own")]
+    assert [each.answered for each in known] == ["c7", "c39", ""]
+    assert [each.probability for each in known] == pytest.approx([0.61] * 3, abs=1e-3)
 
 
 @pytest.mark.parametrize("content", [b"", b"no tensors at all", b"\x08\0\0\0\0\0\0\0{}      "])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -19,11 +20,14 @@ from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import Auto, EpochEnded, Note, Progressed
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.small_network import parts_of, small_backbone
-from trainer import compute, export
+from trainer import compute, export, maps
+from trainer.backbone_file import BLOCKS
 from trainer.backbones import Backbone
 from trainer.data import Part
-from trainer.methods import auto, loop
+from trainer.methods import auto, model_based
 from trainer.methods.auto import Average, Given
+from trainer.recipes import Settings
+from trainer.tails import Split
 
 CLASSES = ("blue", "red")
 
@@ -62,13 +66,16 @@ def unread(n: int) -> Part:
 def trial(
     make_folder: MakeFolder, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Given:
-    """What a moment's training is enough for: colours that the features do not tell."""
+    """What a moment's training is enough for: colours that the frozen head does not tell."""
     learned, _, _ = parts_of(make_folder(per_class=20))
-    recipe = auto._recipe(make_spec(Path()))
-    quick = dataclasses.replace(
-        recipe, epochs=4, learning_rate=0.1, first_stage_rate=1.0, precision="fp32"
-    )
-    monkeypatch.setattr(auto, "_recipe", lambda _: quick)
+    real = maps.parted
+
+    def quick(*given: object) -> tuple[Settings, Split | None]:
+        recipe, split = real(*given)  # type: ignore[arg-type]
+        changes = {"epochs": 4, "learning_rate": 0.1, "body_lr_factor": 1.0, "precision": "fp32"}
+        return dataclasses.replace(recipe, **changes), split  # type: ignore[arg-type]
+
+    monkeypatch.setattr(maps, "parted", quick)
     monkeypatch.setattr(auto, "hopeless", lambda _: "")
     spec = make_spec(Path(), method=Auto(), checkpoint_dir=str(tmp_path / "kept"))
     return given_of(learned, make_spec, spec=spec, budget_s=1e6)
@@ -106,9 +113,9 @@ def test_wrong_images_of_one_group_are_one(make_spec: MakeSpec) -> None:
 @pytest.mark.parametrize(
     ("budget_s", "said"),
     [
-        (None, ["about 25 min", "60 s", "budget of 32 min or more"]),
-        (1874.0, ["about 25 min", "the time budget leaves 1874 s", "budget of 32 min or more"]),
-        (1876.0, []),
+        (None, ["about 10 min", "60 s", "budget of 13 min or more"]),
+        (749.0, ["about 10 min", "the time budget leaves 749 s", "budget of 13 min or more"]),
+        (751.0, []),
     ],
 )
 def test_time_that_training_has_not_is_said_with_what_to_ask_for(
@@ -125,7 +132,7 @@ def test_time_that_training_has_not_is_said_with_what_to_ask_for(
             return super().run(images, cores)
 
     monkeypatch.setattr(auto.time, "monotonic", lambda: clock[0])
-    # 3 x 200 images an epoch, 10 epochs, 0.1 s forward, 5 times that to train, on 2 cores.
+    # 200 images, 0.1 s forward, on 2 cores: 6 views, and 3 times 12 epochs of 1.5 passes.
     given = given_of(unread(200), make_spec, session=Slow, budget_s=budget_s)
     found = auto.hopeless(given)
     assert bool(found) == bool(said)
@@ -142,7 +149,7 @@ def test_a_network_that_wins_serves_averaged_with_the_frozen_head(
 ) -> None:
     found = auto.improve(trial, told.append)
     assert isinstance(found, Average), found
-    # One file of both trunks; the frozen one is as it was.
+    # One file of both tails on one trunk; the frozen one is as it was.
     file = tmp_path / "both.onnx"
     export.to_onnx(found.backbone, file)
     pixels = trial.learned.decode()
@@ -152,6 +159,9 @@ def test_a_network_that_wins_serves_averaged_with_the_frozen_head(
     frozen = export.torch_features(small_backbone(), pixels)
     np.testing.assert_allclose(wanted[:, :16], frozen, rtol=1e-5, atol=1e-6)
     assert found.head.weight.shape == (2, 32)
+    model = onnx.load(file)
+    assert {e.key: e.value for e in model.metadata_props}[BLOCKS] == "[16, 16]"
+    assert [node.op_type for node in model.graph.node].count("Conv") == 3
     # The frozen head is worth nothing here, and so is its half.
     assert not found.head.weight[:, :16].any()
     right = found.head.probabilities(served).argmax(axis=1) == trial.learned.targets
@@ -179,28 +189,35 @@ def test_a_network_that_does_not_look_better_is_given_up_after_its_first_fold(
     assert not told.of(EpochEnded)
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[loop.Work]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[model_based.Work]:
     """Collects what is trained."""
-    trained: list[loop.Work] = []
-    real = loop.run
+    trained: list[model_based.Work] = []
+    real = model_based.run
 
-    def run(work: loop.Work, *given: object) -> loop.Result:
+    def run(work: model_based.Work, *given: object) -> model_based.Result:
         trained.append(work)
         return real(work, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "run", run)
+    monkeypatch.setattr(model_based, "run", run)
     return trained
 
 
 def test_a_fold_is_learned_from_by_neither_the_network_nor_its_first_head(
     trial: Given, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = counted(monkeypatch)
+    trained, asked = counted(monkeypatch), []
+    real = auto._Trial._train
+
+    def train(self: auto._Trial, places: np.ndarray, part: int) -> object:
+        asked.append(places)
+        return real(self, places, part)
+
+    monkeypatch.setattr(auto._Trial, "_train", train)
     never = trial.answers.copy()
     never[0] = np.nan
     found = auto.improve(dataclasses.replace(trial, answers=never), told.append)
     assert isinstance(found, Average), found
-    *parts, last = [set(work.learned.paths) for work in trained]
+    *parts, last = [{trial.learned.paths[place] for place in places} for places in asked]
     every = set(trial.learned.paths)
     held = [every - part for part in parts]
     assert last == every
@@ -209,9 +226,10 @@ def test_a_fold_is_learned_from_by_neither_the_network_nor_its_first_head(
     assert trial.learned.paths[0] not in set.union(*held)
     assert np.isnan(found.answers[0]).all()
     assert not np.isnan(found.answers[1:]).any()
-    heads = [work.first_head() for work in trained]
-    assert len({head.weight.tobytes() for head in heads}) == 4
-    assert heads[-1] is trial.head
+    heads = [work.linear_probe() for work in trained]
+    assert len({head.matrix.tobytes() for head in heads}) == 4
+    for work, places in zip(trained, asked, strict=True):
+        assert (work.targets == trial.learned.targets[places]).all()
 
 
 def test_no_fold_is_reported_by_what_it_chose_itself(trial: Given, told: Told) -> None:
@@ -251,8 +269,8 @@ def test_the_difference_is_paired_and_goes_by_groups() -> None:
 def test_training_that_would_take_longer_than_it_may_ends_before_its_first_epoch(
     trial: Given, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A fold has 4 epochs of 4 steps, 2 hours, which are two ninths of all.
-    monkeypatch.setattr(compute, "step_s", lambda *_: 450.0)
+    # A fold has 4 epochs of 2 steps, 2 hours, which are two ninths of all.
+    monkeypatch.setattr(compute, "step_s", lambda *_: 900.0)
     slow = dataclasses.replace(trial, budget_s=8 * 3600.0)
     found = auto.improve(slow, told.append)
     assert isinstance(found, str)
@@ -285,7 +303,7 @@ def test_a_job_that_was_cut_off_trains_no_fold_again(
     found = auto.improve(trial, told.append)
     assert isinstance(found, Average)
     assert len(trained) == 5
-    np.testing.assert_array_equal(found.head.weight, expected.head.weight)
+    np.testing.assert_array_equal(found.head.matrix, expected.head.matrix)
     np.testing.assert_array_equal(found.answers, expected.answers)
     assert not any(isinstance(note, Note) and note.level == "warning" for note in told)
 
@@ -294,12 +312,12 @@ def test_a_job_that_was_cut_off_trains_no_fold_again(
 def test_a_network_that_cannot_be_trained_leaves_the_frozen_head(
     error: Exception | None, trial: Given, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: loop.Objective, source: loop.Outputs, *_: object) -> torch.Tensor:
+    def fail(self: model_based.Objective, source: model_based.Outputs, *_: object) -> torch.Tensor:
         if error is not None:
             raise error
         return source.logits.sum() * float("nan")
 
-    monkeypatch.setattr(loop.Objective, "forward", fail)
+    monkeypatch.setattr(model_based.Objective, "forward", fail)
     found = auto.improve(trial, told.append)
     assert isinstance(found, str)
     assert "the network could not be trained" in found

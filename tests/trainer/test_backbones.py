@@ -3,17 +3,20 @@
 import hashlib
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from service.backbones import BACKBONES
 from service.errors import InvalidInput, Reason, Unavailable
 from service.inference.runtime import OnnxRuntime, Provider
 from tests.trainer.conftest import GUARD_S
 from trainer import backbones, download, export, liveness
 from trainer.backbone_file import BackboneFile
+from trainer.parts import parts
 
 
 @pytest.fixture
@@ -69,12 +72,29 @@ def test_random_weights_follow_the_seed_and_export_to_the_same_bytes(tmp_path: P
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_the_names_of_weights_need_no_network() -> None:
-    assert backbones.weights_name("resnet50", "", 0) == "IMAGENET1K_V1"
-    assert backbones.weights_name("resnet50", "random", 5) == "random:5"
-    assert backbones.weights_name("efficientnet_lite0", "", 0).startswith("efficientnet-lite0")
-    with pytest.raises(InvalidInput, match="has no weights 'IMAGENET1K_V1'"):
-        backbones.weights_name("efficientnet_lite0", "IMAGENET1K_V1", 0)
+def test_a_row_of_the_table_is_as_its_network_is_built(tmp_path: Path) -> None:
+    for name, row in BACKBONES.items():
+        backbone = backbones.load(name, "random", 0, tmp_path)
+        made_of = parts(backbone.trunk)
+        assert (*made_of.stages,) == backbone.stage_names == row.stages
+        assert (made_of.taps, made_of.tuned_from) == (row.taps, row.tuned_from)
+        held = [
+            id(p) for modules in backbone.stages.values() for m in modules for p in m.parameters()
+        ]
+        assert sorted(held) == sorted(id(p) for p in backbone.parameters())
+
+
+def test_the_files_of_weights_are_torchvisions() -> None:
+    from torchvision import models
+
+    rows = [row for row in BACKBONES.values() if row.source == "torchvision"]
+    assert rows
+    for row in rows:
+        known = list(models.get_model_weights(row.network))
+        assert [(w.name, w.url) for w in known] == [
+            (name, f"https://download.pytorch.org/models/{file}")
+            for name, file in row.weights.items()
+        ]
 
 
 def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path) -> None:
@@ -108,9 +128,8 @@ def test_a_mirror_is_used_without_network_when_its_hash_fits(
     name = f"resnet18-{digest[:8]}.pth"
     unnamed.rename(tmp_path / name)
     # The published file cannot be had here; one that is named by its own hash stands in.
-    weights = models.ResNet18_Weights.IMAGENET1K_V1
-    monkeypatch.setattr(weights.value, "url", f"https://example.invalid/{name}", raising=False)
-    object.__setattr__(weights.value, "url", f"https://example.invalid/{name}")
+    row = replace(BACKBONES["resnet18"], weights={"IMAGENET1K_V1": name})
+    monkeypatch.setitem(BACKBONES, "resnet18", row)
     loaded = backbones.load("resnet18", "", 0, tmp_path)
     own = dict(loaded.trunk.state_dict())
     assert torch.equal(own["layer4.1.conv2.weight"], network.state_dict()["layer4.1.conv2.weight"])
@@ -158,7 +177,7 @@ def test_weights_that_were_downloaded_may_be_read_by_servers_of_other_users(
     assert (tmp_path / "w").stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("what", ["open", "exists"])
+@pytest.mark.parametrize("what", ["open", "stat"])
 def test_weights_that_another_user_keeps_to_itself_are_told_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:

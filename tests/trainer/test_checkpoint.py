@@ -1,5 +1,6 @@
 """Checkpoints, and training that is killed and goes on. Nothing here waits by the clock."""
 
+import dataclasses
 import json
 import random
 import signal
@@ -15,14 +16,24 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from service.jobs.contract import EpochEnded, JobSpec, ModelBased, Note, decode_record
+from service.inference.head import Head
+from service.jobs.contract import (
+    Augmentation,
+    EpochEnded,
+    JobSpec,
+    ModelBased,
+    Note,
+    decode_record,
+)
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.small_network import parts_of, small_backbone
-from trainer import checkpoint, compute
+from trainer import checkpoint, compute, crops
+from trainer.backbones import Backbone
 from trainer.checkpoint import Checkpoints
 from trainer.data import Part
-from trainer.methods import loop
-from trainer.methods.loop import Objective, Outputs
+from trainer.images import AsServed, Images
+from trainer.methods import feature_based, model_based
+from trainer.methods.model_based import Objective, Outputs
 from trainer.recipes import settings
 
 EPOCHS = 12
@@ -60,23 +71,57 @@ def trained(spec: JobSpec, send: Callable[..., None]) -> tuple[object, ...]:
     learned, held_out, classes = parts_of(Path(spec.data_dir), 2)
     backbone = small_backbone()
     assert isinstance(spec.method, ModelBased)
-    is_adapting = spec.labels == {"objective": "adapting"}
-    torch.manual_seed(0)
-    work = loop.Work(
-        spec=spec,
-        recipe=settings(spec.method, is_pretrained=False),
-        classes=classes,
-        learned=learned,
-        held_out=held_out,
-        backbone=backbone,
-        first_head=pytest.fail,
-        objective=Adapting() if is_adapting else Objective(0.1),
-        other=held_out if is_adapting else None,
-        key=checkpoint.key(spec, spec.method, learned),
-    )
-    head, used, *_ = loop.run(work, None, send)
+    if spec.labels == {"objective": "adapting"}:
+        result = adapted(spec, learned, held_out, classes, backbone, send)
+    else:
+
+        def linear_probe() -> Head:
+            with torch.no_grad():
+                features = backbone.eval()(torch.from_numpy(learned.decode())).numpy()
+            dealt = np.arange(len(learned)) % 3
+            return feature_based.linear_probe(features, learned.targets, dealt, classes, 0, 1)
+
+        result = model_based.train(
+            spec, spec.method, learned, held_out, classes, backbone, linear_probe, None, send
+        )
     weights = [value.numpy().tobytes() for value in backbone.state_dict().values()]
-    return head.weight.tobytes(), head.bias.tobytes(), used, weights
+    head = result.head
+    return head.weight.tobytes(), head.bias.tobytes(), result.hyperparameters, weights
+
+
+def adapted(
+    spec: JobSpec,
+    learned: Part,
+    held_out: Part,
+    classes: tuple[str, ...],
+    backbone: Backbone,
+    send: Callable[..., None],
+) -> model_based.Result:
+    """Trains with a second domain, and with an objective that has weights."""
+    torch.manual_seed(0)
+    recipe = settings(spec.method, is_pretrained=False)  # type: ignore[arg-type]
+    inputs = Images(learned, crops.Views(), spec.seed, 1)
+    others = Images(held_out, crops.Views(), spec.seed, 1)
+    work = model_based.Work(
+        spec=spec,
+        recipe=recipe,
+        classes=classes,
+        backbone=backbone,
+        body=backbone,
+        inputs=inputs,
+        targets=learned.targets,
+        judged=AsServed(held_out, 1),
+        judged_targets=held_out.targets,
+        linear_probe=pytest.fail,
+        objective=Adapting(),
+        others=others,
+        key=checkpoint.key(spec, spec.method, recipe, learned),
+    )
+    try:
+        return model_based.run(work, None, send)
+    finally:
+        inputs.close()
+        others.close()
 
 
 @pytest.fixture
@@ -121,14 +166,23 @@ def killed(spec: JobSpec, folder: Path, after: int) -> list[object]:
 
 
 @pytest.mark.usefixtures("settled")
-@pytest.mark.parametrize("objective", ["", "adapting"])
+@pytest.mark.parametrize(
+    ("objective", "weights", "recipe"),
+    [("", "", "auto"), ("", "random", "auto"), ("", "", "classic"), ("adapting", "random", "auto")],
+    ids=["on kept maps", "on images", "by SGD", "adapting"],
+)
 def test_training_that_is_killed_goes_on_to_the_very_same_model(
-    make_folder: MakeFolder, make_spec: MakeSpec, tmp_path: Path, objective: str
+    make_folder: MakeFolder,
+    make_spec: MakeSpec,
+    tmp_path: Path,
+    objective: str,
+    weights: str,
+    recipe: str,
 ) -> None:
-    method = ModelBased(epochs=EPOCHS, batch_size=4, learning_rate=0.01)
+    method = ModelBased(recipe=recipe, epochs=EPOCHS, batch_size=4, learning_rate=0.01)  # type: ignore[arg-type]
     labels = {"objective": objective}
     folder = make_folder(per_class=6)
-    spec = make_spec(folder, method=method, weights="random", threads=1, labels=labels)
+    spec = make_spec(folder, method=method, weights=weights, threads=1, labels=labels)
     whole = Told()
     expected = trained(spec, whole.append)
 
@@ -152,31 +206,37 @@ def test_a_checkpoint_of_other_settings_or_data_is_refused_with_a_note(
     spec = make_spec(tmp_path, method=ModelBased(epochs=3))
     learned = Part((Path("a"), Path("b")), ("1" * 64, "2" * 64), np.array([0, 1]))
     relabelled = Part(learned.paths, learned.digests, np.array([1, 0]))
-    own = checkpoint.key(spec, spec.method, learned)
+    recipe = settings(ModelBased(epochs=3))
+    own = checkpoint.key(spec, spec.method, recipe, learned)
     replaced = msgspec.structs.replace
     others = [
-        checkpoint.key(spec, ModelBased(epochs=4), learned),
-        checkpoint.key(spec, spec.method, relabelled),
-        checkpoint.key(spec, spec.method, learned, "fold 1"),
-        checkpoint.key(replaced(spec, seed=1), spec.method, learned),
-        checkpoint.key(replaced(spec, backbone="resnet18"), spec.method, learned),
+        checkpoint.key(spec, ModelBased(epochs=4), recipe, learned),
+        # A recipe of another release, for the same request.
+        checkpoint.key(spec, spec.method, dataclasses.replace(recipe, momentum=0.8), learned),
+        checkpoint.key(spec, spec.method, recipe, relabelled),
+        checkpoint.key(spec, spec.method, recipe, learned, "fold 1"),
+        checkpoint.key(replaced(spec, seed=1), spec.method, recipe, learned),
+        checkpoint.key(replaced(spec, backbone="resnet18"), spec.method, recipe, learned),
+        checkpoint.key(
+            replaced(spec, augmentation=Augmentation(mirror=False)), spec.method, recipe, learned
+        ),
     ]
-    assert len({own, *others}) == 6
+    assert len({own, *others}) == 8
     # Another attempt has other folders and less time, and is the same work.
     attempt = replaced(
         spec, out_dir="elsewhere", data_dir="moved", job_id="job-2", exported=[], time_budget_s=9.0
     )
     moved = Part((Path("c"), Path("d")), learned.digests, learned.targets)
-    assert checkpoint.key(attempt, attempt.method, moved) == own
+    assert checkpoint.key(attempt, attempt.method, recipe, moved) == own
 
-    Checkpoints(str(tmp_path), own).save({"epoch": 2, "weights": torch.arange(3.0)})
+    Checkpoints(str(tmp_path), own).save({"epoch": 2, "weights": torch.arange(3.0)}, told.append)
     for other in others:
         assert Checkpoints(str(tmp_path), other).load(told.append) is None
-    assert [n.level for n in told.of(Note) if isinstance(n, Note)] == ["warning"] * 5
+    assert [n.level for n in told.of(Note) if isinstance(n, Note)] == ["warning"] * 7
     state = Checkpoints(str(tmp_path), own).load(told.append)
     assert state is not None
     assert (state["epoch"], state["weights"].tolist()) == (2, [0, 1, 2])
-    assert len(told) == 5
+    assert len(told) == 7
     assert Checkpoints("", own).load(told.append) is None
 
 
@@ -185,7 +245,7 @@ def test_a_damaged_checkpoint_is_refused_with_a_note(
     tmp_path: Path, told: Told, length: int
 ) -> None:
     kept = Checkpoints(str(tmp_path), "key")
-    kept.save({"weights": torch.arange(300.0)})
+    kept.save({"weights": torch.arange(300.0)}, told.append)
     path = tmp_path / checkpoint.FILE
     path.write_bytes(path.read_bytes()[:length])
     assert kept.load(told.append) is None
@@ -202,7 +262,7 @@ def test_a_write_that_breaks_off_leaves_the_checkpoint_before(
     tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = Checkpoints(str(tmp_path), "key")
-    kept.save({"epoch": 1})
+    kept.save({"epoch": 1}, told.append)
 
     def broken(state: object, file: object) -> None:
         file.write(b"half a check")  # type: ignore[attr-defined]
@@ -210,9 +270,9 @@ def test_a_write_that_breaks_off_leaves_the_checkpoint_before(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", broken)
-        with pytest.raises(OSError, match="no space"):
-            kept.save({"epoch": 2})
+        kept.save({"epoch": 2}, told.append)
+    assert "no checkpoint could be written (no space left)" in json.dumps(msgspec.to_builtins(told))
     assert kept.load(told.append) == {"epoch": 1}
-    kept.save({"epoch": 3})
+    kept.save({"epoch": 3}, told.append)
     assert kept.load(told.append) == {"epoch": 3}
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint.FILE]

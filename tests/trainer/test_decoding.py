@@ -5,6 +5,7 @@ import asyncio
 import hashlib
 import json
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from service.domain import ImageDecoding
+from service.domain import Decision, ImageDecoding
 from service.inference import export, preprocess
 from service.inference import head as heads
 from service.inference.engine import Bounds, Engine, ModelFiles
@@ -160,6 +161,17 @@ def exported(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     """Pixels and probabilities by the program of docs/export.md, nothing else."""
     composed = export.compose(backbone.read_bytes(), heads.load(head_file), {}, decoding)
+    names = run_documented(composed, tmp_path, monkeypatch)
+    pixels = np.stack([names["pixels"](path) for path in images.paths])
+    session = names["session"]
+    (probabilities,) = session.run(None, {session.get_inputs()[0].name: pixels})
+    return pixels, probabilities
+
+
+def run_documented(
+    composed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """Runs the program of docs/export.md on an exported model; returns its names."""
     (tmp_path / "flowers.onnx").write_bytes(composed)
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(encode(gradient(40, 30), "JPEG"))
@@ -167,10 +179,40 @@ def exported(
     (program,) = re.findall(r"```python\n(.*?)```", EXPORT, re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(program, "docs/export.md", "exec"), names)
-    pixels = np.stack([names["pixels"](path) for path in images.paths])
-    session = names["session"]
-    (probabilities,) = session.run(None, {session.get_inputs()[0].name: pixels})
-    return pixels, probabilities
+    return names
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [
+        Decision(),
+        Decision(rule="balanced"),
+        Decision(rule="thresholds", thresholds={"a": 0.7}, default_threshold=0.35),
+    ],
+    ids=lambda decision: str(decision.rule),
+)
+def test_an_exported_model_says_how_it_decides(
+    decision: Decision,
+    backbone: Path,
+    head_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prior = np.array([0.6, 0.4, 0], np.float32)
+    head = replace(heads.load(head_file), decision=decision, prior=prior)
+    composed = export.compose(backbone.read_bytes(), head, {}, ImageDecoding())
+    names = run_documented(composed, tmp_path, monkeypatch)
+    told = json.loads(names["metadata"]["decision"])
+    assert told == {
+        "rule": decision.rule,
+        "thresholds": decision.thresholds,
+        "default_threshold": decision.default_threshold,
+        "prior": pytest.approx([0.6, 0.4, 0]),
+    }
+    probabilities = np.random.default_rng(0).dirichlet([1, 1, 1], 200).astype(np.float32)
+    expected = [None if i < 0 else head.classes[i] for i in head.decide(probabilities)]
+    assert names["answers"](probabilities, told) == expected
+    assert len({*expected}) == {"argmax": 3, "balanced": 2, "thresholds": 4}[decision.rule]
 
 
 @pytest.mark.filterwarnings("ignore::Warning:PIL")
@@ -210,7 +252,7 @@ def test_an_exported_model_says_how_its_images_are_decoded(backbone: Path, head_
     )
     properties = {p.key: p.value for p in onnx.load_from_string(composed).metadata_props}
     assert json.loads(properties["preprocess"]) == {
-        **preprocess.describe(), "background": "#102030", "bit_depth": 14,
+        **preprocess.describe(), "background": "#102030", "bit_depth": 14, "size": 224,
     }  # fmt: skip
 
 
@@ -315,7 +357,7 @@ def test_features_are_kept_by_what_was_decoded(tmp_path: Path, backbone: Path) -
     decodings = [ImageDecoding(), ImageDecoding("#000000"), ImageDecoding("#000000", 12)]
 
     class Source:
-        space, precision = "s", "fp32"
+        space, precision, blocks = "s", "fp32", (3,)
 
         def load(self) -> Any:
             return OnnxRuntime(Provider("cpu", ""), 1).load(backbone)

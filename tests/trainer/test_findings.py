@@ -55,13 +55,13 @@ def test_groups_are_counted_and_pairs_under_two_classes_listed() -> None:
 
 def test_scores_are_binned_with_the_threshold_inside() -> None:
     scores = np.array([0.2, 0.4, 0.6, 1.4, np.nan])
-    found = findings.out_of_distribution(scores, 1.0, "method", "target images", "others")
+    found = findings.out_of_distribution(scores, 1.0, 0.05, "method", "target images", "others")
     assert (found.flagged, found.count) == (1, 5)
     assert (found.images, found.reference) == ("target images", "others")
     assert sum(b.count for b in found.bins) == 4
     assert found.bins[0].low <= 0.2
     assert found.bins[-1].high >= 1.4
-    none = findings.out_of_distribution(np.array([0.1, 0.2]), 1.0, "method", "a", "b")
+    none = findings.out_of_distribution(np.array([0.1, 0.2]), 1.0, 0.05, "method", "a", "b")
     assert none.bins[-1].high > 1.0
 
 

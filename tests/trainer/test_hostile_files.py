@@ -2,11 +2,13 @@
 
 import hashlib
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from service.backbones import BACKBONES
 from service.errors import Unavailable
 from tests.architecture.test_outside_data import Evil
 from tests.trainer.conftest import Told
@@ -46,7 +48,9 @@ def test_weights_that_would_run_code_are_not_run_even_where_the_hash_fits(
     path = tmp_path / "resnet18-f37072fd.pth"
     torch.save({"fc.weight": Evil(proof)}, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(backbones, "_sha256_prefix", lambda name: digest)
-    with pytest.raises(pickle.UnpicklingError):
+    row = replace(BACKBONES["resnet18"], weights={NAME: f"resnet18-{digest[:8]}.pth"})
+    monkeypatch.setitem(BACKBONES, "resnet18", row)
+    path.rename(tmp_path / row.weights[NAME])
+    with pytest.raises(Unavailable, match="UnpicklingError"):
         backbones.load("resnet18", NAME, 0, tmp_path)
     assert not proof.exists()

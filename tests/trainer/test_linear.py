@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from trainer import linear, logistic
+from trainer import linear, logistic, penalty
 from trainer.folds import deal
 
 
@@ -181,7 +181,7 @@ def test_many_images_are_ranked_by_a_part_and_all_are_answered(
 ) -> None:
     features, targets = problem(400, 20)
     everything = linear.fit(features, targets, 3, None, seed=0)
-    monkeypatch.setattr(linear, "RANKED_IMAGES", 80)
+    monkeypatch.setattr(penalty, "RANKED_IMAGES", 80)
     part = linear.fit(features, targets, 3, None, seed=0)
     assert part.out_of_fold is not None
     assert everything.out_of_fold is not None
@@ -228,7 +228,7 @@ def test_the_temperature_is_the_one_of_least_loss() -> None:
     rng = np.random.default_rng(0)
     targets = np.arange(300) % 3
     logits = (4 * (np.eye(3)[targets] + rng.normal(0, 1, (300, 3)))).astype(np.float32)
-    found = linear.temperature_of(logits, targets)
+    found = penalty.temperature_of(logits, targets)
 
     def loss(temperature: float) -> float:
         z = logits / temperature
@@ -239,7 +239,7 @@ def test_the_temperature_is_the_one_of_least_loss() -> None:
 
     assert loss(found) <= min(loss(found * 1.05), loss(found / 1.05))
     # In whatever units the logits are.
-    assert linear.temperature_of(logits * 1000, targets) == pytest.approx(1000 * found, rel=1e-3)
+    assert penalty.temperature_of(logits * 1000, targets) == pytest.approx(1000 * found, rel=1e-3)
 
 
 def test_a_loud_feature_that_says_nothing_does_not_drown_the_others() -> None:
@@ -249,7 +249,7 @@ def test_a_loud_feature_that_says_nothing_does_not_drown_the_others() -> None:
     features[np.arange(120), targets] += 2
     features[:, 10:25] = 8 * rng.normal(size=(120, 15))
     fitted = linear.fit(features.astype(np.float32), targets, 3, None, seed=0)
-    assert fitted.is_standardised
+    assert fitted.chosen == 1
     # As they were given.
     logits = features @ fitted.weight.T + fitted.bias
     assert (logits.argmax(axis=1) == targets).mean() > 0.8
@@ -257,4 +257,31 @@ def test_a_loud_feature_that_says_nothing_does_not_drown_the_others() -> None:
     told = -np.log(fitted.out_of_fold[np.arange(120), targets]).mean()
     assert fitted.cross_validated_loss == pytest.approx(told, rel=1e-5)
     plain = linear.fit(features.astype(np.float32), targets, 3, fitted.l2, seed=0)
-    assert not plain.is_standardised
+    assert plain.chosen == 0
+
+
+def test_quick_answers_are_near_those_of_the_fit_and_of_heads_that_did_not_see_the_image() -> None:
+    features, targets = problem(200, 20)
+    dealt = deal(targets, count=5)
+    dealt[7] = -1
+    quick = linear.cross_validated(features, targets, 3, dealt)
+    fitted = linear.fit(features, targets, 3, None, seed=0, folds=dealt)
+    assert fitted.out_of_fold is not None
+    assert np.isnan(quick[7]).all()
+    held = dealt >= 0
+    assert quick[held].sum(axis=1) == pytest.approx(1, abs=1e-5)
+    losses = [-float(np.log(p[held, targets[held]]).mean()) for p in (quick, fitted.out_of_fold)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.03)
+    # Of features that say nothing it says so, though there are more of them than images.
+    rng = np.random.default_rng(1)
+    noise = linear.cross_validated(
+        rng.normal(0, 1, (200, 300)).astype(np.float32), targets, 3, dealt
+    )
+    assert -float(np.log(noise[held, targets[held]]).mean()) > 1.05
+
+
+def test_quick_answers_are_none_where_nothing_is_held_out() -> None:
+    features, targets = problem(6, 4)
+    nobody = linear.cross_validated(features, targets, 3, np.full(6, -1))
+    assert nobody.shape == (6, 3)
+    assert np.isnan(nobody).all()

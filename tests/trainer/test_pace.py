@@ -8,9 +8,9 @@ import pytest
 
 from service.jobs.contract import ModelBased, Progressed
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
-from tests.trainer.test_loop import Trained
+from tests.trainer.test_model_based import Trained
 from trainer import baselines, compute
-from trainer.methods import loop
+from trainer.methods import model_based
 from trainer.pace import Pace
 
 
@@ -60,7 +60,7 @@ def progress(told: Told) -> list[Any]:
 
 @pytest.fixture
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_PROGRESS_S", -1.0)
+    monkeypatch.setattr(model_based, "_PROGRESS_S", -1.0)
 
 
 @pytest.mark.usefixtures("every_step")
@@ -95,7 +95,9 @@ def test_epochs_that_find_no_time_do_not_put_the_bar_back(
 ) -> None:
     # Whoever reads the clock sees a second more, and a step was planned to take none.
     seconds = itertools.count()
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(
+        model_based, "time", SimpleNamespace(monotonic=lambda: float(next(seconds)))
+    )
     monkeypatch.setattr(compute, "step_s", lambda *_: 1e-6)
     method = ModelBased(epochs=40, batch_size=4, precision="fp32")
     _, used, *_ = Trained(make_folder(per_class=8), make_spec, method, told).run(100.0)

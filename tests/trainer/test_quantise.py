@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.domain import DEFAULT_DECODING, Manifest
+from service.domain import DEFAULT_DECODING, Decision, Manifest
 from service.inference import export as exporting
 from service.inference import head as heads
 from service.inference.providers import Provider
@@ -32,7 +32,7 @@ def test_a_frozen_backbone_is_quantised_once_and_shared_by_later_jobs(
     make_folder: MakeFolder, make_spec: MakeSpec, tmp_path: Path
 ) -> None:
     folder = make_folder(per_class=8)
-    spec = make_spec(folder, precision="int8")
+    spec = make_spec(folder, precision="int8", decision=Decision(rule="balanced"))
     first = run(spec, Told())
     file = Path(spec.out_dir) / BACKBONE_FILE
     assert first.serving_precision == "int8"
@@ -55,6 +55,8 @@ def test_a_frozen_backbone_is_quantised_once_and_shared_by_later_jobs(
 
     # What is exported for use elsewhere gives the served answers.
     head = heads.load(Path(spec.out_dir) / HEAD_FILE)
+    assert head.decision == spec.decision
+    assert head.prior is not None
     pixels = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
     session = OnnxRuntime(Provider("cpu", ""), 2).load(file)
     assert session.precision == "int8"

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 
 from service.errors import InvalidInput, Reason, Unavailable
@@ -30,8 +31,9 @@ from tests.trainer.conftest import GUARD_S, MakeFolder, Told
 from trainer import backbones, data, ranked_backbone, ranking
 from trainer.__main__ import main
 from trainer.job import Job
+from trainer.weights import Weights
 
-LITE0 = backbones.weights_name("efficientnet_lite0", "", 0)
+LITE0 = Weights("efficientnet_lite0", "", 0, Path()).name
 
 
 class Blind(FakeSession):
@@ -89,14 +91,26 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 MakeBackbone = Callable[..., PretrainedBackbone]
 
 
+def ends(width: int) -> onnx.ModelProto:
+    """A graph that computes nothing, with the input and the output of a backbone."""
+    tensor = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [],
+        "ends",
+        [tensor("images", onnx.TensorProto.UINT8, ["n", 224, 224, 3])],
+        [tensor("features", onnx.TensorProto.FLOAT, ["n", width])],
+    )
+    return onnx.helper.make_model(graph)
+
+
 @pytest.fixture
 def pretrained(tmp_path: Path) -> MakeBackbone:
-    """One whose file was exported before: nothing but a name here."""
+    """One whose file was exported before: the shapes of its ends are all that it holds."""
 
     def make(file: str, backbone: str = "resnet18", weights: str = "random") -> PretrainedBackbone:
         path = tmp_path / f"{file}.onnx"
-        path.touch()
-        name = backbones.weights_name(backbone, weights, 0)
+        onnx.save(ends(64 if "blind" in file else 3), path)
+        name = Weights(backbone, weights, 0, tmp_path).name
         return PretrainedBackbone(
             backbone=backbone,
             weights=weights,
@@ -135,33 +149,104 @@ def test_the_backbone_whose_features_tell_the_classes_apart_is_first(
     )
     assert names(ranked) == ["resnet18", "resnet50"]
     best, other = ranked.ranking
-    assert best.score == best.log_me
-    assert best.score is not None and other.score is not None
-    assert best.score > other.score + 0.2
-    assert best.h_score is not None and 0 < best.h_score <= 1
-    assert best.leep is None
+    assert best.log_loss is not None and other.log_loss is not None
+    assert best.log_loss < 0.1 < other.log_loss
+    assert best.log_me is not None and other.log_me is not None
+    assert best.log_me > other.log_me + 0.2
     assert (best.feature_dim, other.feature_dim) == (3, 64)
     assert best.image_ms == pytest.approx(4.0)
     assert best.weights == "random:0"
     assert ranked.images == 24
     assert ranked.explanation.startswith("resnet18 (random weights) is first: on 24 images")
-    assert "then resnet50 (random weights) with" in ranked.explanation
+    assert f"log loss {best.log_loss:.3f}, LogME {best.log_me:.3f}; then" in ranked.explanation
     assert {record.stage for record in told if isinstance(record, Progressed)} == {
         "preparing",
         "features",
     }
 
 
-def test_a_lead_within_chance_is_said_to_be_none(
-    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
+@pytest.mark.parametrize("cheap", ["resnet18", "resnet34"])
+def test_of_what_is_too_close_to_call_the_cheaper_is_first(
+    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told, cheap: str
 ) -> None:
-    machine.each_s = {"blind1": 0.004, "blind2": 0.001}
+    machine.each_s = {f"blind {name}": 0.004 for name in ("resnet18", "resnet34")}
+    machine.each_s[f"blind {cheap}"] = 0.001
     folder = make_folder(per_class=6)
-    ranked = ranking.rank(
-        spec(folder, pretrained("blind1"), pretrained("blind2", "resnet34")), told.append
+    named = [pretrained(f"blind {name}", name) for name in ("resnet18", "resnet34")]
+    ranked = ranking.rank(spec(folder, *named), told.append)
+    assert names(ranked)[0] == cheap
+    assert f"{cheap} (random weights) is first" in ranked.explanation
+    assert "12 images do not tell it from" in ranked.explanation
+    chosen, _ = ranking.choose(spec(folder, *named), data.load(folder).train, machine, told.append)
+    assert chosen.backbone == cheap
+
+
+class Scored:
+    """A backbone as it is once it was scored."""
+
+    def __init__(self, name: str, losses: np.ndarray, log_me: float, image_ms: float = 5.0) -> None:
+        self.losses = losses
+        held = losses[~np.isnan(losses)]
+        self.row = RankedBackbone(
+            backbone=name,
+            weights="w",
+            log_loss=float(held.mean()) if len(held) else None,
+            log_me=log_me,
+            image_ms=image_ms,
+        )
+
+
+def order(*scored: Scored, images: int = 100) -> tuple[list[str], str]:
+    found, why = ranking.ordered(scored, images)
+    return [each.row.backbone for each in found], why
+
+
+NOISE = np.random.default_rng(0).exponential(1.0, 100)
+WIDE = np.random.default_rng(1).normal(0, 1, 100)
+"""Differences between two backbones' losses that chance alone would make."""
+
+
+def test_the_loss_sorts_where_it_tells() -> None:
+    best, middle, worst = (
+        Scored(name, NOISE + more, log_me)
+        for name, more, log_me in (("a", 0.0, 0.1), ("b", 0.5, 0.2), ("c", 0.9, 0.3))
     )
-    assert "too close to call" in ranked.explanation
-    assert "resnet34 (random weights) takes 1 ms" in ranked.explanation
+    found, why = order(worst, best, middle)
+    assert found == ["a", "b", "c"]
+    assert why.startswith("a is first: on 100 images a head on its features does best")
+
+
+def test_log_me_decides_within_a_standard_error_of_the_least_loss() -> None:
+    level = WIDE - WIDE.mean() + 0.05 * WIDE.std()
+    least, other = Scored("least", NOISE, 0.1), Scored("other", NOISE + level, 0.2, 9.0)
+    worse = Scored("worse", NOISE + level + 3 * WIDE.std() / 10, 0.9)
+    # Ten nats in all: `least` is no longer close, however cheap.
+    found, why = order(least, worse, other)
+    assert found == ["other", "least", "worse"]
+    assert "a head on its features does best" in why
+
+
+def test_cost_decides_only_where_neither_score_shows_a_difference() -> None:
+    level = WIDE - WIDE.mean() + 0.15 * WIDE.std()
+    best = Scored("best", NOISE, 0.10, 9.0)
+    found, why = order(best, Scored("cheap", NOISE + level, 0.08, 3.0))
+    assert found == ["cheap", "best"]
+    assert "it is the cheapest; best scores best, by no more than chance explains" in why
+    # LogME's lead is 3 nats of all images, or the losses differ beyond chance.
+    assert order(best, Scored("cheap", NOISE + level, 0.06, 3.0))[0] == ["best", "cheap"]
+    shown = WIDE - WIDE.mean() + 0.21 * WIDE.std()
+    assert order(best, Scored("cheap", NOISE + shown, 0.10, 3.0))[0] == ["best", "cheap"]
+    # A tenth of the cost is none.
+    found, why = order(best, Scored("cheap", NOISE + level, 0.08, 8.5))
+    assert found == ["best", "cheap"]
+    assert "it is the best by its scores, and none is clearly cheaper" in why
+
+
+def test_where_nothing_could_be_held_out_log_me_decides_alone() -> None:
+    unknown = np.full(10, np.nan)
+    good, bad = Scored("good", unknown, 0.5), Scored("bad", unknown, 0.1, 1.0)
+    assert order(bad, good, images=10)[0] == ["good", "bad"]
+    assert order(bad, good, images=5)[0] == ["bad", "good"]
 
 
 def test_images_that_are_measured_or_tested_on_are_not_looked_at(
@@ -180,25 +265,25 @@ def test_all_are_scored_on_more_images_only_where_all_find_time(
     told: Told,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ranking, "FIRST_IMAGES", 10)
+    monkeypatch.setattr(ranking, "ROUND_IMAGES", 10)
     monkeypatch.setattr(ranked_backbone, "_SLICE", 4)
     folder = make_folder(per_class=20)
     pair = (pretrained("colours"), pretrained("blind", "resnet34"))
     assert ranking.rank(spec(folder, *pair), told.append).images == 40
 
     machine.each_s = {"colours": 1.0, "blind": 1.0}
-    # 8 runs each of one image and 10 images: 24 s are left, of which 16.8 are planned with.
-    some = ranking.rank(spec(folder, *pair, time_budget_s=60), told.append)
-    assert some.images == 18
-    assert all(row.score is not None for row in some.ranking)
+    # 8 runs each of one image, and 20 s for every 10 images: features may take 84 s.
+    some = ranking.rank(spec(folder, *pair, time_budget_s=120), told.append)
+    assert some.images == 30
+    assert all(row.log_loss is not None for row in some.ranking)
 
-    # The second turns slow when the first has seen the rest: both fall back to the first round.
+    # The second turns slow when the first has seen 20: both are scored on the first 10.
     machine.slower_after = {
         "blind": sum(machine.sessions[Path(pair[1].exported[0].path)].batches) + 18
     }
-    fewer = ranking.rank(spec(folder, *pair, time_budget_s=60), told.append)
+    fewer = ranking.rank(spec(folder, *pair, time_budget_s=120), told.append)
     assert fewer.images == 10
-    assert all(row.score is not None for row in fewer.ranking)
+    assert all(row.log_loss is not None for row in fewer.ranking)
 
 
 def test_what_finds_no_time_is_listed_last_with_that_problem(
@@ -209,7 +294,7 @@ def test_what_finds_no_time_is_listed_last_with_that_problem(
     folder = make_folder(per_class=6)
     ranked = ranking.rank(spec(folder, *named, time_budget_s=50), told.append)
     assert names(ranked) == ["resnet18", "resnet152"]
-    assert ranked.ranking[0].score is not None
+    assert ranked.ranking[0].log_loss is not None
     assert ranked.ranking[1] == RankedBackbone(
         backbone="resnet152", weights="random:0", problem=ranked_backbone.NO_TIME
     )
@@ -253,7 +338,7 @@ def test_a_problem_of_one_candidate_is_its_own(
     assert names(ranked) == ["resnet18", "vgg16", "efficientnet_lite0", "resnet50", "resnet34"]
     problems = [row.problem for row in ranked.ranking]
     assert problems[0] == ""
-    assert "there is no backbone 'vgg16'" in problems[1]
+    assert "backbone 'vgg16' is none of" in problems[1]
     assert "has no weights 'IMAGENET1K_V1'" in problems[2]
     assert "has no weights 'IMAGENET99'" in problems[3]
     assert "kernel panic" in problems[4]
@@ -371,7 +456,7 @@ def test_features_are_kept_for_the_jobs_that_follow(
     again = ranking.rank(asked, told.append)
     # One image at a time to measure what it costs, and no more.
     assert sum(session.batches) == 8 + 12 + 8
-    assert again.ranking[0].score == first.ranking[0].score
+    assert again.ranking[0].log_loss == first.ranking[0].log_loss
 
 
 def test_images_of_one_class_or_none_that_is_readable_are_refused(
@@ -416,7 +501,7 @@ def test_without_time_for_any_score_the_cheapest_available_is_taken_and_that_is_
     short = spec(Path(part.paths[0]), *named, time_budget_s=0.0, only_available=True)
     chosen, ranked = ranking.choose(short, part, machine, told.append)
     assert chosen is named[3]
-    assert all(row.score is None for row in ranked.ranking)
+    assert all(row.log_me is None for row in ranked.ranking)
     (warning,) = [note for note in told if isinstance(note, Note) and note.level == "warning"]
     assert "no backbone could be scored: resnet18 (random weights) was taken" in warning.text
     assert "longer time budget" in warning.text
@@ -430,12 +515,12 @@ def test_people_get_a_table_and_the_reason(
     named = ["--backbone", "resnet18:random", "--backbone", "vgg16"]
     assert main(["rank-folder", folder, *named]) == 0
     header, first, last, why, problem = capfd.readouterr().out.splitlines()
-    assert header.split()[:5] == ["backbone", "weights", "LogME", "H-score", "LEEP"]
+    assert header.split()[:5] == ["backbone", "weights", "log", "loss", "LogME"]
     assert first.split()[:2] == ["resnet18", "random:0"]
-    assert first.split()[4:] == ["-", "2", "3"]
-    assert last.split()[2:] == ["-"] * 5
+    assert first.split()[4:] == ["2", "512", "-"]
+    assert last.split()[2:] == ["-"] * 4
     assert why.startswith("resnet18 (random weights) is the only one")
-    assert problem.startswith("vgg16: there is no backbone 'vgg16'")
+    assert problem.startswith("vgg16: backbone 'vgg16' is none of")
     assert main(["rank-folder", folder + "/nowhere"]) == 2
     assert main(["rank-folder", folder + "/red"]) == 3
     assert "there is no folder of a class beside" in capfd.readouterr().err
@@ -463,9 +548,12 @@ def test_real_weights_come_before_random_ones_on_ten_photos_a_class(
     )
     best, second, _ = ranked.ranking
     assert (best.backbone, best.weights) == ("efficientnet_lite0", LITE0)
-    assert best.score is not None and second.score is not None
-    assert best.score > second.score + 0.1
-    assert best.leep is not None and -0.7 < best.leep < 0
+    assert best.log_loss is not None and second.log_loss is not None
+    assert best.log_loss < second.log_loss
+    assert best.log_me is not None and second.log_me is not None
+    assert best.log_me > second.log_me + 0.1
+    # Of its last layer: those of the middle layers are no part of a ranking.
+    assert best.feature_dim == 1280
 
 
 def test_the_pretrained_classifier_is_what_the_checkpoint_holds(tmp_path: Path) -> None:

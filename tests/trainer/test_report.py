@@ -114,6 +114,8 @@ def test_a_page_with_everything_shows_every_section(found: Data) -> None:
         "What the transfer was worth", "all layers fine-tuned", "12.5",
         "Calibration", "before the temperature", "Out of distribution", "a method",
         "How many answers to act on", "AUROC", "Labels to check",
+        "What each decision would give", "thresholds (the version's)", "Answered with none",
+        "thresholds: Annual crop_00 0.75, others 0.5",
         "looks like HerbaceousVegetation_01", "chance that the folder is wrong 60 %",
         "Not looked at: HerbaceousVegetation_01",
         "Nearly the same image under two classes", "alike 0.91", "Most confident mistakes",

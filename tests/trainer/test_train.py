@@ -267,11 +267,13 @@ def test_the_classic_recipe_is_the_one_that_users_know() -> None:
     device = torch.device("cpu")
     network = torch.nn.Flatten()
     chosen, _ = compute.choose_precision(
-        settings(ModelBased(recipe="classic")).precision, device, network
+        settings(ModelBased(recipe="classic")).precision, device, network, 32
     )
     assert chosen == "fp32"
     with pytest.raises(InvalidInput, match="fp16 needs a GPU"):
-        compute.choose_precision(settings(ModelBased(precision="fp16")).precision, device, network)
+        compute.choose_precision(
+            settings(ModelBased(precision="fp16")).precision, device, network, 32
+        )
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(2.0, "bf16"), (1.1, "fp32")])
@@ -283,10 +285,13 @@ def test_a_cpu_with_bf16_uses_it_where_a_probe_finds_it_faster(
     monkeypatch.setattr(compute, "step_s", lambda precision, *_: times[precision])
     device, network = torch.device("cpu"), torch.nn.Flatten()
     assert (
-        compute.choose_precision(settings(ModelBased()).precision, device, network)[0] == expected
+        compute.choose_precision(settings(ModelBased()).precision, device, network, 32)[0]
+        == expected
     )
     monkeypatch.setattr(compute, "_cpu_has_bf16", lambda: False)
-    assert compute.choose_precision(settings(ModelBased()).precision, device, network)[0] == "fp32"
+    assert (
+        compute.choose_precision(settings(ModelBased()).precision, device, network, 32)[0] == "fp32"
+    )
 
 
 def test_a_probe_leaves_the_network_as_it_was() -> None:
@@ -300,7 +305,7 @@ def test_a_probe_leaves_the_network_as_it_was() -> None:
 
     network = Images()
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    assert compute.step_s("fp32", torch.device("cpu"), network, 2) > 0
+    assert compute.step_s("fp32", torch.device("cpu"), network, 2, 32) > 0
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
 

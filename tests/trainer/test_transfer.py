@@ -64,7 +64,24 @@ def test_a_version_knows_what_its_training_images_look_like(
     found = report_of(tmp_path / "out").out_of_distribution
     assert found is not None
     assert found.threshold == 1.0
+    assert found.false_alarms == 0.05
     assert "Mahalanobis" in found.method
+    # Of 16 images none tells so rare a false alarm; nobody asked for it.
+    (note,) = (n for n in told.of(Note) if "threshold of outliers" in n.text)  # type: ignore[attr-defined]
+    assert note.level == "info"
+
+
+def test_a_rate_of_false_alarms_that_few_images_cannot_tell_is_warned_of(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    manifest = run(make_spec(make_folder(per_class=8), outlier_false_alarm_rate=0.01), told.append)
+    (note,) = (n for n in told.of(Note) if "threshold of outliers" in n.text)  # type: ignore[attr-defined]
+    assert note.level == "warning"
+    assert manifest.hyperparameters["outlier_false_alarm_rate"] == 0.01
+    found = report_of(tmp_path / "out").out_of_distribution
+    assert found is not None
+    assert found.false_alarms == 0.01
+    assert found.flagged <= 1
 
 
 def test_a_gate_is_checked_and_told_of_in_manifest_and_report(
@@ -150,7 +167,7 @@ def test_the_backbone_is_chosen_on_the_job_s_own_images(
         ranked.ranking[0].weights,
     )
     assert len(ranked.ranking) == 2
-    assert all(row.score is not None for row in ranked.ranking)
+    assert all(row.log_loss is not None for row in ranked.ranking)
     assert "choosing the backbone" in manifest.stages_s
 
 

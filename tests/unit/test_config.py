@@ -55,7 +55,7 @@ def test_folders_for_images_that_overlap_the_data_folder_are_refused(
         ({"GRAFT_PORT": "70000"}, "from 0 to 65535"),
         ({"GRAFT_DRAIN_S": "nan"}, "GRAFT_DRAIN_S is nan; it must be at least 0"),
         ({"GRAFT_LOG_FORMAT": "xml"}, "one of json, console"),
-        ({"GRAFT_DEFAULT_BACKBONE": "vgg"}, "one of resnet18"),
+        ({"GRAFT_DEFAULT_BACKBONE": "vgg"}, "one of efficientnet_lite0"),
         ({"GRAFT_HOST": ""}, "GRAFT_HOST is empty"),
     ],
 )

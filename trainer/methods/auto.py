@@ -1,20 +1,19 @@
 """Frozen features first; the network is trained on only where that is shown to win.
 
-What would serve then is the average of both: the mean of the frozen head's and the
-trained network's logits, which is one linear head on the features of both trunks side by
-side. Whether it wins is said by its log loss on images that neither learned from, paired
-with the frozen head's, in a cross-validation by groups; it breaks off as soon as it does
-not look so. What is hopeless is said before anything is computed. Imports torch only
-where a network is trained.
+What would serve then is the average of both: the mean of the frozen head's and the tuned
+network's logits, which is one linear head on the features of both. They share the stages that
+stay frozen, so that only the last ones are computed twice. Whether the average wins is said by
+its log loss on images that neither learned from, paired with the frozen head's, in a
+cross-validation by groups; it breaks off as soon as it does not look so. What is hopeless is
+said before anything is computed. Imports torch only where a network is trained.
 """
 
-import contextlib
 import copy
 import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,22 +21,27 @@ import msgspec
 import numpy as np
 from scipy.special import log_softmax, softmax, stdtrit
 
-from service.backbones import is_registered
+from service import backbones as registry
 from service.errors import GraftError, Reason
 from service.inference.head import Floats, Head
 from service.inference.runtime import Session
 from service.jobs.contract import JobSpec, ModelBased, Note, Progressed, Record
-from trainer import folds, linear
+from trainer import crops, folds, penalty
 from trainer.data import Ints, Part
 from trainer.intervals import clustered_se, group_count
 from trainer.logistic import Doubles
 from trainer.memory import is_out_of_memory
-from trainer.recipes import Settings, settings
+from trainer.methods import feature_based
+from trainer.pace import OutOfTimeError
+from trainer.recipes import VIEWS, Settings, settings
 from trainer.records import Send
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from trainer.backbones import Backbone
-    from trainer.methods.loop import Hyperparameters, Result
+    from trainer.maps import Maps
+    from trainer.methods.model_based import Hyperparameters, Result
 
 FOLDS = 3
 """The fewest of which two others tell whether the average wins: each costs a training."""
@@ -51,10 +55,13 @@ five for it and none against it have a chance of 1/32."""
 UNASKED_S = 60.0
 """Seconds of training that nobody asked for: who names no method and no time waits for the
 seconds that a frozen head takes, and would not expect minutes."""
-_TRAINING_FACTOR = 5.0
-"""Of an image's time in training over that of a forward pass as served: backward costs twice
-as much, and nothing is fused. Measured on CPUs: 2 (resnets, bf16) to 6 (efficientnet_lite0).
-Only for what is said before computing; then a step is measured."""
+_TRAINING_FACTOR, _TUNING_FACTOR = 5.0, 1.5
+"""Of an image's time in training over that of a forward pass as served, of all layers and of the
+last stages: backward costs twice as much, and nothing is fused. Measured on CPUs for all layers:
+2 (resnets, bf16) to 6 (efficientnet_lite0). Only for what is said before computing; then a step
+is measured."""
+_MAPS_PART = 0.1
+"""Of the stage "training", about."""
 _ROOM = 1.25
 """Of the time that an estimate says: for what it does not know."""
 _TRIES, _BATCH = 3, 8
@@ -75,9 +82,9 @@ class Given:
     groups: Ints
     """int64 [n]: images that belong together have one number."""
     features: Floats
-    """Frozen, float32 [n, d]."""
+    """Of the frozen last layer, float32 [n, d]."""
     head: Head
-    """Fitted to all of them."""
+    """On frozen features, fitted to all images; it may take more of them than the last layer's."""
     answers: Floats
     """Probabilities [n, classes] by heads that did not see the image; NaN where there is none."""
     order: Doubles
@@ -94,7 +101,7 @@ class Average:
     """The average of the frozen and the trained network, which serves where it wins."""
 
     backbone: "Backbone"
-    """The frozen and the trained trunk side by side: an image takes twice as long."""
+    """The frozen backbone with the tuned tail beside its own."""
     head: Head
     answers: Doubles
     """As `Given.answers`, of what this method as a whole would have served: for each fold the
@@ -144,7 +151,7 @@ def improve(given: Given, send: Send) -> Average | str:
 
 def hopeless(given: Given) -> str:
     """Returns why training the network cannot pay; "" where it may. Takes a moment."""
-    if is_registered(given.spec.backbone):
+    if registry.is_registered(given.spec.backbone):
         return (
             f"{given.spec.backbone} is a registered file, which is used as it is; backbones that "
             "come with Graft can be trained"
@@ -185,8 +192,10 @@ def estimated_s(given: Given) -> float:
         began = time.monotonic()
         session.run(images, cores=1)
         forward_s = min(forward_s, time.monotonic() - began)
-    shown = FOLDS * len(given.learned) * _recipe(given.spec).epochs
-    return shown * forward_s / _BATCH * _TRAINING_FACTOR / cores
+    recipe = _recipe(given.spec)
+    passes = FOLDS * recipe.epochs * (_TUNING_FACTOR if recipe.keeps_maps else _TRAINING_FACTOR)
+    passes += VIEWS if recipe.keeps_maps else 0
+    return len(given.learned) * passes * forward_s / _BATCH / cores
 
 
 def compare(mixed: Doubles, frozen: Doubles, targets: Ints, groups: Ints) -> Comparison:
@@ -203,19 +212,31 @@ class _Trial:
     """Cross-validates the average, and trains it on all images where it wins."""
 
     def __init__(self, given: Given, send: Send) -> None:
-        from trainer import checkpoint
+        from trainer import checkpoint, maps
         from trainer.checkpoint import Checkpoints
 
         spec, answers = given.spec, given.answers
         self.given, self.send = given, send
-        self.recipe = _recipe(spec)
+        self.pretrained = given.pretrained()
+        self.recipe, split = maps.parted(ModelBased(), self.pretrained, spec, len(given.learned))
+        self.stage = self.recipe.train_from_stage or self.pretrained.stage_names[0]
+        """The first that is tuned."""
+        self.drawn = crops.views(spec.augmentation, self.recipe.min_scale)
+        self.folder = Path(spec.out_dir) if Path(spec.out_dir).is_dir() else None
+        self.maps: Maps | None = None
+        """Of all images: they serve all folds."""
+        if split is not None:
+            frozen = maps.Frozen(split, spec)
+            self.maps = maps.Maps(
+                given.learned, frozen, self.drawn, spec.seed, spec.threads, self.folder
+            )
         self.fold = folds.deal(given.learned.targets, given.groups, given.order, FOLDS)
         """-1 for images that are never held out, and so never compared."""
         self.fold[np.isnan(answers[:, 0])] = -1
         self.frozen: Doubles = np.log(np.maximum(answers, _TINY), dtype=np.float64)
         self.mixed: Doubles = np.full_like(self.frozen, np.nan)
         """The average's logits of the folds that are done."""
-        self.key = checkpoint.key(spec, spec.method, given.learned)
+        self.key = checkpoint.key(spec, spec.method, self.recipe, given.learned)
         folder = str(Path(spec.checkpoint_dir) / _FOLDER) if spec.checkpoint_dir else ""
         self.kept = Checkpoints(folder, f"{self.key} {self.fold.tolist()}")
         self.began, self.spent_before_s, self.folds_done = time.monotonic(), 0.0, 0
@@ -223,17 +244,20 @@ class _Trial:
         """On those before the part that is trained now."""
         self.shares = [*[(FOLDS - 1) / FOLDS**2] * FOLDS, 1 / FOLDS]
         """Of all training: each fold's, and that on all images."""
-        self.pretrained = given.pretrained()
 
     def run(self) -> Average | str:
-        from trainer.methods.loop import OutOfTimeError
-
         if (found := self.kept.load(self.send)) is not None:
             self.mixed, self.folds_done = found["mixed"].numpy(), found["folds_done"]
             self.spent_before_s = found["spent_s"]
             self.recipe = replace(self.recipe, precision=found["precision"])
         part = 0
         try:
+            if self.maps is not None:
+                self.maps.prepare(
+                    lambda done: self.send(
+                        Progressed("training", _MAPS_PART * done, "views through the frozen stages")
+                    )
+                )
             for part in range(FOLDS):
                 if part >= self.folds_done:
                     self._hold_out(part)
@@ -246,6 +270,9 @@ class _Trial:
             needed_s = error.needed_s * sum(self.shares[part:]) / self.shares[part]
             needed_s += self.spent_on_folds_s
             return f"the frozen head serves: {_too_long(needed_s, self.given.budget_s)}"
+        finally:
+            if self.maps is not None:
+                self.maps.close()
 
     def _hold_out(self, fold: int) -> None:
         """Trains without a fold, and has it answered."""
@@ -255,10 +282,13 @@ class _Trial:
 
         given = self.given
         held = np.flatnonzero(self.fold == fold)
-        backbone, result = self._train(np.flatnonzero(self.fold != fold), fold)
-        served = AsServed(given.learned.take(held), given.spec.threads)
-        features = served.outputs(backbone, torch.device(result.device)).numpy()
-        logits = features.astype(np.float64) @ result.head.weight.T + result.head.bias
+        body, result = self._train(np.flatnonzero(self.fold != fold), fold)
+        if self.maps is not None:
+            judged: AsServed | Maps = self.maps.at(held)
+        else:
+            judged = AsServed(given.learned.take(held), given.spec.threads)
+        features = judged.outputs(body, torch.device(result.device)).numpy()
+        logits = features.astype(np.float64) @ result.head.matrix.T + result.head.bias
         self.mixed[held] = (self.frozen[held] + logits) / 2
         self.recipe = replace(self.recipe, precision=result.precision)
         self.folds_done = fold + 1
@@ -268,33 +298,36 @@ class _Trial:
             "spent_s": self.spent_s,
             "precision": result.precision,
         }
-        with contextlib.suppress(OSError, RuntimeError):
-            # As in the loop: training is worth more than its safety.
-            self.kept.save(state)
+        self.kept.save(state, self.send)
 
     def _trained(self, compared: Comparison) -> Average:
         """Trains on all images."""
-        from trainer.backbones import side_by_side
+        from trainer import export, tails
 
         given, n = self.given, len(self.given.learned)
         why = f"the network is trained on: {_said(compared)}"
         self.send(Note("info", why))
-        trained, result = self._train(np.arange(n), FOLDS)
+        body, result = self._train(np.arange(n), FOLDS)
         frozen, network = given.head, result.head
-        weights = [frozen.weight / frozen.temperature, network.weight / network.temperature]
-        biases = [frozen.bias / frozen.temperature, network.bias / network.temperature]
+        has_taps = frozen.feature_dim > self.pretrained.feature_dim
+        backbone = tails.tailed(self.pretrained, self.stage, body, with_taps=has_taps)
+        bias = (frozen.bias / frozen.temperature + network.bias / network.temperature) / 2
         head = Head(
-            weight=(np.concatenate(weights, axis=1) / 2).astype(np.float32),
-            bias=(np.add(*biases) / 2).astype(np.float32),
+            weight=_side_by_side(frozen, network, export.blocks_of(backbone)) / 2,
+            bias=bias.astype(np.float32),
             classes=given.classes,
             temperature=self._temperature(np.arange(FOLDS)),
         )
-        used = result.hyperparameters | {
-            "loss_difference": compared.difference,
-            "loss_difference_upper": compared.upper,
-        }
+        used = (
+            result.hyperparameters
+            | asdict(self.drawn)
+            | {
+                "loss_difference": compared.difference,
+                "loss_difference_upper": compared.upper,
+            }
+        )
         return Average(
-            backbone=side_by_side(self.pretrained, trained),
+            backbone=backbone,
             head=head,
             answers=self._answers(),
             why=why,
@@ -303,9 +336,14 @@ class _Trial:
             precision=result.precision,
         )
 
-    def _train(self, places: Ints, part: int) -> "tuple[Backbone, Result]":
-        """Trains on the images at `places`, as fold `part`, or on all as the last."""
-        from trainer.methods import loop
+    def _train(self, places: Ints, part: int) -> "tuple[nn.Module, Result]":
+        """Trains on the images at `places`, as fold `part`, or on all as the last.
+
+        Returns the tail, or the whole trunk where no maps are kept.
+        """
+        from trainer import tails
+        from trainer.images import AsServed, Images
+        from trainer.methods import model_based
 
         given, spec, is_last = self.given, self.given.spec, part == FOLDS
         if spec.checkpoint_dir and not is_last:
@@ -313,40 +351,50 @@ class _Trial:
             spec = msgspec.structs.replace(spec, checkpoint_dir=folder)
         learned = given.learned.take(places)
         backbone = copy.deepcopy(self.pretrained)
+        body: nn.Module = backbone
+        inputs: Images | Maps
+        if self.maps is not None:
+            split = tails.split(backbone, self.stage)
+            assert split is not None, "it was before"
+            body, inputs = split.tail, self.maps.at(places)
+        else:
+            inputs = Images(learned, self.drawn, spec.seed, spec.threads, self.folder)
         self.spent_on_folds_s = self.spent_s
         left_s = _allowed_s(given.budget_s) - self.spent_s
-        work = loop.Work(
+        work = model_based.Work(
             spec=spec,
             recipe=self.recipe,
             classes=given.classes,
-            learned=learned,
-            held_out=learned.take(np.empty(0, np.int64)),
             backbone=backbone,
-            first_head=lambda: given.head if is_last else self._head(places),
-            objective=loop.Objective(self.recipe.label_smoothing),
+            body=body,
+            inputs=inputs,
+            targets=learned.targets,
+            judged=AsServed(learned.none(), spec.threads),
+            judged_targets=np.empty(0, np.int64),
+            linear_probe=lambda: self._head(places),
+            objective=model_based.Objective(self.recipe.label_smoothing),
             key=f"{self.key} {part}",
             is_whole=True,
         )
         # Of what is left each gets its share, so that what finds no time is known early.
         deadline = time.monotonic() + left_s * self.shares[part] / sum(self.shares[part:])
-        done = sum(self.shares[:part])
-        send = _within_training(self.send, done, done + self.shares[part], is_last)
-        return backbone, loop.run(work, deadline, send)
+        done, share = sum(self.shares[:part]), self.shares[part]
+        low, high = (_MAPS_PART + (1 - _MAPS_PART) * at for at in (done, done + share))
+        send = _within_training(self.send, low, high, is_last)
+        try:
+            return body, model_based.run(work, deadline, send)
+        finally:
+            if self.maps is None:
+                inputs.close()
 
     def _head(self, places: Ints) -> Head:
-        """Fits a head to the frozen features of some images alone."""
+        """Fits a head to the last layer's frozen features of some images alone."""
         given, targets = self.given, self.given.learned.targets[places]
-        fitted = linear.fit(
-            given.features[places],
-            targets,
-            len(given.classes),
-            None,
-            given.spec.seed,
-            threads=given.spec.threads,
-            folds=folds.deal(targets, given.groups[places], given.order[places]),
-        )
-        weight, bias = fitted.weight.astype(np.float32), fitted.bias.astype(np.float32)
-        return Head(weight, bias, given.classes, temperature=fitted.temperature)
+        dealt = folds.deal(targets, given.groups[places], given.order[places])
+        return feature_based.linear_probe(
+            given.features[places], targets, dealt, given.classes, given.spec.seed,
+            given.spec.threads,
+        )  # fmt: skip
 
     def _compared(self, by: Ints) -> Comparison:
         """Compares on the images of some folds, each at the temperature of the others of these."""
@@ -361,7 +409,7 @@ class _Trial:
     def _temperature(self, by: Ints) -> float:
         at = np.isin(self.fold, by)
         mixed = self.mixed[at].astype(np.float32)
-        return linear.temperature_of(mixed, self.given.learned.targets[at])
+        return penalty.temperature_of(mixed, self.given.learned.targets[at])
 
     def _answers(self) -> Doubles:
         answers = np.exp(self.frozen)
@@ -377,8 +425,22 @@ class _Trial:
         return self.spent_before_s + time.monotonic() - self.began
 
 
+def _side_by_side(frozen: Head, network: Head, dims: list[int]) -> Doubles:
+    """Joins the weights of two heads, with none for the features that the frozen one leaves out.
+
+    `dims` are of the blocks of features, the last of them the network's.
+    """
+    unread = np.zeros((len(frozen.classes), sum(dims[:-1]) - frozen.feature_dim))
+    weights = (frozen.matrix / frozen.temperature, unread, network.matrix / network.temperature)
+    joined: Doubles = np.concatenate(weights, axis=1, dtype=np.float64)
+    return joined
+
+
 def _recipe(spec: JobSpec) -> Settings:
-    return settings(ModelBased(), is_pretrained=spec.weights != "random")
+    """Returns the recipe, as far as it is known without the network."""
+    row = registry.find(spec.backbone)
+    kept_from = row.tuned_from if row is not None else ""
+    return settings(ModelBased(), is_pretrained=spec.weights != "random", kept_from=kept_from)
 
 
 def _allowed_s(budget_s: float | None) -> float:

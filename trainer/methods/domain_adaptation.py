@@ -23,7 +23,7 @@ from trainer.adaptation.criterion import MARGIN, Neighbourhood
 from trainer.adaptation.frozen import SOURCE_ONLY, Tried
 from trainer.data import Bools, Ints, Part, Source, Unlabelled
 from trainer.features import Features
-from trainer.measuring import Measured
+from trainer.measuring import Decide, Measured
 from trainer.records import Send
 from trainer.reporting import comparisons, findings
 
@@ -160,7 +160,7 @@ def adapt_head(
             ),
         )
         asked, rounds = target.is_labelled & (fold >= 0), len(np.unique(fold[fold >= 0]))
-        head, measured = _measured(head, answers, target, groups, asked, rounds)
+        head, measured = _measured(head, answers, source_only.decide, target, groups, asked, rounds)
         comparison = _compared(source_only, target, measured, asked)
     adaptation = _findings(
         method, found.chosen, found.candidates, found.doubt, found.seen, source[0], target, seed,
@@ -228,7 +228,9 @@ def judge_network(
     if has_adapted:
         temperature = neighbourhood.temperature(after[~held].astype(np.float64))
         served, logits = replace(head, temperature=temperature), after / np.float32(temperature)
-    served, measured = _measured(served, logits.astype(np.float64), target, groups, held)
+    served, measured = _measured(
+        served, logits.astype(np.float64), source_only.decide, target, groups, held
+    )
     adaptation = _findings(
         method, candidates[has_adapted], candidates, doubt, seen, source[0], target, seed,
         _compared(source_only, target, measured, held),
@@ -249,13 +251,21 @@ def judge_network(
 
 
 def _measured(
-    head: Head, answers: Doubles, target: Target, groups: Ints, asked: Bools, rounds: int = 0
+    head: Head,
+    answers: Doubles,
+    decide: Decide,
+    target: Target,
+    groups: Ints,
+    asked: Bools,
+    rounds: int = 0,
 ) -> tuple[Head, list[Measured]]:
     """Fits the temperature to answers [m, classes], over the head's own, where asked for."""
     if not (places := np.flatnonzero(asked)).size:
         return head, []
     part, logits = target.labelled(places), answers[places]
-    own = Measured("target", part, groups[places], softmax(logits, axis=1), rounds=rounds)
+    own = Measured(
+        "target", part, groups[places], softmax(logits, axis=1), rounds=rounds, decide=decide
+    )
     plain, own = measuring.tempered(replace(head, temperature=1.0), own, logits)
     return replace(head, temperature=head.temperature * plain.temperature), [own]
 
@@ -266,8 +276,9 @@ def _compared(
     if not measured:
         return None
     own = measured[0]
-    before = comparisons.Measured(SOURCE_ONLY, source_only.probabilities(target.features[asked]))
-    return comparisons.compare(before, own.probabilities, own.part.targets, own.groups)
+    answers = source_only.decide(source_only.probabilities(target.features[asked]))
+    before = comparisons.Measured(SOURCE_ONLY, answers)
+    return comparisons.compare(before, own.answers, own.part.targets, own.groups)
 
 
 def _findings(

@@ -10,20 +10,25 @@ chosen here: whether the network or source-only serves, `domain_adaptation` deci
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from service.inference.head import Head
 from service.jobs.contract import NETWORK_TECHNIQUES, DomainAdaptation, JobSpec
-from trainer import checkpoint
+from trainer import checkpoint, crops
 from trainer.adaptation import losses
 from trainer.backbones import Backbone
 from trainer.data import Files, Part
-from trainer.methods import loop
-from trainer.methods.loop import Objective, Outputs
+from trainer.images import AsServed, Images
+from trainer.methods import model_based
+from trainer.methods.model_based import Objective, Outputs
 from trainer.recipes import adaptation_settings
 from trainer.records import Send
+
+_OTHER_SEED = 0x7A26
 
 
 def train(
@@ -34,28 +39,41 @@ def train(
     classes: tuple[str, ...],
     target: Files,
     backbone: Backbone,
-    first_head: Callable[[], Head],
+    linear_probe: Callable[[], Head],
     deadline: float | None,
     send: Send,
-) -> loop.Result:
+) -> model_based.Result:
     """Trains the backbone in place, as `model_based.train`, with images of the target domain."""
     assert method.technique in NETWORK_TECHNIQUES, method.technique
     recipe = adaptation_settings(method, is_pretrained=spec.weights != "random")
+    drawn = crops.views(spec.augmentation, recipe.min_scale)
+    folder = Path(spec.out_dir) if Path(spec.out_dir).is_dir() else None
     torch.manual_seed(spec.seed)
-    work = loop.Work(
+    seed, threads = spec.seed, spec.threads
+    inputs = Images(learned, drawn, seed, threads, folder, caches=3)
+    others = Images(target, drawn, seed ^ _OTHER_SEED, threads, folder, caches=3)
+    work = model_based.Work(
         spec=spec,
         recipe=recipe,
         classes=classes,
-        learned=learned,
-        held_out=held_out,
         backbone=backbone,
-        first_head=first_head,
+        body=backbone,
+        inputs=inputs,
+        targets=learned.targets,
+        judged=AsServed(held_out, threads, caches=3),
+        judged_targets=held_out.targets,
+        linear_probe=linear_probe,
         objective=Adaptation(recipe.label_smoothing, backbone.feature_dim, len(classes)),
-        other=target,
-        key=checkpoint.key(spec, method, learned, *target.digests),
+        others=others,
+        key=checkpoint.key(spec, method, recipe, learned, *target.digests),
     )
-    result = loop.run(work, deadline, send)
-    return result._replace(hyperparameters=result.hyperparameters | {"technique": method.technique})
+    try:
+        result = model_based.run(work, deadline, send)
+    finally:
+        inputs.close()
+        others.close()
+    used = result.hyperparameters | asdict(drawn) | {"technique": method.technique}
+    return result._replace(hyperparameters=used)
 
 
 class Adaptation(Objective):

@@ -14,6 +14,7 @@ from service.domain import ClassCount, GateCheck, Manifest
 from trainer.evaluate import ClassMetrics, Metrics
 from trainer.intervals import wilson
 from trainer.measuring import Measured
+from trainer.reporting import rules
 from trainer.reporting.calibration import Calibration
 from trainer.reporting.findings import Findings, Grouped
 from trainer.reporting.left_out import LeftOut
@@ -34,7 +35,8 @@ _GUESSING = 0.1
 """Balanced accuracy above that of guessing that a model must be able to have."""
 _FEW_TO_JUDGE = 30
 """Fewer groups of images cannot show that a model has learned nothing."""
-_STRANGE = 0.15
+_STRANGE = 0.1
+"""Part of the images, above that of false alarms, that look unlike the others."""
 _APART = 1.0
 """Proxy A-distance, 0 to 2, from which domains are far apart."""
 _NEAR = 0.03
@@ -147,10 +149,13 @@ def _accuracy(measured: Measured, metrics: Metrics) -> str:
     groups = ""
     if metrics.groups < metrics.count:
         groups = f", counting {metrics.groups:,} groups of images that belong together"
+    none = ""
+    if metrics.unanswered:
+        none = f", {metrics.unanswered:,} of the others are answered with none"
     return (
-        f"{_percent(metrics.accuracy)} are classified correctly ({right:,} of {metrics.count:,}), "
-        f"{basis}. For new images like them expect {low:.0f} to {high:.0f} % (95 % interval"
-        f"{groups})."
+        f"{_percent(metrics.accuracy)} are classified correctly ({right:,} of {metrics.count:,}"
+        f"{none}), {basis}. For new images like them expect {low:.0f} to {high:.0f} % (95 % "
+        f"interval{groups})."
     )
 
 
@@ -255,7 +260,7 @@ def _trust(
         )
     yield _probabilities(manifest, metrics, calibration)
     strange = findings.out_of_distribution
-    if strange and strange.flagged > _STRANGE * strange.count:
+    if strange and strange.flagged > (strange.false_alarms + _STRANGE) * strange.count:
         yield Advice(
             "trust",
             "warning",
@@ -269,7 +274,7 @@ def _probabilities(
 ) -> Advice:
     off = ""
     if metrics is not None and calibration is not None:
-        side = "too sure" if calibration.confidence > metrics.accuracy else "not sure enough"
+        side = "too sure" if calibration.confidence > calibration.accuracy else "not sure enough"
         off = (
             f"on {metrics.count:,} images answers were right as often as they said but for "
             f"{calibration.error * 100:.1f} points on average"
@@ -404,6 +409,8 @@ def _next(findings: Findings, counts: Sequence[ClassCount]) -> Iterator[Advice]:
     if few:
         names = listed([f"{c.label} ({c.train})" for c in few])
         yield Advice("next", "warning", f"Add images of classes that have few: {names}.")
+    if findings.rules is not None and (text := rules.advised(findings.rules)):
+        yield Advice("next", "warning", text)
     for other in findings.comparisons:
         if other.verdict == "worse" and other.name != "majority_class":
             yield Advice("next", "warning", f"Consider publishing the better one: {other.title}.")

@@ -1,4 +1,8 @@
-"""Whether a confidence of 0.8 is right four times in five; NumPy and SciPy alone."""
+"""Whether a confidence of 0.8 is right four times in five; NumPy and SciPy alone.
+
+Of the most probable class, whatever a version's decision answers: a decision changes no
+probability.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -53,7 +57,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
     temperature: float
     confidence: float
-    """Mean probability of the answers; above the accuracy the model is too sure."""
+    """Mean largest probability; above the accuracy the model is too sure."""
+    accuracy: float
+    """Part of the images whose most probable class is right, whatever the version's decision."""
     error: float
     """Expected calibration error over bins of as many images, see `expected_error`."""
     error_before: float
@@ -94,6 +100,7 @@ def measure(
     return Calibration(
         temperature=temperature,
         confidence=float(confidence.mean()),
+        accuracy=float(right.mean()),
         error=error,
         error_before=_error(before, right),
         mean_error_by_chance=chance.mean,

@@ -31,10 +31,10 @@ _TITLES = {
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A baseline's probabilities [n, classes] on the images that the served model answered."""
+    """A baseline's answers [n] to the images that the served model answered."""
 
     name: str
-    probabilities: Floats
+    answers: Ints
     seconds: float | None = None
     """What making it took."""
 
@@ -65,17 +65,14 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float | None = None
 
 
-def compare(
-    other: Measured, served: Floats, targets: Ints, groups: Ints | None = None
-) -> Comparison:
-    """Of probabilities [n, classes] as served, on the same n images in groups [n].
+def compare(other: Measured, served: Ints, targets: Ints, groups: Ints | None = None) -> Comparison:
+    """Of answers [n] as served, to the same n images in groups [n].
 
     `groups` None means that each image stands alone. Otherwise the counts of the images are
     divided by the design effect of the groups (Rao and Scott 1992, "A simple method for the
     analysis of clustered binary data").
     """
-    right = served.argmax(axis=1) == targets
-    right_too = other.probabilities.argmax(axis=1) == targets
+    right, right_too = served == targets, other.answers == targets
     n = len(targets)
     only_served = int((right & ~right_too).sum())
     only_other = int((right_too & ~right).sum())
@@ -131,8 +128,8 @@ def mcnemar(only_a: float, only_b: float) -> float:
     return min(1.0, float(betainc(more, fewer + 1, 0.5)) + before) if more > 0 else 1.0
 
 
-def nearest_class_mean(train: Floats, targets: Ints, features: Floats, classes: int) -> Doubles:
-    """Probabilities [m, classes] of features [m, d]: softmax of minus half the squared distance.
+def nearest_class_mean(train: Floats, targets: Ints, features: Floats, classes: int) -> Ints:
+    """Answers [m] for features [m, d]: the class whose mean is nearest.
 
     Mensink et al. 2013, "Distance-Based Image Classification: Generalizing to New
     Classes at Near-Zero Cost", with features of length one and no learned metric.
@@ -142,15 +139,13 @@ def nearest_class_mean(train: Floats, targets: Ints, features: Floats, classes: 
     means = (one_hot / np.maximum(one_hot.sum(axis=0), 1)).T @ learned
     # |x|^2 is the same for all classes.
     scores = asked @ means.T - (means**2).sum(axis=1) / 2
-    raised = np.exp(scores - scores.max(axis=1, keepdims=True))
-    probabilities: Doubles = raised / raised.sum(axis=1, keepdims=True)
-    return probabilities
+    nearest: Ints = scores.argmax(axis=1)
+    return nearest
 
 
-def majority_class(targets: Ints, count: int, classes: int) -> Doubles:
-    """Probabilities [count, classes]: the class shares of the training targets."""
-    shares = np.bincount(targets, minlength=classes) / len(targets)
-    return np.tile(shares, (count, 1))
+def majority_class(targets: Ints, count: int) -> Ints:
+    """Answers [count], each the commonest class of the training targets."""
+    return np.full(count, np.bincount(targets).argmax())
 
 
 def _unit(features: Floats) -> Doubles:

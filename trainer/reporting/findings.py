@@ -20,6 +20,7 @@ from trainer.measuring import Measured
 from trainer.reporting import label_errors
 from trainer.reporting.comparisons import Comparison
 from trainer.reporting.label_errors import Suspect
+from trainer.reporting.rules import Rules
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
@@ -83,6 +84,8 @@ class OutOfDistribution(msgspec.Struct, frozen=True, kw_only=True):
     """Counts of images by how unlike those learned from they look; a higher score is stranger."""
 
     threshold: float
+    false_alarms: float
+    """The part of the model's own kind of images that is meant to lie above it."""
     flagged: int
     """Images above it."""
     count: int
@@ -160,6 +163,8 @@ class Findings:
     backbones: BackbonesRanked | None = None
     out_of_distribution: OutOfDistribution | None = None
     growth: Growth | None = None
+    rules: Rules | None = None
+    """None where no image could be measured on."""
 
 
 def suspects(measured: Sequence[Measured], classes: int) -> Suspects:
@@ -203,7 +208,7 @@ def grouped(found: Groups, targets: Ints, is_given: bool) -> tuple[Grouped, list
 
 
 def out_of_distribution(
-    scores: Floats, threshold: float, method: str, images: str, reference: str
+    scores: Floats, threshold: float, false_alarms: float, method: str, images: str, reference: str
 ) -> OutOfDistribution:
     """Counts scores [n]; above the threshold is out of distribution.
 
@@ -216,6 +221,7 @@ def out_of_distribution(
     counts, edges = np.histogram(finite, bins=_SCORE_BINS, range=(start, end))
     return OutOfDistribution(
         threshold=threshold,
+        false_alarms=false_alarms,
         flagged=int((scores > threshold).sum()),
         count=len(scores),
         bins=[ScoreBin(float(edges[i]), float(edges[i + 1]), int(c)) for i, c in enumerate(counts)],

@@ -48,10 +48,8 @@ _GAP_NAMES = {
     "frechet_distance": "Fréchet distance",
 }
 _BACKBONE_COLUMNS = (
-    ("Score", "score", "%.3f"),
+    ("Log loss", "log_loss", "%.3f"),
     ("LogME", "log_me", "%.3f"),
-    ("H-score", "h_score", "%.3f"),
-    ("LEEP", "leep", "%.3f"),
     ("ms an image", "image_ms", "%.1f"),
 )
 

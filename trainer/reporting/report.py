@@ -28,6 +28,7 @@ from trainer.reporting.findings import (
 from trainer.reporting.label_errors import Suspect
 from trainer.reporting.left_out import LeftOut
 from trainer.reporting.measured_on import headline, how
+from trainer.reporting.rules import Rules
 
 PartName = Literal["train", "validation", "test"]
 
@@ -165,6 +166,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     backbones: BackbonesRanked | None = None
     out_of_distribution: OutOfDistribution | None = None
     growth: Growth | None = None
+    rules: Rules | None = None
+    """What other decisions would give on the same images."""
     left_out: LeftOut | None = None
 
 
@@ -241,6 +244,7 @@ def collect(
         backbones=findings.backbones,
         out_of_distribution=findings.out_of_distribution,
         growth=findings.growth,
+        rules=findings.rules,
         left_out=out,
     )
 
@@ -282,7 +286,7 @@ def _mistakes(
     data: Data, names: Mapping[Path, str], measured: Measured, doubted: set[int]
 ) -> list[Shown]:
     wrong = evaluate.worst_mistakes(
-        measured.probabilities, measured.part.targets, _MISTAKES + len(doubted)
+        measured.probabilities, measured.part.targets, measured.answers, _MISTAKES + len(doubted)
     )
     places = [mistake.place for mistake in wrong if mistake.place not in doubted]
     return [_shown(data, names, measured, place) for place in places[:_MISTAKES]]
@@ -293,7 +297,7 @@ def _examples(data: Data, names: Mapping[Path, str], measured: Measured) -> list
     targets = measured.part.targets
     turn: dict[int, int] = {}
     keyed = []
-    for place in np.flatnonzero(measured.probabilities.argmax(axis=1) == targets).tolist():
+    for place in np.flatnonzero(measured.answers == targets).tolist():
         label = int(targets[place])
         turn[label] = turn.get(label, 0) + 1
         keyed.append((turn[label], label, place))
@@ -302,7 +306,7 @@ def _examples(data: Data, names: Mapping[Path, str], measured: Measured) -> list
 
 def _shown(data: Data, names: Mapping[Path, str], measured: Measured, place: int) -> Shown:
     probabilities = measured.probabilities[place]
-    answered = int(probabilities.argmax())
+    answered = int(measured.answers[place])
     return Shown(
         file=names[measured.part.paths[place]],
         true=data.classes[int(measured.part.targets[place])],

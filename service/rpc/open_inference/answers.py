@@ -6,6 +6,7 @@ import numpy as np
 
 from service.errors import GraftError
 from service.inference.engine import Classified
+from service.inference.head import NONE
 from service.rpc.limits import MAX_SCORES
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference import tensors
@@ -84,8 +85,9 @@ def _features(images: Sequence[Classified]) -> Written:
 
 
 def _labels(images: Sequence[Classified]) -> Written:
-    best = [image.classes[int(image.probabilities.argmax())] for image in images]
-    return "BYTES", [len(best)], tensors.texts(best)
+    # No class has an empty name.
+    named = ["" if image.answer == NONE else image.classes[image.answer] for image in images]
+    return "BYTES", [len(named)], tensors.texts(named)
 
 
 def _best(k: int) -> Write:

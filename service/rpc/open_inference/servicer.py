@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from grpc import aio
 
+from service.domain import ARGMAX, Decision
 from service.errors import NotFound, Reason
 from service.inference.statistics import Statistics
 from service.rpc import status, streams
@@ -19,6 +20,9 @@ from service.rpc.open_inference.tensors import bad
 from service.rpc.serving import Resolve, Serving
 from service.storage import pages
 from service.storage.models import ModelStore
+
+_RULES = {"argmax": ARGMAX, "balanced": Decision(rule="balanced")}
+"""Decisions that a parameter can name; thresholds are a version's own, or Predict's."""
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -166,10 +170,14 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, timeout_s: float
     ) -> pb.ModelInferResponse:
         asked = answers.outputs(request)
-        timeout_s = _shortened(request, timeout_s)
+        timeout_s, decision = _shortened(request, timeout_s), _decision(request)
         images = tensors.decodes(request, self._max_images)
         version, outcomes = await self._serving.classify(
-            caller().key(request.model_name), *_which(request.model_version), images, timeout_s
+            caller().key(request.model_name),
+            *_which(request.model_version),
+            images,
+            timeout_s,
+            decision,
         )
         return answers.answer(request, version, asked, outcomes)
 
@@ -204,3 +212,12 @@ def _shortened(request: pb.ModelInferRequest, timeout_s: float) -> float:
             f"timeout is {timeout_us} microseconds: it must be 1 or more, or 0 for none",
         )
     return min(timeout_s, timeout_us / 1e6) if timeout_us else timeout_s
+
+
+def _decision(request: pb.ModelInferRequest) -> Decision | None:
+    if "decision" not in request.parameters:
+        return None
+    rule = request.parameters["decision"].string_param
+    if rule not in _RULES:
+        raise bad("parameters", f"decision is {rule[:80]!r}: it must be {' or '.join(_RULES)}")
+    return _RULES[rule]

@@ -428,6 +428,34 @@ async def test_every_stage_of_an_image_is_measured(
         assert value(telemetry, count, stage=stage, model="colours") == 1
 
 
+async def test_an_image_is_scored_by_its_features_and_by_what_the_head_says_of_it(
+    make_engine: MakeEngine, make_model: MakeModel
+) -> None:
+    model = make_model()
+    outliers = Outliers(
+        np.eye(3, dtype=np.float16),
+        np.ones(3, np.float32),
+        np.zeros(0, np.float16),
+        energy_weight=0.2,
+        energy_floor=-100.0,
+        offset=1.5,
+    )
+    weight = np.eye(3, dtype=np.float32)
+    head = Head(weight, np.zeros(3, np.float32), COLOURS, 0.5, outliers)
+    heads.save(head, model.head_path)
+    digest = hashlib.sha256(model.head_path.read_bytes()).hexdigest()
+    model = dataclasses.replace(model, head_digest=digest)
+    outcomes = await make_engine().classify(
+        model, [encoded(colour) for colour in ("blue", "red")], GUARD_S
+    )
+    for outcome in outcomes:
+        assert isinstance(outcome, Classified)
+        said = np.log(outcome.probabilities)[None]
+        (expected,) = outliers.distances(outcome.features[None]) + 0.2 * said.mean() + 1.5
+        assert outcome.outlier_score == pytest.approx(expected, rel=1e-5)
+        assert expected > 0
+
+
 async def test_the_validation_scores_shown_are_those_of_the_version_that_answers(
     make_engine: MakeEngine, make_model: MakeModel, telemetry: Telemetry
 ) -> None:

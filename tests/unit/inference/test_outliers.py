@@ -1,7 +1,9 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from service.errors import Damaged
 from service.inference import head as heads
@@ -18,32 +20,42 @@ def made(classes: int = 3, dim: int = 8, seed: int = 0) -> Outliers:
     )
 
 
-def test_a_score_is_the_distance_to_the_nearest_mean_as_the_formula_says() -> None:
-    outliers = made()
-    features = np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)
-    scores = outliers.scores(features)
-    for row, score in zip(features.astype(np.float64), scores, strict=True):
+def test_a_score_is_distance_and_energy_as_the_formula_says() -> None:
+    outliers = replace(made(), energy_weight=0.3, energy_floor=-4.0, offset=-0.5)
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(5, 8)).astype(np.float32)
+    logits = rng.normal(size=(5, 3)) * 4
+    logits[0] *= 10  # surer than the floor
+    said = log_softmax(logits, axis=1).astype(np.float32)
+    scores = outliers.scores(features, said)
+    for row, own, score in zip(features.astype(np.float64), logits, scores, strict=True):
         unit = row / np.sqrt((row**2).sum())
         distances = [
             np.sqrt(sum((u - m) ** 2 * v for u, m, v in zip(unit, mean, outliers.inverse_variance,
                                                            strict=True)))
             for mean in outliers.means.astype(np.float64)
         ]  # fmt: skip
-        assert score == pytest.approx(min(distances), rel=1e-5)
+        energy = -np.log(sum(np.exp(z - own.mean()) for z in own))
+        joined = min(distances) + 0.3 * max(energy, -4.0) - 0.5
+        assert score == pytest.approx(max(0, joined), rel=1e-5)
 
 
 def test_the_length_of_the_features_does_not_matter() -> None:
     features = np.random.default_rng(2).normal(size=(4, 8)).astype(np.float32)
     outliers = made()
-    np.testing.assert_allclose(outliers.scores(features * 7), outliers.scores(features), rtol=1e-5)
+    np.testing.assert_allclose(
+        outliers.distances(features * 7), outliers.distances(features), rtol=1e-5
+    )
 
 
-def test_features_of_zeros_get_a_finite_score() -> None:
-    assert np.isfinite(made().scores(np.zeros((1, 8), np.float32))).all()
+def test_what_is_sure_beyond_what_float32_holds_gets_a_finite_score() -> None:
+    outliers = replace(made(), energy_weight=1.0, energy_floor=-5.0, offset=100.0)
+    said = np.array([[0, -np.inf, -200.0]], np.float32)
+    assert np.isfinite(outliers.scores(np.zeros((1, 8), np.float32), said)).all()
 
 
 def test_a_head_keeps_its_outliers_through_a_file(tmp_path: Path) -> None:
-    outliers = made()
+    outliers = replace(made(), energy_weight=0.1 + 1e-12, energy_floor=-3.25, offset=-0.7)
     head = Head(
         np.ones((3, 8), np.float32), np.zeros(3, np.float32), ("a", "b", "c"), 1.5, outliers
     )
@@ -53,6 +65,8 @@ def test_a_head_keeps_its_outliers_through_a_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.means, outliers.means)
     np.testing.assert_array_equal(loaded.inverse_variance, outliers.inverse_variance)
     np.testing.assert_array_equal(loaded.validation, outliers.validation)
+    assert loaded.energy_weight == outliers.energy_weight
+    assert (loaded.energy_floor, loaded.offset) == (-3.25, -0.7)
     assert head.nbytes > Head(head.weight, head.bias, head.classes).nbytes
 
 

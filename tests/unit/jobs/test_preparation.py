@@ -180,6 +180,8 @@ async def test_backbone_auto_is_left_to_the_trainer_among_those_available(
     assert len(known) == 1
     assert sorted(auto.backbones, key=lambda c: c.backbone) == [
         PretrainedBackbone(backbone="efficientnet_lite0", exported=known),
+        PretrainedBackbone(backbone="efficientnet_lite1"),
+        PretrainedBackbone(backbone="efficientnet_lite2"),
         PretrainedBackbone(backbone="resnet18"),
     ]
 

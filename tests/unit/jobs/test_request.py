@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.backbones import BACKBONES
+from service.domain import Decision
 from service.errors import GraftError, InvalidInput, NotAllowed, NotFound, Reason
 from service.jobs.contract import (
-    BACKBONES,
     BASELINES,
     NETWORK_TECHNIQUES,
     Auto,
@@ -92,6 +93,10 @@ def test_all_fields_at_their_bounds_are_fine() -> None:
         ("weights", {"weights": "../etc/passwd"}),
         ("weights", {"weights": "x" * 65}),
         *[("validation_fraction", {"validation_fraction": x}) for x in (0.049, 0.51, NAN, INF)],
+        *[
+            ("outlier_false_alarm_rate", {"outlier_false_alarm_rate": x})
+            for x in (0.0009, 0.501, NAN, INF)
+        ],
         ("seed", {"seed": 2**63}),
         *[("time_budget", {"time_budget_s": x}) for x in (0.5, -1.0, NAN, INF)],
         ("labels", {"labels": {str(n): "" for n in range(33)}}),
@@ -99,6 +104,10 @@ def test_all_fields_at_their_bounds_are_fine() -> None:
         ("labels", {"labels": {"": "x"}}),
         ("labels", {"labels": {"k" * 64: "x"}}),
         ("labels[k]", {"labels": {"k": "x" * 256}}),
+        (
+            "decision.thresholds.classes[ant]",
+            {"decision": Decision(rule="thresholds", thresholds={"ant": 2.0})},
+        ),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_by_its_name(
@@ -241,6 +250,7 @@ def test_a_request_is_the_same_after_it_was_kept() -> None:
             baselines=["from_scratch"], gate=Gate(min_accuracy=0.5, alias="prod"),
             base=Base("birds", 2), base_job_id="job-1", background="#000000",
             grouping=Grouping(name_pattern="{group}_*"),
+            decision=Decision(rule="thresholds", thresholds={"ant": 0.5}, default_threshold=0.25),
         )  # fmt: skip
         assert msgspec.json.decode(msgspec.json.encode(asked), type=JobRequest) == asked
 

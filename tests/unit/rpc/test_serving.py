@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from service.domain import Decision
 from service.errors import Damaged, Expired, NotFound, Reason
 from service.inference.engine import Decode, ModelFiles, Outcome
 from service.rpc.serving import Serving
@@ -18,12 +19,18 @@ class Engine:
     def __init__(self, *damaged: int) -> None:
         self.damaged = damaged
         self.asked: list[tuple[int, float]] = []
+        self.decided_by: list[Decision | None] = []
         self.takes_s = 0.0
 
     async def classify(
-        self, files: ModelFiles, images: Sequence[Decode], timeout_s: float
+        self,
+        files: ModelFiles,
+        images: Sequence[Decode],
+        timeout_s: float,
+        decision: Decision | None = None,
     ) -> list[Outcome]:
         self.asked.append((files.version, timeout_s))
+        self.decided_by.append(decision)
         await asyncio.sleep(self.takes_s)
         if files.version in self.damaged:
             raise Damaged(Reason.MODEL_UNLOADABLE, f"{files.version} is damaged")
@@ -49,9 +56,10 @@ async def test_the_version_that_is_meant_answers() -> None:
 
 
 async def test_the_first_whole_one_that_may_stand_in_answers() -> None:
-    engine = Engine(3, 2)
-    assert await serving(engine, 2, 1).classify("m", None, None, [], 5) == (1, [])
+    engine, balanced = Engine(3, 2), Decision(rule="balanced")
+    assert await serving(engine, 2, 1).classify("m", None, None, [], 5, balanced) == (1, [])
     assert [version for version, _ in engine.asked] == [3, 2, 1]
+    assert engine.decided_by == [balanced] * 3
 
 
 async def test_one_that_was_deleted_meanwhile_is_passed_over() -> None:

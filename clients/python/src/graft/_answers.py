@@ -11,7 +11,14 @@ from google.rpc import status_pb2
 
 from graft import _requests, errors, types
 from graft._backbones import BackboneSource
-from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
+from graft.v1 import (
+    backbone_pb2,
+    dataset_pb2,
+    decision_pb2,
+    fine_tuning_pb2,
+    model_pb2,
+    prediction_pb2,
+)
 
 _DEVICES: dict[int, types.Device] = {
     fine_tuning_pb2.DEVICE_CPU: "cpu",
@@ -28,6 +35,7 @@ _PRECISIONS: dict[int, Literal["auto", "fp32", "bf16", "fp16"]] = {
     fine_tuning_pb2.PRECISION_FP16: "fp16",
 }
 _TECHNIQUES: dict[int, types.Technique] = {n: name for name, n in _requests.TECHNIQUES.items()}
+_FRAMINGS: dict[int, types.Framing] = {n: name for name, n in _requests.FRAMINGS.items()}
 _BASELINES: dict[int, types.Baseline] = {n: name for name, n in _requests.BASELINES.items()}
 _MEASURED_ON: dict[int, types.MeasuredOn] = {
     model_pb2.MEASURED_ON_UNSPECIFIED: "",
@@ -96,7 +104,9 @@ def job_request(message: fine_tuning_pb2.FineTuneRequest) -> types.JobRequest:
         weights=message.weights,
         method=_method(message),
         background=message.background,
+        framing=_FRAMINGS.get(message.framing, "auto"),
         validation_fraction=_optional(message, "validation_fraction"),
+        outlier_false_alarm_rate=_optional(message, "outlier_false_alarm_rate"),
         grouping=_grouping(message.grouping) if message.HasField("grouping") else None,
         seed=_optional(message, "seed"),
         time_budget_s=message.time_budget.ToTimedelta().total_seconds()
@@ -107,6 +117,7 @@ def job_request(message: fine_tuning_pb2.FineTuneRequest) -> types.JobRequest:
         request_id=message.request_id,
         baselines=tuple(_BASELINES[n] for n in message.baselines if n in _BASELINES),
         gate=_gate(message.gate) if message.HasField("gate") else None,
+        decision=_decision(message.decision) if message.HasField("decision") else None,
         base=_base(message.base) if message.HasField("base") else None,
         case_sensitive_labels=message.case_sensitive_labels,
     )
@@ -160,6 +171,18 @@ def _gate(gate: fine_tuning_pb2.Gate) -> types.Gate:
         max_latency_ms=gate.max_latency.ToMicroseconds() / 1000 if has_latency else None,
         alias=gate.alias,
     )
+
+
+def _decision(message: decision_pb2.Decision) -> types.Decision | Literal["unknown"]:
+    match message.WhichOneof("rule"):
+        case "argmax":
+            return "argmax"
+        case "balanced":
+            return "balanced"
+        case "thresholds":
+            given = message.thresholds
+            return types.Thresholds(dict(given.classes), _optional(given, "others"))
+    return "unknown"
 
 
 def _base(base: fine_tuning_pb2.BaseVersion) -> types.BaseVersion:
@@ -273,10 +296,8 @@ def ranking(message: fine_tuning_pb2.RankBackbonesResponse) -> types.BackboneRan
                 backbone=row.backbone,
                 weights=row.weights,
                 weights_licence=row.weights_licence,
-                score=_optional(row, "score"),
+                log_loss=_optional(row, "log_loss"),
                 log_me=_optional(row, "log_me"),
-                h_score=_optional(row, "h_score"),
-                leep=_optional(row, "leep"),
                 image_ms=_optional(row, "image_ms"),
                 feature_dim=row.feature_dim,
                 problem=row.problem,
@@ -341,6 +362,9 @@ def version(message: model_pb2.Version) -> types.Version:
         is_candidate=message.is_candidate,
         gate_checks=tuple(_gate_check(check) for check in message.gate_checks),
         calibration_note=message.calibration_note,
+        image_size=message.image_size,
+        sees_whole_image=message.sees_whole_image,
+        decision=_decision(message.decision) if message.HasField("decision") else "argmax",
         damage=message.damage,
         weights_licence=message.weights_licence,
     )
@@ -393,15 +417,17 @@ def _prediction(
     return types.Prediction(
         message.model,
         message.version,
-        tuple(
-            types.ClassScore(score.label, score.probability, score.class_index)
-            for score in answer.scores
-        ),
+        tuple(_score(score) for score in answer.scores),
         tuple(answer.features),
         out_of_distribution_score=_optional(answer, "out_of_distribution_score"),
         is_out_of_distribution=answer.is_out_of_distribution,
         calibrated=message.calibrated,
+        answer=_score(answer.answer) if answer.HasField("answer") else None,
     )
+
+
+def _score(score: prediction_pb2.ClassScore) -> types.ClassScore:
+    return types.ClassScore(score.label, score.probability, score.class_index)
 
 
 def backbone(message: backbone_pb2.Backbone) -> types.Backbone:

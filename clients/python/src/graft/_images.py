@@ -11,9 +11,10 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, Final, Protocol, TypeAlias, runtime_checkable
 
+from graft import _requests
 from graft._encoding import encoding
 from graft._files import is_open_file, read_open, read_path
-from graft._requests import version_of
+from graft._options import Decision
 from graft.errors import InvalidArgument, Reason, invalid
 from graft.v1 import prediction_pb2 as pb
 
@@ -87,10 +88,11 @@ def predict_requests(
     *,
     top_k: int = 1,
     include_features: bool = False,
+    decision: Decision | None = None,
     max_images: int = MAX_IMAGES,
 ) -> Iterator[pb.PredictRequest]:
     """Requests that fit, in order; images are read as they are needed."""
-    empty = _without_images(model, version, alias, top_k, include_features)
+    empty = _without_images(model, version, alias, top_k, include_features, decision)
     if not max_images >= 1:
         raise invalid(f"{max_images} images a call: it must be 1 or more", "images")
     max_images = min(max_images, max(1, MAX_SCORES // top_k))
@@ -102,12 +104,20 @@ def predict_requests(
 
 @encoding
 def _without_images(
-    model: str, version: int | None, alias: str | None, top_k: int, include_features: bool
+    model: str,
+    version: int | None,
+    alias: str | None,
+    top_k: int,
+    include_features: bool,
+    decision: Decision | None,
 ) -> pb.PredictRequest:
     if top_k < 1:
         raise invalid(f"top_k is {top_k}: it must be 1 or more", "top_k")
     return pb.PredictRequest(
-        **version_of(model, version, alias), top_k=top_k, include_features=include_features
+        **_requests.version_of(model, version, alias),
+        top_k=top_k,
+        include_features=include_features,
+        decision=_requests.decision(decision),
     )
 
 

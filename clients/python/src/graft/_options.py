@@ -12,8 +12,25 @@ if TYPE_CHECKING:
     from graft._uploads import Target
 
 Device = Literal["auto", "cpu", "cuda"]
+Framing = Literal["auto", "crop", "whole", "compare"]
 Technique = Literal["auto", "coral", "mcc", "pseudo_labels", "cdan"]
 Baseline = Literal["linear_probe", "full_fine_tune", "from_scratch", "nearest_class_mean"]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The least probability of an answer; a class below its own is not answered."""
+
+    classes: dict[str, float] = field(default_factory=dict)
+    """By class, 0 to 1."""
+    others: float | None = None
+    """Of every other class; None means that they need none."""
+
+
+Decision = Literal["argmax", "balanced"] | Thresholds
+"""How probabilities become an answer: the most probable class; the one whose probability is the
+largest multiple of its share in the training, so that every class counts the same; or the most
+probable of those that reach their threshold, or none."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +172,14 @@ class FineTuneOptions(TypedDict, total=False):
     background: str
     """The colour that transparency is laid on, "#rrggbb"; white where left out, with a base
     the base's."""
+    framing: Framing
+    """What the backbone sees of an image: "crop" (its middle), "whole" (all of it, squeezed), or
+    "compare" for the better of the two; "auto", where left out, compares where images are long."""
     validation_fraction: float | None
     """Held out where a network is trained on data without validation images, 0.05 to 0.5."""
+    outlier_false_alarm_rate: float | None
+    """The part of images of the training's kind that may be called out of distribution, 0.001 to
+    0.5; 0.05 where left out. What is rarer than one of the images that set it cannot be told."""
     grouping: Grouping | int | str | None
     """Which images belong together, by their names: a `Grouping`, a folder level or a pattern."""
     seed: int | None
@@ -171,6 +194,9 @@ class FineTuneOptions(TypedDict, total=False):
     """What the report compares the version with; each that trains costs its own time."""
     gate: Gate | None
     """What the version must reach to be published; nothing where left out."""
+    decision: Decision | None
+    """How the version answers, unless a call says otherwise; its figures and its gate go by it.
+    "argmax" where left out, with a base the base's."""
     case_sensitive_labels: bool
     """Class names that differ in upper and lower case alone are two classes."""
     base: BaseVersion | int | str | None

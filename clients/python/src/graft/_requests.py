@@ -13,6 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from graft import types
 from graft.errors import InvalidArgument, invalid
+from graft.v1 import decision_pb2
 from graft.v1 import fine_tuning_pb2 as pb
 
 W = TypeVar("W")
@@ -45,12 +46,20 @@ BASELINES: dict[types.Baseline, pb.Baseline] = {
     "from_scratch": pb.BASELINE_FROM_SCRATCH,
     "nearest_class_mean": pb.BASELINE_NEAREST_CLASS_MEAN,
 }
+FRAMINGS: dict[types.Framing, pb.Framing] = {
+    "auto": pb.FRAMING_UNSPECIFIED,
+    "crop": pb.FRAMING_CROP,
+    "whole": pb.FRAMING_WHOLE,
+    "compare": pb.FRAMING_COMPARE,
+}
 _GENERAL = {
     "backbone",
     "weights",
     "method",
     "background",
+    "framing",
     "validation_fraction",
+    "outlier_false_alarm_rate",
     "grouping",
     "seed",
     "time_budget_s",
@@ -59,6 +68,7 @@ _GENERAL = {
     "request_id",
     "baselines",
     "gate",
+    "decision",
     "base",
     "case_sensitive_labels",
 }
@@ -85,7 +95,9 @@ def fine_tune(
         backbone=options.get("backbone", ""),
         weights=options.get("weights", ""),
         background=options.get("background", ""),
+        framing=_choice("framing", options.get("framing", "auto"), FRAMINGS),
         validation_fraction=options.get("validation_fraction"),
+        outlier_false_alarm_rate=options.get("outlier_false_alarm_rate"),
         seed=options.get("seed"),
         time_budget=None if budget_s is None else _duration("time_budget_s", budget_s),
         device=_choice("device", options.get("device", "auto"), _DEVICES),
@@ -93,6 +105,7 @@ def fine_tune(
         request_id=options.get("request_id") or str(uuid.uuid4()),
         baselines=_baselines(options.get("baselines", ())),
         gate=_gate(options.get("gate")),
+        decision=decision(options.get("decision")),
         base=_base(options.get("base")),
         grouping=_grouping(options.get("grouping")),
         case_sensitive_labels=options.get("case_sensitive_labels", False),
@@ -272,6 +285,24 @@ def _gate(gate: types.Gate | None) -> pb.Gate | None:
         max_latency=None if latency_ms is None else _duration("max_latency_ms", latency_ms / 1000),
         alias=gate.alias,
     )
+
+
+def decision(given: types.Decision | None) -> decision_pb2.Decision | None:
+    """The decision of a request; None leaves it to the server."""
+    if given is None:
+        return None
+    if isinstance(given, types.Thresholds):
+        thresholds = decision_pb2.Thresholds(classes=given.classes, others=given.others)
+        return decision_pb2.Decision(thresholds=thresholds)
+    rules = {
+        "argmax": decision_pb2.Decision(argmax=decision_pb2.Argmax()),
+        "balanced": decision_pb2.Decision(balanced=decision_pb2.Balanced()),
+    }
+    if not isinstance(given, str) or given not in rules:
+        raise invalid(
+            f"decision is {given!r}: it must be argmax or balanced, or a Thresholds", "decision"
+        )
+    return rules[given]
 
 
 def _grouping(given: types.Grouping | int | str | None) -> pb.Grouping | None:

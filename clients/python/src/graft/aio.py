@@ -31,6 +31,7 @@ from graft.types import (
     Backbone,
     BackboneRanking,
     Dataset,
+    Decision,
     FineTuneOptions,
     Job,
     JobEvent,
@@ -257,11 +258,18 @@ class AsyncClient:
         alias: str | None = None,
         top_k: int = 1,
         include_features: bool = False,
+        decision: Decision | None = None,
         timeout_s: float | None = None,
     ) -> list[Prediction]:
         """As `Client.predict`; an iterable is read on a worker thread."""
         requests = predict_requests(
-            images, model, version, alias, top_k=top_k, include_features=include_features
+            images,
+            model,
+            version,
+            alias,
+            top_k=top_k,
+            include_features=include_features,
+            decision=decision,
         )
         return [
             prediction
@@ -278,6 +286,7 @@ class AsyncClient:
         alias: str | None = None,
         top_k: int = 1,
         include_features: bool = False,
+        decision: Decision | None = None,
         timeout_s: float = TRANSFER_TIMEOUT_S,
     ) -> AsyncIterator[Prediction]:
         """As `Client.predict_stream`; an iterable is read on a worker thread."""
@@ -288,6 +297,7 @@ class AsyncClient:
             alias,
             top_k=top_k,
             include_features=include_features,
+            decision=decision,
             max_images=IMAGES_A_REQUEST,
         )
         order, room = Order(), asyncio.Semaphore(REQUESTS_UNDER_WAY)

@@ -31,6 +31,7 @@ from graft.types import (
     Backbone,
     BackboneRanking,
     Dataset,
+    Decision,
     FineTuneOptions,
     Job,
     JobEvent,
@@ -284,16 +285,24 @@ class Client:
         alias: str | None = None,
         top_k: int = 1,
         include_features: bool = False,
+        decision: Decision | None = None,
         timeout_s: float | None = None,
     ) -> list[Prediction]:
         """Classifies one image or many; one `Prediction` for each, in their order.
 
         What is too much for one call is sent in several, and `timeout_s` is for
         each. An image that the service cannot read has its error in its
-        `Prediction`.
+        `Prediction`. `decision` says how probabilities become an answer, instead of the
+        version's own.
         """
         requests = predict_requests(
-            images, model, version, alias, top_k=top_k, include_features=include_features
+            images,
+            model,
+            version,
+            alias,
+            top_k=top_k,
+            include_features=include_features,
+            decision=decision,
         )
         return [
             prediction
@@ -310,6 +319,7 @@ class Client:
         alias: str | None = None,
         top_k: int = 1,
         include_features: bool = False,
+        decision: Decision | None = None,
         timeout_s: float = TRANSFER_TIMEOUT_S,
     ) -> Iterator[Prediction]:
         """Classifies any number of images over one stream, reading them as answers come.
@@ -325,6 +335,7 @@ class Client:
             alias,
             top_k=top_k,
             include_features=include_features,
+            decision=decision,
             max_images=IMAGES_A_REQUEST,
         )
         order, room, left = Order(), threading.Semaphore(REQUESTS_UNDER_WAY), threading.Event()

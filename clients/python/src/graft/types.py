@@ -5,7 +5,7 @@ milliseconds (`_ms`), and what the service has not set is None. Enumerations are
 `job.state == "RUNNING"` works.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -16,10 +16,12 @@ from graft._options import (
     Auto,
     Baseline,
     BaseVersion,
+    Decision,
     Device,
     DomainAdaptation,
     FeatureBased,
     FineTuneOptions,
+    Framing,
     Gate,
     Grouping,
     Method,
@@ -27,7 +29,9 @@ from graft._options import (
     PretrainedBackbone,
     ServerPath,
     Technique,
+    Thresholds,
 )
+from graft._predictions import ClassScore, Prediction
 from graft.errors import GraftError
 
 __all__ = [
@@ -40,6 +44,7 @@ __all__ = [
     "ClassScore",
     "DataSummary",
     "Dataset",
+    "Decision",
     "Device",
     "DomainAdaptation",
     "EpochMetrics",
@@ -47,6 +52,7 @@ __all__ = [
     "FeatureBased",
     "Figure",
     "FineTuneOptions",
+    "Framing",
     "Gate",
     "GateCheck",
     "Grouping",
@@ -73,6 +79,7 @@ __all__ = [
     "Split",
     "StateChanged",
     "Technique",
+    "Thresholds",
     "Unknown",
     "Verdict",
     "Version",
@@ -274,9 +281,13 @@ class JobRequest:
     request_id: str
     baselines: tuple[Baseline, ...] = ()
     gate: Gate | None = None
+    decision: Decision | Literal["unknown"] | None = None
+    """None means "argmax"; "unknown" to a client that is too old."""
     base: BaseVersion | None = None
     grouping: Grouping | None = None
+    outlier_false_alarm_rate: float | None = None
     case_sensitive_labels: bool = False
+    framing: Framing = "auto"
     background: str = ""
     """"#rrggbb" below transparency; empty means white, with a base the base's."""
 
@@ -314,12 +325,11 @@ class RankedBackbone:
 
     backbone: str
     weights: str
-    score: float | None
-    """What a ranking is sorted by, higher is better; None when it was not scored."""
+    log_loss: float | None
+    """Of a quick head on its features, cross-validated, nats an image: lower is better. None when
+    it was not scored, and where every class has one image."""
     log_me: float | None
-    h_score: float | None
-    leep: float | None
-    """None also where the pretrained classifier is not available."""
+    """Nats an image: higher is better. None when it was not scored."""
     image_ms: float | None
     """An image when served there, one at a time, decoding included."""
     feature_dim: int
@@ -331,7 +341,7 @@ class RankedBackbone:
 
 @dataclass(frozen=True)
 class BackboneRanking:
-    """Backbones, best first; what could not be scored last."""
+    """Backbones, the one to take first; what could not be scored last."""
 
     backbones: tuple[RankedBackbone, ...]
     explanation: str
@@ -410,6 +420,12 @@ class Version:
     """Empty when there was no gate."""
     calibration_note: str = ""
     """Why it is not `calibrated`."""
+    image_size: int = 224
+    """Side of the square that its backbone takes, pixels."""
+    sees_whole_image: bool = False
+    """It sees all of an image, squeezed to that square, not its middle alone."""
+    decision: Decision | Literal["unknown"] = "argmax"
+    """How it answers, unless a call says otherwise; its figures and its gate go by it."""
     damage: str = ""
     """Why its files cannot be served, as found when they were last read; mostly empty."""
     weights_licence: str = ""
@@ -435,52 +451,3 @@ class Rollback:
     model: Model
     from_version: int
     to_version: int
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """One class's share."""
-
-    label: str
-    probability: float
-    class_index: int
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What became of one image: scores, or the error that it failed with.
-
-    `label` and `probability` are the best class's; for an image that failed
-    they raise its error, so that a failure cannot pass for an answer.
-    """
-
-    model: str
-    version: int | None
-    scores: tuple[ClassScore, ...] = ()
-    """Best first."""
-    features: tuple[float, ...] = field(default=(), repr=False)
-    """The backbone's features, where asked for."""
-    error: GraftError | None = None
-    out_of_distribution_score: float | None = None
-    """How unlike the training images it is: 19 of 20 of their kind lie below 1. None for
-    versions that were made without it."""
-    is_out_of_distribution: bool = False
-    """Whether that score is above 1: the probabilities mean little then."""
-    calibrated: bool = False
-    """Whether the version's probabilities were shown to be right on images that nothing was
-    learned from."""
-
-    @property
-    def label(self) -> str:
-        """The best class."""
-        return self._best().label
-
-    @property
-    def probability(self) -> float:
-        """The best class's probability, 0 to 1."""
-        return self._best().probability
-
-    def _best(self) -> ClassScore:
-        if self.error is not None:
-            raise self.error
-        return self.scores[0]

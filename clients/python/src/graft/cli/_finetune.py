@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from graft import _requests
-from graft.cli import _names
+from graft.cli import _decision, _names
 from graft.cli._output import Output, Usage
 from graft.cli._watching import Watching, follow, tell
 from graft.client import Client
@@ -13,8 +13,8 @@ from graft.errors import InvalidArgument
 from graft.types import FineTuneOptions, Gate, Grouping
 
 _OPTIONS = (
-    "backbone", "weights", "method", "background", "validation_fraction", "seed",
-    "time_budget_s", "device",
+    "backbone", "weights", "method", "background", "framing", "validation_fraction",
+    "outlier_false_alarm_rate", "seed", "time_budget_s", "device",
     "request_id", "recipe", "l2", "epochs", "batch_size", "learning_rate", "momentum",
     "weight_decay", "label_smoothing", "train_from_stage", "precision",
     "freeze_batch_norm", "augmented_views", "technique", "always_adapt", "evaluate_on_target",
@@ -83,9 +83,23 @@ def add(commands: Any) -> None:
         help="the colour that transparent parts of images are laid on; default: white",
     )
     parser.add_argument(
+        "--framing",
+        choices=["auto", "crop", "whole", "compare"],
+        help="what is seen of an image: its middle, all of it squeezed to a square, or the better "
+        "of the two; auto (default) compares where images are long",
+    )
+    parser.add_argument(
         "--validation-fraction",
         type=float,
         help="held out where a network is trained, 0.05 to 0.5; default: 0.2",
+    )
+    parser.add_argument(
+        "--outlier-false-alarms",
+        dest="outlier_false_alarm_rate",
+        type=float,
+        metavar="RATE",
+        help="the part of images of the training's kind that may be called out of distribution, "
+        "0.001 to 0.5; default: 0.05",
     )
     groups = parser.add_mutually_exclusive_group()
     groups.add_argument(
@@ -122,6 +136,7 @@ def add(commands: Any) -> None:
         help="compare with it in the report: linear-probe, full-fine-tune, from-scratch, "
         "nearest-class-mean; repeatable",
     )
+    _decision.add(parser)
     _add_gate(parser.add_argument_group("gate", "a version that fails is kept as a candidate"))
     parser.add_argument("--seed", type=int)
     parser.add_argument("--time-budget", dest="time_budget_s", type=float, metavar="S")
@@ -193,6 +208,7 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     given = {name: getattr(arguments, name) for name in _OPTIONS}
     chosen: Any = {name: value for name, value in given.items() if value is not None}
     chosen["labels"] = dict(arguments.label)
+    chosen["decision"] = _decision.read(arguments)
     if arguments.target is not None:
         chosen["target"] = _names.data(arguments.target)
     if arguments.folder_level is not None or arguments.name_pattern is not None:

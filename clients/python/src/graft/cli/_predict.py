@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from graft._channel import PROBE_TIMEOUT_S
-from graft.cli import _names
+from graft.cli import _decision, _names
 from graft.cli._codes import Code
 from graft.cli._commands import in_commands
 from graft.cli._output import Output, complain
@@ -25,6 +25,7 @@ def add(commands: Any) -> None:
         "images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC"
     )
     predict.add_argument("--top-k", type=int, default=1, metavar="K", help="classes to show")
+    _decision.add(predict)
     predict.add_argument("--features", action="store_true", help="with --json: the features too")
     health = commands.add("health", "Say whether the server serves", run_health)
     health.add_argument("--wait", type=float, metavar="S", help="wait so long for it")
@@ -35,14 +36,9 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     answers = list(_answers(client, arguments, output))
     if not output.is_json:
         rows = [
-            (
-                path if rank == 0 else "",
-                score.label,
-                f"{score.probability:.1%}",
-                _mark(prediction) if rank == 0 else "",
-            )
+            (path if rank == 0 else "", *cells, _mark(prediction) if rank == 0 else "")
             for path, prediction in answers
-            for rank, score in enumerate(prediction.scores)
+            for rank, cells in enumerate(_shown(prediction, arguments.top_k))
         ]
         if any(mark for *_, mark in rows):
             output.table(["image", "class", "probability", ""], rows)
@@ -65,12 +61,25 @@ def _answers(
             model,
             top_k=arguments.top_k,
             include_features=arguments.features,
+            decision=_decision.read(arguments),
             **which,
         )
         for path, prediction in zip(paths, predictions, strict=True):
             if output.is_json:
                 output.emit(_as_json(path, prediction, with_features=arguments.features))
             yield path, prediction
+
+
+def _shown(prediction: Prediction, top_k: int) -> list[tuple[str, str]]:
+    """The answer first, or that there is none, then the most probable of the others."""
+    if prediction.error is not None:
+        return []
+    answer = prediction.answer
+    scores = [score for score in prediction.scores if score != answer]
+    cells = [(score.label, f"{score.probability:.1%}") for score in scores]
+    if answer is None:
+        return [("none", ""), *cells]
+    return [(answer.label, f"{answer.probability:.1%}"), *cells][:top_k]
 
 
 def _mark(prediction: Prediction) -> str:

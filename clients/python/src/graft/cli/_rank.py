@@ -9,9 +9,7 @@ from graft.cli._watching import Watching
 from graft.client import Client
 from graft.types import RankedBackbone
 
-_COLUMNS = [
-    "backbone", "weights", "LogME", "H-score", "LEEP", "ms an image", "features", "licence",
-]  # fmt: skip
+_COLUMNS = ["backbone", "weights", "log loss", "LogME", "ms an image", "features", "licence"]
 
 
 def add(commands: Any) -> None:
@@ -63,7 +61,7 @@ def _row(ranked: RankedBackbone) -> list[object]:
         ranked.backbone,
         ranked.weights or None,
         *(None if score is None else f"{score:.3f}"
-          for score in (ranked.log_me, ranked.h_score, ranked.leep)),
+          for score in (ranked.log_loss, ranked.log_me)),
         None if ranked.image_ms is None else f"{ranked.image_ms:.3g}",
         ranked.feature_dim or None,
         ranked.weights_licence or None,

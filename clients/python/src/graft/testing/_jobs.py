@@ -85,6 +85,9 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         base = self._base(request)
         if base is not None:
             labels = sorted({*base.classes, *labels})
+        decision = None if base is None else base.decision
+        if request.HasField("decision"):
+            decision = request.decision
         return self._models.publish(
             job.model,
             labels,
@@ -98,6 +101,7 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             digest=digest,
             gate_checks=_gate.checks(request.gate, out),
             alias=request.gate.alias,
+            decision=decision,
         )
 
     def _base(self, request: pb.FineTuneRequest) -> model_pb2.Version | None:
@@ -195,9 +199,8 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                     backbone=pretrained.backbone,
                     weights=pretrained.weights or "fake",
                     weights_licence="not known",
-                    score=-0.1 * place,
+                    log_loss=0.1 * place,
                     log_me=-0.1 * place,
-                    h_score=1 / place,
                     image_ms=5.0 * place,
                     feature_dim=1280,
                 )

@@ -15,8 +15,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from graft.errors import FailedPrecondition, NotFound, Reason
 from graft.testing._refusals import page, refuse
 from graft.testing._script import figure_of
+from graft.v1 import decision_pb2, model_pb2_grpc
 from graft.v1 import model_pb2 as pb
-from graft.v1 import model_pb2_grpc
 
 LATEST = "latest"
 EXPORT_CHUNK_BYTES = 2**10
@@ -52,6 +52,7 @@ class Models(model_pb2_grpc.ModelServiceServicer):
         digest: str = "",
         gate_checks: Sequence[pb.GateCheck] = (),
         alias: str = "",
+        decision: decision_pb2.Decision | None = None,
     ) -> pb.Version:
         """Adds a version, and the model where it is new; `latest` and `alias` move to it.
 
@@ -82,6 +83,7 @@ class Models(model_pb2_grpc.ModelServiceServicer):
                 manifest_json=json.dumps({"format": 1, "model": name, "classes": list(classes)}),
                 is_candidate=not all(check.passed for check in gate_checks),
                 gate_checks=gate_checks,
+                decision=decision or decision_pb2.Decision(argmax=decision_pb2.Argmax()),
             )
             model.update_time.CopyFrom(now())
             if not versions[number].is_candidate:

@@ -10,8 +10,8 @@ from typing import Any
 from graft.errors import GraftError, InvalidArgument, Reason
 from graft.testing._models import Models
 from graft.testing._refusals import refuse, to_status
+from graft.v1 import decision_pb2, prediction_pb2_grpc
 from graft.v1 import prediction_pb2 as pb
-from graft.v1 import prediction_pb2_grpc
 
 MAX_IMAGES = 256
 FEATURES = 4
@@ -60,10 +60,19 @@ class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
                 "images",
             )
         classes = list(version.classes)
+        decision = request.decision if request.HasField("decision") else version.decision
+        strange = sorted(set(decision.thresholds.classes) - set(classes))
+        if strange:
+            raise refuse(
+                InvalidArgument,
+                Reason.INVALID_FIELD,
+                f"there are thresholds of classes that the model does not have: {strange}",
+                "decision.thresholds.classes",
+            )
         return pb.PredictResponse(
             model=version.model,
             version=version.version,
-            results=[self._result(request, classes, image) for image in request.images],
+            results=[self._result(request, decision, classes, image) for image in request.images],
             calibrated=version.calibrated,
         )
 
@@ -90,7 +99,11 @@ class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
         return pb.PredictStreamResponse(id=item.id, response=response)
 
     def _result(
-        self, request: pb.PredictRequest, classes: list[str], image: pb.Image
+        self,
+        request: pb.PredictRequest,
+        decision: decision_pb2.Decision,
+        classes: list[str],
+        image: pb.Image,
     ) -> pb.ImageResult:
         sent = _sent(image)
         try:
@@ -98,14 +111,19 @@ class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
         except GraftError as error:
             return pb.ImageResult(error=to_status(error))
         shares, score = answer.probabilities, answer.out_of_distribution_score
-        best = sorted(shares.items(), key=lambda item: -item[1])[: request.top_k or 1]
+        ranked = sorted(shares.items(), key=lambda item: -item[1])
+
+        def scored(label: str) -> pb.ClassScore:
+            return pb.ClassScore(
+                label=label, probability=shares[label], class_index=classes.index(label)
+            )
+
+        decided = _decided(decision.thresholds, ranked)
         features = [float(byte) for byte in sent.data[:FEATURES].ljust(FEATURES, b"\0")]
         return pb.ImageResult(
             classification=pb.Classification(
-                scores=[
-                    pb.ClassScore(label=label, probability=share, class_index=classes.index(label))
-                    for label, share in best
-                ],
+                scores=[scored(label) for label, _ in ranked[: request.top_k or 1]],
+                answer=scored(decided) if decided else None,
                 features=features if request.include_features else None,
                 out_of_distribution_score=score,
                 is_out_of_distribution=score is not None and score > 1,
@@ -121,6 +139,12 @@ class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
         best = zlib.crc32(sent.data) % len(classes)
         rest = 0.1 / max(1, len(classes) - 1)
         return Answer({label: 0.9 if i == best else rest for i, label in enumerate(classes)}, 0.5)
+
+
+def _decided(least: decision_pb2.Thresholds, ranked: list[tuple[str, float]]) -> str:
+    """The class of the answer, "" for none; `balanced` takes classes as equally frequent."""
+    reached = (label for label, p in ranked if p >= least.classes.get(label, least.others))
+    return next(reached, "")
 
 
 def _sent(image: pb.Image) -> SentImage:

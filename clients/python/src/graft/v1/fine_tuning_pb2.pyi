@@ -4,6 +4,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.rpc import status_pb2 as _status_pb2
 from graft.v1 import dataset_pb2 as _dataset_pb2
+from graft.v1 import decision_pb2 as _decision_pb2
 from graft.v1 import model_pb2 as _model_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -28,6 +29,13 @@ class Device(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEVICE_UNSPECIFIED: _ClassVar[Device]
     DEVICE_CPU: _ClassVar[Device]
     DEVICE_CUDA: _ClassVar[Device]
+
+class Framing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FRAMING_UNSPECIFIED: _ClassVar[Framing]
+    FRAMING_CROP: _ClassVar[Framing]
+    FRAMING_WHOLE: _ClassVar[Framing]
+    FRAMING_COMPARE: _ClassVar[Framing]
 
 class Recipe(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -73,6 +81,10 @@ JOB_STATE_CANCELLED: JobState
 DEVICE_UNSPECIFIED: Device
 DEVICE_CPU: Device
 DEVICE_CUDA: Device
+FRAMING_UNSPECIFIED: Framing
+FRAMING_CROP: Framing
+FRAMING_WHOLE: Framing
+FRAMING_COMPARE: Framing
 RECIPE_UNSPECIFIED: Recipe
 RECIPE_AUTO: Recipe
 RECIPE_CLASSIC: Recipe
@@ -213,7 +225,7 @@ class BaseVersion(_message.Message):
     def __init__(self, version: _Optional[int] = ..., alias: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class FineTuneRequest(_message.Message):
-    __slots__ = ("model", "server_path", "dataset_id", "inline_images", "backbone", "weights", "auto", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "background", "labels", "request_id", "baselines", "gate", "base", "grouping", "case_sensitive_labels", "validate_only")
+    __slots__ = ("model", "server_path", "dataset_id", "inline_images", "backbone", "weights", "auto", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "background", "framing", "labels", "request_id", "baselines", "gate", "base", "grouping", "case_sensitive_labels", "decision", "outlier_false_alarm_rate", "validate_only")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -236,6 +248,7 @@ class FineTuneRequest(_message.Message):
     TIME_BUDGET_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     BACKGROUND_FIELD_NUMBER: _ClassVar[int]
+    FRAMING_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     BASELINES_FIELD_NUMBER: _ClassVar[int]
@@ -243,6 +256,8 @@ class FineTuneRequest(_message.Message):
     BASE_FIELD_NUMBER: _ClassVar[int]
     GROUPING_FIELD_NUMBER: _ClassVar[int]
     CASE_SENSITIVE_LABELS_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    OUTLIER_FALSE_ALARM_RATE_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     model: str
     server_path: ServerPath
@@ -259,6 +274,7 @@ class FineTuneRequest(_message.Message):
     time_budget: _duration_pb2.Duration
     device: Device
     background: str
+    framing: Framing
     labels: _containers.ScalarMap[str, str]
     request_id: str
     baselines: _containers.RepeatedScalarFieldContainer[Baseline]
@@ -266,8 +282,10 @@ class FineTuneRequest(_message.Message):
     base: BaseVersion
     grouping: Grouping
     case_sensitive_labels: bool
+    decision: _decision_pb2.Decision
+    outlier_false_alarm_rate: float
     validate_only: bool
-    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., background: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ..., grouping: _Optional[_Union[Grouping, _Mapping]] = ..., case_sensitive_labels: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., background: _Optional[str] = ..., framing: _Optional[_Union[Framing, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ..., grouping: _Optional[_Union[Grouping, _Mapping]] = ..., case_sensitive_labels: _Optional[bool] = ..., decision: _Optional[_Union[_decision_pb2.Decision, _Mapping]] = ..., outlier_false_alarm_rate: _Optional[float] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class FineTuneResponse(_message.Message):
     __slots__ = ("job",)
@@ -516,28 +534,24 @@ class RankBackbonesRequest(_message.Message):
     def __init__(self, server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbones: _Optional[_Iterable[_Union[PretrainedBackbone, _Mapping]]] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., seed: _Optional[int] = ..., validate_only: _Optional[bool] = ..., case_sensitive_labels: _Optional[bool] = ...) -> None: ...
 
 class RankedBackbone(_message.Message):
-    __slots__ = ("backbone", "weights", "score", "log_me", "h_score", "leep", "image_ms", "feature_dim", "problem", "weights_licence")
+    __slots__ = ("backbone", "weights", "log_loss", "log_me", "image_ms", "feature_dim", "problem", "weights_licence")
     BACKBONE_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
-    SCORE_FIELD_NUMBER: _ClassVar[int]
+    LOG_LOSS_FIELD_NUMBER: _ClassVar[int]
     LOG_ME_FIELD_NUMBER: _ClassVar[int]
-    H_SCORE_FIELD_NUMBER: _ClassVar[int]
-    LEEP_FIELD_NUMBER: _ClassVar[int]
     IMAGE_MS_FIELD_NUMBER: _ClassVar[int]
     FEATURE_DIM_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_LICENCE_FIELD_NUMBER: _ClassVar[int]
     backbone: str
     weights: str
-    score: float
+    log_loss: float
     log_me: float
-    h_score: float
-    leep: float
     image_ms: float
     feature_dim: int
     problem: str
     weights_licence: str
-    def __init__(self, backbone: _Optional[str] = ..., weights: _Optional[str] = ..., score: _Optional[float] = ..., log_me: _Optional[float] = ..., h_score: _Optional[float] = ..., leep: _Optional[float] = ..., image_ms: _Optional[float] = ..., feature_dim: _Optional[int] = ..., problem: _Optional[str] = ..., weights_licence: _Optional[str] = ...) -> None: ...
+    def __init__(self, backbone: _Optional[str] = ..., weights: _Optional[str] = ..., log_loss: _Optional[float] = ..., log_me: _Optional[float] = ..., image_ms: _Optional[float] = ..., feature_dim: _Optional[int] = ..., problem: _Optional[str] = ..., weights_licence: _Optional[str] = ...) -> None: ...
 
 class RankBackbonesResponse(_message.Message):
     __slots__ = ("backbones", "explanation", "image_count")

@@ -2,6 +2,7 @@ import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from graft.v1 import decision_pb2 as _decision_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -129,7 +130,7 @@ class GateCheck(_message.Message):
     def __init__(self, name: _Optional[str] = ..., verdict: _Optional[_Union[GateVerdict, str]] = ..., passed: _Optional[bool] = ..., value: _Optional[float] = ..., bound: _Optional[float] = ..., detail: _Optional[str] = ..., images_needed: _Optional[int] = ...) -> None: ...
 
 class Version(_message.Message):
-    __slots__ = ("model", "version", "job_id", "create_time", "method", "backbone", "weights", "backbone_digest", "classes", "figures", "calibrated", "calibration_note", "dataset_digest", "parity", "training_time", "labels", "manifest_json", "aliases", "is_candidate", "gate_checks", "damage", "weights_licence")
+    __slots__ = ("model", "version", "job_id", "create_time", "method", "backbone", "weights", "backbone_digest", "classes", "figures", "calibrated", "calibration_note", "dataset_digest", "parity", "training_time", "labels", "manifest_json", "aliases", "is_candidate", "gate_checks", "image_size", "sees_whole_image", "damage", "decision", "weights_licence")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -157,7 +158,10 @@ class Version(_message.Message):
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     IS_CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     GATE_CHECKS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SEES_WHOLE_IMAGE_FIELD_NUMBER: _ClassVar[int]
     DAMAGE_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_LICENCE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
@@ -179,9 +183,12 @@ class Version(_message.Message):
     aliases: _containers.RepeatedScalarFieldContainer[str]
     is_candidate: bool
     gate_checks: _containers.RepeatedCompositeFieldContainer[GateCheck]
+    image_size: int
+    sees_whole_image: bool
     damage: str
+    decision: _decision_pb2.Decision
     weights_licence: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., job_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., method: _Optional[_Union[TransferMethod, str]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., backbone_digest: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., calibrated: _Optional[bool] = ..., calibration_note: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., training_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., manifest_json: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., is_candidate: _Optional[bool] = ..., gate_checks: _Optional[_Iterable[_Union[GateCheck, _Mapping]]] = ..., damage: _Optional[str] = ..., weights_licence: _Optional[str] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., job_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., method: _Optional[_Union[TransferMethod, str]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., backbone_digest: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., calibrated: _Optional[bool] = ..., calibration_note: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., training_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., manifest_json: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., is_candidate: _Optional[bool] = ..., gate_checks: _Optional[_Iterable[_Union[GateCheck, _Mapping]]] = ..., image_size: _Optional[int] = ..., sees_whole_image: _Optional[bool] = ..., damage: _Optional[str] = ..., decision: _Optional[_Union[_decision_pb2.Decision, _Mapping]] = ..., weights_licence: _Optional[str] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("model",)

@@ -192,13 +192,15 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportModel(self, request, context):
-        """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
+        """Streams one self-contained .onnx file: uint8 images [n, size, size, 3] in,
         probabilities [n, classes] out, with the normalisation and the softmax
-        inside. In its metadata are the labels (key "labels", a JSON list) and how
+        inside. In its metadata are the labels (key "labels", a JSON list), how
         an image becomes those pixels (key "preprocess", a JSON object: the sizes,
-        the background and the bit depth that the version was trained with), and
+        the background and the bit depth that the version was trained with),
         whether the probabilities are calibrated (key "calibrated", "true" or
-        "false"). Any ONNX Runtime can run it. Errors: as GetVersion.
+        "false"), and the version's decision (key "decision", a JSON object with the
+        classes' shares that `balanced` needs). Any ONNX Runtime can run it. Errors:
+        as GetVersion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,4 +1,5 @@
 from google.rpc import status_pb2 as _status_pb2
+from graft.v1 import decision_pb2 as _decision_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -36,20 +37,22 @@ class Image(_message.Message):
     def __init__(self, encoded: _Optional[bytes] = ..., tensor: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class PredictRequest(_message.Message):
-    __slots__ = ("model", "version", "alias", "images", "top_k", "include_features")
+    __slots__ = ("model", "version", "alias", "images", "top_k", "include_features", "decision")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     alias: str
     images: _containers.RepeatedCompositeFieldContainer[Image]
     top_k: int
     include_features: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., top_k: _Optional[int] = ..., include_features: _Optional[bool] = ...) -> None: ...
+    decision: _decision_pb2.Decision
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., top_k: _Optional[int] = ..., include_features: _Optional[bool] = ..., decision: _Optional[_Union[_decision_pb2.Decision, _Mapping]] = ...) -> None: ...
 
 class ClassScore(_message.Message):
     __slots__ = ("label", "probability", "class_index")
@@ -62,16 +65,18 @@ class ClassScore(_message.Message):
     def __init__(self, label: _Optional[str] = ..., probability: _Optional[float] = ..., class_index: _Optional[int] = ...) -> None: ...
 
 class Classification(_message.Message):
-    __slots__ = ("scores", "features", "out_of_distribution_score", "is_out_of_distribution")
+    __slots__ = ("scores", "features", "out_of_distribution_score", "is_out_of_distribution", "answer")
     SCORES_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     OUT_OF_DISTRIBUTION_SCORE_FIELD_NUMBER: _ClassVar[int]
     IS_OUT_OF_DISTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
     scores: _containers.RepeatedCompositeFieldContainer[ClassScore]
     features: _containers.RepeatedScalarFieldContainer[float]
     out_of_distribution_score: float
     is_out_of_distribution: bool
-    def __init__(self, scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., features: _Optional[_Iterable[float]] = ..., out_of_distribution_score: _Optional[float] = ..., is_out_of_distribution: _Optional[bool] = ...) -> None: ...
+    answer: ClassScore
+    def __init__(self, scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., features: _Optional[_Iterable[float]] = ..., out_of_distribution_score: _Optional[float] = ..., is_out_of_distribution: _Optional[bool] = ..., answer: _Optional[_Union[ClassScore, _Mapping]] = ...) -> None: ...
 
 class ImageResult(_message.Message):
     __slots__ = ("classification", "error")

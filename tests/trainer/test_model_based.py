@@ -1,4 +1,4 @@
-"""The training loop, on a network so small that an epoch takes a moment."""
+"""Training a network on, one so small that an epoch takes a moment."""
 
 import copy
 import time
@@ -14,13 +14,14 @@ from service.inference.head import Head
 from service.jobs.contract import DomainAdaptation, EpochEnded, ModelBased, Note
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.small_network import parts_of, small_backbone
-from trainer import backbones, compute
+from trainer import backbones, compute, crops, recipes
 from trainer.backbones import Backbone
 from trainer.data import Part
 from trainer.folding import folded
-from trainer.methods import loop, model_based, tuning
-from trainer.methods.loop import Objective, Outputs, Result
-from trainer.recipes import adaptation_settings, batch_size_for, rate_for, settings
+from trainer.images import AsServed, Images
+from trainer.methods import model_based
+from trainer.methods.model_based import Objective, Outputs, Result
+from trainer.recipes import adaptation_settings, batch_size_for, part_of_rate, rate_for, settings
 
 
 def head_for(backbone: Backbone, learned: Part) -> Head:
@@ -97,7 +98,7 @@ def test_the_held_out_images_are_told_of_and_choose_nothing(
     other = Trained(folder, make_spec, method, Told())
     other.held_out = other.held_out.take(np.empty(0, np.int64))
     same, *_ = other.run()
-    np.testing.assert_array_equal(same.weight, head.weight)
+    np.testing.assert_array_equal(same.matrix, head.matrix)
     assert {(e.validation_loss, e.validation_accuracy) for e in other.epochs} == {(None, None)}
 
 
@@ -107,12 +108,12 @@ def test_training_begins_with_the_fitted_head_at_its_own_temperature(
     method = ModelBased(epochs=1, batch_size=4, learning_rate=1e-12, precision="fp32")
     job = Trained(make_folder(per_class=8), make_spec, method, told)
     fitted = head_for(job.backbone, job.learned)
-    tempered = Head(2 * fitted.weight, 2 * fitted.bias, fitted.classes, temperature=2.0)
+    tempered = Head(2 * fitted.matrix, 2 * fitted.bias, fitted.classes, temperature=2.0)
     head, *_ = model_based.train(
         job.spec, method, job.learned, job.held_out, job.classes, job.backbone,
         lambda: tempered, None, told.append,
     )  # fmt: skip
-    np.testing.assert_allclose(head.weight, fitted.weight, rtol=1e-5)
+    np.testing.assert_allclose(head.matrix, fitted.matrix, rtol=1e-3)
     assert (head.temperature, head.classes) == (1.0, ("blue", "red"))
 
 
@@ -138,12 +139,12 @@ def test_training_from_random_weights_learns_batch_norm_and_begins_with_no_fitte
 @pytest.mark.parametrize(
     ("images", "device", "expected"),
     [
-        (99, "cpu", 8),
-        (100, "cpu", 16),
+        (2, "cpu", 16),
+        (999, "cpu", 16),
         (1_000, "cpu", 32),
         (10_000, "cpu", 64),
         (100_000, "cpu", 64),
-        (99, "cuda", 8),
+        (999, "cuda", 16),
         (100_000, "cuda", 128),
         (1_000_000, "cuda", 256),
     ],
@@ -178,7 +179,7 @@ def test_batches_are_halved_until_memory_is_enough_and_that_is_said(
     assert (used["batch_size"], used["epochs"]) == (2, 2)
     assert used["learning_rate"] == pytest.approx(0.001 * (2 / 16) ** 0.5)
     said = [text for text in notes(told) if "memory is exhausted" in text]
-    assert ["4 images" in said[0], "2 images" in said[1], len(said)] == [True, True, 2]
+    assert [int(text.split("have ")[1].split()[0]) for text in said] == [8, 4, 2]
 
 
 @pytest.mark.parametrize(
@@ -262,8 +263,8 @@ def test_an_objective_sees_as_many_images_of_the_other_domain_and_its_weights_ar
 
     asked = []
 
-    def step_s(precision: str, device: torch.device, network: nn.Module, size: int) -> float:
-        asked.append(size)
+    def step_s(*given: object) -> float:
+        asked.append(len(given[-1]))  # type: ignore[arg-type]
         return 0.01
 
     monkeypatch.setattr(compute, "step_s", step_s)
@@ -271,19 +272,26 @@ def test_an_objective_sees_as_many_images_of_the_other_domain_and_its_weights_ar
     before = objective.own.weight.detach().clone()
     learned, held_out, classes = parts_of(make_folder(per_class=6), 1)
     other, *_ = parts_of(make_folder("other", per_class=2))
-    work = loop.Work(
+    drawn = crops.Views()
+    inputs, others = Images(learned, drawn, 0, 2), Images(other, drawn, 1, 2)
+    work = model_based.Work(
         spec=make_spec(Path()),
         recipe=settings(ModelBased(epochs=1, batch_size=4, precision="fp32")),
         classes=classes,
-        learned=learned,
-        held_out=held_out,
         backbone=backbone,
-        first_head=lambda: head_for(backbone, learned),
+        body=backbone,
+        inputs=inputs,
+        targets=learned.targets,
+        judged=AsServed(held_out, 2),
+        judged_targets=held_out.targets,
+        linear_probe=lambda: head_for(backbone, learned),
         objective=objective,
-        other=other,
+        others=others,
         key="",
     )
-    loop.run(work, time.monotonic() + 3600, told.append)
+    model_based.run(work, time.monotonic() + 3600, told.append)
+    inputs.close()
+    others.close()
     assert objective.sizes == [(4, 4), (4, 4), (2, 4)]
     assert not torch.equal(objective.own.weight, before)
     assert asked == [8]
@@ -292,59 +300,105 @@ def test_an_objective_sees_as_many_images_of_the_other_domain_and_its_weights_ar
 def test_early_stages_move_least_and_only_weights_are_penalised() -> None:
     backbone, classifier, own = small_backbone(), nn.Linear(16, 2), nn.Linear(16, 1)
     recipe = settings(ModelBased())
-    tuning.freeze(backbone, recipe)
+    recipes.freeze(backbone, recipe)
     factor, decay = {}, {}
-    for group in tuning.groups(backbone, classifier, own, recipe):
+    for group in recipes.optimizer(backbone, classifier, own, recipe).param_groups:
         for parameter in group["params"]:
             factor[parameter], decay[parameter] = group["factor"], group["weight_decay"]
-    stem, top = backbone.stages["stem"][0][0], backbone.stages["top"][0][0]
-    assert factor[stem.weight] == pytest.approx(0.1)
-    assert factor[top.weight] == pytest.approx(0.1**0.5)
+    stem, top = backbone.stages["stem"][0], backbone.stages["top"][0]
+    assert factor[stem.get_submodule("0").weight] == pytest.approx(0.03)
+    assert factor[top.get_submodule("0").weight] == pytest.approx(0.3)
     assert factor[classifier.weight] == 1
     assert factor[own.weight] > 1
-    assert (decay[top.weight], decay[top.bias]) == (1e-4, 0)
-    moving = [p for m in (backbone, classifier, own) for p in m.parameters() if p.requires_grad]
+    # Scale and shift of a BatchNorm are trained, its statistics are not.
+    assert (decay[top.get_submodule("0").weight], decay[top.get_submodule("1").bias]) == (0.02, 0)
+    moving = [p for m in (backbone, classifier, own) for p in m.parameters()]
     assert set(factor) == set(moving)
-    # The yardstick trains all alike.
-    classic = tuning.groups(backbone, classifier, own, settings(ModelBased(recipe="classic")))
-    assert {group["factor"] for group in classic[:-2]} == {1.0}
+    # The yardstick trains all alike, by plain SGD.
+    classic = recipes.optimizer(
+        backbone, classifier, own, settings(ModelBased(recipe="classic", momentum=0.5))
+    )
+    assert isinstance(classic, torch.optim.SGD)
+    assert {group["factor"] for group in classic.param_groups[:-2]} == {1.0}
+    assert {group["momentum"] for group in classic.param_groups} == {0.5}
+
+
+def test_the_last_stages_move_alike_where_maps_are_kept() -> None:
+    backbone, classifier = small_backbone(), nn.Linear(16, 2)
+    recipe = settings(ModelBased(), kept_from="top")
+    recipes.freeze(backbone, recipe)
+    groups = recipes.optimizer(backbone, classifier, Objective(0.1), recipe).param_groups
+    assert {group["factor"] for group in groups} == {0.3, 1.0}
+    stem = set(backbone.stages["stem"][0].parameters())
+    assert stem.isdisjoint(p for group in groups for p in group["params"])
 
 
 def test_the_schedule_warms_up_and_goes_down_to_nothing() -> None:
     recipe = settings(ModelBased())
-    parts = [tuning.part_of_rate(recipe, done, 10) for done in (0, 0.5, 1, 5.5, 10)]
+    parts = [part_of_rate(recipe, done, 10) for done in (0, 0.5, 1, 5.5, 10)]
     assert parts == pytest.approx([0.1, 0.55, 1, 0.5, 0])
     classic = settings(ModelBased(recipe="classic"))
-    assert [tuning.part_of_rate(classic, e, 25) for e in (0, 6.9, 7, 14)] == pytest.approx(
+    assert [part_of_rate(classic, e, 25) for e in (0, 6.9, 7, 14)] == pytest.approx(
         [1, 1, 0.1, 0.01]
     )
     assert rate_for(settings(ModelBased(learning_rate=0.5)), 64) == 0.5
 
 
-def test_a_folded_trunk_gives_the_same_features_and_the_same_gradients() -> None:
+@pytest.mark.parametrize(
+    ("asked", "kept_from", "expected"),
+    [
+        (ModelBased(), "top", ("adamw", 12, "top", True, "scaled", True)),
+        (ModelBased(), "", ("adamw", 10, "", False, "scaled", True)),
+        (ModelBased(train_from_stage="top", epochs=3, freeze_batch_norm=True), "top",
+         ("adamw", 3, "top", True, "frozen", True)),
+        (ModelBased(recipe="classic"), "", ("sgd", 25, "", False, "learned", False)),
+        (ModelBased(recipe="classic", freeze_batch_norm=True, train_from_stage="top"), "",
+         ("sgd", 25, "top", False, "frozen", False)),
+    ],
+)  # fmt: skip
+def test_what_a_request_says_goes_before_the_recipe(
+    asked: ModelBased, kept_from: str, expected: tuple[object, ...]
+) -> None:
+    recipe = settings(asked, kept_from=kept_from)
+    found = (
+        recipe.optimizer, recipe.epochs, recipe.train_from_stage, recipe.keeps_maps,
+        recipe.batch_norm, recipe.start_from_linear_probe,
+    )  # fmt: skip
+    assert found == expected
+
+
+@pytest.mark.parametrize("is_frozen", [True, False], ids=["frozen", "scale and shift trained"])
+def test_a_folded_network_gives_the_same_features_and_the_same_gradients(
+    is_frozen: bool,
+) -> None:
     plain = small_backbone()
-    norm = plain.stages["stem"][0].get_submodule("1")
+    norms = [module for module in plain.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
-        norm.running_mean.normal_()
-        norm.running_var.uniform_(0.5, 2)
-        norm.weight.uniform_(0.5, 2)
-        norm.bias.normal_()
-    for module in (norm,):
-        module.eval().requires_grad_(False)
-    fast = folded(plain.trunk)
+        for norm in norms:
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+            norm.weight.uniform_(0.5, 2)
+            norm.bias.normal_()
+            norm.eval().requires_grad_(not is_frozen)
+    fast = folded(plain)
     assert fast is not None
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules() if m is not norm)
-    x = torch.randn(2, 3, 224, 224)
-    (plain.trunk(x) ** 2).sum().backward()
+    x = torch.randint(0, 255, (2, 224, 224, 3), dtype=torch.uint8)
+    features = plain(x)
+    (features**2).sum().backward()
     expected = [None if p.grad is None else p.grad.clone() for p in plain.parameters()]
     plain.zero_grad()
-    torch.testing.assert_close(fast(x), plain.trunk(x), rtol=1e-4, atol=1e-5)
-    (fast(x) ** 2).sum().backward()
+    for norm in norms:
+        # It is not asked any more.
+        norm.register_forward_pre_hook(lambda *_: pytest.fail("it was asked"))
+    found = fast(x)
+    torch.testing.assert_close(found, features, rtol=1e-4, atol=1e-5)
+    (found**2).sum().backward()
     for p, gradient in zip(plain.parameters(), expected, strict=True):
         if gradient is None:
+            assert is_frozen
             assert p.grad is None
         else:
-            torch.testing.assert_close(p.grad, gradient, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(p.grad, gradient, rtol=1e-3, atol=1e-3)
 
 
 def test_the_default_backbone_is_folded_where_its_batch_norms_are_frozen(tmp_path: Path) -> None:
@@ -379,11 +433,12 @@ def test_training_ends_well_where_no_checkpoint_can_be_written(
     assert any("no checkpoint could be written" in text for text in notes(told))
 
 
-def test_adaptation_has_the_modern_recipe_with_fewer_epochs() -> None:
+def test_adaptation_trains_all_layers_as_it_was_measured() -> None:
     recipe = adaptation_settings(DomainAdaptation(technique="cdan"), is_pretrained=True)
-    assert recipe.freeze_batch_norm
+    assert (recipe.optimizer, recipe.batch_norm, recipe.train_from_stage) == ("sgd", "frozen", "")
     assert recipe.epochs < settings(ModelBased()).epochs
-    own = adaptation_settings(DomainAdaptation(epochs=3, batch_size=5, learning_rate=0.1), True)
-    assert (own.epochs, own.batch_size, own.learning_rate) == (3, 5, 0.1)
+    own = DomainAdaptation(epochs=3, batch_size=5, learning_rate=0.1)
+    found = adaptation_settings(own, is_pretrained=True)
+    assert (found.epochs, found.batch_size, found.learning_rate) == (3, 5, 0.1)
     scratch = settings(ModelBased(), is_pretrained=False)
-    assert (scratch.freeze_batch_norm, scratch.fitted_head) == (False, False)
+    assert (scratch.batch_norm, scratch.start_from_linear_probe) == ("learned", False)

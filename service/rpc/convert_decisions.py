@@ -1,0 +1,52 @@
+"""Between the contract's decisions and ours; knows no model's classes."""
+
+from graft.v1 import decision_pb2 as pb
+
+from service.domain import Decision
+from service.errors import InvalidInput, Reason
+from service.ingest.labels import canonical, check_given
+
+
+def decision(message: pb.Decision) -> Decision:
+    """Reads a request's field `decision`; raises InvalidInput for one that decides nothing."""
+    match message.WhichOneof("rule"):
+        case "argmax":
+            return Decision()
+        case "balanced":
+            return Decision(rule="balanced")
+        case "thresholds":
+            return _thresholds(message.thresholds)
+    raise _bad("decision", "decision names no rule: set argmax, balanced or thresholds")
+
+
+def _thresholds(given: pb.Thresholds) -> Decision:
+    at = "decision.thresholds"
+    if not given.classes and not given.HasField("others"):
+        raise _bad(at, f"{at} names no threshold: set classes or others, or choose argmax")
+    for label in given.classes:
+        try:
+            check_given(label, is_labelled=True)
+        except InvalidInput as error:
+            raise _bad(f"{at}.classes", error.message) from None
+    found = Decision(
+        rule="thresholds",
+        thresholds={canonical(label): least for label, least in sorted(given.classes.items())},
+        default_threshold=given.others,
+    )
+    found.check("decision")
+    return found
+
+
+def asked(given: Decision) -> pb.Decision:
+    """Tells a decision as callers gave it, or could have."""
+    if given.rule == "balanced":
+        return pb.Decision(balanced=pb.Balanced())
+    if given.rule == "thresholds":
+        # Of the thresholds that nobody named, 0 says the same as none.
+        others = given.default_threshold or None
+        return pb.Decision(thresholds=pb.Thresholds(classes=given.thresholds, others=others))
+    return pb.Decision(argmax=pb.Argmax())
+
+
+def _bad(field: str, message: str) -> InvalidInput:
+    return InvalidInput(Reason.INVALID_FIELD, message, field=field)

@@ -1,0 +1,179 @@
+"""Decisions from a caller's hands to the service, and answers by them; the command's options."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import graft
+import pytest
+from graft import _answers, _requests
+from graft.cli import main
+from graft.testing import FakeGraft, SentImage
+from graft.v1 import decision_pb2, fine_tuning_pb2, model_pb2
+
+SURE = graft.Thresholds({"cat": 0.9, "dog": 0.25}, others=0.5)
+DECISIONS: list[Any] = ["argmax", "balanced", SURE, graft.Thresholds(others=0.0)]
+
+
+def shares(_model: str, _image: SentImage) -> dict[str, float]:
+    return {"cat": 0.5, "dog": 0.25, "fox": 0.25}
+
+
+@pytest.fixture
+def server() -> Iterator[FakeGraft]:
+    with FakeGraft(predict=shares) as server:
+        server.add_model("pets", ["cat", "dog", "fox"])
+        yield server
+
+
+def decisions_of(server: FakeGraft) -> list[decision_pb2.Decision]:
+    return [request.decision for request in server.requests("Predict")]
+
+
+@pytest.mark.parametrize("decision", DECISIONS, ids=str)
+def test_what_is_read_of_a_decision_is_what_was_put_into_it(decision: Any) -> None:
+    request = _requests.fine_tune("ds-1", "pets", {"decision": decision})
+    assert _answers.job_request(request).decision == decision
+    version = model_pb2.Version(decision=_requests.decision(decision))
+    assert _answers.version(version).decision == decision
+
+
+def test_no_decision_is_the_servers_and_one_of_a_newer_server_is_unknown() -> None:
+    request = _requests.fine_tune("ds-1", "pets", {})
+    assert not request.HasField("decision")
+    assert _answers.job_request(request).decision is None
+    newer = fine_tuning_pb2.FineTuneRequest(decision=decision_pb2.Decision())
+    assert _answers.job_request(newer).decision == "unknown"
+
+
+def test_a_call_says_how_it_is_to_be_answered(client: Any, server: FakeGraft) -> None:
+    [plain] = client.predict(b"image", "pets")
+    assert (plain.label, plain.probability) == ("cat", 0.5)
+    [next_best] = client.predict(b"image", "pets", decision=SURE)
+    assert (next_best.label, next_best.probability) == ("dog", 0.25)
+    assert next_best.answer == graft.ClassScore("dog", 0.25, 1)
+    # The scores are as they were, and need not hold the answer.
+    assert next_best.scores == plain.scores == (graft.ClassScore("cat", 0.5, 0),)
+    [none] = client.predict(b"image", "pets", decision=graft.Thresholds(others=0.75))
+    assert (none.label, none.probability, none.answer, none.error) == (None, None, None, None)
+    assert none.scores == plain.scores
+
+    streamed = list(client.predict_stream([b"image"], "pets", decision=SURE))
+    assert [answer.label for answer in streamed] == ["dog"]
+    client.predict(b"image", "pets", decision="balanced")
+    sent = decisions_of(server)
+    assert [each.WhichOneof("rule") for each in sent] == [
+        None, "thresholds", "thresholds", "balanced",
+    ]  # fmt: skip
+    assert dict(sent[1].thresholds.classes) == SURE.classes
+    with pytest.raises(graft.InvalidArgument) as caught:
+        client.predict(b"image", "pets", decision=graft.Thresholds({"wolf": 0.5}))
+    assert caught.value.violations[0].field == "decision.thresholds.classes"
+
+
+def test_a_version_answers_by_the_decision_of_its_job(connect: Any, folder: Path) -> None:
+    strict = graft.Thresholds(others=0.75)
+    with FakeGraft(predict=lambda _model, _image: {"cat": 0.5, "dog": 0.5}) as server:
+        client = connect(server.target)
+        version = client.fine_tune(folder, "strict", decision=strict).wait()
+        assert version.decision == strict
+        assert client.predict(b"image", "strict")[0].label is None
+        assert client.predict(b"image", "strict", decision="argmax")[0].label == "cat"
+        # With a base, the base's.
+        grown = client.fine_tune(folder, "grown", base=graft.BaseVersion(model="strict")).wait()
+        assert grown.decision == strict
+        assert client.fine_tune(folder, "plain").wait().decision == "argmax"
+
+
+@pytest.mark.parametrize(
+    "wrong", ["dice", 0.5, {"cat": 0.5}, ["argmax"], graft.Thresholds({"cat": "0.5"})]  # type: ignore[dict-item]
+)  # fmt: skip
+def test_what_is_no_decision_is_refused_before_anything_is_sent(
+    client: Any, server: FakeGraft, wrong: Any
+) -> None:
+    for ask in (
+        lambda: client.predict(b"image", "pets", decision=wrong),
+        lambda: client.fine_tune("ds-1", "pets", decision=wrong),
+    ):
+        with pytest.raises(graft.InvalidArgument, match=r"^decision") as caught:
+            ask()
+        assert caught.value.violations[0].field.startswith("decision")
+    assert not server.calls
+
+
+# The command
+
+
+def told(server: FakeGraft, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[list[str]]:
+    """Runs a command; returns the cells of the lines that it printed."""
+    assert main([*arguments, "--server", server.target]) == 0
+    return [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+
+
+def test_the_command_takes_a_decision_and_shows_the_answer_first(
+    server: FakeGraft, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    image = tmp_path / "a.jpg"
+    image.write_bytes(b"image")
+
+    def predict(*options: str) -> list[list[str]]:
+        rows = told(server, capsys, "predict", "pets", str(image), *options)
+        assert rows[0] == ["image", "class", "probability"]
+        # Below a line.
+        assert rows[2][0] == str(image)
+        return [rows[2][1:], *rows[3:]]
+
+    assert predict() == [["cat", "50.0%"]]
+    thresholds = ("--threshold", "cat=0.9", "--threshold", "0.2")
+    assert predict(*thresholds) == [["dog", "25.0%"]]
+    assert predict(*thresholds, "--top-k", "3") == [
+        ["dog", "25.0%"], ["cat", "50.0%"], ["fox", "25.0%"],
+    ]  # fmt: skip
+    assert predict("--threshold", "0.75") == [["none"], ["cat", "50.0%"]]
+    assert predict("--decision", "balanced") == [["cat", "50.0%"]]
+    assert [each.WhichOneof("rule") for each in decisions_of(server)] == [
+        None, "thresholds", "thresholds", "thresholds", "balanced",
+    ]  # fmt: skip
+
+    where = ["--json", "--server", server.target]
+    assert main(["predict", "pets", str(image), "--threshold", "0.75", *where]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert (line["label"], line["probability"]) == (None, None)
+    assert [score["label"] for score in line["scores"]] == ["cat"]
+
+
+@pytest.mark.parametrize(
+    ("options", "decision"),
+    [
+        ((), None),
+        (("--decision", "balanced"), "balanced"),
+        (("--threshold", "a=b=0.5"), graft.Thresholds({"a=b": 0.5})),
+        (("--threshold", "cat=0.9", "--threshold", ".5"), graft.Thresholds({"cat": 0.9}, 0.5)),
+    ],
+)
+def test_a_fine_tune_takes_a_decision(
+    server: FakeGraft,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    decision: Any,
+) -> None:
+    told(server, capsys, "finetune", "server:/x", "--name", "cats", "--detach", *options)
+    with graft.Client(server.target) as client:
+        assert client.get_job("job-1").request.decision == decision
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--threshold", "cat"), "'cat' is neither P nor CLASS=P"),
+        (("--threshold", "cat="), "'cat=' is neither P nor CLASS=P"),
+        (("--threshold", "0.5", "--decision", "argmax"), "not allowed with"),
+        (("--decision", "thresholds"), "it must be one of argmax, balanced"),
+    ],
+)
+def test_options_that_are_no_decision_are_refused(
+    server: FakeGraft, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
+    assert main(["predict", "pets", "a.jpg", *options, "--server", server.target]) == 2
+    assert message in capsys.readouterr().err
