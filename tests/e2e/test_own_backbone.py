@@ -44,7 +44,7 @@ def test_an_onnx_file_is_registered_learned_on_served_ranked_and_exported(
     )
     ranked = {each.backbone: each for each in ranking.backbones}
     assert ranked["onnx/tiny"].problem == ""
-    assert ranked["onnx/tiny"].score is not None
+    assert ranked["onnx/tiny"].log_me is not None
     assert ranked["onnx/tiny"].weights == version.weights
 
     exported = client.export_model("digits", tmp_path / "digits.onnx").read_bytes()

@@ -217,7 +217,7 @@ def test_it_is_ranked_without_torch(
     assert isinstance(found, BackbonesRanked)
     tiny, other = found.ranking
     assert (tiny.backbone, tiny.weights) == ("onnx/tiny", registered.weights)
-    assert (tiny.feature_dim, tiny.problem, tiny.leep) == (12, "", None)
-    assert tiny.score is not None and tiny.image_ms is not None
+    assert (tiny.feature_dim, tiny.problem) == (12, "")
+    assert tiny.log_me is not None and tiny.image_ms is not None
     assert tiny.weights_licence == "MIT"
     assert other.problem == "the file of onnx/gone is not on this server: register it again"
