@@ -194,12 +194,13 @@ class ModelServiceServicer:
     def ExportModel(self, request, context):
         """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
         probabilities [n, classes] out, with the normalisation and the softmax
-        inside. In its metadata are the labels (key "labels", a JSON list) and how
+        inside. In its metadata are the labels (key "labels", a JSON list), how
         an image becomes those pixels (key "preprocess", a JSON object: the sizes,
         the background and the bit depth that the version was trained with),
         whether the probabilities are calibrated (key "calibrated", "true" or
         "false"), and the version's decision (key "decision", a JSON object with the
-        shares of the classes that it needs). Any ONNX Runtime can run it. Errors: as GetVersion.
+        classes' shares that `balanced` needs). Any ONNX Runtime can run it. Errors:
+        as GetVersion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -79,12 +79,13 @@ class ModelServiceStub:
     ExportModel: _grpc.UnaryStreamMultiCallable[_model_pb2.ExportModelRequest, _model_pb2.ExportModelResponse]
     """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
     probabilities [n, classes] out, with the normalisation and the softmax
-    inside. In its metadata are the labels (key "labels", a JSON list) and how
+    inside. In its metadata are the labels (key "labels", a JSON list), how
     an image becomes those pixels (key "preprocess", a JSON object: the sizes,
     the background and the bit depth that the version was trained with),
     whether the probabilities are calibrated (key "calibrated", "true" or
     "false"), and the version's decision (key "decision", a JSON object with the
-    shares of the classes that it needs). Any ONNX Runtime can run it. Errors: as GetVersion.
+    classes' shares that `balanced` needs). Any ONNX Runtime can run it. Errors:
+    as GetVersion.
     """
 
 @_typing.type_check_only
@@ -138,12 +139,13 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ExportModel: _aio.UnaryStreamMultiCallable[_model_pb2.ExportModelRequest, _model_pb2.ExportModelResponse]  # type: ignore[assignment]
     """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
     probabilities [n, classes] out, with the normalisation and the softmax
-    inside. In its metadata are the labels (key "labels", a JSON list) and how
+    inside. In its metadata are the labels (key "labels", a JSON list), how
     an image becomes those pixels (key "preprocess", a JSON object: the sizes,
     the background and the bit depth that the version was trained with),
     whether the probabilities are calibrated (key "calibrated", "true" or
     "false"), and the version's decision (key "decision", a JSON object with the
-    shares of the classes that it needs). Any ONNX Runtime can run it. Errors: as GetVersion.
+    classes' shares that `balanced` needs). Any ONNX Runtime can run it. Errors:
+    as GetVersion.
     """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -266,12 +268,13 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_model_pb2.ExportModelResponse], _abc.AsyncIterator[_model_pb2.ExportModelResponse]]:
         """Streams one self-contained .onnx file: uint8 images [n, 224, 224, 3] in,
         probabilities [n, classes] out, with the normalisation and the softmax
-        inside. In its metadata are the labels (key "labels", a JSON list) and how
+        inside. In its metadata are the labels (key "labels", a JSON list), how
         an image becomes those pixels (key "preprocess", a JSON object: the sizes,
         the background and the bit depth that the version was trained with),
         whether the probabilities are calibrated (key "calibrated", "true" or
         "false"), and the version's decision (key "decision", a JSON object with the
-        shares of the classes that it needs). Any ONNX Runtime can run it. Errors: as GetVersion.
+        classes' shares that `balanced` needs). Any ONNX Runtime can run it. Errors:
+        as GetVersion.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
