@@ -234,13 +234,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         if self.rule != "thresholds":
             return
         at = f"{field}.thresholds"
-        if len(self.thresholds) > MAX_THRESHOLDS:
-            raise InvalidInput(
-                Reason.INVALID_FIELD,
-                f"there are {len(self.thresholds)} classes in {at}.classes: at most "
-                f"{MAX_THRESHOLDS} may be named; set others for all that are not",
-                field=f"{at}.classes",
-            )
+        check_threshold_count(len(self.thresholds), field)
         named = {f"{at}.classes[{label}]": least for label, least in self.thresholds.items()}
         for where, least in {**named, f"{at}.others": self.default_threshold}.items():
             # Written so that NaN fails.
@@ -264,6 +258,18 @@ ARGMAX = Decision()
 MAX_THRESHOLDS = 1000
 """Classes that may have a threshold of their own."""
 _NAMED = 10
+
+
+def check_threshold_count(count: int, field: str) -> None:
+    """Raises InvalidInput for more thresholds of classes than a decision may have."""
+    if count > MAX_THRESHOLDS:
+        at = f"{field}.thresholds.classes"
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            f"there are {count} classes in {at}: at most {MAX_THRESHOLDS} may be named; set others "
+            "for all that are not",
+            field=at,
+        )
 
 
 def _listed(labels: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from graft.v1 import decision_pb2 as pb
 
-from service.domain import Decision
+from service.domain import Decision, check_threshold_count
 from service.errors import InvalidInput, Reason
 from service.ingest.labels import canonical, check_given
 
@@ -23,6 +23,7 @@ def _thresholds(given: pb.Thresholds) -> Decision:
     at = "decision.thresholds"
     if not given.classes and not given.HasField("others"):
         raise _bad(at, f"{at} names no threshold: set classes or others, or choose argmax")
+    check_threshold_count(len(given.classes), "decision")
     for label in given.classes:
         try:
             check_given(label, is_labelled=True)

@@ -13,10 +13,8 @@ from trainer.data import Part
 HALF = (0.5, 0.5, 0.5)
 
 
-def small_backbone(
-    seed: int = 0, tuned_from: str = "top", taps: tuple[str, ...] = ("0",)
-) -> Backbone:
-    """Makes `stem` and `top` with a BatchNorm each, 16 features and 8 of the stem; tunes `top`."""
+def small_backbone(seed: int = 0, tuned_from: str = "top", taps: tuple[str, ...] = ()) -> Backbone:
+    """Makes `stem` and `top` with a BatchNorm each, and 16 features; tunes `top`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         stem = nn.Sequential(nn.Conv2d(3, 8, 7, 8, bias=False), nn.BatchNorm2d(8), nn.ReLU())

@@ -57,9 +57,6 @@ _T = TypeVar("_T")
 Hyperparameters = dict[str, float | int | str | bool | None]
 
 
-# --- What training is given, and what it gives ---------------------------------------------
-
-
 class Outputs(NamedTuple):
     """Holds features float32 [n, d] and logits float32 [n, classes] of one domain's images."""
 
@@ -128,9 +125,6 @@ class Result(NamedTuple):
     precision: str
 
 
-# --- From a request to the work ------------------------------------------------------------
-
-
 def train(
     spec: JobSpec,
     method: ModelBased,
@@ -179,9 +173,6 @@ def train(
         inputs.close()
         judged.close()
     return result._replace(hyperparameters=result.hyperparameters | asdict(drawn))
-
-
-# --- The training itself -------------------------------------------------------------------
 
 
 @dataclass
