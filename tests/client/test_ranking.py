@@ -39,6 +39,7 @@ def test_candidates_are_named_in_two_ways_and_images_are_uploaded(
         image_ms=5.0,
         feature_dim=1280,
         problem="",
+        weights_licence="not known",
     )
     assert ranking.image_count == 6
     assert ranking.explanation == "resnet18 was named first."
@@ -81,8 +82,8 @@ def test_the_command_prints_a_table_the_reason_and_each_problem(
     out, err = capsys.readouterr()
     assert err == ""
     rows = [line.split() for line in out.splitlines()]
-    assert ["resnet18", "fake", "0.100", "-0.100", "5", "1280"] in rows
-    assert ["resnet50", "random", "0.200", "-0.200", "10", "1280"] in rows
+    assert ["resnet18", "fake", "0.100", "-0.100", "5", "1280", "not", "known"] in rows
+    assert ["resnet50", "random", "0.200", "-0.200", "10", "1280", "not", "known"] in rows
     assert out.rstrip().endswith("resnet18 was named first.")
     assert server.requests("RankBackbones")[0].time_budget.seconds == 9
 
