@@ -166,6 +166,8 @@ def classifier(backbone: str, weights: str, weights_dir: Path) -> Classifier | N
     head = network.get_submodule(asked.row.head) if asked.row.head else network.get_classifier()
     if not isinstance(head, nn.Linear) or head.bias is None:
         return None
+    if asked.row.source == "timm" and head.in_features != network.head_hidden_size:
+        return None  # more than this one layer is left out
     return Classifier(head.weight.detach().numpy(), head.bias.detach().numpy())
 
 
