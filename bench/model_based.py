@@ -36,7 +36,7 @@ from trainer import backbones, compute, data
 from trainer.backbones import Backbone
 from trainer.data import Data
 from trainer.methods import model_based
-from trainer.methods.loop import Hyperparameters
+from trainer.methods.model_based import Hyperparameters
 
 
 def trained(

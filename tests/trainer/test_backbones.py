@@ -239,3 +239,14 @@ def test_the_packages_weights_tell_ants_from_bees_as_they_did_in_imagenet(
     # 83 to 89 % and 97 to 99 % of all 153.
     assert np.mean(rights) > 0.6
     assert np.mean(pairs) > 0.9
+
+
+def test_the_pretrained_classifier_is_what_the_checkpoint_holds(tmp_path: Path) -> None:
+    top = backbones.classifier("efficientnet_lite0", "", tmp_path)
+    assert top is not None
+    assert (top.weight.shape, top.bias.shape) == ((1000, 1280), (1000,))
+    assert backbones.classifier("efficientnet_lite0", "random", tmp_path) is None
+    # Not here, and not downloaded for this.
+    assert backbones.classifier("resnet18", "", tmp_path) is None
+    assert not backbones.is_available("resnet18", "", tmp_path)
+    assert backbones.is_available("resnet18", "random", tmp_path)
