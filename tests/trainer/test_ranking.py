@@ -170,12 +170,12 @@ def test_of_what_is_too_close_to_call_the_cheaper_is_first(
 ) -> None:
     machine.each_s = {f"blind {name}": 0.004 for name in ("resnet18", "resnet34")}
     machine.each_s[f"blind {cheap}"] = 0.001
-    folder = make_folder(per_class=6)
+    folder = make_folder(per_class=15)
     named = [pretrained(f"blind {name}", name) for name in ("resnet18", "resnet34")]
     ranked = ranking.rank(spec(folder, *named), told.append)
     assert names(ranked)[0] == cheap
     assert f"{cheap} (random weights) is first" in ranked.explanation
-    assert "12 images do not tell it from" in ranked.explanation
+    assert "30 images do not tell it from" in ranked.explanation
     chosen, _ = ranking.choose(spec(folder, *named), data.load(folder).train, machine, told.append)
     assert chosen.backbone == cheap
 
@@ -244,8 +244,18 @@ def test_cost_decides_only_where_neither_score_shows_a_difference() -> None:
 def test_where_nothing_could_be_held_out_log_me_decides_alone() -> None:
     unknown = np.full(10, np.nan)
     good, bad = Scored("good", unknown, 0.5), Scored("bad", unknown, 0.1, 1.0)
-    assert order(bad, good, images=10)[0] == ["good", "bad"]
-    assert order(bad, good, images=5)[0] == ["bad", "good"]
+    assert order(bad, good, images=100)[0] == ["good", "bad"]
+    level = Scored("level", unknown, 0.45, 1.0)
+    assert order(level, good, images=100)[0] == ["good", "level"]
+    assert order(level, good, images=50)[0] == ["level", "good"]
+
+
+def test_few_images_let_cost_decide_nothing() -> None:
+    best, cheap = Scored("best", NOISE[:29], 0.1), Scored("cheap", NOISE[:29], 0.1, 1.0)
+    assert order(best, cheap, images=30)[0] == ["cheap", "best"]
+    found, why = order(best, cheap, images=29)
+    assert found == ["best", "cheap"]
+    assert why.endswith("So few images let cost decide nothing.")
 
 
 def test_images_that_are_measured_or_tested_on_are_not_looked_at(
