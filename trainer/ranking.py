@@ -5,7 +5,7 @@ features, which is what a head will be measured by, and by LogME, which learns f
 at once and charges for features that explain nothing. The loss sorts; among those within one
 standard error of the least, where it hardly tells, LogME does. What is too close to the first to
 call (within a standard error of its loss, and less than a strong lead of LogME) is decided by
-cost. How often that is right and what it costs: `docs/log.md`. What cannot be scored is listed
+cost, unless images are few. How often that is right and what it costs: `docs/log.md`. What cannot be scored is listed
 last, with its problem, and fails nothing else.
 """
 
@@ -50,6 +50,8 @@ _FEATURES_PART = 0.7
 """Of the time that computing features may take; the rest is for scoring."""
 _STRONG = 3.0
 """Nats of LogME, of all images: less is no strong lead (Kass and Raftery 1995)."""
+_FEW_IMAGES = 30
+"""Fewer show no difference where there is one, and let cost decide nothing."""
 _LEVEL_COST = 1.1
 """Costs that differ by less are the same."""
 _TINY = 1e-12
@@ -168,6 +170,8 @@ def ordered(scored: Sequence[S], images: int) -> tuple[list[S], str]:
     level = [each for each in scored if _lead(best, each) <= 1]
     leader = max(level, key=lambda each: each.row.log_me or -math.inf)
     close = [each for each in by_score if each is leader or _is_close(leader, each, images)]
+    if images < _FEW_IMAGES:
+        close = [leader]
     least_ms = min(each.row.image_ms or 0.0 for each in close)
     cheap = [each for each in close if (each.row.image_ms or 0.0) <= _LEVEL_COST * least_ms]
     first = leader if leader in cheap else cheap[0]
@@ -282,10 +286,11 @@ def _why(
         )
     others = [each for each in close if each is not first]
     if not others:
+        few = " So few images let cost decide nothing." if images < _FEW_IMAGES else ""
         return (
             f"{name} is first: on {images} images a head on its features does best "
             f"({_figures(first.row)}; then {_name(rest[0].row)}, {_figures(rest[0].row)}), at "
-            f"{cost}."
+            f"{cost}.{few}"
         )
     told = ", ".join(
         f"{_name(each.row)} ({_figures(each.row)}, {each.row.image_ms:.3g} ms)" for each in others

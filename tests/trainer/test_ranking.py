@@ -171,12 +171,12 @@ def test_of_what_is_too_close_to_call_the_cheaper_is_first(
 ) -> None:
     machine.each_s = {f"blind {name}": 0.004 for name in ("resnet18", "resnet34")}
     machine.each_s[f"blind {cheap}"] = 0.001
-    folder = make_folder(per_class=6)
+    folder = make_folder(per_class=15)
     named = [pretrained(f"blind {name}", name) for name in ("resnet18", "resnet34")]
     ranked = ranking.rank(spec(folder, *named), told.append)
     assert names(ranked)[0] == cheap
     assert f"{cheap} (random weights) is first" in ranked.explanation
-    assert "12 images do not tell it from" in ranked.explanation
+    assert "30 images do not tell it from" in ranked.explanation
     chosen, _ = ranking.choose(spec(folder, *named), data.load(folder).train, machine, told.append)
     assert chosen.backbone == cheap
 

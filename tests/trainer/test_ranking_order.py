@@ -70,5 +70,15 @@ def test_cost_decides_only_where_neither_score_shows_a_difference() -> None:
 def test_where_nothing_could_be_held_out_log_me_decides_alone() -> None:
     unknown = np.full(10, np.nan)
     good, bad = Scored("good", unknown, 0.5), Scored("bad", unknown, 0.1, 1.0)
-    assert order(bad, good, images=10)[0] == ["good", "bad"]
-    assert order(bad, good, images=5)[0] == ["bad", "good"]
+    assert order(bad, good, images=100)[0] == ["good", "bad"]
+    level = Scored("level", unknown, 0.45, 1.0)
+    assert order(level, good, images=100)[0] == ["good", "level"]
+    assert order(level, good, images=50)[0] == ["level", "good"]
+
+
+def test_few_images_let_cost_decide_nothing() -> None:
+    best, cheap = Scored("best", NOISE[:29], 0.1), Scored("cheap", NOISE[:29], 0.1, 1.0)
+    assert order(best, cheap, images=30)[0] == ["cheap", "best"]
+    found, why = order(best, cheap, images=29)
+    assert found == ["best", "cheap"]
+    assert why.endswith("So few images let cost decide nothing.")
