@@ -142,8 +142,11 @@ def asked(given: JobRequest) -> pb.FineTuneRequest:
         labels=given.labels,
         background=given.background,
         framing=_number(_FRAMINGS, given.framing),
-        augmentation=given.augmentation
-        and pb.Augmentation(**msgspec.structs.asdict(given.augmentation)),
+        augmentation=(
+            None
+            if given.augmentation is None
+            else pb.Augmentation(**msgspec.structs.asdict(given.augmentation))
+        ),
         baselines=[_number(_BASELINES, name) for name in given.baselines],
     )
     if given.server_path:

@@ -449,20 +449,6 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
     )
 
 
-async def test_a_watcher_is_told_when_the_service_stops(make_service: MakeService) -> None:
-    service: Service = await make_service(HANG)
-    job_id = (await service.fine_tuning.FineTune(request())).job.job_id
-    async with asyncio.timeout(GUARD_S):
-        await service.launcher.started.get()
-    call = service.fine_tuning.WatchJob(pb.WatchJobRequest(job_id=job_id))
-    await anext(aiter(call))
-    closing = asyncio.create_task(service.app.__aexit__(None, None, None))
-    found = await refusal(call)
-    await closing
-    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
-    assert found.retry_s > 0
-
-
 async def test_a_caller_who_leaves_keeps_its_place_until_its_images_are_let_be(
     make_service: MakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
