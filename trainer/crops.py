@@ -132,11 +132,10 @@ def operated(view: Image.Image, name: str, strength: float, sign: float) -> Imag
             return view
         case "rotate":
             return _turned(view, _MOST_TURN * by)
-        case "shear_x" | "shear_y":
-            middle = _MOST_SHEAR * by * view.width / 2
-            if name == "shear_x":
-                return _mapped(view, (1, _MOST_SHEAR * by, -middle, 0, 1, 0))
-            return _mapped(view, (1, 0, 0, _MOST_SHEAR * by, 1, -middle))
+        case "shear_x":
+            return _mapped(view, (1, _MOST_SHEAR * by, 0, 0, 1, 0))
+        case "shear_y":
+            return _mapped(view, (1, 0, 0, _MOST_SHEAR * by, 1, 0))
         case "translate_x":
             return _mapped(view, (1, 0, _MOST_SHIFT * by * view.width, 0, 1, 0))
         case "translate_y":

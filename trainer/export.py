@@ -37,7 +37,8 @@ def to_onnx(backbone: Backbone, path: Path) -> None:
         # The newer exporter takes ten times as long for the same graph.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _All(backbone),
+            # Else the exporter would put the backbone into training mode in the end.
+            _All(backbone).eval(),
             (example,),
             str(path),
             dynamo=False,

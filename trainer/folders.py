@@ -23,6 +23,7 @@ from service.jobs.contract import (
     HEAD_FILE,
     MANIFEST_FILE,
     NETWORK_TECHNIQUES,
+    Augmentation,
     Auto,
     BackbonesRanked,
     DataFound,
@@ -151,6 +152,36 @@ def _add_train(commands: Any) -> None:
     train.add_argument(
         "--augmented-views", type=int, default=0, help="feature-based: cropped copies of an image"
     )
+    varied = train.add_argument_group(
+        "augmentation", "how images are varied in training; else the method's own choice"
+    )
+    varied.add_argument(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        help="left to right; --no-mirror where left and right are different classes",
+    )
+    varied.add_argument(
+        "--min-scale",
+        type=_within(0.05, 1),
+        help="part of the image's area that a random crop has at least, 0.05 to 1",
+    )
+    varied.add_argument(
+        "--rotation",
+        type=_within(0, 180),
+        dest="rotation_degrees",
+        metavar="DEGREES",
+        help="at most, to either side, 0 to 180",
+    )
+    varied.add_argument(
+        "--colour",
+        type=_within(0, 1),
+        help="part that brightness, contrast and saturation change by at most, 0 to 1",
+    )
+    varied.add_argument(
+        "--trivial-augment",
+        action=argparse.BooleanOptionalAction,
+        help="one of 14 operations in a random strength",
+    )
     adapt = train.add_argument_group("domain-adaptation")
     adapt.add_argument("--target", type=Path, help="folder of unlabelled images")
     adapt.add_argument(
@@ -178,6 +209,19 @@ def _colour(text: str) -> str:
         return check_colour(text, "it")
     except InvalidInput as error:
         raise argparse.ArgumentTypeError(error.message) from error
+
+
+def _within(low: float, high: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low:g} to {high:g}")
+        return value
+
+    return number
 
 
 def _threshold(text: str) -> tuple[str, float]:
@@ -293,6 +337,7 @@ def _spec(parsed: argparse.Namespace) -> JobSpec:
         weights=parsed.weights,
         background=parsed.background,
         framing=parsed.framing,
+        augmentation=_augmentation(parsed),
         weights_dir=str(parsed.weights_dir),
         validation_fraction=parsed.validation_fraction,
         grouping=_grouping(parsed),
@@ -306,6 +351,11 @@ def _spec(parsed: argparse.Namespace) -> JobSpec:
         baselines=[name.replace("-", "_") for name in parsed.baseline],
         backbones=[PretrainedBackbone(backbone=name) for name in BACKBONES],
     )
+
+
+def _augmentation(parsed: argparse.Namespace) -> Augmentation | None:
+    found = Augmentation(**{name: getattr(parsed, name) for name in Augmentation.__struct_fields__})
+    return None if found == Augmentation() else found
 
 
 def _grouping(parsed: argparse.Namespace) -> Grouping | None:

@@ -48,13 +48,14 @@ class _Tracer(fx.Tracer):
 
 
 def split(backbone: Backbone, stage: str) -> Split | None:
-    """Parts a backbone before a stage, by its graph.
+    """Parts a backbone before a stage, by its graph; leaves it in evaluation mode.
 
     None where that cannot be: its code cannot be read, or more than one tensor goes from what
     lies before the stage to what lies after it.
     """
     trunk = backbone.trunk
     stages = {module for modules in backbone.stages.values() for module in modules}
+    trunk.eval()
     try:
         graph = _Tracer(stages).trace(trunk)
         parts = _parted(trunk, graph, backbone.stages[stage][0])
@@ -99,13 +100,9 @@ def _parted(
 
 
 def _shape(before: nn.Module, backbone: Backbone) -> tuple[int, ...]:
-    was_training = before.training
-    device = next(backbone.buffers()).device
+    image = torch.zeros(1, 3, backbone.size, backbone.size, device=backbone.mean.device)
     with torch.inference_mode():
-        image = torch.zeros(1, 3, backbone.size, backbone.size, device=device)
-        shape = tuple(before.eval()(image).shape[1:])
-    before.train(was_training)
-    return shape
+        return tuple(before.eval()(image).shape[1:])
 
 
 class Tailed(Backbone):

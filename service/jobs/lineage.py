@@ -11,7 +11,7 @@ import msgspec
 
 from service.domain import LATEST, plain_name
 from service.errors import GraftError, InvalidInput, NotAllowed, NotFound, Reason, WrongState
-from service.jobs.contract import Base
+from service.jobs.contract import Augmentation, Base
 from service.jobs.request import JobRequest, allowed_path
 from service.jobs.settings import AllowedDirs
 from service.jobs.store import JobRecord, JobStore
@@ -42,9 +42,9 @@ class Lineage:
         """The request with its base pinned: by number, by alias, or by neither (`latest`).
 
         `model` is the base's key, "" for the request's own.
-        Backbone, weights, grouping, background and decision are the base's where the request names
-        none. Raises NotFound (MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND), or
-        WrongState (BASE_DATA_GONE).
+        Backbone, weights, grouping, background, decision and each field of the augmentation are the
+        base's where the request names none. Raises NotFound (MODEL_NOT_FOUND, VERSION_NOT_FOUND,
+        ALIAS_NOT_FOUND), or WrongState (BASE_DATA_GONE).
         """
         try:
             base = self._models.get_version(model or request.model, version, alias)
@@ -63,6 +63,8 @@ class Lineage:
             chosen["background"] = base.manifest.decoding.background
         if request.decision is None:
             chosen["decision"] = base.manifest.decision
+        if before.augmentation is not None:
+            chosen["augmentation"] = _merged(request.augmentation, before.augmentation)
         if before.case_sensitive_labels:
             chosen["case_sensitive_labels"] = True
         return msgspec.structs.replace(
@@ -123,6 +125,12 @@ class Lineage:
                 "it back",
             )
         return path
+
+
+def _merged(own: Augmentation | None, base: Augmentation) -> Augmentation:
+    given = {} if own is None else msgspec.structs.asdict(own)
+    wanted = {name: value for name, value in given.items() if value is not None}
+    return msgspec.structs.replace(base, **wanted)
 
 
 def _gone(job: JobRecord, what: str) -> WrongState:

@@ -143,6 +143,7 @@ class Preparation:
             labels=request.labels,
             background=request.background_or_white,
             framing=request.framing,
+            augmentation=request.augmentation,
             target_dir=target.folder,
             target_index=target.index,
             case_sensitive_labels=request.case_sensitive_labels,

@@ -28,6 +28,7 @@ from service.ingest.labels import check_given
 from service.jobs.contract import (
     DEFAULT_BACKBONE,
     NETWORK_TECHNIQUES,
+    Augmentation,
     Auto,
     Base,
     Baseline,
@@ -47,6 +48,7 @@ DEFAULT_VALIDATION_FRACTION = 0.2
 MAX_REQUEST_ID_CHARS = 128
 _MAX_CLASS_RECALLS = 1000
 _MAX_AUGMENTED_VIEWS = 16
+_TRAINED_BASELINES = {"full_fine_tune", "from_scratch"}
 _MAX_RANKED = 32
 _MAX_LABELS = 32
 _MAX_KEY_CHARS = 63
@@ -82,6 +84,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     background: str = ""
     """"#rrggbb" below transparency; "" for white, with a base for the base's."""
     framing: Literal["auto", "crop", "whole", "compare"] = "auto"
+    augmentation: Augmentation | None = None
+    """None means the method's own choice; what is not set is the base's, where there is one."""
     baselines: list[Baseline] = []
     gate: Gate | None = None
     decision: Decision | None = None
@@ -138,6 +142,10 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         _in("validation_fraction", self.validation_fraction, 0.05, 0.5)
         _in("outlier_false_alarm_rate", self.outlier_false_alarm_rate, 0.001, 0.5)
         _check_grouping(self.grouping)
+        if self.augmentation is not None:
+            _in("augmentation.min_scale", self.augmentation.min_scale, 0.05, 1)
+            _in("augmentation.rotation_degrees", self.augmentation.rotation_degrees, 0, 180)
+            _in("augmentation.colour", self.augmentation.colour, 0, 1)
         _check_seed(self.seed)
         _in("time_budget", self.time_budget_s, 1, math.inf, unit=" s")
         _check_labels(self.labels)
@@ -150,6 +158,30 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             _check_can_be_measured(self.gate, self.method)
         if self.decision is not None:
             self.decision.check("decision")
+
+    def check_augments(self) -> None:
+        """Raises InvalidInput for an augmentation where no image is varied.
+
+        For what the caller asks for: a base's is kept, for the versions that grow from this one.
+        """
+        if self.augmentation in (None, Augmentation()):
+            return
+        if not _TRAINED_BASELINES.isdisjoint(self.baselines):
+            return
+        match self.method:
+            case FeatureBased(augmented_views=0):
+                raise _bad(
+                    "augmentation",
+                    "augmentation is set, and feature_based without augmented_views varies no "
+                    "image: set augmented_views, choose another method, or leave it out",
+                )
+            case DomainAdaptation(technique=technique) if technique not in NETWORK_TECHNIQUES:
+                raise _bad(
+                    "augmentation",
+                    f"augmentation is set, and the technique {technique} works on frozen features "
+                    "and varies no image: leave it out, or choose one of "
+                    f"{', '.join(NETWORK_TECHNIQUES)}",
+                )
 
     def _check_model_based(self, method: ModelBased, backbone: str) -> None:
         at = "model_based."

@@ -2,12 +2,14 @@
 
 from typing import Any, Literal
 
+import msgspec
 from graft.v1 import fine_tuning_pb2 as pb
 
 from service.domain import LATEST, plain_name
 from service.errors import InvalidInput, Reason
 from service.ingest.labels import canonical
 from service.jobs.contract import (
+    Augmentation,
     Auto,
     Baseline,
     DomainAdaptation,
@@ -111,6 +113,9 @@ def request(
         labels=dict(message.labels),
         background=message.background,
         framing=_named(_FRAMINGS, message.framing, "framing", "Framing"),
+        augmentation=(
+            _augmentation(message.augmentation) if message.HasField("augmentation") else None
+        ),
         baselines=[
             _named(_BASELINES, number, "baselines", "Baseline") for number in message.baselines
         ],
@@ -137,6 +142,11 @@ def asked(given: JobRequest) -> pb.FineTuneRequest:
         labels=given.labels,
         background=given.background,
         framing=_number(_FRAMINGS, given.framing),
+        augmentation=(
+            None
+            if given.augmentation is None
+            else pb.Augmentation(**msgspec.structs.asdict(given.augmentation))
+        ),
         baselines=[_number(_BASELINES, name) for name in given.baselines],
     )
     if given.server_path:
@@ -226,6 +236,11 @@ def _asked_grouping(grouping: Grouping) -> pb.Grouping:
     if grouping.name_pattern:
         return pb.Grouping(name_pattern=grouping.name_pattern)
     return pb.Grouping(folder_level=grouping.folder_level)
+
+
+def _augmentation(given: pb.Augmentation) -> Augmentation:
+    names = Augmentation.__struct_fields__
+    return Augmentation(**{name: _optional(given, name) for name in names})
 
 
 def _gate(given: pb.Gate) -> Gate:

@@ -101,6 +101,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         # What an id began is answered with its job, whatever became of the base since.
         if not self._jobs.is_known(message.request_id, caller().tenant):
             self._datasets.check_room(caller().tenant, caller().quota.stored_bytes)
+            asked.check_augments()
             request = self._grown(asked, message)
             # All of it before an image is stored, so that a bad field stores nothing.
             self._check(request, message)

@@ -36,6 +36,9 @@ from graft.v1 import fine_tuning_pb2 as pb
         },
         {"grouping": graft.Grouping(folder_level=1)},
         {"grouping": graft.Grouping(name_pattern="{group}_*")},
+        {"augmentation": graft.Augmentation()},
+        {"augmentation": graft.Augmentation(mirror=False, min_scale=0.5, trivial_augment=True)},
+        {"augmentation": graft.Augmentation(mirror=True, rotation_degrees=0.0, colour=0.2)},
         {"base": graft.BaseVersion()},
         {"base": graft.BaseVersion(version=2, model="cats")},
         {"base": graft.BaseVersion(alias="prod")},
@@ -129,7 +132,7 @@ def test_what_is_not_given_is_left_to_the_service() -> None:
     request = _requests.fine_tune(graft.ServerPath("/images"), "pets", {})
     assert request.server_path.path == "/images"
     fields = ("validation_fraction", "seed", "time_budget", "gate", "base", "grouping")
-    for field in (*fields, "outlier_false_alarm_rate"):
+    for field in (*fields, "outlier_false_alarm_rate", "augmentation"):
         assert not request.HasField(field)
     assert (request.backbone, list(request.baselines)) == ("", [])
     read = _answers.job_request(request)

@@ -139,6 +139,12 @@ def test_an_argument_of_the_wrong_type_is_named(
         ({"gate": {"min_accuracy": 0.9}}, "gate", "a Gate"),
         ({"gate": graft.Gate(min_accuracy="0.9")}, "gate.min_accuracy", "a number"),  # type: ignore[arg-type]
         ({"gate": graft.Gate(max_latency_ms="9")}, "gate.max_latency_ms", "a number"),  # type: ignore[arg-type]
+        ({"augmentation": {"mirror": False}}, "augmentation", "an Augmentation"),
+        (
+            {"augmentation": graft.Augmentation(min_scale="half")},  # type: ignore[arg-type]
+            "augmentation.min_scale",
+            "a number",
+        ),
         ({"base": 1.5}, "base", "a BaseVersion, or a whole number, or text"),
         ({"base": graft.BaseVersion(version="1")}, "base.version", "a whole number"),  # type: ignore[arg-type]
         ({"baselines": 3}, "baselines", "a list, each one of linear_probe"),

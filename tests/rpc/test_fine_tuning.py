@@ -21,6 +21,7 @@ from service.inference.fake_runtime import FakeRuntime
 from service.ingest.index import Index
 from service.ingest.process import ReaderProcesses
 from service.jobs.contract import (
+    Augmentation,
     ExitCode,
     Failed,
     Gate,
@@ -302,6 +303,11 @@ BAD_FIELDS: dict[str, dict[str, object]] = {
     "grouping": {"grouping": pb.Grouping()},
     "grouping.folder_level": {"grouping": pb.Grouping(folder_level=-1)},
     "grouping.name_pattern": {"grouping": pb.Grouping(name_pattern="*.jpg")},
+    "augmentation": {
+        "augmentation": pb.Augmentation(mirror=False),
+        "feature_based": pb.FeatureBased(),
+    },
+    "augmentation.min_scale": {"augmentation": pb.Augmentation(min_scale=0)},
     "image.group": {
         "inline_images": pb.InlineImages(
             images=[dataset_pb2.LabelledImage(label="red", content=b"x", group="g" * 129)]
@@ -415,11 +421,13 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
         freeze_batch_norm=False,
         precision=pb.PRECISION_FP32,
     )
+    varied = pb.Augmentation(mirror=False, min_scale=0.5, rotation_degrees=0, colour=0.2)
     started = await service.fine_tuning.FineTune(
         request(
             backbone="resnet18",
             weights="random",
             model_based=asked,
+            augmentation=varied,
             validation_fraction=0.25,
             outlier_false_alarm_rate=0.001,
             seed=7,
@@ -428,7 +436,7 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
         )
     )
     back = started.job.request
-    assert back.model_based == asked
+    assert (back.model_based, back.augmentation) == (asked, varied)
     assert (back.backbone, back.weights, back.seed) == ("resnet18", "random", 7)
     assert (back.validation_fraction, back.time_budget.seconds) == (0.25, 90)
     assert (back.device, back.outlier_false_alarm_rate) == (pb.DEVICE_CPU, 0.001)
@@ -436,20 +444,9 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
     spec = service.launcher.trainers[0].spec
     assert (spec.backbone, spec.seed, spec.device) == ("resnet18", 7, "cpu")
     assert spec.outlier_false_alarm_rate == 0.001
-
-
-async def test_a_watcher_is_told_when_the_service_stops(make_service: MakeService) -> None:
-    service: Service = await make_service(HANG)
-    job_id = (await service.fine_tuning.FineTune(request())).job.job_id
-    async with asyncio.timeout(GUARD_S):
-        await service.launcher.started.get()
-    call = service.fine_tuning.WatchJob(pb.WatchJobRequest(job_id=job_id))
-    await anext(aiter(call))
-    closing = asyncio.create_task(service.app.__aexit__(None, None, None))
-    found = await refusal(call)
-    await closing
-    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
-    assert found.retry_s > 0
+    assert spec.augmentation == Augmentation(
+        mirror=False, min_scale=0.5, rotation_degrees=0.0, colour=0.2
+    )
 
 
 async def test_a_caller_who_leaves_keeps_its_place_until_its_images_are_let_be(

@@ -1,10 +1,11 @@
 """What surrounds every call: health, reflection, request ids, metrics."""
 
+import asyncio
 import urllib.request
 
 import grpc
 import pytest
-from graft.v1 import model_pb2
+from graft.v1 import fine_tuning_pb2, model_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -12,12 +13,10 @@ from service.app import App
 from service.config import Config
 from service.errors import Unavailable
 from service.rpc.server import SERVICES
-from tests.rpc.conftest import GUARD_S, MakeService, Service, close, refusal
+from tests.rpc.conftest import GUARD_S, HANG, MakeService, Service, close, colours, refusal
 
 
 async def scrape(service: Service) -> str:
-    import asyncio
-
     def get() -> str:
         url = f"http://127.0.0.1:{service.app.metrics_port}/metrics"
         with urllib.request.urlopen(url, timeout=GUARD_S) as answer:
@@ -116,3 +115,18 @@ async def test_after_the_drain_nobody_answers(service: Service) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.Check(health_pb2.HealthCheckRequest(), timeout=GUARD_S)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_watcher_is_told_when_the_service_stops(make_service: MakeService) -> None:
+    service: Service = await make_service(HANG)
+    asked = fine_tuning_pb2.FineTuneRequest(model="colours", inline_images=colours())
+    job_id = (await service.fine_tuning.FineTune(asked)).job.job_id
+    async with asyncio.timeout(GUARD_S):
+        await service.launcher.started.get()
+    call = service.fine_tuning.WatchJob(fine_tuning_pb2.WatchJobRequest(job_id=job_id))
+    await anext(aiter(call))
+    closing = asyncio.create_task(service.app.__aexit__(None, None, None))
+    found = await refusal(call)
+    await closing
+    assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+    assert found.retry_s > 0

@@ -30,6 +30,7 @@ from service.jobs.contract import (
     ANSWERS_FILE,
     BACKBONE_FILE,
     HEAD_FILE,
+    Augmentation,
     DomainAdaptation,
     Gate,
     Incumbent,
@@ -383,3 +384,22 @@ def test_a_sample_to_rank_on_is_decoded_by_its_own_depth(tmp_path: Path) -> None
     sample = ranking._sample(spec)
     assert sample.decoding == ImageDecoding(bit_depth=12)
     assert ranking._of(sample, slice(3)).decoding == sample.decoding
+
+
+def test_people_say_how_images_are_varied_too(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    folders.add(parser.add_subparsers())
+
+    def varied(options: str) -> Augmentation | None:
+        train = ["train", "images", "--out", "out", *options.split()]
+        return folders._spec(parser.parse_args(train)).augmentation
+
+    assert varied("") is None
+    assert varied("--no-mirror --min-scale 0.5") == Augmentation(mirror=False, min_scale=0.5)
+    assert varied("--rotation 15 --colour 0 --trivial-augment") == Augmentation(
+        rotation_degrees=15.0, colour=0.0, trivial_augment=True
+    )
+    for wrong in ("--min-scale 0", "--rotation 181", "--colour nan", "--colour much"):
+        with pytest.raises(SystemExit):
+            varied(wrong)
+        assert wrong.split()[0] in capsys.readouterr().err

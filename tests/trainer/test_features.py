@@ -19,6 +19,7 @@ from service.jobs.contract import Progressed
 from tests.trainer.conftest import MakeFolder, Told
 from trainer import crops, data, features
 from trainer.backbone_file import BackboneFile, space_of
+from trainer.crops import Views
 from trainer.feature_cache import FeatureCache
 from trainer.features import Features
 from trainer.parity import TorchBackbone
@@ -144,7 +145,7 @@ def test_an_image_that_was_overwritten_meanwhile_is_named_and_nothing_of_it_is_k
     made = Features(FakeSource(), cache, 1)
     reads: list[Callable[[], object]] = [
         lambda: made.of(first),
-        lambda: made.of_views(first, 2, seed=0),
+        lambda: made.of_views(first, 2, 0, Views()),
         first.decode,
     ]
     for read in reads:
@@ -153,7 +154,7 @@ def test_an_image_that_was_overwritten_meanwhile_is_named_and_nothing_of_it_is_k
         assert caught.value.reason is Reason.DATASET_UNUSABLE
         assert part.paths[0].name in caught.value.message
     digest = first.digests[0]
-    assert cache.get("fake", [digest, f"{digest} 0 0", f"{digest} 0 1"]) == {}
+    assert cache.get("fake", [digest, *(f"{digest} 0 {i} {Views().key}" for i in (0, 1))]) == {}
 
 
 def test_views_follow_the_content_and_the_seed_and_are_kept(
@@ -162,7 +163,7 @@ def test_views_follow_the_content_and_the_seed_and_are_kept(
     loaded = data.load(make_folder(per_class=5))
     cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
     made = Features(FakeSource(), cache, 2)
-    views = made.of_views(loaded.train, 3, seed=1)
+    views = made.of_views(loaded.train, 3, 1, Views())
     assert views.shape == (3, len(loaded.train), 3)
     assert made.computed == 3 * len(loaded.train)
     # Of the same image, and yet none like another.
@@ -172,12 +173,16 @@ def test_views_follow_the_content_and_the_seed_and_are_kept(
 
     again = Features(FakeSource(), cache, 2)
     backwards = loaded.train.at(range(len(loaded.train))[::-1])
-    np.testing.assert_array_equal(again.of_views(backwards, 3, seed=1), views[:, ::-1])
+    np.testing.assert_array_equal(again.of_views(backwards, 3, 1, Views()), views[:, ::-1])
     assert again.computed == 0
-    more = again.of_views(loaded.train, 4, seed=1)
+    more = again.of_views(loaded.train, 4, 1, Views())
     np.testing.assert_array_equal(more[:3], views)
     assert again.computed == len(loaded.train)
-    assert not np.array_equal(again.of_views(loaded.train, 3, seed=2), views)
+    assert not np.array_equal(again.of_views(loaded.train, 3, 2, Views()), views)
+    # Views that are drawn from something else are others, kept beside them.
+    gentle = again.of_views(loaded.train, 3, 1, Views(mirror=False, min_scale=0.9))
+    assert not np.array_equal(gentle, views)
+    np.testing.assert_array_equal(again.of_views(loaded.train, 3, 1, Views()), views)
 
 
 def test_a_backbone_that_does_not_load_ends_the_work_with_its_error(
@@ -252,7 +257,7 @@ def test_what_decodes_images_otherwise_has_another_space(monkeypatch: pytest.Mon
         changed.setattr(preprocess, "MARGIN", 1.25)
         resized = spaces()
     with monkeypatch.context() as changed:
-        changed.setattr(crops, "_SCALE", (0.5, 1.0))
+        changed.setattr(crops, "_RATIO", (0.5, 2.0))
         cropped = spaces()
     for one, other, another in zip(before, resized, cropped, strict=True):
         assert len({one, other, another}) == 3

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from service.errors import InvalidInput, Reason
 from service.inference import preprocess
 from service.inference.preprocess import Pixels
 from tests.trainer.conftest import MakeFolder
-from trainer import data, images, memory
+from trainer import data, kept, memory
+from trainer.crops import Views
 from trainer.data import Files
 from trainer.images import AsServed, Cache, Images
 
@@ -63,7 +65,7 @@ def test_a_disk_that_is_full_costs_time_alone(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.images.os.pwrite", full)
+    monkeypatch.setattr("trainer.kept.os.pwrite", full)
     for _ in range(2):
         assert (cache.image(0) == np.asarray(Image.open(files.paths[0]))).all()
     cache.close()
@@ -88,18 +90,22 @@ def test_all_caches_together_keep_a_quarter_of_the_memory_that_may_be_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(memory, "usable_bytes", lambda: 2**32)
-    kept = [images._share_bytes(caches) for caches in (1, 2, 4)]
-    assert kept == [2**30, 2**29, 2**28]
+    assert [kept.memory_share(kinds) for kinds in (1, 2, 4)] == [2**30, 2**29, 2**28]
     monkeypatch.setattr(memory, "usable_bytes", lambda: 2**40)
-    assert images._share_bytes(4) == images.CACHE_BYTES
+    assert kept.memory_share(4) == kept.MEMORY_BYTES
 
 
 def test_large_images_are_kept_no_larger_than_crops_need(tmp_path: Path) -> None:
     Image.new("RGB", (1200, 900), (10, 200, 30)).save(tmp_path / "wide.png")
     cache = Cache(files_of(tmp_path), 2**30)
-    kept = cache.image(0)
-    assert kept.shape == (images.KEPT_SIDE, images.KEPT_SIDE * 4 // 3, 3)
-    assert (kept == (10, 200, 30)).all()
+    image = cache.image(0)
+    assert image.shape == (288, 384, 3)
+    assert (image == (10, 200, 30)).all()
+    cache.close()
+    # A larger network's views are larger, too.
+    larger = replace(files_of(tmp_path), decoding=ImageDecoding(size=260))
+    cache = Cache(larger, 2**30)
+    assert cache.image(0).shape == (334, 445, 3)
     cache.close()
 
 
@@ -109,7 +115,7 @@ def test_crops_depend_on_seed_and_epoch_and_not_on_threads_or_where_images_are_k
     files = files_of(make_folder(per_class=4))
 
     def made(seed: int, epoch: int, threads: int) -> list[tuple[Pixels, list[int]]]:
-        source = Images(files, seed, threads)
+        source = Images(files, Views(), seed, threads)
         try:
             # An epoch before must not matter.
             all_batches(source, epoch + 7, 3)
@@ -118,7 +124,7 @@ def test_crops_depend_on_seed_and_epoch_and_not_on_threads_or_where_images_are_k
             source.close()
 
     first = made(0, 1, 1)
-    monkeypatch.setattr(images, "CACHE_BYTES", 0)
+    monkeypatch.setattr(kept, "MEMORY_BYTES", 0)
     second = made(0, 1, 3)
     assert [places for _, places in first] == [places for _, places in second]
     assert all((a == b).all() for (a, _), (b, _) in zip(first, second, strict=True))
@@ -130,7 +136,7 @@ def test_crops_depend_on_seed_and_epoch_and_not_on_threads_or_where_images_are_k
 def test_one_pass_shows_each_image_once_and_no_batch_of_one(
     make_folder: MakeFolder, size: int, steps: int
 ) -> None:
-    source = Images(files_of(make_folder(per_class=4)), 0, 1)
+    source = Images(files_of(make_folder(per_class=4)), Views(), 0, 1)
     batches = all_batches(source, 1, size)
     source.close()
     assert len(batches) == steps == source.steps(size)
@@ -141,7 +147,7 @@ def test_one_pass_shows_each_image_once_and_no_batch_of_one(
 
 
 def test_whole_batches_go_round_as_often_as_it_takes(make_folder: MakeFolder) -> None:
-    source = Images(files_of(make_folder(per_class=2)), 0, 2)
+    source = Images(files_of(make_folder(per_class=2)), Views(), 0, 2)
     batches = [(p.numpy(), places.tolist()) for p, places in source.batches(1, 3, 4)]
     source.close()
     assert [len(places) for _, places in batches] == [3, 3, 3, 3]
@@ -157,8 +163,10 @@ def test_images_to_judge_by_are_those_that_serving_makes(
 ) -> None:
     part = data.load(make_folder(side=300, per_class=2)).train
     exact = np.stack([preprocess.decode(path.read_bytes()) for path in part.paths])
-    kept = np.concatenate(list(AsServed(part, 1).batches(3)))
-    monkeypatch.setattr(images, "CACHE_BYTES", 0)
+    judged = AsServed(part, 1)
+    judged.prepare()
+    once = np.concatenate(list(judged.batches(3)))
+    monkeypatch.setattr(kept, "MEMORY_BYTES", 0)
     made_each_time = np.concatenate(list(AsServed(part, 1).batches(3)))
-    assert (kept == exact).all()
+    assert (once == exact).all()
     assert (made_each_time == exact).all()

@@ -65,7 +65,7 @@ def test_a_validation_image_whose_copy_was_learned_from_is_not_measured_on() -> 
     head = Head(np.zeros((2, 64), np.float32), np.zeros(2, np.float32), CLASSES)
 
     class Given:
-        def of(self, files: Part, _detail: str) -> np.ndarray:
+        def all_of(self, files: Part, _detail: str) -> np.ndarray:
             return lone(len(files))
 
     (found,) = measuring.given(made, made.train, head, Given())  # type: ignore[arg-type]

@@ -261,9 +261,9 @@ def test_the_classic_recipe_is_the_one_that_users_know() -> None:
     assert (classic.epochs, classic.batch_size) == (25, 4)
     assert (classic.learning_rate, classic.momentum) == (0.001, 0.9)
     assert (classic.weight_decay, classic.label_smoothing) == (0, 0)
-    assert not classic.freeze_batch_norm
+    assert classic.batch_norm == "learned"
     own = settings(ModelBased(recipe="classic", epochs=3, freeze_batch_norm=True))
-    assert (own.epochs, own.freeze_batch_norm, own.batch_size) == (3, True, 4)
+    assert (own.epochs, own.batch_norm, own.batch_size) == (3, "frozen", 4)
     device = torch.device("cpu")
     network = torch.nn.Flatten()
     chosen, _ = compute.choose_precision(
@@ -305,7 +305,8 @@ def test_a_probe_leaves_the_network_as_it_was() -> None:
 
     network = Images()
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    assert compute.step_s("fp32", torch.device("cpu"), network, 2, 32) > 0
+    batch = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
+    assert compute.step_s("fp32", torch.device("cpu"), network, batch) > 0
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
 

@@ -219,7 +219,7 @@ class _Work:
             (self.target - mean) / scale,
             lambda head: unscaled(head, mean, scale),
         )
-        weight = fitted.weight.astype(np.float64)
+        weight = fitted.matrix.astype(np.float64)
         head = Head(weight * scale, fitted.bias + weight @ mean)
         return self._candidate(SOURCE_ONLY, "", space, head)
 

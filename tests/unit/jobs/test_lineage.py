@@ -9,7 +9,7 @@ import pytest
 
 from service.domain import WHITE, Base, ImageDecoding
 from service.errors import GraftError, NotFound, Reason, WrongState
-from service.jobs.contract import Grouping
+from service.jobs.contract import Augmentation, Grouping
 from service.jobs.lineage import Lineage
 from service.jobs.store import JobRecord, JobStore
 from service.storage.artifacts import Artifacts
@@ -106,6 +106,22 @@ def test_a_base_gives_its_background_unless_another_is_asked_for(
     assert lineage.grow(request(), "bears", None, None).background_or_white == "#ffffff"
     other = request(background="#AABBCC")
     assert lineage.grow(other, "birds", None, None).background_or_white == "#aabbcc"
+
+
+def test_what_an_augmentation_leaves_open_is_the_bases(
+    lineage: Lineage, train: Train, folder: str
+) -> None:
+    train(server_path=folder, augmentation=Augmentation(mirror=False, colour=0.2))
+    train("bears", server_path=folder)
+    own = request(augmentation=Augmentation(colour=0.0, min_scale=0.5))
+    assert lineage.grow(request(), "birds", None, None).augmentation == Augmentation(
+        mirror=False, colour=0.2
+    )
+    assert lineage.grow(own, "birds", None, None).augmentation == Augmentation(
+        mirror=False, colour=0.0, min_scale=0.5
+    )
+    assert lineage.grow(own, "bears", None, None).augmentation == own.augmentation
+    assert lineage.grow(request(), "bears", None, None).augmentation is None
 
 
 def test_a_base_that_is_not_there_is_told(lineage: Lineage, train: Train, folder: str) -> None:

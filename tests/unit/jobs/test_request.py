@@ -12,12 +12,14 @@ from service.errors import GraftError, InvalidInput, NotAllowed, NotFound, Reaso
 from service.jobs.contract import (
     BASELINES,
     NETWORK_TECHNIQUES,
+    Augmentation,
     Auto,
     Base,
     DomainAdaptation,
     FeatureBased,
     Gate,
     Grouping,
+    Method,
     ModelBased,
 )
 from service.jobs.request import JobRequest, allowed_path, check_request_id
@@ -83,6 +85,9 @@ def test_all_fields_at_their_bounds_are_fine() -> None:
         request(gate=gate, baselines=list(BASELINES)).check()
     for groups in (Grouping(folder_level=1), Grouping(name_pattern="{group}_*.jpg")):
         request(grouping=groups).check()
+    for scale, rotation, colour in ((0.05, 0.0, 0.0), (1.0, 180.0, 1.0)):
+        varied = Augmentation(min_scale=scale, rotation_degrees=rotation, colour=colour)
+        request(augmentation=varied).check()
 
 
 @pytest.mark.parametrize(
@@ -101,6 +106,15 @@ def test_all_fields_at_their_bounds_are_fine() -> None:
         *[("time_budget", {"time_budget_s": x}) for x in (0.5, -1.0, NAN, INF)],
         ("labels", {"labels": {str(n): "" for n in range(33)}}),
         *[("background", {"background": x}) for x in ("white", "#fff", "#gggggg", "#ffffff0")],
+        *[
+            (f"augmentation.{name}", {"augmentation": Augmentation(**{name: x})})
+            for name, low, high in (
+                ("min_scale", 0.049, 1.01),
+                ("rotation_degrees", -1, 181),
+                ("colour", -0.1, 1.1),
+            )
+            for x in (low, high, NAN, INF)
+        ],
         ("labels", {"labels": {"": "x"}}),
         ("labels", {"labels": {"k" * 64: "x"}}),
         ("labels[k]", {"labels": {"k": "x" * 256}}),
@@ -191,6 +205,33 @@ def test_groups_that_no_name_tells_are_refused(field: str, groups: Grouping) -> 
     assert field_of(request(grouping=groups)) == field
 
 
+@pytest.mark.parametrize(
+    "method", [FeatureBased(), *(DomainAdaptation(technique=t) for t in ("auto", "coral"))]
+)
+def test_an_augmentation_that_varies_no_image_is_refused(method: Method) -> None:
+    varied = Augmentation(mirror=False)
+    with pytest.raises(InvalidInput, match="varies no image") as caught:
+        request(method=method, augmentation=varied).check_augments()
+    assert (caught.value.reason, caught.value.field) == (Reason.INVALID_FIELD, "augmentation")
+    with pytest.raises(InvalidInput):
+        request(method=method, augmentation=varied, baselines=["linear_probe"]).check_augments()
+    # What says nothing asks for nothing, and a baseline may be what learns from images.
+    for augmentation in (None, Augmentation()):
+        request(method=method, augmentation=augmentation).check_augments()
+    request(method=method, augmentation=varied, baselines=["from_scratch"]).check_augments()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Auto(), ModelBased(), FeatureBased(augmented_views=1),
+        *(DomainAdaptation(technique=t) for t in NETWORK_TECHNIQUES),
+    ],
+)  # fmt: skip
+def test_an_augmentation_goes_with_what_varies_images(method: Method) -> None:
+    request(method=method, augmentation=Augmentation(mirror=False)).check_augments()
+
+
 @pytest.mark.parametrize("l2", [0.0, -1.0, NAN, INF])
 def test_a_penalty_that_is_not_above_zero_is_refused(l2: float) -> None:
     assert field_of(request(method=FeatureBased(l2=l2))) == "feature_based.l2"
@@ -249,7 +290,7 @@ def test_a_request_is_the_same_after_it_was_kept() -> None:
             method=method, labels={"a": "b"}, seed=0, time_budget_s=9.5, target_path="/t",
             baselines=["from_scratch"], gate=Gate(min_accuracy=0.5, alias="prod"),
             base=Base("birds", 2), base_job_id="job-1", background="#000000",
-            grouping=Grouping(name_pattern="{group}_*"),
+            grouping=Grouping(name_pattern="{group}_*"), augmentation=Augmentation(mirror=False),
             decision=Decision(rule="thresholds", thresholds={"ant": 0.5}, default_threshold=0.25),
         )  # fmt: skip
         assert msgspec.json.decode(msgspec.json.encode(asked), type=JobRequest) == asked

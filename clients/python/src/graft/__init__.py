@@ -30,6 +30,7 @@ from graft.errors import (
 )
 from graft.retry import NO_RETRY, RetryPolicy
 from graft.types import (
+    Augmentation,
     Auto,
     Backbone,
     BackboneRanking,
@@ -78,6 +79,7 @@ __all__ = [
     "AlreadyExists",
     "AsyncClient",
     "AsyncJobHandle",
+    "Augmentation",
     "Auto",
     "Backbone",
     "BackboneRanking",

@@ -105,6 +105,9 @@ def job_request(message: fine_tuning_pb2.FineTuneRequest) -> types.JobRequest:
         method=_method(message),
         background=message.background,
         framing=_FRAMINGS.get(message.framing, "auto"),
+        augmentation=(
+            _augmentation(message.augmentation) if message.HasField("augmentation") else None
+        ),
         validation_fraction=_optional(message, "validation_fraction"),
         outlier_false_alarm_rate=_optional(message, "outlier_false_alarm_rate"),
         grouping=_grouping(message.grouping) if message.HasField("grouping") else None,
@@ -154,6 +157,11 @@ def _grouping(grouping: fine_tuning_pb2.Grouping) -> types.Grouping:
     if grouping.WhichOneof("by") == "name_pattern":
         return types.Grouping(name_pattern=grouping.name_pattern)
     return types.Grouping(folder_level=grouping.folder_level)
+
+
+def _augmentation(given: fine_tuning_pb2.Augmentation) -> types.Augmentation:
+    names = types.Augmentation.__dataclass_fields__
+    return types.Augmentation(**{name: _optional(given, name) for name in names})
 
 
 def _gate(gate: fine_tuning_pb2.Gate) -> types.Gate:

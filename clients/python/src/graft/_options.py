@@ -118,6 +118,23 @@ class Grouping:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How images are varied while they are learned from; None means the method's own choice, with
+    a base the base's."""
+
+    mirror: bool | None = None
+    """Every second image, left to right; False where left and right are different classes."""
+    min_scale: float | None = None
+    """The part of the image's area that a random crop has at least, 0.05 to 1."""
+    rotation_degrees: float | None = None
+    """At most, to either side, 0 to 180."""
+    colour: float | None = None
+    """The part that brightness, contrast and saturation are changed by at most, 0 to 1."""
+    trivial_augment: bool | None = None
+    """One of 14 operations in a random strength (Müller and Hutter 2021, TrivialAugment)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gate:
     """What a version must reach; one that does not is kept as a candidate."""
 
@@ -175,6 +192,8 @@ class FineTuneOptions(TypedDict, total=False):
     framing: Framing
     """What the backbone sees of an image: "crop" (its middle), "whole" (all of it, squeezed), or
     "compare" for the better of the two; "auto", where left out, compares where images are long."""
+    augmentation: Augmentation | None
+    """How images are varied in training; refused where the method varies none."""
     validation_fraction: float | None
     """Held out where a network is trained on data without validation images, 0.05 to 0.5."""
     outlier_false_alarm_rate: float | None

@@ -6,6 +6,7 @@ put into a message at all, or would be misread.
 
 import uuid
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -58,6 +59,7 @@ _GENERAL = {
     "method",
     "background",
     "framing",
+    "augmentation",
     "validation_fraction",
     "outlier_false_alarm_rate",
     "grouping",
@@ -95,6 +97,7 @@ def fine_tune(
         backbone=options.get("backbone", ""),
         weights=options.get("weights", ""),
         background=options.get("background", ""),
+        augmentation=_augmentation(options.get("augmentation")),
         framing=_choice("framing", options.get("framing", "auto"), FRAMINGS),
         validation_fraction=options.get("validation_fraction"),
         outlier_false_alarm_rate=options.get("outlier_false_alarm_rate"),
@@ -318,6 +321,10 @@ def _grouping(given: types.Grouping | int | str | None) -> pb.Grouping | None:
             "grouping",
         )
     return pb.Grouping(folder_level=given.folder_level, name_pattern=given.name_pattern or None)
+
+
+def _augmentation(given: types.Augmentation | None) -> pb.Augmentation | None:
+    return None if given is None else pb.Augmentation(**asdict(given))
 
 
 def _base(base: types.BaseVersion | int | str | None) -> pb.BaseVersion | None:

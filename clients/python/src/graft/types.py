@@ -13,6 +13,7 @@ from typing import Any, Literal
 from graft._backbones import Backbone
 from graft._figures import Figure, GateCheck, MeasuredOn, Verdict, VersionPublished
 from graft._options import (
+    Augmentation,
     Auto,
     Baseline,
     BaseVersion,
@@ -35,6 +36,7 @@ from graft._predictions import ClassScore, Prediction
 from graft.errors import GraftError
 
 __all__ = [
+    "Augmentation",
     "Auto",
     "Backbone",
     "BackboneRanking",
@@ -288,6 +290,7 @@ class JobRequest:
     outlier_false_alarm_rate: float | None = None
     case_sensitive_labels: bool = False
     framing: Framing = "auto"
+    augmentation: Augmentation | None = None
     background: str = ""
     """"#rrggbb" below transparency; empty means white, with a base the base's."""
 

@@ -10,7 +10,7 @@ from graft.cli._output import Output, Usage
 from graft.cli._watching import Watching, follow, tell
 from graft.client import Client
 from graft.errors import InvalidArgument
-from graft.types import FineTuneOptions, Gate, Grouping
+from graft.types import Augmentation, FineTuneOptions, Gate, Grouping
 
 _OPTIONS = (
     "backbone", "weights", "method", "background", "framing", "validation_fraction",
@@ -24,6 +24,7 @@ _GATE = (
     "min_accuracy", "min_class_recall", "not_worse_than", "max_regression", "when_uncertain",
     "max_latency_ms",
 )  # fmt: skip
+_AUGMENTATION = tuple(Augmentation.__dataclass_fields__)
 _METHOD = re.compile(r"method='(\w+)'")
 _METHODS = ("auto", "feature_based", "model_based", "domain_adaptation")
 
@@ -137,6 +138,11 @@ def add(commands: Any) -> None:
         "nearest-class-mean; repeatable",
     )
     _decision.add(parser)
+    _add_augmentation(
+        parser.add_argument_group(
+            "augmentation", "how images are varied in training; default: the method's own choice"
+        )
+    )
     _add_gate(parser.add_argument_group("gate", "a version that fails is kept as a candidate"))
     parser.add_argument("--seed", type=int)
     parser.add_argument("--time-budget", dest="time_budget_s", type=float, metavar="S")
@@ -171,6 +177,38 @@ def _add_adaptation(group: Any) -> None:
         action="store_true",
         default=None,
         help="the target has a folder per class: measure with it, never learn from it",
+    )
+
+
+def _add_augmentation(group: Any) -> None:
+    group.add_argument(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        help="left to right; --no-mirror where left and right are different classes",
+    )
+    group.add_argument(
+        "--min-scale",
+        type=float,
+        metavar="S",
+        help="the part of the image's area that a random crop has at least, 0.05 to 1",
+    )
+    group.add_argument(
+        "--rotation",
+        dest="rotation_degrees",
+        type=float,
+        metavar="DEGREES",
+        help="at most, to either side, 0 to 180",
+    )
+    group.add_argument(
+        "--colour",
+        type=float,
+        metavar="C",
+        help="the part that brightness, contrast and saturation change by at most, 0 to 1",
+    )
+    group.add_argument(
+        "--trivial-augment",
+        action=argparse.BooleanOptionalAction,
+        help="one of 14 operations in a random strength",
     )
 
 
@@ -209,6 +247,8 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     chosen: Any = {name: value for name, value in given.items() if value is not None}
     chosen["labels"] = dict(arguments.label)
     chosen["decision"] = _decision.read(arguments)
+    varied = Augmentation(**{name: getattr(arguments, name) for name in _AUGMENTATION})
+    chosen["augmentation"] = None if varied == Augmentation() else varied
     if arguments.target is not None:
         chosen["target"] = _names.data(arguments.target)
     if arguments.folder_level is not None or arguments.name_pattern is not None:

@@ -214,6 +214,20 @@ class Grouping(_message.Message):
     name_pattern: str
     def __init__(self, folder_level: _Optional[int] = ..., name_pattern: _Optional[str] = ...) -> None: ...
 
+class Augmentation(_message.Message):
+    __slots__ = ("mirror", "min_scale", "rotation_degrees", "colour", "trivial_augment")
+    MIRROR_FIELD_NUMBER: _ClassVar[int]
+    MIN_SCALE_FIELD_NUMBER: _ClassVar[int]
+    ROTATION_DEGREES_FIELD_NUMBER: _ClassVar[int]
+    COLOUR_FIELD_NUMBER: _ClassVar[int]
+    TRIVIAL_AUGMENT_FIELD_NUMBER: _ClassVar[int]
+    mirror: bool
+    min_scale: float
+    rotation_degrees: float
+    colour: float
+    trivial_augment: bool
+    def __init__(self, mirror: _Optional[bool] = ..., min_scale: _Optional[float] = ..., rotation_degrees: _Optional[float] = ..., colour: _Optional[float] = ..., trivial_augment: _Optional[bool] = ...) -> None: ...
+
 class BaseVersion(_message.Message):
     __slots__ = ("version", "alias", "model")
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -225,7 +239,7 @@ class BaseVersion(_message.Message):
     def __init__(self, version: _Optional[int] = ..., alias: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class FineTuneRequest(_message.Message):
-    __slots__ = ("model", "server_path", "dataset_id", "inline_images", "backbone", "weights", "auto", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "background", "framing", "labels", "request_id", "baselines", "gate", "base", "grouping", "case_sensitive_labels", "decision", "outlier_false_alarm_rate", "validate_only")
+    __slots__ = ("model", "server_path", "dataset_id", "inline_images", "backbone", "weights", "auto", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "background", "framing", "labels", "request_id", "baselines", "gate", "base", "grouping", "case_sensitive_labels", "decision", "outlier_false_alarm_rate", "augmentation", "validate_only")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -258,6 +272,7 @@ class FineTuneRequest(_message.Message):
     CASE_SENSITIVE_LABELS_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
     OUTLIER_FALSE_ALARM_RATE_FIELD_NUMBER: _ClassVar[int]
+    AUGMENTATION_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     model: str
     server_path: ServerPath
@@ -284,8 +299,9 @@ class FineTuneRequest(_message.Message):
     case_sensitive_labels: bool
     decision: _decision_pb2.Decision
     outlier_false_alarm_rate: float
+    augmentation: Augmentation
     validate_only: bool
-    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., background: _Optional[str] = ..., framing: _Optional[_Union[Framing, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ..., grouping: _Optional[_Union[Grouping, _Mapping]] = ..., case_sensitive_labels: _Optional[bool] = ..., decision: _Optional[_Union[_decision_pb2.Decision, _Mapping]] = ..., outlier_false_alarm_rate: _Optional[float] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., background: _Optional[str] = ..., framing: _Optional[_Union[Framing, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ..., grouping: _Optional[_Union[Grouping, _Mapping]] = ..., case_sensitive_labels: _Optional[bool] = ..., decision: _Optional[_Union[_decision_pb2.Decision, _Mapping]] = ..., outlier_false_alarm_rate: _Optional[float] = ..., augmentation: _Optional[_Union[Augmentation, _Mapping]] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class FineTuneResponse(_message.Message):
     __slots__ = ("job",)

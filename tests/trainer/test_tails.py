@@ -1,0 +1,154 @@
+"""Networks in two parts, and two tails on one trunk."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from service.inference.head import Head
+from service.inference.providers import Provider
+from service.inference.runtime import OnnxRuntime
+from tests.trainer.small_network import small_backbone
+from trainer import backbones, export, tails
+from trainer.backbone_file import BackboneFile
+from trainer.backbones import Backbone
+
+
+def images(n: int = 3, size: int = 224) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "shape"),
+    [
+        ("efficientnet_lite0", "stage6", (112, 14, 14)),
+        ("efficientnet_lite0", "top", (320, 7, 7)),
+        ("resnet18", "layer4", (256, 14, 14)),
+        ("resnet18", "layer1", (64, 56, 56)),
+    ],
+)
+def test_both_parts_one_after_the_other_are_the_whole(
+    name: str, stage: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    backbone = backbones.load(name, "random", 3, tmp_path).eval()
+    split = tails.split(backbone, stage)
+    assert split is not None
+    assert split.shape == shape
+    pixels = images()
+    export.to_onnx(split.trunk, tmp_path / "trunk.onnx")
+    served = OnnxRuntime(Provider("cpu", ""), 1).load(tmp_path / "trunk.onnx").run(pixels)
+    with torch.inference_mode():
+        whole = backbone(torch.from_numpy(pixels))
+        maps = split.trunk(torch.from_numpy(pixels))
+        parts = split.tail(maps.reshape(-1, *shape))
+        from_kept = split.tail(torch.from_numpy(served.astype(np.float16)).float().view(-1, *shape))
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    # As it is learned from: by what serves, kept in half precision.
+    scale = float(whole.abs().max())
+    torch.testing.assert_close(from_kept, whole, rtol=1e-2, atol=5e-3 * scale)
+    # What is trained is the network itself.
+    own = {id(p) for p in backbone.parameters()}
+    tail = {id(p) for p in split.tail.parameters()}
+    before = {id(p) for module in backbone.frozen_modules(stage) for p in module.parameters()}
+    assert tail == own - before
+
+
+class Skipping(nn.Module):
+    """Adds what its first stage gives to what its last one makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.middle, self.top = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.stem(x)
+        return (self.top(self.middle(first)) + first).mean(dim=(2, 3))
+
+
+class Asking(nn.Module):
+    """Computes by what its images are, which no graph can tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.top = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return (self.top(x) if x.sum() > 0 else x).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize(("kind", "stage"), [(Skipping, "top"), (Asking, "top"), (Asking, "no")])
+def test_a_network_that_has_no_two_parts_is_not_parted(kind: type[nn.Module], stage: str) -> None:
+    trunk = kind()
+    stages = {name: [module] for name, module in trunk.named_children()}
+    half = (0.5, 0.5, 0.5)
+    assert tails.split(Backbone(trunk, stages, 3, half, half), stage) is None
+
+
+def test_what_skips_into_the_frozen_part_alone_is_parted() -> None:
+    trunk = Skipping()
+    half = (0.5, 0.5, 0.5)
+    backbone = Backbone(trunk, {"stem": [trunk.stem], "middle": [trunk.middle]}, 3, half, half)
+    split = tails.split(backbone, "middle")
+    # Both branches begin with the same maps.
+    assert split is not None
+    x = torch.from_numpy(images())
+    maps = split.trunk(x).view(-1, *split.shape)
+    torch.testing.assert_close(split.tail(maps), backbone(x))
+
+
+def changed(tail: nn.Module) -> nn.Module:
+    """Tunes, as far as a test needs it."""
+    with torch.no_grad():
+        for parameter in tail.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return tail
+
+
+@pytest.mark.parametrize("with_taps", [True, False])
+def test_two_tails_on_one_trunk_are_one_file_with_torchs_answers(
+    with_taps: bool, tmp_path: Path
+) -> None:
+    frozen = backbones.load("efficientnet_lite0", "", 0, tmp_path).eval()
+    tuned = backbones.load("efficientnet_lite0", "", 0, tmp_path).eval()
+    split = tails.split(tuned, "stage6")
+    assert split is not None
+    joined = tails.tailed(frozen, "stage6", changed(split.tail), with_taps=with_taps)
+    file = tmp_path / "both.onnx"
+    export.to_onnx(joined, file)
+    pixels = images(2)
+    runtime = OnnxRuntime(Provider("cpu", ""), 1)
+    served = runtime.load(file).run(pixels)
+    dims = [1280, 672, 1152, 1152, 1280] if with_taps else [1280, 1280]
+    assert BackboneFile(file, runtime).blocks == tuple(dims) == tuple(export.blocks_of(joined))
+    with torch.inference_mode():
+        first, last = (network(torch.from_numpy(pixels)).numpy() for network in (frozen, tuned))
+    np.testing.assert_allclose(served[:, :1280], first, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(served[:, -1280:], last, rtol=1e-3, atol=1e-3)
+    assert np.abs(first - last).max() > 0.1
+    np.testing.assert_allclose(export.torch_features(joined, pixels), served, rtol=1e-3, atol=1e-3)
+    # The frozen stages are there once.
+    alone = tmp_path / "alone.onnx"
+    frozen.taps = ()
+    export.to_onnx(frozen, alone)
+    convolutions = [
+        sum(node.op_type == "Conv" for node in onnx.load(path).graph.node) for path in (alone, file)
+    ]
+    assert convolutions[0] < convolutions[1] < 1.5 * convolutions[0]
+    head = Head(np.zeros((2, sum(dims)), np.float32), np.zeros(2, np.float32), ("a", "b"))
+    assert head.probabilities(served).shape == (2, 2)
+
+
+def test_a_whole_network_may_serve_beside_the_frozen_one(tmp_path: Path) -> None:
+    frozen, tuned = small_backbone().eval(), small_backbone().eval()
+    changed(tuned)
+    joined = tails.tailed(frozen, "stem", tuned, with_taps=False)
+    pixels = images(2)
+    export.to_onnx(joined, tmp_path / "both.onnx")
+    served = OnnxRuntime(Provider("cpu", ""), 1).load(tmp_path / "both.onnx").run(pixels)
+    with torch.inference_mode():
+        each = [network(torch.from_numpy(pixels)).numpy() for network in (frozen, tuned)]
+    np.testing.assert_allclose(served, np.concatenate(each, axis=1), rtol=1e-4, atol=1e-5)
