@@ -58,7 +58,8 @@ class Backbone(nn.Module):
         """Names of the trunk's modules whose outputs are features beside the last layer's."""
         self.tuned_from = tuned_from
         """The first stage that tuning trains; "" trains all of them."""
-        self._prefix_tokens = prefix_tokens
+        self.prefix_tokens = prefix_tokens
+        """Tokens before those of patches, in what taps of a transformer give."""
         self._stages = stages
         # In units of the bytes, so that no division by 255 is left in the graph.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
@@ -87,7 +88,7 @@ class Backbone(nn.Module):
             if output.ndim == 4:
                 found[name] = output.mean(dim=(2, 3))
             else:
-                found[name] = output[:, self._prefix_tokens :].mean(dim=1)
+                found[name] = output[:, self.prefix_tokens :].mean(dim=1)
 
         hooks = [
             self.trunk.get_submodule(name).register_forward_hook(
@@ -105,7 +106,7 @@ class Backbone(nn.Module):
     @property
     def stage_names(self) -> tuple[str, ...]:
         """From the images' end to the features'."""
-        return tuple(self._stages)
+        return tuple(self.stages)
 
     @property
     def stages(self) -> dict[str, list[nn.Module]]:

@@ -113,8 +113,9 @@ class Tailed(Backbone):
 
     def __init__(self, frozen: Backbone, stage: str, tail: nn.Module) -> None:
         super().__init__(
-            frozen.trunk, {}, frozen.feature_dim, (0, 0, 0), (1, 1, 1), frozen.size, frozen.taps
-        )
+            frozen.trunk, {}, frozen.feature_dim, (0, 0, 0), (1, 1, 1), frozen.size, frozen.taps,
+            prefix_tokens=frozen.prefix_tokens,
+        )  # fmt: skip
         self.mean, self.std = frozen.mean, frozen.std
         self.tail = tail
         self._first = frozen.stages[stage][0]

@@ -15,7 +15,7 @@ from service.errors import InvalidInput, Reason
 from service.inference.runtime import OnnxRuntime, Provider
 from service.jobs.contract import BACKBONE_FILE, FeatureBased, ModelBased
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
-from trainer import backbones, export, timm_networks, train
+from trainer import backbones, export, tails, timm_networks, train
 from trainer.backbone_file import BackboneFile
 
 PROVIDERS = [
@@ -112,7 +112,7 @@ def test_a_network_without_pretrained_weights_may_start_from_random_ones(tmp_pat
         # Colours last within: its stages are no images of features.
         ("test_mambaout", [256], ("stem", *(f"stage{n}" for n in range(1, 5)), "top"), "stage4"),
         # Of an unknown kind: the last layer, trained as a whole.
-        ("dla46_c", [256], (), ""),
+        ("dla46_c", [256], ("",), ""),
     ],
 )  # fmt: skip
 def test_what_a_network_is_made_of_follows_from_how_it_is_built(
@@ -145,6 +145,33 @@ def test_the_tap_of_a_vit_is_the_mean_of_its_patches(tmp_path: Path, name: str) 
         torch.testing.assert_close(tap, tokens[:, prefix:].mean(dim=1))
         assert not torch.allclose(tap, tokens.mean(dim=1))
         torch.testing.assert_close(last, trunk.forward_head(tokens, pre_logits=True))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "name", ["test_vit", "test_convnext", "test_resnet", "test_efficientnet", "dla46_c"]
+)
+def test_a_tuned_tail_serves_beside_the_frozen_network(tmp_path: Path, name: str) -> None:
+    frozen, tuned = load(name, tmp_path).eval(), load(name, tmp_path).eval()
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.mul_(1.01)
+    stage = frozen.tuned_from
+    images = torch.randint(0, 256, (2, frozen.size, frozen.size, 3), dtype=torch.uint8)
+    split = tails.split(frozen, stage) if stage else None
+    assert (split is None) == (name == "dla46_c")
+    with torch.inference_mode():
+        if split is not None:
+            maps = split.trunk(images).reshape(2, *split.shape)
+            torch.testing.assert_close(split.tail(maps), frozen(images))
+        if split is not None and (other := tails.split(tuned, stage)) is not None:
+            joined = tails.tailed(frozen, stage, other.tail, with_taps=True).eval()
+            wanted = other.tail(split.trunk(images).reshape(2, *split.shape))
+        else:
+            joined = tails.tailed(frozen, frozen.stage_names[0], tuned, with_taps=True).eval()
+            wanted = tuned(images)
+        found = joined.all_features(images)
+        for part, own in zip(found, [*frozen.all_features(images), wanted], strict=True):
+            torch.testing.assert_close(part, own)
 
 
 @pytest.mark.parametrize(
