@@ -190,6 +190,19 @@ WHITE = "#ffffff"
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
+class Augmentation(msgspec.Struct, frozen=True, kw_only=True):
+    """How images that are learned from are varied; None means the recipe's choice."""
+
+    mirror: bool | None = None
+    min_scale: float | None = None
+    """Least part of an image's area that a random crop has."""
+    rotation_degrees: float | None = None
+    """At most, to either side."""
+    colour: float | None = None
+    """Most that brightness, contrast and saturation change by, as a part of them."""
+    trivial_augment: bool | None = None
+
+
 Framing = Literal["crop", "whole"]
 """What a backbone sees of an image: the middle square of it, or all of it, squeezed to a square."""
 

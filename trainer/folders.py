@@ -21,6 +21,7 @@ from service.jobs.contract import (
     HEAD_FILE,
     MANIFEST_FILE,
     NETWORK_TECHNIQUES,
+    Augmentation,
     Auto,
     BackbonesRanked,
     DataFound,
@@ -118,8 +119,20 @@ def _add_train(commands: Any) -> None:
     )
     train.add_argument("--l2", type=float, help="feature-based: penalty; else cross-validated")
     train.add_argument(
-        "--augmented-views", type=int, default=0, help="feature-based: cropped copies of an image"
+        "--augmented-views", type=int, default=0, help="feature-based: random views of an image"
     )
+    varied = train.add_argument_group("augmentation", "how images that are learned from are varied")
+    varied.add_argument(
+        "--no-mirror",
+        dest="mirror",
+        action="store_false",
+        default=None,
+        help="where the side tells the class: letters, arrows, hands",
+    )
+    varied.add_argument("--min-scale", type=float, metavar="PART", help="least area of a crop")
+    varied.add_argument("--rotation", type=float, metavar="DEGREES", help="to either side")
+    varied.add_argument("--colour", type=float, metavar="PART", help="that colours change by")
+    varied.add_argument("--trivial-augment", action="store_true", default=None)
     adapt = train.add_argument_group("domain-adaptation")
     adapt.add_argument("--target", type=Path, help="folder of unlabelled images")
     adapt.add_argument(
@@ -243,6 +256,13 @@ def _spec(parsed: argparse.Namespace) -> JobSpec:
         weights_dir=str(parsed.weights_dir),
         validation_fraction=parsed.validation_fraction,
         grouping=_grouping(parsed),
+        augmentation=Augmentation(
+            mirror=parsed.mirror,
+            min_scale=parsed.min_scale,
+            rotation_degrees=parsed.rotation,
+            colour=parsed.colour,
+            trivial_augment=parsed.trivial_augment,
+        ),
         seed=parsed.seed,
         time_budget_s=parsed.time_budget,
         asked_budget_s=parsed.time_budget,

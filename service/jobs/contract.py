@@ -26,6 +26,7 @@ from service.backbones import DEFAULT_BACKBONE
 from service.domain import (
     DEFAULT_DECODING,
     WHITE,
+    Augmentation,
     Base,
     ClassCount,
     Count,
@@ -157,19 +158,6 @@ class ModelBased(msgspec.Struct, frozen=True, tag="model_based", kw_only=True):
     train_from_stage: str = ""
     freeze_batch_norm: bool | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-
-
-class Augmentation(msgspec.Struct, frozen=True, kw_only=True):
-    """How images that are learned from are varied; None means the recipe's choice."""
-
-    mirror: bool | None = None
-    min_scale: float | None = None
-    """Least part of an image's area that a random crop has."""
-    rotation_degrees: float | None = None
-    """At most, to either side."""
-    colour: float | None = None
-    """Most that brightness, contrast and saturation change by, as a part of them."""
-    trivial_augment: bool | None = None
 
 
 FROZEN_TECHNIQUES = ("coral", "mcc", "pseudo_labels")

@@ -42,8 +42,8 @@ class Lineage:
         """The request with its base pinned: by number, by alias, or by neither (`latest`).
 
         `model` is the base's key, "" for the request's own.
-        Backbone, weights, grouping and background are the base's where the request names
-        none. Raises NotFound (MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND), or
+        Backbone, weights, grouping, augmentation and background are the base's where the request
+        names none. Raises NotFound (MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND), or
         WrongState (BASE_DATA_GONE).
         """
         try:
@@ -59,6 +59,8 @@ class Lineage:
             chosen["weights"] = request.weights or before.weights
         if request.grouping is None:
             chosen["grouping"] = before.grouping
+        if request.augmentation is None:
+            chosen["augmentation"] = before.augmentation
         if not request.background:
             chosen["background"] = base.manifest.decoding.background
         if before.case_sensitive_labels:

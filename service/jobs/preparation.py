@@ -118,6 +118,7 @@ class Preparation:
                 else request.validation_fraction
             ),
             grouping=request.grouping,
+            augmentation=request.augmentation,
             previous_answers=self._previous_answers(job),
             seed=request.seed or 0,
             time_budget_s=min(request.time_budget_s or planned_s, planned_s),

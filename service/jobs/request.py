@@ -29,6 +29,7 @@ from service.jobs.contract import (
     BACKBONES,
     DEFAULT_BACKBONE,
     NETWORK_TECHNIQUES,
+    Augmentation,
     Auto,
     Base,
     Baseline,
@@ -78,6 +79,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """None means 0.2."""
     grouping: Grouping | None = None
     """With a base, None means the base's."""
+    augmentation: Augmentation | None = None
+    """None means the recipe's choice, with a base the base's."""
     seed: int | None = None
     """None means 0."""
     time_budget_s: float | None = None
@@ -142,6 +145,11 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 self._check_domain_adaptation(method, needs_images=needs_images)
         _in("validation_fraction", self.validation_fraction, 0.05, 0.5)
         _check_grouping(self.grouping)
+        if self.augmentation is not None:
+            at = "augmentation."
+            _in(at + "min_scale", self.augmentation.min_scale, 0.05, 1)
+            _in(at + "rotation_degrees", self.augmentation.rotation_degrees, 0, 180)
+            _in(at + "colour", self.augmentation.colour, 0, 1)
         _check_seed(self.seed)
         _in("time_budget", self.time_budget_s, 1, math.inf, unit=" s")
         _check_labels(self.labels)

@@ -2,12 +2,14 @@
 
 from typing import Any, Literal
 
+import msgspec
 from graft.v1 import fine_tuning_pb2 as pb
 
 from service.domain import LATEST, plain_name
 from service.errors import InvalidInput, Reason
 from service.ingest.labels import canonical
 from service.jobs.contract import (
+    Augmentation,
     Auto,
     Baseline,
     DomainAdaptation,
@@ -95,6 +97,7 @@ def request(
         method=_method(message),
         validation_fraction=_optional(message, "validation_fraction"),
         grouping=_grouping(message.grouping) if message.HasField("grouping") else None,
+        augmentation=_augmentation(message),
         seed=_optional(message, "seed"),
         time_budget_s=(
             message.time_budget.ToMicroseconds() / 1e6 if message.HasField("time_budget") else None
@@ -161,6 +164,9 @@ def asked(given: JobRequest) -> pb.FineTuneRequest:
             message.domain_adaptation.CopyFrom(adaptation)
     if given.grouping is not None:
         message.grouping.CopyFrom(_asked_grouping(given.grouping))
+    if given.augmentation is not None:
+        varied = msgspec.structs.asdict(given.augmentation)
+        message.augmentation.CopyFrom(pb.Augmentation(**varied))
     if given.gate is not None:
         message.gate.CopyFrom(_asked_gate(given.gate))
     if given.base is not None:
@@ -204,6 +210,13 @@ def _domain_adaptation(given: pb.DomainAdaptation) -> DomainAdaptation:
 
 def _grouping(given: pb.Grouping) -> Grouping:
     return Grouping(folder_level=given.folder_level, name_pattern=given.name_pattern)
+
+
+def _augmentation(message: pb.FineTuneRequest) -> Augmentation | None:
+    if not message.HasField("augmentation"):
+        return None
+    names = Augmentation.__struct_fields__
+    return Augmentation(**{name: _optional(message.augmentation, name) for name in names})
 
 
 def _asked_grouping(grouping: Grouping) -> pb.Grouping:

@@ -82,7 +82,8 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
         "--baseline linear-probe --baseline from_scratch --min-accuracy 0.9 "
         "--min-class-recall 0.5 --class-recall ants=0.8 --class-recall a=b=0.7 "
         "--not-worse-than latest --max-regression 0.01 --when-uncertain promote "
-        "--max-latency-ms 12.5 --gate-alias prod --background #20c040 --group-by-folder 2"
+        "--max-latency-ms 12.5 --gate-alias prod --background #20c040 --group-by-folder 2 "
+        "--no-mirror --min-scale 0.5 --rotation 15 --colour 0.2 --trivial-augment"
     )
     code, out, _ = run("finetune", folder, "--name", "cats", *options.split())
     assert (code, out) == (0, "job-1\n")
@@ -118,6 +119,9 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
         alias="prod",
     )
     assert request.grouping == graft.Grouping(folder_level=2)
+    assert request.augmentation == graft.Augmentation(
+        mirror=False, min_scale=0.5, rotation_degrees=15.0, colour=0.2, trivial_augment=True
+    )
 
 
 def test_a_base_is_named_as_versions_are_everywhere(run: Run, server: FakeGraft) -> None:

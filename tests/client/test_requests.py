@@ -36,6 +36,9 @@ from graft.v1 import fine_tuning_pb2 as pb
         },
         {"grouping": graft.Grouping(folder_level=1)},
         {"grouping": graft.Grouping(name_pattern="{group}_*")},
+        {"augmentation": graft.Augmentation()},
+        {"augmentation": graft.Augmentation(mirror=False, min_scale=0.5, rotation_degrees=0.0)},
+        {"augmentation": graft.Augmentation(colour=0.2, trivial_augment=True)},
         {"base": graft.BaseVersion()},
         {"base": graft.BaseVersion(version=2, model="cats")},
         {"base": graft.BaseVersion(alias="prod")},
@@ -128,7 +131,9 @@ def test_groups_may_be_a_level_or_a_pattern_alone(grouping: Any, read: graft.Gro
 def test_what_is_not_given_is_left_to_the_service() -> None:
     request = _requests.fine_tune(graft.ServerPath("/images"), "pets", {})
     assert request.server_path.path == "/images"
-    for field in ("validation_fraction", "seed", "time_budget", "gate", "base", "grouping"):
+    for field in (
+        "validation_fraction", "seed", "time_budget", "gate", "base", "grouping", "augmentation",
+    ):  # fmt: skip
         assert not request.HasField(field)
     assert (request.backbone, list(request.baselines)) == ("", [])
     read = _answers.job_request(request)

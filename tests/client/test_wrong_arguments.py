@@ -145,6 +145,12 @@ def test_an_argument_of_the_wrong_type_is_named(
         ({"method": "model_based", "epochs": "3"}, "epochs", "a whole number"),
         ({"method": graft.FeatureBased(l2="1")}, "method.l2", "a number"),  # type: ignore[arg-type]
         ({"method": {"l2": 1.0}}, "method", "one of auto, feature_based, model_based"),
+        ({"augmentation": {"mirror": False}}, "augmentation", "an Augmentation"),
+        (
+            {"augmentation": graft.Augmentation(min_scale="half")},  # type: ignore[arg-type]
+            "augmentation.min_scale",
+            "a number",
+        ),
         ({"grouping": 1.5}, "grouping", "a Grouping, or a whole number, or text"),
         ({"gate": graft.Gate(class_recalls={"ants": "0.9"})}, "gate.class_recalls", "a dict"),  # type: ignore[dict-item]
     ],

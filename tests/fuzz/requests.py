@@ -191,6 +191,7 @@ def seeds() -> list[bytes]:
                 alias="prod",
             ),
             grouping=pb.Grouping(name_pattern="{group}_*"),
+            augmentation=pb.Augmentation(mirror=False, min_scale=0.5, colour=0.2),
             baselines=[1, 2],
             request_id="retry-1",
             seed=7,

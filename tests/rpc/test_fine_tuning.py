@@ -21,6 +21,7 @@ from service.inference.fake_runtime import FakeRuntime
 from service.ingest.index import Index
 from service.ingest.process import ReaderProcesses
 from service.jobs.contract import (
+    Augmentation,
     ExitCode,
     Failed,
     Gate,
@@ -301,6 +302,9 @@ BAD_FIELDS: dict[str, dict[str, object]] = {
     "grouping": {"grouping": pb.Grouping()},
     "grouping.folder_level": {"grouping": pb.Grouping(folder_level=-1)},
     "grouping.name_pattern": {"grouping": pb.Grouping(name_pattern="*.jpg")},
+    "augmentation.min_scale": {"augmentation": pb.Augmentation(min_scale=0)},
+    "augmentation.rotation_degrees": {"augmentation": pb.Augmentation(rotation_degrees=-1)},
+    "augmentation.colour": {"augmentation": pb.Augmentation(colour=float("nan"))},
     "image.group": {
         "inline_images": pb.InlineImages(
             images=[dataset_pb2.LabelledImage(label="red", content=b"x", group="g" * 129)]
@@ -414,11 +418,13 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
         freeze_batch_norm=False,
         precision=pb.PRECISION_FP32,
     )
+    varied = pb.Augmentation(mirror=False, min_scale=0.5, rotation_degrees=0, trivial_augment=True)
     started = await service.fine_tuning.FineTune(
         request(
             backbone="resnet18",
             weights="random",
             model_based=asked,
+            augmentation=varied,
             validation_fraction=0.25,
             seed=7,
             time_budget=Duration(seconds=90),
@@ -427,12 +433,16 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
     )
     back = started.job.request
     assert back.model_based == asked
+    assert back.augmentation == varied
     assert (back.backbone, back.weights, back.seed) == ("resnet18", "random", 7)
     assert (back.validation_fraction, back.time_budget.seconds) == (0.25, 90)
     assert back.device == pb.DEVICE_CPU
     await service.ended(started.job.job_id)
     spec = service.launcher.trainers[0].spec
     assert (spec.backbone, spec.seed, spec.device) == ("resnet18", 7, "cpu")
+    assert spec.augmentation == Augmentation(
+        mirror=False, min_scale=0.5, rotation_degrees=0.0, trivial_augment=True
+    )
 
 
 async def test_a_watcher_is_told_when_the_service_stops(make_service: MakeService) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from service.domain import WHITE, Base, ImageDecoding
 from service.errors import GraftError, NotFound, Reason, WrongState
-from service.jobs.contract import Grouping
+from service.jobs.contract import Augmentation, Grouping
 from service.jobs.lineage import Lineage
 from service.jobs.store import JobRecord, JobStore
 from service.storage.artifacts import Artifacts
@@ -82,16 +82,24 @@ def test_what_the_request_leaves_open_is_the_bases(
     lineage: Lineage, train: Train, folder: str
 ) -> None:
     groups = Grouping(folder_level=1)
-    train(server_path=folder, backbone="auto", chosen="resnet18", grouping=groups, seed=7)
+    varied = Augmentation(mirror=False)
+    train(
+        server_path=folder, backbone="auto", chosen="resnet18", grouping=groups, seed=7,
+        augmentation=varied,
+    )  # fmt: skip
     train("bears", server_path=folder, backbone="resnet50", chosen="resnet50", weights="W")
     grown = lineage.grow(request(), "birds", None, None)
     assert (grown.backbone, grown.weights) == ("resnet18", "")
-    assert (grown.grouping, grown.seed) == (groups, None)
+    assert (grown.grouping, grown.augmentation, grown.seed) == (groups, varied, None)
     grown = lineage.grow(request(), "bears", None, None)
     assert (grown.backbone, grown.weights, grown.grouping) == ("resnet50", "W", None)
     other = Grouping(name_pattern="{group}_*")
-    own = request(backbone="auto", seed=3, validation_fraction=0.3, grouping=other)
+    own = request(
+        backbone="auto", seed=3, validation_fraction=0.3, grouping=other,
+        augmentation=Augmentation(),
+    )  # fmt: skip
     grown = lineage.grow(own, "birds", None, None)
+    assert grown.augmentation == Augmentation()
     assert (grown.backbone, grown.weights, grown.grouping) == ("auto", "", other)
     assert (grown.seed, grown.validation_fraction) == (3, 0.3)
     assert grown.base_digest == "d" * 64

@@ -11,6 +11,7 @@ from service.jobs.contract import (
     BACKBONES,
     BASELINES,
     NETWORK_TECHNIQUES,
+    Augmentation,
     Auto,
     Base,
     DomainAdaptation,
@@ -82,6 +83,14 @@ def test_all_fields_at_their_bounds_are_fine() -> None:
         request(gate=gate, baselines=list(BASELINES)).check()
     for groups in (Grouping(folder_level=1), Grouping(name_pattern="{group}_*.jpg")):
         request(grouping=groups).check()
+    for varied in (
+        Augmentation(),
+        Augmentation(mirror=False, min_scale=0.05, rotation_degrees=0, colour=0),
+        Augmentation(
+            mirror=True, min_scale=1, rotation_degrees=180, colour=1, trivial_augment=True
+        ),
+    ):
+        request(augmentation=varied).check()
 
 
 @pytest.mark.parametrize(
@@ -182,6 +191,19 @@ def test_groups_that_no_name_tells_are_refused(field: str, groups: Grouping) -> 
     assert field_of(request(grouping=groups)) == field
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("min_scale", x) for x in (0.049, 1.01, NAN)],
+        *[("rotation_degrees", x) for x in (-0.1, 180.1, INF)],
+        *[("colour", x) for x in (-0.1, 1.01, NAN)],
+    ],
+)
+def test_images_that_cannot_be_varied_so_are_refused(name: str, value: float) -> None:
+    asked = request(augmentation=Augmentation(**{name: value}))  # type: ignore[arg-type]
+    assert field_of(asked) == f"augmentation.{name}"
+
+
 @pytest.mark.parametrize("l2", [0.0, -1.0, NAN, INF])
 def test_a_penalty_that_is_not_above_zero_is_refused(l2: float) -> None:
     assert field_of(request(method=FeatureBased(l2=l2))) == "feature_based.l2"
@@ -241,6 +263,7 @@ def test_a_request_is_the_same_after_it_was_kept() -> None:
             baselines=["from_scratch"], gate=Gate(min_accuracy=0.5, alias="prod"),
             base=Base("birds", 2), base_job_id="job-1", background="#000000",
             grouping=Grouping(name_pattern="{group}_*"),
+            augmentation=Augmentation(mirror=False, colour=0.0),
         )  # fmt: skip
         assert msgspec.json.decode(msgspec.json.encode(asked), type=JobRequest) == asked
 

@@ -30,6 +30,7 @@ from graft.errors import (
 )
 from graft.retry import NO_RETRY, RetryPolicy
 from graft.types import (
+    Augmentation,
     Auto,
     BackboneRanking,
     BaseVersion,
@@ -76,6 +77,7 @@ __all__ = [
     "AlreadyExists",
     "AsyncClient",
     "AsyncJobHandle",
+    "Augmentation",
     "Auto",
     "BackboneRanking",
     "BaseVersion",

@@ -91,6 +91,7 @@ def job_request(message: fine_tuning_pb2.FineTuneRequest) -> types.JobRequest:
         background=message.background,
         validation_fraction=_optional(message, "validation_fraction"),
         grouping=_grouping(message.grouping) if message.HasField("grouping") else None,
+        augmentation=_augmentation(message) if message.HasField("augmentation") else None,
         seed=_optional(message, "seed"),
         time_budget_s=message.time_budget.ToTimedelta().total_seconds()
         if message.HasField("time_budget")
@@ -136,6 +137,11 @@ def _grouping(grouping: fine_tuning_pb2.Grouping) -> types.Grouping:
     if grouping.WhichOneof("by") == "name_pattern":
         return types.Grouping(name_pattern=grouping.name_pattern)
     return types.Grouping(folder_level=grouping.folder_level)
+
+
+def _augmentation(message: fine_tuning_pb2.FineTuneRequest) -> types.Augmentation:
+    names = types.Augmentation.__dataclass_fields__
+    return types.Augmentation(**{name: _optional(message.augmentation, name) for name in names})
 
 
 def _gate(gate: fine_tuning_pb2.Gate) -> types.Gate:

@@ -42,7 +42,7 @@ class FeatureBased:
 
     l2: float | None = None
     augmented_views: int | None = None
-    """Randomly cropped and flipped copies of each training image beside it, 0 to 16."""
+    """Random views of each training image beside it, 0 to 16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class ModelBased:
     weight_decay: float | None = None
     label_smoothing: float | None = None
     train_from_stage: str = ""
-    """The first stage that is trained; empty means all are."""
+    """The first stage that is trained; empty means the last stages, and all for classic."""
     freeze_batch_norm: bool | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
@@ -98,6 +98,22 @@ class Grouping:
     """The folder below the class's that names the group, from 1."""
     name_pattern: str = ""
     """Of file names, with `{group}` once and `*` for anything, such as "{group}_*.jpg"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How images that are learned from are varied. None means the recipe's choice."""
+
+    mirror: bool | None = None
+    """False where the side tells the class: letters, arrows, hands."""
+    min_scale: float | None = None
+    """Least part of an image's area that a random crop has, 0.05 to 1."""
+    rotation_degrees: float | None = None
+    """Most that a view is turned to either side, 0 to 180."""
+    colour: float | None = None
+    """Most that brightness, contrast and saturation change by, as a part of them, 0 to 1."""
+    trivial_augment: bool | None = None
+    """One random operation on each view: TrivialAugment, the wide space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +173,8 @@ class FineTuneOptions(TypedDict, total=False):
     """Held out where a network is trained on data without validation images, 0.05 to 0.5."""
     grouping: Grouping | int | str | None
     """Which images belong together, by their names: a `Grouping`, a folder level or a pattern."""
+    augmentation: Augmentation | None
+    """How images that are learned from are varied; with a base the base's where left out."""
     seed: int | None
     time_budget_s: float | None
     """How long training may take, at least 1 s."""

@@ -52,6 +52,7 @@ _GENERAL = {
     "background",
     "validation_fraction",
     "grouping",
+    "augmentation",
     "seed",
     "time_budget_s",
     "device",
@@ -95,6 +96,7 @@ def fine_tune(
         gate=_gate(options.get("gate")),
         base=_base(options.get("base")),
         grouping=_grouping(options.get("grouping")),
+        augmentation=_augmentation(options.get("augmentation")),
         case_sensitive_labels=options.get("case_sensitive_labels", False),
     )
     _set_data(request, data)
@@ -287,6 +289,10 @@ def _grouping(given: types.Grouping | int | str | None) -> pb.Grouping | None:
             "grouping",
         )
     return pb.Grouping(folder_level=given.folder_level, name_pattern=given.name_pattern or None)
+
+
+def _augmentation(given: types.Augmentation | None) -> pb.Augmentation | None:
+    return None if given is None else pb.Augmentation(**vars(given))
 
 
 def _base(base: types.BaseVersion | int | str | None) -> pb.BaseVersion | None:

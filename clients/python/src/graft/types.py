@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from graft._figures import Figure, GateCheck, MeasuredOn, Verdict, VersionPublished
 from graft._options import (
+    Augmentation,
     Auto,
     Baseline,
     BaseVersion,
@@ -30,6 +31,7 @@ from graft._options import (
 from graft.errors import GraftError
 
 __all__ = [
+    "Augmentation",
     "Auto",
     "BackboneRanking",
     "BaseVersion",
@@ -274,6 +276,7 @@ class JobRequest:
     gate: Gate | None = None
     base: BaseVersion | None = None
     grouping: Grouping | None = None
+    augmentation: Augmentation | None = None
     case_sensitive_labels: bool = False
     background: str = ""
     """"#rrggbb" below transparency; empty means white, with a base the base's."""

@@ -10,7 +10,7 @@ from graft.cli._output import Output, Usage
 from graft.cli._watching import Watching, follow, tell
 from graft.client import Client
 from graft.errors import InvalidArgument
-from graft.types import FineTuneOptions, Gate, Grouping
+from graft.types import Augmentation, FineTuneOptions, Gate, Grouping
 
 _OPTIONS = (
     "backbone", "weights", "method", "background", "validation_fraction", "seed",
@@ -20,6 +20,7 @@ _OPTIONS = (
     "freeze_batch_norm", "augmented_views", "technique", "always_adapt", "evaluate_on_target",
     "baselines", "case_sensitive_labels",
 )  # fmt: skip
+_AUGMENTATION = ("mirror", "min_scale", "rotation_degrees", "colour", "trivial_augment")
 _GATE = (
     "min_accuracy", "min_class_recall", "not_worse_than", "max_regression", "when_uncertain",
     "max_latency_ms",
@@ -61,7 +62,10 @@ def add(commands: Any) -> None:
         "--augmented-views",
         type=int,
         metavar="N",
-        help="of feature-based: changed copies of each image to learn from, 0 to 16",
+        help="of feature-based: random views of each image to learn from, 0 to 16",
+    )
+    _add_augmentation(
+        parser.add_argument_group("augmentation", "how images that are learned from are varied")
     )
     _add_adaptation(parser.add_argument_group("domain adaptation"))
     parser.add_argument("--epochs", type=int)
@@ -129,6 +133,30 @@ def add(commands: Any) -> None:
     parser.add_argument("--detach", action="store_true", help="do not wait for the end")
 
 
+def _add_augmentation(group: Any) -> None:
+    group.add_argument(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="--no-mirror where the side tells the class: letters, arrows, hands",
+    )
+    group.add_argument(
+        "--min-scale", type=float, metavar="PART", help="least part of the area of a random crop"
+    )
+    group.add_argument(
+        "--rotation", dest="rotation_degrees", type=float, metavar="DEGREES", help="to either side"
+    )
+    group.add_argument(
+        "--colour", type=float, metavar="PART", help="of brightness, contrast and saturation"
+    )
+    group.add_argument(
+        "--trivial-augment",
+        action="store_true",
+        default=None,
+        help="one random operation on each view",
+    )
+
+
 def _add_adaptation(group: Any) -> None:
     group.add_argument(
         "--target",
@@ -191,10 +219,7 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     chosen["labels"] = dict(arguments.label)
     if arguments.target is not None:
         chosen["target"] = _names.data(arguments.target)
-    if arguments.folder_level is not None or arguments.name_pattern is not None:
-        chosen["grouping"] = Grouping(
-            folder_level=arguments.folder_level, name_pattern=arguments.name_pattern or ""
-        )
+    chosen |= _of_images(arguments)
     if arguments.base is not None:
         chosen["base"] = _names.base(arguments.base)
     bounds: Any = {name: getattr(arguments, name) for name in _GATE}
@@ -226,6 +251,19 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     if version is not None and not output.is_json:
         tell(version, output)
     return code
+
+
+def _of_images(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns which images belong together and how they are varied, where that is said."""
+    found: dict[str, Any] = {}
+    if arguments.folder_level is not None or arguments.name_pattern is not None:
+        found["grouping"] = Grouping(
+            folder_level=arguments.folder_level, name_pattern=arguments.name_pattern or ""
+        )
+    varied: Any = {name: getattr(arguments, name) for name in _AUGMENTATION}
+    if any(value is not None for value in varied.values()):
+        found["augmentation"] = Augmentation(**varied)
+    return found
 
 
 def _dashed(text: str) -> str:

@@ -165,6 +165,20 @@ class DomainAdaptation(_message.Message):
     learning_rate: float
     def __init__(self, target_path: _Optional[_Union[ServerPath, _Mapping]] = ..., target_dataset_id: _Optional[str] = ..., target_images: _Optional[_Union[InlineImages, _Mapping]] = ..., technique: _Optional[_Union[AdaptationTechnique, str]] = ..., always_adapt: _Optional[bool] = ..., evaluate_on_target: _Optional[bool] = ..., epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ...) -> None: ...
 
+class Augmentation(_message.Message):
+    __slots__ = ("mirror", "min_scale", "rotation_degrees", "colour", "trivial_augment")
+    MIRROR_FIELD_NUMBER: _ClassVar[int]
+    MIN_SCALE_FIELD_NUMBER: _ClassVar[int]
+    ROTATION_DEGREES_FIELD_NUMBER: _ClassVar[int]
+    COLOUR_FIELD_NUMBER: _ClassVar[int]
+    TRIVIAL_AUGMENT_FIELD_NUMBER: _ClassVar[int]
+    mirror: bool
+    min_scale: float
+    rotation_degrees: float
+    colour: float
+    trivial_augment: bool
+    def __init__(self, mirror: _Optional[bool] = ..., min_scale: _Optional[float] = ..., rotation_degrees: _Optional[float] = ..., colour: _Optional[float] = ..., trivial_augment: _Optional[bool] = ...) -> None: ...
+
 class Gate(_message.Message):
     __slots__ = ("min_accuracy", "min_class_recall", "class_recalls", "not_worse_than", "max_regression", "when_uncertain", "max_parity_difference", "max_latency", "alias")
     class ClassRecallsEntry(_message.Message):
@@ -213,7 +227,7 @@ class BaseVersion(_message.Message):
     def __init__(self, version: _Optional[int] = ..., alias: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class FineTuneRequest(_message.Message):
-    __slots__ = ("model", "server_path", "dataset_id", "inline_images", "backbone", "weights", "auto", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "background", "labels", "request_id", "baselines", "gate", "base", "grouping", "case_sensitive_labels", "validate_only")
+    __slots__ = ("model", "server_path", "dataset_id", "inline_images", "backbone", "weights", "auto", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "background", "labels", "request_id", "baselines", "gate", "base", "grouping", "augmentation", "case_sensitive_labels", "validate_only")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -242,6 +256,7 @@ class FineTuneRequest(_message.Message):
     GATE_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     GROUPING_FIELD_NUMBER: _ClassVar[int]
+    AUGMENTATION_FIELD_NUMBER: _ClassVar[int]
     CASE_SENSITIVE_LABELS_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     model: str
@@ -265,9 +280,10 @@ class FineTuneRequest(_message.Message):
     gate: Gate
     base: BaseVersion
     grouping: Grouping
+    augmentation: Augmentation
     case_sensitive_labels: bool
     validate_only: bool
-    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., background: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ..., grouping: _Optional[_Union[Grouping, _Mapping]] = ..., case_sensitive_labels: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., background: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ..., grouping: _Optional[_Union[Grouping, _Mapping]] = ..., augmentation: _Optional[_Union[Augmentation, _Mapping]] = ..., case_sensitive_labels: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class FineTuneResponse(_message.Message):
     __slots__ = ("job",)
