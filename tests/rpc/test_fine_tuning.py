@@ -21,7 +21,6 @@ from service.inference.fake_runtime import FakeRuntime
 from service.ingest.index import Index
 from service.ingest.process import ReaderProcesses
 from service.jobs.contract import (
-    Augmentation,
     ExitCode,
     Failed,
     Gate,
@@ -418,13 +417,11 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
         freeze_batch_norm=False,
         precision=pb.PRECISION_FP32,
     )
-    varied = pb.Augmentation(mirror=False, min_scale=0.5, rotation_degrees=0, trivial_augment=True)
     started = await service.fine_tuning.FineTune(
         request(
             backbone="resnet18",
             weights="random",
             model_based=asked,
-            augmentation=varied,
             validation_fraction=0.25,
             seed=7,
             time_budget=Duration(seconds=90),
@@ -433,16 +430,12 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
     )
     back = started.job.request
     assert back.model_based == asked
-    assert back.augmentation == varied
     assert (back.backbone, back.weights, back.seed) == ("resnet18", "random", 7)
     assert (back.validation_fraction, back.time_budget.seconds) == (0.25, 90)
     assert back.device == pb.DEVICE_CPU
     await service.ended(started.job.job_id)
     spec = service.launcher.trainers[0].spec
     assert (spec.backbone, spec.seed, spec.device) == ("resnet18", 7, "cpu")
-    assert spec.augmentation == Augmentation(
-        mirror=False, min_scale=0.5, rotation_degrees=0.0, trivial_augment=True
-    )
 
 
 async def test_a_watcher_is_told_when_the_service_stops(make_service: MakeService) -> None:

@@ -1,11 +1,11 @@
-"""Which images belong together, over the wire."""
+"""Which images belong together, and how they are varied, over the wire."""
 
 from pathlib import Path
 
 from graft.v1 import fine_tuning_pb2 as pb
 
 from service.ingest import index
-from service.jobs.contract import Auto, Grouping
+from service.jobs.contract import Augmentation, Auto, Grouping
 from tests.rpc.conftest import Service, colours
 
 
@@ -16,13 +16,16 @@ async def test_which_images_belong_together_reaches_the_trainer(service: Service
         model="colours",
         inline_images=images,
         grouping=pb.Grouping(name_pattern="{group}_*.png"),
+        augmentation=pb.Augmentation(mirror=False, min_scale=0.5, rotation_degrees=0),
     )
     started = await service.fine_tuning.FineTune(asked)
     assert started.job.request.grouping == asked.grouping
+    assert started.job.request.augmentation == asked.augmentation
     assert started.job.request.WhichOneof("method") == "auto"
     await service.ended(started.job.job_id)
     spec = service.launcher.trainers[0].spec
     assert spec.grouping == Grouping(name_pattern="{group}_*.png")
+    assert spec.augmentation == Augmentation(mirror=False, min_scale=0.5, rotation_degrees=0.0)
     assert spec.method == Auto()
     groups = [image.group for image in index.load(Path(spec.data_index)).images]
     assert sorted(filter(None, groups)) == ["one recording"]

@@ -245,13 +245,10 @@ class _Training:
             at.batch_size = recipe.batch_size or batch_size_for(len(work.targets), self.device.type)
             if recipe.start_from_linear_probe:
                 fitted = work.linear_probe()
-                with torch.no_grad():
-                    weight, bias = (
-                        fitted.matrix / fitted.temperature,
-                        fitted.bias / fitted.temperature,
-                    )
-                    self.classifier.weight.copy_(torch.from_numpy(weight))
-                    self.classifier.bias.copy_(torch.from_numpy(bias))
+                first = {"weight": fitted.matrix, "bias": fitted.bias}
+                self.classifier.load_state_dict(
+                    {k: torch.from_numpy(v / fitted.temperature) for k, v in first.items()}
+                )
         detail = "views through the frozen stages"
         work.inputs.prepare(lambda done: send(Progressed("preparing", 0.4 + 0.2 * done, detail)))
         work.judged.prepare(lambda _: None)
