@@ -158,7 +158,8 @@ def test_a_tuned_tail_serves_beside_the_frozen_network(tmp_path: Path, name: str
     stage = frozen.tuned_from
     images = torch.randint(0, 256, (2, frozen.size, frozen.size, 3), dtype=torch.uint8)
     split = tails.split(frozen, stage) if stage else None
-    assert (split is None) == (name == "dla46_c")
+    # The code of a ViT cannot be read as a graph: it is tuned as a whole, as is what is unknown.
+    assert (split is None) == (name in ("test_vit", "dla46_c"))
     with torch.inference_mode():
         if split is not None:
             maps = split.trunk(images).reshape(2, *split.shape)
