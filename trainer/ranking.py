@@ -205,8 +205,15 @@ def _is_close(leader: Scored, other: Scored, images: int) -> bool:
     """
     assert leader.row.log_me is not None
     assert other.row.log_me is not None
+    # However little it costs, what never learned from an image is no bargain.
+    if _is_random(other) and not _is_random(leader):
+        return False
     lead = (leader.row.log_me - other.row.log_me) * images
     return lead < _STRONG and _lead(leader, other) <= 1
+
+
+def _is_random(entrant: Scored) -> bool:
+    return entrant.row.weights.startswith("random:")
 
 
 def _of(part: Part, places: "Ints | slice") -> Part:

@@ -128,8 +128,8 @@ from service import faults
 from trainer.checkpoint import Checkpoints
 kept = Checkpoints(sys.argv[1], "key")
 faults.arm(sys.argv[2])
-kept.save({"epoch": 1})
-kept.save({"epoch": 2})
+kept.save({"epoch": 1}, print)
+kept.save({"epoch": 2}, print)
 """
 
 

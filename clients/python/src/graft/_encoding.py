@@ -131,4 +131,5 @@ def _described(hint: Any) -> str:
         return f"a dict of {_described(inner[0])} to {_described(inner[1])}"
     if inner:
         return f"a list, each {_described(inner[0])}"
-    return _WORDS.get(hint) or f"a {hint.__name__}"
+    name = str(hint.__name__)
+    return _WORDS.get(hint) or f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
