@@ -13,9 +13,15 @@ from service.backbones import Backbone as Row
 from service.backbones import find
 from service.errors import InvalidInput, Reason
 from service.inference.runtime import OnnxRuntime, Provider
-from service.jobs.contract import BACKBONE_FILE, FeatureBased, ModelBased
-from tests.trainer.conftest import MakeFolder, MakeSpec, Told
-from trainer import backbones, export, tails, timm_networks, train
+from service.jobs.contract import (
+    BACKBONE_FILE,
+    FeatureBased,
+    ModelBased,
+    PretrainedBackbone,
+    RankSpec,
+)
+from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec, Told
+from trainer import backbones, export, ranking, tails, timm_networks, train
 from trainer.backbone_file import BackboneFile
 
 PROVIDERS = [
@@ -158,7 +164,8 @@ def test_a_tuned_tail_serves_beside_the_frozen_network(tmp_path: Path, name: str
     stage = frozen.tuned_from
     images = torch.randint(0, 256, (2, frozen.size, frozen.size, 3), dtype=torch.uint8)
     split = tails.split(frozen, stage) if stage else None
-    assert (split is None) == (name == "dla46_c")
+    # The code of a ViT cannot be read as a graph: it is tuned as a whole, as is what is unknown.
+    assert (split is None) == (name in ("test_vit", "dla46_c"))
     with torch.inference_mode():
         if split is not None:
             maps = split.trunk(images).reshape(2, *split.shape)
@@ -224,6 +231,35 @@ def test_what_serves_gives_torchs_features(tmp_path: Path, name: str, provider: 
         served, trained = session.run(images), export.torch_features(backbone, images)
         assert served.shape == trained.shape == (n, sum(file.blocks))
         assert np.abs(served - trained).max() < 1e-4 * np.abs(trained).max()
+
+
+def test_networks_of_timms_are_ranked_beside_others(
+    make_folder: MakeFolder, told: Told, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    (tmp_path / "weights" / "timm").mkdir(parents=True)
+    path = tmp_path / "weights" / "timm" / "test_vit.r160_in1k.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), path)
+    named = {"timm/test_vit": "", "timm/test_convnext": "random", "timm/test_vitt": ""}
+    ranked = ranking.rank(
+        RankSpec(
+            data_dir=str(make_folder(per_class=6)),
+            backbones=[PretrainedBackbone(backbone=b, weights=w) for b, w in named.items()],
+            weights_dir=str(tmp_path / "weights"),
+            time_budget_s=GUARD_S,
+            provider="cpu",
+            threads=2,
+        ),
+        told.append,
+    )
+    rows = {row.backbone: row for row in ranked.ranking}
+    vit, convnext, unknown = (rows[name] for name in named)
+    assert vit.weights.startswith("r160_in1k@sha256:")
+    assert (vit.weights_licence, convnext.weights_licence) == ("apache-2.0", "")
+    assert vit.log_me is not None and convnext.log_me is not None
+    assert (vit.feature_dim, vit.problem, convnext.problem) == (64, "", "")
+    assert "timm has no network 'test_vitt'" in unknown.problem
 
 
 @pytest.mark.parametrize(
