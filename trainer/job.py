@@ -195,10 +195,13 @@ class Job:
     @functools.cached_property
     def backbone(self) -> "Backbone":
         """The network, which a method that trains changes in place."""
-        return self._pretrained()
+        return self.pretrained()
 
-    def _pretrained(self) -> "Backbone":
-        """Imports torch: seconds that neither bad data nor a repeated job need wait for."""
+    def pretrained(self) -> "Backbone":
+        """Builds the network as it was pretrained.
+
+        Imports torch: seconds that neither bad data nor a repeated job need wait for.
+        """
         import torch
 
         from trainer import backbones
@@ -301,7 +304,7 @@ class Job:
 
         self.send(Progressed("preparing", 0.1, f"exporting {self.spec.backbone}"))
         # Frozen features may be asked for when the network was trained already.
-        export.to_onnx(self._pretrained() if _trains(self.spec) else self.backbone, path)
+        export.to_onnx(self.pretrained() if _trains(self.spec) else self.backbone, path)
 
 
 def _trains(spec: JobSpec) -> bool:

@@ -5,6 +5,7 @@ beside the frozen one, both tails work on what one pass through the stages befor
 """
 
 import math
+import threading
 from typing import NamedTuple
 
 import torch
@@ -123,7 +124,14 @@ class Tailed(Backbone):
     def all_features(self, images: Tensor) -> list[Tensor]:
         """See `Backbone.all_features`."""
         maps: list[Tensor] = []
-        hook = self._first.register_forward_pre_hook(lambda _, given: maps.append(given[0]))
+        caller = threading.get_ident()
+
+        def keep(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            # As there: another thread has a hook of its own.
+            if threading.get_ident() == caller:
+                maps.append(given[0])
+
+        hook = self._first.register_forward_pre_hook(keep)
         try:
             features = super().all_features(images)
         finally:

@@ -337,6 +337,8 @@ def _adapted_network(job: Job, method: DomainAdaptation, divided: Divided) -> Tr
     source_only = _source_only(job, divided)
     target, groups = _target(job, method, divided, source_only.head)
     held = domain_adaptation.held_out(target, groups, spec.validation_fraction, spec.seed)
+    # Not the job's own, which stands for the frozen file where that serves in the end.
+    backbone = job.pretrained()
     trained = network_adaptation.train(
         spec,
         method,
@@ -344,12 +346,12 @@ def _adapted_network(job: Job, method: DomainAdaptation, divided: Divided) -> Tr
         data.validation,
         data.classes,
         target.images.at(np.flatnonzero(~held).tolist()),
-        job.backbone,
+        backbone,
         lambda: job.linear_probe(data.train, divided.folds, data.classes),
         job.training_deadline,
         job.send,
     )
-    served = _exported(job, trained.head, job.backbone)
+    served = _exported(job, trained.head, backbone)
     features = served.features.of(target.images, "target images")
     found = domain_adaptation.judge_network(
         method,
@@ -377,6 +379,7 @@ def _adapted_network(job: Job, method: DomainAdaptation, divided: Divided) -> Tr
         device=trained.device,
         precision=trained.precision,
         is_trained=found.has_adapted,
+        network=backbone if found.has_adapted else None,
         target=target,
         target_features=features,
         target_groups=groups,

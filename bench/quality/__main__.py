@@ -17,10 +17,13 @@ from pathlib import Path
 
 from bench.quality import (
     accuracy,
+    decisions,
     gates,
     harmful,
     images,
+    outliers,
     probabilities,
+    ranking,
     reported,
     thousand,
 )
@@ -32,6 +35,9 @@ ROOT = Path(__file__).parents[2]
 
 SECTIONS: dict[str, Callable[[Measuring, argparse.Namespace], Section]] = {
     "accuracy": accuracy.run,
+    "decisions": decisions.run,
+    "outliers": outliers.run,
+    "ranking": ranking.run,
     "reported": reported.run,
     "gate": gates.run,
     "harm": harmful.run,

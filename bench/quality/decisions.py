@@ -4,6 +4,7 @@ Pairs of classes at nine to one, and sets that came imbalanced: a third of each 
 is held out, a head is fitted to the rest as a job does it, and both rules answer what was held out.
 """
 
+import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from bench.quality.document import Section, mean, share
 from bench.quality.images import ImageSet, Ints
+from bench.quality.measuring import Measuring, Sets
 from service.domain import ARGMAX, Decision
 from service.inference.head import Head
 from trainer import folds, groups, linear
@@ -77,6 +79,16 @@ def tasks(sets: Mapping[str, ImageSet], jobs: int) -> Iterator[tuple[str, int, i
         yield from ((name, *pairs[n % len(pairs)], n // len(pairs)) for n in range(jobs) if pairs)
         if counts.min() < rules.IMBALANCED * counts.max():
             yield from ((name, -1, -1, seed) for seed in range(jobs))
+
+
+def run(measuring: Measuring, arguments: argparse.Namespace) -> Section:
+    """Measures jobs at nine to one, on every set."""
+    asked = tasks(measuring.sets.whole, arguments.draws)
+    return section(measuring.all(_measured, asked)[0])
+
+
+def _measured(sets: Sets, name: str, common: int, rare: int, seed: int) -> Outcome | None:
+    return measure(sets.whole[name], common, rare, seed)
 
 
 def measure(images: ImageSet, common: int, rare: int, seed: int) -> Outcome | None:

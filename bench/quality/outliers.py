@@ -5,6 +5,7 @@ are of other sets. The score that serves (distance and energy) is held against t
 on the same images of the same head.
 """
 
+import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from scipy import stats
 
 from bench.quality.document import Section
 from bench.quality.images import Floats, ImageSet, Ints
+from bench.quality.measuring import Measuring, Sets
 from service.inference.head import Head
 from trainer import folds, linear, outliers
 
@@ -52,6 +54,21 @@ class Row:
     far_by_distance: float
     alarms: tuple[float, ...]
     """The part of familiar images above 1 at each of `RATES`."""
+
+
+def run(measuring: Measuring, arguments: argparse.Namespace) -> Section:
+    """Measures draws of every set."""
+    tasks = [
+        (name, per_class, seed)
+        for name in measuring.sets.whole
+        for per_class in PER_CLASS
+        for seed in range(arguments.draws)
+    ]
+    return section(measuring.all(_measured, tasks)[0])
+
+
+def _measured(sets: Sets, name: str, per_class: int, seed: int) -> Row | None:
+    return measure(sets.whole, name, per_class, seed)
 
 
 def measure(sets: Mapping[str, ImageSet], name: str, per_class: int, seed: int) -> Row | None:

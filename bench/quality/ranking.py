@@ -4,6 +4,7 @@ Backbones are ranked on the images of a draw, as the service does; then a head l
 each backbone's features, and its accuracy on the images that were not drawn says which was best.
 """
 
+import argparse
 import hashlib
 import os
 import time
@@ -15,8 +16,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from bench.quality import images
 from bench.quality.document import Section, share
 from bench.quality.images import Floats, Ints, LabelledFile
+from bench.quality.measuring import Measuring, Sets
 from bench.quality.outliers import by_set, half_width, mean_of
 from service.domain import DEFAULT_DECODING
 from service.inference import preprocess
@@ -77,6 +80,22 @@ class Row:
     pool: str
     entrants: tuple[Entrant, ...]
     first: dict[str, int]
+
+
+def run(measuring: Measuring, arguments: argparse.Namespace) -> Section:
+    """Ranks on draws of every set; what backbones make of the images is kept from run to run."""
+    found = images.find(arguments.folder or images.data_root())
+    tasks = []
+    for name, files in found.items():
+        seen = [see(*entrant, files, arguments.keep) for entrant in ENTRANTS]
+        tasks += [(name, seen, size, seed) for size in PER_CLASS for seed in range(arguments.draws)]
+    return section([row for rows in measuring.all(_measured, tasks)[0] for row in rows])
+
+
+def _measured(
+    sets: Sets, name: str, seen: Sequence["Seen"], per_class: int, seed: int
+) -> "list[Row]":
+    return measure(name, seen, sets.whole[name].targets, per_class, seed)
 
 
 def see(name: str, weights: str, files: Sequence[LabelledFile], keep: Path) -> Seen:

@@ -471,7 +471,6 @@ def test_real_weights_come_before_random_ones_on_ten_photos_a_class(
             tmp_path / "few",
             *(
                 PretrainedBackbone(backbone=name, weights="random")
-                # The first takes images of 240 pixels.
                 for name in ("efficientnet_lite1", "resnet18")
             ),
             PretrainedBackbone(backbone="efficientnet_lite0"),
@@ -481,11 +480,10 @@ def test_real_weights_come_before_random_ones_on_ten_photos_a_class(
     )
     best, second, third = ranked.ranking
     assert [row.problem for row in ranked.ranking] == [""] * 3
-    assert {second.backbone, third.backbone} == {"efficientnet_lite1", "resnet18"}
+    assert {second.backbone, third.backbone} == {"efficientnet_lite1", "resnet18"}  # 240 and 224 px
     assert (best.backbone, best.weights) == ("efficientnet_lite0", LITE0)
     assert best.log_loss is not None and second.log_loss is not None
     assert best.log_loss < second.log_loss
     assert best.log_me is not None and second.log_me is not None
     assert best.log_me > second.log_me + 0.1
-    # Of its last layer: those of the middle layers are no part of a ranking.
     assert best.feature_dim == 1280

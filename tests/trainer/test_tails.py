@@ -1,5 +1,6 @@
 """Networks in two parts, and two tails on one trunk."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +153,17 @@ def test_a_whole_network_may_serve_beside_the_frozen_one(tmp_path: Path) -> None
     with torch.inference_mode():
         each = [network(torch.from_numpy(pixels)).numpy() for network in (frozen, tuned)]
     np.testing.assert_allclose(served, np.concatenate(each, axis=1), rtol=1e-4, atol=1e-5)
+
+
+def test_images_of_several_threads_are_not_mixed_up() -> None:
+    frozen, tuned = small_backbone(taps=("0",)).eval(), small_backbone(taps=("0",)).eval()
+    split = tails.split(tuned, "top")
+    assert split is not None
+    joined = tails.tailed(frozen, "top", split.tail, with_taps=True)
+    pixels = [images(n) for n in range(1, 9)]
+    alone = [export.torch_features(joined, some) for some in pixels]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            together = pool.map(lambda some: export.torch_features(joined, some), pixels)
+            for found, wanted in zip(together, alone, strict=True):
+                np.testing.assert_array_equal(found, wanted)

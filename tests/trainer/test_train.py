@@ -24,6 +24,7 @@ from service.inference import preprocess
 from service.jobs.contract import (
     BACKBONE_FILE,
     HEAD_FILE,
+    Augmentation,
     BaseData,
     DataFound,
     EpochEnded,
@@ -40,6 +41,8 @@ from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec, Told
 from trainer import backbones, compute, data, export, job, stages, train
 from trainer.methods import model_based
 from trainer.recipes import settings
+
+BLANK = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
 
 
 def run(spec: object, told: Told) -> Manifest:
@@ -95,8 +98,9 @@ def test_feature_based_transfer_end_to_end(
 
 
 @pytest.mark.usefixtures("small_network")
-def test_model_based_transfer_trains_every_layer_and_tells_every_epoch(
-    make_folder: MakeFolder, make_spec: MakeSpec, told: Told
+@pytest.mark.parametrize("weights", ["random", ""], ids=["all layers", "the last stages"])
+def test_model_based_transfer_trains_the_network_and_tells_every_epoch(
+    weights: str, make_folder: MakeFolder, make_spec: MakeSpec, told: Told
 ) -> None:
     folder = make_folder(per_class=8)
     (folder / "red" / "notes.txt").write_text("no image")
@@ -104,15 +108,21 @@ def test_model_based_transfer_trains_every_layer_and_tells_every_epoch(
         folder,
         method=ModelBased(epochs=3, batch_size=4, learning_rate=0.01, precision="fp32"),
         backbone="resnet18",
-        weights="random",
+        weights=weights,
+        augmentation=Augmentation(mirror=False),
     )
     manifest = run(spec, told)
     epochs = [e for e in told.of(EpochEnded) if isinstance(e, EpochEnded)]
     assert [e.epoch for e in epochs] == [1, 2, 3]
     assert all(e.images_per_second > 0 and np.isfinite(e.train_loss) for e in epochs)
     assert epochs[-1].eta_s == 0
-    assert manifest.weights == "random:0"
+    assert manifest.weights == ("random:0" if weights else "IMAGENET1K_V1")
     assert manifest.method == "model_based"
+    used = manifest.hyperparameters
+    assert (used["keeps_maps"], used["train_from_stage"]) == (
+        (False, "") if weights else (True, "top")
+    )
+    assert (used["mirror"], used["min_scale"]) == (False, 0.08 if weights else 0.4)
     assert manifest.parity.max_difference < 1e-3
     # The last epoch's average is what serves: no epoch was chosen.
     (figure,) = manifest.figures
@@ -120,7 +130,7 @@ def test_model_based_transfer_trains_every_layer_and_tells_every_epoch(
     assert figure.accuracy == pytest.approx(epochs[-1].validation_accuracy)
     assert manifest.train_count + figure.count == 16
     notes = [n.text for n in told.of(Note) if isinstance(n, Note)]
-    assert any("never pretrained" in text for text in notes)
+    assert any("never pretrained" in text for text in notes) == bool(weights)
 
     report = json.loads((Path(spec.out_dir) / "report.json").read_bytes())
     assert len(report["epochs"]) == 3
@@ -261,19 +271,17 @@ def test_the_classic_recipe_is_the_one_that_users_know() -> None:
     assert (classic.epochs, classic.batch_size) == (25, 4)
     assert (classic.learning_rate, classic.momentum) == (0.001, 0.9)
     assert (classic.weight_decay, classic.label_smoothing) == (0, 0)
-    assert classic.batch_norm == "learned"
+    assert (classic.optimizer, classic.batch_norm, classic.min_scale) == ("sgd", "learned", 0.08)
     own = settings(ModelBased(recipe="classic", epochs=3, freeze_batch_norm=True))
     assert (own.epochs, own.batch_norm, own.batch_size) == (3, "frozen", 4)
     device = torch.device("cpu")
     network = torch.nn.Flatten()
     chosen, _ = compute.choose_precision(
-        settings(ModelBased(recipe="classic")).precision, device, network, 32
+        settings(ModelBased(recipe="classic")).precision, device, network, BLANK
     )
     assert chosen == "fp32"
     with pytest.raises(InvalidInput, match="fp16 needs a GPU"):
-        compute.choose_precision(
-            settings(ModelBased(precision="fp16")).precision, device, network, 32
-        )
+        compute.choose_precision("fp16", device, network, BLANK)
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(2.0, "bf16"), (1.1, "fp32")])
@@ -284,14 +292,10 @@ def test_a_cpu_with_bf16_uses_it_where_a_probe_finds_it_faster(
     monkeypatch.setattr(compute, "_cpu_has_bf16", lambda: True)
     monkeypatch.setattr(compute, "step_s", lambda precision, *_: times[precision])
     device, network = torch.device("cpu"), torch.nn.Flatten()
-    assert (
-        compute.choose_precision(settings(ModelBased()).precision, device, network, 32)[0]
-        == expected
-    )
+    precision = settings(ModelBased()).precision
+    assert compute.choose_precision(precision, device, network, BLANK)[0] == expected
     monkeypatch.setattr(compute, "_cpu_has_bf16", lambda: False)
-    assert (
-        compute.choose_precision(settings(ModelBased()).precision, device, network, 32)[0] == "fp32"
-    )
+    assert compute.choose_precision(precision, device, network, BLANK)[0] == "fp32"
 
 
 def test_a_probe_leaves_the_network_as_it_was() -> None:
@@ -305,8 +309,7 @@ def test_a_probe_leaves_the_network_as_it_was() -> None:
 
     network = Images()
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    batch = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
-    assert compute.step_s("fp32", torch.device("cpu"), network, batch) > 0
+    assert compute.step_s("fp32", torch.device("cpu"), network, BLANK) > 0
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
 
