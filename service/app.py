@@ -71,8 +71,8 @@ _MOST_HELD = 16
 """Requests as large as they may be that are answered at once; of smaller ones, more."""
 _HEALTH_TIMEOUT_S = 4.0
 """Less than what asks waits for."""
-_PROXIES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-"""Variables that send the trainers' downloads through a proxy."""
+_DETOURS = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "HF_ENDPOINT")
+"""Variables that send the trainers' downloads through a proxy, or to another host."""
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class App:
         self._config = config
         self._environment = environment
         self._runtime = runtime
-        self._has_proxy = any(environment.get(name) for name in _PROXIES)
+        self._has_detour = any(environment.get(name) for name in _DETOURS)
         self._launcher = launcher or WarmLauncher(
             environment,
             config.warm_trainers,
@@ -230,7 +230,7 @@ class App:
             Lineage(jobs, models, datasets, door.allowed_dirs_of),
             rankings,
             settings=settings,
-            weights=WeightsCheck(config.weights_folder, may_connect=not self._has_proxy),
+            weights=WeightsCheck(config.weights_folder, may_connect=not self._has_detour),
             exported=models.exported_backbones,
         )
         serving = Serving(engine, resolve, models.fallbacks, telemetry)

@@ -51,8 +51,8 @@ def _is_there(folder: Path, file: str) -> bool:
 class WeightsCheck:
     """Finds out before a job begins whether its weights can be had. Safe from any thread.
 
-    `may_connect` is False where downloads go through a proxy: whether that lets them
-    through is not tried.
+    `may_connect` is False where downloads go through a proxy, or to another host: whether
+    that lets them through is not tried.
     """
 
     def __init__(

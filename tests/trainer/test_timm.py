@@ -13,9 +13,15 @@ from service.backbones import Backbone as Row
 from service.backbones import find
 from service.errors import InvalidInput, Reason
 from service.inference.runtime import OnnxRuntime, Provider
-from service.jobs.contract import BACKBONE_FILE, FeatureBased, ModelBased
-from tests.trainer.conftest import MakeFolder, MakeSpec, Told
-from trainer import backbones, export, tails, timm_networks, train
+from service.jobs.contract import (
+    BACKBONE_FILE,
+    FeatureBased,
+    ModelBased,
+    PretrainedBackbone,
+    RankSpec,
+)
+from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec, Told
+from trainer import backbones, export, ranking, tails, timm_networks, train
 from trainer.backbone_file import BackboneFile
 
 PROVIDERS = [
@@ -225,6 +231,35 @@ def test_what_serves_gives_torchs_features(tmp_path: Path, name: str, provider: 
         served, trained = session.run(images), export.torch_features(backbone, images)
         assert served.shape == trained.shape == (n, sum(file.blocks))
         assert np.abs(served - trained).max() < 1e-4 * np.abs(trained).max()
+
+
+def test_networks_of_timms_are_ranked_beside_others(
+    make_folder: MakeFolder, told: Told, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    (tmp_path / "weights" / "timm").mkdir(parents=True)
+    path = tmp_path / "weights" / "timm" / "test_vit.r160_in1k.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), path)
+    named = {"timm/test_vit": "", "timm/test_convnext": "random", "timm/test_vitt": ""}
+    ranked = ranking.rank(
+        RankSpec(
+            data_dir=str(make_folder(per_class=6)),
+            backbones=[PretrainedBackbone(backbone=b, weights=w) for b, w in named.items()],
+            weights_dir=str(tmp_path / "weights"),
+            time_budget_s=GUARD_S,
+            provider="cpu",
+            threads=2,
+        ),
+        told.append,
+    )
+    rows = {row.backbone: row for row in ranked.ranking}
+    vit, convnext, unknown = (rows[name] for name in named)
+    assert vit.weights.startswith("r160_in1k@sha256:")
+    assert (vit.weights_licence, convnext.weights_licence) == ("apache-2.0", "")
+    assert vit.log_me is not None and convnext.log_me is not None
+    assert (vit.feature_dim, vit.problem, convnext.problem) == (64, "", "")
+    assert "timm has no network 'test_vitt'" in unknown.problem
 
 
 @pytest.mark.parametrize(
