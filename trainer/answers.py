@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from service.inference.head import NONE
+from trainer.arrays import Ints
 
 Floats = npt.NDArray[np.floating]
-Ints = npt.NDArray[np.int64]
 
 _READ = ("digests", "targets", "roles", "groups", "sides", "answers", "classes", "probabilities")
 KEPT = 16

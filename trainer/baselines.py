@@ -23,7 +23,8 @@ from service.jobs.contract import (
     Progressed,
     Record,
 )
-from trainer.data import Bools, Part
+from trainer.arrays import Bools
+from trainer.data import Part
 from trainer.divided import Divided
 from trainer.features import Features
 from trainer.measuring import Decide

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from service.domain import DEFAULT_DECODING, WHITE, ClassCount, ImageDecoding, ReadSummary
@@ -30,10 +29,9 @@ from service.ingest.index import Index, IndexedImage
 from service.ingest.names import shown
 from service.jobs.contract import Grouping
 from trainer import division
+from trainer.arrays import Bools, Ints
 from trainer.division import Images, LabelledImage
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 MIN_TARGET = 2
 _UNNAMED = NamedGroups()
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from service.inference.head import Floats
 from trainer import division, folds, groups
 from trainer.answers import Answer
-from trainer.data import Bools, Data, Files, Ints, Part
+from trainer.arrays import Bools, Doubles, Ints
+from trainer.data import Data, Files, Part
 
-Doubles = npt.NDArray[np.float64]
 _NOTHING: Mapping[str, Answer] = MappingProxyType({})
 
 

@@ -11,16 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from service.domain import LeftOutFile, LeftOutReason, PartName
 from service.errors import InvalidInput, Reason
 from service.ingest import labels as class_names
 from service.ingest.names import shown
-
-Ints = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+from trainer.arrays import Bools, Doubles, Ints
 
 _LISTED = 10
 _PARTS: tuple[PartName, ...] = ("train", "val", "test")

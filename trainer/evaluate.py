@@ -15,12 +15,10 @@ import numpy.typing as npt
 from service.domain import Figure, MeasuredOn
 from service.inference.head import NONE
 from trainer import intervals
+from trainer.arrays import Bools, Doubles, Ints
 from trainer.reporting import calibration
 
 Floats = npt.NDArray[np.floating]
-Doubles = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
 
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Probabilities from which on answers may be acted on, as the coverage table has them."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trainer.logistic import Doubles, Ints
+from trainer.arrays import Doubles, Ints
 
 FOLDS = 5
 FOLDS_OF_FEW = 10

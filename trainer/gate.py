@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from service.domain import GateCheck, Parity, Verdict
 from service.inference.head import Floats
@@ -18,10 +17,8 @@ from service.inference.preprocess import Pixels
 from service.inference.runtime import Session
 from service.jobs.contract import Gate
 from trainer import intervals
+from trainer.arrays import Bools, Ints
 from trainer.evaluate import Metrics
-
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
 
 _POWER_Z = 0.841621
 """Of the 80 % of cases in which so many images are to settle a comparison."""

@@ -24,13 +24,11 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from trainer.arrays import Doubles, Ints, Singles
 from trainer.looks import bits as bits_of
 from trainer.looks import scenes, spread
 
 Floats = npt.NDArray[np.floating]
-Singles = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Looks = npt.NDArray[np.uint64]
 
 TWIN = 8.5

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from service.inference.preprocess import Pixels
+from trainer.arrays import Ints
 from trainer.crops import Views, random_view
-from trainer.data import Files, Ints, open_again
+from trainer.data import Files, open_again
 from trainer.kept import Kept, memory_share
 
 KEPT_PART = 9 / 7

@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
+from trainer.arrays import Bools, Doubles, Ints
+
 Floats = npt.NDArray[np.floating]
-Doubles = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
 
 Z_95 = 1.959964
 """Standard errors to each side of a 95 % interval."""

@@ -33,8 +33,9 @@ from service.jobs.contract import (
     Record,
 )
 from trainer import answers, divided
+from trainer.arrays import Ints
 from trainer.backbone_file import OPSET, BackboneFile
-from trainer.data import Data, Ints, Part
+from trainer.data import Data, Part
 from trainer.divided import Divided
 from trainer.feature_cache import FeatureCache
 from trainer.features import Features

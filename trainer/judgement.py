@@ -23,7 +23,8 @@ from trainer import answers as kept
 from trainer import baselines as others
 from trainer import gate
 from trainer.answers import Role
-from trainer.data import Ints, Part
+from trainer.arrays import Bools, Ints
+from trainer.data import Part
 from trainer.evaluate import Metrics
 from trainer.gate import Paired
 from trainer.job import Job
@@ -31,8 +32,6 @@ from trainer.measuring import Measured
 from trainer.reporting import comparisons
 from trainer.reporting.comparisons import Comparison
 from trainer.transfer import Transferred
-
-Bools = npt.NDArray[np.bool_]
 
 _LATENCY_IMAGES = 8
 _IDENTICAL = 2e-3

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from trainer.arrays import Doubles, Ints, Singles
 from trainer.folds import deal
-from trainer.logistic import Doubles, Floats, Ints, Problem, Singles, Space, logits_of
+from trainer.logistic import Floats, Problem, Space, logits_of
 from trainer.penalty import LEARNED, LEAST_TEMPERATURE, Found, Search, strengths
 
 FALLBACK_RELATIVE_L2 = 1.0

@@ -16,10 +16,9 @@ from itertools import repeat
 import numpy as np
 import numpy.typing as npt
 
+from trainer.arrays import Doubles, Ints, Singles
+
 Floats = npt.NDArray[np.floating]
-Singles = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 _MOST_STEPS = 100
 _MOST_PRODUCTS = 200

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
+from trainer.arrays import Ints, Singles
+
 Looks = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.floating]
-Singles = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 
 _ONE = 0.6
 """Of the bits by which images of different classes differ, what half of a class's pairs may come

@@ -24,9 +24,10 @@ from service.inference.providers import choose_provider
 from service.inference.runtime import OnnxRuntime, Session
 from service.jobs.contract import JobSpec, ModelBased
 from trainer import export, tails
+from trainer.arrays import Ints
 from trainer.backbones import Backbone
 from trainer.crops import Views, random_view
-from trainer.data import Files, Ints, open_again
+from trainer.data import Files, open_again
 from trainer.images import compact, starts
 from trainer.kept import Kept, memory_share
 from trainer.recipes import VIEWS, Settings, settings

@@ -12,7 +12,8 @@ from scipy.special import softmax
 from service.domain import Decision, Figure, MeasuredOn
 from service.inference.head import Head
 from trainer import evaluate, folds, penalty
-from trainer.data import Bools, Ints, Part
+from trainer.arrays import Bools, Doubles, Ints
+from trainer.data import Part
 from trainer.divided import Divided, subset, unlearned
 from trainer.features import Features
 from trainer.reporting import calibration
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from trainer.transfer import Transferred
 
 Floats = npt.NDArray[np.floating]
-Doubles = npt.NDArray[np.float64]
 Decide = Callable[[Floats], Ints]
 """From probabilities [n, classes] to the answers [n], see `Head.decide`."""
 

@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from service.inference.outliers import Outliers, energies, normalised
+from trainer.arrays import Bools, Ints
 
 Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 FALSE_ALARMS = 0.05
 """Where the request names no other."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.logistic import Doubles, Floats, Ints, Problem, Singles, Space, logits_of
+from trainer.arrays import Doubles, Ints, Singles
+from trainer.logistic import Floats, Problem, Space, logits_of
 
 LEARNED = 0.99
 """Below this part of the loss of knowing the classes' shares alone, something was learned."""

@@ -24,8 +24,9 @@ from service.jobs.contract import (
     Progressed,
     Record,
 )
+from trainer.arrays import Ints
 from trainer.backbone_file import BackboneFile, name_blocks
-from trainer.data import Ints, Part
+from trainer.data import Part
 from trainer.feature_cache import FeatureCache
 from trainer.features import Features
 from trainer.methods import feature_based

@@ -15,7 +15,6 @@ from statistics import median
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from service.backbones import is_registered
 from service.errors import GraftError, Reason
@@ -29,14 +28,12 @@ from service.jobs.contract import (
     RankSpec,
 )
 from trainer import linear, transferability
+from trainer.arrays import Doubles, Ints
 from trainer.backbone_file import BackboneFile
 from trainer.data import Files
 from trainer.feature_cache import FeatureCache
 from trainer.features import Features
 from trainer.weights import Weights
-
-Ints = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
 
 NO_TIME = "no time was left for it: give a longer time budget, or fewer backbones"
 _RUNS = 8

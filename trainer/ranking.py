@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from service import backbones as registry
 from service.domain import DEFAULT_DECODING, ImageDecoding
@@ -34,13 +33,11 @@ from service.jobs.contract import (
     RankSpec,
 )
 from trainer import folds, transferability
+from trainer.arrays import Doubles, Ints
 from trainer.data import Part, Source
 from trainer.feature_cache import FeatureCache
 from trainer.ranked_backbone import NO_TIME, BackboneScoring
 from trainer.records import Send
-
-Ints = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
 
 _CHOOSE = 3
 """One training image in so many chooses the backbone of a job."""

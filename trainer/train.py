@@ -38,8 +38,9 @@ from service.jobs.contract import (
 from trainer import answers, evaluate, growth, judgement, outliers, parity
 from trainer import data as datasets
 from trainer.answers import Role, Rows
+from trainer.arrays import Ints
 from trainer.backbone_file import BackboneFile
-from trainer.data import Files, Ints, Source
+from trainer.data import Files, Source
 from trainer.division import listed
 from trainer.features import Features
 from trainer.job import Job

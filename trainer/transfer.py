@@ -22,7 +22,8 @@ from service.jobs.contract import (
 )
 from trainer import folds, outliers
 from trainer import groups as groups_of
-from trainer.data import Bools, Ints, Part, Source
+from trainer.arrays import Bools, Ints
+from trainer.data import Part, Source
 from trainer.divided import Divided, looks_of, unlearned
 from trainer.job import Job
 from trainer.looks import copied

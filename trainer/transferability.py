@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from trainer.arrays import Doubles, Ints
+
 Floats = npt.NDArray[np.floating]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 _ROUNDS = 2000
 _TOLERANCE = 1e-7

@@ -28,8 +28,8 @@ from service.inference.providers import Provider
 from service.inference.runtime import OnnxRuntime
 from service.jobs.contract import RankedBackbone
 from trainer import backbones, export, folds, linear, ranking, transferability
+from trainer.arrays import Doubles
 from trainer.backbone_file import BackboneFile
-from trainer.logistic import Doubles
 from trainer.ranked_backbone import losses_of
 
 PER_CLASS = (5, 20, 50)

@@ -1,14 +1,11 @@
 """A linear head that fits the source and does not mix classes up on the target."""
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
 from trainer.adaptation.alignment import Head
-
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from trainer.arrays import Doubles, Ints
 
 L2 = 1e-5
 """Of rows with a mean square norm of 1; the results hardly depend on it."""

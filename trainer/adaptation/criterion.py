@@ -22,9 +22,9 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from trainer.arrays import Doubles, Ints
+
 Floats = npt.NDArray[np.floating]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 NEIGHBOURS = 5
 MARGIN = 0.03

@@ -14,17 +14,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from service.inference.head import Head as SourceHead
-from trainer.adaptation.alignment import (
-    Doubles,
-    Head,
-    Space,
-    correlation_alignment,
-    standardise,
-    unscaled,
-)
+from trainer.adaptation.alignment import Head, Space, correlation_alignment, standardise, unscaled
 from trainer.adaptation.brakes import Doubt, doubt, seen
 from trainer.adaptation.confusion import classify, unconfuse
-from trainer.adaptation.criterion import MARGIN, Floats, Ints, Neighbourhood
+from trainer.adaptation.criterion import MARGIN, Floats, Neighbourhood
+from trainer.arrays import Doubles, Ints
 from trainer.folds import deal
 
 SOURCE_ONLY = "source_only"

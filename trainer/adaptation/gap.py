@@ -9,8 +9,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from trainer.arrays import Doubles
+
 Floats = npt.NDArray[np.floating]
-Doubles = npt.NDArray[np.float64]
 
 SAMPLE = 1000
 """Images of a domain at most: the cost grows with their square and cube."""

@@ -27,9 +27,9 @@ from service.inference.head import Floats, Head
 from service.inference.runtime import Session
 from service.jobs.contract import JobSpec, ModelBased, Note, Progressed, Record
 from trainer import crops, folds, penalty
-from trainer.data import Ints, Part
+from trainer.arrays import Doubles, Ints
+from trainer.data import Part
 from trainer.intervals import clustered_se, group_count
-from trainer.logistic import Doubles
 from trainer.memory import is_out_of_memory
 from trainer.methods import feature_based
 from trainer.pace import OutOfTimeError

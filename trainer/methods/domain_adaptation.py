@@ -17,11 +17,11 @@ from service.jobs.contract import DomainAdaptation, Grouping, Note, Progressed
 from trainer import data as datasets
 from trainer import folds, measuring
 from trainer.adaptation import brakes, frozen, gap
-from trainer.adaptation.alignment import Doubles
 from trainer.adaptation.brakes import Doubt
 from trainer.adaptation.criterion import MARGIN, Neighbourhood
 from trainer.adaptation.frozen import SOURCE_ONLY, Tried
-from trainer.data import Bools, Ints, Part, Source, Unlabelled
+from trainer.arrays import Bools, Doubles, Ints
+from trainer.data import Part, Source, Unlabelled
 from trainer.features import Features
 from trainer.measuring import Decide, Measured
 from trainer.records import Send

@@ -18,8 +18,9 @@ from service.domain import Framing
 from service.inference.head import Floats, Head
 from service.jobs.contract import Augmentation, EpochEnded, FeatureBased, Progressed
 from trainer import crops, linear
+from trainer.arrays import Ints
 from trainer.crops import Views
-from trainer.data import Ints, Part
+from trainer.data import Part
 from trainer.evaluate import cross_entropy
 from trainer.features import Features
 from trainer.linear import Candidate

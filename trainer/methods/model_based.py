@@ -28,9 +28,10 @@ from service.errors import GraftError, Reason
 from service.inference.head import Head
 from service.jobs.contract import EpochEnded, JobSpec, ModelBased, Note, Progressed
 from trainer import checkpoint, compute, crops, maps
+from trainer.arrays import Ints
 from trainer.backbones import Backbone
 from trainer.checkpoint import Checkpoints, State
-from trainer.data import Ints, Part
+from trainer.data import Part
 from trainer.folding import folded
 from trainer.images import AsServed, Images, Inputs, Judged
 from trainer.maps import Frozen, Maps

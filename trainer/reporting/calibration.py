@@ -12,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer import intervals
+from trainer.arrays import Bools, Doubles, Ints
 
 Floats = npt.NDArray[np.floating]
-Doubles = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
 
 MOST_BINS = 15
 LEAST_BINS = 5

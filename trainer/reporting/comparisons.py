@@ -12,10 +12,9 @@ import numpy.typing as npt
 from scipy.special import betainc
 
 from trainer import intervals
+from trainer.arrays import Doubles, Ints
 
 Floats = npt.NDArray[np.floating]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 SIGNIFICANT = 0.05
 UNCORRECTED = "each p-value is of its own comparison: of several comparisons, uncorrected"

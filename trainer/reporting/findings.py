@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from service.domain import MeasuredOn
 from service.jobs.contract import BackbonesRanked
 from trainer.adaptation.brakes import Doubt
+from trainer.arrays import Ints
 from trainer.groups import Groups
 from trainer.measuring import Measured
 from trainer.reporting import label_errors
@@ -23,7 +24,6 @@ from trainer.reporting.label_errors import Suspect
 from trainer.reporting.rules import Rules
 
 Floats = npt.NDArray[np.floating]
-Ints = npt.NDArray[np.int64]
 
 _SCORE_BINS = 24
 

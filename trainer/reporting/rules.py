@@ -5,16 +5,13 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from service.domain import ARGMAX, Decision
 from service.inference.head import NONE, Head
 from trainer import intervals
+from trainer.arrays import Bools, Ints
 from trainer.evaluate import balanced_accuracy, z_of
 from trainer.measuring import Measured
-
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
 
 IMBALANCED = 1 / 4
 """Images of the rarest class for one of the commonest, below which classes are imbalanced."""
