@@ -165,6 +165,8 @@ def ordered(scored: Sequence[S], images: int) -> tuple[list[S], str]:
     by_score = sorted(scored, key=_score)
     best = by_score[0]
     level = [each for each in scored if _lead(best, each) <= 1]
+    # Where scores do not tell, having learned from images does.
+    level = [each for each in level if not _is_random(each)] or level
     leader = max(level, key=lambda each: each.row.log_me or -math.inf)
     close = [each for each in by_score if each is leader or _is_close(leader, each, images)]
     if images < _FEW_IMAGES:
