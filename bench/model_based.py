@@ -1,4 +1,4 @@
-"""How fast model-based training learns, beside the classic loops and beside bare compute.
+"""How fast all layers of a network train, beside the classic loops and beside bare compute.
 
     python -m bench.model_based FOLDER [--backbone resnet18] [--weights random] [--rounds 3]
         [--epochs 2] [--threads 0]
@@ -6,10 +6,10 @@
 FOLDER holds images in a folder per class, or `train/` and `val/`. Each round, in
 this order: epochs of the classic recipe (batch 4, fp32) as people write it with
 torchvision (ImageFolder, DataLoader with a worker a core), of the same in our loop,
-of the modern one, and a bare loop of forward, backward and optimiser on one made-up
-batch of the same precision and size. Prints images a second, then the ratios of each round's own:
-what else runs on the machine slows all three alike. The network is trained with
-frozen BatchNorms, as a pretrained one would be.
+of the recipe `auto` through all layers, and a bare loop of forward, backward and optimiser
+on one made-up batch of the same precision and size. Prints images a second, then the ratios
+of each round's own: what else runs on the machine slows all three alike. The statistics of
+BatchNorm stay as they are, as those of a pretrained network would.
 """
 
 import argparse
@@ -68,11 +68,11 @@ def bare(backbone: Backbone, classes: int, precision: str, size: int, steps: int
     network.train()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eval().requires_grad_(False)
+            module.eval()
     moving = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(moving, lr=1e-3, momentum=0.9)
-    side = backbone.size
-    images = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, device=device)
+    optimizer = torch.optim.AdamW(moving, lr=1e-3, fused=True)
+    shape = (size, backbone.size, backbone.size, 3)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     targets = torch.randint(0, classes, (size,), device=device)
     context = compute.autocast(precision, device)
     times = []
@@ -93,8 +93,8 @@ def bare(backbone: Backbone, classes: int, precision: str, size: int, steps: int
 
 def plain(folder: Path, classes: int, name: str, epochs: int) -> float:
     """Images a second of the fastest epoch of the well-known loop, as it is usually written."""
-    row = registry.BACKBONES[name]
     root = folder / "train" if (folder / "train").is_dir() else folder
+    row = registry.BACKBONES[name]
     transform = transforms.Compose(
         [
             transforms.RandomResizedCrop(row.size),
@@ -156,7 +156,7 @@ def main() -> None:
             precision = ""
             for recipe in (
                 ModelBased(recipe="classic", epochs=arguments.epochs),
-                ModelBased(epochs=arguments.epochs),
+                ModelBased(epochs=arguments.epochs, train_from_stage=first.stage_names[0]),
             ):
                 spec = JobSpec(
                     job_id="bench",

@@ -21,7 +21,7 @@ from service.jobs.contract import Auto, EpochEnded, Note, Progressed
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.small_network import parts_of, small_backbone
 from trainer import compute, export, maps
-from trainer.backbone_file import BLOCKS
+from trainer.backbone_file import BLOCKS, BackboneFile
 from trainer.backbones import Backbone
 from trainer.data import Part
 from trainer.methods import auto, model_based
@@ -113,7 +113,7 @@ def test_wrong_images_of_one_group_are_one(make_spec: MakeSpec) -> None:
 @pytest.mark.parametrize(
     ("budget_s", "said"),
     [
-        (None, ["about 10 min", "60 s", "budget of 13 min or more"]),
+        (None, ["about 10 min", "90 s", "budget of 13 min or more"]),
         (749.0, ["about 10 min", "the time budget leaves 749 s", "budget of 13 min or more"]),
         (751.0, []),
     ],
@@ -175,6 +175,35 @@ def test_a_network_that_wins_serves_averaged_with_the_frozen_head(
     done = [p.fraction for p in told.of(Progressed) if isinstance(p, Progressed)]
     assert done == sorted(done)
     assert (done[-1], done.count(1.0)) == (1.0, 1)
+
+
+@pytest.mark.parametrize("width", [24, 20], ids=["all features", "some of them"])
+def test_a_frozen_head_of_middle_layers_is_averaged_with_the_network_too(
+    width: int, trial: Given, told: Told, tmp_path: Path
+) -> None:
+    # 16 features of the last layer, 8 of the first.
+    pretrained = small_backbone(taps=("0",))
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(size=(2, width)), rng.normal(size=2)
+    head = Head(weight, bias.astype(np.float32), CLASSES, temperature=2.0)
+    found = auto.improve(
+        dataclasses.replace(trial, head=head, pretrained=lambda: pretrained), told.append
+    )
+    assert isinstance(found, Average), found
+    file = tmp_path / "both.onnx"
+    export.to_onnx(found.backbone, file)
+    pixels = trial.learned.decode()
+    runtime = OnnxRuntime(Provider("cpu", ""), 1)
+    served = runtime.load(file).run(pixels)
+    assert BackboneFile(file, runtime).blocks == (16, 8, 16)
+    frozen = export.torch_features(small_backbone(taps=("0",)), pixels)
+    np.testing.assert_allclose(served[:, :24], frozen, rtol=1e-4, atol=1e-5)
+    # What the frozen head does not take has no weight.
+    assert not found.head.matrix[:, width:24].any()
+    wanted = head.logits(frozen) / head.temperature / 2
+    ours = found.head.logits(served) - served[:, 24:] @ found.head.matrix[:, 24:].T
+    differences = (ours - wanted) - (ours - wanted)[:1]
+    np.testing.assert_allclose(differences, 0, atol=1e-2)
 
 
 def test_a_network_that_does_not_look_better_is_given_up_after_its_first_fold(
