@@ -22,7 +22,7 @@ from typing import get_args
 import msgspec
 import psutil
 
-from service.jobs.contract import (
+from service.contract import (
     NETWORK_TECHNIQUES,
     DomainAdaptation,
     JobSpec,

@@ -39,8 +39,8 @@ from bench.fine_tune import job, wait_until_warm
 from bench.published import publish
 from bench.running import measured, pss_mib, service
 from service.domain import Manifest
-from service.inference import head as heads
-from service.inference.head import Head
+from service.engine import head as heads
+from service.engine.head import Head
 from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.models import ModelStore

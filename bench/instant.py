@@ -18,9 +18,7 @@ import msgspec
 from bench.published import near_empty_backbone, near_empty_head, near_empty_manifest
 from service import config as configuration
 from service.app import App
-from service.inference import head as heads
-from service.ingest import index as indexes
-from service.jobs.contract import (
+from service.contract import (
     ANSWERS_FILE,
     BACKBONE_FILE,
     HEAD_FILE,
@@ -33,7 +31,9 @@ from service.jobs.contract import (
     Progressed,
     Record,
 )
-from service.telemetry import set_up_logging
+from service.engine import head as heads
+from service.ingest import index as indexes
+from service.ops.metrics import set_up_logging
 
 OWN_BACKBONES = "BENCH_OWN_BACKBONES"
 

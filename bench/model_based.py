@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, models, transforms
 
 from service import backbones as registry
-from service.inference.head import Head
-from service.jobs.contract import EpochEnded, JobSpec, ModelBased, Record
+from service.contract import EpochEnded, JobSpec, ModelBased, Record
+from service.engine.head import Head
 from trainer import backbones, compute, data
 from trainer.backbones import Backbone
 from trainer.data import Data

@@ -22,10 +22,10 @@ import numpy as np
 from PIL import Image
 
 from bench.serve.work import Pixels, plain_decode
-from service.inference import preprocess
-from service.inference.head import Floats, Head
-from service.inference.providers import Provider
-from service.inference.runtime import OnnxRuntime, Session
+from service.engine import preprocess
+from service.engine.head import Floats, Head
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime, Session
 from trainer import backbones, export, linear
 
 BATCH = 16

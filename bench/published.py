@@ -15,11 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from service.domain import DEFAULT_DECODING, Manifest, Parity
-from service.inference import head as heads
-from service.inference import preprocess
-from service.inference.head import Head
-from service.jobs.contract import (
+from service.contract import (
     ANSWERS_FILE,
     BACKBONE_FILE,
     HEAD_FILE,
@@ -27,6 +23,10 @@ from service.jobs.contract import (
     REPORT_HTML_FILE,
     REPORT_JSON_FILE,
 )
+from service.domain import DEFAULT_DECODING, Manifest, Parity
+from service.engine import head as heads
+from service.engine import preprocess
+from service.engine.head import Head
 from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.models import ModelStore

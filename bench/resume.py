@@ -23,8 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from service.domain import Manifest
-from service.jobs.contract import (
+from service.contract import (
     BACKBONE_FILE,
     HEAD_FILE,
     MANIFEST_FILE,
@@ -35,6 +34,7 @@ from service.jobs.contract import (
     Record,
     decode_record,
 )
+from service.domain import Manifest
 
 BATCH_SIZE = 16
 

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from bench.photographs import given_or_written
-from service.jobs.contract import BACKBONE_FILE, ExportedBackbone, FeatureBased, JobSpec, Manifest
+from service.contract import BACKBONE_FILE, ExportedBackbone, FeatureBased, JobSpec, Manifest
 from trainer import train, warm
 
 _SIDE = (400, 300)

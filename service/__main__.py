@@ -13,11 +13,12 @@ import sys
 from collections.abc import Sequence
 
 from service import config as configuration
-from service import faults, scratch
+from service import scratch
 from service.app import App
 from service.config import BadConfig, Config
 from service.errors import GraftError
-from service.telemetry import set_up_logging
+from service.ops import failpoints
+from service.ops.metrics import set_up_logging
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _arm(plan: str) -> None:
     try:
-        faults.arm(plan)
+        failpoints.arm(plan)
     except ValueError as error:
         raise BadConfig(f"--test-faults: {error}") from None
 
@@ -63,7 +64,7 @@ async def _run(config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, number, stop)
     # A flag wins over the variable, for the trainers too.
-    environment = {**os.environ, faults.VARIABLE: config.test_faults}
+    environment = {**os.environ, failpoints.VARIABLE: config.test_faults}
     # Trainers, which get the environment as it was given, have folders of their own.
     scratch.use(config.data_dir, environment)
     async with App(config, environment) as app:

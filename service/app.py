@@ -26,16 +26,15 @@ from graft.v1 import (
 )
 
 from service import scratch
+from service.auth.setup import Door
 from service.config import Config
 from service.domain import plain_name
-from service.door import Door
+from service.engine import damage
+from service.engine import head as heads
+from service.engine.engine import Bounds, Engine, ModelFiles
+from service.engine.providers import choose_provider
+from service.engine.runtime import OnnxRuntime, Runtime
 from service.errors import GraftError
-from service.free_memory import FreeMemory
-from service.inference import damage
-from service.inference import head as heads
-from service.inference.engine import Bounds, Engine, ModelFiles
-from service.inference.providers import choose_provider
-from service.inference.runtime import OnnxRuntime, Runtime
 from service.ingest.backbone_process import BackboneChecks
 from service.ingest.process import ReaderProcesses
 from service.jobs.launcher import Launcher, ProcessLauncher
@@ -46,7 +45,9 @@ from service.jobs.supervisor import Settings, Supervisor
 from service.jobs.warm import WarmLauncher
 from service.jobs.watch import Watch
 from service.jobs.weights import WeightsCheck
-from service.metrics_server import MetricsServer
+from service.ops.malloc_trim import FreeMemory
+from service.ops.metrics import Metrics
+from service.ops.metrics_server import MetricsServer
 from service.rpc.backbones import BackboneServicer
 from service.rpc.datasets import DatasetServicer
 from service.rpc.fine_tuning import FineTuningServicer
@@ -63,7 +64,6 @@ from service.storage.database import Database
 from service.storage.datasets import DatasetStore, Limits
 from service.storage.models import ModelStore, Removed, VersionRecord
 from service.storage.registered import BackboneStore
-from service.telemetry import Telemetry
 
 MIB = 2**20
 _STORE_THREADS = 32
@@ -129,7 +129,7 @@ class App:
             ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
         )
         threads = config.threads or len(os.sched_getaffinity(0))
-        telemetry = Telemetry(
+        metrics = Metrics(
             {
                 "version": metadata.version("graft-server"),
                 "python": platform.python_version(),
@@ -144,7 +144,7 @@ class App:
         stack.callback(FreeMemory().close)
 
         # Who may come in.
-        door = Door(config, telemetry)
+        door = Door(config, metrics)
 
         # What is on disk.
         database = Database(config.data_dir, busy_timeout_s=config.database_timeout_s)
@@ -157,10 +157,10 @@ class App:
         datasets = _datasets(stack, config, database, threads, self._environment)
         backbones = self._backbones(stack, database, artifacts)
         jobs = JobStore(database, config.max_queued_jobs)
-        _watch_stores(config.data_dir, telemetry, database, jobs, models)
+        _watch_stores(config.data_dir, metrics, database, jobs, models)
 
         # What computes.
-        runtime = self._runtime or _choose_runtime(config, threads, telemetry)
+        runtime = self._runtime or _choose_runtime(config, threads, metrics)
         bounds = Bounds(
             threads=threads,
             max_batch=config.max_batch,
@@ -169,7 +169,7 @@ class App:
             load_timeout_s=config.load_timeout_s,
             max_pinned_bytes=config.model_memory_mb * MIB // 2 if door.gate else None,
         )
-        engine = Engine(runtime, bounds, telemetry)
+        engine = Engine(runtime, bounds, metrics)
         stack.callback(engine.close)
 
         # What trains.
@@ -202,7 +202,7 @@ class App:
             datasets=datasets,
             artifacts=artifacts,
             launcher=self._launcher,
-            telemetry=telemetry,
+            metrics=metrics,
             settings=settings,
             on_published=warm,
         )
@@ -233,7 +233,7 @@ class App:
             weights=WeightsCheck(config.weights_folder, may_connect=not self._has_detour),
             exported=models.exported_backbones,
         )
-        serving = Serving(engine, resolve, models.fallbacks, telemetry)
+        serving = Serving(engine, resolve, models.fallbacks, metrics)
         prediction = PredictionServicer(
             serving,
             max_images=config.max_images,
@@ -279,7 +279,7 @@ class App:
                     open_inference,
                 ),
             ],
-            telemetry,
+            metrics,
             config.max_message_mb * MIB,
             accepts_gzip=config.accept_gzip == "yes",
             gate=door.gate,
@@ -294,7 +294,7 @@ class App:
             ),
         )
 
-        self.metrics_port = _measure(config, stack, telemetry, lambda: rpc.is_serving)
+        self.metrics_port = _measure(config, stack, metrics, lambda: rpc.is_serving)
         self.port = await rpc.start(config.address, door.credentials)
         door.watch(stack, rpc.recheck)
 
@@ -330,12 +330,12 @@ class App:
 
 
 def _watch_stores(
-    data_dir: Path, telemetry: Telemetry, database: Database, jobs: JobStore, models: ModelStore
+    data_dir: Path, metrics: Metrics, database: Database, jobs: JobStore, models: ModelStore
 ) -> None:
-    telemetry.data_free_bytes.set_function(lambda: float(shutil.disk_usage(data_dir).free))
-    telemetry.database_damaged.set_function(lambda: float(database.is_damaged))
-    telemetry.watch_counts("jobs", "Jobs by state.", "state", _if_told(jobs.counts_by_state))
-    telemetry.watch_counts("stored", "What is stored, by kind.", "kind", _if_told(models.counts))
+    metrics.data_free_bytes.set_function(lambda: float(shutil.disk_usage(data_dir).free))
+    metrics.database_damaged.set_function(lambda: float(database.is_damaged))
+    metrics.watch_counts("jobs", "Jobs by state.", "state", _if_told(jobs.counts_by_state))
+    metrics.watch_counts("stored", "What is stored, by kind.", "kind", _if_told(models.counts))
 
 
 def _if_told(counts: Callable[[], Mapping[str, int]]) -> Callable[[], Mapping[str, int]]:
@@ -370,11 +370,11 @@ def _datasets(
 
 
 def _measure(
-    config: Config, stack: AsyncExitStack, telemetry: Telemetry, is_serving: Callable[[], bool]
+    config: Config, stack: AsyncExitStack, metrics: Metrics, is_serving: Callable[[], bool]
 ) -> int:
     try:
-        metrics = MetricsServer(
-            telemetry.registry,
+        server = MetricsServer(
+            metrics.registry,
             config.metrics_host,
             config.metrics_port,
             _asked_on(asyncio.get_running_loop(), is_serving),
@@ -385,8 +385,8 @@ def _measure(
             f"({error.strerror}): set --metrics-host and --metrics-port to an address of this "
             "machine that is free"
         ) from error
-    stack.callback(metrics.close)
-    return metrics.port
+    stack.callback(server.close)
+    return server.port
 
 
 def _asked_on(
@@ -408,9 +408,9 @@ def _asked_on(
     return answer
 
 
-def _choose_runtime(config: Config, threads: int, telemetry: Telemetry) -> Runtime:
+def _choose_runtime(config: Config, threads: int, metrics: Metrics) -> Runtime:
     provider = choose_provider(config.provider)
-    telemetry.provider_info.labels(provider.name, config.precision, provider.why).set(1)
+    metrics.provider_info.labels(provider.name, config.precision, provider.why).set(1)
     log.info(
         "provider chosen",
         extra={"provider": provider.name, "precision": config.precision, "why": provider.why},
@@ -443,7 +443,7 @@ def _exporter(stack: AsyncExitStack) -> Export:
 
 def _export(record: VersionRecord) -> bytes:
     # Imported late: a third of a second and 30 MB that serving does without.
-    from service.inference.export import compose  # noqa: PLC0415
+    from service.engine.export import compose  # noqa: PLC0415
 
     about = {
         "model": plain_name(record.model),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from service.backbones import BACKBONES, DEFAULT_BACKBONE, TIMM, find
-from service.jobs.contract import Precision, ProviderSetting
+from service.contract import Precision, ProviderSetting
 
 _OF_THE_CLIENT = {"GRAFT_SERVER", "GRAFT_TOKEN"}
 

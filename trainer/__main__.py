@@ -1,6 +1,6 @@
 """`python -m trainer`: `run` and `rank` for the service, `train` and `rank-folder` for people.
 
-The exit codes are `service.jobs.contract.ExitCode`.
+The exit codes are `service.contract.ExitCode`.
 """
 
 import argparse
@@ -12,15 +12,15 @@ from pathlib import Path
 
 import msgspec
 
-from service import faults
-from service.control_groups import be_killed_first
-from service.errors import GraftError, Reason
-from service.jobs.contract import (
+from service.contract import (
     ExitCode,
     Failed,
     JobSpec,
     RankSpec,
 )
+from service.errors import GraftError, Reason
+from service.ops import failpoints
+from service.ops.cgroups import be_killed_first
 from trainer import disk, folders
 from trainer.memory import is_out_of_memory
 from trainer.records import Records, Send, read_order
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     # Found by libraries that draw lots; set before any of them is imported.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    faults.arm(os.environ.get(faults.VARIABLE, ""))
+    failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     if parsed.command in ("run", "rank", "wait"):
         be_killed_first()
     if parsed.command == "run":
@@ -78,7 +78,7 @@ def _run_ranking(spec_file: Path, records: Records) -> int:
 def _train(spec: JobSpec, send: Send) -> int:
     # Imported late: --help and a bad spec need none of it.
     def run() -> None:
-        faults.reach("trainer.started")
+        failpoints.reach("trainer.started")
         from trainer import train
 
         train.run(spec, send)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from service.inference.head import NONE
+from service.engine.head import NONE
 from trainer.arrays import Ints
 
 Floats = npt.NDArray[np.floating]

@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 from service.domain import BLOCKS
-from service.inference import preprocess, providers
-from service.inference.runtime import OnnxRuntime, Session
+from service.engine import preprocess, providers
+from service.engine.runtime import OnnxRuntime, Session
 from trainer import crops
 
 OPSET = 17

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from service.errors import GraftError
-from service.inference.head import Floats, Head
-from service.jobs.contract import (
+from service.contract import (
     Baseline,
     EpochEnded,
     FeatureBased,
@@ -23,6 +21,8 @@ from service.jobs.contract import (
     Progressed,
     Record,
 )
+from service.engine.head import Floats, Head
+from service.errors import GraftError
 from trainer.arrays import Bools
 from trainer.data import Part
 from trainer.divided import Divided

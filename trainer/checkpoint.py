@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import torch
 
-from service import faults
-from service.jobs.contract import JobSpec, Method, Note
+from service.contract import JobSpec, Method, Note
+from service.ops import failpoints
 from trainer import liveness
 from trainer.data import Part
 from trainer.recipes import Settings
@@ -91,14 +91,14 @@ class Checkpoints:
             torch.save({"key": self._key, "state": state}, file)
             file.flush()
             os.fsync(file.fileno())
-        faults.reach("trainer.checkpointing")
+        failpoints.reach("trainer.checkpointing")
         half.replace(self._path)
         folder = os.open(self._path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
-        faults.reach("trainer.checkpointed")
+        failpoints.reach("trainer.checkpointed")
 
 
 def draws(device: torch.device) -> State:

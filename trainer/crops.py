@@ -8,9 +8,9 @@ from dataclasses import astuple, dataclass
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from service.contract import Augmentation
 from service.domain import ImageDecoding
-from service.inference.preprocess import Pixels
-from service.jobs.contract import Augmentation
+from service.engine.preprocess import Pixels
 
 CLASSIC_SCALE = 0.08
 """Least part of an image's area that a crop has: of ImageNet's recipes, with their many epochs."""

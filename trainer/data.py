@@ -17,17 +17,17 @@ import msgspec
 import numpy as np
 from PIL import Image
 
+from service.contract import Grouping
 from service.domain import DEFAULT_DECODING, WHITE, ClassCount, ImageDecoding, ReadSummary
+from service.engine import preprocess
+from service.engine.preprocess import Pixels
 from service.errors import InvalidInput, Reason, WrongState
-from service.inference import preprocess
-from service.inference.preprocess import Pixels
 from service.ingest import index as indexes
 from service.ingest import reader
 from service.ingest.folder import read_plain
 from service.ingest.grouping import NamedGroups
 from service.ingest.index import Index, IndexedImage
 from service.ingest.names import shown
-from service.jobs.contract import Grouping
 from trainer import division
 from trainer.arrays import Bools, Ints
 from trainer.division import Images, LabelledImage

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from service.inference.head import Floats
+from service.engine.head import Floats
 from trainer import division, folds, groups
 from trainer.answers import Answer
 from trainer.arrays import Bools, Doubles, Ints

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.domain import Figure, MeasuredOn
-from service.inference.head import NONE
+from service.engine.head import NONE
 from trainer import intervals
 from trainer.arrays import Bools, Doubles, Ints
 from trainer.reporting import calibration

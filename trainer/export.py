@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from service import faults
-from service.inference.head import Floats
-from service.inference.preprocess import Pixels
+from service.engine.head import Floats
+from service.engine.preprocess import Pixels
+from service.ops import failpoints
 from trainer.backbone_file import OPSET, name_blocks
 from trainer.backbones import Backbone
 
@@ -48,7 +48,7 @@ def to_onnx(backbone: Backbone, path: Path) -> None:
             dynamic_axes={"images": {0: "n"}, "features": {0: "n"}},
         )
     name_blocks(path, blocks)
-    faults.reach("trainer.exported")
+    failpoints.reach("trainer.exported")
 
 
 def blocks_of(backbone: Backbone) -> list[int]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.inference.head import Floats
+from service.engine.head import Floats
 
 BUSY_S = 2.0
 """Longest wait for another process's write, before the job goes on without the cache."""

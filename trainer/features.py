@@ -14,13 +14,13 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from service import faults
+from service.contract import Progressed
 from service.domain import DEFAULT_DECODING, ImageDecoding
-from service.inference import preprocess
-from service.inference.head import Floats
-from service.inference.preprocess import Pixels
-from service.inference.runtime import Session
-from service.jobs.contract import Progressed
+from service.engine import preprocess
+from service.engine.head import Floats
+from service.engine.preprocess import Pixels
+from service.engine.runtime import Session
+from service.ops import failpoints
 from trainer.crops import Views, random_view
 from trainer.data import Files, open_again
 from trainer.feature_cache import FeatureCache
@@ -196,7 +196,7 @@ class Features:
             for worker in [pool.submit(self._work, chunks, prepare) for _ in range(self._workers)]:
                 worker.result()
         self._progress.end()
-        faults.reach("trainer.features")
+        failpoints.reach("trainer.features")
         self._seconds += time.monotonic() - started
 
     def _work(

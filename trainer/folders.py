@@ -13,9 +13,7 @@ from typing import Any
 
 from service import backbones as registry
 from service.backbones import BACKBONES, TIMM
-from service.domain import WHITE, Decision, check_colour
-from service.errors import InvalidInput
-from service.jobs.contract import (
+from service.contract import (
     BACKBONE_FILE,
     BASELINES,
     DEFAULT_BACKBONE,
@@ -45,6 +43,8 @@ from service.jobs.contract import (
     decode_manifest,
     encode,
 )
+from service.domain import WHITE, Decision, check_colour
+from service.errors import InvalidInput
 from trainer.records import Send
 
 MODEL_FILE = "model.onnx"
@@ -373,7 +373,7 @@ def _decision(parsed: argparse.Namespace) -> Decision:
 
 
 def _compose(out: Path) -> None:
-    from service.inference import export, head
+    from service.engine import export, head
 
     backbone = (out / BACKBONE_FILE).read_bytes()
     decoding = decode_manifest((out / MANIFEST_FILE).read_bytes()).decoding

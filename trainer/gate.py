@@ -11,11 +11,11 @@ from typing import Literal
 
 import numpy as np
 
+from service.contract import Gate
 from service.domain import GateCheck, Parity, Verdict
-from service.inference.head import Floats
-from service.inference.preprocess import Pixels
-from service.inference.runtime import Session
-from service.jobs.contract import Gate
+from service.engine.head import Floats
+from service.engine.preprocess import Pixels
+from service.engine.runtime import Session
 from trainer import intervals
 from trainer.arrays import Bools, Ints
 from trainer.evaluate import Metrics

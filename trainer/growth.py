@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from service.jobs.contract import JobSpec
+from service.contract import JobSpec
 from trainer.data import Data
 from trainer.reporting.findings import Growth
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from service.inference.preprocess import Pixels
+from service.engine.preprocess import Pixels
 from trainer.arrays import Ints
 from trainer.crops import Views, random_view
 from trainer.data import Files, open_again

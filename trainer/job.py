@@ -12,11 +12,7 @@ import numpy as np
 from scipy.special import softmax
 
 from service.backbones import find, is_registered
-from service.errors import GraftError, Reason
-from service.inference.head import Floats, Head
-from service.inference.providers import ProviderUnavailable, choose_provider
-from service.inference.runtime import OnnxRuntime
-from service.jobs.contract import (
+from service.contract import (
     BACKBONE_FILE,
     NETWORK_TECHNIQUES,
     BackbonesRanked,
@@ -32,6 +28,10 @@ from service.jobs.contract import (
     RankSpec,
     Record,
 )
+from service.engine.head import Floats, Head
+from service.engine.providers import ProviderUnavailable, choose_provider
+from service.engine.runtime import OnnxRuntime
+from service.errors import GraftError, Reason
 from trainer import answers, divided
 from trainer.arrays import Ints
 from trainer.backbone_file import OPSET, BackboneFile

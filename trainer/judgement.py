@@ -10,15 +10,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from service.contract import Incumbent, Note
 from service.domain import GateCheck, Parity
+from service.engine import head as heads
+from service.engine import preprocess
+from service.engine.head import NONE, Head
+from service.engine.preprocess import Pixels
+from service.engine.providers import choose_provider
+from service.engine.runtime import OnnxRuntime
 from service.errors import GraftError
-from service.inference import head as heads
-from service.inference import preprocess
-from service.inference.head import NONE, Head
-from service.inference.preprocess import Pixels
-from service.inference.providers import choose_provider
-from service.inference.runtime import OnnxRuntime
-from service.jobs.contract import Incumbent, Note
 from trainer import answers as kept
 from trainer import baselines as others
 from trainer import gate

@@ -18,11 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from service.inference import preprocess
-from service.inference.preprocess import Pixels
-from service.inference.providers import choose_provider
-from service.inference.runtime import OnnxRuntime, Session
-from service.jobs.contract import JobSpec, ModelBased
+from service.contract import JobSpec, ModelBased
+from service.engine import preprocess
+from service.engine.preprocess import Pixels
+from service.engine.providers import choose_provider
+from service.engine.runtime import OnnxRuntime, Session
 from trainer import export, tails
 from trainer.arrays import Ints
 from trainer.backbones import Backbone

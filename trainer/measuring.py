@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy.special import softmax
 
 from service.domain import Decision, Figure, MeasuredOn
-from service.inference.head import Head
+from service.engine.head import Head
 from trainer import evaluate, folds, penalty
 from trainer.arrays import Bools, Doubles, Ints
 from trainer.data import Part

@@ -5,13 +5,13 @@ Never imports torch.
 
 import sys
 
-from service import control_groups
+from service.ops import cgroups
 
 
 def usable_bytes() -> int:
     """The machine's memory, or the least limit of the control groups that the process is in."""
-    limit = control_groups.limit_bytes()
-    return control_groups.machine_bytes() if limit is None else limit
+    limit = cgroups.limit_bytes()
+    return cgroups.machine_bytes() if limit is None else limit
 
 
 def is_out_of_memory(error: BaseException) -> bool:

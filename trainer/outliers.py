@@ -1,4 +1,4 @@
-"""Learns what a model's training images look like, see `service.inference.outliers`.
+"""Learns what a model's training images look like, see `service.engine.outliers`.
 
 Scores are in units of images that what scores them did not see: each training image is scored by
 what the others look like and by a head that learned from others, or images that were held out
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from service.inference.outliers import Outliers, energies, normalised
+from service.engine.outliers import Outliers, energies, normalised
 from trainer.arrays import Bools, Ints
 
 Floats = npt.NDArray[np.float32]

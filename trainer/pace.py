@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from service.jobs.contract import Progressed
+from service.contract import Progressed
 
 _WINDOW_S = 30.0
 """Seconds that the pace is measured over: the first images may all come from the cache."""

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from service.domain import Parity
+from service.engine.head import Floats, Head
+from service.engine.preprocess import Pixels
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime, Session
 from service.errors import GraftError, Reason
-from service.inference.head import Floats, Head
-from service.inference.preprocess import Pixels
-from service.inference.providers import Provider
-from service.inference.runtime import OnnxRuntime, Session
 from trainer.backbone_file import BackboneFile, decoding
 from trainer.data import Files
 from trainer.feature_cache import FeatureCache

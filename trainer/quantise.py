@@ -12,11 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from service.inference.head import Head
-from service.inference.preprocess import Pixels
-from service.inference.providers import Provider
-from service.inference.runtime import OnnxRuntime
-from service.jobs.contract import (
+from service.contract import (
     BACKBONE_FILE,
     ExportedBackbone,
     JobSpec,
@@ -24,6 +20,10 @@ from service.jobs.contract import (
     Progressed,
     Record,
 )
+from service.engine.head import Head
+from service.engine.preprocess import Pixels
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime
 from trainer.arrays import Ints
 from trainer.backbone_file import BackboneFile, name_blocks
 from trainer.data import Part

@@ -17,16 +17,16 @@ import msgspec
 import numpy as np
 
 from service.backbones import is_registered
-from service.errors import GraftError, Reason
-from service.inference import preprocess
-from service.inference.head import Floats
-from service.inference.runtime import OnnxRuntime, Session
-from service.jobs.contract import (
+from service.contract import (
     ExportedBackbone,
     PretrainedBackbone,
     RankedBackbone,
     RankSpec,
 )
+from service.engine import preprocess
+from service.engine.head import Floats
+from service.engine.runtime import OnnxRuntime, Session
+from service.errors import GraftError, Reason
 from trainer import linear, transferability
 from trainer.arrays import Doubles, Ints
 from trainer.backbone_file import BackboneFile

@@ -19,11 +19,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from service import backbones as registry
-from service.domain import DEFAULT_DECODING, ImageDecoding
-from service.errors import GraftError, InvalidInput, Reason, Unavailable
-from service.inference.providers import ProviderUnavailable, choose_provider
-from service.inference.runtime import OnnxRuntime
-from service.jobs.contract import (
+from service.contract import (
     MOST_RANKED_IMAGES,
     BackbonesRanked,
     Note,
@@ -32,6 +28,10 @@ from service.jobs.contract import (
     RankedBackbone,
     RankSpec,
 )
+from service.domain import DEFAULT_DECODING, ImageDecoding
+from service.engine.providers import ProviderUnavailable, choose_provider
+from service.engine.runtime import OnnxRuntime
+from service.errors import GraftError, InvalidInput, Reason, Unavailable
 from trainer import folds, transferability
 from trainer.arrays import Doubles, Ints
 from trainer.data import Part, Source

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from service.jobs.contract import DomainAdaptation, ModelBased
+from service.contract import DomainAdaptation, ModelBased
 from trainer.crops import CLASSIC_SCALE, GENTLE_SCALE
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from service.jobs.contract import HEARTBEAT_S, ExitCode, Heartbeat, Order, Record, encode
+from service.contract import HEARTBEAT_S, ExitCode, Heartbeat, Order, Record, encode
 from trainer.liveness import Life
 
 _PR_SET_PDEATHSIG = 1

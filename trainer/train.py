@@ -11,16 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from service import faults
-from service.domain import DEFAULT_DECODING, Framing
-from service.errors import InvalidInput, Reason
-from service.inference import head as heads
-from service.inference import outliers as strangeness
-from service.inference import preprocess
-from service.inference.providers import Provider
-from service.inference.runtime import OnnxRuntime
-from service.ingest.names import shown
-from service.jobs.contract import (
+from service.contract import (
     ANSWERS_FILE,
     HEAD_FILE,
     MANIFEST_FILE,
@@ -35,6 +26,15 @@ from service.jobs.contract import (
     PretrainedBackbone,
     Progressed,
 )
+from service.domain import DEFAULT_DECODING, Framing
+from service.engine import head as heads
+from service.engine import outliers as strangeness
+from service.engine import preprocess
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime
+from service.errors import InvalidInput, Reason
+from service.ingest.names import shown
+from service.ops import failpoints
 from trainer import answers, evaluate, growth, judgement, outliers, parity
 from trainer import data as datasets
 from trainer.answers import Role, Rows
@@ -90,7 +90,7 @@ def _run(job: Job) -> Manifest:
         target_bit_depth=_target_bit_depth(spec),
         grouping=spec.grouping,
     )
-    faults.reach("trainer.validating")
+    failpoints.reach("trainer.validating")
     send(DataFound(data.counts(), data.summary, data.digest))
     if (bits := data.train.decoding.bit_depth) != DEFAULT_DECODING.bit_depth:
         text = (
@@ -179,7 +179,7 @@ def _run(job: Job) -> Manifest:
     send(Progressed("checking", 0.7, "writing the report"))
     heads.save(head, job.out / HEAD_FILE)
     answers.save(job.out / ANSWERS_FILE, data.classes, _answers(found, sets))
-    faults.reach("trainer.reporting")
+    failpoints.reach("trainer.reporting")
     learned = data.train.take(~found.held)
     manifest = Manifest(
         model=spec.model,
@@ -238,9 +238,9 @@ def _run(job: Job) -> Manifest:
     )
     (job.out / REPORT_JSON_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(written)))
     (job.out / REPORT_HTML_FILE).write_text(page.to_html(written, data, sets), encoding="utf-8")
-    faults.reach("trainer.finished")
+    failpoints.reach("trainer.finished")
     send(Finished(metrics.accuracy if metrics else None, metrics.count if metrics else 0))
-    faults.reach("trainer.sent")
+    failpoints.reach("trainer.sent")
     return manifest
 
 

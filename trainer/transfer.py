@@ -8,9 +8,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import Framing
-from service.inference.head import Floats, Head
-from service.jobs.contract import (
+from service.contract import (
     BACKBONE_FILE,
     NETWORK_TECHNIQUES,
     Auto,
@@ -20,6 +18,8 @@ from service.jobs.contract import (
     Note,
     Progressed,
 )
+from service.domain import Framing
+from service.engine.head import Floats, Head
 from trainer import folds, outliers
 from trainer import groups as groups_of
 from trainer.arrays import Bools, Ints

@@ -16,7 +16,7 @@ from bench.quality.document import Section, mean, share
 from bench.quality.images import ImageSet, Ints
 from bench.quality.measuring import Measuring, Sets
 from service.domain import ARGMAX, Decision
-from service.inference.head import Head
+from service.engine.head import Head
 from trainer import folds, groups, linear
 from trainer.data import Part
 from trainer.measuring import Measured, deciding

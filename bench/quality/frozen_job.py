@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.quality.images import BACKBONE, Floats, ImageSet, Ints
+from service.contract import FeatureBased, JobSpec
 from service.domain import Figure
-from service.jobs.contract import FeatureBased, JobSpec
 from trainer import evaluate, folds, groups, transfer
 from trainer.data import Files, Part
 from trainer.features import Features

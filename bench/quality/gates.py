@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.quality.document import Section, share
 from bench.quality.measuring import Measuring, Sets
-from service.jobs.contract import Gate
+from service.contract import Gate
 from trainer import gate
 
 CHANGED = (0.02, 0.04, 0.08)

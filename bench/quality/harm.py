@@ -13,7 +13,7 @@ from itertools import permutations
 import numpy as np
 import numpy.typing as npt
 
-from service.inference.head import Head
+from service.engine.head import Head
 from trainer import linear
 from trainer.adaptation import frozen
 from trainer.reporting import comparisons

@@ -19,10 +19,10 @@ from sklearn.datasets import load_digits
 
 from service import backbones as registry
 from service.domain import Framing, ImageDecoding
-from service.inference import preprocess
-from service.inference.preprocess import ImageFacts
-from service.inference.providers import Provider
-from service.inference.runtime import OnnxRuntime, Session
+from service.engine import preprocess
+from service.engine.preprocess import ImageFacts
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime, Session
 from trainer import backbones, export, groups, transfer
 from trainer.backbone_file import BackboneFile
 

@@ -23,11 +23,7 @@ from bench.quality import images as measured_on
 from bench.quality import probabilities
 from bench.quality.images import BACKBONE, ImageSet, Ints, LabelledFile
 from bench.quality.probabilities import Asked, Doubles
-from service.inference import head as heads
-from service.inference import preprocess
-from service.inference.providers import Provider
-from service.inference.runtime import OnnxRuntime
-from service.jobs.contract import (
+from service.contract import (
     BACKBONE_FILE,
     HEAD_FILE,
     Auto,
@@ -37,6 +33,10 @@ from service.jobs.contract import (
     Method,
     ModelBased,
 )
+from service.engine import head as heads
+from service.engine import preprocess
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime
 from trainer import train
 
 _BATCH = 8

@@ -17,7 +17,7 @@ from scipy import stats
 from bench.quality.document import Section
 from bench.quality.images import Floats, ImageSet, Ints
 from bench.quality.measuring import Measuring, Sets
-from service.inference.head import Head
+from service.engine.head import Head
 from trainer import folds, linear, outliers
 
 PER_CLASS = (5, 20, 50)

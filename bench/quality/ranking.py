@@ -21,12 +21,12 @@ from bench.quality.document import Section, share
 from bench.quality.images import Floats, Ints, LabelledFile
 from bench.quality.measuring import Measuring, Sets
 from bench.quality.outliers import by_set, half_width, mean_of
+from service.contract import RankedBackbone
 from service.domain import DEFAULT_DECODING
-from service.inference import preprocess
-from service.inference.head import Head
-from service.inference.providers import Provider
-from service.inference.runtime import OnnxRuntime
-from service.jobs.contract import RankedBackbone
+from service.engine import preprocess
+from service.engine.head import Head
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime
 from trainer import backbones, export, folds, linear, ranking, transferability
 from trainer.arrays import Doubles
 from trainer.backbone_file import BackboneFile

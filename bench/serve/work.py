@@ -13,9 +13,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 from PIL import Image
 
-from service.inference import preprocess
-from service.inference.providers import choose_provider
-from service.inference.runtime import OnnxRuntime
+from service.engine import preprocess
+from service.engine.providers import choose_provider
+from service.engine.runtime import OnnxRuntime
 
 Pixels = npt.NDArray[np.uint8]
 Run = Callable[[Pixels], npt.NDArray[np.float32]]

@@ -22,7 +22,7 @@ import psutil
 from graft import NO_RETRY, Client
 
 from bench.running import serving
-from service.jobs.contract import MANIFEST_FILE
+from service.contract import MANIFEST_FILE
 
 DRAIN_TIMEOUT_S = 90.0
 # A folder of the data folder, and in it one for each job.

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from service import faults
+from service.engine import preprocess
 from service.errors import GraftError
-from service.inference import preprocess
 from service.ingest import child, reader
 from service.ingest.process import (
     CURRENT_FILE,
@@ -28,6 +27,7 @@ from service.ingest.process import (
     Read,
     Task,
 )
+from service.ops import failpoints
 
 _MANY_PIXELS = 16_000_000
 """Images with more are decoded one at a time, by all readers of a server together."""
@@ -88,7 +88,7 @@ class _Inspector:
         slot = self._free.pop()
         try:
             self._note(slot, name)
-            faults.reach("dataset.decoding")
+            failpoints.reach("dataset.decoding")
             if not _has_many_pixels(data):
                 return preprocess.inspect(data)
             with self._turn.open("wb") as turn:

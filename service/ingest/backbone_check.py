@@ -16,12 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service import faults
-from service.control_groups import be_killed_first
+from service.engine.head import Floats
+from service.engine.preprocess import Pixels
+from service.engine.runtime import on_one_core
 from service.errors import GraftError
-from service.inference.head import Floats
-from service.inference.preprocess import Pixels
-from service.inference.runtime import on_one_core
 from service.ingest import backbone_graph, child
 from service.ingest.backbone_graph import words_of
 from service.ingest.backbone_process import (
@@ -32,6 +30,8 @@ from service.ingest.backbone_process import (
     Task,
     unusable,
 )
+from service.ops import failpoints
+from service.ops.cgroups import be_killed_first
 
 _IMAGES = 3
 _TOLERANCE = 1e-3
@@ -57,7 +57,7 @@ def main() -> int:
     )
     be_killed_first()
     try:
-        faults.reach("backbone.checking")
+        failpoints.reach("backbone.checking")
         child.send(_checked(task))
     except GraftError as error:
         child.send(Failed(reason=error.reason, message=error.message))

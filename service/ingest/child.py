@@ -19,7 +19,7 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from service import faults
+from service.ops import failpoints
 
 POLL_S = 0.2
 CPU_ABOVE_S = 10
@@ -35,8 +35,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 def environment_of(environment: Mapping[str, str]) -> dict[str, str]:
     """Returns an environment without the server's settings, which hold its secrets."""
     kept = {k: v for k, v in environment.items() if not k.startswith("GRAFT_")}
-    if plan := environment.get(faults.VARIABLE):
-        kept[faults.VARIABLE] = plan
+    if plan := environment.get(failpoints.VARIABLE):
+        kept[failpoints.VARIABLE] = plan
     return kept
 
 
@@ -99,7 +99,7 @@ def last_words(printed: IO[bytes]) -> str:
 
 def take_task(kind: type[T]) -> T:
     """Reads the task of this process from its standard input, whose end ends the process."""
-    faults.arm(os.environ.get(faults.VARIABLE, ""))
+    failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     task = msgspec.json.decode(sys.stdin.buffer.readline(), type=kind)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     return task

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import msgspec
 
 from service.domain import LeftOutFile, LeftOutReason, PartName
+from service.engine import preprocess
+from service.engine.formats import WrongFormat
+from service.engine.preprocess import ImageFacts
 from service.errors import GraftError, InvalidInput, Reason
-from service.inference import preprocess
-from service.inference.formats import WrongFormat
-from service.inference.preprocess import ImageFacts
 from service.ingest import archives, labels, layout
 from service.ingest.archives import ArchiveFormat, Limits
 from service.ingest.folder import open_plain, read_plain, walk

@@ -19,9 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from service import faults
-from service.errors import Exhausted, GraftError, Reason, Unavailable
-from service.jobs.contract import (
+from service.contract import (
     BackbonesRanked,
     EpochEnded,
     ExitCode,
@@ -31,6 +29,7 @@ from service.jobs.contract import (
     JobSpec,
     Progressed,
 )
+from service.errors import Exhausted, GraftError, Reason, Unavailable
 from service.jobs.events import Payload
 from service.jobs.killed import Deaths
 from service.jobs.launcher import Launcher, Trainer, start_held
@@ -38,10 +37,11 @@ from service.jobs.preparation import Preparation
 from service.jobs.settings import Kind, Settings
 from service.jobs.store import JobRecord, JobStore
 from service.jobs.uninterrupted import in_thread, uninterrupted
+from service.ops import failpoints
+from service.ops.metrics import Metrics
 from service.storage import disk_errors
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
-from service.telemetry import Telemetry
 
 _SLACK, _SLACK_S = 1.5, 120.0
 """How far beyond the caller's budget a job may go before it is stopped."""
@@ -99,13 +99,13 @@ class Attempts:
         models: ModelStore,
         datasets: DatasetStore,
         launcher: Launcher,
-        telemetry: Telemetry,
+        metrics: Metrics,
         settings: Settings,
     ) -> None:
         self._jobs = jobs
         self._preparation = Preparation(jobs, models, datasets, settings)
         self._launcher = launcher
-        self._telemetry = telemetry
+        self._metrics = metrics
         self._settings = settings
 
     async def run(self, job: JobRecord, kind: Kind) -> Outcome:
@@ -125,7 +125,7 @@ class Attempts:
                     self._preparation.folder(spec.job_id),
                     self._settings.stop_grace_s,
                 )
-                faults.reach("job.trainer_started")
+                failpoints.reach("job.trainer_started")
                 return await self._follow(job, spec, trainer, deaths)
         except TimeoutError:
             return Ended(
@@ -245,11 +245,11 @@ class Attempts:
             else:
                 break
             await asyncio.sleep(self._settings.pause_s(tries))
-        faults.reach("job.record_kept")
+        failpoints.reach("job.record_kept")
 
     def _show_epoch(self, job: JobRecord, epoch: EpochEnded) -> None:
-        model = self._telemetry.model_label(job.request.model)
-        for name, gauge in self._telemetry.epoch.items():
+        model = self._metrics.model_label(job.request.model)
+        for name, gauge in self._metrics.epoch.items():
             # Without held-out images there are no figures of them.
             if (value := getattr(epoch, name)) is not None:
                 gauge.labels(job.job_id, model).set(value)

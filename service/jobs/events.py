@@ -4,9 +4,9 @@ from typing import Literal
 
 import msgspec
 
+from service.contract import DataFound, EpochEnded, Note, Progressed
 from service.domain import Figure, JobState, Verdict
 from service.errors import Reason
-from service.jobs.contract import DataFound, EpochEnded, Note, Progressed
 
 
 class StateChanged(msgspec.Struct, frozen=True, tag="state"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from service.jobs.contract import ExitCode, Record, Spec
+from service.contract import ExitCode, Record, Spec
 
 
 @dataclass

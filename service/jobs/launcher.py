@@ -19,10 +19,10 @@ from typing import Protocol
 
 import msgspec
 
-from service import faults
-from service.jobs import contract
-from service.jobs.contract import JobSpec, Record, Spec
+from service import contract
+from service.contract import JobSpec, Record, Spec
 from service.jobs.uninterrupted import uninterrupted
+from service.ops import failpoints
 
 SPEC_FILE = "spec.json"
 LOG_FILE = "trainer.log"
@@ -97,8 +97,8 @@ class ProcessLauncher:
     ) -> None:
         self.niceness = niceness
         self.environment = {k: v for k, v in environment.items() if not k.startswith("GRAFT_")}
-        if plan := environment.get(faults.VARIABLE):
-            self.environment[faults.VARIABLE] = plan
+        if plan := environment.get(failpoints.VARIABLE):
+            self.environment[failpoints.VARIABLE] = plan
         self._command = tuple(command)
         self._rank_command = tuple(rank_command)
 

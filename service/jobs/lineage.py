@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
+from service.contract import Augmentation, Base
 from service.domain import LATEST, plain_name
 from service.errors import GraftError, InvalidInput, NotAllowed, NotFound, Reason, WrongState
-from service.jobs.contract import Augmentation, Base
 from service.jobs.request import JobRequest, allowed_path
 from service.jobs.settings import AllowedDirs
 from service.jobs.store import JobRecord, JobStore

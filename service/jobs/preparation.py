@@ -12,23 +12,23 @@ from threading import Event
 
 import msgspec
 
-from service import faults
-from service.domain import ARGMAX, plain_name
-from service.errors import NotFound
-from service.ingest.reader import IMAGES_FOLDER, INDEX_FILE, OnProgress, untold
-from service.jobs import registered
-from service.jobs.contract import (
+from service.contract import (
     HEARTBEAT_S,
     BaseData,
     Incumbent,
     JobSpec,
     PretrainedBackbone,
 )
+from service.domain import ARGMAX, plain_name
+from service.errors import NotFound
+from service.ingest.reader import IMAGES_FOLDER, INDEX_FILE, OnProgress, untold
+from service.jobs import registered
 from service.jobs.lineage import Lineage
 from service.jobs.request import AUTO, DEFAULT_VALIDATION_FRACTION, allowed_path
 from service.jobs.settings import Kind, Settings, cache_owner
 from service.jobs.store import JobRecord, JobStore
 from service.jobs.weights import Exports, available
+from service.ops import failpoints
 from service.storage.datasets import DatasetRecord, DatasetStore
 from service.storage.models import ModelStore
 
@@ -101,7 +101,7 @@ class Preparation:
         out_dir, checkpoint_dir = folder / "out", folder / _CHECKPOINT
         out_dir.mkdir(parents=True)
         checkpoint_dir.mkdir(exist_ok=True)
-        faults.reach("job.preparing")
+        failpoints.reach("job.preparing")
         backbone = request.backbone_or(settings.default_backbone)
         exported = partial(self._models.exported_backbones, tenant=job.tenant)
         known = registered.named(settings, backbone, job.tenant) or PretrainedBackbone(

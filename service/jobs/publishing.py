@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from service import faults
+from service.contract import Progressed
 from service.domain import plain_name
 from service.errors import Damaged, Exhausted, GraftError, Reason, Unavailable
 from service.jobs.attempt import Done, Ended, unexpected
-from service.jobs.contract import Progressed
 from service.jobs.settings import Settings
 from service.jobs.store import JobRecord, JobStore
+from service.ops import failpoints
 from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.disk_errors import PASSING
 from service.storage.models import ModelStore
@@ -101,14 +101,14 @@ class Publishing:
             told = Progressed("publishing", 0.0)
             await asyncio.to_thread(self._jobs.append_event, job.job_id, told)
             so_far.is_told = True
-            faults.reach("job.publishing")
+            failpoints.reach("job.publishing")
         if (stored := so_far.stored) is None:
             stored = await asyncio.to_thread(self._artifacts.put, done.out_dir)
             _check_is_of(stored, job)
             # A candidate may never be asked for, and would push out what is.
             if not stored.manifest.gate_failures:
                 await self._warm(job, stored)
-                faults.reach("job.warmed")
+                failpoints.reach("job.warmed")
             so_far.stored = stored
         publish = partial(
             self._models.publish,

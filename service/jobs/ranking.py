@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from service import faults
+from service.contract import MOST_RANKED_IMAGES, BackbonesRanked, Failed, RankSpec
 from service.errors import (
     Exhausted,
     Expired,
@@ -31,13 +31,13 @@ from service.errors import (
 )
 from service.ingest.reader import IMAGES_FOLDER, INDEX_FILE
 from service.jobs import registered
-from service.jobs.contract import MOST_RANKED_IMAGES, BackbonesRanked, Failed, RankSpec
 from service.jobs.killed import Deaths
 from service.jobs.launcher import Launcher, Trainer, start_held
 from service.jobs.request import RankRequest, allowed_path
 from service.jobs.settings import Settings, cache_owner
 from service.jobs.uninterrupted import in_thread, uninterrupted
 from service.jobs.weights import available
+from service.ops import failpoints
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 
@@ -158,7 +158,7 @@ class Rankings:
                 trainer = await start_held(
                     self._launcher, spec, folder, self._settings.stop_grace_s
                 )
-                faults.reach("ranking.trainer_started")
+                failpoints.reach("ranking.trainer_started")
                 return await self._follow(trainer, folder, deaths)
         except TimeoutError as error:
             raise Expired(

@@ -6,8 +6,7 @@ They are used as they are: what trains a network is no method for one.
 from collections.abc import Iterable
 
 from service import backbones as registry
-from service.errors import InvalidInput, Reason
-from service.jobs.contract import (
+from service.contract import (
     FROZEN_TECHNIQUES,
     Baseline,
     DomainAdaptation,
@@ -15,6 +14,7 @@ from service.jobs.contract import (
     ModelBased,
     PretrainedBackbone,
 )
+from service.errors import InvalidInput, Reason
 from service.jobs.settings import Settings
 from service.jobs.weights import trains_network
 from service.storage.backbone_rows import not_found

@@ -12,20 +12,7 @@ from typing import Literal
 import msgspec
 
 from service import backbones as registry
-from service.domain import (
-    LATEST,
-    WHITE,
-    Decision,
-    check_alias,
-    check_colour,
-    check_name,
-    plain_name,
-    tenant_of,
-)
-from service.errors import InvalidInput, NotAllowed, NotFound, Reason
-from service.ingest.grouping import NamedGroups
-from service.ingest.labels import check_given
-from service.jobs.contract import (
+from service.contract import (
     DEFAULT_BACKBONE,
     NETWORK_TECHNIQUES,
     Augmentation,
@@ -40,6 +27,19 @@ from service.jobs.contract import (
     ModelBased,
     PretrainedBackbone,
 )
+from service.domain import (
+    LATEST,
+    WHITE,
+    Decision,
+    check_alias,
+    check_colour,
+    check_name,
+    plain_name,
+    tenant_of,
+)
+from service.errors import InvalidInput, NotAllowed, NotFound, Reason
+from service.ingest.grouping import NamedGroups
+from service.ingest.labels import check_given
 from service.jobs.registered import check_registered
 
 AUTO = "auto"

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
+from service.contract import Progressed
 from service.domain import DEFAULT_TENANT, ClassCount, JobState, ReadSummary, tenant_key
 from service.errors import InvalidInput, NotFound, OverQuota, Reason, WrongState
 from service.ingest.names import shown
-from service.jobs.contract import Progressed
 from service.jobs.request import JobRequest
 from service.storage.database import Connection
 

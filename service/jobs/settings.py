@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from service.contract import PretrainedBackbone
 from service.domain import DEFAULT_TENANT, Precision, ProviderSetting
-from service.jobs.contract import PretrainedBackbone
 
 Kind = Literal["cpu", "gpu"]
 

@@ -15,7 +15,7 @@ from functools import partial
 
 import msgspec
 
-from service import faults
+from service.contract import DataFound, Progressed
 from service.domain import JobState, check_name, plain_name, tenant_key, tenant_of
 from service.errors import (
     AlreadyExists,
@@ -24,10 +24,10 @@ from service.errors import (
     Reason,
 )
 from service.jobs import events, rows
-from service.jobs.contract import DataFound, Progressed
 from service.jobs.events import JobEvent, Payload, Published, StateChanged
 from service.jobs.request import JobRequest, check_request_id
 from service.jobs.rows import JobRecord
+from service.ops import failpoints
 from service.storage import pages
 from service.storage.database import Connection, Database
 from service.storage.models import Publication
@@ -116,7 +116,7 @@ class JobStore:
             beside = {job.dataset_id for job in rows.ancestors(connection, request.base_job_id)}
             rows.use(connection, job_id, {*beside, request.target_dataset_id} - {""})
             self._append(connection, job_id, StateChanged(JobState.QUEUED))
-            faults.reach("job.creating")
+            failpoints.reach("job.creating")
             return rows.get(connection, job_id, tenant), True
 
     def check_open(self, tenant: str, max_open_jobs: int | None = None) -> None:
@@ -274,7 +274,7 @@ class JobStore:
             )
             self._append(connection, job_id, published)
             self._end(connection, job_id, StateChanged(JobState.SUCCEEDED), version=made.version)
-            faults.reach("job.succeeding")
+            failpoints.reach("job.succeeding")
             return rows.get_any(connection, job_id)
 
     def fail(self, job_id: str, reason: Reason, message: str) -> JobRecord:

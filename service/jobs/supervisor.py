@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NoReturn
 
-from service import faults
 from service.domain import JobState
 from service.errors import Damaged, Exhausted, Reason, Unavailable
 from service.jobs.attempt import Attempts, Crashed, Done, Ended, Outcome, Postponed, unexpected
@@ -32,12 +31,13 @@ from service.jobs.room import Room
 from service.jobs.settings import Kind, Settings
 from service.jobs.store import JobRecord, JobStore
 from service.jobs.uninterrupted import uninterrupted
+from service.ops import failpoints
+from service.ops.metrics import Metrics
 from service.storage import durable
 from service.storage.artifacts import Artifacts
 from service.storage.datasets import DatasetStore
 from service.storage.disk_errors import PASSING
 from service.storage.models import ModelStore
-from service.telemetry import Telemetry
 
 __all__ = ["Settings", "Supervisor"]
 
@@ -74,13 +74,13 @@ class Supervisor:
         datasets: DatasetStore,
         artifacts: Artifacts,
         launcher: Launcher,
-        telemetry: Telemetry,
+        metrics: Metrics,
         settings: Settings,
         on_published: OnPublished,
     ) -> None:
         self._jobs = jobs
         self._datasets = datasets
-        self._telemetry = telemetry
+        self._metrics = metrics
         self._settings = settings
         self._patience = Patience(settings)
         self._room = Room(settings.work_dir, settings.min_free_bytes)
@@ -97,7 +97,7 @@ class Supervisor:
             models=models,
             datasets=datasets,
             launcher=launcher,
-            telemetry=telemetry,
+            metrics=metrics,
             settings=settings,
         )
         self._free = settings.slots
@@ -134,7 +134,7 @@ class Supervisor:
         for job in await asyncio.to_thread(requeue):
             log.warning("a job was under way when the service ended; it is %s now", job.state,
                         extra={"job_id": job.job_id})  # fmt: skip
-        faults.reach("job.requeued")
+        failpoints.reach("job.requeued")
         await asyncio.to_thread(self._sweep_work_dir)
         await asyncio.to_thread(self._clean_stop.begin)
         self._has_taken_up = True
@@ -211,7 +211,7 @@ class Supervisor:
         await self._clear_ended()
         for job_id in await asyncio.to_thread(self._jobs.to_cancel):
             if (worker := self._workers.get(job_id)) is not None:
-                faults.reach("job.cancelling")
+                failpoints.reach("job.cancelling")
                 worker.interrupt("cancel")
         while self._refused and (job := await self._claim(self._refused)) is not None:
             await self._save(
@@ -248,7 +248,7 @@ class Supervisor:
         return await asyncio.to_thread(self._jobs.claim, devices, passed_over)
 
     def _begin(self, job: JobRecord) -> None:
-        faults.reach("job.claimed")
+        failpoints.reach("job.claimed")
         worker = _Worker(job, self._kind_of[job.request.device])
         if self._closing.is_set():
             worker.interrupt("closing")
@@ -272,7 +272,7 @@ class Supervisor:
             outcome = unexpected(worker.job)
         finally:
             # Before its end is told, so that what hears of it finds no series of it.
-            self._telemetry.forget_job(worker.job.job_id, worker.job.request.model)
+            self._metrics.forget_job(worker.job.job_id, worker.job.request.model)
         # From here on a cancel comes too late: what happened is saved as it happened.
         await uninterrupted(self._settle(worker, outcome))
 
@@ -296,13 +296,13 @@ class Supervisor:
         if isinstance(result, Postponed) and self._patience.is_over(job.job_id):
             result = Ended(result.reason, result.message)
         record = result if isinstance(result, JobRecord) else await self._save_end(worker, result)
-        faults.reach("job.settled")
+        failpoints.reach("job.settled")
         log.info("job is %s", record.state,
                  extra={"job_id": job.job_id, "reason": record.error_reason or ""})  # fmt: skip
         if record.state.is_final and record.start_time_s and record.end_time_s:
             method = str(job.request.method.__struct_config__.tag)
             took_s = max(0.0, record.end_time_s - record.start_time_s)
-            self._telemetry.job_seconds.labels(method).observe(took_s)
+            self._metrics.job_seconds.labels(method).observe(took_s)
         await asyncio.to_thread(
             self._attempts.clear, job.job_id, keep_checkpoint=not record.state.is_final
         )
@@ -370,11 +370,11 @@ class Supervisor:
         if isinstance(change, Published):
             outcome = "candidate" if change.is_candidate else "published"
             calibrated = "yes" if change.calibrated else "no"
-            self._telemetry.versions_published.labels(outcome, calibrated, change.gate).inc()
+            self._metrics.versions_published.labels(outcome, calibrated, change.gate).inc()
         state = change.state if isinstance(change, StateChanged) else None
         is_over = state is not None and state.is_final
         if state is not None and is_over:
-            self._telemetry.jobs_ended.labels(state.value).inc()
+            self._metrics.jobs_ended.labels(state.value).inc()
             self._ended.append(job_id)
         if (event is None or is_over or state is JobState.QUEUED) and self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed: nothing runs any more

@@ -19,8 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Literal
 
-from service.jobs import contract
-from service.jobs.contract import JobSpec, Order, Spec
+from service import contract
+from service.contract import JobSpec, Order, Spec
 from service.jobs.launcher import (
     KILLED_S,
     MAX_LINE_BYTES,

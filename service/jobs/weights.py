@@ -12,8 +12,7 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 
 from service.backbones import BACKBONES, FILE, HOSTS, Backbone, find
-from service.errors import Reason, WrongState
-from service.jobs.contract import (
+from service.contract import (
     NETWORK_TECHNIQUES,
     DomainAdaptation,
     ExportedBackbone,
@@ -21,6 +20,7 @@ from service.jobs.contract import (
     ModelBased,
     PretrainedBackbone,
 )
+from service.errors import Reason, WrongState
 
 Exports = Callable[[str], list[ExportedBackbone]]
 """From a backbone to the pretrained forms of it that earlier jobs exported."""

@@ -10,12 +10,12 @@ from graft.v1 import backbone_pb2_grpc
 from grpc import aio
 
 from service import backbones as registry
+from service.auth.principal import caller
 from service.backbones import ONNX, Backbone
 from service.domain import tenant_key
 from service.errors import InvalidInput, Reason
 from service.jobs.weights import available
 from service.rpc import convert, uploads
-from service.rpc.caller import caller
 from service.rpc.uploads import bad
 from service.storage import pages
 from service.storage.registered import (

@@ -11,11 +11,12 @@ from typing import Any, Protocol, Self
 import grpc
 from grpc import aio
 
-from service import telemetry
+from service.auth import principal
+from service.auth.principal import NOBODY, Caller
 from service.errors import GraftError
-from service.rpc import caller, messages, reset, status
-from service.rpc.caller import NOBODY, Caller
-from service.telemetry import Telemetry
+from service.ops import metrics
+from service.ops.metrics import Metrics
+from service.rpc import messages, reset, status
 
 REQUEST_ID_KEY = "x-request-id"
 
@@ -78,7 +79,7 @@ class Call:
     """A context: what it raises becomes the call's status."""
 
     def __init__(
-        self, method: str, context: Context, metrics: Telemetry, audit: Audit | None
+        self, method: str, context: Context, metrics: Metrics, audit: Audit | None
     ) -> None:
         self.request: Any | None = None
         self.response: Any | None = None
@@ -103,7 +104,7 @@ class Call:
         except GraftError as error:
             self._refused(error)
             raise
-        caller.enter(self._who)
+        principal.enter(self._who)
         return self._who
 
     def stay(self, gate: Gate) -> None:
@@ -133,7 +134,7 @@ class Call:
             self._task.cancel()
 
     async def __aenter__(self) -> Self:
-        telemetry.request_id.set(self._id)
+        metrics.request_id.set(self._id)
         self._started = time.monotonic()
         self._metrics.rpc_active.labels(self._method).inc()
         self._context.set_trailing_metadata(((REQUEST_ID_KEY, self._id),))

@@ -13,14 +13,14 @@ from typing import Any
 import grpc
 from grpc import aio
 
+from service.auth.principal import EVERYBODY, Caller
 from service.errors import Reason, Unavailable
+from service.ops.metrics import Metrics
 from service.rpc import messages
 from service.rpc.call import REQUEST_ID_KEY, Audit, Call, Context, Gate
-from service.rpc.caller import EVERYBODY, Caller
 from service.rpc.limits import HEALTH, CallBounds, Limits, Place
 from service.rpc.parsing import Parser
 from service.rpc.requests import IDLE_TIMEOUT_S, Requests
-from service.telemetry import Telemetry
 
 __all__ = ["REQUEST_ID_KEY", "Audit", "Calls", "Everybody", "Gate"]
 
@@ -49,7 +49,7 @@ class Calls(aio.ServerInterceptor):
 
     def __init__(
         self,
-        metrics: Telemetry,
+        metrics: Metrics,
         gate: Gate | None = None,
         audit: Audit | None = None,
         *,

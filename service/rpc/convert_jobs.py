@@ -7,15 +7,15 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import status_pb2
 from graft.v1 import fine_tuning_pb2 as pb
 
-from service.domain import JobState, plain_name
-from service.errors import InvalidInput, Reason
-from service.jobs import events
-from service.jobs.contract import (
+from service.contract import (
     DataFound,
     EpochEnded,
     Note,
     Progressed,
 )
+from service.domain import JobState, plain_name
+from service.errors import InvalidInput, Reason
+from service.jobs import events
 from service.jobs.events import JobEvent
 from service.jobs.store import JobRecord
 from service.rpc import convert_requests, status

@@ -2,7 +2,7 @@
 
 from graft.v1 import fine_tuning_pb2 as pb
 
-from service.jobs.contract import BackbonesRanked, PretrainedBackbone
+from service.contract import BackbonesRanked, PretrainedBackbone
 from service.jobs.request import RankRequest
 
 

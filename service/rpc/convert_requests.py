@@ -5,10 +5,7 @@ from typing import Any, Literal
 import msgspec
 from graft.v1 import fine_tuning_pb2 as pb
 
-from service.domain import LATEST, plain_name
-from service.errors import InvalidInput, Reason
-from service.ingest.labels import canonical
-from service.jobs.contract import (
+from service.contract import (
     Augmentation,
     Auto,
     Baseline,
@@ -20,6 +17,9 @@ from service.jobs.contract import (
     ModelBased,
     Technique,
 )
+from service.domain import LATEST, plain_name
+from service.errors import InvalidInput, Reason
+from service.ingest.labels import canonical
 from service.jobs.request import JobRequest
 from service.rpc import convert_decisions
 from service.rpc.convert import duration

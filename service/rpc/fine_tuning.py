@@ -12,12 +12,12 @@ from graft.v1 import fine_tuning_pb2 as pb
 from graft.v1 import fine_tuning_pb2_grpc
 from grpc import aio
 
-from service import faults
+from service.auth.principal import caller
+from service.contract import ExportedBackbone
 from service.domain import check_name
 from service.errors import Expired, InvalidInput, Reason, WrongState
 from service.ingest.labels import canonical
 from service.jobs import registered
-from service.jobs.contract import ExportedBackbone
 from service.jobs.lineage import Lineage
 from service.jobs.ranking import Rankings
 from service.jobs.request import (
@@ -33,8 +33,8 @@ from service.jobs.store import JobStore
 from service.jobs.uninterrupted import in_thread
 from service.jobs.watch import Watch
 from service.jobs.weights import WeightsCheck
+from service.ops import failpoints
 from service.rpc import convert_jobs, convert_rankings, convert_requests
-from service.rpc.caller import caller
 from service.rpc.datasets import add_image
 from service.storage.datasets import DatasetStore
 
@@ -128,7 +128,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             _fingerprint(msgspec.structs.replace(asked, **stored), message),
             caller().quota.concurrent_jobs,
         )
-        faults.reach("job.created")
+        failpoints.reach("job.created")
         return convert_jobs.job(record)
 
     def _check(self, request: JobRequest, message: pb.FineTuneRequest) -> None:

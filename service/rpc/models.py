@@ -8,10 +8,10 @@ from graft.v1 import model_pb2 as pb
 from graft.v1 import model_pb2_grpc
 from grpc import aio
 
+from service.auth.principal import caller
 from service.domain import LATEST
 from service.errors import InvalidInput, Reason
 from service.rpc import convert
-from service.rpc.caller import caller
 from service.storage.models import ModelStore, Removed, VersionRecord
 
 Export = Callable[[VersionRecord], Awaitable[bytes]]

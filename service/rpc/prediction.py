@@ -12,12 +12,12 @@ from graft.v1 import prediction_pb2 as pb
 from graft.v1 import prediction_pb2_grpc
 from grpc import aio
 
+from service.auth.principal import caller
+from service.engine import preprocess
+from service.engine.engine import Classified, Decode
+from service.engine.head import NONE
 from service.errors import GraftError, InvalidInput, Reason
-from service.inference import preprocess
-from service.inference.engine import Classified, Decode
-from service.inference.head import NONE
 from service.rpc import convert_decisions, status, streams
-from service.rpc.caller import caller
 from service.rpc.limits import MAX_SCORES
 from service.rpc.serving import Serving
 

@@ -16,11 +16,11 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from service.ops.metrics import Metrics
 from service.rpc import reset
 from service.rpc.calls import Audit, Calls, Gate
 from service.rpc.limits import CallBounds
 from service.rpc.open_inference import grpc_predict_v2_pb2
-from service.telemetry import Telemetry
 
 SERVICES: Mapping[str, str] = {
     file.services_by_name[name].full_name: name
@@ -78,7 +78,7 @@ class RpcServer:
     def __init__(
         self,
         services: list[Register],
-        metrics: Telemetry,
+        metrics: Metrics,
         max_message_bytes: int,
         *,
         accepts_gzip: bool = False,

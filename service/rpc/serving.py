@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from service.domain import Decision
+from service.engine.engine import Decode, ModelFiles, Outcome
 from service.errors import Damaged, NotFound
-from service.inference.engine import Decode, ModelFiles, Outcome
-from service.telemetry import Telemetry
+from service.ops.metrics import Metrics
 
 Resolve = Callable[[str, int | None, str | None], tuple[int, ModelFiles]]
 """From a model's key and a version, an alias or neither (`latest`) to its number and files."""
@@ -36,12 +36,12 @@ class Serving:
     """Answers for all servicers."""
 
     def __init__(
-        self, engine: Classifies, resolve: Resolve, fallbacks: Fallbacks, telemetry: Telemetry
+        self, engine: Classifies, resolve: Resolve, fallbacks: Fallbacks, metrics: Metrics
     ) -> None:
         self._engine = engine
         self._resolve = resolve
         self._fallbacks = fallbacks
-        self._fallen_back = telemetry.fallen_back
+        self._fallen_back = metrics.fallen_back
 
     async def classify(
         self,

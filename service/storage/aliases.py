@@ -8,9 +8,9 @@ last move back; of an alias the last moves alone are kept.
 
 from collections.abc import Sequence
 
-from service import faults
 from service.domain import LATEST, plain_name
 from service.errors import NotFound, OverQuota, Reason, WrongState
+from service.ops import failpoints
 from service.storage import suggestions
 from service.storage.database import Connection
 
@@ -207,7 +207,7 @@ def _set(connection: Connection, model: str, alias: str, version: int) -> None:
         " ON CONFLICT (model, alias) DO UPDATE SET version = excluded.version",
         (model, alias, version),
     )
-    faults.reach("alias.moved")
+    failpoints.reach("alias.moved")
 
 
 def _no_latest(connection: Connection, model: str) -> str:

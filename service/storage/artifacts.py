@@ -17,10 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from service import faults
-from service.domain import Manifest
-from service.errors import Damaged, Reason
-from service.jobs.contract import (
+from service.contract import (
     ANSWERS_FILE,
     BACKBONE_FILE,
     HEAD_FILE,
@@ -29,6 +26,9 @@ from service.jobs.contract import (
     REPORT_JSON_FILE,
     decode_manifest,
 )
+from service.domain import Manifest
+from service.errors import Damaged, Reason
+from service.ops import failpoints
 from service.storage import durable
 
 _MAX_MANIFEST_BYTES = 16 * 2**20
@@ -106,9 +106,9 @@ class Artifacts:
         temporary = self._temporary / secrets.token_hex(8)
         try:
             durable.copy(source, temporary)
-            faults.reach("artifacts.backbone_copied")
+            failpoints.reach("artifacts.backbone_copied")
             temporary.rename(self.backbone_path(digest))
-            faults.reach("artifacts.backbone_renamed")
+            failpoints.reach("artifacts.backbone_renamed")
         finally:
             temporary.unlink(missing_ok=True)
         durable.sync_folder(self._backbones)
@@ -183,7 +183,7 @@ class Artifacts:
         For the start alone: it would take what is being put from under its owner.
         """
         _empty(self._temporary)
-        faults.reach("artifacts.sweeping")
+        failpoints.reach("artifacts.sweeping")
         dead = [path for path in self._versions.iterdir() if path.name not in versions]
         for folder in dead:
             _remove_folder(folder, self._temporary)
@@ -217,7 +217,7 @@ class Artifacts:
                     raise _not_whole(f"{name} is missing") from None
             artifact_digest = digest_of_version(digests)
             durable.sync_folder(temporary)
-            faults.reach("artifacts.version_copied")
+            failpoints.reach("artifacts.version_copied")
             try:
                 temporary.rename(self._versions / artifact_digest)
             except OSError:
@@ -225,7 +225,7 @@ class Artifacts:
                 if not self.head_path(artifact_digest).exists():
                     raise
             durable.sync_folder(self._versions)
-            faults.reach("artifacts.version_renamed")
+            failpoints.reach("artifacts.version_renamed")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return artifact_digest, digests[HEAD_FILE]
@@ -260,7 +260,7 @@ def _remove_folder(folder: Path, temporary: Path) -> None:
         folder.rename(doomed)
     except FileNotFoundError:
         return
-    faults.reach("artifacts.moved_away")
+    failpoints.reach("artifacts.moved_away")
     shutil.rmtree(doomed, ignore_errors=True)
 
 

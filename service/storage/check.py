@@ -17,12 +17,12 @@ from typing import Any
 
 import msgspec
 
+from service.contract import HEAD_FILE, MANIFEST_FILE, decode_manifest
 from service.domain import LATEST, ClassCount, tenant_of
 from service.ingest import index
 from service.ingest.index import IndexedImage
 from service.ingest.names import shown
 from service.ingest.reader import IMAGES_FOLDER, INDEX_FILE
-from service.jobs.contract import HEAD_FILE, MANIFEST_FILE, decode_manifest
 from service.storage import artifacts, database, durable
 from service.storage.database import Connection
 

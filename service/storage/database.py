@@ -19,8 +19,8 @@ from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
-from service import faults
 from service.errors import Damaged, GraftError, NotFound, Reason, Unavailable, WrongState
+from service.ops import failpoints
 from service.storage import disk_errors, durable
 
 Connection = sqlite3.Connection
@@ -104,7 +104,7 @@ class Database:
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
                 yield self._writer
-                faults.reach("database.committing")
+                failpoints.reach("database.committing")
                 self._writer.execute("COMMIT")
             except BaseException as error:
                 # A full disk may have ended the transaction already.
@@ -340,7 +340,7 @@ def _migrate(connection: Connection, scripts: Sequence[str]) -> None:
                 connection.execute("ROLLBACK")
             raise
         log.info("database migrated to format %d", number)
-        faults.reach("database.migrated")
+        failpoints.reach("database.migrated")
 
 
 def _check(connection: Connection) -> None:

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import msgspec
 
-from service import faults
 from service.domain import (
     JobState,
     tenant_key,
@@ -40,6 +39,7 @@ from service.ingest.reader import (
     ReadRequest,
     untold,
 )
+from service.ops import failpoints
 from service.storage import dataset_rows, durable, pages, quotas
 from service.storage.database import Database
 from service.storage.dataset_rows import DatasetRecord
@@ -262,7 +262,7 @@ class DatasetStore:
             connection.execute("DELETE FROM datasets WHERE dataset_id = ?", (dataset_id,))
             # Out of the way before the same images can be stored again.
             self._database.after_commit(partial(_move_if_there, self.path(dataset_id), doomed))
-        faults.reach("dataset.moved_away")
+        failpoints.reach("dataset.moved_away")
         shutil.rmtree(doomed, ignore_errors=True)
 
     def path(self, dataset_id: str) -> Path:
@@ -330,7 +330,7 @@ class DatasetStore:
             assert asked.max_stored_bytes is not None, "no other upload has a room"
             quotas.check_room(used, error.size_bytes, asked.max_stored_bytes)
             raise AssertionError("what is over the room is refused") from error
-        faults.reach("dataset.read")
+        failpoints.reach("dataset.read")
         record = DatasetRecord(
             dataset_id=dataset_rows.id_of(asked.tenant, read.digest),
             tenant=asked.tenant,
@@ -376,9 +376,9 @@ class DatasetStore:
             self._database.after_rollback(partial(_move_back, kept, tree))
             tree.rename(kept)
             durable.sync_folder(self._folder)
-            faults.reach("dataset.renamed")
+            failpoints.reach("dataset.renamed")
             dataset_rows.insert(connection, record, digest)
-        faults.reach("dataset.kept")
+        failpoints.reach("dataset.kept")
         return record
 
     def _renew_index(self, record: DatasetRecord, tree: Path) -> None:
@@ -432,6 +432,6 @@ def _move_back(kept: Path, tree: Path) -> None:
 
 
 def _move_if_there(source: Path, target: Path) -> None:
-    faults.reach("dataset.deleted")
+    failpoints.reach("dataset.deleted")
     if source.exists():
         source.rename(target)

@@ -10,8 +10,8 @@ its quantised form is here, and goes with it.
 import time
 
 from service.backbones import is_registered
+from service.contract import FROZEN_TECHNIQUES
 from service.domain import Manifest, plain_name, tenant_key, tenant_of
-from service.jobs.contract import FROZEN_TECHNIQUES
 from service.storage.database import Connection
 
 _INT8 = ":int8"

@@ -17,10 +17,10 @@ from typing import Any
 
 import msgspec
 
-from service import faults
+from service.contract import ExportedBackbone, Gate
 from service.domain import LATEST, Manifest, check_alias, plain_name, tenant_key, tenant_of
 from service.errors import Reason, WrongState
-from service.jobs.contract import ExportedBackbone, Gate
+from service.ops import failpoints
 from service.storage import aliases, comparisons, exports, pages, quotas, suggestions, unpublished
 from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.database import Connection, Database
@@ -174,7 +174,7 @@ class ModelStore:
             ),
         )
         quotas.check_version(connection, tenant_of(model), max_stored_bytes)
-        faults.reach("version.inserted")
+        failpoints.reach("version.inserted")
         if not manifest.gate_failures:
             aliases.point(connection, model, LATEST, version)
             if gate is not None and gate.alias:
@@ -465,7 +465,7 @@ class ModelStore:
         )
 
     def _forget_resolved(self, model: str) -> None:
-        faults.reach("model.changed")
+        failpoints.reach("model.changed")
         with self._guard:
             self._generation += 1
             for asked in [asked for asked in self._resolved if asked[0] == model]:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import msgspec
 
-from service import faults
+from service.contract import ExportedBackbone, PretrainedBackbone
 from service.errors import Expired, GraftError, Reason, Unavailable, WrongState
 from service.ingest.backbone_process import Asked, Checker
-from service.jobs.contract import ExportedBackbone, PretrainedBackbone
+from service.ops import failpoints
 from service.storage import backbone_rows, durable, exports, quotas
 from service.storage.artifacts import Artifacts
 from service.storage.backbone_rows import RegisteredBackbone
@@ -187,7 +187,7 @@ class BackboneStore:
     ) -> RegisteredBackbone:
         try:
             self._artifacts.put_backbone(file, record.digest)
-            faults.reach("backbone.stored")
+            failpoints.reach("backbone.stored")
             return self._noted(record, file, max_stored_bytes)
         except BaseException:
             # What cannot be told now the next start sweeps.
@@ -234,11 +234,11 @@ class BackboneStore:
                     record.create_time_s,
                 ),
             )
-        faults.reach("backbone.kept")
+        failpoints.reach("backbone.kept")
         return record
 
     def _remove(self, digests: list[str]) -> None:
-        faults.reach("backbone.deleted")
+        failpoints.reach("backbone.deleted")
         self._artifacts.remove(backbones=digests)
 
     def _check_open(self, came: Came) -> None:

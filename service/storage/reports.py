@@ -9,8 +9,8 @@ import html
 
 import msgspec
 
+from service.contract import REPORT_STANDING_MARK, REPORT_VERSION_MARK
 from service.errors import Damaged, Reason
-from service.jobs.contract import REPORT_STANDING_MARK, REPORT_VERSION_MARK
 
 
 def filled_json(

@@ -12,13 +12,13 @@ from typing import IO, TYPE_CHECKING, Literal
 
 import msgspec
 
-from service import faults
 from service.domain import PartName
 from service.errors import InvalidInput, Reason, WrongState
 from service.ingest import labels
 from service.ingest.archives import ArchiveFormat, Limits
 from service.ingest.names import file_name, shown
 from service.ingest.reader import IMAGES_FOLDER, Given, ReadRequest
+from service.ops import failpoints
 from service.storage import durable
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Upload:
             if self._file is None:
                 self._file = self._archive.open("wb")
             self._file.write(chunk)
-            faults.reach("dataset.chunk_written")
+            failpoints.reach("dataset.chunk_written")
 
     def add_image(
         self, label: str, content: bytes, filename: str, part: PartName, group: str = ""
@@ -108,7 +108,7 @@ class Upload:
             self._images_folder.mkdir(exist_ok=True)
             (self._images_folder / file).write_bytes(content)
             self._given.append(Given(file_name(filename, place), label, part, file, group))
-            faults.reach("dataset.image_written")
+            failpoints.reach("dataset.image_written")
 
     def finish(self) -> "DatasetRecord":
         """Checks and stores everything; the same images give the dataset that is there."""

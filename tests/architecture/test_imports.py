@@ -11,45 +11,26 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Each room of the service may import the rooms listed, and itself.
-LEAVES = {"backbones", "domain", "errors", "control_groups", "telemetry", "faults"}
+LEAVES = {"backbones", "contract", "domain", "errors", "ops"}
 LAW = {
-    "backbones": {"errors"},
-    "control_groups": set(),
-    "faults": set(),
     "errors": set(),
+    "ops": set(),
+    "backbones": {"errors"},
     "domain": {"errors"},
-    "telemetry": set(),
-    "free_memory": set(),
-    "metrics_server": set(),
-    "config": {"backbones", "jobs.contract"},
+    "contract": {"domain", "errors"},
+    "config": {"backbones", "contract"},
     "scratch": {"config"},
-    "inference": {"domain", "errors", "telemetry"},
-    "ingest": {"control_groups", "domain", "errors", "faults", "inference"},
-    "storage": {"ingest", "jobs.contract", *LEAVES},
+    "engine": {"domain", "errors", "ops"},
+    "ingest": {"domain", "engine", "errors", "ops"},
+    "storage": {"ingest", *LEAVES},
     "jobs": {"ingest", "storage", *LEAVES},
-    "rpc": {"inference", "ingest", "jobs", "storage", *LEAVES},
-    "door": {"rpc", "config", *LEAVES},
-    "tokens": {"rpc", "domain", "errors"},
-    "app": {
-        "door",
-        "rpc",
-        "inference",
-        "ingest",
-        "jobs",
-        "storage",
-        "config",
-        "free_memory",
-        "metrics_server",
-        "scratch",
-        *LEAVES,
-    },
+    "auth": {"config", "domain", "errors", "ops"},
+    "rpc": {"auth", "engine", "ingest", "jobs", "storage", *LEAVES},
+    "app": {"auth", "config", "engine", "ingest", "jobs", "rpc", "scratch", "storage", *LEAVES},
     "check": {"jobs", "storage"},
-    "__main__": {"app", "config", "scratch", "telemetry", "errors", "faults"},
+    "__main__": {"app", "config", "errors", "ops", "scratch"},
 }
-TRAINER_MAY = {
-    "backbones", "jobs.contract", "inference", "ingest", "control_groups", "domain", "errors",
-    "faults",
-}  # fmt: skip
+TRAINER_MAY = {"backbones", "contract", "domain", "engine", "errors", "ingest", "ops"}
 
 
 @cache
@@ -72,23 +53,9 @@ def files(*folders: str) -> list[Path]:
 
 
 def rooms(names: set[str]) -> set[str]:
-    """What of the service is imported: "inference", or "jobs.contract" for that file alone."""
-    found = set()
-    for name in names:
-        parts = name.split(".")
-        if parts[0] != "service" or len(parts) < 2 or parts[1].startswith("_"):
-            continue
-        is_contract = parts[1:3] == ["jobs", "contract"]
-        found.add("jobs.contract" if is_contract else parts[1])
-    # `from service.jobs import contract` names its package too.
-    return found - {"jobs"} if "jobs.contract" in found and not _jobs_beside(names) else found
-
-
-def _jobs_beside(names: set[str]) -> bool:
-    return any(
-        name.startswith("service.jobs.") and not name.startswith("service.jobs.contract")
-        for name in names
-    )
+    """Lists the packages and lone modules of the service among what is imported."""
+    parts = [name.split(".") for name in names if name.startswith("service.")]
+    return {part[1] for part in parts if not part[1].startswith("_")}
 
 
 @pytest.mark.parametrize("file", files("service"), ids=lambda p: str(p.relative_to(ROOT)))
@@ -97,10 +64,7 @@ def test_a_room_of_the_service_imports_only_what_the_law_allows(file: Path) -> N
     if room == "__init__":
         assert not rooms(imported(file))
         return
-    allowed = LAW[room] | {room}
-    if "jobs" in allowed:
-        allowed = allowed | {"jobs.contract"}
-    assert rooms(imported(file)) <= allowed
+    assert rooms(imported(file)) <= LAW[room] | {room}
 
 
 @pytest.mark.parametrize("file", files("trainer"), ids=lambda p: str(p.relative_to(ROOT)))
@@ -117,12 +81,12 @@ def test_the_trainer_imports_only_its_contract_and_what_serves(file: Path) -> No
         ("timm", {"trainer/backbones.py", "trainer/timm_networks.py"}),
         ("huggingface_hub", {"trainer/download.py"}),
         ("sklearn", {"trainer"}),
-        ("onnxruntime", {"service/inference", "service/app.py", "trainer/quantise.py"}),
-        ("openvino", {"service/inference"}),
-        ("grpc", {"service/rpc"}),
+        ("onnxruntime", {"service/engine", "service/app.py", "trainer/quantise.py"}),
+        ("openvino", {"service/engine"}),
+        ("grpc", {"service/auth", "service/rpc"}),
         ("graft", {"service/rpc", "service/app.py"}),
         ("sqlite3", {"service/storage", "service/jobs", "trainer/feature_cache.py"}),
-        ("prometheus_client", {"service/telemetry.py", "service/metrics_server.py"}),
+        ("prometheus_client", {"service/ops/metrics.py", "service/ops/metrics_server.py"}),
     ],
 )
 def test_a_library_lives_in_its_room_alone(module: str, allowed: set[str]) -> None:

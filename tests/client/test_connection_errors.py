@@ -17,7 +17,7 @@ from graft.cli import main
 from graft.testing import FakeGraft
 from prometheus_client import CollectorRegistry
 
-from service.metrics_server import MetricsServer
+from service.ops.metrics_server import MetricsServer
 from tests.certificates import Authority, Pair
 
 TABLE = Path(__file__).parents[2] / "docs/connection_errors.md"

@@ -15,9 +15,9 @@ from graft import _images
 from PIL import Image
 
 from service.domain import ImageDecoding
-from service.inference import preprocess
-from tests.unit.inference.test_decoding import cut_out, deep, transparent
-from tests.unit.inference.test_preprocess import encode, gradient
+from service.engine import preprocess
+from tests.unit.engine.test_decoding import cut_out, deep, transparent
+from tests.unit.engine.test_preprocess import encode, gradient
 
 GREYS = np.arange(64 * 48, dtype=np.uint16).reshape(48, 64)
 JPEG = encode(gradient(40, 30), "JPEG")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from service.telemetry import Telemetry
+from service.ops.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -92,15 +92,15 @@ def groupings_of(expr: str) -> set[str]:
 
 def exposed() -> dict[str, set[str]]:
     """Every series name that the service exposes, with its labels."""
-    telemetry = Telemetry({"version": "1", "python": "3", "onnxruntime": "1"})
+    metrics = Metrics({"version": "1", "python": "3", "onnxruntime": "1"})
     for name, label in _counted_when_scraped():
-        telemetry.watch_counts(name, "", label, lambda: {"one": 1})
+        metrics.watch_counts(name, "", label, lambda: {"one": 1})
     found: dict[str, set[str]] = {}
-    for collector in list(telemetry.registry._collector_to_names):
+    for collector in list(metrics.registry._collector_to_names):
         labels = set(getattr(collector, "_labelnames", ()))
-        for name in telemetry.registry._collector_to_names[collector]:
+        for name in metrics.registry._collector_to_names[collector]:
             found[name] = labels | ({"le"} if name.endswith("_bucket") else set())
-    for family in telemetry.registry.collect():
+    for family in metrics.registry.collect():
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
-from service import app, tokens
+from service import app
 from service import config as configuration
+from service.auth import token_cli
 from service.config import Config
 from tests.certificates import Authority
 from tests.deploy.queries import DEPLOY, ROOT
@@ -136,7 +137,7 @@ def test_the_image_health_check_asks_a_service_that_wants_certificates_and_token
     cert, key = authority.sign().write(tmp_path, "server")
     (tmp_path / "ca.pem").write_bytes(authority.pem)
     access = tmp_path / "access.toml"
-    assert tokens.main(["--tenant", "acme", "--role", "predict", "--file", str(access)]) == 0
+    assert token_cli.main(["--tenant", "acme", "--role", "predict", "--file", str(access)]) == 0
     service = ServiceProcess(
         tmp_path / "data",
         f"--tls-cert-file={cert}",

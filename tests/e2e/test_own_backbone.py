@@ -6,8 +6,8 @@ import graft
 import numpy as np
 import pytest
 
-from service.inference import preprocess
-from service.inference.runtime import run_classifier
+from service.engine import preprocess
+from service.engine.runtime import run_classifier
 from tests.e2e.conftest import GUARD_S, Connect, StartService
 from tests.extractors import MEAN, SIZE, STD, write
 

@@ -25,7 +25,13 @@ def make_token(file: Path, name: str, tenant: str, *roles: str) -> str:
     """As an operator does; returns the token."""
     flags = [f"--tenant={tenant}", f"--id={name}", f"--file={file}"]
     done = subprocess.run(
-        [sys.executable, "-m", "service.tokens", *flags, *(f"--role={role}" for role in roles)],
+        [
+            sys.executable,
+            "-m",
+            "service.auth.token_cli",
+            *flags,
+            *(f"--role={role}" for role in roles),
+        ],
         check=True,
         capture_output=True,
         text=True,

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from service.inference import head as heads
-from service.inference.head import Head
-from service.inference.outliers import Outliers
+from service.engine import head as heads
+from service.engine.head import Head
+from service.engine.outliers import Outliers
 from tests.fuzz.promise import Target
 
 

@@ -21,10 +21,10 @@ from PIL import (
 )
 
 from service.domain import DEFAULT_DECODING, ImageDecoding
+from service.engine import bit_depth, preprocess
 from service.errors import GraftError
-from service.inference import bit_depth, preprocess
 from tests.fuzz.promise import Broken, Target
-from tests.unit.inference.test_heif import composed
+from tests.unit.engine.test_heif import composed
 
 _TENSOR = b"T"
 """Begins an input that is a tensor: its type, three dimensions, its bytes."""
@@ -147,13 +147,13 @@ TARGET = Target(
     run,
     seeds,
     modules=(
-        "service.inference.preprocess",
-        "service.inference.jpeg_scans",
-        "service.inference.bit_depth",
-        "service.inference.formats",
-        "service.inference.gif_blocks",
-        "service.inference.heif",
-        "service.inference.tiff",
+        "service.engine.preprocess",
+        "service.engine.jpeg_scans",
+        "service.engine.bit_depth",
+        "service.engine.formats",
+        "service.engine.gif_blocks",
+        "service.engine.heif",
+        "service.engine.tiff",
         "PIL",
     ),
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from service.rpc.caller import EVERYBODY, enter
+from service.auth.principal import EVERYBODY, enter
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.servicer import OpenInferenceServicer
 from tests.fuzz.messages import made

@@ -7,6 +7,17 @@ from typing import Any
 
 import msgspec
 
+from service import contract
+from service.contract import (
+    BackbonesRanked,
+    DataFound,
+    EpochEnded,
+    Failed,
+    Finished,
+    Note,
+    Progressed,
+    RankedBackbone,
+)
 from service.domain import (
     ClassCount,
     GateCheck,
@@ -19,17 +30,7 @@ from service.domain import (
     ReadSummary,
 )
 from service.errors import Reason
-from service.jobs import contract, events
-from service.jobs.contract import (
-    BackbonesRanked,
-    DataFound,
-    EpochEnded,
-    Failed,
-    Finished,
-    Note,
-    Progressed,
-    RankedBackbone,
-)
+from service.jobs import events
 from service.jobs.events import JobEvent, Published, StateChanged
 from service.rpc import convert_jobs, convert_rankings
 from tests.figures import figure

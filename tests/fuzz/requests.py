@@ -13,14 +13,14 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from graft.v1 import dataset_pb2, decision_pb2, fine_tuning_pb2, prediction_pb2
 
+from service.auth.principal import EVERYBODY, enter
 from service.domain import DEFAULT_DECODING, Decision, check_alias, check_name, tenant_key
+from service.engine.engine import Classified, Decode
 from service.errors import GraftError, InvalidInput
-from service.inference.engine import Classified, Decode
 from service.ingest import labels
 from service.ingest.names import file_name
 from service.jobs.request import JobRequest, allowed_path, check_request_id
 from service.rpc import convert, convert_jobs, convert_rankings, convert_requests, fine_tuning
-from service.rpc.caller import EVERYBODY, enter
 from service.rpc.prediction import PredictionServicer
 from service.storage import pages
 from tests.fuzz.messages import made

@@ -12,7 +12,7 @@ from tests.fuzz.promise import CASES, Broken, Target
 
 EXAMPLES = 80
 
-# As `service.inference.preprocess` has it, whose filters pytest takes back for each test.
+# As `service.engine.preprocess` has it, whose filters pytest takes back for each test.
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:PIL")
 
 

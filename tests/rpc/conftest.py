@@ -27,6 +27,7 @@ from PIL import Image
 
 from service.app import App
 from service.config import Config
+from service.contract import DataFound, EpochEnded, Finished, JobSpec, Progressed
 from service.domain import (
     ClassCount,
     LeftOut,
@@ -36,10 +37,9 @@ from service.domain import (
     Parity,
     ReadSummary,
 )
-from service.inference import head as heads
-from service.inference.fake_runtime import FakeRuntime
-from service.inference.head import Head
-from service.jobs.contract import DataFound, EpochEnded, Finished, JobSpec, Progressed
+from service.engine import head as heads
+from service.engine.fake_runtime import FakeRuntime
+from service.engine.head import Head
 from service.jobs.fake_launcher import FakeLauncher, Script
 from service.rpc import messages, parsing, server
 from tests.figures import figure

@@ -16,10 +16,9 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from service import tokens
+from service.auth import authenticator, token_cli
 from service.config import BadConfig
 from service.errors import Reason
-from service.rpc import access
 from tests.rpc.conftest import GUARD_S, MakeService, Service, colours, image, refusal
 from tests.rpc.test_server import scrape
 from tests.rpc.test_wire import settled
@@ -39,7 +38,7 @@ class Keys:
 
     def make(self, name: str, tenant: str, *roles: str) -> str:
         flags = [f"--role={role}" for role in roles]
-        made = tokens.main([f"--tenant={tenant}", f"--id={name}", f"--file={self.path}", *flags])
+        made = token_cli.main([f"--tenant={tenant}", f"--id={name}", f"--file={self.path}", *flags])
         assert made == 0
         self.made[name] = self._capsys.readouterr().out.strip()
         return self.made[name]
@@ -64,7 +63,7 @@ class Keys:
 def keys(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Keys:
-    monkeypatch.setattr(access, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(authenticator, "LOOK_EVERY_S", 0.02)
     keys = Keys(tmp_path / "access.toml", capsys)
     keys.make("acme-all", "acme", "admin")
     keys.make("acme-asks", "acme", "predict")

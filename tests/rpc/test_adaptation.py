@@ -5,8 +5,8 @@ import pytest
 from graft.v1 import dataset_pb2, model_pb2
 from graft.v1 import fine_tuning_pb2 as pb
 
+from service.contract import DomainAdaptation, Finished
 from service.ingest import index
-from service.jobs.contract import DomainAdaptation, Finished
 from service.jobs.fake_launcher import Script
 from tests.rpc.conftest import (
     HANG,

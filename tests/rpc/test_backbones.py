@@ -17,10 +17,11 @@ from graft.v1 import fine_tuning_pb2 as ft
 from graft.v1 import model_pb2 as md
 from grpc import aio
 
-from service import check, faults
+from service import check
+from service.contract import BackbonesRanked, Finished, JobSpec, Progressed
 from service.ingest import child
-from service.jobs.contract import BackbonesRanked, Finished, JobSpec, Progressed
 from service.jobs.fake_launcher import Script
+from service.ops import failpoints
 from tests.extractors import SIZE, extractor, weights
 from tests.rpc.conftest import (
     GUARD_S,
@@ -263,7 +264,7 @@ def checks() -> list[psutil.Process]:
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets every check hang at its start."""
-    plan = {faults.VARIABLE: "hang@backbone.checking"}
+    plan = {failpoints.VARIABLE: "hang@backbone.checking"}
     monkeypatch.setattr(child, "environment_of", lambda _: plan)
 
 

@@ -16,11 +16,7 @@ from grpc import aio
 
 from service.app import App
 from service.config import Config
-from service.errors import Reason
-from service.inference.fake_runtime import FakeRuntime
-from service.ingest.index import Index
-from service.ingest.process import ReaderProcesses
-from service.jobs.contract import (
+from service.contract import (
     Augmentation,
     ExitCode,
     Failed,
@@ -29,6 +25,10 @@ from service.jobs.contract import (
     Progressed,
     Spec,
 )
+from service.engine.fake_runtime import FakeRuntime
+from service.errors import Reason
+from service.ingest.index import Index
+from service.ingest.process import ReaderProcesses
 from service.jobs.fake_launcher import FakeLauncher, Script
 from service.jobs.request import JobRequest
 from service.jobs.uninterrupted import in_thread

@@ -9,8 +9,8 @@ from google.protobuf.duration_pb2 import Duration
 from graft.v1 import fine_tuning_pb2 as ft
 from graft.v1 import model_pb2 as pb
 
+from service.contract import Finished, Gate, JobSpec
 from service.domain import GateCheck
-from service.jobs.contract import Finished, Gate, JobSpec
 from service.jobs.fake_launcher import Script
 from tests.rpc.conftest import SUCCESS, MakeService, Service, colours, refusal, write_result
 from tests.rpc.test_models import predicted_version

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from graft.v1 import fine_tuning_pb2 as pb
 
+from service.contract import Auto, Grouping
 from service.ingest import index
-from service.jobs.contract import Auto, Grouping
 from tests.rpc.conftest import Service, colours
 
 

@@ -5,8 +5,8 @@ import pytest
 from graft.v1 import dataset_pb2, model_pb2
 from graft.v1 import fine_tuning_pb2 as pb
 
+from service.contract import BaseData
 from service.domain import Base
-from service.jobs.contract import BaseData
 from tests.rpc.conftest import HANG, SUCCESS, MakeService, Service, colours, refusal
 
 

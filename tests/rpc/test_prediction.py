@@ -12,7 +12,7 @@ import pytest
 from graft.v1 import model_pb2
 from graft.v1 import prediction_pb2 as pb
 
-from service.jobs.contract import Finished
+from service.contract import Finished
 from service.jobs.fake_launcher import Script
 from service.rpc import prediction
 from tests.rpc.conftest import (

@@ -11,9 +11,7 @@ from graft.v1 import dataset_pb2
 from graft.v1 import fine_tuning_pb2 as pb
 from grpc import aio
 
-from service import control_groups
-from service.errors import Reason
-from service.jobs.contract import (
+from service.contract import (
     BackbonesRanked,
     ExitCode,
     Failed,
@@ -22,8 +20,10 @@ from service.jobs.contract import (
     RankedBackbone,
     RankSpec,
 )
+from service.errors import Reason
 from service.jobs.fake_launcher import FakeTrainer, Script
 from service.jobs.ranking import MAX_WAITING
+from service.ops import cgroups
 from tests.rpc.conftest import (
     GUARD_S,
     SUCCESS,
@@ -248,7 +248,7 @@ async def test_a_ranking_whose_trainer_the_kernel_killed_for_memory_says_so_for_
     make_service: MakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = iter([4, 5, 5, 5])
-    monkeypatch.setattr(control_groups, "kill_count", lambda: next(counts))
+    monkeypatch.setattr(cgroups, "kill_count", lambda: next(counts))
     service = await make_service(Script(exit_code=-9))
     for told in ("the system killed the trainer because memory ran out", "unless somebody"):
         refused = await refusal(service.fine_tuning.RankBackbones(request()))

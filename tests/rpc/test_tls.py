@@ -13,10 +13,10 @@ from graft import cli
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service import tokens
+from service.auth import token_cli
+from service.auth.tls import Certificate, Files
 from service.config import BadConfig
-from service.rpc.tls import Certificate, Files
-from service.telemetry import Telemetry
+from service.ops.metrics import Metrics
 from tests.certificates import Authority, Pair
 from tests.rpc.conftest import GUARD_S, MakeService, Service
 from tests.rpc.test_server import scrape
@@ -170,7 +170,7 @@ def test_a_bad_authority_for_clients_is_named(flags: dict[str, Path], tmp_path: 
     with pytest.raises(ValueError, match=r"--tls-client-ca-file .*ca.pem holds no certificate"):
         Certificate(
             Files(flags["tls_cert_file"], flags["tls_key_file"], tmp_path / "ca.pem"),
-            Telemetry({"version": "1"}),
+            Metrics({"version": "1"}),
         )
 
 
@@ -188,7 +188,7 @@ def test_a_key_with_a_password_is_refused_and_not_asked_for(
         )
     )
     with pytest.raises(ValueError, match="without a password"):
-        Certificate(Files(flags["tls_cert_file"], flags["tls_key_file"]), Telemetry({"v": "1"}))
+        Certificate(Files(flags["tls_cert_file"], flags["tls_key_file"]), Metrics({"v": "1"}))
 
 
 async def test_the_command_shows_its_certificate_and_its_token(
@@ -203,7 +203,7 @@ async def test_the_command_shows_its_certificate_and_its_token(
     (tmp_path / "clients.pem").write_bytes(clients.pem)
     (tmp_path / "ca.pem").write_bytes(authority.pem)
     cert, key = clients.sign("a client").write(tmp_path, "client")
-    assert tokens.main(["--tenant=acme", "--role=admin", f"--file={tmp_path}/access.toml"]) == 0
+    assert token_cli.main(["--tenant=acme", "--role=admin", f"--file={tmp_path}/access.toml"]) == 0
     monkeypatch.setenv("GRAFT_TOKEN", capsys.readouterr().out.strip())
     service = await make_service(
         **flags,

@@ -20,13 +20,13 @@ from graft.v1 import (
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from service.auth.principal import Caller
 from service.errors import Reason, Unauthenticated
+from service.ops.metrics import Metrics
 from service.rpc import messages
-from service.rpc.caller import Caller
 from service.rpc.calls import Gate
 from service.rpc.limits import CallBounds
 from service.rpc.server import SERVICES, RpcServer, to_register
-from service.telemetry import Telemetry
 from tests.rpc.conftest import GUARD_S, HANG, MakeService, Service, colours, image, refusal
 from tests.unit.loop_clock import LoopClock
 
@@ -77,7 +77,7 @@ async def serving(
     """A server of this servicer alone, and a channel to it."""
     server = RpcServer(
         [to_register(model_pb2_grpc.add_ModelServiceServicer_to_server, servicer)],
-        Telemetry({"version": "1"}),
+        Metrics({"version": "1"}),
         2**26,
         gate=gate,
         bounds=CallBounds(**{"message_timeout_s": GUARD_S} | bounds),

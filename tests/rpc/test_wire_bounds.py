@@ -11,14 +11,14 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from service.auth.principal import Caller
 from service.errors import Exhausted, GraftError, Reason, Unauthenticated
+from service.ops.metrics import Metrics
 from service.rpc import messages, requests
-from service.rpc.caller import Caller
 from service.rpc.calls import Calls
 from service.rpc.limits import CallBounds, Limits, Place
 from service.rpc.parsing import Parser
 from service.rpc.server import RpcServer, to_register
-from service.telemetry import Telemetry
 from tests.rpc.conftest import GUARD_S, MakeService, Service, image, refusal
 from tests.rpc.test_wire import handlers, health, never, serving, settled
 from tests.unit.loop_clock import LoopClock
@@ -403,7 +403,7 @@ async def test_after_a_change_idle_streams_and_uploads_of_who_is_gone_end() -> N
 
     server = RpcServer(
         [to_register(dataset_pb2_grpc.add_DatasetServiceServicer_to_server, Uploads())],
-        Telemetry({"version": "1"}),
+        Metrics({"version": "1"}),
         2**26,
         gate=gate,
     )
@@ -484,4 +484,4 @@ async def test_a_method_that_writes_its_answers_itself_is_no_method() -> None:
 
     details: Any = type("Details", (), {"method": EXPORT})
     with pytest.raises(TypeError, match="must yield its answers"):
-        await Calls(Telemetry({"version": "1"})).intercept_service(found, details)
+        await Calls(Metrics({"version": "1"})).intercept_service(found, details)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.contract import FeatureBased, JobSpec, Record
 from service.domain import LeftOutReason, ReadSummary
-from service.jobs.contract import FeatureBased, JobSpec, Record
 
 GUARD_S = 600.0
 """What ends a test that hangs, and decides nothing: no machine is so slow."""

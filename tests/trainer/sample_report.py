@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from service.contract import BackbonesRanked, EpochEnded, RankedBackbone
 from service.domain import Decision, GateCheck, LeftOutFile, LeftOutReason, Manifest, Parity
-from service.inference.head import Head
+from service.engine.head import Head
 from service.ingest.index import summarise
-from service.jobs.contract import BackbonesRanked, EpochEnded, RankedBackbone
 from trainer import evaluate
 from trainer.data import Data, Part
 from trainer.measuring import Measured

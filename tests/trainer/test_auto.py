@@ -11,13 +11,13 @@ import onnx
 import pytest
 import torch
 
+from service.contract import Auto, EpochEnded, Note, Progressed
+from service.engine.fake_runtime import FakeSession
+from service.engine.head import Head
+from service.engine.preprocess import Pixels
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime
 from service.errors import InvalidInput, Reason
-from service.inference.fake_runtime import FakeSession
-from service.inference.head import Head
-from service.inference.preprocess import Pixels
-from service.inference.providers import Provider
-from service.inference.runtime import OnnxRuntime
-from service.jobs.contract import Auto, EpochEnded, Note, Progressed
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.small_network import parts_of, small_backbone
 from trainer import compute, export, maps

@@ -12,9 +12,9 @@ import torch
 
 from service.backbones import BACKBONES
 from service.domain import ImageDecoding
+from service.engine import preprocess
+from service.engine.runtime import OnnxRuntime, Provider
 from service.errors import InvalidInput, Reason, Unavailable
-from service.inference import preprocess
-from service.inference.runtime import OnnxRuntime, Provider
 from tests import photographs
 from tests.trainer.conftest import GUARD_S
 from trainer import backbones, download, export, liveness

@@ -16,8 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from service.inference.head import Head
-from service.jobs.contract import (
+from service.contract import (
     Augmentation,
     EpochEnded,
     JobSpec,
@@ -25,6 +24,7 @@ from service.jobs.contract import (
     Note,
     decode_record,
 )
+from service.engine.head import Head
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.small_network import parts_of, small_backbone
 from trainer import checkpoint, compute, crops
@@ -40,7 +40,7 @@ EPOCHS = 12
 CHILD = """
 import sys
 import msgspec
-from service.jobs.contract import JobSpec, encode
+from service.contract import JobSpec, encode
 from tests.trainer.test_checkpoint import trained
 spec = msgspec.json.decode(open(sys.argv[1], "rb").read(), type=JobSpec)
 trained(spec, lambda record: print(encode(record).decode(), flush=True))

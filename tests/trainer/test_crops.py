@@ -8,8 +8,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import _apply_op
 
+from service.contract import Augmentation
 from service.domain import ImageDecoding
-from service.jobs.contract import Augmentation
 from trainer import crops
 from trainer.crops import GENTLE_SCALE, Views, operated, random_crop, random_view, views
 

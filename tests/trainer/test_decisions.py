@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.domain import ARGMAX, Decision, GateCheck, Manifest
-from service.errors import InvalidInput
-from service.inference import head as heads
-from service.inference.head import Head
-from service.jobs.contract import (
+from service.contract import (
     ANSWERS_FILE,
     HEAD_FILE,
     REPORT_HTML_FILE,
@@ -23,6 +19,10 @@ from service.jobs.contract import (
     Gate,
     ModelBased,
 )
+from service.domain import ARGMAX, Decision, GateCheck, Manifest
+from service.engine import head as heads
+from service.engine.head import Head
+from service.errors import InvalidInput
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.test_figures_of_jobs import incumbent
 from trainer import answers, evaluate, folders

@@ -18,15 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from service.domain import Decision, ImageDecoding
-from service.inference import export, preprocess
-from service.inference import head as heads
-from service.inference.engine import Bounds, Engine, ModelFiles
-from service.inference.head import Head
-from service.inference.providers import Provider
-from service.inference.runtime import OnnxRuntime
-from service.ingest import reader
-from service.jobs.contract import (
+from service.contract import (
     ANSWERS_FILE,
     BACKBONE_FILE,
     HEAD_FILE,
@@ -37,10 +29,18 @@ from service.jobs.contract import (
     Note,
     RankSpec,
 )
-from service.telemetry import Telemetry
+from service.domain import Decision, ImageDecoding
+from service.engine import export, preprocess
+from service.engine import head as heads
+from service.engine.engine import Bounds, Engine, ModelFiles
+from service.engine.head import Head
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime
+from service.ingest import reader
+from service.ops.metrics import Metrics
 from tests.trainer.conftest import MakeSpec, Told
-from tests.unit.inference.test_decoding import cut_out, deep, transparent
-from tests.unit.inference.test_preprocess import encode, gradient
+from tests.unit.engine.test_decoding import cut_out, deep, transparent
+from tests.unit.engine.test_preprocess import encode, gradient
 from trainer import data, folders, ranking
 from trainer.data import Files
 from trainer.feature_cache import FeatureCache
@@ -134,7 +134,7 @@ def served(
             threads=1, max_batch=8, max_queue=256, max_bytes=2**24, load_timeout_s=GUARD_S
         )
         runtime = OnnxRuntime(Provider("cpu", ""), 1)
-        engine = Engine(runtime, bounds, Telemetry({"version": "test"}))
+        engine = Engine(runtime, bounds, Metrics({"version": "test"}))
         try:
             calls = [
                 engine.classify(

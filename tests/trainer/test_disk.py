@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from service.contract import ExitCode, Failed, FeatureBased, JobSpec, Record
 from service.errors import Reason
-from service.jobs.contract import ExitCode, Failed, FeatureBased, JobSpec, Record
 from trainer import __main__ as program
 from trainer import disk, train
 

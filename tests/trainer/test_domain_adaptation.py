@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.contract import DomainAdaptation, Note, Record
 from service.domain import ReadSummary
-from service.inference.head import Head
-from service.jobs.contract import DomainAdaptation, Note, Record
+from service.engine.head import Head
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.small_network import parts_of, small_backbone
 from trainer import linear

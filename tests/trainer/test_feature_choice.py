@@ -7,13 +7,13 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from service.contract import BACKBONE_FILE, HEAD_FILE, FeatureBased, JobSpec
 from service.domain import Framing
-from service.inference import head as heads
-from service.inference import preprocess
-from service.inference.head import Floats
-from service.inference.providers import Provider
-from service.inference.runtime import OnnxRuntime
-from service.jobs.contract import BACKBONE_FILE, HEAD_FILE, FeatureBased, JobSpec
+from service.engine import head as heads
+from service.engine import preprocess
+from service.engine.head import Floats
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from trainer.data import Files, Part
 from trainer.folds import deal

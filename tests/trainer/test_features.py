@@ -10,12 +10,12 @@ import numpy as np
 import PIL
 import pytest
 
+from service.contract import Progressed
+from service.engine import preprocess
+from service.engine.fake_runtime import FakeSession
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime
 from service.errors import Damaged, InvalidInput, Reason
-from service.inference import preprocess
-from service.inference.fake_runtime import FakeSession
-from service.inference.providers import Provider
-from service.inference.runtime import OnnxRuntime
-from service.jobs.contract import Progressed
 from tests.trainer.conftest import MakeFolder, Told
 from trainer import crops, data, features
 from trainer.backbone_file import BackboneFile, space_of

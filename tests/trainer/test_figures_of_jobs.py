@@ -6,10 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from service.domain import GateCheck, Manifest
-from service.errors import InvalidInput
-from service.inference import head as heads
-from service.jobs.contract import (
+from service.contract import (
     ANSWERS_FILE,
     BACKBONE_FILE,
     HEAD_FILE,
@@ -23,6 +20,9 @@ from service.jobs.contract import (
     ModelBased,
     Note,
 )
+from service.domain import GateCheck, Manifest
+from service.engine import head as heads
+from service.errors import InvalidInput
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from trainer import answers
 from trainer.answers import Role

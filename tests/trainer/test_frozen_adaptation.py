@@ -9,7 +9,7 @@ import pytest
 from scipy.linalg import fractional_matrix_power
 from sklearn.covariance import ledoit_wolf
 
-from service.inference.head import Head as SourceHead
+from service.engine.head import Head as SourceHead
 from trainer import linear
 from trainer.adaptation import brakes, criterion, frozen
 from trainer.adaptation.alignment import Covariance, Head, correlation_alignment, standardise

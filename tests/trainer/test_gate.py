@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from service.contract import Gate
 from service.domain import GateCheck, Parity
-from service.jobs.contract import Gate
 from trainer import evaluate, gate
 from trainer.gate import Paired
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from service.inference import preprocess
+from service.engine import preprocess
 from trainer import groups
 from trainer.groups import Groups
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from service.domain import DEFAULT_DECODING
+from service.engine import preprocess
 from service.errors import InvalidInput, Reason
-from service.inference import preprocess
 from trainer.data import Files, open_again
 from trainer.images import Cache
 

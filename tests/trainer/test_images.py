@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from service.domain import ImageDecoding
+from service.engine import preprocess
+from service.engine.preprocess import Pixels
 from service.errors import InvalidInput, Reason
-from service.inference import preprocess
-from service.inference.preprocess import Pixels
 from tests.trainer.conftest import MakeFolder
 from trainer import data, kept, memory
 from trainer.crops import Views

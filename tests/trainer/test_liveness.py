@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.jobs.contract import Record
+from service.contract import Record
 from tests.trainer.conftest import GUARD_S
 from trainer import liveness
 from trainer.liveness import Life, waiting

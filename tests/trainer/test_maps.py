@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from service.contract import ModelBased
 from service.errors import InvalidInput, Reason
-from service.jobs.contract import ModelBased
 from tests.trainer.conftest import MakeFolder, MakeSpec
 from tests.trainer.small_network import parts_of, small_backbone
 from trainer import kept, maps, tails

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from service.inference.head import Head
+from service.engine.head import Head
 from trainer import divided, groups, measuring
 from trainer.answers import Answer, Role
 from trainer.data import Data, Part

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from service import control_groups
+from service.contract import ExitCode, Failed
 from service.errors import Reason
-from service.jobs.contract import ExitCode, Failed
+from service.ops import cgroups
 from tests.trainer.conftest import MakeSpec, Told
 from trainer import train
 from trainer.__main__ import _train
@@ -63,6 +63,6 @@ def test_the_least_limit_around_the_process_counts(
         file.write_text(f"{text}\n")
     if own is not None:
         (tmp_path / "own").write_text(f"{own}\n")
-    monkeypatch.setattr(control_groups, "_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(control_groups, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(cgroups, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(cgroups, "_OWN_GROUPS", tmp_path / "own")
     assert usable_bytes() == expected

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.jobs.contract import (
+from service.contract import (
     Augmentation,
     Auto,
     DomainAdaptation,

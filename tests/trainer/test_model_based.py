@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from service.inference.head import Head
-from service.jobs.contract import DomainAdaptation, EpochEnded, ModelBased, Note
+from service.contract import DomainAdaptation, EpochEnded, ModelBased, Note
+from service.engine.head import Head
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.small_network import parts_of, small_backbone
 from trainer import backbones, compute, crops, recipes

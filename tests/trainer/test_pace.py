@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.jobs.contract import ModelBased, Progressed
+from service.contract import ModelBased, Progressed
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.test_model_based import Trained
 from trainer import baselines, compute

@@ -12,8 +12,7 @@ import msgspec
 import psutil
 import pytest
 
-from service import control_groups
-from service.jobs.contract import (
+from service.contract import (
     DataFound,
     ExitCode,
     Failed,
@@ -23,6 +22,7 @@ from service.jobs.contract import (
     Record,
     decode_record,
 )
+from service.ops import cgroups
 from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec
 from trainer.__main__ import main
 
@@ -135,7 +135,7 @@ def test_a_target_and_its_method_need_each_other(
 HOLDS_THE_INTERPRETER = """
 import ctypes
 from trainer.records import Records
-from service.jobs.contract import Note
+from service.contract import Note
 records = Records()
 records.keep_alive()
 records.send(Note("info", "busy"))
@@ -199,5 +199,5 @@ def test_a_system_that_does_not_let_it_say_so_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for file in (tmp_path, tmp_path / "none" / "oom_score_adj"):
-        monkeypatch.setattr(control_groups, "_OOM_SCORE_ADJ", file)
-        control_groups.be_killed_first()
+        monkeypatch.setattr(cgroups, "_OOM_SCORE_ADJ", file)
+        cgroups.be_killed_first()

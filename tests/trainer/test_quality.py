@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from service.domain import Manifest
-from service.inference import head as heads
-from service.inference.head import Head
-from service.inference.providers import choose_provider
-from service.inference.runtime import OnnxRuntime
-from service.jobs.contract import (
+from service.contract import (
     BACKBONE_FILE,
     HEAD_FILE,
     REPORT_JSON_FILE,
@@ -22,6 +17,11 @@ from service.jobs.contract import (
     FeatureBased,
     JobSpec,
 )
+from service.domain import Manifest
+from service.engine import head as heads
+from service.engine.head import Head
+from service.engine.providers import choose_provider
+from service.engine.runtime import OnnxRuntime
 from tests import photographs
 from trainer import data as datasets
 from trainer.backbone_file import BackboneFile

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from service.domain import DEFAULT_DECODING, Decision, Manifest
-from service.inference import export as exporting
-from service.inference import head as heads
-from service.inference.providers import Provider
-from service.inference.runtime import OnnxRuntime, run_classifier
-from service.jobs.contract import (
+from service.contract import (
     BACKBONE_FILE,
     HEAD_FILE,
     ExportedBackbone,
     ModelBased,
     Note,
 )
+from service.domain import DEFAULT_DECODING, Decision, Manifest
+from service.engine import export as exporting
+from service.engine import head as heads
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime, run_classifier
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.small_network import small_backbone
 from trainer import export, quantise, train

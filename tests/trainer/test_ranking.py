@@ -11,11 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from service.errors import InvalidInput, Reason, Unavailable
-from service.inference.fake_runtime import FakeRuntime, FakeSession
-from service.inference.head import Floats
-from service.inference.preprocess import Pixels
-from service.jobs.contract import (
+from service.contract import (
     BackbonesRanked,
     ExportedBackbone,
     FeatureBased,
@@ -26,6 +22,10 @@ from service.jobs.contract import (
     RankedBackbone,
     RankSpec,
 )
+from service.engine.fake_runtime import FakeRuntime, FakeSession
+from service.engine.head import Floats
+from service.engine.preprocess import Pixels
+from service.errors import InvalidInput, Reason, Unavailable
 from tests import photographs
 from tests.trainer.conftest import GUARD_S, MakeFolder, Told
 from trainer import data, ranked_backbone, ranking

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from service.jobs.contract import RankedBackbone
+from service.contract import RankedBackbone
 from trainer import ranking
 
 

@@ -10,10 +10,7 @@ import msgspec
 import onnx
 import pytest
 
-from service.domain import Manifest
-from service.errors import GraftError, Reason
-from service.ingest.backbone_process import Asked, BackboneChecks
-from service.jobs.contract import (
+from service.contract import (
     MANIFEST_FILE,
     Auto,
     BackbonesRanked,
@@ -28,6 +25,9 @@ from service.jobs.contract import (
     decode_record,
     encode,
 )
+from service.domain import Manifest
+from service.errors import GraftError, Reason
+from service.ingest.backbone_process import Asked, BackboneChecks
 from tests.extractors import MEAN, SIZE, STD, write
 from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec, Told
 from trainer.train import run
@@ -43,7 +43,7 @@ class Refused:
 sys.meta_path.insert(0, Refused())
 import msgspec
 from pathlib import Path
-from service.jobs.contract import JobSpec, RankSpec, encode
+from service.contract import JobSpec, RankSpec, encode
 from trainer import ranking, train
 told = Path(sys.argv[1]).read_bytes()
 try:

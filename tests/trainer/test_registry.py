@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 
 from service import config
 from service.backbones import BACKBONES, Backbone
+from service.contract import FeatureBased, ModelBased
+from service.engine.runtime import OnnxRuntime, Provider
 from service.errors import InvalidInput
-from service.inference.runtime import OnnxRuntime, Provider
 from service.jobs import weights
-from service.jobs.contract import FeatureBased, ModelBased
 from service.jobs.request import JobRequest
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from trainer import backbones, export, train

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from service.inference.head import Head
-from service.inference.providers import Provider
-from service.inference.runtime import OnnxRuntime
+from service.engine.head import Head
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime
 from tests.trainer.small_network import small_backbone
 from trainer import backbones, export, tails
 from trainer.backbone_file import BackboneFile

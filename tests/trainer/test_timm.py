@@ -11,15 +11,15 @@ from torch import nn
 
 from service.backbones import Backbone as Row
 from service.backbones import find
-from service.errors import InvalidInput, Reason
-from service.inference.runtime import OnnxRuntime, Provider
-from service.jobs.contract import (
+from service.contract import (
     BACKBONE_FILE,
     FeatureBased,
     ModelBased,
     PretrainedBackbone,
     RankSpec,
 )
+from service.engine.runtime import OnnxRuntime, Provider
+from service.errors import InvalidInput, Reason
 from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec, Told
 from trainer import backbones, export, ranking, tails, timm_networks, train
 from trainer.backbone_file import BackboneFile

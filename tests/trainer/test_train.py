@@ -16,12 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from service.domain import Manifest
-from service.errors import GraftError, InvalidInput, Reason, WrongState
-from service.inference import export as exporting
-from service.inference import head as heads
-from service.inference import preprocess
-from service.jobs.contract import (
+from service.contract import (
     BACKBONE_FILE,
     HEAD_FILE,
     Augmentation,
@@ -37,6 +32,11 @@ from service.jobs.contract import (
     Note,
     encode,
 )
+from service.domain import Manifest
+from service.engine import export as exporting
+from service.engine import head as heads
+from service.engine import preprocess
+from service.errors import GraftError, InvalidInput, Reason, WrongState
 from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec, Told
 from trainer import backbones, compute, data, export, job, stages, train
 from trainer.methods import model_based
@@ -338,7 +338,7 @@ def test_a_repeated_job_computes_no_features_and_imports_no_torch(
     (tmp_path / "spec.json").write_bytes(encode(spec))
     program = (
         "import sys, msgspec; from pathlib import Path;"
-        "from service.jobs.contract import JobSpec; from trainer import train;"
+        "from service.contract import JobSpec; from trainer import train;"
         "spec = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=JobSpec);"
         "train.run(spec, lambda record: None);"
         "sys.exit(str({'torch', 'onnx', 'sklearn', 'timm'} & set(sys.modules)))"

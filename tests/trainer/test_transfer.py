@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.domain import Manifest
-from service.errors import InvalidInput
-from service.inference import head as heads
-from service.jobs.contract import (
+from service.contract import (
     ANSWERS_FILE,
     BACKBONE_FILE,
     HEAD_FILE,
@@ -27,6 +24,9 @@ from service.jobs.contract import (
     Note,
     PretrainedBackbone,
 )
+from service.domain import Manifest
+from service.engine import head as heads
+from service.errors import InvalidInput
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from trainer import job
 from trainer.reporting.report import Report

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from service import check
+from service.contract import Gate, Progressed
 from service.errors import Reason
-from service.jobs.contract import Gate, Progressed
 from service.jobs.store import JobStore
 from service.storage.artifacts import Artifacts
 from service.storage.database import Database

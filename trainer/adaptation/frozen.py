@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from service.inference.head import Head as SourceHead
+from service.engine.head import Head as SourceHead
 from trainer.adaptation.alignment import Head, Space, correlation_alignment, standardise, unscaled
 from trainer.adaptation.brakes import Doubt, doubt, seen
 from trainer.adaptation.confusion import classify, unconfuse

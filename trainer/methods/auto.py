@@ -22,10 +22,10 @@ import numpy as np
 from scipy.special import log_softmax, softmax, stdtrit
 
 from service import backbones as registry
+from service.contract import JobSpec, ModelBased, Note, Progressed, Record
+from service.engine.head import Floats, Head
+from service.engine.runtime import Session
 from service.errors import GraftError, Reason
-from service.inference.head import Floats, Head
-from service.inference.runtime import Session
-from service.jobs.contract import JobSpec, ModelBased, Note, Progressed, Record
 from trainer import crops, folds, penalty
 from trainer.arrays import Doubles, Ints
 from trainer.data import Part

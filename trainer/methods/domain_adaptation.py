@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import softmax
 
+from service.contract import DomainAdaptation, Grouping, Note, Progressed
 from service.domain import ImageDecoding
-from service.inference.head import Floats, Head
-from service.jobs.contract import DomainAdaptation, Grouping, Note, Progressed
+from service.engine.head import Floats, Head
 from trainer import data as datasets
 from trainer import folds, measuring
 from trainer.adaptation import brakes, frozen, gap

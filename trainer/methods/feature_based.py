@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, replace
 import msgspec
 import numpy as np
 
-from service import faults
+from service.contract import Augmentation, EpochEnded, FeatureBased, Progressed
 from service.domain import Framing
-from service.inference.head import Floats, Head
-from service.jobs.contract import Augmentation, EpochEnded, FeatureBased, Progressed
+from service.engine.head import Floats, Head
+from service.ops import failpoints
 from trainer import crops, linear
 from trainer.arrays import Ints
 from trainer.crops import Views
@@ -115,7 +115,7 @@ def fit_head(
             sureness = choice.sureness(own[: len(targets), :width])
             taps = () if sureness is None or sureness > SURE else taps
         seen += _seen(framing, own, len(targets), features.blocks, taps)
-    faults.reach("trainer.training")
+    failpoints.reach("trainer.training")
     send(Progressed("training", 0.0, "cross-validating the head's penalty"))
     fitted = linear.fit_best(
         [each.candidate for each in seen],

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from service import faults
+from service.contract import EpochEnded, JobSpec, ModelBased, Note, Progressed
+from service.engine.head import Head
 from service.errors import GraftError, Reason
-from service.inference.head import Head
-from service.jobs.contract import EpochEnded, JobSpec, ModelBased, Note, Progressed
+from service.ops import failpoints
 from trainer import checkpoint, compute, crops, maps
 from trainer.arrays import Ints
 from trainer.backbones import Backbone
@@ -315,7 +315,7 @@ class _Training:
         """Trains through all images once, measures, and keeps a checkpoint."""
         at = self.at
         at.epoch += 1
-        faults.reach("trainer.training")
+        failpoints.reach("trainer.training")
         epoch_began = time.monotonic()
         self._tell(0, f"epoch {at.epoch} of {at.epochs}")
         loss, accuracy, seen, rate = self._within_memory(self._learn)

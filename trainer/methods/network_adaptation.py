@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from service.inference.head import Head
-from service.jobs.contract import NETWORK_TECHNIQUES, DomainAdaptation, JobSpec
+from service.contract import NETWORK_TECHNIQUES, DomainAdaptation, JobSpec
+from service.engine.head import Head
 from trainer import checkpoint, crops
 from trainer.adaptation import losses
 from trainer.backbones import Backbone

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from service.contract import BackbonesRanked
 from service.domain import MeasuredOn
-from service.jobs.contract import BackbonesRanked
 from trainer.adaptation.brakes import Doubt
 from trainer.arrays import Ints
 from trainer.groups import Groups

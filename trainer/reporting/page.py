@@ -13,13 +13,13 @@ import jinja2
 from markupsafe import Markup, escape
 from PIL import Image
 
-from service.inference.preprocess import Pixels
-from service.jobs.contract import (
+from service.contract import (
     REPORT_STANDING_MARK,
     REPORT_VERSION_MARK,
     BackbonesRanked,
     EpochEnded,
 )
+from service.engine.preprocess import Pixels
 from trainer.data import Data, Files
 from trainer.evaluate import ClassMetrics, Metrics
 from trainer.measuring import Measured

@@ -7,8 +7,8 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from service.contract import BackbonesRanked, EpochEnded
 from service.domain import ClassCount, Manifest, MeasuredOn
-from service.jobs.contract import BackbonesRanked, EpochEnded
 from trainer import evaluate
 from trainer.data import Data, Part
 from trainer.evaluate import Metrics

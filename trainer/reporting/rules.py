@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from service.domain import ARGMAX, Decision
-from service.inference.head import NONE, Head
+from service.engine.head import NONE, Head
 from trainer import intervals
 from trainer.arrays import Bools, Ints
 from trainer.evaluate import balanced_accuracy, z_of

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from service.engine.engine import Classified
+from service.engine.head import NONE
 from service.errors import GraftError
-from service.inference.engine import Classified
-from service.inference.head import NONE
 from service.rpc.limits import MAX_SCORES
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference import tensors

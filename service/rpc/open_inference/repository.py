@@ -7,10 +7,10 @@ model's latest version is may change between its load and its unload.
 import asyncio
 from typing import Protocol
 
+from service.auth.principal import caller
 from service.domain import plain_name
+from service.engine.engine import ModelFiles
 from service.errors import NotFound
-from service.inference.engine import ModelFiles
-from service.rpc.caller import caller
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.tensors import bad
 from service.rpc.serving import Resolve

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 from grpc import aio
 
+from service.auth.principal import caller
 from service.domain import ARGMAX, Decision
+from service.engine.statistics import Statistics
 from service.errors import NotFound, Reason
-from service.inference.statistics import Statistics
 from service.rpc import status, streams
-from service.rpc.caller import caller
 from service.rpc.open_inference import answers, described, tensors
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceServicer

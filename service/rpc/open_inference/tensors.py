@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from service.domain import ImageDecoding
+from service.engine import preprocess
+from service.engine.engine import Decode
+from service.engine.preprocess import Pixels
 from service.errors import InvalidInput, Reason
-from service.inference import preprocess
-from service.inference.engine import Decode
-from service.inference.preprocess import Pixels
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 
 _FIELDS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}

@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.domain import Manifest, Parity
-from service.inference import head as heads
-from service.inference import preprocess
-from service.jobs.contract import (
+from service.contract import (
     ANSWERS_FILE,
     BACKBONE_FILE,
     HEAD_FILE,
@@ -20,6 +17,9 @@ from service.jobs.contract import (
     REPORT_HTML_FILE,
     REPORT_JSON_FILE,
 )
+from service.domain import Manifest, Parity
+from service.engine import head as heads
+from service.engine import preprocess
 from service.storage import durable
 from tests.e2e.conftest import GUARD_S
 from tests.e2e.faults.house import House

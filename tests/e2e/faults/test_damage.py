@@ -10,9 +10,9 @@ import grpc
 import msgspec
 import pytest
 
+from service.contract import BACKBONE_FILE, HEAD_FILE, MANIFEST_FILE
 from service.domain import Manifest
-from service.inference import head as heads
-from service.jobs.contract import BACKBONE_FILE, HEAD_FILE, MANIFEST_FILE
+from service.engine import head as heads
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference import grpc_predict_v2_pb2_grpc
 from service.storage import durable

@@ -124,10 +124,10 @@ def test_a_backbone_whose_export_is_killed_is_exported_again(
 
 SAVES_TWICE = """
 import sys
-from service import faults
+from service.ops import failpoints
 from trainer.checkpoint import Checkpoints
 kept = Checkpoints(sys.argv[1], "key")
-faults.arm(sys.argv[2])
+failpoints.arm(sys.argv[2])
 kept.save({"epoch": 1}, print)
 kept.save({"epoch": 2}, print)
 """

@@ -14,12 +14,12 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service import faults
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime, on_one_core
 from service.errors import Exhausted, Expired, GraftError, InvalidInput, Reason
-from service.inference.providers import Provider
-from service.inference.runtime import OnnxRuntime, on_one_core
 from service.ingest import backbone_process
 from service.ingest.backbone_process import Asked, BackboneChecks, Checked
+from service.ops import failpoints
 from tests.extractors import MEAN, SIZE, STD, convolution, extractor, pooling, weights, write
 
 Check = Callable[..., Checked]
@@ -40,7 +40,7 @@ def check(tmp_path: Path) -> Iterator[Check]:
         options: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Checked:
-        environment = {**os.environ, faults.VARIABLE: fault, "GRAFT_TOKEN": "secret"}
+        environment = {**os.environ, failpoints.VARIABLE: fault, "GRAFT_TOKEN": "secret"}
         checks = BackboneChecks(environment, **(options or {}))
         asked = Asked(**{"size": SIZE, "mean": MEAN, "std": STD, **changes})
         source = write(tmp_path / "given.onnx", model) if model else tmp_path / "given.onnx"

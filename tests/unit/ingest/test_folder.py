@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from service.domain import LeftOutFile, LeftOutReason
+from service.engine.preprocess import ImageFacts
 from service.errors import InvalidInput, Reason
-from service.inference.preprocess import ImageFacts
 from service.ingest import folder, reader
 from service.ingest.folder import open_plain, read_plain, walk
 from service.ingest.layout import Arranged, Kind, arrange

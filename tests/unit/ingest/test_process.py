@@ -16,7 +16,6 @@ import psutil
 import pytest
 from PIL import Image
 
-from service import faults
 from service.domain import ClassCount, LeftOut, LeftOutReason
 from service.errors import Exhausted, InvalidInput, Reason
 from service.ingest import index as indexes
@@ -24,6 +23,7 @@ from service.ingest import reader
 from service.ingest.archives import Limits
 from service.ingest.process import CURRENT_FILE, ReaderProcesses, Task
 from service.ingest.reader import Given, ReadRequest
+from service.ops import failpoints
 from tests.unit.ingest.kinds import base, encoded
 from tests.unit.ingest.packing import MAKERS
 
@@ -59,7 +59,7 @@ def make_request(tmp_path: Path) -> MakeRequest:
 @pytest.fixture
 def make_reader(tmp_path: Path) -> Iterator[MakeReader]:
     def make(fault: str = "", **options: object) -> ReaderProcesses:
-        environment = {**os.environ, faults.VARIABLE: fault, "GRAFT_TOKEN": "secret"}
+        environment = {**os.environ, failpoints.VARIABLE: fault, "GRAFT_TOKEN": "secret"}
         return ReaderProcesses(tmp_path, environment, **{"threads": 2, **options})  # type: ignore[arg-type]
 
     yield make
@@ -261,7 +261,7 @@ def test_a_process_whose_server_has_gone_ends_by_itself(
         (sys.executable, "-m", "service.ingest"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, faults.VARIABLE: "hang@dataset.decoding"},
+        env={**os.environ, failpoints.VARIABLE: "hang@dataset.decoding"},
     ) as process:
         assert process.stdin is not None
         process.stdin.write(msgspec.json.encode(task) + b"\n")

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.domain import ClassCount, LeftOut, LeftOutReason, PartName
+from service.engine.formats import WrongFormat
+from service.engine.preprocess import ImageFacts
 from service.errors import InvalidInput, Reason
-from service.inference.formats import WrongFormat
-from service.inference.preprocess import ImageFacts
 from service.ingest import index as indexes
 from service.ingest import reader
 from service.ingest.archives import Limits

@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.domain import JobState, LeftOut, LeftOutFile, LeftOutReason, ReadSummary
-from service.jobs import supervisor as supervisor_module
-from service.jobs import watch as watch_module
-from service.jobs.contract import (
+from service.contract import (
     DEFAULT_BACKBONE,
     ClassCount,
     DataFound,
@@ -20,16 +17,19 @@ from service.jobs.contract import (
     JobSpec,
     Progressed,
 )
+from service.domain import JobState, LeftOut, LeftOutFile, LeftOutReason, ReadSummary
+from service.jobs import supervisor as supervisor_module
+from service.jobs import watch as watch_module
 from service.jobs.events import StateChanged
 from service.jobs.fake_launcher import FakeLauncher, FakeTrainer, Script
 from service.jobs.settings import Settings
 from service.jobs.store import JobRecord, JobStore
 from service.jobs.supervisor import Supervisor
 from service.jobs.watch import Watch
+from service.ops.metrics import Metrics
 from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
-from service.telemetry import Telemetry
 from tests.unit.storage.conftest import TENANT, MakeDatasets, write_result
 
 GUARD_S = 60.0
@@ -69,7 +69,7 @@ class House:
     datasets: DatasetStore
     artifacts: Artifacts
     watch: Watch
-    telemetry: Telemetry
+    metrics: Metrics
     settings: Settings
     launcher: FakeLauncher
     supervisor: Supervisor
@@ -98,7 +98,7 @@ class House:
         return trainer
 
     def metric(self, name: str, **labels: str) -> float | None:
-        return self.telemetry.registry.get_sample_value(name, labels)
+        return self.metrics.registry.get_sample_value(name, labels)
 
 
 MakeHouse = Callable[..., House]
@@ -134,7 +134,7 @@ async def make_house(
         settings = dataclasses.replace(settings, **changes)  # type: ignore[arg-type]
         # One of its own, as each process has: a supervisor that stops makes it refuse jobs.
         datasets = make_datasets()
-        launcher, telemetry = FakeLauncher(*scripts), Telemetry({"version": "test"})
+        launcher, metrics = FakeLauncher(*scripts), Metrics({"version": "test"})
         warmed: list[StoredVersion] = []
 
         async def warm(_model: str, stored: StoredVersion) -> None:
@@ -148,12 +148,12 @@ async def make_house(
             datasets=datasets,
             artifacts=artifacts,
             launcher=launcher,
-            telemetry=telemetry,
+            metrics=metrics,
             settings=settings,
             on_published=on_published or warm,  # type: ignore[arg-type]
         )
         house = House(
-            jobs, models, datasets, artifacts, Watch(jobs), telemetry, settings, launcher,
+            jobs, models, datasets, artifacts, Watch(jobs), metrics, settings, launcher,
             supervisor, warmed,
         )  # fmt: skip
         houses.append(house)

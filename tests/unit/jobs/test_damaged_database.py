@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from service.contract import Progressed
 from service.domain import JobState
 from service.errors import Damaged
-from service.jobs.contract import Progressed
 from service.jobs.fake_launcher import Script
 from service.storage.database import Database
 from tests.unit.jobs.conftest import Queue

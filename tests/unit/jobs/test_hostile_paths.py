@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from service.contract import DomainAdaptation
 from service.domain import JobState
 from service.errors import Reason
-from service.jobs.contract import DomainAdaptation
 from tests.unit.jobs.conftest import Queue
 from tests.unit.jobs.house import MakeHouse, good
 

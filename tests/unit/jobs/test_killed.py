@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from service import control_groups
 from service.jobs.killed import Deaths
+from service.ops import cgroups
 
 GUESS = (
     "the trainer was killed (SIGKILL), as the system does when memory runs out: use less, or "
@@ -36,6 +36,6 @@ def test_it_is_certain_only_where_the_kernels_count_rose(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     left: Iterator[int | None] = iter(counts)
-    monkeypatch.setattr(control_groups, "kill_count", lambda: next(left))
-    monkeypatch.setattr(control_groups, "limit_bytes", lambda: limit)
+    monkeypatch.setattr(cgroups, "kill_count", lambda: next(left))
+    monkeypatch.setattr(cgroups, "limit_bytes", lambda: limit)
     assert Deaths().why_killed("use less") == told

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from msgspec.json import decode
 
-from service.jobs.contract import (
+from service.contract import (
     FeatureBased,
     Finished,
     JobSpec,

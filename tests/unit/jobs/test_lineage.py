@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from service.contract import Augmentation, Grouping
 from service.domain import WHITE, Base, ImageDecoding
 from service.errors import GraftError, NotFound, Reason, WrongState
-from service.jobs.contract import Augmentation, Grouping
 from service.jobs.lineage import Lineage
 from service.jobs.store import JobRecord, JobStore
 from service.storage.artifacts import Artifacts

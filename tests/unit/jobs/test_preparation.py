@@ -6,10 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from service.domain import Base, GateCheck, JobState
-from service.errors import Reason, WrongState
-from service.ingest import index as indexes
-from service.jobs.contract import (
+from service.contract import (
     BASELINES,
     BaseData,
     DomainAdaptation,
@@ -19,6 +16,9 @@ from service.jobs.contract import (
     PretrainedBackbone,
     Progressed,
 )
+from service.domain import Base, GateCheck, JobState
+from service.errors import Reason, WrongState
+from service.ingest import index as indexes
 from service.jobs.events import Published
 from service.jobs.fake_launcher import Script
 from service.storage.database import Database

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from service.contract import BackbonesRanked, RankSpec
 from service.errors import Exhausted, OverQuota, Reason
 from service.jobs import ranking
-from service.jobs.contract import BackbonesRanked, RankSpec
 from service.jobs.fake_launcher import FakeLauncher, Script
 from service.jobs.ranking import Rankings
 from service.jobs.request import RankRequest

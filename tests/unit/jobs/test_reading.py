@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from service.contract import BackbonesRanked, JobSpec, Progressed, RankSpec
 from service.domain import JobState
 from service.errors import Reason
 from service.ingest import index as indexes
 from service.ingest.index import Index
 from service.ingest.reader import OnProgress, ReadRequest, untold
 from service.jobs import ranking
-from service.jobs.contract import BackbonesRanked, JobSpec, Progressed, RankSpec
 from service.jobs.fake_launcher import FakeLauncher, Script
 from service.jobs.ranking import Rankings
 from service.jobs.request import RankRequest

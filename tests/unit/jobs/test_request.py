@@ -7,9 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.backbones import BACKBONES
-from service.domain import Decision
-from service.errors import GraftError, InvalidInput, NotAllowed, NotFound, Reason
-from service.jobs.contract import (
+from service.contract import (
     BASELINES,
     NETWORK_TECHNIQUES,
     Augmentation,
@@ -22,6 +20,8 @@ from service.jobs.contract import (
     Method,
     ModelBased,
 )
+from service.domain import Decision
+from service.errors import GraftError, InvalidInput, NotAllowed, NotFound, Reason
 from service.jobs.request import JobRequest, allowed_path, check_request_id
 from tests.unit.jobs.conftest import request
 

@@ -12,9 +12,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from service.contract import Note, Progressed
 from service.domain import Base, JobState
 from service.errors import AlreadyExists, Exhausted, InvalidInput, NotFound, Reason, WrongState
-from service.jobs.contract import Note, Progressed
 from service.jobs.events import JobEvent, Published, StateChanged
 from service.jobs.store import JobStore
 from service.storage.artifacts import Artifacts

@@ -5,10 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from service import control_groups
-from service.domain import GateCheck, JobState
-from service.errors import Reason
-from service.jobs.contract import (
+from service.contract import (
     DEFAULT_BACKBONE,
     Auto,
     Failed,
@@ -18,8 +15,11 @@ from service.jobs.contract import (
     Note,
     Progressed,
 )
+from service.domain import GateCheck, JobState
+from service.errors import Reason
 from service.jobs.events import Payload, Published, StateChanged
 from service.jobs.fake_launcher import Script
+from service.ops import cgroups
 from service.storage.artifacts import StoredVersion
 from tests.figures import figure
 from tests.unit.ingest.packing import FILES, tar_gz_of
@@ -236,7 +236,7 @@ async def test_a_job_whose_trainer_the_kernel_killed_for_memory_says_so_for_cert
 ) -> None:
     # Each attempt asks before its trainer starts and after its end; the second one somebody killed.
     counts = iter([4, 5, 5, 5])
-    monkeypatch.setattr(control_groups, "kill_count", lambda: next(counts))
+    monkeypatch.setattr(cgroups, "kill_count", lambda: next(counts))
     house = make_house(Script(exit_code=-9))
     job = queue(server_path=folder)
     await house.supervisor.start()

@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from service.domain import JobState
-from service.errors import Exhausted, Reason, Unavailable
-from service.jobs.contract import (
+from service.contract import (
     EpochEnded,
     Failed,
     JobSpec,
     Progressed,
 )
+from service.domain import JobState
+from service.errors import Exhausted, Reason, Unavailable
 from service.jobs.fake_launcher import Script
 from service.jobs.store import JobRecord
 from tests.unit.jobs.conftest import Queue

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from service.contract import JobSpec
 from service.domain import DEFAULT_TENANT, Base, JobState
 from service.errors import AlreadyExists, NotFound, OverQuota, Reason, WrongState
-from service.jobs.contract import JobSpec
 from service.jobs.events import Published
 from service.jobs.fake_launcher import Script
 from service.jobs.lineage import Lineage

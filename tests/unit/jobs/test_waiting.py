@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from service.contract import Failed, Progressed
 from service.domain import JobState
 from service.errors import Exhausted, Reason, Unavailable
 from service.jobs import patience
 from service.jobs.clean_stop import CleanStop
-from service.jobs.contract import Failed, Progressed
 from service.jobs.fake_launcher import Script
 from service.jobs.patience import Patience
 from service.jobs.store import JobRecord

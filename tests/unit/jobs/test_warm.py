@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from service.contract import Note, RankSpec, encode
 from service.jobs import warm as warm_module
-from service.jobs.contract import Note, RankSpec, encode
 from service.jobs.launcher import ProcessLauncher
 from service.jobs.warm import WarmLauncher
 from tests.unit.jobs.test_launcher import GUARD_S, is_alive, spec, wait_gone

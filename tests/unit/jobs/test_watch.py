@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from service.contract import Note
 from service.domain import JobState
 from service.errors import NotFound, Reason, Unavailable
 from service.jobs import watch as watch_module
-from service.jobs.contract import Note
 from service.jobs.events import JobEvent, StateChanged
 from service.jobs.store import JobStore
 from service.jobs.watch import Watch

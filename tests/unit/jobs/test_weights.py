@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import Reason, WrongState
-from service.jobs import weights
-from service.jobs.contract import (
+from service.contract import (
     Auto,
     DomainAdaptation,
     ExportedBackbone,
@@ -15,6 +13,8 @@ from service.jobs.contract import (
     Method,
     ModelBased,
 )
+from service.errors import Reason, WrongState
+from service.jobs import weights
 from service.jobs.weights import WeightsCheck
 
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.auth import principal
+from service.auth.principal import EVERYBODY
 from service.domain import DEFAULT_DECODING
+from service.engine.engine import ModelFiles
 from service.errors import InvalidInput, NotFound, Reason
-from service.inference.engine import ModelFiles
-from service.rpc import caller
-from service.rpc.caller import EVERYBODY
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference import tensors
 from service.rpc.open_inference.repository import Repository
@@ -107,7 +107,7 @@ def files(model: str, version: int) -> ModelFiles:
 
 @pytest.fixture(autouse=True)
 def _called_by_everybody() -> None:
-    caller.enter(EVERYBODY)
+    principal.enter(EVERYBODY)
 
 
 @pytest.fixture

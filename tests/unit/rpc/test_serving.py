@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from service.domain import Decision
+from service.engine.engine import Decode, ModelFiles, Outcome
 from service.errors import Damaged, Expired, NotFound, Reason
-from service.inference.engine import Decode, ModelFiles, Outcome
+from service.ops.metrics import Metrics
 from service.rpc.serving import Serving
-from service.telemetry import Telemetry
 
 FILES = Path("none")
 
@@ -45,7 +45,7 @@ def serving(engine: Engine, *fallbacks: int, gone: Sequence[int] = ()) -> Servin
         return number, ModelFiles(model, number, "b", FILES, "h", FILES)
 
     return Serving(
-        engine, resolve, lambda model, alias: list(fallbacks), Telemetry({"version": "test"})
+        engine, resolve, lambda model, alias: list(fallbacks), Metrics({"version": "test"})
     )
 
 
@@ -113,7 +113,7 @@ async def test_a_version_that_was_deleted_during_its_call_is_not_found() -> None
             return 2, ModelFiles(model, 2, "b", FILES, "h", FILES)
         return 3, ModelFiles(model, 3, "b", FILES, "h", FILES)
 
-    serving = Serving(engine, resolve, lambda model, alias: [], Telemetry({"version": "test"}))
+    serving = Serving(engine, resolve, lambda model, alias: [], Metrics({"version": "test"}))
     with pytest.raises(NotFound):
         await serving.classify("m", 3, None, [], 5)
     engine.asked.clear()

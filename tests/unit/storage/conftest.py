@@ -6,14 +6,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from service.contract import DEFAULT_BACKBONE, Gate
 from service.domain import DEFAULT_TENANT, Manifest, Parity, ReadSummary
+from service.engine.preprocess import ImageFacts
 from service.errors import InvalidInput, Reason
-from service.inference.preprocess import ImageFacts
 from service.ingest import reader
 from service.ingest.archives import Limits
 from service.ingest.index import Index
 from service.ingest.reader import Inspect, OnProgress, ReadRequest
-from service.jobs.contract import DEFAULT_BACKBONE, Gate
 from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore

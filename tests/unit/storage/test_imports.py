@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from service.engine.preprocess import ImageFacts
 from service.errors import Expired, GraftError, InvalidInput, Reason, Unavailable
-from service.inference.preprocess import ImageFacts
 from service.ingest import index
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore, Limits

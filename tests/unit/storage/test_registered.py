@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from service import faults
 from service.errors import Exhausted, Expired, InvalidInput, NotFound, OverQuota, Reason, WrongState
 from service.ingest.backbone_process import Asked, Checked
+from service.ops import failpoints
 from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.models import ModelStore
@@ -162,12 +162,12 @@ def test_what_cannot_serve_leaves_nothing(backbones: BackboneStore, artifacts: A
 
 def test_a_step_that_fails_leaves_nothing(backbones: BackboneStore, artifacts: Artifacts) -> None:
     for point in ("backbone.stored", "database.committing"):
-        faults.arm(f"full@{point}")
+        failpoints.arm(f"full@{point}")
         try:
             with pytest.raises(Exhausted, match="the disk of the data folder is full"):
                 register(backbones)
         finally:
-            faults.arm("")
+            failpoints.arm("")
         assert files(artifacts) == []
     assert backbones.page("", 10, TENANT) == []
     assert register(backbones).digest == SERVES

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from service.contract import REPORT_STANDING_MARK, REPORT_VERSION_MARK
 from service.errors import Damaged, Reason
-from service.jobs.contract import REPORT_STANDING_MARK, REPORT_VERSION_MARK
 from service.storage import reports
 
 PAGE = (

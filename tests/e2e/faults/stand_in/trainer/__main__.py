@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from service.jobs.contract import (
+from service.contract import (
     MANIFEST_FILE,
     BackbonesRanked,
     ClassCount,

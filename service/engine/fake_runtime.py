@@ -1,0 +1,77 @@
+"""A scriptable stand-in for ONNX Runtime, for tests: no model files, no kernels."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from service.engine import damage
+from service.engine.head import Floats
+from service.engine.preprocess import Pixels
+from service.errors import Damaged
+
+
+class FakeSession:
+    """Features are the mean red, green and blue of an image, 0 to 1.
+
+    `hold` keeps runs waiting until `release` (ten minutes at most); `fail_next` makes
+    the next run raise.
+    """
+
+    size = 224
+    feature_dim = 3
+    precision = "fp32"
+    max_batch = 1_000
+    image_s = 0.0
+
+    def __init__(self, nbytes: int = 1000) -> None:
+        self.nbytes = nbytes
+        self.batches: list[int] = []
+        self.cores: list[int] = []
+        self.running = threading.Semaphore(0)
+        self.fail_next: Exception | None = None
+        self.damage: Damaged | None = None
+        self._open = threading.Event()
+        self._open.set()
+
+    def hold(self) -> None:
+        """Lets runs wait from now on."""
+        self._open.clear()
+
+    def release(self) -> None:
+        """Lets waiting runs go on."""
+        self._open.set()
+
+    def run(self, images: Pixels, cores: int = 0) -> Floats:
+        """From uint8 [n, 224, 224, 3] to float32 [n, 3]."""
+        self.cores.append(cores)
+        self.running.release()
+        if not self._open.wait(600):
+            raise TimeoutError("nobody released the fake session")
+        if (error := self.fail_next) is not None:
+            self.fail_next = None
+            raise error
+        self.batches.append(len(images))
+        means: Floats = images.mean(axis=(1, 2), dtype=np.float32) / np.float32(255)
+        return means
+
+
+class FakeRuntime:
+    """Gives each path its own `FakeSession`; paths that do not exist are Damaged."""
+
+    provider = "cpu"
+
+    def __init__(self, nbytes: int = 1000) -> None:
+        self.sessions: dict[Path, FakeSession] = {}
+        self.loads: list[Path] = []
+        self._nbytes = nbytes
+
+    def session(self, path: Path) -> FakeSession:
+        """The session of a path, to script it before or after it is loaded."""
+        return self.sessions.setdefault(path, FakeSession(self._nbytes))
+
+    def load(self, path: Path, digest: str = "") -> FakeSession:
+        """Loads without a look at what the file holds but for its digest."""
+        self.loads.append(path)
+        damage.read(path, digest, "backbone")
+        return self.session(path)

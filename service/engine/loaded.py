@@ -1,0 +1,207 @@
+"""What is in memory: backbones and heads, bounded in bytes.
+
+Least recently used ones leave when the bound is passed, and come back on
+demand; what is pinned stays. Leaving only drops our reference: whoever computes
+with a session keeps it alive until done, so there is no race between use and
+unload. A load in progress is shared by all who wait for it. Lives on the event
+loop; loads run in threads.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar, cast
+
+from service.engine.damage import Damages, Watch
+from service.errors import Damaged, Exhausted, Expired, Reason
+from service.ops.metrics import Metrics
+
+
+class Sized(Protocol):
+    """Something that knows its bytes."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, about."""
+
+
+T = TypeVar("T", bound=Sized)
+
+
+class Loaded(Generic[T]):
+    """One kind of loaded things, by digest. `Memory` bounds several kinds together.
+
+    `load` is told the digest, and raises Damaged where the file's is another.
+    """
+
+    def __init__(
+        self, kind: str, load: Callable[[Path, str], T], memory: "Memory", damages: Damages
+    ) -> None:
+        self._kind = kind
+        self._load = load
+        self._memory = memory
+        self._damages = damages
+        # By path: of equal files in two places one may be damaged.
+        self._loading: dict[Path, asyncio.Task[T]] = {}
+        self._hits = memory.metrics.hits.labels(kind)
+
+    def peek(self, digest: str) -> T | None:
+        """The thing if it is in memory; counts as a use."""
+        thing = self._memory.get(self._kind, digest)
+        if thing is not None:
+            self._hits.inc()
+        return cast("T | None", thing)
+
+    async def get(self, digest: str, path: Path, timeout_s: float) -> T:
+        """The thing, loaded if need be.
+
+        Raises Expired when the load takes longer than `timeout_s` (the load goes
+        on for others), or what the loader raises.
+        """
+        if (thing := self.peek(digest)) is not None:
+            return thing
+        task = self._loading.get(path)
+        if task is None:
+            # Begun here: the file may be deleted before the task's first step.
+            watch = self._damages.watch()
+            task = asyncio.create_task(self._load_in_thread(digest, path, watch))
+            self._loading[path] = task
+            task.add_done_callback(lambda _: self._loading_ended(path, watch))
+        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+        if not done:
+            raise Expired(
+                Reason.DEADLINE_EXCEEDED,
+                f"the model was not loaded within {timeout_s:.3g} s: try again",
+                retry_after_s=timeout_s,
+            )
+        return task.result()
+
+    async def _load_in_thread(self, digest: str, path: Path, watch: Watch) -> T:
+        # Before the load, so that what is put back meanwhile is seen as a change.
+        look = await asyncio.to_thread(self._damages.check, path)
+        outcome = "failed"
+        try:
+            thing = await asyncio.to_thread(self._load, path, digest)
+            outcome = "ok"
+        except Damaged as error:
+            if path not in watch.forgotten:
+                self._damages.note(self._kind, path, look, error)
+            raise
+        finally:
+            self._memory.metrics.loads.labels(self._kind, outcome).inc()
+        self._damages.clear(path)
+        self._memory.add(self._kind, digest, thing)
+        return thing
+
+    def _loading_ended(self, path: Path, watch: Watch) -> None:
+        del self._loading[path]
+        self._damages.unwatch(watch)
+
+
+@dataclass
+class _Held:
+    thing: Sized
+    nbytes: int
+    used: float
+    """When it was last used, of time.monotonic."""
+
+
+class Memory:
+    """The bound that all kinds share, in bytes."""
+
+    def __init__(self, max_bytes: int, metrics: Metrics) -> None:
+        self._max_bytes = max_bytes
+        self._held: OrderedDict[tuple[str, str], _Held] = OrderedDict()
+        # Apart from the others, so that nothing looks past it when room is made.
+        self._pinned: dict[tuple[str, str], _Held] = {}
+        self._bytes = 0
+        self.metrics = metrics
+        metrics.loaded_bytes_limit.set(max_bytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is loaded, about."""
+        return self._bytes
+
+    def has(self, kind: str, digest: str) -> bool:
+        """Whether the thing is in memory; no use of it."""
+        return (kind, digest) in self._held or (kind, digest) in self._pinned
+
+    def get(self, kind: str, digest: str) -> Sized | None:
+        """The thing, which becomes the most recently used."""
+        key = kind, digest
+        held = self._held.get(key)
+        if held is None:
+            pinned = self._pinned.get(key)
+            return pinned.thing if pinned else None
+        self._held.move_to_end(key)
+        held.used = time.monotonic()
+        return held.thing
+
+    def add(self, kind: str, digest: str, thing: Sized) -> None:
+        """Puts the thing in; older ones leave until the bound holds. The new one stays."""
+        key = kind, digest
+        held = _Held(thing, thing.nbytes, time.monotonic())
+        if key in self._pinned:
+            self._account(kind, -self._pinned[key].nbytes, -1)
+            self._pinned[key] = held
+        else:
+            self.drop(kind, digest)
+            self._held[key] = held
+        self._account(kind, held.nbytes, 1)
+        self._make_room(key)
+
+    def pin(self, keys: Collection[tuple[str, str]]) -> None:
+        """Keeps these in memory, where they are, until they are unpinned.
+
+        Raises Exhausted (OUT_OF_MEMORY) when all that is pinned would fill the bound.
+        """
+        more = [key for key in keys if key in self._held]
+        nbytes = sum(held.nbytes for held in self._pinned.values())
+        nbytes += sum(self._held[key].nbytes for key in more)
+        # What left again while the rest was loaded found no room beside the pinned ones.
+        if nbytes > self._max_bytes or not all(self.has(*key) for key in keys):
+            raise Exhausted(
+                Reason.OUT_OF_MEMORY,
+                f"with this model the pinned ones would take more than the bound of "
+                f"{self._max_bytes / 2**20:.0f} MiB: unpin others or raise the bound",
+            )
+        for key in more:
+            self._pinned[key] = self._held.pop(key)
+
+    def nbytes_of(self, keys: Collection[tuple[str, str]]) -> int:
+        """Bytes of those of these that are in memory, about."""
+        found = (self._held.get(key) or self._pinned.get(key) for key in keys)
+        return sum(held.nbytes for held in found if held is not None)
+
+    def unpin(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Lets these leave when room is needed; they count as used just now."""
+        for key in keys:
+            held = self._pinned.pop(key, None)
+            if held is not None:
+                held.used = time.monotonic()
+                self._held[key] = held
+
+    def drop(self, kind: str, digest: str) -> None:
+        """Lets the thing go, if it is there, pinned or not."""
+        held = self._held.pop((kind, digest), None) or self._pinned.pop((kind, digest), None)
+        if held is not None:
+            self._account(kind, -held.nbytes, -1)
+
+    def _make_room(self, newest: tuple[str, str]) -> None:
+        while self._bytes > self._max_bytes and self._held:
+            key, old = self._held.popitem(last=False)
+            if key == newest:
+                self._held[key] = old
+                return
+            self._account(key[0], -old.nbytes, -1)
+            self.metrics.evictions.labels(key[0]).inc()
+            self.metrics.eviction_age_seconds.labels(key[0]).observe(time.monotonic() - old.used)
+
+    def _account(self, kind: str, nbytes: int, count: int) -> None:
+        self._bytes += nbytes
+        self.metrics.loaded_bytes.labels(kind).inc(nbytes)
+        self.metrics.loaded.labels(kind).inc(count)

@@ -1,0 +1,86 @@
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.engine import head as heads
+from service.engine.engine import Bounds, Engine, ModelFiles
+from service.engine.fake_runtime import FakeRuntime
+from service.engine.head import Head
+from service.ops.metrics import Metrics
+
+GUARD_S = 60.0
+"""Ends what hangs."""
+
+COLOURS = ("red", "green", "blue")
+
+
+def image(colour: str, size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
+    """An encoded image of one colour."""
+    out = io.BytesIO()
+    Image.new("RGB", size, colour).save(out, kind)
+    return out.getvalue()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics({"version": "test"})
+
+
+@pytest.fixture
+def runtime() -> FakeRuntime:
+    return FakeRuntime()
+
+
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def make_engine(runtime: FakeRuntime, metrics: Metrics) -> Iterator[MakeEngine]:
+    made: list[Engine] = []
+
+    def make(**changes: float) -> Engine:
+        bounds = {
+            "threads": 1,
+            "max_batch": 8,
+            "max_queue": 64,
+            "max_bytes": 1_000_000,
+            "load_timeout_s": GUARD_S,
+        }
+        engine = Engine(runtime, Bounds(**{**bounds, **changes}), metrics)  # type: ignore[arg-type]
+        made.append(engine)
+        return engine
+
+    yield make
+    for session in runtime.sessions.values():
+        session.release()
+    for engine in made:
+        engine.close()
+
+
+MakeModel = Callable[..., ModelFiles]
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> MakeModel:
+    """Writes a model whose head names the strongest colour, on a shared backbone."""
+
+    def make(
+        name: str = "colours", backbone: str = "b0", classes: tuple[str, ...] = COLOURS
+    ) -> ModelFiles:
+        backbone_path = tmp_path / f"{backbone}.onnx"
+        backbone_path.write_text(backbone)
+        head_path = tmp_path / f"{name}.safetensors"
+        weight = np.eye(len(classes), 3, dtype=np.float32) * 20
+        # A temperature of its own, so that heads of two names are two files.
+        temperature = 1 + sum(name.encode()) * 1e-9
+        bias = np.zeros(len(classes), np.float32)
+        heads.save(Head(weight, bias, classes, temperature), head_path)
+        digests = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (backbone_path, head_path)]
+        return ModelFiles(name, 1, digests[0], backbone_path, digests[1], head_path)
+
+    return make

@@ -1,0 +1,106 @@
+"""What the kernel tells of this process's memory groups, in both of its ways."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.ops import cgroups
+from service.ops.cgroups import kill_count, limit_bytes, machine_bytes
+
+Lay = Callable[..., None]
+V1 = "oom_kill_disable 0\nunder_oom 0\noom_kill {}"
+V2 = "low 0\nhigh 9\nmax 31\noom 5\noom_kill {}\noom_group_kill 0"
+
+
+@pytest.fixture
+def lay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lay:
+    """Lays out the kernel's files: the process's own groups, and what is in them."""
+    monkeypatch.setattr(cgroups, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(cgroups, "_OWN_GROUPS", tmp_path / "own")
+
+    def lay(own: str | bytes, files: dict[str, str]) -> None:
+        (tmp_path / "own").write_bytes(own if isinstance(own, bytes) else own.encode())
+        for name, text in files.items():
+            file = tmp_path / "groups" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{text}\n")
+
+    return lay
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/graft/job\n", {"graft/job/memory.events": V2.format(3)}, 3),
+        ("0::/graft\n", {"memory.events": V2.format(9), "graft/memory.events": V2.format(2)}, 2),
+        ("0::/as/seen/outside\n", {"memory.events": V2.format(4)}, 4),
+        ("5:cpu:/\n4:memory:/job\n0::/\n", {"memory/job/memory.oom_control": V1.format(7)}, 7),
+        ("4:memory:/a:b\n", {"memory/a:b/memory.oom_control": V1.format(0)}, 0),
+    ],
+    ids=["version 2", "a group around it", "in a container", "version 1", "colon in a name"],
+)
+def test_the_killed_of_its_own_group_are_counted(
+    lay: Lay, own: str, files: dict[str, str], expected: int
+) -> None:
+    lay(own, files)
+    assert kill_count() == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "files"),
+    [
+        # Its own group is there and tells nothing: the one around it is not asked.
+        ("0::/graft\n", {"memory.events": V2.format(9), "graft/memory.max": "max"}),
+        # Kernels before 4.13.
+        ("4:memory:/\n", {"memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0"}),
+        ("0::/\n", {"memory.events": "oom_kill\noom_kill many\n"}),
+        ("0::/\n", {}),
+        ("5:cpu:/\n", {"memory.events": V2.format(1)}),
+        ("nothing of the kind\n\n", {}),
+        (b"0::/\xff\xfe\n", {}),
+        ("", {}),
+    ],
+)
+def test_what_cannot_be_told_is_none(lay: Lay, own: str | bytes, files: dict[str, str]) -> None:
+    lay(own, files)
+    assert kill_count() is None
+    assert limit_bytes() is None
+
+
+def test_a_machine_without_control_groups_tells_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroups, "_OWN_GROUPS", tmp_path / "none")
+    assert (kill_count(), limit_bytes()) == (None, None)
+
+
+def test_files_that_cannot_be_read_are_as_those_that_are_not_there(
+    lay: Lay, tmp_path: Path
+) -> None:
+    lay("0::/graft\n", {"graft/memory.max": "1000", "graft/memory.events": V2.format(1)})
+    for name in ("memory.max", "memory.events"):
+        (tmp_path / "groups" / "graft" / name).write_bytes(b"oom_kill \xff\xfe")
+    assert (kill_count(), limit_bytes()) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"graft/job/memory.max": "900", "graft/memory.max": "1000"}, 900),
+        ({"graft/job/memory.max": "max", "graft/memory.max": "1000"}, 1000),
+        ({"graft/job/memory.max": "0", "graft/memory.max": "max"}, 0),
+        ({"graft/job/memory.max": "max", "graft/memory.max": str(2**63 - 4096)}, None),
+    ],
+)
+def test_the_least_limit_of_the_groups_around_it_is_told(
+    lay: Lay, files: dict[str, str], expected: int | None
+) -> None:
+    lay("0::/graft/job\n", files)
+    assert limit_bytes() == expected
+
+
+def test_the_machines_memory_is_what_the_kernel_says() -> None:
+    assert machine_bytes() > 2**28
+    assert machine_bytes() % os.sysconf("SC_PAGE_SIZE") == 0
