@@ -124,7 +124,7 @@ class App:
 
     async def _build(self, stack: AsyncExitStack) -> None:
         config = self._config
-        # Stores are asked in threads; an import of an archive must not hold up the others.
+        # Stores are asked in threads; what takes long has others (`jobs.uninterrupted`).
         asyncio.get_running_loop().set_default_executor(
             ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
         )
@@ -156,7 +156,7 @@ class App:
         models = ModelStore(database, artifacts)
         datasets = _datasets(stack, config, database, threads, self._environment)
         backbones = self._backbones(stack, database, artifacts)
-        jobs = JobStore(database, config.max_queued_jobs)
+        jobs = JobStore(database, config.max_queued_jobs, door.is_shared)
         _watch_stores(config.data_dir, metrics, database, jobs, models)
 
         # What computes.
@@ -207,7 +207,7 @@ class App:
             on_published=warm,
         )
 
-        rankings = Rankings(models, datasets, self._launcher, settings)
+        rankings = Rankings(models, datasets, self._launcher, settings, door.is_shared)
 
         # Who asks.
         def resolve(model: str, version: int | None, alias: str | None) -> tuple[int, ModelFiles]:

@@ -19,11 +19,16 @@ from service.contract import (
     RankSpec,
 )
 from service.errors import GraftError, Reason
+from service.ingest import child
 from service.ops import failpoints
 from service.ops.cgroups import be_killed_first
 from trainer import disk, folders
 from trainer.memory import is_out_of_memory
 from trainer.records import Records, Send, read_order
+
+_FILE_BYTES = 20 * 2**30
+"""Limit on the size of a file that a trainer writes: more than `kept.FILE_BYTES`, and than weights
+and exports are; twice its limit for the cache of features where that is more."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(spec_file: Path, records: Records) -> int:
     spec = msgspec.json.decode(spec_file.read_bytes(), type=JobSpec)
+    _confine(spec)
     records.beat_every(spec.heartbeat_s)
     return _train(spec, records.send)
 
@@ -72,7 +78,14 @@ def _wait() -> int:
 
 
 def _run_ranking(spec_file: Path, records: Records) -> int:
-    return _rank(msgspec.json.decode(spec_file.read_bytes(), type=RankSpec), records.send)
+    spec = msgspec.json.decode(spec_file.read_bytes(), type=RankSpec)
+    _confine(spec)
+    return _rank(spec, records.send)
+
+
+def _confine(spec: JobSpec | RankSpec) -> None:
+    # Address space stays without a bound: CUDA and torch reserve far more than they use.
+    child.confine(file_bytes=max(_FILE_BYTES, 2 * spec.feature_cache_bytes))
 
 
 def _train(spec: JobSpec, send: Send) -> int:

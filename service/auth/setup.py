@@ -56,6 +56,10 @@ class Door:
         """What a tenant may store; None means no bound."""
         return self.gate.max_stored_bytes_of(tenant) if self.gate else None
 
+    def is_shared(self) -> bool:
+        """Says whether there are several tenants."""
+        return self.gate is not None and self.gate.is_shared
+
     def watch(self, stack: AsyncExitStack, on_change: Callable[[], None]) -> None:
         """Begins to look at the access file, until the stack is left; tells of new lists."""
         if self.gate:

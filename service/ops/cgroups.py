@@ -1,7 +1,7 @@
-"""The memory control groups of this process: what it may use, and whom the kernel killed there.
+"""Reads the memory control groups of this process: its limit, and whom the kernel killed there.
 
-Reads the kernel's own files, which no disk holds up; versions 1 and 2, and both at once.
-Knows neither jobs nor trainers. Where nothing can be told the answer is None, never an error.
+These are the kernel's own files, which no disk holds up; versions 1 and 2, and both at once.
+What cannot be read is None, never an error.
 """
 
 import os
@@ -16,9 +16,38 @@ _KILLS_FILES = ("memory.oom_control", "memory.events")
 _KILLS = "oom_kill"
 _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 _KILLED_FIRST = 1000
-"""The highest there is. The kernel kills who has most memory, and adds to it this many
+"""The highest there is. The kernel kills whoever has most memory, and adds to it this many
 thousandths of all memory: with less, a server with many models would go before a process
 whose work can be done again."""
+
+
+_MIB = 2**20
+
+
+class OomWatch:
+    """Says why a process was killed by SIGKILL that was started after this was made."""
+
+    def __init__(self) -> None:
+        self._before = kill_count()
+
+    def why_killed(self, remedy: str) -> str:
+        """Explains a trainer's end by SIGKILL to its caller; `remedy` is what to use instead.
+
+        Certain where the kernel has killed a process of the group since, a trainer in all
+        likelihood; else a guess, which says so.
+        """
+        now = kill_count()
+        if self._before is None or now is None or now <= self._before:
+            return (
+                "the trainer was killed (SIGKILL), as the system does when memory runs out: "
+                f"{remedy}, or give the server more memory, unless somebody killed it"
+            )
+        limit = limit_bytes()
+        of_what = "" if limit is None else f" than the {limit / _MIB:.0f} MiB of its control group"
+        return (
+            "the system killed the trainer because memory ran out: "
+            f"{remedy}, or give the server more memory{of_what}"
+        )
 
 
 def be_killed_first() -> None:

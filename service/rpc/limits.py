@@ -25,7 +25,7 @@ _LATE = "requests on their way"
 
 _GROUPS = {
     "/graft.v1.DatasetService/UploadDataset": "uploads",
-    "/graft.v1.FineTuningService/FineTune": "uploads",
+    "/graft.v1.FineTuningService/FineTune": "FineTune calls",
     "/graft.v1.BackboneService/RegisterBackbone": "backbones",
     "/graft.v1.FineTuningService/WatchJob": "watchers",
     "/graft.v1.FineTuningService/RankBackbones": "rankings",
@@ -45,7 +45,7 @@ class CallBounds:
     calls: int = 1000
     """Of each method that has no bound of its own."""
     uploads: int = 16
-    """Of UploadDataset and FineTune together, whose messages are the large ones."""
+    """Of UploadDataset; and as many of FineTune beside them, which slow uploads do not shut out."""
     watchers: int = 1000
     rankings: int = 16
     """Their images come along; nine of them wait at most, the others are refused soon."""
@@ -69,6 +69,7 @@ class Limits:
         self._bounds = bounds
         self._most = {
             "uploads": bounds.uploads,
+            "FineTune calls": bounds.uploads,
             "watchers": bounds.watchers,
             "rankings": bounds.rankings,
             "backbones": bounds.backbones,
