@@ -31,8 +31,7 @@ ArchiveFormat = Literal["", "tar", "tar.gz", "zip"]
 """Empty means told from the first bytes."""
 
 FILE_BYTES = 4096
-"""Counted for each file beside its bytes: the rest of its last block on disk, its inode and its
-entry in the index."""
+"""Counted for each file beside its bytes: a disk is taken up in blocks of so many bytes."""
 _CHUNK_BYTES = 2**18
 _MAX_RATIO = 200
 """Images are compressed already; only a bomb shrinks like this."""

@@ -2,8 +2,6 @@
 
 import asyncio
 import tarfile
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +25,9 @@ from service.contract import (
 )
 from service.engine.fake_runtime import FakeRuntime
 from service.errors import Reason
-from service.ingest.index import Index
-from service.ingest.process import ReaderProcesses
 from service.jobs.fake_launcher import FakeLauncher, Script
 from service.jobs.request import JobRequest
-from service.jobs.uninterrupted import in_thread
 from service.jobs.warm import WarmLauncher
-from service.rpc import fine_tuning
 from service.rpc.fine_tuning import _fingerprint
 from tests.rpc.conftest import (
     GUARD_S,
@@ -447,50 +441,3 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
     assert spec.augmentation == Augmentation(
         mirror=False, min_scale=0.5, rotation_degrees=0.0, colour=0.2
     )
-
-
-async def test_a_caller_who_leaves_keeps_its_place_until_its_images_are_let_be(
-    make_service: MakeService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoding, go_on = threading.Event(), threading.Event()
-    readings: list[Index] = []
-    abandoned: list[threading.Event] = []
-
-    async def noted(work: Callable[[threading.Event], Any]) -> Any:
-        def note(is_abandoned: threading.Event) -> Any:
-            abandoned.append(is_abandoned)
-            return work(is_abandoned)
-
-        return await in_thread(note)
-
-    read = ReaderProcesses.read
-
-    def held(self: ReaderProcesses, *arguments: Any) -> Index:
-        decoding.set()
-        assert go_on.wait(GUARD_S)
-        index = read(self, *arguments)
-        readings.append(index)
-        return index
-
-    monkeypatch.setattr(ReaderProcesses, "read", held)
-    monkeypatch.setattr(fine_tuning, "in_thread", noted)
-    service: Service = await make_service(max_uploads=1, threads=1)
-    request = pb.FineTuneRequest(model="gone", inline_images=colours())
-    call = service.fine_tuning.FineTune(request)
-    waiting = asyncio.ensure_future(call.code())
-    await asyncio.to_thread(decoding.wait, GUARD_S)
-    call.cancel()
-    await waiting
-    # The server hears of it a little later.
-    await asyncio.to_thread(abandoned[0].wait, GUARD_S)
-    refused = await refusal(service.fine_tuning.FineTune(request))
-    assert refused.reason == "TOO_MANY_CALLS"
-    go_on.set()
-    request.model = "stays"
-    async with asyncio.timeout(GUARD_S):
-        while await service.fine_tuning.FineTune(request).code() is not grpc.StatusCode.OK:
-            pass
-    listed = await service.fine_tuning.ListJobs(pb.ListJobsRequest())
-    assert [job.model for job in listed.jobs] == ["stays"]
-    # The first call's was given up.
-    assert len(readings) == 1

@@ -266,7 +266,7 @@ async def test_requests_are_refused_while_those_that_are_answered_hold_too_much(
         await stub.GetModel(large)
 
 
-async def test_uploads_and_fine_tunes_share_one_bound_and_watchers_have_theirs(
+async def test_uploads_and_watchers_have_bounds_and_shut_no_fine_tune_out(
     make_service: MakeService,
 ) -> None:
     service: Service = await make_service(HANG, max_uploads=1, max_watchers=1)
@@ -274,12 +274,13 @@ async def test_uploads_and_fine_tunes_share_one_bound_and_watchers_have_theirs(
     header = dataset_pb2.UploadDatasetHeader(display_name="d")
     await upload.write(dataset_pb2.UploadDatasetRequest(header=header))
     await settled(lambda: folders(service) != [])
+    assert (await refusal(service.datasets.UploadDataset())).reason == "TOO_MANY_CALLS"
     request = fine_tuning_pb2.FineTuneRequest(model="m", inline_images=colours())
-    assert (await refusal(service.fine_tuning.FineTune(request))).reason == "TOO_MANY_CALLS"
+    job = (await service.fine_tuning.FineTune(request)).job
     # Who gives up frees both its place and its folder.
     upload.cancel()
     await settled(lambda: folders(service) == [] and not handlers())
-    job = (await service.fine_tuning.FineTune(request)).job
+    assert (await refusal(service.datasets.UploadDataset(iter(())))).reason == "INVALID_FIELD"
     watch = fine_tuning_pb2.WatchJobRequest(job_id=job.job_id)
     watcher = service.fine_tuning.WatchJob(watch)
     await watcher.read()

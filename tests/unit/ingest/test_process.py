@@ -284,8 +284,8 @@ def test_what_there_is_no_room_for_is_told_with_its_size(
     tmp_path: Path, make_request: MakeRequest, make_reader: MakeReader
 ) -> None:
     (tmp_path / "archive").write_bytes(MAKERS["tar"]({f"a/{n}": bytes(100) for n in range(9)}))
+    room = 3 * FILE_BYTES + 250
     with pytest.raises(reader.OverRoom) as caught:
-        room = 3 * FILE_BYTES + 250
         make_reader().read(make_request(archive=str(tmp_path / "archive"), max_new_bytes=room))
     assert caught.value.size_bytes == 3 * FILE_BYTES + 300
 
