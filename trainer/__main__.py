@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     if parsed.command in ("run", "rank", "wait"):
         be_killed_first()
+        child.confine()
     if parsed.command == "run":
         records = Records()
         records.keep_alive()
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(spec_file: Path, records: Records) -> int:
     spec = msgspec.json.decode(spec_file.read_bytes(), type=JobSpec)
-    _confine(spec)
+    _limit_files(spec)
     records.beat_every(spec.heartbeat_s)
     return _train(spec, records.send)
 
@@ -79,13 +80,13 @@ def _wait() -> int:
 
 def _run_ranking(spec_file: Path, records: Records) -> int:
     spec = msgspec.json.decode(spec_file.read_bytes(), type=RankSpec)
-    _confine(spec)
+    _limit_files(spec)
     return _rank(spec, records.send)
 
 
-def _confine(spec: JobSpec | RankSpec) -> None:
-    # Address space stays without a bound: CUDA and torch reserve far more than they use.
-    child.confine(file_bytes=max(_FILE_BYTES, 2 * spec.feature_cache_bytes))
+def _limit_files(spec: JobSpec | RankSpec) -> None:
+    # Address space stays without a limit: CUDA and torch reserve far more than they use.
+    child.limit_files(max(_FILE_BYTES, 2 * spec.feature_cache_bytes))
 
 
 def _train(spec: JobSpec, send: Send) -> int:

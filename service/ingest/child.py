@@ -151,7 +151,8 @@ def bound(
     *, memory_bytes: int, cpu_s: int, file_bytes: int, niceness: int, cpu_above_s: int = CPU_ABOVE_S
 ) -> None:
     """Bounds what this process may use, of address space, processor time and written files."""
-    confine(file_bytes=file_bytes)
+    confine()
+    limit_files(file_bytes)
     niceness = max(niceness, os.getpriority(os.PRIO_PROCESS, 0))
     os.setpriority(os.PRIO_PROCESS, 0, niceness)
     for kind, most, above in (
@@ -162,8 +163,8 @@ def bound(
         _lower(kind, most, above)
 
 
-def confine(*, file_bytes: int) -> None:
-    """Bounds any child: no rights beyond the server's, no core dumps, no larger files.
+def confine() -> None:
+    """Keeps this process from gaining rights, and from dumping its memory into a file.
 
     There is no bound on processes, which the kernel counts by user and not by process: the
     server's own threads would count.
@@ -171,7 +172,11 @@ def confine(*, file_bytes: int) -> None:
     # Where the kernel refuses, a container's runtime or nothing does it.
     ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _lower(resource.RLIMIT_CORE, 0)
-    _lower(resource.RLIMIT_FSIZE, file_bytes)
+
+
+def limit_files(size_bytes: int) -> None:
+    """Limits the size of each file that this process writes."""
+    _lower(resource.RLIMIT_FSIZE, size_bytes)
 
 
 def _lower(kind: int, most: int, above: int = 0) -> None:

@@ -402,7 +402,9 @@ PARTS = st.sampled_from(["..", ".", "", "cat", "C:", "a\\b", "\0", "é", "con", 
 NAMES = st.lists(PARTS, min_size=1, max_size=5).map("/".join) | st.text(max_size=40)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(names=st.lists(NAMES, min_size=1, max_size=4), kind=st.sampled_from(sorted(MAKERS)))
 def test_whatever_the_names_nothing_is_written_elsewhere(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], kind: str
@@ -415,7 +417,9 @@ def test_whatever_the_names_nothing_is_written_elsewhere(
     assert set(found.values()) <= {b"PIC"}
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(kind=st.sampled_from(sorted(MAKERS)), place=st.floats(0, 0.999), value=st.integers(0, 255))
 def test_whatever_byte_is_damaged_the_answer_is_the_files_or_a_refusal(
     tmp_path_factory: pytest.TempPathFactory, kind: str, place: float, value: int

@@ -368,7 +368,9 @@ MIXED = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(mixed=MIXED, is_labelled=st.booleans(), most=st.sampled_from([0, 0, 3]))
 def test_every_file_that_was_seen_is_used_or_left_out(
     tmp_path_factory: pytest.TempPathFactory,
