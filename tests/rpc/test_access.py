@@ -351,7 +351,8 @@ async def test_changes_are_audited_with_who_and_what_and_reads_are_not(
         ("DeleteVersion", "NOT_FOUND"),
     ]
     for line in told:
-        assert (line["tenant"], line["principal"], line["request_id"]) == ("acme", "acme-all", "mine")
+        who = line["tenant"], line["principal"], line["request_id"]
+        assert who == ("acme", "acme-all", "mine")
         assert line["peer"].startswith("ipv4:127.0.0.1:")
     upload, start, alias, delete = told
     assert upload["dataset_id"] == start["dataset_id"] == dataset.dataset_id
