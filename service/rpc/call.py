@@ -5,16 +5,18 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import grpc
 from grpc import aio
 
 from service.auth import principal
-from service.auth.principal import NOBODY, Caller
+from service.auth.audit import Audit
+from service.auth.authenticator import Authenticator
+from service.auth.principal import UNAUTHENTICATED, Principal
 from service.errors import GraftError
-from service.ops import metrics
+from service.ops import logs
 from service.ops.metrics import Metrics
 from service.rpc import messages, reset, status
 
@@ -28,51 +30,6 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 log = logging.getLogger(__name__)
 
 Context = aio.ServicerContext[Any, Any]
-
-
-class Gate(Protocol):
-    """Lets calls in."""
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether tenants share the server, so that none of them may take all of it."""
-
-    def admit(self, method: str, metadata: Mapping[str, str | bytes]) -> Caller:
-        """Says who calls; raises Unauthenticated, NotAllowed, OverQuota."""
-
-    def recheck(self, method: str, who: Caller) -> None:
-        """Raises Unauthenticated or NotAllowed when who was let in would not be any more."""
-
-    def wait_s(self, who: Caller) -> float:
-        """Takes one of a stream's requests, 0; or says after how many seconds to ask again."""
-
-
-class Audit(Protocol):
-    """Hears of calls that have ended."""
-
-    def ended(
-        self,
-        method: str,
-        who: Caller,
-        code: grpc.StatusCode,
-        request: Any | None,
-        response: Any | None,
-        *,
-        request_id: str,
-        peer: str,
-    ) -> None:
-        """One call; of streams neither messages are told; `who` is NOBODY if it was not let in."""
-
-    def refused(
-        self,
-        method: str,
-        error: GraftError,
-        metadata: Mapping[str, str | bytes],
-        *,
-        request_id: str,
-        peer: str,
-    ) -> None:
-        """One call that the gate did not let in, or not go on; told once, before it ends."""
 
 
 class Call:
@@ -89,15 +46,15 @@ class Call:
         self._peer = context.peer()
         self._metrics = metrics
         self._audit = audit
-        self._who = NOBODY
+        self._who = UNAUTHENTICATED
         self._task = asyncio.current_task()
         self._ended_by: GraftError | None = None
-        self._metadata = dict(context.invocation_metadata() or ())
-        given = self._metadata.get(REQUEST_ID_KEY, "")
+        self._metadata = tuple(context.invocation_metadata() or ())
+        given = dict(self._metadata).get(REQUEST_ID_KEY, "")
         fits = isinstance(given, str) and _REQUEST_ID.fullmatch(given)
         self._id = str(given) if fits else secrets.token_hex(8)
 
-    def enter(self, gate: Gate) -> Caller:
+    def enter(self, gate: Authenticator) -> Principal:
         """Lets it in and says who calls; raises what the gate raises."""
         try:
             self._who = gate.admit(self._method, self._metadata)
@@ -107,9 +64,9 @@ class Call:
         principal.enter(self._who)
         return self._who
 
-    def stay(self, gate: Gate) -> None:
+    def stay(self, gate: Authenticator) -> None:
         """Lets it go on; raises what the gate raises when it may not any more."""
-        if self._who is NOBODY:
+        if self._who is UNAUTHENTICATED:
             return
         try:
             gate.recheck(self._method, self._who)
@@ -120,11 +77,11 @@ class Call:
                 self._refused(error)
             raise
 
-    def pace(self, gate: Gate) -> Callable[[], float]:
+    def pace(self, gate: Authenticator) -> Callable[[], float]:
         """How the further requests of a stream ask for their turn."""
         return lambda: gate.wait_s(self._who)
 
-    def recheck(self, gate: Gate) -> None:
+    def recheck(self, gate: Authenticator) -> None:
         """Ends it, from another task, if it may not go on."""
         if self._ended_by is not None or self._task is None:
             return
@@ -134,7 +91,7 @@ class Call:
             self._task.cancel()
 
     async def __aenter__(self) -> Self:
-        metrics.request_id.set(self._id)
+        logs.request_id.set(self._id)
         self._started = time.monotonic()
         self._metrics.rpc_active.labels(self._method).inc()
         self._context.set_trailing_metadata(((REQUEST_ID_KEY, self._id),))

@@ -6,42 +6,26 @@ never turned away.
 """
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any
 
 import grpc
 from grpc import aio
 
-from service.auth.principal import EVERYBODY, Caller
+from service.auth.audit import Audit
+from service.auth.authenticator import AllowAll, Authenticator
 from service.errors import Reason, Unavailable
 from service.ops.metrics import Metrics
 from service.rpc import messages
-from service.rpc.call import REQUEST_ID_KEY, Audit, Call, Context, Gate
+from service.rpc.call import REQUEST_ID_KEY, Call, Context
 from service.rpc.limits import HEALTH, CallBounds, Limits, Place
 from service.rpc.parsing import Parser
 from service.rpc.requests import IDLE_TIMEOUT_S, Requests
 
-__all__ = ["REQUEST_ID_KEY", "Audit", "Calls", "Everybody", "Gate"]
+__all__ = ["REQUEST_ID_KEY", "Calls"]
 
 _BACK_AFTER_S = 5.0
-
-
-class Everybody:
-    """The gate where nobody has to say who they are."""
-
-    is_shared = False
-
-    def admit(self, method: str, metadata: Mapping[str, str | bytes]) -> Caller:
-        """Everybody is EVERYBODY."""
-        return EVERYBODY
-
-    def recheck(self, method: str, who: Caller) -> None:
-        """Everybody stays."""
-
-    def wait_s(self, who: Caller) -> float:
-        """Nobody waits."""
-        return 0.0
 
 
 class Calls(aio.ServerInterceptor):
@@ -50,13 +34,13 @@ class Calls(aio.ServerInterceptor):
     def __init__(
         self,
         metrics: Metrics,
-        gate: Gate | None = None,
+        gate: Authenticator | None = None,
         audit: Audit | None = None,
         *,
         bounds: CallBounds | None = None,
     ) -> None:
         self._metrics = metrics
-        self._gate = gate or Everybody()
+        self._gate = gate or AllowAll()
         self._audit = audit
         bounds = bounds or CallBounds()
         self._limits = Limits(bounds)

@@ -12,7 +12,7 @@ from graft.v1 import prediction_pb2 as pb
 from graft.v1 import prediction_pb2_grpc
 from grpc import aio
 
-from service.auth.principal import caller
+from service.auth.principal import current as caller
 from service.engine import preprocess
 from service.engine.engine import Classified, Decode
 from service.engine.head import NONE

@@ -16,9 +16,11 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from service.auth.audit import Audit
+from service.auth.authenticator import Authenticator
 from service.ops.metrics import Metrics
 from service.rpc import reset
-from service.rpc.calls import Audit, Calls, Gate
+from service.rpc.calls import Calls
 from service.rpc.limits import CallBounds
 from service.rpc.open_inference import grpc_predict_v2_pb2
 
@@ -82,7 +84,7 @@ class RpcServer:
         max_message_bytes: int,
         *,
         accepts_gzip: bool = False,
-        gate: Gate | None = None,
+        gate: Authenticator | None = None,
         audit: Audit | None = None,
         bounds: CallBounds | None = None,
     ) -> None:

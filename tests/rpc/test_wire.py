@@ -20,11 +20,11 @@ from graft.v1 import (
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.auth.principal import Caller
+from service.auth.authenticator import Authenticator
+from service.auth.principal import Principal
 from service.errors import Reason, Unauthenticated
 from service.ops.metrics import Metrics
 from service.rpc import messages
-from service.rpc.calls import Gate
 from service.rpc.limits import CallBounds
 from service.rpc.server import SERVICES, RpcServer, to_register
 from tests.rpc.conftest import GUARD_S, HANG, MakeService, Service, colours, image, refusal
@@ -71,7 +71,7 @@ def health(channel: aio.Channel) -> Any:
 @asynccontextmanager
 async def serving(
     servicer: model_pb2_grpc.ModelServiceServicer,
-    gate: Gate | None = None,
+    gate: Authenticator | None = None,
     **bounds: Any,
 ) -> AsyncIterator[aio.Channel]:
     """A server of this servicer alone, and a channel to it."""
@@ -127,7 +127,7 @@ async def test_a_call_without_a_request_and_one_that_is_no_message_are_refused(
 
 async def test_who_is_not_let_in_is_told_before_the_request_is_read() -> None:
     class Closed:
-        def admit(self, method: str, metadata: object) -> Caller:
+        def admit(self, method: str, metadata: object) -> Principal:
             raise Unauthenticated(Reason.TOKEN_MISSING, "no token")
 
     async with serving(model_pb2_grpc.ModelServiceServicer(), Closed()) as channel:

@@ -11,7 +11,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from service.auth.principal import Caller
+from service.auth.principal import Principal
 from service.errors import Exhausted, GraftError, Reason, Unauthenticated
 from service.ops.metrics import Metrics
 from service.rpc import messages, requests
@@ -41,15 +41,15 @@ class Tenants:
         self.waits: list[float] = []
         self.asked = 0
 
-    def admit(self, method: str, metadata: Any) -> Caller:
-        tenant = metadata["tenant"]
-        return Caller(tenant, tenant, frozenset({"admin"}))
+    def admit(self, method: str, metadata: Any) -> Principal:
+        tenant = dict(metadata)["tenant"]
+        return Principal(tenant, tenant, frozenset({"admin"}))
 
-    def recheck(self, method: str, who: Caller) -> None:
+    def recheck(self, method: str, who: Principal) -> None:
         if who.tenant in self.gone:
             raise Unauthenticated(Reason.TOKEN_UNKNOWN, "gone")
 
-    def wait_s(self, who: Caller) -> float:
+    def wait_s(self, who: Principal) -> float:
         self.asked += 1
         return self.waits.pop() if self.waits else 0.0
 
@@ -323,7 +323,7 @@ async def test_a_stream_is_read_no_faster_than_its_tenant_may_call() -> None:
     wire, gate = Wire(), Tenants()
     gate.waits = [0.001, 0.001]
     with Limits(CallBounds()).place(STREAM) as place:
-        coming = stream(wire, place, pace=lambda: gate.wait_s(Caller("a", "a", frozenset())))
+        coming = stream(wire, place, pace=lambda: gate.wait_s(Principal("a", "a", frozenset())))
         for _ in range(2):
             wire.sent.put_nowait(b"x")
         await anext(coming)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from grpc import aio
 
-from service.auth.principal import caller
+from service.auth.principal import current as caller
 from service.domain import ARGMAX, Decision
 from service.engine.statistics import Statistics
 from service.errors import NotFound, Reason
