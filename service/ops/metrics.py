@@ -22,6 +22,8 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from pythonjsonlogger.json import JsonFormatter
 
+from service.ops.escaping import escaped
+
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 """The id of the call being served; every log line carries it."""
 
@@ -289,14 +291,22 @@ class _RequestId(logging.Filter):
 
 
 class _ConsoleFormatter(logging.Formatter):
-    """A line for people: the message, then what was given in `extra`, as key=value."""
+    """Writes a line for people: the message, then what was given in `extra`, as key=value.
+
+    Names of strangers forge no line and reach no terminal's controls.
+    """
 
     _known = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
-    def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """Returns the line without the traceback that may follow it."""
         extra = {k: v for k, v in vars(record).items() if k not in self._known and v != ""}
-        return line + "".join(f" {key}={value}" for key, value in extra.items())
+        values = "".join(f" {key}={value}" for key, value in extra.items())
+        return escaped(super().formatMessage(record) + values)
+
+    def formatException(self, *given: Any) -> str:  # noqa: N802
+        """Returns the traceback, indented: none of its lines begins as one of the log's does."""
+        return "  " + escaped(super().formatException(*given), "\n").replace("\n", "\n  ")
 
 
 def set_up_logging(style: Literal["json", "console"], level: str) -> None:

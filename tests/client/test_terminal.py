@@ -9,8 +9,8 @@ from typing import Any
 import graft
 import pytest
 from graft import types
+from graft._escaping import escaped
 from graft.cli import main
-from graft.cli._output import printable
 from graft.cli._watching import data_lines
 from graft.testing import FakeGraft
 from rich.console import Console
@@ -33,7 +33,7 @@ def run(server: FakeGraft, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def is_clean(text: str) -> bool:
-    return all(char == "\n" or printable(char) == char for char in text)
+    return all(char == "\n" or escaped(char) == char for char in text)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def is_clean(text: str) -> bool:
     ],
 )
 def test_what_a_terminal_obeys_is_escaped(text: str, told: str) -> None:
-    assert printable(text) == told
+    assert escaped(text) == told
 
 
 def test_names_of_files_and_classes_are_escaped_for_people_alone(

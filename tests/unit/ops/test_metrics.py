@@ -4,11 +4,13 @@ import json
 import logging
 import urllib.request
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 from prometheus_client import generate_latest
 
 from service.ops import metrics
+from service.ops.escaping import escaped
 from service.ops.metrics import OTHER_MODELS, Metrics, set_up_logging
 from service.ops.metrics_server import MetricsServer
 
@@ -143,3 +145,20 @@ def test_console_lines_are_for_people(
     assert "INFO" in line
     assert "hello" in line
     assert "job_id=j1" in line
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_names_of_strangers_forge_no_line_and_reach_no_terminal(
+    style: Literal["json", "console"],
+    root_logger: logging.Logger,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evil = "\x1b]52;c;aGk=\x07\n2026-01-01 00:00:00 ERROR forged\r\x9b31m\u202e\u2028\x7f"
+    set_up_logging(style, "info")
+    try:
+        raise ValueError(evil)
+    except ValueError:
+        logging.getLogger("x").exception("no %s", evil, extra={"name_of_file": evil})
+    lines = capsys.readouterr().err.split("\n")
+    assert all(escaped(line) == line for line in lines)
+    assert sum(line.startswith(("{", "20")) for line in lines) == 1
