@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from graft import types
 from graft._escaping import escaped
 from graft.cli import main
+from graft.cli._output import Output
 from graft.cli._watching import data_lines
 from graft.testing import FakeGraft
 from rich.console import Console
@@ -86,6 +88,15 @@ def test_the_bar_escapes_what_it_shows(capsys: pytest.CaptureFixture[str]) -> No
     assert SAFE in out
     assert EVIL not in out
     assert "\u202e" not in out
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_page_is_escaped_on_a_terminal_and_whole_in_a_file(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    Output(is_json=True).document(EVIL)
+    assert capsys.readouterr().out == (SAFE.replace(r"\n", "\n") if is_terminal else EVIL)
 
 
 def told(*labels: str, warnings: tuple[str, ...] = ()) -> list[str]:
