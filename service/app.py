@@ -1,7 +1,7 @@
-"""The composition root: builds every room in order, wires them, closes in reverse.
+"""Composes the service: builds every package's objects in order, and closes them in reverse.
 
-The only place that knows all rooms. `async with App(config)` is entered when
-health checks say SERVING, and left when everything is drained and closed.
+The only module that knows all packages. `async with App(config)` is entered when health
+checks answer SERVING, and left when everything is drained and closed.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ from service.jobs.supervisor import Settings, Supervisor
 from service.jobs.warm import WarmLauncher
 from service.jobs.watch import Watch
 from service.jobs.weights import WeightsCheck
-from service.ops.malloc_trim import FreeMemory
+from service.ops.malloc_trim import MallocTrimmer
 from service.ops.metrics import Metrics
 from service.ops.metrics_server import MetricsServer
 from service.rpc.backbones import BackboneServicer
@@ -68,9 +68,9 @@ from service.storage.registered import BackboneStore
 MIB = 2**20
 _STORE_THREADS = 32
 _MOST_HELD = 16
-"""Requests as large as they may be that are answered at once; of smaller ones, more."""
+"""Requests of the largest size that are held at once; more of smaller ones."""
 _HEALTH_TIMEOUT_S = 4.0
-"""Less than what asks waits for."""
+"""Shorter than the timeouts of readiness and liveness probes."""
 _DETOURS = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "HF_ENDPOINT")
 """Variables that send the trainers' downloads through a proxy, or to another host."""
 
@@ -78,9 +78,9 @@ log = logging.getLogger(__name__)
 
 
 class App:
-    """The service, from its configuration; trainers get the environment that is handed in.
+    """Runs the service of a configuration; trainers get the environment that is passed in.
 
-    Tests hand in their own `runtime` and `launcher`.
+    Tests pass their own `runtime` and `launcher`.
     """
 
     def __init__(
@@ -119,12 +119,12 @@ class App:
         await self._stack.__aexit__(kind, error, trace)
 
     async def wait_failed(self) -> None:
-        """Waits until a part that must live has died; raises what it died of."""
+        """Waits until a part that the service needs has failed; raises its error."""
         await self._supervisor.wait_failed()
 
     async def _build(self, stack: AsyncExitStack) -> None:
         config = self._config
-        # Stores are asked in threads; an import of an archive must not hold up the others.
+        # Stores block their threads; an import of an archive must not delay the others.
         asyncio.get_running_loop().set_default_executor(
             ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
         )
@@ -141,14 +141,15 @@ class App:
             }
         )
 
-        stack.callback(FreeMemory().close)
+        stack.callback(MallocTrimmer().close)
 
+        # Access.
         access = AccessControl(config, metrics)
 
-        # What is on disk.
+        # Storage.
         database = Database(config.data_dir, busy_timeout_s=config.database_timeout_s)
         stack.callback(database.close)
-        # Now that the folder is this server's alone.
+        # Only now does the folder belong to this server alone.
         scratch.prepare(config.data_dir)
         private.close_to_others(config.data_dir)
         artifacts = Artifacts(config.data_dir / "artifacts")
@@ -158,7 +159,7 @@ class App:
         jobs = JobStore(database, config.max_queued_jobs)
         _watch_stores(config.data_dir, metrics, database, jobs, models)
 
-        # What computes.
+        # Inference.
         runtime = self._runtime or _choose_runtime(config, threads, metrics)
         bounds = Bounds(
             threads=threads,
@@ -171,7 +172,7 @@ class App:
         engine = Engine(runtime, bounds, metrics)
         stack.callback(engine.close)
 
-        # What trains.
+        # Training.
         async def warm(model: str, stored: StoredVersion) -> None:
             await engine.warm(_files(model, 0, stored))
 
@@ -208,7 +209,7 @@ class App:
 
         rankings = Rankings(models, datasets, self._launcher, settings)
 
-        # Who asks.
+        # RPC.
         def resolve(model: str, version: int | None, alias: str | None) -> tuple[int, ModelFiles]:
             record = models.resolve(model, version, alias)
             return record.version, _files(record.model, record.version, record)
@@ -299,14 +300,14 @@ class App:
 
         async def drain() -> None:
             await rpc.refuse()
-            # Watchers would stay as long as their jobs; they come back to the next server.
+            # Watchers would stay until their jobs end; they reconnect to the next server.
             watch.close()
             await asyncio.gather(
                 rpc.drain(config.drain_s), supervisor.close(config.drain_s), rankings.close()
             )
 
         if isinstance(self._launcher, WarmLauncher):
-            # After the drain: until then a job may be given one that waits.
+            # After the drain: until then a job may get a warm trainer.
             stack.push_async_callback(self._launcher.close)
         stack.push_async_callback(drain)
         await supervisor.start()
@@ -333,19 +334,19 @@ def _watch_stores(
 ) -> None:
     metrics.data_free_bytes.set_function(lambda: float(shutil.disk_usage(data_dir).free))
     metrics.database_damaged.set_function(lambda: float(database.is_damaged))
-    metrics.watch_counts("jobs", "Jobs by state.", "state", _if_told(jobs.counts_by_state))
-    metrics.watch_counts("stored", "What is stored, by kind.", "kind", _if_told(models.counts))
+    metrics.watch_counts("jobs", "Jobs by state.", "state", _or_none(jobs.counts_by_state))
+    metrics.watch_counts("stored", "Stored objects by kind.", "kind", _or_none(models.counts))
 
 
-def _if_told(counts: Callable[[], Mapping[str, int]]) -> Callable[[], Mapping[str, int]]:
-    def told() -> Mapping[str, int]:
-        # A database that does not answer must not take all other metrics along.
+def _or_none(counts: Callable[[], Mapping[str, int]]) -> Callable[[], Mapping[str, int]]:
+    def counted() -> Mapping[str, int]:
+        # Without the database's answer, the other metrics are still scraped.
         try:
             return counts()
         except GraftError:
             return {}
 
-    return told
+    return counted
 
 
 def _datasets(
@@ -376,7 +377,7 @@ def _measure(
             metrics.registry,
             config.metrics_host,
             config.metrics_port,
-            _asked_on(asyncio.get_running_loop(), is_serving),
+            _called_on(asyncio.get_running_loop(), is_serving),
         )
     except OSError as error:
         raise OSError(
@@ -388,23 +389,23 @@ def _measure(
     return server.port
 
 
-def _asked_on(
+def _called_on(
     loop: asyncio.AbstractEventLoop, is_serving: Callable[[], bool]
 ) -> Callable[[], bool]:
-    """Asks from another thread; a loop that is stuck serves nobody, so it says False."""
+    """Returns a function for other threads; it returns False while the event loop is stuck."""
 
-    async def ask() -> bool:
+    async def call() -> bool:
         return is_serving()
 
-    def answer() -> bool:
-        asked = asyncio.run_coroutine_threadsafe(ask(), loop)
+    def wait() -> bool:
+        future = asyncio.run_coroutine_threadsafe(call(), loop)
         try:
-            return asked.result(_HEALTH_TIMEOUT_S)
+            return future.result(_HEALTH_TIMEOUT_S)
         except TimeoutError:
-            asked.cancel()
+            future.cancel()
             return False
 
-    return answer
+    return wait
 
 
 def _choose_runtime(config: Config, threads: int, metrics: Metrics) -> Runtime:
@@ -430,7 +431,7 @@ def _files(name: str, version: int, record: VersionRecord | StoredVersion) -> Mo
 
 
 def _exporter(stack: AsyncExitStack) -> Export:
-    # One thread: each that composed a file would keep the memory that it took.
+    # One thread: malloc keeps memory for each thread that composed a file.
     threads = ThreadPoolExecutor(1, thread_name_prefix="export")
     stack.callback(threads.shutdown)
 
@@ -441,7 +442,7 @@ def _exporter(stack: AsyncExitStack) -> Export:
 
 
 def _export(record: VersionRecord) -> bytes:
-    # Imported late: a third of a second and 30 MB that serving does without.
+    # Imported late: takes a third of a second and 30 MB, which serving does not need.
     from service.engine.export import compose  # noqa: PLC0415
 
     about = {

@@ -11,6 +11,8 @@ from typing import Any, Final, Literal
 
 from pythonjsonlogger.json import JsonFormatter
 
+from service.ops.escaping import escaped
+
 GRPC_LINES_PER_SECOND: Final = 5
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
@@ -101,11 +103,19 @@ class _RequestId(logging.Filter):
 
 
 class _ConsoleFormatter(logging.Formatter):
-    """Formats a line for people: the message, then what was given in `extra`, as key=value."""
+    """Writes a line for people: the message, then what was given in `extra`, as key=value.
+
+    Names of strangers forge no line and reach no terminal's controls.
+    """
 
     _known = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
-    def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """Returns the line without the traceback that may follow it."""
         extra = {k: v for k, v in vars(record).items() if k not in self._known and v != ""}
-        return line + "".join(f" {key}={value}" for key, value in extra.items())
+        values = "".join(f" {key}={value}" for key, value in extra.items())
+        return escaped(super().formatMessage(record) + values)
+
+    def formatException(self, *given: Any) -> str:  # noqa: N802
+        """Returns the traceback, indented: none of its lines begins as one of the log's does."""
+        return "  " + escaped(super().formatException(*given), "\n").replace("\n", "\n  ")

@@ -3,10 +3,12 @@
 import json
 import logging
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 
 from service.ops import logs
+from service.ops.escaping import escaped
 from service.ops.logs import GRPC_LINES_PER_SECOND, set_up_logging
 
 
@@ -96,3 +98,20 @@ def test_a_flood_of_grpcs_own_lines_is_logged_in_part_and_then_summed_up(
     again = [line["suppressed_before"] for line in lines if line["message"] == "again"]
     assert again == [0] * GRPC_LINES_PER_SECOND + [1000 - GRPC_LINES_PER_SECOND]
     assert len(lines) == len(again) + 1000
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_names_of_strangers_forge_no_line_and_reach_no_terminal(
+    style: Literal["json", "console"],
+    root_logger: logging.Logger,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evil = "\x1b]52;c;aGk=\x07\n2026-01-01 00:00:00 ERROR forged\r\x9b31m\u202e\u2028\x7f"
+    set_up_logging(style, "info")
+    try:
+        raise ValueError(evil)
+    except ValueError:
+        logging.getLogger("x").exception("no %s", evil, extra={"name_of_file": evil})
+    lines = capsys.readouterr().err.split("\n")
+    assert all(escaped(line) == line for line in lines)
+    assert sum(line.startswith(("{", "20")) for line in lines) == 1
