@@ -20,7 +20,6 @@ from service.contract import (
     Augmentation,
     ExitCode,
     Failed,
-    Gate,
     Note,
     Progressed,
     Spec,
@@ -30,11 +29,9 @@ from service.errors import Reason
 from service.ingest.index import Index
 from service.ingest.process import ReaderProcesses
 from service.jobs.fake_launcher import FakeLauncher, Script
-from service.jobs.request import JobRequest
 from service.jobs.uninterrupted import in_thread
 from service.jobs.warm import WarmLauncher
-from service.rpc import fine_tuning
-from service.rpc.fine_tuning import _fingerprint
+from service.rpc import fine_tune
 from tests.rpc.conftest import (
     GUARD_S,
     HANG,
@@ -125,15 +122,16 @@ async def test_a_second_request_with_the_same_id_answers_with_the_first_job(
     assert len(listed.jobs) == 1
 
 
-def test_what_is_asked_in_another_order_is_the_same_request() -> None:
-    def of(labels: dict[str, str], recalls: dict[str, float]) -> str:
-        gate = Gate(class_recalls=recalls)
-        asked = JobRequest(model="m", dataset_id="ds-1", labels=labels, gate=gate)
-        return _fingerprint(asked, pb.FineTuneRequest())
-
-    first = of({"b": "2", "a": "1"}, {"cat": 0.5, "ant": 0.25})
-    assert of({"a": "1", "b": "2"}, {"ant": 0.25, "cat": 0.5}) == first
-    assert of({"a": "1", "b": "2"}, {"ant": 0.5, "cat": 0.25}) != first
+async def test_a_retry_may_name_labels_and_classes_in_another_order(service: Service) -> None:
+    recalls = {"red": 0.5, "blue": 0.25}
+    first = await service.fine_tuning.FineTune(
+        request(request_id="once", labels={"b": "2", "a": "1"}, gate=pb.Gate(class_recalls=recalls))
+    )
+    recalls = dict(reversed(recalls.items()))
+    again = await service.fine_tuning.FineTune(
+        request(request_id="once", labels={"a": "1", "b": "2"}, gate=pb.Gate(class_recalls=recalls))
+    )
+    assert again.job.job_id == first.job.job_id
 
 
 async def test_trainers_that_wait_are_there_until_the_jobs_are_back_in_the_queue(
@@ -473,7 +471,7 @@ async def test_a_caller_who_leaves_keeps_its_place_until_its_images_are_let_be(
         return index
 
     monkeypatch.setattr(ReaderProcesses, "read", held)
-    monkeypatch.setattr(fine_tuning, "in_thread", noted)
+    monkeypatch.setattr(fine_tune, "in_thread", noted)
     service: Service = await make_service(max_uploads=1, threads=1)
     request = pb.FineTuneRequest(model="gone", inline_images=colours())
     call = service.fine_tuning.FineTune(request)

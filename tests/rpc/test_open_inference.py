@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from graft.v1 import model_pb2
 
-from service.rpc.open_inference import answers
+from service.rpc.codec import predictions
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from tests.rpc.conftest import CLASSES, GUARD_S, MakeService, Service, close, image, refusal
@@ -207,7 +207,7 @@ async def test_an_answer_of_very_many_classes_as_texts_is_refused(
     service: Service, stub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await service.make_model()
-    monkeypatch.setattr(answers, "MAX_SCORES", 5)
+    monkeypatch.setattr(predictions, "MAX_SCORES", 5)
     for k, refused in ((2, False), (3, True)):
         parameters = {"classification": pb.InferParameter(int64_param=k)}
         outputs = [Asked(name="probabilities", parameters=parameters)]

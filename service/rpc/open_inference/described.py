@@ -3,7 +3,7 @@
 from service.domain import plain_name, tenant_of
 from service.engine.statistics import Counts, Spent
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
-from service.storage.models import VersionRecord
+from service.storage.records import VersionRecord
 
 PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("classification", "model_configuration", "model_repository", "statistics")
