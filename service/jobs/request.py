@@ -45,7 +45,7 @@ from service.ingest.labels import check_given
 from service.jobs.registered import check_registered
 
 AUTO = "auto"
-"""The backbone that the job's own data decides on."""
+"""Names no backbone: the job chooses one by its data."""
 DEFAULT_VALIDATION_FRACTION = 0.2
 MAX_REQUEST_ID_CHARS = 128
 _MAX_CLASS_RECALLS = 1000
@@ -63,11 +63,11 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request; its images lie at `server_path` or in `dataset_id`, one of the two."""
 
     model: str
-    """Its key."""
+    """The model's key."""
     server_path: str = ""
     dataset_id: str = ""
     target_path: str = ""
-    """Of domain adaptation, this or `target_dataset_id`."""
+    """For domain adaptation, this or `target_dataset_id`."""
     target_dataset_id: str = ""
     backbone: str = ""
     """"" for the server's default, "auto" for the best for the job's data."""
@@ -100,11 +100,11 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     base_job_id: str = ""
     """The job that made it: its data is found by it, whatever becomes of the version."""
     base_digest: str = ""
-    """Of that data, as it was then."""
+    """The digest of that data, as it was then."""
 
     @property
     def tenant(self) -> str:
-        """Whose job it is."""
+        """Returns the tenant that the job belongs to."""
         return tenant_of(self.model)
 
     @property
@@ -113,7 +113,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.background.lower() or WHITE
 
     def backbone_or(self, default: str) -> str:
-        """The backbone that is meant where the server's default is `default`; may be "auto"."""
+        """Returns the request's backbone, else the server's `default`; may be "auto"."""
         return self.backbone or default
 
     def check(self, default_backbone: str = DEFAULT_BACKBONE, *, needs_images: bool = True) -> None:
@@ -212,10 +212,10 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RankRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a RankBackbones call asked for; fields in errors are those of its request."""
+    """A request to rank backbones; fields in errors are those of its message."""
 
     tenant: str
-    """Who asks."""
+    """The tenant that asks."""
     server_path: str = ""
     dataset_id: str = ""
     backbones: list[PretrainedBackbone] = []
@@ -258,10 +258,10 @@ def check_request_id(value: str) -> None:
 
 
 def allowed_path(path: str, allowed: tuple[Path, ...], field: str = "server_path.path") -> Path:
-    """The real path behind `path`, links resolved, when it lies in an allowed folder.
+    """Returns the real path behind `path`, links resolved, when it lies in an allowed folder.
 
     Raises InvalidInput, NotAllowed (PATH_NOT_ALLOWED) or NotFound
-    (PATH_NOT_FOUND) about `field`; the messages tell nothing of what lies outside.
+    (PATH_NOT_FOUND) about `field`; the messages say nothing about what lies outside.
     """
     if not path.startswith("/") or "\0" in path or len(path) > _MAX_PATH_CHARS:
         raise _bad(

@@ -1,4 +1,4 @@
-"""BackboneService: backbones that tenants register, beside those that come with Graft."""
+"""BackboneService: registers, lists and deletes backbones of tenants, and lists Graft's own."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,7 +1,7 @@
-"""Classification by the version that is meant, or by one that stands in for it.
+"""Classification by the version that a call names, or by an earlier one if its files are damaged.
 
-A call by an alias that falls back, whose version's files are damaged, is answered by
-the version that the alias pointed to before. Models are named by their keys.
+Only a call by an alias that falls back is answered by the version that the alias pointed
+to before. Models are named by their keys.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from service.storage.records import VersionRecord
 T = TypeVar("T")
 
 Finish = Callable[[int, list[Outcome]], T]
-"""Makes the answer of a version's number and the outcomes, in the order of the images."""
+"""Builds the answer from a version's number and the outcomes, in the order of the images."""
 
 
 class Fallback:

@@ -12,7 +12,7 @@ from graft.v1 import fine_tuning_pb2_grpc
 from grpc import aio
 
 from service.auth.principal import caller
-from service.contract import ExportedBackbone
+from service.contract import DataFound, ExportedBackbone
 from service.domain import check_name
 from service.errors import Expired, InvalidInput, Reason, WrongState
 from service.ingest.labels import canonical
@@ -260,7 +260,10 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             )
         after = request.after_sequence
         async for event in self._watch.follow(request.job_id, caller().tenant, after):
-            yield pb.WatchJobResponse(event=jobs.event(event))
+            if isinstance(event.payload, DataFound):  # has a row for each class
+                yield pb.WatchJobResponse(event=await asyncio.to_thread(jobs.event, event))
+            else:
+                yield pb.WatchJobResponse(event=jobs.event(event))
 
     async def CancelJob(  # noqa: N802
         self, request: pb.CancelJobRequest, context: Context

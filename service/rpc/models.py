@@ -120,14 +120,16 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self, request: pb.RollbackAliasRequest, context: Context
     ) -> pb.RollbackAliasResponse:
         """See model.proto."""
-        done = await asyncio.to_thread(
-            self._models.roll_back_alias, caller().key(request.model), request.alias or LATEST
-        )
-        return pb.RollbackAliasResponse(
-            model=codec.model(done.model),
-            from_version=done.from_version,
-            to_version=done.to_version,
-        )
+
+        def rolled_back(model: str) -> pb.RollbackAliasResponse:
+            done = self._models.roll_back_alias(model, request.alias or LATEST)
+            return pb.RollbackAliasResponse(
+                model=codec.model(done.model),
+                from_version=done.from_version,
+                to_version=done.to_version,
+            )
+
+        return await asyncio.to_thread(rolled_back, caller().key(request.model))
 
     async def PromoteVersion(  # noqa: N802
         self, request: pb.PromoteVersionRequest, context: Context
@@ -200,4 +202,4 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
 
 async def _model(change: Callable[..., ModelRecord], *args: Any) -> pb.Model:
     """Calls the store in a thread; returns its model as a message."""
-    return codec.model(await asyncio.to_thread(change, *args))
+    return await asyncio.to_thread(lambda: codec.model(change(*args)))

@@ -1,4 +1,4 @@
-"""PredictionService: from messages to the engine and back."""
+"""PredictionService: classifies images."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing

@@ -71,7 +71,7 @@ def version(record: VersionRecord, damage: str) -> pb.Version:
 
 
 def measured_on(name: MeasuredOn) -> Any:
-    """Converts the name of what was measured on; "" is UNSPECIFIED."""
+    """Converts the name of a set of images that figures are measured on; "" is UNSPECIFIED."""
     return pb.MeasuredOn.Value(f"MEASURED_ON_{name.upper() or 'UNSPECIFIED'}")
 
 

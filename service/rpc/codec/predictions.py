@@ -10,7 +10,9 @@ from service.engine.engine import Classified, Outcome
 from service.engine.head import NONE, Floats
 from service.errors import GraftError, InvalidInput, Reason
 from service.rpc import status
-from service.rpc.limits import MAX_SCORES
+
+MAX_SCORES = 100_000
+"""Limit on the scores of one answer, over all its images."""
 
 
 def best(probabilities: Floats, k: int) -> npt.NDArray[np.intp]:
@@ -58,8 +60,10 @@ def _result(outcome: Outcome, top_k: int, *, with_features: bool) -> pb.ImageRes
         return pb.ImageResult(error=status.from_error(outcome))
     return pb.ImageResult(
         classification=pb.Classification(
-            scores=[_score(outcome, i) for i in best(outcome.probabilities, top_k).tolist()],
-            answer=None if outcome.answer == NONE else _score(outcome, outcome.answer),
+            scores=_scores(outcome, best(outcome.probabilities, top_k)),
+            answer=(
+                None if outcome.answer == NONE else _scores(outcome, np.array([outcome.answer]))[0]
+            ),
             features=outcome.features.tolist() if with_features else None,
             out_of_distribution_score=outcome.outlier_score,
             is_out_of_distribution=(outcome.outlier_score or 0.0) > 1,
@@ -67,9 +71,9 @@ def _result(outcome: Outcome, top_k: int, *, with_features: bool) -> pb.ImageRes
     )
 
 
-def _score(outcome: Classified, index: int) -> pb.ClassScore:
-    return pb.ClassScore(
-        label=outcome.classes[index],
-        probability=outcome.probabilities[index],
-        class_index=index,
-    )
+def _scores(outcome: Classified, indices: npt.NDArray[np.intp]) -> list[pb.ClassScore]:
+    probabilities = outcome.probabilities[indices].tolist()
+    return [
+        pb.ClassScore(label=outcome.classes[index], probability=probability, class_index=index)
+        for index, probability in zip(indices.tolist(), probabilities, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""The model repository extension: which models there are, and which are to stay in memory.
+"""The model repository extension: lists models, and pins them in memory.
 
 Owns which files were pinned for which model, by its key, on the event loop alone: the
 latest version of a model may change between its load and its unload.
@@ -32,7 +32,7 @@ class Repository:
         return await asyncio.to_thread(self._index, caller().tenant)
 
     async def load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
-        """Loads a model's latest version, which then stays."""
+        """Loads a model's latest version and pins it in memory."""
         _check(request.repository_name)
         model = caller().key(request.model_name)
         if any(name == "config" or name.startswith("file:") for name in request.parameters):
@@ -52,7 +52,7 @@ class Repository:
     async def unload(
         self, request: pb.RepositoryModelUnloadRequest
     ) -> pb.RepositoryModelUnloadResponse:
-        """Lets a model leave memory; raises NotFound for one that there is not."""
+        """Unpins a model; raises NotFound for one that does not exist."""
         _check(request.repository_name)
         model = caller().key(request.model_name)
         if (pinned := self._pinned.pop(model, None)) is not None:

@@ -22,7 +22,7 @@ from service.errors import InvalidInput, Reason
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 
 _FIELDS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
-"""Where the elements of a datatype lie, when they are in the message."""
+"""The field of `InferTensorContents` that holds the elements of a datatype."""
 
 _LENGTH = struct.Struct("<I")
 
@@ -130,7 +130,7 @@ class _Elements:
             each *= 4
         if len(given) != each * count:
             raise _unfit(f"it has {len(given)} {unit} where its shape and type need {each * count}")
-        encode = bytes if unit == "bytes" else _floats if kind == "FP32" else _bytes
+        encode = bytes if unit == "bytes" else _float_bytes if kind == "FP32" else _uint8_bytes
         return lambda index: encode(given[index * each : (index + 1) * each])
 
 
@@ -155,11 +155,11 @@ def _split(raw: memoryview, count: int) -> list[memoryview]:
     return elements
 
 
-def _floats(numbers: Sequence[float]) -> bytes:
+def _float_bytes(numbers: Sequence[float]) -> bytes:
     return np.asarray(numbers, dtype="<f4").tobytes()
 
 
-def _bytes(numbers: Sequence[int]) -> bytes:
+def _uint8_bytes(numbers: Sequence[int]) -> bytes:
     array = np.asarray(numbers, dtype=np.uint32)
     if array.max() > 255:
         raise InvalidInput(
@@ -180,7 +180,7 @@ def texts(elements: Iterable[str]) -> bytes:
 
 
 def refuse_shared_memory(parameters: Iterable[str], field: str) -> None:
-    """Raises InvalidInput where a tensor is said to lie in shared memory."""
+    """Raises InvalidInput for the parameters of a tensor in shared memory."""
     if any(name.startswith("shared_memory_") for name in parameters):
         raise bad(
             f"{field}.parameters",
