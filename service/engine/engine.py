@@ -140,7 +140,8 @@ class Engine:
         files: ModelFiles,
         images: Sequence[Decode],
         timeout_s: float,
-        decision: Decision | None,
+        decision: Decision | None = None,
+        *,
         finish: Callable[[list[Outcome]], T],
     ) -> T: ...
 
@@ -150,6 +151,7 @@ class Engine:
         images: Sequence[Decode],
         timeout_s: float,
         decision: Decision | None = None,
+        *,
         finish: Callable[[list[Outcome]], Any] = list,
     ) -> Any:
         """Classifies each image; a bad one gets its error, the others their answers.

@@ -62,7 +62,7 @@ class Fallback:
                 images,
                 deadline - time.monotonic(),
                 decision,
-                partial(finish, record.version),
+                finish=partial(finish, record.version),
             )
 
         meant = await self.resolve(model, version, alias)

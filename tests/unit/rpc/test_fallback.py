@@ -30,6 +30,7 @@ class Engine:
         images: Sequence[Decode],
         timeout_s: float,
         decision: Decision | None,
+        *,
         finish: Callable[[list[Outcome]], Any],
     ) -> Any:
         self.asked.append((files.version, timeout_s))
@@ -140,7 +141,7 @@ async def test_another_error_is_the_calls_own() -> None:
     full = serving(engine, 2)
     engine.damaged = (3,)
 
-    async def expire(*_: object) -> list[Outcome]:
+    async def expire(*_: object, **__: object) -> list[Outcome]:
         raise Expired(Reason.DEADLINE_EXCEEDED, "late")
 
     engine.classify = expire  # type: ignore[method-assign]
