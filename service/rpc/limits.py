@@ -16,9 +16,6 @@ from service.errors import Exhausted, Reason
 HEALTH = "/grpc.health.v1.Health/"
 """What methods of health checks begin with."""
 
-MAX_SCORES = 100_000
-"""Limit on the scores of one answer, over all its images."""
-
 _MIB = 2**20
 
 _LATE = "requests on their way"
