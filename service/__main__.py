@@ -18,7 +18,7 @@ from service.app import App
 from service.config import BadConfig, Config
 from service.errors import GraftError
 from service.ops import failpoints
-from service.ops.metrics import set_up_logging
+from service.ops.logs import set_up_logging
 
 EXIT_OK = 0
 EXIT_FAILED = 1

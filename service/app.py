@@ -26,7 +26,7 @@ from graft.v1 import (
 )
 
 from service import scratch
-from service.auth.setup import Door
+from service.auth.access_control import AccessControl
 from service.config import Config
 from service.domain import plain_name
 from service.engine import damage
@@ -48,10 +48,10 @@ from service.jobs.weights import WeightsCheck
 from service.ops.malloc_trim import FreeMemory
 from service.ops.metrics import Metrics
 from service.ops.metrics_server import MetricsServer
+from service.rpc.admission import CallLimits
 from service.rpc.backbones import BackboneServicer
 from service.rpc.datasets import DatasetServicer
 from service.rpc.fine_tuning import FineTuningServicer
-from service.rpc.limits import CallBounds
 from service.rpc.models import Export, ModelServicer
 from service.rpc.open_inference import grpc_predict_v2_pb2_grpc
 from service.rpc.open_inference.servicer import OpenInferenceServicer
@@ -143,8 +143,7 @@ class App:
 
         stack.callback(FreeMemory().close)
 
-        # Who may come in.
-        door = Door(config, metrics)
+        access = AccessControl(config, metrics)
 
         # What is on disk.
         database = Database(config.data_dir, busy_timeout_s=config.database_timeout_s)
@@ -167,7 +166,7 @@ class App:
             max_queue=config.max_queue,
             max_bytes=config.model_memory_mb * MIB,
             load_timeout_s=config.load_timeout_s,
-            max_pinned_bytes=config.model_memory_mb * MIB // 2 if door.gate else None,
+            max_pinned_bytes=config.model_memory_mb * MIB // 2 if access.needs_tokens else None,
         )
         engine = Engine(runtime, bounds, metrics)
         stack.callback(engine.close)
@@ -180,8 +179,8 @@ class App:
         settings = Settings(
             work_dir=config.data_dir / "work",
             weights_dir=config.weights_folder,
-            allowed_dirs_of=door.allowed_dirs_of,
-            max_stored_bytes_of=door.max_stored_bytes_of,
+            allowed_dirs_of=access.allowed_dirs_of,
+            max_stored_bytes_of=access.max_stored_bytes_of,
             registered_of=backbones.pretrained,
             default_backbone=config.default_backbone,
             cpu_jobs=config.cpu_jobs,
@@ -227,7 +226,7 @@ class App:
             jobs,
             datasets,
             watch,
-            Lineage(jobs, models, datasets, door.allowed_dirs_of),
+            Lineage(jobs, models, datasets, access.allowed_dirs_of),
             rankings,
             settings=settings,
             weights=WeightsCheck(config.weights_folder, may_connect=not self._has_detour),
@@ -282,21 +281,20 @@ class App:
             metrics,
             config.max_message_mb * MIB,
             accepts_gzip=config.accept_gzip == "yes",
-            gate=door.gate,
-            audit=door.audit,
-            bounds=CallBounds(
+            authenticator=access.authenticator,
+            audit=access.audit,
+            limits=CallLimits(
                 calls=config.max_calls,
                 uploads=config.max_uploads,
                 watchers=config.max_watchers,
                 held_bytes=_MOST_HELD * config.max_message_mb * MIB,
-                late=_MOST_HELD,
                 message_timeout_s=config.message_timeout_s,
             ),
         )
 
         self.metrics_port = _measure(config, stack, metrics, lambda: rpc.is_serving)
-        self.port = await rpc.start(config.address, door.credentials)
-        door.watch(stack, rpc.recheck)
+        self.port = await rpc.start(config.address, access.credentials)
+        access.watch(stack, rpc.recheck)
 
         async def drain() -> None:
             await rpc.refuse()

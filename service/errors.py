@@ -60,6 +60,7 @@ class Reason(StrEnum):
     DEVICE_UNAVAILABLE = "DEVICE_UNAVAILABLE"
     TOKEN_MISSING = "TOKEN_MISSING"  # nosec B105  # noqa: S105 - a reason
     TOKEN_UNKNOWN = "TOKEN_UNKNOWN"  # nosec B105  # noqa: S105 - a reason
+    TOKEN_EXPIRED = "TOKEN_EXPIRED"  # nosec B105  # noqa: S105 - a reason
     ROLE_MISSING = "ROLE_MISSING"
 
 
@@ -191,7 +192,7 @@ KINDS: Final[Mapping[Reason, type[GraftError]]] = {
             Reason.BACKBONE_NOT_FOUND,
             Reason.PATH_NOT_FOUND,
         ),
-        Unauthenticated: (Reason.TOKEN_MISSING, Reason.TOKEN_UNKNOWN),
+        Unauthenticated: (Reason.TOKEN_MISSING, Reason.TOKEN_UNKNOWN, Reason.TOKEN_EXPIRED),
         NotAllowed: (Reason.ROLE_MISSING, Reason.PATH_NOT_ALLOWED),
         AlreadyExists: (Reason.REQUEST_ID_REUSED,),
         WrongState: (

@@ -1,15 +1,9 @@
-"""What ops see: metric names, their labels and bounds, and the shape of log lines.
+"""Metrics: their names, labels and limits, in the Prometheus registry of this process."""
 
-Owns the Prometheus registry. Knows nothing of what it measures; rooms are handed
-a `Metrics` and tell it.
-"""
-
-import contextvars
-import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Final, Literal
+from typing import Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,10 +14,6 @@ from prometheus_client import (
     ProcessCollector,
 )
 from prometheus_client.core import GaugeMetricFamily
-from pythonjsonlogger.json import JsonFormatter
-
-request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
-"""The id of the call being served; every log line carries it."""
 
 _SECONDS: Final = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30,
@@ -79,6 +69,11 @@ class Metrics:
             "is in force.",
             "what",
         )
+        self.next_token_expiry = gauge(
+            "token_next_expiry_timestamp_seconds",
+            "When the next token of the access file expires, Unix time; +Inf if none does.",
+        )
+        self.next_token_expiry.set(float("inf"))
         self.stage_seconds = seconds(
             "predict_stage_seconds",
             "Time of an image in each stage of Predict: decode, queue, infer, total.",
@@ -280,36 +275,3 @@ class _Counted:
         for key, count in self._counts().items():
             family.add_metric([key], count)
         return [family]
-
-
-class _RequestId(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = request_id.get()
-        return True
-
-
-class _ConsoleFormatter(logging.Formatter):
-    """A line for people: the message, then what was given in `extra`, as key=value."""
-
-    _known = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        extra = {k: v for k, v in vars(record).items() if k not in self._known and v != ""}
-        return line + "".join(f" {key}={value}" for key, value in extra.items())
-
-
-def set_up_logging(style: Literal["json", "console"], level: str) -> None:
-    """Sends all log lines to standard error, as JSON objects or for people to read."""
-    handler = logging.StreamHandler()
-    handler.addFilter(_RequestId())
-    if style == "json":
-        renames: dict[str, Any] = {"asctime": "time", "levelname": "level", "name": "logger"}
-        handler.setFormatter(
-            JsonFormatter("{asctime}{levelname}{name}{message}", style="{", rename_fields=renames)
-        )
-    else:
-        handler.setFormatter(_ConsoleFormatter("{asctime} {levelname:7} {message}", style="{"))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Who changed what is told however quiet the rest is to be.
-    logging.getLogger("audit").setLevel(logging.INFO)

@@ -10,7 +10,7 @@ from graft.v1 import backbone_pb2_grpc
 from grpc import aio
 
 from service import backbones as registry
-from service.auth.principal import caller
+from service.auth.principal import current as caller
 from service.backbones import ONNX, Backbone
 from service.domain import tenant_key
 from service.errors import InvalidInput, Reason

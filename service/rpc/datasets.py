@@ -8,7 +8,7 @@ from graft.v1 import dataset_pb2 as pb
 from graft.v1 import dataset_pb2_grpc
 from grpc import aio
 
-from service.auth.principal import caller
+from service.auth.principal import current as caller
 from service.rpc import convert, uploads
 from service.rpc.uploads import bad
 from service.storage.datasets import DatasetStore, Upload

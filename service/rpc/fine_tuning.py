@@ -12,7 +12,7 @@ from graft.v1 import fine_tuning_pb2 as pb
 from graft.v1 import fine_tuning_pb2_grpc
 from grpc import aio
 
-from service.auth.principal import caller
+from service.auth.principal import current as caller
 from service.contract import ExportedBackbone
 from service.domain import check_name
 from service.errors import Expired, InvalidInput, Reason, WrongState

@@ -8,7 +8,7 @@ from graft.v1 import model_pb2 as pb
 from graft.v1 import model_pb2_grpc
 from grpc import aio
 
-from service.auth.principal import caller
+from service.auth.principal import current as caller
 from service.domain import LATEST
 from service.errors import InvalidInput, Reason
 from service.rpc import convert

@@ -12,13 +12,13 @@ from graft.v1 import prediction_pb2 as pb
 from graft.v1 import prediction_pb2_grpc
 from grpc import aio
 
-from service.auth.principal import caller
+from service.auth.principal import current as caller
 from service.engine import preprocess
 from service.engine.engine import Classified, Decode
 from service.engine.head import NONE
 from service.errors import GraftError, InvalidInput, Reason
-from service.rpc import convert_decisions, status, streams
-from service.rpc.limits import MAX_SCORES
+from service.rpc import bounded_pipeline, convert_decisions, status
+from service.rpc.admission import MAX_SCORES
 from service.rpc.serving import Serving
 
 _QUICK_SCORES = 2000
@@ -49,7 +49,7 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         context: aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[pb.PredictStreamResponse]:
         """See prediction.proto. A slow reader slows the reading of its requests."""
-        async with aclosing(streams.answers(request_iterator, self._answer)) as responses:
+        async with aclosing(bounded_pipeline.answers(request_iterator, self._answer)) as responses:
             async for response in responses:
                 yield response
 

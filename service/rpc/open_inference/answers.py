@@ -7,7 +7,7 @@ import numpy as np
 from service.engine.engine import Classified
 from service.engine.head import NONE
 from service.errors import GraftError
-from service.rpc.limits import MAX_SCORES
+from service.rpc.admission import MAX_SCORES
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference import tensors
 from service.rpc.open_inference.tensors import bad

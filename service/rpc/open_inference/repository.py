@@ -7,7 +7,7 @@ model's latest version is may change between its load and its unload.
 import asyncio
 from typing import Protocol
 
-from service.auth.principal import caller
+from service.auth.principal import current as caller
 from service.domain import plain_name
 from service.engine.engine import ModelFiles
 from service.errors import NotFound

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 from grpc import aio
 
-from service.auth.principal import caller
+from service.auth.principal import current as caller
 from service.domain import ARGMAX, Decision
 from service.engine.statistics import Statistics
 from service.errors import NotFound, Reason
-from service.rpc import status, streams
+from service.rpc import bounded_pipeline, status
 from service.rpc.open_inference import answers, described, tensors
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceServicer
@@ -123,7 +123,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """See grpc_predict_v2.proto."""
-        async with aclosing(streams.answers(request_iterator, self._answer)) as responses:
+        async with aclosing(bounded_pipeline.answers(request_iterator, self._answer)) as responses:
             async for response in responses:
                 yield response
 

@@ -71,6 +71,7 @@ class Reason(StrEnum):
     DEVICE_UNAVAILABLE = "DEVICE_UNAVAILABLE"
     TOKEN_MISSING = "TOKEN_MISSING"  # nosec B105  # noqa: S105 - a reason
     TOKEN_UNKNOWN = "TOKEN_UNKNOWN"  # nosec B105  # noqa: S105 - a reason
+    TOKEN_EXPIRED = "TOKEN_EXPIRED"  # nosec B105  # noqa: S105 - a reason
     ROLE_MISSING = "ROLE_MISSING"
 
 

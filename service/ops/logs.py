@@ -1,0 +1,107 @@
+"""Logs: the shape of their lines, the id of the call that each belongs to, and limits on floods."""
+
+import contextvars
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from pythonjsonlogger.json import JsonFormatter
+
+GRPC_LINES_PER_SECOND: Final = 5
+
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
+"""The id of the call being served; every log line carries it."""
+
+_PLACEHOLDER: Final = re.compile(r"%[-#0 +]*[0-9*]*(?:\.[0-9*]+)?[a-zA-Z]")
+
+
+@dataclass
+class LineBudget:
+    """Lets through so many lines a second, and counts the others."""
+
+    per_second: int
+    _second: int = -1
+    _taken: int = 0
+    _suppressed: int = 0
+
+    def take(self, now: float) -> int | None:
+        """Takes a line at `now`, in seconds of a clock.
+
+        Returns how many were suppressed since the line before, or None to suppress this one.
+        """
+        if int(now) != self._second:
+            self._second, self._taken = int(now), 0
+        if self._taken >= self.per_second:
+            self._suppressed += 1
+            return None
+        self._taken += 1
+        suppressed, self._suppressed = self._suppressed, 0
+        return suppressed
+
+
+def set_up_logging(
+    style: Literal["json", "console"], level: str, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Sends all log lines to standard error, as JSON objects or for people to read."""
+    handler = logging.StreamHandler()
+    handler.addFilter(_GrpcFilter(clock))
+    handler.addFilter(_RequestId())
+    if style == "json":
+        renames: dict[str, Any] = {"asctime": "time", "levelname": "level", "name": "logger"}
+        handler.setFormatter(
+            JsonFormatter("{asctime}{levelname}{name}{message}", style="{", rename_fields=renames)
+        )
+    else:
+        handler.setFormatter(_ConsoleFormatter("{asctime} {levelname:7} {message}", style="{"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Changes are audited however quiet the rest is to be.
+    logging.getLogger("audit").setLevel(logging.INFO)
+
+
+class _GrpcFilter(logging.Filter):
+    """Removes what callers sent from the lines that gRPC's Python package logs, and limits them.
+
+    It logs headers that it cannot decode, tokens among them, for whoever connects.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__("grpc")
+        self._clock = clock
+        self._budget = LineBudget(GRPC_LINES_PER_SECOND)
+        # gRPC logs on threads of its own, too.
+        self._lock = threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not super().filter(record):
+            return True
+        with self._lock:
+            suppressed = self._budget.take(self._clock())
+        if suppressed is None:
+            return False
+        record.msg, record.args = _PLACEHOLDER.sub("(left out)", str(record.msg)), ()
+        if record.exc_info and isinstance(record.exc_info[1], UnicodeError):
+            # A traceback for each header that is no UTF-8 says nothing.
+            record.exc_info = record.exc_text = None
+        record.suppressed_before = suppressed
+        return True
+
+
+class _RequestId(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = request_id.get()
+        return True
+
+
+class _ConsoleFormatter(logging.Formatter):
+    """Formats a line for people: the message, then what was given in `extra`, as key=value."""
+
+    _known = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        extra = {k: v for k, v in vars(record).items() if k not in self._known and v != ""}
+        return line + "".join(f" {key}={value}" for key, value in extra.items())
