@@ -90,7 +90,8 @@ async def serving(
     port = await server.start("127.0.0.1:0")
     await server.serve()
     try:
-        async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        options = [("grpc.max_receive_message_length", -1)]
+        async with aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
             # The time for a message is one for a connection's first bytes too.
             await channel.channel_ready()
             yield channel

@@ -6,7 +6,7 @@ images are decoded, in threads.
 
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,8 @@ from service.engine.preprocess import Pixels
 from service.errors import InvalidInput, Reason
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 
+_SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+"""Parameters of a tensor that lies in shared memory."""
 _FIELDS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
 """Where the elements of a datatype lie, when they are in the message."""
 
@@ -153,9 +155,9 @@ def texts(elements: Iterable[str]) -> bytes:
     return b"".join(_LENGTH.pack(len(data)) + data for data in encoded)
 
 
-def refuse_shared_memory(parameters: Iterable[str], field: str) -> None:
+def refuse_shared_memory(parameters: Container[str], field: str) -> None:
     """Raises InvalidInput where a tensor is said to lie in shared memory."""
-    if any(name.startswith("shared_memory_") for name in parameters):
+    if any(name in parameters for name in _SHARED_MEMORY):
         raise bad(
             f"{field}.parameters",
             "shared memory is not supported: send tensors in the request, take them from the "

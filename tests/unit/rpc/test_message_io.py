@@ -172,12 +172,12 @@ async def test_many_elements_are_counted_in_a_thread_and_few_on_the_loop(
     monkeypatch.setattr(message_io, "count", noted)
     with ThreadPoolExecutor(1) as threads:
         parser = Parser(PREDICT, prediction_pb2.PredictRequest.FromString, threads)
-        few = prediction_pb2.PredictRequest(images=[prediction_pb2.Image(encoded=b"x")] * 400)
-        assert await parser.cost(few.SerializeToString()) > 400 * message_io.ELEMENT_BYTES
-        assert counted == [(message_io.SMALL_ELEMENTS, True)]
+        few = prediction_pb2.PredictRequest(images=[prediction_pb2.Image(encoded=b"x")] * 256)
+        assert await parser.cost(few.SerializeToString()) > 512 * message_io.ELEMENT_BYTES
+        assert counted == [(message_io.LOOP_ELEMENTS, True)]
         many = few.SerializeToString() * 10
-        assert await parser.cost(many) == len(many) + 8000 * message_io.ELEMENT_BYTES
-    assert counted[1:] == [(message_io.SMALL_ELEMENTS, True), (message_io.MAX_ELEMENTS, False)]
+        assert await parser.cost(many) == len(many) + 5120 * message_io.ELEMENT_BYTES
+    assert counted[1:] == [(message_io.LOOP_ELEMENTS, True), (message_io.MAX_ELEMENTS, False)]
 
 
 class Gone:
