@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from functools import partial
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import grpc
 from grpc import aio
@@ -53,31 +53,37 @@ class Interceptor(aio.ServerInterceptor):
         self._admission = Admission(limits)
         self._timeout_s = limits.message_timeout_s
         self._parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
-        self._running: set[CallContext] = set()
+        self._long_calls: set[CallContext] = set()
         self._streams: set[RequestStream] = set()
+        self._handlers: dict[str, Any] = {}
         self._is_closed = False
 
     async def _onion(
         self, call: CallContext, serve: Callable[[CallContext, Slot], Awaitable[Any]]
     ) -> Any:
-        is_health = call.method.startswith(HEALTH)
+        """Serves a call that was logged and counted when its context was made."""
         try:
-            tenant = None if is_health else self._authenticate(call)
+            # Token, role, calls per second; or that the server stops.
+            tenant = self._authenticate(call)
+            # Calls of the method. The slot is released when the answer has left: until then it
+            # takes memory.
             slot = self._admission.admit(call.method, tenant)
-            # Released once the answer has left, too: until then it takes memory.
             call.context.add_done_callback(cast("Any", slot.release))
-            self._running.add(call)
+            # The request, in time and within its limits; the handler; the answers, in time.
             call.response = await serve(call, slot)
         except BaseException as error:
             await self._fail(call, error)
+            raise
         finally:
-            self._running.discard(call)
+            self._long_calls.discard(call)
         code = call.context.code() or grpc.StatusCode.OK
         call.ended(code, self._audit)
         return call.response
 
     def _authenticate(self, call: CallContext) -> str | None:
         """Sets the call's principal; returns its tenant where several share the server."""
+        if call.method.startswith(HEALTH):
+            return None
         if self._is_closed:
             raise _stopping()
         try:
@@ -87,58 +93,6 @@ class Interceptor(aio.ServerInterceptor):
             raise
         principal.enter(call.principal)
         return call.principal.tenant if self._authenticator.is_shared else None
-
-    async def _fail(self, call: CallContext, error: BaseException) -> NoReturn:
-        """Ends a call with the status of an error; nothing else makes statuses of errors."""
-        if call.revoked is not None and isinstance(error, asyncio.CancelledError):
-            # Cancelled by `recheck`; unless its caller left at the same time.
-            error = call.revoked
-            if call.task is not None:
-                call.task.uncancel()
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            call.ended(grpc.StatusCode.CANCELLED, self._audit)
-            raise error
-        if isinstance(error, aio.AbortError):
-            call.ended(call.context.code(), self._audit)
-            raise error
-        answer = status.from_error(error)
-        code = status.code_of(answer)
-        call.ended(code, self._audit, answer.message)
-        details = (status.DETAILS_KEY, answer.SerializeToString())
-        try:
-            async with asyncio.timeout(_STATUS_TIMEOUT_S):
-                await call.context.abort(
-                    code, answer.message, ((REQUEST_ID_KEY, call.request_id), details)
-                )
-        except TimeoutError:
-            # gRPC sends it when the reader has taken what lies before it, or drops both.
-            raise asyncio.CancelledError from None
-        raise AssertionError("an aborted call goes on")
-
-    async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: Any
-    ) -> Any:
-        """Returns the method's handler with the onion around it.
-
-        Raises TypeError for one that sends its answers itself, past the time limit on each.
-        """
-        handler = await continuation(details)
-        if handler is None:
-            return None
-        method = str(details.method)
-        make = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.response_streaming
-            else grpc.stream_unary_rpc_method_handler
-        )
-        serve = self._serve(method, handler)
-
-        # On the wire a single request is a stream of one. It is read in here, so that a call is
-        # authenticated and admitted before its message is taken.
-        async def handle(_: object, context: Context) -> Any:
-            return await self._onion(CallContext(method, context, self._metrics), serve)
-
-        return make(handle, None, handler.response_serializer)
 
     def _serve(self, method: str, handler: Any) -> Callable[[CallContext, Slot], Awaitable[Any]]:
         """Returns the innermost layer: the request is read, the handler called, answers sent."""
@@ -165,6 +119,8 @@ class Interceptor(aio.ServerInterceptor):
             return call.request
 
         async def serve(call: CallContext, slot: Slot) -> Any:
+            if takes_many or gives_many:
+                self._long_calls.add(call)
             request = await read(call, slot)
             if not is_generator:
                 return await answer(request, call.context)
@@ -177,6 +133,65 @@ class Interceptor(aio.ServerInterceptor):
 
         return serve
 
+    async def _fail(self, call: CallContext, error: BaseException) -> None:
+        """Ends a call with the status of an error; nothing else makes statuses of errors.
+
+        Raises AbortError once the status was sent, CancelledError if its reader does not take it.
+        """
+        if call.revoked is not None and isinstance(error, asyncio.CancelledError):
+            # Cancelled by `recheck`; unless its caller left at the same time.
+            error = call.revoked
+            if call.task is not None:
+                call.task.uncancel()
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            call.ended(grpc.StatusCode.CANCELLED, self._audit)
+            return
+        if isinstance(error, aio.AbortError):
+            call.ended(call.context.code(), self._audit)
+            return
+        answer = status.from_error(error)
+        code = status.code_of(answer)
+        call.ended(code, self._audit, answer.message)
+        details = (status.DETAILS_KEY, answer.SerializeToString())
+        try:
+            async with asyncio.timeout(_STATUS_TIMEOUT_S):
+                await call.context.abort(
+                    code, answer.message, ((REQUEST_ID_KEY, call.request_id), details)
+                )
+        except TimeoutError:
+            # gRPC sends it when the reader has taken what lies before it, or drops both.
+            raise asyncio.CancelledError from None
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: Any
+    ) -> Any:
+        """Returns the method's handler with the onion around it.
+
+        Raises TypeError for one that sends its answers itself, past the time limit on each.
+        """
+        method = str(details.method)
+        if method not in self._handlers:
+            handler = await continuation(details)
+            if handler is None:
+                return None
+            self._handlers[method] = self._wrapped(method, handler)
+        return self._handlers[method]
+
+    def _wrapped(self, method: str, handler: Any) -> Any:
+        serve = self._serve(method, handler)
+
+        # On the wire a single request is a stream of one. It is read in here, so that a call is
+        # authenticated and admitted before its message is taken.
+        async def handle(_: object, context: Context) -> Any:
+            return await self._onion(CallContext(method, context, self._metrics), serve)
+
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
+        return make(handle, None, handler.response_serializer)
+
     def close(self) -> None:
         """Refuses new calls but health checks from now on, as UNAVAILABLE.
 
@@ -187,8 +202,8 @@ class Interceptor(aio.ServerInterceptor):
             requests.cut()
 
     def recheck(self) -> None:
-        """Ends the calls whose principals may not go on."""
-        for call in self._running:
+        """Ends streams and uploads whose principals may not go on; other calls are short."""
+        for call in self._long_calls:
             if call.revoked is None and call.task is not None:
                 try:
                     self._check_permission(call)

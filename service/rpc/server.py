@@ -136,7 +136,7 @@ class RpcServer:
         self.is_serving = True
 
     def recheck(self) -> None:
-        """Ends the calls of principals who may not go on, after the access list changed."""
+        """Ends streams and uploads of principals who may not go on, as the access list is now."""
         self._interceptor.recheck()
 
     async def refuse(self) -> None:

@@ -152,5 +152,5 @@ def test_a_result_on_a_damaged_backbone_that_it_does_not_bring_is_not_whole(
 ) -> None:
     stored = artifacts.put(write_result(tmp_path / "one", "job-1"))
     stored.backbone_path.write_bytes(b"damaged!")
-    with pytest.raises(Damaged, match="is not known, or damaged"):
+    with pytest.raises(Aborted, match="is not known, or damaged"):
         artifacts.put(write_result(tmp_path / "two", "job-2", backbone=None))
