@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
-from graft.v1 import model_pb2
 
 from service.auth import authenticator, roles
 from service.auth.authenticator import Metadata
@@ -71,7 +70,7 @@ class Audit:
             extra={
                 "method": method,
                 "tenant": principal.tenant,
-                "caller": principal.name,
+                "principal": principal.name,
                 "code": code.name,
                 **about(request, response),
                 "request_id": request_id,
@@ -114,7 +113,7 @@ class Audit:
 def about(request: Any | None, response: Any | None) -> dict[str, str | int]:
     """Returns the fields that name what a call acted on, by their names in the log."""
     found: dict[str, str | int] = {}
-    if isinstance(request, model_pb2.RollbackAliasRequest):
+    if type(request).__name__ == "RollbackAliasRequest":
         # The alias that an empty field stands for.
         found["alias"] = LATEST
     for message in (

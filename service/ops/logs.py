@@ -48,7 +48,7 @@ def set_up_logging(
 ) -> None:
     """Sends all log lines to standard error, as JSON objects or for people to read."""
     handler = logging.StreamHandler()
-    handler.addFilter(_GrpcFilter(clock))
+    handler.addFilter(_StrangersFilter(clock))
     handler.addFilter(_RequestId())
     if style == "json":
         renames: dict[str, Any] = {"asctime": "time", "levelname": "level", "name": "logger"}
@@ -62,10 +62,11 @@ def set_up_logging(
     logging.getLogger("audit").setLevel(logging.INFO)
 
 
-class _GrpcFilter(logging.Filter):
-    """Removes what callers sent from the lines that gRPC's Python package logs, and limits them.
+class _StrangersFilter(logging.Filter):
+    """Removes what callers sent from the lines that gRPC writes about it, and limits these lines.
 
-    It logs headers that it cannot decode, tokens among them, for whoever connects.
+    gRPC's Python package logs headers that it cannot decode, tokens among them; a path that it
+    cannot decode ends a task of its own, which asyncio logs. Anybody who connects causes both.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -76,15 +77,18 @@ class _GrpcFilter(logging.Filter):
         self._lock = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not super().filter(record):
+        is_undecodable = isinstance(record.exc_info and record.exc_info[1], UnicodeError)
+        if not super().filter(record) and not (record.name == "asyncio" and is_undecodable):
             return True
         with self._lock:
             suppressed = self._budget.take(self._clock())
         if suppressed is None:
             return False
-        record.msg, record.args = _PLACEHOLDER.sub("(left out)", str(record.msg)), ()
-        if record.exc_info and isinstance(record.exc_info[1], UnicodeError):
-            # A traceback for each header that is no UTF-8 says nothing.
+        # asyncio has formatted the exception into its message already, from the second line on.
+        text, *_ = str(record.msg).splitlines() or [""]
+        record.msg, record.args = _PLACEHOLDER.sub("(left out)", text), ()
+        if is_undecodable:
+            # A traceback for each of them says nothing.
             record.exc_info = record.exc_text = None
         record.suppressed_before = suppressed
         return True

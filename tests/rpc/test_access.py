@@ -351,7 +351,8 @@ async def test_changes_are_audited_with_who_and_what_and_reads_are_not(
         ("DeleteVersion", "NOT_FOUND"),
     ]
     for line in told:
-        assert (line["tenant"], line["caller"], line["request_id"]) == ("acme", "acme-all", "mine")
+        who = line["tenant"], line["principal"], line["request_id"]
+        assert who == ("acme", "acme-all", "mine")
         assert line["peer"].startswith("ipv4:127.0.0.1:")
     upload, start, alias, delete = told
     assert upload["dataset_id"] == start["dataset_id"] == dataset.dataset_id
@@ -366,7 +367,7 @@ async def test_without_an_access_file_changes_are_audited_too(
     caplog.set_level(logging.INFO, "audit")
     await refusal(service.models.DeleteModel(model_pb2.DeleteModelRequest(model="a\nb c")))
     (line,) = audit(caplog, "change")
-    assert (line["tenant"], line["caller"]) == ("default", "anonymous")
+    assert (line["tenant"], line["principal"]) == ("default", "anonymous")
     assert line["model"] == r"'a\nb c'"
 
 

@@ -65,6 +65,23 @@ def test_grpcs_own_lines_lose_what_callers_sent_and_keep_faults(
     assert other["message"] == "of another"
 
 
+def test_what_asyncio_says_of_an_undecodable_path_loses_it_too_and_other_faults_stay(
+    root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_logging("json", "info")
+    # As asyncio's handler writes them: all in the message.
+    for error in (UnicodeDecodeError("utf-8", b"/x/secret\xa0", 9, 10, "no"), ValueError("ours")):
+        logging.getLogger("asyncio").error(
+            f"Task exception was never retrieved\nfuture: <Task exception={error!r}>",
+            exc_info=error,
+        )
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first["message"] == "Task exception was never retrieved"
+    assert "secret" not in str(first)
+    assert "ours" in second["message"]
+    assert "suppressed_before" not in second
+
+
 def test_a_flood_of_grpcs_own_lines_is_logged_in_part_and_then_summed_up(
     root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
