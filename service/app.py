@@ -28,10 +28,8 @@ from graft.v1 import (
 from service import scratch
 from service.auth.access_control import AccessControl
 from service.config import Config
-from service.domain import plain_name
-from service.engine import damage
-from service.engine import head as heads
-from service.engine.engine import Bounds, Engine, ModelFiles
+from service.engine.engine import Bounds, Engine
+from service.engine.exporter import Exporter
 from service.engine.providers import choose_provider
 from service.engine.runtime import OnnxRuntime, Runtime
 from service.errors import GraftError
@@ -51,18 +49,18 @@ from service.ops.metrics_server import MetricsServer
 from service.rpc.admission import CallLimits
 from service.rpc.backbones import BackboneServicer
 from service.rpc.datasets import DatasetServicer
-from service.rpc.fine_tuning import FineTuningServicer
-from service.rpc.models import Export, ModelServicer
+from service.rpc.fallback import Fallback
+from service.rpc.fine_tune import FineTuningServicer
+from service.rpc.models import ModelServicer
 from service.rpc.open_inference import grpc_predict_v2_pb2_grpc
 from service.rpc.open_inference.servicer import OpenInferenceServicer
-from service.rpc.prediction import PredictionServicer
+from service.rpc.predict import PredictionServicer
 from service.rpc.server import RpcServer, to_register
-from service.rpc.serving import Serving
 from service.storage import private
 from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore, Limits
-from service.storage.models import ModelStore, Removed, VersionRecord
+from service.storage.models import ModelStore
 from service.storage.registered import BackboneStore
 
 MIB = 2**20
@@ -173,7 +171,7 @@ class App:
 
         # What trains.
         async def warm(model: str, stored: StoredVersion) -> None:
-            await engine.warm(_files(model, 0, stored))
+            await engine.warm(stored.files(model))
 
         watch = Watch(jobs)
         settings = Settings(
@@ -209,19 +207,6 @@ class App:
         rankings = Rankings(models, datasets, self._launcher, settings)
 
         # Who asks.
-        def resolve(model: str, version: int | None, alias: str | None) -> tuple[int, ModelFiles]:
-            record = models.resolve(model, version, alias)
-            return record.version, _files(record.model, record.version, record)
-
-        def forget(removed: Removed) -> None:
-            engine.forget(
-                models=[removed.model] if removed.is_model_gone else [],
-                versions=[(removed.model, version) for version in removed.versions],
-                backbones=removed.backbones,
-                heads=removed.heads,
-                paths=removed.paths,
-            )
-
         fine_tuning = FineTuningServicer(
             jobs,
             datasets,
@@ -232,16 +217,17 @@ class App:
             weights=WeightsCheck(config.weights_folder, may_connect=not self._has_detour),
             exported=models.exported_backbones,
         )
-        serving = Serving(engine, resolve, models.fallbacks, metrics)
+        fallback = Fallback(engine, models, metrics)
+        exporter = Exporter()
+        stack.callback(exporter.close)
         prediction = PredictionServicer(
-            serving,
+            fallback,
             max_images=config.max_images,
             timeout_s=config.predict_timeout_s,
         )
         open_inference = OpenInferenceServicer(
             engine,
-            serving,
-            resolve,
+            fallback,
             models,
             version=metadata.version("graft-server"),
             is_ready=lambda: rpc.is_serving,
@@ -271,7 +257,7 @@ class App:
                 ),
                 to_register(
                     model_pb2_grpc.add_ModelServiceServicer_to_server,
-                    ModelServicer(models, _exporter(stack), forget, engine.damage_of),
+                    ModelServicer(models, engine, exporter),
                 ),
                 to_register(
                     grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
@@ -414,40 +400,3 @@ def _choose_runtime(config: Config, threads: int, metrics: Metrics) -> Runtime:
         extra={"provider": provider.name, "precision": config.precision, "why": provider.why},
     )
     return OnnxRuntime(provider, threads, config.precision, max_batch=config.max_batch)
-
-
-def _files(name: str, version: int, record: VersionRecord | StoredVersion) -> ModelFiles:
-    return ModelFiles(
-        name=name,
-        version=version,
-        backbone_digest=record.backbone_digest,
-        backbone_path=record.backbone_path,
-        head_digest=record.head_digest,
-        head_path=record.head_path,
-        decoding=record.manifest.decoding,
-    )
-
-
-def _exporter(stack: AsyncExitStack) -> Export:
-    # One thread: each that composed a file would keep the memory that it took.
-    threads = ThreadPoolExecutor(1, thread_name_prefix="export")
-    stack.callback(threads.shutdown)
-
-    async def export(record: VersionRecord) -> bytes:
-        return await asyncio.get_running_loop().run_in_executor(threads, _export, record)
-
-    return export
-
-
-def _export(record: VersionRecord) -> bytes:
-    # Imported late: a third of a second and 30 MB that serving does without.
-    from service.engine.export import compose  # noqa: PLC0415
-
-    about = {
-        "model": plain_name(record.model),
-        "version": str(record.version),
-        "dataset_digest": record.manifest.dataset_digest,
-    }
-    backbone = damage.read(record.backbone_path, record.backbone_digest, "backbone")
-    head = heads.load(record.head_path, record.head_digest)
-    return compose(backbone, head, about, record.manifest.decoding)

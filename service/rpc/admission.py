@@ -14,9 +14,6 @@ from service.errors import Exhausted, Reason
 HEALTH = "/grpc.health.v1.Health/"
 """Prefix of the methods of health checks."""
 
-MAX_SCORES = 100_000
-"""Limit on the scores of one answer, over all its images."""
-
 _MIB = 2**20
 _RETRY_AFTER_S = 1.0
 

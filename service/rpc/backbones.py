@@ -1,4 +1,4 @@
-"""BackboneService: backbones that tenants register, beside those that come with Graft."""
+"""BackboneService: registers, lists and deletes backbones of tenants, and lists Graft's own."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,7 +15,8 @@ from service.backbones import ONNX, Backbone
 from service.domain import tenant_key
 from service.errors import InvalidInput, Reason
 from service.jobs.weights import available
-from service.rpc import convert, uploads
+from service.rpc import uploads
+from service.rpc.codec.times import timestamp
 from service.rpc.uploads import bad
 from service.storage import pages
 from service.storage.registered import (
@@ -35,7 +36,7 @@ Context = aio.ServicerContext[Any, Any]
 
 
 class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
-    """Keeps feature extractors."""
+    """Stores feature extractors."""
 
     def __init__(
         self,
@@ -146,5 +147,5 @@ def _registered(record: RegisteredBackbone) -> pb.Backbone:
         weights=record.weights,
         source_digest=record.source_digest,
         size_bytes=record.size_bytes,
-        create_time=convert.timestamp(record.create_time_s),
+        create_time=timestamp(record.create_time_s),
     )

@@ -218,13 +218,14 @@ class DatasetStore:
         kind = tenant_key(tenant, "datasets")
         before = pages.key(kind, page_token, float, str) or (float("inf"), "")
         with self._database.read() as connection:
-            rows = connection.execute(
+            found = connection.execute(
                 "SELECT * FROM datasets WHERE tenant = ? AND (create_time_s, dataset_id) < (?, ?)"
                 " ORDER BY create_time_s DESC, dataset_id DESC LIMIT ?",
                 (tenant, *before, limit + 1),
-            ).fetchall()
-        records = [dataset_rows.record_of(row) for row in rows[:limit]]
-        if len(rows) <= limit:
+            )
+            rows, more = pages.page(found, limit, "classes_json")
+        records = [dataset_rows.record_of(row) for row in rows]
+        if not more:
             return records, ""
         last = records[-1]
         return records, pages.token(kind, last.create_time_s, last.dataset_id)

@@ -203,8 +203,8 @@ def test_the_database_allows_the_transitions_of_the_domain_alone(
 
     with database.transaction() as connection:
         connection.execute(
-            "INSERT INTO jobs (job_id, fingerprint, model, device, request_json, create_time_s,"
-            " state, version, error_reason, end_time_s) VALUES ('j', '', 'm', 'cpu', '', 0, ?, ?,"
+            "INSERT INTO jobs (job_id, message, model, device, request_json, create_time_s,"
+            " state, version, error_reason, end_time_s) VALUES ('j', x'', 'm', 'cpu', '', 0, ?, ?,"
             " ?, ?)",
             values(old),
         )

@@ -58,8 +58,9 @@ def add_job(database: Database, dataset_id: str, state: str) -> None:
     ended = None if state in ("QUEUED", "RUNNING") else 1.0
     with database.transaction() as connection:
         connection.execute(
-            "INSERT INTO jobs (job_id, fingerprint, model, dataset_id, device, request_json,"
-            " state, create_time_s, end_time_s) VALUES ('job-1', '', 'm', ?, 'cpu', '{}', ?, 0, ?)",
+            "INSERT INTO jobs (job_id, message, model, dataset_id, device, request_json,"
+            " state, create_time_s, end_time_s)"
+            " VALUES ('job-1', x'', 'm', ?, 'cpu', '{}', ?, 0, ?)",
             (dataset_id, state, ended),
         )
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from google.protobuf.message import Message
+
 from graft import types
 from graft.errors import GraftError
 
@@ -129,12 +131,18 @@ def shown(value: object) -> str:
         return f"{value:.4g}"
     if isinstance(value, GraftError):
         return value.message
-    if isinstance(value, dict | list | tuple) or dataclasses.is_dataclass(value):
+    if isinstance(value, dict | list | tuple | Message) or dataclasses.is_dataclass(value):
         return json.dumps(plain(value), ensure_ascii=False) if value else "-"
     return str(value)
 
 
-def plain(value: Any) -> Any:
+def _message(message: Message) -> Any:
+    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 - for jobs alone
+
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
+def plain(value: Any) -> Any:  # noqa: PLR0911 - one for each kind
     """A value as JSON holds it."""
     if isinstance(value, types.JobEvent):
         head = {"sequence": value.sequence, "time": value.time}
@@ -143,6 +151,8 @@ def plain(value: Any) -> Any:
         return {"reason": value.reason, "code": value.code.name, "message": value.message}
     if dataclasses.is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Message):
+        return _message(value)
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
