@@ -46,11 +46,11 @@ from service.jobs.weights import WeightsCheck
 from service.ops.malloc_trim import MallocTrimmer
 from service.ops.metrics import Metrics
 from service.ops.metrics_server import MetricsServer
+from service.rpc.admission import CallLimits
 from service.rpc.backbones import BackboneServicer
 from service.rpc.datasets import DatasetServicer
 from service.rpc.fallback import Fallback
 from service.rpc.fine_tune import FineTuningServicer
-from service.rpc.limits import CallBounds
 from service.rpc.models import ModelServicer
 from service.rpc.open_inference import grpc_predict_v2_pb2_grpc
 from service.rpc.open_inference.servicer import OpenInferenceServicer
@@ -268,14 +268,13 @@ class App:
             metrics,
             config.max_message_mb * MIB,
             accepts_gzip=config.accept_gzip == "yes",
-            gate=access.authenticator,
+            authenticator=access.authenticator,
             audit=access.audit,
-            bounds=CallBounds(
+            limits=CallLimits(
                 calls=config.max_calls,
                 uploads=config.max_uploads,
                 watchers=config.max_watchers,
                 held_bytes=_MOST_HELD * config.max_message_mb * MIB,
-                late=_MOST_HELD,
                 message_timeout_s=config.message_timeout_s,
             ),
         )

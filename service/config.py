@@ -106,7 +106,9 @@ class Config:
     max_calls: int = _setting(
         1000, "Most calls of one method at once; more are refused", low=1, high=1_000_000
     )
-    max_uploads: int = _setting(16, "Most uploads and FineTune calls at once", low=1, high=10_000)
+    max_uploads: int = _setting(
+        16, "Most uploads at once, and as many FineTune calls", low=1, high=10_000
+    )
     max_watchers: int = _setting(1000, "Most watchers of jobs at once", low=1, high=1_000_000)
     message_timeout_s: float = _setting(
         60.0, "Longest time for one message to arrive, or to be taken by its reader", low=0.001

@@ -15,7 +15,7 @@ from service.engine import preprocess
 from service.engine.engine import Decode
 from service.engine.preprocess import Pixels
 from service.errors import InvalidInput, Reason
-from service.rpc import status, streams
+from service.rpc import bounded_pipeline, status
 from service.rpc.codec import decisions, predictions
 from service.rpc.fallback import Fallback
 
@@ -44,7 +44,7 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         context: aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[pb.PredictStreamResponse]:
         """See prediction.proto. A slow reader slows the reading of its requests."""
-        async with aclosing(streams.answers(request_iterator, self._answer)) as responses:
+        async with aclosing(bounded_pipeline.answers(request_iterator, self._answer)) as responses:
             async for response in responses:
                 yield response
 

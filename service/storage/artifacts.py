@@ -28,7 +28,7 @@ from service.contract import (
     decode_manifest,
 )
 from service.domain import ImageDecoding, Manifest, ModelFiles
-from service.errors import Damaged, Reason
+from service.errors import Aborted, Damaged, Reason
 from service.ops import failpoints
 from service.storage import durable
 
@@ -141,7 +141,7 @@ class Artifacts:
     def put(self, out_dir: Path) -> StoredVersion:
         """Copies a trainer's result in; doing it again changes nothing.
 
-        Raises Damaged (TRAINING_FAILED) when the result is not whole, Exhausted
+        Raises Aborted (TRAINING_FAILED) when the result is not whole, Exhausted
         (STORAGE_FULL) when the disk is.
         """
         with durable.full_disk_told():
@@ -167,7 +167,7 @@ class Artifacts:
             version = ""
         try:
             backbone = _manifest(out_dir).backbone_digest
-        except (OSError, Damaged):
+        except (OSError, Aborted):
             backbone = ""
         # A trainer's word, which becomes a file's name.
         return version, backbone if _DIGEST.fullmatch(backbone) else ""
@@ -274,8 +274,8 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _not_whole(what: str) -> Damaged:
-    return Damaged(Reason.TRAINING_FAILED, f"the trainer's result is not whole: {what}")
+def _not_whole(what: str) -> Aborted:
+    return Aborted(Reason.TRAINING_FAILED, f"the trainer's result is not whole: {what}")
 
 
 def _remove_folder(folder: Path, temporary: Path) -> None:

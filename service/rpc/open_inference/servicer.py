@@ -12,7 +12,7 @@ from service.auth import principal
 from service.domain import ARGMAX, Decision
 from service.engine.engine import Engine
 from service.errors import NotFound, Reason
-from service.rpc import status, streams
+from service.rpc import bounded_pipeline, status
 from service.rpc.fallback import Fallback
 from service.rpc.open_inference import answers, described, tensors
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
@@ -116,7 +116,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """See grpc_predict_v2.proto."""
-        async with aclosing(streams.answers(request_iterator, self._answer)) as responses:
+        async with aclosing(bounded_pipeline.answers(request_iterator, self._answer)) as responses:
             async for response in responses:
                 yield response
 

@@ -7,7 +7,7 @@ worker that decodes an image.
 import math
 import struct
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,8 @@ from service.engine.preprocess import Pixels
 from service.errors import InvalidInput, Reason
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 
+_SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+"""Parameters of a tensor that lies in shared memory."""
 _FIELDS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
 """The field of `InferTensorContents` that holds the elements of a datatype."""
 
@@ -179,9 +181,9 @@ def texts(elements: Iterable[str]) -> bytes:
     return b"".join(_LENGTH.pack(len(data)) + data for data in encoded)
 
 
-def refuse_shared_memory(parameters: Iterable[str], field: str) -> None:
+def refuse_shared_memory(parameters: Container[str], field: str) -> None:
     """Raises InvalidInput for the parameters of a tensor in shared memory."""
-    if any(name.startswith("shared_memory_") for name in parameters):
+    if any(name in parameters for name in _SHARED_MEMORY):
         raise bad(
             f"{field}.parameters",
             "shared memory is not supported: send tensors in the request, take them from the "

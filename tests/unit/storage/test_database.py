@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.domain import TRANSITIONS, JobState
-from service.errors import Damaged, Exhausted, GraftError, Reason, Unavailable, WrongState
+from service.errors import Damaged, Exhausted, GraftError, Internal, Reason, Unavailable
 from service.storage import disk_errors
 from service.storage.database import Database
 
@@ -177,7 +177,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_newer_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     Database(tmp_path, [TABLE, "CREATE TABLE u (x INTEGER);"]).close()
-    with pytest.raises(WrongState, match="run the newer Graft"):
+    with pytest.raises(Internal, match="run the newer Graft"):
         Database(tmp_path, [TABLE])
     Database(tmp_path, [TABLE, "CREATE TABLE u (x INTEGER);"]).close()
 

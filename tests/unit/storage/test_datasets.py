@@ -8,6 +8,7 @@ import pytest
 
 from service.domain import ClassCount, LeftOut, LeftOutReason, PartName
 from service.errors import (
+    Internal,
     InvalidInput,
     NotFound,
     Reason,
@@ -295,9 +296,9 @@ def test_an_aborted_upload_leaves_nothing(datasets: DatasetStore, tmp_path: Path
         fill(sending)
         sending.abort()
         sending.abort()
-        with pytest.raises(WrongState):
+        with pytest.raises(Internal):
             sending.write(b"more")
-        with pytest.raises(WrongState):
+        with pytest.raises(Internal):
             sending.finish()
     assert leftovers(tmp_path) == []
     assert datasets.list(0, "", TENANT) == ([], "")

@@ -9,6 +9,7 @@ from graft._jobs import AsyncJobHandle, JobHandle
 from graft.aio import AsyncClient
 from graft.client import Client
 from graft.errors import (
+    Aborted,
     AlreadyExists,
     Cancelled,
     CannotConnect,
@@ -75,6 +76,7 @@ __version__ = _version.version()
 
 __all__ = [
     "NO_RETRY",
+    "Aborted",
     "AlreadyExists",
     "AsyncClient",
     "AsyncJobHandle",
