@@ -9,12 +9,12 @@ the workers' threads. Stops with `close`.
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, TypeVar, overload
 
-from service.domain import DEFAULT_DECODING, Decision, ImageDecoding, tenant_of
+from service.domain import Decision, ModelFiles, tenant_of
 from service.engine import damage
 from service.engine import head as heads
 from service.engine.damage import Damages, Watch
@@ -29,35 +29,9 @@ from service.ops.metrics import Metrics
 
 __all__ = ["Bounds", "Classified", "Decode", "Engine", "ModelFiles", "Outcome"]
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """Where a version of a model lies on disk; digests name what is in memory."""
-
-    name: str
-    """For metrics and for fairness."""
-    version: int
-    """For statistics."""
-    backbone_digest: str
-    backbone_path: Path
-    head_digest: str
-    head_path: Path
-    decoding: ImageDecoding = DEFAULT_DECODING
-    """Says how its images become pixels."""
-
-
-class Placed(Protocol):
-    """What says where a version's files lie."""
-
-    @property
-    def backbone_path(self) -> Path:
-        """Its backbone's."""
-
-    @property
-    def head_path(self) -> Path:
-        """Its head's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +121,29 @@ class Engine:
         """Whether a model is in memory; no use of it."""
         return all(self._memory.has(*key) for key in _keys(files))
 
-    def damage_of(self, files: "Placed") -> str:
+    def damage_of(self, files: ModelFiles) -> str:
         """What was wrong with a version's files when they were last read; "" for nothing."""
         return self._damages.of((files.backbone_path, files.head_path))
+
+    @overload
+    async def classify(
+        self,
+        files: ModelFiles,
+        images: Sequence[Decode],
+        timeout_s: float,
+        decision: Decision | None = None,
+    ) -> list[Outcome]: ...
+
+    @overload
+    async def classify(
+        self,
+        files: ModelFiles,
+        images: Sequence[Decode],
+        timeout_s: float,
+        decision: Decision | None = None,
+        *,
+        finish: Callable[[list[Outcome]], T],
+    ) -> T: ...
 
     async def classify(
         self,
@@ -157,10 +151,14 @@ class Engine:
         images: Sequence[Decode],
         timeout_s: float,
         decision: Decision | None = None,
-    ) -> list[Outcome]:
+        *,
+        finish: Callable[[list[Outcome]], Any] = list,
+    ) -> Any:
         """Classifies each image; a bad one gets its error, the others their answers.
 
-        By `decision` where one is given, else by the version's own. Raises Exhausted
+        By `decision` where one is given, else by the version's own. Returns what `finish` makes
+        of the outcomes, in the order of the images, in the thread of the worker that computed
+        the last of them; what it raises is raised here. Raises Exhausted
         (QUEUE_FULL) or Expired (DEADLINE_EXCEEDED) for all of them, InvalidInput for
         thresholds of classes that the model does not have, Damaged (MODEL_UNLOADABLE) when
         its files cannot be used.
@@ -171,11 +169,10 @@ class Engine:
         stages = self._metrics.stages(files.name)
         tally = self.statistics.tally(files.name, files.version)
         try:
-            call = await self._classify(files, images, arrived, timeout_s, decision)
+            call = await self._classify(files, images, arrived, timeout_s, decision, finish)
         except BaseException:
             _record(tally, 0, time.monotonic() - arrived, [], [], [], ok=False)
             raise
-        outcomes = call.answer.result()
         if call.head.outliers is not None:
             # Not when it is loaded: candidates and old versions are, beside the one that serves.
             stages.compare_with(files.head_digest, call.head.outliers.validation)
@@ -188,7 +185,7 @@ class Engine:
         ):
             for seconds in values:
                 histogram.observe(seconds)
-        for outcome in outcomes:
+        for outcome in call.outcomes.values():
             if isinstance(outcome, GraftError):
                 stages.count(outcome.reason)
                 continue
@@ -197,7 +194,7 @@ class Engine:
                 stages.outlier_score.observe(outcome.outlier_score)
         spent = (call.queue_s, call.decode_s, call.infer_s)
         _record(tally, len(images), total_s, *spent, ok=True)
-        return outcomes
+        return call.answer.result()
 
     async def _classify(
         self,
@@ -206,14 +203,15 @@ class Engine:
         arrived: float,
         timeout_s: float,
         decision: Decision | None,
+        finish: Callable[[list[Outcome]], Any],
     ) -> Call:
         backbone, head = await self._load(files, timeout_s)
         if decision is not None:
             decision.check_classes(head.classes, "decision")
-        answer: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         call = Call(
             files.name, backbone, head, images, arrived, arrived + timeout_s, answer,
-            files.decoding, decision,
+            files.decoding, decision, finish,
         )  # fmt: skip
         self._workers.put(call)
         try:

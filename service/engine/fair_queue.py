@@ -10,6 +10,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from service.domain import DEFAULT_DECODING, Decision, ImageDecoding, tenant_of
 from service.engine.head import Floats, Head
@@ -70,10 +71,13 @@ class Call:
     arrived: float
     """Of time.monotonic, as is the deadline."""
     deadline: float
-    answer: "asyncio.Future[list[Outcome]]"
+    answer: "asyncio.Future[Any]"
+    """What `finish` makes of the outcomes."""
     decoding: ImageDecoding = DEFAULT_DECODING
     decision: Decision | None = None
     """Instead of the head's own."""
+    finish: Callable[[list[Outcome]], Any] = list
+    """Runs in a worker's thread, once, on the outcomes in the order of the images."""
     tenant: str = field(init=False)
     image_s: float = field(init=False)
     """What an image was thought to cost when the call arrived."""

@@ -13,8 +13,9 @@ Stops with `close`.
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +32,6 @@ _NEW = 0.1
 _HOPEFUL = 0.8
 """Part of a call's time that it may be expected to wait; what is expected is not exact."""
 _RETRY_S = (0.1, 30.0)
-
-Ended = Callable[[Call], None]
-"""Told on the event loop when a call has all its outcomes; its future is done."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +133,9 @@ class Workers:
             call = (items[0] if items else (late[0], 0))[0]
             loop = call.answer.get_loop()
             ran = self._run(items, cores) if items else None
+            finished = self._finished(ran) if ran is not None and ran.error is None else []
             try:
-                loop.call_soon_threadsafe(self._hand_back, ran, late)
+                loop.call_soon_threadsafe(self._hand_back, ran, finished, late)
             except RuntimeError:  # the loop is closed: nobody is left to answer
                 return
 
@@ -192,8 +191,24 @@ class Workers:
         whole = [outcome for outcome in outcomes if outcome is not None]
         return _Ran(items, whole, decode_s, queue_s, infer_s)
 
-    def _hand_back(self, ran: _Ran | None, late: list[Call]) -> None:
-        """On the event loop: gives each call what is its own."""
+    def _finished(self, ran: _Ran) -> list[tuple[Call, Any]]:
+        """Gives each call what is its own; returns those that have all, with their answers."""
+        whole: list[Call] = []
+        with self._changed:
+            for n, (call, place) in enumerate(ran.items):
+                call.outcomes[place] = ran.outcomes[n]
+                if isinstance(ran.outcomes[n], Classified):
+                    call.decode_s.append(ran.decode_s[n])
+                    call.queue_s.append(ran.queue_s[n])
+                    call.infer_s.append(ran.infer_s)
+                if len(call.outcomes) == len(call.images):
+                    whole.append(call)
+        return [(call, _answer(call)) for call in whole if not call.answer.done()]
+
+    def _hand_back(
+        self, ran: _Ran | None, finished: list[tuple[Call, Any]], late: list[Call]
+    ) -> None:
+        """On the event loop: answers calls."""
         for call in late:
             if not call.answer.done():
                 call.answer.set_exception(
@@ -212,14 +227,20 @@ class Workers:
                     self.leave(call)
             return
         self._metrics.batch_size.observe(len(ran.items))
-        for n, (call, place) in enumerate(ran.items):
-            call.outcomes[place] = ran.outcomes[n]
-            if isinstance(ran.outcomes[n], Classified):
-                call.decode_s.append(ran.decode_s[n])
-                call.queue_s.append(ran.queue_s[n])
-                call.infer_s.append(ran.infer_s)
-            if len(call.outcomes) == len(call.images) and not call.answer.done():
-                call.answer.set_result([call.outcomes[k] for k in range(len(call.images))])
+        for call, answer in finished:
+            if call.answer.done():
+                continue
+            if isinstance(answer, Exception):
+                call.answer.set_exception(answer)
+            else:
+                call.answer.set_result(answer)
+
+
+def _answer(call: Call) -> Any:
+    try:
+        return call.finish([call.outcomes[place] for place in range(len(call.images))])
+    except Exception as error:
+        return error
 
 
 def _part(calls: Sequence[Call], features: Floats) -> list[Classified]:

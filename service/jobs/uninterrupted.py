@@ -42,7 +42,7 @@ async def in_thread(work: Callable[[threading.Event], T]) -> T:
     """Runs `work` in a thread for what takes long, and returns its result.
 
     When the task is cancelled the event is set, at which `work` should give up, and the
-    task still ends only with the thread: so long it keeps its place.
+    task still ends only with the thread: so long it keeps its slot.
     """
     is_abandoned = threading.Event()
     task = asyncio.create_task(in_long_thread(work, is_abandoned))

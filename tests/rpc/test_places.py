@@ -1,4 +1,4 @@
-"""Calls that work in threads keep their places as long as these, and no reader waits for them."""
+"""Calls that work in threads keep their slots until these end, and no reader waits for them."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ from service.errors import InvalidInput, Reason
 from service.ingest.index import Index
 from service.ingest.process import ReaderProcesses
 from service.jobs.uninterrupted import in_thread
-from service.rpc import fine_tuning
+from service.rpc import fine_tune
 from tests.rpc.conftest import GUARD_S, MakeService, Service, colours, refusal
 
 
@@ -41,7 +41,7 @@ async def test_a_caller_who_leaves_keeps_its_place_until_its_images_are_let_be(
         return index
 
     monkeypatch.setattr(ReaderProcesses, "read", held)
-    monkeypatch.setattr(fine_tuning, "in_thread", noted)
+    monkeypatch.setattr(fine_tune, "in_thread", noted)
     service: Service = await make_service(max_uploads=1, threads=1)
     request = pb.FineTuneRequest(model="gone", inline_images=colours())
     call = service.fine_tuning.FineTune(request)
