@@ -1,4 +1,4 @@
-"""gRPC's own log lines, which headers that are no UTF-8 make it write: no secrets, no floods."""
+"""Headers that are no UTF-8: what gRPC logs of them holds no secrets, and ends nothing."""
 
 import asyncio
 import json
@@ -15,8 +15,8 @@ from service.ops.logs import GRPC_LINES_PER_SECOND, set_up_logging
 from tests.rpc.conftest import GUARD_S, MakeService, Service
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, SETTINGS = 0, 1, 4
-END_STREAM, END_HEADERS = 1, 4
+DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
+END_STREAM, ACK, END_HEADERS = 1, 1, 4
 
 
 @pytest.fixture
@@ -39,12 +39,17 @@ def literal(text: bytes) -> bytes:
     return bytes([len(text)]) + text
 
 
-async def call(service: Service, path: str, headers: Mapping[bytes, bytes]) -> None:
-    """Sends an empty request with these headers, byte by byte; returns once it was answered."""
+async def call(
+    service: Service, path: str | bytes, headers: Mapping[bytes, bytes], *, is_answered: bool = True
+) -> None:
+    """Sends an empty request with these headers, byte by byte; returns once it was answered.
+
+    Or, where gRPC answers nothing, once it was read.
+    """
     fields = {
         b":method": b"POST",
         b":scheme": b"http",
-        b":path": path.encode(),
+        b":path": path.encode() if isinstance(path, str) else path,
         b":authority": b"graft",
         b"content-type": b"application/grpc",
         b"te": b"trailers",
@@ -59,9 +64,10 @@ async def call(service: Service, path: str, headers: Mapping[bytes, bytes]) -> N
                 + frame(SETTINGS)
                 + frame(HEADERS, block, END_HEADERS, 1)
                 + frame(DATA, bytes(5), END_STREAM, 1)
+                + frame(PING, bytes(8))
             )
-            kind = flags = 0
-            while not (kind == HEADERS and flags & END_STREAM):
+            kind, flags, last = 0, 0, (HEADERS, END_STREAM) if is_answered else (PING, ACK)
+            while not (kind == last[0] and flags & last[1]):
                 head = await reader.readexactly(9)
                 kind, flags = head[3], head[4]
                 await reader.readexactly(int.from_bytes(head[:3]))
@@ -107,3 +113,10 @@ async def test_headers_that_are_no_utf_8_cannot_flood_the_log(
     first, *_ = grpcs_own(capsys.readouterr().err)
     assert first["suppressed_before"] >= 10 * len(headers) - GRPC_LINES_PER_SECOND
     assert "\\xff" not in str(lines)
+
+
+async def test_a_path_that_is_no_utf_8_leaves_the_server_serving(service: Service) -> None:
+    for _ in range(2):
+        await call(service, b"/x/\xa0", {}, is_answered=False)
+    for _ in range(2):
+        await call(service, "/grpc.health.v1.Health/Check", {})

@@ -5,7 +5,7 @@ import warnings
 
 from graft.v1 import prediction_pb2 as graft_dot_v1_dot_prediction__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.83.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
