@@ -9,16 +9,16 @@ the workers' threads. Stops with `close`.
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar, overload
 
 from service.domain import DEFAULT_DECODING, Decision, ImageDecoding, tenant_of
 from service.engine import damage
 from service.engine import head as heads
 from service.engine.damage import Damages, Watch
-from service.engine.fair_queue import Backbone, Call, Classified, Decode, Outcome
+from service.engine.fair_queue import Backbone, Call, Classified, Decode, Finish, Outcome
 from service.engine.head import Head
 from service.engine.loaded import Loaded, Memory
 from service.engine.runtime import Runtime
@@ -30,6 +30,8 @@ from service.ops.metrics import Metrics
 __all__ = ["Bounds", "Classified", "Decode", "Engine", "ModelFiles", "Outcome"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -151,19 +153,42 @@ class Engine:
         """What was wrong with a version's files when they were last read; "" for nothing."""
         return self._damages.of((files.backbone_path, files.head_path))
 
+    @overload
     async def classify(
         self,
         files: ModelFiles,
         images: Sequence[Decode],
         timeout_s: float,
         decision: Decision | None = None,
-    ) -> list[Outcome]:
+    ) -> list[Outcome]: ...
+
+    @overload
+    async def classify(
+        self,
+        files: ModelFiles,
+        images: Sequence[Decode],
+        timeout_s: float,
+        decision: Decision | None = None,
+        *,
+        finish: Callable[[list[Outcome]], T],
+    ) -> T: ...
+
+    async def classify(
+        self,
+        files: ModelFiles,
+        images: Sequence[Decode],
+        timeout_s: float,
+        decision: Decision | None = None,
+        *,
+        finish: Finish = list,
+    ) -> Any:
         """Classifies each image; a bad one gets its error, the others their answers.
 
-        By `decision` where one is given, else by the version's own. Raises Exhausted
-        (QUEUE_FULL) or Expired (DEADLINE_EXCEEDED) for all of them, InvalidInput for
-        thresholds of classes that the model does not have, Damaged (MODEL_UNLOADABLE) when
-        its files cannot be used.
+        Returns the outcomes, one for each image, or what `finish` makes of them, which is called
+        in a worker's thread; what it raises is raised here. Answers go by `decision` where one
+        is given, else by the version's own. Raises Exhausted (QUEUE_FULL) or Expired
+        (DEADLINE_EXCEEDED) for all of them, InvalidInput for thresholds of classes that the
+        model does not have, Damaged (MODEL_UNLOADABLE) when its files cannot be used.
         """
         arrived = time.monotonic()
         # Taken before anything is awaited: the model may be deleted meanwhile, and what is
@@ -171,11 +196,11 @@ class Engine:
         stages = self._metrics.stages(files.name)
         tally = self.statistics.tally(files.name, files.version)
         try:
-            call = await self._classify(files, images, arrived, timeout_s, decision)
+            call = await self._classify(files, images, arrived, timeout_s, decision, finish)
         except BaseException:
             _record(tally, 0, time.monotonic() - arrived, [], [], [], ok=False)
             raise
-        outcomes = call.answer.result()
+        outcomes = call.in_order
         if call.head.outliers is not None:
             # Not when it is loaded: candidates and old versions are, beside the one that serves.
             stages.compare_with(files.head_digest, call.head.outliers.validation)
@@ -197,7 +222,7 @@ class Engine:
                 stages.outlier_score.observe(outcome.outlier_score)
         spent = (call.queue_s, call.decode_s, call.infer_s)
         _record(tally, len(images), total_s, *spent, ok=True)
-        return outcomes
+        return call.answer.result()
 
     async def _classify(
         self,
@@ -206,14 +231,15 @@ class Engine:
         arrived: float,
         timeout_s: float,
         decision: Decision | None,
+        finish: Finish,
     ) -> Call:
         backbone, head = await self._load(files, timeout_s)
         if decision is not None:
             decision.check_classes(head.classes, "decision")
-        answer: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         call = Call(
             files.name, backbone, head, images, arrived, arrived + timeout_s, answer,
-            files.decoding, decision,
+            files.decoding, decision, finish,
         )  # fmt: skip
         self._workers.put(call)
         try:

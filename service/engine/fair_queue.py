@@ -10,6 +10,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from service.domain import DEFAULT_DECODING, Decision, ImageDecoding, tenant_of
 from service.engine.head import Floats, Head
@@ -41,6 +42,9 @@ class Classified:
 
 Outcome = Classified | GraftError
 
+Finish = Callable[[list[Outcome]], Any]
+"""Makes what a caller gets of its outcomes; runs in a worker's thread; may raise."""
+
 
 @dataclass(eq=False)
 class Backbone:
@@ -70,10 +74,12 @@ class Call:
     arrived: float
     """Of time.monotonic, as is the deadline."""
     deadline: float
-    answer: "asyncio.Future[list[Outcome]]"
+    answer: "asyncio.Future[Any]"
+    """Gets what `finish` returns."""
     decoding: ImageDecoding = DEFAULT_DECODING
     decision: Decision | None = None
     """Instead of the head's own."""
+    finish: Finish = list
     tenant: str = field(init=False)
     image_s: float = field(init=False)
     """What an image was thought to cost when the call arrived."""
@@ -92,6 +98,11 @@ class Call:
     def waiting(self) -> int:
         """How many of its images are in the queue."""
         return len(self.images) - self.taken
+
+    @property
+    def in_order(self) -> list[Outcome]:
+        """Its outcomes as its images were given, once it has all of them."""
+        return [self.outcomes[place] for place in range(len(self.images))]
 
 
 Item = tuple[Call, int]

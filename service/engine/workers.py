@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -135,8 +136,9 @@ class Workers:
             call = (items[0] if items else (late[0], 0))[0]
             loop = call.answer.get_loop()
             ran = self._run(items, cores) if items else None
+            finished = self._finish(ran) if ran else []
             try:
-                loop.call_soon_threadsafe(self._hand_back, ran, late)
+                loop.call_soon_threadsafe(self._hand_back, ran, late, finished)
             except RuntimeError:  # the loop is closed: nobody is left to answer
                 return
 
@@ -192,7 +194,34 @@ class Workers:
         whole = [outcome for outcome in outcomes if outcome is not None]
         return _Ran(items, whole, decode_s, queue_s, infer_s)
 
-    def _hand_back(self, ran: _Ran | None, late: list[Call]) -> None:
+    def _finish(self, ran: _Ran) -> list[tuple[Call, Any, Exception | None]]:
+        """Notes a batch's outcomes; returns the calls that have all of theirs, each finished."""
+        if ran.error is not None:
+            return []
+        whole = []
+        with self._changed:
+            for n, (call, place) in enumerate(ran.items):
+                call.outcomes[place] = ran.outcomes[n]
+                if isinstance(ran.outcomes[n], Classified):
+                    call.decode_s.append(ran.decode_s[n])
+                    call.queue_s.append(ran.queue_s[n])
+                    call.infer_s.append(ran.infer_s)
+                if len(call.outcomes) == len(call.images):
+                    whole.append(call)
+        finished: list[tuple[Call, Any, Exception | None]] = []
+        for call in whole:
+            try:
+                finished.append((call, call.finish(call.in_order), None))
+            except Exception as error:
+                finished.append((call, None, error))
+        return finished
+
+    def _hand_back(
+        self,
+        ran: _Ran | None,
+        late: list[Call],
+        finished: list[tuple[Call, Any, Exception | None]],
+    ) -> None:
         """On the event loop: gives each call what is its own."""
         for call in late:
             if not call.answer.done():
@@ -212,14 +241,13 @@ class Workers:
                     self.leave(call)
             return
         self._metrics.batch_size.observe(len(ran.items))
-        for n, (call, place) in enumerate(ran.items):
-            call.outcomes[place] = ran.outcomes[n]
-            if isinstance(ran.outcomes[n], Classified):
-                call.decode_s.append(ran.decode_s[n])
-                call.queue_s.append(ran.queue_s[n])
-                call.infer_s.append(ran.infer_s)
-            if len(call.outcomes) == len(call.images) and not call.answer.done():
-                call.answer.set_result([call.outcomes[k] for k in range(len(call.images))])
+        for call, value, error in finished:
+            if call.answer.done():
+                continue
+            if error is not None:
+                call.answer.set_exception(error)
+            else:
+                call.answer.set_result(value)
 
 
 def _part(calls: Sequence[Call], features: Floats) -> list[Classified]:

@@ -1,6 +1,7 @@
 import asyncio
 import dataclasses
 import hashlib
+import threading
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,7 @@ from service.engine.engine import Classified, Decode, Engine, ModelFiles
 from service.engine.fake_runtime import FakeRuntime
 from service.engine.head import Head
 from service.engine.outliers import Outliers
-from service.errors import Damaged, Exhausted, Expired, GraftError, Reason
+from service.errors import Damaged, Exhausted, Expired, GraftError, InvalidInput, Reason
 from service.ops.metrics import Metrics
 from tests.unit.engine.conftest import COLOURS, GUARD_S, MakeEngine, MakeModel, image
 
@@ -52,6 +53,26 @@ async def test_each_image_gets_the_class_of_its_own_colour(
     assert all(
         isinstance(o, Classified) and abs(o.probabilities.sum() - 1) < 1e-5 for o in outcomes
     )
+
+
+async def test_what_a_caller_gets_is_made_in_a_workers_thread(
+    make_engine: MakeEngine, make_model: MakeModel
+) -> None:
+    engine, model = make_engine(), make_model()
+
+    def finish(outcomes: list[Classified | GraftError]) -> tuple[str, list[str]]:
+        return threading.current_thread().name, [best(outcome) for outcome in outcomes]
+
+    made = await engine.classify(
+        model, [encoded(c) for c in ("blue", "red")], GUARD_S, finish=finish
+    )
+    assert made == ("infer-0", ["blue", "red"])
+
+    def refuse(_: object) -> None:
+        raise InvalidInput(Reason.INVALID_FIELD, "too many scores")
+
+    with pytest.raises(InvalidInput, match="too many scores"):
+        await engine.classify(model, [encoded("red")], GUARD_S, finish=refuse)
 
 
 async def test_a_bad_image_fails_alone(make_engine: MakeEngine, make_model: MakeModel) -> None:
