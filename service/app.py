@@ -31,7 +31,7 @@ from service.config import Config
 from service.domain import plain_name
 from service.engine import damage
 from service.engine import head as heads
-from service.engine.engine import Bounds, Engine, ModelFiles
+from service.engine.engine import Engine, EngineLimits, ModelFiles
 from service.engine.providers import choose_provider
 from service.engine.runtime import OnnxRuntime, Runtime
 from service.errors import GraftError
@@ -161,7 +161,7 @@ class App:
 
         # What computes.
         runtime = self._runtime or _choose_runtime(config, threads, metrics)
-        bounds = Bounds(
+        limits = EngineLimits(
             threads=threads,
             max_batch=config.max_batch,
             max_queue=config.max_queue,
@@ -169,7 +169,7 @@ class App:
             load_timeout_s=config.load_timeout_s,
             max_pinned_bytes=config.model_memory_mb * MIB // 2 if door.gate else None,
         )
-        engine = Engine(runtime, bounds, metrics)
+        engine = Engine(runtime, limits, metrics)
         stack.callback(engine.close)
 
         # What trains.

@@ -22,7 +22,7 @@ class FakeSession:
     feature_dim = 3
     precision = "fp32"
     max_batch = 1_000
-    image_s = 0.0
+    infer_s = 0.0
 
     def __init__(self, nbytes: int = 1000) -> None:
         self.nbytes = nbytes

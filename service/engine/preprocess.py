@@ -116,17 +116,39 @@ def describe(decoding: ImageDecoding = DEFAULT_DECODING) -> dict[str, float | in
     }
 
 
+class Encoded:
+    """An image file, whose size can be read before it is decoded; for one thread at a time."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._opened: _Opened | None = None
+
+    @property
+    def pixels(self) -> int:
+        """Width times height, from the header, which is read once; 0 for an unreadable one."""
+        try:
+            self._opened = self._opened or _open(self._data)
+        except InvalidInput:
+            return 0
+        return self._opened.pixels
+
+    def __call__(self, decoding: ImageDecoding) -> Pixels:
+        """Decodes to `uint8 [size, size, 3]`; errors as `open_image`."""
+        opened, self._opened = self._opened or _open(self._data), None
+        return fit(_upright(opened, decoding), decoding)
+
+
 def count_pixels(data: bytes) -> int:
     """Reads width times height, in pixels, from an image's header. Raises as `open_image`."""
-    with _opened(data) as opened:
-        return opened.image.width * opened.image.height
+    return _open(data).pixels
 
 
 def inspect(data: bytes) -> ImageFacts:
     """Decodes an image file and keeps nothing of it. Raises as `open_image`."""
-    with _opened(data) as opened:
+    opened = _open(data)
+    with _readable():
         image = opened.image
-        pixels = image.width * image.height
+        pixels = opened.pixels
         aspect = max(image.size) / min(image.size)
         _load(opened, DEFAULT_DECODING)
         return ImageFacts(pixels, _grey_bits(opened), _look(opened), aspect)
@@ -139,13 +161,7 @@ def open_image(data: bytes, decoding: ImageDecoding = DEFAULT_DECODING) -> Image
     a quarter or an eighth of their size (libjpeg's DCT scaling), never below.
     Raises InvalidInput with IMAGE_UNREADABLE or IMAGE_TOO_LARGE.
     """
-    with _opened(data) as opened:
-        _load(opened, decoding)
-        orientation = _orientation(opened.image)
-        upright = _to_rgb(opened, decoding)
-    if isinstance(orientation, int) and orientation in _TRANSPOSE:
-        upright = upright.transpose(_TRANSPOSE[orientation])
-    return upright
+    return _upright(_open(data), decoding)
 
 
 def fit(image: Image.Image, decoding: ImageDecoding = DEFAULT_DECODING) -> Pixels:
@@ -208,12 +224,28 @@ class _Opened:
     declared_bits: int = 0
     is_white_zero: bool = False
 
+    @property
+    def pixels(self) -> int:
+        """Width times height."""
+        return self.image.width * self.image.height
+
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[_Opened]:
-    """Reads a header and checks it; what Pillow raises inside becomes InvalidInput."""
-    kind = formats.recognise(data)
+def _readable() -> Iterator[None]:
+    """Turns what Pillow raises inside into InvalidInput."""
     try:
+        yield
+    except MemoryError as error:
+        # Pillow's own, too, for images of a size that no allocation is tried for.
+        raise _unreadable("the image needs more memory to be decoded than there is") from error
+    except _UNREADABLE as error:
+        raise _unreadable(_why(error)) from error
+
+
+def _open(data: bytes) -> _Opened:
+    """Reads a header and checks it."""
+    kind = formats.recognise(data)
+    with _readable():
         page = tiff.first_page(data) if kind == "TIFF" else None
         if kind == "JPEG" and jpeg_scans.has_too_many(data):
             raise _unreadable(
@@ -224,36 +256,42 @@ def _opened(data: bytes) -> Iterator[_Opened]:
             _check_size(*gif_blocks.size(data))
         if kind == "HEIF":
             heif.check_work(data, _MOST_PARTS * MAX_PIXELS)
-        with Image.open(io.BytesIO(page.data if page else data), formats=(kind,)) as image:
-            _check_size(*image.size)
-            if image.mode == "F":
-                raise tiff.floats()
-            if kind == "BMP" and image.info.get("compression") in _RUN_LENGTHS:
-                # Pillow decodes these byte by byte in Python, and holds all other threads up.
-                raise _unreadable(
-                    "the BMP is compressed by run lengths, which are not decoded: save it "
-                    "uncompressed, or as PNG"
-                )
-            opened = _Opened(image)
-            if page is not None:
-                opened.declared_bits = page.declared_bits
-                opened.is_white_zero = page.is_white_zero
-            elif kind == "HEIF":
-                # libheif has scaled what the file declares to 16.
-                opened.declared_bits = 16
-            elif bit_depth.is_deep(image):
-                opened.declared_bits = bit_depth.declared_by_png(data)
-            yield opened
-    except MemoryError as error:
-        # Pillow's own, too, for images of a size that no allocation is tried for.
-        raise _unreadable("the image needs more memory to be decoded than there is") from error
-    except _UNREADABLE as error:
-        raise _unreadable(_why(error)) from error
+        image = Image.open(io.BytesIO(page.data if page else data), formats=(kind,))
+        _check_size(*image.size)
+        if image.mode == "F":
+            raise tiff.floats()
+        if kind == "BMP" and image.info.get("compression") in _RUN_LENGTHS:
+            # Pillow decodes these byte by byte in Python, and holds all other threads up.
+            raise _unreadable(
+                "the BMP is compressed by run lengths, which are not decoded: save it "
+                "uncompressed, or as PNG"
+            )
+        opened = _Opened(image)
+        if page is not None:
+            opened.declared_bits = page.declared_bits
+            opened.is_white_zero = page.is_white_zero
+        elif kind == "HEIF":
+            # libheif has scaled what the file declares to 16.
+            opened.declared_bits = 16
+        elif bit_depth.is_deep(image):
+            opened.declared_bits = bit_depth.declared_by_png(data)
+        return opened
+
+
+def _upright(opened: _Opened, decoding: ImageDecoding) -> Image.Image:
+    with _readable():
+        _load(opened, decoding)
+        orientation = _orientation(opened.image)
+        upright = _to_rgb(opened, decoding)
+    if isinstance(orientation, int) and orientation in _TRANSPOSE:
+        upright = upright.transpose(_TRANSPOSE[orientation])
+    return upright
 
 
 def _load(opened: _Opened, decoding: ImageDecoding) -> None:
     image = opened.image
-    if image.format == "JPEG":
+    # An MPO is a JPEG with others behind it, such as a phone's depth image.
+    if image.format in ("JPEG", "MPO"):
         width, height = image.size
         scale = round(decoding.size * MARGIN) / min(width, height)
         if scale < 1:

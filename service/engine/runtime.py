@@ -29,7 +29,8 @@ from service.errors import Damaged, Exhausted, GraftError, Reason
 log = logging.getLogger(__name__)
 
 _PAYS = 0.97
-"""A batch twice as large pays when an image then takes at most this part of the time."""
+"""A batch twice as large pays when an image, with its decoding, then takes at most this part of
+the time: it makes those wait who come meanwhile."""
 _MEASURE_S = 0.5
 """Longest time to look for the largest batch that pays."""
 _TRIES, _TRIED_S = 30, 0.01
@@ -41,7 +42,7 @@ _BESIDE = b"location"
 _AGAIN_S = 60.0
 """After which a narrow graph that could not be made is tried again."""
 _DECODE_S = 0.003
-"""Of a photo of 130 kB; corrected as soon as images come."""
+"""Of a photo of 130 kB, on one core."""
 
 
 class Session(Protocol):
@@ -68,8 +69,8 @@ class Session(Protocol):
         """The largest batch that still pays."""
 
     @property
-    def image_s(self) -> float:
-        """Seconds that one core needs for an image, decoding included, about."""
+    def infer_s(self) -> float:
+        """Seconds that one core computes for an image, about."""
 
     @property
     def damage(self) -> Damaged | None:
@@ -247,7 +248,7 @@ class BackboneSession:
         # activations and the arena come on top. Measured on the backbones that we ship.
         self.nbytes = 2 * len(model) * len(self._widths) + 16 * 2**20
         self.max_batch = 1
-        self.image_s = 0.0
+        self.infer_s = 0.0
         self.lone_s = 0.0
         """Of one image on all cores, decoding left out; 0 where it was not measured."""
 
@@ -260,18 +261,19 @@ class BackboneSession:
         if most <= 1:
             return
         begun = time.monotonic()
-        best = float("inf")
+        best_s = float("inf")
         batch = 1
         while batch <= most and time.monotonic() - begun < _MEASURE_S:
             images = np.zeros((batch, self.size, self.size, 3), np.uint8)
             self._widest.run(images)
-            each = self._quickest_s(images) / batch
-            if each > best * _PAYS:
+            each_s = self._quickest_s(images) / batch
+            self.lone_s = self.lone_s or each_s
+            core_s = each_s * self._widths[0]
+            if core_s + _DECODE_S > (best_s + _DECODE_S) * _PAYS:
                 break
-            best, self.max_batch = each, batch
-            self.lone_s = self.lone_s or each
+            best_s, self.max_batch = core_s, batch
             batch *= 2
-        self.image_s = best * self._widths[0] + _DECODE_S
+        self.infer_s = best_s
 
     def _quickest_s(self, images: Pixels) -> float:
         # A short run is easily disturbed, and one that was would end the search too early.

@@ -103,7 +103,7 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
 def _decode(image: pb.Image, index: int) -> Decode:
     kind = image.WhichOneof("content")
     if kind == "encoded":
-        return partial(preprocess.decode, image.encoded)
+        return preprocess.Encoded(image.encoded)
     if kind == "tensor":
         tensor = image.tensor
         if tensor.data_type not in (pb.DATA_TYPE_UINT8, pb.DATA_TYPE_FLOAT32):

@@ -9,7 +9,7 @@ from grpc import aio
 
 from service.auth.principal import caller
 from service.domain import ARGMAX, Decision
-from service.engine.statistics import Statistics
+from service.engine.ledger import Ledger
 from service.errors import NotFound, Reason
 from service.rpc import status, streams
 from service.rpc.open_inference import answers, described, tensors
@@ -31,7 +31,7 @@ class Engine(Pinning, Protocol):
     """What of the engine is needed here."""
 
     @property
-    def statistics(self) -> Statistics:
+    def ledger(self) -> Ledger:
         """What versions were asked."""
 
 
@@ -131,7 +131,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.ModelStatisticsRequest, context: Context
     ) -> pb.ModelStatisticsResponse:
         """See grpc_predict_v2.proto."""
-        counted = self._engine.statistics
+        counted = self._engine.ledger
         if request.name:
             model = caller().key(request.name)
             versions = await self._meant(model, request.version)

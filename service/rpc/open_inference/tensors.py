@@ -54,7 +54,7 @@ def decodes(request: pb.ModelInferRequest, max_images: int) -> list[Decode]:
         encoded = tensor.contents.bytes_contents if raw is None else _split(raw, count)
         if len(encoded) != count:
             raise _unfit(f"it has {len(encoded)} elements where its shape needs {count}")
-        return [partial(preprocess.decode, data) for data in encoded]
+        return [preprocess.Encoded(data) for data in encoded]
     return _decoded(tensor, shape[-3:], count, raw)
 
 
