@@ -29,8 +29,7 @@ from service.errors import Damaged, Exhausted, GraftError, Reason
 log = logging.getLogger(__name__)
 
 _PAYS = 0.97
-"""A batch twice as large pays when an image, with its decoding, then takes at most this part of
-the time: it makes those wait who come meanwhile."""
+"""A batch twice as large pays when an image then takes at most this part of the time."""
 _MEASURE_S = 0.5
 """Longest time to look for the largest batch that pays."""
 _TRIES, _TRIED_S = 30, 0.01
@@ -41,8 +40,6 @@ _BESIDE = b"location"
 """Where a graph says that its weights lie in files beside it; no graph of ours holds the word."""
 _AGAIN_S = 60.0
 """After which a narrow graph that could not be made is tried again."""
-_DECODE_S = 0.003
-"""Of a photo of 130 kB, on one core."""
 
 
 class Session(Protocol):
@@ -267,13 +264,12 @@ class BackboneSession:
             images = np.zeros((batch, self.size, self.size, 3), np.uint8)
             self._widest.run(images)
             each_s = self._quickest_s(images) / batch
-            self.lone_s = self.lone_s or each_s
-            core_s = each_s * self._widths[0]
-            if core_s + _DECODE_S > (best_s + _DECODE_S) * _PAYS:
+            if each_s > best_s * _PAYS:
                 break
-            best_s, self.max_batch = core_s, batch
+            best_s, self.max_batch = each_s, batch
+            self.lone_s = self.lone_s or each_s
             batch *= 2
-        self.infer_s = best_s
+        self.infer_s = best_s * self._widths[0]
 
     def _quickest_s(self, images: Pixels) -> float:
         # A short run is easily disturbed, and one that was would end the search too early.

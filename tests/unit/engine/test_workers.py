@@ -141,7 +141,7 @@ async def test_a_batch_ends_when_it_has_taken_its_time(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime, clock: Clock
 ) -> None:
     engine, model = make_engine(clock, max_batch=64), make_model()
-    await engine.classify(model, [clock.image(0.02)] * 9, GUARD_S)
+    await engine.classify(model, [clock.image(0.01)] * 9, GUARD_S)
     session = runtime.session(model.backbone_path)
     assert session.batches == [3, 3, 3]
     session.batches.clear()
