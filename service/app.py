@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -214,15 +215,7 @@ class App:
             record = models.resolve(model, version, alias)
             return record.version, _files(record.model, record.version, record)
 
-        def forget(removed: Removed) -> None:
-            engine.forget(
-                models=[removed.model] if removed.is_model_gone else [],
-                versions=[(removed.model, version) for version in removed.versions],
-                backbones=removed.backbones,
-                heads=removed.heads,
-                paths=removed.paths,
-            )
-
+        models.on_removed = _forgetting(asyncio.get_running_loop(), engine)
         fine_tuning = FineTuningServicer(
             jobs,
             datasets,
@@ -272,7 +265,7 @@ class App:
                 ),
                 to_register(
                     model_pb2_grpc.add_ModelServiceServicer_to_server,
-                    ModelServicer(models, _exporter(stack), forget, engine.damage_of),
+                    ModelServicer(models, _exporter(stack), engine.damage_of),
                 ),
                 to_register(
                     grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
@@ -428,6 +421,22 @@ def _files(name: str, version: int, record: VersionRecord | StoredVersion) -> Mo
         head_path=record.head_path,
         decoding=record.manifest.decoding,
     )
+
+
+def _forgetting(loop: asyncio.AbstractEventLoop, engine: Engine) -> Callable[[Removed], None]:
+    def forget(removed: Removed) -> None:
+        loop.call_soon_threadsafe(
+            partial(
+                engine.forget,
+                models=[removed.model] if removed.is_model_gone else [],
+                versions=[(removed.model, version) for version in removed.versions],
+                backbones=removed.backbones,
+                heads=removed.heads,
+                paths=removed.paths,
+            )
+        )
+
+    return forget
 
 
 def _exporter(stack: AsyncExitStack) -> Export:

@@ -353,14 +353,6 @@ class OnnxGraph:
         return result
 
 
-def run_classifier(model: bytes, images: Pixels, threads: int = 0) -> Floats:
-    """Runs a whole exported classifier (see `export.compose`) on the CPU.
-
-    From uint8 [n, size, size, 3] to probabilities float32 [n, classes].
-    """
-    return _cpu_graph(model, threads).run(images)
-
-
 def on_one_core(path: Path) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
     """Loads a file of one input and one output, whoever made it; returns what runs it.
 

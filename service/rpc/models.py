@@ -12,7 +12,7 @@ from service.auth.principal import caller
 from service.domain import LATEST
 from service.errors import InvalidInput, Reason
 from service.rpc import convert
-from service.storage.models import ModelStore, Removed, VersionRecord
+from service.storage.models import ModelStore, VersionRecord
 
 Export = Callable[[VersionRecord], Awaitable[bytes]]
 """Composes one self-contained ONNX file."""
@@ -29,13 +29,11 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self,
         models: ModelStore,
         export: Export,
-        forget: Callable[[Removed], None],
         damage_of: Callable[[VersionRecord], str],
     ) -> None:
         self._models = models
         self._damage_of = damage_of
         self._export = export
-        self._forget = forget
 
     async def GetModel(  # noqa: N802
         self, request: pb.GetModelRequest, context: Context
@@ -59,10 +57,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self, request: pb.DeleteModelRequest, context: Context
     ) -> pb.DeleteModelResponse:
         """See model.proto."""
-        self._forget(
-            await asyncio.to_thread(
-                self._models.delete_model, caller().key(request.model), force=request.force
-            )
+        await asyncio.to_thread(
+            self._models.delete_model, caller().key(request.model), force=request.force
         )
         return pb.DeleteModelResponse()
 
@@ -92,10 +88,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self, request: pb.DeleteVersionRequest, context: Context
     ) -> pb.DeleteVersionResponse:
         """See model.proto."""
-        self._forget(
-            await asyncio.to_thread(
-                self._models.delete_version, caller().key(request.model), request.version
-            )
+        await asyncio.to_thread(
+            self._models.delete_version, caller().key(request.model), request.version
         )
         return pb.DeleteVersionResponse()
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from service.engine import preprocess
-from service.engine.runtime import run_classifier
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime
 from tests.e2e.conftest import GUARD_S, Connect, StartService
 from tests.extractors import MEAN, SIZE, STD, write
 
@@ -47,13 +48,13 @@ def test_an_onnx_file_is_registered_learned_on_served_ranked_and_exported(
     assert ranked["onnx/tiny"].log_me is not None
     assert ranked["onnx/tiny"].weights == version.weights
 
-    exported = client.export_model("digits", tmp_path / "digits.onnx").read_bytes()
+    exported = client.export_model("digits", tmp_path / "digits.onnx")
     decoding = version.manifest["decoding"]
     assert decoding["size"] == SIZE
     pixels = np.stack(
         [preprocess.decode(path.read_bytes(), _decoding(decoding)) for path in images]
     )
-    answers = run_classifier(exported, pixels)
+    answers = OnnxRuntime(Provider("cpu", "")).load(exported).run(pixels)
     for row, prediction in zip(answers, before, strict=True):
         for score in prediction.scores:
             assert abs(float(row[score.class_index]) - score.probability) < 1e-4
