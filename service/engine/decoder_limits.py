@@ -395,7 +395,7 @@ def _bad_heif(why: str) -> InvalidInput:
 # anything is decoded.
 
 MAX_HEIF_TILES: Final = 4096
-"""In one HEIC image; a phone's has some fifty."""
+"""Tiles of one HEIC image; a phone's has some fifty."""
 MAX_HEIF_BYTES: Final = 1_500_000_000
 """Bytes that libheif may hold at once while it decodes one file."""
 

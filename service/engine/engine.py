@@ -323,9 +323,9 @@ class Engine:
             f"takes {head.feature_dim} features, and its backbone gives "
             f"{backbone.session.feature_dim}",
         )
-        look = await asyncio.to_thread(damage.look_at, files.head_path)
+        stamp = await asyncio.to_thread(damage.stamp_of, files.head_path)
         if files.head_path not in watch.forgotten:
-            self._damages.note("head", files.head_path, look, error)
+            self._damages.note("head", files.head_path, stamp, error)
         raise error
 
     def _note_what_was_found(self, files: ModelFiles, backbone: Backbone) -> None:
@@ -336,7 +336,7 @@ class Engine:
         if found is None:
             self._damages.clear(path)
         elif not self._damages.of([path]):
-            # Without a look: a load reads it again.
+            # Without a stamp: a load reads it again.
             self._damages.note("backbone", path, None, found)
 
 

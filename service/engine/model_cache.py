@@ -80,14 +80,14 @@ class Cache(Generic[T]):
 
     async def _load_in_thread(self, digest: str, path: Path, watch: Watch) -> T:
         # Before the load, so that what is put back meanwhile is seen as a change.
-        look = await asyncio.to_thread(self._damages.check, path)
+        stamp = await asyncio.to_thread(self._damages.check, path)
         outcome = "failed"
         try:
             thing = await asyncio.to_thread(self._load, path, digest)
             outcome = "ok"
         except Damaged as error:
             if path not in watch.forgotten:
-                self._damages.note(self._kind, path, look, error)
+                self._damages.note(self._kind, path, stamp, error)
             raise
         finally:
             self._memory.metrics.loads.labels(self._kind, outcome).inc()

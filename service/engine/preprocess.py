@@ -38,7 +38,7 @@ from service.errors import InvalidInput, Reason
 Pixels = npt.NDArray[np.uint8]
 
 MARGIN: Final = 256 / 224
-"""The shorter side over that of the middle square that is cut out of an image."""
+"""An image's shorter side over the side of the middle square that is cut out of it."""
 MAX_PIXELS: Final = 64_000_000
 """More are not decoded: 64 megapixels are 256 MB as Pillow keeps RGB."""
 
@@ -76,7 +76,7 @@ _MOST_PARTS: Final = 4
 """Times `MAX_PIXELS` that may be decoded for one HEIC image: its tiles, what they are put
 together to, and both again for its transparency."""
 _RUN_LENGTHS: Final = (1, 2)
-"""As BMPs number them: of 8 bits, of 4."""
+"""BMP's numbers of compression by run lengths: of 8 bits, of 4."""
 USUAL_BITS: Final = (10, 12, 14, 16)
 """Bits of cameras and scanners, of which a dataset gets the smallest that holds its values."""
 
@@ -98,7 +98,7 @@ _ON_ITS_SIDE: Final = {_TRANSPOSE[orientation] for orientation in (5, 6, 7, 8)}
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """The facts about an image file that its check found."""
+    """Reports what a check found of an image file."""
 
     pixels: int
     """Width times height."""
@@ -112,7 +112,7 @@ class ImageFacts:
 
 
 def describe(decoding: ImageDecoding = DEFAULT_DECODING) -> dict[str, float | int | str]:
-    """Says what this module does to an image, for manifests and exported models."""
+    """Describes what this module does to an image, for manifests and exported models."""
     return {
         "resize": round(decoding.size * MARGIN),
         "crop": decoding.size,
@@ -195,7 +195,7 @@ def from_tensor(
     *,
     is_float: bool,
 ) -> Pixels:
-    """From `[height, width, 3]` numbers to `uint8 [size, size, 3]`.
+    """Makes `uint8 [size, size, 3]` of `[height, width, 3]` numbers.
 
     `data` holds unsigned bytes 0 to 255 or little-endian float32 0 to 1, rows
     first. Raises InvalidInput with TENSOR_INVALID or IMAGE_TOO_LARGE.
@@ -224,7 +224,7 @@ def from_tensor(
 
 @dataclass
 class _Opened:
-    """An image whose header was read, and what its file says of its grey."""
+    """An image whose header was read, and what the file declares of its grey."""
 
     image: Image.Image
     declared_bits: int = 0
@@ -343,7 +343,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _orientation(image: Image.Image) -> object:
-    """The EXIF orientation; 1 where there is none, or the block is damaged."""
+    """Reads the EXIF orientation; 1 where there is none, or the block is damaged."""
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
     except _UNREADABLE:
