@@ -28,7 +28,7 @@ _NEW = 0.1
 _MOST_TIMES = 4
 """A sample counts as at most this many times the mean: one slow image says little of the next."""
 _HALF_LIFE_S = 10.0
-"""Time in which half of what was learned is forgotten."""
+"""Time in which a mean returns half the way to its first value."""
 
 
 @dataclass(frozen=True, eq=False)

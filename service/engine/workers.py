@@ -11,7 +11,6 @@ batch ends once it has taken `_BATCH_S`: who arrives meanwhile waits for no long
 the one image that was begun. Stops with `close`.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -33,16 +32,14 @@ from service.engine.preprocess import Encoded, Pixels
 from service.errors import Exhausted, GraftError, Reason
 from service.ops.metrics import Metrics
 
-log = logging.getLogger(__name__)
-
 _BATCH_S = 0.025
 """Longest expected time of a batch of more than one image. Handing a batch over and taking the
 callers' next requests costs some 0.3 ms more than doing it for one image of several; a longer
 batch saves little of that, and whoever arrives meanwhile waits for all of it."""
 _DECODE_S = 0.003
-"""Of a photo of 130 kB: what a tenant's image is expected to take before any was measured."""
+"""Expected time of an image's decoding before any of its tenant was measured: a small photo's."""
 _PIXEL_S = 15e-9
-"""What a pixel of a large image takes to be decoded, about."""
+"""Time of a pixel of a large image in its decoding, about."""
 _HOPEFUL = 0.8
 """Part of a call's time that it may be expected to wait; what is expected is not exact."""
 _RETRY_S = (0.1, 30.0)
@@ -65,7 +62,7 @@ class _Row:
 
 @dataclass(frozen=True, eq=False)
 class _Finished:
-    """What a call gets: a value, or an error that no other call gets."""
+    """Holds what a call gets: a value, or an error that no other call gets."""
 
     batch: ImageBatch
     value: Any = None
@@ -73,7 +70,7 @@ class _Finished:
 
 
 class Workers:
-    """A fair queue and the threads that empty it."""
+    """Owns the fair queue and the threads that empty it."""
 
     def __init__(
         self,
@@ -201,7 +198,9 @@ class Workers:
         and would hold these up: the first of the next batch.
         """
         backbone = first[0].backbone
-        most = min(self._max_batch, backbone.session.max_batch)
+        # A fair part of what waits: the others will soon be free for theirs.
+        share = 1 + backbone.waiting // self._count
+        most = min(share, self._max_batch, backbone.session.max_batch)
         begun = self._clock()
         rows: list[_Row] = []
         pixels: list[Pixels] = []
@@ -221,7 +220,7 @@ class Workers:
                 if taken < most and spent_s < _BATCH_S and self._queue.waiting > self._free:
                     item = self._queue.pop(now, backbone)
             # A header is read in microseconds.
-            if item and pixels and spent_s + _PIXEL_S * _size(item) > _BATCH_S:
+            if item and rows and spent_s + _PIXEL_S * _size(item) > _BATCH_S:
                 break
         return rows, pixels, item
 

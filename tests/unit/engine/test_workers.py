@@ -11,7 +11,7 @@ from service.domain import ImageDecoding
 from service.engine.engine import Decode, ModelFiles
 from service.engine.fake_runtime import FakeRuntime
 from service.engine.preprocess import Encoded, Pixels
-from service.errors import Exhausted, Expired
+from service.errors import Exhausted, Expired, InvalidInput, Reason
 from service.ops.metrics import Metrics
 from tests.unit.engine.conftest import GUARD_S, MakeEngine, MakeModel
 
@@ -152,6 +152,29 @@ async def test_a_batch_ends_when_it_has_taken_its_time(
     assert max(runtime.session(other.backbone_path).batches) <= 2, "inference counts too"
 
 
+async def test_a_worker_leaves_the_others_their_part_of_what_waits(
+    make_engine: MakeEngine,
+    make_model: MakeModel,
+    runtime: FakeRuntime,
+    clock: Clock,
+    metrics: Metrics,
+) -> None:
+    engine, model = make_engine(clock, threads=2, max_batch=64), make_model()
+    session = runtime.session(model.backbone_path)
+    session.hold()
+    first, second = Held(), Held()
+    calls = [asyncio.create_task(engine.classify(model, [held], 1e9)) for held in (first, second)]
+    await first.until_begun()
+    await second.until_begun()
+    calls.append(asyncio.create_task(engine.classify(model, [clock.image(0)] * 16, 1e9)))
+    await until_waiting(metrics, 16)
+    first.goes_on.set()
+    second.goes_on.set()
+    session.release()
+    await asyncio.gather(*calls)
+    assert max(session.batches) <= 9, "half of sixteen, beside the one that was begun"
+
+
 async def test_a_costly_image_holds_up_none_that_was_decoded_before_it(
     make_engine: MakeEngine, make_model: MakeModel, clock: Clock, metrics: Metrics
 ) -> None:
@@ -167,13 +190,16 @@ async def test_a_costly_image_holds_up_none_that_was_decoded_before_it(
     engine, model = make_engine(clock), make_model()
     held, answered = Held(), threading.Event()
     small, costly = of("zoo", model), of("acme", model)
-    running = asyncio.create_task(engine.classify(small, [held], GUARD_S))
+    calls = [asyncio.create_task(engine.classify(of("other", model), [held], GUARD_S))]
     await held.until_begun()
-    running.add_done_callback(lambda _: answered.set())
-    slow = asyncio.create_task(engine.classify(costly, [Costly(b"")], GUARD_S))
+    # Both may be in the next batch, in this order.
+    calls.append(asyncio.create_task(engine.classify(small, [clock.image(0)], GUARD_S)))
+    calls[-1].add_done_callback(lambda _: answered.set())
     await until_waiting(metrics, 1)
+    calls.append(asyncio.create_task(engine.classify(costly, [Costly(b"")], GUARD_S)))
+    await until_waiting(metrics, 2)
     held.goes_on.set()
-    await asyncio.gather(running, slow)
+    await asyncio.gather(*calls)
 
 
 async def test_costly_images_of_one_tenant_delay_another_by_one_of_them(
@@ -207,14 +233,20 @@ async def test_every_call_of_a_failed_batch_gets_an_error_of_its_own(
 ) -> None:
     engine, model = make_engine(clock), make_model()
     held = Held()
-    calls = [asyncio.create_task(engine.classify(model, [held], GUARD_S))]
+
+    def bad(decoding: ImageDecoding) -> Pixels:
+        held(decoding)
+        raise InvalidInput(Reason.IMAGE_UNREADABLE, "so that it is not run")
+
+    running = asyncio.create_task(engine.classify(model, [bad], GUARD_S))
     await held.until_begun()
-    calls += [
-        asyncio.create_task(engine.classify(model, [clock.image(0)], GUARD_S)) for _ in range(3)
+    calls = [
+        asyncio.create_task(engine.classify(model, [clock.image(0)], GUARD_S)) for _ in range(4)
     ]
-    await until_waiting(metrics, 3)
+    await until_waiting(metrics, 4)
     runtime.session(model.backbone_path).fail_next = RuntimeError("kernel")
     held.goes_on.set()
+    await running
     errors = await asyncio.gather(*calls, return_exceptions=True)
     assert all("kernel" in str(error) for error in errors)
     assert len({id(error) for error in errors}) == 4
