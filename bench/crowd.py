@@ -49,7 +49,7 @@ def main() -> None:
         with service(Path(data), "--warm-trainers=0") as running, Client(running.address) as client:
             client.wait_ready(30)
             fine_tune(client, folder, arguments.backbone)
-        flags = ("--warm-trainers=0", "--drain-s=1", "--test-faults=hang@job.preparing")
+        flags = ("--warm-trainers=0", "--drain-s=1", "--failpoints=hang@job.preparing")
         with service(Path(data), *flags) as running, Client(running.address) as client:
             client.wait_ready(30)
             job = client.fine_tune(folder, name="watched").job_id

@@ -65,8 +65,8 @@ def _fine_tuned(data_dir: Path, folder: Path, backbone: str) -> tuple[Head, Mani
         record = models.get_version("bench", None, None)
     finally:
         database.close()
-    head = heads.load(record.head_path)
-    graph = onnx.load(str(record.backbone_path)).graph
+    head = heads.load(record.files.head_path)
+    graph = onnx.load(str(record.files.backbone_path)).graph
     lacking = graph.output[0].type.tensor_type.shape.dim[1].dim_value - head.weight.shape[1]
     weight = np.pad(head.weight, ((0, 0), (0, lacking)))
     return dataclasses.replace(head, weight=weight), record.manifest

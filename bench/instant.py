@@ -33,7 +33,7 @@ from service.contract import (
 )
 from service.engine import head as heads
 from service.ingest import index as indexes
-from service.ops.metrics import set_up_logging
+from service.ops.logs import set_up_logging
 
 OWN_BACKBONES = "BENCH_OWN_BACKBONES"
 

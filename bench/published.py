@@ -73,7 +73,7 @@ def publish_copies(data_dir: Path, model: str, names: list[str]) -> None:
         record = models.get_version(model, None, None)
     finally:
         database.close()
-    head = heads.load(record.head_path)
+    head = heads.load(record.files.head_path)
     copies = (
         (name, dataclasses.replace(head, bias=head.bias + np.float32(number * 1e-6)))
         for number, name in enumerate(names)

@@ -1,7 +1,7 @@
-"""`graft-server` and `python -m service`: configuration, logging, signals; the only exit.
+"""Runs `graft-server` and `python -m service`: configuration, logging, signals, exit codes.
 
-The first SIGTERM or SIGINT drains: no new calls, accepted ones end, trainers
-stop and their jobs are queued again. The second one ends at once.
+The first SIGTERM or SIGINT drains: new calls are refused, accepted ones end, trainers
+stop and their jobs are queued again. The second one exits at once.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from service.app import App
 from service.config import BadConfig, Config
 from service.errors import GraftError
 from service.ops import failpoints
-from service.ops.metrics import set_up_logging
+from service.ops.logs import set_up_logging
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -32,15 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = sys.argv[1:] if arguments is None else arguments
         config = configuration.load(given, os.environ)
-        _arm(config.test_faults)
+        _arm(config.failpoints)
     except BadConfig as error:
         print(f"graft-server: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIG
-    # What is stored is customers': nobody else on the machine may read it.
+    # The stored data is customers': no other user of the machine may read it.
     os.umask(0o077)
     set_up_logging(config.log_format, config.log_level)
-    if config.test_faults:
-        log.warning("faults are armed, as tests need it: %s", config.test_faults)
+    if config.failpoints:
+        log.warning("failpoints are armed, for tests alone: %s", config.failpoints)
     try:
         return asyncio.run(_run(config))
     except BadConfig as error:
@@ -55,7 +55,7 @@ def _arm(plan: str) -> None:
     try:
         failpoints.arm(plan)
     except ValueError as error:
-        raise BadConfig(f"--test-faults: {error}") from None
+        raise BadConfig(f"--failpoints: {error}") from None
 
 
 async def _run(config: Config) -> int:
@@ -63,9 +63,9 @@ async def _run(config: Config) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, number, stop)
-    # A flag wins over the variable, for the trainers too.
-    environment = {**os.environ, failpoints.VARIABLE: config.test_faults}
-    # Trainers, which get the environment as it was given, have folders of their own.
+    # A flag wins over the variable, for trainers too.
+    environment = {**os.environ, failpoints.VARIABLE: config.failpoints}
+    # Trainers get the environment as it was before, and have folders of their own.
     scratch.use(config.data_dir, environment)
     async with App(config, environment) as app:
         stopped = asyncio.create_task(stop.wait())
@@ -83,8 +83,8 @@ async def _run(config: Config) -> int:
 
 def _on_signal(number: signal.Signals, stop: asyncio.Event) -> None:
     if stop.is_set():
-        log.warning("got %s again: ending at once", number.name)
-        # Trainers notice that their standard input closed, and end.
+        log.warning("got %s again: exiting at once", number.name)
+        # Trainers end when their standard input closes.
         os._exit(EXIT_FAILED)
     log.info("got %s: draining", number.name)
     stop.set()

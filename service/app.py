@@ -1,7 +1,7 @@
-"""The composition root: builds every room in order, wires them, closes in reverse.
+"""Composes the service: builds every package's objects in order, and closes them in reverse.
 
-The only place that knows all rooms. `async with App(config)` is entered when
-health checks say SERVING, and left when everything is drained and closed.
+The only module that knows all packages. `async with App(config)` is entered when health
+checks answer SERVING, and left when everything is drained and closed.
 """
 
 import asyncio
@@ -27,12 +27,10 @@ from graft.v1 import (
 )
 
 from service import scratch
-from service.auth.setup import Door
+from service.auth.access_control import AccessControl
 from service.config import Config
-from service.domain import plain_name
-from service.engine import damage
-from service.engine import head as heads
-from service.engine.engine import Engine, EngineLimits, ModelFiles
+from service.engine.engine import Engine, EngineLimits
+from service.engine.exporter import Exporter
 from service.engine.providers import choose_provider
 from service.engine.runtime import OnnxRuntime, Runtime
 from service.errors import GraftError
@@ -46,32 +44,33 @@ from service.jobs.supervisor import Settings, Supervisor
 from service.jobs.warm import WarmLauncher
 from service.jobs.watch import Watch
 from service.jobs.weights import WeightsCheck
-from service.ops.malloc_trim import FreeMemory
+from service.ops.malloc_trim import MallocTrimmer
 from service.ops.metrics import Metrics
 from service.ops.metrics_server import MetricsServer
+from service.rpc.admission import CallLimits
 from service.rpc.backbones import BackboneServicer
 from service.rpc.datasets import DatasetServicer
-from service.rpc.fine_tuning import FineTuningServicer
-from service.rpc.limits import CallBounds
-from service.rpc.models import Export, ModelServicer
+from service.rpc.fallback import Fallback
+from service.rpc.fine_tune import FineTuningServicer
+from service.rpc.models import ModelServicer
 from service.rpc.open_inference import grpc_predict_v2_pb2_grpc
 from service.rpc.open_inference.servicer import OpenInferenceServicer
-from service.rpc.prediction import PredictionServicer
+from service.rpc.predict import PredictionServicer
 from service.rpc.server import RpcServer, to_register
-from service.rpc.serving import Serving
 from service.storage import private
 from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore, Limits
-from service.storage.models import ModelStore, Removed, VersionRecord
+from service.storage.models import ModelStore
+from service.storage.records import Removed
 from service.storage.registered import BackboneStore
 
 MIB = 2**20
 _STORE_THREADS = 32
 _MOST_HELD = 16
-"""Requests as large as they may be that are answered at once; of smaller ones, more."""
+"""Requests of the largest size that are held at once; more of smaller ones."""
 _HEALTH_TIMEOUT_S = 4.0
-"""Less than what asks waits for."""
+"""Shorter than the timeouts of readiness and liveness probes."""
 _DETOURS = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "HF_ENDPOINT")
 """Variables that send the trainers' downloads through a proxy, or to another host."""
 
@@ -79,9 +78,9 @@ log = logging.getLogger(__name__)
 
 
 class App:
-    """The service, from its configuration; trainers get the environment that is handed in.
+    """Runs the service of a configuration; trainers get the environment that is passed in.
 
-    Tests hand in their own `runtime` and `launcher`.
+    Tests pass their own `runtime` and `launcher`.
     """
 
     def __init__(
@@ -120,12 +119,12 @@ class App:
         await self._stack.__aexit__(kind, error, trace)
 
     async def wait_failed(self) -> None:
-        """Waits until a part that must live has died; raises what it died of."""
+        """Waits until a part that the service needs has failed; raises its error."""
         await self._supervisor.wait_failed()
 
     async def _build(self, stack: AsyncExitStack) -> None:
         config = self._config
-        # Stores are asked in threads; an import of an archive must not hold up the others.
+        # Stores block their threads; an import of an archive must not delay the others.
         asyncio.get_running_loop().set_default_executor(
             ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
         )
@@ -142,15 +141,15 @@ class App:
             }
         )
 
-        stack.callback(FreeMemory().close)
+        stack.callback(MallocTrimmer().close)
 
-        # Who may come in.
-        door = Door(config, metrics)
+        # Access.
+        access = AccessControl(config, metrics)
 
-        # What is on disk.
+        # Storage.
         database = Database(config.data_dir, busy_timeout_s=config.database_timeout_s)
         stack.callback(database.close)
-        # Now that the folder is this server's alone.
+        # Only now does the folder belong to this server alone.
         scratch.prepare(config.data_dir)
         private.close_to_others(config.data_dir)
         artifacts = Artifacts(config.data_dir / "artifacts")
@@ -160,7 +159,7 @@ class App:
         jobs = JobStore(database, config.max_queued_jobs)
         _watch_stores(config.data_dir, metrics, database, jobs, models)
 
-        # What computes.
+        # Inference.
         runtime = self._runtime or _choose_runtime(config, threads, metrics)
         limits = EngineLimits(
             threads=threads,
@@ -168,21 +167,21 @@ class App:
             max_queue=config.max_queue,
             max_bytes=config.model_memory_mb * MIB,
             load_timeout_s=config.load_timeout_s,
-            max_pinned_bytes=config.model_memory_mb * MIB // 2 if door.gate else None,
+            max_pinned_bytes=config.model_memory_mb * MIB // 2 if access.needs_tokens else None,
         )
         engine = Engine(runtime, limits, metrics)
         stack.callback(engine.close)
 
-        # What trains.
+        # Training.
         async def warm(model: str, stored: StoredVersion) -> None:
-            await engine.warm(_files(model, 0, stored))
+            await engine.warm(stored.files(model))
 
         watch = Watch(jobs)
         settings = Settings(
             work_dir=config.data_dir / "work",
             weights_dir=config.weights_folder,
-            allowed_dirs_of=door.allowed_dirs_of,
-            max_stored_bytes_of=door.max_stored_bytes_of,
+            allowed_dirs_of=access.allowed_dirs_of,
+            max_stored_bytes_of=access.max_stored_bytes_of,
             registered_of=backbones.pretrained,
             default_backbone=config.default_backbone,
             cpu_jobs=config.cpu_jobs,
@@ -210,38 +209,35 @@ class App:
 
         rankings = Rankings(models, datasets, self._launcher, settings)
 
-        # Who asks.
-        def resolve(model: str, version: int | None, alias: str | None) -> tuple[int, ModelFiles]:
-            record = models.resolve(model, version, alias)
-            return record.version, _files(record.model, record.version, record)
-
-        models.on_removed = _forgetting(asyncio.get_running_loop(), engine)
+        # RPC.
         fine_tuning = FineTuningServicer(
             jobs,
             datasets,
             watch,
-            Lineage(jobs, models, datasets, door.allowed_dirs_of),
+            Lineage(jobs, models, datasets, access.allowed_dirs_of),
             rankings,
             settings=settings,
             weights=WeightsCheck(config.weights_folder, may_connect=not self._has_detour),
             exported=models.exported_backbones,
         )
-        serving = Serving(engine, resolve, models.fallbacks, metrics)
+        fallback = Fallback(engine, models, metrics)
+        exporter = Exporter()
+        stack.callback(exporter.close)
         prediction = PredictionServicer(
-            serving,
+            fallback,
             max_images=config.max_images,
             timeout_s=config.predict_timeout_s,
         )
         open_inference = OpenInferenceServicer(
             engine,
-            serving,
-            resolve,
+            fallback,
             models,
             version=metadata.version("graft-server"),
             is_ready=lambda: rpc.is_serving,
             max_images=config.max_images,
             timeout_s=config.predict_timeout_s,
         )
+        models.on_removed = _forgetting(asyncio.get_running_loop(), engine, open_inference)
         rpc = RpcServer(
             [
                 to_register(
@@ -265,7 +261,7 @@ class App:
                 ),
                 to_register(
                     model_pb2_grpc.add_ModelServiceServicer_to_server,
-                    ModelServicer(models, _exporter(stack), engine.damage_of),
+                    ModelServicer(models, engine, exporter),
                 ),
                 to_register(
                     grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
@@ -275,32 +271,31 @@ class App:
             metrics,
             config.max_message_mb * MIB,
             accepts_gzip=config.accept_gzip == "yes",
-            gate=door.gate,
-            audit=door.audit,
-            bounds=CallBounds(
+            authenticator=access.authenticator,
+            audit=access.audit,
+            limits=CallLimits(
                 calls=config.max_calls,
                 uploads=config.max_uploads,
                 watchers=config.max_watchers,
                 held_bytes=_MOST_HELD * config.max_message_mb * MIB,
-                late=_MOST_HELD,
                 message_timeout_s=config.message_timeout_s,
             ),
         )
 
         self.metrics_port = _measure(config, stack, metrics, lambda: rpc.is_serving)
-        self.port = await rpc.start(config.address, door.credentials)
-        door.watch(stack, rpc.recheck)
+        self.port = await rpc.start(config.address, access.credentials)
+        access.watch(stack, rpc.recheck)
 
         async def drain() -> None:
             await rpc.refuse()
-            # Watchers would stay as long as their jobs; they come back to the next server.
+            # Watchers would stay until their jobs end; they reconnect to the next server.
             watch.close()
             await asyncio.gather(
                 rpc.drain(config.drain_s), supervisor.close(config.drain_s), rankings.close()
             )
 
         if isinstance(self._launcher, WarmLauncher):
-            # After the drain: until then a job may be given one that waits.
+            # After the drain: until then a job may get a warm trainer.
             stack.push_async_callback(self._launcher.close)
         stack.push_async_callback(drain)
         await supervisor.start()
@@ -327,19 +322,19 @@ def _watch_stores(
 ) -> None:
     metrics.data_free_bytes.set_function(lambda: float(shutil.disk_usage(data_dir).free))
     metrics.database_damaged.set_function(lambda: float(database.is_damaged))
-    metrics.watch_counts("jobs", "Jobs by state.", "state", _if_told(jobs.counts_by_state))
-    metrics.watch_counts("stored", "What is stored, by kind.", "kind", _if_told(models.counts))
+    metrics.watch_counts("jobs", "Jobs by state.", "state", _or_none(jobs.counts_by_state))
+    metrics.watch_counts("stored", "Stored objects by kind.", "kind", _or_none(models.counts))
 
 
-def _if_told(counts: Callable[[], Mapping[str, int]]) -> Callable[[], Mapping[str, int]]:
-    def told() -> Mapping[str, int]:
-        # A database that does not answer must not take all other metrics along.
+def _or_none(counts: Callable[[], Mapping[str, int]]) -> Callable[[], Mapping[str, int]]:
+    def counted() -> Mapping[str, int]:
+        # Without the database's answer, the other metrics are still scraped.
         try:
             return counts()
         except GraftError:
             return {}
 
-    return told
+    return counted
 
 
 def _datasets(
@@ -370,7 +365,7 @@ def _measure(
             metrics.registry,
             config.metrics_host,
             config.metrics_port,
-            _asked_on(asyncio.get_running_loop(), is_serving),
+            _called_on(asyncio.get_running_loop(), is_serving),
         )
     except OSError as error:
         raise OSError(
@@ -382,23 +377,23 @@ def _measure(
     return server.port
 
 
-def _asked_on(
+def _called_on(
     loop: asyncio.AbstractEventLoop, is_serving: Callable[[], bool]
 ) -> Callable[[], bool]:
-    """Asks from another thread; a loop that is stuck serves nobody, so it says False."""
+    """Returns a function for other threads; it returns False while the event loop is stuck."""
 
-    async def ask() -> bool:
+    async def call() -> bool:
         return is_serving()
 
-    def answer() -> bool:
-        asked = asyncio.run_coroutine_threadsafe(ask(), loop)
+    def wait() -> bool:
+        future = asyncio.run_coroutine_threadsafe(call(), loop)
         try:
-            return asked.result(_HEALTH_TIMEOUT_S)
+            return future.result(_HEALTH_TIMEOUT_S)
         except TimeoutError:
-            asked.cancel()
+            future.cancel()
             return False
 
-    return answer
+    return wait
 
 
 def _choose_runtime(config: Config, threads: int, metrics: Metrics) -> Runtime:
@@ -411,54 +406,20 @@ def _choose_runtime(config: Config, threads: int, metrics: Metrics) -> Runtime:
     return OnnxRuntime(provider, threads, config.precision, max_batch=config.max_batch)
 
 
-def _files(name: str, version: int, record: VersionRecord | StoredVersion) -> ModelFiles:
-    return ModelFiles(
-        name=name,
-        version=version,
-        backbone_digest=record.backbone_digest,
-        backbone_path=record.backbone_path,
-        head_digest=record.head_digest,
-        head_path=record.head_path,
-        decoding=record.manifest.decoding,
-    )
-
-
-def _forgetting(loop: asyncio.AbstractEventLoop, engine: Engine) -> Callable[[Removed], None]:
+def _forgetting(
+    loop: asyncio.AbstractEventLoop, engine: Engine, open_inference: OpenInferenceServicer
+) -> Callable[[Removed], None]:
     def forget(removed: Removed) -> None:
-        loop.call_soon_threadsafe(
-            partial(
-                engine.forget,
-                models=[removed.model] if removed.is_model_gone else [],
-                versions=[(removed.model, version) for version in removed.versions],
-                backbones=removed.backbones,
-                heads=removed.heads,
-                paths=removed.paths,
-            )
+        engine.forget(
+            models=[removed.model] if removed.is_model_gone else [],
+            versions=[(removed.model, version) for version in removed.versions],
+            backbones=removed.backbones,
+            heads=removed.heads,
+            paths=removed.paths,
         )
+        open_inference.forget(removed)
 
-    return forget
+    def schedule(removed: Removed) -> None:
+        loop.call_soon_threadsafe(partial(forget, removed))
 
-
-def _exporter(stack: AsyncExitStack) -> Export:
-    # One thread: each that composed a file would keep the memory that it took.
-    threads = ThreadPoolExecutor(1, thread_name_prefix="export")
-    stack.callback(threads.shutdown)
-
-    async def export(record: VersionRecord) -> bytes:
-        return await asyncio.get_running_loop().run_in_executor(threads, _export, record)
-
-    return export
-
-
-def _export(record: VersionRecord) -> bytes:
-    # Imported late: a third of a second and 30 MB that serving does without.
-    from service.engine.export import compose  # noqa: PLC0415
-
-    about = {
-        "model": plain_name(record.model),
-        "version": str(record.version),
-        "dataset_digest": record.manifest.dataset_digest,
-    }
-    backbone = damage.read(record.backbone_path, record.backbone_digest, "backbone")
-    head = heads.load(record.head_path, record.head_digest)
-    return compose(backbone, head, about, record.manifest.decoding)
+    return schedule

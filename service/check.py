@@ -1,9 +1,8 @@
-"""`python -m service.check DATA_DIR`: the stores held against the disk, a line for each fault.
+"""Checks a data folder (`python -m service.check DATA_DIR`): prints a line for each problem.
 
-Of a stopped server everything is looked at. After a kill, what the next start
-sweeps is passed over. Of a running server only what two looks, some seconds
-apart, both saw is told: the first may see things on their way. Changes nothing,
-and holds no lock.
+Compares the database with the files. After a kill, files that the next start removes are
+no problem. On a live server a problem is reported only if two scans, some seconds apart,
+find it; the first may have caught a write in progress. Changes nothing, and takes no lock.
 """
 
 import argparse
@@ -23,9 +22,8 @@ Server = Literal["stopped", "killed", "running"]
 EXIT_SOUND = 0
 EXIT_BROKEN = 1
 EXIT_NO_FOLDER = 2
-LOOK_AGAIN_S = 5.0
-MAX_TOLD = 1000
-"""Most lines."""
+RESCAN_S = 5.0
+MAX_PROBLEMS = 1000
 
 
 def problems(
@@ -33,23 +31,24 @@ def problems(
     server: Server = "stopped",
     *,
     reads_contents: bool = True,
-    look_again_s: float = LOOK_AGAIN_S,
+    rescan_s: float = RESCAN_S,
 ) -> list[str]:
-    """What is broken in a data folder, at most 1000 lines; empty when all is well.
+    """Returns the problems of a data folder, at most 1000 lines; empty for a sound one.
 
-    `server` says what became of the one that used the folder. Raises
+    `server` says how the server of this folder ended, or that it still runs. Without
+    `reads_contents` no file is read and compared with its digest. Raises
     FileNotFoundError where there is no database.
     """
-    found = _look(data_dir, server, reads_contents)
+    found = _scan(data_dir, server, reads_contents)
     if server == "running" and found:
-        time.sleep(look_again_s)
-        still = set(_look(data_dir, server, reads_contents))
-        found = [line for line in found if line in still]
+        time.sleep(rescan_s)
+        again = set(_scan(data_dir, server, reads_contents))
+        found = [line for line in found if line in again]
     return found
 
 
-def _look(data_dir: Path, server: Server, reads_contents: bool) -> list[str]:
-    return list(itertools.islice(_lines(data_dir, server, reads_contents), MAX_TOLD))
+def _scan(data_dir: Path, server: Server, reads_contents: bool) -> list[str]:
+    return list(itertools.islice(_lines(data_dir, server, reads_contents), MAX_PROBLEMS))
 
 
 def _lines(data_dir: Path, server: Server, reads_contents: bool) -> Iterator[str]:
@@ -81,31 +80,34 @@ def _lines(data_dir: Path, server: Server, reads_contents: bool) -> Iterator[str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the lines; returns the exit code."""
+    """Prints the problems; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m service.check", description="Checks a data folder against its database."
+        prog="python -m service.check",
+        description="Checks a data folder against its database.",
+        allow_abbrev=False,
     )
     parser.add_argument("data_dir", type=Path, metavar="DATA_DIR")
-    beside = parser.add_mutually_exclusive_group()
-    beside.add_argument(
+    state = parser.add_mutually_exclusive_group()
+    state.add_argument(
         "--running",
         action="store_true",
-        help="a server works on it: tell only what two looks some seconds apart both saw",
+        help="a server uses it: report only what two scans some seconds apart both find",
     )
-    beside.add_argument(
+    state.add_argument(
         "--killed",
         action="store_true",
-        help="its server was killed and not started since: pass over what a start sweeps",
+        help="its server was killed and not started since: ignore what a start removes",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="names and sizes alone; read no file for its digest"
+        "--quick", action="store_true", help="check names and sizes; read no file for its digest"
     )
     given = parser.parse_args(arguments)
     server: Server = "running" if given.running else "killed" if given.killed else "stopped"
     try:
         if server != "running" and storage.is_held(given.data_dir):
             print(
-                f"a server holds {given.data_dir}: what it is at may look broken; see --running",
+                f"a server uses {given.data_dir}: its writes in progress may look like problems; "
+                "see --running",
                 file=sys.stderr,
             )
         found = problems(given.data_dir, server, reads_contents=not given.quick)
@@ -114,8 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_NO_FOLDER
     for line in found:
         print(line)
-    more = " or more" if len(found) == MAX_TOLD else ""
-    print(f"{len(found)}{more} problems" if found else "all is well", file=sys.stderr)
+    more = " or more" if len(found) == MAX_PROBLEMS else ""
+    print(f"{len(found)}{more} problems" if found else "no problems", file=sys.stderr)
     return EXIT_BROKEN if found else EXIT_SOUND
 
 

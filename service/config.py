@@ -1,4 +1,4 @@
-"""The configuration: flags and the environment, read once, checked, and named when bad.
+"""Reads the configuration once, from flags and the environment, and checks it.
 
 The only reader of the environment. Every setting is a flag `--some-name` and a
 variable `GRAFT_SOME_NAME`; the flag wins.
@@ -15,11 +15,11 @@ from typing import Any, Literal, get_args, get_origin
 from service.backbones import BACKBONES, DEFAULT_BACKBONE, TIMM, find
 from service.contract import Precision, ProviderSetting
 
-_OF_THE_CLIENT = {"GRAFT_SERVER", "GRAFT_TOKEN"}
+_CLIENT_VARIABLES = {"GRAFT_SERVER", "GRAFT_TOKEN"}
 
 
 class BadConfig(ValueError):  # noqa: N818
-    """A key or a value is wrong; the message names it and says what is right."""
+    """Raised for a wrong key or value; the message names it and says what is valid."""
 
 
 def _setting(
@@ -30,7 +30,7 @@ def _setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All settings; the texts are the help's and the README's."""
+    """Holds all settings; their texts are also the help's and the README's."""
 
     host: str = _setting("127.0.0.1", "Address that the gRPC port listens on")
     port: int = _setting(50051, "gRPC port; 0 picks a free one", low=0, high=65535)
@@ -106,7 +106,9 @@ class Config:
     max_calls: int = _setting(
         1000, "Most calls of one method at once; more are refused", low=1, high=1_000_000
     )
-    max_uploads: int = _setting(16, "Most uploads and FineTune calls at once", low=1, high=10_000)
+    max_uploads: int = _setting(
+        16, "Most uploads at once, and as many FineTune calls", low=1, high=10_000
+    )
     max_watchers: int = _setting(1000, "Most watchers of jobs at once", low=1, high=1_000_000)
     message_timeout_s: float = _setting(
         60.0, "Longest time for one message to arrive, or to be taken by its reader", low=0.001
@@ -158,31 +160,35 @@ class Config:
     drain_s: float = _setting(
         20.0, "How long calls and trainers may take to end after SIGTERM", low=0
     )
-    test_faults: str = _setting("", "Failures to inject at named points, for tests alone")
+    failpoints: str = _setting("", "Failures to inject at named points, for tests alone")
 
     @property
     def address(self) -> str:
-        """What the gRPC port listens on, HOST:PORT."""
+        """The address of the gRPC port, HOST:PORT."""
         is_bare_v6 = ":" in self.host and not self.host.startswith("[")
         return f"[{self.host}]:{self.port}" if is_bare_v6 else f"{self.host}:{self.port}"
 
     @property
     def weights_folder(self) -> Path:
-        """Where pretrained weights are kept."""
+        """The folder of pretrained weights."""
         return self.weights_dir or self.data_dir / "weights"
 
     @property
     def feature_cache(self) -> Path | None:
-        """Where features are kept between jobs; None where none are."""
+        """The file of features that are kept between jobs; None if none are kept."""
         return self.data_dir / "features.sqlite" if self.feature_cache_mb else None
 
 
 def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
-    """Reads flags and environment; raises BadConfig, or exits for --help and bad flags."""
+    """Returns the settings; raises BadConfig, or exits for --help and unknown flags.
+
+    Flags may not be abbreviated: an abbreviation would mean another flag, or none, as soon
+    as a setting is added.
+    """
     settings = {_variable(f.name): f for f in fields(Config)}
     values: dict[str, Any] = {}
     for key, text in environment.items():
-        if not key.startswith("GRAFT_") or key in _OF_THE_CLIENT:
+        if not key.startswith("GRAFT_") or key in _CLIENT_VARIABLES:
             continue
         if key not in settings:
             near = difflib.get_close_matches(key, settings, n=1)
@@ -195,6 +201,7 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
         epilog="Each flag is also an environment variable, GRAFT_ and its name in capitals; the "
         "flag wins.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
+        allow_abbrev=False,
     )
     for setting in fields(Config):
         parser.add_argument(
@@ -212,13 +219,13 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
             f"--max-images is {config.max_images}, more than --max-queue, {config.max_queue}: "
             "a call of so many images would be refused for ever"
         )
-    _check_door(config)
+    _check_access(config)
     _check_folders(config)
     return config
 
 
 def table() -> str:
-    """The settings as a Markdown table, for the README."""
+    """Returns the settings as a Markdown table, for the README."""
     rows = ["| Variable | Flag | Default | Meaning |", "| --- | --- | --- | --- |"]
     for f in fields(Config):
         default = _show(f.default)
@@ -229,14 +236,14 @@ def table() -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address; no name but localhost is looked up."""
+    """Tells whether only this machine reaches an address; resolves no name but localhost."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host.lower() == "localhost"
 
 
-def _check_door(config: Config) -> None:
+def _check_access(config: Config) -> None:
     if (config.tls_cert_file is None) != (config.tls_key_file is None):
         given, missing = "--tls-cert-file", "--tls-key-file"
         if config.tls_cert_file is None:
@@ -302,7 +309,7 @@ def _parse(key: str, text: str, setting: Any) -> Any:
             noun = "a whole number" if kind is int else "a number"
             raise BadConfig(f"{key} is {text!r}; it must be {noun}") from None
         low, high = setting.metadata["low"], setting.metadata["high"]
-        # Written so that NaN fails too.
+        # Written so that NaN fails, too.
         if not (low is None or number >= low) or not (high is None or number <= high):
             bounds = f"at least {low}" if high is None else f"from {low} to {high}"
             raise BadConfig(f"{key} is {text}; it must be {bounds}")

@@ -17,7 +17,7 @@ or after SIGTERM. Knows no torch, no gRPC, no database.
 """
 
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -53,6 +53,12 @@ __all__ = [  # what it passes on; its own names follow
     "ReadSummary",
     "Reason",
 ]
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+AtLeastZero = Annotated[float, msgspec.Meta(ge=0)]
+BelowOne = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Epochs = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 
 MOST_RANKED_IMAGES = 2000
 """Backbones are ranked on at most so many images, a stratified sample of more."""
@@ -92,8 +98,8 @@ class Auto(msgspec.Struct, frozen=True, tag="auto"):
 class FeatureBased(msgspec.Struct, frozen=True, tag="feature_based", kw_only=True):
     """Frozen backbone, new head. `l2` as in the proto; None means cross-validated."""
 
-    l2: float | None = None
-    augmented_views: int = 0
+    l2: Positive | None = None
+    augmented_views: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
     """Randomly cropped and flipped copies of each training image, beside it."""
 
 
@@ -101,12 +107,12 @@ class ModelBased(msgspec.Struct, frozen=True, tag="model_based", kw_only=True):
     """The last stages, all layers, or those from a stage on. None means the recipe's choice."""
 
     recipe: Literal["auto", "classic"] = "auto"
-    epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    momentum: float | None = None
-    weight_decay: float | None = None
-    label_smoothing: float | None = None
+    epochs: Epochs | None = None
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
+    learning_rate: Positive | None = None
+    momentum: BelowOne | None = None
+    weight_decay: AtLeastZero | None = None
+    label_smoothing: BelowOne | None = None
     train_from_stage: str = ""
     freeze_batch_norm: bool | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -116,11 +122,11 @@ class Augmentation(msgspec.Struct, frozen=True, kw_only=True):
     """How images that are learned from are varied; None means the recipe's choice."""
 
     mirror: bool | None = None
-    min_scale: float | None = None
+    min_scale: Annotated[float, msgspec.Meta(ge=0.05, le=1)] | None = None
     """Least part of an image's area that a random crop has."""
-    rotation_degrees: float | None = None
+    rotation_degrees: Annotated[float, msgspec.Meta(ge=0, le=180)] | None = None
     """At most, to either side."""
-    colour: float | None = None
+    colour: Share | None = None
     """Most that brightness, contrast and saturation change by, as a part of them."""
     trivial_augment: bool | None = None
 
@@ -139,10 +145,10 @@ class DomainAdaptation(msgspec.Struct, frozen=True, tag="domain_adaptation", kw_
     """Publish the adapted model also where it does not look better than source-only."""
     evaluate_on_target: bool = False
     """The target's folders name its classes: measured with, never trained with."""
-    epochs: int | None = None
+    epochs: Epochs | None = None
     """Of the techniques that train the network; None means the recipe's choice."""
-    batch_size: int | None = None
-    learning_rate: float | None = None
+    batch_size: Annotated[int, msgspec.Meta(ge=2, le=4096)] | None = None
+    learning_rate: Positive | None = None
 
 
 Method = Auto | FeatureBased | ModelBased | DomainAdaptation
@@ -156,20 +162,20 @@ BASELINES: tuple[Baseline, ...] = (
 class Gate(msgspec.Struct, frozen=True, kw_only=True):
     """What a version must reach to be published; None asks for nothing."""
 
-    min_accuracy: float | None = None
-    min_class_recall: float | None = None
+    min_accuracy: Share | None = None
+    min_class_recall: Share | None = None
     """Of every class that `class_recalls` does not name."""
-    class_recalls: dict[str, float] = {}
+    class_recalls: dict[str, Share] = {}
     """The least recall by class."""
     not_worse_than: str = ""
     """An alias: paired on the same images, by the classes of its version; "" asks for nothing."""
-    max_regression: float = 0.03
+    max_regression: Annotated[float, msgspec.Meta(ge=0, le=0.5)] = 0.03
     """Of accuracy, 0 to 1: it must be shown (one-sided, 95 %) that no more is lost."""
     when_uncertain: Literal["hold", "promote"] = "hold"
     """What becomes of a version where a check is undecided."""
-    max_parity_difference: float | None = None
+    max_parity_difference: Positive | None = None
     """Of a probability, between PyTorch and what serves."""
-    max_latency_ms: float | None = None
+    max_latency_ms: Positive | None = None
     """Of one image on an idle engine, decoding included; the median."""
     alias: str = ""
     """An alias that moves to the version when it passes, beside `latest`."""

@@ -5,7 +5,9 @@ Knows nothing of storage, sockets or threads.
 
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -213,6 +215,22 @@ class ImageDecoding(msgspec.Struct, frozen=True):
 
 DEFAULT_DECODING = ImageDecoding()
 """The decoding for images that no version is to classify."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a version of a model lies on disk; digests name what is in memory."""
+
+    name: str
+    """The model's key, for metrics and for fairness."""
+    version: int
+    """For statistics; 0 while it has no number."""
+    backbone_digest: str
+    backbone_path: Path
+    head_digest: str
+    head_path: Path
+    decoding: ImageDecoding = DEFAULT_DECODING
+    """Says how its images become pixels."""
 
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]

@@ -1,16 +1,18 @@
-"""What can go wrong, in the words of the domain; no gRPC in here.
+"""Errors that callers see: each has a reason, a reason belongs to one kind, a kind has a code.
 
-Each class is a kind of error (what the caller can do about it), each instance
-carries a `Reason` (which error it is, for programs) and a message that says
-what was wrong and what to do. `service.rpc.status` alone turns them into
-statuses. Anything that is not a `GraftError` is a fault of ours.
+A kind (a class) says what the caller can do about it, a `Reason` which error it is, for
+programs, and the message what was wrong and what to do. `KINDS` is the one table from
+which the statuses of calls and of failed jobs come, and to which the contract's reasons
+and the client's classes are held by tests. Any other exception is a fault of the service.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import ClassVar, Final
 
 
 class Reason(StrEnum):
-    """The names of `graft.v1.ErrorReason`, without the prefix; documented there."""
+    """Names of `graft.v1.ErrorReason`, without the prefix; documented there."""
 
     INTERNAL = "INTERNAL"
     INVALID_FIELD = "INVALID_FIELD"
@@ -58,6 +60,7 @@ class Reason(StrEnum):
     DEVICE_UNAVAILABLE = "DEVICE_UNAVAILABLE"
     TOKEN_MISSING = "TOKEN_MISSING"  # nosec B105  # noqa: S105 - a reason
     TOKEN_UNKNOWN = "TOKEN_UNKNOWN"  # nosec B105  # noqa: S105 - a reason
+    TOKEN_EXPIRED = "TOKEN_EXPIRED"  # nosec B105  # noqa: S105 - a reason
     ROLE_MISSING = "ROLE_MISSING"
 
 
@@ -67,6 +70,9 @@ class GraftError(Exception):
     `field` names the request's field that was wrong, as a path ("images[3]");
     `retry_after_s` says when trying again makes sense.
     """
+
+    code: ClassVar[str] = "INTERNAL"
+    """Name of the status code, as in `google.rpc.Code`."""
 
     def __init__(
         self,
@@ -83,49 +89,138 @@ class GraftError(Exception):
         self.retry_after_s = retry_after_s
 
 
-class InvalidInput(GraftError):  # noqa: N818 - named for what happened, as its siblings
+class InvalidInput(GraftError):
     """The request itself is wrong; sending it again will not help."""
 
+    code = "INVALID_ARGUMENT"
 
-class NotFound(GraftError):  # noqa: N818
+
+class NotFound(GraftError):
     """The named thing does not exist."""
 
-
-class Unauthenticated(GraftError):  # noqa: N818
-    """Nobody knows who calls."""
+    code = "NOT_FOUND"
 
 
-class NotAllowed(GraftError):  # noqa: N818
+class Unauthenticated(GraftError):
+    """The caller brings no proof of who it is, or none that is known."""
+
+    code = "UNAUTHENTICATED"
+
+
+class NotAllowed(GraftError):
     """The caller may not do this."""
 
+    code = "PERMISSION_DENIED"
 
-class AlreadyExists(GraftError):  # noqa: N818
+
+class AlreadyExists(GraftError):
     """The name is taken by something else."""
 
-
-class WrongState(GraftError):  # noqa: N818
-    """The request is fine, but not in the state that things are in."""
+    code = "ALREADY_EXISTS"
 
 
-class Exhausted(GraftError):  # noqa: N818
-    """A bound is reached: a queue, a quota, the disk."""
+class WrongState(GraftError):
+    """The request is fine, but something must change before it can be served."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class Exhausted(GraftError):
+    """A limit is reached: a queue, a quota, the disk, memory."""
+
+    code = "RESOURCE_EXHAUSTED"
 
 
 class OverQuota(Exhausted):
-    """A bound of the caller's tenant is reached; `subject` names which, "calls_per_second"."""
+    """A limit of the caller's tenant is reached; `subject` names which, "calls_per_second"."""
 
     def __init__(self, subject: str, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(Reason.QUOTA_EXCEEDED, message, retry_after_s=retry_after_s)
         self.subject = subject
 
 
-class Expired(GraftError):  # noqa: N818
-    """The deadline passed before the answer was ready."""
+class Expired(GraftError):
+    """The time was over before there was a result."""
+
+    code = "DEADLINE_EXCEEDED"
 
 
-class Unavailable(GraftError):  # noqa: N818
-    """Not now; try again later."""
+class Unavailable(GraftError):
+    """The service cannot do this now; try again later."""
+
+    code = "UNAVAILABLE"
 
 
-class Damaged(GraftError):  # noqa: N818
+class Damaged(GraftError):
     """Something that was stored cannot be read any more."""
+
+    code = "DATA_LOSS"
+
+
+class Aborted(GraftError):
+    """The work was begun and failed; the same request would fail again."""
+
+    code = "ABORTED"
+
+
+class Internal(GraftError):
+    """The service failed, through no fault of the request."""
+
+    code = "INTERNAL"
+
+
+KINDS: Final[Mapping[Reason, type[GraftError]]] = {
+    reason: kind
+    for kind, reasons in {
+        InvalidInput: (
+            Reason.INVALID_FIELD,
+            Reason.IMAGE_UNREADABLE,
+            Reason.IMAGE_TOO_LARGE,
+            Reason.TENSOR_INVALID,
+            Reason.ARCHIVE_UNSAFE,
+            Reason.ARCHIVE_TOO_LARGE,
+            Reason.ARCHIVE_UNREADABLE,
+            Reason.DATASET_UNUSABLE,
+            Reason.BACKBONE_UNUSABLE,
+        ),
+        NotFound: (
+            Reason.MODEL_NOT_FOUND,
+            Reason.VERSION_NOT_FOUND,
+            Reason.ALIAS_NOT_FOUND,
+            Reason.JOB_NOT_FOUND,
+            Reason.DATASET_NOT_FOUND,
+            Reason.BACKBONE_NOT_FOUND,
+            Reason.PATH_NOT_FOUND,
+        ),
+        Unauthenticated: (Reason.TOKEN_MISSING, Reason.TOKEN_UNKNOWN, Reason.TOKEN_EXPIRED),
+        NotAllowed: (Reason.ROLE_MISSING, Reason.PATH_NOT_ALLOWED),
+        AlreadyExists: (Reason.REQUEST_ID_REUSED,),
+        WrongState: (
+            Reason.JOB_FINISHED,
+            Reason.DATASET_IN_USE,
+            Reason.ALIAS_IN_USE,
+            Reason.ALIAS_RESERVED,
+            Reason.NO_EARLIER_VERSION,
+            Reason.NOT_A_CANDIDATE,
+            Reason.BASE_DATA_GONE,
+            Reason.MODEL_IN_USE,
+            Reason.BACKBONE_IN_USE,
+            Reason.WEIGHTS_UNAVAILABLE,
+            Reason.DEVICE_UNAVAILABLE,
+        ),
+        Exhausted: (
+            Reason.QUEUE_FULL,
+            Reason.TOO_MANY_CALLS,
+            Reason.QUOTA_EXCEEDED,
+            Reason.STORAGE_FULL,
+            Reason.OUT_OF_MEMORY,
+        ),
+        Expired: (Reason.DEADLINE_EXCEEDED, Reason.TIME_BUDGET_EXCEEDED),
+        Unavailable: (Reason.SHUTTING_DOWN, Reason.STORAGE_BUSY),
+        Damaged: (Reason.MODEL_UNLOADABLE, Reason.STORAGE_DAMAGED),
+        Aborted: (Reason.TRAINING_FAILED,),
+        Internal: (Reason.INTERNAL, Reason.TRAINER_CRASHED, Reason.PARITY_FAILED),
+    }.items()
+    for reason in reasons
+}
+"""Maps every reason to its kind."""

@@ -1,9 +1,9 @@
 """Chooses where this process, its libraries and its trainers put temporary files.
 
-`TMPDIR` says where, and has to be a folder that can be written. Without it they lie in
-the data folder, the one place that surely can be: a container's other file systems are
-often read-only. A trainer's then go with its job's folder. What a process that was
-killed left there is removed at the next start.
+`TMPDIR` names the folder, which must be writable. Without it temporary files lie in the
+data folder, which always is: a container's other file systems are often read-only. Those
+of a trainer are then deleted with its job's folder. Files that a killed process left are
+removed at the next start.
 """
 
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 def use(data_dir: Path, environment: Mapping[str, str]) -> None:
     """Sets where this process's temporary files go; raises BadConfig for a bad `TMPDIR`.
 
-    Makes no folder yet: `prepare` does, once the data folder is this process's.
+    Makes no folder yet: `prepare` does, once this process holds the data folder.
     """
     if given := environment.get(VARIABLE):
         try:
@@ -35,19 +35,19 @@ def use(data_dir: Path, environment: Mapping[str, str]) -> None:
                 f"({error.strerror}): name a folder that can be, or unset it to have them in the "
                 "data folder"
             ) from None
-    # SQLite reads the variable itself.
+    # SQLite reads the environment variable.
     os.environ[VARIABLE] = tempfile.tempdir = str(_folder(data_dir))
 
 
 def prepare(data_dir: Path) -> None:
-    """Makes the folder in the data folder, and removes what an earlier process left there."""
+    """Makes the folder in the data folder, and removes an earlier process's files."""
     folder = _folder(data_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         left = list(folder.iterdir())
     except OSError:
-        # Models are served without any, as on a full disk.
-        log.exception("the folder for temporary files cannot be made or seen")
+        # Models can be served without temporary files, such as on a full disk.
+        log.exception("the folder for temporary files cannot be made or listed")
         return
     for path in left:
         if path.is_dir() and not path.is_symlink():

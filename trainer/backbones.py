@@ -133,7 +133,7 @@ def load(backbone: str, weights: str, seed: int, weights_dir: Path) -> Backbone:
     """Builds a network and fills it with its weights.
 
     Raises InvalidInput for an unknown name, and for a file of another network's tensors;
-    Unavailable (WEIGHTS_UNAVAILABLE) when the weights cannot be had.
+    WrongState (WEIGHTS_UNAVAILABLE) when the weights cannot be had.
     """
     asked = Weights(backbone, weights, seed, weights_dir)
     with torch.random.fork_rng(devices=[]):

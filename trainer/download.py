@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from service.backbones import DEFAULT_BACKBONE
-from service.errors import GraftError, InvalidInput, Reason, Unavailable
+from service.errors import GraftError, InvalidInput, Reason, WrongState
 from trainer import liveness
 
 TIMEOUT_S = 30.0
@@ -33,7 +33,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def download(url: str, path: Path, prefix: str) -> None:
     """Puts the file at a URL, whose sha256 begins with `prefix`, at a path.
 
-    Raises Unavailable (WEIGHTS_UNAVAILABLE) where it cannot, or not in time.
+    Raises WrongState (WEIGHTS_UNAVAILABLE) where it cannot, or not in time.
     """
     _within_limit(url, path, lambda: _to_file(url, path, prefix))
 
@@ -77,7 +77,7 @@ def _within_limit(url: str, path: Path, work: Callable[[], None]) -> None:
     except (GraftError, MemoryError):
         raise
     except Exception as error:  # those of two clients of HTTP, which share no base class
-        raise Unavailable(
+        raise WrongState(
             Reason.WEIGHTS_UNAVAILABLE,
             f"the pretrained weights {path.name} are not in {path.parent} and could not be "
             f"downloaded from {url} ({error}): put the file there under this name, allow the "

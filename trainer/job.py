@@ -31,7 +31,7 @@ from service.contract import (
 from service.engine.head import Floats, Head
 from service.engine.providers import ProviderUnavailable, choose_provider
 from service.engine.runtime import OnnxRuntime
-from service.errors import GraftError, Reason
+from service.errors import NotFound, Reason, WrongState
 from trainer import answers, divided
 from trainer.arrays import Ints
 from trainer.backbone_file import OPSET, BackboneFile
@@ -71,7 +71,7 @@ class Job:
         try:
             provider = choose_provider(spec.provider)
         except ProviderUnavailable as error:
-            raise GraftError(Reason.DEVICE_UNAVAILABLE, str(error)) from error
+            raise WrongState(Reason.DEVICE_UNAVAILABLE, str(error)) from error
         # Images are many, and run side by side.
         self.runtime = OnnxRuntime(provider, spec.threads, spec.precision, is_narrow=True)
         self.cache = _cache(spec, self.send)
@@ -159,7 +159,7 @@ class Job:
         )
         if self.is_registered:
             if self.known is None:
-                raise GraftError(
+                raise NotFound(
                     Reason.BACKBONE_NOT_FOUND,
                     f"the file of the registered backbone {pretrained.backbone} is not on this "
                     "server: register it again, or name another backbone",

@@ -27,12 +27,15 @@ _FALLBACK_LEAD = 4.0
 from: between the best for classes that lie far apart (13) and close together (1)."""
 _MOST_COMPARED = 1000
 """Images that candidates are compared on; a search on more takes long."""
+_MOST_CLASSES = 100
+"""Of those; time grows with the square of them, and a part of the classes tells as well which
+features part them."""
 _LEAST_OF_CLASS = 5
-"""Of those."""
+"""Of those images."""
 _FOLDS_COMPARED = 5
 """More are joined by twos to compare candidates by."""
-_STRONGER = 2
-"""Strengths that are tried beyond the best of a comparison."""
+_AROUND = 2
+"""Strengths that are tried on either side of the best of a comparison."""
 _COMPARISON = 0.6
 """Of the time that candidates are compared and one is searched in, about."""
 _FLOOR = 0.1
@@ -184,7 +187,8 @@ def deviation(features: Floats) -> Doubles:
 class _Choice:
     """Compares candidates, on a sample where images are many, and searches the chosen one.
 
-    What is said of a fold's images is by the candidate that the other folds chose.
+    Each fold's images are answered by the candidate that the other folds chose, where all
+    classes were compared.
     """
 
     def __init__(
@@ -205,7 +209,7 @@ class _Choice:
         self._pool = pool
         self._on_progress = on_progress
         self._strength: dict[int, float] = {}
-        """The best of each candidate, of those that were compared."""
+        """The best of each candidate, of those that were compared among all classes."""
         self._found: dict[int, tuple[Space, Found]] = {}
 
     def best(self) -> tuple[int, Space, Found]:
@@ -225,37 +229,43 @@ class _Choice:
         fold = self._folds[compared]
         fold = fold[fold >= 0]
         chosen = _chosen(losses, np.ones(len(fold), np.bool_))
-        by_fold = {int(f): _chosen(losses, fold != f) for f in np.unique(fold)}
         space, found = self._searched(chosen)
+        if len(self._strength) < count:
+            # A second search among so many classes would take minutes, for one choice of
+            # few that some of the classes made.
+            return chosen, space, found
         assert found.out_of_fold is not None
-        told = found.out_of_fold.copy()
-        for f, at in by_fold.items():
-            if at != chosen:
+        answers = found.out_of_fold.copy()
+        for f in np.unique(fold):
+            if (at := _chosen(losses, fold != f)) != chosen:
                 other = self._searched(at)[1].out_of_fold
                 assert other is not None
-                told[self._folds == f] = other[self._folds == f]
-        true = told[held, self._targets[held]].astype(np.float64)
+                answers[self._folds == f] = other[self._folds == f]
+        true = answers[held, self._targets[held]].astype(np.float64)
         loss = -float(np.log(np.maximum(true, _TINY)).mean())
-        return chosen, space, replace(found, out_of_fold=told, loss=loss)
+        return chosen, space, replace(found, out_of_fold=answers, loss=loss)
 
     def _losses(self, at: int, compared: Ints) -> Doubles:
         """Held-out losses of a candidate on images [m] at places: those that are held out.
 
         By half as many folds and every second strength, which rank candidates as well.
         """
-        targets, n = self._targets[compared], len(self._targets)
+        n = len(self._targets)
+        present, targets = np.unique(self._targets[compared], return_inverse=True)
+        classes = len(present)
         candidate = self._candidates[at]
         views = len(candidate.rows) // n
         places = np.concatenate([compared + n * view for view in range(views)])
         space = Space(candidate.scaled(places))
         owners = np.arange(len(places)) % len(compared)
         folds = _merged(self._folds[compared], targets)
-        search = Search(space, targets, owners, self._classes, folds, self._pool, patience=2)
+        search = Search(space, targets, owners, classes, folds, self._pool)
         part = _COMPARISON / len(self._candidates)
-        found = search.best(
-            strengths(self._classes)[::2], lambda done: self._on_progress(part * (at + done))
-        )
-        self._strength[at], answers = found.strength, found.out_of_fold
+        tried = strengths(classes)
+        found = search.best(tried[::2], lambda done: self._on_progress(part * (at + done)))
+        if classes == self._classes:
+            self._strength[at] = found.strength
+        answers = found.out_of_fold
         assert answers is not None
         rows = ~np.isnan(answers[:, 0])
         losses: Doubles = -np.log(np.maximum(answers[rows, targets[rows]], _TINY), dtype=np.float64)
@@ -267,11 +277,10 @@ class _Choice:
             owners = np.arange(len(space.x)) % len(self._targets)
             search = Search(space, self._targets, owners, self._classes, self._folds, self._pool)
             l2 = [self._l2 / space.scale**2] if self._l2 is not None else strengths(self._classes)
-            done = 0.0
+            done = _COMPARISON if len(self._candidates) > 1 else 0.0
             if at in self._strength:
-                # Stronger ones were tried, and lose.
-                l2 = l2[max(0, l2.index(self._strength[at]) - _STRONGER) :]
-                done = _COMPARISON
+                place = l2.index(self._strength[at])
+                l2 = l2[max(0, place - _AROUND) : place + _AROUND + 1]
             found = search.best(l2, lambda part: self._on_progress(done + (1 - done) * part))
             self._found[at] = space, found
         return self._found[at]
@@ -289,8 +298,15 @@ def _chosen(losses: Sequence[Doubles], by: npt.NDArray[np.bool_]) -> int:
 def _sample(targets: Ints, folds: Ints) -> Ints:
     """Places of images that candidates are compared on: all of them where they are few.
 
-    Every class keeps its share, at least `_LEAST_OF_CLASS`, spread over its folds.
+    Of many classes some, spread over all; each keeps its share, at least
+    `_LEAST_OF_CLASS`, spread over its folds.
     """
+    present = np.unique(targets)
+    spread = np.linspace(0, len(present) - 1, min(len(present), _MOST_CLASSES))
+    some = present[spread.round().astype(np.int64)]
+    if len(some) < len(present):
+        places = np.flatnonzero(np.isin(targets, some))
+        return places[_sample(np.searchsorted(some, targets[places]), folds[places])]
     n = len(targets)
     if n <= _MOST_COMPARED:
         return np.arange(n)

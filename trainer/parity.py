@@ -17,7 +17,7 @@ from service.engine.head import Floats, Head
 from service.engine.preprocess import Pixels
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime, Session
-from service.errors import GraftError, Reason
+from service.errors import Internal, Reason
 from trainer.backbone_file import BackboneFile, decoding
 from trainer.data import Files
 from trainer.feature_cache import FeatureCache
@@ -65,7 +65,7 @@ def check(
     agreement = float((answers.argmax(axis=1) == wanted.argmax(axis=1)).mean())
     # Written so that NaN fails too.
     if not difference <= MAX_DIFFERENCE:
-        raise GraftError(
+        raise Internal(
             Reason.PARITY_FAILED,
             f"the exported model differs from {reference.title} by {difference:.2g} in a "
             f"probability (at most {MAX_DIFFERENCE:g} is allowed; {agreement:.0%} of the best "

@@ -24,6 +24,8 @@ _AS_GOOD = 1.03
 """The weakest strength is taken whose loss is at most so many times the least: the loss is
 flat there, and the more images are learned from, as by the head that is served, the weaker
 the best."""
+_PATIENCE = 2
+"""A search ends when so many strengths in a row were no better by a hundredth."""
 _SHARPNESS = np.geomspace(0.02, 60, 24)
 """Tried for the temperature: how far the highest logit lies above the mean of all."""
 _ROWS_AT_ONCE = 2**18
@@ -33,10 +35,11 @@ def strengths(classes: int) -> list[float]:
     """Penalties to try, strongest first, times the features' mean square norm.
 
     A class's share of the loss falls with the number of classes, and so does the
-    penalty that it bears.
+    penalty that it bears. Much stronger ones all leave the nearest class mean, a plateau
+    on which a search would end.
     """
-    count = 10 + math.ceil(math.log(max(classes, 2) / 2, _STEP))
-    return [_STEP**-i for i in range(count)]
+    weaker = math.log(max(classes, 2) / 2, _STEP)
+    return [_STEP**-i for i in range(math.floor(weaker), 10 + math.ceil(weaker))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,6 @@ class Search:
         classes: int,
         folds: Ints,
         pool: Executor,
-        patience: int = 3,
     ) -> None:
         self._space = space
         self._targets = targets
@@ -72,13 +74,12 @@ class Search:
         self._classes = classes
         self._pool = pool
         self._shares = np.bincount(targets, minlength=classes)
-        self._patience = patience
         self._held = [np.flatnonzero(folds == f) for f in np.unique(folds[folds >= 0])]
 
     def best(self, candidates: Sequence[float], on_progress: Callable[[float], None]) -> Found:
         """Goes from strong to weak, each fold from its solution before.
 
-        Ends when for every voter two in a row were worse than the best. Where images
+        Ends when for every voter `_PATIENCE` in a row were no better. Where images
         are many, a part of the folds ranks, and the others are fitted with the best
         strength alone.
         """
@@ -95,9 +96,7 @@ class Search:
         crossed = np.empty((len(rows), self._classes), np.float32)
         served = np.empty_like(crossed)
         inverses = np.empty(len(self._held))
-        voters = _Voters(
-            [len(held) for held in self._held[:ranking]], self._prior_entropy(), self._patience
-        )
+        voters = _Voters([len(held) for held in self._held[:ranking]], self._prior_entropy())
         served_start = starts[0]
         for i, l2 in enumerate(candidates):
             for f, problem in enumerate(problems):
@@ -167,7 +166,7 @@ class _Voters:
     All folds but one for each fold, then all; by what is theirs alone.
     """
 
-    def __init__(self, sizes: Sequence[int], prior_entropy: float, patience: int) -> None:
+    def __init__(self, sizes: Sequence[int], prior_entropy: float) -> None:
         count = len(sizes)
         self._starts = np.cumsum([0, *sizes[:-1]])
         self._ballots = 1 - np.eye(count + 1, count)
@@ -176,7 +175,7 @@ class _Voters:
         self._worse = np.zeros(count + 1, dtype=np.int64)
         self._is_done = np.zeros(count + 1, dtype=bool)
         self._has_learned = np.zeros(count + 1, dtype=bool)
-        self._prior_entropy, self._patience = prior_entropy, patience
+        self._prior_entropy = prior_entropy
         self.choices = np.zeros(count + 1, dtype=np.int64)
         self.inverses: Doubles = np.ones(count + 1)
         """Of the temperatures."""
@@ -203,7 +202,7 @@ class _Voters:
         # Flat is not worth the time of more and more weak strengths, each slower.
         is_progress = (loss < self._least * LEARNED) | ~self._has_learned
         self._worse = np.where(is_progress, 0, self._worse + 1)
-        self._is_done |= self._worse == self._patience
+        self._is_done |= self._worse == _PATIENCE
         self._least = np.minimum(self._least, loss)
         self.choices[preferred] = strength
         self.inverses[preferred] = found[preferred]

@@ -26,7 +26,7 @@ from service.contract import (
 from service.engine import preprocess
 from service.engine.head import Floats
 from service.engine.runtime import OnnxRuntime, Session
-from service.errors import GraftError, Reason
+from service.errors import GraftError, NotFound, Reason
 from trainer import linear, transferability
 from trainer.arrays import Doubles, Ints
 from trainer.backbone_file import BackboneFile
@@ -150,7 +150,7 @@ class BackboneScoring:
     def _export(self, deadline: float, folder: Path) -> Path:
         backbone, weights = self.pretrained.backbone, self.pretrained.weights
         if is_registered(backbone):
-            raise GraftError(
+            raise NotFound(
                 Reason.BACKBONE_NOT_FOUND,
                 f"the file of {backbone} is not on this server: register it again",
             )

@@ -31,7 +31,7 @@ from service.contract import (
 from service.domain import DEFAULT_DECODING, ImageDecoding
 from service.engine.providers import ProviderUnavailable, choose_provider
 from service.engine.runtime import OnnxRuntime
-from service.errors import GraftError, InvalidInput, Reason, Unavailable
+from service.errors import InvalidInput, Reason, WrongState
 from trainer import folds, transferability
 from trainer.arrays import Doubles, Ints
 from trainer.data import Part, Source
@@ -82,7 +82,7 @@ def choose(
 
     Where none could be scored in time, the cheapest that is here, and that is said.
     `runtime` is what serves; the spec's `data_dir` and `provider` are not looked at.
-    Raises Unavailable (WEIGHTS_UNAVAILABLE) when no backbone could be had.
+    Raises WrongState (WEIGHTS_UNAVAILABLE) when no backbone could be had.
     """
     started = time.monotonic()
     entrants, ranked = _ranked(spec, part, runtime, started, send)
@@ -98,7 +98,7 @@ def choose(
         )
         send(Note("warning", text))
         return cheapest.pretrained, ranked
-    raise Unavailable(
+    raise WrongState(
         Reason.WEIGHTS_UNAVAILABLE,
         f"no backbone could be chosen: {ranked.explanation} Name one in the request",
     )
@@ -264,7 +264,7 @@ def _runtime(spec: RankSpec) -> OnnxRuntime:
     try:
         return OnnxRuntime(choose_provider(spec.provider), spec.threads, spec.precision)
     except ProviderUnavailable as error:
-        raise GraftError(Reason.DEVICE_UNAVAILABLE, str(error)) from error
+        raise WrongState(Reason.DEVICE_UNAVAILABLE, str(error)) from error
 
 
 def _explained(why: str, rows: Sequence[RankedBackbone], absent: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 
 from service.backbones import NO_LICENCE, TIMM
 from service.backbones import Backbone as Row
-from service.errors import InvalidInput, Reason, Unavailable
+from service.errors import InvalidInput, Reason, WrongState
 from trainer.download import download_from_hub
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def download(row: Row, path: Path) -> None:
     said = timm.get_pretrained_cfg(row.network)
     if said is None or not said.hf_hub_id:
         where = f" but at {said.url}" if said is not None and said.url else ""
-        raise Unavailable(
+        raise WrongState(
             Reason.WEIGHTS_UNAVAILABLE,
             f"timm has no weights of {row.name} on the Hugging Face Hub{where}: put them into the "
             f"folder of weights {path.parent.parent} and name them by weights 'file:NAME', or say "

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.backbones import FILE, HOSTS, NO_LICENCE, PIN, RANDOM, found
-from service.errors import GraftError, InvalidInput, Reason, Unavailable
+from service.errors import GraftError, InvalidInput, Reason, WrongState
 from trainer import liveness
 
 if TYPE_CHECKING:
@@ -106,12 +106,12 @@ class Weights:
             return True  # and reading says what to do
 
     def fetch(self) -> None:
-        """Downloads them where need be; raises Unavailable (WEIGHTS_UNAVAILABLE)."""
+        """Downloads them where need be; raises WrongState (WEIGHTS_UNAVAILABLE)."""
         if self.is_available():
             return
         assert self._path is not None
         if self.is_file:
-            raise Unavailable(
+            raise WrongState(
                 Reason.WEIGHTS_UNAVAILABLE,
                 f"there is no file {self._path.name} in the folder of weights "
                 f"{self._path.parent}: put it there, or name one that is",
@@ -127,7 +127,7 @@ class Weights:
                 download(self._url, self._path, self._prefix)
 
     def read(self) -> "State":
-        """Returns the tensors by name, fetched if need be; raises Unavailable."""
+        """Returns the tensors by name, fetched if need be; raises WrongState."""
         if self._path is None:
             return _tensors(_file_of(self._name.rpartition("-")[0]))
         self.fetch()
@@ -137,7 +137,7 @@ class Weights:
                 if not self.is_named_by_digest:
                     what = "what its name says"
                     remedy = f"delete it, or put the file from {self._url} there"
-                raise Unavailable(
+                raise WrongState(
                     Reason.WEIGHTS_UNAVAILABLE,
                     f"{self._path} is not {what}: its sha256 begins with {actual[:_PINNED]}, not "
                     f"with {self._prefix}; {remedy}",
@@ -148,7 +148,7 @@ class Weights:
         """Sets a network's tensors to those of the same names, which must be all and no others.
 
         Others may begin with one of `heads`, and are left out. Raises InvalidInput about a
-        file, Unavailable (WEIGHTS_UNAVAILABLE) about what was published.
+        file, WrongState (WEIGHTS_UNAVAILABLE) about what was published.
         """
         own = network.state_dict()
         problems = [
@@ -178,7 +178,7 @@ class Weights:
         where = "install the versions that pyproject.toml names"
         if self._path is not None:
             where = f"delete {self._path}, or put the right file there"
-        return Unavailable(Reason.WEIGHTS_UNAVAILABLE, f"{text}; {where}")
+        return WrongState(Reason.WEIGHTS_UNAVAILABLE, f"{text}; {where}")
 
     @property
     def _url(self) -> str:
@@ -207,7 +207,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise Unavailable(
+        raise WrongState(
             Reason.WEIGHTS_UNAVAILABLE,
             f"this user may not read the pretrained weights {path} ({error.strerror}): let it read "
             f"the file and enter the folder (chmod a+rX {path.parent} {path}), or give this "
@@ -248,7 +248,7 @@ def _tensors(path: Path) -> "State":
     except (OSError, MemoryError):
         raise
     except Exception as error:  # torch's and safetensors' own, of many kinds
-        raise Unavailable(
+        raise WrongState(
             Reason.WEIGHTS_UNAVAILABLE,
             f"{path} holds no tensors by name that can be read ({type(error).__name__}): write "
             "them with safetensors, or with torch.save(network.state_dict(), FILE)",

@@ -1,1 +1,1 @@
-"""The auth package."""
+"""Authentication and authorisation: tokens, roles, quotas, TLS and the audit log."""

@@ -1,11 +1,13 @@
-"""The access file: what stands in it, read and checked; the only one who knows its format.
+"""The access file: its format (TOML, docs/access.md), read and checked.
 
-TOML, docs/access.md says how. It holds hashes of secrets and never a secret, and
-its errors name keys and tell no values of them that could be one.
+It holds hashes of secrets and never a secret, and its errors quote no value that
+could be one.
 """
 
+import datetime
 import hashlib
 import hmac
+import math
 import os
 import re
 import stat
@@ -17,29 +19,24 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from service.auth.principal import Caller, Quota, Role
+from service.auth.principal import Principal, Role
+from service.auth.quota import Quota
+from service.auth.reload import BadFile
 from service.domain import check_name
 from service.errors import InvalidInput
 
 MIB: Final = 2**20
 MAX_FILE_BYTES: Final = 16 * MIB
 MAX_RANKINGS: Final = 2
-"""Of a tenant at once: all tenants wait for one turn."""
+"""Rankings of one tenant that wait or run: all tenants share one process for them."""
 
-# No "_" in an id, so that a token falls into its parts in one way only.
+# No "_" in an id, so that a token can be split in one way only.
 _ID = r"[a-z0-9][a-z0-9.-]{0,62}"
 _TOKEN = re.compile(rf"graft_({_ID})_([A-Za-z0-9_-]{{20,200}})")
 
-Signature = tuple[int, int, int, int]
-"""What changes with a file: inode, size, times of modification and of change."""
-
-
-class BadAccessFile(ValueError):  # noqa: N818
-    """The access file cannot be used; the message says where, why and what to do."""
-
 
 class TenantEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[tenants.NAME]`; what is left out has no bound, but for folders: there are none then."""
+    """`[tenants.NAME]`. A limit that is left out is none; no `allowed_dirs` means no folders."""
 
     calls_per_second: Annotated[float, msgspec.Meta(gt=0)] | None = None
     concurrent_jobs: Annotated[int, msgspec.Meta(ge=0)] | None = None
@@ -52,26 +49,29 @@ class TokenEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     id: Annotated[str, msgspec.Meta(pattern=f"^{_ID}$")]
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-    """Of the token's secret, lower-case hex."""
+    """Hash of the token's secret, lower-case hex."""
     tenant: str
     roles: Annotated[list[Role], msgspec.Meta(min_length=1)]
+    expires: Annotated[datetime.datetime, msgspec.Meta(tz=True)] | None = None
 
 
 @dataclass(frozen=True)
 class Token:
-    """What is known of one token."""
+    """A token of the file."""
 
     sha256: str = field(repr=False)
-    caller: Caller
+    principal: Principal
+    expires_at: float = math.inf
+    """Seconds since 1970; infinite for a token without expiry."""
 
-    def is_of(self, secret: str) -> bool:
-        """Whether this is its secret; takes as long for a wrong one as for the right one."""
+    def matches(self, secret: str) -> bool:
+        """Tells whether this is the token's secret, in constant time."""
         return hmac.compare_digest(digest(secret), self.sha256)
 
 
 @dataclass(frozen=True)
 class AccessList:
-    """Who may come in, and what their tenants may read."""
+    """The content of an access file."""
 
     tokens: Mapping[str, Token]
     """By id."""
@@ -80,62 +80,61 @@ class AccessList:
     quotas: Mapping[str, Quota]
     """By tenant."""
     missing: tuple[str, ...] = ()
-    """Folders that tenants name and that are not there; in no tenant's list. For people."""
+    """Warnings about folders that tenants name and that do not exist; no tenant gets them."""
     shared: tuple[str, ...] = ()
-    """Folders that more than one tenant reads. For people."""
+    """Warnings about folders that more than one tenant may read."""
 
 
 def split(token: str) -> tuple[str, str] | None:
-    """A token's id and its secret; None for what is not shaped like a token."""
+    """Splits a token into its id and its secret; None if it has not the form of a token."""
     match = _TOKEN.fullmatch(token)
     return (match[1], match[2]) if match else None
 
 
 def digest(secret: str) -> str:
-    """What the file holds of a secret."""
+    """Hashes a secret as the file holds it: SHA-256 in hex."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def signature(found: os.stat_result) -> Signature:
-    """Tells one state of a file from another."""
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+def shown_time(seconds: float) -> str:
+    """Formats seconds since 1970 for people, in UTC."""
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def read(path: Path, server_dirs: Sequence[Path]) -> tuple[AccessList, Signature]:
+def read(path: Path, server_dirs: Sequence[Path]) -> AccessList:
     """Reads and checks a file; `server_dirs` are the server's own folders, resolved.
 
-    Raises BadAccessFile, and nothing else.
+    Raises BadFile, and nothing else.
     """
     try:
         with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise BadAccessFile(
+            mode = os.fstat(file.fileno()).st_mode
+            if mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise BadFile(
                     f"the access file {path} can be written by others than its owner (mode "
-                    f"{stat.S_IMODE(found.st_mode):04o}), who could let themselves in: "
-                    f"chmod go-w {path}"
+                    f"{stat.S_IMODE(mode):04o}), who could let themselves in: chmod go-w {path}"
                 )
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise BadAccessFile(f"the access file {path} cannot be read: {error.strerror}") from error
+        raise BadFile(f"the access file {path} cannot be read: {error.strerror}") from error
     try:
-        return parse(content, server_dirs), signature(found)
-    except BadAccessFile as error:
-        raise BadAccessFile(f"the access file {path}: {error}") from None
+        return parse(content, server_dirs)
+    except BadFile as error:
+        raise BadFile(f"the access file {path}: {error}") from None
 
 
 def parse(content: bytes, server_dirs: Sequence[Path]) -> AccessList:
-    """As `read`, from a file's content."""
+    """Checks the content of a file, as `read` does; raises BadFile."""
     if len(content) > MAX_FILE_BYTES:
-        raise BadAccessFile(f"it is larger than {MAX_FILE_BYTES // MIB} MiB")
+        raise BadFile(f"it is larger than {MAX_FILE_BYTES // MIB} MiB")
     try:
         document = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadAccessFile(f"it is no TOML: {error}") from None
+        raise BadFile(f"it is no TOML: {error}") from None
     tenants, tokens = tables(document)
-    # What a file looks like while somebody writes it in place.
+    # As a file is while somebody writes it in place.
     if not tenants and not tokens:
-        raise BadAccessFile("it is empty: give it a [tenants.NAME] and [[tokens]]")
+        raise BadFile("it is empty: give it a [tenants.NAME] and [[tokens]]")
     quotas = {
         name: Quota(
             entry.calls_per_second,
@@ -153,53 +152,54 @@ def parse(content: bytes, server_dirs: Sequence[Path]) -> AccessList:
     for number, entry in enumerate(tokens, 1):
         where = f"[[tokens]] number {number}, id {entry.id!r}"
         if entry.id in found:
-            raise BadAccessFile(f"{where}: another token has this id already")
+            raise BadFile(f"{where}: another token has this id already")
         if entry.tenant not in tenants:
-            raise BadAccessFile(
+            raise BadFile(
                 f"{where}: there is no tenant {entry.tenant!r}; add [tenants.{entry.tenant}]"
             )
-        caller = Caller(
+        principal = Principal(
             entry.id,
             entry.tenant,
             frozenset(entry.roles),
             quotas[entry.tenant],
             token_sha256=entry.sha256,
         )
-        found[entry.id] = Token(entry.sha256, caller)
+        expires_at = entry.expires.timestamp() if entry.expires else math.inf
+        found[entry.id] = Token(entry.sha256, principal, expires_at)
     folders: dict[str, tuple[Path, ...]] = {}
     missing: list[str] = []
     for name, tenant in tenants.items():
-        there = []
+        existing = []
         for text in tenant.allowed_dirs:
             where = f"[tenants.{name}] allowed_dirs names {text!r}"
             folder = _folder(where, text, server_dirs)
             if folder is None:
                 missing.append(f"{where}, which is no folder that can be read")
             else:
-                there.append(folder)
-        folders[name] = tuple(there)
+                existing.append(folder)
+        folders[name] = tuple(existing)
     return AccessList(found, folders, quotas, tuple(missing), _shared(folders))
 
 
 def tables(document: Mapping[str, Any]) -> tuple[dict[str, TenantEntry], list[TokenEntry]]:
-    """The file's tables, each checked by itself; raises BadAccessFile."""
-    strangers = sorted(document.keys() - {"tenants", "tokens"})
-    if strangers:
-        raise BadAccessFile(
-            f"the key {strangers[0]!r} is not known; at the top there are [tenants.NAME] and "
+    """Checks each of the file's tables by itself; raises BadFile."""
+    unknown = sorted(document.keys() - {"tenants", "tokens"})
+    if unknown:
+        raise BadFile(
+            f"the key {unknown[0]!r} is not known; at the top there are [tenants.NAME] and "
             "[[tokens]]"
         )
     tenants, tokens = document.get("tenants", {}), document.get("tokens", [])
     if not isinstance(tenants, dict):
-        raise BadAccessFile("tenants must be tables, [tenants.NAME]")
+        raise BadFile("tenants must be tables, [tenants.NAME]")
     if not isinstance(tokens, list):
-        raise BadAccessFile("tokens must be an array of tables, [[tokens]]")
+        raise BadFile("tokens must be an array of tables, [[tokens]]")
     entries = {}
     for name, table in tenants.items():
         try:
             check_name(name, "tenant")
         except InvalidInput as error:
-            raise BadAccessFile(f"[tenants.{name[:80]}]: {error.message}") from None
+            raise BadFile(f"[tenants.{name[:80]}]: {error.message}") from None
         entries[name] = _convert(table, TenantEntry, f"[tenants.{name}]")
     return entries, [
         _convert(table, TokenEntry, f"[[tokens]] number {number}")
@@ -215,41 +215,43 @@ def _convert(table: object, kind: type[Entry], where: str) -> Entry:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as error:
         known = ", ".join(kind.__struct_fields__)
-        # The path's "$" means the table, which `where` names already.
-        told = str(error).replace("`$.", "`")
-        raise BadAccessFile(f"{where}: {told}; it may hold {known}") from None
+        # The path's "$" is the table, which `where` names already.
+        problem = str(error).replace("`$.", "`")
+        if problem.endswith("`expires`"):
+            problem += ", as in expires = 2027-01-31T00:00:00Z"
+        raise BadFile(f"{where}: {problem}; it may hold {known}") from None
 
 
 def _folder(where: str, text: str, server_dirs: Sequence[Path]) -> Path | None:
-    """The resolved folder; None for one that is not there, as while a share is not mounted."""
+    """Resolves a folder; None if it does not exist, as while a share is not mounted."""
     folder = Path(text)
     if not folder.is_absolute() or "\0" in text:
-        raise BadAccessFile(f"{where}, which is no absolute path of a folder")
+        raise BadFile(f"{where}, which is no absolute path of a folder")
     try:
-        is_there = folder.is_dir()
+        exists = folder.is_dir()
         folder = folder.resolve()
     except (OSError, RuntimeError):
         # A share that is gone, or a loop of links.
         return None
     if not any(folder.is_relative_to(allowed) for allowed in server_dirs):
-        raise BadAccessFile(
+        raise BadFile(
             f"{where}, which lies in none of the server's own folders: add it to "
             "GRAFT_ALLOWED_DIRS, or take it out here"
         )
-    return folder if is_there else None
+    return folder if exists else None
 
 
 def _shared(folders: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:
-    """Where a tenant's folder is another's too, or lies in it."""
+    """Lists the folders of tenants that are another tenant's too, or lie in one."""
     owner_of: dict[Path, str] = {}
     for tenant, own in folders.items():
         for folder in own:
             owner_of.setdefault(folder, tenant)
-    told = []
+    found = []
     for tenant, own in folders.items():
         for folder in own:
             owners = (owner_of.get(above, tenant) for above in (folder, *folder.parents))
             other = next((owner for owner in owners if owner != tenant), None)
             if other is not None:
-                told.append(f"[tenants.{tenant}] and [tenants.{other}] both read {str(folder)!r}")
-    return tuple(told)
+                found.append(f"[tenants.{tenant}] and [tenants.{other}] both read {str(folder)!r}")
+    return tuple(found)

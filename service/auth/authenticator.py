@@ -1,228 +1,274 @@
-"""Who calls, and whether they may: tokens, roles and calls per second.
+"""Authenticates calls: which principal makes one, whether its role and its quota allow it.
 
-Owns the access list that is in force, and reads the file again when it changes;
-a new file that is no good leaves the old list in force. Tokens are looked at in
-here and go nowhere: not into logs, errors or reprs. `watch` ends when it is
-cancelled.
+Secrets of tokens are compared in here and go nowhere else: not into logs, errors
+or reprs.
 """
 
-import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from service.auth import access_file, roles
-from service.auth.access_file import AccessList, BadAccessFile, Token
-from service.auth.principal import Caller
+from service.auth.access_file import AccessList, Token
+from service.auth.principal import EVERYBODY, Principal
+from service.auth.quota import CallMeter
+from service.auth.reload import Reloaded
 from service.errors import OverQuota, Reason, Unauthenticated
 from service.ops.metrics import Metrics
 
-METADATA_KEY: Final = "authorization"
-LOOK_EVERY_S: Final = 1.0
-"""How often the file is looked at: what a deleted token still has, and a read more."""
+Metadata = Sequence[tuple[str, str | bytes]]
+"""A call's headers as they came; a key may stand in it more than once."""
 
-# Compared with where no token has the id, so that this takes as long as a wrong secret.
-_NOBODY: Final = Token("0" * 64, Caller("", "", frozenset()))
+METADATA_KEY: Final = "authorization"
+EXPIRY_WARNING_S: Final = 7 * 24 * 3600.0
+"""Tokens that expire within this time are warned about."""
+
+# Compared for unknown ids, so that they take as long as a wrong secret.
+_NO_TOKEN: Final = Token("0" * 64, Principal("", "", frozenset()))
 
 log = logging.getLogger(__name__)
 
 
-class Access:
-    """The gate of a server that has an access file."""
+class Authenticator(Protocol):
+    """Decides who may call what."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several tenants share the server, so that none may take all of it."""
+
+    def admit(self, method: str, metadata: Metadata) -> Principal:
+        """Returns the principal of a call, whose method is "/graft.v1.ModelService/GetModel".
+
+        Raises Unauthenticated, NotAllowed or OverQuota.
+        """
+
+    def recheck(self, method: str, principal: Principal) -> None:
+        """Raises Unauthenticated or NotAllowed if the principal may not go on with its call."""
+
+    def wait_s(self, principal: Principal) -> float:
+        """Counts one more request of a stream and returns 0.0; or returns the seconds to wait."""
+
+
+class AllowAll:
+    """Admits every call as EVERYBODY."""
+
+    is_shared = False
+
+    def admit(self, method: str, metadata: Metadata) -> Principal:  # noqa: ARG002
+        """Returns EVERYBODY."""
+        return EVERYBODY
+
+    def recheck(self, method: str, principal: Principal) -> None:
+        """Raises nothing."""
+
+    def wait_s(self, principal: Principal) -> float:  # noqa: ARG002
+        """Returns 0.0."""
+        return 0.0
+
+
+class TokenAuthenticator:
+    """Admits calls by the tokens of an access file, which it reads again when it changes.
+
+    `poll` may run in another thread; everything else belongs to the event loop.
+    """
 
     def __init__(
         self,
         path: Path,
         server_dirs: Sequence[Path],
         metrics: Metrics,
+        *,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        """Reads the file; raises BadAccessFile. `server_dirs`: the server's folders, resolved."""
-        self._path, self._server_dirs = path, server_dirs
-        self._metrics = metrics
-        self._clock = clock
-        self._list, self._seen = access_file.read(path, server_dirs)
-        self._complaint = ""
-        self._failing = metrics.reload_failing.labels("access_file")
-        self._failing.set(0)
-        _warn(set(), self._list)
-        self._buckets: dict[str, _Bucket] = {}
+        """Reads the file; raises BadFile.
+
+        `server_dirs` are the server's folders, resolved; `now` gives seconds since 1970.
+        """
+        self._file = Reloaded(
+            "access_file", [path], lambda: access_file.read(path, server_dirs), metrics
+        )
+        self._next_expiry = metrics.next_token_expiry
+        self._now = now
+        self._meter = CallMeter(clock)
+        self._expired: Set[str] = set()
+        self._warned: Set[tuple[str, float]] = set()
+        _warn_of_folders(set(), self._list)
+        self._check_expiry()
+
+    @property
+    def _list(self) -> AccessList:
+        return self._file.value
 
     @property
     def is_shared(self) -> bool:
-        """Whether there are several tenants."""
+        """Whether the file has several tenants."""
         return len(self._list.quotas) > 1
 
-    def admit(self, method: str, metadata: Mapping[str, str | bytes]) -> Caller:
-        """Says who calls; raises Unauthenticated, NotAllowed or OverQuota."""
-        who = self._who(metadata)
-        roles.check_role(who, method)
-        rate = who.quota.calls_per_second
-        if rate is not None:
-            self._take(who.tenant, rate)
-        return who
-
-    def recheck(self, method: str, who: Caller) -> None:
-        """Raises when the token that let a caller in was taken back, or lost the role since.
-
-        For calls that go on: their quota was taken when they began.
-        """
-        token = self._list.tokens.get(who.name)
-        # The same file mostly, so that this costs next to nothing.
-        if token is not None and token.caller is who:
-            return
-        if token is None or token.sha256 != who.token_sha256 or token.caller.tenant != who.tenant:
-            raise _unknown()
-        roles.check_role(token.caller, method)
-
-    def wait_s(self, who: Caller) -> float:
-        """Takes a call for one more request of a stream, 0; or says when there is one to take."""
-        # The quota that is in force, which may be another than when the stream began.
-        quota = self._list.quotas.get(who.tenant)
-        if quota is None or quota.calls_per_second is None:
-            return 0.0
-        return self._bucket(who.tenant, quota.calls_per_second).take(
-            quota.calls_per_second, self._clock()
-        )
-
-    def allowed_dirs_of(self, tenant: str) -> tuple[Path, ...]:
-        """The folders that a tenant's jobs may read, resolved; none for a tenant that is gone."""
-        return self._list.allowed_dirs.get(tenant, ())
-
-    def max_stored_bytes_of(self, tenant: str) -> int | None:
-        """What a tenant may store; None means no bound, nothing for a tenant that is gone."""
-        quota = self._list.quotas.get(tenant)
-        return quota.stored_bytes if quota else 0
-
-    def knows(self, token_id: str) -> bool:
-        """Whether a token has this id; nothing is said of its secret."""
-        return token_id in self._list.tokens
-
-    def look(self) -> None:
-        """Reads the file again if it changed; logs what happened, raises nothing."""
-        before = self._list
-        try:
-            is_same = access_file.signature(self._path.stat()) == self._seen and not self._complaint
-            # A folder that was not there may have come.
-            if is_same and not before.missing:
-                return
-            found, self._seen = access_file.read(self._path, self._server_dirs)
-        except (BadAccessFile, OSError) as error:
-            self._complain(str(error))
-            return
-        if is_same and found == before:
-            return
-        gone = sorted(before.tokens.keys() - found.tokens.keys())
-        new = sorted(found.tokens.keys() - before.tokens.keys())
-        self._list, self._complaint = found, ""
-        self._failing.set(0)
-        _warn({*before.missing, *before.shared}, found)
-        self._metrics.reloads.labels("access_file", "ok").inc()
-        log.info("access file read again", extra={"new_tokens": new, "gone_tokens": gone})
-
-    def _complain(self, what: str) -> None:
-        self._failing.set(1)
-        # Once for each thing that is wrong, not once a second.
-        if what != self._complaint:
-            self._complaint = what
-            self._metrics.reloads.labels("access_file", "failed").inc()
-            log.error("the access file is no good; the one before stays in force: %s", what)
-
-    async def watch(self, on_change: Callable[[], None] = lambda: None) -> None:
-        """Looks at the file until it is cancelled; calls `on_change` after each new list."""
-        # A network's file system may take its time; and a thread of its own, since a token that
-        # was taken back must not wait for the stores' threads, which its owner may keep busy.
-        thread = ThreadPoolExecutor(1, thread_name_prefix="access")
-        try:
-            while True:
-                await asyncio.sleep(LOOK_EVERY_S)
-                before = self._list
-                try:
-                    await asyncio.get_running_loop().run_in_executor(thread, self.look)
-                    if self._list is not before:
-                        on_change()
-                except Exception:
-                    log.exception("the access file could not be looked at; trying again")
-        finally:
-            thread.shutdown(wait=False)
-
-    def _who(self, metadata: Mapping[str, str | bytes]) -> Caller:
-        given = metadata.get(METADATA_KEY)
-        if not given:
-            raise Unauthenticated(
-                Reason.TOKEN_MISSING,
-                "this server wants to know who calls: send the metadata authorization: Bearer "
-                "TOKEN (the graft command takes it from GRAFT_TOKEN)",
-            )
-        parts = split_header(given)
-        token_id, secret = parts or ("", "")
-        token = self._list.tokens.get(token_id, _NOBODY)
-        if not token.is_of(secret) or token is _NOBODY:
-            raise _unknown()
-        return token.caller
-
-    def _take(self, tenant: str, rate: float) -> None:
-        wait_s = self._bucket(tenant, rate).take(rate, self._clock())
+    def admit(self, method: str, metadata: Metadata) -> Principal:
+        """Returns the principal; raises Unauthenticated, NotAllowed or OverQuota."""
+        principal = self._authenticate(metadata)
+        roles.check_role(principal, method)
+        rate, tenant = principal.quota.calls_per_second, principal.tenant
+        wait_s = 0.0 if rate is None else self._meter.take(tenant, rate)
         if wait_s > 0:
             raise OverQuota(
                 "calls_per_second",
                 f"tenant {tenant} may make {rate:g} calls a second; try again in {wait_s:.2g} s",
                 retry_after_s=wait_s,
             )
+        return principal
 
-    def _bucket(self, tenant: str, rate: float) -> "_Bucket":
-        bucket = self._buckets.get(tenant)
-        if bucket is None:
-            bucket = self._buckets[tenant] = _Bucket(_room(rate), self._clock())
-        return bucket
+    def recheck(self, method: str, principal: Principal) -> None:
+        """Raises if the principal's token was revoked, has expired or lost the role.
+
+        For calls that go on: their quota was taken when they began.
+        """
+        token = self._list.tokens.get(principal.name)
+        # The same list as a rule, so that this costs next to nothing.
+        if token is None or (
+            token.principal is not principal
+            and (token.sha256, token.principal.tenant) != (principal.token_sha256, principal.tenant)
+        ):
+            raise _unknown()
+        self._check_not_expired(token)
+        if token.principal is not principal:
+            roles.check_role(token.principal, method)
+
+    def wait_s(self, principal: Principal) -> float:
+        """Counts one more request of a stream and returns 0.0; or returns the seconds to wait."""
+        # By the quota in force, which may be another than when the stream began.
+        quota = self._list.quotas.get(principal.tenant)
+        if quota is None or quota.calls_per_second is None:
+            return 0.0
+        return self._meter.take(principal.tenant, quota.calls_per_second)
+
+    def allowed_dirs_of(self, tenant: str) -> tuple[Path, ...]:
+        """Returns the folders that a tenant's jobs may read, resolved; none for an unknown one."""
+        return self._list.allowed_dirs.get(tenant, ())
+
+    def max_stored_bytes_of(self, tenant: str) -> int | None:
+        """Returns how many bytes a tenant may store; None for no limit, 0 for an unknown one."""
+        quota = self._list.quotas.get(tenant)
+        return quota.stored_bytes if quota else 0
+
+    def has_token(self, token_id: str) -> bool:
+        """Tells whether a token has this id, whatever its secret."""
+        return token_id in self._list.tokens
+
+    def poll(self) -> bool:
+        """Reads the file again if it changed; returns whether a principal may have lost its access.
+
+        Logs what changed, which tokens expire soon and which have expired.
+        """
+        before = self._list
+        # A folder that did not exist may exist now.
+        is_new = self._file.poll(is_stale=bool(before.missing))
+        if is_new:
+            found = self._list
+            _warn_of_folders({*before.missing, *before.shared}, found)
+            log.info(
+                "access file read again",
+                extra={
+                    "new_tokens": sorted(found.tokens.keys() - before.tokens.keys()),
+                    "gone_tokens": sorted(before.tokens.keys() - found.tokens.keys()),
+                },
+            )
+        return self._check_expiry() or is_new
+
+    def _check_expiry(self) -> bool:
+        """Updates the metric and logs; returns whether a token has expired since the last check."""
+        now, tokens = self._now(), self._list.tokens
+        expired = {name for name, token in tokens.items() if token.expires_at <= now}
+        self._next_expiry.set(
+            min(
+                (token.expires_at for name, token in tokens.items() if name not in expired),
+                default=float("inf"),
+            )
+        )
+        soon = {
+            (name, token.expires_at)
+            for name, token in tokens.items()
+            if name not in expired and token.expires_at <= now + EXPIRY_WARNING_S
+        }
+        new = expired - self._expired
+        for name in sorted(new):
+            log.warning("the token %s has expired: its calls are refused", name)
+        for name, expires_at in sorted(soon - self._warned):
+            log.warning(
+                "the token %s expires on %s: give its owner another one (graft-token)",
+                name,
+                access_file.shown_time(expires_at),
+            )
+        self._expired, self._warned = expired, soon
+        return bool(new)
+
+    def _authenticate(self, metadata: Metadata) -> Principal:
+        given = list(_authorizations(metadata))
+        if not any(given):
+            raise Unauthenticated(
+                Reason.TOKEN_MISSING,
+                "this server wants to know who calls: send the metadata authorization: Bearer "
+                "TOKEN (the graft command takes it from GRAFT_TOKEN)",
+            )
+        if len(given) > 1:
+            # Something in between may have looked at another one than we would.
+            raise Unauthenticated(
+                Reason.TOKEN_UNKNOWN,
+                f"the call has {len(given)} authorization headers: send one",
+            )
+        token_id, secret = _split(given[0]) or ("", "")
+        token = self._list.tokens.get(token_id, _NO_TOKEN)
+        if not token.matches(secret) or token is _NO_TOKEN:
+            raise _unknown()
+        self._check_not_expired(token)
+        return token.principal
+
+    def _check_not_expired(self, token: Token) -> None:
+        if self._now() >= token.expires_at:
+            raise Unauthenticated(
+                Reason.TOKEN_EXPIRED,
+                f"the token {token.principal.name} expired on "
+                f"{access_file.shown_time(token.expires_at)}: ask the server's operator for "
+                "another",
+            )
 
 
-def _warn(told: Set[str], found: AccessList) -> None:
-    """Of what is allowed and hardly meant, but for what was told before."""
-    for text in found.missing:
-        if text not in told:
-            log.warning("%s: its tenant cannot read there until it is", text)
-    for text in found.shared:
-        if text not in told:
-            log.warning("%s: give each a folder of its own if that is not meant", text)
+def claimed_id(metadata: Metadata) -> str:
+    """Returns the id of the token that a call brings, valid or not; empty if it has no such form.
+
+    For logs: the secret beside it is left out.
+    """
+    parts = (_split(given) for given in _authorizations(metadata))
+    return next((found[0] for found in parts if found), "")
 
 
-def _unknown() -> Unauthenticated:
-    # One text, whatever is wrong with it.
-    return Unauthenticated(
-        Reason.TOKEN_UNKNOWN,
-        "the token is not known: it was mistyped, taken back, or is another server's",
-    )
+def _authorizations(metadata: Metadata) -> Iterator[str | bytes]:
+    return (value for key, value in metadata if key == METADATA_KEY)
 
 
-def split_header(given: str | bytes) -> tuple[str, str] | None:
-    """The token's id and secret from "Bearer TOKEN"; None when it is not shaped so."""
+def _split(given: str | bytes) -> tuple[str, str] | None:
+    """Splits "Bearer TOKEN" into the token's id and secret; None if it has not that form."""
     text = given if isinstance(given, str) else given.decode("ascii", "replace")
     scheme, _, token = text.strip().partition(" ")
     return access_file.split(token.strip()) if scheme.lower() == "bearer" else None
 
 
-def _room(rate: float) -> float:
-    # What a second brings, so that a page of images sent at once is no offence.
-    return max(1.0, rate)
+def _unknown() -> Unauthenticated:
+    # One text for an unknown id and a wrong secret.
+    return Unauthenticated(
+        Reason.TOKEN_UNKNOWN,
+        "the token is not known: it was mistyped, revoked, or is another server's",
+    )
 
 
-@dataclass
-class _Bucket:
-    """A token bucket: what may still be called at `at`, seconds of the clock."""
-
-    left: float
-    at: float
-
-    def take(self, rate: float, now: float) -> float:
-        """Takes a call, 0; or says after how many seconds there is one to take."""
-        self.left = min(_room(rate), self.left + max(0.0, now - self.at) * rate)
-        self.at = now
-        if self.left >= 1:
-            self.left -= 1
-            return 0.0
-        return (1 - self.left) / rate
+def _warn_of_folders(known: Set[str], found: AccessList) -> None:
+    """Logs folders that are allowed and hardly meant, except for warnings that are `known`."""
+    for text in found.missing:
+        if text not in known:
+            log.warning("%s: its tenant cannot read there until it is", text)
+    for text in found.shared:
+        if text not in known:
+            log.warning("%s: give each a folder of its own if that is not meant", text)

@@ -1,60 +1,48 @@
-"""Who makes a call: set once when it is let in, read by whoever serves it."""
+"""Principals: a token's id, tenant and roles; one is bound to the task that serves its call."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal
 
+from service.auth.quota import Quota
 from service.domain import DEFAULT_TENANT, tenant_key
 
 Role = Literal["predict", "train", "admin"]
-"""What a caller may do; `admin` may do what the others may, too, all of it within its tenant."""
+"""Counts within the principal's tenant; `admin` includes the other two."""
 
 
 @dataclass(frozen=True)
-class Quota:
-    """The bounds of a tenant; None means none."""
-
-    calls_per_second: float | None = None
-    concurrent_jobs: int | None = None
-    """Jobs that have not ended."""
-    stored_bytes: int | None = None
-    """Of datasets, versions, registered backbones and jobs."""
-    rankings: int | None = None
-    """Rankings of backbones that wait or run."""
-
-
-@dataclass(frozen=True)
-class Caller:
-    """One caller."""
+class Principal:
+    """An authenticated caller."""
 
     name: str
-    """For the log: the token's id; never the token."""
+    """The token's id, for logs; never the token."""
     tenant: str
     roles: frozenset[Role]
-    quota: Quota = Quota()
+    quota: Quota = field(default_factory=Quota)
     token_sha256: str = field(default="", repr=False, compare=False)
-    """Of the secret that it came with; empty where nobody has one."""
+    """SHA-256 of the secret that was presented, in hex; empty where no token is needed."""
 
     def key(self, model: str) -> str:
-        """The key of the model that this caller calls by a name, whatever was sent as one."""
+        """Returns the key of a model of this principal's tenant, for any name that was sent."""
         return tenant_key(self.tenant, model)
 
 
-EVERYBODY = Caller("anonymous", DEFAULT_TENANT, frozenset({"predict", "train", "admin"}))
-"""The caller where nobody has to say who they are."""
+EVERYBODY = Principal("anonymous", DEFAULT_TENANT, frozenset({"predict", "train", "admin"}))
+"""The principal of every call where no token is needed."""
 
-NOBODY = Caller("nobody", "", frozenset())
-"""Who makes a call that was not let in."""
+UNAUTHENTICATED = Principal("unauthenticated", "", frozenset())
+"""Stands for the principal of a call that was not admitted."""
 
-# Without a default: a call that nobody let in must fail, not pass for everybody's.
-_current: ContextVar[Caller] = ContextVar("caller")
+# No default: a call that was never admitted must fail, not pass for everybody's.
+_current: ContextVar[Principal] = ContextVar("principal")
 
 
-def caller() -> Caller:
-    """Who makes the call that is being served; raises LookupError outside of one."""
+def current() -> Principal:
+    """Returns the principal of the call that is being served; raises LookupError outside one."""
     return _current.get()
 
 
-def enter(who: Caller) -> None:
-    """Says who makes the call that begins in this task."""
-    _current.set(who)
+def enter(principal: Principal) -> None:
+    """Sets the principal of the call that this task serves."""
+    _current.set(principal)

@@ -1,25 +1,25 @@
-"""Who may call what, and which calls change something: the one table.
+"""The table of methods: which roles may call each, and which of them change something.
 
-Total over every method that the server answers, health's apart, which anybody may
-ask; a method that stands nowhere in here is refused. Tenants are none of its
-business: a role counts within the caller's own.
+It holds every method that the server answers except health checks, which anybody
+may call; a method that is not in it is refused. A role counts within the
+principal's own tenant.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from service.auth.principal import Caller, Role
+from service.auth.principal import Principal, Role
 from service.errors import NotAllowed, Reason
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a method asks of its caller."""
+    """The roles that a method needs."""
 
     roles: frozenset[Role]
-    """Any one of them is enough."""
+    """Any one of these is enough."""
     is_change: bool = False
-    """Whether the audit log tells of it."""
+    """Whether calls of it stand in the audit log."""
 
 
 _ANY = Rule(frozenset({"predict", "train", "admin"}))
@@ -91,16 +91,16 @@ RULES: Mapping[str, Rule] = {
 """By full method, "/graft.v1.ModelService/GetModel"."""
 
 
-def check_role(who: Caller, method: str) -> None:
-    """Raises NotAllowed when none of the caller's roles is enough for the method."""
+def check_role(principal: Principal, method: str) -> None:
+    """Raises NotAllowed if none of the principal's roles is enough for the method."""
     rule = RULES.get(method)
     if rule is None:
         raise NotAllowed(
             Reason.ROLE_MISSING, f"nobody may call {method}: no rule says which role it needs"
         )
-    if not rule.roles & who.roles:
+    if not rule.roles & principal.roles:
         needed = " or ".join(sorted(rule.roles, key=_ORDER.index))
-        has = ", ".join(sorted(who.roles, key=_ORDER.index))
+        has = ", ".join(sorted(principal.roles, key=_ORDER.index))
         raise NotAllowed(
             Reason.ROLE_MISSING,
             f"{method.rpartition('/')[2]} needs a token with the role {needed}; this one has "
@@ -109,7 +109,7 @@ def check_role(who: Caller, method: str) -> None:
 
 
 def is_change(method: str) -> bool:
-    """Whether a call of the method changes something that is kept."""
+    """Tells whether a call of the method changes something that is stored."""
     rule = RULES.get(method)
     return rule is not None and rule.is_change
 

@@ -1,33 +1,33 @@
 """The port's certificate: read, checked, and read again when its files change.
 
-gRPC asks for it before every handshake, on threads of its own; connections that
-stand keep what they were made with. New files that are no good are logged, and the
-ones before stay. Knows nothing of who calls.
+gRPC asks for a configuration before every handshake, on threads of its own.
+Connections that stand keep the certificate that they were made with.
 """
 
-import logging
 import ssl
 import threading
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import grpc
 
+from service.auth.reload import BadFile, Reloaded
 from service.ops.metrics import Metrics
 
-log = logging.getLogger(__name__)
+TICKET_LIFETIME_S: Final = 3600.0
+"""Sessions are resumed for at most this long after the last full handshake.
 
-Credentials = grpc.ServerCredentials
-
-
-class BadCertificate(ValueError):  # noqa: N818
-    """A file of the port's certificate is no good; the message names its setting."""
+A resumed session does not look at the client's certificate again, and brings a new
+ticket. A new configuration has new ticket keys, so that all older tickets end.
+"""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where they lie; `client_ca` makes clients show a certificate that it signed."""
+    """Paths of PEM files; with `client_ca`, clients must show a certificate that it signed."""
 
     cert: Path
     key: Path
@@ -35,103 +35,88 @@ class Files:
 
     @property
     def all(self) -> tuple[Path, ...]:
-        """Those that there are."""
-        return (
-            (self.cert, self.key)
-            if self.client_ca is None
-            else (
-                self.cert,
-                self.key,
-                self.client_ca,
-            )
-        )
+        """The paths that are set."""
+        return tuple(path for path in (self.cert, self.key, self.client_ca) if path is not None)
+
+
+@dataclass(frozen=True)
+class _Pem:
+    """Contents of the files."""
+
+    cert: bytes
+    key: bytes = field(repr=False)
+    client_ca: bytes | None
+
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """Builds a configuration; gRPC consumes each one that it is given."""
+        return grpc.ssl_server_certificate_configuration([(self.key, self.cert)], self.client_ca)
 
 
 class Certificate:
-    """What a port shows; its files may be changed while it serves."""
+    """The certificate of a port."""
 
-    def __init__(self, files: Files, metrics: Metrics) -> None:
-        """Reads the files; raises BadCertificate."""
-        self._files = files
-        self._metrics = metrics
+    def __init__(
+        self, files: Files, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Reads the files; raises BadFile."""
+        self._wants_client_certificate = files.client_ca is not None
+        self._files = Reloaded("certificate", files.all, lambda: _read(files), metrics)
+        self._clock = clock
         self._lock = threading.Lock()
-        self._seen = _signature(files)
-        self._first = _read(files)
-        self._failing = metrics.reload_failing.labels("certificate")
-        self._failing.set(0)
+        self._given, self._given_at = self._files.value, clock()
 
-    def credentials(self) -> Credentials:
-        """For a listening port."""
+    def credentials(self) -> grpc.ServerCredentials:
+        """Returns the credentials of a port, which follow the files."""
         return grpc.dynamic_ssl_server_credentials(
-            self._first,
-            # None is allowed, whatever the stubs say: it keeps what there is.
-            cast(Any, self._changed),
-            require_client_authentication=self._files.client_ca is not None,
+            self._given.configuration(),
+            # It may return None, whatever the stubs say, to keep the configuration.
+            cast(Any, self._configuration),
+            require_client_authentication=self._wants_client_certificate,
         )
 
-    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """What to show from now on; None while nothing changed, or what changed is no good."""
+    def poll(self) -> bool:
+        """Reads the files again if they changed; returns whether there is a new certificate."""
+        return self._files.poll()
+
+    def _configuration(self) -> grpc.ServerCertificateConfiguration | None:
         with self._lock:
-            seen = _signature(self._files)
-            if seen == self._seen:
+            current, now = self._files.value, self._clock()
+            if current is self._given and now - self._given_at < TICKET_LIFETIME_S:
                 return None
-            # Remembered in any case: what is no good is told of once, until it changes again.
-            self._seen = seen
-            found, complaint = None, ""
-            try:
-                found = _read(self._files)
-            except BadCertificate as error:
-                complaint = str(error)
-            self._metrics.reloads.labels("certificate", "ok" if found else "failed").inc()
-            self._failing.set(0 if found else 1)
-            if found:
-                log.info("certificate read again", extra={"file": str(self._files.cert)})
-            else:
-                log.error("the new certificate is no good; the one before stays: %s", complaint)
-            return found
+            self._given, self._given_at = current, now
+            return current.configuration()
 
 
-def _signature(files: Files) -> tuple[tuple[int, int, int, int] | None, ...]:
-    return tuple(_of_file(path) for path in files.all)
-
-
-def _of_file(path: Path) -> tuple[int, int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _read(files: Files) -> grpc.ServerCertificateConfiguration:
+def _read(files: Files) -> _Pem:
     cert = _content(files.cert, "--tls-cert-file")
     key = _content(files.key, "--tls-key-file")
-    authorities = _content(files.client_ca, "--tls-client-ca-file") if files.client_ca else None
     _check_certificates(cert, files.cert, "--tls-cert-file")
-    if authorities is not None and files.client_ca is not None:
-        _check_certificates(authorities, files.client_ca, "--tls-client-ca-file")
+    client_ca = None
+    if files.client_ca is not None:
+        client_ca = _content(files.client_ca, "--tls-client-ca-file")
+        _check_certificates(client_ca, files.client_ca, "--tls-client-ca-file")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # The password is for a locked key, which would be asked for on the terminal otherwise.
         context.load_cert_chain(files.cert, files.key, password=lambda: "")
     except (ssl.SSLError, OSError) as error:
         if getattr(error, "reason", "") == "KEY_VALUES_MISMATCH":
-            raise BadCertificate(
+            raise BadFile(
                 f"--tls-key-file {files.key} is not the key of the first certificate in "
                 f"{files.cert}"
             ) from None
-        raise BadCertificate(
+        raise BadFile(
             f"--tls-key-file {files.key} holds no private key that can be read: PEM, without a "
             "password"
         ) from None
-    return grpc.ssl_server_certificate_configuration([(key, cert)], authorities)
+    return _Pem(cert, key, client_ca)
 
 
 def _content(path: Path, setting: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BadCertificate(f"{setting} {path} cannot be read: {error.strerror}") from None
+        raise BadFile(f"{setting} {path} cannot be read: {error.strerror}") from None
 
 
 def _check_certificates(content: bytes, path: Path, setting: str) -> None:
@@ -140,4 +125,4 @@ def _check_certificates(content: bytes, path: Path, setting: str) -> None:
             cadata=content.decode("ascii")
         )
     except (ssl.SSLError, ValueError) as error:
-        raise BadCertificate(f"{setting} {path} holds no certificate in PEM") from error
+        raise BadFile(f"{setting} {path} holds no certificate in PEM") from error

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, TypeVar, overload
 
-from service.domain import DEFAULT_DECODING, Decision, ImageDecoding, plain_name, tenant_of
+from service.domain import Decision, ModelFiles, plain_name, tenant_of
 from service.engine import damage
 from service.engine import head as heads
 from service.engine.damage import Damages, Watch
@@ -31,34 +31,6 @@ __all__ = ["Classified", "Decode", "Engine", "EngineLimits", "ModelFiles", "Outc
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """Names the files of a model's version; digests name what is in memory."""
-
-    name: str
-    """The model's key, for metrics and for fairness."""
-    version: int
-    """For statistics."""
-    backbone_digest: str
-    backbone_path: Path
-    head_digest: str
-    head_path: Path
-    decoding: ImageDecoding = DEFAULT_DECODING
-    """How its images become pixels."""
-
-
-class HasFiles(Protocol):
-    """Has the paths of a version's files."""
-
-    @property
-    def backbone_path(self) -> Path:
-        """Path of its backbone."""
-
-    @property
-    def head_path(self) -> Path:
-        """Path of its head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +143,7 @@ class Engine:
         """Tells whether a model is in memory; does not count as a use."""
         return all(self._memory.has(*key) for key in _keys(files))
 
-    def damage_of(self, files: HasFiles) -> str:
+    def damage_of(self, files: ModelFiles) -> str:
         """Reports what was wrong with a version's files when last read; "" for nothing."""
         return self._damages.of((files.backbone_path, files.head_path))
 

@@ -20,7 +20,7 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -125,22 +125,23 @@ def describe(decoding: ImageDecoding = DEFAULT_DECODING) -> dict[str, float | in
 class Encoded:
     """An image file, whose size can be read before it is decoded; for one thread at a time."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+    def __init__(self, read: Callable[[], bytes]) -> None:
+        self.read = read
+        """Returns the file's bytes, which nothing asks for before its size or its pixels."""
         self._opened: _Opened | None = None
 
     @property
     def pixels(self) -> int:
         """Width times height, from the header, which is read once; 0 for an unreadable one."""
         try:
-            self._opened = self._opened or _open(self._data)
+            self._opened = self._opened or _open(self.read())
         except InvalidInput:
             return 0
         return self._opened.pixels
 
     def __call__(self, decoding: ImageDecoding) -> Pixels:
         """Decodes to `uint8 [size, size, 3]`; errors as `open_image`."""
-        opened, self._opened = self._opened or _open(self._data), None
+        opened, self._opened = self._opened or _open(self.read()), None
         return fit(_upright(opened, decoding), decoding)
 
 

@@ -5,6 +5,7 @@ import unicodedata
 from pathlib import PurePosixPath
 
 from service.errors import InvalidInput, Reason
+from service.ops.escaping import may_name
 
 MAX_LABEL_CHARS = 128
 _MAX_DEPTH = 32
@@ -15,8 +16,6 @@ _MAX_NAME_BYTES = 200
 _MAX_BYTES = 1000
 """Of a whole name: a path may have 4,096, and the folder that it lies in needs some too."""
 
-_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""What shows the letters after it in another order: one name could look like another."""
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -71,7 +70,7 @@ def label_problem(label: str) -> str:
     """Says why a text cannot name a class; empty when it can."""
     if not 1 <= len(label) <= MAX_LABEL_CHARS:
         return f"a class name has 1 to {MAX_LABEL_CHARS} characters, this one {len(label)}"
-    if any(_is_control(char) for char in label):
+    if not may_name(label):
         return "a class name holds no control characters, nor any that turn the text around"
     if "/" in label or "\\" in label:
         return "a class name holds no '/' and no backslash"
@@ -82,17 +81,10 @@ def label_problem(label: str) -> str:
     return ""
 
 
-def _is_control(char: str) -> bool:
-    return char in _TURNING or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
-
-
 def file_name(said: str, place: int) -> str:
     """Returns a name for an image by which people know it: its sender's, made unique."""
     base = PurePosixPath(said.replace("\\", "/")).name
-    kept = "".join(
-        char for char in unicodedata.normalize("NFC", base)
-        if unicodedata.category(char) not in ("Cc", "Cs")
-    )  # fmt: skip
+    kept = "".join(filter(may_name, unicodedata.normalize("NFC", base)))
     kept = kept.encode()[-_MAX_NAME_BYTES:].decode(errors="ignore")
     return f"{place:06d}-{kept}" if kept else f"image {place}"
 

@@ -38,7 +38,8 @@ def size_problems(connection: Connection) -> Iterator[str]:
     for row in connection.execute(
         "SELECT tenant, SUM(noted) AS noted, SUM(actual) AS actual FROM"
         " (SELECT tenant, size_bytes AS noted, 0 AS actual FROM job_bytes UNION ALL"
-        " SELECT tenant, 0, LENGTH(CAST(request_json AS BLOB)) + ? FROM jobs)"
+        " SELECT tenant, 0, LENGTH(CAST(request_json AS BLOB)) + LENGTH(message) + ?"
+        " FROM jobs)"
         " GROUP BY tenant HAVING SUM(noted) <> SUM(actual)",
         (BESIDE_REQUEST_BYTES,),
     ):

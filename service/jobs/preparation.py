@@ -179,9 +179,9 @@ class Preparation:
             return None  # the first of its name has nothing to be worse than
         return Incumbent(
             version=found.version,
-            backbone_path=str(found.backbone_path),
-            head_path=str(found.head_path),
-            head_digest=found.head_digest,
+            backbone_path=str(found.files.backbone_path),
+            head_path=str(found.files.head_path),
+            head_digest=found.files.head_digest,
             decoding=found.manifest.decoding,
             answers_path=str(found.answers_path),
         )

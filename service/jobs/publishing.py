@@ -15,7 +15,7 @@ from functools import partial
 
 from service.contract import Progressed
 from service.domain import plain_name
-from service.errors import Damaged, Exhausted, GraftError, Reason, Unavailable
+from service.errors import Aborted, Exhausted, GraftError, Reason, Unavailable
 from service.jobs.attempt import Done, Ended, unexpected
 from service.jobs.settings import Settings
 from service.jobs.store import JobRecord, JobStore
@@ -144,7 +144,7 @@ class Publishing:
 def _check_is_of(stored: StoredVersion, job: JobRecord) -> None:
     manifest = stored.manifest
     if (manifest.model, manifest.job_id) != (plain_name(job.request.model), job.job_id):
-        raise Damaged(
+        raise Aborted(
             Reason.TRAINING_FAILED,
             f"the trainer's result is one of {manifest.job_id} for {manifest.model}, not of this "
             "job",

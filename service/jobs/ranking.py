@@ -20,14 +20,12 @@ import msgspec
 
 from service.contract import MOST_RANKED_IMAGES, BackbonesRanked, Failed, RankSpec
 from service.errors import (
+    KINDS,
     Exhausted,
     Expired,
-    GraftError,
-    InvalidInput,
     OverQuota,
     Reason,
     Unavailable,
-    WrongState,
 )
 from service.ingest.reader import IMAGES_FOLDER, INDEX_FILE
 from service.jobs import registered
@@ -51,13 +49,6 @@ _SLACK_S = 60.0
 _DEFAULT_BUDGET_S = 60.0
 
 log = logging.getLogger(__name__)
-
-_KINDS: dict[Reason, type[GraftError]] = {
-    Reason.DATASET_UNUSABLE: InvalidInput,
-    Reason.INVALID_FIELD: InvalidInput,
-    Reason.DEVICE_UNAVAILABLE: WrongState,
-    Reason.WEIGHTS_UNAVAILABLE: Unavailable,
-}
 
 
 class Rankings:
@@ -232,8 +223,7 @@ class Rankings:
                 case BackbonesRanked():
                     return record
                 case Failed():
-                    kind = _KINDS.get(record.reason, Exhausted)
-                    raise kind(record.reason, record.message)
+                    raise KINDS[record.reason](record.reason, record.message)
         code = await trainer.wait()
         if code == -signal.SIGKILL:
             raise Exhausted(Reason.OUT_OF_MEMORY, deaths.why_killed("name smaller backbones"))

@@ -1,15 +1,17 @@
-"""What a FineTune or RankBackbones call asked for, checked at the door.
+"""Requests of FineTune and RankBackbones as jobs work by them, with the checks of their fields.
 
-A `JobRequest` is kept with its job as JSON. Field names in errors are those of the
-request's message. Knows no gRPC.
+A `JobRequest` is stored with its job as JSON, beside the message that it was made of. Field names
+in errors are those of the message. Knows no gRPC.
 """
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+import msgspec.inspect
 
 from service import backbones as registry
 from service.contract import (
@@ -43,11 +45,10 @@ from service.ingest.labels import check_given
 from service.jobs.registered import check_registered
 
 AUTO = "auto"
-"""The backbone that the job's own data decides on."""
+"""Names no backbone: the job chooses one by its data."""
 DEFAULT_VALIDATION_FRACTION = 0.2
 MAX_REQUEST_ID_CHARS = 128
 _MAX_CLASS_RECALLS = 1000
-_MAX_AUGMENTED_VIEWS = 16
 _TRAINED_BASELINES = {"full_fine_tune", "from_scratch"}
 _MAX_RANKED = 32
 _MAX_LABELS = 32
@@ -55,30 +56,32 @@ _MAX_KEY_CHARS = 63
 _MAX_VALUE_CHARS = 255
 _MAX_PATH_CHARS = 4096
 
+_Number = msgspec.inspect.IntType | msgspec.inspect.FloatType
+
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request; its images lie at `server_path` or in `dataset_id`, one of the two."""
 
     model: str
-    """Its key."""
+    """The model's key."""
     server_path: str = ""
     dataset_id: str = ""
     target_path: str = ""
-    """Of domain adaptation, this or `target_dataset_id`."""
+    """For domain adaptation, this or `target_dataset_id`."""
     target_dataset_id: str = ""
     backbone: str = ""
     """"" for the server's default, "auto" for the best for the job's data."""
     weights: str = ""
     method: Method = msgspec.field(default_factory=Auto)
-    validation_fraction: float | None = None
+    validation_fraction: Annotated[float, msgspec.Meta(ge=0.05, le=0.5)] | None = None
     """None means 0.2."""
-    outlier_false_alarm_rate: float | None = None
+    outlier_false_alarm_rate: Annotated[float, msgspec.Meta(ge=0.001, le=0.5)] | None = None
     """None means 0.05."""
     grouping: Grouping | None = None
     """With a base, None means the base's."""
     seed: int | None = None
     """None means 0."""
-    time_budget_s: float | None = None
+    time_budget_s: Annotated[float, msgspec.Meta(ge=1)] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     labels: dict[str, str] = {}
     background: str = ""
@@ -97,11 +100,11 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     base_job_id: str = ""
     """The job that made it: its data is found by it, whatever becomes of the version."""
     base_digest: str = ""
-    """Of that data, as it was then."""
+    """The digest of that data, as it was then."""
 
     @property
     def tenant(self) -> str:
-        """Whose job it is."""
+        """Returns the tenant that the job belongs to."""
         return tenant_of(self.model)
 
     @property
@@ -110,7 +113,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.background.lower() or WHITE
 
     def backbone_or(self, default: str) -> str:
-        """The backbone that is meant where the server's default is `default`; may be "auto"."""
+        """Returns the request's backbone, else the server's `default`; may be "auto"."""
         return self.backbone or default
 
     def check(self, default_backbone: str = DEFAULT_BACKBONE, *, needs_images: bool = True) -> None:
@@ -130,24 +133,17 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 "weights are named and the backbone is auto, which takes each backbone's "
                 "pretrained ones: leave weights empty, or name a backbone",
             )
+        _check_bounds(self.method, f"{self.method.__struct_config__.tag}.")
         match self.method:
-            case FeatureBased() as method:
-                _in("feature_based.l2", method.l2, 0, math.inf, above=True)
-                _in("feature_based.augmented_views", method.augmented_views, 0,
-                    _MAX_AUGMENTED_VIEWS)  # fmt: skip
             case ModelBased() as method:
                 self._check_model_based(method, backbone)
             case DomainAdaptation() as method:
                 self._check_domain_adaptation(method, needs_images=needs_images)
-        _in("validation_fraction", self.validation_fraction, 0.05, 0.5)
-        _in("outlier_false_alarm_rate", self.outlier_false_alarm_rate, 0.001, 0.5)
+        _check_bounds(self)
         _check_grouping(self.grouping)
         if self.augmentation is not None:
-            _in("augmentation.min_scale", self.augmentation.min_scale, 0.05, 1)
-            _in("augmentation.rotation_degrees", self.augmentation.rotation_degrees, 0, 180)
-            _in("augmentation.colour", self.augmentation.colour, 0, 1)
+            _check_bounds(self.augmentation, "augmentation.")
         _check_seed(self.seed)
-        _in("time_budget", self.time_budget_s, 1, math.inf, unit=" s")
         _check_labels(self.labels)
         if self.background:
             check_colour(self.background, "background")
@@ -185,12 +181,6 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def _check_model_based(self, method: ModelBased, backbone: str) -> None:
         at = "model_based."
-        _in(at + "epochs", method.epochs, 1, 10_000)
-        _in(at + "batch_size", method.batch_size, 1, 4096)
-        _in(at + "learning_rate", method.learning_rate, 0, math.inf, above=True)
-        _in(at + "momentum", method.momentum, 0, 1, below=True)
-        _in(at + "weight_decay", method.weight_decay, 0, math.inf)
-        _in(at + "label_smoothing", method.label_smoothing, 0, 1, below=True)
         # Of "auto" the trainer knows which backbone it is, and of timm's which stages it has.
         row = registry.find(backbone)
         stages = row.stages if row else ()
@@ -219,21 +209,18 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                     f"{name} is set and the technique {method.technique} trains a head alone: "
                     f"leave it out, or choose one of {', '.join(NETWORK_TECHNIQUES)}",
                 )
-        _in(at + "epochs", method.epochs, 1, 10_000)
-        _in(at + "batch_size", method.batch_size, 2, 4096)
-        _in(at + "learning_rate", method.learning_rate, 0, math.inf, above=True)
 
 
 class RankRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a RankBackbones call asked for; fields in errors are those of its request."""
+    """A request to rank backbones; fields in errors are those of its message."""
 
     tenant: str
-    """Who asks."""
+    """The tenant that asks."""
     server_path: str = ""
     dataset_id: str = ""
     backbones: list[PretrainedBackbone] = []
     """None means all whose weights are available."""
-    time_budget_s: float | None = None
+    time_budget_s: Annotated[float, msgspec.Meta(ge=1, le=600)] | None = None
     """None means 60."""
     seed: int | None = None
     """None means 0."""
@@ -260,7 +247,7 @@ class RankRequest(msgspec.Struct, frozen=True, kw_only=True):
             first = met.setdefault((pretrained.backbone, pretrained.weights), index)
             if first != index:
                 raise _bad(at, f"{at} is backbones[{first}] again: name each once")
-        _in("time_budget", self.time_budget_s, 1, 600, unit=" s")
+        _check_bounds(self)
         _check_seed(self.seed)
 
 
@@ -271,10 +258,10 @@ def check_request_id(value: str) -> None:
 
 
 def allowed_path(path: str, allowed: tuple[Path, ...], field: str = "server_path.path") -> Path:
-    """The real path behind `path`, links resolved, when it lies in an allowed folder.
+    """Returns the real path behind `path`, links resolved, when it lies in an allowed folder.
 
     Raises InvalidInput, NotAllowed (PATH_NOT_ALLOWED) or NotFound
-    (PATH_NOT_FOUND) about `field`; the messages tell nothing of what lies outside.
+    (PATH_NOT_FOUND) about `field`; the messages say nothing about what lies outside.
     """
     if not path.startswith("/") or "\0" in path or len(path) > _MAX_PATH_CHARS:
         raise _bad(
@@ -333,8 +320,7 @@ def _check_grouping(given: Grouping | None) -> None:
 
 
 def _check_gate(gate: Gate) -> None:
-    _in("gate.min_accuracy", gate.min_accuracy, 0, 1)
-    _in("gate.min_class_recall", gate.min_class_recall, 0, 1)
+    _check_bounds(gate, "gate.")
     if len(gate.class_recalls) > _MAX_CLASS_RECALLS:
         raise _bad(
             "gate.class_recalls",
@@ -346,10 +332,9 @@ def _check_gate(gate: Gate) -> None:
             check_given(label, is_labelled=True)
         except InvalidInput as error:
             raise _bad("gate.class_recalls", error.message) from None
-        _in(f"gate.class_recalls[{label}]", recall, 0, 1)
-    _in("gate.max_regression", gate.max_regression, 0, 0.5)
-    _in("gate.max_parity_difference", gate.max_parity_difference, 0, math.inf, above=True)
-    _in("gate.max_latency", gate.max_latency_ms, 0, math.inf, above=True, unit=" ms")
+        if not 0 <= recall <= 1:
+            at = f"gate.class_recalls[{label}]"
+            raise _bad(at, f"{at} is {recall:g}: it must be at least 0 and at most 1")
     if gate.not_worse_than:
         check_alias(gate.not_worse_than, "gate.not_worse_than")
     if gate.alias:
@@ -388,27 +373,44 @@ def _check_labels(given: Mapping[str, str]) -> None:
             )
 
 
-def _in(
-    field: str,
-    value: float | None,
-    low: float,
-    high: float,
-    *,
-    above: bool = False,
-    below: bool = False,
-    unit: str = "",
-) -> None:
-    if value is None:
-        return
-    # Written so that NaN fails, and infinity everywhere.
-    is_fine = (value > low if above else value >= low) and (
-        value < high if below or high == math.inf else value <= high
+def _check_bounds(given: msgspec.Struct, at: str = "") -> None:
+    """Raises InvalidInput for the first number outside of the bounds that its field declares."""
+    for name, unit, bounds in _bounded(type(given)):
+        value = getattr(given, name)
+        if value is None or (math.isfinite(value) and _hold(bounds, value)):
+            continue
+        # A duration in the message; its unit is in the name here alone.
+        field = at + name.removesuffix(f"_{unit}")
+        shown = f" {unit}" if unit else ""
+        raise _bad(field, f"{field} is {value:g}{shown}: it must be {_in_words(bounds)}{shown}")
+
+
+def _hold(bounds: _Number, value: float) -> bool:
+    return (
+        (bounds.gt is None or value > bounds.gt)
+        and (bounds.ge is None or value >= bounds.ge)
+        and (bounds.lt is None or value < bounds.lt)
+        and (bounds.le is None or value <= bounds.le)
     )
-    if is_fine:
-        return
-    least = f"above {low:g}" if above else f"at least {low:g}"
-    most = "" if high == math.inf else f" and {'below' if below else 'at most'} {high:g}"
-    raise _bad(field, f"{field} is {value:g}{unit}: it must be {least}{most}{unit}")
+
+
+def _in_words(bounds: _Number) -> str:
+    words = {"above": bounds.gt, "at least": bounds.ge, "below": bounds.lt, "at most": bounds.le}
+    return " and ".join(f"{word} {n:g}" for word, n in words.items() if n is not None)
+
+
+@cache
+def _bounded(kind: type[msgspec.Struct]) -> list[tuple[str, str, _Number]]:
+    """Lists the numbers of a struct that have bounds, with the units that their names end in."""
+    found = []
+    for field in msgspec.structs.fields(kind):
+        described = msgspec.inspect.type_info(field.type)
+        kinds = getattr(described, "types", (described,))
+        for number in kinds:
+            if isinstance(number, _Number) and _in_words(number):
+                unit = next((u for u in ("ms", "s") if field.name.endswith(f"_{u}")), "")
+                found.append((field.name, unit, number))
+    return found
 
 
 def _shown(value: str) -> str:

@@ -26,7 +26,7 @@ SELECT = (
 _MAX_ANCESTORS = 100
 _RETRY_AFTER_S = 30.0
 BESIDE_REQUEST_BYTES = 1024
-"""What a job takes in the database beside its request, about: its row, its first events."""
+"""About what a job takes in the database beside its request: its row, its first events."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class JobRecord:
 
     job_id: str
     request: JobRequest
+    message: bytes
+    """The request as it came, serialised, its inline images replaced by their datasets."""
     dataset_id: str
     """What it works on, an archive's too; "" for a folder, or while no archive was unpacked."""
     state: JobState
@@ -125,9 +127,9 @@ def check_open_jobs(connection: Connection, tenant: str, max_open_jobs: int) -> 
         )
 
 
-def count_bytes(connection: Connection, tenant: str, request_json: str) -> None:
+def count_bytes(connection: Connection, tenant: str, request_json: str, message: bytes) -> None:
     """Adds a new job to what a tenant stores; jobs are never deleted."""
-    size = len(request_json.encode()) + BESIDE_REQUEST_BYTES
+    size = len(request_json.encode()) + len(message) + BESIDE_REQUEST_BYTES
     connection.execute(
         "INSERT INTO job_bytes (tenant, size_bytes) VALUES (?, ?) ON CONFLICT (tenant)"
         " DO UPDATE SET size_bytes = job_bytes.size_bytes + excluded.size_bytes",
@@ -205,6 +207,7 @@ def record_of(row: Any) -> JobRecord:
     return JobRecord(
         job_id=row["job_id"],
         request=msgspec.json.decode(row["request_json"], type=JobRequest),
+        message=row["message"],
         dataset_id=row["dataset_id"] or "",
         state=JobState(row["state"]),
         create_time_s=row["create_time_s"],

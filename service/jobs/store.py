@@ -30,7 +30,7 @@ from service.jobs.rows import JobRecord
 from service.ops import failpoints
 from service.storage import pages
 from service.storage.database import Connection, Database
-from service.storage.models import Publication
+from service.storage.records import Publication
 
 __all__ = ["JobRecord", "JobStore"]
 
@@ -61,22 +61,22 @@ class JobStore:
         self,
         request: JobRequest,
         request_id: str,
-        fingerprint: str,
+        message: bytes,
         max_open_jobs: int | None = None,
     ) -> tuple[JobRecord, bool]:
         """Queues a job, or finds the one that this request id made before.
 
-        Answers with the job and whether it is new. Raises AlreadyExists
-        (REQUEST_ID_REUSED), NotFound (DATASET_NOT_FOUND), InvalidInput
+        `message` is the request as it came, serialised. Returns the job and whether it is
+        new. Raises AlreadyExists (REQUEST_ID_REUSED) where the earlier request was another
+        one, NotFound (DATASET_NOT_FOUND), InvalidInput
         (DATASET_UNUSABLE), OverQuota (concurrent_jobs) where the tenant has
         `max_open_jobs` that have not ended, or Exhausted (QUEUE_FULL).
         """
         check_request_id(request_id)
         tenant = request.tenant
         with self._database.transaction() as connection:
-            if request_id and (
-                known := self._asked_before(connection, tenant, request_id, fingerprint)
-            ):
+            known = self._asked_before(connection, tenant, request_id, message)
+            if known is not None:
                 return known, False
             if max_open_jobs is not None:
                 rows.check_open_jobs(connection, tenant, max_open_jobs)
@@ -96,23 +96,23 @@ class JobStore:
             job_id = _new_id(connection)
             request_json = msgspec.json.encode(request).decode()
             connection.execute(
-                "INSERT INTO jobs (job_id, tenant, request_id, fingerprint, model, dataset_id,"
-                " device, request_json, state, create_time_s)"
+                "INSERT INTO jobs (job_id, tenant, request_id, model, dataset_id,"
+                " device, request_json, message, state, create_time_s)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     job_id,
                     tenant,
                     rows.request_key(tenant, request_id) if request_id else None,
-                    fingerprint,
                     request.model,
                     request.dataset_id or None,
                     request.device,
                     request_json,
+                    message,
                     JobState.QUEUED,
                     time.time(),
                 ),
             )
-            rows.count_bytes(connection, tenant, request_json)
+            rows.count_bytes(connection, tenant, request_json, message)
             beside = {job.dataset_id for job in rows.ancestors(connection, request.base_job_id)}
             rows.use(connection, job_id, {*beside, request.target_dataset_id} - {""})
             self._append(connection, job_id, StateChanged(JobState.QUEUED))
@@ -391,19 +391,22 @@ class JobStore:
         with self._database.read() as connection:
             found = connection.execute(
                 f"{query} ORDER BY job_id DESC LIMIT ?", (*values, limit + 1)
-            ).fetchall()
-        records = [rows.record_of(row) for row in found[:limit]]
-        return records, pages.token(kind, records[-1].job_id) if len(found) > limit else ""
+            )
+            shown, more = pages.page(found, limit, "message")
+        records = [rows.record_of(row) for row in shown]
+        return records, pages.token(kind, records[-1].job_id) if more else ""
 
     def _asked_before(
-        self, connection: Connection, tenant: str, request_id: str, fingerprint: str
+        self, connection: Connection, tenant: str, request_id: str, message: bytes
     ) -> JobRecord | None:
+        if not request_id:
+            return None
         row = connection.execute(
             f"{rows.SELECT} WHERE request_id = ?", (rows.request_key(tenant, request_id),)
         ).fetchone()
         if row is None:
             return None
-        if row["fingerprint"] != fingerprint:
+        if row["message"] != message:
             raise AlreadyExists(
                 Reason.REQUEST_ID_REUSED,
                 f"request_id {request_id!r} started {row['job_id']} with another request: use a "

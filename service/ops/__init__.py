@@ -1,1 +1,1 @@
-"""The ops package."""
+"""Metrics and logs for operators, and what the process asks of its system."""

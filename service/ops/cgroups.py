@@ -1,7 +1,7 @@
-"""The memory control groups of this process: what it may use, and whom the kernel killed there.
+"""Reads the memory control groups of this process: their limit, and their out-of-memory kills.
 
-Reads the kernel's own files, which no disk holds up; versions 1 and 2, and both at once.
-Knows neither jobs nor trainers. Where nothing can be told the answer is None, never an error.
+Reads the kernel's own files, which no disk delays; cgroup versions 1 and 2, and both at once.
+Knows neither jobs nor trainers. Returns None for what the system does not say, never an error.
 """
 
 import os
@@ -16,29 +16,29 @@ _KILLS_FILES = ("memory.oom_control", "memory.events")
 _KILLS = "oom_kill"
 _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 _KILLED_FIRST = 1000
-"""The highest there is. The kernel kills who has most memory, and adds to it this many
-thousandths of all memory: with less, a server with many models would go before a process
-whose work can be done again."""
+"""The maximum. The kernel kills the process with most memory, and adds this many thousandths
+of all memory to a process's own: with less, a server with many models would be killed before
+a process whose work can be repeated."""
 
 
 def be_killed_first() -> None:
-    """Has the kernel kill this process, and what it starts, before the server for want of memory.
+    """Makes the kernel kill this process and its children before the server when memory runs out.
 
-    Raising this needs no privilege. Where it cannot be done the kernel chooses by size alone.
+    Raising the score needs no privilege. Where it fails the kernel chooses by size alone.
     """
     with suppress(OSError):
         _OOM_SCORE_ADJ.write_text(str(_KILLED_FIRST))
 
 
 def machine_bytes() -> int:
-    """The machine's memory."""
+    """Returns the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def limit_bytes() -> int | None:
-    """The least limit of the process's groups and those around them; None without any.
+    """Returns the lowest limit of the process's groups and their parents; None without any.
 
-    One that is not below the machine's memory is none: so version 1 says that there is none.
+    Version 1 reports "unlimited" as a number above the machine's memory, which is no limit.
     """
     limits = []
     for group, top in _own_groups():
@@ -52,10 +52,10 @@ def limit_bytes() -> int | None:
 
 
 def kill_count() -> int | None:
-    """How many processes of its own group the kernel has killed for want of memory.
+    """Returns how many processes of its own group the kernel has killed for lack of memory.
 
-    For whatever memory it was: the group's, one's around it or the machine's. Those of other
-    groups do not count, though a group around them told of them, too.
+    Counts kills for the group's limit, a parent's limit and the machine's memory alike.
+    Kills in other groups do not count, although a common parent reports them too.
     """
     for group, _ in _own_groups():
         for text in _texts(group, _KILLS_FILES):
@@ -67,7 +67,7 @@ def kill_count() -> int | None:
 
 
 def _own_groups() -> Iterator[tuple[Path, Path]]:
-    """The process's group and the top of its hierarchy, for each that may bound memory."""
+    """Yields the process's group and its hierarchy's root, for each that may limit memory."""
     try:
         lines = os.fsdecode(_OWN_GROUPS.read_bytes()).splitlines()
     except OSError:
@@ -75,12 +75,12 @@ def _own_groups() -> Iterator[tuple[Path, Path]]:
     for line in lines:
         _, _, named = line.partition(":")
         controllers, _, name = named.partition(":")
-        # Without a named controller it is version 2.
+        # A line without a controller's name is version 2.
         if controllers not in ("", "memory"):
             continue
         top = _GROUPS / controllers
         own = top / name.lstrip("/")
-        # A container may see its group's name as outside and the group itself at the top.
+        # A container may see the name its group has outside, and the group itself at the root.
         yield (own if os.access(own, os.F_OK) else top), top
 
 

@@ -1,14 +1,14 @@
-"""Named points where a test may do damage: kill, hang, fill the disk, move the clock.
+"""Failpoints: named places in the code where a test kills, hangs or starves the process.
 
-Nothing happens at a point unless `arm` was told so, which the service does for
-its setting `test_faults` and hands on to its trainers. A plan is `ACTION@POINT`,
-several of them separated by `;`. `ACTION@POINT#3` acts the third time that the
-point is reached; `ACTION@POINT!FILE` acts once for all processes that are given
-the same file, which says afterwards that it has. The point `*` is every point.
+Nothing happens at a failpoint unless `arm` got a plan for it, from the setting `failpoints`,
+which the service passes on to its trainers. A plan is `ACTION@POINT`, several of them
+separated by `;`. `ACTION@POINT#3` acts the third time that the point is reached;
+`ACTION@POINT!FILE` acts once in all processes that are given the same file, which it
+creates when it acts. The point `*` matches every point.
 
-Actions: `kill` (SIGKILL to this process), `hang` (no further, for ever), `full`
-(ENOSPC), `memory` (MemoryError), `clock+60` and `clock-60` (time.time is that many
-seconds off from then on).
+Actions: `kill` (SIGKILL to this process), `hang` (blocks the thread for ever), `full`
+(raises OSError ENOSPC), `memory` (raises MemoryError), `clock+60` and `clock-60` (shift
+time.time by that many seconds from then on).
 """
 
 import errno
@@ -21,8 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-VARIABLE = "GRAFT_TEST_FAULTS"
-"""The environment variable of the setting, a trainer's too."""
+VARIABLE = "GRAFT_FAILPOINTS"
+"""The setting's environment variable, also for trainers and readers of datasets."""
 
 _PLAN = re.compile(
     r"(?P<action>kill|hang|full|memory|clock(?P<seconds>[+-]\d+))@(?P<point>\*|[a-z_.]+)"
@@ -31,19 +31,20 @@ _PLAN = re.compile(
 
 
 @dataclass
-class _Fault:
+class _Action:
     act: Callable[[], None]
     left: int
+    """Times that the point has still to be reached."""
     file: Path | None
 
 
-_armed: dict[str, list[_Fault]] = {}
+_armed: dict[str, list[_Action]] = {}
 _guard = threading.Lock()
 
 
 def arm(plan: str) -> None:
-    """Takes a plan in the place of the one before; raises ValueError for one that is none."""
-    armed: dict[str, list[_Fault]] = {}
+    """Replaces the plan; raises ValueError for a text that is no plan."""
+    armed: dict[str, list[_Action]] = {}
     for text in plan.split(";"):
         if not text:
             continue
@@ -51,24 +52,24 @@ def arm(plan: str) -> None:
         if found is None:
             raise ValueError(f"{text!r} is no ACTION@POINT, such as kill@job.claimed")
         file = Path(found["file"]) if found["file"] else None
-        fault = _Fault(_action(found["action"]), int(found["count"] or 1), file)
-        armed.setdefault(found["point"], []).append(fault)
+        action = _Action(_act(found["action"]), int(found["count"] or 1), file)
+        armed.setdefault(found["point"], []).append(action)
     _armed.clear()
     _armed.update(armed)
 
 
 def reach(point: str) -> None:
-    """Says that this point is reached."""
+    """Acts if the plan has an action for this point."""
     if not _armed:
         return
     with _guard:
         found = [*_armed.get(point, ()), *_armed.get("*", ())]
-        for fault in found:
-            fault.left -= 1
-        due = [fault for fault in found if fault.left == 0]
-    for fault in due:
-        if fault.file is None or _is_first(fault.file):
-            fault.act()
+        for action in found:
+            action.left -= 1
+        due = [action for action in found if action.left == 0]
+    for action in due:
+        if action.file is None or _is_first(action.file):
+            action.act()
 
 
 def _is_first(file: Path) -> bool:
@@ -79,7 +80,7 @@ def _is_first(file: Path) -> bool:
     return True
 
 
-def _action(name: str) -> Callable[[], None]:
+def _act(name: str) -> Callable[[], None]:
     if name.startswith("clock"):
         seconds = int(name.removeprefix("clock"))
         return lambda: _move_clock(seconds)

@@ -1,15 +1,12 @@
-"""What ops see: metric names, their labels and bounds, and the shape of log lines.
+"""Defines all metrics, with their labels, buckets and limits, in this process's registry.
 
-Owns the Prometheus registry. Knows nothing of what it measures; rooms are handed
-a `Metrics` and tell it.
+Knows nothing of what is measured: other packages get a `Metrics` and record to it.
 """
 
-import contextvars
-import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Final, Literal
+from typing import Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,10 +17,6 @@ from prometheus_client import (
     ProcessCollector,
 )
 from prometheus_client.core import GaugeMetricFamily
-from pythonjsonlogger.json import JsonFormatter
-
-request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
-"""The id of the call being served; every log line carries it."""
 
 _SECONDS: Final = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30,
@@ -35,12 +28,12 @@ OTHER_MODELS: Final = "(other)"
 
 
 class Metrics:
-    """All metrics of the service.
+    """Holds all metrics of the service.
 
-    Model names become labels up to `max_model_labels` of them, first come first
-    served, until their model is deleted; the rest share the label "(other)", so
-    that the number of series is bounded however many customers there are.
-    `versions` says what runs, and becomes the labels of `graft_build_info`.
+    The first `max_model_labels` model names become label values, until their model is
+    deleted; further ones share the value "(other)", so that the number of series is
+    bounded however many models there are. `versions` names the software that runs, and
+    becomes the labels of `graft_build_info`.
     """
 
     def __init__(self, versions: Mapping[str, str], max_model_labels: int = 100) -> None:
@@ -70,15 +63,20 @@ class Metrics:
             "reason",
         )
         self.reloads = counter(
-            "reloads", "Files read again: access_file or certificate; ok or failed.", "what",
+            "reloads", "Reloads of files: access_file or certificate; ok or failed.", "what",
             "outcome",
         )  # fmt: skip
         self.reload_failing = gauge(
             "reload_failing",
-            "1 while the access_file or certificate that lies there is no good, and the one before "
-            "is in force.",
+            "1 while the access_file or certificate on disk is not valid, and the one before is "
+            "in force.",
             "what",
         )
+        self.next_token_expiry = gauge(
+            "token_next_expiry_timestamp_seconds",
+            "When the next token of the access file expires, Unix time; +Inf if none does.",
+        )
+        self.next_token_expiry.set(float("inf"))
         self.stage_seconds = seconds(
             "predict_stage_seconds",
             "Time of an image in each stage of Predict: decode, queue, infer, total.",
@@ -91,8 +89,8 @@ class Metrics:
         )  # fmt: skip
         self.outlier_score = Histogram(
             "graft_outlier_score",
-            "How unlike the training images an image is; above 1 is out of distribution. "
-            "Origin validation: the images that the version that answered last was measured on.",
+            "Outlier score of an image against the training images; above 1 is out of "
+            "distribution. Origin validation: the held-out images of the last version asked.",
             ["model", "origin"],
             registry=registry,
             buckets=_OUTLIER_SCORES,
@@ -101,30 +99,31 @@ class Metrics:
             "graft_batch_size", "Images run at once.", registry=registry, buckets=_BATCH
         )
         self.queue_depth = gauge("queue_depth", "Images waiting for inference.")
-        self.queue_limit = gauge("queue_limit", "The limit on them; more are refused.")
+        self.queue_limit = gauge("queue_limit", "Limit on images waiting; more are refused.")
         self.data_free_bytes = gauge("data_free_bytes", "Free bytes on the data folder's disk.")
         self.database_damaged = gauge(
-            "database_damaged", "1 once the database was found damaged; until the next start."
+            "database_damaged", "1 from when the database was found damaged until the next start."
         )
         self.loads = counter("loads", "Loads into memory.", "kind", "outcome")
-        self.hits = counter("loaded_hits", "Found in memory when needed.", "kind")
+        self.hits = counter("loaded_hits", "Hits of the model cache.", "kind")
         self.eviction_age_seconds = Histogram(
             "graft_eviction_age_seconds",
-            "From its last use to leaving memory; low ages mean too little memory.",
+            "Time from the last use to the eviction; low ages mean too little memory.",
             ["kind"],
             registry=registry,
             buckets=(1, 10, 60, 300, 1800, 7200, 43_200, 172_800),
         )
         self.evictions = counter("evictions", "Unloads to stay within the memory limit.", "kind")
         self.loaded = gauge("loaded", "Backbones and heads in memory.", "kind")
-        self.loaded_bytes = gauge("loaded_bytes", "Their bytes, about.", "kind")
+        self.loaded_bytes = gauge("loaded_bytes", "Bytes in memory, estimated.", "kind")
         self.fallen_back = counter(
-            "fallen_back_calls", "Calls answered by an earlier version: an alias's own is damaged."
+            "fallen_back_calls",
+            "Calls answered by an earlier version: the alias's own is damaged.",
         )
         self.damaged = gauge(
-            "damaged_files", "Backbones and heads whose files were not whole when read.", "kind"
+            "damaged_files", "Backbones and heads whose files were damaged when read.", "kind"
         )
-        self.loaded_bytes_limit = gauge("loaded_bytes_limit", "The limit on loaded bytes.")
+        self.loaded_bytes_limit = gauge("loaded_bytes_limit", "Limit on loaded bytes.")
         self.jobs_ended = counter("jobs_ended", "Jobs that ended, by final state.", "state")
         self.versions_published = counter(
             "versions_published",
@@ -136,7 +135,7 @@ class Metrics:
         )
         self.job_seconds = Histogram(
             "graft_job_duration_seconds",
-            "From a job's start to its end.",
+            "Time from a job's start to its end.",
             ["method"],
             registry=registry,
             buckets=(1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400),
@@ -145,23 +144,33 @@ class Metrics:
         self.epoch: dict[str, Gauge] = {
             "epoch": gauge("training_epoch", "Epochs done by a running job.", *epoch),
             "epochs": gauge("training_epochs_planned", "Epochs planned.", *epoch),
-            "train_loss": gauge("training_train_loss", "Of the last epoch.", *epoch),
-            "train_accuracy": gauge("training_train_accuracy", "Of the last epoch.", *epoch),
-            "validation_loss": gauge("training_validation_loss", "Of the last epoch.", *epoch),
-            "validation_accuracy": gauge(
-                "training_validation_accuracy", "Of the last epoch.", *epoch
+            "train_loss": gauge("training_train_loss", "Training loss of the last epoch.", *epoch),
+            "train_accuracy": gauge(
+                "training_train_accuracy", "Training accuracy of the last epoch.", *epoch
             ),
-            "images_per_second": gauge("training_images_per_second", "Of the last epoch.", *epoch),
-            "eta_s": gauge("training_eta_seconds", "Until training ends, as planned.", *epoch),
+            "validation_loss": gauge(
+                "training_validation_loss", "Validation loss of the last epoch.", *epoch
+            ),
+            "validation_accuracy": gauge(
+                "training_validation_accuracy", "Validation accuracy of the last epoch.", *epoch
+            ),
+            "images_per_second": gauge(
+                "training_images_per_second", "Training speed of the last epoch.", *epoch
+            ),
+            "eta_s": gauge("training_eta_seconds", "Estimated time until training ends.", *epoch),
         }
         self.provider_info = gauge(
-            "provider_info", "1 for what computes, and why it.", "provider", "precision", "why"
+            "provider_info",
+            "1; what computes, and why it was chosen.",
+            "provider",
+            "precision",
+            "why",
         )
-        build_info = gauge("build_info", "1; what runs.", *versions)
+        build_info = gauge("build_info", "1; versions of the software that runs.", *versions)
         build_info.labels(*versions.values()).set(1)
 
     def stages(self, model: str) -> "Stages":
-        """Where a model's predictions are told; made once, since looking labels up is slow."""
+        """Returns a model's series for predictions; cached, since looking labels up is slow."""
         label = self.model_label(model)
         found = self._stages.get(label)
         if found is None:
@@ -171,7 +180,7 @@ class Metrics:
         return found
 
     def model_label(self, model: str) -> str:
-        """The label value for a model: its name, or "(other)" past the bound."""
+        """Returns the label value for a model: its name, or "(other)" past the limit."""
         with self._lock:
             if model in self._model_labels:
                 return model
@@ -183,13 +192,13 @@ class Metrics:
     def watch_counts(
         self, name: str, text: str, label: str, counts: Callable[[], Mapping[str, int]]
     ) -> None:
-        """Adds a gauge that is computed when scraped: one series for each key of `counts`."""
+        """Adds a gauge that is computed on each scrape, with a series for each key of `counts`."""
         self.registry.register(_Counted(f"graft_{name}", text, label, counts))
 
     def forget_model(self, model: str) -> None:
-        """Drops a deleted model's series and frees its label for another.
+        """Removes a deleted model's series and frees its label for another model.
 
-        Calls under way end untold. What was counted under "(other)" stays there.
+        Calls that are still under way are not counted. Counts under "(other)" stay.
         """
         with self._lock:
             self._model_labels.discard(model)
@@ -198,9 +207,9 @@ class Metrics:
             stages.forget()
 
     def forget_job(self, job_id: str, model: str) -> None:
-        """Drops the series of a job that does not run any more, and a label that only it used."""
+        """Removes the series of a job that has ended, and a model's label that only it used."""
         for gauge in self.epoch.values():
-            # A label may have come free while the job ran.
+            # A label may have become free while the job ran.
             for label in (model, OTHER_MODELS):
                 _remove(gauge, job_id, label)
         if model not in self._stages:
@@ -212,7 +221,7 @@ _STAGES: Final = ("decode", "queue", "infer", "total")
 
 
 class Stages:
-    """One model's series of the Predict stages and of the images."""
+    """Holds one model's series: the stages of Predict, images by outcome, outlier scores."""
 
     def __init__(
         self, seconds: Histogram, images: Counter, outlier_score: Histogram, label: str
@@ -231,7 +240,7 @@ class Stages:
         self._compared_with = ""
 
     def compare_with(self, head_digest: str, scores: Iterable[float]) -> None:
-        """Shows a version's validation scores beside the live ones, in the place of the last's."""
+        """Replaces the validation scores shown beside the live ones by this version's."""
         if head_digest == self._compared_with or self._label == OTHER_MODELS or self._is_forgotten:
             return
         if self._compared_with:
@@ -242,7 +251,7 @@ class Stages:
             validation.observe(float(score))
 
     def count(self, outcome: str) -> None:
-        """Counts one image that was answered with `ok` or a reason."""
+        """Counts one image by its outcome, `ok` or a reason."""
         if outcome == "ok":
             self._ok.inc()
         elif not self._is_forgotten:
@@ -250,7 +259,7 @@ class Stages:
             self._images.labels(self._label, outcome).inc()
 
     def forget(self) -> None:
-        """Drops the series; what is told after that makes none anew."""
+        """Removes the series; later counts and scores make no new ones."""
         self._is_forgotten = True
         for stage in _STAGES:
             _remove(self._seconds, stage, self._label)
@@ -261,7 +270,7 @@ class Stages:
 
 
 def _remove(metric: Counter | Gauge | Histogram, *labels: str) -> None:
-    # Older clients raise for what is not there, newer ones do not.
+    # Older clients raise for a series that is not there, newer ones do not.
     with suppress(KeyError):
         metric.remove(*labels)
 
@@ -280,36 +289,3 @@ class _Counted:
         for key, count in self._counts().items():
             family.add_metric([key], count)
         return [family]
-
-
-class _RequestId(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = request_id.get()
-        return True
-
-
-class _ConsoleFormatter(logging.Formatter):
-    """A line for people: the message, then what was given in `extra`, as key=value."""
-
-    _known = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        extra = {k: v for k, v in vars(record).items() if k not in self._known and v != ""}
-        return line + "".join(f" {key}={value}" for key, value in extra.items())
-
-
-def set_up_logging(style: Literal["json", "console"], level: str) -> None:
-    """Sends all log lines to standard error, as JSON objects or for people to read."""
-    handler = logging.StreamHandler()
-    handler.addFilter(_RequestId())
-    if style == "json":
-        renames: dict[str, Any] = {"asctime": "time", "levelname": "level", "name": "logger"}
-        handler.setFormatter(
-            JsonFormatter("{asctime}{levelname}{name}{message}", style="{", rename_fields=renames)
-        )
-    else:
-        handler.setFormatter(_ConsoleFormatter("{asctime} {levelname:7} {message}", style="{"))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Who changed what is told however quiet the rest is to be.
-    logging.getLogger("audit").setLevel(logging.INFO)

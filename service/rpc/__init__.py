@@ -1,1 +1,1 @@
-"""gRPC, and nothing but: the only room that imports grpc. Stops when the server stops."""
+"""The gRPC interface: servicers, and what happens around every call."""

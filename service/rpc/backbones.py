@@ -1,4 +1,4 @@
-"""BackboneService: backbones that tenants register, beside those that come with Graft."""
+"""BackboneService: registers, lists and deletes backbones of tenants, and lists Graft's own."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,12 +10,13 @@ from graft.v1 import backbone_pb2_grpc
 from grpc import aio
 
 from service import backbones as registry
-from service.auth.principal import caller
+from service.auth import principal
 from service.backbones import ONNX, Backbone
 from service.domain import tenant_key
 from service.errors import InvalidInput, Reason
 from service.jobs.weights import available
-from service.rpc import convert, uploads
+from service.rpc import uploads
+from service.rpc.codec.times import timestamp
 from service.rpc.uploads import bad
 from service.storage import pages
 from service.storage.registered import (
@@ -35,7 +36,7 @@ Context = aio.ServicerContext[Any, Any]
 
 
 class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
-    """Keeps feature extractors."""
+    """Stores feature extractors."""
 
     def __init__(
         self,
@@ -75,15 +76,15 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                 licence=description.licence,
                 sha256=description.sha256,
             ),
-            tenant=caller().tenant,
-            max_stored_bytes=caller().quota.stored_bytes,
+            tenant=principal.current().tenant,
+            max_stored_bytes=principal.current().quota.stored_bytes,
         )
 
     async def ListBackbones(  # noqa: N802
         self, request: pb.ListBackbonesRequest, context: Context
     ) -> pb.ListBackbonesResponse:
         """See backbone.proto."""
-        return await asyncio.to_thread(self._listed, request, caller().tenant)
+        return await asyncio.to_thread(self._listed, request, principal.current().tenant)
 
     def _listed(self, request: pb.ListBackbonesRequest, tenant: str) -> pb.ListBackbonesResponse:
         size = pages.size(request.page_size)
@@ -124,7 +125,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                 field="name",
             )
         await asyncio.to_thread(
-            self._backbones.delete, name, caller().tenant, self._default_backbone
+            self._backbones.delete, name, principal.current().tenant, self._default_backbone
         )
         return pb.DeleteBackboneResponse()
 
@@ -146,5 +147,5 @@ def _registered(record: RegisteredBackbone) -> pb.Backbone:
         weights=record.weights,
         source_digest=record.source_digest,
         size_bytes=record.size_bytes,
-        create_time=convert.timestamp(record.create_time_s),
+        create_time=timestamp(record.create_time_s),
     )

@@ -8,8 +8,9 @@ from graft.v1 import dataset_pb2 as pb
 from graft.v1 import dataset_pb2_grpc
 from grpc import aio
 
-from service.auth.principal import caller
-from service.rpc import convert, uploads
+from service.auth import principal
+from service.rpc import uploads
+from service.rpc.codec import datasets as codec
 from service.rpc.uploads import bad
 from service.storage.datasets import DatasetStore, Upload
 
@@ -17,7 +18,7 @@ Context = aio.ServicerContext[Any, Any]
 
 
 class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
-    """Keeps images."""
+    """Stores images for fine-tuning. Answers are built in the thread that reads the store."""
 
     def __init__(self, datasets: DatasetStore, idle_timeout_s: float = 60.0) -> None:
         self._datasets = datasets
@@ -30,41 +31,49 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
         record = await uploads.received(
             request_iterator, "header", self._begin, _take, self._idle_timeout_s
         )
-        return pb.UploadDatasetResponse(dataset=convert.dataset(record))
+        return pb.UploadDatasetResponse(dataset=await asyncio.to_thread(codec.dataset, record))
 
     def _begin(self, header: pb.UploadDatasetHeader) -> Upload:
         return self._datasets.begin_upload(
             header.display_name,
-            convert.archive_format(header.format),
+            codec.archive_format(header.format),
             is_unlabelled=header.is_unlabelled,
             case_sensitive=header.case_sensitive_labels,
-            tenant=caller().tenant,
-            max_stored_bytes=caller().quota.stored_bytes,
+            tenant=principal.current().tenant,
+            max_stored_bytes=principal.current().quota.stored_bytes,
         )
 
     async def GetDataset(  # noqa: N802
         self, request: pb.GetDatasetRequest, context: Context
     ) -> pb.GetDatasetResponse:
         """See dataset.proto."""
-        record = await asyncio.to_thread(self._datasets.get, request.dataset_id, caller().tenant)
-        return pb.GetDatasetResponse(dataset=convert.dataset(record))
+
+        def got(tenant: str) -> pb.GetDatasetResponse:
+            record = self._datasets.get(request.dataset_id, tenant)
+            return pb.GetDatasetResponse(dataset=codec.dataset(record))
+
+        return await asyncio.to_thread(got, principal.current().tenant)
 
     async def ListDatasets(  # noqa: N802
         self, request: pb.ListDatasetsRequest, context: Context
     ) -> pb.ListDatasetsResponse:
         """See dataset.proto."""
-        records, token = await asyncio.to_thread(
-            self._datasets.list, request.page_size, request.page_token, caller().tenant
-        )
-        return pb.ListDatasetsResponse(
-            datasets=[convert.dataset(record) for record in records], next_page_token=token
-        )
+
+        def listed(tenant: str) -> pb.ListDatasetsResponse:
+            records, token = self._datasets.list(request.page_size, request.page_token, tenant)
+            return pb.ListDatasetsResponse(
+                datasets=[codec.dataset(record) for record in records], next_page_token=token
+            )
+
+        return await asyncio.to_thread(listed, principal.current().tenant)
 
     async def DeleteDataset(  # noqa: N802
         self, request: pb.DeleteDatasetRequest, context: Context
     ) -> pb.DeleteDatasetResponse:
         """See dataset.proto."""
-        await asyncio.to_thread(self._datasets.delete, request.dataset_id, caller().tenant)
+        await asyncio.to_thread(
+            self._datasets.delete, request.dataset_id, principal.current().tenant
+        )
         return pb.DeleteDatasetResponse()
 
 
@@ -80,7 +89,7 @@ def _take(upload: Upload, message: pb.UploadDatasetRequest) -> None:
 
 def add_image(upload: Upload, image: pb.LabelledImage, field: str) -> None:
     """Adds one image of a request; `field` names its place in errors."""
-    if image.split not in convert.SPLITS:
+    if image.split not in codec.SPLITS:
         raise bad(f"{field}.split {image.split} is none: use a value of Split", f"{field}.split")
-    part = convert.SPLITS[image.split]
+    part = codec.SPLITS[image.split]
     upload.add_image(image.label, image.content, image.filename, part, image.group)

@@ -1,141 +1,143 @@
 """ModelService: published models, their aliases, reports and exports."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 from graft.v1 import model_pb2 as pb
 from graft.v1 import model_pb2_grpc
 from grpc import aio
 
-from service.auth.principal import caller
-from service.domain import LATEST
+from service.auth import principal
+from service.domain import LATEST, plain_name
+from service.engine.engine import Engine
+from service.engine.exporter import Exporter
 from service.errors import InvalidInput, Reason
-from service.rpc import convert
-from service.storage.models import ModelStore, VersionRecord
-
-Export = Callable[[VersionRecord], Awaitable[bytes]]
-"""Composes one self-contained ONNX file."""
+from service.rpc.codec import models as codec
+from service.storage.models import ModelStore
+from service.storage.records import ModelRecord, VersionRecord
 
 _CHUNK_BYTES = 2**20
 
 Context = aio.ServicerContext[Any, Any]
+_Which = pb.GetVersionRequest | pb.GetReportRequest | pb.ExportModelRequest
 
 
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
-    """Looks after published models."""
+    """Manages published models. Answers are built in the thread that reads the store."""
 
-    def __init__(
-        self,
-        models: ModelStore,
-        export: Export,
-        damage_of: Callable[[VersionRecord], str],
-    ) -> None:
+    def __init__(self, models: ModelStore, engine: Engine, exporter: Exporter) -> None:
         self._models = models
-        self._damage_of = damage_of
-        self._export = export
+        self._engine = engine
+        self._exporter = exporter
 
     async def GetModel(  # noqa: N802
         self, request: pb.GetModelRequest, context: Context
     ) -> pb.GetModelResponse:
         """See model.proto."""
-        record = await asyncio.to_thread(self._models.get_model, caller().key(request.model))
-        return pb.GetModelResponse(model=convert.model(record))
+        model = principal.current().key(request.model)
+        return pb.GetModelResponse(model=await _model(self._models.get_model, model))
 
     async def ListModels(  # noqa: N802
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
         """See model.proto."""
-        records, token = await asyncio.to_thread(
-            self._models.list_models, request.page_size, request.page_token, caller().tenant
-        )
-        return pb.ListModelsResponse(
-            models=[convert.model(record) for record in records], next_page_token=token
-        )
+
+        def listed(tenant: str) -> pb.ListModelsResponse:
+            records, token = self._models.list_models(request.page_size, request.page_token, tenant)
+            return pb.ListModelsResponse(
+                models=[codec.model(record) for record in records], next_page_token=token
+            )
+
+        return await asyncio.to_thread(listed, principal.current().tenant)
 
     async def DeleteModel(  # noqa: N802
         self, request: pb.DeleteModelRequest, context: Context
     ) -> pb.DeleteModelResponse:
         """See model.proto."""
-        await asyncio.to_thread(
-            self._models.delete_model, caller().key(request.model), force=request.force
-        )
+        model = principal.current().key(request.model)
+        await asyncio.to_thread(self._models.delete_model, model, force=request.force)
         return pb.DeleteModelResponse()
 
     async def GetVersion(  # noqa: N802
         self, request: pb.GetVersionRequest, context: Context
     ) -> pb.GetVersionResponse:
         """See model.proto."""
-        record = await self._version(request)
-        return pb.GetVersionResponse(version=convert.version(record, self._damage_of(record)))
+
+        def got(model: str) -> pb.GetVersionResponse:
+            return pb.GetVersionResponse(version=self._encoded(self._version(request, model)))
+
+        return await asyncio.to_thread(got, principal.current().key(request.model))
 
     async def ListVersions(  # noqa: N802
         self, request: pb.ListVersionsRequest, context: Context
     ) -> pb.ListVersionsResponse:
         """See model.proto."""
-        records, token = await asyncio.to_thread(
-            self._models.list_versions,
-            caller().key(request.model),
-            request.page_size,
-            request.page_token,
-        )
-        return pb.ListVersionsResponse(
-            versions=[convert.version(record, self._damage_of(record)) for record in records],
-            next_page_token=token,
-        )
+
+        def listed(model: str) -> pb.ListVersionsResponse:
+            records, token = self._models.list_versions(
+                model, request.page_size, request.page_token
+            )
+            return pb.ListVersionsResponse(
+                versions=[self._encoded(record) for record in records], next_page_token=token
+            )
+
+        return await asyncio.to_thread(listed, principal.current().key(request.model))
 
     async def DeleteVersion(  # noqa: N802
         self, request: pb.DeleteVersionRequest, context: Context
     ) -> pb.DeleteVersionResponse:
         """See model.proto."""
-        await asyncio.to_thread(
-            self._models.delete_version, caller().key(request.model), request.version
-        )
+        model = principal.current().key(request.model)
+        await asyncio.to_thread(self._models.delete_version, model, request.version)
         return pb.DeleteVersionResponse()
 
     async def SetAlias(  # noqa: N802
         self, request: pb.SetAliasRequest, context: Context
     ) -> pb.SetAliasResponse:
         """See model.proto."""
-        record = await asyncio.to_thread(
+        set_alias = partial(
             self._models.set_alias,
-            caller().key(request.model),
+            principal.current().key(request.model),
             request.alias,
             request.version,
             falls_back=request.falls_back,
         )
-        return pb.SetAliasResponse(model=convert.model(record))
+        return pb.SetAliasResponse(model=await _model(set_alias))
 
     async def DeleteAlias(  # noqa: N802
         self, request: pb.DeleteAliasRequest, context: Context
     ) -> pb.DeleteAliasResponse:
         """See model.proto."""
-        record = await asyncio.to_thread(
-            self._models.delete_alias, caller().key(request.model), request.alias
+        model = principal.current().key(request.model)
+        return pb.DeleteAliasResponse(
+            model=await _model(self._models.delete_alias, model, request.alias)
         )
-        return pb.DeleteAliasResponse(model=convert.model(record))
 
     async def RollbackAlias(  # noqa: N802
         self, request: pb.RollbackAliasRequest, context: Context
     ) -> pb.RollbackAliasResponse:
         """See model.proto."""
-        done = await asyncio.to_thread(
-            self._models.roll_back_alias, caller().key(request.model), request.alias or LATEST
-        )
-        return pb.RollbackAliasResponse(
-            model=convert.model(done.model),
-            from_version=done.from_version,
-            to_version=done.to_version,
-        )
+
+        def rolled_back(model: str) -> pb.RollbackAliasResponse:
+            done = self._models.roll_back_alias(model, request.alias or LATEST)
+            return pb.RollbackAliasResponse(
+                model=codec.model(done.model),
+                from_version=done.from_version,
+                to_version=done.to_version,
+            )
+
+        return await asyncio.to_thread(rolled_back, principal.current().key(request.model))
 
     async def PromoteVersion(  # noqa: N802
         self, request: pb.PromoteVersionRequest, context: Context
     ) -> pb.PromoteVersionResponse:
         """See model.proto."""
-        record = await asyncio.to_thread(
-            self._models.promote_version, caller().key(request.model), request.version
+        model = principal.current().key(request.model)
+        return pb.PromoteVersionResponse(
+            model=await _model(self._models.promote_version, model, request.version)
         )
-        return pb.PromoteVersionResponse(model=convert.model(record))
 
     async def GetReport(  # noqa: N802
         self, request: pb.GetReportRequest, context: Context
@@ -148,27 +150,43 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                 field="format",
             )
         html = request.format == pb.REPORT_FORMAT_HTML
-        record = await self._version(request)
-        return pb.GetReportResponse(
-            content=await asyncio.to_thread(self._models.report, record, html=html),
-            media_type="text/html" if html else "application/json",
-        )
+
+        def report(model: str) -> pb.GetReportResponse:
+            return pb.GetReportResponse(
+                content=self._models.report(self._version(request, model), html=html),
+                media_type="text/html" if html else "application/json",
+            )
+
+        return await asyncio.to_thread(report, principal.current().key(request.model))
 
     async def ExportModel(  # noqa: N802
         self, request: pb.ExportModelRequest, context: Context
     ) -> AsyncIterator[pb.ExportModelResponse]:
         """See model.proto."""
-        file = await self._export(await self._version(request))
+        record = await asyncio.to_thread(
+            self._version, request, principal.current().key(request.model)
+        )
+        metadata = {
+            "model": plain_name(record.model),
+            "version": str(record.version),
+            "dataset_digest": record.manifest.dataset_digest,
+        }
+        file = await self._exporter.export(record.files, metadata)
         for start in range(0, len(file), _CHUNK_BYTES):
             yield pb.ExportModelResponse(chunk=file[start : start + _CHUNK_BYTES])
 
-    async def _version(
-        self, request: pb.GetVersionRequest | pb.GetReportRequest | pb.ExportModelRequest
-    ) -> VersionRecord:
+    def _version(self, request: _Which, model: str) -> VersionRecord:
         which = request.WhichOneof("which")
-        return await asyncio.to_thread(
-            self._models.get_version,
-            caller().key(request.model),
+        return self._models.get_version(
+            model,
             request.version if which == "version" else None,
             request.alias if which == "alias" else None,
         )
+
+    def _encoded(self, record: VersionRecord) -> pb.Version:
+        return codec.version(record, self._engine.damage_of(record.files))
+
+
+async def _model(change: Callable[..., ModelRecord], *args: Any) -> pb.Model:
+    """Calls the store in a thread; returns its model as a message."""
+    return await asyncio.to_thread(lambda: codec.model(change(*args)))

@@ -1,8 +1,7 @@
-"""The gRPC server: services, health, reflection, limits; started and drained.
+"""The gRPC server: services, health, reflection and connections; started and drained.
 
-`start` binds; health says SERVING from `serve` on. `refuse` says NOT_SERVING and
-refuses new calls; `drain` does, lets accepted ones end within the grace period,
-then stops.
+`start` binds; health checks are answered SERVING from `serve` on. `refuse` answers them
+NOT_SERVING and refuses new calls; `drain` lets running calls end within a time, then stops.
 """
 
 import asyncio
@@ -16,10 +15,11 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from service.auth.audit import Audit
+from service.auth.authenticator import Authenticator
 from service.ops.metrics import Metrics
-from service.rpc import reset
-from service.rpc.calls import Audit, Calls, Gate
-from service.rpc.limits import CallBounds
+from service.rpc.admission import CallLimits
+from service.rpc.interceptor import Interceptor
 from service.rpc.open_inference import grpc_predict_v2_pb2
 
 SERVICES: Mapping[str, str] = {
@@ -33,36 +33,38 @@ SERVICES: Mapping[str, str] = {
         (grpc_predict_v2_pb2.DESCRIPTOR, "GRPCInferenceService"),
     )
 }
-"""Full names of what the server answers."""
+"""Maps full names of the services that the server answers to their names."""
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 _LAST_ANSWERS_S = 0.5
-"""For the last answers to leave, and for those who watch health, whom nothing else ends."""
+"""Time for the last answers to leave, and for watchers of health, whom nothing else ends."""
 
 _LAST_REFUSALS_S = 0.3
+"""Time in which callers who were just answered call again, and are refused with the reason."""
 
 _HANDSHAKE_S = 10.0
+"""Time for a connection to begin to speak HTTP/2, and TLS."""
 
 _AT_ONCE = 5000
-"""Calls of one connection, and of all that have arrived and not been looked at."""
+"""Limit on the calls of one connection, and on all that wait for the event loop."""
 
 _CONNECTION = (
-    # Who does not answer a ping is gone: a machine that vanished is noticed within 80 s.
+    # A peer that does not answer a ping is gone: a machine that vanished is noticed within 80 s.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    # Who pings more often than a careful client does is told so, then sent away.
+    # A peer that pings more often than a careful client is warned, then disconnected.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 2),
     ("grpc.max_metadata_size", 16 * 1024),
-    # Far above our own bounds, which say what is too much and when to come back: what gRPC turns
-    # away by itself is UNAVAILABLE or CANCELLED, without a word.
+    # Far above our own limits, whose refusals say what is too much and when to come back: gRPC's
+    # own are UNAVAILABLE or CANCELLED, without a reason.
     ("grpc.max_concurrent_streams", _AT_ONCE),
     ("grpc.server.max_pending_requests", _AT_ONCE),
     ("grpc.server.max_pending_requests_hard_limit", _AT_ONCE),
-    # Seconds; by itself it cancels, without a word, a call that was not looked at for 30.
+    # Seconds; the default cancels a call, without a reason, that waited for the event loop for 30.
     ("grpc.server_max_unrequested_time_in_server", 600),
 )
 
@@ -73,7 +75,7 @@ Register = Callable[[aio.Server], None]
 
 
 class RpcServer:
-    """One listening server."""
+    """A gRPC server that listens on one address."""
 
     def __init__(
         self,
@@ -82,24 +84,23 @@ class RpcServer:
         max_message_bytes: int,
         *,
         accepts_gzip: bool = False,
-        gate: Gate | None = None,
+        authenticator: Authenticator | None = None,
         audit: Audit | None = None,
-        bounds: CallBounds | None = None,
+        limits: CallLimits | None = None,
     ) -> None:
-        bounds = bounds or CallBounds()
-        self._calls = Calls(metrics, gate, audit, bounds=bounds)
-        handshake_s = min(_HANDSHAKE_S, bounds.message_timeout_s)
+        limits = limits or CallLimits()
+        self._interceptor = Interceptor(metrics, authenticator, audit, limits=limits)
+        handshake_s = min(_HANDSHAKE_S, limits.message_timeout_s)
         self._server = aio.server(
-            interceptors=[self._calls],
+            interceptors=[self._interceptor],
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 # Answers are as large as what was asked for; exports travel in chunks.
                 ("grpc.max_send_message_length", -1),
-                # Kilobytes of gzip are inflated to the largest message before we see any of it.
+                # gRPC inflates kilobytes of gzip to the largest message before it is counted.
                 *(() if accepts_gzip else _NO_COMPRESSION),
                 # Two servers on one port would share its calls at random.
                 ("grpc.so_reuseport", 0),
-                # Who connects and does not begin to speak.
                 ("grpc.server_handshake_timeout_ms", round(handshake_s * 1000)),
                 *_CONNECTION,
             ],
@@ -115,7 +116,7 @@ class RpcServer:
     async def start(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listens, with TLS where there are credentials; returns the port.
 
-        Raises OSError when the address cannot be had.
+        Raises OSError if the address cannot be listened on.
         """
         try:
             port: int = (
@@ -125,37 +126,36 @@ class RpcServer:
             )
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: {error}") from error
-        reset.follow(asyncio.get_running_loop())
         await self._server.start()
         return port
 
     async def serve(self) -> None:
-        """Tells health checks that all services answer."""
+        """Answers health checks of all services with SERVING."""
         for name in ("", *SERVICES):
             await self._health.set(name, _SERVING)
         self.is_serving = True
 
     def recheck(self) -> None:
-        """Ends streams and uploads of callers who may not go on, once the gate has changed."""
-        self._calls.recheck()
+        """Ends streams and uploads of principals who may not go on, as the access list is now."""
+        self._interceptor.recheck()
 
     async def refuse(self) -> None:
-        """Tells health checks that nothing is served any more, and refuses new calls."""
+        """Answers health checks with NOT_SERVING, and refuses new calls."""
         self.is_serving = False
         await self._health.enter_graceful_shutdown()
-        self._calls.close()
+        self._interceptor.close()
 
     async def drain(self, grace_s: float) -> None:
-        """Refuses new calls, lets accepted ones end within `grace_s`, and stops."""
+        """Refuses new calls, lets running ones end within `grace_s`, and stops."""
         await self.refuse()
-        # It goes on listening until then: who calls a server that has stopped is told nothing.
+        # It listens until then: a server that has stopped gives callers no reason.
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                if self._calls.are_under_way:
-                    await self._calls.ended()
-                    # Callers who were just answered call again, and are still told why not.
+                if not self._interceptor.is_empty:
+                    await self._interceptor.wait_empty()
                     await asyncio.sleep(_LAST_REFUSALS_S)
         await self._server.stop(_LAST_ANSWERS_S)
+        self._interceptor.shutdown()
 
 
 def to_register(add: Callable[[Any, Any], None], servicer: object) -> Register:

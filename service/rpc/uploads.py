@@ -1,6 +1,6 @@
-"""One upload over a stream: a message that describes it, what it brings, and an end that counts.
+"""Uploads over a stream: a message that describes it, messages that bring it, an end that counts.
 
-The next message is read when the one before is on disk. Whatever ends the call early ends
+The next message is read once the one before is on disk. Whatever ends the call early ends
 the upload, too.
 """
 
@@ -10,24 +10,21 @@ from typing import Any, Protocol, TypeVar
 
 from service.errors import Expired, InvalidInput, Reason
 
-_LEAST_BYTES = 2**20
-"""What an upload must bring in each of its idle timeouts, on average, once the first is over."""
-
 Stored = TypeVar("Stored")
 Stored_co = TypeVar("Stored_co", covariant=True)
 
 
 class Upload(Protocol[Stored_co]):
-    """Something on its way in; its methods block."""
+    """An upload on its way to the disk; its methods block."""
 
     def finish(self) -> Stored_co:
         """Checks and stores what came."""
 
     def abandon(self) -> None:
-        """Has a finish in another thread give up soon; waits for nothing."""
+        """Makes a `finish` in another thread give up soon, without waiting for it."""
 
     def abort(self) -> None:
-        """Throws away what is not finished; harmless after the finish."""
+        """Deletes what is not finished; a no-op after `finish`."""
 
 
 async def received(
@@ -37,42 +34,36 @@ async def received(
     take: Callable[[Any, Any], None],
     idle_timeout_s: float,
 ) -> Stored:
-    """Returns what a stream became, whose messages have their content in the oneof `part`.
+    """Receives an upload and returns what was stored of it.
 
-    `begin` is given the first message's content, which is its field `first`, and makes the
-    upload that `take` is called with for each further message; both block. Raises
-    InvalidInput, Expired, and what they raise.
+    Each message has its content in the oneof `part`. `begin` makes the upload of the first
+    one's field `first`; `take` is called with the upload and each further message; both block.
+    Raises InvalidInput, Expired, and what `begin`, `take` and the upload raise.
     """
-    started = asyncio.get_running_loop().time()
 
-    async def following(timeout_s: float) -> Any:
+    async def next_message() -> Any:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(idle_timeout_s):
                 return await anext(messages, None)
         except TimeoutError:
             raise Expired(
                 Reason.DEADLINE_EXCEEDED,
-                f"the upload brought nothing for {idle_timeout_s:g} s, or less than "
-                f"{_LEAST_BYTES // 2**20} MiB in each such time on average: send it again",
+                f"the upload brought nothing for {idle_timeout_s:g} s: send it again",
             ) from None
 
-    message = await following(idle_timeout_s)
+    message = await next_message()
     if message is None or message.WhichOneof("part") != first:
         raise bad(f"the stream must begin with the {first}", first)
     upload = await _begun(begin, getattr(message, first))
     try:
-        count = taken_bytes = 0
+        count = 0
         while True:
-            # Else who sends a byte a minute holds an upload's place for ever.
-            allowed_s = idle_timeout_s * (1 + taken_bytes / _LEAST_BYTES)
-            left_s = started + allowed_s - asyncio.get_running_loop().time()
-            message = await following(min(left_s, idle_timeout_s))
+            message = await next_message()
             if message is None or message.WhichOneof("part") == "end":
                 break
             if message.WhichOneof("part") == first:
                 raise bad(f"the {first} came twice: send it once, first", first)
             await asyncio.to_thread(take, upload, message)
-            taken_bytes += message.ByteSize()
             count += 1
         if message is None or message.end.message_count != count:
             raise bad(
@@ -92,12 +83,12 @@ async def _begun(begin: Callable[[Any], Upload[Stored]], content: Any) -> Upload
     try:
         return await asyncio.shield(beginning)
     except asyncio.CancelledError:
-        # The thread goes on, and its folder would be left to nobody.
+        # The thread goes on, and its folder would belong to nobody.
         upload = await beginning
         await asyncio.shield(asyncio.to_thread(upload.abort))
         raise
 
 
 def bad(message: str, field: str) -> InvalidInput:
-    """Returns the refusal of a message of the stream."""
+    """Makes the error of a message of the stream."""
     return InvalidInput(Reason.INVALID_FIELD, message, field=field)

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -26,8 +27,8 @@ from service.contract import (
     REPORT_JSON_FILE,
     decode_manifest,
 )
-from service.domain import Manifest
-from service.errors import Damaged, Reason
+from service.domain import ImageDecoding, Manifest, ModelFiles
+from service.errors import Aborted, Damaged, Reason
 from service.ops import failpoints
 from service.storage import durable
 
@@ -54,6 +55,18 @@ class StoredVersion:
     source: Path
     """The trainer's folder that it was copied from."""
 
+    def files(self, model: str) -> ModelFiles:
+        """Returns the files that the engine loads, for the model with a key."""
+        return ModelFiles(
+            name=model,
+            version=0,
+            backbone_digest=self.backbone_digest,
+            backbone_path=self.backbone_path,
+            head_digest=self.head_digest,
+            head_path=self.head_path,
+            decoding=self.manifest.decoding,
+        )
+
 
 def digest_of_version(digests: Mapping[str, str]) -> str:
     """What the folder of a version is called, from the digest of each of its files."""
@@ -71,6 +84,18 @@ class Artifacts:
         self._temporary = folder / "tmp"
         for inner in (self._backbones, self._versions, self._temporary):
             durable.make_folder(inner)
+
+    def files(self, row: Any, decoding: ImageDecoding) -> ModelFiles:
+        """Returns where the files of a row of the table versions lie."""
+        return ModelFiles(
+            name=row["model"],
+            version=row["version"],
+            backbone_digest=row["backbone_digest"],
+            backbone_path=self.backbone_path(row["backbone_digest"]),
+            head_digest=row["head_digest"],
+            head_path=self.head_path(row["artifact_digest"]),
+            decoding=decoding,
+        )
 
     def backbone_path(self, digest: str) -> Path:
         """Where a backbone lies, or would."""
@@ -116,7 +141,7 @@ class Artifacts:
     def put(self, out_dir: Path) -> StoredVersion:
         """Copies a trainer's result in; doing it again changes nothing.
 
-        Raises Damaged (TRAINING_FAILED) when the result is not whole, Exhausted
+        Raises Aborted (TRAINING_FAILED) when the result is not whole, Exhausted
         (STORAGE_FULL) when the disk is.
         """
         with durable.full_disk_told():
@@ -142,7 +167,7 @@ class Artifacts:
             version = ""
         try:
             backbone = _manifest(out_dir).backbone_digest
-        except (OSError, Damaged):
+        except (OSError, Aborted):
             backbone = ""
         # A trainer's word, which becomes a file's name.
         return version, backbone if _DIGEST.fullmatch(backbone) else ""
@@ -249,8 +274,8 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _not_whole(what: str) -> Damaged:
-    return Damaged(Reason.TRAINING_FAILED, f"the trainer's result is not whole: {what}")
+def _not_whole(what: str) -> Aborted:
+    return Aborted(Reason.TRAINING_FAILED, f"the trainer's result is not whole: {what}")
 
 
 def _remove_folder(folder: Path, temporary: Path) -> None:

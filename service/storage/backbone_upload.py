@@ -14,7 +14,7 @@ from pathlib import Path
 
 from service.backbones import ONNX
 from service.domain import check_name
-from service.errors import InvalidInput, Reason, WrongState
+from service.errors import Internal, InvalidInput, Reason
 from service.ingest.backbone_process import Asked
 from service.ingest.names import shown
 from service.storage import durable
@@ -142,7 +142,7 @@ class BackboneUpload:
 
     def _check_open(self) -> None:
         if self._has_ended:
-            raise WrongState(Reason.INTERNAL, "the upload has ended: begin another")
+            raise Internal(Reason.INTERNAL, "the upload has ended: begin another")
 
 
 def _colour(

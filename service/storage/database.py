@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
-from service.errors import Damaged, GraftError, NotFound, Reason, Unavailable, WrongState
+from service.errors import Damaged, GraftError, Internal, NotFound, Reason, Unavailable
 from service.ops import failpoints
 from service.storage import disk_errors, durable
 
@@ -42,7 +42,7 @@ class Database:
     """Transactions on `folder`/graft.sqlite3; the folder is made if need be.
 
     Raises Unavailable when another server holds the folder or it cannot be written,
-    WrongState when a newer Graft wrote the database, Damaged when its file is not whole.
+    Internal when a newer Graft wrote the database, Damaged when its file is not whole.
     """
 
     def __init__(
@@ -307,7 +307,7 @@ def _lock(folder: Path) -> int:
     except OSError:
         os.close(file)
         raise Unavailable(
-            Reason.INTERNAL,
+            Reason.STORAGE_BUSY,
             f"another server uses the data folder {folder}: stop it, or give this one a folder of "
             "its own",
         ) from None
@@ -325,7 +325,7 @@ def _shipped() -> list[str]:
 def _migrate(connection: Connection, scripts: Sequence[str]) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(scripts):
-        raise WrongState(
+        raise Internal(
             Reason.INTERNAL,
             f"the database has format {version}, this Graft knows up to {len(scripts)}: run the "
             "newer Graft that wrote it, or restore a backup",
@@ -361,7 +361,7 @@ def _unwritable_told(folder: Path) -> Iterator[None]:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         raise Unavailable(
-            Reason.INTERNAL,
+            Reason.STORAGE_BUSY,
             f"the data folder {folder} cannot be written ({error.strerror}): give it to the user "
             "that the server runs as, or mount it writable",
         ) from error

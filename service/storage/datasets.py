@@ -30,6 +30,7 @@ from service.errors import Expired, InvalidInput, Reason, Unavailable, WrongStat
 from service.ingest import index
 from service.ingest.archives import ArchiveFormat, Limits
 from service.ingest.index import IndexedImage
+from service.ingest.names import shown
 from service.ingest.reader import (
     IMAGES_FOLDER,
     INDEX_FILE,
@@ -40,6 +41,7 @@ from service.ingest.reader import (
     untold,
 )
 from service.ops import failpoints
+from service.ops.escaping import may_name
 from service.storage import dataset_rows, durable, pages, quotas
 from service.storage.database import Database
 from service.storage.dataset_rows import DatasetRecord
@@ -112,6 +114,13 @@ class DatasetStore:
             raise InvalidInput(
                 Reason.INVALID_FIELD,
                 f"display_name has more than {_MAX_DISPLAY_NAME_CHARS} characters",
+                field="header.display_name",
+            )
+        if not may_name(display_name):
+            raise InvalidInput(
+                Reason.INVALID_FIELD,
+                "display_name holds no control characters, nor any that turn the text around: "
+                f"{shown(display_name)} cannot be one",
                 field="header.display_name",
             )
         asked = _Asked(
@@ -218,13 +227,14 @@ class DatasetStore:
         kind = tenant_key(tenant, "datasets")
         before = pages.key(kind, page_token, float, str) or (float("inf"), "")
         with self._database.read() as connection:
-            rows = connection.execute(
+            found = connection.execute(
                 "SELECT * FROM datasets WHERE tenant = ? AND (create_time_s, dataset_id) < (?, ?)"
                 " ORDER BY create_time_s DESC, dataset_id DESC LIMIT ?",
                 (tenant, *before, limit + 1),
-            ).fetchall()
-        records = [dataset_rows.record_of(row) for row in rows[:limit]]
-        if len(rows) <= limit:
+            )
+            rows, more = pages.page(found, limit, "classes_json")
+        records = [dataset_rows.record_of(row) for row in rows]
+        if not more:
             return records, ""
         last = records[-1]
         return records, pages.token(kind, last.create_time_s, last.dataset_id)

@@ -11,7 +11,6 @@ number, and `latest` does not move to it before it is promoted. Writes through
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from service.ops import failpoints
 from service.storage import aliases, comparisons, exports, pages, quotas, suggestions, unpublished
 from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.database import Connection, Database
+from service.storage.records import ModelRecord, Publication, Removed, RolledBack, VersionRecord
 from service.storage.reports import filled_html, filled_json
 
 _MAX_RESOLVED = 20_000
@@ -36,72 +36,6 @@ _MODEL = (
     " (SELECT COUNT(*) FROM versions WHERE model = name) AS version_count"
     " FROM models"
 )
-
-
-@dataclass(frozen=True)
-class ModelRecord:
-    """A named line of versions."""
-
-    name: str
-    """Its key."""
-    create_time_s: float
-    update_time_s: float
-    aliases: dict[str, int]
-    version_count: int
-    falling_back: tuple[str, ...] = ()
-    """The aliases that fall back, by name."""
-
-
-@dataclass(frozen=True)
-class VersionRecord:
-    """A published version and where its files lie."""
-
-    model: str
-    """Its model's key."""
-    version: int
-    create_time_s: float
-    job_id: str
-    manifest: Manifest
-    head_digest: str
-    head_path: Path
-    answers_path: Path
-    backbone_digest: str
-    backbone_path: Path
-    artifact_digest: str
-    aliases: tuple[str, ...]
-    is_candidate: bool
-
-
-@dataclass(frozen=True)
-class Publication:
-    """A version that was made; with gate failures it is a candidate."""
-
-    version: int
-    manifest: Manifest
-
-
-@dataclass(frozen=True)
-class RolledBack:
-    """An alias that points to an earlier version again."""
-
-    model: ModelRecord
-    from_version: int
-    to_version: int
-
-
-@dataclass(frozen=True)
-class Removed:
-    """What was deleted, and the digests that no version refers to any more."""
-
-    model: str
-    """Its key."""
-    versions: list[int]
-    is_model_gone: bool
-    """Whether these were all of its versions."""
-    backbones: list[str]
-    heads: list[str]
-    paths: list[Path]
-    """Of the files that no version refers to any more."""
 
 
 class ModelStore:
@@ -227,7 +161,7 @@ class ModelStore:
             return self._remove(connection, name, rows)
 
     def get_version(self, model: str, version: int | None, alias: str | None) -> VersionRecord:
-        """A version by number, by alias, or by neither (`latest`).
+        """Returns a version by number, by alias, or by neither (`latest`).
 
         Raises NotFound with MODEL_NOT_FOUND, VERSION_NOT_FOUND or ALIAS_NOT_FOUND.
         """
@@ -240,18 +174,20 @@ class ModelStore:
     def newest(self, model: str) -> VersionRecord | None:
         """The newest version of a model that is no candidate; None where there is none."""
         with self._database.read() as connection:
-            query = (
-                "SELECT * FROM versions WHERE model = ? AND is_candidate = 0 ORDER BY version DESC"
-            )
-            row = connection.execute(query, (model,)).fetchone()
+            row = connection.execute(
+                "SELECT * FROM versions WHERE model = ? AND is_candidate = 0 ORDER BY version DESC",
+                (model,),
+            ).fetchone()
         return None if row is None else self._version(row, {})
 
-    def resolve(self, model: str, version: int | None, alias: str | None) -> VersionRecord:
-        """As `get_version`, from memory where it was asked before: microseconds.
+    def remembered(
+        self, model: str, version: int | None, alias: str | None
+    ) -> VersionRecord | None:
+        """Returns what `resolve` found before, if it still holds; blocks for nothing."""
+        return self._resolved.get((model, version, alias))
 
-        Made for the event loop: what is not in memory costs one short read, and
-        a read never waits for a writer.
-        """
+    def resolve(self, model: str, version: int | None, alias: str | None) -> VersionRecord:
+        """Returns a version as `get_version` does, from memory where it was asked for before."""
         asked = (model, version, alias)
         if (known := self._resolved.get(asked)) is not None:
             return known
@@ -284,15 +220,24 @@ class ModelStore:
         (before,) = pages.key("versions", page_token, int) or (2**62,)
         with self._database.read() as connection:
             suggestions.check_model(connection, model)
-            rows = connection.execute(
+            found = connection.execute(
                 "SELECT * FROM versions WHERE model = ? AND version < ?"
                 " ORDER BY version DESC LIMIT ?",
                 (model, before, limit + 1),
-            ).fetchall()
+            )
+            rows, more = pages.page(found, limit, "manifest_json")
             named = aliases.all_of(connection, model)
-        versions = [self._version(row, named) for row in rows[:limit]]
-        more = len(rows) > limit
+        versions = [self._version(row, named) for row in rows]
         return versions, pages.token("versions", versions[-1].version) if more else ""
+
+    def numbers(self, model: str) -> list[int]:
+        """Returns the numbers of a model's versions, newest first; raises NotFound."""
+        with self._database.read() as connection:
+            suggestions.check_model(connection, model)
+            rows = connection.execute(
+                "SELECT version FROM versions WHERE model = ? ORDER BY version DESC", (model,)
+            )
+            return [row["version"] for row in rows]
 
     def delete_version(self, model: str, version: int) -> Removed:
         """Deletes a version; `latest` falls back to the newest that is left and no candidate.
@@ -448,17 +393,13 @@ class ModelStore:
         return removed
 
     def _version(self, row: Any, named: dict[str, int]) -> VersionRecord:
+        manifest = msgspec.json.decode(row["manifest_json"], type=Manifest)
         return VersionRecord(
-            model=row["model"],
-            version=row["version"],
+            files=self._artifacts.files(row, manifest.decoding),
             create_time_s=row["create_time_s"],
             job_id=row["job_id"],
-            manifest=msgspec.json.decode(row["manifest_json"], type=Manifest),
-            head_digest=row["head_digest"],
-            head_path=self._artifacts.head_path(row["artifact_digest"]),
+            manifest=manifest,
             answers_path=self._artifacts.answers_path(row["artifact_digest"]),
-            backbone_digest=row["backbone_digest"],
-            backbone_path=self._artifacts.backbone_path(row["backbone_digest"]),
             artifact_digest=row["artifact_digest"],
             aliases=tuple(a for a, number in named.items() if number == row["version"]),
             is_candidate=bool(row["is_candidate"]),

@@ -1,4 +1,4 @@
-"""Lists in pages: how large one is, and the token that leads to the next.
+"""Pagination: the size of a page, and the token that leads to the next.
 
 A token holds the key of the last thing shown, so pages stay right while things
 come and go. Callers must take it for opaque.
@@ -6,6 +6,8 @@ come and go. Callers must take it for opaque.
 
 import base64
 import binascii
+from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -13,6 +15,8 @@ from service.errors import InvalidInput, Reason
 
 DEFAULT_SIZE = 50
 MAX_SIZE = 1000
+MAX_BYTES = 8 * 2**20
+"""Limit on the text of a page, but for its last row: an answer must stay small enough to send."""
 
 Key = tuple[str | float, ...]
 
@@ -26,6 +30,21 @@ def size(page_size: int) -> int:
             field="page_size",
         )
     return page_size or DEFAULT_SIZE
+
+
+def page(rows: Iterable[Any], limit: int, column: str) -> tuple[list[Any], bool]:
+    """Reads the rows of one page; returns them, and whether more follow.
+
+    A page ends at `limit` rows, or once their texts in `column` pass `MAX_BYTES`.
+    """
+    found: list[Any] = []
+    size_bytes = 0
+    for row in rows:
+        if len(found) == limit or size_bytes > MAX_BYTES:
+            return found, True
+        found.append(row)
+        size_bytes += len(row[column])
+    return found, False
 
 
 def token(kind: str, *key: str | float) -> str:

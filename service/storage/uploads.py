@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Literal
 import msgspec
 
 from service.domain import PartName
-from service.errors import InvalidInput, Reason, WrongState
+from service.errors import Internal, InvalidInput, Reason
 from service.ingest import labels
 from service.ingest.archives import ArchiveFormat, Limits
 from service.ingest.names import file_name, shown
@@ -177,5 +177,5 @@ def _bad(what: str, field: str) -> InvalidInput:
     return InvalidInput(Reason.INVALID_FIELD, what, field=field)
 
 
-def _ended() -> WrongState:
-    return WrongState(Reason.INTERNAL, "the upload has ended: begin another")
+def _ended() -> Internal:
+    return Internal(Reason.INTERNAL, "the upload has ended: begin another")

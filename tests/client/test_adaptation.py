@@ -10,6 +10,7 @@ import graft
 import numpy as np
 import pytest
 from graft.testing import FakeGraft
+from graft.v1 import fine_tuning_pb2 as pb
 
 
 @pytest.fixture
@@ -28,18 +29,18 @@ def adapted(client: Any, server: FakeGraft, folder: Path, **options: Any) -> Any
     """The method as the job of an adaptation says it."""
     job = client.fine_tune(folder, "pets", method=graft.DomainAdaptation(**options))
     assert job.wait().method == "domain_adaptation"
-    return job.job.request.method
+    return job.job.request.domain_adaptation
 
 
 def test_a_folder_of_the_target_arrives_without_labels(
     client: Any, server: FakeGraft, folder: Path, target: Path
 ) -> None:
     method = adapted(client, server, folder, target=target, technique="coral")
-    assert method == graft.DomainAdaptation(target=method.target, technique="coral")
-    sent = server.images(method.target)
+    assert method.technique == pb.ADAPTATION_TECHNIQUE_CORAL
+    sent = server.images(method.target_dataset_id)
     assert sorted(data for _, _, data in sent) == [b"a", b"b", b"c"]
     assert {label for _, label, _ in sent} == {""}
-    dataset = client.get_dataset(method.target)
+    dataset = client.get_dataset(method.target_dataset_id)
     assert (dataset.is_unlabelled, dataset.classes, dataset.image_count) == (True, (), 3)
     assert dataset.display_name == "phone"
 
@@ -50,7 +51,7 @@ def test_an_archive_of_the_target_is_sent_as_it_is(
     with zipfile.ZipFile(tmp_path / "phone.zip", "w") as zipped:
         zipped.write(target / "a.jpg", "deep/down/a.jpg")
     method = adapted(client, server, folder, target=str(tmp_path / "phone.zip"))
-    assert server.images(method.target) == [("", "", b"a")]
+    assert server.images(method.target_dataset_id) == [("", "", b"a")]
 
 
 def test_a_target_may_be_images_of_any_kind_and_labels_beside_them_are_left_out(
@@ -59,7 +60,7 @@ def test_a_target_may_be_images_of_any_kind_and_labels_beside_them_are_left_out(
     pixels = np.zeros((2, 3, 3), np.uint8)
     mixed = [target / "a.jpg", str(target / "2024" / "b.jpg"), b"c", pixels, ("cat", b"d")]
     method = adapted(client, server, folder, target=mixed)
-    sent = server.images(method.target)
+    sent = server.images(method.target_dataset_id)
     assert {label for _, label, _ in sent} == {""}
     assert [data for _, _, data in sent[:3]] == [b"a", b"b", b"c"]
     assert sent[3][2].startswith(b"\x89PNG")
@@ -69,7 +70,7 @@ def test_a_target_may_be_images_of_any_kind_and_labels_beside_them_are_left_out(
 def test_a_batch_in_an_array_is_a_target(client: Any, server: FakeGraft, folder: Path) -> None:
     batch = np.arange(2 * 2 * 3 * 3, dtype=np.uint8).reshape(2, 2, 3, 3)
     job = client.fine_tune(folder, "pets", method="domain_adaptation", target=batch)
-    assert len(server.images(job.job.request.method.target)) == 2
+    assert len(server.images(job.job.request.domain_adaptation.target_dataset_id)) == 2
 
 
 def test_a_target_that_measures_keeps_its_labels(
@@ -77,7 +78,7 @@ def test_a_target_that_measures_keeps_its_labels(
 ) -> None:
     pairs = [("cat", b"1"), ("dog", b"2")]
     method = adapted(client, server, folder, target=pairs, evaluate_on_target=True)
-    assert server.images(method.target) == [("", "cat", b"1"), ("", "dog", b"2")]
+    assert server.images(method.target_dataset_id) == [("", "cat", b"1"), ("", "dog", b"2")]
 
 
 def test_a_target_that_measures_may_have_one_known_class_and_images_without_one(
@@ -85,12 +86,16 @@ def test_a_target_that_measures_may_have_one_known_class_and_images_without_one(
 ) -> None:
     mixed = [("cat", b"1"), ("", b"2"), b"3"]
     method = adapted(client, server, folder, target=mixed, evaluate_on_target=True)
-    assert server.images(method.target) == [("", "cat", b"1"), ("", "", b"2"), ("", "", b"3")]
-    assert client.get_dataset(method.target).is_unlabelled
+    assert server.images(method.target_dataset_id) == [
+        ("", "cat", b"1"),
+        ("", "", b"2"),
+        ("", "", b"3"),
+    ]
+    assert client.get_dataset(method.target_dataset_id).is_unlabelled
     (tmp_path / "one" / "cat").mkdir(parents=True)
     (tmp_path / "one" / "cat" / "1.jpg").write_bytes(b"1")
     method = adapted(client, server, folder, target=tmp_path / "one", evaluate_on_target=True)
-    assert client.get_dataset(method.target).is_unlabelled
+    assert client.get_dataset(method.target_dataset_id).is_unlabelled
 
 
 def test_a_target_that_the_service_has_already_is_not_uploaded(

@@ -8,6 +8,7 @@ from typing import Any
 
 import graft
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from graft.cli import main
 from graft.testing import Answer, FakeGraft, failed, running
 from graft.v1 import fine_tuning_pb2 as pb
@@ -90,8 +91,8 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
     assert (code, out) == (0, "job-1\n")
     with graft.Client(server.target) as client:
         request = client.get_job("job-1").request
-    assert request.method == graft.ModelBased(
-        recipe="classic",
+    assert request.model_based == pb.ModelBased(
+        recipe=pb.RECIPE_CLASSIC,
         epochs=3,
         batch_size=8,
         learning_rate=0.01,
@@ -100,30 +101,33 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
         label_smoothing=0.2,
         train_from_stage="layer4",
         freeze_batch_norm=True,
-        precision="fp32",
+        precision=pb.PRECISION_FP32,
     )
     assert (request.backbone, request.weights) == ("resnet18", "IMAGENET1K_V1")
-    assert (request.validation_fraction, request.seed, request.time_budget_s) == (0.3, 5, 60.0)
+    assert (request.validation_fraction, request.seed) == (0.3, 5)
+    assert request.time_budget.seconds == 60
     assert request.outlier_false_alarm_rate == 0.01
-    assert (request.device, request.request_id) == ("cpu", "mine")
+    assert (request.device, request.request_id) == (pb.DEVICE_CPU, "mine")
     assert request.labels == {"team": "blue", "note": "a=b"}
     assert request.background == "#20c040"
-    assert request.base == graft.BaseVersion(version=1, model="pets")
-    assert request.baselines == ("linear_probe", "from_scratch")
-    assert request.gate == graft.Gate(
+    assert request.base == pb.BaseVersion(version=1, model="pets")
+    assert request.baselines == [pb.BASELINE_LINEAR_PROBE, pb.BASELINE_FROM_SCRATCH]
+    assert request.gate == pb.Gate(
         min_accuracy=0.9,
         min_class_recall=0.5,
         class_recalls={"ants": 0.8, "a=b": 0.7},
         not_worse_than="latest",
         max_regression=0.01,
-        when_uncertain="promote",
-        max_latency_ms=12.5,
+        when_uncertain=pb.WHEN_UNCERTAIN_PROMOTE,
+        max_latency=Duration(nanos=12_500_000),
         alias="prod",
     )
-    assert request.grouping == graft.Grouping(folder_level=2)
-    assert request.augmentation == graft.Augmentation(
+    assert request.grouping == pb.Grouping(folder_level=2)
+    assert request.augmentation == pb.Augmentation(
         mirror=False, min_scale=0.5, rotation_degrees=15.0, colour=0.2, trivial_augment=True
     )
+    told = json.loads(run("--json", "jobs", "get", "job-1")[1])
+    assert told["request"]["model_based"]["recipe"] == "RECIPE_CLASSIC"
 
 
 def test_a_base_is_named_as_versions_are_everywhere(run: Run, server: FakeGraft) -> None:
@@ -160,17 +164,16 @@ def test_a_model_is_adapted_to_a_folder_of_another_domain(
     assert "domain-adaptation" in run("models", "versions", "cats")[1]
     run("finetune", folder, "--name", "cats", *options, "--always-adapt", "--evaluate-on-target")
     with graft.Client(server.target) as client:
-        first, second = (client.get_job(f"job-{n}").request.method for n in (1, 2))
-    assert isinstance(first, graft.DomainAdaptation)
-    assert isinstance(second, graft.DomainAdaptation)
+        first, second = (client.get_job(f"job-{n}").request.domain_adaptation for n in (1, 2))
     assert (first.technique, first.always_adapt, first.evaluate_on_target) == (
-        "pseudo_labels", False, False,
+        pb.ADAPTATION_TECHNIQUE_PSEUDO_LABELS, False, False,
     )  # fmt: skip
     assert (second.technique, second.always_adapt, second.evaluate_on_target) == (
-        "auto", True, True,
+        pb.ADAPTATION_TECHNIQUE_AUTO, True, True,
     )  # fmt: skip
-    assert {label for _, label, _ in server.images(str(first.target))} == {""}
-    assert len(server.images(str(second.target))) == len(server.images(str(first.target)))
+    images = [server.images(sent.target_dataset_id) for sent in (first, second)]
+    assert {label for _, label, _ in images[0]} == {""}
+    assert len(images[0]) == len(images[1])
 
 
 def test_a_target_on_the_server_is_named_by_its_path(run: Run, server: FakeGraft) -> None:

@@ -33,7 +33,7 @@ def test_every_call_of_the_contract_is_made_by_a_method_of_the_client(
     assert [j.job_id for j in client.list_jobs(states="succeeded", model="pets")] == [job.job_id]
     assert list(client.list_jobs(model="other")) == []
 
-    dataset_id = job.job.request.data
+    dataset_id = job.job.request.dataset_id
     assert client.get_dataset(dataset_id).image_count == 6
     assert [d.dataset_id for d in client.list_datasets()] == [dataset_id]
 

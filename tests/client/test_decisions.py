@@ -10,7 +10,7 @@ import pytest
 from graft import _answers, _requests
 from graft.cli import main
 from graft.testing import FakeGraft, SentImage
-from graft.v1 import decision_pb2, fine_tuning_pb2, model_pb2
+from graft.v1 import decision_pb2, model_pb2
 
 SURE = graft.Thresholds({"cat": 0.9, "dog": 0.25}, others=0.5)
 DECISIONS: list[Any] = ["argmax", "balanced", SURE, graft.Thresholds(others=0.0)]
@@ -33,8 +33,6 @@ def decisions_of(server: FakeGraft) -> list[decision_pb2.Decision]:
 
 @pytest.mark.parametrize("decision", DECISIONS, ids=str)
 def test_what_is_read_of_a_decision_is_what_was_put_into_it(decision: Any) -> None:
-    request = _requests.fine_tune("ds-1", "pets", {"decision": decision})
-    assert _answers.job_request(request).decision == decision
     version = model_pb2.Version(decision=_requests.decision(decision))
     assert _answers.version(version).decision == decision
 
@@ -42,9 +40,8 @@ def test_what_is_read_of_a_decision_is_what_was_put_into_it(decision: Any) -> No
 def test_no_decision_is_the_servers_and_one_of_a_newer_server_is_unknown() -> None:
     request = _requests.fine_tune("ds-1", "pets", {})
     assert not request.HasField("decision")
-    assert _answers.job_request(request).decision is None
-    newer = fine_tuning_pb2.FineTuneRequest(decision=decision_pb2.Decision())
-    assert _answers.job_request(newer).decision == "unknown"
+    newer = model_pb2.Version(decision=decision_pb2.Decision())
+    assert _answers.version(newer).decision == "unknown"
 
 
 def test_a_call_says_how_it_is_to_be_answered(client: Any, server: FakeGraft) -> None:
@@ -160,7 +157,10 @@ def test_a_fine_tune_takes_a_decision(
 ) -> None:
     told(server, capsys, "finetune", "server:/x", "--name", "cats", "--detach", *options)
     with graft.Client(server.target) as client:
-        assert client.get_job("job-1").request.decision == decision
+        request = client.get_job("job-1").request
+    assert request.HasField("decision") == (decision is not None)
+    if decision is not None:
+        assert request.decision == _requests.decision(decision)
 
 
 @pytest.mark.parametrize(

@@ -1,81 +1,179 @@
-"""What was asked for is what a job says it was asked for."""
+"""Options become requests; wrong ones are refused before anything is sent."""
 
 from typing import Any, get_args
 
 import graft
 import pytest
-from graft import _answers, _requests, types
+from google.protobuf.duration_pb2 import Duration
+from graft import _requests, types
 from graft.types import FineTuneOptions
 from graft.v1 import fine_tuning_pb2 as pb
 
 
+def asked(options: Any, target: Any = "") -> pb.FineTuneRequest:
+    return _requests.fine_tune("ds-1", "pets", {"request_id": "mine", **options}, target)
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "expected"),
     [
-        {},
-        {"backbone": "resnet50", "weights": "IMAGENET1K_V1", "seed": 7, "device": "cuda"},
-        {"validation_fraction": 0.25, "time_budget_s": 90.5, "labels": {"team": "blue"}},
-        {"background": "#20c040", "outlier_false_alarm_rate": 0.01},
-        {"method": "feature_based", "l2": 0.01},
-        {"method": "feature_based", "augmented_views": 0},
-        {"method": graft.FeatureBased(l2=0.01, augmented_views=4)},
-        {"baselines": ("linear_probe", "from_scratch")},
-        {"gate": graft.Gate()},
-        {
-            "gate": graft.Gate(
-                min_accuracy=0.0,
-                min_class_recall=0.5,
-                class_recalls={"ants": 0.9, "bees": 0.0},
-                not_worse_than="prod",
-                max_regression=0.0,
-                when_uncertain="promote",
-                max_parity_difference=1e-6,
-                max_latency_ms=12.5,
-                alias="canary",
-            )
-        },
-        {"grouping": graft.Grouping(folder_level=1)},
-        {"grouping": graft.Grouping(name_pattern="{group}_*")},
-        {"augmentation": graft.Augmentation()},
-        {"augmentation": graft.Augmentation(mirror=False, min_scale=0.5, trivial_augment=True)},
-        {"augmentation": graft.Augmentation(mirror=True, rotation_degrees=0.0, colour=0.2)},
-        {"base": graft.BaseVersion()},
-        {"base": graft.BaseVersion(version=2, model="cats")},
-        {"base": graft.BaseVersion(alias="prod")},
-        {"method": "model_based", "recipe": "classic", "epochs": 3, "freeze_batch_norm": False},
-        {
-            "method": graft.ModelBased(
-                epochs=2,
-                batch_size=4,
-                learning_rate=0.001,
-                momentum=0.9,
-                weight_decay=0.0,
-                label_smoothing=0.1,
-                train_from_stage="layer4",
-                freeze_batch_norm=True,
-                precision="bf16",
-            )
-        },
+        ({}, pb.FineTuneRequest(auto=pb.Auto())),
+        (
+            {"backbone": "resnet50", "weights": "IMAGENET1K_V1", "seed": 7, "device": "cuda"},
+            pb.FineTuneRequest(
+                auto=pb.Auto(),
+                backbone="resnet50",
+                weights="IMAGENET1K_V1",
+                seed=7,
+                device=pb.DEVICE_CUDA,
+            ),
+        ),
+        (
+            {"validation_fraction": 0.25, "time_budget_s": 90.5, "labels": {"team": "blue"}},
+            pb.FineTuneRequest(
+                auto=pb.Auto(),
+                validation_fraction=0.25,
+                time_budget=Duration(seconds=90, nanos=500_000_000),
+                labels={"team": "blue"},
+            ),
+        ),
+        (
+            {"background": "#20c040", "outlier_false_alarm_rate": 0.01, "framing": "whole"},
+            pb.FineTuneRequest(
+                auto=pb.Auto(),
+                background="#20c040",
+                outlier_false_alarm_rate=0.01,
+                framing=pb.FRAMING_WHOLE,
+            ),
+        ),
+        (
+            {"method": "feature_based", "augmented_views": 0},
+            pb.FineTuneRequest(feature_based=pb.FeatureBased(augmented_views=0)),
+        ),
+        (
+            {"method": graft.FeatureBased(l2=0.01, augmented_views=4)},
+            pb.FineTuneRequest(feature_based=pb.FeatureBased(l2=0.01, augmented_views=4)),
+        ),
+        (
+            {"baselines": ("linear_probe", "from_scratch"), "case_sensitive_labels": True},
+            pb.FineTuneRequest(
+                auto=pb.Auto(),
+                baselines=[pb.BASELINE_LINEAR_PROBE, pb.BASELINE_FROM_SCRATCH],
+                case_sensitive_labels=True,
+            ),
+        ),
+        (
+            {
+                "gate": graft.Gate(
+                    min_accuracy=0.0,
+                    min_class_recall=0.5,
+                    class_recalls={"ants": 0.9, "bees": 0.0},
+                    not_worse_than="prod",
+                    max_regression=0.0,
+                    when_uncertain="promote",
+                    max_parity_difference=1e-6,
+                    max_latency_ms=12.5,
+                    alias="canary",
+                )
+            },
+            pb.FineTuneRequest(
+                auto=pb.Auto(),
+                gate=pb.Gate(
+                    min_accuracy=0.0,
+                    min_class_recall=0.5,
+                    class_recalls={"ants": 0.9, "bees": 0.0},
+                    not_worse_than="prod",
+                    max_regression=0.0,
+                    when_uncertain=pb.WHEN_UNCERTAIN_PROMOTE,
+                    max_parity_difference=1e-6,
+                    max_latency=Duration(nanos=12_500_000),
+                    alias="canary",
+                ),
+            ),
+        ),
+        (
+            {"grouping": graft.Grouping(folder_level=1), "augmentation": graft.Augmentation()},
+            pb.FineTuneRequest(
+                auto=pb.Auto(),
+                grouping=pb.Grouping(folder_level=1),
+                augmentation=pb.Augmentation(),
+            ),
+        ),
+        (
+            {
+                "augmentation": graft.Augmentation(
+                    mirror=False,
+                    min_scale=0.5,
+                    rotation_degrees=0.0,
+                    colour=0.2,
+                    trivial_augment=True,
+                )
+            },
+            pb.FineTuneRequest(
+                auto=pb.Auto(),
+                augmentation=pb.Augmentation(
+                    mirror=False,
+                    min_scale=0.5,
+                    rotation_degrees=0.0,
+                    colour=0.2,
+                    trivial_augment=True,
+                ),
+            ),
+        ),
+        (
+            {"base": graft.BaseVersion(version=2, model="cats")},
+            pb.FineTuneRequest(auto=pb.Auto(), base=pb.BaseVersion(version=2, model="cats")),
+        ),
+        (
+            {"method": "model_based", "recipe": "classic", "epochs": 3, "freeze_batch_norm": False},
+            pb.FineTuneRequest(
+                model_based=pb.ModelBased(
+                    recipe=pb.RECIPE_CLASSIC, epochs=3, freeze_batch_norm=False
+                )
+            ),
+        ),
+        (
+            {
+                "method": graft.ModelBased(
+                    epochs=2,
+                    batch_size=4,
+                    learning_rate=0.001,
+                    momentum=0.9,
+                    weight_decay=0.0,
+                    label_smoothing=0.1,
+                    train_from_stage="layer4",
+                    freeze_batch_norm=True,
+                    precision="bf16",
+                )
+            },
+            pb.FineTuneRequest(
+                model_based=pb.ModelBased(
+                    recipe=pb.RECIPE_AUTO,
+                    epochs=2,
+                    batch_size=4,
+                    learning_rate=0.001,
+                    momentum=0.9,
+                    weight_decay=0.0,
+                    label_smoothing=0.1,
+                    train_from_stage="layer4",
+                    freeze_batch_norm=True,
+                    precision=pb.PRECISION_BF16,
+                )
+            ),
+        ),
     ],
 )
-def test_what_is_read_from_a_request_is_what_was_put_into_it(options: FineTuneOptions) -> None:
-    read = _answers.job_request(_requests.fine_tune("ds-1", "pets", options))
-    expected = {"method": _requests.method(options)} | {
-        key: value
-        for key, value in options.items()
-        if key in graft.JobRequest.__dataclass_fields__ and key != "method"
-    }
-    assert {key: getattr(read, key) for key in expected} == expected
-    assert read.data == "ds-1"
-
-
-@pytest.mark.parametrize("target", ["ds-2", graft.ServerPath("/target")])
-@pytest.mark.parametrize("technique", list(_requests.TECHNIQUES))
-def test_what_is_read_of_a_domain_adaptation_is_what_was_put_into_it(
-    target: Any, technique: Any
+def test_options_become_the_fields_of_the_request(
+    options: FineTuneOptions, expected: pb.FineTuneRequest
 ) -> None:
-    asked = graft.DomainAdaptation(
-        target=target,
+    expected.MergeFrom(pb.FineTuneRequest(model="pets", dataset_id="ds-1", request_id="mine"))
+    assert asked(options) == expected
+
+
+@pytest.mark.parametrize("technique", list(_requests.TECHNIQUES))
+def test_a_domain_adaptation_becomes_the_fields_of_the_request(technique: Any) -> None:
+    method = graft.DomainAdaptation(
+        target="ds-2",
         technique=technique,
         always_adapt=True,
         evaluate_on_target=True,
@@ -83,9 +181,34 @@ def test_what_is_read_of_a_domain_adaptation_is_what_was_put_into_it(
         batch_size=8,
         learning_rate=0.01,
     )
-    for method in (asked, graft.DomainAdaptation(target=target, technique=technique)):
-        request = _requests.fine_tune("ds-1", "pets", {"method": method}, target)
-        assert _answers.job_request(request).method == method
+    sent = asked({"method": method}, "ds-2").domain_adaptation
+    assert sent == pb.DomainAdaptation(
+        target_dataset_id="ds-2",
+        technique=_requests.TECHNIQUES[technique],
+        always_adapt=True,
+        evaluate_on_target=True,
+        epochs=3,
+        batch_size=8,
+        learning_rate=0.01,
+    )
+    there = asked({"method": method}, graft.ServerPath("/target")).domain_adaptation
+    assert there.target_path.path == "/target"
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (graft.FeatureBased, pb.FeatureBased),
+        (graft.ModelBased, pb.ModelBased),
+        (graft.DomainAdaptation, pb.DomainAdaptation),
+        (graft.Augmentation, pb.Augmentation),
+        (graft.Grouping, pb.Grouping),
+    ],
+)
+def test_the_client_knows_every_field_of_the_contract(kind: Any, message: Any) -> None:
+    images = {"target_path", "target_dataset_id", "target_images"}
+    fields = set(message.DESCRIPTOR.fields_by_name) - images
+    assert set(kind.__dataclass_fields__) - {"target"} == fields
 
 
 def test_every_technique_and_baseline_of_the_contract_can_be_asked_for() -> None:
@@ -102,30 +225,36 @@ def test_the_hyperparameters_of_a_domain_adaptation_may_stand_beside_its_name() 
         "technique": "coral",
         "always_adapt": True,
     }
-    request = _requests.fine_tune("ds-1", "pets", options, "ds-2")
-    assert _answers.job_request(request).method == graft.DomainAdaptation(
-        target="ds-2", technique="coral", always_adapt=True
+    assert asked(options, "ds-2").domain_adaptation == pb.DomainAdaptation(
+        target_dataset_id="ds-2",
+        technique=pb.ADAPTATION_TECHNIQUE_CORAL,
+        always_adapt=True,
     )
 
 
 @pytest.mark.parametrize(
-    ("base", "read"),
-    [(2, graft.BaseVersion(version=2)), ("prod", graft.BaseVersion(alias="prod"))],
+    ("base", "sent"),
+    [
+        (2, pb.BaseVersion(version=2)),
+        ("prod", pb.BaseVersion(alias="prod")),
+        (graft.BaseVersion(), pb.BaseVersion()),
+    ],
 )
-def test_a_base_may_be_a_version_or_an_alias_alone(base: Any, read: graft.BaseVersion) -> None:
-    assert _answers.job_request(_requests.fine_tune("ds-1", "pets", {"base": base})).base == read
+def test_a_base_may_be_a_version_or_an_alias_alone(base: Any, sent: pb.BaseVersion) -> None:
+    request = asked({"base": base})
+    assert request.HasField("base")
+    assert request.base == sent
 
 
 @pytest.mark.parametrize(
-    ("grouping", "read"),
+    ("grouping", "sent"),
     [
-        (2, graft.Grouping(folder_level=2)),
-        ("{group}_*.jpg", graft.Grouping(name_pattern="{group}_*.jpg")),
+        (2, pb.Grouping(folder_level=2)),
+        ("{group}_*.jpg", pb.Grouping(name_pattern="{group}_*.jpg")),
     ],
 )
-def test_groups_may_be_a_level_or_a_pattern_alone(grouping: Any, read: graft.Grouping) -> None:
-    request = _requests.fine_tune("ds-1", "pets", {"grouping": grouping})
-    assert _answers.job_request(request).grouping == read
+def test_groups_may_be_a_level_or_a_pattern_alone(grouping: Any, sent: pb.Grouping) -> None:
+    assert asked({"grouping": grouping}).grouping == sent
 
 
 def test_what_is_not_given_is_left_to_the_service() -> None:
@@ -135,8 +264,7 @@ def test_what_is_not_given_is_left_to_the_service() -> None:
     for field in (*fields, "outlier_false_alarm_rate", "augmentation"):
         assert not request.HasField(field)
     assert (request.backbone, list(request.baselines)) == ("", [])
-    read = _answers.job_request(request)
-    assert (read.method, read.baselines, read.gate, read.base) == (graft.Auto(), (), None, None)
+    assert request.WhichOneof("method") == "auto"
     assert not _requests.fine_tune("ds-1", "pets", {"gate": graft.Gate()}).gate.HasField(
         "max_regression"
     )

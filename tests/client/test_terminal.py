@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import graft
 import pytest
 from graft import types
+from graft._escaping import escaped
 from graft.cli import main
-from graft.cli._output import printable
+from graft.cli._output import Output
 from graft.cli._watching import data_lines
 from graft.testing import FakeGraft
 from rich.console import Console
@@ -33,7 +35,7 @@ def run(server: FakeGraft, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def is_clean(text: str) -> bool:
-    return all(char == "\n" or printable(char) == char for char in text)
+    return all(char == "\n" or escaped(char) == char for char in text)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def is_clean(text: str) -> bool:
     ],
 )
 def test_what_a_terminal_obeys_is_escaped(text: str, told: str) -> None:
-    assert printable(text) == told
+    assert escaped(text) == told
 
 
 def test_names_of_files_and_classes_are_escaped_for_people_alone(
@@ -86,6 +88,15 @@ def test_the_bar_escapes_what_it_shows(capsys: pytest.CaptureFixture[str]) -> No
     assert SAFE in out
     assert EVIL not in out
     assert "\u202e" not in out
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_page_is_escaped_on_a_terminal_and_whole_in_a_file(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    Output(is_json=True).document(EVIL)
+    assert capsys.readouterr().out == (SAFE.replace(r"\n", "\n") if is_terminal else EVIL)
 
 
 def told(*labels: str, warnings: tuple[str, ...] = ()) -> list[str]:

@@ -1,18 +1,22 @@
 """The contract is documented, and the code's words are the contract's."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
+import grpc
 import pytest
 from google.protobuf import descriptor_pb2
 from google.rpc import status_pb2
+from graft import errors
 from graft.v1 import error_reason_pb2, fine_tuning_pb2
 from grpc_tools import protoc
 
 from service.domain import JobState
-from service.errors import Reason
+from service.errors import KINDS, GraftError, Reason
 
-PROTO = Path(__file__).parents[2] / "proto"
+ROOT = Path(__file__).parents[2]
+PROTO = ROOT / "proto"
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,46 @@ def test_the_services_reasons_are_the_contracts() -> None:
     prefix = "ERROR_REASON_"
     names = {name.removeprefix(prefix) for name in error_reason_pb2.ErrorReason.keys()}  # noqa: SIM118
     assert {reason.value for reason in Reason} == names - {"UNSPECIFIED"}
+
+
+def test_every_reason_has_a_kind_and_is_documented_with_the_code_of_that_kind(
+    described: descriptor_pb2.FileDescriptorSet,
+) -> None:
+    assert KINDS.keys() == set(Reason)
+    (file,) = [file for file in described.file if file.name == "graft/v1/error_reason.proto"]
+    (reasons,) = file.enum_type
+    # 5: enums, 2: values.
+    comments = {
+        reasons.value[location.path[3]].name: " ".join(location.leading_comments.split())
+        for location in file.source_code_info.location
+        if list(location.path[:3]) == [5, 0, 2] and len(location.path) == 4
+    }
+    for reason, kind in KINDS.items():
+        codes = re.findall(r"\(([A-Z_]{5,})[);]", comments[f"ERROR_REASON_{reason}"])
+        assert codes == [kind.code], reason
+
+
+def test_every_kind_has_a_class_of_the_clients_and_the_two_who_name_nobody_share_one() -> None:
+    classes = {code: errors.KINDS[grpc.StatusCode[code]] for code in _codes()}
+    assert errors.GraftError not in classes.values()
+    assert classes.pop("UNAUTHENTICATED") is classes["PERMISSION_DENIED"]
+    assert len(set(classes.values())) == len(classes)
+
+
+def _codes() -> set[str]:
+    return {kind.code for kind in KINDS.values()}
+
+
+def test_an_error_is_raised_as_the_kind_to_which_its_reason_belongs() -> None:
+    raised = re.compile(r"\b([A-Z]\w+)\(\s*Reason\.([A-Z_]+)")
+    kinds = {kind.__name__ for kind in (GraftError, *GraftError.__subclasses__())}
+    count = 0
+    for file in [*ROOT.glob("service/**/*.py"), *ROOT.glob("trainer/**/*.py")]:
+        for name, reason in raised.findall(file.read_text()):
+            if name in kinds:
+                assert name == KINDS[Reason[reason]].__name__, (file, reason)
+                count += 1
+    assert count > 100
 
 
 def test_the_services_job_states_are_the_contracts() -> None:

@@ -62,7 +62,12 @@ def test_an_onnx_file_is_registered_learned_on_served_ranked_and_exported(
     assert service.end() == 0
     client = connect(start_service("--provider=cpu"))
     after = client.predict(images, "digits", top_k=4)
-    assert [p.scores for p in after] == [p.scores for p in before]
+    # Which images share a batch, and with it a last bit, is a matter of timing.
+    for then, now in zip(before, after, strict=True):
+        assert [s.class_index for s in now.scores] == [s.class_index for s in then.scores]
+        assert [s.probability for s in now.scores] == pytest.approx(
+            [s.probability for s in then.scores], rel=1e-4, abs=1e-6
+        )
     assert backbone in list(client.list_backbones())
     client.delete_model("digits")
     client.delete_backbone("onnx/tiny")

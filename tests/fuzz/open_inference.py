@@ -10,7 +10,7 @@ from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.servicer import OpenInferenceServicer
 from tests.fuzz.messages import made
 from tests.fuzz.promise import Broken, Target
-from tests.fuzz.requests import Serving, finished
+from tests.fuzz.requests import Classifier, finished
 
 KINDS = (pb.ModelInferRequest,)
 _MAX_IMAGES = 8
@@ -24,11 +24,10 @@ def run(data: bytes) -> None:
         return
     enter(EVERYBODY)
     nothing: Any = None
-    serving: Any = Serving()
+    classifier: Any = Classifier()
     servicer: Any = OpenInferenceServicer(
         nothing,
-        serving,
-        nothing,
+        classifier,
         nothing,
         version="1",
         is_ready=lambda: True,

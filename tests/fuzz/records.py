@@ -32,7 +32,7 @@ from service.domain import (
 from service.errors import Reason
 from service.jobs import events
 from service.jobs.events import JobEvent, Published, StateChanged
-from service.rpc import convert_jobs, convert_rankings
+from service.rpc.codec import jobs, rankings
 from tests.figures import figure
 from tests.fuzz.messages import Choices
 from tests.fuzz.promise import Target
@@ -73,14 +73,14 @@ def run(data: bytes) -> None:
         case Finished():
             payload = Published("m", 1, None if record.accuracy is None else figure())
         case BackbonesRanked():
-            convert_rankings.response(record).SerializeToString()
+            rankings.response(record).SerializeToString()
             return
         case Progressed() | DataFound() | EpochEnded() | Note():
             payload = record
         case _:
             return
     kept = events.decode(events.encode(payload))
-    convert_jobs.event(JobEvent(1, 1.7e9, kept)).SerializeToString()
+    jobs.event(JobEvent(1, 1.7e9, kept)).SerializeToString()
 
 
 def _spoilt(choices: Choices) -> bytes:

@@ -2,7 +2,7 @@
 
 import base64
 import tempfile
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -15,13 +15,13 @@ from graft.v1 import dataset_pb2, decision_pb2, fine_tuning_pb2, prediction_pb2
 
 from service.auth.principal import EVERYBODY, enter
 from service.domain import DEFAULT_DECODING, Decision, check_alias, check_name, tenant_key
-from service.engine.engine import Classified, Decode
+from service.engine.engine import Classified, Decode, Outcome
 from service.errors import GraftError, InvalidInput
 from service.ingest import labels
 from service.ingest.names import file_name
 from service.jobs.request import JobRequest, allowed_path, check_request_id
-from service.rpc import convert, convert_jobs, convert_rankings, convert_requests, fine_tuning
-from service.rpc.prediction import PredictionServicer
+from service.rpc.codec import datasets, jobs, requests
+from service.rpc.predict import PredictionServicer
 from service.storage import pages
 from tests.fuzz.messages import made
 from tests.fuzz.promise import Broken, Target
@@ -59,7 +59,9 @@ def _fine_tune(message: fine_tuning_pb2.FineTuneRequest) -> None:
     check_name(message.model, "model")
     check_request_id(message.request_id)
     target = message.domain_adaptation
-    request = convert_requests.request(
+    message.DiscardUnknownFields()
+    requests.check_size(message)
+    request = requests.job(
         message,
         tenant_key(TENANT, message.model),
         server_path=_path(message.server_path.path, message.WhichOneof("data") == "server_path"),
@@ -68,11 +70,12 @@ def _fine_tune(message: fine_tuning_pb2.FineTuneRequest) -> None:
         target_dataset_id=target.target_dataset_id,
     )
     request.check()
-    fine_tuning._fingerprint(request, message)
     kept = msgspec.json.decode(msgspec.json.encode(request), type=JobRequest)
     if kept != request:
         raise Broken(f"kept as {kept}, asked as {request}")
-    convert_requests.asked(kept).SerializeToString()
+    stored = message.SerializeToString(deterministic=True)
+    if fine_tuning_pb2.FineTuneRequest.FromString(stored).SerializeToString() != stored:
+        raise Broken("it is stored as another message")
 
 
 def _path(path: str, is_set: bool) -> str:
@@ -81,18 +84,18 @@ def _path(path: str, is_set: bool) -> str:
 
 def _rank(message: fine_tuning_pb2.RankBackbonesRequest) -> None:
     server_path = _path(message.server_path.path, message.WhichOneof("data") == "server_path")
-    convert_rankings.request(message, TENANT, server_path=server_path, dataset_id="ds-1").check()
+    requests.ranking(message, TENANT, server_path=server_path, dataset_id="ds-1").check()
 
 
 def _predict(message: prediction_pb2.PredictRequest) -> None:
-    serving: Any = Serving()
-    servicer: Any = PredictionServicer(serving, max_images=8, timeout_s=1.0)
+    classifier: Any = Classifier()
+    servicer: Any = PredictionServicer(classifier, max_images=8, timeout_s=1.0)
     finished(servicer._predict(message, 1.0)).SerializeToString()
 
 
 def _list(message: fine_tuning_pb2.ListJobsRequest) -> None:
     for number in message.states:
-        convert_jobs.state(number)
+        jobs.state(number)
     pages.size(message.page_size)
     for kind, shape in (("jobs", (str,)), ("versions", (int,)), ("datasets", (float, str))):
         try:
@@ -111,7 +114,7 @@ def _list(message: fine_tuning_pb2.ListJobsRequest) -> None:
 
 
 def _upload(message: dataset_pb2.UploadDatasetRequest) -> None:
-    convert.archive_format(message.header.format)
+    datasets.archive_format(message.header.format)
     name = file_name(message.image.filename, 1)
     if "/" in name or "\0" in name or len(name) > 207:
         raise Broken(f"{name!r} is no name for people")
@@ -125,7 +128,7 @@ def _upload(message: dataset_pb2.UploadDatasetRequest) -> None:
             labels.check_alike([(label, ""), ("cat", "")], case_sensitive=is_labelled)
 
 
-class Serving:
+class Classifier:
     """Decodes, and gives every image the same classes."""
 
     async def classify(
@@ -135,12 +138,13 @@ class Serving:
         alias: str | None,
         images: Sequence[Decode],
         timeout_s: float,
-        decision: Decision | None = None,
-    ) -> tuple[int, list[Classified | GraftError]]:
-        """Each image's answer, or its error."""
-        return version or 1, [self._answer(decode) for decode in images]
+        decision: Decision | None,
+        finish: Callable[[int, list[Outcome]], Any],
+    ) -> Any:
+        """Finishes each image's answer, or its error."""
+        return finish(version or 1, [self._answer(decode) for decode in images])
 
-    def _answer(self, decode: Decode) -> Classified | GraftError:
+    def _answer(self, decode: Decode) -> Outcome:
         try:
             decode(DEFAULT_DECODING)
         except GraftError as error:

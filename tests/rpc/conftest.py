@@ -41,7 +41,7 @@ from service.engine import head as heads
 from service.engine.fake_runtime import FakeRuntime
 from service.engine.head import Head
 from service.jobs.fake_launcher import FakeLauncher, Script
-from service.rpc import messages, parsing, server
+from service.rpc import interceptor, message_io, server
 from tests.figures import figure
 
 CLASSES = ("blue", "green", "red")
@@ -60,12 +60,8 @@ what a quiet machine needs."""
 
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No request counts as late, and no caller as gone, because the machine is slow.
-
-    A test that is about such a limit sets it.
-    """
-    monkeypatch.setattr(messages, "GRACE_S", GUARD_S)
-    monkeypatch.setattr(messages, "HEALTH_TIMEOUT_S", GUARD_S)
+    """No peer is given up because the machine is slow; a test of such a limit sets it."""
+    monkeypatch.setattr(interceptor, "_STATUS_TIMEOUT_S", GUARD_S)
     monkeypatch.setattr(server, "_HANDSHAKE_S", GUARD_S)
     monkeypatch.setattr(_async, "_STATUS_LOOKS", round(GUARD_S / _async._LOOK_S))
 
@@ -263,8 +259,8 @@ class Refusal:
 
 @pytest.fixture
 def held_as_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a request holds is its bytes alone, so that tests can count it."""
-    monkeypatch.setattr(parsing, "ELEMENT_BYTES", 0)
+    """Makes a request hold its bytes alone, so that tests can count them."""
+    monkeypatch.setattr(message_io, "ELEMENT_BYTES", 0)
 
 
 async def refusal(call: Any) -> Refusal:

@@ -1,6 +1,7 @@
 """Tokens, roles, quotas and the audit log, over a socket with a real client."""
 
 import asyncio
+import datetime
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -16,7 +17,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from service.auth import authenticator, token_cli
+from service.auth import access_control, token_cli
 from service.config import BadConfig
 from service.errors import Reason
 from tests.rpc.conftest import GUARD_S, MakeService, Service, colours, image, refusal
@@ -43,10 +44,16 @@ class Keys:
         self.made[name] = self._capsys.readouterr().out.strip()
         return self.made[name]
 
-    def take_back(self, name: str) -> None:
-        head, *rest = self.path.read_text().split("[[tokens]]")
-        kept = [entry for entry in rest if f'id = "{name}"' not in entry]
-        self.replace("[[tokens]]".join([head, *kept]))
+    def revoke(self, name: str) -> None:
+        assert token_cli.main(["revoke", name, f"--file={self.path}"]) == 0
+        self._capsys.readouterr()
+
+    def expire(self, name: str) -> None:
+        """Has a token expire in a second, which is long after the file was read again."""
+        line = f'id = "{name}"'
+        at = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=1)
+        expires = f"expires = {at.isoformat()}"
+        self.replace(self.path.read_text().replace(line, f"{line}\n{expires}"))
 
     def bound(self, tenant: str, line: str) -> None:
         at = f"[tenants.{tenant}]"
@@ -63,7 +70,7 @@ class Keys:
 def keys(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Keys:
-    monkeypatch.setattr(authenticator, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(access_control, "POLL_EVERY_S", 0.02)
     keys = Keys(tmp_path / "access.toml", capsys)
     keys.make("acme-all", "acme", "admin")
     keys.make("acme-asks", "acme", "predict")
@@ -105,7 +112,7 @@ async def until_refused(ask: Callable[[], Any]) -> graft.NotAllowed:
                 return error
 
 
-async def until_told_of(service: Service, line: str) -> None:
+async def until_scraped(service: Service, line: str) -> None:
     """Waits until the metrics have a line."""
     async with asyncio.timeout(GUARD_S):
         while line not in await scrape(service):
@@ -163,7 +170,22 @@ async def test_a_wrong_secret_and_an_unknown_token_are_refused_alike(
     assert len(texts) == 1
 
 
-async def test_a_role_lets_through_what_it_is_for_and_nothing_else(
+async def test_a_call_with_two_authorization_headers_is_refused(
+    guarded: Service, keys: Keys
+) -> None:
+    good = ("authorization", f"Bearer {keys.made['acme-all']}")
+    bad = ("authorization", f"Bearer {keys.made['acme-all'][:-6]}xxxxxx")
+    for metadata in ([bad, good], [good, bad]):
+        call = guarded.models.ListModels(model_pb2.ListModelsRequest(), metadata=metadata)
+        refused = await refusal(call)
+        assert (refused.code, refused.reason) == (
+            grpc.StatusCode.UNAUTHENTICATED,
+            Reason.TOKEN_UNKNOWN,
+        )
+        assert "2 authorization headers" in refused.message
+
+
+async def test_a_role_allows_what_it_is_for_and_nothing_else(
     guarded: Service, connect: Connect
 ) -> None:
     trains, asks = connect(guarded, "acme-trains"), connect(guarded, "acme-asks")
@@ -223,14 +245,14 @@ async def test_the_client_waits_for_its_quota_by_itself(
         assert [model async for model in client.list_models()] == []
 
 
-async def test_a_token_that_is_taken_back_stops_working_and_a_new_one_works(
+async def test_a_token_that_is_revoked_stops_working_and_a_new_one_works(
     guarded: Service, keys: Keys, connect: Connect
 ) -> None:
     client, other = connect(guarded, "acme-all"), connect(guarded, "acme-asks")
     with pytest.raises(graft.NotFound):
         await client.get_model("m")
     keys.make("late", "acme", "admin")
-    keys.take_back("acme-all")
+    keys.revoke("acme-all")
 
     async def ask() -> None:
         with pytest.raises(graft.NotFound):
@@ -243,13 +265,21 @@ async def test_a_token_that_is_taken_back_stops_working_and_a_new_one_works(
             await still_good.get_model("m")
     # What is no good changes nothing.
     keys.replace("[tenants.")
-    await until_told_of(guarded, RELOAD_FAILED)
+    await until_scraped(guarded, RELOAD_FAILED)
     with pytest.raises(graft.NotFound):
         await other.get_model("m")
 
 
-async def test_a_stream_ends_when_its_token_is_taken_back(
-    guarded: Service, keys: Keys, connect: Connect
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [(Keys.revoke, Reason.TOKEN_UNKNOWN), (Keys.expire, Reason.TOKEN_EXPIRED)],
+)
+async def test_a_stream_ends_with_its_token(
+    guarded: Service,
+    keys: Keys,
+    connect: Connect,
+    end: Callable[[Keys, str], None],
+    reason: Reason,
 ) -> None:
     trains = connect(guarded, "acme-trains")
     pairs = [(p.label, p.content) for p in colours().images]
@@ -262,16 +292,18 @@ async def test_a_stream_ends_when_its_token_is_taken_back(
 
     await stream.write(prediction_pb2.PredictStreamRequest(request=asked))
     assert await stream.read() is not aio.EOF
-    keys.take_back("acme-asks")
+    end(keys, "acme-asks")
     # Without a further request: a client that is writing just then may see its own gRPC's
     # INTERNAL in place of the status.
     async with asyncio.timeout(GUARD_S):
-        with pytest.raises(aio.AioRpcError) as caught:
-            await stream.read()
-    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        refused = await refusal(stream.read())
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAUTHENTICATED, reason)
+    with pytest.raises(graft.NotAllowed) as caught:
+        await connect(guarded, "acme-asks").get_model("ants")
+    assert caught.value.reason == reason.value
 
 
-async def test_an_upload_ends_when_its_token_is_taken_back_and_leaves_nothing(
+async def test_an_upload_ends_when_its_token_is_revoked_and_leaves_nothing(
     guarded: Service, keys: Keys
 ) -> None:
     bearer = [("authorization", f"Bearer {keys.made['acme-all']}")]
@@ -280,7 +312,7 @@ async def test_an_upload_ends_when_its_token_is_taken_back_and_leaves_nothing(
     await upload.write(dataset_pb2.UploadDatasetRequest(header=header))
     folder = guarded.data_dir / "datasets" / "tmp"
     await settled(lambda: list(folder.iterdir()) != [])
-    keys.take_back("acme-all")
+    keys.revoke("acme-all")
     async with asyncio.timeout(GUARD_S):
         assert (await refusal(upload)).reason == Reason.TOKEN_UNKNOWN
     assert not list(folder.iterdir())
@@ -319,7 +351,8 @@ async def test_changes_are_audited_with_who_and_what_and_reads_are_not(
         ("DeleteVersion", "NOT_FOUND"),
     ]
     for line in told:
-        assert (line["tenant"], line["caller"], line["request_id"]) == ("acme", "acme-all", "mine")
+        who = line["tenant"], line["principal"], line["request_id"]
+        assert who == ("acme", "acme-all", "mine")
         assert line["peer"].startswith("ipv4:127.0.0.1:")
     upload, start, alias, delete = told
     assert upload["dataset_id"] == start["dataset_id"] == dataset.dataset_id
@@ -334,11 +367,11 @@ async def test_without_an_access_file_changes_are_audited_too(
     caplog.set_level(logging.INFO, "audit")
     await refusal(service.models.DeleteModel(model_pb2.DeleteModelRequest(model="a\nb c")))
     (line,) = audit(caplog, "change")
-    assert (line["tenant"], line["caller"]) == ("default", "anonymous")
+    assert (line["tenant"], line["principal"]) == ("default", "anonymous")
     assert line["model"] == r"'a\nb c'"
 
 
-async def test_refused_calls_are_told_of_and_counted(
+async def test_refused_calls_are_logged_and_counted(
     guarded: Service, keys: Keys, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "audit")
@@ -359,7 +392,7 @@ async def test_refused_calls_are_told_of_and_counted(
     assert 'graft_refused_calls_total{reason="ROLE_MISSING"} 1.0' in text
 
 
-async def test_a_call_that_was_let_in_and_may_not_go_on_counts_as_refused_once(
+async def test_a_call_that_was_admitted_and_may_not_go_on_counts_as_refused_once(
     guarded: Service, keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "audit")
@@ -374,8 +407,8 @@ async def test_a_call_that_was_let_in_and_may_not_go_on_counts_as_refused_once(
     half_sent = guarded.channel.stream_unary(method)(late(), metadata=bearer)
     stream = guarded.prediction.PredictStream(metadata=bearer)
     for name in (method, "/graft.v1.PredictionService/PredictStream"):
-        await until_told_of(guarded, f'graft_rpc_active{{method="{name}"}} 1.0')
-    keys.take_back("acme-asks")
+        await until_scraped(guarded, f'graft_rpc_active{{method="{name}"}} 1.0')
+    keys.revoke("acme-asks")
     assert (await refusal(stream)).reason == Reason.TOKEN_UNKNOWN
     release.set()
     assert (await refusal(half_sent)).reason == Reason.TOKEN_UNKNOWN
@@ -401,7 +434,7 @@ async def test_no_token_stands_in_logs_or_metrics_whatever_the_level(
             with pytest.raises(graft.GraftError):
                 await ask(connect(guarded, name))
     keys.replace(keys.path.read_text() + "\n[[tokens]]\nid = 'x'\n")
-    await until_told_of(guarded, RELOAD_FAILED)
+    await until_scraped(guarded, RELOAD_FAILED)
     said = caplog.text + "".join(repr(vars(record)) for record in caplog.records)
     assert "acme-all" in said
     secrets = [token.split("_", 2)[2] for token in (*keys.made.values(), wrong)]

@@ -10,7 +10,7 @@ import pytest
 from graft.v1 import dataset_pb2 as pb
 from graft.v1 import fine_tuning_pb2
 
-from service.rpc.convert import read_summary
+from service.rpc.codec.datasets import read_summary
 from tests.rpc.conftest import CLASSES, HANG, SUMMARY, MakeService, Service, image, refusal
 
 Files = dict[str, bytes]

@@ -115,7 +115,9 @@ async def test_a_version_and_its_job_say_their_decision_and_a_base_hands_it_on(
         model="colours", inline_images=colours(4), base=ft.BaseVersion(version=1)
     )
     started = await deciding.fine_tuning.FineTune(grown)
-    assert (await deciding.ended(started.job.job_id)).request.decision == own
+    assert not (await deciding.ended(started.job.job_id)).request.HasField("decision")
+    got = await deciding.models.GetVersion(model_pb2.GetVersionRequest(model="colours"))
+    assert (got.version.version, got.version.decision) == (2, own)
     grown.decision.CopyFrom(ARGMAX)
     started = await deciding.fine_tuning.FineTune(grown)
     await deciding.ended(started.job.job_id)

@@ -17,10 +17,8 @@ from grpc import aio
 from service.app import App
 from service.config import Config
 from service.contract import (
-    Augmentation,
     ExitCode,
     Failed,
-    Gate,
     Note,
     Progressed,
     Spec,
@@ -30,11 +28,9 @@ from service.errors import Reason
 from service.ingest.index import Index
 from service.ingest.process import ReaderProcesses
 from service.jobs.fake_launcher import FakeLauncher, Script
-from service.jobs.request import JobRequest
 from service.jobs.uninterrupted import in_thread
 from service.jobs.warm import WarmLauncher
-from service.rpc import fine_tuning
-from service.rpc.fine_tuning import _fingerprint
+from service.rpc import fine_tune
 from tests.rpc.conftest import (
     GUARD_S,
     HANG,
@@ -123,17 +119,6 @@ async def test_a_second_request_with_the_same_id_answers_with_the_first_job(
     assert (found.code, found.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
     listed = await service.fine_tuning.ListJobs(pb.ListJobsRequest())
     assert len(listed.jobs) == 1
-
-
-def test_what_is_asked_in_another_order_is_the_same_request() -> None:
-    def of(labels: dict[str, str], recalls: dict[str, float]) -> str:
-        gate = Gate(class_recalls=recalls)
-        asked = JobRequest(model="m", dataset_id="ds-1", labels=labels, gate=gate)
-        return _fingerprint(asked, pb.FineTuneRequest())
-
-    first = of({"b": "2", "a": "1"}, {"cat": 0.5, "ant": 0.25})
-    assert of({"a": "1", "b": "2"}, {"ant": 0.25, "cat": 0.5}) == first
-    assert of({"a": "1", "b": "2"}, {"ant": 0.5, "cat": 0.25}) != first
 
 
 async def test_trainers_that_wait_are_there_until_the_jobs_are_back_in_the_queue(
@@ -408,47 +393,6 @@ async def test_more_jobs_than_the_queue_takes_are_refused(make_service: MakeServ
     assert found.retry_s > 0
 
 
-async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service) -> None:
-    asked = pb.ModelBased(
-        recipe=pb.RECIPE_CLASSIC,
-        epochs=3,
-        batch_size=8,
-        learning_rate=0.01,
-        momentum=0.8,
-        weight_decay=0.0,
-        label_smoothing=0.05,
-        train_from_stage="layer3",
-        freeze_batch_norm=False,
-        precision=pb.PRECISION_FP32,
-    )
-    varied = pb.Augmentation(mirror=False, min_scale=0.5, rotation_degrees=0, colour=0.2)
-    started = await service.fine_tuning.FineTune(
-        request(
-            backbone="resnet18",
-            weights="random",
-            model_based=asked,
-            augmentation=varied,
-            validation_fraction=0.25,
-            outlier_false_alarm_rate=0.001,
-            seed=7,
-            time_budget=Duration(seconds=90),
-            device=pb.DEVICE_CPU,
-        )
-    )
-    back = started.job.request
-    assert (back.model_based, back.augmentation) == (asked, varied)
-    assert (back.backbone, back.weights, back.seed) == ("resnet18", "random", 7)
-    assert (back.validation_fraction, back.time_budget.seconds) == (0.25, 90)
-    assert (back.device, back.outlier_false_alarm_rate) == (pb.DEVICE_CPU, 0.001)
-    await service.ended(started.job.job_id)
-    spec = service.launcher.trainers[0].spec
-    assert (spec.backbone, spec.seed, spec.device) == ("resnet18", 7, "cpu")
-    assert spec.outlier_false_alarm_rate == 0.001
-    assert spec.augmentation == Augmentation(
-        mirror=False, min_scale=0.5, rotation_degrees=0.0, colour=0.2
-    )
-
-
 async def test_a_caller_who_leaves_keeps_its_place_until_its_images_are_let_be(
     make_service: MakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -473,7 +417,7 @@ async def test_a_caller_who_leaves_keeps_its_place_until_its_images_are_let_be(
         return index
 
     monkeypatch.setattr(ReaderProcesses, "read", held)
-    monkeypatch.setattr(fine_tuning, "in_thread", noted)
+    monkeypatch.setattr(fine_tune, "in_thread", noted)
     service: Service = await make_service(max_uploads=1, threads=1)
     request = pb.FineTuneRequest(model="gone", inline_images=colours())
     call = service.fine_tuning.FineTune(request)

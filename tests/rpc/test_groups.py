@@ -19,7 +19,7 @@ async def test_which_images_belong_together_reaches_the_trainer(service: Service
     )
     started = await service.fine_tuning.FineTune(asked)
     assert started.job.request.grouping == asked.grouping
-    assert started.job.request.WhichOneof("method") == "auto"
+    assert started.job.request.WhichOneof("method") is None
     await service.ended(started.job.job_id)
     spec = service.launcher.trainers[0].spec
     assert spec.grouping == Grouping(name_pattern="{group}_*.png")

@@ -20,7 +20,9 @@ async def test_a_job_grows_from_the_version_that_its_base_named_then(service: Se
     first = await service.make_model()
     started = await service.fine_tuning.FineTune(grown(pb.BaseVersion()))
     job = await service.ended(started.job.job_id)
-    assert job.request.base == pb.BaseVersion(model="colours", version=1)
+    assert job.request.HasField("base")
+    assert job.request.base == pb.BaseVersion()
+    assert job.base == pb.BaseVersion(model="colours", version=1)
     spec = service.launcher.trainers[1].spec
     assert spec.base == Base("colours", 1)
     datasets = service.data_dir / "datasets"

@@ -8,12 +8,14 @@ from typing import Any
 
 import grpc
 import pytest
+from graft.v1 import dataset_pb2, fine_tuning_pb2, prediction_pb2
 from graft.v1 import model_pb2 as pb
-from graft.v1 import prediction_pb2
 
+from service.rpc.codec import datasets, jobs, models
 from service.rpc.open_inference import grpc_predict_v2_pb2
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
-from service.storage.models import ModelStore, Removed
+from service.storage.models import ModelStore
+from service.storage.records import Removed
 from tests.rpc.conftest import GUARD_S, Service, image, refusal
 
 
@@ -197,3 +199,33 @@ async def test_a_deleted_backbone_leaves_memory(service: Service) -> None:
         )
     )
     assert found.reason == "MODEL_NOT_FOUND"
+
+
+async def test_stored_things_become_messages_off_the_event_loop(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: set[tuple[str, str]] = set()
+    kinds: dict[str, Any] = {"model": models, "version": models, "job": jobs, "dataset": datasets}
+    for name, module in kinds.items():
+        build = getattr(module, name)
+
+        def noted(*args: Any, build: Any = build, name: str = name) -> Any:
+            built.add((name, threading.current_thread().name.partition("_")[0]))
+            return build(*args)
+
+        monkeypatch.setattr(module, name, noted)
+    job = await service.make_model()
+    dataset_id = job.request.dataset_id
+    for call in (
+        service.models.GetModel(pb.GetModelRequest(model="colours")),
+        service.models.ListModels(pb.ListModelsRequest()),
+        service.models.SetAlias(pb.SetAliasRequest(model="colours", alias="prod", version=1)),
+        service.models.GetVersion(pb.GetVersionRequest(model="colours")),
+        service.models.ListVersions(pb.ListVersionsRequest(model="colours")),
+        service.fine_tuning.GetJob(fine_tuning_pb2.GetJobRequest(job_id=job.job_id)),
+        service.fine_tuning.ListJobs(fine_tuning_pb2.ListJobsRequest()),
+        service.datasets.GetDataset(dataset_pb2.GetDatasetRequest(dataset_id=dataset_id)),
+        service.datasets.ListDatasets(dataset_pb2.ListDatasetsRequest()),
+    ):
+        await call
+    assert built == {(name, "store") for name in kinds}

@@ -1,6 +1,7 @@
 """The Open Inference Protocol: what its calls answer, and what they refuse."""
 
 import struct
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import pytest
 from graft.v1 import model_pb2
 
+from service.rpc.codec import predictions
 from service.rpc.open_inference import answers
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
@@ -203,11 +205,28 @@ async def test_classes_are_texts_of_probability_index_and_label_best_first(
         assert 0 <= float(probability) <= 1
 
 
+async def test_answers_are_built_in_a_workers_thread(
+    service: Service, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.make_model()
+    built_in: list[str] = []
+    build = answers.answer
+
+    def noted(*args: Any) -> pb.ModelInferResponse:
+        built_in.append(threading.current_thread().name)
+        return build(*args)
+
+    monkeypatch.setattr(answers, "answer", noted)
+    await stub.ModelInfer(request(PNG))
+    (name,) = built_in
+    assert name.startswith("infer-")
+
+
 async def test_an_answer_of_very_many_classes_as_texts_is_refused(
     service: Service, stub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await service.make_model()
-    monkeypatch.setattr(answers, "MAX_SCORES", 5)
+    monkeypatch.setattr(predictions, "MAX_SCORES", 5)
     for k, refused in ((2, False), (3, True)):
         parameters = {"classification": pb.InferParameter(int64_param=k)}
         outputs = [Asked(name="probabilities", parameters=parameters)]

@@ -2,9 +2,11 @@
 
 import asyncio
 import struct
+import threading
 import zlib
 from collections.abc import AsyncIterator
 from functools import partial
+from typing import Any
 
 import grpc
 import numpy as np
@@ -14,7 +16,7 @@ from graft.v1 import prediction_pb2 as pb
 
 from service.contract import Finished
 from service.jobs.fake_launcher import Script
-from service.rpc import prediction
+from service.rpc.codec import predictions
 from tests.rpc.conftest import (
     GUARD_S,
     MakeService,
@@ -309,19 +311,31 @@ async def test_many_callers_are_batched_and_each_gets_its_own(make_service: Make
     assert max(session.batches) > 1
 
 
-async def test_an_answer_of_very_many_scores_is_refused_and_of_many_is_the_same(
+async def test_an_answer_of_too_many_scores_is_refused(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await service.make_model()
-    request = pb.PredictRequest(
-        model="colours", images=[pb.Image(encoded=image("red"))] * 2, top_k=9, include_features=True
-    )
-    quick = await service.prediction.Predict(request)
-    assert [len(result.classification.scores) for result in quick.results] == [3, 3]
-    # Composed in a thread instead of on the event loop.
-    monkeypatch.setattr(prediction, "_QUICK_SCORES", 0)
-    assert await service.prediction.Predict(request) == quick
-    monkeypatch.setattr(prediction, "MAX_SCORES", 5)
+    request = encoded(image("red"), image("red"), top_k=9)
+    answer = await service.prediction.Predict(request)
+    assert [len(result.classification.scores) for result in answer.results] == [3, 3]
+    monkeypatch.setattr(predictions, "MAX_SCORES", 5)
     refused = await refusal(service.prediction.Predict(request))
     assert (refused.code, refused.field) == (grpc.StatusCode.INVALID_ARGUMENT, "top_k")
     assert "are 6 scores" in refused.message
+
+
+async def test_answers_are_built_in_a_workers_thread(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.make_model()
+    built_in: list[str] = []
+    build = predictions.response
+
+    def noted(*args: Any, **options: Any) -> pb.PredictResponse:
+        built_in.append(threading.current_thread().name)
+        return build(*args, **options)
+
+    monkeypatch.setattr(predictions, "response", noted)
+    await service.prediction.Predict(encoded(image("red"), image("blue")))
+    (name,) = built_in
+    assert name.startswith("infer-")

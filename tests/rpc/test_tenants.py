@@ -277,7 +277,7 @@ async def test_a_version_grows_from_ones_own_model_of_a_name(make_tenants: MakeT
     await beta.make_model("ants")
     await acme.make_model("ants")
     job = await acme.make_model("ants", base=ft.BaseVersion(model="ants"))
-    assert (job.version, job.request.base.model, job.request.base.version) == (2, "ants", 1)
+    assert (job.version, job.base.model, job.base.version) == (2, "ants", 1)
     spec = acme.service.launcher.trainers[-1].spec
     assert (spec.model, spec.base.model) == ("ants", "ants")
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,9 +14,10 @@ import pytest
 from graft import cli
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import generate_latest
 
-from service.auth import token_cli
-from service.auth.tls import Certificate, Files
+from service.auth import access_control, token_cli
+from service.auth.tls import TICKET_LIFETIME_S, Certificate, Files
 from service.config import BadConfig
 from service.ops.metrics import Metrics
 from tests.certificates import Authority, Pair
@@ -33,6 +36,11 @@ def authority() -> Authority:
 def flags(authority: Authority, tmp_path: Path) -> dict[str, Path]:
     cert, key = authority.sign().write(tmp_path, "server")
     return {"tls_cert_file": cert, "tls_key_file": key}
+
+
+@pytest.fixture(autouse=True)
+def _polled_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access_control, "POLL_EVERY_S", 0.02)
 
 
 @pytest.fixture
@@ -61,6 +69,14 @@ async def is_serving(channel: aio.Channel) -> bool:
             raise
         return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def reloaded(service: Service, outcome: str) -> None:
+    """Waits until a changed certificate was read, "ok" or "failed"."""
+    line = f'graft_reloads_total{{outcome="{outcome}",what="certificate"}} 1.0'
+    async with asyncio.timeout(GUARD_S):
+        while line not in await scrape(service):
+            pass
 
 
 async def test_with_a_certificate_only_those_who_trust_it_talk_to_the_server(
@@ -93,10 +109,10 @@ async def test_a_new_certificate_is_shown_to_new_connections_and_old_ones_go_on(
     assert await is_serving(old)
     successor = Authority("its successor")
     successor.sign().write(tmp_path, "server")
+    await reloaded(service, "ok")
     assert await is_serving(dial(service, successor.pem))
     assert not await is_serving(dial(service, authority.pem))
     assert await is_serving(old)
-    assert 'graft_reloads_total{outcome="ok",what="certificate"} 1.0' in await scrape(service)
     assert 'graft_reload_failing{what="certificate"} 0.0' in await scrape(service)
 
 
@@ -110,12 +126,13 @@ async def test_a_new_authority_for_clients_counts_for_new_connections(
     service = await make_service(**flags, tls_client_ca_file=file)
     assert await is_serving(dial(service, authority.pem, first.sign("a client")))
     file.write_bytes(second.pem)
+    await reloaded(service, "ok")
     assert await is_serving(dial(service, authority.pem, second.sign("a client")))
     assert not await is_serving(dial(service, authority.pem, first.sign("a client")))
 
 
 @pytest.mark.parametrize("damage", ["nonsense", "key of another", "gone"])
-async def test_a_new_certificate_that_is_no_good_is_told_of_and_the_old_one_stays(
+async def test_a_new_certificate_that_cannot_be_used_is_reported_and_the_old_one_stays(
     make_service: MakeService,
     flags: dict[str, Path],
     authority: Authority,
@@ -130,13 +147,79 @@ async def test_a_new_certificate_that_is_no_good_is_told_of_and_the_old_one_stay
         flags["tls_key_file"].write_bytes(authority.sign().key)
     else:
         flags["tls_key_file"].unlink()
+    await reloaded(service, "failed")
     for _ in range(3):
         assert await is_serving(dial(service, authority.pem))
-    told = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
-    assert len(told) == 1
-    assert "the one before stays: --tls-" in told[0]
-    assert 'graft_reloads_total{outcome="failed",what="certificate"} 1.0' in await scrape(service)
+    errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(errors) == 1
+    assert "cannot be used, the one before stays in force: --tls-" in errors[0]
     assert 'graft_reload_failing{what="certificate"} 1.0' in await scrape(service)
+
+
+def test_a_key_that_is_renamed_after_its_certificate_is_no_error(
+    flags: dict[str, Path], authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = Metrics({"version": "1"})
+    certificate = Certificate(Files(flags["tls_cert_file"], flags["tls_key_file"]), metrics)
+    for _ in range(3):
+        successor = authority.sign()
+        flags["tls_cert_file"].write_bytes(successor.cert)
+        assert not certificate.poll()
+        flags["tls_key_file"].write_bytes(successor.key)
+        assert certificate.poll()
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+    assert 'outcome="failed"' not in generate_latest(metrics.registry).decode()
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_sessions_are_resumed_for_an_hour_and_not_for_ever(
+    flags: dict[str, Path], authority: Authority, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    """A resumed session does not look at the client's certificate, which may have expired."""
+    clock, clients = Clock(), Authority("of clients")
+    (tmp_path / "clients.pem").write_bytes(clients.pem)
+    cert, key = clients.sign("a client").write(tmp_path, "client")
+    files = Files(flags["tls_cert_file"], flags["tls_key_file"], tmp_path / "clients.pem")
+    certificate = Certificate(files, Metrics({"version": "1"}), clock)
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context.minimum_version = context.maximum_version = version
+    context.load_cert_chain(cert, key)
+    context.set_alpn_protocols(["h2"])
+
+    def connect(session: ssl.SSLSession | None) -> tuple[bool, ssl.SSLSession | None]:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as plain,
+            context.wrap_socket(plain, server_hostname="localhost", session=session) as secure,
+        ):
+            # The server speaks first; in TLS 1.3 its tickets come before that.
+            assert secure.recv(9)
+            return bool(secure.session_reused), secure.session
+
+    server = aio.server()
+    port = server.add_secure_port("127.0.0.1:0", certificate.credentials())
+    await server.start()
+    try:
+        was_resumed, session = await asyncio.to_thread(connect, None)
+        assert not was_resumed
+        clock.now += TICKET_LIFETIME_S - 1
+        # Each brings a new ticket, which is as old as the full handshake.
+        for _ in range(3):
+            was_resumed, session = await asyncio.to_thread(connect, session)
+            assert was_resumed
+        clock.now += 1
+        was_resumed, session = await asyncio.to_thread(connect, session)
+        assert not was_resumed
+        was_resumed, _ = await asyncio.to_thread(connect, session)
+        assert was_resumed
+    finally:
+        await server.stop(None)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Calls that are slow, many, cut off or late: each ends, and leaves nothing behind."""
+"""Calls that are slow, many or cut off: each ends, and leaves nothing behind."""
 
 import asyncio
 import time
@@ -20,12 +20,12 @@ from graft.v1 import (
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.auth.principal import Caller
+from service.auth.authenticator import Authenticator
+from service.auth.principal import Principal
 from service.errors import Reason, Unauthenticated
 from service.ops.metrics import Metrics
-from service.rpc import messages
-from service.rpc.calls import Gate
-from service.rpc.limits import CallBounds
+from service.rpc import interceptor, message_io
+from service.rpc.admission import CallLimits
 from service.rpc.server import SERVICES, RpcServer, to_register
 from tests.rpc.conftest import GUARD_S, HANG, MakeService, Service, colours, image, refusal
 from tests.unit.loop_clock import LoopClock
@@ -43,6 +43,11 @@ def handlers() -> list[str]:
         for task in asyncio.all_tasks()
         if task.get_name().startswith(("HandleExceptions", "rpc_task"))
     ]
+
+
+def serving_tasks() -> list[str]:
+    """Those of them that run a handler, and not only watch for the caller's end."""
+    return [name for name in handlers() if name.startswith("HandleExceptions")]
 
 
 async def settled(is_so: Callable[[], bool]) -> None:
@@ -71,21 +76,22 @@ def health(channel: aio.Channel) -> Any:
 @asynccontextmanager
 async def serving(
     servicer: model_pb2_grpc.ModelServiceServicer,
-    gate: Gate | None = None,
-    **bounds: Any,
+    authenticator: Authenticator | None = None,
+    **limits: Any,
 ) -> AsyncIterator[aio.Channel]:
     """A server of this servicer alone, and a channel to it."""
     server = RpcServer(
         [to_register(model_pb2_grpc.add_ModelServiceServicer_to_server, servicer)],
         Metrics({"version": "1"}),
         2**26,
-        gate=gate,
-        bounds=CallBounds(**{"message_timeout_s": GUARD_S} | bounds),
+        authenticator=authenticator,
+        limits=CallLimits(**{"message_timeout_s": GUARD_S} | limits),
     )
     port = await server.start("127.0.0.1:0")
     await server.serve()
     try:
-        async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        options = [("grpc.max_receive_message_length", -1)]
+        async with aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
             # The time for a message is one for a connection's first bytes too.
             await channel.channel_ready()
             yield channel
@@ -127,7 +133,7 @@ async def test_a_call_without_a_request_and_one_that_is_no_message_are_refused(
 
 async def test_who_is_not_let_in_is_told_before_the_request_is_read() -> None:
     class Closed:
-        def admit(self, method: str, metadata: object) -> Caller:
+        def admit(self, method: str, metadata: object) -> Principal:
             raise Unauthenticated(Reason.TOKEN_MISSING, "no token")
 
     async with serving(model_pb2_grpc.ModelServiceServicer(), Closed()) as channel:
@@ -137,55 +143,55 @@ async def test_who_is_not_let_in_is_told_before_the_request_is_read() -> None:
         assert (await health(channel)).status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_a_reader_who_takes_nothing_is_reset_and_nothing_of_it_is_left(
+async def test_work_for_a_reader_who_takes_nothing_ends_and_the_reader_learns_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    composed: list[str] = []
-    begun: list[str] = []
+    monkeypatch.setattr(interceptor, "_STATUS_TIMEOUT_S", 0.01)
+    composing: list[str] = []
     served: WeakSet[Any] = WeakSet()
-    send = messages.send
+    send = message_io.send
 
-    async def impatient(context: messages.Context, response: Any, timeout_s: float) -> None:
+    async def impatient(context: message_io.Context, response: Any, timeout_s: float) -> None:
         # Each caller gets its first answer, however slow the machine is.
         handler = asyncio.current_task()
         await send(context, response, 0.1 if handler in served else timeout_s)
         served.add(handler)
 
-    monkeypatch.setattr(messages, "send", impatient)
+    monkeypatch.setattr(message_io, "send", impatient)
 
     class Exports(model_pb2_grpc.ModelServiceServicer):
         async def ExportModel(  # noqa: N802
             self, request: Any, context: Any
         ) -> AsyncIterator[Any]:
-            composed.append(request.model)
-            begun.append(request.model)
+            composing.append(request.model)
             try:
                 for _ in range(100):
                     yield model_pb2.ExportModelResponse(chunk=bytes(2**20))
             finally:
-                composed.remove(request.model)
+                composing.remove(request.model)
 
         async def ListModels(  # noqa: N802
             self, request: Any, context: Any
         ) -> Any:
             return model_pb2.ListModelsResponse()
 
-    async with serving(Exports()) as channel:
+    async with serving(Exports(), exports=3) as channel:
         stub: Any = model_pb2_grpc.ModelServiceStub(channel)
-        await stub.ListModels(model_pb2.ListModelsRequest())
-        calls = [stub.ExportModel(model_pb2.ExportModelRequest(model="m")) for _ in range(3)]
+        export = model_pb2.ExportModelRequest(model="m")
+        calls = [stub.ExportModel(export) for _ in range(3)]
         for call in calls:
             await call.read()
-        assert len(begun) == 3
-        await settled(lambda: not composed)
-        # Others on the same connection are served on.
+        assert composing == ["m"] * 3
+        await settled(lambda: not composing and not serving_tasks())
+        # Their slots are free, and others on the same connection are served.
         await stub.ListModels(model_pb2.ListModelsRequest())
-        await settled(lambda: not handlers())
+        assert (await stub.ExportModel(export).read()).chunk == bytes(2**20)
         for call in calls:
-            # What had been sent before is there to be read, then comes the end.
-            with pytest.raises(aio.AioRpcError, match="CANCELLED"):
+            # What had been sent before is there to be read, then comes the reason.
+            with pytest.raises(aio.AioRpcError, match="the reader took no answer for") as caught:
                 async with asyncio.timeout(GUARD_S):
                     await read_to_the_end(call)
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_a_reader_who_is_slow_but_reads_gets_all_of_it() -> None:
@@ -209,7 +215,7 @@ async def test_a_reader_who_is_slow_but_reads_gets_all_of_it() -> None:
         assert count == 40
 
 
-async def test_over_its_bound_a_method_refuses_and_says_when_to_come_back() -> None:
+async def test_over_its_limit_a_method_refuses_and_says_when_to_come_back() -> None:
     go_on = asyncio.Event()
     arrived = asyncio.Semaphore(0)
 
@@ -235,7 +241,7 @@ async def test_over_its_bound_a_method_refuses_and_says_when_to_come_back() -> N
         refused = await refusal(stub.ListModels(request))
         assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert (refused.reason, refused.retry_s) == ("TOO_MANY_CALLS", 1)
-        # Each method has a bound of its own, and health none.
+        # Each method has a limit of its own.
         await stub.GetModel(model_pb2.GetModelRequest())
         await health(channel)
         go_on.set()
@@ -266,20 +272,19 @@ async def test_requests_are_refused_while_those_that_are_answered_hold_too_much(
         await stub.GetModel(large)
 
 
-async def test_uploads_and_fine_tunes_share_one_bound_and_watchers_have_theirs(
+async def test_slow_uploads_keep_nobody_from_fine_tuning_and_watchers_have_their_own_limit(
     make_service: MakeService,
 ) -> None:
     service: Service = await make_service(HANG, max_uploads=1, max_watchers=1)
-    upload = service.datasets.UploadDataset()
-    header = dataset_pb2.UploadDatasetHeader(display_name="d")
+    upload, header = service.datasets.UploadDataset(), dataset_pb2.UploadDatasetHeader()
     await upload.write(dataset_pb2.UploadDatasetRequest(header=header))
     await settled(lambda: folders(service) != [])
+    assert (await refusal(service.datasets.UploadDataset())).reason == "TOO_MANY_CALLS"
     request = fine_tuning_pb2.FineTuneRequest(model="m", inline_images=colours())
-    assert (await refusal(service.fine_tuning.FineTune(request))).reason == "TOO_MANY_CALLS"
-    # Who gives up frees both its place and its folder.
+    job = (await service.fine_tuning.FineTune(request)).job
+    # A caller that gives up frees both its slot and its folder.
     upload.cancel()
     await settled(lambda: folders(service) == [] and not handlers())
-    job = (await service.fine_tuning.FineTune(request)).job
     watch = fine_tuning_pb2.WatchJobRequest(job_id=job.job_id)
     watcher = service.fine_tuning.WatchJob(watch)
     await watcher.read()
@@ -293,18 +298,14 @@ def folders(service: Service) -> list[Path]:
     return list((service.data_dir / "datasets" / "tmp").iterdir())
 
 
-@pytest.mark.parametrize("trickles", [False, True])
-async def test_an_upload_that_brings_nothing_or_too_little_ends_and_leaves_no_folder(
-    make_service: MakeService, trickles: bool
+async def test_an_upload_that_brings_nothing_more_ends_and_leaves_no_folder(
+    make_service: MakeService,
 ) -> None:
     service: Service = await make_service(message_timeout_s=0.3)
 
     async def messages() -> AsyncIterator[dataset_pb2.UploadDatasetRequest]:
         header = dataset_pb2.UploadDatasetHeader(display_name="d")
         yield dataset_pb2.UploadDatasetRequest(header=header)
-        while trickles:
-            yield dataset_pb2.UploadDatasetRequest(archive_chunk=b"x")
-            await asyncio.sleep(0.05)
         await asyncio.Event().wait()
 
     refused = await refusal(service.datasets.UploadDataset(messages()))

@@ -10,7 +10,7 @@ import pytest
 from graft.v1 import fine_tuning_pb2, prediction_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.rpc import messages
+from service.rpc import message_io
 from tests.rpc.conftest import GUARD_S, HANG, SUCCESS, MakeService, Service, colours, image
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -117,9 +117,9 @@ async def test_who_connects_and_says_nothing_or_no_http2_is_hung_up_on(
 async def test_half_a_request_and_then_silence_ends_and_others_are_served(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    receive = messages.receive
+    receive = message_io.receive
     # For the message alone: the connection itself has its time.
-    monkeypatch.setattr(messages, "receive", lambda *asked: receive(*asked[:-1], 0.1))
+    monkeypatch.setattr(message_io, "receive", lambda *asked: receive(*asked[:-1], 0.1))
     async with wire(service) as half:
         headers = request_headers("/graft.v1.PredictionService/Predict")
         # A message of 1 MB is announced, 1,000 bytes of it come.

@@ -14,7 +14,7 @@ from service.backbones import BACKBONES
 from service.domain import ImageDecoding
 from service.engine import preprocess
 from service.engine.runtime import OnnxRuntime, Provider
-from service.errors import InvalidInput, Reason, Unavailable
+from service.errors import InvalidInput, Reason, WrongState
 from tests import photographs
 from tests.trainer.conftest import GUARD_S
 from trainer import backbones, download, export, liveness
@@ -109,7 +109,7 @@ def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_network")
 def test_weights_that_cannot_be_had_name_the_file_and_its_folder(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable) as caught:
+    with pytest.raises(WrongState) as caught:
         backbones.load("resnet18", "", 0, tmp_path / "mirror")
     assert caught.value.reason is Reason.WEIGHTS_UNAVAILABLE
     assert "resnet18-f37072fd.pth" in caught.value.message
@@ -146,7 +146,7 @@ def test_a_download_that_never_ends_is_given_up_with_what_to_do(
     # As the look-up of a name, which no timeout of a socket reaches.
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: ends.wait(GUARD_S))
     try:
-        with pytest.raises(Unavailable, match=r"did not end within 0.01 s.*put the file") as caught:
+        with pytest.raises(WrongState, match=r"did not end within 0.01 s.*put the file") as caught:
             backbones.load("resnet18", "", 0, tmp_path)
     finally:
         ends.set()
@@ -163,7 +163,7 @@ def test_a_trainer_is_not_taken_for_hanging_while_it_downloads(
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", wait_for_network)
-    with pytest.raises(Unavailable):
+    with pytest.raises(WrongState):
         backbones.load("resnet18", "", 0, tmp_path)
     assert seen == [True]
     assert not liveness._is_waiting()
@@ -194,7 +194,7 @@ def test_weights_that_another_user_keeps_to_itself_are_told_with_what_to_do(
         lambda: backbones.load("resnet18", "", 0, tmp_path),
         lambda: backbones.classifier("resnet18", "", tmp_path),
     ):
-        with pytest.raises(Unavailable, match=r"may not read.*chmod a\+rX") as caught:
+        with pytest.raises(WrongState, match=r"may not read.*chmod a\+rX") as caught:
             use()
         assert caught.value.reason is Reason.WEIGHTS_UNAVAILABLE
 
@@ -202,7 +202,7 @@ def test_weights_that_another_user_keeps_to_itself_are_told_with_what_to_do(
 @pytest.mark.usefixtures("no_network")
 def test_a_mirrored_file_with_another_hash_is_refused(tmp_path: Path) -> None:
     (tmp_path / "resnet18-f37072fd.pth").write_bytes(b"something else")
-    with pytest.raises(Unavailable, match="not what its name says"):
+    with pytest.raises(WrongState, match="not what its name says"):
         backbones.load("resnet18", "", 0, tmp_path)
 
 

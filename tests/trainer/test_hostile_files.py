@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from service.backbones import BACKBONES
-from service.errors import Unavailable
+from service.errors import WrongState
 from tests.architecture.test_outside_data import Evil
 from tests.trainer.conftest import Told
 from trainer import backbones
@@ -36,7 +36,7 @@ def test_weights_in_a_mirror_that_would_run_code_are_refused_by_their_hash(tmp_p
     proof = tmp_path / "ran"
     path = tmp_path / "resnet18-f37072fd.pth"
     torch.save({"fc.weight": Evil(proof)}, path)
-    with pytest.raises(Unavailable, match="sha256"):
+    with pytest.raises(WrongState, match="sha256"):
         backbones.load("resnet18", NAME, 0, tmp_path)
     assert not proof.exists()
 
@@ -51,6 +51,6 @@ def test_weights_that_would_run_code_are_not_run_even_where_the_hash_fits(
     row = replace(BACKBONES["resnet18"], weights={NAME: f"resnet18-{digest[:8]}.pth"})
     monkeypatch.setitem(BACKBONES, "resnet18", row)
     path.rename(tmp_path / row.weights[NAME])
-    with pytest.raises(Unavailable, match="UnpicklingError"):
+    with pytest.raises(WrongState, match="UnpicklingError"):
         backbones.load("resnet18", NAME, 0, tmp_path)
     assert not proof.exists()

@@ -25,7 +25,7 @@ from service.contract import (
 from service.engine.fake_runtime import FakeRuntime, FakeSession
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
-from service.errors import InvalidInput, Reason, Unavailable
+from service.errors import InvalidInput, Reason, WrongState
 from tests import photographs
 from tests.trainer.conftest import GUARD_S, MakeFolder, Told
 from trainer import data, ranked_backbone, ranking
@@ -310,7 +310,7 @@ def test_a_job_that_chooses_its_backbone_works_in_its_own_folder(
 
     def choose(spec: RankSpec, *_: object) -> None:
         asked.append(spec)
-        raise Unavailable(Reason.WEIGHTS_UNAVAILABLE, "none")
+        raise WrongState(Reason.WEIGHTS_UNAVAILABLE, "none")
 
     monkeypatch.setattr(ranking, "choose", choose)
     job = Job(
@@ -325,7 +325,7 @@ def test_a_job_that_chooses_its_backbone_works_in_its_own_folder(
         ),
         told.append,
     )
-    with pytest.raises(Unavailable):
+    with pytest.raises(WrongState):
         job.choose_backbone(data.Part((), (), np.zeros(0, np.int64)))
     assert [spec.work_dir for spec in asked] == [str(tmp_path)]
 
@@ -355,9 +355,9 @@ def test_a_download_that_takes_too_long_is_let_go_and_its_error_is_passed_on() -
     ranked_backbone._within(time.monotonic() + GUARD_S, lambda: None)
 
     def fail() -> None:
-        raise Unavailable(Reason.WEIGHTS_UNAVAILABLE, "no network")
+        raise WrongState(Reason.WEIGHTS_UNAVAILABLE, "no network")
 
-    with pytest.raises(Unavailable, match="no network"):
+    with pytest.raises(WrongState, match="no network"):
         ranked_backbone._within(time.monotonic() + GUARD_S, fail)
 
 
@@ -413,7 +413,7 @@ def test_choose_takes_the_first_on_a_jobs_own_training_images(
     chosen, ranked = ranking.choose(spec(folder, *named), part, machine, told.append)
     assert chosen is named[1]
     assert ranked.images == 20
-    with pytest.raises(Unavailable, match="no backbone could be chosen") as caught:
+    with pytest.raises(WrongState, match="no backbone could be chosen") as caught:
         ranking.choose(
             spec(folder, PretrainedBackbone(backbone="vgg16")), part, machine, told.append
         )

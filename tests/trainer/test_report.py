@@ -11,6 +11,7 @@ import pytest
 
 from service.domain import LeftOutFile, LeftOutReason
 from service.ingest.index import summarise
+from service.ops.escaping import escaped
 from tests.trainer import sample_report
 from trainer import evaluate
 from trainer.data import Data
@@ -227,7 +228,20 @@ def test_nothing_is_fetched_and_nothing_runs(found: Data) -> None:
     html = page.to_html(made, found, sample_report.measured(found))
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", html)
     assert "<script" not in html
-    assert "http" not in html
+    assert "http" not in html.replace("http-equiv", "")
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+    assert html.index(policy) < html.index("<title>") < html.index("<style>")
+
+
+def test_names_of_files_turn_no_text_and_reach_no_terminal(found: Data) -> None:
+    evil = "red/\x1b]52;c;aGk=\x07\u202egnp\x9b\u2028.gif"
+    files = [LeftOutFile(evil, "red", LeftOutReason.UNREADABLE, "it is cut short")]
+    html = page.to_html(
+        _report(replace(found, summary=summarise(40, files))), found, [_measured(found)]
+    )
+    assert r"red/\x1b]52;c;aGk=\x07\u202egnp\x9b\u2028.gif" in _read(html)
+    assert escaped(html, keep="\n") == html
     assert "url(" not in html
     assert "@import" not in html
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save, save_file
 from torch import nn
 
-from service.errors import InvalidInput, Reason, Unavailable
+from service.errors import InvalidInput, Reason, WrongState
 from tests.architecture.test_outside_data import Evil
 from trainer import backbones, download
 from trainer.weights import Weights
@@ -56,7 +56,7 @@ def test_a_file_fills_a_network_and_its_head_is_left_out(
     # As a manifest has it, no other file is taken.
     backbones.load("resnet18", name, 0, tmp_path)
     written(tmp_path / f"own.{suffix}", {**state, "bn1.weight": torch.zeros(64)})
-    with pytest.raises(Unavailable, match=f"not with {digest}"):
+    with pytest.raises(WrongState, match=f"not with {digest}"):
         backbones.load("resnet18", name, 0, tmp_path)
     assert asked.name != name
 
@@ -105,20 +105,20 @@ def test_tensors_that_do_not_fit_are_named(
 @pytest.mark.parametrize("content", [b"", b"PK\3\4junk", b"{}", save({})])
 def test_a_file_that_holds_no_tensors_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises((Unavailable, InvalidInput), match=r"holds no tensors|missing: conv1"):
+    with pytest.raises((WrongState, InvalidInput), match=r"holds no tensors|missing: conv1"):
         backbones.load("resnet18", f"file:{name}", 0, tmp_path)
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     proof = tmp_path / "ran"
     torch.save({"fc.weight": Evil(proof)}, tmp_path / "own.pth")
-    with pytest.raises(Unavailable, match="holds no tensors by name"):
+    with pytest.raises(WrongState, match="holds no tensors by name"):
         backbones.load("resnet18", "file:own.pth", 0, tmp_path)
     assert not proof.exists()
 
 
 def test_a_file_that_is_not_there_is_told_with_where_it_belongs(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match=rf"no file own\.pth in .*{tmp_path}") as caught:
+    with pytest.raises(WrongState, match=rf"no file own\.pth in .*{tmp_path}") as caught:
         backbones.load("resnet18", "file:own.pth", 0, tmp_path)
     assert caught.value.reason is Reason.WEIGHTS_UNAVAILABLE
     assert not Weights("resnet18", "file:own.pth", 0, tmp_path).is_available()
@@ -219,7 +219,7 @@ def test_a_download_that_is_not_what_the_hub_says_is_thrown_away(
 ) -> None:
     for name, value in changes.items():
         setattr(hub, name, value)
-    with pytest.raises(Unavailable, match=says) as caught:
+    with pytest.raises(WrongState, match=says) as caught:
         backbones.load("timm/test_vit", "", 0, tmp_path)
     assert caught.value.reason is Reason.WEIGHTS_UNAVAILABLE
     assert not list((tmp_path / "timm").iterdir())
@@ -237,7 +237,7 @@ def test_weights_that_no_onnx_file_holds_are_refused_before_they_are_downloaded(
 def test_weights_that_the_hub_does_not_have_name_the_file_and_where_it_belongs(
     tmp_path: Path, hub: Hub
 ) -> None:
-    with pytest.raises(Unavailable) as caught:
+    with pytest.raises(WrongState) as caught:
         backbones.load("timm/test_convnext", "", 0, tmp_path)
     assert caught.value.reason is Reason.WEIGHTS_UNAVAILABLE
     assert f"test_convnext.r160_in1k.safetensors are not in {tmp_path / 'timm'}" in str(
@@ -261,5 +261,5 @@ def test_timms_weights_in_a_mirror_need_no_network_but_must_fit(
     own = backbones.load("timm/test_vit", "", 0, tmp_path).trunk.state_dict()
     assert torch.equal(own["cls_token"], state["cls_token"])
     written(path, {name: tensor for name, tensor in state.items() if name != "cls_token"})
-    with pytest.raises(Unavailable, match=rf"do not fit timm/test_vit.*cls_token.*delete {path}"):
+    with pytest.raises(WrongState, match=rf"do not fit timm/test_vit.*cls_token.*delete {path}"):
         backbones.load("timm/test_vit", "", 0, tmp_path)

@@ -402,9 +402,9 @@ def test_a_held_folder_is_checked_with_a_warning_and_its_lock_stays_free(
     with (data / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert check.main([str(data)]) == check.EXIT_SOUND
-        assert "a server holds" in capsys.readouterr().err
+        assert "a server uses" in capsys.readouterr().err
     assert check.main([str(data)]) == check.EXIT_SOUND
-    assert "a server holds" not in capsys.readouterr().err
+    assert "a server uses" not in capsys.readouterr().err
     Database(data).close()
 
 

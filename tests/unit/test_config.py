@@ -18,6 +18,12 @@ def test_the_environment_sets_and_a_flag_wins() -> None:
     assert (loaded.port, loaded.max_batch) == (2, 4)
 
 
+def test_flags_may_not_be_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        config.load(["--max-im=2"], {})
+    assert "unrecognized arguments: --max-im=2" in capsys.readouterr().err
+
+
 def test_the_clients_variables_are_not_taken_for_settings() -> None:
     assert config.load([], {"GRAFT_SERVER": "a:1", "GRAFT_TOKEN": "t"}) == Config()
 

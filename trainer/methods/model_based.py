@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from service.contract import EpochEnded, JobSpec, ModelBased, Note, Progressed
 from service.engine.head import Head
-from service.errors import GraftError, Reason
+from service.errors import Aborted, Reason
 from service.ops import failpoints
 from trainer import checkpoint, compute, crops, maps
 from trainer.arrays import Ints
@@ -321,7 +321,7 @@ class _Training:
         loss, accuracy, seen, rate = self._within_memory(self._learn)
         train_s = time.monotonic() - epoch_began
         if not math.isfinite(loss):
-            raise GraftError(
+            raise Aborted(
                 Reason.TRAINING_FAILED,
                 f"the training loss became {loss} in epoch {at.epoch}: ask for a lower "
                 f"learning rate than {self.highest_rate:g}, or for precision fp32",

@@ -1,6 +1,6 @@
-"""The report as one self-contained page for people: no script, no link, images inside.
+"""Draws the report as one self-contained page for people: no script, no link, images inside.
 
-The words and figures are `trainer.reporting.report`'s; this draws them.
+The words and figures are `trainer.reporting.report`'s.
 """
 
 import base64
@@ -20,6 +20,7 @@ from service.contract import (
     EpochEnded,
 )
 from service.engine.preprocess import Pixels
+from service.ops.escaping import escaped
 from trainer.data import Data, Files
 from trainer.evaluate import ClassMetrics, Metrics
 from trainer.measuring import Measured
@@ -57,6 +58,9 @@ _BACKBONE_COLUMNS = (
 def to_html(report: Report, data: Data, measured: Sequence[Measured]) -> str:
     """Returns the page: no script, no link to elsewhere, images inside.
 
+    Its policy has a browser load and run nothing else. Characters of names that would turn
+    the text around or reach a terminal's controls are escaped.
+
     `measured` are the sets that the report was made of. The service puts the version's
     number in the place of `REPORT_VERSION_MARK`.
     """
@@ -76,7 +80,7 @@ def to_html(report: Report, data: Data, measured: Sequence[Measured]) -> str:
         "all/validation": data.validation,
         "all/test": data.test,
     }
-    return template().render(
+    drawn = template().render(
         report=report,
         manifest=report.manifest,
         metrics=report.metrics,
@@ -107,6 +111,8 @@ def to_html(report: Report, data: Data, measured: Sequence[Measured]) -> str:
         # Comments, which a reader does not see: the service replaces them.
         marks={"version": REPORT_VERSION_MARK, "standing": REPORT_STANDING_MARK},
     )
+    # Here rather than for each name: none can be forgotten.
+    return escaped(drawn, keep="\n")
 
 
 @functools.cache

@@ -1,13 +1,13 @@
-"""From the engine's answers to the outputs that a request asked for."""
+"""The outputs that a request asks for, made of classified images."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from service.engine.engine import Classified
+from service.engine.engine import Classified, Outcome
 from service.engine.head import NONE
 from service.errors import GraftError
-from service.rpc.limits import MAX_SCORES
+from service.rpc.codec.predictions import best, check_scores
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference import tensors
 from service.rpc.open_inference.tensors import bad
@@ -15,11 +15,11 @@ from service.rpc.open_inference.tensors import bad
 Written = tuple[str, list[int], bytes]
 """An output's datatype, shape and elements."""
 Write = Callable[[Sequence[Classified]], Written]
-"""Makes one output of all images' answers."""
+"""Makes one output of all images."""
 
 
 def outputs(request: pb.ModelInferRequest) -> dict[str, Write]:
-    """What was asked for, in order; raises InvalidInput for what there is not."""
+    """Returns a writer for each output that is asked for, in order; raises InvalidInput."""
     if not request.outputs:
         return {"probabilities": _probabilities, "labels": _labels}
     asked: dict[str, Write] = {}
@@ -48,20 +48,15 @@ def outputs(request: pb.ModelInferRequest) -> dict[str, Write]:
 
 def answer(
     request: pb.ModelInferRequest,
-    version: int,
     asked: dict[str, Write],
-    outcomes: Sequence[Classified | GraftError],
+    version: int,
+    outcomes: Sequence[Outcome],
 ) -> pb.ModelInferResponse:
-    """The answer; raises the error of the first bad image, since it can carry none."""
+    """Makes the answer; raises the error of the first bad image, since it can carry none."""
     classified = []
     for index, outcome in enumerate(outcomes):
         if isinstance(outcome, GraftError):
-            raise type(outcome)(
-                outcome.reason,
-                f"image {index} (from 0), and so the whole call: {outcome.message}",
-                field=f"inputs[0][{index}]",
-                retry_after_s=outcome.retry_after_s,
-            )
+            raise _whole(outcome, index)
         classified.append(outcome)
     response = pb.ModelInferResponse(
         model_name=request.model_name, model_version=str(version), id=request.id
@@ -72,6 +67,17 @@ def answer(
         response.outputs.add(name=name, datatype=datatype, shape=shape)
         response.raw_output_contents.append(elements)
     return response
+
+
+def _whole(error: GraftError, index: int) -> GraftError:
+    if error.field:  # it is about the tensor, not about one image
+        return error
+    return type(error)(
+        error.reason,
+        f"image {index} (from 0), and so the whole call: {error.message}",
+        field=f"inputs[0][{index}]",
+        retry_after_s=error.retry_after_s,
+    )
 
 
 def _probabilities(images: Sequence[Classified]) -> Written:
@@ -92,13 +98,7 @@ def _labels(images: Sequence[Classified]) -> Written:
 
 def _best(k: int) -> Write:
     def write(images: Sequence[Classified]) -> Written:
-        scores = sum(min(k, len(image.classes)) for image in images)
-        if scores > MAX_SCORES:
-            raise bad(
-                "outputs",
-                f"{len(images)} images with the {k} best classes each are {scores} scores, more "
-                f"than the {MAX_SCORES} of one answer: send fewer images, or ask for fewer classes",
-            )
+        check_scores([len(image.classes) for image in images], k, "outputs")
         rows = [_ranked(image, k) for image in images]
         elements = tensors.texts(text for row in rows for text in row)
         return "BYTES", [len(rows), len(rows[0])], elements
@@ -107,9 +107,11 @@ def _best(k: int) -> Write:
 
 
 def _ranked(image: Classified, k: int) -> list[str]:
-    # Stable, so that ties keep the order of the classes. Six digits, as Triton prints them.
-    order = np.argsort(-image.probabilities, kind="stable")[:k].tolist()
-    return [f"{image.probabilities[i]:f}:{i}:{image.classes[i]}" for i in order]
+    # Six digits, as Triton prints them.
+    return [
+        f"{image.probabilities[i]:f}:{i}:{image.classes[i]}"
+        for i in best(image.probabilities, k).tolist()
+    ]
 
 
 _OUTPUTS: dict[str, Write] = {

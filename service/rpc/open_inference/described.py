@@ -1,9 +1,9 @@
-"""Models and what they were asked, in the protocol's messages; decides nothing."""
+"""Models and their statistics in the protocol's messages; decides nothing."""
 
 from service.domain import plain_name, tenant_of
 from service.engine.ledger import Counts, Spent
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
-from service.storage.models import VersionRecord
+from service.storage.records import VersionRecord
 
 PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("classification", "model_configuration", "model_repository", "statistics")
@@ -11,7 +11,7 @@ INPUT = "images"
 
 
 def metadata(record: VersionRecord, versions: list[int]) -> pb.ModelMetadataResponse:
-    """A version from outside; `versions` are those that it speaks for."""
+    """Describes a version's inputs and outputs; `versions` are those that the answer is about."""
     tensor = pb.ModelMetadataResponse.TensorMetadata
     manifest = record.manifest
     return pb.ModelMetadataResponse(
@@ -28,7 +28,7 @@ def metadata(record: VersionRecord, versions: list[int]) -> pb.ModelMetadataResp
 
 
 def config(record: VersionRecord, max_images: int) -> pb.ModelConfig:
-    """A version in the form of Triton's configuration."""
+    """Describes a version as a Triton model configuration."""
     manifest = record.manifest
     return pb.ModelConfig(
         name=plain_name(record.model),
@@ -47,7 +47,7 @@ def config(record: VersionRecord, max_images: int) -> pb.ModelConfig:
 
 
 def statistics(counts: dict[tuple[str, int], Counts], tenant: str) -> pb.ModelStatisticsResponse:
-    """What a tenant's models were asked, from those of all by key and version."""
+    """Converts the counts of a tenant's models, among those of all by key and version."""
     return pb.ModelStatisticsResponse(
         model_stats=[
             pb.ModelStatistics(

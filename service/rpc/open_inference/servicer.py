@@ -3,36 +3,29 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 from grpc import aio
 
-from service.auth.principal import caller
+from service.auth import principal
 from service.domain import ARGMAX, Decision
-from service.engine.ledger import Ledger
+from service.engine.engine import Engine
 from service.errors import NotFound, Reason
-from service.rpc import status, streams
+from service.rpc import bounded_pipeline, status
+from service.rpc.fallback import Fallback
 from service.rpc.open_inference import answers, described, tensors
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceServicer
-from service.rpc.open_inference.repository import Pinning, Repository
+from service.rpc.open_inference.repository import Repository
 from service.rpc.open_inference.tensors import bad
-from service.rpc.serving import Resolve, Serving
-from service.storage import pages
 from service.storage.models import ModelStore
+from service.storage.records import Removed
 
 _RULES = {"argmax": ARGMAX, "balanced": Decision(rule="balanced")}
 """Decisions that a parameter can name; thresholds are a version's own, or Predict's."""
 
 Context = aio.ServicerContext[Any, Any]
-
-
-class Engine(Pinning, Protocol):
-    """What of the engine is needed here."""
-
-    @property
-    def ledger(self) -> Ledger:
-        """What versions were asked."""
 
 
 class OpenInferenceServicer(GRPCInferenceServiceServicer):
@@ -41,8 +34,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
     def __init__(
         self,
         engine: Engine,
-        serving: Serving,
-        resolve: Resolve,
+        fallback: Fallback,
         models: ModelStore,
         *,
         version: str,
@@ -51,10 +43,9 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         timeout_s: float,
     ) -> None:
         self._engine = engine
-        self._serving = serving
-        self._resolve = resolve
+        self._fallback = fallback
         self._models = models
-        self._repository = Repository(engine, resolve, models)
+        self._repository = Repository(engine, fallback, models)
         self._version = version
         self._is_ready = is_ready
         self._max_images = max_images
@@ -76,15 +67,18 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.ModelReadyRequest, context: Context
     ) -> pb.ModelReadyResponse:
         """See grpc_predict_v2.proto."""
-        model = caller().key(request.name)
+        model = principal.current().key(request.name)
         try:
             number, alias = _which(request.version)
-            _, files = self._resolve(model, number, alias)
+            record = await self._fallback.resolve(model, number, alias)
         except NotFound:
             return pb.ModelReadyResponse(ready=False)
-        is_whole = not self._engine.damage_of(files)
-        may_fall_back = number is None and not is_whole and self._models.fallbacks(model, alias)
-        return pb.ModelReadyResponse(ready=is_whole or bool(may_fall_back))
+        if not self._engine.damage_of(record.files):
+            return pb.ModelReadyResponse(ready=True)
+        if number is not None:
+            return pb.ModelReadyResponse(ready=False)
+        stand_ins = await asyncio.to_thread(self._models.fallbacks, model, alias)
+        return pb.ModelReadyResponse(ready=bool(stand_ins))
 
     async def ServerMetadata(  # noqa: N802
         self, request: pb.ServerMetadataRequest, context: Context
@@ -98,16 +92,16 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.ModelMetadataRequest, context: Context
     ) -> pb.ModelMetadataResponse:
         """See grpc_predict_v2.proto."""
-        model = caller().key(request.name)
-        record = await asyncio.to_thread(self._models.get_version, model, *_which(request.version))
+        model = principal.current().key(request.name)
+        record = await self._fallback.resolve(model, *_which(request.version))
         return described.metadata(record, await self._meant(model, request.version))
 
     async def ModelConfig(  # noqa: N802
         self, request: pb.ModelConfigRequest, context: Context
     ) -> pb.ModelConfigResponse:
         """See grpc_predict_v2.proto."""
-        record = await asyncio.to_thread(
-            self._models.get_version, caller().key(request.name), *_which(request.version)
+        record = await self._fallback.resolve(
+            principal.current().key(request.name), *_which(request.version)
         )
         return pb.ModelConfigResponse(config=described.config(record, self._max_images))
 
@@ -123,7 +117,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """See grpc_predict_v2.proto."""
-        async with aclosing(streams.answers(request_iterator, self._answer)) as responses:
+        async with aclosing(bounded_pipeline.answers(request_iterator, self._answer)) as responses:
             async for response in responses:
                 yield response
 
@@ -133,13 +127,13 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         """See grpc_predict_v2.proto."""
         counted = self._engine.ledger
         if request.name:
-            model = caller().key(request.name)
+            model = principal.current().key(request.name)
             versions = await self._meant(model, request.version)
             counts = {(model, version): counted.of(model, version) for version in versions}
         else:
             counts = counted.all()
         # There may be thousands of them.
-        return await asyncio.to_thread(described.statistics, counts, caller().tenant)
+        return await asyncio.to_thread(described.statistics, counts, principal.current().tenant)
 
     async def RepositoryIndex(  # noqa: N802
         self, request: pb.RepositoryIndexRequest, context: Context
@@ -157,29 +151,31 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.RepositoryModelUnloadRequest, context: Context
     ) -> pb.RepositoryModelUnloadResponse:
         """See grpc_predict_v2.proto."""
-        return self._repository.unload(request)
+        return await self._repository.unload(request)
+
+    def forget(self, removed: Removed) -> None:
+        """Drops what is kept of deleted versions; on the event loop."""
+        self._repository.forget(removed)
 
     async def _meant(self, model: str, version: str) -> list[int]:
-        """The version that is named, or all of them, newest first."""
+        """Returns the version that is named, or all of them, newest first."""
         if version:
-            return [self._resolve(model, *_which(version))[0]]
-        records, _ = await asyncio.to_thread(self._models.list_versions, model, pages.MAX_SIZE, "")
-        return [record.version for record in records]
+            return [(await self._fallback.resolve(model, *_which(version))).version]
+        return await asyncio.to_thread(self._models.numbers, model)
 
     async def _infer(
         self, request: pb.ModelInferRequest, timeout_s: float
     ) -> pb.ModelInferResponse:
         asked = answers.outputs(request)
         timeout_s, decision = _shortened(request, timeout_s), _decision(request)
-        images = tensors.decodes(request, self._max_images)
-        version, outcomes = await self._serving.classify(
-            caller().key(request.model_name),
+        return await self._fallback.classify(
+            principal.current().key(request.model_name),
             *_which(request.model_version),
-            images,
+            tensors.decodes(request, self._max_images),
             timeout_s,
             decision,
+            partial(answers.answer, request, asked),
         )
-        return answers.answer(request, version, asked, outcomes)
 
     async def _answer(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
         try:
@@ -194,7 +190,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
 
 
 def _which(version: str) -> tuple[int | None, str | None]:
-    """The version's number, or its alias, or neither for the latest."""
+    """Reads a version as a number or an alias; neither is the latest."""
     if version.isascii() and version.isdigit():
         if len(version) > 18:  # more than the store's 64 bits hold
             raise NotFound(Reason.VERSION_NOT_FOUND, f"there is no version {version[:40]}")

@@ -1,12 +1,13 @@
 """Tensors of the protocol: images out of a request, elements into an answer.
 
-Checks here are cheap; whatever touches an image's elements happens where the
-images are decoded, in threads.
+A request is refused by its tensor's type and shape; its elements are first touched by the
+worker that decodes an image.
 """
 
 import math
 import struct
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,14 +21,16 @@ from service.engine.preprocess import Pixels
 from service.errors import InvalidInput, Reason
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 
+_SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+"""Parameters of a tensor that lies in shared memory."""
 _FIELDS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
-"""Where the elements of a datatype lie, when they are in the message."""
+"""The field of `InferTensorContents` that holds the elements of a datatype."""
 
 _LENGTH = struct.Struct("<I")
 
 
 def decodes(request: pb.ModelInferRequest, max_images: int) -> list[Decode]:
-    """One function for each image of the request; raises InvalidInput."""
+    """Returns a function for each image of the request; raises InvalidInput."""
     if len(request.inputs) != 1:
         raise bad(
             "inputs",
@@ -41,25 +44,23 @@ def decodes(request: pb.ModelInferRequest, max_images: int) -> list[Decode]:
             "or FP32",
         )
     refuse_shared_memory(tensor.parameters, "inputs[0]")
-    shape = list(tensor.shape)
-    count = _count(tensor.datatype, shape)
+    count = _count(tensor.datatype, tensor.shape)
     if count > max_images:
         raise bad(
             "inputs[0].shape",
             f"the request holds {count} images, more than the {max_images} that one call may "
             "bring: send them in several calls",
         )
-    raw = _raw(request)
+    _check_raw(request)
+    elements = _Elements(request, count)
     if tensor.datatype == "BYTES":
-        encoded = tensor.contents.bytes_contents if raw is None else _split(raw, count)
-        if len(encoded) != count:
-            raise _unfit(f"it has {len(encoded)} elements where its shape needs {count}")
-        return [preprocess.Encoded(data) for data in encoded]
-    return _decoded(tensor, shape[-3:], count, raw)
+        return [preprocess.Encoded(partial(elements.image, index)) for index in range(count)]
+    return [partial(elements.decode, index) for index in range(count)]
 
 
-def _count(datatype: str, shape: list[int]) -> int:
-    """How many images a tensor of this shape holds."""
+def _count(datatype: str, given: Sequence[int]) -> int:
+    """Returns how many images a tensor of this shape holds; raises InvalidInput."""
+    shape = list(given[:5])
     if datatype == "BYTES":
         is_fitting = len(shape) in (1, 2) and shape[1:] in ([], [1]) and shape[0] >= 1
         wanted = "[n] or [n, 1]"
@@ -69,31 +70,78 @@ def _count(datatype: str, shape: list[int]) -> int:
     if not is_fitting:
         raise bad(
             "inputs[0].shape",
-            f"the shape of a {datatype} input must be {wanted} with n from 1; it is {shape[:8]}",
+            f"the shape of a {datatype} input must be {wanted} with n from 1; it is {shape}",
         )
     return 1 if len(shape) == 3 else shape[0]
 
 
-def _raw(request: pb.ModelInferRequest) -> bytes | None:
-    """The input's elements as bytes; None when they are in its contents."""
-    if not request.raw_input_contents:
-        return None
-    if len(request.raw_input_contents) != 1:
+def _check_raw(request: pb.ModelInferRequest) -> None:
+    if len(request.raw_input_contents) > 1:
         raise bad(
             "raw_input_contents",
             f"there are {len(request.raw_input_contents)} raw_input_contents for one input",
         )
-    if request.inputs[0].HasField("contents"):
+    if request.raw_input_contents and request.inputs[0].HasField("contents"):
         raise bad(
             "inputs[0].contents",
             "the input has contents beside raw_input_contents: send one of the two",
         )
-    return request.raw_input_contents[0]
 
 
-def _split(raw: bytes, count: int) -> list[bytes]:
-    """The elements of a BYTES tensor, which must be `count`."""
-    elements: list[bytes] = []
+class _Elements:
+    """A request's tensor, taken apart when its first image is read."""
+
+    def __init__(self, request: pb.ModelInferRequest, count: int) -> None:
+        self._request = request
+        self._tensor = request.inputs[0]
+        self._count = count
+        self._once = threading.Lock()
+        self._images: Callable[[int], bytes] | InvalidInput | None = None
+
+    def decode(self, index: int, decoding: ImageDecoding) -> Pixels:
+        """Makes the pixels of an image that is no file; raises as `image`."""
+        size = list(self._tensor.shape[-3:])
+        is_float = self._tensor.datatype == "FP32"
+        return preprocess.from_tensor(self.image(index), size, decoding, is_float=is_float)
+
+    def image(self, index: int) -> bytes:
+        """Copies one image's bytes; raises InvalidInput, with a field where the tensor is bad."""
+        with self._once:
+            if self._images is None:
+                try:
+                    self._images = self._taken_apart()
+                except InvalidInput as error:
+                    self._images = error
+        if isinstance(self._images, InvalidInput):
+            raise self._images
+        return self._images(index)
+
+    def _taken_apart(self) -> Callable[[int], bytes]:
+        """Returns a function from an image's index to its bytes."""
+        kind, count = self._tensor.datatype, self._count
+        given: Any
+        if self._request.raw_input_contents:
+            given, unit = memoryview(self._request.raw_input_contents[0]), "bytes"
+        else:
+            unit = _FIELDS[kind]
+            given = getattr(self._tensor.contents, unit)
+        if kind == "BYTES":
+            elements = _split(given, count) if unit == "bytes" else given
+            if len(elements) != count:
+                raise _unfit(f"it has {len(elements)} elements where its shape needs {count}")
+            return lambda index: bytes(elements[index])
+        each = math.prod(self._tensor.shape[-3:])
+        if unit == "bytes" and kind == "FP32":
+            each *= 4
+        if len(given) != each * count:
+            raise _unfit(f"it has {len(given)} {unit} where its shape and type need {each * count}")
+        encode = bytes if unit == "bytes" else _float_bytes if kind == "FP32" else _uint8_bytes
+        return lambda index: encode(given[index * each : (index + 1) * each])
+
+
+def _split(raw: memoryview, count: int) -> list[memoryview]:
+    """Returns the elements of a BYTES tensor, which must be `count`."""
+    elements: list[memoryview] = []
     at = 0
     while at < len(raw) and len(elements) < count:
         start = at + _LENGTH.size
@@ -112,50 +160,33 @@ def _split(raw: bytes, count: int) -> list[bytes]:
     return elements
 
 
-def _decoded(
-    tensor: pb.ModelInferRequest.InferInputTensor, size: list[int], count: int, raw: bytes | None
-) -> list[Decode]:
-    is_float = tensor.datatype == "FP32"
-    given: Any
-    if raw is not None:
-        given, unit, each = raw, "bytes", math.prod(size) * (4 if is_float else 1)
-    else:
-        unit = _FIELDS[tensor.datatype]
-        given, each = getattr(tensor.contents, unit), math.prod(size)
-    if len(given) != each * count:
-        raise _unfit(f"it has {len(given)} {unit} where its shape and type need {each * count}")
-
-    def pixels(index: int, decoding: ImageDecoding) -> Pixels:
-        part = given[index * each : (index + 1) * each]
-        data = part if raw is not None else _as_bytes(part, is_float=is_float)
-        return preprocess.from_tensor(data, size, decoding, is_float=is_float)
-
-    return [partial(pixels, index) for index in range(count)]
+def _float_bytes(numbers: Sequence[float]) -> bytes:
+    return np.asarray(numbers, dtype="<f4").tobytes()
 
 
-def _as_bytes(numbers: list[float], *, is_float: bool) -> bytes:
-    if is_float:
-        return np.asarray(numbers, dtype="<f4").tobytes()
+def _uint8_bytes(numbers: Sequence[int]) -> bytes:
     array = np.asarray(numbers, dtype=np.uint32)
     if array.max() > 255:
-        raise _unfit(f"it has the value {array.max()}; UINT8 ends at 255")
+        raise InvalidInput(
+            Reason.TENSOR_INVALID, f"the tensor has the value {array.max()}; UINT8 ends at 255"
+        )
     return array.astype(np.uint8).tobytes()
 
 
 def floats(array: npt.NDArray[np.float32]) -> bytes:
-    """An FP32 tensor's elements."""
+    """Encodes the elements of an FP32 tensor."""
     return array.astype("<f4").tobytes()
 
 
 def texts(elements: Iterable[str]) -> bytes:
-    """A BYTES tensor's elements."""
+    """Encodes the elements of a BYTES tensor."""
     encoded = (element.encode() for element in elements)
     return b"".join(_LENGTH.pack(len(data)) + data for data in encoded)
 
 
-def refuse_shared_memory(parameters: Iterable[str], field: str) -> None:
-    """Raises InvalidInput where a tensor is said to lie in shared memory."""
-    if any(name.startswith("shared_memory_") for name in parameters):
+def refuse_shared_memory(parameters: Container[str], field: str) -> None:
+    """Raises InvalidInput for the parameters of a tensor in shared memory."""
+    if any(name in parameters for name in _SHARED_MEMORY):
         raise bad(
             f"{field}.parameters",
             "shared memory is not supported: send tensors in the request, take them from the "
@@ -164,7 +195,7 @@ def refuse_shared_memory(parameters: Iterable[str], field: str) -> None:
 
 
 def bad(field: str, message: str) -> InvalidInput:
-    """The error for a request that cannot be meant."""
+    """Returns the error of a bad field."""
     return InvalidInput(Reason.INVALID_FIELD, message, field=field)
 
 

@@ -18,12 +18,14 @@ CREATE TABLE jobs (
     -- Begins with the time, so that sorting by it sorts by age.
     job_id TEXT PRIMARY KEY,
     request_id TEXT UNIQUE,
-    fingerprint TEXT NOT NULL,
     model TEXT NOT NULL,
     -- No foreign key: a dataset may be deleted once its jobs have ended.
     dataset_id TEXT,
     device TEXT NOT NULL,
+    -- As the job works by it.
     request_json TEXT NOT NULL,
+    -- As it came, a graft.v1.FineTuneRequest, with inline images as their datasets.
+    message BLOB NOT NULL,
     state TEXT NOT NULL
         CHECK (state IN ('QUEUED', 'RUNNING', 'SUCCEEDED', 'FAILED', 'CANCELLED')),
     create_time_s DOUBLE PRECISION NOT NULL,

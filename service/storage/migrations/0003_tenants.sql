@@ -26,7 +26,8 @@ CREATE TABLE job_bytes (
     size_bytes BIGINT NOT NULL
 );
 INSERT INTO job_bytes
-    SELECT tenant, SUM(LENGTH(CAST(request_json AS BLOB)) + 1024) FROM jobs GROUP BY tenant;
+    SELECT tenant, SUM(LENGTH(CAST(request_json AS BLOB)) + LENGTH(message) + 1024)
+    FROM jobs GROUP BY tenant;
 
 -- Whether calls by the alias are answered by where it pointed before when the
 -- version that it points to is damaged; of `latest` that holds anyway.

@@ -58,7 +58,7 @@ class House:
         """A server with these faults is killed before it serves."""
         with pytest.raises(Ended) as ended:
             self._server = self._started(plan, ())
-        assert "faults are armed" in str(ended.value)
+        assert "failpoints are armed" in str(ended.value)
         assert "cannot serve" not in str(ended.value)
         self._left()
 
@@ -154,7 +154,7 @@ class House:
 
     def _started(self, plan: str, flags: Sequence[str]) -> ServiceProcess:
         told = self._telling(plan)
-        armed = [f"--test-faults={told}"] if told else []
+        armed = [f"--failpoints={told}"] if told else []
         return ServiceProcess(
             self.data_dir,
             *FLAGS,

@@ -65,7 +65,7 @@ def reached(name: str, parts: dict[str, ast.stmt]) -> set[str]:
 
 def points() -> set[str]:
     """All that the code names."""
-    named = re.compile(r'faults\.reach(?:\(|, )"([^"]+)"')
+    named = re.compile(r'failpoints\.reach(?:\(|, )"([^"]+)"')
     files = [file for room in ("service", "trainer") for file in (ROOT / room).rglob("*.py")]
     return {point for file in files for point in named.findall(file.read_text())}
 

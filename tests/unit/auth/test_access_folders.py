@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from service.auth import access_file
-from service.auth.access_file import BadAccessFile
-from service.auth.authenticator import Access
+from service.auth.authenticator import TokenAuthenticator
+from service.auth.reload import BadFile
 from service.errors import Unauthenticated
 from service.ops.metrics import Metrics
 from tests.unit.auth.test_authenticator import PREDICT, bearer, entry, failing, reloads, write
@@ -33,12 +33,12 @@ def test_a_tenants_folders_lie_within_the_servers(
     link.symlink_to(outside)
     server_dirs = (tmp_path / "images",)
     write(file, f'[tenants.acme]\nallowed_dirs = ["{inside}"]\n[tenants.zoo]\n')
-    gate = Access(file, server_dirs, metrics)
-    assert gate.allowed_dirs_of("acme") == (inside,)
-    assert gate.allowed_dirs_of("zoo") == gate.allowed_dirs_of("gone") == ()
+    authenticator = TokenAuthenticator(file, server_dirs, metrics)
+    assert authenticator.allowed_dirs_of("acme") == (inside,)
+    assert authenticator.allowed_dirs_of("zoo") == authenticator.allowed_dirs_of("gone") == ()
     for bad in (outside, link, "images/acme", f"{inside}/../../outside", tmp_path / "nowhere"):
         write(file, f'[tenants.acme]\nallowed_dirs = ["{bad}"]\n')
-        with pytest.raises(BadAccessFile, match=r"\[tenants.acme\] allowed_dirs names"):
+        with pytest.raises(BadFile, match=r"\[tenants.acme\] allowed_dirs names"):
             access_file.read(file, server_dirs)
 
 
@@ -54,22 +54,22 @@ def test_a_folder_that_is_not_there_costs_its_tenant_that_folder_and_nobody_anyt
     tenants = f'[tenants.acme]\nallowed_dirs = ["{there}", "{share}"]\n[tenants.zoo]\n'
     tokens = entry("ci", "acme", "predict"), entry("boss", "zoo", "admin")
     write(file, tenants + "".join(tokens))
-    gate = Access(file, (tmp_path,), metrics)
-    assert gate.allowed_dirs_of("acme") == (there,)
+    authenticator = TokenAuthenticator(file, (tmp_path,), metrics)
+    assert authenticator.allowed_dirs_of("acme") == (there,)
     # A stolen token is taken back all the same.
     write(file, tenants + tokens[0])
-    gate.look()
-    gate.look()
+    authenticator.poll()
+    authenticator.poll()
     with pytest.raises(Unauthenticated):
-        gate.admit(PREDICT, bearer("boss"))
+        authenticator.admit(PREDICT, bearer("boss"))
     (warning,) = warnings(caplog)
     assert f"allowed_dirs names '{share}'" in warning
     # It counts as soon as it is there, without another change of the file.
     assert (reloads(metrics, "ok"), failing(metrics)) == (1, 0)
     share.mkdir()
-    gate.look()
-    assert gate.allowed_dirs_of("acme") == (there, share)
-    assert gate.admit(PREDICT, bearer("ci")).tenant == "acme"
+    authenticator.poll()
+    assert authenticator.allowed_dirs_of("acme") == (there, share)
+    assert authenticator.admit(PREDICT, bearer("ci")).tenant == "acme"
 
 
 def test_a_folder_that_two_tenants_read_is_warned_of(
@@ -82,8 +82,8 @@ def test_a_folder_that_two_tenants_read_is_warned_of(
         for tenant, folder in (("one", "a"), ("two", "a/b"), ("three", "c"))
     )
     write(file, content)
-    gate = Access(file, (tmp_path,), metrics)
+    authenticator = TokenAuthenticator(file, (tmp_path,), metrics)
     write(file, content + entry("ci", "one", "predict"))
-    gate.look()
+    authenticator.poll()
     (warning,) = warnings(caplog)
     assert f"[tenants.two] and [tenants.one] both read '{tmp_path}/a/b'" in warning

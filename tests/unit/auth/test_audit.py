@@ -1,4 +1,4 @@
-"""What the audit log says, and how much of it at most."""
+"""The audit log: its lines, and how many of them at most."""
 
 import logging
 from typing import Any
@@ -7,8 +7,8 @@ import grpc
 import pytest
 from graft.v1 import fine_tuning_pb2, model_pb2
 
-from service.auth.audit import REFUSALS_PER_SECOND, AuditLog, about
-from service.auth.principal import EVERYBODY, NOBODY
+from service.auth.audit import REFUSALS_PER_SECOND, Audit, about
+from service.auth.principal import EVERYBODY, UNAUTHENTICATED
 from service.errors import Reason, Unauthenticated
 from service.ops.metrics import Metrics
 from service.rpc.open_inference import grpc_predict_v2_pb2
@@ -24,17 +24,17 @@ class Clock:
         return self.now
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+def logged(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     return [vars(record) for record in caplog.records if record.name == "audit"]
 
 
 def refuse(
-    audit: AuditLog, token: str = f"graft_ci_{SECRET}", reason: Reason = Reason.TOKEN_UNKNOWN
+    audit: Audit, token: str = f"graft_ci_{SECRET}", reason: Reason = Reason.TOKEN_UNKNOWN
 ) -> None:
     audit.refused(
         DELETE,
         Unauthenticated(reason, "no"),
-        {"authorization": f"Bearer {token}"},
+        [("authorization", f"Bearer {token}")],
         request_id="r",
         peer="p",
     )
@@ -45,17 +45,20 @@ def _all_levels(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
 
 
-def test_a_flood_of_refusals_is_told_of_in_part_and_then_summed_up(
+def test_a_flood_of_refusals_is_logged_in_part_and_then_summed_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock, metrics = Clock(), Metrics({"version": "1"})
-    audit = AuditLog(metrics, clock)
+    audit = Audit(metrics, clock)
     for _ in range(1000):
         refuse(audit)
-    assert len(told(caplog)) == REFUSALS_PER_SECOND
+    assert len(logged(caplog)) == REFUSALS_PER_SECOND
     clock.now += 1
     refuse(audit)
-    assert [line["untold_before"] for line in told(caplog)][-2:] == [0, 1000 - REFUSALS_PER_SECOND]
+    assert [line["suppressed_before"] for line in logged(caplog)][-2:] == [
+        0,
+        1000 - REFUSALS_PER_SECOND,
+    ]
     counted = metrics.registry.get_sample_value(
         "graft_refused_calls_total", {"reason": "TOKEN_UNKNOWN"}
     )
@@ -65,14 +68,14 @@ def test_a_flood_of_refusals_is_told_of_in_part_and_then_summed_up(
 def test_a_flood_of_one_reason_or_of_made_up_ids_hides_no_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    audit = AuditLog(Metrics({"version": "1"}), Clock(), lambda token_id: token_id == "real")
+    audit = Audit(Metrics({"version": "1"}), Clock(), lambda token_id: token_id == "real")
     for n in range(100):
         refuse(audit, "", Reason.TOKEN_MISSING)
         refuse(audit, f"graft_guess{n}_{SECRET}")
     refuse(audit, f"graft_real_{SECRET}", Reason.ROLE_MISSING)
     refuse(audit, f"graft_real_{SECRET}")
-    assert len(told(caplog)) == 2 * REFUSALS_PER_SECOND + 2
-    last = [(line["reason"], line["token_id"]) for line in told(caplog)[-2:]]
+    assert len(logged(caplog)) == 2 * REFUSALS_PER_SECOND + 2
+    last = [(line["reason"], line["token_id"]) for line in logged(caplog)[-2:]]
     assert last == [("ROLE_MISSING", "real"), ("TOKEN_UNKNOWN", "real")]
 
 
@@ -87,23 +90,27 @@ def test_a_flood_of_one_reason_or_of_made_up_ids_hides_no_other(
         (f"graft_CI_{SECRET}", ""),
     ],
 )
-def test_a_refused_tokens_id_is_told_where_its_shape_is_right_and_its_secret_never(
+def test_a_refused_tokens_id_is_logged_where_its_form_is_right_and_its_secret_never(
     caplog: pytest.LogCaptureFixture, token: str, token_id: str
 ) -> None:
-    refuse(AuditLog(Metrics({"version": "1"})), token)
-    (line,) = told(caplog)
+    refuse(Audit(Metrics({"version": "1"})), token)
+    (line,) = logged(caplog)
     assert line["token_id"] == token_id
     assert SECRET[:-5] not in repr(line)
 
 
-def test_reads_and_calls_that_were_not_let_in_are_no_changes(
+def test_reads_and_calls_that_were_not_admitted_are_no_changes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    audit = AuditLog(Metrics({"version": "1"}))
+    audit = Audit(Metrics({"version": "1"}))
     read = "/graft.v1.ModelService/GetModel"
-    for method, who in ((read, EVERYBODY), (DELETE, NOBODY), ("/unheard.Of/It", EVERYBODY)):
-        audit.ended(method, who, grpc.StatusCode.OK, None, None, request_id="r", peer="p")
-    assert told(caplog) == []
+    for method, principal in (
+        (read, EVERYBODY),
+        (DELETE, UNAUTHENTICATED),
+        ("/unheard.Of/It", EVERYBODY),
+    ):
+        audit.ended(method, principal, grpc.StatusCode.OK, None, None, request_id="r", peer="p")
+    assert logged(caplog) == []
 
 
 def test_what_a_call_was_about_comes_from_request_and_response() -> None:

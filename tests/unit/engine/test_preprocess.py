@@ -202,9 +202,9 @@ def test_a_file_of_several_jpegs_is_decoded_as_small_as_one() -> None:
 
 def test_the_size_is_known_before_an_image_is_decoded() -> None:
     photo = gradient(640, 480)
-    image = preprocess.Encoded(encode(photo, "PNG"))
+    image = preprocess.Encoded(lambda: encode(photo, "PNG"))
     assert image.pixels == 640 * 480
     pixels = image(DEFAULT_DECODING)
     assert (pixels == preprocess.decode(encode(photo, "PNG"))).all()
     assert (image(DEFAULT_DECODING) == pixels).all()
-    assert preprocess.Encoded(b"no image").pixels == 0
+    assert preprocess.Encoded(lambda: b"no image").pixels == 0

@@ -37,6 +37,6 @@ def queue(jobs: JobStore) -> Queue:
     """Queues one job."""
 
     def queue(model: str = "birds", **changes: object) -> JobRecord:
-        return jobs.create(request(model, **changes), "", "")[0]
+        return jobs.create(request(model, **changes), "", b"")[0]
 
     return queue

@@ -127,9 +127,9 @@ async def test_the_trainer_is_told_of_the_gate_and_of_the_version_to_compare_wit
     found = house.models.get_version("birds", 1, None)
     assert second.incumbent == Incumbent(
         version=1,
-        backbone_path=str(found.backbone_path),
-        head_path=str(found.head_path),
-        head_digest=found.head_digest,
+        backbone_path=str(found.files.backbone_path),
+        head_path=str(found.files.head_path),
+        head_digest=found.files.head_digest,
         answers_path=str(found.answers_path),
     )
     assert found.answers_path.read_bytes() == f"answers of {jobs[0].job_id}".encode()

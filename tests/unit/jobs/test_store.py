@@ -20,7 +20,8 @@ from service.jobs.store import JobStore
 from service.storage.artifacts import Artifacts
 from service.storage.database import Connection, Database
 from service.storage.datasets import DatasetStore
-from service.storage.models import ModelStore, Publication
+from service.storage.models import ModelStore
+from service.storage.records import Publication
 from tests.figures import figure
 from tests.unit.jobs.conftest import Queue, request
 from tests.unit.storage.conftest import TENANT, manifest, write_result
@@ -42,7 +43,7 @@ def version_one(_: Connection) -> Publication:
 
 
 def test_a_new_job_waits_with_its_first_event(jobs: JobStore) -> None:
-    record, created = jobs.create(request(labels={"a": "b"}), "", "")
+    record, created = jobs.create(request(labels={"a": "b"}), "", b"")
     assert created
     assert record == jobs.get(record.job_id, TENANT)
     assert (record.state, record.attempts, record.last_sequence) == (JobState.QUEUED, 0, 1)
@@ -51,38 +52,38 @@ def test_a_new_job_waits_with_its_first_event(jobs: JobStore) -> None:
 
 
 def test_the_same_request_id_gives_the_first_job(jobs: JobStore) -> None:
-    first, _ = jobs.create(request(), "retry-1", "f")
-    again, created = jobs.create(request(), "retry-1", "f")
+    first, _ = jobs.create(request(), "retry-1", b"f")
+    again, created = jobs.create(request(), "retry-1", b"f")
     assert not created
     assert again == first
     with pytest.raises(AlreadyExists, match=first.job_id) as caught:
-        jobs.create(request("bears"), "retry-1", "g")
+        jobs.create(request("bears"), "retry-1", b"g")
     assert caught.value.reason is Reason.REQUEST_ID_REUSED
-    assert jobs.create(request(), "", "f")[1]
-    assert jobs.create(request(), "", "f")[1]
+    assert jobs.create(request(), "", b"f")[1]
+    assert jobs.create(request(), "", b"f")[1]
 
 
 def test_a_repeated_request_is_answered_though_the_queue_is_full(database: Database) -> None:
     jobs = JobStore(database, max_queued=1)
-    first, _ = jobs.create(request(), "retry-1", "f")
-    assert jobs.create(request(), "retry-1", "f") == (first, False)
+    first, _ = jobs.create(request(), "retry-1", b"f")
+    assert jobs.create(request(), "retry-1", b"f") == (first, False)
     with pytest.raises(Exhausted) as caught:
-        jobs.create(request(), "", "")
+        jobs.create(request(), "", b"")
     assert caught.value.reason is Reason.QUEUE_FULL
     assert caught.value.retry_after_s
     jobs.claim(ALL)
-    assert jobs.create(request(), "", "")[1]
+    assert jobs.create(request(), "", b"")[1]
 
 
 def test_a_job_on_a_dataset_that_is_gone_is_refused(jobs: JobStore, datasets: DatasetStore) -> None:
     dataset_id = upload(datasets, IMAGES).dataset_id
-    job, _ = jobs.create(request(server_path="", dataset_id=dataset_id), "", "")
+    job, _ = jobs.create(request(server_path="", dataset_id=dataset_id), "", b"")
     with pytest.raises(WrongState):
         datasets.delete(dataset_id, TENANT)
     jobs.request_cancel(job.job_id, TENANT)
     datasets.delete(dataset_id, TENANT)
     with pytest.raises(NotFound) as caught:
-        jobs.create(request(server_path="", dataset_id=dataset_id), "", "")
+        jobs.create(request(server_path="", dataset_id=dataset_id), "", b"")
     assert caught.value.reason is Reason.DATASET_NOT_FOUND
 
 
@@ -92,14 +93,14 @@ def test_a_dataset_of_one_class_is_enough_beside_a_base_alone(
     dataset_id = upload(datasets, IMAGES[:2]).dataset_id
     asked = request(server_path="", dataset_id=dataset_id)
     for refuse in (
-        lambda: jobs.create(asked, "", ""),
+        lambda: jobs.create(asked, "", b""),
         lambda: jobs.check_dataset(dataset_id, TENANT, is_alone=True),
     ):
         with pytest.raises(InvalidInput, match=r"1 class \('cat'\)") as caught:
             refuse()
         assert (caught.value.reason, caught.value.field) == (Reason.DATASET_UNUSABLE, "dataset_id")
     grown = msgspec.structs.replace(asked, base=Base("birds", 1))
-    assert jobs.create(grown, "", "")[1]
+    assert jobs.create(grown, "", b"")[1]
 
 
 def test_a_dataset_that_a_running_job_took_up_stays(
@@ -349,7 +350,7 @@ def test_listeners_hear_of_every_event_after_it_is_kept(jobs: JobStore) -> None:
         heard.append((job_id, event))
 
     jobs.listen(listen)
-    job_id = jobs.create(request(), "", "")[0].job_id
+    job_id = jobs.create(request(), "", b"")[0].job_id
     jobs.claim(ALL)
     jobs.request_cancel(job_id, TENANT)
     jobs.cancelled(job_id)
@@ -377,7 +378,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(device=st.sampled_from(ALL), request_id=st.sampled_from(["", "a", "b"]))
     def create(self, device: str, request_id: str) -> None:
         try:
-            self.jobs.create(request(device=device), request_id, "f")
+            self.jobs.create(request(device=device), request_id, b"f")
         except Exhausted:
             # More when jobs that ran were put back into a full queue: they were accepted.
             assert self.jobs.counts_by_state()["QUEUED"] >= 5
@@ -443,7 +444,7 @@ def test_what_happens_to_a_job_is_in_order_though_the_clock_goes_back(
         return clock[0]
 
     monkeypatch.setattr(time, "time", earlier)
-    record, _ = jobs.create(request(), "", "")
+    record, _ = jobs.create(request(), "", b"")
     assert jobs.claim(["auto"]) is not None
     jobs.append_event(record.job_id, Progressed("training", 0.5))
     ended = jobs.fail(record.job_id, Reason.TRAINING_FAILED, "no")

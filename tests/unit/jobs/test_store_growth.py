@@ -24,9 +24,9 @@ def test_a_target_and_the_data_of_a_base_stay_while_a_job_needs_them(
     own, target, base, grandparent = (
         upload(datasets, [*IMAGES, ("cat", f"PIC {n}".encode(), "")]).dataset_id for n in range(4)
     )
-    first, _ = jobs.create(request(server_path="", dataset_id=grandparent), "", "")
+    first, _ = jobs.create(request(server_path="", dataset_id=grandparent), "", b"")
     second, _ = jobs.create(
-        request(server_path="", dataset_id=base, base_job_id=first.job_id), "", ""
+        request(server_path="", dataset_id=base, base_job_id=first.job_id), "", b""
     )
     third, _ = jobs.create(
         request(
@@ -64,13 +64,13 @@ def test_images_without_classes_are_a_target_and_nothing_to_learn_from(
 ) -> None:
     dataset_id = unlabelled(datasets)
     with pytest.raises(InvalidInput, match="upload its images with their classes") as caught:
-        jobs.create(request(server_path="", dataset_id=dataset_id), "", "")
+        jobs.create(request(server_path="", dataset_id=dataset_id), "", b"")
     assert (caught.value.reason, caught.value.field) == (Reason.DATASET_UNUSABLE, "dataset_id")
-    jobs.create(request(target_dataset_id=dataset_id), "", "")
+    jobs.create(request(target_dataset_id=dataset_id), "", b"")
     labelled = upload(datasets, IMAGES).dataset_id
-    jobs.create(request(target_dataset_id=labelled), "", "")
+    jobs.create(request(target_dataset_id=labelled), "", b"")
     with pytest.raises(NotFound) as caught_too:
-        jobs.create(request(target_dataset_id="ds-0"), "", "")
+        jobs.create(request(target_dataset_id="ds-0"), "", b"")
     assert caught_too.value.field == "domain_adaptation.target_dataset_id"
 
 
@@ -78,7 +78,7 @@ def test_ancestors_are_told_oldest_first_and_have_a_bound(database: Database) ->
     jobs = JobStore(database, max_queued=1000)
 
     def grow(base_job_id: str) -> str:
-        return jobs.create(request(base_job_id=base_job_id), "", "")[0].job_id
+        return jobs.create(request(base_job_id=base_job_id), "", b"")[0].job_id
 
     made = [""]
     for _ in range(101):
@@ -95,8 +95,8 @@ def test_ancestors_are_told_oldest_first_and_have_a_bound(database: Database) ->
 
 def test_a_request_id_is_known_once_it_made_a_job(jobs: JobStore) -> None:
     assert not jobs.is_known("once", TENANT)
-    jobs.create(request(), "once", "f")
-    jobs.create(request(), "", "f")
+    jobs.create(request(), "once", b"f")
+    jobs.create(request(), "", b"f")
     assert jobs.is_known("once", TENANT)
     assert not jobs.is_known("", TENANT)
 

@@ -59,7 +59,7 @@ async def test_a_job_goes_from_the_queue_to_a_served_version(
         Published("birds", 1, figure(0.5, 2), calibrated=True),
         StateChanged(JobState.SUCCEEDED),
     ]
-    assert house.models.resolve("birds", None, None).head_path.exists()
+    assert house.models.resolve("birds", None, None).files.head_path.exists()
     assert [stored.manifest.model for stored in house.warmed] == ["birds"]
     await house.supervisor.close(GUARD_S)
     assert house.metric("graft_jobs_ended_total", state="SUCCEEDED") == 1

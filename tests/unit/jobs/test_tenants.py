@@ -49,42 +49,42 @@ def test_another_tenants_job_is_as_one_that_is_not_there(jobs: JobStore, queue: 
 
 
 def test_request_ids_are_each_tenants_own(jobs: JobStore) -> None:
-    made = {key: jobs.create(request(key), "one", "f") for key in (ACMES, BETAS, "birds")}
+    made = {key: jobs.create(request(key), "one", b"f") for key in (ACMES, BETAS, "birds")}
     assert all(is_new for _, is_new in made.values())
     for key, (job, _) in made.items():
-        assert jobs.create(request(key), "one", "f") == (job, False)
+        assert jobs.create(request(key), "one", b"f") == (job, False)
         with pytest.raises(AlreadyExists, match=job.job_id):
-            jobs.create(request(key), "one", "g")
+            jobs.create(request(key), "one", b"g")
     assert jobs.is_known("one", ACME)
-    jobs.create(request(ACMES), "two", "f")
+    jobs.create(request(ACMES), "two", b"f")
     assert not jobs.is_known("two", DEFAULT_TENANT)
     assert not jobs.is_known("", ACME)
 
 
 @pytest.mark.parametrize("guess", ["acme/one", f"acme/{hashlib.sha512(b'one').hexdigest()}"[:128]])
 def test_no_request_id_that_may_be_sent_is_another_tenants(jobs: JobStore, guess: str) -> None:
-    job, _ = jobs.create(request(ACMES), "one", "f")
-    other, is_new = jobs.create(request("birds"), guess, "f")
+    job, _ = jobs.create(request(ACMES), "one", b"f")
+    other, is_new = jobs.create(request("birds"), guess, b"f")
     assert is_new
     assert other.job_id != job.job_id
 
 
 def test_a_tenant_has_so_many_open_jobs_at_once(jobs: JobStore) -> None:
-    first, _ = jobs.create(request(ACMES), "one", "f", max_open_jobs=2)
-    jobs.create(request(ACMES), "", "", max_open_jobs=2)
+    first, _ = jobs.create(request(ACMES), "one", b"f", max_open_jobs=2)
+    jobs.create(request(ACMES), "", b"", max_open_jobs=2)
     assert jobs.claim(["auto"]) is not None
     with pytest.raises(OverQuota) as caught:
-        jobs.create(request(ACMES), "", "", max_open_jobs=2)
+        jobs.create(request(ACMES), "", b"", max_open_jobs=2)
     assert (caught.value.subject, caught.value.reason) == (
         "concurrent_jobs",
         Reason.QUOTA_EXCEEDED,
     )
     assert caught.value.retry_after_s
     # What was accepted is answered, others have bounds of their own.
-    assert jobs.create(request(ACMES), "one", "f", max_open_jobs=2)[0].job_id == first.job_id
-    jobs.create(request(BETAS), "", "", max_open_jobs=2)
+    assert jobs.create(request(ACMES), "one", b"f", max_open_jobs=2)[0].job_id == first.job_id
+    jobs.create(request(BETAS), "", b"", max_open_jobs=2)
     jobs.fail(first.job_id, Reason.INTERNAL, "")
-    jobs.create(request(ACMES), "", "", max_open_jobs=2)
+    jobs.create(request(ACMES), "", b"", max_open_jobs=2)
 
 
 def test_a_job_works_on_its_tenants_datasets_alone(
@@ -188,7 +188,7 @@ async def test_a_version_that_its_tenant_has_no_room_for_is_not_published(
     assert datasets.stored_bytes(ACME) <= bounds[ACME]
     # The files of what was not published are gone, and those of the other stay.
     assert [path.parent for path in artifacts.glob("versions/*/head.safetensors")] == [
-        models.get_version(ACMES, 1, None).head_path.parent
+        models.get_version(ACMES, 1, None).files.head_path.parent
     ]
     models.delete_model(ACMES)
     again = await house.ended(queue(ACMES, server_path=folder).job_id, ACME)
@@ -208,9 +208,9 @@ def test_what_jobs_leave_in_the_database_counts(
     assert sizes[0] > 1000
     assert sizes[1] == sizes[2] > sizes[0] + 250
     assert datasets.stored_bytes(BETA) == 0
-    known, _ = jobs.create(request(BETAS), "one", "f")
+    known, _ = jobs.create(request(BETAS), "one", b"f")
     counted = datasets.stored_bytes(BETA)
-    assert jobs.create(request(BETAS), "one", "f") == (known, False)
+    assert jobs.create(request(BETAS), "one", b"f") == (known, False)
     assert datasets.stored_bytes(BETA) == counted
 
 

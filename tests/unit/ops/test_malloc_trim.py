@@ -1,4 +1,4 @@
-"""What malloc keeps, in a process of its own, whose memory nobody else moves."""
+"""Runs the trimmer in a process of its own, whose memory nobody else moves."""
 
 import subprocess
 import sys
@@ -25,8 +25,8 @@ def burst(nbytes):
 before = taken()
 kept = burst(200 * {MIB})
 freed = taken()
-malloc_trim.LOOK_EVERY_S = 0.02 if sys.argv[1] == "watched" else 3600
-watching = malloc_trim.FreeMemory()
+malloc_trim.POLL_S = 0.02 if sys.argv[1] == "watched" else 3600
+watching = malloc_trim.MallocTrimmer()
 deadline = time.monotonic() + 120
 while sys.argv[1] == "watched" and taken() > freed / 2 and time.monotonic() < deadline:
     time.sleep(0.01)
@@ -36,13 +36,13 @@ if sys.argv[1] == "watched":
     settled = taken()
     small = burst(40 * {MIB})
     for _ in range(3):
-        watching.look()
+        watching.trim()
     print(taken() - settled)
 """
 
 
 @pytest.mark.parametrize("how", ["watched", "left alone"])
-def test_what_was_freed_goes_back_to_the_system_where_somebody_looks(how: str) -> None:
+def test_freed_memory_goes_back_to_the_system_with_a_trimmer_alone(how: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM, how],
         check=True,

@@ -1,15 +1,10 @@
-"""Bounds on labels, gauges that are counted when asked, log lines."""
+"""Metrics: limits on labels, and gauges that are counted when they are scraped."""
 
-import json
-import logging
 import urllib.request
-from collections.abc import Iterator
 
-import pytest
 from prometheus_client import generate_latest
 
-from service.ops import metrics
-from service.ops.metrics import OTHER_MODELS, Metrics, set_up_logging
+from service.ops.metrics import OTHER_MODELS, Metrics
 from service.ops.metrics_server import MetricsServer
 
 
@@ -110,36 +105,3 @@ def test_counts_are_taken_when_scraped_over_http() -> None:
     assert 'graft_jobs{state="QUEUED"} 5.0' in text
     assert 'graft_build_info{version="7"} 1.0' in text
     assert "process_resident_memory_bytes" in text
-
-
-@pytest.fixture
-def root_logger() -> Iterator[logging.Logger]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield root
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
-def test_json_lines_carry_the_request_id_and_what_was_given(
-    root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
-) -> None:
-    set_up_logging("json", "info")
-    metrics.request_id.set("abc")
-    logging.getLogger("x").info("hello", extra={"job_id": "j1"})
-    line = json.loads(capsys.readouterr().err)
-    assert (line["message"], line["level"], line["job_id"]) == ("hello", "INFO", "j1")
-    assert line["request_id"] == "abc"
-
-
-def test_console_lines_are_for_people(
-    root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
-) -> None:
-    set_up_logging("console", "info")
-    logging.getLogger("x").debug("unseen")
-    logging.getLogger("x").info("hello", extra={"job_id": "j1"})
-    line = capsys.readouterr().err
-    assert "unseen" not in line
-    assert "INFO" in line
-    assert "hello" in line
-    assert "job_id=j1" in line

@@ -1,7 +1,9 @@
 """/healthz says what it is told, on every address family, also when nobody answers in time."""
 
 import asyncio
+import contextlib
 import http.client
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -12,7 +14,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from service import app
 from service.config import Config
 from service.ops.metrics import Metrics
-from service.ops.metrics_server import MetricsServer
+from service.ops.metrics_server import MAX_CONNECTIONS, MetricsServer
 
 GUARD_S = 60.0
 
@@ -44,6 +46,22 @@ def test_healthz_follows_what_is_served_and_metrics_do_not_care() -> None:
         asked(server, "/healthz")
 
 
+def test_whoever_sends_slowly_keeps_no_thread_from_others() -> None:
+    server = MetricsServer(CollectorRegistry(), "127.0.0.1", 0, lambda: True)
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.close)
+        slow = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), GUARD_S))
+            for _ in range(3 * MAX_CONNECTIONS)
+        ]
+        # Answered, though each of those before it has not sent its request yet.
+        assert asked(server, "/healthz") == (200, "serving\n")
+        threads = [t for t in threading.enumerate() if "process_request_thread" in t.name]
+        assert len(threads) <= MAX_CONNECTIONS
+        # The oldest were ended for it.
+        assert slow[0].recv(1) == b""
+
+
 def test_the_metrics_port_can_be_had_on_ipv6() -> None:
     server = MetricsServer(CollectorRegistry(), "::1", 0, lambda: True)
     try:
@@ -54,7 +72,7 @@ def test_the_metrics_port_can_be_had_on_ipv6() -> None:
 
 async def test_a_loop_that_is_stuck_is_not_serving(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "_HEALTH_TIMEOUT_S", GUARD_S)
-    asks = app._asked_on(asyncio.get_running_loop(), lambda: True)
+    asks = app._called_on(asyncio.get_running_loop(), lambda: True)
     assert await asyncio.to_thread(asks)
     monkeypatch.setattr(app, "_HEALTH_TIMEOUT_S", 0.05)
     # Waited for on the loop itself, so that nothing else runs on it.

@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ from hypothesis import strategies as st
 
 from service.auth import principal
 from service.auth.principal import EVERYBODY
-from service.domain import DEFAULT_DECODING
-from service.engine.engine import ModelFiles
+from service.domain import DEFAULT_DECODING, ModelFiles
 from service.errors import InvalidInput, NotFound, Reason
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference import tensors
 from service.rpc.open_inference.repository import Repository
+from service.storage.records import Removed
 
 Input = pb.ModelInferRequest.InferInputTensor
 
@@ -52,7 +53,7 @@ def test_texts_that_were_written_are_read_again(elements: list[str]) -> None:
     raw = tensors.texts(elements)
     request = pb.ModelInferRequest(inputs=[tensor], raw_input_contents=[raw])
     found: list[Any] = tensors.decodes(request, 256)
-    assert [image._data.decode() for image in found] == elements
+    assert [image.read().decode() for image in found] == elements
 
 
 def test_each_image_gets_its_own_part_of_a_tensor() -> None:
@@ -86,23 +87,14 @@ class Latest:
     def __init__(self) -> None:
         self.versions: dict[str, int] = {}
 
-    def __call__(self, model: str, *_: object) -> tuple[int, ModelFiles]:
+    async def resolve(self, model: str, *_: object) -> Any:
         if model not in self.versions:
             raise NotFound(Reason.MODEL_NOT_FOUND, "there is no such model")
-        return self.versions[model], files(model, self.versions[model])
+        return SimpleNamespace(files=files(model, self.versions[model]))
 
 
 def files(model: str, version: int) -> ModelFiles:
-    made: dict[str, Any] = {
-        "name": model,
-        "backbone_digest": "b",
-        "backbone_path": Path("b"),
-        "head_digest": f"{model}{version}",
-        "head_path": Path("h"),
-    }
-    if "version" in ModelFiles.__dataclass_fields__:
-        made["version"] = version
-    return ModelFiles(**made)
+    return ModelFiles(model, version, "b", Path("b"), f"{model}{version}", Path("h"))
 
 
 @pytest.fixture(autouse=True)
@@ -122,8 +114,10 @@ def latest() -> Latest:
 
 @pytest.fixture
 def repository(engine: FakeEngine, latest: Latest) -> Repository:
-    models: Any = None  # asked for the index alone
-    return Repository(engine, latest, models)
+    nothing: Any = None  # asked for the index alone
+    resolves: Any = latest
+    pins: Any = engine
+    return Repository(pins, resolves, nothing)
 
 
 async def test_a_loaded_model_stays_until_it_is_unloaded(
@@ -134,7 +128,7 @@ async def test_a_loaded_model_stays_until_it_is_unloaded(
     await repository.load(pb.RepositoryModelLoadRequest(model_name="cars"))
     await repository.load(pb.RepositoryModelLoadRequest(model_name="pets"))
     assert engine.pinned == {files("pets", 1), files("cars", 1)}
-    repository.unload(pb.RepositoryModelUnloadRequest(model_name="pets"))
+    await repository.unload(pb.RepositoryModelUnloadRequest(model_name="pets"))
     assert engine.pinned == {files("cars", 1)}
 
 
@@ -154,7 +148,7 @@ async def test_unloading_lets_the_version_go_that_was_loaded_whatever_came_since
     latest.versions["pets"] = 1
     await repository.load(pb.RepositoryModelLoadRequest(model_name="pets"))
     latest.versions["pets"] = 2
-    repository.unload(pb.RepositoryModelUnloadRequest(model_name="pets"))
+    await repository.unload(pb.RepositoryModelUnloadRequest(model_name="pets"))
     assert engine.pinned == set()
 
 
@@ -165,5 +159,20 @@ async def test_a_deleted_model_is_let_go_by_unloading_it(
     await repository.load(pb.RepositoryModelLoadRequest(model_name="pets"))
     latest.versions.clear()
     with pytest.raises(NotFound):
-        repository.unload(pb.RepositoryModelUnloadRequest(model_name="pets"))
+        await repository.unload(pb.RepositoryModelUnloadRequest(model_name="pets"))
     assert engine.pinned == set()
+
+
+async def test_the_pin_of_a_deleted_version_is_forgotten_and_no_other(
+    repository: Repository, engine: FakeEngine, latest: Latest
+) -> None:
+    latest.versions = {"pets": 1, "cars": 2}
+    await repository.load(pb.RepositoryModelLoadRequest(model_name="pets"))
+    await repository.load(pb.RepositoryModelLoadRequest(model_name="cars"))
+    repository.forget(Removed("pets", [1], True, [], [], []))
+    repository.forget(Removed("cars", [1], False, [], [], []))
+    latest.versions = {"pets": 3, "cars": 3}
+    await repository.unload(pb.RepositoryModelUnloadRequest(model_name="pets"))
+    await repository.unload(pb.RepositoryModelUnloadRequest(model_name="cars"))
+    # The engine has let the deleted one go by itself.
+    assert engine.pinned == {files("pets", 1)}

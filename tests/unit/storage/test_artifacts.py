@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import Damaged, Exhausted, Reason
+from service.errors import Aborted, Damaged, Exhausted, Reason
 from service.storage.artifacts import Artifacts
 from tests.unit.storage.conftest import digest, write_result
 
@@ -50,7 +50,7 @@ def test_a_backbone_that_is_stored_need_not_come_again(
 def test_a_backbone_that_neither_came_nor_is_stored_is_told(
     artifacts: Artifacts, tmp_path: Path
 ) -> None:
-    with pytest.raises(Damaged, match=r"brings no backbone\.onnx") as caught:
+    with pytest.raises(Aborted, match=r"brings no backbone\.onnx") as caught:
         artifacts.put(write_result(tmp_path / "out", "job-1", backbone=None))
     assert caught.value.reason is Reason.TRAINING_FAILED
     assert everything(artifacts) == set()
@@ -60,7 +60,7 @@ def test_a_backbone_with_another_digest_than_the_manifest_says_is_refused(
     artifacts: Artifacts, tmp_path: Path
 ) -> None:
     out_dir = write_result(tmp_path / "out", "job-1", backbone_digest="0" * 64)
-    with pytest.raises(Damaged, match="the manifest says 0000"):
+    with pytest.raises(Aborted, match="the manifest says 0000"):
         artifacts.put(out_dir)
     assert everything(artifacts) == set()
 
@@ -74,7 +74,7 @@ def test_a_result_without_one_of_its_files_is_refused_and_leaves_no_version(
 ) -> None:
     out_dir = write_result(tmp_path / "out", "job-1")
     (out_dir / name).unlink()
-    with pytest.raises(Damaged, match=f"{name} is missing"):
+    with pytest.raises(Aborted, match=f"{name} is missing"):
         artifacts.put(out_dir)
     assert not [name for name in everything(artifacts) if not name.startswith("backbones/")]
 
@@ -82,7 +82,7 @@ def test_a_result_without_one_of_its_files_is_refused_and_leaves_no_version(
 def test_a_manifest_that_is_none_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
     out_dir = write_result(tmp_path / "out", "job-1")
     (out_dir / "manifest.json").write_text('{"model": 3}')
-    with pytest.raises(Damaged, match="cannot be read"):
+    with pytest.raises(Aborted, match="cannot be read"):
         artifacts.put(out_dir)
 
 
@@ -152,5 +152,5 @@ def test_a_result_on_a_damaged_backbone_that_it_does_not_bring_is_not_whole(
 ) -> None:
     stored = artifacts.put(write_result(tmp_path / "one", "job-1"))
     stored.backbone_path.write_bytes(b"damaged!")
-    with pytest.raises(Damaged, match="is not known, or damaged"):
+    with pytest.raises(Aborted, match="is not known, or damaged"):
         artifacts.put(write_result(tmp_path / "two", "job-2", backbone=None))

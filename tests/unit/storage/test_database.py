@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.domain import TRANSITIONS, JobState
-from service.errors import Damaged, Exhausted, GraftError, Reason, Unavailable, WrongState
+from service.errors import Damaged, Exhausted, GraftError, Internal, Reason, Unavailable
 from service.storage import disk_errors
 from service.storage.database import Database
 
@@ -177,7 +177,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_newer_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     Database(tmp_path, [TABLE, "CREATE TABLE u (x INTEGER);"]).close()
-    with pytest.raises(WrongState, match="run the newer Graft"):
+    with pytest.raises(Internal, match="run the newer Graft"):
         Database(tmp_path, [TABLE])
     Database(tmp_path, [TABLE, "CREATE TABLE u (x INTEGER);"]).close()
 
@@ -203,8 +203,8 @@ def test_the_database_allows_the_transitions_of_the_domain_alone(
 
     with database.transaction() as connection:
         connection.execute(
-            "INSERT INTO jobs (job_id, fingerprint, model, device, request_json, create_time_s,"
-            " state, version, error_reason, end_time_s) VALUES ('j', '', 'm', 'cpu', '', 0, ?, ?,"
+            "INSERT INTO jobs (job_id, message, model, device, request_json, create_time_s,"
+            " state, version, error_reason, end_time_s) VALUES ('j', x'', 'm', 'cpu', '', 0, ?, ?,"
             " ?, ?)",
             values(old),
         )

@@ -8,6 +8,7 @@ import pytest
 
 from service.domain import ClassCount, LeftOut, LeftOutReason, PartName
 from service.errors import (
+    Internal,
     InvalidInput,
     NotFound,
     Reason,
@@ -57,8 +58,9 @@ def add_job(database: Database, dataset_id: str, state: str) -> None:
     ended = None if state in ("QUEUED", "RUNNING") else 1.0
     with database.transaction() as connection:
         connection.execute(
-            "INSERT INTO jobs (job_id, fingerprint, model, dataset_id, device, request_json,"
-            " state, create_time_s, end_time_s) VALUES ('job-1', '', 'm', ?, 'cpu', '{}', ?, 0, ?)",
+            "INSERT INTO jobs (job_id, message, model, dataset_id, device, request_json,"
+            " state, create_time_s, end_time_s)"
+            " VALUES ('job-1', x'', 'm', ?, 'cpu', '{}', ?, 0, ?)",
             (dataset_id, state, ended),
         )
 
@@ -294,9 +296,9 @@ def test_an_aborted_upload_leaves_nothing(datasets: DatasetStore, tmp_path: Path
         fill(sending)
         sending.abort()
         sending.abort()
-        with pytest.raises(WrongState):
+        with pytest.raises(Internal):
             sending.write(b"more")
-        with pytest.raises(WrongState):
+        with pytest.raises(Internal):
             sending.finish()
     assert leftovers(tmp_path) == []
     assert datasets.list(0, "", TENANT) == ([], "")

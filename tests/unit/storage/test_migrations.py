@@ -45,8 +45,8 @@ def test_a_database_of_the_first_format_keeps_all_and_can_be_rolled_back(tmp_pat
             "INSERT INTO datasets VALUES ('ds-1', 'pets', 'd', 1.0, 3, '[]', 1, '{}', 0)"
         )
         connection.execute(
-            "INSERT INTO jobs (job_id, fingerprint, model, dataset_id, device, request_json,"
-            " state, create_time_s) VALUES ('job-9', '', 'birds', 'ds-1', 'cpu',"
+            "INSERT INTO jobs (job_id, message, model, dataset_id, device, request_json,"
+            " state, create_time_s) VALUES ('job-9', x'', 'birds', 'ds-1', 'cpu',"
             " '{\"model\":\"birds\"}', 'QUEUED', 0)"
         )
     old.close()

@@ -8,7 +8,8 @@ import pytest
 from service.errors import GraftError, InvalidInput, NotFound, Reason, WrongState
 from service.storage.artifacts import Artifacts
 from service.storage.database import Database
-from service.storage.models import ModelStore, Removed
+from service.storage.models import ModelStore
+from service.storage.records import Removed
 from tests.unit.storage.conftest import GUARD_S, TENANT, Publish, digest, write_result
 
 
@@ -24,7 +25,7 @@ def test_publishing_numbers_versions_and_moves_latest(models: ModelStore, publis
     assert record.create_time_s <= record.update_time_s
     version = models.get_version("birds", None, None)
     assert (version.version, version.job_id, version.aliases) == (3, "job-3", ("latest",))
-    assert version.head_path.read_bytes() == b"head of job-3"
+    assert version.files.head_path.read_bytes() == b"head of job-3"
     assert version.manifest.classes == ["cat", "dog"]
 
 
@@ -59,8 +60,8 @@ def test_after_a_crash_between_files_and_row_the_old_version_serves_and_the_file
     again = ModelStore(database, artifacts)
     record = again.resolve("birds", None, None)
     assert record.version == 1
-    assert record.head_path.exists()
-    assert record.backbone_path.exists()
+    assert record.files.head_path.exists()
+    assert record.files.backbone_path.exists()
     assert not orphan.head_path.exists()
     assert not orphan.backbone_path.exists()
     assert publish("birds", "job-2", backbone=b"other") == 2
@@ -183,7 +184,7 @@ def test_the_files_of_one_of_two_equal_heads_are_told_as_deleted(
         publish("birds", job_id, head=b"same", backbone=b"shared")
     first = models.get_version("birds", 1, None)
     removed = models.delete_version("birds", 1)
-    assert (removed.heads, removed.paths) == ([], [first.head_path])
+    assert (removed.heads, removed.paths) == ([], [first.files.head_path])
 
 
 def test_deleting_frees_what_no_version_needs_and_nothing_else(
@@ -198,14 +199,14 @@ def test_deleting_frees_what_no_version_needs_and_nothing_else(
     paths = {v: models.get_version("birds", v, None) for v in (1, 2)}
     removed = models.delete_version("birds", 1)
     assert (removed.backbones, removed.heads) == ([digest(b"tuned")], [digest(b"h1")])
-    assert removed.paths == [paths[1].backbone_path, paths[1].head_path]
-    assert not paths[1].head_path.exists()
-    assert not paths[1].backbone_path.exists()
+    assert removed.paths == [paths[1].files.backbone_path, paths[1].files.head_path]
+    assert not paths[1].files.head_path.exists()
+    assert not paths[1].files.backbone_path.exists()
     removed = models.delete_model("birds")
     assert (removed.backbones, removed.heads) == ([], [digest(b"h2")])
-    assert removed.paths == [paths[2].head_path]
-    assert paths[2].backbone_path.exists()
-    assert models.resolve("bears", None, None).head_path.exists()
+    assert removed.paths == [paths[2].files.head_path]
+    assert paths[2].files.backbone_path.exists()
+    assert models.resolve("bears", None, None).files.head_path.exists()
 
 
 def test_an_exported_backbone_stays_known_without_versions(
@@ -318,8 +319,8 @@ def test_a_delete_beside_publishes_never_takes_their_backbone(
         for n in range(20):
             publish(f"m{who}", f"job-{who}-{n}", method="model_based", backbone=b"same")
             record = models.get_version(f"m{who}", None, None)
-            assert record.backbone_path.read_bytes() == b"same"
-            assert record.head_path.exists()
+            assert record.files.backbone_path.read_bytes() == b"same"
+            assert record.files.head_path.exists()
             models.delete_model(f"m{who}")
 
     with ThreadPoolExecutor(2) as pool:

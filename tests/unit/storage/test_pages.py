@@ -35,3 +35,15 @@ def test_a_token_of_another_list_or_of_none_is_refused(token: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         pages.key("list", token, str)
     assert caught.value.field == "page_token"
+
+
+def test_a_page_ends_at_its_size_or_when_its_texts_are_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pages, "MAX_BYTES", 10)
+    rows = [{"text": "x" * 4, "key": n} for n in range(5)]
+    assert pages.page(rows, 2, "text") == (rows[:2], True)
+    assert pages.page(rows[:2], 2, "text") == (rows[:2], False)
+    assert pages.page(rows, 5, "text") == (rows[:3], True)
+    # One that is too long alone is a page of its own.
+    assert pages.page([{"text": "x" * 99}], 5, "text") == ([{"text": "x" * 99}], False)

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from service.errors import Exhausted, Expired, InvalidInput, NotFound, OverQuota, Reason, WrongState
+from service.errors import (
+    Exhausted,
+    Expired,
+    Internal,
+    InvalidInput,
+    NotFound,
+    OverQuota,
+    Reason,
+    WrongState,
+)
 from service.ingest.backbone_process import Asked, Checked
 from service.ops import failpoints
 from service.storage.artifacts import Artifacts
@@ -259,6 +268,6 @@ def test_an_upload_may_be_given_up_while_it_is_checked(
     upload.abort()
     thread.join(60)
     assert [type(error) for error in errors] == [Expired]
-    with pytest.raises(WrongState):
+    with pytest.raises(Internal):
         upload.write(b"more")
     assert files(artifacts) == []

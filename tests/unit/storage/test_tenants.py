@@ -70,7 +70,7 @@ def test_two_tenants_have_a_model_of_one_name_each(models: ModelStore, publish: 
     assert (removed.model, removed.versions) == ("acme/birds", [1, 2])
     assert models.list_models(0, "", ACME) == ([], "")
     for key in ("birds", "beta/birds"):
-        assert models.resolve(key, None, None).head_path.exists()
+        assert models.resolve(key, None, None).files.head_path.exists()
 
 
 def test_what_is_close_is_looked_for_among_ones_own(models: ModelStore, publish: Publish) -> None:
@@ -141,7 +141,7 @@ def test_a_tenant_stores_its_datasets_and_its_versions(
     assert datasets.stored_bytes(ACME) == 400
     publish("acme/birds", "job-1", head=b"h" * 50)
     version = models.get_version("acme/birds", None, None)
-    own = sum(path.stat().st_size for path in version.head_path.parent.iterdir())
+    own = sum(path.stat().st_size for path in version.files.head_path.parent.iterdir())
     # The backbone is a pretrained one, which stays for all.
     assert datasets.stored_bytes(ACME) == 400 + own
     assert datasets.stored_bytes(BETA) == datasets.stored_bytes(DEFAULT_TENANT) == 0

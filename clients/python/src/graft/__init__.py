@@ -9,6 +9,7 @@ from graft._jobs import AsyncJobHandle, JobHandle
 from graft.aio import AsyncClient
 from graft.client import Client
 from graft.errors import (
+    Aborted,
     AlreadyExists,
     Cancelled,
     CannotConnect,
@@ -49,7 +50,6 @@ from graft.types import (
     Grouping,
     Job,
     JobEvent,
-    JobRequest,
     JobState,
     LeftOut,
     LeftOutFile,
@@ -76,6 +76,7 @@ __version__ = _version.version()
 
 __all__ = [
     "NO_RETRY",
+    "Aborted",
     "AlreadyExists",
     "AsyncClient",
     "AsyncJobHandle",
@@ -110,7 +111,6 @@ __all__ = [
     "JobEvent",
     "JobFailed",
     "JobHandle",
-    "JobRequest",
     "JobState",
     "LeftOut",
     "LeftOutFile",

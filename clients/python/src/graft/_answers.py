@@ -1,4 +1,4 @@
-"""From the service's messages to the client's values. Pure; the inverse of `_requests`."""
+"""Conversion of the service's messages to the client's values. Pure."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
-from graft import _requests, errors, types
+from graft import errors, types
 from graft._backbones import BackboneSource
 from graft.v1 import (
     backbone_pb2,
@@ -20,23 +20,11 @@ from graft.v1 import (
     prediction_pb2,
 )
 
-_DEVICES: dict[int, types.Device] = {
-    fine_tuning_pb2.DEVICE_CPU: "cpu",
-    fine_tuning_pb2.DEVICE_CUDA: "cuda",
-}
 _METHODS: dict[int, Literal["feature_based", "model_based", "domain_adaptation"]] = {
     model_pb2.TRANSFER_METHOD_FEATURE_BASED: "feature_based",
     model_pb2.TRANSFER_METHOD_MODEL_BASED: "model_based",
     model_pb2.TRANSFER_METHOD_DOMAIN_ADAPTATION: "domain_adaptation",
 }
-_PRECISIONS: dict[int, Literal["auto", "fp32", "bf16", "fp16"]] = {
-    fine_tuning_pb2.PRECISION_FP32: "fp32",
-    fine_tuning_pb2.PRECISION_BF16: "bf16",
-    fine_tuning_pb2.PRECISION_FP16: "fp16",
-}
-_TECHNIQUES: dict[int, types.Technique] = {n: name for name, n in _requests.TECHNIQUES.items()}
-_FRAMINGS: dict[int, types.Framing] = {n: name for name, n in _requests.FRAMINGS.items()}
-_BASELINES: dict[int, types.Baseline] = {n: name for name, n in _requests.BASELINES.items()}
 _MEASURED_ON: dict[int, types.MeasuredOn] = {
     model_pb2.MEASURED_ON_UNSPECIFIED: "",
     model_pb2.MEASURED_ON_CROSS_VALIDATION: "cross_validation",
@@ -79,7 +67,7 @@ def job(message: fine_tuning_pb2.Job) -> types.Job:
         create_time=time(message.create_time),
         start_time=time(message.start_time),
         end_time=time(message.end_time),
-        request=job_request(message.request),
+        request=message.request,
         version=message.version or None,
         error=_error(message, message.error),
         last_sequence=message.last_sequence,
@@ -89,96 +77,12 @@ def job(message: fine_tuning_pb2.Job) -> types.Job:
         elapsed_s=_seconds(message.elapsed) if message.HasField("elapsed") else None,
         is_candidate=message.is_candidate,
         data_summary=_summary(message.data_summary) if message.HasField("data_summary") else None,
+        base=_base(message.base) if message.HasField("base") else None,
     )
 
 
 def job_state(value: int) -> types.JobState:
     return _STATES.get(value, types.JobState.UNKNOWN)
-
-
-def job_request(message: fine_tuning_pb2.FineTuneRequest) -> types.JobRequest:
-    by_path = message.WhichOneof("data") == "server_path"
-    return types.JobRequest(
-        data=types.ServerPath(message.server_path.path) if by_path else message.dataset_id,
-        backbone=message.backbone,
-        weights=message.weights,
-        method=_method(message),
-        background=message.background,
-        framing=_FRAMINGS.get(message.framing, "auto"),
-        augmentation=(
-            _augmentation(message.augmentation) if message.HasField("augmentation") else None
-        ),
-        validation_fraction=_optional(message, "validation_fraction"),
-        outlier_false_alarm_rate=_optional(message, "outlier_false_alarm_rate"),
-        grouping=_grouping(message.grouping) if message.HasField("grouping") else None,
-        seed=_optional(message, "seed"),
-        time_budget_s=message.time_budget.ToTimedelta().total_seconds()
-        if message.HasField("time_budget")
-        else None,
-        device=_DEVICES.get(message.device, "auto"),
-        labels=dict(message.labels),
-        request_id=message.request_id,
-        baselines=tuple(_BASELINES[n] for n in message.baselines if n in _BASELINES),
-        gate=_gate(message.gate) if message.HasField("gate") else None,
-        decision=_decision(message.decision) if message.HasField("decision") else None,
-        base=_base(message.base) if message.HasField("base") else None,
-        case_sensitive_labels=message.case_sensitive_labels,
-    )
-
-
-def _method(message: fine_tuning_pb2.FineTuneRequest) -> types.Method:
-    match message.WhichOneof("method"):
-        case "model_based":
-            return _model_based(message.model_based)
-        case "domain_adaptation":
-            return _domain_adaptation(message.domain_adaptation)
-        case "feature_based":
-            method = message.feature_based
-            return types.FeatureBased(
-                l2=_optional(method, "l2"), augmented_views=_optional(method, "augmented_views")
-            )
-    return types.Auto()
-
-
-def _domain_adaptation(method: fine_tuning_pb2.DomainAdaptation) -> types.DomainAdaptation:
-    by_path = method.WhichOneof("target") == "target_path"
-    return types.DomainAdaptation(
-        target=types.ServerPath(method.target_path.path) if by_path else method.target_dataset_id,
-        technique=_TECHNIQUES.get(method.technique, "auto"),
-        always_adapt=method.always_adapt,
-        evaluate_on_target=method.evaluate_on_target,
-        epochs=_optional(method, "epochs"),
-        batch_size=_optional(method, "batch_size"),
-        learning_rate=_optional(method, "learning_rate"),
-    )
-
-
-def _grouping(grouping: fine_tuning_pb2.Grouping) -> types.Grouping:
-    if grouping.WhichOneof("by") == "name_pattern":
-        return types.Grouping(name_pattern=grouping.name_pattern)
-    return types.Grouping(folder_level=grouping.folder_level)
-
-
-def _augmentation(given: fine_tuning_pb2.Augmentation) -> types.Augmentation:
-    names = types.Augmentation.__dataclass_fields__
-    return types.Augmentation(**{name: _optional(given, name) for name in names})
-
-
-def _gate(gate: fine_tuning_pb2.Gate) -> types.Gate:
-    has_latency = gate.HasField("max_latency")
-    return types.Gate(
-        min_accuracy=_optional(gate, "min_accuracy"),
-        min_class_recall=_optional(gate, "min_class_recall"),
-        class_recalls=dict(gate.class_recalls),
-        not_worse_than=gate.not_worse_than,
-        max_regression=_optional(gate, "max_regression"),
-        when_uncertain=(
-            "promote" if gate.when_uncertain == fine_tuning_pb2.WHEN_UNCERTAIN_PROMOTE else "hold"
-        ),
-        max_parity_difference=_optional(gate, "max_parity_difference"),
-        max_latency_ms=gate.max_latency.ToMicroseconds() / 1000 if has_latency else None,
-        alias=gate.alias,
-    )
 
 
 def _decision(message: decision_pb2.Decision) -> types.Decision | Literal["unknown"]:
@@ -194,24 +98,7 @@ def _decision(message: decision_pb2.Decision) -> types.Decision | Literal["unkno
 
 
 def _base(base: fine_tuning_pb2.BaseVersion) -> types.BaseVersion:
-    return types.BaseVersion(
-        version=_optional(base, "version"), alias=_optional(base, "alias"), model=base.model
-    )
-
-
-def _model_based(method: fine_tuning_pb2.ModelBased) -> types.ModelBased:
-    return types.ModelBased(
-        recipe="classic" if method.recipe == fine_tuning_pb2.RECIPE_CLASSIC else "auto",
-        train_from_stage=method.train_from_stage,
-        precision=_PRECISIONS.get(method.precision, "auto"),
-        epochs=_optional(method, "epochs"),
-        batch_size=_optional(method, "batch_size"),
-        learning_rate=_optional(method, "learning_rate"),
-        momentum=_optional(method, "momentum"),
-        weight_decay=_optional(method, "weight_decay"),
-        label_smoothing=_optional(method, "label_smoothing"),
-        freeze_batch_norm=_optional(method, "freeze_batch_norm"),
-    )
+    return types.BaseVersion(version=base.version, model=base.model)
 
 
 def progress(message: fine_tuning_pb2.Progress) -> types.Progress:

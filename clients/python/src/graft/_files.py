@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from graft._escaping import escaped
 from graft.errors import invalid
 
 _SHOWN: Final = 60
@@ -72,8 +73,8 @@ def is_open_file(given: object) -> bool:
 
 
 def plain(name: str) -> str:
-    """Replaces what cannot be sent of a file's name, for names that are only shown."""
-    return name.encode("utf-8", "replace").decode()
+    """Escapes what cannot be sent or shown of a file's name, for names that are only shown."""
+    return escaped(name)[:_LONGEST_NAME]
 
 
 def shown(text: str) -> str:

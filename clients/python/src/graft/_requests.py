@@ -1,4 +1,4 @@
-"""From a caller's arguments to the service's messages. Pure.
+"""Conversion of a caller's arguments to the service's messages. Pure.
 
 What only the service can judge is left to it; refused here is what cannot be
 put into a message at all, or would be misread.
@@ -6,11 +6,11 @@ put into a message at all, or would be misread.
 
 import uuid
 from collections.abc import Iterable
-from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
 from graft import types
 from graft.errors import InvalidArgument, invalid
@@ -18,6 +18,7 @@ from graft.v1 import decision_pb2
 from graft.v1 import fine_tuning_pb2 as pb
 
 W = TypeVar("W")
+M = TypeVar("M", bound=Message)
 
 _DEVICES = {"auto": pb.DEVICE_UNSPECIFIED, "cpu": pb.DEVICE_CPU, "cuda": pb.DEVICE_CUDA}
 _RECIPES = {"auto": pb.RECIPE_AUTO, "classic": pb.RECIPE_CLASSIC}
@@ -53,27 +54,13 @@ FRAMINGS: dict[types.Framing, pb.Framing] = {
     "whole": pb.FRAMING_WHOLE,
     "compare": pb.FRAMING_COMPARE,
 }
-_GENERAL = {
-    "backbone",
-    "weights",
-    "method",
-    "background",
-    "framing",
-    "augmentation",
-    "validation_fraction",
-    "outlier_false_alarm_rate",
-    "grouping",
-    "seed",
-    "time_budget_s",
-    "device",
-    "labels",
-    "request_id",
-    "baselines",
-    "gate",
-    "decision",
-    "base",
-    "case_sensitive_labels",
+_CHOICES: dict[str, dict[Any, Any]] = {
+    "recipe": _RECIPES,
+    "precision": _PRECISIONS,
+    "technique": TECHNIQUES,
+    "when_uncertain": _WHEN_UNCERTAIN,
 }
+_HYPERPARAMETERS = {name for kind in _METHODS.values() for name in kind.__dataclass_fields__}
 
 
 def fine_tune(
@@ -118,9 +105,9 @@ def fine_tune(
         case types.Auto():
             request.auto.SetInParent()
         case types.FeatureBased() as feature_based:
-            request.feature_based.CopyFrom(_feature_based(feature_based))
+            request.feature_based.CopyFrom(_message(pb.FeatureBased, feature_based))
         case types.ModelBased() as model_based:
-            request.model_based.CopyFrom(_model_based(model_based))
+            request.model_based.CopyFrom(_message(pb.ModelBased, model_based))
         case types.DomainAdaptation() as adaptation:
             request.domain_adaptation.CopyFrom(_domain_adaptation(adaptation, target))
     return request
@@ -182,7 +169,7 @@ def method(options: types.FineTuneOptions) -> types.Method:
     beside: dict[str, Any] = {
         key: value
         for key, value in options.items()
-        if key not in _GENERAL and value is not None and not (isinstance(value, str) and not value)
+        if key in _HYPERPARAMETERS and not (value is None or (isinstance(value, str) and not value))
     }
     given = options.get("method", "auto")
     if not isinstance(given, str):
@@ -231,36 +218,19 @@ def _elsewhere(strange: list[str], given: str) -> InvalidArgument:
     )
 
 
-def _feature_based(method: types.FeatureBased) -> pb.FeatureBased:
-    return pb.FeatureBased(l2=method.l2, augmented_views=method.augmented_views)
-
-
-def _model_based(method: types.ModelBased) -> pb.ModelBased:
-    return pb.ModelBased(
-        recipe=_choice("recipe", method.recipe, _RECIPES),
-        epochs=method.epochs,
-        batch_size=method.batch_size,
-        learning_rate=method.learning_rate,
-        momentum=method.momentum,
-        weight_decay=method.weight_decay,
-        label_smoothing=method.label_smoothing,
-        train_from_stage=method.train_from_stage,
-        freeze_batch_norm=method.freeze_batch_norm,
-        precision=_choice("precision", method.precision, _PRECISIONS),
-    )
+def _message(kind: type[M], given: Any) -> M:
+    """Puts a value into the message of its kind; fields have the same names in both."""
+    known = kind.DESCRIPTOR.fields_by_name
+    fields = {name: value for name, value in vars(given).items() if name in known}
+    for name in fields.keys() & _CHOICES.keys():
+        fields[name] = _choice(name, fields[name], _CHOICES[name])
+    return kind(**fields)
 
 
 def _domain_adaptation(
     method: types.DomainAdaptation, target: str | types.ServerPath
 ) -> pb.DomainAdaptation:
-    adaptation = pb.DomainAdaptation(
-        technique=_choice("technique", method.technique, TECHNIQUES),
-        always_adapt=method.always_adapt,
-        evaluate_on_target=method.evaluate_on_target,
-        epochs=method.epochs,
-        batch_size=method.batch_size,
-        learning_rate=method.learning_rate,
-    )
+    adaptation = _message(pb.DomainAdaptation, method)
     if isinstance(target, types.ServerPath):
         adaptation.target_path.path = str(target.path)
     elif target:
@@ -276,18 +246,10 @@ def _baselines(given: Any) -> list[pb.Baseline]:
 def _gate(gate: types.Gate | None) -> pb.Gate | None:
     if gate is None:
         return None
-    latency_ms = gate.max_latency_ms
-    return pb.Gate(
-        min_accuracy=gate.min_accuracy,
-        min_class_recall=gate.min_class_recall,
-        class_recalls=gate.class_recalls,
-        not_worse_than=gate.not_worse_than,
-        max_regression=gate.max_regression,
-        when_uncertain=_choice("when_uncertain", gate.when_uncertain, _WHEN_UNCERTAIN),
-        max_parity_difference=gate.max_parity_difference,
-        max_latency=None if latency_ms is None else _duration("max_latency_ms", latency_ms / 1000),
-        alias=gate.alias,
-    )
+    message = _message(pb.Gate, gate)
+    if gate.max_latency_ms is not None:
+        message.max_latency.CopyFrom(_duration("max_latency_ms", gate.max_latency_ms / 1000))
+    return message
 
 
 def decision(given: types.Decision | None) -> decision_pb2.Decision | None:
@@ -324,7 +286,7 @@ def _grouping(given: types.Grouping | int | str | None) -> pb.Grouping | None:
 
 
 def _augmentation(given: types.Augmentation | None) -> pb.Augmentation | None:
-    return None if given is None else pb.Augmentation(**asdict(given))
+    return None if given is None else _message(pb.Augmentation, given)
 
 
 def _base(base: types.BaseVersion | int | str | None) -> pb.BaseVersion | None:

@@ -71,6 +71,7 @@ class Reason(StrEnum):
     DEVICE_UNAVAILABLE = "DEVICE_UNAVAILABLE"
     TOKEN_MISSING = "TOKEN_MISSING"  # nosec B105  # noqa: S105 - a reason
     TOKEN_UNKNOWN = "TOKEN_UNKNOWN"  # nosec B105  # noqa: S105 - a reason
+    TOKEN_EXPIRED = "TOKEN_EXPIRED"  # nosec B105  # noqa: S105 - a reason
     ROLE_MISSING = "ROLE_MISSING"
 
 
@@ -155,6 +156,10 @@ class DataLoss(GraftError):  # noqa: N818
     """Something that was stored cannot be read any more."""
 
 
+class Aborted(GraftError):  # noqa: N818
+    """The work was begun and failed; the same request would fail again."""
+
+
 class Internal(GraftError):  # noqa: N818
     """A fault of the service; the message holds an id that its log holds too."""
 
@@ -183,7 +188,7 @@ class JobCancelled(GraftError):  # noqa: N818
         self.job = job
 
 
-_KINDS: Mapping[grpc.StatusCode, type[GraftError]] = {
+KINDS: dict[grpc.StatusCode, type[GraftError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
     grpc.StatusCode.OUT_OF_RANGE: InvalidArgument,
     grpc.StatusCode.NOT_FOUND: NotFound,
@@ -197,8 +202,10 @@ _KINDS: Mapping[grpc.StatusCode, type[GraftError]] = {
     grpc.StatusCode.CANCELLED: Cancelled,
     grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
     grpc.StatusCode.DATA_LOSS: DataLoss,
+    grpc.StatusCode.ABORTED: Aborted,
     grpc.StatusCode.INTERNAL: Internal,
 }
+"""Maps status codes to classes; the first of a class is the one that the service sends."""
 
 _NEVER_CONNECTED = (
     "dns resolution failed", "errors resolving", "lookup", "handshake", "ssl", "certificate",
@@ -233,7 +240,7 @@ def from_status(status: status_pb2.Status, request_id: str = "") -> GraftError:
             )
         elif detail.Unpack(retry):
             found["retry_after_s"] = retry.retry_delay.ToTimedelta().total_seconds()
-    kind = _KINDS.get(code, GraftError)
+    kind = KINDS.get(code, GraftError)
     return kind(status.message or code.name, code=code, request_id=request_id, **found)
 
 
@@ -251,7 +258,7 @@ def from_rpc(error: grpc.RpcError, target: str, timeout_s: float | None = None) 
             return from_status(status_pb2.Status.FromString(bytes(packed)), request_id)
         except DecodeError:
             details += " (the error's details cannot be read)"
-    kind, message = _KINDS.get(code, GraftError), details or code.name
+    kind, message = KINDS.get(code, GraftError), details or code.name
     if code is grpc.StatusCode.UNAVAILABLE:
         kind, message = _of_connection(details, target)
     elif is_broken_write(error):

@@ -1,4 +1,4 @@
-"""What the client speaks in: frozen values, no protobuf, no gRPC.
+"""The client's values: frozen, without gRPC; `Job.request` alone is a message of the contract.
 
 Times are aware `datetime`s in UTC, durations are seconds (`_s`) or
 milliseconds (`_ms`), and what the service has not set is None. Enumerations are strings, so that
@@ -34,6 +34,7 @@ from graft._options import (
 )
 from graft._predictions import ClassScore, Prediction
 from graft.errors import GraftError
+from graft.v1.fine_tuning_pb2 import FineTuneRequest
 
 __all__ = [
     "Augmentation",
@@ -60,7 +61,6 @@ __all__ = [
     "Grouping",
     "Job",
     "JobEvent",
-    "JobRequest",
     "JobState",
     "LeftOut",
     "LeftOutFile",
@@ -266,36 +266,6 @@ class JobEvent:
 
 
 @dataclass(frozen=True)
-class JobRequest:
-    """What a job was asked for."""
-
-    data: str | ServerPath
-    """The id of a dataset, or where the images lie on the server."""
-    backbone: str
-    weights: str
-    method: Method
-    """The target of a `DomainAdaptation` is the id of a dataset or a `ServerPath`."""
-    validation_fraction: float | None
-    seed: int | None
-    time_budget_s: float | None
-    device: Device
-    labels: dict[str, str]
-    request_id: str
-    baselines: tuple[Baseline, ...] = ()
-    gate: Gate | None = None
-    decision: Decision | Literal["unknown"] | None = None
-    """None means "argmax"; "unknown" to a client that is too old."""
-    base: BaseVersion | None = None
-    grouping: Grouping | None = None
-    outlier_false_alarm_rate: float | None = None
-    case_sensitive_labels: bool = False
-    framing: Framing = "auto"
-    augmentation: Augmentation | None = None
-    background: str = ""
-    """"#rrggbb" below transparency; empty means white, with a base the base's."""
-
-
-@dataclass(frozen=True)
 class Job:
     """One FineTune request's life, as it was when asked."""
 
@@ -305,7 +275,8 @@ class Job:
     create_time: datetime | None
     start_time: datetime | None
     end_time: datetime | None
-    request: JobRequest
+    request: FineTuneRequest
+    """The message as it was sent, but for inline images, which are a dataset by now."""
     version: int | None
     """What it made, a candidate too; None unless SUCCEEDED."""
     error: GraftError | None
@@ -320,6 +291,8 @@ class Job:
     """It SUCCEEDED, and no alias moved to its version, which its gate did not let pass."""
     data_summary: ReadSummary | None = None
     """What became of the files of its data, once they were read."""
+    base: BaseVersion | None = None
+    """The version that the request's base named then, by its number; None where it named none."""
 
 
 @dataclass(frozen=True)

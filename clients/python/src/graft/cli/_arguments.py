@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from graft import _version
 from graft._channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from graft._escaping import escaped
 from graft.cli import _backbones, _datasets, _finetune, _jobs, _models, _predict, _rank
 from graft.cli._codes import Code
 from graft.cli._output import Usage
@@ -51,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the command."""
-        self.exit(Code.USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(Code.USAGE, f"{self.prog}: {escaped(message)} (see {self.prog} --help)\n")
 
     def refuse(self, strange: Sequence[str]) -> NoReturn:
         """Ends the command for arguments that it does not take."""

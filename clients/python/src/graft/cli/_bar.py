@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from graft.cli._output import printable
+from graft._escaping import escaped
 from graft.cli._times import percent, times
 
 
@@ -65,14 +65,14 @@ class Bar:
             self._task,
             total=None if done is None else 1.0,
             completed=done or 0.0,
-            stage=printable(shown.stage),
+            stage=escaped(shown.stage),
             done="" if done is None else percent(done),
-            figures=printable(shown.figures),
+            figures=escaped(shown.figures),
         )
 
     def print(self, text: str) -> None:
         """Prints one line above the bar."""
-        self._bar.console.print(printable(text), soft_wrap=True)
+        self._bar.console.print(escaped(text), soft_wrap=True)
 
     def times(self) -> str:
         """Returns the time that the stage has taken, and what remains where that is known."""

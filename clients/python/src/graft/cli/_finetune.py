@@ -12,14 +12,8 @@ from graft.client import Client
 from graft.errors import InvalidArgument
 from graft.types import Augmentation, FineTuneOptions, Gate, Grouping
 
-_OPTIONS = (
-    "backbone", "weights", "method", "background", "framing", "validation_fraction",
-    "outlier_false_alarm_rate", "seed", "time_budget_s", "device",
-    "request_id", "recipe", "l2", "epochs", "batch_size", "learning_rate", "momentum",
-    "weight_decay", "label_smoothing", "train_from_stage", "precision",
-    "freeze_batch_norm", "augmented_views", "technique", "always_adapt", "evaluate_on_target",
-    "baselines", "case_sensitive_labels",
-)  # fmt: skip
+_APART = {"labels", "decision", "augmentation", "target", "grouping", "base", "gate"}
+"""Options of `fine_tune` that flags are composed to."""
 _GATE = (
     "min_accuracy", "min_class_recall", "not_worse_than", "max_regression", "when_uncertain",
     "max_latency_ms",
@@ -243,7 +237,8 @@ def _add_gate(group: Any) -> None:
 
 def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Starts the job, and follows it."""
-    given = {name: getattr(arguments, name) for name in _OPTIONS}
+    names = [name for name in FineTuneOptions.__annotations__ if name not in _APART]
+    given = {name: getattr(arguments, name) for name in names}
     chosen: Any = {name: value for name, value in given.items() if value is not None}
     chosen["labels"] = dict(arguments.label)
     chosen["decision"] = _decision.read(arguments)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +165,7 @@ def run_report(client: Client, arguments: argparse.Namespace, output: Output) ->
         report = client.get_report(model, **which)
         text = json.dumps(report, indent=None if output.is_json else 2) + "\n"
     if arguments.output is None:
-        sys.stdout.write(text)
+        output.document(text)
     else:
         with whole_file(Path(arguments.output)) as file:
             file.write(text.encode())

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from google.protobuf.message import Message
+
 from graft import types
+from graft._escaping import escaped
 from graft.errors import GraftError
 
 _PIPE_WIDTH = 200
@@ -57,8 +59,12 @@ class Output:
         print(json.dumps(plain(value)), flush=True)
 
     def line(self, text: str) -> None:
-        """One line for people."""
-        self.console.print(printable(text), soft_wrap=True)
+        """Prints one line for people."""
+        self.console.print(escaped(text), soft_wrap=True)
+
+    def document(self, text: str) -> None:
+        """Writes a text of many lines: escaped on a terminal, as it is into a file or a pipe."""
+        sys.stdout.write(escaped(text, keep="\n") if sys.stdout.isatty() else text)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """A table for people."""
@@ -70,7 +76,7 @@ class Output:
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
-            table.add_row(*(Text(printable(shown(cell))) for cell in row))
+            table.add_row(*(Text(escaped(shown(cell))) for cell in row))
         self.console.print(table)
 
     def items(self, values: Iterable[Any], columns: Sequence[str], row: Any) -> None:
@@ -92,31 +98,13 @@ class Output:
 
 def complain(text: str, code: int) -> int:
     """One line on standard error; returns the exit code."""
-    print("graft: " + printable(" ".join(text.split())), file=sys.stderr)
+    print("graft: " + escaped(" ".join(text.split())), file=sys.stderr)
     return code
 
 
 def warn(text: str) -> None:
     """One line on standard error, of what does not keep the command from running."""
-    print(f"graft: warning: {printable(text)}", file=sys.stderr)
-
-
-_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that turn the order of those around them."""
-_UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
-"""Categories of Unicode: controls, halves of characters, ends of lines and paragraphs."""
-
-
-def printable(text: str) -> str:
-    """Escapes what a terminal obeys rather than shows: names of files and classes may hold it."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char.encode("unicode_escape").decode()
-        if char in _DIRECTIONS or unicodedata.category(char) in _UNSEEN
-        else char
-        for char in text
-    )
+    print(f"graft: warning: {escaped(text)}", file=sys.stderr)
 
 
 def shown(value: object) -> str:
@@ -129,12 +117,18 @@ def shown(value: object) -> str:
         return f"{value:.4g}"
     if isinstance(value, GraftError):
         return value.message
-    if isinstance(value, dict | list | tuple) or dataclasses.is_dataclass(value):
+    if isinstance(value, dict | list | tuple | Message) or dataclasses.is_dataclass(value):
         return json.dumps(plain(value), ensure_ascii=False) if value else "-"
     return str(value)
 
 
-def plain(value: Any) -> Any:
+def _message(message: Message) -> Any:
+    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 - for jobs alone
+
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
+def plain(value: Any) -> Any:  # noqa: PLR0911 - one for each kind
     """A value as JSON holds it."""
     if isinstance(value, types.JobEvent):
         head = {"sequence": value.sequence, "time": value.time}
@@ -143,6 +137,8 @@ def plain(value: Any) -> Any:
         return {"reason": value.reason, "code": value.code.name, "message": value.message}
     if dataclasses.is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Message):
+        return _message(value)
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -12,7 +12,7 @@ import tarfile
 import threading
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -100,6 +100,12 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
             images, left_out = _unpack(archive.getvalue(), header.is_unlabelled)
             groups = [""] * len(images)
         return pb.UploadDatasetResponse(dataset=self._store(header, images, groups, left_out))
+
+    def inline(self, images: Sequence[pb.LabelledImage], *, is_unlabelled: bool) -> str:
+        """Stores the images of a request; returns the id of their dataset."""
+        header = pb.UploadDatasetHeader(is_unlabelled=is_unlabelled)
+        found = [(_SPLITS[image.split], image.label, image.content) for image in images]
+        return self._store(header, found, [image.group for image in images], []).dataset_id
 
     def _store(
         self,

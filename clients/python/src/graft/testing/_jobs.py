@@ -82,7 +82,7 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         if request.dataset_id:
             dataset = self._datasets.get(request.dataset_id)
             labels, digest = [count.label for count in dataset.classes], dataset.digest
-        base = self._base(request)
+        base = self._models.resolve(job.base) if job.HasField("base") else None
         if base is not None:
             labels = sorted({*base.classes, *labels})
         decision = None if base is None else base.decision
@@ -159,7 +159,23 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             copy.elapsed.FromTimedelta(until.ToDatetime() - job.start_time.ToDatetime())
         return copy
 
+    def _stored(self, given: pb.FineTuneRequest) -> pb.FineTuneRequest:
+        """Copies the request with its images replaced by datasets, as the service keeps it."""
+        request = pb.FineTuneRequest()
+        request.CopyFrom(given)
+        request.DiscardUnknownFields()
+        if request.WhichOneof("data") == "inline_images":
+            images = request.inline_images.images
+            request.dataset_id = self._datasets.inline(images, is_unlabelled=False)
+        adaptation = request.domain_adaptation
+        if adaptation.WhichOneof("target") == "target_images":
+            images = adaptation.target_images.images
+            adaptation.target_dataset_id = self._datasets.inline(images, is_unlabelled=True)
+        return request
+
     def FineTune(self, request: pb.FineTuneRequest, context: Any) -> pb.FineTuneResponse:
+        if not request.validate_only:
+            request = self._stored(request)
         with self._changed:
             for job in self._jobs.values():
                 if request.request_id and job.request.request_id == request.request_id:
@@ -176,7 +192,16 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             if request.validate_only:
                 return pb.FineTuneResponse()
             job_id = f"job-{len(self._jobs) + 1}"
-            job = pb.Job(job_id=job_id, model=request.model, request=request, create_time=now())
+            base = self._base(request)
+            job = pb.Job(
+                job_id=job_id,
+                model=request.model,
+                request=request,
+                create_time=now(),
+                base=base
+                if base is None
+                else pb.BaseVersion(model=base.model, version=base.version),
+            )
             self._jobs[job_id], self._events[job_id] = job, []
             self.play(job_id, [_script.requeued()])
             answer = pb.FineTuneResponse(job=self._copy(job))

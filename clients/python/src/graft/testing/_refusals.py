@@ -13,20 +13,8 @@ from graft.errors import GraftError, Violation
 
 T = TypeVar("T")
 
-_CODES: dict[type[GraftError], grpc.StatusCode] = {
-    errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.NotFound: grpc.StatusCode.NOT_FOUND,
-    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
-    errors.NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
-    errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
-    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
-    errors.Cancelled: grpc.StatusCode.CANCELLED,
-    errors.Unimplemented: grpc.StatusCode.UNIMPLEMENTED,
-    errors.DataLoss: grpc.StatusCode.DATA_LOSS,
-    errors.Internal: grpc.StatusCode.INTERNAL,
-}
+_CODES = {kind: code for code, kind in reversed(errors.KINDS.items())}
+"""Maps each class to the first of its codes."""
 
 
 def code_of(error: GraftError) -> grpc.StatusCode:

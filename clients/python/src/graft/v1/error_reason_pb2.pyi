@@ -54,6 +54,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_TOKEN_MISSING: _ClassVar[ErrorReason]
     ERROR_REASON_TOKEN_UNKNOWN: _ClassVar[ErrorReason]
     ERROR_REASON_ROLE_MISSING: _ClassVar[ErrorReason]
+    ERROR_REASON_TOKEN_EXPIRED: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INTERNAL: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
@@ -102,3 +103,4 @@ ERROR_REASON_DEVICE_UNAVAILABLE: ErrorReason
 ERROR_REASON_TOKEN_MISSING: ErrorReason
 ERROR_REASON_TOKEN_UNKNOWN: ErrorReason
 ERROR_REASON_ROLE_MISSING: ErrorReason
+ERROR_REASON_TOKEN_EXPIRED: ErrorReason

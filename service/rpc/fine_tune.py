@@ -1,7 +1,6 @@
-"""FineTuningService: jobs started, watched and cancelled; backbones ranked."""
+"""FineTuningService: starts, lists, watches and cancels jobs; ranks backbones."""
 
 import asyncio
-import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -12,8 +11,8 @@ from graft.v1 import fine_tuning_pb2 as pb
 from graft.v1 import fine_tuning_pb2_grpc
 from grpc import aio
 
-from service.auth.principal import caller
-from service.contract import ExportedBackbone
+from service.auth import principal
+from service.contract import DataFound, ExportedBackbone
 from service.domain import check_name
 from service.errors import Expired, InvalidInput, Reason, WrongState
 from service.ingest.labels import canonical
@@ -34,7 +33,7 @@ from service.jobs.uninterrupted import in_thread
 from service.jobs.watch import Watch
 from service.jobs.weights import WeightsCheck
 from service.ops import failpoints
-from service.rpc import convert_jobs, convert_rankings, convert_requests
+from service.rpc.codec import jobs, rankings, requests
 from service.rpc.datasets import add_image
 from service.storage.datasets import DatasetStore
 
@@ -45,25 +44,25 @@ Context = aio.ServicerContext[Any, Any]
 
 
 class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
-    """Makes classifiers from labelled images. The supervisor hears of jobs from the store."""
+    """Makes classifiers from labelled images. The supervisor learns of jobs from the store."""
 
     def __init__(
         self,
-        jobs: JobStore,
+        job_store: JobStore,
         datasets: DatasetStore,
         watch: Watch,
         lineage: Lineage,
-        rankings: Rankings,
+        ranker: Rankings,
         *,
         settings: Settings,
         weights: WeightsCheck,
         exported: Callable[[str, str], list[ExportedBackbone]],
     ) -> None:
-        self._jobs = jobs
+        self._jobs = job_store
         self._datasets = datasets
         self._watch = watch
         self._lineage = lineage
-        self._rankings = rankings
+        self._rankings = ranker
         self._settings = settings
         self._weights = weights
         self._exported = exported
@@ -72,16 +71,64 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         self, request: pb.FineTuneRequest, context: Context
     ) -> pb.FineTuneResponse:
         """See fine_tuning.proto."""
-        return pb.FineTuneResponse(job=await in_thread(partial(self._start, request)))
+        return await in_thread(partial(self._start, request))
 
-    def _start(self, message: pb.FineTuneRequest, is_abandoned: threading.Event) -> pb.Job | None:
+    def _start(
+        self, message: pb.FineTuneRequest, is_abandoned: threading.Event
+    ) -> pb.FineTuneResponse:
+        """Checks a request and starts its job; the message's images are replaced by datasets."""
+        message.DiscardUnknownFields()
+        requests.check_size(message)
         check_name(message.model, "model")
         check_request_id(message.request_id)
+        asked = self._read(message)
+        request = asked
+        # A request id is answered with the job that it started, whatever became of the base.
+        if not self._jobs.is_known(message.request_id, principal.current().tenant):
+            self._datasets.check_room(
+                principal.current().tenant, principal.current().quota.stored_bytes
+            )
+            asked.check_augments()
+            request = self._grown(asked, message)
+            # All of it before an image is stored, so that a bad field stores nothing.
+            self._check(request, message)
+        if message.validate_only:
+            return pb.FineTuneResponse()
+        if message.WhichOneof("data") == "inline_images":
+            message.dataset_id = self._store(
+                message.inline_images.images,
+                is_abandoned,
+                case_sensitive=message.case_sensitive_labels,
+                is_alone=request.base is None,
+            )
+        target = message.domain_adaptation
+        if target.WhichOneof("target") == "target_images":
+            target.target_dataset_id = self._store(
+                target.target_images.images, is_abandoned, "domain_adaptation.target_images"
+            )
+        if is_abandoned.is_set():
+            raise Expired(Reason.DEADLINE_EXCEEDED, "the caller has gone: no job is started")
+        request = msgspec.structs.replace(
+            request,
+            dataset_id=message.dataset_id,
+            target_dataset_id=target.target_dataset_id,
+        )
+        record, _ = self._jobs.create(
+            request,
+            message.request_id,
+            # Deterministic, so that a retry has the same bytes.
+            message.SerializeToString(deterministic=True),
+            principal.current().quota.concurrent_jobs,
+        )
+        failpoints.reach("job.created")
+        return pb.FineTuneResponse(job=jobs.job(record))
+
+    def _read(self, message: pb.FineTuneRequest) -> JobRequest:
         target = message.domain_adaptation
         data_kind, target_kind = message.WhichOneof("data"), target.WhichOneof("target")
-        asked = convert_requests.request(
+        return requests.job(
             message,
-            caller().key(message.model),
+            principal.current().key(message.model),
             server_path=(
                 self._path(message.server_path.path, "server_path.path")
                 if data_kind == "server_path"
@@ -97,47 +144,14 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 _INLINE if target_kind == "target_images" else target.target_dataset_id
             ),
         )
-        request = asked
-        # What an id began is answered with its job, whatever became of the base since.
-        if not self._jobs.is_known(message.request_id, caller().tenant):
-            self._datasets.check_room(caller().tenant, caller().quota.stored_bytes)
-            asked.check_augments()
-            request = self._grown(asked, message)
-            # All of it before an image is stored, so that a bad field stores nothing.
-            self._check(request, message)
-        if message.validate_only:
-            return None
-        stored: dict[str, str] = {}
-        if data_kind == "inline_images":
-            stored["dataset_id"] = self._store(
-                message.inline_images.images,
-                is_abandoned,
-                case_sensitive=message.case_sensitive_labels,
-                is_alone=request.base is None,
-            )
-        if target_kind == "target_images":
-            stored["target_dataset_id"] = self._store(
-                target.target_images.images, is_abandoned, "domain_adaptation.target_images"
-            )
-        if is_abandoned.is_set():
-            raise Expired(Reason.DEADLINE_EXCEEDED, "the caller has gone: no job is started")
-        request = msgspec.structs.replace(request, **stored)
-        record, _ = self._jobs.create(
-            request,
-            message.request_id,
-            _fingerprint(msgspec.structs.replace(asked, **stored), message),
-            caller().quota.concurrent_jobs,
-        )
-        failpoints.reach("job.created")
-        return convert_jobs.job(record)
 
     def _check(self, request: JobRequest, message: pb.FineTuneRequest) -> None:
-        tenant, settings = caller().tenant, self._settings
+        tenant, settings = principal.current().tenant, self._settings
         request.check(settings.default_backbone, needs_images=not message.validate_only)
         if problem := settings.device_problem(request.device):
             raise WrongState(Reason.DEVICE_UNAVAILABLE, problem, field="device")
         self._lineage.check_incumbent(request)
-        self._jobs.check_open(tenant, caller().quota.concurrent_jobs)
+        self._jobs.check_open(tenant, principal.current().quota.concurrent_jobs)
         for field, dataset_id in (
             ("dataset_id", request.dataset_id),
             ("domain_adaptation.target_dataset_id", request.target_dataset_id),
@@ -162,7 +176,9 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             )
 
     def _path(self, path: str, field: str) -> str:
-        return str(allowed_path(path, self._settings.allowed_dirs_of(caller().tenant), field))
+        return str(
+            allowed_path(path, self._settings.allowed_dirs_of(principal.current().tenant), field)
+        )
 
     def _grown(self, asked: JobRequest, message: pb.FineTuneRequest) -> JobRequest:
         if not message.HasField("base"):
@@ -171,7 +187,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         which = base.WhichOneof("which")
         return self._lineage.grow(
             asked,
-            caller().key(base.model) if base.model else "",
+            principal.current().key(base.model) if base.model else "",
             base.version if which == "version" else None,
             base.alias if which == "alias" else None,
         )
@@ -190,8 +206,8 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             "",
             is_unlabelled=bool(target),
             case_sensitive=case_sensitive,
-            tenant=caller().tenant,
-            max_stored_bytes=caller().quota.stored_bytes,
+            tenant=principal.current().tenant,
+            max_stored_bytes=principal.current().quota.stored_bytes,
             # A request that is sent again brings what it brought before.
             may_be_stored=True,
             is_abandoned=is_abandoned,
@@ -212,25 +228,28 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         self, request: pb.GetJobRequest, context: Context
     ) -> pb.GetJobResponse:
         """See fine_tuning.proto."""
-        record = await asyncio.to_thread(self._jobs.get, request.job_id, caller().tenant)
-        return pb.GetJobResponse(job=convert_jobs.job(record))
+
+        def got(tenant: str) -> pb.GetJobResponse:
+            return pb.GetJobResponse(job=jobs.job(self._jobs.get(request.job_id, tenant)))
+
+        return await asyncio.to_thread(got, principal.current().tenant)
 
     async def ListJobs(  # noqa: N802
         self, request: pb.ListJobsRequest, context: Context
     ) -> pb.ListJobsResponse:
         """See fine_tuning.proto."""
-        states = {convert_jobs.state(number) for number in set(request.states)}
-        records, token = await asyncio.to_thread(
-            self._jobs.list,
-            request.page_size,
-            request.page_token,
-            states,
-            caller().key(request.model) if request.model else "",
-            caller().tenant,
-        )
-        return pb.ListJobsResponse(
-            jobs=[convert_jobs.job(record) for record in records], next_page_token=token
-        )
+
+        def listed(tenant: str, model: str) -> pb.ListJobsResponse:
+            states = {jobs.state(number) for number in set(request.states)}
+            records, token = self._jobs.list(
+                request.page_size, request.page_token, states, model, tenant
+            )
+            return pb.ListJobsResponse(
+                jobs=[jobs.job(record) for record in records], next_page_token=token
+            )
+
+        model = principal.current().key(request.model) if request.model else ""
+        return await asyncio.to_thread(listed, principal.current().tenant, model)
 
     async def WatchJob(  # noqa: N802
         self, request: pb.WatchJobRequest, context: Context
@@ -244,15 +263,23 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 field="after_sequence",
             )
         after = request.after_sequence
-        async for event in self._watch.follow(request.job_id, caller().tenant, after):
-            yield pb.WatchJobResponse(event=convert_jobs.event(event))
+        async for event in self._watch.follow(request.job_id, principal.current().tenant, after):
+            if isinstance(event.payload, DataFound):  # has a row for each class
+                yield pb.WatchJobResponse(event=await asyncio.to_thread(jobs.event, event))
+            else:
+                yield pb.WatchJobResponse(event=jobs.event(event))
 
     async def CancelJob(  # noqa: N802
         self, request: pb.CancelJobRequest, context: Context
     ) -> pb.CancelJobResponse:
         """See fine_tuning.proto."""
-        record = await asyncio.to_thread(self._jobs.request_cancel, request.job_id, caller().tenant)
-        return pb.CancelJobResponse(job=convert_jobs.job(record))
+
+        def cancelled(tenant: str) -> pb.CancelJobResponse:
+            return pb.CancelJobResponse(
+                job=jobs.job(self._jobs.request_cancel(request.job_id, tenant))
+            )
+
+        return await asyncio.to_thread(cancelled, principal.current().tenant)
 
     async def RankBackbones(  # noqa: N802
         self, request: pb.RankBackbonesRequest, context: Context
@@ -261,16 +288,18 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         asked = await in_thread(partial(self._to_rank, request))
         if request.validate_only:
             return pb.RankBackbonesResponse()
-        return convert_rankings.response(await self._rankings.rank(asked, caller().quota.rankings))
+        return rankings.response(
+            await self._rankings.rank(asked, principal.current().quota.rankings)
+        )
 
     def _to_rank(
         self, message: pb.RankBackbonesRequest, is_abandoned: threading.Event
     ) -> RankRequest:
         data_kind = message.WhichOneof("data")
         is_inline = data_kind == "inline_images"
-        request = convert_rankings.request(
+        request = requests.ranking(
             message,
-            caller().tenant,
+            principal.current().tenant,
             server_path=(
                 self._path(message.server_path.path, "server_path.path")
                 if data_kind == "server_path"
@@ -282,7 +311,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         for asked in request.backbones:
             registered.named(self._settings, asked.backbone, request.tenant)
         # So that a call that is refused stores nothing.
-        self._rankings.check_room(caller().tenant, caller().quota.rankings)
+        self._rankings.check_room(principal.current().tenant, principal.current().quota.rankings)
         if is_inline and not message.validate_only:
             stored = self._store(
                 message.inline_images.images,
@@ -292,14 +321,5 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             )
             request = msgspec.structs.replace(request, dataset_id=stored)
         elif request.dataset_id and not is_inline:
-            self._jobs.check_dataset(request.dataset_id, caller().tenant, is_alone=True)
+            self._jobs.check_dataset(request.dataset_id, principal.current().tenant, is_alone=True)
         return request
-
-
-def _fingerprint(asked: JobRequest, message: pb.FineTuneRequest) -> str:
-    # What counts is what was asked, not how it was written down; and of the base what it was
-    # called, since the name may stand for another version by the time of a retry.
-    text = msgspec.json.encode(asked, order="deterministic")
-    if message.HasField("base"):
-        text += message.base.SerializeToString(deterministic=True)
-    return hashlib.sha256(text).hexdigest()

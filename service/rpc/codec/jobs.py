@@ -1,4 +1,4 @@
-"""Between jobs and the contract's messages; checks no values, but numbers that have no name."""
+"""Jobs and their events as messages."""
 
 import time
 from typing import Any
@@ -18,14 +18,16 @@ from service.errors import InvalidInput, Reason
 from service.jobs import events
 from service.jobs.events import JobEvent
 from service.jobs.store import JobRecord
-from service.rpc import convert_requests, status
-from service.rpc.convert import class_counts, duration, measured_on, read_summary, timestamp
+from service.rpc import status
+from service.rpc.codec.datasets import class_counts, read_summary
+from service.rpc.codec.models import measured_on
+from service.rpc.codec.times import duration, timestamp
 
 _LEVELS = {"info": pb.Message.LEVEL_INFO, "warning": pb.Message.LEVEL_WARNING}
 
 
 def state(number: int) -> JobState:
-    """From the contract's number; raises InvalidInput for one that names no state."""
+    """Reads a number of JobState; raises InvalidInput for one that names no state."""
     if number not in pb.JobState.values() or number == pb.JOB_STATE_UNSPECIFIED:
         raise InvalidInput(
             Reason.INVALID_FIELD,
@@ -36,7 +38,8 @@ def state(number: int) -> JobState:
 
 
 def job(record: JobRecord) -> pb.Job:
-    """A job as it is now."""
+    """Converts a job as it is now."""
+    base = record.request.base
     return pb.Job(
         job_id=record.job_id,
         model=plain_name(record.request.model),
@@ -44,7 +47,12 @@ def job(record: JobRecord) -> pb.Job:
         create_time=timestamp(record.create_time_s),
         start_time=timestamp(record.start_time_s),
         end_time=timestamp(record.end_time_s),
-        request=convert_requests.asked(record.request),
+        request=pb.FineTuneRequest.FromString(record.message),
+        base=(
+            None
+            if base is None
+            else pb.BaseVersion(model=plain_name(base.model), version=base.version)
+        ),
         version=record.version,
         error=_error(record.error_reason, record.error_message),
         last_sequence=record.last_sequence,
@@ -62,7 +70,7 @@ def job(record: JobRecord) -> pb.Job:
 
 
 def event(happened: JobEvent) -> pb.JobEvent:
-    """One event."""
+    """Converts an event."""
     message = pb.JobEvent(sequence=happened.sequence, time=timestamp(happened.time_s))
     match happened.payload:
         case events.StateChanged() as change:

@@ -1,13 +1,13 @@
-"""Many requests over one stream, answered as they are ready, a bounded number at once."""
+"""A pipeline of bounded width: a stream's requests are worked on at once, answered as ready."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
-from service.rpc.requests import Requests
+from service.rpc.request_stream import RequestStream
 
 WINDOW = 32
-"""Requests of one stream that are worked on at once; further ones are not read."""
+"""Limit on the requests of one stream that are worked on at once; further ones are not read."""
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -16,12 +16,14 @@ Response = TypeVar("Response")
 async def answers(
     requests: AsyncIterator[Request], answer: Callable[[Request], Awaitable[Response]]
 ) -> AsyncGenerator[Response, None]:
-    """Yields each request's answer in order of completion.
+    """Yields the answers in order of completion.
 
-    A slow reader slows the reading of its requests. Raises what reading or
-    `answer` raises. Ends all work when it is closed.
+    A slow reader of the answers slows the reading of requests. Raises what reading or
+    `answer` raises. Cancels all work when it is closed.
     """
-    answered = requests.apart() if isinstance(requests, Requests) else None
+    answered = None
+    if isinstance(requests, RequestStream):
+        answered = requests.keep_until_answered()
     ready: asyncio.Queue[tuple[Request, Response] | Exception | None] = asyncio.Queue(1)
     room = asyncio.Semaphore(WINDOW)
     working: set[asyncio.Task[None]] = set()

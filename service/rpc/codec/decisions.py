@@ -1,4 +1,4 @@
-"""Between the contract's decisions and ours; knows no model's classes."""
+"""Decisions, from messages and to them; knows no model's classes."""
 
 from graft.v1 import decision_pb2 as pb
 
@@ -7,15 +7,15 @@ from service.errors import InvalidInput, Reason
 from service.ingest.labels import canonical, check_given
 
 
-def decision(message: pb.Decision) -> Decision:
-    """Reads a request's field `decision`; raises InvalidInput for one that decides nothing."""
-    match message.WhichOneof("rule"):
+def read(given: pb.Decision) -> Decision:
+    """Reads a request's field `decision`; raises InvalidInput for one that names no rule."""
+    match given.WhichOneof("rule"):
         case "argmax":
             return Decision()
         case "balanced":
             return Decision(rule="balanced")
         case "thresholds":
-            return _thresholds(message.thresholds)
+            return _thresholds(given.thresholds)
     raise _bad("decision", "decision names no rule: set argmax, balanced or thresholds")
 
 
@@ -38,8 +38,8 @@ def _thresholds(given: pb.Thresholds) -> Decision:
     return found
 
 
-def asked(given: Decision) -> pb.Decision:
-    """Tells a decision as callers gave it, or could have."""
+def message(given: Decision) -> pb.Decision:
+    """Converts a decision to the message that would ask for it."""
     if given.rule == "balanced":
         return pb.Decision(balanced=pb.Balanced())
     if given.rule == "thresholds":

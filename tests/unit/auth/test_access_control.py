@@ -1,11 +1,12 @@
-"""What the configuration says of who may come in, and what is said of it."""
+"""Access control as the configuration sets it, and its warnings."""
 
 import logging
 from pathlib import Path
 
 import pytest
 
-from service.auth.setup import Door
+from service.auth.access_control import AccessControl
+from service.auth.authenticator import AllowAll
 from service.config import BadConfig, Config
 from service.ops.metrics import Metrics
 from tests.certificates import Authority
@@ -28,30 +29,30 @@ def access_file(tmp_path: Path) -> Path:
 def test_without_an_access_file_the_servers_folders_are_the_default_tenants(
     metrics: Metrics, tmp_path: Path
 ) -> None:
-    door = Door(Config(allowed_dirs=(tmp_path,)), metrics)
-    assert door.gate is None
-    assert door.credentials is None
-    assert door.allowed_dirs_of("default") == (tmp_path,)
-    assert door.allowed_dirs_of("acme") == ()
-    assert door.max_stored_bytes_of("default") is None
+    access = AccessControl(Config(allowed_dirs=(tmp_path,)), metrics)
+    assert isinstance(access.authenticator, AllowAll)
+    assert access.credentials is None
+    assert access.allowed_dirs_of("default") == (tmp_path,)
+    assert access.allowed_dirs_of("acme") == ()
+    assert access.max_stored_bytes_of("default") is None
 
 
 def test_with_an_access_file_each_tenant_has_its_own_folders_and_bounds(
     metrics: Metrics, access_file: Path, tmp_path: Path
 ) -> None:
     config = Config(access_file=access_file, allowed_dirs=(tmp_path / "images",))
-    door = Door(config, metrics)
-    assert door.gate is not None
-    assert door.allowed_dirs_of("acme") == (tmp_path / "images" / "acme",)
-    assert door.allowed_dirs_of("default") == ()
-    assert door.max_stored_bytes_of("acme") == 2 * 2**20
+    access = AccessControl(config, metrics)
+    assert access.needs_tokens
+    assert access.allowed_dirs_of("acme") == (tmp_path / "images" / "acme",)
+    assert access.allowed_dirs_of("default") == ()
+    assert access.max_stored_bytes_of("acme") == 2 * 2**20
 
 
 def test_a_tenants_folder_outside_the_servers_is_a_bad_setting(
     metrics: Metrics, access_file: Path
 ) -> None:
     with pytest.raises(BadConfig, match="GRAFT_ALLOWED_DIRS"):
-        Door(Config(access_file=access_file), metrics)
+        AccessControl(Config(access_file=access_file), metrics)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,9 @@ def test_tokens_that_reach_the_server_unencrypted_are_warned_of(
         cert, key = Authority().sign().write(tmp_path, "server")
         tls = {"tls_cert_file": cert, "tls_key_file": key}
     dirs = (tmp_path / "images",)
-    door = Door(Config(host=host, access_file=access_file, allowed_dirs=dirs, **tls), metrics)
-    assert (door.credentials is not None) == has_tls
-    told = [r for r in caplog.records if r.levelno == logging.WARNING]
-    assert ["unencrypted" in r.getMessage() for r in told] == [True] * is_warned
+    access = AccessControl(
+        Config(host=host, access_file=access_file, allowed_dirs=dirs, **tls), metrics
+    )
+    assert (access.credentials is not None) == has_tls
+    warned = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert ["unencrypted" in r.getMessage() for r in warned] == [True] * is_warned

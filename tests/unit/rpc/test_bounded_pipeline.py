@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.rpc import streams
+from service.rpc import bounded_pipeline
 
 GUARD_S = 60.0
 
@@ -43,7 +43,7 @@ class Work:
 
 async def test_answers_come_in_the_order_of_completion() -> None:
     work = Work()
-    answers = streams.answers(work.requests(3), work.answer)
+    answers = bounded_pipeline.answers(work.requests(3), work.answer)
     first = asyncio.ensure_future(anext(answers))
     await work.working_on(3)
     work.doors[2].set()
@@ -56,21 +56,21 @@ async def test_answers_come_in_the_order_of_completion() -> None:
 
 async def test_no_more_requests_are_read_than_the_window_holds() -> None:
     work = Work()
-    answers = streams.answers(work.requests(100), work.answer)
+    answers = bounded_pipeline.answers(work.requests(100), work.answer)
     first = asyncio.ensure_future(anext(answers))
-    await work.working_on(streams.WINDOW)
+    await work.working_on(bounded_pipeline.WINDOW)
     # One more is read, and waits for room.
-    assert work.read <= streams.WINDOW + 1
+    assert work.read <= bounded_pipeline.WINDOW + 1
     work.doors[5].set()
     assert await first == 5
-    await work.working_on(streams.WINDOW + 1)
-    assert work.read <= streams.WINDOW + 2
+    await work.working_on(bounded_pipeline.WINDOW + 1)
+    assert work.read <= bounded_pipeline.WINDOW + 2
     await answers.aclose()
 
 
 async def test_closing_ends_all_work() -> None:
     work = Work()
-    answers = streams.answers(work.requests(3), work.answer)
+    answers = bounded_pipeline.answers(work.requests(3), work.answer)
     first = asyncio.ensure_future(anext(answers))
     await work.working_on(3)
     work.doors[0].set()
@@ -91,7 +91,7 @@ async def test_what_reading_raises_is_raised() -> None:
         return number
 
     async def read() -> list[int]:
-        return [answered async for answered in streams.answers(requests(), answer)]
+        return [answered async for answered in bounded_pipeline.answers(requests(), answer)]
 
     with pytest.raises(ConnectionError):
         await read()
@@ -102,4 +102,4 @@ async def test_what_answering_raises_is_raised() -> None:
         raise ArithmeticError(f"no answer to {number}")
 
     with pytest.raises(ArithmeticError, match="no answer to 0"):
-        await anext(streams.answers(Work().requests(1), answer))
+        await anext(bounded_pipeline.answers(Work().requests(1), answer))

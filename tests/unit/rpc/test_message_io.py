@@ -1,17 +1,21 @@
-"""What a request would become is counted on the wire, and refused before it is parsed."""
+"""Requests are counted on the wire, and refused before they are parsed; answers are sent."""
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from google.protobuf.message import DecodeError, Message
 from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, prediction_pb2
+from grpc import aio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import InvalidInput, Reason
-from service.rpc import parsing
+from service.rpc import message_io
+from service.rpc.message_io import Parser
 from service.rpc.open_inference import grpc_predict_v2_pb2
-from service.rpc.parsing import Parser
 
 PREDICT = "/graft.v1.PredictionService/Predict"
 STREAM = "/graft.v1.PredictionService/PredictStream"
@@ -20,8 +24,8 @@ LIST_JOBS = "/graft.v1.FineTuningService/ListJobs"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
-def counted(message: Message) -> int:
-    return parsing.count(message.SerializeToString(), message.DESCRIPTOR, 10**9)
+def counted(message: Message) -> int | None:
+    return message_io.count(message.SerializeToString(), message.DESCRIPTOR, 10**9)
 
 
 def test_fields_list_elements_and_map_entries_count_each() -> None:
@@ -46,31 +50,33 @@ AMPLIFIED = {
     "empty images": (
         PREDICT,
         prediction_pb2.PredictRequest,
-        b"\x22\x00" * (parsing.MAX_ELEMENTS + 1),
+        b"\x22\x00" * (message_io.MAX_ELEMENTS + 1),
     ),
     "a tensor's shape": (
         PREDICT,
         prediction_pb2.PredictRequest,
         prediction_pb2.PredictRequest(
             images=[
-                prediction_pb2.Image(tensor=prediction_pb2.Tensor(shape=[1] * parsing.MAX_ELEMENTS))
+                prediction_pb2.Image(
+                    tensor=prediction_pb2.Tensor(shape=[1] * message_io.MAX_ELEMENTS)
+                )
             ]
         ).SerializeToString(),
     ),
     "labels": (
         FINE_TUNE,
         fine_tuning_pb2.FineTuneRequest,
-        b"\xf2\x01\x00" * (parsing.MAX_ELEMENTS + 1),
+        b"\xf2\x01\x00" * (message_io.MAX_ELEMENTS + 1),
     ),
     "fields that nobody knows": (
         FINE_TUNE,
         fine_tuning_pb2.FineTuneRequest,
-        b"\xfa\x7f\x00" * (parsing.MAX_ELEMENTS + 1),
+        b"\xfa\x7f\x00" * (message_io.MAX_ELEMENTS + 1),
     ),
     "states": (
         LIST_JOBS,
         fine_tuning_pb2.ListJobsRequest,
-        fine_tuning_pb2.ListJobsRequest(states=[1] * parsing.SMALL_ELEMENTS).SerializeToString(),
+        fine_tuning_pb2.ListJobsRequest(states=[1] * message_io.SMALL_ELEMENTS).SerializeToString(),
     ),
     "numbers of a tensor": (
         INFER,
@@ -79,7 +85,7 @@ AMPLIFIED = {
             inputs=[
                 grpc_predict_v2_pb2.ModelInferRequest.InferInputTensor(
                     contents=grpc_predict_v2_pb2.InferTensorContents(
-                        uint_contents=[1] * 20 * parsing.MAX_ELEMENTS
+                        uint_contents=[1] * 20 * message_io.MAX_ELEMENTS
                     )
                 )
             ]
@@ -89,21 +95,21 @@ AMPLIFIED = {
 
 
 @pytest.mark.parametrize("name", AMPLIFIED)
-def test_a_request_of_very_many_elements_is_refused_without_being_parsed(name: str) -> None:
+async def test_a_request_of_very_many_elements_is_refused_without_being_parsed(name: str) -> None:
     method, kind, raw = AMPLIFIED[name]
     with pytest.raises(InvalidInput, match="fields and list elements") as caught:
-        Parser(method, kind.FromString).cost(raw)
+        await Parser(method, kind.FromString).cost(raw)
     assert caught.value.reason is Reason.INVALID_FIELD
 
 
-def test_a_method_that_brings_no_images_takes_64_kib_and_the_others_what_the_server_takes() -> None:
-    large = bytes(parsing.SMALL_BYTES + 1)
+async def test_a_method_that_brings_no_images_takes_64_kib_and_the_others_what_grpc_takes() -> None:
+    large = bytes(message_io.SMALL_BYTES + 1)
     with pytest.raises(InvalidInput, match="one of ListJobs has at most 65536"):
-        Parser(LIST_JOBS, fine_tuning_pb2.ListJobsRequest.FromString).cost(large)
+        await Parser(LIST_JOBS, fine_tuning_pb2.ListJobsRequest.FromString).cost(large)
     upload = dataset_pb2.UploadDatasetRequest(archive_chunk=large).SerializeToString()
     method = "/graft.v1.DatasetService/UploadDataset"
     parser = Parser(method, dataset_pb2.UploadDatasetRequest.FromString)
-    assert parser.cost(upload) == len(upload) + parsing.ELEMENT_BYTES
+    assert await parser.cost(upload) == len(upload) + message_io.ELEMENT_BYTES
     assert parser.parse(upload).archive_chunk == large
 
 
@@ -120,7 +126,7 @@ def test_every_method_that_brings_images_or_files_is_one_of_the_contracts() -> N
         for service in file.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
-    assert named > parsing._BRING_FILES
+    assert named > message_io._BRING_FILES
 
 
 @given(st.binary(max_size=200))
@@ -128,7 +134,9 @@ def test_every_method_that_brings_images_or_files_is_one_of_the_contracts() -> N
 def test_any_bytes_are_counted_or_refused_and_what_is_refused_is_no_message(raw: bytes) -> None:
     kind = grpc_predict_v2_pb2.ModelInferRequest
     try:
-        assert 0 <= parsing.count(raw, kind.DESCRIPTOR, 10**9) <= len(raw) + 1
+        counted = message_io.count(raw, kind.DESCRIPTOR, 10**9)
+        assert counted is not None
+        assert 0 <= counted <= len(raw) + 1
     except InvalidInput:
         with pytest.raises(DecodeError):
             kind.FromString(raw)
@@ -137,10 +145,10 @@ def test_any_bytes_are_counted_or_refused_and_what_is_refused_is_no_message(raw:
 def test_a_number_without_end_ends_the_count_at_once() -> None:
     raw = b"\x28" + b"\x80" * 10_000_000
     with pytest.raises(InvalidInput, match="no message of its kind"):
-        parsing.count(raw, prediction_pb2.PredictRequest.DESCRIPTOR, 10)
+        message_io.count(raw, prediction_pb2.PredictRequest.DESCRIPTOR, 10)
 
 
-def test_a_cut_end_hides_nothing_of_what_lies_inside() -> None:
+async def test_a_cut_end_hides_nothing_of_what_lies_inside() -> None:
     # The parser would make the inner message before it meets the end.
     inner = b"\x22\x00" * 500_000
     request = prediction_pb2.PredictStreamRequest(id="x")
@@ -148,4 +156,38 @@ def test_a_cut_end_hides_nothing_of_what_lies_inside() -> None:
     parser = Parser(STREAM, prediction_pb2.PredictStreamRequest.FromString)
     for end in (b"", b"\x80", b"\x0a", b"\x28\xff"):
         with pytest.raises(InvalidInput):
-            parser.cost(request.SerializeToString() + end)
+            await parser.cost(request.SerializeToString() + end)
+
+
+async def test_many_elements_are_counted_in_a_thread_and_few_on_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted: list[tuple[int, bool]] = []
+    count = message_io.count
+
+    def noted(raw: bytes, message: Any, most: int) -> int | None:
+        counted.append((most, threading.current_thread() is threading.main_thread()))
+        return count(raw, message, most)
+
+    monkeypatch.setattr(message_io, "count", noted)
+    with ThreadPoolExecutor(1) as threads:
+        parser = Parser(PREDICT, prediction_pb2.PredictRequest.FromString, threads)
+        few = prediction_pb2.PredictRequest(images=[prediction_pb2.Image(encoded=b"x")] * 256)
+        assert await parser.cost(few.SerializeToString()) > 512 * message_io.ELEMENT_BYTES
+        assert counted == [(message_io.LOOP_ELEMENTS, True)]
+        many = few.SerializeToString() * 10
+        assert await parser.cost(many) == len(many) + 5120 * message_io.ELEMENT_BYTES
+    assert counted[1:] == [(message_io.LOOP_ELEMENTS, True), (message_io.MAX_ELEMENTS, False)]
+
+
+class Gone:
+    """The context of a caller who is gone."""
+
+    async def write(self, response: object) -> None:
+        raise aio.InternalError('Failed "execute_batch"')
+
+
+async def test_an_answer_to_a_caller_who_is_gone_ends_the_call_as_a_cancel_does() -> None:
+    context: Any = Gone()
+    with pytest.raises(asyncio.CancelledError):
+        await message_io.send(context, b"answer", 1.0)

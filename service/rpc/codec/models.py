@@ -1,0 +1,99 @@
+"""Models and versions as messages."""
+
+from typing import Any
+
+import msgspec
+from graft.v1 import model_pb2 as pb
+
+from service.domain import Figure, GateCheck, Manifest, MeasuredOn, plain_name
+from service.rpc.codec import decisions
+from service.rpc.codec.times import duration, timestamp
+from service.storage.records import ModelRecord, VersionRecord
+
+_METHODS = {
+    "feature_based": pb.TRANSFER_METHOD_FEATURE_BASED,
+    "model_based": pb.TRANSFER_METHOD_MODEL_BASED,
+    "domain_adaptation": pb.TRANSFER_METHOD_DOMAIN_ADAPTATION,
+}
+_VERDICTS = {
+    "passed": pb.GATE_VERDICT_PASSED,
+    "failed": pb.GATE_VERDICT_FAILED,
+    "undecided": pb.GATE_VERDICT_UNDECIDED,
+}
+
+
+def model(record: ModelRecord) -> pb.Model:
+    """Converts a model."""
+    return pb.Model(
+        name=plain_name(record.name),
+        create_time=timestamp(record.create_time_s),
+        update_time=timestamp(record.update_time_s),
+        aliases=record.aliases,
+        version_count=record.version_count,
+        falling_back_aliases=record.falling_back,
+    )
+
+
+def version(record: VersionRecord, damage: str) -> pb.Version:
+    """Converts a published version; `damage` is what is wrong with its files, "" for nothing."""
+    manifest: Manifest = record.manifest
+    return pb.Version(
+        model=plain_name(record.model),
+        version=record.version,
+        job_id=record.job_id,
+        create_time=timestamp(record.create_time_s),
+        method=_METHODS.get(manifest.method, pb.TRANSFER_METHOD_UNSPECIFIED),
+        backbone=manifest.backbone,
+        weights=manifest.weights,
+        weights_licence=manifest.weights_licence,
+        backbone_digest=record.files.backbone_digest,
+        classes=manifest.classes,
+        figures=[_figure(figure) for figure in manifest.figures],
+        calibrated=manifest.calibrated,
+        calibration_note=manifest.calibration_note,
+        image_size=manifest.decoding.size,
+        sees_whole_image=manifest.decoding.framing == "whole",
+        dataset_digest=manifest.dataset_digest,
+        parity=pb.Parity(
+            max_difference=manifest.parity.max_difference,
+            top1_agreement=manifest.parity.top1_agreement,
+            image_count=manifest.parity.images,
+        ),
+        training_time=duration(manifest.duration_s),
+        labels=manifest.labels,
+        manifest_json=msgspec.json.encode(manifest).decode(),
+        aliases=record.aliases,
+        is_candidate=record.is_candidate,
+        damage=damage,
+        gate_checks=[_gate_check(check) for check in manifest.gate_checks],
+        decision=decisions.message(manifest.decision),
+    )
+
+
+def measured_on(name: MeasuredOn) -> Any:
+    """Converts the name of a set of images that figures are measured on; "" is UNSPECIFIED."""
+    return pb.MeasuredOn.Value(f"MEASURED_ON_{name.upper() or 'UNSPECIFIED'}")
+
+
+def _figure(figure: Figure) -> pb.Figure:
+    return pb.Figure(
+        measured_on=measured_on(figure.measured_on),
+        accuracy=figure.accuracy,
+        accuracy_low=figure.accuracy_low,
+        accuracy_high=figure.accuracy_high,
+        log_loss=figure.loss,
+        image_count=figure.count,
+        group_count=figure.groups,
+    )
+
+
+def _gate_check(check: GateCheck) -> pb.GateCheck:
+    return pb.GateCheck(
+        name=check.name,
+        verdict=_VERDICTS[check.verdict],
+        passed=check.passed,
+        value=check.value,
+        bound=check.bound,
+        detail=check.detail,
+        images_needed=check.images_needed,
+    )

@@ -1,0 +1,79 @@
+"""Classified images as messages; runs in the engine's threads."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from graft.v1 import prediction_pb2 as pb
+
+from service.engine.engine import Classified, Outcome
+from service.engine.head import NONE, Floats
+from service.errors import GraftError, InvalidInput, Reason
+from service.rpc import status
+
+MAX_SCORES = 100_000
+"""Limit on the scores of one answer, over all its images."""
+
+
+def best(probabilities: Floats, k: int) -> npt.NDArray[np.intp]:
+    """Returns the indices of the k highest of probabilities [classes], the highest first.
+
+    Of equals the first class comes first.
+    """
+    count = len(probabilities)
+    if k >= count:
+        return np.argsort(-probabilities, kind="stable")
+    negative = -probabilities
+    # All that reach the k-th highest, so that of equals the first are kept; NaN is the lowest.
+    reach = np.flatnonzero(~(negative > np.partition(negative, k - 1)[k - 1]))
+    return reach[np.argsort(negative[reach], kind="stable")][:k]
+
+
+def check_scores(classes: Sequence[int], k: int, field: str) -> None:
+    """Raises InvalidInput where the k best of so many classes an image are too many scores."""
+    scores = sum(min(k, count) for count in classes)
+    if scores > MAX_SCORES:
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            f"{len(classes)} images with the {k} best classes each are {scores} scores, more than "
+            f"the {MAX_SCORES} of one answer: send fewer images, or ask for fewer classes",
+            field=field,
+        )
+
+
+def response(
+    model: str, version: int, outcomes: Sequence[Outcome], *, top_k: int, with_features: bool
+) -> pb.PredictResponse:
+    """Converts the outcomes of a call; raises InvalidInput for more scores than one answer has."""
+    classified = [outcome for outcome in outcomes if isinstance(outcome, Classified)]
+    check_scores([len(outcome.classes) for outcome in classified], top_k, "top_k")
+    return pb.PredictResponse(
+        model=model,
+        version=version,
+        results=[_result(outcome, top_k, with_features=with_features) for outcome in outcomes],
+        calibrated=any(outcome.is_calibrated for outcome in classified),
+    )
+
+
+def _result(outcome: Outcome, top_k: int, *, with_features: bool) -> pb.ImageResult:
+    if isinstance(outcome, GraftError):
+        return pb.ImageResult(error=status.from_error(outcome))
+    return pb.ImageResult(
+        classification=pb.Classification(
+            scores=_scores(outcome, best(outcome.probabilities, top_k)),
+            answer=(
+                None if outcome.answer == NONE else _scores(outcome, np.array([outcome.answer]))[0]
+            ),
+            features=outcome.features.tolist() if with_features else None,
+            out_of_distribution_score=outcome.outlier_score,
+            is_out_of_distribution=(outcome.outlier_score or 0.0) > 1,
+        )
+    )
+
+
+def _scores(outcome: Classified, indices: npt.NDArray[np.intp]) -> list[pb.ClassScore]:
+    probabilities = outcome.probabilities[indices].tolist()
+    return [
+        pb.ClassScore(label=outcome.classes[index], probability=probability, class_index=index)
+        for index, probability in zip(indices.tolist(), probabilities, strict=True)
+    ]

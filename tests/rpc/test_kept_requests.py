@@ -1,0 +1,98 @@
+"""A job's request is the message that came, in the real service and in the client's fake one."""
+
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from graft.testing import FakeGraft
+from graft.v1 import fine_tuning_pb2 as pb
+from graft.v1 import fine_tuning_pb2_grpc
+from grpc import aio
+
+from service.contract import Augmentation
+from tests.rpc.conftest import Service, colours
+
+
+def request(**fields: object) -> pb.FineTuneRequest:
+    return pb.FineTuneRequest(model="colours", inline_images=colours(), **fields)  # type: ignore[arg-type]
+
+
+async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service) -> None:
+    asked = pb.ModelBased(
+        recipe=pb.RECIPE_CLASSIC,
+        epochs=3,
+        batch_size=8,
+        learning_rate=0.01,
+        momentum=0.8,
+        weight_decay=0.0,
+        label_smoothing=0.05,
+        train_from_stage="layer3",
+        freeze_batch_norm=False,
+        precision=pb.PRECISION_FP32,
+    )
+    varied = pb.Augmentation(mirror=False, min_scale=0.5, rotation_degrees=0, colour=0.2)
+    started = await service.fine_tuning.FineTune(
+        request(
+            backbone="resnet18",
+            weights="random",
+            model_based=asked,
+            augmentation=varied,
+            validation_fraction=0.25,
+            outlier_false_alarm_rate=0.001,
+            seed=7,
+            time_budget=Duration(seconds=90),
+            device=pb.DEVICE_CPU,
+        )
+    )
+    back = started.job.request
+    assert (back.model_based, back.augmentation) == (asked, varied)
+    assert (back.backbone, back.weights, back.seed) == ("resnet18", "random", 7)
+    assert (back.validation_fraction, back.time_budget.seconds) == (0.25, 90)
+    assert (back.device, back.outlier_false_alarm_rate) == (pb.DEVICE_CPU, 0.001)
+    await service.ended(started.job.job_id)
+    spec = service.launcher.trainers[0].spec
+    assert (spec.backbone, spec.seed, spec.device) == ("resnet18", 7, "cpu")
+    assert spec.outlier_false_alarm_rate == 0.001
+    assert spec.augmentation == Augmentation(
+        mirror=False, min_scale=0.5, rotation_degrees=0.0, colour=0.2
+    )
+
+
+async def test_the_clients_fake_keeps_the_same_request_and_base(service: Service) -> None:
+    await service.make_model()
+    asked = pb.FineTuneRequest(
+        model="colours",
+        inline_images=colours(4),
+        domain_adaptation=pb.DomainAdaptation(
+            target_images=colours(), technique=pb.ADAPTATION_TECHNIQUE_MCC
+        ),
+        base=pb.BaseVersion(alias="latest"),
+        labels={"team": "birds"},
+        request_id="once",
+    )
+    # A field that neither knows is kept by neither.
+    asked.MergeFromString(b"\xf8\xff\x07\x01")
+    real = (await service.fine_tuning.FineTune(asked)).job
+    with FakeGraft() as fake:
+        fake.add_model("colours", ["red", "green", "blue"])
+        async with aio.insecure_channel(fake.target) as channel:
+            stub: Any = fine_tuning_pb2_grpc.FineTuningServiceStub(channel)
+            played = (await stub.FineTune(asked)).job
+    for job in (real, played):
+        assert job.request.dataset_id.startswith("ds-")
+        assert job.request.domain_adaptation.target_dataset_id.startswith("ds-")
+        job.request.dataset_id = job.request.domain_adaptation.target_dataset_id = "ds"
+    assert real.request.request_id == "once"
+    assert played.request == real.request
+    assert played.base == real.base == pb.BaseVersion(model="colours", version=1)
+
+
+async def test_a_retry_may_name_labels_and_classes_in_another_order(service: Service) -> None:
+    recalls = {"red": 0.5, "blue": 0.25}
+    first = await service.fine_tuning.FineTune(
+        request(request_id="once", labels={"b": "2", "a": "1"}, gate=pb.Gate(class_recalls=recalls))
+    )
+    recalls = dict(reversed(recalls.items()))
+    again = await service.fine_tuning.FineTune(
+        request(request_id="once", labels={"a": "1", "b": "2"}, gate=pb.Gate(class_recalls=recalls))
+    )
+    assert again.job.job_id == first.job.job_id

@@ -1,0 +1,48 @@
+"""Statuses carry the code of their reason's kind, whoever raised the error."""
+
+import grpc
+import pytest
+from google.rpc import code_pb2, error_details_pb2
+
+from service.errors import KINDS, OverQuota, Reason
+from service.rpc import status
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_failed_job_and_a_call_of_one_reason_have_the_same_code(reason: Reason) -> None:
+    error = KINDS[reason](reason, "why", field="model", retry_after_s=1.0)
+    job, call = status.of_job(reason, "why"), status.from_error(error)
+    assert job.code == call.code == code_pb2.Code.Value(KINDS[reason].code)
+    assert status.code_of(job) is grpc.StatusCode[KINDS[reason].code]
+    info = error_details_pb2.ErrorInfo()
+    assert job.details[0].Unpack(info)
+    assert (info.domain, info.reason) == ("graft", reason.value)
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (Reason.INTERNAL, code_pb2.INTERNAL),
+        (Reason.PATH_NOT_ALLOWED, code_pb2.PERMISSION_DENIED),
+        (Reason.STORAGE_BUSY, code_pb2.UNAVAILABLE),
+        (Reason.STORAGE_DAMAGED, code_pb2.DATA_LOSS),
+        (Reason.MODEL_UNLOADABLE, code_pb2.DATA_LOSS),
+        (Reason.SHUTTING_DOWN, code_pb2.UNAVAILABLE),
+    ],
+)
+def test_jobs_that_fail_for_the_services_own_reasons_say_so(reason: Reason, code: int) -> None:
+    assert status.of_job(reason, "why").code == code
+
+
+def test_a_quota_is_named_in_the_details() -> None:
+    sent = status.from_error(OverQuota("rankings", "too many"))
+    failure = error_details_pb2.QuotaFailure()
+    assert [detail.Unpack(failure) for detail in sent.details] == [False, True]
+    assert failure.violations[0].subject == "rankings"
+
+
+def test_an_unexpected_error_leaves_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+    sent = status.from_error(KeyError("secret"))
+    assert (sent.code, "secret" in sent.message) == (code_pb2.INTERNAL, False)
+    incident = sent.message.rpartition(" ")[2]
+    assert incident in caplog.records[0].getMessage()
