@@ -17,6 +17,7 @@ from service import scratch
 from service.app import App
 from service.config import BadConfig, Config
 from service.errors import GraftError
+from service.ingest import child
 from service.ops import failpoints
 from service.ops.logs import set_up_logging
 
@@ -64,7 +65,11 @@ async def _run(config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, number, stop)
     # A flag wins over the variable, for trainers too.
-    environment = {**os.environ, failpoints.VARIABLE: config.failpoints}
+    environment = {
+        **os.environ,
+        failpoints.VARIABLE: config.failpoints,
+        child.FURTHER_VARIABLE: config.pass_environment,
+    }
     # Trainers get the environment as it was before, and have folders of their own.
     scratch.use(config.data_dir, environment)
     async with App(config, environment) as app:

@@ -124,7 +124,7 @@ class App:
 
     async def _build(self, stack: AsyncExitStack) -> None:
         config = self._config
-        # Stores block their threads; an import of an archive must not delay the others.
+        # Stores block their threads; what takes long has others (`jobs.uninterrupted`).
         asyncio.get_running_loop().set_default_executor(
             ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
         )
@@ -156,7 +156,7 @@ class App:
         models = ModelStore(database, artifacts)
         datasets = _datasets(stack, config, database, threads, self._environment)
         backbones = self._backbones(stack, database, artifacts)
-        jobs = JobStore(database, config.max_queued_jobs)
+        jobs = JobStore(database, config.max_queued_jobs, access.is_shared)
         _watch_stores(config.data_dir, metrics, database, jobs, models)
 
         # Inference.
@@ -207,7 +207,7 @@ class App:
             on_published=warm,
         )
 
-        rankings = Rankings(models, datasets, self._launcher, settings)
+        rankings = Rankings(models, datasets, self._launcher, settings, access.is_shared)
 
         # RPC.
         fine_tuning = FineTuningServicer(

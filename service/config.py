@@ -131,6 +131,11 @@ class Config:
         low=0,
         high=19,
     )
+    pass_environment: str = _setting(
+        "",
+        "Environment variables for trainers and readers beside those that they get by name, "
+        "separated by commas; NAME* stands for all that begin so",
+    )
     warm_trainers: int = _setting(
         1,
         "Trainers that wait with everything imported, some 760 MiB each with their libraries, so "

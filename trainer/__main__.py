@@ -19,11 +19,16 @@ from service.contract import (
     RankSpec,
 )
 from service.errors import GraftError, Reason
+from service.ingest import child
 from service.ops import failpoints
 from service.ops.cgroups import be_killed_first
 from trainer import disk, folders
 from trainer.memory import is_out_of_memory
 from trainer.records import Records, Send, read_order
+
+_FILE_BYTES = 20 * 2**30
+"""Limit on the size of a file that a trainer writes: more than `kept.FILE_BYTES`, and than weights
+and exports are; twice its limit for the cache of features where that is more."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     if parsed.command in ("run", "rank", "wait"):
         be_killed_first()
+        child.confine()
     if parsed.command == "run":
         records = Records()
         records.keep_alive()
@@ -51,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(spec_file: Path, records: Records) -> int:
     spec = msgspec.json.decode(spec_file.read_bytes(), type=JobSpec)
+    _limit_files(spec)
     records.beat_every(spec.heartbeat_s)
     return _train(spec, records.send)
 
@@ -72,7 +79,14 @@ def _wait() -> int:
 
 
 def _run_ranking(spec_file: Path, records: Records) -> int:
-    return _rank(msgspec.json.decode(spec_file.read_bytes(), type=RankSpec), records.send)
+    spec = msgspec.json.decode(spec_file.read_bytes(), type=RankSpec)
+    _limit_files(spec)
+    return _rank(spec, records.send)
+
+
+def _limit_files(spec: JobSpec | RankSpec) -> None:
+    # Address space stays without a limit: CUDA and torch reserve far more than they use.
+    child.limit_files(max(_FILE_BYTES, 2 * spec.feature_cache_bytes))
 
 
 def _train(spec: JobSpec, send: Send) -> int:

@@ -24,6 +24,9 @@ from trainer.kept import Kept, memory_share
 
 KEPT_PART = 9 / 7
 """Of the shorter side of a kept image over the side of a view: most crops are scaled down still."""
+LONGEST = 4
+"""Limit on the longer side of a kept image over the shorter one, or over the side that this is
+scaled to: a few kilobytes may be an image that is 100,000 times as long as high."""
 _AHEAD = 2
 _EVALUATION_BATCH = 32
 
@@ -69,7 +72,9 @@ class Cache:
             return known
         files = self._files
         image = open_again(files.paths[place], files.digests[place], files.decoding)
-        pixels = np.asarray(compact(image, round(KEPT_PART * files.decoding.size)), dtype=np.uint8)
+        side = round(KEPT_PART * files.decoding.size)
+        kept = compact(image, side, is_squeezed=files.decoding.framing == "whole")
+        pixels = np.asarray(kept, dtype=np.uint8)
         self._kept.put(place, pixels)
         return pixels
 
@@ -190,13 +195,22 @@ class AsServed:
         return torch.cat(parts)
 
 
-def compact(image: Image.Image, side: int) -> Image.Image:
-    """Scales an image down to a shorter side of `side` pixels, where it is larger."""
-    scale = side / min(image.size)
-    if scale >= 1:
-        return image
-    size = (round(image.width * scale), round(image.height * scale))
-    return image.resize(size, Image.Resampling.BILINEAR)
+def compact(image: Image.Image, side: int, *, is_squeezed: bool) -> Image.Image:
+    """Scales an image down to a shorter side of `side` pixels, where it is larger.
+
+    Of a longer one than LONGEST says, the middle is kept, in which lies what is served; where
+    images are squeezed into a square to be served, its longer side is squeezed.
+    """
+    if not is_squeezed:
+        most = LONGEST * min(image.size)
+        width, height = min(image.width, most), min(image.height, most)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        if (width, height) != image.size:
+            image = image.crop((left, top, left + width, top + height))
+    scale = min(1.0, side / min(image.size))
+    most = LONGEST * side
+    size = (min(most, round(image.width * scale)), min(most, round(image.height * scale)))
+    return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
 
 
 def starts(count: int, size: int) -> list[int]:

@@ -178,7 +178,8 @@ class Maps:
         if (drawn := self._drawn) is not None:
             if drawn.mirror:
                 views.append(views[0][:, ::-1])
-            image = compact(image, _SIDE_PART * decoding.size)
+            is_squeezed = decoding.framing == "whole"
+            image = compact(image, _SIDE_PART * decoding.size, is_squeezed=is_squeezed)
             for i in range(len(views), self._views):
                 rng = np.random.default_rng([self._seed, i, int(digest[:16], 16)])
                 views.append(random_view(image, decoding, drawn, rng))

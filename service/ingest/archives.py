@@ -30,6 +30,8 @@ from service.ingest.names import parts_of, shown
 ArchiveFormat = Literal["", "tar", "tar.gz", "zip"]
 """Empty means told from the first bytes."""
 
+FILE_BYTES = 4096
+"""Counted for each file beside its bytes: a disk is taken up in blocks of so many bytes."""
 _CHUNK_BYTES = 2**18
 _MAX_RATIO = 200
 """Images are compressed already; only a bomb shrinks like this."""
@@ -56,7 +58,10 @@ _DAMAGED = (
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Limits on what a dataset may cost: bytes uploaded, bytes unpacked, files."""
+    """Limits on what a dataset may cost: bytes uploaded, bytes unpacked, files.
+
+    Each file counts FILE_BYTES beside its own.
+    """
 
     max_upload_bytes: int
     max_unpacked_bytes: int
@@ -115,7 +120,8 @@ class _Writer:
         self.entries: dict[Name, Entry] = {}
         self.replaced: list[Entry] = []
         self._count_entries = 0
-        self._bytes = 0
+        self._content_bytes = self._bytes = 0
+        """Of files' content, and with what else they take on disk."""
         self._by_ratio = max(packed_bytes * _MAX_RATIO, _RATIO_FREE_BYTES)
 
     def take(self, packed: _Packed) -> None:
@@ -141,9 +147,11 @@ class _Writer:
                 before.path.unlink()
 
     def _written(self, packed: _Packed) -> Path:
+        self._count(FILE_BYTES)
         target = self._into / f"{self._count_entries:06d}"
         with packed.open() as reader, target.open("wb") as writer:
             while chunk := reader.read(_CHUNK_BYTES):
+                self._content_bytes += len(chunk)
                 self._count(len(chunk))
                 writer.write(chunk)
         return target
@@ -156,9 +164,10 @@ class _Writer:
             raise InvalidInput(
                 Reason.ARCHIVE_TOO_LARGE,
                 f"the archive unpacks to more than {self._limits.max_unpacked_bytes} bytes, the "
-                "most allowed: send fewer or smaller images",
+                f"most allowed, where each file counts {FILE_BYTES} beside its own: send fewer or "
+                "smaller images",
             )
-        if self._bytes > self._by_ratio:
+        if self._content_bytes > self._by_ratio:
             raise InvalidInput(
                 Reason.ARCHIVE_TOO_LARGE,
                 f"the archive unpacks to more than {_MAX_RATIO} times its size, which images "

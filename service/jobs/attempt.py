@@ -31,13 +31,13 @@ from service.contract import (
 )
 from service.errors import Exhausted, GraftError, Reason, Unavailable
 from service.jobs.events import Payload
-from service.jobs.killed import Deaths
 from service.jobs.launcher import Launcher, Trainer, start_held
 from service.jobs.preparation import Preparation
 from service.jobs.settings import Kind, Settings
 from service.jobs.store import JobRecord, JobStore
 from service.jobs.uninterrupted import in_thread, uninterrupted
 from service.ops import failpoints
+from service.ops.cgroups import OomWatch
 from service.ops.metrics import Metrics
 from service.storage import disk_errors
 from service.storage.datasets import DatasetStore
@@ -118,7 +118,7 @@ class Attempts:
                 spec = await self._prepared(job, kind)
                 # The trainer plans with all of it, however long reading took.
                 timeout.reschedule(asyncio.get_running_loop().time() + limit_s)
-                deaths = Deaths()
+                oom = OomWatch()
                 trainer = await start_held(
                     self._launcher,
                     spec,
@@ -126,16 +126,17 @@ class Attempts:
                     self._settings.stop_grace_s,
                 )
                 failpoints.reach("job.trainer_started")
-                return await self._follow(job, spec, trainer, deaths)
-        except TimeoutError:
-            return Ended(
-                Reason.TIME_BUDGET_EXCEEDED,
-                f"the job did not end within {limit_s:.4g} s: allow more time, or train for fewer "
-                "epochs or on fewer images",
-            )
+                return await self._follow(job, spec, trainer, oom)
         except GraftError as error:
             return _of_failure(error.reason, error.message)
         except OSError as error:
+            # Not a file system's ETIMEDOUT, which is a TimeoutError, too.
+            if isinstance(error, TimeoutError) and timeout.expired():
+                return Ended(
+                    Reason.TIME_BUDGET_EXCEEDED,
+                    f"the job did not end within {limit_s:.4g} s: allow more time, or train for "
+                    "fewer epochs or on fewer images",
+                )
             if (told := disk_errors.of_system(error)) is not None:
                 return _of_failure(told.reason, told.message)
             log.exception("no trainer could be started", extra={"job_id": job.job_id})
@@ -175,7 +176,7 @@ class Attempts:
         return min(self._settings.max_job_s, budget_s * _SLACK + _SLACK_S)
 
     async def _follow(
-        self, job: JobRecord, spec: JobSpec, trainer: Trainer, deaths: Deaths
+        self, job: JobRecord, spec: JobSpec, trainer: Trainer, oom: OomWatch
     ) -> Outcome:
         timeout_s = self._settings.start_timeout_s
         shown = _Shown(asyncio.get_running_loop().time)
@@ -192,7 +193,7 @@ class Attempts:
             timeout_s = self._settings.heartbeat_timeout_s
             match record:
                 case None:
-                    return await self._of_exit(job, trainer, deaths)
+                    return await self._of_exit(job, trainer, oom)
                 case Failed():
                     return _of_failure(record.reason, record.message)
                 case Finished():
@@ -208,7 +209,7 @@ class Attempts:
                 case _:
                     await self._keep(job, record)
 
-    async def _of_exit(self, job: JobRecord, trainer: Trainer, deaths: Deaths) -> Outcome:
+    async def _of_exit(self, job: JobRecord, trainer: Trainer, oom: OomWatch) -> Outcome:
         timeout_s = self._settings.heartbeat_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -220,7 +221,7 @@ class Attempts:
             )
         self._log_crash(job, trainer, str(code))
         if code == -signal.SIGKILL:
-            message = deaths.why_killed("use a smaller backbone or batch_size")
+            message = oom.why_killed("use a smaller backbone or batch_size")
             return Crashed(Reason.OUT_OF_MEMORY, message)
         how = f"with code {code}" if code >= 0 else f"by {_signal_name(-code)}"
         if code == ExitCode.STOPPED:

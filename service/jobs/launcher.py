@@ -1,9 +1,9 @@
 """Starts trainers: one process each, records on its standard output.
 
 The process gets a session of its own, so that it can be killed with whatever it
-started, and a standard input whose closing tells it that its parent is gone. No
-GRAFT_ variable is passed on but the faults of a test: the job's spec says
-everything. Knows no jobs but their specs. `Trainer.stop` ends one for certain.
+started, and a standard input whose closing tells it that its parent is gone. Of the
+environment it gets what `service.ingest.child` passes on: the job's spec says everything
+else. Knows no jobs but their specs. `Trainer.stop` ends one for certain.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ import msgspec
 
 from service import contract
 from service.contract import JobSpec, Record, Spec
+from service.ingest import child
 from service.jobs.uninterrupted import uninterrupted
-from service.ops import failpoints
 
 SPEC_FILE = "spec.json"
 LOG_FILE = "trainer.log"
@@ -96,9 +96,7 @@ class ProcessLauncher:
         niceness: int = 10,
     ) -> None:
         self.niceness = niceness
-        self.environment = {k: v for k, v in environment.items() if not k.startswith("GRAFT_")}
-        if plan := environment.get(failpoints.VARIABLE):
-            self.environment[failpoints.VARIABLE] = plan
+        self.environment = child.environment_of(environment, may_download=True)
         self._command = tuple(command)
         self._rank_command = tuple(rank_command)
 

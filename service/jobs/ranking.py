@@ -1,9 +1,9 @@
-"""Which backbone to start from: trainers that rank backbones while a call waits.
+"""Ranks backbones to start from: trainers that work while a call waits.
 
-One at a time, beside the jobs; a bounded number waits for its turn, in order, and of
-one tenant fewer where it has a bound. A call that is cancelled, or whose deadline
-passes, takes its trainer with it. No trace is kept but archives, unpacked as datasets.
-Stops with `close`.
+One ranks at a time, beside the jobs; a bounded number of calls waits, and tenants take
+turns. Where there are several, each has half of the places, or fewer by its quota. A call
+that is cancelled, or whose deadline passes, takes its trainer with it. Nothing is kept but
+the datasets that archives were unpacked to. Stops with `close`.
 """
 
 import asyncio
@@ -13,6 +13,8 @@ import shutil
 import signal
 import threading
 from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -29,20 +31,23 @@ from service.errors import (
 )
 from service.ingest.reader import IMAGES_FOLDER, INDEX_FILE
 from service.jobs import registered
-from service.jobs.killed import Deaths
 from service.jobs.launcher import Launcher, Trainer, start_held
 from service.jobs.request import RankRequest, allowed_path
 from service.jobs.settings import Settings, cache_owner
+from service.jobs.turns import Turns
 from service.jobs.uninterrupted import in_thread, uninterrupted
 from service.jobs.weights import available
 from service.ops import failpoints
+from service.ops.cgroups import OomWatch
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 
 MAX_WAITING = 8
-"""Calls behind the one that is at work; more are refused."""
+"""Limit on calls behind the one that is at work; more are refused."""
+_SHARE = (1 + MAX_WAITING + 1) // 2
+"""One tenant's limit on calls at work and behind, where there are several tenants."""
 MAX_WAIT_S = 600.0
-"""For its turn: the time budget of the longest ranking."""
+"""Longest wait for a turn: the time budget of the longest ranking."""
 _RETRY_AFTER_S = 15.0
 _SLACK_S = 60.0
 """Beyond the time budget: a cold disk is slow to give what a trainer imports."""
@@ -55,13 +60,20 @@ class Rankings:
     """The rankings of one process."""
 
     def __init__(
-        self, models: ModelStore, datasets: DatasetStore, launcher: Launcher, settings: Settings
+        self,
+        models: ModelStore,
+        datasets: DatasetStore,
+        launcher: Launcher,
+        settings: Settings,
+        is_shared: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`is_shared` says whether there are several tenants."""
         self._models = models
         self._datasets = datasets
         self._launcher = launcher
         self._settings = settings
-        self._turn = asyncio.Lock()
+        self._is_shared = is_shared
+        self._turns = Turns()
         self._calls: set[asyncio.Task[BackbonesRanked]] = set()
         self._open: Counter[str] = Counter()
         self._is_closing = False
@@ -70,18 +82,20 @@ class Rankings:
         """Raises an error where no ranking of a tenant can be taken; from any thread.
 
         OverQuota (rankings) where it has `max_open` that have not ended, Exhausted
-        (QUEUE_FULL), or Unavailable (SHUTTING_DOWN).
+        (QUEUE_FULL) where all places are taken or its share of them, or Unavailable
+        (SHUTTING_DOWN).
         """
         if self._is_closing:
             raise _shutting_down()
         if max_open is not None and self._open[tenant] >= max_open:
             raise _over_quota(self._open[tenant], max_open)
         if len(self._calls) > MAX_WAITING:
-            raise Exhausted(
-                Reason.QUEUE_FULL,
-                f"{MAX_WAITING} rankings of backbones wait already: try again later",
-                retry_after_s=_RETRY_AFTER_S,
-            )
+            full = f"{MAX_WAITING} rankings of backbones wait already"
+        elif self._is_shared() and self._open[tenant] >= _SHARE:
+            full = f"{_SHARE} of your rankings wait or run, the most of one tenant"
+        else:
+            return
+        raise Exhausted(Reason.QUEUE_FULL, f"{full}: try again later", retry_after_s=_RETRY_AFTER_S)
 
     async def rank(self, request: RankRequest, max_open: int | None = None) -> BackbonesRanked:
         """Ranks the backbones of a request that was checked.
@@ -121,7 +135,7 @@ class Rankings:
     async def _in_turn(self, request: RankRequest) -> BackbonesRanked:
         try:
             async with asyncio.timeout(MAX_WAIT_S):
-                await self._turn.acquire()
+                await self._turns.take(request.tenant)
         except TimeoutError as error:
             raise Exhausted(
                 Reason.QUEUE_FULL,
@@ -129,29 +143,34 @@ class Rankings:
                 "later",
                 retry_after_s=_RETRY_AFTER_S,
             ) from error
+
         try:
             folder = self._settings.work_dir / f"ranking-{secrets.token_hex(8)}"
             try:
-                return await self._ranked(request, folder)
+                with ExitStack() as used:
+                    return await self._ranked(request, folder, used)
             finally:
                 await uninterrupted(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
         finally:
-            self._turn.release()
+            self._turns.give_back()
 
-    async def _ranked(self, request: RankRequest, folder: Path) -> BackbonesRanked:
+    async def _ranked(self, request: RankRequest, folder: Path, used: ExitStack) -> BackbonesRanked:
         # The turn lasts as long as the thread, which reads images.
-        spec = await in_thread(partial(self._spec, request, folder))
+        spec = await in_thread(partial(self._spec, request, folder, used))
         limit_s = spec.time_budget_s + _SLACK_S
         trainer: Trainer | None = None
         try:
-            async with asyncio.timeout(limit_s):
-                deaths = Deaths()
+            async with asyncio.timeout(limit_s) as limit:
+                oom = OomWatch()
                 trainer = await start_held(
                     self._launcher, spec, folder, self._settings.stop_grace_s
                 )
                 failpoints.reach("ranking.trainer_started")
-                return await self._follow(trainer, folder, deaths)
+                return await self._follow(trainer, folder, oom)
         except TimeoutError as error:
+            # A file system's ETIMEDOUT is one, too.
+            if not limit.expired():
+                raise
             raise Expired(
                 Reason.DEADLINE_EXCEEDED,
                 f"the ranking did not end within {limit_s:.4g} s: name fewer backbones",
@@ -160,10 +179,12 @@ class Rankings:
             if trainer is not None:
                 await uninterrupted(trainer.stop(self._settings.stop_grace_s))
 
-    def _spec(self, request: RankRequest, folder: Path, stop: threading.Event) -> RankSpec:
+    def _spec(
+        self, request: RankRequest, folder: Path, used: ExitStack, stop: threading.Event
+    ) -> RankSpec:
         settings = self._settings
         folder.mkdir(parents=True)
-        data, index = self._data(request, folder, stop)
+        data, index = self._data(request, folder, used, stop)
         exported = partial(self._models.exported_backbones, tenant=request.tenant)
         return RankSpec(
             data_dir=data,
@@ -191,8 +212,13 @@ class Rankings:
             feature_cache_owner=cache_owner(request.tenant),
         )
 
-    def _data(self, request: RankRequest, folder: Path, stop: threading.Event) -> tuple[str, str]:
-        """Returns the folder of the images and the file of their index."""
+    def _data(
+        self, request: RankRequest, folder: Path, used: ExitStack, stop: threading.Event
+    ) -> tuple[str, str]:
+        """Returns the folder of the images and the file of their index.
+
+        A dataset cannot be deleted before `used` is closed.
+        """
         dataset_id = request.dataset_id
         if not dataset_id:
             settings, tenant = self._settings, request.tenant
@@ -214,10 +240,10 @@ class Rankings:
                 max_stored_bytes=settings.max_stored_bytes_of(tenant),
                 is_abandoned=stop,
             ).dataset_id
-        stored = self._datasets.path(self._datasets.get(dataset_id, request.tenant).dataset_id)
+        stored = used.enter_context(self._datasets.in_use(dataset_id, request.tenant))
         return str(stored / IMAGES_FOLDER), str(stored / INDEX_FILE)
 
-    async def _follow(self, trainer: Trainer, folder: Path, deaths: Deaths) -> BackbonesRanked:
+    async def _follow(self, trainer: Trainer, folder: Path, oom: OomWatch) -> BackbonesRanked:
         while (record := await trainer.next_record()) is not None:
             match record:
                 case BackbonesRanked():
@@ -226,7 +252,7 @@ class Rankings:
                     raise KINDS[record.reason](record.reason, record.message)
         code = await trainer.wait()
         if code == -signal.SIGKILL:
-            raise Exhausted(Reason.OUT_OF_MEMORY, deaths.why_killed("name smaller backbones"))
+            raise Exhausted(Reason.OUT_OF_MEMORY, oom.why_killed("name smaller backbones"))
         words = "\n".join(trainer.last_words())
         raise RuntimeError(f"{folder.name} ended with code {code}; its last words:\n{words}")
 

@@ -10,7 +10,7 @@ import msgspec
 
 from service.contract import Progressed
 from service.domain import DEFAULT_TENANT, ClassCount, JobState, ReadSummary, tenant_key
-from service.errors import InvalidInput, NotFound, OverQuota, Reason, WrongState
+from service.errors import Exhausted, InvalidInput, NotFound, OverQuota, Reason, WrongState
 from service.ingest.names import shown
 from service.jobs.request import JobRequest
 from service.storage.database import Connection
@@ -125,6 +125,24 @@ def check_open_jobs(connection: Connection, tenant: str, max_open_jobs: int) -> 
             "end, or cancel one",
             retry_after_s=_RETRY_AFTER_S,
         )
+
+
+def check_queue(connection: Connection, tenant: str, max_queued: int, *, is_shared: bool) -> None:
+    """Raises Exhausted (QUEUE_FULL) where so many jobs wait, or half as many of one tenant.
+
+    The latter, rounded up, where several tenants share the queue.
+    """
+    queued, own = connection.execute(
+        "SELECT COUNT(*), COUNT(*) FILTER (WHERE tenant = ?) FROM jobs WHERE state = ?",
+        (tenant, JobState.QUEUED),
+    ).fetchone()
+    if queued >= max_queued:
+        full = f"{queued} jobs wait already, the most allowed"
+    elif is_shared and own >= (max_queued + 1) // 2:
+        full = f"{own} of your jobs wait already, the most of one tenant"
+    else:
+        return
+    raise Exhausted(Reason.QUEUE_FULL, f"{full}: try again later", retry_after_s=_RETRY_AFTER_S)
 
 
 def count_bytes(connection: Connection, tenant: str, request_json: str, message: bytes) -> None:

@@ -17,12 +17,7 @@ import msgspec
 
 from service.contract import DataFound, Progressed
 from service.domain import JobState, check_name, plain_name, tenant_key, tenant_of
-from service.errors import (
-    AlreadyExists,
-    Exhausted,
-    InvalidInput,
-    Reason,
-)
+from service.errors import AlreadyExists, InvalidInput, Reason
 from service.jobs import events, rows
 from service.jobs.events import JobEvent, Payload, Published, StateChanged
 from service.jobs.request import JobRequest, check_request_id
@@ -34,7 +29,6 @@ from service.storage.records import Publication
 
 __all__ = ["JobRecord", "JobStore"]
 
-_RETRY_AFTER_S = 30.0
 MAX_EVENTS = 1000
 """Most events that one read answers with."""
 
@@ -45,9 +39,16 @@ Listener = Callable[[str, JobEvent | None], None]
 class JobStore:
     """All jobs; every method may be called from any thread."""
 
-    def __init__(self, database: Database, max_queued: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        max_queued: int,
+        is_shared: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`is_shared` says whether there are several tenants: each has half of the queue then."""
         self._database = database
         self._max_queued = max_queued
+        self._is_shared = is_shared
         self._listeners: list[Listener] = []
 
     def listen(self, listener: Listener) -> None:
@@ -80,7 +81,7 @@ class JobStore:
                 return known, False
             if max_open_jobs is not None:
                 rows.check_open_jobs(connection, tenant, max_open_jobs)
-            self._check_room(connection)
+            rows.check_queue(connection, tenant, self._max_queued, is_shared=self._is_shared())
             if request.dataset_id:
                 rows.check_dataset(
                     connection, tenant, request.dataset_id, is_alone=request.base is None
@@ -124,7 +125,7 @@ class JobStore:
         with self._database.read() as connection:
             if max_open_jobs is not None:
                 rows.check_open_jobs(connection, tenant, max_open_jobs)
-            self._check_room(connection)
+            rows.check_queue(connection, tenant, self._max_queued, is_shared=self._is_shared())
 
     def is_known(self, request_id: str, tenant: str) -> bool:
         """Whether a tenant's request with this id has made a job; never of the empty id."""
@@ -173,21 +174,28 @@ class JobStore:
     def claim(
         self, devices: Collection[str], passed_over: Collection[str] = ()
     ) -> JobRecord | None:
-        """Takes the oldest queued job that asked for one of these devices; it is RUNNING then.
+        """Takes a queued job that asked for one of these devices; it is RUNNING then.
 
-        None of those `passed_over`, by their ids. No two callers ever get the same one.
+        Tenants take turns: who has the fewest running jobs comes first, then who started one
+        the longest ago; of a tenant's the oldest is taken. None of those `passed_over`, by
+        their ids. No two callers ever get the same one.
         """
         wanted = (*devices, "", "", "")[:3]
         query = (
             "UPDATE jobs SET state = ?, attempts = attempts + 1"  # nosec B608  # noqa: S608 - marks
-            " WHERE job_id = (SELECT job_id FROM jobs WHERE state = ?"
-            f" AND device IN (?, ?, ?) AND job_id NOT IN ({_marks(passed_over)})"
-            " ORDER BY job_id LIMIT 1) AND state = ? RETURNING job_id"
+            " WHERE job_id = (SELECT MIN(job_id) FROM jobs AS queued WHERE state = ?"
+            f" AND device IN (?, ?, ?) AND job_id NOT IN ({_marks(passed_over)}) GROUP BY tenant"
+            " ORDER BY (SELECT COUNT(*) FROM jobs WHERE tenant = queued.tenant AND state = ?),"
+            # A start in the future was noted before the clock was put back.
+            " (SELECT COALESCE(MAX(start_time_s), 0) FROM jobs WHERE tenant = queued.tenant"
+            " AND start_time_s <= ?), MIN(job_id) LIMIT 1) AND state = ? RETURNING job_id"
+        )
+        values = (
+            *(JobState.RUNNING, JobState.QUEUED, *wanted, *passed_over),
+            *(JobState.RUNNING, time.time(), JobState.QUEUED),
         )
         with self._database.transaction() as connection:
-            row = connection.execute(
-                query, (JobState.RUNNING, JobState.QUEUED, *wanted, *passed_over, JobState.QUEUED)
-            ).fetchone()
+            row = connection.execute(query, values).fetchone()
             if row is None:
                 return None
             job_id = row["job_id"]
@@ -414,17 +422,6 @@ class JobStore:
                 field="request_id",
             )
         return rows.record_of(row)
-
-    def _check_room(self, connection: Connection) -> None:
-        (queued,) = connection.execute(
-            "SELECT COUNT(*) FROM jobs WHERE state = ?", (JobState.QUEUED,)
-        ).fetchone()
-        if queued >= self._max_queued:
-            raise Exhausted(
-                Reason.QUEUE_FULL,
-                f"{queued} jobs wait already, the most allowed: try again later",
-                retry_after_s=_RETRY_AFTER_S,
-            )
 
     def _requeue(
         self,

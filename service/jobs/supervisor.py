@@ -106,6 +106,8 @@ class Supervisor:
         self._refused = [d for d, kind in self._kind_of.items() if not self._free[kind]]
         self._workers: dict[str, _Worker] = {}
         self._ended: deque[str] = deque()
+        self._left: list[str] = []
+        """Names in the work folder that an earlier process left."""
         self._has_taken_up = False
         self._woken = asyncio.Event()
         self._closing = asyncio.Event()
@@ -118,6 +120,7 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._failure = self._loop.create_future()
         self._jobs.listen(self._heard)
+        self._left = await asyncio.to_thread(self._list_work_dir)
         try:
             await self._take_up()
         except (Exhausted, Unavailable) as error:
@@ -380,15 +383,19 @@ class Supervisor:
             with suppress(RuntimeError):  # the loop is closed: nothing runs any more
                 self._loop.call_soon_threadsafe(self._woken.set)
 
-    def _sweep_work_dir(self) -> None:
-        work_dir = self._settings.work_dir
-        with durable.full_disk_told():
-            work_dir.mkdir(parents=True, exist_ok=True)
-        waiting = self._jobs.waiting()
+    def _list_work_dir(self) -> list[str]:
+        # Before calls are served: a sweep that a full disk delays must spare what they make.
         try:
-            left = [path.name for path in work_dir.iterdir()]
+            return [path.name for path in self._settings.work_dir.iterdir()]
+        except FileNotFoundError:
+            return []
         except OSError:
-            log.exception("what jobs left behind cannot be seen")
-            return
-        for name in left:
+            log.exception("what jobs left behind cannot be listed")
+            return []
+
+    def _sweep_work_dir(self) -> None:
+        with durable.full_disk_told():
+            self._settings.work_dir.mkdir(parents=True, exist_ok=True)
+        waiting = self._jobs.waiting()
+        for name in self._left:
             self._attempts.clear(name, keep_checkpoint=name in waiting)

@@ -1,11 +1,19 @@
-"""Work that a cancelled task still ends: outcomes saved, trainers stopped, threads waited for."""
+"""Finishes work of cancelled tasks: outcomes saved, trainers stopped, threads waited for."""
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_LONG_THREADS = 64
+_long = ThreadPoolExecutor(_LONG_THREADS, thread_name_prefix="long")
+"""Threads of what may take minutes: were they the event loop's own, which ask the stores, uploads
+would keep everybody's GetJob waiting."""
 
 
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
@@ -23,14 +31,21 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     return result
 
 
+async def in_long_thread(work: Callable[..., T], *arguments: Any) -> T:
+    """Runs `work` as `asyncio.to_thread`, but in a thread for what takes long."""
+    context = contextvars.copy_context()
+    run = partial(context.run, work, *arguments)
+    return await asyncio.get_running_loop().run_in_executor(_long, run)
+
+
 async def in_thread(work: Callable[[threading.Event], T]) -> T:
-    """Runs `work` in a thread and returns its result.
+    """Runs `work` in a thread for what takes long, and returns its result.
 
     When the task is cancelled the event is set, at which `work` should give up, and the
-    task still ends only with the thread: so long it keeps its place.
+    task still ends only with the thread: so long it keeps its slot.
     """
     is_abandoned = threading.Event()
-    task = asyncio.create_task(asyncio.to_thread(work, is_abandoned))
+    task = asyncio.create_task(in_long_thread(work, is_abandoned))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -1,7 +1,7 @@
 """Reads the memory control groups of this process: their limit, and their out-of-memory kills.
 
 Reads the kernel's own files, which no disk delays; cgroup versions 1 and 2, and both at once.
-Knows neither jobs nor trainers. Returns None for what the system does not say, never an error.
+Returns None for what the system does not say, never an error.
 """
 
 import os
@@ -19,6 +19,35 @@ _KILLED_FIRST = 1000
 """The maximum. The kernel kills the process with most memory, and adds this many thousandths
 of all memory to a process's own: with less, a server with many models would be killed before
 a process whose work can be repeated."""
+
+
+_MIB = 2**20
+
+
+class OomWatch:
+    """Says why a process was killed by SIGKILL that was started after this was made."""
+
+    def __init__(self) -> None:
+        self._before = kill_count()
+
+    def why_killed(self, remedy: str) -> str:
+        """Explains a trainer's end by SIGKILL to its caller; `remedy` is what to use instead.
+
+        Certain where the kernel has killed a process of the group since, a trainer in all
+        likelihood; else a guess, which says so.
+        """
+        now = kill_count()
+        if self._before is None or now is None or now <= self._before:
+            return (
+                "the trainer was killed (SIGKILL), as the system does when memory runs out: "
+                f"{remedy}, or give the server more memory, unless somebody killed it"
+            )
+        limit = limit_bytes()
+        of_what = "" if limit is None else f" than the {limit / _MIB:.0f} MiB of its control group"
+        return (
+            "the system killed the trainer because memory ran out: "
+            f"{remedy}, or give the server more memory{of_what}"
+        )
 
 
 def be_killed_first() -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol, TypeVar
 
 from service.errors import Expired, InvalidInput, Reason
+from service.jobs.uninterrupted import in_long_thread, uninterrupted
 
 Stored = TypeVar("Stored")
 Stored_co = TypeVar("Stored_co", covariant=True)
@@ -63,7 +64,7 @@ async def received(
                 break
             if message.WhichOneof("part") == first:
                 raise bad(f"the {first} came twice: send it once, first", first)
-            await asyncio.to_thread(take, upload, message)
+            await in_long_thread(take, upload, message)
             count += 1
         if message is None or message.end.message_count != count:
             raise bad(
@@ -71,22 +72,28 @@ async def received(
                 "how many there are: send it again",
                 "end",
             )
-        return await asyncio.to_thread(upload.finish)
+        return await in_long_thread(upload.finish)
     finally:
         # At once: a thread for the rest may have to be waited for.
         upload.abandon()
-        await asyncio.shield(asyncio.to_thread(upload.abort))
+        # To its end, and that of a thread that still finishes: so long the call keeps its slot.
+        await uninterrupted(in_long_thread(upload.abort))
 
 
 async def _begun(begin: Callable[[Any], Upload[Stored]], content: Any) -> Upload[Stored]:
-    beginning = asyncio.create_task(asyncio.to_thread(begin, content))
+    beginning = asyncio.create_task(in_long_thread(begin, content))
     try:
         return await asyncio.shield(beginning)
     except asyncio.CancelledError:
         # The thread goes on, and its folder would belong to nobody.
-        upload = await beginning
-        await asyncio.shield(asyncio.to_thread(upload.abort))
+        await uninterrupted(_abort_begun(beginning))
         raise
+
+
+async def _abort_begun(beginning: "asyncio.Task[Upload[Stored]]") -> None:
+    await asyncio.wait({beginning})
+    if beginning.exception() is None:
+        await in_long_thread(beginning.result().abort)
 
 
 def bad(message: str, field: str) -> InvalidInput:

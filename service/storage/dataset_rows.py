@@ -8,6 +8,7 @@ import msgspec
 
 from service.domain import DEFAULT_TENANT, ClassCount, ReadSummary, plain_name
 from service.errors import NotFound, Reason
+from service.ingest.archives import FILE_BYTES
 from service.ingest.names import shown
 from service.storage.database import Connection
 
@@ -23,6 +24,7 @@ class DatasetRecord:
     """Of the images, whoever has them."""
     create_time_s: float
     size_bytes: int
+    """Of its images' files."""
     classes: list[ClassCount]
     image_count: int
     summary: ReadSummary
@@ -30,6 +32,11 @@ class DatasetRecord:
     """It can be the target of domain adaptation alone; `classes` is empty."""
     case_sensitive: bool = False
     """Class names may differ in upper and lower case alone."""
+
+    @property
+    def disk_bytes(self) -> int:
+        """Counts what it takes on disk."""
+        return self.size_bytes + self.image_count * FILE_BYTES
 
 
 def renew(connection: Connection, known: DatasetRecord, uploaded: DatasetRecord) -> DatasetRecord:

@@ -15,7 +15,9 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -87,6 +89,9 @@ class DatasetStore:
         self._limits = limits
         self._closing = threading.Event()
         self._leaving_jobs = threading.Event()
+        self._used: Counter[str] = Counter()
+        """Ids of the datasets that rankings work on."""
+        self._using = threading.Lock()
         durable.make_folder(self._temporary)
         self._sweep()
 
@@ -240,7 +245,7 @@ class DatasetStore:
         return records, pages.token(kind, last.create_time_s, last.dataset_id)
 
     def stored_bytes(self, tenant: str) -> int:
-        """What a tenant's datasets and versions take, together."""
+        """Counts what all that a tenant stores takes; see `quotas.stored_bytes`."""
         with self._database.read() as connection:
             return quotas.stored_bytes(connection, tenant)
 
@@ -249,10 +254,27 @@ class DatasetStore:
         if max_stored_bytes is not None:
             quotas.check_room(self.stored_bytes(tenant), 0, max_stored_bytes)
 
+    @contextmanager
+    def in_use(self, dataset_id: str, tenant: str) -> Iterator[Path]:
+        """Keeps a tenant's dataset from being deleted; yields its folder.
+
+        Entering may block, leaving does not. Raises NotFound (DATASET_NOT_FOUND).
+        """
+        with self._using:
+            self._used[dataset_id] += 1
+        try:
+            # One that writes, so that it sees the end of a deletion that began before.
+            with self._database.transaction() as connection:
+                dataset_rows.find(connection, dataset_id, tenant)
+            yield self.path(dataset_id)
+        finally:
+            with self._using:
+                self._used -= Counter([dataset_id])
+
     def delete(self, dataset_id: str, tenant: str) -> None:
         """Deletes a tenant's dataset.
 
-        Raises NotFound, or WrongState (DATASET_IN_USE) while a job needs it.
+        Raises NotFound, or WrongState (DATASET_IN_USE) while a job or a ranking needs it.
         """
         doomed = self._temporary / secrets.token_hex(8)
         with self._database.transaction() as connection:
@@ -268,6 +290,12 @@ class DatasetStore:
                     Reason.DATASET_IN_USE,
                     f"dataset {dataset_id} is used by {', '.join(u['job_id'] for u in users)}: "
                     "wait for its jobs to end, or cancel them",
+                )
+            if self._used[dataset_id]:
+                raise WrongState(
+                    Reason.DATASET_IN_USE,
+                    f"dataset {dataset_id} is used by RankBackbones: wait for the call to end, or "
+                    "cancel it",
                 )
             connection.execute("DELETE FROM datasets WHERE dataset_id = ?", (dataset_id,))
             # Out of the way before the same images can be stored again.
@@ -377,7 +405,7 @@ class DatasetStore:
                 return now
             if max_stored_bytes is not None:
                 used = quotas.stored_bytes(connection, record.tenant)
-                quotas.check_room(used, record.size_bytes, max_stored_bytes)
+                quotas.check_room(used, record.disk_bytes, max_stored_bytes)
             # Without a row its name must be free: the same images may come again.
             kept = self.path(record.dataset_id)
             if kept.exists():

@@ -20,7 +20,7 @@ _PRIMARY = 0xFF
 _NO_TEXT = "Could not decode to UTF-8"
 """How the module sqlite3 begins what it says, without a code, of text that nobody wrote."""
 _PROBE_BYTES = 2**16
-_READ_ONLY_RETRY_S = 30.0
+_RETRY_AFTER_S = 30.0
 
 
 def of_system(error: OSError) -> GraftError | None:
@@ -29,6 +29,12 @@ def of_system(error: OSError) -> GraftError | None:
         return full()
     if error.errno == errno.EROFS:
         return _read_only()
+    if error.errno == errno.ETIMEDOUT:
+        return Unavailable(
+            Reason.STORAGE_BUSY,
+            "a file system did not answer in time, as one of a network that is down: try again",
+            retry_after_s=_RETRY_AFTER_S,
+        )
     return None
 
 
@@ -105,7 +111,7 @@ def _read_only() -> Unavailable:
         Reason.STORAGE_BUSY,
         "the data folder is read-only: nothing can be stored before its operator makes it "
         "writable again; what is published is served on",
-        retry_after_s=_READ_ONLY_RETRY_S,
+        retry_after_s=_RETRY_AFTER_S,
     )
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from service.domain import Manifest
 from service.errors import Exhausted, OverQuota, Unavailable
+from service.ingest.archives import FILE_BYTES
 from service.storage import disk_errors, exports
 from service.storage.artifacts import Artifacts
 from service.storage.database import Connection, Database
@@ -22,12 +23,13 @@ log = logging.getLogger(__name__)
 
 
 def stored_bytes(connection: Connection, tenant: str) -> int:
-    """What a tenant's datasets, versions, registered backbones and jobs take.
+    """Counts what a tenant's datasets, versions, registered backbones and jobs take.
 
-    What several versions share counts once.
+    An image counts FILE_BYTES beside its own bytes; what several versions share counts once.
     """
     (stored,) = connection.execute(
-        "SELECT (SELECT COALESCE(SUM(size_bytes), 0) FROM datasets WHERE tenant = ?)"
+        "SELECT (SELECT COALESCE(SUM(size_bytes + image_count * ?), 0) FROM datasets"
+        " WHERE tenant = ?)"
         " + (SELECT COALESCE(SUM(versions.size_bytes), 0) FROM models"
         " JOIN versions ON versions.model = models.name WHERE models.tenant = ?)"
         " + (SELECT COALESCE(SUM(bytes), 0) FROM (SELECT MAX(backbone_bytes) AS bytes FROM models"
@@ -35,7 +37,7 @@ def stored_bytes(connection: Connection, tenant: str) -> int:
         " WHERE models.tenant = ? AND backbone_bytes > 0 GROUP BY backbone_digest) AS backbones)"
         " + (SELECT COALESCE(SUM(size_bytes), 0) FROM registered_backbones WHERE tenant = ?)"
         " + COALESCE((SELECT size_bytes FROM job_bytes WHERE tenant = ?), 0)",
-        (tenant, tenant, tenant, tenant, tenant),
+        (FILE_BYTES, tenant, tenant, tenant, tenant, tenant),
     ).fetchone()
     return int(stored)
 

@@ -13,9 +13,9 @@ from typing import IO, TYPE_CHECKING, Literal
 import msgspec
 
 from service.domain import PartName
-from service.errors import Internal, InvalidInput, Reason
+from service.errors import Expired, Internal, InvalidInput, Reason
 from service.ingest import labels
-from service.ingest.archives import ArchiveFormat, Limits
+from service.ingest.archives import FILE_BYTES, ArchiveFormat, Limits
 from service.ingest.names import file_name, shown
 from service.ingest.reader import IMAGES_FOLDER, Given, ReadRequest
 from service.ops import failpoints
@@ -96,7 +96,7 @@ class Upload:
                     "some images name their split and some do not: set it for all or for none",
                     "image.split",
                 )
-            self._take("images", len(content))
+            self._take("images", len(content) + FILE_BYTES)
             place = len(self._given) + 1
             if place > self._limits.max_files:
                 raise InvalidInput(
@@ -159,6 +159,8 @@ class Upload:
     def _take(self, kind: Literal["archive", "images"], more: int) -> None:
         if self._kind == "ended":
             raise _ended()
+        if self._is_abandoned.is_set():
+            raise Expired(Reason.DEADLINE_EXCEEDED, "the caller has gone: nothing is stored")
         if self._kind not in ("", kind):
             raise _bad("bytes of an archive and labelled images came both: send either", "part")
         self._kind = kind

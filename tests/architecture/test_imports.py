@@ -28,7 +28,7 @@ LAW = {
     "rpc": {"auth", "engine", "ingest", "jobs", "storage", *LEAVES},
     "app": {"auth", "config", "engine", "ingest", "jobs", "rpc", "scratch", "storage", *LEAVES},
     "check": {"jobs", "storage"},
-    "__main__": {"app", "config", "errors", "ops", "scratch"},
+    "__main__": {"app", "config", "errors", "ingest", "ops", "scratch"},
 }
 TRAINER_MAY = {"backbones", "contract", "domain", "engine", "errors", "ingest", "ops"}
 

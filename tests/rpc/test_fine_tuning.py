@@ -2,8 +2,6 @@
 
 import asyncio
 import tarfile
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +23,8 @@ from service.contract import (
 )
 from service.engine.fake_runtime import FakeRuntime
 from service.errors import Reason
-from service.ingest.index import Index
-from service.ingest.process import ReaderProcesses
 from service.jobs.fake_launcher import FakeLauncher, Script
-from service.jobs.uninterrupted import in_thread
 from service.jobs.warm import WarmLauncher
-from service.rpc import fine_tune
 from tests.rpc.conftest import (
     GUARD_S,
     HANG,
@@ -391,50 +385,3 @@ async def test_more_jobs_than_the_queue_takes_are_refused(make_service: MakeServ
     found = await refusal(service.fine_tuning.FineTune(request()))
     assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     assert found.retry_s > 0
-
-
-async def test_a_caller_who_leaves_keeps_its_place_until_its_images_are_let_be(
-    make_service: MakeService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoding, go_on = threading.Event(), threading.Event()
-    readings: list[Index] = []
-    abandoned: list[threading.Event] = []
-
-    async def noted(work: Callable[[threading.Event], Any]) -> Any:
-        def note(is_abandoned: threading.Event) -> Any:
-            abandoned.append(is_abandoned)
-            return work(is_abandoned)
-
-        return await in_thread(note)
-
-    read = ReaderProcesses.read
-
-    def held(self: ReaderProcesses, *arguments: Any) -> Index:
-        decoding.set()
-        assert go_on.wait(GUARD_S)
-        index = read(self, *arguments)
-        readings.append(index)
-        return index
-
-    monkeypatch.setattr(ReaderProcesses, "read", held)
-    monkeypatch.setattr(fine_tune, "in_thread", noted)
-    service: Service = await make_service(max_uploads=1, threads=1)
-    request = pb.FineTuneRequest(model="gone", inline_images=colours())
-    call = service.fine_tuning.FineTune(request)
-    waiting = asyncio.ensure_future(call.code())
-    await asyncio.to_thread(decoding.wait, GUARD_S)
-    call.cancel()
-    await waiting
-    # The server hears of it a little later.
-    await asyncio.to_thread(abandoned[0].wait, GUARD_S)
-    refused = await refusal(service.fine_tuning.FineTune(request))
-    assert refused.reason == "TOO_MANY_CALLS"
-    go_on.set()
-    request.model = "stays"
-    async with asyncio.timeout(GUARD_S):
-        while await service.fine_tuning.FineTune(request).code() is not grpc.StatusCode.OK:
-            pass
-    listed = await service.fine_tuning.ListJobs(pb.ListJobsRequest())
-    assert [job.model for job in listed.jobs] == ["stays"]
-    # The first call's was given up.
-    assert len(readings) == 1

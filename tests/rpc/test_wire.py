@@ -285,6 +285,7 @@ async def test_slow_uploads_keep_nobody_from_fine_tuning_and_watchers_have_their
     # A caller that gives up frees both its slot and its folder.
     upload.cancel()
     await settled(lambda: folders(service) == [] and not handlers())
+    assert (await refusal(service.datasets.UploadDataset(iter(())))).reason == "INVALID_FIELD"
     watch = fine_tuning_pb2.WatchJobRequest(job_id=job.job_id)
     watcher = service.fine_tuning.WatchJob(watch)
     await watcher.read()

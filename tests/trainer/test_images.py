@@ -4,13 +4,14 @@ import hashlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from service.domain import ImageDecoding
+from service.domain import Framing, ImageDecoding
 from service.engine import preprocess
 from service.engine.preprocess import Pixels
 from service.errors import InvalidInput, Reason
@@ -106,6 +107,56 @@ def test_large_images_are_kept_no_larger_than_crops_need(tmp_path: Path) -> None
     larger = replace(files_of(tmp_path), decoding=ImageDecoding(size=260))
     cache = Cache(larger, 2**30)
     assert cache.image(0).shape == (334, 445, 3)
+    cache.close()
+
+
+@pytest.mark.parametrize(
+    ("framing", "size", "shape"),
+    [
+        # The middle is kept, whether it is scaled down or not.
+        ("crop", (20_000, 300), (288, 1152, 3)),
+        ("crop", (300, 20_000), (1152, 288, 3)),
+        ("crop", (5000, 10), (10, 40, 3)),
+        ("crop", (1150, 300), (288, 1104, 3)),
+        # All of it is.
+        ("whole", (20_000, 300), (288, 1152, 3)),
+        ("whole", (5000, 10), (10, 1152, 3)),
+    ],
+)
+def test_a_long_image_takes_no_more_than_a_few_others(
+    framing: Framing, size: tuple[int, int], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    # Grey from one end to the other.
+    width, height = size
+    ramp = np.linspace(0, 255, max(size)).round().astype(np.uint8)
+    pixels = np.broadcast_to(ramp if width > height else ramp[:, None], (height, width))
+    Image.fromarray(pixels).save(tmp_path / "long.png")
+    files = replace(files_of(tmp_path), decoding=ImageDecoding(framing=framing))
+    cache = Cache(files, 2**30)
+    image = cache.image(0)
+    cache.close()
+    assert image.shape == shape
+    short = image[..., 0] if width > height else image[..., 0].T
+    ends = short[:, 0].mean(), short[:, -1].mean()
+    part = 1.0 if framing == "whole" else min(1.0, 4 * min(size) / max(size))
+    assert ends == pytest.approx((127.5 * (1 - part), 127.5 * (1 + part)), abs=3)
+
+
+@pytest.mark.parametrize("limit", ["constant", "free space"])
+def test_what_is_beyond_the_files_limit_is_decoded_again(
+    make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    files = files_of(make_folder(side=40, per_class=3))
+    room = 2 * 40 * 40 * 3
+    if limit == "constant":
+        monkeypatch.setattr(kept, "FILE_BYTES", room)
+    else:
+        monkeypatch.setattr(kept.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * room))
+    cache = Cache(files, 0, tmp_path)
+    for _ in range(2):
+        for place, path in enumerate(files.paths):
+            assert (cache.image(place) == np.asarray(Image.open(path))).all()
+    assert [cache._kept.get(place) is not None for place in range(6)] == [True] * 2 + [False] * 4
     cache.close()
 
 

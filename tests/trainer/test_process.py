@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import msgspec
 import psutil
 import pytest
 
+from service import contract
 from service.contract import (
     DataFound,
     ExitCode,
     Failed,
+    FeatureBased,
     Finished,
     JobSpec,
     ModelBased,
@@ -201,3 +204,38 @@ def test_a_system_that_does_not_let_it_say_so_is_no_error(
     for file in (tmp_path, tmp_path / "none" / "oom_score_adj"):
         monkeypatch.setattr(cgroups, "_OOM_SCORE_ADJ", file)
         cgroups.be_killed_first()
+
+
+def test_a_trainer_gains_no_rights_dumps_no_core_and_writes_no_larger_files(tmp_path: Path) -> None:
+    halt = tmp_path / "halt"
+    os.mkfifo(halt)
+    (tmp_path / "torch.py").write_text(f"open({str(halt)!r}).read()")
+    spec = tmp_path / "spec.json"
+    job = JobSpec(
+        job_id="job-1",
+        model="birds",
+        data_dir="/data",
+        out_dir=str(tmp_path),
+        method=FeatureBased(),
+        weights_dir="/weights",
+        feature_cache_bytes=2**36,
+    )
+    spec.write_bytes(contract.encode(job))
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "trainer", "run", str(spec)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        ) as process,
+        halt.open("wb"),
+    ):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        limits = [
+            resource.prlimit(process.pid, kind)
+            for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE)
+        ]
+        process.kill()
+    assert "NoNewPrivs:\t1" in status
+    assert limits == [(0, 0), (2**37, 2**37)]

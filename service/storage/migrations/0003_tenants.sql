@@ -8,6 +8,8 @@ CREATE INDEX datasets_newest ON datasets (tenant, create_time_s, dataset_id);
 ALTER TABLE jobs ADD COLUMN tenant TEXT NOT NULL DEFAULT 'default';
 CREATE INDEX jobs_by_tenant ON jobs (tenant, job_id);
 CREATE INDEX jobs_open_by_tenant ON jobs (tenant, state);
+-- Whose turn it is: who started a job the longest ago.
+CREATE INDEX jobs_started_by_tenant ON jobs (tenant, start_time_s);
 
 ALTER TABLE models ADD COLUMN tenant TEXT NOT NULL DEFAULT 'default';
 CREATE INDEX models_by_tenant ON models (tenant, name);

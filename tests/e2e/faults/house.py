@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 FLAGS = (
     "--warm-trainers=0", "--provider=cpu", "--precision=exact", "--max-batch=1", "--threads=1",
+    "--pass-environment=STAND_IN_*,POWER_CUT_*",
 )  # fmt: skip
 
 

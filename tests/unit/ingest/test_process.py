@@ -20,7 +20,7 @@ from service.domain import ClassCount, LeftOut, LeftOutReason
 from service.errors import Exhausted, InvalidInput, Reason
 from service.ingest import index as indexes
 from service.ingest import reader
-from service.ingest.archives import Limits
+from service.ingest.archives import FILE_BYTES, Limits
 from service.ingest.process import CURRENT_FILE, ReaderProcesses, Task
 from service.ingest.reader import Given, ReadRequest
 from service.ops import failpoints
@@ -59,7 +59,8 @@ def make_request(tmp_path: Path) -> MakeRequest:
 @pytest.fixture
 def make_reader(tmp_path: Path) -> Iterator[MakeReader]:
     def make(fault: str = "", **options: object) -> ReaderProcesses:
-        environment = {**os.environ, failpoints.VARIABLE: fault, "GRAFT_TOKEN": "secret"}
+        secrets = dict.fromkeys(("GRAFT_TOKEN", "DATABASE_URL", "HTTPS_PROXY"), "secret")
+        environment = {**os.environ, failpoints.VARIABLE: fault, **secrets}
         return ReaderProcesses(tmp_path, environment, **{"threads": 2, **options})  # type: ignore[arg-type]
 
     yield make
@@ -283,9 +284,10 @@ def test_what_there_is_no_room_for_is_told_with_its_size(
     tmp_path: Path, make_request: MakeRequest, make_reader: MakeReader
 ) -> None:
     (tmp_path / "archive").write_bytes(MAKERS["tar"]({f"a/{n}": bytes(100) for n in range(9)}))
+    room = 3 * FILE_BYTES + 250
     with pytest.raises(reader.OverRoom) as caught:
-        make_reader().read(make_request(archive=str(tmp_path / "archive"), max_new_bytes=250))
-    assert caught.value.size_bytes == 300
+        make_reader().read(make_request(archive=str(tmp_path / "archive"), max_new_bytes=room))
+    assert caught.value.size_bytes == 3 * FILE_BYTES + 300
 
 
 def test_a_fault_of_the_reader_itself_is_told_with_its_last_words(
@@ -299,18 +301,20 @@ def test_a_reader_is_nicer_knows_no_secret_and_is_of_no_terminal(
     folder: Path, make_request: MakeRequest, make_reader: MakeReader
 ) -> None:
     asked = make_request(folder=str(folder))
-    seen: list[tuple[int, bool, bool]] = []
+    seen: list[tuple[int, set[str], bool]] = []
 
     def go_on() -> None:
         if noted(asked):
             (child,) = children()
-            has_secret = "GRAFT_TOKEN" in child.environ()
-            seen.append((child.nice(), has_secret, os.getsid(child.pid) == child.pid))
+            secrets = {"GRAFT_TOKEN", "DATABASE_URL", "HTTPS_PROXY"} & child.environ().keys()
+            seen.append((child.nice(), secrets, os.getsid(child.pid) == child.pid))
+            status = Path(f"/proc/{child.pid}/status").read_text()
+            assert "NoNewPrivs:\t1" in status
             raise Gone
 
     with pytest.raises(Gone):
         make_reader("hang@dataset.decoding", niceness=7).read(asked, go_on)
-    assert seen == [(max(7, psutil.Process().nice()), False, True)]
+    assert seen == [(max(7, psutil.Process().nice()), set(), True)]
 
 
 def test_one_image_of_many_pixels_is_decoded_at_a_time(

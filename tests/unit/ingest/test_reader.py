@@ -16,7 +16,7 @@ from service.engine.preprocess import ImageFacts
 from service.errors import InvalidInput, Reason
 from service.ingest import index as indexes
 from service.ingest import reader
-from service.ingest.archives import Limits
+from service.ingest.archives import FILE_BYTES, Limits
 from service.ingest.index import Index
 from service.ingest.reader import Given, ReadRequest
 from tests.unit.ingest.packing import MAKERS, Entries
@@ -349,11 +349,15 @@ def test_what_is_larger_than_there_is_room_for_is_told_with_its_size(tmp_path: P
     (tmp_path / "archive").write_bytes(MAKERS["tar"]({f"a/{n}": bytes(100) for n in range(9)}))
     with pytest.raises(reader.OverRoom) as caught:
         reader.read(
-            request(tmp_path / "work", archive=str(tmp_path / "archive"), max_new_bytes=250),
+            request(
+                tmp_path / "work",
+                archive=str(tmp_path / "archive"),
+                max_new_bytes=3 * FILE_BYTES + 250,
+            ),
             inspect,
             1,
         )
-    assert caught.value.size_bytes == 300
+    assert caught.value.size_bytes == 3 * FILE_BYTES + 300
 
 
 LABELS = st.sampled_from(["ants", "bees", "Wasps", ".git", "@eaDir", ""])
@@ -364,7 +368,9 @@ MIXED = st.dictionaries(
 )
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(mixed=MIXED, is_labelled=st.booleans(), most=st.sampled_from([0, 0, 3]))
 def test_every_file_that_was_seen_is_used_or_left_out(
     tmp_path_factory: pytest.TempPathFactory,

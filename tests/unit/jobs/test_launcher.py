@@ -103,17 +103,22 @@ async def test_lines_that_are_no_records_are_passed_over(tmp_path: Path) -> None
     await trainer.stop(1)
 
 
-async def test_no_setting_of_the_service_is_passed_on(tmp_path: Path) -> None:
+async def test_of_the_environment_what_is_known_by_name_is_passed_on(tmp_path: Path) -> None:
+    given = (
+        "HF_HOME", "https_proxy", "OMP_NUM_THREADS", "SITE_A", "SITE_B", "OTHER",
+        "AWS_SECRET_ACCESS_KEY", "DATABASE_URL", "GRAFT_PORT",
+    )  # fmt: skip
     trainer = await start(
         tmp_path,
-        """
-        text = ",".join(sorted(k for k in os.environ if k in ("KEPT", "GRAFT_PORT")))
-        say(json.dumps({"type": "note", "level": "info", "text": text}))
+        f"""
+        text = ",".join(sorted(os.environ.keys() & {set(given)!r}))
+        say(json.dumps({{"type": "note", "level": "info", "text": text}}))
         """,
-        KEPT="1",
-        GRAFT_PORT="1",
+        **dict.fromkeys(given, "1"),
+        GRAFT_PASS_ENVIRONMENT="SITE_*, OTHER,GRAFT_*",
     )
-    assert await trainer.next_record() == Note("info", "KEPT")
+    passed = "HF_HOME,OMP_NUM_THREADS,OTHER,SITE_A,SITE_B,https_proxy"
+    assert await trainer.next_record() == Note("info", passed)
     await trainer.stop(1)
 
 

@@ -8,11 +8,13 @@ import pytest
 
 from service.contract import JobSpec
 from service.domain import DEFAULT_TENANT, Base, JobState
-from service.errors import AlreadyExists, NotFound, OverQuota, Reason, WrongState
+from service.errors import AlreadyExists, Exhausted, NotFound, OverQuota, Reason, WrongState
+from service.ingest.archives import FILE_BYTES
 from service.jobs.events import Published
 from service.jobs.fake_launcher import Script
 from service.jobs.lineage import Lineage
 from service.jobs.store import JobStore
+from service.storage.database import Database
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 from tests.unit.ingest.packing import tar_of
@@ -87,6 +89,77 @@ def test_a_tenant_has_so_many_open_jobs_at_once(jobs: JobStore) -> None:
     jobs.create(request(ACMES), "", b"", max_open_jobs=2)
 
 
+def claimed(jobs: JobStore) -> str:
+    """Claims a job; answers with its model's key."""
+    job = jobs.claim(["auto"])
+    assert job is not None
+    return job.request.model
+
+
+def test_tenants_take_turns_whoever_queued_first(jobs: JobStore, queue: Queue) -> None:
+    acmes = [queue(ACMES) for _ in range(4)]
+    betas = [queue(BETAS) for _ in range(2)]
+    started = []
+    for _ in range(6):
+        job = jobs.claim(["auto"])
+        assert job is not None
+        started.append(job.job_id)
+        jobs.fail(job.job_id, Reason.INTERNAL, "")
+    first, *others = (job.job_id for job in acmes)
+    second, third = (job.job_id for job in betas)
+    assert started == [first, second, others[0], third, *others[1:]]
+
+
+def test_who_has_fewer_running_jobs_comes_first(jobs: JobStore, queue: Queue) -> None:
+    for key in (ACMES, ACMES, ACMES, BETAS):
+        queue(key)
+    assert [claimed(jobs) for _ in range(3)] == [ACMES, BETAS, ACMES]
+    # Beta's ran out of jobs and got one the longest ago, but has one running still.
+    queue(BETAS)
+    queue("birds")
+    assert [claimed(jobs) for _ in range(3)] == ["birds", BETAS, ACMES]
+
+
+def test_a_start_in_the_future_keeps_no_tenant_waiting(
+    jobs: JobStore, queue: Queue, database: Database
+) -> None:
+    first = queue(ACMES)
+    jobs.claim(["auto"])
+    jobs.fail(first.job_id, Reason.INTERNAL, "")
+    with database.transaction() as connection:
+        connection.execute("UPDATE jobs SET start_time_s = 1e12")
+    queue(ACMES)
+    queue(BETAS)
+    assert claimed(jobs) == ACMES
+
+
+def test_where_there_are_several_tenants_one_has_half_of_the_queue(
+    database: Database, jobs: JobStore
+) -> None:
+    is_shared = [True]
+    shared = JobStore(database, max_queued=5, is_shared=lambda: is_shared[0])
+
+    def queue(key: str) -> None:
+        shared.create(request(key), "", "")
+
+    for _ in range(3):
+        queue(ACMES)
+    for refused in (lambda: queue(ACMES), lambda: shared.check_open(ACME)):
+        with pytest.raises(Exhausted, match="3 of your jobs wait") as caught:
+            refused()
+        assert (caught.value.reason, caught.value.retry_after_s) == (Reason.QUEUE_FULL, 30)
+    queue(BETAS)
+    # A place is free again once a job runs.
+    shared.claim(["auto"])
+    queue(ACMES)
+    queue(BETAS)
+    with pytest.raises(Exhausted, match="5 jobs wait"):
+        queue("birds")
+    is_shared[0] = False
+    shared.claim(["auto"])
+    queue(ACMES)
+
+
 def test_a_job_works_on_its_tenants_datasets_alone(
     jobs: JobStore, queue: Queue, datasets: DatasetStore
 ) -> None:
@@ -152,7 +225,7 @@ async def test_an_archive_that_a_job_unpacks_is_its_tenants_and_counts(
     content = {f"{label}/{n}.png": data for n, (label, data, _) in enumerate(IMAGES)}
     archive.write_bytes(tar_of(content))
     queued = {key: queue(key, server_path=str(archive)) for key in (ACMES, BETAS)}
-    bounds = {ACME: 100_000, BETA: datasets.stored_bytes(BETA) + 11}
+    bounds = {ACME: 100_000, BETA: datasets.stored_bytes(BETA) + 3 * FILE_BYTES + 11}
     house = make_house(good(), max_stored_bytes_of=bounds.get)
     await house.supervisor.start()
     ours = await house.ended(queued[ACMES].job_id, ACME)

@@ -97,15 +97,20 @@ async def test_no_job_begins_on_a_disk_without_room(
         assert (record.state, record.attempts) == (JobState.SUCCEEDED, 1)
 
 
-async def test_a_folder_that_is_read_only_costs_few_attempts(
-    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ETIMEDOUT])
+async def test_a_folder_that_is_read_only_or_does_not_answer_costs_few_attempts(
+    make_house: MakeHouse,
+    queue: Queue,
+    folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
 ) -> None:
     house = make_house(good(), retry_s=5.0, room_timeout_s=0.5)
 
-    def read_only(*_: object, **__: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(house.supervisor._attempts._preparation, "spec", read_only)
+    monkeypatch.setattr(house.supervisor._attempts._preparation, "spec", refused)
     job = queue(server_path=folder)
     await house.supervisor.start()
     record = await house.ended(job.job_id)
@@ -250,11 +255,14 @@ async def test_a_leftover_that_cannot_be_deleted_ends_nothing(
 async def test_a_work_folder_that_cannot_be_made_yet_is_waited_for(
     make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What is there by then is left alone: rankings go on meanwhile."""
     house = make_house(good())
+    work = house.settings.work_dir
+    (work / "ranking-dead").mkdir(parents=True)
     mkdir, left = Path.mkdir, [2]
 
     def full(path: Path, *asked: object, **named: object) -> None:
-        if path == house.settings.work_dir and left[0]:
+        if path == work and left[0]:
             left[0] -= 1
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         mkdir(path, *asked, **named)  # type: ignore[arg-type]
@@ -262,7 +270,9 @@ async def test_a_work_folder_that_cannot_be_made_yet_is_waited_for(
     monkeypatch.setattr(Path, "mkdir", full)
     job = queue(server_path=folder)
     await house.supervisor.start()
+    (work / "ranking-live").mkdir()
     assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
+    assert [path.name for path in work.glob("ranking-*")] == ["ranking-live"]
 
 
 @pytest.mark.parametrize("reason", [Reason.STORAGE_FULL, Reason.STORAGE_BUSY])

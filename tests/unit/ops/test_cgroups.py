@@ -1,17 +1,25 @@
 """What the kernel tells of this process's memory groups, in both of its ways."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from service.ops import cgroups
-from service.ops.cgroups import kill_count, limit_bytes, machine_bytes
+from service.ops.cgroups import OomWatch, kill_count, limit_bytes, machine_bytes
 
 Lay = Callable[..., None]
 V1 = "oom_kill_disable 0\nunder_oom 0\noom_kill {}"
 V2 = "low 0\nhigh 9\nmax 31\noom 5\noom_kill {}\noom_group_kill 0"
+
+GUESS = (
+    "the trainer was killed (SIGKILL), as the system does when memory runs out: use less, or "
+    "give the server more memory, unless somebody killed it"
+)
+CERTAIN = (
+    "the system killed the trainer because memory ran out: use less, or give the server more memory"
+)
 
 
 @pytest.fixture
@@ -104,3 +112,28 @@ def test_the_least_limit_of_the_groups_around_it_is_told(
 def test_the_machines_memory_is_what_the_kernel_says() -> None:
     assert machine_bytes() > 2**28
     assert machine_bytes() % os.sysconf("SC_PAGE_SIZE") == 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "limit", "told"),
+    [
+        ((2, 3), None, CERTAIN),
+        ((0, 1), 800 * 2**20, f"{CERTAIN} than the 800 MiB of its control group"),
+        ((2, 2), 800 * 2**20, GUESS),
+        # It was moved to another group meanwhile.
+        ((2, 1), None, GUESS),
+        ((None, 3), None, GUESS),
+        ((2, None), None, GUESS),
+        ((None, None), None, GUESS),
+    ],
+)
+def test_why_a_process_was_killed_is_certain_only_where_the_kernels_count_rose(
+    counts: tuple[int | None, int | None],
+    limit: int | None,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left: Iterator[int | None] = iter(counts)
+    monkeypatch.setattr(cgroups, "kill_count", lambda: next(left))
+    monkeypatch.setattr(cgroups, "limit_bytes", lambda: limit)
+    assert OomWatch().why_killed("use less") == told

@@ -279,7 +279,7 @@ def test_an_upload_that_is_too_large_is_refused(make_datasets: MakeDatasets, fil
 
 
 def test_too_many_images_are_refused(make_datasets: MakeDatasets) -> None:
-    sending = make_datasets(Limits(1000, 1000, 2)).begin_upload("", "", tenant=TENANT)
+    sending = make_datasets(Limits(100_000, 1000, 2)).begin_upload("", "", tenant=TENANT)
     with pytest.raises(InvalidInput, match="more than 2 images") as caught:
         as_images(sending)
     assert caught.value.reason is Reason.ARCHIVE_TOO_LARGE
@@ -358,6 +358,20 @@ def test_a_dataset_stays_while_a_job_needs_it(
         assert datasets.path(record.dataset_id).exists()
     else:
         datasets.delete(record.dataset_id, TENANT)
+
+
+def test_a_dataset_stays_while_it_is_in_use(datasets: DatasetStore) -> None:
+    dataset_id = upload(datasets, IMAGES).dataset_id
+    with datasets.in_use(dataset_id, TENANT) as folder:
+        with pytest.raises(WrongState, match="used by RankBackbones") as caught:
+            datasets.delete(dataset_id, TENANT)
+        assert caught.value.reason is Reason.DATASET_IN_USE
+        assert folder.exists()
+    datasets.delete(dataset_id, TENANT)
+    with pytest.raises(NotFound), datasets.in_use(dataset_id, TENANT):
+        pass
+    assert upload(datasets, IMAGES).dataset_id == dataset_id
+    datasets.delete(dataset_id, TENANT)
 
 
 def test_datasets_are_listed_in_pages_newest_first(datasets: DatasetStore) -> None:

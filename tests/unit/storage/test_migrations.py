@@ -8,6 +8,7 @@ import pytest
 
 from service.domain import DEFAULT_TENANT
 from service.errors import WrongState
+from service.ingest.archives import FILE_BYTES
 from service.jobs.store import JobStore
 from service.storage.artifacts import Artifacts
 from service.storage.database import Database
@@ -72,7 +73,8 @@ def test_a_database_of_the_first_format_keeps_all_and_can_be_rolled_back(tmp_pat
         assert listed == ([], "")
     assert datasets.stored_bytes("acme") == 0
     sizes = [artifacts.version_bytes(one.artifact_digest) for one in stored]
-    assert datasets.stored_bytes(DEFAULT_TENANT) == 3 + sum(sizes) + 1024 + len('{"model":"birds"}')
+    of_jobs, of_datasets = 1024 + len('{"model":"birds"}'), 3 + FILE_BYTES
+    assert datasets.stored_bytes(DEFAULT_TENANT) == of_datasets + sum(sizes) + of_jobs
     with pytest.raises(WrongState, match="job-9"):
         datasets.delete("ds-1", DEFAULT_TENANT)
     database.close()

@@ -19,6 +19,7 @@ from service.errors import (
     Reason,
     Unavailable,
 )
+from service.ingest.archives import FILE_BYTES
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
@@ -138,15 +139,16 @@ def test_a_tenant_stores_its_datasets_and_its_versions(
     models: ModelStore, datasets: DatasetStore, publish: Publish
 ) -> None:
     upload(datasets, ACME, images(4, 100))
-    assert datasets.stored_bytes(ACME) == 400
+    taken = 4 * (100 + FILE_BYTES)
+    assert datasets.stored_bytes(ACME) == taken
     publish("acme/birds", "job-1", head=b"h" * 50)
     version = models.get_version("acme/birds", None, None)
     own = sum(path.stat().st_size for path in version.files.head_path.parent.iterdir())
     # The backbone is a pretrained one, which stays for all.
-    assert datasets.stored_bytes(ACME) == 400 + own
+    assert datasets.stored_bytes(ACME) == taken + own
     assert datasets.stored_bytes(BETA) == datasets.stored_bytes(DEFAULT_TENANT) == 0
     models.delete_model("acme/birds")
-    assert datasets.stored_bytes(ACME) == 400
+    assert datasets.stored_bytes(ACME) == taken
 
 
 def test_a_backbone_of_its_own_counts_once_for_each_tenant(
@@ -242,30 +244,32 @@ def test_a_quantised_backbone_is_for_the_tenant_whose_images_it_saw(
 
 def test_an_upload_ends_as_soon_as_there_is_no_room(datasets: DatasetStore, tmp_path: Path) -> None:
     upload(datasets, ACME, images(4, 100))
-    sending = datasets.begin_upload("", "", tenant=ACME, max_stored_bytes=650)
+    stored, most = 4 * (100 + FILE_BYTES), 6 * FILE_BYTES + 650
+    sending = datasets.begin_upload("", "", tenant=ACME, max_stored_bytes=most)
     for label, content, split in images(2, 101):
         sending.add_image(label, content, "", split)
     with pytest.raises(OverQuota) as caught:
         sending.add_image("c0", b"PIC99" + b"." * 95, "", "")
     assert (caught.value.subject, caught.value.reason) == ("stored_bytes", Reason.QUOTA_EXCEEDED)
     sending.abort()
-    sending = datasets.begin_upload("", "", tenant=ACME, max_stored_bytes=650)
+    sending = datasets.begin_upload("", "", tenant=ACME, max_stored_bytes=most)
     with pytest.raises(OverQuota, match=r"take 0\.0\S* MB of the 0\.0\S* MB .* delete"):
-        sending.write(b"x" * 251)
+        sending.write(b"x" * (most - stored + 1))
     sending.abort()
     with pytest.raises(OverQuota):
-        datasets.begin_upload("", "", tenant=ACME, max_stored_bytes=400)
+        datasets.begin_upload("", "", tenant=ACME, max_stored_bytes=stored)
     # Others have bounds of their own, and what fits is taken.
-    upload(datasets, BETA, images(4, 100), max_stored_bytes=400)
-    upload(datasets, ACME, images(2, 125), max_stored_bytes=650)
-    assert datasets.stored_bytes(ACME) == 650
+    upload(datasets, BETA, images(4, 100), max_stored_bytes=stored)
+    upload(datasets, ACME, images(2, 125), max_stored_bytes=most)
+    assert datasets.stored_bytes(ACME) == most
     assert leftovers(tmp_path) == []
 
 
 def test_two_uploads_at_once_do_not_share_the_room_that_one_leaves(
     datasets: DatasetStore, tmp_path: Path
 ) -> None:
-    both = [datasets.begin_upload("", "", tenant=ACME, max_stored_bytes=300) for _ in range(2)]
+    most = 3 * (100 + FILE_BYTES)
+    both = [datasets.begin_upload("", "", tenant=ACME, max_stored_bytes=most) for _ in range(2)]
     for number, sending in enumerate(both):
         for label, content, split in images(2, 100 + number):
             sending.add_image(label, content, "", split)
@@ -285,13 +289,27 @@ def test_two_uploads_at_once_do_not_share_the_room_that_one_leaves(
     for thread in threads:
         thread.join(GUARD_S)
     assert sorted(type(end).__name__ for end in ended) == ["DatasetRecord", "str"]
-    assert datasets.stored_bytes(ACME) in (200, 202)
+    assert datasets.stored_bytes(ACME) - 2 * FILE_BYTES in (200, 202)
     assert leftovers(tmp_path) == []
+
+
+def test_tiny_images_count_what_they_take_on_disk(datasets: DatasetStore, tmp_path: Path) -> None:
+    archive = tmp_path / "tiny.tar"
+    tiny = images(90, 10)
+    archive.write_bytes(tar_of({f"{i[0]}/{n}.png": i[1] for n, i in enumerate(tiny)}))
+    room = 90 * FILE_BYTES // 2
+    with pytest.raises(OverQuota):
+        datasets.import_archive(archive, tenant=ACME, max_stored_bytes=room)
+    with pytest.raises(OverQuota):
+        upload(datasets, ACME, tiny, max_stored_bytes=room)
+    dataset_id = upload(datasets, ACME, tiny)
+    files = (datasets.path(dataset_id) / "images").iterdir()
+    assert datasets.stored_bytes(ACME) >= sum(file.stat().st_blocks * 512 for file in files)
 
 
 def test_images_that_are_stored_already_need_no_room(datasets: DatasetStore) -> None:
     known = upload(datasets, ACME, images(4, 100))
-    bounds = {"max_stored_bytes": 400, "may_be_stored": True}
+    bounds = {"max_stored_bytes": 4 * (100 + FILE_BYTES), "may_be_stored": True}
     assert upload(datasets, ACME, images(4, 100), **bounds) == known
     with pytest.raises(OverQuota):
         upload(datasets, ACME, images(4, 101), **bounds)
@@ -305,12 +323,13 @@ def test_an_archive_is_unpacked_as_far_as_there_is_room(
         tar_of({f"{label}/{n}.png": content for n, (label, content, _) in
                 enumerate(images(4, 10_000))})
     )  # fmt: skip
+    most = 4 * (10_000 + FILE_BYTES)
     with pytest.raises(OverQuota):
-        datasets.import_archive(archive, tenant=ACME, max_stored_bytes=39_999)
+        datasets.import_archive(archive, tenant=ACME, max_stored_bytes=most - 1)
     assert leftovers(tmp_path) == []
-    record = datasets.import_archive(archive, tenant=ACME, max_stored_bytes=40_000)
+    record = datasets.import_archive(archive, tenant=ACME, max_stored_bytes=most)
     assert (record.tenant, record.size_bytes) == (ACME, 40_000)
     with pytest.raises(OverQuota):
-        datasets.check_room(ACME, 40_000)
+        datasets.check_room(ACME, most)
     datasets.delete(record.dataset_id, ACME)
-    datasets.check_room(ACME, 40_000)
+    datasets.check_room(ACME, most)
