@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ from graft.v1 import (
 from service import scratch
 from service.auth.access_control import AccessControl
 from service.config import Config
-from service.engine.engine import Bounds, Engine
+from service.engine.engine import Engine, EngineLimits
 from service.engine.exporter import Exporter
 from service.engine.providers import choose_provider
 from service.engine.runtime import OnnxRuntime, Runtime
@@ -61,6 +62,7 @@ from service.storage.artifacts import Artifacts, StoredVersion
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore, Limits
 from service.storage.models import ModelStore
+from service.storage.records import Removed
 from service.storage.registered import BackboneStore
 
 MIB = 2**20
@@ -159,7 +161,7 @@ class App:
 
         # Inference.
         runtime = self._runtime or _choose_runtime(config, threads, metrics)
-        bounds = Bounds(
+        limits = EngineLimits(
             threads=threads,
             max_batch=config.max_batch,
             max_queue=config.max_queue,
@@ -167,7 +169,7 @@ class App:
             load_timeout_s=config.load_timeout_s,
             max_pinned_bytes=config.model_memory_mb * MIB // 2 if access.needs_tokens else None,
         )
-        engine = Engine(runtime, bounds, metrics)
+        engine = Engine(runtime, limits, metrics)
         stack.callback(engine.close)
 
         # Training.
@@ -235,6 +237,7 @@ class App:
             max_images=config.max_images,
             timeout_s=config.predict_timeout_s,
         )
+        models.on_removed = _forgetting(asyncio.get_running_loop(), engine, open_inference)
         rpc = RpcServer(
             [
                 to_register(
@@ -401,3 +404,22 @@ def _choose_runtime(config: Config, threads: int, metrics: Metrics) -> Runtime:
         extra={"provider": provider.name, "precision": config.precision, "why": provider.why},
     )
     return OnnxRuntime(provider, threads, config.precision, max_batch=config.max_batch)
+
+
+def _forgetting(
+    loop: asyncio.AbstractEventLoop, engine: Engine, open_inference: OpenInferenceServicer
+) -> Callable[[Removed], None]:
+    def forget(removed: Removed) -> None:
+        engine.forget(
+            models=[removed.model] if removed.is_model_gone else [],
+            versions=[(removed.model, version) for version in removed.versions],
+            backbones=removed.backbones,
+            heads=removed.heads,
+            paths=removed.paths,
+        )
+        open_inference.forget(removed)
+
+    def schedule(removed: Removed) -> None:
+        loop.call_soon_threadsafe(partial(forget, removed))
+
+    return schedule

@@ -127,7 +127,7 @@ class _TorchSession:
     nbytes = 0
     precision = "fp32"
     max_batch = 1
-    image_s = 0.0
+    infer_s = 0.0
     damage = None
 
     def __init__(self, backbone: "Backbone") -> None:

@@ -1,8 +1,8 @@
 """Inference: images in, probabilities out. Knows no RPC, no jobs, no database.
 
-What it computes with reports to nobody: ONNX Runtime and OpenVINO would tell their
-makers of each start, from a process that holds customers' images. Both are told
-not to before either is imported, which nobody does but through this package.
+ONNX Runtime and OpenVINO would report each start to their makers, from a process that holds
+customers' images. Both are kept from it here, before either is imported, which happens only
+through this package.
 """
 
 import os

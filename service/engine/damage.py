@@ -1,9 +1,9 @@
-"""Files of versions that are not what was published: found when they are read, and remembered.
+"""Remembers files of versions that are not what was published, once one was read.
 
 Every file of a backbone or head is read through `read`, which compares its digest.
-What was found is kept until the file is seen whole: a call for it is refused
+What was found is kept until the file was read whole: a call for it is refused
 without reading it again, unless it changed on disk or a minute passed. `Damages`
-lives on the event loop, but for what looks at files, which may wait for a disk.
+lives on the event loop, but for `check` and `stamp_of`, which may wait for a disk.
 """
 
 import errno
@@ -17,20 +17,20 @@ from pathlib import Path
 from service.errors import Damaged, Exhausted, Reason, Unavailable
 from service.ops.metrics import Metrics
 
-_LOOK_AGAIN_S = 60.0
-"""Also where nothing changed: a disk may fail for a while."""
-_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
-"""What says nothing of the file."""
+_READ_AGAIN_S = 60.0
+"""Time after which an unchanged file is read again: a disk may fail for a while."""
+_TRANSIENT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
+"""Errors which do not mean that the file is damaged."""
 _WHAT_TO_DO = "put its file back from a backup, or publish the version again"
 
-Look = tuple[int, int, int, int] | None
-"""Of a file: inode, bytes, when its content and when anything of it changed; None where none is."""
+FileStamp = tuple[int, int, int, int] | None
+"""A file's inode, bytes, and times of its content's and of any change; None where none is."""
 
 log = logging.getLogger(__name__)
 
 
 def read(path: Path, digest: str, kind: str) -> bytes:
-    """The content of a backbone's or head's file, whose sha256 is `digest` where one is given.
+    """Reads a backbone's or head's file, whose sha256 is `digest` where one is given.
 
     Raises Damaged (MODEL_UNLOADABLE), Unavailable (STORAGE_BUSY) when the process has
     no more files to open, or Exhausted (OUT_OF_MEMORY).
@@ -44,7 +44,7 @@ def read(path: Path, digest: str, kind: str) -> bytes:
             Reason.OUT_OF_MEMORY, f"there is no memory to read the version's {kind}: try again"
         ) from error
     except OSError as error:
-        if error.errno in _PASSING:
+        if error.errno in _TRANSIENT:
             raise Unavailable(
                 Reason.STORAGE_BUSY,
                 f"the version's {kind} could not be read just now ({error.strerror}): try again",
@@ -57,7 +57,7 @@ def read(path: Path, digest: str, kind: str) -> bytes:
 
 
 def unloadable(kind: str, what: str) -> Damaged:
-    """The error of a backbone or head that cannot be used."""
+    """Makes the error of a backbone or head that cannot be used."""
     return Damaged(Reason.MODEL_UNLOADABLE, f"the version's {kind} {what}; {_WHAT_TO_DO}")
 
 
@@ -65,20 +65,20 @@ def unloadable(kind: str, what: str) -> Damaged:
 class _Found:
     kind: str
     error: Damaged
-    look: Look
+    stamp: FileStamp
     until: float
-    """When to look again, of the clock."""
+    """Time from which the file is read again, by the clock."""
 
 
 @dataclass(eq=False)
 class Watch:
-    """Held over a load: what is damaged and forgotten by then was deleted meanwhile."""
+    """Records deletions during a load, so that a deleted file is not reported as damaged."""
 
     forgotten: set[Path] = field(default_factory=set)
 
 
 class Damages:
-    """What was found, by file."""
+    """Damaged files, by path."""
 
     def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self._gauge = metrics.damaged
@@ -86,36 +86,36 @@ class Damages:
         self._found: dict[Path, _Found] = {}
         self._watches: list[Watch] = []
 
-    def check(self, path: Path) -> Look:
-        """How the file looks now; raises Damaged where it is known not to be whole as it is.
+    def check(self, path: Path) -> FileStamp:
+        """Returns the file's stamp; raises Damaged where it is known to be damaged as it is.
 
         For a thread: a network's folder may answer late, or never.
         """
-        look = look_at(path)
+        stamp = stamp_of(path)
         found = self._found.get(path)
-        if found is not None and found.look == look and self._clock() < found.until:
+        if found is not None and found.stamp == stamp and self._clock() < found.until:
             # A new one, or every raise would lengthen its trace.
             raise Damaged(found.error.reason, found.error.message)
-        return look
+        return stamp
 
     def watch(self) -> "Watch":
-        """Begins to see which files are forgotten, until `unwatch`."""
+        """Begins to record which files are forgotten, until `unwatch`."""
         watch = Watch()
         self._watches.append(watch)
         return watch
 
     def unwatch(self, watch: "Watch") -> None:
-        """Ends it."""
+        """Ends the recording."""
         self._watches.remove(watch)
 
     def of(self, paths: Iterable[Path]) -> str:
-        """What was found of these files when they were last read; "" for nothing."""
+        """Describes what was found in these files when last read; "" for nothing."""
         return "; ".join(self._found[path].error.message for path in paths if path in self._found)
 
-    def note(self, kind: str, path: Path, look: Look, error: Damaged) -> None:
-        """Remembers what was found in a file that looked like `look` before it was read."""
+    def note(self, kind: str, path: Path, stamp: FileStamp, error: Damaged) -> None:
+        """Remembers what was found in a file that had this stamp before it was read."""
         known = self._found.get(path)
-        self._found[path] = _Found(kind, error, look, self._clock() + _LOOK_AGAIN_S)
+        self._found[path] = _Found(kind, error, stamp, self._clock() + _READ_AGAIN_S)
         if known is None:
             self._gauge.labels(kind).inc()
         if known is None or known.error.message != error.message:
@@ -127,12 +127,12 @@ class Damages:
             )
 
     def clear(self, path: Path) -> None:
-        """Says that the file was seen whole."""
+        """Notes that the file was read whole."""
         if self._drop(path):
             log.info("a file that was damaged is whole again", extra={"file": str(path)})
 
     def forget(self, paths: Collection[Path]) -> None:
-        """For files that are deleted."""
+        """Drops files that were deleted."""
         for watch in self._watches:
             watch.forgotten.update(paths)
         for path in paths:
@@ -145,8 +145,8 @@ class Damages:
         return found is not None
 
 
-def look_at(path: Path) -> Look:
-    """What tells whether a file is another one, or was written to."""
+def stamp_of(path: Path) -> FileStamp:
+    """Reads what changes when a file is replaced or written to."""
     try:
         seen = path.stat()
     except OSError:

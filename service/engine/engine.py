@@ -1,9 +1,8 @@
-"""The engine: images for any published models in, class probabilities out.
+"""Takes images for any published models, and returns class probabilities.
 
-Knows what is in memory, queues by backbone, and answers when the workers are
-done. Knows models as files named by their digests; what they are called and
-which one is meant is the caller's business. Lives on the event loop, but for
-the workers' threads. Stops with `close`.
+Keeps models in memory, queues images before the workers, and answers when these are done. Knows
+models as files named by their digests; what they are called and which one is meant is the
+caller's business. Lives on the event loop, but for the workers' threads. Stops with `close`.
 """
 
 import asyncio
@@ -14,50 +13,61 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from service.domain import Decision, ModelFiles, tenant_of
+from service.domain import Decision, ModelFiles, plain_name, tenant_of
 from service.engine import damage
 from service.engine import head as heads
 from service.engine.damage import Damages, Watch
-from service.engine.fair_queue import Backbone, Call, Classified, Decode, Outcome
+from service.engine.fair_queue import Backbone, Classified, Decode, Finish, ImageBatch, Outcome
 from service.engine.head import Head
-from service.engine.loaded import Loaded, Memory
+from service.engine.ledger import Ledger
+from service.engine.model_cache import Cache, MemoryBudget
 from service.engine.runtime import Runtime
-from service.engine.statistics import Statistics, Tally
 from service.engine.workers import Workers
-from service.errors import Exhausted, Expired, GraftError, Reason
+from service.errors import Exhausted, Expired, NotFound, Reason
 from service.ops.metrics import Metrics
 
-__all__ = ["Bounds", "Classified", "Decode", "Engine", "ModelFiles", "Outcome"]
-
-T = TypeVar("T")
+__all__ = ["Classified", "Decode", "Engine", "EngineLimits", "ModelFiles", "Outcome"]
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """The engine's limits."""
+class EngineLimits:
+    """Limits of one replica's engine."""
 
     threads: int
     max_batch: int
+    """Images in one run."""
     max_queue: int
+    """Images that wait."""
     max_bytes: int
+    """Bytes of models in memory."""
     load_timeout_s: float
     max_pinned_bytes: int | None = None
-    """What one tenant may pin; None means all of `max_bytes`."""
+    """Bytes that one tenant may pin; None for all of `max_bytes`."""
 
 
 class Engine:
     """Serves all models of the process."""
 
-    def __init__(self, runtime: Runtime, bounds: Bounds, metrics: Metrics) -> None:
-        self._bounds = bounds
-        self._metrics = metrics
-        metrics.queue_limit.set(bounds.max_queue)
-        self.statistics = Statistics()
-        self._memory = Memory(bounds.max_bytes, metrics)
-        self._workers = Workers(bounds.threads, bounds.max_batch, bounds.max_queue, metrics)
+    def __init__(
+        self,
+        runtime: Runtime,
+        limits: EngineLimits,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limits = limits
+        self._clock = clock
+        metrics.queue_limit.set(limits.max_queue)
+        self.ledger = Ledger(metrics)
+        self._memory = MemoryBudget(limits.max_bytes, metrics)
+        self._workers = Workers(limits.threads, limits.max_batch, limits.max_queue, metrics, clock)
         self._pinned: set[ModelFiles] = set()
+        self._deletions: list[set[tuple[str, int]]] = []
+        """Models and versions that are deleted while one is being pinned, for each that is."""
         self._damages = Damages(metrics)
 
         def load_backbone(path: Path, digest: str) -> Backbone:
@@ -68,33 +78,45 @@ class Engine:
                     "backbone": path.stem,
                     "precision": session.precision,
                     "largest_batch": session.max_batch,
-                    "image_ms": round(session.image_s * 1000, 1),
+                    "image_ms": round(session.infer_s * 1000, 1),
                 },
             )
-            return Backbone(session, session.image_s)
+            return Backbone(session)
 
-        self._backbones: Loaded[Backbone] = Loaded(
+        self._backbones: Cache[Backbone] = Cache(
             "backbone", load_backbone, self._memory, self._damages
         )
-        self._heads: Loaded[Head] = Loaded("head", heads.load, self._memory, self._damages)
+        self._heads: Cache[Head] = Cache("head", heads.load, self._memory, self._damages)
 
     async def warm(self, files: ModelFiles) -> None:
         """Loads a model, so that its first call finds it in memory."""
-        await self._load(files, self._bounds.load_timeout_s)
+        await self._load(files, self._limits.load_timeout_s)
 
     async def pin(self, files: ModelFiles) -> None:
-        """Loads a model and keeps it in memory until `unpin`; twice is as once.
+        """Loads a model and keeps it in memory until `unpin`; idempotent.
 
-        Raises Exhausted (OUT_OF_MEMORY) when the pinned models would fill the
-        memory's bound, or its tenant's its share, and what loading raises.
+        Raises Exhausted (OUT_OF_MEMORY) when the pinned models would fill the memory, or its
+        tenant's the tenant's share, NotFound (VERSION_NOT_FOUND) when it is deleted meanwhile,
+        and what loading raises.
         """
-        await self.warm(files)
+        deleted: set[tuple[str, int]] = set()
+        self._deletions.append(deleted)
+        try:
+            await self.warm(files)
+        finally:
+            self._deletions.remove(deleted)
+        if (files.name, files.version) in deleted:
+            raise NotFound(
+                Reason.VERSION_NOT_FOUND,
+                f"version {files.version} of {plain_name(files.name)} was deleted while it was "
+                "loaded",
+            )
         self._check_share(files)
         self._memory.pin(_keys(files))
         self._pinned.add(files)
 
     def _check_share(self, files: ModelFiles) -> None:
-        bound = self._bounds.max_pinned_bytes
+        bound = self._limits.max_pinned_bytes
         if bound is None:
             return
         tenant = tenant_of(files.name)
@@ -112,17 +134,17 @@ class Engine:
             )
 
     def unpin(self, files: ModelFiles) -> None:
-        """Lets a model leave memory when room is needed; one that is not pinned stays as it is."""
+        """Lets a model be evicted again; one that is not pinned stays as it is."""
         self._pinned.discard(files)
         still = {key for pinned in self._pinned for key in _keys(pinned)}
         self._memory.unpin([key for key in _keys(files) if key not in still])
 
     def is_loaded(self, files: ModelFiles) -> bool:
-        """Whether a model is in memory; no use of it."""
+        """Tells whether a model is in memory; does not count as a use."""
         return all(self._memory.has(*key) for key in _keys(files))
 
     def damage_of(self, files: ModelFiles) -> str:
-        """What was wrong with a version's files when they were last read; "" for nothing."""
+        """Reports what was wrong with a version's files when last read; "" for nothing."""
         return self._damages.of((files.backbone_path, files.head_path))
 
     @overload
@@ -152,49 +174,27 @@ class Engine:
         timeout_s: float,
         decision: Decision | None = None,
         *,
-        finish: Callable[[list[Outcome]], Any] = list,
+        finish: Finish = list,
     ) -> Any:
         """Classifies each image; a bad one gets its error, the others their answers.
 
-        By `decision` where one is given, else by the version's own. Returns what `finish` makes
-        of the outcomes, in the order of the images, in the thread of the worker that computed
-        the last of them; what it raises is raised here. Raises Exhausted
-        (QUEUE_FULL) or Expired (DEADLINE_EXCEEDED) for all of them, InvalidInput for
-        thresholds of classes that the model does not have, Damaged (MODEL_UNLOADABLE) when
-        its files cannot be used.
+        Returns the outcomes, one for each image, or what `finish` makes of them, which is called
+        in a worker's thread; what it raises is raised here. Answers go by `decision` where one
+        is given, else by the version's own. Raises Exhausted (QUEUE_FULL) or Expired
+        (DEADLINE_EXCEEDED) for all of them, InvalidInput for thresholds of classes that the
+        model does not have, Damaged (MODEL_UNLOADABLE) when its files cannot be used.
         """
-        arrived = time.monotonic()
+        arrived = self._clock()
         # Taken before anything is awaited: the model may be deleted meanwhile, and what is
-        # told of it then must not bring its series back.
-        stages = self._metrics.stages(files.name)
-        tally = self.statistics.tally(files.name, files.version)
+        # recorded of it then must not bring its series back.
+        account = self.ledger.account(files.name, files.version)
         try:
-            call = await self._classify(files, images, arrived, timeout_s, decision, finish)
+            batch = await self._classify(files, images, arrived, timeout_s, decision, finish)
         except BaseException:
-            _record(tally, 0, time.monotonic() - arrived, [], [], [], ok=False)
+            account.failed(self._clock() - arrived)
             raise
-        if call.head.outliers is not None:
-            # Not when it is loaded: candidates and old versions are, beside the one that serves.
-            stages.compare_with(files.head_digest, call.head.outliers.validation)
-        total_s = time.monotonic() - arrived
-        stages.total.observe(total_s)
-        for values, histogram in (
-            (call.decode_s, stages.decode),
-            (call.queue_s, stages.queue),
-            (call.infer_s, stages.infer),
-        ):
-            for seconds in values:
-                histogram.observe(seconds)
-        for outcome in call.outcomes.values():
-            if isinstance(outcome, GraftError):
-                stages.count(outcome.reason)
-                continue
-            stages.count("ok")
-            if outcome.outlier_score is not None:
-                stages.outlier_score.observe(outcome.outlier_score)
-        spent = (call.queue_s, call.decode_s, call.infer_s)
-        _record(tally, len(images), total_s, *spent, ok=True)
-        return call.answer.result()
+        account.answered(batch, files.head_digest, self._clock() - arrived)
+        return batch.answer.result()
 
     async def _classify(
         self,
@@ -203,19 +203,19 @@ class Engine:
         arrived: float,
         timeout_s: float,
         decision: Decision | None,
-        finish: Callable[[list[Outcome]], Any],
-    ) -> Call:
+        finish: Finish,
+    ) -> ImageBatch:
         backbone, head = await self._load(files, timeout_s)
         if decision is not None:
             decision.check_classes(head.classes, "decision")
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        call = Call(
+        batch = ImageBatch(
             files.name, backbone, head, images, arrived, arrived + timeout_s, answer,
             files.decoding, decision, finish,
         )  # fmt: skip
-        self._workers.put(call)
+        self._workers.put(batch)
         try:
-            async with asyncio.timeout(call.deadline - time.monotonic()) as deadline:
+            async with asyncio.timeout(batch.deadline - self._clock()) as deadline:
                 await answer
         except TimeoutError:
             # A run that raised one is a fault of ours.
@@ -227,11 +227,10 @@ class Engine:
                 "send fewer at once",
             ) from None
         finally:
-            # Whoever waits no longer leaves the queue.
-            if call.waiting:
-                self._workers.leave(call)
+            if not answer.done() or answer.cancelled():
+                self._workers.withdraw(batch)
             self._note_what_was_found(files, backbone)
-        return call
+        return batch
 
     def forget(
         self,
@@ -244,9 +243,11 @@ class Engine:
     ) -> None:
         """Drops what was deleted; calls under way end as they would have.
 
-        Versions are those of the models, too; what they share with others stays in memory.
-        What was found in the files at `paths` is forgotten: equal ones may lie elsewhere.
+        `versions` are those of `models`, too; what they share with others stays in memory. What
+        is known of the files at `paths` is dropped; equal files may lie elsewhere.
         """
+        for deleted in self._deletions:
+            deleted.update(versions)
         for files in [
             files
             for files in self._pinned
@@ -260,17 +261,14 @@ class Engine:
         for digest in heads:
             self._memory.drop("head", digest)
         self._damages.forget(paths)
-        for model, version in versions:
-            self.statistics.forget(model, version)
-        for model in models:
-            self._metrics.forget_model(model)
+        self.ledger.forget(models, versions)
 
     def close(self) -> None:
         """Ends the threads; waits for what they do."""
         self._workers.close()
 
     async def _load(self, files: ModelFiles, timeout_s: float) -> tuple[Backbone, Head]:
-        timeout_s = min(timeout_s, self._bounds.load_timeout_s)
+        timeout_s = min(timeout_s, self._limits.load_timeout_s)
         watch = self._damages.watch()
         try:
             backbone = self._backbones.peek(files.backbone_digest)
@@ -297,9 +295,9 @@ class Engine:
             f"takes {head.feature_dim} features, and its backbone gives "
             f"{backbone.session.feature_dim}",
         )
-        look = await asyncio.to_thread(damage.look_at, files.head_path)
+        stamp = await asyncio.to_thread(damage.stamp_of, files.head_path)
         if files.head_path not in watch.forgotten:
-            self._damages.note("head", files.head_path, look, error)
+            self._damages.note("head", files.head_path, stamp, error)
         raise error
 
     def _note_what_was_found(self, files: ModelFiles, backbone: Backbone) -> None:
@@ -310,29 +308,8 @@ class Engine:
         if found is None:
             self._damages.clear(path)
         elif not self._damages.of([path]):
-            # Without a look: a load reads it again.
+            # Without a stamp: a load reads it again.
             self._damages.note("backbone", path, None, found)
-
-
-def _record(
-    tally: Tally,
-    images: int,
-    total_s: float,
-    queue_s: Sequence[float],
-    decode_s: Sequence[float],
-    infer_s: Sequence[float],
-    *,
-    ok: bool,
-) -> None:
-    # A call's stage is its slowest image's.
-    tally.record(
-        images=images,
-        ok=ok,
-        queue_s=max(queue_s, default=0.0),
-        decode_s=max(decode_s, default=0.0),
-        infer_s=max(infer_s, default=0.0),
-        total_s=total_s,
-    )
 
 
 def _keys(files: ModelFiles) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""One self-contained ONNX classifier from a backbone and a head.
+"""Composes one self-contained ONNX classifier of a backbone and a head.
 
 uint8 images [n, size, size, 3] in, probabilities float32 [n, classes] out;
 the normalisation comes with the backbone, the softmax and the temperature with

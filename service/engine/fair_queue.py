@@ -1,14 +1,15 @@
-"""The queue before the workers: fair between tenants, their models, and backbones.
+"""Queues images before the workers, fairly between tenants in seconds of work.
 
-Images leave in turn, one of each tenant, and of a tenant's models in turn, so that
-a flood for one model delays another by an image a round and no more, and nobody gets
-more by having more models. A batch is of one backbone; backbones take turns too. Not
-thread-safe: `workers` holds the lock. Knows nothing of sessions and computes nothing.
+Images leave one by one. The next is of the tenant that has used the least of the workers'
+time since it began to wait, and a tenant's models take turns: neither many calls, nor many
+models or backbones, nor costly images get a tenant more than the others. What an image costs
+is estimated when it leaves, and set right (`charge`) when it was measured. Not thread-safe:
+`workers` holds the lock. Computes nothing.
 """
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +20,15 @@ from service.engine.runtime import Session
 from service.errors import GraftError
 
 Decode = Callable[[ImageDecoding], Pixels]
-"""Makes one image's pixels, as its version decodes them; runs in a thread; raises InvalidInput
-for a bad image."""
+"""Makes one image's pixels as its version decodes them; runs in a thread; raises InvalidInput
+for a bad image. A `preprocess.Encoded` also reports its size before it is decoded."""
+
+_NEW = 0.1
+"""Weight of the newest sample in a mean."""
+_MOST_TIMES = 4
+"""A sample counts as at most this many times the mean: one slow image says little of the next."""
+_HALF_LIFE_S = 10.0
+"""Time in which a mean returns half the way to its first value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,23 +43,49 @@ class Classified:
     answer: int
     """The class by the call's decision, or by the head's own; see `Head.decide`."""
     outlier_score: float | None = None
-    """Above 1 is out of distribution; None for heads that do not know."""
+    """Above 1 is out of distribution; None for heads without an `Outliers`."""
     is_calibrated: bool = True
     """See `Head.is_calibrated`."""
 
 
 Outcome = Classified | GraftError
 
+Finish = Callable[[list[Outcome]], Any]
+"""Makes what a caller gets of its outcomes; runs in a worker's thread; may raise."""
+
+
+class Estimate:
+    """A running mean of seconds that returns to its first value when nothing is measured."""
+
+    def __init__(self, initial_s: float) -> None:
+        self._initial_s = self._mean_s = initial_s
+        self._updated = 0.0
+
+    def at(self, now: float) -> float:
+        """Reads the mean at a time of the clock."""
+        kept: float = 0.5 ** (max(0.0, now - self._updated) / _HALF_LIFE_S)
+        return self._initial_s + kept * (self._mean_s - self._initial_s)
+
+    def add(self, seconds: float, now: float) -> None:
+        """Adds a sample that was measured until now."""
+        # While it was measured nothing was forgotten.
+        mean_s = self.at(now - seconds)
+        self._mean_s = mean_s + _NEW * (min(seconds, _MOST_TIMES * mean_s) - mean_s)
+        self._updated = now
+
 
 @dataclass(eq=False)
 class Backbone:
-    """A session, and what an image costs on it."""
+    """A session, and what inference costs on it."""
 
     session: Session
-    image_s: float
-    """Seconds that one worker spends on an image, decoding included; a running mean."""
+    infer_s: Estimate = field(init=False)
+    """Seconds that one core computes for an image."""
     waiting: int = 0
     """Images that wait for it."""
+
+    def __post_init__(self) -> None:
+        self.infer_s = Estimate(self.session.infer_s)
 
     @property
     def nbytes(self) -> int:
@@ -60,29 +94,30 @@ class Backbone:
 
 
 @dataclass(eq=False)
-class Call:
-    """Images that were sent together for one model."""
+class ImageBatch:
+    """The images of one call, for one model."""
 
     model: str
-    """Its key, which tells the tenant."""
+    """Its key, which holds the tenant."""
     backbone: Backbone
     head: Head
     images: Sequence[Decode]
     arrived: float
-    """Of time.monotonic, as is the deadline."""
+    """By the engine's clock, as is the deadline."""
     deadline: float
     answer: "asyncio.Future[Any]"
-    """What `finish` makes of the outcomes."""
+    """Gets what `finish` returns."""
     decoding: ImageDecoding = DEFAULT_DECODING
     decision: Decision | None = None
-    """Instead of the head's own."""
-    finish: Callable[[list[Outcome]], Any] = list
-    """Runs in a worker's thread, once, on the outcomes in the order of the images."""
+    """Replaces the head's own."""
+    finish: Finish = list
     tenant: str = field(init=False)
-    image_s: float = field(init=False)
-    """What an image was thought to cost when the call arrived."""
-    taken: int = 0
-    """How many images left the queue; all of them once the call has ended."""
+    image_s: float = 0.0
+    """Seconds that one worker is expected to spend on an image; set when the images are queued."""
+    popped: int = 0
+    """How many images have left the queue."""
+    is_withdrawn: bool = False
+    """Nobody waits for the answer any more."""
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     decode_s: list[float] = field(default_factory=list)
     queue_s: list[float] = field(default_factory=list)
@@ -90,166 +125,192 @@ class Call:
 
     def __post_init__(self) -> None:
         self.tenant = tenant_of(self.model)
-        self.image_s = self.backbone.image_s
 
     @property
     def waiting(self) -> int:
         """How many of its images are in the queue."""
-        return len(self.images) - self.taken
+        return 0 if self.is_withdrawn else len(self.images) - self.popped
+
+    @property
+    def in_order(self) -> list[Outcome]:
+        """Its outcomes as its images were given, once it has all of them."""
+        return [self.outcomes[place] for place in range(len(self.images))]
 
 
-Item = tuple[Call, int]
-"""An image: its call, and which of the call's it is."""
+Item = tuple[ImageBatch, int]
+"""An image: its batch, and its place in the batch."""
+
+_Line = tuple[str, Backbone]
+"""Batches of one model on one backbone (its versions may be on several)."""
 
 
-_Models = OrderedDict[str, deque[Call]]
+@dataclass(eq=False)
+class _Tenant:
+    """What one tenant has waiting; every line has an image at least."""
+
+    lines: OrderedDict[_Line, deque[ImageBatch]] = field(default_factory=OrderedDict)
+    images: dict[str, int] = field(default_factory=dict)
+    """Images by model; no zeros."""
+    seconds: float = 0.0
+    """What they are expected to cost one worker."""
+
+    @property
+    def waiting(self) -> int:
+        return sum(self.images.values())
+
+    def next_line(self, backbone: Backbone | None) -> _Line | None:
+        """Finds the line whose turn it is, of any backbone for None."""
+        return next((line for line in self.lines if backbone in (None, line[1])), None)
 
 
 class FairQueue:
-    """Calls whose images wait, by backbone, tenant and model."""
+    """Batches whose images wait, by tenant and model."""
 
     def __init__(self) -> None:
-        self._backbones: OrderedDict[Backbone, OrderedDict[str, _Models]] = OrderedDict()
-        self._waiting_of: dict[str, dict[str, int]] = {}
-        """Images by tenant and model; no zeros."""
+        self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
+        """Those with images waiting."""
+        self._used_s: dict[str, float] = {}
+        """Seconds of work by tenant. Start-time fair queueing (Goyal, Vin and Cheng 1996): a
+        tenant that begins to wait is set to `_virtual_s`, so that time that nobody else wanted is
+        neither owed nor saved up."""
+        self._virtual_s = 0.0
+        """What the tenant had used whose image left last."""
         self.waiting = 0
         """Images that wait."""
-        self.backlog_s = 0.0
-        """What they cost one worker."""
 
-    def put(self, call: Call) -> None:
-        """Adds a call's images."""
-        tenants = self._backbones.setdefault(call.backbone, OrderedDict())
-        models = tenants.setdefault(call.tenant, OrderedDict())
-        models.setdefault(call.model, deque()).append(call)
-        self._count(call, call.waiting)
+    def put(self, batch: ImageBatch) -> None:
+        """Adds a batch."""
+        name = batch.tenant
+        tenant = self._tenants.get(name)
+        if tenant is None:
+            tenant = self._tenants[name] = _Tenant()
+            self._used_s[name] = max(self._used_s.get(name, 0.0), self._virtual_s)
+        tenant.lines.setdefault((batch.model, batch.backbone), deque()).append(batch)
+        self._count(batch, batch.waiting)
 
-    def leave(self, call: Call) -> None:
-        """Takes a call's images out, if any wait; the shell is dropped on its turn."""
-        self._count(call, -call.waiting)
-        call.taken = len(call.images)
+    def withdraw(self, batch: ImageBatch) -> None:
+        """Takes a batch's images out, if any wait."""
+        waiting = batch.waiting
+        batch.is_withdrawn = True
+        if waiting:
+            self._remove(batch)
+            self._count(batch, -waiting)
 
-    def ahead_s(self, model: str, count: int) -> float:
-        """What goes before the last of `count` more images of a model, for one worker."""
-        if not self.waiting:
-            return 0.0
-        tenant = tenant_of(model)
-        own = self._waiting_of.get(tenant, {})
-        rounds = own.get(model, 0) + count
-        ahead = sum(min(waiting, rounds) for waiting in own.values())
-        rounds = ahead + count
-        ahead += sum(
-            min(sum(models.values()), rounds)
-            for other, models in self._waiting_of.items()
-            if other != tenant
+    def pop(self, now: float, backbone: Backbone | None = None) -> Item | None:
+        """Takes out the next image, of one backbone where it is given; None where none waits.
+
+        Withdraws the batches that it is too late for.
+        """
+        while (found := self._next(backbone)) is not None:
+            name, line = found
+            tenant = self._tenants[name]
+            batch = tenant.lines[line][0]
+            if self._is_too_late(batch, now):
+                self.withdraw(batch)
+                continue
+            self._virtual_s = max(self._virtual_s, self._used_s[name])
+            self._used_s[name] += batch.image_s
+            # For those of equal use, such as the first images of all.
+            self._tenants.move_to_end(name)
+            tenant.lines.move_to_end(line)
+            place = batch.popped
+            batch.popped += 1
+            if not batch.waiting:
+                self._remove(batch)
+            self._count(batch, -1)
+            return batch, place
+        return None
+
+    def charge(self, tenant: str, seconds: float) -> None:
+        """Adds to what a tenant has used, where more or less was spent than estimated."""
+        self._used_s[tenant] += seconds
+
+    def queued_ahead_s(self, batch: ImageBatch) -> float:
+        """Estimates what is done before the last image of a new batch, for one worker.
+
+        Of its own tenant's models each has a turn for every image of its own model; of another
+        tenant as many seconds are done as of its own, at most.
+        """
+        own = self._tenants.get(batch.tenant)
+        own_s = batch.image_s * len(batch.images)
+        ahead_s = 0.0
+        if own is not None:
+            turns = own.images.get(batch.model, 0) + len(batch.images)
+            ahead = sum(min(waiting, turns) for waiting in own.images.values())
+            ahead_s = own.seconds * ahead / own.waiting
+        return ahead_s + sum(
+            min(other.seconds, ahead_s + own_s)
+            for name, other in self._tenants.items()
+            if name != batch.tenant
         )
-        return self.backlog_s * ahead / self.waiting
 
-    def newest_of_longest(self, model: str, count: int) -> Call | None:
-        """The call to refuse so that `count` images of a model find room, if that is fairer.
+    def batch_to_shed(self, model: str, count: int) -> ImageBatch | None:
+        """Finds the batch to refuse so that `count` images of a model find room, if it is fairer.
 
         It is of the tenant with most images waiting, if that has more of them than
         the model's own tenant would have; else of its own tenant. There it is the newest
         of the model with most, if that has more than `model` would have.
         """
-        tenant = tenant_of(model)
-        own = self._waiting_of.get(tenant, {})
-        if len(self._waiting_of) > 1:
-            found = self._of_another(tenant, sum(own.values()) + count)
-            if found is not None:
-                return found
-        longest = max(own, key=own.__getitem__, default=model)
-        if longest == model or own[longest] <= own.get(model, 0) + count:
+        name = tenant_of(model)
+        own = self._tenants.get(name)
+        mine = (own.waiting if own else 0) + count
+        others = {key: other.waiting for key, other in self._tenants.items() if key != name}
+        most = max(others, key=others.__getitem__, default="")
+        if others and others[most] > mine:
+            images = self._tenants[most].images
+            # All batches of the first of them may have begun.
+            by_length = sorted(images, key=images.__getitem__, reverse=True)
+            found = (self._newest(most, longest) for longest in by_length)
+            if (batch := next((each for each in found if each is not None), None)) is not None:
+                return batch
+        if own is None:
             return None
-        return self._newest(tenant, longest)
-
-    def _of_another(self, tenant: str, mine: int) -> Call | None:
-        totals = {other: sum(models.values()) for other, models in self._waiting_of.items()}
-        other = max(totals, key=totals.__getitem__)
-        if other == tenant or totals[other] <= mine:
+        longest = max(own.images, key=own.images.__getitem__)
+        if longest == model or own.images[longest] <= own.images.get(model, 0) + count:
             return None
-        models = self._waiting_of[other]
-        # The first of them may all have begun.
-        by_length = sorted(models, key=models.__getitem__, reverse=True)
-        newest = (self._newest(other, model) for model in by_length)
-        return next((call for call in newest if call is not None), None)
+        return self._newest(name, longest)
 
-    def _newest(self, tenant: str, model: str) -> Call | None:
-        calls = (
-            call
-            for tenants in self._backbones.values()
-            if tenant in tenants
-            for call in tenants[tenant].get(model, ())
+    def _newest(self, tenant: str, model: str) -> ImageBatch | None:
+        batches = (
+            batch
+            for line, batches in self._tenants[tenant].lines.items()
+            if line[0] == model
+            for batch in batches
             # One that has begun would waste what was done for it.
-            if call.taken == 0
+            if batch.popped == 0
         )
-        return max(calls, key=lambda call: call.arrived, default=None)
+        return max(batches, key=lambda batch: batch.arrived, default=None)
 
-    def take(self, most: Callable[[Backbone], int], now: float) -> tuple[list[Item], list[Call]]:
-        """The next batch, all of one backbone, and the calls that it is too late for.
+    def _next(self, backbone: Backbone | None) -> tuple[str, _Line] | None:
+        least = min(self._eligible(backbone), key=lambda found: found[0], default=None)
+        return None if least is None else least[1:]
 
-        `most` says how many images to take for a backbone.
-        """
-        late: list[Call] = []
-        while self.waiting:
-            backbone, tenants = self._backbones.popitem(last=False)
-            count = most(backbone)
-            batch = self._take_in_turn(tenants, count, now + backbone.image_s, late)
-            if tenants:
-                self._backbones[backbone] = tenants
-            if batch:
-                return batch, late
-        self._backbones.clear()
-        return [], late
+    def _eligible(self, backbone: Backbone | None) -> Iterator[tuple[float, str, _Line]]:
+        for name, tenant in self._tenants.items():
+            if (line := tenant.next_line(backbone)) is not None:
+                yield self._used_s[name], name, line
 
-    def _take_in_turn(
-        self,
-        tenants: OrderedDict[str, _Models],
-        count: int,
-        soonest: float,
-        late: list[Call],
-    ) -> list[Item]:
-        batch: list[Item] = []
-        while tenants and len(batch) < count:
-            # One that is alone need not wait for its turn.
-            share = 1 if len(tenants) > 1 else count - len(batch)
-            tenant, models = tenants.popitem(last=False)
-            batch += self._take(models, share, soonest, late)
-            if models:
-                tenants[tenant] = models
-        return batch
+    def _is_too_late(self, batch: ImageBatch, now: float) -> bool:
+        # An estimate takes nothing from the last that wait: running them is what corrects it.
+        is_alone = self.waiting == batch.waiting
+        needed_s = 0.0 if is_alone else batch.backbone.infer_s.at(now)
+        return batch.deadline <= now + needed_s
 
-    def _take(self, models: _Models, count: int, soonest: float, late: list[Call]) -> list[Item]:
-        batch: list[Item] = []
-        while models and len(batch) < count:
-            model, calls = models.popitem(last=False)
-            while calls:
-                call = calls[0]
-                if call.waiting and call.deadline < soonest:
-                    self.leave(call)
-                    late.append(call)
-                if call.waiting:
-                    batch.append((call, call.taken))
-                    self._count(call, -1)
-                    call.taken += 1
-                    break
-                calls.popleft()
-            if calls:
-                models[model] = calls
-        return batch
+    def _remove(self, batch: ImageBatch) -> None:
+        lines = self._tenants[batch.tenant].lines
+        line = batch.model, batch.backbone
+        lines[line].remove(batch)
+        if not lines[line]:
+            del lines[line]
 
-    def _count(self, call: Call, images: int) -> None:
+    def _count(self, batch: ImageBatch, images: int) -> None:
         self.waiting += images
-        call.backbone.waiting += images
-        # Begun anew at zero, so that no rounding stays.
-        self.backlog_s = self.backlog_s + images * call.image_s if self.waiting else 0.0
-        models = self._waiting_of.get(call.tenant)
-        if models is None:
-            models = self._waiting_of[call.tenant] = {}
-        waiting = models.get(call.model, 0) + images
-        if waiting:
-            models[call.model] = waiting
+        batch.backbone.waiting += images
+        tenant = self._tenants[batch.tenant]
+        tenant.seconds += images * batch.image_s
+        if waiting := tenant.images.get(batch.model, 0) + images:
+            tenant.images[batch.model] = waiting
         else:
-            models.pop(call.model, None)
-            if not models:
-                del self._waiting_of[call.tenant]
+            del tenant.images[batch.model]
+            if not tenant.images:
+                del self._tenants[batch.tenant]

@@ -1,4 +1,4 @@
-"""A scriptable stand-in for ONNX Runtime, for tests: no model files, no kernels."""
+"""Stands in for ONNX Runtime in tests, scripted: no model files, no kernels."""
 
 import threading
 from pathlib import Path
@@ -22,7 +22,7 @@ class FakeSession:
     feature_dim = 3
     precision = "fp32"
     max_batch = 1_000
-    image_s = 0.0
+    infer_s = 0.0
 
     def __init__(self, nbytes: int = 1000) -> None:
         self.nbytes = nbytes
@@ -35,7 +35,7 @@ class FakeSession:
         self._open.set()
 
     def hold(self) -> None:
-        """Lets runs wait from now on."""
+        """Makes runs wait from now on."""
         self._open.clear()
 
     def release(self) -> None:
@@ -43,7 +43,7 @@ class FakeSession:
         self._open.set()
 
     def run(self, images: Pixels, cores: int = 0) -> Floats:
-        """From uint8 [n, 224, 224, 3] to float32 [n, 3]."""
+        """Computes features float32 [n, 3] of uint8 [n, 224, 224, 3]."""
         self.cores.append(cores)
         self.running.release()
         if not self._open.wait(600):
@@ -67,11 +67,11 @@ class FakeRuntime:
         self._nbytes = nbytes
 
     def session(self, path: Path) -> FakeSession:
-        """The session of a path, to script it before or after it is loaded."""
+        """Returns a path's session, to script it before or after it is loaded."""
         return self.sessions.setdefault(path, FakeSession(self._nbytes))
 
     def load(self, path: Path, digest: str = "") -> FakeSession:
-        """Loads without a look at what the file holds but for its digest."""
+        """Checks the file's digest, and reads nothing else of it."""
         self.loads.append(path)
         damage.read(path, digest, "backbone")
         return self.session(path)

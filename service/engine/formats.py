@@ -10,9 +10,9 @@ from typing import Final
 from service.errors import InvalidInput, Reason
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
-"""What is decoded, as Pillow names it."""
+"""Formats that are decoded, as Pillow names them."""
 TITLES: Final = "JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC"
-"""The same for people."""
+"""The same, as people name them."""
 
 TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -83,7 +83,7 @@ _OTHERS: Final = (
     (0, b"gimp xcf", "a GIMP file", _AS_PNG),
     (0, b"\0\0\x01\0", "an icon", _AS_PNG),
 )  # fmt: skip
-_LOOKED_AT: Final = 1024
+_INSPECTED: Final = 1024
 _NETPBM: Final = re.compile(rb"P[1-7]\s")
 _HTML: Final = re.compile(r"<(!doctype html|html|head|body|meta|title)\b")
 _SVG: Final = re.compile(r"<(\w+:)?svg[\s>]")
@@ -102,7 +102,7 @@ _TEXTS: Final[tuple[tuple[Callable[[str], object], str, str], ...]] = (
 
 
 class WrongFormat(InvalidInput):
-    """The bytes are something other than an image that is decoded here."""
+    """Refuses bytes that are no image of one of FORMATS."""
 
 
 def recognise(data: bytes) -> str:
@@ -145,12 +145,12 @@ def _named(data: bytes) -> tuple[str, str] | None:
         return "a Netpbm file (PBM, PGM, PPM)", _AS_PNG
     if not data.strip(b"\0"):
         return "nothing but zero bytes", "a copy or a download failed: fetch the image again"
-    return _named_text(data[:_LOOKED_AT])
+    return _named_text(data[:_INSPECTED])
 
 
 def _named_text(head: bytes) -> tuple[str, str] | None:
-    # What is looked at may end within a character.
-    cut = head[:-3] if len(head) == _LOOKED_AT else head
+    # The inspected part may end within a character.
+    cut = head[:-3] if len(head) == _INSPECTED else head
     try:
         text = cut.decode("utf-8-sig").strip().lower()
     except UnicodeDecodeError:

@@ -1,6 +1,6 @@
-"""A head: what turns a backbone's features into class probabilities.
+"""Turns a backbone's features into class probabilities.
 
-Kept as a safetensors file of kilobytes: tensors `weight` float16 [classes, d] and
+A head is kept as a safetensors file of kilobytes: tensors `weight` float16 [classes, d] and
 `bias` float32 [classes]; metadata `head`, a JSON object with `scale` (what the weights
 are to be multiplied by), `classes` (their names), `temperature`, `is_calibrated` and
 `decision` (a `Decision`); where they are known, the classes' shares among the images that
@@ -35,7 +35,7 @@ NONE = -1
 """Stands for no class, where none reaches its threshold."""
 
 _LARGEST = 1024.0
-"""Of a weight as it is kept: far from the ends of float16 on both sides."""
+"""Largest weight as it is kept: far from the ends of float16 on both sides."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Head:
     temperature: float = 1.0
     outliers: Outliers | None = None
     is_calibrated: bool = True
-    """Whether its probabilities were shown to be right on images that nothing was learned from."""
+    """True if its probabilities were shown to be right on images that nothing was learned from."""
     scale: float = 1.0
     prior: Floats | None = None
     """Each class's share [classes] of the images that it learned from; None where all are alike."""
@@ -82,7 +82,7 @@ class Head:
 
     @property
     def feature_dim(self) -> int:
-        """How many features it takes, the first of what its backbone gives."""
+        """Number of features that it takes, the first of those that its backbone gives."""
         return int(self.weight.shape[1])
 
     @property
@@ -94,12 +94,12 @@ class Head:
 
     @property
     def matrix(self) -> Floats:
-        """The weights float32 [classes, d] themselves."""
+        """Weights float32 [classes, d], unscaled."""
         matrix: Floats = self.weight.astype(np.float32) * np.float32(self.scale)
         return matrix
 
     def logits(self, features: Floats) -> Floats:
-        """From features float32 [n, d or more] to logits float32 [n, classes].
+        """Computes logits float32 [n, classes] of features float32 [n, d or more].
 
         They are not divided by the temperature yet.
         """
@@ -107,11 +107,11 @@ class Head:
         return logits
 
     def probabilities(self, features: Floats) -> Floats:
-        """From features float32 [n, d or more] to probabilities float32 [n, classes]."""
+        """Computes probabilities float32 [n, classes] of features float32 [n, d or more]."""
         return np.exp(self.log_probabilities(features))
 
     def log_probabilities(self, features: Floats) -> Floats:
-        """The logarithms of the same, float32 [n, classes]."""
+        """Computes their logarithms, float32 [n, classes], of features float32 [n, d or more]."""
         scaled = self.logits(features) / np.float32(self.temperature)
         scaled -= scaled.max(axis=1, keepdims=True)
         scaled -= np.log(np.exp(scaled).sum(axis=1, keepdims=True))
@@ -120,7 +120,7 @@ class Head:
     def decide(
         self, probabilities: npt.NDArray[np.floating], decision: Decision | None = None
     ) -> Ints:
-        """From probabilities [n, classes] to the class int64 [n] that is answered, or `NONE`.
+        """Decides by probabilities [n, classes] which class int64 [n] is answered, or `NONE`.
 
         By the head's own decision where none is given. Of equals the first class is answered.
         """

@@ -16,7 +16,7 @@ from service.engine.providers import openvino_config
 
 
 class OpenVinoGraph:
-    """One compiled file; `run` may be called by as many threads as it has streams."""
+    """Runs one compiled file, for as many threads at once as it has streams."""
 
     def __init__(self, model: bytes, precision: Precision, cores: int, streams: int) -> None:
         core = ov.Core()
@@ -30,7 +30,7 @@ class OpenVinoGraph:
         self._requests = threading.local()
 
     def run(self, images: Pixels) -> Floats:
-        """From uint8 [n, size, size, 3] to features float32 [n, d]."""
+        """Computes features float32 [n, d] of uint8 [n, size, size, 3]."""
         request: Any = getattr(self._requests, "own", None)
         if request is None:
             request = self._requests.own = self._compiled.create_infer_request()

@@ -1,4 +1,4 @@
-"""How unlike a model's training images an image is.
+"""Scores how unlike a model's training images an image is.
 
 Two things are added up, each in units of how much it differs among images of the training's
 kind. How far the image's features lie from what they are like: the Mahalanobis distance of Lee
@@ -30,7 +30,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Outliers:
-    """What the training images' features look like, and what the head says of them."""
+    """Describes the training images' features, and the energy that the head gives them."""
 
     means: npt.NDArray[np.float16]
     """float16 [classes, d], of features scaled to length one."""
@@ -39,7 +39,7 @@ class Outliers:
     validation: npt.NDArray[np.float16]
     """float16 [at most 256], ascending: scores of images that it was not fitted on."""
     energy_weight: float = 0.0
-    """Of the energy in a score."""
+    """Factor of the energy in a score."""
     energy_floor: float = 0.0
     """Less energy counts as this: the least of the images that set the threshold."""
     offset: float = 0.0
@@ -58,10 +58,10 @@ class Outliers:
         return self.means.nbytes + self.inverse_variance.nbytes + self.validation.nbytes + 512
 
     def scores(self, features: Floats, log_probabilities: Floats) -> Floats:
-        """From features float32 [n, d or more] and what the head says to scores float32 [n].
+        """Computes scores float32 [n] of features float32 [n, d or more].
 
-        `log_probabilities` are float32 [n, classes], at the head's temperature. Scores are at
-        least 0; above 1 is out of distribution.
+        `log_probabilities` are the head's, float32 [n, classes], at its temperature. Scores are
+        at least 0; above 1 is out of distribution.
         """
         energy = np.maximum(energies(log_probabilities), np.float32(self.energy_floor))
         joined = self.distances(features) + self.energy_weight * energy + self.offset
@@ -69,7 +69,7 @@ class Outliers:
         return scores
 
     def distances(self, features: Floats) -> Floats:
-        """From features float32 [n, d or more] to distances float32 [n] to the nearest mean."""
+        """Computes distances float32 [n] to the nearest mean of features float32 [n, d or more]."""
         unit = normalised(features[:, : self.means.shape[1]])
         # |x - m|^2 multiplied out, so that a thousand classes are one product of matrices;
         # made for each call, since it would take twice the memory that the means do.
@@ -83,7 +83,7 @@ class Outliers:
 
 
 def energies(log_probabilities: Floats) -> Floats:
-    """From logarithms of probabilities float32 [n, classes] to energies float32 [n].
+    """Computes energies float32 [n] of logarithms of probabilities float32 [n, classes].
 
     That is -logsumexp of the logits over the temperature, once an image's logits have a mean
     of 0: a constant that is added to all of them changes no probability, and is to change no
@@ -94,7 +94,7 @@ def energies(log_probabilities: Floats) -> Floats:
 
 
 def normalised(features: Floats) -> Floats:
-    """Each row scaled to length one."""
+    """Scales each row to length one."""
     lengths = np.sqrt(np.einsum("nd,nd->n", features, features))[:, None]
     unit: Floats = features / np.maximum(lengths, np.float32(_TINY))
     return unit

@@ -20,7 +20,7 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -31,14 +31,14 @@ import pi_heif
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from service.domain import DEFAULT_DECODING, ImageDecoding
-from service.engine import bit_depth, formats, gif_blocks, heif, jpeg_scans, native_limits, tiff
-from service.engine.jpeg_scans import MAX_SCANS
+from service.engine import decoder_limits, formats
+from service.engine.decoder_limits import MAX_SCANS, unreadable
 from service.errors import InvalidInput, Reason
 
 Pixels = npt.NDArray[np.uint8]
 
 MARGIN: Final = 256 / 224
-"""The shorter side over that of the middle square that is cut out of an image."""
+"""An image's shorter side over the side of the middle square that is cut out of it."""
 MAX_PIXELS: Final = 64_000_000
 """More are not decoded: 64 megapixels are 256 MB as Pillow keeps RGB."""
 
@@ -48,7 +48,7 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 pi_heif.register_heif_opener(
     thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
 )
-native_limits.limit(MAX_PIXELS)
+decoder_limits.limit_libraries(MAX_PIXELS)
 # Pillow's own bound warns first and differs from ours, which is checked before
 # any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -76,7 +76,13 @@ _MOST_PARTS: Final = 4
 """Times `MAX_PIXELS` that may be decoded for one HEIC image: its tiles, what they are put
 together to, and both again for its transparency."""
 _RUN_LENGTHS: Final = (1, 2)
-"""As BMPs number them: of 8 bits, of 4."""
+"""BMP's numbers of compression by run lengths: of 8 bits, of 4."""
+USUAL_BITS: Final = (10, 12, 14, 16)
+"""Bits of cameras and scanners, of which a dataset gets the smallest that holds its values."""
+
+_IHDR_END: Final = 33
+"""Where a PNG's second chunk begins."""
+_Greys = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
 _EXIF_ORIENTATION: Final = 0x0112
 _TRANSPOSE: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -92,7 +98,7 @@ _ON_ITS_SIDE: Final = {_TRANSPOSE[orientation] for orientation in (5, 6, 7, 8)}
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """The facts about an image file that its check found."""
+    """Reports what a check found of an image file."""
 
     pixels: int
     """Width times height."""
@@ -106,7 +112,7 @@ class ImageFacts:
 
 
 def describe(decoding: ImageDecoding = DEFAULT_DECODING) -> dict[str, float | int | str]:
-    """Says what this module does to an image, for manifests and exported models."""
+    """Describes what this module does to an image, for manifests and exported models."""
     return {
         "resize": round(decoding.size * MARGIN),
         "crop": decoding.size,
@@ -116,17 +122,40 @@ def describe(decoding: ImageDecoding = DEFAULT_DECODING) -> dict[str, float | in
     }
 
 
+class Encoded:
+    """An image file, whose size can be read before it is decoded; for one thread at a time."""
+
+    def __init__(self, read: Callable[[], bytes]) -> None:
+        self.read = read
+        """Returns the file's bytes, which nothing asks for before its size or its pixels."""
+        self._opened: _Opened | None = None
+
+    @property
+    def pixels(self) -> int:
+        """Width times height, from the header, which is read once; 0 for an unreadable one."""
+        try:
+            self._opened = self._opened or _open(self.read())
+        except InvalidInput:
+            return 0
+        return self._opened.pixels
+
+    def __call__(self, decoding: ImageDecoding) -> Pixels:
+        """Decodes to `uint8 [size, size, 3]`; errors as `open_image`."""
+        opened, self._opened = self._opened or _open(self.read()), None
+        return fit(_upright(opened, decoding), decoding)
+
+
 def count_pixels(data: bytes) -> int:
     """Reads width times height, in pixels, from an image's header. Raises as `open_image`."""
-    with _opened(data) as opened:
-        return opened.image.width * opened.image.height
+    return _open(data).pixels
 
 
 def inspect(data: bytes) -> ImageFacts:
     """Decodes an image file and keeps nothing of it. Raises as `open_image`."""
-    with _opened(data) as opened:
+    opened = _open(data)
+    with _readable():
         image = opened.image
-        pixels = image.width * image.height
+        pixels = opened.pixels
         aspect = max(image.size) / min(image.size)
         _load(opened, DEFAULT_DECODING)
         return ImageFacts(pixels, _grey_bits(opened), _look(opened), aspect)
@@ -139,13 +168,7 @@ def open_image(data: bytes, decoding: ImageDecoding = DEFAULT_DECODING) -> Image
     a quarter or an eighth of their size (libjpeg's DCT scaling), never below.
     Raises InvalidInput with IMAGE_UNREADABLE or IMAGE_TOO_LARGE.
     """
-    with _opened(data) as opened:
-        _load(opened, decoding)
-        orientation = _orientation(opened.image)
-        upright = _to_rgb(opened, decoding)
-    if isinstance(orientation, int) and orientation in _TRANSPOSE:
-        upright = upright.transpose(_TRANSPOSE[orientation])
-    return upright
+    return _upright(_open(data), decoding)
 
 
 def fit(image: Image.Image, decoding: ImageDecoding = DEFAULT_DECODING) -> Pixels:
@@ -173,7 +196,7 @@ def from_tensor(
     *,
     is_float: bool,
 ) -> Pixels:
-    """From `[height, width, 3]` numbers to `uint8 [size, size, 3]`.
+    """Makes `uint8 [size, size, 3]` of `[height, width, 3]` numbers.
 
     `data` holds unsigned bytes 0 to 255 or little-endian float32 0 to 1, rows
     first. Raises InvalidInput with TENSOR_INVALID or IMAGE_TOO_LARGE.
@@ -202,58 +225,80 @@ def from_tensor(
 
 @dataclass
 class _Opened:
-    """An image whose header was read, and what its file says of its grey."""
+    """An image whose header was read, and what the file declares of its grey."""
 
     image: Image.Image
     declared_bits: int = 0
     is_white_zero: bool = False
 
+    @property
+    def pixels(self) -> int:
+        """Width times height."""
+        return self.image.width * self.image.height
+
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[_Opened]:
-    """Reads a header and checks it; what Pillow raises inside becomes InvalidInput."""
-    kind = formats.recognise(data)
+def _readable() -> Iterator[None]:
+    """Turns what Pillow raises inside into InvalidInput."""
     try:
-        page = tiff.first_page(data) if kind == "TIFF" else None
-        if kind == "JPEG" and jpeg_scans.has_too_many(data):
-            raise _unreadable(
+        yield
+    except MemoryError as error:
+        # Pillow's own, too, for images of a size that no allocation is tried for.
+        raise unreadable("the image needs more memory to be decoded than there is") from error
+    except _UNREADABLE as error:
+        raise unreadable(_why(error)) from error
+
+
+def _open(data: bytes) -> _Opened:
+    """Reads a header and checks it."""
+    kind = formats.recognise(data)
+    with _readable():
+        page = decoder_limits.tiff_page(data) if kind == "TIFF" else None
+        if kind == "JPEG" and decoder_limits.has_too_many_scans(data):
+            raise unreadable(
                 f"the JPEG has more than {MAX_SCANS} scans, which no camera or program writes: "
                 "save it again"
             )
         if kind == "GIF":
-            _check_size(*gif_blocks.size(data))
+            _check_size(*decoder_limits.gif_size(data))
         if kind == "HEIF":
-            heif.check_work(data, _MOST_PARTS * MAX_PIXELS)
-        with Image.open(io.BytesIO(page.data if page else data), formats=(kind,)) as image:
-            _check_size(*image.size)
-            if image.mode == "F":
-                raise tiff.floats()
-            if kind == "BMP" and image.info.get("compression") in _RUN_LENGTHS:
-                # Pillow decodes these byte by byte in Python, and holds all other threads up.
-                raise _unreadable(
-                    "the BMP is compressed by run lengths, which are not decoded: save it "
-                    "uncompressed, or as PNG"
-                )
-            opened = _Opened(image)
-            if page is not None:
-                opened.declared_bits = page.declared_bits
-                opened.is_white_zero = page.is_white_zero
-            elif kind == "HEIF":
-                # libheif has scaled what the file declares to 16.
-                opened.declared_bits = 16
-            elif bit_depth.is_deep(image):
-                opened.declared_bits = bit_depth.declared_by_png(data)
-            yield opened
-    except MemoryError as error:
-        # Pillow's own, too, for images of a size that no allocation is tried for.
-        raise _unreadable("the image needs more memory to be decoded than there is") from error
-    except _UNREADABLE as error:
-        raise _unreadable(_why(error)) from error
+            decoder_limits.check_heif(data, _MOST_PARTS * MAX_PIXELS)
+        image = Image.open(io.BytesIO(page.data if page else data), formats=(kind,))
+        _check_size(*image.size)
+        if image.mode == "F":
+            raise decoder_limits.float_samples()
+        if kind == "BMP" and image.info.get("compression") in _RUN_LENGTHS:
+            # Pillow decodes these byte by byte in Python, and holds all other threads up.
+            raise unreadable(
+                "the BMP is compressed by run lengths, which are not decoded: save it "
+                "uncompressed, or as PNG"
+            )
+        opened = _Opened(image)
+        if page is not None:
+            opened.declared_bits = page.declared_bits
+            opened.is_white_zero = page.is_white_zero
+        elif kind == "HEIF":
+            # libheif has scaled what the file declares to 16.
+            opened.declared_bits = 16
+        elif _is_deep(image):
+            opened.declared_bits = _bits_of_png(data)
+        return opened
+
+
+def _upright(opened: _Opened, decoding: ImageDecoding) -> Image.Image:
+    with _readable():
+        _load(opened, decoding)
+        orientation = _orientation(opened.image)
+        upright = _to_rgb(opened, decoding)
+    if isinstance(orientation, int) and orientation in _TRANSPOSE:
+        upright = upright.transpose(_TRANSPOSE[orientation])
+    return upright
 
 
 def _load(opened: _Opened, decoding: ImageDecoding) -> None:
     image = opened.image
-    if image.format == "JPEG":
+    # An MPO is a JPEG with others behind it, such as a phone's depth image.
+    if image.format in ("JPEG", "MPO"):
         width, height = image.size
         scale = round(decoding.size * MARGIN) / min(width, height)
         if scale < 1:
@@ -264,10 +309,10 @@ def _load(opened: _Opened, decoding: ImageDecoding) -> None:
 
 
 def _grey_bits(opened: _Opened) -> int:
-    if not bit_depth.is_deep(opened.image):
+    if not _is_deep(opened.image):
         return 0
-    values = bit_depth.greys(opened.image)
-    return bit_depth.usual(opened.declared_bits or int(values.max()).bit_length())
+    values = _greys(opened.image)
+    return _usual_bits(opened.declared_bits or int(values.max()).bit_length())
 
 
 def _look(opened: _Opened) -> str:
@@ -299,7 +344,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _orientation(image: Image.Image) -> object:
-    """The EXIF orientation; 1 where there is none, or the block is damaged."""
+    """Reads the EXIF orientation; 1 where there is none, or the block is damaged."""
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
     except _UNREADABLE:
@@ -308,10 +353,10 @@ def _orientation(image: Image.Image) -> object:
 
 def _to_rgb(opened: _Opened, decoding: ImageDecoding) -> Image.Image:
     image = opened.image
-    if bit_depth.is_deep(image):
+    if _is_deep(image):
         transparent = image.info.get("transparency")
-        image = bit_depth.to_8_bits(
-            bit_depth.greys(image),
+        image = _to_8_bits(
+            _greys(image),
             opened.declared_bits or decoding.bit_depth,
             is_white_zero=opened.is_white_zero,
             transparent=transparent if isinstance(transparent, int) else None,
@@ -332,9 +377,69 @@ def _why(error: Exception) -> str:
     return f"the image cannot be decoded, it is damaged or cut short: {why}"
 
 
-def _unreadable(why: str) -> InvalidInput:
-    return InvalidInput(Reason.IMAGE_UNREADABLE, why)
-
-
 def _bad_tensor(why: str) -> InvalidInput:
     return InvalidInput(Reason.TENSOR_INVALID, f"the tensor is not an image: {why}")
+
+
+# Grey of up to 16 bits.
+#
+# A file of 16 bits seldom says how many its camera has, and 12 bits shown as 16 are nearly
+# black. What a file declares counts; else the smallest usual depth that holds all images of a
+# dataset, so that an image that is darker than another stays darker.
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Tells whether an image is grey of more than 8 bits."""
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _bits_of_png(data: bytes) -> int:
+    """Reads how many bits a PNG's grey uses from its chunk sBIT; 0 where it has none."""
+    at = _IHDR_END
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == b"sBIT":
+            return data[at + 8] if length and 8 < data[at + 8] <= 16 else 0
+        if kind in (b"PLTE", b"IDAT", b"IEND"):
+            return 0
+        at += 12 + length
+    return 0
+
+
+def _greys(image: Image.Image) -> _Greys:
+    """Returns the grey values of a decoded image, [height, width], 0 to 65535.
+
+    Raises InvalidInput (IMAGE_UNREADABLE) for values of more than 16 bits, or below 0.
+    """
+    values: _Greys = np.asarray(image)
+    if values.dtype.itemsize > 2 and (values.min() < 0 or values.max() > 0xFFFF):
+        raise InvalidInput(
+            Reason.IMAGE_UNREADABLE,
+            f"the image's grey goes from {values.min()} to {values.max()}, beyond 0 to 65535: "
+            "scale it to 0..65535 and save it as 16-bit grey, or to 0..255 as 8 bit",
+        )
+    return values
+
+
+def _usual_bits(bits: int) -> int:
+    """Returns the smallest of `USUAL_BITS` that is no less than so many bits, at most 16."""
+    return next(usual for usual in USUAL_BITS if bits <= usual)
+
+
+def _to_8_bits(
+    values: _Greys, bits: int, *, is_white_zero: bool, transparent: int | None
+) -> Image.Image:
+    """Returns the upper 8 of `bits` bits of grey values [height, width] as an image.
+
+    Values of more bits are white. With `is_white_zero` the largest value is black. The
+    image is in mode L; in LA where a value is given that means transparent.
+    """
+    alpha = None if transparent is None else values != transparent
+    if is_white_zero:
+        most = (1 << bits) - 1
+        values = most - np.minimum(values, most)
+    upper = np.right_shift(values, bits - 8)
+    grey = Image.fromarray(np.minimum(upper, 255).astype(np.uint8))
+    if alpha is not None:
+        grey.putalpha(Image.fromarray(alpha.astype(np.uint8) * np.uint8(255)))
+    return grey

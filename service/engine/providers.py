@@ -1,4 +1,4 @@
-"""Which provider computes: what the setting allows and the machine has, and why.
+"""Chooses the provider that computes: one that the setting allows and the machine has.
 
 Probes without side effects on a machine that has nothing special; the heavy
 libraries are imported only where they are used. Chosen once, at start.
@@ -27,7 +27,7 @@ _PROBED = 224
 
 
 class ProviderUnavailable(RuntimeError):  # noqa: N818
-    """The provider that was asked for cannot compute here; the message says why."""
+    """Reports why the provider that was asked for cannot compute here."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Provider:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether a GPU computes."""
+        """True if a GPU computes."""
         return self.name in ("tensorrt", "cuda")
 
 
@@ -82,7 +82,7 @@ def gpu_providers(name: ProviderName) -> list[Any]:
 
 @cache
 def openvino_problem() -> str:
-    """Why OpenVINO cannot compute here, or nothing."""
+    """Explains why OpenVINO cannot compute here; "" where it can."""
     if openvino_device() is not None or has_openvino():
         return ""
     return "OpenVINO is not installed (pip install 'graft-server[openvino]')"
@@ -121,7 +121,10 @@ def openvino_config(precision: Precision, cores: int, streams: int) -> dict[str,
 
 
 def has_bf16() -> bool:
-    """Whether the CPU has matrix units for bfloat16 (AMX); avx512_bf16 alone pays on some CPUs."""
+    """Tells whether the CPU has matrix units for bfloat16 (AMX).
+
+    Vectors of it alone (avx512_bf16) pay on some CPUs only.
+    """
     try:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -129,7 +132,7 @@ def has_bf16() -> bool:
 
 
 def has_openvino() -> bool:
-    """Whether the OpenVINO runtime itself is installed."""
+    """Tells whether the OpenVINO runtime itself is installed."""
     return importlib.util.find_spec("openvino") is not None
 
 

@@ -1,4 +1,4 @@
-"""The door to what computes: backbones in memory, on the chosen provider.
+"""Loads backbones into memory, and runs them on the chosen provider.
 
 A session that does not run on the chosen provider is an error, never a silent
 step down; but a backbone so small that OpenVINO's threads cost more than its
@@ -31,17 +31,15 @@ log = logging.getLogger(__name__)
 _PAYS = 0.97
 """A batch twice as large pays when an image then takes at most this part of the time."""
 _MEASURE_S = 0.5
-"""Longest time to look for the largest batch that pays."""
+"""Longest search for the largest batch that pays."""
 _TRIES, _TRIED_S = 30, 0.01
 """Most runs that time a batch, and the time after which there are no more."""
 _SMALL_S = 0.001
 """An image that takes less lets OpenVINO be compared with ONNX Runtime's CPU provider."""
 _BESIDE = b"location"
-"""Where a graph says that its weights lie in files beside it; no graph of ours holds the word."""
+"""Occurs in a graph whose weights lie in files beside it, and in none of ours."""
 _AGAIN_S = 60.0
-"""After which a narrow graph that could not be made is tried again."""
-_DECODE_S = 0.003
-"""Of a photo of 130 kB; corrected as soon as images come."""
+"""Time after which a narrow graph that could not be made is tried again."""
 
 
 class Session(Protocol):
@@ -53,7 +51,7 @@ class Session(Protocol):
 
     @property
     def feature_dim(self) -> int:
-        """How many features an image gets."""
+        """Number of features of an image."""
 
     @property
     def nbytes(self) -> int:
@@ -61,33 +59,33 @@ class Session(Protocol):
 
     @property
     def precision(self) -> str:
-        """What it computes in: `fp32`, `bf16`, `fp16` or `int8`."""
+        """Precision that it computes in: `fp32`, `bf16`, `fp16` or `int8`."""
 
     @property
     def max_batch(self) -> int:
-        """The largest batch that still pays."""
+        """Largest batch that still pays."""
 
     @property
-    def image_s(self) -> float:
-        """Seconds that one core needs for an image, decoding included, about."""
+    def infer_s(self) -> float:
+        """Seconds that one core computes for an image, about."""
 
     @property
     def damage(self) -> Damaged | None:
-        """What was found when its file was last read again, after the load."""
+        """Damage that was found when its file was last read again, after the load."""
 
     def run(self, images: Pixels, cores: int = 0) -> Floats:
-        """From uint8 [n, size, size, 3] to features float32 [n, d]. Thread-safe; blocks.
+        """Computes features float32 [n, d] of uint8 [n, size, size, 3]. Thread-safe; blocks.
 
         May use `cores` of the machine's cores (0: all that it was made for).
         """
 
 
 class Runtime(Protocol):
-    """What loads backbones."""
+    """Loads backbones."""
 
     @property
     def provider(self) -> str:
-        """What computes: `tensorrt`, `cuda`, `openvino` or `cpu`."""
+        """Name of the provider: `tensorrt`, `cuda`, `openvino` or `cpu`."""
 
     def load(self, path: Path, digest: str = "") -> Session:
         """Loads a backbone whose sha256 is `digest`, where one is given; blocks.
@@ -104,17 +102,17 @@ class Graph(Protocol):
     precision: str
 
     def run(self, images: Pixels) -> Floats:
-        """From uint8 [n, size, size, 3] to features float32 [n, d]; thread-safe."""
+        """Computes features float32 [n, d] of uint8 [n, size, size, 3]; thread-safe."""
 
 
 Compile = Callable[[bytes, int], Graph]
-"""From a file's bytes and the cores that a run may use to what runs."""
+"""Makes a graph of a file's bytes, for as many cores as a run may use."""
 
 
 class OnnxRuntime:
     """Backbones on one chosen provider.
 
-    `max_batch` above 1 lets every load look for the largest batch that pays, up to
+    `max_batch` above 1 lets every load search for the largest batch that pays, up to
     that; a load takes up to half a second longer, and its kernels are warm after.
     `is_narrow` makes the graph for one core at load, for those who have many
     images at once and run them side by side; the wide one is then never made.
@@ -137,17 +135,17 @@ class OnnxRuntime:
 
     @property
     def provider(self) -> str:
-        """What computes: `tensorrt`, `cuda`, `openvino` or `cpu`."""
+        """Name of the provider: `tensorrt`, `cuda`, `openvino` or `cpu`."""
         return self._provider.name
 
     @property
     def precision(self) -> Precision:
-        """The precision that was asked for; a session's own says what it computes in."""
+        """Precision that was asked for; a session may compute in another."""
         return self._precision
 
     @property
     def why(self) -> str:
-        """Why this provider was chosen."""
+        """Reason why this provider was chosen."""
         return self._provider.why
 
     def load(self, path: Path, digest: str = "") -> "BackboneSession":
@@ -209,7 +207,7 @@ class OnnxRuntime:
 
 
 class BackboneSession:
-    """One backbone: a graph that uses all cores and, made when needed, narrower ones.
+    """Holds a backbone: a graph that uses all cores and, made when needed, narrower ones.
 
     Runs at the same time are faster each on its own core than each on all; a run
     that is alone is fastest on all. So a machine of n cores gets graphs for n, for
@@ -237,7 +235,7 @@ class BackboneSession:
         self._graphs = {self._widths[0]: compile_graph(model, self._widths[0])}
         self._compiling = threading.Lock()
         self._not_before: dict[int, float] = {}
-        """When a graph that could not be made is tried again, of time.monotonic, by width."""
+        """Times from which a graph that could not be made is tried again, by width."""
         self.damage: Damaged | None = None
         self._widest = self._graphs[self._widths[0]]
         self.size, self.feature_dim = self._widest.size, self._widest.feature_dim
@@ -247,12 +245,12 @@ class BackboneSession:
         # activations and the arena come on top. Measured on the backbones that we ship.
         self.nbytes = 2 * len(model) * len(self._widths) + 16 * 2**20
         self.max_batch = 1
-        self.image_s = 0.0
+        self.infer_s = 0.0
         self.lone_s = 0.0
-        """Of one image on all cores, decoding left out; 0 where it was not measured."""
+        """Seconds of one image on all cores; 0 where it was not measured."""
 
     def run(self, images: Pixels, cores: int = 0) -> Floats:
-        """From uint8 [n, size, size, 3] to features float32 [n, d]."""
+        """Computes features float32 [n, d] of uint8 [n, size, size, 3]."""
         return self._graph(cores or self._widths[0]).run(images)
 
     def measure(self, most: int) -> None:
@@ -260,18 +258,18 @@ class BackboneSession:
         if most <= 1:
             return
         begun = time.monotonic()
-        best = float("inf")
+        best_s = float("inf")
         batch = 1
         while batch <= most and time.monotonic() - begun < _MEASURE_S:
             images = np.zeros((batch, self.size, self.size, 3), np.uint8)
             self._widest.run(images)
-            each = self._quickest_s(images) / batch
-            if each > best * _PAYS:
+            each_s = self._quickest_s(images) / batch
+            if each_s > best_s * _PAYS:
                 break
-            best, self.max_batch = each, batch
-            self.lone_s = self.lone_s or each
+            best_s, self.max_batch = each_s, batch
+            self.lone_s = self.lone_s or each_s
             batch *= 2
-        self.image_s = best * self._widths[0] + _DECODE_S
+        self.infer_s = best_s * self._widths[0]
 
     def _quickest_s(self, images: Pixels) -> float:
         # A short run is easily disturbed, and one that was would end the search too early.
@@ -332,7 +330,7 @@ class OnnxGraph:
         self.precision = precision
 
     def run(self, images: Pixels) -> Floats:
-        """From uint8 [n, size, size, 3] to features float32 [n, d]."""
+        """Computes features float32 [n, d] of uint8 [n, size, size, 3]."""
         if self._is_gpu:
             return self._run_bound(images)
         (features,) = self._session.run([self._output], {self._input: images})
@@ -353,14 +351,6 @@ class OnnxGraph:
         (features,) = binding.copy_outputs_to_cpu()
         result: npt.NDArray[np.float32] = features[:count]
         return result
-
-
-def run_classifier(model: bytes, images: Pixels, threads: int = 0) -> Floats:
-    """Runs a whole exported classifier (see `export.compose`) on the CPU.
-
-    From uint8 [n, size, size, 3] to probabilities float32 [n, classes].
-    """
-    return _cpu_graph(model, threads).run(images)
 
 
 def on_one_core(path: Path) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
@@ -411,7 +401,7 @@ def _options(cores: int) -> ort.SessionOptions:
 
 
 def _half(model: bytes) -> bytes:
-    """The same file computing in fp16, with inputs and outputs as they were."""
+    """Makes the same file compute in fp16, with inputs and outputs as they were."""
     # Imported late: only a GPU needs them.
     import onnx  # noqa: PLC0415
     from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: PLC0415

@@ -1,61 +1,94 @@
-"""The threads that compute: each decodes a batch, runs its backbone, and parts at the heads.
+"""Threads that compute: each decodes a batch, runs the backbone once, applies every image's head.
 
-As many as the machine has cores, and nothing else computes, so that decoding
-and inference never fight for a core. A worker that is alone gives its run all
-cores; the more are busy, the fewer cores a run gets, down to one: the answer to
-a lone caller is as fast as it can be, and under load no run waits for another's
-threads. Idle-first: an image that finds a free worker is run at once, with no
-waiting window; what arrives while all are busy forms the next batches. Images
-whose caller left or whose deadline passed leave before they cost anything.
-Stops with `close`.
+As many as the machine has cores, so that decoding and inference never fight for a core. A
+worker that is alone gives its run all cores; the more are busy, the fewer cores a run gets, down
+to one: the answer to a lone caller is as fast as it can be, and under load no run waits for
+another's threads. An image that finds a free worker is run at once, with no waiting window.
+
+A batch is put together while it is decoded: before each image a worker asks the queue whose
+turn it is now. So an image whose caller left, or whose deadline passed, costs nothing, and a
+batch ends once it has taken `_BATCH_S`: who arrives meanwhile waits for no longer than that and
+the one image that was begun. Stops with `close`.
 """
 
-import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from service.engine.fair_queue import Backbone, Call, Classified, FairQueue, Item, Outcome
+from service.engine.fair_queue import (
+    Classified,
+    Estimate,
+    FairQueue,
+    ImageBatch,
+    Item,
+    Outcome,
+)
 from service.engine.head import Floats
-from service.engine.preprocess import Pixels
-from service.errors import Exhausted, Expired, GraftError, Reason
+from service.engine.preprocess import Encoded, Pixels
+from service.errors import Exhausted, GraftError, Reason
 from service.ops.metrics import Metrics
 
-log = logging.getLogger(__name__)
-
-_NEW = 0.1
-"""Weight of the newest batch in the running mean of an image's cost."""
+_BATCH_S = 0.025
+"""Longest expected time of a batch of more than one image. Handing a batch over and taking the
+callers' next requests costs some 0.3 ms more than doing it for one image of several; a longer
+batch saves little of that, and whoever arrives meanwhile waits for all of it."""
+_DECODE_S = 0.003
+"""Expected time of an image's decoding before any of its tenant was measured: a small photo's."""
+_PIXEL_S = 15e-9
+"""Time of a pixel of a large image in its decoding, about."""
 _HOPEFUL = 0.8
 """Part of a call's time that it may be expected to wait; what is expected is not exact."""
 _RETRY_S = (0.1, 30.0)
 
 
-@dataclass(frozen=True, eq=False)
-class _Ran:
-    """A batch that was computed, or failed as a whole."""
+@dataclass(eq=False)
+class _Row:
+    """An image of the batch that a worker puts together."""
 
-    items: list[Item]
-    outcomes: list[Outcome]
-    decode_s: list[float]
-    queue_s: list[float]
-    infer_s: float
+    batch: ImageBatch
+    place: int
+    queue_s: float
+    decode_s: float = 0.0
+    infer_s: float = 0.0
+    outcome: Outcome | None = None
+    """None until it is classified; the error of a bad image."""
+    failure: Exception | None = None
+    """A fault of ours."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Finished:
+    """Holds what a call gets: a value, or an error that no other call gets."""
+
+    batch: ImageBatch
+    value: Any = None
     error: Exception | None = None
 
 
 class Workers:
-    """A fair queue and the threads that empty it."""
+    """Owns the fair queue and the threads that empty it."""
 
-    def __init__(self, count: int, max_batch: int, max_queue: int, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        count: int,
+        max_batch: int,
+        max_queue: int,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._count = count
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._metrics = metrics
+        self._clock = clock
         self._queue = queue = FairQueue()
         metrics.queue_depth.set_function(lambda: queue.waiting)
+        self._decode_s: dict[str, Estimate] = {}
+        """Seconds that an image takes to be decoded, by tenant."""
         self._free = 0
         self._closed = False
         # Guards all of the above; held for microseconds, never while computing.
@@ -67,18 +100,21 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
-    def put(self, call: Call) -> None:
-        """Queues a call's images; its `answer` gets the outcomes.
+    def put(self, batch: ImageBatch) -> None:
+        """Queues a batch; its `answer` gets what its `finish` returns.
 
-        Raises Exhausted (QUEUE_FULL) when they find no room or would hardly be
-        done by their deadline. Where another model holds more of a full queue
-        than its share, its newest call gets that error in the place of this one.
+        With a free worker it is always taken. Raises Exhausted (QUEUE_FULL) when its images
+        find no room or would hardly be done by their deadline. Where another model holds more of
+        a full queue than its share, its newest batch gets that error in the place of this one.
         """
-        count = len(call.images)
-        displaced: list[Call] = []
+        count = len(batch.images)
+        shed: list[ImageBatch] = []
         with self._changed:
-            expected_s = self._expected_s(call)
-            if expected_s > _HOPEFUL * (call.deadline - call.arrived):
+            now = self._clock()
+            batch.image_s = batch.backbone.infer_s.at(now) + self._decoding(batch.tenant).at(now)
+            expected_s = self._expected_s(batch)
+            is_one_free = self._free > self._queue.waiting
+            if not is_one_free and expected_s > _HOPEFUL * (batch.deadline - batch.arrived):
                 raise _refusal(
                     f"the images would be done after {expected_s:.1f} s, later than their "
                     "deadline allows: try again later or allow more time",
@@ -86,24 +122,24 @@ class Workers:
                 )
             try:
                 while self._queue.waiting + count > self._max_queue:
-                    other = self._queue.newest_of_longest(call.model, count)
+                    other = self._queue.batch_to_shed(batch.model, count)
                     if other is None:
                         raise _refusal(self._full(count), expected_s)
-                    self._queue.leave(other)
-                    displaced.append(other)
-                self._queue.put(call)
+                    self._queue.withdraw(other)
+                    shed.append(other)
+                self._queue.put(batch)
                 if self._free:
                     self._changed.notify(min(self._free, count))
             finally:
                 # Also when this one is refused after all: they left the queue, and would wait.
-                for other in displaced:
+                for other in shed:
                     if not other.answer.done():
                         other.answer.set_exception(_refusal(self._full(count), expected_s))
 
-    def leave(self, call: Call) -> None:
-        """Takes a call's waiting images out: nobody waits for them."""
+    def withdraw(self, batch: ImageBatch) -> None:
+        """Takes a batch's images out of the queue: nobody waits for them."""
         with self._changed:
-            self._queue.leave(call)
+            self._queue.withdraw(batch)
 
     def close(self) -> None:
         """Ends the threads; waits for the batches that they compute."""
@@ -113,13 +149,15 @@ class Workers:
         for thread in self._threads:
             thread.join()
 
-    def _expected_s(self, call: Call) -> float:
-        # A queue that is soon done is not worth a look at each model's share.
-        own_s = len(call.images) * call.image_s
-        expected_s = self._queue.backlog_s + own_s
-        if expected_s > self._count * _HOPEFUL * (call.deadline - call.arrived):
-            expected_s = self._queue.ahead_s(call.model, len(call.images)) + own_s
-        return expected_s / self._count
+    def _decoding(self, tenant: str) -> Estimate:
+        found = self._decode_s.get(tenant)
+        if found is None:
+            found = self._decode_s[tenant] = Estimate(_DECODE_S)
+        return found
+
+    def _expected_s(self, batch: ImageBatch) -> float:
+        own_s = batch.image_s * len(batch.images)
+        return (self._queue.queued_ahead_s(batch) + own_s) / self._count
 
     def _full(self, count: int) -> str:
         return (
@@ -128,147 +166,190 @@ class Workers:
         )
 
     def _work(self) -> None:
-        while (taken := self._take()) is not None:
-            items, late, cores = taken
-            call = (items[0] if items else (late[0], 0))[0]
-            loop = call.answer.get_loop()
-            ran = self._run(items, cores) if items else None
-            finished = self._finished(ran) if ran is not None and ran.error is None else []
+        carried: Item | None = None
+        while (first := carried or self._first()) is not None:
+            rows, pixels, carried = self._decode(first)
+            self._infer(rows, pixels)
+            finished = self._finish(rows)
+            if not finished:
+                continue
             try:
-                loop.call_soon_threadsafe(self._hand_back, ran, finished, late)
+                first[0].answer.get_loop().call_soon_threadsafe(deliver, finished)
             except RuntimeError:  # the loop is closed: nobody is left to answer
                 return
 
-    def _take(self) -> tuple[list[Item], list[Call], int] | None:
+    def _first(self) -> Item | None:
+        """Waits for an image; None once the workers are closed and none waits."""
         with self._changed:
             self._free += 1
-            while True:
-                items, late = self._queue.take(self._most, time.monotonic())
-                if items or late:
-                    self._free -= 1
-                    active = self._count - self._free + min(self._free, self._queue.waiting)
-                    return items, late, max(1, self._count // active)
-                if self._closed:
-                    return None
-                self._changed.wait()
+            try:
+                while (item := self._queue.pop(self._clock())) is None:
+                    if self._closed:
+                        return None
+                    self._changed.wait()
+            finally:
+                self._free -= 1
+            return item
 
-    def _most(self, backbone: Backbone) -> int:
-        # Spread over those who are free, so that one call with many uses all.
-        share = -(-backbone.waiting // self._free)
-        return min(share, self._max_batch, backbone.session.max_batch)
+    def _decode(self, first: Item) -> tuple[list[_Row], list[Pixels], Item | None]:
+        """Decodes a batch that begins with this image, taking others of its backbone.
 
-    def _run(self, items: list[Item], cores: int) -> _Ran:
-        started = time.monotonic()
-        backbone = items[0][0].backbone
-        outcomes: list[Outcome | None] = []
+        Returns its rows, the pixels of those that are no errors, and an image that was taken
+        and would hold these up: the first of the next batch.
+        """
+        backbone = first[0].backbone
+        # A fair part of what waits: the others will soon be free for theirs.
+        share = 1 + backbone.waiting // self._count
+        most = min(share, self._max_batch, backbone.session.max_batch)
+        begun = self._clock()
+        rows: list[_Row] = []
         pixels: list[Pixels] = []
-        decode_s: list[float] = []
-        before = started
-        infer_s = 0.0
-        queue_s = [started - call.arrived for call, _ in items]
+        taken = 0
+        item: Item | None = first
+        while item is not None:
+            taken += 1
+            row = self._decode_one(item, pixels)
+            item = None
+            with self._changed:
+                now = self._clock()
+                if row is not None:
+                    rows.append(row)
+                    self._account(row, now)
+                spent_s = now - begun + backbone.infer_s.at(now) * (len(pixels) + 1)
+                # What waits for a worker that is free already is left to it.
+                if taken < most and spent_s < _BATCH_S and self._queue.waiting > self._free:
+                    item = self._queue.pop(now, backbone)
+            # A header is read in microseconds.
+            if item and rows and spent_s + _PIXEL_S * _size(item) > _BATCH_S:
+                break
+        return rows, pixels, item
+
+    def _decode_one(self, item: Item, pixels: list[Pixels]) -> _Row | None:
+        batch, place = item
+        # It may have been withdrawn since this image left the queue.
+        if batch.is_withdrawn:
+            return None
+        begun = self._clock()
+        row = _Row(batch, place, begun - batch.arrived)
         try:
-            for call, place in items:
-                try:
-                    pixels.append(call.images[place](call.decoding))
-                    outcomes.append(None)
-                except GraftError as error:
-                    outcomes.append(error)
-                after = time.monotonic()
-                decode_s.append(after - before)
-                before = after
-            if pixels:
-                batch = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
-                features = backbone.session.run(batch, cores)
-                infer_s = time.monotonic() - before
-                good = [n for n, outcome in enumerate(outcomes) if outcome is None]
-                classified = _part([items[n][0] for n in good], features)
-                for n, outcome in zip(good, classified, strict=True):
-                    outcomes[n] = outcome
+            pixels.append(batch.images[place](batch.decoding))
+        except GraftError as error:
+            row.outcome = error
         except Exception as error:
-            return _Ran(items, [], decode_s, queue_s, infer_s, error)
-        spent_s = (time.monotonic() - started) * min(cores, self._count) / len(items)
-        backbone.image_s += _NEW * (spent_s - backbone.image_s)
-        whole = [outcome for outcome in outcomes if outcome is not None]
-        return _Ran(items, whole, decode_s, queue_s, infer_s)
+            row.failure = error
+        row.decode_s = self._clock() - begun
+        return row
 
-    def _finished(self, ran: _Ran) -> list[tuple[Call, Any]]:
-        """Gives each call what is its own; returns those that have all, with their answers."""
-        whole: list[Call] = []
+    def _account(self, row: _Row, now: float) -> None:
+        batch = row.batch
+        self._decoding(batch.tenant).add(row.decode_s, now)
+        spent_s = row.decode_s + batch.backbone.infer_s.at(now)
+        self._queue.charge(batch.tenant, spent_s - batch.image_s)
+
+    def _infer(self, rows: list[_Row], pixels: list[Pixels]) -> None:
+        """Classifies the rows that are no errors, whose pixels are given in their order."""
+        good = [row for row in rows if row.outcome is None and row.failure is None]
+        if not good:
+            return
+        backbone = good[0].batch.backbone
+        active = self._count - self._free + min(self._free, self._queue.waiting)
+        cores = max(1, self._count // active)
+        begun = self._clock()
+        try:
+            # Without a copy where there is one image alone.
+            images = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
+            features = backbone.session.run(images, cores)
+            now = self._clock()
+            for row, outcome in zip(
+                good, apply_heads([row.batch for row in good], features), strict=True
+            ):
+                row.outcome = outcome
+                row.infer_s = now - begun
+        except Exception as error:
+            for row in good:
+                row.failure = error
+            return
+        self._metrics.batch_size.observe(len(good))
         with self._changed:
-            for n, (call, place) in enumerate(ran.items):
-                call.outcomes[place] = ran.outcomes[n]
-                if isinstance(ran.outcomes[n], Classified):
-                    call.decode_s.append(ran.decode_s[n])
-                    call.queue_s.append(ran.queue_s[n])
-                    call.infer_s.append(ran.infer_s)
-                if len(call.outcomes) == len(call.images):
-                    whole.append(call)
-        return [(call, _answer(call)) for call in whole if not call.answer.done()]
+            backbone.infer_s.add((now - begun) * cores / len(good), now)
 
-    def _hand_back(
-        self, ran: _Ran | None, finished: list[tuple[Call, Any]], late: list[Call]
-    ) -> None:
-        """On the event loop: answers calls."""
-        for call in late:
-            if not call.answer.done():
-                call.answer.set_exception(
-                    Expired(
-                        Reason.DEADLINE_EXCEEDED,
-                        "the deadline passed while the images waited: allow more time or send "
-                        "fewer at once",
-                    )
-                )
-        if ran is None:
-            return
-        if ran.error is not None:
-            for call, _ in ran.items:
-                if not call.answer.done():
-                    call.answer.set_exception(ran.error)
-                    self.leave(call)
-            return
-        self._metrics.batch_size.observe(len(ran.items))
-        for call, answer in finished:
-            if call.answer.done():
-                continue
-            if isinstance(answer, Exception):
-                call.answer.set_exception(answer)
-            else:
-                call.answer.set_result(answer)
+    def _finish(self, rows: list[_Row]) -> list[_Finished]:
+        """Notes the rows' outcomes; returns the calls that have all of theirs, or failed."""
+        finished: dict[ImageBatch, _Finished] = {}
+        whole: list[ImageBatch] = []
+        with self._changed:
+            for row in rows:
+                batch = row.batch
+                if row.failure is not None:
+                    # One that this call alone gets, lest the tracebacks of several grow together.
+                    error = RuntimeError(f"a batch of images failed: {row.failure}")
+                    error.__cause__ = row.failure
+                    finished[batch] = _Finished(batch, error=error)
+                    self._queue.withdraw(batch)
+                    continue
+                assert row.outcome is not None
+                batch.outcomes[row.place] = row.outcome
+                if isinstance(row.outcome, Classified):
+                    batch.decode_s.append(row.decode_s)
+                    batch.queue_s.append(row.queue_s)
+                    batch.infer_s.append(row.infer_s)
+                if len(batch.outcomes) == len(batch.images) and not batch.is_withdrawn:
+                    whole.append(batch)
+        for batch in whole:
+            begun = self._clock()
+            try:
+                finished[batch] = _Finished(batch, value=batch.finish(batch.in_order))
+            except Exception as error:
+                finished[batch] = _Finished(batch, error=error)
+            with self._changed:
+                self._queue.charge(batch.tenant, self._clock() - begun)
+        return list(finished.values())
 
 
-def _answer(call: Call) -> Any:
-    try:
-        return call.finish([call.outcomes[place] for place in range(len(call.images))])
-    except Exception as error:
-        return error
-
-
-def _part(calls: Sequence[Call], features: Floats) -> list[Classified]:
-    """From features float32 [n, d] and each row's call to what each row is, by the call's head."""
+def apply_heads(batches: Sequence[ImageBatch], features: Floats) -> list[Classified]:
+    """Classifies features float32 [n, d], each row by the head and decision of its batch."""
     rows: dict[tuple[int, int], list[int]] = {}
-    for row, call in enumerate(calls):
-        rows.setdefault((id(call.head), id(call.decision)), []).append(row)
-    parted: list[Classified | None] = [None] * len(calls)
+    for row, batch in enumerate(batches):
+        rows.setdefault((id(batch.head), id(batch.decision)), []).append(row)
+    found: dict[int, Classified] = {}
     for own in rows.values():
-        head, decision = calls[own[0]].head, calls[own[0]].decision
+        head, decision = batches[own[0]].head, batches[own[0]].decision
         mine = features[own]
-        said = head.log_probabilities(mine)
+        logs = head.log_probabilities(mine)
         scores: list[float] | list[None] = [None] * len(own)
         if head.outliers is not None:
-            scores = head.outliers.scores(mine, said).tolist()
-        shares = np.exp(said)
-        answers = head.decide(shares, decision).tolist()
+            scores = head.outliers.scores(mine, logs).tolist()
+        probabilities = np.exp(logs)
+        answers = head.decide(probabilities, decision).tolist()
         # A copy of the features, so that an answer that is kept keeps no batch.
-        for row, probabilities, score, answer in zip(own, shares, scores, answers, strict=True):
-            parted[row] = Classified(
-                probabilities,
+        for row, each, score, answer in zip(own, probabilities, scores, answers, strict=True):
+            found[row] = Classified(
+                each,
                 features[row, : head.feature_dim].copy(),
                 head.classes,
                 answer,
                 score,
                 head.is_calibrated,
             )
-    return [classified for classified in parted if classified is not None]
+    return [found[row] for row in range(len(batches))]
+
+
+def deliver(finished: Sequence[_Finished]) -> None:
+    """Gives each call its answer; on the event loop."""
+    for each in finished:
+        answer = each.batch.answer
+        if answer.done():
+            continue
+        if each.error is not None:
+            answer.set_exception(each.error)
+        else:
+            answer.set_result(each.value)
+
+
+def _size(item: Item) -> int:
+    batch, place = item
+    image = batch.images[place]
+    return image.pixels if isinstance(image, Encoded) else 0
 
 
 def _refusal(message: str, expected_s: float) -> Exhausted:

@@ -14,10 +14,9 @@ from service.domain import LATEST, plain_name
 from service.engine.engine import Engine
 from service.engine.exporter import Exporter
 from service.errors import InvalidInput, Reason
-from service.jobs.uninterrupted import uninterrupted
 from service.rpc.codec import models as codec
 from service.storage.models import ModelStore
-from service.storage.records import ModelRecord, Removed, VersionRecord
+from service.storage.records import ModelRecord, VersionRecord
 
 _CHUNK_BYTES = 2**20
 
@@ -58,7 +57,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> pb.DeleteModelResponse:
         """See model.proto."""
         model = principal.current().key(request.model)
-        await self._delete(partial(self._models.delete_model, model, force=request.force))
+        await asyncio.to_thread(self._models.delete_model, model, force=request.force)
         return pb.DeleteModelResponse()
 
     async def GetVersion(  # noqa: N802
@@ -91,7 +90,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> pb.DeleteVersionResponse:
         """See model.proto."""
         model = principal.current().key(request.model)
-        await self._delete(partial(self._models.delete_version, model, request.version))
+        await asyncio.to_thread(self._models.delete_version, model, request.version)
         return pb.DeleteVersionResponse()
 
     async def SetAlias(  # noqa: N802
@@ -186,20 +185,6 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
 
     def _encoded(self, record: VersionRecord) -> pb.Version:
         return codec.version(record, self._engine.damage_of(record.files))
-
-    async def _delete(self, delete: Callable[[], Removed]) -> None:
-        async def deleted() -> None:
-            removed = await asyncio.to_thread(delete)
-            self._engine.forget(
-                models=[removed.model] if removed.is_model_gone else [],
-                versions=[(removed.model, version) for version in removed.versions],
-                backbones=removed.backbones,
-                heads=removed.heads,
-                paths=removed.paths,
-            )
-
-        # What is deleted must be forgotten, also when the caller leaves before it is.
-        await uninterrupted(deleted())
 
 
 async def _model(change: Callable[..., ModelRecord], *args: Any) -> pb.Model:

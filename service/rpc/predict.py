@@ -92,7 +92,7 @@ def _decode(image: pb.Image, index: int) -> Decode:
     """Returns the function that decodes an image; its bytes are copied in the worker's thread."""
     kind = image.WhichOneof("content")
     if kind == "encoded":
-        return partial(_from_file, image)
+        return preprocess.Encoded(lambda: image.encoded)
     if kind == "tensor":
         if image.tensor.data_type not in (pb.DATA_TYPE_UINT8, pb.DATA_TYPE_FLOAT32):
             raise _bad(
@@ -101,10 +101,6 @@ def _decode(image: pb.Image, index: int) -> Decode:
             )
         return partial(_from_tensor, image.tensor)
     raise _bad(f"images[{index}]", f"images[{index}] holds neither `encoded` nor `tensor`")
-
-
-def _from_file(image: pb.Image, decoding: ImageDecoding) -> Pixels:
-    return preprocess.decode(image.encoded, decoding)
 
 
 def _from_tensor(tensor: pb.Tensor, decoding: ImageDecoding) -> Pixels:

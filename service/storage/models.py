@@ -10,6 +10,7 @@ number, and `latest` does not move to it before it is promoted. Writes through
 
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class ModelStore:
         self._database = database
         self._artifacts = artifacts
         self._resolved: dict[tuple[str, int | None, str | None], VersionRecord] = {}
+        self.on_removed: Callable[[Removed], None] = lambda _: None
+        """Called with every committed deletion, in its thread, though its caller may have left."""
         self._generation = 0
         self._guard = threading.Lock()
         with database.read() as connection:
@@ -379,16 +382,13 @@ class ModelStore:
                 *map(self._artifacts.head_path, artifacts),
             ],
         )
-        kept = exports.digests(connection)
-        # After the commit, since a version without files is worse than files without a
-        # version; before the next one, so that nobody can publish on them in between.
+        unused_backbones = sorted(set(backbones) - exports.digests(connection))
+        # After the commit: a version without files is worse than files without a version.
+        # Before the next one, so that nobody can publish on them in between.
         self._database.after_commit(partial(self._forget_resolved, model))
+        self._database.after_commit(partial(self.on_removed, removed))
         self._database.after_commit(
-            partial(
-                self._artifacts.remove,
-                versions=artifacts,
-                backbones=[digest for digest in backbones if digest not in kept],
-            )
+            partial(self._artifacts.remove, versions=artifacts, backbones=unused_backbones)
         )
         return removed
 

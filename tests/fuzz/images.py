@@ -21,7 +21,7 @@ from PIL import (
 )
 
 from service.domain import DEFAULT_DECODING, ImageDecoding
-from service.engine import bit_depth, preprocess
+from service.engine import preprocess
 from service.errors import GraftError
 from tests.fuzz.promise import Broken, Target
 from tests.unit.engine.test_heif import composed
@@ -58,7 +58,7 @@ def run(data: bytes) -> None:
         facts = preprocess.inspect(mended)
         if facts.pixels != preprocess.count_pixels(mended):
             raise Broken(f"{facts.pixels} pixels")
-        if facts.bits not in (0, *bit_depth.USUAL):
+        if facts.bits not in (0, *preprocess.USUAL_BITS):
             raise Broken(f"{facts.bits} bits")
     for decoding in _DECODINGS:
         _check(preprocess.decode(mended, decoding))
@@ -148,12 +148,8 @@ TARGET = Target(
     seeds,
     modules=(
         "service.engine.preprocess",
-        "service.engine.jpeg_scans",
-        "service.engine.bit_depth",
+        "service.engine.decoder_limits",
         "service.engine.formats",
-        "service.engine.gif_blocks",
-        "service.engine.heif",
-        "service.engine.tiff",
         "PIL",
     ),
 )

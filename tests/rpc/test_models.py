@@ -14,6 +14,8 @@ from graft.v1 import model_pb2 as pb
 from service.rpc.codec import datasets, jobs, models
 from service.rpc.open_inference import grpc_predict_v2_pb2
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+from service.storage.models import ModelStore
+from service.storage.records import Removed
 from tests.rpc.conftest import GUARD_S, Service, image, refusal
 
 
@@ -155,6 +157,34 @@ async def test_models_are_listed_by_name_in_pages(service: Service) -> None:
     assert found.field == "page_size"
     found = await refusal(service.models.ListModels(pb.ListModelsRequest(page_token="?")))
     assert found.field == "page_token"
+
+
+async def test_a_deletion_whose_caller_left_is_forgotten_by_the_engine(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.make_model()
+    await predicted_version(service)
+    begun, goes_on, ended = threading.Event(), threading.Event(), threading.Event()
+    delete = ModelStore.delete_model
+
+    def slow(store: ModelStore, name: str, *, force: bool = False) -> Removed:
+        begun.set()
+        assert goes_on.wait(GUARD_S)
+        try:
+            return delete(store, name, force=force)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(ModelStore, "delete_model", slow)
+    call = service.models.DeleteModel(pb.DeleteModelRequest(model="colours"))
+    assert await asyncio.to_thread(begun.wait, GUARD_S)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    goes_on.set()
+    assert await asyncio.to_thread(ended.wait, GUARD_S)
+    # What the deletion's thread gave to the loop is done before what it is given now.
+    assert 'graft_images_total{model="colours"' not in await metrics(service)
 
 
 async def test_a_deleted_backbone_leaves_memory(service: Service) -> None:

@@ -32,7 +32,7 @@ from service.contract import (
 from service.domain import Decision, ImageDecoding
 from service.engine import export, preprocess
 from service.engine import head as heads
-from service.engine.engine import Bounds, Engine, ModelFiles
+from service.engine.engine import Engine, EngineLimits, ModelFiles
 from service.engine.head import Head
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
@@ -130,7 +130,7 @@ def served(
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (backbone, head_file)]
 
     async def ask() -> list[npt.NDArray[np.float32]]:
-        bounds = Bounds(
+        bounds = EngineLimits(
             threads=1, max_batch=8, max_queue=256, max_bytes=2**24, load_timeout_s=GUARD_S
         )
         runtime = OnnxRuntime(Provider("cpu", ""), 1)

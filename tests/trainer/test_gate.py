@@ -207,7 +207,7 @@ def test_latency_is_the_median_of_single_images_decoding_included(
     monkeypatch.setattr(gate, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     class Slow:
-        feature_dim, nbytes, precision, max_batch, image_s = 3, 0, "fp32", 1, 0.0
+        feature_dim, nbytes, precision, max_batch, infer_s = 3, 0, "fp32", 1, 0.0
         damage = None
 
         def __init__(self) -> None:

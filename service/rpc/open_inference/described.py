@@ -1,7 +1,7 @@
 """Models and their statistics in the protocol's messages; decides nothing."""
 
 from service.domain import plain_name, tenant_of
-from service.engine.statistics import Counts, Spent
+from service.engine.ledger import Counts, Spent
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.storage.records import VersionRecord
 

@@ -15,6 +15,7 @@ from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.tensors import bad
 from service.storage import pages
 from service.storage.models import ModelStore
+from service.storage.records import Removed
 
 
 class Repository:
@@ -59,6 +60,12 @@ class Repository:
             self._engine.unpin(pinned)
         self._engine.unpin((await self._fallback.resolve(model, None, None)).files)
         return pb.RepositoryModelUnloadResponse()
+
+    def forget(self, removed: Removed) -> None:
+        """Drops the pin of a deleted version, which the engine has forgotten too."""
+        pinned = self._pinned.get(removed.model)
+        if pinned is not None and pinned.version in removed.versions:
+            del self._pinned[removed.model]
 
     def _index(self, tenant: str) -> pb.RepositoryIndexResponse:
         response = pb.RepositoryIndexResponse()

@@ -20,6 +20,7 @@ from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceSer
 from service.rpc.open_inference.repository import Repository
 from service.rpc.open_inference.tensors import bad
 from service.storage.models import ModelStore
+from service.storage.records import Removed
 
 _RULES = {"argmax": ARGMAX, "balanced": Decision(rule="balanced")}
 """Decisions that a parameter can name; thresholds are a version's own, or Predict's."""
@@ -124,7 +125,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.ModelStatisticsRequest, context: Context
     ) -> pb.ModelStatisticsResponse:
         """See grpc_predict_v2.proto."""
-        counted = self._engine.statistics
+        counted = self._engine.ledger
         if request.name:
             model = principal.current().key(request.name)
             versions = await self._meant(model, request.version)
@@ -151,6 +152,10 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.RepositoryModelUnloadResponse:
         """See grpc_predict_v2.proto."""
         return await self._repository.unload(request)
+
+    def forget(self, removed: Removed) -> None:
+        """Drops what is kept of deleted versions; on the event loop."""
+        self._repository.forget(removed)
 
     async def _meant(self, model: str, version: str) -> list[int]:
         """Returns the version that is named, or all of them, newest first."""

@@ -53,6 +53,8 @@ def decodes(request: pb.ModelInferRequest, max_images: int) -> list[Decode]:
         )
     _check_raw(request)
     elements = _Elements(request, count)
+    if tensor.datatype == "BYTES":
+        return [preprocess.Encoded(partial(elements.image, index)) for index in range(count)]
     return [partial(elements.decode, index) for index in range(count)]
 
 
@@ -87,7 +89,7 @@ def _check_raw(request: pb.ModelInferRequest) -> None:
 
 
 class _Elements:
-    """A request's tensor, taken apart when its first image is decoded."""
+    """A request's tensor, taken apart when its first image is read."""
 
     def __init__(self, request: pb.ModelInferRequest, count: int) -> None:
         self._request = request
@@ -97,7 +99,13 @@ class _Elements:
         self._images: Callable[[int], bytes] | InvalidInput | None = None
 
     def decode(self, index: int, decoding: ImageDecoding) -> Pixels:
-        """Makes one image's pixels; raises InvalidInput, with a field where the tensor is bad."""
+        """Makes the pixels of an image that is no file; raises as `image`."""
+        size = list(self._tensor.shape[-3:])
+        is_float = self._tensor.datatype == "FP32"
+        return preprocess.from_tensor(self.image(index), size, decoding, is_float=is_float)
+
+    def image(self, index: int) -> bytes:
+        """Copies one image's bytes; raises InvalidInput, with a field where the tensor is bad."""
         with self._once:
             if self._images is None:
                 try:
@@ -106,12 +114,7 @@ class _Elements:
                     self._images = error
         if isinstance(self._images, InvalidInput):
             raise self._images
-        data = self._images(index)
-        if self._tensor.datatype == "BYTES":
-            return preprocess.decode(data, decoding)
-        size = list(self._tensor.shape[-3:])
-        is_float = self._tensor.datatype == "FP32"
-        return preprocess.from_tensor(data, size, decoding, is_float=is_float)
+        return self._images(index)
 
     def _taken_apart(self) -> Callable[[int], bytes]:
         """Returns a function from an image's index to its bytes."""

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from service.engine import head as heads
-from service.engine.engine import Bounds, Engine, ModelFiles
+from service.engine.engine import Engine, EngineLimits, ModelFiles
 from service.engine.fake_runtime import FakeRuntime
 from service.engine.head import Head
 from service.ops.metrics import Metrics
@@ -43,7 +44,7 @@ MakeEngine = Callable[..., Engine]
 def make_engine(runtime: FakeRuntime, metrics: Metrics) -> Iterator[MakeEngine]:
     made: list[Engine] = []
 
-    def make(**changes: float) -> Engine:
+    def make(clock: Callable[[], float] = time.monotonic, **changes: float) -> Engine:
         bounds = {
             "threads": 1,
             "max_batch": 8,
@@ -51,7 +52,8 @@ def make_engine(runtime: FakeRuntime, metrics: Metrics) -> Iterator[MakeEngine]:
             "max_bytes": 1_000_000,
             "load_timeout_s": GUARD_S,
         }
-        engine = Engine(runtime, Bounds(**{**bounds, **changes}), metrics)  # type: ignore[arg-type]
+        limits = EngineLimits(**{**bounds, **changes})  # type: ignore[arg-type]
+        engine = Engine(runtime, limits, metrics, clock)
         made.append(engine)
         return engine
 

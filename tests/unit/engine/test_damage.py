@@ -12,7 +12,7 @@ import pytest
 
 from service.domain import ImageDecoding
 from service.engine import damage
-from service.engine.damage import Damages, look_at
+from service.engine.damage import Damages, stamp_of
 from service.engine.fake_runtime import FakeRuntime, FakeSession
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
@@ -153,14 +153,14 @@ async def test_a_disk_that_does_not_answer_stops_no_call_but_the_one_for_its_fil
         await engine.warm(broken)
     await engine.warm(whole)
     asked, answers = asyncio.Event(), threading.Event()
-    loop, stat = asyncio.get_running_loop(), damage.look_at
+    loop, stat = asyncio.get_running_loop(), damage.stamp_of
 
-    def look_at(path: Path) -> damage.Look:
+    def stamp_of(path: Path) -> damage.FileStamp:
         loop.call_soon_threadsafe(asked.set)
         assert answers.wait(GUARD_S), "the event loop waited for the disk"
         return stat(path)
 
-    monkeypatch.setattr(damage, "look_at", look_at)
+    monkeypatch.setattr(damage, "stamp_of", stamp_of)
     call = asyncio.create_task(engine.warm(broken))
     await asked.wait()
     await engine.classify(whole, [decode], GUARD_S)
@@ -204,7 +204,7 @@ def test_a_file_that_lies_there_as_before_is_looked_at_again_after_a_minute(
     now = 100.0
     damages = Damages(metrics, lambda: now)
     file = tmp_path / "file"
-    damages.note("head", file, look_at(file), damage.unloadable("head", "is missing"))
+    damages.note("head", file, stamp_of(file), damage.unloadable("head", "is missing"))
     with pytest.raises(Damaged, match="is missing"):
         damages.check(file)
     now += 59
@@ -236,7 +236,7 @@ def test_a_file_that_changed_is_looked_at_again_at_once(
     file = tmp_path / "file"
     file.write_bytes(b"content")
     file.chmod(0o644)
-    damages.note("head", file, look_at(file), damage.unloadable("head", "is damaged"))
+    damages.note("head", file, stamp_of(file), damage.unloadable("head", "is damaged"))
     with pytest.raises(Damaged):
         damages.check(file)
     change(file)

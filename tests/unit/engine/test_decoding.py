@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from service.domain import ImageDecoding, check_colour
-from service.engine import bit_depth, preprocess
+from service.engine import preprocess
 from service.errors import InvalidInput
 from tests.unit.engine.test_preprocess import encode, gradient
 
@@ -213,4 +213,4 @@ def test_images_that_are_not_deep_have_no_depth() -> None:
         data = encode(gradient(30, 20), kind)
         facts = preprocess.inspect(data)
         assert (facts.pixels, facts.bits) == (600, 0)
-    assert bit_depth.USUAL == (10, 12, 14, 16)
+    assert preprocess.USUAL_BITS == (10, 12, 14, 16)

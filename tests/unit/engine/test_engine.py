@@ -1,6 +1,7 @@
 import asyncio
 import dataclasses
 import hashlib
+import threading
 from functools import partial
 
 import numpy as np
@@ -9,11 +10,11 @@ from prometheus_client import generate_latest
 
 from service.engine import head as heads
 from service.engine import preprocess
-from service.engine.engine import Classified, Decode, Engine, ModelFiles
+from service.engine.engine import Classified, Decode, ModelFiles
 from service.engine.fake_runtime import FakeRuntime
 from service.engine.head import Head
 from service.engine.outliers import Outliers
-from service.errors import Damaged, Exhausted, Expired, GraftError, Reason
+from service.errors import Damaged, Exhausted, Expired, GraftError, InvalidInput, Reason
 from service.ops.metrics import Metrics
 from tests.unit.engine.conftest import COLOURS, GUARD_S, MakeEngine, MakeModel, image
 
@@ -37,8 +38,8 @@ async def wait_until_running(runtime: FakeRuntime, model_path: object) -> None:
     assert await asyncio.to_thread(session.running.acquire, timeout=GUARD_S)
 
 
-async def until_waiting(engine: Engine, images: int) -> None:
-    while value(engine._metrics, "graft_queue_depth") < images:  # noqa: ASYNC110 - a few turns
+async def until_waiting(metrics: Metrics, images: int) -> None:
+    while value(metrics, "graft_queue_depth") < images:  # noqa: ASYNC110 - a few turns
         await asyncio.sleep(0)
 
 
@@ -54,6 +55,26 @@ async def test_each_image_gets_the_class_of_its_own_colour(
     )
 
 
+async def test_what_a_caller_gets_is_made_in_a_workers_thread(
+    make_engine: MakeEngine, make_model: MakeModel
+) -> None:
+    engine, model = make_engine(), make_model()
+
+    def finish(outcomes: list[Classified | GraftError]) -> tuple[str, list[str]]:
+        return threading.current_thread().name, [best(outcome) for outcome in outcomes]
+
+    made = await engine.classify(
+        model, [encoded(c) for c in ("blue", "red")], GUARD_S, finish=finish
+    )
+    assert made == ("infer-0", ["blue", "red"])
+
+    def refuse(_: object) -> None:
+        raise InvalidInput(Reason.INVALID_FIELD, "too many scores")
+
+    with pytest.raises(InvalidInput, match="too many scores"):
+        await engine.classify(model, [encoded("red")], GUARD_S, finish=refuse)
+
+
 async def test_a_bad_image_fails_alone(make_engine: MakeEngine, make_model: MakeModel) -> None:
     bad = partial(preprocess.decode, b"no image")
     good, failed = await make_engine().classify(make_model(), [encoded("red"), bad], GUARD_S)
@@ -63,7 +84,7 @@ async def test_a_bad_image_fails_alone(make_engine: MakeEngine, make_model: Make
 
 
 async def test_arrivals_for_different_models_while_busy_form_one_batch(
-    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime, metrics: Metrics
 ) -> None:
     engine = make_engine()
     models = [make_model(f"m{i}") for i in range(5)]
@@ -74,7 +95,7 @@ async def test_arrivals_for_different_models_while_busy_form_one_batch(
     others = [
         asyncio.create_task(engine.classify(m, [encoded("blue")], GUARD_S)) for m in models[1:]
     ]
-    await until_waiting(engine, 4)
+    await until_waiting(metrics, 4)
     session.release()
     assert best((await first)[0]) == "red"
     assert [best((await o)[0]) for o in others] == ["blue"] * 4
@@ -92,7 +113,7 @@ async def test_a_batch_never_passes_its_bound(
 
 
 async def test_more_images_than_the_queue_holds_are_refused_with_a_retry_time(
-    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime, metrics: Metrics
 ) -> None:
     engine, model = make_engine(max_queue=2), make_model()
     session = runtime.session(model.backbone_path)
@@ -100,7 +121,7 @@ async def test_more_images_than_the_queue_holds_are_refused_with_a_retry_time(
     running = asyncio.create_task(engine.classify(model, [encoded("red")], GUARD_S))
     await wait_until_running(runtime, model.backbone_path)
     accepted = asyncio.create_task(engine.classify(model, [encoded("red")] * 2, GUARD_S))
-    await until_waiting(engine, 2)
+    await until_waiting(metrics, 2)
     with pytest.raises(Exhausted) as refused:
         await engine.classify(model, [encoded("red")], GUARD_S)
     assert refused.value.reason is Reason.QUEUE_FULL
@@ -111,7 +132,7 @@ async def test_more_images_than_the_queue_holds_are_refused_with_a_retry_time(
 
 
 async def test_a_flood_for_one_model_delays_another_by_an_image(
-    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime, metrics: Metrics
 ) -> None:
     engine = make_engine(max_batch=2)
     flooding, other = make_model("flooding"), make_model("other")
@@ -122,9 +143,9 @@ async def test_a_flood_for_one_model_delays_another_by_an_image(
     floods += [
         asyncio.create_task(engine.classify(flooding, [encoded("red")], GUARD_S)) for _ in range(19)
     ]
-    await until_waiting(engine, 19)
+    await until_waiting(metrics, 19)
     late = asyncio.create_task(engine.classify(other, [encoded("blue")], GUARD_S))
-    await until_waiting(engine, 20)
+    await until_waiting(metrics, 20)
     ended: list[str] = []
     for task in floods:
         task.add_done_callback(lambda _: ended.append("flooding"))
@@ -136,7 +157,7 @@ async def test_a_flood_for_one_model_delays_another_by_an_image(
 
 
 async def test_a_full_queue_makes_room_for_a_model_with_less_than_its_share(
-    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime, metrics: Metrics
 ) -> None:
     engine = make_engine(max_queue=4)
     flooding, other = make_model("flooding"), make_model("other")
@@ -146,7 +167,7 @@ async def test_a_full_queue_makes_room_for_a_model_with_less_than_its_share(
     await wait_until_running(runtime, flooding.backbone_path)
     for waiting in range(1, 5):
         floods.append(asyncio.create_task(engine.classify(flooding, [encoded("red")], GUARD_S)))
-        await until_waiting(engine, waiting)
+        await until_waiting(metrics, waiting)
     late = asyncio.create_task(engine.classify(other, [encoded("blue")], GUARD_S))
     with pytest.raises(Exhausted):
         await floods[-1]
@@ -156,7 +177,7 @@ async def test_a_full_queue_makes_room_for_a_model_with_less_than_its_share(
 
 
 async def test_a_call_that_made_room_in_vain_is_told_at_once(
-    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime, metrics: Metrics
 ) -> None:
     engine = make_engine(max_queue=10)
     flooding, small, large = make_model("flooding"), make_model("small"), make_model("large")
@@ -166,7 +187,7 @@ async def test_a_call_that_made_room_in_vain_is_told_at_once(
     await wait_until_running(runtime, flooding.backbone_path)
     for model, count, waiting in ((flooding, 4, 4), (flooding, 3, 7), (small, 3, 10)):
         calls.append(asyncio.create_task(engine.classify(model, [encoded("red")] * count, GUARD_S)))
-        await until_waiting(engine, waiting)
+        await until_waiting(metrics, waiting)
     # Seven are more than five, and make room for three of them; the other four are not more.
     with pytest.raises(Exhausted):
         await engine.classify(large, [encoded("red")] * 5, GUARD_S)
@@ -178,16 +199,16 @@ async def test_a_call_that_made_room_in_vain_is_told_at_once(
 
 
 async def test_what_could_not_be_done_in_time_is_refused_at_once(
-    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
+    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime, metrics: Metrics
 ) -> None:
     engine, model = make_engine(), make_model()
     session = runtime.session(model.backbone_path)
-    session.image_s = 1.0
+    session.infer_s = 1.0
     session.hold()
     running = asyncio.create_task(engine.classify(model, [encoded("red")], GUARD_S))
     await wait_until_running(runtime, model.backbone_path)
     waiting = asyncio.create_task(engine.classify(model, [encoded("red")] * 4, 600))
-    await until_waiting(engine, 4)
+    await until_waiting(metrics, 4)
     with pytest.raises(Exhausted, match="later than their deadline"):
         await engine.classify(model, [encoded("red")], 5)
     session.release()
@@ -212,67 +233,6 @@ async def test_a_lone_image_gets_all_cores_and_many_share_them(
     assert max(session.batches) <= 16, "one worker took more than its share"
 
 
-async def test_a_pinned_model_stays_when_others_must_leave(
-    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
-) -> None:
-    runtime._nbytes = 10_000
-    engine = make_engine(max_bytes=25_000)
-    pinned, *others = [make_model(f"m{i}", f"b{i}") for i in range(4)]
-    await engine.pin(pinned)
-    for model in others:
-        await engine.warm(model)
-    assert engine.is_loaded(pinned)
-    assert not engine.is_loaded(others[0])
-    engine.unpin(pinned)
-    for model in others:
-        await engine.warm(model)
-    assert not engine.is_loaded(pinned)
-
-
-async def test_a_backbone_that_two_pinned_models_share_stays_until_both_are_unpinned(
-    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
-) -> None:
-    runtime._nbytes = 10_000
-    engine = make_engine(max_bytes=25_000)
-    one, two = make_model("one", "shared"), make_model("two", "shared")
-    await engine.pin(one)
-    await engine.pin(two)
-    engine.unpin(one)
-    for i in range(3):
-        await engine.warm(make_model(f"m{i}", f"b{i}"))
-    assert engine.is_loaded(two)
-
-
-async def test_pinning_more_than_the_bound_is_refused(
-    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
-) -> None:
-    runtime._nbytes = 10_000
-    engine = make_engine(max_bytes=15_000)
-    await engine.pin(make_model("m0", "b0"))
-    with pytest.raises(Exhausted) as refused:
-        await engine.pin(make_model("m1", "b1"))
-    assert refused.value.reason is Reason.OUT_OF_MEMORY
-
-
-async def test_a_tenant_pins_its_share_of_the_memory_and_no_more(
-    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
-) -> None:
-    def of(tenant: str, name: str) -> ModelFiles:
-        return dataclasses.replace(make_model(name, f"b-{name}"), name=f"{tenant}/{name}")
-
-    runtime._nbytes = 10_000
-    engine = make_engine(max_bytes=45_000, max_pinned_bytes=22_500)
-    first, second, third = (of("acme", name) for name in ("m0", "m1", "m2"))
-    for files in (first, second, first):
-        await engine.pin(files)
-    with pytest.raises(Exhausted, match="what one tenant may pin") as refused:
-        await engine.pin(third)
-    assert refused.value.reason is Reason.OUT_OF_MEMORY
-    await engine.pin(of("zoo", "m3"))
-    engine.unpin(first)
-    await engine.pin(third)
-
-
 async def test_statistics_count_what_each_version_was_asked(
     make_engine: MakeEngine, make_model: MakeModel
 ) -> None:
@@ -282,7 +242,7 @@ async def test_statistics_count_what_each_version_was_asked(
     engine.forget(heads=[model.head_digest])
     with pytest.raises(Damaged):
         await engine.classify(model, [encoded("red")], GUARD_S)
-    counts = engine.statistics.of(model.name, model.version)
+    counts = engine.ledger.of(model.name, model.version)
     assert (counts.images, counts.success.count, counts.fail.count) == (2, 1, 1)
 
 
@@ -303,25 +263,9 @@ async def test_a_call_that_outlives_its_model_is_answered_and_leaves_no_trace(
     session.release()
     (outcome,) = await call
     assert best(outcome) == "red"
-    assert not engine.statistics.all()
+    assert not engine.ledger.all()
     assert model.name not in generate_latest(metrics.registry).decode()
     assert not engine.is_loaded(model)
-
-
-async def test_a_deleted_model_that_was_pinned_keeps_nothing_that_it_shared_in_memory(
-    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
-) -> None:
-    runtime._nbytes = 10_000
-    engine = make_engine(max_bytes=25_000)
-    pinned, other = make_model("one", "shared"), make_model("two", "shared")
-    await engine.pin(pinned)
-    await engine.warm(other)
-    # Its backbone is in use by the other.
-    engine.forget(models=["one"], versions=[("one", pinned.version)], heads=[pinned.head_digest])
-    for i in range(3):
-        await engine.warm(make_model(f"m{i}", f"b{i}"))
-    await engine.warm(other)
-    assert runtime.loads.count(other.backbone_path) == 2, "the backbone stayed pinned"
 
 
 async def test_a_call_ends_at_its_deadline_and_its_images_leave_the_queue(
@@ -376,30 +320,6 @@ async def test_a_missing_backbone_is_a_damaged_model_and_may_be_tried_again(
         await engine.classify(model, [encoded("red")], GUARD_S)
     model.backbone_path.write_bytes(whole)
     assert best((await engine.classify(model, [encoded("red")], GUARD_S))[0]) == "red"
-
-
-async def test_concurrent_first_calls_share_one_load(
-    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
-) -> None:
-    engine, model = make_engine(), make_model()
-    await asyncio.gather(*(engine.classify(model, [encoded("red")], GUARD_S) for _ in range(8)))
-    assert len(runtime.loads) == 1
-
-
-async def test_least_recently_used_backbones_leave_and_come_back(
-    make_engine: MakeEngine,
-    make_model: MakeModel,
-    runtime: FakeRuntime,
-    metrics: Metrics,
-) -> None:
-    runtime._nbytes = 10_000
-    engine = make_engine(max_bytes=25_000)
-    models = [make_model(f"m{i}", f"b{i}") for i in range(3)]
-    for model in (*models, models[0]):
-        assert best((await engine.classify(model, [encoded("red")], GUARD_S))[0]) == "red"
-        assert engine._memory.nbytes <= 25_000
-    assert [path.stem for path in runtime.loads] == ["b0", "b1", "b2", "b0"]
-    assert value(metrics, "graft_evictions_total", kind="backbone") == 2
 
 
 async def test_a_head_that_does_not_fit_its_backbone_is_refused(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import AvifImagePlugin, Image
 
-from service.engine import formats, gif_blocks, preprocess, tiff
+from service.engine import decoder_limits, formats, preprocess
 from service.errors import InvalidInput, Reason
 from tests.unit.engine.test_hostile_images import cost
 from tests.unit.engine.test_preprocess import encode, gradient
@@ -141,7 +141,7 @@ def test_a_gif_of_endless_comments_is_refused_and_of_many_is_not() -> None:
     many = b"!\xfe" + b"\x03abc" * 5000 + b"\0"
     np.testing.assert_array_equal(preprocess.decode(commented(many)), preprocess.decode(data))
     for endless in (b"!\xfe" + b"\x01a" * 30_000 + b"\0", b"!\xfe\0" * 30_000, bytes(30_000)):
-        assert f"{gif_blocks.MAX_BLOCKS} blocks" in refusal(commented(endless))
+        assert f"{decoder_limits.MAX_GIF_BLOCKS} blocks" in refusal(commented(endless))
 
 
 def test_a_huge_frame_that_is_to_be_cleared_is_refused_before_it_is_filled() -> None:
@@ -246,7 +246,7 @@ def test_a_jpeg_of_endless_scans_in_a_tiff_is_refused() -> None:
 
 def test_pages_behind_the_first_are_not_looked_at() -> None:
     second = tiff_of(save_all=True, append_images=[gradient(64, 48).rotate(90)] * 3)
-    page = tiff.first_page(second)
+    page = decoder_limits.tiff_page(second)
     with Image.open(io.BytesIO(page.data)) as image:
         assert getattr(image, "n_frames", 1) == 1
     np.testing.assert_array_equal(preprocess.decode(second), preprocess.decode(tiff_of()))

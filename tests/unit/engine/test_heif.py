@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.engine import heif, native_limits, preprocess
+from service.engine import decoder_limits, preprocess
 from service.errors import InvalidInput, Reason
 
 PLAIN = (Path(__file__).parents[2] / "heic" / "plain.heic").read_bytes()
@@ -128,9 +128,9 @@ def test_what_an_image_is_said_to_be_put_together_of_hides_nothing_of_it() -> No
 
 def test_transparency_counts() -> None:
     links = {(b"dimg", 3): [1], (b"auxl", 2): [3]}
-    heif.check_work(composed(b"grid", 2, 100, 10, links=links), 20_100)
+    decoder_limits.check_heif(composed(b"grid", 2, 100, 10, links=links), 20_100)
     with pytest.raises(InvalidInput, match="20100 pixels"):
-        heif.check_work(composed(b"grid", 2, 100, 10, links=links), 20_099)
+        decoder_limits.check_heif(composed(b"grid", 2, 100, 10, links=links), 20_099)
 
 
 def test_two_directories_are_refused() -> None:
@@ -157,5 +157,5 @@ def test_endless_boxes_are_refused() -> None:
 
 def test_limits_of_a_libheif_that_is_laid_out_otherwise_are_not_written() -> None:
     with pytest.raises(RuntimeError, match="pi-heif"):
-        native_limits.limit(preprocess.MAX_PIXELS + 1)
-    native_limits.limit(preprocess.MAX_PIXELS)
+        decoder_limits.limit_libraries(preprocess.MAX_PIXELS + 1)
+    decoder_limits.limit_libraries(preprocess.MAX_PIXELS)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from service.engine import jpeg_scans, preprocess
+from service.engine import decoder_limits, preprocess
 from service.errors import InvalidInput, Reason
 from tests.unit.engine.test_preprocess import encode, gradient
 
@@ -284,10 +284,10 @@ def test_a_jpeg_of_more_scans_than_any_has_is_refused() -> None:
 def test_what_looks_like_a_scan_in_metadata_or_after_the_end_is_none() -> None:
     comment = b"\xff\xda" * 200
     segment = b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment
-    assert not jpeg_scans.has_too_many(with_scans(3, segment))
-    assert not jpeg_scans.has_too_many(with_scans(3) + comment)
-    assert jpeg_scans.has_too_many(with_scans(80, segment))
-    assert not jpeg_scans.has_too_many(b"\x89PNG" + comment)
+    assert not decoder_limits.has_too_many_scans(with_scans(3, segment))
+    assert not decoder_limits.has_too_many_scans(with_scans(3) + comment)
+    assert decoder_limits.has_too_many_scans(with_scans(80, segment))
+    assert not decoder_limits.has_too_many_scans(b"\x89PNG" + comment)
 
 
 @pytest.mark.parametrize("kind", [1, 2])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.domain import DEFAULT_DECODING
 from service.engine import preprocess
 from service.engine.formats import FORMATS
 from service.errors import InvalidInput, Reason
@@ -189,3 +190,21 @@ def test_a_look_is_of_the_upright_image(orientation: int) -> None:
     exif[0x0112] = orientation
     look = preprocess.inspect(encode(turned, "PNG", exif=exif)).look
     assert bits_apart(look, preprocess.inspect(encode(upright, "PNG")).look) <= 1
+
+
+def test_a_file_of_several_jpegs_is_decoded_as_small_as_one() -> None:
+    out = io.BytesIO()
+    photo = gradient(1600, 1200)
+    photo.save(out, "MPO", save_all=True, append_images=[photo])
+    alone = preprocess.open_image(encode(photo, "JPEG"))
+    assert preprocess.open_image(out.getvalue()).size == alone.size == (400, 300)
+
+
+def test_the_size_is_known_before_an_image_is_decoded() -> None:
+    photo = gradient(640, 480)
+    image = preprocess.Encoded(lambda: encode(photo, "PNG"))
+    assert image.pixels == 640 * 480
+    pixels = image(DEFAULT_DECODING)
+    assert (pixels == preprocess.decode(encode(photo, "PNG"))).all()
+    assert (image(DEFAULT_DECODING) == pixels).all()
+    assert preprocess.Encoded(lambda: b"no image").pixels == 0

@@ -130,7 +130,7 @@ def test_a_narrow_graph_that_could_not_be_made_is_tried_again_after_a_while(
 def test_the_largest_batch_that_pays_is_within_the_bound(backbone: Path) -> None:
     session = OnnxRuntime(CPU, 1, max_batch=8).load(backbone)
     assert session.max_batch in (1, 2, 4, 8)
-    assert session.image_s > 0
+    assert session.infer_s > 0
 
 
 class Timed:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from service.auth import principal
 from service.auth.principal import EVERYBODY
 from service.domain import DEFAULT_DECODING, ModelFiles
-from service.engine import preprocess
 from service.errors import InvalidInput, NotFound, Reason
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference import tensors
 from service.rpc.open_inference.repository import Repository
+from service.storage.records import Removed
 
 Input = pb.ModelInferRequest.InferInputTensor
 
@@ -49,15 +49,11 @@ def test_any_tensor_gives_images_or_is_refused(
 
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=8))
 def test_texts_that_were_written_are_read_again(elements: list[str]) -> None:
-    read: list[bytes] = []
     tensor = Input(datatype="BYTES", shape=[len(elements)])
     raw = tensors.texts(elements)
     request = pb.ModelInferRequest(inputs=[tensor], raw_input_contents=[raw])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preprocess, "decode", lambda data, _: read.append(data))
-        for decode in tensors.decodes(request, 256):
-            decode(DEFAULT_DECODING)
-    assert [data.decode() for data in read] == elements
+    found: list[Any] = tensors.decodes(request, 256)
+    assert [image.read().decode() for image in found] == elements
 
 
 def test_each_image_gets_its_own_part_of_a_tensor() -> None:
@@ -165,3 +161,18 @@ async def test_a_deleted_model_is_let_go_by_unloading_it(
     with pytest.raises(NotFound):
         await repository.unload(pb.RepositoryModelUnloadRequest(model_name="pets"))
     assert engine.pinned == set()
+
+
+async def test_the_pin_of_a_deleted_version_is_forgotten_and_no_other(
+    repository: Repository, engine: FakeEngine, latest: Latest
+) -> None:
+    latest.versions = {"pets": 1, "cars": 2}
+    await repository.load(pb.RepositoryModelLoadRequest(model_name="pets"))
+    await repository.load(pb.RepositoryModelLoadRequest(model_name="cars"))
+    repository.forget(Removed("pets", [1], True, [], [], []))
+    repository.forget(Removed("cars", [1], False, [], [], []))
+    latest.versions = {"pets": 3, "cars": 3}
+    await repository.unload(pb.RepositoryModelUnloadRequest(model_name="pets"))
+    await repository.unload(pb.RepositoryModelUnloadRequest(model_name="cars"))
+    # The engine has let the deleted one go by itself.
+    assert engine.pinned == {files("pets", 1)}

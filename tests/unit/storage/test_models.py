@@ -9,6 +9,7 @@ from service.errors import GraftError, InvalidInput, NotFound, Reason, WrongStat
 from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.models import ModelStore
+from service.storage.records import Removed
 from tests.unit.storage.conftest import GUARD_S, TENANT, Publish, digest, write_result
 
 
@@ -159,6 +160,21 @@ def test_what_is_not_there_is_told_with_what_is(models: ModelStore, publish: Pub
         models.list_versions("bears", 0, "")
     with pytest.raises(InvalidInput):
         models.get_model("")
+
+
+def test_a_deletion_is_heard_of_once_it_is_committed_and_not_before(
+    models: ModelStore, publish: Publish
+) -> None:
+    heard: list[Removed] = []
+    models.on_removed = heard.append
+    publish("cats", "job-1")
+    publish("cats", "job-2")
+    first = models.delete_version("cats", 1)
+    with pytest.raises(WrongState):
+        models.delete_version("cats", 2)
+    assert heard == [first]
+    second = models.delete_model("cats")
+    assert heard == [first, second]
 
 
 def test_the_files_of_one_of_two_equal_heads_are_told_as_deleted(

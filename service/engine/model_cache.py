@@ -1,10 +1,9 @@
-"""What is in memory: backbones and heads, bounded in bytes.
+"""Backbones and heads in memory, bounded in bytes.
 
-Least recently used ones leave when the bound is passed, and come back on
-demand; what is pinned stays. Leaving only drops our reference: whoever computes
-with a session keeps it alive until done, so there is no race between use and
-unload. A load in progress is shared by all who wait for it. Lives on the event
-loop; loads run in threads.
+Least recently used ones are evicted when the bound is passed, and come back on demand; pinned
+ones stay. Eviction only drops the cache's reference: whoever computes with a session keeps it
+alive until done, so there is no race between use and eviction. A load in progress is shared by
+all who wait for it. Lives on the event loop; loads run in threads.
 """
 
 import asyncio
@@ -31,14 +30,14 @@ class Sized(Protocol):
 T = TypeVar("T", bound=Sized)
 
 
-class Loaded(Generic[T]):
-    """One kind of loaded things, by digest. `Memory` bounds several kinds together.
+class Cache(Generic[T]):
+    """Things of one kind, by digest. A `MemoryBudget` bounds several kinds together.
 
-    `load` is told the digest, and raises Damaged where the file's is another.
+    `load` gets a path and the digest that the file must have; it raises Damaged for another.
     """
 
     def __init__(
-        self, kind: str, load: Callable[[Path, str], T], memory: "Memory", damages: Damages
+        self, kind: str, load: Callable[[Path, str], T], memory: "MemoryBudget", damages: Damages
     ) -> None:
         self._kind = kind
         self._load = load
@@ -49,14 +48,14 @@ class Loaded(Generic[T]):
         self._hits = memory.metrics.hits.labels(kind)
 
     def peek(self, digest: str) -> T | None:
-        """The thing if it is in memory; counts as a use."""
+        """Returns the thing if it is in memory; counts as a use."""
         thing = self._memory.get(self._kind, digest)
         if thing is not None:
             self._hits.inc()
         return cast("T | None", thing)
 
     async def get(self, digest: str, path: Path, timeout_s: float) -> T:
-        """The thing, loaded if need be.
+        """Returns the thing, loaded if need be.
 
         Raises Expired when the load takes longer than `timeout_s` (the load goes
         on for others), or what the loader raises.
@@ -69,7 +68,7 @@ class Loaded(Generic[T]):
             watch = self._damages.watch()
             task = asyncio.create_task(self._load_in_thread(digest, path, watch))
             self._loading[path] = task
-            task.add_done_callback(lambda _: self._loading_ended(path, watch))
+            task.add_done_callback(lambda ended: self._loading_ended(ended, path, watch))
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
         if not done:
             raise Expired(
@@ -81,14 +80,14 @@ class Loaded(Generic[T]):
 
     async def _load_in_thread(self, digest: str, path: Path, watch: Watch) -> T:
         # Before the load, so that what is put back meanwhile is seen as a change.
-        look = await asyncio.to_thread(self._damages.check, path)
+        stamp = await asyncio.to_thread(self._damages.check, path)
         outcome = "failed"
         try:
             thing = await asyncio.to_thread(self._load, path, digest)
             outcome = "ok"
         except Damaged as error:
             if path not in watch.forgotten:
-                self._damages.note(self._kind, path, look, error)
+                self._damages.note(self._kind, path, stamp, error)
             raise
         finally:
             self._memory.metrics.loads.labels(self._kind, outcome).inc()
@@ -96,73 +95,78 @@ class Loaded(Generic[T]):
         self._memory.add(self._kind, digest, thing)
         return thing
 
-    def _loading_ended(self, path: Path, watch: Watch) -> None:
+    def _loading_ended(self, ended: "asyncio.Task[T]", path: Path, watch: Watch) -> None:
         del self._loading[path]
         self._damages.unwatch(watch)
+        # Read, or asyncio logs an error that came when nobody waited any more.
+        if not ended.cancelled():
+            ended.exception()
 
 
 @dataclass
-class _Held:
+class Entry:
+    """A thing in memory."""
+
     thing: Sized
     nbytes: int
     used: float
-    """When it was last used, of time.monotonic."""
+    """When it was last used, by time.monotonic."""
 
 
-class Memory:
-    """The bound that all kinds share, in bytes."""
+class MemoryBudget:
+    """Bounds all kinds together, in bytes."""
 
     def __init__(self, max_bytes: int, metrics: Metrics) -> None:
         self._max_bytes = max_bytes
-        self._held: OrderedDict[tuple[str, str], _Held] = OrderedDict()
-        # Apart from the others, so that nothing looks past it when room is made.
-        self._pinned: dict[tuple[str, str], _Held] = {}
+        self._entries: OrderedDict[tuple[str, str], Entry] = OrderedDict()
+        # Kept apart, so that eviction need not skip them.
+        self._pinned: dict[tuple[str, str], Entry] = {}
         self._bytes = 0
         self.metrics = metrics
         metrics.loaded_bytes_limit.set(max_bytes)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is loaded, about."""
+        """Bytes of everything in memory, about."""
         return self._bytes
 
     def has(self, kind: str, digest: str) -> bool:
-        """Whether the thing is in memory; no use of it."""
-        return (kind, digest) in self._held or (kind, digest) in self._pinned
+        """Tells whether the thing is in memory; does not count as a use."""
+        return (kind, digest) in self._entries or (kind, digest) in self._pinned
 
     def get(self, kind: str, digest: str) -> Sized | None:
-        """The thing, which becomes the most recently used."""
+        """Returns the thing, which becomes the most recently used."""
         key = kind, digest
-        held = self._held.get(key)
-        if held is None:
+        entry = self._entries.get(key)
+        if entry is None:
             pinned = self._pinned.get(key)
             return pinned.thing if pinned else None
-        self._held.move_to_end(key)
-        held.used = time.monotonic()
-        return held.thing
+        self._entries.move_to_end(key)
+        entry.used = time.monotonic()
+        return entry.thing
 
     def add(self, kind: str, digest: str, thing: Sized) -> None:
-        """Puts the thing in; older ones leave until the bound holds. The new one stays."""
+        """Adds a thing; evicts others until the bound holds, but never the new one."""
         key = kind, digest
-        held = _Held(thing, thing.nbytes, time.monotonic())
+        entry = Entry(thing, thing.nbytes, time.monotonic())
         if key in self._pinned:
             self._account(kind, -self._pinned[key].nbytes, -1)
-            self._pinned[key] = held
+            self._pinned[key] = entry
         else:
             self.drop(kind, digest)
-            self._held[key] = held
-        self._account(kind, held.nbytes, 1)
+            self._entries[key] = entry
+        self._account(kind, entry.nbytes, 1)
         self._make_room(key)
 
     def pin(self, keys: Collection[tuple[str, str]]) -> None:
-        """Keeps these in memory, where they are, until they are unpinned.
+        """Keeps those of these that are in memory there until they are unpinned.
 
         Raises Exhausted (OUT_OF_MEMORY) when all that is pinned would fill the bound.
         """
-        more = [key for key in keys if key in self._held]
-        nbytes = sum(held.nbytes for held in self._pinned.values())
-        nbytes += sum(self._held[key].nbytes for key in more)
-        # What left again while the rest was loaded found no room beside the pinned ones.
+        more = [key for key in keys if key in self._entries]
+        nbytes = sum(entry.nbytes for entry in self._pinned.values())
+        nbytes += sum(self._entries[key].nbytes for key in more)
+        # One that was evicted while the rest was loaded found no room beside the pinned ones.
         if nbytes > self._max_bytes or not all(self.has(*key) for key in keys):
             raise Exhausted(
                 Reason.OUT_OF_MEMORY,
@@ -170,32 +174,32 @@ class Memory:
                 f"{self._max_bytes / 2**20:.0f} MiB: unpin others or raise the bound",
             )
         for key in more:
-            self._pinned[key] = self._held.pop(key)
+            self._pinned[key] = self._entries.pop(key)
 
     def nbytes_of(self, keys: Collection[tuple[str, str]]) -> int:
-        """Bytes of those of these that are in memory, about."""
-        found = (self._held.get(key) or self._pinned.get(key) for key in keys)
-        return sum(held.nbytes for held in found if held is not None)
+        """Adds up the bytes, about, of those of these that are in memory."""
+        found = (self._entries.get(key) or self._pinned.get(key) for key in keys)
+        return sum(entry.nbytes for entry in found if entry is not None)
 
     def unpin(self, keys: Iterable[tuple[str, str]]) -> None:
-        """Lets these leave when room is needed; they count as used just now."""
+        """Allows these to be evicted again; they count as used just now."""
         for key in keys:
-            held = self._pinned.pop(key, None)
-            if held is not None:
-                held.used = time.monotonic()
-                self._held[key] = held
+            entry = self._pinned.pop(key, None)
+            if entry is not None:
+                entry.used = time.monotonic()
+                self._entries[key] = entry
 
     def drop(self, kind: str, digest: str) -> None:
-        """Lets the thing go, if it is there, pinned or not."""
-        held = self._held.pop((kind, digest), None) or self._pinned.pop((kind, digest), None)
-        if held is not None:
-            self._account(kind, -held.nbytes, -1)
+        """Removes a thing if it is there, pinned or not."""
+        entry = self._entries.pop((kind, digest), None) or self._pinned.pop((kind, digest), None)
+        if entry is not None:
+            self._account(kind, -entry.nbytes, -1)
 
     def _make_room(self, newest: tuple[str, str]) -> None:
-        while self._bytes > self._max_bytes and self._held:
-            key, old = self._held.popitem(last=False)
+        while self._bytes > self._max_bytes and self._entries:
+            key, old = self._entries.popitem(last=False)
             if key == newest:
-                self._held[key] = old
+                self._entries[key] = old
                 return
             self._account(key[0], -old.nbytes, -1)
             self.metrics.evictions.labels(key[0]).inc()

@@ -1,0 +1,143 @@
+"""Records every call once: in Prometheus's series by model, and in counts by version.
+
+The counts are since the process started, and bounded: versions that were not asked for longest
+are dropped, and deleted ones at once. Lives on the event loop alone.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from service.engine.fair_queue import ImageBatch
+from service.errors import GraftError
+from service.ops.metrics import Metrics, Stages
+
+MAX_VERSIONS = 20_000
+"""Some 400 bytes each."""
+
+
+class Spent(msgspec.Struct, frozen=True):
+    """Counts calls, and adds up their time."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def plus(self, seconds: float) -> "Spent":
+        """Returns the sum with one more call."""
+        return Spent(self.count + 1, self.seconds + seconds)
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """The calls of one version. Stages are of answered calls alone, each its slowest image's."""
+
+    images: int = 0
+    """Answered images."""
+    success: Spent = Spent()
+    fail: Spent = Spent()
+    queue: Spent = Spent()
+    decode: Spent = Spent()
+    infer: Spent = Spent()
+    rest: Spent = Spent()
+    """The part of the whole time that no other stage took."""
+    last_s: float = 0.0
+    """Time of the last answer, in seconds since 1970; 0 for never."""
+
+
+NOTHING = Counts()
+
+
+class Account:
+    """Records the calls of one version; after the version was dropped, in vain."""
+
+    def __init__(self, clock: Callable[[], float], stages: Stages) -> None:
+        self.counts = NOTHING
+        self.stages = stages
+        self._clock = clock
+
+    def answered(self, batch: ImageBatch, head_digest: str, total_s: float) -> None:
+        """Records a call whose images all have their outcomes."""
+        stages = self.stages
+        if batch.head.outliers is not None:
+            # Not when a head is loaded: candidates and old versions are, beside what serves.
+            stages.compare_with(head_digest, batch.head.outliers.validation)
+        stages.total.observe(total_s)
+        for values, histogram in (
+            (batch.decode_s, stages.decode),
+            (batch.queue_s, stages.queue),
+            (batch.infer_s, stages.infer),
+        ):
+            for seconds in values:
+                histogram.observe(seconds)
+        for outcome in batch.outcomes.values():
+            if isinstance(outcome, GraftError):
+                stages.count(outcome.reason)
+                continue
+            stages.count("ok")
+            if outcome.outlier_score is not None:
+                stages.outlier_score.observe(outcome.outlier_score)
+        queue_s, decode_s, infer_s = (
+            max(values, default=0.0) for values in (batch.queue_s, batch.decode_s, batch.infer_s)
+        )
+        old = self.counts
+        self.counts = Counts(
+            images=old.images + len(batch.images),
+            success=old.success.plus(total_s),
+            fail=old.fail,
+            queue=old.queue.plus(queue_s),
+            decode=old.decode.plus(decode_s),
+            infer=old.infer.plus(infer_s),
+            rest=old.rest.plus(max(0.0, total_s - queue_s - decode_s - infer_s)),
+            last_s=self._clock(),
+        )
+
+    def failed(self, total_s: float) -> None:
+        """Records a call that got an error, or was left."""
+        self.counts = msgspec.structs.replace(self.counts, fail=self.counts.fail.plus(total_s))
+
+
+class Ledger:
+    """The accounts of all versions."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        max_versions: int = MAX_VERSIONS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._metrics = metrics
+        self._max_versions = max_versions
+        self._clock = clock
+        self._accounts: OrderedDict[tuple[str, int], Account] = OrderedDict()
+
+    def account(self, model: str, version: int) -> Account:
+        """Returns a version's account; to be taken before a call, which may outlive its version."""
+        key = model, version
+        # Anew for each call: the model's label may have come free.
+        stages = self._metrics.stages(model)
+        account = self._accounts.get(key)
+        if account is not None:
+            account.stages = stages
+        else:
+            account = self._accounts[key] = Account(self._clock, stages)
+            if len(self._accounts) > self._max_versions:
+                self._accounts.popitem(last=False)
+        self._accounts.move_to_end(key)
+        return account
+
+    def forget(self, models: Iterable[str], versions: Iterable[tuple[str, int]]) -> None:
+        """Drops what was deleted: another of the same name and number begins at zero."""
+        for key in versions:
+            self._accounts.pop(key, None)
+        for model in models:
+            self._metrics.forget_model(model)
+
+    def of(self, model: str, version: int) -> Counts:
+        """Returns a version's counts, which never change; zeros when nothing is known."""
+        account = self._accounts.get((model, version))
+        return NOTHING if account is None else account.counts
+
+    def all(self) -> dict[tuple[str, int], Counts]:
+        """Returns all counts, by model and version."""
+        return {key: account.counts for key, account in self._accounts.items()}
