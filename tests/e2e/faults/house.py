@@ -180,8 +180,8 @@ class House:
 
 @contextmanager
 def until_death() -> Iterator[None]:
-    """For calls in the middle of which the server dies."""
-    with suppress(graft.errors.Unavailable):
+    """For calls in the middle of which the server dies, and then the client is closed."""
+    with suppress(graft.errors.Unavailable, graft.errors.Cancelled):
         yield
 
 
