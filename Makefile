@@ -38,7 +38,8 @@ test: $(VENV)/.installed-dev $(VENV)/triton/.installed  ## Lint, type-check and 
 bench: $(VENV)/.installed-dev  ## Measure serving, some 15 minutes (DATA=folder for your own photos)
 	$(PY) -m bench $(DATA)
 
-# What it computes features of is kept in .quality/: the first run takes a quarter of an hour more.
+# Some 45 minutes of processor time. What it computes features of is kept in .quality/: the first run
+# takes a quarter of an hour more.
 quality: $(VENV)/.installed-dev  ## Measure accuracy, and whether reports are true (DATA=folder of data sets)
 	$(PY) -m bench.quality $(DATA)
 
