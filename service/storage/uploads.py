@@ -8,7 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, Literal
 
 import msgspec
 
@@ -20,13 +20,11 @@ from service.ingest.names import file_name, shown
 from service.ingest.reader import IMAGES_FOLDER, Given, ReadRequest
 from service.ops import failpoints
 from service.storage import durable
-
-if TYPE_CHECKING:
-    from service.storage.datasets import DatasetRecord
+from service.storage.dataset_rows import DatasetRecord
 
 _MAX_GROUP_CHARS = 128
 
-Store = Callable[[ReadRequest], "DatasetRecord"]
+Store = Callable[[ReadRequest], DatasetRecord]
 
 
 class Upload:
@@ -110,7 +108,7 @@ class Upload:
             self._given.append(Given(file_name(filename, place), label, part, file, group))
             failpoints.reach("dataset.image_written")
 
-    def finish(self) -> "DatasetRecord":
+    def finish(self) -> DatasetRecord:
         """Checks and stores everything; the same images give the dataset that is there."""
         with self._lock:
             kind = self._kind

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,19 @@ def test_a_room_of_the_service_imports_only_what_the_law_allows(file: Path) -> N
         assert not rooms(imported(file))
         return
     assert rooms(imported(file)) <= LAW[room] | {room}
+
+
+def test_no_modules_of_the_service_import_each_other_in_a_circle() -> None:
+    modules = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in files("service")
+    }
+    # `from service import errors` names its package, too.
+    packages = {module for module, file in modules.items() if file.name == "__init__.py"}
+    others = modules.keys() - packages
+    TopologicalSorter(
+        {module: (imported(file) & others) - {module} for module, file in modules.items()}
+    ).prepare()
 
 
 @pytest.mark.parametrize("file", files("trainer"), ids=lambda p: str(p.relative_to(ROOT)))
