@@ -209,12 +209,13 @@ def test_a_system_that_does_not_let_it_say_so_is_no_error(
 def test_a_trainer_gains_no_rights_dumps_no_core_and_writes_no_larger_files(tmp_path: Path) -> None:
     halt = tmp_path / "halt"
     os.mkfifo(halt)
-    (tmp_path / "torch.py").write_text(f"open({str(halt)!r}).read()")
     spec = tmp_path / "spec.json"
     job = JobSpec(
         job_id="job-1",
         model="birds",
-        data_dir="/data",
+        data_dir=str(tmp_path),
+        # It halts where it reads the index.
+        data_index=str(halt),
         out_dir=str(tmp_path),
         method=FeatureBased(),
         weights_dir="/weights",
@@ -227,7 +228,6 @@ def test_a_trainer_gains_no_rights_dumps_no_core_and_writes_no_larger_files(tmp_
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
         ) as process,
         halt.open("wb"),
     ):
