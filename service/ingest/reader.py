@@ -37,6 +37,8 @@ _NOT_AS_IT_WAS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.
 """Of the path of an archive; any other error is the system's."""
 _NO_FAULT_OF_THE_FILE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC}
 _LISTED = 10
+_NAMED = 3
+"""Classes that are named where one image is in several: it is said of each of its files."""
 _PRIORITY: dict[PartName, int] = {"test": 0, "val": 1, "train": 2, "": 3}
 """Of copies in several parts the first stays: an image is measured on, rather than learned from."""
 _BAD = {LeftOutReason.UNREADABLE, LeftOutReason.WRONG_FORMAT, LeftOutReason.LINK}
@@ -367,7 +369,9 @@ def _without_copies(
         labels = sorted({image.label for image in group})
         first = min(group, key=lambda image: (_PRIORITY[image.part], image.name))
         if len(labels) > 1 and is_labelled:
-            detail = f"the same image is in the classes {', '.join(map(shown, labels))}"
+            more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
+            names = ", ".join(map(shown, labels[:_NAMED]))
+            detail = f"the same image is in the classes {names}{more}"
             out += [
                 LeftOutFile(image.name, image.label, LeftOutReason.CONTRADICTION, detail)
                 for image in group

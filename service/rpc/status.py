@@ -19,6 +19,11 @@ from service.errors import KINDS, GraftError, OverQuota, Reason
 DOMAIN = "graft"
 DETAILS_KEY = "grpc-status-details-bin"
 
+_MAX_MESSAGE_BYTES = 1300
+"""Limit on a text, in UTF-8. gRPC's clients take a status of 8 KiB by default and put an error of
+their own in the place of a larger one; a text is in it once as three bytes for each that is not
+ASCII, and up to twice as base64."""
+
 log = logging.getLogger(__name__)
 
 
@@ -26,7 +31,8 @@ def from_error(error: BaseException) -> status_pb2.Status:
     """Makes the status with which a call that raised this error ends."""
     if isinstance(error, GraftError):
         quota = error.subject if isinstance(error, OverQuota) else ""
-        return _status(error.reason, error.message, error.field, error.retry_after_s, quota)
+        message = _shortened(error.message)
+        return _status(error.reason, message, error.field, error.retry_after_s, quota)
     incident = secrets.token_hex(6)
     log.error("unexpected error %s", incident, exc_info=error)
     message = f"an unexpected error happened; the service's log holds it under {incident}"
@@ -68,6 +74,13 @@ def _status(
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _shortened(message: str) -> str:
+    encoded = message.encode()
+    if len(encoded) <= _MAX_MESSAGE_BYTES:
+        return message
+    return encoded[: _MAX_MESSAGE_BYTES - 3].decode(errors="ignore") + "..."
 
 
 _BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}

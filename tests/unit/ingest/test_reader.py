@@ -160,6 +160,17 @@ def test_of_the_same_image_in_two_classes_none_stays(tmp_path: Path) -> None:
     assert "the same image is in the classes 'a', 'b'" in index.summary.files[0].detail
 
 
+def test_of_the_same_image_in_many_classes_each_file_names_a_few(tmp_path: Path) -> None:
+    names = [f"class{n:03}" for n in range(50)]
+    entries = {f"{name}/x.png": b"PIC" for name in names}
+    for name in names:
+        entries |= good(name, 1)
+    details = {row.detail for row in read(tmp_path, entries).summary.files}
+    assert details == {
+        "the same image is in the classes 'class000', 'class001', 'class002' and 47 more"
+    }
+
+
 def test_without_labels_an_image_of_two_folders_is_of_none(tmp_path: Path) -> None:
     entries = {"a/1": b"PIC", "b/1": b"PIC", "2": b"PIC2"}
     index = read(tmp_path / "pets", entries, is_labelled=False)

@@ -1,10 +1,13 @@
 """Statuses carry the code of their reason's kind, whoever raised the error."""
 
+from base64 import b64encode
+from urllib.parse import quote
+
 import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 
-from service.errors import KINDS, OverQuota, Reason
+from service.errors import KINDS, InvalidInput, OverQuota, Reason
 from service.rpc import status
 
 
@@ -39,6 +42,15 @@ def test_a_quota_is_named_in_the_details() -> None:
     failure = error_details_pb2.QuotaFailure()
     assert [detail.Unpack(failure) for detail in sent.details] == [False, True]
     assert failure.violations[0].subject == "rankings"
+
+
+@pytest.mark.parametrize("letter", ["a", "\u00e4", "\U0001f600"])
+def test_a_long_text_is_shortened_to_what_clients_take(letter: str) -> None:
+    sent = status.from_error(InvalidInput(Reason.INVALID_FIELD, letter * 50_000, field="model"))
+    text = quote(sent.message)
+    assert len(text) + len(b64encode(sent.SerializeToString())) < 8000
+    assert sent.message.lstrip(letter) == "..."
+    assert len(sent.message.encode()) > 1200
 
 
 def test_an_unexpected_error_leaves_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
