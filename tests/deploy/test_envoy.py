@@ -26,9 +26,9 @@ import yaml
 from graft import Client, GraftError
 from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 from PIL import Image
-from service.rpc.parsing import SMALL_BYTES
 
 from service.config import Config
+from service.rpc.message_io import SMALL_BYTES
 from service.rpc.open_inference import grpc_predict_v2_pb2
 from tests.certificates import Authority
 from tests.deploy.queries import DEPLOY
