@@ -60,7 +60,7 @@ def environment_of(environment: Mapping[str, str], *, may_download: bool = False
 
     Others may hold secrets of the operator's. FURTHER_VARIABLE names further ones, separated by
     commas; a name that ends with * stands for all that begin so. The server's own settings are
-    never passed on, but for the faults of tests.
+    never passed on, but for failpoints.
     """
     further = environment.get(FURTHER_VARIABLE, "").split(",")
     names = (*_PASSED, *(_PASSED_TO_DOWNLOAD if may_download else ()), *map(str.strip, further))
