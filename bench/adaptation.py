@@ -25,6 +25,7 @@ import psutil
 from service.contract import (
     NETWORK_TECHNIQUES,
     DomainAdaptation,
+    ImageSource,
     JobSpec,
     Technique,
 )
@@ -40,13 +41,13 @@ def job(
         spec = JobSpec(
             job_id="bench",
             model="bench",
-            data_dir=str(source.resolve()),
+            data=ImageSource(folder=str(source.resolve())),
             out_dir=out,
             method=method,
             weights_dir=str(cache.parent / "weights"),
             seed=seed,
             precision="fast",
-            target_dir=str(target.resolve()),
+            target=ImageSource(folder=str(target.resolve())),
             feature_cache=str(cache),
         )
         started = time.monotonic()

@@ -36,14 +36,10 @@ import psutil
 from graft import Client
 
 from bench.fine_tune import job, wait_until_warm
-from bench.published import publish
+from bench.published import publish, read
 from bench.running import measured, pss_mib, service
 from service.domain import Manifest
-from service.engine import head as heads
 from service.engine.head import Head
-from service.storage.artifacts import Artifacts
-from service.storage.database import Database
-from service.storage.models import ModelStore
 
 ROOT = Path(__file__).parents[1]
 STEP_TIMEOUT_S = 1800.0
@@ -59,17 +55,11 @@ def _fine_tuned(data_dir: Path, folder: Path, backbone: str) -> tuple[Head, Mani
     with service(data_dir) as running, Client(running.address) as client:
         client.wait_ready(30)
         client.fine_tune(folder, name="bench", backbone=backbone).wait(timeout_s=600)
-    database = Database(data_dir)
-    try:
-        models = ModelStore(database, Artifacts(data_dir / "artifacts"))
-        record = models.get_version("bench", None, None)
-    finally:
-        database.close()
-    head = heads.load(record.files.head_path)
-    graph = onnx.load(str(record.files.backbone_path)).graph
+    head, backbone, manifest = read(data_dir, "bench")
+    graph = onnx.load_from_string(backbone).graph
     lacking = graph.output[0].type.tensor_type.shape.dim[1].dim_value - head.weight.shape[1]
     weight = np.pad(head.weight, ((0, 0), (0, lacking)))
-    return dataclasses.replace(head, weight=weight), record.manifest
+    return dataclasses.replace(head, weight=weight), manifest
 
 
 def memory(arguments: argparse.Namespace) -> dict[str, float]:

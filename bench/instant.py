@@ -29,6 +29,7 @@ from service.contract import (
     Finished,
     JobSpec,
     Progressed,
+    RankSpec,
     Record,
 )
 from service.engine import head as heads
@@ -68,15 +69,17 @@ class InstantLauncher:
         self._number = itertools.count()
         self._shared = near_empty_backbone()
 
-    async def start(self, spec: JobSpec, folder: Path) -> InstantTrainer:  # noqa: ARG002 - as its door
+    async def start(self, spec: JobSpec | RankSpec, folder: Path) -> InstantTrainer:  # noqa: ARG002 - as its door
         """Starts no process."""
+        assert isinstance(spec, JobSpec), "it ranks nothing"
         await asyncio.to_thread(self._write, spec, next(self._number))
         return InstantTrainer()
 
     def _write(self, spec: JobSpec, number: int) -> None:
         out = Path(spec.out_dir)
         backbone = near_empty_backbone(f"b{number}") if self._own_backbones else self._shared
-        head = near_empty_head(number, _classes(Path(spec.data_index)))
+        index_file = spec.data.index_file or spec.files[spec.data.index]
+        head = near_empty_head(number, _classes(Path(index_file)))
         manifest = near_empty_manifest(backbone, head, spec.model, spec.job_id)
         (out / BACKBONE_FILE).write_bytes(backbone)
         heads.save(head, out / HEAD_FILE)
@@ -87,7 +90,7 @@ class InstantLauncher:
 
 
 def _classes(index: Path) -> tuple[str, ...]:
-    return tuple(count.label for count in indexes.load(index).classes)
+    return tuple(count.label for count in indexes.load_header(index).classes)
 
 
 async def main() -> None:

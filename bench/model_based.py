@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, models, transforms
 
 from service import backbones as registry
-from service.contract import EpochEnded, JobSpec, ModelBased, Record
+from service.contract import EpochEnded, ImageSource, JobSpec, ModelBased, Record
 from service.engine.head import Head
 from trainer import backbones, compute, data
 from trainer.backbones import Backbone
@@ -161,7 +161,7 @@ def main() -> None:
                 spec = JobSpec(
                     job_id="bench",
                     model="bench",
-                    data_dir=str(arguments.folder.resolve()),
+                    data=ImageSource(folder=str(arguments.folder.resolve())),
                     out_dir=out,
                     method=recipe,
                     weights_dir=out,

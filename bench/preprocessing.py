@@ -75,7 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "backbone.onnx"
         export.to_onnx(backbones.load("efficientnet_lite0", "", 0, Path(temporary)), file)
-        session = OnnxRuntime(Provider("cpu", "")).load(file)
+        session = OnnxRuntime(Provider("cpu", "")).load(file.read_bytes)
     seen: dict[str, Floats] = {}
     served_head: Head | None = None
     for name, way in WAYS.items():

@@ -7,7 +7,8 @@ storage, and no socket.
 import dataclasses
 import hashlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -23,13 +24,17 @@ from service.contract import (
     REPORT_HTML_FILE,
     REPORT_JSON_FILE,
 )
-from service.domain import DEFAULT_DECODING, Manifest, Parity
+from service.domain import DEFAULT_DECODING, DEFAULT_TENANT, Manifest, ModelKey, Parity
 from service.engine import head as heads
 from service.engine import preprocess
 from service.engine.head import Head
-from service.storage.artifacts import Artifacts
+from service.storage.blob_cache import InPlace
+from service.storage.blobs import BlobFolder, Blobs
+from service.storage.changes import Changes
 from service.storage.database import Database
 from service.storage.models import ModelStore
+from service.storage.quotas import Quotas
+from service.storage.records import NewVersion
 
 NEAR_EMPTY = "near_empty"
 _FEATURES = 8
@@ -42,43 +47,56 @@ def publish(
     backbone: bytes | None = None,
 ) -> None:
     """Publishes each head as version 1 of its name; `backbone` where the folder has it not yet."""
+    with opened(data_dir) as (database, _, models), tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary)
+        (out / ANSWERS_FILE).write_bytes(b"")
+        (out / REPORT_JSON_FILE).write_text("{}")
+        (out / REPORT_HTML_FILE).write_text("<!doctype html><title>none</title>")
+        if backbone is not None:
+            (out / BACKBONE_FILE).write_bytes(backbone)
+        for name, head in named:
+            heads.save(head, out / HEAD_FILE)
+            own = msgspec.structs.replace(manifest, model=name, job_id=f"published-{name}")
+            (out / MANIFEST_FILE).write_bytes(msgspec.json.encode(own))
+            new = NewVersion(
+                model=ModelKey(DEFAULT_TENANT, name),
+                job_id=own.job_id,
+                stored=models.put_result(out),
+            )
+            (out / BACKBONE_FILE).unlink(missing_ok=True)
+            with database.transaction() as connection:
+                models.publish(connection, new)
+
+
+@contextmanager
+def opened(data_dir: Path) -> Iterator[tuple[Database, Blobs, ModelStore]]:
+    """Yields the stores of a data folder that no service uses."""
     database = Database(data_dir)
     try:
-        artifacts = Artifacts(data_dir / "artifacts")
-        models = ModelStore(database, artifacts)
-        with tempfile.TemporaryDirectory() as temporary:
-            out = Path(temporary)
-            (out / ANSWERS_FILE).write_bytes(b"")
-            (out / REPORT_JSON_FILE).write_text("{}")
-            (out / REPORT_HTML_FILE).write_text("<!doctype html><title>none</title>")
-            if backbone is not None:
-                (out / BACKBONE_FILE).write_bytes(backbone)
-            for name, head in named:
-                heads.save(head, out / HEAD_FILE)
-                own = msgspec.structs.replace(manifest, model=name, job_id=f"published-{name}")
-                (out / MANIFEST_FILE).write_bytes(msgspec.json.encode(own))
-                stored = artifacts.put(out)
-                (out / BACKBONE_FILE).unlink(missing_ok=True)
-                with database.transaction() as connection:
-                    models.publish(connection, name, own.job_id, stored)
+        store = BlobFolder(data_dir / "blobs")
+        blobs = Blobs(database, store, InPlace(store))
+        yield database, blobs, ModelStore(database, blobs, Changes(database), Quotas([]))
     finally:
         database.close()
+
+
+def read(data_dir: Path, model: str) -> tuple[Head, bytes, Manifest]:
+    """Returns the head, the backbone's file and the manifest of a model's latest version."""
+    with opened(data_dir) as (_, blobs, models):
+        record = models.get_version(ModelKey(DEFAULT_TENANT, model), None, None)
+        head = heads.load(blobs.read(record.head_digest, "head"))
+        backbone = blobs.read(record.backbone_digest, "backbone")
+        return head, backbone, models.manifest(record)
 
 
 def publish_copies(data_dir: Path, model: str, names: list[str]) -> None:
     """Copies a model's head, each with a bias of its own: no two heads are the same file."""
-    database = Database(data_dir)
-    try:
-        models = ModelStore(database, Artifacts(data_dir / "artifacts"))
-        record = models.get_version(model, None, None)
-    finally:
-        database.close()
-    head = heads.load(record.files.head_path)
+    head, _, manifest = read(data_dir, model)
     copies = (
         (name, dataclasses.replace(head, bias=head.bias + np.float32(number * 1e-6)))
         for number, name in enumerate(names)
     )
-    publish(data_dir, copies, record.manifest)
+    publish(data_dir, copies, manifest)
 
 
 def publish_near_empty(data_dir: Path, name: str) -> None:

@@ -28,6 +28,7 @@ from service.contract import (
     HEAD_FILE,
     MANIFEST_FILE,
     EpochEnded,
+    ImageSource,
     JobSpec,
     ModelBased,
     Note,
@@ -107,7 +108,7 @@ def main() -> None:
         spec = JobSpec(
             job_id="bench",
             model="bench",
-            data_dir=str(arguments.folder.resolve()),
+            data=ImageSource(folder=str(arguments.folder.resolve())),
             out_dir=str(folder / "whole"),
             method=method,
             backbone=arguments.backbone,

@@ -24,7 +24,14 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from bench.photographs import given_or_written
-from service.contract import BACKBONE_FILE, ExportedBackbone, FeatureBased, JobSpec, Manifest
+from service.contract import (
+    BACKBONE_FILE,
+    ExportedBackbone,
+    FeatureBased,
+    ImageSource,
+    JobSpec,
+    Manifest,
+)
 from trainer import train, warm
 
 _SIDE = (400, 300)
@@ -82,14 +89,18 @@ def alone(spec: JobSpec) -> Outcome:
         return pool.submit(job, spec).result()
 
 
-def measure(title: str, folder: Path, work: Path, known: ExportedBackbone, runs: int) -> None:
+Known = tuple[ExportedBackbone, Path]
+"""A backbone that was exported before, and its file."""
+
+
+def measure(title: str, folder: Path, work: Path, known: Known, runs: int) -> None:
     """Prints what jobs on the folder took, with an empty cache and with a full one."""
     outcomes: dict[str, list[Outcome]] = {"empty cache": [], "full cache": []}
     for run in range(runs):
         for number, name in enumerate(outcomes):
             out = work / f"{title} {run} {number}"
             cache = work / f"{title} {run}.sqlite"
-            outcomes[name].append(alone(_spec(folder, out, str(cache), [known])))
+            outcomes[name].append(alone(_spec(folder, out, str(cache), known)))
     for name, found in outcomes.items():
         seconds = [outcome.seconds for outcome in found]
         stages = {
@@ -112,15 +123,17 @@ def _accuracy(manifest: Manifest) -> str:
     return "not measured" if figure is None else f"{figure.accuracy:.4f} of {figure.count}"
 
 
-def _spec(folder: Path, out: Path, cache: str, exported: list[ExportedBackbone]) -> JobSpec:
+def _spec(folder: Path, out: Path, cache: str, known: Known | None = None) -> JobSpec:
+    exported, file = known or (None, None)
     return JobSpec(
         job_id="bench",
         model="bench",
-        data_dir=str(folder.resolve()),
+        data=ImageSource(folder=str(folder.resolve())),
         out_dir=str(out),
         method=FeatureBased(),
         weights_dir=str(out / "weights"),
-        exported=exported,
+        exported=[exported] if exported else [],
+        files={exported.digest: str(file)} if exported else {},
         feature_cache=cache,
     )
 
@@ -138,11 +151,11 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="graft-bench-") as temporary,
     ):
         work = Path(temporary)
-        first = alone(_spec(folder, work / "first", "", []))
+        first = alone(_spec(folder, work / "first", ""))
         manifest = first.manifest
         file = work / "first" / BACKBONE_FILE
         print(f"first job of the backbone, with its export: {first.seconds:.2f} s", flush=True)
-        known = ExportedBackbone(manifest.weights, str(file), manifest.backbone_digest)
+        known = ExportedBackbone(manifest.weights, manifest.backbone_digest), file
         measure(folder.name, folder, work, known, arguments.runs)
         photos = sorted(folder.rglob("*.jpg"))
         for images in arguments.images:

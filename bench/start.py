@@ -43,12 +43,14 @@ def is_serving(port: int) -> bool:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def measure(data_dir: Path) -> dict[str, float]:
+def measure(data_dir: Path, *flags: str) -> dict[str, float]:
     """Starts the service once and ends it."""
     port = free_port()
-    flags = [f"--port={port}", "--metrics-port=0", f"--data-dir={data_dir}"]
+    command = [sys.executable, "-m", "service", f"--port={port}", "--metrics-port=0"]
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "service", *flags], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, f"--data-dir={data_dir}", *flags], stderr=subprocess.DEVNULL
+    )
     try:
         while not is_serving(port):
             if time.monotonic() - started > TIMEOUT_S or process.poll() is not None:

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -26,23 +25,22 @@ from graft.v1 import (
     prediction_pb2_grpc,
 )
 
-from service import scratch
 from service.auth.access_control import AccessControl
 from service.config import Config
+from service.domain import ModelKey
 from service.engine.engine import Engine, EngineLimits
 from service.engine.exporter import Exporter
 from service.engine.providers import choose_provider
 from service.engine.runtime import OnnxRuntime, Runtime
-from service.errors import GraftError
-from service.ingest.backbone_process import BackboneChecks
-from service.ingest.process import ReaderProcesses
-from service.jobs.launcher import Launcher, ProcessLauncher
+from service.errors import Damaged, GraftError, Reason
+from service.following import ChangeFollower
+from service.jobs.launchers.process import Launcher, ProcessLauncher
+from service.jobs.launchers.warm import WarmLauncher
 from service.jobs.lineage import Lineage
-from service.jobs.ranking import Rankings
+from service.jobs.replicas import Replicas
 from service.jobs.store import JobStore
 from service.jobs.supervisor import Settings, Supervisor
-from service.jobs.warm import WarmLauncher
-from service.jobs.watch import Watch
+from service.jobs.watcher import JobWatcher
 from service.jobs.weights import WeightsCheck
 from service.ops.malloc_trim import MallocTrimmer
 from service.ops.metrics import Metrics
@@ -50,20 +48,16 @@ from service.ops.metrics_server import MetricsServer
 from service.rpc.admission import CallLimits
 from service.rpc.backbones import BackboneServicer
 from service.rpc.datasets import DatasetServicer
-from service.rpc.fallback import Fallback
 from service.rpc.fine_tune import FineTuningServicer
 from service.rpc.models import ModelServicer
 from service.rpc.open_inference import grpc_predict_v2_pb2_grpc
 from service.rpc.open_inference.servicer import OpenInferenceServicer
+from service.rpc.pins import Pins
 from service.rpc.predict import PredictionServicer
 from service.rpc.server import RpcServer, to_register
-from service.storage import private
-from service.storage.artifacts import Artifacts, StoredVersion
-from service.storage.database import Database
-from service.storage.datasets import DatasetStore, Limits
 from service.storage.models import ModelStore
-from service.storage.records import Removed
-from service.storage.registered import BackboneStore
+from service.storage.records import StoredVersion
+from service.stores import open_stores
 
 MIB = 2**20
 _STORE_THREADS = 32
@@ -101,6 +95,7 @@ class App:
             cold=ProcessLauncher(environment, niceness=config.trainer_niceness),
         )
         self._stack = AsyncExitStack()
+        self._damaged = asyncio.Event()
         self.port = 0
         self.metrics_port = 0
 
@@ -120,7 +115,24 @@ class App:
 
     async def wait_failed(self) -> None:
         """Waits until a part that the service needs has failed; raises its error."""
-        await self._supervisor.wait_failed()
+        parts = {
+            asyncio.ensure_future(self._supervisor.wait_failed()),
+            asyncio.create_task(self._database_damaged()),
+        }
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for part in parts:
+                part.cancel()
+        for part in done:
+            part.result()
+
+    async def _database_damaged(self) -> None:
+        await self._damaged.wait()
+        raise Damaged(
+            Reason.STORAGE_DAMAGED,
+            "the database is damaged: put the data folder back from a backup, as the runbook says",
+        )
 
     async def _build(self, stack: AsyncExitStack) -> None:
         config = self._config
@@ -147,17 +159,23 @@ class App:
         access = AccessControl(config, metrics)
 
         # Storage.
-        database = Database(config.data_dir, busy_timeout_s=config.database_timeout_s)
-        stack.callback(database.close)
-        # Only now does the folder belong to this server alone.
-        scratch.prepare(config.data_dir)
-        private.close_to_others(config.data_dir)
-        artifacts = Artifacts(config.data_dir / "artifacts")
-        models = ModelStore(database, artifacts)
-        datasets = _datasets(stack, config, database, threads, self._environment)
-        backbones = self._backbones(stack, database, artifacts)
-        jobs = JobStore(database, config.max_queued_jobs, access.is_shared)
-        _watch_stores(config.data_dir, metrics, database, jobs, models)
+        loop = asyncio.get_running_loop()
+
+        def on_damage() -> None:
+            loop.call_soon_threadsafe(self._damaged.set)
+
+        stores = open_stores(
+            stack,
+            config,
+            self._environment,
+            metrics,
+            threads=threads,
+            is_shared=access.is_shared,
+            on_damage=on_damage,
+        )
+        models, datasets, jobs = stores.models, stores.datasets, stores.jobs
+        edits = stores.edits
+        _watch_stores(config.data_dir, metrics, jobs, models)
 
         # Inference.
         runtime = self._runtime or _choose_runtime(config, threads, metrics)
@@ -169,23 +187,25 @@ class App:
             load_timeout_s=config.load_timeout_s,
             max_pinned_bytes=config.model_memory_mb * MIB // 2 if access.needs_tokens else None,
         )
-        engine = Engine(runtime, limits, metrics)
+        engine = Engine(runtime, stores.blobs.read, limits, metrics)
         stack.callback(engine.close)
+        pins = Pins(engine, models)
 
         # Training.
-        async def warm(model: str, stored: StoredVersion) -> None:
+        async def warm(model: ModelKey, stored: StoredVersion) -> None:
             await engine.warm(stored.files(model))
 
-        watch = Watch(jobs)
+        watcher = JobWatcher(jobs)
         settings = Settings(
-            work_dir=config.data_dir / "work",
+            work_dir=config.data_dir / "work" / "jobs",
             weights_dir=config.weights_folder,
             allowed_dirs_of=access.allowed_dirs_of,
             max_stored_bytes_of=access.max_stored_bytes_of,
-            registered_of=backbones.pretrained,
+            registered_of=stores.backbones.pretrained,
             default_backbone=config.default_backbone,
             cpu_jobs=config.cpu_jobs,
             gpu_jobs=config.gpu_jobs,
+            ranking_jobs=config.ranking_jobs,
             has_gpu=runtime.provider in ("cuda", "tensorrt"),
             max_job_s=config.max_job_s,
             heartbeat_timeout_s=config.heartbeat_timeout_s,
@@ -198,46 +218,46 @@ class App:
         )
         self._supervisor = supervisor = Supervisor(
             jobs=jobs,
+            replicas=Replicas(
+                jobs, platform.node(), metadata.version("graft-server"), folder=config.data_dir
+            ),
             models=models,
             datasets=datasets,
-            artifacts=artifacts,
+            blobs=stores.blobs,
             launcher=self._launcher,
             metrics=metrics,
             settings=settings,
             on_published=warm,
         )
 
-        rankings = Rankings(models, datasets, self._launcher, settings, access.is_shared)
-
         # RPC.
         fine_tuning = FineTuningServicer(
             jobs,
             datasets,
-            watch,
-            Lineage(jobs, models, datasets, access.allowed_dirs_of),
-            rankings,
+            watcher,
+            Lineage(models, datasets, access.allowed_dirs_of),
+            metrics=metrics,
             settings=settings,
             weights=WeightsCheck(config.weights_folder, may_connect=not self._has_detour),
             exported=models.exported_backbones,
         )
-        fallback = Fallback(engine, models, metrics)
-        exporter = Exporter()
+        exporter = Exporter(stores.blobs.read)
         stack.callback(exporter.close)
         prediction = PredictionServicer(
-            fallback,
+            engine,
+            models,
             max_images=config.max_images,
             timeout_s=config.predict_timeout_s,
         )
         open_inference = OpenInferenceServicer(
             engine,
-            fallback,
             models,
+            pins,
             version=metadata.version("graft-server"),
             is_ready=lambda: rpc.is_serving,
             max_images=config.max_images,
             timeout_s=config.predict_timeout_s,
         )
-        models.on_removed = _forgetting(asyncio.get_running_loop(), engine, open_inference)
         rpc = RpcServer(
             [
                 to_register(
@@ -245,14 +265,13 @@ class App:
                 ),
                 to_register(
                     dataset_pb2_grpc.add_DatasetServiceServicer_to_server,
-                    DatasetServicer(datasets, config.message_timeout_s),
+                    DatasetServicer(datasets, edits, config.message_timeout_s),
                 ),
                 to_register(
                     backbone_pb2_grpc.add_BackboneServiceServicer_to_server,
                     BackboneServicer(
-                        backbones,
+                        stores.backbones,
                         config.weights_folder,
-                        config.default_backbone,
                         config.message_timeout_s,
                     ),
                 ),
@@ -261,7 +280,7 @@ class App:
                 ),
                 to_register(
                     model_pb2_grpc.add_ModelServiceServicer_to_server,
-                    ModelServicer(models, engine, exporter),
+                    ModelServicer(models, exporter),
                 ),
                 to_register(
                     grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
@@ -289,16 +308,19 @@ class App:
         async def drain() -> None:
             await rpc.refuse()
             # Watchers would stay until their jobs end; they reconnect to the next server.
-            watch.close()
-            await asyncio.gather(
-                rpc.drain(config.drain_s), supervisor.close(config.drain_s), rankings.close()
-            )
+            watcher.close()
+            await asyncio.gather(rpc.drain(config.drain_s), supervisor.close(config.drain_s))
 
         if isinstance(self._launcher, WarmLauncher):
             # After the drain: until then a job may get a warm trainer.
             stack.push_async_callback(self._launcher.close)
         stack.push_async_callback(drain)
+        follower = ChangeFollower(stores.changes, models, engine, pins)
+        stack.push_async_callback(follower.close)
+        await follower.start()
         await supervisor.start()
+        housekeeping = stores.housekeeping(config, supervisor.sweep)
+        stack.push_async_callback(asyncio.to_thread, housekeeping.close)
         await rpc.serve()
         if isinstance(self._launcher, WarmLauncher):
             await self._launcher.open()
@@ -307,21 +329,9 @@ class App:
             extra={"host": config.host, "port": self.port, "metrics_port": self.metrics_port},
         )
 
-    def _backbones(
-        self, stack: AsyncExitStack, database: Database, artifacts: Artifacts
-    ) -> BackboneStore:
-        config = self._config
-        checks = BackboneChecks(self._environment, niceness=config.trainer_niceness)
-        store = BackboneStore(database, artifacts, checks, config.max_backbone_mb * MIB)
-        stack.callback(store.close)
-        return store
 
-
-def _watch_stores(
-    data_dir: Path, metrics: Metrics, database: Database, jobs: JobStore, models: ModelStore
-) -> None:
+def _watch_stores(data_dir: Path, metrics: Metrics, jobs: JobStore, models: ModelStore) -> None:
     metrics.data_free_bytes.set_function(lambda: float(shutil.disk_usage(data_dir).free))
-    metrics.database_damaged.set_function(lambda: float(database.is_damaged))
     metrics.watch_counts("jobs", "Jobs by state.", "state", _or_none(jobs.counts_by_state))
     metrics.watch_counts("stored", "Stored objects by kind.", "kind", _or_none(models.counts))
 
@@ -335,26 +345,6 @@ def _or_none(counts: Callable[[], Mapping[str, int]]) -> Callable[[], Mapping[st
             return {}
 
     return counted
-
-
-def _datasets(
-    stack: AsyncExitStack,
-    config: Config,
-    database: Database,
-    threads: int,
-    environment: Mapping[str, str],
-) -> DatasetStore:
-    reader = ReaderProcesses(
-        config.data_dir, environment, threads=threads, niceness=config.trainer_niceness
-    )
-    limits = Limits(
-        max_upload_bytes=config.max_upload_mb * MIB,
-        max_unpacked_bytes=config.max_unpacked_mb * MIB,
-        max_files=config.max_dataset_files,
-    )
-    store = DatasetStore(database, config.data_dir / "datasets", reader, limits)
-    stack.callback(store.close)
-    return store
 
 
 def _measure(
@@ -404,22 +394,3 @@ def _choose_runtime(config: Config, threads: int, metrics: Metrics) -> Runtime:
         extra={"provider": provider.name, "precision": config.precision, "why": provider.why},
     )
     return OnnxRuntime(provider, threads, config.precision, max_batch=config.max_batch)
-
-
-def _forgetting(
-    loop: asyncio.AbstractEventLoop, engine: Engine, open_inference: OpenInferenceServicer
-) -> Callable[[Removed], None]:
-    def forget(removed: Removed) -> None:
-        engine.forget(
-            models=[removed.model] if removed.is_model_gone else [],
-            versions=[(removed.model, version) for version in removed.versions],
-            backbones=removed.backbones,
-            heads=removed.heads,
-            paths=removed.paths,
-        )
-        open_inference.forget(removed)
-
-    def schedule(removed: Removed) -> None:
-        loop.call_soon_threadsafe(partial(forget, removed))
-
-    return schedule

@@ -55,6 +55,17 @@ class Config:
         "machine with neither access_file nor tls_client_ca_file",
     )
     data_dir: Path = _setting(Path("data"), "Folder for jobs, datasets and models")
+    blobs_dir: Path | None = _setting(
+        None,
+        "Folder for the files of models, backbones and datasets, may be on a network; "
+        "DATA_DIR/blobs when not set",
+    )
+    blob_cache_mb: int = _setting(
+        0,
+        "Copies of those files kept in DATA_DIR/cache, MiB, for a blobs_dir on a slow disk; 0 "
+        "reads them in place",
+        low=0,
+    )
     allowed_dirs: tuple[Path, ...] = _setting(
         (), "Folders that FineTune may read images from, separated by ':'; none means none"
     )
@@ -123,6 +134,7 @@ class Config:
 
     cpu_jobs: int = _setting(1, "Jobs that train on the CPU at once", low=0, high=64)
     gpu_jobs: int = _setting(1, "Jobs that train on a GPU at once", low=0, high=64)
+    ranking_jobs: int = _setting(1, "Rankings of backbones at once", low=0, high=64)
     trainer_threads: int = _setting(0, "Threads of a trainer; 0 means one a core", low=0, high=1024)
     trainer_niceness: int = _setting(
         10,
@@ -150,6 +162,24 @@ class Config:
         low=0,
     )
     max_queued_jobs: int = _setting(1000, "Most jobs waiting; more are refused", low=1)
+    job_retention_days: float = _setting(
+        365.0, "Days after which ended jobs are deleted; their versions stay", low=0.01
+    )
+    event_retention_days: float = _setting(
+        90.0, "Days after which events of ended jobs are deleted, but for the last", low=0.01
+    )
+    dataset_retention_days: float = _setting(
+        0.0,
+        "Days after which datasets are deleted that no job needs and no version was trained on; 0 "
+        "keeps them",
+        low=0,
+    )
+    collect_grace_s: float = _setting(
+        3600.0,
+        "How long files that nothing needs any more are left alone, and again before they are "
+        "deleted, seconds; longer than a backup takes",
+        low=0.01,
+    )
     max_job_s: float = _setting(14_400.0, "Longest time for a job", low=1)
     heartbeat_timeout_s: float = _setting(
         60.0,
@@ -172,6 +202,11 @@ class Config:
         """The address of the gRPC port, HOST:PORT."""
         is_bare_v6 = ":" in self.host and not self.host.startswith("[")
         return f"[{self.host}]:{self.port}" if is_bare_v6 else f"{self.host}:{self.port}"
+
+    @property
+    def blobs_folder(self) -> Path:
+        """The folder of blobs."""
+        return self.blobs_dir or self.data_dir / "blobs"
 
     @property
     def weights_folder(self) -> Path:

@@ -26,11 +26,13 @@ from service.domain import (
     ARGMAX,
     DEFAULT_DECODING,
     WHITE,
+    Augmentation,
     Base,
     ClassCount,
     Count,
     Decision,
     GateCheck,
+    Grouping,
     ImageDecoding,
     Manifest,
     Parity,
@@ -42,9 +44,11 @@ from service.errors import Reason
 
 __all__ = [  # what it passes on; its own names follow
     "DEFAULT_BACKBONE",
+    "Augmentation",
     "Base",
     "ClassCount",
     "GateCheck",
+    "Grouping",
     "ImageDecoding",
     "Manifest",
     "Parity",
@@ -118,19 +122,6 @@ class ModelBased(msgspec.Struct, frozen=True, tag="model_based", kw_only=True):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 
-class Augmentation(msgspec.Struct, frozen=True, kw_only=True):
-    """How images that are learned from are varied; None means the recipe's choice."""
-
-    mirror: bool | None = None
-    min_scale: Annotated[float, msgspec.Meta(ge=0.05, le=1)] | None = None
-    """Least part of an image's area that a random crop has."""
-    rotation_degrees: Annotated[float, msgspec.Meta(ge=0, le=180)] | None = None
-    """At most, to either side."""
-    colour: Share | None = None
-    """Most that brightness, contrast and saturation change by, as a part of them."""
-    trivial_augment: bool | None = None
-
-
 FROZEN_TECHNIQUES = ("coral", "mcc", "pseudo_labels")
 NETWORK_TECHNIQUES = ("cdan",)
 Technique = Literal["auto", "coral", "mcc", "pseudo_labels", "cdan"]
@@ -185,13 +176,11 @@ class Incumbent(msgspec.Struct, frozen=True, kw_only=True):
     """The version that a gate compares with, or that a job grows from."""
 
     version: int
-    backbone_path: str
-    """Named by its digest."""
-    head_path: str
-    head_digest: str = ""
+    backbone_digest: str
+    head_digest: str
     decoding: ImageDecoding = DEFAULT_DECODING
-    answers_path: str = ""
-    """Its answers to images that it did not learn from; "" where it has none."""
+    answers_digest: str
+    """Of its answers to images that it did not learn from."""
 
 
 class ExportedBackbone(msgspec.Struct, frozen=True):
@@ -199,7 +188,6 @@ class ExportedBackbone(msgspec.Struct, frozen=True):
 
     weights: str
     """As in `Manifest.weights`, with ":int8" after it for the quantised form."""
-    path: str
     digest: str
     licence: str = ""
     """Of a registered one, as whoever registered it names it."""
@@ -232,21 +220,20 @@ class RankedBackbone(msgspec.Struct, frozen=True, kw_only=True):
     """Why it was not scored: no weights, no time."""
 
 
-class BaseData(msgspec.Struct, frozen=True):
-    """Images of a version that a job grows from: their folder, their index, a name for people."""
+class ImageSource(msgspec.Struct, frozen=True, kw_only=True):
+    """Images of a job: a folder of the server's, read where it lies, or a stored dataset."""
 
-    folder: str
+    folder: str = ""
+    """A real path; "" for a dataset."""
+    index_file: str = ""
+    """The file of a folder's index; "" where the trainer is to read the folder, as people have it,
+    and for a dataset."""
     index: str = ""
+    """sha256 of a dataset's index; "" for a folder."""
+    packs: list[str] = []
+    """sha256 of each file that holds images of a dataset."""
     name: str = ""
-
-
-class Grouping(msgspec.Struct, frozen=True, kw_only=True):
-    """How names tell which images belong together; at most one is set."""
-
-    folder_level: Count = 0
-    """The folder below the class's that names the group, from 1; 0 for none."""
-    name_pattern: str = ""
-    """Of file names: `{group}` is the group, `*` anything; "" for none."""
+    """For people."""
 
 
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -254,10 +241,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     job_id: str
     model: str
-    data_dir: str
-    """The folder of the images; a real path, as those below."""
-    data_index: str = ""
-    """The file of their index; "" where the trainer is to read the folder, as people have it."""
+    data: ImageSource
+    files: dict[str, str] = {}
+    """From the sha256 of each stored file that the job may need to its path on this machine; filled
+    in just before the trainer starts. A backbone whose file is not among them is exported anew."""
     out_dir: str
     """Empty; the artifacts go here."""
     method: Method
@@ -280,7 +267,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Held out where the network is trained and no image is in `val/`."""
     grouping: Grouping | None = None
     previous_answers: str = ""
-    """The answers of the model's version before, whose images keep their sides; "" for none."""
+    """sha256 of the answers of the model's version before, whose images keep their sides; "" for
+    none."""
     seed: int = 0
     time_budget_s: float | None = None
     """The longest that the job may take."""
@@ -299,9 +287,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     labels: dict[str, str] = {}
     background: str = WHITE
     """The colour that the transparency of images is laid on, "#rrggbb"."""
-    target_dir: str = ""
+    target: ImageSource | None = None
     """Of domain adaptation: images at any depth, or a folder per class."""
-    target_index: str = ""
     baselines: list[Baseline] = []
     """What the report compares with, beside the nearest class mean."""
     decision: Decision = ARGMAX
@@ -311,7 +298,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Behind `gate.not_worse_than`; None where there is none yet."""
     base: Base | None = None
     """The version that this one grows from."""
-    base_data: list[BaseData] = []
+    base_data: list[ImageSource] = []
     """What it was trained on, oldest first; the job's own data comes on top."""
     base_digest: str = ""
     """The base's `Manifest.dataset_digest`; "" where there is no base."""
@@ -341,8 +328,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 class RankSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which backbone to start from: backbones are scored on the data, none is trained."""
 
-    data_dir: str
-    data_index: str = ""
+    data: ImageSource
+    files: dict[str, str] = {}
     """As in `JobSpec`."""
     backbones: list[PretrainedBackbone]
     work_dir: str = ""
@@ -358,6 +345,8 @@ class RankSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     feature_cache: str = ""
     feature_cache_bytes: int = 2**30
     feature_cache_owner: str = ""
+    heartbeat_s: float = HEARTBEAT_S
+    """As in `JobSpec`."""
 
 
 Spec = JobSpec | RankSpec

@@ -4,11 +4,10 @@ Knows nothing of storage, sockets or threads.
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
@@ -41,6 +40,13 @@ class JobState(StrEnum):
     def is_final(self) -> bool:
         """Whether nothing follows."""
         return self not in TRANSITIONS
+
+
+class JobKind(StrEnum):
+    """What a job makes: a version of a model, or a ranking of backbones."""
+
+    FINE_TUNE = "fine_tune"
+    RANKING = "ranking"
 
 
 # RUNNING -> QUEUED happens when the service stops or died while a trainer worked.
@@ -84,6 +90,8 @@ class LeftOutReason(StrEnum):
     """The same bytes as another image that is used."""
     CONTRADICTION = "contradiction"
     """The same bytes in two classes; none of them is used."""
+    ERASED = "erased"
+    """The same bytes as an image that was erased from the dataset."""
 
 
 class LeftOutFile(msgspec.Struct, frozen=True):
@@ -127,6 +135,15 @@ class ReadSummary(msgspec.Struct, frozen=True):
 
 
 MAX_LEFT_OUT_FILES = 100
+
+
+class VersionSource(msgspec.Struct, frozen=True):
+    """One source of a version's images: a dataset, or a folder of the server's."""
+
+    role: Literal["source", "target"]
+    """Learned from with its classes, or adapted to."""
+    dataset_id: str = ""
+    folder: str = ""
 
 
 class Parity(msgspec.Struct, frozen=True):
@@ -217,18 +234,30 @@ DEFAULT_DECODING = ImageDecoding()
 """The decoding for images that no version is to classify."""
 
 
+DEFAULT_TENANT = "default"
+"""Whose everything is where nobody has to say who they are."""
+
+
+class ModelKey(NamedTuple):
+    """Names a model among those of all tenants."""
+
+    tenant: str
+    name: str
+
+    def __str__(self) -> str:
+        """Returns "NAME" for the default tenant's, else "TENANT/NAME": for people, never parsed."""
+        return self.name if self.tenant == DEFAULT_TENANT else f"{self.tenant}/{self.name}"
+
+
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a version of a model lies on disk; digests name what is in memory."""
+    """All that answers by a version need: the digests of its files, and its decoding."""
 
-    name: str
-    """The model's key, for metrics and for fairness."""
+    model: ModelKey
     version: int
     """For statistics; 0 while it has no number."""
     backbone_digest: str
-    backbone_path: Path
     head_digest: str
-    head_path: Path
     decoding: ImageDecoding = DEFAULT_DECODING
     """Says how its images become pixels."""
 
@@ -299,7 +328,30 @@ class Base(msgspec.Struct, frozen=True):
     """The version that a version grew from."""
 
     model: str
+    """A name of the same tenant's."""
     version: int
+
+
+class Augmentation(msgspec.Struct, frozen=True, kw_only=True):
+    """How images that are learned from are varied; None means the recipe's choice."""
+
+    mirror: bool | None = None
+    min_scale: Annotated[float, msgspec.Meta(ge=0.05, le=1)] | None = None
+    """Least part of an image's area that a random crop has."""
+    rotation_degrees: Annotated[float, msgspec.Meta(ge=0, le=180)] | None = None
+    """At most, to either side."""
+    colour: Share | None = None
+    """Most that brightness, contrast and saturation change by, as a part of them."""
+    trivial_augment: bool | None = None
+
+
+class Grouping(msgspec.Struct, frozen=True, kw_only=True):
+    """How names tell which images belong together; at most one is set."""
+
+    folder_level: Count = 0
+    """The folder below the class's that names the group, from 1; 0 for none."""
+    name_pattern: str = ""
+    """Of file names: `{group}` is the group, `*` anything; "" for none."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -365,6 +417,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     incumbent_version: int | None = None
     """What `not_worse` was checked against; None where there was none."""
     base: Base | None = None
+    weights_asked: str = ""
+    """As the request named them, for versions that grow from this one; so are the next three."""
+    grouping: Grouping | None = None
+    augmentation: Augmentation | None = None
+    case_sensitive_labels: bool = False
     technique: str = ""
     """Of domain adaptation: what serves, `source_only` where adapting did not look better."""
     target_digest: str = ""
@@ -379,8 +436,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def gate_failures(self) -> list[str]:
-        """What of its gate it did not reach, for people."""
-        return [check.detail for check in self.gate_checks if not check.passed]
+        """Lists what of its gate it did not reach, for people."""
+        return gate_failures(self.gate_checks)
 
     @property
     def gate_verdict(self) -> Literal[Verdict, "none"]:
@@ -390,6 +447,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             if verdict in found:
                 return verdict
         return "none"
+
+
+def gate_failures(checks: Iterable[GateCheck]) -> list[str]:
+    """Lists the conditions of a gate that were not reached, for people."""
+    return [check.detail for check in checks if not check.passed]
 
 
 def check_name(value: str, field: str) -> str:
@@ -427,29 +489,3 @@ def check_colour(value: str, field: str) -> str:
             field=field,
         )
     return value.lower()
-
-
-DEFAULT_TENANT = "default"
-"""Whose everything is where nobody has to say who they are."""
-
-
-def tenant_key(tenant: str, name: str) -> str:
-    """A tenant's own name among those of all: "TENANT/NAME", or the name for the default's.
-
-    Whatever a caller may take for a name, the key is of `tenant` and no other's.
-    """
-    # The default tenant's "acme/ants", no name at all, must not become the key of acme's ants.
-    is_plain = tenant == DEFAULT_TENANT and "/" not in name
-    return name if is_plain else f"{tenant}/{name}"
-
-
-def tenant_of(key: str) -> str:
-    """The tenant that a key belongs to, a model's or another."""
-    tenant, slash, _ = key.partition("/")
-    return tenant if slash else DEFAULT_TENANT
-
-
-def plain_name(key: str) -> str:
-    """What its tenant calls the model of a key."""
-    tenant, slash, name = key.partition("/")
-    return name if slash else tenant

@@ -25,7 +25,9 @@ class Reason(StrEnum):
     JOB_NOT_FOUND = "JOB_NOT_FOUND"
     DATASET_NOT_FOUND = "DATASET_NOT_FOUND"
     BACKBONE_NOT_FOUND = "BACKBONE_NOT_FOUND"
+    IMAGE_NOT_FOUND = "IMAGE_NOT_FOUND"
     JOB_FINISHED = "JOB_FINISHED"
+    JOB_NOT_FINISHED = "JOB_NOT_FINISHED"
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
     DATASET_IN_USE = "DATASET_IN_USE"
     ALIAS_IN_USE = "ALIAS_IN_USE"
@@ -190,6 +192,7 @@ KINDS: Final[Mapping[Reason, type[GraftError]]] = {
             Reason.JOB_NOT_FOUND,
             Reason.DATASET_NOT_FOUND,
             Reason.BACKBONE_NOT_FOUND,
+            Reason.IMAGE_NOT_FOUND,
             Reason.PATH_NOT_FOUND,
         ),
         Unauthenticated: (Reason.TOKEN_MISSING, Reason.TOKEN_UNKNOWN, Reason.TOKEN_EXPIRED),
@@ -197,6 +200,7 @@ KINDS: Final[Mapping[Reason, type[GraftError]]] = {
         AlreadyExists: (Reason.REQUEST_ID_REUSED,),
         WrongState: (
             Reason.JOB_FINISHED,
+            Reason.JOB_NOT_FINISHED,
             Reason.DATASET_IN_USE,
             Reason.ALIAS_IN_USE,
             Reason.ALIAS_RESERVED,
@@ -224,3 +228,11 @@ KINDS: Final[Mapping[Reason, type[GraftError]]] = {
     for reason in reasons
 }
 """Maps every reason to its kind."""
+
+
+def unloadable(kind: str, what: str) -> Damaged:
+    """Makes the error of a stored `kind` of file, such as "backbone", that cannot be used."""
+    return Damaged(
+        Reason.MODEL_UNLOADABLE,
+        f"the {kind} {what}; put it back from a backup, or store the same content again",
+    )

@@ -81,6 +81,7 @@ def _wait() -> int:
 def _run_ranking(spec_file: Path, records: Records) -> int:
     spec = msgspec.json.decode(spec_file.read_bytes(), type=RankSpec)
     _limit_files(spec)
+    records.beat_every(spec.heartbeat_s)
     return _rank(spec, records.send)
 
 

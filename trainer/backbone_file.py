@@ -5,14 +5,14 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 
 from service.domain import BLOCKS
 from service.engine import preprocess, providers
 from service.engine.runtime import OnnxRuntime, Session
-from trainer import crops
+from trainer import crops, stored_file
 
 OPSET = 17
 
@@ -91,7 +91,7 @@ class BackboneFile:
         if not self.digest:
             with self.path.open("rb") as file:
                 self.digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return self._runtime.load(self.path, self.digest)
+        return self._runtime.load(partial(stored_file.read, self.path, self.digest, "backbone"))
 
 
 def name_blocks(path: Path, blocks: Sequence[int]) -> None:

@@ -1,6 +1,6 @@
 """The images of a job: read, checked and divided before anything is trained.
 
-Keeps paths and digests, never pixels: those are decoded where they are needed. The reader
+Keeps locations and digests, never pixels: those are decoded where they are needed. The reader
 of `service.ingest` says which images there are; `trainer.division` divides them, and says
 what stops a job.
 """
@@ -8,16 +8,17 @@ what stops a job.
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from PIL import Image
 
-from service.contract import Grouping
+from service.contract import Grouping, ImageSource
 from service.domain import DEFAULT_DECODING, WHITE, ClassCount, ImageDecoding, ReadSummary
 from service.engine import preprocess
 from service.engine.preprocess import Pixels
@@ -28,6 +29,7 @@ from service.ingest.folder import read_plain
 from service.ingest.grouping import NamedGroups
 from service.ingest.index import Index, IndexedImage
 from service.ingest.names import shown
+from service.ingest.packs import Location
 from trainer import division
 from trainer.arrays import Bools, Ints
 from trainer.division import Images, LabelledImage
@@ -38,12 +40,14 @@ _UNNAMED = NamedGroups()
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """Image files that could be decoded when they were read, and the sha256 of each."""
+    """Images that could be decoded when they were read: where they lie, and the sha256 of each."""
 
-    paths: tuple[Path, ...]
+    locations: tuple[Location, ...]
     digests: tuple[str, ...]
     decoding: ImageDecoding = field(default=DEFAULT_DECODING, kw_only=True)
     """How they become pixels."""
+    names: tuple[str, ...] = field(default=(), kw_only=True)
+    """What people know them by: relative to the datasets that they came in."""
     looks: tuple[str, ...] = field(default=(), kw_only=True)
     """Their perceptual hashes, hex; empty where none was computed."""
     given_groups: tuple[str, ...] = field(default=(), kw_only=True)
@@ -52,19 +56,20 @@ class Files:
     """Of each the longer side over the shorter."""
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.locations)
 
     def at(self, places: Sequence[int]) -> "Files":
         """Those at `places`, in that order."""
         return Files(
-            tuple(self.paths[place] for place in places),
+            tuple(self.locations[place] for place in places),
             tuple(self.digests[place] for place in places),
             decoding=self.decoding,
+            names=tuple(self.names[place] for place in places) if self.names else (),
         )
 
     def encoded(self, place: int) -> bytes:
         """Reads one's bytes; raises as `decode`."""
-        return read_again(self.paths[place], self.digests[place])
+        return read_again(self.locations[place], self.digests[place])
 
     def decode(self, places: Sequence[int] | None = None, threads: int = 0) -> Pixels:
         """Reads images as served, uint8 [n, s, s, 3]: all, or those at `places`, in order.
@@ -76,7 +81,7 @@ class Files:
         pixels = np.empty((len(files), size, size, 3), np.uint8)
 
         def decode(row: int) -> None:
-            image = open_again(files.paths[row], files.digests[row], files.decoding)
+            image = open_again(files.locations[row], files.digests[row], files.decoding)
             pixels[row] = preprocess.fit(image, files.decoding)
 
         workers = min(threads or len(os.sched_getaffinity(0)), len(files))
@@ -101,10 +106,11 @@ class Part(Files):
         """Returns those at `places`, or where a mask is true, with all that is known of them."""
         kept = np.arange(len(self))[places]
         return Part(
-            tuple(self.paths[i] for i in kept),
+            tuple(self.locations[i] for i in kept),
             tuple(self.digests[i] for i in kept),
             self.targets[kept],
             decoding=self.decoding,
+            names=tuple(self.names[i] for i in kept) if self.names else (),
             looks=tuple(self.looks[i] for i in kept) if self.looks else (),
             given_groups=tuple(self.given_groups[i] for i in kept) if self.given_groups else (),
             aspects=tuple(self.aspects[i] for i in kept) if self.aspects else (),
@@ -133,8 +139,8 @@ class Unlabelled(Files):
     """int64 [n], for evaluation alone, -1 where a class is not known; None where all are not."""
     summary: ReadSummary
     digest: str
-    names: dict[Path, str]
-    """Images by the names that people know."""
+    erased_count: int
+    """How many more the dataset had when it was stored."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,10 +158,6 @@ class Data:
     """Of the job's own files, without those of its bases."""
     digest: str
     warnings: tuple[str, ...]
-    names: dict[Path, str]
-    """Images as people know them: relative to the dataset they came in."""
-    own: frozenset[Path]
-    """The images that the job brought on top of its bases'."""
 
     def decoded(self, decoding: ImageDecoding) -> "Data":
         """Returns the same images, which become pixels in another way."""
@@ -176,47 +178,70 @@ class Data:
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset: the folder of its images, and the file of its index where it was read before."""
+    """A dataset: a folder that is read where it lies, or an index and the packs it names."""
 
-    root: Path
-    index_file: str = ""
+    folder: Path | None = None
+    """A real path where there is an index."""
+    index_file: Path | None = None
+    """None where the folder is read now."""
+    packs: Mapping[str, Path] = field(default_factory=dict)
+    """The packs' files by their sha256."""
     name: str = ""
     """Prefix of the names of its images; empty for none."""
+
+    @classmethod
+    def of(cls, named: ImageSource, files: Mapping[str, str]) -> "Source":
+        """Returns what a spec names, with the stored files of this machine by their sha256."""
+        if named.index:
+            packs = {digest: Path(files[digest]) for digest in named.packs}
+            return cls(None, Path(files[named.index]), packs, named.name)
+        index_file = Path(named.index_file) if named.index_file else None
+        return cls(Path(named.folder), index_file, name=named.name)
 
     def read(
         self, threads: int = 0, *, is_labelled: bool = True, case_sensitive: bool = False
     ) -> Index:
         """Loads the index, or reads the folder; errors as `Reader.read`."""
-        if self.index_file:
+        if self.index_file is not None:
             try:
-                return indexes.load(Path(self.index_file))
+                return indexes.load(self.index_file)
             except (OSError, msgspec.DecodeError) as error:
                 raise InvalidInput(
                     Reason.DATASET_UNUSABLE,
                     "the index of the dataset is gone or damaged: upload the same images again, "
                     "which makes it anew",
                 ) from error
+        assert self.folder is not None, "it has an index, or is a folder"
         return reader.read_folder(
-            self.root, threads, is_labelled=is_labelled, case_sensitive=case_sensitive
+            self.folder, threads, is_labelled=is_labelled, case_sensitive=case_sensitive
         )
 
-    def images(self, index: Index, named: NamedGroups = _UNNAMED) -> Images:
-        """Returns its images with their paths, and with the groups that their names tell."""
-        root = self.root if self.index_file else self.root.resolve()
+    def images(self, index: Index, named: NamedGroups = _UNNAMED, age: int = 0) -> Images:
+        """Returns its images that are not erased, with the groups that their names tell."""
         prefix = f"{self.name}/" if self.name else ""
+        folder = self.folder
+        if folder is not None and self.index_file is None:
+            folder = folder.resolve()
         return [
             LabelledImage(
-                root / i.path,
-                prefix + i.name,
-                i.label,
-                i.part,
-                i.digest,
-                i.look,
-                named.of(i),
-                i.aspect,
+                location=self._location(folder, image),
+                name=prefix + image.name,
+                label=image.label,
+                part=image.part,
+                digest=image.digest,
+                look=image.look,
+                group=named.of(image),
+                aspect=image.aspect,
+                age=age,
             )
-            for i in index.images
+            for image in index.images
+            if not image.is_erased
         ]
+
+    def _location(self, folder: Path | None, image: IndexedImage) -> Location:
+        if folder is not None:
+            return Location(folder / image.path)
+        return Location(self.packs[image.pack], image.offset, image.size)
 
 
 def load(
@@ -251,12 +276,16 @@ def load(
             field="base",
         )
     named = _named(grouping)
-    datasets = [each.images(index, named) for each, index in zip(sources, read, strict=True)]
+    datasets = [
+        each.images(index, named, age)
+        for age, (each, index) in enumerate(zip(sources, read, strict=True))
+    ]
     division.check_labels(
         datasets, case_sensitive=case_sensitive or any(index.case_sensitive for index in read)
     )
-    of_bases = {image.path for images in datasets[:-1] for image in images}
     warnings: list[str] = []
+    if count := sum(image.is_erased for index in read for image in index.images):
+        warnings.append(erased_note(count))
     warnings += _of_groups([image for images in datasets for image in images])
     if grouping is not None and (
         lone := sum(not image.group for images in datasets for image in images)
@@ -271,17 +300,14 @@ def load(
     # One for all, so that what is darker in one image than in another stays so.
     bits = max(target_bit_depth, *(index.bit_depth for index in read))
     decoding = ImageDecoding(background, bits or DEFAULT_DECODING.bit_depth)
-    ages = {image.path: age for age, images in enumerate(datasets) for image in images}
     return Data(
         classes=classes,
-        train=_part(divided.train, places, ages, decoding),
-        validation=_part(divided.validation, places, ages, decoding),
-        test=_part(divided.test, places, ages, decoding),
+        train=_part(divided.train, places, decoding),
+        validation=_part(divided.validation, places, decoding),
+        test=_part(divided.test, places, decoding),
         summary=indexes.without(read[-1].summary, divided.left_out),
         digest=_digest(read),
         warnings=tuple(warnings),
-        names={image.path: image.name for images in datasets for image in images},
-        own=frozenset(image.path for image in datasets[-1]) - of_bases,
     )
 
 
@@ -327,16 +353,23 @@ def load_unlabelled(
         places = {label: i for i, label in enumerate(classes)}
         targets = np.array([places.get(image.label, -1) for image in images], dtype=np.int64)
     return Unlabelled(
-        paths=tuple(image.path for image in images),
+        locations=tuple(image.location for image in images),
         digests=tuple(image.digest for image in images),
         targets=targets,
         summary=read.summary,
         digest=read.digest,
-        names={image.path: image.name for image in images},
+        erased_count=len(read.images) - len(images),
         decoding=decoding,
+        names=tuple(image.name for image in images),
         looks=tuple(image.look for image in images),
         given_groups=tuple(image.group for image in images),
     )
+
+
+def erased_note(count: int) -> str:
+    """Says for people that so many images of a dataset cannot be learned from any more."""
+    images = f"{count} images were" if count > 1 else "1 image was"
+    return f"{images} erased since the dataset was stored, and cannot be learned from"
 
 
 def _of_groups(images: Images) -> list[str]:
@@ -366,32 +399,44 @@ def _named(grouping: Grouping | None) -> NamedGroups:
     return NamedGroups(grouping.folder_level, grouping.name_pattern)
 
 
-def open_again(path: Path, digest: str, decoding: ImageDecoding) -> Image.Image:
-    """Decodes a file as `read_again` reads it."""
-    return preprocess.open_image(read_again(path, digest), decoding)
+def open_again(at: Location, digest: str, decoding: ImageDecoding) -> Image.Image:
+    """Decodes an image as `read_again` reads it."""
+    return preprocess.open_image(read_again(at, digest), decoding)
 
 
-def read_again(path: Path, digest: str) -> bytes:
-    """Reads a file that was read before, when its sha256 was `digest`.
+def read_again(at: Location, digest: str) -> bytes:
+    """Reads an image that was read before, when its sha256 was `digest`.
 
-    Raises InvalidInput (DATASET_UNUSABLE) when it is gone, or holds anything else now.
+    Raises InvalidInput (DATASET_UNUSABLE) when it is gone, or another lies there now.
     """
     try:
-        data = read_plain(path)
+        data = read_plain(at) if at.size < 0 else os.pread(_opened(at.path), at.size, at.offset)
     except OSError as error:
-        raise _changed(path, error.strerror or str(error)) from error
+        raise _changed(at, digest, error.strerror or str(error)) from error
     except InvalidInput as error:
-        raise _changed(path, error.message) from error
+        raise _changed(at, digest, error.message) from error
     if hashlib.sha256(data).hexdigest() != digest:
-        raise _changed(path, "its content is another")
+        raise _changed(at, digest, "its content is another")
     return data
 
 
-def _changed(path: Path, why: str) -> InvalidInput:
+@cache
+def _opened(pack: Path) -> int:
+    """Opens a pack for as long as the process lives, which reads on though it is deleted."""
+    return os.open(pack, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _changed(at: Location, digest: str, why: str) -> InvalidInput:
+    if at.size < 0:
+        return InvalidInput(
+            Reason.DATASET_UNUSABLE,
+            f"{at.path.name} is not the image any more that it was when the job began ({why}): "
+            "leave the files alone while a job runs",
+        )
     return InvalidInput(
         Reason.DATASET_UNUSABLE,
-        f"{path.name} is not the image any more that it was when the job began ({why}): leave "
-        "the files alone while a job runs",
+        f"the image {digest} cannot be read from where it is stored ({why}): upload the images of "
+        "its dataset again",
     )
 
 
@@ -400,16 +445,15 @@ def _digest(datasets: Sequence[Index]) -> str:
     return indexes.digest_of(images, is_labelled=True)
 
 
-def _part(
-    images: Images, places: dict[str, int], ages: dict[Path, int], decoding: ImageDecoding
-) -> Part:
+def _part(images: Images, places: dict[str, int], decoding: ImageDecoding) -> Part:
     return Part(
-        paths=tuple(image.path for image in images),
+        locations=tuple(image.location for image in images),
         digests=tuple(image.digest for image in images),
         targets=np.array([places[image.label] for image in images], dtype=np.int64),
         decoding=decoding,
+        names=tuple(image.name for image in images),
         looks=tuple(image.look for image in images),
         given_groups=tuple(image.group for image in images),
         aspects=tuple(image.aspect for image in images),
-        ages=np.array([ages[image.path] for image in images], dtype=np.int64),
+        ages=np.array([image.age for image in images], dtype=np.int64),
     )

@@ -8,7 +8,6 @@ part are all to learn from: what a network is measured on is held out of them by
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from service.domain import LeftOutFile, LeftOutReason, PartName
 from service.errors import InvalidInput, Reason
 from service.ingest import labels as class_names
 from service.ingest.names import shown
+from service.ingest.packs import Location
 from trainer.arrays import Bools, Doubles, Ints
 
 _LISTED = 10
@@ -27,19 +27,21 @@ _ATTRIBUTES: dict[PartName, str] = {"train": "train", "val": "validation", "test
 class LabelledImage:
     """One image of a dataset."""
 
-    path: Path
+    location: Location
     name: str
     """For people."""
     label: str
     part: PartName
     digest: str
-    """sha256 of its file, lower-case hex."""
+    """sha256 of its bytes, lower-case hex."""
     look: str = ""
     """Its perceptual hash, hex."""
     group: str = ""
     """Images that belong together; empty where nothing was said."""
     aspect: float = 1.0
     """Its longer side over the shorter."""
+    age: int = 0
+    """The place of its dataset among those of a job, the oldest first."""
 
 
 Images = list[LabelledImage]
@@ -143,7 +145,7 @@ def _leave_out_known(
 
 def _separate(found: Division, newest: Images, warnings: list[str]) -> None:
     """Takes out of training what is measured on, and out of validation what is tested on."""
-    own = {image.path for image in newest}
+    own = {image.age for image in newest}
     tested = {image.digest for image in found.test}
     held_out = tested | {image.digest for image in found.validation}
     for name, taken, parts in (
@@ -160,7 +162,7 @@ def _separate(found: Division, newest: Images, warnings: list[str]) -> None:
                 image.name, image.label, LeftOutReason.COPY, f"it is in the {parts} part too"
             )
             for image in twice
-            if image.path in own
+            if image.age in own
         ]
         warnings.append(
             f"{len(twice)} {called} images are in the {parts} part too and were left out of "

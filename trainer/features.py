@@ -17,13 +17,13 @@ import numpy as np
 from service.contract import Progressed
 from service.domain import DEFAULT_DECODING, ImageDecoding
 from service.engine import preprocess
+from service.engine.feature_cache import FeatureCache
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
 from service.engine.runtime import Session
 from service.ops import failpoints
 from trainer.crops import Views, random_view
 from trainer.data import Files, open_again
-from trainer.feature_cache import FeatureCache
 from trainer.pace import Pace
 from trainer.records import Send
 
@@ -121,21 +121,21 @@ class Features:
 
         Raises InvalidInput (DATASET_UNUSABLE) when a file is gone or was changed.
         """
-        paths = dict(zip(files.digests, files.paths, strict=True))
+        places = dict(zip(files.digests, files.locations, strict=True))
         decoding = files.decoding
-        keys = {digest: _key(digest, decoding) for digest in paths}
+        keys = {digest: _key(digest, decoding) for digest in places}
 
         def prepare(chunk: Sequence[str]) -> list[tuple[str, Pixels]]:
             return [
                 (
                     keys[digest],
-                    preprocess.fit(open_again(paths[digest], digest, decoding), decoding),
+                    preprocess.fit(open_again(places[digest], digest, decoding), decoding),
                 )
                 for digest in chunk
             ]
 
         missing = self._missing(list(keys.values()))
-        self._compute([d for d in paths if keys[d] in missing], prepare, detail)
+        self._compute([d for d in places if keys[d] in missing], prepare, detail)
         return self._stacked([keys[digest] for digest in files.digests])
 
     def of_views(self, files: Files, count: int, seed: int, drawn: Views) -> Floats:
@@ -144,18 +144,18 @@ class Features:
         Which view an image gets follows from its content, the seed and the view's
         number alone. Errors as `of`.
         """
-        paths = dict(zip(files.digests, files.paths, strict=True))
+        places = dict(zip(files.digests, files.locations, strict=True))
         decoding = files.decoding
         keys = {
             digest: [f"{_key(digest, decoding)} {seed} {i} {drawn.key}" for i in range(count)]
-            for digest in paths
+            for digest in places
         }
         missing = self._missing([key for views in keys.values() for key in views])
 
         def prepare(chunk: Sequence[str]) -> list[tuple[str, Pixels]]:
             made = []
             for digest in chunk:
-                image = open_again(paths[digest], digest, decoding)
+                image = open_again(places[digest], digest, decoding)
                 for i, key in enumerate(keys[digest]):
                     if key in missing:
                         rng = np.random.default_rng([seed % 2**64, i, int(digest[:16], 16)])

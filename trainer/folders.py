@@ -32,6 +32,7 @@ from service.contract import (
     FeatureBased,
     Finished,
     Grouping,
+    ImageSource,
     JobSpec,
     Method,
     ModelBased,
@@ -330,7 +331,7 @@ def _spec(parsed: argparse.Namespace) -> JobSpec:
     return JobSpec(
         job_id="local",
         model=parsed.folder.resolve().name,
-        data_dir=str(parsed.folder.resolve()),
+        data=ImageSource(folder=str(parsed.folder.resolve())),
         out_dir=str(parsed.out),
         method=method,
         backbone=parsed.backbone,
@@ -347,7 +348,7 @@ def _spec(parsed: argparse.Namespace) -> JobSpec:
         asked_budget_s=parsed.time_budget,
         device=parsed.device,
         threads=parsed.threads,
-        target_dir="" if parsed.target is None else str(parsed.target.resolve()),
+        target=parsed.target and ImageSource(folder=str(parsed.target.resolve())),
         baselines=[name.replace("-", "_") for name in parsed.baseline],
         backbones=[PretrainedBackbone(backbone=name) for name in BACKBONES],
     )
@@ -377,7 +378,7 @@ def _compose(out: Path) -> None:
 
     backbone = (out / BACKBONE_FILE).read_bytes()
     decoding = decode_manifest((out / MANIFEST_FILE).read_bytes()).decoding
-    composed = export.compose(backbone, head.load(out / HEAD_FILE), {}, decoding)
+    composed = export.compose(backbone, head.load((out / HEAD_FILE).read_bytes()), {}, decoding)
     (out / MODEL_FILE).write_bytes(composed)
 
 
@@ -423,7 +424,7 @@ def rank(parsed: argparse.Namespace, run: Callable[[RankSpec, Send], int]) -> in
         return 2
     named = [name.partition(":") for name in parsed.backbone]
     spec = RankSpec(
-        data_dir=str(parsed.folder.resolve()),
+        data=ImageSource(folder=str(parsed.folder.resolve())),
         backbones=[
             PretrainedBackbone(backbone=backbone, weights=weights)
             for backbone, _, weights in named or [(name, "", "") for name in BACKBONES]

@@ -12,9 +12,9 @@ def told(spec: JobSpec, data: Data) -> Growth | None:
     if spec.base is None:
         return None
     parts = (data.train, data.validation, data.test)
-    paths = [path for part in parts for path in part.paths]
     targets = np.concatenate([part.targets for part in parts])
-    is_new = np.array([path in data.own for path in paths])
+    # The job's own dataset is the newest.
+    is_new = np.concatenate([part.ages for part in parts]) == len(spec.base_data)
     known = set(targets[~is_new].tolist())
     return Growth(
         base_model=spec.base.model,

@@ -71,7 +71,7 @@ class Cache:
         if (known := self._kept.get(place)) is not None:
             return known
         files = self._files
-        image = open_again(files.paths[place], files.digests[place], files.decoding)
+        image = open_again(files.locations[place], files.digests[place], files.decoding)
         side = round(KEPT_PART * files.decoding.size)
         kept = compact(image, side, is_squeezed=files.decoding.framing == "whole")
         pixels = np.asarray(kept, dtype=np.uint8)

@@ -28,6 +28,7 @@ from service.contract import (
     RankSpec,
     Record,
 )
+from service.engine.feature_cache import FeatureCache
 from service.engine.head import Floats, Head
 from service.engine.providers import ProviderUnavailable, choose_provider
 from service.engine.runtime import OnnxRuntime
@@ -37,7 +38,6 @@ from trainer.arrays import Ints
 from trainer.backbone_file import OPSET, BackboneFile
 from trainer.data import Data, Part
 from trainer.divided import Divided
-from trainer.feature_cache import FeatureCache
 from trainer.features import Features
 from trainer.records import Send
 from trainer.stages import Stages
@@ -112,7 +112,8 @@ class Job:
         if spec.time_budget_s is not None:
             budget_s = min(budget_s, spec.time_budget_s * _RANKING_PART)
         asked = RankSpec(
-            data_dir=spec.data_dir,
+            data=spec.data,
+            files=spec.files,
             backbones=spec.backbones,
             work_dir=spec.out_dir,
             weights_dir=spec.weights_dir,
@@ -154,7 +155,11 @@ class Job:
             text = "the backbone starts from random weights: it was never pretrained"
             self.send(Note("warning", text))
         self.known = next(
-            (e for e in pretrained.exported if e.weights == self.weights and Path(e.path).exists()),
+            (
+                each
+                for each in pretrained.exported
+                if each.weights == self.weights and each.digest in self.spec.files
+            ),
             None,
         )
         if self.is_registered:
@@ -166,10 +171,14 @@ class Job:
                 )
             self.weights_licence = self.known.licence
         if self.known is not None:
-            self.frozen_file = Path(self.known.path)
+            self.frozen_file = self.file(self.known.digest)
         digest = self.known.digest if self.known else ""
         self._file = BackboneFile(self.frozen_file, self.runtime, digest, self._export)
         self._frozen = Features(self._file, self.cache, self.spec.threads, self.send)
+
+    def file(self, digest: str) -> Path:
+        """Returns the path of a stored file that the spec names by its sha256."""
+        return Path(self.spec.files[digest])
 
     @property
     def is_registered(self) -> bool:
@@ -236,8 +245,8 @@ class Job:
         previous: dict[str, answers.Answer] = {}
         if self.spec.previous_answers:
             try:
-                previous = answers.load(Path(self.spec.previous_answers))
-            except (OSError, ValueError) as error:
+                previous = answers.load(self.file(self.spec.previous_answers))
+            except (KeyError, OSError, ValueError) as error:
                 text = f"what the version before learned from is not known ({error})"
                 self.send(Note("warning", text))
         parts = (

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -21,7 +20,7 @@ from service.engine.runtime import OnnxRuntime
 from service.errors import GraftError
 from trainer import answers as kept
 from trainer import baselines as others
-from trainer import gate
+from trainer import gate, stored_file
 from trainer.answers import Role
 from trainer.arrays import Bools, Ints
 from trainer.data import Part
@@ -59,7 +58,7 @@ def gate_checks(
     if job.spec.incumbent is not None and asked.not_worse_than:
         try:
             paired = _paired(job, found, job.spec.incumbent, sets)
-        except (GraftError, OSError, ValueError) as error:
+        except (GraftError, KeyError, OSError, ValueError) as error:
             problem = f"version {job.spec.incumbent.version} may be gone or damaged ({error})"
             job.send(Note("warning", problem))
     return gate.checks(asked, metrics, parity, paired, partial(_latency_ms, job, found), problem)
@@ -71,8 +70,9 @@ def _paired(job: Job, found: Transferred, incumbent: Incumbent, sets: Sequence[M
     Of an image that the incumbent learned from its kept out-of-fold answer counts; one that it
     never saw is asked of it now, unless it learned from a copy. Raises what loading it raises.
     """
-    head = heads.load(Path(incumbent.head_path), incumbent.head_digest)
-    known = kept.load(Path(incumbent.answers_path))
+    digest = incumbent.head_digest
+    head = heads.load(stored_file.read(job.file(digest), digest, "head"))
+    known = kept.load(job.file(incumbent.answers_digest))
     learned, adapted = _groups_learned(found, known)
     right, theirs, groups, new, left_out = [], [], [], [], 0
     is_identical, relabelled = head.classes == found.served.head.classes, 0
@@ -147,10 +147,9 @@ def _answered(
     job: Job, incumbent: Incumbent, head: Head, part: Part
 ) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.floating]]:
     """Returns the incumbent's answers [n], by its own decision, and its largest probabilities."""
-    path = Path(incumbent.backbone_path)
-    # The file's name is its digest, so what is known of the images counts.
+    digest = incumbent.backbone_digest
     seen = replace(part, decoding=incumbent.decoding)
-    features = job.features_of_file(path, path.stem).of(seen, "the version before")
+    features = job.features_of_file(job.file(digest), digest).of(seen, "the version before")
     probabilities = head.probabilities(features)
     names = np.array(head.classes, dtype=object)
     return _named(names, head.decide(probabilities)), probabilities.max(axis=1)
@@ -249,7 +248,7 @@ def _latency_ms(job: Job, found: Transferred) -> float:
     spec, part = job.spec, found.divided.data.train
     # As the engine runs a lone image: on all cores.
     runtime = OnnxRuntime(choose_provider(spec.provider), spec.threads, spec.precision)
-    session = runtime.load(found.served.file)
+    session = runtime.load(found.served.file.read_bytes)
     places = part.spread(_LATENCY_IMAGES)
     decode: list[Callable[[], Pixels]] = [
         partial(preprocess.decode, part.encoded(place), part.decoding) for place in places

@@ -51,7 +51,7 @@ class Frozen:
         with tempfile.TemporaryDirectory(dir=folder) as made:
             path = Path(made) / "trunk.onnx"
             export.to_onnx(split.trunk, path)
-            self._session: Session = runtime.load(path)
+            self._session: Session = runtime.load(path.read_bytes)
         self.shape = split.shape
         """Of an image's maps."""
 
@@ -173,7 +173,7 @@ class Maps:
     def _made(self, place: int) -> Halves:
         files, decoding = self._files, self._files.decoding
         digest = files.digests[place]
-        image = open_again(files.paths[place], digest, decoding)
+        image = open_again(files.locations[place], digest, decoding)
         views = [preprocess.fit(image, decoding)]
         if (drawn := self._drawn) is not None:
             if drawn.mirror:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from service.domain import Parity
+from service.engine.feature_cache import FeatureCache
 from service.engine.head import Floats, Head
 from service.engine.preprocess import Pixels
 from service.engine.providers import Provider
@@ -20,7 +21,6 @@ from service.engine.runtime import OnnxRuntime, Session
 from service.errors import Internal, Reason
 from trainer.backbone_file import BackboneFile, decoding
 from trainer.data import Files
-from trainer.feature_cache import FeatureCache
 from trainer.features import Features, Source
 
 if TYPE_CHECKING:
@@ -128,7 +128,6 @@ class _TorchSession:
     precision = "fp32"
     max_batch = 1
     infer_s = 0.0
-    damage = None
 
     def __init__(self, backbone: "Backbone") -> None:
         self._backbone = backbone

@@ -20,6 +20,7 @@ from service.contract import (
     Progressed,
     Record,
 )
+from service.engine.feature_cache import FeatureCache
 from service.engine.head import Head
 from service.engine.preprocess import Pixels
 from service.engine.providers import Provider
@@ -27,7 +28,6 @@ from service.engine.runtime import OnnxRuntime
 from trainer.arrays import Ints
 from trainer.backbone_file import BackboneFile, name_blocks
 from trainer.data import Part
-from trainer.feature_cache import FeatureCache
 from trainer.features import Features
 from trainer.methods import feature_based
 from trainer.methods.feature_based import FittedHead
@@ -127,8 +127,8 @@ def quantised(
     """
     out = Path(spec.out_dir)
     file, digest = out / "int8.onnx", ""
-    if floating.fitted is not None and known is not None and Path(known.path).exists():
-        file, digest = Path(known.path), known.digest
+    if floating.fitted is not None and known is not None and known.digest in spec.files:
+        file, digest = Path(spec.files[known.digest]), known.digest
     else:
         send(Progressed("exporting", 0.5, "quantising to int8"))
         to_int8(floating.file, calibration_images(learned, spec.threads), file)

@@ -24,6 +24,7 @@ from service.contract import (
     RankSpec,
 )
 from service.engine import preprocess
+from service.engine.feature_cache import FeatureCache
 from service.engine.head import Floats
 from service.engine.runtime import OnnxRuntime, Session
 from service.errors import GraftError, NotFound, Reason
@@ -31,7 +32,6 @@ from trainer import linear, transferability
 from trainer.arrays import Doubles, Ints
 from trainer.backbone_file import BackboneFile
 from trainer.data import Files
-from trainer.feature_cache import FeatureCache
 from trainer.features import Features
 from trainer.weights import Weights
 
@@ -118,7 +118,8 @@ class BackboneScoring:
 
     def _prepare(self, files: Files, deadline: float, folder: Path) -> None:
         known = self._exported()
-        path = Path(known.path) if known else self._export(deadline, folder)
+        stored = known and Path(self._spec.files[known.digest])
+        path = stored or self._export(deadline, folder)
         file = BackboneFile(path, self._runtime, known.digest if known else "")
         self._source = Features(file, self._cache, self._spec.threads)
         session = self._source.session
@@ -143,7 +144,7 @@ class BackboneScoring:
         name = self._row.weights
         for wanted in [f"{name}:int8", name] if self._spec.precision == "int8" else [name]:
             for known in self.pretrained.exported:
-                if known.weights == wanted and Path(known.path).exists():
+                if known.weights == wanted and known.digest in self._spec.files:
                     return known
         return None
 

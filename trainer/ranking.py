@@ -29,13 +29,13 @@ from service.contract import (
     RankSpec,
 )
 from service.domain import DEFAULT_DECODING, ImageDecoding
+from service.engine.feature_cache import FeatureCache
 from service.engine.providers import ProviderUnavailable, choose_provider
 from service.engine.runtime import OnnxRuntime
 from service.errors import InvalidInput, Reason, WrongState
 from trainer import folds, transferability
 from trainer.arrays import Doubles, Ints
 from trainer.data import Part, Source
-from trainer.feature_cache import FeatureCache
 from trainer.ranked_backbone import NO_TIME, BackboneScoring
 from trainer.records import Send
 
@@ -55,7 +55,7 @@ _TINY = 1e-12
 
 
 def rank(spec: RankSpec, send: Send) -> BackbonesRanked:
-    """Scores the backbones on the training images below `spec.data_dir`, best first.
+    """Scores the backbones on the training images of `spec.data`, best first.
 
     Raises InvalidInput (DATASET_UNUSABLE) when there are none to score on. Ends
     within the time budget, but for what it is at when that runs out: reading the
@@ -81,7 +81,7 @@ def choose(
     """The backbone that ranks first on the images of a part, and the ranking.
 
     Where none could be scored in time, the cheapest that is here, and that is said.
-    `runtime` is what serves; the spec's `data_dir` and `provider` are not looked at.
+    `runtime` is what serves; the spec's `data` and `provider` are not looked at.
     Raises WrongState (WEIGHTS_UNAVAILABLE) when no backbone could be had.
     """
     started = time.monotonic()
@@ -237,7 +237,7 @@ def _effort(entrant: BackboneScoring) -> tuple[float, bool]:
 
 
 def _sample(spec: RankSpec) -> Part:
-    source = Source(Path(spec.data_dir), spec.data_index)
+    source = Source.of(spec.data, spec.files)
     index = source.read(spec.threads)
     images = [image for image in source.images(index) if image.part in ("", "train")]
     targets = _numbered([image.label for image in images])
@@ -249,7 +249,7 @@ def _sample(spec: RankSpec) -> Part:
         )
     places = transferability.spread(targets, spec.seed)[:MOST_RANKED_IMAGES]
     return Part(
-        tuple(images[place].path for place in places),
+        tuple(images[place].location for place in places),
         tuple(images[place].digest for place in places),
         targets[places],
         decoding=ImageDecoding(bit_depth=index.bit_depth or DEFAULT_DECODING.bit_depth),

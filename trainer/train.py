@@ -81,9 +81,9 @@ def _run(job: Job) -> Manifest:
 
     send(Progressed("preparing", 0.0, "reading the images"))
     data = datasets.load(
-        Source(Path(spec.data_dir), spec.data_index),
+        Source.of(spec.data, spec.files),
         spec.threads,
-        bases=[Source(Path(base.folder), base.index, base.name) for base in spec.base_data],
+        bases=[Source.of(base, spec.files) for base in spec.base_data],
         base_digest=spec.base_digest,
         case_sensitive=spec.case_sensitive_labels,
         background=spec.background,
@@ -221,6 +221,10 @@ def _run(job: Job) -> Manifest:
         gate_checks=gate_checks,
         incumbent_version=spec.incumbent.version if spec.incumbent else None,
         base=spec.base,
+        weights_asked=spec.weights,
+        grouping=spec.grouping,
+        augmentation=spec.augmentation,
+        case_sensitive_labels=spec.case_sensitive_labels,
         technique=found.adaptation.published if found.adaptation else "",
         target_digest=found.target.images.digest if found.target else "",
         stages_s=stages.seconds(),
@@ -234,7 +238,6 @@ def _run(job: Job) -> Manifest:
         job.epochs,
         _findings(found, sets, compared, known, ranked, spec),
         decisions=found.decisions,
-        target_names=found.target.images.names if found.target else None,
     )
     (job.out / REPORT_JSON_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(written)))
     (job.out / REPORT_HTML_FILE).write_text(page.to_html(written, data, sets), encoding="utf-8")
@@ -245,9 +248,9 @@ def _run(job: Job) -> Manifest:
 
 
 def _target_bit_depth(spec: JobSpec) -> int:
-    if not spec.target_dir:
+    if spec.target is None:
         return 0
-    target = Source(Path(spec.target_dir), spec.target_index)
+    target = Source.of(spec.target, spec.files)
     return target.read(spec.threads, is_labelled=False).bit_depth
 
 
@@ -360,7 +363,8 @@ def _quantised(job: Job, found: Transferred) -> Transferred:
 def _reference(job: Job, found: Transferred) -> parity.Reference:
     if job.known is not None and job.is_registered:
         # There is no network but the file itself, which was checked when it was registered.
-        return parity.PlainBackbone(Path(job.known.path), job.known.digest, job.spec.threads)
+        file = job.file(job.known.digest)
+        return parity.PlainBackbone(file, job.known.digest, job.spec.threads)
     return parity.TorchBackbone(
         job.spec.backbone,
         "trained" if found.is_trained else job.weights,

@@ -1,7 +1,6 @@
 """The ways to transfer, each from a job's data to what is to serve."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -277,9 +276,10 @@ def _target(
     measured on images of which the source has a copy.
     """
     spec, train = job.spec, divided.data.train
+    assert spec.target is not None, "a domain adaptation has a target"
     target = domain_adaptation.load_target(
         method,
-        Source(Path(spec.target_dir), spec.target_index),
+        Source.of(spec.target, spec.files),
         divided.data.classes,
         job.frozen,
         spec.threads,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.quality.images import BACKBONE, Floats, ImageSet, Ints
-from service.contract import FeatureBased, JobSpec
+from service.contract import FeatureBased, ImageSource, JobSpec
 from service.domain import Figure
 from trainer import evaluate, folds, groups, transfer
 from trainer.data import Files, Part
@@ -69,7 +69,7 @@ def fit(images: ImageSet, dealt: Ints, seed: int) -> FittedHead:
     spec = JobSpec(
         job_id="quality",
         model="quality",
-        data_dir="",
+        data=ImageSource(folder=""),
         out_dir="",
         method=FeatureBased(),
         backbone=BACKBONE,

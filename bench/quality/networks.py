@@ -28,6 +28,7 @@ from service.contract import (
     HEAD_FILE,
     Auto,
     FeatureBased,
+    ImageSource,
     JobSpec,
     Manifest,
     Method,
@@ -93,7 +94,7 @@ def run(
         spec = JobSpec(
             job_id="quality",
             model="quality",
-            data_dir=str(folder / "data"),
+            data=ImageSource(folder=str(folder / "data")),
             out_dir=str(folder / "out"),
             method=method,
             backbone=BACKBONE,
@@ -108,8 +109,8 @@ def run(
         manifest = train.run(spec, lambda _: None)
         took, used = time.monotonic() - began, time.process_time() - used
         runtime = OnnxRuntime(Provider("cpu", "the same everywhere"), 1)
-        session = runtime.load(folder / "out" / BACKBONE_FILE)
-        head = heads.load(folder / "out" / HEAD_FILE)
+        session = runtime.load((folder / "out" / BACKBONE_FILE).read_bytes)
+        head = heads.load((folder / "out" / HEAD_FILE).read_bytes())
         rows = []
         for start in range(0, len(asked), _BATCH):
             some = [files[place].read() for place in asked[start : start + _BATCH]]

@@ -61,7 +61,7 @@ def served_run(model: Path, provider: str, precision: str | None, threads: int) 
     """The same file, opened as the service opens its backbones."""
     chosen = choose_provider(provider)  # type: ignore[arg-type]
     runtime = OnnxRuntime(chosen, threads, precision or "fast")  # type: ignore[arg-type]
-    return runtime.load(model).run
+    return runtime.load(model.read_bytes).run
 
 
 def photos(folder: Path, most: int = 64) -> list[bytes]:

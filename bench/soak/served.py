@@ -173,7 +173,7 @@ class Served:
 
     def has_result(self, job_id: str) -> bool:
         """Whether the files of the job's version are there, or were and are published."""
-        folder = self.data_dir / "work" / job_id
+        folder = self.data_dir / "work" / "jobs" / job_id
         return not folder.is_dir() or (folder / "out" / MANIFEST_FILE).exists()
 
     def figures(self) -> Figures:

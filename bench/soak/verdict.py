@@ -11,7 +11,7 @@ from graft import Client
 
 from bench.soak.book import OK, REFUSALS, Book
 from bench.soak.served import Crash, Served, Tenant
-from service import check
+from service import fsck
 
 JOBS_TIMEOUT_S = 180.0
 MAX_REFUSED_PART = 0.01
@@ -148,7 +148,7 @@ def server_ends_well(book: Book, served: Served) -> float:
 
 def stores_are_sound(book: Book, data_dir: Path) -> None:
     """Database and disk agree."""
-    for line in check.problems(data_dir):
+    for line in fsck.problems(data_dir):
         book.find("the stores are broken", line)
 
 

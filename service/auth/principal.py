@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from service.auth.quota import Quota
-from service.domain import DEFAULT_TENANT, tenant_key
+from service.domain import DEFAULT_TENANT, ModelKey
 
 Role = Literal["predict", "train", "admin"]
 """Counts within the principal's tenant; `admin` includes the other two."""
@@ -23,9 +23,9 @@ class Principal:
     token_sha256: str = field(default="", repr=False, compare=False)
     """SHA-256 of the secret that was presented, in hex; empty where no token is needed."""
 
-    def key(self, model: str) -> str:
+    def key(self, model: str) -> ModelKey:
         """Returns the key of a model of this principal's tenant, for any name that was sent."""
-        return tenant_key(self.tenant, model)
+        return ModelKey(self.tenant, model)
 
 
 EVERYBODY = Principal("anonymous", DEFAULT_TENANT, frozenset({"predict", "train", "admin"}))

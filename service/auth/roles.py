@@ -35,6 +35,7 @@ _SERVICES: Mapping[str, Mapping[str, Rule]] = {
         "ListJobs": _TRAIN,
         "WatchJob": _TRAIN,
         "CancelJob": _TRAIN_CHANGES,
+        "DeleteJob": _TRAIN_CHANGES,
         "RankBackbones": _TRAIN_CHANGES,
     },
     "graft.v1.DatasetService": {
@@ -42,6 +43,11 @@ _SERVICES: Mapping[str, Mapping[str, Rule]] = {
         "GetDataset": _TRAIN,
         "ListDatasets": _TRAIN,
         "DeleteDataset": _TRAIN_CHANGES,
+        "AddImages": _TRAIN_CHANGES,
+        "RemoveImages": _TRAIN_CHANGES,
+        "RelabelImages": _TRAIN_CHANGES,
+        "ListImages": _TRAIN,
+        "EraseImage": _ADMIN_CHANGES,
     },
     "graft.v1.BackboneService": {
         "RegisterBackbone": _ADMIN_CHANGES,

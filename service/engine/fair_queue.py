@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.domain import DEFAULT_DECODING, Decision, ImageDecoding, tenant_of
+from service.domain import DEFAULT_DECODING, Decision, ImageDecoding, ModelKey
 from service.engine.head import Floats, Head
 from service.engine.preprocess import Pixels
 from service.engine.runtime import Session
@@ -97,8 +97,7 @@ class Backbone:
 class ImageBatch:
     """The images of one call, for one model."""
 
-    model: str
-    """Its key, which holds the tenant."""
+    model: ModelKey
     backbone: Backbone
     head: Head
     images: Sequence[Decode]
@@ -111,7 +110,6 @@ class ImageBatch:
     decision: Decision | None = None
     """Replaces the head's own."""
     finish: Finish = list
-    tenant: str = field(init=False)
     image_s: float = 0.0
     """Seconds that one worker is expected to spend on an image; set when the images are queued."""
     popped: int = 0
@@ -123,8 +121,10 @@ class ImageBatch:
     queue_s: list[float] = field(default_factory=list)
     infer_s: list[float] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.tenant = tenant_of(self.model)
+    @property
+    def tenant(self) -> str:
+        """Returns the tenant whose turn the images wait for."""
+        return self.model.tenant
 
     @property
     def waiting(self) -> int:
@@ -140,7 +140,7 @@ class ImageBatch:
 Item = tuple[ImageBatch, int]
 """An image: its batch, and its place in the batch."""
 
-_Line = tuple[str, Backbone]
+_Line = tuple[ModelKey, Backbone]
 """Batches of one model on one backbone (its versions may be on several)."""
 
 
@@ -149,7 +149,7 @@ class _Tenant:
     """What one tenant has waiting; every line has an image at least."""
 
     lines: OrderedDict[_Line, deque[ImageBatch]] = field(default_factory=OrderedDict)
-    images: dict[str, int] = field(default_factory=dict)
+    images: dict[ModelKey, int] = field(default_factory=dict)
     """Images by model; no zeros."""
     seconds: float = 0.0
     """What they are expected to cost one worker."""
@@ -244,14 +244,14 @@ class FairQueue:
             if name != batch.tenant
         )
 
-    def batch_to_shed(self, model: str, count: int) -> ImageBatch | None:
+    def batch_to_shed(self, model: ModelKey, count: int) -> ImageBatch | None:
         """Finds the batch to refuse so that `count` images of a model find room, if it is fairer.
 
         It is of the tenant with most images waiting, if that has more of them than
         the model's own tenant would have; else of its own tenant. There it is the newest
         of the model with most, if that has more than `model` would have.
         """
-        name = tenant_of(model)
+        name = model.tenant
         own = self._tenants.get(name)
         mine = (own.waiting if own else 0) + count
         others = {key: other.waiting for key, other in self._tenants.items() if key != name}
@@ -270,7 +270,7 @@ class FairQueue:
             return None
         return self._newest(name, longest)
 
-    def _newest(self, tenant: str, model: str) -> ImageBatch | None:
+    def _newest(self, tenant: str, model: ModelKey) -> ImageBatch | None:
         batches = (
             batch
             for line, batches in self._tenants[tenant].lines.items()

@@ -1,14 +1,13 @@
 """Stands in for ONNX Runtime in tests, scripted: no model files, no kernels."""
 
+import hashlib
 import threading
-from pathlib import Path
 
 import numpy as np
 
-from service.engine import damage
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
-from service.errors import Damaged
+from service.engine.runtime import Read
 
 
 class FakeSession:
@@ -30,7 +29,6 @@ class FakeSession:
         self.cores: list[int] = []
         self.running = threading.Semaphore(0)
         self.fail_next: Exception | None = None
-        self.damage: Damaged | None = None
         self._open = threading.Event()
         self._open.set()
 
@@ -57,21 +55,22 @@ class FakeSession:
 
 
 class FakeRuntime:
-    """Gives each path its own `FakeSession`; paths that do not exist are Damaged."""
+    """Gives each content, by its sha256, its own `FakeSession`."""
 
     provider = "cpu"
 
     def __init__(self, nbytes: int = 1000) -> None:
-        self.sessions: dict[Path, FakeSession] = {}
-        self.loads: list[Path] = []
+        self.sessions: dict[str, FakeSession] = {}
+        self.loads: list[str] = []
+        """Digests of what was loaded."""
         self._nbytes = nbytes
 
-    def session(self, path: Path) -> FakeSession:
-        """Returns a path's session, to script it before or after it is loaded."""
-        return self.sessions.setdefault(path, FakeSession(self._nbytes))
+    def session(self, digest: str) -> FakeSession:
+        """Returns the session of a content, to script it before or after it is loaded."""
+        return self.sessions.setdefault(digest, FakeSession(self._nbytes))
 
-    def load(self, path: Path, digest: str = "") -> FakeSession:
-        """Checks the file's digest, and reads nothing else of it."""
-        self.loads.append(path)
-        damage.read(path, digest, "backbone")
-        return self.session(path)
+    def load(self, read: Read) -> FakeSession:
+        """Reads the content once."""
+        digest = hashlib.sha256(read()).hexdigest()
+        self.loads.append(digest)
+        return self.session(digest)

@@ -25,8 +25,8 @@ from safetensors.numpy import load as tensors_of
 from safetensors.numpy import save_file
 
 from service.domain import ARGMAX, Decision
-from service.engine import damage
 from service.engine.outliers import Outliers
+from service.errors import unloadable
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -173,13 +173,8 @@ def save(head: Head, path: Path) -> None:
     )
 
 
-def load(path: Path, digest: str = "") -> Head:
-    """Reads a head whose sha256 is `digest`, where one is given.
-
-    Raises Damaged (MODEL_UNLOADABLE) for anything but a whole one, and what
-    `damage.read` raises.
-    """
-    data = damage.read(path, digest, "head")
+def load(data: bytes) -> Head:
+    """Parses a head's file; raises Damaged (MODEL_UNLOADABLE) for anything but a whole one."""
     try:
         tensors = tensors_of(data)
         about = json.loads(_metadata(data)["head"])
@@ -198,7 +193,7 @@ def load(path: Path, digest: str = "") -> Head:
         *(SafetensorError, KeyError, TypeError, ValueError, msgspec.ValidationError),
         *(AttributeError, OverflowError, RecursionError),  # of JSON that is no head's
     ) as error:
-        raise damage.unloadable("head", "is no head") from error
+        raise unloadable("head", "is no head") from error
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -1,15 +1,16 @@
 """Records every call once: in Prometheus's series by model, and in counts by version.
 
 The counts are since the process started, and bounded: versions that were not asked for longest
-are dropped, and deleted ones at once. Lives on the event loop alone.
+are dropped, and deleted ones soon after. Lives on the event loop alone.
 """
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 import msgspec
 
+from service.domain import ModelKey
 from service.engine.fair_queue import ImageBatch
 from service.errors import GraftError
 from service.ops.metrics import Metrics, Stages
@@ -109,13 +110,13 @@ class Ledger:
         self._metrics = metrics
         self._max_versions = max_versions
         self._clock = clock
-        self._accounts: OrderedDict[tuple[str, int], Account] = OrderedDict()
+        self._accounts: OrderedDict[tuple[ModelKey, int], Account] = OrderedDict()
 
-    def account(self, model: str, version: int) -> Account:
+    def account(self, model: ModelKey, version: int) -> Account:
         """Returns a version's account; to be taken before a call, which may outlive its version."""
         key = model, version
         # Anew for each call: the model's label may have come free.
-        stages = self._metrics.stages(model)
+        stages = self._metrics.stages(str(model))
         account = self._accounts.get(key)
         if account is not None:
             account.stages = stages
@@ -126,18 +127,24 @@ class Ledger:
         self._accounts.move_to_end(key)
         return account
 
-    def forget(self, models: Iterable[str], versions: Iterable[tuple[str, int]]) -> None:
-        """Drops what was deleted: another of the same name and number begins at zero."""
-        for key in versions:
-            self._accounts.pop(key, None)
-        for model in models:
-            self._metrics.forget_model(model)
+    def keep_only(self, model: ModelKey, versions: Collection[int]) -> None:
+        """Drops a model's other versions, and its series where it has none."""
+        gone = [key for key in self._accounts if key[0] == model and key[1] not in versions]
+        for key in gone:
+            del self._accounts[key]
+        if not versions:
+            self._metrics.forget_model(str(model))
 
-    def of(self, model: str, version: int) -> Counts:
+    @property
+    def models(self) -> set[ModelKey]:
+        """Returns the models of which anything is recorded."""
+        return {model for model, _ in self._accounts}
+
+    def of(self, model: ModelKey, version: int) -> Counts:
         """Returns a version's counts, which never change; zeros when nothing is known."""
         account = self._accounts.get((model, version))
         return NOTHING if account is None else account.counts
 
-    def all(self) -> dict[tuple[str, int], Counts]:
+    def all(self) -> dict[tuple[ModelKey, int], Counts]:
         """Returns all counts, by model and version."""
         return {key: account.counts for key, account in self._accounts.items()}

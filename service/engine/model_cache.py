@@ -11,11 +11,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, Protocol, TypeVar, cast
 
-from service.engine.damage import Damages, Watch
-from service.errors import Damaged, Exhausted, Expired, Reason
+from service.errors import Exhausted, Expired, Reason
 from service.ops.metrics import Metrics
 
 
@@ -31,20 +29,14 @@ T = TypeVar("T", bound=Sized)
 
 
 class Cache(Generic[T]):
-    """Things of one kind, by digest. A `MemoryBudget` bounds several kinds together.
+    """Things of one kind, by digest. A `MemoryBudget` bounds several kinds together."""
 
-    `load` gets a path and the digest that the file must have; it raises Damaged for another.
-    """
-
-    def __init__(
-        self, kind: str, load: Callable[[Path, str], T], memory: "MemoryBudget", damages: Damages
-    ) -> None:
+    def __init__(self, kind: str, load: Callable[[str], T], memory: "MemoryBudget") -> None:
+        """`load` makes the thing of a digest, in a thread."""
         self._kind = kind
         self._load = load
         self._memory = memory
-        self._damages = damages
-        # By path: of equal files in two places one may be damaged.
-        self._loading: dict[Path, asyncio.Task[T]] = {}
+        self._loading: dict[str, asyncio.Task[T]] = {}
         self._hits = memory.metrics.hits.labels(kind)
 
     def peek(self, digest: str) -> T | None:
@@ -54,7 +46,7 @@ class Cache(Generic[T]):
             self._hits.inc()
         return cast("T | None", thing)
 
-    async def get(self, digest: str, path: Path, timeout_s: float) -> T:
+    async def get(self, digest: str, timeout_s: float) -> T:
         """Returns the thing, loaded if need be.
 
         Raises Expired when the load takes longer than `timeout_s` (the load goes
@@ -62,13 +54,10 @@ class Cache(Generic[T]):
         """
         if (thing := self.peek(digest)) is not None:
             return thing
-        task = self._loading.get(path)
+        task = self._loading.get(digest)
         if task is None:
-            # Begun here: the file may be deleted before the task's first step.
-            watch = self._damages.watch()
-            task = asyncio.create_task(self._load_in_thread(digest, path, watch))
-            self._loading[path] = task
-            task.add_done_callback(lambda ended: self._loading_ended(ended, path, watch))
+            task = self._loading[digest] = asyncio.create_task(self._load_in_thread(digest))
+            task.add_done_callback(lambda ended: self._loading_ended(ended, digest))
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
         if not done:
             raise Expired(
@@ -78,26 +67,18 @@ class Cache(Generic[T]):
             )
         return task.result()
 
-    async def _load_in_thread(self, digest: str, path: Path, watch: Watch) -> T:
-        # Before the load, so that what is put back meanwhile is seen as a change.
-        stamp = await asyncio.to_thread(self._damages.check, path)
+    async def _load_in_thread(self, digest: str) -> T:
         outcome = "failed"
         try:
-            thing = await asyncio.to_thread(self._load, path, digest)
+            thing = await asyncio.to_thread(self._load, digest)
             outcome = "ok"
-        except Damaged as error:
-            if path not in watch.forgotten:
-                self._damages.note(self._kind, path, stamp, error)
-            raise
         finally:
             self._memory.metrics.loads.labels(self._kind, outcome).inc()
-        self._damages.clear(path)
         self._memory.add(self._kind, digest, thing)
         return thing
 
-    def _loading_ended(self, ended: "asyncio.Task[T]", path: Path, watch: Watch) -> None:
-        del self._loading[path]
-        self._damages.unwatch(watch)
+    def _loading_ended(self, ended: "asyncio.Task[T]", digest: str) -> None:
+        del self._loading[digest]
         # Read, or asyncio logs an error that came when nobody waited any more.
         if not ended.cancelled():
             ended.exception()

@@ -20,11 +20,11 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from service.domain import Precision
-from service.engine import damage, providers
+from service.engine import providers
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
 from service.engine.providers import Provider, ProviderUnavailable
-from service.errors import Damaged, Exhausted, GraftError, Reason
+from service.errors import Exhausted, GraftError, Reason, unloadable
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,10 @@ _BESIDE = b"location"
 """Occurs in a graph whose weights lie in files beside it, and in none of ours."""
 _AGAIN_S = 60.0
 """Time after which a narrow graph that could not be made is tried again."""
+
+
+Read = Callable[[], bytes]
+"""Reads a backbone's whole file, and checks that it is what was stored."""
 
 
 class Session(Protocol):
@@ -69,10 +73,6 @@ class Session(Protocol):
     def infer_s(self) -> float:
         """Seconds that one core computes for an image, about."""
 
-    @property
-    def damage(self) -> Damaged | None:
-        """Damage that was found when its file was last read again, after the load."""
-
     def run(self, images: Pixels, cores: int = 0) -> Floats:
         """Computes features float32 [n, d] of uint8 [n, size, size, 3]. Thread-safe; blocks.
 
@@ -87,10 +87,11 @@ class Runtime(Protocol):
     def provider(self) -> str:
         """Name of the provider: `tensorrt`, `cuda`, `openvino` or `cpu`."""
 
-    def load(self, path: Path, digest: str = "") -> Session:
-        """Loads a backbone whose sha256 is `digest`, where one is given; blocks.
+    def load(self, read: Read) -> Session:
+        """Loads a backbone; blocks.
 
-        Raises Damaged (MODEL_UNLOADABLE), and what `damage.read` raises.
+        `read` may be called again later. Raises Damaged (MODEL_UNLOADABLE) for a file that
+        cannot be loaded, Exhausted (OUT_OF_MEMORY), and what `read` raises.
         """
 
 
@@ -148,12 +149,12 @@ class OnnxRuntime:
         """Reason why this provider was chosen."""
         return self._provider.why
 
-    def load(self, path: Path, digest: str = "") -> "BackboneSession":
+    def load(self, read: Read) -> "BackboneSession":
         """Loads a backbone; blocks for its bytes to be read and its graph optimised."""
         try:
-            session = self._measured(path, digest, self._compile)
+            session = self._measured(read, self._compile)
             if self._provider.name == "openvino" and 0 < session.lone_s < _SMALL_S:
-                session = self._quicker(path, digest, session)
+                session = self._quicker(read, session)
         except (ProviderUnavailable, GraftError):
             raise
         except MemoryError as error:
@@ -162,26 +163,25 @@ class OnnxRuntime:
                 "there is no memory to load the version's backbone: try again",
             ) from error
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            raise damage.unloadable("backbone", "cannot be loaded") from error
+            raise unloadable("backbone", "cannot be loaded") from error
         return session
 
-    def _measured(self, path: Path, digest: str, compile_graph: Compile) -> "BackboneSession":
+    def _measured(self, read: Read, compile_graph: Compile) -> "BackboneSession":
         session = BackboneSession(
-            path, compile_graph, self._cores, self._provider.is_gpu, self._is_narrow, digest
+            read, compile_graph, self._cores, self._provider.is_gpu, self._is_narrow
         )
         session.measure(self._max_batch)
         return session
 
-    def _quicker(self, path: Path, digest: str, session: "BackboneSession") -> "BackboneSession":
+    def _quicker(self, read: Read, session: "BackboneSession") -> "BackboneSession":
         # After a run on several cores OpenVINO's threads spin for about a millisecond: more
         # than a small graph costs.
-        plain = self._measured(path, digest, _cpu_graph)
+        plain = self._measured(read, _cpu_graph)
         if plain.lone_s >= session.lone_s:
             return session
         log.info(
             "a small backbone is quicker on the CPU provider and runs there",
             extra={
-                "backbone": path.stem,
                 "cpu_us": round(plain.lone_s * 1e6),
                 "openvino_us": round(session.lone_s * 1e6),
             },
@@ -216,18 +216,16 @@ class BackboneSession:
 
     def __init__(
         self,
-        path: Path,
+        read: Read,
         compile_graph: Compile,
         cores: int,
         is_gpu: bool,
         is_narrow: bool = False,
-        digest: str = "",
     ) -> None:
-        model = damage.read(path, digest, "backbone")
+        model = read()
         if _BESIDE in model:
-            raise damage.unloadable("backbone", "names other files, which it may not")
-        self._path = path
-        self._digest = digest
+            raise unloadable("backbone", "names other files, which it may not")
+        self._read = read
         self._compile = compile_graph
         self._widths = [cores] if is_gpu else sorted({cores, round(cores**0.5), 1}, reverse=True)
         if is_narrow:
@@ -236,7 +234,6 @@ class BackboneSession:
         self._compiling = threading.Lock()
         self._not_before: dict[int, float] = {}
         """Times from which a graph that could not be made is tried again, by width."""
-        self.damage: Damaged | None = None
         self._widest = self._graphs[self._widths[0]]
         self.size, self.feature_dim = self._widest.size, self._widest.feature_dim
         is_int8 = b"DequantizeLinear" in model or b"QLinearConv" in model
@@ -294,14 +291,10 @@ class BackboneSession:
         try:
             if time.monotonic() < self._not_before.get(width, 0):
                 return self._widest
-            model = damage.read(self._path, self._digest, "backbone")
-            self._graphs[width] = self._compile(model, width)
-            self.damage = None
-        except Exception as error:
+            self._graphs[width] = self._compile(self._read(), width)
+        except Exception:
             # The widest does as well, only slower; for a while, since the reason may pass.
-            log.warning("no narrow graph of %s", self._path.name, exc_info=True)
-            if isinstance(error, Damaged):
-                self.damage = error
+            log.warning("a narrow graph of a backbone cannot be made", exc_info=True)
             self._not_before[width] = time.monotonic() + _AGAIN_S
             return self._widest
         finally:

@@ -14,8 +14,6 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
-
 from service.engine import preprocess
 from service.errors import GraftError
 from service.ingest import child, reader
@@ -24,7 +22,6 @@ from service.ingest.process import (
     CURRENT_SLOT_BYTES,
     Failed,
     Progressed,
-    Read,
     Task,
 )
 from service.ops import failpoints
@@ -47,10 +44,14 @@ def main() -> int:
         niceness=task.niceness,
     )
     try:
-        index = reader.read(
-            task.request, _Inspector(task).inspect, task.threads, on_progress=_Progress(task).tell
+        child.send(
+            reader.read(
+                task.request,
+                _Inspector(task).inspect,
+                task.threads,
+                on_progress=_Progress(task).tell,
+            )
         )
-        child.send(Read(msgspec.structs.replace(index, images=[])))
     except reader.OverRoom as error:
         child.send(Failed(size_bytes=error.size_bytes))
     except GraftError as error:

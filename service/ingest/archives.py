@@ -1,7 +1,7 @@
 """Unpacks tar, tar.gz and zip archives that strangers sent.
 
-Each plain file is written under a number, so that no name of an archive is ever one of the
-disk's, and only as many bytes and files as allowed: counted while they are written, since
+The bytes of all its plain files are appended to one, so that no name of an archive is ever one
+of the disk's, and only as many bytes and files as allowed: counted while they are written, since
 what an archive says of itself may be a lie. Names that lead elsewhere refuse the whole
 archive; links, devices, and what is hidden or a system's are entries without bytes. Knows
 nothing of images.
@@ -26,12 +26,14 @@ from service.errors import InvalidInput, Reason
 from service.ingest.guarded import Guarded, TooLarge
 from service.ingest.layout import Entry, Kind, Name, is_noise
 from service.ingest.names import parts_of, shown
+from service.ingest.packs import Location
 
 ArchiveFormat = Literal["", "tar", "tar.gz", "zip"]
 """Empty means told from the first bytes."""
 
-FILE_BYTES = 4096
-"""Counted for each file beside its bytes: a disk is taken up in blocks of so many bytes."""
+FILE_BYTES = 1024
+"""Counted for each file beside its bytes: its header in a pack, what fills its last block there,
+and its line of the index."""
 _CHUNK_BYTES = 2**18
 _MAX_RATIO = 200
 """Images are compressed already; only a bomb shrinks like this."""
@@ -83,7 +85,7 @@ def unpack(
     check: Callable[[], None],
     check_room: Callable[[int], None],
 ) -> list[Entry]:
-    """Unpacks into an empty folder; what is there after an error is to be thrown away.
+    """Unpacks into a new file; what is there after an error is to be thrown away.
 
     Where a name comes twice the last one counts, as tar has it. `check` is called often and
     may raise to stop, `check_room` with the bytes that are unpacked so far. Raises
@@ -91,10 +93,12 @@ def unpack(
     """
     kind = _format_of(archive, archive_format)
     packed = _zip_entries if kind == "zip" else _tar_entries
-    writer = _Writer(into, limits, os.fstat(archive.fileno()).st_size, check, check_room)
+    packed_bytes = os.fstat(archive.fileno()).st_size
     try:
-        for entry in packed(archive, kind, limits):
-            writer.take(entry)
+        with into.open("xb") as file:
+            writer = _Writer(into, file, limits, packed_bytes, check, check_room)
+            for entry in packed(archive, kind, limits):
+                writer.take(entry)
     except TooLarge as error:
         raise InvalidInput(Reason.ARCHIVE_TOO_LARGE, str(error)) from error
     except _DAMAGED as error:
@@ -103,17 +107,18 @@ def unpack(
 
 
 class _Writer:
-    """Writes entries into a folder and counts what they cost."""
+    """Writes the bytes of entries one after the other, and counts what they cost."""
 
     def __init__(
         self,
-        into: Path,
+        path: Path,
+        file: IO[bytes],
         limits: Limits,
         packed_bytes: int,
         check: Callable[[], None],
         check_room: Callable[[int], None],
     ) -> None:
-        self._into = into
+        self._path, self._file = path, file
         self._limits = limits
         self._check = check
         self._check_room = check_room
@@ -143,18 +148,16 @@ class _Writer:
             self.entries[name] = Entry(name, Kind.FILE, self._written(packed))
         if before is not None and before.kind is not Kind.FOLDER:
             self.replaced.append(Entry(name, Kind.REPLACED))
-            if before.path.name:
-                before.path.unlink()
 
-    def _written(self, packed: _Packed) -> Path:
+    def _written(self, packed: _Packed) -> Location:
         self._count(FILE_BYTES)
-        target = self._into / f"{self._count_entries:06d}"
-        with packed.open() as reader, target.open("wb") as writer:
+        start = self._content_bytes
+        with packed.open() as reader:
             while chunk := reader.read(_CHUNK_BYTES):
                 self._content_bytes += len(chunk)
                 self._count(len(chunk))
-                writer.write(chunk)
-        return target
+                self._file.write(chunk)
+        return Location(self._path, start, self._content_bytes - start)
 
     def _count(self, more: int) -> None:
         self._check()

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from service.errors import InvalidInput, Reason
 from service.ingest.layout import Entry, Kind, Name, is_noise
+from service.ingest.packs import Location
 
 MAX_FILE_BYTES = 64 * 2**20
 """Of an image."""
@@ -58,7 +59,7 @@ def _listed(root: Path, above: Name, max_entries: int | None) -> list[Entry]:
             raise OSError(errno.ELOOP, "it has become a link", str(path))
         with os.scandir(handle) as entries:
             for inner in entries:
-                found.append(Entry((*above, inner.name), _kind(inner), path / inner.name))
+                found.append(_entry((*above, inner.name), inner, path / inner.name))
                 _check_count(len(found), max_entries)
     finally:
         os.close(handle)
@@ -74,6 +75,11 @@ def _check_count(count: int, max_entries: int | None) -> None:
         )
 
 
+def _entry(name: Name, listed: "os.DirEntry[str]", path: Path) -> Entry:
+    kind = _kind(listed)
+    return Entry(name, kind, Location(path) if kind is Kind.FILE else None)
+
+
 def _kind(entry: "os.DirEntry[str]") -> Kind:
     if entry.is_symlink():
         return Kind.LINK
@@ -82,11 +88,15 @@ def _kind(entry: "os.DirEntry[str]") -> Kind:
     return Kind.FILE if entry.is_file(follow_symlinks=False) else Kind.OTHER
 
 
-def read_plain(path: Path, root: Path | None = None) -> bytes:
-    """Reads a plain file, as `open_plain`; raises InvalidInput or OSError."""
-    with open_plain(path, root) as file:
-        size = os.fstat(file.fileno()).st_size
-        data = file.read(MAX_FILE_BYTES + 1) if size <= MAX_FILE_BYTES else b""
+def read_plain(at: Location, root: Path | None = None) -> bytes:
+    """Reads a plain file, or its part, as `open_plain`; raises InvalidInput or OSError."""
+    with open_plain(at.path, root) as file:
+        size = at.size if at.size >= 0 else os.fstat(file.fileno()).st_size
+        data = b""
+        if size <= MAX_FILE_BYTES:
+            file.seek(at.offset)
+            # A whole file may have grown since.
+            data = file.read(at.size if at.size >= 0 else MAX_FILE_BYTES + 1)
     if max(size, len(data)) > MAX_FILE_BYTES:
         raise InvalidInput(
             Reason.IMAGE_TOO_LARGE, f"the file is larger than {MAX_FILE_BYTES} bytes"

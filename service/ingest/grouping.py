@@ -51,8 +51,7 @@ class NamedGroups:
         if self.folder_level:
             below = folders[len(folders) - image.depth :] if image.depth else []
             return below[self.folder_level - 1] if self.folder_level <= len(below) else ""
-        # Images that came one by one have their number before the name that their sender gave.
-        return self._match(file.removeprefix(f"{image.path}-")) if self.name_pattern else ""
+        return self._match(file) if self.name_pattern else ""
 
     def _match(self, name: str) -> str:
         # By hand and not by a regular expression: each piece is sought once, so that no name and

@@ -17,6 +17,7 @@ from service.domain import LeftOutFile, LeftOutReason, PartName
 from service.errors import InvalidInput, Reason
 from service.ingest.labels import canonical, check_alike, loose_label
 from service.ingest.names import is_text, label_problem, shown, text
+from service.ingest.packs import Location
 
 PARTS: dict[str, PartName] = {
     "train": "train",
@@ -61,8 +62,8 @@ class Entry:
 
     name: Name
     kind: Kind
-    path: Path = Path()
-    """The file that holds its bytes; for files alone."""
+    location: Location | None = None
+    """Where its bytes lie; None where they are not to be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class ImageFile:
     """Relative to the dataset, for people."""
     label: str
     part: PartName
-    path: Path
+    location: Location
     depth: int = 0
     """Folders between its class's and itself."""
     group: str = ""
@@ -148,8 +149,9 @@ def _take(found: Arranged, entry: Entry, label: str, part: PartName, depth: int 
         reason = LeftOutReason.UNREADABLE
         found.left_out.append(_left_out(entry, label, reason, "its name is no UTF-8: rename it"))
     else:
+        assert entry.location is not None, "only noise is not read"
         name = "/".join(entry.name)
-        found.files.append(ImageFile(name, label, part, entry.path, depth))
+        found.files.append(ImageFile(name, label, part, entry.location, depth))
 
 
 def _left_out(entry: Entry, label: str, reason: LeftOutReason, detail: str) -> LeftOutFile:

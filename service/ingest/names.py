@@ -82,11 +82,11 @@ def label_problem(label: str) -> str:
 
 
 def file_name(said: str, place: int) -> str:
-    """Returns a name for an image by which people know it: its sender's, made unique."""
+    """Returns a name for an image by which people know it: its sender's, below its number."""
     base = PurePosixPath(said.replace("\\", "/")).name
     kept = "".join(filter(may_name, unicodedata.normalize("NFC", base)))
     kept = kept.encode()[-_MAX_NAME_BYTES:].decode(errors="ignore")
-    return f"{place:06d}-{kept}" if kept else f"image {place}"
+    return f"{place:06d}/{kept}" if kept else f"image {place}"
 
 
 def _not_kept(name: str, why: str) -> InvalidInput:

@@ -17,9 +17,8 @@ import msgspec
 from service.domain import Count
 from service.errors import Exhausted, InvalidInput, Reason
 from service.ingest import child
-from service.ingest.index import Index
 from service.ingest.names import shown
-from service.ingest.reader import OnProgress, OverRoom, ReadRequest, untold
+from service.ingest.reader import OnProgress, OverRoom, Read, ReadRequest, untold
 
 CURRENT_FILE = "reading"
 """In the folder of a request: the names of the files that are being decoded."""
@@ -54,12 +53,6 @@ class Progressed(msgspec.Struct, frozen=True, tag="progress"):
 
     done: Count
     total: Count
-
-
-class Read(msgspec.Struct, frozen=True, tag="read"):
-    """The last record of a reader that succeeded; the images are in the index's file alone."""
-
-    index: Index
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed", kw_only=True):
@@ -108,7 +101,7 @@ class ReaderProcesses:
         request: ReadRequest,
         go_on: Callable[[], None] = lambda: None,
         on_progress: OnProgress = untold,
-    ) -> Index:
+    ) -> Read:
         """See `Reader`. Raises InvalidInput for a file that breaks a decoder, by name."""
         task = Task(
             request=request,
@@ -128,8 +121,8 @@ class ReaderProcesses:
                 match _decoder.decode(line):
                     case Progressed(done, total):
                         on_progress(done, total)
-                    case Read(index):
-                        return index
+                    case Read() as read:
+                        return read
                     case Failed() as failed:
                         raise self._error(failed)
             raise self._death(process.wait(), request, printed)

@@ -1,10 +1,12 @@
 """Reads and checks the files of a dataset, and says what became of each.
 
-The one reader: `read` for whatever comes in. Blocks; decodes on threads of its own.
+The one reader: `read` for whatever comes in. It leaves an index, and a pack of the images that are
+used, unless they lie in a folder of the server's. Blocks; decodes on threads of its own.
 """
 
 import errno
 import hashlib
+import heapq
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -20,14 +22,19 @@ from service.engine.formats import WrongFormat
 from service.engine.preprocess import ImageFacts
 from service.errors import GraftError, InvalidInput, Reason
 from service.ingest import archives, labels, layout
+from service.ingest import index as indexes
 from service.ingest.archives import ArchiveFormat, Limits
 from service.ingest.folder import open_plain, read_plain, walk
-from service.ingest.index import Index, IndexedImage, count_classes, digest_of, save, summarise
+from service.ingest.index import Index, IndexedImage
 from service.ingest.layout import Arranged, ImageFile
 from service.ingest.names import shown
+from service.ingest.packs import Location, PackWriter
 
-IMAGES_FOLDER = "images"
-INDEX_FILE = "index.json"
+RAW_FILE = "raw"
+"""What was given or unpacked, one image after the other; gone when its pack is written."""
+PACK_FILE = "pack.tar"
+INDEX_FILE = "index.jsonl"
+IMAGES_FOLDER = "images"  # TODO: goes with the store
 MAX_BAD_PART = 0.2
 MIN_BAD = 5
 """Files that should be images and are none refuse a dataset when they are at least so many and
@@ -63,8 +70,9 @@ class Given(msgspec.Struct, frozen=True, array_like=True):
     name: str
     label: str
     part: PartName
-    file: str
-    """Its file in the folder of the images."""
+    offset: int
+    """Of its bytes in RAW_FILE."""
+    size: int
     group: str = ""
     """Names the images that it belongs together with; "" for none."""
 
@@ -75,12 +83,14 @@ class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = ""
     """Shares the readers with the other tenants."""
     work: str
-    """A folder of its own: the index goes there, and `images/` with what is unpacked."""
+    """A folder of its own: the index and the pack go there, and given images lie there."""
     archive: str = ""
     archive_format: ArchiveFormat = ""
     folder: str = ""
     """Read where it lies."""
     given: list[Given] = []
+    base: str = ""
+    """The index of a dataset that the images are added to; "" makes one of them alone."""
     is_labelled: bool = True
     case_sensitive: bool = False
     most: int = 0
@@ -98,6 +108,18 @@ class OverRoom(Exception):  # noqa: N818 - named for what happened
         self.size_bytes = size_bytes
 
 
+class Read(msgspec.Struct, frozen=True, tag="read"):
+    """A dataset that was read, and the files that this left in the folder of the request."""
+
+    index: Index
+    """Without its images."""
+    index_digest: str
+    """sha256 of INDEX_FILE."""
+    pack_digest: str = ""
+    """sha256 of PACK_FILE; "" where the images stay in a folder of the server's, or are all in the
+    dataset that they were to be added to."""
+
+
 class Reader(Protocol):
     """Reads datasets."""
 
@@ -106,8 +128,8 @@ class Reader(Protocol):
         request: ReadRequest,
         go_on: Callable[[], None] = lambda: None,
         on_progress: OnProgress = untold,
-    ) -> Index:
-        """Reads one, writes its index, and returns it without its images; blocks.
+    ) -> Read:
+        """Reads one and writes its index and its pack; blocks.
 
         `go_on` is asked often and may raise to stop; `on_progress` is told how many of how
         many files are read. Raises GraftError for what cannot be used, OverRoom.
@@ -120,16 +142,15 @@ def read(
     threads: int,
     go_on: Callable[[], None] = lambda: None,
     on_progress: OnProgress = untold,
-) -> Index:
-    """Reads a dataset in this process; as `Reader.read`, with its images."""
+) -> Read:
+    """Reads a dataset in this process; as `Reader.read`."""
     work = Path(request.work)
-    images_folder = work / IMAGES_FOLDER
-    images_folder.mkdir(exist_ok=True)
-    root = Path(request.folder) if request.folder else images_folder
+    raw = work / RAW_FILE
+    root = Path(request.folder) if request.folder else work
     if request.given:
-        arranged = _arrange_given(request, images_folder)
+        arranged = _arrange_given(request, raw)
     else:
-        entries = _entries(request, images_folder, go_on)
+        entries = _entries(request, raw, go_on)
         arranged = layout.arrange(
             entries, is_labelled=request.is_labelled, case_sensitive=request.case_sensitive
         )
@@ -138,16 +159,79 @@ def read(
         is_labelled=request.is_labelled, case_sensitive=request.case_sensitive,
         most=request.most, go_on=go_on, on_progress=on_progress,
     )  # fmt: skip
+    pack, images, left_out = "", index.images, index.summary
+    if request.base:
+        images, known = _beyond(index, Path(request.base))
+        left_out = indexes.without(left_out, known)
     if not request.folder:
-        used = {image.path for image in index.images}
-        for file in images_folder.iterdir():
-            if file.name not in used:
-                file.unlink()
-    save(index, work / INDEX_FILE)
-    return index
+        pack, images = _packed(images, raw, work / PACK_FILE, go_on)
+        raw.unlink()
+    base = indexes.load_header(Path(request.base)) if request.base else None
+    if base is not None and base.is_labelled:
+        classes = dict.fromkeys(count.label for count in (*base.classes, *index.classes))
+        labels.check_alike(
+            ((label, "") for label in classes), case_sensitive=request.case_sensitive
+        )
+
+    def all_images() -> Iterable[IndexedImage]:
+        if base is None:
+            return images
+        kept = indexes.iterate(Path(request.base))
+        return heapq.merge(kept, images, key=lambda image: image.order)
+
+    header = indexes.describe(
+        all_images(),
+        is_labelled=index.is_labelled,
+        case_sensitive=index.case_sensitive,
+        bit_depth=max(index.bit_depth, base.bit_depth if base else 0),
+        left_out=left_out,
+    )
+    digest = indexes.save(header, work / INDEX_FILE, all_images())
+    return Read(header, digest, pack)
 
 
-def _arrange_given(request: ReadRequest, images: Path) -> Arranged:
+def _beyond(index: Index, base: Path) -> tuple[list[IndexedImage], list[LeftOutFile]]:
+    """Returns the images that a dataset does not have, and why it gets none of the others."""
+    wanted = {image.digest: image for image in index.images}
+    out = []
+    for known in indexes.iterate(base):
+        if (image := wanted.pop(known.digest, None)) is None:
+            continue
+        if known.is_erased:
+            reason, detail = LeftOutReason.ERASED, "the image was erased from the dataset"
+        elif known.label != image.label and index.is_labelled:
+            reason = LeftOutReason.CONTRADICTION
+            detail = (
+                f"the dataset has the same image in the class {shown(known.label)}: RelabelImages "
+                "moves it"
+            )
+        else:
+            reason, detail = LeftOutReason.COPY, f"a copy of {shown(known.name)} of the dataset"
+        out.append(LeftOutFile(image.name, image.label, reason, detail))
+    kept = [image for image in index.images if image.digest in wanted]
+    return kept, sorted(out, key=lambda row: row.path)
+
+
+def _packed(
+    images: Sequence[IndexedImage], raw: Path, pack: Path, go_on: Callable[[], None]
+) -> tuple[str, list[IndexedImage]]:
+    """Writes the pack of images; returns its sha256, and them as they lie in it."""
+    if not images:
+        return "", []
+    offsets = []
+    with raw.open("rb") as file, PackWriter(pack) as writer:
+        for image in images:
+            go_on()
+            data = os.pread(file.fileno(), image.size, image.offset)
+            offsets.append(writer.add(image.digest, data))
+        digest = writer.finish()
+    return digest, [
+        msgspec.structs.replace(image, path="", pack=digest, offset=offset)
+        for image, offset in zip(images, offsets, strict=True)
+    ]
+
+
+def _arrange_given(request: ReadRequest, raw: Path) -> Arranged:
     label_of = labels.canonical if request.is_labelled else labels.loose_label
     if request.is_labelled:
         given = dict.fromkeys(image.label for image in request.given)
@@ -158,7 +242,7 @@ def _arrange_given(request: ReadRequest, images: Path) -> Arranged:
                 image.name,
                 label_of(image.label),
                 image.part,
-                images / image.file,
+                Location(raw, image.offset, image.size),
                 group=image.group,
             )
             for image in request.given
@@ -189,9 +273,7 @@ def read_folder(
     )  # fmt: skip
 
 
-def _entries(
-    request: ReadRequest, images: Path, go_on: Callable[[], None]
-) -> Iterable[layout.Entry]:
+def _entries(request: ReadRequest, raw: Path, go_on: Callable[[], None]) -> Iterable[layout.Entry]:
     if request.folder:
         return walk(Path(request.folder), request.limits.max_files)
 
@@ -212,7 +294,7 @@ def _entries(
         ) from error
     with archive:
         return archives.unpack(
-            archive, images, request.archive_format, request.limits, go_on, check_room
+            archive, raw, request.archive_format, request.limits, go_on, check_room
         )
 
 
@@ -236,21 +318,28 @@ def examine(
     files = _sampled(arranged.files, most) if most else arranged.files
     is_whole = len(files) == len(arranged.files)
 
-    def look(file: ImageFile) -> tuple[IndexedImage, int, int] | LeftOutFile:
+    def look(file: ImageFile) -> tuple[IndexedImage, int] | LeftOutFile:
         try:
-            data = read_plain(file.path, root)
+            data = read_plain(file.location, root)
             facts = inspect(data, file.name)
         except (GraftError, OSError) as error:
             if isinstance(error, OSError) and error.errno in _NO_FAULT_OF_THE_FILE:
                 raise
             return _bad(file, error)
-        digest = hashlib.sha256(data).hexdigest()
-        path = str(file.path.relative_to(root))
         image = IndexedImage(
-            file.name, file.label, file.part, digest, path, facts.look, file.group, file.depth,
-            round(facts.aspect, 3),
-        )  # fmt: skip
-        return image, len(data), facts.bits
+            name=file.name,
+            label=file.label,
+            part=file.part,
+            digest=hashlib.sha256(data).hexdigest(),
+            path=str(file.location.path.relative_to(root)),
+            offset=file.location.offset,
+            size=len(data),
+            look=facts.look,
+            group=file.group,
+            depth=file.depth,
+            aspect=round(facts.aspect, 3),
+        )
+        return image, facts.bits
 
     outcomes: list[Any] = []
     on_progress(0, len(files))
@@ -265,7 +354,7 @@ def examine(
     # Beside a sample, those of the whole dataset would weigh too much.
     listed = [row for row in arranged.left_out if row.reason in _BAD] if is_whole else []
     _check_bad([*bad, *listed], len(read_ones), is_labelled=is_labelled)
-    images, copies = _without_copies([image for image, *_ in read_ones], is_labelled=is_labelled)
+    images, copies = _without_copies([image for image, _ in read_ones], is_labelled=is_labelled)
     left_out = [*arranged.left_out, *bad, *copies]
     if is_labelled and is_whole:
         _check_left(files, images, left_out)
@@ -273,22 +362,14 @@ def examine(
         raise InvalidInput(
             Reason.DATASET_UNUSABLE, f"no image is left to use: {_listed([*bad, *copies])}"
         )
-    sizes = {image.path: size for image, size, _ in read_ones}
-    return Index(
+    header = indexes.describe(
+        images,
         is_labelled=is_labelled,
         case_sensitive=case_sensitive,
-        digest=digest_of(images, is_labelled=is_labelled),
-        size_bytes=sum(sizes[image.path] for image in images),
-        classes=count_classes(images) if is_labelled else [],
-        summary=summarise(
-            len(images),
-            left_out,
-            sum(image.depth > 0 for image in images),
-            arranged.warnings,
-        ),
-        bit_depth=max((bits for *_, bits in read_ones), default=0),
-        images=images,
+        bit_depth=max((bits for _, bits in read_ones), default=0),
+        left_out=indexes.summarise(0, left_out, arranged.warnings),
     )
+    return msgspec.structs.replace(header, images=images)
 
 
 def _sampled(files: Sequence[ImageFile], most: int) -> list[ImageFile]:
@@ -385,5 +466,5 @@ def _without_copies(
             for image in group
             if image is not first
         ]
-    kept.sort(key=lambda image: (image.part, image.label, image.name))
+    kept.sort(key=lambda image: image.order)
     return kept, sorted(out, key=lambda row: row.path)

@@ -1,37 +1,32 @@
 """The versions before that a request goes by: the base that it grows from, and its incumbent.
 
-What a base was trained on, its job's images, those of the version it grew from, and so on, is
-found by jobs, which are never deleted, so that it does not matter what became of
-the versions between. Reads the stores and keeps nothing.
+A version knows what it was trained on, its base's images first, so that it does not matter what
+became of the versions between, or of the jobs that made them. Reads the stores and keeps nothing.
 """
 
 from pathlib import Path
 
 import msgspec
 
+from service import backbones as registry
 from service.contract import Augmentation, Base
-from service.domain import LATEST, plain_name
+from service.domain import LATEST, ModelKey, VersionSource
 from service.errors import GraftError, InvalidInput, NotAllowed, NotFound, Reason, WrongState
 from service.jobs.request import JobRequest, allowed_path
 from service.jobs.settings import AllowedDirs
-from service.jobs.store import JobRecord, JobStore
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 
 _FIELD = "base"
+_MOST_SOURCES = 100
 
 
 class Lineage:
-    """Finds earlier versions, and where the images of their jobs lie."""
+    """Finds earlier versions, and where the images that they were trained on lie."""
 
     def __init__(
-        self,
-        jobs: JobStore,
-        models: ModelStore,
-        datasets: DatasetStore,
-        allowed_dirs_of: AllowedDirs,
+        self, models: ModelStore, datasets: DatasetStore, allowed_dirs_of: AllowedDirs
     ) -> None:
-        self._jobs = jobs
         self._models = models
         self._datasets = datasets
         self._allowed_dirs_of = allowed_dirs_of
@@ -39,41 +34,43 @@ class Lineage:
     def grow(
         self, request: JobRequest, model: str, version: int | None, alias: str | None
     ) -> JobRequest:
-        """The request with its base pinned: by number, by alias, or by neither (`latest`).
+        """Returns the request with its base pinned: by number, by alias, or by neither (`latest`).
 
-        `model` is the base's key, "" for the request's own.
+        `model` is the base's name, "" for the request's own.
         Backbone, weights, grouping, background, decision and each field of the augmentation are the
         base's where the request names none. Raises NotFound (MODEL_NOT_FOUND, VERSION_NOT_FOUND,
         ALIAS_NOT_FOUND), or WrongState (BASE_DATA_GONE).
         """
         try:
-            base = self._models.get_version(model or request.model, version, alias)
+            key = ModelKey(request.tenant, model or request.model)
+            base = self._models.get_version(key, version, alias)
         except GraftError as error:
             raise type(error)(error.reason, error.message, field=_FIELD) from None
-        self.origins(base.job_id)
-        before = self._jobs.get(base.job_id, request.tenant).request
+        before = self._models.manifest(base)
+        sources = self._models.sources(key, base.version)
+        sources = [source for source in sources if source.role == "source"]
+        request = msgspec.structs.replace(
+            request, base=Base(key.name, base.version), base_sources=sources
+        )
+        self.check_sources(request)
         chosen: dict[str, object] = {}
         if not request.backbone:
             # What the base's request left to the server or to its data is decided by now.
-            chosen["backbone"] = base.manifest.backbone
-            chosen["weights"] = request.weights or before.weights
+            chosen["backbone"] = before.backbone
+            # Of a registered one they are in its file.
+            is_registered = registry.is_registered(before.backbone)
+            chosen["weights"] = request.weights or ("" if is_registered else before.weights_asked)
         if request.grouping is None:
             chosen["grouping"] = before.grouping
         if not request.background:
-            chosen["background"] = base.manifest.decoding.background
+            chosen["background"] = before.decoding.background
         if request.decision is None:
-            chosen["decision"] = base.manifest.decision
+            chosen["decision"] = before.decision
         if before.augmentation is not None:
             chosen["augmentation"] = _merged(request.augmentation, before.augmentation)
         if before.case_sensitive_labels:
             chosen["case_sensitive_labels"] = True
-        return msgspec.structs.replace(
-            request,
-            base=Base(base.model, base.version),
-            base_job_id=base.job_id,
-            base_digest=base.manifest.dataset_digest,
-            **chosen,
-        )
+        return msgspec.structs.replace(request, base_digest=before.dataset_digest, **chosen)
 
     def check_incumbent(self, request: JobRequest) -> None:
         """Raises NotFound (ALIAS_NOT_FOUND) where the gate compares with an alias that is missing.
@@ -85,7 +82,7 @@ class Lineage:
         if gate is None or gate.not_worse_than in ("", LATEST, gate.alias):
             return
         try:
-            self._models.get_version(request.model, None, gate.not_worse_than)
+            self._models.get_version(request.key, None, gate.not_worse_than)
         except NotFound as error:
             if error.reason is not Reason.ALIAS_NOT_FOUND:
                 return  # there is no such model: its first version has nothing to be worse than
@@ -96,33 +93,45 @@ class Lineage:
                 field="gate.not_worse_than",
             ) from None
 
-    def origins(self, job_id: str) -> list[str | Path]:
-        """Returns what a job's version was trained on, oldest first: dataset ids and folders.
+    def check_sources(self, request: JobRequest) -> None:
+        """Raises WrongState (BASE_DATA_GONE) when images of the base are not there any more."""
+        assert request.base is not None
+        if not 1 <= len(request.base_sources) <= _MOST_SOURCES:
+            count = len(request.base_sources) or "none"
+            raise _gone(
+                request.base,
+                f"its images come from {count} places, and 1 to {_MOST_SOURCES} are known to be "
+                "read: leave out the base and send all images",
+            )
+        for source in request.base_sources:
+            self.place(request, source)
 
-        Raises WrongState (BASE_DATA_GONE) when any of it is not there any more.
+    def place(self, request: JobRequest, source: VersionSource) -> str | Path:
+        """Returns where images of the base lie: a dataset's id, or a folder.
+
+        Raises WrongState (BASE_DATA_GONE) when they are not there any more.
         """
-        return [self._origin(job) for job in self._jobs.ancestors(job_id)]
-
-    def _origin(self, job: JobRecord) -> str | Path:
-        if job.dataset_id:
+        base, tenant = request.base, request.tenant
+        assert base is not None
+        if source.dataset_id:
             try:
-                self._datasets.get(job.dataset_id, job.tenant)
+                return self._datasets.get(source.dataset_id, tenant).dataset_id
             except NotFound:
                 raise _gone(
-                    job,
-                    f"the dataset {job.dataset_id} was deleted: upload the same images again, in "
-                    "the same groups, which makes the same dataset",
+                    base,
+                    f"the dataset {source.dataset_id} was deleted: upload the same images again, "
+                    "in the same groups, which makes the same dataset, or leave out the base and "
+                    "send all images",
                 ) from None
-            return job.dataset_id
         try:
-            path = allowed_path(job.request.server_path, self._allowed_dirs_of(job.tenant))
+            path = allowed_path(source.folder, self._allowed_dirs_of(tenant))
         except (InvalidInput, NotAllowed, NotFound):
             path = None
         if path is None or not path.is_dir():
             raise _gone(
-                job,
-                f"there is no folder at {job.request.server_path!r} that the server may read: put "
-                "it back",
+                base,
+                f"there is no folder at {source.folder!r} that the server may read: put it back, "
+                "or leave out the base and send all images",
             )
         return path
 
@@ -133,10 +142,10 @@ def _merged(own: Augmentation | None, base: Augmentation) -> Augmentation:
     return msgspec.structs.replace(base, **wanted)
 
 
-def _gone(job: JobRecord, what: str) -> WrongState:
+def _gone(base: Base, what: str) -> WrongState:
     return WrongState(
         Reason.BASE_DATA_GONE,
-        f"version {job.version} of {plain_name(job.request.model)} was trained on images that "
-        f"are not there any more: {what}, or leave out the base and send all images",
+        f"version {base.version} of {base.model} was trained on images that are not there any "
+        f"more: {what}",
         field=_FIELD,
     )

@@ -33,11 +33,12 @@ from service.domain import (
     LATEST,
     WHITE,
     Decision,
+    JobKind,
+    ModelKey,
+    VersionSource,
     check_alias,
     check_colour,
     check_name,
-    plain_name,
-    tenant_of,
 )
 from service.errors import InvalidInput, NotAllowed, NotFound, Reason
 from service.ingest.grouping import NamedGroups
@@ -48,6 +49,7 @@ AUTO = "auto"
 """Names no backbone: the job chooses one by its data."""
 DEFAULT_VALIDATION_FRACTION = 0.2
 MAX_REQUEST_ID_CHARS = 128
+DEFAULT_RANKING_S = 60.0
 _MAX_CLASS_RECALLS = 1000
 _TRAINED_BASELINES = {"full_fine_tune", "from_scratch"}
 _MAX_RANKED = 32
@@ -62,8 +64,10 @@ _Number = msgspec.inspect.IntType | msgspec.inspect.FloatType
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request; its images lie at `server_path` or in `dataset_id`, one of the two."""
 
+    tenant: str
+    """The tenant that the job belongs to."""
     model: str
-    """The model's key."""
+    """A name of the tenant's; its first version makes the model."""
     server_path: str = ""
     dataset_id: str = ""
     target_path: str = ""
@@ -96,16 +100,25 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     case_sensitive_labels: bool = False
     """Class names that differ in upper and lower case alone are two."""
     base: Base | None = None
-    """The version whose images are learned from too; its model's key."""
-    base_job_id: str = ""
-    """The job that made it: its data is found by it, whatever becomes of the version."""
+    """The version whose images are learned from too."""
+    base_sources: list[VersionSource] = []
+    """The images that it was trained on, oldest first, whatever becomes of the version."""
     base_digest: str = ""
     """The digest of that data, as it was then."""
 
     @property
-    def tenant(self) -> str:
-        """Returns the tenant that the job belongs to."""
-        return tenant_of(self.model)
+    def kind(self) -> JobKind:
+        """Returns the kind of its job."""
+        return JobKind.FINE_TUNE
+
+    def backbone_names(self, default: str) -> list[str]:
+        """Returns the backbones that its job needs; "auto" where it may choose any."""
+        return [self.backbone_or(default)]
+
+    @property
+    def key(self) -> ModelKey:
+        """Returns the key of the model that the job makes a version of."""
+        return ModelKey(self.tenant, self.model)
 
     @property
     def background_or_white(self) -> str:
@@ -121,7 +134,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
         Without `needs_images` those may be missing: they are uploaded later.
         """
-        check_name(plain_name(self.model), "model")
+        check_name(self.model, "model")
         _check_data(self.server_path, self.dataset_id, is_needed=needs_images)
         backbone = self.backbone_or(default_backbone)
         check_registered(backbone, self.weights, self.method, self.baselines)
@@ -211,7 +224,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 )
 
 
-class RankRequest(msgspec.Struct, frozen=True, kw_only=True):
+class RankRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request to rank backbones; fields in errors are those of its message."""
 
     tenant: str
@@ -225,6 +238,20 @@ class RankRequest(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     """None means 0."""
     case_sensitive_labels: bool = False
+
+    @property
+    def kind(self) -> JobKind:
+        """Returns the kind of its job."""
+        return JobKind.RANKING
+
+    @property
+    def device(self) -> str:
+        """Returns where to compute: a ranking does not care."""
+        return "auto"
+
+    def backbone_names(self, default: str) -> list[str]:  # noqa: ARG002 - as of a fine-tuning
+        """Returns the backbones that its job needs; "auto" where it takes all that are there."""
+        return [each.backbone for each in self.backbones] or [AUTO]
 
     def check(self, *, needs_images: bool = True) -> None:
         """Raises InvalidInput for the first field whose value is not allowed.

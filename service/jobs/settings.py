@@ -8,7 +8,8 @@ from typing import Literal
 from service.contract import PretrainedBackbone
 from service.domain import DEFAULT_TENANT, Precision, ProviderSetting
 
-Kind = Literal["cpu", "gpu"]
+Slot = Literal["cpu", "gpu", "ranking"]
+"""What a job takes while it runs, one of so many of its sort."""
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSES = 12
@@ -36,7 +37,7 @@ class Settings:
     """How jobs are run."""
 
     work_dir: Path
-    """A folder for each job under way or back in the queue."""
+    """A folder for each job under way, or back in the queue with a checkpoint."""
     weights_dir: Path
     allowed_dirs_of: AllowedDirs
     max_stored_bytes_of: Callable[[str], int | None] = _no_bound
@@ -46,6 +47,7 @@ class Settings:
     default_backbone: str
     cpu_jobs: int
     gpu_jobs: int
+    ranking_jobs: int = 1
     has_gpu: bool
     max_job_s: float
     feature_cache: Path | None = None
@@ -58,7 +60,10 @@ class Settings:
     """To the first record: a cold disk is slow to give what a trainer imports."""
     heartbeat_timeout_s: float = 60.0
     """Between records; one that computes sends some more often, see `JobSpec.heartbeat_s`."""
-    max_crashes: int = 2
+    max_crashes: int = 3
+    """Attempts that end without a result before a job fails; lost machines are not its fault."""
+    beat_s: float = 3.0
+    """Between two renewals of the replica's lease, and two looks for what no notice told of."""
     stop_grace_s: float = 10.0
     warm_timeout_s: float = 60.0
     retry_s: float = 5.0
@@ -69,22 +74,25 @@ class Settings:
     min_free_bytes: int = 64 * 2**20
     """No job begins while the disk of `work_dir` has less."""
 
-    def kind_of(self, device: str) -> Kind:
-        """Returns the slot that a job of this device ("auto", "cpu" or "cuda") takes."""
+    def slot_of(self, device: str) -> Slot:
+        """Returns the slot that a fine-tuning of this device ("auto", "cpu" or "cuda") takes."""
         if device == "auto":
             return "gpu" if self.slots["gpu"] else "cpu"
         return "gpu" if device == "cuda" else "cpu"
 
     @property
-    def slots(self) -> dict[Kind, int]:
-        """Counts the jobs that may run at once, by kind."""
-        return {"cpu": self.cpu_jobs, "gpu": self.gpu_jobs if self.has_gpu else 0}
+    def slots(self) -> dict[Slot, int]:
+        """Counts the jobs that may run at once, by slot."""
+        gpu_jobs = self.gpu_jobs if self.has_gpu else 0
+        return {"cpu": self.cpu_jobs, "gpu": gpu_jobs, "ranking": self.ranking_jobs}
 
     def device_problem(self, device: str) -> str:
         """Says why no job can run on a device; "" where one can."""
-        if self.slots[self.kind_of(device)]:
+        slots = self.slots
+        if slots[self.slot_of(device)]:
             return ""
-        runs_on = [kind.replace("gpu", "cuda") for kind, count in self.slots.items() if count]
+        names = {"cpu": slots["cpu"], "cuda": slots["gpu"]}
+        runs_on = [name for name, count in names.items() if count]
         if not runs_on:
             return "this server trains nothing: ask its operator for --cpu-jobs or --gpu-jobs"
         return (
@@ -96,6 +104,6 @@ class Settings:
         """How long to wait after so many tries: short at first, up to `retry_s`."""
         return min(self.retry_s, _FIRST_PAUSE_S * 2.0 ** min(tries, 10))
 
-    def postponed_s(self, tries: int) -> float:
-        """How long a job is let be that was postponed so often before: up to some `retry_s`."""
-        return min(_LONGEST_PAUSES * self.retry_s, _FIRST_PAUSE_S * 2.0 ** min(tries, 10))
+    def deferred_s(self, waited_s: float) -> float:
+        """Returns how long to defer a job that has waited so long: as long again, within bounds."""
+        return min(_LONGEST_PAUSES * self.retry_s, max(_FIRST_PAUSE_S, waited_s))

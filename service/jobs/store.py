@@ -1,39 +1,42 @@
-"""Jobs and their events: what was asked, how far it is, how it ended.
+"""Jobs and their events, as callers see them: started, listed, read, cancelled, deleted.
 
-Owns the tables jobs and job_events. Every change of a job and its event are one
-transaction, so neither is ever without the other; events are numbered without
-gaps. A job is its model's tenant's; what is asked with a tenant finds that one's
-alone, as if there were no others. What takes a job's id alone is the server's own
-work, on whosever job. Which changes of state are legal stands in `service.domain` and,
-enforced, in the database. Listeners hear of every job that got an event.
+Owns, with the other modules of this package, the tables jobs, job_events and replicas. Events are
+numbered without gaps. What is asked with a tenant finds that one's alone. What workers write
+stands in `claims`. Which changes of state are legal stands in `service.domain` and, enforced, in
+the database. A notice carries a job's id and says "look again", nothing else.
 """
 
+import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import msgspec
 
-from service.contract import DataFound, Progressed
-from service.domain import JobState, check_name, plain_name, tenant_key, tenant_of
-from service.errors import AlreadyExists, InvalidInput, Reason
+from service.contract import DEFAULT_BACKBONE
+from service.domain import JobKind, JobState, check_name
+from service.errors import AlreadyExists, InvalidInput, Reason, WrongState
 from service.jobs import events, rows
-from service.jobs.events import JobEvent, Payload, Published, StateChanged
-from service.jobs.request import JobRequest, check_request_id
-from service.jobs.rows import JobRecord
+from service.jobs.events import JobEvent, StateChanged
+from service.jobs.records import JobRecord, found, record_of
+from service.jobs.request import JobRequest, RankRequest, check_request_id
 from service.ops import failpoints
-from service.storage import pages
-from service.storage.database import Connection, Database
-from service.storage.records import Publication
+from service.storage import dataset_rows, holds, pagination
+from service.storage.database import Connection, Database, now_s
 
 __all__ = ["JobRecord", "JobStore"]
 
 MAX_EVENTS = 1000
 """Most events that one read answers with."""
+MAX_DELETED = 100
+"""Jobs that one transaction of the retention deletes, or deletes events of."""
+DAY_S = 86_400.0
 
-Listener = Callable[[str, JobEvent | None], None]
-"""Hears of a job and its new event; of None when its cancel was asked for."""
+log = logging.getLogger(__name__)
+
+Listener = Callable[[str], None]
+"""Gets the id of a job that has changed."""
 
 
 class JobStore:
@@ -44,23 +47,29 @@ class JobStore:
         database: Database,
         max_queued: int,
         is_shared: Callable[[], bool] = lambda: False,
+        default_backbone: str = DEFAULT_BACKBONE,
     ) -> None:
         """`is_shared` says whether there are several tenants: each has half of the queue then."""
-        self._database = database
+        self.database = database
         self._max_queued = max_queued
         self._is_shared = is_shared
+        self._default_backbone = default_backbone
         self._listeners: list[Listener] = []
 
     def listen(self, listener: Listener) -> None:
         """Calls `listener` after every change of a job, from the writer's thread.
 
-        It must not block and must not write to the database.
+        It must not block and must not open a transaction.
         """
         self._listeners.append(listener)
 
+    def note(self, job_id: str) -> None:
+        """Tells the listeners once the running transaction is committed."""
+        self.database.after_commit(partial(self._tell, job_id))
+
     def create(
         self,
-        request: JobRequest,
+        request: JobRequest | RankRequest,
         request_id: str,
         message: bytes,
         max_open_jobs: int | None = None,
@@ -70,305 +79,189 @@ class JobStore:
         `message` is the request as it came, serialised. Returns the job and whether it is
         new. Raises AlreadyExists (REQUEST_ID_REUSED) where the earlier request was another
         one, NotFound (DATASET_NOT_FOUND), InvalidInput
-        (DATASET_UNUSABLE), OverQuota (concurrent_jobs) where the tenant has
-        `max_open_jobs` that have not ended, or Exhausted (QUEUE_FULL).
+        (DATASET_UNUSABLE), OverQuota (concurrent_jobs, rankings) where the tenant has
+        `max_open_jobs` of its kind that have not ended, or Exhausted (QUEUE_FULL).
         """
         check_request_id(request_id)
-        tenant = request.tenant
-        with self._database.transaction() as connection:
-            known = self._asked_before(connection, tenant, request_id, message)
+        tenant, kind = request.tenant, request.kind
+        request_json = msgspec.json.encode(request)
+        with self.database.transaction(f"tenant:{tenant}") as connection:
+            known = _asked_before(connection, tenant, request_id, message)
             if known is not None:
                 return known, False
-            if max_open_jobs is not None:
-                rows.check_open_jobs(connection, tenant, max_open_jobs)
+            rows.check_open_jobs(connection, tenant, kind, max_open_jobs)
             rows.check_queue(connection, tenant, self._max_queued, is_shared=self._is_shared())
-            if request.dataset_id:
-                rows.check_dataset(
-                    connection, tenant, request.dataset_id, is_alone=request.base is None
-                )
-            if request.target_dataset_id:
-                rows.check_dataset(
-                    connection,
-                    tenant,
-                    request.target_dataset_id,
-                    "domain_adaptation.target_dataset_id",
-                    is_target=True,
-                )
-            job_id = _new_id(connection)
-            request_json = msgspec.json.encode(request).decode()
+            job_id, now = _new_id(connection), now_s(connection)
             connection.execute(
-                "INSERT INTO jobs (job_id, tenant, request_id, model, dataset_id,"
-                " device, request_json, message, state, create_time_s)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO jobs (job_id, tenant, request_id, kind, model, device, request_json,"
+                " message, state, create_time_s, last_event_s, last_sequence, size_bytes)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)",
                 (
                     job_id,
                     tenant,
-                    rows.request_key(tenant, request_id) if request_id else None,
-                    request.model,
-                    request.dataset_id or None,
+                    request_id or None,
+                    kind,
+                    request.model if isinstance(request, JobRequest) else "",
                     request.device,
-                    request_json,
+                    request_json.decode(),
                     message,
                     JobState.QUEUED,
-                    time.time(),
+                    now,
+                    now,
+                    len(request_json) + len(message) + rows.BESIDE_REQUEST_BYTES,
                 ),
             )
-            rows.count_bytes(connection, tenant, request_json, message)
-            beside = {job.dataset_id for job in rows.ancestors(connection, request.base_job_id)}
-            rows.use(connection, job_id, {*beside, request.target_dataset_id} - {""})
-            self._append(connection, job_id, StateChanged(JobState.QUEUED))
+            rows.add_event(connection, job_id, 1, now, StateChanged(JobState.QUEUED))
+            self._hold(connection, job_id, request)
+            self.note(job_id)
             failpoints.reach("job.creating")
-            return rows.get(connection, job_id, tenant), True
+            return rows.get(connection, job_id), True
 
-    def check_open(self, tenant: str, max_open_jobs: int | None = None) -> None:
+    def check_open(self, tenant: str, kind: JobKind, max_open_jobs: int | None = None) -> None:
         """Raises OverQuota or Exhausted, as `create`, where no job of a tenant can be taken."""
-        with self._database.read() as connection:
-            if max_open_jobs is not None:
-                rows.check_open_jobs(connection, tenant, max_open_jobs)
+        with self.database.read() as connection:
+            rows.check_open_jobs(connection, tenant, kind, max_open_jobs)
             rows.check_queue(connection, tenant, self._max_queued, is_shared=self._is_shared())
 
     def is_known(self, request_id: str, tenant: str) -> bool:
-        """Whether a tenant's request with this id has made a job; never of the empty id."""
-        with self._database.read() as connection:
+        """Tells whether a tenant's request with this id has made a job; never of the empty id."""
+        with self.database.read() as connection:
             row = connection.execute(
-                "SELECT 1 FROM jobs WHERE request_id = ?", (rows.request_key(tenant, request_id),)
+                "SELECT 1 FROM jobs WHERE tenant = ? AND request_id = ?", (tenant, request_id)
             ).fetchone()
             return row is not None
 
-    def ancestors(self, job_id: str) -> list[JobRecord]:
-        """A job and those that made the versions it grew from, oldest first.
-
-        Raises WrongState (BASE_DATA_GONE) for one that is not known.
-        """
-        with self._database.read() as connection:
-            return rows.ancestors(connection, job_id)
-
     def get(self, job_id: str, tenant: str) -> JobRecord:
-        """One job of a tenant; raises NotFound (JOB_NOT_FOUND)."""
-        with self._database.read() as connection:
-            return rows.get(connection, job_id, tenant)
+        """Returns one job of a tenant; raises NotFound (JOB_NOT_FOUND)."""
+        with self.database.read() as connection:
+            return _own(connection, job_id, tenant)
 
     def events(
         self, job_id: str, tenant: str, after_sequence: int, limit: int = MAX_EVENTS
     ) -> list[JobEvent]:
-        """The job's events after a number, oldest first; raises NotFound (JOB_NOT_FOUND)."""
+        """Returns the job's events after a number, oldest first; raises NotFound (JOB_NOT_FOUND).
+
+        Those of a job that ended long ago may be gone, but for the last.
+        """
         if after_sequence < 0:
             raise InvalidInput(
                 Reason.INVALID_FIELD,
                 f"after_sequence is {after_sequence}: it must be 0 (for all events) or more",
                 field="after_sequence",
             )
-        with self._database.read() as connection:
-            found = connection.execute(
+        with self.database.read() as connection:
+            kept = connection.execute(
                 "SELECT sequence, time_s, payload_json FROM job_events JOIN jobs USING (job_id)"
                 " WHERE job_id = ? AND tenant = ? AND sequence > ? ORDER BY sequence LIMIT ?",
                 (job_id, tenant, after_sequence, min(limit, MAX_EVENTS)),
             ).fetchall()
-            if not found:
-                rows.get(connection, job_id, tenant)
+            if not kept:
+                _own(connection, job_id, tenant)
         return [
             JobEvent(row["sequence"], row["time_s"], events.decode(row["payload_json"]))
-            for row in found
+            for row in kept
         ]
-
-    def claim(
-        self, devices: Collection[str], passed_over: Collection[str] = ()
-    ) -> JobRecord | None:
-        """Takes a queued job that asked for one of these devices; it is RUNNING then.
-
-        Tenants take turns: who has the fewest running jobs comes first, then who started one
-        the longest ago; of a tenant's the oldest is taken. None of those `passed_over`, by
-        their ids. No two callers ever get the same one.
-        """
-        wanted = (*devices, "", "", "")[:3]
-        query = (
-            "UPDATE jobs SET state = ?, attempts = attempts + 1"  # nosec B608  # noqa: S608 - marks
-            " WHERE job_id = (SELECT MIN(job_id) FROM jobs AS queued WHERE state = ?"
-            f" AND device IN (?, ?, ?) AND job_id NOT IN ({_marks(passed_over)}) GROUP BY tenant"
-            " ORDER BY (SELECT COUNT(*) FROM jobs WHERE tenant = queued.tenant AND state = ?),"
-            # A start in the future was noted before the clock was put back.
-            " (SELECT COALESCE(MAX(start_time_s), 0) FROM jobs WHERE tenant = queued.tenant"
-            " AND start_time_s <= ?), MIN(job_id) LIMIT 1) AND state = ? RETURNING job_id"
-        )
-        values = (
-            *(JobState.RUNNING, JobState.QUEUED, *wanted, *passed_over),
-            *(JobState.RUNNING, time.time(), JobState.QUEUED),
-        )
-        with self._database.transaction() as connection:
-            row = connection.execute(query, values).fetchone()
-            if row is None:
-                return None
-            job_id = row["job_id"]
-            started = self._append(connection, job_id, StateChanged(JobState.RUNNING))
-            connection.execute(
-                "UPDATE jobs SET start_time_s = ? WHERE job_id = ?", (started.time_s, job_id)
-            )
-            return rows.get_any(connection, job_id)
-
-    def append_event(self, job_id: str, payload: Payload) -> JobEvent:
-        """Keeps what happened to a running job; raises WrongState (JOB_FINISHED) after its end."""
-        with self._database.transaction() as connection:
-            rows.check_running(rows.get_any(connection, job_id))
-            if isinstance(payload, Progressed):
-                connection.execute(
-                    "UPDATE jobs SET progress_json = ? WHERE job_id = ?",
-                    (msgspec.json.encode(payload).decode(), job_id),
-                )
-            elif isinstance(payload, DataFound):
-                connection.execute(
-                    "UPDATE jobs SET summary_json = ? WHERE job_id = ?",
-                    (msgspec.json.encode(payload.summary).decode(), job_id),
-                )
-            return self._append(connection, job_id, payload)
-
-    def check_dataset(
-        self,
-        dataset_id: str,
-        tenant: str,
-        field: str = "dataset_id",
-        *,
-        is_target: bool = False,
-        is_alone: bool = False,
-    ) -> None:
-        """Raises as `rows.check_dataset`."""
-        with self._database.read() as connection:
-            rows.check_dataset(
-                connection, tenant, dataset_id, field, is_target=is_target, is_alone=is_alone
-            )
-
-    def use_dataset(self, job_id: str, dataset_id: str) -> None:
-        """Notes that a job works on a dataset that its request did not name.
-
-        It cannot be deleted before the job ends. Raises NotFound (DATASET_NOT_FOUND).
-        """
-        with self._database.transaction() as connection:
-            rows.check_dataset(connection, rows.get_any(connection, job_id).tenant, dataset_id)
-            connection.execute(
-                "UPDATE jobs SET dataset_id = ? WHERE job_id = ?", (dataset_id, job_id)
-            )
-
-    def use_target(self, job_id: str, dataset_id: str) -> None:
-        """As `use_dataset`, for images of the target."""
-        with self._database.transaction() as connection:
-            tenant = rows.get_any(connection, job_id).tenant
-            rows.check_dataset(connection, tenant, dataset_id, is_target=True)
-            rows.use(connection, job_id, [dataset_id])
-
-    def succeed(
-        self,
-        job_id: str,
-        publish: Callable[[Connection], Publication],
-    ) -> JobRecord:
-        """Ends a running job with a version: all of it happens, or nothing.
-
-        `publish` makes the version in the transaction. A cancel that was asked for
-        and not done is too late. For a job that has succeeded already, nothing is
-        done.
-        """
-        with self._database.transaction() as connection:
-            record = rows.get_any(connection, job_id)
-            if record.state is JobState.SUCCEEDED:
-                return record
-            rows.check_running(record)
-            made = publish(connection)
-            manifest = made.manifest
-            published = Published(
-                record.request.model,
-                made.version,
-                manifest.headline,
-                manifest.gate_failures,
-                manifest.calibrated,
-                manifest.gate_verdict,
-            )
-            self._append(connection, job_id, published)
-            self._end(connection, job_id, StateChanged(JobState.SUCCEEDED), version=made.version)
-            failpoints.reach("job.succeeding")
-            return rows.get_any(connection, job_id)
-
-    def fail(self, job_id: str, reason: Reason, message: str) -> JobRecord:
-        """Ends a job that has not ended, without a version; raises WrongState (JOB_FINISHED)."""
-        with self._database.transaction() as connection:
-            rows.check_not_final(rows.get_any(connection, job_id))
-            self._end(connection, job_id, StateChanged(JobState.FAILED, reason, message))
-            return rows.get_any(connection, job_id)
 
     def request_cancel(self, job_id: str, tenant: str) -> JobRecord:
         """Cancels a queued job; notes the wish for a running one, whose trainer must stop first.
 
         Raises NotFound, or WrongState (JOB_FINISHED).
         """
-        with self._database.transaction() as connection:
-            record = rows.get(connection, job_id, tenant)
-            rows.check_not_final(record)
-            if record.state is JobState.QUEUED:
-                self._end(connection, job_id, StateChanged(JobState.CANCELLED))
-            else:
-                connection.execute(
-                    "UPDATE jobs SET cancel_requested = 1 WHERE job_id = ?", (job_id,)
+        with self.database.transaction() as connection:
+            asked = connection.execute(
+                "UPDATE jobs SET cancel_requested = 1 WHERE job_id = ? AND tenant = ?"
+                " AND state IN (?, ?) RETURNING state",
+                (job_id, tenant, JobState.QUEUED, JobState.RUNNING),
+            ).fetchone()
+            if asked is None:
+                record = _own(connection, job_id, tenant)
+                raise WrongState(
+                    Reason.JOB_FINISHED, f"{job_id} has ended already, it is {record.state}"
                 )
-                self._database.after_commit(partial(self._tell, job_id, None))
-            return rows.get(connection, job_id, tenant)
+            if asked["state"] == JobState.QUEUED:
+                numbered = rows.number(connection, job_id)
+                rows.end(connection, job_id, numbered, StateChanged(JobState.CANCELLED))
+            self.note(job_id)
+            return rows.get(connection, job_id)
 
-    def cancelled(self, job_id: str) -> JobRecord:
-        """Ends a running job whose trainer was stopped because that was asked for."""
-        with self._database.transaction() as connection:
-            rows.check_running(rows.get_any(connection, job_id))
-            self._end(connection, job_id, StateChanged(JobState.CANCELLED))
-            return rows.get_any(connection, job_id)
+    def delete(self, job_id: str, tenant: str) -> None:
+        """Deletes a job that has ended, with its events; its version stays.
 
-    def to_cancel(self) -> set[str]:
-        """The running jobs whose cancel was asked for."""
-        with self._database.read() as connection:
-            found = connection.execute(
-                "SELECT job_id FROM jobs WHERE state = ? AND cancel_requested = 1",
-                (JobState.RUNNING,),
-            )
-            return {row["job_id"] for row in found}
-
-    def requeue(
-        self, job_id: str, message: str, crash: Reason | None = None, max_crashes: int = 1
-    ) -> JobRecord:
-        """Lets a running job wait for another attempt.
-
-        With `crash` the attempt counts against the job, which fails with this
-        reason when `max_crashes` have been. One whose cancel was asked for is
-        cancelled instead.
+        Raises NotFound, or WrongState (JOB_NOT_FINISHED).
         """
-        with self._database.transaction() as connection:
-            record = rows.get_any(connection, job_id)
-            rows.check_running(record)
-            self._requeue(connection, record, message, crash, max_crashes)
-            return rows.get_any(connection, job_id)
+        with self.database.transaction(f"tenant:{tenant}") as connection:
+            gone = connection.execute(
+                "DELETE FROM jobs WHERE job_id = ? AND tenant = ? AND end_time_s IS NOT NULL"
+                " RETURNING job_id",
+                (job_id, tenant),
+            ).fetchone()
+            if gone is None:
+                record = _own(connection, job_id, tenant)
+                raise WrongState(
+                    Reason.JOB_NOT_FINISHED,
+                    f"{job_id} is {record.state}: cancel it, or wait for its end, and delete it "
+                    "then",
+                )
+            self.note(job_id)
 
-    def requeue_running(self, max_crashes: int, *, was_told: bool = False) -> list[JobRecord]:
-        """For the start: nobody works on what is RUNNING then.
+    def delete_old(self, older_than_s: float) -> int:
+        """Deletes jobs that ended longer ago, with their events; returns how many."""
+        deleted = 0
+        while True:
+            with self.database.transaction() as connection:
+                gone = connection.execute(
+                    "DELETE FROM jobs WHERE job_id IN (SELECT job_id FROM jobs"
+                    " WHERE end_time_s < ? ORDER BY end_time_s LIMIT ?) RETURNING job_id",
+                    (now_s(connection) - older_than_s, MAX_DELETED),
+                ).fetchall()
+            deleted += len(gone)
+            if len(gone) < MAX_DELETED:
+                return deleted
 
-        The service ended while it was, so it counts as a crash: the job may be why. Not
-        where the service was told to stop and could not put the job back.
+    def delete_old_events(self, older_than_s: float) -> int:
+        """Deletes events of jobs that ended longer ago, but for each one's last; returns how many.
+
+        Goes from job to job, so that the table of events needs no index beside its key.
         """
-        message = "the service ended while the trainer worked; the job starts again"
-        crash = None if was_told else Reason.TRAINER_CRASHED
-        with self._database.transaction() as connection:
-            found = connection.execute(
-                f"{rows.SELECT} WHERE state = ? ORDER BY job_id", (JobState.RUNNING,)
-            ).fetchall()
-            for row in found:
-                self._requeue(connection, rows.record_of(row), message, crash, max_crashes)
-            return [rows.get_any(connection, row["job_id"]) for row in found]
+        deleted, after = 0, (0.0, "")
+        while True:
+            with self.database.transaction() as connection:
+                ended = connection.execute(
+                    "SELECT job_id, last_sequence, end_time_s FROM jobs WHERE end_time_s < ?"
+                    " AND (end_time_s, job_id) > (?, ?) ORDER BY end_time_s, job_id LIMIT ?",
+                    (now_s(connection) - older_than_s, *after, MAX_DELETED),
+                ).fetchall()
+                for job in ended:
+                    gone = connection.execute(
+                        "DELETE FROM job_events WHERE job_id = ? AND sequence < ?"
+                        " RETURNING LENGTH(payload_json) AS size",
+                        (job["job_id"], job["last_sequence"]),
+                    ).fetchall()
+                    if gone:
+                        connection.execute(
+                            "UPDATE jobs SET size_bytes = size_bytes - ? WHERE job_id = ?",
+                            (sum(row["size"] for row in gone), job["job_id"]),
+                        )
+                    deleted += len(gone)
+            if len(ended) < MAX_DELETED:
+                return deleted
+            after = ended[-1]["end_time_s"], ended[-1]["job_id"]
 
-    def waiting(self) -> set[str]:
-        """The queued jobs."""
-        with self._database.read() as connection:
-            found = connection.execute(
-                "SELECT job_id FROM jobs WHERE state = ?", (JobState.QUEUED,)
+    def open_ones(self, job_ids: Collection[str]) -> set[str]:
+        """Returns those of these ids whose jobs have not ended."""
+        with self.database.read() as connection:
+            kept = connection.execute(
+                f"SELECT job_id FROM jobs WHERE job_id IN ({rows.marks(job_ids)})"  # nosec B608  # noqa: S608 - marks
+                " AND end_time_s IS NULL",
+                tuple(job_ids),
             )
-            return {row["job_id"] for row in found}
+            return {row["job_id"] for row in kept}
 
     def counts_by_state(self) -> dict[str, int]:
-        """How many jobs are in each state, 0 included."""
-        with self._database.read() as connection:
-            found = connection.execute("SELECT state, COUNT(*) AS n FROM jobs GROUP BY state")
-            return {**{state.value: 0 for state in JobState}, **{r["state"]: r["n"] for r in found}}
+        """Counts the jobs in each state, 0 included."""
+        with self.database.read() as connection:
+            kept = connection.execute("SELECT state, COUNT(*) AS n FROM jobs GROUP BY state")
+            return {**{state.value: 0 for state in JobState}, **{r["state"]: r["n"] for r in kept}}
 
     # Last of the public ones, since its name hides the type in what follows.
     def list(
@@ -378,109 +271,90 @@ class JobStore:
         states: Collection[JobState],
         model: str,
         tenant: str,
+        kind: JobKind | None = None,
     ) -> tuple[list[JobRecord], str]:
-        """A page of a tenant's jobs, newest first, and the token of the next ("" on the last).
+        """Returns a page of a tenant's jobs, newest first, and the token of the next, or "".
 
-        No states means all states, no model all models; else it is one's key.
+        No states means all states, no model all models, no kind both.
         """
-        limit = pages.size(page_size)
-        kind = tenant_key(tenant, "jobs")
-        (before,) = pages.key(kind, page_token, str) or ("~",)
-        query, values = f"{rows.SELECT} WHERE job_id < ?", [before]
+        limit = pagination.size(page_size)
+        (before,) = pagination.key("jobs", tenant, page_token, str) or ("~",)
+        query, values = "SELECT * FROM jobs WHERE tenant = ? AND job_id < ?", [tenant, before]
         if states:
-            query += f" AND state IN ({_marks(states)})"
+            query += f" AND state IN ({rows.marks(states)})"
             values += sorted(states)
         if model:
-            check_name(plain_name(model), "model")
-            if tenant_of(model) != tenant:
-                return [], ""
-        query += " AND model = ?" if model else " AND tenant = ?"
-        values.append(model or tenant)
-        with self._database.read() as connection:
-            found = connection.execute(
-                f"{query} ORDER BY job_id DESC LIMIT ?", (*values, limit + 1)
-            )
-            shown, more = pages.page(found, limit, "message")
-        records = [rows.record_of(row) for row in shown]
-        return records, pages.token(kind, records[-1].job_id) if more else ""
+            check_name(model, "model")
+            query += " AND model = ?"
+            values.append(model)
+        if kind is not None:
+            query += " AND kind = ?"
+            values.append(kind)
+        with self.database.read() as connection:
+            kept = connection.execute(f"{query} ORDER BY job_id DESC LIMIT ?", (*values, limit + 1))
+            shown, more = pagination.page(kept, limit, "message")
+        records = [record_of(row) for row in shown]
+        return records, pagination.token("jobs", tenant, records[-1].job_id) if more else ""
 
-    def _asked_before(
-        self, connection: Connection, tenant: str, request_id: str, message: bytes
-    ) -> JobRecord | None:
-        if not request_id:
-            return None
-        row = connection.execute(
-            f"{rows.SELECT} WHERE request_id = ?", (rows.request_key(tenant, request_id),)
+    @staticmethod
+    def stored_bytes(connection: Connection, tenant: str) -> int:
+        """Counts what a tenant's jobs take: requests, messages and, once ended, events."""
+        (stored,) = connection.execute(
+            "SELECT COALESCE(SUM(size_bytes), 0) FROM jobs WHERE tenant = ?", (tenant,)
         ).fetchone()
-        if row is None:
-            return None
-        if row["message"] != message:
-            raise AlreadyExists(
-                Reason.REQUEST_ID_REUSED,
-                f"request_id {request_id!r} started {row['job_id']} with another request: use a "
-                "new id for a new request",
-                field="request_id",
-            )
-        return rows.record_of(row)
+        return int(stored)
 
-    def _requeue(
-        self,
-        connection: Connection,
-        record: JobRecord,
-        message: str,
-        crash: Reason | None,
-        max_crashes: int,
-    ) -> None:
-        job_id = record.job_id
-        crashes = record.crashes + (crash is not None)
-        connection.execute("UPDATE jobs SET crashes = ? WHERE job_id = ?", (crashes, job_id))
-        if record.cancel_requested:
-            self._end(connection, job_id, StateChanged(JobState.CANCELLED))
-        elif crash is not None and crashes >= max_crashes:
-            last = f"{message}; that was attempt {crashes} of {max_crashes}, the last"
-            self._end(connection, job_id, StateChanged(JobState.FAILED, crash, last))
-        else:
-            connection.execute(
-                "UPDATE jobs SET state = ?, progress_json = NULL WHERE job_id = ?",
-                (JobState.QUEUED, job_id),
-            )
-            self._append(connection, job_id, StateChanged(JobState.QUEUED, crash, message))
+    def _hold(self, connection: Connection, job_id: str, request: JobRequest | RankRequest) -> None:
+        """Keeps what a job works with from being deleted; raises NotFound or InvalidInput."""
+        tenant = request.tenant
+        named = [request.dataset_id] if request.dataset_id else []
+        for dataset_id in named:
+            is_alone = isinstance(request, RankRequest) or request.base is None
+            dataset_rows.check_usable(connection, tenant, dataset_id, is_alone=is_alone)
+        if isinstance(request, JobRequest):
+            if target := request.target_dataset_id:
+                field = "domain_adaptation.target_dataset_id"
+                dataset_rows.check_usable(connection, tenant, target, field, is_target=True)
+                named.append(target)
+            named += [source.dataset_id for source in request.base_sources if source.dataset_id]
+        holds.hold(connection, tenant, "dataset", named, job_id)
+        backbones = request.backbone_names(self._default_backbone)
+        holds.hold(connection, tenant, "backbone", backbones, job_id)
 
-    def _end(
-        self, connection: Connection, job_id: str, change: StateChanged, version: int = 0
-    ) -> None:
-        connection.execute(
-            "UPDATE jobs SET state = ?, end_time_s = ?, version = ?, error_reason = ?,"
-            " error_message = ?, progress_json = NULL, cancel_requested = 0 WHERE job_id = ?",
-            (
-                change.state,
-                rows.now(connection, job_id),
-                version,
-                change.reason,
-                change.message,
-                job_id,
-            ),
-        )
-        self._append(connection, job_id, change)
-
-    def _append(self, connection: Connection, job_id: str, payload: Payload) -> JobEvent:
-        (sequence,) = connection.execute(
-            "UPDATE jobs SET last_sequence = last_sequence + 1 WHERE job_id = ?"
-            " RETURNING last_sequence",
-            (job_id,),
-        ).fetchone()
-        now = rows.now(connection, job_id)
-        connection.execute(
-            "INSERT INTO job_events (job_id, sequence, time_s, payload_json) VALUES (?, ?, ?, ?)",
-            (job_id, sequence, now, events.encode(payload)),
-        )
-        event = JobEvent(sequence, now, payload)
-        self._database.after_commit(partial(self._tell, job_id, event))
-        return event
-
-    def _tell(self, job_id: str, event: JobEvent | None) -> None:
+    def _tell(self, job_id: str) -> None:
         for listener in self._listeners:
-            listener(job_id, event)
+            try:
+                listener(job_id)
+            except Exception:
+                log.exception("a listener to jobs failed")
+
+
+def _own(connection: Connection, job_id: str, tenant: str) -> JobRecord:
+    """Returns a tenant's job; raises NotFound (JOB_NOT_FOUND), of another's too."""
+    row = connection.execute(
+        "SELECT * FROM jobs WHERE job_id = ? AND tenant = ?", (job_id, tenant)
+    ).fetchone()
+    return found(row, job_id)
+
+
+def _asked_before(
+    connection: Connection, tenant: str, request_id: str, message: bytes
+) -> JobRecord | None:
+    if not request_id:
+        return None
+    row = connection.execute(
+        "SELECT * FROM jobs WHERE tenant = ? AND request_id = ?", (tenant, request_id)
+    ).fetchone()
+    if row is None:
+        return None
+    if row["message"] != message:
+        raise AlreadyExists(
+            Reason.REQUEST_ID_REUSED,
+            f"request_id {request_id!r} started {row['job_id']} with another request: use a "
+            "new id for a new request",
+            field="request_id",
+        )
+    return record_of(row)
 
 
 def _new_id(connection: Connection) -> str:
@@ -488,7 +362,3 @@ def _new_id(connection: Connection) -> str:
     (newest,) = connection.execute("SELECT MAX(job_id) FROM jobs").fetchone()
     floor = int(newest.split("-")[1], 16) + 1 if newest else 0
     return f"job-{max(time.time_ns() // 1_000_000, floor):012x}-{secrets.token_hex(8)}"
-
-
-def _marks(values: Iterable[object]) -> str:
-    return ", ".join("?" for _ in values)

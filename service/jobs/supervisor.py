@@ -1,62 +1,72 @@
 """Runs queued jobs, so many at once, and saves what becomes of each.
 
-Lives on the event loop; the database is reached through threads. A job that finds
-the disk full, or held what it needs, waits: none begins without room. With a damaged
-database, which no waiting mends, all of them stop, stay what they are in it, and the
-process lives on; the next start takes them up. `wait_failed`
-raises when the supervisor itself can go no further: the process must end then, and
-its next start takes the jobs up again. Stops with `close`, which puts unfinished jobs
-back into the queue.
+Lives on the event loop; the database is reached through threads. Beside the jobs one task renews
+this replica's lease and takes up the jobs of replicas that died. A replica that was given up
+stops its trainers, writes nothing of their jobs, and goes on under a new id. A job that finds
+the disk full, or a database that somebody holds, is deferred: none begins without room. With a
+damaged database, which no waiting repairs, all of them stop and stay what they are in it; the
+process ends, and the first start on a restored one takes them up. `wait_failed` raises when the
+supervisor itself can go no further: the process must end then. Stops with `close`, which puts
+unfinished jobs back.
 """
 
 import asyncio
 import itertools
 import logging
-from collections import deque
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NoReturn
 
-from service.domain import JobState
-from service.errors import Damaged, Exhausted, Reason, Unavailable
-from service.jobs.attempt import Attempts, Crashed, Done, Ended, Outcome, Postponed, unexpected
-from service.jobs.clean_stop import CleanStop
-from service.jobs.events import JobEvent, Published, StateChanged
-from service.jobs.launcher import Launcher
-from service.jobs.patience import Patience
-from service.jobs.publishing import OnPublished, Publishing
-from service.jobs.room import Room
-from service.jobs.settings import Kind, Settings
-from service.jobs.store import JobRecord, JobStore
+from service.domain import JobKind, JobState
+from service.errors import Damaged, Exhausted, GraftError, Reason, Unavailable
+from service.jobs.attempt import (
+    Attempts,
+    Crashed,
+    Deferred,
+    OnPublished,
+    Outcome,
+    Rejected,
+    Succeeded,
+    Trained,
+    unexpected,
+)
+from service.jobs.claims import Claims, LeaseLost
+from service.jobs.disk_space import DiskSpace
+from service.jobs.launchers.process import Launcher
+from service.jobs.records import JobRecord
+from service.jobs.replicas import Replicas
+from service.jobs.settings import Settings, Slot
+from service.jobs.store import JobStore
 from service.jobs.uninterrupted import uninterrupted
 from service.ops import failpoints
 from service.ops.metrics import Metrics
-from service.storage import durable
-from service.storage.artifacts import Artifacts
+from service.storage.blobs import Blobs
 from service.storage.datasets import DatasetStore
-from service.storage.disk_errors import PASSING
 from service.storage.models import ModelStore
+from service.storage.storage_errors import PASSING
 
 __all__ = ["Settings", "Supervisor"]
 
-_LOOK_AGAIN_S = 30.0
-"""Also without a wake, so that a lost one costs time alone."""
+_DEVICES = ("cpu", "cuda", "auto")
 
 log = logging.getLogger(__name__)
+
+_Why = Literal["", "cancel", "closing", "lost"]
 
 
 @dataclass(eq=False)
 class _Worker:
     job: JobRecord
-    kind: Kind
-    why_stopped: Literal["", "cancel", "closing"] = ""
+    slot: Slot
+    why_stopped: _Why = ""
     has_begun: bool = False
     task: asyncio.Task[None] | None = None
 
-    def interrupt(self, why: Literal["cancel", "closing"]) -> None:
-        if not self.why_stopped:
+    def interrupt(self, why: _Why) -> None:
+        if not self.why_stopped or why == "lost":
             self.why_stopped = why
             # One that has not begun would never save what became of its job.
             if self.task is not None and self.has_begun:
@@ -70,49 +80,49 @@ class Supervisor:
         self,
         *,
         jobs: JobStore,
+        replicas: Replicas,
         models: ModelStore,
         datasets: DatasetStore,
-        artifacts: Artifacts,
+        blobs: Blobs,
         launcher: Launcher,
         metrics: Metrics,
         settings: Settings,
         on_published: OnPublished,
     ) -> None:
         self._jobs = jobs
+        self._claims = claims = Claims(jobs)
+        self._replicas = replicas
         self._datasets = datasets
         self._metrics = metrics
         self._settings = settings
-        self._patience = Patience(settings)
-        self._room = Room(settings.work_dir, settings.min_free_bytes)
-        self._clean_stop = CleanStop(settings.work_dir.parent)
-        self._publishing = Publishing(
-            jobs=jobs,
-            models=models,
-            artifacts=artifacts,
-            settings=settings,
-            on_published=on_published,
-        )
+        self._disk = DiskSpace(settings.work_dir, settings.min_free_bytes)
         self._attempts = Attempts(
-            jobs=jobs,
+            claims=claims,
             models=models,
             datasets=datasets,
+            blobs=blobs,
             launcher=launcher,
             metrics=metrics,
             settings=settings,
+            on_published=on_published,
         )
         self._free = settings.slots
-        devices = ("cpu", "cuda", "auto")
-        self._kind_of = {device: settings.kind_of(device) for device in devices}
-        self._refused = [d for d, kind in self._kind_of.items() if not self._free[kind]]
+        # Another replica may have what this one lacks.
+        self._refused = [
+            device
+            for device in _DEVICES
+            if replicas.is_alone and not self._free[settings.slot_of(device)]
+        ]
         self._workers: dict[str, _Worker] = {}
-        self._ended: deque[str] = deque()
-        self._left: list[str] = []
-        """Names in the work folder that an earlier process left."""
-        self._has_taken_up = False
+        self._id = ""
+        """This replica's; "" before it has registered, and while it is given up."""
         self._woken = asyncio.Event()
+        self._claim_at_s = 0.0
+        """When queued jobs are looked for next, by the loop's clock."""
         self._closing = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: asyncio.Task[None] | None = None
+        self._beating: asyncio.Task[None] | None = None
         self._failure: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
@@ -120,7 +130,6 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._failure = self._loop.create_future()
         self._jobs.listen(self._heard)
-        self._left = await asyncio.to_thread(self._list_work_dir)
         try:
             await self._take_up()
         except (Exhausted, Unavailable) as error:
@@ -129,21 +138,30 @@ class Supervisor:
                 raise
             log.exception("what an earlier process left cannot be taken up yet")
         self._running = asyncio.create_task(self._run(), name="supervisor")
-        self._running.add_done_callback(self._note_failure)
+        self._beating = asyncio.create_task(self._beat(), name="lease")
+        for task in (self._running, self._beating):
+            task.add_done_callback(self._note_failure)
 
     async def _take_up(self) -> None:
-        was_told = await asyncio.to_thread(self._clean_stop.is_after_one)
-        requeue = partial(self._jobs.requeue_running, self._settings.max_crashes, was_told=was_told)
-        for job in await asyncio.to_thread(requeue):
-            log.warning("a job was under way when the service ended; it is %s now", job.state,
+        replica_id = await asyncio.to_thread(self._replicas.register)
+        await self._reap()
+        self._id = replica_id
+        # What a death left of jobs that had ended; `sweep` again and again does the rest.
+        with suppress(GraftError):
+            await asyncio.to_thread(self.sweep)
+
+    async def _reap(self) -> None:
+        for job in await asyncio.to_thread(self._replicas.reap, self._settings.max_crashes):
+            log.warning("a job's replica has died; it is %s now", job.state,
                         extra={"job_id": job.job_id})  # fmt: skip
-        failpoints.reach("job.requeued")
-        await asyncio.to_thread(self._sweep_work_dir)
-        await asyncio.to_thread(self._clean_stop.begin)
-        self._has_taken_up = True
+            if job.state.is_final:
+                self._metrics.jobs_ended.labels(job.state.value).inc()
+                clear = partial(self._attempts.clear, job.job_id, keep_checkpoint=False)
+                await asyncio.to_thread(clear)
 
     def wake(self) -> None:
         """Says that there may be something to do; from the event loop."""
+        self._claim_at_s = 0.0
         self._woken.set()
 
     async def wait_failed(self) -> NoReturn:
@@ -157,40 +175,82 @@ class Supervisor:
         until_s = asyncio.get_running_loop().time() + grace_s
         self._closing.set()
         self._woken.set()
-        if self._has_taken_up and self._failure is not None and not self._failure.done():
+        draining = None
+        if self._id and self._failure is not None and not self._failure.done():
             # First, since whoever stops the process may kill it before all is saved.
-            self._clean_stop.end()
+            draining = asyncio.create_task(self._tell_replicas(self._replicas.drain))
         for worker in self._workers.values():
             worker.interrupt("closing")
         # What prepares data in a thread gives up then, too.
         self._datasets.leave_jobs()
-        while late := self._at_work():
+        while late := self._at_work(draining):
             left_s = until_s - asyncio.get_running_loop().time()
             if left_s <= 0:
                 break
             await asyncio.wait(late, timeout=left_s)
         if late:
-            log.error("%d steps did not end in time; the next start puts jobs back", len(late))
+            log.error("%d steps did not end in time; the jobs are put back later", len(late))
             for task in late:
                 task.cancel()
-        await self._clear_ended()
+        # Until now, since a drain may take longer than a lease.
+        if self._beating is not None:
+            self._beating.cancel()
+        if self._id and not late:
+            await self._tell_replicas(self._replicas.leave)
+            self._id = ""
+            with suppress(GraftError):
+                await asyncio.to_thread(self.sweep)
 
-    def _at_work(self) -> list[asyncio.Task[None]]:
-        tasks = [self._running, *(worker.task for worker in self._workers.values())]
+    async def _tell_replicas(self, tell: Callable[[str], None]) -> None:
+        try:
+            await asyncio.to_thread(tell, self._id)
+        except GraftError:
+            log.exception("the other replicas cannot be told of the stop")
+
+    def _at_work(self, draining: "asyncio.Task[None] | None") -> list[asyncio.Task[None]]:
+        tasks = [draining, self._running, *(worker.task for worker in self._workers.values())]
         return [task for task in tasks if task is not None and not task.done()]
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.beat_s)
+            if not self._id:
+                continue
+            try:
+                if not await asyncio.to_thread(self._replicas.beat, self._id):
+                    await self._given_up()
+                await self._reap()
+            except GraftError as error:
+                # Whoever looks for jobs says what is damaged.
+                if error.reason not in (*PASSING, Reason.STORAGE_DAMAGED):
+                    raise
+                log.exception("the lease cannot be renewed")
+
+    async def _given_up(self) -> None:
+        log.error("this replica was taken for dead, and its jobs were given to others")
+        self._id = ""
+        tasks = [worker.task for worker in self._workers.values() if worker.task is not None]
+        for worker in self._workers.values():
+            worker.interrupt("lost")
+        # The same jobs may come back to this machine, and to the same folders.
+        if tasks:
+            await asyncio.wait(tasks)
+        self.wake()
 
     async def _run(self) -> None:
         tries = 0
         while not self._closing.is_set():
             self._woken.clear()
             try:
-                wait_s, tries = await self._look(), 0
+                await self._look()
+                wait_s, tries = self._claim_at_s - self._now_s(), 0
             except (Exhausted, Unavailable) as error:
-                # The disk is full, or the database held: models are still served, and jobs
-                # can wait.
+                # The disk is full, or somebody holds the database: models are still served, and
+                # jobs can wait.
                 if error.reason not in PASSING:
                     raise
                 log.exception("no job can be started")
+                self._claim_at_s = 0.0
                 wait_s, tries = self._settings.pause_s(tries), tries + 1
             except Damaged as error:
                 if error.reason is not Reason.STORAGE_DAMAGED:
@@ -207,81 +267,95 @@ class Supervisor:
         for worker in self._workers.values():
             worker.interrupt("closing")
 
-    async def _look(self) -> float:
-        """Does what there is to do; answers how long until there may be more without a wake."""
-        if not self._has_taken_up:
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _look(self) -> None:
+        """Does what there is to do, and notes when there may be more without a wake."""
+        if not self._id:
+            if self._workers:
+                self._claim_at_s = self._now_s() + self._settings.beat_s
+                return  # the last of them wakes
             await self._take_up()
-        await self._clear_ended()
-        for job_id in await asyncio.to_thread(self._jobs.to_cancel):
+        for job_id in await asyncio.to_thread(self._claims.to_cancel, self._id):
             if (worker := self._workers.get(job_id)) is not None:
                 failpoints.reach("job.cancelling")
                 worker.interrupt("cancel")
-        while self._refused and (job := await self._claim(self._refused)) is not None:
-            await self._save(
-                partial(
-                    self._jobs.fail,
-                    job.job_id,
-                    Reason.DEVICE_UNAVAILABLE,
-                    self._settings.device_problem(job.request.device),
-                )
+        if self._now_s() < self._claim_at_s:
+            return
+        # Before the claims, or what is due in between would be overlooked.
+        due_s = await asyncio.to_thread(self._claims.due_s)
+        wait_s = self._settings.beat_s if due_s is None else min(self._settings.beat_s, due_s)
+        self._claim_at_s = self._now_s() + wait_s
+        while (job := await self._claim(JobKind.FINE_TUNE, self._refused)) is not None:
+            assert job.request.device
+            problem = self._settings.device_problem(job.request.device)
+            await self._save(partial(self._claims.fail, job, Reason.DEVICE_UNAVAILABLE, problem))
+            self._metrics.jobs_ended.labels(JobState.FAILED.value).inc()
+        while self._has_free_slots():
+            if not await asyncio.to_thread(self._disk.has_room):
+                self._claim_at_s = self._now_s() + self._settings.retry_s
+                return
+            job = await self._claim(JobKind.RANKING, ["auto"] if self._free["ranking"] else [])
+            job = job or await self._claim(
+                JobKind.FINE_TUNE,
+                [d for d in _DEVICES if self._free[self._settings.slot_of(d)]],
             )
-        while devices := [d for d, kind in self._kind_of.items() if self._free[kind]]:
-            if not await asyncio.to_thread(self._room.is_there):
-                return self._settings.retry_s
-            if (job := await self._claim(devices, self._patience.let_be())) is None:
+            if job is None:
                 break
             self._begin(job)
-        return min(_LOOK_AGAIN_S, self._patience.next_s())
 
-    async def _clear_ended(self) -> None:
-        # One that was cancelled in the queue may have kept the checkpoint of an attempt.
-        for _ in range(len(self._ended)):
-            job_id = self._ended.popleft()
-            if job_id in self._workers:
-                # Whose attempt perhaps put it back a moment before, and still clears up. Its end
-                # wakes.
-                self._ended.append(job_id)
-                continue
-            self._patience.forget(job_id)
-            await asyncio.to_thread(self._attempts.clear, job_id, keep_checkpoint=False)
+    def _has_free_slots(self) -> bool:
+        return any(self._free.values()) and not self._closing.is_set()
 
-    async def _claim(self, devices: list[str], passed_over: Sequence[str] = ()) -> JobRecord | None:
-        if self._closing.is_set():
+    async def _claim(self, kind: JobKind, devices: list[str]) -> JobRecord | None:
+        if self._closing.is_set() or not devices or not self._id:
             return None
-        return await asyncio.to_thread(self._jobs.claim, devices, passed_over)
+        return await asyncio.to_thread(self._claims.claim, self._id, kind, devices)
 
     def _begin(self, job: JobRecord) -> None:
         failpoints.reach("job.claimed")
-        worker = _Worker(job, self._kind_of[job.request.device])
+        is_ranking = job.kind is JobKind.RANKING
+        slot = "ranking" if is_ranking else self._settings.slot_of(job.request.device)
+        worker = _Worker(job, slot)
         if self._closing.is_set():
             worker.interrupt("closing")
-        self._free[worker.kind] -= 1
+        elif job.owner != self._id:
+            worker.interrupt("lost")
+        self._free[worker.slot] -= 1
         self._workers[job.job_id] = worker
         worker.task = asyncio.create_task(self._work(worker), name=job.job_id)
         worker.task.add_done_callback(partial(self._worker_ended, worker))
-        log.info("job started", extra={"job_id": job.job_id, "model": job.request.model})
+        log.info("job started", extra={"job_id": job.job_id, "model": job.label})
 
     async def _work(self, worker: _Worker) -> None:
-        outcome: Outcome | None = None
+        outcome: Trained | Outcome | None = None
         worker.has_begun = True
         try:
             if not worker.why_stopped:
-                outcome = await self._attempts.run(worker.job, worker.kind)
+                outcome = await self._attempts.run(worker.job, worker.slot)
         except asyncio.CancelledError:
             if not worker.why_stopped:
                 raise
+        except LeaseLost:
+            worker.why_stopped = "lost"
         except Exception:
             log.exception("a job failed unexpectedly", extra={"job_id": worker.job.job_id})
             outcome = unexpected(worker.job)
         finally:
             # Before its end is told, so that what hears of it finds no series of it.
-            self._metrics.forget_job(worker.job.job_id, worker.job.request.model)
+            self._metrics.forget_job(worker.job.job_id, worker.job.label)
         # From here on a cancel comes too late: what happened is saved as it happened.
         await uninterrupted(self._settle(worker, outcome))
 
-    async def _settle(self, worker: _Worker, outcome: Outcome | None) -> None:
+    async def _settle(self, worker: _Worker, outcome: Trained | Outcome | None) -> None:
         try:
+            if worker.why_stopped == "lost":
+                raise LeaseLost(worker.job)
             await self._save_what_became(worker, outcome)
+        except LeaseLost:
+            # Its folder stays, too: another attempt may have it by now.
+            log.warning("a job was given to another replica", extra={"job_id": worker.job.job_id})
         except Damaged as error:
             if error.reason is not Reason.STORAGE_DAMAGED:
                 raise
@@ -289,49 +363,51 @@ class Supervisor:
             log.exception("what became of a job cannot be saved in a damaged database; the next "
                           "start takes it up", extra={"job_id": worker.job.job_id})  # fmt: skip
 
-    async def _save_what_became(self, worker: _Worker, outcome: Outcome | None) -> None:
-        job = worker.job
-        result: JobRecord | Outcome | None = outcome
-        if isinstance(outcome, Done):
-            result = await self._publishing.publish(
+    async def _save_what_became(self, worker: _Worker, trained: Trained | Outcome | None) -> None:
+        job, outcome = worker.job, trained
+        if isinstance(outcome, Trained):
+            outcome = await self._attempts.publish(
                 job, outcome, self._pause, lambda: worker.why_stopped != ""
             )
-        if isinstance(result, Postponed) and self._patience.is_over(job.job_id):
-            result = Ended(result.reason, result.message)
-        record = result if isinstance(result, JobRecord) else await self._save_end(worker, result)
+        if isinstance(outcome, Succeeded):
+            record = outcome.job
+        else:
+            # Before it is put back: another attempt may begin at once.
+            clear = partial(self._attempts.clear, job.job_id, keep_checkpoint=True)
+            await asyncio.to_thread(clear)
+            record = await self._save_end(worker, outcome)
         failpoints.reach("job.settled")
         log.info("job is %s", record.state,
                  extra={"job_id": job.job_id, "reason": record.error_reason or ""})  # fmt: skip
-        if record.state.is_final and record.start_time_s and record.end_time_s:
-            method = str(job.request.method.__struct_config__.tag)
-            took_s = max(0.0, record.end_time_s - record.start_time_s)
-            self._metrics.job_seconds.labels(method).observe(took_s)
-        await asyncio.to_thread(
-            self._attempts.clear, job.job_id, keep_checkpoint=not record.state.is_final
-        )
-        if isinstance(result, Postponed):
-            self._patience.postpone(job.job_id)
+        if record.state.is_final:
+            self._metrics.jobs_ended.labels(record.state.value).inc()
+            if record.start_time_s and record.end_time_s:
+                took_s = max(0.0, record.end_time_s - record.start_time_s)
+                self._metrics.job_seconds.labels(record.method).observe(took_s)
+            await asyncio.to_thread(self._attempts.clear, job.job_id, keep_checkpoint=False)
 
-    async def _save_end(self, worker: _Worker, outcome: Outcome | None) -> JobRecord:
-        job_id, jobs = worker.job.job_id, self._jobs
+    async def _save_end(self, worker: _Worker, outcome: Trained | Outcome | None) -> JobRecord:
+        job, claims, settings = worker.job, self._claims, self._settings
         match outcome:
-            case Ended(reason, message):
-                return await self._save(partial(jobs.fail, job_id, reason, message))
+            case Rejected(reason, message):
+                return await self._save(partial(claims.fail, job, reason, message))
             case Crashed(reason, message):
-                most = self._settings.max_crashes
-                return await self._save(partial(jobs.requeue, job_id, message, reason, most))
-            case Postponed():
-                message = f"{outcome.message}; the job starts again"
-                return await self._save(partial(jobs.requeue, job_id, message))
+                most = settings.max_crashes
+                return await self._save(partial(claims.crash, job, reason, message, most))
+            case Deferred(reason, message):
+                delay_s, give_up_s = settings.deferred_s, settings.room_timeout_s
+                return await self._save(
+                    partial(claims.defer, job, reason, message, delay_s, give_up_s)
+                )
             case _ if worker.why_stopped == "cancel":
-                return await self._save(partial(jobs.cancelled, job_id))
+                return await self._save(partial(claims.cancelled, job))
             case _:
                 message = "the service stops; the job starts again with it"
-                return await self._save(partial(jobs.requeue, job_id, message))
+                return await self._save(partial(claims.requeue, job, message))
 
     async def _save(self, save: Callable[[], JobRecord]) -> JobRecord:
-        # On a full disk the outcome waits for room; on the way out the next start
-        # takes the job up again.
+        # On a full disk the outcome waits for room; on the way out the job is left to whoever
+        # reaps it.
         for tries in itertools.count():
             try:
                 return await asyncio.to_thread(save)
@@ -349,15 +425,15 @@ class Supervisor:
 
     def _worker_ended(self, worker: _Worker, task: asyncio.Task[None]) -> None:
         del self._workers[worker.job.job_id]
-        self._free[worker.kind] += 1
-        self._woken.set()
+        self._free[worker.slot] += 1
+        self.wake()
         self._note_failure(task)
 
     def _note_failure(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or (error := task.exception()) is None:
             return
         if self._closing.is_set() and getattr(error, "reason", None) in PASSING:
-            log.error("what became of a job could not be saved; the next start takes it up",
+            log.error("what became of a job could not be saved; it is taken up later",
                       exc_info=error)  # fmt: skip
             return
         log.error("the supervisor failed", exc_info=error)
@@ -366,36 +442,28 @@ class Supervisor:
             # Nobody may be waiting any more, when the service stops.
             self._failure.exception()
 
-    def _heard(self, job_id: str, event: JobEvent | None) -> None:
-        # From any thread. A queued job, the wish for a cancel, and what an ended job left are
-        # something to do.
-        change = event.payload if event is not None else None
-        if isinstance(change, Published):
-            outcome = "candidate" if change.is_candidate else "published"
-            calibrated = "yes" if change.calibrated else "no"
-            self._metrics.versions_published.labels(outcome, calibrated, change.gate).inc()
-        state = change.state if isinstance(change, StateChanged) else None
-        is_over = state is not None and state.is_final
-        if state is not None and is_over:
-            self._metrics.jobs_ended.labels(state.value).inc()
-            self._ended.append(job_id)
-        if (event is None or is_over or state is JobState.QUEUED) and self._loop is not None:
+    def _heard(self, job_id: str) -> None:
+        if self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed: nothing runs any more
-                self._loop.call_soon_threadsafe(self._woken.set)
+                self._loop.call_soon_threadsafe(self._notice, job_id)
 
-    def _list_work_dir(self) -> list[str]:
-        # Before calls are served: a sweep that a full disk delays must spare what they make.
+    def _notice(self, job_id: str) -> None:
+        # Of a job at work here it may be the wish for a cancel; its end wakes by itself.
+        if job_id not in self._workers:
+            self._claim_at_s = 0.0
+        self._woken.set()
+
+    def sweep(self) -> None:
+        """Deletes the folders of jobs that have ended or are gone; from any thread but the loop's.
+
+        A folder is listed before its job is looked at, and made after its job was claimed.
+        """
         try:
-            return [path.name for path in self._settings.work_dir.iterdir()]
+            names = [path.name for path in self._settings.work_dir.iterdir()]
         except FileNotFoundError:
-            return []
+            return
         except OSError:
             log.exception("what jobs left behind cannot be listed")
-            return []
-
-    def _sweep_work_dir(self) -> None:
-        with durable.full_disk_told():
-            self._settings.work_dir.mkdir(parents=True, exist_ok=True)
-        waiting = self._jobs.waiting()
-        for name in self._left:
-            self._attempts.clear(name, keep_checkpoint=name in waiting)
+            return
+        for name in {*names} - self._jobs.open_ones(names):
+            shutil.rmtree(self._settings.work_dir / name, ignore_errors=True)

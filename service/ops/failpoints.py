@@ -4,7 +4,8 @@ Nothing happens at a failpoint unless `arm` got a plan for it, from the setting 
 which the service passes on to its trainers. A plan is `ACTION@POINT`, several of them
 separated by `;`. `ACTION@POINT#3` acts the third time that the point is reached;
 `ACTION@POINT!FILE` acts once in all processes that are given the same file, which it
-creates when it acts. The point `*` matches every point.
+creates when it acts; whoever takes the file away has it act again. The point `*` matches
+every point.
 
 Actions: `kill` (SIGKILL to this process), `hang` (blocks the thread for ever), `full`
 (raises OSError ENOSPC), `memory` (raises MemoryError), `clock+60` and `clock-60` (shift
@@ -66,7 +67,7 @@ def reach(point: str) -> None:
         found = [*_armed.get(point, ()), *_armed.get("*", ())]
         for action in found:
             action.left -= 1
-        due = [action for action in found if action.left == 0]
+        due = [each for each in found if each.left == 0 or (each.left < 0 and each.file)]
     for action in due:
         if action.file is None or _is_first(action.file):
             action.act()

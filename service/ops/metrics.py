@@ -101,9 +101,6 @@ class Metrics:
         self.queue_depth = gauge("queue_depth", "Images waiting for inference.")
         self.queue_limit = gauge("queue_limit", "Limit on images waiting; more are refused.")
         self.data_free_bytes = gauge("data_free_bytes", "Free bytes on the data folder's disk.")
-        self.database_damaged = gauge(
-            "database_damaged", "1 from when the database was found damaged until the next start."
-        )
         self.loads = counter("loads", "Loads into memory.", "kind", "outcome")
         self.hits = counter("loaded_hits", "Hits of the model cache.", "kind")
         self.eviction_age_seconds = Histogram(
@@ -116,12 +113,8 @@ class Metrics:
         self.evictions = counter("evictions", "Unloads to stay within the memory limit.", "kind")
         self.loaded = gauge("loaded", "Backbones and heads in memory.", "kind")
         self.loaded_bytes = gauge("loaded_bytes", "Bytes in memory, estimated.", "kind")
-        self.fallen_back = counter(
-            "fallen_back_calls",
-            "Calls answered by an earlier version: the alias's own is damaged.",
-        )
-        self.damaged = gauge(
-            "damaged_files", "Backbones and heads whose files were damaged when read.", "kind"
+        self.blobs_damaged = counter(
+            "blobs_damaged", "Stored files that were found damaged or missing when read."
         )
         self.loaded_bytes_limit = gauge("loaded_bytes_limit", "Limit on loaded bytes.")
         self.jobs_ended = counter("jobs_ended", "Jobs that ended, by final state.", "state")

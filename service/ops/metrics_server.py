@@ -69,6 +69,9 @@ class MetricsServer:
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    # Connections that the kernel holds until they are accepted. With socketserver's 5, one that
+    # finds the queue full tries again after seconds, and a health check is late.
+    request_queue_size = 4 * MAX_CONNECTIONS
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._slots = threading.Semaphore(MAX_CONNECTIONS)

@@ -25,11 +25,14 @@ class CallLimits:
     calls: int = 1000
     """Calls of each method that is not named below."""
     uploads: int = 16
-    """Calls of UploadDataset, and as many of FineTune: their messages are the large ones."""
+    """Calls of UploadDataset, and as many of FineTune and of each that changes a dataset: their
+    messages are the large ones."""
+    erasures: int = 4
+    """Calls of EraseImage, each of which writes whole packs again."""
     watchers: int = 1000
     """Calls of WatchJob."""
     rankings: int = 16
-    """Calls of RankBackbones, of which nine wait at most; the others are refused soon."""
+    """Calls of RankBackbones, whose messages may be large ones."""
     backbones: int = 4
     """Calls of RegisterBackbone: backbones are checked one at a time, for minutes."""
     exports: int = 4
@@ -48,6 +51,10 @@ class Admission:
     def __init__(self, limits: CallLimits) -> None:
         self._most_calls = limits.calls
         self._most_of = {
+            "/graft.v1.DatasetService/AddImages": limits.uploads,
+            "/graft.v1.DatasetService/EraseImage": limits.erasures,
+            "/graft.v1.DatasetService/RelabelImages": limits.uploads,
+            "/graft.v1.DatasetService/RemoveImages": limits.uploads,
             "/graft.v1.DatasetService/UploadDataset": limits.uploads,
             "/graft.v1.FineTuningService/FineTune": limits.uploads,
             "/graft.v1.FineTuningService/WatchJob": limits.watchers,

@@ -12,13 +12,12 @@ from grpc import aio
 from service import backbones as registry
 from service.auth import principal
 from service.backbones import ONNX, Backbone
-from service.domain import tenant_key
 from service.errors import InvalidInput, Reason
 from service.jobs.weights import available
 from service.rpc import uploads
 from service.rpc.codec.times import timestamp
 from service.rpc.uploads import bad
-from service.storage import pages
+from service.storage import pagination
 from service.storage.registered import (
     BackboneStore,
     BackboneUpload,
@@ -42,12 +41,10 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         self,
         backbones: BackboneStore,
         weights_dir: Path,
-        default_backbone: str,
         idle_timeout_s: float = 60.0,
     ) -> None:
         self._backbones = backbones
         self._weights_dir = weights_dir
-        self._default_backbone = default_backbone
         self._idle_timeout_s = idle_timeout_s
 
     async def RegisterBackbone(  # noqa: N802
@@ -87,19 +84,18 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         return await asyncio.to_thread(self._listed, request, principal.current().tenant)
 
     def _listed(self, request: pb.ListBackbonesRequest, tenant: str) -> pb.ListBackbonesResponse:
-        size = pages.size(request.page_size)
-        kind = tenant_key(tenant, "backbones")
-        after = str((pages.key(kind, request.page_token, str) or ("",))[0])
+        size = pagination.size(request.page_size)
+        after = str((pagination.key("backbones", tenant, request.page_token, str) or ("",))[0])
         found = [_registered(record) for record in self._backbones.page(after, size + 1, tenant)]
         for each in available(self._weights_dir, lambda _: []):
             row = registry.find(each.backbone)
             if row is not None and row.name > after:
                 found.append(self._shipped(row, tenant))
         found.sort(key=lambda backbone: backbone.name)
-        return pb.ListBackbonesResponse(
-            backbones=found[:size],
-            next_page_token=pages.token(kind, found[size - 1].name) if len(found) > size else "",
-        )
+        token = ""  # nosec B105 # no password
+        if len(found) > size:
+            token = pagination.token("backbones", tenant, found[size - 1].name)
+        return pb.ListBackbonesResponse(backbones=found[:size], next_page_token=token)
 
     def _shipped(self, row: Backbone, tenant: str) -> pb.Backbone:
         weights = row.weights_name("")
@@ -124,9 +120,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                 f"{request.name[:80]!r} is no registered backbone's name: onnx/NAME is",
                 field="name",
             )
-        await asyncio.to_thread(
-            self._backbones.delete, name, principal.current().tenant, self._default_backbone
-        )
+        await asyncio.to_thread(self._backbones.delete, name, principal.current().tenant)
         return pb.DeleteBackboneResponse()
 
 

@@ -9,9 +9,12 @@ from graft.v1 import dataset_pb2_grpc
 from grpc import aio
 
 from service.auth import principal
+from service.auth.principal import Principal
+from service.jobs.uninterrupted import in_long_thread
 from service.rpc import uploads
 from service.rpc.codec import datasets as codec
 from service.rpc.uploads import bad
+from service.storage.dataset_edits import DatasetEdits
 from service.storage.datasets import DatasetStore, Upload
 
 Context = aio.ServicerContext[Any, Any]
@@ -20,8 +23,11 @@ Context = aio.ServicerContext[Any, Any]
 class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
     """Stores images for fine-tuning. Answers are built in the thread that reads the store."""
 
-    def __init__(self, datasets: DatasetStore, idle_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, datasets: DatasetStore, edits: DatasetEdits, idle_timeout_s: float = 60.0
+    ) -> None:
         self._datasets = datasets
+        self._edits = edits
         self._idle_timeout_s = idle_timeout_s
 
     async def UploadDataset(  # noqa: N802
@@ -76,8 +82,89 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
         )
         return pb.DeleteDatasetResponse()
 
+    async def AddImages(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.AddImagesRequest], context: Context
+    ) -> pb.AddImagesResponse:
+        """See dataset.proto."""
+        record = await uploads.received(
+            request_iterator, "header", self._begin_adding, _take, self._idle_timeout_s
+        )
+        return pb.AddImagesResponse(dataset=await asyncio.to_thread(codec.dataset, record))
 
-def _take(upload: Upload, message: pb.UploadDatasetRequest) -> None:
+    def _begin_adding(self, header: pb.AddImagesHeader) -> Upload:
+        return self._datasets.begin_adding(
+            header.dataset_id,
+            header.display_name,
+            codec.archive_format(header.format),
+            tenant=principal.current().tenant,
+            max_stored_bytes=principal.current().quota.stored_bytes,
+        )
+
+    async def RemoveImages(  # noqa: N802
+        self, request: pb.RemoveImagesRequest, context: Context
+    ) -> pb.RemoveImagesResponse:
+        """See dataset.proto."""
+
+        def removed(caller: Principal) -> pb.RemoveImagesResponse:
+            record = self._edits.remove(
+                request.dataset_id,
+                request.digests,
+                caller.tenant,
+                display_name=request.display_name,
+                max_stored_bytes=caller.quota.stored_bytes,
+            )
+            return pb.RemoveImagesResponse(dataset=codec.dataset(record))
+
+        return await asyncio.to_thread(removed, principal.current())
+
+    async def RelabelImages(  # noqa: N802
+        self, request: pb.RelabelImagesRequest, context: Context
+    ) -> pb.RelabelImagesResponse:
+        """See dataset.proto."""
+
+        def relabelled(caller: Principal) -> pb.RelabelImagesResponse:
+            record = self._edits.relabel(
+                request.dataset_id,
+                request.labels,
+                caller.tenant,
+                display_name=request.display_name,
+                max_stored_bytes=caller.quota.stored_bytes,
+            )
+            return pb.RelabelImagesResponse(dataset=codec.dataset(record))
+
+        return await asyncio.to_thread(relabelled, principal.current())
+
+    async def ListImages(  # noqa: N802
+        self, request: pb.ListImagesRequest, context: Context
+    ) -> pb.ListImagesResponse:
+        """See dataset.proto."""
+
+        def listed(tenant: str) -> pb.ListImagesResponse:
+            images, token = self._edits.images(
+                request.dataset_id, request.page_size, request.page_token, tenant
+            )
+            return pb.ListImagesResponse(
+                images=[codec.image(image) for image in images], next_page_token=token
+            )
+
+        return await asyncio.to_thread(listed, principal.current().tenant)
+
+    async def EraseImage(  # noqa: N802
+        self, request: pb.EraseImageRequest, context: Context
+    ) -> pb.EraseImageResponse:
+        """See dataset.proto."""
+        tenant = principal.current().tenant
+        erased = await in_long_thread(self._edits.erase, request.image_digest, tenant)
+        return pb.EraseImageResponse(
+            dataset_ids=erased.dataset_ids,
+            versions=[
+                pb.AffectedVersion(model=model, version=version)
+                for model, version in erased.versions
+            ],
+        )
+
+
+def _take(upload: Upload, message: pb.UploadDatasetRequest | pb.AddImagesRequest) -> None:
     part = message.WhichOneof("part")
     if part == "archive_chunk":
         upload.write(message.archive_chunk)

@@ -1,4 +1,4 @@
-"""FineTuningService: starts, lists, watches and cancels jobs; ranks backbones."""
+"""FineTuningService: starts, lists, watches, cancels and deletes jobs."""
 
 import asyncio
 import threading
@@ -13,28 +13,27 @@ from grpc import aio
 
 from service.auth import principal
 from service.contract import DataFound, ExportedBackbone
-from service.domain import check_name
+from service.domain import JobKind, JobState, check_name
 from service.errors import Expired, InvalidInput, Reason, WrongState
 from service.ingest.labels import canonical
 from service.jobs import registered
 from service.jobs.lineage import Lineage
-from service.jobs.ranking import Rankings
 from service.jobs.request import (
     AUTO,
     JobRequest,
-    RankRequest,
     allowed_path,
     check_request_id,
 )
-from service.jobs.rows import check_classes
 from service.jobs.settings import Settings
 from service.jobs.store import JobStore
 from service.jobs.uninterrupted import in_thread
-from service.jobs.watch import Watch
+from service.jobs.watcher import JobWatcher
 from service.jobs.weights import WeightsCheck
 from service.ops import failpoints
-from service.rpc.codec import jobs, rankings, requests
+from service.ops.metrics import Metrics
+from service.rpc.codec import jobs, requests
 from service.rpc.datasets import add_image
+from service.storage.dataset_rows import check_classes
 from service.storage.datasets import DatasetStore
 
 _INLINE = "inline"
@@ -50,19 +49,19 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         self,
         job_store: JobStore,
         datasets: DatasetStore,
-        watch: Watch,
+        watcher: JobWatcher,
         lineage: Lineage,
-        ranker: Rankings,
         *,
+        metrics: Metrics,
         settings: Settings,
         weights: WeightsCheck,
         exported: Callable[[str, str], list[ExportedBackbone]],
     ) -> None:
         self._jobs = job_store
         self._datasets = datasets
-        self._watch = watch
+        self._watcher = watcher
         self._lineage = lineage
-        self._rankings = ranker
+        self._metrics = metrics
         self._settings = settings
         self._weights = weights
         self._exported = exported
@@ -128,7 +127,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         data_kind, target_kind = message.WhichOneof("data"), target.WhichOneof("target")
         return requests.job(
             message,
-            principal.current().key(message.model),
+            principal.current().tenant,
             server_path=(
                 self._path(message.server_path.path, "server_path.path")
                 if data_kind == "server_path"
@@ -151,14 +150,14 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         if problem := settings.device_problem(request.device):
             raise WrongState(Reason.DEVICE_UNAVAILABLE, problem, field="device")
         self._lineage.check_incumbent(request)
-        self._jobs.check_open(tenant, principal.current().quota.concurrent_jobs)
+        self._jobs.check_open(tenant, JobKind.FINE_TUNE, principal.current().quota.concurrent_jobs)
         for field, dataset_id in (
             ("dataset_id", request.dataset_id),
             ("domain_adaptation.target_dataset_id", request.target_dataset_id),
         ):
             if dataset_id and dataset_id != _INLINE:
                 is_target = field != "dataset_id"
-                self._jobs.check_dataset(
+                self._datasets.check_usable(
                     dataset_id,
                     tenant,
                     field,
@@ -187,7 +186,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         which = base.WhichOneof("which")
         return self._lineage.grow(
             asked,
-            principal.current().key(base.model) if base.model else "",
+            base.model,
             base.version if which == "version" else None,
             base.alias if which == "alias" else None,
         )
@@ -239,17 +238,21 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
     ) -> pb.ListJobsResponse:
         """See fine_tuning.proto."""
 
-        def listed(tenant: str, model: str) -> pb.ListJobsResponse:
+        def listed(tenant: str) -> pb.ListJobsResponse:
             states = {jobs.state(number) for number in set(request.states)}
             records, token = self._jobs.list(
-                request.page_size, request.page_token, states, model, tenant
+                request.page_size,
+                request.page_token,
+                states,
+                request.model,
+                tenant,
+                jobs.kind(request.kind),
             )
             return pb.ListJobsResponse(
                 jobs=[jobs.job(record) for record in records], next_page_token=token
             )
 
-        model = principal.current().key(request.model) if request.model else ""
-        return await asyncio.to_thread(listed, principal.current().tenant, model)
+        return await asyncio.to_thread(listed, principal.current().tenant)
 
     async def WatchJob(  # noqa: N802
         self, request: pb.WatchJobRequest, context: Context
@@ -263,7 +266,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 field="after_sequence",
             )
         after = request.after_sequence
-        async for event in self._watch.follow(request.job_id, principal.current().tenant, after):
+        async for event in self._watcher.follow(request.job_id, principal.current().tenant, after):
             if isinstance(event.payload, DataFound):  # has a row for each class
                 yield pb.WatchJobResponse(event=await asyncio.to_thread(jobs.event, event))
             else:
@@ -275,51 +278,70 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         """See fine_tuning.proto."""
 
         def cancelled(tenant: str) -> pb.CancelJobResponse:
-            return pb.CancelJobResponse(
-                job=jobs.job(self._jobs.request_cancel(request.job_id, tenant))
-            )
+            record = self._jobs.request_cancel(request.job_id, tenant)
+            if record.state is JobState.CANCELLED:
+                self._metrics.jobs_ended.labels(record.state.value).inc()
+            return pb.CancelJobResponse(job=jobs.job(record))
 
         return await asyncio.to_thread(cancelled, principal.current().tenant)
+
+    async def DeleteJob(  # noqa: N802
+        self, request: pb.DeleteJobRequest, context: Context
+    ) -> pb.DeleteJobResponse:
+        """See fine_tuning.proto."""
+        await asyncio.to_thread(self._jobs.delete, request.job_id, principal.current().tenant)
+        return pb.DeleteJobResponse()
 
     async def RankBackbones(  # noqa: N802
         self, request: pb.RankBackbonesRequest, context: Context
     ) -> pb.RankBackbonesResponse:
         """See fine_tuning.proto."""
-        asked = await in_thread(partial(self._to_rank, request))
-        if request.validate_only:
-            return pb.RankBackbonesResponse()
-        return rankings.response(
-            await self._rankings.rank(asked, principal.current().quota.rankings)
-        )
+        return await in_thread(partial(self._start_ranking, request))
 
-    def _to_rank(
+    def _start_ranking(
         self, message: pb.RankBackbonesRequest, is_abandoned: threading.Event
-    ) -> RankRequest:
-        data_kind = message.WhichOneof("data")
-        is_inline = data_kind == "inline_images"
+    ) -> pb.RankBackbonesResponse:
+        message.DiscardUnknownFields()
+        requests.check_size(message)
+        check_request_id(message.request_id)
+        tenant, quota = principal.current().tenant, principal.current().quota
+        is_inline = message.WhichOneof("data") == "inline_images"
         request = requests.ranking(
             message,
-            principal.current().tenant,
+            tenant,
             server_path=(
                 self._path(message.server_path.path, "server_path.path")
-                if data_kind == "server_path"
+                if message.WhichOneof("data") == "server_path"
                 else ""
             ),
             dataset_id=_INLINE if is_inline else message.dataset_id,
         )
-        request.check(needs_images=not message.validate_only)
-        for asked in request.backbones:
-            registered.named(self._settings, asked.backbone, request.tenant)
-        # So that a call that is refused stores nothing.
-        self._rankings.check_room(principal.current().tenant, principal.current().quota.rankings)
-        if is_inline and not message.validate_only:
-            stored = self._store(
+        # A request id is answered with the job that it started; else all is checked before an
+        # image is stored.
+        if not self._jobs.is_known(message.request_id, tenant):
+            self._datasets.check_room(tenant, quota.stored_bytes)
+            request.check(needs_images=not message.validate_only)
+            for asked in request.backbones:
+                registered.named(self._settings, asked.backbone, tenant)
+            self._jobs.check_open(tenant, JobKind.RANKING, quota.rankings)
+            if request.dataset_id and not is_inline:
+                self._datasets.check_usable(request.dataset_id, tenant, is_alone=True)
+        if message.validate_only:
+            return pb.RankBackbonesResponse()
+        if is_inline:
+            message.dataset_id = self._store(
                 message.inline_images.images,
                 is_abandoned,
                 case_sensitive=message.case_sensitive_labels,
                 is_alone=True,
             )
-            request = msgspec.structs.replace(request, dataset_id=stored)
-        elif request.dataset_id and not is_inline:
-            self._jobs.check_dataset(request.dataset_id, principal.current().tenant, is_alone=True)
-        return request
+        if is_abandoned.is_set():
+            raise Expired(Reason.DEADLINE_EXCEEDED, "the caller has gone: no job is started")
+        record, _ = self._jobs.create(
+            msgspec.structs.replace(request, dataset_id=message.dataset_id),
+            message.request_id,
+            message.SerializeToString(deterministic=True),
+            quota.rankings,
+        )
+        failpoints.reach("job.created")
+        return pb.RankBackbonesResponse(job=jobs.job(record))

@@ -34,6 +34,10 @@ ELEMENT_BYTES: Final = 100
 
 _BRING_FILES: Final = {
     "/graft.v1.BackboneService/RegisterBackbone",
+    "/graft.v1.DatasetService/AddImages",
+    # Not files, but ten thousand digests.
+    "/graft.v1.DatasetService/RelabelImages",
+    "/graft.v1.DatasetService/RemoveImages",
     "/graft.v1.DatasetService/UploadDataset",
     "/graft.v1.FineTuningService/FineTune",
     "/graft.v1.FineTuningService/RankBackbones",
@@ -157,7 +161,7 @@ class Parser:
 def count(raw: bytes, message: Descriptor, most: int) -> int | None:
     """Counts the elements of a message on the wire: fields set, entries of lists.
 
-    Returns None beyond `most`. Raises InvalidInput where the bytes end within a number.
+    Returns None beyond `most`. Raises InvalidInput where the bytes end within a field.
     """
     elements = 0.0
     waiting = [(0, len(raw), _fields(message))]
@@ -174,7 +178,7 @@ def count(raw: bytes, message: Descriptor, most: int) -> int | None:
                     if isinstance(inner, float):
                         elements += size * inner
                     elif inner is not None:
-                        waiting.append((at, min(at + size, end), _fields(inner)))
+                        waiting.append((at, at + size, _fields(inner)))
                     at += size
                 elif kind == _VARINT:
                     _, at = _varint(raw, at)
@@ -183,6 +187,8 @@ def count(raw: bytes, message: Descriptor, most: int) -> int | None:
                     at += _FIXED_BYTES.get(kind, 0)
                 if elements > most:
                     return None
+                if at > end:
+                    raise _no_message(raw)
     except IndexError:
         # Refused here, since the parser reads what lies inside before it finds this out.
         raise _no_message(raw) from None

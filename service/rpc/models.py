@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 from typing import Any
 
 from graft.v1 import model_pb2 as pb
@@ -10,8 +9,7 @@ from graft.v1 import model_pb2_grpc
 from grpc import aio
 
 from service.auth import principal
-from service.domain import LATEST, plain_name
-from service.engine.engine import Engine
+from service.domain import LATEST, Manifest, ModelKey
 from service.engine.exporter import Exporter
 from service.errors import InvalidInput, Reason
 from service.rpc.codec import models as codec
@@ -27,9 +25,8 @@ _Which = pb.GetVersionRequest | pb.GetReportRequest | pb.ExportModelRequest
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     """Manages published models. Answers are built in the thread that reads the store."""
 
-    def __init__(self, models: ModelStore, engine: Engine, exporter: Exporter) -> None:
+    def __init__(self, models: ModelStore, exporter: Exporter) -> None:
         self._models = models
-        self._engine = engine
         self._exporter = exporter
 
     async def GetModel(  # noqa: N802
@@ -65,7 +62,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> pb.GetVersionResponse:
         """See model.proto."""
 
-        def got(model: str) -> pb.GetVersionResponse:
+        def got(model: ModelKey) -> pb.GetVersionResponse:
             return pb.GetVersionResponse(version=self._encoded(self._version(request, model)))
 
         return await asyncio.to_thread(got, principal.current().key(request.model))
@@ -75,7 +72,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> pb.ListVersionsResponse:
         """See model.proto."""
 
-        def listed(model: str) -> pb.ListVersionsResponse:
+        def listed(model: ModelKey) -> pb.ListVersionsResponse:
             records, token = self._models.list_versions(
                 model, request.page_size, request.page_token
             )
@@ -97,14 +94,10 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self, request: pb.SetAliasRequest, context: Context
     ) -> pb.SetAliasResponse:
         """See model.proto."""
-        set_alias = partial(
-            self._models.set_alias,
-            principal.current().key(request.model),
-            request.alias,
-            request.version,
-            falls_back=request.falls_back,
+        model = principal.current().key(request.model)
+        return pb.SetAliasResponse(
+            model=await _model(self._models.set_alias, model, request.alias, request.version)
         )
-        return pb.SetAliasResponse(model=await _model(set_alias))
 
     async def DeleteAlias(  # noqa: N802
         self, request: pb.DeleteAliasRequest, context: Context
@@ -120,7 +113,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> pb.RollbackAliasResponse:
         """See model.proto."""
 
-        def rolled_back(model: str) -> pb.RollbackAliasResponse:
+        def rolled_back(model: ModelKey) -> pb.RollbackAliasResponse:
             done = self._models.roll_back_alias(model, request.alias or LATEST)
             return pb.RollbackAliasResponse(
                 model=codec.model(done.model),
@@ -151,7 +144,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             )
         html = request.format == pb.REPORT_FORMAT_HTML
 
-        def report(model: str) -> pb.GetReportResponse:
+        def report(model: ModelKey) -> pb.GetReportResponse:
             return pb.GetReportResponse(
                 content=self._models.report(self._version(request, model), html=html),
                 media_type="text/html" if html else "application/json",
@@ -163,19 +156,22 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         self, request: pb.ExportModelRequest, context: Context
     ) -> AsyncIterator[pb.ExportModelResponse]:
         """See model.proto."""
-        record = await asyncio.to_thread(
-            self._version, request, principal.current().key(request.model)
-        )
+
+        def read(model: ModelKey) -> tuple[VersionRecord, Manifest]:
+            record = self._version(request, model)
+            return record, self._models.manifest(record)
+
+        record, manifest = await asyncio.to_thread(read, principal.current().key(request.model))
         metadata = {
-            "model": plain_name(record.model),
+            "model": record.model.name,
             "version": str(record.version),
-            "dataset_digest": record.manifest.dataset_digest,
+            "dataset_digest": manifest.dataset_digest,
         }
         file = await self._exporter.export(record.files, metadata)
         for start in range(0, len(file), _CHUNK_BYTES):
             yield pb.ExportModelResponse(chunk=file[start : start + _CHUNK_BYTES])
 
-    def _version(self, request: _Which, model: str) -> VersionRecord:
+    def _version(self, request: _Which, model: ModelKey) -> VersionRecord:
         which = request.WhichOneof("which")
         return self._models.get_version(
             model,
@@ -184,7 +180,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         )
 
     def _encoded(self, record: VersionRecord) -> pb.Version:
-        return codec.version(record, self._engine.damage_of(record.files))
+        return codec.version(record, self._models.manifest(record))
 
 
 async def _model(change: Callable[..., ModelRecord], *args: Any) -> pb.Model:

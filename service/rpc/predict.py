@@ -1,5 +1,7 @@
 """PredictionService: classifies images."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
@@ -10,14 +12,14 @@ from graft.v1 import prediction_pb2_grpc
 from grpc import aio
 
 from service.auth import principal
-from service.domain import ImageDecoding
+from service.domain import ImageDecoding, ModelFiles, ModelKey
 from service.engine import preprocess
-from service.engine.engine import Decode
+from service.engine.engine import Decode, Engine
 from service.engine.preprocess import Pixels
 from service.errors import InvalidInput, Reason
 from service.rpc import bounded_pipeline, status
 from service.rpc.codec import decisions, predictions
-from service.rpc.fallback import Fallback
+from service.storage.models import ModelStore
 
 _MAX_ID_CHARS = 128
 
@@ -25,8 +27,11 @@ _MAX_ID_CHARS = 128
 class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
     """Classifies images."""
 
-    def __init__(self, fallback: Fallback, *, max_images: int, timeout_s: float) -> None:
-        self._fallback = fallback
+    def __init__(
+        self, engine: Engine, models: ModelStore, *, max_images: int, timeout_s: float
+    ) -> None:
+        self._engine = engine
+        self._models = models
         self._max_images = max_images
         self._timeout_s = timeout_s
 
@@ -72,20 +77,40 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
             raise _bad("top_k", f"top_k is {request.top_k}: it must be 0 (for 1) or more")
         decision = decisions.read(request.decision) if request.HasField("decision") else None
         which = request.WhichOneof("which")
-        return await self._fallback.classify(
+        images = [_decode(image, index) for index, image in enumerate(request.images)]
+        begun = time.monotonic()
+        files = await resolve(
+            self._models,
             principal.current().key(request.model),
             request.version if which == "version" else None,
             request.alias if which == "alias" else None,
-            [_decode(image, index) for index, image in enumerate(request.images)],
-            timeout_s,
+        )
+        return await self._engine.classify(
+            files,
+            images,
+            timeout_s - (time.monotonic() - begun),
             decision,
-            partial(
+            finish=partial(
                 predictions.response,
                 request.model,
+                files.version,
                 top_k=request.top_k or 1,
                 with_features=request.include_features,
             ),
         )
+
+
+async def resolve(
+    models: ModelStore, model: ModelKey, version: int | None, alias: str | None
+) -> ModelFiles:
+    """Returns what a version is answered by: by number, by alias, or by neither (`latest`).
+
+    Raises NotFound as `ModelStore.resolve`.
+    """
+    known = models.remembered(model, version, alias)
+    if known is not None:
+        return known
+    return await asyncio.to_thread(models.resolve, model, version, alias)
 
 
 def _decode(image: pb.Image, index: int) -> Decode:

@@ -1,22 +1,92 @@
-"""Registered backbones as rows of the database, and who is on them."""
+"""Backbones as rows of the database: pretrained ones in ONNX form, and tenants' own.
 
+Owns the table exported_backbones: forms that stay known for later jobs when the versions on them
+are gone; none ever leaves, for a trainer that was given one may work for hours before it
+publishes on it. All tenants share the float forms; a quantised one holds the ranges of its
+tenant's images, and is for that tenant alone. The float form of a registered backbone is its
+tenant's, and in the table registered_backbones; its quantised form goes with it. Every function
+works in its caller's transaction.
+"""
+
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from service.backbones import ONNX
-from service.domain import JobState, plain_name
+from service.backbones import ONNX, is_registered
+from service.contract import FROZEN_TECHNIQUES
+from service.domain import Manifest
 from service.errors import NotFound, Reason, WrongState
 from service.ingest.backbone_process import Asked
 from service.ingest.names import shown
-from service.storage import exports
+from service.storage import holds
 from service.storage.database import Connection
 
-_MAX_TOLD = 3
-_AUTO = "auto"
-"""The backbone of a job that chooses one by its data."""
+_MAX_NAMED = 3
+_INT8 = ":int8"
+"""After the weights of a quantised form."""
+ANY = "auto"
+"""Held by a job that chooses its backbone by its data: it may choose any."""
+_EVERYBODY = ""
+"""Stands for the tenant of a form that all may use."""
+
+
+def weights_of(digest: str) -> str:
+    """Returns what the weights of a registered backbone are called, from its file's digest."""
+    return f"sha256:{digest[:16]}"
+
+
+def is_kept(manifest: Manifest) -> bool:
+    """Whether a version's backbone is a pretrained one as it was; else it is the version's own."""
+    # Random weights have no second user; only what was pretrained is worth keeping.
+    is_frozen = manifest.method == "feature_based" or manifest.technique in FROZEN_TECHNIQUES
+    return is_frozen and not manifest.weights.startswith("random")
+
+
+def keep(connection: Connection, tenant: str, manifest: Manifest) -> None:
+    """Notes the backbone of a version that is published, if it is one to keep."""
+    if not is_kept(manifest):
+        return
+    # Float and quantised forms are different files, each shared by later jobs.
+    is_int8 = manifest.serving_precision == "int8"
+    if is_registered(manifest.backbone) and not is_int8:
+        return
+    connection.execute(
+        "INSERT INTO exported_backbones (tenant, backbone, weights, digest, create_time_s)"
+        " VALUES (?, ?, ?, ?, ?) ON CONFLICT (tenant, backbone, weights) DO NOTHING",
+        (
+            tenant if is_int8 else _EVERYBODY,
+            manifest.backbone,
+            manifest.weights + (_INT8 if is_int8 else ""),
+            manifest.backbone_digest,
+            time.time(),
+        ),
+    )
+
+
+def forms(connection: Connection, backbone: str, tenant: str) -> list[tuple[str, str]]:
+    """Lists what a tenant's jobs may use: weights, as the trainer names them, and digests."""
+    exported = connection.execute(
+        "SELECT weights, digest FROM exported_backbones WHERE tenant IN (?, ?) AND backbone = ?"
+        " ORDER BY weights",
+        (_EVERYBODY, tenant, backbone),
+    ).fetchall()
+    registered = connection.execute(
+        "SELECT digest FROM registered_backbones WHERE tenant = ? AND name = ?", (tenant, backbone)
+    ).fetchall()
+    return [
+        *((weights_of(row["digest"]), row["digest"]) for row in registered),
+        *((row["weights"], row["digest"]) for row in exported),
+    ]
+
+
+def forget(connection: Connection, backbone: str, tenant: str) -> None:
+    """Forgets the quantised forms of a registered backbone that its tenant deletes."""
+    connection.execute(
+        "DELETE FROM exported_backbones WHERE tenant = ? AND backbone = ?", (tenant, backbone)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +109,7 @@ class RegisteredBackbone:
     @property
     def weights(self) -> str:
         """Returns what its weights are called in manifests: another file has another name."""
-        return exports.weights_of(self.digest)
-
-
-class _Named(msgspec.Struct):
-    """What a manifest or a job's request says of its backbone."""
-
-    backbone: str = ""
-
-
-_named = msgspec.json.Decoder(_Named)
+        return weights_of(self.digest)
 
 
 def row_of(connection: Connection, name: str, tenant: str) -> Any:
@@ -62,12 +123,16 @@ def find(connection: Connection, name: str, tenant: str) -> RegisteredBackbone:
     """Returns a tenant's backbone, by its name with or without "onnx/"; raises NotFound."""
     row = row_of(connection, ONNX + name.removeprefix(ONNX), tenant)
     if row is None:
-        names = connection.execute(
-            "SELECT name FROM registered_backbones WHERE tenant = ? ORDER BY name LIMIT 10",
-            (tenant,),
-        )
-        raise not_found(name, [found["name"] for found in names])
+        raise not_found(name, names(connection, tenant)[:10])
     return record_of(row)
+
+
+def names(connection: Connection, tenant: str) -> list[str]:
+    """Returns the names of all backbones that a tenant registered, sorted."""
+    rows = connection.execute(
+        "SELECT name FROM registered_backbones WHERE tenant = ? ORDER BY name", (tenant,)
+    )
+    return [row["name"] for row in rows]
 
 
 def not_found(name: str, registered: Sequence[str]) -> NotFound:
@@ -96,56 +161,42 @@ def record_of(row: Any) -> RegisteredBackbone:
     )
 
 
-def check_no_versions(
-    connection: Connection, record: RegisteredBackbone, digests: set[str]
-) -> None:
-    """Raises WrongState while versions are on a backbone, whose forms have these digests."""
-    marks = ", ".join("?" * len(digests))
+def check_unused(connection: Connection, record: RegisteredBackbone) -> None:
+    """Raises WrongState while versions are on a backbone, or jobs that have not ended hold it."""
     rows = connection.execute(
-        "SELECT model, version, manifest_json FROM versions JOIN models ON name = model"  # noqa: S608
-        f" WHERE tenant = ? AND backbone_digest IN ({marks}) ORDER BY model, version",
-        (record.tenant, *digests),
+        "SELECT model, version FROM versions WHERE tenant = ? AND backbone = ?"
+        " ORDER BY model, version LIMIT ?",
+        (record.tenant, record.name, _MAX_NAMED + 1),
     )
-    # The same file may be registered under two names.
-    told = [
-        f"version {row['version']} of {plain_name(row['model'])}"
-        for row in rows
-        if _named.decode(row["manifest_json"]).backbone == record.name
+    if versions := [f"version {row['version']} of {row['model']}" for row in rows]:
+        raise _in_use(record, "versions are on it", versions, "delete those first")
+    jobs = [
+        holder
+        for name in (record.name, ANY)
+        for holder in holds.holders(connection, record.tenant, "backbone", name)
     ]
-    if told:
-        raise _in_use(record, f"{len(told)} versions are on it", told, "delete those first")
+    if jobs:
+        raise _in_use(
+            record,
+            "jobs that have not ended are on it, or may choose it",
+            sorted({*jobs}),
+            "wait for them to end, or cancel them",
+        )
 
 
-def check_no_jobs(
-    connection: Connection, record: RegisteredBackbone, default_backbone: str
-) -> None:
-    """Raises WrongState while jobs that have not ended are on a backbone, or may choose it."""
-    rows = connection.execute(
-        "SELECT job_id, request_json FROM jobs WHERE tenant = ? AND state IN (?, ?)"
-        " ORDER BY job_id",
-        (record.tenant, JobState.QUEUED, JobState.RUNNING),
-    )
-    told = [
-        row["job_id"]
-        for row in rows
-        if (_named.decode(row["request_json"]).backbone or default_backbone) in (record.name, _AUTO)
-    ]
-    if told:
-        what = f"{len(told)} jobs that have not ended are on it, or may choose it"
-        raise _in_use(record, what, told, "wait for them to end, or cancel them")
+def stored_bytes(connection: Connection, tenant: str) -> int:
+    """Counts what a tenant's registered backbones take."""
+    (stored,) = connection.execute(
+        "SELECT COALESCE(SUM(size_bytes), 0) FROM registered_backbones WHERE tenant = ?", (tenant,)
+    ).fetchone()
+    return int(stored)
 
 
 def _in_use(record: RegisteredBackbone, what: str, named: list[str], remedy: str) -> WrongState:
-    more = " and more" if len(named) > _MAX_TOLD else ""
+    more = " and more" if len(named) > _MAX_NAMED else ""
     return WrongState(
         Reason.BACKBONE_IN_USE,
-        f"{record.name} cannot be deleted: {what} ({', '.join(named[:_MAX_TOLD])}{more}); {remedy}",
+        f"{record.name} cannot be deleted: {what} ({', '.join(named[:_MAX_NAMED])}{more}); "
+        f"{remedy}",
         field="name",
     )
-
-
-def is_used(connection: Connection, digest: str) -> bool:
-    """Tells whether anybody's version or backbone needs the file of a digest."""
-    query = "SELECT 1 FROM versions WHERE backbone_digest = ? LIMIT 1"
-    is_served = connection.execute(query, (digest,)).fetchone() is not None
-    return is_served or digest in exports.digests(connection)

@@ -2,9 +2,9 @@
 
 Owns the connections and the lock that keeps a second server out of the data
 folder. Knows no table; the stores do. One writer at a time, any number of
-readers, from any thread. Once the file is found damaged no transaction begins: what
-would be acknowledged then is lost when it is restored. The SQL of the stores is plain
-enough for PostgreSQL, but for a trigger and a cast in the migrations. Stops with `close`.
+readers, from any thread. No file and no network is touched inside a transaction. The SQL of
+the stores is plain enough for PostgreSQL, but for a trigger in the migrations. Stops with
+`close`.
 """
 
 import errno
@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
-from service.errors import Damaged, GraftError, Internal, NotFound, Reason, Unavailable
+from service.errors import Damaged, GraftError, Internal, Reason, Unavailable
 from service.ops import failpoints
-from service.storage import disk_errors, durable
+from service.storage import fsync, storage_errors
 
 Connection = sqlite3.Connection
 
@@ -29,8 +29,6 @@ BUSY_TIMEOUT_S = 10.0
 """Longest wait while another process holds the database."""
 _WRITER_TIMEOUT_S = 30.0
 _IDLE_READERS = 8
-_LOOK_AGAIN_S = 60.0
-"""Between looks through the file for what surprising errors may come of."""
 _WHAT_TO_DO = (
     "put the data folder back from a backup, as the runbook says, and keep the damaged one aside"
 )
@@ -41,8 +39,11 @@ log = logging.getLogger(__name__)
 class Database:
     """Transactions on `folder`/graft.sqlite3; the folder is made if need be.
 
-    Raises Unavailable when another server holds the folder or it cannot be written,
-    Internal when a newer Graft wrote the database, Damaged when its file is not whole.
+    `on_damage` is called once when a page is found damaged: what is acknowledged from then on
+    would be lost with the file, so no transaction begins any more, and the process should end.
+    An `is_exclusive` one keeps every other server out of the folder. Raises Unavailable when
+    another server has the folder or it cannot be written, Internal when a newer Graft wrote the
+    database, Damaged when its file is not whole.
     """
 
     def __init__(
@@ -50,13 +51,18 @@ class Database:
         folder: Path,
         scripts: Sequence[str] | None = None,
         busy_timeout_s: float = BUSY_TIMEOUT_S,
+        *,
+        on_damage: Callable[[], None] = lambda: None,
+        is_exclusive: bool = True,
     ) -> None:
         self._folder = folder
         self._busy_timeout_s = busy_timeout_s
+        self._on_damage = on_damage
+        self.is_exclusive = is_exclusive
         self._path = folder / "graft.sqlite3"
-        with _unwritable_told(folder):
-            durable.make_folder(folder)
-            self._lock_file = _lock(folder)
+        with _unwritable_reported(folder):
+            fsync.make_folder(folder)
+            self._lock_file = _lock(folder) if is_exclusive else -1
         self._writing = threading.Lock()
         self._guard = threading.Lock()
         self._readers: list[Connection] = []
@@ -64,41 +70,35 @@ class Database:
         self._after_rollback: list[Callable[[], None]] = []
         self._is_closed = False
         self._is_damaged = False
-        self._look_again_s = 0.0
         try:
-            with self._damage_told():
+            with self._damage_reported():
                 self._writer = self._connect()
                 try:
                     _check(self._writer)
                     _migrate(self._writer, _shipped() if scripts is None else scripts)
-                    self._file = _identity(self._path)
                 except BaseException:
                     self._writer.close()
                     raise
         except BaseException:
-            os.close(self._lock_file)
+            self._unlock()
             raise
 
-    @property
-    def is_damaged(self) -> bool:
-        """Whether the file was found damaged since it was opened; once it was, it stays so."""
-        return self._is_damaged
-
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """The one write transaction: committed at the end, rolled back on any error.
+    def transaction(self, scope: str = "") -> Iterator[Connection]:
+        """Runs the one write transaction: committed at the end, rolled back on any error.
 
-        Not to be nested. Raises Exhausted (STORAGE_FULL) when the disk is full, Unavailable
-        (STORAGE_BUSY) when another process holds the database, and Damaged (STORAGE_DAMAGED)
-        when its file is, or was found so before.
+        `scope` names what is serialised with what, such as "tenant:acme"; SQLite has one writer
+        and does not look at it. Not to be nested. Raises Exhausted (STORAGE_FULL) when the disk
+        is full, Unavailable (STORAGE_BUSY) when another process holds the database, and Damaged
+        (STORAGE_DAMAGED) when its file is, or was found so before.
         """
+        del scope
         if not self._writing.acquire(timeout=_WRITER_TIMEOUT_S):
-            raise disk_errors.busy(_WRITER_TIMEOUT_S)
+            raise storage_errors.busy(_WRITER_TIMEOUT_S)
         try:
             self._check_open()
-            self._check_file()
             if self._is_damaged:
-                raise disk_errors.damaged()
+                raise storage_errors.damaged()
             self._after_commit.clear()
             self._after_rollback.clear()
             try:
@@ -110,35 +110,44 @@ class Database:
                 # A full disk may have ended the transaction already.
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
-                _follow_up(self._after_rollback)
-                if (told := self._told(error, self._writer)) is not None:
-                    raise told from error
+                for action in self._after_rollback:
+                    action()
+                if (known := self._known(error)) is not None:
+                    raise known from error
                 raise
-            # What is committed stays committed, whatever becomes of the follow-up.
-            _follow_up(self._after_commit)
+            # What is committed stays committed, whatever becomes of the notices.
+            for action in self._after_commit:
+                try:
+                    action()
+                except Exception:
+                    log.exception("a notice after a transaction failed")
         finally:
             self._writing.release()
 
     def after_commit(self, action: Callable[[], None]) -> None:
-        """Runs `action` once the running transaction is committed, before any other begins.
+        """Runs `action` once the running transaction is committed.
 
-        To be called inside `transaction()` by its thread. `action` must not open
-        a transaction of its own.
+        For notices alone, which say "look again": an action must not block, touch files, or
+        open a transaction, and nothing may depend on its being run. To be called inside
+        `transaction()` by its thread.
         """
         self._after_commit.append(action)
 
     def after_rollback(self, action: Callable[[], None]) -> None:
-        """As `after_commit`, when the transaction fails: what it did outside of the database."""
+        """Runs `action` when the running transaction fails; goes with the datasets' folders."""
         self._after_rollback.append(action)
+
+    @property
+    def is_damaged(self) -> bool:
+        """Tells whether the file was found damaged; goes with its metric."""
+        return self._is_damaged
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A connection that sees one state of the database and must not write.
+        """Yields a connection that sees one state of the database and must not write.
 
-        Goes on while another process writes. Raises Damaged (STORAGE_DAMAGED) where the file
-        is; what can be read of a damaged one is still answered.
+        Goes on while another process writes. Raises Damaged (STORAGE_DAMAGED) where the file is.
         """
-        self._check_file()
         with self._guard:
             self._check_open()
             connection = self._readers.pop() if self._readers else None
@@ -149,10 +158,8 @@ class Database:
             yield connection
         except Exception as error:
             # A write through here is a fault of ours, whatever the disk allows.
-            if disk_errors.is_read_only(error):
-                raise
-            if (told := self._told(error, connection)) is not None:
-                raise told from error
+            if not storage_errors.is_read_only(error) and (known := self._known(error)) is not None:
+                raise known from error
             raise
         finally:
             with suppress(sqlite3.Error):
@@ -165,7 +172,7 @@ class Database:
                 connection.close()
 
     def close(self) -> None:
-        """Waits for the running transaction, closes, and frees the folder. Twice is harmless."""
+        """Waits for the running transaction, closes, and frees the folder. Idempotent."""
         with self._writing, self._guard:
             if self._is_closed:
                 return
@@ -173,6 +180,10 @@ class Database:
             for connection in self._readers:
                 connection.close()
             self._writer.close()
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock_file >= 0:
             os.close(self._lock_file)
 
     def _check_open(self) -> None:
@@ -181,21 +192,13 @@ class Database:
                 Reason.SHUTTING_DOWN, "the service is stopping: try again soon", retry_after_s=5.0
             )
 
-    def _check_file(self) -> None:
-        # SQLite goes on with a file that has no name any more, and what it takes then is lost
-        # with the process; and a reader would make a new one.
-        if _identity(self._path) == self._file:
-            return
-        self._note_damage(sqlite3.DatabaseError("it was removed, replaced or emptied"))
-        raise disk_errors.damaged()
-
     def _reader(self) -> Connection:
         try:
             connection = self._connect()
             connection.execute("PRAGMA query_only = ON")
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            if (told := self._told(error)) is not None:
-                raise told from error
+            if (known := self._known(error)) is not None:
+                raise known from error
             raise
         return connection
 
@@ -219,84 +222,62 @@ class Database:
             raise
         return connection
 
-    def _told(
-        self, error: BaseException, connection: Connection | None = None
-    ) -> GraftError | None:
-        is_own = isinstance(error, GraftError)
-        if connection and not is_own and not isinstance(error, sqlite3.Error | OSError):
-            # What a store decodes may fail for reasons of its own.
-            self._suspect(error, connection)
-        elif disk_errors.is_damage(error):
+    def _known(self, error: BaseException) -> GraftError | None:
+        """Returns what callers get for an error of the disk or of SQLite; None for any other."""
+        if storage_errors.is_damage(error):
             self._note_damage(error)
-        # What else goes wrong in a damaged file comes of that, and nothing is surely not there.
-        if self._is_damaged and isinstance(error, Exception):
-            return disk_errors.damaged() if not is_own or isinstance(error, NotFound) else None
         if isinstance(error, sqlite3.Error):
-            return disk_errors.of_database(error, self._folder, self._busy_timeout_s)
-        return disk_errors.of_system(error) if isinstance(error, OSError) else None
-
-    def _suspect(self, error: BaseException, connection: Connection) -> None:
-        """Looks whether what a row cannot be comes of damage that SQLite passed over."""
-        # One that may be SQLite's own words is looked into each time.
-        is_due = disk_errors.is_damage(error) or time.monotonic() >= self._look_again_s
-        if not isinstance(error, Exception) or not is_due:
-            return
-        self._look_again_s = time.monotonic() + _LOOK_AGAIN_S
-        try:
-            _check(connection)
-        except (sqlite3.Error, UnicodeDecodeError) as found:
-            if disk_errors.is_damage(found):
-                self._note_damage(found)
+            return storage_errors.of_database(error, self._folder, self._busy_timeout_s)
+        return storage_errors.of_system(error) if isinstance(error, OSError) else None
 
     def _note_damage(self, error: BaseException) -> None:
         with self._guard:
             if self._is_damaged:
                 return
             self._is_damaged = True
-        log.error(
-            "the database %s is damaged (%s): nothing is stored any more, models in memory are "
-            "served on; %s",
+        log.critical(
+            "the database %s is damaged (%s), and the server ends; %s",
             self._path,
             error,
             _WHAT_TO_DO,
             exc_info=error,
         )
+        self._on_damage()
 
     @contextmanager
-    def _damage_told(self) -> Iterator[None]:
+    def _damage_reported(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            if disk_errors.is_damage(error):
+            if storage_errors.is_damage(error):
                 raise Damaged(
                     Reason.STORAGE_DAMAGED,
                     f"the database {self._path} is damaged ({error}): {_WHAT_TO_DO}",
                 ) from error
-            if (told := self._told(error)) is not None:
-                raise told from error
+            if (known := self._known(error)) is not None:
+                raise known from error
             raise
 
 
+def now_s(_connection: Connection) -> float:
+    """Returns the database's clock, seconds since 1970: no lease is compared with another."""
+    return time.time()
+
+
+def references_to(connection: Connection, table: str) -> list[tuple[str, str]]:
+    """Returns every (table, column) whose rows refer to rows of `table` by a foreign key."""
+    tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    return [
+        (row["name"], key["from"])
+        for row in tables
+        for key in connection.execute("SELECT * FROM pragma_foreign_key_list(?)", (row["name"],))
+        if key["table"] == table
+    ]
+
+
 def known_format() -> int:
-    """The format that this Graft brings a database to."""
+    """Returns the format that this Graft brings a database to."""
     return len(_shipped())
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file it is; None where there is none, or nothing in it."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return (found.st_dev, found.st_ino) if found.st_size else None
-
-
-def _follow_up(actions: Sequence[Callable[[], None]]) -> None:
-    for action in actions:
-        try:
-            action()
-        except Exception:
-            log.exception("a step after a transaction failed")
 
 
 def _lock(folder: Path) -> int:
@@ -354,7 +335,7 @@ def _check(connection: Connection) -> None:
 
 
 @contextmanager
-def _unwritable_told(folder: Path) -> Iterator[None]:
+def _unwritable_reported(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -1,41 +1,30 @@
 """Datasets: images that were sent, checked once and kept unchanged.
 
-A dataset is a folder named by its id, with its images under numbers and the index that the
-reader wrote, and a row. Equal images of two tenants are two datasets, and neither can
-tell that the other has them. The folder gets its name when it is whole and flushed, the row
-follows in the same step; what a crash leaves under no row is swept when the
-store is made. The reader is handed in. `close` makes what is under way give up.
+Equal images of two tenants are two datasets, and neither can tell that the other has them. How
+they are kept is `dataset_keeping`'s; the reader is handed in. `close` makes what is under way
+give up.
 
 A dataset without labels keeps the names of the folders that its images came in: these
 may name classes all the same, to measure by.
 """
 
-import logging
-import secrets
 import shutil
 import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from service.domain import (
-    JobState,
-    tenant_key,
-)
+from service.contract import ImageSource
 from service.errors import Expired, InvalidInput, Reason, Unavailable, WrongState
-from service.ingest import index
 from service.ingest.archives import ArchiveFormat, Limits
-from service.ingest.index import IndexedImage
 from service.ingest.names import shown
 from service.ingest.reader import (
-    IMAGES_FOLDER,
     INDEX_FILE,
+    PACK_FILE,
     OnProgress,
     OverRoom,
     Reader,
@@ -44,16 +33,16 @@ from service.ingest.reader import (
 )
 from service.ops import failpoints
 from service.ops.escaping import may_name
-from service.storage import dataset_rows, durable, pages, quotas
-from service.storage.database import Database
+from service.storage import dataset_rows, fsync, holds, pagination
+from service.storage.database import Database, now_s
+from service.storage.dataset_keeping import DatasetKeeper, Made
 from service.storage.dataset_rows import DatasetRecord
+from service.storage.quotas import Quotas, check_room
 from service.storage.uploads import Upload
 
 __all__ = ["DatasetRecord", "DatasetStore", "Limits", "Upload"]
 
 _MAX_DISPLAY_NAME_CHARS = 256
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,6 +58,8 @@ class _Asked:
     case_sensitive: bool = False
     is_abandoned: threading.Event = field(default_factory=threading.Event)
     """Set when the caller has left."""
+    base: DatasetRecord | None = None
+    """The dataset that the images are added to."""
 
 
 class DatasetStore:
@@ -77,23 +68,18 @@ class DatasetStore:
     def __init__(
         self,
         database: Database,
-        folder: Path,
+        keeper: DatasetKeeper,
         reader: Reader,
         limits: Limits,
+        quotas: Quotas,
     ) -> None:
         self._database = database
-        # Images are read below real paths alone; the operator may keep the folder elsewhere.
-        self._folder = folder.resolve()
-        self._temporary = self._folder / "tmp"
+        self._keeper = keeper
+        self._quotas = quotas
         self._reader = reader
         self._limits = limits
         self._closing = threading.Event()
         self._leaving_jobs = threading.Event()
-        self._used: Counter[str] = Counter()
-        """Ids of the datasets that rankings work on."""
-        self._using = threading.Lock()
-        durable.make_folder(self._temporary)
-        self._sweep()
 
     def begin_upload(
         self,
@@ -115,19 +101,7 @@ class DatasetStore:
         already, and the upload does as soon as it brings more than there is room for;
         of images that may be stored already, only when they turn out not to be.
         """
-        if len(display_name) > _MAX_DISPLAY_NAME_CHARS:
-            raise InvalidInput(
-                Reason.INVALID_FIELD,
-                f"display_name has more than {_MAX_DISPLAY_NAME_CHARS} characters",
-                field="header.display_name",
-            )
-        if not may_name(display_name):
-            raise InvalidInput(
-                Reason.INVALID_FIELD,
-                "display_name holds no control characters, nor any that turn the text around: "
-                f"{shown(display_name)} cannot be one",
-                field="header.display_name",
-            )
+        check_display_name(display_name)
         asked = _Asked(
             display_name,
             is_unlabelled,
@@ -137,6 +111,35 @@ class DatasetStore:
             case_sensitive=case_sensitive,
             is_abandoned=is_abandoned or threading.Event(),
         )
+        return self._begin(asked, archive_format)
+
+    def begin_adding(
+        self,
+        dataset_id: str,
+        display_name: str,
+        archive_format: ArchiveFormat,
+        *,
+        tenant: str,
+        max_stored_bytes: int | None = None,
+    ) -> Upload:
+        """Starts to take images in that make another dataset, of a dataset's and of them.
+
+        Raises as `begin_upload`, and NotFound (DATASET_NOT_FOUND); the upload raises
+        DatasetChanged when an image was erased from the dataset meanwhile.
+        """
+        check_display_name(display_name)
+        base = self.get(dataset_id, tenant)
+        asked = _Asked(
+            display_name or base.display_name,
+            base.is_unlabelled,
+            tenant,
+            max_stored_bytes,
+            case_sensitive=base.case_sensitive,
+            base=base,
+        )
+        return self._begin(asked, archive_format)
+
+    def _begin(self, asked: _Asked, archive_format: ArchiveFormat) -> Upload:
         check_room = self._room(asked)
         folder = self._new_folder(asked)
         return Upload(
@@ -144,9 +147,10 @@ class DatasetStore:
             self._limits,
             archive_format=archive_format,
             store=partial(self._read_and_keep, asked, folder),
-            is_unlabelled=is_unlabelled,
+            is_unlabelled=asked.is_unlabelled,
             check_room=check_room,
             is_abandoned=asked.is_abandoned,
+            numbered_from=asked.base.image_count if asked.base else 0,
         )
 
     def import_archive(
@@ -191,8 +195,8 @@ class DatasetStore:
         most: int = 0,
         on_progress: OnProgress = untold,
         is_abandoned: threading.Event | None = None,
-    ) -> Path:
-        """Reads a folder of the server's for a job, where it lies; returns its index's file.
+    ) -> ImageSource:
+        """Reads a folder of the server's for a job, where it lies; returns it with its index.
 
         The index goes into the folder `work`, which is made. With `most`, so many images are
         read, in turn from each class. Raises InvalidInput, and Unavailable when jobs are to stop.
@@ -213,99 +217,95 @@ class DatasetStore:
             case_sensitive=case_sensitive,
             most=most,
         )
-        with durable.full_disk_told():
+        with fsync.full_disk_told():
             self._reader.read(request, partial(self._check_open, asked), on_progress)
-        return work / INDEX_FILE
+        return ImageSource(folder=str(path), index_file=str(work / INDEX_FILE))
 
     def request(self, work: Path, *, archive: str = "") -> ReadRequest:
         """Makes what the reader is asked, within the limits of this store."""
         return ReadRequest(work=str(work), archive=archive, limits=self._limits)
 
     def get(self, dataset_id: str, tenant: str) -> DatasetRecord:
-        """One dataset of a tenant; raises NotFound (DATASET_NOT_FOUND)."""
+        """Returns one dataset of a tenant; raises NotFound (DATASET_NOT_FOUND)."""
         with self._database.read() as connection:
-            return dataset_rows.record_of(dataset_rows.find(connection, dataset_id, tenant))
+            return dataset_rows.find(connection, dataset_id, tenant)
+
+    def source(self, dataset_id: str, tenant: str) -> ImageSource:
+        """Names the files of a tenant's dataset, as a spec does; raises NotFound."""
+        with self._database.read() as connection:
+            record = dataset_rows.find(connection, dataset_id, tenant)
+            packs = dataset_rows.packs_of(connection, dataset_id, tenant)
+        return ImageSource(index=record.index_digest, packs=packs, name=dataset_id)
 
     def list(self, page_size: int, page_token: str, tenant: str) -> tuple[list[DatasetRecord], str]:
         """A page of a tenant's, newest first, and the token of the next ("" on the last)."""
-        limit = pages.size(page_size)
-        kind = tenant_key(tenant, "datasets")
-        before = pages.key(kind, page_token, float, str) or (float("inf"), "")
+        limit = pagination.size(page_size)
+        before = pagination.key("datasets", tenant, page_token, float, str) or (float("inf"), "")
         with self._database.read() as connection:
             found = connection.execute(
                 "SELECT * FROM datasets WHERE tenant = ? AND (create_time_s, dataset_id) < (?, ?)"
                 " ORDER BY create_time_s DESC, dataset_id DESC LIMIT ?",
                 (tenant, *before, limit + 1),
             )
-            rows, more = pages.page(found, limit, "classes_json")
+            rows, more = pagination.page(found, limit, "classes_json")
         records = [dataset_rows.record_of(row) for row in rows]
         if not more:
             return records, ""
         last = records[-1]
-        return records, pages.token(kind, last.create_time_s, last.dataset_id)
+        return records, pagination.token("datasets", tenant, last.create_time_s, last.dataset_id)
 
     def stored_bytes(self, tenant: str) -> int:
-        """Counts what all that a tenant stores takes; see `quotas.stored_bytes`."""
+        """Counts what all that a tenant stores takes; see `Quotas.stored_bytes`."""
         with self._database.read() as connection:
-            return quotas.stored_bytes(connection, tenant)
+            return self._quotas.stored_bytes(connection, tenant)
 
     def check_room(self, tenant: str, max_stored_bytes: int | None) -> None:
         """Raises OverQuota (stored_bytes) where a tenant is to store nothing more."""
         if max_stored_bytes is not None:
-            quotas.check_room(self.stored_bytes(tenant), 0, max_stored_bytes)
+            check_room(self.stored_bytes(tenant), 0, max_stored_bytes)
 
-    @contextmanager
-    def in_use(self, dataset_id: str, tenant: str) -> Iterator[Path]:
-        """Keeps a tenant's dataset from being deleted; yields its folder.
-
-        Entering may block, leaving does not. Raises NotFound (DATASET_NOT_FOUND).
-        """
-        with self._using:
-            self._used[dataset_id] += 1
-        try:
-            # One that writes, so that it sees the end of a deletion that began before.
-            with self._database.transaction() as connection:
-                dataset_rows.find(connection, dataset_id, tenant)
-            yield self.path(dataset_id)
-        finally:
-            with self._using:
-                self._used -= Counter([dataset_id])
+    def check_usable(
+        self,
+        dataset_id: str,
+        tenant: str,
+        field: str = "dataset_id",
+        *,
+        is_target: bool = False,
+        is_alone: bool = False,
+    ) -> None:
+        """Raises NotFound or InvalidInput as `dataset_rows.check_usable`."""
+        with self._database.read() as connection:
+            dataset_rows.check_usable(
+                connection, tenant, dataset_id, field, is_target=is_target, is_alone=is_alone
+            )
 
     def delete(self, dataset_id: str, tenant: str) -> None:
-        """Deletes a tenant's dataset.
+        """Deletes a tenant's dataset; what no other one names of its files is collected later.
 
-        Raises NotFound, or WrongState (DATASET_IN_USE) while a job or a ranking needs it.
+        Raises NotFound, or WrongState (DATASET_IN_USE) while a job needs it.
         """
-        doomed = self._temporary / secrets.token_hex(8)
-        with self._database.transaction() as connection:
+        with self._database.transaction(f"tenant:{tenant}") as connection:
             dataset_rows.find(connection, dataset_id, tenant)
-            users = connection.execute(
-                "SELECT job_id FROM jobs WHERE state IN (?, ?) AND (dataset_id = ? OR job_id IN"
-                " (SELECT job_id FROM job_datasets WHERE dataset_id = ?))"
-                " ORDER BY job_id LIMIT 3",
-                (JobState.QUEUED, JobState.RUNNING, dataset_id, dataset_id),
-            ).fetchall()
-            if users:
+            if users := holds.holders(connection, tenant, "dataset", dataset_id):
                 raise WrongState(
                     Reason.DATASET_IN_USE,
-                    f"dataset {dataset_id} is used by {', '.join(u['job_id'] for u in users)}: "
-                    "wait for its jobs to end, or cancel them",
+                    f"dataset {dataset_id} is used by {', '.join(users[:3])}: wait for its jobs to "
+                    "end, or cancel them",
                 )
-            if self._used[dataset_id]:
-                raise WrongState(
-                    Reason.DATASET_IN_USE,
-                    f"dataset {dataset_id} is used by RankBackbones: wait for the call to end, or "
-                    "cancel it",
-                )
-            connection.execute("DELETE FROM datasets WHERE dataset_id = ?", (dataset_id,))
-            # Out of the way before the same images can be stored again.
-            self._database.after_commit(partial(_move_if_there, self.path(dataset_id), doomed))
-        failpoints.reach("dataset.moved_away")
-        shutil.rmtree(doomed, ignore_errors=True)
+            connection.execute(
+                "DELETE FROM datasets WHERE tenant = ? AND dataset_id = ?", (tenant, dataset_id)
+            )
+        failpoints.reach("dataset.deleted")
 
-    def path(self, dataset_id: str) -> Path:
-        """Returns the folder of a dataset: its index, and its images in a folder below."""
-        return self._folder / dataset_id
+    def delete_unused(self, older_than_s: float) -> int:
+        """Deletes older datasets that no job holds and no version was trained on; counts them."""
+        deleted = 0
+        while True:
+            with self._database.transaction() as connection:
+                count = dataset_rows.delete_unused(connection, now_s(connection) - older_than_s)
+            deleted += count
+            if not count:
+                return deleted
 
     def leave_jobs(self) -> None:
         """Makes what is imported for jobs give up soon, with Unavailable; uploads go on."""
@@ -327,18 +327,15 @@ class DatasetStore:
 
     def _new_folder(self, asked: _Asked) -> Path:
         self._check_open(asked)
-        folder = self._temporary / secrets.token_hex(8)
-        with durable.full_disk_told():
-            folder.mkdir()
-        return folder
+        return self._keeper.new_folder()
 
     def _room(self, asked: _Asked) -> Callable[[int], None] | None:
         """Raises OverQuota for so many bytes beside what the tenant stores now."""
         if asked.max_stored_bytes is None or asked.may_be_stored:
             return None
         used = self.stored_bytes(asked.tenant)
-        quotas.check_room(used, 0, asked.max_stored_bytes)
-        return partial(quotas.check_room, used, bound=asked.max_stored_bytes)
+        check_room(used, 0, asked.max_stored_bytes)
+        return partial(check_room, used, bound=asked.max_stored_bytes)
 
     def _read_and_keep(
         self,
@@ -351,7 +348,7 @@ class DatasetStore:
         if asked.max_stored_bytes is not None:
             used = self.stored_bytes(asked.tenant)
             if not asked.may_be_stored:
-                quotas.check_room(used, 0, asked.max_stored_bytes)
+                check_room(used, 0, asked.max_stored_bytes)
                 request = msgspec.structs.replace(
                     request, max_new_bytes=asked.max_stored_bytes - used
                 )
@@ -362,114 +359,43 @@ class DatasetStore:
             case_sensitive=asked.case_sensitive,
         )
         try:
-            with durable.full_disk_told():
+            with ExitStack() as kept, fsync.full_disk_told():
+                if asked.base is not None:
+                    index_file = kept.enter_context(self._keeper.index_file(asked.base))
+                    request = msgspec.structs.replace(request, base=str(index_file))
                 read = self._reader.read(request, partial(self._check_open, asked), on_progress)
         except OverRoom as error:
             assert asked.max_stored_bytes is not None, "no other upload has a room"
-            quotas.check_room(used, error.size_bytes, asked.max_stored_bytes)
+            check_room(used, error.size_bytes, asked.max_stored_bytes)
             raise AssertionError("what is over the room is refused") from error
         failpoints.reach("dataset.read")
-        record = DatasetRecord(
-            dataset_id=dataset_rows.id_of(asked.tenant, read.digest),
-            tenant=asked.tenant,
-            display_name=asked.display_name,
-            digest=read.digest,
-            create_time_s=time.time(),
-            size_bytes=read.size_bytes,
-            classes=read.classes,
-            image_count=read.summary.used,
-            summary=read.summary,
-            is_unlabelled=asked.is_unlabelled,
-            case_sensitive=asked.case_sensitive,
+        made = Made(
+            read.index,
+            folder / INDEX_FILE,
+            read.index_digest,
+            {read.pack_digest: folder / PACK_FILE} if read.pack_digest else {},
         )
-        tree = folder / "dataset"
-        with durable.full_disk_told():
-            tree.mkdir()
-            for name in (IMAGES_FOLDER, INDEX_FILE):
-                (folder / name).rename(tree / name)
-            durable.sync_tree(tree)
-            return self._keep(record, tree, asked.max_stored_bytes)
-
-    def _keep(
-        self, record: DatasetRecord, tree: Path, max_stored_bytes: int | None
-    ) -> DatasetRecord:
-        # Unique among those of all tenants.
-        digest = tenant_key(record.tenant, record.digest)
-        with self._database.transaction() as connection:
-            known = connection.execute(
-                "SELECT * FROM datasets WHERE digest = ?", (digest,)
-            ).fetchone()
-            if known is not None:
-                now = dataset_rows.renew(connection, dataset_rows.record_of(known), record)
-                self._renew_index(now, tree)
-                return now
-            if max_stored_bytes is not None:
-                used = quotas.stored_bytes(connection, record.tenant)
-                quotas.check_room(used, record.disk_bytes, max_stored_bytes)
-            # Without a row its name must be free: the same images may come again.
-            kept = self.path(record.dataset_id)
-            if kept.exists():
-                # What a step after an earlier transaction could not move away.
-                kept.rename(tree.with_name(secrets.token_hex(8)))
-            self._database.after_rollback(partial(_move_back, kept, tree))
-            tree.rename(kept)
-            durable.sync_folder(self._folder)
-            failpoints.reach("dataset.renamed")
-            dataset_rows.insert(connection, record, digest)
-        failpoints.reach("dataset.kept")
-        return record
-
-    def _renew_index(self, record: DatasetRecord, tree: Path) -> None:
-        """Gives a stored dataset the names and the summary of the upload in `tree`.
-
-        What was lost of its files comes back with them.
-        """
-        kept = self.path(record.dataset_id)
-        new = index.load(tree / INDEX_FILE)
-        try:
-            stored = index.load(kept / INDEX_FILE)
-        except (OSError, msgspec.DecodeError):
-            log.warning("dataset %s had lost its index: it is stored anew", record.dataset_id)
-            if kept.exists():
-                kept.rename(tree.with_name(secrets.token_hex(8)))
-            tree.rename(kept)
-            durable.sync_folder(self._folder)
-            return
-        by_digest = {image.digest: image for image in new.images}
-
-        def renew(image: IndexedImage) -> IndexedImage:
-            now = by_digest.get(image.digest, image)
-            return msgspec.structs.replace(image, name=now.name, depth=now.depth)
-
-        renewed = msgspec.structs.replace(
-            stored,
-            summary=new.summary,
-            case_sensitive=record.case_sensitive,
-            images=[renew(image) for image in stored.images],
+        return self._keeper.keep(
+            made,
+            asked.tenant,
+            asked.display_name,
+            base=asked.base,
+            max_stored_bytes=asked.max_stored_bytes,
         )
-        written = tree / "renewed.json"
-        index.save(renewed, written)
-        durable.sync_tree(tree)
-        written.replace(kept / INDEX_FILE)
-
-    def _sweep(self) -> None:
-        with self._database.read() as connection:
-            live = {
-                row["dataset_id"] for row in connection.execute("SELECT dataset_id FROM datasets")
-            }
-        unknown = [p for p in self._folder.iterdir() if p.name not in live and p != self._temporary]
-        for path in [*unknown, *self._temporary.iterdir()]:
-            shutil.rmtree(path, ignore_errors=True)
-        if unknown:
-            log.warning("swept %d datasets that were never finished", len(unknown))
 
 
-def _move_back(kept: Path, tree: Path) -> None:
-    if not tree.exists():
-        kept.rename(tree)
-
-
-def _move_if_there(source: Path, target: Path) -> None:
-    failpoints.reach("dataset.deleted")
-    if source.exists():
-        source.rename(target)
+def check_display_name(display_name: str, field: str = "header.display_name") -> None:
+    """Raises InvalidInput (INVALID_FIELD) for what cannot be the name of a dataset for people."""
+    if len(display_name) > _MAX_DISPLAY_NAME_CHARS:
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            f"display_name has more than {_MAX_DISPLAY_NAME_CHARS} characters",
+            field=field,
+        )
+    if not may_name(display_name):
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            "display_name holds no control characters, nor any that turn the text around: "
+            f"{shown(display_name)} cannot be one",
+            field=field,
+        )

@@ -1,7 +1,8 @@
 """One dataset on its way in: the bytes of an archive, or images one by one.
 
-Everything lies in a temporary folder of its own until `finish`; `abort` or the
-next start of the service deletes what was not finished.
+Everything lies in a temporary folder of its own until `finish`, an archive as it comes, images
+one after the other in one file; `abort` deletes what was not finished, and what a killed process
+left is swept by its age.
 """
 
 import shutil
@@ -17,9 +18,9 @@ from service.errors import Expired, Internal, InvalidInput, Reason
 from service.ingest import labels
 from service.ingest.archives import FILE_BYTES, ArchiveFormat, Limits
 from service.ingest.names import file_name, shown
-from service.ingest.reader import IMAGES_FOLDER, Given, ReadRequest
+from service.ingest.reader import RAW_FILE, Given, ReadRequest
 from service.ops import failpoints
-from service.storage import durable
+from service.storage import fsync
 from service.storage.dataset_rows import DatasetRecord
 
 _MAX_GROUP_CHARS = 128
@@ -40,12 +41,13 @@ class Upload:
         is_unlabelled: bool = False,
         check_room: Callable[[int], None] | None = None,
         is_abandoned: threading.Event | None = None,
+        numbered_from: int = 0,
     ) -> None:
+        """Images that came before count as `numbered_from` in the names of those to come."""
         self._folder = folder
         self._check_room = check_room
         self._is_abandoned = is_abandoned or threading.Event()
         self._archive = folder / "archive"
-        self._images_folder = folder / IMAGES_FOLDER
         self._limits = limits
         self._archive_format = archive_format
         self._store = store
@@ -53,16 +55,16 @@ class Upload:
         self._lock = threading.Lock()
         self._kind: Literal["", "archive", "images", "ended"] = ""
         self._file: IO[bytes] | None = None
-        self._bytes = 0
+        self._bytes = self._written = 0
+        """What the upload counts, and what was written to its file."""
         self._given: list[Given] = []
+        self._numbered_from = numbered_from
 
     def write(self, chunk: bytes) -> None:
         """Adds the next bytes of the archive."""
-        with self._lock, durable.full_disk_told():
+        with self._lock, fsync.full_disk_told():
             self._take("archive", len(chunk))
-            if self._file is None:
-                self._file = self._archive.open("wb")
-            self._file.write(chunk)
+            self._append(self._archive, chunk)
             failpoints.reach("dataset.chunk_written")
 
     def add_image(
@@ -73,7 +75,7 @@ class Upload:
         To an unlabelled dataset, without a part; its label may be empty. Images of a group
         belong together; "" is none.
         """
-        with self._lock, durable.full_disk_told():
+        with self._lock, fsync.full_disk_told():
             if self._is_unlabelled and part:
                 raise _bad(
                     "an image without classes to learn belongs to no part: leave its split unset",
@@ -102,10 +104,9 @@ class Upload:
                     f"the dataset holds more than {self._limits.max_files} images, the most "
                     "allowed: send fewer",
                 )
-            file = f"{place:06d}"
-            self._images_folder.mkdir(exist_ok=True)
-            (self._images_folder / file).write_bytes(content)
-            self._given.append(Given(file_name(filename, place), label, part, file, group))
+            offset = self._append(self._folder / RAW_FILE, content)
+            name = file_name(filename, self._numbered_from + place)
+            self._given.append(Given(name, label, part, offset, len(content), group))
             failpoints.reach("dataset.image_written")
 
     def finish(self) -> DatasetRecord:
@@ -147,11 +148,19 @@ class Upload:
             self._end()
             shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _append(self, path: Path, content: bytes) -> int:
+        """Appends to the upload's file; returns the offset."""
+        if self._file is None:
+            self._file = path.open("wb")
+        self._file.write(content)
+        offset, self._written = self._written, self._written + len(content)
+        return offset
+
     def _end(self) -> None:
         self._kind = "ended"
         if self._file is not None:
             file, self._file = self._file, None
-            with durable.full_disk_told():
+            with fsync.full_disk_told():
                 file.close()
 
     def _take(self, kind: Literal["archive", "images"], more: int) -> None:

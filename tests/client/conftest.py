@@ -37,7 +37,8 @@ class Driven:
                 result = self._runner.run(result)
             if isinstance(result, AsyncIterator):
                 return self._iterate(result)
-            is_own = isinstance(result, graft.AsyncJobHandle | graft.AsyncClient)
+            own = graft.AsyncJobHandle | graft.AsyncRankingHandle | graft.AsyncClient
+            is_own = isinstance(result, own)
             return Driven(result, self._runner) if is_own else result
 
         return call

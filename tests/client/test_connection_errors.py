@@ -22,6 +22,8 @@ from tests.certificates import Authority, Pair
 
 TABLE = Path(__file__).parents[2] / "docs/connection_errors.md"
 KNOWN, UNKNOWN = Authority("a known one"), Authority("an unknown one")
+SILENCE_S = 0.3
+"""Waited for an answer that never comes, and for nothing else: no machine is too slow."""
 PROXIES = ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy")
 
 
@@ -36,7 +38,13 @@ class Case:
     names: dict[str, str] = field(default_factory=dict)
     is_address: bool = False
     """The mistake is in the target itself, which the table shows."""
-    timeout_s: float = 60.0
+    is_silent: bool = False
+    """Nobody answers, however long it is waited for."""
+
+    @property
+    def timeout_s(self) -> float:
+        """The deadline of a call."""
+        return SILENCE_S if self.is_silent else 60.0
 
 
 class Listeners:
@@ -118,8 +126,8 @@ MAKE: dict[str, Callable[[Listeners], Case]] = {
     "the metrics port, with TLS": lambda at: Case(at.metrics(), KNOWN.pem),
     "a port of another protocol": lambda at: Case(at.saying(b"SSH-2.0-OpenSSH_9.6\r\n")),
     "a port that closes every connection": lambda at: Case(at.saying(b"")),
-    "a port that never answers": lambda at: Case(at.silent(), timeout_s=2.0),
-    "a port that never answers, with TLS": lambda at: Case(at.silent(), KNOWN.pem, timeout_s=2.0),
+    "a port that never answers": lambda at: Case(at.silent(), is_silent=True),
+    "a port that never answers, with TLS": lambda at: Case(at.silent(), KNOWN.pem, is_silent=True),
     "a proxy where nothing listens": lambda at: _proxied(at.graft(), at.nobody()),
     "a proxy that lets nobody through": lambda at: _proxied(at.graft(), at.metrics()),
     "the scheme of a web address": lambda at: Case("http://127.0.0.1:50051", is_address=True),
@@ -163,6 +171,14 @@ def told(message: str, case: Case) -> str:
     return message.replace(host, "HOST") if host and "HOST:PORT" in message else message
 
 
+def prepare(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets the case's environment, and waits no longer than it must for one who is silent."""
+    for name, value in case.environment.items():
+        monkeypatch.setenv(name, value)
+    if case.is_silent:
+        monkeypatch.setattr(_diagnosis, "_STEP_S", SILENCE_S)
+
+
 def options(case: Case) -> dict[str, Any]:
     secure = case.authority is not None
     return {
@@ -181,8 +197,7 @@ def test_a_mistake_is_told_as_the_table_says(
     connect: Any, listeners: Listeners, monkeypatch: pytest.MonkeyPatch, mistake: str
 ) -> None:
     case = MAKE[mistake](listeners)
-    for name, value in case.environment.items():
-        monkeypatch.setenv(name, value)
+    prepare(case, monkeypatch)
     with pytest.raises(graft.GraftError) as caught:
         connect(case.target, **options(case)).get_model("pets")
     assert told(caught.value.message, case) == table()[mistake]
@@ -195,9 +210,13 @@ def test_a_mistake_is_told_as_the_table_says(
                 "the metrics port", "a port that never answers"],
 )  # fmt: skip
 def test_health_gives_the_reason_and_a_code_of_its_own(
-    listeners: Listeners, capsys: pytest.CaptureFixture[str], mistake: str
+    listeners: Listeners,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    mistake: str,
 ) -> None:
     case = MAKE[mistake](listeners)
+    prepare(case, monkeypatch)
     assert main(["health", "--server", case.target, "--timeout", f"{case.timeout_s}"]) == 5
     err = capsys.readouterr().err
     assert told(err.strip(), case) == f"graft: {table()[mistake]}"

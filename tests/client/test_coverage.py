@@ -37,6 +37,12 @@ def test_every_call_of_the_contract_is_made_by_a_method_of_the_client(
     assert client.get_dataset(dataset_id).image_count == 6
     assert [d.dataset_id for d in client.list_datasets()] == [dataset_id]
 
+    more = client.add_images(dataset_id, [("dog", b"new")])
+    (new,) = (i.digest for i in client.list_images(more) if i.size_bytes == 3)
+    assert client.relabel_images(more, {new: "cat"}).dataset_id != more.dataset_id
+    assert client.remove_images(more, [new]).dataset_id == dataset_id
+    assert len(client.erase_image(new).dataset_ids) == 2
+
     assert client.rank_backbones(dataset_id).image_count == 6
 
     server.add_model("pets", versions=2)
@@ -68,6 +74,8 @@ def test_every_call_of_the_contract_is_made_by_a_method_of_the_client(
     assert client.fine_tune(graft.ServerPath("/data"), "more", request_id="again").job_id == (
         server_jobs.job_id
     )
+    server_jobs.wait()
+    assert client.delete_job(server_jobs.job_id) is None
     assert client.delete_dataset(dataset_id) is None
 
     file = tmp_path / "tiny.onnx"

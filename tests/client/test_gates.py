@@ -186,15 +186,3 @@ def test_a_base_that_is_not_there_is_named(
     with pytest.raises(graft.NotFound) as caught:
         client.fine_tune(DATA, "pets", base=base)
     assert caught.value.reason == reason
-
-
-def test_an_alias_says_whether_it_falls_back(client: Any, server: FakeGraft) -> None:
-    server.add_model("pets", versions=2)
-    assert client.get_model("pets").falling_back_aliases == ("latest",)
-    moved = client.set_alias("pets", "prod", 1, falls_back=True)
-    assert moved.falling_back_aliases == ("latest", "prod")
-    assert client.get_version("pets", alias="prod").damage == ""
-    # Each call says it anew.
-    assert client.set_alias("pets", "prod", 2).falling_back_aliases == ("latest",)
-    client.set_alias("pets", "prod", 2, falls_back=True)
-    assert client.delete_alias("pets", "prod").falling_back_aliases == ("latest",)

@@ -7,7 +7,7 @@ from typing import Any
 import graft
 import pytest
 from graft.cli import main
-from graft.testing import FakeGraft
+from graft.testing import FakeGraft, failed, running
 
 
 def test_candidates_are_named_in_two_ways_and_images_are_uploaded(
@@ -58,20 +58,34 @@ def test_one_name_alone_and_none_are_fine_and_the_rest_is_left_unset(
     assert not none.HasField("seed")
 
 
-def test_a_ranking_waits_beyond_its_time_budget_and_no_longer_than_asked(
-    connect: Any, server: FakeGraft
-) -> None:
-    # A pause before the repeat that the client's own deadline would not allow.
-    slow = graft.RetryPolicy(initial_delay_s=0.1, max_delay_s=0.1)
-    client = connect(server.target, timeout_s=0.01, retry=slow)
-    server.fail("RankBackbones", graft.Unavailable("restarting"))
-    assert client.rank_backbones(graft.ServerPath("/images"), time_budget_s=1).backbones
-    # A pause that would be longer than what was asked for.
-    slow = graft.RetryPolicy(initial_delay_s=1000, max_delay_s=1000)
-    client = connect(server.target, retry=slow)
-    server.fail("RankBackbones", graft.Unavailable("restarting"))
-    with pytest.raises(graft.Unavailable):
-        client.rank_backbones(graft.ServerPath("/images"), timeout_s=60)
+def test_a_ranking_is_followed_by_whoever_started_it(client: Any, server: FakeGraft) -> None:
+    started = client.start_ranking(graft.ServerPath("/images"), request_id="once")
+    again = client.start_ranking(graft.ServerPath("/images"), request_id="once")
+    assert (again.job_id, again.job.kind) == (started.job_id, "ranking")
+    ranking = started.wait()
+    assert ranking == started.job.ranking
+    assert started.job.request.request_id == "once"
+    client.delete_job(started.job_id)
+    with pytest.raises(graft.NotFound):
+        client.get_job(started.job_id)
+
+
+def test_a_ranking_that_takes_longer_than_asked_is_cancelled(connect: Any) -> None:
+    with FakeGraft(ranking_script=[running()]) as server:
+        client = connect(server.target)
+        with pytest.raises(graft.DeadlineExceeded):
+            client.rank_backbones(graft.ServerPath("/images"), timeout_s=0.2)
+        (asked,) = server.requests("CancelJob")
+        assert client.get_job(asked.job_id).state == "CANCELLED"
+
+
+def test_a_ranking_that_failed_says_why(connect: Any) -> None:
+    script = [running(), failed("one class only", graft.Reason.DATASET_UNUSABLE)]
+    with FakeGraft(ranking_script=script) as server:
+        with pytest.raises(graft.JobFailed, match="one class only") as caught:
+            connect(server.target).rank_backbones(graft.ServerPath("/images"))
+        assert caught.value.reason == graft.Reason.DATASET_UNUSABLE
+        assert not server.requests("CancelJob")
 
 
 def test_the_command_prints_a_table_the_reason_and_each_problem(
@@ -105,3 +119,15 @@ def test_what_is_unlabelled_or_gone_cannot_be_ranked_on(client: Any, folder: Pat
         client.rank_backbones(dataset)
     for caught in (unlabelled, gone):
         assert [violation.field for violation in caught.value.violations] == ["dataset_id"]
+
+
+def test_a_ranking_is_watched_by_the_command_and_makes_no_version(
+    client: Any, server: FakeGraft, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job_id = client.start_ranking(graft.ServerPath("/images")).job_id
+    with pytest.raises(graft.InvalidArgument, match="makes no version"):
+        client.job(job_id).wait()
+    assert main(["jobs", "watch", job_id, "--server", server.target]) == 0
+    assert "efficientnet_lite0" in capsys.readouterr().out
+    assert main(["jobs", "delete", job_id, "--server", server.target]) == 0
+    assert capsys.readouterr().out == f"job {job_id}: deleted\n"

@@ -105,6 +105,7 @@ def test_a_call_that_keeps_failing_is_given_up_with_the_services_error(
 
 
 UNSAFE = {
+    "DeleteJob": lambda client: client.delete_job("job-1"),
     "CancelJob": lambda c: c.cancel_job("job-1"),
     "DeleteDataset": lambda c: c.delete_dataset("ds-1"),
     "DeleteBackbone": lambda c: c.delete_backbone("onnx/tiny"),

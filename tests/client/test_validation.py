@@ -44,7 +44,7 @@ def test_what_is_on_the_server_already_is_checked_once(
     dataset = client.upload_dataset(folder)
     client.fine_tune(dataset, "pets")
     client.rank_backbones(dataset)
-    assert methods(server) == ["UploadDataset", "FineTune", "RankBackbones"]
+    assert methods(server)[:3] == ["UploadDataset", "FineTune", "RankBackbones"]
 
 
 def test_a_target_that_is_sent_is_waited_for_with_the_check(

@@ -31,6 +31,8 @@ pytestmark = pytest.mark.e2e
 
 NEVER_S = 10 * GUARD_S
 """A drain that would be waited for to its end: one that ends before did so by itself."""
+SMALL = "timm/test_resnet"
+"""A network of few weights: what is drained is the same, and an epoch takes a moment."""
 LONG = graft.ModelBased(
     recipe="classic", epochs=10_000, batch_size=8, train_from_stage="layer4", precision="fp32"
 )
@@ -54,7 +56,7 @@ def trainers_of(service: ServiceProcess) -> list[psutil.Process]:
 
 def begin(client: graft.Client, few: Path) -> graft.Job:
     """A job that trains for ever."""
-    return client.fine_tune(few, name="few", backbone="resnet18", weights="random", method=LONG)
+    return client.fine_tune(few, name="few", backbone=SMALL, weights="random", method=LONG)
 
 
 def refused(error: grpc.RpcError) -> Refusal:

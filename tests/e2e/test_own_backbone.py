@@ -18,7 +18,7 @@ pytestmark = pytest.mark.e2e
 def test_an_onnx_file_is_registered_learned_on_served_ranked_and_exported(
     start_service: StartService, connect: Connect, digits: Path, tmp_path: Path
 ) -> None:
-    service = start_service("--provider=cpu")
+    service = start_service("--provider=cpu", "--warm-trainers=0")
     client = connect(service)
     backbone = client.register_backbone(
         write(tmp_path / "tiny.onnx"), "tiny", size=SIZE, mean=MEAN, std=STD, licence="MIT"
@@ -55,13 +55,13 @@ def test_an_onnx_file_is_registered_learned_on_served_ranked_and_exported(
     pixels = np.stack(
         [preprocess.decode(path.read_bytes(), _decoding(decoding)) for path in images]
     )
-    answers = OnnxRuntime(Provider("cpu", "")).load(exported).run(pixels)
+    answers = OnnxRuntime(Provider("cpu", "")).load(exported.read_bytes).run(pixels)
     for row, prediction in zip(answers, before, strict=True):
         for score in prediction.scores:
             assert abs(float(row[score.class_index]) - score.probability) < 1e-4
 
     assert service.end() == 0
-    client = connect(start_service("--provider=cpu"))
+    client = connect(start_service("--provider=cpu", "--warm-trainers=0"))
     after = [client.predict(path, "digits", top_k=4)[0] for path in images]
     assert [p.scores for p in after] == [p.scores for p in before]
     assert backbone in list(client.list_backbones())

@@ -26,7 +26,7 @@ def run(data: bytes) -> None:
     nothing: Any = None
     classifier: Any = Classifier()
     servicer: Any = OpenInferenceServicer(
-        nothing,
+        classifier,
         classifier,
         nothing,
         version="1",

@@ -32,7 +32,7 @@ from service.domain import (
 from service.errors import Reason
 from service.jobs import events
 from service.jobs.events import JobEvent, Published, StateChanged
-from service.rpc.codec import jobs, rankings
+from service.rpc.codec import jobs
 from tests.figures import figure
 from tests.fuzz.messages import Choices
 from tests.fuzz.promise import Target
@@ -73,7 +73,7 @@ def run(data: bytes) -> None:
         case Finished():
             payload = Published("m", 1, None if record.accuracy is None else figure())
         case BackbonesRanked():
-            rankings.response(record).SerializeToString()
+            jobs._ranking(record).SerializeToString()
             return
         case Progressed() | DataFound() | EpochEnded() | Note():
             payload = record

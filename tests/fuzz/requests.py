@@ -14,7 +14,14 @@ from google.protobuf.message import DecodeError
 from graft.v1 import dataset_pb2, decision_pb2, fine_tuning_pb2, prediction_pb2
 
 from service.auth.principal import EVERYBODY, enter
-from service.domain import DEFAULT_DECODING, Decision, check_alias, check_name, tenant_key
+from service.domain import (
+    DEFAULT_DECODING,
+    Decision,
+    ModelFiles,
+    ModelKey,
+    check_alias,
+    check_name,
+)
 from service.engine.engine import Classified, Decode, Outcome
 from service.errors import GraftError, InvalidInput
 from service.ingest import labels
@@ -22,7 +29,7 @@ from service.ingest.names import file_name
 from service.jobs.request import JobRequest, allowed_path, check_request_id
 from service.rpc.codec import datasets, jobs, requests
 from service.rpc.predict import PredictionServicer
-from service.storage import pages
+from service.storage import pagination
 from tests.fuzz.messages import made
 from tests.fuzz.promise import Broken, Target
 
@@ -63,7 +70,7 @@ def _fine_tune(message: fine_tuning_pb2.FineTuneRequest) -> None:
     requests.check_size(message)
     request = requests.job(
         message,
-        tenant_key(TENANT, message.model),
+        TENANT,
         server_path=_path(message.server_path.path, message.WhichOneof("data") == "server_path"),
         dataset_id=message.dataset_id or "ds-1",
         target_path=_path(target.target_path.path, target.WhichOneof("target") == "target_path"),
@@ -89,17 +96,17 @@ def _rank(message: fine_tuning_pb2.RankBackbonesRequest) -> None:
 
 def _predict(message: prediction_pb2.PredictRequest) -> None:
     classifier: Any = Classifier()
-    servicer: Any = PredictionServicer(classifier, max_images=8, timeout_s=1.0)
+    servicer: Any = PredictionServicer(classifier, classifier, max_images=8, timeout_s=1.0)
     finished(servicer._predict(message, 1.0)).SerializeToString()
 
 
 def _list(message: fine_tuning_pb2.ListJobsRequest) -> None:
     for number in message.states:
         jobs.state(number)
-    pages.size(message.page_size)
+    pagination.size(message.page_size)
     for kind, shape in (("jobs", (str,)), ("versions", (int,)), ("datasets", (float, str))):
         try:
-            key = pages.key(kind, message.page_token, *shape)
+            key = pagination.key(kind, TENANT, message.page_token, *shape)
         except InvalidInput:
             continue
         if key is not None:
@@ -116,7 +123,9 @@ def _list(message: fine_tuning_pb2.ListJobsRequest) -> None:
 def _upload(message: dataset_pb2.UploadDatasetRequest) -> None:
     datasets.archive_format(message.header.format)
     name = file_name(message.image.filename, 1)
-    if "/" in name or "\0" in name or len(name) > 207:
+    # Below its number, as in a folder.
+    own = name.removeprefix("000001/")
+    if "/" in own or "\0" in name or len(own) > 200:
         raise Broken(f"{name!r} is no name for people")
     msgspec.json.encode(name)
     for is_labelled in (True, False):
@@ -129,20 +138,23 @@ def _upload(message: dataset_pb2.UploadDatasetRequest) -> None:
 
 
 class Classifier:
-    """Decodes, and gives every image the same classes."""
+    """Knows every model; decodes, and gives every image the same classes."""
+
+    def remembered(self, model: ModelKey, version: int | None, alias: str | None) -> ModelFiles:
+        """Returns the files of whatever is asked for."""
+        return ModelFiles(model, version or 1, "b" * 64, "a" * 64)
 
     async def classify(
         self,
-        model: str,
-        version: int | None,
-        alias: str | None,
+        files: ModelFiles,
         images: Sequence[Decode],
         timeout_s: float,
         decision: Decision | None,
-        finish: Callable[[int, list[Outcome]], Any],
+        *,
+        finish: Callable[[list[Outcome]], Any],
     ) -> Any:
         """Finishes each image's answer, or its error."""
-        return finish(version or 1, [self._answer(decode) for decode in images])
+        return finish([self._answer(decode) for decode in images])
 
     def _answer(self, decode: Decode) -> Outcome:
         try:
@@ -225,10 +237,12 @@ def seeds() -> list[bytes]:
             top_k=2,
             decision=_THRESHOLDS,
         ),
-        pb.ListJobsRequest(page_size=3, page_token=pages.token("jobs", "job-1"), states=[1, 2]),
-        pb.ListJobsRequest(page_token=pages.token("versions", 3)),
-        pb.ListJobsRequest(page_token=pages.token("datasets", 1.5, "ds-1")),
-        pb.ListJobsRequest(page_token=pages.token("versions", 2**63)),
+        pb.ListJobsRequest(
+            page_size=3, page_token=pagination.token("jobs", TENANT, "job-1"), states=[1, 2]
+        ),
+        pb.ListJobsRequest(page_token=pagination.token("versions", TENANT, 3)),
+        pb.ListJobsRequest(page_token=pagination.token("datasets", TENANT, 1.5, "ds-1")),
+        pb.ListJobsRequest(page_token=pagination.token("versions", TENANT, 2**63)),
         pb.ListJobsRequest(page_token=_nested_token()),
         dataset_pb2.UploadDatasetRequest(
             image=dataset_pb2.LabelledImage(label="cat", filename="a.png", content=b"x", group="a")

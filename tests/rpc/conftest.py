@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ from service.domain import (
 from service.engine import head as heads
 from service.engine.fake_runtime import FakeRuntime
 from service.engine.head import Head
-from service.jobs.fake_launcher import FakeLauncher, Script
 from service.rpc import interceptor, message_io, server
+from tests.fake_launcher import FakeLauncher, Script
 from tests.figures import figure
 
 CLASSES = ("blue", "green", "red")
@@ -201,18 +202,18 @@ UNHURRIED = {
 """Settings with which nothing ends early on a slow machine."""
 
 
-@pytest.fixture
-async def make_service(tmp_path: Path) -> AsyncIterator[MakeService]:
+@asynccontextmanager
+async def services(folder: Path) -> AsyncIterator[MakeService]:
     """Starts services; a second one on the same folder after the first was closed."""
     opened: list[Service] = []
 
     async def make(*scripts: Script, **settings: Any) -> Service:
-        allowed = tmp_path / "allowed"
+        allowed = folder / "allowed"
         allowed.mkdir(exist_ok=True)
         config = Config(
             port=0,
             metrics_port=0,
-            data_dir=tmp_path / "data",
+            data_dir=folder / "data",
             allowed_dirs=(allowed,),
             **UNHURRIED | settings,
         )
@@ -232,6 +233,13 @@ async def make_service(tmp_path: Path) -> AsyncIterator[MakeService]:
     yield make
     for service in opened:
         await close(service)
+
+
+@pytest.fixture
+async def make_service(tmp_path: Path) -> AsyncIterator[MakeService]:
+    """Starts services of one test."""
+    async with services(tmp_path) as make:
+        yield make
 
 
 async def close(service: Service) -> None:

@@ -96,12 +96,12 @@ class Tenant:
         assert job.state == ft.JOB_STATE_SUCCEEDED, job
         return job
 
-    async def upload(self, *, is_unlabelled: bool = False) -> ds.Dataset:
+    async def upload(self, *, is_unlabelled: bool = False, width: int = 30) -> ds.Dataset:
         header = ds.UploadDatasetHeader(is_unlabelled=is_unlabelled)
         parts = [
             ds.UploadDatasetRequest(image=ds.LabelledImage(label=label, content=content))
             for label in ("red", "blue")
-            for content in (image(label, (30, 30)), image(label, (31, 30)))
+            for content in (image(label, (width, 30)), image(label, (width + 1, 30)))
         ]
         end = ds.UploadDatasetEnd(message_count=len(parts))
         answer = await self.many(

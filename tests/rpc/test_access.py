@@ -310,7 +310,7 @@ async def test_an_upload_ends_when_its_token_is_revoked_and_leaves_nothing(
     upload = guarded.datasets.UploadDataset(metadata=bearer)
     header = dataset_pb2.UploadDatasetHeader(display_name="d")
     await upload.write(dataset_pb2.UploadDatasetRequest(header=header))
-    folder = guarded.data_dir / "datasets" / "tmp"
+    folder = guarded.data_dir / "uploads"
     await settled(lambda: list(folder.iterdir()) != [])
     keys.revoke("acme-all")
     async with asyncio.timeout(GUARD_S):

@@ -1,5 +1,7 @@
 """Domain adaptation and datasets without classes, over the wire."""
 
+from pathlib import Path
+
 import grpc
 import pytest
 from graft.v1 import dataset_pb2, model_pb2
@@ -7,7 +9,7 @@ from graft.v1 import fine_tuning_pb2 as pb
 
 from service.contract import DomainAdaptation, Finished
 from service.ingest import index
-from service.jobs.fake_launcher import Script
+from tests.fake_launcher import Script
 from tests.rpc.conftest import (
     HANG,
     MakeService,
@@ -61,10 +63,8 @@ async def test_an_adaptation_reaches_the_trainer_and_comes_back(service: Service
         technique="cdan", always_adapt=True, evaluate_on_target=True, epochs=3, batch_size=2,
         learning_rate=0.01,
     )  # fmt: skip
-    folder = service.data_dir / "datasets" / stored
-    assert spec.target_dir == str(folder / "images")
-    assert spec.target_index == str(folder / "index.json")
-    read = index.load(folder / "index.json")
+    assert spec.target.name == stored
+    read = index.load(Path(spec.files[spec.target.index]))
     assert sorted(image.label for image in read.images) == ["", "", "red"]
     got = await service.datasets.GetDataset(dataset_pb2.GetDatasetRequest(dataset_id=stored))
     assert got.dataset.is_unlabelled

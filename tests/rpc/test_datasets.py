@@ -283,7 +283,7 @@ async def test_a_bomb_stops_at_the_bound(make_service: MakeService, make: object
     bomb = make({**good(), "red/bomb.png": bytes(50 * 2**20)})  # type: ignore[operator]
     found = await refusal(service.datasets.UploadDataset(upload(bomb, chunk=2**16)))
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "ARCHIVE_TOO_LARGE")
-    assert not [p for p in (service.data_dir / "datasets").rglob("*") if p.is_file()]
+    assert not list((service.data_dir / "uploads").iterdir())
 
 
 async def test_more_files_than_allowed_are_refused(make_service: MakeService) -> None:
@@ -347,7 +347,7 @@ async def test_streams_out_of_order_are_refused(service: Service) -> None:
         assert found.code is grpc.StatusCode.INVALID_ARGUMENT, messages
     kept = await service.datasets.ListDatasets(pb.ListDatasetsRequest())
     assert not kept.datasets
-    assert not list((service.data_dir / "datasets" / "tmp").iterdir())
+    assert not list((service.data_dir / "uploads").iterdir())
 
 
 async def test_an_upload_that_was_cut_off_stores_nothing(service: Service) -> None:

@@ -14,9 +14,9 @@ from graft.v1.decision_pb2 import Argmax, Balanced, Decision, Thresholds
 from service.contract import Finished, JobSpec
 from service.domain import Decision as Rule
 from service.engine import head as heads
-from service.jobs.fake_launcher import Script
 from service.rpc.open_inference import grpc_predict_v2_pb2 as oip
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+from tests.fake_launcher import Script
 from tests.rpc.conftest import MakeService, Service, colours, image, refusal, write_result
 from tests.rpc.test_prediction import encoded
 

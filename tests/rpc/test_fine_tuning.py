@@ -23,8 +23,8 @@ from service.contract import (
 )
 from service.engine.fake_runtime import FakeRuntime
 from service.errors import Reason
-from service.jobs.fake_launcher import FakeLauncher, Script
-from service.jobs.warm import WarmLauncher
+from service.jobs.launchers.warm import WarmLauncher
+from tests.fake_launcher import FakeLauncher, Script
 from tests.rpc.conftest import (
     GUARD_S,
     HANG,
@@ -179,7 +179,7 @@ async def test_a_trainer_that_crashes_is_started_again_and_then_given_up(
     make_service: MakeService,
 ) -> None:
     crash = Script(records=[Progressed("training", 0.2)], exit_code=ExitCode.CRASHED)
-    service: Service = await make_service(crash, crash, SUCCESS)
+    service: Service = await make_service(crash, crash, crash, SUCCESS)
     job = await service.ended((await service.fine_tuning.FineTune(request())).job.job_id)
     assert job.state == pb.JOB_STATE_FAILED
     assert of_status(job.error).reason == "TRAINER_CRASHED"

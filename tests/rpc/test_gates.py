@@ -11,7 +11,7 @@ from graft.v1 import model_pb2 as pb
 
 from service.contract import Finished, Gate, JobSpec
 from service.domain import GateCheck
-from service.jobs.fake_launcher import Script
+from tests.fake_launcher import Script
 from tests.rpc.conftest import SUCCESS, MakeService, Service, colours, refusal, write_result
 from tests.rpc.test_models import predicted_version
 
@@ -99,7 +99,10 @@ async def test_a_candidate_is_asked_by_number_and_served_once_it_is_promoted(
     promote = pb.PromoteVersionRequest(model="colours", version=2)
     answer = await service.models.PromoteVersion(promote)
     get = ft.GetJobRequest(job_id=jobs[0].job_id)
-    assert not (await service.fine_tuning.GetJob(get)).job.is_candidate
+    # A job says what its version was at its end, and the version what it is.
+    assert (await service.fine_tuning.GetJob(get)).job.is_candidate
+    promoted = await service.models.GetVersion(pb.GetVersionRequest(model="colours", version=2))
+    assert not promoted.version.is_candidate
     assert answer.model.aliases == {"latest": 2, "prod": 1}
     assert await predicted_version(service) == 2
     found = await refusal(service.models.PromoteVersion(promote))
@@ -258,8 +261,8 @@ async def test_a_gate_and_baselines_reach_the_trainer_and_come_back(service: Ser
     assert spec.baselines == ["from_scratch", "linear_probe"]
     assert spec.incumbent is not None
     assert spec.incumbent.version == 1
-    assert spec.incumbent.answers_path == spec.previous_answers
-    assert spec.previous_answers.endswith("/answers.safetensors")
+    assert spec.incumbent.answers_digest == spec.previous_answers
+    assert spec.previous_answers in spec.files
     assert service.launcher.trainers[0].spec.previous_answers == ""
     assert spec.feature_cache == str(service.data_dir / "features.sqlite")
     assert spec.feature_cache_bytes == 2**30

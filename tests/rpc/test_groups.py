@@ -24,5 +24,5 @@ async def test_which_images_belong_together_reaches_the_trainer(service: Service
     spec = service.launcher.trainers[0].spec
     assert spec.grouping == Grouping(name_pattern="{group}_*.png")
     assert spec.method == Auto()
-    groups = [image.group for image in index.load(Path(spec.data_index)).images]
+    groups = [image.group for image in index.load(Path(spec.files[spec.data.index])).images]
     assert sorted(filter(None, groups)) == ["one recording"]

@@ -5,7 +5,6 @@ import pytest
 from graft.v1 import dataset_pb2, model_pb2
 from graft.v1 import fine_tuning_pb2 as pb
 
-from service.contract import BaseData
 from service.domain import Base
 from tests.rpc.conftest import HANG, SUCCESS, MakeService, Service, colours, refusal
 
@@ -25,15 +24,10 @@ async def test_a_job_grows_from_the_version_that_its_base_named_then(service: Se
     assert job.base == pb.BaseVersion(model="colours", version=1)
     spec = service.launcher.trainers[1].spec
     assert spec.base == Base("colours", 1)
-    datasets = service.data_dir / "datasets"
-
-    def stored(dataset_id: str) -> BaseData:
-        folder = datasets / dataset_id
-        return BaseData(str(folder / "images"), str(folder / "index.json"), dataset_id)
-
-    assert spec.base_data == [stored(first.request.dataset_id)]
-    own = stored(job.request.dataset_id)
-    assert (spec.data_dir, spec.data_index) == (own.folder, own.index)
+    assert [each.name for each in spec.base_data] == [first.request.dataset_id]
+    assert spec.data.name == job.request.dataset_id
+    own, base = spec.data, spec.base_data[0]
+    assert {own.index, *own.packs, base.index, *base.packs} <= spec.files.keys()
 
     started = await service.fine_tuning.FineTune(
         grown(pb.BaseVersion(model="colours", alias="latest"), model="more")
@@ -41,7 +35,7 @@ async def test_a_job_grows_from_the_version_that_its_base_named_then(service: Se
     await service.ended(started.job.job_id)
     spec = service.launcher.trainers[2].spec
     assert spec.base == Base("colours", 2)
-    assert spec.base_data == [stored(j.request.dataset_id) for j in (first, job)]
+    assert [each.name for each in spec.base_data] == [j.request.dataset_id for j in (first, job)]
 
 
 async def test_a_version_keeps_the_background_that_it_was_asked_with(service: Service) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 
 import grpc
 import pytest
+import pytest_asyncio
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from graft.v1 import backbone_pb2
+from graft.v1 import backbone_pb2, model_pb2
 from grpc import aio
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
@@ -27,7 +28,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from service.ops import logs
 from service.rpc import message_io
 from service.rpc.server import SERVICES
-from tests.rpc.conftest import GUARD_S, MakeService, Service
+from tests.rpc.conftest import GUARD_S, Service, services
 from tests.rpc.test_hostile_requests import BASES, upload_around
 
 MOST_BYTECODES = 125_000
@@ -235,13 +236,18 @@ async def ask(service: Service, path: str, requests: list[bytes]) -> None:
     assert await call.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-@pytest.fixture
-async def service(make_service: MakeService) -> Service:
-    made: Service = await make_service(max_message_mb=MAX_MESSAGE_MB)
-    await made.make_model()
-    return made
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
+    """Serves all tests: none of the requests changes what another one asks for."""
+    async with services(tmp_path_factory.mktemp("largest")) as make:
+        made: Service = await make(max_message_mb=MAX_MESSAGE_MB)
+        await made.make_model()
+        yield made
+        answer = await made.models.GetModel(model_pb2.GetModelRequest(model="colours"))
+        assert answer.model.version_count == 1
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("path", PATHS)
 async def test_the_largest_requests_of_a_method_are_no_work_of_the_event_loop(
     service: Service, path: str

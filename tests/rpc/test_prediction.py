@@ -15,8 +15,8 @@ from graft.v1 import model_pb2
 from graft.v1 import prediction_pb2 as pb
 
 from service.contract import Finished
-from service.jobs.fake_launcher import Script
 from service.rpc.codec import predictions
+from tests.fake_launcher import Script
 from tests.rpc.conftest import (
     GUARD_S,
     MakeService,

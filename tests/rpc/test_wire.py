@@ -296,7 +296,7 @@ async def test_slow_uploads_keep_nobody_from_fine_tuning_and_watchers_have_their
 
 def folders(service: Service) -> list[Path]:
     """Of uploads that are under way."""
-    return list((service.data_dir / "datasets" / "tmp").iterdir())
+    return list((service.data_dir / "uploads").iterdir())
 
 
 async def test_an_upload_that_brings_nothing_more_ends_and_leaves_no_folder(

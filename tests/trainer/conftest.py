@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,7 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.contract import FeatureBased, JobSpec, Record
+from service.contract import (
+    ANSWERS_FILE,
+    BACKBONE_FILE,
+    HEAD_FILE,
+    FeatureBased,
+    ImageSource,
+    Incumbent,
+    JobSpec,
+    Manifest,
+    Record,
+)
 from service.domain import LeftOutReason, ReadSummary
 
 GUARD_S = 600.0
@@ -42,6 +53,11 @@ def make_folder(tmp_path: Path) -> MakeFolder:
     return make
 
 
+def source_of(folder: Path) -> ImageSource:
+    """Names a folder of images in a spec."""
+    return ImageSource(folder=str(folder))
+
+
 MakeSpec = Callable[..., JobSpec]
 
 
@@ -51,7 +67,7 @@ def make_spec(tmp_path: Path) -> MakeSpec:
         fields: dict[str, object] = {
             "job_id": "job-1",
             "model": "colours",
-            "data_dir": str(folder),
+            "data": source_of(folder),
             "out_dir": str(tmp_path / "out"),
             "method": FeatureBased(),
             "weights_dir": str(tmp_path / "weights"),
@@ -62,6 +78,20 @@ def make_spec(tmp_path: Path) -> MakeSpec:
         return JobSpec(**{**fields, **changes})  # type: ignore[arg-type]
 
     return make
+
+
+def incumbent(out: Path, manifest: Manifest, **changes: object) -> dict[str, object]:
+    """A version as a spec names it, and its files on this machine."""
+    named = {
+        manifest.backbone_digest: out / BACKBONE_FILE,
+        hashlib.sha256((out / HEAD_FILE).read_bytes()).hexdigest(): out / HEAD_FILE,
+        "answers": out / ANSWERS_FILE,
+    }
+    backbone, head, answers = named
+    found = Incumbent(
+        version=1, backbone_digest=backbone, head_digest=head, answers_digest=answers, **changes
+    )  # type: ignore[arg-type]
+    return {"incumbent": found, "files": {key: str(path) for key, path in named.items()}}
 
 
 @pytest.fixture

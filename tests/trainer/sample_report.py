@@ -13,6 +13,7 @@ from service.contract import BackbonesRanked, EpochEnded, RankedBackbone
 from service.domain import Decision, GateCheck, LeftOutFile, LeftOutReason, Manifest, Parity
 from service.engine.head import Head
 from service.ingest.index import summarise
+from service.ingest.packs import Location
 from trainer import evaluate
 from trainer.data import Data, Part
 from trainer.measuring import Measured
@@ -101,7 +102,10 @@ def data(root: Path, classes: int, per_class: int = 6) -> Data:
     def part(start: int) -> Part:
         kept = [paths[i] for i in range(start, len(paths), 2)]
         return Part(
-            tuple(kept), tuple(file_digest(path) for path in kept), targets[start::2].copy()
+            tuple(Location(path) for path in kept),
+            tuple(file_digest(path) for path in kept),
+            targets[start::2].copy(),
+            names=tuple(str(path.relative_to(root)) for path in kept),
         )
 
     return Data(
@@ -115,8 +119,6 @@ def data(root: Path, classes: int, per_class: int = 6) -> Data:
         ),
         digest="ef" * 32,
         warnings=("Two folders have the same images in them.",),
-        names={path: str(path.relative_to(root)) for path in paths},
-        own=frozenset(paths),
     )
 
 
@@ -258,7 +260,7 @@ def with_everything(found: Data) -> report.Report:
             technique="mcc",
             decision=strict,
         ),
-        replace(found, summary=summarise(len(found.names), LEFT_OUT)),
+        replace(found, summary=summarise(len(found.train) + len(found.validation), LEFT_OUT)),
         sets,
         metrics,
         epochs(3),

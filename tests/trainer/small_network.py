@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from service.ingest.packs import Location
 from trainer.backbones import Backbone
 from trainer.data import Part
 
@@ -41,7 +42,7 @@ def parts_of(folder: Path, held_out: int = 0) -> tuple[Part, Part, tuple[str, ..
 
 def _part(images: list[tuple[Path, int]]) -> Part:
     return Part(
-        tuple(path for path, _ in images),
+        tuple(Location(path) for path, _ in images),
         tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path, _ in images),
         np.array([target for _, target in images], dtype=np.int64),
     )

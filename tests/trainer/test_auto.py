@@ -18,6 +18,7 @@ from service.engine.preprocess import Pixels
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
 from service.errors import InvalidInput, Reason
+from service.ingest.packs import Location
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.small_network import parts_of, small_backbone
 from trainer import compute, export, maps
@@ -59,7 +60,7 @@ def given_of(learned: Part, make_spec: MakeSpec, **changes: object) -> Given:
 
 def unread(n: int) -> Part:
     """Images that nothing here opens."""
-    return Part(tuple(map(Path, map(str, range(n)))), ("0" * 64,) * n, np.arange(n) % 2)
+    return Part(tuple(Location(Path(str(i))) for i in range(n)), ("0" * 64,) * n, np.arange(n) % 2)
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def test_a_network_that_wins_serves_averaged_with_the_frozen_head(
     file = tmp_path / "both.onnx"
     export.to_onnx(found.backbone, file)
     pixels = trial.learned.decode()
-    served = OnnxRuntime(Provider("cpu", ""), 1).load(file).run(pixels)
+    served = OnnxRuntime(Provider("cpu", ""), 1).load(file.read_bytes).run(pixels)
     wanted = export.torch_features(found.backbone, pixels)
     np.testing.assert_allclose(served, wanted, rtol=1e-3, atol=1e-4)
     frozen = export.torch_features(small_backbone(), pixels)
@@ -194,7 +195,7 @@ def test_a_frozen_head_of_middle_layers_is_averaged_with_the_network_too(
     export.to_onnx(found.backbone, file)
     pixels = trial.learned.decode()
     runtime = OnnxRuntime(Provider("cpu", ""), 1)
-    served = runtime.load(file).run(pixels)
+    served = runtime.load(file.read_bytes).run(pixels)
     assert BackboneFile(file, runtime).blocks == (16, 8, 16)
     frozen = export.torch_features(small_backbone(taps=("0",)), pixels)
     np.testing.assert_allclose(served[:, :24], frozen, rtol=1e-4, atol=1e-5)
@@ -246,13 +247,13 @@ def test_a_fold_is_learned_from_by_neither_the_network_nor_its_first_head(
     never[0] = np.nan
     found = auto.improve(dataclasses.replace(trial, answers=never), told.append)
     assert isinstance(found, Average), found
-    *parts, last = [{trial.learned.paths[place] for place in places} for places in asked]
-    every = set(trial.learned.paths)
+    *parts, last = [{trial.learned.locations[place] for place in places} for places in asked]
+    every = set(trial.learned.locations)
     held = [every - part for part in parts]
     assert last == every
     assert sum(map(len, held)) == len(set.union(*held)) == len(every) - 1
     # What was never answered for is always learned from, and stays without an answer.
-    assert trial.learned.paths[0] not in set.union(*held)
+    assert trial.learned.locations[0] not in set.union(*held)
     assert np.isnan(found.answers[0]).all()
     assert not np.isnan(found.answers[1:]).any()
     heads = [work.linear_probe() for work in trained]
@@ -354,7 +355,7 @@ def test_a_network_that_cannot_be_trained_leaves_the_frozen_head(
 
 def test_an_image_that_was_changed_meanwhile_ends_the_job(trial: Given, told: Told) -> None:
     def change() -> Backbone:
-        trial.learned.paths[3].write_bytes(b"another")
+        trial.learned.locations[3].path.write_bytes(b"another")
         return small_backbone()
 
     with pytest.raises(InvalidInput) as caught:

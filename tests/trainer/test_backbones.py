@@ -57,20 +57,21 @@ def test_a_backbone_and_its_onnx_file_give_the_same_features(
     assert (backbone.feature_dim, backbone.stage_names) == (blocks[0], stages)
     export.to_onnx(backbone, tmp_path / "a.onnx")
     runtime = OnnxRuntime(Provider("cpu", ""), 2)
-    session = runtime.load(tmp_path / "a.onnx")
+    session = runtime.load((tmp_path / "a.onnx").read_bytes)
     assert BackboneFile(tmp_path / "a.onnx", runtime).blocks == tuple(blocks)
-    for n in (1, 3):
-        served = session.run(images(n, session.size))
-        trained = export.torch_features(backbone, images(n, session.size))
-        assert served.shape == trained.shape == (n, sum(blocks))
-        assert np.abs(served - trained).max() < 1e-4 * np.abs(trained).max()
+    pixels = images(2, session.size)
+    trained = export.torch_features(backbone, pixels)
+    for n in (1, 2):
+        served = session.run(pixels[:n])
+        assert served.shape == (n, sum(blocks))
+        assert np.abs(served - trained[:n]).max() < 1e-4 * np.abs(trained).max()
 
 
 def test_random_weights_follow_the_seed_and_export_to_the_same_bytes(tmp_path: Path) -> None:
     digests = []
     for seed in (1, 1, 2):
         path = tmp_path / "a.onnx"
-        export.to_onnx(backbones.load("resnet18", "random", seed, tmp_path), path)
+        export.to_onnx(backbones.load("timm/test_resnet", "random", seed, tmp_path), path)
         digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
     assert digests[0] == digests[1] != digests[2]
 

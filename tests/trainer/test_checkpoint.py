@@ -19,12 +19,14 @@ from torch.nn import functional
 from service.contract import (
     Augmentation,
     EpochEnded,
+    ImageSource,
     JobSpec,
     ModelBased,
     Note,
     decode_record,
 )
 from service.engine.head import Head
+from service.ingest.packs import Location
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.small_network import parts_of, small_backbone
 from trainer import checkpoint, compute, crops
@@ -36,7 +38,7 @@ from trainer.methods import feature_based, model_based
 from trainer.methods.model_based import Objective, Outputs
 from trainer.recipes import settings
 
-EPOCHS = 12
+EPOCHS = 8
 CHILD = """
 import sys
 import msgspec
@@ -68,7 +70,7 @@ def trained(spec: JobSpec, send: Callable[..., None]) -> tuple[object, ...]:
     torch.set_num_threads(1)
     # A probe's outcome may differ from run to run.
     compute._cpu_has_bf16 = lambda: False
-    learned, held_out, classes = parts_of(Path(spec.data_dir), 2)
+    learned, held_out, classes = parts_of(Path(spec.data.folder), 2)
     backbone = small_backbone()
     assert isinstance(spec.method, ModelBased)
     if spec.labels == {"objective": "adapting"}:
@@ -165,16 +167,40 @@ def killed(spec: JobSpec, folder: Path, after: int) -> list[object]:
     return told
 
 
+class Cut(BaseException):
+    """Ends training where it stands, as nothing in it expects."""
+
+
+def cut(spec: JobSpec, _: Path, after: int) -> list[object]:
+    """Trains until it has told of epoch `after`, and no further."""
+    told: list[object] = []
+
+    def tell(record: object) -> None:
+        told.append(record)
+        if isinstance(record, EpochEnded) and record.epoch == after:
+            raise Cut
+
+    with pytest.raises(Cut):
+        trained(spec, tell)
+    return told
+
+
 @pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize(
-    ("objective", "weights", "recipe"),
-    [("", "", "auto"), ("", "random", "auto"), ("", "", "classic"), ("adapting", "random", "auto")],
-    ids=["on kept maps", "on images", "by SGD", "adapting"],
+    ("broken_off", "objective", "weights", "recipe"),
+    [
+        (killed, "", "", "auto"),
+        (cut, "", "random", "auto"),
+        (cut, "", "", "classic"),
+        (cut, "adapting", "random", "auto"),
+    ],
+    ids=["on kept maps, killed", "on images", "by SGD", "adapting"],
 )
-def test_training_that_is_killed_goes_on_to_the_very_same_model(
+def test_training_that_is_broken_off_goes_on_to_the_very_same_model(
     make_folder: MakeFolder,
     make_spec: MakeSpec,
     tmp_path: Path,
+    broken_off: Callable[[JobSpec, Path, int], list[object]],
     objective: str,
     weights: str,
     recipe: str,
@@ -188,7 +214,7 @@ def test_training_that_is_killed_goes_on_to_the_very_same_model(
 
     spec = msgspec.structs.replace(spec, checkpoint_dir=str(tmp_path / "kept"))
     at = random.SystemRandom().randrange(1, EPOCHS - 1)
-    broken = killed(spec, tmp_path, after=at)
+    broken = broken_off(spec, tmp_path, at)
     resumed = Told()
     assert trained(spec, resumed.append) == expected
     assert figures(resumed) == figures(whole)
@@ -196,7 +222,7 @@ def test_training_that_is_killed_goes_on_to_the_very_same_model(
     assert len(figures(broken)) >= at
     again = [n.text for n in resumed.of(Note) if isinstance(n, Note) and "goes on" in n.text]
     assert len(again) == 1
-    # It was killed after it told of an epoch, at any moment of those that follow.
+    # A process is killed after it told of an epoch, at any moment of those that follow.
     assert int(again[0].split("after epoch ")[1].split(",")[0]) in range(at, EPOCHS + 1)
 
 
@@ -204,8 +230,9 @@ def test_a_checkpoint_of_other_settings_or_data_is_refused_with_a_note(
     make_spec: MakeSpec, tmp_path: Path, told: Told
 ) -> None:
     spec = make_spec(tmp_path, method=ModelBased(epochs=3))
-    learned = Part((Path("a"), Path("b")), ("1" * 64, "2" * 64), np.array([0, 1]))
-    relabelled = Part(learned.paths, learned.digests, np.array([1, 0]))
+    here, there = (tuple(Location(Path(name)) for name in pair) for pair in ("ab", "cd"))
+    learned = Part(here, ("1" * 64, "2" * 64), np.array([0, 1]))
+    relabelled = Part(learned.locations, learned.digests, np.array([1, 0]))
     recipe = settings(ModelBased(epochs=3))
     own = checkpoint.key(spec, spec.method, recipe, learned)
     replaced = msgspec.structs.replace
@@ -224,9 +251,14 @@ def test_a_checkpoint_of_other_settings_or_data_is_refused_with_a_note(
     assert len({own, *others}) == 8
     # Another attempt has other folders and less time, and is the same work.
     attempt = replaced(
-        spec, out_dir="elsewhere", data_dir="moved", job_id="job-2", exported=[], time_budget_s=9.0
+        spec,
+        out_dir="elsewhere",
+        data=ImageSource(folder="moved"),
+        job_id="job-2",
+        exported=[],
+        time_budget_s=9.0,
     )
-    moved = Part((Path("c"), Path("d")), learned.digests, learned.targets)
+    moved = Part(there, learned.digests, learned.targets)
     assert checkpoint.key(attempt, attempt.method, recipe, moved) == own
 
     Checkpoints(str(tmp_path), own).save({"epoch": 2, "weights": torch.arange(3.0)}, told.append)

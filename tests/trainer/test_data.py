@@ -101,14 +101,14 @@ def test_an_index_gives_the_same_images_as_the_folder_and_nothing_is_listed(
     read = reader.read_folder(folder)
     indexes.save(read, tmp_path / "index.json")
     shutil.copy(folder / "red" / "0.png", folder / "red" / "later.txt")
-    indexed = Source(folder, str(tmp_path / "index.json"))
+    indexed = Source(folder, tmp_path / "index.json")
     loaded = data.load(indexed)
     (folder / "red" / "later.txt").unlink()
     plain = data.load(folder)
     assert (loaded.digest, loaded.summary) == (plain.digest, plain.summary)
     assert loaded.digest == read.digest
-    assert loaded.train.paths == plain.train.paths
-    assert loaded.names == plain.names
+    assert loaded.train.locations == plain.train.locations
+    assert loaded.train.names == plain.train.names == tuple(i.name for i in read.images)
 
 
 def test_a_few_bad_files_are_left_out_and_told(make_folder: MakeFolder) -> None:
@@ -155,7 +155,7 @@ def test_an_image_under_two_classes_is_left_out_of_both(make_folder: MakeFolder)
     shutil.copy(folder / "red" / "0.png", folder / "blue" / "red0.png")
     loaded = data.load(folder)
     paths = {folder / "red" / "0.png", folder / "blue" / "red0.png"}
-    assert not paths & {*loaded.train.paths}
+    assert not paths & {at.path for at in loaded.train.locations}
     assert left_out(loaded.summary, LeftOutReason.CONTRADICTION) == {"red/0.png", "blue/red0.png"}
 
 
@@ -201,8 +201,9 @@ def test_images_are_decoded_on_demand_in_the_order_that_is_asked_for(
     assert (part.decode([3, 0, 3], threads=2) == everything[[3, 0, 3]]).all()
     assert (part.at([3, 0]).decode() == everything[[3, 0]]).all()
     assert part.decode([]).shape == (0, 224, 224, 3)
-    part.paths[2].write_bytes(b"changed")
-    with pytest.raises(InvalidInput, match=part.paths[2].name):
+    changed = part.locations[2].path
+    changed.write_bytes(b"changed")
+    with pytest.raises(InvalidInput, match=changed.name):
         part.decode()
 
 
@@ -223,7 +224,8 @@ def test_the_targets_images_lie_at_any_depth(make_folder: MakeFolder) -> None:
     assert len(target) == 8
     assert target.targets is None
     assert left_out(target.summary) == {"red/bad.png"}
-    assert target.names[folder / "red" / "deep" / "0.png"] == "red/deep/0.png"
+    by_path = {at.path: name for at, name in zip(target.locations, target.names, strict=True)}
+    assert by_path[folder / "red" / "deep" / "0.png"] == "red/deep/0.png"
     assert target.decode([0]).shape == (1, 224, 224, 3)
     assert target.digest != data.load_unlabelled(folder / "red").digest
 
@@ -232,7 +234,7 @@ def test_the_targets_classes_are_the_sources_and_in_its_order(make_folder: MakeF
     folder = make_folder(classes=("blue", "red"), per_class=3)
     target = data.load_unlabelled(folder, classes=("red", "green", "blue"))
     assert target.targets is not None
-    named = [path.parent.name for path in target.paths]
+    named = [at.path.parent.name for at in target.locations]
     assert target.targets.tolist() == [{"red": 0, "blue": 2}[name] for name in named]
     with pytest.raises(InvalidInput, match=r"no class of the source: red; .* are blue, green"):
         data.load_unlabelled(folder, classes=("blue", "green"))
@@ -246,7 +248,7 @@ def test_images_of_no_known_class_lie_beside_the_folders_or_in_one_called_unlabe
     (folder / "red" / "0.png").rename(folder / "above.png")
     target = data.load_unlabelled(folder, classes=("blue", "red"))
     assert target.targets is not None
-    found = dict(zip((target.names[path] for path in target.paths), target.targets, strict=True))
+    found = dict(zip(target.names, target.targets, strict=True))
     assert found == {
         "above.png": -1, "Unlabelled/0.png": -1, "Unlabelled/1.png": -1,
         "blue/0.png": 0, "blue/1.png": 0, "red/1.png": 1,
@@ -274,7 +276,7 @@ def test_a_targets_digest_does_not_follow_where_the_images_came_from(
     folder = make_folder("target", per_class=3)
     read = reader.read_folder(folder, is_labelled=False)
     indexes.save(read, tmp_path / "index.json")
-    indexed = Source(folder, str(tmp_path / "index.json"))
+    indexed = Source(folder, tmp_path / "index.json")
     assert data.load_unlabelled(folder).digest == read.digest
     assert data.load_unlabelled(indexed, classes=("blue", "red")).digest == read.digest
     # Never that of a dataset to learn from.

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from service.domain import ARGMAX, Decision, GateCheck, Manifest
 from service.engine import head as heads
 from service.engine.head import Head
 from service.errors import InvalidInput
-from tests.trainer.conftest import MakeFolder, MakeSpec, Told
-from tests.trainer.test_figures_of_jobs import incumbent
+from tests.trainer.conftest import MakeFolder, MakeSpec, Told, incumbent, source_of
 from trainer import answers, evaluate, folders
 from trainer.data import Part
 from trainer.measuring import Measured
@@ -51,10 +51,13 @@ class Jobs:
 
     def __init__(self, folder: Path, make_spec: MakeSpec, told: Told, out: Path) -> None:
         self.folder, self.make_spec, self.told, self.out = folder, make_spec, told, out
+        # Beside the images, which are the same for all tests, as their features are.
+        self.features = str(folder.with_name(f"{folder.name}.sqlite"))
 
     def run(self, name: str, **changes: object) -> tuple[Manifest, dict[str, Any]]:
         """Returns a job's manifest and its report."""
-        spec = self.make_spec(self.folder, out_dir=str(self.out / name), **changes)
+        fields = {"out_dir": str(self.out / name), "feature_cache": self.features, **changes}
+        spec = self.make_spec(self.folder, **fields)
         manifest = run(spec, self.told.append)
         report = json.loads((self.out / name / REPORT_JSON_FILE).read_bytes())
         return manifest, report
@@ -87,7 +90,7 @@ def test_balanced_recognises_a_rare_class_and_passes_a_gate_that_argmax_fails(jo
 
     # One decision, in all that is told of the version.
     assert (plain.decision, manifest.decision) == (ARGMAX, BALANCED)
-    head = heads.load(jobs.out / "balanced" / HEAD_FILE)
+    head = heads.load((jobs.out / "balanced" / HEAD_FILE).read_bytes())
     assert head.decision == BALANCED
     assert head.prior is not None
     assert head.prior.tolist() == pytest.approx([0.9, 0.1])
@@ -164,7 +167,7 @@ def test_versions_are_compared_by_the_decision_of_each(jobs: Jobs) -> None:
     before, plain = jobs.run("argmax")
     gate = Gate(not_worse_than="latest")
     behind = incumbent(jobs.out / "argmax", before)
-    manifest, report = jobs.run("balanced", decision=BALANCED, gate=gate, incumbent=behind)
+    manifest, report = jobs.run("balanced", decision=BALANCED, gate=gate, **behind)
     now, then = (r["metrics"]["accuracy"] for r in (report, plain))
     assert f"accuracy {now:.4f} against {then:.4f} of" in check(manifest).detail
     assert "identically" not in check(manifest).detail
@@ -186,7 +189,7 @@ def test_the_version_before_answers_by_its_own_decision(
     )
     asked = folder if is_seen else make_folder("others", per_class=12, seed=7)
     gate = Gate(not_worse_than="latest")
-    manifest = run(make_spec(asked, gate=gate, incumbent=behind), told.append)
+    manifest = run(make_spec(asked, gate=gate, **behind), told.append)
     assert "is right on 0.0% of 24 images" in check(manifest).detail
 
 
@@ -197,15 +200,22 @@ def test_a_threshold_of_a_class_that_the_images_do_not_have_fails_the_job(jobs: 
     assert caught.value.field == "decision.thresholds.classes"
 
 
-def test_a_network_decides_by_the_shares_of_the_images_that_it_learned_from(jobs: Jobs) -> None:
+def test_a_network_decides_by_the_shares_of_the_images_that_it_learned_from(
+    jobs: Jobs, tmp_path: Path
+) -> None:
+    for label, count in (("dark", 54), ("light", 6)):
+        (tmp_path / "fewer" / label).mkdir(parents=True)
+        for n in range(count):
+            shutil.copy(jobs.folder / label / f"{n}.png", tmp_path / "fewer" / label)
+    jobs.folder = tmp_path / "fewer"
     manifest, report = jobs.run(
         "network", method=ModelBased(epochs=1), decision=BALANCED, validation_fraction=0.3
     )
-    head = heads.load(jobs.out / "network" / HEAD_FILE)
+    head = heads.load((jobs.out / "network" / HEAD_FILE).read_bytes())
     assert head.prior is not None
     held = report["metrics"]["classes"]
-    learned = [270 - held[0]["support"], 30 - held[1]["support"]]
-    assert sum(learned) == manifest.train_count < 300
+    learned = [54 - held[0]["support"], 6 - held[1]["support"]]
+    assert sum(learned) == manifest.train_count < 60
     assert head.prior.tolist() == pytest.approx([n / sum(learned) for n in learned])
 
 
@@ -224,7 +234,7 @@ def test_an_adapted_version_is_measured_by_its_decision(
     spec = make_spec(
         source,
         method=method,
-        target_dir=str(target),
+        target=source_of(target),
         decision=Decision(rule="thresholds", default_threshold=1.0),
     )
     manifest = run(spec, told.append)
@@ -233,7 +243,7 @@ def test_an_adapted_version_is_measured_by_its_decision(
     assert (manifest.headline.measured_on, manifest.headline.accuracy) == ("target", 0)
     # What it is compared with answers with none, too.
     assert report["adaptation"]["comparison"]["accuracy"] == 0
-    head = heads.load(tmp_path / "out" / HEAD_FILE)
+    head = heads.load((tmp_path / "out" / HEAD_FILE).read_bytes())
     assert head.prior is not None
     assert head.prior.tolist() == [0.5, 0.5]
 

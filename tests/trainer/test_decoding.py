@@ -19,13 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from service.contract import (
-    ANSWERS_FILE,
-    BACKBONE_FILE,
-    HEAD_FILE,
     Augmentation,
     DomainAdaptation,
     Gate,
-    Incumbent,
     Note,
     RankSpec,
 )
@@ -33,17 +29,19 @@ from service.domain import Decision, ImageDecoding
 from service.engine import export, preprocess
 from service.engine import head as heads
 from service.engine.engine import Engine, EngineLimits, ModelFiles
+from service.engine.feature_cache import FeatureCache
 from service.engine.head import Head
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
 from service.ingest import reader
+from service.ingest.packs import Location
 from service.ops.metrics import Metrics
-from tests.trainer.conftest import MakeSpec, Told
+from tests.keys import key
+from tests.trainer.conftest import MakeSpec, Told, incumbent, source_of
 from tests.unit.engine.test_decoding import cut_out, deep, transparent
 from tests.unit.engine.test_preprocess import encode, gradient
 from trainer import data, folders, ranking
 from trainer.data import Files
-from trainer.feature_cache import FeatureCache
 from trainer.features import Features
 from trainer.train import run
 
@@ -86,7 +84,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Files:
     for name, made in FILES.items():
         (folder / name).write_bytes(made())
     paths = tuple(folder / name for name in FILES)
-    return Files(paths, tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths))
+    return Files(
+        tuple(map(Location, paths)),
+        tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -127,19 +128,24 @@ def served(
     images: Files, backbone: Path, head_file: Path, decodings: tuple[ImageDecoding, ...]
 ) -> list[npt.NDArray[np.float32]]:
     """Probabilities of two versions on one backbone, whose images share its batches."""
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (backbone, head_file)]
+    files = {
+        hashlib.sha256(path.read_bytes()).hexdigest(): path.read_bytes()
+        for path in (backbone, head_file)
+    }
 
     async def ask() -> list[npt.NDArray[np.float32]]:
         bounds = EngineLimits(
             threads=1, max_batch=8, max_queue=256, max_bytes=2**24, load_timeout_s=GUARD_S
         )
         runtime = OnnxRuntime(Provider("cpu", ""), 1)
-        engine = Engine(runtime, bounds, Metrics({"version": "test"}))
+        engine = Engine(
+            runtime, lambda digest, _: files[digest], bounds, Metrics({"version": "test"})
+        )
         try:
             calls = [
                 engine.classify(
-                    ModelFiles(f"m{n}", 1, digests[0], backbone, digests[1], head_file, decoding),
-                    [partial(preprocess.decode, path.read_bytes()) for path in images.paths],
+                    ModelFiles(key(f"m{n}"), 1, *files, decoding),
+                    [partial(preprocess.decode, at.path.read_bytes()) for at in images.locations],
                     GUARD_S,
                 )
                 for n, decoding in enumerate(decodings)
@@ -161,9 +167,11 @@ def exported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     """Pixels and probabilities by the program of docs/export.md, nothing else."""
-    composed = export.compose(backbone.read_bytes(), heads.load(head_file), {}, decoding)
+    composed = export.compose(
+        backbone.read_bytes(), heads.load(head_file.read_bytes()), {}, decoding
+    )
     names = run_documented(composed, tmp_path, monkeypatch)
-    pixels = np.stack([names["pixels"](path) for path in images.paths])
+    pixels = np.stack([names["pixels"](at.path) for at in images.locations])
     session = names["session"]
     (probabilities,) = session.run(None, {session.get_inputs()[0].name: pixels})
     return pixels, probabilities
@@ -200,7 +208,7 @@ def test_an_exported_model_says_how_it_decides(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prior = np.array([0.6, 0.4, 0], np.float32)
-    head = replace(heads.load(head_file), decision=decision, prior=prior)
+    head = replace(heads.load(head_file.read_bytes()), decision=decision, prior=prior)
     composed = export.compose(backbone.read_bytes(), head, {}, ImageDecoding())
     names = run_documented(composed, tmp_path, monkeypatch)
     told = json.loads(names["metadata"]["decision"])
@@ -226,10 +234,10 @@ def test_training_serving_and_exported_models_see_the_same_pixels(
 ) -> None:
     answers = served(images, backbone, head_file, DECODINGS)
     session = onnxruntime.InferenceSession(backbone, providers=["CPUExecutionProvider"])
-    head = heads.load(head_file)
+    head = heads.load(head_file.read_bytes())
     seen = []
     for decoding, answer in zip(DECODINGS, answers, strict=True):
-        learned = Files(images.paths, images.digests, decoding=decoding).decode()
+        learned = Files(images.locations, images.digests, decoding=decoding).decode()
         pixels, probabilities = exported(
             images, backbone, head_file, decoding, tmp_path, monkeypatch
         )
@@ -249,7 +257,7 @@ def test_training_serving_and_exported_models_see_the_same_pixels(
 
 def test_an_exported_model_says_how_its_images_are_decoded(backbone: Path, head_file: Path) -> None:
     composed = export.compose(
-        backbone.read_bytes(), heads.load(head_file), {}, ImageDecoding("#102030", 14)
+        backbone.read_bytes(), heads.load(head_file.read_bytes()), {}, ImageDecoding("#102030", 14)
     )
     properties = {p.key: p.value for p in onnx.load_from_string(composed).metadata_props}
     assert json.loads(properties["preprocess"]) == {
@@ -304,7 +312,7 @@ def test_the_version_before_sees_its_images_as_it_was_trained(
 ) -> None:
     folder = grey_folder(tmp_path / "greys", 3500, 1500)
     first = tmp_path / "first"
-    run(make_spec(folder, out_dir=str(first)), Told().append)
+    made = run(make_spec(folder, out_dir=str(first)), Told().append)
     # What it learned from is not asked of it again.
     new = grey_folder(tmp_path / "new", 3400, 1600)
     before = ImageDecoding("#000000", 16)
@@ -316,15 +324,9 @@ def test_the_version_before_sees_its_images_as_it_was_trained(
         return real(data, decoding)
 
     monkeypatch.setattr(preprocess, "open_image", noted)
-    incumbent = Incumbent(
-        version=1,
-        backbone_path=str(first / BACKBONE_FILE),
-        head_path=str(first / HEAD_FILE),
-        decoding=before,
-        answers_path=str(first / ANSWERS_FILE),
-    )
     gate = Gate(not_worse_than="latest", max_latency_ms=1e6)
-    manifest = run(make_spec(new, gate=gate, incumbent=incumbent), Told().append)
+    behind = incumbent(first, made, decoding=before)
+    manifest = run(make_spec(new, gate=gate, **behind), Told().append)
     assert seen == {before, manifest.decoding}
     assert manifest.decoding == ImageDecoding(bit_depth=12)
     assert [check.name for check in manifest.gate_checks] == ["not_worse", "latency"]
@@ -335,7 +337,11 @@ def test_what_is_adapted_to_counts_for_the_depth_too(tmp_path: Path, make_spec: 
     source = grey_folder(tmp_path / "source", 900, 300)
     target = grey_folder(tmp_path / "target", 3500, 1500)
     manifest = run(
-        make_spec(source, method=DomainAdaptation(technique="coral"), target_dir=str(target)),
+        make_spec(
+            source,
+            method=DomainAdaptation(technique="coral"),
+            target=source_of(target),
+        ),
         Told().append,
     )
     assert manifest.decoding.bit_depth == 12
@@ -361,16 +367,16 @@ def test_features_are_kept_by_what_was_decoded(tmp_path: Path, backbone: Path) -
         space, precision, blocks = "s", "fp32", (3,)
 
         def load(self) -> Any:
-            return OnnxRuntime(Provider("cpu", ""), 1).load(backbone)
+            return OnnxRuntime(Provider("cpu", ""), 1).load(backbone.read_bytes)
 
     cache = FeatureCache(tmp_path / "cache", 2**20)
     rows = []
     for number, decoding in enumerate(decodings):
         features = Features(Source(), cache, 1)
-        rows.append(features.of(Files((path,), (digest,), decoding=decoding))[0])
+        rows.append(features.of(Files((Location(path),), (digest,), decoding=decoding))[0])
         assert features.computed == 1, number
         again = Features(Source(), cache, 1)
-        kept = again.of(Files((path,), (digest,), decoding=decoding))[0]
+        kept = again.of(Files((Location(path),), (digest,), decoding=decoding))[0]
         assert again.computed == 0
         np.testing.assert_array_equal(kept, rows[-1])
     cache.close()
@@ -380,7 +386,7 @@ def test_features_are_kept_by_what_was_decoded(tmp_path: Path, backbone: Path) -
 
 def test_a_sample_to_rank_on_is_decoded_by_its_own_depth(tmp_path: Path) -> None:
     folder = grey_folder(tmp_path / "greys", 3500, 1500)
-    spec = RankSpec(data_dir=str(folder), backbones=[], weights_dir=str(tmp_path))
+    spec = RankSpec(data=source_of(folder), backbones=[], weights_dir=str(tmp_path))
     sample = ranking._sample(spec)
     assert sample.decoding == ImageDecoding(bit_depth=12)
     assert ranking._of(sample, slice(3)).decoding == sample.decoding

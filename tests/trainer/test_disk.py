@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from service.contract import ExitCode, Failed, FeatureBased, JobSpec, Record
+from service.contract import ExitCode, Failed, FeatureBased, ImageSource, JobSpec, Record
 from service.errors import Reason
 from trainer import __main__ as program
 from trainer import disk, train
@@ -99,7 +99,12 @@ def test_training_that_lacks_memory_or_room_says_so(
 
     monkeypatch.setattr(train, "run", run)
     spec = JobSpec(
-        job_id="job-1", model="m", data_dir="d", out_dir="o", method=FeatureBased(), weights_dir="w"
+        job_id="job-1",
+        model="m",
+        data=ImageSource(folder="d"),
+        out_dir="o",
+        method=FeatureBased(),
+        weights_dir="w",
     )
     sent: list[Record] = []
     assert program._train(spec, sent.append) == ExitCode.FAILED

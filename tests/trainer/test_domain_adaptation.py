@@ -8,6 +8,7 @@ import pytest
 from service.contract import DomainAdaptation, Note, Record
 from service.domain import ReadSummary
 from service.engine.head import Head
+from service.ingest.packs import Location
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.small_network import parts_of, small_backbone
 from trainer import linear
@@ -41,14 +42,14 @@ def target_of(rows: Rows, known: int) -> Target:
     features, classes = rows
     n = len(features)
     targets = np.where(np.arange(n) % 10 < known, classes, -1) if known else None
-    paths = tuple(Path(f"{i}.png") for i in range(n))
+    locations = tuple(Location(Path(f"{i}.png")) for i in range(n))
     images = Unlabelled(
-        paths,
+        locations,
         tuple(map(str, range(n))),
         targets=targets,
         summary=ReadSummary(),
         digest="",
-        names={},
+        erased_count=0,
     )
     return Target(images, features)
 

@@ -14,6 +14,7 @@ from service.engine import preprocess
 from service.engine.head import Floats
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
+from service.ingest.packs import Location
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from trainer.data import Files, Part
 from trainer.folds import deal
@@ -55,7 +56,7 @@ def fitted(
     rows: dict[Framing, Floats], targets: np.ndarray, choice: Choice, l2: float | None = None
 ) -> tuple[FittedHead, Known]:
     names = tuple(str(n) for n in range(len(targets)))
-    part = Part(tuple(map(Path, names)), names, targets)
+    part = Part(tuple(Location(Path(name)) for name in names), names, targets)
     known = Known(rows)
     method = FeatureBased(l2=l2)
     found = feature_based.fit_head(
@@ -153,8 +154,10 @@ def test_long_images_are_seen_whole_where_that_tells_more(
     assert manifest.headline is not None
     assert (manifest.headline.accuracy > 0.9) == whole
     # What was measured is what serves: the files answer the same with the version's pixels.
-    session = OnnxRuntime(Provider("cpu", ""), 1).load(tmp_path / "out" / BACKBONE_FILE)
-    head = heads.load(tmp_path / "out" / HEAD_FILE)
+    session = OnnxRuntime(Provider("cpu", ""), 1).load(
+        (tmp_path / "out" / BACKBONE_FILE).read_bytes
+    )
+    head = heads.load((tmp_path / "out" / HEAD_FILE).read_bytes())
     data = [(tmp_path / "long" / label / "0.png").read_bytes() for label in ("left", "right")]
     pixels = np.stack([preprocess.decode(each, manifest.decoding) for each in data])
     answers = head.probabilities(session.run(pixels)).argmax(axis=1).tolist()

@@ -13,14 +13,15 @@ import pytest
 from service.contract import Progressed
 from service.engine import preprocess
 from service.engine.fake_runtime import FakeSession
+from service.engine.feature_cache import FeatureCache
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
 from service.errors import Damaged, InvalidInput, Reason
+from service.ingest.packs import Location
 from tests.trainer.conftest import MakeFolder, Told
 from trainer import crops, data, features
 from trainer.backbone_file import BackboneFile, space_of
 from trainer.crops import Views
-from trainer.feature_cache import FeatureCache
 from trainer.features import Features
 from trainer.parity import TorchBackbone
 
@@ -48,10 +49,10 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     lock = threading.Lock()
     real = data.read_plain
 
-    def read(path: Path) -> bytes:
+    def read(at: Location) -> bytes:
         with lock:
-            counted[f"{path.parent.name}/{path.name}"] += 1
-        return real(path)
+            counted[f"{at.path.parent.name}/{at.path.name}"] += 1
+        return real(at)
 
     monkeypatch.setattr(data, "read_plain", read)
     return counted
@@ -128,11 +129,11 @@ def test_features_come_in_the_order_that_is_asked_for(make_folder: MakeFolder) -
 
 def test_an_image_that_went_away_meanwhile_is_named(make_folder: MakeFolder) -> None:
     loaded = data.load(make_folder())
-    loaded.train.paths[0].unlink()
+    loaded.train.locations[0].path.unlink()
     with pytest.raises(InvalidInput, match="when the job began") as caught:
         Features(FakeSource()).of(loaded.train)
     assert caught.value.reason is Reason.DATASET_UNUSABLE
-    assert loaded.train.paths[0].name in caught.value.message
+    assert loaded.train.locations[0].path.name in caught.value.message
 
 
 def test_an_image_that_was_overwritten_meanwhile_is_named_and_nothing_of_it_is_kept(
@@ -140,7 +141,7 @@ def test_an_image_that_was_overwritten_meanwhile_is_named_and_nothing_of_it_is_k
 ) -> None:
     part = data.load(make_folder()).train
     first = part.at([0])
-    shutil.copy(part.paths[1], part.paths[0])
+    shutil.copy(part.locations[1].path, part.locations[0].path)
     cache = FeatureCache(tmp_path / "features.sqlite", 2**26)
     made = Features(FakeSource(), cache, 1)
     reads: list[Callable[[], object]] = [
@@ -152,7 +153,7 @@ def test_an_image_that_was_overwritten_meanwhile_is_named_and_nothing_of_it_is_k
         with pytest.raises(InvalidInput, match="its content is another") as caught:
             read()
         assert caught.value.reason is Reason.DATASET_UNUSABLE
-        assert part.paths[0].name in caught.value.message
+        assert part.locations[0].path.name in caught.value.message
     digest = first.digests[0]
     assert cache.get("fake", [digest, *(f"{digest} 0 {i} {Views().key}" for i in (0, 1))]) == {}
 

@@ -8,7 +8,6 @@ from PIL import Image
 
 from service.contract import (
     ANSWERS_FILE,
-    BACKBONE_FILE,
     HEAD_FILE,
     REPORT_HTML_FILE,
     Auto,
@@ -16,31 +15,18 @@ from service.contract import (
     Finished,
     Gate,
     Grouping,
-    Incumbent,
     ModelBased,
     Note,
 )
 from service.domain import GateCheck, Manifest
 from service.engine import head as heads
 from service.errors import InvalidInput
-from tests.trainer.conftest import MakeFolder, MakeSpec, Told
+from tests.trainer.conftest import MakeFolder, MakeSpec, Told, incumbent, source_of
 from trainer import answers
 from trainer.answers import Role
 from trainer.train import run
 
 pytestmark = pytest.mark.usefixtures("small_network")
-
-
-def incumbent(out: Path, manifest: Manifest) -> Incumbent:
-    """A version as the service keeps it: its backbone called by its digest."""
-    backbone = out / f"{manifest.backbone_digest}.onnx"
-    shutil.copy(out / BACKBONE_FILE, backbone)
-    return Incumbent(
-        version=1,
-        backbone_path=str(backbone),
-        head_path=str(out / HEAD_FILE),
-        answers_path=str(out / ANSWERS_FILE),
-    )
 
 
 def not_worse(manifest: Manifest) -> GateCheck:
@@ -57,7 +43,7 @@ def test_one_image_a_class_is_served_and_nothing_is_claimed(
     assert not manifest.calibrated
     assert "nothing was measured" in manifest.calibration_note
     assert told[-1] == Finished(None, 0)
-    head = heads.load(tmp_path / "out" / HEAD_FILE)
+    head = heads.load((tmp_path / "out" / HEAD_FILE).read_bytes())
     assert not head.is_calibrated
     assert head.outliers is None
     page = (tmp_path / "out" / REPORT_HTML_FILE).read_text()
@@ -81,7 +67,7 @@ def test_the_same_job_again_answers_identically_and_passes_on_few_images(
     first = run(make_spec(folder, out_dir=str(tmp_path / "first")), told.append)
     before = incumbent(tmp_path / "first", first)
     gate = Gate(not_worse_than="latest")
-    again = run(make_spec(folder, gate=gate, incumbent=before), told.append)
+    again = run(make_spec(folder, gate=gate, **before), told.append)
     assert again.figures == first.figures
     check = not_worse(again)
     assert (check.verdict, check.passed) == ("passed", True)
@@ -104,7 +90,7 @@ def test_what_few_images_cannot_tell_is_said_and_decided_as_asked(
         for n, path in enumerate(sorted((tmp_path / "more" / label).iterdir())):
             path.rename(folder / label / f"more-{n}.png")
     gate = Gate(not_worse_than="latest", when_uncertain=when)  # type: ignore[arg-type]
-    spec = make_spec(folder, gate=gate, incumbent=incumbent(tmp_path / "first", first))
+    spec = make_spec(folder, gate=gate, **incumbent(tmp_path / "first", first))
     check = not_worse(run(spec, told.append))
     assert (check.verdict, check.passed) == ("undecided", passed)
     # On those that the version before learned from too: by its answers out of fold.
@@ -121,7 +107,7 @@ def test_new_classes_are_judged_apart(
     new = make_folder("new", per_class=5, classes=("green",), seed=3)
     (new / "green").rename(folder / "green")
     gate = Gate(not_worse_than="latest")
-    spec = make_spec(folder, gate=gate, incumbent=incumbent(tmp_path / "first", first))
+    spec = make_spec(folder, gate=gate, **incumbent(tmp_path / "first", first))
     check = not_worse(run(spec, told.append))
     assert "12 images" in check.detail
     assert "of 5 images of classes that it does not know" in check.detail
@@ -136,9 +122,7 @@ def test_a_version_before_without_its_answers_passes_no_gate(
     before = incumbent(tmp_path / "first", first)
     (tmp_path / "first" / ANSWERS_FILE).write_bytes(damage)
     gate = Gate(not_worse_than="latest", when_uncertain="promote")
-    spec = make_spec(
-        folder, gate=gate, incumbent=before, previous_answers=str(tmp_path / "first" / ANSWERS_FILE)
-    )
+    spec = make_spec(folder, gate=gate, **before, previous_answers="answers")
     check = not_worse(run(spec, told.append))
     assert (check.verdict, check.passed) == ("failed", False)
     assert any("version before learned from is not known" in n.text for n in told.of(Note))  # type: ignore[attr-defined]
@@ -241,9 +225,9 @@ def test_an_adapted_version_is_compared_on_target_images_that_neither_knew(
         source,
         out_dir=str(tmp_path / "adapted"),
         method=DomainAdaptation(technique="coral", always_adapt=True, evaluate_on_target=True),
-        target_dir=str(target),
+        target=source_of(target),
         gate=Gate(not_worse_than="latest"),
-        incumbent=before,
+        **before,
     )
     check = not_worse(run(adapted, told.append))
     assert "30 images" in check.detail
@@ -258,7 +242,7 @@ def test_an_adapted_version_without_target_labels_lends_nobody_its_answers(
         source,
         out_dir=str(tmp_path / "first"),
         method=DomainAdaptation(technique="coral", always_adapt=True),
-        target_dir=str(target),
+        target=source_of(target),
     )
     first = run(spec, told.append)
     known = answers.load(tmp_path / "first" / ANSWERS_FILE)
@@ -267,7 +251,7 @@ def test_an_adapted_version_without_target_labels_lends_nobody_its_answers(
     # Source and target are no groups of each other, and the target's images no group of all.
     assert len({one.group for one in known.values()}) > 50
     again = make_spec(
-        source, gate=Gate(not_worse_than="latest"), incumbent=incumbent(tmp_path / "first", first)
+        source, gate=Gate(not_worse_than="latest"), **incumbent(tmp_path / "first", first)
     )
     check = not_worse(run(again, told.append))
     assert check.verdict == "undecided"
@@ -284,7 +268,9 @@ def test_target_images_that_are_copies_of_the_source_s_are_not_measured_on(
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_bytes(path.read_bytes() + b"\0")
     spec = make_spec(
-        source, method=DomainAdaptation(evaluate_on_target=True), target_dir=str(target)
+        source,
+        method=DomainAdaptation(evaluate_on_target=True),
+        target=source_of(target),
     )
     manifest = run(spec, told.append)
     assert manifest.headline is None
@@ -300,7 +286,7 @@ def test_images_that_changed_their_class_are_not_compared_on_and_told(
     (folder / "blue").rename(folder / "red")
     (folder / "was-red").rename(folder / "blue")
     gate = Gate(not_worse_than="latest")
-    spec = make_spec(folder, gate=gate, incumbent=incumbent(tmp_path / "first", first))
+    spec = make_spec(folder, gate=gate, **incumbent(tmp_path / "first", first))
     check = not_worse(run(spec, told.append))
     assert (check.verdict, check.passed) == ("undecided", False)
     assert any("16 images are in another class than in version 1" in n.text for n in told.of(Note))  # type: ignore[attr-defined]

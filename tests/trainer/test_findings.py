@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from service.ingest.packs import Location
 from trainer.data import Part
 from trainer.groups import Groups
 from trainer.measuring import Measured
@@ -18,7 +19,7 @@ def _set(wrong: tuple[int, ...] = (), **about: object) -> Measured:
     """Training images that are answered right, and surely, but for some."""
     answers = TARGETS.copy()
     answers[list(wrong)] = (answers[list(wrong)] + 1) % 3
-    part = Part((Path("image.png"),) * len(TARGETS), ("",) * len(TARGETS), TARGETS)
+    part = Part((Location(Path("image.png")),) * len(TARGETS), ("",) * len(TARGETS), TARGETS)
     probabilities = np.eye(3)[answers] * 0.9 + 0.1 / 3
     made = Measured("cross_validation", part, np.arange(len(TARGETS)), probabilities)
     return replace(made, **about)  # type: ignore[arg-type]

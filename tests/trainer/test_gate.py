@@ -208,7 +208,6 @@ def test_latency_is_the_median_of_single_images_decoding_included(
 
     class Slow:
         feature_dim, nbytes, precision, max_batch, infer_s = 3, 0, "fp32", 1, 0.0
-        damage = None
 
         def __init__(self) -> None:
             self.shapes: list[tuple[int, ...]] = []

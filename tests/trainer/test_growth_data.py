@@ -11,13 +11,22 @@ from service.ingest import index as indexes
 from service.ingest import reader
 from tests.trainer.conftest import MakeFolder, left_out
 from trainer import data
-from trainer.data import Data, Source
+from trainer.data import Data, Files, Source
 
 
 def grown(own: Path, *bases: Path, case_sensitive: bool = False) -> Data:
     """Loads a folder after those of its bases, each under its folder's name."""
     sources = [Source(base, name=base.name) for base in bases]
     return data.load(own, bases=sources, case_sensitive=case_sensitive)
+
+
+def paths(files: Files) -> list[Path]:
+    return [at.path for at in files.locations]
+
+
+def own_count(found: Data) -> int:
+    """Counts the images that came on top of one base."""
+    return int((found.train.ages == 1).sum() + (found.validation.ages == 1).sum())
 
 
 def test_the_images_come_on_top_of_the_bases(make_folder: MakeFolder) -> None:
@@ -29,14 +38,13 @@ def test_the_images_come_on_top_of_the_bases(make_folder: MakeFolder) -> None:
     assert counts == [("blue", 20, 0), ("green", 10, 0), ("red", 30, 0)]
     assert set(alone.train.digests) <= set(found.train.digests)
     assert found.digest != alone.digest
-    names = {found.names[path] for path in found.train.paths}
+    names = set(found.train.names)
     assert any(name.startswith("base/blue/") for name in names)
     assert any(name.startswith("green/") for name in names)
-    assert found.own == {path for path in found.names if path.is_relative_to(own)}
     assert (found.summary.seen, found.summary.used) == (20, 20)
     assert found.warnings == ()
     # The oldest decides on which side what belongs together lies.
-    by_age = dict(zip(found.train.paths, found.train.ages, strict=True))
+    by_age = dict(zip(paths(found.train), found.train.ages, strict=True))
     assert {int(by_age[path]) for path in by_age if path.is_relative_to(base)} == {0}
     assert {int(by_age[path]) for path in by_age if path.is_relative_to(own)} == {1}
 
@@ -51,7 +59,7 @@ def test_what_the_base_holds_already_is_used_once_and_told(make_folder: MakeFold
     base = make_folder("base", per_class=20)
     own = make_folder("own", per_class=5, seed=1)
     before = data.load(base)
-    for n, path in enumerate(before.train.paths[:2]):
+    for n, path in enumerate(paths(before.train)[:2]):
         shutil.copy(path, own / path.parent.name / f"again{n}.png")
     found = grown(own, base)
     assert left_out(found.summary, LeftOutReason.COPY) == {"blue/again0.png", "blue/again1.png"}
@@ -62,7 +70,7 @@ def test_what_the_base_holds_already_is_used_once_and_told(make_folder: MakeFold
 def test_the_bases_own_images_sent_again_are_still_the_bases(make_folder: MakeFolder) -> None:
     base = make_folder("base", per_class=10)
     found = grown(base, base)
-    assert found.own == frozenset()
+    assert set(found.train.ages) == {0}
     assert found.summary.used == 0
     assert found.train.digests == data.load(base).train.digests
 
@@ -75,14 +83,13 @@ def test_what_a_base_was_measured_on_is_not_learned_from_under_another_name(
     held = data.load(base).validation
     make_folder("own/train", per_class=5, seed=1)
     make_folder("own/val", per_class=2, seed=2)
-    label = held.paths[0].parent.name
-    shutil.copy(held.paths[0], tmp_path / "own/train" / label / "again.png")
+    label = paths(held)[0].parent.name
+    shutil.copy(paths(held)[0], tmp_path / "own/train" / label / "again.png")
     found = grown(tmp_path / "own", base)
     assert not set(held.digests) & set(found.train.digests)
     assert "again.png" in found.warnings[0]
     assert left_out(found.summary, LeftOutReason.COPY) == {f"train/{label}/again.png"}
-    used = {*found.train.paths, *found.validation.paths} & found.own
-    assert (found.summary.seen, found.summary.used) == (15, len(used))
+    assert (found.summary.seen, found.summary.used) == (15, own_count(found))
 
 
 def test_what_a_base_learned_from_is_no_more_once_it_is_to_be_tested_on(
@@ -93,13 +100,15 @@ def test_what_a_base_learned_from_is_no_more_once_it_is_to_be_tested_on(
     before = data.load(base)
     make_folder("own/train", per_class=5, seed=1)
     make_folder("own/test", per_class=2, seed=2)
-    taken = {before.train.paths[0]: "learned.png", before.validation.paths[0]: "measured.png"}
+    taken = {
+        paths(before.train)[0]: "learned.png", paths(before.validation)[0]: "measured.png",
+    }  # fmt: skip
     for path, name in taken.items():
         shutil.copy(path, tmp_path / "own/test" / path.parent.name / name)
     found = grown(tmp_path / "own", base)
     assert len(found.test) == 6
     assert not set(found.test.digests) & {*found.train.digests, *found.validation.digests}
-    assert {found.names[path] for path in found.test.paths} >= {
+    assert set(found.test.names) >= {
         "test/blue/learned.png", "test/blue/measured.png",
     }  # fmt: skip
     assert ["training" in warning for warning in found.warnings] == [False, True]
@@ -111,7 +120,7 @@ def test_a_bases_test_part_stays_one(make_folder: MakeFolder, tmp_path: Path) ->
     own = make_folder("own", per_class=5, seed=2)
     shutil.copy(tmp_path / "base/test/red/0.png", own / "red" / "again.png")
     found = grown(own, tmp_path / "base")
-    assert {found.names[path].split("/")[1] for path in found.test.paths} == {"test"}
+    assert {name.split("/")[1] for name in found.test.names} == {"test"}
     assert [c.test for c in found.counts()] == [3, 3]
     assert left_out(found.summary, LeftOutReason.COPY) == {"red/again.png"}
 
@@ -129,11 +138,11 @@ def test_an_image_that_comes_again_under_another_class_does_not_shift_its_bases_
     base = make_folder("base", per_class=20)
     own, last = make_folder("own", per_class=5, seed=1), make_folder("last", per_class=5, seed=2)
     before = grown(own, base)
-    again = next(path for path in before.train.paths if path.parent == base / "red")
+    again = next(path for path in paths(before.train) if path.parent == base / "red")
     shutil.copy(again, last / "blue" / "again.png")
     found = grown(last, base, own)
     (dropped,) = set(before.train.digests) - set(found.train.digests)
-    assert dropped == before.train.digests[before.train.paths.index(again)]
+    assert dropped == before.train.digests[paths(before.train).index(again)]
     assert left_out(found.summary, LeftOutReason.CONTRADICTION) == {"blue/again.png"}
     assert (found.summary.seen, found.summary.used) == (11, 10)
 
@@ -176,7 +185,7 @@ def test_class_names_that_differ_in_case_alone_are_two_where_that_is_said(
     # Or where a dataset that was stored says so.
     index = tmp_path / "index.json"
     indexes.save(reader.read_folder(own, case_sensitive=True), index)
-    stored = data.load(Source(own, str(index)), bases=[Source(base)])
+    stored = data.load(Source(own, index), bases=[Source(base)])
     assert stored.classes == ("Red", "blue", "red")
     own_alone = make_folder("both", classes=("blue", "red"), seed=2)
     (own_alone / "blue").rename(own_alone / "RED")
@@ -214,4 +223,4 @@ def test_images_of_the_base_that_are_in_another_class_now_are_named(
     found = grown(own, base)
     assert any("base/red/0.png" in warning for warning in found.warnings)
     assert left_out(found.summary, LeftOutReason.CONTRADICTION) == {"green/moved.png"}
-    assert found.summary.used == len(found.own & {*found.train.paths, *found.validation.paths})
+    assert found.summary.used == own_count(found)

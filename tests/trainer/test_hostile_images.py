@@ -11,6 +11,7 @@ from PIL import Image
 from service.domain import DEFAULT_DECODING
 from service.engine import preprocess
 from service.errors import InvalidInput, Reason
+from service.ingest.packs import Location
 from trainer.data import Files, open_again
 from trainer.images import Cache
 
@@ -24,7 +25,7 @@ def written(path: Path, orientation: int, kind: str) -> Files:
 
 
 def files(path: Path) -> Files:
-    return Files((path,), (hashlib.sha256(path.read_bytes()).hexdigest(),))
+    return Files((Location(path),), (hashlib.sha256(path.read_bytes()).hexdigest(),))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -33,7 +34,7 @@ def test_training_and_serving_turn_an_image_the_same_way(
     tmp_path: Path, orientation: int, kind: str
 ) -> None:
     of = written(tmp_path / "image", orientation, kind)
-    data = of.paths[0].read_bytes()
+    data = of.locations[0].path.read_bytes()
     served = preprocess.decode(data)
     np.testing.assert_array_equal(of.decode(threads=1)[0], served)
     learned = Cache(of, 2**20)
@@ -45,12 +46,13 @@ def test_training_and_serving_turn_an_image_the_same_way(
 
 def test_an_image_that_became_a_link_or_a_pipe_is_not_read(tmp_path: Path) -> None:
     of = written(tmp_path / "image", 1, "PNG")
-    (path,), (digest,) = of.paths, of.digests
+    (at,), (digest,) = of.locations, of.digests
+    path = at.path
     path.rename(tmp_path / "moved")
     path.symlink_to(tmp_path / "moved")
     for _ in range(2):
         with pytest.raises(InvalidInput) as caught:
-            open_again(path, digest, DEFAULT_DECODING)
+            open_again(at, digest, DEFAULT_DECODING)
         assert caught.value.reason is Reason.DATASET_UNUSABLE
         path.unlink()
         os.mkfifo(path)

@@ -15,6 +15,7 @@ from service.domain import Framing, ImageDecoding
 from service.engine import preprocess
 from service.engine.preprocess import Pixels
 from service.errors import InvalidInput, Reason
+from service.ingest.packs import Location
 from tests.trainer.conftest import MakeFolder
 from trainer import data, kept, memory
 from trainer.crops import Views
@@ -24,7 +25,10 @@ from trainer.images import AsServed, Cache, Images
 
 def files_of(folder: Path) -> Files:
     paths = tuple(sorted(folder.rglob("*.png")))
-    return Files(paths, tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths))
+    return Files(
+        tuple(map(Location, paths)),
+        tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths),
+    )
 
 
 def all_batches(made: Images, epoch: int, size: int) -> list[tuple[torch.Tensor, list[int]]]:
@@ -47,8 +51,8 @@ def test_a_kept_image_is_the_one_that_was_decoded(
     monkeypatch.setattr(preprocess, "open_image", counted)
     first = [cache.image(place).copy() for place in range(6)]
     again = [cache.image(place) for place in range(6)]
-    for pixels, later, path in zip(first, again, files.paths, strict=True):
-        exact = np.asarray(Image.open(path))
+    for pixels, later, at in zip(first, again, files.locations, strict=True):
+        exact = np.asarray(Image.open(at.path))
         assert (pixels == exact).all()
         assert (later == exact).all()
     assert set(decoded.values()) == {1}
@@ -68,14 +72,14 @@ def test_a_disk_that_is_full_costs_time_alone(
 
     monkeypatch.setattr("trainer.kept.os.pwrite", full)
     for _ in range(2):
-        assert (cache.image(0) == np.asarray(Image.open(files.paths[0]))).all()
+        assert (cache.image(0) == np.asarray(Image.open(files.locations[0].path))).all()
     cache.close()
 
 
 @pytest.mark.parametrize("change", ["deleted", "overwritten"])
 def test_an_image_that_is_not_what_it_was_is_named(make_folder: MakeFolder, change: str) -> None:
     files = files_of(make_folder(per_class=1))
-    first, other = files.paths
+    first, other = (at.path for at in files.locations)
     if change == "deleted":
         first.unlink()
     else:
@@ -154,7 +158,7 @@ def test_what_is_beyond_the_files_limit_is_decoded_again(
         monkeypatch.setattr(kept.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * room))
     cache = Cache(files, 0, tmp_path)
     for _ in range(2):
-        for place, path in enumerate(files.paths):
+        for place, path in enumerate(at.path for at in files.locations):
             assert (cache.image(place) == np.asarray(Image.open(path))).all()
     assert [cache._kept.get(place) is not None for place in range(6)] == [True] * 2 + [False] * 4
     cache.close()
@@ -213,7 +217,7 @@ def test_images_to_judge_by_are_those_that_serving_makes(
     make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = data.load(make_folder(side=300, per_class=2)).train
-    exact = np.stack([preprocess.decode(path.read_bytes()) for path in part.paths])
+    exact = np.stack([preprocess.decode(at.path.read_bytes()) for at in part.locations])
     judged = AsServed(part, 1)
     judged.prepare()
     once = np.concatenate(list(judged.batches(3)))

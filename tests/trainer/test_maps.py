@@ -150,7 +150,7 @@ def test_some_images_share_what_all_have(make_maps: MakeMaps) -> None:
 
 def test_an_image_that_was_changed_meanwhile_is_named(make_maps: MakeMaps) -> None:
     made, learned = make_maps()
-    learned.paths[3].write_bytes(b"another")
+    learned.locations[3].path.write_bytes(b"another")
     with pytest.raises(InvalidInput) as caught:
         made.prepare()
     assert caught.value.reason is Reason.DATASET_UNUSABLE

@@ -9,6 +9,7 @@ import pytest
 from scipy.special import softmax
 
 from service.engine.head import Head
+from service.ingest.packs import Location
 from trainer import divided, groups, measuring
 from trainer.answers import Answer, Role
 from trainer.data import Data, Part
@@ -20,7 +21,7 @@ CLASSES = ("blue", "red")
 def part(count: int, name: str = "image") -> Part:
     digests = tuple(hashlib.sha256(f"{name}{n}".encode()).hexdigest() for n in range(count))
     return Part(
-        tuple(Path(f"{name}{n}") for n in range(count)),
+        tuple(Location(Path(f"{name}{n}")) for n in range(count)),
         digests,
         np.arange(count) % 2,
         looks=tuple(digest[:16] for digest in digests),
@@ -38,7 +39,7 @@ def data(train: Part, validation: Part | None = None, test: Part | None = None) 
     none = train.none()
     return Data(
         classes=CLASSES, train=train, validation=validation or none, test=test or none,
-        summary=None, digest="", warnings=(), names={}, own=frozenset(),  # type: ignore[arg-type]
+        summary=None, digest="", warnings=(),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -118,7 +119,7 @@ def test_a_group_stays_on_the_side_that_it_had_in_the_version_before() -> None:
     old, new = part(20), part(20, "new")
     scenes = tuple(f"scene {n}" for n in range(20))
     both = Part(
-        old.paths + new.paths, old.digests + new.digests,
+        old.locations + new.locations, old.digests + new.digests,
         np.concatenate([old.targets, new.targets]),
         # Each new one is a copy of an old one, and both come in one dataset.
         looks=old.looks * 2, given_groups=scenes * 2, ages=np.zeros(40, np.int64),

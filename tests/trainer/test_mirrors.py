@@ -15,7 +15,7 @@ from service.contract import (
     Method,
     ModelBased,
 )
-from tests.trainer.conftest import MakeSpec, Told
+from tests.trainer.conftest import MakeSpec, Told, source_of
 from trainer import crops, features, images, maps, train
 from trainer.methods import auto
 from trainer.records import Send
@@ -100,7 +100,7 @@ def test_no_view_is_mirrored_where_mirrors_are_off(
         arrows,
         method=METHODS[name],
         augmentation=Augmentation(mirror=mirror, min_scale=0.6, colour=0.1),
-        target_dir=str(arrows) if name == "adaptation" else "",
+        target=source_of(arrows) if name == "adaptation" else None,
         asked_budget_s=3600.0,
     )
     manifest = train.run(spec, told.append)

@@ -20,6 +20,7 @@ from service.contract import (
     Failed,
     FeatureBased,
     Finished,
+    ImageSource,
     JobSpec,
     ModelBased,
     Record,
@@ -213,9 +214,8 @@ def test_a_trainer_gains_no_rights_dumps_no_core_and_writes_no_larger_files(tmp_
     job = JobSpec(
         job_id="job-1",
         model="birds",
-        data_dir=str(tmp_path),
         # It halts where it reads the index.
-        data_index=str(halt),
+        data=ImageSource(folder=str(tmp_path), index_file=str(halt)),
         out_dir=str(tmp_path),
         method=FeatureBased(),
         weights_dir="/weights",

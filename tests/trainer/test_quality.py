@@ -19,13 +19,14 @@ from service.contract import (
 )
 from service.domain import Manifest
 from service.engine import head as heads
+from service.engine.feature_cache import FeatureCache
 from service.engine.head import Head
 from service.engine.providers import choose_provider
 from service.engine.runtime import OnnxRuntime
 from tests import photographs
+from tests.trainer.conftest import source_of
 from trainer import data as datasets
 from trainer.backbone_file import BackboneFile
-from trainer.feature_cache import FeatureCache
 from trainer.features import Features
 from trainer.reporting.report import Report
 from trainer.train import run
@@ -38,16 +39,18 @@ class Runs:
         self.folder = folder
         self.cache = folder / "features.sqlite"
         self.exported: list[ExportedBackbone] = []
+        self.files: dict[str, str] = {}
 
     def run(self, data: Path, **changes: object) -> tuple[Manifest, Report, Path]:
         out = self.folder / f"out-{len(list(self.folder.iterdir()))}"
         fields: dict[str, object] = {
             "job_id": "job-1",
             "model": "photos",
-            "data_dir": str(data),
+            "data": source_of(data),
             "out_dir": str(out),
             "method": FeatureBased(),
             "exported": self.exported,
+            "files": self.files,
             "weights_dir": str(self.folder / "weights"),
             "device": "cpu",
             "provider": "auto",
@@ -57,9 +60,8 @@ class Runs:
         }
         manifest = run(JobSpec(**{**fields, **changes}), lambda _: None)  # type: ignore[arg-type]
         if not self.exported:
-            path = str(out / BACKBONE_FILE)
-            known = ExportedBackbone(manifest.weights, path, manifest.backbone_digest)
-            self.exported.append(known)
+            self.exported.append(ExportedBackbone(manifest.weights, manifest.backbone_digest))
+            self.files[manifest.backbone_digest] = str(out / BACKBONE_FILE)
         report = msgspec.json.decode((out / REPORT_JSON_FILE).read_bytes(), type=Report)
         return manifest, report, out
 
@@ -90,7 +92,7 @@ def ants_and_bees(
         photographs.folder("hymenoptera_data"), folder, ignore=shutil.ignore_patterns("*.gif")
     )
     manifest, report, out = runs.run(folder)
-    return manifest, report, heads.load(out / HEAD_FILE)
+    return manifest, report, heads.load((out / HEAD_FILE).read_bytes())
 
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
@@ -146,7 +148,7 @@ def test_adaptation_pays_in_both_directions_between_photos_and_cartoons(runs: Ru
         manifest, report, _ = runs.run(
             pacs / source,
             method=DomainAdaptation(evaluate_on_target=True),
-            target_dir=str(pacs / target),
+            target=source_of(pacs / target),
         )
         adaptation = report.adaptation
         assert adaptation is not None
@@ -162,7 +164,9 @@ def test_adaptation_pays_in_both_directions_between_photos_and_cartoons(runs: Ru
 def test_where_there_is_no_gap_nothing_is_lost(runs: Runs) -> None:
     photo = photographs.folder("pacs-small") / "photo"
     manifest, report, _ = runs.run(
-        photo, method=DomainAdaptation(evaluate_on_target=True), target_dir=str(photo)
+        photo,
+        method=DomainAdaptation(evaluate_on_target=True),
+        target=source_of(photo),
     )
     assert report.adaptation is not None
     assert report.adaptation.doubt == "not_better"

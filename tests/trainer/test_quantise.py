@@ -9,7 +9,6 @@ import torch
 from service.contract import (
     BACKBONE_FILE,
     HEAD_FILE,
-    ExportedBackbone,
     ModelBased,
     Note,
 )
@@ -28,41 +27,27 @@ def run(spec: object, told: Told) -> Manifest:
     return train.run(spec, told.append)  # type: ignore[arg-type]
 
 
-def test_a_frozen_backbone_is_quantised_once_and_shared_by_later_jobs(
-    make_folder: MakeFolder, make_spec: MakeSpec, tmp_path: Path
+def test_a_frozen_backbone_in_int8_changes_few_answers_and_exports_what_it_serves(
+    make_folder: MakeFolder, make_spec: MakeSpec
 ) -> None:
-    folder = make_folder(per_class=8)
-    spec = make_spec(folder, precision="int8", decision=Decision(rule="balanced"))
-    first = run(spec, Told())
+    spec = make_spec(make_folder(), precision="int8", decision=Decision(rule="balanced"))
+    manifest = run(spec, Told())
     file = Path(spec.out_dir) / BACKBONE_FILE
-    assert first.serving_precision == "int8"
-    assert first.changed_by_int8 is not None
-    assert first.changed_by_int8 <= quantise.MAX_CHANGED
-    assert first.precision_note == ""
-
-    known = ExportedBackbone(f"{first.weights}:int8", str(file), first.backbone_digest)
-    again = run(
-        make_spec(
-            make_folder("others", classes=("blue", "green"), seed=1),
-            precision="int8",
-            out_dir=str(tmp_path / "again"),
-            exported=[known],
-        ),
-        Told(),
-    )
-    assert again.backbone_digest == first.backbone_digest
-    assert not (tmp_path / "again" / BACKBONE_FILE).exists()
+    assert manifest.serving_precision == "int8"
+    assert manifest.changed_by_int8 is not None
+    assert manifest.changed_by_int8 <= quantise.MAX_CHANGED
+    assert manifest.precision_note == ""
 
     # What is exported for use elsewhere gives the served answers.
-    head = heads.load(Path(spec.out_dir) / HEAD_FILE)
+    head = heads.load((Path(spec.out_dir) / HEAD_FILE).read_bytes())
     assert head.decision == spec.decision
     assert head.prior is not None
     pixels = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
-    session = OnnxRuntime(Provider("cpu", ""), 2).load(file)
+    session = OnnxRuntime(Provider("cpu", ""), 2).load(file.read_bytes)
     assert session.precision == "int8"
     composed = file.with_name("composed.onnx")
     composed.write_bytes(exporting.compose(file.read_bytes(), head, {}, DEFAULT_DECODING))
-    exported = OnnxRuntime(Provider("cpu", ""), 2).load(composed)
+    exported = OnnxRuntime(Provider("cpu", ""), 2).load(composed.read_bytes)
     np.testing.assert_allclose(
         exported.run(pixels), head.probabilities(session.run(pixels)), atol=1e-3
     )
@@ -122,7 +107,7 @@ def test_calibration_takes_images_of_every_class(make_folder: MakeFolder) -> Non
     loaded = data.load(make_folder(per_class=50), 2)
     order = np.argsort(loaded.train.targets, kind="stable")
     by_class = data.Part(
-        tuple(loaded.train.paths[i] for i in order),
+        tuple(loaded.train.locations[i] for i in order),
         tuple(loaded.train.digests[i] for i in order),
         loaded.train.targets[order],
     )

@@ -1,5 +1,6 @@
 """Which backbone comes first, what it says of the others, and what it does without time."""
 
+import hashlib
 import threading
 import time
 import zlib
@@ -15,6 +16,7 @@ from service.contract import (
     BackbonesRanked,
     ExportedBackbone,
     FeatureBased,
+    ImageSource,
     JobSpec,
     Note,
     PretrainedBackbone,
@@ -22,12 +24,13 @@ from service.contract import (
     RankedBackbone,
     RankSpec,
 )
-from service.engine.fake_runtime import FakeRuntime, FakeSession
+from service.engine.fake_runtime import FakeSession
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
+from service.engine.runtime import Read
 from service.errors import InvalidInput, Reason, WrongState
 from tests import photographs
-from tests.trainer.conftest import GUARD_S, MakeFolder, Told
+from tests.trainer.conftest import GUARD_S, MakeFolder, Told, source_of
 from trainer import data, ranked_backbone, ranking
 from trainer.__main__ import main
 from trainer.job import Job
@@ -49,33 +52,37 @@ class Blind(FakeSession):
         )
 
 
-class Machine(FakeRuntime):
+class Machine:
     """Files named blind are; every run takes as long as `each_s` says, on its own clock."""
 
-    precision = "exact"
+    provider, precision = "cpu", "exact"
 
     def __init__(self) -> None:
-        super().__init__()
         self.now = 0.0
+        self.sessions: dict[str, FakeSession] = {}
+        self.loads: list[str] = []
         self.each_s: dict[str, float] = {}
         self.slower_after: dict[str, int] = {}
 
-    def load(self, path: Path, digest: str = "") -> FakeSession:
-        if path not in self.sessions:
-            kind = Blind if "blind" in path.name else FakeSession
-            session = kind()
+    def load(self, read: Read) -> FakeSession:
+        self.loads.append(onnx.load_from_string(read()).producer_name)
+        return self.session(self.loads[-1])
+
+    def session(self, name: str) -> FakeSession:
+        if name not in self.sessions:
+            session = Blind() if "blind" in name else FakeSession()
             plain = session.run
 
             def run(images: Pixels, cores: int = 0) -> Floats:
-                each_s = self.each_s.get(path.stem, 0.001)
-                if sum(session.batches) >= self.slower_after.get(path.stem, 10**9):
+                each_s = self.each_s.get(name, 0.001)
+                if sum(session.batches) >= self.slower_after.get(name, 10**9):
                     each_s *= 1000
                 self.now += each_s * len(images)
                 return plain(images, cores)
 
             session.run = run  # type: ignore[method-assign]
-            self.sessions[path] = session
-        return super().load(path)
+            self.sessions[name] = session
+        return self.sessions[name]
 
 
 @pytest.fixture
@@ -108,21 +115,26 @@ def pretrained(tmp_path: Path) -> MakeBackbone:
     """One whose file was exported before: the shapes of its ends are all that it holds."""
 
     def make(file: str, backbone: str = "resnet18", weights: str = "random") -> PretrainedBackbone:
-        path = tmp_path / f"{file}.onnx"
-        onnx.save(ends(64 if "blind" in file else 3), path)
+        made = ends(64 if "blind" in file else 3)
+        made.producer_name = file
+        content = made.SerializeToString()
+        digest = hashlib.sha256(content).hexdigest()
+        (tmp_path / f"{digest}.onnx").write_bytes(content)
         name = Weights(backbone, weights, 0, tmp_path).name
         return PretrainedBackbone(
             backbone=backbone,
             weights=weights,
-            exported=[ExportedBackbone(weights=name, path=str(path), digest="")],
+            exported=[ExportedBackbone(weights=name, digest=digest)],
         )
 
     return make
 
 
 def spec(folder: Path, *named: PretrainedBackbone, **changes: object) -> RankSpec:
+    known = [each.digest for backbone in named for each in backbone.exported]
     fields: dict[str, object] = {
-        "data_dir": str(folder),
+        "data": source_of(folder),
+        "files": {digest: str(folder.parent / f"{digest}.onnx") for digest in known},
         "backbones": list(named),
         "weights_dir": str(folder.parent / "weights"),
         "provider": "cpu",
@@ -195,6 +207,7 @@ def test_all_are_scored_on_more_images_only_where_all_find_time(
     pretrained: MakeBackbone,
     machine: Machine,
     told: Told,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ranking, "ROUND_IMAGES", 10)
@@ -210,9 +223,7 @@ def test_all_are_scored_on_more_images_only_where_all_find_time(
     assert all(row.log_loss is not None for row in some.ranking)
 
     # The second turns slow when the first has seen 20: both are scored on the first 10.
-    machine.slower_after = {
-        "blind": sum(machine.sessions[Path(pair[1].exported[0].path)].batches) + 18
-    }
+    machine.slower_after = {"blind": sum(machine.sessions["blind"].batches) + 18}
     fewer = ranking.rank(spec(folder, *pair, time_budget_s=120), told.append)
     assert fewer.images == 10
     assert all(row.log_loss is not None for row in fewer.ranking)
@@ -247,15 +258,15 @@ def test_the_cheapest_go_first_and_pretrained_ones_before_random_ones(
         pretrained("d", "efficientnet_lite0"),
     )
     ranking.rank(spec(make_folder(per_class=2), *named), told.append)
-    assert [path.stem for path in machine.loads] == ["d", "c", "b", "a"]
+    assert machine.loads == ["d", "c", "b", "a"]
 
 
 def test_a_problem_of_one_candidate_is_its_own(
-    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
+    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told, tmp_path: Path
 ) -> None:
     folder = make_folder(per_class=6)
     broken = pretrained("broken", "resnet34")
-    machine.load(Path(broken.exported[0].path)).fail_next = RuntimeError("kernel panic")
+    machine.session("broken").fail_next = RuntimeError("kernel panic")
     ranked = ranking.rank(
         spec(
             folder,
@@ -317,7 +328,7 @@ def test_a_job_that_chooses_its_backbone_works_in_its_own_folder(
         JobSpec(
             job_id="job-1",
             model="birds",
-            data_dir="/data",
+            data=ImageSource(folder="/data"),
             out_dir=str(tmp_path),
             method=FeatureBased(),
             weights_dir="/weights",
@@ -369,19 +380,19 @@ def test_int8_servers_measure_the_quantised_file_where_there_is_one(
     both = PretrainedBackbone(
         backbone="resnet18",
         weights="random",
-        exported=[*both.exported, ExportedBackbone("random:0:int8", quantised.path, "")],
+        exported=[*both.exported, ExportedBackbone("random:0:int8", quantised.digest)],
     )
     folder = make_folder(per_class=4)
     for precision, file in (("exact", "float"), ("int8", "quantised")):
         ranking.rank(spec(folder, both, precision=precision), told.append)
-        assert machine.loads[-1].stem == file
+        assert machine.loads[-1] == file
 
 
 def test_features_are_kept_for_the_jobs_that_follow(
     make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told, tmp_path: Path
 ) -> None:
     named = pretrained("colours")
-    session = machine.load(Path(named.exported[0].path))
+    session = machine.session("colours")
     asked = spec(make_folder(per_class=6), named, feature_cache=str(tmp_path / "features.sqlite"))
     first = ranking.rank(asked, told.append)
     assert sum(session.batches) == 8 + 12
@@ -421,7 +432,7 @@ def test_choose_takes_the_first_on_a_jobs_own_training_images(
 
 
 def test_without_time_for_any_score_the_cheapest_available_is_taken_and_that_is_said(
-    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told
+    make_folder: MakeFolder, pretrained: MakeBackbone, machine: Machine, told: Told, tmp_path: Path
 ) -> None:
     part = data.load(make_folder(per_class=6)).train
     named = [
@@ -430,7 +441,7 @@ def test_without_time_for_any_score_the_cheapest_available_is_taken_and_that_is_
         pretrained("dear", "resnet50"),
         pretrained("cheap", "resnet18"),
     ]
-    short = spec(Path(part.paths[0]), *named, time_budget_s=0.0, only_available=True)
+    short = spec(tmp_path / "none", *named, time_budget_s=0.0, only_available=True)
     chosen, ranked = ranking.choose(short, part, machine, told.append)
     assert chosen is named[3]
     assert all(row.log_me is None for row in ranked.ranking)
@@ -442,7 +453,7 @@ def test_without_time_for_any_score_the_cheapest_available_is_taken_and_that_is_
 def test_people_get_a_table_and_the_reason(
     make_folder: MakeFolder, machine: Machine, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    machine.each_s = {"0": 0.002}
+    machine.each_s = {"pytorch": 0.002}
     folder = str(make_folder(per_class=4))
     named = ["--backbone", "resnet18:random", "--backbone", "vgg16"]
     assert main(["rank-folder", folder, *named]) == 0

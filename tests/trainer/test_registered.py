@@ -29,7 +29,7 @@ from service.domain import Manifest
 from service.errors import GraftError, Reason
 from service.ingest.backbone_process import Asked, BackboneChecks
 from tests.extractors import MEAN, SIZE, STD, write
-from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec, Told
+from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec, Told, source_of
 from trainer.train import run
 
 WITHOUT_TORCH = """
@@ -54,26 +54,29 @@ except msgspec.ValidationError:
 """
 
 
+KEPT = "registered.onnx"
+
+
 @pytest.fixture
 def registered(tmp_path: Path) -> PretrainedBackbone:
     """A file as the service keeps it, and what a trainer is told of it."""
-    kept = tmp_path / "registered.onnx"
+    kept = tmp_path / KEPT
     asked = Asked(size=SIZE, mean=MEAN, std=STD)
     BackboneChecks(os.environ).check(write(tmp_path / "given.onnx"), kept, asked, lambda: None)
     digest = hashlib.sha256(kept.read_bytes()).hexdigest()
     weights = f"sha256:{digest[:16]}"
-    known = ExportedBackbone(weights, str(kept), digest, "MIT")
+    known = ExportedBackbone(weights, digest, "MIT")
     return PretrainedBackbone(backbone="onnx/tiny", weights=weights, exported=[known])
 
 
 def spec_of(make: MakeSpec, folder: Path, given: PretrainedBackbone, **changes: object) -> JobSpec:
-    return make(
-        folder,
-        backbone=given.backbone,
-        weights=given.weights,
-        exported=given.exported,
-        **changes,
-    )
+    fields: dict[str, object] = {
+        "backbone": given.backbone,
+        "weights": given.weights,
+        "exported": given.exported,
+        "files": {given.exported[0].digest: str(folder.parent / KEPT)},
+    }
+    return make(folder, **{**fields, **changes})
 
 
 def without_torch(spec: JobSpec | RankSpec, tmp_path: Path) -> str:
@@ -127,7 +130,7 @@ def test_a_head_is_adapted_without_torch(
 ) -> None:
     source, target = make_folder("source", per_class=12), make_folder("target", 12, seed=5)
     method = DomainAdaptation(evaluate_on_target=True)
-    spec = spec_of(make_spec, source, registered, method=method, target_dir=str(target))
+    spec = spec_of(make_spec, source, registered, method=method, target=source_of(target))
     manifest = made_without_torch(spec, tmp_path)
     assert (manifest.method, manifest.backbone) == ("domain_adaptation", "onnx/tiny")
     assert manifest.headline is not None and manifest.headline.measured_on == "target"
@@ -157,7 +160,7 @@ def test_a_file_that_serves_otherwise_than_it_computes_is_not_published(
     from trainer.parity import PlainBackbone
 
     other = tmp_path / "other.onnx"
-    model = onnx.load_from_string(Path(registered.exported[0].path).read_bytes())
+    model = onnx.load_from_string((tmp_path / KEPT).read_bytes())
     (shift,) = [tensor for tensor in model.graph.initializer if tensor.name == "shift"]
     shift.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(shift), "shift"))
     other.write_bytes(model.SerializeToString())
@@ -172,9 +175,8 @@ def test_a_file_that_serves_otherwise_than_it_computes_is_not_published(
 def test_a_file_that_is_gone_is_told_as_that(
     make_folder: MakeFolder, make_spec: MakeSpec, registered: PretrainedBackbone, told: Told
 ) -> None:
-    Path(registered.exported[0].path).unlink()
     with pytest.raises(GraftError, match="register it again, or name another") as caught:
-        run(spec_of(make_spec, make_folder(), registered), told.append)
+        run(spec_of(make_spec, make_folder(), registered, files={}), told.append)
     assert caught.value.reason is Reason.BACKBONE_NOT_FOUND
 
 
@@ -189,11 +191,13 @@ def test_a_quantised_form_is_made_of_it_and_shared(
     first = run(spec_of(make_spec, folder, registered, precision="int8"), told.append)
     assert (first.serving_precision, first.weights) == ("int8", registered.weights)
     made = tmp_path / "out" / "backbone.onnx"
-    shared = ExportedBackbone(f"{registered.weights}:int8", str(made), first.backbone_digest)
+    shared = ExportedBackbone(f"{registered.weights}:int8", first.backbone_digest)
     both = msgspec.structs.replace(registered, exported=[*registered.exported, shared])
+    paths = (tmp_path / KEPT, made)
+    files = {e.digest: str(path) for e, path in zip(both.exported, paths, strict=True)}
+    out = str(tmp_path / "again")
     again = run(
-        spec_of(make_spec, folder, both, precision="int8", out_dir=str(tmp_path / "again")),
-        told.append,
+        spec_of(make_spec, folder, both, precision="int8", out_dir=out, files=files), told.append
     )
     assert again.backbone_digest == first.backbone_digest
 
@@ -201,9 +205,10 @@ def test_a_quantised_form_is_made_of_it_and_shared(
 def test_it_is_ranked_without_torch(
     make_folder: MakeFolder, registered: PretrainedBackbone, tmp_path: Path
 ) -> None:
-    gone = ExportedBackbone("sha256:0", str(tmp_path / "gone.onnx"), "0" * 64)
+    gone = ExportedBackbone("sha256:0", "0" * 64)
     spec = RankSpec(
-        data_dir=str(make_folder(per_class=10)),
+        data=source_of(make_folder(per_class=10)),
+        files={registered.exported[0].digest: str(tmp_path / KEPT)},
         backbones=[
             registered,
             PretrainedBackbone(backbone="onnx/gone", weights="sha256:" + "0" * 16, exported=[gone]),

@@ -75,15 +75,17 @@ def test_a_row_is_taken_at_the_entry_loaded_exported_and_learned_with(
     folder.mkdir()
     row: Backbone = make(folder)  # type: ignore[operator]
     with pytest.raises(InvalidInput, match="is none of"):
-        JobRequest(model="m", dataset_id="ds-1", backbone=row.name).check()
+        JobRequest(tenant="t", model="m", dataset_id="ds-1", backbone=row.name).check()
     monkeypatch.setitem(BACKBONES, row.name, row)
 
-    asked = JobRequest(model="m", dataset_id="ds-1", backbone=row.name)
+    asked = JobRequest(tenant="t", model="m", dataset_id="ds-1", backbone=row.name)
     asked.check()
     if row.stages:
         wrong = ModelBased(train_from_stage="stage9")
         with pytest.raises(InvalidInput, match="its stages are stem, layer1"):
-            JobRequest(model="m", dataset_id="ds-1", backbone=row.name, method=wrong).check()
+            JobRequest(
+                tenant="t", model="m", dataset_id="ds-1", backbone=row.name, method=wrong
+            ).check()
     assert config.load([f"--default-backbone={row.name}"], {}).default_backbone == row.name
     check = weights.WeightsCheck(folder, is_reachable=lambda _host: False)
     check.check(row.name, "", FeatureBased(), lambda _name: [])

@@ -165,17 +165,14 @@ def test_training_images_that_could_not_be_held_out_are_counted(found: Data) -> 
     assert made.basis is not None
     assert made.basis.unanswered == 1
     assert "1 image was left out" in _read(page.to_html(made, found, [of]))
-    assert made.mistakes[0].file == found.names[found.train.paths[made.mistakes[0].place + 1]]
+    assert made.mistakes[0].file == found.train.names[made.mistakes[0].place + 1]
 
 
 def test_images_of_a_target_have_the_names_of_the_target(found: Data) -> None:
     of = _measured(found, measured_on="target")
-    names = {path: f"target/{n}.jpg" for n, path in enumerate(found.validation.paths)}
-    own = {path: found.names[path] for path in found.train.paths}
-    made = report.collect(
-        sample_report.manifest(found.classes), replace(found, names=own), [of],
-        _metrics(of, found), [], target_names=names,
-    )  # fmt: skip
+    of = replace(of, part=replace(of.part, names=tuple(f"target/{n}.jpg" for n in range(99))))
+    about = sample_report.manifest(found.classes)
+    made = report.collect(about, found, [of], _metrics(of, found), [])
     assert made.mistakes[0].file == "target/0.jpg"
 
 
@@ -269,10 +266,11 @@ def test_a_report_of_a_thousand_classes_fits_into_a_message(tmp_path: Path) -> N
     k = 1000
     found = sample_report.data(tmp_path / "images", 2, per_class=8)
     targets = np.arange(4 * k) % k
-    files = tuple(found.train.paths[:1]) * len(targets)
+    one, count = found.train, len(targets)
     part = replace(
-        found.train, paths=files, digests=found.train.digests[:1] * len(targets), targets=targets
-    )
+        one, locations=one.locations[:1] * count, digests=one.digests[:1] * count,
+        names=one.names[:1] * count, targets=targets,
+    )  # fmt: skip
     many = replace(
         found,
         classes=tuple(f"a species with a rather long name {n:04}" for n in range(k)),
@@ -320,10 +318,10 @@ def test_pairs_under_two_classes_are_named_by_part_and_place(found: Data) -> Non
     (pair,) = made.contradictions
     assert (pair.first.part, pair.first.place) == ("train", 3)
     assert pair.first.label == found.classes[0]
-    assert pair.first.file == found.names[found.train.paths[3]]
+    assert pair.first.file == found.train.names[3]
     assert (pair.second.part, pair.second.place) == ("validation", 15)
     assert pair.second.label == found.classes[1]
-    assert pair.second.file == found.names[found.validation.paths[15]]
+    assert pair.second.file == found.validation.names[15]
 
 
 def test_suspects_of_all_sets_are_ranked_together_by_their_margin(found: Data) -> None:
@@ -342,8 +340,8 @@ def test_suspects_of_all_sets_are_ranked_together_by_their_margin(found: Data) -
         ("cross_validation", 1),
     ]
     assert [s.file for s in made.suspects] == [
-        found.names[found.validation.paths[0]],
-        found.names[found.train.paths[1]],
+        found.validation.names[0],
+        found.train.names[1],
     ]
 
 

@@ -20,7 +20,6 @@ from service.contract import (
     BACKBONE_FILE,
     HEAD_FILE,
     Augmentation,
-    BaseData,
     DataFound,
     EpochEnded,
     ExportedBackbone,
@@ -37,7 +36,7 @@ from service.engine import export as exporting
 from service.engine import head as heads
 from service.engine import preprocess
 from service.errors import GraftError, InvalidInput, Reason, WrongState
-from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec, Told
+from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec, Told, source_of
 from trainer import backbones, compute, data, export, job, stages, train
 from trainer.methods import model_based
 from trainer.recipes import settings
@@ -49,6 +48,7 @@ def run(spec: object, told: Told) -> Manifest:
     return train.run(spec, told.append)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("small_network")
 def test_feature_based_transfer_end_to_end(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
 ) -> None:
@@ -75,7 +75,7 @@ def test_feature_based_transfer_end_to_end(
     assert len(told.of(DataFound)) == 1
 
     # The composed file gives the head's own answer, with nothing but ONNX Runtime and PIL.
-    head = heads.load(out / HEAD_FILE)
+    head = heads.load((out / HEAD_FILE).read_bytes())
     backbone = (out / BACKBONE_FILE).read_bytes()
     composed = exporting.compose(backbone, head, {"model": "colours"}, manifest.decoding)
     session = onnxruntime.InferenceSession(composed, providers=["CPUExecutionProvider"])
@@ -89,9 +89,9 @@ def test_feature_based_transfer_end_to_end(
     assert probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)
 
     # A second job shares the first one's backbone and gives the same head.
-    known = ExportedBackbone(manifest.weights, str(out / BACKBONE_FILE), manifest.backbone_digest)
-    again_out = tmp_path / "again"
-    again = run(make_spec(folder, out_dir=str(again_out), exported=[known]), Told())
+    known = ExportedBackbone(manifest.weights, manifest.backbone_digest)
+    again_out, files = tmp_path / "again", {known.digest: str(out / BACKBONE_FILE)}
+    again = run(make_spec(folder, out_dir=str(again_out), exported=[known], files=files), Told())
     assert again.backbone_digest == manifest.backbone_digest
     assert not (again_out / BACKBONE_FILE).exists()
     assert (again_out / HEAD_FILE).read_bytes() == (out / HEAD_FILE).read_bytes()
@@ -318,7 +318,7 @@ def test_training_sees_the_very_pixels_that_serving_makes(
     make_folder: MakeFolder,
 ) -> None:
     loaded = data.load(make_folder(side=300))
-    path = loaded.train.paths[0]
+    path = loaded.train.locations[0].path
     assert (loaded.train.decode([0])[0] == preprocess.decode(path.read_bytes())).all()
 
 
@@ -331,10 +331,9 @@ def test_a_repeated_job_computes_no_features_and_imports_no_torch(
     fields: dict[str, object] = {"feature_cache": cache}
     first = run(make_spec(folder, **fields), told)
     assert first.parity.images == 32
-    known = ExportedBackbone(
-        first.weights, str(tmp_path / "out" / BACKBONE_FILE), first.backbone_digest
-    )
-    spec = make_spec(folder, out_dir=str(tmp_path / "again"), exported=[known], **fields)
+    known = ExportedBackbone(first.weights, first.backbone_digest)
+    fields |= {"exported": [known], "files": {known.digest: str(tmp_path / "out" / BACKBONE_FILE)}}
+    spec = make_spec(folder, out_dir=str(tmp_path / "again"), **fields)
     (tmp_path / "spec.json").write_bytes(encode(spec))
     program = (
         "import sys, msgspec; from pathlib import Path;"
@@ -369,13 +368,14 @@ def test_a_known_backbone_that_differs_from_pytorch_is_not_published(
     other = tmp_path / "other.onnx"
     export.to_onnx(backbones.load("resnet18", "random", 7, tmp_path), other)
     digest = hashlib.sha256(other.read_bytes()).hexdigest()
-    known = ExportedBackbone("random:0", str(other), digest)
+    known = ExportedBackbone("random:0", digest)
     spec = make_spec(
         folder,
         method=FeatureBased(l2=1e-3),
         backbone="resnet18",
         weights="random",
         exported=[known],
+        files={digest: str(other)},
         feature_cache=str(tmp_path / "features.sqlite"),
     )
     with pytest.raises(GraftError) as caught:
@@ -453,7 +453,7 @@ def test_a_test_part_is_measured_with_what_serves_and_nothing_is_chosen_on_it(
 
     served = exporting.compose(
         (tmp_path / "out" / BACKBONE_FILE).read_bytes(),
-        heads.load(tmp_path / "out" / HEAD_FILE),
+        heads.load((tmp_path / "out" / HEAD_FILE).read_bytes()),
         {},
         manifest.decoding,
     )
@@ -490,7 +490,7 @@ def test_augmented_views_and_a_base_are_learned_from(
     base = make_folder("base", per_class=6)
     own = make_folder("own", per_class=6, classes=("green",), seed=1)
     shutil.copytree(make_folder("more", per_class=4, seed=2) / "red", own / "red")
-    spec = make_spec(own, method=FeatureBased(augmented_views=2), base_data=[BaseData(str(base))])
+    spec = make_spec(own, method=FeatureBased(augmented_views=2), base_data=[source_of(base)])
     manifest = run(spec, told)
     assert manifest.classes == ["blue", "green", "red"]
     assert manifest.hyperparameters["augmented_views"] == 2

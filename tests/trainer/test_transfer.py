@@ -9,13 +9,11 @@ import pytest
 from PIL import Image
 
 from service.contract import (
-    ANSWERS_FILE,
     BACKBONE_FILE,
     HEAD_FILE,
     REPORT_HTML_FILE,
     REPORT_JSON_FILE,
     Base,
-    BaseData,
     DomainAdaptation,
     Finished,
     Gate,
@@ -27,7 +25,7 @@ from service.contract import (
 from service.domain import Manifest
 from service.engine import head as heads
 from service.errors import InvalidInput
-from tests.trainer.conftest import MakeFolder, MakeSpec, Told
+from tests.trainer.conftest import MakeFolder, MakeSpec, Told, incumbent, source_of
 from trainer import job
 from trainer.reporting.report import Report
 from trainer.train import run
@@ -58,7 +56,7 @@ def test_a_version_knows_what_its_training_images_look_like(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
 ) -> None:
     run(make_spec(make_folder(per_class=8)), told.append)
-    outliers = heads.load(tmp_path / "out" / HEAD_FILE).outliers
+    outliers = heads.load((tmp_path / "out" / HEAD_FILE).read_bytes()).outliers
     assert outliers is not None
     assert outliers.means.shape == (2, 16)
     found = report_of(tmp_path / "out").out_of_distribution
@@ -90,20 +88,12 @@ def test_a_gate_is_checked_and_told_of_in_manifest_and_report(
     folder = make_folder(per_class=8)
     first = run(make_spec(folder, out_dir=str(tmp_path / "first")), told.append)
     assert first.gate_checks == []
-    # Called by its digest, as where it is kept.
-    backbone = tmp_path / "first" / f"{first.backbone_digest}.onnx"
-    (tmp_path / "first" / BACKBONE_FILE).rename(backbone)
-    incumbent = Incumbent(
-        version=1,
-        backbone_path=str(backbone),
-        head_path=str(tmp_path / "first" / HEAD_FILE),
-        answers_path=str(tmp_path / "first" / ANSWERS_FILE),
-    )
+    before = incumbent(tmp_path / "first", first)
     # Nothing differs so little, and nothing is so fast.
     gate = Gate(
         min_accuracy=0.5, not_worse_than="latest", max_parity_difference=-1.0, max_latency_ms=0.0
     )
-    manifest = run(make_spec(folder, gate=gate, incumbent=incumbent), told.append)
+    manifest = run(make_spec(folder, gate=gate, **before), told.append)
     passed = {check.name: check.passed for check in manifest.gate_checks}
     assert passed == {"accuracy": True, "not_worse": True, "parity": False, "latency": False}
     assert len(manifest.gate_failures) == 2
@@ -115,9 +105,7 @@ def test_a_gate_is_checked_and_told_of_in_manifest_and_report(
 def test_a_version_before_that_cannot_be_asked_any_more_passes_no_gate(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
 ) -> None:
-    gone = Incumbent(
-        version=1, backbone_path=str(tmp_path / "no.onnx"), head_path=str(tmp_path / "no")
-    )
+    gone = Incumbent(version=1, backbone_digest="1", head_digest="2", answers_digest="3")
     spec = make_spec(make_folder(), gate=Gate(not_worse_than="prod"), incumbent=gone)
     (check,) = run(spec, told.append).gate_checks
     assert not check.passed
@@ -178,9 +166,7 @@ def test_a_version_grows_by_images_and_a_class(
     new = make_folder("new", per_class=6, classes=("green", "red"), seed=5)
     cache = str(tmp_path / "features.sqlite")
     run(make_spec(old, out_dir=str(tmp_path / "first"), feature_cache=cache), told.append)
-    spec = make_spec(
-        new, base=Base("colours", 1), base_data=[BaseData(str(old))], feature_cache=cache
-    )
+    spec = make_spec(new, base=Base("colours", 1), base_data=[source_of(old)], feature_cache=cache)
     manifest = run(spec, told.append)
     assert manifest.classes == ["blue", "green", "red"]
     assert manifest.base == Base("colours", 1)
@@ -205,7 +191,7 @@ def test_adaptation_needs_no_label_of_the_target(
     flat.mkdir()
     for n, path in enumerate(sorted(target.rglob("*.png"))):
         shutil.copy(path, flat / f"{n}.png")
-    spec = make_spec(source, method=DomainAdaptation(), target_dir=str(flat))
+    spec = make_spec(source, method=DomainAdaptation(), target=source_of(flat))
     manifest = run(spec, told.append)
     assert manifest.method == "domain_adaptation"
     # Of the target nothing is known, so nothing is claimed.
@@ -237,9 +223,9 @@ def test_labels_of_some_of_the_target_measure_and_teach_nothing(
     for name, is_labelled in (("labelled", True), ("not", False)):
         method = DomainAdaptation(evaluate_on_target=is_labelled)
         out = tmp_path / name
-        spec = make_spec(source, method=method, target_dir=str(target), out_dir=str(out))
+        spec = make_spec(source, method=method, target=source_of(target), out_dir=str(out))
         manifest = run(spec, told.append)
-        heads_seen.append(heads.load(out / HEAD_FILE))
+        heads_seen.append(heads.load((out / HEAD_FILE).read_bytes()))
         if is_labelled:
             measured_on_target(manifest, 24)
             found = report_of(out).adaptation
@@ -254,7 +240,7 @@ def test_images_without_a_class_may_lie_beside_labelled_ones_of_the_target(
     source, target = domains
     (target / "green").rename(target / "unlabelled")
     method = DomainAdaptation(evaluate_on_target=True)
-    manifest = run(make_spec(source, method=method, target_dir=str(target)), told.append)
+    manifest = run(make_spec(source, method=method, target=source_of(target)), told.append)
     measured_on_target(manifest, 16)
     found = report_of(tmp_path / "out").adaptation
     assert found is not None
@@ -268,7 +254,7 @@ def test_a_class_that_the_source_lacks_is_named(
     (target / "green").rename(target / "violet")
     method = DomainAdaptation(evaluate_on_target=True)
     with pytest.raises(InvalidInput, match="violet"):
-        run(make_spec(source, method=method, target_dir=str(target)), told.append)
+        run(make_spec(source, method=method, target=source_of(target)), told.append)
 
 
 def test_a_technique_of_the_whole_network_gives_a_version_too(
@@ -287,7 +273,7 @@ def test_a_technique_of_the_whole_network_gives_a_version_too(
             epochs=1,
             batch_size=8,
         ),
-        target_dir=str(target),
+        target=source_of(target),
         backbone="resnet18",
         weights="random",
     )
@@ -310,7 +296,7 @@ def test_images_beside_the_class_folders_of_a_target_are_adapted_to(
         path.rename(target / f"loose-{n}.png")
     (target / "green").rmdir()
     method = DomainAdaptation(evaluate_on_target=True)
-    manifest = run(make_spec(source, method=method, target_dir=str(target)), told.append)
+    manifest = run(make_spec(source, method=method, target=source_of(target)), told.append)
     found = report_of(tmp_path / "out").adaptation
     assert found is not None
     assert found.target_images == 24
@@ -322,7 +308,7 @@ def test_nothing_is_measured_on_target_images_that_were_learned_from(
 ) -> None:
     folder = make_folder(per_class=10)
     method = DomainAdaptation(evaluate_on_target=True)
-    manifest = run(make_spec(folder, method=method, target_dir=str(folder)), told.append)
+    manifest = run(make_spec(folder, method=method, target=source_of(folder)), told.append)
     assert manifest.headline is None
     assert any("nothing is measured on them" in n.text for n in told if isinstance(n, Note))
 
@@ -334,7 +320,7 @@ def test_a_target_of_one_image_is_refused_with_words(
     target = tmp_path / "target"
     target.mkdir()
     shutil.copy(next(source.rglob("*.png")), target / "only.png")
-    spec = make_spec(source, method=DomainAdaptation(), target_dir=str(target))
+    spec = make_spec(source, method=DomainAdaptation(), target=source_of(target))
     with pytest.raises(InvalidInput, match="2 or more are needed"):
         run(spec, told.append)
 

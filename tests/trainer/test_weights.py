@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Iterator
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from trainer.weights import Weights
 VIT = "test_vit.r160_in1k"
 
 
+@cache
 def resnet(classes: int = 1000) -> dict[str, torch.Tensor]:
     from torchvision import models
 
@@ -172,7 +174,7 @@ def hub(vit: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    thread = threading.Thread(target=hub.server.serve_forever)
+    thread = threading.Thread(target=hub.server.serve_forever, args=(0.01,))
     thread.start()
     yield hub
     hub.server.shutdown()

@@ -54,7 +54,11 @@ class Target:
         assert self.images.targets is not None
         files = self.images.at(places.tolist())
         return Part(
-            files.paths, files.digests, self.images.targets[places], decoding=files.decoding
+            files.locations,
+            files.digests,
+            self.images.targets[places],
+            decoding=files.decoding,
+            names=files.names,
         )
 
 
@@ -92,6 +96,8 @@ def load_target(
     )
     for file in images.summary.files[:10]:
         send(Note("warning", f"left out of the target: {file.path} ({file.detail})"))
+    if images.erased_count:
+        send(Note("warning", f"of the target, {datasets.erased_note(images.erased_count)}"))
     return Target(images, features.of(images, "target images"))
 
 

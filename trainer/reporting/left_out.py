@@ -15,6 +15,7 @@ _WORDS = {
     LeftOutReason.STRAY: "beside the folders of the classes",
     LeftOutReason.COPY: "a copy of another image",
     LeftOutReason.CONTRADICTION: "the same image in two classes",
+    LeftOutReason.ERASED: "erased from the dataset",
 }
 
 

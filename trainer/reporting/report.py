@@ -1,7 +1,6 @@
 """A job's report as JSON, for programs; `trainer.reporting.page` makes a page of it."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -179,19 +178,16 @@ def collect(
     epochs: Sequence[EpochEnded],
     findings: Findings | None = None,
     decisions: Sequence[str] = (),
-    target_names: Mapping[Path, str] | None = None,
 ) -> Report:
     """Puts the findings together.
 
     `measured` are the sets that the version was measured on, the headline first, maybe
-    none; `metrics` are of the headline, None where there is none. `target_names` are
-    the names of a target's images, which `data` does not know.
+    none; `metrics` are of the headline, None where there is none.
     """
-    names = {**(target_names or {}), **data.names}
     findings = findings or Findings()
     first = headline(measured)
     suspects = [
-        _suspect(data, names, one, suspect)
+        _suspect(data, one, suspect)
         for one in measured
         for suspect in findings.suspects.found.get(one.measured_on, ())
     ]
@@ -209,8 +205,8 @@ def collect(
         )
         # What is said to be a wrong label is not said to be a mistake of the model too.
         doubted = {s.place for s in findings.suspects.found.get(first.measured_on, ())}
-        mistakes = _mistakes(data, names, first, doubted)
-        examples = _examples(data, names, first)
+        mistakes = _mistakes(data, first, doubted)
+        examples = _examples(data, first)
     return Report(
         manifest=manifest,
         basis=None if first is None else _basis(data, first),
@@ -282,17 +278,15 @@ def _confused(metrics: Metrics) -> list[Confused]:
     ]
 
 
-def _mistakes(
-    data: Data, names: Mapping[Path, str], measured: Measured, doubted: set[int]
-) -> list[Shown]:
+def _mistakes(data: Data, measured: Measured, doubted: set[int]) -> list[Shown]:
     wrong = evaluate.worst_mistakes(
         measured.probabilities, measured.part.targets, measured.answers, _MISTAKES + len(doubted)
     )
     places = [mistake.place for mistake in wrong if mistake.place not in doubted]
-    return [_shown(data, names, measured, place) for place in places[:_MISTAKES]]
+    return [_shown(data, measured, place) for place in places[:_MISTAKES]]
 
 
-def _examples(data: Data, names: Mapping[Path, str], measured: Measured) -> list[Shown]:
+def _examples(data: Data, measured: Measured) -> list[Shown]:
     """Returns right answers, one of each class in turn, so that few show many classes."""
     targets = measured.part.targets
     turn: dict[int, int] = {}
@@ -301,14 +295,14 @@ def _examples(data: Data, names: Mapping[Path, str], measured: Measured) -> list
         label = int(targets[place])
         turn[label] = turn.get(label, 0) + 1
         keyed.append((turn[label], label, place))
-    return [_shown(data, names, measured, place) for _, _, place in sorted(keyed)[:_EXAMPLES]]
+    return [_shown(data, measured, place) for _, _, place in sorted(keyed)[:_EXAMPLES]]
 
 
-def _shown(data: Data, names: Mapping[Path, str], measured: Measured, place: int) -> Shown:
+def _shown(data: Data, measured: Measured, place: int) -> Shown:
     probabilities = measured.probabilities[place]
     answered = int(measured.answers[place])
     return Shown(
-        file=names[measured.part.paths[place]],
+        file=measured.part.names[place],
         true=data.classes[int(measured.part.targets[place])],
         answered=data.classes[answered],
         probability=float(probabilities[answered]),
@@ -316,11 +310,9 @@ def _shown(data: Data, names: Mapping[Path, str], measured: Measured, place: int
     )
 
 
-def _suspect(
-    data: Data, names: Mapping[Path, str], measured: Measured, suspect: Suspect
-) -> SuspectShown:
+def _suspect(data: Data, measured: Measured, suspect: Suspect) -> SuspectShown:
     return SuspectShown(
-        file=names[measured.part.paths[suspect.place]],
+        file=measured.part.names[suspect.place],
         measured_on=measured.measured_on,
         place=suspect.place,
         given=data.classes[suspect.given],
@@ -344,6 +336,6 @@ def _named(data: Data, place: int) -> ImageNamed:
     for name, part in parts:
         if place < len(part):
             label = data.classes[int(part.targets[place])]
-            return ImageNamed(data.names[part.paths[place]], name, place, label)
+            return ImageNamed(part.names[place], name, place, label)
         place -= len(part)
     raise IndexError(place)

@@ -5,6 +5,7 @@ from graft.v1 import dataset_pb2 as pb
 from service.domain import ClassCount, LeftOutReason, PartName, ReadSummary
 from service.errors import InvalidInput, Reason
 from service.ingest.archives import ArchiveFormat
+from service.ingest.index import IndexedImage
 from service.rpc.codec.times import timestamp
 from service.storage.datasets import DatasetRecord
 
@@ -14,6 +15,7 @@ SPLITS: dict[int, PartName] = {
     pb.SPLIT_VALIDATION: "val",
     pb.SPLIT_TEST: "test",
 }
+_SPLITS_BY_PART = {part: pb.Split.Name(split) for split, part in SPLITS.items()}
 _REASONS = {
     reason: pb.LeftOutReason.Name(pb.LeftOutReason.Value(f"LEFT_OUT_REASON_{reason.name}"))
     for reason in LeftOutReason
@@ -87,4 +89,18 @@ def dataset(record: DatasetRecord) -> pb.Dataset:
         summary=read_summary(record.summary),
         is_unlabelled=record.is_unlabelled,
         case_sensitive_labels=record.case_sensitive,
+        erased_image_count=record.erased_count,
+    )
+
+
+def image(indexed: IndexedImage) -> pb.DatasetImage:
+    """Converts one image of a dataset."""
+    return pb.DatasetImage(
+        digest=indexed.digest,
+        name=indexed.name,
+        label=indexed.label,
+        split=_SPLITS_BY_PART[indexed.part],
+        group=indexed.group,
+        size_bytes=indexed.size,
+        is_erased=indexed.is_erased,
     )

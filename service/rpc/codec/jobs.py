@@ -8,16 +8,18 @@ from google.rpc import status_pb2
 from graft.v1 import fine_tuning_pb2 as pb
 
 from service.contract import (
+    BackbonesRanked,
     DataFound,
     EpochEnded,
     Note,
     Progressed,
 )
-from service.domain import JobState, plain_name
+from service.domain import JobKind, JobState
 from service.errors import InvalidInput, Reason
 from service.jobs import events
 from service.jobs.events import JobEvent
-from service.jobs.store import JobRecord
+from service.jobs.records import JobRecord
+from service.jobs.request import RankRequest
 from service.rpc import status
 from service.rpc.codec.datasets import class_counts, read_summary
 from service.rpc.codec.models import measured_on
@@ -37,22 +39,42 @@ def state(number: int) -> JobState:
     return JobState(pb.JobState.Name(number).removeprefix("JOB_STATE_"))
 
 
+def kind(number: int) -> JobKind | None:
+    """Reads a number of JobKind, None for the unset one; raises InvalidInput for any other."""
+    if number == pb.JOB_KIND_UNSPECIFIED:
+        return None
+    if number not in pb.JobKind.values():
+        raise InvalidInput(
+            Reason.INVALID_FIELD,
+            f"kind {number} is none: use a value of JobKind",
+            field="kind",
+        )
+    return JobKind(pb.JobKind.Name(number).removeprefix("JOB_KIND_").lower())
+
+
 def job(record: JobRecord) -> pb.Job:
     """Converts a job as it is now."""
-    base = record.request.base
+    message = _job(record)
+    if isinstance(record.request, RankRequest):
+        message.ranking_request.MergeFromString(record.message)
+        if record.ranking is not None:
+            message.ranking.CopyFrom(_ranking(record.ranking))
+        return message
+    message.model = record.request.model
+    message.request.MergeFromString(record.message)
+    if (base := record.request.base) is not None:
+        message.base.CopyFrom(pb.BaseVersion(model=base.model, version=base.version))
+    return message
+
+
+def _job(record: JobRecord) -> pb.Job:
     return pb.Job(
         job_id=record.job_id,
-        model=plain_name(record.request.model),
+        kind=_kind_number(record.kind),
         state=_state_number(record.state),
         create_time=timestamp(record.create_time_s),
         start_time=timestamp(record.start_time_s),
         end_time=timestamp(record.end_time_s),
-        request=pb.FineTuneRequest.FromString(record.message),
-        base=(
-            None
-            if base is None
-            else pb.BaseVersion(model=plain_name(base.model), version=base.version)
-        ),
         version=record.version,
         error=_error(record.error_reason, record.error_message),
         last_sequence=record.last_sequence,
@@ -66,6 +88,26 @@ def job(record: JobRecord) -> pb.Job:
         elapsed=_elapsed(record),
         is_candidate=record.is_candidate,
         data_summary=read_summary(record.summary) if record.summary else None,
+    )
+
+
+def _ranking(ranked: BackbonesRanked) -> pb.Ranking:
+    return pb.Ranking(
+        backbones=[
+            pb.RankedBackbone(
+                backbone=row.backbone,
+                weights=row.weights,
+                weights_licence=row.weights_licence,
+                log_loss=row.log_loss,
+                log_me=row.log_me,
+                image_ms=row.image_ms,
+                feature_dim=row.feature_dim,
+                problem=row.problem,
+            )
+            for row in ranked.ranking
+        ],
+        explanation=ranked.explanation,
+        image_count=ranked.images,
     )
 
 
@@ -98,7 +140,7 @@ def event(happened: JobEvent) -> pb.JobEvent:
 
 def _published(published: events.Published) -> pb.VersionPublished:
     message = pb.VersionPublished(
-        model=plain_name(published.model),
+        model=published.model,
         version=published.version,
         is_candidate=published.is_candidate,
         gate_failures=published.gate_failures,
@@ -150,6 +192,10 @@ def _elapsed(record: JobRecord) -> Duration | None:
 
 def _error(reason: Reason | None, message: str) -> status_pb2.Status | None:
     return None if reason is None else status.of_job(reason, message)
+
+
+def _kind_number(value: JobKind) -> Any:
+    return pb.JobKind.Value(f"JOB_KIND_{value.value.upper()}")
 
 
 def _state_number(value: JobState) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from graft.v1 import model_pb2 as pb
 
-from service.domain import Figure, GateCheck, Manifest, MeasuredOn, plain_name
+from service.domain import Figure, GateCheck, Manifest, MeasuredOn
 from service.rpc.codec import decisions
 from service.rpc.codec.times import duration, timestamp
 from service.storage.records import ModelRecord, VersionRecord
@@ -25,20 +25,18 @@ _VERDICTS = {
 def model(record: ModelRecord) -> pb.Model:
     """Converts a model."""
     return pb.Model(
-        name=plain_name(record.name),
+        name=record.key.name,
         create_time=timestamp(record.create_time_s),
         update_time=timestamp(record.update_time_s),
         aliases=record.aliases,
         version_count=record.version_count,
-        falling_back_aliases=record.falling_back,
     )
 
 
-def version(record: VersionRecord, damage: str) -> pb.Version:
-    """Converts a published version; `damage` is what is wrong with its files, "" for nothing."""
-    manifest: Manifest = record.manifest
+def version(record: VersionRecord, manifest: Manifest) -> pb.Version:
+    """Converts a published version, whose manifest this is."""
     return pb.Version(
-        model=plain_name(record.model),
+        model=record.model.name,
         version=record.version,
         job_id=record.job_id,
         create_time=timestamp(record.create_time_s),
@@ -46,7 +44,7 @@ def version(record: VersionRecord, damage: str) -> pb.Version:
         backbone=manifest.backbone,
         weights=manifest.weights,
         weights_licence=manifest.weights_licence,
-        backbone_digest=record.files.backbone_digest,
+        backbone_digest=record.backbone_digest,
         classes=manifest.classes,
         figures=[_figure(figure) for figure in manifest.figures],
         calibrated=manifest.calibrated,
@@ -64,7 +62,7 @@ def version(record: VersionRecord, damage: str) -> pb.Version:
         manifest_json=msgspec.json.encode(manifest).decode(),
         aliases=record.aliases,
         is_candidate=record.is_candidate,
-        damage=damage,
+        erased_image_count=record.erased_images,
         gate_checks=[_gate_check(check) for check in manifest.gate_checks],
         decision=decisions.message(manifest.decision),
     )

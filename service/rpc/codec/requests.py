@@ -41,10 +41,12 @@ _UNITS = {"s": 1e6, "ms": 1e3}
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-def check_size(message: pb.FineTuneRequest) -> None:
+def check_size(message: pb.FineTuneRequest | pb.RankBackbonesRequest) -> None:
     """Raises InvalidInput for a request that is too large to be stored, without its images."""
-    images = message.inline_images, message.domain_adaptation.target_images
-    count = message.ByteSize() - sum(each.ByteSize() for each in images)
+    images = message.inline_images.ByteSize()
+    if isinstance(message, pb.FineTuneRequest):
+        images += message.domain_adaptation.target_images.ByteSize()
+    count = message.ByteSize() - images
     if count > _MAX_BYTES:
         raise InvalidInput(
             Reason.INVALID_FIELD,
@@ -55,21 +57,21 @@ def check_size(message: pb.FineTuneRequest) -> None:
 
 def job(
     message: pb.FineTuneRequest,
-    model: str,
+    tenant: str,
     *,
     server_path: str = "",
     dataset_id: str = "",
     target_path: str = "",
     target_dataset_id: str = "",
 ) -> JobRequest:
-    """Reads a request, but for its base; `model` is the model's key.
+    """Reads a tenant's request, but for its base.
 
     The images are where the caller put them. Raises InvalidInput for what has no meaning:
     numbers without a name, labels that are none.
     """
     name = message.WhichOneof("method")
     given = _given(message, JobRequest) | {
-        "model": model,
+        "tenant": tenant,
         "server_path": server_path,
         "dataset_id": dataset_id,
         "target_path": target_path,

@@ -1,21 +1,19 @@
 """Models and their statistics in the protocol's messages; decides nothing."""
 
-from service.domain import plain_name, tenant_of
+from service.domain import Manifest, ModelKey
 from service.engine.ledger import Counts, Spent
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
-from service.storage.records import VersionRecord
 
 PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("classification", "model_configuration", "model_repository", "statistics")
 INPUT = "images"
 
 
-def metadata(record: VersionRecord, versions: list[int]) -> pb.ModelMetadataResponse:
+def metadata(model: ModelKey, manifest: Manifest, versions: list[int]) -> pb.ModelMetadataResponse:
     """Describes a version's inputs and outputs; `versions` are those that the answer is about."""
     tensor = pb.ModelMetadataResponse.TensorMetadata
-    manifest = record.manifest
     return pb.ModelMetadataResponse(
-        name=plain_name(record.model),
+        name=model.name,
         versions=[str(version) for version in versions],
         platform=PLATFORM,
         inputs=[tensor(name=INPUT, datatype="BYTES", shape=[-1, 1])],
@@ -27,11 +25,10 @@ def metadata(record: VersionRecord, versions: list[int]) -> pb.ModelMetadataResp
     )
 
 
-def config(record: VersionRecord, max_images: int) -> pb.ModelConfig:
+def config(model: ModelKey, manifest: Manifest, max_images: int) -> pb.ModelConfig:
     """Describes a version as a Triton model configuration."""
-    manifest = record.manifest
     return pb.ModelConfig(
-        name=plain_name(record.model),
+        name=model.name,
         platform=PLATFORM,
         backend="onnxruntime",
         max_batch_size=max_images,
@@ -46,12 +43,14 @@ def config(record: VersionRecord, max_images: int) -> pb.ModelConfig:
     )
 
 
-def statistics(counts: dict[tuple[str, int], Counts], tenant: str) -> pb.ModelStatisticsResponse:
+def statistics(
+    counts: dict[tuple[ModelKey, int], Counts], tenant: str
+) -> pb.ModelStatisticsResponse:
     """Converts the counts of a tenant's models, among those of all by key and version."""
     return pb.ModelStatisticsResponse(
         model_stats=[
             pb.ModelStatistics(
-                name=plain_name(model),
+                name=model.name,
                 version=str(version),
                 last_inference=int(of.last_s * 1e3),
                 inference_count=of.images,
@@ -66,7 +65,7 @@ def statistics(counts: dict[tuple[str, int], Counts], tenant: str) -> pb.ModelSt
                 ),
             )
             for (model, version), of in sorted(counts.items())
-            if tenant_of(model) == tenant
+            if model.tenant == tenant
         ]
     )
 

@@ -1,6 +1,7 @@
 """GRPCInferenceService: the Open Inference Protocol on Graft's engine and models."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from functools import partial
@@ -9,18 +10,18 @@ from typing import Any
 from grpc import aio
 
 from service.auth import principal
-from service.domain import ARGMAX, Decision
+from service.domain import ARGMAX, Decision, Manifest, ModelKey
 from service.engine.engine import Engine
 from service.errors import NotFound, Reason
 from service.rpc import bounded_pipeline, status
-from service.rpc.fallback import Fallback
 from service.rpc.open_inference import answers, described, tensors
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceServicer
 from service.rpc.open_inference.repository import Repository
 from service.rpc.open_inference.tensors import bad
+from service.rpc.pins import Pins
+from service.rpc.predict import resolve
 from service.storage.models import ModelStore
-from service.storage.records import Removed
 
 _RULES = {"argmax": ARGMAX, "balanced": Decision(rule="balanced")}
 """Decisions that a parameter can name; thresholds are a version's own, or Predict's."""
@@ -34,8 +35,8 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
     def __init__(
         self,
         engine: Engine,
-        fallback: Fallback,
         models: ModelStore,
+        pins: Pins,
         *,
         version: str,
         is_ready: Callable[[], bool],
@@ -43,9 +44,8 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         timeout_s: float,
     ) -> None:
         self._engine = engine
-        self._fallback = fallback
         self._models = models
-        self._repository = Repository(engine, fallback, models)
+        self._repository = Repository(engine, models, pins)
         self._version = version
         self._is_ready = is_ready
         self._max_images = max_images
@@ -69,16 +69,10 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         """See grpc_predict_v2.proto."""
         model = principal.current().key(request.name)
         try:
-            number, alias = _which(request.version)
-            record = await self._fallback.resolve(model, number, alias)
+            await resolve(self._models, model, *_which(request.version))
         except NotFound:
             return pb.ModelReadyResponse(ready=False)
-        if not self._engine.damage_of(record.files):
-            return pb.ModelReadyResponse(ready=True)
-        if number is not None:
-            return pb.ModelReadyResponse(ready=False)
-        stand_ins = await asyncio.to_thread(self._models.fallbacks, model, alias)
-        return pb.ModelReadyResponse(ready=bool(stand_ins))
+        return pb.ModelReadyResponse(ready=True)
 
     async def ServerMetadata(  # noqa: N802
         self, request: pb.ServerMetadataRequest, context: Context
@@ -93,17 +87,17 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.ModelMetadataResponse:
         """See grpc_predict_v2.proto."""
         model = principal.current().key(request.name)
-        record = await self._fallback.resolve(model, *_which(request.version))
-        return described.metadata(record, await self._meant(model, request.version))
+        manifest = await self._manifest(model, request.version)
+        versions = await self._meant(model, request.version)
+        return described.metadata(model, manifest, versions)
 
     async def ModelConfig(  # noqa: N802
         self, request: pb.ModelConfigRequest, context: Context
     ) -> pb.ModelConfigResponse:
         """See grpc_predict_v2.proto."""
-        record = await self._fallback.resolve(
-            principal.current().key(request.name), *_which(request.version)
-        )
-        return pb.ModelConfigResponse(config=described.config(record, self._max_images))
+        model = principal.current().key(request.name)
+        manifest = await self._manifest(model, request.version)
+        return pb.ModelConfigResponse(config=described.config(model, manifest, self._max_images))
 
     async def ModelInfer(  # noqa: N802
         self, request: pb.ModelInferRequest, context: Context
@@ -153,14 +147,16 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         """See grpc_predict_v2.proto."""
         return await self._repository.unload(request)
 
-    def forget(self, removed: Removed) -> None:
-        """Drops what is kept of deleted versions; on the event loop."""
-        self._repository.forget(removed)
+    async def _manifest(self, model: ModelKey, version: str) -> Manifest:
+        def read() -> Manifest:
+            return self._models.manifest(self._models.get_version(model, *_which(version)))
 
-    async def _meant(self, model: str, version: str) -> list[int]:
+        return await asyncio.to_thread(read)
+
+    async def _meant(self, model: ModelKey, version: str) -> list[int]:
         """Returns the version that is named, or all of them, newest first."""
         if version:
-            return [(await self._fallback.resolve(model, *_which(version))).version]
+            return [(await resolve(self._models, model, *_which(version))).version]
         return await asyncio.to_thread(self._models.numbers, model)
 
     async def _infer(
@@ -168,13 +164,16 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.ModelInferResponse:
         asked = answers.outputs(request)
         timeout_s, decision = _shortened(request, timeout_s), _decision(request)
-        return await self._fallback.classify(
-            principal.current().key(request.model_name),
-            *_which(request.model_version),
-            tensors.decodes(request, self._max_images),
-            timeout_s,
+        images = tensors.decodes(request, self._max_images)
+        begun = time.monotonic()
+        model = principal.current().key(request.model_name)
+        files = await resolve(self._models, model, *_which(request.model_version))
+        return await self._engine.classify(
+            files,
+            images,
+            timeout_s - (time.monotonic() - begun),
             decision,
-            partial(answers.answer, request, asked),
+            finish=partial(answers.answer, request, asked, files.version),
         )
 
     async def _answer(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:

@@ -20,7 +20,7 @@ from service.contract import (
 from service.domain import Manifest, Parity
 from service.engine import head as heads
 from service.engine import preprocess
-from service.storage import durable
+from service.storage import fsync
 from tests.e2e.conftest import GUARD_S
 from tests.e2e.faults.house import House
 from tests.figures import figure
@@ -56,7 +56,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         method="feature_based",
         backbone="efficientnet_lite0",
         weights="random:0",
-        backbone_digest=durable.digest_of(folder / BACKBONE_FILE),
+        backbone_digest=fsync.digest_of(folder / BACKBONE_FILE),
         feature_dim=3,
         classes=list(classes),
         temperature=1.0,

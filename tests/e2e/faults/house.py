@@ -15,11 +15,12 @@ import psutil
 import pytest
 from graft.retry import NO_RETRY
 
-from service import check
+from service import fsck
 from tests.e2e.conftest import GUARD_S, Ended, ServiceProcess
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
+JOB_FOLDERS = "folders of jobs that have ended"
 FLAGS = (
     "--warm-trainers=0", "--provider=cpu", "--precision=exact", "--max-batch=1", "--threads=1",
     "--pass-environment=STAND_IN_*,POWER_CUT_*",
@@ -37,6 +38,8 @@ class House:
         self._server: ServiceProcess | None = None
         self._client: graft.Client | None = None
         self._armed: list[Path] = []
+        self.said_last: Sequence[str] = ()
+        """The log of the server that `ended`."""
         self.prefix: Sequence[str] = ()
         """What the server's command is given to."""
 
@@ -73,7 +76,7 @@ class House:
             server.end()
         assert code == -signal.SIGKILL, "".join(server.seen)
         self._left()
-        assert check.problems(self.data_dir, "killed") == []
+        assert fsck.problems(self.data_dir) == []
 
     def kill(self) -> None:
         """Kills the server between two calls, wherever it is."""
@@ -82,9 +85,9 @@ class House:
 
     def is_sound(self) -> None:
         """All is at rest and whole: then the server is killed, which must change nothing."""
-        wait_until(lambda: check.problems(self.data_dir, "stopped") == [], self._problems)
+        wait_until(lambda: self._unsound() == [], lambda: "\n".join(self._unsound()))
         self.kill()
-        assert check.problems(self.data_dir, "stopped") == []
+        assert self._unsound() == []
 
     def said(self, text: str) -> None:
         """Waits for a text in the server's log, which arrives here after what it tells of."""
@@ -102,6 +105,17 @@ class House:
         assert code == 0, "".join(server.seen)
         self._left()
 
+    def ended(self, code: int) -> None:
+        """Waits for the server to end by itself, with this exit code."""
+        server, self._server = self.server, None
+        try:
+            found = server.process.wait(GUARD_S)
+        finally:
+            server.process.kill()
+            server.end()
+        self.said_last = server.seen
+        assert found == code, "".join(server.seen)
+
     def close(self) -> None:
         """Ends what is left, however the test ended."""
         if self._client is not None:
@@ -116,8 +130,10 @@ class House:
         """Processes that work for this data folder, whoever started them."""
         return [process for process in psutil.process_iter() if self._is_ours(process)]
 
-    def _problems(self) -> str:
-        return "\n".join(check.problems(self.data_dir, "stopped"))
+    def _unsound(self) -> list[str]:
+        # Blobs that nothing needs are the collector's, hours later.
+        left = fsck.orphans(self.data_dir)[JOB_FOLDERS]
+        return fsck.problems(self.data_dir) + [f"{left} {JOB_FOLDERS}"] * (left > 0)
 
     def _is_ours(self, process: psutil.Process) -> bool:
         with suppress(psutil.Error):

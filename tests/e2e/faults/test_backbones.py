@@ -26,36 +26,20 @@ def registered(client: graft.Client) -> list[str]:
     return [each.name for each in client.list_backbones() if each.source == "registered"]
 
 
-@pytest.mark.parametrize("point", ["backbone.stored", "backbone.kept"])
 def test_a_backbone_whose_server_is_killed_is_registered_once_or_never_was(
-    house: House, file: Path, point: str
-) -> None:
-    client = house.start(f"kill@{point}")
-    with until_death():
-        register(client, file)
-        raise AssertionError("it was answered")
-    house.died()
-
-    client = house.start()
-    assert registered(client) == ["onnx/tiny"] * (point == "backbone.kept")
-    assert register(client, file).name == "onnx/tiny"
-    assert registered(client) == ["onnx/tiny"]
-    house.is_sound()
-
-
-def test_a_backbone_whose_server_is_killed_while_it_is_deleted_is_gone(
     house: House, file: Path
 ) -> None:
-    client = house.start("kill@backbone.deleted")
-    register(client, file)
-    with until_death():
-        client.delete_backbone("tiny")
-        raise AssertionError("it was answered")
-    house.died()
-
+    for point in ("backbone.stored", "backbone.kept"):
+        client = house.start(f"kill@{point}")
+        assert registered(client) == []
+        with until_death():
+            register(client, file)
+            raise AssertionError("it was answered")
+        house.died()
     client = house.start()
-    assert registered(client) == []
+    assert registered(client) == ["onnx/tiny"]
     assert register(client, file).name == "onnx/tiny"
+    assert registered(client) == ["onnx/tiny"]
     house.is_sound()
 
 

@@ -1,8 +1,10 @@
-"""Files of versions that were damaged on disk: told, passed by, and served again when put back."""
+"""Files of versions that were damaged on disk: refused, and served again when put back."""
 
 import shutil
+import sqlite3
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import graft
@@ -15,7 +17,7 @@ from service.domain import Manifest
 from service.engine import head as heads
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference import grpc_predict_v2_pb2_grpc
-from service.storage import durable
+from service.storage import fsync
 from tests.e2e.conftest import GUARD_S
 from tests.e2e.faults.house import House, wait_until
 
@@ -48,19 +50,21 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
 class Files:
     """Where the files of the third version of `ants` lie, and how they come back."""
 
-    def __init__(self, data_dir: Path, client: graft.Client) -> None:
-        version = client.get_version("ants", version=3)
-        artifacts = data_dir / "artifacts"
-        self.backbone = artifacts / "backbones" / f"{version.backbone_digest}.onnx"
-        (self.folder,) = (
-            path.parent
-            for path in (artifacts / "versions").glob(f"*/{MANIFEST_FILE}")
-            if version.job_id in path.read_text()
-        )
-        self.head = self.folder / HEAD_FILE
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        with closing(sqlite3.connect(data_dir / "graft.sqlite3")) as connection:
+            digests = connection.execute(
+                "SELECT backbone_digest, head_digest, report_json_digest FROM versions"
+                " WHERE model = 'ants' AND version = 3"
+            ).fetchone()
+        self._paths = {
+            kind: next((data_dir / "blobs").glob(f"??/{digest}-*"))
+            for kind, digest in zip(("backbone", "head", "report"), digests, strict=True)
+        }
 
-    def of(self, kind: str) -> Path:
-        return self.backbone if kind == "backbone" else self.head
+    def of(self, kind: str, data_dir: Path | None = None) -> Path:
+        path = self._paths[kind]
+        return path if data_dir is None else data_dir / path.relative_to(self._data_dir)
 
 
 def new_parts(parts: Path, folder: Path) -> Path:
@@ -69,7 +73,7 @@ def new_parts(parts: Path, folder: Path) -> Path:
 
 
 def another_head(parts: Path, number: int) -> None:
-    head = heads.load(parts / HEAD_FILE)
+    head = heads.load((parts / HEAD_FILE).read_bytes())
     heads.save(
         heads.Head(head.weight, head.bias, head.classes, temperature=1 + number / 10),
         parts / HEAD_FILE,
@@ -83,7 +87,7 @@ def another_backbone(parts: Path) -> None:
     model.doc_string = "another"
     onnx.save(model, parts / BACKBONE_FILE)
     manifest = msgspec.json.decode((parts / MANIFEST_FILE).read_bytes(), type=Manifest)
-    digest = durable.digest_of(parts / BACKBONE_FILE)
+    digest = fsync.digest_of(parts / BACKBONE_FILE)
     made = msgspec.structs.replace(manifest, backbone_digest=digest)
     (parts / MANIFEST_FILE).write_bytes(msgspec.json.encode(made))
 
@@ -103,9 +107,8 @@ def three(
         if number == 3:
             another_backbone(own)
         assert client.fine_tune(dataset, model).wait(GUARD_S).version == number
-        if model == "ants" and number != 2:
-            client.set_alias("ants", "live", number, falls_back=True)
-            client.set_alias("ants", "fixed", number)
+        if model == "ants":
+            client.set_alias("ants", "live", number)
     yield house, client
     house.close()
 
@@ -114,12 +117,12 @@ def three(
 def files(three: tuple[House, graft.Client], tmp_path: Path) -> Iterator[Files]:
     """Whole at the beginning and at the end, and not in memory."""
     house, client = three
-    files = Files(house.data_dir, client)
-    for kind in ("backbone", "head"):
+    files = Files(house.data_dir)
+    for kind in ("backbone", "head", "report"):
         shutil.copyfile(files.of(kind), tmp_path / kind)
     forget(client)
     yield files
-    for kind in ("backbone", "head"):
+    for kind in ("backbone", "head", "report"):
         shutil.copyfile(tmp_path / kind, files.of(kind))
 
 
@@ -154,13 +157,6 @@ def open_inference(house: House, version: str = "") -> int:
         return int(stub.ModelInfer(request, timeout=GUARD_S).model_version)
 
 
-def is_ready(house: House, version: str = "") -> bool:
-    with grpc.insecure_channel(house.server.address) as channel:
-        stub = grpc_predict_v2_pb2_grpc.GRPCInferenceServiceStub(channel)
-        request = pb.ModelReadyRequest(name="ants", version=version)
-        return bool(stub.ModelReady(request, timeout=GUARD_S).ready)
-
-
 def metric(house: House, name: str) -> float:
     with urllib.request.urlopen(house.server.metrics_url, timeout=GUARD_S) as response:
         lines = response.read().decode().splitlines()
@@ -174,92 +170,73 @@ def refused(client: graft.Client, **which: str | int) -> str:
     return str(caught.value)
 
 
-def told(house: House) -> int:
-    return sum("a version cannot be served" in line for line in house.server.seen)
+def logged(house: House) -> int:
+    return sum("cannot be read" in line and "a stored" in line for line in house.server.seen)
 
 
 @pytest.mark.parametrize("what", DAMAGES)
-def test_a_damaged_version_is_told_and_passed_by_and_serves_again_when_it_is_put_back(
+def test_a_damaged_version_is_refused_and_serves_again_when_its_file_is_put_back(
     three: tuple[House, graft.Client], files: Files, what: str
 ) -> None:
     house, client = three
     kind, damage, says = DAMAGES[what]
     whole = files.of(kind).read_bytes()
-    before, answered = told(house), metric(house, "graft_fallen_back_calls_total")
+    before, counted = logged(house), metric(house, "graft_blobs_damaged_total")
     damage(files.of(kind))
 
-    assert answered_by(client) == 2
-    assert answered_by(client, alias="live") == 1
-    assert open_inference(house) == 2
-    assert open_inference(house, "live") == 1
-    [streamed] = client.predict_stream([image()], model="ants")
-    assert streamed.version == 2
-    for which in ({"alias": "fixed"}, {"version": 3}):
-        assert f"the version's {kind} {says}" in refused(client, **which)  # type: ignore[arg-type]
+    assert f"the {kind} {says}" in refused(client)
+    assert f"the {kind} is missing" in refused(client, version=3), "a damaged one is set aside"
+    assert refused(client, alias="live")
     with pytest.raises(grpc.RpcError) as caught:
-        open_inference(house, "3")
+        open_inference(house)
     assert caught.value.code() is grpc.StatusCode.DATA_LOSS
-
-    ready = {which: is_ready(house, which) for which in ("", "live", "fixed", "3", "2")}
-    assert ready == {"": True, "live": True, "fixed": False, "3": False, "2": True}
-
+    # Another version answers as soon as somebody says so.
+    client.rollback_alias("ants", "live")
+    assert answered_by(client, alias="live") == open_inference(house, "live") == 2
     # The others serve on, but for those on the same backbone.
-    assert answered_by(client, version=1) == 1
     forget(client)
     if kind == "backbone":
         with pytest.raises(graft.errors.DataLoss):
             client.predict(image(), model="bees")
     else:
         assert client.predict(image(), model="bees")[0].version == 1
-
-    damages = {version.version: version.damage for version in client.list_versions("ants")}
-    assert f"the version's {kind} {says}" in damages.pop(3)
-    assert set(damages.values()) == {""}
-    assert client.get_version("ants", alias="live").damage
-    assert client.get_model("ants").falling_back_aliases == ("latest", "live")
-    assert metric(house, "graft_damaged_files") == 1
-    assert metric(house, "graft_fallen_back_calls_total") == answered + 5
-    # Its log comes here after the answers. Once, however many calls there were.
-    wait_until(lambda: told(house) > before)
-    assert told(house) == before + 1
     with pytest.raises(graft.errors.DataLoss):
-        client.export_model("ants", files.folder.parent / "none.onnx")
+        client.export_model("ants", house.data_dir / "none.onnx", version=3)
+    assert [version.version for version in client.list_versions("ants")] == [3, 2, 1]
+    # Its log comes here after the answers. Once, however many calls there were.
+    wait_until(lambda: logged(house) > before)
+    assert logged(house) == before + 1
+    assert metric(house, "graft_blobs_damaged_total") == counted + 1
 
     files.of(kind).write_bytes(whole)
-    assert answered_by(client) == 3
-    assert answered_by(client, alias="fixed") == 3
-    assert is_ready(house, "fixed")
-    assert client.get_version("ants", version=3).damage == ""
-    assert metric(house, "graft_damaged_files") == 0
+    client.set_alias("ants", "live", 3)
+    assert answered_by(client) == answered_by(client, alias="live") == 3
 
 
-def test_a_missing_report_is_told_and_the_version_serves(
+def test_a_missing_report_is_reported_and_the_version_serves(
     three: tuple[House, graft.Client], files: Files
 ) -> None:
     _, client = three
-    report = files.folder / "report.json"
-    whole = report.read_bytes()
-    report.unlink()
-    with pytest.raises(graft.errors.DataLoss, match="report cannot be read"):
-        client.get_report("ants")
-    assert answered_by(client) == 3
-    report.write_bytes(whole)
-    client.get_report("ants")
+    whole = files.of("report").read_bytes()
+    files.of("report").unlink()
+    with pytest.raises(graft.errors.DataLoss, match="the report is missing"):
+        client.get_report("ants", version=3)
+    assert answered_by(client, version=3) == 3
+    files.of("report").write_bytes(whole)
+    client.get_report("ants", version=3)
 
 
-def test_a_server_starts_on_damaged_files_and_a_good_version_serves_at_once(
+def test_a_server_starts_on_damaged_files_and_a_new_version_brings_them_whole_again(
     three: tuple[House, graft.Client], tmp_path: Path, images: Path
 ) -> None:
-    first, client = three
-    files = Files(first.data_dir, client)
+    first, _ = three
     house = House(tmp_path, tmp_path / "parts")
     shutil.copytree(first.data_dir, house.data_dir, ignore=shutil.ignore_patterns("lock"))
     new_parts(first._parts, tmp_path / "parts")
     try:
-        backbone = house.data_dir / files.backbone.relative_to(first.data_dir)
-        flip(backbone)
+        flip(Files(first.data_dir).of("backbone", house.data_dir))
         client = house.start()
-        assert answered_by(client) == 2
+        assert answered_by(client, version=2) == 2
         assert refused(client, version=3)
         # On the same backbone, which the trainer brings whole again: all on it are served.
         another_head(tmp_path / "parts", 4)
@@ -268,7 +245,6 @@ def test_a_server_starts_on_damaged_files_and_a_good_version_serves_at_once(
         assert answered_by(client) == 4
         assert answered_by(client, version=3) == 3
         assert client.predict(image(), model="bees")[0].version == 1
-        assert client.get_version("ants", version=3).damage == ""
         house.is_sound()
     finally:
         house.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 import graft
 import pytest
 
-from service import check
+from service import fsck
 from tests.e2e.conftest import GUARD_S, Ended
 from tests.e2e.faults.house import House, until_death, wait_until
 
@@ -63,7 +63,7 @@ def problems(house: House, copy: Path) -> list[str]:
     # A copy, since paths of another mount namespace lead back into one's own.
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(inside(house), copy)
-    return check.problems(copy, "stopped")
+    return fsck.problems(copy)
 
 
 def noise(folder: Path) -> Path:
@@ -99,7 +99,7 @@ def test_on_a_full_disk_calls_are_told_models_are_served_and_all_goes_on_with_ro
         client.upload_dataset(noise(tmp_path / "noise"))
     assert is_full(caught)
     assert [known.dataset_id for known in client.list_datasets()] == [dataset.dataset_id]
-    wait_until(lambda: not list((inside(small) / "datasets" / "tmp").iterdir()))
+    wait_until(lambda: not list((inside(small) / "uploads").iterdir()))
     assert problems(small, tmp_path / "copy") == []
 
     waiting = client.fine_tune(dataset, "ants", labels={"stand_in": "waits"})
@@ -134,8 +134,8 @@ def test_what_was_trained_is_published_when_a_full_disk_has_room_again(
     house: House, images: Path
 ) -> None:
     points = (
-        "artifacts.backbone_copied",
-        "artifacts.version_copied",
+        "blob.copied#3",
+        "blob.copied#5",
         "database.committing#9",
         "database.committing#10",
         "database.committing#11",
@@ -147,7 +147,7 @@ def test_what_was_trained_is_published_when_a_full_disk_has_room_again(
     assert job.wait(GUARD_S).version == 1
     assert job.refresh().attempts == 1
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
-    house.said("a version cannot be published yet")
+    house.said("a result cannot be published yet")
     house.said("No space left on device")
     house.is_sound()
 
@@ -167,17 +167,27 @@ def test_a_server_that_starts_on_a_full_disk_serves_and_takes_its_jobs_up_with_r
     home.is_sound()
 
 
-@pytest.mark.parametrize(
-    "point", ["dataset.chunk_written", "dataset.renamed", "database.committing#4"]
-)
 def test_an_upload_that_finds_the_disk_full_leaves_nothing_and_goes_through_later(
-    house: House, images: Path, point: str
+    house: House, images: Path, tmp_path: Path
 ) -> None:
-    client = house.start(f"full@{point}")
-    with pytest.raises(graft.errors.ResourceExhausted) as caught:
-        client.upload_dataset(images)
-    assert is_full(caught)
-    assert list(client.list_datasets()) == []
+    # Two, since the renewal of the lease may take one.
+    commits = [tmp_path / "first", tmp_path / "second"]
+    for file in commits:
+        file.touch()
+    plan = [f"full@database.committing!{file}" for file in commits]
+    client = house.start(";".join(["full@dataset.chunk_written", "full@blob.copied", *plan]))
+    for turn in range(3):
+        if turn == 2:
+            for file in commits:
+                file.unlink()
+        with pytest.raises(graft.errors.ResourceExhausted) as caught:
+            client.upload_dataset(images)
+        assert is_full(caught)
+        assert list(client.list_datasets()) == []
+        assert list((house.data_dir / "uploads").iterdir()) == []
+    assert any(file.exists() for file in commits)
+    for file in commits:
+        file.touch()
     assert client.upload_dataset(images).image_count == 4
     house.is_sound()
 
@@ -214,19 +224,20 @@ def test_services_that_are_stopped_while_the_database_is_held_count_no_crash(
         client = home.start("", "--database-timeout-s=0.1")
         if turn == 0:
             dataset = next(iter(client.list_datasets()))
-            job_id = client.fine_tune(dataset, "bees", labels={"stand_in": "waits"}).job_id
-        for event in client.job(job_id).events(timeout_s=GUARD_S):
-            if isinstance(event.payload, graft.Note) and client.job(job_id).refresh().state == (
-                "RUNNING"
-            ):
+            job = client.fine_tune(dataset, "bees", labels={"stand_in": "waits"})
+        watched = client.job(job.job_id)
+        for event in watched.events(timeout_s=GUARD_S):
+            if isinstance(event.payload, graft.Note) and watched.refresh().attempts == turn + 1:
                 break
         with closing(connected(home)) as held:
             held.execute("BEGIN EXCLUSIVE")
             home.stop()
+    # A crash would have been the third, and the last.
     client = home.start()
-    wait_until(lambda: client.job(job_id).refresh().attempts == 4)
-    assert client.job(job_id).refresh().state == "RUNNING"
-    client.job(job_id).cancel()
+    again = client.job(job.job_id)
+    wait_until(lambda: again.refresh().attempts == 4)
+    assert again.refresh().state == "RUNNING"
+    again.cancel()
     home.is_sound()
 
 

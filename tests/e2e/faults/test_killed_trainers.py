@@ -20,22 +20,20 @@ from tests.e2e.faults.house import ROOT, House, asked
 pytestmark = pytest.mark.e2e
 
 FEATURE_BASED = (
-    "trainer.started",
-    "trainer.features",
-    "trainer.validating",
-    "trainer.training",
-    "trainer.reporting",
-    "trainer.finished",
+    ("trainer.started", "trainer.features"),
+    ("trainer.validating", "trainer.training"),
+    ("trainer.reporting", "trainer.finished"),
 )
-OTHERS = ("trainer.sent", "trainer.exported")
-ALL = (*FEATURE_BASED, *OTHERS)
+"""Each of a pair by one attempt of a job."""
+AGAIN = ("once", "again", "once more")
+ALL = (*(point for pair in FEATURE_BASED for point in pair), "trainer.sent", "trainer.exported")
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a file for each fault that shall not act."""
     folder = tmp_path_factory.mktemp("done")
-    for name in (*ALL, "again"):
+    for name in (*ALL, *AGAIN):
         (folder / name).touch()
     return folder
 
@@ -46,7 +44,8 @@ def client(
 ) -> Iterator[graft.Client]:
     """Of a server that has a model, `digits`, and knows its backbone."""
     faults = [f"kill@{point}!{done / point}" for point in ALL]
-    faults.append(f"kill@trainer.training!{done / 'again'}")
+    # At each start of a trainer no more than one acts.
+    faults += [f"kill@trainer.started!{done / name}" for name in AGAIN]
     house = House(tmp_path_factory.mktemp("house"))
     client = house.start(";".join(faults))
     # The first job alone has a backbone to export.
@@ -72,21 +71,22 @@ def attempts_of(job: graft.JobHandle) -> int:
     return len(starts)
 
 
-@pytest.mark.parametrize("point", FEATURE_BASED)
-def test_a_job_whose_trainer_is_killed_once_is_tried_again_while_models_answer(
-    client: graft.Client, digits: Path, done: Path, always_answered: None, point: str
+@pytest.mark.parametrize("points", FEATURE_BASED, ids=lambda points: points[0])
+def test_a_job_whose_trainer_is_killed_is_tried_again_while_models_answer(
+    client: graft.Client, digits: Path, done: Path, always_answered: None, points: tuple[str, str]
 ) -> None:
-    (done / point).unlink()
+    for point in points:
+        (done / point).unlink()
     # Images of its own: the features of others are known, and not computed again.
-    size = 97 + FEATURE_BASED.index(point)
+    size = 97 + FEATURE_BASED.index(points)
     unseen = [
         (file.parent.name, Image.open(file).resize((size, size)))
         for file in sorted(digits.rglob("*.png"))
     ]
-    job = client.fine_tune(unseen, point)
+    job = client.fine_tune(unseen, points[0])
     assert job.wait(GUARD_S).version == 1
-    assert attempts_of(job) == 2
-    assert (done / point).exists()
+    assert attempts_of(job) == 3
+    assert all((done / point).exists() for point in points)
 
 
 def test_a_result_that_was_told_counts_though_its_trainer_is_killed(
@@ -101,15 +101,15 @@ def test_a_result_that_was_told_counts_though_its_trainer_is_killed(
 def test_a_job_whose_trainer_is_killed_each_time_fails_and_says_why(
     client: graft.Client, digits: Path, done: Path, always_answered: None
 ) -> None:
-    (done / "trainer.training").unlink()
-    (done / "again").unlink()
+    for name in AGAIN:
+        (done / name).unlink()
     job = client.fine_tune(digits, "doomed")
-    with pytest.raises(graft.JobFailed, match="attempt 2 of 2") as failed:
+    with pytest.raises(graft.JobFailed, match="attempt 3 of 3") as failed:
         job.wait(GUARD_S)
     assert failed.value.job.error is not None
     assert failed.value.job.error.reason == "OUT_OF_MEMORY"
     assert "unless somebody killed it" in str(failed.value)
-    assert attempts_of(job) == 2
+    assert attempts_of(job) == 3
     with pytest.raises(graft.errors.NotFound):
         client.get_model("doomed")
 

@@ -15,7 +15,7 @@ from typing import Any
 import graft
 import pytest
 
-from service import check
+from service import fsck
 from tests.e2e.conftest import GUARD_S
 from tests.e2e.faults.house import HERE, House, until_death
 
@@ -86,7 +86,7 @@ def _contents(folder: Path, entries: list[dict[str, Any]]) -> int:
         elif entry["what"] == "syncfs":
             loose.clear()
     lost = 0
-    for path in (path for part in ("artifacts", "datasets") for path in (folder / part).rglob("*")):
+    for path in (path for part in ("blobs",) for path in (folder / part).rglob("*")):
         if path.is_file() and path.stat().st_ino in loose:
             os.truncate(path, 0)
             lost += 1
@@ -95,7 +95,7 @@ def _contents(folder: Path, entries: list[dict[str, Any]]) -> int:
 
 POINTS = {
     "dataset.kept": 0,
-    "artifacts.version_renamed": 0,
+    "blob.stored#8": 0,
     "version.inserted": 0,
     "job.settled": 1,
 }
@@ -123,7 +123,7 @@ def test_a_power_cut_loses_nothing_that_was_answered(
             day(client, images, told)
         house.died()
         house.cut()
-        assert check.problems(house.data_dir, "killed") == []
+        assert fsck.problems(house.data_dir) == []
         client = house.start()
         if "dataset" in told:
             assert client.get_dataset(told["dataset"]).image_count == 4
@@ -144,6 +144,6 @@ def test_a_power_cut_shows_what_is_never_flushed(tmp_path: Path, parts: Path, im
         day(house.start(), images, {})
         house.kill()
         assert house.cut() > 0
-        assert check.problems(house.data_dir, "killed")
+        assert fsck.problems(house.data_dir)
     finally:
         house.close()

@@ -80,7 +80,7 @@ def test_a_trainer_that_hangs_is_killed_tried_again_and_then_fails_its_job(
     with pytest.raises(graft.JobFailed, match="said nothing for 1 s") as failed:
         job.wait(GUARD_S)
     assert failed.value.reason == "TRAINER_CRASHED"
-    assert job.refresh().attempts == 2
+    assert job.refresh().attempts == 3
     assert not home.trainers()
     # One that computes is let be, however long it says nothing.
     for timeout_s in (1, 8, 64):

@@ -131,14 +131,11 @@ def test_what_a_call_was_about_comes_from_request_and_response() -> None:
     assert about(None, None) == {}
 
 
-def test_what_an_alias_falls_back_to_and_which_one_an_empty_name_meant_is_told() -> None:
-    for falls_back in (True, False):
-        given = model_pb2.SetAliasRequest(
-            model="ants", alias="prod", version=2, falls_back=falls_back
-        )
-        assert about(given, model_pb2.SetAliasResponse()) == {
-            "model": "ants", "alias": "prod", "version": 2, "falls_back": falls_back,
-        }  # fmt: skip
+def test_where_an_alias_points_and_which_one_an_empty_name_meant_is_logged() -> None:
+    given = model_pb2.SetAliasRequest(model="ants", alias="prod", version=2)
+    assert about(given, model_pb2.SetAliasResponse()) == {
+        "model": "ants", "alias": "prod", "version": 2,
+    }  # fmt: skip
     assert about(model_pb2.RollbackAliasRequest(model="ants"), None)["alias"] == "latest"
 
 

@@ -87,7 +87,9 @@ def test_a_method_without_a_rule_is_refused_to_all() -> None:
 def test_what_deletes_sets_or_starts_is_a_change_and_what_reads_is_none() -> None:
     changes = {method.rpartition("/")[2] for method in roles.RULES if roles.is_change(method)}
     assert changes == {
-        "FineTune", "CancelJob", "UploadDataset", "DeleteDataset", "DeleteModel", "DeleteVersion",
-        "SetAlias", "DeleteAlias", "RollbackAlias", "PromoteVersion", "RankBackbones",
+        "FineTune", "CancelJob", "DeleteJob", "UploadDataset", "DeleteDataset", "DeleteModel",
+        "DeleteVersion", "SetAlias", "DeleteAlias", "RollbackAlias", "PromoteVersion",
+        "RankBackbones",
         "RepositoryModelLoad", "RepositoryModelUnload", "RegisterBackbone", "DeleteBackbone",
+        "AddImages", "RemoveImages", "RelabelImages", "EraseImage",
     }  # fmt: skip

@@ -12,7 +12,9 @@ from service.engine import head as heads
 from service.engine.engine import Engine, EngineLimits, ModelFiles
 from service.engine.fake_runtime import FakeRuntime
 from service.engine.head import Head
+from service.errors import unloadable
 from service.ops.metrics import Metrics
+from tests.keys import key
 
 GUARD_S = 60.0
 """Ends what hangs."""
@@ -25,6 +27,32 @@ def image(colour: str, size: tuple[int, int] = (64, 48), kind: str = "PNG") -> b
     out = io.BytesIO()
     Image.new("RGB", size, colour).save(out, kind)
     return out.getvalue()
+
+
+class Stored(dict[str, bytes]):
+    """Stored files by their digests."""
+
+    def add(self, content: bytes) -> str:
+        """Stores a file; returns its digest."""
+        digest = hashlib.sha256(content).hexdigest()
+        self[digest] = content
+        return digest
+
+    def add_head(self, head: Head, folder: Path) -> str:
+        """Stores a head, by way of a file in `folder`; returns its digest."""
+        heads.save(head, folder / "head.safetensors")
+        return self.add((folder / "head.safetensors").read_bytes())
+
+    def read(self, digest: str, kind: str) -> bytes:
+        """Reads as `Blobs.read`."""
+        if digest not in self:
+            raise unloadable(kind, "is missing")
+        return self[digest]
+
+
+@pytest.fixture
+def stored() -> Stored:
+    return Stored()
 
 
 @pytest.fixture
@@ -41,7 +69,7 @@ MakeEngine = Callable[..., Engine]
 
 
 @pytest.fixture
-def make_engine(runtime: FakeRuntime, metrics: Metrics) -> Iterator[MakeEngine]:
+def make_engine(runtime: FakeRuntime, stored: Stored, metrics: Metrics) -> Iterator[MakeEngine]:
     made: list[Engine] = []
 
     def make(clock: Callable[[], float] = time.monotonic, **changes: float) -> Engine:
@@ -53,7 +81,7 @@ def make_engine(runtime: FakeRuntime, metrics: Metrics) -> Iterator[MakeEngine]:
             "load_timeout_s": GUARD_S,
         }
         limits = EngineLimits(**{**bounds, **changes})  # type: ignore[arg-type]
-        engine = Engine(runtime, limits, metrics, clock)
+        engine = Engine(runtime, stored.read, limits, metrics, clock)
         made.append(engine)
         return engine
 
@@ -68,21 +96,17 @@ MakeModel = Callable[..., ModelFiles]
 
 
 @pytest.fixture
-def make_model(tmp_path: Path) -> MakeModel:
+def make_model(stored: Stored, tmp_path: Path) -> MakeModel:
     """Writes a model whose head names the strongest colour, on a shared backbone."""
 
     def make(
         name: str = "colours", backbone: str = "b0", classes: tuple[str, ...] = COLOURS
     ) -> ModelFiles:
-        backbone_path = tmp_path / f"{backbone}.onnx"
-        backbone_path.write_text(backbone)
-        head_path = tmp_path / f"{name}.safetensors"
         weight = np.eye(len(classes), 3, dtype=np.float32) * 20
         # A temperature of its own, so that heads of two names are two files.
         temperature = 1 + sum(name.encode()) * 1e-9
         bias = np.zeros(len(classes), np.float32)
-        heads.save(Head(weight, bias, classes, temperature), head_path)
-        digests = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (backbone_path, head_path)]
-        return ModelFiles(name, 1, digests[0], backbone_path, digests[1], head_path)
+        head_digest = stored.add_head(Head(weight, bias, classes, temperature), tmp_path)
+        return ModelFiles(key(name), 1, stored.add(backbone.encode()), head_digest)
 
     return make

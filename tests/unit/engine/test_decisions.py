@@ -62,7 +62,7 @@ def test_balanced_answers_by_the_classes_shares_alone() -> None:
 def test_a_head_keeps_its_decision_and_its_shares_through_a_file(tmp_path: Path) -> None:
     decision = thresholds(0.25, crickets=0.1, ants=0.9)
     heads.save(replace(HEAD, decision=decision), tmp_path / "head")
-    loaded = heads.load(tmp_path / "head")
+    loaded = heads.load((tmp_path / "head").read_bytes())
     assert loaded.decision == decision
     assert loaded.prior is not None
     assert HEAD.prior is not None
@@ -93,7 +93,7 @@ def test_a_rule_that_nobody_knows_makes_the_head_unloadable(
     assert text in about
     save_file(load_file(path), path, metadata={"head": about.replace(text, damage)})
     with pytest.raises(Damaged):
-        heads.load(path)
+        heads.load(path.read_bytes())
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
 import asyncio
 import dataclasses
-import hashlib
 import threading
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from prometheus_client import generate_latest
 
-from service.engine import head as heads
 from service.engine import preprocess
 from service.engine.engine import Classified, Decode, ModelFiles
 from service.engine.fake_runtime import FakeRuntime
@@ -16,7 +15,8 @@ from service.engine.head import Head
 from service.engine.outliers import Outliers
 from service.errors import Damaged, Exhausted, Expired, GraftError, InvalidInput, Reason
 from service.ops.metrics import Metrics
-from tests.unit.engine.conftest import COLOURS, GUARD_S, MakeEngine, MakeModel, image
+from tests.keys import key
+from tests.unit.engine.conftest import COLOURS, GUARD_S, MakeEngine, MakeModel, Stored, image
 
 
 def encoded(colour: str) -> Decode:
@@ -33,8 +33,8 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
     return 0.0 if found is None else found
 
 
-async def wait_until_running(runtime: FakeRuntime, model_path: object) -> None:
-    session = runtime.session(model_path)  # type: ignore[arg-type]
+async def wait_until_running(runtime: FakeRuntime, digest: str) -> None:
+    session = runtime.session(digest)
     assert await asyncio.to_thread(session.running.acquire, timeout=GUARD_S)
 
 
@@ -88,10 +88,10 @@ async def test_arrivals_for_different_models_while_busy_form_one_batch(
 ) -> None:
     engine = make_engine()
     models = [make_model(f"m{i}") for i in range(5)]
-    session = runtime.session(models[0].backbone_path)
+    session = runtime.session(models[0].backbone_digest)
     session.hold()
     first = asyncio.create_task(engine.classify(models[0], [encoded("red")], GUARD_S))
-    await wait_until_running(runtime, models[0].backbone_path)
+    await wait_until_running(runtime, models[0].backbone_digest)
     others = [
         asyncio.create_task(engine.classify(m, [encoded("blue")], GUARD_S)) for m in models[1:]
     ]
@@ -108,18 +108,18 @@ async def test_a_batch_never_passes_its_bound(
 ) -> None:
     model = make_model()
     await make_engine(max_batch=3).classify(model, [encoded("red")] * 10, GUARD_S)
-    assert max(runtime.session(model.backbone_path).batches) <= 3
-    assert sum(runtime.session(model.backbone_path).batches) == 10
+    assert max(runtime.session(model.backbone_digest).batches) <= 3
+    assert sum(runtime.session(model.backbone_digest).batches) == 10
 
 
 async def test_more_images_than_the_queue_holds_are_refused_with_a_retry_time(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime, metrics: Metrics
 ) -> None:
     engine, model = make_engine(max_queue=2), make_model()
-    session = runtime.session(model.backbone_path)
+    session = runtime.session(model.backbone_digest)
     session.hold()
     running = asyncio.create_task(engine.classify(model, [encoded("red")], GUARD_S))
-    await wait_until_running(runtime, model.backbone_path)
+    await wait_until_running(runtime, model.backbone_digest)
     accepted = asyncio.create_task(engine.classify(model, [encoded("red")] * 2, GUARD_S))
     await until_waiting(metrics, 2)
     with pytest.raises(Exhausted) as refused:
@@ -136,10 +136,10 @@ async def test_a_flood_for_one_model_delays_another_by_an_image(
 ) -> None:
     engine = make_engine(max_batch=2)
     flooding, other = make_model("flooding"), make_model("other")
-    session = runtime.session(flooding.backbone_path)
+    session = runtime.session(flooding.backbone_digest)
     session.hold()
     floods = [asyncio.create_task(engine.classify(flooding, [encoded("red")], GUARD_S))]
-    await wait_until_running(runtime, flooding.backbone_path)
+    await wait_until_running(runtime, flooding.backbone_digest)
     floods += [
         asyncio.create_task(engine.classify(flooding, [encoded("red")], GUARD_S)) for _ in range(19)
     ]
@@ -161,10 +161,10 @@ async def test_a_full_queue_makes_room_for_a_model_with_less_than_its_share(
 ) -> None:
     engine = make_engine(max_queue=4)
     flooding, other = make_model("flooding"), make_model("other")
-    session = runtime.session(flooding.backbone_path)
+    session = runtime.session(flooding.backbone_digest)
     session.hold()
     floods = [asyncio.create_task(engine.classify(flooding, [encoded("red")], GUARD_S))]
-    await wait_until_running(runtime, flooding.backbone_path)
+    await wait_until_running(runtime, flooding.backbone_digest)
     for waiting in range(1, 5):
         floods.append(asyncio.create_task(engine.classify(flooding, [encoded("red")], GUARD_S)))
         await until_waiting(metrics, waiting)
@@ -181,10 +181,10 @@ async def test_a_call_that_made_room_in_vain_is_told_at_once(
 ) -> None:
     engine = make_engine(max_queue=10)
     flooding, small, large = make_model("flooding"), make_model("small"), make_model("large")
-    session = runtime.session(flooding.backbone_path)
+    session = runtime.session(flooding.backbone_digest)
     session.hold()
     calls = [asyncio.create_task(engine.classify(flooding, [encoded("red")], GUARD_S))]
-    await wait_until_running(runtime, flooding.backbone_path)
+    await wait_until_running(runtime, flooding.backbone_digest)
     for model, count, waiting in ((flooding, 4, 4), (flooding, 3, 7), (small, 3, 10)):
         calls.append(asyncio.create_task(engine.classify(model, [encoded("red")] * count, GUARD_S)))
         await until_waiting(metrics, waiting)
@@ -202,11 +202,11 @@ async def test_what_could_not_be_done_in_time_is_refused_at_once(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime, metrics: Metrics
 ) -> None:
     engine, model = make_engine(), make_model()
-    session = runtime.session(model.backbone_path)
+    session = runtime.session(model.backbone_digest)
     session.infer_s = 1.0
     session.hold()
     running = asyncio.create_task(engine.classify(model, [encoded("red")], GUARD_S))
-    await wait_until_running(runtime, model.backbone_path)
+    await wait_until_running(runtime, model.backbone_digest)
     waiting = asyncio.create_task(engine.classify(model, [encoded("red")] * 4, 600))
     await until_waiting(metrics, 4)
     with pytest.raises(Exhausted, match="later than their deadline"):
@@ -219,14 +219,14 @@ async def test_a_lone_image_gets_all_cores_and_many_share_them(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
 ) -> None:
     engine, model = make_engine(threads=4), make_model()
-    session = runtime.session(model.backbone_path)
+    session = runtime.session(model.backbone_digest)
     await engine.classify(model, [encoded("red")], GUARD_S)
     assert session.cores == [4]
     session.cores.clear()
     session.hold()
     many = asyncio.create_task(engine.classify(model, [encoded("red")] * 64, GUARD_S))
     for _ in range(4):
-        await wait_until_running(runtime, model.backbone_path)
+        await wait_until_running(runtime, model.backbone_digest)
     session.release()
     await many
     assert min(session.cores) == 1
@@ -238,11 +238,10 @@ async def test_statistics_count_what_each_version_was_asked(
 ) -> None:
     engine, model = make_engine(), make_model()
     await engine.classify(model, [encoded("red"), partial(preprocess.decode, b"")], GUARD_S)
-    model.head_path.unlink()
-    engine.forget(heads=[model.head_digest])
+    gone = dataclasses.replace(model, head_digest="0" * 64)
     with pytest.raises(Damaged):
-        await engine.classify(model, [encoded("red")], GUARD_S)
-    counts = engine.ledger.of(model.name, model.version)
+        await engine.classify(gone, [encoded("red")], GUARD_S)
+    counts = engine.ledger.of(model.model, model.version)
     assert (counts.images, counts.success.count, counts.fail.count) == (2, 1, 1)
 
 
@@ -250,32 +249,26 @@ async def test_a_call_that_outlives_its_model_is_answered_and_leaves_no_trace(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime, metrics: Metrics
 ) -> None:
     engine, model = make_engine(), make_model()
-    session = runtime.session(model.backbone_path)
+    session = runtime.session(model.backbone_digest)
     session.hold()
     call = asyncio.create_task(engine.classify(model, [encoded("red")], GUARD_S))
-    await wait_until_running(runtime, model.backbone_path)
-    engine.forget(
-        models=[model.name],
-        versions=[(model.name, model.version)],
-        backbones=[model.backbone_digest],
-        heads=[model.head_digest],
-    )
+    await wait_until_running(runtime, model.backbone_digest)
+    engine.keep_only(model.model, [])
     session.release()
     (outcome,) = await call
     assert best(outcome) == "red"
     assert not engine.ledger.all()
-    assert model.name not in generate_latest(metrics.registry).decode()
-    assert not engine.is_loaded(model)
+    assert model.model.name not in generate_latest(metrics.registry).decode()
 
 
 async def test_a_call_ends_at_its_deadline_and_its_images_leave_the_queue(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
 ) -> None:
     engine, model = make_engine(), make_model()
-    session = runtime.session(model.backbone_path)
+    session = runtime.session(model.backbone_digest)
     session.hold()
     busy = asyncio.create_task(engine.classify(model, [encoded("red")], GUARD_S))
-    await wait_until_running(runtime, model.backbone_path)
+    await wait_until_running(runtime, model.backbone_digest)
     with pytest.raises(Expired):
         await engine.classify(model, [encoded("blue")] * 3, 0.05)
     session.release()
@@ -288,10 +281,10 @@ async def test_a_cancelled_call_does_not_hurt_the_others_of_its_batch(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
 ) -> None:
     engine, model = make_engine(), make_model()
-    session = runtime.session(model.backbone_path)
+    session = runtime.session(model.backbone_digest)
     session.hold()
     leaving = asyncio.create_task(engine.classify(model, [encoded("red")], GUARD_S))
-    await wait_until_running(runtime, model.backbone_path)
+    await wait_until_running(runtime, model.backbone_digest)
     staying = asyncio.create_task(engine.classify(model, [encoded("blue")], GUARD_S))
     leaving.cancel()
     session.release()
@@ -304,21 +297,20 @@ async def test_a_failed_run_fails_its_batch_and_not_the_next_one(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
 ) -> None:
     engine, model = make_engine(), make_model()
-    runtime.session(model.backbone_path).fail_next = RuntimeError("kernel")
+    runtime.session(model.backbone_digest).fail_next = RuntimeError("kernel")
     with pytest.raises(RuntimeError, match="kernel"):
         await engine.classify(model, [encoded("red")], GUARD_S)
     assert best((await engine.classify(model, [encoded("red")], GUARD_S))[0]) == "red"
 
 
 async def test_a_missing_backbone_is_a_damaged_model_and_may_be_tried_again(
-    make_engine: MakeEngine, make_model: MakeModel
+    make_engine: MakeEngine, make_model: MakeModel, stored: Stored
 ) -> None:
     engine, model = make_engine(), make_model()
-    whole = model.backbone_path.read_bytes()
-    model.backbone_path.unlink()
+    whole = stored.pop(model.backbone_digest)
     with pytest.raises(Damaged):
         await engine.classify(model, [encoded("red")], GUARD_S)
-    model.backbone_path.write_bytes(whole)
+    stored.add(whole)
     assert best((await engine.classify(model, [encoded("red")], GUARD_S))[0]) == "red"
 
 
@@ -326,7 +318,7 @@ async def test_a_head_that_does_not_fit_its_backbone_is_refused(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
 ) -> None:
     model = make_model()
-    runtime.session(model.backbone_path).feature_dim = 2
+    runtime.session(model.backbone_digest).feature_dim = 2
     with pytest.raises(Damaged):
         await make_engine().warm(model)
 
@@ -349,7 +341,7 @@ async def test_every_stage_of_an_image_is_measured(
 
 
 async def test_an_image_is_scored_by_its_features_and_by_what_the_head_says_of_it(
-    make_engine: MakeEngine, make_model: MakeModel
+    make_engine: MakeEngine, make_model: MakeModel, stored: Stored, tmp_path: Path
 ) -> None:
     model = make_model()
     outliers = Outliers(
@@ -362,9 +354,7 @@ async def test_an_image_is_scored_by_its_features_and_by_what_the_head_says_of_i
     )
     weight = np.eye(3, dtype=np.float32)
     head = Head(weight, np.zeros(3, np.float32), COLOURS, 0.5, outliers)
-    heads.save(head, model.head_path)
-    digest = hashlib.sha256(model.head_path.read_bytes()).hexdigest()
-    model = dataclasses.replace(model, head_digest=digest)
+    model = dataclasses.replace(model, head_digest=stored.add_head(head, tmp_path))
     outcomes = await make_engine().classify(
         model, [encoded(colour) for colour in ("blue", "red")], GUARD_S
     )
@@ -377,7 +367,11 @@ async def test_an_image_is_scored_by_its_features_and_by_what_the_head_says_of_i
 
 
 async def test_the_validation_scores_shown_are_those_of_the_version_that_answers(
-    make_engine: MakeEngine, make_model: MakeModel, metrics: Metrics
+    make_engine: MakeEngine,
+    make_model: MakeModel,
+    metrics: Metrics,
+    stored: Stored,
+    tmp_path: Path,
 ) -> None:
     engine = make_engine()
 
@@ -387,11 +381,9 @@ async def test_the_validation_scores_shown_are_those_of_the_version_that_answers
             np.eye(3, dtype=np.float16), np.ones(3, np.float32), np.array(scores, np.float16)
         )
         weight = np.eye(3, dtype=np.float32)
-        heads.save(
-            Head(weight, np.zeros(3, np.float32), COLOURS, outliers=outliers), made.head_path
-        )
-        digest = hashlib.sha256(made.head_path.read_bytes()).hexdigest()
-        return dataclasses.replace(made, name="colours", version=version, head_digest=digest)
+        head = Head(weight, np.zeros(3, np.float32), COLOURS, outliers=outliers)
+        digest = stored.add_head(head, tmp_path)
+        return dataclasses.replace(made, model=key("colours"), version=version, head_digest=digest)
 
     def shown() -> tuple[float, float]:
         labels = {"model": "colours", "origin": "validation"}

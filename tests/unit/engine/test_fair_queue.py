@@ -6,9 +6,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from service.domain import DEFAULT_TENANT
 from service.engine.fair_queue import Backbone, Estimate, FairQueue, ImageBatch
 from service.engine.fake_runtime import FakeSession
 from service.engine.head import Head
+from tests.keys import key
 
 HEAD = Head(np.zeros((2, 3), np.float32), np.zeros(2, np.float32), ("a", "b"))
 
@@ -38,11 +40,12 @@ class Batches:
         images: int = 1,
         deadline: float = 1000.0,
         image_s: float = 1.0,
+        tenant: str = DEFAULT_TENANT,
     ) -> ImageBatch:
         self._clock += 1
         content = [lambda _: np.zeros((224, 224, 3), np.uint8)] * images
         answer = self._loop.create_future()
-        batch = ImageBatch(model, on, HEAD, content, self._clock, deadline, answer)
+        batch = ImageBatch(key(model, tenant), on, HEAD, content, self._clock, deadline, answer)
         batch.image_s = image_s
         return batch
 
@@ -56,7 +59,7 @@ def popped(queue: FairQueue, most: int, on: Backbone | None = None, now: float =
     """Pops at most so many images; their models in order."""
     found = []
     while len(found) < most and (item := queue.pop(now, on)) is not None:
-        found.append(item[0].model)
+        found.append(str(item[0].model))
     return found
 
 
@@ -81,8 +84,8 @@ def test_images_of_one_backbone_are_popped_where_it_is_named(batch: Batches) -> 
 def test_a_tenants_backbones_take_turns_and_get_it_no_more(batch: Batches) -> None:
     queue, shared = FairQueue(), backbone()
     for n in range(10):
-        queue.put(batch(f"many/m{n}", backbone(), 2))
-    queue.put(batch("one/m", shared, 3))
+        queue.put(batch(f"m{n}", backbone(), 2, tenant="many"))
+    queue.put(batch("m", shared, 3, tenant="one"))
     first = ["many/m0", "one/m", "many/m1", "one/m", "many/m2", "one/m", "many/m3"]
     assert popped(queue, 7) == first
 
@@ -123,8 +126,8 @@ def test_a_tenant_gets_as_many_seconds_as_another_and_not_as_many_images(
     batch: Batches,
 ) -> None:
     queue, on = FairQueue(), backbone()
-    queue.put(batch("costly/m", on, 16, image_s=0.003))
-    queue.put(batch("small/m", on, 200, image_s=0.003))
+    queue.put(batch("m", on, 16, image_s=0.003, tenant="costly"))
+    queue.put(batch("m", on, 200, image_s=0.003, tenant="small"))
     order: list[str] = []
     while (item := queue.pop(0.0)) is not None:
         name = item[0].tenant
@@ -137,18 +140,18 @@ def test_a_tenant_gets_as_many_seconds_as_another_and_not_as_many_images(
 
 def test_a_tenant_that_used_an_idle_engine_owes_nothing_for_it(batch: Batches) -> None:
     queue, on = FairQueue(), backbone()
-    queue.put(batch("early/m", on, 100))
+    queue.put(batch("m", on, 100, tenant="early"))
     popped(queue, 98)
-    queue.put(batch("late/m", on, 4))
+    queue.put(batch("m", on, 4, tenant="late"))
     assert popped(queue, 6) == [*["late/m", "early/m"] * 2, "late/m", "late/m"]
 
 
 def test_nobody_saves_turns_up_by_waiting_for_nothing(batch: Batches) -> None:
     queue, on = FairQueue(), backbone()
-    queue.put(batch("rare/m", on, 1))
-    queue.put(batch("busy/m", on, 100))
+    queue.put(batch("m", on, 1, tenant="rare"))
+    queue.put(batch("m", on, 100, tenant="busy"))
     popped(queue, 51)
-    queue.put(batch("rare/m", on, 50))
+    queue.put(batch("m", on, 50, tenant="rare"))
     assert popped(queue, 20).count("busy/m") >= 9
 
 
@@ -168,20 +171,20 @@ def test_room_is_made_by_the_newest_batch_of_the_model_with_most_waiting(
     first, second = batch("flooding", on, 3), batch("flooding", on, 3)
     for each in (first, second, batch("calm", on, 2)):
         queue.put(each)
-    assert queue.batch_to_shed("new", 1) is second
-    assert queue.batch_to_shed("flooding", 1) is None
-    assert queue.batch_to_shed("new", 6) is None, "it would have as many itself"
+    assert queue.batch_to_shed(key("new"), 1) is second
+    assert queue.batch_to_shed(key("flooding"), 1) is None
+    assert queue.batch_to_shed(key("new"), 6) is None, "it would have as many itself"
 
 
 def test_tenants_take_turns_however_many_models_they_have(batch: Batches) -> None:
     queue, on = FairQueue(), backbone()
     for n in range(100):
-        queue.put(batch(f"many/m{n}", on))
-    queue.put(batch("one/m", on, 4))
+        queue.put(batch(f"m{n}", on, tenant="many"))
+    queue.put(batch("m", on, 4, tenant="one"))
     queue.put(batch("plain", on, 2))
     # Four of its own before the new one, and of each other tenant as many seconds at most.
-    assert queue.queued_ahead_s(batch("one/m", on, 1)) == pytest.approx(4 + 5 + 2)
-    assert queue.queued_ahead_s(batch("new/m", on, 3)) == pytest.approx(3 + 3 + 2)
+    assert queue.queued_ahead_s(batch("m", on, 1, tenant="one")) == pytest.approx(4 + 5 + 2)
+    assert queue.queued_ahead_s(batch("m", on, 3, tenant="new")) == pytest.approx(3 + 3 + 2)
     first = popped(queue, 9)
     assert first == [
         "many/m0", "one/m", "plain", "many/m1", "one/m", "plain", "many/m2", "one/m", "many/m3",
@@ -192,33 +195,35 @@ def test_tenants_take_turns_however_many_models_they_have(batch: Batches) -> Non
 
 def test_what_goes_first_of_another_tenant_is_counted_in_seconds(batch: Batches) -> None:
     queue, on = FairQueue(), backbone()
-    queue.put(batch("costly/m", on, 16, image_s=0.9))
-    assert queue.queued_ahead_s(batch("new/m", on, 2, image_s=0.01)) == pytest.approx(0.02)
+    queue.put(batch("m", on, 16, image_s=0.9, tenant="costly"))
+    assert queue.queued_ahead_s(batch("m", on, 2, image_s=0.01, tenant="new")) == pytest.approx(
+        0.02
+    )
 
 
 def test_room_is_made_by_the_tenant_with_most_waiting_whatever_its_models_have(
     batch: Batches,
 ) -> None:
     queue, on = FairQueue(), backbone()
-    many = [batch(f"many/m{n}", on) for n in range(100)]
-    for each in (*many, batch("one/m", on, 8)):
+    many = [batch(f"m{n}", on, tenant="many") for n in range(100)]
+    for each in (*many, batch("m", on, 8, tenant="one")):
         queue.put(each)
-    refused = queue.batch_to_shed("one/m", 8)
+    refused = queue.batch_to_shed(key("m", "one"), 8)
     assert refused in many
-    assert queue.batch_to_shed("many/new", 1) is None, "it has most itself, one of each"
-    first, second = batch("one/m", on, 40), batch("one/m", on, 40)
+    assert queue.batch_to_shed(key("new", "many"), 1) is None, "it has most itself, one of each"
+    first, second = batch("m", on, 40, tenant="one"), batch("m", on, 40, tenant="one")
     queue.put(first)
     queue.put(second)
     # 88 of one, and 100 of the many: with 20 more it would have the most itself.
-    assert queue.batch_to_shed("one/other", 20) is second
-    assert queue.batch_to_shed("one/other", 8) in many
+    assert queue.batch_to_shed(key("other", "one"), 20) is second
+    assert queue.batch_to_shed(key("other", "one"), 8) in many
 
 
 def test_a_batch_that_was_begun_is_not_refused_any_more(batch: Batches) -> None:
     queue, on = FairQueue(), backbone()
     queue.put(batch("flooding", on, 5))
     queue.pop(0.0)
-    assert queue.batch_to_shed("new", 1) is None
+    assert queue.batch_to_shed(key("new"), 1) is None
 
 
 def test_an_estimate_follows_what_is_measured_and_returns_when_nothing_is() -> None:

@@ -11,6 +11,7 @@ from service.engine.fake_runtime import FakeSession
 from service.engine.head import Head
 from service.engine.ledger import NOTHING, Account, Ledger, Spent
 from service.ops.metrics import Metrics
+from tests.keys import key
 
 
 def make(max_versions: int = 10) -> Ledger:
@@ -27,7 +28,9 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 def answer(account: Account, loop: asyncio.AbstractEventLoop) -> None:
     """Records a call of three images that took two seconds."""
     head = Head(np.zeros((2, 3), np.float32), np.zeros(2, np.float32), ("a", "b"))
-    batch = ImageBatch("pets", Backbone(FakeSession()), head, [], 0.0, 60.0, loop.create_future())
+    batch = ImageBatch(
+        key("pets"), Backbone(FakeSession()), head, [], 0.0, 60.0, loop.create_future()
+    )
     batch.images = [lambda _: np.zeros((224, 224, 3), np.uint8)] * 3
     one = Classified(np.zeros(2, np.float32), np.zeros(3, np.float32), ("a", "b"), 0)
     batch.outcomes = dict.fromkeys(range(3), one)
@@ -39,9 +42,9 @@ def test_an_answered_call_adds_its_images_and_the_slowest_of_every_stage(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
     ledger = make()
-    answer(ledger.account("pets", 1), loop)
-    answer(ledger.account("pets", 1), loop)
-    counts = ledger.of("pets", 1)
+    answer(ledger.account(key("pets"), 1), loop)
+    answer(ledger.account(key("pets"), 1), loop)
+    counts = ledger.of(key("pets"), 1)
     assert (counts.images, counts.last_s) == (6, 1234.5)
     assert counts.success == Spent(2, 4.0)
     assert (counts.queue, counts.decode, counts.infer) == (
@@ -55,8 +58,8 @@ def test_an_answered_call_adds_its_images_and_the_slowest_of_every_stage(
 
 def test_a_failed_call_counts_as_failed_alone() -> None:
     ledger = make()
-    ledger.account("pets", 1).failed(2.0)
-    counts = ledger.of("pets", 1)
+    ledger.account(key("pets"), 1).failed(2.0)
+    counts = ledger.of(key("pets"), 1)
     assert counts.fail == Spent(1, 2.0)
     assert (counts.images, counts.success, counts.queue, counts.last_s) == (
         0,
@@ -70,36 +73,36 @@ def test_versions_are_counted_apart_and_unknown_ones_are_zero(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
     ledger = make()
-    answer(ledger.account("pets", 2), loop)
-    assert ledger.of("pets", 1) == NOTHING
-    assert set(ledger.all()) == {("pets", 2)}
+    answer(ledger.account(key("pets"), 2), loop)
+    assert ledger.of(key("pets"), 1) == NOTHING
+    assert set(ledger.all()) == {(key("pets"), 2)}
 
 
 def test_the_version_that_was_not_asked_for_longest_leaves(loop: asyncio.AbstractEventLoop) -> None:
     ledger = make(max_versions=2)
     for model in ("a", "b", "a", "c"):
-        answer(ledger.account(model, 1), loop)
-    assert set(ledger.all()) == {("a", 1), ("c", 1)}
-    assert ledger.of("a", 1).success.count == 2
+        answer(ledger.account(key(model), 1), loop)
+    assert set(ledger.all()) == {(key("a"), 1), (key("c"), 1)}
+    assert ledger.of(key("a"), 1).success.count == 2
 
 
 def test_a_forgotten_version_is_unknown_and_what_ends_later_counts_in_vain(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
     ledger = make()
-    answer(ledger.account("pets", 1), loop)
-    answer(ledger.account("pets", 2), loop)
-    under_way = ledger.account("pets", 1)
-    ledger.forget([], [("pets", 1)])
+    answer(ledger.account(key("pets"), 1), loop)
+    answer(ledger.account(key("pets"), 2), loop)
+    under_way = ledger.account(key("pets"), 1)
+    ledger.keep_only(key("pets"), [2])
     answer(under_way, loop)
-    assert set(ledger.all()) == {("pets", 2)}
-    answer(ledger.account("pets", 1), loop)
-    assert ledger.of("pets", 1).success.count == 1
+    assert set(ledger.all()) == {(key("pets"), 2)}
+    answer(ledger.account(key("pets"), 1), loop)
+    assert ledger.of(key("pets"), 1).success.count == 1
 
 
 def test_what_was_handed_out_does_not_change(loop: asyncio.AbstractEventLoop) -> None:
     ledger = make()
-    answer(ledger.account("pets", 1), loop)
+    answer(ledger.account(key("pets"), 1), loop)
     before = ledger.all()
-    answer(ledger.account("pets", 1), loop)
-    assert before["pets", 1].success.count == 1
+    answer(ledger.account(key("pets"), 1), loop)
+    assert before[key("pets"), 1].success.count == 1

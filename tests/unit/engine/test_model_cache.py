@@ -1,17 +1,18 @@
-"""Models in memory: loaded once, evicted, pinned, deleted meanwhile."""
+"""Models in memory: loaded once, evicted, pinned."""
 
 import asyncio
 import dataclasses
 import gc
-from pathlib import Path
 
 import pytest
 
 from service.engine.engine import ModelFiles
 from service.engine.fake_runtime import FakeRuntime, FakeSession
-from service.errors import Exhausted, Expired, NotFound, Reason
+from service.engine.runtime import Read
+from service.errors import Exhausted, Expired, Reason
 from service.ops.metrics import Metrics
-from tests.unit.engine.conftest import GUARD_S, MakeEngine, MakeModel
+from tests.keys import key
+from tests.unit.engine.conftest import GUARD_S, MakeEngine, MakeModel, Stored
 from tests.unit.engine.test_engine import best, encoded, value
 from tests.unit.engine.test_workers import PIXELS, Held
 
@@ -62,7 +63,7 @@ async def test_a_tenant_pins_its_share_of_the_memory_and_no_more(
     make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
 ) -> None:
     def of(tenant: str, name: str) -> ModelFiles:
-        return dataclasses.replace(make_model(name, f"b-{name}"), name=f"{tenant}/{name}")
+        return dataclasses.replace(make_model(name, f"b-{name}"), model=key(name, tenant))
 
     runtime._nbytes = 10_000
     engine = make_engine(max_bytes=45_000, max_pinned_bytes=22_500)
@@ -75,22 +76,6 @@ async def test_a_tenant_pins_its_share_of_the_memory_and_no_more(
     await engine.pin(of("zoo", "m3"))
     engine.unpin(first)
     await engine.pin(third)
-
-
-async def test_a_deleted_model_that_was_pinned_keeps_nothing_that_it_shared_in_memory(
-    make_engine: MakeEngine, make_model: MakeModel, runtime: FakeRuntime
-) -> None:
-    runtime._nbytes = 10_000
-    engine = make_engine(max_bytes=25_000)
-    pinned, other = make_model("one", "shared"), make_model("two", "shared")
-    await engine.pin(pinned)
-    await engine.warm(other)
-    # Its backbone is in use by the other.
-    engine.forget(models=["one"], versions=[("one", pinned.version)], heads=[pinned.head_digest])
-    for i in range(3):
-        await engine.warm(make_model(f"m{i}", f"b{i}"))
-    await engine.warm(other)
-    assert runtime.loads.count(other.backbone_path) == 2, "the backbone stayed pinned"
 
 
 async def test_concurrent_first_calls_share_one_load(
@@ -113,7 +98,7 @@ async def test_least_recently_used_backbones_leave_and_come_back(
     for model in (*models, models[0]):
         assert best((await engine.classify(model, [encoded("red")], GUARD_S))[0]) == "red"
         assert engine._memory.nbytes <= 25_000
-    assert [path.stem for path in runtime.loads] == ["b0", "b1", "b2", "b0"]
+    assert runtime.loads == [model.backbone_digest for model in (*models, models[0])]
     assert value(metrics, "graft_evictions_total", kind="backbone") == 2
 
 
@@ -121,11 +106,11 @@ def slow_load(runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> tuple[He
     """Makes the runtime's loads wait; the list fills as they end."""
     held, ended, load = Held(), list[int](), runtime.load
 
-    def slow(path: Path, digest: str = "") -> FakeSession:
+    def slow(read: Read) -> FakeSession:
         held.begun.set()
         assert held.goes_on.wait(GUARD_S)
         ended.append(1)
-        return load(path, digest)
+        return load(read)
 
     monkeypatch.setattr(runtime, "load", slow)
     return held, ended
@@ -135,6 +120,7 @@ async def test_a_load_that_fails_when_nobody_waits_any_more_is_no_error_of_async
     make_engine: MakeEngine,
     make_model: MakeModel,
     runtime: FakeRuntime,
+    stored: Stored,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -142,7 +128,7 @@ async def test_a_load_that_fails_when_nobody_waits_any_more_is_no_error_of_async
     held, _ = slow_load(runtime, monkeypatch)
     with pytest.raises(Expired):
         await engine.classify(model, [lambda _: PIXELS], 0.01)
-    model.backbone_path.unlink()
+    del stored[model.backbone_digest]
     loading = list(engine._backbones._loading.values())
     held.goes_on.set()
     await asyncio.wait(loading)
@@ -150,24 +136,3 @@ async def test_a_load_that_fails_when_nobody_waits_any_more_is_no_error_of_async
     await asyncio.sleep(0)
     gc.collect()
     assert not [record for record in caplog.records if record.name == "asyncio"]
-
-
-async def test_a_model_that_is_deleted_while_it_is_pinned_is_not_pinned(
-    make_engine: MakeEngine,
-    make_model: MakeModel,
-    runtime: FakeRuntime,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    runtime._nbytes = 10_000
-    engine, model = make_engine(max_bytes=25_000), make_model()
-    held, _ = slow_load(runtime, monkeypatch)
-    pinning = asyncio.create_task(engine.pin(model))
-    await held.until_begun()
-    engine.forget(models=[model.name], versions=[(model.name, model.version)])
-    held.goes_on.set()
-    with pytest.raises(NotFound) as refused:
-        await pinning
-    assert refused.value.reason is Reason.VERSION_NOT_FOUND
-    for n in range(3):
-        await engine.warm(make_model(f"m{n}", f"b{n}"))
-    assert not engine.is_loaded(model)

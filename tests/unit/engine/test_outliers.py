@@ -60,7 +60,7 @@ def test_a_head_keeps_its_outliers_through_a_file(tmp_path: Path) -> None:
         np.ones((3, 8), np.float32), np.zeros(3, np.float32), ("a", "b", "c"), 1.5, outliers
     )
     heads.save(head, tmp_path / "head")
-    loaded = heads.load(tmp_path / "head").outliers
+    loaded = heads.load((tmp_path / "head").read_bytes()).outliers
     assert loaded is not None
     np.testing.assert_array_equal(loaded.means, outliers.means)
     np.testing.assert_array_equal(loaded.inverse_variance, outliers.inverse_variance)
@@ -76,7 +76,7 @@ def test_a_head_says_whether_it_is_calibrated_and_may_know_no_outliers(
 ) -> None:
     weight, bias = np.ones((2, 4), np.float32), np.zeros(2, np.float32)
     heads.save(Head(weight, bias, ("a", "b"), is_calibrated=is_calibrated), tmp_path / "head")
-    loaded = heads.load(tmp_path / "head")
+    loaded = heads.load((tmp_path / "head").read_bytes())
     assert (loaded.outliers, loaded.is_calibrated) == (None, is_calibrated)
 
 
@@ -93,4 +93,4 @@ def test_outliers_that_do_not_fit_the_head_make_it_unloadable(tmp_path: Path) ->
     about = '{"classes": ["a", "b", "c"], "temperature": 1.0, "is_calibrated": true}'
     save_file(tensors, path, metadata={"head": about})
     with pytest.raises(Damaged):
-        heads.load(path)
+        heads.load(path.read_bytes())

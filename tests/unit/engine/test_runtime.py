@@ -10,12 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.domain import Precision, ProviderSetting
-from service.engine import damage, preprocess, providers, runtime
+from service.engine import preprocess, providers, runtime
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
 from service.engine.providers import Provider, ProviderUnavailable, choose_provider
 from service.engine.runtime import BackboneSession, OnnxGraph, OnnxRuntime, _half
-from service.errors import Damaged, Reason, Unavailable
+from service.errors import Damaged, unloadable
 from tests.unit.engine.conftest import image
 
 CPU = Provider("cpu", "")
@@ -57,7 +57,7 @@ def pixels() -> Pixels:
 
 
 def test_every_width_gives_the_same_features(backbone: Path, pixels: Pixels) -> None:
-    session = OnnxRuntime(CPU, 4).load(backbone)
+    session = OnnxRuntime(CPU, 4).load(backbone.read_bytes)
     wide = session.run(pixels)
     assert wide.shape == (5, FEATURES)
     for cores in (1, 2, 3):
@@ -65,7 +65,7 @@ def test_every_width_gives_the_same_features(backbone: Path, pixels: Pixels) -> 
 
 
 def test_runs_at_the_same_time_do_not_mix(backbone: Path, pixels: Pixels) -> None:
-    session = OnnxRuntime(CPU, 2).load(backbone)
+    session = OnnxRuntime(CPU, 2).load(backbone.read_bytes)
     expected = session.run(pixels)
     wrong: list[int] = []
 
@@ -82,53 +82,32 @@ def test_runs_at_the_same_time_do_not_mix(backbone: Path, pixels: Pixels) -> Non
     assert not wrong
 
 
-def test_a_narrow_graph_that_cannot_be_made_is_served_by_the_widest(
-    backbone: Path, pixels: Pixels, tmp_path: Path
-) -> None:
-    path = tmp_path / "b.onnx"
-    path.write_bytes(backbone.read_bytes())
-    session = OnnxRuntime(CPU, 2).load(path)
-    path.unlink()
-    np.testing.assert_allclose(session.run(pixels, 1), session.run(pixels), rtol=1e-4)
-    assert session.damage is not None
-    assert "is missing" in session.damage.message
-
-
-@pytest.mark.parametrize("is_damage", [True, False])
-def test_a_narrow_graph_that_could_not_be_made_is_tried_again_after_a_while(
-    backbone: Path,
-    pixels: Pixels,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    is_damage: bool,
+def test_a_narrow_graph_that_cannot_be_made_is_served_by_the_widest_and_tried_again_later(
+    backbone: Path, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
     monkeypatch.setattr(runtime.time, "monotonic", lambda: now)
-    path = tmp_path / "b.onnx"
-    path.write_bytes(backbone.read_bytes())
-    session = OnnxRuntime(CPU, 2).load(path)
-    read, reads = damage.read, []
+    is_there, reads = True, []
 
-    def refuse(path: Path, digest: str, kind: str) -> bytes:
-        reads.append(path)
-        if is_damage:
-            raise damage.unloadable(kind, "is damaged")
-        raise Unavailable(Reason.STORAGE_BUSY, "Too many open files")
+    def read() -> bytes:
+        reads.append(1)
+        if is_there:
+            return backbone.read_bytes()
+        raise unloadable("backbone", "is missing")
 
-    monkeypatch.setattr(damage, "read", refuse)
+    session = OnnxRuntime(CPU, 2).load(read)
+    is_there = False
     for _ in range(3):
-        session.run(pixels, 1)
-    assert len(reads) == 1
-    assert (session.damage is not None) == is_damage
-    monkeypatch.setattr(damage, "read", read)
+        np.testing.assert_allclose(session.run(pixels, 1), session.run(pixels), rtol=1e-4)
+    assert len(reads) == 2
+    is_there = True
     now += 61
     session.run(pixels, 1)
-    assert session.damage is None
     assert session._graph(1) is not session._graph(2)
 
 
 def test_the_largest_batch_that_pays_is_within_the_bound(backbone: Path) -> None:
-    session = OnnxRuntime(CPU, 1, max_batch=8).load(backbone)
+    session = OnnxRuntime(CPU, 1, max_batch=8).load(backbone.read_bytes)
     assert session.max_batch in (1, 2, 4, 8)
     assert session.infer_s > 0
 
@@ -155,7 +134,7 @@ class Timed:
 
 
 def measured(graph: Timed, backbone: Path, monkeypatch: pytest.MonkeyPatch) -> BackboneSession:
-    session = BackboneSession(backbone, lambda _model, _cores: graph, 1, False)
+    session = BackboneSession(backbone.read_bytes, lambda _model, _cores: graph, 1, False)
     with monkeypatch.context() as patch:
         patch.setattr(runtime.time, "monotonic", lambda: graph.now)
         session.measure(32)
@@ -194,7 +173,7 @@ def test_a_small_backbone_runs_on_the_cpu_provider_where_openvino_is_slower(
     monkeypatch.setattr(runtime, "_cpu_graph", lambda *_: cpu)
     with monkeypatch.context() as patch:
         patch.setattr(runtime.time, "monotonic", lambda: openvino.now + cpu.now)
-        session = OnnxRuntime(Provider("openvino", ""), 2, max_batch=4).load(backbone)
+        session = OnnxRuntime(Provider("openvino", ""), 2, max_batch=4).load(backbone.read_bytes)
     before = cpu.runs
     session.run(np.zeros((1, 224, 224, 3), np.uint8))
     assert (cpu.runs > before) is is_cpu_chosen
@@ -205,10 +184,10 @@ def test_a_small_backbone_runs_on_the_cpu_provider_where_openvino_is_slower(
 def test_openvino_gives_the_features_of_the_cpu_provider(
     backbone: Path, pixels: Pixels, precision: Precision, tolerance: float
 ) -> None:
-    session = OnnxRuntime(Provider("openvino", ""), 2, precision).load(backbone)
+    session = OnnxRuntime(Provider("openvino", ""), 2, precision).load(backbone.read_bytes)
     assert session.feature_dim == FEATURES
     assert session.precision in (("fp32",) if precision == "exact" else ("fp32", "bf16", "fp16"))
-    expected = OnnxRuntime(CPU, 1).load(backbone).run(pixels)
+    expected = OnnxRuntime(CPU, 1).load(backbone.read_bytes).run(pixels)
     for cores in (2, 1):
         np.testing.assert_allclose(session.run(pixels, cores), expected, rtol=tolerance)
 
@@ -217,7 +196,7 @@ def test_openvino_gives_the_features_of_the_cpu_provider(
 def test_openvino_takes_an_image_as_the_decoder_gives_it(backbone: Path) -> None:
     decoded = preprocess.decode(image("red"))
     assert not decoded.flags.writeable
-    session = OnnxRuntime(Provider("openvino", ""), 1).load(backbone)
+    session = OnnxRuntime(Provider("openvino", ""), 1).load(backbone.read_bytes)
     assert session.run(decoded[None]).shape == (1, FEATURES)
 
 
@@ -225,7 +204,7 @@ def test_openvino_takes_an_image_as_the_decoder_gives_it(backbone: Path) -> None
 def test_openvinos_answer_is_not_overwritten_by_the_next_run(
     backbone: Path, pixels: Pixels
 ) -> None:
-    session = OnnxRuntime(Provider("openvino", ""), 1).load(backbone)
+    session = OnnxRuntime(Provider("openvino", ""), 1).load(backbone.read_bytes)
     first = session.run(pixels[:1])
     kept = first.copy()
     session.run(255 - pixels[:1])
@@ -237,7 +216,7 @@ def test_batches_on_a_gpu_are_padded_to_few_sizes_and_cut_again(
 ) -> None:
     session = ort.InferenceSession(str(backbone), providers=["CPUExecutionProvider"])
     bound = OnnxGraph(session, "CPUExecutionProvider", "fp32", True)
-    expected = OnnxRuntime(CPU, 1).load(backbone).run(pixels)
+    expected = OnnxRuntime(CPU, 1).load(backbone.read_bytes).run(pixels)
     for count in (1, 3, 5):
         np.testing.assert_allclose(bound.run(pixels[:count]), expected[:count], rtol=1e-4)
 
@@ -249,7 +228,7 @@ def test_a_file_in_half_precision_takes_and_gives_the_same_types(
     session = ort.InferenceSession(halved, providers=["CPUExecutionProvider"])
     features = OnnxGraph(session, "CPUExecutionProvider", "fp16", False).run(pixels)
     assert features.dtype == np.float32
-    expected = OnnxRuntime(CPU, 1).load(backbone).run(pixels)
+    expected = OnnxRuntime(CPU, 1).load(backbone.read_bytes).run(pixels)
     np.testing.assert_allclose(features, expected, rtol=2e-2)
 
 
@@ -257,7 +236,7 @@ def test_a_file_that_is_no_model_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "b.onnx"
     path.write_bytes(b"no model")
     with pytest.raises(Damaged):
-        OnnxRuntime(CPU, 1).load(path)
+        OnnxRuntime(CPU, 1).load(path.read_bytes)
 
 
 def test_auto_takes_the_cpu_where_there_is_nothing_better(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from service.engine.fake_runtime import FakeRuntime
 from service.engine.preprocess import Encoded, Pixels
 from service.errors import Exhausted, Expired, InvalidInput, Reason
 from service.ops.metrics import Metrics
+from tests.keys import key
 from tests.unit.engine.conftest import GUARD_S, MakeEngine, MakeModel
 
 PIXELS = np.full((224, 224, 3), (255, 0, 0), np.uint8)
@@ -60,7 +61,7 @@ def clock() -> Clock:
 
 
 def of(tenant: str, files: ModelFiles) -> ModelFiles:
-    return dataclasses.replace(files, name=f"{tenant}/{files.name}")
+    return dataclasses.replace(files, model=key(files.model.name, tenant))
 
 
 async def until_waiting(metrics: Metrics, images: int) -> None:
@@ -142,14 +143,14 @@ async def test_a_batch_ends_when_it_has_taken_its_time(
 ) -> None:
     engine, model = make_engine(clock, max_batch=64), make_model()
     await engine.classify(model, [clock.image(0.01)] * 9, GUARD_S)
-    session = runtime.session(model.backbone_path)
+    session = runtime.session(model.backbone_digest)
     assert session.batches == [3, 3, 3]
     session.batches.clear()
     session.infer_s = 0.02
     other = dataclasses.replace(make_model("other", "b1"))
-    runtime.session(other.backbone_path).infer_s = 0.02
+    runtime.session(other.backbone_digest).infer_s = 0.02
     await engine.classify(other, [clock.image(0.01)] * 4, GUARD_S)
-    assert max(runtime.session(other.backbone_path).batches) <= 2, "inference counts too"
+    assert max(runtime.session(other.backbone_digest).batches) <= 2, "inference counts too"
 
 
 async def test_a_worker_leaves_the_others_their_part_of_what_waits(
@@ -160,7 +161,7 @@ async def test_a_worker_leaves_the_others_their_part_of_what_waits(
     metrics: Metrics,
 ) -> None:
     engine, model = make_engine(clock, threads=2, max_batch=64), make_model()
-    session = runtime.session(model.backbone_path)
+    session = runtime.session(model.backbone_digest)
     session.hold()
     first, second = Held(), Held()
     calls = [asyncio.create_task(engine.classify(model, [held], 1e9)) for held in (first, second)]
@@ -244,7 +245,7 @@ async def test_every_call_of_a_failed_batch_gets_an_error_of_its_own(
         asyncio.create_task(engine.classify(model, [clock.image(0)], GUARD_S)) for _ in range(4)
     ]
     await until_waiting(metrics, 4)
-    runtime.session(model.backbone_path).fail_next = RuntimeError("kernel")
+    runtime.session(model.backbone_digest).fail_next = RuntimeError("kernel")
     held.goes_on.set()
     await running
     errors = await asyncio.gather(*calls, return_exceptions=True)

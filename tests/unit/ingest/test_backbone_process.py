@@ -106,7 +106,7 @@ def test_the_form_that_serves_takes_bytes_and_gives_the_same_features(
     found = check(model, **changes)
     assert found.width == 12
     kept = tmp_path / "kept.onnx"
-    session = OnnxRuntime(Provider("cpu", "for a test")).load(kept)
+    session = OnnxRuntime(Provider("cpu", "for a test")).load(kept.read_bytes)
     assert (session.size, session.feature_dim, session.precision) == (SIZE, 12, "fp32")
     stored = onnx.load_from_string(kept.read_bytes())
     assert stored.opset_import[0].version == found.opset == model.opset_import[0].version

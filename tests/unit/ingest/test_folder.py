@@ -13,6 +13,7 @@ from service.errors import InvalidInput, Reason
 from service.ingest import folder, reader
 from service.ingest.folder import open_plain, read_plain, walk
 from service.ingest.layout import Arranged, Kind, arrange
+from service.ingest.packs import Location
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_folder_is_listed_with_the_kinds_of_what_it_holds(root: Path) -> None:
         ".git": Kind.FOLDER,
         "dog/@eaDir": Kind.FOLDER,
     }
-    assert {entry.path for entry in walk(root)} >= {root / "cat/deep/2.png"}
+    assert {entry.location for entry in walk(root)} >= {Location(root / "cat/deep/2.png"), None}
 
 
 def test_a_folder_with_too_many_entries_is_refused(root: Path) -> None:
@@ -107,9 +108,9 @@ def test_a_file_that_is_too_large_is_left_out_unread(
         monkeypatch.setattr(
             os, "fstat", lambda file: os.stat_result([*real(file)[:6], 1, *real(file)[7:10]])
         )
-    assert read_plain(root / "cat/1.png") == b"root/cat/1.png"
+    assert read_plain(Location(root / "cat/1.png")) == b"root/cat/1.png"
     with pytest.raises(InvalidInput, match="larger than 14 bytes") as caught:
-        read_plain(root / "cat/deep/2.png")
+        read_plain(Location(root / "cat/deep/2.png"))
     assert caught.value.reason is Reason.IMAGE_TOO_LARGE
     names, out = read(look(root), root)
     assert names == ["cat/1.png", "dog/3.png"]
@@ -197,7 +198,7 @@ def test_folders_nested_deeper_than_the_stack_are_read(tmp_path: Path) -> None:
     os.close(os.open("2.png", os.O_CREAT | os.O_WRONLY, dir_fd=handle))
     os.close(handle)
     try:
-        assert [file.path.name for file in look(root).files] == ["2.png", "1.png"]
+        assert [file.location.path.name for file in look(root).files] == ["2.png", "1.png"]
     finally:
         # Python's own removal is not made for it, and would fail at the end of all tests.
         subprocess.run(["rm", "-rf", str(root)], check=True)

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from service.errors import InvalidInput, Reason
 from service.ingest.grouping import MAX_STARS, NamedGroups
 from service.ingest.index import IndexedImage
+from service.ingest.names import file_name
 
 
-def _image(name: str, depth: int = 0, path: str = "", group: str = "") -> IndexedImage:
-    return IndexedImage(name, "ants", "", "00", path or name, group=group, depth=depth)
+def _image(name: str, depth: int = 0, group: str = "") -> IndexedImage:
+    return IndexedImage(name, "ants", "", "00", group=group, depth=depth)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_a_pattern_tells_the_group_from_a_file_s_name(pattern: str, name: str, g
     groups = NamedGroups(name_pattern=pattern)
     assert groups.of(_image(f"train/ants/deep/{name}", depth=1)) == group
     # One that came by itself: its number is none of its sender's name.
-    assert groups.of(_image(f"000012-{name}", path="000012")) == group
+    assert groups.of(_image(file_name(name, 12))) == group
 
 
 @given(st.lists(st.text("ab", min_size=1, max_size=3), max_size=3), st.text("abc", max_size=12))

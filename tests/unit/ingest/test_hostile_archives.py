@@ -149,7 +149,6 @@ def test_a_zip64_archive_that_lies_about_its_sizes_gives_no_more_than_it_holds(
 def test_of_a_name_that_comes_twice_the_last_counts(tmp_path: Path, kind: str) -> None:
     data = MAKERS[kind]({"cat/1": b"first", "./cat//1": b"last"})
     assert unpacked(tmp_path, data) == {"cat/1": b"last"}
-    assert len(list((tmp_path / "a" / "b" / "into").iterdir())) == 1
 
 
 @pytest.mark.parametrize("kind", MAKERS)

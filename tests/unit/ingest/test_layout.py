@@ -11,6 +11,7 @@ from service.domain import LeftOutReason, PartName
 from service.errors import InvalidInput, Reason
 from service.ingest.labels import check_given
 from service.ingest.layout import Arranged, Entry, Kind, arrange
+from service.ingest.packs import Location
 
 ANTS = ("ants/1.png", "bees/2.png")
 
@@ -21,7 +22,7 @@ def entry(text: str, kind: Kind = Kind.FILE) -> Entry:
         return Entry(tuple(text.rstrip("/").split("/")), Kind.FOLDER)
     if text.endswith("@"):
         return Entry(tuple(text.rstrip("@").split("/")), Kind.LINK)
-    return Entry(tuple(text.split("/")), kind, Path(text))
+    return Entry(tuple(text.split("/")), kind, Location(Path(text)))
 
 
 def arranged(*names: str | Entry, is_labelled: bool = True, **options: bool) -> Arranged:
@@ -48,7 +49,7 @@ def test_a_folder_for_each_class_names_no_part() -> None:
     found = arranged("dog/deep/down/2.png", "cat/1.png")
     assert files(found) == [("", "cat", "cat/1.png"), ("", "dog", "dog/deep/down/2.png")]
     assert [file.depth for file in found.files] == [0, 2]
-    assert [str(file.path) for file in found.files] == ["cat/1.png", "dog/deep/down/2.png"]
+    assert [str(file.location.path) for file in found.files] == ["cat/1.png", "dog/deep/down/2.png"]
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ def test_every_entry_is_a_file_or_left_out_once(
 ) -> None:
     try:
         found = arrange(
-            [Entry(name, kind, Path(*name)) for name, kind in kinds.items()],
+            [Entry(name, kind, Location(Path(*name))) for name, kind in kinds.items()],
             is_labelled=is_labelled,
         )
     except InvalidInput:

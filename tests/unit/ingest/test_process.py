@@ -21,8 +21,10 @@ from service.errors import Exhausted, InvalidInput, Reason
 from service.ingest import index as indexes
 from service.ingest import reader
 from service.ingest.archives import FILE_BYTES, Limits
+from service.ingest.folder import read_plain
+from service.ingest.packs import Location
 from service.ingest.process import CURRENT_FILE, ReaderProcesses, Task
-from service.ingest.reader import Given, ReadRequest
+from service.ingest.reader import INDEX_FILE, PACK_FILE, RAW_FILE, Given, ReadRequest
 from service.ops import failpoints
 from tests.unit.ingest.kinds import base, encoded
 from tests.unit.ingest.packing import MAKERS
@@ -90,7 +92,7 @@ def test_a_folder_is_read_as_in_this_process(
     (folder / "ants/notes.txt").write_text("red ones")
     (folder / "ants/cut.png").write_bytes(encoded(60)[:200])
     asked = make_request(folder=str(folder))
-    index = make_reader().read(asked)
+    index = make_reader().read(asked).index
     here = reader.read_folder(folder)
     assert index == msgspec.structs.replace(here, images=[])
     assert index.classes == [ClassCount("ants", 3, 0), ClassCount("bees", 3, 0)]
@@ -98,7 +100,7 @@ def test_a_folder_is_read_as_in_this_process(
         LeftOut(LeftOutReason.UNREADABLE, "ants", 1),
         LeftOut(LeftOutReason.WRONG_FORMAT, "ants", 1),
     ]
-    assert indexes.load(Path(asked.work) / "index.json") == here
+    assert indexes.load(Path(asked.work) / INDEX_FILE) == here
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -108,22 +110,25 @@ def test_an_archive_is_read(
     files = {f"{label}/{n}.png": encoded(n) for n, label in enumerate(("ants", "bees", "ants"))}
     (tmp_path / "archive").write_bytes(MAKERS[kind](files))
     asked = make_request(archive=str(tmp_path / "archive"))
-    index = make_reader().read(asked)
-    assert index.classes == [ClassCount("ants", 2, 0), ClassCount("bees", 1, 0)]
-    stored = indexes.load(Path(asked.work) / "index.json").images
-    assert {i.name: (Path(asked.work) / "images" / i.path).read_bytes() for i in stored} == files
+    read = make_reader().read(asked)
+    assert read.index.classes == [ClassCount("ants", 2, 0), ClassCount("bees", 1, 0)]
+    pack, images = Path(asked.work) / PACK_FILE, indexes.load(Path(asked.work) / INDEX_FILE).images
+    assert {i.name: read_plain(Location(pack, i.offset, i.size)) for i in images} == files
+    assert {image.pack for image in images} == {read.pack_digest}
 
 
 def test_images_that_were_given_are_read(
     make_request: MakeRequest, make_reader: MakeReader
 ) -> None:
     contents = [encoded(n) for n in range(3)]
-    given = [Given(f"image {n}", "ants", "", f"{n:06}") for n in range(2000)]
+    starts = [0, len(contents[0]), len(contents[0]) + len(contents[1])]
+    given = [
+        Given(f"image {n}", "ants", "", starts[n % 3], len(contents[n % 3])) for n in range(2000)
+    ]
     asked = make_request(given=given)
-    (Path(asked.work) / "images").mkdir()
-    for n, image in enumerate(given):
-        (Path(asked.work) / "images" / image.file).write_bytes(contents[n % 3])
-    assert make_reader().read(asked).summary.left_out == [LeftOut(LeftOutReason.COPY, "ants", 1997)]
+    (Path(asked.work) / RAW_FILE).write_bytes(b"".join(contents))
+    summary = make_reader().read(asked).index.summary
+    assert summary.left_out == [LeftOut(LeftOutReason.COPY, "ants", 1997)]
 
 
 def test_what_is_wrong_with_a_dataset_is_told_with_its_reason(
@@ -274,7 +279,7 @@ def test_a_full_disk_is_told_as_one(
     folder: Path, make_request: MakeRequest, make_reader: MakeReader
 ) -> None:
     asked = make_request(folder=str(folder))
-    (Path(asked.work) / "index.json").symlink_to("/dev/full")
+    (Path(asked.work) / INDEX_FILE).symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device") as caught:
         make_reader().read(asked)
     assert caught.value.errno == errno.ENOSPC
@@ -337,7 +342,7 @@ def test_one_image_of_many_pixels_is_decoded_at_a_time(
         fcntl.flock(turn, fcntl.LOCK_EX)
         with pytest.raises(Gone):
             make_reader().read(asked, go_on)
-    assert make_reader().read(asked).summary.used == 7
+    assert make_reader().read(asked).index.summary.used == 7
 
 
 def test_readers_beyond_a_few_wait_and_may_leave(
@@ -358,6 +363,6 @@ def test_readers_beyond_a_few_wait_and_may_leave(
         readers.read(asked, go_on)
     # Of another tenant there is a place still.
     other = msgspec.structs.replace(asked, tenant="acme")
-    assert readers.read(other).summary.used == 6
+    assert readers.read(other).index.summary.used == 6
     readers._reading[""] = 2
-    assert readers.read(asked).summary.used == 6
+    assert readers.read(asked).index.summary.used == 6

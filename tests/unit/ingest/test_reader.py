@@ -2,10 +2,12 @@
 
 import errno
 import os
+import tarfile
 import threading
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,10 +19,13 @@ from service.errors import InvalidInput, Reason
 from service.ingest import index as indexes
 from service.ingest import reader
 from service.ingest.archives import FILE_BYTES, Limits
+from service.ingest.folder import read_plain
 from service.ingest.index import Index
-from service.ingest.reader import Given, ReadRequest
+from service.ingest.packs import Location
+from service.ingest.reader import INDEX_FILE, PACK_FILE, RAW_FILE, Given, ReadRequest
 from tests.unit.ingest.packing import MAKERS, Entries
 from tests.unit.storage import conftest
+from tests.unit.storage.conftest import digest
 
 LIMITS = Limits(10**6, 10**6, 1000)
 
@@ -77,7 +82,10 @@ def test_a_folder_is_read_with_an_account_of_every_file(tmp_path: Path) -> None:
     ]
     summary = index.summary
     assert (summary.seen, summary.used, summary.left_out_count, summary.nested) == (14, 8, 6, 1)
-    assert index.size_bytes == sum(len(entries[image.name]) for image in index.images)
+    assert {i.name: i.size for i in index.images} == {
+        i.name: len(entries[i.name]) for i in index.images
+    }
+    assert index.size_bytes == sum(image.size for image in index.images)
     assert all((tmp_path / "pets" / image.path).is_file() for image in index.images)
 
 
@@ -199,15 +207,15 @@ def test_a_sample_may_lack_classes_and_is_not_refused_for_links_beside_it(tmp_pa
 
 
 def test_the_digest_is_of_what_images_show_and_where_they_belong(tmp_path: Path) -> None:
-    def digest(entries: Entries, **options: object) -> str:
+    def of(entries: Entries, **options: object) -> str:
         root = tmp_path / str(len(list(tmp_path.iterdir())))
         return read(root, entries, **options).digest
 
-    first = digest({"cat/1.png": b"PIC1", "dog/2.png": b"PIC2"})
-    assert first == digest({"cat/other.png": b"PIC1", "dog/deep/names.png": b"PIC2"})
-    assert first != digest({"dog/1.png": b"PIC1", "cat/2.png": b"PIC2"})
-    assert first != digest({"train/cat/1": b"PIC1", "train/dog/2": b"PIC2", "val/cat/3": b"PIC3"})
-    assert first != digest({"cat/1.png": b"PIC1", "dog/2.png": b"PIC2"}, is_labelled=False)
+    first = of({"cat/1.png": b"PIC1", "dog/2.png": b"PIC2"})
+    assert first == of({"cat/other.png": b"PIC1", "dog/deep/names.png": b"PIC2"})
+    assert first != of({"dog/1.png": b"PIC1", "cat/2.png": b"PIC2"})
+    assert first != of({"train/cat/1": b"PIC1", "train/dog/2": b"PIC2", "val/cat/3": b"PIC3"})
+    assert first != of({"cat/1.png": b"PIC1", "dog/2.png": b"PIC2"}, is_labelled=False)
 
 
 def test_the_greatest_depth_of_bits_is_told(tmp_path: Path) -> None:
@@ -231,29 +239,58 @@ def test_an_archive_leaves_the_images_that_are_used_and_their_index(
     entries = {**good("a", 6), **bad("a", 1), "b/1.png": b"PIC", "b/2.png": b"PIC", ".x": b"PIC"}
     (tmp_path / "archive").write_bytes(MAKERS[kind](entries))
     work = tmp_path / "work"
-    index = reader.read(request(work, archive=str(tmp_path / "archive")), inspect, 2)
-    assert indexes.load(work / "index.json") == index
-    assert {path.name for path in (work / "images").iterdir()} == {i.path for i in index.images}
-    for image in index.images:
-        assert (work / "images" / image.path).read_bytes() == entries[image.name]
+    read_one = reader.read(request(work, archive=str(tmp_path / "archive")), inspect, 2)
+    assert {path.name for path in work.iterdir()} == {PACK_FILE, INDEX_FILE}
+    assert read_one.index_digest == digest((work / INDEX_FILE).read_bytes())
+    assert read_one.pack_digest == digest((work / PACK_FILE).read_bytes())
+    index = indexes.load(work / INDEX_FILE)
+    assert msgspec.structs.replace(index, images=[]) == read_one.index
+    assert {(i.pack, i.path) for i in index.images} == {(read_one.pack_digest, "")}
+    assert packed(work) == {i.name: entries[i.name] for i in index.images}
     folder = read(tmp_path / "folder", entries)
     assert (folder.digest, folder.summary) == (index.digest, index.summary)
+
+
+def test_a_pack_is_a_plain_tar_in_the_order_of_the_index(tmp_path: Path) -> None:
+    entries = {**good("b", 3), **good("a", 3), "a/copy.png": b"PIC a 0", "a/odd.png": b"PIC" * 999}
+    (tmp_path / "archive").write_bytes(MAKERS["zip"](entries))
+    work = tmp_path / "work"
+    reader.read(request(work, archive=str(tmp_path / "archive")), inspect, 2)
+    images = indexes.load(work / INDEX_FILE).images
+    with tarfile.open(work / PACK_FILE, "r:") as tar:
+        found = [(m.name, tar.extractfile(m).read()) for m in tar.getmembers()]  # type: ignore[union-attr]
+        assert tar.format == tarfile.USTAR_FORMAT or all(not m.pax_headers for m in tar)
+    assert found == [(image.digest, entries[image.name]) for image in images]
 
 
 def test_a_folder_is_read_where_it_lies_and_left_as_it_is(tmp_path: Path) -> None:
     root = lay(tmp_path / "pets", {**good("a", 2), **good("b", 2), "b/copy": b"PIC b 0"})
     before = sorted(root.rglob("*"))
-    index = reader.read(request(tmp_path / "work", folder=str(root)), inspect, 2)
+    read_one = reader.read(request(tmp_path / "work", folder=str(root)), inspect, 2)
     assert sorted(root.rglob("*")) == before
-    assert indexes.load(tmp_path / "work" / "index.json") == index
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {INDEX_FILE}
+    assert read_one.pack_digest == ""
+    index = indexes.load(tmp_path / "work" / INDEX_FILE)
     assert index == reader.read_folder(root, 1, inspect=inspect)
+    assert {(i.path, i.pack, i.offset) for i in index.images} == {
+        (i.name, "", 0) for i in index.images
+    }
 
 
 def give(work: Path, *images: tuple[str, PartName, bytes], **options: object) -> Index:
-    given = [Given(f"{n}.png", label, part, str(n)) for n, (label, part, _) in enumerate(images)]
+    given, raw = [], b""
+    for n, (label, part, content) in enumerate(images):
+        given.append(Given(f"{n}.png", label, part, len(raw), len(content)))
+        raw += content
     asked = request(work, given=given, **options)
-    lay(work / "images", {str(n): content for n, (*_, content) in enumerate(images)})
-    return reader.read(asked, inspect, 2)
+    (work / RAW_FILE).write_bytes(raw)
+    return reader.read(asked, inspect, 2).index
+
+
+def packed(work: Path) -> dict[str, bytes]:
+    """Returns the bytes of a dataset's images, by name."""
+    pack, images = work / PACK_FILE, indexes.load(work / INDEX_FILE).images
+    return {i.name: read_plain(Location(pack, i.offset, i.size)) for i in images}
 
 
 def test_images_that_were_given_are_read_as_those_of_a_folder(tmp_path: Path) -> None:
@@ -268,7 +305,7 @@ def test_images_that_were_given_are_read_as_those_of_a_folder(tmp_path: Path) ->
     folder = read(tmp_path / "folder", entries)
     assert (folder.digest, folder.classes) == (index.digest, index.classes)
     assert folder.summary.left_out == index.summary.left_out
-    assert {path.name for path in (tmp_path / "work/images").iterdir()} == {"0", "1", "3"}
+    assert packed(tmp_path / "work") == {"0.png": b"PIC1", "1.png": b"PIC2", "3.png": b"PIC3"}
 
 
 def test_the_index_keeps_looks_groups_and_how_deep_images_lie(tmp_path: Path) -> None:
@@ -282,11 +319,11 @@ def test_the_index_keeps_looks_groups_and_how_deep_images_lie(tmp_path: Path) ->
     ]  # fmt: skip
     assert folder.summary.nested == 1
     work = tmp_path / "work"
-    given = [Given("1.png", "a", "", "1", "patient 1"), Given("2.png", "a", "", "2")]
+    given = [Given("1.png", "a", "", 0, 4, "patient 1"), Given("2.png", "a", "", 4, 4)]
     asked = request(work, given=given)
-    lay(work / "images", {"1": b"PIC1", "2": b"PIC2"})
+    (work / RAW_FILE).write_bytes(b"PIC1PIC2")
     reader.read(asked, seen, 1)
-    images = indexes.load(work / "index.json").images
+    images = indexes.load(work / INDEX_FILE).images
     assert [(i.look, i.group) for i in images] == [("31" * 8, "patient 1"), ("32" * 8, "")]
 
 
@@ -318,7 +355,7 @@ def test_what_go_on_raises_ends_the_reading(tmp_path: Path) -> None:
     root = lay(tmp_path / "pets", good("a", 50))
     with pytest.raises(Gone):
         reader.read(request(tmp_path / "work", folder=str(root)), leave, 1, go_on)
-    assert not (tmp_path / "work" / "index.json").exists()
+    assert not (tmp_path / "work" / INDEX_FILE).exists()
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from service.ingest import index, reader
 from service.ingest.archives import Limits
 from service.rpc.datasets import _take
 from service.storage.database import Database
+from service.storage.dataset_keeping import DatasetKeeper
 from service.storage.datasets import DatasetStore
 from tests.unit.ingest.kinds import KINDS, Kind, Pairs, base, base_pairs
-from tests.unit.storage.conftest import FakeReader
+from tests.unit.storage.conftest import QUOTAS, FakeReader, make_blobs
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "data.md"
 BEGIN, END = "<!-- table: made by a test -->\n", "<!-- end of the table -->\n"
@@ -28,10 +29,13 @@ LIMITS = Limits(max_upload_bytes=2**24, max_unpacked_bytes=2**24, max_files=1000
 
 def by_client(store: DatasetStore, data: Path | Pairs, **_: Path) -> ReadSummary:
     upload = store.begin_upload("", "", tenant=DEFAULT_TENANT)
-    for message in _uploads.prepare(data, "", None).messages():
-        if message.WhichOneof("part") in ("archive_chunk", "image"):
-            _take(upload, message)
-    return upload.finish().summary
+    try:
+        for message in _uploads.prepare(data, "", None).messages():
+            if message.WhichOneof("part") in ("archive_chunk", "image"):
+                _take(upload, message)
+        return upload.finish().summary
+    finally:
+        upload.abort()
 
 
 def by_tar(store: DatasetStore, data: Path, work: Path) -> ReadSummary:
@@ -56,7 +60,8 @@ def _is_folder(path: Path) -> bool:
 
 
 def by_server_folder(store: DatasetStore, data: Path, work: Path) -> ReadSummary:
-    return index.load(store.read_folder(data, work / "read", tenant=DEFAULT_TENANT)).summary
+    source = store.read_folder(data, work / "read", tenant=DEFAULT_TENANT)
+    return index.load(Path(source.index_file)).summary
 
 
 WAYS: dict[str, Callable[..., ReadSummary]] = {
@@ -69,9 +74,10 @@ def outcome(work: Path, data: Path | Pairs, way: Callable[..., ReadSummary]) -> 
     work.mkdir()
     database = Database(work / "data")
     try:
-        store = DatasetStore(
-            database, work / "data" / "datasets", FakeReader(reader.inspect_here, 1), LIMITS
+        keeper = DatasetKeeper(
+            database, make_blobs(database, work / "data"), QUOTAS, work / "uploads"
         )
+        store = DatasetStore(database, keeper, FakeReader(reader.inspect_here, 1), LIMITS, QUOTAS)
         summary = way(store, data, work=work)
     except GraftError as error:
         return f"refused: {error.message}"

@@ -17,19 +17,21 @@ from service.contract import (
     JobSpec,
     Progressed,
 )
-from service.domain import JobState, LeftOut, LeftOutFile, LeftOutReason, ReadSummary
-from service.jobs import supervisor as supervisor_module
-from service.jobs import watch as watch_module
+from service.domain import JobState, LeftOut, LeftOutFile, LeftOutReason, ModelKey, ReadSummary
+from service.jobs import watcher as watcher_module
+from service.jobs.claims import Claims
 from service.jobs.events import StateChanged
-from service.jobs.fake_launcher import FakeLauncher, FakeTrainer, Script
+from service.jobs.replicas import Replicas
 from service.jobs.settings import Settings
 from service.jobs.store import JobRecord, JobStore
 from service.jobs.supervisor import Supervisor
-from service.jobs.watch import Watch
+from service.jobs.watcher import JobWatcher
 from service.ops.metrics import Metrics
-from service.storage.artifacts import Artifacts, StoredVersion
+from service.storage.blobs import Blobs
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
+from service.storage.records import StoredVersion
+from tests.fake_launcher import FakeLauncher, FakeTrainer, Script
 from tests.unit.storage.conftest import TENANT, MakeDatasets, write_result
 
 GUARD_S = 60.0
@@ -65,10 +67,10 @@ class House:
     """A supervisor with all that it works with."""
 
     jobs: JobStore
+    claims: Claims
     models: ModelStore
     datasets: DatasetStore
-    artifacts: Artifacts
-    watch: Watch
+    watch: JobWatcher
     metrics: Metrics
     settings: Settings
     launcher: FakeLauncher
@@ -109,14 +111,13 @@ async def make_house(
     jobs: JobStore,
     models: ModelStore,
     make_datasets: MakeDatasets,
-    artifacts: Artifacts,
+    blobs: Blobs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[MakeHouse]:
     houses: list[House] = []
     # What is not told at once is not found out a little later, either.
-    monkeypatch.setattr(supervisor_module, "_LOOK_AGAIN_S", 100 * GUARD_S)
-    monkeypatch.setattr(watch_module, "_LOOK_AGAIN_S", 100 * GUARD_S)
+    monkeypatch.setattr(watcher_module, "POLL_S", 100 * GUARD_S)
 
     def make(*scripts: Script, on_published: object = None, **changes: object) -> House:
         settings = Settings(
@@ -130,6 +131,7 @@ async def make_house(
             max_job_s=1000,
             stop_grace_s=1,
             retry_s=0.01,
+            beat_s=100 * GUARD_S,
         )
         settings = dataclasses.replace(settings, **changes)  # type: ignore[arg-type]
         # One of its own, as each process has: a supervisor that stops makes it refuse jobs.
@@ -137,24 +139,25 @@ async def make_house(
         launcher, metrics = FakeLauncher(*scripts), Metrics({"version": "test"})
         warmed: list[StoredVersion] = []
 
-        async def warm(_model: str, stored: StoredVersion) -> None:
-            assert stored.head_path.exists()
+        async def warm(_model: ModelKey, stored: StoredVersion) -> None:
+            assert blobs.are_there([stored.head.digest])
             assert models.list_models(0, "", TENANT)[0] == [], "announced before it was warm"
             warmed.append(stored)
 
         supervisor = Supervisor(
             jobs=jobs,
+            replicas=Replicas(jobs),
             models=models,
             datasets=datasets,
-            artifacts=artifacts,
+            blobs=blobs,
             launcher=launcher,
             metrics=metrics,
             settings=settings,
             on_published=on_published or warm,  # type: ignore[arg-type]
         )
         house = House(
-            jobs, models, datasets, artifacts, Watch(jobs), metrics, settings, launcher,
-            supervisor, warmed,
+            jobs, supervisor._claims, models, datasets, JobWatcher(jobs), metrics, settings,
+            launcher, supervisor, warmed,
         )  # fmt: skip
         houses.append(house)
         return house

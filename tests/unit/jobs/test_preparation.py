@@ -8,21 +8,24 @@ import pytest
 
 from service.contract import (
     BASELINES,
-    BaseData,
     DomainAdaptation,
     Gate,
+    ImageSource,
     Incumbent,
     JobSpec,
     PretrainedBackbone,
     Progressed,
 )
-from service.domain import Base, GateCheck, JobState
+from service.domain import Base, GateCheck, JobState, ModelKey, VersionSource
 from service.errors import Reason, WrongState
 from service.ingest import index as indexes
+from service.ingest.reader import INDEX_FILE
 from service.jobs.events import Published
-from service.jobs.fake_launcher import Script
 from service.storage.database import Database
+from service.storage.records import NewVersion
+from tests.fake_launcher import Script
 from tests.figures import figure
+from tests.keys import BIRDS, key
 from tests.unit.ingest.packing import FILES, tar_gz_of, zip_of
 from tests.unit.jobs.conftest import Queue
 from tests.unit.jobs.house import FINISHED, HANGS, MakeHouse, class_folders, good
@@ -62,8 +65,8 @@ async def test_a_version_that_missed_its_gate_is_a_candidate_and_its_job_succeed
     jobs = [queue(server_path=folder, gate=gate) for _ in range(3)]
     await house.supervisor.start()
     assert (await house.ended(jobs[1].job_id)).version == 2
-    assert house.models.get_model("birds").aliases["prod"] != 2
-    assert house.models.resolve("birds", 2, None).is_candidate
+    assert house.models.get_model(BIRDS).aliases["prod"] != 2
+    assert house.models.get_version(BIRDS, 2, None).is_candidate
     published = [
         e.payload
         for e in house.jobs.events(jobs[1].job_id, TENANT, 0)
@@ -74,7 +77,7 @@ async def test_a_version_that_missed_its_gate_is_a_candidate_and_its_job_succeed
     ]
     assert published[0].is_candidate
     assert (await house.ended(jobs[2].job_id)).state is JobState.SUCCEEDED
-    assert house.models.get_model("birds").aliases == {"latest": 3, "prod": 3}
+    assert house.models.get_model(BIRDS).aliases == {"latest": 3, "prod": 3}
     await house.supervisor.close(5)
     for outcome, calibrated, gate in (
         ("published", "yes", "none"), ("candidate", "yes", "failed"),
@@ -94,9 +97,11 @@ async def test_a_version_whose_alias_moved_while_it_was_made_says_so_and_is_a_ca
     def late(spec: JobSpec) -> None:
         assert spec.incumbent is None
         write_result(Path(spec.out_dir), spec.job_id, spec.model, gate_checks=[check])
-        other = house.artifacts.put(write_result(tmp_path / "other", "job-other"))
+        other = house.models.put_result(write_result(tmp_path / "other", "job-other"))
         with database.transaction() as connection:
-            house.models.publish(connection, "birds", "job-other", other)
+            house.models.publish(
+                connection, NewVersion(model=BIRDS, job_id="job-other", stored=other)
+            )
 
     house = make_house(Script(records=[FINISHED], before_last=late))
     job = queue(server_path=folder, gate=Gate(not_worse_than="latest"))
@@ -109,7 +114,7 @@ async def test_a_version_whose_alias_moved_while_it_was_made_says_so_and_is_a_ca
     )
     assert published.is_candidate
     assert "moved to version 1" in published.gate_failures[0]
-    assert house.models.get_model("birds").aliases == {"latest": 1}
+    assert house.models.get_model(BIRDS).aliases == {"latest": 1}
 
 
 async def test_the_trainer_is_told_of_the_gate_and_of_the_version_to_compare_with(
@@ -124,15 +129,13 @@ async def test_the_trainer_is_told_of_the_gate_and_of_the_version_to_compare_wit
         await house.ended(job.job_id)
     first, second, third = (trainer.spec for trainer in house.launcher.trainers)
     assert (first.gate, first.incumbent) == (gate, None)
-    found = house.models.get_version("birds", 1, None)
+    found = house.models.get_version(BIRDS, 1, None)
     assert second.incumbent == Incumbent(
         version=1,
-        backbone_path=str(found.files.backbone_path),
-        head_path=str(found.files.head_path),
-        head_digest=found.files.head_digest,
-        answers_path=str(found.answers_path),
+        backbone_digest=found.backbone_digest,
+        head_digest=found.head_digest,
+        answers_digest=found.answers_digest,
     )
-    assert found.answers_path.read_bytes() == f"answers of {jobs[0].job_id}".encode()
     assert second.baselines == list(BASELINES)
     assert third.incumbent is None
 
@@ -148,17 +151,17 @@ async def test_the_trainer_gets_the_answers_of_the_version_before_which_is_no_ca
     for job in jobs:
         await house.ended(job.job_id)
     bases = (Base("birds", 3), Base("birds", 1), Base("bears", 9))
-    grown = [queue("bears", server_path=folder, base=base) for base in bases]
+    grown = [queue(key("bears"), server_path=folder, base=base) for base in bases]
     for job in grown:
         await house.ended(job.job_id)
 
-    def answers(version: int, model: str = "birds") -> str:
-        return str(house.models.get_version(model, version, None).answers_path)
+    def answers(version: int, model: ModelKey = BIRDS) -> str:
+        return house.models.get_version(model, version, None).answers_digest
 
     told = [trainer.spec.previous_answers for trainer in house.launcher.trainers]
     # Version 2 is a candidate; of another model the base counts, of its own the newest.
     assert told[:3] == ["", answers(1), answers(1)]
-    assert told[3:] == [answers(3), answers(1), answers(2, "bears")]
+    assert told[3:] == [answers(3), answers(1), answers(2, key("bears"))]
 
 
 async def test_backbone_auto_is_left_to_the_trainer_among_those_available(
@@ -211,7 +214,7 @@ async def test_a_second_attempt_finds_the_checkpoint_of_the_first_and_nothing_el
     job = queue(server_path=folder)
     await house.supervisor.start()
     assert (await house.ended(job.job_id)).attempts == 2
-    read = ["data", "data/images", "data/index.json"]
+    read = ["data", "data/index.jsonl"]
     assert seen == [["checkpoint", "checkpoint/epoch-1", *read, "out"]]
     await house.supervisor.close(5)
     assert list(house.settings.work_dir.iterdir()) == []
@@ -235,6 +238,7 @@ async def test_a_checkpoint_outlives_the_service_and_what_belongs_to_no_job_is_s
     second = make_house(HANGS)
     await second.supervisor.start()
     trainer = await second.trainer()
+    second.supervisor.sweep()
     assert trainer.spec.checkpoint_dir == str(work / job.job_id / "checkpoint")
     assert (work / job.job_id / "checkpoint" / "epoch-1").read_bytes() == b"weights"
     assert [path.name for path in work.iterdir()] == [job.job_id]
@@ -253,6 +257,7 @@ async def test_a_job_that_is_cancelled_in_the_queue_leaves_no_checkpoint(
     assert left.exists()
     await asyncio.to_thread(house.jobs.request_cancel, waiting.job_id, TENANT)
     await house.supervisor.close(5)
+    house.supervisor.sweep()
     assert [path.name for path in house.settings.work_dir.iterdir()] == [running.job_id]
 
 
@@ -262,26 +267,28 @@ async def test_a_grown_job_is_told_of_all_that_its_base_was_trained_on(
     house = make_house(good())
     oldest = str(class_folders(tmp_path / "oldest"))
     (tmp_path / "pets.tgz").write_bytes(tar_gz_of(FILES))
-    one = queue(server_path=oldest)
-    two = queue(
-        server_path=str(tmp_path / "pets.tgz"), base=Base("birds", 1), base_job_id=one.job_id
-    )
-    newest = str(class_folders(tmp_path / "newest"))
-    three = queue(
-        server_path=newest, base=Base("birds", 2), base_job_id=two.job_id, base_digest="b" * 64
-    )
     await house.supervisor.start()
+    await house.ended(queue(server_path=oldest).job_id)
+    base = {"base": Base("birds", 1), "base_sources": house.models.sources(BIRDS, 1)}
+    await house.ended(queue(server_path=str(tmp_path / "pets.tgz"), **base).job_id)
+    newest = str(class_folders(tmp_path / "newest"))
+    sources = house.models.sources(BIRDS, 2)
+    three = queue(
+        server_path=newest, base=Base("birds", 2), base_sources=sources, base_digest="b" * 64
+    )
     assert (await house.ended(three.job_id)).state is JobState.SUCCEEDED
     spec = house.launcher.trainers[2].spec
-    unpacked = house.jobs.get(two.job_id, TENANT).dataset_id
-    assert (spec.base, spec.data_dir) == (Base("birds", 2), newest)
-    assert spec.data_index == str(house.settings.work_dir / three.job_id / "data" / "index.json")
+    (dataset,), _ = house.datasets.list(0, "", TENANT)
+    unpacked = dataset.dataset_id
+    assert sources == [VersionSource("source", "", oldest), VersionSource("source", unpacked)]
+    work = house.settings.work_dir / three.job_id
+    assert spec.base == Base("birds", 2)
+    assert spec.data == ImageSource(folder=newest, index_file=str(work / "data" / INDEX_FILE))
     assert spec.base_digest == "b" * 64
-    stored = house.datasets.path(unpacked)
-    first_index = str(house.settings.work_dir / three.job_id / "base-0" / "index.json")
+    oldest_index = str(work / "base-0" / INDEX_FILE)
     assert spec.base_data == [
-        BaseData(oldest, first_index, "oldest"),
-        BaseData(str(stored / "images"), str(stored / "index.json"), unpacked),
+        ImageSource(folder=oldest, index_file=oldest_index, name="oldest"),
+        house.datasets.source(unpacked, TENANT),
     ]
 
 
@@ -294,7 +301,10 @@ async def test_a_job_whose_bases_images_went_while_it_waited_fails_and_says_so(
     await house.ended(one.job_id)
     (tmp_path / "gone").rename(tmp_path / "elsewhere")
     two = await asyncio.to_thread(
-        queue, server_path=folder, base=Base("birds", 1), base_job_id=one.job_id
+        queue,
+        server_path=folder,
+        base=Base("birds", 1),
+        base_sources=house.models.sources(BIRDS, 1),
     )
     record = await house.ended(two.job_id)
     assert record.error_reason is Reason.BASE_DATA_GONE
@@ -324,14 +334,13 @@ async def test_the_target_lies_where_the_trainer_finds_it(
     await house.supervisor.start()
     spec = (await house.trainer()).spec
     if kind == "folder":
-        assert spec.target_dir == asked["target_path"]
-        (image,) = indexes.load(Path(spec.target_index)).images
+        assert spec.target.folder == asked["target_path"]
+        (image,) = indexes.load(Path(spec.target.index_file)).images
         assert (image.name, image.label) == ("deep/a.png", "deep")
         return
     (dataset,), _ = house.datasets.list(0, "", TENANT)
-    stored = house.datasets.path(dataset.dataset_id)
-    assert spec.target_dir == str(stored / "images")
-    assert indexes.load(Path(spec.target_index)) == indexes.load(stored / "index.json")
+    assert spec.target == house.datasets.source(dataset.dataset_id, TENANT)
+    assert {spec.target.index, *spec.target.packs} <= spec.files.keys()
     assert dataset.is_unlabelled is (kind != "labelled dataset")
     with pytest.raises(WrongState, match="is used by"):
         house.datasets.delete(dataset.dataset_id, TENANT)

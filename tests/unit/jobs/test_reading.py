@@ -8,21 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from service.contract import BackbonesRanked, JobSpec, Progressed, RankSpec
-from service.domain import JobState
+from service.contract import BackbonesRanked, Progressed, RankSpec
+from service.domain import Base, JobState
 from service.errors import Reason
 from service.ingest import index as indexes
 from service.ingest.index import Index
 from service.ingest.reader import OnProgress, ReadRequest, untold
-from service.jobs import ranking
-from service.jobs.fake_launcher import FakeLauncher, Script
-from service.jobs.ranking import Rankings
-from service.jobs.request import RankRequest
-from service.jobs.settings import Settings
-from service.storage.datasets import DatasetStore
-from service.storage.models import ModelStore
+from service.jobs import specs
+from tests.fake_launcher import Script
+from tests.keys import BIRDS
 from tests.unit.ingest.packing import FILES, tar_gz_of
-from tests.unit.jobs.conftest import Queue
+from tests.unit.jobs.conftest import Queue, to_rank
 from tests.unit.jobs.house import FOUND, GUARD_S, SUMMARY, MakeHouse, class_folders, good
 from tests.unit.storage.conftest import TENANT, FakeReader
 from tests.unit.storage.test_datasets import IMAGES, upload
@@ -133,7 +129,8 @@ async def test_a_folder_that_cannot_be_used_fails_the_job_without_a_trainer(
     if part == "base":
         first = await asyncio.to_thread(queue, **asked)
         await house.ended(first.job_id)
-        asked = {"server_path": folder, "base_job_id": first.job_id}
+        sources = house.models.sources(BIRDS, 1)
+        asked = {"server_path": folder, "base": Base("birds", 1), "base_sources": sources}
     (broken / "empty").mkdir()
     job = await asyncio.to_thread(queue, **asked)
     record = await house.ended(job.job_id)
@@ -174,13 +171,21 @@ async def test_what_became_of_the_files_is_kept_with_the_job(
 
 @pytest.mark.parametrize("kind", ["folder", "archive", "dataset"])
 async def test_a_ranking_is_told_of_a_sample_of_a_folder_and_of_all_of_a_dataset(
-    models: ModelStore,
-    datasets: DatasetStore,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
+    make_house: MakeHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(ranking, "MOST_RANKED_IMAGES", 2)
+    monkeypatch.setattr(specs, "MOST_RANKED_IMAGES", 2)
+    seen: list[Index] = []
+
+    def look(spec: RankSpec) -> None:
+        data = spec.data
+        seen.append(indexes.load(Path(data.index_file or spec.files[data.index])))
+        for image in seen[0].images:
+            if image.pack:
+                assert Path(spec.files[image.pack]).is_file()
+            else:
+                assert (Path(data.folder) / image.path).is_file()
+
+    house = make_house(Script(records=[BackbonesRanked([], "", 1)], before_last=look))
     asked = {"server_path": str(tmp_path / "pets")}
     if kind == "folder":
         root = class_folders(tmp_path / "pets")
@@ -189,27 +194,12 @@ async def test_a_ranking_is_told_of_a_sample_of_a_folder_and_of_all_of_a_dataset
     elif kind == "archive":
         (tmp_path / "pets").write_bytes(tar_gz_of(FILES))
     else:
-        asked = {"dataset_id": upload(datasets, IMAGES).dataset_id}
-    seen: list[Index] = []
-
-    def look(spec: JobSpec | RankSpec) -> None:
-        seen.append(indexes.load(Path(spec.data_index)))
-        assert all((Path(spec.data_dir) / image.path).is_file() for image in seen[0].images)
-
-    script = Script(records=[BackbonesRanked([], "", 1)], before_last=look)
-    settings = Settings(
-        work_dir=tmp_path / "work",
-        weights_dir=tmp_path,
-        allowed_dirs_of=lambda _: (tmp_path,),
-        default_backbone="resnet18",
-        cpu_jobs=1,
-        gpu_jobs=0,
-        has_gpu=False,
-        max_job_s=1000,
-    )
-    rankings = Rankings(models, datasets, FakeLauncher(script), settings)
-    await rankings.rank(RankRequest(tenant=TENANT, **asked))  # type: ignore[arg-type]
+        asked = {"server_path": "", "dataset_id": upload(house.datasets, IMAGES).dataset_id}
+    job, _ = house.jobs.create(to_rank(**asked), "", b"")
+    await house.supervisor.start()
+    assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
     (read,) = seen
     labels = [image.label for image in read.images]
     assert labels == (["cat", "dog"] if kind == "folder" else ["cat", "cat", "dog"])
-    assert list((tmp_path / "work").iterdir()) == []
+    await house.supervisor.close(GUARD_S)
+    assert list(house.settings.work_dir.iterdir()) == []

@@ -20,10 +20,11 @@ from service.contract import (
     Method,
     ModelBased,
 )
-from service.domain import Decision
+from service.domain import Decision, VersionSource
 from service.errors import GraftError, InvalidInput, NotAllowed, NotFound, Reason
 from service.jobs.request import JobRequest, allowed_path, check_request_id
 from tests.unit.jobs.conftest import request
+from tests.unit.storage.conftest import TENANT
 
 NAN, INF = math.nan, math.inf
 
@@ -37,7 +38,7 @@ def field_of(asked: JobRequest) -> str:
 
 def test_the_smallest_request_is_fine() -> None:
     request().check()
-    JobRequest(model="birds", dataset_id="ds-1").check()
+    JobRequest(tenant=TENANT, model="birds", dataset_id="ds-1").check()
 
 
 @pytest.mark.parametrize("backbone", ["", "auto", *BACKBONES])
@@ -127,7 +128,7 @@ def test_all_fields_at_their_bounds_are_fine() -> None:
 def test_a_value_that_is_not_allowed_is_refused_by_its_name(
     field: str, changes: dict[str, object]
 ) -> None:
-    values = {"model": "birds", "server_path": "/data", **changes}
+    values = {"tenant": TENANT, "model": "birds", "server_path": "/data", **changes}
     assert field_of(JobRequest(**values)) == field  # type: ignore[arg-type]
 
 
@@ -289,7 +290,8 @@ def test_a_request_is_the_same_after_it_was_kept() -> None:
         asked = request(
             method=method, labels={"a": "b"}, seed=0, time_budget_s=9.5, target_path="/t",
             baselines=["from_scratch"], gate=Gate(min_accuracy=0.5, alias="prod"),
-            base=Base("birds", 2), base_job_id="job-1", background="#000000",
+            base=Base("birds", 2), base_sources=[VersionSource("source", "ds-1")],
+            background="#000000",
             grouping=Grouping(name_pattern="{group}_*"), augmentation=Augmentation(mirror=False),
             decision=Decision(rule="thresholds", thresholds={"ant": 0.5}, default_threshold=0.25),
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """Progress of a trainer: which of it is kept, with the time of its stage."""
 
 from service.contract import Progressed
-from service.jobs.attempt import _Shown
+from service.jobs.progress import ShownProgress
 
 
 class Clock:
@@ -14,7 +14,7 @@ class Clock:
 
 def test_a_stage_says_how_long_it_has_taken() -> None:
     clock = Clock()
-    shown = _Shown(clock)
+    shown = ShownProgress(clock)
     clock.now += 3
     first = shown.next(Progressed("training", 0.0, "epoch 1 of 2", 0, 8))
     clock.now += 2
@@ -28,7 +28,7 @@ def test_a_stage_says_how_long_it_has_taken() -> None:
 
 def test_small_steps_are_kept_where_the_last_one_is_long_ago() -> None:
     clock = Clock()
-    shown = _Shown(clock)
+    shown = ShownProgress(clock)
     assert shown.next(Progressed("training", 0.0)) is not None
     kept = 0
     for step in range(1, 101):
@@ -44,7 +44,7 @@ def test_small_steps_are_kept_where_the_last_one_is_long_ago() -> None:
 
 def test_a_part_of_a_stage_begins_anew() -> None:
     clock = Clock()
-    shown = _Shown(clock)
+    shown = ShownProgress(clock)
     shown.next(Progressed("features", 0.2, "training images"))
     clock.now += 9
     end = shown.next(Progressed("features", 1.0, "training images"))

@@ -10,6 +10,7 @@ from service.contract import (
     Auto,
     Failed,
     Heartbeat,
+    ImageSource,
     JobSpec,
     ModelBased,
     Note,
@@ -17,14 +18,17 @@ from service.contract import (
 )
 from service.domain import GateCheck, JobState
 from service.errors import Reason
+from service.ingest.reader import INDEX_FILE
 from service.jobs.events import Payload, Published, StateChanged
-from service.jobs.fake_launcher import Script
 from service.ops import cgroups
-from service.storage.artifacts import StoredVersion
+from service.storage.blobs import Blobs
+from service.storage.records import StoredVersion
+from tests.fake_launcher import Script
 from tests.figures import figure
+from tests.keys import BIRDS
 from tests.unit.ingest.packing import FILES, tar_gz_of
 from tests.unit.jobs.conftest import Queue
-from tests.unit.jobs.house import EPOCH, FINISHED, FOUND, GUARD_S, HANGS, MakeHouse, good
+from tests.unit.jobs.house import EPOCH, FINISHED, FOUND, GUARD_S, HANGS, House, MakeHouse, good
 from tests.unit.loop_clock import LoopClock
 from tests.unit.storage.conftest import TENANT, digest, write_result
 from tests.unit.storage.test_datasets import IMAGES, upload
@@ -37,7 +41,7 @@ def _timeless(payload: Payload) -> Payload:
 
 
 async def test_a_job_goes_from_the_queue_to_a_served_version(
-    make_house: MakeHouse, queue: Queue, folder: str
+    make_house: MakeHouse, queue: Queue, folder: str, blobs: Blobs
 ) -> None:
     house = make_house(good(FOUND, Heartbeat(), EPOCH, Note("info", "x")))
     job_id = queue(server_path=folder, labels={"a": "b"}).job_id
@@ -59,7 +63,8 @@ async def test_a_job_goes_from_the_queue_to_a_served_version(
         Published("birds", 1, figure(0.5, 2), calibrated=True),
         StateChanged(JobState.SUCCEEDED),
     ]
-    assert house.models.resolve("birds", None, None).files.head_path.exists()
+    files = house.models.resolve(BIRDS, None, None)
+    assert blobs.are_there([files.head_digest]) == {files.head_digest}
     assert [stored.manifest.model for stored in house.warmed] == ["birds"]
     await house.supervisor.close(GUARD_S)
     assert house.metric("graft_jobs_ended_total", state="SUCCEEDED") == 1
@@ -82,8 +87,11 @@ async def test_the_spec_says_what_was_asked_and_what_the_server_chose(
         assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
     first, second = (trainer.spec for trainer in house.launcher.trainers)
     assert first == JobSpec(
-        job_id=plain.job_id, model="birds", data_dir=folder,
-        data_index=str(tmp_path / "data" / "work" / plain.job_id / "data" / "index.json"),
+        job_id=plain.job_id, model="birds",
+        data=ImageSource(
+            folder=folder,
+            index_file=str(tmp_path / "data" / "work" / plain.job_id / "data" / INDEX_FILE),
+        ),
         out_dir=str(tmp_path / "data" / "work" / plain.job_id / "out"), method=Auto(),
         backbone=DEFAULT_BACKBONE, weights_dir=str(tmp_path / "weights"), time_budget_s=900,
         device="cpu", threads=3, provider="cpu", precision="fast",
@@ -127,13 +135,18 @@ async def test_the_jobs_folder_is_gone_after_it(
     await house.ended(job.job_id)
     await house.supervisor.close(GUARD_S)
     assert list(house.settings.work_dir.iterdir()) == []
+    waiting, cancelled = queue(server_path=folder), queue(server_path=folder)
+    house.jobs.request_cancel(cancelled.job_id, TENANT)
+    for each in (waiting, cancelled):
+        (house.settings.work_dir / each.job_id).mkdir()
+    house.supervisor.sweep()
+    assert [path.name for path in house.settings.work_dir.iterdir()] == [waiting.job_id]
 
 
-def assert_reads(spec: JobSpec, dataset: Path) -> None:
-    assert (spec.data_dir, spec.data_index) == (
-        str(dataset / "images"),
-        str(dataset / "index.json"),
-    )
+def assert_reads(spec: JobSpec, house: House, dataset_id: str) -> None:
+    assert spec.data == house.datasets.source(dataset_id, TENANT)
+    # What the trainer needs of it lies on its machine.
+    assert {Path(spec.files[digest]).is_file() for digest in (spec.data.index, *spec.data.packs)}
 
 
 async def test_data_comes_from_a_dataset(make_house: MakeHouse, queue: Queue) -> None:
@@ -142,7 +155,7 @@ async def test_data_comes_from_a_dataset(make_house: MakeHouse, queue: Queue) ->
     job = queue(server_path="", dataset_id=dataset.dataset_id)
     await house.supervisor.start()
     await house.ended(job.job_id)
-    assert_reads(house.launcher.trainers[0].spec, house.datasets.path(dataset.dataset_id))
+    assert_reads(house.launcher.trainers[0].spec, house, dataset.dataset_id)
 
 
 async def test_data_comes_from_an_archive_that_becomes_a_dataset(
@@ -154,7 +167,7 @@ async def test_data_comes_from_an_archive_that_becomes_a_dataset(
     await house.supervisor.start()
     assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
     (dataset,), _ = house.datasets.list(0, "", TENANT)
-    assert_reads(house.launcher.trainers[0].spec, house.datasets.path(dataset.dataset_id))
+    assert_reads(house.launcher.trainers[0].spec, house, dataset.dataset_id)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +232,7 @@ async def test_a_crash_is_tried_again(make_house: MakeHouse, queue: Queue, folde
     ],
     ids=["code 1", "code 3", "code 0", "code 4", "segfault", "killed", "no start"],
 )
-async def test_a_job_that_crashes_twice_fails_with_what_happened(
+async def test_a_job_that_crashes_three_times_fails_with_what_happened(
     make_house: MakeHouse, queue: Queue, folder: str, script: Script, reason: Reason, said: str
 ) -> None:
     house = make_house(script)
@@ -228,7 +241,7 @@ async def test_a_job_that_crashes_twice_fails_with_what_happened(
     record = await house.ended(job.job_id)
     assert (record.state, record.error_reason) == (JobState.FAILED, reason)
     assert said in record.error_message
-    assert (record.attempts, record.crashes) == (2, 2)
+    assert (record.attempts, record.crashes) == (3, 3)
 
 
 async def test_a_job_whose_trainer_the_kernel_killed_for_memory_says_so_for_certain(
@@ -237,7 +250,7 @@ async def test_a_job_whose_trainer_the_kernel_killed_for_memory_says_so_for_cert
     # Each attempt asks before its trainer starts and after its end; the second one somebody killed.
     counts = iter([4, 5, 5, 5])
     monkeypatch.setattr(cgroups, "kill_count", lambda: next(counts))
-    house = make_house(Script(exit_code=-9))
+    house = make_house(Script(exit_code=-9), max_crashes=2)
     job = queue(server_path=folder)
     await house.supervisor.start()
     record = await house.ended(job.job_id)
@@ -322,7 +335,7 @@ async def test_a_cancel_that_comes_while_publishing_comes_too_late(
     await asyncio.wait_for(warming.wait(), GUARD_S)
     await asyncio.to_thread(house.jobs.request_cancel, job.job_id, TENANT)
     house.supervisor.wake()
-    await asyncio.to_thread(house.jobs.to_cancel)
+    await asyncio.to_thread(house.claims.to_cancel, job.owner)
     go_on.set()
     record = await house.ended(job.job_id)
     assert (record.state, record.version, record.cancel_requested) == (
@@ -343,6 +356,7 @@ async def test_a_candidate_is_not_warmed(make_house: MakeHouse, queue: Queue, fo
     job = queue(server_path=folder)
     await house.supervisor.start()
     assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
+    await house.supervisor.close(GUARD_S)
     made = {"outcome": "candidate", "calibrated": "yes", "gate": "failed"}
     assert house.metric("graft_versions_published_total", **made) == 1
     assert house.warmed == []

@@ -2,9 +2,7 @@
 
 import asyncio
 import errno
-import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,9 +16,9 @@ from service.contract import (
 )
 from service.domain import JobState
 from service.errors import Exhausted, Reason, Unavailable
-from service.jobs.fake_launcher import Script
 from service.jobs.store import JobRecord
-from tests.unit.jobs.conftest import Queue
+from tests.fake_launcher import Script
+from tests.unit.jobs.conftest import Claim, Queue
 from tests.unit.jobs.house import EPOCH, FINISHED, GUARD_S, HANGS, MakeHouse, good
 from tests.unit.storage.conftest import TENANT
 
@@ -56,49 +54,14 @@ async def test_a_trainer_that_was_just_being_started_is_stopped_too(
 
 
 async def test_what_was_running_when_the_service_died_is_taken_up_again(
-    make_house: MakeHouse, queue: Queue, folder: str
+    make_house: MakeHouse, queue: Queue, folder: str, claim: Claim
 ) -> None:
     house = make_house(good())
     job = queue(server_path=folder)
-    house.jobs.claim(["auto"])
+    assert claim() is not None
     await house.supervisor.start()
     record = await house.ended(job.job_id)
     assert (record.state, record.attempts, record.crashes) == (JobState.SUCCEEDED, 2, 1)
-
-
-async def test_a_job_cancelled_while_its_crashed_attempt_clears_up_leaves_nothing(
-    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def keep(spec: JobSpec) -> None:
-        Path(spec.checkpoint_dir, "epoch").write_text("1")
-
-    house = make_house(Script(records=[EPOCH], before_last=keep, exit_code=1))
-    job = queue(server_path=folder)
-    attempts = house.supervisor._attempts
-    has_looked, is_clear = threading.Event(), threading.Event()
-    clear, to_cancel = attempts.clear, house.jobs.to_cancel
-
-    def clear_late(job_id: str, *, keep_checkpoint: bool) -> None:
-        if keep_checkpoint:
-            # Between the attempt's end, which put the job back, and its clearing up.
-            has_looked.clear()
-            house.jobs.request_cancel(job_id, TENANT)
-            assert has_looked.wait(GUARD_S)
-        clear(job_id, keep_checkpoint=keep_checkpoint)
-        if keep_checkpoint:
-            is_clear.set()
-
-    def look() -> set[str]:
-        has_looked.set()
-        return to_cancel()
-
-    monkeypatch.setattr(attempts, "clear", clear_late)
-    monkeypatch.setattr(house.jobs, "to_cancel", look)
-    await house.supervisor.start()
-    assert (await house.ended(job.job_id)).state is JobState.CANCELLED
-    assert await asyncio.to_thread(is_clear.wait, GUARD_S)
-    await house.supervisor.close(GUARD_S)
-    assert list(house.settings.work_dir.iterdir()) == []
 
 
 async def test_no_more_jobs_run_at_once_than_there_are_slots(
@@ -179,7 +142,7 @@ async def test_an_outcome_that_found_the_disk_full_is_saved_when_there_is_room(
     make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = make_house(Script([Failed(Reason.TRAINING_FAILED, "no")], exit_code=3))
-    fail, tries = house.jobs.fail, []
+    fail, tries = house.claims.fail, []
 
     def full_twice(*asked: object) -> JobRecord:
         tries.append(asked)
@@ -187,7 +150,7 @@ async def test_an_outcome_that_found_the_disk_full_is_saved_when_there_is_room(
             raise Exhausted(Reason.STORAGE_FULL, "full")
         return fail(*asked)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(house.jobs, "fail", full_twice)
+    monkeypatch.setattr(house.claims, "fail", full_twice)
     job = queue(server_path=folder)
     await house.supervisor.start()
     assert (await house.ended(job.job_id)).error_reason is Reason.TRAINING_FAILED
@@ -198,15 +161,15 @@ async def test_a_full_disk_keeps_jobs_waiting_and_the_service_alive(
     make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = make_house(good())
-    claim, tries = house.jobs.claim, []
+    claim, tries = house.claims.claim, []
 
-    def full_once(*asked: list[str]) -> JobRecord | None:
+    def full_once(*asked: Any) -> JobRecord | None:
         tries.append(asked)
         if len(tries) == 1:
             raise Exhausted(Reason.STORAGE_FULL, "full")
         return claim(*asked)
 
-    monkeypatch.setattr(house.jobs, "claim", full_once)
+    monkeypatch.setattr(house.claims, "claim", full_once)
     job = queue(server_path=folder)
     await house.supervisor.start()
     assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
@@ -233,10 +196,10 @@ async def test_a_supervisor_that_can_go_no_further_says_so(
 ) -> None:
     house = make_house()
 
-    def broken() -> set[str]:
+    def broken(_: str) -> set[str]:
         raise RuntimeError("the database is broken")
 
-    monkeypatch.setattr(house.jobs, "to_cancel", broken)
+    monkeypatch.setattr(house.claims, "to_cancel", broken)
     await house.supervisor.start()
     with pytest.raises(RuntimeError, match="the database is broken"):
         await asyncio.wait_for(house.supervisor.wait_failed(), GUARD_S)
@@ -250,7 +213,7 @@ async def test_an_outcome_that_cannot_be_saved_stops_the_supervisor(
     def broken(*_: object) -> JobRecord:
         raise RuntimeError("the database is broken")
 
-    monkeypatch.setattr(house.jobs, "fail", broken)
+    monkeypatch.setattr(house.claims, "fail", broken)
     queue(server_path=folder)
     await house.supervisor.start()
     with pytest.raises(RuntimeError, match="the database is broken"):
@@ -286,7 +249,7 @@ def passing(times: int, reason: Reason, do: Callable[..., Any]) -> Callable[...,
 
 
 @pytest.mark.parametrize("reason", [Reason.STORAGE_FULL, Reason.STORAGE_BUSY])
-@pytest.mark.parametrize("step", ["put", "append_event", "succeed"])
+@pytest.mark.parametrize("step", ["put_result", "append", "succeed"])
 async def test_what_was_trained_waits_for_the_disk_or_the_database(
     make_house: MakeHouse,
     queue: Queue,
@@ -296,7 +259,7 @@ async def test_what_was_trained_waits_for_the_disk_or_the_database(
     step: str,
 ) -> None:
     house = make_house(good(EPOCH))
-    owner = house.artifacts if step == "put" else house.jobs
+    owner = house.models if step == "put_result" else house.claims
     monkeypatch.setattr(owner, step, passing(2, reason, getattr(owner, step)))
     job = queue(server_path=folder)
     await house.supervisor.start()
@@ -310,8 +273,8 @@ async def test_a_version_that_finds_no_room_for_long_fails_its_job(
     make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = make_house(good(), good(), room_timeout_s=0.05)
-    put = house.artifacts.put
-    monkeypatch.setattr(house.artifacts, "put", passing(10**9, Reason.STORAGE_FULL, put))
+    put = house.models.put_result
+    monkeypatch.setattr(house.models, "put_result", passing(10**9, Reason.STORAGE_FULL, put))
     job = queue(server_path=folder)
     await house.supervisor.start()
     record = await house.ended(job.job_id)
@@ -347,12 +310,46 @@ async def test_a_trainer_that_finds_no_room_for_its_folder_for_long_fails_its_jo
 
 
 async def test_what_an_earlier_process_left_is_taken_up_when_the_disk_has_room(
-    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+    make_house: MakeHouse, queue: Queue, folder: str, claim: Claim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = make_house(good())
     job = queue(server_path=folder)
-    assert house.jobs.claim(["auto"]) is not None
-    take_up = house.jobs.requeue_running
-    monkeypatch.setattr(house.jobs, "requeue_running", passing(2, Reason.STORAGE_FULL, take_up))
+    assert claim() is not None
+    replicas = house.supervisor._replicas
+    for step in ("register", "reap"):
+        refused = passing(2, Reason.STORAGE_FULL, getattr(replicas, step))
+        monkeypatch.setattr(replicas, step, refused)
     await house.supervisor.start()
     assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
+
+
+async def test_a_replica_that_was_given_up_stops_and_goes_on_under_a_new_id(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(HANGS, good(), beat_s=0.01)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    trainer = await house.trainer()
+    with house.jobs.database.transaction() as connection:
+        connection.execute("DELETE FROM replicas")
+    record = await house.ended(job.job_id)
+    assert trainer.stopped.is_set()
+    assert (record.state, record.attempts, record.crashes) == (JobState.SUCCEEDED, 2, 1)
+
+
+async def test_a_worker_that_lost_its_job_stops_its_trainer_and_writes_nothing(
+    make_house: MakeHouse, queue: Queue, folder: str
+) -> None:
+    house = make_house(HANGS)
+    job = queue(server_path=folder)
+    await house.supervisor.start()
+    trainer = await house.trainer()
+    # As another replica would that took it over.
+    with house.jobs.database.transaction() as connection:
+        connection.execute("UPDATE jobs SET owner = 'another', attempts = attempts + 1")
+    before = house.jobs.events(job.job_id, TENANT, 0)
+    await asyncio.to_thread(house.jobs.request_cancel, job.job_id, TENANT)
+    await house.supervisor.close(GUARD_S)
+    assert trainer.stopped.is_set()
+    assert house.jobs.events(job.job_id, TENANT, 0) == before
+    assert house.jobs.get(job.job_id, TENANT).owner == "another"

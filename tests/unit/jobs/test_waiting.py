@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,36 +12,31 @@ from types import SimpleNamespace
 import pytest
 
 from service.contract import Failed, Progressed
-from service.domain import JobState
-from service.errors import Exhausted, Reason, Unavailable
-from service.jobs import patience
-from service.jobs.clean_stop import CleanStop
-from service.jobs.fake_launcher import Script
-from service.jobs.patience import Patience
+from service.domain import JobKind, JobState
+from service.errors import Reason, Unavailable
 from service.jobs.store import JobRecord
-from service.storage.artifacts import Artifacts
+from service.storage.blobs import BlobFolder
+from service.storage.collector import Collector
 from service.storage.database import Database
+from tests.fake_launcher import Script
+from tests.keys import BIRDS
 from tests.unit.jobs.conftest import Queue
 from tests.unit.jobs.house import GUARD_S, HANGS, House, MakeHouse, good
 from tests.unit.jobs.test_supervisor_bounds import passing
-from tests.unit.storage.conftest import TENANT, write_result
+from tests.unit.storage.conftest import TENANT
 
 NO_ROOM = Script([Failed(Reason.STORAGE_FULL, "no room for features")], exit_code=3)
 
 
-def files(artifacts: Artifacts) -> list[Path]:
-    return [path for path in artifacts._versions.parent.rglob("*") if path.is_file()]
-
-
 def put(house: House, change: Callable[[], None], then: Callable[..., object]) -> None:
     """Does it before a result is put."""
-    real = house.artifacts.put
+    real = house.models.put_result
 
     def instead(out_dir: Path) -> object:
         change()
         return then(real, out_dir)
 
-    house.artifacts.put = instead  # type: ignore[method-assign, assignment]
+    house.models.put_result = instead  # type: ignore[method-assign, assignment]
 
 
 async def test_a_trainer_that_finds_no_room_is_started_again_when_there_is_some(
@@ -56,13 +52,14 @@ async def test_a_trainer_that_finds_no_room_is_started_again_when_there_is_some(
 async def test_jobs_behind_one_that_waits_for_room_run_meanwhile(
     make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    began, later = time.time(), [0.0]
+    monkeypatch.setattr(time, "time", lambda: began + later[0])
     house = make_house(NO_ROOM, good(), retry_s=5.0)
-    now = [100.0]
-    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: now[0]))
     first, second = queue(server_path=folder), queue(server_path=folder)
     await house.supervisor.start()
     await house.ended(second.job_id)
-    now[0] += 5
+    later[0] = 5.0
+    house.supervisor.wake()
     assert (await house.ended(first.job_id)).state is JobState.SUCCEEDED
     started = [trainer.spec.job_id for trainer in house.launcher.trainers]
     assert started == [first.job_id, second.job_id, first.job_id]
@@ -110,7 +107,7 @@ async def test_a_folder_that_is_read_only_or_does_not_answer_costs_few_attempts(
     def refused(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(house.supervisor._attempts._preparation, "spec", refused)
+    monkeypatch.setattr(house.supervisor._attempts._specs, "spec", refused)
     job = queue(server_path=folder)
     await house.supervisor.start()
     record = await house.ended(job.job_id)
@@ -119,21 +116,9 @@ async def test_a_folder_that_is_read_only_or_does_not_answer_costs_few_attempts(
     assert record.crashes == 0
 
 
-def test_pauses_grow_and_end_with_the_job(
-    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: 100.0))
-    jobs = Patience(make_house(retry_s=5.0).settings)
-    left = []
-    for _ in range(12):
-        jobs.postpone("job-1")
-        left.append(jobs.next_s())
-    assert left[:9] == sorted(left[:9])
-    assert left[0] <= 0.1
-    assert left[-1] == 60
-    assert jobs.let_be() == ["job-1"]
-    jobs.forget("job-1")
-    assert jobs.let_be() == []
+def test_a_job_is_deferred_for_as_long_again_as_it_has_waited(make_house: MakeHouse) -> None:
+    deferred_s = make_house(retry_s=5.0).settings.deferred_s
+    assert [deferred_s(waited_s) for waited_s in (0, 3, 1000)] == [0.1, 3, 60]
 
 
 async def test_publishing_is_told_once_and_files_are_copied_once(
@@ -142,7 +127,8 @@ async def test_publishing_is_told_once_and_files_are_copied_once(
     house = make_house(good())
     copied: list[None] = []
     put(house, lambda: copied.append(None), lambda real, out_dir: real(out_dir))
-    monkeypatch.setattr(house.jobs, "succeed", passing(3, Reason.STORAGE_BUSY, house.jobs.succeed))
+    succeed = passing(3, Reason.STORAGE_BUSY, house.claims.succeed)
+    monkeypatch.setattr(house.claims, "succeed", succeed)
     job = queue(server_path=folder)
     await house.supervisor.start()
     assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
@@ -151,7 +137,7 @@ async def test_publishing_is_told_once_and_files_are_copied_once(
     assert len(copied) == len(house.warmed) == 1
 
 
-async def test_a_job_that_waits_to_publish_can_be_cancelled_and_leaves_no_files(
+async def test_a_job_that_waits_to_publish_can_be_cancelled(
     make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = make_house(good())
@@ -161,17 +147,16 @@ async def test_a_job_that_waits_to_publish_can_be_cancelled_and_leaves_no_files(
         loop.call_soon_threadsafe(tried.set)
         raise Unavailable(Reason.STORAGE_BUSY, "held")
 
-    monkeypatch.setattr(house.jobs, "succeed", held)
+    monkeypatch.setattr(house.claims, "succeed", held)
     job = queue(server_path=folder)
     await house.supervisor.start()
     await asyncio.wait_for(tried.wait(), GUARD_S)
     await asyncio.to_thread(house.jobs.request_cancel, job.job_id, TENANT)
     assert (await house.ended(job.job_id)).state is JobState.CANCELLED
-    assert files(house.artifacts) == []
 
 
 @pytest.mark.parametrize("reason", [Reason.STORAGE_FULL, Reason.STORAGE_BUSY])
-async def test_a_version_that_cannot_be_published_for_long_fails_its_job_and_leaves_no_files(
+async def test_a_version_that_cannot_be_published_for_long_fails_its_job(
     make_house: MakeHouse,
     queue: Queue,
     folder: str,
@@ -179,52 +164,34 @@ async def test_a_version_that_cannot_be_published_for_long_fails_its_job_and_lea
     reason: Reason,
 ) -> None:
     house = make_house(good(), room_timeout_s=0.05)
-    monkeypatch.setattr(house.jobs, "succeed", passing(10**9, reason, house.jobs.succeed))
+    monkeypatch.setattr(house.claims, "succeed", passing(10**9, reason, house.claims.succeed))
     job = queue(server_path=folder)
     await house.supervisor.start()
     record = await house.ended(job.job_id)
     assert (record.state, record.error_reason) == (JobState.FAILED, reason)
-    assert files(house.artifacts) == []
 
 
-async def test_a_backbone_that_was_stored_without_its_version_is_deleted(
-    make_house: MakeHouse, queue: Queue, folder: str
+async def test_a_result_whose_files_were_collected_before_it_was_published_is_put_again(
+    make_house: MakeHouse, queue: Queue, folder: str, database: Database, store: BlobFolder
 ) -> None:
-    house = make_house(good(), room_timeout_s=0)
+    house = make_house(good())
+    puts = []
 
-    def half(real: Callable[[Path], object], out_dir: Path) -> object:
-        real(out_dir)
-        house.artifacts.remove(versions=[house.artifacts.digests_of(out_dir)[0]])
-        assert files(house.artifacts)
-        raise Exhausted(Reason.STORAGE_FULL, "full")
+    def collected(real: Callable[[Path], object], out_dir: Path) -> object:
+        stored = real(out_dir)
+        puts.append(stored)
+        if len(puts) == 1:
+            Collector(database, store, grace_s=0).run()
+        return stored
 
-    put(house, lambda: None, half)
+    put(house, lambda: None, collected)
     job = queue(server_path=folder)
     await house.supervisor.start()
-    assert (await house.ended(job.job_id)).error_reason is Reason.STORAGE_FULL
-    assert files(house.artifacts) == []
-
-
-def test_what_another_version_is_on_is_not_deleted_and_what_another_job_put_is_put_again(
-    make_house: MakeHouse, database: Database, tmp_path: Path
-) -> None:
-    house = make_house()
-    frozen = {"method": "model_based", "technique": "standard"}
-    failed, late, published = (
-        write_result(tmp_path / name, name, **frozen) for name in ("job-1", "job-2", "job-3")
-    )
-    house.artifacts.put(failed)
-    stored = house.artifacts.put(late)
-    house.models.discard(failed)
-    assert not stored.backbone_path.exists()
-    with database.transaction() as connection:
-        house.models.publish(connection, "birds", "job-2", stored)
-    assert stored.backbone_path.exists()
-    other = house.artifacts.put(published)
-    house.models.discard(published)
-    assert stored.backbone_path.exists()
-    assert stored.head_path.exists()
-    assert not other.head_path.exists()
+    record = await house.ended(job.job_id)
+    assert (record.state, record.attempts, len(puts)) == (JobState.SUCCEEDED, 1, 2)
+    Collector(database, store, grace_s=0).run()
+    version = house.models.get_version(BIRDS, 1, None)
+    assert house.models.report(version, html=False)
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ENOSPC])
@@ -252,29 +219,6 @@ async def test_a_leftover_that_cannot_be_deleted_ends_nothing(
     assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
 
 
-async def test_a_work_folder_that_cannot_be_made_yet_is_waited_for(
-    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is there by then is left alone: rankings go on meanwhile."""
-    house = make_house(good())
-    work = house.settings.work_dir
-    (work / "ranking-dead").mkdir(parents=True)
-    mkdir, left = Path.mkdir, [2]
-
-    def full(path: Path, *asked: object, **named: object) -> None:
-        if path == work and left[0]:
-            left[0] -= 1
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        mkdir(path, *asked, **named)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Path, "mkdir", full)
-    job = queue(server_path=folder)
-    await house.supervisor.start()
-    (work / "ranking-live").mkdir()
-    assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
-    assert [path.name for path in work.glob("ranking-*")] == ["ranking-live"]
-
-
 @pytest.mark.parametrize("reason", [Reason.STORAGE_FULL, Reason.STORAGE_BUSY])
 async def test_stops_that_can_save_nothing_count_for_nothing(
     make_house: MakeHouse,
@@ -289,7 +233,7 @@ async def test_stops_that_can_save_nothing_count_for_nothing(
         with monkeypatch.context() as held:
             await house.supervisor.start()
             await house.trainer()
-            held.setattr(house.jobs, "requeue", passing(10**9, reason, house.jobs.requeue))
+            held.setattr(house.claims, "requeue", passing(10**9, reason, house.claims.requeue))
             await house.supervisor.close(GUARD_S)
         assert house.jobs.get(job.job_id, TENANT).state is JobState.RUNNING
     house = make_house(good(), max_crashes=1)
@@ -298,53 +242,41 @@ async def test_stops_that_can_save_nothing_count_for_nothing(
     assert (record.state, record.crashes) == (JobState.SUCCEEDED, 0)
 
 
-async def test_a_death_after_a_clean_stop_counts(
-    make_house: MakeHouse, queue: Queue, folder: str
+async def test_the_end_of_a_supervisor_that_failed_is_no_drain(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await (house := make_house(HANGS)).supervisor.start()
-    await house.supervisor.close(GUARD_S)
-    marker = CleanStop(house.settings.work_dir.parent)
-    assert marker.is_after_one()
+    house = make_house(HANGS)
     job = queue(server_path=folder)
-    await (house := make_house(HANGS)).supervisor.start()
-    await house.trainer()
-    assert not marker.is_after_one()
-    # As the next process finds it.
-    assert [one.crashes for one in house.jobs.requeue_running(2)] == [1]
-    assert house.jobs.get(job.job_id, TENANT).state is JobState.QUEUED
-
-
-async def test_the_end_of_a_supervisor_that_failed_is_no_clean_stop(
-    make_house: MakeHouse, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    house = make_house()
     await house.supervisor.start()
+    await house.trainer()
 
-    def broken() -> set[str]:
+    def broken(*_: object) -> object:
         raise RuntimeError("the database is broken")
 
-    monkeypatch.setattr(house.jobs, "to_cancel", broken)
+    monkeypatch.setattr(house.claims, "to_cancel", broken)
+    monkeypatch.setattr(house.claims, "requeue", broken)
     house.supervisor.wake()
     with pytest.raises(RuntimeError):
         await asyncio.wait_for(house.supervisor.wait_failed(), GUARD_S)
     await house.supervisor.close(GUARD_S)
-    assert not CleanStop(house.settings.work_dir.parent).is_after_one()
+    await (house := make_house(good())).supervisor.start()
+    assert (await house.ended(job.job_id)).crashes == 1
 
 
 def hold_claim(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[asyncio.Event, threading.Event]:
     """Has the supervisor's claim wait; says when it does, and lets it go on."""
-    claim, claiming, go_on = house.jobs.claim, asyncio.Event(), threading.Event()
+    claim, claiming, go_on = house.claims.claim, asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    def slow(*asked: list[str]) -> JobRecord | None:
-        if "cuda" not in asked[0]:  # those are refused here
+    def slow(owner: str, kind: JobKind, devices: list[str]) -> JobRecord | None:
+        if "cuda" not in devices and kind is JobKind.FINE_TUNE:  # those are refused here
             loop.call_soon_threadsafe(claiming.set)
             go_on.wait(2 * GUARD_S)
-        return claim(*asked)
+        return claim(owner, kind, devices)
 
-    monkeypatch.setattr(house.jobs, "claim", slow)
+    monkeypatch.setattr(house.claims, "claim", slow)
     return claiming, go_on
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from service.contract import Note, RankSpec, encode
-from service.jobs import warm as warm_module
-from service.jobs.launcher import ProcessLauncher
-from service.jobs.warm import WarmLauncher
+from service.contract import ImageSource, Note, RankSpec, encode
+from service.jobs.launchers import warm as warm_module
+from service.jobs.launchers.process import ProcessLauncher
+from service.jobs.launchers.warm import WarmLauncher
 from tests.unit.jobs.test_launcher import GUARD_S, is_alive, spec, wait_gone
 
 WAITS = """
@@ -133,12 +133,12 @@ async def test_a_ranking_goes_to_the_trainer_that_waits_too(tmp_path: Path) -> N
         """
         import json, sys
         order = json.loads(sys.stdin.readline())
-        text = f"{order['command']} {json.load(open(order['spec']))['data_dir']}"
+        text = f"{order['command']} {json.load(open(order['spec']))['data']['folder']}"
         print(json.dumps({"type": "note", "level": "info", "text": text}), flush=True)
         """
     )
     await warm.open()
-    ranking = RankSpec(data_dir="/data", backbones=[], weights_dir="/weights")
+    ranking = RankSpec(data=ImageSource(folder="/data"), backbones=[], weights_dir="/weights")
     trainer = await warm.start(ranking, tmp_path)
     assert await trainer.next_record() == Note("info", "rank /data")
     await trainer.stop(1)

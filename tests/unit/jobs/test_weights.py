@@ -23,7 +23,7 @@ def none(_backbone: str) -> list[ExportedBackbone]:
 
 
 def exported(backbone: str) -> list[ExportedBackbone]:
-    return [ExportedBackbone("IMAGENET1K_V1", f"/{backbone}.onnx", "d" * 64)]
+    return [ExportedBackbone("IMAGENET1K_V1", "d" * 64)]
 
 
 class Network:

@@ -56,6 +56,16 @@ def test_a_file_lets_a_fault_act_once_for_all_who_share_it(tmp_path: Path) -> No
     assert not acts("job.claimed")
 
 
+def test_a_fault_whose_file_is_taken_away_acts_again_and_not_before_its_count(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "done"
+    failpoints.arm(f"memory@a#2!{file}")
+    assert [acts("a") for _ in range(3)] == [False, True, False]
+    file.unlink()
+    assert [acts("a") for _ in range(2)] == [True, False]
+
+
 def test_a_plan_may_hold_several_faults_of_one_point() -> None:
     failpoints.arm("memory@a;full@a#2;memory@b")
     assert acts("a")

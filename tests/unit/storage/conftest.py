@@ -7,24 +7,33 @@ import msgspec
 import pytest
 
 from service.contract import DEFAULT_BACKBONE, Gate
-from service.domain import DEFAULT_TENANT, Manifest, Parity, ReadSummary
+from service.domain import DEFAULT_TENANT, Manifest, ModelKey, Parity, ReadSummary
 from service.engine.preprocess import ImageFacts
 from service.errors import InvalidInput, Reason
 from service.ingest import reader
 from service.ingest.archives import Limits
-from service.ingest.index import Index
-from service.ingest.reader import Inspect, OnProgress, ReadRequest
-from service.storage.artifacts import Artifacts
+from service.ingest.reader import Inspect, OnProgress, Read, ReadRequest
+from service.jobs.store import JobStore
+from service.storage import backbone_rows, dataset_rows, version_rows
+from service.storage.blob_cache import InPlace
+from service.storage.blobs import BlobFolder, Blobs
+from service.storage.changes import Changes
 from service.storage.database import Database
+from service.storage.dataset_keeping import DatasetKeeper
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
+from service.storage.quotas import Quotas
+from service.storage.records import NewVersion
 from tests.figures import figure
+from tests.unit.storage.transactions import no_files_in_transactions
+
+__all__ = ["no_files_in_transactions"]
 
 GUARD_S = 60.0
 """Ends a test that hangs."""
 
 TENANT = DEFAULT_TENANT
-"""Whose all is in tests that are not about tenants; their models' keys are plain names."""
+"""Whose all is in tests that are not about tenants."""
 
 
 def digest(data: bytes) -> str:
@@ -105,12 +114,11 @@ class FakeReader:
         request: ReadRequest,
         go_on: Callable[[], None] = lambda: None,
         on_progress: OnProgress = reader.untold,
-    ) -> Index:
-        """Reads as the readers' processes do, and returns as they do: without the images."""
-        index = reader.read(
+    ) -> Read:
+        """Reads as the readers' processes do."""
+        return reader.read(
             request, self.inspect, self.threads, go_on=go_on, on_progress=on_progress
         )
-        return msgspec.structs.replace(index, images=[])
 
 
 @pytest.fixture
@@ -120,14 +128,41 @@ def database(tmp_path: Path) -> Iterator[Database]:
     database.close()
 
 
-@pytest.fixture
-def artifacts(tmp_path: Path) -> Artifacts:
-    return Artifacts(tmp_path / "data" / "artifacts")
+QUOTAS = Quotas(
+    [
+        backbone_rows.stored_bytes,
+        dataset_rows.stored_bytes,
+        JobStore.stored_bytes,
+        version_rows.stored_bytes,
+    ]
+)
 
 
 @pytest.fixture
-def models(database: Database, artifacts: Artifacts) -> ModelStore:
-    return ModelStore(database, artifacts)
+def store(tmp_path: Path) -> BlobFolder:
+    """The objects, in the data folder of `database`."""
+    return BlobFolder(tmp_path / "data" / "blobs")
+
+
+@pytest.fixture
+def blobs(database: Database, store: BlobFolder) -> Blobs:
+    return Blobs(database, store, InPlace(store))
+
+
+@pytest.fixture
+def change_log(database: Database) -> Changes:
+    return Changes(database)
+
+
+@pytest.fixture
+def models(database: Database, blobs: Blobs, change_log: Changes) -> ModelStore:
+    return ModelStore(database, blobs, change_log, QUOTAS)
+
+
+def object_of(store: BlobFolder, digest: str) -> Path:
+    """The file of a blob; one that does not exist where there is none."""
+    (name,) = [name for name in store.names() if name.startswith(digest)] or [f"{digest}-none"]
+    return store.path(name)
 
 
 LIMITS = Limits(max_upload_bytes=1_000_000, max_unpacked_bytes=1_000_000, max_files=100)
@@ -136,10 +171,20 @@ LIMITS = Limits(max_upload_bytes=1_000_000, max_unpacked_bytes=1_000_000, max_fi
 MakeDatasets = Callable[..., DatasetStore]
 
 
+def make_blobs(database: Database, data: Path) -> Blobs:
+    store = BlobFolder(data / "blobs")
+    return Blobs(database, store, InPlace(store))
+
+
 @pytest.fixture
-def make_datasets(database: Database, tmp_path: Path) -> MakeDatasets:
-    def make(limits: Limits = LIMITS) -> DatasetStore:
-        return DatasetStore(database, tmp_path / "data" / "datasets", FakeReader(), limits)
+def keeper(database: Database, blobs: Blobs, tmp_path: Path) -> DatasetKeeper:
+    return DatasetKeeper(database, blobs, QUOTAS, tmp_path / "data" / "uploads")
+
+
+@pytest.fixture
+def make_datasets(database: Database, keeper: DatasetKeeper) -> MakeDatasets:
+    def make(limits: Limits = LIMITS, reader: FakeReader | None = None) -> DatasetStore:
+        return DatasetStore(database, keeper, reader or FakeReader(), limits, QUOTAS)
 
     return make
 
@@ -153,17 +198,20 @@ Publish = Callable[..., int]
 
 
 @pytest.fixture
-def publish(
-    database: Database, artifacts: Artifacts, models: ModelStore, tmp_path: Path
-) -> Publish:
+def publish(database: Database, models: ModelStore, tmp_path: Path) -> Publish:
     """Publishes a version of a model as a job would, and answers with its number."""
 
     def publish(
-        model: str, job_id: str, alias: str = "", not_worse_than: str = "", **changes: object
+        model: ModelKey,
+        job_id: str,
+        alias: str = "",
+        not_worse_than: str = "",
+        **changes: object,
     ) -> int:
         gate = Gate(alias=alias, not_worse_than=not_worse_than)
-        stored = artifacts.put(write_result(tmp_path / "out" / job_id, job_id, model, **changes))  # type: ignore[arg-type]
+        out = write_result(tmp_path / "out" / job_id, job_id, model.name, **changes)  # type: ignore[arg-type]
+        new = NewVersion(model=model, job_id=job_id, stored=models.put_result(out), gate=gate)
         with database.transaction() as connection:
-            return models.publish(connection, model, job_id, stored, gate).version
+            return models.publish(connection, new).version
 
     return publish

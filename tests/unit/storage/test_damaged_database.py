@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import Damaged, NotFound, Reason
-from service.storage import disk_errors
+from service.errors import Damaged, Reason
+from service.storage import storage_errors
 from service.storage.database import Database
 
 TABLES = "CREATE TABLE t (x INTEGER NOT NULL UNIQUE); CREATE TABLE whole (x TEXT);"
@@ -134,16 +134,6 @@ def test_a_page_whose_row_does_not_fit_it_is_found_when_it_is_read(
     refused(lambda: count(database, "whole"))
 
 
-def test_whatever_else_goes_wrong_in_a_damaged_file_is_told_as_damage(
-    database: Database, tmp_path: Path
-) -> None:
-    write_over(tmp_path / "graft.sqlite3", "t")
-    refused(lambda: count(database, "t"))
-    with closing(sqlite3.connect(tmp_path / "graft.sqlite3", isolation_level=None)) as connection:
-        connection.execute("DROP TABLE whole")
-    refused(lambda: count(database, "whole"))
-
-
 def test_text_that_nobody_can_have_written_is_damage(database: Database, tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "graft.sqlite3", isolation_level=None)) as connection:
         connection.execute("UPDATE whole SET x = CAST(x'ff00' AS TEXT)")
@@ -162,56 +152,6 @@ def no_text(page: bytes) -> bytes:
     return page[:place] + b"table\xcc\xff\xfe\xcc\xcc" + page[place + 10 :]
 
 
-def test_a_name_in_the_schema_that_is_no_text_is_damage_and_ends_a_start(
-    database: Database, tmp_path: Path
-) -> None:
-    write_over(tmp_path / "graft.sqlite3", becomes=no_text)
-    refused(lambda: count(database, "t"))
-    refused(lambda: add(database, "t"))
-    assert database.is_damaged
-    database.close()
-    assert "put the data folder back" in refused(lambda: Database(tmp_path, [TABLES]))
-
-
-def test_what_a_row_cannot_be_is_looked_into_and_told_as_the_damage_that_it_comes_of(
-    database: Database, tmp_path: Path
-) -> None:
-    def astonished() -> None:
-        with database.read():
-            raise TypeError("no row has this")
-
-    with pytest.raises(TypeError):
-        astonished()
-    assert not database.is_damaged
-    # Only now and then, since it takes its time.
-    database._look_again_s = 0
-    write_over(tmp_path / "graft.sqlite3", "t")
-    refused(astonished)
-    assert database.is_damaged
-
-
-def test_text_that_a_store_cannot_decode_is_no_damage_of_a_whole_file(database: Database) -> None:
-    for _ in range(2):
-        with pytest.raises(UnicodeDecodeError), database.transaction():
-            b"\xff".decode()
-    assert not database.is_damaged
-    add(database, "whole")
-
-
-def test_nothing_is_said_not_to_be_there_in_a_damaged_file(
-    database: Database, tmp_path: Path
-) -> None:
-    def missing() -> None:
-        with database.read():
-            raise NotFound(Reason.JOB_NOT_FOUND, "there is no such job")
-
-    with pytest.raises(NotFound):
-        missing()
-    write_over(tmp_path / "graft.sqlite3", "t")
-    refused(lambda: count(database, "t"))
-    refused(missing)
-
-
 def test_a_disk_that_cannot_read_a_page_back_is_damage_and_other_errors_of_it_are_not(
     tmp_path: Path,
 ) -> None:
@@ -223,8 +163,8 @@ def test_a_disk_that_cannot_read_a_page_back_is_damage_and_other_errors_of_it_ar
     ):
         error = sqlite3.OperationalError("disk I/O error")
         error.sqlite_errorcode = code
-        assert disk_errors.is_damage(error) is is_damage
-        told = disk_errors.of_database(error, tmp_path, 1.0)
+        assert storage_errors.is_damage(error) is is_damage
+        told = storage_errors.of_database(error, tmp_path, 1.0)
         assert (told is not None and told.reason is Reason.STORAGE_DAMAGED) is is_damage
 
 
@@ -246,18 +186,3 @@ def replaced(file: Path) -> None:
 
 def emptied(file: Path) -> None:
     file.write_bytes(b"")
-
-
-@pytest.mark.parametrize("becomes", [removed, replaced, emptied])
-@pytest.mark.parametrize("seen_by", [count, add])
-def test_a_file_that_is_not_the_one_that_was_opened_is_damaged_and_none_is_made_for_it(
-    database: Database,
-    tmp_path: Path,
-    becomes: Callable[[Path], None],
-    seen_by: Callable[[Database, str], object],
-) -> None:
-    becomes(tmp_path / "graft.sqlite3")
-    for _ in range(2):
-        refused(lambda: seen_by(database, "whole"))
-    assert database.is_damaged
-    assert (tmp_path / "graft.sqlite3").exists() == (becomes is not removed)

@@ -13,7 +13,7 @@ import pytest
 
 from service.domain import TRANSITIONS, JobState
 from service.errors import Damaged, Exhausted, GraftError, Internal, Reason, Unavailable
-from service.storage import disk_errors
+from service.storage import storage_errors
 from service.storage.database import Database
 
 TABLE = "CREATE TABLE t (x INTEGER NOT NULL UNIQUE);"
@@ -196,23 +196,26 @@ def test_a_closed_database_says_that_the_service_stops(small: Database) -> None:
 def test_the_database_allows_the_transitions_of_the_domain_alone(
     database: Database, old: JobState, new: JobState
 ) -> None:
-    def values(state: JobState) -> tuple[str, int, str | None, float | None]:
+    def values(state: JobState) -> tuple[str, int, str | None, float | None, str | None]:
         failed = "INTERNAL" if state is JobState.FAILED else None
         ended = 1.0 if state.is_final else None
-        return state.value, int(state is JobState.SUCCEEDED), failed, ended
+        owner = "replica" if state is JobState.RUNNING else None
+        return state.value, int(state is JobState.SUCCEEDED), failed, ended, owner
 
     with database.transaction() as connection:
         connection.execute(
-            "INSERT INTO jobs (job_id, message, model, device, request_json, create_time_s,"
-            " state, version, error_reason, end_time_s) VALUES ('j', x'', 'm', 'cpu', '', 0, ?, ?,"
-            " ?, ?)",
+            "INSERT INTO jobs (job_id, tenant, kind, message, model, device, request_json,"
+            " create_time_s, last_event_s, last_sequence, size_bytes, state, version,"
+            " error_reason, end_time_s, owner)"
+            " VALUES ('j', 't', 'fine_tune', x'', 'm', 'cpu', '', 0, 0, 1, 0, ?, ?, ?, ?, ?)",
             values(old),
         )
 
     def move() -> None:
         with database.transaction() as connection:
             connection.execute(
-                "UPDATE jobs SET state = ?, version = ?, error_reason = ?, end_time_s = ?",
+                "UPDATE jobs SET state = ?, version = ?, error_reason = ?, end_time_s = ?,"
+                " owner = ?",
                 values(new),
             )
 
@@ -309,13 +312,13 @@ def test_an_input_error_is_one_of_a_full_disk_where_nothing_can_be_written(
 ) -> None:
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
-    assert disk_errors.of_database(error, tmp_path, 1.0) is None
+    assert storage_errors.of_database(error, tmp_path, 1.0) is None
     assert list(tmp_path.iterdir()) == []
 
     def full(_: int) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     monkeypatch.setattr(os, "fsync", full)
-    told = disk_errors.of_database(error, tmp_path, 1.0)
+    told = storage_errors.of_database(error, tmp_path, 1.0)
     assert told is not None and told.reason is Reason.STORAGE_FULL
     assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,3 @@
-import errno
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -8,18 +6,26 @@ import pytest
 
 from service.domain import ClassCount, LeftOut, LeftOutReason, PartName
 from service.errors import (
+    Damaged,
     Internal,
     InvalidInput,
     NotFound,
     Reason,
     WrongState,
 )
-from service.ingest import index
-from service.ingest.reader import INDEX_FILE
-from service.storage.database import Database
+from service.ingest import index as indexes
+from service.ingest.folder import read_plain
+from service.ingest.index import Index
+from service.ingest.packs import Location, members
+from service.storage import holds
+from service.storage.blobs import Blob, BlobGone, Blobs
+from service.storage.collector import Collector
+from service.storage.database import Connection, Database
+from service.storage.dataset_keeping import DatasetKeeper
 from service.storage.datasets import DatasetRecord, DatasetStore, Limits, Upload
+from tests.keys import BIRDS
 from tests.unit.ingest.packing import FILES, tar_gz_of, tar_of, zip_of
-from tests.unit.storage.conftest import TENANT, MakeDatasets, digest
+from tests.unit.storage.conftest import QUOTAS, TENANT, MakeDatasets, Publish, digest
 
 Images = list[tuple[str, bytes, PartName]]
 IMAGES: Images = [("cat", b"PIC1", ""), ("cat", b"PIC2", ""), ("dog", b"PIC3", "")]
@@ -39,30 +45,31 @@ def send(datasets: DatasetStore, archive: bytes) -> DatasetRecord:
     return sending.finish()
 
 
-def stored(datasets: DatasetStore, dataset_id: str) -> dict[str, tuple[str, str, bytes]]:
-    """Reads a dataset's images by their index: name -> part, class and bytes."""
-    folder = datasets.path(dataset_id)
-    images = index.load(folder / INDEX_FILE).images
-    assert {image.path for image in images} == {p.name for p in (folder / "images").iterdir()}
-    return {
-        image.name: (image.part, image.label, (folder / "images" / image.path).read_bytes())
-        for image in images
-    }
+def index_of(datasets: DatasetStore, dataset_id: str, tenant: str = TENANT) -> Index:
+    """Reads a dataset's index."""
+    with datasets._keeper.index_file(datasets.get(dataset_id, tenant)) as path:
+        return indexes.load(path)
+
+
+def stored(
+    datasets: DatasetStore, dataset_id: str, tenant: str = TENANT
+) -> dict[str, tuple[str, str, bytes]]:
+    """Reads a dataset's images by its index: name -> part, class and bytes."""
+    index = index_of(datasets, dataset_id, tenant)
+    assert sorted(index.packs) == datasets.source(dataset_id, tenant).packs
+    with datasets._keeper._blobs.files(index.packs) as files:
+        found = {
+            i.name: (i.part, i.label, read_plain(Location(files[i.pack], i.offset, i.size)))
+            for i in index.images
+            if not i.is_erased
+        }
+        held = [digest for pack in index.packs for digest, _ in members(files[pack])]
+    assert {image.digest for image in index.images if not image.is_erased} <= set(held)
+    return found
 
 
 def leftovers(tmp_path: Path) -> list[Path]:
-    return list((tmp_path / "data" / "datasets" / "tmp").iterdir())
-
-
-def add_job(database: Database, dataset_id: str, state: str) -> None:
-    ended = None if state in ("QUEUED", "RUNNING") else 1.0
-    with database.transaction() as connection:
-        connection.execute(
-            "INSERT INTO jobs (job_id, message, model, dataset_id, device, request_json,"
-            " state, create_time_s, end_time_s)"
-            " VALUES ('job-1', x'', 'm', ?, 'cpu', '{}', ?, 0, ?)",
-            (dataset_id, state, ended),
-        )
+    return list((tmp_path / "data" / "uploads").iterdir())
 
 
 def test_images_become_a_dataset_that_can_be_read(datasets: DatasetStore, tmp_path: Path) -> None:
@@ -85,7 +92,7 @@ def test_an_archive_and_single_images_with_the_same_content_are_one_dataset(
 ) -> None:
     first = upload(datasets, IMAGES)
     second = send(datasets, make({f"wrapped/{k}": v for k, v in FILES.items()}))  # type: ignore[operator]
-    assert second == replace(first, summary=second.summary)
+    assert second == replace(first, summary=second.summary, index_digest=second.index_digest)
     assert (first.summary.nested, second.summary.nested) == (0, 1)
     assert datasets.list(0, "", TENANT)[0] == [second]
     # As they are called in the newest upload of them.
@@ -111,7 +118,9 @@ def test_images_that_come_again_get_the_name_and_the_summary_of_the_last_upload(
     first = upload(datasets, IMAGES, "pets")
     copies: Images = [*IMAGES, IMAGES[0], ("dog", b"text", "")]
     again = upload(datasets, copies, "more pets")
-    assert again == replace(first, display_name="more pets", summary=again.summary)
+    assert again == replace(
+        first, display_name="more pets", summary=again.summary, index_digest=again.index_digest
+    )
     assert again.summary.left_out == [
         LeftOut(LeftOutReason.COPY, "cat", 1),
         LeftOut(LeftOutReason.UNREADABLE, "dog", 1),
@@ -234,7 +243,7 @@ def test_class_names_may_differ_in_case_alone_where_that_was_asked_for(
     assert record.case_sensitive
     assert [c.label for c in record.classes] == ["Cat", "cat"]
     assert datasets.get(record.dataset_id, TENANT) == record
-    assert index.load(datasets.path(record.dataset_id) / INDEX_FILE).case_sensitive
+    assert index_of(datasets, record.dataset_id).case_sensitive
 
 
 @pytest.mark.parametrize("parts", [("", "train"), ("train", ""), ("val", ""), ("", "test")])
@@ -245,6 +254,7 @@ def test_either_all_images_name_their_part_or_none(
     sending.add_image("cat", b"PIC", "", parts[0])
     with pytest.raises(InvalidInput, match="for all or for none"):
         sending.add_image("dog", b"PIC", "", parts[1])
+    sending.abort()
 
 
 def test_an_archive_and_images_do_not_mix(datasets: DatasetStore) -> None:
@@ -252,6 +262,7 @@ def test_an_archive_and_images_do_not_mix(datasets: DatasetStore) -> None:
     sending.add_image("cat", b"PIC", "", "")
     with pytest.raises(InvalidInput, match="send either"):
         sending.write(b"bytes")
+    sending.abort()
     sending = datasets.begin_upload("", "", tenant=TENANT)
     sending.write(b"bytes")
     with pytest.raises(InvalidInput, match="send either"):
@@ -282,6 +293,7 @@ def test_too_many_images_are_refused(make_datasets: MakeDatasets) -> None:
     sending = make_datasets(Limits(100_000, 1000, 2)).begin_upload("", "", tenant=TENANT)
     with pytest.raises(InvalidInput, match="more than 2 images") as caught:
         as_images(sending)
+    sending.abort()
     assert caught.value.reason is Reason.ARCHIVE_TOO_LARGE
 
 
@@ -314,19 +326,16 @@ def test_an_abort_after_the_finish_is_harmless(datasets: DatasetStore) -> None:
     assert len(stored(datasets, record.dataset_id)) == 3
 
 
-def test_what_a_crash_left_is_swept_and_what_is_stored_stays(
-    datasets: DatasetStore, make_datasets: MakeDatasets, tmp_path: Path
+def test_what_an_earlier_process_left_of_uploads_is_deleted(
+    datasets: DatasetStore, database: Database, blobs: Blobs, tmp_path: Path
 ) -> None:
     record = upload(datasets, IMAGES)
-    half = tmp_path / "data" / "datasets" / "tmp" / "0123"
-    half.mkdir()
-    (half / "archive").write_bytes(b"half")
-    orphan = datasets.path("ds-" + "0" * 20)
-    (orphan / "cat").mkdir(parents=True)
-    again = make_datasets()
+    left = tmp_path / "data" / "uploads" / "0123"
+    left.mkdir()
+    (left / "archive").write_bytes(b"half")
+    DatasetKeeper(database, blobs, QUOTAS, tmp_path / "data" / "uploads")
     assert leftovers(tmp_path) == []
-    assert not orphan.exists()
-    assert len(stored(again, record.dataset_id)) == 3
+    assert len(stored(datasets, record.dataset_id)) == 3
 
 
 def test_a_deleted_dataset_is_gone_and_can_come_again(
@@ -334,7 +343,6 @@ def test_a_deleted_dataset_is_gone_and_can_come_again(
 ) -> None:
     record = upload(datasets, IMAGES)
     datasets.delete(record.dataset_id, TENANT)
-    assert not datasets.path(record.dataset_id).exists()
     for missing in (datasets.get, datasets.delete):
         with pytest.raises(NotFound) as caught:
             missing(record.dataset_id, TENANT)
@@ -343,35 +351,18 @@ def test_a_deleted_dataset_is_gone_and_can_come_again(
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("state", "is_in_use"), [("QUEUED", True), ("RUNNING", True), ("CANCELLED", False)]
-)
-def test_a_dataset_stays_while_a_job_needs_it(
-    datasets: DatasetStore, database: Database, state: str, is_in_use: bool
-) -> None:
+def test_a_dataset_stays_while_a_job_holds_it(datasets: DatasetStore, database: Database) -> None:
     record = upload(datasets, IMAGES)
-    add_job(database, record.dataset_id, state)
-    if is_in_use:
-        with pytest.raises(WrongState, match="used by job-1") as caught:
-            datasets.delete(record.dataset_id, TENANT)
-        assert caught.value.reason is Reason.DATASET_IN_USE
-        assert datasets.path(record.dataset_id).exists()
-    else:
+    with database.transaction() as connection:
+        holds.hold(connection, TENANT, "dataset", [record.dataset_id], "job-1")
+    with pytest.raises(WrongState, match="used by job-1") as caught:
         datasets.delete(record.dataset_id, TENANT)
-
-
-def test_a_dataset_stays_while_it_is_in_use(datasets: DatasetStore) -> None:
-    dataset_id = upload(datasets, IMAGES).dataset_id
-    with datasets.in_use(dataset_id, TENANT) as folder:
-        with pytest.raises(WrongState, match="used by RankBackbones") as caught:
-            datasets.delete(dataset_id, TENANT)
-        assert caught.value.reason is Reason.DATASET_IN_USE
-        assert folder.exists()
-    datasets.delete(dataset_id, TENANT)
-    with pytest.raises(NotFound), datasets.in_use(dataset_id, TENANT):
-        pass
-    assert upload(datasets, IMAGES).dataset_id == dataset_id
-    datasets.delete(dataset_id, TENANT)
+    assert caught.value.reason is Reason.DATASET_IN_USE
+    assert datasets.get(record.dataset_id, TENANT) == record
+    with database.transaction() as connection:
+        holds.release(connection, "job-1")
+    datasets.delete(record.dataset_id, TENANT)
+    assert upload(datasets, IMAGES).dataset_id == record.dataset_id
 
 
 def test_datasets_are_listed_in_pages_newest_first(datasets: DatasetStore) -> None:
@@ -386,33 +377,13 @@ def test_datasets_are_listed_in_pages_newest_first(datasets: DatasetStore) -> No
     assert listed == made[::-1]
 
 
-def test_images_can_be_stored_though_a_folder_without_a_row_has_their_name(
-    datasets: DatasetStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dataset = upload(datasets, IMAGES)
-    rename = Path.rename
-
-    def refused(path: Path, target: Path) -> Path:
-        if path == datasets.path(dataset.dataset_id):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return rename(path, target)
-
-    with monkeypatch.context() as broken:
-        broken.setattr(Path, "rename", refused)
-        datasets.delete(dataset.dataset_id, TENANT)
-    assert datasets.path(dataset.dataset_id).exists()
-    assert upload(datasets, IMAGES).dataset_id == dataset.dataset_id
-    assert len(stored(datasets, dataset.dataset_id)) == len(IMAGES)
-    assert list(datasets._temporary.iterdir()) == []
-
-
 def test_the_same_images_again_bring_their_names_and_their_losses_to_the_index(
     datasets: DatasetStore,
 ) -> None:
     first = send(datasets, tar_of({**FILES, "notes.txt": b"PIC?"}))
     second = send(datasets, tar_of({f"again/{name}": data for name, data in FILES.items()}))
     assert second.dataset_id == first.dataset_id
-    kept = index.load(datasets.path(first.dataset_id) / INDEX_FILE)
+    kept = index_of(datasets, first.dataset_id)
     assert kept.summary == second.summary != first.summary
     assert all(image.name.startswith("again/") for image in kept.images)
     stored(datasets, first.dataset_id)
@@ -426,7 +397,7 @@ def test_the_same_images_in_other_groups_are_another_dataset(datasets: DatasetSt
         return sending.finish()
 
     def groups(record: DatasetRecord) -> list[str]:
-        kept = index.load(datasets.path(record.dataset_id) / INDEX_FILE)
+        kept = index_of(datasets, record.dataset_id)
         found = {image.digest: image.group for image in kept.images}
         return [found[digest(content)] for _, content, _ in IMAGES]
 
@@ -448,10 +419,66 @@ def test_a_group_that_cannot_be_shown_is_refused(datasets: DatasetStore, group: 
     sending.abort()
 
 
-def test_an_index_that_was_lost_comes_back_with_the_same_images(datasets: DatasetStore) -> None:
+@pytest.mark.parametrize("lost", ["index", "pack"])
+def test_a_file_that_was_lost_comes_back_with_the_same_images(
+    datasets: DatasetStore, blobs: Blobs, lost: str
+) -> None:
     first = send(datasets, tar_of(FILES))
-    folder = datasets.path(first.dataset_id)
-    (folder / INDEX_FILE).unlink()
-    next((folder / "images").iterdir()).unlink()
+    source = datasets.source(first.dataset_id, TENANT)
+    digest = source.index if lost == "index" else source.packs[0]
+    with blobs.files([digest]) as files:
+        files[digest].unlink()
+    with pytest.raises(Damaged, match="is missing"):
+        stored(datasets, first.dataset_id)
     assert send(datasets, tar_of(FILES)).dataset_id == first.dataset_id
     assert len(stored(datasets, first.dataset_id)) == first.image_count
+
+
+def test_what_no_dataset_names_any_more_is_collected(
+    datasets: DatasetStore, database: Database, blobs: Blobs
+) -> None:
+    first, other = upload(datasets, IMAGES), upload(datasets, IMAGES[:2])
+    gone, kept = (datasets.source(each.dataset_id, TENANT) for each in (first, other))
+    datasets.delete(first.dataset_id, TENANT)
+    collector = Collector(database, blobs._store, grace_s=0)
+    collector.run()
+    collector.run()
+    assert blobs.are_there([gone.index, *gone.packs]) == set()
+    assert blobs.are_there([kept.index, *kept.packs]) == {kept.index, *kept.packs}
+    assert len(stored(datasets, other.dataset_id)) == 2
+
+
+def test_files_that_were_collected_before_their_row_was_written_are_put_again(
+    datasets: DatasetStore, database: Database, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, tries = blobs.reference, []
+
+    def collected(connection: Connection, wanted: list[Blob]) -> None:
+        tries.append(wanted)
+        if len(tries) == 1:
+            raise BlobGone([blob.digest for blob in wanted])
+        reference(connection, wanted)
+
+    monkeypatch.setattr(blobs, "reference", collected)
+    assert len(stored(datasets, upload(datasets, IMAGES).dataset_id)) == 3
+    assert len(tries) == 2
+
+
+def test_old_datasets_that_nobody_needs_are_deleted(
+    datasets: DatasetStore, database: Database, publish: Publish
+) -> None:
+    unused, trained_on, held = (
+        upload(datasets, [*IMAGES, ("cat", f"PIC {n}".encode(), "")]).dataset_id for n in range(3)
+    )
+    publish(BIRDS, "job-1")
+    with database.transaction() as connection:
+        connection.execute(
+            "INSERT INTO version_sources (tenant, model, version, position, role, dataset_id,"
+            " folder) VALUES (?, ?, 1, 0, 'source', ?, '')",
+            (*BIRDS, trained_on),
+        )
+        holds.hold(connection, TENANT, "dataset", [held], "job-2")
+    assert datasets.delete_unused(60) == 0
+    assert datasets.delete_unused(-60) == 1
+    left = {record.dataset_id for record in datasets.list(0, "", TENANT)[0]}
+    assert left == {trained_on, held} and unused not in left

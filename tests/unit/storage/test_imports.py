@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from service.contract import ImageSource
 from service.engine.preprocess import ImageFacts
 from service.errors import Expired, GraftError, InvalidInput, Reason, Unavailable
 from service.ingest import index
-from service.storage.database import Database
+from service.ingest.index import Index
 from service.storage.datasets import DatasetStore, Limits
 from tests.unit.ingest.packing import FILES, tar_gz_of
-from tests.unit.storage.conftest import GUARD_S, LIMITS, TENANT, FakeReader, MakeDatasets
+from tests.unit.storage.conftest import GUARD_S, TENANT, FakeReader, MakeDatasets
 from tests.unit.storage.test_datasets import IMAGES, leftovers, upload
 
 
@@ -26,7 +27,7 @@ def test_an_archive_on_the_servers_disk_is_imported(datasets: DatasetStore, tmp_
     assert leftovers(tmp_path) == []
 
 
-def test_closing_makes_an_import_give_up(database: Database, tmp_path: Path) -> None:
+def test_closing_makes_an_import_give_up(make_datasets: MakeDatasets, tmp_path: Path) -> None:
     decoding, go_on = threading.Event(), threading.Event()
 
     def inspect(_data: bytes, _name: str) -> ImageFacts:
@@ -34,7 +35,7 @@ def test_closing_makes_an_import_give_up(database: Database, tmp_path: Path) -> 
         assert go_on.wait(GUARD_S)
         return ImageFacts(1, 0)
 
-    datasets = DatasetStore(database, tmp_path / "ds", FakeReader(inspect, 1), LIMITS)
+    datasets = make_datasets(reader=FakeReader(inspect, 1))
     with ThreadPoolExecutor(1) as pool:
         importing = pool.submit(upload, datasets, IMAGES)
         assert decoding.wait(GUARD_S)
@@ -45,10 +46,10 @@ def test_closing_makes_an_import_give_up(database: Database, tmp_path: Path) -> 
     assert caught.value.reason is Reason.SHUTTING_DOWN
     with pytest.raises(GraftError):
         datasets.begin_upload("", "", tenant=TENANT)
-    assert list((tmp_path / "ds" / "tmp").iterdir()) == []
+    assert leftovers(tmp_path) == []
 
 
-def test_an_upload_whose_caller_has_gone_gives_up(database: Database, tmp_path: Path) -> None:
+def test_an_upload_whose_caller_has_gone_gives_up(make_datasets: MakeDatasets) -> None:
     decoding, go_on = threading.Event(), threading.Event()
 
     def inspect(_data: bytes, _name: str) -> ImageFacts:
@@ -56,7 +57,7 @@ def test_an_upload_whose_caller_has_gone_gives_up(database: Database, tmp_path: 
         assert go_on.wait(GUARD_S)
         return ImageFacts(1, 0)
 
-    datasets = DatasetStore(database, tmp_path / "ds", FakeReader(inspect, 1), LIMITS)
+    datasets = make_datasets(reader=FakeReader(inspect, 1))
     sending = datasets.begin_upload("", "", tenant=TENANT)
     for label, content, part in IMAGES:
         sending.add_image(label, content, "", part)
@@ -77,29 +78,32 @@ def lay(root: Path, entries: dict[str, bytes]) -> Path:
     return root
 
 
+def loaded(source: ImageSource) -> Index:
+    return index.load(Path(source.index_file))
+
+
 def test_a_folder_of_the_server_is_read_where_it_lies(
     datasets: DatasetStore, tmp_path: Path
 ) -> None:
     folder, told = lay(tmp_path / "pets", FILES), list[tuple[int, int]]()
-    file = datasets.read_folder(
+    source = datasets.read_folder(
         folder,
         tmp_path / "work",
         tenant=TENANT,
         on_progress=lambda *counts: told.append(counts),
     )
-    read = index.load(file)
+    assert source == ImageSource(folder=str(folder), index_file=source.index_file)
+    read = loaded(source)
     assert [(image.label, image.path) for image in read.images] == [
         ("cat", "cat/1.png"), ("cat", "cat/deep/2.png"), ("dog", "dog/3.png"),
     ]  # fmt: skip
     assert read.digest == upload(datasets, IMAGES).digest
     assert told == [(n, 3) for n in range(4)]
     assert sorted(path.name for path in folder.rglob("*.png")) == ["1.png", "2.png", "3.png"]
-    assert index.load(
-        datasets.read_folder(folder, tmp_path / "some", tenant=TENANT, most=2)
-    ).summary.used == 2  # fmt: skip
-    assert not index.load(
-        datasets.read_folder(folder, tmp_path / "target", tenant=TENANT, is_unlabelled=True)
-    ).is_labelled  # fmt: skip
+    some = datasets.read_folder(folder, tmp_path / "some", tenant=TENANT, most=2)
+    assert loaded(some).summary.used == 2
+    target = datasets.read_folder(folder, tmp_path / "target", tenant=TENANT, is_unlabelled=True)
+    assert not loaded(target).is_labelled
 
 
 def test_a_folder_of_the_server_with_too_many_files_is_refused(

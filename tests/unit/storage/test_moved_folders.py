@@ -12,11 +12,12 @@ from service.errors import InvalidInput, Reason
 from service.ingest import reader
 from service.ingest.archives import unpack
 from service.ingest.layout import Entry
-from service.storage.check import dataset_problems, read_only
 from service.storage.database import Database
+from service.storage.dataset_keeping import DatasetKeeper
 from service.storage.datasets import DatasetStore
 from tests.unit.ingest.packing import FILES, tar_of
-from tests.unit.storage.conftest import LIMITS, FakeReader
+from tests.unit.storage.conftest import LIMITS, QUOTAS, FakeReader, make_blobs
+from tests.unit.storage.test_datasets import leftovers, stored
 
 OTHERS = {f"{label}/other.png": b"PIC of somebody else" for label in ("cat", "dog")}
 
@@ -24,14 +25,14 @@ OTHERS = {f"{label}/other.png": b"PIC of somebody else" for label in ("cat", "do
 def test_a_data_folder_that_is_reached_by_a_link_keeps_datasets(
     database: Database, tmp_path: Path
 ) -> None:
-    disk, link = tmp_path / "disk", tmp_path / "data" / "datasets"
+    disk, link = tmp_path / "disk", tmp_path / "link"
     disk.mkdir()
     link.symlink_to(disk)
     (tmp_path / "pets.tar").write_bytes(tar_of(FILES))
-    datasets = DatasetStore(database, link, FakeReader(), LIMITS)
-    stored = datasets.import_archive(tmp_path / "pets.tar", tenant=DEFAULT_TENANT)
-    assert stored.image_count == len(FILES)
-    assert (disk / stored.dataset_id).is_dir()
+    keeper = DatasetKeeper(database, make_blobs(database, link), QUOTAS, link / "work")
+    datasets = DatasetStore(database, keeper, FakeReader(), LIMITS, QUOTAS)
+    record = datasets.import_archive(tmp_path / "pets.tar", tenant=DEFAULT_TENANT)
+    assert len(stored(datasets, record.dataset_id)) == len(FILES)
 
 
 @pytest.mark.parametrize("swapped", ["file", "folder"])
@@ -50,7 +51,7 @@ def test_an_archive_that_has_become_a_link_is_not_read(
         datasets.import_archive(allowed / "pets.tar", tenant=DEFAULT_TENANT)
     assert caught.value.reason is Reason.ARCHIVE_UNREADABLE
     assert datasets.list(0, "", tenant=DEFAULT_TENANT)[0] == []
-    assert not list((tmp_path / "data" / "datasets" / "tmp").iterdir())
+    assert leftovers(tmp_path) == []
 
 
 def test_an_archive_that_cannot_be_opened_just_now_is_no_fault_of_its_owner(
@@ -83,14 +84,3 @@ def test_an_archive_that_is_swapped_while_it_is_read_is_the_one_that_was_opened(
     stored = datasets.import_archive(archive, tenant=DEFAULT_TENANT)
     assert not other.exists(), "nothing was swapped"
     assert stored.image_count == len(FILES)
-
-
-def test_the_check_reads_a_data_folder_that_is_reached_by_a_link(
-    datasets: DatasetStore, tmp_path: Path
-) -> None:
-    (tmp_path / "pets.tar").write_bytes(tar_of(FILES))
-    datasets.import_archive(tmp_path / "pets.tar", tenant=DEFAULT_TENANT)
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path / "data")
-    with read_only(link) as connection:
-        assert list(dataset_problems(connection, link / "datasets", workers=1)) == []

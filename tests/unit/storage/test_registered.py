@@ -20,14 +20,21 @@ from service.errors import (
 )
 from service.ingest.backbone_process import Asked, Checked
 from service.ops import failpoints
-from service.storage.artifacts import Artifacts
+from service.storage import holds
+from service.storage.blobs import BlobFolder, Blobs
+from service.storage.collector import Collector
 from service.storage.database import Database
 from service.storage.models import ModelStore
+from service.storage.records import NewVersion
 from service.storage.registered import BackboneStore, Description, RegisteredBackbone
-from tests.unit.storage.conftest import TENANT, digest, write_result
+from tests.keys import key
+from tests.unit.storage.conftest import QUOTAS, TENANT, digest, object_of, write_result
 
 ACME = "acme"
 HALF = (0.5, 0.5, 0.5)
+
+
+Files = Callable[[], list[str]]
 
 
 class FakeChecker:
@@ -56,9 +63,24 @@ def checker() -> FakeChecker:
 
 @pytest.fixture
 def backbones(
-    database: Database, artifacts: Artifacts, models: ModelStore, checker: FakeChecker
+    database: Database, blobs: Blobs, checker: FakeChecker, tmp_path: Path
 ) -> BackboneStore:
-    return BackboneStore(database, artifacts, checker, 1000)
+    return BackboneStore(
+        database, blobs, QUOTAS, checker, work=tmp_path / "data" / "tmp", max_bytes=1000
+    )
+
+
+@pytest.fixture
+def files(database: Database, store: BlobFolder, tmp_path: Path) -> Files:
+    """The digests that are needed; nothing may be left of uploads."""
+
+    def files() -> list[str]:
+        work = tmp_path / "data" / "tmp"
+        assert not work.exists() or list(work.iterdir()) == []
+        Collector(database, store, grace_s=0).run()
+        return sorted(name.partition("-")[0] for name in store.names())
+
+    return files
 
 
 def register(
@@ -77,27 +99,20 @@ def register(
         upload.abort()
 
 
-def files(artifacts: Artifacts) -> list[str]:
-    """The digests that are stored; nothing may be left of uploads."""
-    folder = artifacts.backbone_path("x").parent
-    assert list((folder.parent / "tmp").iterdir()) == []
-    return sorted(path.stem for path in folder.iterdir())
-
-
 SERVES = digest(b"SERVESNET")
 
 
 def test_what_serves_is_stored_by_its_content_and_found_by_jobs(
-    backbones: BackboneStore, artifacts: Artifacts, models: ModelStore
+    backbones: BackboneStore, files: Files, models: ModelStore
 ) -> None:
     made = register(backbones, licence="MIT")
     assert (made.name, made.digest, made.source_digest) == ("onnx/tiny", SERVES, digest(b"NET"))
     assert (made.width, made.size_bytes) == (7, 9)
-    assert files(artifacts) == [SERVES]
+    assert files() == [SERVES]
     (pretrained,) = backbones.pretrained(TENANT)
     assert (pretrained.backbone, pretrained.weights) == ("onnx/tiny", f"sha256:{SERVES[:16]}")
     (known,) = pretrained.exported
-    assert (known.path, known.licence) == (str(artifacts.backbone_path(SERVES)), "MIT")
+    assert (known.digest, known.licence) == (SERVES, "MIT")
     assert [e.digest for e in models.exported_backbones("onnx/tiny", TENANT)] == [SERVES]
     assert models.exported_backbones("onnx/tiny", ACME) == []
     assert backbones.pretrained(ACME) == []
@@ -113,21 +128,22 @@ def test_the_same_again_is_not_checked_again(
 def test_versions_are_on_it_in_both_forms_and_both_go_with_it(
     backbones: BackboneStore,
     models: ModelStore,
-    artifacts: Artifacts,
+    files: Files,
     database: Database,
     tmp_path: Path,
 ) -> None:
     made = register(backbones, tenant=ACME)
 
     def publish(number: int, **changes: Any) -> None:
-        job_id, model = f"job-{number}", f"acme/m{number}"
+        job_id, model = f"job-{number}", key(f"m{number}", ACME)
         out = write_result(
-            tmp_path / job_id, job_id, model, weights=made.weights, head=b"h", **changes
+            tmp_path / job_id, job_id, model.name, weights=made.weights, head=b"h", **changes
         )
         manifest = json.loads((out / "manifest.json").read_bytes())
         (out / "manifest.json").write_text(json.dumps({**manifest, "backbone": "onnx/tiny"}))
+        new = NewVersion(model=model, job_id=job_id, stored=models.put_result(out))
         with database.transaction() as connection:
-            models.publish(connection, model, job_id, artifacts.put(out))
+            models.publish(connection, new)
 
     publish(1, backbone=None, backbone_digest=SERVES)
     publish(2, backbone=b"int8", serving_precision="int8")
@@ -137,39 +153,37 @@ def test_versions_are_on_it_in_both_forms_and_both_go_with_it(
         assert [(form.weights, form.digest) for form in found] == known
     (pretrained,) = backbones.pretrained(ACME)
     assert [form.digest for form in pretrained.exported] == [SERVES, digest(b"int8")]
-    for model in ("acme/m1", "acme/m2"):
+    for model in (key("m1", ACME), key("m2", ACME)):
         with pytest.raises(WrongState, match=r"versions are on it \(version 1 of m"):
-            backbones.delete("onnx/tiny", ACME, "resnet18")
+            backbones.delete("onnx/tiny", ACME)
         models.delete_model(model)
         # Kept for the jobs to come, though no version needs them.
-        assert files(artifacts) == sorted([SERVES, digest(b"int8")])
-    backbones.delete("onnx/tiny", ACME, "resnet18")
-    assert files(artifacts) == []
+        assert {SERVES, digest(b"int8")} <= set(files())
+    backbones.delete("onnx/tiny", ACME)
+    assert files() == []
 
 
-def test_a_file_goes_with_the_last_who_needs_it(
-    backbones: BackboneStore, artifacts: Artifacts
-) -> None:
+def test_a_file_goes_with_the_last_who_needs_it(backbones: BackboneStore, files: Files) -> None:
     register(backbones)
     register(backbones, name="twin")
     register(backbones, tenant=ACME)
     for name, tenant in (("tiny", TENANT), ("twin", TENANT)):
-        backbones.delete(f"onnx/{name}", tenant, "resnet18")
-        assert files(artifacts) == [SERVES]
-    backbones.delete("onnx/tiny", ACME, "resnet18")
-    assert files(artifacts) == []
+        backbones.delete(f"onnx/{name}", tenant)
+        assert files() == [SERVES]
+    backbones.delete("onnx/tiny", ACME)
+    assert files() == []
     with pytest.raises(NotFound):
-        backbones.delete("onnx/tiny", ACME, "resnet18")
+        backbones.delete("onnx/tiny", ACME)
 
 
-def test_what_cannot_serve_leaves_nothing(backbones: BackboneStore, artifacts: Artifacts) -> None:
+def test_what_cannot_serve_leaves_nothing(backbones: BackboneStore, files: Files) -> None:
     with pytest.raises(InvalidInput, match="no network"):
         register(backbones, b"PNG")
-    assert files(artifacts) == []
+    assert files() == []
     assert backbones.page("", 10, TENANT) == []
 
 
-def test_a_step_that_fails_leaves_nothing(backbones: BackboneStore, artifacts: Artifacts) -> None:
+def test_a_step_that_fails_leaves_nothing(backbones: BackboneStore, files: Files) -> None:
     for point in ("backbone.stored", "database.committing"):
         failpoints.arm(f"full@{point}")
         try:
@@ -177,23 +191,34 @@ def test_a_step_that_fails_leaves_nothing(backbones: BackboneStore, artifacts: A
                 register(backbones)
         finally:
             failpoints.arm("")
-        assert files(artifacts) == []
+        assert files() == []
     assert backbones.page("", 10, TENANT) == []
     assert register(backbones).digest == SERVES
 
 
-def test_what_a_crash_left_is_swept_and_what_is_registered_stays(
-    backbones: BackboneStore, artifacts: Artifacts, database: Database
+def test_a_file_that_is_missing_comes_back_with_the_same_registration(
+    backbones: BackboneStore, store: BlobFolder, files: Files
 ) -> None:
+    made = register(backbones)
+    object_of(store, SERVES).unlink()
+    assert register(backbones) == made
+    assert files() == [SERVES]
+
+
+def test_a_backbone_that_a_job_holds_stays(backbones: BackboneStore, database: Database) -> None:
     register(backbones)
-    artifacts.backbone_path(digest(b"other")).write_bytes(b"other")
-    (artifacts.new_folder() / "given.onnx").write_bytes(b"half")
-    ModelStore(database, artifacts)
-    assert files(artifacts) == [SERVES]
+    with database.transaction() as connection:
+        holds.hold(connection, TENANT, "backbone", ["onnx/tiny"], "job-1")
+    with pytest.raises(WrongState, match=r"may choose it \(job-1\)") as caught:
+        backbones.delete("onnx/tiny", TENANT)
+    assert caught.value.reason is Reason.BACKBONE_IN_USE
+    with database.transaction() as connection:
+        holds.release(connection, "job-1")
+    backbones.delete("onnx/tiny", TENANT)
 
 
 def test_of_two_at_once_under_a_name_the_first_stays(
-    backbones: BackboneStore, artifacts: Artifacts, checker: FakeChecker
+    backbones: BackboneStore, files: Files, checker: FakeChecker
 ) -> None:
     def meanwhile() -> None:
         checker.before = lambda: None
@@ -203,7 +228,7 @@ def test_of_two_at_once_under_a_name_the_first_stays(
     with pytest.raises(WrongState, match="is registered already") as caught:
         register(backbones)
     assert caught.value.reason is Reason.BACKBONE_IN_USE
-    assert files(artifacts) == [digest(b"SERVESNET of another")]
+    assert files() == [digest(b"SERVESNET of another")]
     checker.before = lambda: None
 
     def the_same() -> None:
@@ -216,19 +241,19 @@ def test_of_two_at_once_under_a_name_the_first_stays(
     assert first.digest == SERVES
 
 
-def test_stored_bytes_count_and_bound(backbones: BackboneStore, artifacts: Artifacts) -> None:
+def test_stored_bytes_count_and_bound(backbones: BackboneStore, files: Files) -> None:
     register(backbones, bound=20)
     # The file that came is smaller than the one that is kept.
     with pytest.raises(OverQuota, match="your datasets, versions, backbones and jobs take"):
         register(backbones, b"NETWORK", name="second", bound=20)
     with pytest.raises(OverQuota):
         register(backbones, b"NET" * 7, name="third", bound=20)
-    assert files(artifacts) == [SERVES]
+    assert files() == [SERVES]
     register(backbones, name="twin", bound=100)
 
 
 def test_who_has_gone_stores_nothing(
-    backbones: BackboneStore, artifacts: Artifacts, checker: FakeChecker
+    backbones: BackboneStore, files: Files, checker: FakeChecker
 ) -> None:
     given = Description(name="tiny", size=96, mean=HALF, std=HALF)
     upload = backbones.begin(given, tenant=TENANT, max_stored_bytes=None)
@@ -236,11 +261,11 @@ def test_who_has_gone_stores_nothing(
     checker.before = upload.abandon
     with pytest.raises(Expired, match="the caller has gone"):
         upload.finish()
-    assert files(artifacts) == []
+    assert files() == []
 
 
 def test_an_upload_may_be_given_up_while_it_is_checked(
-    backbones: BackboneStore, artifacts: Artifacts, checker: FakeChecker
+    backbones: BackboneStore, files: Files, checker: FakeChecker
 ) -> None:
     given = Description(name="tiny", size=96, mean=HALF, std=HALF)
     upload = backbones.begin(given, tenant=TENANT, max_stored_bytes=None)
@@ -270,4 +295,4 @@ def test_an_upload_may_be_given_up_while_it_is_checked(
     assert [type(error) for error in errors] == [Expired]
     with pytest.raises(Internal):
         upload.write(b"more")
-    assert files(artifacts) == []
+    assert files() == []

@@ -7,12 +7,11 @@ import pytest
 
 from service.domain import LeftOut, LeftOutReason
 from service.errors import InvalidInput, Reason
-from service.ingest import index
-from service.ingest.reader import INDEX_FILE
 from service.storage.datasets import DatasetRecord, DatasetStore
 from tests.unit.ingest.packing import FILES, tar_gz_of, zip_of
 from tests.unit.storage.conftest import TENANT
-from tests.unit.storage.test_datasets import IMAGES, leftovers, upload
+from tests.unit.storage.test_datasets import IMAGES, index_of, leftovers, upload
+from tests.unit.storage.test_datasets import stored as all_of
 
 LOOSE = {"a.png": b"PIC1", "deep/er/b.png": b"PIC2"}
 
@@ -25,10 +24,9 @@ def send(datasets: DatasetStore, archive: bytes) -> DatasetRecord:
 
 def stored(datasets: DatasetStore, record: DatasetRecord) -> dict[str, tuple[str, bytes]]:
     """Reads a dataset by its index: the name of each image, its folder's label and its bytes."""
-    root = datasets.path(record.dataset_id)
-    read = index.load(root / INDEX_FILE)
-    assert not read.is_labelled
-    return {i.name: (i.label, (root / "images" / i.path).read_bytes()) for i in read.images}
+    assert not index_of(datasets, record.dataset_id).is_labelled
+    found = all_of(datasets, record.dataset_id)
+    return {name: (label, content) for name, (_, label, content) in found.items()}
 
 
 def test_an_archive_without_classes_keeps_its_images_at_any_depth(
@@ -93,7 +91,7 @@ def test_the_same_images_in_the_same_folders_are_one_dataset_and_in_others_anoth
     first = send(datasets, zip_of(FILES))
     assert send(datasets, tar_gz_of(FILES)) == first
     wrapped = send(datasets, zip_of({f"x/{name}": data for name, data in FILES.items()}))
-    assert replace(wrapped, summary=first.summary) == first
+    assert replace(wrapped, summary=first.summary, index_digest=first.index_digest) == first
     moved = {f"x{name}": content for name, content in FILES.items()}
     assert send(datasets, zip_of(moved)).dataset_id != first.dataset_id
 

@@ -5,7 +5,7 @@ Light: needs gRPC and protobuf alone. `graft.testing` holds a server for tests,
 """
 
 from graft import _version
-from graft._jobs import AsyncJobHandle, JobHandle
+from graft._jobs import AsyncJobHandle, AsyncRankingHandle, JobHandle, RankingHandle
 from graft.aio import AsyncClient
 from graft.client import Client
 from graft.errors import (
@@ -31,6 +31,7 @@ from graft.errors import (
 )
 from graft.retry import NO_RETRY, RetryPolicy
 from graft.types import (
+    AffectedVersion,
     Augmentation,
     Auto,
     Backbone,
@@ -39,9 +40,11 @@ from graft.types import (
     ClassCount,
     ClassScore,
     Dataset,
+    DatasetImage,
     DataSummary,
     DomainAdaptation,
     EpochMetrics,
+    Erasure,
     FeatureBased,
     Figure,
     FineTuneOptions,
@@ -77,9 +80,11 @@ __version__ = _version.version()
 __all__ = [
     "NO_RETRY",
     "Aborted",
+    "AffectedVersion",
     "AlreadyExists",
     "AsyncClient",
     "AsyncJobHandle",
+    "AsyncRankingHandle",
     "Augmentation",
     "Auto",
     "Backbone",
@@ -93,9 +98,11 @@ __all__ = [
     "DataLoss",
     "DataSummary",
     "Dataset",
+    "DatasetImage",
     "DeadlineExceeded",
     "DomainAdaptation",
     "EpochMetrics",
+    "Erasure",
     "FailedPrecondition",
     "FeatureBased",
     "Figure",
@@ -125,6 +132,7 @@ __all__ = [
     "PretrainedBackbone",
     "Progress",
     "RankedBackbone",
+    "RankingHandle",
     "ReadSummary",
     "Reason",
     "ResourceExhausted",

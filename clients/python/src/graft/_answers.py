@@ -39,6 +39,12 @@ _VERDICTS: dict[int, types.Verdict] = {
     model_pb2.GATE_VERDICT_FAILED: "failed",
     model_pb2.GATE_VERDICT_UNDECIDED: "undecided",
 }
+_SPLITS: dict[int, types.Split] = {
+    dataset_pb2.SPLIT_UNSPECIFIED: "",
+    dataset_pb2.SPLIT_TRAIN: "train",
+    dataset_pb2.SPLIT_VALIDATION: "val",
+    dataset_pb2.SPLIT_TEST: "test",
+}
 _SOURCES: dict[int, BackboneSource] = {
     backbone_pb2.BACKBONE_SOURCE_REGISTERED: "registered",
     backbone_pb2.BACKBONE_SOURCE_PACKAGE: "package",
@@ -59,7 +65,14 @@ def time(stamp: Timestamp) -> datetime | None:
     return stamp.ToDatetime(tzinfo=UTC)
 
 
+_KINDS: dict[int, Literal["fine_tune", "ranking"]] = {
+    fine_tuning_pb2.JOB_KIND_FINE_TUNE: "fine_tune",
+    fine_tuning_pb2.JOB_KIND_RANKING: "ranking",
+}
+
+
 def job(message: fine_tuning_pb2.Job) -> types.Job:
+    kind: Literal["fine_tune", "ranking", "unknown"] = _KINDS.get(message.kind, "unknown")
     return types.Job(
         job_id=message.job_id,
         model=message.model,
@@ -67,7 +80,7 @@ def job(message: fine_tuning_pb2.Job) -> types.Job:
         create_time=time(message.create_time),
         start_time=time(message.start_time),
         end_time=time(message.end_time),
-        request=message.request,
+        request=message.ranking_request if kind == "ranking" else message.request,
         version=message.version or None,
         error=_error(message, message.error),
         last_sequence=message.last_sequence,
@@ -78,6 +91,8 @@ def job(message: fine_tuning_pb2.Job) -> types.Job:
         is_candidate=message.is_candidate,
         data_summary=_summary(message.data_summary) if message.HasField("data_summary") else None,
         base=_base(message.base) if message.HasField("base") else None,
+        kind=kind,
+        ranking=_ranking(message.ranking) if message.HasField("ranking") else None,
     )
 
 
@@ -184,7 +199,7 @@ _PAYLOADS: dict[str, Callable[[Any], types.EventPayload]] = {
 }
 
 
-def ranking(message: fine_tuning_pb2.RankBackbonesResponse) -> types.BackboneRanking:
+def _ranking(message: fine_tuning_pb2.Ranking) -> types.BackboneRanking:
     return types.BackboneRanking(
         backbones=tuple(
             types.RankedBackbone(
@@ -216,6 +231,26 @@ def dataset(message: dataset_pb2.Dataset) -> types.Dataset:
         summary=_summary(message.summary),
         is_unlabelled=message.is_unlabelled,
         case_sensitive_labels=message.case_sensitive_labels,
+        erased_image_count=message.erased_image_count,
+    )
+
+
+def dataset_image(message: dataset_pb2.DatasetImage) -> types.DatasetImage:
+    return types.DatasetImage(
+        digest=message.digest,
+        name=message.name,
+        label=message.label,
+        split=_SPLITS.get(message.split, "unknown"),
+        group=message.group,
+        size_bytes=message.size_bytes,
+        is_erased=message.is_erased,
+    )
+
+
+def erasure(message: dataset_pb2.EraseImageResponse) -> types.Erasure:
+    return types.Erasure(
+        dataset_ids=tuple(message.dataset_ids),
+        versions=tuple(types.AffectedVersion(v.model, v.version) for v in message.versions),
     )
 
 
@@ -226,7 +261,6 @@ def model(message: model_pb2.Model) -> types.Model:
         update_time=time(message.update_time),
         aliases=dict(message.aliases),
         version_count=message.version_count,
-        falling_back_aliases=tuple(message.falling_back_aliases),
     )
 
 
@@ -260,8 +294,8 @@ def version(message: model_pb2.Version) -> types.Version:
         image_size=message.image_size,
         sees_whole_image=message.sees_whole_image,
         decision=_decision(message.decision) if message.HasField("decision") else "argmax",
-        damage=message.damage,
         weights_licence=message.weights_licence,
+        erased_image_count=message.erased_image_count,
     )
 
 

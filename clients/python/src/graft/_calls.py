@@ -4,11 +4,11 @@ Sync and async clients are thin over these: they only differ in how a call is
 carried out.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from graft import _answers, _requests, _rpcs, types
+from graft import _answers, _requests, _rpcs, _uploads, types
 from graft._encoding import encoding
 from graft._rpcs import Rpc
 from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
@@ -16,6 +16,8 @@ from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, pred
 T = TypeVar("T")
 
 PAGE_SIZE = 100
+_MOST_ITEMS = 1000
+"""Of a page, where a list has very many short ones."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,12 @@ def cancel_job(job_id: str) -> Call[types.Job]:
 
 
 @encoding
+def delete_job(job_id: str) -> Call[None]:
+    request = fine_tuning_pb2.DeleteJobRequest(job_id=job_id)
+    return Call(_rpcs.DELETE_JOB, request, _nothing)
+
+
+@encoding
 def rank_backbones(
     data: str | types.ServerPath,
     backbones: Iterable[str | types.PretrainedBackbone],
@@ -86,11 +94,17 @@ def rank_backbones(
     seed: int | None,
     *,
     case_sensitive_labels: bool = False,
-) -> Call[types.BackboneRanking]:
+    request_id: str = "",
+) -> Call[types.Job]:
     request = _requests.rank_backbones(
-        data, backbones, time_budget_s, seed, case_sensitive_labels=case_sensitive_labels
+        data,
+        backbones,
+        time_budget_s,
+        seed,
+        case_sensitive_labels=case_sensitive_labels,
+        request_id=request_id,
     )
-    return Call(_rpcs.RANK_BACKBONES, request, _answers.ranking)
+    return Call(_rpcs.RANK_BACKBONES, request, lambda answer: _answers.job(answer.job))
 
 
 @encoding
@@ -120,6 +134,40 @@ def list_datasets(page_token: str) -> Call[Page[types.Dataset]]:
 def delete_dataset(dataset_id: str) -> Call[None]:
     request = dataset_pb2.DeleteDatasetRequest(dataset_id=dataset_id)
     return Call(_rpcs.DELETE_DATASET, request, _nothing)
+
+
+@encoding
+def remove_images(
+    dataset: types.Dataset | str, digests: Iterable[str], display_name: str
+) -> Call[types.Dataset]:
+    request = dataset_pb2.RemoveImagesRequest(
+        dataset_id=_uploads.id_of(dataset), digests=digests, display_name=display_name
+    )
+    return Call(_rpcs.REMOVE_IMAGES, request, lambda answer: _answers.dataset(answer.dataset))
+
+
+@encoding
+def relabel_images(
+    dataset: types.Dataset | str, labels: Mapping[str, str], display_name: str
+) -> Call[types.Dataset]:
+    request = dataset_pb2.RelabelImagesRequest(
+        dataset_id=_uploads.id_of(dataset), labels=labels, display_name=display_name
+    )
+    return Call(_rpcs.RELABEL_IMAGES, request, lambda answer: _answers.dataset(answer.dataset))
+
+
+@encoding
+def list_images(dataset: types.Dataset | str, page_token: str) -> Call[Page[types.DatasetImage]]:
+    request = dataset_pb2.ListImagesRequest(
+        dataset_id=_uploads.id_of(dataset), page_size=_MOST_ITEMS, page_token=page_token
+    )
+    return Call(_rpcs.LIST_IMAGES, request, lambda a: _page(a, a.images, _answers.dataset_image))
+
+
+@encoding
+def erase_image(digest: str) -> Call[types.Erasure]:
+    request = dataset_pb2.EraseImageRequest(image_digest=digest)
+    return Call(_rpcs.ERASE_IMAGE, request, _answers.erasure)
 
 
 @encoding
@@ -176,10 +224,8 @@ def delete_version(model: str, version: int) -> Call[None]:
 
 
 @encoding
-def set_alias(model: str, alias: str, version: int, falls_back: bool) -> Call[types.Model]:
-    request = model_pb2.SetAliasRequest(
-        model=model, alias=alias, version=version, falls_back=falls_back
-    )
+def set_alias(model: str, alias: str, version: int) -> Call[types.Model]:
+    request = model_pb2.SetAliasRequest(model=model, alias=alias, version=version)
     return Call(_rpcs.SET_ALIAS, request, lambda answer: _answers.model(answer.model))
 
 

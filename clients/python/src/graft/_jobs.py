@@ -1,10 +1,11 @@
-"""A handle on one job: wait for it, follow it, cancel it; sync and async alike."""
+"""Handles on jobs: wait for one, follow it, cancel it; sync and async alike."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from graft.errors import JobCancelled, JobFailed
-from graft.types import Job, JobEvent, JobState, Version
+from graft.errors import GraftError, JobCancelled, JobFailed, invalid
+from graft.types import BackboneRanking, Job, JobEvent, JobState, Version
 
 if TYPE_CHECKING:
     from graft.aio import AsyncClient
@@ -13,24 +14,41 @@ if TYPE_CHECKING:
 OnEvent = Callable[[JobEvent], None]
 
 
-def _published(job: Job) -> int:
-    """The version of a job that ended well; raises for one that did not."""
+def _check_succeeded(job: Job) -> None:
+    """Raises JobCancelled or JobFailed for a job that did not end well."""
     if job.state is JobState.CANCELLED:
         raise JobCancelled(job)
-    if job.state is not JobState.SUCCEEDED or job.version is None:
+    if job.state is not JobState.SUCCEEDED:
+        raise JobFailed(job)
+
+
+def _published(job: Job) -> int:
+    """Returns the version of a job that ended well; raises for one that did not."""
+    if job.kind == "ranking":
+        raise invalid(f"{job.job_id} ranks backbones and makes no version: see Job.ranking")
+    _check_succeeded(job)
+    if job.version is None:
         raise JobFailed(job)
     return job.version
 
 
-class JobHandle:
-    """A job as `fine_tune` started it; `job` is how it was when last asked."""
+def _ranked(job: Job) -> BackboneRanking:
+    """Returns the ranking of a job that ended well; raises for one that did not."""
+    _check_succeeded(job)
+    if job.ranking is None:
+        raise JobFailed(job)
+    return job.ranking
+
+
+class _Handle:
+    """A job that was started; `job` is how it was when last asked."""
 
     def __init__(self, client: "Client", job: Job) -> None:
         self._client = client
         self.job = job
 
     def __repr__(self) -> str:
-        return f"<JobHandle {self.job_id} of {self.job.model}: {self.job.state}>"
+        return f"<{type(self).__name__} {self.job_id} of {self.job.model}: {self.job.state}>"
 
     @property
     def job_id(self) -> str:
@@ -46,17 +64,11 @@ class JobHandle:
         """Its events after the one numbered `after`, to its last."""
         return self._client.watch_job(self.job_id, after=after, timeout_s=timeout_s)
 
-    def wait(self, timeout_s: float | None = None, on_event: OnEvent | None = None) -> Version:
-        """Waits for its end and returns the version it made, a candidate too.
-
-        Raises JobFailed, JobCancelled, or DeadlineExceeded when it takes longer
-        than `timeout_s` (it goes on). `on_event` is told of every event.
-        """
+    def _wait(self, timeout_s: float | None, on_event: OnEvent | None) -> Job:
         for event in self.events(timeout_s=timeout_s):
             if on_event:
                 on_event(event)
-        number = _published(self.refresh())
-        return self._client.get_version(self.job.model, version=number)
+        return self.refresh()
 
     def cancel(self) -> Job:
         """Asks for its end; `wait` raises JobCancelled when it came."""
@@ -64,15 +76,49 @@ class JobHandle:
         return self.job
 
 
-class AsyncJobHandle:
-    """As `JobHandle`, for `AsyncClient`."""
+class JobHandle(_Handle):
+    """A fine-tuning as `fine_tune` started it; `job` is how it was when last asked."""
+
+    def wait(self, timeout_s: float | None = None, on_event: OnEvent | None = None) -> Version:
+        """Waits for its end and returns the version it made, a candidate too.
+
+        Raises JobFailed, JobCancelled, or DeadlineExceeded when it takes longer
+        than `timeout_s` (it goes on). `on_event` is told of every event.
+        """
+        number = _published(self._wait(timeout_s, on_event))
+        return self._client.get_version(self.job.model, version=number)
+
+
+class RankingHandle(_Handle):
+    """A ranking as `start_ranking` started it; `job` is how it was when last asked."""
+
+    def wait(
+        self, timeout_s: float | None = None, on_event: OnEvent | None = None
+    ) -> BackboneRanking:
+        """Waits for its end and returns the ranking; raises as `JobHandle.wait`."""
+        return _ranked(self._wait(timeout_s, on_event))
+
+    def result(self, timeout_s: float) -> BackboneRanking:
+        """Waits as `wait`; cancels the job when it takes longer, or is interrupted."""
+        try:
+            return self.wait(timeout_s)
+        except (JobFailed, JobCancelled):
+            raise
+        except BaseException:
+            with suppress(GraftError):
+                self.cancel()
+            raise
+
+
+class _AsyncHandle:
+    """As `_Handle`, for `AsyncClient`."""
 
     def __init__(self, client: "AsyncClient", job: Job) -> None:
         self._client = client
         self.job = job
 
     def __repr__(self) -> str:
-        return f"<AsyncJobHandle {self.job_id} of {self.job.model}: {self.job.state}>"
+        return f"<{type(self).__name__} {self.job_id} of {self.job.model}: {self.job.state}>"
 
     @property
     def job_id(self) -> str:
@@ -88,17 +134,45 @@ class AsyncJobHandle:
         """As `JobHandle.events`."""
         return self._client.watch_job(self.job_id, after=after, timeout_s=timeout_s)
 
-    async def wait(
-        self, timeout_s: float | None = None, on_event: OnEvent | None = None
-    ) -> Version:
-        """As `JobHandle.wait`."""
+    async def _wait(self, timeout_s: float | None, on_event: OnEvent | None) -> Job:
         async for event in self.events(timeout_s=timeout_s):
             if on_event:
                 on_event(event)
-        number = _published(await self.refresh())
-        return await self._client.get_version(self.job.model, version=number)
+        return await self.refresh()
 
     async def cancel(self) -> Job:
         """As `JobHandle.cancel`."""
         self.job = await self._client.cancel_job(self.job_id)
         return self.job
+
+
+class AsyncJobHandle(_AsyncHandle):
+    """As `JobHandle`, for `AsyncClient`."""
+
+    async def wait(
+        self, timeout_s: float | None = None, on_event: OnEvent | None = None
+    ) -> Version:
+        """As `JobHandle.wait`."""
+        number = _published(await self._wait(timeout_s, on_event))
+        return await self._client.get_version(self.job.model, version=number)
+
+
+class AsyncRankingHandle(_AsyncHandle):
+    """As `RankingHandle`, for `AsyncClient`."""
+
+    async def wait(
+        self, timeout_s: float | None = None, on_event: OnEvent | None = None
+    ) -> BackboneRanking:
+        """As `RankingHandle.wait`."""
+        return _ranked(await self._wait(timeout_s, on_event))
+
+    async def result(self, timeout_s: float) -> BackboneRanking:
+        """As `RankingHandle.result`."""
+        try:
+            return await self.wait(timeout_s)
+        except (JobFailed, JobCancelled):
+            raise
+        except BaseException:
+            with suppress(GraftError):
+                await self.cancel()
+            raise

@@ -125,6 +125,7 @@ def rank_backbones(
     seed: int | None,
     *,
     case_sensitive_labels: bool = False,
+    request_id: str = "",
 ) -> pb.RankBackbonesRequest:
     """`data` is the id of a dataset or a path on the server."""
     request = pb.RankBackbonesRequest(
@@ -132,6 +133,7 @@ def rank_backbones(
         time_budget=None if time_budget_s is None else _duration("time_budget_s", time_budget_s),
         seed=seed,
         case_sensitive_labels=case_sensitive_labels,
+        request_id=request_id or str(uuid.uuid4()),
     )
     _set_data(request, data)
     return request

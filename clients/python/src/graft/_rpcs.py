@@ -59,7 +59,11 @@ WATCH_JOB = _rpc(
 CANCEL_JOB = _rpc(
     "FineTuningService/CancelJob", tuning.CancelJobRequest, tuning.CancelJobResponse, is_safe=False
 )
-# Trains nothing and keeps nothing.
+# A repeated delete would answer NOT_FOUND for what it deleted itself.
+DELETE_JOB = _rpc(
+    "FineTuningService/DeleteJob", tuning.DeleteJobRequest, tuning.DeleteJobResponse, is_safe=False
+)
+# As FineTune.
 RANK_BACKBONES = _rpc(
     "FineTuningService/RankBackbones",
     tuning.RankBackbonesRequest,
@@ -92,6 +96,38 @@ DELETE_DATASET = _rpc(
     datasets.DeleteDatasetRequest,
     datasets.DeleteDatasetResponse,
     is_safe=False,
+)
+# Here and below: the same change of the same dataset always gives the same one.
+ADD_IMAGES = _rpc(
+    "DatasetService/AddImages",
+    datasets.AddImagesRequest,
+    datasets.AddImagesResponse,
+    is_safe=True,
+)
+REMOVE_IMAGES = _rpc(
+    "DatasetService/RemoveImages",
+    datasets.RemoveImagesRequest,
+    datasets.RemoveImagesResponse,
+    is_safe=True,
+)
+RELABEL_IMAGES = _rpc(
+    "DatasetService/RelabelImages",
+    datasets.RelabelImagesRequest,
+    datasets.RelabelImagesResponse,
+    is_safe=True,
+)
+LIST_IMAGES = _rpc(
+    "DatasetService/ListImages",
+    datasets.ListImagesRequest,
+    datasets.ListImagesResponse,
+    is_safe=True,
+)
+# An image that is erased already is answered with the same.
+ERASE_IMAGE = _rpc(
+    "DatasetService/EraseImage",
+    datasets.EraseImageRequest,
+    datasets.EraseImageResponse,
+    is_safe=True,
 )
 
 # The same file under the same name again changes nothing.

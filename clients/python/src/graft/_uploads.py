@@ -17,10 +17,11 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from graft import _answers, types
+from graft import _answers, _rpcs, types
 from graft._encoding import encodable, encoding
 from graft._files import is_open_file, opening, plain
 from graft._images import ArrayImage, ImageLike, PilImage, to_file
+from graft._rpcs import Rpc
 from graft.errors import InvalidArgument, invalid
 from graft.v1 import dataset_pb2 as pb
 
@@ -48,9 +49,10 @@ OnProgress: TypeAlias = Callable[[int, int | None], None]
 class Upload:
     """Something to upload."""
 
-    messages: Callable[[], Iterator[pb.UploadDatasetRequest]]
+    messages: Callable[[], Iterator[Any]]
     """Starts from the beginning; errors of the disk come out of the iteration."""
     is_repeatable: bool
+    rpc: Rpc[Any, Any] = _rpcs.UPLOAD_DATASET
 
 
 def stored(
@@ -96,9 +98,52 @@ def there(source: str | types.ServerPath | Upload) -> str | types.ServerPath:
     return "" if isinstance(source, Upload) else source
 
 
-def stored_as(answer: pb.UploadDatasetResponse) -> types.Dataset:
+def stored_as(answer: pb.UploadDatasetResponse | pb.AddImagesResponse) -> types.Dataset:
     """What an upload became."""
     return _answers.dataset(answer.dataset)
+
+
+def id_of(dataset: types.Dataset | str) -> str:
+    """Returns a dataset's id; raises InvalidArgument for what is neither one nor a dataset."""
+    if isinstance(dataset, types.Dataset):
+        return dataset.dataset_id
+    if isinstance(dataset, str):
+        return dataset
+    raise invalid(f"dataset is {_a(dataset)}: give a Dataset, or its id", "dataset")
+
+
+def more(
+    dataset: types.Dataset | str,
+    data: Uploadable | Unlabelled,
+    display_name: str,
+    on_progress: OnProgress | None,
+    *,
+    is_unlabelled: bool,
+) -> Upload:
+    """Prepares what adds images to a dataset, of which only its id may be known."""
+    dataset_id = id_of(dataset)
+    if isinstance(dataset, types.Dataset):
+        is_unlabelled = dataset.is_unlabelled
+    upload = prepare(data, display_name, on_progress, is_unlabelled=is_unlabelled)
+
+    def messages() -> Iterator[pb.AddImagesRequest]:
+        for message in upload.messages():
+            match message.WhichOneof("part"):
+                case "header":
+                    header = pb.AddImagesHeader(
+                        dataset_id=dataset_id,
+                        display_name=display_name,
+                        format=message.header.format,
+                    )
+                    yield pb.AddImagesRequest(header=header)
+                case "archive_chunk":
+                    yield pb.AddImagesRequest(archive_chunk=message.archive_chunk)
+                case "image":
+                    yield pb.AddImagesRequest(image=message.image)
+                case "end":
+                    yield pb.AddImagesRequest(end=message.end)
+
+    return Upload(messages, upload.is_repeatable, _rpcs.ADD_IMAGES)
 
 
 def prepare(

@@ -19,18 +19,18 @@ from graft import _answers, _backbones, _calls, _channel, _requests, _rpcs, _upl
 from graft._async import AsyncTransport, stepwise
 from graft._backbones import Layout
 from graft._channel import NOT_SERVING, PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
+from graft._datasets import AsyncDatasetMethods
 from graft._export import whole_file
 from graft._images import ImageLike, predict_requests
-from graft._jobs import AsyncJobHandle
+from graft._jobs import AsyncJobHandle, AsyncRankingHandle
 from graft._order import IMAGES_A_REQUEST, REQUESTS_UNDER_WAY, Order
-from graft._uploads import Data, OnProgress, Unlabelled, Upload, Uploadable
+from graft._uploads import Data, OnProgress, Upload
 from graft._watch import Watch
 from graft.errors import DeadlineExceeded, GraftError, Unavailable
 from graft.retry import RetryPolicy
 from graft.types import (
     Backbone,
     BackboneRanking,
-    Dataset,
     Decision,
     FineTuneOptions,
     Job,
@@ -38,14 +38,14 @@ from graft.types import (
     Model,
     Prediction,
     PretrainedBackbone,
+    RankOptions,
     Rollback,
-    ServerPath,
     Version,
 )
 from graft.v1 import prediction_pb2
 
 
-class AsyncClient:
+class AsyncClient(AsyncDatasetMethods):
     """A connection to a Graft server; see `Client`."""
 
     def __init__(
@@ -133,7 +133,11 @@ class AsyncClient:
         """As `Client.cancel_job`."""
         return await self._transport.unary(_calls.cancel_job(job_id))
 
-    async def rank_backbones(
+    async def delete_job(self, job_id: str) -> None:
+        """As `Client.delete_job`."""
+        await self._transport.unary(_calls.delete_job(job_id))
+
+    async def start_ranking(
         self,
         data: Data,
         *,
@@ -141,11 +145,12 @@ class AsyncClient:
         time_budget_s: float | None = None,
         seed: int | None = None,
         case_sensitive_labels: bool = False,
+        request_id: str = "",
         on_upload: OnProgress | None = None,
-        timeout_s: float | None = None,
-    ) -> BackboneRanking:
-        """As `Client.rank_backbones`."""
+    ) -> AsyncRankingHandle:
+        """As `Client.start_ranking`."""
         given = _requests.listed(backbones)
+        # Bad options are found out before anything is uploaded.
         _calls.rank_backbones("", given, time_budget_s, seed)
         source = await asyncio.to_thread(
             _uploads.stored, data, on_upload, case_sensitive_labels=case_sensitive_labels
@@ -158,56 +163,21 @@ class AsyncClient:
             time_budget_s,
             seed,
             case_sensitive_labels=case_sensitive_labels,
+            request_id=request_id,
         )
-        return await self._transport.unary(call, timeout_s or ranking_timeout_s(time_budget_s))
+        return AsyncRankingHandle(self, await self._transport.unary(call))
 
-    # Datasets
-
-    async def upload_dataset(
+    async def rank_backbones(
         self,
-        data: Uploadable | Unlabelled,
+        data: Data,
         *,
-        display_name: str = "",
-        is_unlabelled: bool = False,
-        case_sensitive_labels: bool = False,
-        on_progress: OnProgress | None = None,
-        timeout_s: float = TRANSFER_TIMEOUT_S,
-    ) -> Dataset:
-        """As `Client.upload_dataset`; an iterable is read on a worker thread."""
-        upload = await asyncio.to_thread(
-            _uploads.prepare,
-            data,
-            display_name,
-            on_progress,
-            is_unlabelled=is_unlabelled,
-            case_sensitive_labels=case_sensitive_labels,
-        )
-        return await self._upload(upload, timeout_s)
-
-    async def _sent(self, source: str | ServerPath | Upload) -> str | ServerPath:
-        """As `Client._sent`."""
-        if isinstance(source, Upload):
-            return (await self._upload(source, TRANSFER_TIMEOUT_S)).dataset_id
-        return source
-
-    async def _upload(self, upload: Upload, timeout_s: float) -> Dataset:
-        async def send(left_s: float) -> Dataset:
-            answer = await self._transport.collect(_rpcs.UPLOAD_DATASET, upload.messages(), left_s)
-            return _uploads.stored_as(answer)
-
-        return await self._transport.attempts(send, timeout_s, is_safe=upload.is_repeatable)
-
-    async def get_dataset(self, dataset_id: str) -> Dataset:
-        """As `Client.get_dataset`."""
-        return await self._transport.unary(_calls.get_dataset(dataset_id))
-
-    def list_datasets(self) -> AsyncIterator[Dataset]:
-        """As `Client.list_datasets`."""
-        return self._transport.pages(_calls.list_datasets)
-
-    async def delete_dataset(self, dataset_id: str) -> None:
-        """As `Client.delete_dataset`."""
-        await self._transport.unary(_calls.delete_dataset(dataset_id))
+        timeout_s: float | None = None,
+        **options: Unpack[RankOptions],
+    ) -> BackboneRanking:
+        """As `Client.rank_backbones`."""
+        started = await self.start_ranking(data, **options)
+        longest_s = timeout_s or ranking_timeout_s(options.get("time_budget_s"))
+        return await started.result(longest_s)
 
     # Backbones
 
@@ -345,11 +315,9 @@ class AsyncClient:
         """As `Client.delete_version`."""
         await self._transport.unary(_calls.delete_version(model, version))
 
-    async def set_alias(
-        self, model: str, alias: str, version: int, *, falls_back: bool = False
-    ) -> Model:
+    async def set_alias(self, model: str, alias: str, version: int) -> Model:
         """As `Client.set_alias`."""
-        return await self._transport.unary(_calls.set_alias(model, alias, version, falls_back))
+        return await self._transport.unary(_calls.set_alias(model, alias, version))
 
     async def delete_alias(self, model: str, alias: str) -> Model:
         """As `Client.delete_alias`."""

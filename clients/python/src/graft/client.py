@@ -18,19 +18,19 @@ import grpc
 from graft import _answers, _backbones, _calls, _channel, _requests, _rpcs, _uploads
 from graft._backbones import Layout
 from graft._channel import NOT_SERVING, PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
+from graft._datasets import DatasetMethods
 from graft._export import whole_file
 from graft._images import ImageLike, predict_requests
-from graft._jobs import JobHandle
+from graft._jobs import JobHandle, RankingHandle
 from graft._order import IMAGES_A_REQUEST, REQUESTS_UNDER_WAY, Order
 from graft._sync import Transport
-from graft._uploads import Data, OnProgress, Unlabelled, Upload, Uploadable
+from graft._uploads import Data, OnProgress, Upload
 from graft._watch import Watch
 from graft.errors import DeadlineExceeded, GraftError, Unavailable
 from graft.retry import RetryPolicy
 from graft.types import (
     Backbone,
     BackboneRanking,
-    Dataset,
     Decision,
     FineTuneOptions,
     Job,
@@ -38,14 +38,14 @@ from graft.types import (
     Model,
     Prediction,
     PretrainedBackbone,
+    RankOptions,
     Rollback,
-    ServerPath,
     Version,
 )
 from graft.v1 import prediction_pb2
 
 
-class Client:
+class Client(DatasetMethods):
     """A connection to a Graft server.
 
     `timeout_s` is the deadline of each call, its repeats included; uploads and
@@ -148,7 +148,11 @@ class Client:
         """Asks for a job's end; a running one ends soon after."""
         return self._transport.unary(_calls.cancel_job(job_id))
 
-    def rank_backbones(
+    def delete_job(self, job_id: str) -> None:
+        """Deletes a job that has ended, with its events; its version stays."""
+        self._transport.unary(_calls.delete_job(job_id))
+
+    def start_ranking(
         self,
         data: Data,
         *,
@@ -156,14 +160,13 @@ class Client:
         time_budget_s: float | None = None,
         seed: int | None = None,
         case_sensitive_labels: bool = False,
+        request_id: str = "",
         on_upload: OnProgress | None = None,
-        timeout_s: float | None = None,
-    ) -> BackboneRanking:
-        """Says which backbone to start from; `data` is as in `fine_tune`.
+    ) -> RankingHandle:
+        """Starts a job that says which backbone to start from; `data` is as in `fine_tune`.
 
         Backbones are names, "NAME:WEIGHTS", or `PretrainedBackbone`s;
-        none means all whose weights the server has. Waits two minutes longer than
-        the time budget (the server's is 60 s) unless `timeout_s` says otherwise.
+        none means all whose weights the server has.
         """
         given = _requests.listed(backbones)
         # Bad options are found out before anything is uploaded.
@@ -177,61 +180,24 @@ class Client:
             time_budget_s,
             seed,
             case_sensitive_labels=case_sensitive_labels,
+            request_id=request_id,
         )
-        return self._transport.unary(call, timeout_s or ranking_timeout_s(time_budget_s))
+        return RankingHandle(self, self._transport.unary(call))
 
-    # Datasets
-
-    def upload_dataset(
+    def rank_backbones(
         self,
-        data: Uploadable | Unlabelled,
+        data: Data,
         *,
-        display_name: str = "",
-        is_unlabelled: bool = False,
-        case_sensitive_labels: bool = False,
-        on_progress: OnProgress | None = None,
-        timeout_s: float = TRANSFER_TIMEOUT_S,
-    ) -> Dataset:
-        """Stores a folder, an archive or labelled images; the same ones get the same id.
+        timeout_s: float | None = None,
+        **options: Unpack[RankOptions],
+    ) -> BackboneRanking:
+        """Says which backbone to start from, as `start_ranking`, and waits for the answer.
 
-        With `is_unlabelled` they have no classes, and are the target of a domain
-        adaptation. With `case_sensitive_labels`, class names that differ in upper and
-        lower case alone are two classes. The `summary` of the answer says which files were
-        left out, and why.
+        Waits two minutes longer than the time budget (60 s where none is given), or `timeout_s`;
+        cancels the job when it takes longer, or the caller is interrupted.
         """
-        upload = _uploads.prepare(
-            data,
-            display_name,
-            on_progress,
-            is_unlabelled=is_unlabelled,
-            case_sensitive_labels=case_sensitive_labels,
-        )
-        return self._upload(upload, timeout_s)
-
-    def _sent(self, source: str | ServerPath | Upload) -> str | ServerPath:
-        """Where the images are on the server, after their upload where there is one."""
-        if isinstance(source, Upload):
-            return self._upload(source, TRANSFER_TIMEOUT_S).dataset_id
-        return source
-
-    def _upload(self, upload: Upload, timeout_s: float) -> Dataset:
-        def send(left_s: float) -> Dataset:
-            answer = self._transport.collect(_rpcs.UPLOAD_DATASET, upload.messages(), left_s)
-            return _uploads.stored_as(answer)
-
-        return self._transport.attempts(send, timeout_s, is_safe=upload.is_repeatable)
-
-    def get_dataset(self, dataset_id: str) -> Dataset:
-        """Describes one dataset."""
-        return self._transport.unary(_calls.get_dataset(dataset_id))
-
-    def list_datasets(self) -> Iterator[Dataset]:
-        """Datasets, newest first."""
-        return self._transport.pages(_calls.list_datasets)
-
-    def delete_dataset(self, dataset_id: str) -> None:
-        """Deletes a dataset and its images."""
-        self._transport.unary(_calls.delete_dataset(dataset_id))
+        started = self.start_ranking(data, **options)
+        return started.result(timeout_s or ranking_timeout_s(options.get("time_budget_s")))
 
     # Backbones
 
@@ -393,13 +359,9 @@ class Client:
         """Deletes a version; the last one goes only with its model."""
         self._transport.unary(_calls.delete_version(model, version))
 
-    def set_alias(self, model: str, alias: str, version: int, *, falls_back: bool = False) -> Model:
-        """Points an alias to a version; makes the alias if it is new.
-
-        With `falls_back` the version that it pointed to before answers while the files of
-        its own are damaged; each call says it anew.
-        """
-        return self._transport.unary(_calls.set_alias(model, alias, version, falls_back))
+    def set_alias(self, model: str, alias: str, version: int) -> Model:
+        """Points an alias to a version; makes the alias if it is new."""
+        return self._transport.unary(_calls.set_alias(model, alias, version))
 
     def delete_alias(self, model: str, alias: str) -> Model:
         """Removes an alias."""

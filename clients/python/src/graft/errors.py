@@ -36,7 +36,9 @@ class Reason(StrEnum):
     JOB_NOT_FOUND = "JOB_NOT_FOUND"
     DATASET_NOT_FOUND = "DATASET_NOT_FOUND"
     BACKBONE_NOT_FOUND = "BACKBONE_NOT_FOUND"
+    IMAGE_NOT_FOUND = "IMAGE_NOT_FOUND"
     JOB_FINISHED = "JOB_FINISHED"
+    JOB_NOT_FINISHED = "JOB_NOT_FINISHED"
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
     DATASET_IN_USE = "DATASET_IN_USE"
     ALIAS_IN_USE = "ALIAS_IN_USE"
@@ -164,14 +166,18 @@ class Internal(GraftError):  # noqa: N818
     """A fault of the service; the message holds an id that its log holds too."""
 
 
+def _named(job: "Job") -> str:
+    return f"job {job.job_id} of model {job.model}" if job.model else f"ranking {job.job_id}"
+
+
 class JobFailed(GraftError):  # noqa: N818
-    """A job ended without a version; `job` is how it ended."""
+    """A job ended without a result; `job` is how it ended."""
 
     def __init__(self, job: "Job") -> None:
         cause = job.error
         why = cause.message if cause else "the service did not say why"
         super().__init__(
-            f"job {job.job_id} of model {job.model} failed: {why}",
+            f"{_named(job)} failed: {why}",
             reason=cause.reason if cause else "",
             code=cause.code if cause else grpc.StatusCode.UNKNOWN,
         )
@@ -182,9 +188,7 @@ class JobCancelled(GraftError):  # noqa: N818
     """A job was cancelled before it ended; `job` is how it ended."""
 
     def __init__(self, job: "Job") -> None:
-        super().__init__(
-            f"job {job.job_id} of model {job.model} was cancelled", code=grpc.StatusCode.CANCELLED
-        )
+        super().__init__(f"{_named(job)} was cancelled", code=grpc.StatusCode.CANCELLED)
         self.job = job
 
 

@@ -5,10 +5,11 @@ milliseconds (`_ms`), and what the service has not set is None. Enumerations are
 `job.state == "RUNNING"` works.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from graft._backbones import Backbone
 from graft._figures import Figure, GateCheck, MeasuredOn, Verdict, VersionPublished
@@ -34,9 +35,10 @@ from graft._options import (
 )
 from graft._predictions import ClassScore, Prediction
 from graft.errors import GraftError
-from graft.v1.fine_tuning_pb2 import FineTuneRequest
+from graft.v1.fine_tuning_pb2 import FineTuneRequest, RankBackbonesRequest
 
 __all__ = [
+    "AffectedVersion",
     "Augmentation",
     "Auto",
     "Backbone",
@@ -47,10 +49,12 @@ __all__ = [
     "ClassScore",
     "DataSummary",
     "Dataset",
+    "DatasetImage",
     "Decision",
     "Device",
     "DomainAdaptation",
     "EpochMetrics",
+    "Erasure",
     "EventPayload",
     "FeatureBased",
     "Figure",
@@ -173,6 +177,7 @@ LeftOutReason = Literal[
     "stray",
     "copy",
     "contradiction",
+    "erased",
     "unknown",
 ]
 """Why a file is not among the images of a dataset; "unknown" to a client that is too old."""
@@ -267,18 +272,19 @@ class JobEvent:
 
 @dataclass(frozen=True)
 class Job:
-    """One FineTune request's life, as it was when asked."""
+    """The life of one fine-tuning or ranking, as it was when asked."""
 
     job_id: str
     model: str
+    """Empty for a ranking."""
     state: JobState
     create_time: datetime | None
     start_time: datetime | None
     end_time: datetime | None
-    request: FineTuneRequest
+    request: FineTuneRequest | RankBackbonesRequest
     """The message as it was sent, but for inline images, which are a dataset by now."""
     version: int | None
-    """What it made, a candidate too; None unless SUCCEEDED."""
+    """The version it made, a candidate too; None unless a fine-tuning has SUCCEEDED."""
     error: GraftError | None
     """Why it FAILED."""
     last_sequence: int
@@ -288,11 +294,25 @@ class Job:
     elapsed_s: float | None = None
     """Since its trainer was last started, until its end or this answer; None before the start."""
     is_candidate: bool = False
-    """It SUCCEEDED, and no alias moved to its version, which its gate did not let pass."""
+    """Its version was a candidate when the job ended; `Version` says what it is now."""
     data_summary: ReadSummary | None = None
     """What became of the files of its data, once they were read."""
     base: BaseVersion | None = None
     """The version that the request's base named then, by its number; None where it named none."""
+    kind: Literal["fine_tune", "ranking", "unknown"] = "fine_tune"
+    ranking: "BackboneRanking | None" = None
+    """The result of a ranking that has SUCCEEDED."""
+
+
+class RankOptions(TypedDict, total=False):
+    """What `rank_backbones` takes, as `start_ranking`."""
+
+    backbones: "Iterable[str | PretrainedBackbone]"
+    time_budget_s: float | None
+    seed: int | None
+    case_sensitive_labels: bool
+    request_id: str
+    on_upload: Callable[[int, int | None], None] | None
 
 
 @dataclass(frozen=True)
@@ -342,6 +362,44 @@ class Dataset:
     """It has no classes: it can be the target of a domain adaptation alone."""
     case_sensitive_labels: bool = False
     """Its class names may differ in upper and lower case alone."""
+    erased_image_count: int = 0
+    """How many of its images were erased since; they count in the digest and nowhere else."""
+
+
+@dataclass(frozen=True)
+class DatasetImage:
+    """One image of a dataset."""
+
+    digest: str
+    """sha256 of its file, lower-case hex."""
+    name: str
+    """Relative to the dataset as it was sent."""
+    label: str
+    """Its class; "" where it has none."""
+    split: Split | Literal["unknown"]
+    """ "" where the dataset names none; "unknown" to a client that is too old."""
+    group: str
+    """Names the images that it belongs together with; "" for none."""
+    size_bytes: int
+    is_erased: bool = False
+    """Only its digest, class, split and group are known any more."""
+
+
+@dataclass(frozen=True)
+class AffectedVersion:
+    """A version of a model that learned from an image, or was measured on it."""
+
+    model: str
+    version: int
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What had an image that was erased."""
+
+    dataset_ids: tuple[str, ...]
+    versions: tuple[AffectedVersion, ...]
+    """They are as they were: to be rid of what they learned, train again and delete them."""
 
 
 @dataclass(frozen=True)
@@ -353,8 +411,6 @@ class Model:
     update_time: datetime | None
     aliases: dict[str, int]
     version_count: int
-    falling_back_aliases: tuple[str, ...] = ()
-    """Those whose earlier version answers while the files of their own are damaged."""
 
 
 @dataclass(frozen=True)
@@ -402,8 +458,8 @@ class Version:
     """It sees all of an image, squeezed to that square, not its middle alone."""
     decision: Decision | Literal["unknown"] = "argmax"
     """How it answers, unless a call says otherwise; its figures and its gate go by it."""
-    damage: str = ""
-    """Why its files cannot be served, as found when they were last read; mostly empty."""
+    erased_image_count: int = 0
+    """How many of the images that it was trained or measured on were erased since."""
     weights_licence: str = ""
     """Of the weights it started from, as their publisher names it, or "not known"; "" for random
     ones."""

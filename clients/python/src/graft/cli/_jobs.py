@@ -3,11 +3,12 @@
 import argparse
 from typing import Any
 
+from graft._jobs import RankingHandle
 from graft.cli._commands import in_commands
 from graft.cli._output import Output
 from graft.cli._times import clock, percent
 from graft.cli._times import times as stage_times
-from graft.cli._watching import figures_of, follow, tell
+from graft.cli._watching import Watching, figures_of, follow, tell
 from graft.client import Client
 from graft.types import Job
 
@@ -16,7 +17,7 @@ _STATES = ["queued", "running", "succeeded", "failed", "cancelled"]
 
 def add(commands: Any) -> None:
     """The commands and their options."""
-    jobs = commands.group("jobs", "List, watch and cancel jobs", run_list)
+    jobs = commands.group("jobs", "List, watch, cancel and delete jobs", run_list)
     listing = jobs.add("list", "Jobs, newest first", run_list)
     for parser in (jobs.parser, listing):
         # Without defaults, so that one given before `list` is not lost.
@@ -32,6 +33,7 @@ def add(commands: Any) -> None:
         ("get", "Describe one job", run_get),
         ("watch", "Follow a job to its end; Ctrl-C stops watching", run_watch),
         ("cancel", "Ask for a job's end", run_cancel),
+        ("delete", "Delete a job that has ended; its version stays", run_delete),
     ):
         jobs.add(name, text, run).add_argument("job_id", metavar="JOB")
 
@@ -48,7 +50,7 @@ def _row(job: Job) -> list[object]:
     why = in_commands(job.error.message) if job.error else _progress(job)
     return [
         job.job_id,
-        job.model,
+        job.model or job.kind,
         "candidate" if job.is_candidate else job.state.lower(),
         job.create_time,
         None if job.elapsed_s is None else clock(job.elapsed_s),
@@ -77,7 +79,13 @@ def run_get(client: Client, arguments: argparse.Namespace, output: Output) -> in
 
 def run_watch(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Follows a job."""
-    code, version = follow(client.job(arguments.job_id), output)
+    job = client.job(arguments.job_id)
+    if job.job.kind == "ranking":
+        with Watching(output) as watching:
+            RankingHandle(client, job.job).wait(on_event=watching.event)
+        output.thing(job.refresh())
+        return 0
+    code, version = follow(job, output)
     if version is not None and version.is_candidate and not output.is_json:
         tell(version, output)
     return code
@@ -91,4 +99,14 @@ def run_cancel(client: Client, arguments: argparse.Namespace, output: Output) ->
     else:
         state = "will be cancelled" if job.cancel_requested else job.state.lower()
         output.line(f"job {job.job_id}: {state}")
+    return 0
+
+
+def run_delete(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Deletes a job."""
+    client.delete_job(arguments.job_id)
+    if output.is_json:
+        output.emit({"deleted": arguments.job_id})
+    else:
+        output.line(f"job {arguments.job_id}: deleted")
     return 0

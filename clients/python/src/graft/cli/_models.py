@@ -30,11 +30,6 @@ def add(commands: Any) -> None:
     alias.add_argument("alias", metavar="ALIAS")
     alias.add_argument("version", metavar="VERSION", nargs="?")
     alias.add_argument("--delete", action="store_true", help="remove the alias")
-    alias.add_argument(
-        "--falls-back",
-        action="store_true",
-        help="let the version before answer while the files of this one are damaged",
-    )
 
     rollback = commands.add("rollback", "Point an alias back to the version before", run_rollback)
     rollback.add_argument("model", metavar="MODEL")
@@ -98,8 +93,7 @@ def _version_row(version: Version) -> list[object]:
 
 
 def _marks(version: Version) -> list[str]:
-    told = {"candidate": version.is_candidate, "damaged": bool(version.damage)}
-    return [mark for mark, is_so in told.items() if is_so]
+    return ["candidate"] if version.is_candidate else []
 
 
 def run_delete(client: Client, arguments: argparse.Namespace, output: Output) -> int:
@@ -124,15 +118,11 @@ def run_alias(client: Client, arguments: argparse.Namespace, output: Output) -> 
     """Moves or removes an alias."""
     if arguments.delete == (arguments.version is not None):
         raise Usage("give either the VERSION that the alias shall point to, or --delete")
-    if arguments.delete and arguments.falls_back:
-        raise Usage("an alias that is removed does not fall back: leave --falls-back out")
     if arguments.delete:
         model = client.delete_alias(arguments.model, arguments.alias)
     else:
         version = _names.version(arguments.version)
-        model = client.set_alias(
-            arguments.model, arguments.alias, version, falls_back=arguments.falls_back
-        )
+        model = client.set_alias(arguments.model, arguments.alias, version)
     output.thing(model)
     return 0
 

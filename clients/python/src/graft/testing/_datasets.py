@@ -12,9 +12,9 @@ import tarfile
 import threading
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from graft import _uploads
 from graft.errors import InvalidArgument, NotFound, Reason
@@ -25,6 +25,18 @@ from graft.v1 import dataset_pb2_grpc
 
 Image = tuple[str, str, bytes]
 """Split ("", "train", "val" or "test"), class, bytes."""
+
+
+class _Stored(NamedTuple):
+    split: str
+    label: str
+    content: bytes
+    group: str = ""
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
 
 _SPLITS = {
     pb.SPLIT_UNSPECIFIED: "",
@@ -40,8 +52,13 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._datasets: dict[str, pb.Dataset] = {}
-        self.images: dict[str, list[Image]] = {}
-        """What was uploaded, by dataset id."""
+        self._images: dict[str, list[_Stored]] = {}
+        self._erased: set[str] = set()
+        """Digests of the images that were erased."""
+
+    def images(self, dataset_id: str) -> list[Image]:
+        """Returns what was uploaded."""
+        return [image[:3] for image in self._images[dataset_id]]
 
     def get(self, dataset_id: str, field: str = "dataset_id") -> pb.Dataset:
         """The dataset, or the service's error."""
@@ -76,61 +93,120 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
     def UploadDataset(
         self, request_iterator: Iterator[pb.UploadDatasetRequest], context: Any
     ) -> pb.UploadDatasetResponse:
-        header, archive, is_whole = pb.UploadDatasetHeader(), io.BytesIO(), False
-        images: list[Image] = []
-        groups: list[str] = []
-        left_out: list[pb.LeftOutFile] = []
-        for index, message in enumerate(request_iterator):
-            part = message.WhichOneof("part")
-            if (part == "header") != (index == 0):
-                raise _invalid("the stream must begin with the header, and hold it once")
-            if part == "header":
-                header = message.header
-            elif part == "archive_chunk":
-                archive.write(message.archive_chunk)
-            elif part == "image":
-                image = message.image
-                images.append((_SPLITS[image.split], image.label, image.content))
-                groups.append(image.group)
-            elif part == "end":
-                is_whole = message.end.message_count == index - 1
-        if not is_whole:
-            raise _invalid("the upload was cut off: it ended without the `end` that fits")
-        if archive.tell():
-            images, left_out = _unpack(archive.getvalue(), header.is_unlabelled)
-            groups = [""] * len(images)
-        return pb.UploadDatasetResponse(dataset=self._store(header, images, groups, left_out))
+        header, images, left_out = _received(request_iterator, lambda header: header.is_unlabelled)
+        return pb.UploadDatasetResponse(dataset=self._store(header, images, left_out))
+
+    def AddImages(
+        self, request_iterator: Iterator[pb.AddImagesRequest], context: Any
+    ) -> pb.AddImagesResponse:
+        header, images, left_out = _received(
+            request_iterator, lambda header: self.get(header.dataset_id).is_unlabelled
+        )
+        kept = self._images[header.dataset_id]
+        digests = {image.digest for image in kept}
+        left_out += [_left_out(i.label, "COPY") for i in images if i.digest in digests]
+        added = [image for image in images if image.digest not in digests]
+        made = self._made_of(header.dataset_id, header.display_name, [*kept, *added], left_out)
+        return pb.AddImagesResponse(dataset=made)
+
+    def RemoveImages(
+        self, request: pb.RemoveImagesRequest, context: Any
+    ) -> pb.RemoveImagesResponse:
+        images = self._known(request.dataset_id, request.digests)
+        kept = [image for image in images if image.digest not in request.digests]
+        made = self._made_of(request.dataset_id, request.display_name, kept)
+        return pb.RemoveImagesResponse(dataset=made)
+
+    def RelabelImages(
+        self, request: pb.RelabelImagesRequest, context: Any
+    ) -> pb.RelabelImagesResponse:
+        labels = request.labels
+        images = [
+            image._replace(label=labels.get(image.digest, image.label))
+            for image in self._known(request.dataset_id, labels)
+        ]
+        made = self._made_of(request.dataset_id, request.display_name, images)
+        return pb.RelabelImagesResponse(dataset=made)
+
+    def ListImages(self, request: pb.ListImagesRequest, context: Any) -> pb.ListImagesResponse:
+        self.get(request.dataset_id)
+        images = [self._listed(image) for image in self._images[request.dataset_id]]
+        items, token = page(images, request.page_size, request.page_token)
+        return pb.ListImagesResponse(images=items, next_page_token=token)
+
+    def EraseImage(self, request: pb.EraseImageRequest, context: Any) -> pb.EraseImageResponse:
+        digest = request.image_digest
+        found = [key for key, images in self._images.items() if digest in _digests(images)]
+        if not found:
+            raise _no_image(digest)
+        with self._lock:
+            self._erased.add(digest)
+            for key in found:
+                erased = len(_digests(self._images[key]) & self._erased)
+                dataset = self._datasets[key]
+                dataset.image_count = len(self._images[key]) - erased
+                dataset.erased_image_count = erased
+        return pb.EraseImageResponse(dataset_ids=found)
+
+    def _known(self, dataset_id: str, digests: Iterable[str]) -> list[_Stored]:
+        """Returns the images of a dataset that has all those of some digests."""
+        self.get(dataset_id)
+        images = self._images[dataset_id]
+        if unknown := sorted({*digests} - _digests(images)):
+            raise _no_image(unknown[0])
+        return images
+
+    def _listed(self, image: _Stored) -> pb.DatasetImage:
+        is_erased = image.digest in self._erased
+        return pb.DatasetImage(
+            digest=image.digest,
+            label=image.label,
+            split=next(key for key, split in _SPLITS.items() if split == image.split),
+            group=image.group,
+            size_bytes=0 if is_erased else len(image.content),
+            is_erased=is_erased,
+        )
+
+    def _made_of(
+        self,
+        dataset_id: str,
+        display_name: str,
+        images: list[_Stored],
+        left_out: list[pb.LeftOutFile] | None = None,
+    ) -> pb.Dataset:
+        base = self.get(dataset_id)
+        header = pb.UploadDatasetHeader(
+            display_name=display_name or base.display_name,
+            is_unlabelled=base.is_unlabelled,
+            case_sensitive_labels=base.case_sensitive_labels,
+        )
+        return self._store(header, images, left_out or [])
 
     def inline(self, images: Sequence[pb.LabelledImage], *, is_unlabelled: bool) -> str:
         """Stores the images of a request; returns the id of their dataset."""
         header = pb.UploadDatasetHeader(is_unlabelled=is_unlabelled)
-        found = [(_SPLITS[image.split], image.label, image.content) for image in images]
-        return self._store(header, found, [image.group for image in images], []).dataset_id
+        return self._store(header, [_stored(image) for image in images], []).dataset_id
 
     def _store(
         self,
         header: pb.UploadDatasetHeader,
-        images: list[Image],
-        groups: list[str],
+        images: list[_Stored],
         left_out: list[pb.LeftOutFile],
     ) -> pb.Dataset:
         # The labels of an unlabelled dataset are to measure with: they are no classes.
         named = [] if header.is_unlabelled else images
-        counts = Counter((label, split or "train") for split, label, _ in named if label)
+        counts = Counter((i.label, i.split or "train") for i in named if i.label)
         labels = sorted({label for label, _ in counts})
         if not images:
             raise refuse(InvalidArgument, Reason.DATASET_UNUSABLE, "there are no images")
-        lines = sorted(
-            f"{split}\0{label}\0{hashlib.sha256(content).hexdigest()}\0{group}"
-            for (split, label, content), group in zip(images, groups, strict=True)
-        )
+        lines = sorted(f"{i.split}\0{i.label}\0{i.digest}\0{i.group}" for i in images)
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         dataset = pb.Dataset(
             dataset_id=f"ds-{digest[:16]}",
             display_name=header.display_name,
             digest=digest,
             create_time=now(),
-            size_bytes=sum(len(d) for _, _, d in images),
+            size_bytes=sum(len(image.content) for image in images),
             classes=[
                 pb.ClassCount(
                     label=label,
@@ -146,7 +222,7 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
             case_sensitive_labels=header.case_sensitive_labels,
         )
         with self._lock:
-            self.images[dataset.dataset_id] = images
+            self._images[dataset.dataset_id] = images
             known = self._datasets.setdefault(dataset.dataset_id, dataset)
             known.display_name = header.display_name or known.display_name
             known.summary.CopyFrom(dataset.summary)
@@ -169,8 +245,47 @@ class Datasets(dataset_pb2_grpc.DatasetServiceServicer):
     ) -> pb.DeleteDatasetResponse:
         self.get(request.dataset_id)
         with self._lock:
-            del self._datasets[request.dataset_id], self.images[request.dataset_id]
+            del self._datasets[request.dataset_id], self._images[request.dataset_id]
         return pb.DeleteDatasetResponse()
+
+
+def _received(
+    requests: Iterator[Any], is_unlabelled: Callable[[Any], bool]
+) -> tuple[Any, list[_Stored], list[pb.LeftOutFile]]:
+    """Returns the header of a stream, its images and what is left out of them."""
+    header, archive, is_whole = None, io.BytesIO(), False
+    images: list[_Stored] = []
+    left_out: list[pb.LeftOutFile] = []
+    for index, message in enumerate(requests):
+        part = message.WhichOneof("part")
+        if (part == "header") != (index == 0):
+            raise _invalid("the stream must begin with the header, and hold it once")
+        if part == "header":
+            header = message.header
+        elif part == "archive_chunk":
+            archive.write(message.archive_chunk)
+        elif part == "image":
+            images.append(_stored(message.image))
+        elif part == "end":
+            is_whole = message.end.message_count == index - 1
+    if not is_whole:
+        raise _invalid("the upload was cut off: it ended without the `end` that fits")
+    if archive.tell():
+        found, left_out = _unpack(archive.getvalue(), is_unlabelled(header))
+        images = [_Stored(*image) for image in found]
+    return header, images, left_out
+
+
+def _stored(image: pb.LabelledImage) -> _Stored:
+    return _Stored(_SPLITS[image.split], image.label, image.content, image.group)
+
+
+def _digests(images: list[_Stored]) -> set[str]:
+    return {image.digest for image in images}
+
+
+def _no_image(digest: str) -> Exception:
+    return refuse(NotFound, Reason.IMAGE_NOT_FOUND, f"there is no image {digest!r}")
 
 
 def _unpack(archive: bytes, is_unlabelled: bool) -> tuple[list[Image], list[pb.LeftOutFile]]:

@@ -25,11 +25,18 @@ _WATCH_POLL_S = 1.0
 class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
     """Jobs by id, each with its events. All state is guarded by one condition."""
 
-    def __init__(self, models: Models, datasets: Datasets, script: Iterable[pb.JobEvent]) -> None:
+    def __init__(
+        self,
+        models: Models,
+        datasets: Datasets,
+        script: Iterable[pb.JobEvent],
+        ranking_script: Iterable[pb.JobEvent],
+    ) -> None:
         self._models, self._datasets = models, datasets
-        self.script = tuple(script)
+        self.script, self.ranking_script = tuple(script), tuple(ranking_script)
         self._changed = threading.Condition()
         self._jobs: dict[str, pb.Job] = {}
+        self._count = 0
         self._events: dict[str, list[pb.JobEvent]] = {}
         self._is_stopped = False
 
@@ -153,7 +160,8 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
     def _copy(self, job: pb.Job) -> pb.Job:
         copy = pb.Job()
         copy.CopyFrom(job)
-        copy.is_candidate = self._models.is_candidate(job.model, job.version)
+        if job.version:
+            copy.is_candidate = self._models.is_candidate(job.model, job.version)
         if job.HasField("start_time"):
             until = job.end_time if job.HasField("end_time") else now()
             copy.elapsed.FromTimedelta(until.ToDatetime() - job.start_time.ToDatetime())
@@ -191,18 +199,11 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             self._check(request)
             if request.validate_only:
                 return pb.FineTuneResponse()
-            job_id = f"job-{len(self._jobs) + 1}"
             base = self._base(request)
-            job = pb.Job(
-                job_id=job_id,
-                model=request.model,
-                request=request,
-                create_time=now(),
-                base=base
-                if base is None
-                else pb.BaseVersion(model=base.model, version=base.version),
-            )
-            self._jobs[job_id], self._events[job_id] = job, []
+            job = pb.Job(kind=pb.JOB_KIND_FINE_TUNE, model=request.model, request=request)
+            if base is not None:
+                job.base.CopyFrom(pb.BaseVersion(model=base.model, version=base.version))
+            job_id = self._add(job).job_id
             self.play(job_id, [_script.requeued()])
             answer = pb.FineTuneResponse(job=self._copy(job))
             self.play(job_id, self.script)
@@ -211,14 +212,14 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
     def RankBackbones(
         self, request: pb.RankBackbonesRequest, context: Any
     ) -> pb.RankBackbonesResponse:
-        """The backbones in the order in which they were named; none means one."""
+        """Ranks the backbones in the order in which they were named; none means one."""
         count = 10
         if request.WhichOneof("data") == "dataset_id":
             count = self._datasets.labelled(request.dataset_id).image_count
         if request.validate_only:
             return pb.RankBackbonesResponse()
         named = list(request.backbones) or [pb.PretrainedBackbone(backbone="efficientnet_lite0")]
-        return pb.RankBackbonesResponse(
+        ranking = pb.Ranking(
             backbones=[
                 pb.RankedBackbone(
                     backbone=pretrained.backbone,
@@ -234,6 +235,35 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             explanation=f"{named[0].backbone} was named first.",
             image_count=count,
         )
+        with self._changed:
+            for job in self._jobs.values():
+                if request.request_id and job.ranking_request.request_id == request.request_id:
+                    return pb.RankBackbonesResponse(job=self._copy(job))
+            job = self._add(pb.Job(kind=pb.JOB_KIND_RANKING, ranking_request=request))
+            self.play(job.job_id, [_script.requeued()])
+            answer = pb.RankBackbonesResponse(job=self._copy(job))
+            job.ranking.CopyFrom(ranking)
+            self.play(job.job_id, self.ranking_script)
+            return answer
+
+    def _add(self, job: pb.Job) -> pb.Job:
+        self._count += 1
+        job.job_id = f"job-{self._count}"
+        job.create_time.CopyFrom(now())
+        self._jobs[job.job_id], self._events[job.job_id] = job, []
+        return job
+
+    def DeleteJob(self, request: pb.DeleteJobRequest, context: Any) -> pb.DeleteJobResponse:
+        with self._changed:
+            job = self._job(request.job_id)
+            if job.state not in _FINAL:
+                raise refuse(
+                    FailedPrecondition,
+                    Reason.JOB_NOT_FINISHED,
+                    f"job {job.job_id} has not ended: cancel it, or wait for its end",
+                )
+            del self._jobs[job.job_id], self._events[job.job_id]
+            return pb.DeleteJobResponse()
 
     def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:
         with self._changed:
@@ -246,6 +276,7 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 for job in reversed(self._jobs.values())
                 if (not request.states or job.state in request.states)
                 and (not request.model or job.model == request.model)
+                and (not request.kind or job.kind == request.kind)
             ]
         items, token = page(chosen, request.page_size, request.page_token)
         return pb.ListJobsResponse(jobs=items, next_page_token=token)

@@ -131,8 +131,6 @@ class Models(model_pb2_grpc.ModelServiceServicer):
         model = pb.Model()
         model.CopyFrom(self._models[name])
         model.version_count = len(self._versions[name])
-        if LATEST in model.aliases:
-            model.falling_back_aliases[:] = sorted({LATEST, *model.falling_back_aliases})
         return model
 
     def _version(self, model: pb.Model, number: int) -> pb.Version:
@@ -214,9 +212,6 @@ class Models(model_pb2_grpc.ModelServiceServicer):
             self._version(self._model(request.model), request.version)
             model = self._models[request.model]
             self._point(model, request.alias, request.version)
-            others = {alias for alias in model.falling_back_aliases if alias != request.alias}
-            wanted = {request.alias} if request.falls_back else set()
-            model.falling_back_aliases[:] = sorted(others | wanted)
             return pb.SetAliasResponse(model=self._model(request.model))
 
     def DeleteAlias(self, request: pb.DeleteAliasRequest, context: Any) -> pb.DeleteAliasResponse:
@@ -225,8 +220,6 @@ class Models(model_pb2_grpc.ModelServiceServicer):
             self._behind(self._model(request.model), request.alias)
             model = self._models[request.model]
             del model.aliases[request.alias]
-            if request.alias in model.falling_back_aliases:
-                model.falling_back_aliases.remove(request.alias)
             self._earlier.pop((request.model, request.alias), None)
             return pb.DeleteAliasResponse(model=self._model(request.model))
 

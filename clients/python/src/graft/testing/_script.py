@@ -141,3 +141,6 @@ DEFAULT_SCRIPT = (
     succeeded(),
 )
 """A job that goes well."""
+
+RANKING_SCRIPT = (running(), succeeded())
+"""The events of a ranking that goes well."""

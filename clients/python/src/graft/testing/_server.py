@@ -17,7 +17,7 @@ from graft.testing._jobs import Jobs
 from graft.testing._models import Models
 from graft.testing._prediction import Predict, Predictions
 from graft.testing._refusals import code_of, to_status
-from graft.testing._script import DEFAULT_SCRIPT
+from graft.testing._script import DEFAULT_SCRIPT, RANKING_SCRIPT
 from graft.v1 import (
     backbone_pb2_grpc,
     dataset_pb2_grpc,
@@ -52,17 +52,22 @@ class _Failure:
 class FakeGraft:
     """A Graft server with nothing behind it.
 
-    `predict` answers images; `script` is what each job plays at once when it
-    is started. Give an empty script and let events happen with `play`.
+    `predict` answers images; `script` is what each fine-tuning plays at once when it
+    is started, `ranking_script` what a ranking does. Give an empty one and let events happen
+    with `play`.
     """
 
     def __init__(
-        self, *, predict: Predict | None = None, script: Iterable[JobEvent] = DEFAULT_SCRIPT
+        self,
+        *,
+        predict: Predict | None = None,
+        script: Iterable[JobEvent] = DEFAULT_SCRIPT,
+        ranking_script: Iterable[JobEvent] = RANKING_SCRIPT,
     ) -> None:
         self._models = Models()
         self._datasets = Datasets()
         self._backbones = Backbones()
-        self._jobs = Jobs(self._models, self._datasets, script)
+        self._jobs = Jobs(self._models, self._datasets, script, ranking_script)
         self._predictions = Predictions(self._models, predict)
         self._calls = _Calls()
         self._server: grpc.Server | None = None
@@ -133,7 +138,7 @@ class FakeGraft:
 
     def images(self, dataset_id: str) -> list[tuple[str, str, bytes]]:
         """What was uploaded, in its order: split ("", "train", "val"), class, bytes."""
-        return self._datasets.images[dataset_id]
+        return self._datasets.images(dataset_id)
 
     def backbone_file(self, name: str) -> bytes:
         """What was registered as a backbone, by its name, "onnx/NAME"."""

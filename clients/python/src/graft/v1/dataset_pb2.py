@@ -25,19 +25,21 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16graft/v1/dataset.proto\x12\x08graft.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"p\n\rLabelledImage\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x12\x10\n\x08\x66ilename\x18\x03 \x01(\t\x12\x1e\n\x05split\x18\x04 \x01(\x0e\x32\x0f.graft.v1.Split\x12\r\n\x05group\x18\x05 \x01(\t\"\x8a\x01\n\x13UploadDatasetHeader\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\'\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x17.graft.v1.ArchiveFormat\x12\x15\n\ris_unlabelled\x18\x03 \x01(\x08\x12\x1d\n\x15\x63\x61se_sensitive_labels\x18\x04 \x01(\x08\")\n\x10UploadDatasetEnd\x12\x15\n\rmessage_count\x18\x01 \x01(\x03\"\xbd\x01\n\x14UploadDatasetRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.graft.v1.UploadDatasetHeaderH\x00\x12\x17\n\rarchive_chunk\x18\x02 \x01(\x0cH\x00\x12(\n\x05image\x18\x03 \x01(\x0b\x32\x17.graft.v1.LabelledImageH\x00\x12)\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x1a.graft.v1.UploadDatasetEndH\x00\x42\x06\n\x04part\";\n\x15UploadDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.graft.v1.Dataset\"^\n\nClassCount\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0btrain_count\x18\x02 \x01(\x05\x12\x18\n\x10validation_count\x18\x03 \x01(\x05\x12\x12\n\ntest_count\x18\x04 \x01(\x05\"P\n\x07LeftOut\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.graft.v1.LeftOutReason\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x05\"c\n\x0bLeftOutFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\'\n\x06reason\x18\x03 \x01(\x0e\x32\x17.graft.v1.LeftOutReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"\xb1\x01\n\x0bReadSummary\x12\x12\n\nseen_count\x18\x01 \x01(\x05\x12\x12\n\nused_count\x18\x02 \x01(\x05\x12#\n\x08left_out\x18\x03 \x03(\x0b\x32\x11.graft.v1.LeftOut\x12-\n\x0eleft_out_files\x18\x04 \x03(\x0b\x32\x15.graft.v1.LeftOutFile\x12\x14\n\x0cnested_count\x18\x05 \x01(\x05\x12\x10\n\x08warnings\x18\x06 \x03(\t\"\xa2\x02\n\x07\x44\x61taset\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12%\n\x07\x63lasses\x18\x06 \x03(\x0b\x32\x14.graft.v1.ClassCount\x12\x13\n\x0bimage_count\x18\x07 \x01(\x05\x12&\n\x07summary\x18\x08 \x01(\x0b\x32\x15.graft.v1.ReadSummary\x12\x15\n\ris_unlabelled\x18\t \x01(\x08\x12\x1d\n\x15\x63\x61se_sensitive_labels\x18\n \x01(\x08\"\'\n\x11GetDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"8\n\x12GetDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.graft.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x14ListDatasetsResponse\x12#\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x11.graft.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse*U\n\x05Split\x12\x15\n\x11SPLIT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSPLIT_TRAIN\x10\x01\x12\x14\n\x10SPLIT_VALIDATION\x10\x02\x12\x0e\n\nSPLIT_TEST\x10\x03*z\n\rArchiveFormat\x12\x1e\n\x1a\x41RCHIVE_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41RCHIVE_FORMAT_TAR\x10\x01\x12\x19\n\x15\x41RCHIVE_FORMAT_TAR_GZ\x10\x02\x12\x16\n\x12\x41RCHIVE_FORMAT_ZIP\x10\x03*\x9c\x02\n\rLeftOutReason\x12\x1f\n\x1bLEFT_OUT_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1aLEFT_OUT_REASON_UNREADABLE\x10\x01\x12 \n\x1cLEFT_OUT_REASON_WRONG_FORMAT\x10\x02\x12\x18\n\x14LEFT_OUT_REASON_LINK\x10\x03\x12\x1a\n\x16LEFT_OUT_REASON_HIDDEN\x10\x04\x12\x1a\n\x16LEFT_OUT_REASON_SYSTEM\x10\x05\x12\x19\n\x15LEFT_OUT_REASON_STRAY\x10\x06\x12\x18\n\x14LEFT_OUT_REASON_COPY\x10\x07\x12!\n\x1dLEFT_OUT_REASON_CONTRADICTION\x10\x08\x32\xce\x02\n\x0e\x44\x61tasetService\x12R\n\rUploadDataset\x12\x1e.graft.v1.UploadDatasetRequest\x1a\x1f.graft.v1.UploadDatasetResponse(\x01\x12G\n\nGetDataset\x12\x1b.graft.v1.GetDatasetRequest\x1a\x1c.graft.v1.GetDatasetResponse\x12M\n\x0cListDatasets\x12\x1d.graft.v1.ListDatasetsRequest\x1a\x1e.graft.v1.ListDatasetsResponse\x12P\n\rDeleteDataset\x12\x1e.graft.v1.DeleteDatasetRequest\x1a\x1f.graft.v1.DeleteDatasetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16graft/v1/dataset.proto\x12\x08graft.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"p\n\rLabelledImage\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x12\x10\n\x08\x66ilename\x18\x03 \x01(\t\x12\x1e\n\x05split\x18\x04 \x01(\x0e\x32\x0f.graft.v1.Split\x12\r\n\x05group\x18\x05 \x01(\t\"\x8a\x01\n\x13UploadDatasetHeader\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\'\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x17.graft.v1.ArchiveFormat\x12\x15\n\ris_unlabelled\x18\x03 \x01(\x08\x12\x1d\n\x15\x63\x61se_sensitive_labels\x18\x04 \x01(\x08\")\n\x10UploadDatasetEnd\x12\x15\n\rmessage_count\x18\x01 \x01(\x03\"\xbd\x01\n\x14UploadDatasetRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.graft.v1.UploadDatasetHeaderH\x00\x12\x17\n\rarchive_chunk\x18\x02 \x01(\x0cH\x00\x12(\n\x05image\x18\x03 \x01(\x0b\x32\x17.graft.v1.LabelledImageH\x00\x12)\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x1a.graft.v1.UploadDatasetEndH\x00\x42\x06\n\x04part\";\n\x15UploadDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.graft.v1.Dataset\"^\n\nClassCount\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0btrain_count\x18\x02 \x01(\x05\x12\x18\n\x10validation_count\x18\x03 \x01(\x05\x12\x12\n\ntest_count\x18\x04 \x01(\x05\"P\n\x07LeftOut\x12\'\n\x06reason\x18\x01 \x01(\x0e\x32\x17.graft.v1.LeftOutReason\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x05\"c\n\x0bLeftOutFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\'\n\x06reason\x18\x03 \x01(\x0e\x32\x17.graft.v1.LeftOutReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"\xb1\x01\n\x0bReadSummary\x12\x12\n\nseen_count\x18\x01 \x01(\x05\x12\x12\n\nused_count\x18\x02 \x01(\x05\x12#\n\x08left_out\x18\x03 \x03(\x0b\x32\x11.graft.v1.LeftOut\x12-\n\x0eleft_out_files\x18\x04 \x03(\x0b\x32\x15.graft.v1.LeftOutFile\x12\x14\n\x0cnested_count\x18\x05 \x01(\x05\x12\x10\n\x08warnings\x18\x06 \x03(\t\"\xbe\x02\n\x07\x44\x61taset\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12%\n\x07\x63lasses\x18\x06 \x03(\x0b\x32\x14.graft.v1.ClassCount\x12\x13\n\x0bimage_count\x18\x07 \x01(\x05\x12&\n\x07summary\x18\x08 \x01(\x0b\x32\x15.graft.v1.ReadSummary\x12\x15\n\ris_unlabelled\x18\t \x01(\x08\x12\x1d\n\x15\x63\x61se_sensitive_labels\x18\n \x01(\x08\x12\x1a\n\x12\x65rased_image_count\x18\x0b \x01(\x05\"\'\n\x11GetDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"8\n\x12GetDatasetResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.graft.v1.Dataset\"<\n\x13ListDatasetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x14ListDatasetsResponse\x12#\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x11.graft.v1.Dataset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse\"d\n\x0f\x41\x64\x64ImagesHeader\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\'\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x17.graft.v1.ArchiveFormat\"\xb5\x01\n\x10\x41\x64\x64ImagesRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.graft.v1.AddImagesHeaderH\x00\x12\x17\n\rarchive_chunk\x18\x02 \x01(\x0cH\x00\x12(\n\x05image\x18\x03 \x01(\x0b\x32\x17.graft.v1.LabelledImageH\x00\x12)\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x1a.graft.v1.UploadDatasetEndH\x00\x42\x06\n\x04part\"7\n\x11\x41\x64\x64ImagesResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.graft.v1.Dataset\"P\n\x13RemoveImagesRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\":\n\x14RemoveImagesResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.graft.v1.Dataset\"\xab\x01\n\x14RelabelImagesRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12:\n\x06labels\x18\x02 \x03(\x0b\x32*.graft.v1.RelabelImagesRequest.LabelsEntry\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\";\n\x15RelabelImagesResponse\x12\"\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x11.graft.v1.Dataset\"N\n\x11ListImagesRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\x91\x01\n\x0c\x44\x61tasetImage\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x1e\n\x05split\x18\x04 \x01(\x0e\x32\x0f.graft.v1.Split\x12\r\n\x05group\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12\x11\n\tis_erased\x18\x07 \x01(\x08\"U\n\x12ListImagesResponse\x12&\n\x06images\x18\x01 \x03(\x0b\x32\x16.graft.v1.DatasetImage\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x11\x45raseImageRequest\x12\x14\n\x0cimage_digest\x18\x01 \x01(\t\"1\n\x0f\x41\x66\x66\x65\x63tedVersion\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"V\n\x12\x45raseImageResponse\x12\x13\n\x0b\x64\x61taset_ids\x18\x01 \x03(\t\x12+\n\x08versions\x18\x02 \x03(\x0b\x32\x19.graft.v1.AffectedVersion*U\n\x05Split\x12\x15\n\x11SPLIT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSPLIT_TRAIN\x10\x01\x12\x14\n\x10SPLIT_VALIDATION\x10\x02\x12\x0e\n\nSPLIT_TEST\x10\x03*z\n\rArchiveFormat\x12\x1e\n\x1a\x41RCHIVE_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41RCHIVE_FORMAT_TAR\x10\x01\x12\x19\n\x15\x41RCHIVE_FORMAT_TAR_GZ\x10\x02\x12\x16\n\x12\x41RCHIVE_FORMAT_ZIP\x10\x03*\xb8\x02\n\rLeftOutReason\x12\x1f\n\x1bLEFT_OUT_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1aLEFT_OUT_REASON_UNREADABLE\x10\x01\x12 \n\x1cLEFT_OUT_REASON_WRONG_FORMAT\x10\x02\x12\x18\n\x14LEFT_OUT_REASON_LINK\x10\x03\x12\x1a\n\x16LEFT_OUT_REASON_HIDDEN\x10\x04\x12\x1a\n\x16LEFT_OUT_REASON_SYSTEM\x10\x05\x12\x19\n\x15LEFT_OUT_REASON_STRAY\x10\x06\x12\x18\n\x14LEFT_OUT_REASON_COPY\x10\x07\x12!\n\x1dLEFT_OUT_REASON_CONTRADICTION\x10\x08\x12\x1a\n\x16LEFT_OUT_REASON_ERASED\x10\t2\xc9\x05\n\x0e\x44\x61tasetService\x12R\n\rUploadDataset\x12\x1e.graft.v1.UploadDatasetRequest\x1a\x1f.graft.v1.UploadDatasetResponse(\x01\x12G\n\nGetDataset\x12\x1b.graft.v1.GetDatasetRequest\x1a\x1c.graft.v1.GetDatasetResponse\x12M\n\x0cListDatasets\x12\x1d.graft.v1.ListDatasetsRequest\x1a\x1e.graft.v1.ListDatasetsResponse\x12P\n\rDeleteDataset\x12\x1e.graft.v1.DeleteDatasetRequest\x1a\x1f.graft.v1.DeleteDatasetResponse\x12\x46\n\tAddImages\x12\x1a.graft.v1.AddImagesRequest\x1a\x1b.graft.v1.AddImagesResponse(\x01\x12M\n\x0cRemoveImages\x12\x1d.graft.v1.RemoveImagesRequest\x1a\x1e.graft.v1.RemoveImagesResponse\x12P\n\rRelabelImages\x12\x1e.graft.v1.RelabelImagesRequest\x1a\x1f.graft.v1.RelabelImagesResponse\x12G\n\nListImages\x12\x1b.graft.v1.ListImagesRequest\x1a\x1c.graft.v1.ListImagesResponse\x12G\n\nEraseImage\x12\x1b.graft.v1.EraseImageRequest\x1a\x1c.graft.v1.EraseImageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'graft.v1.dataset_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SPLIT']._serialized_start=1688
-  _globals['_SPLIT']._serialized_end=1773
-  _globals['_ARCHIVEFORMAT']._serialized_start=1775
-  _globals['_ARCHIVEFORMAT']._serialized_end=1897
-  _globals['_LEFTOUTREASON']._serialized_start=1900
-  _globals['_LEFTOUTREASON']._serialized_end=2184
+  _globals['_RELABELIMAGESREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_RELABELIMAGESREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_SPLIT']._serialized_start=2933
+  _globals['_SPLIT']._serialized_end=3018
+  _globals['_ARCHIVEFORMAT']._serialized_start=3020
+  _globals['_ARCHIVEFORMAT']._serialized_end=3142
+  _globals['_LEFTOUTREASON']._serialized_start=3145
+  _globals['_LEFTOUTREASON']._serialized_end=3457
   _globals['_LABELLEDIMAGE']._serialized_start=69
   _globals['_LABELLEDIMAGE']._serialized_end=181
   _globals['_UPLOADDATASETHEADER']._serialized_start=184
@@ -57,19 +59,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READSUMMARY']._serialized_start=900
   _globals['_READSUMMARY']._serialized_end=1077
   _globals['_DATASET']._serialized_start=1080
-  _globals['_DATASET']._serialized_end=1370
-  _globals['_GETDATASETREQUEST']._serialized_start=1372
-  _globals['_GETDATASETREQUEST']._serialized_end=1411
-  _globals['_GETDATASETRESPONSE']._serialized_start=1413
-  _globals['_GETDATASETRESPONSE']._serialized_end=1469
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1471
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1531
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1533
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1617
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1619
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1661
-  _globals['_DELETEDATASETRESPONSE']._serialized_start=1663
-  _globals['_DELETEDATASETRESPONSE']._serialized_end=1686
-  _globals['_DATASETSERVICE']._serialized_start=2187
-  _globals['_DATASETSERVICE']._serialized_end=2521
+  _globals['_DATASET']._serialized_end=1398
+  _globals['_GETDATASETREQUEST']._serialized_start=1400
+  _globals['_GETDATASETREQUEST']._serialized_end=1439
+  _globals['_GETDATASETRESPONSE']._serialized_start=1441
+  _globals['_GETDATASETRESPONSE']._serialized_end=1497
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1499
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1559
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1561
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1645
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1647
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1689
+  _globals['_DELETEDATASETRESPONSE']._serialized_start=1691
+  _globals['_DELETEDATASETRESPONSE']._serialized_end=1714
+  _globals['_ADDIMAGESHEADER']._serialized_start=1716
+  _globals['_ADDIMAGESHEADER']._serialized_end=1816
+  _globals['_ADDIMAGESREQUEST']._serialized_start=1819
+  _globals['_ADDIMAGESREQUEST']._serialized_end=2000
+  _globals['_ADDIMAGESRESPONSE']._serialized_start=2002
+  _globals['_ADDIMAGESRESPONSE']._serialized_end=2057
+  _globals['_REMOVEIMAGESREQUEST']._serialized_start=2059
+  _globals['_REMOVEIMAGESREQUEST']._serialized_end=2139
+  _globals['_REMOVEIMAGESRESPONSE']._serialized_start=2141
+  _globals['_REMOVEIMAGESRESPONSE']._serialized_end=2199
+  _globals['_RELABELIMAGESREQUEST']._serialized_start=2202
+  _globals['_RELABELIMAGESREQUEST']._serialized_end=2373
+  _globals['_RELABELIMAGESREQUEST_LABELSENTRY']._serialized_start=2328
+  _globals['_RELABELIMAGESREQUEST_LABELSENTRY']._serialized_end=2373
+  _globals['_RELABELIMAGESRESPONSE']._serialized_start=2375
+  _globals['_RELABELIMAGESRESPONSE']._serialized_end=2434
+  _globals['_LISTIMAGESREQUEST']._serialized_start=2436
+  _globals['_LISTIMAGESREQUEST']._serialized_end=2514
+  _globals['_DATASETIMAGE']._serialized_start=2517
+  _globals['_DATASETIMAGE']._serialized_end=2662
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=2664
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=2749
+  _globals['_ERASEIMAGEREQUEST']._serialized_start=2751
+  _globals['_ERASEIMAGEREQUEST']._serialized_end=2792
+  _globals['_AFFECTEDVERSION']._serialized_start=2794
+  _globals['_AFFECTEDVERSION']._serialized_end=2843
+  _globals['_ERASEIMAGERESPONSE']._serialized_start=2845
+  _globals['_ERASEIMAGERESPONSE']._serialized_end=2931
+  _globals['_DATASETSERVICE']._serialized_start=3460
+  _globals['_DATASETSERVICE']._serialized_end=4173
 # @@protoc_insertion_point(module_scope)

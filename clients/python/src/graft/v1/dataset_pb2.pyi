@@ -35,6 +35,7 @@ class LeftOutReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LEFT_OUT_REASON_STRAY: _ClassVar[LeftOutReason]
     LEFT_OUT_REASON_COPY: _ClassVar[LeftOutReason]
     LEFT_OUT_REASON_CONTRADICTION: _ClassVar[LeftOutReason]
+    LEFT_OUT_REASON_ERASED: _ClassVar[LeftOutReason]
 SPLIT_UNSPECIFIED: Split
 SPLIT_TRAIN: Split
 SPLIT_VALIDATION: Split
@@ -52,6 +53,7 @@ LEFT_OUT_REASON_SYSTEM: LeftOutReason
 LEFT_OUT_REASON_STRAY: LeftOutReason
 LEFT_OUT_REASON_COPY: LeftOutReason
 LEFT_OUT_REASON_CONTRADICTION: LeftOutReason
+LEFT_OUT_REASON_ERASED: LeftOutReason
 
 class LabelledImage(_message.Message):
     __slots__ = ("label", "content", "filename", "split", "group")
@@ -154,7 +156,7 @@ class ReadSummary(_message.Message):
     def __init__(self, seen_count: _Optional[int] = ..., used_count: _Optional[int] = ..., left_out: _Optional[_Iterable[_Union[LeftOut, _Mapping]]] = ..., left_out_files: _Optional[_Iterable[_Union[LeftOutFile, _Mapping]]] = ..., nested_count: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Dataset(_message.Message):
-    __slots__ = ("dataset_id", "display_name", "digest", "create_time", "size_bytes", "classes", "image_count", "summary", "is_unlabelled", "case_sensitive_labels")
+    __slots__ = ("dataset_id", "display_name", "digest", "create_time", "size_bytes", "classes", "image_count", "summary", "is_unlabelled", "case_sensitive_labels", "erased_image_count")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +167,7 @@ class Dataset(_message.Message):
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     IS_UNLABELLED_FIELD_NUMBER: _ClassVar[int]
     CASE_SENSITIVE_LABELS_FIELD_NUMBER: _ClassVar[int]
+    ERASED_IMAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     display_name: str
     digest: str
@@ -175,7 +178,8 @@ class Dataset(_message.Message):
     summary: ReadSummary
     is_unlabelled: bool
     case_sensitive_labels: bool
-    def __init__(self, dataset_id: _Optional[str] = ..., display_name: _Optional[str] = ..., digest: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassCount, _Mapping]]] = ..., image_count: _Optional[int] = ..., summary: _Optional[_Union[ReadSummary, _Mapping]] = ..., is_unlabelled: _Optional[bool] = ..., case_sensitive_labels: _Optional[bool] = ...) -> None: ...
+    erased_image_count: int
+    def __init__(self, dataset_id: _Optional[str] = ..., display_name: _Optional[str] = ..., digest: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., size_bytes: _Optional[int] = ..., classes: _Optional[_Iterable[_Union[ClassCount, _Mapping]]] = ..., image_count: _Optional[int] = ..., summary: _Optional[_Union[ReadSummary, _Mapping]] = ..., is_unlabelled: _Optional[bool] = ..., case_sensitive_labels: _Optional[bool] = ..., erased_image_count: _Optional[int] = ...) -> None: ...
 
 class GetDatasetRequest(_message.Message):
     __slots__ = ("dataset_id",)
@@ -214,3 +218,128 @@ class DeleteDatasetRequest(_message.Message):
 class DeleteDatasetResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class AddImagesHeader(_message.Message):
+    __slots__ = ("dataset_id", "display_name", "format")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    display_name: str
+    format: ArchiveFormat
+    def __init__(self, dataset_id: _Optional[str] = ..., display_name: _Optional[str] = ..., format: _Optional[_Union[ArchiveFormat, str]] = ...) -> None: ...
+
+class AddImagesRequest(_message.Message):
+    __slots__ = ("header", "archive_chunk", "image", "end")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    ARCHIVE_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    header: AddImagesHeader
+    archive_chunk: bytes
+    image: LabelledImage
+    end: UploadDatasetEnd
+    def __init__(self, header: _Optional[_Union[AddImagesHeader, _Mapping]] = ..., archive_chunk: _Optional[bytes] = ..., image: _Optional[_Union[LabelledImage, _Mapping]] = ..., end: _Optional[_Union[UploadDatasetEnd, _Mapping]] = ...) -> None: ...
+
+class AddImagesResponse(_message.Message):
+    __slots__ = ("dataset",)
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    dataset: Dataset
+    def __init__(self, dataset: _Optional[_Union[Dataset, _Mapping]] = ...) -> None: ...
+
+class RemoveImagesRequest(_message.Message):
+    __slots__ = ("dataset_id", "digests", "display_name")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    digests: _containers.RepeatedScalarFieldContainer[str]
+    display_name: str
+    def __init__(self, dataset_id: _Optional[str] = ..., digests: _Optional[_Iterable[str]] = ..., display_name: _Optional[str] = ...) -> None: ...
+
+class RemoveImagesResponse(_message.Message):
+    __slots__ = ("dataset",)
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    dataset: Dataset
+    def __init__(self, dataset: _Optional[_Union[Dataset, _Mapping]] = ...) -> None: ...
+
+class RelabelImagesRequest(_message.Message):
+    __slots__ = ("dataset_id", "labels", "display_name")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    labels: _containers.ScalarMap[str, str]
+    display_name: str
+    def __init__(self, dataset_id: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., display_name: _Optional[str] = ...) -> None: ...
+
+class RelabelImagesResponse(_message.Message):
+    __slots__ = ("dataset",)
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    dataset: Dataset
+    def __init__(self, dataset: _Optional[_Union[Dataset, _Mapping]] = ...) -> None: ...
+
+class ListImagesRequest(_message.Message):
+    __slots__ = ("dataset_id", "page_size", "page_token")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    page_size: int
+    page_token: str
+    def __init__(self, dataset_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class DatasetImage(_message.Message):
+    __slots__ = ("digest", "name", "label", "split", "group", "size_bytes", "is_erased")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IS_ERASED_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    name: str
+    label: str
+    split: Split
+    group: str
+    size_bytes: int
+    is_erased: bool
+    def __init__(self, digest: _Optional[str] = ..., name: _Optional[str] = ..., label: _Optional[str] = ..., split: _Optional[_Union[Split, str]] = ..., group: _Optional[str] = ..., size_bytes: _Optional[int] = ..., is_erased: _Optional[bool] = ...) -> None: ...
+
+class ListImagesResponse(_message.Message):
+    __slots__ = ("images", "next_page_token")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedCompositeFieldContainer[DatasetImage]
+    next_page_token: str
+    def __init__(self, images: _Optional[_Iterable[_Union[DatasetImage, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class EraseImageRequest(_message.Message):
+    __slots__ = ("image_digest",)
+    IMAGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    image_digest: str
+    def __init__(self, image_digest: _Optional[str] = ...) -> None: ...
+
+class AffectedVersion(_message.Message):
+    __slots__ = ("model", "version")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class EraseImageResponse(_message.Message):
+    __slots__ = ("dataset_ids", "versions")
+    DATASET_IDS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    dataset_ids: _containers.RepeatedScalarFieldContainer[str]
+    versions: _containers.RepeatedCompositeFieldContainer[AffectedVersion]
+    def __init__(self, dataset_ids: _Optional[_Iterable[str]] = ..., versions: _Optional[_Iterable[_Union[AffectedVersion, _Mapping]]] = ...) -> None: ...

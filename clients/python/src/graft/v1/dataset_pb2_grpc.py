@@ -55,6 +55,31 @@ class DatasetServiceStub:
                 request_serializer=graft_dot_v1_dot_dataset__pb2.DeleteDatasetRequest.SerializeToString,
                 response_deserializer=graft_dot_v1_dot_dataset__pb2.DeleteDatasetResponse.FromString,
                 _registered_method=True)
+        self.AddImages = channel.stream_unary(
+                '/graft.v1.DatasetService/AddImages',
+                request_serializer=graft_dot_v1_dot_dataset__pb2.AddImagesRequest.SerializeToString,
+                response_deserializer=graft_dot_v1_dot_dataset__pb2.AddImagesResponse.FromString,
+                _registered_method=True)
+        self.RemoveImages = channel.unary_unary(
+                '/graft.v1.DatasetService/RemoveImages',
+                request_serializer=graft_dot_v1_dot_dataset__pb2.RemoveImagesRequest.SerializeToString,
+                response_deserializer=graft_dot_v1_dot_dataset__pb2.RemoveImagesResponse.FromString,
+                _registered_method=True)
+        self.RelabelImages = channel.unary_unary(
+                '/graft.v1.DatasetService/RelabelImages',
+                request_serializer=graft_dot_v1_dot_dataset__pb2.RelabelImagesRequest.SerializeToString,
+                response_deserializer=graft_dot_v1_dot_dataset__pb2.RelabelImagesResponse.FromString,
+                _registered_method=True)
+        self.ListImages = channel.unary_unary(
+                '/graft.v1.DatasetService/ListImages',
+                request_serializer=graft_dot_v1_dot_dataset__pb2.ListImagesRequest.SerializeToString,
+                response_deserializer=graft_dot_v1_dot_dataset__pb2.ListImagesResponse.FromString,
+                _registered_method=True)
+        self.EraseImage = channel.unary_unary(
+                '/graft.v1.DatasetService/EraseImage',
+                request_serializer=graft_dot_v1_dot_dataset__pb2.EraseImageRequest.SerializeToString,
+                response_deserializer=graft_dot_v1_dot_dataset__pb2.EraseImageResponse.FromString,
+                _registered_method=True)
 
 
 class DatasetServiceServicer:
@@ -96,8 +121,58 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDataset(self, request, context):
-        """Deletes a dataset and its images. Models trained on it stay. Errors:
-        DATASET_NOT_FOUND, DATASET_IN_USE.
+        """Deletes a dataset, and the images that no other dataset has. Models trained
+        on it stay. Errors: DATASET_NOT_FOUND, DATASET_IN_USE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddImages(self, request_iterator, context):
+        """Makes another dataset of the images of one and of more; no image of the
+        first is sent or stored again. The client streams one header, then images as
+        in UploadDataset, then one end. Images that the dataset has already are
+        left out, as copies; those that it has in another class too
+        (RelabelImages moves one), and those that were erased from it. Errors: as
+        UploadDataset, and DATASET_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveImages(self, request, context):
+        """Makes another dataset of the images of one without some of them. Errors:
+        DATASET_NOT_FOUND, IMAGE_NOT_FOUND, DATASET_UNUSABLE (no image would be
+        left to learn from).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RelabelImages(self, request, context):
+        """Makes another dataset of the images of one, some of them in other classes.
+        Errors: DATASET_NOT_FOUND, IMAGE_NOT_FOUND, INVALID_FIELD (it cannot be the
+        name of a class), DATASET_UNUSABLE (two class names look the same).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListImages(self, request, context):
+        """Lists the images of a dataset, in its order: by split, class and name.
+        Errors: DATASET_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseImage(self, request, context):
+        """Erases an image from every dataset of the caller's that has it: its bytes,
+        its name, its hash and its features. Each of the datasets keeps its id, and
+        notes that an image of this digest was erased. Models stay as they are;
+        the answer names the versions that learned from it, or were measured on it.
+        A job that runs goes on with the images that it began with. The bytes are
+        gone from the disk within some hours. Errors: IMAGE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,6 +200,31 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.DeleteDataset,
                     request_deserializer=graft_dot_v1_dot_dataset__pb2.DeleteDatasetRequest.FromString,
                     response_serializer=graft_dot_v1_dot_dataset__pb2.DeleteDatasetResponse.SerializeToString,
+            ),
+            'AddImages': grpc.stream_unary_rpc_method_handler(
+                    servicer.AddImages,
+                    request_deserializer=graft_dot_v1_dot_dataset__pb2.AddImagesRequest.FromString,
+                    response_serializer=graft_dot_v1_dot_dataset__pb2.AddImagesResponse.SerializeToString,
+            ),
+            'RemoveImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveImages,
+                    request_deserializer=graft_dot_v1_dot_dataset__pb2.RemoveImagesRequest.FromString,
+                    response_serializer=graft_dot_v1_dot_dataset__pb2.RemoveImagesResponse.SerializeToString,
+            ),
+            'RelabelImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.RelabelImages,
+                    request_deserializer=graft_dot_v1_dot_dataset__pb2.RelabelImagesRequest.FromString,
+                    response_serializer=graft_dot_v1_dot_dataset__pb2.RelabelImagesResponse.SerializeToString,
+            ),
+            'ListImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListImages,
+                    request_deserializer=graft_dot_v1_dot_dataset__pb2.ListImagesRequest.FromString,
+                    response_serializer=graft_dot_v1_dot_dataset__pb2.ListImagesResponse.SerializeToString,
+            ),
+            'EraseImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseImage,
+                    request_deserializer=graft_dot_v1_dot_dataset__pb2.EraseImageRequest.FromString,
+                    response_serializer=graft_dot_v1_dot_dataset__pb2.EraseImageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -236,6 +336,141 @@ class DatasetService:
             '/graft.v1.DatasetService/DeleteDataset',
             graft_dot_v1_dot_dataset__pb2.DeleteDatasetRequest.SerializeToString,
             graft_dot_v1_dot_dataset__pb2.DeleteDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddImages(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/graft.v1.DatasetService/AddImages',
+            graft_dot_v1_dot_dataset__pb2.AddImagesRequest.SerializeToString,
+            graft_dot_v1_dot_dataset__pb2.AddImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.v1.DatasetService/RemoveImages',
+            graft_dot_v1_dot_dataset__pb2.RemoveImagesRequest.SerializeToString,
+            graft_dot_v1_dot_dataset__pb2.RemoveImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RelabelImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.v1.DatasetService/RelabelImages',
+            graft_dot_v1_dot_dataset__pb2.RelabelImagesRequest.SerializeToString,
+            graft_dot_v1_dot_dataset__pb2.RelabelImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.v1.DatasetService/ListImages',
+            graft_dot_v1_dot_dataset__pb2.ListImagesRequest.SerializeToString,
+            graft_dot_v1_dot_dataset__pb2.ListImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.v1.DatasetService/EraseImage',
+            graft_dot_v1_dot_dataset__pb2.EraseImageRequest.SerializeToString,
+            graft_dot_v1_dot_dataset__pb2.EraseImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

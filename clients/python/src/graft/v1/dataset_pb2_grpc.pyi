@@ -54,8 +54,38 @@ class DatasetServiceStub:
     ListDatasets: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ListDatasetsRequest, _dataset_pb2.ListDatasetsResponse]
     """Lists datasets, newest first."""
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.DeleteDatasetRequest, _dataset_pb2.DeleteDatasetResponse]
-    """Deletes a dataset and its images. Models trained on it stay. Errors:
-    DATASET_NOT_FOUND, DATASET_IN_USE.
+    """Deletes a dataset, and the images that no other dataset has. Models trained
+    on it stay. Errors: DATASET_NOT_FOUND, DATASET_IN_USE.
+    """
+    AddImages: _grpc.StreamUnaryMultiCallable[_dataset_pb2.AddImagesRequest, _dataset_pb2.AddImagesResponse]
+    """Makes another dataset of the images of one and of more; no image of the
+    first is sent or stored again. The client streams one header, then images as
+    in UploadDataset, then one end. Images that the dataset has already are
+    left out, as copies; those that it has in another class too
+    (RelabelImages moves one), and those that were erased from it. Errors: as
+    UploadDataset, and DATASET_NOT_FOUND.
+    """
+    RemoveImages: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.RemoveImagesRequest, _dataset_pb2.RemoveImagesResponse]
+    """Makes another dataset of the images of one without some of them. Errors:
+    DATASET_NOT_FOUND, IMAGE_NOT_FOUND, DATASET_UNUSABLE (no image would be
+    left to learn from).
+    """
+    RelabelImages: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.RelabelImagesRequest, _dataset_pb2.RelabelImagesResponse]
+    """Makes another dataset of the images of one, some of them in other classes.
+    Errors: DATASET_NOT_FOUND, IMAGE_NOT_FOUND, INVALID_FIELD (it cannot be the
+    name of a class), DATASET_UNUSABLE (two class names look the same).
+    """
+    ListImages: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ListImagesRequest, _dataset_pb2.ListImagesResponse]
+    """Lists the images of a dataset, in its order: by split, class and name.
+    Errors: DATASET_NOT_FOUND.
+    """
+    EraseImage: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.EraseImageRequest, _dataset_pb2.EraseImageResponse]
+    """Erases an image from every dataset of the caller's that has it: its bytes,
+    its name, its hash and its features. Each of the datasets keeps its id, and
+    notes that an image of this digest was erased. Models stay as they are;
+    the answer names the versions that learned from it, or were measured on it.
+    A job that runs goes on with the images that it began with. The bytes are
+    gone from the disk within some hours. Errors: IMAGE_NOT_FOUND.
     """
 
 @_typing.type_check_only
@@ -84,8 +114,38 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     ListDatasets: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ListDatasetsRequest, _dataset_pb2.ListDatasetsResponse]  # type: ignore[assignment]
     """Lists datasets, newest first."""
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.DeleteDatasetRequest, _dataset_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
-    """Deletes a dataset and its images. Models trained on it stay. Errors:
-    DATASET_NOT_FOUND, DATASET_IN_USE.
+    """Deletes a dataset, and the images that no other dataset has. Models trained
+    on it stay. Errors: DATASET_NOT_FOUND, DATASET_IN_USE.
+    """
+    AddImages: _aio.StreamUnaryMultiCallable[_dataset_pb2.AddImagesRequest, _dataset_pb2.AddImagesResponse]  # type: ignore[assignment]
+    """Makes another dataset of the images of one and of more; no image of the
+    first is sent or stored again. The client streams one header, then images as
+    in UploadDataset, then one end. Images that the dataset has already are
+    left out, as copies; those that it has in another class too
+    (RelabelImages moves one), and those that were erased from it. Errors: as
+    UploadDataset, and DATASET_NOT_FOUND.
+    """
+    RemoveImages: _aio.UnaryUnaryMultiCallable[_dataset_pb2.RemoveImagesRequest, _dataset_pb2.RemoveImagesResponse]  # type: ignore[assignment]
+    """Makes another dataset of the images of one without some of them. Errors:
+    DATASET_NOT_FOUND, IMAGE_NOT_FOUND, DATASET_UNUSABLE (no image would be
+    left to learn from).
+    """
+    RelabelImages: _aio.UnaryUnaryMultiCallable[_dataset_pb2.RelabelImagesRequest, _dataset_pb2.RelabelImagesResponse]  # type: ignore[assignment]
+    """Makes another dataset of the images of one, some of them in other classes.
+    Errors: DATASET_NOT_FOUND, IMAGE_NOT_FOUND, INVALID_FIELD (it cannot be the
+    name of a class), DATASET_UNUSABLE (two class names look the same).
+    """
+    ListImages: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ListImagesRequest, _dataset_pb2.ListImagesResponse]  # type: ignore[assignment]
+    """Lists the images of a dataset, in its order: by split, class and name.
+    Errors: DATASET_NOT_FOUND.
+    """
+    EraseImage: _aio.UnaryUnaryMultiCallable[_dataset_pb2.EraseImageRequest, _dataset_pb2.EraseImageResponse]  # type: ignore[assignment]
+    """Erases an image from every dataset of the caller's that has it: its bytes,
+    its name, its hash and its features. Each of the datasets keeps its id, and
+    notes that an image of this digest was erased. Models stay as they are;
+    the answer names the versions that learned from it, or were measured on it.
+    A job that runs goes on with the images that it began with. The bytes are
+    gone from the disk within some hours. Errors: IMAGE_NOT_FOUND.
     """
 
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -135,8 +195,68 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_pb2.DeleteDatasetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.DeleteDatasetResponse, _abc.Awaitable[_dataset_pb2.DeleteDatasetResponse]]:
-        """Deletes a dataset and its images. Models trained on it stay. Errors:
-        DATASET_NOT_FOUND, DATASET_IN_USE.
+        """Deletes a dataset, and the images that no other dataset has. Models trained
+        on it stay. Errors: DATASET_NOT_FOUND, DATASET_IN_USE.
+        """
+
+    @_abc_1.abstractmethod
+    def AddImages(
+        self,
+        request_iterator: _MaybeAsyncIterator[_dataset_pb2.AddImagesRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.AddImagesResponse, _abc.Awaitable[_dataset_pb2.AddImagesResponse]]:
+        """Makes another dataset of the images of one and of more; no image of the
+        first is sent or stored again. The client streams one header, then images as
+        in UploadDataset, then one end. Images that the dataset has already are
+        left out, as copies; those that it has in another class too
+        (RelabelImages moves one), and those that were erased from it. Errors: as
+        UploadDataset, and DATASET_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveImages(
+        self,
+        request: _dataset_pb2.RemoveImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.RemoveImagesResponse, _abc.Awaitable[_dataset_pb2.RemoveImagesResponse]]:
+        """Makes another dataset of the images of one without some of them. Errors:
+        DATASET_NOT_FOUND, IMAGE_NOT_FOUND, DATASET_UNUSABLE (no image would be
+        left to learn from).
+        """
+
+    @_abc_1.abstractmethod
+    def RelabelImages(
+        self,
+        request: _dataset_pb2.RelabelImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.RelabelImagesResponse, _abc.Awaitable[_dataset_pb2.RelabelImagesResponse]]:
+        """Makes another dataset of the images of one, some of them in other classes.
+        Errors: DATASET_NOT_FOUND, IMAGE_NOT_FOUND, INVALID_FIELD (it cannot be the
+        name of a class), DATASET_UNUSABLE (two class names look the same).
+        """
+
+    @_abc_1.abstractmethod
+    def ListImages(
+        self,
+        request: _dataset_pb2.ListImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.ListImagesResponse, _abc.Awaitable[_dataset_pb2.ListImagesResponse]]:
+        """Lists the images of a dataset, in its order: by split, class and name.
+        Errors: DATASET_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseImage(
+        self,
+        request: _dataset_pb2.EraseImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.EraseImageResponse, _abc.Awaitable[_dataset_pb2.EraseImageResponse]]:
+        """Erases an image from every dataset of the caller's that has it: its bytes,
+        its name, its hash and its features. Each of the datasets keeps its id, and
+        notes that an image of this digest was erased. Models stay as they are;
+        the answer names the versions that learned from it, or were measured on it.
+        A job that runs goes on with the images that it began with. The bytes are
+        gone from the disk within some hours. Errors: IMAGE_NOT_FOUND.
         """
 
 def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -15,6 +15,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class JobKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    JOB_KIND_UNSPECIFIED: _ClassVar[JobKind]
+    JOB_KIND_FINE_TUNE: _ClassVar[JobKind]
+    JOB_KIND_RANKING: _ClassVar[JobKind]
+
 class JobState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     JOB_STATE_UNSPECIFIED: _ClassVar[JobState]
@@ -72,6 +78,9 @@ class WhenUncertain(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WHEN_UNCERTAIN_UNSPECIFIED: _ClassVar[WhenUncertain]
     WHEN_UNCERTAIN_HOLD: _ClassVar[WhenUncertain]
     WHEN_UNCERTAIN_PROMOTE: _ClassVar[WhenUncertain]
+JOB_KIND_UNSPECIFIED: JobKind
+JOB_KIND_FINE_TUNE: JobKind
+JOB_KIND_RANKING: JobKind
 JOB_STATE_UNSPECIFIED: JobState
 JOB_STATE_QUEUED: JobState
 JOB_STATE_RUNNING: JobState
@@ -310,7 +319,7 @@ class FineTuneResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "model", "state", "create_time", "start_time", "end_time", "request", "version", "error", "last_sequence", "progress", "attempts", "cancel_requested", "elapsed", "is_candidate", "data_summary", "base")
+    __slots__ = ("job_id", "model", "state", "create_time", "start_time", "end_time", "request", "version", "error", "last_sequence", "progress", "attempts", "cancel_requested", "elapsed", "is_candidate", "data_summary", "base", "kind", "ranking_request", "ranking")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -328,6 +337,9 @@ class Job(_message.Message):
     IS_CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     DATA_SUMMARY_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    RANKING_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RANKING_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     model: str
     state: JobState
@@ -345,7 +357,10 @@ class Job(_message.Message):
     is_candidate: bool
     data_summary: _dataset_pb2.ReadSummary
     base: BaseVersion
-    def __init__(self, job_id: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., request: _Optional[_Union[FineTuneRequest, _Mapping]] = ..., version: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., last_sequence: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., attempts: _Optional[int] = ..., cancel_requested: _Optional[bool] = ..., elapsed: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., is_candidate: _Optional[bool] = ..., data_summary: _Optional[_Union[_dataset_pb2.ReadSummary, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ...) -> None: ...
+    kind: JobKind
+    ranking_request: RankBackbonesRequest
+    ranking: Ranking
+    def __init__(self, job_id: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., request: _Optional[_Union[FineTuneRequest, _Mapping]] = ..., version: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., last_sequence: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., attempts: _Optional[int] = ..., cancel_requested: _Optional[bool] = ..., elapsed: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., is_candidate: _Optional[bool] = ..., data_summary: _Optional[_Union[_dataset_pb2.ReadSummary, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ..., kind: _Optional[_Union[JobKind, str]] = ..., ranking_request: _Optional[_Union[RankBackbonesRequest, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("stage", "fraction", "detail", "elapsed", "remaining", "step", "steps")
@@ -478,16 +493,18 @@ class GetJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
 
 class ListJobsRequest(_message.Message):
-    __slots__ = ("page_size", "page_token", "states", "model")
+    __slots__ = ("page_size", "page_token", "states", "model", "kind")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     STATES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
     states: _containers.RepeatedScalarFieldContainer[JobState]
     model: str
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., states: _Optional[_Iterable[_Union[JobState, str]]] = ..., model: _Optional[str] = ...) -> None: ...
+    kind: JobKind
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., states: _Optional[_Iterable[_Union[JobState, str]]] = ..., model: _Optional[str] = ..., kind: _Optional[_Union[JobKind, str]] = ...) -> None: ...
 
 class ListJobsResponse(_message.Message):
     __slots__ = ("jobs", "next_page_token")
@@ -523,6 +540,16 @@ class CancelJobResponse(_message.Message):
     job: Job
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
 
+class DeleteJobRequest(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class DeleteJobResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class PretrainedBackbone(_message.Message):
     __slots__ = ("backbone", "weights")
     BACKBONE_FIELD_NUMBER: _ClassVar[int]
@@ -532,7 +559,7 @@ class PretrainedBackbone(_message.Message):
     def __init__(self, backbone: _Optional[str] = ..., weights: _Optional[str] = ...) -> None: ...
 
 class RankBackbonesRequest(_message.Message):
-    __slots__ = ("server_path", "dataset_id", "inline_images", "backbones", "time_budget", "seed", "validate_only", "case_sensitive_labels")
+    __slots__ = ("server_path", "dataset_id", "inline_images", "backbones", "time_budget", "seed", "validate_only", "case_sensitive_labels", "request_id")
     SERVER_PATH_FIELD_NUMBER: _ClassVar[int]
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     INLINE_IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -541,6 +568,7 @@ class RankBackbonesRequest(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     CASE_SENSITIVE_LABELS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     server_path: ServerPath
     dataset_id: str
     inline_images: InlineImages
@@ -549,7 +577,8 @@ class RankBackbonesRequest(_message.Message):
     seed: int
     validate_only: bool
     case_sensitive_labels: bool
-    def __init__(self, server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbones: _Optional[_Iterable[_Union[PretrainedBackbone, _Mapping]]] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., seed: _Optional[int] = ..., validate_only: _Optional[bool] = ..., case_sensitive_labels: _Optional[bool] = ...) -> None: ...
+    request_id: str
+    def __init__(self, server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbones: _Optional[_Iterable[_Union[PretrainedBackbone, _Mapping]]] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., seed: _Optional[int] = ..., validate_only: _Optional[bool] = ..., case_sensitive_labels: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class RankedBackbone(_message.Message):
     __slots__ = ("backbone", "weights", "log_loss", "log_me", "image_ms", "feature_dim", "problem", "weights_licence")
@@ -572,6 +601,12 @@ class RankedBackbone(_message.Message):
     def __init__(self, backbone: _Optional[str] = ..., weights: _Optional[str] = ..., log_loss: _Optional[float] = ..., log_me: _Optional[float] = ..., image_ms: _Optional[float] = ..., feature_dim: _Optional[int] = ..., problem: _Optional[str] = ..., weights_licence: _Optional[str] = ...) -> None: ...
 
 class RankBackbonesResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: Job
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
+
+class Ranking(_message.Message):
     __slots__ = ("backbones", "explanation", "image_count")
     BACKBONES_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]

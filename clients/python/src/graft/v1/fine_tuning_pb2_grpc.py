@@ -60,6 +60,11 @@ class FineTuningServiceStub:
                 request_serializer=graft_dot_v1_dot_fine__tuning__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=graft_dot_v1_dot_fine__tuning__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/graft.v1.FineTuningService/DeleteJob',
+                request_serializer=graft_dot_v1_dot_fine__tuning__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=graft_dot_v1_dot_fine__tuning__pb2.DeleteJobResponse.FromString,
+                _registered_method=True)
         self.RankBackbones = channel.unary_unary(
                 '/graft.v1.FineTuningService/RankBackbones',
                 request_serializer=graft_dot_v1_dot_fine__tuning__pb2.RankBackbonesRequest.SerializeToString,
@@ -116,14 +121,22 @@ class FineTuningServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteJob(self, request, context):
+        """Deletes a job that has ended, with its events; its request id is free again.
+        Its version stays. Errors: JOB_NOT_FOUND, JOB_NOT_FINISHED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RankBackbones(self, request, context):
-        """Says which backbone to start from: scores backbones by how well their
-        frozen features fit the labels, without training any. Takes seconds to a
-        minute; give the call a deadline beyond its `time_budget`. Errors:
+        """Starts a job that says which backbone to start from, and answers at once: it
+        scores backbones by how well their frozen features fit the labels, without
+        training any. Takes seconds to a minute; when the job has SUCCEEDED,
+        `Job.ranking` is the answer. Errors:
         INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
-        PATH_NOT_FOUND, ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE, ARCHIVE_UNREADABLE,
-        QUEUE_FULL, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, BACKBONE_NOT_FOUND,
-        DEADLINE_EXCEEDED, SHUTTING_DOWN.
+        PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, BACKBONE_NOT_FOUND, and for
+        inline images OUT_OF_MEMORY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,6 +169,11 @@ def add_FineTuningServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=graft_dot_v1_dot_fine__tuning__pb2.CancelJobRequest.FromString,
                     response_serializer=graft_dot_v1_dot_fine__tuning__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=graft_dot_v1_dot_fine__tuning__pb2.DeleteJobRequest.FromString,
+                    response_serializer=graft_dot_v1_dot_fine__tuning__pb2.DeleteJobResponse.SerializeToString,
             ),
             'RankBackbones': grpc.unary_unary_rpc_method_handler(
                     servicer.RankBackbones,
@@ -299,6 +317,33 @@ class FineTuningService:
             '/graft.v1.FineTuningService/CancelJob',
             graft_dot_v1_dot_fine__tuning__pb2.CancelJobRequest.SerializeToString,
             graft_dot_v1_dot_fine__tuning__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.v1.FineTuningService/DeleteJob',
+            graft_dot_v1_dot_fine__tuning__pb2.DeleteJobRequest.SerializeToString,
+            graft_dot_v1_dot_fine__tuning__pb2.DeleteJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,14 +56,18 @@ class FineTuningServiceStub:
     """Cancels a job. A queued job is cancelled at once; a running one soon
     after, when its trainer has stopped. Errors: JOB_NOT_FOUND, JOB_FINISHED.
     """
+    DeleteJob: _grpc.UnaryUnaryMultiCallable[_fine_tuning_pb2.DeleteJobRequest, _fine_tuning_pb2.DeleteJobResponse]
+    """Deletes a job that has ended, with its events; its request id is free again.
+    Its version stays. Errors: JOB_NOT_FOUND, JOB_NOT_FINISHED.
+    """
     RankBackbones: _grpc.UnaryUnaryMultiCallable[_fine_tuning_pb2.RankBackbonesRequest, _fine_tuning_pb2.RankBackbonesResponse]
-    """Says which backbone to start from: scores backbones by how well their
-    frozen features fit the labels, without training any. Takes seconds to a
-    minute; give the call a deadline beyond its `time_budget`. Errors:
+    """Starts a job that says which backbone to start from, and answers at once: it
+    scores backbones by how well their frozen features fit the labels, without
+    training any. Takes seconds to a minute; when the job has SUCCEEDED,
+    `Job.ranking` is the answer. Errors:
     INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
-    PATH_NOT_FOUND, ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE, ARCHIVE_UNREADABLE,
-    QUEUE_FULL, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, BACKBONE_NOT_FOUND,
-    DEADLINE_EXCEEDED, SHUTTING_DOWN.
+    PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, BACKBONE_NOT_FOUND, and for
+    inline images OUT_OF_MEMORY.
     """
 
 @_typing.type_check_only
@@ -94,14 +98,18 @@ class FineTuningServiceAsyncStub(FineTuningServiceStub):
     """Cancels a job. A queued job is cancelled at once; a running one soon
     after, when its trainer has stopped. Errors: JOB_NOT_FOUND, JOB_FINISHED.
     """
+    DeleteJob: _aio.UnaryUnaryMultiCallable[_fine_tuning_pb2.DeleteJobRequest, _fine_tuning_pb2.DeleteJobResponse]  # type: ignore[assignment]
+    """Deletes a job that has ended, with its events; its request id is free again.
+    Its version stays. Errors: JOB_NOT_FOUND, JOB_NOT_FINISHED.
+    """
     RankBackbones: _aio.UnaryUnaryMultiCallable[_fine_tuning_pb2.RankBackbonesRequest, _fine_tuning_pb2.RankBackbonesResponse]  # type: ignore[assignment]
-    """Says which backbone to start from: scores backbones by how well their
-    frozen features fit the labels, without training any. Takes seconds to a
-    minute; give the call a deadline beyond its `time_budget`. Errors:
+    """Starts a job that says which backbone to start from, and answers at once: it
+    scores backbones by how well their frozen features fit the labels, without
+    training any. Takes seconds to a minute; when the job has SUCCEEDED,
+    `Job.ranking` is the answer. Errors:
     INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
-    PATH_NOT_FOUND, ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE, ARCHIVE_UNREADABLE,
-    QUEUE_FULL, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, BACKBONE_NOT_FOUND,
-    DEADLINE_EXCEEDED, SHUTTING_DOWN.
+    PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, BACKBONE_NOT_FOUND, and for
+    inline images OUT_OF_MEMORY.
     """
 
 class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -161,18 +169,28 @@ class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def DeleteJob(
+        self,
+        request: _fine_tuning_pb2.DeleteJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tuning_pb2.DeleteJobResponse, _abc.Awaitable[_fine_tuning_pb2.DeleteJobResponse]]:
+        """Deletes a job that has ended, with its events; its request id is free again.
+        Its version stays. Errors: JOB_NOT_FOUND, JOB_NOT_FINISHED.
+        """
+
+    @_abc_1.abstractmethod
     def RankBackbones(
         self,
         request: _fine_tuning_pb2.RankBackbonesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fine_tuning_pb2.RankBackbonesResponse, _abc.Awaitable[_fine_tuning_pb2.RankBackbonesResponse]]:
-        """Says which backbone to start from: scores backbones by how well their
-        frozen features fit the labels, without training any. Takes seconds to a
-        minute; give the call a deadline beyond its `time_budget`. Errors:
+        """Starts a job that says which backbone to start from, and answers at once: it
+        scores backbones by how well their frozen features fit the labels, without
+        training any. Takes seconds to a minute; when the job has SUCCEEDED,
+        `Job.ranking` is the answer. Errors:
         INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
-        PATH_NOT_FOUND, ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE, ARCHIVE_UNREADABLE,
-        QUEUE_FULL, OUT_OF_MEMORY, DEVICE_UNAVAILABLE, BACKBONE_NOT_FOUND,
-        DEADLINE_EXCEEDED, SHUTTING_DOWN.
+        PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, BACKBONE_NOT_FOUND, and for
+        inline images OUT_OF_MEMORY.
         """
 
 def add_FineTuningServiceServicer_to_server(servicer: FineTuningServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

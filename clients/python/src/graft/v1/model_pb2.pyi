@@ -61,7 +61,7 @@ REPORT_FORMAT_JSON: ReportFormat
 REPORT_FORMAT_HTML: ReportFormat
 
 class Model(_message.Message):
-    __slots__ = ("name", "create_time", "update_time", "aliases", "version_count", "falling_back_aliases")
+    __slots__ = ("name", "create_time", "update_time", "aliases", "version_count")
     class AliasesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -74,14 +74,12 @@ class Model(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     VERSION_COUNT_FIELD_NUMBER: _ClassVar[int]
-    FALLING_BACK_ALIASES_FIELD_NUMBER: _ClassVar[int]
     name: str
     create_time: _timestamp_pb2.Timestamp
     update_time: _timestamp_pb2.Timestamp
     aliases: _containers.ScalarMap[str, int]
     version_count: int
-    falling_back_aliases: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., aliases: _Optional[_Mapping[str, int]] = ..., version_count: _Optional[int] = ..., falling_back_aliases: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., aliases: _Optional[_Mapping[str, int]] = ..., version_count: _Optional[int] = ...) -> None: ...
 
 class Parity(_message.Message):
     __slots__ = ("max_difference", "top1_agreement", "image_count")
@@ -130,7 +128,7 @@ class GateCheck(_message.Message):
     def __init__(self, name: _Optional[str] = ..., verdict: _Optional[_Union[GateVerdict, str]] = ..., passed: _Optional[bool] = ..., value: _Optional[float] = ..., bound: _Optional[float] = ..., detail: _Optional[str] = ..., images_needed: _Optional[int] = ...) -> None: ...
 
 class Version(_message.Message):
-    __slots__ = ("model", "version", "job_id", "create_time", "method", "backbone", "weights", "backbone_digest", "classes", "figures", "calibrated", "calibration_note", "dataset_digest", "parity", "training_time", "labels", "manifest_json", "aliases", "is_candidate", "gate_checks", "image_size", "sees_whole_image", "damage", "decision", "weights_licence")
+    __slots__ = ("model", "version", "job_id", "create_time", "method", "backbone", "weights", "backbone_digest", "classes", "figures", "calibrated", "calibration_note", "dataset_digest", "parity", "training_time", "labels", "manifest_json", "aliases", "is_candidate", "gate_checks", "image_size", "sees_whole_image", "decision", "weights_licence", "erased_image_count")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -160,9 +158,9 @@ class Version(_message.Message):
     GATE_CHECKS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     SEES_WHOLE_IMAGE_FIELD_NUMBER: _ClassVar[int]
-    DAMAGE_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_LICENCE_FIELD_NUMBER: _ClassVar[int]
+    ERASED_IMAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     job_id: str
@@ -185,10 +183,10 @@ class Version(_message.Message):
     gate_checks: _containers.RepeatedCompositeFieldContainer[GateCheck]
     image_size: int
     sees_whole_image: bool
-    damage: str
     decision: _decision_pb2.Decision
     weights_licence: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., job_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., method: _Optional[_Union[TransferMethod, str]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., backbone_digest: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., calibrated: _Optional[bool] = ..., calibration_note: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., training_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., manifest_json: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., is_candidate: _Optional[bool] = ..., gate_checks: _Optional[_Iterable[_Union[GateCheck, _Mapping]]] = ..., image_size: _Optional[int] = ..., sees_whole_image: _Optional[bool] = ..., damage: _Optional[str] = ..., decision: _Optional[_Union[_decision_pb2.Decision, _Mapping]] = ..., weights_licence: _Optional[str] = ...) -> None: ...
+    erased_image_count: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., job_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., method: _Optional[_Union[TransferMethod, str]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., backbone_digest: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., calibrated: _Optional[bool] = ..., calibration_note: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., training_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., manifest_json: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., is_candidate: _Optional[bool] = ..., gate_checks: _Optional[_Iterable[_Union[GateCheck, _Mapping]]] = ..., image_size: _Optional[int] = ..., sees_whole_image: _Optional[bool] = ..., decision: _Optional[_Union[_decision_pb2.Decision, _Mapping]] = ..., weights_licence: _Optional[str] = ..., erased_image_count: _Optional[int] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("model",)
@@ -277,16 +275,14 @@ class DeleteVersionResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class SetAliasRequest(_message.Message):
-    __slots__ = ("model", "alias", "version", "falls_back")
+    __slots__ = ("model", "alias", "version")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
-    FALLS_BACK_FIELD_NUMBER: _ClassVar[int]
     model: str
     alias: str
     version: int
-    falls_back: bool
-    def __init__(self, model: _Optional[str] = ..., alias: _Optional[str] = ..., version: _Optional[int] = ..., falls_back: _Optional[bool] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., alias: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class SetAliasResponse(_message.Message):
     __slots__ = ("model",)

@@ -1,0 +1,1 @@
+"""Ways to start trainers, all behind the interface `Launcher` in `process`."""

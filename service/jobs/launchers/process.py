@@ -1,0 +1,228 @@
+"""Starts trainers: one process each, records on its standard output.
+
+The process gets a session of its own, so that it can be killed with whatever it
+started, and a standard input whose closing tells it that its parent is gone. Of the
+environment it gets what `service.ingest.child` passes on: the job's spec says everything
+else. Knows no jobs but their specs. `Trainer.stop` ends one for certain.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from service import contract
+from service.contract import JobSpec, Record, Spec
+from service.ingest import child
+from service.jobs.uninterrupted import uninterrupted
+
+SPEC_FILE = "spec.json"
+LOG_FILE = "trainer.log"
+TMPDIR = "TMPDIR"
+"""The variable that says where temporary files go."""
+MAX_LINE_BYTES = 2**20
+"""A record with 100 files that were left out and 10,000 classes fits."""
+KILLED_S = 10.0
+"""How long a killed process may take to be gone; longer means the kernel is stuck."""
+
+log = logging.getLogger(__name__)
+
+
+class Trainer(Protocol):
+    """A trainer at work."""
+
+    async def next_record(self) -> Record | None:
+        """The next record; None when there will be no more."""
+
+    async def wait(self) -> int:
+        """The exit code; minus the signal's number when a signal ended it."""
+
+    async def stop(self, grace_s: float) -> None:
+        """Asks it to end, kills it and its children after `grace_s`. Harmless after its end."""
+
+    def last_words(self) -> list[str]:
+        """The last lines of what it printed that is no record."""
+
+
+class Launcher(Protocol):
+    """Starts trainers."""
+
+    async def start(self, spec: Spec, folder: Path) -> Trainer:
+        """Starts one on a job or a ranking; `folder` is its own."""
+
+
+async def start_held(launcher: Launcher, spec: Spec, folder: Path, stop_grace_s: float) -> Trainer:
+    """Starts a trainer; one that was being started when the caller was cancelled is stopped."""
+    starting = asyncio.create_task(launcher.start(spec, folder))
+
+    async def stop() -> None:
+        await asyncio.wait({starting})
+        if not starting.cancelled() and starting.exception() is None:
+            await starting.result().stop(stop_grace_s)
+
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # A process that nobody holds would go on for ever.
+        await uninterrupted(stop())
+        raise
+
+
+def lower_priority(pid: int, niceness: int) -> None:
+    """Has a trainer that was just started go behind whoever asks for answers."""
+    # Nobody may raise a priority, and a server may have been started with a low one.
+    niceness = max(niceness, os.getpriority(os.PRIO_PROCESS, 0))
+    # All threads of its group, which is its own; it may have ended already.
+    with suppress(ProcessLookupError, PermissionError):
+        os.setpriority(os.PRIO_PGRP, pid, niceness)
+
+
+def kill_group(process: asyncio.subprocess.Process) -> None:
+    """Kills a process that leads a group of its own, and whatever it started in that group."""
+    # A number is not given again while a group has it. So where a process that was waited for is
+    # there again, no child of it is left, and the number is a stranger's.
+    is_reused = process.returncode is not None and Path(f"/proc/{process.pid}").exists()
+    if not is_reused:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+class ProcessLauncher:
+    """Starts `python -m trainer run SPEC`, and `rank SPEC` for rankings."""
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        command: Sequence[str] = (sys.executable, "-m", "trainer", "run"),
+        rank_command: Sequence[str] = (sys.executable, "-m", "trainer", "rank"),
+        niceness: int = 10,
+    ) -> None:
+        self.niceness = niceness
+        self.environment = child.environment_of(environment, may_download=True)
+        self._command = tuple(command)
+        self._rank_command = tuple(rank_command)
+
+    async def start(self, spec: Spec, folder: Path) -> "ProcessTrainer":
+        """Starts one; raises OSError when the process cannot be had."""
+        spec_file, log_file = await asyncio.to_thread(write_spec, spec, folder)
+        with await asyncio.to_thread(log_file.open, "ab") as printed:
+            process = await asyncio.create_subprocess_exec(
+                *(self._command if isinstance(spec, JobSpec) else self._rank_command),
+                str(spec_file),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=printed,
+                env={**temporary_files_in(self.environment, folder), **self.environment},
+                start_new_session=True,
+                limit=MAX_LINE_BYTES,
+            )
+        lower_priority(process.pid, self.niceness)
+        return ProcessTrainer(process, log_file, name_of(spec, folder))
+
+
+class ProcessTrainer:
+    """One process."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log_file: Path, job_id: str) -> None:
+        self._process = process
+        self._log_file = log_file
+        self._job_id = job_id
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is its group's too."""
+        return self._process.pid
+
+    async def next_record(self) -> Record | None:
+        """See `Trainer`. A line that is no record is logged and passed over."""
+        assert self._process.stdout is not None
+        while True:
+            try:
+                line = await self._process.stdout.readline()
+            except ValueError:
+                self._complain(f"a line of more than {MAX_LINE_BYTES} bytes")
+                continue
+            if not line:
+                return None
+            try:
+                return contract.decode_record(line)
+            except msgspec.DecodeError:
+                self._complain(repr(line[:200]))
+
+    async def wait(self) -> int:
+        """See `Trainer`. What it still prints is thrown away."""
+        assert self._process.stdout is not None
+        # A full pipe would keep it from ending, and its end from being seen.
+        while await self._process.stdout.read(MAX_LINE_BYTES):
+            pass
+        return await self._process.wait()
+
+    async def stop(self, grace_s: float) -> None:
+        """See `Trainer`."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        gone = asyncio.create_task(self.wait())
+        if self._process.returncode is None:
+            # Not `terminate`: it may reap the process before asyncio does, and its code is lost.
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGTERM)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    await self._exit()
+        # Its children too, even when it ended by itself and left them.
+        kill_group(self._process)
+        try:
+            async with asyncio.timeout(KILLED_S):
+                await gone
+        except TimeoutError:
+            log.exception("the trainer could not be killed", extra={"job_id": self._job_id})
+
+    def last_words(self) -> list[str]:
+        """See `Trainer`; reads the end of a file."""
+        with suppress(OSError), self._log_file.open("rb") as file:
+            file.seek(max(0, self._log_file.stat().st_size - 8192))
+            return list(deque(file.read().decode(errors="replace").splitlines(), maxlen=30))
+        return []
+
+    async def _exit(self) -> None:
+        # asyncio's own wait goes on while a child of the trainer holds its output open.
+        try:
+            handle = os.pidfd_open(self._process.pid)
+        except ProcessLookupError:
+            return
+        loop, is_over = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(handle, is_over.set)
+        try:
+            await is_over.wait()
+        finally:
+            loop.remove_reader(handle)
+            os.close(handle)
+
+    def _complain(self, what: str) -> None:
+        log.warning("the trainer wrote %s, which is no record", what,
+                    extra={"job_id": self._job_id})  # fmt: skip
+
+
+def temporary_files_in(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Has temporary files lie in a trainer's own folder, where the environment names none."""
+    return {} if environment.get(TMPDIR) else {TMPDIR: str(folder)}
+
+
+def name_of(spec: Spec, folder: Path) -> str:
+    """What the log calls it: the job's id, or the ranking's folder."""
+    return spec.job_id if isinstance(spec, JobSpec) else folder.name
+
+
+def write_spec(spec: Spec, folder: Path) -> tuple[Path, Path]:
+    """Writes what a trainer is to do into its folder; returns that file and the log's."""
+    spec_file = folder / SPEC_FILE
+    spec_file.write_bytes(contract.encode(spec))
+    return spec_file, folder / LOG_FILE
