@@ -34,7 +34,7 @@ from service.storage.changes import Changes
 from service.storage.database import Database
 from service.storage.models import ModelStore
 from service.storage.quotas import Quotas
-from service.storage.records import NewVersion
+from service.storage.version_rows import NewVersion
 
 NEAR_EMPTY = "near_empty"
 _FEATURES = 8

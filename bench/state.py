@@ -33,7 +33,7 @@ from service.contract import EpochEnded, FeatureBased, Progressed
 from service.domain import DEFAULT_TENANT, JobKind
 from service.errors import Reason
 from service.jobs.claims import Claims
-from service.jobs.events import Payload
+from service.jobs.records import Payload
 from service.jobs.replicas import Replicas
 from service.jobs.request import JobRequest
 from service.jobs.store import JobRecord, JobStore

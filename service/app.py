@@ -33,9 +33,7 @@ from service.engine.exporter import Exporter
 from service.engine.providers import choose_provider
 from service.engine.runtime import OnnxRuntime, Runtime
 from service.errors import Damaged, GraftError, Reason
-from service.following import ChangeFollower
-from service.jobs.launchers.process import Launcher, ProcessLauncher
-from service.jobs.launchers.warm import WarmLauncher
+from service.jobs.launchers import Launcher, ProcessLauncher, WarmLauncher
 from service.jobs.lineage import Lineage
 from service.jobs.replicas import Replicas
 from service.jobs.store import JobStore
@@ -52,11 +50,11 @@ from service.rpc.fine_tune import FineTuningServicer
 from service.rpc.models import ModelServicer
 from service.rpc.open_inference import grpc_predict_v2_pb2_grpc
 from service.rpc.open_inference.servicer import OpenInferenceServicer
-from service.rpc.pins import Pins
+from service.rpc.pins import ChangeFollower, Pins
 from service.rpc.predict import PredictionServicer
 from service.rpc.server import RpcServer, to_register
 from service.storage.models import ModelStore
-from service.storage.records import StoredVersion
+from service.storage.version_rows import StoredVersion
 from service.stores import open_stores
 
 MIB = 2**20

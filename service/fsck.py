@@ -28,8 +28,8 @@ import msgspec
 from service.contract import decode_manifest
 from service.domain import TRANSITIONS
 from service.ingest import index as indexes
-from service.jobs import events
-from service.jobs.events import Published, StateChanged
+from service.jobs import records
+from service.jobs.records import Published, StateChanged
 from service.storage import database
 from service.storage.blobs import BlobFolder
 from service.storage.collector import needed
@@ -186,7 +186,7 @@ def _job_problems(connection: database.Connection) -> Iterator[str]:
     for job_id, group in itertools.groupby(rows, key=lambda row: row["job_id"]):
         found = list(group)
         try:
-            payloads = [events.decode(row["payload_json"]) for row in found]
+            payloads = [records.decode(row["payload_json"]) for row in found]
         except msgspec.DecodeError as error:
             yield f"{job_id}: an event of it cannot be read: {error}"
             continue

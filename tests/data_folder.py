@@ -19,8 +19,8 @@ from service.storage.dataset_edits import DatasetEdits
 from service.storage.dataset_keeping import DatasetKeeper
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
-from service.storage.records import NewVersion, Publication
 from service.storage.registered import BackboneStore
+from service.storage.version_rows import NewVersion, Publication
 from tests.keys import BIRDS, key
 from tests.unit.jobs.conftest import request, to_rank
 from tests.unit.storage.conftest import LIMITS, QUOTAS, TENANT, FakeReader, write_result

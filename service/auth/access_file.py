@@ -19,8 +19,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from service.auth.principal import Principal, Role
-from service.auth.quota import Quota
+from service.auth.principal import Principal, Quota, Role
 from service.auth.reload import BadFile
 from service.domain import check_name
 from service.errors import InvalidInput

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import grpc
 
-from service.auth import authenticator, roles
+from service.auth import authenticator
 from service.auth.authenticator import Metadata
-from service.auth.principal import UNAUTHENTICATED, Principal
+from service.auth.principal import UNAUTHENTICATED, Principal, is_change
 from service.domain import LATEST
 from service.errors import GraftError
 from service.ops.logs import LineBudget
@@ -61,7 +61,7 @@ class Audit:
         """
         if (
             principal is UNAUTHENTICATED
-            or not roles.is_change(method)
+            or not is_change(method)
             or getattr(request, "validate_only", False)
         ):
             return

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Final, Protocol
 
-from service.auth import access_file, roles
+from service.auth import access_file
 from service.auth.access_file import AccessList, Token
-from service.auth.principal import EVERYBODY, Principal
-from service.auth.quota import CallMeter
+from service.auth.principal import EVERYBODY, CallMeter, Principal, check_role
 from service.auth.reload import Reloaded
 from service.errors import OverQuota, Reason, Unauthenticated
 from service.ops.metrics import Metrics
@@ -110,7 +109,7 @@ class TokenAuthenticator:
     def admit(self, method: str, metadata: Metadata) -> Principal:
         """Returns the principal; raises Unauthenticated, NotAllowed or OverQuota."""
         principal = self._authenticate(metadata)
-        roles.check_role(principal, method)
+        check_role(principal, method)
         rate, tenant = principal.quota.calls_per_second, principal.tenant
         wait_s = 0.0 if rate is None else self._meter.take(tenant, rate)
         if wait_s > 0:
@@ -135,7 +134,7 @@ class TokenAuthenticator:
             raise _unknown()
         self._check_not_expired(token)
         if token.principal is not principal:
-            roles.check_role(token.principal, method)
+            check_role(token.principal, method)
 
     def wait_s(self, principal: Principal) -> float:
         """Counts one more request of a stream and returns 0.0; or returns the seconds to wait."""

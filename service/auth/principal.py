@@ -1,14 +1,69 @@
-"""Principals: a token's id, tenant and roles; one is bound to the task that serves its call."""
+"""Principals, their quotas, and the table of methods: which roles may call each.
 
+A principal is a token's id, tenant and roles; one is bound to the task that serves its call. The
+table holds every method that the server answers except health checks, which anybody may call, and
+says which of them change something; a method that is not in it is refused. A role counts within
+the principal's own tenant.
+"""
+
+import time
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal
 
-from service.auth.quota import Quota
 from service.domain import DEFAULT_TENANT, ModelKey
+from service.errors import NotAllowed, Reason
 
 Role = Literal["predict", "train", "admin"]
 """Counts within the principal's tenant; `admin` includes the other two."""
+
+
+@dataclass(frozen=True)
+class Quota:
+    """The limits of one tenant; None means no limit."""
+
+    calls_per_second: float | None = None
+    concurrent_jobs: int | None = None
+    """Jobs that have not ended."""
+    stored_bytes: int | None = None
+    """Bytes of datasets, versions, registered backbones and jobs."""
+    rankings: int | None = None
+    """Rankings of backbones that wait or run."""
+
+
+@dataclass
+class _Bucket:
+    """Calls that are left at time `at`, in seconds of the clock."""
+
+    left: float
+    at: float
+
+
+class CallMeter:
+    """One bucket of calls for each tenant; belongs to the event loop.
+
+    A bucket holds the calls of one second, and at least one, so that a page of
+    images sent at once is within the limit.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._buckets: dict[str, _Bucket] = {}
+
+    def take(self, tenant: str, calls_per_second: float) -> float:
+        """Takes one call and returns 0.0; or takes none and returns the seconds until one is left.
+
+        The limit may be another one than at the call before.
+        """
+        now, capacity = self._clock(), max(1.0, calls_per_second)
+        bucket = self._buckets.setdefault(tenant, _Bucket(capacity, now))
+        gained = max(0.0, now - bucket.at) * calls_per_second
+        bucket.left, bucket.at = min(capacity, bucket.left + gained), now
+        if bucket.left >= 1:
+            bucket.left -= 1
+            return 0.0
+        return (1 - bucket.left) / calls_per_second
 
 
 @dataclass(frozen=True)
@@ -46,3 +101,114 @@ def current() -> Principal:
 def enter(principal: Principal) -> None:
     """Sets the principal of the call that this task serves."""
     _current.set(principal)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The roles that a method needs."""
+
+    roles: frozenset[Role]
+    """Any one of these is enough."""
+    is_change: bool = False
+    """Whether calls of it stand in the audit log."""
+
+
+_ANY = Rule(frozenset({"predict", "train", "admin"}))
+_PREDICT = Rule(frozenset({"predict", "admin"}))
+_TRAIN = Rule(frozenset({"train", "admin"}))
+_TRAIN_CHANGES = Rule(_TRAIN.roles, is_change=True)
+_ADMIN_CHANGES = Rule(frozenset({"admin"}), is_change=True)
+
+_SERVICES: Mapping[str, Mapping[str, Rule]] = {
+    "graft.v1.FineTuningService": {
+        "FineTune": _TRAIN_CHANGES,
+        "GetJob": _TRAIN,
+        "ListJobs": _TRAIN,
+        "WatchJob": _TRAIN,
+        "CancelJob": _TRAIN_CHANGES,
+        "DeleteJob": _TRAIN_CHANGES,
+        "RankBackbones": _TRAIN_CHANGES,
+    },
+    "graft.v1.DatasetService": {
+        "UploadDataset": _TRAIN_CHANGES,
+        "GetDataset": _TRAIN,
+        "ListDatasets": _TRAIN,
+        "DeleteDataset": _TRAIN_CHANGES,
+        "AddImages": _TRAIN_CHANGES,
+        "RemoveImages": _TRAIN_CHANGES,
+        "RelabelImages": _TRAIN_CHANGES,
+        "ListImages": _TRAIN,
+        "EraseImage": _ADMIN_CHANGES,
+    },
+    "graft.v1.BackboneService": {
+        "RegisterBackbone": _ADMIN_CHANGES,
+        "ListBackbones": _TRAIN,
+        "DeleteBackbone": _ADMIN_CHANGES,
+    },
+    "graft.v1.PredictionService": {
+        "Predict": _PREDICT,
+        "PredictStream": _PREDICT,
+    },
+    "graft.v1.ModelService": {
+        "GetModel": _ANY,
+        "ListModels": _ANY,
+        "DeleteModel": _ADMIN_CHANGES,
+        "GetVersion": _ANY,
+        "ListVersions": _ANY,
+        "DeleteVersion": _ADMIN_CHANGES,
+        "SetAlias": _TRAIN_CHANGES,
+        "DeleteAlias": _TRAIN_CHANGES,
+        "RollbackAlias": _TRAIN_CHANGES,
+        "PromoteVersion": _TRAIN_CHANGES,
+        "GetReport": _TRAIN,
+        "ExportModel": _TRAIN,
+    },
+    "inference.GRPCInferenceService": {
+        "ServerLive": _PREDICT,
+        "ServerReady": _PREDICT,
+        "ModelReady": _PREDICT,
+        "ServerMetadata": _PREDICT,
+        "ModelMetadata": _PREDICT,
+        "ModelInfer": _PREDICT,
+        "ModelStreamInfer": _PREDICT,
+        "ModelConfig": _PREDICT,
+        "ModelStatistics": _PREDICT,
+        "RepositoryIndex": _PREDICT,
+        "RepositoryModelLoad": _ADMIN_CHANGES,
+        "RepositoryModelUnload": _ADMIN_CHANGES,
+    },
+    "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": _ANY},
+}
+
+RULES: Mapping[str, Rule] = {
+    f"/{service}/{method}": rule
+    for service, methods in _SERVICES.items()
+    for method, rule in methods.items()
+}
+"""By full method, "/graft.v1.ModelService/GetModel"."""
+
+
+def check_role(principal: Principal, method: str) -> None:
+    """Raises NotAllowed if none of the principal's roles is enough for the method."""
+    rule = RULES.get(method)
+    if rule is None:
+        raise NotAllowed(
+            Reason.ROLE_MISSING, f"nobody may call {method}: no rule says which role it needs"
+        )
+    if not rule.roles & principal.roles:
+        needed = " or ".join(sorted(rule.roles, key=_ORDER.index))
+        has = ", ".join(sorted(principal.roles, key=_ORDER.index))
+        raise NotAllowed(
+            Reason.ROLE_MISSING,
+            f"{method.rpartition('/')[2]} needs a token with the role {needed}; this one has "
+            f"{has}: ask the server's operator for another",
+        )
+
+
+def is_change(method: str) -> bool:
+    """Tells whether a call of the method changes something that is stored."""
+    rule = RULES.get(method)
+    return rule is not None and rule.is_change
+
+
+_ORDER: list[str] = ["predict", "train", "admin"]

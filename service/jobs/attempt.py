@@ -18,6 +18,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from service.contract import (
     BackbonesRanked,
     EpochEnded,
@@ -32,14 +34,11 @@ from service.contract import (
 from service.domain import ModelKey, VersionSource
 from service.errors import Aborted, Exhausted, GraftError, Reason, Unavailable
 from service.jobs.claims import Claims, LeaseLost
-from service.jobs.events import Payload
-from service.jobs.launchers.process import Launcher, Trainer, start_held
-from service.jobs.progress import ShownProgress
-from service.jobs.records import JobRecord
+from service.jobs.launchers import Launcher, Trainer, start_held
+from service.jobs.records import JobRecord, Payload
 from service.jobs.request import DEFAULT_RANKING_S, JobRequest, RankRequest
 from service.jobs.settings import Settings, Slot
-from service.jobs.specs import CHECKPOINT, Specs
-from service.jobs.staging import staged
+from service.jobs.specs import CHECKPOINT, Specs, staged
 from service.jobs.uninterrupted import in_thread, uninterrupted
 from service.ops import failpoints
 from service.ops.cgroups import OomWatch
@@ -49,8 +48,8 @@ from service.storage.blobs import BlobGone, Blobs
 from service.storage.database import Connection
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
-from service.storage.records import NewVersion, Publication, StoredVersion
 from service.storage.storage_errors import PASSING
+from service.storage.version_rows import NewVersion, Publication, StoredVersion
 
 _SLACK, _SLACK_S = 1.5, 120.0
 """How far beyond the caller's budget a job may go before it is stopped."""
@@ -58,6 +57,10 @@ _SLACK, _SLACK_S = 1.5, 120.0
 OnPublished = Callable[[ModelKey, StoredVersion], Awaitable[None]]
 """Warms a version of a model that is about to be published; its failure is logged and passed
 over."""
+_STEP = 0.01
+"""Smaller steps within a stage are not kept, so that a stage has some 100 events."""
+_DUE_S = 15.0
+"""After so long a smaller step is kept too, so that a long stage shows that it gets on."""
 
 log = logging.getLogger(__name__)
 
@@ -453,3 +456,29 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+class ShownProgress:
+    """Decides which progress is kept, and says how long its stage has taken."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began_s = self._kept_s = clock()
+        self._kept: Progressed | None = None
+
+    def next(self, record: Progressed) -> Progressed | None:
+        """Returns the record with its stage's time; None for a step that is too small to keep."""
+        now, kept = self._clock(), self._kept
+        # A stage may have parts (the training images, the validation images), each from 0 anew.
+        if kept is None or kept.stage != record.stage or record.fraction < kept.fraction:
+            self._began_s = now
+        elif not self._is_step(kept, record, now):
+            return None
+        self._kept, self._kept_s = record, now
+        return msgspec.structs.replace(record, elapsed_s=now - self._began_s)
+
+    def _is_step(self, kept: Progressed, record: Progressed, now: float) -> bool:
+        moved = abs(record.fraction - kept.fraction)
+        is_end = record.fraction >= 1 > kept.fraction
+        is_due = moved > 0 and now - self._kept_s >= _DUE_S
+        return moved >= _STEP or is_end or is_due

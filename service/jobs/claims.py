@@ -13,14 +13,13 @@ import msgspec
 from service.contract import BackbonesRanked, DataFound, Progressed
 from service.domain import JobKind, JobState
 from service.errors import Reason
-from service.jobs import rows
-from service.jobs.events import JobEvent, Payload, Published, StateChanged
-from service.jobs.records import JobRecord, record_of
+from service.jobs import records
+from service.jobs.records import JobEvent, JobRecord, Payload, Published, StateChanged, record_of
 from service.jobs.store import JobStore
 from service.ops import failpoints
 from service.storage import dataset_rows, holds
 from service.storage.database import Connection, now_s
-from service.storage.records import Publication
+from service.storage.version_rows import Publication
 
 
 class LeaseLost(Exception):  # noqa: N818 - named for what happened
@@ -50,11 +49,11 @@ class Claims:
         query = (
             "UPDATE jobs SET state = ?, owner = ?, attempts = attempts + 1,"  # nosec B608  # noqa: S608 - marks
             " start_time_s = CASE WHEN last_event_s > ? THEN last_event_s ELSE ? END,"
-            f" last_sequence = last_sequence + 1, {rows.LATER}"
+            f" last_sequence = last_sequence + 1, {records.LATER}"
             " WHERE state = ? AND EXISTS (SELECT 1 FROM replicas WHERE replica_id = ?"
             " AND lease_until_s > ?) AND job_id = (SELECT MIN(job_id) FROM jobs AS queued"
             " WHERE state = ? AND kind = ? AND not_before_s <= ?"
-            f" AND device IN ({rows.marks(devices)}) GROUP BY tenant ORDER BY"
+            f" AND device IN ({records.marks(devices)}) GROUP BY tenant ORDER BY"
             " (SELECT COUNT(*) FROM jobs AS running WHERE running.tenant = queued.tenant"
             " AND running.kind = ? AND running.state = ?),"
             # A start in the future was noted before the clock was put back.
@@ -76,7 +75,7 @@ class Claims:
                 return None
             job, numbered = record_of(row), (row["last_sequence"], row["last_event_s"])
             change = StateChanged(JobState.RUNNING)
-            rows.add_event(connection, job.job_id, *numbered, change)
+            records.add_event(connection, job.job_id, *numbered, change)
             self._jobs.note(job.job_id)
         failpoints.reach("claim.committed")
         return job
@@ -90,7 +89,7 @@ class Claims:
             column, value = "summary_json", msgspec.json.encode(payload.summary).decode()
         with self._database.transaction() as connection:
             sequence, time_s = self._fence(connection, job, column, value)
-            rows.add_event(connection, job.job_id, sequence, time_s, payload)
+            records.add_event(connection, job.job_id, sequence, time_s, payload)
             self._jobs.note(job.job_id)
         return JobEvent(sequence, time_s, payload)
 
@@ -122,11 +121,11 @@ class Claims:
                 manifest.calibrated,
                 manifest.gate_verdict,
             )
-            rows.add_event(connection, job.job_id, *numbered, published)
-            rows.end(
+            records.add_event(connection, job.job_id, *numbered, published)
+            records.end(
                 connection,
                 job.job_id,
-                rows.number(connection, job.job_id),
+                records.number(connection, job.job_id),
                 StateChanged(JobState.SUCCEEDED),
                 version=made.version,
                 is_candidate=published.is_candidate,
@@ -224,12 +223,12 @@ class Claims:
     ) -> JobRecord:
         with self._database.transaction() as connection:
             numbered = self._fence(connection, job)
-            rows.end(connection, job.job_id, numbered, change, result_json=result_json)
+            records.end(connection, job.job_id, numbered, change, result_json=result_json)
             return self._noted(connection, job)
 
     def _noted(self, connection: Connection, job: JobRecord) -> JobRecord:
         self._jobs.note(job.job_id)
-        return rows.get(connection, job.job_id)
+        return records.get(connection, job.job_id)
 
     def _fence(
         self,
@@ -247,7 +246,7 @@ class Claims:
         now = now_s(connection)
         also = f", {column} = ?" if column else ""
         row = connection.execute(
-            f"UPDATE jobs SET last_sequence = last_sequence + ?, {rows.LATER}{also}"  # nosec B608  # noqa: S608 - our words
+            f"UPDATE jobs SET last_sequence = last_sequence + ?, {records.LATER}{also}"  # nosec B608  # noqa: S608 - our words
             " WHERE job_id = ? AND owner = ? AND attempts = ? AND state = ?"
             " RETURNING last_sequence, last_event_s",
             (
@@ -279,11 +278,11 @@ def put_back(
     if asked.fetchone()["cancel_requested"]:
         change = StateChanged(JobState.CANCELLED)
     if change.state is not JobState.QUEUED:
-        rows.end(connection, job_id, numbered, change)
+        records.end(connection, job_id, numbered, change)
         return
     connection.execute(
         "UPDATE jobs SET state = ?, owner = NULL, progress_json = NULL"
         " WHERE job_id = ? AND state = ?",
         (JobState.QUEUED, job_id, JobState.RUNNING),
     )
-    rows.add_event(connection, job_id, *numbered, change)
+    records.add_event(connection, job_id, *numbered, change)

@@ -1,14 +1,87 @@
-"""Jobs as records: what a row of the table jobs holds, decoded."""
+"""Jobs and their events as rows hold them, and the SQL that the stores of this package share.
+
+Jobs are read, numbered and ended here, their events added. Every function with a connection works
+in its caller's transaction. A change of a job and its event are one transaction, so neither is
+ever without the other.
+"""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from service.contract import BackbonesRanked, Progressed
-from service.domain import JobKind, JobState, ReadSummary
-from service.errors import NotFound, Reason
+from service.contract import BackbonesRanked, DataFound, EpochEnded, Note, Progressed
+from service.domain import Figure, JobKind, JobState, ReadSummary, Verdict
+from service.errors import Exhausted, NotFound, OverQuota, Reason
 from service.jobs.request import JobRequest, RankRequest
+from service.storage import holds
+from service.storage.database import Connection, now_s
+
+BESIDE_REQUEST_BYTES = 1024
+"""About what a job takes in the database beside its request and its events."""
+EVENT_BYTES = (
+    "(SELECT COALESCE(SUM(LENGTH(payload_json)), 0) FROM job_events"
+    " WHERE job_events.job_id = jobs.job_id)"
+)
+"""What a job's events count for its tenant's quota, in characters."""
+LATER = "last_event_s = CASE WHEN last_event_s > ? THEN last_event_s ELSE ? END"
+"""Sets the time of a new event: a clock may be put back, and events do not go back with it."""
+_RETRY_AFTER_S = 30.0
+
+
+class StateChanged(msgspec.Struct, frozen=True, tag="state"):
+    """The job moved to another state; `reason` and `message` say why, where there is a why."""
+
+    state: JobState
+    reason: Reason | None = None
+    message: str = ""
+
+
+class Published(msgspec.Struct, frozen=True, tag="published"):
+    """The job's version is there; one with gate failures is a candidate."""
+
+    model: str
+    version: int
+    figure: Figure | None
+    """The manifest's headline; None where nothing could be measured."""
+    gate_failures: list[str] = []
+    calibrated: bool = False
+    gate: Literal[Verdict, "none"] = "none"
+    """The worst verdict of its gate's conditions."""
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether no alias points to it."""
+        return bool(self.gate_failures)
+
+
+Payload = StateChanged | Progressed | EpochEnded | DataFound | Note | Published
+
+_decoder = msgspec.json.Decoder(Payload)
+
+
+class JobEvent(msgspec.Struct, frozen=True):
+    """One event; numbered from 1 within its job, without gaps."""
+
+    sequence: int
+    time_s: float
+    payload: Payload
+
+    @property
+    def is_last(self) -> bool:
+        """Whether none can follow."""
+        return isinstance(self.payload, StateChanged) and self.payload.state.is_final
+
+
+def encode(payload: Payload) -> str:
+    """As the store keeps it."""
+    return msgspec.json.encode(payload).decode()
+
+
+def decode(text: str) -> Payload:
+    """From what `encode` gave."""
+    payload: Payload = _decoder.decode(text)
+    return payload
 
 
 @dataclass(frozen=True)
@@ -103,3 +176,111 @@ def found(row: Any, job_id: str) -> JobRecord:
     if row is None:
         raise NotFound(Reason.JOB_NOT_FOUND, f"no job has the id {job_id[:80]!r}: see ListJobs")
     return record_of(row)
+
+
+def get(connection: Connection, job_id: str) -> JobRecord:
+    """Returns a job, whosever it is, for the server's own work; raises NotFound."""
+    row = connection.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+    return found(row, job_id)
+
+
+def number(connection: Connection, job_id: str) -> tuple[int, float]:
+    """Returns the number and the time of a job's next event; locks its row."""
+    now = now_s(connection)
+    row = connection.execute(
+        f"UPDATE jobs SET last_sequence = last_sequence + 1, {LATER} WHERE job_id = ?"  # nosec B608  # noqa: S608 - our words
+        " RETURNING last_sequence, last_event_s",
+        (now, now, job_id),
+    ).fetchone()
+    return int(row["last_sequence"]), float(row["last_event_s"])
+
+
+def add_event(
+    connection: Connection, job_id: str, sequence: int, time_s: float, payload: Payload
+) -> None:
+    """Adds an event that was numbered."""
+    connection.execute(
+        "INSERT INTO job_events (job_id, sequence, time_s, payload_json) VALUES (?, ?, ?, ?)",
+        (job_id, sequence, time_s, encode(payload)),
+    )
+
+
+def end(
+    connection: Connection,
+    job_id: str,
+    numbered: tuple[int, float],
+    change: StateChanged,
+    *,
+    version: int = 0,
+    is_candidate: bool = False,
+    result_json: str | None = None,
+) -> None:
+    """Ends a job: it holds nothing any more. Its row is locked and its event numbered."""
+    add_event(connection, job_id, *numbered, change)
+    connection.execute(
+        "UPDATE jobs SET state = ?, owner = NULL, end_time_s = ?, version = ?, is_candidate = ?,"  # nosec B608  # noqa: S608 - our words
+        " result_json = ?, error_reason = ?, error_message = ?, progress_json = NULL,"
+        f" cancel_requested = 0, size_bytes = size_bytes + {EVENT_BYTES} WHERE job_id = ?",
+        (
+            change.state,
+            numbered[1],
+            version,
+            int(is_candidate),
+            result_json,
+            change.reason,
+            change.message,
+            job_id,
+        ),
+    )
+    holds.release(connection, job_id)
+
+
+def check_open_jobs(
+    connection: Connection, tenant: str, kind: JobKind, max_open: int | None
+) -> None:
+    """Raises OverQuota when a tenant has so many jobs of a kind that have not ended.
+
+    Its subject is `concurrent_jobs`, or `rankings`. None means no limit.
+    """
+    if max_open is None:
+        return
+    (count,) = connection.execute(
+        "SELECT COUNT(*) FROM jobs WHERE tenant = ? AND kind = ? AND state IN (?, ?)",
+        (tenant, kind, JobState.QUEUED, JobState.RUNNING),
+    ).fetchone()
+    if count < max_open:
+        return
+    is_ranking = kind is JobKind.RANKING
+    if is_ranking and max_open == 0:
+        raise OverQuota(
+            "rankings", "you may have no jobs, and rank no backbones either: ask the operator"
+        )
+    raise OverQuota(
+        "rankings" if is_ranking else "concurrent_jobs",
+        f"{count} of your {'rankings' if is_ranking else 'jobs'} wait or run, and {max_open} may "
+        "at once: wait for one to end, or cancel one",
+        retry_after_s=_RETRY_AFTER_S,
+    )
+
+
+def check_queue(connection: Connection, tenant: str, max_queued: int, *, is_shared: bool) -> None:
+    """Raises Exhausted (QUEUE_FULL) where so many jobs wait, or half as many of one tenant.
+
+    The latter, rounded up, where several tenants share the queue.
+    """
+    queued, own = connection.execute(
+        "SELECT COUNT(*), COUNT(*) FILTER (WHERE tenant = ?) FROM jobs WHERE state = ?",
+        (tenant, JobState.QUEUED),
+    ).fetchone()
+    if queued >= max_queued:
+        full = f"{queued} jobs wait already, the most allowed"
+    elif is_shared and own >= (max_queued + 1) // 2:
+        full = f"{own} of your jobs wait already, the most of one tenant"
+    else:
+        return
+    raise Exhausted(Reason.QUEUE_FULL, f"{full}: try again later", retry_after_s=_RETRY_AFTER_S)
+
+
+def marks(values: Any) -> str:
+    """Returns a question mark for each value, as a list in SQL."""
+    return ", ".join("?" for _ in values)

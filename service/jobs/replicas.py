@@ -14,10 +14,9 @@ from typing import Any
 
 from service.domain import JobState
 from service.errors import Reason
-from service.jobs import rows
+from service.jobs import records
 from service.jobs.claims import crashed, put_back
-from service.jobs.events import StateChanged
-from service.jobs.records import JobRecord
+from service.jobs.records import JobRecord, StateChanged
 from service.jobs.store import JobStore
 from service.ops import failpoints
 from service.storage.database import Connection, now_s
@@ -130,10 +129,10 @@ class Replicas:
                     Reason.TRAINER_CRASHED, _MESSAGE, row["crashes"], max_crashes
                 )
             for job_id, change in changes.items():
-                put_back(connection, job_id, rows.number(connection, job_id), change)
+                put_back(connection, job_id, records.number(connection, job_id), change)
                 self._jobs.note(job_id)
             connection.execute("DELETE FROM replicas WHERE lease_until_s <= ?", (now,))
-            reaped = [rows.get(connection, job_id) for job_id in changes]
+            reaped = [records.get(connection, job_id) for job_id in changes]
         if reaped:
             failpoints.reach("job.reaped")
         return reaped

@@ -43,7 +43,7 @@ from service.domain import (
 from service.errors import InvalidInput, NotAllowed, NotFound, Reason
 from service.ingest.grouping import NamedGroups
 from service.ingest.labels import check_given
-from service.jobs.registered import check_registered
+from service.jobs.weights import check_registered
 
 AUTO = "auto"
 """Names no backbone: the job chooses one by its data."""

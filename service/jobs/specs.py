@@ -1,9 +1,12 @@
 """Specs: what a trainer is to do, of a job's request and of what the operator decided.
 
 Reads the images of folders and archives first, and finds the files of the versions that a
-request goes by. Everything in here blocks.
+request goes by. `staged` keeps the files that a spec names by digest on the trainer's machine.
+Everything in here blocks.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -14,6 +17,7 @@ import msgspec
 from service.contract import (
     HEARTBEAT_S,
     MOST_RANKED_IMAGES,
+    ExportedBackbone,
     ImageSource,
     Incumbent,
     JobSpec,
@@ -24,7 +28,7 @@ from service.contract import (
 from service.domain import ARGMAX, ModelKey, VersionSource
 from service.errors import NotFound
 from service.ingest.reader import OnProgress
-from service.jobs import registered
+from service.jobs import weights
 from service.jobs.claims import Claims
 from service.jobs.lineage import Lineage
 from service.jobs.records import JobRecord
@@ -38,6 +42,7 @@ from service.jobs.request import (
 )
 from service.jobs.settings import Settings, Slot, cache_owner
 from service.jobs.weights import Exports, available
+from service.storage.blobs import Blobs
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 
@@ -84,7 +89,7 @@ class Specs:
         checkpoint_dir.mkdir(exist_ok=True)
         backbone = request.backbone_or(settings.default_backbone)
         exported = partial(self._models.exported_backbones, tenant=job.tenant)
-        known = registered.named(settings, backbone, job.tenant) or PretrainedBackbone(
+        known = weights.find_registered(settings, backbone, job.tenant) or PretrainedBackbone(
             backbone=backbone,
             weights=request.weights,
             exported=[] if backbone == AUTO else exported(backbone),
@@ -147,7 +152,7 @@ class Specs:
         exported = partial(self._models.exported_backbones, tenant=request.tenant)
         named = [
             # What the store knows of it spares its export.
-            registered.named(settings, asked.backbone, request.tenant)
+            weights.find_registered(settings, asked.backbone, request.tenant)
             or msgspec.structs.replace(asked, exported=exported(asked.backbone))
             for asked in request.backbones
         ]
@@ -176,7 +181,9 @@ class Specs:
         settings = self._settings
         return [
             *available(settings.weights_dir, exported),
-            *registered.choices(settings, request.method, request.baselines, request.tenant),
+            *weights.registered_choices(
+                settings, request.method, request.baselines, request.tenant
+            ),
         ]
 
     def _incumbent(self, request: JobRequest) -> Incumbent | None:
@@ -284,3 +291,49 @@ class _Reading:
             on_progress=self._progress,
             is_abandoned=self._stop,
         )
+
+
+@contextmanager
+def staged(spec: Spec, blobs: Blobs) -> Iterator[Spec]:
+    """Yields a spec with the files that it names by digest, which stay here until the end.
+
+    Blocks while they are fetched. Raises Damaged (MODEL_UNLOADABLE) where an index or a pack is
+    missing. Without the others a trainer gets on: it exports a backbone anew, and says what it
+    could not compare with.
+    """
+    needed = {digest for source in _sources(spec) for digest in _files_of(source)}
+    useful = _backbones(spec)
+    if isinstance(spec, JobSpec):
+        useful |= _versions_before(spec)
+    wanted = needed | blobs.are_there(useful - needed)
+    with blobs.files(wanted, "file that the job works with") as files:
+        yield msgspec.structs.replace(spec, files={key: str(path) for key, path in files.items()})
+
+
+def _sources(spec: JobSpec | RankSpec) -> Iterable[ImageSource]:
+    yield spec.data
+    if isinstance(spec, JobSpec):
+        yield from spec.base_data
+        if spec.target is not None:
+            yield spec.target
+
+
+def _files_of(source: ImageSource) -> list[str]:
+    return [source.index, *source.packs] if source.index else []
+
+
+def _backbones(spec: JobSpec | RankSpec) -> set[str]:
+    exported: list[ExportedBackbone] = [
+        each for backbone in spec.backbones for each in backbone.exported
+    ]
+    if isinstance(spec, JobSpec):
+        exported += spec.exported
+    return {each.digest for each in exported}
+
+
+def _versions_before(spec: JobSpec) -> set[str]:
+    before = spec.incumbent
+    known = {spec.previous_answers}
+    if before is not None:
+        known |= {before.backbone_digest, before.head_digest, before.answers_digest}
+    return known - {""}

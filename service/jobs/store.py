@@ -17,9 +17,8 @@ import msgspec
 from service.contract import DEFAULT_BACKBONE
 from service.domain import JobKind, JobState, check_name
 from service.errors import AlreadyExists, InvalidInput, Reason, WrongState
-from service.jobs import events, rows
-from service.jobs.events import JobEvent, StateChanged
-from service.jobs.records import JobRecord, found, record_of
+from service.jobs import records
+from service.jobs.records import JobEvent, JobRecord, StateChanged, found, record_of
 from service.jobs.request import JobRequest, RankRequest, check_request_id
 from service.ops import failpoints
 from service.storage import dataset_rows, holds, pagination
@@ -89,8 +88,8 @@ class JobStore:
             known = _asked_before(connection, tenant, request_id, message)
             if known is not None:
                 return known, False
-            rows.check_open_jobs(connection, tenant, kind, max_open_jobs)
-            rows.check_queue(connection, tenant, self._max_queued, is_shared=self._is_shared())
+            records.check_open_jobs(connection, tenant, kind, max_open_jobs)
+            records.check_queue(connection, tenant, self._max_queued, is_shared=self._is_shared())
             job_id, now = _new_id(connection), now_s(connection)
             connection.execute(
                 "INSERT INTO jobs (job_id, tenant, request_id, kind, model, device, request_json,"
@@ -108,20 +107,20 @@ class JobStore:
                     JobState.QUEUED,
                     now,
                     now,
-                    len(request_json) + len(message) + rows.BESIDE_REQUEST_BYTES,
+                    len(request_json) + len(message) + records.BESIDE_REQUEST_BYTES,
                 ),
             )
-            rows.add_event(connection, job_id, 1, now, StateChanged(JobState.QUEUED))
+            records.add_event(connection, job_id, 1, now, StateChanged(JobState.QUEUED))
             self._hold(connection, job_id, request)
             self.note(job_id)
             failpoints.reach("job.creating")
-            return rows.get(connection, job_id), True
+            return records.get(connection, job_id), True
 
     def check_open(self, tenant: str, kind: JobKind, max_open_jobs: int | None = None) -> None:
         """Raises OverQuota or Exhausted, as `create`, where no job of a tenant can be taken."""
         with self.database.read() as connection:
-            rows.check_open_jobs(connection, tenant, kind, max_open_jobs)
-            rows.check_queue(connection, tenant, self._max_queued, is_shared=self._is_shared())
+            records.check_open_jobs(connection, tenant, kind, max_open_jobs)
+            records.check_queue(connection, tenant, self._max_queued, is_shared=self._is_shared())
 
     def is_known(self, request_id: str, tenant: str) -> bool:
         """Tells whether a tenant's request with this id has made a job; never of the empty id."""
@@ -158,7 +157,7 @@ class JobStore:
             if not kept:
                 _own(connection, job_id, tenant)
         return [
-            JobEvent(row["sequence"], row["time_s"], events.decode(row["payload_json"]))
+            JobEvent(row["sequence"], row["time_s"], records.decode(row["payload_json"]))
             for row in kept
         ]
 
@@ -179,10 +178,10 @@ class JobStore:
                     Reason.JOB_FINISHED, f"{job_id} has ended already, it is {record.state}"
                 )
             if asked["state"] == JobState.QUEUED:
-                numbered = rows.number(connection, job_id)
-                rows.end(connection, job_id, numbered, StateChanged(JobState.CANCELLED))
+                numbered = records.number(connection, job_id)
+                records.end(connection, job_id, numbered, StateChanged(JobState.CANCELLED))
             self.note(job_id)
-            return rows.get(connection, job_id)
+            return records.get(connection, job_id)
 
     def delete(self, job_id: str, tenant: str) -> None:
         """Deletes a job that has ended, with its events; its version stays.
@@ -251,7 +250,7 @@ class JobStore:
         """Returns those of these ids whose jobs have not ended."""
         with self.database.read() as connection:
             kept = connection.execute(
-                f"SELECT job_id FROM jobs WHERE job_id IN ({rows.marks(job_ids)})"  # nosec B608  # noqa: S608 - marks
+                f"SELECT job_id FROM jobs WHERE job_id IN ({records.marks(job_ids)})"  # nosec B608  # noqa: S608 - marks
                 " AND end_time_s IS NULL",
                 tuple(job_ids),
             )
@@ -281,7 +280,7 @@ class JobStore:
         (before,) = pagination.key("jobs", tenant, page_token, str) or ("~",)
         query, values = "SELECT * FROM jobs WHERE tenant = ? AND job_id < ?", [tenant, before]
         if states:
-            query += f" AND state IN ({rows.marks(states)})"
+            query += f" AND state IN ({records.marks(states)})"
             values += sorted(states)
         if model:
             check_name(model, "model")
@@ -293,8 +292,8 @@ class JobStore:
         with self.database.read() as connection:
             kept = connection.execute(f"{query} ORDER BY job_id DESC LIMIT ?", (*values, limit + 1))
             shown, more = pagination.page(kept, limit, "message")
-        records = [record_of(row) for row in shown]
-        return records, pagination.token("jobs", tenant, records[-1].job_id) if more else ""
+        jobs = [record_of(row) for row in shown]
+        return jobs, pagination.token("jobs", tenant, jobs[-1].job_id) if more else ""
 
     @staticmethod
     def stored_bytes(connection: Connection, tenant: str) -> int:

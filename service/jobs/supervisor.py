@@ -35,7 +35,7 @@ from service.jobs.attempt import (
 )
 from service.jobs.claims import Claims, LeaseLost
 from service.jobs.disk_space import DiskSpace
-from service.jobs.launchers.process import Launcher
+from service.jobs.launchers import Launcher
 from service.jobs.records import JobRecord
 from service.jobs.replicas import Replicas
 from service.jobs.settings import Settings, Slot

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from service.errors import Reason, Unavailable
-from service.jobs.events import JobEvent
+from service.jobs.records import JobEvent
 from service.jobs.store import JobStore
 
 _PAGE = 256

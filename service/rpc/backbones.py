@@ -15,7 +15,7 @@ from service.backbones import ONNX, Backbone
 from service.errors import InvalidInput, Reason
 from service.jobs.weights import available
 from service.rpc import uploads
-from service.rpc.codec.times import timestamp
+from service.rpc.codec.models import timestamp
 from service.rpc.uploads import bad
 from service.storage import pagination
 from service.storage.registered import (

@@ -16,7 +16,7 @@ from service.contract import DataFound, ExportedBackbone
 from service.domain import JobKind, JobState, check_name
 from service.errors import Expired, InvalidInput, Reason, WrongState
 from service.ingest.labels import canonical
-from service.jobs import registered
+from service.jobs import weights
 from service.jobs.lineage import Lineage
 from service.jobs.request import (
     AUTO,
@@ -165,7 +165,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                     is_alone=not is_target and request.base is None,
                 )
         backbone = request.backbone_or(settings.default_backbone)
-        registered.named(settings, backbone, tenant)
+        weights.find_registered(settings, backbone, tenant)
         if backbone != AUTO:
             self._weights.check(
                 backbone,
@@ -322,7 +322,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             self._datasets.check_room(tenant, quota.stored_bytes)
             request.check(needs_images=not message.validate_only)
             for asked in request.backbones:
-                registered.named(self._settings, asked.backbone, tenant)
+                weights.find_registered(self._settings, asked.backbone, tenant)
             self._jobs.check_open(tenant, JobKind.RANKING, quota.rankings)
             if request.dataset_id and not is_inline:
                 self._datasets.check_usable(request.dataset_id, tenant, is_alone=True)

@@ -14,7 +14,7 @@ from service.engine.exporter import Exporter
 from service.errors import InvalidInput, Reason
 from service.rpc.codec import models as codec
 from service.storage.models import ModelStore
-from service.storage.records import ModelRecord, VersionRecord
+from service.storage.version_rows import ModelRecord, VersionRecord
 
 _CHUNK_BYTES = 2**20
 

@@ -12,7 +12,7 @@ import msgspec
 from service.domain import LATEST, GateCheck, ModelKey
 from service.errors import NotFound, OverQuota, Reason, WrongState
 from service.ops import failpoints
-from service.storage import missing
+from service.storage import version_rows
 from service.storage.database import Connection
 
 _MAX_MOVES = 100
@@ -37,7 +37,7 @@ def version_of(connection: Connection, model: ModelKey, alias: str) -> int:
     ).fetchone()
     if row is not None:
         return int(row["version"])
-    missing.check_model(connection, model)
+    version_rows.check_model(connection, model)
     if alias == LATEST:
         raise NotFound(Reason.ALIAS_NOT_FOUND, _no_latest(connection, model))
     rows = connection.execute(

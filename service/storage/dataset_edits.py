@@ -17,7 +17,7 @@ from service.ingest import index as indexes
 from service.ingest.edits import Edited
 from service.ingest.index import IndexedImage
 from service.ingest.names import shown
-from service.storage import dataset_rows, pagination, version_sources
+from service.storage import dataset_rows, pagination, version_rows
 from service.storage.database import Database
 from service.storage.dataset_keeping import DatasetChanged, DatasetKeeper, made_of
 from service.storage.dataset_rows import DatasetRecord
@@ -138,7 +138,7 @@ class DatasetEdits:
         self._forget(tenant, image_digest)
         with self._database.read() as connection:
             erased = dataset_rows.erasures_of(connection, image_digest, tenant)
-            versions = version_sources.trained_on(connection, tenant, erased)
+            versions = version_rows.trained_on(connection, tenant, erased)
         return Erased([record.dataset_id for record in records], versions)
 
     def _made(

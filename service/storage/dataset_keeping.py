@@ -25,7 +25,7 @@ from service.ingest.edits import Edited, Repacked
 from service.ingest.index import Index
 from service.ingest.names import shown
 from service.ops import failpoints
-from service.storage import dataset_rows, fsync, version_sources
+from service.storage import dataset_rows, fsync, version_rows
 from service.storage.blobs import Blob, BlobGone, Blobs
 from service.storage.database import Connection, Database, now_s
 from service.storage.dataset_rows import DatasetRecord
@@ -221,7 +221,7 @@ class DatasetKeeper:
                     if record.erased_count > before.erased_count
                 ]
                 dataset_rows.note_erased(connection, had, image_digest, now_s(connection))
-                version_sources.mark_erased(connection, tenant, {r.dataset_id for r in had})
+                version_rows.mark_erased(connection, tenant, {r.dataset_id for r in had})
         except BlobGone as error:
             raise DatasetChanged from error
         failpoints.reach("dataset.erased")

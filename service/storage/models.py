@@ -27,12 +27,12 @@ from service.domain import (
 )
 from service.errors import Internal, Reason, WrongState, unloadable
 from service.ops import failpoints
-from service.storage import aliases, backbone_rows, missing, pagination, results, version_rows
+from service.storage import aliases, backbone_rows, pagination, results, version_rows
 from service.storage.blobs import Blobs
 from service.storage.changes import Changes
 from service.storage.database import Connection, Database
 from service.storage.quotas import Quotas
-from service.storage.records import (
+from service.storage.version_rows import (
     ModelRecord,
     NewVersion,
     Publication,
@@ -156,7 +156,7 @@ class ModelStore:
         than `latest` point to its versions and `force` is not given.
         """
         with self._database.transaction(f"tenant:{model.tenant}") as connection:
-            missing.check_model(connection, model)
+            version_rows.check_model(connection, model)
             if not force:
                 aliases.check_unnamed(connection, model)
             aliases.forget_model(connection, model)
@@ -257,7 +257,7 @@ class ModelStore:
     def unpin(self, model: ModelKey) -> None:
         """Ends that; a model that is not pinned is fine. Raises NotFound (MODEL_NOT_FOUND)."""
         with self._database.transaction(f"tenant:{model.tenant}") as connection:
-            missing.check_model(connection, model)
+            version_rows.check_model(connection, model)
             connection.execute("DELETE FROM pins WHERE tenant = ? AND model = ?", model)
             self._changes.note(connection, "pins", *model)
 
@@ -282,7 +282,7 @@ class ModelStore:
         limit = pagination.size(page_size)
         (before,) = pagination.key("versions", model.tenant, page_token, int) or (2**62,)
         with self._database.read() as connection:
-            missing.check_model(connection, model)
+            version_rows.check_model(connection, model)
             found = connection.execute(
                 "SELECT versions.*, blobs.size_bytes AS manifest_bytes FROM versions"
                 " JOIN blobs ON blobs.digest = versions.manifest_digest"
@@ -300,7 +300,7 @@ class ModelStore:
     def numbers(self, model: ModelKey) -> list[int]:
         """Returns the numbers of a model's versions, newest first; raises NotFound."""
         with self._database.read() as connection:
-            missing.check_model(connection, model)
+            version_rows.check_model(connection, model)
             rows = connection.execute(
                 "SELECT version FROM versions WHERE tenant = ? AND model = ? ORDER BY version DESC",
                 model,
@@ -461,7 +461,7 @@ def _model(connection: Connection, model: ModelKey) -> ModelRecord:
         f"{_MODEL} WHERE models.tenant = ? AND models.name = ?", model
     ).fetchone()
     if row is None:
-        raise missing.model_not_found(connection, model)
+        raise version_rows.model_not_found(connection, model)
     return _model_record(connection, row)
 
 

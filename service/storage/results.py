@@ -24,7 +24,7 @@ from service.contract import (
 from service.domain import Manifest
 from service.errors import Aborted, Reason, unloadable
 from service.storage.blobs import Blob, Blobs
-from service.storage.records import StoredVersion, VersionRecord
+from service.storage.version_rows import StoredVersion, VersionRecord
 
 _MAX_MANIFEST_BYTES = 16 * 2**20
 """One of 100 000 classes fits."""

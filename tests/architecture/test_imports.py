@@ -21,7 +21,6 @@ LAW = {
     "contract": {"backbones", "domain", "errors"},
     "config": {"backbones", "contract"},
     "housekeeping": set(),
-    "following": {"domain", "engine", "errors", "rpc", "storage"},
     "scratch": {"config"},
     "stores": {
         "config",
@@ -43,7 +42,6 @@ LAW = {
         "auth",
         "config",
         "engine",
-        "following",
         "ingest",
         "jobs",
         "rpc",

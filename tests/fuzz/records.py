@@ -30,8 +30,8 @@ from service.domain import (
     ReadSummary,
 )
 from service.errors import Reason
-from service.jobs import events
-from service.jobs.events import JobEvent, Published, StateChanged
+from service.jobs import records
+from service.jobs.records import JobEvent, Published, StateChanged
 from service.rpc.codec import jobs
 from tests.figures import figure
 from tests.fuzz.messages import Choices
@@ -66,7 +66,7 @@ def run(data: bytes) -> None:
         record = contract.decode_record(data)
     except msgspec.DecodeError:
         return
-    payload: events.Payload
+    payload: records.Payload
     match record:
         case Failed():
             payload = StateChanged(JobState.FAILED, record.reason, record.message)
@@ -79,7 +79,7 @@ def run(data: bytes) -> None:
             payload = record
         case _:
             return
-    kept = events.decode(events.encode(payload))
+    kept = records.decode(records.encode(payload))
     jobs.event(JobEvent(1, 1.7e9, kept)).SerializeToString()
 
 

@@ -23,7 +23,7 @@ from service.contract import (
 )
 from service.engine.fake_runtime import FakeRuntime
 from service.errors import Reason
-from service.jobs.launchers.warm import WarmLauncher
+from service.jobs.launchers import WarmLauncher
 from tests.fake_launcher import FakeLauncher, Script
 from tests.rpc.conftest import (
     GUARD_S,

@@ -6,7 +6,7 @@ from service.domain import ClassCount, LeftOutReason, PartName, ReadSummary
 from service.errors import InvalidInput, Reason
 from service.ingest.archives import ArchiveFormat
 from service.ingest.index import IndexedImage
-from service.rpc.codec.times import timestamp
+from service.rpc.codec.models import timestamp
 from service.storage.datasets import DatasetRecord
 
 SPLITS: dict[int, PartName] = {

@@ -16,14 +16,12 @@ from service.contract import (
 )
 from service.domain import JobKind, JobState
 from service.errors import InvalidInput, Reason
-from service.jobs import events
-from service.jobs.events import JobEvent
-from service.jobs.records import JobRecord
+from service.jobs import records
+from service.jobs.records import JobEvent, JobRecord
 from service.jobs.request import RankRequest
 from service.rpc import status
 from service.rpc.codec.datasets import class_counts, read_summary
-from service.rpc.codec.models import measured_on
-from service.rpc.codec.times import duration, timestamp
+from service.rpc.codec.models import duration, measured_on, timestamp
 
 _LEVELS = {"info": pb.Message.LEVEL_INFO, "warning": pb.Message.LEVEL_WARNING}
 
@@ -115,7 +113,7 @@ def event(happened: JobEvent) -> pb.JobEvent:
     """Converts an event."""
     message = pb.JobEvent(sequence=happened.sequence, time=timestamp(happened.time_s))
     match happened.payload:
-        case events.StateChanged() as change:
+        case records.StateChanged() as change:
             message.state_change.state = _state_number(change.state)
             if error := _error(change.reason, change.message):
                 message.state_change.error.CopyFrom(error)
@@ -133,12 +131,12 @@ def event(happened: JobEvent) -> pb.JobEvent:
             )
         case Note() as note:
             message.message.CopyFrom(pb.Message(level=_LEVELS[note.level], text=note.text))
-        case events.Published() as published:
+        case records.Published() as published:
             message.published.CopyFrom(_published(published))
     return message
 
 
-def _published(published: events.Published) -> pb.VersionPublished:
+def _published(published: records.Published) -> pb.VersionPublished:
     message = pb.VersionPublished(
         model=published.model,
         version=published.version,

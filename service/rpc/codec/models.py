@@ -1,15 +1,18 @@
-"""Models and versions as messages."""
+"""Models and versions as messages, and times and durations in any."""
 
 from typing import Any
 
 import msgspec
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from graft.v1 import model_pb2 as pb
 
 from service.domain import Figure, GateCheck, Manifest, MeasuredOn
 from service.rpc.codec import decisions
-from service.rpc.codec.times import duration, timestamp
-from service.storage.records import ModelRecord, VersionRecord
+from service.storage.version_rows import ModelRecord, VersionRecord
 
+_LONGEST_S = 315_576_000_000
+"""The longest Duration, 10 000 years, as duration.proto has it."""
 _METHODS = {
     "feature_based": pb.TRANSFER_METHOD_FEATURE_BASED,
     "model_based": pb.TRANSFER_METHOD_MODEL_BASED,
@@ -20,6 +23,23 @@ _VERDICTS = {
     "failed": pb.GATE_VERDICT_FAILED,
     "undecided": pb.GATE_VERDICT_UNDECIDED,
 }
+
+
+def timestamp(seconds: float | None) -> Timestamp | None:
+    """Converts seconds since 1970, UTC; None stays None."""
+    if seconds is None:
+        return None
+    stamp = Timestamp()
+    # Microseconds, since a float holds no more.
+    stamp.FromMicroseconds(round(seconds * 1e6))
+    return stamp
+
+
+def duration(seconds: float) -> Duration:
+    """Converts seconds; longer ones than a Duration holds become the longest."""
+    span = Duration()
+    span.FromMicroseconds(round(max(-_LONGEST_S, min(seconds, _LONGEST_S)) * 1e6))
+    return span
 
 
 def model(record: ModelRecord) -> pb.Model:

@@ -9,8 +9,7 @@ import pytest
 
 from service.auth import access_file
 from service.auth.authenticator import Metadata, TokenAuthenticator
-from service.auth.principal import Principal
-from service.auth.quota import Quota
+from service.auth.principal import Principal, Quota
 from service.auth.reload import BadFile
 from service.errors import NotAllowed, OverQuota, Reason, Unauthenticated
 from service.ops.metrics import Metrics

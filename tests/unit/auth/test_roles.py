@@ -6,8 +6,7 @@ from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, pred
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection_pb2
 
-from service.auth import roles
-from service.auth.principal import EVERYBODY, Principal
+from service.auth.principal import EVERYBODY, RULES, Principal, check_role, is_change
 from service.errors import NotAllowed, Reason
 from service.rpc.open_inference import grpc_predict_v2_pb2
 from service.rpc.server import SERVICES
@@ -32,13 +31,13 @@ def test_every_method_that_the_server_answers_has_a_rule_and_none_has_one_for_no
         grpc_predict_v2_pb2.DESCRIPTOR,
         reflection_pb2.DESCRIPTOR,
     )
-    assert set(roles.RULES) == answered
+    assert set(RULES) == answered
     # What the server says that it answers, and no service besides.
     assert {method.split("/")[1] for method in answered} == {
         *SERVICES,
         "grpc.reflection.v1alpha.ServerReflection",
     }
-    assert not any(health.SERVICE_NAME in method for method in roles.RULES)
+    assert not any(health.SERVICE_NAME in method for method in RULES)
 
 
 @pytest.mark.parametrize(
@@ -63,16 +62,16 @@ def test_only_the_roles_of_a_method_may_call_it(method: str, enough: set[str]) -
     for role in ("predict", "train", "admin"):
         principal = Principal("x", "acme", frozenset({role}))  # type: ignore[arg-type]
         if role in enough or role == "admin":
-            roles.check_role(principal, f"/{method}")
+            check_role(principal, f"/{method}")
         else:
             with pytest.raises(NotAllowed, match="needs a token with the role"):
-                roles.check_role(principal, f"/{method}")
+                check_role(principal, f"/{method}")
 
 
 def test_a_missing_role_is_named() -> None:
     principal = Principal("ci", "acme", frozenset({"predict", "train"}))
     with pytest.raises(NotAllowed) as caught:
-        roles.check_role(principal, "/graft.v1.ModelService/DeleteModel")
+        check_role(principal, "/graft.v1.ModelService/DeleteModel")
     assert caught.value.reason is Reason.ROLE_MISSING
     assert "DeleteModel needs a token with the role admin; this one has predict, train" in (
         caught.value.message
@@ -81,11 +80,11 @@ def test_a_missing_role_is_named() -> None:
 
 def test_a_method_without_a_rule_is_refused_to_all() -> None:
     with pytest.raises(NotAllowed, match="no rule"):
-        roles.check_role(EVERYBODY, "/graft.v1.ModelService/DropEverything")
+        check_role(EVERYBODY, "/graft.v1.ModelService/DropEverything")
 
 
 def test_what_deletes_sets_or_starts_is_a_change_and_what_reads_is_none() -> None:
-    changes = {method.rpartition("/")[2] for method in roles.RULES if roles.is_change(method)}
+    changes = {method.rpartition("/")[2] for method in RULES if is_change(method)}
     assert changes == {
         "FineTune", "CancelJob", "DeleteJob", "UploadDataset", "DeleteDataset", "DeleteModel",
         "DeleteVersion", "SetAlias", "DeleteAlias", "RollbackAlias", "PromoteVersion",

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from service.contract import Note
 from service.domain import JobKind
-from service.jobs import rows
+from service.jobs import records
 from service.jobs.claims import Claims, LeaseLost
 from service.jobs.records import JobRecord
 from service.jobs.replicas import Replicas
 from service.jobs.store import JobStore
 from service.storage.database import Connection, Database
-from service.storage.records import Publication
+from service.storage.version_rows import Publication
 from tests.unit.jobs.conftest import request
 from tests.unit.storage.conftest import manifest
 
@@ -41,7 +41,7 @@ class WithoutFence(Claims):
         numbers: int = 1,
     ) -> tuple[int, float]:
         del column, value, numbers
-        return rows.number(connection, job.job_id)
+        return records.number(connection, job.job_id)
 
 
 def work(claims: Claims, job: JobRecord, replicas: Replicas) -> bool:

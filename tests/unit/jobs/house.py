@@ -20,7 +20,7 @@ from service.contract import (
 from service.domain import JobState, LeftOut, LeftOutFile, LeftOutReason, ModelKey, ReadSummary
 from service.jobs import watcher as watcher_module
 from service.jobs.claims import Claims
-from service.jobs.events import StateChanged
+from service.jobs.records import StateChanged
 from service.jobs.replicas import Replicas
 from service.jobs.settings import Settings
 from service.jobs.store import JobRecord, JobStore
@@ -30,7 +30,7 @@ from service.ops.metrics import Metrics
 from service.storage.blobs import Blobs
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
-from service.storage.records import StoredVersion
+from service.storage.version_rows import StoredVersion
 from tests.fake_launcher import FakeLauncher, FakeTrainer, Script
 from tests.unit.storage.conftest import TENANT, MakeDatasets, write_result
 

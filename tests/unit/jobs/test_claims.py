@@ -15,12 +15,12 @@ from service.errors import (
     WrongState,
 )
 from service.jobs.claims import Claims, LeaseLost
-from service.jobs.events import Published, StateChanged
+from service.jobs.records import Published, StateChanged
 from service.jobs.store import JobRecord, JobStore
 from service.storage.database import Connection
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
-from service.storage.records import NewVersion, Publication
+from service.storage.version_rows import NewVersion, Publication
 from tests.figures import figure
 from tests.keys import BIRDS
 from tests.unit.jobs.conftest import Claim, Queue, to_rank

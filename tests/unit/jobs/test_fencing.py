@@ -19,9 +19,9 @@ import pytest
 
 from service.contract import Note
 from service.domain import JobKind, JobState
-from service.jobs import events
+from service.jobs import records
 from service.jobs.claims import Claims
-from service.jobs.events import StateChanged
+from service.jobs.records import StateChanged
 from service.jobs.replicas import Replicas
 from service.jobs.store import JobStore
 from service.storage.database import Database
@@ -121,7 +121,7 @@ def wrong(database: Database) -> list[str]:
                 "SELECT sequence, payload_json FROM job_events WHERE job_id = ? ORDER BY sequence",
                 (job["job_id"],),
             ).fetchall()
-            payloads = [events.decode(row["payload_json"]) for row in kept]
+            payloads = [records.decode(row["payload_json"]) for row in kept]
             if [row["sequence"] for row in kept] != list(range(1, job["last_sequence"] + 1)):
                 found.append("its events have gaps")
             attempt = 0

@@ -20,7 +20,7 @@ from service.contract import (
     RankSpec,
     encode,
 )
-from service.jobs.launchers.process import ProcessLauncher, ProcessTrainer, kill_group
+from service.jobs.launchers import ProcessLauncher, ProcessTrainer, kill_group
 
 GUARD_S = 300.0
 """Ends a test whose process hangs."""

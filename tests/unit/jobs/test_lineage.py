@@ -14,7 +14,7 @@ from service.jobs.lineage import Lineage
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
-from service.storage.records import NewVersion
+from service.storage.version_rows import NewVersion
 from tests.keys import BIRDS, key
 from tests.unit.jobs.conftest import request
 from tests.unit.jobs.house import class_folders

@@ -20,9 +20,9 @@ from service.domain import Base, GateCheck, JobState, ModelKey, VersionSource
 from service.errors import Reason, WrongState
 from service.ingest import index as indexes
 from service.ingest.reader import INDEX_FILE
-from service.jobs.events import Published
+from service.jobs.records import Published
 from service.storage.database import Database
-from service.storage.records import NewVersion
+from service.storage.version_rows import NewVersion
 from tests.fake_launcher import Script
 from tests.figures import figure
 from tests.keys import BIRDS, key

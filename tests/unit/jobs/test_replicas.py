@@ -10,7 +10,7 @@ import pytest
 from service.domain import JobKind, JobState
 from service.errors import Reason, Unavailable
 from service.jobs.claims import Claims, LeaseLost
-from service.jobs.events import StateChanged
+from service.jobs.records import StateChanged
 from service.jobs.replicas import LEASE_S, Replicas
 from service.jobs.store import JobRecord, JobStore
 from service.storage import storage_errors

@@ -1,7 +1,7 @@
 """Progress of a trainer: which of it is kept, with the time of its stage."""
 
 from service.contract import Progressed
-from service.jobs.progress import ShownProgress
+from service.jobs.attempt import ShownProgress
 
 
 class Clock:

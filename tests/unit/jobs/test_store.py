@@ -21,14 +21,14 @@ from service.errors import (
     Reason,
     WrongState,
 )
-from service.jobs import rows, store
+from service.jobs import records, store
 from service.jobs.claims import Claims, LeaseLost
-from service.jobs.events import StateChanged
+from service.jobs.records import StateChanged
 from service.jobs.replicas import Replicas
 from service.jobs.store import JobRecord, JobStore
 from service.storage.database import Connection, Database
 from service.storage.datasets import DatasetStore
-from service.storage.records import Publication
+from service.storage.version_rows import Publication
 from tests.keys import BIRDS, key
 from tests.unit.jobs.conftest import ALL, Claim, Queue, request, to_rank
 from tests.unit.storage.conftest import TENANT, manifest
@@ -247,8 +247,8 @@ def test_old_events_and_then_old_jobs_are_deleted(
     with jobs.database.read() as connection:
         (wrong,) = connection.execute(
             "SELECT COUNT(*) FROM jobs WHERE end_time_s IS NOT NULL AND size_bytes <> ?"
-            f" + LENGTH(request_json) + LENGTH(message) + {rows.EVENT_BYTES}",
-            (rows.BESIDE_REQUEST_BYTES,),
+            f" + LENGTH(request_json) + LENGTH(message) + {records.EVENT_BYTES}",
+            (records.BESIDE_REQUEST_BYTES,),
         ).fetchone()
     assert wrong == 0
     assert jobs.delete_old(60) == 5

@@ -19,10 +19,10 @@ from service.contract import (
 from service.domain import GateCheck, JobState
 from service.errors import Reason
 from service.ingest.reader import INDEX_FILE
-from service.jobs.events import Payload, Published, StateChanged
+from service.jobs.records import Payload, Published, StateChanged
 from service.ops import cgroups
 from service.storage.blobs import Blobs
-from service.storage.records import StoredVersion
+from service.storage.version_rows import StoredVersion
 from tests.fake_launcher import Script
 from tests.figures import figure
 from tests.keys import BIRDS

@@ -10,8 +10,8 @@ from service.domain import DEFAULT_TENANT, Base, JobKind, JobState, ModelKey
 from service.errors import AlreadyExists, Exhausted, NotFound, OverQuota, Reason, WrongState
 from service.ingest.archives import FILE_BYTES
 from service.jobs.claims import Claims
-from service.jobs.events import Published
 from service.jobs.lineage import Lineage
+from service.jobs.records import Published
 from service.jobs.request import JobRequest
 from service.jobs.store import JobStore
 from service.storage.database import Database

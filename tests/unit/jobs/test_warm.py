@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from service.contract import ImageSource, Note, RankSpec, encode
-from service.jobs.launchers import warm as warm_module
-from service.jobs.launchers.process import ProcessLauncher
-from service.jobs.launchers.warm import WarmLauncher
+from service.jobs import launchers as warm_module
+from service.jobs.launchers import ProcessLauncher, WarmLauncher
 from tests.unit.jobs.test_launcher import GUARD_S, is_alive, spec, wait_gone
 
 WAITS = """

@@ -9,7 +9,7 @@ from service.domain import JobState
 from service.errors import NotFound, Reason, Unavailable
 from service.jobs import watcher as watcher_module
 from service.jobs.claims import Claims
-from service.jobs.events import JobEvent, StateChanged
+from service.jobs.records import JobEvent, StateChanged
 from service.jobs.store import JobRecord, JobStore
 from service.jobs.watcher import JobWatcher
 from tests.unit.jobs.conftest import Claim, Queue

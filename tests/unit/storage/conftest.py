@@ -23,7 +23,7 @@ from service.storage.dataset_keeping import DatasetKeeper
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 from service.storage.quotas import Quotas
-from service.storage.records import NewVersion
+from service.storage.version_rows import NewVersion
 from tests.figures import figure
 from tests.unit.storage.transactions import no_files_in_transactions
 

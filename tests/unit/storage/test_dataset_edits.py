@@ -12,7 +12,7 @@ import pytest
 
 from service.domain import LeftOut, LeftOutReason, VersionSource
 from service.errors import GraftError, InvalidInput, NotFound, OverQuota, Reason
-from service.storage import dataset_rows, version_sources
+from service.storage import dataset_rows, version_rows
 from service.storage.blobs import Blobs
 from service.storage.collector import Collector
 from service.storage.database import Database
@@ -392,7 +392,7 @@ def test_versions_that_were_trained_on_an_image_are_named_and_counted_when_it_is
     def trained_on(number: int, *sources: VersionSource) -> None:
         publish(BIRDS, f"job-{number}")
         with database.transaction() as connection:
-            version_sources.note(connection, TENANT, BIRDS.name, number, sources)
+            version_rows.note_sources(connection, TENANT, BIRDS.name, number, sources)
 
     def counts() -> list[int]:
         with database.read() as connection:

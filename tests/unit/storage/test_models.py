@@ -21,7 +21,7 @@ from service.storage.changes import Changes
 from service.storage.collector import Collector
 from service.storage.database import Connection, Database
 from service.storage.models import ModelStore
-from service.storage.records import NewVersion
+from service.storage.version_rows import NewVersion
 from tests.keys import BIRDS, key
 from tests.unit.storage.conftest import (
     GUARD_S,

@@ -25,8 +25,8 @@ from service.storage.blobs import BlobFolder, Blobs
 from service.storage.collector import Collector
 from service.storage.database import Database
 from service.storage.models import ModelStore
-from service.storage.records import NewVersion
 from service.storage.registered import BackboneStore, Description, RegisteredBackbone
+from service.storage.version_rows import NewVersion
 from tests.keys import key
 from tests.unit.storage.conftest import QUOTAS, TENANT, digest, object_of, write_result
 

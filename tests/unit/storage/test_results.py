@@ -13,7 +13,7 @@ from service.domain import DEFAULT_DECODING, GateCheck
 from service.errors import Aborted, Damaged, Exhausted, Reason
 from service.storage import results
 from service.storage.blobs import BlobFolder, Blobs
-from service.storage.records import VersionRecord
+from service.storage.version_rows import VersionRecord
 from tests.keys import BIRDS
 from tests.unit.storage.conftest import digest, object_of, write_result
 

@@ -1,1 +1,0 @@
-"""Ways to start trainers, all behind the interface `Launcher` in `process`."""
