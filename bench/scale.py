@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -26,6 +27,7 @@ from PIL import Image, ImageEnhance
 from bench.photographs import given_or_written
 from service.contract import (
     BACKBONE_FILE,
+    REFERENCE_FILE,
     ExportedBackbone,
     FeatureBased,
     ImageSource,
@@ -89,8 +91,8 @@ def alone(spec: JobSpec) -> Outcome:
         return pool.submit(job, spec).result()
 
 
-Known = tuple[ExportedBackbone, Path]
-"""A backbone that was exported before, and its file."""
+Known = dict[str, Any]
+"""A backbone that was exported before, and its files, as a spec names them."""
 
 
 def measure(title: str, folder: Path, work: Path, known: Known, runs: int) -> None:
@@ -124,7 +126,6 @@ def _accuracy(manifest: Manifest) -> str:
 
 
 def _spec(folder: Path, out: Path, cache: str, known: Known | None = None) -> JobSpec:
-    exported, file = known or (None, None)
     return JobSpec(
         job_id="bench",
         model="bench",
@@ -132,9 +133,8 @@ def _spec(folder: Path, out: Path, cache: str, known: Known | None = None) -> Jo
         out_dir=str(out),
         method=FeatureBased(),
         weights_dir=str(out / "weights"),
-        exported=[exported] if exported else [],
-        files={exported.digest: str(file)} if exported else {},
         feature_cache=cache,
+        **(known or {}),
     )
 
 
@@ -153,9 +153,17 @@ def main() -> None:
         work = Path(temporary)
         first = alone(_spec(folder, work / "first", ""))
         manifest = first.manifest
-        file = work / "first" / BACKBONE_FILE
+        assert manifest.backbone_parity is not None, "a shared backbone was checked"
+        reference = manifest.backbone_parity.reference_digest
         print(f"first job of the backbone, with its export: {first.seconds:.2f} s", flush=True)
-        known = ExportedBackbone(manifest.weights, manifest.backbone_digest), file
+        exported = ExportedBackbone(manifest.weights, manifest.backbone_digest, reference=reference)
+        known = {
+            "exported": [exported],
+            "files": {
+                exported.digest: str(work / "first" / BACKBONE_FILE),
+                reference: str(work / "first" / REFERENCE_FILE),
+            },
+        }
         measure(folder.name, folder, work, known, arguments.runs)
         photos = sorted(folder.rglob("*.jpg"))
         for images in arguments.images:

@@ -7,6 +7,7 @@ its standard output (everything else it prints goes to standard error) and
 exits with one of the codes below. Its artifacts lie in `JobSpec.out_dir`:
 
     backbone.onnx      only when the job made or first exported a backbone
+    reference.safetensors  the same of a shared one, see trainer.reference
     head.safetensors   see service.engine.head
     answers.safetensors  what was answered on images that were not learned from
     manifest.json      service.domain.Manifest
@@ -71,6 +72,7 @@ HEARTBEAT_S = 5.0
 """Between two heartbeats, where the parent does not ask for more of them."""
 
 BACKBONE_FILE = "backbone.onnx"
+REFERENCE_FILE = "reference.safetensors"
 HEAD_FILE = "head.safetensors"
 ANSWERS_FILE = "answers.safetensors"
 MANIFEST_FILE = "manifest.json"
@@ -191,6 +193,8 @@ class ExportedBackbone(msgspec.Struct, frozen=True):
     digest: str
     licence: str = ""
     """Of a registered one, as whoever registered it names it."""
+    reference: str = ""
+    """sha256 of what a job without PyTorch knows it by; "" of a quantised or registered one."""
 
 
 class PretrainedBackbone(msgspec.Struct, frozen=True, kw_only=True):

@@ -147,7 +147,11 @@ class VersionSource(msgspec.Struct, frozen=True):
 
 
 class Parity(msgspec.Struct, frozen=True):
-    """Torch against ONNX Runtime on real validation images."""
+    """A version's answers as it serves against those on its reference's features.
+
+    Those are PyTorch's: on probe images for a shared backbone, on the job's own for one that it
+    trained; of a registered file they are ONNX Runtime's on the CPU, on the job's own images.
+    """
 
     max_difference: float
     """Largest absolute difference of a probability."""
@@ -155,6 +159,17 @@ class Parity(msgspec.Struct, frozen=True):
     """Part of the images with the same best class, 0 to 1."""
     images: Count
     """How many were compared."""
+
+
+class BackboneParity(msgspec.Struct, frozen=True):
+    """How the file of a shared backbone was checked against PyTorch when it was exported."""
+
+    reference_digest: str
+    """sha256 of the file that holds what PyTorch made of the probe images."""
+    max_difference: float
+    """Largest absolute difference of a feature, over the largest feature."""
+    torch: str
+    """PyTorch's version then."""
 
 
 Verdict = Literal["passed", "failed", "undecided"]
@@ -394,6 +409,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     decision: Decision = ARGMAX
     """Turns its probabilities into answers, as its head has it; its figures go by it."""
     parity: Parity
+    backbone_parity: BackboneParity | None = None
+    """Of a shared backbone's float form; None where the job trained, or a tenant registered it."""
     opset: int
     device: str
     precision: str

@@ -71,7 +71,7 @@ class BackboneFile:
             return
         import onnx  # a third of a second, and a job may need no look
 
-        self._ensure()
+        self.ensure()
         model = onnx.load_from_string(self.path.read_bytes())
         told = {entry.key: entry.value for entry in model.metadata_props}
         shape = model.graph.input[0].type.tensor_type.shape.dim
@@ -80,14 +80,15 @@ class BackboneFile:
         self._size = shape[1].dim_value
         self._opset = model.opset_import[0].version
 
-    def _ensure(self) -> None:
+    def ensure(self) -> None:
+        """Makes it where it is not there yet."""
         with self._making:
             if self._make is not None and not self.path.exists():
                 self._make(self.path)
 
     def load(self) -> Session:
         """Loads it, made if need be; errors as `Runtime.load` and those of making it."""
-        self._ensure()
+        self.ensure()
         if not self.digest:
             with self.path.open("rb") as file:
                 self.digest = hashlib.file_digest(file, "sha256").hexdigest()

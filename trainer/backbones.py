@@ -7,18 +7,16 @@ registry, what fills it from `trainer.weights`.
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from service.backbones import Backbone as Row
 from service.errors import InvalidInput, Reason
 from trainer.parts import looked_at, parts
+from trainer.reference import Classifier
 from trainer.weights import Weights
 
 if TYPE_CHECKING:
@@ -147,14 +145,6 @@ def load(backbone: str, weights: str, seed: int, weights_dir: Path) -> Backbone:
         return _of(asked.row, network)
 
 
-@dataclass(frozen=True, eq=False)
-class Classifier:
-    """What a backbone was pretrained with on top: float32 [classes, d] and [classes]."""
-
-    weight: npt.NDArray[np.float32]
-    bias: npt.NDArray[np.float32]
-
-
 def classifier(backbone: str, weights: str, weights_dir: Path) -> Classifier | None:
     """The pretrained classifier; None where there is none here, or none of one linear layer.
 
@@ -170,16 +160,6 @@ def classifier(backbone: str, weights: str, weights_dir: Path) -> Classifier | N
     if asked.row.source == "timm" and head.in_features != network.head_hidden_size:
         return None  # more than this one layer is left out
     return Classifier(head.weight.detach().numpy(), head.bias.detach().numpy())
-
-
-def is_available(backbone: str, weights: str, weights_dir: Path) -> bool:
-    """Whether `load` would do without a download; raises InvalidInput for unknown weights."""
-    return Weights(backbone, weights, 0, weights_dir).is_available()
-
-
-def fetch(backbone: str, weights: str, weights_dir: Path) -> None:
-    """Downloads what `load` would; errors as there."""
-    Weights(backbone, weights, 0, weights_dir).fetch()
 
 
 def _built(row: Row) -> nn.Module:

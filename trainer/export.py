@@ -1,5 +1,10 @@
-"""Writes a torch backbone as the ONNX file that serves, and computes what torch makes of images."""
+"""Writes a torch backbone as the ONNX file that serves, and computes what torch makes of images.
 
+A file that many jobs are to share is checked against its network there and then, and gets a
+reference (`trainer.reference`), with which later jobs need no torch.
+"""
+
+import hashlib
 import warnings
 from pathlib import Path
 
@@ -9,11 +14,18 @@ from torch import nn
 
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime
+from service.errors import Internal, Reason
 from service.ops import failpoints
+from trainer import reference
 from trainer.backbone_file import OPSET, name_blocks
 from trainer.backbones import Backbone
+from trainer.reference import Classifier, Reference
 
 _BATCH = 8
+_MAX_DIFFERENCE = 1e-3
+"""Of a feature, over the largest: what rounding makes is a thousandth of it."""
 
 
 class _All(nn.Module):
@@ -49,6 +61,47 @@ def to_onnx(backbone: Backbone, path: Path) -> None:
         )
     name_blocks(path, blocks)
     failpoints.reach("trainer.exported")
+
+
+def shared(
+    backbone: Backbone, classifier: Classifier | None, file: Path, reference_file: Path
+) -> Reference:
+    """Exports a backbone that jobs share, checks the file and writes its reference.
+
+    Returns the reference; errors as `checked`.
+    """
+    to_onnx(backbone, file)
+    found = checked(backbone, file, classifier)
+    reference.save(found, reference_file)
+    return found
+
+
+def checked(backbone: Backbone, file: Path, classifier: Classifier | None) -> Reference:
+    """Compares an exported file with its network on probe images, each feature with its own.
+
+    Returns what later jobs know it by; raises Internal (PARITY_FAILED) where they differ.
+    """
+    content = file.read_bytes()
+    probes = reference.probe_images(backbone.size)
+    wanted = torch_features(backbone, probes)
+    session = OnnxRuntime(Provider("cpu", "for the check")).load(lambda: content)
+    found = session.run(probes)
+    difference = float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-6))
+    # Written so that NaN fails too.
+    if not difference <= _MAX_DIFFERENCE:
+        raise Internal(
+            Reason.PARITY_FAILED,
+            f"the exported backbone differs from PyTorch by {difference:.2g} of its largest "
+            f"feature (at most {_MAX_DIFFERENCE:g} is allowed): it was not kept",
+        )
+    return Reference(
+        backbone_digest=hashlib.sha256(content).hexdigest(),
+        probes=probes,
+        features=wanted,
+        max_difference=difference,
+        torch=torch.__version__,
+        classifier=classifier,
+    )
 
 
 def blocks_of(backbone: Backbone) -> list[int]:

@@ -168,6 +168,18 @@ class Features:
             [self._stacked([keys[digest][i] for digest in files.digests]) for i in range(count)]
         )
 
+    def of_probes(self, images: Pixels, name: str) -> Floats:
+        """All features float32 [n, d] of pixels, which `name` tells from other images."""
+        keys = [f"{name} {number}" for number in range(len(images))]
+        missing = self._missing(keys)
+
+        def prepare(chunk: Sequence[int]) -> list[tuple[str, Pixels]]:
+            return [(keys[number], images[number]) for number in chunk]
+
+        numbers = range(len(images))
+        self._compute([n for n in numbers if keys[n] in missing], prepare, "probe images")
+        return self._stacked(keys)
+
     def _missing(self, keys: Sequence[str]) -> set[str]:
         """Those that neither this object nor the cache knows; takes over what the cache has."""
         unknown = [key for key in keys if key not in self._rows]

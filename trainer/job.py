@@ -1,6 +1,7 @@
 """What a job works with: its records, its clock, what computes, and the backbone it starts from."""
 
 import functools
+import hashlib
 import os
 import time
 from datetime import UTC, datetime
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-from scipy.special import softmax
 
 from service.backbones import find, is_registered
 from service.contract import (
     BACKBONE_FILE,
     NETWORK_TECHNIQUES,
+    REFERENCE_FILE,
     BackbonesRanked,
     DomainAdaptation,
     EpochEnded,
@@ -28,18 +29,20 @@ from service.contract import (
     RankSpec,
     Record,
 )
+from service.domain import BackboneParity
 from service.engine.feature_cache import FeatureCache
 from service.engine.head import Floats, Head
 from service.engine.providers import ProviderUnavailable, choose_provider
 from service.engine.runtime import OnnxRuntime
-from service.errors import NotFound, Reason, WrongState
-from trainer import answers, divided
+from service.errors import NotFound, Reason, WrongState, unloadable
+from trainer import answers, divided, reference
 from trainer.arrays import Ints
 from trainer.backbone_file import OPSET, BackboneFile
 from trainer.data import Data, Part
 from trainer.divided import Divided
 from trainer.features import Features
 from trainer.records import Send
+from trainer.reference import Reference
 from trainer.stages import Stages
 from trainer.weights import Weights
 
@@ -158,7 +161,9 @@ class Job:
             (
                 each
                 for each in pretrained.exported
-                if each.weights == self.weights and each.digest in self.spec.files
+                if each.weights == self.weights
+                and each.digest in self.spec.files
+                and (self.is_registered or each.reference in self.spec.files)
             ),
             None,
         )
@@ -170,8 +175,11 @@ class Job:
                     "server: register it again, or name another backbone",
                 )
             self.weights_licence = self.known.licence
+        self._reference_file = self.out / REFERENCE_FILE
         if self.known is not None:
             self.frozen_file = self.file(self.known.digest)
+            if self.known.reference:
+                self._reference_file = self.file(self.known.reference)
         digest = self.known.digest if self.known else ""
         self._file = BackboneFile(self.frozen_file, self.runtime, digest, self._export)
         self._frozen = Features(self._file, self.cache, self.spec.threads, self.send)
@@ -220,19 +228,38 @@ class Job:
         weights_dir = Path(self.spec.weights_dir)
         return backbones.load(self.spec.backbone, self.spec.weights, self.spec.seed, weights_dir)
 
+    @functools.cached_property
+    def reference(self) -> Reference:
+        """What is known of the frozen backbone's file, which is made if need be.
+
+        Of a shared backbone: a registered one has none.
+        """
+        if not self._reference_file.exists():
+            self._file.ensure()
+        found = reference.load(self._reference_file)
+        if self.known is not None and found.backbone_digest != self.known.digest:
+            raise unloadable("backbone's reference", "is another file's")
+        return found
+
+    @property
+    def backbone_parity(self) -> BackboneParity | None:
+        """How the frozen backbone's file was checked against PyTorch; None of a registered one."""
+        if self.is_registered:
+            return None
+        if self.known is not None:
+            digest = self.known.reference
+        else:
+            with self._reference_file.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return self.reference.parity(digest)
+
     def sureness(self, features: Floats) -> float | None:
         """Measures how well the pretrained classifier knows images by last-layer features [n, d].
 
-        Returns the mean of its highest probability; None without one. Imports torch.
+        Returns the mean of its highest probability; None without one.
         """
-        from trainer import backbones
-
-        spec = self.spec
-        known = backbones.classifier(spec.backbone, spec.weights, Path(spec.weights_dir))
-        if known is None:
-            return None
-        answers = softmax(features @ known.weight.T + known.bias, axis=1)
-        return float(answers.max(axis=1).mean())
+        known = None if self.is_registered else self.reference.classifier
+        return None if known is None else known.sureness(features)
 
     def features_of_file(self, file: Path, digest: str = "") -> Features:
         """Of another backbone's file; kept between jobs where its digest is known."""
@@ -310,11 +337,14 @@ class Job:
             self.cache.close()
 
     def _export(self, path: Path) -> None:
-        from trainer import export
+        from trainer import backbones, export
 
-        self.send(Progressed("preparing", 0.1, f"exporting {self.spec.backbone}"))
+        spec = self.spec
+        self.send(Progressed("preparing", 0.1, f"exporting {spec.backbone}"))
         # Frozen features may be asked for when the network was trained already.
-        export.to_onnx(self.pretrained() if _trains(self.spec) else self.backbone, path)
+        network = self.pretrained() if _trains(spec) else self.backbone
+        top = backbones.classifier(spec.backbone, spec.weights, Path(spec.weights_dir))
+        export.shared(network, top, path, self._reference_file)
 
 
 def _trains(spec: JobSpec) -> bool:

@@ -83,7 +83,7 @@ class BackboneScoring:
     def is_available(self) -> bool:
         """Whether it can be had without a download; so far as is known, for bad weights."""
         try:
-            return self._exported() is not None or self._has_weights()
+            return self._exported() is not None or self._asked().is_available()
         except GraftError:
             return True
 
@@ -157,26 +157,23 @@ class BackboneScoring:
             )
         from trainer import backbones, export
 
-        if not self._has_weights():
-            _within(deadline, lambda: backbones.fetch(backbone, weights, self._weights_dir))
+        asked = self._asked()
+        if not asked.is_available():
+            _within(deadline, asked.fetch)
         self._name()  # which may hold the digest of what was downloaded
         network = backbones.load(backbone, weights, self._spec.seed, self._weights_dir)
         path = folder / f"{len(list(folder.iterdir()))}.onnx"
         export.to_onnx(network, path)
         return path
 
-    def _has_weights(self) -> bool:
-        from trainer import backbones
-
-        return backbones.is_available(
-            self.pretrained.backbone, self.pretrained.weights, self._weights_dir
-        )
+    def _asked(self) -> Weights:
+        named = self.pretrained
+        return Weights(named.backbone, named.weights, self._spec.seed, self._weights_dir)
 
     def _name(self) -> None:
-        pretrained = self.pretrained
-        asked = Weights(pretrained.backbone, pretrained.weights, self._spec.seed, self._weights_dir)
+        asked = self._asked()
         # Of a registered one its file tells.
-        licence = next((each.licence for each in pretrained.exported), "") or asked.licence
+        licence = next((each.licence for each in self.pretrained.exported), "") or asked.licence
         self._note(weights=asked.name, weights_licence=licence)
 
     def _score(self, features: Floats, targets: Ints, folds: Ints) -> None:

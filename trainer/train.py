@@ -26,7 +26,7 @@ from service.contract import (
     PretrainedBackbone,
     Progressed,
 )
-from service.domain import DEFAULT_DECODING, Framing
+from service.domain import DEFAULT_DECODING, Framing, Parity
 from service.engine import head as heads
 from service.engine import outliers as strangeness
 from service.engine import preprocess
@@ -131,17 +131,7 @@ def _run(job: Job) -> Manifest:
     spec, data = job.spec, found.divided.data
 
     stages.begin("checking")
-    reference = _reference(job, found)
-    send(Progressed("checking", 0.0, f"{reference.title} against what serves"))
-    is_known = job.known is not None and not found.is_trained
-    agreed = parity.check(
-        found.served.head,
-        _exact(job, found),
-        reference,
-        data.train.at(data.train.spread(parity.KNOWN_IMAGES if is_known else parity.NEW_IMAGES)),
-        None if found.is_trained else job.cache,
-        spec.threads,
-    )
+    agreed = _agreed(job, found)
     if spec.precision == "int8":
         stages.begin("quantising")
         found = _quantised(job, found)
@@ -178,6 +168,8 @@ def _run(job: Job) -> Manifest:
     stages.begin("reporting")
     send(Progressed("checking", 0.7, "writing the report"))
     heads.save(head, job.out / HEAD_FILE)
+    some = data.train.at(data.train.spread(parity.IMAGES))
+    parity.check_head(job.out / HEAD_FILE, head, served.features.all_of(some))
     answers.save(job.out / ANSWERS_FILE, data.classes, _answers(found, sets))
     failpoints.reach("trainer.reporting")
     learned = data.train.take(~found.held)
@@ -207,6 +199,7 @@ def _run(job: Job) -> Manifest:
         decoding=data.train.decoding,
         decision=spec.decision,
         parity=agreed,
+        backbone_parity=None if found.is_trained else job.backbone_parity,
         opset=job.opset,
         device=found.device,
         precision=found.precision,
@@ -360,16 +353,42 @@ def _quantised(job: Job, found: Transferred) -> Transferred:
     return replace(found, served=served)
 
 
-def _reference(job: Job, found: Transferred) -> parity.Reference:
-    if job.known is not None and job.is_registered:
+def _agreed(job: Job, found: Transferred) -> Parity:
+    """Compares what serves with what it was made of."""
+    head, train = found.served.head, found.divided.data.train
+
+    def told(title: str) -> str:
+        job.send(Progressed("checking", 0.0, f"{title} against what serves"))
+        return title
+
+    if job.is_registered:
         # There is no network but the file itself, which was checked when it was registered.
-        file = job.file(job.known.digest)
-        return parity.PlainBackbone(file, job.known.digest, job.spec.threads)
-    return parity.TorchBackbone(
-        job.spec.backbone,
-        "trained" if found.is_trained else job.weights,
-        lambda: found.network or job.backbone,
-    )
+        title = told("ONNX Runtime on the CPU")
+        checked = train.at(train.spread(parity.PLAIN_IMAGES))
+        plain = Features(_plain(job, found), job.cache, job.spec.threads)
+        return parity.compare(
+            head, _exact(job, found).all_of(checked), plain.all_of(checked), title
+        )
+    title = told("PyTorch")
+    if found.is_trained:
+        from trainer import export
+
+        places = train.spread(parity.IMAGES)
+        served = _exact(job, found).all_of(train.at(places))
+        pixels = train.decode(places, job.spec.threads)
+        wanted = export.torch_features(found.network or job.backbone, pixels)
+    else:
+        served = _exact(job, found).of_probes(job.reference.probes, job.reference.name)
+        wanted = job.reference.features
+    return parity.compare(head, served, wanted, title)
+
+
+def _plain(job: Job, found: Transferred) -> BackboneFile:
+    """Returns what serves, as ONNX Runtime computes it on the CPU in full precision."""
+    runtime = OnnxRuntime(Provider("cpu", "for the check"), job.spec.threads, is_narrow=True)
+    is_known = job.known is not None and not found.is_trained
+    digest = job.known.digest if is_known and job.known else ""
+    return BackboneFile(found.served.file, runtime, digest)
 
 
 def _exact(job: Job, found: Transferred) -> Features:
@@ -378,11 +397,8 @@ def _exact(job: Job, found: Transferred) -> Features:
     # A GPU rounds the factors of its products, even of what it calls fp32.
     if job.runtime.provider in ("cpu", "openvino") and served.features.precision == "fp32":
         return served.features
-    threads = job.spec.threads
-    runtime = OnnxRuntime(Provider("cpu", "for the check"), threads, is_narrow=True)
-    is_known = job.known is not None and not found.is_trained
-    source = BackboneFile(served.file, runtime, job.known.digest if is_known and job.known else "")
-    return Features(source, None if found.is_trained else job.cache, threads)
+    cache = None if found.is_trained else job.cache
+    return Features(_plain(job, found), cache, job.spec.threads)
 
 
 def _sha256(path: Path) -> str:

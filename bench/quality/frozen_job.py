@@ -3,6 +3,7 @@
 import resource
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from bench.quality.images import BACKBONE, Floats, ImageSet, Ints
 from service.contract import FeatureBased, ImageSource, JobSpec
 from service.domain import Figure
-from trainer import evaluate, folds, groups, transfer
+from trainer import backbones, evaluate, folds, groups, transfer
 from trainer.data import Files, Part
 from trainer.features import Features
 from trainer.job import Job
@@ -88,8 +89,13 @@ def fit(images: ImageSet, dealt: Ints, seed: int) -> FittedHead:
         seed,
         job.send,
         threads=1,
-        choice=Choice(framings, sureness=job.sureness),
+        choice=Choice(framings, sureness=_sureness),
     )
+
+
+def _sureness(features: Floats) -> float | None:
+    top = backbones.classifier(BACKBONE, "", Path())
+    return None if top is None else top.sureness(features)
 
 
 @dataclass(frozen=True, eq=False)

@@ -328,7 +328,7 @@ def _backbones(spec: JobSpec | RankSpec) -> set[str]:
     ]
     if isinstance(spec, JobSpec):
         exported += spec.exported
-    return {each.digest for each in exported}
+    return {digest for each in exported for digest in (each.digest, each.reference) if digest}
 
 
 def _versions_before(spec: JobSpec) -> set[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from service.backbones import ONNX, is_registered
-from service.contract import FROZEN_TECHNIQUES
+from service.contract import FROZEN_TECHNIQUES, ExportedBackbone
 from service.domain import Manifest
 from service.errors import NotFound, Reason, WrongState
 from service.ingest.backbone_process import Asked
@@ -45,40 +45,74 @@ def is_kept(manifest: Manifest) -> bool:
     return is_frozen and not manifest.weights.startswith("random")
 
 
+def has_reference(manifest: Manifest) -> bool:
+    """Whether a version's backbone is noted with its reference: a float form that all share."""
+    is_float = manifest.serving_precision != "int8" and not is_registered(manifest.backbone)
+    return is_float and is_kept(manifest)
+
+
 def keep(connection: Connection, tenant: str, manifest: Manifest) -> None:
     """Notes the backbone of a version that is published, if it is one to keep."""
-    if not is_kept(manifest):
-        return
-    # Float and quantised forms are different files, each shared by later jobs.
-    is_int8 = manifest.serving_precision == "int8"
-    if is_registered(manifest.backbone) and not is_int8:
-        return
-    connection.execute(
-        "INSERT INTO exported_backbones (tenant, backbone, weights, digest, create_time_s)"
-        " VALUES (?, ?, ?, ?, ?) ON CONFLICT (tenant, backbone, weights) DO NOTHING",
-        (
-            tenant if is_int8 else _EVERYBODY,
-            manifest.backbone,
-            manifest.weights + (_INT8 if is_int8 else ""),
+    if has_reference(manifest):
+        parity = manifest.backbone_parity
+        exported = ExportedBackbone(
+            manifest.weights,
             manifest.backbone_digest,
+            reference=parity.reference_digest if parity else "",
+        )
+        keep_exported(connection, manifest.backbone, exported)
+    elif is_kept(manifest) and manifest.serving_precision == "int8":
+        # Float and quantised forms are different files, each shared by later jobs.
+        exported = ExportedBackbone(manifest.weights + _INT8, manifest.backbone_digest)
+        keep_exported(connection, manifest.backbone, exported, tenant)
+
+
+def keep_exported(
+    connection: Connection, backbone: str, exported: ExportedBackbone, tenant: str = _EVERYBODY
+) -> None:
+    """Notes a form of a backbone, whose blobs were referenced; the first of its file stays."""
+    connection.execute(
+        "INSERT INTO exported_backbones"
+        " (tenant, backbone, weights, digest, reference_digest, create_time_s)"
+        " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, backbone, weights)"
+        # A reference that was lost is made again, and need not have the same last digits.
+        " DO UPDATE SET reference_digest = excluded.reference_digest"
+        " WHERE digest = excluded.digest",
+        (
+            tenant,
+            backbone,
+            exported.weights,
+            exported.digest,
+            exported.reference or None,
             time.time(),
         ),
     )
 
 
-def forms(connection: Connection, backbone: str, tenant: str) -> list[tuple[str, str]]:
-    """Lists what a tenant's jobs may use: weights, as the trainer names them, and digests."""
+def forms(connection: Connection, backbone: str, tenant: str) -> list[ExportedBackbone]:
+    """Lists what a tenant's jobs may use."""
     exported = connection.execute(
-        "SELECT weights, digest FROM exported_backbones WHERE tenant IN (?, ?) AND backbone = ?"
-        " ORDER BY weights",
+        "SELECT weights, digest, reference_digest FROM exported_backbones"
+        " WHERE tenant IN (?, ?) AND backbone = ? ORDER BY weights",
         (_EVERYBODY, tenant, backbone),
     ).fetchall()
     registered = connection.execute(
-        "SELECT digest FROM registered_backbones WHERE tenant = ? AND name = ?", (tenant, backbone)
+        "SELECT digest, licence FROM registered_backbones WHERE tenant = ? AND name = ?",
+        (tenant, backbone),
     ).fetchall()
+    # Of a registered one its quantised form has the licence, too.
+    licence = registered[0]["licence"] if registered else ""
     return [
-        *((weights_of(row["digest"]), row["digest"]) for row in registered),
-        *((row["weights"], row["digest"]) for row in exported),
+        *(
+            ExportedBackbone(weights_of(row["digest"]), row["digest"], row["licence"])
+            for row in registered
+        ),
+        *(
+            ExportedBackbone(
+                row["weights"], row["digest"], licence, reference=row["reference_digest"] or ""
+            )
+            for row in exported
+        ),
     ]
 
 

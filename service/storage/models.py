@@ -106,7 +106,8 @@ class ModelStore:
             return Publication(
                 int(done["version"]), _with_checks(manifest, version_rows.gate_checks(done))
             )
-        self._blobs.reference(connection, [*stored.own, stored.backbone])
+        needed = [*stored.own, stored.backbone, *([stored.reference] if stored.reference else [])]
+        self._blobs.reference(connection, needed)
         if new.gate is not None and new.gate.not_worse_than:
             checks = aliases.checked(
                 connection,
@@ -411,8 +412,8 @@ class ModelStore:
         with self._database.read() as connection:
             forms = backbone_rows.forms(connection, backbone, tenant)
         # One that is missing is exported again, and put in its place.
-        there = self._blobs.are_there(digest for _, digest in forms)
-        return [ExportedBackbone(weights, digest) for weights, digest in forms if digest in there]
+        there = self._blobs.are_there(form.digest for form in forms)
+        return [form for form in forms if form.digest in there]
 
     def counts(self) -> dict[str, int]:
         """Counts models, versions, aliases and backbones in use."""

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from service.backbones import ONNX
-from service.contract import ExportedBackbone, PretrainedBackbone
+from service.contract import PretrainedBackbone
 from service.domain import check_name
 from service.errors import Expired, Internal, InvalidInput, Reason, Unavailable, WrongState
 from service.ingest.backbone_process import Asked, Checker
@@ -206,7 +206,8 @@ class BackboneStore:
     def exported_digest(self, backbone: str, weights: str, tenant: str) -> str:
         """Returns the digest of the file that computes a backbone; "" where none is exported."""
         with self._database.read() as connection:
-            return dict(backbone_rows.forms(connection, backbone, tenant)).get(weights, "")
+            forms = backbone_rows.forms(connection, backbone, tenant)
+        return next((form.digest for form in forms if form.weights == weights), "")
 
     def pretrained(self, tenant: str) -> list[PretrainedBackbone]:
         """Returns all of a tenant's, by name, as jobs start from them."""
@@ -222,9 +223,7 @@ class BackboneStore:
             PretrainedBackbone(
                 backbone=record.name,
                 weights=record.weights,
-                exported=[
-                    ExportedBackbone(weights, digest, record.licence) for weights, digest in forms
-                ],
+                exported=forms,
             )
             for record, forms in found
         ]

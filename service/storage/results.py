@@ -15,6 +15,7 @@ from service.contract import (
     BACKBONE_FILE,
     HEAD_FILE,
     MANIFEST_FILE,
+    REFERENCE_FILE,
     REPORT_HTML_FILE,
     REPORT_JSON_FILE,
     REPORT_STANDING_MARK,
@@ -23,6 +24,7 @@ from service.contract import (
 )
 from service.domain import Manifest
 from service.errors import Aborted, Reason, unloadable
+from service.storage import backbone_rows
 from service.storage.blobs import Blob, Blobs
 from service.storage.version_rows import StoredVersion, VersionRecord
 
@@ -40,7 +42,8 @@ def put(blobs: Blobs, out_dir: Path) -> StoredVersion:
     for name in _OWN:
         if not (out_dir / name).is_file():
             raise _not_whole(f"{name} is missing")
-    backbone = _backbone(blobs, out_dir, manifest.backbone_digest)
+    backbone = _shared(blobs, out_dir / BACKBONE_FILE, manifest.backbone_digest)
+    reference = _reference(blobs, out_dir, manifest)
     stored = blobs.put_all([(out_dir / name, "") for name in _OWN])
     return StoredVersion(
         manifest=manifest,
@@ -50,21 +53,28 @@ def put(blobs: Blobs, out_dir: Path) -> StoredVersion:
         report_json=stored[3],
         report_html=stored[4],
         backbone=backbone,
+        reference=reference,
     )
 
 
-def _backbone(blobs: Blobs, out_dir: Path, digest: str) -> Blob:
-    source = out_dir / BACKBONE_FILE
+def _reference(blobs: Blobs, out_dir: Path, manifest: Manifest) -> Blob | None:
+    if not backbone_rows.has_reference(manifest) or manifest.backbone_parity is None:
+        return None
+    return _shared(blobs, out_dir / REFERENCE_FILE, manifest.backbone_parity.reference_digest)
+
+
+def _shared(blobs: Blobs, source: Path, digest: str) -> Blob:
+    """Stores a file that versions share, or finds it where the trainer brought none."""
     if source.exists():
         stored = blobs.put(source)
         if stored.digest != digest:
             raise _not_whole(
-                f"{BACKBONE_FILE} has digest {stored.digest}, the manifest says {digest}"
+                f"{source.name} has digest {stored.digest}, the manifest says {digest}"
             )
         return stored
     known = blobs.find(digest)
     if known is None:
-        raise _not_whole(f"it brings no {BACKBONE_FILE}, and backbone {digest} is not stored")
+        raise _not_whole(f"it brings no {source.name}, and {digest} is not stored")
     return known
 
 

@@ -93,6 +93,8 @@ class StoredVersion:
     answers: Blob
     report_json: Blob
     report_html: Blob
+    reference: Blob | None = None
+    """Of a shared backbone's float form."""
 
     @property
     def own(self) -> list[Blob]:

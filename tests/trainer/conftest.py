@@ -1,7 +1,10 @@
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,12 +13,17 @@ from service.contract import (
     ANSWERS_FILE,
     BACKBONE_FILE,
     HEAD_FILE,
+    MANIFEST_FILE,
+    REFERENCE_FILE,
+    ExportedBackbone,
     FeatureBased,
     ImageSource,
     Incumbent,
     JobSpec,
     Manifest,
+    RankSpec,
     Record,
+    encode,
 )
 from service.domain import LeftOutReason, ReadSummary
 
@@ -26,6 +34,27 @@ COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
 _PRETRAINED_SEED = 1000
 
 MakeFolder = Callable[..., Path]
+
+WITHOUT_TORCH = """
+import sys
+
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "timm", *sys.argv[2:]):
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Refused())
+import msgspec
+from pathlib import Path
+from service.contract import JobSpec, RankSpec, encode
+from trainer import ranking, train
+told = Path(sys.argv[1]).read_bytes()
+try:
+    train.run(msgspec.json.decode(told, type=JobSpec), lambda record: None)
+except msgspec.ValidationError:
+    ranked = ranking.rank(msgspec.json.decode(told, type=RankSpec), lambda record: None)
+    sys.stdout.buffer.write(encode(ranked))
+"""
 
 
 @pytest.fixture
@@ -92,6 +121,38 @@ def incumbent(out: Path, manifest: Manifest, **changes: object) -> dict[str, obj
         version=1, backbone_digest=backbone, head_digest=head, answers_digest=answers, **changes
     )  # type: ignore[arg-type]
     return {"incumbent": found, "files": {key: str(path) for key, path in named.items()}}
+
+
+def exported_of(manifest: Manifest, out: Path) -> dict[str, object]:
+    """A backbone that an earlier job exported as a spec names it, and its files."""
+    files = {
+        hashlib.sha256(path.read_bytes()).hexdigest(): str(path)
+        for path in (out / BACKBONE_FILE, out / REFERENCE_FILE)
+    }
+    backbone, reference = files
+    assert backbone == manifest.backbone_digest
+    known = ExportedBackbone(manifest.weights, backbone, reference=reference)
+    return {"exported": [known], "files": files}
+
+
+def without_torch(spec: JobSpec | RankSpec, tmp_path: Path, *refused: str) -> str:
+    """Runs a job or a ranking where PyTorch cannot be imported; returns what it printed."""
+    file = tmp_path / "spec.json"
+    file.write_bytes(encode(spec))
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(file), *refused],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=GUARD_S,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def made_without_torch(spec: JobSpec, tmp_path: Path, *refused: str) -> Manifest:
+    without_torch(spec, tmp_path, *refused)
+    return msgspec.json.decode((Path(spec.out_dir) / MANIFEST_FILE).read_bytes(), type=Manifest)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from service.contract import (
     HEAD_FILE,
     REPORT_JSON_FILE,
     DomainAdaptation,
-    ExportedBackbone,
     FeatureBased,
     JobSpec,
 )
@@ -24,7 +23,7 @@ from service.engine.head import Head
 from service.engine.providers import choose_provider
 from service.engine.runtime import OnnxRuntime
 from tests import photographs
-from tests.trainer.conftest import source_of
+from tests.trainer.conftest import exported_of, source_of
 from trainer import data as datasets
 from trainer.backbone_file import BackboneFile
 from trainer.features import Features
@@ -38,8 +37,7 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.cache = folder / "features.sqlite"
-        self.exported: list[ExportedBackbone] = []
-        self.files: dict[str, str] = {}
+        self.known: dict[str, object] = {}
 
     def run(self, data: Path, **changes: object) -> tuple[Manifest, Report, Path]:
         out = self.folder / f"out-{len(list(self.folder.iterdir()))}"
@@ -49,8 +47,7 @@ class Runs:
             "data": source_of(data),
             "out_dir": str(out),
             "method": FeatureBased(),
-            "exported": self.exported,
-            "files": self.files,
+            **self.known,
             "weights_dir": str(self.folder / "weights"),
             "device": "cpu",
             "provider": "auto",
@@ -59,18 +56,16 @@ class Runs:
             "feature_cache": str(self.cache),
         }
         manifest = run(JobSpec(**{**fields, **changes}), lambda _: None)  # type: ignore[arg-type]
-        if not self.exported:
-            self.exported.append(ExportedBackbone(manifest.weights, manifest.backbone_digest))
-            self.files[manifest.backbone_digest] = str(out / BACKBONE_FILE)
+        if not self.known:
+            self.known, self.backbone = exported_of(manifest, out), out / BACKBONE_FILE
         report = msgspec.json.decode((out / REPORT_JSON_FILE).read_bytes(), type=Report)
         return manifest, report, out
 
     def features(self, folder: Path) -> np.ndarray:
         """Of every image below a folder, as served; kept for the jobs, as theirs are for it."""
         runtime = OnnxRuntime(choose_provider("auto"), 2, "fast", is_narrow=True)
-        (known,) = self.exported
         cache = FeatureCache(self.cache, 2**30)
-        features = Features(BackboneFile(Path(known.path), runtime, known.digest), cache, 2)
+        features = Features(BackboneFile(self.backbone, runtime), cache, 2)
         try:
             return features.of(datasets.load_unlabelled(folder, 2))
         finally:

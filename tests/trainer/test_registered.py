@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -11,7 +9,6 @@ import onnx
 import pytest
 
 from service.contract import (
-    MANIFEST_FILE,
     Auto,
     BackbonesRanked,
     DomainAdaptation,
@@ -23,36 +20,23 @@ from service.contract import (
     PretrainedBackbone,
     RankSpec,
     decode_record,
-    encode,
 )
-from service.domain import Manifest
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime
 from service.errors import GraftError, Reason
 from service.ingest.backbone_process import Asked, BackboneChecks
 from tests.extractors import MEAN, SIZE, STD, write
-from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec, Told, source_of
+from tests.trainer.conftest import (
+    GUARD_S,
+    MakeFolder,
+    MakeSpec,
+    Told,
+    made_without_torch,
+    source_of,
+    without_torch,
+)
+from trainer.backbone_file import BackboneFile
 from trainer.train import run
-
-WITHOUT_TORCH = """
-import sys
-
-class Refused:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "torchvision", "timm"):
-            raise ImportError(f"{name} is not installed here")
-
-sys.meta_path.insert(0, Refused())
-import msgspec
-from pathlib import Path
-from service.contract import JobSpec, RankSpec, encode
-from trainer import ranking, train
-told = Path(sys.argv[1]).read_bytes()
-try:
-    train.run(msgspec.json.decode(told, type=JobSpec), lambda record: None)
-except msgspec.ValidationError:
-    ranked = ranking.rank(msgspec.json.decode(told, type=RankSpec), lambda record: None)
-    sys.stdout.buffer.write(encode(ranked))
-"""
-
 
 KEPT = "registered.onnx"
 
@@ -77,26 +61,6 @@ def spec_of(make: MakeSpec, folder: Path, given: PretrainedBackbone, **changes: 
         "files": {given.exported[0].digest: str(folder.parent / KEPT)},
     }
     return make(folder, **{**fields, **changes})
-
-
-def without_torch(spec: JobSpec | RankSpec, tmp_path: Path) -> str:
-    """Runs a job or a ranking where PyTorch cannot be imported; returns what it printed."""
-    file = tmp_path / "spec.json"
-    file.write_bytes(encode(spec))
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, str(file)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=GUARD_S,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def made_without_torch(spec: JobSpec, tmp_path: Path) -> Manifest:
-    without_torch(spec, tmp_path)
-    return msgspec.json.decode((Path(spec.out_dir) / MANIFEST_FILE).read_bytes(), type=Manifest)
 
 
 @pytest.mark.parametrize(
@@ -157,16 +121,14 @@ def test_a_file_that_serves_otherwise_than_it_computes_is_not_published(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from trainer import train
-    from trainer.parity import PlainBackbone
 
     other = tmp_path / "other.onnx"
     model = onnx.load_from_string((tmp_path / KEPT).read_bytes())
     (shift,) = [tensor for tensor in model.graph.initializer if tensor.name == "shift"]
     shift.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(shift), "shift"))
     other.write_bytes(model.SerializeToString())
-    monkeypatch.setattr(
-        train, "_reference", lambda job, found: PlainBackbone(other, "", job.spec.threads)
-    )
+    runtime = OnnxRuntime(Provider("cpu", "for the test"), 2)
+    monkeypatch.setattr(train, "_plain", lambda job, found: BackboneFile(other, runtime))
     with pytest.raises(GraftError, match="differs from ONNX Runtime on the CPU by") as caught:
         run(spec_of(make_spec, make_folder(per_class=6), registered), told.append)
     assert caught.value.reason is Reason.PARITY_FAILED

@@ -4,10 +4,10 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,6 +19,7 @@ from PIL import Image
 from service.contract import (
     BACKBONE_FILE,
     HEAD_FILE,
+    REFERENCE_FILE,
     Augmentation,
     DataFound,
     EpochEnded,
@@ -29,15 +30,21 @@ from service.contract import (
     Method,
     ModelBased,
     Note,
-    encode,
 )
 from service.domain import Manifest
 from service.engine import export as exporting
 from service.engine import head as heads
 from service.engine import preprocess
 from service.errors import GraftError, InvalidInput, Reason, WrongState
-from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec, Told, source_of
-from trainer import backbones, compute, data, export, job, stages, train
+from tests.trainer.conftest import (
+    MakeFolder,
+    MakeSpec,
+    Told,
+    exported_of,
+    made_without_torch,
+    source_of,
+)
+from trainer import backbones, compute, data, export, job, reference, stages, train
 from trainer.methods import model_based
 from trainer.recipes import settings
 
@@ -61,7 +68,7 @@ def test_feature_based_transfer_end_to_end(
     assert (figure.measured_on, figure.accuracy) == ("cross_validation", 1.0)
     assert manifest.headline == figure
     assert manifest.parity.max_difference < 1e-3
-    assert (manifest.parity.top1_agreement, manifest.parity.images) == (1.0, 24)
+    assert (manifest.parity.top1_agreement, manifest.parity.images) == (1.0, 8)
     # All are learned from, and each is measured by heads that did not learn from it.
     assert (manifest.train_count, figure.count) == (24, 24)
     assert (manifest.method, manifest.backbone) == ("feature_based", "efficientnet_lite0")
@@ -89,9 +96,8 @@ def test_feature_based_transfer_end_to_end(
     assert probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)
 
     # A second job shares the first one's backbone and gives the same head.
-    known = ExportedBackbone(manifest.weights, manifest.backbone_digest)
-    again_out, files = tmp_path / "again", {known.digest: str(out / BACKBONE_FILE)}
-    again = run(make_spec(folder, out_dir=str(again_out), exported=[known], files=files), Told())
+    again_out, known = tmp_path / "again", exported_of(manifest, out)
+    again = run(make_spec(folder, out_dir=str(again_out), **known), Told())
     assert again.backbone_digest == manifest.backbone_digest
     assert not (again_out / BACKBONE_FILE).exists()
     assert (again_out / HEAD_FILE).read_bytes() == (out / HEAD_FILE).read_bytes()
@@ -330,30 +336,13 @@ def test_a_repeated_job_computes_no_features_and_imports_no_torch(
     cache = str(tmp_path / "features.sqlite")
     fields: dict[str, object] = {"feature_cache": cache}
     first = run(make_spec(folder, **fields), told)
-    assert first.parity.images == 32
-    known = ExportedBackbone(first.weights, first.backbone_digest)
-    fields |= {"exported": [known], "files": {known.digest: str(tmp_path / "out" / BACKBONE_FILE)}}
+    fields |= exported_of(first, tmp_path / "out")
     spec = make_spec(folder, out_dir=str(tmp_path / "again"), **fields)
-    (tmp_path / "spec.json").write_bytes(encode(spec))
-    program = (
-        "import sys, msgspec; from pathlib import Path;"
-        "from service.contract import JobSpec; from trainer import train;"
-        "spec = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=JobSpec);"
-        "train.run(spec, lambda record: None);"
-        "sys.exit(str({'torch', 'onnx', 'sklearn', 'timm'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "spec.json")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=GUARD_S,
-    )
-    assert done.stderr.strip() == "set()"
-    again = msgspec.json.decode((tmp_path / "again" / "manifest.json").read_bytes(), type=Manifest)
-    # What was exported before was proven before: a few images of its own are enough.
-    assert again.parity.images == 8
-    assert again.parity.max_difference < 1e-3
+    again = made_without_torch(spec, tmp_path, "onnx", "sklearn")
+    # It was compared with what PyTorch made, without PyTorch.
+    assert again.parity == first.parity and again.parity.max_difference < 1e-3
+    assert again.backbone_parity == first.backbone_parity is not None
+    assert again.backbone_parity.max_difference < 1e-3
     assert again.figures == first.figures
     assert (tmp_path / "again" / HEAD_FILE).read_bytes() == (
         tmp_path / "out" / HEAD_FILE
@@ -361,26 +350,69 @@ def test_a_repeated_job_computes_no_features_and_imports_no_torch(
 
 
 @pytest.mark.usefixtures("small_network")
-def test_a_known_backbone_that_differs_from_pytorch_is_not_published(
-    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+def test_an_export_that_differs_from_pytorch_is_not_shared(tmp_path: Path) -> None:
+    network, file = backbones.load("resnet18", "random", 7, tmp_path), tmp_path / "other.onnx"
+    export.to_onnx(backbones.load("resnet18", "random", 8, tmp_path), file)
+    with pytest.raises(GraftError, match="differs from PyTorch by") as caught:
+        export.checked(network, file, None)
+    assert caught.value.reason is Reason.PARITY_FAILED
+
+
+@pytest.mark.usefixtures("small_network")
+@pytest.mark.parametrize(
+    ("is_named", "reason"),
+    [(True, Reason.PARITY_FAILED), (False, Reason.MODEL_UNLOADABLE)],
+    ids=["serves otherwise", "has another's reference"],
+)
+def test_a_known_backbone_that_differs_from_its_reference_is_not_published(
+    is_named: bool,
+    reason: Reason,
+    make_folder: MakeFolder,
+    make_spec: MakeSpec,
+    told: Told,
+    tmp_path: Path,
 ) -> None:
-    folder = make_folder(per_class=5)
-    other = tmp_path / "other.onnx"
-    export.to_onnx(backbones.load("resnet18", "random", 7, tmp_path), other)
-    digest = hashlib.sha256(other.read_bytes()).hexdigest()
-    known = ExportedBackbone("random:0", digest)
+    out = tmp_path / "other"
+    out.mkdir()
+    file, of_it = out / BACKBONE_FILE, out / REFERENCE_FILE
+    export.shared(backbones.load("resnet18", "random", 7, tmp_path), None, file, of_it)
+    export.to_onnx(backbones.load("resnet18", "random", 8, tmp_path), file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if is_named:
+        reference.save(replace(reference.load(of_it), backbone_digest=digest), of_it)
     spec = make_spec(
-        folder,
+        make_folder(per_class=5),
         method=FeatureBased(l2=1e-3),
         backbone="resnet18",
         weights="random",
-        exported=[known],
-        files={digest: str(other)},
-        feature_cache=str(tmp_path / "features.sqlite"),
+        exported=[ExportedBackbone("random:0", digest, reference="of it")],
+        files={digest: str(file), "of it": str(of_it)},
     )
     with pytest.raises(GraftError) as caught:
         run(spec, told)
+    assert caught.value.reason is reason
+
+
+@pytest.mark.usefixtures("small_network")
+@pytest.mark.parametrize(
+    "changes",
+    [{"temperature": 9.0}, {"classes": ("red", "blue")}, {"bias": np.float32([1, -1])}],
+    ids=["temperature", "classes", "bias"],
+)
+def test_a_head_whose_file_answers_otherwise_is_not_published(
+    changes: dict[str, Any],
+    make_folder: MakeFolder,
+    make_spec: MakeSpec,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save = heads.save
+    monkeypatch.setattr(heads, "save", lambda head, path: save(replace(head, **changes), path))
+    spec = make_spec(make_folder(), method=FeatureBased(l2=1e-3), weights="random")
+    with pytest.raises(GraftError, match="head's file answers otherwise") as caught:
+        run(spec, told)
     assert caught.value.reason is Reason.PARITY_FAILED
+    assert not told.of(Finished)
 
 
 @pytest.mark.usefixtures("small_network")

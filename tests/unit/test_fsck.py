@@ -426,7 +426,7 @@ def unneeded(data: Path) -> set[str]:
         "dataset_packs": ["digest"],
         "versions": [f"{part}_digest" for part in (
             "manifest", "head", "backbone", "answers", "report_json", "report_html")],
-        "exported_backbones": ["digest"],
+        "exported_backbones": ["digest", "reference_digest"],
         "registered_backbones": ["digest"],
     }  # fmt: skip
     with closing(sqlite3.connect(data / "graft.sqlite3")) as connection:

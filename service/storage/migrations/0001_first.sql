@@ -239,10 +239,13 @@ CREATE TABLE exported_backbones (
     backbone TEXT NOT NULL,
     weights TEXT NOT NULL,
     digest TEXT NOT NULL REFERENCES blobs (digest),
+    -- Of a float form: what PyTorch made of it, for jobs that have no PyTorch.
+    reference_digest TEXT REFERENCES blobs (digest),
     create_time_s DOUBLE PRECISION NOT NULL,
     PRIMARY KEY (tenant, backbone, weights)
 );
 CREATE INDEX exported_backbones_by_digest ON exported_backbones (digest);
+CREATE INDEX exported_backbones_by_reference ON exported_backbones (reference_digest);
 
 -- Files that tenants registered as backbones.
 CREATE TABLE registered_backbones (
