@@ -1,0 +1,74 @@
+"""What is kept beside an exported backbone, so that later jobs need no PyTorch."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.contract import BACKBONE_FILE, REFERENCE_FILE, FeatureBased
+from service.errors import Damaged
+from tests.trainer.conftest import MakeFolder, MakeSpec, Told, exported_of, made_without_torch
+from trainer import reference
+from trainer.reference import Classifier, Reference
+from trainer.train import run
+
+
+@pytest.fixture
+def made() -> Reference:
+    rng = np.random.default_rng(0)
+    return Reference(
+        backbone_digest="ab",
+        probes=reference.probe_images(32),
+        features=rng.normal(size=(8, 5)).astype(np.float32),
+        max_difference=1e-6,
+        torch="2.0",
+        classifier=Classifier(np.eye(3, 5, dtype=np.float32), np.zeros(3, np.float32)),
+    )
+
+
+def test_probes_differ_from_each_other_and_fill_the_range() -> None:
+    probes = reference.probe_images(64)
+    assert probes.shape == (8, 64, 64, 3)
+    assert len({image.tobytes() for image in probes}) == 8
+    assert all(image.std() > 30 and np.ptp(image) > 200 for image in probes)
+
+
+@pytest.mark.parametrize("has_classifier", [True, False])
+def test_a_reference_is_read_as_it_was_written(
+    made: Reference, has_classifier: bool, tmp_path: Path
+) -> None:
+    written = made if has_classifier else replace(made, classifier=None)
+    reference.save(written, tmp_path / REFERENCE_FILE)
+    read = reference.load(tmp_path / REFERENCE_FILE)
+    assert (read.probes == made.probes).all() and (read.features == made.features).all()
+    assert read.parity("cd") == made.parity("cd") and read.name == made.name
+    assert (read.classifier is not None) == has_classifier
+    assert read.backbone_digest == "ab"
+    if read.classifier is not None:
+        assert read.classifier.sureness(made.features) == pytest.approx(
+            made.classifier.sureness(made.features) if made.classifier else 0
+        )
+
+
+def test_a_file_that_is_no_reference_is_told_as_that(tmp_path: Path) -> None:
+    (tmp_path / REFERENCE_FILE).write_bytes(b"no tensors")
+    with pytest.raises(Damaged, match="reference cannot be read"):
+        reference.load(tmp_path / REFERENCE_FILE)
+
+
+def test_few_images_are_asked_of_the_pretrained_classifier_without_torch(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+) -> None:
+    folder, method = make_folder(per_class=4), FeatureBased(l2=1e-2)
+    first = run(make_spec(folder, method=method), told.append)
+    out = tmp_path / "out"
+    kept = reference.load(out / REFERENCE_FILE)
+    assert kept.classifier is not None and kept.classifier.weight.shape == (1000, 1280)
+    assert kept.features.shape[1] > 1280, "middle layers are there to choose"
+    again = make_spec(
+        folder, method=method, out_dir=str(tmp_path / "again"), **exported_of(first, out)
+    )
+    manifest = made_without_torch(again, tmp_path)
+    assert manifest.hyperparameters == first.hyperparameters
+    assert not (tmp_path / "again" / BACKBONE_FILE).exists()
