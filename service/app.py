@@ -35,6 +35,7 @@ from service.engine.runtime import OnnxRuntime, Runtime
 from service.errors import Damaged, GraftError, Reason
 from service.jobs.launchers import Launcher, ProcessLauncher, WarmLauncher
 from service.jobs.lineage import Lineage
+from service.jobs.preparation import DefaultExport
 from service.jobs.replicas import Replicas
 from service.jobs.store import JobStore
 from service.jobs.supervisor import Settings, Supervisor
@@ -214,6 +215,7 @@ class App:
             provider=config.provider,
             precision=config.precision,
         )
+        export = DefaultExport(models, self._launcher, settings)
         self._supervisor = supervisor = Supervisor(
             jobs=jobs,
             replicas=Replicas(
@@ -226,6 +228,7 @@ class App:
             metrics=metrics,
             settings=settings,
             on_published=warm,
+            export=export,
         )
 
         # RPC.
@@ -309,9 +312,8 @@ class App:
             watcher.close()
             await asyncio.gather(rpc.drain(config.drain_s), supervisor.close(config.drain_s))
 
-        if isinstance(self._launcher, WarmLauncher):
-            # After the drain: until then a job may get a warm trainer.
-            stack.push_async_callback(self._launcher.close)
+        # After the drain: until then a job may get a warm trainer.
+        stack.push_async_callback(self._close_trainers, export)
         stack.push_async_callback(drain)
         follower = ChangeFollower(stores.changes, models, engine, pins)
         stack.push_async_callback(follower.close)
@@ -320,12 +322,24 @@ class App:
         housekeeping = stores.housekeeping(config, supervisor.sweep)
         stack.push_async_callback(asyncio.to_thread, housekeeping.close)
         await rpc.serve()
-        if isinstance(self._launcher, WarmLauncher):
-            await self._launcher.open()
+        await self._prepare_trainers(export)
         log.info(
             "serving",
             extra={"host": config.host, "port": self.port, "metrics_port": self.metrics_port},
         )
+
+    async def _prepare_trainers(self, export: DefaultExport) -> None:
+        """Has ready what the first job would wait for, in the background."""
+        config = self._config
+        if isinstance(self._launcher, WarmLauncher):
+            await self._launcher.open()
+            if config.warm_trainers and config.cpu_jobs + config.gpu_jobs:
+                export.start()
+
+    async def _close_trainers(self, export: DefaultExport) -> None:
+        await export.close()
+        if isinstance(self._launcher, WarmLauncher):
+            await self._launcher.close()
 
 
 def _watch_stores(data_dir: Path, metrics: Metrics, jobs: JobStore, models: ModelStore) -> None:

@@ -150,8 +150,9 @@ class Config:
     )
     warm_trainers: int = _setting(
         1,
-        "Trainers that wait with everything imported, some 760 MiB each with their libraries, so "
-        "that jobs start at once; 0 means none",
+        "Trainers that wait with what most jobs import, some 130 MiB each, so that jobs start at "
+        "once; 0 means none, and that the default backbone is exported by its first job, not at "
+        "the start",
         low=0,
         high=64,
     )

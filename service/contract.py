@@ -1,8 +1,8 @@
 """The contract between the service and the trainer process.
 
 The launcher starts `python -m trainer run SPEC`, where SPEC is the path of a
-JSON file that holds a `JobSpec`, or `python -m trainer wait`, which is told it
-by an `Order` later. The trainer writes one JSON `Record` a line to
+JSON file that holds a `JobSpec` (`rank` and `export` take theirs), or `python -m
+trainer wait`, which is told it by an `Order` later. The trainer writes one JSON `Record` a line to
 its standard output (everything else it prints goes to standard error) and
 exits with one of the codes below. Its artifacts lie in `JobSpec.out_dir`:
 
@@ -82,6 +82,10 @@ REPORT_VERSION_MARK = "<!--version-->"
 """Marks the place in a page's heading for the version's number, once there is one."""
 REPORT_STANDING_MARK = "<!--standing-->"
 """Marks the place below it where a candidate is called one."""
+
+
+Command = Literal["run", "rank", "export"]
+"""Of a trainer, with a spec of each kind."""
 
 
 class ExitCode(IntEnum):
@@ -320,7 +324,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What a trainer that waits is told: one line of JSON on its standard input."""
 
-    command: Literal["run", "rank"] = "run"
+    command: Command = "run"
     spec: str
     """The path of the JSON file that it would have been started with."""
     log: str
@@ -353,8 +357,26 @@ class RankSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """As in `JobSpec`."""
 
 
-Spec = JobSpec | RankSpec
+class ExportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which pretrained backbone to export, that no job wait for it. Nothing is downloaded."""
+
+    backbone: str
+    out_dir: str
+    """Exists; BACKBONE_FILE and REFERENCE_FILE go here."""
+    weights_dir: str
+    threads: int = 0
+    heartbeat_s: float = HEARTBEAT_S
+    """As in `JobSpec`."""
+
+
+Spec = JobSpec | RankSpec | ExportSpec
 """What a trainer is started on."""
+
+
+def command_of(spec: Spec) -> Command:
+    """Returns what a trainer is told to do with a spec, as its arguments call it."""
+    commands: dict[type[Spec], Command] = {JobSpec: "run", RankSpec: "rank", ExportSpec: "export"}
+    return commands[type(spec)]
 
 
 class Progressed(msgspec.Struct, frozen=True, tag="progress"):
@@ -437,8 +459,22 @@ class BackbonesRanked(msgspec.Struct, frozen=True, tag="ranked"):
     """How many were scored on."""
 
 
+class Exported(msgspec.Struct, frozen=True, tag="exported"):
+    """The backbone lies in `out_dir`, checked against PyTorch. The last record of an export."""
+
+    exported: ExportedBackbone
+
+
 Record = (
-    Progressed | DataFound | EpochEnded | Note | Heartbeat | Failed | Finished | BackbonesRanked
+    Progressed
+    | DataFound
+    | EpochEnded
+    | Note
+    | Heartbeat
+    | Failed
+    | Finished
+    | BackbonesRanked
+    | Exported
 )
 
 _decoder = msgspec.json.Decoder(Record)

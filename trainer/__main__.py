@@ -1,4 +1,4 @@
-"""`python -m trainer`: `run` and `rank` for the service, `train` and `rank-folder` for people.
+"""`python -m trainer`: `run`, `rank`, `export` for the service, `train`, `rank-folder` for people.
 
 The exit codes are `service.contract.ExitCode`.
 """
@@ -14,6 +14,7 @@ import msgspec
 
 from service.contract import (
     ExitCode,
+    ExportSpec,
     Failed,
     JobSpec,
     RankSpec,
@@ -37,19 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Found by libraries that draw lots; set before any of them is imported.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
-    if parsed.command in ("run", "rank", "wait"):
+    if parsed.command in (*_STEPS, "wait"):
         be_killed_first()
         child.confine()
-    if parsed.command == "run":
+    if parsed.command in _STEPS:
         records = Records()
         records.keep_alive()
-        return _run(parsed.spec, records)
+        return _STEPS[parsed.command](parsed.spec, records)
     if parsed.command == "wait":
         return _wait()
-    if parsed.command == "rank":
-        records = Records()
-        records.keep_alive()
-        return _run_ranking(parsed.spec, records)
     if parsed.command == "rank-folder":
         return folders.rank(parsed, _rank)
     return folders.train(parsed, _train)
@@ -63,7 +60,7 @@ def _run(spec_file: Path, records: Records) -> int:
 
 
 def _wait() -> int:
-    """Imports everything, then does what it is told on standard input."""
+    """Imports what most jobs need, then does what it is told on standard input."""
     records = Records()
     from trainer import warm
 
@@ -74,8 +71,7 @@ def _wait() -> int:
         # The job's own folder, which is removed with it.
         os.environ["TMPDIR"] = tempfile.tempdir = order.tmp_dir
     records.keep_alive()
-    go_on = _run_ranking if order.command == "rank" else _run
-    return go_on(Path(order.spec), records)
+    return _STEPS[order.command](Path(order.spec), records)
 
 
 def _run_ranking(spec_file: Path, records: Records) -> int:
@@ -83,6 +79,26 @@ def _run_ranking(spec_file: Path, records: Records) -> int:
     _limit_files(spec)
     records.beat_every(spec.heartbeat_s)
     return _rank(spec, records.send)
+
+
+def _run_export(spec_file: Path, records: Records) -> int:
+    spec = msgspec.json.decode(spec_file.read_bytes(), type=ExportSpec)
+    child.limit_files(_FILE_BYTES)
+    records.beat_every(spec.heartbeat_s)
+
+    def run() -> None:
+        from trainer import export
+
+        records.send(export.run(spec))
+
+    return _told(run, records.send, "the export")
+
+
+_STEPS: dict[str, Callable[[Path, Records], int]] = {
+    "run": _run,
+    "rank": _run_ranking,
+    "export": _run_export,
+}
 
 
 def _limit_files(spec: JobSpec | RankSpec) -> None:
@@ -140,6 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("spec", type=Path, help="JSON file with a JobSpec")
     rank = commands.add_parser("rank", help="run one ranking for the service")
     rank.add_argument("spec", type=Path, help="JSON file with a RankSpec")
+    exporting = commands.add_parser("export", help="export a backbone for the service")
+    exporting.add_argument("spec", type=Path, help="JSON file with an ExportSpec")
     commands.add_parser("wait", help="run the job that a line on standard input names")
     folders.add(commands)
     return parser

@@ -5,6 +5,7 @@ reference (`trainer.reference`), with which later jobs need no torch.
 """
 
 import hashlib
+import os
 import warnings
 from pathlib import Path
 
@@ -12,16 +13,24 @@ import numpy as np
 import torch
 from torch import nn
 
+from service.contract import (
+    BACKBONE_FILE,
+    REFERENCE_FILE,
+    Exported,
+    ExportedBackbone,
+    ExportSpec,
+)
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
-from service.errors import Internal, Reason
+from service.errors import Internal, Reason, WrongState
 from service.ops import failpoints
-from trainer import reference
+from trainer import backbones, reference
 from trainer.backbone_file import OPSET, name_blocks
 from trainer.backbones import Backbone
 from trainer.reference import Classifier, Reference
+from trainer.weights import Weights
 
 _BATCH = 8
 _MAX_DIFFERENCE = 1e-3
@@ -61,6 +70,28 @@ def to_onnx(backbone: Backbone, path: Path) -> None:
         )
     name_blocks(path, blocks)
     failpoints.reach("trainer.exported")
+
+
+def run(spec: ExportSpec) -> Exported:
+    """Exports a pretrained backbone whose weights are here.
+
+    Raises WrongState (WEIGHTS_UNAVAILABLE) where they are not, and as `shared`.
+    """
+    folder, out = Path(spec.weights_dir), Path(spec.out_dir)
+    asked = Weights(spec.backbone, "", 0, folder)
+    if not asked.is_available():
+        raise WrongState(
+            Reason.WEIGHTS_UNAVAILABLE,
+            f"the weights {asked.name} of {spec.backbone} are not in {folder}, and nothing is "
+            "downloaded unasked: its first job does it",
+        )
+    torch.set_num_threads(spec.threads or len(os.sched_getaffinity(0)))
+    network = backbones.load(spec.backbone, "", 0, folder)
+    top = backbones.classifier(spec.backbone, "", folder)
+    found = shared(network, top, out / BACKBONE_FILE, out / REFERENCE_FILE)
+    with (out / REFERENCE_FILE).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Exported(ExportedBackbone(asked.name, found.backbone_digest, reference=digest))
 
 
 def shared(

@@ -24,6 +24,7 @@ from service.contract import (
     BackbonesRanked,
     EpochEnded,
     ExitCode,
+    Exported,
     Failed,
     Finished,
     Heartbeat,
@@ -32,9 +33,10 @@ from service.contract import (
     Spec,
 )
 from service.domain import ModelKey, VersionSource
-from service.errors import Aborted, Exhausted, GraftError, Reason, Unavailable
+from service.errors import Aborted, Exhausted, GraftError, Internal, Reason, Unavailable
 from service.jobs.claims import Claims, LeaseLost
 from service.jobs.launchers import Launcher, Trainer, start_held
+from service.jobs.preparation import DefaultExport
 from service.jobs.records import JobRecord, Payload
 from service.jobs.request import DEFAULT_RANKING_S, JobRequest, RankRequest
 from service.jobs.settings import Settings, Slot
@@ -125,7 +127,9 @@ class Attempts:
         metrics: Metrics,
         settings: Settings,
         on_published: OnPublished,
+        export: DefaultExport | None = None,
     ) -> None:
+        self._export = export
         self._claims = claims
         self._models = models
         self._blobs = blobs
@@ -143,6 +147,8 @@ class Attempts:
         try:
             async with asyncio.timeout(limit_s) as timeout:
                 await self._keep(job, Progressed("preparing", 0.0))
+                if self._export is not None and isinstance(job.request, JobRequest):
+                    await self._export.wait(job.request)
                 spec, sources = await self._prepare(job, slot, used)
                 # The trainer plans with all of it, however long reading took.
                 timeout.reschedule(asyncio.get_running_loop().time() + limit_s)
@@ -226,6 +232,8 @@ class Attempts:
                     return Trained(out_dir=Path(spec.out_dir), sources=sources)
                 case BackbonesRanked() if not isinstance(spec, JobSpec):
                     return Trained(record)
+                case Exported():
+                    raise Internal(Reason.INTERNAL, "a job's trainer says that it exported")
                 case Heartbeat() | Finished() | BackbonesRanked():
                     continue
                 case Progressed():

@@ -19,12 +19,12 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import IO, Protocol
 
 import msgspec
 
 from service import contract
-from service.contract import JobSpec, Order, Record, Spec
+from service.contract import ExportSpec, JobSpec, Order, Record, Spec
 from service.ingest import child
 from service.jobs.uninterrupted import uninterrupted
 
@@ -102,26 +102,25 @@ def kill_group(process: asyncio.subprocess.Process) -> None:
 
 
 class ProcessLauncher:
-    """Starts `python -m trainer run SPEC`, and `rank SPEC` for rankings."""
+    """Starts `python -m trainer COMMAND SPEC`."""
 
     def __init__(
         self,
         environment: Mapping[str, str],
-        command: Sequence[str] = (sys.executable, "-m", "trainer", "run"),
-        rank_command: Sequence[str] = (sys.executable, "-m", "trainer", "rank"),
+        command: Sequence[str] = (sys.executable, "-m", "trainer"),
         niceness: int = 10,
     ) -> None:
         self.niceness = niceness
         self.environment = child.environment_of(environment, may_download=True)
         self._command = tuple(command)
-        self._rank_command = tuple(rank_command)
 
     async def start(self, spec: Spec, folder: Path) -> "ProcessTrainer":
         """Starts one; raises OSError when the process cannot be had."""
         spec_file, log_file = await asyncio.to_thread(write_spec, spec, folder)
         with await asyncio.to_thread(log_file.open, "ab") as printed:
             process = await asyncio.create_subprocess_exec(
-                *(self._command if isinstance(spec, JobSpec) else self._rank_command),
+                *self._command,
+                contract.command_of(spec),
                 str(spec_file),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -280,6 +279,9 @@ class WarmLauncher:
 
     async def start(self, spec: Spec, folder: Path) -> ProcessTrainer:
         """Gives the job to a warm trainer, or to a cold one; raises OSError when neither is had."""
+        if isinstance(spec, ExportSpec):
+            # Nobody waits for it, and a job may come meanwhile.
+            return await self._cold.start(spec, folder)
         if self._waiting:
             # Before one is taken, which a full disk would leave to nobody.
             spec_file, log_file = await asyncio.to_thread(write_spec, spec, folder)
@@ -396,5 +398,6 @@ class _Waiting:
 
 
 def _order(spec: Spec, spec_file: Path, log_file: Path, tmp_dir: str) -> Order:
-    command: Literal["run", "rank"] = "run" if isinstance(spec, JobSpec) else "rank"
-    return Order(command=command, spec=str(spec_file), log=str(log_file), tmp_dir=tmp_dir)
+    return Order(
+        command=contract.command_of(spec), spec=str(spec_file), log=str(log_file), tmp_dir=tmp_dir
+    )

@@ -23,7 +23,6 @@ from service.contract import (
     JobSpec,
     PretrainedBackbone,
     RankSpec,
-    Spec,
 )
 from service.domain import ARGMAX, ModelKey, VersionSource
 from service.errors import NotFound
@@ -69,7 +68,7 @@ class Specs:
 
     def spec(
         self, job: JobRecord, folder: Path, slot: Slot, progress: OnProgress, stop: Event
-    ) -> tuple[Spec, list[VersionSource]]:
+    ) -> tuple[JobSpec | RankSpec, list[VersionSource]]:
         """Returns what a job's trainer is to do, and the images that a version will be made of.
 
         `folder` is the job's own. `progress` gets how many of how many files are read; gives up
@@ -294,7 +293,7 @@ class _Reading:
 
 
 @contextmanager
-def staged(spec: Spec, blobs: Blobs) -> Iterator[Spec]:
+def staged(spec: JobSpec | RankSpec, blobs: Blobs) -> Iterator[JobSpec | RankSpec]:
     """Yields a spec with the files that it names by digest, which stay here until the end.
 
     Blocks while they are fetched. Raises Damaged (MODEL_UNLOADABLE) where an index or a pack is

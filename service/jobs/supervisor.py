@@ -36,6 +36,7 @@ from service.jobs.attempt import (
 from service.jobs.claims import Claims, LeaseLost
 from service.jobs.disk_space import DiskSpace
 from service.jobs.launchers import Launcher
+from service.jobs.preparation import DefaultExport
 from service.jobs.records import JobRecord
 from service.jobs.replicas import Replicas
 from service.jobs.settings import Settings, Slot
@@ -88,6 +89,7 @@ class Supervisor:
         metrics: Metrics,
         settings: Settings,
         on_published: OnPublished,
+        export: DefaultExport | None = None,
     ) -> None:
         self._jobs = jobs
         self._claims = claims = Claims(jobs)
@@ -105,6 +107,7 @@ class Supervisor:
             metrics=metrics,
             settings=settings,
             on_published=on_published,
+            export=export,
         )
         self._free = settings.slots
         # Another replica may have what this one lacks.

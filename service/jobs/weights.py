@@ -44,11 +44,11 @@ def available(folder: Path, exported: Exports) -> list[PretrainedBackbone]:
     return [
         PretrainedBackbone(backbone=name, exported=exported(name))
         for name, row in BACKBONES.items()
-        if _is_there(folder, row.weights_file(row.weights_name("")))
+        if is_here(folder, row.weights_file(row.weights_name("")))
     ]
 
 
-def _is_there(folder: Path, file: str) -> bool:
+def is_here(folder: Path, file: str) -> bool:
     """Tells whether a file, or one that fits a pattern, lies in a folder; "" needs none."""
     try:
         return any(folder.glob(file)) if "*" in file else not file or (folder / file).exists()
@@ -86,7 +86,7 @@ class WeightsCheck:
         assert row is not None
         name = row.weights_name(weights)
         file = row.weights_file(name)
-        if _is_there(self._folder, file):
+        if is_here(self._folder, file):
             return
         if name.startswith(FILE):
             raise WrongState(

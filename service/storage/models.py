@@ -128,6 +128,16 @@ class ModelStore:
         self._changes.note(connection, "model", *model)
         return Publication(version, manifest)
 
+    def keep_exported(self, backbone: str, exported: ExportedBackbone, out_dir: Path) -> None:
+        """Stores a backbone that a trainer exported, and notes it for all jobs.
+
+        Raises Aborted (TRAINING_FAILED) when it is not whole, and as `Blobs.put_all`.
+        """
+        blobs = results.put_exported(self._blobs, out_dir, exported)
+        with self._database.transaction() as connection:
+            self._blobs.reference(connection, blobs)
+            backbone_rows.keep_exported(connection, backbone, exported)
+
     def get_model(self, model: ModelKey) -> ModelRecord:
         """Returns one model; raises NotFound (MODEL_NOT_FOUND)."""
         with self._database.read() as connection:

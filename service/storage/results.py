@@ -20,6 +20,7 @@ from service.contract import (
     REPORT_JSON_FILE,
     REPORT_STANDING_MARK,
     REPORT_VERSION_MARK,
+    ExportedBackbone,
     decode_manifest,
 )
 from service.domain import Manifest
@@ -55,6 +56,14 @@ def put(blobs: Blobs, out_dir: Path) -> StoredVersion:
         backbone=backbone,
         reference=reference,
     )
+
+
+def put_exported(blobs: Blobs, out_dir: Path, exported: ExportedBackbone) -> list[Blob]:
+    """Stores an exported backbone and its reference; errors as `put`."""
+    return [
+        _shared(blobs, out_dir / BACKBONE_FILE, exported.digest),
+        _shared(blobs, out_dir / REFERENCE_FILE, exported.reference),
+    ]
 
 
 def _reference(blobs: Blobs, out_dir: Path, manifest: Manifest) -> Blob | None:

@@ -82,7 +82,7 @@ async def test_the_spec_reaches_the_trainer(tmp_path: Path) -> None:
     trainer = await start(
         tmp_path,
         """
-        asked = json.load(open(sys.argv[1]))
+        asked = json.load(open(sys.argv[2]))
         say(json.dumps({"type": "note", "level": "info", "text": asked["job_id"]}))
         """,
     )
@@ -222,7 +222,7 @@ async def test_a_command_that_is_not_there_is_an_os_error(tmp_path: Path) -> Non
 
 
 async def test_a_ranking_gets_a_command_of_its_own(tmp_path: Path) -> None:
-    say = "import sys\nprint(sys.argv[1], {word!r}, file=sys.stderr)"
+    say = "import sys\nprint(sys.argv[2], {word!r}, file=sys.stderr)"
     launcher = ProcessLauncher(
         {},
         (sys.executable, "-c", say.format(word="trains")),
