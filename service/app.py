@@ -33,9 +33,9 @@ from service.engine.exporter import Exporter
 from service.engine.providers import choose_provider
 from service.engine.runtime import OnnxRuntime, Runtime
 from service.errors import Damaged, GraftError, Reason
+from service.jobs.default_export import DefaultExport
 from service.jobs.launchers import Launcher, ProcessLauncher, WarmLauncher
 from service.jobs.lineage import Lineage
-from service.jobs.preparation import DefaultExport
 from service.jobs.replicas import Replicas
 from service.jobs.store import JobStore
 from service.jobs.supervisor import Settings, Supervisor

@@ -373,12 +373,6 @@ Spec = JobSpec | RankSpec | ExportSpec
 """What a trainer is started on."""
 
 
-def command_of(spec: Spec) -> Command:
-    """Returns what a trainer is told to do with a spec, as its arguments call it."""
-    commands: dict[type[Spec], Command] = {JobSpec: "run", RankSpec: "rank", ExportSpec: "export"}
-    return commands[type(spec)]
-
-
 class Progressed(msgspec.Struct, frozen=True, tag="progress"):
     """The job got on; stages as in the proto's Progress."""
 

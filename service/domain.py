@@ -147,11 +147,7 @@ class VersionSource(msgspec.Struct, frozen=True):
 
 
 class Parity(msgspec.Struct, frozen=True):
-    """A version's answers as it serves against those on its reference's features.
-
-    Those are PyTorch's: on probe images for a shared backbone, on the job's own for one that it
-    trained; of a registered file they are ONNX Runtime's on the CPU, on the job's own images.
-    """
+    """Answers of what serves against PyTorch, or against the CPU provider for a registered file."""
 
     max_difference: float
     """Largest absolute difference of a probability."""
@@ -159,17 +155,6 @@ class Parity(msgspec.Struct, frozen=True):
     """Part of the images with the same best class, 0 to 1."""
     images: Count
     """How many were compared."""
-
-
-class BackboneParity(msgspec.Struct, frozen=True):
-    """How the file of a shared backbone was checked against PyTorch when it was exported."""
-
-    reference_digest: str
-    """sha256 of the file that holds what PyTorch made of the probe images."""
-    max_difference: float
-    """Largest absolute difference of a feature, over the largest feature."""
-    torch: str
-    """PyTorch's version then."""
 
 
 Verdict = Literal["passed", "failed", "undecided"]
@@ -409,8 +394,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     decision: Decision = ARGMAX
     """Turns its probabilities into answers, as its head has it; its figures go by it."""
     parity: Parity
-    backbone_parity: BackboneParity | None = None
-    """Of a shared backbone's float form; None where the job trained, or a tenant registered it."""
+    reference_digest: str = ""
+    """Of a shared float backbone: sha256 of what PyTorch made of it (`trainer.reference`)."""
+    backbone_difference: float | None = None
+    """Of the same: the largest of a feature from PyTorch's, over the largest feature."""
     opset: int
     device: str
     precision: str

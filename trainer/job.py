@@ -29,7 +29,6 @@ from service.contract import (
     RankSpec,
     Record,
 )
-from service.domain import BackboneParity
 from service.engine.feature_cache import FeatureCache
 from service.engine.head import Floats, Head
 from service.engine.providers import ProviderUnavailable, choose_provider
@@ -242,16 +241,14 @@ class Job:
         return found
 
     @property
-    def backbone_parity(self) -> BackboneParity | None:
-        """How the frozen backbone's file was checked against PyTorch; None of a registered one."""
+    def reference_digest(self) -> str:
+        """Returns the sha256 of the reference's file; "" of a registered backbone, without one."""
         if self.is_registered:
-            return None
+            return ""
         if self.known is not None:
-            digest = self.known.reference
-        else:
-            with self._reference_file.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return self.reference.parity(digest)
+            return self.known.reference
+        with self._reference_file.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def sureness(self, features: Floats) -> float | None:
         """Measures how well the pretrained classifier knows images by last-layer features [n, d].

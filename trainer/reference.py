@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy.special import softmax
 
-from service.domain import BackboneParity
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
 from service.errors import unloadable
@@ -59,7 +58,7 @@ class Reference:
     features: Floats
     """PyTorch's, of the probes, float32 [n, d], in full precision on the CPU."""
     max_difference: float
-    """As in `BackboneParity`."""
+    """Largest absolute difference of a feature of the file's, over the largest feature."""
     torch: str
     """The version that computed them."""
     classifier: Classifier | None = None
@@ -69,10 +68,6 @@ class Reference:
     def name(self) -> str:
         """Tells its probes from other images."""
         return f"probes {hashlib.sha256(self.probes.tobytes()).hexdigest()[:16]}"
-
-    def parity(self, digest: str) -> BackboneParity:
-        """Returns how the file was checked; `digest` is of this reference's own file."""
-        return BackboneParity(digest, self.max_difference, self.torch)
 
 
 def probe_images(size: int) -> Pixels:

@@ -173,6 +173,7 @@ def _run(job: Job) -> Manifest:
     answers.save(job.out / ANSWERS_FILE, data.classes, _answers(found, sets))
     failpoints.reach("trainer.reporting")
     learned = data.train.take(~found.held)
+    is_shared = not found.is_trained and not job.is_registered
     manifest = Manifest(
         model=spec.model,
         job_id=spec.job_id,
@@ -199,7 +200,8 @@ def _run(job: Job) -> Manifest:
         decoding=data.train.decoding,
         decision=spec.decision,
         parity=agreed,
-        backbone_parity=None if found.is_trained else job.backbone_parity,
+        reference_digest=job.reference_digest if is_shared else "",
+        backbone_difference=job.reference.max_difference if is_shared else None,
         opset=job.opset,
         device=found.device,
         precision=found.precision,

@@ -35,8 +35,8 @@ from service.contract import (
 from service.domain import ModelKey, VersionSource
 from service.errors import Aborted, Exhausted, GraftError, Internal, Reason, Unavailable
 from service.jobs.claims import Claims, LeaseLost
+from service.jobs.default_export import DefaultExport
 from service.jobs.launchers import Launcher, Trainer, start_held
-from service.jobs.preparation import DefaultExport
 from service.jobs.records import JobRecord, Payload
 from service.jobs.request import DEFAULT_RANKING_S, JobRequest, RankRequest
 from service.jobs.settings import Settings, Slot

@@ -24,7 +24,7 @@ from typing import IO, Protocol
 import msgspec
 
 from service import contract
-from service.contract import ExportSpec, JobSpec, Order, Record, Spec
+from service.contract import Command, ExportSpec, JobSpec, Order, RankSpec, Record, Spec
 from service.ingest import child
 from service.jobs.uninterrupted import uninterrupted
 
@@ -120,7 +120,7 @@ class ProcessLauncher:
         with await asyncio.to_thread(log_file.open, "ab") as printed:
             process = await asyncio.create_subprocess_exec(
                 *self._command,
-                contract.command_of(spec),
+                command_of(spec),
                 str(spec_file),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -224,6 +224,12 @@ def temporary_files_in(environment: Mapping[str, str], folder: Path) -> dict[str
 def name_of(spec: Spec, folder: Path) -> str:
     """What the log calls it: the job's id, or the ranking's folder."""
     return spec.job_id if isinstance(spec, JobSpec) else folder.name
+
+
+def command_of(spec: Spec) -> Command:
+    """Returns what a trainer is told to do with a spec."""
+    commands: dict[type[Spec], Command] = {JobSpec: "run", RankSpec: "rank", ExportSpec: "export"}
+    return commands[type(spec)]
 
 
 def write_spec(spec: Spec, folder: Path) -> tuple[Path, Path]:
@@ -398,6 +404,4 @@ class _Waiting:
 
 
 def _order(spec: Spec, spec_file: Path, log_file: Path, tmp_dir: str) -> Order:
-    return Order(
-        command=contract.command_of(spec), spec=str(spec_file), log=str(log_file), tmp_dir=tmp_dir
-    )
+    return Order(command=command_of(spec), spec=str(spec_file), log=str(log_file), tmp_dir=tmp_dir)

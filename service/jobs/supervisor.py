@@ -34,9 +34,9 @@ from service.jobs.attempt import (
     unexpected,
 )
 from service.jobs.claims import Claims, LeaseLost
+from service.jobs.default_export import DefaultExport
 from service.jobs.disk_space import DiskSpace
 from service.jobs.launchers import Launcher
-from service.jobs.preparation import DefaultExport
 from service.jobs.records import JobRecord
 from service.jobs.replicas import Replicas
 from service.jobs.settings import Settings, Slot

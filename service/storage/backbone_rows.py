@@ -29,7 +29,7 @@ _INT8 = ":int8"
 """After the weights of a quantised form."""
 ANY = "auto"
 """Held by a job that chooses its backbone by its data: it may choose any."""
-_EVERYBODY = ""
+EVERYBODY = ""
 """Stands for the tenant of a form that all may use."""
 
 
@@ -47,28 +47,26 @@ def is_kept(manifest: Manifest) -> bool:
 
 def has_reference(manifest: Manifest) -> bool:
     """Whether a version's backbone is noted with its reference: a float form that all share."""
-    is_float = manifest.serving_precision != "int8" and not is_registered(manifest.backbone)
-    return is_float and is_kept(manifest)
+    is_float = manifest.serving_precision != "int8"
+    return is_float and is_kept(manifest) and manifest.reference_digest != ""
 
 
 def keep(connection: Connection, tenant: str, manifest: Manifest) -> None:
     """Notes the backbone of a version that is published, if it is one to keep."""
-    if has_reference(manifest):
-        parity = manifest.backbone_parity
-        exported = ExportedBackbone(
-            manifest.weights,
-            manifest.backbone_digest,
-            reference=parity.reference_digest if parity else "",
-        )
-        keep_exported(connection, manifest.backbone, exported)
-    elif is_kept(manifest) and manifest.serving_precision == "int8":
-        # Float and quantised forms are different files, each shared by later jobs.
-        exported = ExportedBackbone(manifest.weights + _INT8, manifest.backbone_digest)
-        keep_exported(connection, manifest.backbone, exported, tenant)
+    is_int8 = manifest.serving_precision == "int8"
+    if not is_kept(manifest) or (is_registered(manifest.backbone) and not is_int8):
+        return
+    # Float and quantised forms are different files, each shared by later jobs.
+    exported = ExportedBackbone(
+        manifest.weights + (_INT8 if is_int8 else ""),
+        manifest.backbone_digest,
+        reference=manifest.reference_digest if has_reference(manifest) else "",
+    )
+    keep_exported(connection, tenant if is_int8 else EVERYBODY, manifest.backbone, exported)
 
 
 def keep_exported(
-    connection: Connection, backbone: str, exported: ExportedBackbone, tenant: str = _EVERYBODY
+    connection: Connection, tenant: str, backbone: str, exported: ExportedBackbone
 ) -> None:
     """Notes a form of a backbone, whose blobs were referenced; the first of its file stays."""
     connection.execute(
@@ -94,7 +92,7 @@ def forms(connection: Connection, backbone: str, tenant: str) -> list[ExportedBa
     exported = connection.execute(
         "SELECT weights, digest, reference_digest FROM exported_backbones"
         " WHERE tenant IN (?, ?) AND backbone = ? ORDER BY weights",
-        (_EVERYBODY, tenant, backbone),
+        (EVERYBODY, tenant, backbone),
     ).fetchall()
     registered = connection.execute(
         "SELECT digest, licence FROM registered_backbones WHERE tenant = ? AND name = ?",

@@ -136,7 +136,7 @@ class ModelStore:
         blobs = results.put_exported(self._blobs, out_dir, exported)
         with self._database.transaction() as connection:
             self._blobs.reference(connection, blobs)
-            backbone_rows.keep_exported(connection, backbone, exported)
+            backbone_rows.keep_exported(connection, backbone_rows.EVERYBODY, backbone, exported)
 
     def get_model(self, model: ModelKey) -> ModelRecord:
         """Returns one model; raises NotFound (MODEL_NOT_FOUND)."""

@@ -67,9 +67,9 @@ def put_exported(blobs: Blobs, out_dir: Path, exported: ExportedBackbone) -> lis
 
 
 def _reference(blobs: Blobs, out_dir: Path, manifest: Manifest) -> Blob | None:
-    if not backbone_rows.has_reference(manifest) or manifest.backbone_parity is None:
+    if not backbone_rows.has_reference(manifest):
         return None
-    return _shared(blobs, out_dir / REFERENCE_FILE, manifest.backbone_parity.reference_digest)
+    return _shared(blobs, out_dir / REFERENCE_FILE, manifest.reference_digest)
 
 
 def _shared(blobs: Blobs, source: Path, digest: str) -> Blob:

@@ -158,6 +158,50 @@ def test_the_serving_process_starts_without_torch() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_a_waiting_trainer_imports_what_a_feature_based_job_needs_and_no_torch() -> None:
+    heavy = ["torch", "torchvision", "timm", "sklearn", "onnx"]
+    program = (
+        "import sys; from trainer import warm; warm.prepare();"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=ROOT,
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+WITH_TORCH = {
+    *("backbones", "checkpoint", "compute", "download", "export", "folding", "images", "maps"),
+    *("parts", "tails", "timm_networks", "adaptation.losses"),
+    *("methods.model_based", "methods.network_adaptation"),
+}
+"""Modules of the trainer that import torch with themselves: of what trains or exports."""
+
+
+def test_modules_of_the_trainer_import_torch_where_it_trains_or_exports() -> None:
+    def with_torch(file: Path) -> bool:
+        """Whether importing the module imports it: at the top, and not for types alone."""
+        names = {
+            alias.name if isinstance(node, ast.Import) else str(node.module)
+            for node in ast.parse(file.read_text()).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        return any(name.split(".")[0] in ("torch", "timm", "torchvision") for name in names)
+
+    found = {
+        ".".join(file.relative_to(ROOT / "trainer").with_suffix("").parts)
+        for file in files("trainer")
+        if with_torch(file)
+    }
+    assert found == WITH_TORCH
+
+
 def test_no_file_is_longer_than_500_lines() -> None:
     own = [
         f for f in files("service", "trainer", "clients", "bench", "tests") if "_pb2" not in f.name

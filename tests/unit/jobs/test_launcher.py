@@ -11,6 +11,7 @@ import pytest
 from msgspec.json import decode
 
 from service.contract import (
+    ExportSpec,
     FeatureBased,
     Finished,
     ImageSource,
@@ -221,19 +222,16 @@ async def test_a_command_that_is_not_there_is_an_os_error(tmp_path: Path) -> Non
         await launcher.start(spec(tmp_path), tmp_path)
 
 
-async def test_a_ranking_gets_a_command_of_its_own(tmp_path: Path) -> None:
-    say = "import sys\nprint(sys.argv[2], {word!r}, file=sys.stderr)"
-    launcher = ProcessLauncher(
-        {},
-        (sys.executable, "-c", say.format(word="trains")),
-        (sys.executable, "-c", say.format(word="ranks")),
-    )
+async def test_each_kind_of_spec_has_a_command_of_its_own(tmp_path: Path) -> None:
+    say = "import sys\nprint(*sys.argv[1:], file=sys.stderr)"
+    launcher = ProcessLauncher({}, (sys.executable, "-c", say))
     ranking = RankSpec(data=ImageSource(folder="/data"), backbones=[], weights_dir="/weights")
-    for asked, word in ((spec(tmp_path), "trains"), (ranking, "ranks")):
+    export = ExportSpec(backbone="resnet18", out_dir="/out", weights_dir="/weights")
+    for asked, command in ((spec(tmp_path), "run"), (export, "export"), (ranking, "rank")):
         trainer = await launcher.start(asked, tmp_path)
         assert await trainer.wait() == 0
         await trainer.stop(1)
-        assert trainer.last_words()[-1] == f"{tmp_path / 'spec.json'} {word}"
+        assert trainer.last_words()[-1] == f"{command} {tmp_path / 'spec.json'}"
     assert decode((tmp_path / "spec.json").read_bytes(), type=RankSpec) == ranking
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.contract import ImageSource, Note, RankSpec, encode
+from service.contract import ExportSpec, ImageSource, Note, RankSpec, encode
 from service.jobs import launchers as warm_module
 from service.jobs.launchers import ProcessLauncher, WarmLauncher
 from tests.unit.jobs.test_launcher import GUARD_S, is_alive, spec, wait_gone
@@ -235,3 +235,15 @@ async def test_a_trainer_that_waited_is_told_its_jobs_folder_for_temporary_files
     before, told = json.loads(await words(warm, tmp_path))
     await warm.close()
     assert (before, told) == ((given, "") if given else (tempfile.gettempdir(), str(tmp_path)))
+
+
+async def test_an_export_leaves_the_trainer_that_waits_to_a_job(tmp_path: Path) -> None:
+    warm = launcher()
+    await warm.open()
+    await until_waiting(warm, 1)
+    asked = ExportSpec(backbone="resnet18", out_dir="/out", weights_dir="/weights")
+    trainer = await warm.start(asked, tmp_path)
+    assert await trainer.next_record() == Note("info", "cold")
+    await trainer.stop(1)
+    assert warm.waiting == 1
+    await warm.close()

@@ -19,6 +19,7 @@ from service.jobs.request import JobRequest
 from service.jobs.settings import Settings
 from service.jobs.uninterrupted import uninterrupted
 from service.jobs.weights import is_here
+from service.storage.backbone_rows import EVERYBODY
 from service.storage.models import ModelStore
 
 _LIMIT_S = 600.0
@@ -78,7 +79,7 @@ class DefaultExport:
         # timm's are named by a tag and their file's digest, which the trainer finds out.
         if any(
             known.reference and name in ("", known.weights, known.weights.partition(PIN)[0])
-            for known in self._models.exported_backbones(self._backbone, "")
+            for known in self._models.exported_backbones(self._backbone, EVERYBODY)
         ):
             return False
         return is_here(self._settings.weights_dir, row.weights_file(name))
