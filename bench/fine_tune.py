@@ -4,9 +4,12 @@
         [--method feature_based|model_based] [--recipe classic] [--beside-classic]
 
 The folder is uploaded before; its time is told apart. Every run has a service of its
-own with an empty data folder, whose waiting trainer is warm. The first job of a run
-is cold: the backbone is exported for it, no feature is known. The second one is the
-same again, with what the first one left. With --beside-classic the classic recipe
+own with an empty data folder, which has done what it does after its start: a trainer
+waits, the default backbone is exported. The first job of a run is cold: no feature is
+known. The second one is the same again, with what the first one left. Of feature-based
+jobs on the default backbone two ratios are told, each within a run: cold over the bare
+loop (`bench.one_pass`, right after the service's end), and the second job over the first.
+--flags go to the service, with "--" before each (`--flags provider=cpu`). With --beside-classic the classic recipe
 (every layer, 25 epochs, 32 bits) runs once afterwards on the same images, and the
 ratio of the times is told. Prints every epoch of jobs that train.
 """
@@ -14,6 +17,8 @@ ratio of the times is told. Prints every epoch of jobs that train.
 import argparse
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -23,7 +28,8 @@ from pathlib import Path
 import psutil
 from graft import Client, EpochMetrics, FeatureBased, ModelBased, Note, Version
 
-from bench.running import service
+from bench.published import read
+from bench.running import MEASURE_TIMEOUT_S, service
 
 CALM_S = 1.0
 WARM_TIMEOUT_S = 60.0
@@ -79,6 +85,49 @@ def told(kind: str, seconds: Sequence[float], version: Version) -> str:
     )
 
 
+def _run(
+    arguments: argparse.Namespace,
+    number: int,
+    folder: Path,
+    image: Path,
+    taken: dict[str, list[float]],
+    versions: dict[str, Version],
+) -> None:
+    """Measures the jobs of one service, which has ended afterwards."""
+    flags = [f"--{flag}" for flag in arguments.flags]
+    with service(folder, *flags) as running, Client(running.address) as client:
+        client.wait_ready(30)
+        started = time.monotonic()
+        dataset = client.upload_dataset(arguments.folder).dataset_id
+        upload_s = time.monotonic() - started
+        kinds = ["cold", "warm"]
+        if arguments.beside_classic and number == arguments.runs - 1:
+            kinds.append("classic")
+        for kind in kinds:
+            wait_until_warm(running.pid)
+            recipe = kind if kind == "classic" else ""
+            seconds, versions[kind] = job(client, dataset, image, arguments, recipe)
+            taken[kind].append(seconds)
+            stages = versions[kind].manifest.get("stages_s", {})
+            where = ", ".join(f"{name} {s:.2f}" for name, s in stages.items())
+            print(f"run {number + 1} {kind}: {seconds:.2f} s ({where})", flush=True)
+        print(f"run {number + 1} upload: {upload_s:.2f} s", flush=True)
+
+
+def _bare_s(data_dir: Path, photos: Path) -> float:
+    """Measures the seconds of the bare loop on the backbone that the jobs had."""
+    file = data_dir / "bare.onnx"
+    file.write_bytes(read(data_dir, "bench")[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.one_pass", str(file), str(photos)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=MEASURE_TIMEOUT_S,
+    )
+    return float(done.stdout)
+
+
 def main() -> None:
     """Prints each run, then median and range."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -91,6 +140,7 @@ def main() -> None:
     )
     parser.add_argument("--recipe", choices=("auto", "classic"), default="auto")
     parser.add_argument("--beside-classic", action="store_true")
+    parser.add_argument("--flags", nargs="*", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
     image = next(
         p for p in sorted(arguments.folder.rglob("*")) if p.suffix in (".jpg", ".png", ".jpeg")
@@ -99,29 +149,20 @@ def main() -> None:
     versions: dict[str, Version] = {}
     print(f"{platform.machine()}, {psutil.cpu_count()} cores")
     for number in range(arguments.runs):
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            service(Path(folder)) as running,
-            Client(running.address) as client,
-        ):
-            client.wait_ready(30)
-            started = time.monotonic()
-            dataset = client.upload_dataset(arguments.folder).dataset_id
-            upload_s = time.monotonic() - started
-            for kind in ("cold", "warm"):
-                wait_until_warm(running.pid)
-                seconds, versions[kind] = job(client, dataset, image, arguments)
-                taken[kind].append(seconds)
-                stages = versions[kind].manifest.get("stages_s", {})
-                where = ", ".join(f"{name} {s:.2f}" for name, s in stages.items())
-                print(f"run {number + 1} {kind}: {seconds:.2f} s ({where})", flush=True)
-            print(f"run {number + 1} upload: {upload_s:.2f} s", flush=True)
-            if arguments.beside_classic and number == arguments.runs - 1:
-                wait_until_warm(running.pid)
-                seconds, versions["classic"] = job(client, dataset, image, arguments, "classic")
-                taken["classic"].append(seconds)
-    for kind, seconds in taken.items():
-        print(told(kind, seconds, versions[kind]))
+        with tempfile.TemporaryDirectory() as folder:
+            _run(arguments, number, Path(folder), image, taken, versions)
+            if arguments.method == "feature_based":
+                taken["bare loop"].append(_bare_s(Path(folder), arguments.folder))
+                print(f"run {number + 1} bare loop: {taken['bare loop'][-1]:.2f} s", flush=True)
+    for kind, version in versions.items():
+        print(told(kind, taken[kind], version))
+    if "bare loop" in taken:
+        for above, below in (("cold", "bare loop"), ("warm", "cold")):
+            ratios = [a / b for a, b in zip(taken[above], taken[below], strict=True)]
+            print(
+                f"{above} over {below}: median {statistics.median(ratios):.2f}, range "
+                f"{min(ratios):.2f} to {max(ratios):.2f}, n = {len(ratios)}"
+            )
     if "classic" in taken:
         for kind in ("cold", "warm"):
             ratio = taken["classic"][0] / statistics.median(taken[kind])
