@@ -12,10 +12,11 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
+import msgspec
 import numpy as np
 
 from service.contract import Progressed
-from service.domain import DEFAULT_DECODING, ImageDecoding
+from service.domain import DEFAULT_DECODING, Framing, ImageDecoding
 from service.engine import preprocess
 from service.engine.feature_cache import FeatureCache
 from service.engine.head import Floats
@@ -112,31 +113,37 @@ class Features:
                     self._cache.put(self._source.space, row)
         return self._blocks
 
-    def of(self, files: Files, detail: str = "images") -> Floats:
+    def of(self, files: Files, detail: str = "images", framings: Sequence[Framing] = ()) -> Floats:
         """The last layer's features float32 [n, d], which images are compared by; as `all_of`."""
-        return self.all_of(files, detail)[:, : self.blocks[0]]
+        return self.all_of(files, detail, framings)[:, : self.blocks[0]]
 
-    def all_of(self, files: Files, detail: str = "images") -> Floats:
+    def all_of(
+        self, files: Files, detail: str = "images", framings: Sequence[Framing] = ()
+    ) -> Floats:
         """All features float32 [n, d] of images that were examined, here or elsewhere.
 
-        Raises InvalidInput (DATASET_UNUSABLE) when a file is gone or was changed.
+        Those of further `framings` are computed by the way and remembered, since an image is
+        decoded once for all of them. Raises InvalidInput (DATASET_UNUSABLE) when a file is gone or
+        was changed.
         """
         places = dict(zip(files.digests, files.locations, strict=True))
-        decoding = files.decoding
-        keys = {digest: _key(digest, decoding) for digest in places}
+        own = files.decoding
+        decodings = [own, *(msgspec.structs.replace(own, framing=each) for each in framings)]
+        keys = {digest: [_key(digest, each) for each in decodings] for digest in places}
+        missing = self._missing([key for each in keys.values() for key in each])
 
         def prepare(chunk: Sequence[str]) -> list[tuple[str, Pixels]]:
-            return [
-                (
-                    keys[digest],
-                    preprocess.fit(open_again(places[digest], digest, decoding), decoding),
-                )
-                for digest in chunk
-            ]
+            made = []
+            for digest in chunk:
+                image = open_again(places[digest], digest, own)
+                for key, decoding in zip(keys[digest], decodings, strict=True):
+                    if key in missing:
+                        made.append((key, preprocess.fit(image, decoding)))
+            return made
 
-        missing = self._missing(list(keys.values()))
-        self._compute([d for d in places if keys[d] in missing], prepare, detail)
-        return self._stacked([keys[digest] for digest in files.digests])
+        lacking = [digest for digest, each in keys.items() if not missing.isdisjoint(each)]
+        self._compute(lacking, prepare, detail, max(1, BATCH // len(decodings)))
+        return self._stacked([keys[digest][0] for digest in files.digests])
 
     def of_views(self, files: Files, count: int, seed: int, drawn: Views) -> Floats:
         """All features float32 [count, n, d] of random views.

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import os
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ from service.contract import (
     RankSpec,
     Record,
 )
+from service.domain import Framing
 from service.engine.feature_cache import FeatureCache
 from service.engine.head import Floats, Head
 from service.engine.providers import ProviderUnavailable, choose_provider
@@ -264,8 +266,11 @@ class Job:
         source = BackboneFile(file, self.runtime, digest)
         return Features(source, cache, self.spec.threads, self.send)
 
-    def divided(self, data: Data) -> Divided:
-        """Finds which of the images belong together, by their frozen features."""
+    def divided(self, data: Data, framings: Sequence[Framing] = ()) -> Divided:
+        """Finds which of the images belong together, by their frozen features.
+
+        Those of training images in further `framings` are computed meanwhile.
+        """
         previous: dict[str, answers.Answer] = {}
         if self.spec.previous_answers:
             try:
@@ -273,12 +278,9 @@ class Job:
             except (KeyError, OSError, ValueError) as error:
                 text = f"what the version before learned from is not known ({error})"
                 self.send(Note("warning", text))
-        parts = (
-            (data.train, "training images"),
-            (data.validation, "validation images"),
-            (data.test, "test images"),
-        )
-        rows = [self.frozen.of(part, detail) for part, detail in parts if len(part)]
+        rows = [self.frozen.of(data.train, "training images", framings)]
+        for part, detail in ((data.validation, "validation images"), (data.test, "test images")):
+            rows += [self.frozen.of(part, detail)] if len(part) else []
         return divided.divide(data, np.concatenate(rows), previous, self.choosers)
 
     def linear_probe(self, part: Part, folds: Ints, classes: tuple[str, ...]) -> Head:

@@ -13,6 +13,7 @@ from service.contract import (
     Auto,
     DomainAdaptation,
     FeatureBased,
+    JobSpec,
     ModelBased,
     Note,
     Progressed,
@@ -185,6 +186,14 @@ def framings(asked: str, part: Part) -> tuple[Framing, ...]:
     """Returns the framings to compare with that of the images."""
     is_long = asked == "auto" and len(part.aspects) and np.median(part.aspects) > LONG
     return ("whole",) if is_long or asked == "compare" else ()
+
+
+def framings_to_compare(spec: JobSpec, part: Part) -> tuple[Framing, ...]:
+    """Returns the framings beside that of the images whose features the job will need."""
+    match spec.method:
+        case Auto() | FeatureBased(l2=None, augmented_views=0):
+            return framings(spec.framing, part)
+    return ()
 
 
 def _held_out(job: Job, divided: Divided) -> Bools:
