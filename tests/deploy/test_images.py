@@ -385,7 +385,7 @@ class TestKubernetes:
         jobs = config.cpu_jobs + (config.gpu_jobs if overlay == "gpu" else 0)
         (shm,) = (v["emptyDir"] for v in pod_of(overlay)["volumes"] if v["name"] == "shm")
         # The process, each job's trainer, the one that ranks, and those that wait.
-        counted_mb = config.model_memory_mb + 1024 + 2048 * (jobs + 1) + 760 * config.warm_trainers
+        counted_mb = config.model_memory_mb + 1024 + 2048 * (jobs + 1) + 130 * config.warm_trainers
         limit = container_of(overlay)["resources"]["limits"]["memory"]
         assert mib_of(limit) >= counted_mb + mib_of(shm["sizeLimit"])
 
