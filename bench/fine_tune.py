@@ -31,7 +31,7 @@ import psutil
 from graft import Client, EpochMetrics, FeatureBased, ModelBased, Note, Version
 
 from bench.published import read
-from bench.running import MEASURE_TIMEOUT_S, service
+from bench.running import MEASURE_TIMEOUT_S, pss_mib, service
 
 CALM_S = 1.0
 WARM_TIMEOUT_S = 60.0
@@ -108,16 +108,30 @@ def _run(
         for kind in kinds:
             wait_until_warm(running.pid)
             recipe = kind if kind == "classic" else ""
+            waiting, before_s = psutil.Process(running.pid).children(), _cpu_s(running.pid)
+            waiting_mib = sum(pss_mib(child.pid) for child in waiting)
             seconds, versions[kind] = job(client, dataset, image, arguments, recipe)
+            cpu_s = _cpu_s(running.pid) - before_s
             taken[kind].append(seconds)
+            taken[f"{kind}, processor"].append(cpu_s)
             stages = versions[kind].manifest.get("stages_s", {})
             where = ", ".join(f"{name} {s:.2f}" for name, s in stages.items())
-            print(f"run {number + 1} {kind}: {seconds:.2f} s ({where})", flush=True)
+            print(
+                f"run {number + 1} {kind}: {seconds:.2f} s, {cpu_s:.2f} s of the processor "
+                f"({where}); before it waited {len(waiting)} trainers, {waiting_mib:.0f} MiB",
+                flush=True,
+            )
         print(f"run {number + 1} upload: {upload_s:.2f} s", flush=True)
 
 
-def _bare_s(data_dir: Path, photos: Path) -> float:
-    """Measures the seconds of the bare loop on the backbone that the jobs had."""
+def _cpu_s(pid: int) -> float:
+    """Returns processor seconds of a process and its children, ended ones too."""
+    process = psutil.Process(pid)
+    return sum(sum(each.cpu_times()[:4]) for each in (process, *process.children(recursive=True)))
+
+
+def _bare_s(data_dir: Path, photos: Path) -> tuple[float, float]:
+    """Measures the bare loop on the backbone that the jobs had: seconds, and of the processor."""
     file = data_dir / "bare.onnx"
     file.write_bytes(read(data_dir, "bench")[1])
     done = subprocess.run(
@@ -127,7 +141,8 @@ def _bare_s(data_dir: Path, photos: Path) -> float:
         check=True,
         timeout=MEASURE_TIMEOUT_S,
     )
-    return float(done.stdout)
+    seconds, cpu_s = map(float, done.stdout.split())
+    return seconds, cpu_s
 
 
 def main() -> None:
@@ -154,12 +169,18 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             _run(arguments, number, Path(folder), image, taken, versions)
             if arguments.method == "feature_based":
-                taken["bare loop"].append(_bare_s(Path(folder), arguments.folder))
-                print(f"run {number + 1} bare loop: {taken['bare loop'][-1]:.2f} s", flush=True)
+                seconds, cpu_s = _bare_s(Path(folder), arguments.folder)
+                taken["bare loop"].append(seconds)
+                taken["bare loop, processor"].append(cpu_s)
+                print(
+                    f"run {number + 1} bare loop: {seconds:.2f} s, {cpu_s:.2f} s of the processor",
+                    flush=True,
+                )
     for kind, version in versions.items():
         print(told(kind, taken[kind], version))
     if "bare loop" in taken:
-        for above, below in (("cold", "bare loop"), ("warm", "cold")):
+        pairs = [("cold", "bare loop"), ("warm", "cold")]
+        for above, below in [*pairs, *((f"{a}, processor", f"{b}, processor") for a, b in pairs)]:
             ratios = [a / b for a, b in zip(taken[above], taken[below], strict=True)]
             print(
                 f"{above} over {below}: median {statistics.median(ratios):.2f}, range "
