@@ -70,7 +70,9 @@ class Runs:
         runtime = OnnxRuntime(choose_provider("auto"), 2, "fast", is_narrow=True)
         (known,) = self.exported
         cache = FeatureCache(self.cache, 2**30)
-        features = Features(BackboneFile(Path(known.path), runtime, known.digest), cache, 2)
+        features = Features(
+            BackboneFile(Path(self.files[known.digest]), runtime, known.digest), cache, 2
+        )
         try:
             return features.of(datasets.load_unlabelled(folder, 2))
         finally:
