@@ -6,12 +6,12 @@ checks answer SERVING, and left when everything is drained and closed.
 
 import asyncio
 import logging
-import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,7 @@ from service.jobs.store import JobStore
 from service.jobs.supervisor import Settings, Supervisor
 from service.jobs.watcher import JobWatcher
 from service.jobs.weights import WeightsCheck
+from service.ops.cpus import describe
 from service.ops.malloc_trim import MallocTrimmer
 from service.ops.metrics import Metrics
 from service.ops.metrics_server import MetricsServer
@@ -138,7 +139,6 @@ class App:
         asyncio.get_running_loop().set_default_executor(
             ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
         )
-        threads = config.threads or len(os.sched_getaffinity(0))
         metrics = Metrics(
             {
                 "version": metadata.version("graft-server"),
@@ -150,6 +150,8 @@ class App:
                 ),
             }
         )
+
+        threads = _count_threads(config, metrics)
 
         stack.callback(MallocTrimmer().close)
 
@@ -382,6 +384,15 @@ def _called_on(
             return False
 
     return wait
+
+
+def _count_threads(config: Config, metrics: Metrics) -> int:
+    cpus = describe()
+    for kind, count in cpus.cores.items():
+        metrics.cpu_cores.labels(kind).set(count)
+    threads = config.threads or cpus.available_cores
+    log.info("processor", extra={**asdict(cpus), "threads": threads})
+    return threads
 
 
 def _choose_runtime(config: Config, threads: int, metrics: Metrics) -> Runtime:

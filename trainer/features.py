@@ -5,7 +5,6 @@ images lie in memory as pixels; a run has one core to itself, which is the faste
 way to many images. The backbone is loaded when the first image needs it.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -22,6 +21,7 @@ from service.engine.head import Floats
 from service.engine.preprocess import Pixels
 from service.engine.runtime import Session
 from service.ops import failpoints
+from service.ops.cpus import available_cores
 from trainer.crops import Views, random_view
 from trainer.data import Files, open_again
 from trainer.pace import Pace
@@ -72,7 +72,7 @@ class Features:
     ) -> None:
         self._source = source
         self._cache = cache
-        self._workers = threads or len(os.sched_getaffinity(0))
+        self._workers = threads or available_cores()
         self._send = send
         self._rows: dict[str, Floats] = {}
         self._blocks: tuple[int, ...] = ()

@@ -1,7 +1,6 @@
 """What a job works with: its records, its clock, what computes, and the backbone it starts from."""
 
 import functools
-import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +32,7 @@ from service.engine.head import Floats, Head
 from service.engine.providers import ProviderUnavailable, choose_provider
 from service.engine.runtime import OnnxRuntime
 from service.errors import NotFound, Reason, WrongState
+from service.ops.cpus import available_cores
 from trainer import answers, divided
 from trainer.arrays import Ints
 from trainer.backbone_file import OPSET, BackboneFile
@@ -216,7 +216,7 @@ class Job:
 
         from trainer import backbones
 
-        torch.set_num_threads(self.spec.threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(self.spec.threads or available_cores())
         weights_dir = Path(self.spec.weights_dir)
         return backbones.load(self.spec.backbone, self.spec.weights, self.spec.seed, weights_dir)
 

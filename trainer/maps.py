@@ -7,7 +7,6 @@ and the image alone, which of them an epoch takes on the seed, the epoch and the
 """
 
 import copy
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from service.engine import preprocess
 from service.engine.preprocess import Pixels
 from service.engine.providers import choose_provider
 from service.engine.runtime import OnnxRuntime, Session
+from service.ops.cpus import available_cores
 from trainer import export, tails
 from trainer.arrays import Ints
 from trainer.backbones import Backbone
@@ -96,7 +96,7 @@ class Maps:
         self._files, self._frozen, self._drawn = files, frozen, drawn
         self._views = 1 if drawn is None else VIEWS
         self._seed = seed % 2**64
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or available_cores()
         self._kept = Kept(memory_share(kinds), folder)
         self._places: Ints = np.arange(len(files))
         self._is_made = False

@@ -9,7 +9,6 @@ Features are kept in a folder from run to run.
 """
 
 import argparse
-import os
 import platform
 import sys
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from bench.quality import (
 from bench.quality.document import Section
 from bench.quality.frozen_job import Cost, Stopwatch
 from bench.quality.measuring import Measuring, Sets, load
+from service.ops.cpus import available_cores
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,7 +84,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sets = load(arguments.folder or images.data_root(), arguments.keep, _log)
     skipped = [] if arguments.folder else [n for n in images.WANTED if n not in sets.whole]
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     stopwatch = Stopwatch()
     sections = []
     with Measuring(sets, cores) as measuring:

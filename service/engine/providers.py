@@ -114,6 +114,8 @@ def openvino_device() -> Any | None:
 def openvino_config(precision: Precision, cores: int, streams: int) -> dict[str, str]:
     """OpenVINO's settings for `streams` runs at once that share `cores` threads."""
     config = {"INFERENCE_NUM_THREADS": str(cores), "NUM_STREAMS": str(streams)}
+    # Each graph would pin its threads to the first cores, whoever else has threads there.
+    config["ENABLE_CPU_PINNING"] = "NO"
     # Left alone it takes bf16 with avx512_bf16 too, which halves or doubles the cost by the CPU.
     if precision == "exact" or not has_bf16():
         config["INFERENCE_PRECISION_HINT"] = "f32"

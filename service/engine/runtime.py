@@ -8,7 +8,6 @@ and the log says so. Tests put a fake `Runtime` in its place.
 
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from service.engine.head import Floats
 from service.engine.preprocess import Pixels
 from service.engine.providers import Provider, ProviderUnavailable
 from service.errors import Exhausted, GraftError, Reason, unloadable
+from service.ops.cpus import available_cores
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class OnnxRuntime:
         self._is_narrow = is_narrow
         self._provider = provider
         self._precision = precision
-        self._cores = threads or len(os.sched_getaffinity(0))
+        self._cores = threads or available_cores()
         self._max_batch = max_batch
 
     @property

@@ -159,6 +159,13 @@ class Metrics:
             "precision",
             "why",
         )
+        self.cpu_cores = gauge(
+            "cpu_cores",
+            "Cores at the start: logical CPUs that the process may run on, physical cores among "
+            "them, the quota of its control groups where there is one, and those available to "
+            "it after all.",
+            "kind",
+        )
         build_info = gauge("build_info", "1; versions of the software that runs.", *versions)
         build_info.labels(*versions.values()).set(1)
 

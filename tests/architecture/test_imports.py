@@ -49,7 +49,7 @@ LAW = {
         "stores",
         *LEAVES,
     },
-    "fsck": {"contract", "domain", "ingest", "jobs", "storage"},
+    "fsck": {"contract", "domain", "ingest", "jobs", "ops", "storage"},
     "__main__": {"app", "config", "errors", "ingest", "ops", "scratch"},
 }
 TRAINER_MAY = {"backbones", "contract", "domain", "engine", "errors", "ingest", "ops"}
