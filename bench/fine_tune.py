@@ -12,7 +12,6 @@ ratio of the times is told. Prints every epoch of jobs that train.
 """
 
 import argparse
-import platform
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ import psutil
 from graft import Client, EpochMetrics, FeatureBased, ModelBased, Note, Version
 
 from bench.running import service
+from service.ops.cpus import describe
 
 CALM_S = 1.0
 WARM_TIMEOUT_S = 60.0
@@ -97,7 +97,7 @@ def main() -> None:
     )
     taken: dict[str, list[float]] = defaultdict(list)
     versions: dict[str, Version] = {}
-    print(f"{platform.machine()}, {psutil.cpu_count()} cores")
+    print(f"{describe()}")
     for number in range(arguments.runs):
         with (
             tempfile.TemporaryDirectory() as folder,

@@ -89,7 +89,10 @@ class Config:
         "versions whose accuracy it does not harm",
     )
     threads: int = _setting(
-        0, "Threads that decode and infer; 0 means one a core", low=0, high=1024
+        0,
+        "Threads that decode and infer; 0 means one for each core that the process may use",
+        low=0,
+        high=1024,
     )
     max_batch: int = _setting(
         32,
@@ -135,7 +138,12 @@ class Config:
     cpu_jobs: int = _setting(1, "Jobs that train on the CPU at once", low=0, high=64)
     gpu_jobs: int = _setting(1, "Jobs that train on a GPU at once", low=0, high=64)
     ranking_jobs: int = _setting(1, "Rankings of backbones at once", low=0, high=64)
-    trainer_threads: int = _setting(0, "Threads of a trainer; 0 means one a core", low=0, high=1024)
+    trainer_threads: int = _setting(
+        0,
+        "Threads of a trainer; 0 means one for each core that the process may use",
+        low=0,
+        high=1024,
+    )
     trainer_niceness: int = _setting(
         10,
         "How far trainers stand back for other processes when cores are short, 0 to 19; beside "

@@ -276,7 +276,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What the request allows; None where it names no time, and `auto` trains no network long."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
-    """Of torch and ONNX Runtime; 0 means as many as there are cores."""
+    """Of torch and ONNX Runtime; 0 means one for each core that the process may use."""
     provider: ProviderSetting = "auto"
     """What computes features and checks: the one that serves."""
     precision: Precision = "exact"
