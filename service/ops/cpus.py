@@ -4,6 +4,7 @@ Reads the kernel's own files, which no disk delays. `root` is the folder under w
 and `cpus` are the logical CPUs that the process may run on; both are for tests.
 """
 
+import math
 import os
 import platform
 from collections.abc import Collection
@@ -60,9 +61,9 @@ class CpuInfo:
 def available_cores(root: Path = cgroups.ROOT, cpus: Collection[int] | None = None) -> int:
     """Returns how many threads may compute at once, 1 at least.
 
-    No more than there are cores among the CPUs that the process may run on, and than its
-    quota feeds: the kernel stops all threads of a group that has used its quota up, until
-    the next period.
+    No more than there are cores among the CPUs that the process may run on, and than use its
+    quota up: the kernel stops all threads of a group that has done so until the next period.
+    A fraction of a core counts as one, which else would lie idle.
     """
     return _fed(_physical_cores(root, cpus), cgroups.quota_cores(root))
 
@@ -87,7 +88,7 @@ def describe(root: Path = cgroups.ROOT, cpus: Collection[int] | None = None) -> 
 
 
 def _fed(cores: int, quota: float | None) -> int:
-    return cores if quota is None else max(1, min(cores, int(quota)))
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def _physical_cores(root: Path, cpus: Collection[int] | None) -> int:

@@ -100,9 +100,9 @@ def test_the_quota_is_the_least_of_the_groups_around_the_process(
 
 @pytest.mark.parametrize(
     ("quota", "expected"),
-    [("1000", 1), ("50000", 1), ("100000", 1), ("150000", 1), ("200000", 2), ("900000", 4)],
+    [("1000", 1), ("50000", 1), ("100000", 1), ("110000", 2), ("200000", 2), ("900000", 4)],
 )
-def test_a_quota_feeds_whole_threads_and_one_at_least(lay: Lay, quota: str, expected: int) -> None:
+def test_a_part_of_a_core_counts_as_one(lay: Lay, quota: str, expected: int) -> None:
     limited = groups("0::/", {"cpu.max": f"{quota} 100000"})
     root = lay({**FOUR_CORES_OF_TWO_THREADS, **limited})
     assert available_cores(root, range(8)) == expected
@@ -115,14 +115,14 @@ def test_affinity_binds_where_it_is_narrower_than_the_quota(lay: Lay) -> None:
 
 
 def test_a_processor_is_described_by_what_decides_its_speed(lay: Lay) -> None:
-    limited = groups("0::/", {"cpu.max": "250000 100000"})
+    limited = groups("0::/", {"cpu.max": "150000 100000"})
     root = lay({"proc/cpuinfo": X86, **FOUR_CORES_OF_TWO_THREADS, **limited})
     found = describe(root, [0, 1, 2, 4])
     model = "Intel(R) Xeon(R) Processor @ 2.00GHz, cpu family 6, model 143"
     flags = ("avx2", "fma", "avx512f", "avx512_vnni", "amx_bf16")
-    assert found == CpuInfo(model, flags, 4, 3, 2.5, 2)
-    assert str(found) == f"{model} ({' '.join(flags)}), 2 of 3 cores, quota 2.5"
-    assert found.cores == {"logical": 4, "physical": 3, "quota": 2.5, "available": 2}
+    assert found == CpuInfo(model, flags, 4, 3, 1.5, 2)
+    assert str(found) == f"{model} ({' '.join(flags)}), 2 of 3 cores, quota 1.5"
+    assert found.cores == {"logical": 4, "physical": 3, "quota": 1.5, "available": 2}
 
 
 def test_an_arm_processor_has_numbers_for_a_name(lay: Lay, monkeypatch: pytest.MonkeyPatch) -> None:
