@@ -65,7 +65,7 @@ def available_cores(root: Path = cgroups.ROOT, cpus: Collection[int] | None = No
     quota up: the kernel stops all threads of a group that has done so until the next period.
     A fraction of a core counts as one, which else would lie idle.
     """
-    return _fed(_physical_cores(root, cpus), cgroups.quota_cores(root))
+    return _threads(_physical_cores(root, cpus), cgroups.quota_cores(root))
 
 
 def describe(root: Path = cgroups.ROOT, cpus: Collection[int] | None = None) -> CpuInfo:
@@ -83,11 +83,11 @@ def describe(root: Path = cgroups.ROOT, cpus: Collection[int] | None = None) -> 
         cpus=len(cpus),
         physical_cores=cores,
         quota=quota,
-        available_cores=_fed(cores, quota),
+        available_cores=_threads(cores, quota),
     )
 
 
-def _fed(cores: int, quota: float | None) -> int:
+def _threads(cores: int, quota: float | None) -> int:
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
