@@ -45,7 +45,7 @@ def job(
             method=method,
             weights_dir=str(cache.parent / "weights"),
             seed=seed,
-            precision="fast",
+            precision="auto",
             target=ImageSource(folder=str(target.resolve())),
             feature_cache=str(cache),
         )

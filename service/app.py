@@ -31,8 +31,10 @@ from service.config import Config
 from service.domain import ModelKey
 from service.engine.engine import Engine, EngineLimits
 from service.engine.exporter import Exporter
+from service.engine.provider_table import ProviderTable, machine_key
 from service.engine.providers import choose_provider
-from service.engine.runtime import OnnxRuntime, Runtime
+from service.engine.runtime import OnnxRuntime, Read, Runtime
+from service.engine.timing import Measurer
 from service.errors import Damaged, GraftError, Reason
 from service.jobs.launchers import Launcher, ProcessLauncher, WarmLauncher
 from service.jobs.lineage import Lineage
@@ -179,7 +181,9 @@ class App:
         _watch_stores(config.data_dir, metrics, jobs, models)
 
         # Inference.
-        runtime = self._runtime or _choose_runtime(config, threads, metrics)
+        runtime = self._runtime or _choose_runtime(
+            config, threads, metrics, self._environment, stack
+        )
         limits = EngineLimits(
             threads=threads,
             max_batch=config.max_batch,
@@ -207,7 +211,7 @@ class App:
             cpu_jobs=config.cpu_jobs,
             gpu_jobs=config.gpu_jobs,
             ranking_jobs=config.ranking_jobs,
-            has_gpu=runtime.provider in ("cuda", "tensorrt"),
+            has_gpu=runtime.is_gpu,
             max_job_s=config.max_job_s,
             heartbeat_timeout_s=config.heartbeat_timeout_s,
             min_free_bytes=config.min_free_mb * MIB,
@@ -216,6 +220,7 @@ class App:
             trainer_threads=config.trainer_threads,
             provider=config.provider,
             precision=config.precision,
+            provider_table=config.provider_table,
         )
         self._supervisor = supervisor = Supervisor(
             jobs=jobs,
@@ -399,11 +404,31 @@ def _count_threads(config: Config, stack: AsyncExitStack, metrics: Metrics) -> i
     return threads
 
 
-def _choose_runtime(config: Config, threads: int, metrics: Metrics) -> Runtime:
+def _choose_runtime(
+    config: Config,
+    threads: int,
+    metrics: Metrics,
+    environment: Mapping[str, str],
+    stack: AsyncExitStack,
+) -> Runtime:
     provider = choose_provider(config.provider)
     metrics.provider_info.labels(provider.name, config.precision, provider.why).set(1)
     log.info(
         "provider chosen",
         extra={"provider": provider.name, "precision": config.precision, "why": provider.why},
     )
-    return OnnxRuntime(provider, threads, config.precision, max_batch=config.max_batch)
+    if not provider.others:
+        return OnnxRuntime(provider, threads, max_batch=config.max_batch)
+    table = ProviderTable(config.provider_table, machine_key())
+
+    def ask(digest: str, read: Read) -> None:
+        measurer.measure(digest, read)
+
+    runtime = OnnxRuntime(
+        provider, threads, max_batch=config.max_batch, measured=table.get, on_unmeasured=ask
+    )
+    measurer = Measurer(
+        provider, threads, config.max_batch, table, metrics, environment, runtime.adopt
+    )
+    stack.callback(measurer.close)
+    return runtime

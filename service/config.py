@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from service.backbones import BACKBONES, DEFAULT_BACKBONE, TIMM, find
-from service.contract import Precision, ProviderSetting
+from service.contract import PrecisionSetting, ProviderSetting
 
 _CLIENT_VARIABLES = {"GRAFT_SERVER", "GRAFT_TOKEN"}
 
@@ -81,12 +81,15 @@ class Config:
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least log level")
 
     provider: ProviderSetting = _setting(
-        "auto", "What computes; auto takes CUDA where it works, then OpenVINO where installed"
+        "auto",
+        "What computes; auto takes CUDA where it works, else for each backbone what is measured to "
+        "be the quickest of ONNX Runtime's CPU provider and OpenVINO, where that is installed",
     )
-    precision: Precision = _setting(
-        "fast",
-        "exact is fp32; fast is bf16 on CPUs with AMX and fp16 on GPUs; int8 quantises new "
-        "versions whose accuracy it does not harm",
+    precision: PrecisionSetting = _setting(
+        "auto",
+        "What new versions are computed in, wherever they serve; auto is fp16 on GPUs, bf16 on "
+        "CPUs with AMX where it is measured to pay, else fp32; int8 quantises versions whose "
+        "accuracy it does not harm",
     )
     threads: int = _setting(
         0,
@@ -222,6 +225,11 @@ class Config:
         return self.weights_dir or self.data_dir / "weights"
 
     @property
+    def provider_table(self) -> Path:
+        """The file of what was measured of backbones on this machine."""
+        return self.data_dir / "providers.json"
+
+    @property
     def feature_cache(self) -> Path | None:
         """The file of features that are kept between jobs; None if none are kept."""
         return self.data_dir / "features.sqlite" if self.feature_cache_mb else None
@@ -247,7 +255,8 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
         prog="graft-server",
         description="Serves image classifiers and fine-tunes new ones on request.",
         epilog="Each flag is also an environment variable, GRAFT_ and its name in capitals; the "
-        "flag wins.",
+        "flag wins. `graft-server doctor`, with the same settings, says what they come to on this "
+        "machine: processor, providers, and what was measured of backbones.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
         allow_abbrev=False,
     )

@@ -37,6 +37,7 @@ from service.domain import (
     Manifest,
     Parity,
     Precision,
+    PrecisionSetting,
     ProviderSetting,
     ReadSummary,
 )
@@ -53,6 +54,7 @@ __all__ = [  # what it passes on; its own names follow
     "Manifest",
     "Parity",
     "Precision",
+    "PrecisionSetting",
     "ProviderSetting",
     "ReadSummary",
     "Reason",
@@ -183,11 +185,16 @@ class Incumbent(msgspec.Struct, frozen=True, kw_only=True):
     """Of its answers to images that it did not learn from."""
 
 
+def form_name(weights: str, precision: Precision) -> str:
+    """Names a backbone's file: its weights, and what it is computed in unless that is fp32."""
+    return weights if precision == "fp32" else f"{weights}:{precision}"
+
+
 class ExportedBackbone(msgspec.Struct, frozen=True):
     """A pretrained backbone in ONNX, exported by an earlier job or registered; never changes."""
 
     weights: str
-    """As in `Manifest.weights`, with ":int8" after it for the quantised form."""
+    """As in `Manifest.weights`, named as `form_name` does."""
     digest: str
     licence: str = ""
     """Of a registered one, as whoever registered it names it."""
@@ -278,9 +285,11 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     threads: int = 0
     """Of torch and ONNX Runtime; 0 means one for each core that the process may use."""
     provider: ProviderSetting = "auto"
-    """What computes features and checks: the one that serves."""
-    precision: Precision = "exact"
-    """Of the same: the one that serves."""
+    """What computes features and checks: as in the serving process."""
+    precision: PrecisionSetting = "fp32"
+    """What the version is to be computed in, wherever it serves."""
+    provider_table: str = ""
+    """The file that says which provider was measured to be quickest for which backbone."""
     case_sensitive_labels: bool = False
     """Class names that differ in upper and lower case alone are two."""
     augmentation: Augmentation | None = None
@@ -341,7 +350,9 @@ class RankSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seed: int = 0
     threads: int = 0
     provider: ProviderSetting = "auto"
-    precision: Precision = "exact"
+    precision: PrecisionSetting = "fp32"
+    provider_table: str = ""
+    """As in `JobSpec`."""
     feature_cache: str = ""
     feature_cache_bytes: int = 2**30
     feature_cache_owner: str = ""

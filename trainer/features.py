@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from service.contract import Progressed
-from service.domain import DEFAULT_DECODING, ImageDecoding
+from service.domain import DEFAULT_DECODING, ImageDecoding, Precision
 from service.engine import preprocess
 from service.engine.feature_cache import FeatureCache
 from service.engine.head import Floats
@@ -46,8 +46,8 @@ class Source(Protocol):
         """Names what computes, down to the last bit; empty while that is not known."""
 
     @property
-    def precision(self) -> str:
-        """What it computes in, as `Session.precision`; empty where only a session knows."""
+    def precision(self) -> Precision:
+        """What it computes in."""
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -89,9 +89,9 @@ class Features:
         return self._loading().result()
 
     @property
-    def precision(self) -> str:
-        """What the backbone computes in; loads it where nothing less tells."""
-        return self._source.precision or self.session.precision
+    def precision(self) -> Precision:
+        """What the backbone computes in."""
+        return self._source.precision
 
     @property
     def images_per_second(self) -> float:

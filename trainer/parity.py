@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from service.domain import Parity
+from service.domain import Parity, Precision
 from service.engine.feature_cache import FeatureCache
 from service.engine.head import Floats, Head
 from service.engine.preprocess import Pixels
@@ -78,7 +78,7 @@ class TorchBackbone:
     """A `Reference`: the backbone as PyTorch computes it, on the CPU in full precision."""
 
     title = "PyTorch"
-    precision = "fp32"
+    precision: Precision = "fp32"
 
     def __init__(self, name: str, weights: str, load: Callable[[], "Backbone"]) -> None:
         self.space = f"torch {metadata.version('torch')} {name} {weights} {decoding()}"
@@ -125,7 +125,8 @@ class PlainBackbone(BackboneFile):
 
 class _TorchSession:
     nbytes = 0
-    precision = "fp32"
+    precision: Precision = "fp32"
+    made_for: Precision = "fp32"
     max_batch = 1
     infer_s = 0.0
 

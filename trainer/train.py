@@ -25,6 +25,7 @@ from service.contract import (
     Note,
     PretrainedBackbone,
     Progressed,
+    form_name,
 )
 from service.domain import DEFAULT_DECODING, Framing
 from service.engine import head as heads
@@ -341,7 +342,9 @@ def _quantised(job: Job, found: Transferred) -> Transferred:
         note = "a version that averages two networks is not quantised: it is served in float"
         job.send(Note("info", note))
         return replace(found, served=replace(found.served, note=note))
-    shared = next((e for e in job.spec.exported if e.weights == f"{job.weights}:int8"), None)
+    shared = next(
+        (e for e in job.spec.exported if e.weights == form_name(job.weights, "int8")), None
+    )
     cache = None if found.is_trained else job.cache
     train = found.divided.data.train
 
@@ -361,10 +364,10 @@ def _quantised(job: Job, found: Transferred) -> Transferred:
 
 
 def _reference(job: Job, found: Transferred) -> parity.Reference:
-    if job.known is not None and job.is_registered:
+    if job.is_registered and job.plain is not None:
         # There is no network but the file itself, which was checked when it was registered.
-        file = job.file(job.known.digest)
-        return parity.PlainBackbone(file, job.known.digest, job.spec.threads)
+        file = job.file(job.plain.digest)
+        return parity.PlainBackbone(file, job.plain.digest, job.spec.threads)
     return parity.TorchBackbone(
         job.spec.backbone,
         "trained" if found.is_trained else job.weights,
@@ -376,7 +379,7 @@ def _exact(job: Job, found: Transferred) -> Features:
     """What serves, in full precision, where any difference is the export's fault."""
     served = found.served
     # A GPU rounds the factors of its products, even of what it calls fp32.
-    if job.runtime.provider in ("cpu", "openvino") and served.features.precision == "fp32":
+    if not job.runtime.is_gpu and served.features.precision == "fp32":
         return served.features
     threads = job.spec.threads
     runtime = OnnxRuntime(Provider("cpu", "for the check"), threads, is_narrow=True)

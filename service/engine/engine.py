@@ -70,7 +70,7 @@ class Engine:
         self._pinned: set[ModelFiles] = set()
 
         def load_backbone(digest: str) -> Backbone:
-            session = runtime.load(partial(read, digest, "backbone"))
+            session = runtime.load(partial(read, digest, "backbone"), digest)
             log.info(
                 "backbone loaded",
                 extra={
@@ -80,6 +80,12 @@ class Engine:
                     "image_ms": round(session.infer_s * 1000, 1),
                 },
             )
+            if session.precision != session.made_for:
+                log.warning(
+                    "this machine does not compute in the precision that a backbone was made for: "
+                    "answers may differ a little from those that were measured",
+                    extra={"backbone": digest, "made_for": session.made_for},
+                )
             return Backbone(session)
 
         def load_head(digest: str) -> Head:

@@ -154,7 +154,7 @@ class Metrics:
         }
         self.provider_info = gauge(
             "provider_info",
-            "1; what computes, and why it was chosen.",
+            "1; what computes until backbones are measured, and why.",
             "provider",
             "precision",
             "why",
@@ -165,6 +165,17 @@ class Metrics:
             "them, the quota of its control groups where there is one, and those available to "
             "it after all.",
             "kind",
+        )
+        self.providers_chosen = counter(
+            "providers_chosen_total",
+            "Backbones' files by the provider that was measured to be quickest for runs on so "
+            "many cores.",
+            "provider",
+            "precision",
+            "cores",
+        )
+        self.measurements_pending = gauge(
+            "measurements_pending", "Backbones' files that wait to be measured."
         )
         build_info = gauge("build_info", "1; versions of the software that runs.", *versions)
         build_info.labels(*versions.values()).set(1)

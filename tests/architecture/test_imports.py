@@ -50,7 +50,8 @@ LAW = {
         *LEAVES,
     },
     "fsck": {"contract", "domain", "ingest", "jobs", "ops", "storage"},
-    "__main__": {"app", "config", "errors", "ingest", "ops", "scratch"},
+    "doctor": {"config", "engine", "ops"},
+    "__main__": {"app", "config", "doctor", "errors", "ingest", "ops", "scratch"},
 }
 TRAINER_MAY = {"backbones", "contract", "domain", "engine", "errors", "ingest", "ops"}
 

@@ -85,7 +85,7 @@ def test_fine_tune_predict_report_export_and_metrics(
 
     assert counted(shared, asked) == before + len(paths)
     measured = shared.metrics()
-    assert 'graft_provider_info{precision="fast",provider="' in measured
+    assert 'graft_provider_info{precision="auto",provider="' in measured
     assert f'graft_cpu_cores{{kind="available"}} {available_cores():.1f}' in measured
 
     # The serving process has no torch in it, even after all this.

@@ -21,7 +21,7 @@ from tests.e2e.conftest import GUARD_S, Ended, ServiceProcess
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 FLAGS = (
-    "--warm-trainers=0", "--provider=cpu", "--precision=exact", "--max-batch=1", "--threads=1",
+    "--warm-trainers=0", "--provider=cpu", "--precision=fp32", "--max-batch=1", "--threads=1",
     "--pass-environment=STAND_IN_*,POWER_CUT_*",
 )  # fmt: skip
 
