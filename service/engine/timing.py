@@ -45,7 +45,8 @@ _BATCHES = (1, 4)
 """A call of one image, and what a worker takes at once under load, about."""
 _COMPARED = 8
 """Images on which providers must agree."""
-_CHILD_S = 300.0
+_CHILD_S = 900.0
+"""Longest time for one backbone: on a busy machine the lowest priority waits long."""
 _WAITING = 1000
 """Backbones that wait to be measured; more are measured when they are loaded again."""
 _BF16_PAYS = 0.75
