@@ -70,7 +70,7 @@ def drained(running: Running, image: bytes, callers: int) -> tuple[float, Counte
     outcomes: Counter[str] = Counter()
     guard = threading.Lock()
     request = prediction_pb2.PredictRequest(
-        model=NAME, images=[prediction_pb2.Image(encoded=image)]
+        models=[prediction_pb2.ModelSpec(model=NAME)], images=[prediction_pb2.Image(encoded=image)]
     )
 
     def call() -> None:

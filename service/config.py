@@ -106,7 +106,9 @@ class Config:
     max_queue: int = _setting(
         1024, "Most images waiting for inference; more are refused", low=1, high=1_000_000
     )
-    max_images: int = _setting(256, "Most images in one Predict call", low=1, high=4096)
+    max_images: int = _setting(
+        256, "Most images in one Predict call, times the models that it asks", low=1, high=4096
+    )
     model_memory_mb: int = _setting(
         2048, "Limit on loaded backbones and heads, MiB; least recently used leave", low=1
     )

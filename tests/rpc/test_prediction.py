@@ -29,11 +29,18 @@ from tests.rpc.conftest import (
 from tests.rpc.test_server import scrape
 
 
-def encoded(*images: bytes, model: str = "colours", **fields: object) -> pb.PredictRequest:
+def encoded(
+    *images: bytes,
+    model: str = "colours",
+    top_k: int = 0,
+    include_features: bool = False,
+    **which: Any,
+) -> pb.PredictRequest:
     return pb.PredictRequest(
-        model=model,
+        models=[pb.ModelSpec(model=model, **which)],
         images=[pb.Image(encoded=data) for data in images],
-        **fields,  # type: ignore[arg-type]
+        top_k=top_k,
+        include_features=include_features,
     )
 
 
@@ -57,11 +64,12 @@ async def test_images_are_answered_in_order_best_class_first(service: Service) -
         encoded(image("red"), image("blue", kind="JPEG"), image("green", kind="WEBP"),
                 image("red", kind="BMP"), top_k=2)
     )  # fmt: skip
-    assert (answer.model, answer.version) == ("colours", 1)
-    best = [result.classification.scores[0] for result in answer.results]
+    (found,) = answer.answers
+    assert (found.model, found.version) == ("colours", 1)
+    best = [result.classification.scores[0] for result in answer.answers[0].results]
     assert [score.label for score in best] == ["red", "blue", "green", "red"]
     assert [score.class_index for score in best] == [2, 0, 1, 2]
-    for result in answer.results:
+    for result in answer.answers[0].results:
         assert len(result.classification.scores) == 2
         assert result.classification.scores[0].probability > 0.9
         assert not result.classification.features
@@ -72,9 +80,9 @@ async def test_without_top_k_one_class_is_answered_and_all_when_it_is_large(
 ) -> None:
     await service.make_model()
     one = await service.prediction.Predict(encoded(image("red")))
-    assert len(one.results[0].classification.scores) == 1
+    assert len(one.answers[0].results[0].classification.scores) == 1
     every = await service.prediction.Predict(encoded(image("red"), top_k=99))
-    scores = every.results[0].classification.scores
+    scores = every.answers[0].results[0].classification.scores
     assert sum(score.probability for score in scores) == pytest.approx(1, abs=1e-5)
 
 
@@ -91,8 +99,8 @@ async def test_answers_and_the_version_say_whether_probabilities_are_calibrated(
         ([pb.Image(encoded=image("red")), bad], is_calibrated),
         ([bad], False),
     ):
-        request = pb.PredictRequest(model="colours", images=images)
-        assert (await service.prediction.Predict(request)).calibrated is expected
+        request = pb.PredictRequest(models=[pb.ModelSpec(model="colours")], images=images)
+        assert (await service.prediction.Predict(request)).answers[0].calibrated is expected
     got = await service.models.GetVersion(model_pb2.GetVersionRequest(model="colours"))
     assert (got.version.calibrated, got.version.calibration_note) == (is_calibrated, note)
 
@@ -100,7 +108,7 @@ async def test_answers_and_the_version_say_whether_probabilities_are_calibrated(
 async def test_features_come_when_asked_for(service: Service) -> None:
     await service.make_model()
     answer = await service.prediction.Predict(encoded(image("red"), include_features=True))
-    assert list(answer.results[0].classification.features) == pytest.approx([1, 0, 0])
+    assert list(answer.answers[0].results[0].classification.features) == pytest.approx([1, 0, 0])
 
 
 async def test_tensors_of_both_types_get_the_encoded_images_answer(service: Service) -> None:
@@ -115,9 +123,11 @@ async def test_tensors_of_both_types_get_the_encoded_images_answer(service: Serv
             data=(red / 255).astype("<f4").tobytes(),
         ),
     ]
-    request = pb.PredictRequest(model="colours", images=[pb.Image(tensor=t) for t in tensors])
+    request = pb.PredictRequest(
+        models=[pb.ModelSpec(model="colours")], images=[pb.Image(tensor=t) for t in tensors]
+    )
     answer = await service.prediction.Predict(request)
-    assert [r.classification.scores[0].label for r in answer.results] == ["red", "red"]
+    assert [r.classification.scores[0].label for r in answer.answers[0].results] == ["red", "red"]
 
 
 async def test_a_bad_image_fails_alone(service: Service) -> None:
@@ -131,7 +141,7 @@ async def test_a_bad_image_fails_alone(service: Service) -> None:
         "page": b"<!DOCTYPE html>",
     }
     answer = await service.prediction.Predict(encoded(*bad.values(), image("blue")))
-    *errors, good = answer.results
+    *errors, good = answer.answers[0].results
     assert good.classification.scores[0].label == "blue"
     found = {name: of_status(result.error) for name, result in zip(bad, errors, strict=True)}
     assert {f.code for f in found.values()} == {grpc.StatusCode.INVALID_ARGUMENT}
@@ -166,9 +176,11 @@ async def test_a_tensor_that_is_no_image_fails_alone(
     service: Service, tensor: pb.Tensor, why: str
 ) -> None:
     await service.make_model()
-    request = pb.PredictRequest(model="colours", images=[pb.Image(tensor=tensor)])
+    request = pb.PredictRequest(
+        models=[pb.ModelSpec(model="colours")], images=[pb.Image(tensor=tensor)]
+    )
     answer = await service.prediction.Predict(request)
-    found = of_status(answer.results[0].error)
+    found = of_status(answer.answers[0].results[0].error)
     assert (found.code, found.reason) in (
         (grpc.StatusCode.INVALID_ARGUMENT, "TENSOR_INVALID"),
         (grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_TOO_LARGE"),
@@ -178,7 +190,9 @@ async def test_a_tensor_that_is_no_image_fails_alone(
 
 async def test_a_tensor_without_a_type_is_refused_by_name(service: Service) -> None:
     await service.make_model()
-    request = pb.PredictRequest(model="colours", images=[pb.Image(tensor=pb.Tensor())])
+    request = pb.PredictRequest(
+        models=[pb.ModelSpec(model="colours")], images=[pb.Image(tensor=pb.Tensor())]
+    )
     found = await refusal(service.prediction.Predict(request))
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     assert found.field == "images[0].tensor.data_type"
@@ -188,7 +202,7 @@ async def test_requests_that_ask_nothing_sensible_are_refused_by_field(service: 
     await service.make_model()
     cases = {
         "images": encoded(),
-        "images[0]": pb.PredictRequest(model="colours", images=[pb.Image()]),
+        "images[0]": pb.PredictRequest(models=[pb.ModelSpec(model="colours")], images=[pb.Image()]),
         "top_k": encoded(image("red"), top_k=-1),
     }
     for field, request in cases.items():
@@ -244,7 +258,7 @@ async def test_a_call_whose_deadline_passes_ends_and_leaves_the_service_well(
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     session.release()
     answer = await service.prediction.Predict(encoded(image("blue")))
-    assert answer.results[0].classification.scores[0].label == "blue"
+    assert answer.answers[0].results[0].classification.scores[0].label == "blue"
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back(make_service: MakeService) -> None:
@@ -269,8 +283,8 @@ async def test_a_stream_answers_every_request_by_its_id(service: Service) -> Non
 
     answers = {answer.id: answer async for answer in service.prediction.PredictStream(requests())}
     assert set(answers) == set(asked)
-    assert answers["a"].response.results[0].classification.scores[0].label == "red"
-    assert answers["c"].response.results[0].classification.scores[0].label == "blue"
+    assert answers["a"].response.answers[0].results[0].classification.scores[0].label == "red"
+    assert answers["c"].response.answers[0].results[0].classification.scores[0].label == "blue"
     assert of_status(answers["b"].error).reason == "MODEL_NOT_FOUND"
 
 
@@ -306,7 +320,7 @@ async def test_many_callers_are_batched_and_each_gets_its_own(make_service: Make
             pass
     session.release()
     answers = await asyncio.gather(*calls)
-    got = [answer.results[0].classification.scores[0].label for answer in answers]
+    got = [answer.answers[0].results[0].classification.scores[0].label for answer in answers]
     assert got == names
     assert max(session.batches) > 1
 
@@ -317,7 +331,7 @@ async def test_an_answer_of_too_many_scores_is_refused(
     await service.make_model()
     request = encoded(image("red"), image("red"), top_k=9)
     answer = await service.prediction.Predict(request)
-    assert [len(result.classification.scores) for result in answer.results] == [3, 3]
+    assert [len(result.classification.scores) for result in answer.answers[0].results] == [3, 3]
     monkeypatch.setattr(predictions, "MAX_SCORES", 5)
     refused = await refusal(service.prediction.Predict(request))
     assert (refused.code, refused.field) == (grpc.StatusCode.INVALID_ARGUMENT, "top_k")
@@ -339,3 +353,73 @@ async def test_answers_are_built_in_a_workers_thread(
     await service.prediction.Predict(encoded(image("red"), image("blue")))
     (name,) = built_in
     assert name.startswith("infer-")
+
+
+# Several models in one call
+
+
+def of_models(*names: str, images: int = 1) -> pb.PredictRequest:
+    request = encoded(*[image("red")] * images)
+    del request.models[:]
+    request.models.extend(pb.ModelSpec(model=name) for name in names)
+    return request
+
+
+async def test_several_models_answer_in_order_after_one_run(service: Service) -> None:
+    await service.make_model("ants")
+    await service.make_model("bees")
+    request = of_models("bees", "ants", "bees")
+    request.images.append(pb.Image(encoded=b"no image"))
+    answer = await service.prediction.Predict(request)
+    assert [found.model for found in answer.answers] == ["bees", "ants", "bees"]
+    for found in answer.answers:
+        good, bad = found.results
+        assert good.classification.scores[0].label == "red"
+        assert bad.error == answer.answers[0].results[1].error
+        assert of_status(bad.error).reason == "IMAGE_UNREADABLE"
+    (session,) = service.runtime.sessions.values()
+    assert session.batches == [1]
+
+
+async def test_a_model_that_is_not_there_fails_the_call_and_is_named_with_its_place(
+    service: Service,
+) -> None:
+    await service.make_model("ants")
+    found = await refusal(service.prediction.Predict(of_models("ants", "wasps")))
+    assert (found.code, found.reason, found.field) == (
+        grpc.StatusCode.NOT_FOUND,
+        "MODEL_NOT_FOUND",
+        "models[1]",
+    )
+    assert "'wasps'" in found.message
+
+
+async def test_the_models_of_a_call_are_bounded_and_so_are_its_answers(
+    make_service: MakeService,
+) -> None:
+    service: Service = await make_service(max_images=64)
+    await service.make_model("ants")
+    await service.prediction.Predict(of_models(*["ants"] * 32, images=2))
+    cases = {
+        "names no model": ("models", of_models()),
+        "names 33 models, more than the 32": ("models", of_models(*["ants"] * 33)),
+        "3 images for 32 models, 96 answers, more than the 64": (
+            "images",
+            of_models(*["ants"] * 32, images=3),
+        ),
+    }
+    for why, (field, request) in cases.items():
+        found = await refusal(service.prediction.Predict(request))
+        assert (found.reason, found.field) == ("INVALID_FIELD", field)
+        assert why in found.message
+
+
+async def test_the_scores_of_all_models_together_are_bounded(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.make_model("ants")
+    monkeypatch.setattr(predictions, "MAX_SCORES", 5)
+    request = of_models("ants", "ants")
+    request.top_k = 3
+    refused = await refusal(service.prediction.Predict(request))
+    assert (refused.reason, refused.field) == ("INVALID_FIELD", "top_k")

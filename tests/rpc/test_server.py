@@ -72,7 +72,11 @@ async def test_metrics_count_calls_jobs_images_and_what_is_loaded(service: Servi
 
     await service.make_model()
     images = [prediction_pb2.Image(encoded=data) for data in (image("red"), b"no")]
-    await service.prediction.Predict(prediction_pb2.PredictRequest(model="colours", images=images))
+    await service.prediction.Predict(
+        prediction_pb2.PredictRequest(
+            models=[prediction_pb2.ModelSpec(model="colours")], images=images
+        )
+    )
     await refusal(service.models.GetModel(model_pb2.GetModelRequest(model="nobody")))
     text = await scrape(service)
     for line in (
