@@ -190,6 +190,7 @@ class App:
             max_queue=config.max_queue,
             max_bytes=config.model_memory_mb * MIB,
             load_timeout_s=config.load_timeout_s,
+            recent_bytes=config.recent_features_mb * MIB,
             max_pinned_bytes=config.model_memory_mb * MIB // 2 if access.needs_tokens else None,
         )
         engine = Engine(runtime, stores.blobs.read, limits, metrics)

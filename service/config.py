@@ -112,6 +112,12 @@ class Config:
     model_memory_mb: int = _setting(
         2048, "Limit on loaded backbones and heads, MiB; least recently used leave", low=1
     )
+    recent_features_mb: int = _setting(
+        64,
+        "Features of recent images kept in memory, MiB, some 11,000 images of 1,280 features: one "
+        "that comes again, to any model on the same backbone, is not computed again; 0 keeps none",
+        low=0,
+    )
     predict_timeout_s: float = _setting(
         30.0, "Longest time for a Predict call that brings no shorter deadline", low=0.001
     )

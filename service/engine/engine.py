@@ -28,6 +28,7 @@ from service.engine.fair_queue import (
 from service.engine.head import Head
 from service.engine.ledger import Ledger
 from service.engine.model_cache import Cache, MemoryBudget
+from service.engine.recent_features import RecentFeatures
 from service.engine.runtime import Runtime
 from service.engine.workers import Workers
 from service.errors import Exhausted, Expired, Reason, unloadable
@@ -64,6 +65,8 @@ class EngineLimits:
     max_bytes: int
     """Bytes of models in memory."""
     load_timeout_s: float
+    recent_bytes: int = 0
+    """Bytes of recent images' features in memory; 0 keeps none."""
     max_pinned_bytes: int | None = None
     """Bytes that one tenant may pin; None for all of `max_bytes`."""
 
@@ -95,7 +98,12 @@ class Engine:
         metrics.queue_limit.set(limits.max_queue)
         self.ledger = Ledger(metrics)
         self._memory = MemoryBudget(limits.max_bytes, metrics)
-        self._workers = Workers(limits.threads, limits.max_batch, limits.max_queue, metrics, clock)
+        self.recent: RecentFeatures | None = None
+        if limits.recent_bytes:
+            self.recent = RecentFeatures(limits.recent_bytes, metrics)
+        self._workers = Workers(
+            limits.threads, limits.max_batch, limits.max_queue, metrics, clock, self.recent
+        )
         self._pinned: set[ModelFiles] = set()
 
         def load_backbone(digest: str) -> Backbone:
@@ -115,7 +123,7 @@ class Engine:
                     "answers may differ a little from those that were measured",
                     extra={"backbone": digest, "made_for": session.made_for},
                 )
-            return Backbone(session)
+            return Backbone(session, digest)
 
         def load_head(digest: str) -> Head:
             return heads.load(read(digest, "head"))

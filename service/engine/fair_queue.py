@@ -80,6 +80,8 @@ class Backbone:
     """A session, and what inference costs on it."""
 
     session: Session
+    digest: str = ""
+    """The sha256 of its file."""
     infer_s: Estimate = field(init=False)
     """Seconds that one core computes for an image."""
     waiting: int = 0

@@ -14,6 +14,7 @@ the one image that was begun. Stops with `close`.
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from service.domain import Decision, ImageDecoding
 from service.engine.fair_queue import (
     Backbone,
     Classified,
+    Decode,
     Estimate,
     FairQueue,
     ImageBatch,
@@ -30,7 +32,8 @@ from service.engine.fair_queue import (
     Outcome,
 )
 from service.engine.head import Floats, Head
-from service.engine.preprocess import Encoded, Pixels
+from service.engine.preprocess import Encoded, Pixels, SentImage
+from service.engine.recent_features import Known, RecentFeatures
 from service.errors import Exhausted, GraftError, Reason
 from service.ops.metrics import Metrics
 
@@ -49,11 +52,13 @@ _RETRY_S = (0.1, 30.0)
 
 @dataclass(eq=False)
 class _Row:
-    """An image of the batch that a worker puts together."""
+    """An image that left the queue, for the batch that a worker puts together."""
 
     batch: ImageBatch
     place: int
-    queue_s: float
+    digest: bytes | None = None
+    """None where its features are not kept."""
+    queue_s: float = 0.0
     pixels: dict[ImageDecoding, Pixels] = field(default_factory=dict)
     decode_s: float = 0.0
     features: dict[int, Floats] = field(default_factory=dict)
@@ -66,9 +71,38 @@ class _Row:
     """A fault of ours."""
 
     @property
+    def image(self) -> Decode:
+        """Returns the image as it came."""
+        return self.batch.images[self.place]
+
+    @property
     def is_open(self) -> bool:
         """Whether it is still to be classified."""
         return not self.outcomes and self.failure is None
+
+    @property
+    def to_run(self) -> list[int]:
+        """Returns the runs that nothing has made yet."""
+        if not self.is_open:
+            return []
+        return [number for number in range(len(self.batch.runs)) if number not in self.features]
+
+    def to_run_s(self, now: float) -> float:
+        """Estimates the seconds of one core that these take."""
+        runs = self.batch.runs
+        return sum(runs[number].backbone.infer_s.at(now) for number in self.to_run)
+
+    @property
+    def to_decode_s(self) -> float:
+        """Estimates the seconds that its decoding takes, if it is large."""
+        image = self.image
+        # A header is read in microseconds.
+        return _PIXEL_S * image.pixels if self.to_run and isinstance(image, Encoded) else 0.0
+
+    def known(self, digest: bytes, number: int) -> Known:
+        """Names the features of one of its runs."""
+        backbone, decoding = self.batch.runs[number]
+        return Known(digest, decoding, backbone.digest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +124,9 @@ class Workers:
         max_queue: int,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
+        recent: RecentFeatures | None = None,
     ) -> None:
+        self._recent = recent
         self._count = count
         self._max_batch = max_batch
         self._max_queue = max_queue
@@ -179,7 +215,7 @@ class Workers:
         )
 
     def _work(self) -> None:
-        carried: Item | None = None
+        carried: _Row | None = None
         while (first := carried or self._first()) is not None:
             rows, carried = self._decode(first)
             self._infer(rows)
@@ -187,11 +223,11 @@ class Workers:
             if not finished:
                 continue
             try:
-                first[0].answer.get_loop().call_soon_threadsafe(deliver, finished)
+                first.batch.answer.get_loop().call_soon_threadsafe(deliver, finished)
             except RuntimeError:  # the loop is closed: nobody is left to answer
                 return
 
-    def _first(self) -> Item | None:
+    def _first(self) -> _Row | None:
         """Waits for an image; None once the workers are closed and none waits."""
         with self._changed:
             self._free += 1
@@ -202,72 +238,85 @@ class Workers:
                     self._changed.wait()
             finally:
                 self._free -= 1
-            return item
+        return self._row(item)
 
-    def _decode(self, first: Item) -> tuple[list[_Row], Item | None]:
+    def _row(self, item: Item) -> _Row:
+        """Makes the row of an image that left the queue, with the features that are known of it."""
+        row = _Row(*item)
+        image = row.image
+        if self._recent is None or not isinstance(image, SentImage):
+            return row
+        begun = self._clock()
+        with _failing(row):
+            row.digest = digest = image.digest
+            for number in range(len(row.batch.runs)):
+                found = self._recent.get(row.batch.tenant, row.known(digest, number))
+                if found is not None:
+                    row.features[number] = found
+        row.decode_s = self._clock() - begun
+        return row
+
+    def _decode(self, first: _Row) -> tuple[list[_Row], _Row | None]:
         """Decodes a batch that begins with this image, taking others of its backbone.
 
-        Returns its rows, and an image that was taken and would hold these up: the first of the
-        next batch.
+        Returns its rows, and one that was taken and would hold these up: the first of the next
+        batch.
         """
-        backbone = first[0].backbone
+        backbone = first.batch.backbone
         # A fair part of what waits: the others will soon be free for theirs.
         share = 1 + backbone.waiting // self._count
         most = min(share, self._max_batch, backbone.session.max_batch)
         begun = self._clock()
         rows: list[_Row] = []
         taken = 0
-        item: Item | None = first
-        while item is not None:
+        row: _Row | None = first
+        while row is not None:
             taken += 1
-            row = self._decode_one(item)
-            item = None
+            item: Item | None = None
+            # It may have been withdrawn since this image left the queue.
+            is_wanted = not row.batch.is_withdrawn
+            if is_wanted:
+                self._decode_one(row)
             with self._changed:
                 now = self._clock()
-                if row is not None:
+                if is_wanted:
                     rows.append(row)
                     self._account(row, now)
-                runs_s = sum(each.batch.runs_s(now) for each in rows if each.is_open)
+                runs_s = sum(each.to_run_s(now) for each in rows)
                 spent_s = now - begun + runs_s + backbone.infer_s.at(now)
                 # What waits for a worker that is free already is left to it.
                 if taken < most and spent_s < _BATCH_S and self._queue.waiting > self._free:
                     item = self._queue.pop(now, backbone)
-            # A header is read in microseconds.
-            if item and rows and spent_s + _PIXEL_S * _size(item) > _BATCH_S:
+            row = None if item is None else self._row(item)
+            if row is not None and rows and spent_s + row.to_decode_s > _BATCH_S:
                 break
-        return rows, item
+        return rows, row
 
-    def _decode_one(self, item: Item) -> _Row | None:
-        batch, place = item
-        # It may have been withdrawn since this image left the queue.
-        if batch.is_withdrawn:
-            return None
-        begun = self._clock()
-        row = _Row(batch, place, begun - batch.arrived)
-        try:
-            for _, decoding in batch.runs:
+    def _decode_one(self, row: _Row) -> None:
+        batch, image, begun = row.batch, row.image, self._clock()
+        row.queue_s = begun - row.decode_s - batch.arrived
+        with _failing(row):
+            for number in row.to_run:
+                decoding = batch.runs[number].decoding
                 if decoding not in row.pixels:
-                    row.pixels[decoding] = batch.images[place](decoding)
-        except GraftError as error:
-            row.outcomes = [error] * len(batch.asked)
-        except Exception as error:
-            row.failure = error
-        row.decode_s = self._clock() - begun
-        return row
+                    row.pixels[decoding] = image(decoding)
+        if isinstance(image, SentImage):
+            image.drop()
+        row.decode_s += self._clock() - begun
 
     def _account(self, row: _Row, now: float) -> None:
         batch = row.batch
-        self._decoding(batch.tenant).add(row.decode_s / max(1, len(row.pixels)), now)
-        spent_s = row.decode_s + batch.runs_s(now)
-        self._queue.charge(batch.tenant, spent_s - batch.image_s)
+        # One whose features were known says nothing of the next.
+        if row.pixels or row.outcomes:
+            self._decoding(batch.tenant).add(row.decode_s / max(1, len(row.pixels)), now)
+        self._queue.charge(batch.tenant, row.decode_s + row.to_run_s(now) - batch.image_s)
 
     def _infer(self, rows: list[_Row]) -> None:
         """Classifies the rows that are no errors."""
         wanted: dict[Backbone, list[tuple[_Row, int]]] = {}
         for row in rows:
-            if row.is_open:
-                for number, run in enumerate(row.batch.runs):
-                    wanted.setdefault(run.backbone, []).append((row, number))
+            for number in row.to_run:
+                wanted.setdefault(row.batch.runs[number].backbone, []).append((row, number))
         for backbone, all_of_it in wanted.items():
             most = min(self._max_batch, backbone.session.max_batch)
             for start in range(0, len(all_of_it), most):
@@ -298,8 +347,11 @@ class Workers:
         now = self._clock()
         for (row, number), own in zip(wanted, features, strict=True):
             # A copy, so that an answer that is kept keeps no batch.
-            row.features[number] = own.copy()
+            row.features[number] = copied = own.copy()
+            copied.flags.writeable = False
             row.infer_s[number] = now - begun
+            if self._recent is not None and row.digest is not None:
+                self._recent.put(row.batch.tenant, row.known(row.digest, number), copied)
         self._metrics.batch_size.observe(len(wanted))
         with self._changed:
             backbone.infer_s.add((now - begun) * cores / len(wanted), now)
@@ -337,7 +389,8 @@ class Workers:
                     continue
                 batch.outcomes[row.place] = row.outcomes
                 if isinstance(row.outcomes[0], Classified):
-                    batch.decode_s.append(row.decode_s)
+                    if row.pixels:
+                        batch.decode_s.append(row.decode_s)
                     batch.queue_s.append(row.queue_s)
                     for number, infer_s in row.infer_s.items():
                         batch.infer_s[number].append(infer_s)
@@ -402,10 +455,15 @@ def deliver(finished: Sequence[_Finished]) -> None:
             answer.set_result(each.value)
 
 
-def _size(item: Item) -> int:
-    batch, place = item
-    image = batch.images[place]
-    return image.pixels if isinstance(image, Encoded) else 0
+@contextmanager
+def _failing(row: _Row) -> Iterator[None]:
+    """Makes what is raised inside the error of an image, or a fault of ours."""
+    try:
+        yield
+    except GraftError as error:
+        row.outcomes = [error] * len(row.batch.asked)
+    except Exception as error:
+        row.failure = error
 
 
 def _refusal(message: str, expected_s: float) -> Exhausted:

@@ -98,6 +98,17 @@ class Metrics:
         self.batch_size = Histogram(
             "graft_batch_size", "Images run at once.", registry=registry, buckets=_BATCH
         )
+        self.recent_features = counter(
+            "recent_features",
+            "Lookups of an image's features among those of recent images: hit or miss.",
+            "outcome",
+        )
+        self.recent_features_bytes = gauge(
+            "recent_features_bytes", "Bytes of recent images' features in memory, estimated."
+        )
+        self.recent_features_limit = gauge(
+            "recent_features_bytes_limit", "Limit on those bytes; 0 keeps none."
+        )
         self.queue_depth = gauge("queue_depth", "Images waiting for inference.")
         self.queue_limit = gauge("queue_limit", "Limit on images waiting; more are refused.")
         self.data_free_bytes = gauge("data_free_bytes", "Free bytes on the data folder's disk.")

@@ -12,10 +12,9 @@ from graft.v1 import prediction_pb2_grpc
 from grpc import aio
 
 from service.auth import principal
-from service.domain import Decision, ImageDecoding, ModelFiles, ModelKey
+from service.domain import Decision, ModelFiles, ModelKey
 from service.engine import preprocess
 from service.engine.engine import AskedModel, Decode, Engine
-from service.engine.preprocess import Pixels
 from service.errors import InvalidInput, NotFound, Reason
 from service.rpc import bounded_pipeline, status
 from service.rpc.codec import decisions, predictions
@@ -146,7 +145,7 @@ def _decision(spec: pb.ModelSpec, at: int) -> Decision | None:
 
 
 def _decode(image: pb.Image, index: int) -> Decode:
-    """Returns the function that decodes an image; its bytes are copied in the worker's thread."""
+    """Returns what decodes an image; its bytes are copied in the worker's thread."""
     kind = image.WhichOneof("content")
     if kind == "encoded":
         return preprocess.Encoded(lambda: image.encoded)
@@ -156,13 +155,10 @@ def _decode(image: pb.Image, index: int) -> Decode:
                 f"images[{index}].tensor.data_type",
                 f"images[{index}].tensor.data_type must be DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32",
             )
-        return partial(_from_tensor, image.tensor)
+        tensor = image.tensor
+        is_float = tensor.data_type == pb.DATA_TYPE_FLOAT32
+        return preprocess.Tensor(lambda: tensor.data, tensor.shape, is_float=is_float)
     raise _bad(f"images[{index}]", f"images[{index}] holds neither `encoded` nor `tensor`")
-
-
-def _from_tensor(tensor: pb.Tensor, decoding: ImageDecoding) -> Pixels:
-    is_float = tensor.data_type == pb.DATA_TYPE_FLOAT32
-    return preprocess.from_tensor(tensor.data, list(tensor.shape), decoding, is_float=is_float)
 
 
 def _bad(field: str, message: str) -> InvalidInput:

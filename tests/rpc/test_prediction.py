@@ -1,6 +1,7 @@
 """Predict and PredictStream: answers, and what bad input is answered with."""
 
 import asyncio
+import hashlib
 import struct
 import threading
 import zlib
@@ -11,7 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from graft.v1 import model_pb2
+from graft.v1 import dataset_pb2, model_pb2
 from graft.v1 import prediction_pb2 as pb
 
 from service.contract import Finished
@@ -21,6 +22,7 @@ from tests.rpc.conftest import (
     GUARD_S,
     MakeService,
     Service,
+    colours,
     image,
     of_status,
     refusal,
@@ -423,3 +425,45 @@ async def test_the_scores_of_all_models_together_are_bounded(
     request.top_k = 3
     refused = await refusal(service.prediction.Predict(request))
     assert (refused.reason, refused.field) == ("INVALID_FIELD", "top_k")
+
+
+# Features of recent images
+
+
+async def test_a_repeated_image_is_computed_once_until_it_is_erased(
+    make_service: MakeService,
+) -> None:
+    service: Service = await make_service(recent_features_mb=1)
+    await service.make_model()
+    sent = colours().images[0].content
+    (session,) = service.runtime.sessions.values()
+    first = await service.prediction.Predict(encoded(sent))
+    assert await service.prediction.Predict(encoded(sent)) == first
+    assert session.batches == [1]
+    assert 'graft_recent_features_total{outcome="hit"} 1.0' in await scrape(service)
+    await service.datasets.EraseImage(
+        dataset_pb2.EraseImageRequest(image_digest=hashlib.sha256(sent).hexdigest())
+    )
+    assert "graft_recent_features_bytes 0.0" in await scrape(service)
+    assert await service.prediction.Predict(encoded(sent)) == first
+    assert session.batches == [1, 1]
+
+
+async def test_a_new_version_that_is_replayed_on_images_costs_a_head_alone(
+    make_service: MakeService,
+) -> None:
+    service: Service = await make_service(recent_features_mb=1)
+    await service.make_model()
+    images = [image("red"), image("blue"), b"no image"]
+    await service.prediction.Predict(encoded(*images))
+    (session,) = service.runtime.sessions.values()
+    before = list(session.batches)
+    await service.make_model()
+    answer = await service.prediction.Predict(encoded(*images))
+    assert answer.answers[0].version == 2
+    assert [result.WhichOneof("outcome") for result in answer.answers[0].results] == [
+        "classification",
+        "classification",
+        "error",
+    ]
+    assert session.batches == before
