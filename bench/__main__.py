@@ -25,7 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
     seconds, rounds, models = ("2", "1", "50") if arguments.quick else ("8", "3", "1000")
     every = ("--seconds", seconds, "--rounds", rounds)
-    settings = ("--settings", "provider=cpu precision=exact", "", "precision=int8")
+    settings = ("--settings", "provider=cpu precision=fp32", "", "precision=int8")
     failed = []
     with given_or_written(arguments.folder) as folder, arguments.out.open("w") as out:
         for title, module, flags in (

@@ -11,7 +11,6 @@ minutes. Whole jobs of the trainer run, in this process, with one feature cache.
 """
 
 import argparse
-import platform
 import statistics
 import tempfile
 import time
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import get_args
 
 import msgspec
-import psutil
 
 from service.contract import (
     NETWORK_TECHNIQUES,
@@ -29,6 +27,7 @@ from service.contract import (
     JobSpec,
     Technique,
 )
+from service.ops.cpus import describe
 from trainer.reporting.report import Report
 from trainer.train import run
 
@@ -46,7 +45,7 @@ def job(
             method=method,
             weights_dir=str(cache.parent / "weights"),
             seed=seed,
-            precision="fast",
+            precision="auto",
             target=ImageSource(folder=str(target.resolve())),
             feature_cache=str(cache),
         )
@@ -68,7 +67,7 @@ def main() -> None:
     techniques: list[Technique] = [
         t for t in get_args(Technique) if arguments.network or t not in NETWORK_TECHNIQUES
     ]
-    print(f"{platform.machine()}, {psutil.cpu_count()} cores, {arguments.seeds} seeds")
+    print(f"{describe()}, {arguments.seeds} seeds")
     means: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "features.sqlite"

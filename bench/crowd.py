@@ -9,7 +9,6 @@ at a point of its preparation for as long as the service lives.
 
 import argparse
 import contextlib
-import platform
 import resource
 import socket
 import statistics
@@ -18,13 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import psutil
 from graft import Client
 from graft.v1 import fine_tuning_pb2, fine_tuning_pb2_grpc
 
 from bench.photographs import given_or_written
 from bench.running import Running, anonymous_mib, measured, service
 from bench.serve.models import fine_tune
+from service.ops.cpus import describe
 
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """How an HTTP/2 connection begins (RFC 9113, 3.4), with settings that say nothing."""
@@ -66,7 +65,7 @@ def main() -> None:
             left = anonymous_mib(running.pid)
     errors = sum(one["errors"] for one in (*alone, *beside))
     print(
-        f"{platform.machine()}, {psutil.cpu_count()} cores, {arguments.backbone}, "
+        f"{describe()}, {arguments.backbone}, "
         f"{capacity / 2:.0f} calls/s, n = {arguments.rounds} of {arguments.seconds:g} s: "
         f"{arguments.connections} idle connections and {arguments.watchers} watchers took "
         f"{statistics.median(grown):.1f} MiB ({min(grown):.1f} to {max(grown):.1f}), "

@@ -26,6 +26,7 @@ from graft.v1 import prediction_pb2, prediction_pb2_grpc
 from bench.photographs import given_or_written
 from bench.running import Running, service
 from bench.serve.models import NAME, fine_tune
+from service.ops.cpus import describe
 
 LOAD_S = 2.0
 
@@ -56,7 +57,7 @@ def main() -> None:
             total += outcomes
             print(f"{seconds:.2f} s, {dict(outcomes)}")
     print(
-        f"{psutil.cpu_count()} cores, {arguments.callers} callers, n = {arguments.times}: from "
+        f"{describe()}, {arguments.callers} callers, n = {arguments.times}: from "
         f"SIGTERM to exit {statistics.median(took_s):.2f} s (from {min(took_s):.2f} to "
         f"{max(took_s):.2f}); calls under way and refused: {dict(total)}"
     )
@@ -69,7 +70,7 @@ def drained(running: Running, image: bytes, callers: int) -> tuple[float, Counte
     outcomes: Counter[str] = Counter()
     guard = threading.Lock()
     request = prediction_pb2.PredictRequest(
-        model=NAME, images=[prediction_pb2.Image(encoded=image)]
+        models=[prediction_pb2.ModelSpec(model=NAME)], images=[prediction_pb2.Image(encoded=image)]
     )
 
     def call() -> None:

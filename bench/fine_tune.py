@@ -17,7 +17,6 @@ each (`--flags provider=cpu`). Prints every epoch of jobs that train.
 """
 
 import argparse
-import platform
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from graft import Client, EpochMetrics, FeatureBased, ModelBased, Note, Version
 
 from bench.published import read
 from bench.running import MEASURE_TIMEOUT_S, pss_mib, service
+from service.ops.cpus import describe
 
 CALM_S = 1.0
 WARM_TIMEOUT_S = 60.0
@@ -164,7 +164,7 @@ def main() -> None:
     )
     taken: dict[str, list[float]] = defaultdict(list)
     versions: dict[str, Version] = {}
-    print(f"{platform.machine()}, {psutil.cpu_count()} cores")
+    print(f"{describe()}")
     for number in range(arguments.runs):
         with tempfile.TemporaryDirectory() as folder:
             _run(arguments, number, Path(folder), image, taken, versions)

@@ -19,7 +19,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
-import psutil
 from graft import Client
 
 from bench.fine_tune import job, wait_until_warm
@@ -40,6 +38,7 @@ from bench.published import publish, read
 from bench.running import measured, pss_mib, service
 from service.domain import Manifest
 from service.engine.head import Head
+from service.ops.cpus import describe
 
 ROOT = Path(__file__).parents[1]
 STEP_TIMEOUT_S = 1800.0
@@ -203,7 +202,7 @@ def main() -> None:
     if arguments.step:
         print(json.dumps(STEPS[arguments.step](arguments)))
         return
-    print(f"{platform.machine()}, {psutil.cpu_count()} cores, {arguments.backbone}", flush=True)
+    print(f"{describe()}, {arguments.backbone}", flush=True)
     if "serve" in arguments.only:
         rates = serve(arguments)
         for name, values in rates.items():

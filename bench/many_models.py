@@ -10,18 +10,17 @@ ones.
 """
 
 import argparse
-import platform
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-import psutil
 from graft import Client
 
 from bench.photographs import given_or_written
 from bench.published import publish_copies
 from bench.running import Running, measured, pss_mib, service
+from service.ops.cpus import describe
 
 ROUNDS = 3
 
@@ -81,7 +80,7 @@ def main() -> None:
     ratios = [many / single for many, single in zip(spread, alone, strict=True)]
     p99 = statistics.quantiles(cold, n=100)[98]
     print(
-        f"{platform.machine()}, {psutil.cpu_count()} cores, {arguments.backbone}, "
+        f"{describe()}, {arguments.backbone}, "
         f"{arguments.models} models, {arguments.callers} callers"
     )
     print(

@@ -15,7 +15,6 @@ BatchNorm stay as they are, as those of a pretrained network would.
 import argparse
 import copy
 import math
-import os
 import platform
 import statistics
 import tempfile
@@ -32,6 +31,7 @@ from torchvision import datasets, models, transforms
 from service import backbones as registry
 from service.contract import EpochEnded, ImageSource, JobSpec, ModelBased, Record
 from service.engine.head import Head
+from service.ops.cpus import available_cores
 from trainer import backbones, compute, data
 from trainer.backbones import Backbone
 from trainer.data import Data
@@ -107,7 +107,7 @@ def plain(folder: Path, classes: int, name: str, epochs: int) -> float:
         datasets.ImageFolder(root, transform),
         batch_size=4,
         shuffle=True,
-        num_workers=len(os.sched_getaffinity(0)),
+        num_workers=available_cores(),
         persistent_workers=True,
     )
     network = models.get_model(name, weights=None, num_classes=classes).train()
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2, help="the fastest counts")
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(arguments.threads or available_cores())
     found = data.load(arguments.folder.resolve(), arguments.threads)
     first = backbones.load(arguments.backbone, arguments.weights, 0, Path(tempfile.gettempdir()))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()

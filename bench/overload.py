@@ -8,7 +8,6 @@ loop again.
 """
 
 import argparse
-import platform
 import statistics
 import tempfile
 import threading
@@ -17,13 +16,13 @@ import urllib.request
 from pathlib import Path
 
 import grpc
-import psutil
 from graft import Client
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bench.photographs import given_or_written
 from bench.running import Running, measured, pss_mib, service
 from bench.serve.models import fine_tune
+from service.ops.cpus import describe
 
 CALLERS = 32
 
@@ -98,7 +97,7 @@ def main() -> None:
         after_mib = pss_mib(running.pid)
         after = closed(10)
     print(
-        f"{platform.machine()}, {psutil.cpu_count()} cores, {arguments.backbone}, "
+        f"{describe()}, {arguments.backbone}, "
         f"{arguments.seconds:g} s at {arguments.factor:g} x capacity, deadlines of "
         f"{arguments.timeout:g} s, flags {arguments.flags}"
     )

@@ -32,9 +32,11 @@ def service(data_dir: Path, *flags: str, module: str = "service") -> Iterator[Ru
     """Runs `python -m service` on free ports; its log goes to `data_dir`/service.log.
 
     Settings in this process's environment do not reach it: what is measured is
-    what the flags say, else the defaults.
+    what the flags say, else the defaults; but features of recent images are kept only
+    where a flag asks for it, since benches send the same images again and again.
     """
     command = [sys.executable, "-m", module, "--port=0", "--metrics-port=0"]
+    command.append("--recent-features-mb=0")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
     data_dir.mkdir(parents=True, exist_ok=True)
     log_file = data_dir / "service.log"

@@ -8,7 +8,6 @@ the service alone, after 5 s of idleness.
 """
 
 import argparse
-import platform
 import socket
 import statistics
 import subprocess
@@ -20,6 +19,8 @@ from pathlib import Path
 import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service.ops.cpus import describe
 
 IDLE_S = 5.0
 TIMEOUT_S = 60.0
@@ -83,9 +84,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.data_dir or Path(temporary)
         runs = [measure(folder) for _ in range(arguments.runs)]
-    print(
-        f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores, n = {len(runs)}"
-    )
+    print(f"{describe()}, n = {len(runs)}")
     for key in runs[0]:
         values = [run[key] for run in runs]
         middle = statistics.median(values)

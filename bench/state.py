@@ -12,7 +12,6 @@ them, and milliseconds of CPU do not.
 
 import argparse
 import os
-import platform
 import statistics
 import tempfile
 import threading
@@ -24,7 +23,6 @@ from itertools import cycle
 from pathlib import Path
 
 import grpc
-import psutil
 from graft.v1 import fine_tuning_pb2, fine_tuning_pb2_grpc, model_pb2, model_pb2_grpc
 
 from bench import published, start
@@ -37,6 +35,7 @@ from service.jobs.records import Payload
 from service.jobs.replicas import Replicas
 from service.jobs.request import JobRequest
 from service.jobs.store import JobRecord, JobStore
+from service.ops.cpus import describe
 from service.storage.database import Database
 
 TENANTS = 20
@@ -273,7 +272,7 @@ def main() -> None:
                 table[f"claims, {threads} threads: CPU ms each"].append(cpu_ms)
         size_mib = sum(file.stat().st_size for file in full.glob("graft.sqlite3*")) / 2**20
     print(
-        f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores, load {load:.1f}"
+        f"{describe()}, load {load:.1f}"
         f" before and {os.getloadavg()[0]:.1f} after; {arguments.jobs} ended jobs with "
         f"{arguments.events} events each, {arguments.versions} versions, database {size_mib:.0f} "
         f"MiB; claims from {arguments.queued} queued jobs of {TENANTS} tenants"

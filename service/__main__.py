@@ -1,5 +1,7 @@
 """Runs `graft-server` and `python -m service`: configuration, logging, signals, exit codes.
 
+`graft-server doctor`, with the same settings, says what the server would compute with.
+
 The first SIGTERM or SIGINT drains: new calls are refused, accepted ones end, trainers
 stop and their jobs are queued again. The second one exits at once.
 """
@@ -13,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from service import config as configuration
-from service import scratch
+from service import doctor, scratch
 from service.app import App
 from service.config import BadConfig, Config
 from service.errors import GraftError
@@ -24,19 +26,26 @@ from service.ops.logs import set_up_logging
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_BAD_CONFIG = 2
+_DOCTOR = "doctor"
 
 log = logging.getLogger("service")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the service; returns the exit code."""
+    """Runs the service, or its doctor; returns the exit code."""
     try:
         given = sys.argv[1:] if arguments is None else arguments
+        if is_doctor := given[:1] == [_DOCTOR]:
+            given = given[1:]
         config = configuration.load(given, os.environ)
         _arm(config.failpoints)
     except BadConfig as error:
         print(f"graft-server: {error}", file=sys.stderr)
         return EXIT_BAD_CONFIG
+    if is_doctor:
+        lines, is_well = doctor.report(config)
+        print("\n".join(lines))
+        return EXIT_OK if is_well else EXIT_FAILED
     # The stored data is customers': no other user of the machine may read it.
     os.umask(0o077)
     set_up_logging(config.log_format, config.log_level)

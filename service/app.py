@@ -6,12 +6,12 @@ checks answer SERVING, and left when everything is drained and closed.
 
 import asyncio
 import logging
-import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -24,14 +24,17 @@ from graft.v1 import (
     model_pb2_grpc,
     prediction_pb2_grpc,
 )
+from threadpoolctl import threadpool_limits
 
 from service.auth.access_control import AccessControl
 from service.config import Config
 from service.domain import ModelKey
 from service.engine.engine import Engine, EngineLimits
 from service.engine.exporter import Exporter
+from service.engine.provider_table import ProviderTable, machine_key
 from service.engine.providers import choose_provider
-from service.engine.runtime import OnnxRuntime, Runtime
+from service.engine.runtime import OnnxRuntime, Read, Runtime
+from service.engine.timing import Measurer
 from service.errors import Damaged, GraftError, Reason
 from service.jobs.default_export import DefaultExport
 from service.jobs.launchers import Launcher, ProcessLauncher, WarmLauncher
@@ -41,6 +44,7 @@ from service.jobs.store import JobStore
 from service.jobs.supervisor import Settings, Supervisor
 from service.jobs.watcher import JobWatcher
 from service.jobs.weights import WeightsCheck
+from service.ops.cpus import describe
 from service.ops.malloc_trim import MallocTrimmer
 from service.ops.metrics import Metrics
 from service.ops.metrics_server import MetricsServer
@@ -139,7 +143,6 @@ class App:
         asyncio.get_running_loop().set_default_executor(
             ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
         )
-        threads = config.threads or len(os.sched_getaffinity(0))
         metrics = Metrics(
             {
                 "version": metadata.version("graft-server"),
@@ -151,6 +154,8 @@ class App:
                 ),
             }
         )
+
+        threads = _count_threads(config, stack, metrics)
 
         stack.callback(MallocTrimmer().close)
 
@@ -177,13 +182,16 @@ class App:
         _watch_stores(config.data_dir, metrics, jobs, models)
 
         # Inference.
-        runtime = self._runtime or _choose_runtime(config, threads, metrics)
+        runtime = self._runtime or _choose_runtime(
+            config, threads, metrics, self._environment, stack
+        )
         limits = EngineLimits(
             threads=threads,
             max_batch=config.max_batch,
             max_queue=config.max_queue,
             max_bytes=config.model_memory_mb * MIB,
             load_timeout_s=config.load_timeout_s,
+            recent_bytes=config.recent_features_mb * MIB,
             max_pinned_bytes=config.model_memory_mb * MIB // 2 if access.needs_tokens else None,
         )
         engine = Engine(runtime, stores.blobs.read, limits, metrics)
@@ -205,7 +213,7 @@ class App:
             cpu_jobs=config.cpu_jobs,
             gpu_jobs=config.gpu_jobs,
             ranking_jobs=config.ranking_jobs,
-            has_gpu=runtime.provider in ("cuda", "tensorrt"),
+            has_gpu=runtime.is_gpu,
             max_job_s=config.max_job_s,
             heartbeat_timeout_s=config.heartbeat_timeout_s,
             min_free_bytes=config.min_free_mb * MIB,
@@ -214,6 +222,7 @@ class App:
             trainer_threads=config.trainer_threads,
             provider=config.provider,
             precision=config.precision,
+            provider_table=config.provider_table,
         )
         export = DefaultExport(models, self._launcher, settings)
         self._supervisor = supervisor = Supervisor(
@@ -398,11 +407,43 @@ def _called_on(
     return wait
 
 
-def _choose_runtime(config: Config, threads: int, metrics: Metrics) -> Runtime:
+def _count_threads(config: Config, stack: AsyncExitStack, metrics: Metrics) -> int:
+    cpus = describe()
+    for kind, count in cpus.cores.items():
+        metrics.cpu_cores.labels(kind).set(count)
+    threads = config.threads or cpus.available_cores
+    log.info("processor", extra={**asdict(cpus), "threads": threads})
+    # Each worker applies heads on its own core: NumPy's threads would spin for each other there,
+    # which costs more than ten times what a head of a thousand classes does.
+    stack.enter_context(threadpool_limits(1, "blas"))
+    return threads
+
+
+def _choose_runtime(
+    config: Config,
+    threads: int,
+    metrics: Metrics,
+    environment: Mapping[str, str],
+    stack: AsyncExitStack,
+) -> Runtime:
     provider = choose_provider(config.provider)
     metrics.provider_info.labels(provider.name, config.precision, provider.why).set(1)
     log.info(
         "provider chosen",
         extra={"provider": provider.name, "precision": config.precision, "why": provider.why},
     )
-    return OnnxRuntime(provider, threads, config.precision, max_batch=config.max_batch)
+    if not provider.others:
+        return OnnxRuntime(provider, threads, max_batch=config.max_batch)
+    table = ProviderTable(config.provider_table, machine_key())
+
+    def ask(digest: str, read: Read) -> None:
+        measurer.measure(digest, read)
+
+    runtime = OnnxRuntime(
+        provider, threads, max_batch=config.max_batch, measured=table.get, on_unmeasured=ask
+    )
+    measurer = Measurer(
+        provider, threads, config.max_batch, table, metrics, environment, runtime.adopt
+    )
+    stack.callback(measurer.close)
+    return runtime

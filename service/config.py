@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from service.backbones import BACKBONES, DEFAULT_BACKBONE, TIMM, find
-from service.contract import Precision, ProviderSetting
+from service.contract import PrecisionSetting, ProviderSetting
 
 _CLIENT_VARIABLES = {"GRAFT_SERVER", "GRAFT_TOKEN"}
 
@@ -81,15 +81,21 @@ class Config:
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least log level")
 
     provider: ProviderSetting = _setting(
-        "auto", "What computes; auto takes CUDA where it works, then OpenVINO where installed"
+        "auto",
+        "What computes; auto takes CUDA where it works, else for each backbone what is measured to "
+        "be the quickest of ONNX Runtime's CPU provider and OpenVINO, where that is installed",
     )
-    precision: Precision = _setting(
-        "fast",
-        "exact is fp32; fast is bf16 on CPUs with AMX and fp16 on GPUs; int8 quantises new "
-        "versions whose accuracy it does not harm",
+    precision: PrecisionSetting = _setting(
+        "auto",
+        "What new versions are computed in, wherever they serve; auto is fp16 on GPUs, bf16 on "
+        "CPUs with AMX where it is measured to pay, else fp32; int8 quantises versions whose "
+        "accuracy it does not harm",
     )
     threads: int = _setting(
-        0, "Threads that decode and infer; 0 means one a core", low=0, high=1024
+        0,
+        "Threads that decode and infer; 0 means one for each core that the process may use",
+        low=0,
+        high=1024,
     )
     max_batch: int = _setting(
         32,
@@ -100,9 +106,17 @@ class Config:
     max_queue: int = _setting(
         1024, "Most images waiting for inference; more are refused", low=1, high=1_000_000
     )
-    max_images: int = _setting(256, "Most images in one Predict call", low=1, high=4096)
+    max_images: int = _setting(
+        256, "Most images in one Predict call, times the models that it asks", low=1, high=4096
+    )
     model_memory_mb: int = _setting(
         2048, "Limit on loaded backbones and heads, MiB; least recently used leave", low=1
+    )
+    recent_features_mb: int = _setting(
+        64,
+        "Features of recent images kept in memory, MiB, some 11,000 images of 1,280 features: one "
+        "that comes again, to any model on the same backbone, is not computed again; 0 keeps none",
+        low=0,
     )
     predict_timeout_s: float = _setting(
         30.0, "Longest time for a Predict call that brings no shorter deadline", low=0.001
@@ -135,7 +149,12 @@ class Config:
     cpu_jobs: int = _setting(1, "Jobs that train on the CPU at once", low=0, high=64)
     gpu_jobs: int = _setting(1, "Jobs that train on a GPU at once", low=0, high=64)
     ranking_jobs: int = _setting(1, "Rankings of backbones at once", low=0, high=64)
-    trainer_threads: int = _setting(0, "Threads of a trainer; 0 means one a core", low=0, high=1024)
+    trainer_threads: int = _setting(
+        0,
+        "Threads of a trainer; 0 means one for each core that the process may use",
+        low=0,
+        high=1024,
+    )
     trainer_niceness: int = _setting(
         10,
         "How far trainers stand back for other processes when cores are short, 0 to 19; beside "
@@ -215,6 +234,11 @@ class Config:
         return self.weights_dir or self.data_dir / "weights"
 
     @property
+    def provider_table(self) -> Path:
+        """The file of what was measured of backbones on this machine."""
+        return self.data_dir / "providers.json"
+
+    @property
     def feature_cache(self) -> Path | None:
         """The file of features that are kept between jobs; None if none are kept."""
         return self.data_dir / "features.sqlite" if self.feature_cache_mb else None
@@ -240,7 +264,8 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
         prog="graft-server",
         description="Serves image classifiers and fine-tunes new ones on request.",
         epilog="Each flag is also an environment variable, GRAFT_ and its name in capitals; the "
-        "flag wins.",
+        "flag wins. `graft-server doctor`, with the same settings, says what they come to on this "
+        "machine: processor, providers, and what was measured of backbones.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
         allow_abbrev=False,
     )

@@ -38,6 +38,7 @@ from service.domain import (
     Manifest,
     Parity,
     Precision,
+    PrecisionSetting,
     ProviderSetting,
     ReadSummary,
 )
@@ -54,6 +55,7 @@ __all__ = [  # what it passes on; its own names follow
     "Manifest",
     "Parity",
     "Precision",
+    "PrecisionSetting",
     "ProviderSetting",
     "ReadSummary",
     "Reason",
@@ -189,11 +191,16 @@ class Incumbent(msgspec.Struct, frozen=True, kw_only=True):
     """Of its answers to images that it did not learn from."""
 
 
+def form_name(weights: str, precision: Precision) -> str:
+    """Names a backbone's file: its weights, and what it is computed in unless that is fp32."""
+    return weights if precision == "fp32" else f"{weights}:{precision}"
+
+
 class ExportedBackbone(msgspec.Struct, frozen=True):
     """A pretrained backbone in ONNX, exported by an earlier job or registered; never changes."""
 
     weights: str
-    """As in `Manifest.weights`, with ":int8" after it for the quantised form."""
+    """As in `Manifest.weights`, named as `form_name` does."""
     digest: str
     licence: str = ""
     """Of a registered one, as whoever registered it names it."""
@@ -284,11 +291,13 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What the request allows; None where it names no time, and `auto` trains no network long."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
-    """Of torch and ONNX Runtime; 0 means as many as there are cores."""
+    """Of torch and ONNX Runtime; 0 means one for each core that the process may use."""
     provider: ProviderSetting = "auto"
-    """What computes features and checks: the one that serves."""
-    precision: Precision = "exact"
-    """Of the same: the one that serves."""
+    """What computes features and checks: as in the serving process."""
+    precision: PrecisionSetting = "fp32"
+    """What the version is to be computed in, wherever it serves."""
+    provider_table: str = ""
+    """The file that says which provider was measured to be quickest for which backbone."""
     case_sensitive_labels: bool = False
     """Class names that differ in upper and lower case alone are two."""
     augmentation: Augmentation | None = None
@@ -349,7 +358,9 @@ class RankSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seed: int = 0
     threads: int = 0
     provider: ProviderSetting = "auto"
-    precision: Precision = "exact"
+    precision: PrecisionSetting = "fp32"
+    provider_table: str = ""
+    """As in `JobSpec`."""
     feature_cache: str = ""
     feature_cache_bytes: int = 2**30
     feature_cache_owner: str = ""
@@ -358,15 +369,12 @@ class RankSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class ExportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which pretrained backbone to export, that no job wait for it. Nothing is downloaded."""
+    """Which backbone to export into `out_dir`, which exists; nothing is downloaded."""
 
     backbone: str
     out_dir: str
-    """Exists; BACKBONE_FILE and REFERENCE_FILE go here."""
     weights_dir: str
     threads: int = 0
-    heartbeat_s: float = HEARTBEAT_S
-    """As in `JobSpec`."""
 
 
 Spec = JobSpec | RankSpec | ExportSpec
@@ -460,16 +468,9 @@ class Exported(msgspec.Struct, frozen=True, tag="exported"):
 
 
 Record = (
-    Progressed
-    | DataFound
-    | EpochEnded
-    | Note
-    | Heartbeat
-    | Failed
-    | Finished
-    | BackbonesRanked
+    Progressed | DataFound | EpochEnded | Note | Heartbeat | Failed | Finished | BackbonesRanked
     | Exported
-)
+)  # fmt: skip
 
 _decoder = msgspec.json.Decoder(Record)
 _manifest_decoder = msgspec.json.Decoder(Manifest)

@@ -17,9 +17,11 @@ LATEST = "latest"
 
 ProviderSetting = Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]
 """What is to compute features."""
-Precision = Literal["exact", "fast", "int8"]
-"""`exact` is fp32; `fast` bf16 or fp16 where the machine has them in its kernels, else fp32;
-`int8` what a quantised file says, and `fast` for a file that is not quantised."""
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+"""What a backbone's file is computed in, wherever it serves."""
+PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+"""What new versions are made for; `auto` takes what is quicker on this machine and exact enough:
+fp16 on a GPU, bf16 on a CPU with matrix units for it, else fp32."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 """A number of things, as the contract's int32 can tell it."""
@@ -209,6 +211,9 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 BLOCKS = "graft.blocks"
 """In the metadata of a backbone's file: how many features each of its blocks has, the last layer's
 first; a list in JSON."""
+PRECISION = "graft.precision"
+"""In the same metadata: bf16 or fp16, for a file that is computed in it. One without is computed
+in fp32, or in int8 where its graph says so."""
 
 WHITE = "#ffffff"
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
@@ -403,9 +408,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     """What it was trained in; of a frozen backbone, what its features were computed in."""
     provider: str
-    """What computed the validation figures, and served first: `cpu`, `openvino`, `cuda`."""
-    serving_precision: str = "fp32"
-    """What the same computed in: `fp32`, `bf16`, `fp16` or `int8`."""
+    """What computed the validation figures: `cpu`, `openvino`, `cuda`, `tensorrt`."""
+    serving_precision: Precision = "fp32"
+    """What its backbone's file is computed in, wherever it serves."""
     changed_by_int8: float | None = None
     """Part of the answers that int8 changes, where that was tried."""
     precision_note: str = ""

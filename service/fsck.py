@@ -11,7 +11,6 @@ lock.
 import argparse
 import hashlib
 import itertools
-import os
 import sqlite3
 import sys
 import time
@@ -30,6 +29,7 @@ from service.domain import TRANSITIONS
 from service.ingest import index as indexes
 from service.jobs import records
 from service.jobs.records import Published, StateChanged
+from service.ops.cpus import available_cores
 from service.storage import database
 from service.storage.blobs import BlobFolder
 from service.storage.collector import needed
@@ -210,7 +210,7 @@ def _blob_problems(
         f"SELECT * FROM blobs WHERE digest > ? AND {needed(connection)} ORDER BY digest LIMIT ?"  # nosec B608  # noqa: S608
     )
     last = ""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         while rows := connection.execute(page_after, (last, _PAGE)).fetchall():
             last = rows[-1]["digest"]
             found = pool.map(partial(_problem_of, store, reads_contents), rows)

@@ -110,7 +110,9 @@ def open_stores(
         max_bytes=config.max_backbone_mb * MIB,
     )
     stack.callback(backbones.close)
-    datasets, edits = _datasets(stack, config, database, blobs, threads, environment, quotas)
+    datasets, edits = _datasets(
+        stack, config, database, blobs, changes, threads, environment, quotas
+    )
     return Stores(
         database=database,
         objects=objects,
@@ -129,6 +131,7 @@ def _datasets(
     config: Config,
     database: Database,
     blobs: Blobs,
+    changes: Changes,
     threads: int,
     environment: Mapping[str, str],
     quotas: Quotas,
@@ -144,7 +147,7 @@ def _datasets(
     keeper = DatasetKeeper(database, blobs, quotas, config.data_dir / "uploads")
     store = DatasetStore(database, keeper, reader, limits, quotas)
     stack.callback(store.close)
-    edits = DatasetEdits(database, keeper, partial(_forget, config.feature_cache))
+    edits = DatasetEdits(database, keeper, changes, partial(_forget, config.feature_cache))
     stack.callback(edits.close)
     return store, edits
 

@@ -41,7 +41,7 @@ def make_data_folder(root: Path) -> Path:
     models = ModelStore(database, blobs, Changes(database), QUOTAS)
     keeper = DatasetKeeper(database, blobs, QUOTAS, data / "uploads")
     datasets = DatasetStore(database, keeper, FakeReader(), LIMITS, QUOTAS)
-    edits = DatasetEdits(database, keeper, lambda *_: None)
+    edits = DatasetEdits(database, keeper, Changes(database), lambda *_: None)
     jobs = JobStore(database, max_queued=100)
     claims, owner = Claims(jobs), Replicas(jobs).register()
 

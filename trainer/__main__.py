@@ -23,6 +23,7 @@ from service.errors import GraftError, Reason
 from service.ingest import child
 from service.ops import failpoints
 from service.ops.cgroups import be_killed_first
+from service.ops.cpus import available_cores
 from trainer import disk, folders
 from trainer.memory import is_out_of_memory
 from trainer.records import Records, Send, read_order
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     # Found by libraries that draw lots; set before any of them is imported.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Torch and NumPy would count hyper-threads, and not the quota.
+    os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     if parsed.command in (*_STEPS, "wait"):
         be_killed_first()
@@ -84,7 +87,6 @@ def _run_ranking(spec_file: Path, records: Records) -> int:
 def _run_export(spec_file: Path, records: Records) -> int:
     spec = msgspec.json.decode(spec_file.read_bytes(), type=ExportSpec)
     child.limit_files(_FILE_BYTES)
-    records.beat_every(spec.heartbeat_s)
 
     def run() -> None:
         from trainer import export

@@ -1,4 +1,7 @@
-"""A backbone's ONNX file as a source of features: loaded, and made, when one is asked for."""
+"""A backbone's ONNX file as a source of features: loaded, and made, when one is asked for.
+
+Also what computes in a trainer, and for which precision a new version's file is made.
+"""
 
 import hashlib
 import json
@@ -9,9 +12,13 @@ from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 
-from service.domain import BLOCKS
-from service.engine import preprocess, providers
-from service.engine.runtime import OnnxRuntime, Session
+from service.contract import JobSpec, RankSpec
+from service.domain import BLOCKS, Precision, PrecisionSetting
+from service.engine import preprocess, timing
+from service.engine.provider_table import ProviderTable, machine_key
+from service.engine.providers import ProviderUnavailable, choose_provider
+from service.engine.runtime import OnnxRuntime, Session, marked, precision_of
+from service.errors import Reason, WrongState
 from trainer import crops, stored_file
 
 OPSET = 17
@@ -37,16 +44,21 @@ class BackboneFile:
         self._make = make
         self._blocks: tuple[int, ...] = ()
         self._size = self._opset = 0
+        self._precision: Precision | None = None
 
     @property
     def space(self) -> str:
-        """Of the digest, the provider, the precision, the libraries that compute, the decoding."""
-        return space_of(self.digest, self._runtime) if self.digest else ""
+        """Of the digest, what computes and in what, the libraries, the decoding."""
+        return space_of(self.digest, self.precision, self._runtime) if self.digest else ""
 
     @property
-    def precision(self) -> str:
-        """Known without a load where nothing but single precision was asked for."""
-        return "fp32" if self._runtime.precision == "exact" else ""
+    def precision(self) -> Precision:
+        """What it is computed in here; the file is made if need be."""
+        if self._precision is None:
+            self.ensure()
+            made_for = precision_of(self.path.read_bytes())
+            self._precision = made_for if self._runtime.computes(made_for) else "fp32"
+        return self._precision
 
     @property
     def size(self) -> int:
@@ -92,7 +104,9 @@ class BackboneFile:
         if not self.digest:
             with self.path.open("rb") as file:
                 self.digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return self._runtime.load(partial(stored_file.read, self.path, self.digest, "backbone"))
+        _ = self.precision  # while the file has this name
+        read = partial(stored_file.read, self.path, self.digest, "backbone")
+        return self._runtime.load(read, self.digest)
 
 
 def name_blocks(path: Path, blocks: Sequence[int]) -> None:
@@ -104,12 +118,62 @@ def name_blocks(path: Path, blocks: Sequence[int]) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def space_of(digest: str, runtime: OnnxRuntime) -> str:
-    """The name of what computes: the same backbone may differ in the last bits elsewhere."""
-    computing = "fp32"
-    if runtime.precision != "exact":
-        computing = f"{runtime.precision}:{'bf16' if providers.has_bf16() else 'fp32'}"
-    return " ".join((digest, runtime.provider, computing, *_versions(), decoding()))
+def space_of(digest: str, precision: Precision, runtime: OnnxRuntime) -> str:
+    """The name of what computes: the same backbone may differ in the last bits elsewhere.
+
+    Providers that agree within a precision stand for each other, as they do where it serves.
+    """
+    where = "gpu" if runtime.is_gpu else "cpu"
+    return " ".join((digest, where, precision, *_versions(), decoding()))
+
+
+def runtime_of(spec: JobSpec | RankSpec, *, is_narrow: bool = True) -> OnnxRuntime:
+    """Returns what computes as the serving process does.
+
+    Raises WrongState (DEVICE_UNAVAILABLE) for a provider or a precision that this machine
+    does not have.
+    """
+    try:
+        provider = choose_provider(spec.provider)
+    except ProviderUnavailable as error:
+        raise WrongState(Reason.DEVICE_UNAVAILABLE, str(error)) from error
+    path = Path(spec.provider_table) if spec.provider_table else None
+    table = ProviderTable(path, machine_key())
+    runtime = OnnxRuntime(provider, spec.threads, is_narrow=is_narrow, measured=table.get)
+    wanted = spec.precision
+    if wanted != "auto" and not runtime.computes(wanted):
+        needed = "an NVIDIA GPU" if wanted == "fp16" else "a CPU with AMX and OpenVINO"
+        raise WrongState(
+            Reason.DEVICE_UNAVAILABLE,
+            f"the precision is set to {wanted}, which needs {needed}: set it to auto or fp32",
+        )
+    return runtime
+
+
+def narrowest(asked: PrecisionSetting, runtime: OnnxRuntime) -> Precision:
+    """Returns for what precision a float file is made, should that turn out to pay."""
+    if asked in ("fp32", "int8"):
+        return "fp32"  # quantised later, of the file in fp32
+    if asked != "auto":
+        return asked
+    if runtime.is_gpu:
+        return "fp16"
+    return "bf16" if runtime.computes("bf16") else "fp32"
+
+
+def settle(path: Path, asked: PrecisionSetting, runtime: OnnxRuntime) -> Precision:
+    """Makes a file in fp32 one for the precision that is asked for; returns which that is.
+
+    bf16 is measured first, unless it was asked for by name.
+    """
+    precision = narrowest(asked, runtime)
+    if precision == "fp32":
+        return precision
+    model = path.read_bytes()
+    if precision == "bf16" and asked == "auto" and not timing.bf16_pays(model):
+        return "fp32"
+    path.write_bytes(marked(model, precision))
+    return precision
 
 
 def decoding() -> str:

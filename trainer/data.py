@@ -30,6 +30,7 @@ from service.ingest.grouping import NamedGroups
 from service.ingest.index import Index, IndexedImage
 from service.ingest.names import shown
 from service.ingest.packs import Location
+from service.ops.cpus import available_cores
 from trainer import division
 from trainer.arrays import Bools, Ints
 from trainer.division import Images, LabelledImage
@@ -84,7 +85,7 @@ class Files:
             image = open_again(files.locations[row], files.digests[row], files.decoding)
             pixels[row] = preprocess.fit(image, files.decoding)
 
-        workers = min(threads or len(os.sched_getaffinity(0)), len(files))
+        workers = min(threads or available_cores(), len(files))
         if workers <= 1:
             for row in range(len(files)):
                 decode(row)

@@ -5,7 +5,6 @@ reference (`trainer.reference`), with which later jobs need no torch.
 """
 
 import hashlib
-import os
 import warnings
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
 from service.errors import Internal, Reason, WrongState
 from service.ops import failpoints
+from service.ops.cpus import available_cores
 from trainer import backbones, reference
 from trainer.backbone_file import OPSET, name_blocks
 from trainer.backbones import Backbone
@@ -85,7 +85,7 @@ def run(spec: ExportSpec) -> Exported:
             f"the weights {asked.name} of {spec.backbone} are not in {folder}, and nothing is "
             "downloaded unasked: its first job does it",
         )
-    torch.set_num_threads(spec.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(spec.threads or available_cores())
     network = backbones.load(spec.backbone, "", 0, folder)
     top = backbones.classifier(spec.backbone, "", folder)
     found = shared(network, top, out / BACKBONE_FILE, out / REFERENCE_FILE)

@@ -5,7 +5,6 @@ images lie in memory as pixels; a run has one core to itself, which is the faste
 way to many images. The backbone is loaded when the first image needs it.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -16,13 +15,14 @@ import msgspec
 import numpy as np
 
 from service.contract import Progressed
-from service.domain import DEFAULT_DECODING, Framing, ImageDecoding
+from service.domain import DEFAULT_DECODING, Framing, ImageDecoding, Precision
 from service.engine import preprocess
 from service.engine.feature_cache import FeatureCache
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
 from service.engine.runtime import Session
 from service.ops import failpoints
+from service.ops.cpus import available_cores
 from trainer.crops import Views, random_view
 from trainer.data import Files, open_again
 from trainer.pace import Pace
@@ -47,8 +47,8 @@ class Source(Protocol):
         """Names what computes, down to the last bit; empty while that is not known."""
 
     @property
-    def precision(self) -> str:
-        """What it computes in, as `Session.precision`; empty where only a session knows."""
+    def precision(self) -> Precision:
+        """What it computes in."""
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -73,7 +73,7 @@ class Features:
     ) -> None:
         self._source = source
         self._cache = cache
-        self._workers = threads or len(os.sched_getaffinity(0))
+        self._workers = threads or available_cores()
         self._send = send
         self._rows: dict[str, Floats] = {}
         self._blocks: tuple[int, ...] = ()
@@ -90,9 +90,9 @@ class Features:
         return self._loading().result()
 
     @property
-    def precision(self) -> str:
-        """What the backbone computes in; loads it where nothing less tells."""
-        return self._source.precision or self.session.precision
+    def precision(self) -> Precision:
+        """What the backbone computes in."""
+        return self._source.precision
 
     @property
     def images_per_second(self) -> float:

@@ -139,7 +139,9 @@ def _add_train(commands: Any) -> None:
     )
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    train.add_argument("--threads", type=int, default=0, help="0 means one a core")
+    train.add_argument(
+        "--threads", type=int, default=0, help="0 means one for each core that the process may use"
+    )
     train.add_argument("--time-budget", type=float, metavar="SECONDS")
     train.add_argument("--json", action="store_true", help="records as JSON lines on stdout")
     train.add_argument(
@@ -269,7 +271,9 @@ def _add_rank_folder(commands: Any) -> None:
     rank.add_argument("--weights-dir", type=Path, default=_default_weights_dir())
     rank.add_argument("--time-budget", type=float, default=60.0, metavar="SECONDS")
     rank.add_argument("--seed", type=int, default=0)
-    rank.add_argument("--threads", type=int, default=0, help="0 means one a core")
+    rank.add_argument(
+        "--threads", type=int, default=0, help="0 means one for each core that the process may use"
+    )
 
 
 def train(parsed: argparse.Namespace, run: Callable[[JobSpec, Send], int]) -> int:

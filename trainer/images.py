@@ -5,7 +5,6 @@ image gets depends on the seed, the epoch and its place alone, not on threads. T
 batches are made while one is learned.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 
 from service.engine.preprocess import Pixels
+from service.ops.cpus import available_cores
 from trainer.arrays import Ints
 from trainer.crops import Views, random_view
 from trainer.data import Files, open_again
@@ -103,9 +103,7 @@ class Images:
         self._drawn = drawn
         self._seed = seed % 2**64
         self._cache = Cache(files, memory_share(caches), folder)
-        self._pool = ThreadPoolExecutor(
-            threads or len(os.sched_getaffinity(0)), thread_name_prefix="augment"
-        )
+        self._pool = ThreadPoolExecutor(threads or available_cores(), thread_name_prefix="augment")
 
     def prepare(self, on_done: Callable[[float], None]) -> None:
         """Does nothing: images are decoded when their turn comes."""

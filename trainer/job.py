@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-import os
+import shutil
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -29,16 +29,16 @@ from service.contract import (
     Progressed,
     RankSpec,
     Record,
+    form_name,
 )
 from service.domain import Framing
 from service.engine.feature_cache import FeatureCache
 from service.engine.head import Floats, Head
-from service.engine.providers import ProviderUnavailable, choose_provider
-from service.engine.runtime import OnnxRuntime
-from service.errors import NotFound, Reason, WrongState, unloadable
+from service.errors import NotFound, Reason, unloadable
+from service.ops.cpus import available_cores
 from trainer import answers, divided, reference
 from trainer.arrays import Ints
-from trainer.backbone_file import OPSET, BackboneFile
+from trainer.backbone_file import OPSET, BackboneFile, narrowest, runtime_of, settle
 from trainer.data import Data, Part
 from trainer.divided import Divided
 from trainer.features import Features
@@ -72,16 +72,15 @@ class Job:
         self.epochs: list[EpochEnded] = []
         self.out = Path(spec.out_dir)
         self._tell = tell
-        try:
-            provider = choose_provider(spec.provider)
-        except ProviderUnavailable as error:
-            raise WrongState(Reason.DEVICE_UNAVAILABLE, str(error)) from error
         # Images are many, and run side by side.
-        self.runtime = OnnxRuntime(provider, spec.threads, spec.precision, is_narrow=True)
+        self.runtime = runtime_of(spec)
         self.cache = _cache(spec, self.send)
         self.weights = ""
         self.weights_licence = ""
         self.known: ExportedBackbone | None = None
+        """The frozen backbone's file, where it was made before."""
+        self.plain: ExportedBackbone | None = None
+        """The same in fp32."""
         # A method that trains writes the version's own backbone under the usual name.
         self.frozen_file = self.out / (FROZEN_FILE if _trains(spec) else BACKBONE_FILE)
         self.choosers: frozenset[str] = frozenset()
@@ -126,6 +125,7 @@ class Job:
             threads=spec.threads,
             provider=spec.provider,
             precision=spec.precision,
+            provider_table=spec.provider_table,
             feature_cache=spec.feature_cache,
             feature_cache_bytes=spec.feature_cache_bytes,
             feature_cache_owner=spec.feature_cache_owner,
@@ -158,32 +158,40 @@ class Job:
         if asked.is_random:
             text = "the backbone starts from random weights: it was never pretrained"
             self.send(Note("warning", text))
-        self.known = next(
-            (
-                each
-                for each in pretrained.exported
-                if each.weights == self.weights
-                and each.digest in self.spec.files
-                and (self.is_registered or each.reference in self.spec.files)
-            ),
-            None,
-        )
+        self.plain = plain = self._exported(self.weights)
+        precision = narrowest(self.spec.precision, self.runtime)
+        self.known = self._exported(form_name(self.weights, precision))
         if self.is_registered:
-            if self.known is None:
+            if plain is None:
                 raise NotFound(
                     Reason.BACKBONE_NOT_FOUND,
                     f"the file of the registered backbone {pretrained.backbone} is not on this "
                     "server: register it again, or name another backbone",
                 )
-            self.weights_licence = self.known.licence
-        self._reference_file = self.out / REFERENCE_FILE
+            self.weights_licence = plain.licence
+        else:
+            self._reference_of(plain, self.known)
         if self.known is not None:
             self.frozen_file = self.file(self.known.digest)
-            if self.known.reference:
-                self._reference_file = self.file(self.known.reference)
         digest = self.known.digest if self.known else ""
-        self._file = BackboneFile(self.frozen_file, self.runtime, digest, self._export)
+        self._file = BackboneFile(self.frozen_file, self.runtime, digest, self._make)
         self._frozen = Features(self._file, self.cache, self.spec.threads, self.send)
+
+    def _reference_of(self, *forms: ExportedBackbone | None) -> None:
+        """Finds the reference beside a form; without one the backbone is exported anew."""
+        digests = [form.reference for form in forms if form is not None]
+        self._known_reference = next((d for d in digests if d in self.spec.files), "")
+        if self._known_reference:
+            self._reference_file = self.file(self._known_reference)
+        else:
+            self._reference_file = self.out / REFERENCE_FILE
+            self.plain = self.known = None
+
+    def _exported(self, name: str) -> ExportedBackbone | None:
+        exported = self.spec.exported
+        return next(
+            (e for e in exported if e.weights == name and e.digest in self.spec.files), None
+        )
 
     def file(self, digest: str) -> Path:
         """Returns the path of a stored file that the spec names by its sha256."""
@@ -225,7 +233,7 @@ class Job:
 
         from trainer import backbones
 
-        torch.set_num_threads(self.spec.threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(self.spec.threads or available_cores())
         weights_dir = Path(self.spec.weights_dir)
         return backbones.load(self.spec.backbone, self.spec.weights, self.spec.seed, weights_dir)
 
@@ -238,7 +246,7 @@ class Job:
         if not self._reference_file.exists():
             self._file.ensure()
         found = reference.load(self._reference_file)
-        if self.known is not None and found.backbone_digest != self.known.digest:
+        if self.plain is not None and found.backbone_digest != self.plain.digest:
             raise unloadable("backbone's reference", "is another file's")
         return found
 
@@ -247,8 +255,8 @@ class Job:
         """Returns the sha256 of the reference's file; "" of a registered backbone, without one."""
         if self.is_registered:
             return ""
-        if self.known is not None:
-            return self.known.reference
+        if self._known_reference:
+            return self._known_reference
         with self._reference_file.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -334,6 +342,13 @@ class Job:
         """Ends the use of the feature cache."""
         if self.cache is not None:
             self.cache.close()
+
+    def _make(self, path: Path) -> None:
+        if self.plain is not None:
+            shutil.copyfile(self.file(self.plain.digest), path)
+        else:
+            self._export(path)
+        settle(path, self.spec.precision, self.runtime)
 
     def _export(self, path: Path) -> None:
         from trainer import backbones, export

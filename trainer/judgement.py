@@ -15,14 +15,13 @@ from service.engine import head as heads
 from service.engine import preprocess
 from service.engine.head import NONE, Head
 from service.engine.preprocess import Pixels
-from service.engine.providers import choose_provider
-from service.engine.runtime import OnnxRuntime
 from service.errors import GraftError
 from trainer import answers as kept
 from trainer import baselines as others
 from trainer import gate, stored_file
 from trainer.answers import Role
 from trainer.arrays import Bools, Ints
+from trainer.backbone_file import BackboneFile, runtime_of
 from trainer.data import Part
 from trainer.evaluate import Metrics
 from trainer.gate import Paired
@@ -247,8 +246,8 @@ def _budget_s(job: Job) -> float | None:
 def _latency_ms(job: Job, found: Transferred) -> float:
     spec, part = job.spec, found.divided.data.train
     # As the engine runs a lone image: on all cores.
-    runtime = OnnxRuntime(choose_provider(spec.provider), spec.threads, spec.precision)
-    session = runtime.load(found.served.file.read_bytes)
+    runtime = runtime_of(spec, is_narrow=False)
+    session = BackboneFile(found.served.file, runtime).load()
     places = part.spread(_LATENCY_IMAGES)
     decode: list[Callable[[], Pixels]] = [
         partial(preprocess.decode, part.encoded(place), part.decoding) for place in places

@@ -5,7 +5,6 @@ the classifier may be. NumPy alone: scikit-learn would take two seconds to impor
 few that a feature-based job lasts.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from service.ops.cpus import available_cores
 from trainer.arrays import Doubles, Ints, Singles
 from trainer.folds import deal
 from trainer.logistic import Floats, Problem, Space, logits_of
@@ -128,7 +128,7 @@ def fit_best(
     if folds is None:
         order = np.random.default_rng([seed % 2**64, 0xF01D]).random(n)
         folds = deal(targets, order=order)
-    cores = threads or len(os.sched_getaffinity(0))
+    cores = threads or available_cores()
     # BLAS's own threads spin for each other, which costs all who share the cores.
     with threadpool_limits(1), ThreadPoolExecutor(cores, thread_name_prefix="linear") as pool:
         choice = _Choice(candidates, targets, classes, l2, folds, pool, on_progress)
@@ -164,7 +164,7 @@ def cross_validated(
     every second strength, in a quarter of the time. NaN where no fold holds an image out, and for
     all where there are no two folds and classes.
     """
-    cores = threads or len(os.sched_getaffinity(0))
+    cores = threads or available_cores()
     with threadpool_limits(1), ThreadPoolExecutor(cores, thread_name_prefix="linear") as pool:
         owners = np.arange(len(targets))
         search = Search(Space(features), targets, owners, classes, folds, pool)

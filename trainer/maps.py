@@ -7,7 +7,6 @@ and the image alone, which of them an epoch takes on the seed, the epoch and the
 """
 
 import copy
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +20,11 @@ from torch import Tensor, nn
 from service.contract import JobSpec, ModelBased
 from service.engine import preprocess
 from service.engine.preprocess import Pixels
-from service.engine.providers import choose_provider
-from service.engine.runtime import OnnxRuntime, Session
+from service.engine.runtime import Session
+from service.ops.cpus import available_cores
 from trainer import export, tails
 from trainer.arrays import Ints
+from trainer.backbone_file import runtime_of
 from trainer.backbones import Backbone
 from trainer.crops import Views, random_view
 from trainer.data import Files, open_again
@@ -46,12 +46,11 @@ class Frozen:
     """The stages that stay as they are, in what serves; errors of making one as `Runtime.load`."""
 
     def __init__(self, split: Split, spec: JobSpec) -> None:
-        runtime = OnnxRuntime(choose_provider(spec.provider), spec.threads, is_narrow=True)
         folder = spec.out_dir if Path(spec.out_dir).is_dir() else None
         with tempfile.TemporaryDirectory(dir=folder) as made:
             path = Path(made) / "trunk.onnx"
             export.to_onnx(split.trunk, path)
-            self._session: Session = runtime.load(path.read_bytes)
+            self._session: Session = runtime_of(spec).load(path.read_bytes)
         self.shape = split.shape
         """Of an image's maps."""
 
@@ -96,7 +95,7 @@ class Maps:
         self._files, self._frozen, self._drawn = files, frozen, drawn
         self._views = 1 if drawn is None else VIEWS
         self._seed = seed % 2**64
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or available_cores()
         self._kept = Kept(memory_share(kinds), folder)
         self._places: Ints = np.arange(len(files))
         self._is_made = False

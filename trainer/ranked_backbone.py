@@ -22,6 +22,7 @@ from service.contract import (
     PretrainedBackbone,
     RankedBackbone,
     RankSpec,
+    form_name,
 )
 from service.engine import preprocess
 from service.engine.feature_cache import FeatureCache
@@ -30,7 +31,7 @@ from service.engine.runtime import OnnxRuntime, Session
 from service.errors import GraftError, NotFound, Reason
 from trainer import linear, transferability
 from trainer.arrays import Doubles, Ints
-from trainer.backbone_file import BackboneFile
+from trainer.backbone_file import BackboneFile, narrowest
 from trainer.data import Files
 from trainer.features import Features
 from trainer.weights import Weights
@@ -140,9 +141,10 @@ class BackboneScoring:
         return np.concatenate(parts)
 
     def _exported(self) -> ExportedBackbone | None:
-        """What serves: the quantised form where that is asked for and known."""
-        name = self._row.weights
-        for wanted in [f"{name}:int8", name] if self._spec.precision == "int8" else [name]:
+        """What serves: the form for the precision that is asked for, where that is known."""
+        name, asked = self._row.weights, self._spec.precision
+        form = "int8" if asked == "int8" else narrowest(asked, self._runtime)
+        for wanted in (form_name(name, form), name):
             for known in self.pretrained.exported:
                 if known.weights == wanted and known.digest in self._spec.files:
                     return known

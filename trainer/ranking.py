@@ -30,11 +30,11 @@ from service.contract import (
 )
 from service.domain import DEFAULT_DECODING, ImageDecoding
 from service.engine.feature_cache import FeatureCache
-from service.engine.providers import ProviderUnavailable, choose_provider
 from service.engine.runtime import OnnxRuntime
 from service.errors import InvalidInput, Reason, WrongState
 from trainer import folds, transferability
 from trainer.arrays import Doubles, Ints
+from trainer.backbone_file import runtime_of
 from trainer.data import Part, Source
 from trainer.ranked_backbone import NO_TIME, BackboneScoring
 from trainer.records import Send
@@ -63,7 +63,7 @@ def rank(spec: RankSpec, send: Send) -> BackbonesRanked:
     """
     started = time.monotonic()
     send(Progressed("preparing", 0.0, "reading a sample of the images"))
-    return _ranked(spec, _sample(spec), _runtime(spec), started, send)[1]
+    return _ranked(spec, _sample(spec), runtime_of(spec, is_narrow=False), started, send)[1]
 
 
 def choosers(part: Part, seed: int) -> Part:
@@ -258,13 +258,6 @@ def _sample(spec: RankSpec) -> Part:
 
 def _numbered(labels: Sequence[str]) -> Ints:
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
-
-
-def _runtime(spec: RankSpec) -> OnnxRuntime:
-    try:
-        return OnnxRuntime(choose_provider(spec.provider), spec.threads, spec.precision)
-    except ProviderUnavailable as error:
-        raise WrongState(Reason.DEVICE_UNAVAILABLE, str(error)) from error
 
 
 def _explained(why: str, rows: Sequence[RankedBackbone], absent: Sequence[str]) -> str:

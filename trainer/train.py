@@ -25,6 +25,7 @@ from service.contract import (
     Note,
     PretrainedBackbone,
     Progressed,
+    form_name,
 )
 from service.domain import DEFAULT_DECODING, Framing, Parity
 from service.engine import head as heads
@@ -336,7 +337,9 @@ def _quantised(job: Job, found: Transferred) -> Transferred:
         note = "a version that averages two networks is not quantised: it is served in float"
         job.send(Note("info", note))
         return replace(found, served=replace(found.served, note=note))
-    shared = next((e for e in job.spec.exported if e.weights == f"{job.weights}:int8"), None)
+    shared = next(
+        (e for e in job.spec.exported if e.weights == form_name(job.weights, "int8")), None
+    )
     cache = None if found.is_trained else job.cache
     train = found.divided.data.train
 
@@ -363,14 +366,13 @@ def _agreed(job: Job, found: Transferred) -> Parity:
         job.send(Progressed("checking", 0.0, f"{title} against what serves"))
         return title
 
-    if job.is_registered:
+    if job.is_registered and job.plain is not None:
         # There is no network but the file itself, which was checked when it was registered.
         title = told("ONNX Runtime on the CPU")
         checked = train.at(train.spread(parity.PLAIN_IMAGES))
-        plain = Features(_plain(job, found), job.cache, job.spec.threads)
-        return parity.compare(
-            head, _exact(job, found).all_of(checked), plain.all_of(checked), title
-        )
+        plain = _on_cpu(job, job.file(job.plain.digest), job.plain.digest)
+        wanted = Features(plain, job.cache, job.spec.threads).all_of(checked)
+        return parity.compare(head, _exact(job, found).all_of(checked), wanted, title)
     title = told("PyTorch")
     if found.is_trained:
         from trainer import export
@@ -385,22 +387,22 @@ def _agreed(job: Job, found: Transferred) -> Parity:
     return parity.compare(head, served, wanted, title)
 
 
-def _plain(job: Job, found: Transferred) -> BackboneFile:
-    """Returns what serves, as ONNX Runtime computes it on the CPU in full precision."""
+def _on_cpu(job: Job, file: Path, digest: str) -> BackboneFile:
+    """Returns a file as ONNX Runtime computes it on the CPU in full precision."""
     runtime = OnnxRuntime(Provider("cpu", "for the check"), job.spec.threads, is_narrow=True)
-    is_known = job.known is not None and not found.is_trained
-    digest = job.known.digest if is_known and job.known else ""
-    return BackboneFile(found.served.file, runtime, digest)
+    return BackboneFile(file, runtime, digest)
 
 
 def _exact(job: Job, found: Transferred) -> Features:
     """What serves, in full precision, where any difference is the export's fault."""
     served = found.served
     # A GPU rounds the factors of its products, even of what it calls fp32.
-    if job.runtime.provider in ("cpu", "openvino") and served.features.precision == "fp32":
+    if not job.runtime.is_gpu and served.features.precision == "fp32":
         return served.features
-    cache = None if found.is_trained else job.cache
-    return Features(_plain(job, found), cache, job.spec.threads)
+    if found.is_trained:
+        return Features(_on_cpu(job, served.file, ""), None, job.spec.threads)
+    digest = job.known.digest if job.known else ""
+    return Features(_on_cpu(job, served.file, digest), job.cache, job.spec.threads)
 
 
 def _sha256(path: Path) -> str:

@@ -23,6 +23,7 @@ from service.engine.head import Floats, Head
 from trainer import folds, outliers
 from trainer import groups as groups_of
 from trainer.arrays import Bools, Ints
+from trainer.backbone_file import settle
 from trainer.data import Part, Source
 from trainer.divided import Divided, looks_of, unlearned
 from trainer.job import Job
@@ -427,4 +428,5 @@ def _exported(job: Job, head: Head, backbone: "Backbone") -> Served:
     job.send(Progressed("exporting", 0.0))
     file = job.out / BACKBONE_FILE
     export.to_onnx(backbone, file)
+    settle(file, job.spec.precision, job.runtime)
     return Served(file, job.features_of_file(file), head)

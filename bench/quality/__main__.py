@@ -9,8 +9,6 @@ Features are kept in a folder from run to run.
 """
 
 import argparse
-import os
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +28,7 @@ from bench.quality import (
 from bench.quality.document import Section
 from bench.quality.frozen_job import Cost, Stopwatch
 from bench.quality.measuring import Measuring, Sets, load
+from service.ops.cpus import available_cores, describe
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,13 +46,8 @@ SECTIONS: dict[str, Callable[[Measuring, argparse.Namespace], Section]] = {
 """In their order on the page; each measures and writes down its own."""
 
 
-def head(sets: Sets, skipped: list[str], cores: int, cost: Cost) -> str:
+def head(sets: Sets, skipped: list[str], cost: Cost) -> str:
     """Returns the beginning of the document: what was measured on, and with what."""
-    cpu = platform.processor() or platform.machine()
-    facts = Path("/proc/cpuinfo")
-    if facts.exists():
-        lines = facts.read_text().splitlines()
-        cpu = next((row.partition(": ")[2] for row in lines if row.startswith("model name")), cpu)
     measured_on = ", ".join(
         f"{name} ({len(s)} images, {len(s.classes)} classes)" for name, s in sets.whole.items()
     )
@@ -64,7 +58,7 @@ def head(sets: Sets, skipped: list[str], cores: int, cost: Cost) -> str:
         "`make quality` measures this again and writes this file; it fails where a bound is "
         "missed.\n\n"
         f"Measured on {measured_on}, and on {frames} frames of scenes made from them."
-        f"{absent} Features of {images.BACKBONE} in fp32. {cores} cores of {cpu}; "
+        f"{absent} Features of {images.BACKBONE} in fp32. {describe()}; "
         f"{cost.seconds / 60:.0f} minutes, features kept ({cost.processor_s / 60:.0f} minutes of "
         "processor time).\n"
     )
@@ -84,17 +78,16 @@ def main() -> None:
     arguments = parser.parse_args()
     sets = load(arguments.folder or images.data_root(), arguments.keep, _log)
     skipped = [] if arguments.folder else [n for n in images.WANTED if n not in sets.whole]
-    cores = len(os.sched_getaffinity(0))
     stopwatch = Stopwatch()
     sections = []
-    with Measuring(sets, cores) as measuring:
+    with Measuring(sets, available_cores()) as measuring:
         for name in arguments.only:
             section_s = Stopwatch()
             sections.append(SECTIONS[name](measuring, arguments))
             print(sections[-1].markdown(), flush=True)
             _log(f"{name}: {section_s.cost().seconds:.0f} s")
     written = [section.markdown() for section in sections]
-    beginning = head(sets, skipped, cores, stopwatch.cost())
+    beginning = head(sets, skipped, stopwatch.cost())
     arguments.out.write_text("\n".join([beginning, *written]))
     missed = [promise for s in sections for promise, is_kept in s.bounds if not is_kept]
     if missed:

@@ -23,6 +23,7 @@ from service.engine import preprocess
 from service.engine.preprocess import ImageFacts
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime, Session
+from service.ops.cpus import available_cores
 from trainer import backbones, export, groups, transfer
 from trainer.backbone_file import BackboneFile
 
@@ -295,7 +296,7 @@ class Kept:
             pixels = np.stack([preprocess.decode(data, decoding) for data in some])
             return session.run(pixels, cores=1), [preprocess.inspect(data) for data in some]
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             runs = list(pool.map(run, range(0, len(places), _BATCH)))
         facts = [one for _, some in runs for one in some]
         looks = np.array([int(one.look, 16) for one in facts], np.uint64)

@@ -6,7 +6,6 @@ each backbone's features, and its accuracy on the images that were not drawn say
 
 import argparse
 import hashlib
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from service.engine import preprocess
 from service.engine.head import Head
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
+from service.ops.cpus import available_cores
 from trainer import backbones, export, folds, linear, ranking, transferability
 from trainer.arrays import Doubles
 from trainer.backbone_file import BackboneFile
@@ -118,7 +118,7 @@ def see(name: str, weights: str, files: Sequence[LabelledFile], keep: Path) -> S
             some = [preprocess.decode(data, decoding) for data in encoded[start : start + _BATCH]]
             return session.run(np.stack(some), cores=1)[:, : file.blocks[0]]
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             features = np.concatenate(list(pool.map(run, range(0, len(encoded), _BATCH))))
         one, times = np.zeros((1, size, size, 3), np.uint8), []
         for _ in range(_RUNS):

@@ -1,7 +1,7 @@
 """Graft beside its ceiling and a plain server: the same photos, the same network, one run.
 
     python -m bench.serve [FOLDER] [--backbone resnet18] [--seconds 8] [--rounds 3]
-        [--settings "provider=cpu precision=exact" ""]
+        [--settings "provider=cpu precision=fp32" ""]
 
 FOLDER holds JPEG photos in a folder per class. Each of the settings is a service
 of its own (the flags of graft-server, without the --; none for the defaults).
@@ -46,7 +46,6 @@ class Graft:
     running: Running
     exported: Path
     provider: str
-    precision: str
 
 
 Runs = dict[str, list[dict[str, Any]]]
@@ -59,7 +58,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--settings", nargs="*", default=["provider=cpu precision=exact", ""])
+    parser.add_argument("--settings", nargs="*", default=["provider=cpu precision=fp32", ""])
     arguments = parser.parse_args()
     results: Runs = defaultdict(list)
     with ExitStack() as stack:
@@ -84,7 +83,6 @@ def main() -> None:
                 graft,
                 temporary / f"{number}.onnx",
                 given.get("provider", "auto"),
-                given.get("precision", "fast"),
             )
             grafts.append(own)
         # The plain server serves the file of the first settings.
@@ -117,7 +115,7 @@ def one_round(
             time.sleep(PAUSE_S)
         for graft in grafts:
             row = results[bare(loops, threads, graft.name)]
-            own_flags = (*flags, "--provider", graft.provider, "--precision", graft.precision)
+            own_flags = (*flags, "--provider", graft.provider)
             row.append(measured("bare", graft.exported, folder, *own_flags))
             time.sleep(PAUSE_S)
     servers = {"plain": plain, **{graft.name: graft.running for graft in grafts}}

@@ -1,7 +1,7 @@
 """The ceiling: the same work in one process, with no server.
 
     python -m bench.serve.bare MODEL FOLDER [--loops N] [--threads N] [--seconds S]
-        [--decoder plain|graft] [--provider NAME [--precision NAME]]
+        [--decoder plain|graft] [--provider NAME]
 
 Each loop is a thread with a session of its own, on ONNX Runtime's CPU provider
 as it comes or, with --provider, opened as the service opens its sessions. Prints
@@ -32,15 +32,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--decoder", choices=DECODERS, default="graft")
     parser.add_argument("--provider", help="as graft-server's flag")
-    parser.add_argument("--precision", help="as graft-server's flag")
     arguments = parser.parse_args()
     decode = DECODERS[arguments.decoder]
     images = photos(arguments.folder)
     loops = arguments.loops
     if arguments.provider:
         runs = [
-            served_run(arguments.model, arguments.provider, arguments.precision, arguments.threads)
-            for _ in range(loops)
+            served_run(arguments.model, arguments.provider, arguments.threads) for _ in range(loops)
         ]
     else:
         runs = [cpu_run(arguments.model, arguments.threads) for _ in range(loops)]

@@ -211,7 +211,12 @@ def requests(kind: str, images: list[bytes], models: list[str]) -> Iterator[byte
     if kind == "plain":
         yield from itertools.cycle(images)
     # A message's fields may be written apart and joined: one copy of an image does for all.
-    names = [prediction_pb2.PredictRequest(model=name).SerializeToString() for name in models]
+    names = [
+        prediction_pb2.PredictRequest(
+            models=[prediction_pb2.ModelSpec(model=name)]
+        ).SerializeToString()
+        for name in models
+    ]
     bodies = [
         prediction_pb2.PredictRequest(
             images=[prediction_pb2.Image(encoded=data)]
@@ -239,7 +244,7 @@ def connect(kind: str, channels: list[grpc.aio.Channel]) -> Call:
 
 
 def _classifies(answer: bytes) -> bool:
-    results = prediction_pb2.PredictResponse.FromString(answer).results
+    results = prediction_pb2.PredictResponse.FromString(answer).answers[0].results
     return len(results) == 1 and len(results[0].classification.scores) == 1
 
 

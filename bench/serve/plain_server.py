@@ -8,7 +8,6 @@ each, which is its best on two cores under load.
 """
 
 import asyncio
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,11 +15,12 @@ from pathlib import Path
 import grpc
 
 from bench.serve.work import plain_decode, session
+from service.ops.cpus import available_cores
 
 
 async def main() -> None:
     """Serves until it is killed."""
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     own = session(Path(sys.argv[1]), 1)
     name = own.get_inputs()[0].name
     pool = ThreadPoolExecutor(cores)

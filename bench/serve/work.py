@@ -57,10 +57,10 @@ def cpu_run(model: Path, threads: int) -> Run:
     return run
 
 
-def served_run(model: Path, provider: str, precision: str | None, threads: int) -> Run:
+def served_run(model: Path, provider: str, threads: int) -> Run:
     """The same file, opened as the service opens its backbones."""
     chosen = choose_provider(provider)  # type: ignore[arg-type]
-    runtime = OnnxRuntime(chosen, threads, precision or "fast")  # type: ignore[arg-type]
+    runtime = OnnxRuntime(chosen, threads)
     return runtime.load(model.read_bytes).run
 
 

@@ -13,7 +13,6 @@ docs/soak.md tells how to read what comes out.
 """
 
 import argparse
-import platform
 import random
 import signal
 import sys
@@ -26,7 +25,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 from graft import Client
 
 from bench.photographs import given_or_written
@@ -49,6 +47,7 @@ from bench.soak.tuning import (
     sure_labels,
 )
 from bench.soak.using import Datasets, Exports, OpenInference, Rankings
+from service.ops.cpus import describe
 
 PART = 0.7
 CALLERS = 16
@@ -209,7 +208,7 @@ def run(arguments: argparse.Namespace, folder: Path, data_dir: Path) -> int:
     (out / "service.log").write_bytes(served.log_file.read_bytes())
     if samples:
         minutes = samples[-1]["at_s"] / 60
-        title = f"Graft under mixed load, {minutes:.0f} min, {psutil.cpu_count()} cores"
+        title = f"Graft under mixed load, {minutes:.0f} min, {describe().available_cores} cores"
         (out / "soak.svg").write_text(drawing.draw(samples, book.marks, title))
     text = (
         f"{verdict.table(book)}\n\n{verdict.summary(book, samples)}\n"
@@ -236,7 +235,7 @@ def _drive(
         stack.callback(loading.kill)
         started = loading.started
         print(
-            f"{platform.machine()}, {psutil.cpu_count()} cores, {len(tenants)} tenants, access "
+            f"{describe()}, {len(tenants)} tenants, access "
             f"file {arguments.access}, TLS {arguments.tls}, seed {arguments.seed}, "
             f"{arguments.minutes:g} minutes, flags {arguments.flags}\n"
             f"capacity {started.capacity:.1f} calls/s, steady load {started.rate:.1f} calls/s, "

@@ -80,7 +80,7 @@ class Hostile:
         return self._book.call(kind, may, stub, request, timeout=60, metadata=metadata)
 
     def _predict(self, kind: str, may: set[str] | str, **fields: Any) -> Any:
-        given = {"model": STABLE, "images": [_image(self._photo)], **fields}
+        given = {"models": [_named(STABLE)], "images": [_image(self._photo)], **fields}
         return self._send(kind, may, prediction_pb2_grpc.PredictionServiceStub, "Predict",
                           prediction_pb2.PredictRequest(**given))  # fmt: skip
 
@@ -93,10 +93,12 @@ class Hostile:
             "Predict broken images", {OK, *REFUSALS}, images=[_image(p) for p in images]
         )
         if answer is not None:
-            kinds = [result.WhichOneof("outcome") for result in answer.results]
+            kinds = [result.WhichOneof("outcome") for result in answer.answers[0].results]
             right = kinds[:2] == ["error", "error"] and kinds[4:] == ["classification"]
             labels = [
-                score.label for each in answer.results for score in each.classification.scores
+                score.label
+                for each in answer.answers[0].results
+                for score in each.classification.scores
             ]
             right = right and self._tenant.owns(labels)
             self._book.expect("broken images answered wrongly", right, f"{kinds}, {labels}")
@@ -109,17 +111,21 @@ class Hostile:
 
     def _unknown_model(self) -> None:
         name = f"none-{self._random.randrange(10**6)}"
-        self._predict("Predict an unknown model", "MODEL_NOT_FOUND", model=name)
+        self._predict("Predict an unknown model", "MODEL_NOT_FOUND", models=[_named(name)])
 
     def _bad_name(self) -> None:
         name = self._random.choice(["../../etc", "a/b", "A B", "x" * 5000, "\u202e"])
-        self._predict("Predict by a bad name", {"MODEL_NOT_FOUND", "INVALID_FIELD"}, model=name)
+        self._predict(
+            "Predict by a bad name", {"MODEL_NOT_FOUND", "INVALID_FIELD"}, models=[_named(name)]
+        )
 
     def _bad_alias(self) -> None:
-        self._predict("Predict an unknown alias", "ALIAS_NOT_FOUND", alias="none")
+        models = [_named(STABLE, alias="none")]
+        self._predict("Predict an unknown alias", "ALIAS_NOT_FOUND", models=models)
 
     def _unknown_version(self) -> None:
-        self._predict("Predict an unknown version", "VERSION_NOT_FOUND", version=10**9)
+        models = [_named(STABLE, version=10**9)]
+        self._predict("Predict an unknown version", "VERSION_NOT_FOUND", models=models)
 
     def _unknown_job(self) -> None:
         self._send("GetJob of none", "JOB_NOT_FOUND", fine_tuning_pb2_grpc.FineTuningServiceStub,
@@ -219,7 +225,7 @@ class Abandoning:
         self._random.choice(self._ways)()
 
     def _request(self) -> prediction_pb2.PredictRequest:
-        return prediction_pb2.PredictRequest(model=STABLE, images=[_image(self._photo)])
+        return prediction_pb2.PredictRequest(models=[_named(STABLE)], images=[_image(self._photo)])
 
     def _predict(self) -> None:
         stub = prediction_pb2_grpc.PredictionServiceStub(self._channel)
@@ -323,6 +329,10 @@ class _Cancelled(grpc.RpcError):
     def trailing_metadata(self) -> tuple[()]:
         """None."""
         return ()
+
+
+def _named(model: str, **which: Any) -> prediction_pb2.ModelSpec:
+    return prediction_pb2.ModelSpec(model=model, **which)
 
 
 def _image(data: bytes) -> prediction_pb2.Image:

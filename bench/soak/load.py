@@ -97,7 +97,9 @@ class Load:
             bodies.append(prediction_pb2.PredictRequest(images=[image]).SerializeToString())
         # A message's fields may be written apart and joined.
         named = [
-            prediction_pb2.PredictRequest(model=target.model).SerializeToString()
+            prediction_pb2.PredictRequest(
+                models=[prediction_pb2.ModelSpec(model=target.model)]
+            ).SerializeToString()
             for target in order.targets
         ]
         targets = len(order.targets)
@@ -212,9 +214,10 @@ class _Request(msgspec.Struct):
 
 def is_answer(answer: prediction_pb2.PredictResponse, target: Target, place: int) -> bool:
     """Whether this answers the image at that place: one score, of the model's own classes."""
-    if answer.model != target.model or len(answer.results) != 1:
+    (found,) = answer.answers
+    if found.model != target.model or len(found.results) != 1:
         return False
-    scores = answer.results[0].classification.scores
+    scores = found.results[0].classification.scores
     if len(scores) != 1 or scores[0].label not in target.classes:
         return False
     return target.labels[place] in ("", scores[0].label)

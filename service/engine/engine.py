@@ -11,14 +11,24 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 from service.domain import Decision, ModelFiles, ModelKey
 from service.engine import head as heads
-from service.engine.fair_queue import Backbone, Classified, Decode, Finish, ImageBatch, Outcome
+from service.engine.fair_queue import (
+    AskedHead,
+    Backbone,
+    Classified,
+    Decode,
+    Finish,
+    ImageBatch,
+    Outcome,
+    Run,
+)
 from service.engine.head import Head
 from service.engine.ledger import Ledger
 from service.engine.model_cache import Cache, MemoryBudget
+from service.engine.recent_features import RecentFeatures
 from service.engine.runtime import Runtime
 from service.engine.workers import Workers
 from service.errors import Exhausted, Expired, Reason, unloadable
@@ -27,7 +37,16 @@ from service.ops.metrics import Metrics
 ReadFile = Callable[[str, str], bytes]
 """Reads a stored file, checked, by its sha256 and its kind ("backbone", "head")."""
 
-__all__ = ["Classified", "Decode", "Engine", "EngineLimits", "ModelFiles", "Outcome", "ReadFile"]
+__all__ = [
+    "AskedModel",
+    "Classified",
+    "Decode",
+    "Engine",
+    "EngineLimits",
+    "ModelFiles",
+    "Outcome",
+    "ReadFile",
+]
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +65,21 @@ class EngineLimits:
     max_bytes: int
     """Bytes of models in memory."""
     load_timeout_s: float
+    recent_bytes: int = 0
+    """Bytes of recent images' features in memory; 0 keeps none."""
     max_pinned_bytes: int | None = None
     """Bytes that one tenant may pin; None for all of `max_bytes`."""
+
+
+@dataclass(frozen=True)
+class AskedModel:
+    """A model that a call asks."""
+
+    files: ModelFiles
+    decision: Decision | None = None
+    """Says how its probabilities become answers, in the place of the version's own."""
+    decision_field: str = "decision"
+    """The request's field that holds it, for errors."""
 
 
 class Engine:
@@ -66,11 +98,16 @@ class Engine:
         metrics.queue_limit.set(limits.max_queue)
         self.ledger = Ledger(metrics)
         self._memory = MemoryBudget(limits.max_bytes, metrics)
-        self._workers = Workers(limits.threads, limits.max_batch, limits.max_queue, metrics, clock)
+        self.recent: RecentFeatures | None = None
+        if limits.recent_bytes:
+            self.recent = RecentFeatures(limits.recent_bytes, metrics)
+        self._workers = Workers(
+            limits.threads, limits.max_batch, limits.max_queue, metrics, clock, self.recent
+        )
         self._pinned: set[ModelFiles] = set()
 
         def load_backbone(digest: str) -> Backbone:
-            session = runtime.load(partial(read, digest, "backbone"))
+            session = runtime.load(partial(read, digest, "backbone"), digest)
             log.info(
                 "backbone loaded",
                 extra={
@@ -80,7 +117,13 @@ class Engine:
                     "image_ms": round(session.infer_s * 1000, 1),
                 },
             )
-            return Backbone(session)
+            if session.precision != session.made_for:
+                log.warning(
+                    "this machine does not compute in the precision that a backbone was made for: "
+                    "answers may differ a little from those that were measured",
+                    extra={"backbone": digest, "made_for": session.made_for},
+                )
+            return Backbone(session, digest)
 
         def load_head(digest: str) -> Head:
             return heads.load(read(digest, "head"))
@@ -135,71 +178,73 @@ class Engine:
         """Tells whether a model is in memory; does not count as a use."""
         return all(self._memory.has(*key) for key in _keys(files))
 
-    @overload
     async def classify(
         self,
         files: ModelFiles,
         images: Sequence[Decode],
         timeout_s: float,
         decision: Decision | None = None,
-    ) -> list[Outcome]: ...
+    ) -> list[Outcome]:
+        """Classifies each image with one model; as `classify_with`, which says more."""
+        asked = [AskedModel(files, decision)]
+        (outcomes,) = await self.classify_with(asked, images, timeout_s, finish=list)
+        return outcomes
 
-    @overload
-    async def classify(
+    async def classify_with(
         self,
-        files: ModelFiles,
+        models: Sequence[AskedModel],
         images: Sequence[Decode],
         timeout_s: float,
-        decision: Decision | None = None,
         *,
-        finish: Callable[[list[Outcome]], T],
-    ) -> T: ...
+        finish: Callable[[list[list[Outcome]]], T],
+    ) -> T:
+        """Classifies each image with each model; a bad image gets its error from all of them.
 
-    async def classify(
-        self,
-        files: ModelFiles,
-        images: Sequence[Decode],
-        timeout_s: float,
-        decision: Decision | None = None,
-        *,
-        finish: Finish = list,
-    ) -> Any:
-        """Classifies each image; a bad one gets its error, the others their answers.
+        An image is decoded once for each decoding among the models' versions, and runs once
+        through each of their backbones.
 
-        Returns the outcomes, one for each image, or what `finish` makes of them, which is called
-        in a worker's thread; what it raises is raised here. Answers go by `decision` where one
-        is given, else by the version's own. Raises Exhausted (QUEUE_FULL) or Expired
-        (DEADLINE_EXCEEDED) for all of them, InvalidInput for thresholds of classes that the
-        model does not have, Damaged (MODEL_UNLOADABLE) when its files cannot be used.
+        Returns what `finish` makes of the outcomes, a list for each model of one for each image;
+        it is called in a worker's thread, and what it raises is raised here. Raises Exhausted
+        (QUEUE_FULL) or Expired (DEADLINE_EXCEEDED) for all of them, InvalidInput for thresholds
+        of classes that a model does not have, Damaged (MODEL_UNLOADABLE) when a model's files
+        cannot be used.
         """
         arrived = self._clock()
-        # Taken before anything is awaited: the model may be deleted meanwhile, and what is
+        # Taken before anything is awaited: a model may be deleted meanwhile, and what is
         # recorded of it then must not bring its series back.
-        account = self.ledger.account(files.model, files.version)
+        accounts = [self.ledger.account(each.files.model, each.files.version) for each in models]
         try:
-            batch = await self._classify(files, images, arrived, timeout_s, decision, finish)
+            batch = await self._classify(models, images, arrived, timeout_s, finish)
         except BaseException:
-            account.failed(self._clock() - arrived)
+            for account in accounts:
+                account.failed(self._clock() - arrived)
             raise
-        account.answered(batch, files.head_digest, self._clock() - arrived)
-        return batch.answer.result()
+        total_s = self._clock() - arrived
+        for place, (account, each) in enumerate(zip(accounts, models, strict=True)):
+            account.answered(batch, place, each.files.head_digest, total_s)
+        result: T = batch.answer.result()
+        return result
 
     async def _classify(
         self,
-        files: ModelFiles,
+        models: Sequence[AskedModel],
         images: Sequence[Decode],
         arrived: float,
         timeout_s: float,
-        decision: Decision | None,
         finish: Finish,
     ) -> ImageBatch:
-        backbone, head = await self._load(files, timeout_s)
-        if decision is not None:
-            decision.check_classes(head.classes, "decision")
+        runs: dict[Run, int] = {}
+        heads_of = []
+        for each in models:
+            backbone, head = await self._load(each.files, arrived + timeout_s - self._clock())
+            if each.decision is not None:
+                each.decision.check_classes(head.classes, each.decision_field)
+            run = runs.setdefault(Run(backbone, each.files.decoding), len(runs))
+            heads_of.append(AskedHead(run, head, each.decision))
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         batch = ImageBatch(
-            files.model, backbone, head, images, arrived, arrived + timeout_s, answer,
-            files.decoding, decision, finish,
+            models[0].files.model, list(runs), heads_of, images, arrived, arrived + timeout_s,
+            answer, finish,
         )  # fmt: skip
         self._workers.put(batch)
         try:

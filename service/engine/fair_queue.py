@@ -11,7 +11,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.domain import DEFAULT_DECODING, Decision, ImageDecoding, ModelKey
 from service.engine.head import Floats, Head
@@ -50,8 +50,9 @@ class Classified:
 
 Outcome = Classified | GraftError
 
-Finish = Callable[[list[Outcome]], Any]
-"""Makes what a caller gets of its outcomes; runs in a worker's thread; may raise."""
+Finish = Callable[[list[list[Outcome]]], Any]
+"""Makes what a caller gets of its outcomes: a list for each model, of one for each image. Runs in
+a worker's thread; may raise."""
 
 
 class Estimate:
@@ -79,6 +80,8 @@ class Backbone:
     """A session, and what inference costs on it."""
 
     session: Session
+    digest: str = ""
+    """The sha256 of its file."""
     infer_s: Estimate = field(init=False)
     """Seconds that one core computes for an image."""
     waiting: int = 0
@@ -93,33 +96,66 @@ class Backbone:
         return self.session.nbytes
 
 
+class Run(NamedTuple):
+    """A run of a backbone on each image of a call, for all of the call's models that share it."""
+
+    backbone: Backbone
+    decoding: ImageDecoding = DEFAULT_DECODING
+
+
+class AskedHead(NamedTuple):
+    """The head of a model that a call asks, and which of the call's runs gives its features."""
+
+    run: int
+    head: Head
+    decision: Decision | None = None
+    """Replaces the head's own."""
+
+
 @dataclass(eq=False)
 class ImageBatch:
-    """The images of one call, for one model."""
+    """The images of one call, for one or more models.
+
+    An image is popped once, for all of them: whoever decodes it makes all runs on it.
+    """
 
     model: ModelKey
-    backbone: Backbone
-    head: Head
+    """The first of the models, whose turn the images wait for."""
+    runs: Sequence[Run]
+    """Of the first one's backbone the images are popped."""
+    asked: Sequence[AskedHead]
+    """One for each model."""
     images: Sequence[Decode]
     arrived: float
     """By the engine's clock, as is the deadline."""
     deadline: float
     answer: "asyncio.Future[Any]"
     """Gets what `finish` returns."""
-    decoding: ImageDecoding = DEFAULT_DECODING
-    decision: Decision | None = None
-    """Replaces the head's own."""
-    finish: Finish = list
+    finish: Finish
     image_s: float = 0.0
     """Seconds that one worker is expected to spend on an image; set when the images are queued."""
     popped: int = 0
     """How many images have left the queue."""
     is_withdrawn: bool = False
     """Nobody waits for the answer any more."""
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    outcomes: dict[int, Sequence[Outcome]] = field(default_factory=dict)
+    """By image, one for each model."""
     decode_s: list[float] = field(default_factory=list)
     queue_s: list[float] = field(default_factory=list)
-    infer_s: list[float] = field(default_factory=list)
+    infer_s: list[list[float]] = field(default_factory=list)
+    """For each run."""
+
+    def __post_init__(self) -> None:
+        self.infer_s = [[] for _ in self.runs]
+
+    @property
+    def backbone(self) -> Backbone:
+        """Returns the backbone by which its images are popped."""
+        return self.runs[0].backbone
+
+    def runs_s(self, now: float) -> float:
+        """Estimates the seconds that one core computes for all runs on an image."""
+        return sum(run.backbone.infer_s.at(now) for run in self.runs)
 
     @property
     def tenant(self) -> str:
@@ -132,9 +168,10 @@ class ImageBatch:
         return 0 if self.is_withdrawn else len(self.images) - self.popped
 
     @property
-    def in_order(self) -> list[Outcome]:
-        """Its outcomes as its images were given, once it has all of them."""
-        return [self.outcomes[place] for place in range(len(self.images))]
+    def by_model(self) -> list[list[Outcome]]:
+        """Its outcomes by model, each as its images were given, once it has all of them."""
+        images = [self.outcomes[place] for place in range(len(self.images))]
+        return [list(of_one) for of_one in zip(*images, strict=True)]
 
 
 Item = tuple[ImageBatch, int]
@@ -293,7 +330,7 @@ class FairQueue:
     def _is_too_late(self, batch: ImageBatch, now: float) -> bool:
         # An estimate takes nothing from the last that wait: running them is what corrects it.
         is_alone = self.waiting == batch.waiting
-        needed_s = 0.0 if is_alone else batch.backbone.infer_s.at(now)
+        needed_s = 0.0 if is_alone else batch.runs_s(now)
         return batch.deadline <= now + needed_s
 
     def _remove(self, batch: ImageBatch) -> None:

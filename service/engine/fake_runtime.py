@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 
+from service.domain import Precision
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
 from service.engine.runtime import Read
@@ -19,7 +20,8 @@ class FakeSession:
 
     size = 224
     feature_dim = 3
-    precision = "fp32"
+    precision: Precision = "fp32"
+    made_for: Precision = "fp32"
     max_batch = 1_000
     infer_s = 0.0
 
@@ -57,7 +59,7 @@ class FakeSession:
 class FakeRuntime:
     """Gives each content, by its sha256, its own `FakeSession`."""
 
-    provider = "cpu"
+    is_gpu = False
 
     def __init__(self, nbytes: int = 1000) -> None:
         self.sessions: dict[str, FakeSession] = {}
@@ -69,8 +71,9 @@ class FakeRuntime:
         """Returns the session of a content, to script it before or after it is loaded."""
         return self.sessions.setdefault(digest, FakeSession(self._nbytes))
 
-    def load(self, read: Read) -> FakeSession:
+    def load(self, read: Read, digest: str = "") -> FakeSession:
         """Reads the content once."""
-        digest = hashlib.sha256(read()).hexdigest()
-        self.loads.append(digest)
-        return self.session(digest)
+        content = hashlib.sha256(read()).hexdigest()
+        assert digest in ("", content)
+        self.loads.append(content)
+        return self.session(content)

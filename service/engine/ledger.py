@@ -57,21 +57,26 @@ class Account:
         self.stages = stages
         self._clock = clock
 
-    def answered(self, batch: ImageBatch, head_digest: str, total_s: float) -> None:
-        """Records a call whose images all have their outcomes."""
+    def answered(self, batch: ImageBatch, place: int, head_digest: str, total_s: float) -> None:
+        """Records a call whose images all have their outcomes; `place` is its model's there.
+
+        What several models of the call shared is recorded for each: its answers took as long.
+        """
         stages = self.stages
-        if batch.head.outliers is not None:
+        run, head, _ = batch.asked[place]
+        if head.outliers is not None:
             # Not when a head is loaded: candidates and old versions are, beside what serves.
-            stages.compare_with(head_digest, batch.head.outliers.validation)
+            stages.compare_with(head_digest, head.outliers.validation)
         stages.total.observe(total_s)
         for values, histogram in (
             (batch.decode_s, stages.decode),
             (batch.queue_s, stages.queue),
-            (batch.infer_s, stages.infer),
+            (batch.infer_s[run], stages.infer),
         ):
             for seconds in values:
                 histogram.observe(seconds)
-        for outcome in batch.outcomes.values():
+        for outcomes in batch.outcomes.values():
+            outcome = outcomes[place]
             if isinstance(outcome, GraftError):
                 stages.count(outcome.reason)
                 continue
@@ -79,7 +84,8 @@ class Account:
             if outcome.outlier_score is not None:
                 stages.outlier_score.observe(outcome.outlier_score)
         queue_s, decode_s, infer_s = (
-            max(values, default=0.0) for values in (batch.queue_s, batch.decode_s, batch.infer_s)
+            max(values, default=0.0)
+            for values in (batch.queue_s, batch.decode_s, batch.infer_s[run])
         )
         old = self.counts
         self.counts = Counts(

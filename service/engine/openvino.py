@@ -25,8 +25,6 @@ class OpenVinoGraph:
         )
         self.size = int(self._compiled.input(0).partial_shape[1].get_length())
         self.feature_dim = int(self._compiled.output(0).partial_shape[1].get_length())
-        hint = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        self.precision = {"bf16": "bf16", "f16": "fp16"}.get(str(hint), "fp32")
         self._requests = threading.local()
 
     def run(self, images: Pixels) -> Floats:

@@ -15,6 +15,7 @@ left there. Colour profiles are ignored, whole or broken, and so is all other me
 the orientation and the depth of 16-bit grey.
 """
 
+import hashlib
 import io
 import logging
 import struct
@@ -122,27 +123,68 @@ def describe(decoding: ImageDecoding = DEFAULT_DECODING) -> dict[str, float | in
     }
 
 
-class Encoded:
-    """An image file, whose size can be read before it is decoded; for one thread at a time."""
+class SentImage:
+    """The bytes of an image that a caller sent, read when they are needed; for one thread."""
 
-    def __init__(self, read: Callable[[], bytes]) -> None:
-        self.read = read
-        """Returns the file's bytes, which nothing asks for before its size or its pixels."""
-        self._opened: _Opened | None = None
+    def __init__(self, read: Callable[[], bytes], kind: str = "") -> None:
+        """`kind` tells images apart whose bytes are alike."""
+        self._read = read
+        self._kind = kind
+        self._data: bytes | None = None
+
+    @property
+    def data(self) -> bytes:
+        """Returns the bytes, which are read once until they are dropped."""
+        if self._data is None:
+            self._data = self._read()
+        return self._data
+
+    @property
+    def digest(self) -> bytes:
+        """Returns what it is known by; of a file its sha256, by which datasets know it, too."""
+        return hashlib.sha256(self.data).digest() + self._kind.encode()
+
+    def drop(self) -> None:
+        """Lets go of the bytes and of what was made of them; they can be read again."""
+        self._data = None
+
+
+class Encoded(SentImage):
+    """An image file, whose size can be read before it is decoded."""
+
+    _opened: "_Opened | None" = None
 
     @property
     def pixels(self) -> int:
         """Width times height, from the header, which is read once; 0 for an unreadable one."""
         try:
-            self._opened = self._opened or _open(self.read())
+            self._opened = self._opened or _open(self.data)
         except InvalidInput:
             return 0
         return self._opened.pixels
 
     def __call__(self, decoding: ImageDecoding) -> Pixels:
         """Decodes to `uint8 [size, size, 3]`; errors as `open_image`."""
-        opened, self._opened = self._opened or _open(self.read()), None
+        opened, self._opened = self._opened or _open(self.data), None
         return fit(_upright(opened, decoding), decoding)
+
+    def drop(self) -> None:
+        """As `SentImage.drop`."""
+        super().drop()
+        self._opened = None
+
+
+class Tensor(SentImage):
+    """An image as numbers, as `from_tensor` takes them."""
+
+    def __init__(self, read: Callable[[], bytes], shape: Sequence[int], *, is_float: bool) -> None:
+        super().__init__(read, f"{'float32' if is_float else 'uint8'} {shape[:4]}")
+        self._shape = shape
+        self._is_float = is_float
+
+    def __call__(self, decoding: ImageDecoding) -> Pixels:
+        """Makes `uint8 [size, size, 3]`; errors as `from_tensor`."""
+        return from_tensor(self.data, self._shape, decoding, is_float=self._is_float)
 
 
 def count_pixels(data: bytes) -> int:

@@ -1,7 +1,8 @@
-"""Chooses the provider that computes: one that the setting allows and the machine has.
+"""Finds the providers that the setting allows and the machine has, and what each computes in.
 
 Probes without side effects on a machine that has nothing special; the heavy
-libraries are imported only where they are used. Chosen once, at start.
+libraries are imported only where they are used. Which of several serves a backbone
+best is measured (provider_table.py).
 """
 
 import ctypes
@@ -9,13 +10,13 @@ import importlib.util
 import logging
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
 
 from service.domain import Precision, ProviderSetting
+from service.ops import cpus
 
 ProviderName = Literal["tensorrt", "cuda", "openvino", "cpu"]
 
@@ -32,10 +33,11 @@ class ProviderUnavailable(RuntimeError):  # noqa: N818
 
 @dataclass(frozen=True)
 class Provider:
-    """A chosen provider, and why it was chosen."""
+    """A provider that serves at once, why, and those that may turn out to be quicker."""
 
     name: ProviderName
     why: str
+    others: tuple[ProviderName, ...] = ()
 
     @property
     def is_gpu(self) -> bool:
@@ -46,10 +48,10 @@ class Provider:
 def choose_provider(setting: ProviderSetting) -> Provider:
     """Chooses the provider that the setting allows and the machine has.
 
-    `auto` takes CUDA where an NVIDIA GPU is there and ONNX Runtime can use it,
-    then OpenVINO where it is installed, else ONNX Runtime's CPU provider; with a
-    warning in the log when a GPU is there but unusable. TensorRT is taken only
-    when it is set, since it builds its engines for minutes. Raises
+    `auto` takes CUDA where an NVIDIA GPU is there and ONNX Runtime can use it, with a
+    warning in the log when a GPU is there but unusable; else ONNX Runtime's CPU
+    provider, with OpenVINO, where it is installed, to be measured beside it. TensorRT
+    is taken only when it is set, since it builds its engines for minutes. Raises
     ProviderUnavailable when what is set cannot be had.
     """
     if setting == "cpu":
@@ -69,7 +71,17 @@ def choose_provider(setting: ProviderSetting) -> Provider:
         log.warning("an NVIDIA GPU is there but unused, the CPU computes: %s", problem)
     if no_openvino := openvino_problem():
         return Provider("cpu", f"{problem}; {no_openvino}")
-    return Provider("openvino", problem)
+    return Provider("cpu", f"{problem}; OpenVINO is measured beside it", ("openvino",))
+
+
+def computing(provider: ProviderName, precision: Precision) -> Precision:
+    """Returns what a provider computes in where a file is of this precision: that, or fp32."""
+    is_computed = {
+        "int8": True,
+        "fp16": provider in ("tensorrt", "cuda"),
+        "bf16": provider == "openvino" and has_amx(),
+    }
+    return precision if is_computed.get(precision) else "fp32"
 
 
 def gpu_providers(name: ProviderName) -> list[Any]:
@@ -113,22 +125,22 @@ def openvino_device() -> Any | None:
 
 def openvino_config(precision: Precision, cores: int, streams: int) -> dict[str, str]:
     """OpenVINO's settings for `streams` runs at once that share `cores` threads."""
-    config = {"INFERENCE_NUM_THREADS": str(cores), "NUM_STREAMS": str(streams)}
-    # Left alone it takes bf16 with avx512_bf16 too, which halves or doubles the cost by the CPU.
-    if precision == "exact" or not has_bf16():
-        config["INFERENCE_PRECISION_HINT"] = "f32"
-    return config
+    return {
+        "INFERENCE_NUM_THREADS": str(cores),
+        "NUM_STREAMS": str(streams),
+        # Left alone it takes bf16 with avx512_bf16 too, and changes what a version answers.
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        # Else two models are pinned to the same core, and each runs at half its speed.
+        "ENABLE_CPU_PINNING": "NO",
+    }
 
 
-def has_bf16() -> bool:
+def has_amx() -> bool:
     """Tells whether the CPU has matrix units for bfloat16 (AMX).
 
-    Vectors of it alone (avx512_bf16) pay on some CPUs only.
+    Vectors of it alone (avx512_bf16) make some CPUs faster and others slower.
     """
-    try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
+    return "amx_bf16" in cpus.describe().flags
 
 
 def has_openvino() -> bool:

@@ -1,17 +1,17 @@
-"""Loads backbones into memory, and runs them on the chosen provider.
+"""Loads backbones into memory, and runs them in their files' precision.
 
-A session that does not run on the chosen provider is an error, never a silent
-step down; but a backbone so small that OpenVINO's threads cost more than its
-kernels runs on ONNX Runtime's CPU provider where that was measured to be quicker,
-and the log says so. Tests put a fake `Runtime` in its place.
+A session that does not run on the provider that is meant is an error, never a silent
+step down. Where several providers compute a file's precision the first one serves at
+once, and what was measured to be quicker takes over when that is known
+(provider_table.py). Tests put a fake `Runtime` in its place.
 """
 
 import json
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,23 +19,23 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from service.domain import Precision
+from service.domain import PRECISION, Precision
 from service.engine import providers
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
-from service.engine.providers import Provider, ProviderUnavailable
+from service.engine.provider_table import Measured
+from service.engine.providers import Provider, ProviderName, ProviderUnavailable
 from service.errors import Exhausted, GraftError, Reason, unloadable
+from service.ops import cpus
 
 log = logging.getLogger(__name__)
 
-_PAYS = 0.97
+PAYS = 0.97
 """A batch twice as large pays when an image then takes at most this part of the time."""
 _MEASURE_S = 0.5
 """Longest search for the largest batch that pays."""
 _TRIES, _TRIED_S = 30, 0.01
 """Most runs that time a batch, and the time after which there are no more."""
-_SMALL_S = 0.001
-"""An image that takes less lets OpenVINO be compared with ONNX Runtime's CPU provider."""
 _BESIDE = b"location"
 """Occurs in a graph whose weights lie in files beside it, and in none of ours."""
 _AGAIN_S = 60.0
@@ -62,8 +62,12 @@ class Session(Protocol):
         """Bytes that it takes, about."""
 
     @property
-    def precision(self) -> str:
-        """Precision that it computes in: `fp32`, `bf16`, `fp16` or `int8`."""
+    def precision(self) -> Precision:
+        """Precision that it computes in."""
+
+    @property
+    def made_for(self) -> Precision:
+        """Precision of its file, in which this machine may be unable to compute."""
 
     @property
     def max_batch(self) -> int:
@@ -84,11 +88,11 @@ class Runtime(Protocol):
     """Loads backbones."""
 
     @property
-    def provider(self) -> str:
-        """Name of the provider: `tensorrt`, `cuda`, `openvino` or `cpu`."""
+    def is_gpu(self) -> bool:
+        """True if a GPU computes."""
 
-    def load(self, read: Read) -> Session:
-        """Loads a backbone; blocks.
+    def load(self, read: Read, digest: str = "") -> Session:
+        """Loads a backbone, whose file has this sha256; blocks.
 
         `read` may be called again later. Raises Damaged (MODEL_UNLOADABLE) for a file that
         cannot be loaded, Exhausted (OUT_OF_MEMORY), and what `read` raises.
@@ -100,61 +104,70 @@ class Graph(Protocol):
 
     size: int
     feature_dim: int
-    precision: str
 
     def run(self, images: Pixels) -> Floats:
         """Computes features float32 [n, d] of uint8 [n, size, size, 3]; thread-safe."""
 
 
-Compile = Callable[[bytes, int], Graph]
-"""Makes a graph of a file's bytes, for as many cores as a run may use."""
+Compile = Callable[[bytes, int, ProviderName], Graph]
+"""Makes a graph of a file's bytes, for as many cores as a run may use, on a provider."""
 
 
 class OnnxRuntime:
-    """Backbones on one chosen provider.
+    """Backbones on a provider, or on the one of several that was measured to be quickest.
 
-    `max_batch` above 1 lets every load search for the largest batch that pays, up to
-    that; a load takes up to half a second longer, and its kernels are warm after.
-    `is_narrow` makes the graph for one core at load, for those who have many
-    images at once and run them side by side; the wide one is then never made.
+    `max_batch` above 1 lets every load of a backbone that was not measured search for
+    the largest batch that pays, up to that; it takes up to half a second, and the
+    kernels are warm after. `is_narrow` makes the graph for one core at load, for those
+    who have many images at once and run them side by side; the wide one is then never
+    made. `measured` finds what is known of a file by its digest, and `on_unmeasured` is
+    told of files that have a choice of providers and were not measured.
     """
 
     def __init__(
         self,
         provider: Provider,
         threads: int = 0,
-        precision: Precision = "exact",
         *,
         max_batch: int = 1,
         is_narrow: bool = False,
+        measured: Callable[[str], Measured | None] = lambda _digest: None,
+        on_unmeasured: Callable[[str, Read], None] | None = None,
     ) -> None:
         self._is_narrow = is_narrow
         self._provider = provider
-        self._precision = precision
-        self._cores = threads or len(os.sched_getaffinity(0))
+        self._cores = threads or cpus.available_cores()
         self._max_batch = max_batch
+        self._measured = measured
+        self._on_unmeasured = on_unmeasured
+        self._sessions: weakref.WeakValueDictionary[str, BackboneSession] = (
+            weakref.WeakValueDictionary()
+        )
+        """With a choice of providers, by the digests of their files."""
 
     @property
-    def provider(self) -> str:
-        """Name of the provider: `tensorrt`, `cuda`, `openvino` or `cpu`."""
+    def provider(self) -> ProviderName:
+        """Name of the provider that serves what was not measured."""
         return self._provider.name
 
     @property
-    def precision(self) -> Precision:
-        """Precision that was asked for; a session may compute in another."""
-        return self._precision
+    def is_gpu(self) -> bool:
+        """True if a GPU computes."""
+        return self._provider.is_gpu
 
     @property
     def why(self) -> str:
         """Reason why this provider was chosen."""
         return self._provider.why
 
-    def load(self, read: Read) -> "BackboneSession":
+    def computes(self, precision: Precision) -> bool:
+        """Tells whether files of this precision are computed in it, by one provider at least."""
+        return bool(able(self._provider, precision))
+
+    def load(self, read: Read, digest: str = "") -> "BackboneSession":
         """Loads a backbone; blocks for its bytes to be read and its graph optimised."""
         try:
-            session = self._measured(read, self._compile)
-            if self._provider.name == "openvino" and 0 < session.lone_s < _SMALL_S:
-                session = self._quicker(read, session)
+            return self._load(read, digest)
         except (ProviderUnavailable, GraftError):
             raise
         except MemoryError as error:
@@ -164,87 +177,146 @@ class OnnxRuntime:
             ) from error
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             raise unloadable("backbone", "cannot be loaded") from error
-        return session
 
-    def _measured(self, read: Read, compile_graph: Compile) -> "BackboneSession":
+    def _load(self, read: Read, digest: str) -> "BackboneSession":
+        widths = [self._cores] if self.is_gpu else widths_of(self._cores)
+        if self._is_narrow:
+            widths = widths[-1:]
+        known = self._measured(digest) if digest else None
+        if known is not None and not known.providers.keys() >= set(widths):
+            known = None  # measured for another number of threads
         session = BackboneSession(
-            read, compile_graph, self._cores, self._provider.is_gpu, self._is_narrow
+            read,
+            lambda model, cores, name: compiled(model, cores, name, self._cores),
+            self._provider,
+            widths,
+            known.providers if known else {},
         )
-        session.measure(self._max_batch)
+        if known:
+            session.adopt(known)
+        else:
+            session.measure(self._max_batch)
+        if digest and session.has_choice and self._on_unmeasured is not None:
+            self._sessions[digest] = session
+            if known is None:
+                self._on_unmeasured(digest, read)
         return session
 
-    def _quicker(self, read: Read, session: "BackboneSession") -> "BackboneSession":
-        # After a run on several cores OpenVINO's threads spin for about a millisecond: more
-        # than a small graph costs.
-        plain = self._measured(read, _cpu_graph)
-        if plain.lone_s >= session.lone_s:
-            return session
-        log.info(
-            "a small backbone is quicker on the CPU provider and runs there",
-            extra={
-                "cpu_us": round(plain.lone_s * 1e6),
-                "openvino_us": round(session.lone_s * 1e6),
-            },
-        )
-        return plain
+    def adopt(self, digest: str, measured: Measured) -> None:
+        """Lets the session of a file, if there is one, run from now on as was measured."""
+        if (session := self._sessions.get(digest)) is not None:
+            session.adopt(measured)
 
-    def _compile(self, model: bytes, cores: int) -> Graph:
-        if self._provider.name == "openvino":
-            streams = max(1, self._cores // cores)
-            return _openvino_graph(model, self._precision, self._cores, streams)
-        if self._provider.is_gpu:
-            if self._precision != "exact":
-                model = _half(model)
-            options = _options(1)
-            wanted = providers.gpu_providers(self._provider.name)
-            session = ort.InferenceSession(
-                model, options, providers=[*wanted, "CPUExecutionProvider"]
-            )
-            return OnnxGraph(
-                session, wanted[0][0], "fp32" if self._precision == "exact" else "fp16", True
-            )
-        return _cpu_graph(model, cores)
+
+def able(provider: Provider, precision: Precision) -> list[ProviderName]:
+    """Lists those that compute a precision, of a provider and those beside it."""
+    names = (provider.name, *provider.others)
+    return [name for name in names if providers.computing(name, precision) == precision]
+
+
+def widths_of(cores: int) -> list[int]:
+    """Lists how many cores the graphs of a backbone use, the widest first.
+
+    Runs at the same time are faster each on its own core than each on all; a run that
+    is alone is fastest on all. So there are graphs for all, for about the square root
+    of that, and for one.
+    """
+    return sorted({cores, round(cores**0.5), 1}, reverse=True)
+
+
+def compiled(model: bytes, cores: int, name: ProviderName, all_cores: int) -> Graph:
+    """Makes a graph for runs on `cores` of `all_cores` cores, in the file's precision.
+
+    In fp32 where the provider does not compute in that.
+    """
+    precision = providers.computing(name, precision_of(model))
+    if name == "openvino":
+        return _openvino_graph(model, precision, all_cores, max(1, all_cores // cores))
+    if name == "cpu":
+        session = ort.InferenceSession(model, _options(cores), providers=["CPUExecutionProvider"])
+        return OnnxGraph(session, "CPUExecutionProvider", False)
+    wanted = providers.gpu_providers(name)
+    session = ort.InferenceSession(
+        _half(model) if precision == "fp16" else model,
+        _options(1),
+        providers=[*wanted, "CPUExecutionProvider"],
+    )
+    return OnnxGraph(session, wanted[0][0], True)
+
+
+def precision_of(model: bytes) -> Precision:
+    """Reads from a backbone's file what it is computed in."""
+    if b"DequantizeLinear" in model or b"QLinearConv" in model:
+        return "int8"
+    for precision in ("bf16", "fp16"):
+        if model.endswith(_mark(precision)):
+            return precision
+    return "fp32"
+
+
+def marked(model: bytes, precision: Precision) -> bytes:
+    """Returns the same file as one that is computed in bf16 or fp16."""
+    return model + _mark(precision)
+
+
+def _mark(precision: str) -> bytes:
+    # An entry of ModelProto.metadata_props (field 14) in protobuf's wire format, where a message
+    # may go on with more of a repeated field: it needs no package for ONNX, which takes a third
+    # of a second to import, and no second copy of the weights.
+    def field(number: int, content: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    return field(14, field(1, PRECISION.encode()) + field(2, precision.encode()))
 
 
 class BackboneSession:
-    """Holds a backbone: a graph that uses all cores and, made when needed, narrower ones.
+    """Holds a backbone: a graph for the most cores and, made when needed, narrower ones.
 
-    Runs at the same time are faster each on its own core than each on all; a run
-    that is alone is fastest on all. So a machine of n cores gets graphs for n, for
-    about the square root of n, and for one; a GPU has one graph.
+    `chosen` are the providers by the width of their graphs; where it names none the
+    first that computes the file's precision does, or `provider` itself in fp32.
     """
 
     def __init__(
         self,
         read: Read,
         compile_graph: Compile,
-        cores: int,
-        is_gpu: bool,
-        is_narrow: bool = False,
+        provider: Provider,
+        widths: list[int],
+        chosen: Mapping[int, ProviderName],
     ) -> None:
         model = read()
         if _BESIDE in model:
             raise unloadable("backbone", "names other files, which it may not")
+        self.made_for = precision_of(model)
+        names = able(provider, self.made_for)
+        self.precision: Precision = self.made_for if names else "fp32"
+        self.has_choice = len(names) > 1
+        self._names = names or [provider.name]
+        self._chosen = chosen
         self._read = read
         self._compile = compile_graph
-        self._widths = [cores] if is_gpu else sorted({cores, round(cores**0.5), 1}, reverse=True)
-        if is_narrow:
-            self._widths = self._widths[-1:]
-        self._graphs = {self._widths[0]: compile_graph(model, self._widths[0])}
+        self._widths = widths
+        name = self._provider_of(widths[0])
+        self._widest = compile_graph(model, widths[0], name)
+        self._graphs = {widths[0]: (name, self._widest)}
         self._compiling = threading.Lock()
         self._not_before: dict[int, float] = {}
         """Times from which a graph that could not be made is tried again, by width."""
-        self._widest = self._graphs[self._widths[0]]
         self.size, self.feature_dim = self._widest.size, self._widest.feature_dim
-        is_int8 = b"DequantizeLinear" in model or b"QLinearConv" in model
-        self.precision = "int8" if is_int8 else self._widest.precision
         # For each graph the weights, once as read and packed for the kernels;
         # activations and the arena come on top. Measured on the backbones that we ship.
         self.nbytes = 2 * len(model) * len(self._widths) + 16 * 2**20
         self.max_batch = 1
         self.infer_s = 0.0
-        self.lone_s = 0.0
-        """Seconds of one image on all cores; 0 where it was not measured."""
+
+    def adopt(self, measured: Measured) -> None:
+        """Changes to what was measured: a width's graph is made again at its next run."""
+        self._chosen = measured.providers
+        self.max_batch, self.infer_s = measured.max_batch, measured.infer_s
+
+    def _provider_of(self, width: int) -> ProviderName:
+        name = self._chosen.get(width)
+        return name if name in self._names else self._names[0]
 
     def run(self, images: Pixels, cores: int = 0) -> Floats:
         """Computes features float32 [n, d] of uint8 [n, size, size, 3]."""
@@ -261,10 +333,9 @@ class BackboneSession:
             images = np.zeros((batch, self.size, self.size, 3), np.uint8)
             self._widest.run(images)
             each_s = self._quickest_s(images) / batch
-            if each_s > best_s * _PAYS:
+            if each_s > best_s * PAYS:
                 break
             best_s, self.max_batch = each_s, batch
-            self.lone_s = self.lone_s or each_s
             batch *= 2
         self.infer_s = best_s * self._widths[0]
 
@@ -283,31 +354,34 @@ class BackboneSession:
 
     def _graph(self, cores: int) -> Graph:
         width = next((width for width in self._widths if width <= cores), self._widths[-1])
-        graph = self._graphs.get(width)
-        if graph is not None:
-            return graph
+        made = self._graphs.get(width)
+        wanted = self._provider_of(width)
+        if made is not None and made[0] == wanted:
+            return made[1]
+        meanwhile = self._widest if made is None else made[1]
         if not self._compiling.acquire(blocking=False):
-            return self._widest  # another thread is at it
+            return meanwhile  # another thread is at it
         try:
             if time.monotonic() < self._not_before.get(width, 0):
-                return self._widest
-            self._graphs[width] = self._compile(self._read(), width)
+                return meanwhile
+            graph = self._compile(self._read(), width, wanted)
         except Exception:
-            # The widest does as well, only slower; for a while, since the reason may pass.
-            log.warning("a narrow graph of a backbone cannot be made", exc_info=True)
+            # What is there does as well, only slower; for a while, since the reason may pass.
+            log.warning("a graph of a backbone cannot be made", exc_info=True)
             self._not_before[width] = time.monotonic() + _AGAIN_S
-            return self._widest
+            return meanwhile
         finally:
             self._compiling.release()
-        return self._graphs[width]
+        self._graphs[width] = wanted, graph
+        if width == self._widths[0]:
+            self._widest = graph
+        return graph
 
 
 class OnnxGraph:
     """An ONNX Runtime session; on a GPU with batches of few sizes."""
 
-    def __init__(
-        self, session: ort.InferenceSession, provider: str, precision: str, is_gpu: bool
-    ) -> None:
+    def __init__(self, session: ort.InferenceSession, provider: str, is_gpu: bool) -> None:
         if session.get_providers()[0] != provider:
             raise ProviderUnavailable(
                 f"ONNX Runtime fell back to {session.get_providers()[0]} from {provider}"
@@ -320,7 +394,6 @@ class OnnxGraph:
         self._session = session
         self._is_gpu = is_gpu
         self.feature_dim = int(output.shape[1])
-        self.precision = precision
 
     def run(self, images: Pixels) -> Floats:
         """Computes features float32 [n, d] of uint8 [n, size, size, 3]."""
@@ -361,12 +434,6 @@ def on_one_core(path: Path) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
     return run
 
 
-def _cpu_graph(model: bytes, cores: int) -> OnnxGraph:
-    options = _options(cores)
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return OnnxGraph(session, "CPUExecutionProvider", "fp32", False)
-
-
 def _openvino_graph(model: bytes, precision: Precision, cores: int, streams: int) -> Graph:
     device = providers.openvino_device()
     if device is None:
@@ -377,8 +444,7 @@ def _openvino_graph(model: bytes, precision: Precision, cores: int, streams: int
     config = {"CPU": providers.openvino_config(precision, cores, streams)}
     options.add_provider_for_devices([device], {"load_config": json.dumps(config)})
     session = ort.InferenceSession(model, options)
-    computes = "bf16" if precision != "exact" and providers.has_bf16() else "fp32"
-    return OnnxGraph(session, device.ep_name, computes, False)
+    return OnnxGraph(session, device.ep_name, False)
 
 
 def _options(cores: int) -> ort.SessionOptions:

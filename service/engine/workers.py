@@ -1,4 +1,4 @@
-"""Threads that compute: each decodes a batch, runs the backbone once, applies every image's head.
+"""Threads that compute: each decodes a batch, runs its backbones once, applies all heads.
 
 As many as the machine has cores, so that decoding and inference never fight for a core. A
 worker that is alone gives its run all cores; the more are busy, the fewer cores a run gets, down
@@ -13,22 +13,27 @@ the one image that was begun. Stops with `close`.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from service.domain import Decision, ImageDecoding
 from service.engine.fair_queue import (
+    Backbone,
     Classified,
+    Decode,
     Estimate,
     FairQueue,
     ImageBatch,
     Item,
     Outcome,
 )
-from service.engine.head import Floats
-from service.engine.preprocess import Encoded, Pixels
+from service.engine.head import Floats, Head
+from service.engine.preprocess import Encoded, Pixels, SentImage
+from service.engine.recent_features import Known, RecentFeatures
 from service.errors import Exhausted, GraftError, Reason
 from service.ops.metrics import Metrics
 
@@ -47,17 +52,57 @@ _RETRY_S = (0.1, 30.0)
 
 @dataclass(eq=False)
 class _Row:
-    """An image of the batch that a worker puts together."""
+    """An image that left the queue, for the batch that a worker puts together."""
 
     batch: ImageBatch
     place: int
-    queue_s: float
+    digest: bytes | None = None
+    """None where its features are not kept."""
+    queue_s: float = 0.0
+    pixels: dict[ImageDecoding, Pixels] = field(default_factory=dict)
     decode_s: float = 0.0
-    infer_s: float = 0.0
-    outcome: Outcome | None = None
-    """None until it is classified; the error of a bad image."""
+    features: dict[int, Floats] = field(default_factory=dict)
+    """float32 [d] by run."""
+    infer_s: dict[int, float] = field(default_factory=dict)
+    """By run."""
+    outcomes: Sequence[Outcome] = ()
+    """One for each model, once it is classified; the error of a bad image."""
     failure: Exception | None = None
     """A fault of ours."""
+
+    @property
+    def image(self) -> Decode:
+        """Returns the image as it came."""
+        return self.batch.images[self.place]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is still to be classified."""
+        return not self.outcomes and self.failure is None
+
+    @property
+    def to_run(self) -> list[int]:
+        """Returns the runs that nothing has made yet."""
+        if not self.is_open:
+            return []
+        return [number for number in range(len(self.batch.runs)) if number not in self.features]
+
+    def to_run_s(self, now: float) -> float:
+        """Estimates the seconds of one core that these take."""
+        runs = self.batch.runs
+        return sum(runs[number].backbone.infer_s.at(now) for number in self.to_run)
+
+    @property
+    def to_decode_s(self) -> float:
+        """Estimates the seconds that its decoding takes, if it is large."""
+        image = self.image
+        # A header is read in microseconds.
+        return _PIXEL_S * image.pixels if self.to_run and isinstance(image, Encoded) else 0.0
+
+    def known(self, digest: bytes, number: int) -> Known:
+        """Names the features of one of its runs."""
+        backbone, decoding = self.batch.runs[number]
+        return Known(digest, decoding, backbone.digest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +124,9 @@ class Workers:
         max_queue: int,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
+        recent: RecentFeatures | None = None,
     ) -> None:
+        self._recent = recent
         self._count = count
         self._max_batch = max_batch
         self._max_queue = max_queue
@@ -111,7 +158,9 @@ class Workers:
         shed: list[ImageBatch] = []
         with self._changed:
             now = self._clock()
-            batch.image_s = batch.backbone.infer_s.at(now) + self._decoding(batch.tenant).at(now)
+            decodings = len({run.decoding for run in batch.runs})
+            decode_s = self._decoding(batch.tenant).at(now) * decodings
+            batch.image_s = batch.runs_s(now) + decode_s
             expected_s = self._expected_s(batch)
             is_one_free = self._free > self._queue.waiting
             if not is_one_free and expected_s > _HOPEFUL * (batch.deadline - batch.arrived):
@@ -166,19 +215,19 @@ class Workers:
         )
 
     def _work(self) -> None:
-        carried: Item | None = None
+        carried: _Row | None = None
         while (first := carried or self._first()) is not None:
-            rows, pixels, carried = self._decode(first)
-            self._infer(rows, pixels)
+            rows, carried = self._decode(first)
+            self._infer(rows)
             finished = self._finish(rows)
             if not finished:
                 continue
             try:
-                first[0].answer.get_loop().call_soon_threadsafe(deliver, finished)
+                first.batch.answer.get_loop().call_soon_threadsafe(deliver, finished)
             except RuntimeError:  # the loop is closed: nobody is left to answer
                 return
 
-    def _first(self) -> Item | None:
+    def _first(self) -> _Row | None:
         """Waits for an image; None once the workers are closed and none waits."""
         with self._changed:
             self._free += 1
@@ -189,89 +238,138 @@ class Workers:
                     self._changed.wait()
             finally:
                 self._free -= 1
-            return item
+        return self._row(item)
 
-    def _decode(self, first: Item) -> tuple[list[_Row], list[Pixels], Item | None]:
+    def _row(self, item: Item) -> _Row:
+        """Makes the row of an image that left the queue, with the features that are known of it."""
+        row = _Row(*item)
+        image = row.image
+        if self._recent is None or not isinstance(image, SentImage):
+            return row
+        begun = self._clock()
+        with _failing(row):
+            row.digest = digest = image.digest
+            for number in range(len(row.batch.runs)):
+                found = self._recent.get(row.batch.tenant, row.known(digest, number))
+                if found is not None:
+                    row.features[number] = found
+        row.decode_s = self._clock() - begun
+        return row
+
+    def _decode(self, first: _Row) -> tuple[list[_Row], _Row | None]:
         """Decodes a batch that begins with this image, taking others of its backbone.
 
-        Returns its rows, the pixels of those that are no errors, and an image that was taken
-        and would hold these up: the first of the next batch.
+        Returns its rows, and one that was taken and would hold these up: the first of the next
+        batch.
         """
-        backbone = first[0].backbone
+        backbone = first.batch.backbone
         # A fair part of what waits: the others will soon be free for theirs.
         share = 1 + backbone.waiting // self._count
         most = min(share, self._max_batch, backbone.session.max_batch)
         begun = self._clock()
         rows: list[_Row] = []
-        pixels: list[Pixels] = []
         taken = 0
-        item: Item | None = first
-        while item is not None:
+        row: _Row | None = first
+        while row is not None:
             taken += 1
-            row = self._decode_one(item, pixels)
-            item = None
+            item: Item | None = None
+            # It may have been withdrawn since this image left the queue.
+            is_wanted = not row.batch.is_withdrawn
+            if is_wanted:
+                self._decode_one(row)
             with self._changed:
                 now = self._clock()
-                if row is not None:
+                if is_wanted:
                     rows.append(row)
                     self._account(row, now)
-                spent_s = now - begun + backbone.infer_s.at(now) * (len(pixels) + 1)
+                runs_s = sum(each.to_run_s(now) for each in rows)
+                spent_s = now - begun + runs_s + backbone.infer_s.at(now)
                 # What waits for a worker that is free already is left to it.
                 if taken < most and spent_s < _BATCH_S and self._queue.waiting > self._free:
                     item = self._queue.pop(now, backbone)
-            # A header is read in microseconds.
-            if item and rows and spent_s + _PIXEL_S * _size(item) > _BATCH_S:
+            row = None if item is None else self._row(item)
+            if row is not None and rows and spent_s + row.to_decode_s > _BATCH_S:
                 break
-        return rows, pixels, item
+        return rows, row
 
-    def _decode_one(self, item: Item, pixels: list[Pixels]) -> _Row | None:
-        batch, place = item
-        # It may have been withdrawn since this image left the queue.
-        if batch.is_withdrawn:
-            return None
-        begun = self._clock()
-        row = _Row(batch, place, begun - batch.arrived)
-        try:
-            pixels.append(batch.images[place](batch.decoding))
-        except GraftError as error:
-            row.outcome = error
-        except Exception as error:
-            row.failure = error
-        row.decode_s = self._clock() - begun
-        return row
+    def _decode_one(self, row: _Row) -> None:
+        batch, image, begun = row.batch, row.image, self._clock()
+        row.queue_s = begun - row.decode_s - batch.arrived
+        with _failing(row):
+            for number in row.to_run:
+                decoding = batch.runs[number].decoding
+                if decoding not in row.pixels:
+                    row.pixels[decoding] = image(decoding)
+        if isinstance(image, SentImage):
+            image.drop()
+        row.decode_s += self._clock() - begun
 
     def _account(self, row: _Row, now: float) -> None:
         batch = row.batch
-        self._decoding(batch.tenant).add(row.decode_s, now)
-        spent_s = row.decode_s + batch.backbone.infer_s.at(now)
-        self._queue.charge(batch.tenant, spent_s - batch.image_s)
+        # One whose features were known says nothing of the next.
+        if row.pixels or row.outcomes:
+            self._decoding(batch.tenant).add(row.decode_s / max(1, len(row.pixels)), now)
+        self._queue.charge(batch.tenant, row.decode_s + row.to_run_s(now) - batch.image_s)
 
-    def _infer(self, rows: list[_Row], pixels: list[Pixels]) -> None:
-        """Classifies the rows that are no errors, whose pixels are given in their order."""
-        good = [row for row in rows if row.outcome is None and row.failure is None]
-        if not good:
-            return
-        backbone = good[0].batch.backbone
+    def _infer(self, rows: list[_Row]) -> None:
+        """Classifies the rows that are no errors."""
+        wanted: dict[Backbone, list[tuple[_Row, int]]] = {}
+        for row in rows:
+            for number in row.to_run:
+                wanted.setdefault(row.batch.runs[number].backbone, []).append((row, number))
+        for backbone, all_of_it in wanted.items():
+            most = min(self._max_batch, backbone.session.max_batch)
+            for start in range(0, len(all_of_it), most):
+                # Others may have failed or been left while the runs before went on.
+                some = [
+                    (row, number)
+                    for row, number in all_of_it[start : start + most]
+                    if row.is_open and not row.batch.is_withdrawn
+                ]
+                if some:
+                    self._run(backbone, some)
+        self._apply([row for row in rows if row.is_open and not row.batch.is_withdrawn])
+
+    def _run(self, backbone: Backbone, wanted: list[tuple[_Row, int]]) -> None:
+        """Runs a backbone once, for these images and runs of their calls."""
         active = self._count - self._free + min(self._free, self._queue.waiting)
         cores = max(1, self._count // active)
         begun = self._clock()
         try:
+            pixels = [row.pixels[row.batch.runs[number].decoding] for row, number in wanted]
             # Without a copy where there is one image alone.
             images = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
             features = backbone.session.run(images, cores)
-            now = self._clock()
-            for row, outcome in zip(
-                good, apply_heads([row.batch for row in good], features), strict=True
-            ):
-                row.outcome = outcome
-                row.infer_s = now - begun
         except Exception as error:
-            for row in good:
+            for row, _ in wanted:
                 row.failure = error
             return
-        self._metrics.batch_size.observe(len(good))
+        now = self._clock()
+        for (row, number), own in zip(wanted, features, strict=True):
+            # A copy, so that an answer that is kept keeps no batch.
+            row.features[number] = copied = own.copy()
+            copied.flags.writeable = False
+            row.infer_s[number] = now - begun
+            if self._recent is not None and row.digest is not None:
+                self._recent.put(row.batch.tenant, row.known(row.digest, number), copied)
+        self._metrics.batch_size.observe(len(wanted))
         with self._changed:
-            backbone.infer_s.add((now - begun) * cores / len(good), now)
+            backbone.infer_s.add((now - begun) * cores / len(wanted), now)
+
+    def _apply(self, rows: list[_Row]) -> None:
+        """Applies the heads of each row's call to its features."""
+        begun = self._clock()
+        try:
+            _apply_heads(rows)
+        except Exception as error:
+            for row in rows:
+                row.failure = error
+        heads = sum(len(row.batch.asked) for row in rows)
+        with self._changed:
+            spent_s = self._clock() - begun
+            for row in rows:
+                tenant, own = row.batch.tenant, len(row.batch.asked)
+                self._queue.charge(tenant, spent_s * own / heads)
 
     def _finish(self, rows: list[_Row]) -> list[_Finished]:
         """Notes the rows' outcomes; returns the calls that have all of theirs, or failed."""
@@ -287,18 +385,21 @@ class Workers:
                     finished[batch] = _Finished(batch, error=error)
                     self._queue.withdraw(batch)
                     continue
-                assert row.outcome is not None
-                batch.outcomes[row.place] = row.outcome
-                if isinstance(row.outcome, Classified):
-                    batch.decode_s.append(row.decode_s)
+                if batch.is_withdrawn:
+                    continue
+                batch.outcomes[row.place] = row.outcomes
+                if isinstance(row.outcomes[0], Classified):
+                    if row.pixels:
+                        batch.decode_s.append(row.decode_s)
                     batch.queue_s.append(row.queue_s)
-                    batch.infer_s.append(row.infer_s)
-                if len(batch.outcomes) == len(batch.images) and not batch.is_withdrawn:
+                    for number, infer_s in row.infer_s.items():
+                        batch.infer_s[number].append(infer_s)
+                if len(batch.outcomes) == len(batch.images):
                     whole.append(batch)
         for batch in whole:
             begun = self._clock()
             try:
-                finished[batch] = _Finished(batch, value=batch.finish(batch.in_order))
+                finished[batch] = _Finished(batch, value=batch.finish(batch.by_model))
             except Exception as error:
                 finished[batch] = _Finished(batch, error=error)
             with self._changed:
@@ -306,32 +407,40 @@ class Workers:
         return list(finished.values())
 
 
-def apply_heads(batches: Sequence[ImageBatch], features: Floats) -> list[Classified]:
-    """Classifies features float32 [n, d], each row by the head and decision of its batch."""
-    rows: dict[tuple[int, int], list[int]] = {}
-    for row, batch in enumerate(batches):
-        rows.setdefault((id(batch.head), id(batch.decision)), []).append(row)
-    found: dict[int, Classified] = {}
-    for own in rows.values():
-        head, decision = batches[own[0]].head, batches[own[0]].decision
-        mine = features[own]
-        logs = head.log_probabilities(mine)
-        scores: list[float] | list[None] = [None] * len(own)
-        if head.outliers is not None:
-            scores = head.outliers.scores(mine, logs).tolist()
-        probabilities = np.exp(logs)
-        answers = head.decide(probabilities, decision).tolist()
-        # A copy of the features, so that an answer that is kept keeps no batch.
-        for row, each, score, answer in zip(own, probabilities, scores, answers, strict=True):
-            found[row] = Classified(
-                each,
-                features[row, : head.feature_dim].copy(),
-                head.classes,
-                answer,
-                score,
-                head.is_calibrated,
-            )
-    return [found[row] for row in range(len(batches))]
+def _apply_heads(rows: Sequence[_Row]) -> None:
+    """Sets the outcomes of rows; those that share a head, a decision and a backbone go together."""
+    groups: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
+    for at, row in enumerate(rows):
+        for place, (run, head, decision) in enumerate(row.batch.asked):
+            key = id(head), id(decision), id(row.batch.runs[run].backbone)
+            groups.setdefault(key, []).append((at, place))
+    outcomes: list[dict[int, Outcome]] = [{} for _ in rows]
+    for own in groups.values():
+        at, place = own[0]
+        _, head, decision = rows[at].batch.asked[place]
+        features = [rows[at].features[rows[at].batch.asked[place].run] for at, place in own]
+        answers = _classify(head, decision, features)
+        for (at, place), answer in zip(own, answers, strict=True):
+            outcomes[at][place] = answer
+    for row, found in zip(rows, outcomes, strict=True):
+        row.outcomes = [found[place] for place in range(len(found))]
+
+
+def _classify(
+    head: Head, decision: Decision | None, features: Sequence[Floats]
+) -> Iterator[Classified]:
+    """Classifies images by their features, float32 [d] each."""
+    together = features[0][None] if len(features) == 1 else np.stack(features)
+    logs = head.log_probabilities(together)
+    scores: list[float] | list[None] = [None] * len(features)
+    if head.outliers is not None:
+        scores = head.outliers.scores(together, logs).tolist()
+    probabilities = np.exp(logs)
+    answers = head.decide(probabilities, decision).tolist()
+    for own, each, score, answer in zip(features, probabilities, scores, answers, strict=True):
+        yield Classified(
+            each, own[: head.feature_dim], head.classes, answer, score, head.is_calibrated
+        )
 
 
 def deliver(finished: Sequence[_Finished]) -> None:
@@ -346,10 +455,15 @@ def deliver(finished: Sequence[_Finished]) -> None:
             answer.set_result(each.value)
 
 
-def _size(item: Item) -> int:
-    batch, place = item
-    image = batch.images[place]
-    return image.pixels if isinstance(image, Encoded) else 0
+@contextmanager
+def _failing(row: _Row) -> Iterator[None]:
+    """Makes what is raised inside the error of an image, or a fault of ours."""
+    try:
+        yield
+    except GraftError as error:
+        row.outcomes = [error] * len(row.batch.asked)
+    except Exception as error:
+        row.failure = error
 
 
 def _refusal(message: str, expected_s: float) -> Exhausted:

@@ -29,6 +29,7 @@ from service.ingest.index import Index, IndexedImage
 from service.ingest.layout import Arranged, ImageFile
 from service.ingest.names import shown
 from service.ingest.packs import Location, PackWriter
+from service.ops.cpus import available_cores
 
 RAW_FILE = "raw"
 """What was given or unpacked, one image after the other; gone when its pack is written."""
@@ -268,7 +269,7 @@ def read_folder(
     root = root.resolve()
     arranged = layout.arrange(walk(root), is_labelled=is_labelled, case_sensitive=case_sensitive)
     return examine(
-        arranged, root, inspect, threads or len(os.sched_getaffinity(0)),
+        arranged, root, inspect, threads or available_cores(),
         is_labelled=is_labelled, case_sensitive=case_sensitive, most=most,
     )  # fmt: skip
 

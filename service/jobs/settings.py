@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from service.contract import PretrainedBackbone
-from service.domain import DEFAULT_TENANT, Precision, ProviderSetting
+from service.domain import DEFAULT_TENANT, PrecisionSetting, ProviderSetting
 
 Slot = Literal["cpu", "gpu", "ranking"]
 """What a job takes while it runs, one of so many of its sort."""
@@ -55,7 +55,8 @@ class Settings:
     feature_cache_bytes: int = 2**30
     trainer_threads: int = 0
     provider: ProviderSetting = "auto"
-    precision: Precision = "fast"
+    precision: PrecisionSetting = "auto"
+    provider_table: Path | None = None
     start_timeout_s: float = 180.0
     """To the first record: a cold disk is slow to give what a trainer imports."""
     heartbeat_timeout_s: float = 60.0

@@ -1,7 +1,8 @@
-"""Reads the memory control groups of this process: their limit, and their out-of-memory kills.
+"""Reads the control groups of this process: limits of memory and CPU, and out-of-memory kills.
 
 Reads the kernel's own files, which no disk delays; cgroup versions 1 and 2, and both at once.
-Returns None for what the system does not say, never an error.
+Returns None for what the system does not say, never an error. `root` is the folder under which
+the kernel's files lie.
 """
 
 import os
@@ -9,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-_GROUPS = Path("/sys/fs/cgroup")
-_OWN_GROUPS = Path("/proc/self/cgroup")
+ROOT = Path("/")
+_GROUPS = "sys/fs/cgroup"
+_OWN_GROUPS = "proc/self/cgroup"
 _LIMIT_FILES = ("memory.limit_in_bytes", "memory.max")
+_QUOTA_FILES = ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")
 _KILLS_FILES = ("memory.oom_control", "memory.events")
 _KILLS = "oom_kill"
 _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
@@ -64,30 +67,44 @@ def machine_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def limit_bytes() -> int | None:
+def limit_bytes(root: Path = ROOT) -> int | None:
     """Returns the lowest limit of the process's groups and their parents; None without any.
 
     Version 1 reports "unlimited" as a number above the machine's memory, which is no limit.
     """
     limits = []
-    for group, top in _own_groups():
-        for each in (group, *group.parents):
-            if not each.is_relative_to(top):
-                break
+    for groups in _own_groups("memory", root):
+        for group in groups:
             # Version 2 says `max` for none.
-            limits += [int(text) for text in _texts(each, _LIMIT_FILES) if text.isdecimal()]
+            limits += [int(text) for text in _texts(group, _LIMIT_FILES) if text.isdecimal()]
     least = min(limits, default=None)
     return least if least is not None and least < machine_bytes() else None
 
 
-def kill_count() -> int | None:
+def quota_cores(root: Path = ROOT) -> float | None:
+    """Returns the processor time that the groups and their parents allow, in cores.
+
+    The least of their quotas, each a time that may be used in every period; None without any.
+    """
+    quotas = []
+    for groups in _own_groups("cpu", root):
+        for group in groups:
+            # Version 2 says both in one line, and `max` for no quota; version 1 says -1.
+            words = " ".join(_texts(group, _QUOTA_FILES)).split()
+            if len(words) == 2 and all(word.isdecimal() for word in words):
+                quota_us, period_us = map(int, words)
+                quotas.append(quota_us / max(1, period_us))
+    return min(quotas, default=None)
+
+
+def kill_count(root: Path = ROOT) -> int | None:
     """Returns how many processes of its own group the kernel has killed for lack of memory.
 
     Counts kills for the group's limit, a parent's limit and the machine's memory alike.
     Kills in other groups do not count, although a common parent reports them too.
     """
-    for group, _ in _own_groups():
-        for text in _texts(group, _KILLS_FILES):
+    for own, *_ in _own_groups("memory", root):
+        for text in _texts(own, _KILLS_FILES):
             for line in text.splitlines():
                 name, _, count = line.partition(" ")
                 if name == _KILLS and count.isdecimal():
@@ -95,22 +112,24 @@ def kill_count() -> int | None:
     return None
 
 
-def _own_groups() -> Iterator[tuple[Path, Path]]:
-    """Yields the process's group and its hierarchy's root, for each that may limit memory."""
+def _own_groups(controller: str, root: Path) -> Iterator[list[Path]]:
+    """Yields the process's group and its parents, for each hierarchy that may have limits."""
     try:
-        lines = os.fsdecode(_OWN_GROUPS.read_bytes()).splitlines()
+        lines = os.fsdecode((root / _OWN_GROUPS).read_bytes()).splitlines()
     except OSError:
         return
     for line in lines:
         _, _, named = line.partition(":")
         controllers, _, name = named.partition(":")
-        # A line without a controller's name is version 2.
-        if controllers not in ("", "memory"):
+        # A line without a controller's name is version 2; one of version 1 may name several,
+        # in another order than the folder's name does, to which each one's name is a link.
+        if controllers and controller not in controllers.split(","):
             continue
-        top = _GROUPS / controllers
+        top = root / _GROUPS / (controller if controllers else "")
         own = top / name.lstrip("/")
         # A container may see the name its group has outside, and the group itself at the root.
-        yield (own if os.access(own, os.F_OK) else top), top
+        own = own if os.access(own, os.F_OK) else top
+        yield [group for group in (own, *own.parents) if group.is_relative_to(top)]
 
 
 def _texts(group: Path, names: tuple[str, ...]) -> Iterator[str]:

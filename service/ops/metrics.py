@@ -98,6 +98,17 @@ class Metrics:
         self.batch_size = Histogram(
             "graft_batch_size", "Images run at once.", registry=registry, buckets=_BATCH
         )
+        self.recent_features = counter(
+            "recent_features",
+            "Lookups of an image's features among those of recent images: hit or miss.",
+            "outcome",
+        )
+        self.recent_features_bytes = gauge(
+            "recent_features_bytes", "Bytes of recent images' features in memory, estimated."
+        )
+        self.recent_features_limit = gauge(
+            "recent_features_bytes_limit", "Limit on those bytes; 0 keeps none."
+        )
         self.queue_depth = gauge("queue_depth", "Images waiting for inference.")
         self.queue_limit = gauge("queue_limit", "Limit on images waiting; more are refused.")
         self.data_free_bytes = gauge("data_free_bytes", "Free bytes on the data folder's disk.")
@@ -154,10 +165,28 @@ class Metrics:
         }
         self.provider_info = gauge(
             "provider_info",
-            "1; what computes, and why it was chosen.",
+            "1; what computes until backbones are measured, and why.",
             "provider",
             "precision",
             "why",
+        )
+        self.cpu_cores = gauge(
+            "cpu_cores",
+            "Cores at the start: logical CPUs that the process may run on, physical cores among "
+            "them, the quota of its control groups where there is one, and those available to "
+            "it after all.",
+            "kind",
+        )
+        self.providers_chosen = counter(
+            "providers_chosen_total",
+            "Backbones' files by the provider that was measured to be quickest for runs on so "
+            "many cores.",
+            "provider",
+            "precision",
+            "cores",
+        )
+        self.measurements_pending = gauge(
+            "measurements_pending", "Backbones' files that wait to be measured."
         )
         build_info = gauge("build_info", "1; versions of the software that runs.", *versions)
         build_info.labels(*versions.values()).set(1)

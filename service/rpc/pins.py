@@ -91,6 +91,8 @@ class ChangeFollower:
         self._tasks: list[asyncio.Task[None]] = []
         changes.listen("model", self._heard)
         changes.listen("pins", self._heard)
+        if engine.recent is not None:
+            changes.listen("image", engine.recent.forget)
 
     async def start(self) -> None:
         """Loads what is pinned, and follows from then on."""

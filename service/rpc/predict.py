@@ -12,15 +12,17 @@ from graft.v1 import prediction_pb2_grpc
 from grpc import aio
 
 from service.auth import principal
-from service.domain import ImageDecoding, ModelFiles, ModelKey
+from service.domain import Decision, ModelFiles, ModelKey
 from service.engine import preprocess
-from service.engine.engine import Decode, Engine
-from service.engine.preprocess import Pixels
-from service.errors import InvalidInput, Reason
+from service.engine.engine import AskedModel, Decode, Engine
+from service.errors import InvalidInput, NotFound, Reason
 from service.rpc import bounded_pipeline, status
 from service.rpc.codec import decisions, predictions
 from service.storage.models import ModelStore
 
+MAX_MODELS = 32
+"""Models in one call. Several on one backbone cost little; but each may be on another, and the
+worker that took an image makes all runs on it, for which other calls wait."""
 _MAX_ID_CHARS = 128
 
 
@@ -65,39 +67,60 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
             )
 
     async def _predict(self, request: pb.PredictRequest, timeout_s: float) -> pb.PredictResponse:
-        if not request.images:
-            raise _bad("images", "the request holds no images: send at least one")
-        if len(request.images) > self._max_images:
-            raise _bad(
-                "images",
-                f"the request holds {len(request.images)} images, more than the "
-                f"{self._max_images} that one call may bring: send them in several calls",
-            )
-        if request.top_k < 0:
-            raise _bad("top_k", f"top_k is {request.top_k}: it must be 0 (for 1) or more")
-        decision = decisions.read(request.decision) if request.HasField("decision") else None
-        which = request.WhichOneof("which")
+        self._check(request)
+        decided = [_decision(spec, at) for at, spec in enumerate(request.models)]
         images = [_decode(image, index) for index, image in enumerate(request.images)]
         begun = time.monotonic()
-        files = await resolve(
-            self._models,
-            principal.current().key(request.model),
-            request.version if which == "version" else None,
-            request.alias if which == "alias" else None,
-        )
-        return await self._engine.classify(
-            files,
+        asked = [
+            AskedModel(await self._files(spec, at), decision, _decision_field(at))
+            for at, (spec, decision) in enumerate(zip(request.models, decided, strict=True))
+        ]
+        return await self._engine.classify_with(
+            asked,
             images,
             timeout_s - (time.monotonic() - begun),
-            decision,
             finish=partial(
                 predictions.response,
-                request.model,
-                files.version,
+                [each.files for each in asked],
                 top_k=request.top_k or 1,
                 with_features=request.include_features,
             ),
         )
+
+    def _check(self, request: pb.PredictRequest) -> None:
+        models, images = len(request.models), len(request.images)
+        if not models:
+            raise _bad("models", "the request names no model: name at least one")
+        if models > MAX_MODELS:
+            raise _bad(
+                "models",
+                f"the request names {models} models, more than the {MAX_MODELS} that one call may "
+                "ask: ask them in several calls",
+            )
+        if not images:
+            raise _bad("images", "the request holds no images: send at least one")
+        if images * models > self._max_images:
+            asked = f" for {models} models, {images * models} answers" if models > 1 else ""
+            raise _bad(
+                "images",
+                f"the request holds {images} images{asked}, more than the {self._max_images} that "
+                "one call may bring: send them in several calls",
+            )
+        if request.top_k < 0:
+            raise _bad("top_k", f"top_k is {request.top_k}: it must be 0 (for 1) or more")
+
+    async def _files(self, spec: pb.ModelSpec, at: int) -> ModelFiles:
+        which = spec.WhichOneof("which")
+        try:
+            return await resolve(
+                self._models,
+                principal.current().key(spec.model),
+                spec.version if which == "version" else None,
+                spec.alias if which == "alias" else None,
+            )
+        except NotFound as error:
+            error.field = f"models[{at}]"
+            raise
 
 
 async def resolve(
@@ -113,8 +136,16 @@ async def resolve(
     return await asyncio.to_thread(models.resolve, model, version, alias)
 
 
+def _decision_field(at: int) -> str:
+    return f"models[{at}].decision"
+
+
+def _decision(spec: pb.ModelSpec, at: int) -> Decision | None:
+    return decisions.read(spec.decision, _decision_field(at)) if spec.HasField("decision") else None
+
+
 def _decode(image: pb.Image, index: int) -> Decode:
-    """Returns the function that decodes an image; its bytes are copied in the worker's thread."""
+    """Returns what decodes an image; its bytes are copied in the worker's thread."""
     kind = image.WhichOneof("content")
     if kind == "encoded":
         return preprocess.Encoded(lambda: image.encoded)
@@ -124,13 +155,10 @@ def _decode(image: pb.Image, index: int) -> Decode:
                 f"images[{index}].tensor.data_type",
                 f"images[{index}].tensor.data_type must be DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32",
             )
-        return partial(_from_tensor, image.tensor)
+        tensor = image.tensor
+        is_float = tensor.data_type == pb.DATA_TYPE_FLOAT32
+        return preprocess.Tensor(lambda: tensor.data, tensor.shape, is_float=is_float)
     raise _bad(f"images[{index}]", f"images[{index}] holds neither `encoded` nor `tensor`")
-
-
-def _from_tensor(tensor: pb.Tensor, decoding: ImageDecoding) -> Pixels:
-    is_float = tensor.data_type == pb.DATA_TYPE_FLOAT32
-    return preprocess.from_tensor(tensor.data, list(tensor.shape), decoding, is_float=is_float)
 
 
 def _bad(field: str, message: str) -> InvalidInput:

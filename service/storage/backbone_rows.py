@@ -3,9 +3,9 @@
 Owns the table exported_backbones: forms that stay known for later jobs when the versions on them
 are gone; none ever leaves, for a trainer that was given one may work for hours before it
 publishes on it. All tenants share the float forms; a quantised one holds the ranges of its
-tenant's images, and is for that tenant alone. The float form of a registered backbone is its
-tenant's, and in the table registered_backbones; its quantised form goes with it. Every function
-works in its caller's transaction.
+tenant's images, and is for that tenant alone. The file of a registered backbone is its
+tenant's, and in the table registered_backbones; its forms for other precisions go with it. Every
+function works in its caller's transaction.
 """
 
 import time
@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from service.backbones import ONNX, is_registered
-from service.contract import FROZEN_TECHNIQUES, ExportedBackbone
+from service.contract import FROZEN_TECHNIQUES, ExportedBackbone, form_name
 from service.domain import Manifest
 from service.errors import NotFound, Reason, WrongState
 from service.ingest.backbone_process import Asked
@@ -25,8 +25,6 @@ from service.storage import holds
 from service.storage.database import Connection
 
 _MAX_NAMED = 3
-_INT8 = ":int8"
-"""After the weights of a quantised form."""
 ANY = "auto"
 """Held by a job that chooses its backbone by its data: it may choose any."""
 EVERYBODY = ""
@@ -53,16 +51,17 @@ def has_reference(manifest: Manifest) -> bool:
 
 def keep(connection: Connection, tenant: str, manifest: Manifest) -> None:
     """Notes the backbone of a version that is published, if it is one to keep."""
-    is_int8 = manifest.serving_precision == "int8"
-    if not is_kept(manifest) or (is_registered(manifest.backbone) and not is_int8):
+    form = manifest.serving_precision
+    if not is_kept(manifest) or (is_registered(manifest.backbone) and form == "fp32"):
         return
-    # Float and quantised forms are different files, each shared by later jobs.
+    # The forms for different precisions are different files, each shared by later jobs.
     exported = ExportedBackbone(
-        manifest.weights + (_INT8 if is_int8 else ""),
+        form_name(manifest.weights, form),
         manifest.backbone_digest,
         reference=manifest.reference_digest if has_reference(manifest) else "",
     )
-    keep_exported(connection, tenant if is_int8 else EVERYBODY, manifest.backbone, exported)
+    is_own = form == "int8" or is_registered(manifest.backbone)
+    keep_exported(connection, tenant if is_own else EVERYBODY, manifest.backbone, exported)
 
 
 def keep_exported(
@@ -115,7 +114,7 @@ def forms(connection: Connection, backbone: str, tenant: str) -> list[ExportedBa
 
 
 def forget(connection: Connection, backbone: str, tenant: str) -> None:
-    """Forgets the quantised forms of a registered backbone that its tenant deletes."""
+    """Forgets the further forms of a registered backbone that its tenant deletes."""
     connection.execute(
         "DELETE FROM exported_backbones WHERE tenant = ? AND backbone = ?", (tenant, backbone)
     )

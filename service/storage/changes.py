@@ -14,8 +14,9 @@ from typing import Literal
 
 from service.storage.database import Connection, Database, now_s
 
-Kind = Literal["model", "pins"]
-"""`model`: its versions or aliases; `pins`: what its tenant keeps in memory."""
+Kind = Literal["model", "pins", "image"]
+"""`model`: its versions or aliases; `pins`: what its tenant keeps in memory; `image`: it was
+erased, and is named by its digest."""
 
 Listener = Callable[[str, str], None]
 """Gets a tenant and a name; two empty strings for everything."""

@@ -18,6 +18,7 @@ from service.ingest.edits import Edited
 from service.ingest.index import IndexedImage
 from service.ingest.names import shown
 from service.storage import dataset_rows, pagination, version_rows
+from service.storage.changes import Changes
 from service.storage.database import Database
 from service.storage.dataset_keeping import DatasetChanged, DatasetKeeper, made_of
 from service.storage.dataset_rows import DatasetRecord
@@ -45,11 +46,13 @@ class DatasetEdits:
         self,
         database: Database,
         keeper: DatasetKeeper,
+        changes: Changes,
         forget: Callable[[str, str], None],
     ) -> None:
         """`forget` drops what is kept of a tenant's image of a digest for jobs to come."""
         self._database = database
         self._keeper = keeper
+        self._changes = changes
         self._forget = forget
         self._closing = threading.Event()
 
@@ -136,6 +139,9 @@ class DatasetEdits:
             )
         records = self._keeper.erase(image_digest, tenant, self._go_on)
         self._forget(tenant, image_digest)
+        # Also where it was erased before: it may have been classified since.
+        with self._database.transaction(f"tenant:{tenant}") as connection:
+            self._changes.note(connection, "image", tenant, image_digest)
         with self._database.read() as connection:
             erased = dataset_rows.erasures_of(connection, image_digest, tenant)
             versions = version_rows.trained_on(connection, tenant, erased)

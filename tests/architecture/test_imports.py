@@ -49,8 +49,9 @@ LAW = {
         "stores",
         *LEAVES,
     },
-    "fsck": {"contract", "domain", "ingest", "jobs", "storage"},
-    "__main__": {"app", "config", "errors", "ingest", "ops", "scratch"},
+    "fsck": {"contract", "domain", "ingest", "jobs", "ops", "storage"},
+    "doctor": {"config", "engine", "ops"},
+    "__main__": {"app", "config", "doctor", "errors", "ingest", "ops", "scratch"},
 }
 TRAINER_MAY = {"backbones", "contract", "domain", "engine", "errors", "ingest", "ops"}
 

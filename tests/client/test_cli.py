@@ -260,6 +260,10 @@ def test_predictions_are_a_table_or_a_line_each(run: Run, folder: Path) -> None:
     assert code == 0
     assert "90.0%" in out
     assert "10.0%" in out
+    code, out, _ = run("predict", "pets,pets:1", *images)
+    heads, _, *rows = out.strip().splitlines()
+    assert heads.split() == ["image", "model", "class", "probability"]
+    assert [row.split()[-3] for row in rows] == ["pets", "pets:1"] * len(images)
     code, out, _ = run("predict", "pets@latest", *images, "--json", "--features")
     told = lines(out)
     assert code == 0

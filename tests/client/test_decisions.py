@@ -28,7 +28,7 @@ def server() -> Iterator[FakeGraft]:
 
 
 def decisions_of(server: FakeGraft) -> list[decision_pb2.Decision]:
-    return [request.decision for request in server.requests("Predict")]
+    return [request.models[0].decision for request in server.requests("Predict")]
 
 
 @pytest.mark.parametrize("decision", DECISIONS, ids=str)
@@ -66,7 +66,7 @@ def test_a_call_says_how_it_is_to_be_answered(client: Any, server: FakeGraft) ->
     assert dict(sent[1].thresholds.classes) == SURE.classes
     with pytest.raises(graft.InvalidArgument) as caught:
         client.predict(b"image", "pets", decision=graft.Thresholds({"wolf": 0.5}))
-    assert caught.value.violations[0].field == "decision.thresholds.classes"
+    assert caught.value.violations[0].field == "models[0].decision.thresholds.classes"
 
 
 def test_a_version_answers_by_the_decision_of_its_job(connect: Any, folder: Path) -> None:

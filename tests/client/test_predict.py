@@ -177,6 +177,33 @@ def test_a_stream_whose_images_fail_raises_their_error(client: Any) -> None:
         list(client.predict_stream(images(), "numbers"))
 
 
+def test_several_models_answer_each_in_its_own_list(client: Any, server: FakeGraft) -> None:
+    server.add_model("more", CLASSES)
+    server.add_model("more", CLASSES)
+    never = graft.Thresholds({}, others=1)
+    models = [
+        "more",
+        graft.ModelSpec("numbers", decision=never),
+        graft.ModelSpec("more", version=1),
+    ]
+    more, numbers, before = client.predict_many(numbered(300), models)
+    assert [answer.label for answer in more] == CLASSES[1:301]
+    assert {(answer.model, answer.label) for answer in numbers} == {("numbers", None)}
+    assert {answer.version for answer in more} == {2}
+    assert {answer.version for answer in before} == {1}
+    # Images times models are what a call is bounded by.
+    requests = server.requests("Predict")
+    assert [len(request.images) for request in requests] == [85, 85, 85, 45]
+
+
+def test_models_that_are_no_list_are_refused_here(client: Any, server: FakeGraft) -> None:
+    for models in ("numbers", []):
+        with pytest.raises(graft.InvalidArgument) as refused:
+            client.predict_many(b"x", models)
+        assert [violation.field for violation in refused.value.violations] == ["models"]
+    assert server.calls == []
+
+
 def test_a_stream_that_breaks_raises_that(client: Any, server: FakeGraft) -> None:
     server.fail("PredictStream", graft.Unavailable("stopping", reason="SHUTTING_DOWN"), after=1)
     # The asyncio side of gRPC may lose the server's words when it is just writing.
@@ -201,5 +228,6 @@ def test_the_client_may_be_shared_by_threads(server: FakeGraft) -> None:
 
 def test_calls_ask_for_no_more_scores_than_the_server_gives() -> None:
     for top_k, expected in ((5, [256, 44]), (1000, [100, 100, 100]), (10**6, [1] * 300)):
-        requests = _images.predict_requests(numbered(300), "m", None, None, top_k=top_k)
+        specs = _images.model_specs(["m"])
+        requests = _images.predict_requests(numbered(300), specs, top_k=top_k)
         assert [len(request.images) for request in requests] == expected

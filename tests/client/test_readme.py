@@ -33,7 +33,7 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGraft]
 
 
 def test_there_are_programs_and_commands_to_try() -> None:
-    assert len(PROGRAMS) == 12
+    assert len(PROGRAMS) == 13
     assert len(COMMANDS) > 10
 
 

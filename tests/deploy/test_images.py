@@ -269,9 +269,9 @@ class TestKubernetes:
 
     def test_the_service_gets_settings_that_it_knows_and_time_to_drain(self, overlay: str) -> None:
         pod, config = pod_of(overlay), settings_of(overlay)
-        limit = container_of(overlay)["resources"]["limits"]["cpu"]
         assert pod["terminationGracePeriodSeconds"] >= config.drain_s + 10
-        assert config.threads == config.trainer_threads == int(limit)
+        # Counted by the container's limit.
+        assert config.threads == config.trainer_threads == 0
         # Injected variables of a Service of that name would be refused as settings.
         assert pod["enableServiceLinks"] is False
 
@@ -392,15 +392,8 @@ class TestKubernetes:
 
 def settings_of(overlay: str) -> Config:
     """What the container's environment says, read as the service reads it."""
-    limit = container_of(overlay)["resources"]["limits"]["cpu"]
-    environment = dict(environment_of_image())
-    for entry in container_of(overlay)["env"]:
-        if "value" in entry:
-            environment[entry["name"]] = entry["value"]
-        else:
-            assert entry["valueFrom"]["resourceFieldRef"]["resource"] == "limits.cpu"
-            environment[entry["name"]] = limit
-    return configuration.load([], environment)
+    own = {entry["name"]: entry["value"] for entry in container_of(overlay)["env"]}
+    return configuration.load([], {**environment_of_image(), **own})
 
 
 def mib_of(quantity: str) -> int:

@@ -29,6 +29,8 @@ UNHURRIED = (
     f"--drain-s={GUARD_S / 2}",
     # Beside other busy processes trainers would get next to nothing of a core.
     "--trainer-niceness=0",
+    # Else every server would measure its backbones, beside the others.
+    "--provider=cpu",
 )
 """Deadlines of the service that none of its work shall miss; a test of one sets its own."""
 

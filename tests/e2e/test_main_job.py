@@ -15,6 +15,7 @@ import pytest
 from graft.v1 import fine_tuning_pb2, fine_tuning_pb2_grpc
 from PIL import Image
 
+from service.ops.cpus import available_cores
 from tests.e2e.conftest import GUARD_S, Connect, ServiceProcess, StartService
 from tests.extractors import MEAN, SIZE, STD, extractor, weights, write
 
@@ -83,7 +84,9 @@ def test_fine_tune_predict_report_export_and_metrics(
         assert abs(served[answer.label] - probabilities[0][labels.index(answer.label)]) < 0.15
 
     assert counted(shared, asked) == before + len(paths)
-    assert 'graft_provider_info{precision="fast",provider="' in shared.metrics()
+    measured = shared.metrics()
+    assert 'graft_provider_info{precision="auto",provider="' in measured
+    assert f'graft_cpu_cores{{kind="available"}} {available_cores():.1f}' in measured
 
     # The serving process has no torch in it, even after all this.
     maps = Path(f"/proc/{shared.process.pid}/maps").read_text()

@@ -16,13 +16,12 @@ from graft.v1 import dataset_pb2, decision_pb2, fine_tuning_pb2, prediction_pb2
 from service.auth.principal import EVERYBODY, enter
 from service.domain import (
     DEFAULT_DECODING,
-    Decision,
     ModelFiles,
     ModelKey,
     check_alias,
     check_name,
 )
-from service.engine.engine import Classified, Decode, Outcome
+from service.engine.engine import AskedModel, Classified, Decode, Outcome
 from service.errors import GraftError, InvalidInput
 from service.ingest import labels
 from service.ingest.names import file_name
@@ -144,17 +143,16 @@ class Classifier:
         """Returns the files of whatever is asked for."""
         return ModelFiles(model, version or 1, "b" * 64, "a" * 64)
 
-    async def classify(
+    async def classify_with(
         self,
-        files: ModelFiles,
+        models: Sequence[AskedModel],
         images: Sequence[Decode],
         timeout_s: float,
-        decision: Decision | None,
         *,
-        finish: Callable[[list[Outcome]], Any],
+        finish: Callable[[list[list[Outcome]]], Any],
     ) -> Any:
-        """Finishes each image's answer, or its error."""
-        return finish([self._answer(decode) for decode in images])
+        """Finishes each image's answers, or its error."""
+        return finish([[self._answer(decode) for decode in images] for _ in models])
 
     def _answer(self, decode: Decode) -> Outcome:
         try:
@@ -227,7 +225,10 @@ def seeds() -> list[bytes]:
             dataset_id="ds-1", backbones=[pb.PretrainedBackbone(backbone="resnet18")]
         ),
         prediction_pb2.PredictRequest(
-            model="cats",
+            models=[
+                prediction_pb2.ModelSpec(model="cats", version=2, decision=_THRESHOLDS),
+                prediction_pb2.ModelSpec(model="dogs", alias="prod"),
+            ],
             images=[
                 prediction_pb2.Image(
                     tensor=prediction_pb2.Tensor(data_type=1, shape=[1, 1, 3], data=b"abc")
@@ -235,7 +236,6 @@ def seeds() -> list[bytes]:
                 prediction_pb2.Image(encoded=b"\xff\xd8"),
             ],
             top_k=2,
-            decision=_THRESHOLDS,
         ),
         pb.ListJobsRequest(
             page_size=3, page_token=pagination.token("jobs", TENANT, "job-1"), states=[1, 2]

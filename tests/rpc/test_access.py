@@ -285,7 +285,8 @@ async def test_a_stream_ends_with_its_token(
     pairs = [(p.label, p.content) for p in colours().images]
     await (await trains.fine_tune(pairs, "ants")).wait()
     asked = prediction_pb2.PredictRequest(
-        model="ants", images=[prediction_pb2.Image(encoded=image("red"))]
+        models=[prediction_pb2.ModelSpec(model="ants")],
+        images=[prediction_pb2.Image(encoded=image("red"))],
     )
     bearer = [("authorization", f"Bearer {keys.made['acme-asks']}")]
     stream = guarded.prediction.PredictStream(metadata=bearer)

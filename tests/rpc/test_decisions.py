@@ -58,7 +58,7 @@ async def make_version(service: Service, decision: Decision | None = None) -> ft
 async def answered(service: Service, decision: Decision | None = None) -> pb.Classification:
     request = encoded(GREY, decision=decision, top_k=3)
     answer = await service.prediction.Predict(request)
-    return answer.results[0].classification
+    return answer.answers[0].results[0].classification
 
 
 async def test_a_call_is_answered_by_its_own_decision_and_else_by_the_versions(
@@ -80,8 +80,8 @@ async def test_a_call_is_answered_by_its_own_decision_and_else_by_the_versions(
     assert (await answered(deciding, ARGMAX)).answer.label == "red"
     # What is answered need not be among the scores.
     one = await deciding.prediction.Predict(encoded(GREY))
-    assert [score.label for score in one.results[0].classification.scores] == ["red"]
-    assert one.results[0].classification.answer.label == "blue"
+    assert [score.label for score in one.answers[0].results[0].classification.scores] == ["red"]
+    assert one.answers[0].results[0].classification.answer.label == "blue"
 
 
 async def test_callers_with_decisions_of_their_own_share_a_stream(deciding: Service) -> None:
@@ -93,7 +93,7 @@ async def test_callers_with_decisions_of_their_own_share_a_stream(deciding: Serv
             yield pb.PredictStreamRequest(id=name, request=encoded(GREY, decision=decision))
 
     got = {
-        answer.id: answer.response.results[0].classification.answer.label
+        answer.id: answer.response.answers[0].results[0].classification.answer.label
         async for answer in deciding.prediction.PredictStream(requests())
     }
     assert got == {"": "red", "argmax": "red", "balanced": "blue", "none": ""}
@@ -150,12 +150,12 @@ async def test_a_decision_that_makes_no_sense_is_refused_by_its_name(
     await make_version(deciding)
     given = Parse(decision, Decision())
     asked = ft.FineTuneRequest(model="colours", inline_images=colours(), decision=given)
-    for call in (
-        deciding.prediction.Predict(encoded(GREY, decision=given)),
-        deciding.fine_tuning.FineTune(asked),
+    for call, named in (
+        (deciding.prediction.Predict(encoded(GREY, decision=given)), f"models[0].{field}"),
+        (deciding.fine_tuning.FineTune(asked), field),
     ):
         found = await refusal(call)
-        assert (found.reason, found.field) == ("INVALID_FIELD", field)
+        assert (found.reason, found.field) == ("INVALID_FIELD", named)
 
 
 async def test_a_threshold_of_a_class_that_the_version_does_not_have_is_refused(
@@ -165,7 +165,7 @@ async def test_a_threshold_of_a_class_that_the_version_does_not_have_is_refused(
     found = await refusal(
         deciding.prediction.Predict(encoded(GREY, decision=thresholds(red=0.5, reed=0.5)))
     )
-    assert (found.reason, found.field) == ("INVALID_FIELD", "decision.thresholds.classes")
+    assert (found.reason, found.field) == ("INVALID_FIELD", "models[0].decision.thresholds.classes")
     assert "'reed'" in found.message
     assert "'red'" in found.message
 

@@ -64,10 +64,11 @@ async def test_fine_tune_answers_at_once_and_its_model_is_served_when_it_succeed
     assert job.create_time.ToSeconds() <= job.end_time.ToSeconds()
     answer = await service.prediction.Predict(
         prediction_pb2.PredictRequest(
-            model="colours", images=[prediction_pb2.Image(encoded=image("green"))]
+            models=[prediction_pb2.ModelSpec(model="colours")],
+            images=[prediction_pb2.Image(encoded=image("green"))],
         )
     )
-    assert answer.results[0].classification.scores[0].label == "green"
+    assert answer.answers[0].results[0].classification.scores[0].label == "green"
     # Warm before it was announced: the call above loaded nothing.
     assert len(service.runtime.loads) == 1
 
@@ -202,10 +203,11 @@ async def test_a_restart_serves_what_was_finished_and_runs_what_was_not(
     second: Service = await make_service(SUCCESS)
     answer = await second.prediction.Predict(
         prediction_pb2.PredictRequest(
-            model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
+            models=[prediction_pb2.ModelSpec(model="colours")],
+            images=[prediction_pb2.Image(encoded=image("red"))],
         )
     )
-    assert answer.results[0].classification.scores[0].label == "red"
+    assert answer.answers[0].results[0].classification.scores[0].label == "red"
     for job_id in (running, queued):
         assert (await second.ended(job_id)).state == pb.JOB_STATE_SUCCEEDED
 

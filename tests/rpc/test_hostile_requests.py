@@ -49,11 +49,13 @@ BASES: dict[str, Message] = {
     "FineTuneRequest": fine_tuning_pb2.FineTuneRequest(model="cats", dataset_id="ds-none"),
     "RankBackbonesRequest": fine_tuning_pb2.RankBackbonesRequest(dataset_id="ds-none"),
     "PredictRequest": prediction_pb2.PredictRequest(
-        model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
+        models=[prediction_pb2.ModelSpec(model="colours")],
+        images=[prediction_pb2.Image(encoded=image("red"))],
     ),
     "PredictStreamRequest": prediction_pb2.PredictStreamRequest(
         request=prediction_pb2.PredictRequest(
-            model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
+            models=[prediction_pb2.ModelSpec(model="colours")],
+            images=[prediction_pb2.Image(encoded=image("red"))],
         )
     ),
     "UploadDatasetRequest": dataset_pb2.UploadDatasetRequest(),

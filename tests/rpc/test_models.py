@@ -22,12 +22,11 @@ from tests.rpc.conftest import GUARD_S, Service, image, refusal
 async def predicted_version(service: Service, **which: object) -> int:
     answer = await service.prediction.Predict(
         prediction_pb2.PredictRequest(
-            model="colours",
+            models=[prediction_pb2.ModelSpec(model="colours", **which)],  # type: ignore[arg-type]
             images=[prediction_pb2.Image(encoded=image("red"))],
-            **which,  # type: ignore[arg-type]
         )
     )
-    return int(answer.version)
+    return int(answer.answers[0].version)
 
 
 async def test_versions_aliases_and_latest_decide_who_answers(service: Service) -> None:
@@ -191,7 +190,8 @@ async def test_a_deleted_model_answers_no_more(service: Service) -> None:
     found = await refusal(
         service.prediction.Predict(
             prediction_pb2.PredictRequest(
-                model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
+                models=[prediction_pb2.ModelSpec(model="colours")],
+                images=[prediction_pb2.Image(encoded=image("red"))],
             )
         )
     )

@@ -1,6 +1,7 @@
 """Predict and PredictStream: answers, and what bad input is answered with."""
 
 import asyncio
+import hashlib
 import struct
 import threading
 import zlib
@@ -11,7 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from graft.v1 import model_pb2
+from graft.v1 import dataset_pb2, model_pb2
 from graft.v1 import prediction_pb2 as pb
 
 from service.contract import Finished
@@ -21,6 +22,7 @@ from tests.rpc.conftest import (
     GUARD_S,
     MakeService,
     Service,
+    colours,
     image,
     of_status,
     refusal,
@@ -29,11 +31,18 @@ from tests.rpc.conftest import (
 from tests.rpc.test_server import scrape
 
 
-def encoded(*images: bytes, model: str = "colours", **fields: object) -> pb.PredictRequest:
+def encoded(
+    *images: bytes,
+    model: str = "colours",
+    top_k: int = 0,
+    include_features: bool = False,
+    **which: Any,
+) -> pb.PredictRequest:
     return pb.PredictRequest(
-        model=model,
+        models=[pb.ModelSpec(model=model, **which)],
         images=[pb.Image(encoded=data) for data in images],
-        **fields,  # type: ignore[arg-type]
+        top_k=top_k,
+        include_features=include_features,
     )
 
 
@@ -57,11 +66,12 @@ async def test_images_are_answered_in_order_best_class_first(service: Service) -
         encoded(image("red"), image("blue", kind="JPEG"), image("green", kind="WEBP"),
                 image("red", kind="BMP"), top_k=2)
     )  # fmt: skip
-    assert (answer.model, answer.version) == ("colours", 1)
-    best = [result.classification.scores[0] for result in answer.results]
+    (found,) = answer.answers
+    assert (found.model, found.version) == ("colours", 1)
+    best = [result.classification.scores[0] for result in answer.answers[0].results]
     assert [score.label for score in best] == ["red", "blue", "green", "red"]
     assert [score.class_index for score in best] == [2, 0, 1, 2]
-    for result in answer.results:
+    for result in answer.answers[0].results:
         assert len(result.classification.scores) == 2
         assert result.classification.scores[0].probability > 0.9
         assert not result.classification.features
@@ -72,9 +82,9 @@ async def test_without_top_k_one_class_is_answered_and_all_when_it_is_large(
 ) -> None:
     await service.make_model()
     one = await service.prediction.Predict(encoded(image("red")))
-    assert len(one.results[0].classification.scores) == 1
+    assert len(one.answers[0].results[0].classification.scores) == 1
     every = await service.prediction.Predict(encoded(image("red"), top_k=99))
-    scores = every.results[0].classification.scores
+    scores = every.answers[0].results[0].classification.scores
     assert sum(score.probability for score in scores) == pytest.approx(1, abs=1e-5)
 
 
@@ -91,8 +101,8 @@ async def test_answers_and_the_version_say_whether_probabilities_are_calibrated(
         ([pb.Image(encoded=image("red")), bad], is_calibrated),
         ([bad], False),
     ):
-        request = pb.PredictRequest(model="colours", images=images)
-        assert (await service.prediction.Predict(request)).calibrated is expected
+        request = pb.PredictRequest(models=[pb.ModelSpec(model="colours")], images=images)
+        assert (await service.prediction.Predict(request)).answers[0].calibrated is expected
     got = await service.models.GetVersion(model_pb2.GetVersionRequest(model="colours"))
     assert (got.version.calibrated, got.version.calibration_note) == (is_calibrated, note)
 
@@ -100,7 +110,7 @@ async def test_answers_and_the_version_say_whether_probabilities_are_calibrated(
 async def test_features_come_when_asked_for(service: Service) -> None:
     await service.make_model()
     answer = await service.prediction.Predict(encoded(image("red"), include_features=True))
-    assert list(answer.results[0].classification.features) == pytest.approx([1, 0, 0])
+    assert list(answer.answers[0].results[0].classification.features) == pytest.approx([1, 0, 0])
 
 
 async def test_tensors_of_both_types_get_the_encoded_images_answer(service: Service) -> None:
@@ -115,9 +125,11 @@ async def test_tensors_of_both_types_get_the_encoded_images_answer(service: Serv
             data=(red / 255).astype("<f4").tobytes(),
         ),
     ]
-    request = pb.PredictRequest(model="colours", images=[pb.Image(tensor=t) for t in tensors])
+    request = pb.PredictRequest(
+        models=[pb.ModelSpec(model="colours")], images=[pb.Image(tensor=t) for t in tensors]
+    )
     answer = await service.prediction.Predict(request)
-    assert [r.classification.scores[0].label for r in answer.results] == ["red", "red"]
+    assert [r.classification.scores[0].label for r in answer.answers[0].results] == ["red", "red"]
 
 
 async def test_a_bad_image_fails_alone(service: Service) -> None:
@@ -131,7 +143,7 @@ async def test_a_bad_image_fails_alone(service: Service) -> None:
         "page": b"<!DOCTYPE html>",
     }
     answer = await service.prediction.Predict(encoded(*bad.values(), image("blue")))
-    *errors, good = answer.results
+    *errors, good = answer.answers[0].results
     assert good.classification.scores[0].label == "blue"
     found = {name: of_status(result.error) for name, result in zip(bad, errors, strict=True)}
     assert {f.code for f in found.values()} == {grpc.StatusCode.INVALID_ARGUMENT}
@@ -166,9 +178,11 @@ async def test_a_tensor_that_is_no_image_fails_alone(
     service: Service, tensor: pb.Tensor, why: str
 ) -> None:
     await service.make_model()
-    request = pb.PredictRequest(model="colours", images=[pb.Image(tensor=tensor)])
+    request = pb.PredictRequest(
+        models=[pb.ModelSpec(model="colours")], images=[pb.Image(tensor=tensor)]
+    )
     answer = await service.prediction.Predict(request)
-    found = of_status(answer.results[0].error)
+    found = of_status(answer.answers[0].results[0].error)
     assert (found.code, found.reason) in (
         (grpc.StatusCode.INVALID_ARGUMENT, "TENSOR_INVALID"),
         (grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_TOO_LARGE"),
@@ -178,7 +192,9 @@ async def test_a_tensor_that_is_no_image_fails_alone(
 
 async def test_a_tensor_without_a_type_is_refused_by_name(service: Service) -> None:
     await service.make_model()
-    request = pb.PredictRequest(model="colours", images=[pb.Image(tensor=pb.Tensor())])
+    request = pb.PredictRequest(
+        models=[pb.ModelSpec(model="colours")], images=[pb.Image(tensor=pb.Tensor())]
+    )
     found = await refusal(service.prediction.Predict(request))
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     assert found.field == "images[0].tensor.data_type"
@@ -188,7 +204,7 @@ async def test_requests_that_ask_nothing_sensible_are_refused_by_field(service: 
     await service.make_model()
     cases = {
         "images": encoded(),
-        "images[0]": pb.PredictRequest(model="colours", images=[pb.Image()]),
+        "images[0]": pb.PredictRequest(models=[pb.ModelSpec(model="colours")], images=[pb.Image()]),
         "top_k": encoded(image("red"), top_k=-1),
     }
     for field, request in cases.items():
@@ -244,7 +260,7 @@ async def test_a_call_whose_deadline_passes_ends_and_leaves_the_service_well(
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     session.release()
     answer = await service.prediction.Predict(encoded(image("blue")))
-    assert answer.results[0].classification.scores[0].label == "blue"
+    assert answer.answers[0].results[0].classification.scores[0].label == "blue"
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back(make_service: MakeService) -> None:
@@ -269,8 +285,8 @@ async def test_a_stream_answers_every_request_by_its_id(service: Service) -> Non
 
     answers = {answer.id: answer async for answer in service.prediction.PredictStream(requests())}
     assert set(answers) == set(asked)
-    assert answers["a"].response.results[0].classification.scores[0].label == "red"
-    assert answers["c"].response.results[0].classification.scores[0].label == "blue"
+    assert answers["a"].response.answers[0].results[0].classification.scores[0].label == "red"
+    assert answers["c"].response.answers[0].results[0].classification.scores[0].label == "blue"
     assert of_status(answers["b"].error).reason == "MODEL_NOT_FOUND"
 
 
@@ -306,7 +322,7 @@ async def test_many_callers_are_batched_and_each_gets_its_own(make_service: Make
             pass
     session.release()
     answers = await asyncio.gather(*calls)
-    got = [answer.results[0].classification.scores[0].label for answer in answers]
+    got = [answer.answers[0].results[0].classification.scores[0].label for answer in answers]
     assert got == names
     assert max(session.batches) > 1
 
@@ -317,7 +333,7 @@ async def test_an_answer_of_too_many_scores_is_refused(
     await service.make_model()
     request = encoded(image("red"), image("red"), top_k=9)
     answer = await service.prediction.Predict(request)
-    assert [len(result.classification.scores) for result in answer.results] == [3, 3]
+    assert [len(result.classification.scores) for result in answer.answers[0].results] == [3, 3]
     monkeypatch.setattr(predictions, "MAX_SCORES", 5)
     refused = await refusal(service.prediction.Predict(request))
     assert (refused.code, refused.field) == (grpc.StatusCode.INVALID_ARGUMENT, "top_k")
@@ -339,3 +355,115 @@ async def test_answers_are_built_in_a_workers_thread(
     await service.prediction.Predict(encoded(image("red"), image("blue")))
     (name,) = built_in
     assert name.startswith("infer-")
+
+
+# Several models in one call
+
+
+def of_models(*names: str, images: int = 1) -> pb.PredictRequest:
+    request = encoded(*[image("red")] * images)
+    del request.models[:]
+    request.models.extend(pb.ModelSpec(model=name) for name in names)
+    return request
+
+
+async def test_several_models_answer_in_order_after_one_run(service: Service) -> None:
+    await service.make_model("ants")
+    await service.make_model("bees")
+    request = of_models("bees", "ants", "bees")
+    request.images.append(pb.Image(encoded=b"no image"))
+    answer = await service.prediction.Predict(request)
+    assert [found.model for found in answer.answers] == ["bees", "ants", "bees"]
+    for found in answer.answers:
+        good, bad = found.results
+        assert good.classification.scores[0].label == "red"
+        assert bad.error == answer.answers[0].results[1].error
+        assert of_status(bad.error).reason == "IMAGE_UNREADABLE"
+    (session,) = service.runtime.sessions.values()
+    assert session.batches == [1]
+
+
+async def test_a_model_that_is_not_there_fails_the_call_and_is_named_with_its_place(
+    service: Service,
+) -> None:
+    await service.make_model("ants")
+    found = await refusal(service.prediction.Predict(of_models("ants", "wasps")))
+    assert (found.code, found.reason, found.field) == (
+        grpc.StatusCode.NOT_FOUND,
+        "MODEL_NOT_FOUND",
+        "models[1]",
+    )
+    assert "'wasps'" in found.message
+
+
+async def test_the_models_of_a_call_are_bounded_and_so_are_its_answers(
+    make_service: MakeService,
+) -> None:
+    service: Service = await make_service(max_images=64)
+    await service.make_model("ants")
+    await service.prediction.Predict(of_models(*["ants"] * 32, images=2))
+    cases = {
+        "names no model": ("models", of_models()),
+        "names 33 models, more than the 32": ("models", of_models(*["ants"] * 33)),
+        "3 images for 32 models, 96 answers, more than the 64": (
+            "images",
+            of_models(*["ants"] * 32, images=3),
+        ),
+    }
+    for why, (field, request) in cases.items():
+        found = await refusal(service.prediction.Predict(request))
+        assert (found.reason, found.field) == ("INVALID_FIELD", field)
+        assert why in found.message
+
+
+async def test_the_scores_of_all_models_together_are_bounded(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.make_model("ants")
+    monkeypatch.setattr(predictions, "MAX_SCORES", 5)
+    request = of_models("ants", "ants")
+    request.top_k = 3
+    refused = await refusal(service.prediction.Predict(request))
+    assert (refused.reason, refused.field) == ("INVALID_FIELD", "top_k")
+
+
+# Features of recent images
+
+
+async def test_a_repeated_image_is_computed_once_until_it_is_erased(
+    make_service: MakeService,
+) -> None:
+    service: Service = await make_service(recent_features_mb=1)
+    await service.make_model()
+    sent = colours().images[0].content
+    (session,) = service.runtime.sessions.values()
+    first = await service.prediction.Predict(encoded(sent))
+    assert await service.prediction.Predict(encoded(sent)) == first
+    assert session.batches == [1]
+    assert 'graft_recent_features_total{outcome="hit"} 1.0' in await scrape(service)
+    await service.datasets.EraseImage(
+        dataset_pb2.EraseImageRequest(image_digest=hashlib.sha256(sent).hexdigest())
+    )
+    assert "graft_recent_features_bytes 0.0" in await scrape(service)
+    assert await service.prediction.Predict(encoded(sent)) == first
+    assert session.batches == [1, 1]
+
+
+async def test_a_new_version_that_is_replayed_on_images_costs_a_head_alone(
+    make_service: MakeService,
+) -> None:
+    service: Service = await make_service(recent_features_mb=1)
+    await service.make_model()
+    images = [image("red"), image("blue"), b"no image"]
+    await service.prediction.Predict(encoded(*images))
+    (session,) = service.runtime.sessions.values()
+    before = list(session.batches)
+    await service.make_model()
+    answer = await service.prediction.Predict(encoded(*images))
+    assert answer.answers[0].version == 2
+    assert [result.WhichOneof("outcome") for result in answer.answers[0].results] == [
+        "classification",
+        "classification",
+        "error",
+    ]
+    assert session.batches == before

@@ -8,6 +8,7 @@ import pytest
 from graft.v1 import fine_tuning_pb2, model_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from threadpoolctl import threadpool_info
 
 from service.app import App
 from service.config import Config
@@ -71,7 +72,11 @@ async def test_metrics_count_calls_jobs_images_and_what_is_loaded(service: Servi
 
     await service.make_model()
     images = [prediction_pb2.Image(encoded=data) for data in (image("red"), b"no")]
-    await service.prediction.Predict(prediction_pb2.PredictRequest(model="colours", images=images))
+    await service.prediction.Predict(
+        prediction_pb2.PredictRequest(
+            models=[prediction_pb2.ModelSpec(model="colours")], images=images
+        )
+    )
     await refusal(service.models.GetModel(model_pb2.GetModelRequest(model="nobody")))
     text = await scrape(service)
     for line in (
@@ -106,6 +111,11 @@ async def test_a_port_that_is_taken_is_named(service: Service, tmp_path: object)
     config = Config(port=service.app.port, metrics_port=0, data_dir=folder)
     with pytest.raises(OSError, match=str(service.app.port)):
         await App(config, {}).__aenter__()
+
+
+async def test_heads_are_applied_without_numpys_threads(service: Service) -> None:
+    counts = {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
+    assert counts == {1}
 
 
 async def test_after_the_drain_nobody_answers(service: Service) -> None:

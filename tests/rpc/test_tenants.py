@@ -112,7 +112,9 @@ TEMPLATES: dict[str, Any] = {
 
 
 def _predict(model: str) -> pr.PredictRequest:
-    return pr.PredictRequest(model=model, images=[pr.Image(encoded=image("red"))])
+    return pr.PredictRequest(
+        models=[pr.ModelSpec(model=model)], images=[pr.Image(encoded=image("red"))]
+    )
 
 
 def fields_of(kind: Descriptor, seen: tuple[Descriptor, ...] = ()) -> Iterator[str]:
@@ -187,7 +189,7 @@ async def test_the_table_holds_every_method_of_every_service(make_tenants: MakeT
     assert TEMPLATES.keys() == METHODS.keys()
     # And it looks where it should.
     assert {"base.model", "domain_adaptation.target_dataset_id"} < {path for _, path in PROBES}
-    assert {("PredictStream", "request.model"), ("ModelReady", "name")} < set(PROBES)
+    assert {("PredictStream", "request.models.model"), ("ModelReady", "name")} < set(PROBES)
 
 
 async def differences(
@@ -280,7 +282,7 @@ async def test_two_tenants_use_the_same_names_ids_and_images(make_tenants: MakeT
     await acme.one("DeleteDataset", request)
     assert (await acme.refused("Predict", _predict("ants"))).reason == "MODEL_NOT_FOUND"
     for tenant, job in ((beta, jobs[1]), (default, jobs[2])):
-        predicted = await tenant.one("Predict", _predict("ants"))
+        (predicted,) = (await tenant.one("Predict", _predict("ants"))).answers
         assert (predicted.model, predicted.version) == ("ants", 1)
         request = ds.GetDatasetRequest(dataset_id=job.request.dataset_id)
         await tenant.one("GetDataset", request)

@@ -359,7 +359,8 @@ async def test_overloaded_it_answers_health_checks_and_refuses_the_rest_at_once(
     (session,) = service.runtime.sessions.values()
     session.hold()
     request = prediction_pb2.PredictRequest(
-        model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
+        models=[prediction_pb2.ModelSpec(model="colours")],
+        images=[prediction_pb2.Image(encoded=image("red"))],
     )
     calls = [asyncio.ensure_future(service.prediction.Predict(request)) for _ in range(1000)]
     # All of it while none of the calls that were taken can end.
@@ -383,7 +384,8 @@ async def test_a_stream_that_waits_for_requests_is_told_that_the_service_stops(
     await service.make_model()
     stream = service.prediction.PredictStream()
     one = prediction_pb2.PredictRequest(
-        model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
+        models=[prediction_pb2.ModelSpec(model="colours")],
+        images=[prediction_pb2.Image(encoded=image("red"))],
     )
     await stream.write(prediction_pb2.PredictStreamRequest(id="1", request=one))
     assert (await stream.read()).id == "1"
@@ -404,7 +406,8 @@ async def test_while_it_drains_accepted_calls_are_answered_and_new_ones_told_why
     (session,) = service.runtime.sessions.values()
     session.hold()
     request = prediction_pb2.PredictRequest(
-        model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
+        models=[prediction_pb2.ModelSpec(model="colours")],
+        images=[prediction_pb2.Image(encoded=image("red"))],
     )
     accepted = asyncio.ensure_future(service.prediction.Predict(request))
     await asyncio.to_thread(session.running.acquire)
@@ -423,5 +426,5 @@ async def test_while_it_drains_accepted_calls_are_answered_and_new_ones_told_why
             answer = await health(channel)
             assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
         session.release()
-        assert (await accepted).results[0].classification.scores[0].label == "red"
+        assert (await accepted).answers[0].results[0].classification.scores[0].label == "red"
         await closing

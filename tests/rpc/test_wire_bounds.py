@@ -205,7 +205,8 @@ async def test_a_stream_gives_back_each_request_that_was_answered(
     service: Service = await make_service()
     await service.make_model()
     one = prediction_pb2.PredictRequest(
-        model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
+        models=[prediction_pb2.ModelSpec(model="colours")],
+        images=[prediction_pb2.Image(encoded=image("red"))],
     )
     call = service.prediction.PredictStream()
     for number in range(5):

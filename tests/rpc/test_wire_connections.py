@@ -176,12 +176,13 @@ async def test_a_thousand_idle_connections_and_200_watchers_leave_predictions_al
         for watcher in watchers:
             await watcher.read()
         one = prediction_pb2.PredictRequest(
-            model="colours", images=[prediction_pb2.Image(encoded=image("red"))]
+            models=[prediction_pb2.ModelSpec(model="colours")],
+            images=[prediction_pb2.Image(encoded=image("red"))],
         )
         for answer in await asyncio.gather(
             *[service.prediction.Predict(one, timeout=GUARD_S) for _ in range(100)]
         ):
-            assert answer.results[0].classification.scores[0].label == "red"
+            assert answer.answers[0].results[0].classification.scores[0].label == "red"
         assert await is_serving(service)
         for watcher in watchers:
             watcher.cancel()

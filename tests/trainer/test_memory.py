@@ -37,32 +37,9 @@ def test_a_job_that_a_cpu_has_no_memory_for_fails_with_that_reason(
     assert failed.reason == Reason.OUT_OF_MEMORY
 
 
-@pytest.mark.parametrize(
-    ("own", "limits", "expected"),
-    [
-        ("0::/graft/job", {"graft/job/memory.max": "max", "graft/memory.max": "1000"}, 1000),
-        ("0::/graft/job", {"graft/job/memory.max": "900", "graft/memory.max": "1000"}, 900),
-        ("0::/as/seen/outside", {"memory.max": "800"}, 800),
-        ("5:cpu:/\n4:memory:/job", {"memory/job/memory.limit_in_bytes": "700"}, 700),
-        ("0::/", {"memory.max": "max"}, PHYSICAL),
-        ("0::/", {"memory.max": str(2**63)}, PHYSICAL),
-        ("0::/", {}, PHYSICAL),
-        (None, {}, PHYSICAL),
-    ],
-)
-def test_the_least_limit_around_the_process_counts(
-    own: str | None,
-    limits: dict[str, str],
-    expected: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("limit", "expected"), [(1000, 1000), (None, PHYSICAL)])
+def test_a_limit_of_the_control_groups_counts_before_the_machines_memory(
+    limit: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, text in limits.items():
-        file = tmp_path / "groups" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{text}\n")
-    if own is not None:
-        (tmp_path / "own").write_text(f"{own}\n")
-    monkeypatch.setattr(cgroups, "_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(cgroups, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(cgroups, "limit_bytes", lambda: limit)
     assert usable_bytes() == expected

@@ -51,7 +51,7 @@ class Runs:
             "weights_dir": str(self.folder / "weights"),
             "device": "cpu",
             "provider": "auto",
-            "precision": "fast",
+            "precision": "auto",
             "threads": 2,
             "feature_cache": str(self.cache),
         }
@@ -63,7 +63,7 @@ class Runs:
 
     def features(self, folder: Path) -> np.ndarray:
         """Of every image below a folder, as served; kept for the jobs, as theirs are for it."""
-        runtime = OnnxRuntime(choose_provider("auto"), 2, "fast", is_narrow=True)
+        runtime = OnnxRuntime(choose_provider("auto"), 2, is_narrow=True)
         cache = FeatureCache(self.cache, 2**30)
         features = Features(BackboneFile(self.backbone, runtime), cache, 2)
         try:

@@ -55,7 +55,7 @@ class Blind(FakeSession):
 class Machine:
     """Files named blind are; every run takes as long as `each_s` says, on its own clock."""
 
-    provider, precision = "cpu", "exact"
+    is_gpu, computes = False, staticmethod({"fp32", "int8"}.__contains__)
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -64,7 +64,7 @@ class Machine:
         self.each_s: dict[str, float] = {}
         self.slower_after: dict[str, int] = {}
 
-    def load(self, read: Read) -> FakeSession:
+    def load(self, read: Read, digest: str = "") -> FakeSession:
         self.loads.append(onnx.load_from_string(read()).producer_name)
         return self.session(self.loads[-1])
 
@@ -91,7 +91,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     clock = SimpleNamespace(monotonic=lambda: made.now)
     monkeypatch.setattr(ranking, "time", clock)
     monkeypatch.setattr(ranked_backbone, "time", clock)
-    monkeypatch.setattr(ranking, "_runtime", lambda _spec: made)
+    monkeypatch.setattr(ranking, "runtime_of", lambda _spec, **_: made)
     return made
 
 
@@ -383,7 +383,7 @@ def test_int8_servers_measure_the_quantised_file_where_there_is_one(
         exported=[*both.exported, ExportedBackbone("random:0:int8", quantised.digest)],
     )
     folder = make_folder(per_class=4)
-    for precision, file in (("exact", "float"), ("int8", "quantised")):
+    for precision, file in (("fp32", "float"), ("int8", "quantised")):
         ranking.rank(spec(folder, both, precision=precision), told.append)
         assert machine.loads[-1] == file
 

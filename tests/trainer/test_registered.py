@@ -128,7 +128,7 @@ def test_a_file_that_serves_otherwise_than_it_computes_is_not_published(
     shift.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(shift), "shift"))
     other.write_bytes(model.SerializeToString())
     runtime = OnnxRuntime(Provider("cpu", "for the test"), 2)
-    monkeypatch.setattr(train, "_plain", lambda job, found: BackboneFile(other, runtime))
+    monkeypatch.setattr(train, "_on_cpu", lambda job, file, digest: BackboneFile(other, runtime))
     with pytest.raises(GraftError, match="differs from ONNX Runtime on the CPU by") as caught:
         run(spec_of(make_spec, make_folder(per_class=6), registered), told.append)
     assert caught.value.reason is Reason.PARITY_FAILED

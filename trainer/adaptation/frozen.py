@@ -5,7 +5,6 @@ head for raw target features; what comes of source images in it was never asked.
 not know of images, backbones or torch.
 """
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from service.engine.head import Head as SourceHead
+from service.ops.cpus import available_cores
 from trainer.adaptation.alignment import Head, Space, correlation_alignment, standardise, unscaled
 from trainer.adaptation.brakes import Doubt, doubt, seen
 from trainer.adaptation.confusion import classify, unconfuse
@@ -177,7 +177,7 @@ def cross_adapted(
         )
         answers[held] = head.logits(target[held])
 
-    cores = threads or len(os.sched_getaffinity(0))
+    cores = threads or available_cores()
     with threadpool_limits(1), ThreadPoolExecutor(cores, thread_name_prefix="adaptation") as pool:
         for done, _ in enumerate(pool.map(hold_out, places), 1):
             on_progress(done / len(places))

@@ -10,7 +10,6 @@ said before anything is computed. Imports torch only where a network is trained.
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +25,7 @@ from service.contract import JobSpec, ModelBased, Note, Progressed, Record
 from service.engine.head import Floats, Head
 from service.engine.runtime import Session
 from service.errors import GraftError, Reason
+from service.ops.cpus import available_cores
 from trainer import crops, folds, penalty
 from trainer.arrays import Doubles, Ints
 from trainer.data import Part
@@ -186,7 +186,7 @@ def hopeless(given: Given) -> str:
 
 def estimated_s(given: Given) -> float:
     """Estimates the seconds of all training on this machine's cores, from a forward pass."""
-    cores = given.spec.threads or len(os.sched_getaffinity(0))
+    cores = given.spec.threads or available_cores()
     session, forward_s = given.session(), math.inf
     images = np.zeros((_BATCH, session.size, session.size, 3), np.uint8)
     for _ in range(_TRIES):

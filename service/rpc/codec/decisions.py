@@ -7,23 +7,23 @@ from service.errors import InvalidInput, Reason
 from service.ingest.labels import canonical, check_given
 
 
-def read(given: pb.Decision) -> Decision:
-    """Reads a request's field `decision`; raises InvalidInput for one that names no rule."""
+def read(given: pb.Decision, field: str = "decision") -> Decision:
+    """Reads a request's field; raises InvalidInput for a decision that names no rule."""
     match given.WhichOneof("rule"):
         case "argmax":
             return Decision()
         case "balanced":
             return Decision(rule="balanced")
         case "thresholds":
-            return _thresholds(given.thresholds)
-    raise _bad("decision", "decision names no rule: set argmax, balanced or thresholds")
+            return _thresholds(given.thresholds, field)
+    raise _bad(field, f"{field} names no rule: set argmax, balanced or thresholds")
 
 
-def _thresholds(given: pb.Thresholds) -> Decision:
-    at = "decision.thresholds"
+def _thresholds(given: pb.Thresholds, field: str) -> Decision:
+    at = f"{field}.thresholds"
     if not given.classes and not given.HasField("others"):
         raise _bad(at, f"{at} names no threshold: set classes or others, or choose argmax")
-    check_threshold_count(len(given.classes), "decision")
+    check_threshold_count(len(given.classes), field)
     for label in given.classes:
         try:
             check_given(label, is_labelled=True)
@@ -34,7 +34,7 @@ def _thresholds(given: pb.Thresholds) -> Decision:
         thresholds={canonical(label): least for label, least in sorted(given.classes.items())},
         default_threshold=given.others,
     )
-    found.check("decision")
+    found.check(field)
     return found
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from graft.v1 import prediction_pb2 as pb
 
+from service.domain import ModelFiles
 from service.engine.engine import Classified, Outcome
 from service.engine.head import NONE, Floats
 from service.errors import GraftError, InvalidInput, Reason
@@ -30,7 +31,7 @@ def best(probabilities: Floats, k: int) -> npt.NDArray[np.intp]:
 
 
 def check_scores(classes: Sequence[int], k: int, field: str) -> None:
-    """Raises InvalidInput where the k best of so many classes an image are too many scores."""
+    """Raises InvalidInput where the k best of so many classes an answer are too many scores."""
     scores = sum(min(k, count) for count in classes)
     if scores > MAX_SCORES:
         raise InvalidInput(
@@ -42,16 +43,35 @@ def check_scores(classes: Sequence[int], k: int, field: str) -> None:
 
 
 def response(
-    model: str, version: int, outcomes: Sequence[Outcome], *, top_k: int, with_features: bool
+    models: Sequence[ModelFiles],
+    outcomes: Sequence[Sequence[Outcome]],
+    *,
+    top_k: int,
+    with_features: bool,
 ) -> pb.PredictResponse:
-    """Converts the outcomes of a call; raises InvalidInput for more scores than one answer has."""
-    classified = [outcome for outcome in outcomes if isinstance(outcome, Classified)]
-    check_scores([len(outcome.classes) for outcome in classified], top_k, "top_k")
+    """Converts the outcomes of a call, for each model one for each image.
+
+    Raises InvalidInput for more scores than one answer has.
+    """
+    classes = [
+        len(outcome.classes)
+        for of_one in outcomes
+        for outcome in of_one
+        if isinstance(outcome, Classified)
+    ]
+    check_scores(classes, top_k, "top_k")
     return pb.PredictResponse(
-        model=model,
-        version=version,
-        results=[_result(outcome, top_k, with_features=with_features) for outcome in outcomes],
-        calibrated=any(outcome.is_calibrated for outcome in classified),
+        answers=[
+            pb.ModelAnswer(
+                model=files.model.name,
+                version=files.version,
+                results=[_result(outcome, top_k, with_features=with_features) for outcome in own],
+                calibrated=any(
+                    isinstance(outcome, Classified) and outcome.is_calibrated for outcome in own
+                ),
+            )
+            for files, own in zip(models, outcomes, strict=True)
+        ]
     )
 
 

@@ -50,9 +50,10 @@ def answer(
     request: pb.ModelInferRequest,
     asked: dict[str, Write],
     version: int,
-    outcomes: Sequence[Outcome],
+    by_model: Sequence[Sequence[Outcome]],
 ) -> pb.ModelInferResponse:
-    """Makes the answer; raises the error of the first bad image, since it can carry none."""
+    """Makes the one model's answer; raises the first bad image's error, as it can carry none."""
+    (outcomes,) = by_model
     classified = []
     for index, outcome in enumerate(outcomes):
         if isinstance(outcome, GraftError):

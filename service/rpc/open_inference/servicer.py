@@ -11,7 +11,7 @@ from grpc import aio
 
 from service.auth import principal
 from service.domain import ARGMAX, Decision, Manifest, ModelKey
-from service.engine.engine import Engine
+from service.engine.engine import AskedModel, Engine
 from service.errors import NotFound, Reason
 from service.rpc import bounded_pipeline, status
 from service.rpc.open_inference import answers, described, tensors
@@ -168,11 +168,10 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         begun = time.monotonic()
         model = principal.current().key(request.model_name)
         files = await resolve(self._models, model, *_which(request.model_version))
-        return await self._engine.classify(
-            files,
+        return await self._engine.classify_with(
+            [AskedModel(files, decision)],
             images,
             timeout_s - (time.monotonic() - begun),
-            decision,
             finish=partial(answers.answer, request, asked, files.version),
         )
 

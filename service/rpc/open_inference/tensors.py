@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.domain import ImageDecoding
 from service.engine import preprocess
 from service.engine.engine import Decode
-from service.engine.preprocess import Pixels
 from service.errors import InvalidInput, Reason
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 
@@ -55,7 +53,11 @@ def decodes(request: pb.ModelInferRequest, max_images: int) -> list[Decode]:
     elements = _Elements(request, count)
     if tensor.datatype == "BYTES":
         return [preprocess.Encoded(partial(elements.image, index)) for index in range(count)]
-    return [partial(elements.decode, index) for index in range(count)]
+    size, is_float = tensor.shape[-3:], tensor.datatype == "FP32"
+    return [
+        preprocess.Tensor(partial(elements.image, index), size, is_float=is_float)
+        for index in range(count)
+    ]
 
 
 def _count(datatype: str, given: Sequence[int]) -> int:
@@ -97,12 +99,6 @@ class _Elements:
         self._count = count
         self._once = threading.Lock()
         self._images: Callable[[int], bytes] | InvalidInput | None = None
-
-    def decode(self, index: int, decoding: ImageDecoding) -> Pixels:
-        """Makes the pixels of an image that is no file; raises as `image`."""
-        size = list(self._tensor.shape[-3:])
-        is_float = self._tensor.datatype == "FP32"
-        return preprocess.from_tensor(self.image(index), size, decoding, is_float=is_float)
 
     def image(self, index: int) -> bytes:
         """Copies one image's bytes; raises InvalidInput, with a field where the tensor is bad."""

@@ -20,9 +20,8 @@ from tests.e2e.conftest import GUARD_S, Ended, ServiceProcess
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-JOB_FOLDERS = "folders of jobs that have ended"
 FLAGS = (
-    "--warm-trainers=0", "--provider=cpu", "--precision=exact", "--max-batch=1", "--threads=1",
+    "--warm-trainers=0", "--provider=cpu", "--precision=fp32", "--max-batch=1", "--threads=1",
     "--pass-environment=STAND_IN_*,POWER_CUT_*",
 )  # fmt: skip
 
@@ -131,9 +130,10 @@ class House:
         return [process for process in psutil.process_iter() if self._is_ours(process)]
 
     def _unsound(self) -> list[str]:
-        # Blobs that nothing needs are the collector's, hours later.
-        left = fsck.orphans(self.data_dir)[JOB_FOLDERS]
-        return fsck.problems(self.data_dir) + [f"{left} {JOB_FOLDERS}"] * (left > 0)
+        # Blobs that nothing needs are the collector's, hours later. A job that is still being
+        # cancelled has its folder by right, and would leave it if the server were killed now.
+        left = [path.name for path in (self.data_dir / "work" / "jobs").glob("*")]
+        return fsck.problems(self.data_dir) + [f"{name} has a folder" for name in left]
 
     def _is_ours(self, process: psutil.Process) -> bool:
         with suppress(psutil.Error):

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from service.engine import head as heads
@@ -20,6 +22,8 @@ GUARD_S = 60.0
 """Ends what hangs."""
 
 COLOURS = ("red", "green", "blue")
+FEATURES = 4
+"""Of an image, from the backbone of one convolution."""
 
 
 def image(colour: str, size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
@@ -110,3 +114,28 @@ def make_model(stored: Stored, tmp_path: Path) -> MakeModel:
         return ModelFiles(key(name), 1, stored.add(backbone.encode()), head_digest)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """uint8 [n, 224, 224, 3] -> float32 [n, 4]: a seeded convolution and a mean."""
+    weight = np.random.default_rng(0).normal(size=(FEATURES, 3, 7, 7)).astype(np.float32) / 1000
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["floats"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["planes", "weight"], ["convolved"], strides=[4, 4]),
+        helper.make_node("Relu", ["convolved"], ["positive"]),
+        helper.make_node("GlobalAveragePool", ["positive"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["features"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "backbone",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 224, 224, 3])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", FEATURES])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    path = tmp_path_factory.mktemp("backbone") / "b.onnx"
+    onnx.save(model, path)
+    return path

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from service.engine import preprocess
-from service.engine.engine import Classified, Decode, ModelFiles
+from service.engine.engine import AskedModel, Classified, Decode, ModelFiles
 from service.engine.fake_runtime import FakeRuntime
 from service.engine.head import Head
 from service.engine.outliers import Outliers
@@ -60,11 +60,11 @@ async def test_what_a_caller_gets_is_made_in_a_workers_thread(
 ) -> None:
     engine, model = make_engine(), make_model()
 
-    def finish(outcomes: list[Classified | GraftError]) -> tuple[str, list[str]]:
-        return threading.current_thread().name, [best(outcome) for outcome in outcomes]
+    def finish(outcomes: list[list[Classified | GraftError]]) -> tuple[str, list[str]]:
+        return threading.current_thread().name, [best(outcome) for outcome in outcomes[0]]
 
-    made = await engine.classify(
-        model, [encoded(c) for c in ("blue", "red")], GUARD_S, finish=finish
+    made = await engine.classify_with(
+        [AskedModel(model)], [encoded(c) for c in ("blue", "red")], GUARD_S, finish=finish
     )
     assert made == ("infer-0", ["blue", "red"])
 
@@ -72,7 +72,7 @@ async def test_what_a_caller_gets_is_made_in_a_workers_thread(
         raise InvalidInput(Reason.INVALID_FIELD, "too many scores")
 
     with pytest.raises(InvalidInput, match="too many scores"):
-        await engine.classify(model, [encoded("red")], GUARD_S, finish=refuse)
+        await engine.classify_with([AskedModel(model)], [encoded("red")], GUARD_S, finish=refuse)
 
 
 async def test_a_bad_image_fails_alone(make_engine: MakeEngine, make_model: MakeModel) -> None:

@@ -1,13 +1,20 @@
 """The queue's order, by itself: no threads, no sessions."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 
 from service.domain import DEFAULT_TENANT
-from service.engine.fair_queue import Backbone, Estimate, FairQueue, ImageBatch
+from service.engine.fair_queue import (
+    AskedHead,
+    Backbone,
+    Estimate,
+    FairQueue,
+    ImageBatch,
+    Run,
+)
 from service.engine.fake_runtime import FakeSession
 from service.engine.head import Head
 from tests.keys import key
@@ -41,11 +48,15 @@ class Batches:
         deadline: float = 1000.0,
         image_s: float = 1.0,
         tenant: str = DEFAULT_TENANT,
+        more: Sequence[Backbone] = (),
     ) -> ImageBatch:
         self._clock += 1
         content = [lambda _: np.zeros((224, 224, 3), np.uint8)] * images
         answer = self._loop.create_future()
-        batch = ImageBatch(key(model, tenant), on, HEAD, content, self._clock, deadline, answer)
+        batch = ImageBatch(
+            key(model, tenant), [Run(on), *map(Run, more)], [AskedHead(0, HEAD)], content,
+            self._clock, deadline, answer, list,
+        )  # fmt: skip
         batch.image_s = image_s
         return batch
 
@@ -112,6 +123,14 @@ def test_a_batch_whose_deadline_comes_before_its_answer_could_is_withdrawn(
     assert popped(queue, 9, now=10.0) == ["b"]
     assert late.is_withdrawn
     assert queue.waiting == 0
+
+
+def test_a_batch_needs_the_time_of_all_its_runs_before_its_deadline(batch: Batches) -> None:
+    queue, on, other = FairQueue(), backbone(infer_s=0.5), backbone(infer_s=0.4)
+    queue.put(batch("a", on, deadline=10.6))
+    queue.put(batch("b", on, deadline=10.6, more=[other]))
+    queue.put(batch("c", on, deadline=11.0, more=[other]))
+    assert popped(queue, 9, now=10.0) == ["a", "c"]
 
 
 def test_the_last_that_waits_is_withdrawn_by_no_estimate(batch: Batches) -> None:

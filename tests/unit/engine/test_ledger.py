@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from service.engine.fair_queue import Backbone, Classified, ImageBatch
+from service.engine.fair_queue import AskedHead, Backbone, Classified, ImageBatch, Run
 from service.engine.fake_runtime import FakeSession
 from service.engine.head import Head
 from service.engine.ledger import NOTHING, Account, Ledger, Spent
@@ -29,13 +29,14 @@ def answer(account: Account, loop: asyncio.AbstractEventLoop) -> None:
     """Records a call of three images that took two seconds."""
     head = Head(np.zeros((2, 3), np.float32), np.zeros(2, np.float32), ("a", "b"))
     batch = ImageBatch(
-        key("pets"), Backbone(FakeSession()), head, [], 0.0, 60.0, loop.create_future()
-    )
+        key("pets"), [Run(Backbone(FakeSession()))], [AskedHead(0, head)], [], 0.0, 60.0,
+        loop.create_future(), list,
+    )  # fmt: skip
     batch.images = [lambda _: np.zeros((224, 224, 3), np.uint8)] * 3
     one = Classified(np.zeros(2, np.float32), np.zeros(3, np.float32), ("a", "b"), 0)
-    batch.outcomes = dict.fromkeys(range(3), one)
-    batch.queue_s, batch.decode_s, batch.infer_s = [0.25, 0.1], [0.2, 0.5], [1.0, 1.0]
-    account.answered(batch, "digest", 2.0)
+    batch.outcomes = dict.fromkeys(range(3), (one,))
+    batch.queue_s, batch.decode_s, batch.infer_s = [0.25, 0.1], [0.2, 0.5], [[1.0, 1.0]]
+    account.answered(batch, 0, "digest", 2.0)
 
 
 def test_an_answered_call_adds_its_images_and_the_slowest_of_every_stage(

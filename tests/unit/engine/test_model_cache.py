@@ -106,11 +106,11 @@ def slow_load(runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> tuple[He
     """Makes the runtime's loads wait; the list fills as they end."""
     held, ended, load = Held(), list[int](), runtime.load
 
-    def slow(read: Read) -> FakeSession:
+    def slow(read: Read, digest: str) -> FakeSession:
         held.begun.set()
         assert held.goes_on.wait(GUARD_S)
         ended.append(1)
-        return load(read)
+        return load(read, digest)
 
     monkeypatch.setattr(runtime, "load", slow)
     return held, ended

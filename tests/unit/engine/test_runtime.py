@@ -7,48 +7,30 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from service.domain import Precision, ProviderSetting
 from service.engine import preprocess, providers, runtime
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
-from service.engine.providers import Provider, ProviderUnavailable, choose_provider
-from service.engine.runtime import BackboneSession, OnnxGraph, OnnxRuntime, _half
+from service.engine.provider_table import Measured
+from service.engine.providers import Provider, ProviderName, ProviderUnavailable, choose_provider
+from service.engine.runtime import (
+    BackboneSession,
+    Graph,
+    OnnxGraph,
+    OnnxRuntime,
+    _half,
+    able,
+    marked,
+    precision_of,
+)
 from service.errors import Damaged, unloadable
-from tests.unit.engine.conftest import image
+from tests.unit.engine.conftest import FEATURES, image
 
 CPU = Provider("cpu", "")
-FEATURES = 4
-
 needs_openvino = pytest.mark.skipif(
     bool(providers.openvino_problem()), reason="OpenVINO is not installed"
 )
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """uint8 [n, 224, 224, 3] -> float32 [n, 4]: a seeded convolution and a mean."""
-    weight = np.random.default_rng(0).normal(size=(FEATURES, 3, 7, 7)).astype(np.float32) / 1000
-    nodes = [
-        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["floats"], ["planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("Conv", ["planes", "weight"], ["convolved"], strides=[4, 4]),
-        helper.make_node("Relu", ["convolved"], ["positive"]),
-        helper.make_node("GlobalAveragePool", ["positive"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["features"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "backbone",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 224, 224, 3])],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", FEATURES])],
-        [numpy_helper.from_array(weight, "weight")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    path = tmp_path_factory.mktemp("backbone") / "b.onnx"
-    onnx.save(model, path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +99,6 @@ class Timed:
 
     size = 224
     feature_dim = FEATURES
-    precision = "fp32"
 
     def __init__(self, image_s: float, run_s: float, disturbed_run: int = 0) -> None:
         self.now = 0.0
@@ -134,7 +115,7 @@ class Timed:
 
 
 def measured(graph: Timed, backbone: Path, monkeypatch: pytest.MonkeyPatch) -> BackboneSession:
-    session = BackboneSession(backbone.read_bytes, lambda _model, _cores: graph, 1, False)
+    session = BackboneSession(backbone.read_bytes, lambda *_: graph, CPU, [1], {})
     with monkeypatch.context() as patch:
         patch.setattr(runtime.time, "monotonic", lambda: graph.now)
         session.measure(32)
@@ -157,36 +138,96 @@ def test_larger_batches_of_a_graph_that_gains_nothing_by_them_are_not_taken(
     assert graph.now < 0.1, "measured for too long"
 
 
-@pytest.mark.parametrize(
-    ("openvino_s", "cpu_s", "is_cpu_chosen"),
-    [(0.0003, 0.00001, True), (0.0003, 0.0004, False), (0.002, 0.00001, False)],
-)
-def test_a_small_backbone_runs_on_the_cpu_provider_where_openvino_is_slower(
-    backbone: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    openvino_s: float,
-    cpu_s: float,
-    is_cpu_chosen: bool,
+def test_a_session_changes_to_what_was_measured_to_be_quicker(
+    backbone: Path, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    openvino, cpu = Timed(0.0, openvino_s), Timed(0.0, cpu_s)
-    monkeypatch.setattr(runtime, "_openvino_graph", lambda *_: openvino)
-    monkeypatch.setattr(runtime, "_cpu_graph", lambda *_: cpu)
-    with monkeypatch.context() as patch:
-        patch.setattr(runtime.time, "monotonic", lambda: openvino.now + cpu.now)
-        session = OnnxRuntime(Provider("openvino", ""), 2, max_batch=4).load(backbone.read_bytes)
-    before = cpu.runs
-    session.run(np.zeros((1, 224, 224, 3), np.uint8))
-    assert (cpu.runs > before) is is_cpu_chosen
+    made: list[tuple[int, str]] = []
+
+    def compile_graph(model: bytes, cores: int, name: ProviderName, _: int) -> Graph:
+        made.append((cores, name))
+        return OnnxGraph(
+            ort.InferenceSession(model, providers=["CPUExecutionProvider"]),
+            "CPUExecutionProvider",
+            False,
+        )
+
+    monkeypatch.setattr(runtime, "compiled", compile_graph)
+    asked: list[str] = []
+    known: dict[str, Measured] = {}
+    both = OnnxRuntime(
+        Provider("cpu", "", ("openvino",)),
+        2,
+        measured=known.get,
+        on_unmeasured=lambda digest, _read: asked.append(digest),
+    )
+    session = both.load(backbone.read_bytes, "d1")
+    expected = session.run(pixels)
+    assert (asked, made) == (["d1"], [(2, "cpu")])
+    found = Measured("fp32", [], {"openvino": 0.0}, {2: "cpu", 1: "openvino"}, 8, 0.5)
+    both.adopt("d1", found)
+    for cores in (1, 2, 1):
+        np.testing.assert_allclose(session.run(pixels, cores), expected, rtol=1e-4)
+    assert made == [(2, "cpu"), (1, "openvino")]
+    assert (session.max_batch, session.infer_s) == (8, 0.5)
+    known["d1"] = found
+    again = OnnxRuntime(
+        Provider("cpu", "", ("openvino",)), 2, is_narrow=True, measured=known.get
+    ).load(backbone.read_bytes, "d1")
+    assert (again.max_batch, made[-1]) == (8, (1, "openvino"))
+    # Measured for two threads, and now there are four.
+    more = OnnxRuntime(
+        Provider("cpu", "", ("openvino",)),
+        4,
+        measured=known.get,
+        on_unmeasured=lambda digest, _read: asked.append(digest),
+    )
+    more.load(backbone.read_bytes, "d1")
+    assert asked == ["d1", "d1"]
+
+
+def test_a_file_says_what_it_is_computed_in(backbone: Path) -> None:
+    model = backbone.read_bytes()
+    assert precision_of(model) == "fp32"
+    for precision in ("bf16", "fp16"):
+        other = marked(model, precision)
+        assert precision_of(other) == precision
+        (entry,) = onnx.load_from_string(other).metadata_props
+        assert (entry.key, entry.value) == ("graft.precision", precision)
+    assert precision_of(model + b"DequantizeLinear") == "int8"
+
+
+def test_what_this_machine_does_not_compute_in_is_computed_in_fp32(
+    backbone: Path, pixels: Pixels
+) -> None:
+    half = marked(backbone.read_bytes(), "fp16")
+    on_cpu = OnnxRuntime(CPU, 1)
+    assert not on_cpu.computes("fp16")
+    session = on_cpu.load(lambda: half)
+    assert (session.precision, session.made_for) == ("fp32", "fp16")
+    expected = on_cpu.load(backbone.read_bytes).run(pixels)
+    np.testing.assert_array_equal(session.run(pixels), expected)
+
+
+def test_what_providers_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Provider("cpu", "", ("openvino",))
+    for has_amx, bf16 in ((False, []), (True, ["openvino"])):
+        monkeypatch.setattr(providers, "has_amx", lambda has_amx=has_amx: has_amx)
+        assert able(both, "fp32") == able(both, "int8") == ["cpu", "openvino"]
+        assert (able(both, "bf16"), able(both, "fp16")) == (bf16, [])
+        assert able(Provider("cuda", ""), "fp16") == ["cuda"]
 
 
 @needs_openvino
-@pytest.mark.parametrize(("precision", "tolerance"), [("exact", 1e-3), ("fast", 3e-2)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 3e-2)])
 def test_openvino_gives_the_features_of_the_cpu_provider(
     backbone: Path, pixels: Pixels, precision: Precision, tolerance: float
 ) -> None:
-    session = OnnxRuntime(Provider("openvino", ""), 2, precision).load(backbone.read_bytes)
+    model = backbone.read_bytes()
+    if precision != "fp32":
+        model = marked(model, precision)
+    session = OnnxRuntime(Provider("openvino", ""), 2).load(lambda: model)
     assert session.feature_dim == FEATURES
-    assert session.precision in (("fp32",) if precision == "exact" else ("fp32", "bf16", "fp16"))
+    assert session.precision == (precision if providers.has_amx() else "fp32")
     expected = OnnxRuntime(CPU, 1).load(backbone.read_bytes).run(pixels)
     for cores in (2, 1):
         np.testing.assert_allclose(session.run(pixels, cores), expected, rtol=tolerance)
@@ -215,7 +256,7 @@ def test_batches_on_a_gpu_are_padded_to_few_sizes_and_cut_again(
     backbone: Path, pixels: Pixels
 ) -> None:
     session = ort.InferenceSession(str(backbone), providers=["CPUExecutionProvider"])
-    bound = OnnxGraph(session, "CPUExecutionProvider", "fp32", True)
+    bound = OnnxGraph(session, "CPUExecutionProvider", True)
     expected = OnnxRuntime(CPU, 1).load(backbone.read_bytes).run(pixels)
     for count in (1, 3, 5):
         np.testing.assert_allclose(bound.run(pixels[:count]), expected[:count], rtol=1e-4)
@@ -226,7 +267,7 @@ def test_a_file_in_half_precision_takes_and_gives_the_same_types(
 ) -> None:
     halved = _half(backbone.read_bytes())
     session = ort.InferenceSession(halved, providers=["CPUExecutionProvider"])
-    features = OnnxGraph(session, "CPUExecutionProvider", "fp16", False).run(pixels)
+    features = OnnxGraph(session, "CPUExecutionProvider", False).run(pixels)
     assert features.dtype == np.float32
     expected = OnnxRuntime(CPU, 1).load(backbone.read_bytes).run(pixels)
     np.testing.assert_allclose(features, expected, rtol=2e-2)
@@ -248,14 +289,16 @@ def test_auto_takes_the_cpu_where_there_is_nothing_better(monkeypatch: pytest.Mo
     assert "OpenVINO is not installed" in chosen.why
 
 
-def test_auto_prefers_cuda_and_then_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_cuda_or_measures_openvino_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(providers, "openvino_problem", lambda: "")
     monkeypatch.setattr(providers, "_cuda_device_count", lambda: 1)
     monkeypatch.setattr(providers, "_gpu_problem", lambda name: "")
     assert choose_provider("auto").name == "cuda"
     monkeypatch.setattr(providers, "_gpu_problem", lambda name: "the driver is too old")
     chosen = choose_provider("auto")
-    assert chosen.name == "openvino"
+    assert (chosen.name, chosen.others) == ("cpu", ("openvino",))
     assert "too old" in chosen.why
 
 

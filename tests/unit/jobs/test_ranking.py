@@ -44,7 +44,7 @@ async def test_a_ranking_ends_with_its_result(
     assert house.launcher.trainers[0].spec == RankSpec(
         data=ImageSource(folder=folder, index_file=str(own / "data" / INDEX_FILE)), backbones=named,
         work_dir=str(own), weights_dir=str(tmp_path / "weights"), time_budget_s=5.0, seed=4,
-        threads=3, precision="fast", heartbeat_s=1,
+        threads=3, precision="auto", heartbeat_s=1,
     )  # fmt: skip
     await house.supervisor.close(GUARD_S)
     assert house.metric("graft_job_duration_seconds_count", method="ranking") == 1

@@ -94,7 +94,7 @@ async def test_the_spec_says_what_was_asked_and_what_the_server_chose(
         ),
         out_dir=str(tmp_path / "data" / "work" / plain.job_id / "out"), method=Auto(),
         backbone=DEFAULT_BACKBONE, weights_dir=str(tmp_path / "weights"), time_budget_s=900,
-        device="cpu", threads=3, provider="cpu", precision="fast",
+        device="cpu", threads=3, provider="cpu", precision="auto",
         checkpoint_dir=str(tmp_path / "data" / "work" / plain.job_id / "checkpoint"),
     )  # fmt: skip
     assert (second.backbone, second.weights, second.method) == ("resnet18", "random", method)

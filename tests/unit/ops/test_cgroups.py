@@ -9,7 +9,7 @@ import pytest
 from service.ops import cgroups
 from service.ops.cgroups import OomWatch, kill_count, limit_bytes, machine_bytes
 
-Lay = Callable[..., None]
+Lay = Callable[..., Path]
 V1 = "oom_kill_disable 0\nunder_oom 0\noom_kill {}"
 V2 = "low 0\nhigh 9\nmax 31\noom 5\noom_kill {}\noom_group_kill 0"
 
@@ -23,17 +23,18 @@ CERTAIN = (
 
 
 @pytest.fixture
-def lay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lay:
+def lay(tmp_path: Path) -> Lay:
     """Lays out the kernel's files: the process's own groups, and what is in them."""
-    monkeypatch.setattr(cgroups, "_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(cgroups, "_OWN_GROUPS", tmp_path / "own")
 
-    def lay(own: str | bytes, files: dict[str, str]) -> None:
-        (tmp_path / "own").write_bytes(own if isinstance(own, bytes) else own.encode())
+    def lay(own: str | bytes, files: dict[str, str]) -> Path:
+        (tmp_path / "proc/self").mkdir(parents=True)
+        written = own if isinstance(own, bytes) else own.encode()
+        (tmp_path / "proc/self/cgroup").write_bytes(written)
         for name, text in files.items():
-            file = tmp_path / "groups" / name
+            file = tmp_path / "sys/fs/cgroup" / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"{text}\n")
+        return tmp_path
 
     return lay
 
@@ -52,8 +53,7 @@ def lay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lay:
 def test_the_killed_of_its_own_group_are_counted(
     lay: Lay, own: str, files: dict[str, str], expected: int
 ) -> None:
-    lay(own, files)
-    assert kill_count() == expected
+    assert kill_count(lay(own, files)) == expected
 
 
 @pytest.mark.parametrize(
@@ -72,25 +72,20 @@ def test_the_killed_of_its_own_group_are_counted(
     ],
 )
 def test_what_cannot_be_told_is_none(lay: Lay, own: str | bytes, files: dict[str, str]) -> None:
-    lay(own, files)
-    assert kill_count() is None
-    assert limit_bytes() is None
+    root = lay(own, files)
+    assert kill_count(root) is None
+    assert limit_bytes(root) is None
 
 
-def test_a_machine_without_control_groups_tells_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cgroups, "_OWN_GROUPS", tmp_path / "none")
-    assert (kill_count(), limit_bytes()) == (None, None)
+def test_a_machine_without_control_groups_tells_nothing(tmp_path: Path) -> None:
+    assert (kill_count(tmp_path), limit_bytes(tmp_path)) == (None, None)
 
 
-def test_files_that_cannot_be_read_are_as_those_that_are_not_there(
-    lay: Lay, tmp_path: Path
-) -> None:
-    lay("0::/graft\n", {"graft/memory.max": "1000", "graft/memory.events": V2.format(1)})
+def test_files_that_cannot_be_read_are_as_those_that_are_not_there(lay: Lay) -> None:
+    root = lay("0::/graft\n", {"graft/memory.max": "1000", "graft/memory.events": V2.format(1)})
     for name in ("memory.max", "memory.events"):
-        (tmp_path / "groups" / "graft" / name).write_bytes(b"oom_kill \xff\xfe")
-    assert (kill_count(), limit_bytes()) == (None, None)
+        (root / "sys/fs/cgroup/graft" / name).write_bytes(b"oom_kill \xff\xfe")
+    assert (kill_count(root), limit_bytes(root)) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -100,13 +95,14 @@ def test_files_that_cannot_be_read_are_as_those_that_are_not_there(
         ({"graft/job/memory.max": "max", "graft/memory.max": "1000"}, 1000),
         ({"graft/job/memory.max": "0", "graft/memory.max": "max"}, 0),
         ({"graft/job/memory.max": "max", "graft/memory.max": str(2**63 - 4096)}, None),
+        ({"memory.max": "800"}, 800),
+        ({"memory/job/memory.limit_in_bytes": "700", "graft/job/memory.max": "max"}, 700),
     ],
 )
 def test_the_least_limit_of_the_groups_around_it_is_told(
     lay: Lay, files: dict[str, str], expected: int | None
 ) -> None:
-    lay("0::/graft/job\n", files)
-    assert limit_bytes() == expected
+    assert limit_bytes(lay("5:cpu:/\n4:memory:/job\n0::/graft/job\n", files)) == expected
 
 
 def test_the_machines_memory_is_what_the_kernel_says() -> None:

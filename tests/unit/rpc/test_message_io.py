@@ -30,7 +30,14 @@ def counted(message: Message) -> int | None:
 
 def test_fields_list_elements_and_map_entries_count_each() -> None:
     image = prediction_pb2.Image(encoded=bytes(1000))
-    assert counted(prediction_pb2.PredictRequest(model="m", images=[image] * 3)) == 1 + 3 * 2
+    assert (
+        counted(
+            prediction_pb2.PredictRequest(
+                models=[prediction_pb2.ModelSpec(model="m")], images=[image] * 3
+            )
+        )
+        == 2 + 3 * 2
+    )
     tensor = prediction_pb2.Tensor(data_type="DATA_TYPE_UINT8", shape=[2, 1, 3], data=bytes(6))
     # The list's own field, and its three numbers of one byte.
     assert counted(tensor) == 1 + (1 + 3) + 1
@@ -50,7 +57,7 @@ AMPLIFIED = {
     "empty images": (
         PREDICT,
         prediction_pb2.PredictRequest,
-        b"\x22\x00" * (message_io.MAX_ELEMENTS + 1),
+        b"\x12\x00" * (message_io.MAX_ELEMENTS + 1),
     ),
     "a tensor's shape": (
         PREDICT,
@@ -150,7 +157,7 @@ def test_a_number_without_end_ends_the_count_at_once() -> None:
 
 async def test_a_cut_end_hides_nothing_of_what_lies_inside() -> None:
     # The parser would make the inner message before it meets the end.
-    inner = b"\x22\x00" * 500_000
+    inner = b"\x12\x00" * 500_000
     request = prediction_pb2.PredictStreamRequest(id="x")
     request.request.MergeFromString(inner)
     parser = Parser(STREAM, prediction_pb2.PredictStreamRequest.FromString)

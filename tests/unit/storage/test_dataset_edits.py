@@ -14,6 +14,7 @@ from service.domain import LeftOut, LeftOutReason, VersionSource
 from service.errors import GraftError, InvalidInput, NotFound, OverQuota, Reason
 from service.storage import dataset_rows, version_rows
 from service.storage.blobs import Blobs
+from service.storage.changes import Changes
 from service.storage.collector import Collector
 from service.storage.database import Database
 from service.storage.dataset_edits import DatasetEdits
@@ -37,7 +38,7 @@ def forgotten() -> list[tuple[str, str]]:
 def edits(
     database: Database, keeper: DatasetKeeper, forgotten: list[tuple[str, str]]
 ) -> DatasetEdits:
-    return DatasetEdits(database, keeper, lambda *image: forgotten.append(image))
+    return DatasetEdits(database, keeper, Changes(database), lambda *image: forgotten.append(image))
 
 
 def add(

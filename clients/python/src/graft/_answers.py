@@ -332,12 +332,14 @@ def report(message: model_pb2.GetReportResponse) -> dict[str, Any]:
     return value
 
 
-def predictions(message: prediction_pb2.PredictResponse) -> list[types.Prediction]:
-    return [_prediction(result, message) for result in message.results]
+def predictions(message: prediction_pb2.PredictResponse) -> list[list[types.Prediction]]:
+    return [
+        [_prediction(result, answer) for result in answer.results] for answer in message.answers
+    ]
 
 
 def _prediction(
-    result: prediction_pb2.ImageResult, message: prediction_pb2.PredictResponse
+    result: prediction_pb2.ImageResult, message: prediction_pb2.ModelAnswer
 ) -> types.Prediction:
     if result.WhichOneof("outcome") != "classification":
         error = errors.from_status(result.error)

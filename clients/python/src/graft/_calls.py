@@ -183,7 +183,7 @@ def delete_backbone(name: str) -> Call[None]:
 
 
 @encoding
-def predict(request: prediction_pb2.PredictRequest) -> Call[list[types.Prediction]]:
+def predict(request: prediction_pb2.PredictRequest) -> Call[list[list[types.Prediction]]]:
     return Call(_rpcs.PREDICT, request, _answers.predictions)
 
 

@@ -15,6 +15,7 @@ from graft import _requests
 from graft._encoding import encoding
 from graft._files import is_open_file, read_open, read_path
 from graft._options import Decision
+from graft._predictions import ModelSpec
 from graft.errors import InvalidArgument, Reason, invalid
 from graft.v1 import prediction_pb2 as pb
 
@@ -82,43 +83,55 @@ def as_many(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
 
 def predict_requests(
     images: ImageLike | Iterable[ImageLike],
-    model: str,
-    version: int | None,
-    alias: str | None,
+    models: list[pb.ModelSpec],
     *,
     top_k: int = 1,
     include_features: bool = False,
-    decision: Decision | None = None,
     max_images: int = MAX_IMAGES,
 ) -> Iterator[pb.PredictRequest]:
     """Requests that fit, in order; images are read as they are needed."""
-    empty = _without_images(model, version, alias, top_k, include_features, decision)
+    empty = _without_images(models, top_k, include_features)
     if not max_images >= 1:
         raise invalid(f"{max_images} images a call: it must be 1 or more", "images")
-    max_images = min(max_images, max(1, MAX_SCORES // top_k))
-    for batch in _batches(as_many(images), max_images):
+    most = min(max_images, MAX_SCORES // top_k) // len(models)
+    for batch in _batches(as_many(images), max(1, most)):
         request = pb.PredictRequest(images=batch)
         request.MergeFrom(empty)
         yield request
 
 
+def model_specs(models: Iterable[str | ModelSpec]) -> list[pb.ModelSpec]:
+    """The models of a call as they are named in it."""
+    if isinstance(models, str):
+        raise invalid(f"models is {models!r}: give a list, or call predict", "models")
+    found = [
+        model_spec(each.model, each.version, each.alias, each.decision)
+        if isinstance(each, ModelSpec)
+        else model_spec(each, None, None, None)
+        for each in models
+    ]
+    if not found:
+        raise invalid("models is empty: name at least one", "models")
+    return found
+
+
+@encoding
+def model_spec(
+    model: str, version: int | None, alias: str | None, decision: Decision | None
+) -> pb.ModelSpec:
+    """One model as it is named in a call."""
+    return pb.ModelSpec(
+        **_requests.version_of(model, version, alias), decision=_requests.decision(decision)
+    )
+
+
 @encoding
 def _without_images(
-    model: str,
-    version: int | None,
-    alias: str | None,
-    top_k: int,
-    include_features: bool,
-    decision: Decision | None,
+    models: list[pb.ModelSpec], top_k: int, include_features: bool
 ) -> pb.PredictRequest:
     if top_k < 1:
         raise invalid(f"top_k is {top_k}: it must be 1 or more", "top_k")
-    return pb.PredictRequest(
-        **_requests.version_of(model, version, alias),
-        top_k=top_k,
-        include_features=include_features,
-        decision=_requests.decision(decision),
-    )
+    return pb.PredictRequest(models=models, top_k=top_k, include_features=include_features)
 
 
 def _batches(images: Iterable[ImageLike], max_images: int) -> Iterator[list[pb.Image]]:

@@ -1,5 +1,7 @@
 """Puts the answers of a prediction stream back into their requests' order. Pure.
 
+Each request asks one model.
+
 What waits here for an earlier answer is bounded by how many requests the
 transports let be under way.
 """
@@ -25,7 +27,7 @@ class Order:
         """The request with a name that its answer will carry."""
         number = self._next_sent
         self._next_sent += 1
-        self._sent[number] = (request.model, len(request.images))
+        self._sent[number] = (request.models[0].model, len(request.images))
         return pb.PredictStreamRequest(id=str(number), request=request)
 
     def take(self, answer: pb.PredictStreamResponse) -> list[list[types.Prediction]]:
@@ -36,7 +38,7 @@ class Order:
         number = int(answer.id)
         model, count = self._sent.pop(number)
         if answer.WhichOneof("outcome") == "response":
-            self._answered[number] = _answers.predictions(answer.response)
+            (self._answered[number],) = _answers.predictions(answer.response)
         else:
             error = from_status(answer.error)
             self._answered[number] = [types.Prediction(model, None, error=error)] * count

@@ -1,11 +1,23 @@
-"""What became of the images that were to be classified.
+"""Which models are asked, and what became of the images that were to be classified.
 
 A part of `graft.types`, which callers take these from.
 """
 
 from dataclasses import dataclass, field
 
+from graft._options import Decision
 from graft.errors import GraftError
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model that `predict_many` asks: by version, by alias, or `latest`."""
+
+    model: str
+    version: int | None = None
+    alias: str | None = None
+    decision: Decision | None = None
+    """How probabilities become an answer, instead of the version's own."""
 
 
 @dataclass(frozen=True)

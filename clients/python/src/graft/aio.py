@@ -21,7 +21,7 @@ from graft._backbones import Layout
 from graft._channel import NOT_SERVING, PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
 from graft._datasets import AsyncDatasetMethods
 from graft._export import whole_file
-from graft._images import ImageLike, predict_requests
+from graft._images import ImageLike, model_spec, model_specs, predict_requests
 from graft._jobs import AsyncJobHandle, AsyncRankingHandle
 from graft._order import IMAGES_A_REQUEST, REQUESTS_UNDER_WAY, Order
 from graft._uploads import Data, OnProgress, Upload
@@ -36,6 +36,7 @@ from graft.types import (
     Job,
     JobEvent,
     Model,
+    ModelSpec,
     Prediction,
     PretrainedBackbone,
     RankOptions,
@@ -232,20 +233,33 @@ class AsyncClient(AsyncDatasetMethods):
         timeout_s: float | None = None,
     ) -> list[Prediction]:
         """As `Client.predict`; an iterable is read on a worker thread."""
-        requests = predict_requests(
+        (predictions,) = await self.predict_many(
             images,
-            model,
-            version,
-            alias,
+            [ModelSpec(model, version, alias, decision)],
             top_k=top_k,
             include_features=include_features,
-            decision=decision,
+            timeout_s=timeout_s,
         )
-        return [
-            prediction
-            async for request in stepwise(requests)
-            for prediction in await self._transport.unary(_calls.predict(request), timeout_s)
-        ]
+        return predictions
+
+    async def predict_many(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        models: Iterable[str | ModelSpec],
+        *,
+        top_k: int = 1,
+        include_features: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[list[Prediction]]:
+        """As `Client.predict_many`; an iterable is read on a worker thread."""
+        specs = model_specs(models)
+        requests = predict_requests(images, specs, top_k=top_k, include_features=include_features)
+        found: list[list[Prediction]] = [[] for _ in specs]
+        async for request in stepwise(requests):
+            answers = await self._transport.unary(_calls.predict(request), timeout_s)
+            for of_one, more in zip(found, answers, strict=True):
+                of_one.extend(more)
+        return found
 
     async def predict_stream(
         self,
@@ -262,12 +276,9 @@ class AsyncClient(AsyncDatasetMethods):
         """As `Client.predict_stream`; an iterable is read on a worker thread."""
         requests = predict_requests(
             images,
-            model,
-            version,
-            alias,
+            [model_spec(model, version, alias, decision)],
             top_k=top_k,
             include_features=include_features,
-            decision=decision,
             max_images=IMAGES_A_REQUEST,
         )
         order, room = Order(), asyncio.Semaphore(REQUESTS_UNDER_WAY)

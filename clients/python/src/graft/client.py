@@ -20,7 +20,7 @@ from graft._backbones import Layout
 from graft._channel import NOT_SERVING, PROBE_TIMEOUT_S, TRANSFER_TIMEOUT_S, ranking_timeout_s
 from graft._datasets import DatasetMethods
 from graft._export import whole_file
-from graft._images import ImageLike, predict_requests
+from graft._images import ImageLike, model_spec, model_specs, predict_requests
 from graft._jobs import JobHandle, RankingHandle
 from graft._order import IMAGES_A_REQUEST, REQUESTS_UNDER_WAY, Order
 from graft._sync import Transport
@@ -36,6 +36,7 @@ from graft.types import (
     Job,
     JobEvent,
     Model,
+    ModelSpec,
     Prediction,
     PretrainedBackbone,
     RankOptions,
@@ -261,20 +262,38 @@ class Client(DatasetMethods):
         `Prediction`. `decision` says how probabilities become an answer, instead of the
         version's own.
         """
-        requests = predict_requests(
+        (predictions,) = self.predict_many(
             images,
-            model,
-            version,
-            alias,
+            [ModelSpec(model, version, alias, decision)],
             top_k=top_k,
             include_features=include_features,
-            decision=decision,
+            timeout_s=timeout_s,
         )
-        return [
-            prediction
-            for request in requests
-            for prediction in self._transport.unary(_calls.predict(request), timeout_s)
-        ]
+        return predictions
+
+    def predict_many(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        models: Iterable[str | ModelSpec],
+        *,
+        top_k: int = 1,
+        include_features: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[list[Prediction]]:
+        """Classifies images with several models at once; a list for each model, as `predict`'s.
+
+        Names mean newest versions, a `ModelSpec` any other. The service decodes an image once
+        for all of them, and runs it once through each backbone that they are on: several models
+        on one backbone cost about what one does.
+        """
+        specs = model_specs(models)
+        requests = predict_requests(images, specs, top_k=top_k, include_features=include_features)
+        found: list[list[Prediction]] = [[] for _ in specs]
+        for request in requests:
+            answers = self._transport.unary(_calls.predict(request), timeout_s)
+            for of_one, more in zip(found, answers, strict=True):
+                of_one.extend(more)
+        return found
 
     def predict_stream(
         self,
@@ -296,12 +315,9 @@ class Client(DatasetMethods):
         """
         requests = predict_requests(
             images,
-            model,
-            version,
-            alias,
+            [model_spec(model, version, alias, decision)],
             top_k=top_k,
             include_features=include_features,
-            decision=decision,
             max_images=IMAGES_A_REQUEST,
         )
         order, room, left = Order(), threading.Semaphore(REQUESTS_UNDER_WAY), threading.Event()

@@ -33,7 +33,7 @@ from graft._options import (
     Technique,
     Thresholds,
 )
-from graft._predictions import ClassScore, Prediction
+from graft._predictions import ClassScore, ModelSpec, Prediction
 from graft.errors import GraftError
 from graft.v1.fine_tuning_pb2 import FineTuneRequest, RankBackbonesRequest
 
@@ -73,6 +73,7 @@ __all__ = [
     "Method",
     "Model",
     "ModelBased",
+    "ModelSpec",
     "Note",
     "Parity",
     "Prediction",

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from itertools import compress
 from typing import Any
 
 from graft._channel import PROBE_TIMEOUT_S
@@ -11,7 +12,7 @@ from graft.cli._commands import in_commands
 from graft.cli._output import Output, complain
 from graft.client import Client
 from graft.errors import DeadlineExceeded
-from graft.types import Prediction
+from graft.types import ModelSpec, Prediction
 
 _AT_ONCE = 64
 """Images answered before the first of them is shown."""
@@ -20,7 +21,9 @@ _AT_ONCE = 64
 def add(commands: Any) -> None:
     """The commands and their options."""
     predict = commands.add("predict", "Classify images", run)
-    predict.add_argument("model", metavar="MODEL", help=_names.HELP)
+    predict.add_argument(
+        "model", metavar="MODEL", help=f"{_names.HELP}; several are separated by commas"
+    )
     predict.add_argument(
         "images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC"
     )
@@ -33,41 +36,56 @@ def add(commands: Any) -> None:
 
 def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Classifies the images; 1 when one of them could not be."""
-    answers = list(_answers(client, arguments, output))
+    names = arguments.model.split(",")
+    answers = list(_answers(client, names, arguments, output))
     if not output.is_json:
         rows = [
-            (path if rank == 0 else "", *cells, _mark(prediction) if rank == 0 else "")
-            for path, prediction in answers
-            for rank, cells in enumerate(_shown(prediction, arguments.top_k))
+            row
+            for path, by_model in answers
+            for row in _rows(path, names, by_model, arguments.top_k)
         ]
-        if any(mark for *_, mark in rows):
-            output.table(["image", "class", "probability", ""], rows)
-        elif rows:
-            output.table(["image", "class", "probability"], [row[:3] for row in rows])
-    failed = [(path, p.error) for path, p in answers if p.error is not None]
+        columns = ["image", "model", "class", "probability", ""]
+        is_shown = [True, len(names) > 1, True, True, any(row[-1] for row in rows)]
+        if rows:
+            output.table(
+                list(compress(columns, is_shown)), [list(compress(row, is_shown)) for row in rows]
+            )
+    # An image that could not be read has the same error from every model.
+    failed = [(path, by_model[0].error) for path, by_model in answers if by_model[0].error]
     for path, error in failed:
         complain(f"{path}: {in_commands(error.message)} [{error.reason}]", Code.REFUSED)
     return Code.REFUSED if failed else Code.OK
 
 
+def _rows(
+    path: str, names: list[str], by_model: tuple[Prediction, ...], top_k: int
+) -> Iterator[tuple[str, str, str, str, str]]:
+    """The lines of one image; what stands in the line above is left out."""
+    for at, (name, prediction) in enumerate(zip(names, by_model, strict=True)):
+        for rank, (label, probability) in enumerate(_shown(prediction, top_k)):
+            first = path if at == rank == 0 else ""
+            above = ("", "") if rank else (name, _mark(prediction))
+            yield first, above[0], label, probability, above[1]
+
+
 def _answers(
-    client: Client, arguments: argparse.Namespace, output: Output
-) -> Iterator[tuple[str, Prediction]]:
-    model, which = _names.parse(arguments.model)
+    client: Client, names: list[str], arguments: argparse.Namespace, output: Output
+) -> Iterator[tuple[str, tuple[Prediction, ...]]]:
+    decision = _decision.read(arguments)
+    models = []
+    for name in names:
+        model, which = _names.parse(name)
+        models.append(ModelSpec(model, decision=decision, **which))
     for start in range(0, len(arguments.images), _AT_ONCE):
         paths = arguments.images[start : start + _AT_ONCE]
-        predictions = client.predict(
-            paths,
-            model,
-            top_k=arguments.top_k,
-            include_features=arguments.features,
-            decision=_decision.read(arguments),
-            **which,
+        answers = client.predict_many(
+            paths, models, top_k=arguments.top_k, include_features=arguments.features
         )
-        for path, prediction in zip(paths, predictions, strict=True):
+        for path, by_model in zip(paths, zip(*answers, strict=True), strict=True):
             if output.is_json:
-                output.emit(_as_json(path, prediction, with_features=arguments.features))
-            yield path, prediction
+                for prediction in by_model:
+                    output.emit(_as_json(path, prediction, with_features=arguments.features))
+            yield path, by_model
 
 
 def _shown(prediction: Prediction, top_k: int) -> list[tuple[str, str]]:

@@ -51,28 +51,46 @@ class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
         self.predict = predict
 
     def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
-        version = self._models.resolve(request)
-        if not 1 <= len(request.images) <= MAX_IMAGES:
+        if not request.models:
+            raise refuse(
+                InvalidArgument, Reason.INVALID_FIELD, "the request names no model", "models"
+            )
+        versions = [self._models.resolve(spec) for spec in request.models]
+        if not 1 <= len(request.images) * len(versions) <= MAX_IMAGES:
             raise refuse(
                 InvalidArgument,
                 Reason.INVALID_FIELD,
-                f"the request holds {len(request.images)} images; it may hold 1 to {MAX_IMAGES}",
+                f"the request holds {len(request.images)} images for {len(versions)} models; it "
+                f"may hold 1 to {MAX_IMAGES // len(versions)}",
                 "images",
             )
+        return pb.PredictResponse(
+            answers=[
+                self._of_model(request, version, spec, f"models[{at}].decision")
+                for at, (version, spec) in enumerate(zip(versions, request.models, strict=True))
+            ]
+        )
+
+    def _of_model(
+        self, request: pb.PredictRequest, version: Any, spec: pb.ModelSpec, field: str
+    ) -> pb.ModelAnswer:
         classes = list(version.classes)
-        decision = request.decision if request.HasField("decision") else version.decision
+        decision = spec.decision if spec.HasField("decision") else version.decision
         strange = sorted(set(decision.thresholds.classes) - set(classes))
         if strange:
             raise refuse(
                 InvalidArgument,
                 Reason.INVALID_FIELD,
                 f"there are thresholds of classes that the model does not have: {strange}",
-                "decision.thresholds.classes",
+                f"{field}.thresholds.classes",
             )
-        return pb.PredictResponse(
+        return pb.ModelAnswer(
             model=version.model,
             version=version.version,
-            results=[self._result(request, decision, classes, image) for image in request.images],
+            results=[
+                self._result(request, version.model, decision, classes, image)
+                for image in request.images
+            ],
             calibrated=version.calibrated,
         )
 
@@ -101,13 +119,14 @@ class Predictions(prediction_pb2_grpc.PredictionServiceServicer):
     def _result(
         self,
         request: pb.PredictRequest,
+        model: str,
         decision: decision_pb2.Decision,
         classes: list[str],
         image: pb.Image,
     ) -> pb.ImageResult:
         sent = _sent(image)
         try:
-            answer = self._answered(request.model, classes, sent)
+            answer = self._answered(model, classes, sent)
         except GraftError as error:
             return pb.ImageResult(error=to_status(error))
         shares, score = answer.probabilities, answer.out_of_distribution_score

@@ -26,33 +26,37 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from graft.v1 import decision_pb2 as graft_dot_v1_dot_decision__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19graft/v1/prediction.proto\x12\x08graft.v1\x1a\x17google/rpc/status.proto\x1a\x17graft/v1/decision.proto\"L\n\x06Tensor\x12%\n\tdata_type\x18\x01 \x01(\x0e\x32\x12.graft.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"I\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12\"\n\x06tensor\x18\x02 \x01(\x0b\x32\x10.graft.v1.TensorH\x00\x42\t\n\x07\x63ontent\"\xbc\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\x03H\x00\x12\x0f\n\x05\x61lias\x18\x03 \x01(\tH\x00\x12\x1f\n\x06images\x18\x04 \x03(\x0b\x32\x0f.graft.v1.Image\x12\r\n\x05top_k\x18\x05 \x01(\x05\x12\x18\n\x10include_features\x18\x06 \x01(\x08\x12$\n\x08\x64\x65\x63ision\x18\x07 \x01(\x0b\x32\x12.graft.v1.DecisionB\x07\n\x05which\"E\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\x12\x13\n\x0b\x63lass_index\x18\x03 \x01(\x05\"\xd4\x01\n\x0e\x43lassification\x12$\n\x06scores\x18\x01 \x03(\x0b\x32\x14.graft.v1.ClassScore\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\x02\x12&\n\x19out_of_distribution_score\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x1e\n\x16is_out_of_distribution\x18\x04 \x01(\x08\x12$\n\x06\x61nswer\x18\x05 \x01(\x0b\x32\x14.graft.v1.ClassScoreB\x1c\n\x1a_out_of_distribution_score\"q\n\x0bImageResult\x12\x32\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x18.graft.v1.ClassificationH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"m\n\x0fPredictResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12&\n\x07results\x18\x03 \x03(\x0b\x32\x15.graft.v1.ImageResult\x12\x12\n\ncalibrated\x18\x04 \x01(\x08\"M\n\x14PredictStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x07request\x18\x02 \x01(\x0b\x32\x18.graft.v1.PredictRequest\"\x82\x01\n\x15PredictStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x08response\x18\x02 \x01(\x0b\x32\x19.graft.v1.PredictResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome*Q\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x02\x32\xa9\x01\n\x11PredictionService\x12>\n\x07Predict\x12\x18.graft.v1.PredictRequest\x1a\x19.graft.v1.PredictResponse\x12T\n\rPredictStream\x12\x1e.graft.v1.PredictStreamRequest\x1a\x1f.graft.v1.PredictStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19graft/v1/prediction.proto\x12\x08graft.v1\x1a\x17google/rpc/status.proto\x1a\x17graft/v1/decision.proto\"L\n\x06Tensor\x12%\n\tdata_type\x18\x01 \x01(\x0e\x32\x12.graft.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"I\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12\"\n\x06tensor\x18\x02 \x01(\x0b\x32\x10.graft.v1.TensorH\x00\x42\t\n\x07\x63ontent\"m\n\tModelSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\x03H\x00\x12\x0f\n\x05\x61lias\x18\x03 \x01(\tH\x00\x12$\n\x08\x64\x65\x63ision\x18\x04 \x01(\x0b\x32\x12.graft.v1.DecisionB\x07\n\x05which\"\x7f\n\x0ePredictRequest\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.graft.v1.ModelSpec\x12\x1f\n\x06images\x18\x02 \x03(\x0b\x32\x0f.graft.v1.Image\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x18\n\x10include_features\x18\x04 \x01(\x08\"E\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\x12\x13\n\x0b\x63lass_index\x18\x03 \x01(\x05\"\xd4\x01\n\x0e\x43lassification\x12$\n\x06scores\x18\x01 \x03(\x0b\x32\x14.graft.v1.ClassScore\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\x02\x12&\n\x19out_of_distribution_score\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x1e\n\x16is_out_of_distribution\x18\x04 \x01(\x08\x12$\n\x06\x61nswer\x18\x05 \x01(\x0b\x32\x14.graft.v1.ClassScoreB\x1c\n\x1a_out_of_distribution_score\"q\n\x0bImageResult\x12\x32\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x18.graft.v1.ClassificationH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"i\n\x0bModelAnswer\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12&\n\x07results\x18\x03 \x03(\x0b\x32\x15.graft.v1.ImageResult\x12\x12\n\ncalibrated\x18\x04 \x01(\x08\"9\n\x0fPredictResponse\x12&\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x15.graft.v1.ModelAnswer\"M\n\x14PredictStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x07request\x18\x02 \x01(\x0b\x32\x18.graft.v1.PredictRequest\"\x82\x01\n\x15PredictStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x08response\x18\x02 \x01(\x0b\x32\x19.graft.v1.PredictResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome*Q\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x02\x32\xa9\x01\n\x11PredictionService\x12>\n\x07Predict\x12\x18.graft.v1.PredictRequest\x1a\x19.graft.v1.PredictResponse\x12T\n\rPredictStream\x12\x1e.graft.v1.PredictStreamRequest\x1a\x1f.graft.v1.PredictStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'graft.v1.prediction_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATATYPE']._serialized_start=1157
-  _globals['_DATATYPE']._serialized_end=1238
+  _globals['_DATATYPE']._serialized_start=1261
+  _globals['_DATATYPE']._serialized_end=1342
   _globals['_TENSOR']._serialized_start=89
   _globals['_TENSOR']._serialized_end=165
   _globals['_IMAGE']._serialized_start=167
   _globals['_IMAGE']._serialized_end=240
-  _globals['_PREDICTREQUEST']._serialized_start=243
-  _globals['_PREDICTREQUEST']._serialized_end=431
-  _globals['_CLASSSCORE']._serialized_start=433
-  _globals['_CLASSSCORE']._serialized_end=502
-  _globals['_CLASSIFICATION']._serialized_start=505
-  _globals['_CLASSIFICATION']._serialized_end=717
-  _globals['_IMAGERESULT']._serialized_start=719
-  _globals['_IMAGERESULT']._serialized_end=832
-  _globals['_PREDICTRESPONSE']._serialized_start=834
-  _globals['_PREDICTRESPONSE']._serialized_end=943
-  _globals['_PREDICTSTREAMREQUEST']._serialized_start=945
-  _globals['_PREDICTSTREAMREQUEST']._serialized_end=1022
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=1025
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=1155
-  _globals['_PREDICTIONSERVICE']._serialized_start=1241
-  _globals['_PREDICTIONSERVICE']._serialized_end=1410
+  _globals['_MODELSPEC']._serialized_start=242
+  _globals['_MODELSPEC']._serialized_end=351
+  _globals['_PREDICTREQUEST']._serialized_start=353
+  _globals['_PREDICTREQUEST']._serialized_end=480
+  _globals['_CLASSSCORE']._serialized_start=482
+  _globals['_CLASSSCORE']._serialized_end=551
+  _globals['_CLASSIFICATION']._serialized_start=554
+  _globals['_CLASSIFICATION']._serialized_end=766
+  _globals['_IMAGERESULT']._serialized_start=768
+  _globals['_IMAGERESULT']._serialized_end=881
+  _globals['_MODELANSWER']._serialized_start=883
+  _globals['_MODELANSWER']._serialized_end=988
+  _globals['_PREDICTRESPONSE']._serialized_start=990
+  _globals['_PREDICTRESPONSE']._serialized_end=1047
+  _globals['_PREDICTSTREAMREQUEST']._serialized_start=1049
+  _globals['_PREDICTSTREAMREQUEST']._serialized_end=1126
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=1129
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=1259
+  _globals['_PREDICTIONSERVICE']._serialized_start=1345
+  _globals['_PREDICTIONSERVICE']._serialized_end=1514
 # @@protoc_insertion_point(module_scope)

@@ -52,9 +52,10 @@ class PredictionServiceServicer:
     """
 
     def Predict(self, request, context):
-        """Classifies 1 or more images. An image that cannot be read fails alone:
-        its result holds the error, the others hold answers, and the call is OK.
-        Errors of the whole call: INVALID_FIELD, MODEL_NOT_FOUND,
+        """Classifies 1 or more images with 1 or more models. An image that cannot be
+        read fails alone: its result holds the error, the others hold answers, and the
+        call is OK. A model that is not there fails the call; the status names it and
+        its place in the request. Errors of the whole call: INVALID_FIELD, MODEL_NOT_FOUND,
         VERSION_NOT_FOUND, ALIAS_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED,
         MODEL_UNLOADABLE.
         """

@@ -34,9 +34,10 @@ class PredictionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PredictionServiceAsyncStub: ...
     Predict: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.PredictRequest, _prediction_pb2.PredictResponse]
-    """Classifies 1 or more images. An image that cannot be read fails alone:
-    its result holds the error, the others hold answers, and the call is OK.
-    Errors of the whole call: INVALID_FIELD, MODEL_NOT_FOUND,
+    """Classifies 1 or more images with 1 or more models. An image that cannot be
+    read fails alone: its result holds the error, the others hold answers, and the
+    call is OK. A model that is not there fails the call; the status names it and
+    its place in the request. Errors of the whole call: INVALID_FIELD, MODEL_NOT_FOUND,
     VERSION_NOT_FOUND, ALIAS_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED,
     MODEL_UNLOADABLE.
     """
@@ -52,9 +53,10 @@ class PredictionServiceAsyncStub(PredictionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Predict: _aio.UnaryUnaryMultiCallable[_prediction_pb2.PredictRequest, _prediction_pb2.PredictResponse]  # type: ignore[assignment]
-    """Classifies 1 or more images. An image that cannot be read fails alone:
-    its result holds the error, the others hold answers, and the call is OK.
-    Errors of the whole call: INVALID_FIELD, MODEL_NOT_FOUND,
+    """Classifies 1 or more images with 1 or more models. An image that cannot be
+    read fails alone: its result holds the error, the others hold answers, and the
+    call is OK. A model that is not there fails the call; the status names it and
+    its place in the request. Errors of the whole call: INVALID_FIELD, MODEL_NOT_FOUND,
     VERSION_NOT_FOUND, ALIAS_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED,
     MODEL_UNLOADABLE.
     """
@@ -73,9 +75,10 @@ class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _prediction_pb2.PredictRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_prediction_pb2.PredictResponse, _abc.Awaitable[_prediction_pb2.PredictResponse]]:
-        """Classifies 1 or more images. An image that cannot be read fails alone:
-        its result holds the error, the others hold answers, and the call is OK.
-        Errors of the whole call: INVALID_FIELD, MODEL_NOT_FOUND,
+        """Classifies 1 or more images with 1 or more models. An image that cannot be
+        read fails alone: its result holds the error, the others hold answers, and the
+        call is OK. A model that is not there fails the call; the status names it and
+        its place in the request. Errors of the whole call: INVALID_FIELD, MODEL_NOT_FOUND,
         VERSION_NOT_FOUND, ALIAS_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED,
         MODEL_UNLOADABLE.
         """

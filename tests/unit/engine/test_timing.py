@@ -1,0 +1,153 @@
+"""Measuring of providers, in this process and in one of its own."""
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client import generate_latest
+
+from service.engine import providers, timing
+from service.engine.provider_table import Measured, ProviderTable
+from service.engine.providers import Provider
+from service.engine.timing import Measurer
+from service.ops.metrics import Metrics
+from tests.unit.engine.conftest import GUARD_S
+
+needs_openvino = pytest.mark.skipif(
+    bool(providers.openvino_problem()), reason="OpenVINO is not installed"
+)
+CPU = Provider("cpu", "")
+BOTH = Provider("cpu", "", ("openvino",))
+
+
+@needs_openvino
+def test_both_providers_are_timed_at_every_width_and_compared(backbone: Path) -> None:
+    found = timing.measure(backbone.read_bytes(), BOTH, 2, 4)
+    assert found.precision == "fp32"
+    assert {(each.provider, each.cores, each.batch) for each in found.timings} == {
+        (name, cores, batch) for name in ("cpu", "openvino") for cores in (1, 2) for batch in (1, 4)
+    }
+    assert all(each.wall_s > 0 for each in found.timings)
+    assert 0 <= found.differences["openvino"] < 1e-3
+    assert found.providers.keys() == {1, 2}
+    assert found.max_batch in (1, 2, 4)
+    assert found.infer_s > 0
+
+
+def test_a_provider_that_fails_is_left_out(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiled = timing.compiled
+
+    def compile_graph(model: bytes, cores: int, name: str, all_cores: int) -> object:
+        if name == "openvino":
+            raise RuntimeError("no such operator")
+        return compiled(model, cores, "cpu", all_cores)
+
+    monkeypatch.setattr(timing, "compiled", compile_graph)
+    found = timing.measure(backbone.read_bytes(), BOTH, 1, 1)
+    assert {each.provider for each in found.timings} == {"cpu"}
+    assert (found.differences, found.providers) == ({}, {1: "cpu"})
+    assert "openvino does not run" in caplog.text
+
+
+def test_answers_are_compared_as_probabilities_some_of_them_sure() -> None:
+    features = np.random.default_rng(0).gamma(1, 1, (200, 64)).astype(np.float32)
+    answers = timing.probabilities(features)
+    np.testing.assert_allclose(answers.sum(axis=1), 1, rtol=1e-5)
+    assert answers.max(axis=1).max() > 0.9
+    assert answers.max(axis=1).min() < 0.6
+    np.testing.assert_allclose(timing.probabilities(features * 100), answers, atol=1e-5)
+
+
+MakeMeasurer = Callable[..., Measurer]
+
+
+class Heard:
+    """What a measurer told, and when."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Measured] = {}
+        self.all = threading.Semaphore(0)
+
+    def __call__(self, digest: str, measured: Measured) -> None:
+        self.found[digest] = measured
+        self.all.release()
+
+
+def measurer(table: ProviderTable, metrics: Metrics, heard: Heard) -> Measurer:
+    return Measurer(CPU, 1, 1, table, metrics, {"PATH": ""}, heard)
+
+
+def pending(metrics: Metrics) -> bool:
+    return b"graft_measurements_pending 0.0" not in generate_latest(metrics.registry)
+
+
+def test_measuring_happens_beside_and_once(backbone: Path, tmp_path: Path) -> None:
+    table = ProviderTable(tmp_path / "providers.json", {})
+    metrics, heard = Metrics({"version": "1"}), Heard()
+    measuring = measurer(table, metrics, heard)
+    try:
+        for _ in range(2):
+            measuring.measure("d1", backbone.read_bytes)
+        measuring.measure("d2", backbone.read_bytes)
+        assert heard.all.acquire(timeout=GUARD_S)
+        assert heard.all.acquire(timeout=GUARD_S)
+    finally:
+        measuring.close()
+    assert heard.found == table.backbones()
+    assert list(heard.found) == ["d1", "d2"]
+    assert not pending(metrics)
+    told = generate_latest(metrics.registry).decode()
+    assert 'graft_providers_chosen_total{cores="1",precision="fp32",provider="cpu"} 2.0' in told
+
+
+def test_what_cannot_be_measured_is_told_and_holds_up_no_other(
+    backbone: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics, heard = Metrics({"version": "1"}), Heard()
+    measuring = measurer(ProviderTable(None, {}), metrics, heard)
+    try:
+        with caplog.at_level(logging.WARNING):
+            measuring.measure("bad", lambda: b"no model")
+            measuring.measure("good", backbone.read_bytes)
+            assert heard.all.acquire(timeout=GUARD_S)
+    finally:
+        measuring.close()
+    assert list(heard.found) == ["good"]
+    assert "could not be measured, and serves on cpu" in caplog.text
+
+
+def test_closing_ends_what_is_measured_and_forgets_what_waits(backbone: Path) -> None:
+    metrics, heard = Metrics({"version": "1"}), Heard()
+    measuring = measurer(ProviderTable(None, {}), metrics, heard)
+    reading, may_go_on = threading.Event(), threading.Event()
+
+    def read() -> bytes:
+        reading.set()
+        may_go_on.wait(GUARD_S)
+        return backbone.read_bytes()
+
+    measuring.measure("d1", read)
+    assert reading.wait(GUARD_S)
+    measuring.measure("d2", backbone.read_bytes)
+    closing = threading.Thread(target=measuring.close)
+    closing.start()
+    while pending_of(metrics) > 1:
+        closing.join(0.01)
+    may_go_on.set()
+    closing.join(GUARD_S)
+    assert not closing.is_alive()
+    assert heard.found == {}
+    measuring.measure("d3", backbone.read_bytes)
+    assert not pending(metrics)
+
+
+def pending_of(metrics: Metrics) -> float:
+    """Of the gauge."""
+    found = metrics.registry.get_sample_value("graft_measurements_pending")
+    assert found is not None
+    return found
