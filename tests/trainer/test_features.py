@@ -4,8 +4,10 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import PIL
 import pytest
@@ -77,6 +79,23 @@ def test_each_file_is_read_once_and_runs_in_batches_of_a_core_each(
     np.testing.assert_array_equal(all_of_them, expected(loaded.train))
     np.testing.assert_array_equal(first, all_of_them[:20])
     assert first.dtype == np.float32
+
+
+def test_further_framings_are_computed_of_the_same_decoded_images(
+    make_folder: MakeFolder, reads: Counter[str]
+) -> None:
+    source = FakeSource()
+    made = Features(source, threads=2)
+    train = data.load(make_folder(per_class=10)).train
+    reads.clear()
+    cropped = made.all_of(train, framings=["whole"])
+    assert (set(reads.values()), made.computed) == ({1}, 40)
+    assert max(source.session.batches) <= features.BATCH
+    whole = replace(train, decoding=msgspec.structs.replace(train.decoding, framing="whole"))
+    np.testing.assert_array_equal(cropped, expected(train))
+    np.testing.assert_array_equal(made.all_of(whole), expected(whole))
+    assert made.computed == 40
+    assert (expected(whole) != expected(train)).any()
 
 
 def test_a_second_job_computes_nothing_and_loads_no_backbone(
