@@ -249,4 +249,3 @@ def test_the_pretrained_classifier_is_what_the_checkpoint_holds(tmp_path: Path) 
     assert backbones.classifier("efficientnet_lite0", "random", tmp_path) is None
     # Not here, and not downloaded for this.
     assert backbones.classifier("resnet18", "", tmp_path) is None
-    assert backbones.is_available("resnet18", "random", tmp_path)
