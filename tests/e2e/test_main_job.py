@@ -58,6 +58,10 @@ def test_fine_tune_predict_report_export_and_metrics(
     assert version.parity.max_difference < 1e-3
     assert version.labels == {"team": "post"}
     assert [e.sequence for e in events] == list(range(1, len(events) + 1))
+    # The backbone was exported after the start, not by the job, which waited for that.
+    assert any("the default backbone is exported" in line for line in shared.seen)
+    told = [e.payload for e in events]
+    assert not any(isinstance(p, graft.Progress) and "exporting" in p.detail for p in told)
 
     paths = sorted(digits.rglob("*.png"))[::5]
     asked = 'graft_images_total{model="digits",outcome="ok"}'
