@@ -173,7 +173,7 @@ def test_a_trainer_in_the_middle_of_native_code_dies_with_its_server() -> None:
                 trainer.kill()
 
 
-@pytest.mark.parametrize("command", ["run", "rank", "wait"])
+@pytest.mark.parametrize("command", ["run", "rank", "export", "wait"])
 def test_the_kernel_kills_a_trainer_before_its_server_for_want_of_memory(
     command: str, tmp_path: Path
 ) -> None:
@@ -181,7 +181,7 @@ def test_the_kernel_kills_a_trainer_before_its_server_for_want_of_memory(
     halt = tmp_path / "halt"
     os.mkfifo(halt)
     # It halts where it reads its spec or, without one, before the imports that take memory.
-    (tmp_path / "torch.py").write_text(f"open({str(halt)!r}).read()")
+    (tmp_path / "threadpoolctl.py").write_text(f"open({str(halt)!r}).read()")
     spec = [] if command == "wait" else [str(halt)]
     with (
         subprocess.Popen(
