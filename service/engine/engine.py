@@ -241,27 +241,22 @@ class Engine:
                 each.decision.check_classes(head.classes, each.decision_field)
             run = runs.setdefault(Run(backbone, each.files.decoding), len(runs))
             heads_of.append(AskedHead(run, head, each.decision))
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
         batch = ImageBatch(
             models[0].files.model, list(runs), heads_of, images, arrived, arrived + timeout_s,
             answer, finish,
         )  # fmt: skip
         self._workers.put(batch)
+        # Some 6 µs less a call than `asyncio.timeout`.
+        deadline = loop.call_later(batch.deadline - self._clock(), _expire, answer, timeout_s)
         try:
-            async with asyncio.timeout(batch.deadline - self._clock()) as deadline:
-                await answer
-        except TimeoutError:
-            # A run that raised one is a fault of ours.
-            if not deadline.expired():
-                raise
-            raise Expired(
-                Reason.DEADLINE_EXCEEDED,
-                f"the images were not classified within {timeout_s:.3g} s: allow more time or "
-                "send fewer at once",
-            ) from None
+            await answer
+        except BaseException:
+            self._workers.withdraw(batch)
+            raise
         finally:
-            if not answer.done() or answer.cancelled():
-                self._workers.withdraw(batch)
+            deadline.cancel()
         return batch
 
     def keep_only(self, model: ModelKey, versions: Collection[int]) -> None:
@@ -290,6 +285,17 @@ class Engine:
                 f"{backbone.session.feature_dim}",
             )
         return backbone, head
+
+
+def _expire(answer: "asyncio.Future[Any]", timeout_s: float) -> None:
+    if not answer.done():
+        answer.set_exception(
+            Expired(
+                Reason.DEADLINE_EXCEEDED,
+                f"the images were not classified within {timeout_s:.3g} s: allow more time or "
+                "send fewer at once",
+            )
+        )
 
 
 def _keys(files: ModelFiles) -> list[tuple[str, str]]:

@@ -191,6 +191,10 @@ class Metrics:
         build_info = gauge("build_info", "1; versions of the software that runs.", *versions)
         build_info.labels(*versions.values()).set(1)
 
+    def calls(self, method: str) -> "Calls":
+        """Returns a method's series of calls."""
+        return Calls(self.rpc_active, self.rpc_calls, self.rpc_seconds, method)
+
     def stages(self, model: str) -> "Stages":
         """Returns a model's series for predictions; cached, since looking labels up is slow."""
         label = self.model_label(model)
@@ -237,6 +241,24 @@ class Metrics:
         if model not in self._stages:
             with self._lock:
                 self._model_labels.discard(model)
+
+
+class Calls:
+    """Holds one method's series of calls, since looking labels up takes as long as counting."""
+
+    def __init__(self, active: Gauge, ended: Counter, seconds: Histogram, method: str) -> None:
+        self.active = active.labels(method)
+        self.seconds = seconds.labels(method)
+        self._ended = ended
+        self._method = method
+        self._by_code: dict[str, Counter] = {}
+
+    def ended(self, code: str) -> None:
+        """Counts a call by the name of its status code."""
+        counter = self._by_code.get(code)
+        if counter is None:
+            counter = self._by_code[code] = self._ended.labels(self._method, code)
+        counter.inc()
 
 
 _STAGES: Final = ("decode", "queue", "infer", "total")

@@ -28,7 +28,7 @@ from service.auth.authenticator import AllowAll, Authenticator
 from service.auth.principal import UNAUTHENTICATED
 from service.errors import GraftError, Reason, Unavailable
 from service.ops import logs
-from service.ops.metrics import Metrics
+from service.ops.metrics import Calls, Metrics
 from service.rpc import message_io, status
 from service.rpc.admission import HEALTH, Admission, CallLimits, Slot
 from service.rpc.message_io import Context, Parser
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 class CallContext:
     """One call, from its arrival in the task that serves it."""
 
-    def __init__(self, method: str, context: Context, metrics: Metrics) -> None:
+    def __init__(self, method: str, context: Context, calls: Calls) -> None:
         """Begins the account: counts the call as active and sets its id for log lines."""
         self.method = method
         self.context = context
@@ -61,13 +61,13 @@ class CallContext:
         self.metadata = tuple(context.invocation_metadata() or ())
         # Read now: a context that is collected while the process ends may not be asked.
         self._peer = context.peer()
-        self._metrics = metrics
+        self._calls = calls
         self._started = time.monotonic()
         given = dict(self.metadata).get(REQUEST_ID_KEY, "")
         fits = isinstance(given, str) and _REQUEST_ID.fullmatch(given)
         self.request_id = str(given) if fits else secrets.token_hex(8)
         logs.request_id.set(self.request_id)
-        metrics.rpc_active.labels(method).inc()
+        calls.active.inc()
         context.set_trailing_metadata(((REQUEST_ID_KEY, self.request_id),))
 
     def refused(self, error: GraftError, audit: Audit | None) -> None:
@@ -80,9 +80,9 @@ class CallContext:
     def ended(self, code: grpc.StatusCode, audit: Audit | None, message: str = "") -> None:
         """Closes the account: metrics, the audit log and the log."""
         seconds = time.monotonic() - self._started
-        self._metrics.rpc_active.labels(self.method).dec()
-        self._metrics.rpc_calls.labels(self.method, code.name).inc()
-        self._metrics.rpc_seconds.labels(self.method).observe(seconds)
+        self._calls.active.dec()
+        self._calls.ended(code.name)
+        self._calls.seconds.observe(seconds)
         if audit is not None:
             audit.ended(
                 self.method,
@@ -253,11 +253,12 @@ class Interceptor(aio.ServerInterceptor):
 
     def _wrapped(self, method: str, handler: Any) -> Any:
         serve = self._serve(method, handler)
+        calls = self._metrics.calls(method)
 
         # On the wire a single request is a stream of one. It is read in here, so that a call is
         # authenticated and admitted before its message is taken.
         async def handle(_: object, context: Context) -> Any:
-            return await self._onion(CallContext(method, context, self._metrics), serve)
+            return await self._onion(CallContext(method, context, calls), serve)
 
         make = (
             grpc.stream_stream_rpc_method_handler
