@@ -296,6 +296,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What computes features and checks: as in the serving process."""
     precision: PrecisionSetting = "fp32"
     """What the version is to be computed in, wherever it serves."""
+    is_precision_asked: bool = False
+    """By the request: int8 is then served even where it is shown to lose accuracy."""
     provider_table: str = ""
     """The file that says which provider was measured to be quickest for which backbone."""
     case_sensitive_labels: bool = False

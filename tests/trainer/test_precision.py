@@ -20,6 +20,8 @@ needs_openvino = pytest.mark.skipif(
 def amx(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU with matrix units; OpenVINO computes with what this one has."""
     monkeypatch.setattr(providers, "has_amx", lambda: True)
+    # Else jobs on what holds in int8 take that.
+    monkeypatch.setattr(providers, "has_vnni", lambda: False)
 
 
 @needs_openvino
