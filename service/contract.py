@@ -274,16 +274,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     weights_dir: str
     """Where downloaded weights are kept; may be a pre-filled mirror."""
     framing: Literal["auto", "crop", "whole", "compare"] = "auto"
-    """What the backbone sees of an image; `auto` compares where images are long, `compare`
-    always."""
+    """What the backbone sees of an image; `auto` compares both where images are long."""
     outlier_false_alarm_rate: float | None = None
     """The part of images of the training's kind that may be called outliers; None means 0.05."""
     validation_fraction: float = 0.2
     """Held out where the network is trained and no image is in `val/`."""
     grouping: Grouping | None = None
     previous_answers: str = ""
-    """sha256 of the answers of the model's version before, whose images keep their sides; "" for
-    none."""
+    """sha256 of the answers of the version before, whose images keep their sides; "" for none."""
     seed: int = 0
     time_budget_s: float | None = None
     """The longest that the job may take."""

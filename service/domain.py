@@ -21,9 +21,7 @@ ProviderSetting = Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 """What a backbone's file is computed in, wherever it serves."""
 PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16", "int8"]
-"""What new versions are made for; `auto` takes what is quicker on this machine and exact enough:
-fp16 on a GPU, int8 on a CPU with units for it where it was shown to hold, bf16 on one with matrix
-units for that, else fp32."""
+"""What new versions are made for; `auto` takes what is quicker on this machine and exact enough."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 """A number of things, as the contract's int32 can tell it."""
