@@ -12,6 +12,7 @@ import pytest
 from service.contract import (
     BACKBONE_FILE,
     HEAD_FILE,
+    REFERENCE_FILE,
     REPORT_HTML_FILE,
     Auto,
     DomainAdaptation,
@@ -328,7 +329,9 @@ def test_a_job_in_int8_unasked_works_in_it_from_the_start_and_shares_the_file(
     monkeypatch.setattr(quantise, "to_int8", lambda *_: pytest.fail("it is there"))
     shared = ExportedBackbone(f"{first.weights}:int8", first.backbone_digest)
     plain = (out / FLOAT_FILE).read_bytes()
-    floating = ExportedBackbone(first.weights, hashlib.sha256(plain).hexdigest())
+    floating = ExportedBackbone(
+        first.weights, hashlib.sha256(plain).hexdigest(), reference=first.reference_digest
+    )
     again = train.run(
         make_spec(
             folder,
@@ -339,6 +342,7 @@ def test_a_job_in_int8_unasked_works_in_it_from_the_start_and_shares_the_file(
             files={
                 shared.digest: str(out / BACKBONE_FILE),
                 floating.digest: str(out / FLOAT_FILE),
+                floating.reference: str(out / REFERENCE_FILE),
             },
         ),
         told.append,
