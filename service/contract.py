@@ -274,16 +274,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     weights_dir: str
     """Where downloaded weights are kept; may be a pre-filled mirror."""
     framing: Literal["auto", "crop", "whole", "compare"] = "auto"
-    """What the backbone sees of an image; `auto` compares where images are long, `compare`
-    always."""
+    """What the backbone sees of an image; `auto` compares both where images are long."""
     outlier_false_alarm_rate: float | None = None
     """The part of images of the training's kind that may be called outliers; None means 0.05."""
     validation_fraction: float = 0.2
     """Held out where the network is trained and no image is in `val/`."""
     grouping: Grouping | None = None
     previous_answers: str = ""
-    """sha256 of the answers of the model's version before, whose images keep their sides; "" for
-    none."""
+    """sha256 of the answers of the version before, whose images keep their sides; "" for none."""
     seed: int = 0
     time_budget_s: float | None = None
     """The longest that the job may take."""
@@ -296,6 +294,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What computes features and checks: as in the serving process."""
     precision: PrecisionSetting = "fp32"
     """What the version is to be computed in, wherever it serves."""
+    is_precision_asked: bool = False
+    """By the request: int8 is then served even where it is shown to lose accuracy."""
     provider_table: str = ""
     """The file that says which provider was measured to be quickest for which backbone."""
     case_sensitive_labels: bool = False

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 
 from service.errors import InvalidInput, Reason
+from service.quantisation import QuantisationCost
 
 LATEST = "latest"
 
@@ -20,8 +21,7 @@ ProviderSetting = Literal["auto", "tensorrt", "cuda", "openvino", "cpu"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 """What a backbone's file is computed in, wherever it serves."""
 PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16", "int8"]
-"""What new versions are made for; `auto` takes what is quicker on this machine and exact enough:
-fp16 on a GPU, bf16 on a CPU with matrix units for it, else fp32."""
+"""What new versions are made for; `auto` takes what is quicker on this machine and exact enough."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 """A number of things, as the contract's int32 can tell it."""
@@ -411,10 +411,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What computed the validation figures: `cpu`, `openvino`, `cuda`, `tensorrt`."""
     serving_precision: Precision = "fp32"
     """What its backbone's file is computed in, wherever it serves."""
-    changed_by_int8: float | None = None
-    """Part of the answers that int8 changes, where that was tried."""
+    quantisation: QuantisationCost | None = None
+    """What int8 costs, where it was tried and there were images to tell."""
     precision_note: str = ""
-    """Why int8 was asked for and is not served."""
+    """The same for people, or why int8 was asked for and is not served."""
     versions: dict[str, str]
     """Of Python and of every package that matters."""
     started_at: str

@@ -36,6 +36,30 @@ def pooling() -> list[NodeProto]:
     ]
 
 
+def layered(width: int = WIDTH, seed: int = 0) -> onnx.ModelProto:
+    """Makes a model of three convolutions, the one between the ends over small maps.
+
+    The later two change little: features tell apart what those of one convolution do.
+    """
+    rng = np.random.default_rng([seed, 1])
+
+    def pointwise(name: str) -> TensorProto:
+        kernels = np.eye(width) + rng.normal(0, 0.02, (width, width))
+        return numpy_helper.from_array(kernels[..., None, None].astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["pixel_values", "kernels"], ["conv1"], "stem", strides=[8, 8]),
+        helper.make_node("Relu", ["conv1"], ["map1"], "stem/relu"),
+        helper.make_node("Conv", ["map1", "between"], ["conv2"], "middle"),
+        helper.make_node("Relu", ["conv2"], ["map2"], "middle/relu"),
+        helper.make_node("Conv", ["map2", "late"], ["conv3"], "last"),
+        helper.make_node("Relu", ["conv3"], ["map"], "last/relu"),
+        *pooling(),
+    ]
+    kernels = [weights(width, seed), pointwise("between"), pointwise("late")]
+    return extractor(nodes, initializers=kernels)
+
+
 def extractor(
     nodes: Sequence[NodeProto] | None = None,
     *,

@@ -12,9 +12,10 @@ from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 
-from service.contract import JobSpec, RankSpec
+from service import backbones as registry
+from service.contract import Auto, FeatureBased, JobSpec, RankSpec
 from service.domain import BLOCKS, Precision, PrecisionSetting
-from service.engine import preprocess, timing
+from service.engine import preprocess, providers, timing
 from service.engine.provider_table import ProviderTable, machine_key
 from service.engine.providers import ProviderUnavailable, choose_provider
 from service.engine.runtime import OnnxRuntime, Session, marked, precision_of
@@ -93,7 +94,7 @@ class BackboneFile:
         self._opset = model.opset_import[0].version
 
     def ensure(self) -> None:
-        """Makes it where it is not there yet."""
+        """Makes the file where it is not there yet."""
         with self._making:
             if self._make is not None and not self.path.exists():
                 self._make(self.path)
@@ -159,6 +160,24 @@ def narrowest(asked: PrecisionSetting, runtime: OnnxRuntime) -> Precision:
     if runtime.is_gpu:
         return "fp16"
     return "bf16" if runtime.computes("bf16") else "fp32"
+
+
+def takes_int8(spec: JobSpec, weights: str, runtime: OnnxRuntime) -> bool:
+    """Tells whether a job on weights of that name takes int8 though nobody chose it.
+
+    Where that was shown to hold: frozen features of a backbone that says so, on a CPU with units
+    for it. A network that is trained is served in what it was trained in.
+    """
+    row = registry.find(spec.backbone)
+    return (
+        spec.precision == "auto"
+        and isinstance(spec.method, Auto | FeatureBased)
+        and row is not None
+        and row.holds_in_int8
+        and weights == row.weights_name("")
+        and not runtime.is_gpu
+        and providers.has_vnni()
+    )
 
 
 def settle(path: Path, asked: PrecisionSetting, runtime: OnnxRuntime) -> Precision:

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +38,7 @@ from service.errors import NotFound, Reason, unloadable
 from service.ops.cpus import available_cores
 from trainer import answers, divided, reference
 from trainer.arrays import Ints
-from trainer.backbone_file import OPSET, BackboneFile, narrowest, runtime_of, settle
+from trainer.backbone_file import OPSET, BackboneFile, narrowest, runtime_of, settle, takes_int8
 from trainer.data import Data, Part
 from trainer.divided import Divided
 from trainer.features import Features
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 FROZEN_FILE = "frozen.onnx"
 """The pretrained backbone beside one that the job trains; nobody else's."""
+FLOAT_FILE = "float.onnx"
+"""The pretrained backbone beside its form in int8, which serves; nobody else's."""
 _FIRST_HEAD = (0.2, 0.4)
 """Begin and end of the first head within the stage "preparing", as fractions of it."""
 _TRAINING_PART = 0.85
@@ -85,7 +87,10 @@ class Job:
         self.frozen_file = self.out / (FROZEN_FILE if _trains(spec) else BACKBONE_FILE)
         self.choosers: frozenset[str] = frozenset()
         """Digests of the images that chose the backbone."""
+        self.precision_note = ""
+        """Says for people why frozen features are in int8 though nobody asked for it."""
         self._frozen: Features | None = None
+        self._floating: Features | None = None
 
     def send(self, record: Record) -> None:
         """Tells a record; epochs are kept for the report."""
@@ -171,11 +176,32 @@ class Job:
             self.weights_licence = plain.licence
         else:
             self._reference_of(plain, self.known)
-        if self.known is not None:
-            self.frozen_file = self.file(self.known.digest)
-        digest = self.known.digest if self.known else ""
-        self._file = BackboneFile(self.frozen_file, self.runtime, digest, self._make)
-        self._frozen = Features(self._file, self.cache, self.spec.threads, self.send)
+        int8 = takes_int8(self.spec, self.weights, self.runtime)
+        float_file = self.out / FLOAT_FILE if int8 else self.frozen_file
+        self._file = self._backbone_file(self.known, float_file, self._make)
+        self._floating = self._frozen = self._features_of(self._file)
+        if int8:
+            form = self._exported(form_name(self.weights, "int8"))
+            made = self._backbone_file(form, self.frozen_file, self._quantise)
+            self._frozen = self._features_of(made)
+            self.precision_note = (
+                "int8 where nobody chose: heads on this backbone were shown to lose little by it "
+                "(docs/quality.md). What it costs this version is measured where the request "
+                "names it"
+            )
+            self.frozen_file = made.path
+        else:
+            self.frozen_file = self._file.path
+
+    def _backbone_file(
+        self, known: ExportedBackbone | None, path: Path, make: Callable[[Path], None]
+    ) -> BackboneFile:
+        if known is not None:
+            return BackboneFile(self.file(known.digest), self.runtime, known.digest)
+        return BackboneFile(path, self.runtime, "", make)
+
+    def _features_of(self, file: BackboneFile) -> Features:
+        return Features(file, self.cache, self.spec.threads, self.send)
 
     def _reference_of(self, *forms: ExportedBackbone | None) -> None:
         """Finds the reference beside a form; without one the backbone is exported anew."""
@@ -212,6 +238,15 @@ class Job:
         """Features of the pretrained backbone."""
         assert self._frozen is not None, "start_from comes first"
         return self._frozen
+
+    @property
+    def floating(self) -> Features:
+        """Features of the pretrained backbone in floats, where `frozen` are those in int8.
+
+        Else the same.
+        """
+        assert self._floating is not None, "start_from comes first"
+        return self._floating
 
     @property
     def size(self) -> int:
@@ -349,6 +384,14 @@ class Job:
         else:
             self._export(path)
         settle(path, self.spec.precision, self.runtime)
+
+    def _quantise(self, path: Path) -> None:
+        from trainer import quantise
+
+        self._file.ensure()
+        self.send(Progressed("preparing", 0.1, f"quantising {self.spec.backbone} to int8"))
+        is_made = quantise.to_int8(self._file.path, path)
+        assert is_made, "what holds in int8 has layers between its ends"
 
     def _export(self, path: Path) -> None:
         from trainer import backbones, export

@@ -4,13 +4,15 @@ timm brings more than a thousand networks; each says its size, colours and licen
 `pretrained_cfg` (Wightman 2019, PyTorch Image Models).
 """
 
+import copy
 import difflib
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import timm
+from timm.layers.conv2d_same import Conv2dSame, Conv2dSameExport
 from torch import nn
 
 from service.backbones import NO_LICENCE, TIMM
@@ -117,3 +119,32 @@ def renamed(network: nn.Module, state: "dict[str, Tensor]") -> "dict[str, Tensor
         # It expects one of the forms that it knows, and may fail in any way at others.
         return state
     return found
+
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def with_fixed_padding(network: N) -> N:
+    """Copies a network so that its first run settles the padding of its "SAME" convolutions.
+
+    One without such is returned as it is.
+    """
+    names = [name for name, each in network.named_modules() if isinstance(each, Conv2dSame)]
+    if not names:
+        return network
+    fixed = copy.deepcopy(network)
+    for name in names:
+        old = fixed.get_submodule(name)
+        assert isinstance(old, Conv2dSame)
+        new = Conv2dSameExport(
+            old.in_channels, old.out_channels, _two(old.kernel_size), _two(old.stride), 0,
+            _two(old.dilation), old.groups, old.bias is not None,
+        )  # fmt: skip
+        new.weight, new.bias = old.weight, old.bias
+        fixed.set_submodule(name, new)
+    return fixed
+
+
+def _two(sides: tuple[int, ...]) -> tuple[int, int]:
+    height, width = sides
+    return height, width

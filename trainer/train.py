@@ -46,6 +46,7 @@ from trainer.division import listed
 from trainer.features import Features
 from trainer.job import Job
 from trainer.measuring import Measured, copies, is_calibrated, measure
+from trainer.quantisation_cost import Answers
 from trainer.quantise import Served, quantised
 from trainer.records import Send
 from trainer.reporting import findings, page, report, rules
@@ -208,7 +209,7 @@ def _run(job: Job) -> Manifest:
         precision=found.precision,
         provider=job.runtime.provider,
         serving_precision=served.features.precision,
-        changed_by_int8=served.changed,
+        quantisation=served.cost,
         precision_note=served.note,
         versions=_versions(),
         started_at=job.started_at.isoformat(timespec="seconds"),
@@ -345,11 +346,21 @@ def _quantised(job: Job, found: Transferred) -> Transferred:
 
     learned = train.take(~found.held)
 
-    def answers(served: Served) -> Ints:
+    def answers(served: Served) -> Answers:
+        divided = found.divided
         if served.fitted is not None and served.fitted.out_of_fold is not None:
             there = ~np.isnan(served.fitted.out_of_fold[:, 0])
-            return served.head.decide(served.fitted.out_of_fold[there])
-        return served.head.decide(served.head.probabilities(served.features.all_of(learned)))
+            probabilities = served.fitted.out_of_fold[there]
+            targets, groups = train.targets[there], divided.train[there]
+        else:
+            part, groups = divided.data.validation, divided.validation
+            if found.held.any():
+                part, groups = train.take(found.held), divided.train[found.held]
+            probabilities = np.empty((0, len(served.head.classes)), np.float32)
+            if len(part):
+                probabilities = served.head.probabilities(served.features.all_of(part))
+            targets = part.targets
+        return Answers(probabilities, served.head.decide(probabilities), targets, groups)
 
     served = quantised(
         job.spec, found.served, shared, learned, found.divided.folds, answers, job.runtime, cache,
@@ -396,6 +407,8 @@ def _on_cpu(job: Job, file: Path, digest: str) -> BackboneFile:
 def _exact(job: Job, found: Transferred) -> Features:
     """What serves, in full precision, where any difference is the export's fault."""
     served = found.served
+    if not found.is_trained and job.floating is not job.frozen:
+        return job.floating
     # A GPU rounds the factors of its products, even of what it calls fp32.
     if not job.runtime.is_gpu and served.features.precision == "fp32":
         return served.features

@@ -172,7 +172,7 @@ def _feature_based(job: Job, method: FeatureBased, divided: Divided) -> Transfer
     decoding = msgspec.structs.replace(data.train.decoding, framing=fitted.framing)
     divided = replace(divided, data=data.decoded(decoding))
     return Transferred(
-        served=Served(job.frozen_file, job.frozen, fitted.head, fitted),
+        served=Served(job.frozen_file, job.frozen, fitted.head, fitted, note=job.precision_note),
         divided=divided,
         held=np.zeros(len(data.train), np.bool_),
         method="feature_based",
@@ -238,10 +238,10 @@ def _auto(job: Job, divided: Divided) -> Transferred:
     frozen = _feature_based(job, FeatureBased(), divided)
     divided = frozen.divided
     fitted, data = frozen.served.fitted, divided.data
-    assert fitted is not None
-    unanswered = np.full((len(data.train), len(data.classes)), np.nan, np.float32)
-    found = auto.improve(
-        auto.Given(
+
+    def given(fitted: FittedHead) -> auto.Given:
+        unanswered = np.full((len(data.train), len(data.classes)), np.nan, np.float32)
+        return auto.Given(
             spec=job.spec,
             classes=data.classes,
             learned=data.train,
@@ -251,11 +251,19 @@ def _auto(job: Job, divided: Divided) -> Transferred:
             answers=unanswered if fitted.out_of_fold is None else fitted.out_of_fold,
             order=divided.sides,
             budget_s=job.training_budget_s,
-            session=lambda: job.frozen.session,
+            session=lambda: job.floating.session,
             pretrained=lambda: job.backbone,
-        ),
-        job.send,
-    )
+        )
+
+    assert fitted is not None
+    if job.floating is not job.frozen and not auto.refusal(given(fitted)):
+        # The two that would be averaged are computed in the same floats.
+        fitted = feature_based.fit_head(
+            fitted.method, data.train, divided.folds, data.classes, job.floating, job.spec.seed,
+            job.send_without_epochs, job.spec.threads, replace(fitted.choice, framings=()),
+            job.spec.augmentation,
+        )  # fmt: skip
+    found = auto.improve(given(fitted), job.send)
     if isinstance(found, str):
         job.send(Note("info", found))
         return replace(frozen, decisions=[found])

@@ -21,6 +21,7 @@ from bench.quality import (
     images,
     outliers,
     probabilities,
+    quantised,
     ranking,
     reported,
     thousand,
@@ -41,6 +42,7 @@ SECTIONS: dict[str, Callable[[Measuring, argparse.Namespace], Section]] = {
     "gate": gates.run,
     "harm": harmful.run,
     "probabilities": probabilities.run,
+    "int8": quantised.run,
     "thousand": thousand.run,
 }
 """In their order on the page; each measures and writes down its own."""
@@ -76,7 +78,8 @@ def main() -> None:
     parser.add_argument("--networks", action="store_true", help="train some too: an hour more")
     parser.add_argument("--epochs", type=int, help="of these, instead of the recipe's")
     arguments = parser.parse_args()
-    sets = load(arguments.folder or images.data_root(), arguments.keep, _log)
+    folder = arguments.folder or images.data_root()
+    sets = load(folder, arguments.keep, _log, has_frames=set(arguments.only) != {"int8"})
     skipped = [] if arguments.folder else [n for n in images.WANTED if n not in sets.whole]
     stopwatch = Stopwatch()
     sections = []

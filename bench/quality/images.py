@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from service.engine.preprocess import ImageFacts
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime, Session
 from service.ops.cpus import available_cores
-from trainer import backbones, export, groups, transfer
+from trainer import backbones, export, groups, quantise, transfer
 from trainer.backbone_file import BackboneFile
 
 Floats = npt.NDArray[np.floating]
@@ -203,16 +204,30 @@ def _frame(data: bytes, number: int) -> bytes:
 class Kept:
     """Sets with features and difference hashes, computed where `folder` does not hold them yet."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        say: Callable[[str], None] = lambda _: None,
+        precision: Literal["fp32", "int8"] = "fp32",
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._say = say
-        # Exact, so that the figures do not depend on the machine.
+        # On one provider, so that the figures do not depend on the machine.
+        runtime = OnnxRuntime(Provider("cpu", "the same everywhere"), 1)
         self._file = BackboneFile(
             folder / f"{BACKBONE}-{hashlib.sha256(_MADE_AS).hexdigest()[:16]}.onnx",
-            OnnxRuntime(Provider("cpu", "the same everywhere"), 1),
+            runtime,
             make=lambda path: export.to_onnx(backbones.load(BACKBONE, "", 0, folder), path),
         )
+        self._form = ""
+        if precision == "int8":
+            self._file.load()
+            quantised = folder / f"{BACKBONE}.int8.onnx"
+            quantise.to_int8(self._file.path, quantised)
+            digest = hashlib.sha256(quantised.read_bytes()).hexdigest()
+            self._file = BackboneFile(quantised, runtime, digest)
+            self._form = f"-int8-{digest[:16]}"
         self._loaded: Session | None = None
 
     def of(self, name: str, files: Sequence[LabelledFile]) -> ImageSet:
@@ -224,6 +239,10 @@ class Kept:
         scenes = groups.find(features, looks, targets, [""] * len(files)).of
         blocks = self._file.blocks
         return ImageSet(name, features, targets, classes, looks, scenes, views, blocks, aspects)
+
+    def views(self, name: str, files: Sequence[LabelledFile]) -> dict[Framing, Floats]:
+        """Returns all features float32 [n, d] of these images, in each framing of a job."""
+        return self._views(name, files, 1)[0]
 
     def filmed(self, whole: ImageSet, files: Sequence[LabelledFile]) -> ImageSet:
         """Returns `FRAMES` frames, side by side, of each of some images of the set `whole`.
@@ -260,7 +279,10 @@ class Kept:
 
         def see(framing: Framing) -> tuple[Hashes, Floats]:
             digest = content.hexdigest()[:16]
-            kept = self._folder / f"{name.replace('/', '-')}-{frames}-{framing}-{digest}.npz"
+            kept = (
+                self._folder
+                / f"{name.replace('/', '-')}{self._form}-{frames}-{framing}-{digest}.npz"
+            )
             if not kept.exists():
                 self._say(
                     f"computing features of {len(files) * frames} images of {name}, {framing}"

@@ -25,13 +25,15 @@ class Sets:
     """Photographs of the same sets, as bursts of frames."""
 
 
-def load(folder: Path, keep: Path, say: Callable[[str], None]) -> Sets:
+def load(folder: Path, keep: Path, say: Callable[[str], None], *, has_frames: bool = True) -> Sets:
     """Loads the sets below `folder`, and the digits; computes features that `keep` lacks."""
     kept = Kept(keep, say)
     found = images.find(folder)
     whole = {name: kept.of(name, files) for name, files in found.items()}
     # Scans of digits are no scenes.
     photographed = {name: files for name, files in found.items() if name != images.DIGITS}
+    if not has_frames:
+        return Sets(whole, {})
     return Sets(whole, {n: kept.filmed(whole[n], files) for n, files in photographed.items()})
 
 

@@ -143,6 +143,15 @@ def has_amx() -> bool:
     return "amx_bf16" in cpus.describe().flags
 
 
+def has_vnni() -> bool:
+    """Tells whether the CPU adds up products of 8-bit integers in 32 bits (VNNI).
+
+    Others add pairs of them in 16 bits first, which overflow: there int8 is slower, and may answer
+    otherwise than where it was measured.
+    """
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(cpus.describe().flags)
+
+
 def has_openvino() -> bool:
     """Tells whether the OpenVINO runtime itself is installed."""
     return importlib.util.find_spec("openvino") is not None

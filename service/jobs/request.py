@@ -35,6 +35,7 @@ from service.domain import (
     Decision,
     JobKind,
     ModelKey,
+    PrecisionSetting,
     VersionSource,
     check_alias,
     check_colour,
@@ -91,6 +92,8 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     background: str = ""
     """"#rrggbb" below transparency; "" for white, with a base for the base's."""
     framing: Literal["auto", "crop", "whole", "compare"] = "auto"
+    serving_precision: PrecisionSetting = "auto"
+    """auto means the server's default."""
     augmentation: Augmentation | None = None
     """None means the method's own choice; what is not set is the base's, where there is one."""
     baselines: list[Baseline] = []

@@ -93,6 +93,7 @@ class Specs:
             weights=request.weights,
             exported=[] if backbone == AUTO else exported(backbone),
         )
+        is_precision_asked = request.serving_precision != "auto"
         planned_s = settings.max_job_s * _PLANNED_PART
         data, source = reading.data(request)
         target, target_source = reading.target(request)
@@ -123,7 +124,8 @@ class Specs:
             device="cpu" if slot == "cpu" else request.device,
             threads=settings.trainer_threads,
             provider=settings.provider,
-            precision=settings.precision,
+            precision=(request.serving_precision if is_precision_asked else settings.precision),
+            is_precision_asked=is_precision_asked,
             provider_table=str(settings.provider_table or ""),
             labels=request.labels,
             background=request.background_or_white,

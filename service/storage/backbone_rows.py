@@ -2,10 +2,9 @@
 
 Owns the table exported_backbones: forms that stay known for later jobs when the versions on them
 are gone; none ever leaves, for a trainer that was given one may work for hours before it
-publishes on it. All tenants share the float forms; a quantised one holds the ranges of its
-tenant's images, and is for that tenant alone. The file of a registered backbone is its
-tenant's, and in the table registered_backbones; its forms for other precisions go with it. Every
-function works in its caller's transaction.
+publishes on it. All tenants share them: nothing in a quantised one is of a tenant's images either.
+The file of a registered backbone is its tenant's, and in the table registered_backbones; its forms
+for other precisions go with it. Every function works in its caller's transaction.
 """
 
 import time
@@ -60,8 +59,8 @@ def keep(connection: Connection, tenant: str, manifest: Manifest) -> None:
         manifest.backbone_digest,
         reference=manifest.reference_digest if has_reference(manifest) else "",
     )
-    is_own = form == "int8" or is_registered(manifest.backbone)
-    keep_exported(connection, tenant if is_own else EVERYBODY, manifest.backbone, exported)
+    owner = tenant if is_registered(manifest.backbone) else EVERYBODY
+    keep_exported(connection, owner, manifest.backbone, exported)
 
 
 def keep_exported(

@@ -12,12 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Each room of the service may import the rooms listed, and itself.
-LEAVES = {"backbones", "contract", "domain", "errors", "ops"}
+LEAVES = {"backbones", "contract", "domain", "errors", "ops", "quantisation"}
 LAW = {
     "errors": set(),
     "ops": set(),
     "backbones": {"errors"},
-    "domain": {"errors"},
+    "quantisation": set(),
+    "domain": {"errors", "quantisation"},
     "contract": {"backbones", "domain", "errors"},
     "config": {"backbones", "contract"},
     "housekeeping": set(),
@@ -53,7 +54,9 @@ LAW = {
     "doctor": {"config", "engine", "ops"},
     "__main__": {"app", "config", "doctor", "errors", "ingest", "ops", "scratch"},
 }
-TRAINER_MAY = {"backbones", "contract", "domain", "engine", "errors", "ingest", "ops"}
+TRAINER_MAY = {
+    "backbones", "contract", "domain", "engine", "errors", "ingest", "ops", "quantisation",
+}  # fmt: skip
 
 
 @cache

@@ -85,7 +85,7 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
         "--not-worse-than latest --max-regression 0.01 --when-uncertain promote "
         "--max-latency-ms 12.5 --gate-alias prod --background #20c040 --group-by-folder 2 "
         "--outlier-false-alarms 0.01 --no-mirror --min-scale 0.5 --rotation 15 --colour 0.2 "
-        "--trivial-augment"
+        "--trivial-augment --serving-precision int8"
     )
     code, out, _ = run("finetune", folder, "--name", "cats", *options.split())
     assert (code, out) == (0, "job-1\n")
@@ -110,6 +110,7 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
     assert (request.device, request.request_id) == (pb.DEVICE_CPU, "mine")
     assert request.labels == {"team": "blue", "note": "a=b"}
     assert request.background == "#20c040"
+    assert request.serving_precision == pb.SERVING_PRECISION_INT8
     assert request.base == pb.BaseVersion(version=1, model="pets")
     assert request.baselines == [pb.BASELINE_LINEAR_PROBE, pb.BASELINE_FROM_SCRATCH]
     assert request.gate == pb.Gate(

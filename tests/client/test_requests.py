@@ -38,12 +38,18 @@ def asked(options: Any, target: Any = "") -> pb.FineTuneRequest:
             ),
         ),
         (
-            {"background": "#20c040", "outlier_false_alarm_rate": 0.01, "framing": "whole"},
+            {
+                "background": "#20c040",
+                "outlier_false_alarm_rate": 0.01,
+                "framing": "whole",
+                "serving_precision": "int8",
+            },
             pb.FineTuneRequest(
                 auto=pb.Auto(),
                 background="#20c040",
                 outlier_false_alarm_rate=0.01,
                 framing=pb.FRAMING_WHOLE,
+                serving_precision=pb.SERVING_PRECISION_INT8,
             ),
         ),
         (

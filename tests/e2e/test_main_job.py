@@ -17,7 +17,7 @@ from PIL import Image
 
 from service.ops.cpus import available_cores
 from tests.e2e.conftest import GUARD_S, Connect, ServiceProcess, StartService
-from tests.extractors import MEAN, SIZE, STD, extractor, weights, write
+from tests.extractors import MEAN, SIZE, STD, layered, write
 
 pytestmark = pytest.mark.e2e
 
@@ -98,25 +98,32 @@ def test_fine_tune_predict_report_export_and_metrics(
     assert "libtorch" not in maps
 
 
-def test_int8_is_a_setting_whose_accuracy_is_measured_as_it_serves(
+def test_int8_is_asked_for_or_a_setting_and_its_accuracy_is_measured_as_it_serves(
     start_service: StartService, connect: Connect, digits: Path, tmp_path: Path
 ) -> None:
     client = connect(start_service("--precision=int8", "--warm-trainers=0"))
     # Of few weights, which tell digits apart untrained, and are rounded in a moment.
-    file = write(tmp_path / "tiny.onnx", extractor(initializers=[weights(64)]))
+    file = write(tmp_path / "tiny.onnx", layered(64))
     client.register_backbone(file, "tiny", size=SIZE, mean=MEAN, std=STD)
     versions = []
-    for name, labels in (("one", "01"), ("two", "03")):
+    for name, labels, asked in (("one", "01", "auto"), ("two", "03", "int8"), ("3", "12", "fp32")):
         few = [(n, path) for n in labels for path in sorted((digits / n).iterdir())[:12]]
-        job = client.fine_tune(few, name=name, backbone="onnx/tiny", method="feature_based")
+        job = client.fine_tune(
+            few, name=name, backbone="onnx/tiny", method="feature_based", serving_precision=asked
+        )
         versions.append(job.wait(timeout_s=GUARD_S))
+    floating = versions.pop()
+    assert floating.serving_precision == "fp32"
+    assert floating.backbone_digest != versions[0].backbone_digest
     for version in versions:
         assert version.manifest["serving_precision"] == "int8"
-        assert version.manifest["changed_by_int8"] <= 0.05
+        assert version.serving_precision == "int8"
+        assert version.manifest["quantisation"]["changed_answers"] <= 0.05
         assert version.headline is not None
         assert version.headline.accuracy >= 0.85
-    # Rounded once, by what the first one's images are like.
+    # Rounded once.
     assert versions[0].backbone_digest == versions[1].backbone_digest
+    few = [(n, path) for n in "03" for path in sorted((digits / n).iterdir())[:12]]
     answers = client.predict([path for _, path in few], model="two")
     right = [a.label == label for a, (label, _) in zip(answers, few, strict=True)]
     assert np.mean(right) >= 0.9

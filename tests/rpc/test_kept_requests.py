@@ -41,6 +41,7 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
             seed=7,
             time_budget=Duration(seconds=90),
             device=pb.DEVICE_CPU,
+            serving_precision=pb.SERVING_PRECISION_INT8,
         )
     )
     back = started.job.request
@@ -48,10 +49,12 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
     assert (back.backbone, back.weights, back.seed) == ("resnet18", "random", 7)
     assert (back.validation_fraction, back.time_budget.seconds) == (0.25, 90)
     assert (back.device, back.outlier_false_alarm_rate) == (pb.DEVICE_CPU, 0.001)
+    assert back.serving_precision == pb.SERVING_PRECISION_INT8
     await service.ended(started.job.job_id)
     spec = service.launcher.trainers[0].spec
     assert (spec.backbone, spec.seed, spec.device) == ("resnet18", 7, "cpu")
     assert spec.outlier_false_alarm_rate == 0.001
+    assert (spec.precision, spec.is_precision_asked) == ("int8", True)
     assert spec.augmentation == Augmentation(
         mirror=False, min_scale=0.5, rotation_degrees=0.0, colour=0.2
     )

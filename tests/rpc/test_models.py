@@ -118,6 +118,7 @@ async def test_a_version_tells_how_it_was_made(service: Service) -> None:
         )
     ]
     assert (version.calibrated, version.calibration_note) == (True, "")
+    assert version.serving_precision == "fp32"
     assert version.parity.image_count == 3
     assert '"job_id"' in version.manifest_json
 

@@ -67,6 +67,19 @@ def test_a_backbone_and_its_onnx_file_give_the_same_features(
         assert np.abs(served - trained[:n]).max() < 1e-4 * np.abs(trained).max()
 
 
+def test_the_padding_of_an_exported_backbone_is_numbers(tmp_path: Path) -> None:
+    import onnx
+
+    backbone = backbones.load("efficientnet_lite0", "random", 3, tmp_path)
+    export.to_onnx(backbone, tmp_path / "a.onnx")
+    operators = {node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node}
+    assert "Pad" in operators
+    # Of what reckons it from the size of a map.
+    assert not operators & {"Shape", "Ceil", "Gather"}
+    # What was exported goes on as it was: images of any size.
+    assert backbone(torch.zeros(1, 96, 96, 3, dtype=torch.uint8)).shape == (1, 1280)
+
+
 def test_random_weights_follow_the_seed_and_export_to_the_same_bytes(tmp_path: Path) -> None:
     digests = []
     for seed in (1, 1, 2):

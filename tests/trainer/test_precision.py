@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.contract import BACKBONE_FILE, ExportedBackbone, JobSpec, ModelBased
+from service.contract import BACKBONE_FILE, REFERENCE_FILE, ExportedBackbone, JobSpec, ModelBased
 from service.engine import providers, timing
 from service.engine.runtime import precision_of
 from service.errors import Reason, WrongState
@@ -20,6 +20,8 @@ needs_openvino = pytest.mark.skipif(
 def amx(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU with matrix units; OpenVINO computes with what this one has."""
     monkeypatch.setattr(providers, "has_amx", lambda: True)
+    # Else jobs on what holds in int8 take that.
+    monkeypatch.setattr(providers, "has_vnni", lambda: False)
 
 
 @needs_openvino
@@ -50,8 +52,8 @@ def test_where_the_cpu_has_units_for_bf16_it_is_taken_if_it_is_measured_to_pay(
     assert len(measured) == 1
     # The next job works with the same file, which is not measured again if it is for bf16.
     name = manifest.weights + (":bf16" if pays else "")
-    known = ExportedBackbone(name, manifest.backbone_digest)
-    files = {known.digest: str(file)}
+    known = ExportedBackbone(name, manifest.backbone_digest, reference=manifest.reference_digest)
+    files = {known.digest: str(file), known.reference: str(file.with_name(REFERENCE_FILE))}
     again = make_spec(
         folder, **asked, out_dir=str(tmp_path / "again"), exported=[known], files=files
     )
@@ -69,7 +71,7 @@ def test_a_form_in_bf16_is_made_of_the_one_in_fp32_without_a_network(
     spec = make_spec(folder)
     plain = train.run(spec, Told().append)
     file = Path(spec.out_dir) / BACKBONE_FILE
-    known = ExportedBackbone(plain.weights, plain.backbone_digest)
+    known = ExportedBackbone(plain.weights, plain.backbone_digest, reference=plain.reference_digest)
     monkeypatch.setattr(export, "to_onnx", pytest.fail)
     other = make_spec(
         folder,
@@ -77,7 +79,7 @@ def test_a_form_in_bf16_is_made_of_the_one_in_fp32_without_a_network(
         provider="openvino",
         out_dir=str(tmp_path / "bf16"),
         exported=[known],
-        files={known.digest: str(file)},
+        files={known.digest: str(file), known.reference: str(file.with_name(REFERENCE_FILE))},
     )
     manifest = train.run(other, Told().append)
     made = (Path(other.out_dir) / BACKBONE_FILE).read_bytes()

@@ -25,7 +25,7 @@ from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
 from service.errors import GraftError, Reason
 from service.ingest.backbone_process import Asked, BackboneChecks
-from tests.extractors import MEAN, SIZE, STD, write
+from tests.extractors import MEAN, SIZE, STD, layered, write
 from tests.trainer.conftest import (
     GUARD_S,
     MakeFolder,
@@ -46,7 +46,8 @@ def registered(tmp_path: Path) -> PretrainedBackbone:
     """A file as the service keeps it, and what a trainer is told of it."""
     kept = tmp_path / KEPT
     asked = Asked(size=SIZE, mean=MEAN, std=STD)
-    BackboneChecks(os.environ).check(write(tmp_path / "given.onnx"), kept, asked, lambda: None)
+    given = write(tmp_path / "given.onnx", layered())
+    BackboneChecks(os.environ).check(given, kept, asked, lambda: None)
     digest = hashlib.sha256(kept.read_bytes()).hexdigest()
     weights = f"sha256:{digest[:16]}"
     known = ExportedBackbone(weights, digest, "MIT")

@@ -135,11 +135,7 @@ def improve(given: Given, send: Send) -> Average | str:
     Goes on from what lies in `spec.checkpoint_dir`. Raises GraftError where the images are
     not what they were any more.
     """
-    spec = given.spec
-    kept = Path(spec.checkpoint_dir) if spec.checkpoint_dir else None
-    is_begun = kept is not None and any(kept.glob(f"{_FOLDER}*"))
-    # What an earlier attempt began is not hopeless because the machine is busy now.
-    if not is_begun and (why := hopeless(given)):
+    if why := refusal(given):
         return f"the network is not trained: {why}"
     try:
         return _Trial(given, send).run()
@@ -148,6 +144,14 @@ def improve(given: Given, send: Send) -> Average | str:
         if not failed and not is_out_of_memory(error):
             raise
         return f"the frozen head serves: the network could not be trained ({error})"
+
+
+def refusal(given: Given) -> str:
+    """Returns why the network is not trained: as `hopeless`, and "" where that was begun."""
+    kept = Path(given.spec.checkpoint_dir) if given.spec.checkpoint_dir else None
+    # What an earlier attempt began is not hopeless because the machine is busy now.
+    is_begun = kept is not None and any(kept.glob(f"{_FOLDER}*"))
+    return "" if is_begun else hopeless(given)
 
 
 def hopeless(given: Given) -> str:

@@ -71,6 +71,7 @@ def version(record: VersionRecord, manifest: Manifest) -> pb.Version:
         calibration_note=manifest.calibration_note,
         image_size=manifest.decoding.size,
         sees_whole_image=manifest.decoding.framing == "whole",
+        serving_precision=manifest.serving_precision,
         dataset_digest=manifest.dataset_digest,
         parity=pb.Parity(
             max_difference=manifest.parity.max_difference,

@@ -62,6 +62,7 @@ def _words(kind: type[msgspec.Struct], name: str) -> set[str]:
         (Gate, pb.Gate, "when_uncertain"),
         (JobRequest, pb.FineTuneRequest, "device"),
         (JobRequest, pb.FineTuneRequest, "framing"),
+        (JobRequest, pb.FineTuneRequest, "serving_precision"),
         (JobRequest, pb.FineTuneRequest, "baselines"),
     ],
 )

@@ -293,6 +293,7 @@ def version(message: model_pb2.Version) -> types.Version:
         calibration_note=message.calibration_note,
         image_size=message.image_size,
         sees_whole_image=message.sees_whole_image,
+        serving_precision=message.serving_precision,
         decision=_decision(message.decision) if message.HasField("decision") else "argmax",
         weights_licence=message.weights_licence,
         erased_image_count=message.erased_image_count,

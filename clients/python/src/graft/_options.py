@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Device = Literal["auto", "cpu", "cuda"]
 Framing = Literal["auto", "crop", "whole", "compare"]
+ServingPrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Technique = Literal["auto", "coral", "mcc", "pseudo_labels", "cdan"]
 Baseline = Literal["linear_probe", "full_fine_tune", "from_scratch", "nearest_class_mean"]
 
@@ -192,6 +193,9 @@ class FineTuneOptions(TypedDict, total=False):
     framing: Framing
     """What the backbone sees of an image: "crop" (its middle), "whole" (all of it, squeezed), or
     "compare" for the better of the two; "auto", where left out, compares where images are long."""
+    serving_precision: ServingPrecision
+    """What the version computes in, wherever it serves: "fp32", "bf16", "fp16" or "int8", whose
+    price and gain the report says; the server's default where left out."""
     augmentation: Augmentation | None
     """How images are varied in training; refused where the method varies none."""
     validation_fraction: float | None

@@ -54,6 +54,13 @@ FRAMINGS: dict[types.Framing, pb.Framing] = {
     "whole": pb.FRAMING_WHOLE,
     "compare": pb.FRAMING_COMPARE,
 }
+PRECISIONS: dict[types.ServingPrecision, pb.ServingPrecision] = {
+    "auto": pb.SERVING_PRECISION_UNSPECIFIED,
+    "fp32": pb.SERVING_PRECISION_FP32,
+    "bf16": pb.SERVING_PRECISION_BF16,
+    "fp16": pb.SERVING_PRECISION_FP16,
+    "int8": pb.SERVING_PRECISION_INT8,
+}
 _CHOICES: dict[str, dict[Any, Any]] = {
     "recipe": _RECIPES,
     "precision": _PRECISIONS,
@@ -86,6 +93,9 @@ def fine_tune(
         background=options.get("background", ""),
         augmentation=_augmentation(options.get("augmentation")),
         framing=_choice("framing", options.get("framing", "auto"), FRAMINGS),
+        serving_precision=_choice(
+            "serving_precision", options.get("serving_precision", "auto"), PRECISIONS
+        ),
         validation_fraction=options.get("validation_fraction"),
         outlier_false_alarm_rate=options.get("outlier_false_alarm_rate"),
         seed=options.get("seed"),

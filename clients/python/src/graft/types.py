@@ -30,6 +30,7 @@ from graft._options import (
     ModelBased,
     PretrainedBackbone,
     ServerPath,
+    ServingPrecision,
     Technique,
     Thresholds,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "ReadSummary",
     "Rollback",
     "ServerPath",
+    "ServingPrecision",
     "Split",
     "StateChanged",
     "Technique",
@@ -457,6 +459,8 @@ class Version:
     """Side of the square that its backbone takes, pixels."""
     sees_whole_image: bool = False
     """It sees all of an image, squeezed to that square, not its middle alone."""
+    serving_precision: str = "fp32"
+    """What its backbone computes in: fp32, bf16, fp16 or int8."""
     decision: Decision | Literal["unknown"] = "argmax"
     """How it answers, unless a call says otherwise; its figures and its gate go by it."""
     erased_image_count: int = 0

@@ -84,6 +84,12 @@ def add(commands: Any) -> None:
         "of the two; auto (default) compares where images are long",
     )
     parser.add_argument(
+        "--serving-precision",
+        choices=["auto", "fp32", "bf16", "fp16", "int8"],
+        help="what the version computes in, wherever it serves; int8 is faster on a CPU, at a "
+        "price that the report says; auto (default) is the server's choice",
+    )
+    parser.add_argument(
         "--validation-fraction",
         type=float,
         help="held out where a network is trained, 0.05 to 0.5; default: 0.2",

@@ -43,6 +43,14 @@ class Framing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FRAMING_WHOLE: _ClassVar[Framing]
     FRAMING_COMPARE: _ClassVar[Framing]
 
+class ServingPrecision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SERVING_PRECISION_UNSPECIFIED: _ClassVar[ServingPrecision]
+    SERVING_PRECISION_FP32: _ClassVar[ServingPrecision]
+    SERVING_PRECISION_BF16: _ClassVar[ServingPrecision]
+    SERVING_PRECISION_FP16: _ClassVar[ServingPrecision]
+    SERVING_PRECISION_INT8: _ClassVar[ServingPrecision]
+
 class Recipe(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     RECIPE_UNSPECIFIED: _ClassVar[Recipe]
@@ -94,6 +102,11 @@ FRAMING_UNSPECIFIED: Framing
 FRAMING_CROP: Framing
 FRAMING_WHOLE: Framing
 FRAMING_COMPARE: Framing
+SERVING_PRECISION_UNSPECIFIED: ServingPrecision
+SERVING_PRECISION_FP32: ServingPrecision
+SERVING_PRECISION_BF16: ServingPrecision
+SERVING_PRECISION_FP16: ServingPrecision
+SERVING_PRECISION_INT8: ServingPrecision
 RECIPE_UNSPECIFIED: Recipe
 RECIPE_AUTO: Recipe
 RECIPE_CLASSIC: Recipe
@@ -248,7 +261,7 @@ class BaseVersion(_message.Message):
     def __init__(self, version: _Optional[int] = ..., alias: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class FineTuneRequest(_message.Message):
-    __slots__ = ("model", "server_path", "dataset_id", "inline_images", "backbone", "weights", "auto", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "background", "framing", "labels", "request_id", "baselines", "gate", "base", "grouping", "case_sensitive_labels", "decision", "outlier_false_alarm_rate", "augmentation", "validate_only")
+    __slots__ = ("model", "server_path", "dataset_id", "inline_images", "backbone", "weights", "auto", "feature_based", "model_based", "domain_adaptation", "validation_fraction", "seed", "time_budget", "device", "background", "framing", "serving_precision", "labels", "request_id", "baselines", "gate", "base", "grouping", "case_sensitive_labels", "decision", "outlier_false_alarm_rate", "augmentation", "validate_only")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -272,6 +285,7 @@ class FineTuneRequest(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     BACKGROUND_FIELD_NUMBER: _ClassVar[int]
     FRAMING_FIELD_NUMBER: _ClassVar[int]
+    SERVING_PRECISION_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     BASELINES_FIELD_NUMBER: _ClassVar[int]
@@ -299,6 +313,7 @@ class FineTuneRequest(_message.Message):
     device: Device
     background: str
     framing: Framing
+    serving_precision: ServingPrecision
     labels: _containers.ScalarMap[str, str]
     request_id: str
     baselines: _containers.RepeatedScalarFieldContainer[Baseline]
@@ -310,7 +325,7 @@ class FineTuneRequest(_message.Message):
     outlier_false_alarm_rate: float
     augmentation: Augmentation
     validate_only: bool
-    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., background: _Optional[str] = ..., framing: _Optional[_Union[Framing, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ..., grouping: _Optional[_Union[Grouping, _Mapping]] = ..., case_sensitive_labels: _Optional[bool] = ..., decision: _Optional[_Union[_decision_pb2.Decision, _Mapping]] = ..., outlier_false_alarm_rate: _Optional[float] = ..., augmentation: _Optional[_Union[Augmentation, _Mapping]] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., server_path: _Optional[_Union[ServerPath, _Mapping]] = ..., dataset_id: _Optional[str] = ..., inline_images: _Optional[_Union[InlineImages, _Mapping]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., auto: _Optional[_Union[Auto, _Mapping]] = ..., feature_based: _Optional[_Union[FeatureBased, _Mapping]] = ..., model_based: _Optional[_Union[ModelBased, _Mapping]] = ..., domain_adaptation: _Optional[_Union[DomainAdaptation, _Mapping]] = ..., validation_fraction: _Optional[float] = ..., seed: _Optional[int] = ..., time_budget: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., device: _Optional[_Union[Device, str]] = ..., background: _Optional[str] = ..., framing: _Optional[_Union[Framing, str]] = ..., serving_precision: _Optional[_Union[ServingPrecision, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., baselines: _Optional[_Iterable[_Union[Baseline, str]]] = ..., gate: _Optional[_Union[Gate, _Mapping]] = ..., base: _Optional[_Union[BaseVersion, _Mapping]] = ..., grouping: _Optional[_Union[Grouping, _Mapping]] = ..., case_sensitive_labels: _Optional[bool] = ..., decision: _Optional[_Union[_decision_pb2.Decision, _Mapping]] = ..., outlier_false_alarm_rate: _Optional[float] = ..., augmentation: _Optional[_Union[Augmentation, _Mapping]] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class FineTuneResponse(_message.Message):
     __slots__ = ("job",)

@@ -128,7 +128,7 @@ class GateCheck(_message.Message):
     def __init__(self, name: _Optional[str] = ..., verdict: _Optional[_Union[GateVerdict, str]] = ..., passed: _Optional[bool] = ..., value: _Optional[float] = ..., bound: _Optional[float] = ..., detail: _Optional[str] = ..., images_needed: _Optional[int] = ...) -> None: ...
 
 class Version(_message.Message):
-    __slots__ = ("model", "version", "job_id", "create_time", "method", "backbone", "weights", "backbone_digest", "classes", "figures", "calibrated", "calibration_note", "dataset_digest", "parity", "training_time", "labels", "manifest_json", "aliases", "is_candidate", "gate_checks", "image_size", "sees_whole_image", "decision", "weights_licence", "erased_image_count")
+    __slots__ = ("model", "version", "job_id", "create_time", "method", "backbone", "weights", "backbone_digest", "classes", "figures", "calibrated", "calibration_note", "dataset_digest", "parity", "training_time", "labels", "manifest_json", "aliases", "is_candidate", "gate_checks", "image_size", "sees_whole_image", "serving_precision", "decision", "weights_licence", "erased_image_count")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +158,7 @@ class Version(_message.Message):
     GATE_CHECKS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     SEES_WHOLE_IMAGE_FIELD_NUMBER: _ClassVar[int]
+    SERVING_PRECISION_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_LICENCE_FIELD_NUMBER: _ClassVar[int]
     ERASED_IMAGE_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -183,10 +184,11 @@ class Version(_message.Message):
     gate_checks: _containers.RepeatedCompositeFieldContainer[GateCheck]
     image_size: int
     sees_whole_image: bool
+    serving_precision: str
     decision: _decision_pb2.Decision
     weights_licence: str
     erased_image_count: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., job_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., method: _Optional[_Union[TransferMethod, str]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., backbone_digest: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., calibrated: _Optional[bool] = ..., calibration_note: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., training_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., manifest_json: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., is_candidate: _Optional[bool] = ..., gate_checks: _Optional[_Iterable[_Union[GateCheck, _Mapping]]] = ..., image_size: _Optional[int] = ..., sees_whole_image: _Optional[bool] = ..., decision: _Optional[_Union[_decision_pb2.Decision, _Mapping]] = ..., weights_licence: _Optional[str] = ..., erased_image_count: _Optional[int] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., job_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., method: _Optional[_Union[TransferMethod, str]] = ..., backbone: _Optional[str] = ..., weights: _Optional[str] = ..., backbone_digest: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., calibrated: _Optional[bool] = ..., calibration_note: _Optional[str] = ..., dataset_digest: _Optional[str] = ..., parity: _Optional[_Union[Parity, _Mapping]] = ..., training_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., manifest_json: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., is_candidate: _Optional[bool] = ..., gate_checks: _Optional[_Iterable[_Union[GateCheck, _Mapping]]] = ..., image_size: _Optional[int] = ..., sees_whole_image: _Optional[bool] = ..., serving_precision: _Optional[str] = ..., decision: _Optional[_Union[_decision_pb2.Decision, _Mapping]] = ..., weights_licence: _Optional[str] = ..., erased_image_count: _Optional[int] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("model",)
