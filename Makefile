@@ -35,8 +35,8 @@ test: $(VENV)/.installed-dev $(VENV)/triton/.installed  ## Lint, type-check and 
 	$(MAKE) --no-print-directory lint stubs-check
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile
 
-bench: $(VENV)/.installed-dev  ## Measure serving, some 15 minutes (DATA=folder for your own photos)
-	$(PY) -m bench $(DATA)
+bench: $(VENV)/.installed-dev  ## Measure serving, half an hour (SHORT=1: 8 minutes; DATA=folder for your own photos)
+	$(PY) -m bench $(DATA) $(if $(SHORT),--short)
 
 # Some 45 minutes of processor time. What it computes features of is kept in .quality/: the first run
 # takes a quarter of an hour more.

@@ -21,8 +21,7 @@ from graft import Client
 from graft.v1 import fine_tuning_pb2, fine_tuning_pb2_grpc
 
 from bench.photographs import given_or_written
-from bench.running import Running, anonymous_mib, measured, service
-from bench.serve.models import fine_tune
+from bench.running import Running, anonymous_mib, fine_tune, measured, service, spread
 from service.ops.cpus import describe
 
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
@@ -68,15 +67,14 @@ def main() -> None:
         f"{describe()}, {arguments.backbone}, "
         f"{capacity / 2:.0f} calls/s, n = {arguments.rounds} of {arguments.seconds:g} s: "
         f"{arguments.connections} idle connections and {arguments.watchers} watchers took "
-        f"{statistics.median(grown):.1f} MiB ({min(grown):.1f} to {max(grown):.1f}), "
-        f"{left:.0f} MiB in all at the end; errors {errors}"
+        f"{spread(grown)} MiB, {left:.0f} MiB in all at the end; errors {errors}"
     )
     for name in ("p50_ms", "p99_ms"):
         ratios = [b[name] / a[name] for a, b in zip(alone, beside, strict=True)]
         print(
             f"{name}: {statistics.median(a[name] for a in alone):.1f} alone, "
-            f"{statistics.median(b[name] for b in beside):.1f} beside, ratio "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            f"{statistics.median(b[name] for b in beside):.1f} beside, "
+            f"ratio {spread(ratios, '.2f')}"
         )
 
 

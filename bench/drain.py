@@ -24,8 +24,7 @@ from graft import Client
 from graft.v1 import prediction_pb2, prediction_pb2_grpc
 
 from bench.photographs import given_or_written
-from bench.running import Running, service
-from bench.serve.models import NAME, fine_tune
+from bench.running import Running, fine_tune, service
 from service.ops.cpus import describe
 
 LOAD_S = 2.0
@@ -70,7 +69,8 @@ def drained(running: Running, image: bytes, callers: int) -> tuple[float, Counte
     outcomes: Counter[str] = Counter()
     guard = threading.Lock()
     request = prediction_pb2.PredictRequest(
-        models=[prediction_pb2.ModelSpec(model=NAME)], images=[prediction_pb2.Image(encoded=image)]
+        models=[prediction_pb2.ModelSpec(model="bench")],
+        images=[prediction_pb2.Image(encoded=image)],
     )
 
     def call() -> None:

@@ -19,7 +19,7 @@ from graft import Client
 
 from bench.photographs import given_or_written
 from bench.published import publish_copies
-from bench.running import Running, measured, pss_mib, service
+from bench.running import Running, measured, pss_mib, service, spread
 from service.ops.cpus import describe
 
 ROUNDS = 3
@@ -72,12 +72,12 @@ def main() -> None:
             cold = first_answers_ms(client, image, names)
             all_mib = pss_mib(running.pid)
             warm = first_answers_ms(client, image, names[:100])
-            alone, spread = [], []
+            alone, over_all = [], []
             for _ in range(ROUNDS):
                 alone.append(load(running, folder, arguments, "m0"))
-                spread.append(load(running, folder, arguments, ",".join(names)))
+                over_all.append(load(running, folder, arguments, ",".join(names)))
             end_mib = pss_mib(running.pid)
-    ratios = [many / single for many, single in zip(spread, alone, strict=True)]
+    ratios = [many / single for many, single in zip(over_all, alone, strict=True)]
     p99 = statistics.quantiles(cold, n=100)[98]
     print(
         f"{describe()}, {arguments.backbone}, "
@@ -92,10 +92,8 @@ def main() -> None:
         f"{statistics.median(warm):.1f} ms"
     )
     print(
-        f"throughput spread over all, of one model's: {statistics.median(ratios):.3f} "
-        f"({min(ratios):.3f} to {max(ratios):.3f}, n = {ROUNDS} rounds of "
-        f"{arguments.seconds:g} s; {statistics.median(spread):.1f} against "
-        f"{statistics.median(alone):.1f} images/s)"
+        f"throughput spread over all, of one model's: {spread(ratios, '.3f')}, n = {ROUNDS} rounds "
+        f"of {arguments.seconds:g} s: {spread(over_all)} against {spread(alone)} images/s"
     )
 
 

@@ -16,7 +16,6 @@ import argparse
 import copy
 import math
 import platform
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchvision import datasets, models, transforms
 
+from bench.running import spread
 from service import backbones as registry
 from service.contract import EpochEnded, ImageSource, JobSpec, ModelBased, Record
 from service.engine.head import Head
@@ -181,10 +181,7 @@ def main() -> None:
                 flush=True,
             )
     for name, ratios in over.items():
-        print(
-            f"modern over {name}: median {statistics.median(ratios):.2f}, "
-            f"{min(ratios):.2f} to {max(ratios):.2f}, n = {len(ratios)}"
-        )
+        print(f"modern over {name}: {spread(ratios, '.2f')}, n = {len(ratios)}")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ from graft import Client
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bench.photographs import given_or_written
-from bench.running import Running, measured, pss_mib, service
-from bench.serve.models import fine_tune
+from bench.running import Running, fine_tune, measured, pss_mib, service
 from service.ops.cpus import describe
 
 CALLERS = 32

@@ -42,3 +42,11 @@ def given_or_written(folder: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="graft-bench-") as temporary:
         yield write(Path(temporary) / "photos")
+
+
+def photos(folder: Path, most: int = 64) -> list[bytes]:
+    """Reads the folder's JPEG files, up to `most`."""
+    found = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))[:most]]
+    if not found:
+        raise SystemExit(f"{folder} holds no .jpg files")
+    return found

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench.serve.work import Pixels, plain_decode
+from bench.serve.plain_server import Pixels, plain_decode
 from service.engine import preprocess
 from service.engine.head import Floats, Head
 from service.engine.providers import Provider

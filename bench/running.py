@@ -3,15 +3,17 @@
 import contextlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+from graft import Client
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
@@ -28,15 +30,17 @@ class Running:
 
 
 @contextlib.contextmanager
-def service(data_dir: Path, *flags: str, module: str = "service") -> Iterator[Running]:
+def service(
+    data_dir: Path, *flags: str, module: str = "service", keeps_features: bool = False
+) -> Iterator[Running]:
     """Runs `python -m service` on free ports; its log goes to `data_dir`/service.log.
 
     Settings in this process's environment do not reach it: what is measured is
-    what the flags say, else the defaults; but features of recent images are kept only
-    where a flag asks for it, since benches send the same images again and again.
+    what the flags say, else the defaults; but without `keeps_features` none of recent
+    images are kept, since benches send the same images again and again.
     """
     command = [sys.executable, "-m", module, "--port=0", "--metrics-port=0"]
-    command.append("--recent-features-mb=0")
+    command += ["--recent-features-mb=0"] * (not keeps_features)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
     data_dir.mkdir(parents=True, exist_ok=True)
     log_file = data_dir / "service.log"
@@ -73,6 +77,18 @@ def serving(log_file: Path, process: "subprocess.Popen[bytes]") -> dict[str, int
     sys.exit("the service did not start:\n" + log_file.read_text())
 
 
+def fine_tune(client: Client, folder: Path, backbone: str, name: str = "bench") -> None:
+    """Makes a model of a few photos; ResNets start from random weights, which cost the same."""
+    pairs = []
+    for label in sorted(path for path in folder.iterdir() if path.is_dir()):
+        pairs += [(label.name, photo) for photo in sorted(label.rglob("*.jpg"))[:6]]
+    weights = "" if backbone == "efficientnet_lite0" else "random"
+    job = client.fine_tune(
+        pairs, name=name, backbone=backbone, weights=weights, method="feature_based"
+    )
+    job.wait(timeout_s=300)
+
+
 def measured(module: str, *arguments: object) -> dict[str, Any]:
     """Runs a measuring program, `bench.serve.load` or `bench.serve.bare`; reads its line."""
     command = [sys.executable, "-m", f"bench.serve.{module}", *map(str, arguments)]
@@ -83,6 +99,11 @@ def measured(module: str, *arguments: object) -> dict[str, Any]:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
     line: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return line
+
+
+def spread(values: Sequence[float], form: str = ".1f") -> str:
+    """Formats the median, and the range."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def pss_mib(pid: int) -> float:

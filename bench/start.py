@@ -9,7 +9,6 @@ the service alone, after 5 s of idleness.
 
 import argparse
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from bench.running import spread
 from service.ops.cpus import describe
 
 IDLE_S = 5.0
@@ -86,9 +86,7 @@ def main() -> None:
         runs = [measure(folder) for _ in range(arguments.runs)]
     print(f"{describe()}, n = {len(runs)}")
     for key in runs[0]:
-        values = [run[key] for run in runs]
-        middle = statistics.median(values)
-        print(f"{key:18} median {middle:8.2f}  range {min(values):.2f} to {max(values):.2f}")
+        print(f"{key:18} {spread([run[key] for run in runs], '.2f')}")
 
 
 if __name__ == "__main__":

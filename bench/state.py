@@ -26,7 +26,7 @@ import grpc
 from graft.v1 import fine_tuning_pb2, fine_tuning_pb2_grpc, model_pb2, model_pb2_grpc
 
 from bench import published, start
-from bench.running import service
+from bench.running import service, spread
 from service.contract import EpochEnded, FeatureBased, Progressed
 from service.domain import DEFAULT_TENANT, JobKind
 from service.errors import Reason
@@ -277,10 +277,8 @@ def main() -> None:
         f"{arguments.events} events each, {arguments.versions} versions, database {size_mib:.0f} "
         f"MiB; claims from {arguments.queued} queued jobs of {TENANTS} tenants"
     )
-    print(f"{'':36} {'median':>9}  {'range':20} n")
     for name, values in table.items():
-        spread = f"{min(values):.2f} to {max(values):.2f}"
-        print(f"{name:36} {statistics.median(values):9.2f}  {spread:20} {len(values)}")
+        print(f"{name:36} {spread(values, '.2f')}, n = {len(values)}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ twenty times a second.
 """
 
 import argparse
-import statistics
 import tempfile
 import threading
 import time
@@ -21,7 +20,7 @@ import psutil
 from graft import Client
 
 from bench.photographs import given_or_written
-from bench.running import anonymous_mib, service
+from bench.running import anonymous_mib, service, spread
 from bench.scale import write
 
 _LOOK_S = 0.05
@@ -85,8 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = [measure(folder, Path(temporary) / f"data{run}") for run in range(given.runs)]
     names = ("seconds", "service before, MiB", "service at most, MiB", "readers at most, MiB")
     for name, values in zip(names, zip(*rows, strict=True), strict=True):
-        middle = statistics.median(values)
-        print(f"{name:22} {middle:8.1f}  ({min(values):.1f} to {max(values):.1f}, n = {len(rows)})")
+        print(f"{name:22} {spread(values)}, n = {len(rows)}")
 
 
 if __name__ == "__main__":

@@ -1,204 +1,286 @@
-"""Graft beside its ceiling and a plain server: the same photos, the same network, one run.
+"""Graft beside plain servers and bare loops: the same photos, the same networks, one run.
 
-    python -m bench.serve [FOLDER] [--backbone resnet18] [--seconds 8] [--rounds 3]
-        [--settings "provider=cpu precision=fp32" ""]
+    python -m bench.serve [FOLDER] [--backbones efficientnet_lite0 resnet18]
+        [--seconds 4] [--rounds 3] [--short] [--markdown]
 
-FOLDER holds JPEG photos in a folder per class. Each of the settings is a service
-of its own (the flags of graft-server, without the --; none for the defaults).
-Everything is interleaved round by round, since machines drift; only ratios
-within a round count. Medians over rounds, range in brackets. The backbone
-near_empty costs next to nothing: what is left is the server.
+FOLDER holds JPEG photos in a folder per class. Of each backbone a version is made in the
+default precision, in fp32 and in int8. Three kinds of service serve them: one on the defaults,
+whose providers are measured before anything is timed, and one for each provider that can be
+set by hand; no trainer waits beside them. Plain servers (`bench.serve.plain_server`) serve
+the versions' exported files, and bare loops (`bench.serve.bare`) run them without a server.
+
+All of it is interleaved round by round, since machines drift; ratios are taken within a round.
+Medians over rounds, range in brackets. Fails when the defaults' probabilities differ by more
+than 1e-3 from those of the first provider set by hand. The backbone near_empty costs next to
+nothing: what is left is the server. --short leaves out 8 callers, the open loop and the plain
+loops, some 8 minutes for two backbones; --markdown prints the small table alone.
 """
 
 import argparse
-import platform
-import socket
-import statistics
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import psutil
+import numpy as np
 from graft import Client
 
-from bench.photographs import given_or_written
+from bench.photographs import given_or_written, photos
 from bench.published import NEAR_EMPTY, publish_near_empty
-from bench.running import Running, measured, pss_mib, service
-from bench.serve.models import NAME, fine_tune
+from bench.running import Running, fine_tune, measured, pss_mib, service
+from bench.serve import table
+from bench.serve.load import stamped
+from bench.serve.table import BARE, DEFAULTS, OPEN, OPEN_PART, PLAIN, Backbone, Cell
+from service.engine import provider_table
+from service.engine.provider_table import AGREE
+from service.engine.providers import choose_provider, computing, openvino_problem
+from service.engine.runtime import marked
+from service.ops import cpus
 
-CALLERS = (1, 8, 32)
-OPEN_PART = 0.7
-"""Of the capacity just measured: the rate of the open loop."""
-PAUSE_S = 1.0
+PAUSE_S = 0.2
+MEASURED_TIMEOUT_S = 600.0
+AT_ONCE = 8
+"""Calls under way when answers under load are compared."""
 
 
 @dataclass(frozen=True)
-class Graft:
-    """One service, and what its sessions are opened with."""
+class Made:
+    """A version that is measured."""
 
     name: str
-    running: Running
+    """Of its model."""
     exported: Path
-    provider: str
+    chosen: dict[int, str]
+    """Providers by the number of cores of a run, as measured."""
 
-
-Runs = dict[str, list[dict[str, Any]]]
+    @property
+    def providers(self) -> str:
+        """Names them."""
+        if len(names := set(self.chosen.values())) == 1:
+            return names.pop()
+        return ", ".join(f"{name} on {cores}" for cores, name in sorted(self.chosen.items()))
 
 
 def main() -> None:
-    """Prints a Markdown table, and the ratios."""
+    """Prints tables and verdicts; exits with 1 where providers do not agree."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--backbones", nargs="+", default=["efficientnet_lite0", "resnet18"])
+    parser.add_argument("--seconds", type=float, default=4, help="a run; half of it for one caller")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--settings", nargs="*", default=["provider=cpu precision=fp32", ""])
+    parser.add_argument("--short", action="store_true", help="1 and 32 callers alone")
+    parser.add_argument("--markdown", action="store_true", help="the small table alone")
     arguments = parser.parse_args()
-    results: Runs = defaultdict(list)
+    begun = time.monotonic()
+    with given_or_written(arguments.folder) as folder:
+        every = [measure(backbone, folder, arguments) for backbone in arguments.backbones]
+    print(
+        f"{cpus.describe()}; medians (ranges) of {arguments.rounds} interleaved rounds of "
+        f"{arguments.seconds:g} s a run, half of that for one caller; photos cycle, each with a "
+        f"number that makes it a new file. {table.disturbances(every)}\n"
+    )
+    for found in every if not arguments.markdown else []:
+        print(f"### {found.title}\n")
+        print("\n".join(table.figures(found)), end="\n\n")
+    print("\n".join(table.summary(every)), end="\n\n")
+    for found in every:
+        print("\n".join(table.verdicts(found)))
+    print(f"\n{(time.monotonic() - begun) / 60:.0f} minutes in all")
+    problems = [
+        f"{found.title}, {precision}: probabilities differ by {difference:.1g}"
+        for found in every
+        for (precision, name), difference in found.differences.items()
+        if name == DEFAULTS and not difference <= AGREE
+    ]
+    problems += [
+        f"{found.title}, {', '.join(cell)}: calls failed"
+        for found in every
+        for cell, runs in found.runs.items()
+        if any(run["errors"] for run in runs)
+    ]
+    if problems:
+        sys.exit("FAILED: " + "; ".join(problems))
+
+
+def measure(backbone: str, folder: Path, arguments: argparse.Namespace) -> Backbone:
+    """Measures one backbone."""
+    is_random = backbone not in (NEAR_EMPTY, "efficientnet_lite0")
+    found = Backbone(f"{backbone}{' (seeded random weights)' if is_random else ''}")
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        folder = stack.enter_context(given_or_written(arguments.folder))
-        grafts: list[Graft] = []
-        for number, setting in enumerate(arguments.settings):
-            data_dir = temporary / f"data{number}"
-            flags = [f"--{flag}" for flag in setting.split()]
-            if arguments.backbone == NEAR_EMPTY:
-                data_dir.mkdir()
-                publish_near_empty(data_dir, NAME)
-            graft = stack.enter_context(service(data_dir, *flags))
-            with Client(graft.address) as client:
-                client.wait_ready(30)
-                if arguments.backbone != NEAR_EMPTY:
-                    fine_tune(client, folder, arguments.backbone)
-                client.export_model(NAME, temporary / f"{number}.onnx")
-            given = dict(flag.split("=") for flag in setting.split())
-            own = Graft(
-                f"graft, {setting or 'defaults'}",
-                graft,
-                temporary / f"{number}.onnx",
-                given.get("provider", "auto"),
-            )
-            grafts.append(own)
-        # The plain server serves the file of the first settings.
-        plain = plain_server(stack, grafts[0].exported)
-        for _ in range(arguments.rounds):
-            one_round(results, folder, plain, grafts, arguments.seconds)
-        memory = {graft.name: pss_mib(graft.running.pid) for graft in grafts}
-    print(f"{platform.machine()}, {psutil.cpu_count()} cores, {arguments.backbone}, "
-          f"{arguments.rounds} rounds of {arguments.seconds:g} s\n")  # fmt: skip
-    print_table(results)
-    for name, mib in memory.items():
-        print(f"\n{name}: {mib:.0f} MiB (PSS)")
-        print_ratios(results, name)
+        made = dict(versions(temporary / "made", folder, backbone))
+        found.chosen = {precision: one.providers for precision, one in made.items()}
+        running = {}
+        for name in (*by_hand(), DEFAULTS):
+            copy = shutil.copytree(temporary / "made", temporary / name)
+            flags = ["--warm-trainers=0"] + [f"--provider={name}"] * (name != DEFAULTS)
+            running[name] = stack.enter_context(service(copy, *flags, keeps_features=True))
+        servers = {}
+        for precision, one in made.items():
+            if precision in ("fp32", "int8"):
+                servers[precision, PLAIN] = plain_server(stack, one.exported), one.name
+            for name, own in running.items():
+                if name == DEFAULTS or computing(name, precision) == precision:  # type: ignore[arg-type]
+                    servers[precision, name] = own, one.name
+        log(f"{backbone}: compares answers")
+        found.differences = differences(servers, photos(folder))
+        for number in range(arguments.rounds):
+            log(f"{backbone}, round {number + 1}")
+            one_round(found, folder, made, servers, number, arguments)
+        found.memory_mib = {name: pss_mib(own.pid) for name, own in running.items()}
+    return found
+
+
+def log(text: str) -> None:
+    """Says what goes on, apart from the figures."""
+    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
+
+
+def by_hand() -> list[str]:
+    """Lists the providers that can be set by hand here, the first that `auto` may take first."""
+    provider = choose_provider("auto")
+    also = ["openvino"] if not openvino_problem() else []
+    return list(dict.fromkeys([provider.name, *provider.others, "cpu", *also]))
+
+
+def versions(data_dir: Path, folder: Path, backbone: str) -> Iterator[tuple[str, Made]]:
+    """Makes a version in the default precision and, where that is another, in fp32 and int8."""
+    if backbone == NEAR_EMPTY:
+        data_dir.mkdir()
+        publish_near_empty(data_dir, "auto")
+        yield version(data_dir, folder, backbone, "auto")
+        return
+    first, one = version(data_dir, folder, backbone, "auto")
+    for precision in dict.fromkeys(["fp32", "int8", first]):
+        yield (first, one) if precision == first else version(data_dir, folder, backbone, precision)
+
+
+def version(data_dir: Path, folder: Path, backbone: str, precision: str) -> tuple[str, Made]:
+    """Fine-tunes a version in a precision, and returns when its providers are measured."""
+    log(f"{backbone}, {precision}: makes a version, and measures its providers")
+    flags = ("--warm-trainers=0", f"--precision={precision}")
+    with service(data_dir, *flags) as running, Client(running.address) as client:
+        client.wait_ready(30)
+        if backbone != NEAR_EMPTY:
+            fine_tune(client, folder, backbone, precision)
+        client.predict(photos(folder, 1), model=precision)
+        wait_until_measured(running.metrics_url)
+        exported = client.export_model(precision, data_dir.parent / f"{precision}.onnx")
+        about = client.get_version(precision)
+    provider = choose_provider("auto")
+    chosen: dict[int, str] = dict.fromkeys((cpus.available_cores(), 1), provider.name)
+    known = provider_table.read(data_dir / "providers.json")
+    if known is not None and about.backbone_digest in known.backbones:
+        chosen = {**known.backbones[about.backbone_digest].providers}
+    elif provider.others:
+        sys.exit(f"{backbone} was not measured:\n" + (data_dir / "service.log").read_text())
+    computed = about.manifest["serving_precision"]
+    if precision not in ("auto", computed):
+        sys.exit(f"a version of {backbone} in {precision} computes in {computed}")
+    if computed in ("bf16", "fp16"):  # an exported file does not say
+        exported.write_bytes(marked(exported.read_bytes(), computed))
+    return computed, Made(precision, exported, chosen)
+
+
+def wait_until_measured(metrics_url: str) -> None:
+    """Waits until no backbone waits to be measured."""
+    deadline = time.monotonic() + MEASURED_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(metrics_url, timeout=10) as answer:  # nosec B310 # our own server
+            lines = answer.read().decode().splitlines()
+        (pending,) = (x for x in lines if x.startswith("graft_measurements_pending"))
+        if float(pending.split()[-1]) == 0:
+            return
+        time.sleep(0.5)
+    sys.exit(f"backbones were not measured within {MEASURED_TIMEOUT_S:g} s")
+
+
+Servers = dict[tuple[str, str], tuple[Running, str]]
+"""Servers and the models they are asked, by precision and the way to serve."""
+
+
+def differences(servers: Servers, images: list[bytes]) -> dict[tuple[str, str], float]:
+    """Compares probabilities with those of the first provider set by hand.
+
+    Of the same images, one by one and several at once, since a graph for all cores and one
+    for a single core may be on different providers. Warms the services.
+    """
+    found: dict[tuple[str, str], float] = {}
+    expected: dict[str, np.ndarray[tuple[int, int], np.dtype[np.float64]]] = {}
+    for (precision, name), (running, model) in servers.items():
+        if name == PLAIN:
+            continue
+        with Client(running.address) as client, ThreadPoolExecutor(AT_ONCE) as pool:
+
+            def answer(data: bytes, client: Client = client, model: str = model) -> list[float]:
+                (answered,) = client.predict(data, model=model, top_k=1000)
+                by_class = sorted(answered.scores, key=lambda score: score.class_index)
+                return [score.probability for score in by_class]
+
+            rows = [answer(stamped(data, 0)) for data in images]
+            rows += pool.map(answer, [stamped(data, 1) for data in images])
+        both = np.array(rows)
+        first = expected.setdefault(precision, np.tile(both[: len(images)], (2, 1)))
+        found[precision, name] = float(np.abs(both - first).max())
+    return found
 
 
 def one_round(
-    results: Runs,
+    found: Backbone,
     folder: Path,
-    plain: Running,
-    grafts: "list[Graft]",
-    seconds: float,
+    made: dict[str, Made],
+    servers: Servers,
+    number: int,
+    arguments: argparse.Namespace,
 ) -> None:
-    """Everything once."""
-    for loops, threads in ((1, 2), (2, 1)):
-        flags = ("--loops", loops, "--threads", threads, "--seconds", seconds)
-        for decoder in ("plain", "graft"):
-            row = results[bare(loops, threads, decoder)]
-            own_flags = (*flags, "--decoder", decoder)
-            row.append(measured("bare", grafts[0].exported, folder, *own_flags))
-            time.sleep(PAUSE_S)
-        for graft in grafts:
-            row = results[bare(loops, threads, graft.name)]
-            own_flags = (*flags, "--provider", graft.provider)
-            row.append(measured("bare", graft.exported, folder, *own_flags))
-            time.sleep(PAUSE_S)
-    servers = {"plain": plain, **{graft.name: graft.running for graft in grafts}}
-    for callers in CALLERS:
-        for name, server in servers.items():
-            flags = ("--kind", "plain" if name == "plain" else "graft", "--seconds", seconds)
-            row = results[f"{name}, {callers} callers"]
-            row.append(
-                measured(
-                    "load", server.address, folder, "--pid", server.pid, "--callers", callers,
-                    *flags,
-                )
-            )  # fmt: skip
-            time.sleep(PAUSE_S)
-    for name, server in servers.items():
-        rate = OPEN_PART * results[f"{name}, {CALLERS[-1]} callers"][-1]["per_second"]
-        flags = ("--kind", "plain" if name == "plain" else "graft", "--seconds", seconds)
-        row = results[f"{name}, open loop at {OPEN_PART} of its capacity"]
-        row.append(
-            measured("load", server.address, folder, "--pid", server.pid, "--rate", rate, *flags)
-        )
+    """Measures everything once, every other round in the reverse order."""
+    cores, seconds = cpus.available_cores(), arguments.seconds
+    ways = list(servers)[:: -1 if number % 2 else 1]
+
+    def add(cell: Cell, module: str, *flags: object) -> None:
+        found.runs.setdefault(cell, []).append(measured(module, *flags))
         time.sleep(PAUSE_S)
 
+    def load(way: tuple[str, str], name: str, *flags: object) -> None:
+        running, model = servers[way]
+        kind = "plain" if way[1] == PLAIN else "graft"
+        add(
+            Cell(*way, name), "load", running.address, folder, "--pid", running.pid,
+            "--kind", kind, "--models", model, "--warm-up", 1, *flags,
+        )  # fmt: skip
 
-def bare(loops: int, threads: int, kind: str) -> str:
-    """What a ceiling is called: ONNX Runtime's CPU provider with a decoder, or as one serves."""
-    what = f"as {kind}" if kind.startswith("graft, ") else f"CPU provider, {kind} decoding"
-    return f"no server, {loops} loop(s) x {threads} thread(s), {what}"
+    for callers in (1, 32) if arguments.short else (1, 8, 32):
+        name = f"{callers} caller{'s' * (callers > 1)}"
+        for way in ways:
+            load(way, name, "--callers", callers, "--seconds", seconds / (1 + (callers == 1)))
+    for way in ways if not arguments.short else []:
+        rate = OPEN_PART * found.runs[Cell(*way, "32 callers")][-1]["per_second"]
+        load(way, OPEN, "--rate", rate, "--seconds", seconds)
+    for precision, one in made.items():
+        for name, loops, threads in (("one loop", 1, cores), ("a loop a core", cores, 1)):
+            flags = ("--loops", loops, "--threads", threads, "--seconds", seconds / 2)
+            as_served = ("--provider", one.chosen[threads])
+            add(Cell(precision, BARE[1], name), "bare", one.exported, folder, *flags,
+                *as_served)  # fmt: skip
+            if precision in ("fp32", "int8") and not arguments.short:
+                add(Cell(precision, BARE[0], name), "bare", one.exported, folder, *flags)
 
 
 def plain_server(stack: ExitStack, model: Path) -> Running:
     """Starts the yardstick."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "bench.serve.plain_server", str(model), str(port)]
+    command = [sys.executable, "-m", "bench.serve.plain_server", str(model)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     stack.callback(process.wait, 10)
     stack.callback(process.kill)
     assert process.stdout is not None
-    assert process.stdout.readline() == "serving\n"
-    return Running(f"127.0.0.1:{port}", "", process.pid)
-
-
-def print_table(results: Runs) -> None:
-    """Medians and ranges."""
-    print("| What | images/s | p50 ms | p99 ms | server CPU ms an image | errors |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for name, runs in results.items():
-        keys = ("per_second", "p50_ms", "p99_ms", "cpu_ms")
-        cells = [spread([run[key] for run in runs]) for key in keys]
-        print(f"| {name} | {' | '.join(cells)} | {sum(run['errors'] for run in runs)} |")
-
-
-def print_ratios(results: Runs, name: str) -> None:
-    """Each taken within a round."""
-    most = CALLERS[-1]
-    one, many = f"{name}, {CALLERS[0]} callers", f"{name}, {most} callers"
-    for text, above, below, key in (
-        ("p50 of 1 caller, of the bare 2-thread loop's (CPU provider, plain decoding)",
-         one, bare(1, 2, "plain"), "p50_ms"),
-        ("p50 of 1 caller, of the bare 2-thread loop's (CPU provider, our decoding)",
-         one, bare(1, 2, "graft"), "p50_ms"),
-        ("p50 of 1 caller, of the bare 2-thread loop's (same provider)",
-         one, bare(1, 2, name), "p50_ms"),
-        (f"throughput of {most} callers, of the bare ceiling's (CPU provider, plain decoding)",
-         many, bare(2, 1, "plain"), "per_second"),
-        (f"throughput of {most} callers, of the bare ceiling's (CPU provider, our decoding)",
-         many, bare(2, 1, "graft"), "per_second"),
-        (f"throughput of {most} callers, of the bare ceiling's (same provider)",
-         many, bare(2, 1, name), "per_second"),
-        (f"throughput of {most} callers, of the plain server's",
-         many, f"plain, {most} callers", "per_second"),
-        (f"server CPU an image, {most} callers, of the bare ceiling's (same provider)",
-         many, bare(2, 1, name), "cpu_ms"),
-    ):  # fmt: skip
-        pairs = zip(results[above], results[below], strict=True)
-        print(f"- {text}: {spread([a[key] / b[key] for a, b in pairs], '.3f')}")
-
-
-def spread(values: list[float], form: str = ".1f") -> str:
-    """Median, and range."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+    return Running(f"127.0.0.1:{int(process.stdout.readline())}", "", process.pid)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,32 @@
 """The ceiling: the same work in one process, with no server.
 
     python -m bench.serve.bare MODEL FOLDER [--loops N] [--threads N] [--seconds S]
-        [--decoder plain|graft] [--provider NAME]
+        [--provider NAME]
 
-Each loop is a thread with a session of its own, on ONNX Runtime's CPU provider
-as it comes or, with --provider, opened as the service opens its sessions. Prints
-one JSON line: images a second, latencies (ms), CPU an image (ms).
+Each loop is a thread. They decode as everybody does and have a session each, on ONNX
+Runtime's CPU provider as it comes; with --provider they decode as the service does and
+share a graph that is made as the service makes its own. Prints one JSON line: images a
+second, latencies (ms), CPU an image (ms).
 """
 
 import argparse
 import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import psutil
-
-from bench.serve.load import cpu_s, figures
-from bench.serve.work import DECODERS, cpu_run, photos, served_run
+from bench.photographs import photos
+from bench.serve.load import cpu_times, figures
+from bench.serve.plain_server import plain_decode, session
+from service.engine import preprocess
+from service.engine.runtime import compiled
 
 WARM_UP = 5
+
+Work = Callable[[bytes], Any]
+"""From a JPEG file to the probabilities float32 [1, classes]."""
 
 
 def main() -> None:
@@ -30,30 +37,23 @@ def main() -> None:
     parser.add_argument("--loops", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--decoder", choices=DECODERS, default="graft")
-    parser.add_argument("--provider", help="as graft-server's flag")
+    parser.add_argument("--provider", choices=("cpu", "openvino", "cuda", "tensorrt"))
     arguments = parser.parse_args()
-    decode = DECODERS[arguments.decoder]
     images = photos(arguments.folder)
     loops = arguments.loops
-    if arguments.provider:
-        runs = [
-            served_run(arguments.model, arguments.provider, arguments.threads) for _ in range(loops)
-        ]
-    else:
-        runs = [cpu_run(arguments.model, arguments.threads) for _ in range(loops)]
+    works = plain_works(arguments) if not arguments.provider else served_works(arguments)
     latencies: list[list[float]] = [[] for _ in range(loops)]
     begin = threading.Barrier(loops + 1)
     stop = threading.Event()
 
     def loop(number: int) -> None:
-        run, place = runs[number], number
+        work, place = works[number], number
         for data in images[:WARM_UP]:
-            run(decode(data)[None])
+            work(data)
         begin.wait()
         while not stop.is_set():
             started = time.perf_counter()
-            int(run(decode(images[place % len(images)])[None])[0].argmax())
+            int(work(images[place % len(images)])[0].argmax())
             latencies[number].append(time.perf_counter() - started)
             place += loops
 
@@ -61,15 +61,33 @@ def main() -> None:
     for worker in workers:
         worker.start()
     begin.wait()
-    own = psutil.Process()
-    started, before_s = time.perf_counter(), cpu_s(own)
+    started, before = time.perf_counter(), cpu_times()
     time.sleep(arguments.seconds)
     stop.set()
     for worker in workers:
         worker.join()
     elapsed = time.perf_counter() - started
+    used = cpu_times().since(before)
     every = [value for each in latencies for value in each]
-    print(json.dumps(figures(every, elapsed, cpu_s(own) - before_s)))
+    others = {"others_cpu_percent": 100 * used.others_s / elapsed, "generator_cpu_percent": 0.0}
+    print(json.dumps({**figures(every, elapsed, used.own_s), **others}))
+
+
+def plain_works(arguments: argparse.Namespace) -> list[Work]:
+    """A session for each loop."""
+
+    def work(run: Any, name: str) -> Work:
+        return lambda data: run(None, {name: plain_decode(data)[None]})[0]
+
+    own = [session(arguments.model, arguments.threads) for _ in range(arguments.loops)]
+    return [work(each.run, each.get_inputs()[0].name) for each in own]
+
+
+def served_works(arguments: argparse.Namespace) -> list[Work]:
+    """One graph for all loops, of a whole exported classifier."""
+    model, cores = arguments.model.read_bytes(), arguments.loops * arguments.threads
+    graph = compiled(model, arguments.threads, arguments.provider, cores)
+    return [lambda data: graph.run(preprocess.decode(data)[None])] * arguments.loops
 
 
 if __name__ == "__main__":

@@ -1,26 +1,29 @@
 """The load: callers, or arrivals, in a process of their own.
 
     python -m bench.serve.load ADDRESS FOLDER --kind graft|plain --pid PID
-        (--callers N | --rate R [--arrivals poisson|even] [--seed N]) [--seconds S]
-        [--timeout S] [--models A,B] [--channels N]
+        (--callers N | --rate R) [--seconds S] [--warm-up S] [--timeout S] [--models A,B]
 
 Closed loop (--callers): each caller sends its next image when the last one is
-answered. Open loop (--rate): images arrive at a fixed rate whatever the server
-does; a latency, and a call's deadline, count from the moment that the image
+answered. Open loop (--rate): images arrive at random at a fixed rate (Poisson), whatever
+the server does; a latency, and a call's deadline, count from the moment that the image
 was to be sent, so a generator or a server that falls behind is not flattered.
 
-Requests are serialised before the clock starts and travel as they are, since the
-generator shares the cores with what it measures; its own CPU and its lag behind
-the schedule are reported too. Prints one JSON line (see `Tally.figures`).
+Requests are serialised before the clock starts, but for a number behind each image's
+last byte, which makes it a file of its own: nothing kept of an earlier call can answer
+it. The generator shares the cores with what it measures, so its own CPU time, its lag
+behind the schedule and the CPU time of all other processes are reported too. Prints one
+JSON line (see `Tally.figures`).
 """
 
 import argparse
 import asyncio
 import itertools
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +32,10 @@ import numpy as np
 import psutil
 from graft.v1 import prediction_pb2
 
-from bench.serve.work import photos
+from bench.photographs import photos
 
-WARM_UP_S = 2.0
+STAMP = 8
+"""Bytes of the number that follows an image."""
 PAUSE_S = 0.01
 """What a caller of the closed loop waits after a failed call: it is not to spin."""
 OUTCOMES = {
@@ -69,6 +73,32 @@ def figures(latencies_s: list[float], elapsed_s: float, cpu_s: float) -> dict[st
     }
 
 
+@dataclass(frozen=True)
+class CpuTimes:
+    """CPU time of a server, of this process, and of all others on the CPUs it may use."""
+
+    server_s: float
+    own_s: float
+    others_s: float
+
+    def since(self, before: "CpuTimes") -> "CpuTimes":
+        """Returns what was used after `before`."""
+        return CpuTimes(
+            self.server_s - before.server_s,
+            self.own_s - before.own_s,
+            max(0.0, self.others_s - before.others_s),
+        )
+
+
+def cpu_times(server: psutil.Process | None = None) -> CpuTimes:
+    """Reads them; what other virtual machines took of these CPUs counts as others'."""
+    may = os.sched_getaffinity(0)
+    each = [one for n, one in enumerate(psutil.cpu_times(percpu=True)) if n in may]
+    busy_s = sum(c.user + c.nice + c.system + c.irq + c.softirq + c.steal for c in each)
+    server_s, own_s = cpu_s(server) if server else 0.0, cpu_s(psutil.Process())
+    return CpuTimes(server_s, own_s, busy_s - server_s - own_s)
+
+
 class Tally:
     """What became of the calls, each with its latency."""
 
@@ -84,7 +114,7 @@ class Tally:
         self.latencies_s[outcome].append(latency_s)
         self.codes[code] += 1
 
-    def figures(self, elapsed_s: float, ended_ok: int, server_s: float, own_s: float) -> Any:
+    def figures(self, elapsed_s: float, ended_ok: int, used: "CpuTimes") -> Any:
         """Rates count the good answers that came within the measured time.
 
         In the open loop outcomes and latencies are of the calls that were to be
@@ -96,12 +126,13 @@ class Tally:
             **figures(ok, elapsed_s, 0),
             **percentiles(self.latencies_s["refused"], "refused_"),
             "per_second": ended_ok / elapsed_s,
-            "cpu_ms": server_s * 1000 / max(1, ended_ok),
+            "cpu_ms": used.server_s * 1000 / max(1, ended_ok),
             "offered_per_second": total / elapsed_s,
             "errors": total - len(ok),
             "outcomes": {name: len(values) for name, values in self.latencies_s.items()},
             "codes": dict(self.codes),
-            "generator_cpu_percent": 100 * own_s / elapsed_s,
+            "generator_cpu_percent": 100 * used.own_s / elapsed_s,
+            "others_cpu_percent": 100 * used.others_s / elapsed_s,
             "lag_p99_ms": percentiles(self.lags_s)["p99_ms"],
         }
 
@@ -109,10 +140,13 @@ class Tally:
 class Load:
     """One measured run against one server."""
 
-    def __init__(self, call: Call, requests: Iterator[bytes], timeout_s: float) -> None:
+    def __init__(
+        self, call: Call, requests: Iterator[bytes], timeout_s: float, warm_up_s: float
+    ) -> None:
         self._call = call
         self._requests = requests
         self._timeout_s = timeout_s
+        self._warm_up_s = warm_up_s
         self._from = self._until = float("inf")
         self._tally = Tally()
         self._ended_ok = 0
@@ -133,10 +167,10 @@ class Load:
                     await asyncio.sleep(PAUSE_S)
 
         tasks = [asyncio.create_task(caller()) for _ in range(callers)]
-        measured = await self._measure(time.perf_counter() + WARM_UP_S, seconds, server)
+        used = await self._measure(time.perf_counter(), seconds, server)
         stop = True
         await asyncio.gather(*tasks)
-        return self._tally.figures(measured[0], self._ended_ok, *measured[1:])
+        return self._tally.figures(seconds, self._ended_ok, used)
 
     async def open(self, due_s: Iterator[float], seconds: float, server: psutil.Process) -> Any:
         """Arrivals at `due_s` from the start, which run until the time is over."""
@@ -168,21 +202,19 @@ class Load:
                 task.add_done_callback(running.discard)
 
         sender = asyncio.create_task(arrivals())
-        measured = await self._measure(origin + WARM_UP_S, seconds, server)
+        used = await self._measure(origin, seconds, server)
         await sender
         await asyncio.gather(*running)
-        return self._tally.figures(measured[0], self._ended_ok, *measured[1:])
+        return self._tally.figures(seconds, self._ended_ok, used)
 
-    async def _measure(
-        self, start: float, seconds: float, server: psutil.Process
-    ) -> tuple[float, float, float]:
-        """Sets the measured time; gives its length, the server's CPU and our own, in seconds."""
-        own = psutil.Process()
-        self._from, self._until = start, start + seconds
-        await asyncio.sleep(start - time.perf_counter())
-        before = cpu_s(server), cpu_s(own)
+    async def _measure(self, origin: float, seconds: float, server: psutil.Process) -> CpuTimes:
+        """Measures from when the load is warm; returns the CPU time used meanwhile."""
+        self._from = origin + self._warm_up_s
+        self._until = self._from + seconds
+        await asyncio.sleep(self._from - time.perf_counter())
+        before = cpu_times(server)
         await asyncio.sleep(self._until - time.perf_counter())
-        return seconds, cpu_s(server) - before[0], cpu_s(own) - before[1]
+        return cpu_times(server).since(before)
 
     def _counts_in(self, moment: float) -> bool:
         return self._from <= moment < self._until
@@ -197,45 +229,46 @@ class Load:
         return "OK", "ok"
 
 
-def arrivals_s(rate: float, kind: str, seed: int) -> Iterator[float]:
-    """Seconds from the start at which images arrive, without end."""
+def arrivals_s(rate: float, seed: int = 0) -> Iterator[float]:
+    """Yields seconds from the start at which images arrive, without end (Poisson)."""
     random = np.random.default_rng(seed)
     moment = 0.0
     while True:
-        moment += random.exponential(1 / rate) if kind == "poisson" else 1 / rate
+        moment += random.exponential(1 / rate)
         yield moment
 
 
 def requests(kind: str, images: list[bytes], models: list[str]) -> Iterator[bytes]:
-    """The calls' bytes, for ever: every image in turn, every model in turn."""
-    if kind == "plain":
-        yield from itertools.cycle(images)
-    # A message's fields may be written apart and joined: one copy of an image does for all.
-    names = [
-        prediction_pb2.PredictRequest(
-            models=[prediction_pb2.ModelSpec(model=name)]
-        ).SerializeToString()
-        for name in models
-    ]
-    bodies = [
-        prediction_pb2.PredictRequest(
-            images=[prediction_pb2.Image(encoded=data)]
-        ).SerializeToString()
-        for data in images
-    ]
-    if len(names) == 1:
-        yield from itertools.cycle([names[0] + body for body in bodies])
-    for name, body in zip(itertools.cycle(names), itertools.cycle(bodies), strict=False):
-        yield name + body
+    """Yields the calls' bytes, for ever: every image in turn, every model in turn."""
+    # A message's fields may be written apart and joined: one copy of an image does for all,
+    # and the image's bytes come last.
+    names, bodies = [b""], images
+    if kind == "graft":
+        asked = [[prediction_pb2.ModelSpec(model=name)] for name in models]
+        names = [prediction_pb2.PredictRequest(models=one).SerializeToString() for one in asked]
+        bodies = [
+            prediction_pb2.PredictRequest(
+                images=[prediction_pb2.Image(encoded=stamped(data, 0))]
+            ).SerializeToString()[:-STAMP]
+            for data in images
+        ]
+    turns = zip(itertools.cycle(names), itertools.cycle(bodies), strict=False)
+    for number, (name, body) in enumerate(turns, time.time_ns()):
+        yield stamped(name + body, number)
 
 
-def connect(kind: str, channels: list[grpc.aio.Channel]) -> Call:
-    """The call, over the channels in turn; raises WrongAnswer."""
+def stamped(data: bytes, number: int) -> bytes:
+    """Returns a JPEG file, or what ends with one, with a number that no decoder reads."""
+    return data + number.to_bytes(STAMP)
+
+
+def connect(kind: str, channel: grpc.aio.Channel) -> Call:
+    """Returns the call, which raises WrongAnswer."""
     path = "/plain/Predict" if kind == "plain" else "/graft.v1.PredictionService/Predict"
-    turn = itertools.cycle([channel.unary_unary(path) for channel in channels])
+    predict = channel.unary_unary(path)
 
     async def call(request: bytes, timeout_s: float) -> bytes:
-        answer: bytes = await next(turn)(request, timeout=timeout_s)
+        answer: bytes = await predict(request, timeout=timeout_s)
         if not (answer if kind == "plain" else _classifies(answer)):
             raise WrongAnswer
         return answer
@@ -254,32 +287,20 @@ def cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-async def run(arguments: argparse.Namespace, images: list[bytes]) -> dict[str, Any]:
+async def run(arguments: argparse.Namespace, images: list[bytes]) -> Any:
     """Runs one load and gives its figures."""
     server = psutil.Process(arguments.pid)
-    # Channels of one process share a connection unless told otherwise.
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    channels = [
-        grpc.aio.insecure_channel(arguments.address, options=options)
-        for _ in range(arguments.channels)
-    ]
-    try:
-        await asyncio.gather(*(channel.channel_ready() for channel in channels))
+    async with grpc.aio.insecure_channel(arguments.address) as channel:
+        await channel.channel_ready()
         load = Load(
-            connect(arguments.kind, channels),
+            connect(arguments.kind, channel),
             requests(arguments.kind, images, arguments.models.split(",")),
             arguments.timeout,
+            arguments.warm_up,
         )
         if arguments.callers:
-            result = await load.closed(arguments.callers, arguments.seconds, server)
-        else:
-            due_s = arrivals_s(arguments.rate, arguments.arrivals, arguments.seed)
-            result = await load.open(due_s, arguments.seconds, server)
-    finally:
-        for channel in channels:
-            await channel.close()
-    answer: dict[str, Any] = result
-    return answer
+            return await load.closed(arguments.callers, arguments.seconds, server)
+        return await load.open(arrivals_s(arguments.rate), arguments.seconds, server)
 
 
 def main() -> None:
@@ -292,12 +313,10 @@ def main() -> None:
     loop = parser.add_mutually_exclusive_group(required=True)
     loop.add_argument("--callers", type=int, help="closed loop")
     loop.add_argument("--rate", type=float, help="open loop, images a second")
-    parser.add_argument("--arrivals", choices=("poisson", "even"), default="poisson")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--warm-up", type=float, default=2, help="seconds that do not count")
     parser.add_argument("--timeout", type=float, default=60, help="of each call, seconds")
     parser.add_argument("--models", default="bench", help="that the calls are spread over")
-    parser.add_argument("--channels", type=int, default=1, help="connections")
     arguments = parser.parse_args()
     print(json.dumps(asyncio.run(run(arguments, photos(arguments.folder)))))
 

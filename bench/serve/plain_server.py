@@ -1,21 +1,27 @@
 """The yardstick: a plain hand-written server, grpc.aio and ONNX Runtime's CPU provider.
 
-    python -m bench.serve.plain_server MODEL PORT
+    python -m bench.serve.plain_server MODEL
 
 No batching, no models, no errors, no metrics: what a good engineer writes in an
-hour. Decoding and inference run in two threads with one ONNX Runtime thread
-each, which is its best on two cores under load.
+hour. Decoding and inference run in a thread a core with one ONNX Runtime thread
+each, which is its best under load. Prints its port.
 """
 
 import asyncio
+import io
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from PIL import Image
 
-from bench.serve.work import plain_decode, session
 from service.ops.cpus import available_cores
+
+Pixels = npt.NDArray[np.uint8]
 
 
 async def main() -> None:
@@ -35,10 +41,27 @@ async def main() -> None:
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     handlers = {"Predict": grpc.unary_unary_rpc_method_handler(predict)}
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("plain", handlers)])
-    server.add_insecure_port(f"127.0.0.1:{sys.argv[2]}")
+    port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    print("serving", flush=True)
+    print(port, flush=True)
     await server.wait_for_termination()
+
+
+def plain_decode(data: bytes) -> Pixels:
+    """Shorter side to 256, the middle 224 x 224, in two steps as everybody writes it."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    scale = 256 / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)))
+    left, top = (image.width - 224) // 2, (image.height - 224) // 2
+    return np.asarray(image.crop((left, top, left + 224, top + 224)), dtype=np.uint8)
+
+
+def session(model: Path, threads: int) -> ort.InferenceSession:
+    """ONNX Runtime's CPU provider as it comes, but for the threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ class Load:
             if outcome == OK:
                 self._latencies_s.append(time.perf_counter() - due)
 
-        for offset_s in arrivals_s(max(rate, 1.0), "poisson", self._order.seed):
+        for offset_s in arrivals_s(max(rate, 1.0), self._order.seed):
             if (wait_s := origin + offset_s - time.perf_counter()) > 0:
                 await asyncio.sleep(wait_s)
             if self._is_over.is_set():
