@@ -7,7 +7,6 @@ good enough is measured afterwards, never assumed.
 """
 
 import logging
-import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -45,8 +44,6 @@ _WIDE = 4
 """A layer that reads maps of more than a fourth of the images' side is computed in float."""
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that hold a layer's weights."""
-_BATCH = 4
-"""Images of a run for the ranges, which holds all their maps at once: some 200 MB."""
 
 
 def to_int8(backbone: Path, out: Path) -> bool:
@@ -93,7 +90,7 @@ def to_int8(backbone: Path, out: Path) -> bool:
                 per_channel=True,
                 calibrate_method=CalibrationMethod.MinMax,
                 nodes_to_exclude=excluded,
-                # The ranges after each batch, whose maps are then dropped.
+                # The maps of one image in memory; of all, they would be gigabytes.
                 extra_options={"CalibStridedMinMax": 1},
             )
         finally:
@@ -224,22 +221,20 @@ def _progress(record: Record, send: Send) -> None:
 
 
 class _Images:
-    """A `CalibrationDataReader` that can be asked for some of its batches."""
+    """A `CalibrationDataReader` of one image at a time, whose maps are then dropped."""
 
     def __init__(self, images: Pixels) -> None:
         self._images = images
-        self.set_range(0, len(self))
+        self.set_range(0, len(images))
 
     def __len__(self) -> int:
-        return math.ceil(len(self._images) / _BATCH)
+        return len(self._images)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Begins anew, with batches from `start_index` to before `end_index`."""
+        """Begins anew, with the images from `start_index` to before `end_index`."""
         self._places = iter(range(start_index, end_index))
 
     def get_next(self) -> dict[str, Pixels] | None:
-        """Returns the next batch, by the graph's input."""
+        """Returns the next image as a batch of one, by the graph's input."""
         place = next(self._places, None)
-        if place is None:
-            return None
-        return {"images": self._images[place * _BATCH : (place + 1) * _BATCH]}
+        return None if place is None else {"images": self._images[place : place + 1]}
