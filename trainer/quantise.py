@@ -105,7 +105,7 @@ def in_float(model: "onnx.ModelProto", size: int) -> list[str]:
     Those before the first layers with weights and after the last ones, these included, so that
     neither pixels nor features are rounded; and those that read maps of more than a fourth of
     `size`, the images' side, in pixels. These early layers see faint contrasts in large ranges:
-    of efficientnet_lite0 they made two thirds of the error of its features.
+    of efficientnet_lite0 they made more than half of the error of its features.
     """
     import onnx
 
