@@ -102,10 +102,10 @@ def main() -> None:
         shutil.copytree(temporary / "off", temporary / "on")
         off = stack.enter_context(service(temporary / "off"))
         on = stack.enter_context(service(temporary / "on", keeps_features=True))
-        clients = [stack.enter_context(Client(each.address)) for each in (off, on)]
-        for client in clients:
+        without, keeping = (stack.enter_context(Client(each.address)) for each in (off, on))
+        for client in (without, keeping):
             client.wait_ready(30)
-        kinds = calls(*clients, folder, names)
+        kinds = calls(without, keeping, folder, names)
         one_round(kinds, 5)
         rounds = [one_round(kinds, arguments.calls) for _ in range(arguments.rounds)]
     print(

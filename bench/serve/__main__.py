@@ -184,8 +184,9 @@ def version(client: Client, data_dir: Path, asked: str) -> tuple[str, Made]:
         sys.exit(f"{about.backbone} was not measured:\n" + (data_dir / "service.log").read_text())
     if asked not in ("auto", about.serving_precision):
         sys.exit(f"a version in {asked} computes in {about.serving_precision}")
-    if about.serving_precision in ("bf16", "fp16"):  # an exported file does not say
-        exported.write_bytes(marked(exported.read_bytes(), about.serving_precision))
+    for precision in ("bf16", "fp16"):
+        if precision == about.serving_precision:  # which an exported file does not say
+            exported.write_bytes(marked(exported.read_bytes(), precision))
     return about.serving_precision, Made(asked, exported, chosen)
 
 
