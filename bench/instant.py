@@ -29,8 +29,8 @@ from service.contract import (
     Finished,
     JobSpec,
     Progressed,
-    RankSpec,
     Record,
+    Spec,
 )
 from service.engine import head as heads
 from service.ingest import index as indexes
@@ -69,9 +69,9 @@ class InstantLauncher:
         self._number = itertools.count()
         self._shared = near_empty_backbone()
 
-    async def start(self, spec: JobSpec | RankSpec, folder: Path) -> InstantTrainer:  # noqa: ARG002 - as its door
+    async def start(self, spec: Spec, folder: Path) -> InstantTrainer:  # noqa: ARG002 - as its door
         """Starts no process."""
-        assert isinstance(spec, JobSpec), "it ranks nothing"
+        assert isinstance(spec, JobSpec), "it ranks and exports nothing"
         await asyncio.to_thread(self._write, spec, next(self._number))
         return InstantTrainer()
 

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.serve.work import DECODERS, cpu_run, photos
+from bench.photographs import photos
+from bench.serve.plain_server import session
+from service.engine.preprocess import decode
 
 _BATCH = 8
 
@@ -26,21 +28,22 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    decode, images = DECODERS["graft"], photos(arguments.folder, most=100_000)
-    runs = [cpu_run(arguments.model, 1) for _ in range(arguments.threads)]
+    images = photos(arguments.folder, most=100_000)
+    sessions = [session(arguments.model, 1) for _ in range(arguments.threads)]
+    name = sessions[0].get_inputs()[0].name
     batches = iter([images[at : at + _BATCH] for at in range(0, len(images), _BATCH)])
     lock, begin = threading.Lock(), threading.Barrier(arguments.threads + 1)
 
     def work(number: int) -> None:
-        run = runs[number]
-        run(np.stack([decode(data) for data in images[:_BATCH]]))
+        run = sessions[number].run
+        run(None, {name: np.stack([decode(data) for data in images[:_BATCH]])})
         begin.wait()
         while True:
             with lock:
                 batch = next(batches, None)
             if batch is None:
                 return
-            run(np.stack([decode(data) for data in batch]))
+            run(None, {name: np.stack([decode(data) for data in batch])})
 
     workers = [threading.Thread(target=work, args=(n,)) for n in range(arguments.threads)]
     for worker in workers:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 from graft import Client
+from graft.types import ServingPrecision
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
@@ -77,15 +78,22 @@ def serving(log_file: Path, process: "subprocess.Popen[bytes]") -> dict[str, int
     sys.exit("the service did not start:\n" + log_file.read_text())
 
 
-def fine_tune(client: Client, folder: Path, backbone: str, name: str = "bench") -> None:
+def fine_tune(
+    client: Client,
+    folder: Path,
+    backbone: str,
+    name: str = "bench",
+    precision: ServingPrecision = "auto",
+) -> None:
     """Makes a model of a few photos; ResNets start from random weights, which cost the same."""
     pairs = []
     for label in sorted(path for path in folder.iterdir() if path.is_dir()):
         pairs += [(label.name, photo) for photo in sorted(label.rglob("*.jpg"))[:6]]
     weights = "" if backbone == "efficientnet_lite0" else "random"
     job = client.fine_tune(
-        pairs, name=name, backbone=backbone, weights=weights, method="feature_based"
-    )
+        pairs, name=name, backbone=backbone, weights=weights, method="feature_based",
+        serving_precision=precision,
+    )  # fmt: skip
     job.wait(timeout_s=300)
 
 

@@ -11,37 +11,30 @@ ratio is one of two medians of the same round.
 
 import argparse
 import itertools
-import platform
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import psutil
 from graft import Client
 
-from bench.photographs import given_or_written
+from bench.photographs import given_or_written, photos
 from bench.published import NEAR_EMPTY, publish_copies, publish_near_empty
-from bench.running import service
-from bench.serve.models import NAME, fine_tune
-from bench.serve.work import photos
+from bench.running import fine_tune, service, spread
+from bench.serve.load import stamped
+from service.ops.cpus import describe
 
 Call = Callable[[], object]
-
-
-def fresh(images: list[bytes]) -> Iterator[bytes]:
-    """The photos again and again, each time another file: what follows a JPEG's end is ignored."""
-    for number, data in enumerate(itertools.cycle(images)):
-        yield data + number.to_bytes(8, "big")
 
 
 def calls(without: Client, keeping: Client, folder: Path, names: list[str]) -> dict[str, Call]:
     """One call of each kind."""
     images = photos(folder)
-    new, again = fresh(images), itertools.cycle(images)
+    new = map(stamped, itertools.cycle(images), itertools.count())
+    again = itertools.cycle(images)
     one = names[0]
     # Of the other models on the backbone nothing is asked before: heads are loaded, images known.
     for data in images:
@@ -104,33 +97,28 @@ def main() -> None:
         with service(temporary / "off") as running, Client(running.address) as client:
             client.wait_ready(30)
             fine_tune(client, folder, arguments.backbone)
-        publish_copies(temporary / "off", NAME, names)
+        publish_copies(temporary / "off", "bench", names)
         publish_near_empty(temporary / "off", NEAR_EMPTY)
         shutil.copytree(temporary / "off", temporary / "on")
         off = stack.enter_context(service(temporary / "off"))
-        on = stack.enter_context(service(temporary / "on", "--recent-features-mb=64"))
-        clients = [stack.enter_context(Client(each.address)) for each in (off, on)]
-        for client in clients:
+        on = stack.enter_context(service(temporary / "on", keeps_features=True))
+        without, keeping = (stack.enter_context(Client(each.address)) for each in (off, on))
+        for client in (without, keeping):
             client.wait_ready(30)
-        kinds = calls(*clients, folder, names)
+        kinds = calls(without, keeping, folder, names)
         one_round(kinds, 5)
         rounds = [one_round(kinds, arguments.calls) for _ in range(arguments.rounds)]
     print(
-        f"{platform.machine()}, {psutil.cpu_count()} cores, {arguments.backbone}, "
-        f"{arguments.models} models, {arguments.rounds} rounds of {arguments.calls} calls\n"
+        f"{describe()}, {arguments.backbone}, {arguments.models} models, "
+        f" {arguments.rounds} rounds of {arguments.calls} calls\n"
     )
     print("| Call | median ms (range over rounds) |\n| --- | --- |")
     for name in kinds:
-        print(f"| {name} | {spread([each[name] for each in rounds])} |")
+        print(f"| {name} | {spread([each[name] for each in rounds], '.2f')} |")
     print()
     for above, below in RATIOS:
         values = [each[above] / each[below] for each in rounds]
-        print(f"- {above}, of {below}: {spread(values)}")
-
-
-def spread(values: list[float]) -> str:
-    """Median, and range."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+        print(f"- {above}, of {below}: {spread(values, '.2f')}")
 
 
 if __name__ == "__main__":

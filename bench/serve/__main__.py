@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 from graft import Client
+from graft.types import ServingPrecision
 
 from bench.photographs import given_or_written, photos
 from bench.published import NEAR_EMPTY, publish_near_empty
@@ -152,41 +153,41 @@ def by_hand() -> list[str]:
 
 def versions(data_dir: Path, folder: Path, backbone: str) -> Iterator[tuple[str, Made]]:
     """Makes a version in the default precision and, where that is another, in fp32 and int8."""
+    first = ""
+    asked: tuple[ServingPrecision, ...] = ("auto", "fp32", "int8")
+    data_dir.mkdir()
     if backbone == NEAR_EMPTY:
-        data_dir.mkdir()
         publish_near_empty(data_dir, "auto")
-        yield version(data_dir, folder, backbone, "auto")
-        return
-    first, one = version(data_dir, folder, backbone, "auto")
-    for precision in dict.fromkeys(["fp32", "int8", first]):
-        yield (first, one) if precision == first else version(data_dir, folder, backbone, precision)
-
-
-def version(data_dir: Path, folder: Path, backbone: str, precision: str) -> tuple[str, Made]:
-    """Fine-tunes a version in a precision, and returns when its providers are measured."""
-    log(f"{backbone}, {precision}: makes a version, and measures its providers")
-    flags = ("--warm-trainers=0", f"--precision={precision}")
-    with service(data_dir, *flags) as running, Client(running.address) as client:
+        asked = ("auto",)
+    with service(data_dir, "--warm-trainers=0") as running, Client(running.address) as client:
         client.wait_ready(30)
-        if backbone != NEAR_EMPTY:
-            fine_tune(client, folder, backbone, precision)
-        client.predict(photos(folder, 1), model=precision)
-        wait_until_measured(running.metrics_url)
-        exported = client.export_model(precision, data_dir.parent / f"{precision}.onnx")
-        about = client.get_version(precision)
-    provider = choose_provider("auto")
+        for name in (each for each in asked if each != first):
+            log(f"{backbone}, {name}: makes a version, and measures its providers")
+            if backbone != NEAR_EMPTY:
+                fine_tune(client, folder, backbone, name, name)
+            client.predict(photos(folder, 1), model=name)
+            wait_until_measured(running.metrics_url)
+            precision, made = version(client, data_dir, name)
+            first = first or precision
+            yield precision, made
+
+
+def version(client: Client, data_dir: Path, asked: str) -> tuple[str, Made]:
+    """Exports a version that was measured; returns its precision, and what was measured."""
+    exported = client.export_model(asked, data_dir.parent / f"{asked}.onnx")
+    about, provider = client.get_version(asked), choose_provider("auto")
     chosen: dict[int, str] = dict.fromkeys((cpus.available_cores(), 1), provider.name)
     known = provider_table.read(data_dir / "providers.json")
     if known is not None and about.backbone_digest in known.backbones:
         chosen = {**known.backbones[about.backbone_digest].providers}
     elif provider.others:
-        sys.exit(f"{backbone} was not measured:\n" + (data_dir / "service.log").read_text())
-    computed = about.manifest["serving_precision"]
-    if precision not in ("auto", computed):
-        sys.exit(f"a version of {backbone} in {precision} computes in {computed}")
-    if computed in ("bf16", "fp16"):  # an exported file does not say
-        exported.write_bytes(marked(exported.read_bytes(), computed))
-    return computed, Made(precision, exported, chosen)
+        sys.exit(f"{about.backbone} was not measured:\n" + (data_dir / "service.log").read_text())
+    if asked not in ("auto", about.serving_precision):
+        sys.exit(f"a version in {asked} computes in {about.serving_precision}")
+    for precision in ("bf16", "fp16"):
+        if precision == about.serving_precision:  # which an exported file does not say
+            exported.write_bytes(marked(exported.read_bytes(), precision))
+    return about.serving_precision, Made(asked, exported, chosen)
 
 
 def wait_until_measured(metrics_url: str) -> None:

@@ -265,7 +265,7 @@ def stamped(data: bytes, number: int) -> bytes:
 def connect(kind: str, channel: grpc.aio.Channel) -> Call:
     """Returns the call, which raises WrongAnswer."""
     path = "/plain/Predict" if kind == "plain" else "/graft.v1.PredictionService/Predict"
-    predict = channel.unary_unary(path)
+    predict: Any = channel.unary_unary(path)
 
     async def call(request: bytes, timeout_s: float) -> bytes:
         answer: bytes = await predict(request, timeout=timeout_s)

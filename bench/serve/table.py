@@ -65,7 +65,7 @@ class Backbone:
 
     def median(self, cell: Cell, key: str = "per_second") -> float:
         """Returns the median over rounds."""
-        return statistics.median(run[key] for run in self.runs[cell])
+        return float(statistics.median(run[key] for run in self.runs[cell]))
 
     def ratio(self, above: Cell, below: Cell, key: str = "per_second") -> str:
         """Formats ratios taken within rounds; a dash where one of the two was not measured."""
