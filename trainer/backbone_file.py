@@ -62,6 +62,11 @@ class BackboneFile:
         return self._precision
 
     @property
+    def is_gpu(self) -> bool:
+        """True if a GPU computes."""
+        return self._runtime.is_gpu
+
+    @property
     def size(self) -> int:
         """Side of the images that it takes, pixels; the file is made if need be."""
         self._look()
@@ -129,13 +134,14 @@ def space_of(digest: str, precision: Precision, runtime: OnnxRuntime) -> str:
 
 
 def runtime_of(spec: JobSpec | RankSpec, *, is_narrow: bool = True) -> OnnxRuntime:
-    """Returns what computes as the serving process does.
+    """Returns what computes as the serving process does; for a job on the CPU, there.
 
     Raises WrongState (DEVICE_UNAVAILABLE) for a provider or a precision that this machine
     does not have.
     """
     try:
-        provider = choose_provider(spec.provider)
+        on_cpu = isinstance(spec, JobSpec) and spec.device == "cpu"
+        provider = choose_provider(spec.provider, on_cpu=on_cpu)
     except ProviderUnavailable as error:
         raise WrongState(Reason.DEVICE_UNAVAILABLE, str(error)) from error
     path = Path(spec.provider_table) if spec.provider_table else None
