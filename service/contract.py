@@ -370,8 +370,9 @@ class ExportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     backbone: str
     out_dir: str
     weights_dir: str
+    precision: PrecisionSetting = "fp32"
+    """As in `TrainerSpec`, as is the next; no GPU is needed."""
     gpu: str = ""
-    """As in `TrainerSpec`; none is needed."""
     threads: int = 0
 
 
@@ -460,9 +461,9 @@ class BackbonesRanked(msgspec.Struct, frozen=True, tag="ranked"):
 
 
 class Exported(msgspec.Struct, frozen=True, tag="exported"):
-    """The backbone lies in `out_dir`, checked against PyTorch. The last record of an export."""
+    """The last record of an export: forms in `out_dir`, each in a file named by its digest."""
 
-    exported: ExportedBackbone
+    forms: list[ExportedBackbone]
 
 
 Record = (

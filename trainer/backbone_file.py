@@ -174,14 +174,18 @@ def takes_int8(spec: JobSpec, weights: str, runtime: OnnxRuntime) -> bool:
     Where that was shown to hold: frozen features of a backbone that says so, on a CPU with units
     for it. A network that is trained is served in what it was trained in.
     """
-    row = registry.find(spec.backbone)
+    is_frozen = isinstance(spec.method, Auto | FeatureBased) and not runtime.is_gpu
+    return is_frozen and holds_in_int8(spec.backbone, weights, spec.precision)
+
+
+def holds_in_int8(backbone: str, weights: str, asked: PrecisionSetting) -> bool:
+    """Tells whether heads on a backbone take int8 on this CPU, where that is left to us."""
+    row = registry.find(backbone)
     return (
-        spec.precision == "auto"
-        and isinstance(spec.method, Auto | FeatureBased)
+        asked == "auto"
         and row is not None
         and row.holds_in_int8
         and weights == row.weights_name("")
-        and not runtime.is_gpu
         and providers.has_vnni()
     )
 

@@ -19,6 +19,7 @@ from service.contract import (
     Exported,
     ExportedBackbone,
     ExportSpec,
+    form_name,
 )
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
@@ -27,8 +28,8 @@ from service.engine.runtime import OnnxRuntime
 from service.errors import Internal, Reason, WrongState
 from service.ops import failpoints
 from service.ops.cpus import available_cores
-from trainer import backbones, reference
-from trainer.backbone_file import OPSET, name_blocks
+from trainer import backbones, quantise, reference
+from trainer.backbone_file import OPSET, holds_in_int8, name_blocks
 from trainer.backbones import Backbone
 from trainer.reference import Classifier, Reference
 from trainer.weights import Weights
@@ -75,7 +76,7 @@ def to_onnx(backbone: Backbone, path: Path) -> None:
 
 
 def run(spec: ExportSpec) -> Exported:
-    """Exports a pretrained backbone whose weights are here.
+    """Exports a pretrained backbone whose weights are here, and in int8 where heads take that.
 
     Raises WrongState (WEIGHTS_UNAVAILABLE) where they are not, and as `shared`.
     """
@@ -90,10 +91,22 @@ def run(spec: ExportSpec) -> Exported:
     torch.set_num_threads(spec.threads or available_cores())
     network = backbones.load(spec.backbone, "", 0, folder)
     top = backbones.classifier(spec.backbone, "", folder)
-    found = shared(network, top, out / BACKBONE_FILE, out / REFERENCE_FILE)
-    with (out / REFERENCE_FILE).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Exported(ExportedBackbone(asked.name, found.backbone_digest, reference=digest))
+    made = out / BACKBONE_FILE
+    found = shared(network, top, made, out / REFERENCE_FILE)
+    digest = _sha256(out / REFERENCE_FILE)
+    forms = [ExportedBackbone(asked.name, found.backbone_digest, reference=digest)]
+    if holds_in_int8(spec.backbone, asked.name, spec.precision):
+        quantised = out / "int8.onnx"
+        if quantise.to_int8(made, quantised):
+            forms.append(ExportedBackbone(form_name(asked.name, "int8"), _sha256(quantised)))
+            quantised.rename(out / f"{forms[-1].digest}.onnx")
+    made.rename(out / f"{found.backbone_digest}.onnx")
+    return Exported(forms)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shared(

@@ -64,8 +64,12 @@ class DefaultExport:
                 if not await asyncio.to_thread(self._is_missing):
                     return
                 exported = await self._export()
-            if exported is not None:
-                log.info("the default backbone is exported", extra={"backbone": self._backbone})
+            if exported:
+                names = [form.weights for form in exported]
+                log.info(
+                    "the default backbone is exported",
+                    extra={"backbone": self._backbone, "forms": names},
+                )
         except Exception:
             log.exception("the default backbone is not exported yet; its first job does it")
         finally:
@@ -84,12 +88,13 @@ class DefaultExport:
             return False
         return is_here(self._settings.weights_dir, row.weights_file(name))
 
-    async def _export(self) -> ExportedBackbone | None:
+    async def _export(self) -> list[ExportedBackbone]:
         settings = self._settings
         spec = ExportSpec(
             backbone=self._backbone,
             out_dir=str(self._folder),
             weights_dir=str(settings.weights_dir),
+            precision="fp32" if settings.gpus else settings.precision,
             threads=settings.trainer_threads,
         )
         await asyncio.to_thread(self._clear)
@@ -97,22 +102,22 @@ class DefaultExport:
         trainer = await start_held(self._launcher, spec, self._folder, settings.stop_grace_s)
         try:
             exported = await self._followed(trainer)
-            if exported is not None:
+            for form in exported:
                 # To its end: a thread goes on when nobody waits for it.
                 await uninterrupted(
                     asyncio.to_thread(
-                        self._models.keep_exported, self._backbone, exported, self._folder
+                        self._models.keep_exported, self._backbone, form, self._folder
                     )
                 )
             return exported
         finally:
             await uninterrupted(trainer.stop(settings.stop_grace_s))
 
-    async def _followed(self, trainer: Trainer) -> ExportedBackbone | None:
+    async def _followed(self, trainer: Trainer) -> list[ExportedBackbone]:
         while True:
             match await trainer.next_record():
                 case Exported() as record:
-                    return record.exported
+                    return record.forms
                 case Failed() as record:
                     problem = record.message
                     break
@@ -120,7 +125,7 @@ class DefaultExport:
                     problem = "\n".join(trainer.last_words())
                     break
         log.error("the default backbone is not exported; its first job does it: %s", problem)
-        return None
+        return []
 
     def _clear(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

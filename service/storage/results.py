@@ -59,11 +59,11 @@ def put(blobs: Blobs, out_dir: Path) -> StoredVersion:
 
 
 def put_exported(blobs: Blobs, out_dir: Path, exported: ExportedBackbone) -> list[Blob]:
-    """Stores an exported backbone and its reference; errors as `put`."""
-    return [
-        _shared(blobs, out_dir / BACKBONE_FILE, exported.digest),
-        _shared(blobs, out_dir / REFERENCE_FILE, exported.reference),
-    ]
+    """Stores an exported backbone, with its reference if it has one; errors as `put`."""
+    stored = [_shared(blobs, out_dir / f"{exported.digest}.onnx", exported.digest)]
+    if exported.reference:
+        stored.append(_shared(blobs, out_dir / REFERENCE_FILE, exported.reference))
+    return stored
 
 
 def _reference(blobs: Blobs, out_dir: Path, manifest: Manifest) -> Blob | None:

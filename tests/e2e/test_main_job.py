@@ -15,6 +15,7 @@ import pytest
 from graft.v1 import fine_tuning_pb2, fine_tuning_pb2_grpc
 from PIL import Image
 
+from service.engine import providers
 from service.ops.cpus import available_cores
 from tests.e2e.conftest import GUARD_S, Connect, ServiceProcess, StartService
 from tests.extractors import MEAN, SIZE, STD, layered, write
@@ -60,8 +61,9 @@ def test_fine_tune_predict_report_export_and_metrics(
     assert [e.sequence for e in events] == list(range(1, len(events) + 1))
     # The backbone was exported after the start, not by the job, which waited for that.
     assert any("the default backbone is exported" in line for line in shared.seen)
-    told = [e.payload for e in events]
-    assert not any(isinstance(p, graft.Progress) and "exporting" in p.detail for p in told)
+    details = [e.payload.detail for e in events if isinstance(e.payload, graft.Progress)]
+    assert not any("exporting" in each or "quantising" in each for each in details)
+    assert version.serving_precision == ("int8" if providers.has_vnni() else "fp32")
 
     paths = sorted(digits.rglob("*.png"))[::5]
     asked = 'graft_images_total{model="digits",outcome="ok"}'

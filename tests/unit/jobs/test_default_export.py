@@ -18,13 +18,16 @@ from tests.unit.storage.conftest import TENANT, digest
 
 ROW = find(DEFAULT_BACKBONE)
 assert ROW is not None
-EXPORTED = ExportedBackbone(
-    ROW.weights_name(""), digest(b"graph"), reference=digest(b"reference of it")
-)
+NAME = ROW.weights_name("")
+EXPORTED = [
+    ExportedBackbone(NAME, digest(b"graph"), reference=digest(b"reference of it")),
+    ExportedBackbone(f"{NAME}:int8", digest(b"int8")),
+]
 
 
 def writes(spec: ExportSpec) -> None:
-    (Path(spec.out_dir) / "backbone.onnx").write_bytes(b"graph")
+    for content in (b"graph", b"int8"):
+        (Path(spec.out_dir) / f"{digest(content)}.onnx").write_bytes(content)
     (Path(spec.out_dir) / "reference.safetensors").write_bytes(b"reference of it")
 
 
@@ -71,7 +74,7 @@ async def test_what_was_exported_is_known_to_all_jobs_and_not_exported_again(
 ) -> None:
     export, launcher = make(GOOD)
     await over(export)
-    assert models.exported_backbones(DEFAULT_BACKBONE, TENANT) == [EXPORTED]
+    assert models.exported_backbones(DEFAULT_BACKBONE, TENANT) == EXPORTED
     (trainer,) = launcher.trainers
     assert trainer.stopped.is_set()
     assert not (tmp_path / "work" / "export").exists()
