@@ -32,7 +32,7 @@ from service.domain import ModelKey
 from service.engine.engine import Engine, EngineLimits
 from service.engine.exporter import Exporter
 from service.engine.provider_table import ProviderTable, machine_key
-from service.engine.providers import choose_provider
+from service.engine.providers import choose_provider, visible_gpus
 from service.engine.runtime import OnnxRuntime, Read, Runtime
 from service.engine.timing import Measurer
 from service.errors import Damaged, GraftError, Reason
@@ -213,7 +213,7 @@ class App:
             cpu_jobs=config.cpu_jobs,
             gpu_jobs=config.gpu_jobs,
             ranking_jobs=config.ranking_jobs,
-            has_gpu=runtime.is_gpu,
+            gpus=visible_gpus(self._environment) if runtime.is_gpu else (),
             max_job_s=config.max_job_s,
             heartbeat_timeout_s=config.heartbeat_timeout_s,
             min_free_bytes=config.min_free_mb * MIB,

@@ -288,6 +288,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     asked_budget_s: float | None = None
     """What the request allows; None where it names no time, and `auto` trains no network long."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """On `cpu` nothing of the job runs on a GPU, whatever `provider` says."""
+    gpu: str = ""
+    """What the launcher sets CUDA_VISIBLE_DEVICES to: the one GPU that the trainer sees, "" for
+    none. Of no use to one that no launcher started."""
     threads: int = 0
     """Of torch and ONNX Runtime; 0 means one for each core that the process may use."""
     provider: ProviderSetting = "auto"
@@ -340,6 +344,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """The file that what it prints beside records goes to."""
     tmp_dir: str = ""
     """Where its temporary files go from now on; "" leaves that as it is."""
+    gpu: str = ""
+    """As in `JobSpec`: none was visible while it waited."""
 
 
 class RankSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -356,6 +362,8 @@ class RankSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     weights_dir: str
     time_budget_s: float = 60.0
     seed: int = 0
+    gpu: str = ""
+    """As in `JobSpec`."""
     threads: int = 0
     provider: ProviderSetting = "auto"
     precision: PrecisionSetting = "fp32"
@@ -374,6 +382,8 @@ class ExportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     backbone: str
     out_dir: str
     weights_dir: str
+    gpu: str = ""
+    """As in `JobSpec`; none is needed."""
     threads: int = 0
 
 

@@ -73,6 +73,8 @@ def _wait() -> int:
     if order.tmp_dir:
         # The job's own folder, which is removed with it.
         os.environ["TMPDIR"] = tempfile.tempdir = order.tmp_dir
+    # CUDA reads this once, when it is first used: by the job.
+    os.environ["CUDA_VISIBLE_DEVICES"] = order.gpu
     records.keep_alive()
     return _STEPS[order.command](Path(order.spec), records)
 

@@ -129,13 +129,14 @@ def space_of(digest: str, precision: Precision, runtime: OnnxRuntime) -> str:
 
 
 def runtime_of(spec: JobSpec | RankSpec, *, is_narrow: bool = True) -> OnnxRuntime:
-    """Returns what computes as the serving process does.
+    """Returns what computes as the serving process does; for a job on the CPU, there.
 
     Raises WrongState (DEVICE_UNAVAILABLE) for a provider or a precision that this machine
     does not have.
     """
     try:
-        provider = choose_provider(spec.provider)
+        on_cpu = isinstance(spec, JobSpec) and spec.device == "cpu"
+        provider = choose_provider(spec.provider, on_cpu=on_cpu)
     except ProviderUnavailable as error:
         raise WrongState(Reason.DEVICE_UNAVAILABLE, str(error)) from error
     path = Path(spec.provider_table) if spec.provider_table else None

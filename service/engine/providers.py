@@ -8,6 +8,7 @@ best is measured (provider_table.py).
 import ctypes
 import importlib.util
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -45,15 +46,18 @@ class Provider:
         return self.name in ("tensorrt", "cuda")
 
 
-def choose_provider(setting: ProviderSetting) -> Provider:
+def choose_provider(setting: ProviderSetting, *, on_cpu: bool = False) -> Provider:
     """Chooses the provider that the setting allows and the machine has.
 
     `auto` takes CUDA where an NVIDIA GPU is there and ONNX Runtime can use it, with a
     warning in the log when a GPU is there but unusable; else ONNX Runtime's CPU
     provider, with OpenVINO, where it is installed, to be measured beside it. TensorRT
-    is taken only when it is set, since it builds its engines for minutes. Raises
-    ProviderUnavailable when what is set cannot be had.
+    is taken only when it is set, since it builds its engines for minutes. With `on_cpu`
+    no GPU is looked for, and what is set to one means `auto`. Raises ProviderUnavailable
+    when what is set cannot be had.
     """
+    if on_cpu and setting not in ("cpu", "openvino"):
+        return _on_cpu("the job runs on the CPU")
     if setting == "cpu":
         return Provider("cpu", "set by configuration")
     if setting == "openvino":
@@ -69,9 +73,22 @@ def choose_provider(setting: ProviderSetting) -> Provider:
         raise ProviderUnavailable(_cannot_be_had(setting, problem))
     if gpus:
         log.warning("an NVIDIA GPU is there but unused, the CPU computes: %s", problem)
+    return _on_cpu(problem)
+
+
+def _on_cpu(why: str) -> Provider:
     if no_openvino := openvino_problem():
-        return Provider("cpu", f"{problem}; {no_openvino}")
-    return Provider("cpu", f"{problem}; OpenVINO is measured beside it", ("openvino",))
+        return Provider("cpu", f"{why}; {no_openvino}")
+    return Provider("cpu", f"{why}; OpenVINO is measured beside it", ("openvino",))
+
+
+def visible_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Names the GPUs that this process sees, as CUDA_VISIBLE_DEVICES would name each alone."""
+    count = _cuda_device_count()
+    if (shown := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
+        # CUDA itself ends the list at the first name that it does not know.
+        return tuple(name.strip() for name in shown.split(","))[:count]
+    return tuple(map(str, range(count)))
 
 
 def computing(provider: ProviderName, precision: Precision) -> Precision:

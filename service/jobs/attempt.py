@@ -36,6 +36,7 @@ from service.domain import ModelKey, VersionSource
 from service.errors import Aborted, Exhausted, GraftError, Internal, Reason, Unavailable
 from service.jobs.claims import Claims, LeaseLost
 from service.jobs.default_export import DefaultExport
+from service.jobs.gpus import Gpus
 from service.jobs.launchers import Launcher, Trainer, start_held
 from service.jobs.records import JobRecord, Payload
 from service.jobs.request import DEFAULT_RANKING_S, JobRequest, RankRequest
@@ -138,6 +139,7 @@ class Attempts:
         self._settings = settings
         self._on_published = on_published
         self._specs = Specs(claims, models, datasets, settings)
+        self._gpus = Gpus(settings.gpus)
 
     async def run(self, job: JobRecord, slot: Slot) -> Trained | Outcome:
         """Makes one attempt at a job that was claimed, up to its trainer's end."""
@@ -197,7 +199,8 @@ class Attempts:
             self.clear(job.job_id, keep_checkpoint=True)
             folder.mkdir(parents=True, exist_ok=True)
             failpoints.reach("job.preparing")
-            spec, sources = self._specs.spec(job, folder, slot, progress, stop)
+            gpu = "" if slot == "cpu" else used.enter_context(self._gpus.lend())
+            spec, sources = self._specs.spec(job, folder, slot, gpu, progress, stop)
             return used.enter_context(staged(spec, self._blobs)), sources
 
         return await in_thread(prepare)

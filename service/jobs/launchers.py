@@ -26,6 +26,7 @@ import msgspec
 from service import contract
 from service.contract import Command, ExportSpec, JobSpec, Order, RankSpec, Record, Spec
 from service.ingest import child
+from service.jobs.gpus import VISIBLE
 from service.jobs.uninterrupted import uninterrupted
 
 SPEC_FILE = "spec.json"
@@ -125,7 +126,11 @@ class ProcessLauncher:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=printed,
-                env={**temporary_files_in(self.environment, folder), **self.environment},
+                env={
+                    **temporary_files_in(self.environment, folder),
+                    **self.environment,
+                    VISIBLE: spec.gpu,
+                },
                 start_new_session=True,
                 limit=MAX_LINE_BYTES,
             )
@@ -350,10 +355,11 @@ class WarmLauncher:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=printed,
-                # It has no job's folder yet.
+                # It has no job's folder and GPU yet.
                 env={
                     **temporary_files_in(self._environment, Path(tempfile.gettempdir())),
                     **self._environment,
+                    VISIBLE: "",
                 },
                 start_new_session=True,
                 limit=MAX_LINE_BYTES,
@@ -404,4 +410,10 @@ class _Waiting:
 
 
 def _order(spec: Spec, spec_file: Path, log_file: Path, tmp_dir: str) -> Order:
-    return Order(command=command_of(spec), spec=str(spec_file), log=str(log_file), tmp_dir=tmp_dir)
+    return Order(
+        command=command_of(spec),
+        spec=str(spec_file),
+        log=str(log_file),
+        tmp_dir=tmp_dir,
+        gpu=spec.gpu,
+    )

@@ -48,7 +48,9 @@ class Settings:
     cpu_jobs: int
     gpu_jobs: int
     ranking_jobs: int = 1
-    has_gpu: bool
+    gpus: tuple[str, ...] = ()
+    """GPUs that trainers may have, as CUDA_VISIBLE_DEVICES names them; jobs share one only where
+    more run at once than there are."""
     max_job_s: float
     feature_cache: Path | None = None
     """Where features are kept between jobs; None keeps none."""
@@ -84,7 +86,7 @@ class Settings:
     @property
     def slots(self) -> dict[Slot, int]:
         """Counts the jobs that may run at once, by slot."""
-        gpu_jobs = self.gpu_jobs if self.has_gpu else 0
+        gpu_jobs = self.gpu_jobs if self.gpus else 0
         return {"cpu": self.cpu_jobs, "gpu": gpu_jobs, "ranking": self.ranking_jobs}
 
     def device_problem(self, device: str) -> str:

@@ -24,7 +24,7 @@ from service.contract import (
     PretrainedBackbone,
     RankSpec,
 )
-from service.domain import ARGMAX, ModelKey, VersionSource
+from service.domain import ARGMAX, ModelKey, PrecisionSetting, VersionSource
 from service.errors import NotFound
 from service.ingest.reader import OnProgress
 from service.jobs import weights
@@ -67,20 +67,33 @@ class Specs:
         self._heartbeat_s = min(HEARTBEAT_S, settings.heartbeat_timeout_s / _HEARTBEATS)
 
     def spec(
-        self, job: JobRecord, folder: Path, slot: Slot, progress: OnProgress, stop: Event
+        self,
+        job: JobRecord,
+        folder: Path,
+        slot: Slot,
+        gpu: str,
+        progress: OnProgress,
+        stop: Event,
     ) -> tuple[JobSpec | RankSpec, list[VersionSource]]:
         """Returns what a job's trainer is to do, and the images that a version will be made of.
 
-        `folder` is the job's own. `progress` gets how many of how many files are read; gives up
-        soon once `stop` is set. Raises GraftError when the job's data cannot be had, LeaseLost.
+        `folder` and `gpu` ("": none) are the job's own. `progress` gets how many of how many files
+        are read; gives up soon once `stop` is set. Raises GraftError when the job's data cannot be
+        had, LeaseLost.
         """
         reading = _Reading(self, job, folder, progress, stop)
         if isinstance(job.request, RankRequest):
-            return self._ranking(job.request, reading, folder), []
-        return self._fine_tuning(job, job.request, reading, folder, slot)
+            return self._ranking(job.request, reading, folder, gpu), []
+        return self._fine_tuning(job, job.request, reading, folder, slot, gpu)
 
     def _fine_tuning(
-        self, job: JobRecord, request: JobRequest, reading: "_Reading", folder: Path, slot: Slot
+        self,
+        job: JobRecord,
+        request: JobRequest,
+        reading: "_Reading",
+        folder: Path,
+        slot: Slot,
+        gpu: str,
     ) -> tuple[JobSpec, list[VersionSource]]:
         settings = self._settings
         out_dir, checkpoint_dir = folder / "out", folder / CHECKPOINT
@@ -122,9 +135,12 @@ class Specs:
             asked_budget_s=request.time_budget_s and min(request.time_budget_s, planned_s),
             # What has no slot on the GPU must not find its own way there.
             device="cpu" if slot == "cpu" else request.device,
+            gpu=gpu,
             threads=settings.trainer_threads,
             provider=settings.provider,
-            precision=(request.serving_precision if is_precision_asked else settings.precision),
+            precision=(
+                request.serving_precision if is_precision_asked else _precision(settings, slot)
+            ),
             is_precision_asked=is_precision_asked,
             provider_table=str(settings.provider_table or ""),
             labels=request.labels,
@@ -148,7 +164,9 @@ class Specs:
         )
         return spec, sources
 
-    def _ranking(self, request: RankRequest, reading: "_Reading", folder: Path) -> RankSpec:
+    def _ranking(
+        self, request: RankRequest, reading: "_Reading", folder: Path, gpu: str
+    ) -> RankSpec:
         settings = self._settings
         data, _ = reading.data(request)
         exported = partial(self._models.exported_backbones, tenant=request.tenant)
@@ -170,6 +188,7 @@ class Specs:
             weights_dir=str(settings.weights_dir),
             time_budget_s=request.time_budget_s or DEFAULT_RANKING_S,
             seed=request.seed or 0,
+            gpu=gpu,
             threads=settings.trainer_threads,
             provider=settings.provider,
             precision=settings.precision,
@@ -340,3 +359,10 @@ def _versions_before(spec: JobSpec) -> set[str]:
     if before is not None:
         known |= {before.backbone_digest, before.head_digest, before.answers_digest}
     return known - {""}
+
+
+def _precision(settings: Settings, slot: Slot) -> PrecisionSetting:
+    # A job on the CPU beside a GPU that serves: bf16 is the CPU's alone.
+    if slot == "cpu" and settings.gpus and settings.precision == "auto":
+        return "fp32"
+    return settings.precision

@@ -127,7 +127,6 @@ async def make_house(
             default_backbone=DEFAULT_BACKBONE,
             cpu_jobs=1,
             gpu_jobs=1,
-            has_gpu=False,
             max_job_s=1000,
             stop_grace_s=1,
             retry_s=0.01,

@@ -67,7 +67,7 @@ async def test_what_was_running_when_the_service_died_is_taken_up_again(
 async def test_no_more_jobs_run_at_once_than_there_are_slots(
     make_house: MakeHouse, queue: Queue, folder: str
 ) -> None:
-    house = make_house(HANGS, has_gpu=True, cpu_jobs=2, gpu_jobs=1)
+    house = make_house(HANGS, gpus=("0",), cpu_jobs=2, gpu_jobs=1)
     devices = ["cpu", "auto", "cpu", "cuda", "cpu"]
     jobs = {queue(server_path=folder, device=d).job_id: d for d in devices}
     await house.supervisor.start()
@@ -86,10 +86,10 @@ async def test_no_more_jobs_run_at_once_than_there_are_slots(
 @pytest.mark.parametrize(
     ("device", "changes"),
     [
-        ("cuda", {"has_gpu": False}),
-        ("cuda", {"has_gpu": True, "gpu_jobs": 0}),
-        ("cpu", {"cpu_jobs": 0, "has_gpu": True}),
-        ("auto", {"cpu_jobs": 0, "has_gpu": False}),
+        ("cuda", {}),
+        ("cuda", {"gpus": ("0",), "gpu_jobs": 0}),
+        ("cpu", {"cpu_jobs": 0, "gpus": ("0",)}),
+        ("auto", {"cpu_jobs": 0}),
     ],
 )
 async def test_a_job_for_a_device_that_nothing_trains_on_fails_at_once(
