@@ -183,14 +183,14 @@ class AsServed:
         self._pixels = None
 
     def outputs(self, network: torch.nn.Module, device: torch.device) -> torch.Tensor:
-        """Computes what a network makes of them in 32 bits, as served; lies on the CPU."""
+        """Computes what a network makes of them as served, in fp32; lies on the CPU."""
         network.to(device).eval()
         with torch.inference_mode():
             parts = [
-                network(torch.from_numpy(shown).to(device)).cpu()
+                network(torch.from_numpy(shown).to(device))
                 for shown in self.batches(_EVALUATION_BATCH)
             ]
-        return torch.cat(parts)
+        return torch.cat(parts).cpu()
 
 
 def compact(image: Image.Image, side: int, *, is_squeezed: bool) -> Image.Image:

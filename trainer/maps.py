@@ -22,7 +22,7 @@ from service.engine import preprocess
 from service.engine.preprocess import Pixels
 from service.engine.runtime import Session
 from service.ops.cpus import available_cores
-from trainer import export, tails
+from trainer import compute, export, tails
 from trainer.arrays import Ints
 from trainer.backbone_file import runtime_of
 from trainer.backbones import Backbone
@@ -123,7 +123,7 @@ class Maps:
     def batches(
         self, epoch: int, size: int, steps: int | None = None
     ) -> Iterator[tuple[Tensor, Ints]]:
-        """Maps float32 [n, c, h, w] of a view of each image, in a new order, and their places."""
+        """Maps float16 [n, c, h, w] of a view of each image, in a new order, and their places."""
         assert steps is None, "one pass is all there is"
         rng = np.random.default_rng([self._seed, epoch])
         order = rng.permutation(len(self._places))
@@ -138,7 +138,7 @@ class Maps:
 
     def blank(self, size: int) -> Tensor:
         """Returns a batch of nothing, to measure a step by."""
-        return torch.zeros(size, *self._frozen.shape).to(memory_format=torch.channels_last)
+        return torch.zeros(size, *self._frozen.shape, dtype=torch.float16)
 
     def outputs(self, network: nn.Module, device: torch.device) -> Tensor:
         """Computes what a tail makes of the images as served, in 32 bits; lies on the CPU."""
@@ -146,12 +146,12 @@ class Maps:
         as_served = np.zeros(len(self._places), np.int64)
         with torch.inference_mode():
             parts = [
-                network(self._batch(places, as_served[: len(places)]).to(device)).cpu()
+                network(compute.as_input(self._batch(places, as_served[: len(places)]).to(device)))
                 for places in np.split(
                     self._places, range(_EVALUATION_BATCH, len(self._places), _EVALUATION_BATCH)
                 )
             ]
-        return torch.cat(parts)
+        return torch.cat(parts).cpu()
 
     def close(self) -> None:
         """Gives the space back, for those of some images too."""
@@ -162,8 +162,7 @@ class Maps:
             self._map(place, view)
             for place, view in zip(places.tolist(), views.tolist(), strict=True)
         ]
-        batch = torch.from_numpy(np.stack(maps)).float()
-        return batch.to(memory_format=torch.channels_last)
+        return torch.from_numpy(np.stack(maps))
 
     def _map(self, place: int, view: int) -> Halves:
         known: Halves | None = self._kept.get((place, view))

@@ -1,8 +1,8 @@
 """Ready-made hyperparameters of training a network on, and what they make of one.
 
 What a request names wins. All of them follow from the request, the number of images and the
-device, so that the same job comes out the same on a busy machine. Imports torch only where it
-is given a network.
+device, so that the same job comes out the same on a busy machine; but on a GPU the batch size is
+measured, within bounds that follow from these. Imports torch only where it is given a network.
 """
 
 import math
@@ -30,6 +30,9 @@ images pay for the steadier steps of larger batches."""
 _LARGEST_BATCH = 256
 _LARGEST_ON_CPU = 64
 """Larger ones only fill a GPU."""
+_LARGEST_ON_GPU = 512
+_LEAST_STEPS = 100
+"""Of an epoch on a GPU in batches that are larger than they need be."""
 VIEWS = 6
 """Of an image, where maps are kept: each costs a pass through the frozen stages, once."""
 LEAST_BATCH = 2
@@ -49,7 +52,7 @@ class Settings:
     """`adamw` (Loshchilov and Hutter 2019) or `sgd`."""
     epochs: int
     batch_size: int | None = None
-    """None goes by the number of images, see `batch_size_for`."""
+    """None goes by the number of images, see `batch_sizes_for`."""
     learning_rate: float | None = None
     """The head's, the highest; None goes by the batch size, see `rate_for`."""
     body_lr_factor: float = 1.0
@@ -164,6 +167,15 @@ def batch_size_for(images: int, device: str) -> int:
     """Returns how many images a batch has where none is asked for."""
     size = next((size for below, size in _BATCH_SIZES if images < below), _LARGEST_BATCH)
     return min(size, _LARGEST_ON_CPU) if device == "cpu" else size
+
+
+def batch_sizes_for(images: int, device: str) -> list[int]:
+    """Lists the sizes from which the fastest is chosen where none is asked for, rising."""
+    sizes = [batch_size_for(images, device)]
+    most = 0 if device == "cpu" else min(_LARGEST_ON_GPU, images // _LEAST_STEPS)
+    while 2 * sizes[-1] <= most:
+        sizes.append(2 * sizes[-1])
+    return sizes
 
 
 def rate_for(recipe: Settings, batch_size: int) -> float:

@@ -40,13 +40,14 @@ from trainer.pace import Epochs
 from trainer.recipes import (
     LEAST_BATCH,
     Settings,
-    batch_size_for,
+    batch_sizes_for,
     freeze,
     optimizer,
     part_of_rate,
     rate_for,
 )
 from trainer.records import Send
+from trainer.uploads import Uploads, link_to
 
 _AVERAGES_AN_EPOCH = 8
 """An average after every step would take a thirtieth of its time."""
@@ -203,6 +204,7 @@ class _Training:
         self.domains = 1 if work.others is None else 2
         self.time = Epochs(deadline, time.monotonic(), is_whole=work.is_whole)
         self.device = compute.choose_device(work.spec.device)
+        self.uploads, self.other_uploads = (Uploads(link_to(self.device)) for _ in range(2))
         torch.manual_seed(work.spec.seed)
         self.classifier = nn.Linear(work.backbone.feature_dim, len(work.classes))
         self.network = nn.Sequential(work.body, self.classifier)
@@ -234,7 +236,6 @@ class _Training:
             self.time.go_on(at.spent_s)
         else:
             at.epochs = recipe.epochs
-            at.batch_size = recipe.batch_size or batch_size_for(len(work.targets), self.device.type)
             if recipe.start_from_linear_probe:
                 fitted = work.linear_probe()
                 with torch.no_grad():
@@ -260,6 +261,7 @@ class _Training:
                 recipe.precision, self.device, self.probed, work.inputs.blank(compute.PROBE_BATCH)
             )
             send(Note("info", f"training on {self.device.type} in {at.precision}: {why}"))
+            at.batch_size = recipe.batch_size or self._fastest_batch()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=at.precision == "fp16")
         self.autocast = compute.autocast(at.precision, self.device)
         self.optimizer = optimizer(work.backbone, self.classifier, work.objective, recipe)
@@ -286,6 +288,17 @@ class _Training:
             decay = math.exp(-self.average_every / (self.steps * self.recipe.ema_epochs))
             self.averaged.multi_avg_fn = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
+    def _fastest_batch(self) -> int:
+        sizes = batch_sizes_for(len(self.work.targets), self.device.type)
+        size = sizes[0] if len(sizes) == 1 else compute.largest_batch(sizes, self._step_s)
+        how = "".join(f"; {name} {value}" for name, value in compute.describe(self.device).items())
+        self.send(Note("info", f"batches have {size} images{how}"))
+        return size
+
+    def _step_s(self, size: int) -> float:
+        batch = self.work.inputs.blank(self.domains * size)
+        return compute.step_s(self.at.precision, self.device, self.probed, batch)
+
     def _plan(self) -> None:
         """Plans as many epochs as the time budget has room for, from a measured step."""
         at, timing = self.at, self.time
@@ -293,11 +306,7 @@ class _Training:
             return
         self.send(Progressed("preparing", 0.9, "measuring a step"))
 
-        def step_s() -> float:
-            batch = self.work.inputs.blank(self.domains * at.batch_size)
-            return compute.step_s(at.precision, self.device, self.probed, batch)
-
-        timing.step_s = self._within_memory(step_s)
+        timing.step_s = self._within_memory(lambda: self._step_s(at.batch_size))
         image_s = timing.step_s / (self.domains * at.batch_size)
         timing.judging_s = len(self.work.judged_targets) * image_s * _FORWARD_PART
         epoch_s, now = self.steps * timing.step_s + timing.judging_s, time.monotonic()
@@ -362,17 +371,20 @@ class _Training:
         sums = torch.zeros(2, device=self.device)
         others = None
         if work.others is not None:
-            others = work.others.batches(at.epoch, size, self.steps)
+            drawn = ((b,) for b, _ in work.others.batches(at.epoch, size, self.steps))
+            others = self.other_uploads.moved(drawn)
+        batches = self.uploads.moved(
+            (batch, targets_of[places]) for batch, places in work.inputs.batches(at.epoch, size)
+        )
         seen, last_progress, rate = 0, time.monotonic(), 0.0
-        for step, (batch, places) in enumerate(work.inputs.batches(at.epoch, size)):
+        for step, (batch, targets) in enumerate(batches):
             passed = at.epoch - 1 + step / self.steps
             rate = self.highest_rate * part_of_rate(self.recipe, passed, at.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
-            targets = self._moved(targets_of[places])
             shown = batch if others is None else torch.cat([batch, next(others)[0]])
             with self.autocast():
-                features = self.fast(self._moved(shown))
+                features = self.fast(compute.as_input(shown))
                 logits = self.classifier(features).float()
             features, n = features.float(), len(targets)
             other = None if others is None else Outputs(features[n:], logits[n:])
@@ -398,11 +410,6 @@ class _Training:
                 break
         loss_sum, right = sums.tolist()
         return loss_sum / seen, right / seen, seen, rate
-
-    def _moved(self, tensor: Tensor) -> Tensor:
-        if self.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     @property
     def _result(self) -> nn.Module:
@@ -430,15 +437,16 @@ class _Training:
         # Features of middle layers are a frozen head's to take.
         self.work.backbone.taps = ()
         head = Head(
-            weight=self.classifier.weight.detach().numpy().astype(np.float32),
-            bias=self.classifier.bias.detach().numpy().astype(np.float32),
-            classes=self.work.classes,
+            self.classifier.weight.detach().numpy().astype(np.float32),
+            self.classifier.bias.detach().numpy().astype(np.float32),
+            self.work.classes,
         )
         used: Hyperparameters = asdict(recipe)
         del used["recipe"], used["precision"], used["min_scale"]
         used |= {"batch_size": at.batch_size, "learning_rate": self.highest_rate}
         used |= {"epochs": at.epoch, "epochs_planned": recipe.epochs}
-        used |= {"kept_weights": "moving average" if is_average else "last step"}
+        used["kept_weights"] = "moving average" if is_average else "last step"
+        used |= compute.describe(self.device)
         return Result(head, used, self.device.type, at.precision)
 
     def _within_memory(self, act: Callable[[], _T]) -> _T:
@@ -454,8 +462,7 @@ class _Training:
             # Outside of the handler, whose error holds on to what was computed.
             at.batch_size = max(LEAST_BATCH, at.batch_size // 2)
             self.optimizer.zero_grad(set_to_none=True)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            compute.free_memory()
             text = f"memory is exhausted: batches have {at.batch_size} images from now on"
             self.send(Note("warning", text))
             self._size()
