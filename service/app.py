@@ -31,6 +31,7 @@ from service.config import Config
 from service.domain import ModelKey
 from service.engine.engine import Engine, EngineLimits
 from service.engine.exporter import Exporter
+from service.engine.gpu import LARGEST_RUN, GpuLimits
 from service.engine.provider_table import ProviderTable, machine_key
 from service.engine.providers import choose_provider, visible_gpus
 from service.engine.runtime import OnnxRuntime, Read, Runtime
@@ -64,6 +65,8 @@ from service.stores import open_stores
 
 MIB = 2**20
 _STORE_THREADS = 32
+_LARGEST_CPU_RUN = 32
+"""Most images in a run on a CPU, where nothing is set; fewer where fewer pay."""
 _MOST_HELD = 16
 """Requests of the largest size that are held at once; more of smaller ones."""
 _HEALTH_TIMEOUT_S = 4.0
@@ -187,7 +190,7 @@ class App:
         )
         limits = EngineLimits(
             threads=threads,
-            max_batch=config.max_batch,
+            max_batch=_largest_run(config, is_gpu=runtime.is_gpu),
             max_queue=config.max_queue,
             max_bytes=config.model_memory_mb * MIB,
             load_timeout_s=config.load_timeout_s,
@@ -419,6 +422,10 @@ def _count_threads(config: Config, stack: AsyncExitStack, metrics: Metrics) -> i
     return threads
 
 
+def _largest_run(config: Config, *, is_gpu: bool) -> int:
+    return config.max_batch or (LARGEST_RUN if is_gpu else _LARGEST_CPU_RUN)
+
+
 def _choose_runtime(
     config: Config,
     threads: int,
@@ -432,18 +439,18 @@ def _choose_runtime(
         "provider chosen",
         extra={"provider": provider.name, "precision": config.precision, "why": provider.why},
     )
+    max_batch = _largest_run(config, is_gpu=provider.is_gpu)
     if not provider.others:
-        return OnnxRuntime(provider, threads, max_batch=config.max_batch)
+        gpu = GpuLimits(max_batch, config.gpu_mem_limit_mb * MIB)
+        return OnnxRuntime(provider, threads, max_batch=max_batch, gpu=gpu)
     table = ProviderTable(config.provider_table, machine_key())
 
     def ask(digest: str, read: Read) -> None:
         measurer.measure(digest, read)
 
     runtime = OnnxRuntime(
-        provider, threads, max_batch=config.max_batch, measured=table.get, on_unmeasured=ask
+        provider, threads, max_batch=max_batch, measured=table.get, on_unmeasured=ask
     )
-    measurer = Measurer(
-        provider, threads, config.max_batch, table, metrics, environment, runtime.adopt
-    )
+    measurer = Measurer(provider, threads, max_batch, table, metrics, environment, runtime.adopt)
     stack.callback(measurer.close)
     return runtime

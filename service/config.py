@@ -99,9 +99,10 @@ class Config:
         high=1024,
     )
     max_batch: int = _setting(
-        32,
-        "Most images in one run of a backbone; how many pay is measured when it is loaded",
-        low=1,
+        0,
+        "Most images in one run of a backbone; 0 means 32, and 128 on a GPU; how many pay is "
+        "measured when it is loaded",
+        low=0,
         high=4096,
     )
     max_queue: int = _setting(
@@ -109,6 +110,13 @@ class Config:
     )
     max_images: int = _setting(
         256, "Most images in one Predict call, times the models that it asks", low=1, high=4096
+    )
+    gpu_mem_limit_mb: int = _setting(
+        0,
+        "Most memory of a GPU for each loaded backbone, MiB, so that a trainer finds room beside "
+        "them; 0 means no limit",
+        low=0,
+        high=1_000_000,
     )
     model_memory_mb: int = _setting(
         2048, "Limit on loaded backbones and heads, MiB; least recently used leave", low=1

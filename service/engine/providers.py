@@ -101,10 +101,22 @@ def computing(provider: ProviderName, precision: Precision) -> Precision:
     return precision if is_computed.get(precision) else "fp32"
 
 
-def gpu_providers(name: ProviderName) -> list[Any]:
-    """ONNX Runtime's providers for a GPU, in order, with their options."""
-    # A search for the fastest kernels at each new shape would stall calls for seconds.
-    cuda = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"})
+def gpu_providers(name: ProviderName, arena_bytes: int = 0) -> list[Any]:
+    """ONNX Runtime's providers for a GPU, in order, with their options.
+
+    `arena_bytes` bounds the memory of a session; 0 does not.
+    """
+    options = {
+        # A search for the fastest kernels at each new shape would stall calls for seconds.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # Products in TF32 are no fp32: a version answers the same wherever it serves.
+        "use_tf32": "0",
+        # Else the arena doubles, and takes memory from trainers that nothing needs.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    if arena_bytes:
+        options["gpu_mem_limit"] = str(arena_bytes)
+    cuda = ("CUDAExecutionProvider", options)
     tensorrt = ("TensorrtExecutionProvider", {"trt_fp16_enable": "0"})
     return [tensorrt, cuda] if name == "tensorrt" else [cuda]
 

@@ -21,6 +21,7 @@ import onnxruntime as ort
 
 from service.domain import PRECISION, Precision
 from service.engine import providers
+from service.engine.gpu import GpuGraph, GpuLimits
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
 from service.engine.provider_table import Measured
@@ -121,7 +122,8 @@ class OnnxRuntime:
     kernels are warm after. `is_narrow` makes the graph for one core at load, for those
     who have many images at once and run them side by side; the wide one is then never
     made. `measured` finds what is known of a file by its digest, and `on_unmeasured` is
-    told of files that have a choice of providers and were not measured.
+    told of files that have a choice of providers and were not measured. `gpu` bounds what
+    each backbone takes of one.
     """
 
     def __init__(
@@ -133,7 +135,9 @@ class OnnxRuntime:
         is_narrow: bool = False,
         measured: Callable[[str], Measured | None] = lambda _digest: None,
         on_unmeasured: Callable[[str, Read], None] | None = None,
+        gpu: GpuLimits = GpuLimits(),  # noqa: B008 - frozen
     ) -> None:
+        self._gpu = gpu
         self._is_narrow = is_narrow
         self._provider = provider
         self._cores = threads or cpus.available_cores()
@@ -187,7 +191,7 @@ class OnnxRuntime:
             known = None  # measured for another number of threads
         session = BackboneSession(
             read,
-            lambda model, cores, name: compiled(model, cores, name, self._cores),
+            lambda model, cores, name: compiled(model, cores, name, self._cores, self._gpu),
             self._provider,
             widths,
             known.providers if known else {},
@@ -224,7 +228,13 @@ def widths_of(cores: int) -> list[int]:
     return sorted({cores, round(cores**0.5), 1}, reverse=True)
 
 
-def compiled(model: bytes, cores: int, name: ProviderName, all_cores: int) -> Graph:
+def compiled(
+    model: bytes,
+    cores: int,
+    name: ProviderName,
+    all_cores: int,
+    gpu: GpuLimits = GpuLimits(),  # noqa: B008 - frozen
+) -> Graph:
     """Makes a graph for runs on `cores` of `all_cores` cores, in the file's precision.
 
     In fp32 where the provider does not compute in that.
@@ -234,14 +244,15 @@ def compiled(model: bytes, cores: int, name: ProviderName, all_cores: int) -> Gr
         return _openvino_graph(model, precision, all_cores, max(1, all_cores // cores))
     if name == "cpu":
         session = ort.InferenceSession(model, _options(cores), providers=["CPUExecutionProvider"])
-        return OnnxGraph(session, "CPUExecutionProvider", False)
-    wanted = providers.gpu_providers(name)
+        return OnnxGraph(session, "CPUExecutionProvider")
+    wanted = providers.gpu_providers(name, gpu.arena_bytes)
     session = ort.InferenceSession(
         _half(model) if precision == "fp16" else model,
         _options(1),
         providers=[*wanted, "CPUExecutionProvider"],
     )
-    return OnnxGraph(session, wanted[0][0], True)
+    _check_provider(session, wanted[0][0])
+    return GpuGraph(session, gpu)
 
 
 def precision_of(model: bytes) -> Precision:
@@ -379,44 +390,28 @@ class BackboneSession:
 
 
 class OnnxGraph:
-    """An ONNX Runtime session; on a GPU with batches of few sizes."""
+    """An ONNX Runtime session on a CPU."""
 
-    def __init__(self, session: ort.InferenceSession, provider: str, is_gpu: bool) -> None:
-        if session.get_providers()[0] != provider:
-            raise ProviderUnavailable(
-                f"ONNX Runtime fell back to {session.get_providers()[0]} from {provider}"
-            )
+    def __init__(self, session: ort.InferenceSession, provider: str) -> None:
+        _check_provider(session, provider)
         (images,) = session.get_inputs()
         self._input = images.name
         self.size = int(images.shape[1])
         (output,) = session.get_outputs()
         self._output = output.name
         self._session = session
-        self._is_gpu = is_gpu
         self.feature_dim = int(output.shape[1])
 
     def run(self, images: Pixels) -> Floats:
         """Computes features float32 [n, d] of uint8 [n, size, size, 3]."""
-        if self._is_gpu:
-            return self._run_bound(images)
         (features,) = self._session.run([self._output], {self._input: images})
         result: npt.NDArray[np.float32] = features
         return result
 
-    def _run_bound(self, images: Pixels) -> Floats:
-        count = len(images)
-        # Kernels are chosen for each new shape: few shapes, each met early.
-        bucket = 1 << (count - 1).bit_length()
-        if bucket > count:
-            padding = np.zeros((bucket - count, *images.shape[1:]), np.uint8)
-            images = np.concatenate([images, padding])
-        binding = self._session.io_binding()
-        binding.bind_cpu_input(self._input, images)
-        binding.bind_output(self._output)
-        self._session.run_with_iobinding(binding)
-        (features,) = binding.copy_outputs_to_cpu()
-        result: npt.NDArray[np.float32] = features[:count]
-        return result
+
+def _check_provider(session: ort.InferenceSession, provider: str) -> None:
+    if (found := session.get_providers()[0]) != provider:
+        raise ProviderUnavailable(f"ONNX Runtime fell back to {found} from {provider}")
 
 
 def on_one_core(path: Path) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
@@ -444,7 +439,7 @@ def _openvino_graph(model: bytes, precision: Precision, cores: int, streams: int
     config = {"CPU": providers.openvino_config(precision, cores, streams)}
     options.add_provider_for_devices([device], {"load_config": json.dumps(config)})
     session = ort.InferenceSession(model, options)
-    return OnnxGraph(session, device.ep_name, False)
+    return OnnxGraph(session, device.ep_name)
 
 
 def _options(cores: int) -> ort.SessionOptions:

@@ -143,12 +143,11 @@ def test_a_session_changes_to_what_was_measured_to_be_quicker(
 ) -> None:
     made: list[tuple[int, str]] = []
 
-    def compile_graph(model: bytes, cores: int, name: ProviderName, _: int) -> Graph:
+    def compile_graph(model: bytes, cores: int, name: ProviderName, *_: object) -> Graph:
         made.append((cores, name))
         return OnnxGraph(
             ort.InferenceSession(model, providers=["CPUExecutionProvider"]),
             "CPUExecutionProvider",
-            False,
         )
 
     monkeypatch.setattr(runtime, "compiled", compile_graph)
@@ -252,22 +251,12 @@ def test_openvinos_answer_is_not_overwritten_by_the_next_run(
     np.testing.assert_array_equal(first, kept)
 
 
-def test_batches_on_a_gpu_are_padded_to_few_sizes_and_cut_again(
-    backbone: Path, pixels: Pixels
-) -> None:
-    session = ort.InferenceSession(str(backbone), providers=["CPUExecutionProvider"])
-    bound = OnnxGraph(session, "CPUExecutionProvider", True)
-    expected = OnnxRuntime(CPU, 1).load(backbone.read_bytes).run(pixels)
-    for count in (1, 3, 5):
-        np.testing.assert_allclose(bound.run(pixels[:count]), expected[:count], rtol=1e-4)
-
-
 def test_a_file_in_half_precision_takes_and_gives_the_same_types(
     backbone: Path, pixels: Pixels
 ) -> None:
     halved = _half(backbone.read_bytes())
     session = ort.InferenceSession(halved, providers=["CPUExecutionProvider"])
-    features = OnnxGraph(session, "CPUExecutionProvider", False).run(pixels)
+    features = OnnxGraph(session, "CPUExecutionProvider").run(pixels)
     assert features.dtype == np.float32
     expected = OnnxRuntime(CPU, 1).load(backbone.read_bytes).run(pixels)
     np.testing.assert_allclose(features, expected, rtol=2e-2)
