@@ -62,6 +62,11 @@ class BackboneFile:
         return self._precision
 
     @property
+    def is_gpu(self) -> bool:
+        """True if a GPU computes."""
+        return self._runtime.is_gpu
+
+    @property
     def size(self) -> int:
         """Side of the images that it takes, pixels; the file is made if need be."""
         self._look()

@@ -2,13 +2,15 @@
 
 One worker a core does all of it, a few files at a time, so that no more than a few
 images lie in memory as pixels; a run has one core to itself, which is the fastest
-way to many images. The backbone is loaded when the first image needs it.
+way to many images. Where a GPU computes, the workers decode, and one thread runs large
+batches. The backbone is loaded when the first image needs it.
 """
 
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -23,6 +25,7 @@ from service.engine.preprocess import Pixels
 from service.engine.runtime import Session
 from service.ops import failpoints
 from service.ops.cpus import available_cores
+from trainer.ahead import ahead
 from trainer.crops import Views, random_view
 from trainer.data import Files, open_again
 from trainer.pace import Pace
@@ -32,6 +35,8 @@ T = TypeVar("T")
 
 BATCH = 8
 """Images of a run: what they are on the way through the network still fits a core's cache."""
+GPU_BATCH = 128
+"""The same on a GPU, which these fill, about."""
 _AHEAD = 64
 """Decoded images that a worker may hold while the backbone is being loaded."""
 _PROGRESS_S = 0.1
@@ -53,6 +58,10 @@ class Source(Protocol):
     @property
     def blocks(self) -> tuple[int, ...]:
         """How many features each of its blocks has, the last layer's first."""
+
+    @property
+    def is_gpu(self) -> bool:
+        """True if a GPU computes."""
 
     def load(self) -> Session:
         """Loads it; blocks."""
@@ -204,7 +213,7 @@ class Features:
         detail: str,
         at_most: int = BATCH,
     ) -> None:
-        """Runs what `prepare` makes of the items, some at a time, one worker a core."""
+        """Runs what `prepare` makes of the items, some at a time, decoded by one worker a core."""
         if not items:
             return
         started = time.monotonic()
@@ -212,11 +221,38 @@ class Features:
         size = min(at_most, -(-len(items) // self._workers))
         chunks = (items[start : start + size] for start in range(0, len(items), size))
         with ThreadPoolExecutor(self._workers, thread_name_prefix="features") as pool:
-            for worker in [pool.submit(self._work, chunks, prepare) for _ in range(self._workers)]:
-                worker.result()
+            if self._source.is_gpu:
+                self._feed_gpu(pool, chunks, prepare)
+            else:
+                every = [pool.submit(self._work, chunks, prepare) for _ in range(self._workers)]
+                for worker in every:
+                    worker.result()
         self._progress.end()
         failpoints.reach("trainer.features")
         self._seconds += time.monotonic() - started
+
+    def _feed_gpu(
+        self,
+        pool: ThreadPoolExecutor,
+        chunks: Iterable[Sequence[T]],
+        prepare: Callable[[Sequence[T]], list[tuple[str, Pixels]]],
+    ) -> None:
+        """Runs batches of GPU_BATCH in this thread, while the pool decodes for the next ones."""
+        self._loading()
+
+        def prepared(chunk: Sequence[T]) -> tuple[int, list[tuple[str, Pixels]]]:
+            return len(chunk), prepare(chunk)
+
+        waiting: list[tuple[str, Pixels]] = []
+        most = self._workers + 2 * GPU_BATCH // BATCH
+        with closing(ahead(pool, prepared, chunks, most)) as decoded:
+            for count, images in decoded:
+                waiting += images
+                while len(waiting) >= GPU_BATCH:
+                    self._run(waiting[:GPU_BATCH], GPU_BATCH)
+                    del waiting[:GPU_BATCH]
+                self._progress.add(count)
+        self._run(waiting, GPU_BATCH)
 
     def _work(
         self,
@@ -242,9 +278,9 @@ class Features:
         with self._lock:
             return next(chunks, None)
 
-    def _run(self, images: Sequence[tuple[str, Pixels]]) -> None:
-        for start in range(0, len(images), BATCH):
-            batch = images[start : start + BATCH]
+    def _run(self, images: Sequence[tuple[str, Pixels]], size: int = BATCH) -> None:
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
             features = self.session.run(np.stack([pixels for _, pixels in batch]), cores=1)
             rows = {key: row for (key, _), row in zip(batch, features, strict=True)}
             with self._lock:

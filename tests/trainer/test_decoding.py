@@ -364,7 +364,7 @@ def test_features_are_kept_by_what_was_decoded(tmp_path: Path, backbone: Path) -
     decodings = [ImageDecoding(), ImageDecoding("#000000"), ImageDecoding("#000000", 12)]
 
     class Source:
-        space, precision, blocks = "s", "fp32", (3,)
+        space, precision, blocks, is_gpu = "s", "fp32", (3,), False
 
         def load(self) -> Any:
             return OnnxRuntime(Provider("cpu", ""), 1).load(backbone.read_bytes)

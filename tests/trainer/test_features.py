@@ -32,6 +32,7 @@ class FakeSource:
 
     precision = "fp32"
     blocks = (3,)
+    is_gpu = False
 
     def __init__(self, space: str = "fake") -> None:
         self.space = space
@@ -96,6 +97,40 @@ def test_further_framings_are_computed_of_the_same_decoded_images(
     np.testing.assert_array_equal(made.all_of(whole), expected(whole))
     assert made.computed == 40
     assert (expected(whole) != expected(train)).any()
+
+
+def test_on_a_gpu_one_thread_runs_large_batches_of_what_the_others_decode(
+    make_folder: MakeFolder,
+) -> None:
+    source = FakeSource()
+    source.is_gpu = True
+    threads: set[int] = set()
+    run = source.session.run
+
+    def seen(images: preprocess.Pixels, cores: int = 0) -> np.ndarray:
+        threads.add(threading.get_ident())
+        return run(images, cores)
+
+    source.session.run = seen  # type: ignore[method-assign]
+    made = Features(source, threads=3)
+    loaded = data.load(make_folder(per_class=150))
+    np.testing.assert_array_equal(made.of(loaded.train), expected(loaded.train))
+    assert source.session.batches == [128, 128, 44]
+    assert threads == {threading.get_ident()}
+    views = made.of_views(loaded.train.at(range(40)), 4, 0, Views())
+    assert views.shape == (4, 40, 3)
+    assert source.session.batches[3:] == [128, 32]
+
+
+def test_on_a_gpu_an_image_that_cannot_be_read_ends_it_at_once(make_folder: MakeFolder) -> None:
+    source = FakeSource()
+    source.is_gpu = True
+    folder = make_folder(per_class=100)
+    loaded = data.load(folder)
+    (folder / "red" / "3.png").write_bytes(b"changed")
+    with pytest.raises(InvalidInput) as caught:
+        Features(source, threads=2).of(loaded.train)
+    assert caught.value.reason is Reason.DATASET_UNUSABLE
 
 
 def test_a_second_job_computes_nothing_and_loads_no_backbone(
