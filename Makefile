@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench quality lint format stubs stubs-check lock audit soak fuzz clean
+.PHONY: help demo test bench bench-gpu quality lint format stubs stubs-check lock audit soak fuzz clean
 
 help:  ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test: $(VENV)/.installed-dev $(VENV)/triton/.installed  ## Lint, type-check and 
 
 bench: $(VENV)/.installed-dev  ## Measure serving, half an hour (SHORT=1: 8 minutes; DATA=folder for your own photos)
 	$(PY) -m bench $(DATA) $(if $(SHORT),--short)
+
+bench-gpu: $(VENV)/.installed-dev  ## Check a GPU against the CPU and measure it (DATA=folder of your own photos)
+	$(PY) -m bench.gpu $(DATA)
 
 # Some 45 minutes of processor time. What it computes features of is kept in .quality/: the first run
 # takes a quarter of an hour more.

@@ -60,10 +60,12 @@ def trained(
     return max(rates), used, precision
 
 
-def bare(backbone: Backbone, classes: int, precision: str, size: int, steps: int) -> float:
+def bare(
+    backbone: Backbone, classes: int, precision: str, size: int, steps: int, where: str = "auto"
+) -> float:
     """Images a second of the fastest step on one batch that is already there."""
     network = nn.Sequential(backbone, nn.Linear(backbone.feature_dim, classes))
-    device = compute.choose_device("auto")
+    device = compute.choose_device(where)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
     for module in network.modules():
