@@ -58,12 +58,12 @@ def random_view(
 
     Where images are squeezed into a square when served, so are the crops.
     """
-    left, top, width, height = random_crop(
-        image.width, image.height, rng, drawn.min_scale, is_squeezed=decoding.framing == "whole"
+    (left, top, width, height), is_mirrored = cropped_and_mirrored(
+        image.width, image.height, decoding, drawn, rng
     )
     box = (left, top, left + width, top + height)
     view = image.resize((decoding.size, decoding.size), Image.Resampling.BILINEAR, box=box)
-    if drawn.mirror and rng.random() < 0.5:
+    if is_mirrored:
         view = ImageOps.mirror(view)
     if drawn.rotation_degrees:
         view = _turned(view, rng.uniform(-drawn.rotation_degrees, drawn.rotation_degrees))
@@ -73,6 +73,15 @@ def random_view(
     if drawn.trivial_augment:
         view = trivially_augmented(view, rng)
     return np.asarray(view, dtype=np.uint8)
+
+
+def cropped_and_mirrored(
+    width: int, height: int, decoding: ImageDecoding, drawn: Views, rng: np.random.Generator
+) -> tuple[tuple[int, int, int, int], bool]:
+    """Draws the crop of a view, as `random_crop`, and whether it is mirrored."""
+    is_squeezed = decoding.framing == "whole"
+    box = random_crop(width, height, rng, drawn.min_scale, is_squeezed=is_squeezed)
+    return box, bool(drawn.mirror and rng.random() < 0.5)
 
 
 def random_crop(

@@ -17,9 +17,11 @@ from PIL import Image
 
 from service.engine.preprocess import Pixels
 from service.ops.cpus import available_cores
+from trainer import device_views
 from trainer.arrays import Ints
-from trainer.crops import Views, random_view
+from trainer.crops import Views, cropped_and_mirrored, random_view
 from trainer.data import Files, open_again
+from trainer.device_views import Asked
 from trainer.kept import Kept, memory_share
 
 KEPT_PART = 9 / 7
@@ -29,6 +31,8 @@ LONGEST = 4
 scaled to: a few kilobytes may be an image that is 100,000 times as long as high."""
 _AHEAD = 2
 _EVALUATION_BATCH = 32
+
+_View = Pixels | Asked
 
 
 class Inputs(Protocol):
@@ -86,7 +90,8 @@ class Cache:
 class Images:
     """Images to learn from, as batches of random views.
 
-    `caches` is how many share the memory, this one among them.
+    `caches` is how many share the memory, this one among them. On a GPU plain views are made
+    there; others, and all on the CPU, by Pillow in threads.
     """
 
     def __init__(
@@ -97,8 +102,10 @@ class Images:
         threads: int,
         folder: Path | None = None,
         caches: int = 1,
+        device: str = "cpu",
     ) -> None:
         self._count = len(files)
+        self._on_device = device_views.make(device, drawn, files.decoding.size)
         self._decoding = files.decoding
         self._drawn = drawn
         self._seed = seed % 2**64
@@ -118,18 +125,18 @@ class Images:
         nothing from it.
         """
         order = self._order(epoch, self._count if steps is None else steps * size)
-        waiting: deque[tuple[list[Future[Pixels]], Ints]] = deque()
+        waiting: deque[tuple[list[Future[_View]], Ints]] = deque()
         for start in starts(len(order), size):
             places = order[start : start + size]
             futures = [
-                self._pool.submit(self._augmented, int(place), epoch, (start + i) // self._count)
+                self._pool.submit(self._view, int(place), epoch, (start + i) // self._count)
                 for i, place in enumerate(places)
             ]
             waiting.append((futures, places))
             if len(waiting) > _AHEAD:
-                yield _collected(*waiting.popleft())
+                yield self._collected(*waiting.popleft())
         while waiting:
-            yield _collected(*waiting.popleft())
+            yield self._collected(*waiting.popleft())
 
     def steps(self, size: int) -> int:
         """How many batches one pass has."""
@@ -150,10 +157,24 @@ class Images:
         rounds = -(-count // self._count)
         return np.concatenate([rng.permutation(self._count) for _ in range(rounds)])[:count]
 
-    def _augmented(self, place: int, epoch: int, turn: int) -> Pixels:
-        image = Image.fromarray(self._cache.image(place))
+    def _view(self, place: int, epoch: int, turn: int) -> "_View":
+        """Makes a view uint8 [size, size, 3], or says which one the device is to make."""
         rng = np.random.default_rng([self._seed, epoch, place, turn])
-        return random_view(image, self._decoding, self._drawn, rng)
+        if self._on_device is None:
+            image = Image.fromarray(self._cache.image(place))
+            return random_view(image, self._decoding, self._drawn, rng)
+        pixels = None if self._on_device.has(place) else self._cache.image(place)
+        height, width = self._on_device.shape(place) if pixels is None else pixels.shape[:2]
+        box, is_mirrored = cropped_and_mirrored(width, height, self._decoding, self._drawn, rng)
+        return Asked(place, pixels, box, is_mirrored)
+
+    def _collected(self, futures: "list[Future[_View]]", places: Ints) -> tuple[torch.Tensor, Ints]:
+        views = [future.result() for future in futures]
+        if self._on_device is not None:
+            asked = [view for view in views if isinstance(view, Asked)]
+            return self._on_device.views(asked), places
+        pixels = [view for view in views if not isinstance(view, Asked)]
+        return torch.from_numpy(np.stack(pixels)), places
 
 
 class AsServed:
@@ -214,7 +235,3 @@ def compact(image: Image.Image, side: int, *, is_squeezed: bool) -> Image.Image:
 def starts(count: int, size: int) -> list[int]:
     """Returns where batches begin: a last one of one image is left out, unless it is alone."""
     return [start for start in range(0, count, size) if count - start > 1 or count == 1]
-
-
-def _collected(futures: list[Future[Pixels]], places: Ints) -> tuple[torch.Tensor, Ints]:
-    return torch.from_numpy(np.stack([future.result() for future in futures])), places

@@ -100,7 +100,8 @@ class _Slot:
     """Pinned memory for one batch."""
 
     def __init__(self) -> None:
-        self._memory: list[Tensor] = []
+        self._memory: dict[int, Tensor] = {}
+        """By a tensor's number in the batch."""
         self._sent: Any = None
 
     def send(self, batch: Batch, link: Link) -> tuple[Batch, Any]:
@@ -108,6 +109,9 @@ class _Slot:
             link.wait_sent(self._sent)
         staged = []
         for number, tensor in enumerate(batch):
+            if tensor.device.type != "cpu":
+                staged.append(tensor)  # made there
+                continue
             memory = self._held(number, tensor.nbytes, link)
             view = memory[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
             staged.append(view.copy_(tensor))
@@ -115,9 +119,7 @@ class _Slot:
         return moved, self._sent
 
     def _held(self, number: int, nbytes: int, link: Link) -> Tensor:
-        if number == len(self._memory):
-            self._memory.append(link.pinned(nbytes))
-        elif len(self._memory[number]) < nbytes:
+        if number not in self._memory or len(self._memory[number]) < nbytes:
             self._memory[number] = link.pinned(nbytes)
         return self._memory[number]
 

@@ -7,7 +7,9 @@ from service.contract import ModelBased, Note
 from service.errors import WrongState
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.test_model_based import Trained
-from trainer import compute
+from tests.trainer.test_uploads import FakeLink
+from trainer import compute, device_views
+from trainer.device_views import DeviceViews
 from trainer.methods import model_based
 from trainer.recipes import batch_sizes_for
 
@@ -69,6 +71,32 @@ def test_training_takes_the_measured_batch_and_says_so(
     assert used["batch_size"] == 4
     assert "batches have 4 images" in [n.text for n in told.of(Note) if isinstance(n, Note)]
     assert "gpu" not in used
+
+
+def test_batches_come_to_a_device_by_its_link_and_views_are_made_there(
+    make_folder: MakeFolder, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(per_class=8, side=256)
+    method = ModelBased(epochs=2, batch_size=4, precision="fp32")
+    losses = []
+    links: list[FakeLink] = []
+
+    def link_to(_device: torch.device) -> FakeLink:
+        links.append(FakeLink())
+        return links[-1]
+
+    for is_device in (False, True):
+        if is_device:
+            monkeypatch.setattr(model_based, "link_to", link_to)
+            monkeypatch.setattr(
+                device_views, "make", lambda _d, _v, s: DeviceViews(torch.device("cpu"), s, 2**20)
+            )
+        job = Trained(folder, make_spec, method, Told())
+        job.run()
+        losses.append([epoch.train_loss for epoch in job.epochs])
+    assert links[0].allocated
+    # Other pixels at the edges of views are all the difference.
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
 def test_a_gpu_computes_fp32_in_32_bits_and_says_how(monkeypatch: pytest.MonkeyPatch) -> None:

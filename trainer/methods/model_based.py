@@ -149,7 +149,7 @@ def train(
     inputs: Images | Maps
     judged: AsServed | Maps
     if split is None:
-        inputs = Images(learned, drawn, spec.seed, spec.threads, folder, caches=2)
+        inputs = Images(learned, drawn, spec.seed, spec.threads, folder, 2, spec.device)
         judged = AsServed(held_out, spec.threads, caches=2)
     else:
         frozen = Frozen(split, spec)

@@ -50,8 +50,8 @@ def train(
     folder = Path(spec.out_dir) if Path(spec.out_dir).is_dir() else None
     torch.manual_seed(spec.seed)
     seed, threads = spec.seed, spec.threads
-    inputs = Images(learned, drawn, seed, threads, folder, caches=3)
-    others = Images(target, drawn, seed ^ _OTHER_SEED, threads, folder, caches=3)
+    inputs = Images(learned, drawn, seed, threads, folder, 3, spec.device)
+    others = Images(target, drawn, seed ^ _OTHER_SEED, threads, folder, 3, spec.device)
     work = model_based.Work(
         spec=spec,
         recipe=recipe,
