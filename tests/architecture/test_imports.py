@@ -181,7 +181,7 @@ def test_a_waiting_trainer_imports_what_a_feature_based_job_needs_and_no_torch()
 
 WITH_TORCH = {
     *("backbones", "checkpoint", "compute", "download", "export", "folding", "images", "maps"),
-    *("parts", "tails", "timm_networks", "adaptation.losses"),
+    *("device_views", "parts", "tails", "timm_networks", "uploads", "adaptation.losses"),
     *("methods.model_based", "methods.network_adaptation"),
 }
 """Modules of the trainer that import torch with themselves: of what trains or exports."""
