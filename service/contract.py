@@ -251,15 +251,41 @@ class ImageSource(msgspec.Struct, frozen=True, kw_only=True):
     """For people."""
 
 
-class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that the trainer needs to know."""
+class TrainerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What jobs and rankings have in common."""
 
-    job_id: str
-    model: str
     data: ImageSource
     files: dict[str, str] = {}
     """From the sha256 of each stored file that the job may need to its path on this machine; filled
     in just before the trainer starts. A backbone whose file is not among them is exported anew."""
+    weights_dir: str
+    """Where downloaded weights are kept; may be a pre-filled mirror."""
+    seed: int = 0
+    gpu: str = ""
+    """What the launcher sets CUDA_VISIBLE_DEVICES to: the one GPU that the trainer sees, "" for
+    none. Of no use to one that no launcher started."""
+    threads: int = 0
+    """Of torch and ONNX Runtime; 0 means one for each core that the process may use."""
+    provider: ProviderSetting = "auto"
+    """What computes features and checks: as in the serving process."""
+    precision: PrecisionSetting = "fp32"
+    """What the version is to be computed in, wherever it serves."""
+    provider_table: str = ""
+    """The file that says which provider was measured to be quickest for which backbone."""
+    feature_cache: str = ""
+    """The file that keeps features between jobs; "" keeps none."""
+    feature_cache_bytes: int = 2**30
+    feature_cache_owner: str = ""
+    """Whose features are found in it, and kept; no job can tell what those of others are."""
+    heartbeat_s: float = HEARTBEAT_S
+    """Between two heartbeats."""
+
+
+class JobSpec(TrainerSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that the trainer needs to know."""
+
+    job_id: str
+    model: str
     out_dir: str
     """Empty; the artifacts go here."""
     method: Method
@@ -271,8 +297,6 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What is known of `backbone`; spares an export when the weights fit."""
     backbones: list[PretrainedBackbone] = []
     """What backbone "auto" is chosen from: all whose weights are available."""
-    weights_dir: str
-    """Where downloaded weights are kept; may be a pre-filled mirror."""
     framing: Literal["auto", "crop", "whole", "compare"] = "auto"
     """What the backbone sees of an image; `auto` compares both where images are long."""
     outlier_false_alarm_rate: float | None = None
@@ -282,26 +306,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     grouping: Grouping | None = None
     previous_answers: str = ""
     """sha256 of the answers of the version before, whose images keep their sides; "" for none."""
-    seed: int = 0
     time_budget_s: float | None = None
     """The longest that the job may take."""
     asked_budget_s: float | None = None
     """What the request allows; None where it names no time, and `auto` trains no network long."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """On `cpu` nothing of the job runs on a GPU, whatever `provider` says."""
-    gpu: str = ""
-    """What the launcher sets CUDA_VISIBLE_DEVICES to: the one GPU that the trainer sees, "" for
-    none. Of no use to one that no launcher started."""
-    threads: int = 0
-    """Of torch and ONNX Runtime; 0 means one for each core that the process may use."""
-    provider: ProviderSetting = "auto"
-    """What computes features and checks: as in the serving process."""
-    precision: PrecisionSetting = "fp32"
-    """What the version is to be computed in, wherever it serves."""
     is_precision_asked: bool = False
     """By the request: int8 is then served even where it is shown to lose accuracy."""
-    provider_table: str = ""
-    """The file that says which provider was measured to be quickest for which backbone."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """On `cpu` nothing of the job runs on a GPU, whatever `provider` says."""
     case_sensitive_labels: bool = False
     """Class names that differ in upper and lower case alone are two."""
     augmentation: Augmentation | None = None
@@ -325,13 +337,6 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The base's `Manifest.dataset_digest`; "" where there is no base."""
     checkpoint_dir: str = ""
     """Survives the attempt: training goes on from what lies here; "" keeps nothing."""
-    feature_cache: str = ""
-    """The file that keeps features between jobs; "" keeps none."""
-    feature_cache_bytes: int = 2**30
-    feature_cache_owner: str = ""
-    """Whose features are found in it, and kept; no job can tell what those of others are."""
-    heartbeat_s: float = HEARTBEAT_S
-    """Between two heartbeats."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -345,35 +350,18 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     tmp_dir: str = ""
     """Where its temporary files go from now on; "" leaves that as it is."""
     gpu: str = ""
-    """As in `JobSpec`: none was visible while it waited."""
+    """As in `TrainerSpec`: none was visible while it waited."""
 
 
-class RankSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RankSpec(TrainerSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which backbone to start from: backbones are scored on the data, none is trained."""
 
-    data: ImageSource
-    files: dict[str, str] = {}
-    """As in `JobSpec`."""
     backbones: list[PretrainedBackbone]
     work_dir: str = ""
     """Exists; what is written meanwhile goes here. "" means a temporary folder."""
     only_available: bool = False
     """Leaves backbones out whose weights need a download."""
-    weights_dir: str
     time_budget_s: float = 60.0
-    seed: int = 0
-    gpu: str = ""
-    """As in `JobSpec`."""
-    threads: int = 0
-    provider: ProviderSetting = "auto"
-    precision: PrecisionSetting = "fp32"
-    provider_table: str = ""
-    """As in `JobSpec`."""
-    feature_cache: str = ""
-    feature_cache_bytes: int = 2**30
-    feature_cache_owner: str = ""
-    heartbeat_s: float = HEARTBEAT_S
-    """As in `JobSpec`."""
 
 
 class ExportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -383,7 +371,7 @@ class ExportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     out_dir: str
     weights_dir: str
     gpu: str = ""
-    """As in `JobSpec`; none is needed."""
+    """As in `TrainerSpec`; none is needed."""
     threads: int = 0
 
 
