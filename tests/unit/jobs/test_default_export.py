@@ -46,7 +46,6 @@ async def make(models: ModelStore, tmp_path: Path) -> AsyncIterator[Make]:
             default_backbone=DEFAULT_BACKBONE,
             cpu_jobs=1,
             gpu_jobs=0,
-            has_gpu=False,
             max_job_s=1000,
             stop_grace_s=1,
         )
