@@ -37,8 +37,7 @@ from graft import Client
 
 from bench import model_based
 from bench.photographs import write
-from bench.running import measured, service
-from bench.serve.models import fine_tune
+from bench.running import fine_tune, measured, service
 from service.backbones import DEFAULT_BACKBONE
 from service.contract import ImageSource, JobSpec, ModelBased
 from service.engine import providers, timing

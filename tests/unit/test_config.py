@@ -1,11 +1,16 @@
 """Settings from flags and the environment, and what is said of bad ones."""
 
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from service import config
+from service import app, config
 from service.config import BadConfig, Config
+from service.engine.gpu import GpuLimits
+from service.engine.providers import Provider, ProviderName
+from service.engine.runtime import OnnxRuntime
+from service.ops.metrics import Metrics
 
 
 def test_without_settings_the_defaults_hold() -> None:
@@ -124,3 +129,33 @@ def test_help_tells_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_readme_has_the_table_as_it_is() -> None:
     readme = Path(__file__).parents[2] / "README.md"
     assert config.table() in readme.read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "provider", "largest_run", "arena_bytes"),
+    [
+        ([], "cuda", 128, 0),
+        (["--gpu-mem-limit-mb=512", "--max-batch=16"], "cuda", 16, 512 * 2**20),
+        ([], "cpu", 32, 0),
+    ],
+)
+async def test_what_a_backbone_may_take_of_a_gpu_is_set(
+    flags: list[str],
+    provider: ProviderName,
+    largest_run: int,
+    arena_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(app, "choose_provider", lambda _: Provider(provider, "for the test"))
+    async with AsyncExitStack() as stack:
+        given, metrics = config.load(flags, {}), Metrics({"version": "test"})
+        runtime = app._choose_runtime(given, 1, metrics, {}, stack)
+    assert isinstance(runtime, OnnxRuntime)
+    assert runtime._gpu == GpuLimits(largest_run, arena_bytes)
+    assert runtime._max_batch == largest_run
+
+
+@pytest.mark.parametrize("flag", ["--gpu-mem-limit-mb=-1", "--gpu-mem-limit-mb=lots"])
+def test_a_limit_of_memory_that_is_none_is_refused(flag: str) -> None:
+    with pytest.raises(BadConfig, match=r"(?i)gpu.mem.limit.mb"):
+        config.load([flag], {})
