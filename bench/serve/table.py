@@ -44,17 +44,12 @@ class Backbone:
     and provider."""
     memory_mib: dict[str, float] = field(default_factory=dict)
 
-    def served(self, precision: str) -> list[str]:
-        """Lists the ways to serve a precision: the plain server, the defaults, those by hand."""
-        found = dict.fromkeys(c.served for c in self.runs if c.precision == precision)
-        return [name for name in found if name not in BARE]
-
     def by_hand(self, precision: str, *, agree: bool) -> list[str]:
         """Lists the providers set by hand that agree on a precision, or those that do not."""
         return [
             name
-            for name in self.served(precision)
-            if name not in (PLAIN, DEFAULTS)
+            for name in dict.fromkeys(c.served for c in self.runs if c.precision == precision)
+            if name not in (PLAIN, DEFAULTS, *BARE)
             and (self.differences.get((precision, name), 0.0) <= AGREE) == agree
         ]
 
@@ -144,30 +139,32 @@ def disturbances(every: Iterable[Backbone]) -> str:
 
 
 def summary(every: list[Backbone]) -> Iterator[str]:
-    """The table for people: the plain server and the defaults, at one caller and at most."""
+    """The table for people: the plain server and the defaults, at one caller and at 32."""
     yield from head("Network, precision", "Served by", "1 caller: p50 ms", "32 callers: images/s",
-                    "of the plain server's in fp32: 1 caller, 32", "of the best provider set by "
-                    "hand: 1 caller, 32")  # fmt: skip
+                    "1 and 32 callers: of the plain server's images/s", "of the plain server's in "
+                    "fp32", "of the best provider set by hand")  # fmt: skip
     for found in every:
-        for precision in dict.fromkeys(cell.precision for cell in found.runs):
-            for name in found.served(precision):
-                if name not in (PLAIN, DEFAULTS):
-                    continue
-                one, many = (Cell(precision, name, load) for load in ("1 caller", "32 callers"))
-                of_plain = [found.ratio(c, c._replace(precision="fp32", served=PLAIN))
-                            for c in (one, many)]  # fmt: skip
-                of_best = [
-                    found.ratio(c, c._replace(served=found.best_by_hand(precision, c.load)))
-                    for c in (one, many)
-                ]
-                yield row(
-                    f"{found.title}, {precision}",
-                    name if name == PLAIN else f"Graft ({found.chosen[precision]})",
-                    spread([run["p50_ms"] for run in found.runs[one]]),
-                    spread([run["per_second"] for run in found.runs[many]]),
-                    ", ".join(of_plain) if (name, precision) != (PLAIN, "fp32") else "1",
-                    ", ".join(of_best) if name == DEFAULTS else "-",
-                )
+        for one in found.runs:
+            precision, name, load = one
+            if name not in (PLAIN, DEFAULTS) or load != "1 caller":
+                continue
+            both = (one, one._replace(load="32 callers"))
+            plain = [found.ratio(cell, cell._replace(served=PLAIN)) for cell in both]
+            fp32 = [found.ratio(c, c._replace(served=PLAIN, precision="fp32")) for c in both]
+            best = [
+                found.ratio(cell, cell._replace(served=found.best_by_hand(precision, cell.load)))
+                for cell in both
+            ]
+            is_plain = name == PLAIN
+            yield row(
+                f"{found.title}, {precision}",
+                name if is_plain else f"Graft ({found.chosen[precision]})",
+                spread([run["p50_ms"] for run in found.runs[one]]),
+                spread([run["per_second"] for run in found.runs[both[1]]]),
+                "1" if is_plain else ", ".join(plain),
+                "1" if is_plain and precision == "fp32" else ", ".join(fp32),
+                "-" if is_plain else ", ".join(best),
+            )
 
 
 def head(*names: str) -> Iterator[str]:

@@ -46,7 +46,7 @@ def test_texts_that_were_written_are_read_again(elements: list[str]) -> None:
     raw = tensors.texts(elements)
     request = pb.ModelInferRequest(inputs=[tensor], raw_input_contents=[raw])
     found: list[Any] = tensors.decodes(request, 256)
-    assert [image.read().decode() for image in found] == elements
+    assert [image.data.decode() for image in found] == elements
 
 
 def test_each_image_gets_its_own_part_of_a_tensor() -> None:
