@@ -324,7 +324,8 @@ def answered(label: str, model: str = "stable") -> prediction_pb2.PredictRespons
     result = prediction_pb2.ImageResult(
         classification=prediction_pb2.Classification(scores=[score])
     )
-    return prediction_pb2.PredictResponse(model=model, results=[result])
+    answer = prediction_pb2.ModelAnswer(model=model, results=[result])
+    return prediction_pb2.PredictResponse(answers=[answer])
 
 
 @pytest.mark.parametrize(
@@ -336,7 +337,11 @@ def answered(label: str, model: str = "stable") -> prediction_pb2.PredictRespons
         (answered("acme-bees"), 1, True),
         (answered("globex-ants"), 1, False),
         (answered("acme-ants", "another"), 1, False),
-        (prediction_pb2.PredictResponse(model="stable"), 1, False),
+        (
+            prediction_pb2.PredictResponse(answers=[prediction_pb2.ModelAnswer(model="stable")]),
+            1,
+            False,
+        ),
     ],
 )
 def test_an_answer_has_the_models_own_classes_and_the_label_that_it_is_sure_of(
