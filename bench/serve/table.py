@@ -87,7 +87,9 @@ def figures(found: Backbone) -> Iterator[str]:
                     *(f"of {one}" for one in ratios_of))  # fmt: skip
     for cell, runs in found.runs.items():
         medians = [f"{found.median(cell, key):.1f}" for key in keys]
-        loop = {"1 caller": "one loop", OPEN: ""}.get(cell.load, "a loop a core")
+        loop = {"1 caller": "one loop", "one loop": "one loop", OPEN: ""}.get(
+            cell.load, "a loop a core"
+        )
         below = [cell._replace(served=PLAIN), cell._replace(served=PLAIN, precision="fp32")]
         below += [Cell(cell.precision, bare, loop) for bare in BARE]
         key = "p99_ms" if cell.load == OPEN else "per_second"
