@@ -24,8 +24,10 @@ from service.contract import (
     RankSpec,
     Record,
     encode,
+    form_name,
 )
 from service.domain import LeftOutReason, ReadSummary
+from trainer.job import FLOAT_FILE
 
 GUARD_S = 600.0
 """What ends a test that hangs, and decides nothing: no machine is so slow."""
@@ -124,15 +126,19 @@ def incumbent(out: Path, manifest: Manifest, **changes: object) -> dict[str, obj
 
 
 def exported_of(manifest: Manifest, out: Path) -> dict[str, object]:
-    """A backbone that an earlier job exported as a spec names it, and its files."""
-    files = {
-        hashlib.sha256(path.read_bytes()).hexdigest(): str(path)
-        for path in (out / BACKBONE_FILE, out / REFERENCE_FILE)
-    }
-    backbone, reference = files
+    """The forms of a backbone that an earlier job made as a spec names them, and their files."""
+    paths = [out / BACKBONE_FILE, out / REFERENCE_FILE]
+    if manifest.serving_precision == "int8":
+        paths.append(out / FLOAT_FILE)
+    files = {hashlib.sha256(path.read_bytes()).hexdigest(): str(path) for path in paths}
+    backbone, reference, *floating = files
     assert backbone == manifest.backbone_digest
-    known = ExportedBackbone(manifest.weights, backbone, reference=reference)
-    return {"exported": [known], "files": files}
+    known = [ExportedBackbone(manifest.weights, each, reference=reference) for each in floating]
+    if floating:
+        known.append(ExportedBackbone(form_name(manifest.weights, "int8"), backbone))
+    else:
+        known.append(ExportedBackbone(manifest.weights, backbone, reference=reference))
+    return {"exported": known, "files": files}
 
 
 def without_torch(spec: JobSpec | RankSpec, tmp_path: Path, *refused: str) -> str:
