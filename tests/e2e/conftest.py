@@ -29,8 +29,9 @@ UNHURRIED = (
     f"--drain-s={GUARD_S / 2}",
     # Beside other busy processes trainers would get next to nothing of a core.
     "--trainer-niceness=0",
-    # Else every server would measure its backbones, beside the others.
+    # Else every server would measure its backbones and quantise the default one, beside the others.
     "--provider=cpu",
+    "--precision=fp32",
 )
 """Deadlines of the service that none of its work shall miss; a test of one sets its own."""
 
@@ -154,7 +155,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]
 
     Its models and jobs are everybody's, so each test names its own.
     """
-    service = ServiceProcess(tmp_path_factory.mktemp("shared") / "data")
+    service = ServiceProcess(tmp_path_factory.mktemp("shared") / "data", "--precision=auto")
     try:
         yield service
     finally:

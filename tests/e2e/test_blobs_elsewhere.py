@@ -39,7 +39,9 @@ def test_blobs_lie_elsewhere_and_a_cache_that_rots_is_filled_again(
     elsewhere, cache = tmp_path / "elsewhere", tmp_path / "data" / "cache"
 
     def start() -> tuple[ServiceProcess, graft.Client]:
-        service = start_service(f"--blobs-dir={elsewhere}", "--blob-cache-mb=1")
+        service = start_service(
+            f"--blobs-dir={elsewhere}", "--blob-cache-mb=1", "--warm-trainers=0"
+        )
         return service, connect(service)
 
     def learn(client: graft.Client) -> int:
