@@ -39,9 +39,8 @@ from bench.published import NEAR_EMPTY, publish_near_empty
 from bench.running import Running, fine_tune, measured, pss_mib, service
 from bench.serve import table
 from bench.serve.load import stamped
-from bench.serve.table import BARE, DEFAULTS, OPEN, OPEN_PART, PLAIN, Backbone, Cell
+from bench.serve.table import AGREE, BARE, DEFAULTS, OPEN, OPEN_PART, PLAIN, Backbone, Cell
 from service.engine import provider_table
-from service.engine.provider_table import AGREE
 from service.engine.providers import choose_provider, computing, openvino_problem
 from service.engine.runtime import marked
 from service.ops import cpus

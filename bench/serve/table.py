@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from bench.running import spread
-from service.engine.provider_table import AGREE, WORTH
+from service.engine.provider_table import WORTH
 
+AGREE = 1e-3
+"""Largest difference of a probability between providers of one precision."""
 PLAIN = "plain server"
 DEFAULTS = "defaults"
 BARE = ("bare loop", "bare loop as served")
