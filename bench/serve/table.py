@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from bench.running import spread
-from service.engine.provider_table import WORTH
 
+WORTH = 0.97
+"""Least part of the best provider's speed that the defaults are to reach."""
 AGREE = 1e-3
 """Largest difference of a probability between providers of one precision."""
 PLAIN = "plain server"

@@ -19,8 +19,9 @@ from service.ops import cpus
 
 log = logging.getLogger(__name__)
 
-WORTH = 0.97
-"""A provider is taken in place of the first when a run takes at most this part of the time."""
+WORTH = 0.99
+"""A provider is taken in place of the first when a run takes at most this part of the time: less
+is noise."""
 AGREE = 1e-4
 """Largest difference of a probability by which two providers still agree: a tenth of what a
 version's answers may differ by, since its head and images are not those that were compared."""
@@ -37,7 +38,7 @@ class Timing(msgspec.Struct, frozen=True):
     batch: int
     wall_s: float
     cpu_s: float
-    """Of the same run, all threads together."""
+    """Of the same run, all its threads together; its share of those side by side."""
     is_disturbed: bool = False
     """Whether even that run was interrupted by other programs."""
 
@@ -67,7 +68,7 @@ def choose(
 ) -> dict[int, ProviderName]:
     """Chooses a provider for each number of cores.
 
-    The first one stays where none is quicker by 3 %, as the geometric mean over batches
+    The first one stays where none is quicker by 1 %, as the geometric mean over batches
     of the part of its time, or where the quicker does not agree with it. A run on one core
     is one of many side by side, so what counts is its processor time, whoever else
     computes; a run on several is alone, and counts by the clock, unless other programs

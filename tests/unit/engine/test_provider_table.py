@@ -51,8 +51,8 @@ def test_widths_are_chosen_apart_and_batches_together() -> None:
 
 
 def test_a_small_gain_changes_nothing() -> None:
-    assert choose(timings(1, 10, 9.8), "cpu", AGREED) == {1: "cpu"}
-    assert choose(timings(1, 10, 9.6), "cpu", AGREED) == {1: "openvino"}
+    assert choose(timings(1, 10, 9.95), "cpu", AGREED) == {1: "cpu"}
+    assert choose(timings(1, 10, 9.85), "cpu", AGREED) == {1: "openvino"}
 
 
 @pytest.mark.parametrize("difference", [AGREE * 1.01, float("nan"), None])
