@@ -37,6 +37,7 @@ from service.engine.providers import choose_provider, visible_gpus
 from service.engine.runtime import OnnxRuntime, Read, Runtime
 from service.engine.timing import Measurer
 from service.errors import Damaged, GraftError, Reason
+from service.ingest import child
 from service.jobs.default_export import DefaultExport
 from service.jobs.launchers import Launcher, ProcessLauncher, WarmLauncher
 from service.jobs.lineage import Lineage
@@ -451,6 +452,7 @@ def _choose_runtime(
     runtime = OnnxRuntime(
         provider, threads, max_batch=max_batch, measured=table.get, on_unmeasured=ask
     )
-    measurer = Measurer(provider, threads, max_batch, table, metrics, environment, runtime.adopt)
+    own = child.environment_of(environment)
+    measurer = Measurer(provider, threads, max_batch, table, metrics, own, runtime.adopt)
     stack.callback(measurer.close)
     return runtime
