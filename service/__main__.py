@@ -19,8 +19,7 @@ from service import doctor, scratch
 from service.app import App
 from service.config import BadConfig, Config
 from service.errors import GraftError
-from service.ingest import child
-from service.ops import failpoints
+from service.ops import child, failpoints
 from service.ops.logs import set_up_logging
 
 EXIT_OK = 0

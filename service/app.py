@@ -37,7 +37,6 @@ from service.engine.providers import choose_provider, visible_gpus
 from service.engine.runtime import OnnxRuntime, Read, Runtime
 from service.engine.timing import Measurer
 from service.errors import Damaged, GraftError, Reason
-from service.ingest import child
 from service.jobs.default_export import DefaultExport
 from service.jobs.launchers import Launcher, ProcessLauncher, WarmLauncher
 from service.jobs.lineage import Lineage
@@ -46,6 +45,7 @@ from service.jobs.store import JobStore
 from service.jobs.supervisor import Settings, Supervisor
 from service.jobs.watcher import JobWatcher
 from service.jobs.weights import WeightsCheck
+from service.ops import child
 from service.ops.cpus import describe
 from service.ops.malloc_trim import MallocTrimmer
 from service.ops.metrics import Metrics

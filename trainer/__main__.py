@@ -20,8 +20,7 @@ from service.contract import (
     RankSpec,
 )
 from service.errors import GraftError, Reason
-from service.ingest import child
-from service.ops import failpoints
+from service.ops import child, failpoints
 from service.ops.cgroups import be_killed_first
 from service.ops.cpus import available_cores
 from trainer import disk, folders

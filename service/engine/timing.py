@@ -1,20 +1,21 @@
 """Times the providers that compute a backbone's precision, in a process of their own.
 
-Run as `python -m service.engine.timing`, with what to measure on standard input: at the
-lowest priority, one backbone at a time, and with no memory kept.
+Run as `python -m service.engine.timing`, by `service.ops.child`: at the lowest priority, one
+backbone at a time, and with no memory kept; it ends when its server does.
 """
 
 import logging
 import os
 import queue
 import resource
-import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -33,6 +34,7 @@ from service.engine.runtime import (
     precision_of,
     widths_of,
 )
+from service.ops import child
 from service.ops.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,11 @@ _COMPARED = 8
 """Images on which providers must agree."""
 _CHILD_S = 900.0
 """Longest time for one backbone: on a busy machine the lowest priority waits long."""
+_MODULE = "service.engine.timing"
+_FILE_BYTES = 2**20
+"""It writes none but what it prints when it fails."""
+_LOWEST = 19
+"""Niceness."""
 _WAITING = 1000
 """Backbones that wait to be measured; more are measured when they are loaded again."""
 _BF16_PAYS = 0.75
@@ -55,12 +62,14 @@ _BF16_PAYS = 0.75
 
 
 class Asked(msgspec.Struct):
-    """What a measuring process is to do; the file follows it on standard input."""
+    """What a measuring process is to do."""
 
     provider: ProviderName
     others: tuple[ProviderName, ...]
     threads: int
     max_batch: int
+    file: str = ""
+    """The path of the backbone's file."""
 
 
 def images(count: int, size: int) -> Pixels:
@@ -244,7 +253,6 @@ class Measurer:
         self._waiting: queue.Queue[tuple[str, Read] | None] = queue.Queue(_WAITING)
         self._known: set[str] = set()
         self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="measurer", daemon=True)
         self._thread.start()
@@ -268,8 +276,6 @@ class Measurer:
         """Ends the measuring; what was not measured is measured after the next start."""
         with self._lock:
             self._is_closed = True
-            if self._child is not None:
-                self._child.kill()
             with suppress(queue.Empty):
                 while True:
                     self._waiting.get_nowait()
@@ -295,28 +301,24 @@ class Measurer:
 
     def _measure(self, digest: str, read: Read) -> None:
         begun = time.monotonic()
-        model = read()
-        with self._lock:
+
+        def go_on() -> None:
             if self._is_closed:
-                return
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "service.engine.timing"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={**self._environment, "OMP_NUM_THREADS": "1"},
-            )
-        try:
-            out, errors = self._child.communicate(
-                msgspec.json.encode(self._asked) + b"\n" + model, _CHILD_S
-            )
-        finally:
-            self._child.kill()
-            self._child.wait()
-        if self._child.returncode:
-            said = errors.decode(errors="replace").strip().splitlines()[-1:]
-            raise RuntimeError(f"ended with {self._child.returncode}: {' '.join(said)[:500]}")
-        measured = msgspec.json.decode(out, type=Measured)
+                raise RuntimeError("the server stops")
+            if time.monotonic() - begun > _CHILD_S:
+                raise TimeoutError(f"it took more than {_CHILD_S:.0f} s")
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "backbone.onnx"
+            file.write_bytes(read())
+            go_on()
+            asked = msgspec.structs.replace(self._asked, file=str(file))
+            with child.started(_MODULE, asked, self._environment, folder) as (process, printed):
+                found = list(child.lines(process, go_on))
+                if process.wait() or not found:
+                    words = child.last_words(printed).strip().splitlines()[-1:]
+                    raise RuntimeError(f"ended with {process.returncode}: {' '.join(words)}")
+        measured = msgspec.json.decode(found[0], type=Measured)
         self._table.put(digest, measured)
         self._count(measured)
         log.info(
@@ -349,13 +351,14 @@ def image_ms(measured: Measured) -> dict[str, float]:
 
 
 def main() -> int:
-    """Measures what standard input asks for; writes what was found as JSON."""
-    os.nice(19)
-    line, _, model = sys.stdin.buffer.read().partition(b"\n")
-    asked = msgspec.json.decode(line, type=Asked)
+    """Measures what standard input asks for, and sends what was found."""
+    asked = child.take_task(Asked)
+    child.confine()
+    child.limit_files(_FILE_BYTES)
+    os.setpriority(os.PRIO_PROCESS, 0, _LOWEST)
     provider = Provider(asked.provider, "", asked.others)
-    found = measure(model, provider, asked.threads, asked.max_batch)
-    sys.stdout.buffer.write(msgspec.json.encode(found))
+    model = Path(asked.file).read_bytes()
+    child.send(measure(model, provider, asked.threads, asked.max_batch))
     return 0
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from service.engine import preprocess
 from service.errors import GraftError
-from service.ingest import child, reader
+from service.ingest import reader
 from service.ingest.process import (
     CURRENT_FILE,
     CURRENT_SLOT_BYTES,
@@ -24,7 +24,7 @@ from service.ingest.process import (
     Progressed,
     Task,
 )
-from service.ops import failpoints
+from service.ops import child, failpoints
 
 _MANY_PIXELS = 16_000_000
 """Images with more are decoded one at a time, by all readers of a server together."""

@@ -20,7 +20,7 @@ from service.engine.head import Floats
 from service.engine.preprocess import Pixels
 from service.engine.runtime import on_one_core
 from service.errors import GraftError
-from service.ingest import backbone_graph, child
+from service.ingest import backbone_graph
 from service.ingest.backbone_graph import words_of
 from service.ingest.backbone_process import (
     MOST_FEATURES,
@@ -30,7 +30,7 @@ from service.ingest.backbone_process import (
     Task,
     unusable,
 )
-from service.ops import failpoints
+from service.ops import child, failpoints
 from service.ops.cgroups import be_killed_first
 
 _IMAGES = 3

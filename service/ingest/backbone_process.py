@@ -16,7 +16,7 @@ import msgspec
 
 from service.domain import Count
 from service.errors import Exhausted, Expired, InvalidInput, Reason
-from service.ingest import child
+from service.ops import child
 
 MOST_FEATURES = 16_384
 _CPU_S = 300

@@ -16,9 +16,9 @@ import msgspec
 
 from service.domain import Count
 from service.errors import Exhausted, InvalidInput, Reason
-from service.ingest import child
 from service.ingest.names import shown
 from service.ingest.reader import OnProgress, OverRoom, Read, ReadRequest, untold
+from service.ops import child
 
 CURRENT_FILE = "reading"
 """In the folder of a request: the names of the files that are being decoded."""

@@ -2,7 +2,7 @@
 
 The process gets a session of its own, so that it can be killed with whatever it
 started, and a standard input whose closing tells it that its parent is gone. Of the
-environment it gets what `service.ingest.child` passes on: the job's spec says everything
+environment it gets what `service.ops.child` passes on: the job's spec says everything
 else. Knows no jobs but their specs. `Trainer.stop` ends one for certain.
 
 `ProcessLauncher` starts a process for each job. `WarmLauncher` keeps some that wait for their job
@@ -25,9 +25,9 @@ import msgspec
 
 from service import contract
 from service.contract import Command, ExportSpec, JobSpec, Order, RankSpec, Record, Spec
-from service.ingest import child
 from service.jobs.gpus import VISIBLE
 from service.jobs.uninterrupted import uninterrupted
+from service.ops import child
 
 SPEC_FILE = "spec.json"
 LOG_FILE = "trainer.log"

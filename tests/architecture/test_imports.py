@@ -145,29 +145,17 @@ def test_a_library_lives_in_its_room_alone(module: str, allowed: set[str]) -> No
     assert not strangers
 
 
-def test_the_serving_process_starts_without_torch() -> None:
-    heavy = ["torch", "torchvision", "timm", "sklearn", "trainer", "onnx", "scipy"]
-    program = (
-        "import sys, service.app, service.__main__;"
-        f"print([name for name in {heavy} if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        cwd=ROOT,
-    )
-    assert done.stdout.strip() == "[]", done.stderr
-
-
-def test_a_waiting_trainer_imports_what_a_feature_based_job_needs_and_no_torch() -> None:
-    heavy = ["torch", "torchvision", "timm", "sklearn", "onnx"]
-    program = (
-        "import sys; from trainer import warm; warm.prepare();"
-        f"print([name for name in {heavy} if name in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    ("imports", "others"),
+    [
+        ("import service.app, service.__main__", ["trainer", "scipy"]),
+        ("from trainer import warm; warm.prepare()", []),
+    ],
+    ids=["the serving process", "a waiting trainer"],
+)
+def test_what_starts_without_torch(imports: str, others: list[str]) -> None:
+    heavy = ["torch", "torchvision", "timm", "sklearn", "onnx", *others]
+    program = f"{imports}\nimport sys\nprint([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", program],
         check=False,

@@ -19,8 +19,7 @@ from grpc import aio
 
 from service import fsck
 from service.contract import BackbonesRanked, Finished, JobSpec, Progressed
-from service.ingest import child
-from service.ops import failpoints
+from service.ops import child, failpoints
 from tests.extractors import SIZE, extractor, weights
 from tests.fake_launcher import Script
 from tests.rpc.conftest import (

@@ -1,4 +1,4 @@
-"""Starts, bounds and ends processes of their own for what strangers sent.
+"""Starts, bounds and ends processes of their own: for what strangers sent, or what may fail.
 
 Both sides of the pipe: the server starts a module, sends it a task as one line, and reads
 its records, a line each; the process bounds itself before it does anything else, and ends
