@@ -35,7 +35,7 @@ test: $(VENV)/.installed-dev $(VENV)/triton/.installed  ## Lint, type-check and 
 	$(MAKE) --no-print-directory lint stubs-check
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile
 
-bench: $(VENV)/.installed-dev  ## Measure serving, half an hour (SHORT=1: 8 minutes; DATA=folder for your own photos)
+bench: $(VENV)/.installed-dev  ## Measure serving, half an hour (SHORT=1: 9 minutes; DATA=folder for your own photos)
 	$(PY) -m bench $(DATA) $(if $(SHORT),--short)
 
 bench-gpu: $(VENV)/.installed-dev  ## Check a GPU against the CPU and measure it (DATA=folder of your own photos)

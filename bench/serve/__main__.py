@@ -13,7 +13,7 @@ All of it is interleaved round by round, since machines drift; ratios are taken 
 Medians over rounds, range in brackets. Fails when the defaults' probabilities differ by more
 than 1e-3 from those of the first provider set by hand. The backbone near_empty costs next to
 nothing: what is left is the server. --short leaves out 8 callers, the open loop and the plain
-loops, with runs of 2.5 s: some 8 minutes for two backbones. --markdown prints the small
+loops, with runs of 2.5 s: some 9 minutes for two backbones. --markdown prints the small
 table alone.
 """
 
