@@ -25,10 +25,10 @@ COPY deploy/locks ./
 FROM builder AS wheels
 RUN pip install --only-binary :all: --no-deps --require-hashes -r build.txt
 COPY pyproject.toml README.md LICENSE ./
-COPY clients/python clients/python
+COPY proto/python proto/python
 COPY service service
 COPY trainer trainer
-RUN pip wheel --no-build-isolation --no-deps --wheel-dir /wheels ./clients/python .
+RUN pip wheel --no-build-isolation --no-deps --wheel-dir /wheels ./proto/python .
 
 FROM builder AS cpu-environment
 # PyTorch has wheels without CUDA on an index of its own; all else comes from the usual one.

@@ -11,13 +11,13 @@ help:  ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The stamps depend on what was asked for, so that a second run installs nothing.
-$(VENV)/.installed: pyproject.toml clients/python/pyproject.toml
+$(VENV)/.installed: pyproject.toml clients/python/pyproject.toml proto/python/pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -e clients/python -e ".[demo,openvino]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -e proto/python -e clients/python -e ".[demo,openvino]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PY) -m pip install --quiet --disable-pip-version-check -e "clients/python[cli]" -e ".[dev,openvino]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -e proto/python -e "clients/python[cli]" -e ".[dev,openvino]"
 	touch $@
 
 # Its own, since it pins an older protobuf than ours.
@@ -62,7 +62,7 @@ stubs-check: $(VENV)/.installed-dev  ## Fail when the committed stubs do not fit
 	$(PY) -m proto.generate --check
 
 $(VENV)/.installed-audit: $(VENV)/.installed-dev
-	$(PY) -m pip install --quiet --disable-pip-version-check -e "clients/python" -e ".[audit]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -e proto/python -e clients/python -e ".[audit]"
 	touch $@
 
 lock: $(VENV)/.installed-audit  ## Lock the image to the versions that are installed here (network)
@@ -80,7 +80,7 @@ soak: $(VENV)/.installed-dev  ## Everything at once for MINUTES=30, with kills (
 	$(PY) -m bench.soak $(DATA) --minutes $(MINUTES)
 
 $(VENV)/.installed-fuzz: $(VENV)/.installed-dev
-	$(PY) -m pip install --quiet --disable-pip-version-check -e "clients/python" -e ".[fuzz]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -e proto/python -e clients/python -e ".[fuzz]"
 	touch $@
 
 RUNS ?= 100000

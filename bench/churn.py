@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from graft import NO_RETRY, Client, GraftError
+from graftml import NO_RETRY, Client, GraftError
 
 from bench.instant import OWN_BACKBONES
 from bench.photographs import given_or_written

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-from graft import Client
-from graft.v1 import fine_tuning_pb2, fine_tuning_pb2_grpc
+from graftml import Client
+from graftml_stubs.v1 import fine_tuning_pb2, fine_tuning_pb2_grpc
 
 from bench.photographs import given_or_written
 from bench.running import Running, anonymous_mib, fine_tune, measured, service, spread

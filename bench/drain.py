@@ -20,8 +20,8 @@ from pathlib import Path
 
 import grpc
 import psutil
-from graft import Client
-from graft.v1 import prediction_pb2, prediction_pb2_grpc
+from graftml import Client
+from graftml_stubs.v1 import prediction_pb2, prediction_pb2_grpc
 
 from bench.photographs import given_or_written
 from bench.running import Running, fine_tune, service

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-from graft import Client, EpochMetrics, FeatureBased, ModelBased, Note, Version
+from graftml import Client, EpochMetrics, FeatureBased, ModelBased, Note, Version
 
 from bench.published import read
 from bench.running import MEASURE_TIMEOUT_S, pss_mib, service

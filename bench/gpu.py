@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import torch
-from graft import Client
+from graftml import Client
 
 from bench import model_based
 from bench.photographs import write

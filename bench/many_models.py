@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from graft import Client
+from graftml import Client
 
 from bench.photographs import given_or_written
 from bench.published import publish_copies

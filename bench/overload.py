@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 
 import grpc
-from graft import Client
+from graftml import Client
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bench.photographs import given_or_written

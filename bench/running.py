@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from graft import Client
-from graft.types import ServingPrecision
+from graftml import Client
+from graftml.types import ServingPrecision
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0

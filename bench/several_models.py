@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from graft import Client
+from graftml import Client
 
 from bench.photographs import given_or_written, photos
 from bench.published import NEAR_EMPTY, publish_copies, publish_near_empty

@@ -23,7 +23,7 @@ from itertools import cycle
 from pathlib import Path
 
 import grpc
-from graft.v1 import fine_tuning_pb2, fine_tuning_pb2_grpc, model_pb2, model_pb2_grpc
+from graftml_stubs.v1 import fine_tuning_pb2, fine_tuning_pb2_grpc, model_pb2, model_pb2_grpc
 
 from bench import published, start
 from bench.running import service, spread

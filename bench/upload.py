@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from graft import Client
+from graftml import Client
 
 from bench.photographs import given_or_written
 from bench.running import anonymous_mib, service, spread

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from graft import Client, EpochMetrics, GraftError, Note, Progress
+from graftml import Client, EpochMetrics, GraftError, Note, Progress
 from PIL import Image
 
 MODEL = "demo"

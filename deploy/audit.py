@@ -18,7 +18,7 @@ LOCKS = Path("deploy/locks")
 # cpu-torch.txt has no versions that gpu.txt has not.
 LISTS = ("build.txt", "cpu.txt", "gpu.txt")
 SERVICES = ("pypi", "osv")
-OURS = ("graft-client", "graft-server")
+OURS = ("graftml", "graftml-server", "graftml-stubs")
 EXIT_VULNERABLE, EXIT_NOT_ASKED = 1, 3
 
 

@@ -23,7 +23,10 @@ from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-PROJECTS = (Path("clients/python/pyproject.toml"), Path("pyproject.toml"))
+PROJECTS = (
+    Path("proto/python/pyproject.toml"),
+    Path("pyproject.toml"),
+)
 LOCKS = Path("deploy/locks")
 PYTHON = "3.11"
 """That of the image."""
@@ -68,7 +71,7 @@ def _tested() -> list[str]:
     pins = {
         found.metadata["Name"].lower(): found.version.partition("+")[0]
         for found in metadata.distributions()
-        if not found.metadata["Name"].startswith("graft-")
+        if not found.metadata["Name"].startswith("graftml")
     }
     if "onnxruntime-gpu" in pins:
         pins["onnxruntime"] = pins["onnxruntime-gpu"]

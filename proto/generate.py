@@ -6,6 +6,7 @@ stubs are never edited by hand and never stale.
 
 import argparse
 import filecmp
+import re
 import shutil
 import sys
 import tempfile
@@ -27,28 +28,30 @@ class Package:
     sources: str
     """Their folder below proto/."""
     module: str
-    """The stubs' Python package, as a path."""
-    import_root: Path
-    """The folder from which that package is imported."""
-
-    @property
-    def stubs(self) -> Path:
-        """Where the stubs are committed."""
-        return self.import_root / self.module
+    """The folder that protoc knows them by: their descriptors are named for it."""
+    stubs: Path
+    """Where the stubs are committed."""
+    imported: str
+    """The stubs' Python package."""
 
 
 PACKAGES = (
-    Package("graft/v1", "graft/v1", ROOT / "clients/python/src"),
+    # `graft` is another project's name among Python's packages.
+    Package("graft/v1", "graft/v1", PROTO / "python/src/graftml_stubs/v1", "graftml_stubs.v1"),
     # The server's own: a client has its protocol's stubs, and two copies of a package
     # cannot share a process.
-    Package("open_inference", "service/rpc/open_inference", ROOT),
+    Package(
+        "open_inference",
+        "service/rpc/open_inference",
+        ROOT / "service/rpc/open_inference",
+        "service.rpc.open_inference",
+    ),
 )
 
 
 def generate(package: Package, out: Path) -> Path:
     """Writes the package's stubs below `out`; returns their folder."""
     sources = sorted((PROTO / package.sources).glob("*.proto"))
-    # Read as if they lay where the stubs do, so that the stubs import each other there.
     mapped = f"-I{package.module}={PROTO / package.sources}"
     google = str(Path(status_pb2.__file__).parents[2])
     wellknown = str(files("grpc_tools") / "_proto")
@@ -62,7 +65,11 @@ def generate(package: Package, out: Path) -> Path:
     ):
         if protoc.main(arguments) != 0:
             raise SystemExit("protoc failed: " + " ".join(arguments))
-    return out / package.module
+    fresh = out / package.module
+    protoc_import = re.compile(rf"^from {package.module.replace('/', '[.]')} import", re.MULTILINE)
+    for stub in fresh.iterdir():
+        stub.write_text(protoc_import.sub(f"from {package.imported} import", stub.read_text()))
+    return fresh
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from graft.v1 import (
+from graftml_stubs.v1 import (
     backbone_pb2_grpc,
     dataset_pb2_grpc,
     fine_tuning_pb2_grpc,
@@ -149,7 +149,7 @@ class App:
         )
         metrics = Metrics(
             {
-                "version": metadata.version("graft-server"),
+                "version": metadata.version("graftml-server"),
                 "python": platform.python_version(),
                 "onnxruntime": next(
                     found.version
@@ -232,7 +232,7 @@ class App:
         self._supervisor = supervisor = Supervisor(
             jobs=jobs,
             replicas=Replicas(
-                jobs, platform.node(), metadata.version("graft-server"), folder=config.data_dir
+                jobs, platform.node(), metadata.version("graftml-server"), folder=config.data_dir
             ),
             models=models,
             datasets=datasets,
@@ -267,7 +267,7 @@ class App:
             engine,
             models,
             pins,
-            version=metadata.version("graft-server"),
+            version=metadata.version("graftml-server"),
             is_ready=lambda: rpc.is_serving,
             max_images=config.max_images,
             timeout_s=config.predict_timeout_s,

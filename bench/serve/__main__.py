@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from graft import Client
-from graft.types import ServingPrecision
+from graftml import Client
+from graftml.types import ServingPrecision
 
 from bench.photographs import given_or_written, photos
 from bench.published import NEAR_EMPTY, publish_near_empty

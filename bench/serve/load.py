@@ -30,7 +30,7 @@ from typing import Any
 import grpc
 import numpy as np
 import psutil
-from graft.v1 import prediction_pb2
+from graftml_stubs.v1 import prediction_pb2
 
 from bench.photographs import photos
 

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from graft import Client
+from graftml import Client
 
 from bench.photographs import given_or_written
 from bench.soak import drawing, verdict

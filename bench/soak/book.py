@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 import grpc
-from graft.errors import GraftError, from_rpc
+from graftml.errors import GraftError, from_rpc
 
 P = ParamSpec("P")
 T = TypeVar("T")

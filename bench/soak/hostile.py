@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from graft import Client
-from graft.v1 import (
+from graftml import Client
+from graftml_stubs.v1 import (
     dataset_pb2,
     dataset_pb2_grpc,
     fine_tuning_pb2,

@@ -17,8 +17,8 @@ from pathlib import Path
 import grpc
 import msgspec
 import numpy as np
-from graft.errors import from_rpc
-from graft.v1 import prediction_pb2
+from graftml.errors import from_rpc
+from graftml_stubs.v1 import prediction_pb2
 
 from bench.serve.load import arrivals_s
 from bench.soak.book import OK

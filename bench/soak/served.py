@@ -19,7 +19,7 @@ from typing import Any
 
 import grpc
 import psutil
-from graft import NO_RETRY, Client
+from graftml import NO_RETRY, Client
 
 from bench.running import serving
 from service.contract import MANIFEST_FILE

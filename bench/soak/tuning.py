@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from graft import Client, Gate, GraftError, Version
-from graft.types import Prediction, StateChanged
+from graftml import Client, Gate, GraftError, Version
+from graftml.types import Prediction, StateChanged
 
 from bench.soak.book import OK, REFUSALS, Book
 from bench.soak.served import Tenant

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from graft import Client
-from graft.types import Dataset
+from graftml import Client
+from graftml.types import Dataset
 from PIL import Image
 
 from bench.soak.book import OK, REFUSALS, Book

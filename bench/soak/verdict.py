@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from graft import Client
+from graftml import Client
 
 from bench.soak.book import OK, REFUSALS, Book
 from bench.soak.served import Crash, Served, Tenant

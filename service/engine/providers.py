@@ -126,7 +126,7 @@ def openvino_problem() -> str:
     """Explains why OpenVINO cannot compute here; "" where it can."""
     if openvino_device() is not None or has_openvino():
         return ""
-    return "OpenVINO is not installed (pip install 'graft-server[openvino]')"
+    return "OpenVINO is not installed (pip install 'graftml-server[openvino]')"
 
 
 @cache

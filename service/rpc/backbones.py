@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from graft.v1 import backbone_pb2 as pb
-from graft.v1 import backbone_pb2_grpc
+from graftml_stubs.v1 import backbone_pb2 as pb
+from graftml_stubs.v1 import backbone_pb2_grpc
 from grpc import aio
 
 from service import backbones as registry

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from graft.v1 import dataset_pb2 as pb
-from graft.v1 import dataset_pb2_grpc
+from graftml_stubs.v1 import dataset_pb2 as pb
+from graftml_stubs.v1 import dataset_pb2_grpc
 from grpc import aio
 
 from service.auth import principal

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from graft.v1 import fine_tuning_pb2 as pb
-from graft.v1 import fine_tuning_pb2_grpc
+from graftml_stubs.v1 import fine_tuning_pb2 as pb
+from graftml_stubs.v1 import fine_tuning_pb2_grpc
 from grpc import aio
 
 from service.auth import principal

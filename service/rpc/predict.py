@@ -7,8 +7,8 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from graft.v1 import prediction_pb2 as pb
-from graft.v1 import prediction_pb2_grpc
+from graftml_stubs.v1 import prediction_pb2 as pb
+from graftml_stubs.v1 import prediction_pb2_grpc
 from grpc import aio
 
 from service.auth import principal

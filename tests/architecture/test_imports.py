@@ -123,7 +123,8 @@ def test_the_trainer_imports_only_its_contract_and_what_serves(file: Path) -> No
         ("onnxruntime", {"service/engine", "service/app.py", "trainer/quantise.py"}),
         ("openvino", {"service/engine"}),
         ("grpc", {"service/auth", "service/rpc"}),
-        ("graft", {"service/auth", "service/rpc", "service/app.py"}),
+        ("graftml", set()),
+        ("graftml_stubs", {"service/auth", "service/rpc", "service/app.py"}),
         (
             "sqlite3",
             {

@@ -4,7 +4,7 @@ import itertools
 from typing import Any
 
 import numpy as np
-from graft.v1 import prediction_pb2
+from graftml_stubs.v1 import prediction_pb2
 
 from bench.photographs import photos, write
 from bench.serve import load, table

@@ -15,8 +15,8 @@ from typing import Any
 import grpc
 import psutil
 import pytest
-from graft.errors import NotFound, ResourceExhausted
-from graft.v1 import prediction_pb2
+from graftml.errors import NotFound, ResourceExhausted
+from graftml_stubs.v1 import prediction_pb2
 from PIL import Image
 
 from bench.soak import drawing, verdict

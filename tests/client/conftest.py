@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import pytest
-from graft.testing import FakeGraft
+from graftml.testing import FakeGraft
 
 GUARD_S = 60.0
 """Ends what hangs."""
 
-FAST = graft.RetryPolicy(initial_delay_s=0.001, max_delay_s=0.01, reconnect_for_s=GUARD_S)
+FAST = graftml.RetryPolicy(initial_delay_s=0.001, max_delay_s=0.01, reconnect_for_s=GUARD_S)
 """Retries without a wait worth mentioning."""
 
 
@@ -37,7 +37,7 @@ class Driven:
                 result = self._runner.run(result)
             if isinstance(result, AsyncIterator):
                 return self._iterate(result)
-            own = graft.AsyncJobHandle | graft.AsyncRankingHandle | graft.AsyncClient
+            own = graftml.AsyncJobHandle | graftml.AsyncRankingHandle | graftml.AsyncClient
             is_own = isinstance(result, own)
             return Driven(result, self._runner) if is_own else result
 
@@ -78,11 +78,11 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
         def connect(target: str, **options: Any) -> Any:
             options = {"retry": FAST, "timeout_s": GUARD_S, **options}
             if request.param == "sync":
-                made.append(graft.Client(target, **options))
+                made.append(graftml.Client(target, **options))
             else:
 
-                async def make() -> graft.AsyncClient:
-                    return graft.AsyncClient(target, **options)
+                async def make() -> graftml.AsyncClient:
+                    return graftml.AsyncClient(target, **options)
 
                 made.append(Driven(runner.run(make()), runner))
             return made[-1]

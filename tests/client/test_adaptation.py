@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import numpy as np
 import pytest
-from graft.testing import FakeGraft
-from graft.v1 import fine_tuning_pb2 as pb
+from graftml.testing import FakeGraft
+from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def target(tmp_path: Path) -> Path:
 
 def adapted(client: Any, server: FakeGraft, folder: Path, **options: Any) -> Any:
     """The method as the job of an adaptation says it."""
-    job = client.fine_tune(folder, "pets", method=graft.DomainAdaptation(**options))
+    job = client.fine_tune(folder, "pets", method=graftml.DomainAdaptation(**options))
     assert job.wait().method == "domain_adaptation"
     return job.job.request.domain_adaptation
 
@@ -103,8 +103,8 @@ def test_a_target_that_the_service_has_already_is_not_uploaded(
 ) -> None:
     source = client.upload_dataset(folder)
     dataset = client.upload_dataset(target, is_unlabelled=True)
-    for given in (dataset, dataset.dataset_id, source, graft.ServerPath("/target")):
-        client.fine_tune(source, "pets", method=graft.DomainAdaptation(target=given))
+    for given in (dataset, dataset.dataset_id, source, graftml.ServerPath("/target")):
+        client.fine_tune(source, "pets", method=graftml.DomainAdaptation(target=given))
     assert [call.method for call in server.calls].count("UploadDataset") == 2
     requests = server.requests("FineTune")
     assert [request.domain_adaptation.WhichOneof("target") for request in requests] == [
@@ -121,7 +121,7 @@ def test_a_target_that_is_not_there_is_found_out_before_anything_is_uploaded(
     with pytest.raises(FileNotFoundError):
         client.fine_tune(folder, "pets", method="domain_adaptation", target=tmp_path / "nope")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(graft.InvalidArgument, match="put the images there, at any depth"):
+    with pytest.raises(graftml.InvalidArgument, match="put the images there, at any depth"):
         client.fine_tune(folder, "pets", method="domain_adaptation", target=tmp_path / "empty")
     assert server.calls == []
 
@@ -146,13 +146,13 @@ def test_what_is_unlabelled_cannot_be_learned_from(
     dataset = client.upload_dataset(target, is_unlabelled=True, display_name="mine")
     assert dataset.display_name == "mine"
     with pytest.raises(
-        graft.InvalidArgument, match="target of a domain adaptation alone"
+        graftml.InvalidArgument, match="target of a domain adaptation alone"
     ) as caught:
         client.fine_tune(dataset, "pets")
-    assert caught.value.reason == graft.Reason.DATASET_UNUSABLE
+    assert caught.value.reason == graftml.Reason.DATASET_UNUSABLE
 
 
 def test_a_target_that_is_gone_is_named(client: Any, server: FakeGraft, folder: Path) -> None:
-    with pytest.raises(graft.NotFound) as caught:
+    with pytest.raises(graftml.NotFound) as caught:
         client.fine_tune(folder, "pets", method="domain_adaptation", target="ds-gone")
-    assert caught.value.reason == graft.Reason.DATASET_NOT_FOUND
+    assert caught.value.reason == graftml.Reason.DATASET_NOT_FOUND

@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import pytest
-from graft import _backbones
-from graft.cli import main
-from graft.testing import FakeGraft
-from graft.v1 import backbone_pb2 as pb
+from graftml import _backbones
+from graftml.cli import main
+from graftml.testing import FakeGraft
+from graftml_stubs.v1 import backbone_pb2 as pb
 
 COLOUR = (0.5, 0.25, 0.125)
 
@@ -53,9 +53,9 @@ def test_a_file_arrives_as_it_is_with_its_description(
     again = client.register_backbone(file, "onnx/clip", size=336, mean=COLOUR, std=COLOUR)
     assert again == backbone
     file.write_bytes(b"another")
-    with pytest.raises(graft.FailedPrecondition) as caught:
+    with pytest.raises(graftml.FailedPrecondition) as caught:
         client.register_backbone(file, "clip", size=336, mean=COLOUR, std=COLOUR)
-    assert caught.value.reason == graft.Reason.BACKBONE_IN_USE
+    assert caught.value.reason == graftml.Reason.BACKBONE_IN_USE
 
 
 def test_what_is_described_is_what_is_sent() -> None:
@@ -85,7 +85,7 @@ def test_a_wrong_argument_is_told_before_anything_is_sent(
     client: Any, server: FakeGraft, file: Path, changes: dict[str, Any], told: str
 ) -> None:
     given = {"size": 96, "mean": COLOUR, "std": COLOUR, **changes}
-    with pytest.raises(graft.InvalidArgument) as caught:
+    with pytest.raises(graftml.InvalidArgument) as caught:
         client.register_backbone(file, "x", **given)
     assert caught.value.message == told
     assert server.calls == []
@@ -94,21 +94,23 @@ def test_a_wrong_argument_is_told_before_anything_is_sent(
 def test_a_file_that_is_not_there_is_named(client: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.onnx"):
         client.register_backbone(tmp_path / "gone.onnx", "x", size=96, mean=COLOUR, std=COLOUR)
-    with pytest.raises(graft.InvalidArgument, match="is a folder: give the path of one ONNX file"):
+    with pytest.raises(
+        graftml.InvalidArgument, match="is a folder: give the path of one ONNX file"
+    ):
         client.register_backbone(tmp_path, "x", size=96, mean=COLOUR, std=COLOUR)
 
 
 def test_an_upload_that_breaks_is_sent_again_from_its_beginning(
     client: Any, server: FakeGraft, file: Path
 ) -> None:
-    server.fail("RegisterBackbone", graft.Unavailable("restarting"))
+    server.fail("RegisterBackbone", graftml.Unavailable("restarting"))
     client.register_backbone(file, "x", size=96, mean=COLOUR, std=COLOUR)
     assert server.backbone_file("onnx/x") == file.read_bytes()
     assert len([call for call in server.calls if call.method == "RegisterBackbone"]) == 2
 
 
 def test_what_is_too_new_is_unknown(client: Any) -> None:
-    from graft import _answers
+    from graftml import _answers
 
     assert _answers.backbone(pb.Backbone(name="x", source=99)).source == "unknown"  # type: ignore[arg-type]
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from graft.cli import main
-from graft.testing import Answer, FakeGraft, failed, running
-from graft.v1 import fine_tuning_pb2 as pb
+from graftml.cli import main
+from graftml.testing import Answer, FakeGraft, failed, running
+from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -89,7 +89,7 @@ def test_every_option_of_a_fine_tune_reaches_the_service(
     )
     code, out, _ = run("finetune", folder, "--name", "cats", *options.split())
     assert (code, out) == (0, "job-1\n")
-    with graft.Client(server.target) as client:
+    with graftml.Client(server.target) as client:
         request = client.get_job("job-1").request
     assert request.model_based == pb.ModelBased(
         recipe=pb.RECIPE_CLASSIC,
@@ -164,7 +164,7 @@ def test_a_model_is_adapted_to_a_folder_of_another_domain(
     assert (code, err) == (0, "")
     assert "domain-adaptation" in run("models", "versions", "cats")[1]
     run("finetune", folder, "--name", "cats", *options, "--always-adapt", "--evaluate-on-target")
-    with graft.Client(server.target) as client:
+    with graftml.Client(server.target) as client:
         first, second = (client.get_job(f"job-{n}").request.domain_adaptation for n in (1, 2))
     assert (first.technique, first.always_adapt, first.evaluate_on_target) == (
         pb.ADAPTATION_TECHNIQUE_PSEUDO_LABELS, False, False,
@@ -246,7 +246,7 @@ def test_ctrl_c_stops_watching_and_the_job_goes_on(
     def interrupted(*_args: object, **_kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(graft.JobHandle, "wait", interrupted)
+    monkeypatch.setattr(graftml.JobHandle, "wait", interrupted)
     code, _, err = run("finetune", folder, "--name", "cats")
     assert code == 130
     assert "detached; job job-1 goes on" in err
@@ -452,7 +452,7 @@ def test_a_server_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[st
 
 def test_the_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"graft {graft.__version__}\n"
+    assert capsys.readouterr().out == f"graft {graftml.__version__}\n"
 
 
 def test_the_environment_names_the_server_and_the_token(
@@ -470,7 +470,7 @@ def test_without_rich_programs_are_served_and_people_are_told(
     monkeypatch.setitem(sys.modules, "rich.console", None)
     code, _, err = run("models")
     assert code == 2
-    assert "pip install 'graft-client[cli]'" in err
+    assert "pip install 'graftml[cli]'" in err
     assert lines(run("models", "--json")[1])[0]["name"] == "pets"
 
 
@@ -480,5 +480,5 @@ def test_an_interrupt_outside_of_watching_ends_with_130(
     def interrupted(_self: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(graft.Client, "list_models", interrupted)
+    monkeypatch.setattr(graftml.Client, "list_models", interrupted)
     assert run("models")[::2] == (130, "graft: interrupted\n")

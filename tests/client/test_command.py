@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import pytest
-from graft.cli import _commands, main
-from graft.testing import FakeGraft
-from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
+from graftml.cli import _commands, main
+from graftml.testing import FakeGraft
+from graftml_stubs.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 
 LABEL = "日本語"
 
@@ -42,7 +42,7 @@ def test_messages_name_commands(message: str, told: str) -> None:
 def test_an_error_of_the_service_names_a_command(
     server: FakeGraft, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.fail("GetModel", graft.NotFound("see ListModels", reason="MODEL_NOT_FOUND"))
+    server.fail("GetModel", graftml.NotFound("see ListModels", reason="MODEL_NOT_FOUND"))
     assert main(["models", "get", "pets", "--server", server.target]) == 1
     assert capsys.readouterr().err == "graft: see `graft models` [MODEL_NOT_FOUND]\n"
 
@@ -87,9 +87,9 @@ def test_a_mistyped_word_is_one_line_that_says_what_was_meant(
 def test_jobs_alone_takes_the_options_of_its_list(
     server: FakeGraft, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with graft.Client(server.target) as client:
-        client.fine_tune(graft.ServerPath("/x"), "cats")
-        client.fine_tune(graft.ServerPath("/x"), "dogs")
+    with graftml.Client(server.target) as client:
+        client.fine_tune(graftml.ServerPath("/x"), "cats")
+        client.fine_tune(graftml.ServerPath("/x"), "dogs")
     where = ["--json", "--server", server.target]
 
     def listed(*arguments: str) -> list[str]:
@@ -104,7 +104,7 @@ def test_jobs_alone_takes_the_options_of_its_list(
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    program = "import sys; from graft_cli import main; sys.exit(main())"
+    program = "import sys; from graftml_cli import main; sys.exit(main())"
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
         check=False,

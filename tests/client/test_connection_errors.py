@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import grpc
 import pytest
-from graft import _diagnosis
-from graft.cli import main
-from graft.testing import FakeGraft
+from graftml import _diagnosis
+from graftml.cli import main
+from graftml.testing import FakeGraft
 from prometheus_client import CollectorRegistry
 
 from service.ops.metrics_server import MetricsServer
@@ -183,7 +183,7 @@ def options(case: Case) -> dict[str, Any]:
     secure = case.authority is not None
     return {
         "credentials": grpc.ssl_channel_credentials(case.authority) if secure else None,
-        "retry": graft.NO_RETRY,
+        "retry": graftml.NO_RETRY,
         "timeout_s": case.timeout_s,
     }
 
@@ -198,11 +198,13 @@ def test_a_mistake_is_told_as_the_table_says(
 ) -> None:
     case = MAKE[mistake](listeners)
     prepare(case, monkeypatch)
-    with pytest.raises(graft.GraftError) as caught:
+    with pytest.raises(graftml.GraftError) as caught:
         connect(case.target, **options(case)).get_model("pets")
     assert told(caught.value.message, case) == table()[mistake]
-    assert isinstance(caught.value, graft.InvalidArgument) == case.is_address
-    assert case.is_address or isinstance(caught.value, graft.CannotConnect | graft.DeadlineExceeded)
+    assert isinstance(caught.value, graftml.InvalidArgument) == case.is_address
+    assert case.is_address or isinstance(
+        caught.value, graftml.CannotConnect | graftml.DeadlineExceeded
+    )
 
 
 @pytest.mark.parametrize(
@@ -276,14 +278,14 @@ def test_a_client_that_has_shown_its_certificate_is_not_asked_for_one(
     listeners: Listeners,
 ) -> None:
     target = listeners.tls(KNOWN.sign(), KNOWN.pem)
-    late = graft.DeadlineExceeded("no answer within 1 s")
+    late = graftml.DeadlineExceeded("no answer within 1 s")
     assert _diagnosis.explained(late, target, is_tls=True) is late
 
 
 def test_an_error_that_the_server_answered_with_stays_as_it_is(listeners: Listeners) -> None:
-    answered = graft.Unavailable("restarting", reason=graft.Reason.SHUTTING_DOWN)
+    answered = graftml.Unavailable("restarting", reason=graftml.Reason.SHUTTING_DOWN)
     assert _diagnosis.explained(answered, listeners.nobody(), is_tls=False) is answered
-    refused = graft.NotFound("no such model")
+    refused = graftml.NotFound("no such model")
     assert _diagnosis.explained(refused, listeners.nobody(), is_tls=False) is refused
 
 

@@ -4,12 +4,12 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import grpc
 import pytest
-from graft import _rpcs
-from graft.testing import FakeGraft, running
-from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
+from graftml import _rpcs
+from graftml.testing import FakeGraft, running
+from graftml_stubs.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 
 METHODS = {
     f"/{service.full_name}/{method.name}"
@@ -54,7 +54,7 @@ def test_every_call_of_the_contract_is_made_by_a_method_of_the_client(
     assert client.get_version("pets", version=1).aliases == ("prod",)
     assert client.delete_alias("pets", "prod").aliases == {"latest": 3}
     assert client.rollback_alias("pets").to_version == 2
-    gated = client.fine_tune(folder, "pets", gate=graft.Gate(min_accuracy=0.99)).wait()
+    gated = client.fine_tune(folder, "pets", gate=graftml.Gate(min_accuracy=0.99)).wait()
     assert client.promote_version("pets", gated.version).aliases == {"latest": 4}
     assert client.delete_version("pets", gated.version) is None
     assert client.get_report("pets", version=1)["accuracy"] == 0.95
@@ -70,8 +70,8 @@ def test_every_call_of_the_contract_is_made_by_a_method_of_the_client(
     assert client.delete_model("pets") is None
     assert list(client.list_models()) == []
 
-    server_jobs = client.fine_tune(graft.ServerPath("/data"), "more", request_id="again")
-    assert client.fine_tune(graft.ServerPath("/data"), "more", request_id="again").job_id == (
+    server_jobs = client.fine_tune(graftml.ServerPath("/data"), "more", request_id="again")
+    assert client.fine_tune(graftml.ServerPath("/data"), "more", request_id="again").job_id == (
         server_jobs.job_id
     )
     server_jobs.wait()
@@ -91,14 +91,14 @@ def test_every_call_of_the_contract_is_made_by_a_method_of_the_client(
 
 def test_a_queued_job_is_cancelled_at_once(connect: Any) -> None:
     with FakeGraft(script=()) as server:
-        job = connect(server.target).fine_tune(graft.ServerPath("/data"), "pets")
+        job = connect(server.target).fine_tune(graftml.ServerPath("/data"), "pets")
         assert job.cancel().state == "CANCELLED"
         assert job.job.end_time is not None
 
 
 def test_a_running_job_is_cancelled_soon(connect: Any) -> None:
     with FakeGraft(script=[running()]) as server:
-        job = connect(server.target).fine_tune(graft.ServerPath("/data"), "pets")
+        job = connect(server.target).fine_tune(graftml.ServerPath("/data"), "pets")
         answer = job.cancel()
         assert (answer.state, answer.cancel_requested) == ("RUNNING", True)
         assert job.refresh().state == "CANCELLED"
@@ -112,7 +112,7 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
             if inspect.isfunction(method) and not name.startswith("__")
         }
 
-    assert methods(graft.Client) == methods(graft.AsyncClient)
+    assert methods(graftml.Client) == methods(graftml.AsyncClient)
 
 
 def test_lists_are_read_page_by_page_to_their_end(client: Any, server: FakeGraft) -> None:
@@ -142,9 +142,9 @@ def test_a_token_and_metadata_travel_with_every_call(connect: Any, server: FakeG
 def test_a_channel_of_the_callers_own_is_used_and_left_open(server: FakeGraft) -> None:
     server.add_model("pets")
     with grpc.insecure_channel(server.target) as channel:
-        with graft.Client(channel=channel) as client:
+        with graftml.Client(channel=channel) as client:
             assert client.get_model("pets").name == "pets"
-        with graft.Client(channel=channel) as client:
+        with graftml.Client(channel=channel) as client:
             assert client.get_model("pets").name == "pets"
 
 
@@ -164,7 +164,7 @@ def test_a_server_that_never_serves_is_not_waited_for_longer_than_asked(
     client: Any, server: FakeGraft
 ) -> None:
     server.is_serving = False
-    with pytest.raises(graft.DeadlineExceeded) as caught:
+    with pytest.raises(graftml.DeadlineExceeded) as caught:
         client.wait_ready(0.2)
     assert caught.value.message == (
         f"{server.target} was not ready within 0.2 s: it answers, but does not serve"

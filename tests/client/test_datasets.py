@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import pytest
-from graft import _answers
-from graft.testing import FakeGraft
-from graft.v1 import dataset_pb2 as pb
+from graftml import _answers
+from graftml.testing import FakeGraft
+from graftml_stubs.v1 import dataset_pb2 as pb
 
 from tests.client.test_cli import Run, lines, run  # noqa: F401 - a fixture
 
@@ -20,7 +20,7 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def contents(server: FakeGraft, dataset: graft.Dataset) -> dict[bytes, str]:
+def contents(server: FakeGraft, dataset: graftml.Dataset) -> dict[bytes, str]:
     """Returns the classes of a dataset's images, by their bytes."""
     return {content: label for _, label, content in server.images(dataset.dataset_id)}
 
@@ -44,7 +44,7 @@ def test_a_folder_is_added_as_it_is_uploaded(client: Any, server: FakeGraft, fol
     more = client.add_images(first.dataset_id, folder, display_name="all")
     assert (more.image_count, more.display_name) == (9, "all")
     # A stream that breaks is sent again, as nothing of it was stored.
-    server.fail("AddImages", graft.Unavailable("stopping", reason="SHUTTING_DOWN"))
+    server.fail("AddImages", graftml.Unavailable("stopping", reason="SHUTTING_DOWN"))
     assert client.add_images(first.dataset_id, folder, display_name="all") == more
 
 
@@ -68,14 +68,14 @@ def test_images_are_removed_and_put_into_other_classes(client: Any, server: Fake
         lambda: client.remove_images(first, ["0" * 64]),
         lambda: client.relabel_images(first, {"0" * 64: "cat"}),
     ):
-        with pytest.raises(graft.NotFound) as caught:
+        with pytest.raises(graftml.NotFound) as caught:
             change()
-        assert caught.value.reason == graft.Reason.IMAGE_NOT_FOUND
+        assert caught.value.reason == graftml.Reason.IMAGE_NOT_FOUND
 
 
 def test_the_images_of_a_dataset_are_listed_page_by_page(client: Any, server: FakeGraft) -> None:
     images = list(client.list_images(client.upload_dataset(PAIRS)))
-    assert images[0] == graft.DatasetImage(digest(b"1"), "", "cat", "", "tom", 1)
+    assert images[0] == graftml.DatasetImage(digest(b"1"), "", "cat", "", "tom", 1)
     assert [image.digest for image in images] == [digest(b"1"), digest(b"2"), digest(b"3")]
     many = client.upload_dataset([("cat", b"%d" % n) for n in range(1001)])
     assert len(list(client.list_images(many.dataset_id))) == 1001
@@ -93,22 +93,22 @@ def test_an_image_is_erased_from_every_dataset(client: Any) -> None:
     assert (now.image_count, now.erased_image_count, now.digest) == (2, 1, first.digest)
     (gone,) = (image for image in client.list_images(first) if image.is_erased)
     assert (gone.digest, gone.size_bytes) == (digest(b"2"), 0)
-    with pytest.raises(graft.NotFound) as caught:
+    with pytest.raises(graftml.NotFound) as caught:
         client.erase_image("0" * 64)
-    assert caught.value.reason == graft.Reason.IMAGE_NOT_FOUND
+    assert caught.value.reason == graftml.Reason.IMAGE_NOT_FOUND
 
 
 def test_versions_that_learned_from_an_erased_image_are_named() -> None:
     answer = pb.EraseImageResponse(
         dataset_ids=["ds-1"], versions=[pb.AffectedVersion(model="pets", version=3)]
     )
-    found = graft.Erasure(("ds-1",), (graft.AffectedVersion("pets", 3),))
+    found = graftml.Erasure(("ds-1",), (graftml.AffectedVersion("pets", 3),))
     assert _answers.erasure(answer) == found
 
 
 @pytest.mark.parametrize("dataset", [7, None, b"ds-1"])
 def test_what_is_no_dataset_is_told(client: Any, dataset: Any) -> None:
-    with pytest.raises(graft.InvalidArgument, match="give a Dataset, or its id"):
+    with pytest.raises(graftml.InvalidArgument, match="give a Dataset, or its id"):
         client.remove_images(dataset, [])
 
 

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import pytest
-from graft import _answers, _requests
-from graft.cli import main
-from graft.testing import FakeGraft, SentImage
-from graft.v1 import decision_pb2, model_pb2
+from graftml import _answers, _requests
+from graftml.cli import main
+from graftml.testing import FakeGraft, SentImage
+from graftml_stubs.v1 import decision_pb2, model_pb2
 
-SURE = graft.Thresholds({"cat": 0.9, "dog": 0.25}, others=0.5)
-DECISIONS: list[Any] = ["argmax", "balanced", SURE, graft.Thresholds(others=0.0)]
+SURE = graftml.Thresholds({"cat": 0.9, "dog": 0.25}, others=0.5)
+DECISIONS: list[Any] = ["argmax", "balanced", SURE, graftml.Thresholds(others=0.0)]
 
 
 def shares(_model: str, _image: SentImage) -> dict[str, float]:
@@ -49,10 +49,10 @@ def test_a_call_says_how_it_is_to_be_answered(client: Any, server: FakeGraft) ->
     assert (plain.label, plain.probability) == ("cat", 0.5)
     [next_best] = client.predict(b"image", "pets", decision=SURE)
     assert (next_best.label, next_best.probability) == ("dog", 0.25)
-    assert next_best.answer == graft.ClassScore("dog", 0.25, 1)
+    assert next_best.answer == graftml.ClassScore("dog", 0.25, 1)
     # The scores are as they were, and need not hold the answer.
-    assert next_best.scores == plain.scores == (graft.ClassScore("cat", 0.5, 0),)
-    [none] = client.predict(b"image", "pets", decision=graft.Thresholds(others=0.75))
+    assert next_best.scores == plain.scores == (graftml.ClassScore("cat", 0.5, 0),)
+    [none] = client.predict(b"image", "pets", decision=graftml.Thresholds(others=0.75))
     assert (none.label, none.probability, none.answer, none.error) == (None, None, None, None)
     assert none.scores == plain.scores
 
@@ -64,13 +64,13 @@ def test_a_call_says_how_it_is_to_be_answered(client: Any, server: FakeGraft) ->
         None, "thresholds", "thresholds", "balanced",
     ]  # fmt: skip
     assert dict(sent[1].thresholds.classes) == SURE.classes
-    with pytest.raises(graft.InvalidArgument) as caught:
-        client.predict(b"image", "pets", decision=graft.Thresholds({"wolf": 0.5}))
+    with pytest.raises(graftml.InvalidArgument) as caught:
+        client.predict(b"image", "pets", decision=graftml.Thresholds({"wolf": 0.5}))
     assert caught.value.violations[0].field == "models[0].decision.thresholds.classes"
 
 
 def test_a_version_answers_by_the_decision_of_its_job(connect: Any, folder: Path) -> None:
-    strict = graft.Thresholds(others=0.75)
+    strict = graftml.Thresholds(others=0.75)
     with FakeGraft(predict=lambda _model, _image: {"cat": 0.5, "dog": 0.5}) as server:
         client = connect(server.target)
         version = client.fine_tune(folder, "strict", decision=strict).wait()
@@ -78,13 +78,13 @@ def test_a_version_answers_by_the_decision_of_its_job(connect: Any, folder: Path
         assert client.predict(b"image", "strict")[0].label is None
         assert client.predict(b"image", "strict", decision="argmax")[0].label == "cat"
         # With a base, the base's.
-        grown = client.fine_tune(folder, "grown", base=graft.BaseVersion(model="strict")).wait()
+        grown = client.fine_tune(folder, "grown", base=graftml.BaseVersion(model="strict")).wait()
         assert grown.decision == strict
         assert client.fine_tune(folder, "plain").wait().decision == "argmax"
 
 
 @pytest.mark.parametrize(
-    "wrong", ["dice", 0.5, {"cat": 0.5}, ["argmax"], graft.Thresholds({"cat": "0.5"})]  # type: ignore[dict-item]
+    "wrong", ["dice", 0.5, {"cat": 0.5}, ["argmax"], graftml.Thresholds({"cat": "0.5"})]  # type: ignore[dict-item]
 )  # fmt: skip
 def test_what_is_no_decision_is_refused_before_anything_is_sent(
     client: Any, server: FakeGraft, wrong: Any
@@ -93,7 +93,7 @@ def test_what_is_no_decision_is_refused_before_anything_is_sent(
         lambda: client.predict(b"image", "pets", decision=wrong),
         lambda: client.fine_tune("ds-1", "pets", decision=wrong),
     ):
-        with pytest.raises(graft.InvalidArgument, match=r"^decision") as caught:
+        with pytest.raises(graftml.InvalidArgument, match=r"^decision") as caught:
             ask()
         assert caught.value.violations[0].field.startswith("decision")
     assert not server.calls
@@ -145,8 +145,8 @@ def test_the_command_takes_a_decision_and_shows_the_answer_first(
     [
         ((), None),
         (("--decision", "balanced"), "balanced"),
-        (("--threshold", "a=b=0.5"), graft.Thresholds({"a=b": 0.5})),
-        (("--threshold", "cat=0.9", "--threshold", ".5"), graft.Thresholds({"cat": 0.9}, 0.5)),
+        (("--threshold", "a=b=0.5"), graftml.Thresholds({"a=b": 0.5})),
+        (("--threshold", "cat=0.9", "--threshold", ".5"), graftml.Thresholds({"cat": 0.9}, 0.5)),
     ],
 )
 def test_a_fine_tune_takes_a_decision(
@@ -156,7 +156,7 @@ def test_a_fine_tune_takes_a_decision(
     decision: Any,
 ) -> None:
     told(server, capsys, "finetune", "server:/x", "--name", "cats", "--detach", *options)
-    with graft.Client(server.target) as client:
+    with graftml.Client(server.target) as client:
         request = client.get_job("job-1").request
     assert request.HasField("decision") == (decision is not None)
     if decision is not None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import grpc
 import pytest
-from graft import _async
-from graft._async import End
+from graftml import _async
+from graftml._async import End
 from grpc import aio
 
 

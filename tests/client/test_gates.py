@@ -3,18 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import pytest
-from graft.testing import FakeGraft, note, published, running, succeeded
+from graftml.testing import FakeGraft, note, published, running, succeeded
 
-DATA = graft.ServerPath("/images")
+DATA = graftml.ServerPath("/images")
 WORSE = "worse than version 1 on the same images, p = 0.003"
 
 
 def test_a_version_that_passes_its_gate_is_published_and_its_alias_moves(
     client: Any, server: FakeGraft
 ) -> None:
-    gate = graft.Gate(
+    gate = graftml.Gate(
         min_accuracy=0.9,
         min_class_recall=0.5,
         not_worse_than="latest",
@@ -36,14 +36,14 @@ def test_a_version_that_fails_its_gate_is_waited_for_and_is_a_candidate(
     client: Any, server: FakeGraft
 ) -> None:
     server.add_model("pets")
-    told: list[graft.JobEvent] = []
-    job = client.fine_tune(DATA, "pets", gate=graft.Gate(min_accuracy=0.99, alias="prod"))
+    told: list[graftml.JobEvent] = []
+    job = client.fine_tune(DATA, "pets", gate=graftml.Gate(min_accuracy=0.99, alias="prod"))
     version = job.wait(on_event=told.append)
     assert (version.version, version.is_candidate, version.aliases) == (2, True, ())
     [check] = version.gate_checks
     assert (check.name, check.passed, check.value, check.bound) == ("accuracy", False, 0.95, 0.99)
     assert check.verdict == "failed"
-    [out] = [e.payload for e in told if isinstance(e.payload, graft.VersionPublished)]
+    [out] = [e.payload for e in told if isinstance(e.payload, graftml.VersionPublished)]
     assert (out.version, out.is_candidate, out.gate_failures) == (2, True, (check.detail,))
     assert client.get_model("pets").aliases == {"latest": 1}
     assert client.predict(b"x", "pets")[0].version == 1
@@ -54,14 +54,14 @@ def test_a_script_says_which_version_is_a_candidate(connect: Any) -> None:
     script = [running(), note("looking"), published(0.97, gate_failures=[WORSE]), succeeded()]
     with FakeGraft(script=script) as server:
         client = connect(server.target)
-        gate = graft.Gate(not_worse_than="latest")
+        gate = graftml.Gate(not_worse_than="latest")
         versions = [client.fine_tune(DATA, "pets", gate=gate).wait() for _ in range(2)]
         assert [version.is_candidate for version in versions] == [True, True]
         failed = [c for c in versions[1].gate_checks if not c.passed]
         assert [(c.name, c.detail) for c in failed] == [("not_worse", WORSE)]
-        with pytest.raises(graft.NotFound) as caught:
+        with pytest.raises(graftml.NotFound) as caught:
             client.predict(b"x", "pets")
-        assert caught.value.reason == graft.Reason.ALIAS_NOT_FOUND
+        assert caught.value.reason == graftml.Reason.ALIAS_NOT_FOUND
 
 
 @pytest.mark.parametrize("when_uncertain", ["hold", "promote"])
@@ -70,7 +70,7 @@ def test_what_cannot_be_told_is_held_unless_the_gate_says_otherwise(
 ) -> None:
     with FakeGraft(script=[running(), published(None), succeeded()]) as server:
         client = connect(server.target)
-        gate = graft.Gate(min_accuracy=0.9, when_uncertain=when_uncertain)
+        gate = graftml.Gate(min_accuracy=0.9, when_uncertain=when_uncertain)
         version = client.fine_tune(DATA, "pets", gate=gate).wait()
         [check] = version.gate_checks
         assert (check.verdict, check.value) == ("undecided", None)
@@ -80,15 +80,15 @@ def test_what_cannot_be_told_is_held_unless_the_gate_says_otherwise(
 
 
 def test_a_gate_that_compares_with_nothing_is_refused(client: Any, server: FakeGraft) -> None:
-    client.fine_tune(DATA, "cats", gate=graft.Gate(not_worse_than="prod")).wait()
-    with pytest.raises(graft.NotFound) as missing:
-        client.fine_tune(DATA, "cats", gate=graft.Gate(not_worse_than="lastest"))
-    assert missing.value.reason == graft.Reason.ALIAS_NOT_FOUND
+    client.fine_tune(DATA, "cats", gate=graftml.Gate(not_worse_than="prod")).wait()
+    with pytest.raises(graftml.NotFound) as missing:
+        client.fine_tune(DATA, "cats", gate=graftml.Gate(not_worse_than="lastest"))
+    assert missing.value.reason == graftml.Reason.ALIAS_NOT_FOUND
     assert [each.field for each in missing.value.violations] == ["gate.not_worse_than"]
-    client.fine_tune(DATA, "cats", gate=graft.Gate(not_worse_than="prod", alias="prod")).wait()
-    client.fine_tune(DATA, "cats", gate=graft.Gate(not_worse_than="prod")).wait()
-    with pytest.raises(graft.InvalidArgument) as alone:
-        client.fine_tune(DATA, "cats", gate=graft.Gate(max_regression=0.03))
+    client.fine_tune(DATA, "cats", gate=graftml.Gate(not_worse_than="prod", alias="prod")).wait()
+    client.fine_tune(DATA, "cats", gate=graftml.Gate(not_worse_than="prod")).wait()
+    with pytest.raises(graftml.InvalidArgument) as alone:
+        client.fine_tune(DATA, "cats", gate=graftml.Gate(max_regression=0.03))
     assert [each.field for each in alone.value.violations] == ["gate.max_regression"]
 
 
@@ -99,12 +99,12 @@ def test_a_version_without_a_gate_has_no_checks(client: Any, server: FakeGraft) 
 
 def test_a_candidate_is_promoted_once(client: Any, server: FakeGraft) -> None:
     server.add_model("pets")
-    client.fine_tune(DATA, "pets", gate=graft.Gate(min_accuracy=0.99)).wait()
+    client.fine_tune(DATA, "pets", gate=graftml.Gate(min_accuracy=0.99)).wait()
     assert client.promote_version("pets", 2).aliases == {"latest": 2}
     assert not client.get_version("pets").is_candidate
-    with pytest.raises(graft.FailedPrecondition) as caught:
+    with pytest.raises(graftml.FailedPrecondition) as caught:
         client.promote_version("pets", 2)
-    assert caught.value.reason == graft.Reason.NOT_A_CANDIDATE
+    assert caught.value.reason == graftml.Reason.NOT_A_CANDIDATE
     assert client.rollback_alias("pets").to_version == 1
 
 
@@ -117,9 +117,9 @@ def test_an_alias_goes_back_step_by_step_to_its_first_version(
     assert back.model == client.get_model("pets")
     assert back.model.aliases == {"latest": 2}
     assert client.rollback_alias("pets", "latest").to_version == 1
-    with pytest.raises(graft.FailedPrecondition) as caught:
+    with pytest.raises(graftml.FailedPrecondition) as caught:
         client.rollback_alias("pets")
-    assert caught.value.reason == graft.Reason.NO_EARLIER_VERSION
+    assert caught.value.reason == graftml.Reason.NO_EARLIER_VERSION
     server.add_model("pets")
     assert client.get_model("pets").aliases == {"latest": 4}
 
@@ -141,11 +141,11 @@ def test_an_alias_that_was_deleted_remembers_nothing(client: Any, server: FakeGr
     client.set_alias("pets", "prod", 1)
     client.set_alias("pets", "prod", 2)
     client.delete_alias("pets", "prod")
-    with pytest.raises(graft.NotFound) as caught:
+    with pytest.raises(graftml.NotFound) as caught:
         client.rollback_alias("pets", "prod")
-    assert caught.value.reason == graft.Reason.ALIAS_NOT_FOUND
+    assert caught.value.reason == graftml.Reason.ALIAS_NOT_FOUND
     client.set_alias("pets", "prod", 2)
-    with pytest.raises(graft.FailedPrecondition):
+    with pytest.raises(graftml.FailedPrecondition):
         client.rollback_alias("pets", "prod")
 
 
@@ -153,7 +153,7 @@ def test_latest_falls_back_to_what_is_published_and_goes_with_the_last_of_it(
     client: Any, server: FakeGraft
 ) -> None:
     server.add_model("pets", versions=2)
-    client.fine_tune(DATA, "pets", gate=graft.Gate(min_accuracy=0.99)).wait()
+    client.fine_tune(DATA, "pets", gate=graftml.Gate(min_accuracy=0.99)).wait()
     client.delete_version("pets", 2)
     assert client.get_model("pets").aliases == {"latest": 1}
     client.delete_version("pets", 1)
@@ -166,7 +166,7 @@ def test_a_model_grows_by_the_classes_of_its_base(
     first = client.fine_tune([("horse", b"1"), ("cow", b"2")], "pets").wait()
     grown = client.fine_tune(folder, "pets", base=first.version).wait()
     assert grown.classes == ("cat", "cow", "dog", "horse")
-    of_another = graft.BaseVersion(model="pets", alias="latest")
+    of_another = graftml.BaseVersion(model="pets", alias="latest")
     other = client.fine_tune([("hen", b"1"), ("cat", b"2")], "farm", base=of_another).wait()
     assert other.classes == ("cat", "cow", "dog", "hen", "horse")
 
@@ -174,15 +174,15 @@ def test_a_model_grows_by_the_classes_of_its_base(
 @pytest.mark.parametrize(
     ("base", "reason"),
     [
-        (9, graft.Reason.VERSION_NOT_FOUND),
-        ("prod", graft.Reason.ALIAS_NOT_FOUND),
-        (graft.BaseVersion(model="nope"), graft.Reason.MODEL_NOT_FOUND),
+        (9, graftml.Reason.VERSION_NOT_FOUND),
+        ("prod", graftml.Reason.ALIAS_NOT_FOUND),
+        (graftml.BaseVersion(model="nope"), graftml.Reason.MODEL_NOT_FOUND),
     ],
 )
 def test_a_base_that_is_not_there_is_named(
-    client: Any, server: FakeGraft, base: Any, reason: graft.Reason
+    client: Any, server: FakeGraft, base: Any, reason: graftml.Reason
 ) -> None:
     server.add_model("pets")
-    with pytest.raises(graft.NotFound) as caught:
+    with pytest.raises(graftml.NotFound) as caught:
         client.fine_tune(DATA, "pets", base=base)
     assert caught.value.reason == reason

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import numpy as np
 import pytest
-from graft import _images
+from graftml import _images
 from PIL import Image
 
 from service.domain import ImageDecoding
@@ -121,7 +121,7 @@ def test_one_of_many_that_is_none_is_named_with_what_to_do(
         (lambda: client.predict([good, image], "pets"), "images[1]"),
         (lambda: client.upload_dataset([("cat", good), ("dog", image)]), "data[1]"),
     ):
-        with pytest.raises(graft.InvalidArgument, match=f"(?s){says}") as caught:
+        with pytest.raises(graftml.InvalidArgument, match=f"(?s){says}") as caught:
             send()
         assert caught.value.violations[0].field == field
         assert field in caught.value.message
@@ -156,7 +156,7 @@ def test_a_file_that_is_read_asynchronously_is_refused() -> None:
         async def read(self) -> bytes:
             return JPEG
 
-    with pytest.raises(graft.InvalidArgument, match=r"await file\.read\(\)"):
+    with pytest.raises(graftml.InvalidArgument, match=r"await file\.read\(\)"):
         _images.to_message(Upload(), "images[0]")  # type: ignore[arg-type]
 
 
@@ -190,7 +190,7 @@ def test_archives_that_are_no_paths_are_refused_for_that(client: Any, tmp_path: 
                 lambda given=given: client.upload_dataset(given),
                 lambda given=given: client.fine_tune(given, "pets"),
             ):
-                with pytest.raises(graft.InvalidArgument, match=says) as caught:
+                with pytest.raises(graftml.InvalidArgument, match=says) as caught:
                     send()
                 assert len(caught.value.message) < 300
 
@@ -219,7 +219,7 @@ HALF = "a\ud800"
     ],
 )
 def test_text_that_no_message_can_hold_is_an_invalid_argument(client: Any, send: Any) -> None:
-    with pytest.raises(graft.InvalidArgument, match=r"\\ud800 at 1 is half of a character"):
+    with pytest.raises(graftml.InvalidArgument, match=r"\\ud800 at 1 is half of a character"):
         send(client)
 
 

@@ -4,11 +4,11 @@ import io
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import numpy as np
 import pytest
-from graft import _images
-from graft.testing import FakeGraft, SentImage
+from graftml import _images
+from graftml.testing import FakeGraft, SentImage
 from PIL import Image
 
 PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
@@ -113,29 +113,29 @@ def test_an_image_that_its_exif_data_turns_travels_upright(arrived: Any) -> None
 def test_an_array_that_is_no_image_is_refused_with_what_to_do(
     connect: Any, image: Any, message: str
 ) -> None:
-    with pytest.raises(graft.InvalidArgument, match=message) as caught:
+    with pytest.raises(graftml.InvalidArgument, match=message) as caught:
         connect("localhost:1").predict([PIXELS, image], "pets")
-    assert caught.value.reason == graft.Reason.TENSOR_INVALID
+    assert caught.value.reason == graftml.Reason.TENSOR_INVALID
     assert caught.value.violations[0].field == "images[1]"
 
 
 @pytest.mark.parametrize("image", [3, object(), None])
 def test_what_is_no_image_is_refused_with_what_is(connect: Any, image: Any) -> None:
     for images in (image, [image]):
-        with pytest.raises(graft.InvalidArgument, match="is no image: give a path"):
+        with pytest.raises(graftml.InvalidArgument, match="is no image: give a path"):
             connect("localhost:1").predict(images, "pets")
 
 
 def test_an_image_that_fits_no_message_is_refused_before_it_is_sent(connect: Any) -> None:
     huge = np.zeros((1, 23_000_000, 3), np.uint8)
-    with pytest.raises(graft.InvalidArgument, match="66 MiB, more than the 63 MiB") as caught:
+    with pytest.raises(graftml.InvalidArgument, match="66 MiB, more than the 63 MiB") as caught:
         connect("localhost:1").predict(huge, "pets")
-    assert caught.value.reason == graft.Reason.IMAGE_TOO_LARGE
+    assert caught.value.reason == graftml.Reason.IMAGE_TOO_LARGE
 
 
 def test_a_float_array_out_of_range_is_not_wrapped_around_for_an_upload(client: Any) -> None:
     bright = np.full((2, 2, 3), 1.5, np.float32)
-    with pytest.raises(graft.InvalidArgument, match="not all from 0 to 1"):
+    with pytest.raises(graftml.InvalidArgument, match="not all from 0 to 1"):
         client.upload_dataset([("cat", bright)])
 
 
@@ -146,9 +146,9 @@ def test_grey_of_32_bits_that_looks_like_8_is_refused(client: Any) -> None:
         lambda image: client.predict([image], "pets"),
         lambda image: client.upload_dataset([("cat", image)]),
     ):
-        with pytest.raises(graft.InvalidArgument, match=says) as caught:
+        with pytest.raises(graftml.InvalidArgument, match=says) as caught:
             send(grey)
-        assert caught.value.reason == graft.Reason.IMAGE_UNREADABLE
+        assert caught.value.reason == graftml.Reason.IMAGE_UNREADABLE
     client.upload_dataset([("cat", grey.convert("L")), ("dog", grey.point(lambda x: x * 257))])
 
 

@@ -25,24 +25,24 @@ def loaded(program: str) -> str:
 
 
 def test_importing_the_client_loads_none_of_what_it_can_work_with() -> None:
-    assert loaded("import graft") == "[]"
+    assert loaded("import graftml") == "[]"
 
 
 def test_the_fake_server_needs_no_more_than_the_client() -> None:
     program = (
-        "import graft, graft.testing\n"
-        "with graft.testing.FakeGraft() as s, graft.Client(s.target) as c:\n"
+        "import graftml, graftml.testing\n"
+        "with graftml.testing.FakeGraft() as s, graftml.Client(s.target) as c:\n"
         "    s.add_model('pets'); assert c.predict(b'x', 'pets')[0].label"
     )
     assert loaded(program) == "[]"
 
 
 def test_the_command_loads_rich_only_where_people_read() -> None:
-    program = "import graft.cli\ngraft.cli.main(['--version'])"
+    program = "import graftml.cli\ngraftml.cli.main(['--version'])"
     assert loaded(program).splitlines()[-1] == "[]"
 
 
 def test_the_client_depends_on_grpc_and_protobuf_alone() -> None:
     project = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
     names = {requirement.partition(">=")[0] for requirement in project["dependencies"]}
-    assert names == {"grpcio", "protobuf", "googleapis-common-protos"}
+    assert names == {"grpcio", "protobuf", "googleapis-common-protos", "graftml-stubs"}

@@ -4,12 +4,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import pytest
-from graft import _answers
-from graft._watch import Watch
-from graft.cli._watching import describe
-from graft.testing import (
+from graftml import _answers
+from graftml._watch import Watch
+from graftml.cli._watching import describe
+from graftml.testing import (
     DEFAULT_SCRIPT,
     FakeGraft,
     epoch,
@@ -21,20 +21,20 @@ from graft.testing import (
     running,
     succeeded,
 )
-from graft.v1 import fine_tuning_pb2 as pb
+from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
 from tests.client.conftest import GUARD_S
 
-DATA = graft.ServerPath("/images")
+DATA = graftml.ServerPath("/images")
 EVENTS = len(DEFAULT_SCRIPT) + 1
 """The script and the QUEUED before it."""
-BROKEN = graft.Unavailable("gone")
+BROKEN = graftml.Unavailable("gone")
 
 
 def test_waiting_for_a_job_returns_its_version_and_tells_every_event(
     client: Any, server: FakeGraft
 ) -> None:
-    told: list[graft.JobEvent] = []
+    told: list[graftml.JobEvent] = []
     version = client.fine_tune(DATA, "pets", labels={"a": "b"}).wait(on_event=told.append)
     assert (version.version, version.labels, version.aliases) == (1, {"a": "b"}, ("latest",))
     assert [event.sequence for event in told] == list(range(1, EVENTS + 1))
@@ -53,28 +53,28 @@ def test_waiting_for_a_job_returns_its_version_and_tells_every_event(
 
 
 def test_a_job_that_fails_raises_with_the_jobs_reason(connect: Any) -> None:
-    script = [running(), failed("one class only", graft.Reason.DATASET_UNUSABLE)]
-    with FakeGraft(script=script) as server, pytest.raises(graft.JobFailed) as caught:
+    script = [running(), failed("one class only", graftml.Reason.DATASET_UNUSABLE)]
+    with FakeGraft(script=script) as server, pytest.raises(graftml.JobFailed) as caught:
         connect(server.target).fine_tune(DATA, "pets").wait()
-    assert caught.value.reason == graft.Reason.DATASET_UNUSABLE
+    assert caught.value.reason == graftml.Reason.DATASET_UNUSABLE
     assert caught.value.message == "job job-1 of model pets failed: one class only"
-    assert caught.value.job.state == graft.JobState.FAILED
+    assert caught.value.job.state == graftml.JobState.FAILED
 
 
 def test_waiting_for_a_job_that_is_cancelled_raises_that(connect: Any) -> None:
     with FakeGraft(script=[running()]) as server:
         job = connect(server.target).fine_tune(DATA, "pets")
         job.cancel()
-        with pytest.raises(graft.JobCancelled, match="job-1"):
+        with pytest.raises(graftml.JobCancelled, match="job-1"):
             job.wait()
 
 
 def test_waiting_ends_with_its_time_and_the_job_goes_on(connect: Any) -> None:
     with FakeGraft(script=[running()]) as server:
         job = connect(server.target).fine_tune(DATA, "pets")
-        with pytest.raises(graft.DeadlineExceeded, match=r"did not end within 0\.1 s"):
+        with pytest.raises(graftml.DeadlineExceeded, match=r"did not end within 0\.1 s"):
             job.wait(timeout_s=0.1)
-        assert job.refresh().state == graft.JobState.RUNNING
+        assert job.refresh().state == graftml.JobState.RUNNING
 
 
 @pytest.mark.parametrize("after", range(EVENTS + 1))
@@ -106,12 +106,12 @@ def test_events_are_told_from_a_number_on(client: Any, server: FakeGraft) -> Non
 def test_a_handle_is_made_of_an_id(client: Any, server: FakeGraft) -> None:
     started = client.fine_tune(DATA, "pets")
     assert client.job(started.job_id).wait().job_id == started.job_id
-    with pytest.raises(graft.NotFound):
+    with pytest.raises(graftml.NotFound):
         client.job("job-99")
 
 
 def test_a_job_that_is_gone_is_not_waited_for(client: Any) -> None:
-    with pytest.raises(graft.NotFound):
+    with pytest.raises(graftml.NotFound):
         list(client.watch_job("job-99"))
 
 
@@ -119,12 +119,12 @@ def test_a_servers_restart_is_lived_through() -> None:
     server = FakeGraft(script=[running()])
     server.start()
     try:
-        policy = graft.RetryPolicy(initial_delay_s=0.01, max_delay_s=0.1, reconnect_for_s=GUARD_S)
-        with graft.Client(server.target, retry=policy) as client:
+        policy = graftml.RetryPolicy(initial_delay_s=0.01, max_delay_s=0.1, reconnect_for_s=GUARD_S)
+        with graftml.Client(server.target, retry=policy) as client:
             job = client.fine_tune(DATA, "pets")
             seen, first_two = list[int](), threading.Event()
 
-            def note_down(event: graft.JobEvent) -> None:
+            def note_down(event: graftml.JobEvent) -> None:
                 seen.append(event.sequence)
                 if len(seen) == 2:
                     first_two.set()
@@ -146,7 +146,7 @@ def test_a_servers_restart_is_lived_through() -> None:
 
 
 def test_leaving_an_iteration_ends_its_call() -> None:
-    with FakeGraft(script=[running()]) as server, graft.Client(server.target) as client:
+    with FakeGraft(script=[running()]) as server, graftml.Client(server.target) as client:
         events = client.fine_tune(DATA, "pets").events()
         next(events)
         events.close()  # type: ignore[attr-defined]
@@ -157,7 +157,7 @@ def test_a_running_job_tells_how_far_it_is(connect: Any) -> None:
     script = [running(), progress("training", 0.25, "epoch 1")]
     with FakeGraft(script=script) as server:
         job = connect(server.target).fine_tune(DATA, "pets").refresh()
-    assert job.progress == graft.Progress("training", 0.25, "epoch 1")
+    assert job.progress == graftml.Progress("training", 0.25, "epoch 1")
     assert job.start_time is not None
     assert job.end_time is None
     assert job.version is None
@@ -172,14 +172,14 @@ def test_figures_and_notes_arrive_as_they_were(connect: Any) -> None:
         events.close()
     assert (figures.epoch, figures.epochs, figures.eta_s) == (1, 4, 3.0)
     assert (figures.validation_loss, figures.validation_accuracy) == (2.0, 0.5)
-    assert words == graft.Note("warning", "few images")
+    assert words == graftml.Note("warning", "few images")
 
 
 def test_an_event_of_tomorrow_does_not_stop_a_client_of_today() -> None:
-    watch = Watch("job-1", 0, None, graft.RetryPolicy())
+    watch = Watch("job-1", 0, None, graftml.RetryPolicy())
     event = watch.take(pb.WatchJobResponse(event=pb.JobEvent(sequence=1)))
     assert event is not None
-    assert event.payload == graft.Unknown()
+    assert event.payload == graftml.Unknown()
 
 
 class Clock:
@@ -191,7 +191,7 @@ class Clock:
 
 
 def watching(clock: Clock, timeout_s: float | None = None) -> Watch:
-    policy = graft.RetryPolicy(initial_delay_s=1.0, max_delay_s=4.0, reconnect_for_s=20.0)
+    policy = graftml.RetryPolicy(initial_delay_s=1.0, max_delay_s=4.0, reconnect_for_s=20.0)
     return Watch("job-1", 0, timeout_s, policy, clock=clock, jitter=lambda: 1.0)
 
 
@@ -203,7 +203,7 @@ def test_a_server_that_does_not_come_back_is_given_up() -> None:
         assert watch.pause_s(BROKEN) == pause_s
         clock.now += pause_s
     watch.request()
-    with pytest.raises(graft.Unavailable):
+    with pytest.raises(graftml.Unavailable):
         watch.pause_s(BROKEN)
 
 
@@ -229,10 +229,10 @@ def test_a_silent_stream_is_opened_anew_until_the_watchers_own_time_is_over() ->
     watch = watching(clock, timeout_s=1000.0)
     assert watch.remaining_s == 600.0
     clock.now += 600.0
-    assert watch.pause_s(graft.DeadlineExceeded("silent")) == 0.0
+    assert watch.pause_s(graftml.DeadlineExceeded("silent")) == 0.0
     assert watch.remaining_s == 400.0
     clock.now += 400.0
-    with pytest.raises(graft.DeadlineExceeded, match="did not end within 1000 s"):
+    with pytest.raises(graftml.DeadlineExceeded, match="did not end within 1000 s"):
         _ = watch.remaining_s
 
 
@@ -240,18 +240,18 @@ def test_a_retry_is_answered_with_its_job_though_the_base_is_gone(
     client: Any, server: FakeGraft, folder: Path
 ) -> None:
     server.add_model("birds")
-    options: Any = {"request_id": "once", "base": graft.BaseVersion(model="birds", version=1)}
+    options: Any = {"request_id": "once", "base": graftml.BaseVersion(model="birds", version=1)}
     data = client.upload_dataset(folder)
     first = client.fine_tune(data, "pets", **options)
     client.delete_model("birds")
     assert client.fine_tune(data, "pets", **options).job_id == first.job_id
-    with pytest.raises(graft.NotFound):
+    with pytest.raises(graftml.NotFound):
         client.fine_tune(data, "pets", base=options["base"])
 
 
 def test_an_epoch_without_held_out_images_has_no_figures_of_them() -> None:
     event = pb.JobEvent(epoch=pb.EpochMetrics(epoch=1, epochs=2, train_loss=0.5))
     epoch = _answers.event(event).payload
-    assert isinstance(epoch, graft.EpochMetrics)
+    assert isinstance(epoch, graftml.EpochMetrics)
     assert (epoch.validation_loss, epoch.validation_accuracy) == (None, None)
     assert describe(epoch) == "epoch 1/2: loss 0.500, accuracy 0.0%, as trained"

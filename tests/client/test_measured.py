@@ -2,11 +2,11 @@
 
 import json
 
-import graft
+import graftml
 import pytest
-from graft import types
-from graft.cli import main
-from graft.testing import FakeGraft, published, running, succeeded
+from graftml import types
+from graftml.cli import main
+from graftml.testing import FakeGraft, published, running, succeeded
 
 START = ("finetune", "server:/x", "--name", "cats", "--detach")
 
@@ -25,7 +25,7 @@ START = ("finetune", "server:/x", "--name", "cats", "--detach")
 )
 def test_a_figure_says_what_it_is_of(measured_on: types.MeasuredOn, place: str) -> None:
     def told(images: int, groups: int) -> str:
-        return str(graft.Figure(measured_on, 0.9123, 0.8712, 0.944, 0.3, images, groups))
+        return str(graftml.Figure(measured_on, 0.9123, 0.8712, 0.944, 0.3, images, groups))
 
     assert told(244, 244) == f"0.912 [0.87 to 0.94] {place}"
     assert told(244, 61) == f"0.912 [0.87 to 0.94] {place} in 61 groups"

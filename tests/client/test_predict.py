@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import pytest
-from graft import _images, _order
-from graft.testing import Answer, FakeGraft, SentImage
+from graftml import _images, _order
+from graftml.testing import Answer, FakeGraft, SentImage
 
 from tests.client.conftest import GUARD_S
 
@@ -18,7 +18,7 @@ CLASSES = [f"class-{number}" for number in range(1000)]
 def by_number(_model: str, image: SentImage) -> dict[str, float]:
     """A class that says which image it was."""
     if image.data == b"bad":
-        raise graft.InvalidArgument("not an image", reason=graft.Reason.IMAGE_UNREADABLE)
+        raise graftml.InvalidArgument("not an image", reason=graftml.Reason.IMAGE_UNREADABLE)
     return {f"class-{int(image.data[:4])}": 0.75, "class-0": 0.25}
 
 
@@ -62,7 +62,7 @@ def test_a_bad_image_fails_alone(client: Any) -> None:
     good, bad, fine = client.predict([b"0001", b"bad", b"0003"], "numbers")
     assert (good.label, good.error) == ("class-1", None)
     assert (fine.label, fine.probability) == ("class-3", 0.75)
-    assert bad.error.reason == graft.Reason.IMAGE_UNREADABLE
+    assert bad.error.reason == graftml.Reason.IMAGE_UNREADABLE
     assert bad.scores == ()
 
 
@@ -76,7 +76,7 @@ def test_the_best_classes_come_first_and_features_where_asked_for(client: Any) -
         ("class-0", 0.25, 0),
     ]
     assert two.features == tuple(float(byte) for byte in b"0001")
-    with pytest.raises(graft.InvalidArgument, match="top_k is 0"):
+    with pytest.raises(graftml.InvalidArgument, match="top_k is 0"):
         client.predict(b"0001", "numbers", top_k=0)
 
 
@@ -108,9 +108,9 @@ def test_a_version_is_chosen_by_number_by_alias_or_is_the_newest(
         for which in ({"version": 1}, {"alias": "prod"}, {})
     ]
     assert answers == [1, 2, 3]
-    with pytest.raises(graft.NotFound) as caught:
+    with pytest.raises(graftml.NotFound) as caught:
         client.predict(b"0001", "numbers", version=9)
-    assert caught.value.reason == graft.Reason.VERSION_NOT_FOUND
+    assert caught.value.reason == graftml.Reason.VERSION_NOT_FOUND
 
 
 def test_a_file_that_is_not_there_is_an_error_of_the_disk(client: Any, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_stream_that_is_left_leaves_no_thread(server: FakeGraft) -> None:
             senders.add(threading.current_thread())
             yield image
 
-    with graft.Client(server.target) as client:
+    with graftml.Client(server.target) as client:
         answers = client.predict_stream(images(), "numbers")
         next(answers)
         [sender] = senders
@@ -165,7 +165,7 @@ def test_a_request_that_fails_on_a_stream_gives_its_error_to_each_of_its_images(
 ) -> None:
     answers = list(client.predict_stream(numbered(40), "nope"))
     assert len(answers) == 40
-    assert {answer.error.reason for answer in answers} == {graft.Reason.MODEL_NOT_FOUND}
+    assert {answer.error.reason for answer in answers} == {graftml.Reason.MODEL_NOT_FOUND}
 
 
 def test_a_stream_whose_images_fail_raises_their_error(client: Any) -> None:
@@ -180,11 +180,11 @@ def test_a_stream_whose_images_fail_raises_their_error(client: Any) -> None:
 def test_several_models_answer_each_in_its_own_list(client: Any, server: FakeGraft) -> None:
     server.add_model("more", CLASSES)
     server.add_model("more", CLASSES)
-    never = graft.Thresholds({}, others=1)
+    never = graftml.Thresholds({}, others=1)
     models = [
         "more",
-        graft.ModelSpec("numbers", decision=never),
-        graft.ModelSpec("more", version=1),
+        graftml.ModelSpec("numbers", decision=never),
+        graftml.ModelSpec("more", version=1),
     ]
     more, numbers, before = client.predict_many(numbered(300), models)
     assert [answer.label for answer in more] == CLASSES[1:301]
@@ -198,21 +198,21 @@ def test_several_models_answer_each_in_its_own_list(client: Any, server: FakeGra
 
 def test_models_that_are_no_list_are_refused_here(client: Any, server: FakeGraft) -> None:
     for models in ("numbers", []):
-        with pytest.raises(graft.InvalidArgument) as refused:
+        with pytest.raises(graftml.InvalidArgument) as refused:
             client.predict_many(b"x", models)
         assert [violation.field for violation in refused.value.violations] == ["models"]
     assert server.calls == []
 
 
 def test_a_stream_that_breaks_raises_that(client: Any, server: FakeGraft) -> None:
-    server.fail("PredictStream", graft.Unavailable("stopping", reason="SHUTTING_DOWN"), after=1)
+    server.fail("PredictStream", graftml.Unavailable("stopping", reason="SHUTTING_DOWN"), after=1)
     # The asyncio side of gRPC may lose the server's words when it is just writing.
-    with pytest.raises(graft.Unavailable, match=r"stopping|ended the stream"):
+    with pytest.raises(graftml.Unavailable, match=r"stopping|ended the stream"):
         list(client.predict_stream(numbered(900), "numbers"))
 
 
 def test_the_client_may_be_shared_by_threads(server: FakeGraft) -> None:
-    with graft.Client(server.target) as client:
+    with graftml.Client(server.target) as client:
         answers: dict[int, str] = {}
 
         def ask(number: int) -> None:

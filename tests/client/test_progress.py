@@ -5,12 +5,12 @@ import sys
 import time
 from typing import Any
 
-import graft
+import graftml
 import pytest
-from graft import types
-from graft.cli import _bar, _times, _watching, main
-from graft.cli._output import Output
-from graft.testing import FakeGraft, data, note, progress, published, running, succeeded
+from graftml import types
+from graftml.cli import _bar, _times, _watching, main
+from graftml.cli._output import Output
+from graftml.testing import FakeGraft, data, note, progress, published, running, succeeded
 from rich.console import Console
 
 SCRIPT = [
@@ -116,8 +116,8 @@ def test_jobs_show_the_stage_its_steps_and_its_times(capsys: pytest.CaptureFixtu
 
 
 def test_the_client_reads_all_of_a_progress() -> None:
-    with FakeGraft(script=SCRIPT[:10]) as server, graft.Client(server.target) as client:
-        job = client.fine_tune(graft.ServerPath("/x"), "cats").refresh()
+    with FakeGraft(script=SCRIPT[:10]) as server, graftml.Client(server.target) as client:
+        job = client.fine_tune(graftml.ServerPath("/x"), "cats").refresh()
     assert job.progress == types.Progress(
         "training", 0.25, "epoch 1 of 2", elapsed_s=61.0, remaining_s=183.4, step=2, steps=8
     )

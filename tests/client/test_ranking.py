@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import pytest
-from graft.cli import main
-from graft.testing import FakeGraft, failed, running
+from graftml.cli import main
+from graftml.testing import FakeGraft, failed, running
 
 
 def test_candidates_are_named_in_two_ways_and_images_are_uploaded(
@@ -15,7 +15,7 @@ def test_candidates_are_named_in_two_ways_and_images_are_uploaded(
 ) -> None:
     ranking = client.rank_backbones(
         folder,
-        backbones=["resnet18", "resnet50:random", graft.PretrainedBackbone("resnet34", "x")],
+        backbones=["resnet18", "resnet50:random", graftml.PretrainedBackbone("resnet34", "x")],
         time_budget_s=2.5,
         seed=0,
     )
@@ -31,7 +31,7 @@ def test_candidates_are_named_in_two_ways_and_images_are_uploaded(
     assert request.HasField("seed")
     assert len(server.images(request.dataset_id)) == 6
     assert [ranked.backbone for ranked in ranking.backbones] == ["resnet18", "resnet50", "resnet34"]
-    assert ranking.backbones[0] == graft.RankedBackbone(
+    assert ranking.backbones[0] == graftml.RankedBackbone(
         backbone="resnet18",
         weights="fake",
         log_loss=0.1,
@@ -48,8 +48,8 @@ def test_candidates_are_named_in_two_ways_and_images_are_uploaded(
 def test_one_name_alone_and_none_are_fine_and_the_rest_is_left_unset(
     client: Any, server: FakeGraft
 ) -> None:
-    client.rank_backbones(graft.ServerPath("/images"), backbones="resnet18")
-    client.rank_backbones(graft.ServerPath("/images"))
+    client.rank_backbones(graftml.ServerPath("/images"), backbones="resnet18")
+    client.rank_backbones(graftml.ServerPath("/images"))
     one, none = server.requests("RankBackbones")
     assert [c.backbone for c in one.backbones] == ["resnet18"]
     assert one.server_path.path == "/images"
@@ -59,32 +59,32 @@ def test_one_name_alone_and_none_are_fine_and_the_rest_is_left_unset(
 
 
 def test_a_ranking_is_followed_by_whoever_started_it(client: Any, server: FakeGraft) -> None:
-    started = client.start_ranking(graft.ServerPath("/images"), request_id="once")
-    again = client.start_ranking(graft.ServerPath("/images"), request_id="once")
+    started = client.start_ranking(graftml.ServerPath("/images"), request_id="once")
+    again = client.start_ranking(graftml.ServerPath("/images"), request_id="once")
     assert (again.job_id, again.job.kind) == (started.job_id, "ranking")
     ranking = started.wait()
     assert ranking == started.job.ranking
     assert started.job.request.request_id == "once"
     client.delete_job(started.job_id)
-    with pytest.raises(graft.NotFound):
+    with pytest.raises(graftml.NotFound):
         client.get_job(started.job_id)
 
 
 def test_a_ranking_that_takes_longer_than_asked_is_cancelled(connect: Any) -> None:
     with FakeGraft(ranking_script=[running()]) as server:
         client = connect(server.target)
-        with pytest.raises(graft.DeadlineExceeded):
-            client.rank_backbones(graft.ServerPath("/images"), timeout_s=0.2)
+        with pytest.raises(graftml.DeadlineExceeded):
+            client.rank_backbones(graftml.ServerPath("/images"), timeout_s=0.2)
         (asked,) = server.requests("CancelJob")
         assert client.get_job(asked.job_id).state == "CANCELLED"
 
 
 def test_a_ranking_that_failed_says_why(connect: Any) -> None:
-    script = [running(), failed("one class only", graft.Reason.DATASET_UNUSABLE)]
+    script = [running(), failed("one class only", graftml.Reason.DATASET_UNUSABLE)]
     with FakeGraft(ranking_script=script) as server:
-        with pytest.raises(graft.JobFailed, match="one class only") as caught:
-            connect(server.target).rank_backbones(graft.ServerPath("/images"))
-        assert caught.value.reason == graft.Reason.DATASET_UNUSABLE
+        with pytest.raises(graftml.JobFailed, match="one class only") as caught:
+            connect(server.target).rank_backbones(graftml.ServerPath("/images"))
+        assert caught.value.reason == graftml.Reason.DATASET_UNUSABLE
         assert not server.requests("CancelJob")
 
 
@@ -111,11 +111,11 @@ def test_the_command_speaks_json(server: FakeGraft, capsys: pytest.CaptureFixtur
 
 def test_what_is_unlabelled_or_gone_cannot_be_ranked_on(client: Any, folder: Path) -> None:
     dataset = client.upload_dataset(folder, is_unlabelled=True)
-    with pytest.raises(graft.InvalidArgument) as unlabelled:
+    with pytest.raises(graftml.InvalidArgument) as unlabelled:
         client.rank_backbones(dataset)
-    assert unlabelled.value.reason == graft.Reason.DATASET_UNUSABLE
+    assert unlabelled.value.reason == graftml.Reason.DATASET_UNUSABLE
     client.delete_dataset(dataset.dataset_id)
-    with pytest.raises(graft.NotFound) as gone:
+    with pytest.raises(graftml.NotFound) as gone:
         client.rank_backbones(dataset)
     for caught in (unlabelled, gone):
         assert [violation.field for violation in caught.value.violations] == ["dataset_id"]
@@ -124,8 +124,8 @@ def test_what_is_unlabelled_or_gone_cannot_be_ranked_on(client: Any, folder: Pat
 def test_a_ranking_is_watched_by_the_command_and_makes_no_version(
     client: Any, server: FakeGraft, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job_id = client.start_ranking(graft.ServerPath("/images")).job_id
-    with pytest.raises(graft.InvalidArgument, match="makes no version"):
+    job_id = client.start_ranking(graftml.ServerPath("/images")).job_id
+    with pytest.raises(graftml.InvalidArgument, match="makes no version"):
         client.job(job_id).wait()
     assert main(["jobs", "watch", job_id, "--server", server.target]) == 0
     assert "efficientnet_lite0" in capsys.readouterr().out

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from graft.cli._arguments import parse
-from graft.testing import FakeGraft
+from graftml.cli._arguments import parse
+from graftml.testing import FakeGraft
 
 README = (Path(__file__).parents[2] / "clients/python/README.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

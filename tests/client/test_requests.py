@@ -2,12 +2,12 @@
 
 from typing import Any, get_args
 
-import graft
+import graftml
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from graft import _requests, types
-from graft.types import FineTuneOptions
-from graft.v1 import fine_tuning_pb2 as pb
+from graftml import _requests, types
+from graftml.types import FineTuneOptions
+from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
 
 def asked(options: Any, target: Any = "") -> pb.FineTuneRequest:
@@ -57,7 +57,7 @@ def asked(options: Any, target: Any = "") -> pb.FineTuneRequest:
             pb.FineTuneRequest(feature_based=pb.FeatureBased(augmented_views=0)),
         ),
         (
-            {"method": graft.FeatureBased(l2=0.01, augmented_views=4)},
+            {"method": graftml.FeatureBased(l2=0.01, augmented_views=4)},
             pb.FineTuneRequest(feature_based=pb.FeatureBased(l2=0.01, augmented_views=4)),
         ),
         (
@@ -70,7 +70,7 @@ def asked(options: Any, target: Any = "") -> pb.FineTuneRequest:
         ),
         (
             {
-                "gate": graft.Gate(
+                "gate": graftml.Gate(
                     min_accuracy=0.0,
                     min_class_recall=0.5,
                     class_recalls={"ants": 0.9, "bees": 0.0},
@@ -98,7 +98,7 @@ def asked(options: Any, target: Any = "") -> pb.FineTuneRequest:
             ),
         ),
         (
-            {"grouping": graft.Grouping(folder_level=1), "augmentation": graft.Augmentation()},
+            {"grouping": graftml.Grouping(folder_level=1), "augmentation": graftml.Augmentation()},
             pb.FineTuneRequest(
                 auto=pb.Auto(),
                 grouping=pb.Grouping(folder_level=1),
@@ -107,7 +107,7 @@ def asked(options: Any, target: Any = "") -> pb.FineTuneRequest:
         ),
         (
             {
-                "augmentation": graft.Augmentation(
+                "augmentation": graftml.Augmentation(
                     mirror=False,
                     min_scale=0.5,
                     rotation_degrees=0.0,
@@ -127,7 +127,7 @@ def asked(options: Any, target: Any = "") -> pb.FineTuneRequest:
             ),
         ),
         (
-            {"base": graft.BaseVersion(version=2, model="cats")},
+            {"base": graftml.BaseVersion(version=2, model="cats")},
             pb.FineTuneRequest(auto=pb.Auto(), base=pb.BaseVersion(version=2, model="cats")),
         ),
         (
@@ -140,7 +140,7 @@ def asked(options: Any, target: Any = "") -> pb.FineTuneRequest:
         ),
         (
             {
-                "method": graft.ModelBased(
+                "method": graftml.ModelBased(
                     epochs=2,
                     batch_size=4,
                     learning_rate=0.001,
@@ -178,7 +178,7 @@ def test_options_become_the_fields_of_the_request(
 
 @pytest.mark.parametrize("technique", list(_requests.TECHNIQUES))
 def test_a_domain_adaptation_becomes_the_fields_of_the_request(technique: Any) -> None:
-    method = graft.DomainAdaptation(
+    method = graftml.DomainAdaptation(
         target="ds-2",
         technique=technique,
         always_adapt=True,
@@ -197,18 +197,18 @@ def test_a_domain_adaptation_becomes_the_fields_of_the_request(technique: Any) -
         batch_size=8,
         learning_rate=0.01,
     )
-    there = asked({"method": method}, graft.ServerPath("/target")).domain_adaptation
+    there = asked({"method": method}, graftml.ServerPath("/target")).domain_adaptation
     assert there.target_path.path == "/target"
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (graft.FeatureBased, pb.FeatureBased),
-        (graft.ModelBased, pb.ModelBased),
-        (graft.DomainAdaptation, pb.DomainAdaptation),
-        (graft.Augmentation, pb.Augmentation),
-        (graft.Grouping, pb.Grouping),
+        (graftml.FeatureBased, pb.FeatureBased),
+        (graftml.ModelBased, pb.ModelBased),
+        (graftml.DomainAdaptation, pb.DomainAdaptation),
+        (graftml.Augmentation, pb.Augmentation),
+        (graftml.Grouping, pb.Grouping),
     ],
 )
 def test_the_client_knows_every_field_of_the_contract(kind: Any, message: Any) -> None:
@@ -243,7 +243,7 @@ def test_the_hyperparameters_of_a_domain_adaptation_may_stand_beside_its_name() 
     [
         (2, pb.BaseVersion(version=2)),
         ("prod", pb.BaseVersion(alias="prod")),
-        (graft.BaseVersion(), pb.BaseVersion()),
+        (graftml.BaseVersion(), pb.BaseVersion()),
     ],
 )
 def test_a_base_may_be_a_version_or_an_alias_alone(base: Any, sent: pb.BaseVersion) -> None:
@@ -264,14 +264,14 @@ def test_groups_may_be_a_level_or_a_pattern_alone(grouping: Any, sent: pb.Groupi
 
 
 def test_what_is_not_given_is_left_to_the_service() -> None:
-    request = _requests.fine_tune(graft.ServerPath("/images"), "pets", {})
+    request = _requests.fine_tune(graftml.ServerPath("/images"), "pets", {})
     assert request.server_path.path == "/images"
     fields = ("validation_fraction", "seed", "time_budget", "gate", "base", "grouping")
     for field in (*fields, "outlier_false_alarm_rate", "augmentation"):
         assert not request.HasField(field)
     assert (request.backbone, list(request.baselines)) == ("", [])
     assert request.WhichOneof("method") == "auto"
-    assert not _requests.fine_tune("ds-1", "pets", {"gate": graft.Gate()}).gate.HasField(
+    assert not _requests.fine_tune("ds-1", "pets", {"gate": graftml.Gate()}).gate.HasField(
         "max_regression"
     )
     head = _requests.fine_tune("ds-1", "pets", {"method": "feature_based"}).feature_based
@@ -307,35 +307,35 @@ def test_every_request_has_an_id_of_its_own() -> None:
             "technique is 'magic': it must be one of auto, coral, mcc",
         ),
         ({"baselines": ["magic"]}, "baselines is 'magic': it must be one of linear_probe"),
-        ({"base": graft.BaseVersion(version=1, alias="prod")}, "give one"),
+        ({"base": graftml.BaseVersion(version=1, alias="prod")}, "give one"),
         ({"method": "model_based", "l2": 1.0}, "l2 is a hyperparameter of feature_based"),
-        ({"method": graft.FeatureBased(), "l2": 1.0}, "l2 stand beside a FeatureBased"),
+        ({"method": graftml.FeatureBased(), "l2": 1.0}, "l2 stand beside a FeatureBased"),
         ({"method": "magic"}, "method is 'magic': it must be one of auto, feature_based"),
-        ({"grouping": graft.Grouping()}, "grouping needs either folder_level"),
+        ({"grouping": graftml.Grouping()}, "grouping needs either folder_level"),
         (
-            {"grouping": graft.Grouping(folder_level=1, name_pattern="{group}_*")},
+            {"grouping": graftml.Grouping(folder_level=1, name_pattern="{group}_*")},
             "grouping needs either folder_level",
         ),
-        ({"gate": graft.Gate(when_uncertain="ask")}, "when_uncertain is 'ask'"),  # type: ignore[arg-type]
+        ({"gate": graftml.Gate(when_uncertain="ask")}, "when_uncertain is 'ask'"),  # type: ignore[arg-type]
         ({"device": "tpu"}, "device is 'tpu': it must be one of auto, cpu, cuda"),
         ({"epoch": 3}, "fine_tune takes no epoch"),
-        ({"method": graft.ModelBased(recipe="best")}, "recipe is 'best'"),  # type: ignore[arg-type]
+        ({"method": graftml.ModelBased(recipe="best")}, "recipe is 'best'"),  # type: ignore[arg-type]
     ],
 )
 def test_a_wrong_option_is_named_before_anything_is_sent(
     options: Any, message: str, connect: Any
 ) -> None:
-    with pytest.raises(graft.InvalidArgument) as caught:
+    with pytest.raises(graftml.InvalidArgument) as caught:
         connect("localhost:1").fine_tune("ds-1", "pets", **options)
     assert message in str(caught.value)
 
 
 def test_a_version_and_an_alias_at_once_are_refused(connect: Any) -> None:
-    with pytest.raises(graft.InvalidArgument, match="give one"):
+    with pytest.raises(graftml.InvalidArgument, match="give one"):
         connect("localhost:1").get_version("pets", version=1, alias="prod")
 
 
 @pytest.mark.parametrize("target", ["http://localhost:50051", "grpc://localhost:50051/"])
 def test_an_address_with_a_scheme_is_refused_with_the_right_one(connect: Any, target: str) -> None:
-    with pytest.raises(graft.InvalidArgument, match="leave out the scheme, 'localhost:50051'"):
+    with pytest.raises(graftml.InvalidArgument, match="leave out the scheme, 'localhost:50051'"):
         connect(target)

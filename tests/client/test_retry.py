@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import pytest
-from graft import _rpcs
-from graft.retry import Attempts
-from graft.testing import FakeGraft
+from graftml import _rpcs
+from graftml.retry import Attempts
+from graftml.testing import FakeGraft
 
 
 class Clock:
@@ -20,8 +20,8 @@ class Clock:
         return self.now
 
 
-POLICY = graft.RetryPolicy(initial_delay_s=1.0, max_delay_s=4.0, max_attempts=5)
-BROKEN = graft.Unavailable("gone")
+POLICY = graftml.RetryPolicy(initial_delay_s=1.0, max_delay_s=4.0, max_attempts=5)
+BROKEN = graftml.Unavailable("gone")
 
 
 def test_pauses_grow_to_a_bound_and_are_spread() -> None:
@@ -38,8 +38,8 @@ def test_the_service_is_never_asked_before_it_said() -> None:
 def test_the_last_error_is_raised_when_the_attempts_are_used_up() -> None:
     attempts = Attempts(POLICY, is_safe=True, timeout_s=1000)
     for _ in range(4):
-        attempts.pause_s(graft.Unavailable("earlier"))
-    with pytest.raises(graft.Unavailable) as caught:
+        attempts.pause_s(graftml.Unavailable("earlier"))
+    with pytest.raises(graftml.Unavailable) as caught:
         attempts.pause_s(BROKEN)
     assert caught.value is BROKEN
 
@@ -50,26 +50,26 @@ def test_no_pause_reaches_beyond_the_deadline() -> None:
     assert attempts.pause_s(BROKEN) == 1.0
     clock.now += 3.5
     assert attempts.remaining_s == 1.5
-    with pytest.raises(graft.Unavailable):
+    with pytest.raises(graftml.Unavailable):
         attempts.pause_s(BROKEN)
 
 
 def test_a_wait_that_the_service_asks_for_beyond_the_deadline_is_not_waited() -> None:
     attempts = Attempts(POLICY, is_safe=True, timeout_s=5.0)
-    with pytest.raises(graft.ResourceExhausted):
-        attempts.pause_s(graft.ResourceExhausted("full", retry_after_s=60.0))
+    with pytest.raises(graftml.ResourceExhausted):
+        attempts.pause_s(graftml.ResourceExhausted("full", retry_after_s=60.0))
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        graft.InvalidArgument("wrong"),
-        graft.Internal("broken"),
-        graft.DeadlineExceeded("late"),
-        graft.ResourceExhausted("the message is too large"),
+        graftml.InvalidArgument("wrong"),
+        graftml.Internal("broken"),
+        graftml.DeadlineExceeded("late"),
+        graftml.ResourceExhausted("the message is too large"),
     ],
 )
-def test_what_will_not_pass_is_not_tried_again(error: graft.GraftError) -> None:
+def test_what_will_not_pass_is_not_tried_again(error: graftml.GraftError) -> None:
     with pytest.raises(type(error)):
         Attempts(POLICY, is_safe=True, timeout_s=1000).pause_s(error)
 
@@ -78,15 +78,15 @@ def test_what_will_not_pass_is_not_tried_again(error: graft.GraftError) -> None:
     "wrong", [{"max_attempts": 0}, {"initial_delay_s": 0}, {"max_delay_s": 0.1}, {"multiplier": 0}]
 )
 def test_a_policy_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(graft.InvalidArgument):
-        graft.RetryPolicy(**wrong)
+    with pytest.raises(graftml.InvalidArgument):
+        graftml.RetryPolicy(**wrong)
 
 
 @pytest.mark.parametrize(
-    "error", [BROKEN, graft.ResourceExhausted("full", reason="QUEUE_FULL", retry_after_s=0.001)]
+    "error", [BROKEN, graftml.ResourceExhausted("full", reason="QUEUE_FULL", retry_after_s=0.001)]
 )
 def test_a_safe_call_that_fails_twice_in_passing_succeeds(
-    client: Any, server: FakeGraft, error: graft.GraftError
+    client: Any, server: FakeGraft, error: graftml.GraftError
 ) -> None:
     server.add_model("pets")
     server.fail("GetModel", error, times=2)
@@ -97,10 +97,10 @@ def test_a_safe_call_that_fails_twice_in_passing_succeeds(
 def test_a_call_that_keeps_failing_is_given_up_with_the_services_error(
     client: Any, server: FakeGraft
 ) -> None:
-    server.fail("GetModel", graft.Unavailable("stopping", reason="SHUTTING_DOWN"), times=9)
-    with pytest.raises(graft.Unavailable) as caught:
+    server.fail("GetModel", graftml.Unavailable("stopping", reason="SHUTTING_DOWN"), times=9)
+    with pytest.raises(graftml.Unavailable) as caught:
         client.get_model("pets")
-    assert caught.value.reason == graft.Reason.SHUTTING_DOWN
+    assert caught.value.reason == graftml.Reason.SHUTTING_DOWN
     assert len(server.requests("GetModel")) == 4
 
 
@@ -128,7 +128,7 @@ def test_the_calls_that_are_not_safe_are_these() -> None:
 def test_an_unsafe_call_is_made_once(client: Any, server: FakeGraft, method: str) -> None:
     server.add_model("pets", versions=2)
     server.fail(method, BROKEN)
-    with pytest.raises(graft.Unavailable):
+    with pytest.raises(graftml.Unavailable):
         UNSAFE[method](client)
     assert [call.method for call in server.calls].count(method) == 1
 
@@ -154,7 +154,7 @@ def test_a_folders_upload_that_breaks_is_sent_again_whole(
 def test_an_upload_that_cannot_begin_again_is_made_once(client: Any, server: FakeGraft) -> None:
     server.fail("UploadDataset", BROKEN)
     once = ((label, b"x") for label in ("cat", "dog"))
-    with pytest.raises(graft.Unavailable):
+    with pytest.raises(graftml.Unavailable):
         client.upload_dataset(once)
     assert [call.method for call in server.calls] == ["UploadDataset"]
 
@@ -175,8 +175,8 @@ def test_an_export_that_fails_leaves_the_file_that_was_there(
     path = tmp_path / "pets.onnx"
     path.write_text("of yesterday")
     server.add_model("pets")
-    server.fail("ExportModel", graft.DataLoss("damaged"), after=2)
-    with pytest.raises(graft.DataLoss):
+    server.fail("ExportModel", graftml.DataLoss("damaged"), after=2)
+    with pytest.raises(graftml.DataLoss):
         client.export_model("pets", path)
     assert path.read_text() == "of yesterday"
     assert list(tmp_path.iterdir()) == [path]
@@ -185,8 +185,8 @@ def test_an_export_that_fails_leaves_the_file_that_was_there(
 def test_a_client_without_retries_tries_once(connect: Any, server: FakeGraft) -> None:
     server.add_model("pets")
     server.fail("GetModel", BROKEN)
-    with pytest.raises(graft.Unavailable):
-        connect(server.target, retry=graft.NO_RETRY).get_model("pets")
+    with pytest.raises(graftml.Unavailable):
+        connect(server.target, retry=graftml.NO_RETRY).get_model("pets")
     assert len(server.requests("GetModel")) == 1
 
 
@@ -194,7 +194,7 @@ def test_a_fine_tune_on_what_is_there_is_tried_again_and_starts_one_job(
     client: Any, server: FakeGraft
 ) -> None:
     server.fail("FineTune", BROKEN, times=2)
-    client.fine_tune(graft.ServerPath("/x"), "pets")
+    client.fine_tune(graftml.ServerPath("/x"), "pets")
     sent = server.requests("FineTune")
     assert [request.validate_only for request in sent] == [False] * 3
     assert len({request.request_id for request in sent}) == 1

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import pytest
-from graft import types
-from graft._escaping import escaped
-from graft.cli import main
-from graft.cli._output import Output
-from graft.cli._watching import data_lines
-from graft.testing import FakeGraft
+from graftml import types
+from graftml._escaping import escaped
+from graftml.cli import main
+from graftml.cli._output import Output
+from graftml.cli._watching import data_lines
+from graftml.testing import FakeGraft
 from rich.console import Console
 
 Run = Callable[..., tuple[int, str, str]]
@@ -71,13 +71,13 @@ def test_names_of_files_and_classes_are_escaped_for_people_alone(
 
 
 def test_messages_of_the_server_are_escaped(run: Run, server: FakeGraft) -> None:
-    server.fail("GetModel", graft.NotFound(f"no {EVIL}", reason="MODEL_NOT_FOUND"))
+    server.fail("GetModel", graftml.NotFound(f"no {EVIL}", reason="MODEL_NOT_FOUND"))
     code, _, err = run("models", "get", "pets")
     assert (code, err) == (1, r"graft: no a\x1b[2J \u202eb\x9b [MODEL_NOT_FOUND]" + "\n")
 
 
 def test_the_bar_escapes_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
-    from graft.cli._bar import Bar, Shown
+    from graftml.cli._bar import Bar, Shown
 
     bar = Bar(Console(force_terminal=True, width=200, color_system=None))
     bar.start()
@@ -118,14 +118,14 @@ def test_the_line_on_the_data_names_the_classes_and_warnings_follow() -> None:
 def test_an_upload_tells_what_the_server_warns_of(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload = graft.Client.upload_dataset
+    upload = graftml.Client.upload_dataset
 
     def warned(*args: Any, **options: Any) -> types.Dataset:
         dataset = upload(*args, **options)
         summary = dataclasses.replace(dataset.summary, warnings=("few images",))
         return dataclasses.replace(dataset, summary=summary)
 
-    monkeypatch.setattr(graft.Client, "upload_dataset", warned)
+    monkeypatch.setattr(graftml.Client, "upload_dataset", warned)
     code, out, err = run("datasets", "upload", folder, "--json")
     assert code == 0
     assert err.endswith("graft: warning: few images\n")

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from graft import _channel, cli
-from graft.testing import FakeGraft
+from graftml import _channel, cli
+from graftml.testing import FakeGraft
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-import graft
+import graftml
 import numpy as np
 import pytest
-from graft import _uploads
-from graft.testing import FakeGraft
-from graft.v1 import dataset_pb2 as pb
+from graftml import _uploads
+from graftml.testing import FakeGraft
+from graftml_stubs.v1 import dataset_pb2 as pb
 from PIL import Image
 
 from service.ingest import layout
@@ -36,7 +36,7 @@ def test_a_folder_arrives_without_hidden_files_and_links(
     dataset = client.upload_dataset(folder)
     assert server.images(dataset.dataset_id) == expected(folder)
     assert dataset.display_name == "pets"
-    assert dataset.classes == (graft.ClassCount("cat", 3, 0), graft.ClassCount("dog", 3, 0))
+    assert dataset.classes == (graftml.ClassCount("cat", 3, 0), graftml.ClassCount("dog", 3, 0))
     assert (dataset.summary.seen_count, dataset.summary.used_count) == (8, 6)
     assert {(file.path, file.reason) for file in dataset.summary.files} == {
         ("cat/.hidden", "hidden"),
@@ -69,14 +69,14 @@ def test_a_summary_has_every_reason_and_one_that_is_too_new() -> None:
         )
     )
     dataset = _uploads.stored_as(message)
-    known = [name for name in get_args(graft.LeftOutReason) if name != "unknown"]
+    known = [name for name in get_args(graftml.LeftOutReason) if name != "unknown"]
     reasons = [row.reason for row in dataset.summary.left_out]
     assert reasons == ["unknown", *known, "unknown"]
-    assert dataset.summary.left_out[1] == graft.LeftOut("unreadable", "cat", 2)
-    assert dataset.summary.files == (graft.LeftOutFile("cat/x", "cat", "copy", "why"),)
+    assert dataset.summary.left_out[1] == graftml.LeftOut("unreadable", "cat", 2)
+    assert dataset.summary.files == (graftml.LeftOutFile("cat/x", "cat", "copy", "why"),)
     assert (dataset.summary.left_out_count, dataset.summary.nested_count) == (37, 1)
     assert dataset.summary.warnings == ("look at it",)
-    assert dataset.classes == (graft.ClassCount("cat", 1, 2, 3),)
+    assert dataset.classes == (graftml.ClassCount("cat", 1, 2, 3),)
     assert dataset.case_sensitive_labels
 
 
@@ -84,7 +84,7 @@ def test_a_jobs_data_summary_tells_what_was_left_out(
     client: Any, server: FakeGraft, folder: Path
 ) -> None:
     job = client.fine_tune(folder, "pets")
-    told = [e.payload for e in job.events() if isinstance(e.payload, graft.DataSummary)]
+    told = [e.payload for e in job.events() if isinstance(e.payload, graftml.DataSummary)]
     assert [(t.summary.seen_count, t.summary.left_out_count) for t in told] == [(8, 2)]
     assert client.get_job(job.job_id).data_summary == told[0].summary
 
@@ -107,10 +107,10 @@ def test_one_class_is_stored_and_makes_no_version_by_itself(
     server.add_model("pets")
     shutil.rmtree(folder / "dog")
     dataset = client.upload_dataset(folder)
-    assert dataset.classes == (graft.ClassCount("cat", 3, 0),)
-    with pytest.raises(graft.InvalidArgument, match="2 are needed"):
+    assert dataset.classes == (graftml.ClassCount("cat", 3, 0),)
+    with pytest.raises(graftml.InvalidArgument, match="2 are needed"):
         client.fine_tune(dataset, "pets")
-    client.fine_tune(dataset, "pets", base=graft.BaseVersion()).wait()
+    client.fine_tune(dataset, "pets", base=graftml.BaseVersion()).wait()
 
 
 def test_the_tar_of_a_folder_names_all_that_is_there_and_holds_images_alone(folder: Path) -> None:
@@ -159,7 +159,7 @@ def test_what_may_not_be_read_is_refused_before_anything_is_sent(
     monkeypatch.setattr(
         os, "access", lambda path, mode: os.fspath(path) != denied and access(path, mode)
     )
-    with pytest.raises(graft.InvalidArgument, match=f"{name} may not be read"):
+    with pytest.raises(graftml.InvalidArgument, match=f"{name} may not be read"):
         client.upload_dataset(folder)
     assert not server.requests("UploadDataset")
 
@@ -202,7 +202,10 @@ def test_a_folder_with_splits_keeps_them(client: Any, server: FakeGraft, tmp_pat
             (tmp_path / split / label).mkdir(parents=True)
             (tmp_path / split / label / "0.jpg").write_text(f"{split} {label}")
     dataset = client.upload_dataset(str(tmp_path), display_name="split")
-    assert dataset.classes == (graft.ClassCount("cat", 1, 1, 1), graft.ClassCount("dog", 1, 1, 1))
+    assert dataset.classes == (
+        graftml.ClassCount("cat", 1, 1, 1),
+        graftml.ClassCount("dog", 1, 1, 1),
+    )
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
@@ -300,8 +303,8 @@ def test_an_upload_reads_no_further_ahead_than_the_connection_takes(
             yield ("cat" if number % 2 else "dog", bytes(1_000_000))
         hold.set()
 
-    server.fail("UploadDataset", graft.InvalidArgument("no", reason="DATASET_UNUSABLE"))
-    with pytest.raises(graft.InvalidArgument):
+    server.fail("UploadDataset", graftml.InvalidArgument("no", reason="DATASET_UNUSABLE"))
+    with pytest.raises(graftml.InvalidArgument):
         client.upload_dataset(endless())
     assert taken[0] < 100
     assert not hold.is_set()
@@ -338,7 +341,7 @@ def test_a_file_that_becomes_shorter_while_it_is_sent_is_noticed(folder: Path) -
     next(messages)
     next(messages)
     image.write_bytes(b"")
-    with pytest.raises(graft.InvalidArgument, match="became shorter"):
+    with pytest.raises(graftml.InvalidArgument, match="became shorter"):
         list(messages)
 
 
@@ -351,12 +354,12 @@ def test_a_file_that_becomes_shorter_while_it_is_sent_is_noticed(folder: Path) -
     ],
 )
 def test_what_is_no_data_is_refused_with_what_is(client: Any, data: Any, message: str) -> None:
-    with pytest.raises(graft.InvalidArgument, match=message):
+    with pytest.raises(graftml.InvalidArgument, match=message):
         client.upload_dataset(data)
 
 
 def test_an_empty_folder_and_a_missing_one_are_refused(client: Any, tmp_path: Path) -> None:
-    with pytest.raises(graft.InvalidArgument, match="holds no files"):
+    with pytest.raises(graftml.InvalidArgument, match="holds no files"):
         client.upload_dataset(tmp_path)
     with pytest.raises(FileNotFoundError):
         client.upload_dataset(tmp_path / "nope")
@@ -366,7 +369,7 @@ def test_what_the_service_has_already_is_not_uploaded(
     client: Any, server: FakeGraft, folder: Path
 ) -> None:
     dataset = client.upload_dataset(folder)
-    for data in (dataset, dataset.dataset_id, graft.ServerPath("/images")):
+    for data in (dataset, dataset.dataset_id, graftml.ServerPath("/images")):
         client.fine_tune(data, "pets")
     assert [call.method for call in server.calls].count("UploadDataset") == 1
     requests = server.requests("FineTune")
@@ -383,7 +386,7 @@ def test_a_folder_that_is_named_like_a_dataset_is_uploaded_as_a_path(
     folder.rename(folder.parent / "ds-pets")
     monkeypatch.chdir(folder.parent)
     client.fine_tune(Path("ds-pets"), "pets").wait()
-    with pytest.raises(graft.NotFound):
+    with pytest.raises(graftml.NotFound):
         client.fine_tune("ds-pets", "pets")
 
 

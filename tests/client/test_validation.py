@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import pytest
-from graft.cli import main
-from graft.testing import FakeGraft
+from graftml.cli import main
+from graftml.testing import FakeGraft
 
-REFUSED = graft.FailedPrecondition("no GPU here", reason=graft.Reason.DEVICE_UNAVAILABLE)
+REFUSED = graftml.FailedPrecondition("no GPU here", reason=graftml.Reason.DEVICE_UNAVAILABLE)
 
 
 def methods(server: FakeGraft) -> list[str]:
@@ -31,9 +31,9 @@ def test_a_request_is_checked_before_its_images_are_sent(
 def test_nothing_is_sent_of_what_is_refused(client: Any, server: FakeGraft, folder: Path) -> None:
     server.fail("FineTune", REFUSED)
     server.fail("RankBackbones", REFUSED)
-    with pytest.raises(graft.FailedPrecondition, match="no GPU here"):
+    with pytest.raises(graftml.FailedPrecondition, match="no GPU here"):
         client.fine_tune(folder, "pets", device="cuda")
-    with pytest.raises(graft.FailedPrecondition, match="no GPU here"):
+    with pytest.raises(graftml.FailedPrecondition, match="no GPU here"):
         client.rank_backbones(folder)
     assert methods(server) == ["FineTune", "RankBackbones"]
 
@@ -51,13 +51,13 @@ def test_a_target_that_is_sent_is_waited_for_with_the_check(
     client: Any, server: FakeGraft, folder: Path
 ) -> None:
     dataset = client.upload_dataset(folder)
-    method = graft.DomainAdaptation(target=folder)
+    method = graftml.DomainAdaptation(target=folder)
     client.fine_tune(dataset, "pets", method=method)
     check, request = server.requests("FineTune")
     assert check.dataset_id == dataset.dataset_id
     assert check.domain_adaptation.WhichOneof("target") is None
     assert request.domain_adaptation.target_dataset_id
-    with pytest.raises(graft.NotFound):
+    with pytest.raises(graftml.NotFound):
         client.fine_tune("ds-unknown", "pets", method=method)
     assert methods(server)[-1] == "FineTune"
 
@@ -86,9 +86,9 @@ def test_a_model_that_aliases_name_is_deleted_by_force_alone(
 ) -> None:
     server.add_model("pets")
     client.set_alias("pets", "prod", 1)
-    with pytest.raises(graft.FailedPrecondition, match="prod") as caught:
+    with pytest.raises(graftml.FailedPrecondition, match="prod") as caught:
         client.delete_model("pets")
-    assert caught.value.reason == graft.Reason.MODEL_IN_USE
+    assert caught.value.reason == graftml.Reason.MODEL_IN_USE
     client.delete_model("pets", force=True)
     assert list(client.list_models()) == []
     server.add_model("pets")

@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import numpy as np
 import pytest
-from graft import _encoding, types
-from graft.testing import FakeGraft
+from graftml import _encoding, types
+from graftml.testing import FakeGraft
 from PIL import Image
 
 PIXELS = np.zeros((2, 2, 3), np.uint8)
@@ -31,21 +31,21 @@ GIVE = r'give a label \(text\) and an image, as \("ants", "a.jpg"\)'
     ],
 )
 def test_what_is_no_pair_is_told_with_what_is_wanted(client: Any, data: Any, message: str) -> None:
-    with pytest.raises(graft.InvalidArgument, match=rf"data\[0\] is .*{message}") as caught:
+    with pytest.raises(graftml.InvalidArgument, match=rf"data\[0\] is .*{message}") as caught:
         client.upload_dataset(data)
     assert caught.value.violations[0].field == "data[0]"
     if isinstance(data[0], tuple):
-        with pytest.raises(graft.InvalidArgument, match=message):
+        with pytest.raises(graftml.InvalidArgument, match=message):
             client.upload_dataset(data, is_unlabelled=True)
 
 
 def test_a_dict_is_refused_with_the_pairs_of_it(client: Any) -> None:
     data: Any = {"ants": ["a.jpg"]}
     with pytest.raises(
-        graft.InvalidArgument, match=r"\[\(label, image\) for label, images in d\.it"
+        graftml.InvalidArgument, match=r"\[\(label, image\) for label, images in d\.it"
     ):
         client.fine_tune(data, "pets")
-    with pytest.raises(graft.InvalidArgument, match=r"\[image for images in d\.values\(\) for"):
+    with pytest.raises(graftml.InvalidArgument, match=r"\[image for images in d\.values\(\) for"):
         client.upload_dataset(data, is_unlabelled=True)
 
 
@@ -66,7 +66,7 @@ def test_a_model_with_a_version_in_its_name_is_refused(
         lambda: client.get_report(model),
         lambda: client.export_model(model, "unused.onnx"),
     ):
-        with pytest.raises(graft.InvalidArgument) as caught:
+        with pytest.raises(graftml.InvalidArgument) as caught:
             ask()
         assert caught.value.message == message
     # A stream may be open by then, with nothing in it.
@@ -76,7 +76,7 @@ def test_a_model_with_a_version_in_its_name_is_refused(
 
 def test_a_name_that_only_looks_so_is_left_to_the_server(client: Any, server: FakeGraft) -> None:
     for name in ("pets:x", "@prod", ":3", "pets@"):
-        with pytest.raises(graft.GraftError):
+        with pytest.raises(graftml.GraftError):
             client.predict(PIXELS, name)
     assert len(server.calls) == 4
 
@@ -117,7 +117,7 @@ def test_an_argument_of_the_wrong_type_is_named(
     client: Any, server: FakeGraft, ask: Any, name: str, wanted: str
 ) -> None:
     with pytest.raises(
-        graft.InvalidArgument, match=f"^{name} is .*: it must be {wanted}"
+        graftml.InvalidArgument, match=f"^{name} is .*: it must be {wanted}"
     ) as caught:
         ask(client)
     assert caught.value.violations[0].field == name
@@ -137,29 +137,29 @@ def test_an_argument_of_the_wrong_type_is_named(
         ({"outlier_false_alarm_rate": "few"}, "outlier_false_alarm_rate", "a number"),
         ({"case_sensitive_labels": "no"}, "case_sensitive_labels", "True or False"),
         ({"gate": {"min_accuracy": 0.9}}, "gate", "a Gate"),
-        ({"gate": graft.Gate(min_accuracy="0.9")}, "gate.min_accuracy", "a number"),  # type: ignore[arg-type]
-        ({"gate": graft.Gate(max_latency_ms="9")}, "gate.max_latency_ms", "a number"),  # type: ignore[arg-type]
+        ({"gate": graftml.Gate(min_accuracy="0.9")}, "gate.min_accuracy", "a number"),  # type: ignore[arg-type]
+        ({"gate": graftml.Gate(max_latency_ms="9")}, "gate.max_latency_ms", "a number"),  # type: ignore[arg-type]
         ({"augmentation": {"mirror": False}}, "augmentation", "an Augmentation"),
         (
-            {"augmentation": graft.Augmentation(min_scale="half")},  # type: ignore[arg-type]
+            {"augmentation": graftml.Augmentation(min_scale="half")},  # type: ignore[arg-type]
             "augmentation.min_scale",
             "a number",
         ),
         ({"base": 1.5}, "base", "a BaseVersion, or a whole number, or text"),
-        ({"base": graft.BaseVersion(version="1")}, "base.version", "a whole number"),  # type: ignore[arg-type]
+        ({"base": graftml.BaseVersion(version="1")}, "base.version", "a whole number"),  # type: ignore[arg-type]
         ({"baselines": 3}, "baselines", "a list, each one of linear_probe"),
         ({"device": ["cpu"]}, "device", "one of auto, cpu, cuda"),
         ({"method": "model_based", "epochs": "3"}, "epochs", "a whole number"),
-        ({"method": graft.FeatureBased(l2="1")}, "method.l2", "a number"),  # type: ignore[arg-type]
+        ({"method": graftml.FeatureBased(l2="1")}, "method.l2", "a number"),  # type: ignore[arg-type]
         ({"method": {"l2": 1.0}}, "method", "one of auto, feature_based, model_based"),
         ({"grouping": 1.5}, "grouping", "a Grouping, or a whole number, or text"),
-        ({"gate": graft.Gate(class_recalls={"ants": "0.9"})}, "gate.class_recalls", "a dict"),  # type: ignore[dict-item]
+        ({"gate": graftml.Gate(class_recalls={"ants": "0.9"})}, "gate.class_recalls", "a dict"),  # type: ignore[dict-item]
     ],
 )
 def test_an_option_of_the_wrong_type_is_named(
     client: Any, server: FakeGraft, options: Any, name: str, wanted: str
 ) -> None:
-    with pytest.raises(graft.InvalidArgument) as caught:
+    with pytest.raises(graftml.InvalidArgument) as caught:
         client.fine_tune("ds-1", "pets", **options)
     assert caught.value.message.startswith(f"{name} is ")
     assert f": it must be {wanted}" in caught.value.message
@@ -169,7 +169,7 @@ def test_an_option_of_the_wrong_type_is_named(
 
 @pytest.mark.parametrize("budget", [float("nan"), 1e300])
 def test_a_time_that_is_none_is_named(client: Any, budget: float) -> None:
-    with pytest.raises(graft.InvalidArgument, match=r"^time_budget_s cannot be sent"):
+    with pytest.raises(graftml.InvalidArgument, match=r"^time_budget_s cannot be sent"):
         client.fine_tune("ds-1", "pets", time_budget_s=budget)
 
 
@@ -177,7 +177,7 @@ def test_numbers_of_numpy_are_numbers(client: Any, server: FakeGraft) -> None:
     server.add_model("pets")
     [answer] = client.predict(PIXELS, "pets", version=np.int64(1), top_k=np.int32(1))
     assert answer.version == 1
-    with pytest.raises(graft.InvalidArgument, match=r"^alias is 3"):
+    with pytest.raises(graftml.InvalidArgument, match=r"^alias is 3"):
         client.get_version("pets", alias=3, version=None)
 
 

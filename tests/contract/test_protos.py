@@ -8,8 +8,8 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pb2
 from google.rpc import status_pb2
-from graft import errors
-from graft.v1 import error_reason_pb2, fine_tuning_pb2
+from graftml import errors
+from graftml_stubs.v1 import error_reason_pb2, fine_tuning_pb2
 from grpc_tools import protoc
 
 from service.domain import JobState

@@ -20,7 +20,7 @@ def program() -> ModuleType:
 SOUND = {"name": "sound", "version": "1", "vulns": []}
 BAD = {"name": "bad", "version": "2", "vulns": [{"id": "CVE-1", "fix_versions": ["3"]}]}
 UNHEARD = {"name": "unheard", "skip_reason": "not found"}
-OURS = {"name": "graft-server", "skip_reason": "editable"}
+OURS = {"name": "graftml-server", "skip_reason": "editable"}
 
 
 @pytest.mark.parametrize(

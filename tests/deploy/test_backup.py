@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from graft import Client
+from graftml import Client
 
 from service import fsck
 from service.domain import JobState

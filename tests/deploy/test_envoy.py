@@ -23,8 +23,8 @@ import grpc
 import numpy as np
 import pytest
 import yaml
-from graft import Client, GraftError
-from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
+from graftml import Client, GraftError
+from graftml_stubs.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 from PIL import Image
 
 from service.config import Config

@@ -95,7 +95,7 @@ def test_each_requirement_of_the_projects_is_satisfied_by_a_pin(device: str) -> 
     assert ("onnxruntime-gpu" in names) == (device == "gpu")
     assert ("openvino" in names) == (device == "cpu")
     assert {"torch", "grpcio", "googleapis-common-protos"} <= names
-    assert not names & {"graft-client", "graft-server"}
+    assert not names & {"graftml", "graftml-server", "graftml-stubs"}
     assert unmet(wanted, pins(*FILES[device])) == []
 
 

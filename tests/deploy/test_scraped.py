@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from graft import Client, NotFound
+from graftml import Client, NotFound
 
 from tests.deploy import queries
 from tests.deploy.queries import PROMETHEUS, Query

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft import Client
+from graftml import Client
 
 ROOT = Path(__file__).parents[2]
 

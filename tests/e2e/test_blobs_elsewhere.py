@@ -5,7 +5,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-import graft
+import graftml
 import pytest
 
 from service import fsck
@@ -38,13 +38,13 @@ def test_blobs_lie_elsewhere_and_a_cache_that_rots_is_filled_again(
 ) -> None:
     elsewhere, cache = tmp_path / "elsewhere", tmp_path / "data" / "cache"
 
-    def start() -> tuple[ServiceProcess, graft.Client]:
+    def start() -> tuple[ServiceProcess, graftml.Client]:
         service = start_service(
             f"--blobs-dir={elsewhere}", "--blob-cache-mb=1", "--warm-trainers=0"
         )
         return service, connect(service)
 
-    def learn(client: graft.Client) -> int:
+    def learn(client: graftml.Client) -> int:
         job = client.fine_tune(digits, name="digits", backbone="resnet18", weights="random", seed=1)
         return job.wait(timeout_s=GUARD_S).version
 

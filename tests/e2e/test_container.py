@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from graft import Client
+from graftml import Client
 
 from tests.deploy.queries import ROOT
 from tests.deploy.test_images import environment_of_image, of_runtime

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import graft
+import graftml
 import pytest
 
 from tests.e2e.conftest import GUARD_S, Connect, StartService
@@ -67,10 +67,10 @@ def test_images_are_added_and_relabelled_and_one_is_erased_for_good(
 
     assert client.get_version("digits", version=1).erased_image_count == 1
     assert client.predict(wrong, model="digits")[0].label == "2"
-    told: list[graft.JobEvent] = []
+    told: list[graftml.JobEvent] = []
     again = client.fine_tune(right, name="digits").wait(GUARD_S, on_event=told.append)
     assert (again.manifest["train_count"], again.erased_image_count) == (79, 0)
-    notes = [event.payload.text for event in told if isinstance(event.payload, graft.Note)]
+    notes = [event.payload.text for event in told if isinstance(event.payload, graftml.Note)]
     assert any("1 image was erased" in text for text in notes), notes
     assert client.get_dataset(dataset.dataset_id).image_count == 40
     assert not features_of(data_dir, wrong_digest)

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import grpc
 import psutil
 import pytest
 from google.rpc import status_pb2
-from graft.v1 import (
+from graftml_stubs.v1 import (
     dataset_pb2,
     dataset_pb2_grpc,
     fine_tuning_pb2,
@@ -33,7 +33,7 @@ NEVER_S = 10 * GUARD_S
 """A drain that would be waited for to its end: one that ends before did so by itself."""
 SMALL = "timm/test_resnet"
 """A network of few weights: what is drained is the same, and an epoch takes a moment."""
-LONG = graft.ModelBased(
+LONG = graftml.ModelBased(
     recipe="classic", epochs=10_000, batch_size=8, train_from_stage="layer4", precision="fp32"
 )
 
@@ -54,7 +54,7 @@ def trainers_of(service: ServiceProcess) -> list[psutil.Process]:
     return [child for child in children if "trainer" in " ".join(child.cmdline())]
 
 
-def begin(client: graft.Client, few: Path) -> graft.Job:
+def begin(client: graftml.Client, few: Path) -> graftml.Job:
     """A job that trains for ever."""
     return client.fine_tune(few, name="few", backbone=SMALL, weights="random", method=LONG)
 
@@ -72,7 +72,7 @@ def test_on_sigterm_everybody_is_told_and_its_job_goes_on_from_its_checkpoint_at
     first = start_service(*flags)
     job = begin(connect(first), few)
     for event in job.events(timeout_s=GUARD_S):
-        if isinstance(event.payload, graft.EpochMetrics) and event.payload.epoch == 2:
+        if isinstance(event.payload, graftml.EpochMetrics) and event.payload.epoch == 2:
             break
     trainers = trainers_of(first)
     assert trainers
@@ -126,11 +126,11 @@ def test_on_sigterm_everybody_is_told_and_its_job_goes_on_from_its_checkpoint_at
     assert connect(second).get_dataset(stored.dataset_id).image_count == stored.image_count
     again = connect(second).job(job.job_id)
     for event in again.events(timeout_s=GUARD_S):
-        if isinstance(event.payload, graft.Note) and "training goes on" in event.payload.text:
+        if isinstance(event.payload, graftml.Note) and "training goes on" in event.payload.text:
             break
     assert "from a checkpoint" in event.payload.text
     again.cancel()
-    with pytest.raises(graft.JobCancelled):
+    with pytest.raises(graftml.JobCancelled):
         again.wait(timeout_s=GUARD_S)
 
 
@@ -140,7 +140,7 @@ def test_a_second_sigterm_ends_it_at_once_and_its_trainers_too(
     service = start_service(f"--drain-s={NEVER_S}")
     job = begin(connect(service), few)
     for event in job.events(timeout_s=GUARD_S):
-        if isinstance(event.payload, graft.DataSummary):
+        if isinstance(event.payload, graftml.DataSummary):
             break
     trainers = trainers_of(service)
     assert trainers

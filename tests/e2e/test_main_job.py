@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import graft
+import graftml
 import grpc
 import numpy as np
 import onnxruntime
 import pytest
-from graft.v1 import fine_tuning_pb2, fine_tuning_pb2_grpc
+from graftml_stubs.v1 import fine_tuning_pb2, fine_tuning_pb2_grpc
 from PIL import Image
 
 from service.engine import providers
@@ -24,13 +24,15 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def events() -> list[graft.JobEvent]:
+def events() -> list[graftml.JobEvent]:
     """What was told of the job that made the model."""
     return []
 
 
 @pytest.fixture(scope="module")
-def version(client: graft.Client, digits: Path, events: list[graft.JobEvent]) -> graft.Version:
+def version(
+    client: graftml.Client, digits: Path, events: list[graftml.JobEvent]
+) -> graftml.Version:
     """A model, `digits`."""
     job = client.fine_tune(digits, name="digits", labels={"team": "post"})
     return job.wait(timeout_s=GUARD_S, on_event=events.append)
@@ -44,9 +46,9 @@ def counted(service: ServiceProcess, series: str) -> float:
 
 def test_fine_tune_predict_report_export_and_metrics(
     shared: ServiceProcess,
-    client: graft.Client,
-    version: graft.Version,
-    events: list[graft.JobEvent],
+    client: graftml.Client,
+    version: graftml.Version,
+    events: list[graftml.JobEvent],
     digits: Path,
     tmp_path: Path,
 ) -> None:
@@ -61,7 +63,7 @@ def test_fine_tune_predict_report_export_and_metrics(
     assert [e.sequence for e in events] == list(range(1, len(events) + 1))
     # The backbone was exported after the start, not by the job, which waited for that.
     assert any("the default backbone is exported" in line for line in shared.seen)
-    details = [e.payload.detail for e in events if isinstance(e.payload, graft.Progress)]
+    details = [e.payload.detail for e in events if isinstance(e.payload, graftml.Progress)]
     assert not any("exporting" in each or "quantising" in each for each in details)
     assert version.serving_precision == ("int8" if providers.has_vnni() else "fp32")
 
@@ -132,7 +134,7 @@ def test_int8_is_asked_for_or_a_setting_and_its_accuracy_is_measured_as_it_serve
 
 
 def test_streams_abandoned_at_any_moment_leave_the_service_standing(
-    shared: ServiceProcess, client: graft.Client, version: graft.Version
+    shared: ServiceProcess, client: graftml.Client, version: graftml.Version
 ) -> None:
     with grpc.insecure_channel(shared.address) as channel:
         stub = fine_tuning_pb2_grpc.FineTuningServiceStub(channel)
@@ -182,7 +184,7 @@ def test_a_cuda_provider_that_is_not_there_is_no_silent_step_down(tmp_path: Path
 
 
 def test_images_that_a_client_sends_in_every_form_get_one_answer(
-    client: graft.Client, version: graft.Version, digits: Path
+    client: graftml.Client, version: graftml.Version, digits: Path
 ) -> None:
     path = next(digits.rglob("*.png"))
     image = Image.open(path).convert("RGB")

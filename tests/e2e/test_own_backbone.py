@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import graft
+import graftml
 import numpy as np
 import pytest
 
@@ -37,10 +37,10 @@ def test_an_onnx_file_is_registered_learned_on_served_ranked_and_exported(
     before = [client.predict(path, "digits", top_k=4)[0] for path in images]
     assert sum(p.label == path.parent.name for p, path in zip(before, images, strict=True)) > 5
 
-    with pytest.raises(graft.FailedPrecondition) as caught:
+    with pytest.raises(graftml.FailedPrecondition) as caught:
         client.delete_backbone("tiny")
-    assert caught.value.reason == graft.Reason.BACKBONE_IN_USE
-    with pytest.raises(graft.InvalidArgument, match="whose network is used as it is"):
+    assert caught.value.reason == graftml.Reason.BACKBONE_IN_USE
+    with pytest.raises(graftml.InvalidArgument, match="whose network is used as it is"):
         client.fine_tune(digits, "digits", backbone="onnx/tiny", method="model_based")
 
     ranking = client.rank_backbones(

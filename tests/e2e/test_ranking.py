@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import graft
+import graftml
 import pytest
 
 from tests.e2e.conftest import GUARD_S
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.e2e
 
 
 def test_pretrained_features_are_ranked_before_random_ones(
-    client: graft.Client, digits: Path
+    client: graftml.Client, digits: Path
 ) -> None:
     known = {job.job_id for job in client.list_jobs()}
     ranking = client.rank_backbones(
@@ -32,12 +32,12 @@ def test_pretrained_features_are_ranked_before_random_ones(
     # Nothing was trained and nothing published.
     assert {job.job_id for job in client.list_jobs() if job.kind == "fine_tune"} == known
 
-    with pytest.raises(graft.InvalidArgument, match="has no weights 'no-such'"):
+    with pytest.raises(graftml.InvalidArgument, match="has no weights 'no-such'"):
         client.rank_backbones(digits, backbones="efficientnet_lite0:no-such")
 
     empty = digits.parent / "one class"
     (empty / "only").mkdir(parents=True, exist_ok=True)
     (empty / "only" / "a.png").write_bytes(next((digits / "0").iterdir()).read_bytes())
-    with pytest.raises(graft.InvalidArgument) as caught:
+    with pytest.raises(graftml.InvalidArgument) as caught:
         client.rank_backbones(empty, time_budget_s=GUARD_S)
-    assert caught.value.reason == graft.Reason.DATASET_UNUSABLE
+    assert caught.value.reason == graftml.Reason.DATASET_UNUSABLE

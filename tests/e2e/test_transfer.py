@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import graft
+import graftml
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,9 +24,9 @@ def inverted(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_model_is_adapted_to_images_without_labels(
-    client: graft.Client, digits: Path, inverted: Path
+    client: graftml.Client, digits: Path, inverted: Path
 ) -> None:
-    method = graft.DomainAdaptation(target=inverted, evaluate_on_target=True)
+    method = graftml.DomainAdaptation(target=inverted, evaluate_on_target=True)
     job = client.fine_tune(digits, name="adapted", method=method)
     version = job.wait(timeout_s=GUARD_S)
     assert version.method == "domain_adaptation"
@@ -42,14 +42,16 @@ def test_a_model_is_adapted_to_images_without_labels(
 
 
 def test_a_version_that_fails_its_gate_is_kept_and_a_good_one_is_rolled_back(
-    shared: ServiceProcess, client: graft.Client, digits: Path
+    shared: ServiceProcess, client: graftml.Client, digits: Path
 ) -> None:
-    gate = graft.Gate(min_accuracy=0.5, alias="prod")
+    gate = graftml.Gate(min_accuracy=0.5, alias="prod")
     first = client.fine_tune(digits, name="gated", gate=gate).wait(timeout_s=GUARD_S)
     assert (first.version, first.is_candidate) == (1, False)
     assert client.get_model("gated").aliases == {"latest": 1, "prod": 1}
 
-    asked = graft.Gate(min_accuracy=1.0, max_latency_ms=0.001, not_worse_than="prod", alias="prod")
+    asked = graftml.Gate(
+        min_accuracy=1.0, max_latency_ms=0.001, not_worse_than="prod", alias="prod"
+    )
     second = client.fine_tune(digits, name="gated", gate=asked).wait(timeout_s=GUARD_S)
     assert second.is_candidate
     # The same images and the same method: identical answers pass, however few they are.
@@ -72,7 +74,7 @@ def test_a_version_that_fails_its_gate_is_kept_and_a_good_one_is_rolled_back(
 
 
 def test_a_model_grows_by_a_class_and_computes_the_old_images_no_more(
-    client: graft.Client, digits: Path
+    client: graftml.Client, digits: Path
 ) -> None:
     few = [(p.parent.name, p) for p in sorted(digits.rglob("*.png")) if p.parent.name != "3"]
     client.fine_tune(few, name="grown").wait(timeout_s=GUARD_S)

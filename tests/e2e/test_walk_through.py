@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import graft
+import graftml
 import grpc
 import pytest
 
@@ -18,7 +18,7 @@ from tests.e2e.conftest import GUARD_S, INSTANT, ServiceProcess, StartService
 
 pytestmark = pytest.mark.e2e
 
-GRAFT = "import sys; from graft.cli import main; sys.exit(main())"
+GRAFT = "import sys; from graftml.cli import main; sys.exit(main())"
 
 
 def make_token(file: Path, name: str, tenant: str, *roles: str) -> str:
@@ -40,8 +40,8 @@ def make_token(file: Path, name: str, tenant: str, *roles: str) -> str:
     return done.stdout.strip()
 
 
-def refused(call: Callable[[], object]) -> graft.GraftError:
-    with pytest.raises(graft.GraftError) as caught:
+def refused(call: Callable[[], object]) -> graftml.GraftError:
+    with pytest.raises(graftml.GraftError) as caught:
         call()
     return caught.value
 
@@ -52,10 +52,14 @@ class Door:
     def __init__(self, service: ServiceProcess, authority: Path) -> None:
         self._address, self._authority = service.address, authority
 
-    def client(self, token: str) -> graft.Client:
+    def client(self, token: str) -> graftml.Client:
         trusted = grpc.ssl_channel_credentials(self._authority.read_bytes())
-        return graft.Client(
-            self._address, credentials=trusted, token=token, timeout_s=GUARD_S, retry=graft.NO_RETRY
+        return graftml.Client(
+            self._address,
+            credentials=trusted,
+            token=token,
+            timeout_s=GUARD_S,
+            retry=graftml.NO_RETRY,
         )
 
     def command(self, token: str, *arguments: object) -> list[dict[str, object]]:
@@ -146,13 +150,13 @@ def test_two_tenants_share_a_server_and_see_nothing_of_each_other(
 
         # A token does what its roles say.
         for call in (lambda: asks.fine_tune(our_data, name="more"), asks.list_jobs):
-            assert refused(lambda c=call: list(c())).reason == graft.Reason.ROLE_MISSING
-        assert refused(lambda: acme.delete_model("digits")).reason == graft.Reason.ROLE_MISSING
-        assert refused(lambda: nobody.get_model("digits")).reason == graft.Reason.TOKEN_MISSING
-        with graft.Client(
-            service.address, token=tokens["zoo"], timeout_s=GUARD_S, retry=graft.NO_RETRY
+            assert refused(lambda c=call: list(c())).reason == graftml.Reason.ROLE_MISSING
+        assert refused(lambda: acme.delete_model("digits")).reason == graftml.Reason.ROLE_MISSING
+        assert refused(lambda: nobody.get_model("digits")).reason == graftml.Reason.TOKEN_MISSING
+        with graftml.Client(
+            service.address, token=tokens["zoo"], timeout_s=GUARD_S, retry=graftml.NO_RETRY
         ) as plain:
-            assert isinstance(refused(lambda: plain.get_model("digits")), graft.CannotConnect)
+            assert isinstance(refused(lambda: plain.get_model("digits")), graftml.CannotConnect)
 
         # The operator revokes a token, and it is worth nothing.
         revoke = ["revoke", "zoo-lab", f"--file={access}"]
@@ -164,9 +168,9 @@ def test_two_tenants_share_a_server_and_see_nothing_of_each_other(
         while not reason and time.monotonic() < deadline:
             try:
                 zoo.get_model("digits")
-            except graft.NotAllowed as error:
+            except graftml.NotAllowed as error:
                 reason = error.reason
-        assert reason == graft.Reason.TOKEN_UNKNOWN
+        assert reason == graftml.Reason.TOKEN_UNKNOWN
         assert acme.get_model("digits").version_count == 1
 
     metrics = service.metrics()

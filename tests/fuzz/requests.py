@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from google.protobuf.message import DecodeError
-from graft.v1 import dataset_pb2, decision_pb2, fine_tuning_pb2, prediction_pb2
+from graftml_stubs.v1 import dataset_pb2, decision_pb2, fine_tuning_pb2, prediction_pb2
 
 from service.auth.principal import EVERYBODY, enter
 from service.domain import (

@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-from graft import _async
-from graft.v1 import (
+from graftml import _async
+from graftml_stubs.v1 import (
     backbone_pb2_grpc,
     dataset_pb2,
     dataset_pb2_grpc,

@@ -8,12 +8,12 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.rpc import status_pb2
-from graft._async import End
-from graft.v1 import backbone_pb2 as bb
-from graft.v1 import dataset_pb2 as ds
-from graft.v1 import fine_tuning_pb2 as ft
-from graft.v1 import model_pb2 as md
-from graft.v1 import prediction_pb2 as pr
+from graftml._async import End
+from graftml_stubs.v1 import backbone_pb2 as bb
+from graftml_stubs.v1 import dataset_pb2 as ds
+from graftml_stubs.v1 import fine_tuning_pb2 as ft
+from graftml_stubs.v1 import model_pb2 as md
+from graftml_stubs.v1 import prediction_pb2 as pr
 from grpc import aio
 
 from service.rpc.open_inference import grpc_predict_v2_pb2 as oip

@@ -8,11 +8,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-from graft.v1 import dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
+from graftml_stubs.v1 import dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -24,7 +24,7 @@ from tests.rpc.conftest import GUARD_S, MakeService, Service, colours, image, re
 from tests.rpc.test_server import scrape
 from tests.rpc.test_wire import settled
 
-Connect = Callable[..., graft.AsyncClient]
+Connect = Callable[..., graftml.AsyncClient]
 
 RELOAD_FAILED = 'graft_reloads_total{outcome="failed",what="access_file"} 1.0'
 
@@ -88,12 +88,12 @@ async def guarded(make_service: MakeService, keys: Keys) -> Service:
 async def connect(keys: Keys) -> AsyncIterator[Connect]:
     async with AsyncExitStack() as stack:
 
-        def to(service: Service, name: str, **options: Any) -> graft.AsyncClient:
+        def to(service: Service, name: str, **options: Any) -> graftml.AsyncClient:
             return stack.push_async_exit(
-                graft.AsyncClient(
+                graftml.AsyncClient(
                     f"127.0.0.1:{service.app.port}",
                     token=keys.made.get(name, name),
-                    retry=options.pop("retry", graft.NO_RETRY),
+                    retry=options.pop("retry", graftml.NO_RETRY),
                     timeout_s=GUARD_S,
                     **options,
                 )
@@ -102,13 +102,13 @@ async def connect(keys: Keys) -> AsyncIterator[Connect]:
         yield to
 
 
-async def until_refused(ask: Callable[[], Any]) -> graft.NotAllowed:
+async def until_refused(ask: Callable[[], Any]) -> graftml.NotAllowed:
     """Asks until it is refused."""
     async with asyncio.timeout(GUARD_S):
         while True:
             try:
                 await ask()
-            except graft.NotAllowed as error:
+            except graftml.NotAllowed as error:
                 return error
 
 
@@ -162,10 +162,10 @@ async def test_a_wrong_secret_and_an_unknown_token_are_refused_alike(
     good = keys.made["acme-all"]
     texts = set()
     for bad in (good[:-1] + ("A" if good[-1] != "A" else "B"), "graft_nobody_" + "x" * 43, "junk"):
-        with pytest.raises(graft.NotAllowed) as caught:
+        with pytest.raises(graftml.NotAllowed) as caught:
             await connect(guarded, bad).get_model("m")
         assert caught.value.code is grpc.StatusCode.UNAUTHENTICATED
-        assert caught.value.reason == graft.Reason.TOKEN_UNKNOWN
+        assert caught.value.reason == graftml.Reason.TOKEN_UNKNOWN
         texts.add(caught.value.message)
     assert len(texts) == 1
 
@@ -201,10 +201,10 @@ async def test_a_role_allows_what_it_is_for_and_nothing_else(
         trains.predict([image("red")], "ants"),
         trains.delete_version("ants", 1),
     ):
-        with pytest.raises(graft.NotAllowed) as caught:
+        with pytest.raises(graftml.NotAllowed) as caught:
             await refused
         assert caught.value.code is grpc.StatusCode.PERMISSION_DENIED
-        assert caught.value.reason == graft.Reason.ROLE_MISSING
+        assert caught.value.reason == graftml.Reason.ROLE_MISSING
         assert "needs a token with the role" in caught.value.message
     await connect(guarded, "acme-all").delete_model("ants")
 
@@ -229,9 +229,9 @@ async def test_calls_past_the_quota_are_refused_with_the_time_to_come_back(
     assert [v.subject for v in quota.violations] == ["calls_per_second"]
     # Less what has passed since the call before.
     assert 0 < retry.retry_delay.ToMilliseconds() <= 1_000_000
-    with pytest.raises(graft.ResourceExhausted) as refused:
+    with pytest.raises(graftml.ResourceExhausted) as refused:
         await connect(service, "acme-all").get_model("m")
-    assert refused.value.reason == graft.Reason.QUOTA_EXCEEDED
+    assert refused.value.reason == graftml.Reason.QUOTA_EXCEEDED
     assert refused.value.retry_after_s == pytest.approx(1000, abs=2 * GUARD_S)
 
 
@@ -240,7 +240,7 @@ async def test_the_client_waits_for_its_quota_by_itself(
 ) -> None:
     keys.bound("acme", "calls_per_second = 4")
     service = await make_service(access_file=keys.path)
-    client = connect(service, "acme-all", retry=graft.RetryPolicy())
+    client = connect(service, "acme-all", retry=graftml.RetryPolicy())
     for _ in range(5):
         assert [model async for model in client.list_models()] == []
 
@@ -249,24 +249,24 @@ async def test_a_token_that_is_revoked_stops_working_and_a_new_one_works(
     guarded: Service, keys: Keys, connect: Connect
 ) -> None:
     client, other = connect(guarded, "acme-all"), connect(guarded, "acme-asks")
-    with pytest.raises(graft.NotFound):
+    with pytest.raises(graftml.NotFound):
         await client.get_model("m")
     keys.make("late", "acme", "admin")
     keys.revoke("acme-all")
 
     async def ask() -> None:
-        with pytest.raises(graft.NotFound):
+        with pytest.raises(graftml.NotFound):
             await client.get_model("m")
 
     refused = await until_refused(ask)
-    assert refused.reason == graft.Reason.TOKEN_UNKNOWN
+    assert refused.reason == graftml.Reason.TOKEN_UNKNOWN
     for still_good in (other, connect(guarded, "late")):
-        with pytest.raises(graft.NotFound):
+        with pytest.raises(graftml.NotFound):
             await still_good.get_model("m")
     # What is no good changes nothing.
     keys.replace("[tenants.")
     await until_scraped(guarded, RELOAD_FAILED)
-    with pytest.raises(graft.NotFound):
+    with pytest.raises(graftml.NotFound):
         await other.get_model("m")
 
 
@@ -299,7 +299,7 @@ async def test_a_stream_ends_with_its_token(
     async with asyncio.timeout(GUARD_S):
         refused = await refusal(stream.read())
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAUTHENTICATED, reason)
-    with pytest.raises(graft.NotAllowed) as caught:
+    with pytest.raises(graftml.NotAllowed) as caught:
         await connect(guarded, "acme-asks").get_model("ants")
     assert caught.value.reason == reason.value
 
@@ -342,7 +342,7 @@ async def test_changes_are_audited_with_who_and_what_and_reads_are_not(
     await client.set_alias("ants", "prod", 1)
     await client.predict([image("red")], "ants")
     await client.get_report("ants")
-    with pytest.raises(graft.NotFound):
+    with pytest.raises(graftml.NotFound):
         await client.delete_version("bees", 7)
     told = audit(caplog, "change")
     assert [(t["method"].rpartition("/")[2], t["code"]) for t in told] == [
@@ -377,15 +377,15 @@ async def test_refused_calls_are_logged_and_counted(
 ) -> None:
     caplog.set_level(logging.INFO, "audit")
     wrong = connect(guarded, keys.made["acme-all"][:-6] + "x" * 6)
-    with pytest.raises(graft.NotAllowed):
+    with pytest.raises(graftml.NotAllowed):
         await wrong.delete_model("m")
     (line,) = audit(caplog, "refused")
     assert (line["reason"], line["token_id"]) == ("TOKEN_UNKNOWN", "acme-all")
     assert line["method"].endswith("/DeleteModel")
     for _ in range(20):
-        with pytest.raises(graft.NotAllowed):
+        with pytest.raises(graftml.NotAllowed):
             await connect_call(wrong)
-    with pytest.raises(graft.NotAllowed):
+    with pytest.raises(graftml.NotAllowed):
         await connect(guarded, "acme-asks").delete_model("m")
     assert audit(caplog, "change") == []
     text = await scrape(guarded)
@@ -421,7 +421,7 @@ async def test_a_call_that_was_admitted_and_may_not_go_on_counts_as_refused_once
     ]
 
 
-async def connect_call(client: graft.AsyncClient) -> None:
+async def connect_call(client: graftml.AsyncClient) -> None:
     await client.get_model("m")
 
 
@@ -432,7 +432,7 @@ async def test_no_token_stands_in_logs_or_metrics_whatever_the_level(
     wrong = "graft_acme-all_" + "W" * 43
     for name in ("acme-all", "acme-asks", wrong, "half-a-token"):
         for ask in (connect_call, lambda c: c.delete_model("m"), lambda c: c.upload_dataset([])):
-            with pytest.raises(graft.GraftError):
+            with pytest.raises(graftml.GraftError):
                 await ask(connect(guarded, name))
     keys.replace(keys.path.read_text() + "\n[[tokens]]\nid = 'x'\n")
     await until_scraped(guarded, RELOAD_FAILED)

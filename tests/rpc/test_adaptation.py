@@ -4,8 +4,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from graft.v1 import dataset_pb2, model_pb2
-from graft.v1 import fine_tuning_pb2 as pb
+from graftml_stubs.v1 import dataset_pb2, model_pb2
+from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
 from service.contract import DomainAdaptation, Finished
 from service.ingest import index

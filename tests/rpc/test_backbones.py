@@ -12,9 +12,9 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-from graft.v1 import backbone_pb2 as pb
-from graft.v1 import fine_tuning_pb2 as ft
-from graft.v1 import model_pb2 as md
+from graftml_stubs.v1 import backbone_pb2 as pb
+from graftml_stubs.v1 import fine_tuning_pb2 as ft
+from graftml_stubs.v1 import model_pb2 as md
 from grpc import aio
 
 from service import fsck

@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 import pytest
-from graft.v1 import dataset_pb2 as pb
-from graft.v1 import fine_tuning_pb2 as ft
+from graftml_stubs.v1 import dataset_pb2 as pb
+from graftml_stubs.v1 import fine_tuning_pb2 as ft
 
 from service.contract import Spec
 from service.ingest import index

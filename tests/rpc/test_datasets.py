@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import grpc
 import pytest
-from graft.v1 import dataset_pb2 as pb
-from graft.v1 import fine_tuning_pb2
+from graftml_stubs.v1 import dataset_pb2 as pb
+from graftml_stubs.v1 import fine_tuning_pb2
 
 from service.rpc.codec.datasets import read_summary
 from tests.rpc.conftest import CLASSES, HANG, SUMMARY, MakeService, Service, image, refusal

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from google.protobuf.text_format import Parse
-from graft.v1 import fine_tuning_pb2 as ft
-from graft.v1 import model_pb2
-from graft.v1 import prediction_pb2 as pb
-from graft.v1.decision_pb2 import Argmax, Balanced, Decision, Thresholds
+from graftml_stubs.v1 import fine_tuning_pb2 as ft
+from graftml_stubs.v1 import model_pb2
+from graftml_stubs.v1 import prediction_pb2 as pb
+from graftml_stubs.v1.decision_pb2 import Argmax, Balanced, Decision, Thresholds
 
 from service.contract import Finished, JobSpec
 from service.domain import Decision as Rule

@@ -8,8 +8,8 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from graft.v1 import dataset_pb2, fine_tuning_pb2_grpc, model_pb2, prediction_pb2
-from graft.v1 import fine_tuning_pb2 as pb
+from graftml_stubs.v1 import dataset_pb2, fine_tuning_pb2_grpc, model_pb2, prediction_pb2
+from graftml_stubs.v1 import fine_tuning_pb2 as pb
 from grpc import aio
 
 from service.app import App

@@ -6,8 +6,8 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from graft.v1 import fine_tuning_pb2 as ft
-from graft.v1 import model_pb2 as pb
+from graftml_stubs.v1 import fine_tuning_pb2 as ft
+from graftml_stubs.v1 import model_pb2 as pb
 
 from service.contract import Finished, Gate, JobSpec
 from service.domain import GateCheck

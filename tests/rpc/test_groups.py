@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from graft.v1 import fine_tuning_pb2 as pb
+from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
 from service.contract import Auto, Grouping
 from service.ingest import index

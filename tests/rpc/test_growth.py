@@ -2,8 +2,8 @@
 
 import grpc
 import pytest
-from graft.v1 import dataset_pb2, model_pb2
-from graft.v1 import fine_tuning_pb2 as pb
+from graftml_stubs.v1 import dataset_pb2, model_pb2
+from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
 from service.domain import Base
 from tests.rpc.conftest import HANG, SUCCESS, MakeService, Service, colours, refusal

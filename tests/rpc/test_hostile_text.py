@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from graft._escaping import escaped
-from graft.cli import main
+from graftml._escaping import escaped
+from graftml.cli import main
 
 from tests.rpc.conftest import CLASSES, Service, image
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
-from graft.testing import FakeGraft
-from graft.v1 import fine_tuning_pb2 as pb
-from graft.v1 import fine_tuning_pb2_grpc
+from graftml.testing import FakeGraft
+from graftml_stubs.v1 import fine_tuning_pb2 as pb
+from graftml_stubs.v1 import fine_tuning_pb2_grpc
 from grpc import aio
 
 from service.contract import Augmentation

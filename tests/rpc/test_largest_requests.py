@@ -20,7 +20,7 @@ import pytest_asyncio
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from graft.v1 import backbone_pb2, model_pb2
+from graftml_stubs.v1 import backbone_pb2, model_pb2
 from grpc import aio
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2

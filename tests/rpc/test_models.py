@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 import pytest
-from graft.v1 import dataset_pb2, fine_tuning_pb2, prediction_pb2
-from graft.v1 import model_pb2 as pb
+from graftml_stubs.v1 import dataset_pb2, fine_tuning_pb2, prediction_pb2
+from graftml_stubs.v1 import model_pb2 as pb
 
 from service.domain import ModelKey
 from service.rpc.codec import datasets, jobs, models

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
-from graft.v1 import model_pb2
+from graftml_stubs.v1 import model_pb2
 
 from service.rpc.codec import predictions
 from service.rpc.open_inference import answers

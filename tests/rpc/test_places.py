@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
-from graft.v1 import fine_tuning_pb2 as pb
+from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
 from service.errors import InvalidInput, Reason
 from service.ingest.index import Index

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from graft.v1 import dataset_pb2, model_pb2
-from graft.v1 import prediction_pb2 as pb
+from graftml_stubs.v1 import dataset_pb2, model_pb2
+from graftml_stubs.v1 import prediction_pb2 as pb
 
 from service.contract import Finished
 from service.rpc.codec import predictions

@@ -3,8 +3,8 @@
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from graft.v1 import dataset_pb2
-from graft.v1 import fine_tuning_pb2 as pb
+from graftml_stubs.v1 import dataset_pb2
+from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
 from service.contract import (
     BackbonesRanked,

@@ -5,7 +5,7 @@ import urllib.request
 
 import grpc
 import pytest
-from graft.v1 import fine_tuning_pb2, model_pb2
+from graftml_stubs.v1 import fine_tuning_pb2, model_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from threadpoolctl import threadpool_info
@@ -66,7 +66,7 @@ async def test_a_callers_request_id_comes_back_and_stands_in_the_log(
 
 
 async def test_metrics_count_calls_jobs_images_and_what_is_loaded(service: Service) -> None:
-    from graft.v1 import prediction_pb2
+    from graftml_stubs.v1 import prediction_pb2
 
     from tests.rpc.conftest import image
 

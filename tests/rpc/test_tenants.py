@@ -8,11 +8,11 @@ import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
-from graft.v1 import backbone_pb2 as bb
-from graft.v1 import dataset_pb2 as ds
-from graft.v1 import fine_tuning_pb2 as ft
-from graft.v1 import model_pb2 as md
-from graft.v1 import prediction_pb2 as pr
+from graftml_stubs.v1 import backbone_pb2 as bb
+from graftml_stubs.v1 import dataset_pb2 as ds
+from graftml_stubs.v1 import fine_tuning_pb2 as ft
+from graftml_stubs.v1 import model_pb2 as md
+from graftml_stubs.v1 import prediction_pb2 as pr
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from service.rpc.open_inference import grpc_predict_v2_pb2 as oip

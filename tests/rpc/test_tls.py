@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from graft import cli
+from graftml import cli
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import generate_latest

@@ -5,9 +5,9 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from graft.v1 import dataset_pb2
-from graft.v1 import fine_tuning_pb2 as pb
-from graft.v1 import model_pb2 as md
+from graftml_stubs.v1 import dataset_pb2
+from graftml_stubs.v1 import fine_tuning_pb2 as pb
+from graftml_stubs.v1 import model_pb2 as md
 
 from service.backbones import BACKBONES
 from service.jobs import weights

@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 import grpc
 import pytest
-from graft.v1 import (
+from graftml_stubs.v1 import (
     dataset_pb2,
     fine_tuning_pb2,
     model_pb2,

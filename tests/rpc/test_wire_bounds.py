@@ -6,7 +6,13 @@ from typing import Any
 
 import grpc
 import pytest
-from graft.v1 import dataset_pb2, dataset_pb2_grpc, model_pb2, model_pb2_grpc, prediction_pb2
+from graftml_stubs.v1 import (
+    dataset_pb2,
+    dataset_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    prediction_pb2,
+)
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc

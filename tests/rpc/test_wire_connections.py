@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from graft.v1 import fine_tuning_pb2, prediction_pb2
+from graftml_stubs.v1 import fine_tuning_pb2, prediction_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.rpc import message_io

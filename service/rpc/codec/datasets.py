@@ -1,6 +1,6 @@
 """Datasets as messages, and what an upload's header names."""
 
-from graft.v1 import dataset_pb2 as pb
+from graftml_stubs.v1 import dataset_pb2 as pb
 
 from service.domain import ClassCount, LeftOutReason, PartName, ReadSummary
 from service.errors import InvalidInput, Reason

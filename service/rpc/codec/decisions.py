@@ -1,6 +1,6 @@
 """Decisions, from messages and to them; knows no model's classes."""
 
-from graft.v1 import decision_pb2 as pb
+from graftml_stubs.v1 import decision_pb2 as pb
 
 from service.domain import Decision, check_threshold_count
 from service.errors import InvalidInput, Reason

@@ -5,7 +5,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import status_pb2
-from graft.v1 import fine_tuning_pb2 as pb
+from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
 from service.contract import (
     BackbonesRanked,

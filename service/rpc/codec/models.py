@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from graft.v1 import model_pb2 as pb
+from graftml_stubs.v1 import model_pb2 as pb
 
 from service.domain import Figure, GateCheck, Manifest, MeasuredOn
 from service.rpc.codec import decisions

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from graft.v1 import prediction_pb2 as pb
+from graftml_stubs.v1 import prediction_pb2 as pb
 
 from service.domain import ModelFiles
 from service.engine.engine import Classified, Outcome

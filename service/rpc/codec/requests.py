@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from google.protobuf.message import Message
-from graft.v1 import fine_tuning_pb2 as pb
+from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
 from service.contract import (
     Augmentation,

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import graft
+import graftml
 import psutil
 import pytest
-from graft.retry import NO_RETRY
+from graftml.retry import NO_RETRY
 
 from service import fsck
 from tests.e2e.conftest import GUARD_S, Ended, ServiceProcess
@@ -35,7 +35,7 @@ class House:
         # None: real trainers.
         self._parts = parts
         self._server: ServiceProcess | None = None
-        self._client: graft.Client | None = None
+        self._client: graftml.Client | None = None
         self._armed: list[Path] = []
         self.said_last: Sequence[str] = ()
         """The log of the server that `ended`."""
@@ -47,10 +47,10 @@ class House:
         assert self._server is not None, "start comes first"
         return self._server
 
-    def start(self, plan: str = "", *flags: str) -> graft.Client:
+    def start(self, plan: str = "", *flags: str) -> graftml.Client:
         """A server with these faults, and a client that never asks twice."""
         self.start_unready(plan, *flags)
-        self._client = graft.Client(self.server.address, timeout_s=GUARD_S, retry=NO_RETRY)
+        self._client = graftml.Client(self.server.address, timeout_s=GUARD_S, retry=NO_RETRY)
         return self._client
 
     def start_unready(self, plan: str, *flags: str) -> None:
@@ -198,12 +198,12 @@ class House:
 @contextmanager
 def until_death() -> Iterator[None]:
     """For calls in the middle of which the server dies, and then the client is closed."""
-    with suppress(graft.errors.Unavailable, graft.errors.Cancelled):
+    with suppress(graftml.errors.Unavailable, graftml.errors.Cancelled):
         yield
 
 
 @contextmanager
-def asked(client: graft.Client, image: Path, model: str, label: str) -> Iterator[list[str]]:
+def asked(client: graftml.Client, image: Path, model: str, label: str) -> Iterator[list[str]]:
     """Asks a model all the while; every question must be answered with this label."""
     answers: list[str] = []
     is_over = threading.Event()

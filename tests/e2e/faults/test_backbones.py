@@ -3,7 +3,7 @@
 import threading
 from pathlib import Path
 
-import graft
+import graftml
 import pytest
 
 from tests.e2e.conftest import GUARD_S
@@ -18,11 +18,11 @@ def file(tmp_path: Path) -> Path:
     return write(tmp_path / "tiny.onnx")
 
 
-def register(client: graft.Client, file: Path) -> graft.Backbone:
+def register(client: graftml.Client, file: Path) -> graftml.Backbone:
     return client.register_backbone(file, "tiny", size=SIZE, mean=MEAN, std=STD)
 
 
-def registered(client: graft.Client) -> list[str]:
+def registered(client: graftml.Client) -> list[str]:
     return [each.name for each in client.list_backbones() if each.source == "registered"]
 
 
@@ -47,7 +47,7 @@ def test_a_backbone_whose_check_dies_is_refused_and_the_server_goes_on(
     house: House, file: Path
 ) -> None:
     client = house.start("kill@backbone.checking")
-    with pytest.raises(graft.ResourceExhausted) as refused:
+    with pytest.raises(graftml.ResourceExhausted) as refused:
         register(client, file)
     assert refused.value.reason == "OUT_OF_MEMORY"
     assert registered(client) == []

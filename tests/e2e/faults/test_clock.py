@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import graft
+import graftml
 import pytest
 
 from tests.e2e.conftest import GUARD_S
@@ -70,7 +70,7 @@ def test_when_the_systems_clock_jumps_calls_under_way_are_answered_and_deadlines
         try:
             for _ in waiting.events(timeout_s=DEADLINE_S):
                 begun.set()
-        except graft.DeadlineExceeded:
+        except graftml.DeadlineExceeded:
             lasted_s.append(time.monotonic() - started)
         finally:
             begun.set()
@@ -87,7 +87,7 @@ def test_when_the_systems_clock_jumps_calls_under_way_are_answered_and_deadlines
     # An hour late would be after that, and an hour early before its time.
     assert [lasted > 0.9 * DEADLINE_S for lasted in lasted_s] == [True]
     waiting.cancel()
-    with pytest.raises(graft.JobCancelled):
+    with pytest.raises(graftml.JobCancelled):
         waiting.wait(GUARD_S)
     after = client.fine_tune(dataset, "bees")
     assert after.wait(GUARD_S).version == 1

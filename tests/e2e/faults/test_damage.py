@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import graft
+import graftml
 import grpc
 import msgspec
 import pytest
@@ -95,7 +95,7 @@ def another_backbone(parts: Path) -> None:
 @pytest.fixture(scope="module")
 def three(
     tmp_path_factory: pytest.TempPathFactory, parts: Path, images: Path
-) -> Iterator[tuple[House, graft.Client]]:
+) -> Iterator[tuple[House, graftml.Client]]:
     """Versions 1 and 2 of `ants` on one backbone, 3 and `bees` on another; and a server."""
     folder = tmp_path_factory.mktemp("three")
     own = new_parts(parts, folder / "parts")
@@ -114,7 +114,7 @@ def three(
 
 
 @pytest.fixture
-def files(three: tuple[House, graft.Client], tmp_path: Path) -> Iterator[Files]:
+def files(three: tuple[House, graftml.Client], tmp_path: Path) -> Iterator[Files]:
     """Whole at the beginning and at the end, and not in memory."""
     house, client = three
     files = Files(house.data_dir)
@@ -126,7 +126,7 @@ def files(three: tuple[House, graft.Client], tmp_path: Path) -> Iterator[Files]:
         shutil.copyfile(tmp_path / kind, files.of(kind))
 
 
-def forget(client: graft.Client) -> None:
+def forget(client: graftml.Client) -> None:
     """Lets the memory be filled by another backbone and head."""
     assert client.predict(image(), model="ants", version=1)[0].version == 1
 
@@ -141,7 +141,7 @@ def image() -> bytes:
     return out.getvalue()
 
 
-def answered_by(client: graft.Client, **which: str | int) -> int:
+def answered_by(client: graftml.Client, **which: str | int) -> int:
     [answer] = client.predict(image(), model="ants", **which)  # type: ignore[arg-type]
     assert answer.label == "red"
     return int(answer.version)
@@ -163,8 +163,8 @@ def metric(house: House, name: str) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
-def refused(client: graft.Client, **which: str | int) -> str:
-    with pytest.raises(graft.errors.DataLoss) as caught:
+def refused(client: graftml.Client, **which: str | int) -> str:
+    with pytest.raises(graftml.errors.DataLoss) as caught:
         answered_by(client, **which)
     assert caught.value.reason == "MODEL_UNLOADABLE"
     return str(caught.value)
@@ -176,7 +176,7 @@ def logged(house: House) -> int:
 
 @pytest.mark.parametrize("what", DAMAGES)
 def test_a_damaged_version_is_refused_and_serves_again_when_its_file_is_put_back(
-    three: tuple[House, graft.Client], files: Files, what: str
+    three: tuple[House, graftml.Client], files: Files, what: str
 ) -> None:
     house, client = three
     kind, damage, says = DAMAGES[what]
@@ -196,11 +196,11 @@ def test_a_damaged_version_is_refused_and_serves_again_when_its_file_is_put_back
     # The others serve on, but for those on the same backbone.
     forget(client)
     if kind == "backbone":
-        with pytest.raises(graft.errors.DataLoss):
+        with pytest.raises(graftml.errors.DataLoss):
             client.predict(image(), model="bees")
     else:
         assert client.predict(image(), model="bees")[0].version == 1
-    with pytest.raises(graft.errors.DataLoss):
+    with pytest.raises(graftml.errors.DataLoss):
         client.export_model("ants", house.data_dir / "none.onnx", version=3)
     assert [version.version for version in client.list_versions("ants")] == [3, 2, 1]
     # Its log comes here after the answers. Once, however many calls there were.
@@ -214,12 +214,12 @@ def test_a_damaged_version_is_refused_and_serves_again_when_its_file_is_put_back
 
 
 def test_a_missing_report_is_reported_and_the_version_serves(
-    three: tuple[House, graft.Client], files: Files
+    three: tuple[House, graftml.Client], files: Files
 ) -> None:
     _, client = three
     whole = files.of("report").read_bytes()
     files.of("report").unlink()
-    with pytest.raises(graft.errors.DataLoss, match="the report is missing"):
+    with pytest.raises(graftml.errors.DataLoss, match="the report is missing"):
         client.get_report("ants", version=3)
     assert answered_by(client, version=3) == 3
     files.of("report").write_bytes(whole)
@@ -227,7 +227,7 @@ def test_a_missing_report_is_reported_and_the_version_serves(
 
 
 def test_a_server_starts_on_damaged_files_and_a_new_version_brings_them_whole_again(
-    three: tuple[House, graft.Client], tmp_path: Path, images: Path
+    three: tuple[House, graftml.Client], tmp_path: Path, images: Path
 ) -> None:
     first, _ = three
     house = House(tmp_path, tmp_path / "parts")

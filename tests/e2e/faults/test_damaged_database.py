@@ -7,7 +7,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-import graft
+import graftml
 import pytest
 
 from tests.e2e.conftest import GUARD_S, Ended
@@ -32,11 +32,11 @@ def write_over(file: Path) -> None:
             opened.write(random.Random(0).randbytes((pages - 1) * page_bytes))
 
 
-def waiting(client: graft.Client, dataset: graft.Dataset) -> graft.JobHandle:
+def waiting(client: graftml.Client, dataset: graftml.Dataset) -> graftml.JobHandle:
     """A job that is under way and goes on until it is stopped."""
     job = client.fine_tune(dataset, "bees", labels=WAITS)
     for event in job.events(timeout_s=GUARD_S):
-        if isinstance(event.payload, graft.Note):
+        if isinstance(event.payload, graftml.Note):
             break
     return job
 
@@ -56,9 +56,9 @@ def test_a_server_whose_database_is_damaged_ends_and_goes_on_when_it_is_restored
 
     write_over(home.data_dir / "graft.sqlite3")
     # Whoever comes first upon a page that is damaged ends it: this call, or a look at changes.
-    with pytest.raises((graft.errors.DataLoss, graft.errors.Unavailable)) as refused:
+    with pytest.raises((graftml.errors.DataLoss, graftml.errors.Unavailable)) as refused:
         client.set_alias("ants", "live", 2)
-    if isinstance(refused.value, graft.errors.DataLoss):
+    if isinstance(refused.value, graftml.errors.DataLoss):
         assert refused.value.reason == "STORAGE_DAMAGED"
     home.ended(1)
     log = "".join(home.said_last)

@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import graft
+import graftml
 import pytest
 from PIL import Image
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.e2e
 def test_an_upload_whose_server_is_killed_can_be_sent_again_and_is_stored_once(
     house: House, images: Path
 ) -> None:
-    def upload(client: graft.Client, point: str) -> graft.Dataset:
+    def upload(client: graftml.Client, point: str) -> graftml.Dataset:
         if point == "dataset.image_written":
             return client.upload_dataset((file.parent.name, file) for file in files)
         return client.upload_dataset(images)
@@ -60,7 +60,7 @@ def test_an_upload_whose_reader_dies_is_refused_and_the_server_goes_on(
     # Each is a process of its own, which finds what the last one did done.
     client = house.start("kill@dataset.decoding;memory@dataset.decoding")
     for _ in range(2):
-        with pytest.raises(graft.errors.ResourceExhausted) as refused:
+        with pytest.raises(graftml.errors.ResourceExhausted) as refused:
             client.upload_dataset(images)
         assert refused.value.reason == "OUT_OF_MEMORY"
         assert not list(client.list_datasets())
@@ -89,23 +89,23 @@ def test_a_reader_that_hangs_ends_with_its_server(
     house.is_sound()
 
 
-def aliases(client: graft.Client) -> dict[str, int]:
+def aliases(client: graftml.Client) -> dict[str, int]:
     return dict(client.get_model("ants").aliases)
 
 
-def versions(client: graft.Client) -> list[int]:
+def versions(client: graftml.Client) -> list[int]:
     return [version.version for version in client.list_versions("ants")]
 
 
-def models(client: graft.Client) -> list[str]:
+def models(client: graftml.Client) -> list[str]:
     return [model.name for model in client.list_models()]
 
 
-def dataset_ids(client: graft.Client) -> list[str]:
+def dataset_ids(client: graftml.Client) -> list[str]:
     return [dataset.dataset_id for dataset in client.list_datasets()]
 
 
-def an_image(client: graft.Client) -> str:
+def an_image(client: graftml.Client) -> str:
     return next(iter(client.list_images(dataset_ids(client)[-1]))).digest
 
 
@@ -113,8 +113,8 @@ def an_image(client: graft.Client) -> str:
 class Change:
     """A call, what shows its outcome, and the points before and after which it counts."""
 
-    make: Callable[[graft.Client], object]
-    look: Callable[[graft.Client], object]
+    make: Callable[[graftml.Client], object]
+    look: Callable[[graftml.Client], object]
     before: tuple[str, ...]
     after: tuple[str, ...]
 
@@ -178,7 +178,7 @@ def test_an_image_whose_erasure_is_killed_is_gone_in_the_end(home: House, images
     content = file.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
 
-    def erased(client: graft.Client) -> bool:
+    def erased(client: graftml.Client) -> bool:
         [dataset_id] = dataset_ids(client)
         [found] = [image for image in client.list_images(dataset_id) if image.digest == digest]
         [version, *_] = client.list_versions("ants")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import graft
+import graftml
 import pytest
 
 from service import fsck
@@ -77,13 +77,13 @@ def noise(folder: Path) -> Path:
     return folder
 
 
-def many_jobs(client: graft.Client, dataset: graft.Dataset) -> None:
+def many_jobs(client: graftml.Client, dataset: graftml.Dataset) -> None:
     # The database may have room left in its own files.
     for _ in range(200):
         client.fine_tune(dataset, "wasps")
 
 
-def is_full(error: pytest.ExceptionInfo[graft.errors.ResourceExhausted]) -> bool:
+def is_full(error: pytest.ExceptionInfo[graftml.errors.ResourceExhausted]) -> bool:
     return error.value.reason == "STORAGE_FULL"
 
 
@@ -95,7 +95,7 @@ def test_on_a_full_disk_calls_are_told_models_are_served_and_all_goes_on_with_ro
     assert client.fine_tune(dataset, "ants").wait(GUARD_S).version == 1
 
     # An upload that does not fit leaves nothing.
-    with pytest.raises(graft.errors.ResourceExhausted) as caught:
+    with pytest.raises(graftml.errors.ResourceExhausted) as caught:
         client.upload_dataset(noise(tmp_path / "noise"))
     assert is_full(caught)
     assert [known.dataset_id for known in client.list_datasets()] == [dataset.dataset_id]
@@ -104,14 +104,14 @@ def test_on_a_full_disk_calls_are_told_models_are_served_and_all_goes_on_with_ro
 
     waiting = client.fine_tune(dataset, "ants", labels={"stand_in": "waits"})
     for event in waiting.events(timeout_s=GUARD_S):
-        if isinstance(event.payload, graft.Note):
+        if isinstance(event.payload, graftml.Note):
             break
     queued = client.fine_tune(dataset, "bees")
     with filled(inside(small)):
-        with pytest.raises(graft.errors.ResourceExhausted) as caught:
+        with pytest.raises(graftml.errors.ResourceExhausted) as caught:
             many_jobs(client, dataset)
         assert is_full(caught)
-        with pytest.raises(graft.errors.ResourceExhausted) as caught:
+        with pytest.raises(graftml.errors.ResourceExhausted) as caught:
             client.upload_dataset(images, display_name="again")
         assert is_full(caught)
         assert client.predict(next(images.glob("red/*")), model="ants")[0].label == "red"
@@ -180,7 +180,7 @@ def test_an_upload_that_finds_the_disk_full_leaves_nothing_and_goes_through_late
         if turn == 2:
             for file in commits:
                 file.unlink()
-        with pytest.raises(graft.errors.ResourceExhausted) as caught:
+        with pytest.raises(graftml.errors.ResourceExhausted) as caught:
             client.upload_dataset(images)
         assert is_full(caught)
         assert list(client.list_datasets()) == []
@@ -199,7 +199,7 @@ def test_jobs_in_the_queue_wait_for_room_on_a_full_disk(
     dataset = client.upload_dataset(images)
     busy = client.fine_tune(dataset, "ants", labels={"stand_in": "waits"})
     for event in busy.events(timeout_s=GUARD_S):
-        if isinstance(event.payload, graft.Note):
+        if isinstance(event.payload, graftml.Note):
             break
     jobs = [client.fine_tune(dataset, "bees") for _ in range(3)]
     with filled(inside(small), leave=2**18):
@@ -227,7 +227,7 @@ def test_services_that_are_stopped_while_the_database_is_held_count_no_crash(
             job = client.fine_tune(dataset, "bees", labels={"stand_in": "waits"})
         watched = client.job(job.job_id)
         for event in watched.events(timeout_s=GUARD_S):
-            if isinstance(event.payload, graft.Note) and watched.refresh().attempts == turn + 1:
+            if isinstance(event.payload, graftml.Note) and watched.refresh().attempts == turn + 1:
                 break
         with closing(connected(home)) as held:
             held.execute("BEGIN EXCLUSIVE")
@@ -248,7 +248,7 @@ def test_while_another_process_holds_the_database_calls_are_told_and_jobs_wait(
     dataset = next(iter(client.list_datasets()))
     waiting = client.fine_tune(dataset, "bees", labels={"stand_in": "waits"})
     for event in waiting.events(timeout_s=GUARD_S):
-        if isinstance(event.payload, graft.Note):
+        if isinstance(event.payload, graftml.Note):
             break
     with closing(connected(home)) as held:
         held.execute("BEGIN EXCLUSIVE")
@@ -257,7 +257,7 @@ def test_while_another_process_holds_the_database_calls_are_told_and_jobs_wait(
             lambda: client.set_alias("ants", "live", 2),
             lambda: client.delete_dataset(dataset.dataset_id),
         ):
-            with pytest.raises(graft.errors.Unavailable) as caught:
+            with pytest.raises(graftml.errors.Unavailable) as caught:
                 call()
             assert caught.value.reason == "STORAGE_BUSY"
             assert caught.value.retry_after_s
@@ -272,7 +272,7 @@ def test_while_another_process_holds_the_database_calls_are_told_and_jobs_wait(
     assert client.set_alias("ants", "live", 2).aliases["live"] == 2
     # A client that tries again waits by itself.
     waiting.cancel()
-    with pytest.raises(graft.JobCancelled):
+    with pytest.raises(graftml.JobCancelled):
         waiting.wait(GUARD_S)
     assert client.fine_tune(dataset, "bees").wait(GUARD_S).version == 1
     home.is_sound()

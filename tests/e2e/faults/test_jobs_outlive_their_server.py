@@ -5,7 +5,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-import graft
+import graftml
 import pytest
 
 from tests.e2e.conftest import GUARD_S
@@ -58,7 +58,7 @@ def test_a_job_whose_server_is_killed_ends_well_and_makes_one_version(
         (tmp_path / point).unlink(missing_ok=True)
         wanted = {"request_id": point, "labels": {"team": "post"}}
         accepted = ""
-        seen: list[graft.JobEvent] = []
+        seen: list[graftml.JobEvent] = []
         with until_death():
             job = client.fine_tune(dataset, "ants", **wanted)
             accepted = job.job_id
@@ -101,7 +101,7 @@ def test_a_job_that_was_under_way_at_three_deaths_fails_and_the_server_goes_on(
         house.died()
     client = house.start()
     job = client.fine_tune(dataset, "ants", request_id="bad")
-    with pytest.raises(graft.JobFailed, match="attempt 3 of 3") as failed:
+    with pytest.raises(graftml.JobFailed, match="attempt 3 of 3") as failed:
         job.wait(GUARD_S)
     assert failed.value.job.error is not None
     assert failed.value.job.error.reason == "TRAINER_CRASHED"
@@ -134,7 +134,7 @@ def test_a_job_whose_cancel_was_accepted_is_cancelled_by_the_next_start(
     with until_death():
         for event in job.events(timeout_s=GUARD_S):
             seen = event.sequence
-            if isinstance(event.payload, graft.Note):
+            if isinstance(event.payload, graftml.Note):
                 job.cancel()
     house.died()
     client = house.start()
@@ -156,7 +156,7 @@ def test_an_archive_on_the_servers_disk_is_stored_once_though_the_server_dies_on
     archive = Path(shutil.make_archive(str(tmp_path / "allowed" / "colours"), "zip", images))
     allowed = f"--allowed-dirs={archive.parent}"
     client = house.start("kill@dataset.kept", allowed)
-    data = graft.ServerPath(str(archive))
+    data = graftml.ServerPath(str(archive))
     with until_death():
         client.fine_tune(data, "ants", request_id="once").wait(GUARD_S)
     house.died()

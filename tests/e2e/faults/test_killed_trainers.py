@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import graft
+import graftml
 import pytest
 from PIL import Image
 
@@ -41,7 +41,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(
     tmp_path_factory: pytest.TempPathFactory, done: Path, digits: Path
-) -> Iterator[graft.Client]:
+) -> Iterator[graftml.Client]:
     """Of a server that has a model, `digits`, and knows its backbone."""
     faults = [f"kill@{point}!{done / point}" for point in ALL]
     # At each start of a trainer no more than one acts.
@@ -57,13 +57,13 @@ def client(
 
 
 @pytest.fixture
-def always_answered(client: graft.Client, digits: Path) -> Iterator[None]:
+def always_answered(client: graftml.Client, digits: Path) -> Iterator[None]:
     """The model is asked all the while; every question must be answered."""
     with asked(client, next((digits / "0").iterdir()), "digits", "0"):
         yield
 
 
-def attempts_of(job: graft.JobHandle) -> int:
+def attempts_of(job: graftml.JobHandle) -> int:
     events = list(job.events())
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     starts = [e for e in events if getattr(e.payload, "state", None) == "RUNNING"]
@@ -73,7 +73,7 @@ def attempts_of(job: graft.JobHandle) -> int:
 
 @pytest.mark.parametrize("points", FEATURE_BASED, ids=lambda points: points[0])
 def test_a_job_whose_trainer_is_killed_is_tried_again_while_models_answer(
-    client: graft.Client, digits: Path, done: Path, always_answered: None, points: tuple[str, str]
+    client: graftml.Client, digits: Path, done: Path, always_answered: None, points: tuple[str, str]
 ) -> None:
     for point in points:
         (done / point).unlink()
@@ -90,7 +90,7 @@ def test_a_job_whose_trainer_is_killed_is_tried_again_while_models_answer(
 
 
 def test_a_result_that_was_told_counts_though_its_trainer_is_killed(
-    client: graft.Client, digits: Path, done: Path
+    client: graftml.Client, digits: Path, done: Path
 ) -> None:
     (done / "trainer.sent").unlink()
     job = client.fine_tune(digits, "told")
@@ -99,23 +99,23 @@ def test_a_result_that_was_told_counts_though_its_trainer_is_killed(
 
 
 def test_a_job_whose_trainer_is_killed_each_time_fails_and_says_why(
-    client: graft.Client, digits: Path, done: Path, always_answered: None
+    client: graftml.Client, digits: Path, done: Path, always_answered: None
 ) -> None:
     for name in AGAIN:
         (done / name).unlink()
     job = client.fine_tune(digits, "doomed")
-    with pytest.raises(graft.JobFailed, match="attempt 3 of 3") as failed:
+    with pytest.raises(graftml.JobFailed, match="attempt 3 of 3") as failed:
         job.wait(GUARD_S)
     assert failed.value.job.error is not None
     assert failed.value.job.error.reason == "OUT_OF_MEMORY"
     assert "unless somebody killed it" in str(failed.value)
     assert attempts_of(job) == 3
-    with pytest.raises(graft.errors.NotFound):
+    with pytest.raises(graftml.errors.NotFound):
         client.get_model("doomed")
 
 
 def test_a_backbone_whose_export_is_killed_is_exported_again(
-    client: graft.Client, done: Path
+    client: graftml.Client, done: Path
 ) -> None:
     assert (done / "trainer.exported").exists()
     [first] = client.list_jobs(model="digits")

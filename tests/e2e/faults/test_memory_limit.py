@@ -10,7 +10,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-import graft
+import graftml
 import pytest
 
 from tests.e2e.conftest import GUARD_S
@@ -153,14 +153,14 @@ def test_a_trainer_that_the_kernel_kills_for_memory_leaves_the_server_which_says
         limit_mib = (group.held() + SPARE) // MIB
         group.limit(limit_mib * MIB)
         job = client.fine_tune(dataset, "digits")
-        with pytest.raises(graft.JobFailed, match="attempt 3 of 3") as failed:
+        with pytest.raises(graftml.JobFailed, match="attempt 3 of 3") as failed:
             job.wait(GUARD_S)
         assert failed.value.reason == "OUT_OF_MEMORY"
         told = "the system killed the trainer because memory ran out: use a smaller backbone or "
         assert told in str(failed.value)
         assert f"more memory than the {limit_mib} MiB of its control group" in str(failed.value)
         assert job.refresh().attempts == group.kill_count() == 3
-        with pytest.raises(graft.JobFailed, match="the system killed") as refused:
+        with pytest.raises(graftml.JobFailed, match="the system killed") as refused:
             client.rank_backbones(dataset, time_budget_s=GUARD_S)
         assert refused.value.reason == "OUT_OF_MEMORY"
         assert group.kill_count() == 6

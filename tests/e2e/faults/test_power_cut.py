@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import graft
+import graftml
 import pytest
 
 from service import fsck
@@ -102,7 +102,7 @@ POINTS = {
 """And how many versions are published there."""
 
 
-def day(client: graft.Client, images: Path, told: dict[str, str]) -> None:
+def day(client: graftml.Client, images: Path, told: dict[str, str]) -> None:
     told["dataset"] = client.upload_dataset(images).dataset_id
     job = client.fine_tune(told["dataset"], "ants", request_id="once")
     told["job"] = job.job_id

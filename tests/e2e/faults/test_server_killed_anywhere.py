@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import graft
+import graftml
 import pytest
 
 from tests.e2e.conftest import GUARD_S, Ended
@@ -22,11 +22,11 @@ SEEDS = [int(os.environ["FAULTS_SEED"])] if "FAULTS_SEED" in os.environ else lis
 
 Told = dict[str, str]
 """What the server has answered, by step."""
-Step = Callable[[graft.Client, Told], str]
+Step = Callable[[graftml.Client, Told], str]
 
 
 def trains(model: str, request_id: str) -> Step:
-    def train(client: graft.Client, told: Told) -> str:
+    def train(client: graftml.Client, told: Told) -> str:
         job = client.fine_tune(told["upload"], model, request_id=request_id)
         # Started is answered before ended is.
         assert told.setdefault(request_id, job.job_id) == job.job_id
@@ -35,10 +35,10 @@ def trains(model: str, request_id: str) -> Step:
     return train
 
 
-def deletes(delete: Callable[[graft.Client], None]) -> Step:
-    def step(client: graft.Client, told: Told) -> str:
+def deletes(delete: Callable[[graftml.Client], None]) -> Step:
+    def step(client: graftml.Client, told: Told) -> str:
         # Done before the death, and not answered.
-        with suppress(graft.errors.NotFound):
+        with suppress(graftml.errors.NotFound):
             delete(client)
         return "done"
 
@@ -58,7 +58,7 @@ def day(images: Path) -> dict[str, Step]:
     }
 
 
-def go_on(client: graft.Client, steps: dict[str, Step], told: Told) -> None:
+def go_on(client: graftml.Client, steps: dict[str, Step], told: Told) -> None:
     for name, step in steps.items():
         if name not in told:
             told[name] = step(client, told)
@@ -77,7 +77,7 @@ def test_nothing_that_was_answered_is_lost_wherever_the_server_is_killed(
     else:
         with until_death():
             # The reader of the images counts points of its own, and may die before its server.
-            with suppress(graft.errors.ResourceExhausted):
+            with suppress(graftml.errors.ResourceExhausted):
                 go_on(client, steps, told)
             house.server.process.kill()
         house.died()

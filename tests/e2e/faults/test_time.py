@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
-import graft
+import graftml
 import pytest
 
 from tests.e2e.conftest import GUARD_S
@@ -77,7 +77,7 @@ def test_a_trainer_that_hangs_is_killed_tried_again_and_then_fails_its_job(
     dataset = client.upload_dataset(images)
     # It says what it does and then waits for what never comes, while its threads live.
     job = client.fine_tune(dataset, "bees", labels={"stand_in": "waits"})
-    with pytest.raises(graft.JobFailed, match="said nothing for 1 s") as failed:
+    with pytest.raises(graftml.JobFailed, match="said nothing for 1 s") as failed:
         job.wait(GUARD_S)
     assert failed.value.reason == "TRAINER_CRASHED"
     assert job.refresh().attempts == 3
@@ -89,7 +89,7 @@ def test_a_trainer_that_hangs_is_killed_tried_again_and_then_fails_its_job(
             client = home.start("", f"--heartbeat-timeout-s={timeout_s}")
         labels = {"stand_in": "computes", "for_s": f"{1.5 * timeout_s:g}"}
         busy = client.fine_tune(dataset, "bees", labels=labels)
-        with suppress(graft.JobFailed):
+        with suppress(graftml.JobFailed):
             busy.wait(GUARD_S)
         # Where others have all the cores its heartbeats come late: then once more, with more time.
         if busy.refresh().attempts == 1:
@@ -106,14 +106,14 @@ def test_a_real_trainer_without_memory_fails_its_job_and_one_without_room_is_tri
     try:
         client = house.start(f"memory@trainer.started!{tmp_path / 'memory'};full@trainer.started")
         dataset = client.upload_dataset(few)
-        with pytest.raises(graft.JobFailed) as failed:
+        with pytest.raises(graftml.JobFailed) as failed:
             client.fine_tune(dataset, "ants").wait(GUARD_S)
         assert failed.value.reason == "OUT_OF_MEMORY"
         assert failed.value.job.attempts == 1
         job = client.fine_tune(dataset, "ants")
         wait_until(lambda: job.refresh().attempts == 2)
         job.cancel()
-        with pytest.raises(graft.JobCancelled):
+        with pytest.raises(graftml.JobCancelled):
             job.wait(GUARD_S)
         house.is_sound()
     finally:

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
-from graft.v1 import fine_tuning_pb2, model_pb2
+from graftml_stubs.v1 import fine_tuning_pb2, model_pb2
 
 from service.auth.audit import REFUSALS_PER_SECOND, Audit, about
 from service.auth.principal import EVERYBODY, UNAUTHENTICATED

@@ -2,7 +2,7 @@
 
 import pytest
 from google.protobuf.descriptor import FileDescriptor
-from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
+from graftml_stubs.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection_pb2
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from graft import _uploads
+from graftml import _uploads
 
 from service.domain import DEFAULT_TENANT, ReadSummary
 from service.errors import GraftError

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 from google.protobuf.message import Message
-from graft.v1 import fine_tuning_pb2 as pb
+from graftml_stubs.v1 import fine_tuning_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 

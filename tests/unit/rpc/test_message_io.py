@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import DecodeError, Message
-from graft.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, prediction_pb2
+from graftml_stubs.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, prediction_pb2
 from grpc import aio
 from hypothesis import given, settings
 from hypothesis import strategies as st

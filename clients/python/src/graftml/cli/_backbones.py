@@ -1,0 +1,88 @@
+"""`graft backbones`."""
+
+import argparse
+from typing import Any
+
+from graftml.cli._output import Output
+from graftml.cli._watching import Watching
+from graftml.client import Client
+from graftml.types import Backbone
+
+
+def add(commands: Any) -> None:
+    """The commands and their options."""
+    backbones = commands.group("backbones", "Feature extractors, your own ones too", run_list)
+    backbones.add("list", "Backbones by name", run_list)
+    register = backbones.add("register", "Register an ONNX file as a backbone", run_register)
+    register.add_argument("file", metavar="FILE", help="a .onnx file, with its weights in it")
+    register.add_argument("--name", required=True, help="it is used as onnx/NAME")
+    register.add_argument(
+        "--size", type=int, required=True, metavar="N", help="side of its images, pixels"
+    )
+    for option, what in (("--mean", "is subtracted"), ("--std", "the differences are divided by")):
+        register.add_argument(
+            option,
+            type=float,
+            nargs=3,
+            required=True,
+            metavar=("R", "G", "B"),
+            help=f"what {what}, of values from 0 to 1",
+        )
+    register.add_argument(
+        "--layout", choices=("nchw", "nhwc"), default="nchw", help="axes of its input"
+    )
+    register.add_argument(
+        "--output", default="", metavar="VALUE", help="the value of the graph that is the features"
+    )
+    register.add_argument("--licence", default="", metavar="TEXT", help="of its weights")
+    register.add_argument("--sha256", default="", metavar="HEX", help="refuse another file")
+    delete = backbones.add("delete", "Delete a registered backbone", run_delete)
+    delete.add_argument("name", metavar="NAME")
+
+
+def run_list(client: Client, _arguments: argparse.Namespace, output: Output) -> int:
+    """Lists backbones."""
+    columns = ["backbone", "source", "size", "features", "licence", "MiB", "registered"]
+    output.items(client.list_backbones(), columns, _row)
+    return 0
+
+
+def _row(backbone: Backbone) -> list[object]:
+    return [
+        backbone.name,
+        backbone.source,
+        backbone.size or None,
+        backbone.feature_dim or None,
+        backbone.licence or None,
+        backbone.size_bytes / 2**20 if backbone.size_bytes else None,
+        backbone.create_time,
+    ]
+
+
+def run_register(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Registers a file."""
+    with Watching(output, checks="the server checks the file") as watching:
+        backbone = client.register_backbone(
+            arguments.file,
+            arguments.name,
+            size=arguments.size,
+            mean=arguments.mean,
+            std=arguments.std,
+            layout=arguments.layout,
+            output=arguments.output,
+            licence=arguments.licence,
+            sha256=arguments.sha256,
+            on_progress=watching.uploaded,
+        )
+    output.thing(backbone)
+    return 0
+
+
+def run_delete(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Deletes a registered backbone."""
+    client.delete_backbone(arguments.name)
+    if output.is_json:
+        output.emit({"deleted": arguments.name})
+    else:
+        output.line(f"deleted {arguments.name}")
+    return 0

@@ -1,0 +1,112 @@
+"""`graft jobs`."""
+
+import argparse
+from typing import Any
+
+from graftml._jobs import RankingHandle
+from graftml.cli._commands import in_commands
+from graftml.cli._output import Output
+from graftml.cli._times import clock, percent
+from graftml.cli._times import times as stage_times
+from graftml.cli._watching import Watching, figures_of, follow, tell
+from graftml.client import Client
+from graftml.types import Job
+
+_STATES = ["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+def add(commands: Any) -> None:
+    """The commands and their options."""
+    jobs = commands.group("jobs", "List, watch, cancel and delete jobs", run_list)
+    listing = jobs.add("list", "Jobs, newest first", run_list)
+    for parser in (jobs.parser, listing):
+        # Without defaults, so that one given before `list` is not lost.
+        parser.add_argument(
+            "--state",
+            action="append",
+            choices=_STATES,
+            default=argparse.SUPPRESS,
+            help="repeatable",
+        )
+        parser.add_argument("--model", default=argparse.SUPPRESS, help="those of one model")
+    for name, text, run in (
+        ("get", "Describe one job", run_get),
+        ("watch", "Follow a job to its end; Ctrl-C stops watching", run_watch),
+        ("cancel", "Ask for a job's end", run_cancel),
+        ("delete", "Delete a job that has ended; its version stays", run_delete),
+    ):
+        jobs.add(name, text, run).add_argument("job_id", metavar="JOB")
+
+
+def run_list(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Lists jobs."""
+    states, model = getattr(arguments, "state", []), getattr(arguments, "model", "")
+    columns = ["job", "model", "state", "created", "time", "version", "progress"]
+    output.items(client.list_jobs(states=states, model=model), columns, _row)
+    return 0
+
+
+def _row(job: Job) -> list[object]:
+    why = in_commands(job.error.message) if job.error else _progress(job)
+    return [
+        job.job_id,
+        job.model or job.kind,
+        "candidate" if job.is_candidate else job.state.lower(),
+        job.create_time,
+        None if job.elapsed_s is None else clock(job.elapsed_s),
+        job.version,
+        why,
+    ]
+
+
+def _progress(job: Job) -> str | None:
+    """Returns a job's progress as the bar shows it, at the time of the newest event."""
+    progress = job.progress
+    if progress is None:
+        return None
+    figures = figures_of(progress)
+    times = stage_times(progress.elapsed_s, progress.remaining_s)
+    return ", ".join(
+        filter(None, (f"{progress.stage} {percent(progress.fraction)}", figures, times))
+    )
+
+
+def run_get(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Describes one job."""
+    output.thing(client.get_job(arguments.job_id))
+    return 0
+
+
+def run_watch(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Follows a job."""
+    job = client.job(arguments.job_id)
+    if job.job.kind == "ranking":
+        with Watching(output) as watching:
+            RankingHandle(client, job.job).wait(on_event=watching.event)
+        output.thing(job.refresh())
+        return 0
+    code, version = follow(job, output)
+    if version is not None and version.is_candidate and not output.is_json:
+        tell(version, output)
+    return code
+
+
+def run_cancel(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Cancels a job."""
+    job = client.cancel_job(arguments.job_id)
+    if output.is_json:
+        output.emit(job)
+    else:
+        state = "will be cancelled" if job.cancel_requested else job.state.lower()
+        output.line(f"job {job.job_id}: {state}")
+    return 0
+
+
+def run_delete(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Deletes a job."""
+    client.delete_job(arguments.job_id)
+    if output.is_json:
+        output.emit({"deleted": arguments.job_id})
+    else:
+        output.line(f"job {arguments.job_id}: deleted")
+    return 0

@@ -1,0 +1,178 @@
+"""`graft models`, `graft rollback`, `graft promote`, `graft report` and `graft export`."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from graftml._export import whole_file
+from graftml.cli import _names
+from graftml.cli._output import Output, Usage
+from graftml.client import Client
+from graftml.types import Model, Version
+
+
+def add(commands: Any) -> None:
+    """The commands and their options."""
+    models = commands.group("models", "Look after models, versions and aliases", run_list)
+    models.add("list", "Models by name", run_list)
+    get = models.add("get", "Describe a model or one of its versions", run_get)
+    get.add_argument("model", metavar="MODEL", help="MODEL; MODEL@ALIAS or MODEL:VERSION")
+    versions = models.add("versions", "A model's versions, newest first", run_versions)
+    versions.add_argument("model", metavar="MODEL")
+    delete = models.add("delete", "Delete a model, or one version of it", run_delete)
+    delete.add_argument("model", metavar="MODEL[:VERSION]")
+    delete.add_argument(
+        "--force", action="store_true", help="a model that aliases other than latest name, too"
+    )
+    alias = models.add("alias", "Point an alias to a version, or remove it", run_alias)
+    alias.add_argument("model", metavar="MODEL")
+    alias.add_argument("alias", metavar="ALIAS")
+    alias.add_argument("version", metavar="VERSION", nargs="?")
+    alias.add_argument("--delete", action="store_true", help="remove the alias")
+
+    rollback = commands.add("rollback", "Point an alias back to the version before", run_rollback)
+    rollback.add_argument("model", metavar="MODEL")
+    rollback.add_argument("alias", metavar="ALIAS", nargs="?", default="latest")
+    promote = commands.add(
+        "promote", "Publish a candidate although it did not pass its gate", run_promote
+    )
+    promote.add_argument("model", metavar="MODEL")
+    promote.add_argument("version", metavar="VERSION")
+
+    report = commands.add("report", "The report that training wrote", run_report)
+    report.add_argument("model", metavar="MODEL", help=_names.HELP)
+    report.add_argument(
+        "--html", action="store_true", help="a page for people, instead of JSON; so is a FILE.html"
+    )
+    report.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
+    export = commands.add("export", "Write a model as one self-contained ONNX file", run_export)
+    export.add_argument("model", metavar="MODEL", help=_names.HELP)
+    export.add_argument("-o", "--output", metavar="FILE", required=True)
+
+
+def run_list(client: Client, _arguments: argparse.Namespace, output: Output) -> int:
+    """Lists models."""
+    output.items(client.list_models(), ["model", "versions", "aliases", "updated"], _model_row)
+    return 0
+
+
+def _model_row(model: Model) -> list[object]:
+    aliases = ", ".join(f"{alias} = {number}" for alias, number in sorted(model.aliases.items()))
+    return [model.name, model.version_count, aliases, model.update_time]
+
+
+def run_get(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Describes a model or a version."""
+    model, which = _names.parse(arguments.model)
+    if model == arguments.model:
+        output.thing(client.get_model(model))
+    else:
+        output.thing(client.get_version(model, **which))
+    return 0
+
+
+def run_versions(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Lists a model's versions."""
+    columns = ["version", "aliases", "method", "backbone", "licence", "accuracy", "created", "job"]
+    output.items(client.list_versions(arguments.model), columns, _version_row)
+    return 0
+
+
+def _version_row(version: Version) -> list[object]:
+    return [
+        version.version,
+        ", ".join([*version.aliases, *_marks(version)]) or None,
+        version.method.replace("_", "-"),
+        version.backbone,
+        version.weights_licence or None,
+        version.measured,
+        version.create_time,
+        version.job_id,
+    ]
+
+
+def _marks(version: Version) -> list[str]:
+    return ["candidate"] if version.is_candidate else []
+
+
+def run_delete(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Deletes a model or a version."""
+    model, which = _names.parse(arguments.model)
+    if which["alias"] is not None:
+        raise Usage("name what to delete as MODEL or MODEL:VERSION, not by an alias")
+    if which["version"] is None:
+        client.delete_model(model, force=arguments.force)
+    elif arguments.force:
+        raise Usage("--force is for a whole model: of a version, delete or move its aliases first")
+    else:
+        client.delete_version(model, which["version"])
+    if output.is_json:
+        output.emit({"deleted": arguments.model})
+    else:
+        output.line(f"deleted {arguments.model}")
+    return 0
+
+
+def run_alias(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Moves or removes an alias."""
+    if arguments.delete == (arguments.version is not None):
+        raise Usage("give either the VERSION that the alias shall point to, or --delete")
+    if arguments.delete:
+        model = client.delete_alias(arguments.model, arguments.alias)
+    else:
+        version = _names.version(arguments.version)
+        model = client.set_alias(arguments.model, arguments.alias, version)
+    output.thing(model)
+    return 0
+
+
+def run_rollback(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Rolls an alias back."""
+    back = client.rollback_alias(arguments.model, arguments.alias)
+    if output.is_json:
+        output.emit(back)
+    else:
+        output.line(
+            f"{arguments.model}@{arguments.alias} is version {back.to_version} again; it was "
+            f"{back.from_version}"
+        )
+    return 0
+
+
+def run_promote(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Publishes a candidate."""
+    output.thing(client.promote_version(arguments.model, _names.version(arguments.version)))
+    return 0
+
+
+def run_report(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Writes a report."""
+    model, which = _names.parse(arguments.model)
+    if arguments.html or str(arguments.output).lower().endswith(".html"):
+        text = client.get_report_html(model, **which)
+    else:
+        report = client.get_report(model, **which)
+        text = json.dumps(report, indent=None if output.is_json else 2) + "\n"
+    if arguments.output is None:
+        output.document(text)
+    else:
+        with whole_file(Path(arguments.output)) as file:
+            file.write(text.encode())
+        _wrote(Path(arguments.output), output)
+    return 0
+
+
+def run_export(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Writes a model's file."""
+    model, which = _names.parse(arguments.model)
+    _wrote(client.export_model(model, arguments.output, **which), output)
+    return 0
+
+
+def _wrote(path: Path, output: Output) -> None:
+    size = path.stat().st_size
+    if output.is_json:
+        output.emit({"path": str(path), "size_bytes": size})
+    else:
+        output.line(f"{path}: {size / 2**20:.2f} MiB")

@@ -1,0 +1,68 @@
+"""`graft rank`: which backbone to start from."""
+
+import argparse
+from typing import Any
+
+from graftml.cli import _names
+from graftml.cli._output import Output
+from graftml.cli._watching import Watching
+from graftml.client import Client
+from graftml.types import RankedBackbone
+
+_COLUMNS = ["backbone", "weights", "log loss", "LogME", "ms an image", "features", "licence"]
+
+
+def add(commands: Any) -> None:
+    """The command and its options."""
+    parser = commands.add("rank", "Say which backbone to start from; trains nothing", run)
+    parser.add_argument("data", metavar="DATA", help="as of finetune")
+    parser.add_argument(
+        "--backbone",
+        action="append",
+        default=[],
+        metavar="NAME[:WEIGHTS]",
+        help="a backbone, repeatable; default: all but timm's that the server has",
+    )
+    parser.add_argument(
+        "--time-budget", dest="time_budget_s", type=float, metavar="S", help="default: 60"
+    )
+    parser.add_argument("--seed", type=int)
+    parser.add_argument(
+        "--case-sensitive-labels",
+        action="store_true",
+        help="class names that differ in upper and lower case alone are two classes",
+    )
+
+
+def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
+    """Ranks backbones."""
+    with _names.folders_here(arguments.data), Watching(output) as watching:
+        ranking = client.rank_backbones(
+            _names.data(arguments.data),
+            backbones=arguments.backbone,
+            time_budget_s=arguments.time_budget_s,
+            seed=arguments.seed,
+            case_sensitive_labels=arguments.case_sensitive_labels,
+            on_upload=watching.uploaded,
+        )
+    if output.is_json:
+        output.emit(ranking)
+        return 0
+    output.table(_COLUMNS, [_row(backbone) for backbone in ranking.backbones])
+    output.line(ranking.explanation)
+    for backbone in ranking.backbones:
+        if backbone.problem:
+            output.line(f"- {backbone.backbone}: {backbone.problem}")
+    return 0
+
+
+def _row(ranked: RankedBackbone) -> list[object]:
+    return [
+        ranked.backbone,
+        ranked.weights or None,
+        *(None if score is None else f"{score:.3f}"
+          for score in (ranked.log_loss, ranked.log_me)),
+        None if ranked.image_ms is None else f"{ranked.image_ms:.3g}",
+        ranked.feature_dim or None,
+        ranked.weights_licence or None,
+    ]  # fmt: skip
