@@ -73,7 +73,9 @@ STOPSIGNAL SIGTERM
 # Over the metrics port, which asks for neither certificate nor token.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=30s --retries=6 \
     CMD ["python", "-c", "import http.client, os, sys; at = http.client.HTTPConnection('localhost', int(os.environ.get('GRAFT_METRICS_PORT', '9464')), timeout=8); at.request('GET', '/healthz'); sys.exit(at.getresponse().status != 200)"]
+# Whatever else graft-server can do: `docker run ... graft:cpu COMMAND`.
 ENTRYPOINT ["tini", "--", "graft-server"]
+CMD ["run"]
 
 FROM runtime AS gpu
 # What the NVIDIA container toolkit brings in.

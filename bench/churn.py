@@ -171,7 +171,9 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=0, help="in the place of minutes")
     parser.add_argument("--own-backbones", action="store_true", help="with --cycles")
     parser.add_argument("--callers", type=int, default=2)
-    parser.add_argument("--flags", nargs="*", default=[], help="of graft-server, without the --")
+    parser.add_argument(
+        "--flags", nargs="*", default=[], help="of graft-server run, without the --"
+    )
     arguments = parser.parse_args()
     is_fast = arguments.cycles > 0
     if arguments.own_backbones:

@@ -1,6 +1,6 @@
 """The service with trainers that train nothing: a job ends at once, with a near-empty model.
 
-    python -m bench.instant [flags of graft-server]
+    python -m bench.instant run [flags of graft-server run]
 
 Stores, engine and sockets are the service's own. Each job publishes a random head
 on one backbone that all share; with the variable OWN_BACKBONES on one of its own.
@@ -10,13 +10,13 @@ import asyncio
 import itertools
 import os
 import signal
-import sys
 from pathlib import Path
 
 import msgspec
 
 from bench.published import near_empty_backbone, near_empty_head, near_empty_manifest
 from service import config as configuration
+from service.__main__ import command_line
 from service.app import App
 from service.contract import (
     ANSWERS_FILE,
@@ -95,7 +95,7 @@ def _classes(index: Path) -> tuple[str, ...]:
 
 async def main() -> None:
     """Serves until it is told to end."""
-    config = configuration.load(sys.argv[1:], {})
+    config = configuration.load(vars(command_line().parse_args()), {})
     set_up_logging(config.log_format, config.log_level)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)

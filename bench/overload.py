@@ -69,7 +69,9 @@ def main() -> None:
     parser.add_argument("--factor", type=float, default=3)
     parser.add_argument("--timeout", type=float, default=2, help="of each call, seconds")
     parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--flags", nargs="*", default=[], help="of graft-server, without the --")
+    parser.add_argument(
+        "--flags", nargs="*", default=[], help="of graft-server run, without the --"
+    )
     arguments = parser.parse_args()
     flags = [f"--{flag}" for flag in arguments.flags]
     with (

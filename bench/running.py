@@ -34,13 +34,13 @@ class Running:
 def service(
     data_dir: Path, *flags: str, module: str = "service", keeps_features: bool = False
 ) -> Iterator[Running]:
-    """Runs `python -m service` on free ports; its log goes to `data_dir`/service.log.
+    """Runs `python -m service run` on free ports; its log goes to `data_dir`/service.log.
 
     Settings in this process's environment do not reach it: what is measured is
     what the flags say, else the defaults; but without `keeps_features` none of recent
     images are kept, since benches send the same images again and again.
     """
-    command = [sys.executable, "-m", module, "--port=0", "--metrics-port=0"]
+    command = [sys.executable, "-m", module, "run", "--port=0", "--metrics-port=0"]
     command += ["--recent-features-mb=0"] * (not keeps_features)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
     data_dir.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def is_serving(port: int) -> bool:
 def measure(data_dir: Path, *flags: str) -> dict[str, float]:
     """Starts the service once and ends it."""
     port = free_port()
-    command = [sys.executable, "-m", "service", f"--port={port}", "--metrics-port=0"]
+    command = [sys.executable, "-m", "service", "run", f"--port={port}", "--metrics-port=0"]
     started = time.monotonic()
     process = subprocess.Popen(
         [*command, f"--data-dir={data_dir}", *flags], stderr=subprocess.DEVNULL

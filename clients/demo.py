@@ -78,11 +78,11 @@ def own_data(root: Path) -> Data:
 
 @contextlib.contextmanager
 def service(folder: Path) -> Iterator[tuple[str, str]]:
-    """Runs `graft-server` on free ports; gives the gRPC address and the metrics URL."""
+    """Runs `graft-server run` on free ports; gives the gRPC address and the metrics URL."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
     flags = ["--port=0", "--metrics-port=0", f"--data-dir={folder}", "--log-format=json"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "service", *flags],
+        [sys.executable, "-m", "service", "run", *flags],
         stderr=subprocess.PIPE,
         text=True,
         env=environment,

@@ -7,7 +7,7 @@ variable `GRAFT_SOME_NAME`; the flag wins.
 import argparse
 import difflib
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -253,11 +253,20 @@ class Config:
         return self.data_dir / "features.sqlite" if self.feature_cache_mb else None
 
 
-def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
-    """Returns the settings; raises BadConfig, or exits for --help and unknown flags.
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag for each setting; what is given is not looked at before `load`."""
+    for setting in fields(Config):
+        parser.add_argument(
+            _flag(setting.name),
+            metavar=_metavar(setting.type),
+            help=f"{setting.metadata['text']} (default: {_show(setting.default)})",
+        )
 
-    Flags may not be abbreviated: an abbreviation would mean another flag, or none, as soon
-    as a setting is added.
+
+def load(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
+    """Returns the settings, or raises BadConfig.
+
+    `flags` are what a parser with `add_flags` found; None means that one was not given.
     """
     settings = {_variable(f.name): f for f in fields(Config)}
     values: dict[str, Any] = {}
@@ -266,28 +275,16 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
             continue
         if key not in settings:
             near = difflib.get_close_matches(key, settings, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "; see --help for all settings"
+            hint = (
+                f"; did you mean {near[0]}?"
+                if near
+                else "; see graft-server run --help for all settings"
+            )
             raise BadConfig(f"the environment holds {key}, which is no setting{hint}")
         values[settings[key].name] = _parse(key, text, settings[key])
-    parser = argparse.ArgumentParser(
-        prog="graft-server",
-        description="Serves image classifiers and fine-tunes new ones on request.",
-        epilog="Each flag is also an environment variable, GRAFT_ and its name in capitals; the "
-        "flag wins. `graft-server doctor`, with the same settings, says what they come to on this "
-        "machine: processor, providers, and what was measured of backbones.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
-        allow_abbrev=False,
-    )
-    for setting in fields(Config):
-        parser.add_argument(
-            _flag(setting.name),
-            metavar=_metavar(setting.type),
-            help=f"{setting.metadata['text']} (default: {_show(setting.default)})",
-        )
-    for name, text in vars(parser.parse_args(arguments)).items():
-        if text is not None:
-            setting = settings[_variable(name)]
-            values[name] = _parse(_flag(name), text, setting)
+    for setting in settings.values():
+        if (given := flags.get(setting.name)) is not None:
+            values[setting.name] = _parse(_flag(setting.name), given, setting)
     config = Config(**values)
     if config.max_images > config.max_queue:
         raise BadConfig(

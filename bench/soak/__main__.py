@@ -295,7 +295,9 @@ def main() -> None:
     parser.add_argument("--max-rate", type=float, default=2000, help="of the steady load, calls/s")
     parser.add_argument("--faster", type=float, default=1, help="all else, so many times as often")
     parser.add_argument("--module", default="service", help="bench.instant trains nothing")
-    parser.add_argument("--flags", nargs="*", default=[], help="of graft-server, without the --")
+    parser.add_argument(
+        "--flags", nargs="*", default=[], help="of graft-server run, without the --"
+    )
     arguments = parser.parse_args()
     _on_signals(signal.default_int_handler)
     arguments.pace = Pace().faster(arguments.faster)

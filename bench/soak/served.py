@@ -148,7 +148,7 @@ class Served:
         self.data_dir = data_dir
         self.log_file = data_dir.parent / "service.log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
-        command = [sys.executable, "-m", module, "--port=0", "--metrics-port=0"]
+        command = [sys.executable, "-m", module, "run", "--port=0", "--metrics-port=0"]
         with self.log_file.open("w") as log:
             # A session of its own: Ctrl-C is the soak's alone.
             self.process = subprocess.Popen(

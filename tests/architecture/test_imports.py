@@ -52,7 +52,8 @@ LAW = {
     },
     "fsck": {"contract", "domain", "ingest", "jobs", "ops", "storage"},
     "doctor": {"config", "engine", "ops"},
-    "__main__": {"app", "config", "doctor", "errors", "ingest", "ops", "scratch"},
+    "commands": {"app", "config", "doctor", "errors", "ops", "scratch"},
+    "__main__": {"commands", "config"},
 }
 TRAINER_MAY = {
     "backbones", "contract", "domain", "engine", "errors", "ingest", "ops", "quantisation",

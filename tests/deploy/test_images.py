@@ -19,6 +19,7 @@ import yaml
 
 from service import app
 from service import config as configuration
+from service.__main__ import command_line
 from service.auth import token_cli
 from service.config import Config
 from tests.certificates import Authority
@@ -109,11 +110,17 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
 
 def test_the_image_opens_the_ports_and_the_folder_that_the_service_takes() -> None:
     settings = {k: v for k, v in environment_of_image().items() if k.startswith("GRAFT_")}
-    config = configuration.load([], settings | {"GRAFT_ACCESS_FILE": "/etc/graft/access.toml"})
+    config = configuration.load({}, settings | {"GRAFT_ACCESS_FILE": "/etc/graft/access.toml"})
     assert of_runtime("EXPOSE") == [f"{config.port} {config.metrics_port}"]
     assert of_runtime("VOLUME") == [str(config.data_dir)]
     assert (config.host, config.metrics_host) == ("0.0.0.0", "0.0.0.0")
     assert of_runtime("STOPSIGNAL") == ["SIGTERM"]
+
+
+def test_the_image_serves_and_does_what_else_the_command_can() -> None:
+    assert json.loads(of_runtime("ENTRYPOINT")[0]) == ["tini", "--", "graft-server"]
+    given = command_line().parse_args(json.loads(of_runtime("CMD")[0]))
+    assert given.command == "run"
 
 
 def test_all_that_is_copied_reaches_the_builder() -> None:
@@ -170,7 +177,7 @@ def health(command: list[str], port: str) -> int:
 def test_the_image_lets_nobody_in_who_was_not_named() -> None:
     settings = {k: v for k, v in environment_of_image().items() if k.startswith("GRAFT_")}
     with pytest.raises(configuration.BadConfig, match="access-file"):
-        configuration.load([], settings)
+        configuration.load({}, settings)
 
 
 def test_the_build_takes_only_wheels_that_the_lock_names() -> None:
@@ -203,7 +210,7 @@ def test_the_build_takes_only_wheels_that_the_lock_names() -> None:
 def test_compose_gives_the_service_settings_that_it_knows(name: str) -> None:
     service = compose()["services"][name]
     # Inside, it listens on every address, as the image says.
-    config = configuration.load([], service["environment"] | {"GRAFT_HOST": "0.0.0.0"})
+    config = configuration.load({}, service["environment"] | {"GRAFT_HOST": "0.0.0.0"})
     assert config.allow_unauthenticated == "no"
     assert seconds(service["stop_grace_period"]) >= config.drain_s + 10
     assert f"127.0.0.1:{config.port}:{config.port}" in service["ports"]
@@ -393,7 +400,7 @@ class TestKubernetes:
 def settings_of(overlay: str) -> Config:
     """What the container's environment says, read as the service reads it."""
     own = {entry["name"]: entry["value"] for entry in container_of(overlay)["env"]}
-    return configuration.load([], {**environment_of_image(), **own})
+    return configuration.load({}, {**environment_of_image(), **own})
 
 
 def mib_of(quantity: str) -> int:

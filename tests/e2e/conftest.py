@@ -1,4 +1,4 @@
-"""Real processes: `python -m service` on free ports, with real trainers behind it."""
+"""Real processes: `python -m service run` on free ports, with real trainers behind it."""
 
 import contextlib
 import json
@@ -56,7 +56,7 @@ class ServiceProcess:
         module: str = "service",
     ) -> None:
         own = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
-        command = [sys.executable, "-m", module, "--port=0", "--metrics-port=0"]
+        command = [sys.executable, "-m", module, "run", "--port=0", "--metrics-port=0"]
         self.process = subprocess.Popen(
             # Of a flag that is given twice the last one counts.
             [*prefix, *command, f"--data-dir={data_dir}", *UNHURRIED, *flags],

@@ -158,7 +158,7 @@ def test_a_bad_setting_is_named_and_ends_the_start(
     arguments: list[str], environment: dict[str, str], says: str
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "service", *arguments],
+        [sys.executable, "-m", "service", "run", *arguments],
         check=False,
         capture_output=True,
         text=True,
@@ -173,7 +173,15 @@ def test_a_cuda_provider_that_is_not_there_is_no_silent_step_down(tmp_path: Path
     if Path("/dev/nvidia0").exists():
         pytest.skip("this machine has an NVIDIA GPU")
     done = subprocess.run(
-        [sys.executable, "-m", "service", "--provider=cuda", f"--data-dir={tmp_path}", "--port=0"],
+        [
+            sys.executable,
+            "-m",
+            "service",
+            "run",
+            "--provider=cuda",
+            f"--data-dir={tmp_path}",
+            "--port=0",
+        ],
         check=False,
         capture_output=True,
         text=True,

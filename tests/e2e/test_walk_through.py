@@ -200,7 +200,7 @@ def test_a_door_that_cannot_be_kept_is_not_opened(
 ) -> None:
     own = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
     ended = subprocess.run(
-        [sys.executable, "-m", "service", "--port=0", f"--data-dir={tmp_path}/data", *flags],
+        [sys.executable, "-m", "service", "run", "--port=0", f"--data-dir={tmp_path}/data", *flags],
         check=False,
         capture_output=True,
         text=True,

@@ -1,11 +1,13 @@
 """Settings from flags and the environment, and what is said of bad ones."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from service import app, config
+from service.__main__ import command_line
 from service.config import BadConfig, Config
 from service.engine.gpu import GpuLimits
 from service.engine.providers import Provider, ProviderName
@@ -13,33 +15,37 @@ from service.engine.runtime import OnnxRuntime
 from service.ops.metrics import Metrics
 
 
+def load(flags: Sequence[str], environment: Mapping[str, str]) -> Config:
+    return config.load(vars(command_line().parse_args(["run", *flags])), environment)
+
+
 def test_without_settings_the_defaults_hold() -> None:
-    assert config.load([], {}) == Config()
+    assert load([], {}) == Config()
 
 
 def test_the_environment_sets_and_a_flag_wins() -> None:
     environment = {"GRAFT_PORT": "1", "GRAFT_MAX_BATCH": "4", "OTHER": "x"}
-    loaded = config.load(["--port", "2"], environment)
+    loaded = load(["--port", "2"], environment)
     assert (loaded.port, loaded.max_batch) == (2, 4)
 
 
 def test_flags_may_not_be_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        config.load(["--max-im=2"], {})
+        load(["--max-im=2"], {})
     assert "unrecognized arguments: --max-im=2" in capsys.readouterr().err
 
 
 def test_the_clients_variables_are_not_taken_for_settings() -> None:
-    assert config.load([], {"GRAFT_SERVER": "a:1", "GRAFT_TOKEN": "t"}) == Config()
+    assert load([], {"GRAFT_SERVER": "a:1", "GRAFT_TOKEN": "t"}) == Config()
 
 
 def test_folders_are_split_resolved_and_must_be_there(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "a")
-    loaded = config.load([f"--allowed-dirs={tmp_path}/a:{tmp_path}/link"], {})
+    loaded = load([f"--allowed-dirs={tmp_path}/a:{tmp_path}/link"], {})
     assert loaded.allowed_dirs == (tmp_path / "a", tmp_path / "a")
     with pytest.raises(BadConfig, match=r"GRAFT_ALLOWED_DIRS.*missing"):
-        config.load([], {"GRAFT_ALLOWED_DIRS": f"{tmp_path}/missing"})
+        load([], {"GRAFT_ALLOWED_DIRS": f"{tmp_path}/missing"})
 
 
 @pytest.mark.parametrize("folder", ["data", "data/datasets", ".", "link"])
@@ -51,9 +57,9 @@ def test_folders_for_images_that_overlap_the_data_folder_are_refused(
     (tmp_path / "link").symlink_to(tmp_path / "data")
     data = f"--data-dir={tmp_path}/data"
     with pytest.raises(BadConfig, match="which overlaps --data-dir"):
-        config.load([data, f"--allowed-dirs={tmp_path}/images:{tmp_path}/{folder}"], {})
+        load([data, f"--allowed-dirs={tmp_path}/images:{tmp_path}/{folder}"], {})
     weights = f"--weights-dir={tmp_path}/data/weights"
-    loaded = config.load([data, weights, f"--allowed-dirs={tmp_path}/images"], {})
+    loaded = load([data, weights, f"--allowed-dirs={tmp_path}/images"], {})
     assert loaded.allowed_dirs == (tmp_path / "images",)
 
 
@@ -61,7 +67,7 @@ def test_folders_for_images_that_overlap_the_data_folder_are_refused(
     ("environment", "says"),
     [
         ({"GRAFT_PROT": "1"}, "GRAFT_PROT, which is no setting; did you mean GRAFT_PORT?"),
-        ({"GRAFT_XYZZY": "1"}, "see --help"),
+        ({"GRAFT_XYZZY": "1"}, "see graft-server run --help"),
         ({"GRAFT_PORT": "x"}, "GRAFT_PORT is 'x'; it must be a whole number"),
         ({"GRAFT_PORT": "70000"}, "from 0 to 65535"),
         ({"GRAFT_DRAIN_S": "nan"}, "GRAFT_DRAIN_S is nan; it must be at least 0"),
@@ -72,32 +78,32 @@ def test_folders_for_images_that_overlap_the_data_folder_are_refused(
 )
 def test_a_bad_key_or_value_is_named(environment: dict[str, str], says: str) -> None:
     with pytest.raises(BadConfig, match=says.replace("?", r"\?")):
-        config.load([], environment)
+        load([], environment)
 
 
 def test_a_call_that_no_queue_could_hold_is_a_bad_setting() -> None:
     with pytest.raises(BadConfig, match="--max-images is 256, more than --max-queue, 100"):
-        config.load(["--max-queue", "100"], {})
+        load(["--max-queue", "100"], {})
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "graft.example", "127.1", "fe80::1"])
 def test_beyond_this_machine_somebody_must_say_who_may_call(host: str) -> None:
     with pytest.raises(BadConfig, match=r"other machines may reach.*--access-file.*graft-token"):
-        config.load(["--host", host], {})
+        load(["--host", host], {})
     for flags in (
         ["--access-file=access.toml"],
         ["--allow-unauthenticated=yes"],
         ["--tls-cert-file=a", "--tls-key-file=b", "--tls-client-ca-file=c"],
     ):
-        assert config.load(["--host", host, *flags], {}).host == host
+        assert load(["--host", host, *flags], {}).host == host
     # TLS alone hides what is said, and lets everybody say it.
     with pytest.raises(BadConfig, match="--access-file"):
-        config.load(["--host", host, "--tls-cert-file=a", "--tls-key-file=b"], {})
+        load(["--host", host, "--tls-cert-file=a", "--tls-key-file=b"], {})
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost"])
 def test_on_this_machine_alone_nobody_needs_to(host: str) -> None:
-    assert config.load(["--host", host], {}).host == host
+    assert load(["--host", host], {}).host == host
 
 
 def test_an_ipv6_address_gets_its_brackets() -> None:
@@ -115,12 +121,12 @@ def test_an_ipv6_address_gets_its_brackets() -> None:
 )
 def test_half_of_what_tls_needs_is_a_bad_setting(flags: list[str], says: str) -> None:
     with pytest.raises(BadConfig, match=says):
-        config.load(flags, {})
+        load(flags, {})
 
 
 def test_help_tells_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        config.load(["--help"], {})
+        load(["--help"], {})
     text = capsys.readouterr().out
     for name in Config.__dataclass_fields__:
         assert "--" + name.replace("_", "-") in text
@@ -148,7 +154,7 @@ async def test_what_a_backbone_may_take_of_a_gpu_is_set(
 ) -> None:
     monkeypatch.setattr(app, "choose_provider", lambda _: Provider(provider, "for the test"))
     async with AsyncExitStack() as stack:
-        given, metrics = config.load(flags, {}), Metrics({"version": "test"})
+        given, metrics = load(flags, {}), Metrics({"version": "test"})
         runtime = app._choose_runtime(given, 1, metrics, {}, stack)
     assert isinstance(runtime, OnnxRuntime)
     assert runtime._gpu == GpuLimits(largest_run, arena_bytes)
@@ -158,4 +164,4 @@ async def test_what_a_backbone_may_take_of_a_gpu_is_set(
 @pytest.mark.parametrize("flag", ["--gpu-mem-limit-mb=-1", "--gpu-mem-limit-mb=lots"])
 def test_a_limit_of_memory_that_is_none_is_refused(flag: str) -> None:
     with pytest.raises(BadConfig, match=r"(?i)gpu.mem.limit.mb"):
-        config.load([flag], {})
+        load([flag], {})

@@ -2,8 +2,8 @@
 
 import pytest
 
-from service import __main__ as command
 from service import doctor
+from service.__main__ import main
 from service.config import Config
 from service.engine.provider_table import Measured, ProviderTable, Timing, machine_key
 from service.ops import cpus
@@ -42,6 +42,6 @@ def test_a_provider_that_cannot_be_had_ends_it_with_an_error(
 ) -> None:
     monkeypatch.setattr("service.engine.providers._cuda_device_count", lambda: 0)
     flags = ["--data-dir", str(config.data_dir), "--provider", "cuda"]
-    assert command.main(["doctor", *flags]) == command.EXIT_FAILED
+    assert main(["doctor", *flags]) == 1
     assert "no NVIDIA GPU was found" in capsys.readouterr().out
-    assert command.main(["doctor", *flags[:2], "--provider", "cpu"]) == command.EXIT_OK
+    assert main(["doctor", *flags[:2], "--provider", "cpu"]) == 0

@@ -125,5 +125,5 @@ def test_a_kill_ends_the_process_at_once() -> None:
 def test_a_plan_that_is_none_ends_the_start_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     from service.__main__ import main
 
-    assert main(["--failpoints=kill"]) == 2
+    assert main(["run", "--failpoints=kill"]) == 2
     assert "--failpoints: 'kill' is no ACTION@POINT" in capsys.readouterr().err

@@ -1,0 +1,46 @@
+"""What all subcommands share: exit codes, and how each is added to the one command."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, Final
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+
+Commands = Any
+"""Where a subcommand is added: what argparse's `add_subparsers` returns, whose type is private."""
+Execute = Callable[[argparse.Namespace], int]
+
+
+def add(
+    commands: Commands,
+    name: str,
+    text: str,
+    execute: Execute,
+    *,
+    exit_codes: str,
+    more: str = "",
+    usage: str | None = None,
+) -> argparse.ArgumentParser:
+    """Adds a subcommand; `main` calls `execute` with what was given, and exits with its result.
+
+    Flags may not be abbreviated: an abbreviation would mean another flag, or none, as soon
+    as one is added.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        usage=usage,
+        description=f"{text[0].upper()}{text[1:]}. {more}".strip(),
+        epilog=f"Exit codes: {exit_codes}.",
+        formatter_class=formatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(execute=execute)
+    return parser
+
+
+def formatter(prog: str) -> argparse.HelpFormatter:
+    """Lays out help in lines that have room for flags and what they mean."""
+    return argparse.HelpFormatter(prog, max_help_position=30, width=100)

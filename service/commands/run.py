@@ -1,0 +1,101 @@
+"""`graft-server run`: logging, signals, the app from its start to its end.
+
+The first SIGTERM or SIGINT drains: new calls are refused, accepted ones end, trainers
+stop and their jobs are queued again. The second one exits at once.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+
+from service import config as configuration
+from service import scratch
+from service.commands import command
+from service.config import BadConfig, Config
+from service.errors import GraftError
+from service.ops import child, failpoints
+from service.ops.logs import set_up_logging
+
+log = logging.getLogger("service")
+
+
+def add(commands: command.Commands) -> None:
+    """Adds the subcommand."""
+    parser = command.add(
+        commands,
+        "run",
+        "serve models, and fine-tune new ones on request",
+        execute,
+        usage="graft-server run [flags]",
+        more="Each flag is also an environment variable, GRAFT_ and its name in capitals; the flag "
+        "wins. `graft-server doctor`, with the same settings, tells what they come to on this "
+        "machine: processor, providers, and what was measured of backbones.",
+        exit_codes="0 ended by SIGTERM or SIGINT, 1 cannot serve or failed, 2 a wrong setting",
+    )
+    configuration.add_flags(parser)
+
+
+def execute(given: argparse.Namespace) -> int:
+    """Serves until it is told to end; returns the exit code, raises BadConfig."""
+    config = configuration.load(vars(given), os.environ)
+    _arm(config.failpoints)
+    # The stored data is customers': no other user of the machine may read it.
+    os.umask(0o077)
+    set_up_logging(config.log_format, config.log_level)
+    if config.failpoints:
+        log.warning("failpoints are armed, for tests alone: %s", config.failpoints)
+    try:
+        return asyncio.run(_run(config))
+    except BadConfig:
+        raise
+    except (GraftError, OSError, RuntimeError) as error:
+        log.critical("cannot serve: %s", error, exc_info=log.isEnabledFor(logging.DEBUG))
+        return command.EXIT_FAILED
+
+
+def _arm(plan: str) -> None:
+    try:
+        failpoints.arm(plan)
+    except ValueError as error:
+        raise BadConfig(f"--failpoints: {error}") from None
+
+
+async def _run(config: Config) -> int:
+    from service.app import App
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_signal, number, stop)
+    # A flag wins over the variable, for trainers too.
+    environment = {
+        **os.environ,
+        failpoints.VARIABLE: config.failpoints,
+        child.FURTHER_VARIABLE: config.pass_environment,
+    }
+    # Trainers get the environment as it was before, and have folders of their own.
+    scratch.use(config.data_dir, environment)
+    async with App(config, environment) as app:
+        stopped = asyncio.create_task(stop.wait())
+        failed = asyncio.create_task(app.wait_failed())
+        await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if failed.done() and not stop.is_set():
+            log.critical("a part of the service died; stopping", exc_info=failed.exception())
+            return command.EXIT_FAILED
+        failed.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await failed
+    return command.EXIT_OK
+
+
+def _on_signal(number: signal.Signals, stop: asyncio.Event) -> None:
+    if stop.is_set():
+        log.warning("got %s again: exiting at once", number.name)
+        # Trainers end when their standard input closes.
+        os._exit(command.EXIT_FAILED)
+    log.info("got %s: draining", number.name)
+    stop.set()
